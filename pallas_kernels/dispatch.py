@@ -1,0 +1,163 @@
+"""One table for every op: which implementations exist, which one serves a call, and why.
+
+An op (``attention``, ``linear_attention``, ...) owns an ordered list of implementations. A call is
+served by the first one that runs on the platform and accepts the arguments; naming one explicitly
+either runs it or raises with its reason. Nothing outside this package asks which platform it is on.
+
+The choice is made while JAX traces, so the contexts below (:func:`use`, :func:`platform`) act on
+functions traced inside them, not on programs compiled earlier.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def always(*_: Any, **__: Any) -> str | None:
+    """The answer of an implementation that accepts every call: no objection."""
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op.
+
+    Attributes:
+      name: "reference", "xla", "mosaic_tpu" or "mosaic_gpu".
+      call: the function; takes the op's arguments without ``implementation``.
+      platforms: where it runs ("cpu", "gpu", "tpu"); None is everywhere.
+      objection: called with the op's arguments; returns why it can't serve them, or None.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    platforms: tuple[str, ...] | None = None
+    objection: Callable[..., str | None] = always
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Inputs on which every implementation of an op is tested, timed and tuned.
+
+    Attributes:
+      name: unique within the op.
+      arrays: makes the op's array arguments, by name, in float64 from a numpy generator. Floating
+        arrays are differentiated.
+      options: the op's static arguments, by name.
+    """
+
+    name: str
+    arrays: Callable[[np.random.Generator], dict[str, np.ndarray]]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What dispatch picked for one call, and why the ones before it were passed over."""
+
+    op: str
+    implementation: str
+    rejected: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        why = "".join(f"; not {name}: {reason}" for name, reason in self.rejected)
+        return f"{self.op}: {self.implementation}{why}"
+
+
+OPS: dict[str, Op] = {}
+
+_forced: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("forced", default={})
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("record", default=None)
+
+
+class Op:
+    """An op's implementations in order of preference; "reference" is the specification."""
+
+    def __init__(self, name: str, implementations: tuple[Implementation, ...], cases: tuple[Case, ...]):
+        if name in OPS:
+            raise ValueError(f"op {name!r} is defined twice")
+        self.name, self.implementations, self.cases = name, implementations, cases
+        OPS[name] = self
+
+    def choose(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> tuple[Implementation, Choice]:
+        """Returns the implementation that serves these arguments, and the account of the choice.
+
+        Raises:
+          ValueError: a named implementation does not exist or can't serve the call.
+        """
+        forced = _forced.get()
+        named = implementation or forced.get(self.name) or forced.get("*")
+        rejected: list[tuple[str, str]] = []
+        for candidate in self.implementations:
+            if named is not None and candidate.name != named:
+                continue
+            # The reference is the specification, not a way to run a model: only a name picks it.
+            if named is None and candidate.name == "reference" and len(self.implementations) > 1:
+                continue
+            reason = self._objection(candidate, *args, **kwargs)
+            if reason is None:
+                return candidate, Choice(self.name, candidate.name, tuple(rejected))
+            rejected.append((candidate.name, reason))
+        if named is not None and not rejected:
+            known = ", ".join(i.name for i in self.implementations)
+            raise ValueError(f"op {self.name!r} has no implementation {named!r}; it has: {known}")
+        why = "; ".join(f"{name}: {reason}" for name, reason in rejected)
+        raise ValueError(f"op {self.name!r} can't serve this call ({why})")
+
+    def _objection(self, candidate: Implementation, *args: Any, **kwargs: Any) -> str | None:
+        here = current_platform()
+        if candidate.platforms is not None and here not in candidate.platforms:
+            return f"runs on {' or '.join(candidate.platforms)}, this is {here}"
+        return candidate.objection(*args, **kwargs)
+
+    def __call__(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
+        chosen, choice = self.choose(*args, implementation=implementation, **kwargs)
+        record = _record.get()
+        if record is not None:
+            record.append(choice)
+        return chosen.call(*args, **kwargs)
+
+
+def current_platform() -> str:
+    """The platform that programs traced now are meant for: "cpu", "gpu" or "tpu"."""
+    name = _platform.get() or jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+@contextlib.contextmanager
+def platform(name: str) -> Iterator[None]:
+    """Chooses as if running on ``name``: for compiling for a device that is not present."""
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+@contextlib.contextmanager
+def use(every: str | None = None, /, **by_op: str) -> Iterator[None]:
+    """Names the implementation of all ops (``use("reference")``) or of some (``use(attention="xla")``)."""
+    token = _forced.set({**_forced.get(), **({"*": every} if every else {}), **by_op})
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Choice]]:
+    """Collects every :class:`Choice` made while tracing inside the context."""
+    record: list[Choice] = []
+    token = _record.set(record)
+    try:
+        yield record
+    finally:
+        _record.reset(token)

@@ -1,0 +1,143 @@
+"""Every op x implementation x case: outputs and all gradients against the reference.
+
+The reference in float64 is the truth. How far the reference itself strays in float32 is the
+yardstick: a case with large logits or cancelling terms loosens its own tolerance, nothing else does.
+A Pallas implementation belongs in :func:`evaluate`, which is where it is put into interpret mode.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pallas_kernels
+from pallas_kernels.dispatch import OPS, Case, Implementation, Op
+
+SEED = 0
+# Another order of summation costs a few times the reference's own rounding error, plus a few units
+# in the last place (eps = 1.2e-7) of the array's scale and of the largest array beside it.
+OWN_ERROR, OWN_SCALE, COMMON_SCALE = 8.0, 2e-6, 2e-7
+FLOAT64 = 1e-8  # of the float32 tolerance; the two epsilons stand as 1.9e-9
+
+PAIRS = [
+    pytest.param(op, implementation, case, id=f"{op.name}-{implementation.name}-{case.name}")
+    for op in OPS.values()
+    for implementation in op.implementations
+    if implementation.name != "reference"
+    for case in op.cases
+]
+
+
+def is_floating(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
+def arrays_of(case: Case) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x) for name, x in case.arrays(np.random.default_rng(SEED)).items()}
+
+
+def evaluate(op: Op, name: str, case: Case, dtype: type) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """All outputs, and the gradients of all floating arrays under one random cotangent."""
+    call = functools.partial(getattr(pallas_kernels, op.name), implementation=name, **case.options)
+    with jax.enable_x64(dtype is np.float64):
+        arrays = {n: jnp.asarray(x, dtype if is_floating(x) else x.dtype) for n, x in arrays_of(case).items()}
+        floats = {n: x for n, x in arrays.items() if is_floating(x)}
+        rest = {n: x for n, x in arrays.items() if not is_floating(x)}
+
+        def split(floats: dict[str, jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+            leaves = jax.tree.leaves(call(**floats, **rest))
+            return [x for x in leaves if is_floating(x)], [x for x in leaves if not is_floating(x)]
+
+        @jax.jit
+        def run(floats: dict[str, jax.Array], cotangents: list[jax.Array]) -> Any:
+            outputs, pullback, others = jax.vjp(split, floats, has_aux=True)
+            return outputs, others, pullback(cotangents)[0]
+
+        rng = np.random.default_rng(SEED + 1)
+        shapes = jax.eval_shape(lambda f: split(f)[0], floats)
+        cotangents = [jnp.asarray(rng.standard_normal(s.shape), s.dtype) for s in shapes]
+        outputs, others, gradients = run(floats, cotangents)
+    assert all(x.dtype == dtype for x in [*outputs, *gradients.values()])
+    return [np.asarray(x) for x in [*outputs, *others]], {n: np.asarray(g) for n, g in gradients.items()}
+
+
+@functools.cache
+def truth(op: Op, case: Case) -> Any:
+    """The reference in float64 and, for the yardstick, in float32."""
+    return evaluate(op, "reference", case, np.float64), evaluate(op, "reference", case, np.float32)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """max|a-b|; infinities (an empty row's log-sum-exp) must agree in place and sign."""
+    assert a.shape == b.shape
+    finite = np.isfinite(b)
+    np.testing.assert_array_equal(a[~finite], b[~finite])
+    return float(np.max(np.abs(a[finite] - b[finite]), initial=0.0))
+
+
+def scale(a: np.ndarray) -> float:
+    return float(np.max(np.abs(a[np.isfinite(a)]), initial=0.0))
+
+
+def compare(got: dict[str, np.ndarray], exact: dict[str, np.ndarray], single: dict[str, np.ndarray], shrink: float) -> None:
+    common = max(map(scale, exact.values()), default=0.0)
+    for name, want in exact.items():
+        assert not np.isnan(want).any(), f"{name}: the reference gives NaN"
+        assert not np.isnan(got[name]).any(), f"{name} has NaN"
+        if not is_floating(want):
+            np.testing.assert_array_equal(got[name], want, err_msg=name)
+            continue
+        tolerance = shrink * (OWN_ERROR * distance(single[name], want) + OWN_SCALE * scale(want) + COMMON_SCALE * common)
+        error = distance(got[name], want)
+        assert error <= tolerance, f"{name}: error {error:.3g}, allowed {tolerance:.3g}, scale {scale(want):.3g}"
+
+
+def named(outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"output {i}": x for i, x in enumerate(outputs)}
+
+
+def objection(op: Op, implementation: Implementation, case: Case) -> str | None:
+    arrays = {n: x.astype(np.float32) if is_floating(x) else x for n, x in arrays_of(case).items()}
+    try:
+        op.choose(**arrays, **case.options, implementation=implementation.name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(("op", "implementation", "case"), PAIRS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_agrees_with_reference(op: Op, implementation: Implementation, case: Case, dtype: type) -> None:
+    if reason := objection(op, implementation, case):
+        pytest.skip(reason)
+    (exact, exact_gradients), (single, single_gradients) = truth(op, case)
+    outputs, gradients = evaluate(op, implementation.name, case, dtype)
+    shrink = FLOAT64 if dtype is np.float64 else 1.0
+    compare(named(outputs), named(exact), named(single), shrink)
+    assert gradients.keys() == exact_gradients.keys()
+    compare(gradients, exact_gradients, single_gradients, shrink)
+
+
+@pytest.mark.parametrize(("op", "implementation", "case"), PAIRS)
+def test_refusal_gives_its_reason(op: Op, implementation: Implementation, case: Case) -> None:
+    arrays = {n: x.astype(np.float32) if is_floating(x) else x for n, x in arrays_of(case).items()}
+    reason = implementation.objection(**arrays, **case.options)
+    assert reason is None or (isinstance(reason, str) and reason.strip())
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_op_is_complete(op: Op) -> None:
+    """A public function of the op's name, a reference, uniquely named cases, ``implementation=None``."""
+    public = getattr(pallas_kernels, op.name)
+    assert inspect.signature(public).parameters["implementation"].default is None
+    names = [i.name for i in op.implementations]
+    assert "reference" in names
+    assert len(set(names)) == len(names)
+    assert op.cases
+    assert len({c.name for c in op.cases}) == len(op.cases)
