@@ -1,0 +1,54 @@
+"""Layers: every token mixer behind one interface, and the blocks and stacks that carry them."""
+
+from layers.attention.multi_head import MultiHeadAttention
+from layers.block import Block
+from layers.combinators import Bidirectional, Dilated, Grid, Parallel, Scan2D, Windowed
+from layers.drop import DropPath, LayerScale
+from layers.mixer import Mixer, MixerSpec, create_mixer, list_mixers, mixer_class, register_mixer
+from layers.mlp import MLP, GatedMLP
+from layers.module import AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
+from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
+from layers.patch import ConvNorm, ConvStem, PatchEmbed
+from layers.sparse.bilevel_routing import BilevelRoutingAttention
+from layers.stack import Stack, drop_path_rates
+from layers.state import assign, flatten, parameter_count
+
+__all__ = [
+    "MLP",
+    "AuxLoss",
+    "BatchNorm",
+    "Bidirectional",
+    "BilevelRoutingAttention",
+    "Block",
+    "Constant",
+    "ConvNorm",
+    "ConvStem",
+    "Diagnostic",
+    "Dilated",
+    "DropPath",
+    "GatedMLP",
+    "Grid",
+    "LayerNorm",
+    "LayerScale",
+    "Mixer",
+    "MixerSpec",
+    "Module",
+    "MultiHeadAttention",
+    "Parallel",
+    "PatchEmbed",
+    "RMSNorm",
+    "Scan2D",
+    "Stack",
+    "Statistic",
+    "Windowed",
+    "assign",
+    "collecting",
+    "create_mixer",
+    "create_norm",
+    "drop_path_rates",
+    "flatten",
+    "list_mixers",
+    "mixer_class",
+    "parameter_count",
+    "register_mixer",
+]

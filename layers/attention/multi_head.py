@@ -1,0 +1,244 @@
+"""Softmax attention: Attention Is All You Need (Vaswani et al., 2017), eq. 1, and what later models added to it.
+
+    Attention(Q, K, V) = softmax(Q K^T / sqrt(head_dim) + bias) V
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from layers.initializers import truncated_normal, zeros
+from layers.mixer import Mixer, register_mixer
+from layers.module import Diagnostic
+from layers.norm import Norm, create_norm
+from layers.position import default_positions, rotate
+from pallas_kernels import attention, attention_weights
+
+
+@struct.dataclass
+class AttentionCache:
+    """Keys and values read so far.
+
+    Attributes:
+      key, value: (batch, capacity, kv_heads, head_dim); slot = position modulo capacity.
+      positions: (batch, capacity) int32, position of the token in each slot, -1 if empty.
+      length: (batch,) int32, tokens read in each row.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    positions: jax.Array
+    length: jax.Array
+
+    def write(self, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> AttentionCache:
+        """Stores new tokens (batch, new, ...) behind the old ones; masked ones are not stored."""
+        capacity, new = self.positions.shape[1], key.shape[1]
+        positions = self.length[:, None] + jnp.arange(new, dtype=jnp.int32)
+        real = jnp.ones(positions.shape, bool) if mask is None else mask
+        length = self.length + real.sum(1, dtype=jnp.int32)
+        # Of tokens that share a slot only the last is kept; the rest are sent out of bounds and dropped.
+        slot = jnp.where(real & (positions >= length[:, None] - capacity), positions % capacity, capacity)
+        row = jnp.arange(key.shape[0])[:, None]
+        return AttentionCache(
+            key=self.key.at[row, slot].set(key.astype(self.key.dtype), mode="drop"),
+            value=self.value.at[row, slot].set(value.astype(self.value.dtype), mode="drop"),
+            positions=self.positions.at[row, slot].set(positions, mode="drop"),
+            length=length,
+        )
+
+
+@struct.dataclass
+class ContextCache:
+    """Keys and values of a context that cross attention reads: (batch, context_length, kv_heads, head_dim)."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+@register_mixer("attention")
+class MultiHeadAttention(Mixer):
+    """Multi-head softmax (or sigmoid) attention, to the sequence itself or to a context.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``,
+    ``sinks``, ``bias.*`` where asked for.
+    """
+
+    supports_causal = True
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        rotary: float | None = None,
+        bias: Callable[..., nnx.Module] | None = None,
+        qk_norm: Norm | None = None,
+        sinks: bool = False,
+        normalize: str = "softmax",
+        scale: float | None = None,
+        use_bias: bool = True,
+        out_bias: bool | None = None,
+        context_features: int | None = None,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads, num_kv_heads, head_dim: query heads; key and value heads, which divide them
+            (grouped-query attention); features of a head (default features / num_heads).
+          window: attend to tokens less than ``window`` away (causal: the last ``window``, this one included).
+          rotary: base of a rotary position embedding; None for none. 1-D or 2-D as the positions are.
+          bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
+          qk_norm: norm of each query and key head.
+          sinks: a learned extra logit a head in the softmax's denominator.
+          normalize: "softmax" or "sigmoid".
+          scale: of the scores; default head_dim ** -0.5.
+          context_features: features of the context; makes this cross attention.
+          dropout: of the output.
+
+        Raises:
+          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads.
+        """
+        if head_dim is None and features % num_heads:
+            raise ValueError(f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that divides it")
+        num_kv_heads = num_kv_heads or num_heads
+        if num_heads % num_kv_heads:
+            raise ValueError(f"num_kv_heads {num_kv_heads} must divide num_heads {num_heads}")
+        head_dim = head_dim or features // num_heads
+        source = features if context_features is None else context_features
+        common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.query = nnx.Linear(features, num_heads * head_dim, use_bias=use_bias, **common)
+        self.key = nnx.Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
+        self.value = nnx.Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
+        self.out = nnx.Linear(num_heads * head_dim, features, use_bias=use_bias if out_bias is None else out_bias, **common)
+        norm = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
+        self.key_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
+        self.sinks = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype)) if sinks else None
+        self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.causal, self.window, self.rotary = causal, window, rotary
+        self.normalize, self.scale, self.cross = normalize, scale, context_features is not None
+
+    @property
+    def complexity(self) -> float:
+        return 1.0 if self.window is not None else 2.0
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """As :class:`Mixer`; cross attention reads ``context`` (batch, context_length, context_features) and its mask."""
+        q = self._project_query(x, positions)
+        if self.cross:
+            if context is None:
+                raise ValueError("cross attention needs context=")
+            k, v = self._project_key_value(context, None)
+            return self._attend(q, k, v, None if context_mask is None else context_mask[:, None, None], None, None)
+        k, v = self._project_key_value(x, positions)
+        # Sequences count from 0 unless told otherwise; grid positions order nothing, so they mask nothing.
+        ordered = positions if positions is not None and positions.ndim == 2 else None
+        return self._attend(q, k, v, None if mask is None else mask[:, None, None], ordered, ordered)
+
+    def init_state(
+        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None
+    ) -> AttentionCache | ContextCache:
+        """A cache of ``max_length`` tokens, or of the window if that is shorter.
+
+        Raises:
+          ValueError: bidirectional attention, or no capacity given, or cross attention without context.
+        """
+        if self.cross:
+            if context is None:
+                raise ValueError("the state of cross attention needs context=")
+            k, v = self._project_key_value(context, None)
+            return ContextCache(k.astype(dtype), v.astype(dtype))
+        if not self.causal:
+            return super().init_state(batch_size, max_length, dtype, context)
+        sizes = [size for size in (max_length, self.window) if size is not None]
+        if not sizes:
+            raise ValueError("a cache of unwindowed attention needs max_length: how many tokens it must hold")
+        shape = (batch_size, min(sizes), self.num_kv_heads, self.head_dim)
+        return AttentionCache(
+            key=jnp.zeros(shape, dtype),
+            value=jnp.zeros(shape, dtype),
+            positions=jnp.full(shape[:2], -1, jnp.int32),
+            length=jnp.zeros((batch_size,), jnp.int32),
+        )
+
+    def extend(self, x: jax.Array, state: AttentionCache | ContextCache, mask: jax.Array | None = None) -> tuple[jax.Array, AttentionCache | ContextCache]:
+        if isinstance(state, ContextCache):
+            return self._attend(self._project_query(x, None), state.key, state.value, None, None, None), state
+        new = x.shape[1]
+        positions = state.length[:, None] + jnp.arange(new, dtype=jnp.int32)
+        q = self._project_query(x, positions)
+        k, v = self._project_key_value(x, positions)
+        written = state.write(k, v, mask)
+        if self.window is None or new == 1:
+            # All that is attended to is in the cache after the write.
+            keys, values, key_positions = written.key, written.value, written.positions
+        else:
+            # A write may evict what the first of these tokens still see.
+            seen = positions if mask is None else jnp.where(mask, positions, -1)
+            keys = jnp.concatenate([state.key, k.astype(state.key.dtype)], 1)
+            values = jnp.concatenate([state.value, v.astype(state.value.dtype)], 1)
+            key_positions = jnp.concatenate([state.positions, seen], 1)
+        return self._attend(q, keys, values, None, positions, key_positions), written
+
+    def _project_query(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
+        q = self.query(x).reshape(*x.shape[:2], self.num_heads, self.head_dim)
+        return self._place(q if self.query_norm is None else self.query_norm(q), positions)
+
+    def _project_key_value(self, x: jax.Array, positions: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        shape = (*x.shape[:2], self.num_kv_heads, self.head_dim)
+        k = self.key(x).reshape(shape)
+        return self._place(k if self.key_norm is None else self.key_norm(k), positions), self.value(x).reshape(shape)
+
+    def _place(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
+        if self.rotary is None:
+            return x
+        return rotate(x, default_positions(x.shape[1]) if positions is None else positions, base=self.rotary)
+
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, query_positions: jax.Array | None, key_positions: jax.Array | None
+    ) -> jax.Array:
+        window = None
+        if self.window is not None:
+            window = (self.window - 1, 0 if self.causal else self.window - 1)
+        bias = None
+        if self.bias is not None:
+            places = [default_positions(t.shape[1]) if p is None else p for t, p in ((q, query_positions), (k, key_positions))]
+            bias = self.bias(*places)
+        batch = q.shape[0]
+        options = {
+            "bias": bias,
+            "mask": mask,
+            "causal": self.causal and not self.cross,
+            "window": window,
+            "scale": self.scale,
+            "normalize": self.normalize,
+            "sinks": None if self.sinks is None else self.sinks[...],
+            "query_positions": None if query_positions is None else jnp.broadcast_to(query_positions, (batch, q.shape[1])),
+            "key_positions": None if key_positions is None else jnp.broadcast_to(key_positions, (batch, k.shape[1])),
+        }
+        if self.sowing(Diagnostic, "attention"):
+            self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
+        y = attention(q, k.astype(q.dtype), v.astype(q.dtype), **options)
+        y = self.out(y.reshape(*y.shape[:2], self.num_heads * self.head_dim))
+        return y if self.dropout is None else self.dropout(y)

@@ -1,0 +1,47 @@
+"""Stochastic depth and layer scale: what multiplies a residual branch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.module import Constant, Module
+
+
+class DropPath(Module):
+    """Drops the whole residual branch of an example with probability ``rate`` and rescales the kept ones.
+
+    Deep Networks with Stochastic Depth (Huang et al., 2016), per example. The rate is a variable, so
+    that the blocks of a stack, whose rates differ, stay one program under scan.
+    """
+
+    def __init__(self, rate: float, *, rngs: nnx.Rngs):
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"drop path rate must lie in [0, 1), got {rate}")
+        self.rate = Constant(jnp.float32(rate))
+        self.deterministic = False
+        self.rngs = rngs.dropout.fork()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Drops examples of ``x`` (batch, ...)."""
+        if self.deterministic:
+            return x
+        keep = 1.0 - self.rate[...]
+        mask = jax.random.bernoulli(self.rngs(), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return jnp.where(mask, x / keep.astype(x.dtype), jnp.zeros_like(x))
+
+
+class LayerScale(Module):
+    """Multiplies each feature of a residual branch by a learned factor that starts small.
+
+    Going deeper with Image Transformers (Touvron et al., 2021), eq. 4.
+    """
+
+    def __init__(self, features: int, initial: float, *, param_dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        del rngs  # deterministic; taken so that all layers are made alike
+        self.scale = nnx.Param(jnp.full((features,), initial, param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scales ``x`` (..., features)."""
+        return x * self.scale[...].astype(x.dtype)

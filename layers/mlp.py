@@ -1,0 +1,82 @@
+"""Channel mixing: the two-layer MLP and its gated forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.initializers import truncated_normal, zeros
+from layers.module import Module
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x Phi(x), which released vision weights expect (``jax.nn.gelu`` defaults to the tanh form)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+class MLP(Module):
+    """Linear, activation, linear: ``W2 f(W1 x)``."""
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array] = gelu,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"use_bias": use_bias, "kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.up = nnx.Linear(features, hidden, **common)
+        self.down = nnx.Linear(hidden, features, **common)
+        self.activation = activation
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``x`` (..., features) to the same shape."""
+        x = self.activation(self.up(x))
+        if self.dropout is not None:
+            x = self.dropout(x)
+        x = self.down(x)
+        return x if self.dropout is None else self.dropout(x)
+
+
+class GatedMLP(Module):
+    """``W2 (f(W1 x) * V x)``: SwiGLU with ``f = silu``, GEGLU with ``f = gelu``.
+
+    GLU Variants Improve Transformer (Shazeer, 2020), eq. 6.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+        use_bias: bool = False,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        bias_init: Any = zeros,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"use_bias": use_bias, "kernel_init": kernel_init, "bias_init": bias_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.gate = nnx.Linear(features, hidden, **common)
+        self.up = nnx.Linear(features, hidden, **common)
+        self.down = nnx.Linear(hidden, features, **common)
+        self.activation = activation
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``x`` (..., features) to the same shape."""
+        x = self.down(self.activation(self.gate(x)) * self.up(x))
+        return x if self.dropout is None else self.dropout(x)

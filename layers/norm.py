@@ -1,0 +1,33 @@
+"""Normalisation by name, with float32 statistics whatever the compute dtype."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+# The two-pass variance: the one-pass form (E[x^2] - E[x]^2) cancels when the mean is large.
+LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False)
+RMSNorm = nnx.RMSNorm
+BatchNorm = functools.partial(nnx.BatchNorm, momentum=0.9, use_fast_variance=False)
+
+NORMS: dict[str, Callable[..., nnx.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm}
+
+Norm = str | Callable[..., nnx.Module]
+"""A name in :data:`NORMS`, or a callable ``(features, *, dtype, param_dtype, rngs) -> module``."""
+
+
+def create_norm(norm: Norm, features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
+    """Makes the norm over the last axis.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if isinstance(norm, str):
+        if norm not in NORMS:
+            raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
+        norm = NORMS[norm]
+    return norm(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **options)

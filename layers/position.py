@@ -1,0 +1,133 @@
+"""Where a token is: tables added to tokens, rotations of queries and keys, and biases on their scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from layers.initializers import truncated_normal
+from layers.module import Module
+
+
+def default_positions(length: int, batch: int = 1) -> jax.Array:
+    """Positions 0, 1, 2, ... as (batch, length) int32."""
+    return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+
+
+def grid_positions(height: int, width: int) -> np.ndarray:
+    """Row and column of each token of a grid in row-major order: (height * width, 2) int32."""
+    return np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1).reshape(-1, 2).astype(np.int32)
+
+
+def sincos_table(grid: tuple[int, int], features: int, temperature: float = 10000.0) -> np.ndarray:
+    """Fixed sine-cosine table of a grid, (height, width, features): a quarter each of sin and cos of row and column.
+
+    Better plain ViT baselines for ImageNet-1k (Beyer et al., 2022).
+
+    Raises:
+      ValueError: features not divisible by 4.
+    """
+    if features % 4:
+        raise ValueError(f"a 2-D sine-cosine table needs features divisible by 4, got {features}")
+    omega = 1.0 / temperature ** (np.arange(features // 4) / (features // 4))
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    parts = [f(axis[..., None] * omega) for axis in (columns, rows) for f in (np.sin, np.cos)]
+    return np.concatenate(parts, -1).astype(np.float32)
+
+
+def resample_table(table: jax.Array, grid: tuple[int, int], *, antialias: bool = True) -> jax.Array:
+    """Resizes a table (height, width, ...) of a grid to another grid by bicubic interpolation."""
+    if tuple(table.shape[:2]) == tuple(grid):
+        return table
+    shape = (*grid, *table.shape[2:])
+    return jax.image.resize(table.astype(jnp.float32), shape, "bicubic", antialias=antialias).astype(table.dtype)
+
+
+def rotate(x: jax.Array, positions: jax.Array, *, base: float = 10000.0, dimensions: int | None = None, interleaved: bool = False) -> jax.Array:
+    """Rotates pairs of features by angles proportional to position (RoFormer, Su et al., 2021, eq. 34).
+
+    Args:
+      x: (batch, length, heads, head_dim).
+      positions: (batch or 1, length), or (batch or 1, length, axes): the features are then shared out
+        evenly between the axes (2-D rotary embedding for grids).
+      base: the longest wavelength is 2 pi times this.
+      dimensions: how many leading features to rotate; default all.
+      interleaved: pairs are neighbours (0, 1), (2, 3), ...; else feature i pairs with i + half.
+
+    Raises:
+      ValueError: the rotated features can't be shared out in pairs.
+    """
+    dimensions = x.shape[-1] if dimensions is None else dimensions
+    positions = positions[..., None] if positions.ndim == 2 else positions
+    axes = positions.shape[-1]
+    if dimensions % (2 * axes):
+        raise ValueError(f"rotary embedding over {axes} axes needs a number of features divisible by {2 * axes}, got {dimensions}")
+    pairs = dimensions // (2 * axes)
+    frequency = base ** (-np.arange(pairs, dtype=np.float32) / pairs)
+    angle = (positions[..., None].astype(jnp.float32) * frequency).reshape(*positions.shape[:2], 1, axes * pairs)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    turned, rest = x[..., :dimensions].astype(jnp.float32), x[..., dimensions:]
+    a, b = (turned[..., ::2], turned[..., 1::2]) if interleaved else jnp.split(turned, 2, axis=-1)
+    parts = (a * cos - b * sin, b * cos + a * sin)
+    turned = jnp.stack(parts, -1).reshape(turned.shape) if interleaved else jnp.concatenate(parts, -1)
+    return jnp.concatenate([turned.astype(x.dtype), rest], -1)
+
+
+class LearnedPositions(Module):
+    """A learned vector for each cell of a grid, resampled when the input's grid is another one."""
+
+    def __init__(self, grid: tuple[int, int], features: int, *, antialias: bool = True, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), (*grid, features), param_dtype))
+        self.antialias = antialias
+
+    def __call__(self, grid: tuple[int, int]) -> jax.Array:
+        """The table for ``grid``: (height, width, features)."""
+        return resample_table(self.table[...], grid, antialias=self.antialias)
+
+
+class RelativePositionBias(Module):
+    """A learned score for every pair of offsets within a window, per head: ``table[row_q - row_k, column_q - column_k]``.
+
+    Swin Transformer (Liu et al., 2021), eq. 4. The table is (2 height - 1, 2 width - 1, heads).
+    """
+
+    def __init__(self, window: tuple[int, int], num_heads: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        shape = (2 * window[0] - 1, 2 * window[1] - 1, num_heads)
+        self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), shape, param_dtype))
+        self.window = tuple(window)
+
+    def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """Scores (1, heads, height * width, height * width) of a whole window in row-major order.
+
+        Raises:
+          ValueError: the number of tokens is not the window's.
+        """
+        height, width = self.window
+        if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:
+            raise ValueError(f"a relative bias of a {height}x{width} window got {query_positions.shape[1]} queries and {key_positions.shape[1]} keys")
+        cells = grid_positions(height, width)
+        offset = cells[:, None] - cells[None] + np.array([height - 1, width - 1])
+        return jnp.transpose(self.table[...][offset[..., 0], offset[..., 1]], (2, 0, 1))[None]
+
+
+class ALiBi(Module):
+    """A fixed penalty on the score, proportional to distance, with a slope for each head.
+
+    Train Short, Test Long (Press et al., 2022): slopes are powers of 2^(-8 / heads).
+    """
+
+    def __init__(self, num_heads: int):
+        power = 2 ** int(np.floor(np.log2(num_heads)))
+        slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+        # Heads beyond a power of two take every other slope of the next power, as the authors do.
+        slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(num_heads - power)]
+        self.slopes = tuple(slopes)
+
+    def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """Scores (batch, heads, queries, keys) for positions (batch, length)."""
+        distance = jnp.abs(query_positions[:, None, :, None] - key_positions[:, None, None, :])
+        return -jnp.asarray(self.slopes, jnp.float32)[None, :, None, None] * distance
