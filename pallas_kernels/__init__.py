@@ -3,3 +3,7 @@
 Arrays are ``(batch, length, heads, head_dim)``. Every op takes ``implementation=None`` (the best
 that serves the call) or a name; :func:`pallas_kernels.dispatch.recording` tells what was picked.
 """
+
+from pallas_kernels.attention import attention, attention_weights
+
+__all__ = ["attention", "attention_weights"]

@@ -73,9 +73,17 @@ class Choice:
 
 OPS: dict[str, Op] = {}
 
-_forced: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("forced", default={})
+_forced: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("forced", default=None)
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 _record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("record", default=None)
+
+
+class Refused(ValueError):
+    """No implementation that may be picked serves the call; ``reasons`` holds (name, reason) pairs."""
+
+    def __init__(self, op: str, reasons: tuple[tuple[str, str], ...]):
+        super().__init__(f"op {op!r} can't serve this call (" + "; ".join(f"{name}: {reason}" for name, reason in reasons) + ")")
+        self.reasons = reasons
 
 
 class Op:
@@ -91,9 +99,10 @@ class Op:
         """Returns the implementation that serves these arguments, and the account of the choice.
 
         Raises:
-          ValueError: a named implementation does not exist or can't serve the call.
+          ValueError: a named implementation does not exist.
+          Refused: it can't serve the call, or none can; a ValueError too.
         """
-        forced = _forced.get()
+        forced = _forced.get() or {}
         named = implementation or forced.get(self.name) or forced.get("*")
         rejected: list[tuple[str, str]] = []
         for candidate in self.implementations:
@@ -109,8 +118,7 @@ class Op:
         if named is not None and not rejected:
             known = ", ".join(i.name for i in self.implementations)
             raise ValueError(f"op {self.name!r} has no implementation {named!r}; it has: {known}")
-        why = "; ".join(f"{name}: {reason}" for name, reason in rejected)
-        raise ValueError(f"op {self.name!r} can't serve this call ({why})")
+        raise Refused(self.name, tuple(rejected))
 
     def _objection(self, candidate: Implementation, *args: Any, **kwargs: Any) -> str | None:
         here = current_platform()
@@ -145,7 +153,7 @@ def platform(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def use(every: str | None = None, /, **by_op: str) -> Iterator[None]:
     """Names the implementation of all ops (``use("reference")``) or of some (``use(attention="xla")``)."""
-    token = _forced.set({**_forced.get(), **({"*": every} if every else {}), **by_op})
+    token = _forced.set({**(_forced.get() or {}), **({"*": every} if every else {}), **by_op})
     try:
         yield
     finally:

@@ -1,0 +1,154 @@
+"""Attention over softmax or sigmoid weights: grouped heads, masks, windows, sinks, cache positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention import reference, xla
+from pallas_kernels.attention.cases import CASES
+from pallas_kernels.dispatch import Implementation, Op
+
+_op = Op(
+    "attention",
+    (Implementation("xla", xla.attention), Implementation("reference", reference.attention)),
+    CASES,
+)
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    scale: float | None = None,
+    normalize: str = "softmax",
+    sinks: jax.Array | None = None,
+    query_positions: jax.Array | None = None,
+    key_positions: jax.Array | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+) -> Any:
+    """Multi-head attention (arXiv:1706.03762, equation 1).
+
+    Statistics and sums are float32 (float64 for float64 inputs) whatever the dtype. A query that may
+    attend nothing gets zeros and, without a sink, a log-sum-exp of -inf; its gradients are zero. A key
+    and value that no query may attend can hold anything, NaN included.
+
+    Args:
+      q: (batch, q_length, heads, head_dim).
+      k: (batch, k_length, kv_heads, head_dim); kv_heads divides heads, and query head h reads
+        key-value head h // (heads // kv_heads).
+      v: (batch, k_length, kv_heads, value_dim).
+      bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
+      mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so.
+      causal: a query attends keys at positions up to its own.
+      window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
+        With default positions the cost is linear in length when both sides are bounded.
+      scale: of the logits, a Python number; 1 / sqrt(head_dim) by default. Multiply q by a learned one.
+      normalize: "softmax", or "sigmoid": sigmoid(logits) @ v (arXiv:2409.04431).
+      sinks: (heads,) extra logits in the softmax denominator. Differentiable.
+      query_positions: int32 (batch, q_length), arange by default.
+      key_positions: int32 (batch, k_length), arange by default; negative is an empty slot, never attended.
+      return_lse: also return the log-sum-exp of the logits, sink included. Differentiable.
+      implementation: the name of one, or None for the best that serves the call.
+
+    Returns:
+      (batch, q_length, heads, value_dim) in q's dtype; with ``return_lse`` also float32 (batch, q_length, heads).
+
+    Raises:
+      ValueError: shapes, dtypes or options that do not fit together.
+    """
+    _check(q, k, v, sinks, normalize, return_lse)
+    options = _resolve(q, k, bias, mask, causal, window, scale, query_positions, key_positions)
+    return _op(q, k, v, sinks=sinks, normalize=normalize, return_lse=return_lse, implementation=implementation, **options)
+
+
+def attention_weights(
+    q: jax.Array,
+    k: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    scale: float | None = None,
+    normalize: str = "softmax",
+    sinks: jax.Array | None = None,
+    query_positions: jax.Array | None = None,
+    key_positions: jax.Array | None = None,
+) -> jax.Array:
+    """The weights of :func:`attention`, for attention maps: float32 (batch, heads, q_length, k_length).
+
+    Quadratic in memory and only the plain equation: for looking at, not for running a model.
+    """
+    _check(q, k, None, sinks, normalize, False)
+    options = _resolve(q, k, bias, mask, causal, window, scale, query_positions, key_positions)
+    return reference.attention_weights(q, k, sinks=sinks, normalize=normalize, **options)
+
+
+def _check(q: jax.Array, k: jax.Array, v: jax.Array | None, sinks: jax.Array | None, normalize: str, return_lse: bool) -> None:
+    """Refuses what does not fit together."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x is not None and (x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating)):
+            raise ValueError(f"attention: {name} must be floating (batch, length, heads, head_dim), got {x.dtype}{list(x.shape)}")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"attention: q {q.shape} and k {k.shape} must agree in batch and head_dim (axes 0 and 3)")
+    if v is not None and v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"attention: v {v.shape} and k {k.shape} must agree in batch, length and heads (axes 0 to 2)")
+    if 0 in (q.shape[1], k.shape[1], k.shape[2]) or q.shape[2] % k.shape[2]:
+        raise ValueError(f"attention: lengths must be positive and the {k.shape[2]} heads of k divide the {q.shape[2]} of q: q {q.shape}, k {k.shape}")
+    if normalize not in ("softmax", "sigmoid"):
+        raise ValueError(f'attention: normalize is "softmax" or "sigmoid", got {normalize!r}')
+    if normalize == "sigmoid" and (sinks is not None or return_lse):
+        raise ValueError("attention: sigmoid weights have no denominator, so neither sinks nor return_lse; drop them or use softmax")
+    if sinks is not None and sinks.shape != (q.shape[2],):
+        raise ValueError(f"attention: sinks must be (heads,) = ({q.shape[2]},), got {sinks.shape}")
+
+
+def _resolve(
+    q: jax.Array,
+    k: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    causal: bool,
+    window: tuple[int | None, int | None] | None,
+    scale: float | None,
+    query_positions: jax.Array | None,
+    key_positions: jax.Array | None,
+) -> dict[str, Any]:
+    """Checks the arguments that say who attends whom; gives bias and mask their four dimensions and scale its default."""
+    full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    if mask is not None and mask.dtype != jnp.bool_:
+        raise ValueError(f"attention: mask must be bool (True = attend), got {mask.dtype}; add numbers to the logits with bias")
+    if scale is not None and not isinstance(scale, (int, float)):
+        raise ValueError(f"attention: scale must be a Python number, got {type(scale).__name__}; multiply q by a learned scale")
+    if window is not None and (len(window) != 2 or any(side is not None and side < 0 for side in window)):
+        raise ValueError(f"attention: window must be (left, right), each None or an int of at least 0, got {window}")
+    for name, x, length in (("query_positions", query_positions, full[2]), ("key_positions", key_positions, full[3])):
+        if x is not None and (x.shape not in ((full[0], length), (1, length)) or not jnp.issubdtype(x.dtype, jnp.integer)):
+            raise ValueError(f"attention: {name} must be integer (batch, length) = {(full[0], length)}, got {x.dtype}{list(x.shape)}")
+    return {
+        "bias": _four_dimensions("bias", bias, full),
+        "mask": _four_dimensions("mask", mask, full),
+        "causal": causal,
+        "window": window,
+        "scale": q.shape[3] ** -0.5 if scale is None else scale,
+        "query_positions": query_positions,
+        "key_positions": key_positions,
+    }
+
+
+def _four_dimensions(name: str, x: jax.Array | None, full: tuple[int, ...]) -> jax.Array | None:
+    if x is None:
+        return None
+    shape = (1,) * (4 - x.ndim) + x.shape
+    if len(shape) != 4 or any(n not in (1, m) for n, m in zip(shape, full, strict=True)):
+        raise ValueError(f"attention: {name} {x.shape} does not broadcast to (batch, heads, q_length, k_length) = {full}")
+    return x.reshape(shape)

@@ -1,0 +1,149 @@
+"""Inputs on which every implementation of attention is tested, timed and tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pallas_kernels.dispatch import Case
+
+Arrays = dict[str, np.ndarray]
+Change = Callable[[Arrays, np.random.Generator], None]
+
+
+def _case(
+    name: str,
+    q_length: int,
+    k_length: int | None = None,
+    *,
+    batch: int = 2,
+    heads: int = 2,
+    kv_heads: int | None = None,
+    head_dim: int = 8,
+    value_dim: int | None = None,
+    change: Change | None = None,
+    **options: Any,
+) -> Case:
+    """Standard normal q, k and v, then ``change`` edits or adds arrays."""
+
+    def arrays(rng: np.random.Generator) -> Arrays:
+        keys = (batch, k_length or q_length, kv_heads or heads)
+        made = {
+            "q": rng.standard_normal((batch, q_length, heads, head_dim)),
+            "k": rng.standard_normal((*keys, head_dim)),
+            "v": rng.standard_normal((*keys, value_dim or head_dim)),
+        }
+        if change is not None:
+            change(made, rng)
+        return made
+
+    return Case(name, arrays, options)
+
+
+def _add(**shapes: tuple[int, ...]) -> Change:
+    """Adds standard normal arrays by name."""
+
+    def change(arrays: Arrays, rng: np.random.Generator) -> None:
+        arrays.update({name: rng.standard_normal(shape) for name, shape in shapes.items()})
+
+    return change
+
+
+def _mask(*shape: int) -> Change:
+    """A random mask, with the first query row of the first element attending nothing."""
+
+    def change(arrays: Arrays, rng: np.random.Generator) -> None:
+        mask = rng.random(shape) < 0.7
+        mask[0, :, 0] = False
+        arrays["mask"] = mask
+
+    return change
+
+
+def _padded(real: int) -> Change:
+    """Keys and values from ``real`` on are NaN and masked; the last batch element is all padding, queries too."""
+
+    def change(arrays: Arrays, _: np.random.Generator) -> None:
+        length = arrays["k"].shape[1]
+        mask = np.arange(length) < np.full((arrays["k"].shape[0], 1), real)
+        mask[-1] = False
+        for name in ("k", "v"):
+            arrays[name][~mask] = np.nan
+        arrays["q"][-1] = np.nan
+        arrays["mask"] = mask[:, None, None, :]
+
+    return change
+
+
+def _identical_keys(arrays: Arrays, _: np.random.Generator) -> None:
+    arrays["k"][:] = arrays["k"][:, :1]
+
+
+def _large_logits(arrays: Arrays, _: np.random.Generator) -> None:
+    arrays["q"] *= 30
+    arrays["k"] *= 30
+
+
+def _cache(starts: tuple[int, ...], filled: tuple[int, ...]) -> Change:
+    """Queries at each row's own position in a cache whose slots past ``filled`` are empty, out of order and NaN."""
+
+    def change(arrays: Arrays, rng: np.random.Generator) -> None:
+        rows, slots = arrays["k"].shape[:2]
+        keys = np.full((rows, slots), -1, np.int32)
+        for row, count in enumerate(filled):
+            keys[row, rng.permutation(slots)[:count]] = np.arange(count)
+        for name in ("k", "v"):
+            arrays[name][keys < 0] = np.nan
+        arrays["key_positions"] = keys
+        arrays["query_positions"] = np.array(starts, np.int32)[:, None] + np.arange(arrays["q"].shape[1], dtype=np.int32)
+
+    return change
+
+
+def _both(*changes: Change) -> Change:
+    def change(arrays: Arrays, rng: np.random.Generator) -> None:
+        for each in changes:
+            each(arrays, rng)
+
+    return change
+
+
+CASES = (
+    _case("plain", 7),
+    _case("length_1", 1),
+    _case("cross", 5, 19, value_dim=3),
+    _case("grouped", 9, heads=6, kv_heads=2, return_lse=True),
+    _case("scale", 9, scale=0.7),
+    _case("causal", 13, heads=4, kv_heads=1, causal=True),
+    _case("causal_more_keys", 5, 11, causal=True, return_lse=True),
+    _case("window", 23, window=(3, 2)),
+    _case("window_causal", 23, causal=True, window=(4, None), return_lse=True),
+    _case("window_past_the_keys", 23, 9, window=(2, 2), return_lse=True),
+    _case("mask", 9, heads=4, kv_heads=2, change=_mask(2, 4, 9, 9), return_lse=True),
+    _case("mask_broadcast", 9, change=_mask(2, 1, 9, 9)),
+    _case("bias", 9, heads=4, kv_heads=2, change=_add(bias=(2, 4, 9, 9)), return_lse=True),
+    _case("bias_per_head", 9, batch=3, change=_add(bias=(2, 9, 9))),
+    _case("bias_per_key", 9, change=_add(bias=(2, 1, 1, 9)), causal=True),
+    _case("padding", 11, batch=3, change=_padded(6), return_lse=True),
+    _case("padding_causal_grouped", 11, batch=3, heads=4, kv_heads=2, change=_padded(6), causal=True, return_lse=True),
+    _case("identical_keys", 17, change=_identical_keys, return_lse=True),
+    _case("large_logits", 17, change=_large_logits, return_lse=True),
+    _case("sinks", 9, heads=4, kv_heads=2, change=_add(sinks=(4,)), causal=True, return_lse=True),
+    _case("sinks_empty_rows", 9, change=_both(_mask(2, 1, 9, 9), _add(sinks=(2,))), return_lse=True),
+    _case("sigmoid", 9, normalize="sigmoid"),
+    _case("sigmoid_masked", 11, batch=3, change=_both(_padded(6), _add(bias=(1, 2, 1, 1))), normalize="sigmoid"),
+    _case("cache_step", 1, 16, batch=3, heads=4, kv_heads=2, change=_cache((4, 0, 11), (5, 1, 12)), causal=True, return_lse=True),
+    _case("cache_chunk", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, window=(4, None)),
+    _case("long", 531, heads=1, batch=1, return_lse=True),
+    _case("long_causal", 1031, 1029, heads=2, kv_heads=1, batch=1, head_dim=4, causal=True, return_lse=True),
+    _case("long_window", 773, heads=2, kv_heads=1, change=_add(sinks=(2,)), window=(40, 25), return_lse=True),
+    _case("long_window_causal", 773, 790, batch=1, change=_add(bias=(1, 2, 1, 790)), causal=True, window=(300, None)),
+    _case("long_window_bias", 601, batch=1, change=_add(bias=(1, 2, 601, 601)), window=(100, 3)),
+    _case("long_window_past_the_keys", 901, 530, batch=1, window=(70, 70), return_lse=True),
+    _case("long_bias_per_head", 531, batch=1, change=_add(bias=(2, 531, 531)), causal=True),
+    _case("long_padding", 600, batch=2, change=_padded(531), return_lse=True),
+    _case("long_cache", 300, 530, change=_cache((4, 200), (304, 500)), causal=True, window=(64, None), return_lse=True),
+    _case("long_sigmoid", 531, batch=1, normalize="sigmoid", change=_add(bias=(1, 2, 1, 1)), causal=True),
+)

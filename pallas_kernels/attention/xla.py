@@ -1,0 +1,286 @@
+"""Attention for any platform: one block where lengths are short, chunks of queries where they are long.
+
+A chunk recomputes its weights in the backward pass, so temporary memory is linear in length forward
+and backward. With default positions a bounded window touches only the keys of its band, and a causal
+form only the keys before its chunk's end, in a few static steps. The gradient is written by hand at
+the level of the chunk loop, because autodiff would add a whole-length gradient of k and v per chunk;
+so the chunked form has no forward-mode derivative.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.attention.reference import Window, visible
+
+DIRECT_LENGTH = 512  # up to this length all queries go in one block
+CHUNK = 256  # queries per chunk
+CAUSAL_STEPS = 4  # static prefixes of the keys that a causal form reads: 5/8 of the work of reading all
+
+Arrays = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The static arguments, as one hashable value."""
+
+    causal: bool
+    window: Window
+    scale: float
+    normalize: str
+
+    @property
+    def reach(self) -> Window:
+        """(left, right) limits of key minus query position, causality included."""
+        left, right = self.window or (None, None)
+        if self.causal:
+            right = 0 if right is None else min(right, 0)
+        return left, right
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    causal: bool,
+    window: Window,
+    scale: float,
+    normalize: str,
+    sinks: jax.Array | None,
+    query_positions: jax.Array | None,
+    key_positions: jax.Array | None,
+    return_lse: bool,
+) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
+    options = Options(causal, None if window is None else tuple(window), scale, normalize)
+    batch, length, heads, _ = q.shape
+    kv_heads = k.shape[2]
+    grouped = {
+        "q": jnp.moveaxis(q.reshape(batch, length, kv_heads, heads // kv_heads, -1), 1, 3),  # (batch, kv, rep, q, d)
+        "k": jnp.moveaxis(k, 1, 2),  # (batch, kv, k, d)
+        "v": jnp.moveaxis(v, 1, 2),
+        "bias": _group(bias, kv_heads),  # (batch, kv, rep, q, k), each its size or 1
+        "mask": _group(mask, kv_heads),
+        "sinks": None if sinks is None else sinks.reshape(kv_heads, -1),
+        "query_positions": query_positions,
+        "key_positions": key_positions,
+    }
+    out, lse = _choose_form(options, grouped)
+    out = jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, -1)
+    return (out, jnp.moveaxis(lse, 3, 1).reshape(batch, length, heads)) if return_lse else out
+
+
+def _group(x: jax.Array | None, kv_heads: int) -> jax.Array | None:
+    if x is None:
+        return None
+    heads = (1, 1) if x.shape[1] == 1 else (kv_heads, x.shape[1] // kv_heads)
+    return x.reshape(x.shape[0], *heads, *x.shape[2:])
+
+
+def _choose_form(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
+    if q_length <= CHUNK or max(q_length, k_length) <= DIRECT_LENGTH:
+        return _block(options, arrays, 0, 0)
+    left, right = options.reach
+    indexed = arrays["query_positions"] is None and arrays["key_positions"] is None
+    if not indexed or left is not None or right is None:
+        return _chunked(options, arrays, 0)
+    step = CHUNK * -(-q_length // (CHUNK * CAUSAL_STEPS))
+    parts = []
+    for start in range(0, q_length, step):
+        stop = min(start + step, q_length)
+        part = {
+            name: _slice(name, _slice(name, x, "q", start, stop - start), "k", 0, min(stop + right, k_length))
+            for name, x in arrays.items()
+        }
+        parts.append(_chunked(options, part, start))
+    out, lse = zip(*parts, strict=True)
+    return jnp.concatenate(out, axis=3), jnp.concatenate(lse, axis=3)
+
+
+# Which axis of an array runs over queries, and which over keys.
+AXES = {
+    "q": {"q": 3},
+    "k": {"k": 2},
+    "v": {"k": 2},
+    "bias": {"q": 3, "k": 4},
+    "mask": {"q": 3, "k": 4},
+    "sinks": {},
+    "query_positions": {"q": 1},
+    "key_positions": {"k": 1},
+}
+
+
+def _axis(name: str, x: jax.Array | None, over: str) -> int | None:
+    """The axis of ``x`` over queries or keys, None where it has none or broadcasts along it."""
+    axis = None if x is None else AXES[name].get(over)
+    return None if axis is None or (x.shape[axis] == 1 and name in ("bias", "mask")) else axis
+
+
+def _slice(name: str, x: jax.Array | None, over: str, start: Any, size: int) -> Any:
+    axis = _axis(name, x, over)
+    return x if axis is None else lax.dynamic_slice_in_dim(x, start, size, axis)
+
+
+def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tuple[jax.Array, jax.Array]:
+    """Attention of one block of queries to one block of keys; the starts give default positions.
+
+    Returns (batch, kv, rep, q, value_dim) in q's dtype and the log-sum-exp (batch, kv, rep, q).
+    """
+    q, k, v, sinks = arrays["q"], arrays["k"], arrays["v"], arrays["sinks"]
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    allowed = _allowed(options, arrays, q_start, k_start)
+    if allowed is not None:
+        # 0 * NaN is NaN: what nobody attends, and who attends nothing, may hold anything.
+        q = jnp.where(allowed.any(4)[..., None], q, 0)
+        attended = allowed.any((2, 3))[..., None]
+        k, v = jnp.where(attended, k, 0), jnp.where(attended, v, 0)
+    logits = options.scale * jnp.einsum("bgrqd,bgkd->bgrqk", q, k, preferred_element_type=wide)
+    if arrays["bias"] is not None:
+        logits = logits + arrays["bias"].astype(wide)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
+    if options.normalize == "sigmoid":
+        out = jnp.einsum("bgrqk,bgkd->bgrqd", jax.nn.sigmoid(logits).astype(v.dtype), v, preferred_element_type=wide)
+        return out.astype(q.dtype), jnp.zeros(out.shape[:-1], wide)
+    # The shift cancels in both results, so it carries no gradient.
+    shift = lax.stop_gradient(jnp.max(logits, axis=-1))
+    if sinks is not None:
+        sinks = sinks.astype(wide)[:, :, None]
+        shift = jnp.maximum(shift, lax.stop_gradient(sinks))
+    shift = jnp.where(shift == -jnp.inf, 0.0, shift)
+    weights = jnp.exp(logits - shift[..., None])
+    total = jnp.sum(weights, axis=-1)
+    if sinks is not None:
+        total = total + jnp.exp(sinks - shift)
+    empty = total == 0
+    total = jnp.where(empty, 1.0, total)
+    # Dividing after the product touches q x value_dim numbers instead of q x k.
+    out = jnp.einsum("bgrqk,bgkd->bgrqd", weights.astype(v.dtype), v, preferred_element_type=wide) / total[..., None]
+    return out.astype(q.dtype), jnp.where(empty, -jnp.inf, shift + jnp.log(total))
+
+
+def _allowed(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> jax.Array | None:
+    """bool (batch, kv, rep, q, k), each its size or 1; None where every query attends every key."""
+    mask = arrays["mask"]
+    ordered = options.reach != (None, None)
+    if not ordered and arrays["key_positions"] is None:
+        return mask
+    q_positions, k_positions = arrays["query_positions"], arrays["key_positions"]
+    if q_positions is None or not ordered:
+        q_positions = (q_start + jnp.arange(arrays["q"].shape[3], dtype=jnp.int32))[None] if ordered else jnp.zeros((1, 1), jnp.int32)
+    if k_positions is None:
+        k_positions = (k_start + jnp.arange(arrays["k"].shape[2], dtype=jnp.int32))[None]
+    allowed = visible(q_positions, k_positions, None, options.causal, options.window)[:, :, None]
+    return allowed if mask is None else allowed & mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a chunk loop cuts queries and keys."""
+
+    chunk: int
+    count: int
+    first: int  # position of the first query
+    width: int  # keys that a chunk reads
+    left: int | None  # None: every chunk reads all keys
+
+
+def _plan(options: Options, arrays: Arrays, first: int) -> Plan:
+    q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
+    left, right = options.reach
+    banded = left is not None and right is not None and arrays["query_positions"] is None and arrays["key_positions"] is None
+    chunk = min(CHUNK, q_length)
+    if banded:
+        # A short window in a long chunk computes mostly masked logits.
+        chunk = min(chunk, max(64, 1 << (left + right).bit_length()))
+    width = min(k_length, chunk + left + right) if banded else k_length
+    return Plan(chunk, -(-q_length // chunk), first, width, left if width < k_length else None)
+
+
+def _cut(plan: Plan, arrays: Arrays, index: Any) -> tuple[Arrays, Any, Any]:
+    """Chunk ``index``: its arrays, and the positions of its first query and key."""
+    q_start, k_start = index * plan.chunk, 0
+    part = {name: _slice(name, x, "q", q_start, plan.chunk) for name, x in arrays.items()}
+    if plan.left is not None:
+        k_length = arrays["k"].shape[2]
+        k_start = jnp.clip(plan.first + q_start - plan.left, 0, k_length - plan.width)
+        part = {name: _slice(name, x, "k", k_start, plan.width) for name, x in part.items()}
+    return part, plan.first + q_start, k_start
+
+
+def _pad_queries(plan: Plan, arrays: Arrays) -> Arrays:
+    """Extends every array over queries to whole chunks; the extra rows are cut off afterwards."""
+    extra = plan.count * plan.chunk - arrays["q"].shape[3]
+
+    def pad(name: str, x: Any) -> Any:
+        axis = _axis(name, x, "q")
+        if axis is None or extra == 0:
+            return x
+        return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)])
+
+    return {name: pad(name, x) for name, x in arrays.items()}
+
+
+def _unchunk(x: jax.Array, length: int) -> jax.Array:
+    """(chunks, batch, kv, rep, chunk, ...) to (batch, kv, rep, length, ...)."""
+    x = jnp.moveaxis(x, 0, 3)
+    return x.reshape(*x.shape[:3], -1, *x.shape[5:])[:, :, :, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2))
+def _chunked(options: Options, arrays: Arrays, first: int) -> tuple[jax.Array, jax.Array]:
+    plan = _plan(options, arrays, first)
+    padded = _pad_queries(plan, arrays)
+    out, lse = lax.map(lambda i: _block(options, *_cut(plan, padded, i)), jnp.arange(plan.count))
+    length = arrays["q"].shape[3]
+    return _unchunk(out, length), _unchunk(lse, length)
+
+
+def _chunked_forward(options: Options, arrays: Arrays, first: int) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
+    return _chunked(options, arrays, first), arrays
+
+
+def _chunked_backward(options: Options, first: int, arrays: Arrays, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Arrays]:
+    plan = _plan(options, arrays, first)
+    padded = _pad_queries(plan, arrays)
+    extra = plan.count * plan.chunk - arrays["q"].shape[3]
+    cotangents = tuple(jnp.pad(x, [(0, extra if a == 3 else 0) for a in range(x.ndim)]) for x in cotangents)
+    floating = [name for name, x in arrays.items() if x is not None and jnp.issubdtype(x.dtype, jnp.floating)]
+
+    def step(sums: Arrays, index: jax.Array) -> tuple[Arrays, None]:
+        part, q_start, k_start = _cut(plan, padded, index)
+        rest = {name: x for name, x in part.items() if name not in floating}
+        _, pullback = jax.vjp(lambda f: _block(options, {**f, **rest}, q_start, k_start), {name: part[name] for name in floating})
+        (gradients,) = pullback(tuple(lax.dynamic_slice_in_dim(x, index * plan.chunk, plan.chunk, 3) for x in cotangents))
+        return {name: _add_at(name, sums[name], gradients[name], index * plan.chunk, k_start) for name in floating}, None
+
+    # A key collects from every chunk: in float32, whatever its dtype.
+    zeros = {name: jnp.zeros(padded[name].shape, jnp.promote_types(padded[name].dtype, jnp.float32)) for name in floating}
+    sums, _ = lax.scan(step, zeros, jnp.arange(plan.count))
+    length = arrays["q"].shape[3]
+    gradients = {name: _slice(name, x, "q", 0, length).astype(arrays[name].dtype) for name, x in sums.items()}
+    return ({name: gradients.get(name) for name in arrays},)
+
+
+def _add_at(name: str, total: jax.Array, part: jax.Array, q_start: Any, k_start: Any) -> jax.Array:
+    """Adds a chunk's gradient where the chunk was cut."""
+    starts = [jnp.int32(0)] * total.ndim
+    for over, start in (("q", q_start), ("k", k_start)):
+        axis = _axis(name, total, over)
+        if axis is not None:
+            starts[axis] = jnp.asarray(start, jnp.int32)
+    old = lax.dynamic_slice(total, starts, part.shape)
+    return lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
