@@ -1,0 +1,51 @@
+"""BiFormer (L. Zhu et al., arXiv:2303.08810).
+
+The ImageNet-1k recipe is the paper's section 4.1 and the training arguments of the authors'
+repository (rayleizhu/BiFormer: configs/train_args.yaml and the command in its README): 300 epochs at
+224 pixels, AdamW, batch 1024, peak learning rate 1e-3 (5e-4 for each 512 images), weight decay 0.05,
+cosine to 1e-5 after 5 epochs of warm-up, stochastic depth 0.1, 0.15 and 0.4.
+
+Two of the authors' settings do nothing and are left out: colour jitter 0.4 (timm drops it beside
+RandAugment), and 10 epochs of cool-down, which extend the run at the final learning rate.
+"""
+
+from __future__ import annotations
+
+from configs.common import Architecture, vision
+
+ARCHITECTURE = Architecture(
+    digits={
+        "model": "biformer_nano",
+        "train_for": "30 epochs",
+        "eval_every": "2 epochs",
+        "save_every": "5 epochs",
+        "batch_size": 64,
+        "optimizer": {"learning_rate": 2e-3},
+        "schedule": {"warmup": "3 epochs"},
+        "task": {"label_smoothing": 0.1},
+    },
+    imagenet={
+        "train_for": "300 epochs",
+        "batch_size": 1024,
+        "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05},
+        "schedule": {"name": "cosine", "warmup": "5 epochs", "final": 0.01},
+        "ema": 0.99996,
+        "dtype": "bfloat16",
+        "task": {
+            "label_smoothing": 0.1,
+            "augment": {"rand_augment": "rand-m9-mstd0.5-inc1"},
+            "mix": {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25},
+        },
+    },
+    variants={
+        "tiny": {"model": "biformer_tiny", "model_options": {"drop_path": 0.1}},
+        "small": {"model": "biformer_small", "model_options": {"drop_path": 0.15}},
+        "base": {"model": "biformer_base", "model_options": {"drop_path": 0.4}},
+    },
+    default="tiny",
+)
+
+
+def get_config(argument: str = ""):
+    """Returns the config; the argument is explained in configs/common.py."""
+    return vision(ARCHITECTURE, argument)

@@ -1,0 +1,212 @@
+"""The one place where a config is built: the fields of every run, and the recipes of vision.
+
+A config file of an architecture is data: which model and settings it has on the embedded digits, and
+what was published for each of its variants on ImageNet-1k. The argument after the file's name says
+what to train on::
+
+    --config=configs/biformer.py                                     the embedded digits
+    --config=configs/biformer.py:imagenet,variant=tiny               the published recipe
+    --config=configs/biformer.py:folder,path=DIR,variant=tiny        the user's images, one folder a class
+    --config=configs/biformer.py:tfds,name=cifar10,variant=tiny      any prepared TFDS image classification set
+
+Every field can be overridden on the command line: ``--config.batch_size=64``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+Fields = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What a config file says about its architecture. All are nested fields that replace the recipe's.
+
+    Attributes:
+      digits: the small model and its settings on the embedded digits.
+      variants: published ImageNet-1k settings by the name of the variant, each with "model".
+      imagenet: settings that all variants share.
+      default: the variant taken where none is named.
+    """
+
+    digits: Fields
+    variants: Mapping[str, Fields]
+    imagenet: Fields
+    default: str
+
+
+def run() -> ConfigDict:
+    """Returns the fields that every run has, whatever its task, with their defaults."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "model": "",
+            "model_options": {},  # overrides for zoo.create
+            "weights": "",  # a file or a name to start from; "" is random
+            "task": {},  # name, and the options of that task
+            "train_for": "1 epoch",  # durations: "3 epochs", "500 steps", "10000 examples"
+            "eval_every": "1 epoch",
+            "save_every": "1 epoch",
+            "batch_size": 64,
+            "accumulate": 1,  # microbatches a step
+            "optimizer": {
+                "name": "adamw",
+                "learning_rate": 1e-3,  # the peak
+                "weight_decay": 0.05,
+                "clip_norm": 0.0,  # greatest global norm of the gradient; 0 is off
+                "layer_decay": 1.0,  # factor on the learning rate from each layer to the one below
+                "multipliers": {},  # parameter-name pattern: factor on the learning rate
+                "freeze": (),  # parameter-name patterns
+                "no_decay": (),  # parameter-name patterns, besides what the model names
+                "options": {},  # of the optimiser, such as b1
+            },
+            "schedule": {"name": "cosine", "warmup": "0 steps", "final": 0.0},  # final: as a part of the peak
+            "ema": 0.0,  # decay of the averaged weights; 0 is off
+            "dtype": "float32",  # of the computation
+            "param_dtype": "float32",
+            "remat": False,
+            "scan": False,
+            "aux_losses": {},  # name of a loss that modules report: its weight
+            "nonfinite": "stop",  # or "skip"
+            "mesh": {"data": -1},  # devices along each axis; -1 is all that are left
+            "workers": 2,
+            "keep": 3,  # checkpoints, besides the best
+            "log_every": 10,  # steps
+            "profile": 0,  # steps to trace
+        }
+    )
+
+
+def classification() -> ConfigDict:
+    """Returns the fields of a run of image classification, nothing varied."""
+    config = run()
+    config.task = ConfigDict(
+        {
+            "name": "classification",
+            "dataset": {"name": "digits"},
+            "label_smoothing": 0.0,
+            "image_size": placeholder(int),  # None: the model's own
+            "augment": {
+                "fit": "crop",
+                "crop_scale": (0.08, 1.0),
+                "crop_ratio": (3 / 4, 4 / 3),
+                "flip": 0.5,
+                "rotation": 0.0,
+                "translation": 0.0,
+                "zoom": 0.0,
+                "shear": 0.0,
+                "color_jitter": 0.0,
+                "rand_augment": "",
+            },
+            "mix": {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch": 0.5, "mode": "batch", "erasing": 0.0},
+        }
+    )
+    return config
+
+
+def _digits(architecture: Architecture) -> ConfigDict:
+    config = classification()
+    config.task.dataset = ConfigDict({"name": "digits", "data_dir": placeholder(str)})
+    config.task.augment.update({"fit": "whole", "flip": 0.0, "rotation": 10.0, "translation": 0.08, "zoom": 0.1, "shear": 0.1})
+    config.update({"train_for": "20 epochs", "schedule": {"warmup": "2 epochs", "final": 0.01}})
+    config.update(architecture.digits)
+    return config
+
+
+def _published(architecture: Architecture, variant: str) -> ConfigDict:
+    config = classification()
+    for fields in (architecture.imagenet, architecture.variants[variant]):
+        for name in ("model_options",):  # free-form: what is in it differs between models
+            getattr(config, name).update(fields.get(name, {}))
+        config.update({name: value for name, value in fields.items() if name != "model_options"})
+    return config
+
+
+def _imagenet(architecture: Architecture, variant: str) -> ConfigDict:
+    config = _published(architecture, variant)
+    config.task.dataset = ConfigDict({"name": "tfds", "builder": "imagenet2012", "data_dir": placeholder(str)})
+    return config
+
+
+def _small(config: ConfigDict) -> ConfigDict:
+    """Fits a published recipe to a set a thousandth of ImageNet's size and to one machine: a batch of 64, the learning rate in proportion, no average."""
+    config.optimizer.learning_rate *= 64 / config.batch_size
+    config.update({"batch_size": 64, "train_for": "100 epochs", "save_every": "1 epoch", "ema": 0.0})
+    return config
+
+
+def _folder(architecture: Architecture, variant: str, path: str) -> ConfigDict:
+    config = _small(_published(architecture, variant))
+    config.task.dataset = ConfigDict({"name": "folder", "path": path, "corrupt": "refuse", "smallest": 16})
+    return config
+
+
+def _tfds(architecture: Architecture, variant: str, name: str) -> ConfigDict:
+    config = _small(_published(architecture, variant))
+    config.task.dataset = ConfigDict({"name": "tfds", "builder": name, "data_dir": placeholder(str)})
+    return config
+
+
+_RECIPES: dict[str, tuple[Callable[..., ConfigDict], tuple[str, ...]]] = {
+    "digits": (_digits, ()),
+    "imagenet": (_imagenet, ("variant",)),
+    "folder": (_folder, ("variant", "path")),
+    "tfds": (_tfds, ("variant", "name")),
+}
+
+
+def _unknown(kind: str, name: str, known: Any) -> ValueError:
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known) or 'none'}"
+    return ValueError(f"unknown {kind} {name!r}: {hint}")
+
+
+def _parse(argument: str) -> tuple[str, dict[str, str]]:
+    """Splits "folder,path=DIR,variant=tiny" into its head and its settings; a comma inside a value belongs to it."""
+    head, *parts = argument.split(",")
+    settings: dict[str, str] = {}
+    name = ""
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if equals:
+            name = key.strip()
+            settings[name] = value
+        elif name:
+            settings[name] += "," + part
+        else:
+            raise ValueError(f"config argument {part!r} is not of the form name=value")
+    return head.strip() or "digits", settings
+
+
+def vision(architecture: Architecture, argument: str | None) -> ConfigDict:
+    """Builds the config of a vision architecture.
+
+    Args:
+      architecture: the data of the config file.
+      argument: what follows the colon after the file's name; "" or None is the embedded digits.
+
+    Raises:
+      ValueError: an unknown data set, setting or variant (near ones are named), or a missing setting.
+    """
+    head, settings = _parse(argument or "")
+    if head not in _RECIPES:
+        raise _unknown("config argument", head, _RECIPES)
+    recipe, takes = _RECIPES[head]
+    for name in settings:
+        if name not in takes:
+            raise _unknown(f"setting of the config argument {head!r}", name, takes)
+    if "variant" in takes:
+        settings.setdefault("variant", architecture.default)
+        if settings["variant"] not in architecture.variants:
+            raise _unknown("variant", settings["variant"], architecture.variants)
+    missing = [name for name in takes if not settings.get(name)]
+    if missing:
+        raise ValueError(f"the config argument {head!r} needs {', '.join(f'{name}=' for name in missing)}, as in {head},{missing[0]}=...")
+    return recipe(architecture, **settings)

@@ -1,0 +1,66 @@
+"""Sets of labelled images behind one small interface: PIL images and integer labels, in random access.
+
+``create(name, **options)`` makes one: "digits" is embedded, "folder" is the user's own images, "tfds"
+any image classification set that TFDS has prepared as array_record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from PIL import Image
+
+from tasks.registry import construct, unknown
+
+
+class Source(Protocol):
+    """The labelled images of a split."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]:
+        """Returns an upright image, of mode "L" or "RGB", and its label."""
+        ...
+
+
+class ImageDataset(Protocol):
+    """A labelled set of images.
+
+    Attributes:
+      class_names: name of each label.
+      splits: the splits there are.
+      in_memory: whether it is small enough for its resized images to be kept.
+      report: what the user should know about the data (images left out, say); "" for nothing.
+    """
+
+    class_names: tuple[str, ...]
+    splits: tuple[str, ...]
+    in_memory: bool
+    report: str
+
+    def source(self, split: str) -> Source:
+        """Returns the images of one of ``splits``."""
+        ...
+
+
+def _digits() -> Callable[..., ImageDataset]:
+    from tasks.datasets.digits import Digits
+
+    return Digits
+
+
+_DATASETS: dict[str, Callable[[], Callable[..., ImageDataset]]] = {"digits": _digits}  # imported when asked for: TFDS takes a second
+
+
+def create(name: str, **options: Any) -> ImageDataset:
+    """Makes a data set.
+
+    Raises:
+      ValueError: an unknown name or option (near ones are named), or data that can't be used.
+    """
+    if name not in _DATASETS:
+        raise ValueError(unknown("data set", name, _DATASETS))
+    return construct(f"data set {name}", _DATASETS[name](), options)

@@ -1,0 +1,124 @@
+"""The embedded data set: 1797 real handwritten digits, 8x8 pixels, 17 levels of gray.
+
+E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
+1998 (the test part, as scikit-learn ships it). No download: it is prepared from the installed
+scikit-learn into an array_record of TFDS, without TensorFlow, once per data directory.
+
+The split is fixed and part of this file: 360 images are the test split, chosen by
+:func:`tasks.datasets.split.hold_out` over the keys "digits/0" ... "digits/1796" (scikit-learn's
+order); of the 1437 others, 144 (10 %) chosen by the same rule are the validation split; 1293 are
+trained on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from tasks.datasets.split import hold_out
+
+TEST_IMAGES = 360
+VALIDATION_IMAGES = 144
+
+
+def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the positions, in scikit-learn's order, that make up each split."""
+    keys = [f"digits/{i}" for i in range(len(labels))]
+    test = hold_out(keys, labels.tolist(), TEST_IMAGES)
+    rest = np.setdiff1d(np.arange(len(labels)), test)
+    validation = rest[hold_out([keys[i] for i in rest], labels[rest].tolist(), VALIDATION_IMAGES)]
+    return {"train": np.setdiff1d(rest, validation), "validation": validation, "test": np.asarray(test)}
+
+
+class MixerZooDigits(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of the embedded digits."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "1797 digits; 1293 train, 144 validation, 360 test."}  # noqa: RUF012  (TFDS's own form)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Handwritten digits, 8x8 pixels of 0 to 16.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=(8, 8), dtype=np.uint8),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                    "index": tfds.features.Scalar(dtype=np.int64),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        from sklearn.datasets import load_digits  # only preparing needs it, and it is slow to import
+
+        images, labels = load_digits(return_X_y=True)
+        images = images.reshape(-1, 8, 8).astype(np.uint8)
+        return {split: self._generate_examples(images, labels, indices) for split, indices in split_indices(labels).items()}
+
+    def _generate_examples(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in indices.tolist():
+            yield index, {"image": images[index], "label": int(labels[index]), "index": index}
+
+
+def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+    """Returns the builder, its data on disk.
+
+    TFDS writes into a directory of its own and renames it when complete, so that a process that
+    dies leaves nothing half-made; of two that prepare at once, one wins and both read its files.
+
+    Args:
+      data_dir: where TFDS keeps data sets; None is TFDS's default (the environment variable
+        TFDS_DATA_DIR, else ~/tensorflow_datasets).
+
+    Raises:
+      ValueError: the directory can't be written to and does not hold the data yet.
+    """
+    builder = MixerZooDigits(data_dir=data_dir, file_format="array_record")
+    if builder.data_path.exists() and builder.is_prepared():  # asked of a folder that is not there, TFDS logs a warning
+        return builder
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download; there is none
+            builder.download_and_prepare()
+    except OSError as error:
+        builder = MixerZooDigits(data_dir=data_dir, file_format="array_record")
+        if not builder.is_prepared():  # else another process was quicker
+            root = os.fspath(builder._data_dir_root)
+            raise ValueError(f"can't write the digits data set under {root} ({error}): set TFDS_DATA_DIR to a directory that can be written to") from error
+    return builder
+
+
+class Digits:
+    """The digits in memory, as gray images of 0 to 255.
+
+    Args:
+      data_dir: where TFDS keeps data sets; None is TFDS's default.
+    """
+
+    in_memory = True
+
+    def __init__(self, data_dir: str | None = None):
+        builder = prepare(data_dir)
+        self.class_names = tuple(builder.info.features["label"].names)
+        self._splits: dict[str, list[tuple[Image.Image, int]]] = {}
+        for split in ("train", "validation", "test"):
+            source = builder.as_data_source(split=split)
+            self._splits[split] = [(Image.fromarray((np.asarray(e["image"]).astype(np.uint16) * 255 // 16).astype(np.uint8)), int(e["label"])) for e in source]
+        self.splits = tuple(self._splits)
+        self.report = ""
+
+    def source(self, split: str) -> list[tuple[Image.Image, int]]:
+        """Returns the (image, label) pairs of a split, in random access."""
+        return self._splits[split]

@@ -1,0 +1,41 @@
+"""Held-out examples chosen by a fixed rule: stratified, and the same on every machine and version.
+
+Within each class the examples are ranked by the SHA-256 of a key that names them; the first ones are
+held out. No random number generator or library's splitter is involved, and an added example moves at
+most those at a class's border.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+
+def hold_out(keys: Sequence[str], labels: Sequence[int], count: int) -> list[int]:
+    """Chooses ``count`` examples, from each class in proportion to its size.
+
+    Classes' shares are rounded by largest remainders (a smaller label first among equals). The last
+    example of a class is never taken, so fewer may be returned where classes are tiny.
+
+    Args:
+      keys: a name for each example, unique.
+      labels: the class of each.
+      count: how many to hold out.
+
+    Returns:
+      Their positions, ascending.
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for position, label in enumerate(labels):
+        members[label].append(position)
+    exact = {label: (count * len(of), len(labels)) for label, of in members.items()}  # share as a fraction: no rounding error
+    quota = {label: part // whole for label, (part, whole) in exact.items()}
+    by_remainder = sorted(exact, key=lambda label: (-(exact[label][0] % exact[label][1]), label))
+    for label in by_remainder[: count - sum(quota.values())]:
+        quota[label] += 1
+    chosen: list[int] = []
+    for label, of in members.items():
+        ranked = sorted(of, key=lambda position: hashlib.sha256(keys[position].encode()).digest())
+        chosen += ranked[: min(quota[label], len(of) - 1)]
+    return sorted(chosen)

@@ -1,0 +1,121 @@
+"""RandAugment: a few random distortions of one strength (E. Cubuk et al., arXiv:1909.13719).
+
+The semantics, operations and ranges are those of timm's "increasing" set, with which DeiT and its
+successors were trained: each layer draws one of fifteen operations, applies it with probability p,
+and perturbs its magnitude by a normal of standard deviation mstd, clipped to [0, 10].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+Fill = int | tuple[int, ...]
+RESAMPLE = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One application of an operation.
+
+    Attributes:
+      level: magnitude / 10, in [0, 1].
+      sign: 1 or -1, for operations that go both ways.
+      resample: how geometric operations interpolate.
+      fill: value of what comes into the picture from outside.
+    """
+
+    level: float
+    sign: int
+    resample: Image.Resampling
+    fill: Fill
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...], call: Call) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, call.resample, fillcolor=call.fill)
+
+
+def _enhance(enhancer: Any) -> Callable[[Image.Image, Call], Image.Image]:
+    return lambda image, call: enhancer(image).enhance(max(0.1, 1.0 + call.sign * 0.9 * call.level))
+
+
+def _solarize_add(image: Image.Image, call: Call) -> Image.Image:
+    add = min(128, int(110 * call.level))
+    table = [min(255, i + add) if i < 128 else i for i in range(256)]
+    return image.point(table * len(image.getbands()))
+
+
+def _posterize(image: Image.Image, call: Call) -> Image.Image:
+    dropped = 4 + int(4 * call.level)  # all eight bits at the greatest level, which ImageOps.posterize refuses
+    return image.point([i >> dropped << dropped for i in range(256)] * len(image.getbands()))
+
+
+def _solarize(image: Image.Image, call: Call) -> Image.Image:
+    return ImageOps.solarize(image, 256 - min(256, int(256 * call.level)))
+
+
+OPERATIONS: dict[str, Callable[[Image.Image, Call], Image.Image]] = {
+    "auto_contrast": lambda image, call: ImageOps.autocontrast(image),
+    "equalize": lambda image, call: ImageOps.equalize(image),
+    "invert": lambda image, call: ImageOps.invert(image),
+    "rotate": lambda image, call: image.rotate(30 * call.sign * call.level, resample=call.resample, fillcolor=call.fill),
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "solarize_add": _solarize_add,
+    "color": _enhance(ImageEnhance.Color),
+    "contrast": _enhance(ImageEnhance.Contrast),
+    "brightness": _enhance(ImageEnhance.Brightness),
+    "sharpness": _enhance(ImageEnhance.Sharpness),
+    "shear_x": lambda image, call: _affine(image, (1, 0.3 * call.sign * call.level, 0, 0, 1, 0), call),
+    "shear_y": lambda image, call: _affine(image, (1, 0, 0, 0.3 * call.sign * call.level, 1, 0), call),
+    "translate_x": lambda image, call: _affine(image, (1, 0, 0.45 * call.sign * call.level * image.width, 0, 1, 0), call),
+    "translate_y": lambda image, call: _affine(image, (1, 0, 0, 0, 1, 0.45 * call.sign * call.level * image.height), call),
+}
+_NAMES = tuple(OPERATIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """The policy.
+
+    Attributes:
+      magnitude: strength, 0 to 10.
+      layers: operations drawn for an image.
+      spread: standard deviation of the magnitude.
+      probability: with which each drawn operation is applied.
+    """
+
+    magnitude: float = 10.0
+    layers: int = 2
+    spread: float = 0.0
+    probability: float = 0.5
+
+    @classmethod
+    def parse(cls, text: str) -> RandAugment:
+        """Reads timm's notation: "rand-m9-n2-p0.5-mstd0.5-inc1"; inc1 must be there.
+
+        Raises:
+          ValueError: anything else.
+        """
+        fields = {"m": "magnitude", "n": "layers", "mstd": "spread", "p": "probability"}
+        head, *sections = text.split("-")
+        found = [re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d*)?)", section) for section in sections]
+        pairs = {match[1]: match[2] for match in found if match}
+        if head != "rand" or None in found or pairs.pop("inc", "0") != "1":
+            raise ValueError(f"rand_augment is written 'rand-m9-n2-p0.5-mstd0.5-inc1' (inc1 required, the rest optional), not {text!r}")
+        return cls(**{fields[key]: int(float(value)) if key == "n" else float(value) for key, value in pairs.items()})
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator, fill: Fill) -> Image.Image:
+        """Returns the distorted image, of the same size and mode ("L" or "RGB")."""
+        for which in rng.integers(len(_NAMES), size=self.layers):
+            if rng.random() >= self.probability:
+                continue
+            magnitude = min(10.0, max(0.0, rng.normal(self.magnitude, self.spread)))
+            sign, resample = (int(bit) for bit in rng.integers(2, size=2))
+            image = OPERATIONS[_NAMES[which]](image, Call(magnitude / 10, 2 * sign - 1, RESAMPLE[resample], fill))
+        return image

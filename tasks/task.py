@@ -1,0 +1,86 @@
+"""What the training loop asks of a task, and what a task asks of a model: nothing but arrays.
+
+A task owns a problem: its data, its loss and its measure of success. It knows no model; whatever it
+needs of one (the size and normalisation of its images, say) it names in ``needs`` and is given when
+it is made. The loop knows no task: it shuffles and batches the examples, differentiates the loss
+and adds up the metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+Model = Callable[..., jax.Array]
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+"""Name to (sum, count), both scalars: pairs of microbatches, devices and batches add up exactly, and the figure is sum / count."""
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """The examples of a split, in random access."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        ...
+
+    def get(self, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """Returns one example as arrays whose shapes and dtypes are those of every other one.
+
+        It depends on ``index`` and ``rng`` alone, so that any worker may compute it at any time.
+
+        Args:
+          index: from 0 to ``len(self) - 1``.
+          rng: the source of augmentation; None gives the form used in evaluation.
+        """
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A problem to train on. Keyword arguments of the constructor are the fields of ``config.task``.
+
+    Attributes:
+      needs: names of the keyword arguments that the caller takes from the model, such as
+        ``("preprocess",)``.
+      monitor: the metric of the validation split that chooses the best checkpoint.
+      higher_is_better: whether more of ``monitor`` is better.
+      splits: the splits there are: "train" and "validation", and "test" where something is held
+        out from every choice.
+    """
+
+    needs: tuple[str, ...]
+    monitor: str
+    higher_is_better: bool
+    splits: tuple[str, ...]
+
+    def model_options(self) -> dict[str, Any]:
+        """Returns what the model must be made with: ``num_classes``, ``in_channels``, ``vocab_size``, ..."""
+        ...
+
+    def examples(self, split: str) -> Examples:
+        """Returns the examples of one of ``splits``."""
+        ...
+
+    def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Returns the mean loss of a batch and its metrics, always with "loss"; traced.
+
+        Args:
+          model: in training mode.
+          batch: examples stacked along a first axis.
+          rngs: a PRNG key for what is random about the loss itself, such as mixup.
+        """
+        ...
+
+    def evaluate(self, model: Model, batch: Batch) -> Metrics:
+        """Returns the metrics of a batch; traced.
+
+        Args:
+          model: in evaluation mode.
+          batch: as in ``loss``, and "weight" (batch,) float32: 0 for the rows that only fill the batch.
+        """
+        ...
