@@ -2,7 +2,7 @@
 
 from layers.attention.multi_head import MultiHeadAttention
 from layers.block import Block
-from layers.combinators import Bidirectional, Dilated, Grid, Parallel, Scan2D, Windowed
+from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.drop import DropPath, LayerScale
 from layers.mixer import Mixer, MixerSpec, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, GatedMLP
@@ -37,11 +37,13 @@ __all__ = [
     "Parallel",
     "PatchEmbed",
     "RMSNorm",
+    "RowMajor",
     "Scan2D",
     "Stack",
     "Statistic",
     "Windowed",
     "assign",
+    "bidirectional",
     "collecting",
     "create_mixer",
     "create_norm",
@@ -49,6 +51,7 @@ __all__ = [
     "flatten",
     "list_mixers",
     "mixer_class",
+    "on_grid",
     "parameter_count",
     "register_mixer",
 ]

@@ -18,14 +18,35 @@ from layers.mixer import Mixer, MixerSpec, create_mixer, register_mixer
 from layers.position import grid_positions
 
 
-def call_on_grid(mixer: Mixer, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Applies ``mixer`` to a grid (batch, height, width, features), as row-major tokens if it takes sequences only."""
-    if "grid" in mixer.layouts:
-        return mixer(x, mask)
-    batch, height, width, features = x.shape
-    tokens = x.reshape(batch, height * width, features)
-    positions = None if mixer.causal else jnp.asarray(grid_positions(height, width))[None]
-    return mixer(tokens, None if mask is None else mask.reshape(batch, -1), positions).reshape(x.shape)
+@register_mixer("row_major")
+class RowMajor(Mixer):
+    """Gives a grid to a mixer of sequences, as tokens in row-major order with their rows and columns as positions."""
+
+    layouts = ("grid",)
+
+    def __init__(self, features: int, *, inner: MixerSpec = "attention", hints: Mapping[str, Any] | None = None, rngs: nnx.Rngs):
+        self.inner = create_mixer(inner, features, rngs=rngs, hints=hints)
+
+    @property
+    def complexity(self) -> float:
+        return self.inner.complexity
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        batch, height, width, features = x.shape
+        tokens = x.reshape(batch, height * width, features)
+        places = jnp.asarray(grid_positions(height, width))[None]
+        return self.inner(tokens, None if mask is None else mask.reshape(batch, -1), places).reshape(x.shape)
+
+
+def bidirectional(spec: MixerSpec, features: int, *, rngs: nnx.Rngs, hints: Mapping[str, Any] | None = None) -> Mixer:
+    """Makes a mixer that sees all tokens: one that can only look back is read in both directions."""
+    mixer = create_mixer(spec, features, rngs=rngs, hints=hints)
+    return Bidirectional(features, inner=spec, rngs=rngs, hints=hints) if mixer.causal else mixer
+
+
+def on_grid(mixer: Mixer, features: int, *, rngs: nnx.Rngs) -> Mixer:
+    """The mixer itself if it takes grids, else the same mixer reading them in row-major order."""
+    return mixer if "grid" in mixer.layouts else RowMajor(features, inner=mixer, rngs=rngs)
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -44,7 +65,7 @@ class _Partition(Mixer):
     def __init__(
         self, features: int, *, window: int | Sequence[int] = 7, inner: MixerSpec = "attention", hints: Mapping[str, Any] | None = None, rngs: nnx.Rngs
     ):
-        self.inner = create_mixer(inner, features, rngs=rngs, hints=hints)
+        self.inner = on_grid(bidirectional(inner, features, rngs=rngs, hints=hints), features, rngs=rngs)
         self.window = _pair(window)
 
     @property
@@ -57,7 +78,7 @@ class _Partition(Mixer):
         if any(pad):
             mask = jnp.ones(x.shape[:3], bool) if mask is None else mask
             x, mask = (jnp.pad(a, ((0, 0), (0, pad[0]), (0, pad[1]), *[(0, 0)] * (a.ndim - 3))) for a in (x, mask))
-        y = self._join(call_on_grid(self.inner, self._cut(x), None if mask is None else self._cut(mask)), x.shape)
+        y = self._join(self.inner(self._cut(x), None if mask is None else self._cut(mask)), x.shape)
         return y[:, :height, :width]
 
     def _cut(self, x: jax.Array) -> jax.Array:

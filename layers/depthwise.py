@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.initializers import truncated_normal, zeros
+from layers.initializers import variance_scaling, zeros
 from layers.module import Module
 
 
@@ -52,7 +52,7 @@ class DepthwiseConv(Module):
         strides: int = 1,
         padding: tuple[tuple[int, int], tuple[int, int]] | None = None,
         use_bias: bool = True,
-        kernel_init: Any = truncated_normal(0.02),
+        kernel_init: Any = variance_scaling(1 / 3, "fan_in", "uniform"),
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,

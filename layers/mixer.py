@@ -26,8 +26,8 @@ from layers.module import Module
 
 Layout = Literal["sequence", "grid"]
 State = Any
-MixerSpec = str | Mapping[str, Any] | Callable[..., "Mixer"]
-"""How a user names a mixer: a registered name, ``{"name": ..., **options}``, or a callable that makes one."""
+MixerSpec = Any
+"""How a user names a mixer: a registered name, ``{"name": ..., **options}``, a callable that makes one, or one already made."""
 
 
 class Mixer(Module):
@@ -115,7 +115,8 @@ def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: 
     """Makes a mixer of ``features`` channels.
 
     Args:
-      spec: a registered name, ``{"name": ..., **options}``, or a callable ``(features, *, rngs, ...) -> Mixer``.
+      spec: a registered name, ``{"name": ..., **options}``, a callable ``(features, *, rngs, ...) -> Mixer``,
+        or a mixer, which is returned as it is.
       causal: the mixer must look back only.
       rngs: for the parameters.
       hints: what the surrounding model suggests (``num_heads``, ``grid``, ``dropout``, ...): passed on
@@ -125,6 +126,8 @@ def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: 
     Raises:
       ValueError: unknown name or option, or a mixer that can't be causal.
     """
+    if isinstance(spec, Mixer):
+        return spec
     if isinstance(spec, Mapping):
         if "name" not in spec:
             raise ValueError(f'a mixer given as a dict needs "name"; it has {sorted(spec)}')
@@ -136,7 +139,9 @@ def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: 
     if unknown:
         label = spec if isinstance(spec, str) else getattr(make, "__name__", repr(make))
         raise ValueError(f"mixer {label!r} has no option {unknown[0]!r}{near(unknown[0], taken)}; it takes: {', '.join(sorted(taken - {'features', 'rngs'}))}")
-    fitting = {k: v for k, v in {**(hints or {}), "causal": causal}.items() if k in taken and k not in options}
+    # A combinator takes the hints themselves, for the mixers inside it.
+    offered = {**(hints or {}), "hints": hints, "causal": causal}
+    fitting = {k: v for k, v in offered.items() if k in taken and k not in options}
     mixer = make(features, rngs=rngs, **fitting, **options)
     if causal and not mixer.causal:
         raise ValueError(f"{type(mixer).__name__} is bidirectional only: it can't stand where tokens may not see later ones")
@@ -145,7 +150,8 @@ def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: 
 
 @functools.cache
 def _signature(make: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(make)
+    # The metaclass of nnx modules hides the constructor's signature behind (*args, **kwargs).
+    return inspect.signature(make.__init__ if isinstance(make, type) else make)
 
 
 def accepted(make: Callable[..., Any]) -> tuple[frozenset[str], bool]:

@@ -1,0 +1,1 @@
+"""Shapes that architectures share: isotropic, pyramid, causal, encoder."""

@@ -1,0 +1,178 @@
+"""The register of architectures: a file under zoo/vision or zoo/language registers its variants here.
+
+A variant is a set of hyper-parameters of a frozen dataclass; a model class is built from one such
+configuration. Nothing here knows an architecture by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.mixer import MixerSpec, near
+
+Rules = Mapping[str, Sequence[tuple[Any, ...]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Hyper-parameters that every architecture has.
+
+    Attributes:
+      mixer: replaces the architecture's own token mixer; None keeps it.
+      pattern: mixers of successive blocks, repeated over the depth; None is one mixer for all.
+      drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first.
+      dropout: of tokens and branch outputs.
+      remat: recompute each block in the backward pass.
+      scan: compile equal neighbouring blocks once.
+      dtype: of the computation; None follows the parameters and inputs.
+      param_dtype: of the parameters.
+    """
+
+    mixer: MixerSpec | None = None
+    pattern: tuple[MixerSpec, ...] | None = None
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    remat: bool = False
+    scan: bool = False
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How the released weights want their images.
+
+    Attributes:
+      image_size: pixels of the square input.
+      mean, std: per channel, of values in [0, 1].
+      interpolation: "bicubic" or "bilinear".
+      crop_fraction: share of the resized image that the central crop keeps.
+    """
+
+    image_size: int
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_fraction: float = 0.875
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One named model.
+
+    Attributes:
+      name: as in ``zoo.create(name)``.
+      build: makes the model from a configuration and ``rngs``.
+      config: its configuration.
+      family: the architecture ("vit"), name of its file.
+      rules: tables of released parameter names, by naming (see zoo/weights.py).
+      preprocess: fields of :class:`Preprocess` that differ from the defaults.
+      parameters: published parameter count, or None; ``published`` False says the sizes are our choice.
+      paper: rows of the roster.
+    """
+
+    name: str
+    build: Callable[..., nnx.Module]
+    config: ModelConfig
+    family: str
+    rules: Rules = dataclasses.field(default_factory=dict)
+    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: int | None = None
+    published: bool = True
+    paper: tuple[int, ...] = ()
+
+
+_VARIANTS: dict[str, Variant] = {}
+_ALIASES: dict[str, str] = {}
+
+
+def register(variant: Variant, *, aliases: Sequence[str] = ()) -> Variant:
+    """Adds a variant, and other names for it."""
+    for name in (variant.name, *aliases):
+        if name in _VARIANTS or name in _ALIASES:
+            raise ValueError(f"model {name!r} is registered twice")
+    _VARIANTS[variant.name] = variant
+    _ALIASES.update(dict.fromkeys(aliases, variant.name))
+    return variant
+
+
+def register_family(
+    family: str,
+    build: Callable[..., nnx.Module],
+    config: type[ModelConfig],
+    variants: Mapping[str, Mapping[str, Any]],
+    *,
+    our_choice: Sequence[str] = (),
+    **common: Any,
+) -> None:
+    """Registers all ``variants`` (name: overrides of ``config``'s fields) of one architecture; ``our_choice`` names the unpublished ones."""
+    for name, overrides in variants.items():
+        register(Variant(name, build, config(**overrides), family, published=name not in our_choice, **common))
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models that match a shell pattern ("vit_*")."""
+    return sorted(fnmatch.filter(_VARIANTS, pattern))
+
+
+def variant(name: str) -> Variant:
+    """The variant registered under a name or alias.
+
+    Raises:
+      ValueError: unknown name; near ones are given.
+    """
+    name = _ALIASES.get(name, name)
+    if name not in _VARIANTS:
+        raise ValueError(f"unknown model {name!r}{near(name, [*_VARIANTS, *_ALIASES])}; zoo.list_models() lists all")
+    return _VARIANTS[name]
+
+
+def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
+    """The variant's configuration with some fields replaced.
+
+    Raises:
+      ValueError: a field that the architecture does not have; near ones are given.
+    """
+    known = {field.name for field in dataclasses.fields(entry.config)}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise ValueError(f"{entry.family} has no hyper-parameter {unknown[0]!r}{near(unknown[0], known)}; it has: {', '.join(sorted(known))}")
+    return dataclasses.replace(entry.config, **{name: freeze(value) for name, value in overrides.items()})
+
+
+class FrozenOptions(Mapping[str, Any]):
+    """A hashable mapping: a model's static structure must be hashable to be compiled."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        self._items = tuple((name, freeze(value)) for name, value in sorted(options.items()))
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self._items)[name]
+
+    def __iter__(self) -> Any:
+        return iter(dict(self._items))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and dict(self) == dict(other)
+
+    def __repr__(self) -> str:
+        return repr(dict(self._items))
+
+
+def freeze(value: Any) -> Any:
+    """A hashable equivalent of nested mappings and lists."""
+    if isinstance(value, Mapping):
+        return FrozenOptions(value)
+    return tuple(freeze(v) for v in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,112 @@
+"""BiFormer: Vision Transformer with Bi-Level Routing Attention (Zhu et al., CVPR 2023).
+
+    image -> two 3x3 convolutions of stride 2 -> stage 1 -> 3x3 convolution of stride 2 -> stage 2 -> ... -> stage 4
+
+    block: x = x + depthwise3x3(x);  x = x + BRA(LN(x));  x = x + MLP(LN(x))
+
+Regions are 7x7 a map. Stages 1 to 3 route each region to 1, 4 and 16 regions; stage 4 attends densely.
+Published for ImageNet-1k at 224: tiny 13.1 M parameters, 81.4 % top-1; small 25.5 M, 83.8 %; base 56.8 M, 84.3 %.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+
+from layers.block import Block
+from layers.depthwise import DepthwiseConv
+from layers.mixer import MixerSpec
+from layers.mlp import MLP
+from layers.norm import create_norm
+from layers.patch import ConvStem
+from zoo.backbones.pyramid import Pyramid, PyramidConfig
+from zoo.registry import register_family
+
+
+@dataclasses.dataclass(frozen=True)
+class BiFormerConfig(PyramidConfig):
+    """Hyper-parameters of BiFormer.
+
+    Attributes:
+      stem: features of the stem's convolutions, each of stride 2; the last is the first stage's width.
+      regions: along each side of a map.
+      topk: regions that each region attends to in each stage; None is dense attention.
+      routing: "learned", or "random" as a control.
+      dense_heads: heads of a dense stage.
+      mlp_ratio: hidden width of the MLP / features.
+    """
+
+    stem: tuple[int, ...] = (32, 64)
+    regions: int = 7
+    topk: tuple[int | None, ...] = (1, 4, 16, None)
+    routing: str = "learned"
+    dense_heads: int = 8
+    mlp_ratio: float = 3.0
+    drop_path: float = 0.1
+
+
+class BiFormer(Pyramid):
+    """BiFormer; names as in :class:`Pyramid`."""
+
+    config: BiFormerConfig
+
+    def own_mixer(self, stage: int) -> MixerSpec:
+        c = self.config
+        if c.topk[stage] is None:
+            heads = c.dense_heads
+            # The authors' dense stage: usual scale, no bias of q, k and v, and the convolution sees the input.
+            return {
+                "name": "bilevel_routing",
+                "topk": None,
+                "num_heads": heads,
+                "scale": (c.features[stage] // heads) ** -0.5,
+                "use_bias": False,
+                "enhance": "input",
+            }
+        return {"name": "bilevel_routing", "regions": c.regions, "topk": c.topk[stage], "routing": c.routing}
+
+    def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> nnx.Module:
+        c = self.config
+        source, widths = (c.in_channels, c.stem) if stage == 0 else (c.features[stage - 1], (c.features[stage],))
+        return ConvStem(source, widths, **self._common(rngs))
+
+    def make_block(self, stage: int, index: int, drop_path: float | None, *, rngs: nnx.Rngs) -> Block:
+        c, features = self.config, self.config.features[stage]
+        common = self._common(rngs)
+        return Block(
+            self.make_mixer(stage, index, rngs=rngs),
+            MLP(features, int(features * c.mlp_ratio), dropout=c.dropout, **common),
+            features=features,
+            position=DepthwiseConv(features, 3, **common),
+            drop_path=drop_path,
+            **common,
+        )
+
+    def make_norm(self, *, rngs: nnx.Rngs) -> Any:
+        return create_norm("batch", self.config.features[-1], **self._common(rngs))
+
+    def _common(self, rngs: nnx.Rngs) -> dict[str, Any]:
+        return {"dtype": self.config.dtype, "param_dtype": self.config.param_dtype, "rngs": rngs}
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "biformer_tiny": {},
+    "biformer_small": {"depths": (4, 4, 18, 4), "drop_path": 0.15},
+    "biformer_base": {"depths": (4, 4, 18, 4), "features": (96, 192, 384, 768), "num_heads": (3, 6, 12, 24), "stem": (48, 96), "drop_path": 0.4},
+    # Our choice, for two cores: maps of 16x16 and 8x8 tokens from 32x32 pixels, 4x4 regions, 4 of them attended to.
+    "biformer_nano": {
+        "image_size": 32,
+        "stem": (32,),
+        "features": (32, 64),
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "regions": 4,
+        "topk": (4, 4),
+        "mlp_ratio": 2.0,
+        "drop_path": 0.0,
+    },
+}
+
+register_family("biformer", BiFormer, BiFormerConfig, VARIANTS, our_choice=("biformer_nano",), paper=(90,))
