@@ -1,0 +1,213 @@
+"""Checkpoints: asynchronous, atomic, checked when read (Orbax).
+
+``checkpoints/STEP`` holds the newest few states, ``best/STEP`` the weights with the best validation
+figure. A save that is cut short leaves nothing under a step's name. Orbax notices a truncated
+file but not a flipped bit in an array, so each checkpoint carries a digest of its arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from training.step import State
+
+_WEIGHTS = ("params", "statistics", "ema")
+_COUNT = "step"
+
+
+class CheckpointError(OSError):
+    """A checkpoint can't be written or read; the message says which, why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best validation figure so far and the step that reached it."""
+
+    step: int
+    value: float
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _unflat(like: Any, flat: Mapping[str, Any]) -> Any:
+    paths, treedef = jax.tree_util.tree_flatten_with_path(like)
+    return jax.tree_util.tree_unflatten(treedef, [flat[jax.tree_util.keystr(path, simple=True, separator=".")] for path, _ in paths])
+
+
+@jax.jit
+def _digest(arrays: dict[str, jax.Array]) -> jax.Array:
+    """A 32-bit sum over all bits of all arrays, weighted by position: any single changed value changes it."""
+    total = jnp.zeros((), jnp.uint32)
+    for number, name in enumerate(sorted(arrays)):
+        array = arrays[name]
+        array = array.astype(jnp.uint8) if array.dtype == bool else array
+        word = jnp.dtype(f"uint{8 * min(array.dtype.itemsize, 4)}")
+        bits = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32).ravel()
+        odd = 2 * jax.lax.iota(jnp.uint32, bits.size) + jnp.uint32(2 * number + 1)
+        total += jnp.sum(bits * odd, dtype=jnp.uint32)
+    return total
+
+
+def _items(state: State) -> dict[str, dict[str, Any]]:
+    return {"weights": _flat({name: state[name] for name in _WEIGHTS}), "optimizer": _flat({"state": state["optimizer"], _COUNT: state[_COUNT]})}
+
+
+def _arguments(items: Mapping[str, dict[str, Any]], meta: dict[str, Any]) -> ocp.args.Composite:
+    meta = {**meta, "digest": {name: int(_digest(arrays)) for name, arrays in items.items()}}
+    return ocp.args.Composite(**{name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}, meta=ocp.args.JsonSave(meta))
+
+
+class Checkpoints:
+    """The checkpoints of one working directory.
+
+    Args:
+      directory: the working directory.
+      keep: how many of the newest states to keep.
+      read_only: never write or tidy up.
+    """
+
+    def __init__(self, directory: Path, keep: int = 3, *, read_only: bool = False) -> None:
+        if keep < 1:
+            raise ValueError(f"keep={keep}: at least one checkpoint must be kept")
+        self._keep, self._read_only = keep, read_only
+        self._path, self._best_path = directory.absolute() / "checkpoints", directory.absolute() / "best"
+        with self._writing():
+            self._last = self._manager(self._path, keep)
+            self._best = self._manager(self._best_path, 1)
+
+    def _manager(self, path: Path, keep: int) -> ocp.CheckpointManager:
+        if self._read_only:
+            return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True))
+        path.mkdir(parents=True, exist_ok=True)
+        return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax reports a full disk as several types, from another thread
+            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"can't write checkpoints under {self._path}: {cause}. Free space or make it writable, then run the same command to go on from the last one"
+            ) from error
+
+    def steps(self) -> list[int]:
+        """Steps of the states there are, oldest first."""
+        return sorted(self._last.all_steps())
+
+    def save(self, state: State, step: int) -> None:
+        """Starts saving a state; returns once its arrays may be overwritten. Raises CheckpointError."""
+        with self._writing():
+            if step not in self._last.all_steps():
+                self._last.save(step, args=_arguments(_items(state), {"step": step}))
+
+    def save_best(self, state: State, step: int, value: float) -> None:
+        """Starts saving the weights of the best step so far. Raises CheckpointError."""
+        with self._writing():
+            if step not in self._best.all_steps():
+                self._best.save(step, args=_arguments({"weights": _items(state)["weights"]}, {"step": step, "value": value}))
+
+    def best(self) -> Best | None:
+        """What ``best/`` holds, if it can be read."""
+        with contextlib.suppress(Exception):
+            for step in sorted(self._best.all_steps(), reverse=True):
+                meta = self._best.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+                return Best(step, float(meta["value"]))
+        return None
+
+    def restore(self, like: State) -> tuple[State, int] | None:
+        """Returns (state, step) of the newest good checkpoint, or None where there is none at all.
+
+        Unreadable newer ones are reported and moved to ``unreadable/``.
+
+        Args:
+          like: a state or its ``jax.ShapeDtypeStruct`` form with shardings.
+
+        Raises:
+          CheckpointError: there are checkpoints, but none can be read.
+        """
+        faults: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                items = _read(self._last, step, _items(like))
+            except Exception as error:
+                faults[step] = _reason(error)
+                continue
+            self._set_aside(faults, step)
+            optimizer = _unflat({"state": like["optimizer"], _COUNT: like[_COUNT]}, items["optimizer"])
+            weights = _unflat({name: like[name] for name in _WEIGHTS}, items["weights"])
+            return {**weights, "optimizer": optimizer["state"], _COUNT: optimizer[_COUNT], "halted": jnp.zeros((), bool)}, step
+        if faults:
+            told = "; ".join(f"step {step}: {why}" for step, why in faults.items())
+            raise CheckpointError(f"no checkpoint under {self._path} can be read ({told}): remove that folder to start again, or use another --workdir")
+        return None
+
+    def restore_weights(self, which: str, like: State) -> tuple[State, int]:
+        """Returns (params, statistics and ema as in a state, step) of "last", "best" or a step.
+
+        Raises:
+          CheckpointError: there is no such checkpoint, or it can't be read.
+        """
+        manager = self._best if which == "best" else self._last
+        known = sorted(manager.all_steps())
+        if which in ("last", "best"):
+            wanted = known[-1] if known else None
+        else:
+            wanted = int(which) if which.isdecimal() and int(which) in known else None
+        if wanted is None:
+            raise CheckpointError(f"there is no checkpoint {which!r} under {manager.directory}; there are: {', '.join(map(str, known)) or 'none'}")
+        try:
+            flat = _read(manager, wanted, {"weights": _items(like)["weights"]})["weights"]
+        except Exception as error:
+            raise CheckpointError(f"checkpoint {wanted} under {manager.directory} can't be read: {_reason(error)}; choose another with --checkpoint") from error
+        return _unflat({name: like[name] for name in _WEIGHTS}, flat), wanted
+
+    def _set_aside(self, faults: Mapping[int, str], good: int) -> None:
+        for step, why in faults.items():
+            print(f"checkpoint {step} can't be read ({why}): moved to {self._path.parent / 'unreadable'}, going on from {good}", file=sys.stderr)
+            target = self._path.parent / "unreadable" / str(step)
+            with self._writing():
+                target.parent.mkdir(exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                (self._path / str(step)).rename(target)
+        if faults:
+            self._last.reload()
+
+    def wait(self) -> None:
+        """Returns once all saves are on disk. Raises CheckpointError if one failed."""
+        with self._writing():
+            self._last.wait_until_finished()
+            self._best.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes all saves. Raises CheckpointError if one failed."""
+        self.wait()
+        self._last.close()
+        self._best.close()
+
+
+def _read(manager: ocp.CheckpointManager, step: int, like: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Restores items shaped as ``like`` and checks their digests."""
+    arguments = {name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)) for name, arrays in like.items()}
+    restored = manager.restore(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonRestore()))
+    for name in like:
+        if int(_digest(restored[name])) != restored["meta"]["digest"][name]:
+            raise ValueError(f"the {name} are not those that were saved (digest differs)")
+    return {name: restored[name] for name in like}
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"

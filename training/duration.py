@@ -1,0 +1,52 @@
+"""Durations as people write them: "20 epochs", "500 steps", "10000 examples".
+
+Everything is counted in examples, the one unit that neither the batch size nor the size of the
+data set changes. An event "every D" happens after the step in which a multiple of D examples is passed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+_FORM = re.compile(r"\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*(epoch|step|example)s?\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Converts durations for one run.
+
+    Attributes:
+      batch_size: examples in a step.
+      epoch: examples in an epoch.
+    """
+
+    batch_size: int
+    epoch: int
+
+    def examples(self, duration: str, field: str) -> int:
+        """Number of examples in ``duration``; 0 for an empty string, which stands for "never".
+
+        Args:
+          duration: a number and one of epochs, steps, examples.
+          field: the config field it comes from, for the message.
+
+        Raises:
+          ValueError: it can't be read.
+        """
+        if not duration:
+            return 0
+        form = _FORM.fullmatch(str(duration))
+        if not form:
+            raise ValueError(f'{field}={duration!r} is not a duration: write "20 epochs", "500 steps" or "10000 examples"')
+        unit = {"epoch": self.epoch, "step": self.batch_size, "example": 1}[form[2]]
+        return math.ceil(float(form[1]) * unit)
+
+    def steps(self, duration: str, field: str) -> int:
+        """Number of steps that covers ``duration``. Raises ValueError as :meth:`examples`."""
+        return math.ceil(self.examples(duration, field) / self.batch_size)
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether an event every ``every`` examples (0 = never) happens once ``step`` steps are done."""
+        return every > 0 and step > 0 and step * self.batch_size // every > (step - 1) * self.batch_size // every

@@ -1,0 +1,108 @@
+"""Batches for the loop: the global batch at a step is a pure function of (seed, step).
+
+Row j of the batch at step t is number k = t * batch_size + j of an endless sequence: epoch
+k // N, example ``shuffle(k % N; seed, epoch)``, augmented with a generator keyed by (seed, epoch,
+example). Nothing else goes in, so workers, accumulation, processes and restarts can't change a
+batch. Workers are plain threads, each computing whole batches ahead of their use.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import numpy as np
+from grain.experimental import index_shuffle
+
+from tasks import Examples
+
+Batch = dict[str, np.ndarray]
+_WORD = 2**32
+_ROUNDS = 4
+_SHUFFLE, _AUGMENT = 0x5348, 0x4155  # so that the order of examples and their augmentation share no random numbers
+
+
+def example_at(position: int, size: int, seed: int) -> tuple[int, int]:
+    """(epoch, example) of a position in the endless shuffled sequence over ``size`` examples."""
+    epoch, offset = divmod(position, size)
+    order = np.random.SeedSequence([seed % _WORD, epoch, _SHUFFLE]).generate_state(1)[0]
+    return epoch, index_shuffle(offset, max_index=size - 1, seed=int(order), rounds=_ROUNDS)
+
+
+def augmentation(seed: int, epoch: int, example: int) -> np.random.Generator:
+    """The generator that augments ``example`` in ``epoch``: a counter-based stream, disjoint from all others."""
+    return np.random.Generator(np.random.Philox(key=[seed % _WORD, _AUGMENT], counter=[0, 0, epoch, example]))
+
+
+def train_batch(examples: Examples, step: int, batch_size: int, seed: int, accumulate: int = 1, process: int = 0, processes: int = 1) -> Batch:
+    """This process's rows of the global batch at ``step``, as (accumulate, rows, ...): a contiguous share of each microbatch."""
+    micro = batch_size // accumulate
+    share = micro // processes
+    size = len(examples)
+    rows = []
+    for part in range(accumulate):
+        start = step * batch_size + part * micro + process * share
+        for position in range(start, start + share):
+            epoch, index = example_at(position, size, seed)
+            rows.append(examples.get(index, augmentation(seed, epoch, index)))
+    return {name: stacked.reshape(accumulate, share, *stacked.shape[1:]) for name, stacked in _stack(rows).items()}
+
+
+def train_batches(
+    examples: Examples, steps: range, batch_size: int, *, seed: int, accumulate: int = 1, workers: int = 0
+) -> Iterator[tuple[int, Batch]]:
+    """Yields (step, batch) for ``steps``; ``workers`` threads compute up to two batches each ahead of their use.
+
+    Raises:
+      ValueError: no examples.
+      Exception: whatever the examples raise, in the step that needed them.
+    """
+    if not len(examples):
+        raise ValueError("the split to train on is empty")
+    process, processes = jax.process_index(), jax.process_count()
+    return ahead(lambda step: train_batch(examples, step, batch_size, seed, accumulate, process, processes), steps, workers)
+
+
+def evaluation_batches(examples: Examples, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
+    """Yields this process's rows of batches over all examples in order, with "weight" (rows,): 0 for the rows that only fill the last batch."""
+    process, processes = jax.process_index(), jax.process_count()
+    share = batch_size // processes
+    size = len(examples)
+
+    def batch_at(number: int) -> Batch:
+        start = number * batch_size + process * share
+        indices = np.arange(start, start + share)
+        rows = _stack([examples.get(int(i), None) for i in np.minimum(indices, size - 1)])
+        return rows | {"weight": (indices < size).astype(np.float32)}
+
+    return (batch for _, batch in ahead(batch_at, range(-(-size // batch_size)), workers))
+
+
+def ahead(compute: Callable[[int], Batch], numbers: range, workers: int) -> Iterator[tuple[int, Batch]]:
+    """Yields (number, compute(number)) in order; with workers, threads compute the next ones meanwhile."""
+    if workers <= 0:
+        yield from ((number, compute(number)) for number in numbers)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="input")
+    pending: collections.deque[tuple[int, Future[Batch]]] = collections.deque()
+    coming = iter(numbers)
+    try:
+        for number in coming:
+            pending.append((number, pool.submit(compute, number)))
+            if len(pending) > 2 * workers:
+                break
+        while pending:
+            number, future = pending.popleft()
+            batch = future.result()
+            upcoming = next(coming, None)
+            if upcoming is not None:
+                pending.append((upcoming, pool.submit(compute, upcoming)))
+            yield number, batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

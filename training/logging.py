@@ -1,0 +1,102 @@
+"""What a run tells: a progress bar, metrics.jsonl, TensorBoard events, environment.json and a table at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from training.workdir import environment
+
+
+class Log:
+    """Writes the records of one run; silent in all processes but the first.
+
+    Opening it drops what was logged after ``step``: the steps that are about to be done again.
+
+    Args:
+      directory: the working directory, which exists.
+      config: the plain config.
+      step: where the run starts or goes on.
+      total: steps in the whole run.
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], step: int, total: int) -> None:
+        self._leads = jax.process_index() == 0
+        self._bar = tqdm(
+            total=total, initial=step, unit="step", disable=not self._leads, dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
+        )  # fmt: skip
+        if self._leads:
+            path = directory / "metrics.jsonl"
+            _drop_after(path, step)
+            self._file = path.open("a")
+            self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1, write_to_disk=True)
+            (directory / "environment.json").write_text(json.dumps(environment(config), indent=2) + "\n")
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+        if self._leads:
+            self._file.close()
+            self._events.close()
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Records the figures of ``split`` at ``step``."""
+        if not self._leads:
+            return
+        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self._file.write(json.dumps({"step": step, "split": split, **clean}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def progress(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        """Moves the bar to ``step``; ``values`` are shown beside it."""
+        if values:
+            self._bar.set_postfix_str("".join(f", {name} {value:.4g}" for name, value in values.items()).removeprefix(", "), refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self._leads:
+            self._bar.write(text, file=sys.stderr)
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):  # a line cut short when the run was killed
+            continue
+    path.write_text("".join(kept))
+
+
+def peak_memory() -> float:
+    """Peak memory in MiB: of the fullest device where it says so, else of this process."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    if max(peaks):
+        return max(peaks) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Two aligned columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

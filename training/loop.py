@@ -1,0 +1,327 @@
+"""The training loop: every task, every model, one device or many.
+
+A run is a function of its config. Its position is the step; stopping it anywhere and running the
+same command again gives, bit for bit, what it would have given uninterrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from layers.state import assign, flatten
+from tasks import Task
+from training import metrics, schedule, sharding
+from training import optimizer as optimizers
+from training.checkpoint import Best, Checkpoints
+from training.duration import Clock
+from training.input import evaluation_batches, train_batches
+from training.logging import Log, peak_memory, table
+from training.step import Skeleton, State, initial_state, make_evaluation, make_step, weights
+from training.workdir import open_workdir, plain
+
+_IN_FLIGHT = 2  # steps dispatched ahead of the device: enough to keep it busy, few enough to hold few batches
+
+
+class NonFiniteError(ValueError):
+    """The loss or a gradient was not finite; the message names the step, the learning rate and the parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+      step: steps done; fewer than asked for if the run was told to stop.
+      total: steps asked for.
+      figures: the figures of the held-out split, of the final weights ("ema" where kept) and "raw".
+      best: the best validation figure and its step.
+      seconds: time in this call.
+    """
+
+    step: int
+    total: int
+    figures: dict[str, dict[str, float]]
+    best: Best | None
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total
+
+
+def held_out(task: Task) -> str:
+    """The split that the final figures are of."""
+    return "test" if "test" in task.splits else "validation"
+
+
+class Evaluator:
+    """Evaluates weights on the whole of a split, whatever the batch size and the number of devices."""
+
+    def __init__(self, skeleton: Skeleton, task: Task, mesh: Mesh, batch_size: int, workers: int = 0) -> None:
+        self._task, self._mesh, self._workers = task, mesh, workers
+        devices = mesh.shape["data"]
+        self._batch_size = math.ceil(batch_size / devices) * devices
+        self._evaluate = jax.jit(make_evaluation(skeleton, task), out_shardings=sharding.of_state(mesh))
+
+    def __call__(self, arrays: dict[str, jax.Array], split: str) -> dict[str, float]:
+        """The figures of ``split``.
+
+        Raises:
+          ValueError: the split is empty.
+        """
+        examples = self._task.examples(split)
+        if not len(examples):
+            raise ValueError(f"the split {split!r} is empty")
+        totals = []
+        for batch in evaluation_batches(examples, self._batch_size, workers=self._workers):
+            totals.append(self._evaluate(arrays, sharding.place_batch(self._mesh, batch)))
+            jax.block_until_ready(totals[-_IN_FLIGHT:][0])
+        return metrics.figures(totals)
+
+
+@contextlib.contextmanager
+def _until_sigterm() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether the process was asked to stop; only the main thread can be asked."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Window:
+    """Reports of the steps since the last record, left on the device until they are asked for."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self.reports: list[dict[str, Any]] = []
+        self._since = time.perf_counter()
+
+    def restart(self) -> None:
+        """Starts the clock again: what came between (evaluation, compilation) is not step time."""
+        self._since = time.perf_counter()
+
+    def add(self, report: dict[str, Any]) -> None:
+        self.reports.append(report)
+        jax.block_until_ready(self.reports[-_IN_FLIGHT:][0]["kept"])
+
+    def close(self, first: int, batch_size: int) -> tuple[dict[str, float], list[str]]:
+        """The figures of the window, whose first step is ``first``, and a line on each step that was not finite."""
+        reports = jax.device_get(self.reports)
+        seconds = time.perf_counter() - self._since
+        good = [r for r in reports if r["kept"]]
+        figures = metrics.figures(r["pairs"] for r in good or reports[:1])
+        figures |= {
+            "learning_rate": float(reports[-1]["learning_rate"]),
+            "gradient_norm": float(np.mean([r["gradient_norm"] for r in good])) if good else math.nan,
+            "step_seconds": seconds / len(reports),
+            "examples_per_second": batch_size * len(reports) / seconds,
+            "peak_memory_mib": peak_memory(),
+        }
+        faults = [self._fault(first + number, r) for number, r in enumerate(reports) if not r["kept"]]
+        self.reports = []
+        return figures, faults
+
+    def _fault(self, step: int, report: dict[str, Any]) -> str:
+        groups: dict[str, int] = {}
+        for name in np.asarray(self._names)[~np.isfinite(report["squares"])]:
+            group = ".".join(name.split(".")[:-1]) or name
+            groups[group] = groups.get(group, 0) + 1
+        listed = list(groups)
+        shown = ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
+        what = f"gradients of {shown}" if groups else "the loss"
+        return f"step {step + 1}, learning rate {float(report['learning_rate']):.3g}: {what} not finite"
+
+
+def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, extend: bool = False) -> Result:
+    """Trains ``model`` on ``task``, going on from where ``workdir`` stands.
+
+    Args:
+      config: all of the run; configs/common.py explains its fields.
+      model: freshly made; its arrays are given up to the run, and it has the final weights (averaged, where kept) afterwards.
+      task: what to train on.
+      workdir: made where it does not exist.
+      extend: allow other durations than those the run began with.
+
+    Raises:
+      ValueError: a field of the config that can't be served, or another config than the directory's.
+      NonFiniteError: after saving the last finite state, if ``config.nonfinite`` is "stop".
+      OSError: the directory can't be written.
+    """
+    started = time.perf_counter()
+    examples = task.examples("train")
+    size = config.batch_size
+    if not len(examples):
+        raise ValueError("the split to train on is empty")
+    if config.nonfinite not in ("stop", "skip"):
+        raise ValueError(f'nonfinite={config.nonfinite!r}: "stop" or "skip"')
+    mesh = sharding.create_mesh(config.mesh)
+    sharding.check_batch(mesh, size, config.accumulate)
+    clock = Clock(size, len(examples))
+    total = clock.steps(config.train_for, "train_for")
+    eval_every, save_every = clock.examples(config.eval_every, "eval_every"), clock.examples(config.save_every, "save_every")
+    log_every = max(int(config.log_every), 1)
+    plan = config.schedule
+    optimizer = optimizers.create(model, flatten(model, nnx.Param), config.optimizer)
+    rates = schedule.create(plan.name, optimizer.peak, total, clock.steps(plan.warmup, "schedule.warmup"), plan.final)
+    open_workdir(workdir, config, extend=extend)
+    checkpoints = Checkpoints(workdir, config.keep)
+
+    skeleton = Skeleton(model)
+    state = sharding.place_state(mesh, initial_state(model, optimizer, config.ema))
+    step_function = make_step(
+        skeleton, task, optimizer, rates, seed=config.seed, accumulate=config.accumulate, ema=config.ema,
+        aux_losses=dict(config.aux_losses), sticky=config.nonfinite == "stop",
+    )  # fmt: skip
+    evaluate = Evaluator(skeleton, task, mesh, size, config.workers)
+    restored = checkpoints.restore(state)
+    state, step = restored or (state, 0)
+    state = sharding.place_state(mesh, state)
+    best = checkpoints.best()
+
+    with jax.set_mesh(mesh), Log(workdir, plain(config), step, total) as log, _until_sigterm() as told_to_stop:
+        if restored:
+            log.say(f"going on from step {step} of {total}")
+        window, first, compiled = _Window(optimizer.trainable), step, None
+        trace = _Trace(workdir / "profile", config.profile)
+        batches = train_batches(examples, range(step, total), size, seed=config.seed, accumulate=config.accumulate, workers=config.workers)
+        with contextlib.closing(batches), trace:
+            for number, batch in batches:
+                placed = sharding.place_batch(mesh, batch, leading=1)
+                if compiled is None:
+                    compiled, seconds = _compile(step_function, state, placed, mesh)
+                    log.say(f"compiled in {seconds:.1f} s")
+                    log.write(step, "compile", {"seconds": seconds})
+                    window.restart()
+                state, report = compiled(state, placed)
+                window.add(report)
+                step = number + 1
+                log.progress(step)
+                trace.step(state)
+                evaluating = clock.due(step, eval_every) and "validation" in task.splits
+                saving = clock.due(step, save_every) or step == total or told_to_stop()
+                if step - first >= log_every or evaluating or saving:
+                    figures, faults = window.close(first, size)
+                    first = step
+                    if faults and config.nonfinite == "stop":
+                        _stop(checkpoints, state, faults[0])
+                    for fault in faults:
+                        log.say(f"skipped {fault}")
+                    figures |= {"epoch": step * size / len(examples)} | ({"skipped": len(faults)} if faults else {})
+                    log.write(step, "train", figures)
+                    shown = {name: figures[name] for name in dict.fromkeys(("loss", task.monitor)) if name in figures}
+                    log.progress(step, shown | {"examples/s": figures["examples_per_second"]})
+                    if evaluating:
+                        figures = evaluate(weights(state, averaged=True), "validation")
+                        log.write(step, "validation", figures)
+                        log.say(f"step {step}: validation " + _listed(figures))
+                        best = _better(best, step, figures, task, checkpoints, state)
+                    if saving:
+                        checkpoints.save(state, step)
+                    if told_to_stop():
+                        break
+                    window.restart()
+        checkpoints.close()
+        figures_of: dict[str, dict[str, float]] = {}
+        if step >= total:
+            split = held_out(task)
+            if config.ema:
+                figures_of["ema"] = evaluate(weights(state, averaged=True), split)
+            figures_of["raw"] = evaluate(weights(state, averaged=False), split)
+            for name, figures in figures_of.items():
+                log.write(step, f"{split}_{name}", figures)
+    assign(model, weights(state, averaged=True))
+    return Result(step, total, figures_of, best, time.perf_counter() - started)
+
+
+def _compile(step: Callable[..., Any], state: State, batch: Any, mesh: Mesh) -> tuple[Callable[..., Any], float]:
+    since = time.perf_counter()
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=sharding.of_state(mesh)).lower(state, batch).compile()
+    return compiled, time.perf_counter() - since
+
+
+def _stop(checkpoints: Checkpoints, state: State, fault: str) -> None:
+    """Saves the state, which stands at the last finite step, and raises."""
+    finite = int(state["step"])
+    if finite:
+        checkpoints.save(state, finite)
+    checkpoints.close()
+    raise NonFiniteError(
+        f"{fault}. The state after step {finite} is kept. Lower optimizer.learning_rate, lengthen schedule.warmup or set optimizer.clip_norm "
+        f"for a new run, or go on without such steps with --config.nonfinite=skip"
+    )
+
+
+def _better(best: Best | None, step: int, figures: dict[str, float], task: Task, checkpoints: Checkpoints, state: State) -> Best | None:
+    """Keeps the weights if their validation figure is the best so far."""
+    if task.monitor not in figures:
+        raise ValueError(f"the task monitors {task.monitor!r}, which its evaluation does not report: it reports {', '.join(figures)}")
+    value = figures[task.monitor]
+    sign = 1 if task.higher_is_better else -1
+    if math.isnan(value) or (best is not None and sign * value <= sign * best.value):
+        return best
+    checkpoints.save_best(state, step, value)
+    return Best(step, value)
+
+
+def _listed(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+
+
+def summary(result: Result, task: Task, workdir: Path) -> str:
+    """The table at the end of a run."""
+    split = held_out(task)
+    rows = [(f"{split} ({name} weights)", _listed(figures)) for name, figures in result.figures.items()]
+    if result.best:
+        rows.append((f"best validation {task.monitor}", f"{result.best.value:.4f} at step {result.best.step}"))
+    return table([*rows, ("steps", str(result.step)), ("time", f"{result.seconds:.0f} s"), ("workdir", str(workdir))])
+
+
+class _Trace:
+    """Writes a profiler trace of ``steps`` steps, after the first two."""
+
+    def __init__(self, directory: Path, steps: int) -> None:
+        self._directory, self._last, self._count, self._open = directory, steps + 2 if steps else 0, 0, False
+
+    def __enter__(self) -> _Trace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:
+            jax.profiler.stop_trace()
+
+    def step(self, state: State) -> None:
+        """Called after each step."""
+        if self._count >= self._last:
+            return
+        self._count += 1
+        if self._count == 2:
+            jax.profiler.start_trace(str(self._directory))
+            self._open = True
+        elif self._count == self._last:
+            jax.block_until_ready(state["step"])
+            jax.profiler.stop_trace()
+            self._open = False

@@ -1,0 +1,185 @@
+"""The jitted step and the jitted evaluation: functions of flat dictionaries of arrays.
+
+The state is ``{"params", "statistics", "optimizer", "ema", "step", "halted"}``, its first two and
+``ema`` flat under dotted names. The model exists at trace time only. Random keys are no part of the
+state: each one in the model is derived from (seed, step, microbatch) and its name.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from layers.module import AuxLoss, Statistic, collecting
+from layers.state import assign, flatten
+from tasks import Task
+from tasks.registry import unknown
+from training.optimizer import Optimizer
+from training.schedule import Schedule
+
+State = dict[str, Any]
+Arrays = dict[str, jax.Array]
+
+
+def _named_key(key: jax.Array, name: str) -> jax.Array:
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+class Skeleton:
+    """A model without its arrays: makes the model of given arrays inside a traced function."""
+
+    def __init__(self, model: nnx.Module) -> None:
+        self._graph, emptied, self._constants = nnx.split(model, nnx.Any(nnx.Param, Statistic, nnx.RngState), ...)
+        self._emptied = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), emptied)
+
+    def build(self, arrays: Mapping[str, jax.Array], key: jax.Array) -> nnx.Module:
+        """The model with ``arrays`` in its parameters and statistics, and its random streams started from ``key``."""
+        model = nnx.merge(self._graph, self._emptied, self._constants, copy=True)
+        keys = {name: _named_key(key, name) for name in flatten(model, nnx.RngKey)}
+        counts = {name: jnp.zeros(count.shape, count.dtype) for name, count in flatten(model, nnx.RngCount).items()}
+        assign(model, {**arrays, **keys, **counts})
+        return model
+
+
+def initial_state(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
+    """The state before the first step, sharing the model's arrays, except for the moving average."""
+    params, statistics = flatten(model, nnx.Param), flatten(model, Statistic)
+    trained = {name: params[name] for name in optimizer.trainable}
+    return {
+        "params": params,
+        "statistics": statistics,
+        "optimizer": optimizer.transformation(0.0).init(trained),
+        "ema": {name: jnp.array(value, jnp.float32, copy=True) for name, value in {**trained, **statistics}.items()} if ema else {},
+        "step": jnp.zeros((), jnp.int32),
+        "halted": jnp.zeros((), bool),
+    }
+
+
+def weights(state: Mapping[str, Any], averaged: bool) -> Arrays:
+    """Parameters and statistics to evaluate with: those of the exponential moving average where it is wanted and kept."""
+    raw = {**state["params"], **state["statistics"]}
+    return {**raw, **{name: value.astype(raw[name].dtype) for name, value in state["ema"].items()}} if averaged else raw
+
+
+def auxiliary(sown: Mapping[str, Any], factors: Mapping[str, float]) -> Arrays:
+    """Sums of the sown auxiliary losses by name, before their ``factors``.
+
+    Raises:
+      ValueError: a factor for a loss that nothing sows, or a sown loss without a factor.
+    """
+    sums: Arrays = {}
+    for path, value in sown.items():
+        name = path.rsplit(".", 1)[-1]
+        sums[name] = sums.get(name, jnp.zeros((), jnp.float32)) + sum(jnp.sum(v) for v in jax.tree.leaves(value))
+    for name in factors:
+        if name not in sums:
+            raise ValueError(f"aux_losses: {unknown('auxiliary loss', name, sums)}")
+    for name in sums:
+        if name not in factors:
+            raise ValueError(f"the model reports the auxiliary loss {name!r}, which has no weight: set aux_losses={{{name!r}: ...}}, 0 to leave it out")
+    return sums
+
+
+def make_step(
+    skeleton: Skeleton,
+    task: Task,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    *,
+    seed: int,
+    accumulate: int,
+    ema: float,
+    aux_losses: Mapping[str, float],
+    sticky: bool,
+) -> Callable[[State, Arrays], tuple[State, dict[str, Any]]]:
+    """Returns ``step(state, batch) -> (state, report)``.
+
+    ``batch`` leaves are (accumulate, rows, ...). ``report`` has ``pairs`` (the task's metrics as
+    (sum, count)), ``learning_rate``, ``gradient_norm``, ``squares`` (sum of squared gradients of each
+    trainable parameter, in the order of their names) and ``kept`` (whether the state moved).
+
+    A step whose loss or gradient is not finite leaves the state as it was. If ``sticky``, so do all
+    later ones, and the step count stands still; else only the count advances.
+    """
+
+    def microbatch(trained: Arrays, frozen: Arrays, statistics: Arrays, batch: Arrays, key: jax.Array) -> tuple[jax.Array, Arrays, Arrays, Any]:
+        def loss(trained: Arrays) -> tuple[jax.Array, tuple[Arrays, Any]]:
+            model = skeleton.build({**frozen, **trained, **statistics}, key)
+            model.train()
+            with collecting(AuxLoss) as sown:
+                value, pairs = task.loss(model, batch, _named_key(key, "task"))
+            count = jnp.asarray(pairs["loss"][1], jnp.float32)
+            extra = auxiliary(sown.named(model), aux_losses)
+            for name, term in extra.items():
+                value = value + aux_losses[name] * term
+            pairs = {**pairs, **{name: (term * count, count) for name, term in extra.items()}}
+            # The gradient of a mean times its count: what adds up over microbatches of unequal counts.
+            return value * count, (flatten(model, Statistic), pairs)
+
+        (value, (statistics, pairs)), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
+        return value, gradients, statistics, pairs
+
+    def step(state: State, batch: Arrays) -> tuple[State, dict[str, Any]]:
+        rate = schedule(state["step"])
+        trained = {name: state["params"][name] for name in optimizer.trainable}
+        frozen = {name: value for name, value in state["params"].items() if name not in trained}
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+
+        def accumulated(carry: tuple[Arrays, Arrays], part: tuple[jax.Array, Arrays]) -> tuple[tuple[Arrays, Arrays], Any]:
+            number, rows = part
+            total, statistics = carry
+            value, gradients, statistics, pairs = microbatch(trained, frozen, statistics, rows, jax.random.fold_in(key, number))
+            return (jax.tree.map(jnp.add, total, gradients), statistics), (value, pairs)
+
+        if accumulate == 1:
+            value, gradients, statistics, pairs = microbatch(
+                trained, frozen, state["statistics"], {name: rows[0] for name, rows in batch.items()}, jax.random.fold_in(key, 0)
+            )
+        else:
+            carry = (jax.tree.map(jnp.zeros_like, trained), state["statistics"])
+            (gradients, statistics), (values, parts) = jax.lax.scan(accumulated, carry, (jnp.arange(accumulate), batch))
+            value, pairs = jax.tree.map(lambda x: jnp.sum(x, 0), (values, parts))
+
+        scale = 1 / jnp.maximum(pairs["loss"][1], 1e-9)
+        gradients = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
+        squares = jnp.stack([jnp.sum(jnp.square(gradients[name].astype(jnp.float32))) for name in optimizer.trainable])
+        norm = jnp.sqrt(jnp.sum(squares))
+        kept = jnp.isfinite(value) & jnp.isfinite(norm) & ~state["halted"]
+
+        updates, moments = optimizer.transformation(rate).update(gradients, state["optimizer"], trained)
+        trained = optax.apply_updates(trained, updates)
+        new = {
+            "params": {name: trained.get(name, value) for name, value in state["params"].items()},
+            "statistics": statistics,
+            "optimizer": moments,
+            "ema": _averaged(state["ema"], {**trained, **statistics}, state["step"], ema),
+        }
+        moved = jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, {name: state[name] for name in new})
+        halted = state["halted"] | (~kept if sticky else False)
+        moved |= {"step": state["step"] + jnp.where(halted, 0, 1).astype(jnp.int32), "halted": halted}
+        return moved, {"pairs": pairs, "learning_rate": rate, "gradient_norm": norm, "squares": squares, "kept": kept}
+
+    return step
+
+
+def _averaged(ema: Arrays, new: Arrays, step: jax.Array, decay: float) -> Arrays:
+    """The moving average after a step; a shorter memory at first, so that the initial weights are soon forgotten."""
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return {name: kept * old + (1 - kept) * new[name].astype(jnp.float32) for name, old in ema.items()}
+
+
+def make_evaluation(skeleton: Skeleton, task: Task) -> Callable[[Arrays, Arrays], Any]:
+    """Returns ``evaluate(arrays, batch) -> pairs``; ``batch`` leaves are (rows, ...) with "weight"."""
+
+    def evaluate(arrays: Arrays, batch: Arrays) -> Any:
+        model = skeleton.build(arrays, jax.random.key(0))
+        model.eval()
+        return task.evaluate(model, batch)
+
+    return evaluate

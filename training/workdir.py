@@ -1,0 +1,111 @@
+"""The working directory of a run: its config, what it ran on, and whether a command may go on with it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+INERT = frozenset({"log_every", "save_every", "workers", "mesh", "keep", "profile", "nonfinite"})
+"""Fields that can't change what was computed so far."""
+DURATIONS = frozenset({"train_for", "eval_every"})
+"""Fields that may change when a run is extended."""
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "ml_collections")
+
+
+def plain(config: Any) -> Any:
+    """A config as JSON gives it back: dictionaries, lists, strings, numbers."""
+    return json.loads(config.to_json_best_effort() if isinstance(config, ConfigDict) else json.dumps(config))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted field, old value, new value) of the fields in which two plain configs differ."""
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{name}.")
+        elif a != b or (name in old) != (name in new):
+            yield prefix + name, a, b
+
+
+def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False) -> None:
+    """Makes the directory, or checks that it holds a run of this config, and writes the config down.
+
+    Raises:
+      ValueError: it holds checkpoints of another config; the differing fields are listed.
+      OSError: it can't be written.
+    """
+    record = path / "config.json"
+    new = plain(config)
+    if record.exists() and any(path.glob("checkpoints/[0-9]*")):
+        changed = [d for d in differences(read_config(path).to_dict(), new) if d[0].split(".")[0] not in INERT]
+        barred = [d for d in changed if not (extend and d[0] in DURATIONS)]
+        if barred:
+            listed = "\n".join(f"  {field}: {json.dumps(a)} there, {json.dumps(b)} here" for field, a, b in barred)
+            hint = "add --extend to go on with the new durations" if all(d[0] in DURATIONS for d in barred) else "use another --workdir, or the old values"
+            raise ValueError(f"{path} holds a run of another config:\n{listed}\n{hint}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        temporary = path / "config.json.tmp"
+        temporary.write_text(json.dumps(new, indent=2) + "\n")
+        temporary.replace(record)
+    except OSError as error:
+        raise OSError(f"can't write to the working directory {path}: {error.strerror or error}; choose another with --workdir") from error
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The config of the run in ``path``.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    record = path / "config.json"
+    if not record.is_file():
+        raise FileNotFoundError(f"{path} is not the working directory of a run: it has no config.json")
+    return ConfigDict(json.loads(record.read_text()))
+
+
+def environment(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions, devices, the state of the source tree, the seed and the command."""
+    devices = jax.devices()
+    return {
+        "command": sys.argv,
+        "seed": config["seed"],
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the source tree and whether it was changed since; None outside a repository."""
+
+    def ask(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
