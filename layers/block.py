@@ -34,6 +34,7 @@ class Block(Module):
         features: int,
         position: nnx.Module | None = None,
         norm: Norm = "layer",
+        norm_epsilon: float = 1e-6,
         norm_order: NormOrder = "pre",
         layer_scale: float | None = None,
         drop_path: float | None = None,
@@ -51,7 +52,7 @@ class Block(Module):
             raise ValueError(f'norm_order is "pre" or "post", got {norm_order!r}')
 
         def make_norm() -> nnx.Module:
-            return create_norm(norm, features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            return create_norm(norm, features, epsilon=norm_epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def make_scale() -> LayerScale | None:
             return None if layer_scale is None else LayerScale(features, layer_scale, param_dtype=param_dtype, rngs=rngs)

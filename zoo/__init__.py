@@ -1,5 +1,6 @@
 """The model zoo: ``zoo.create(name)``, ``zoo.list_models()``, ``zoo.preprocess(model)``."""
 
+from zoo import language as language
 from zoo import vision as vision
 from zoo.creation import create, preprocess
 from zoo.registry import ModelConfig, Preprocess, list_models, register, register_family, variant

@@ -1,0 +1,3 @@
+"""Language architectures, one file each; importing this package registers them all."""
+
+from zoo.language import transformer as transformer

@@ -1,0 +1,52 @@
+"""A modern decoder, the baseline of every comparison here.
+
+    x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
+
+with rotary positions, grouped key and value heads, and an optional sliding window. ``rotary=None``
+leaves positions out altogether: a causal transformer finds order by itself (Language Modeling with
+Deep Transformers, Irie et al., 2019). Sizes are our choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from layers.mixer import MixerSpec
+from zoo.backbones.causal import Causal, CausalConfig
+from zoo.registry import register_family
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig(CausalConfig):
+    """Hyper-parameters of the decoder.
+
+    Attributes:
+      num_kv_heads: key and value heads; None is one for each query head.
+      rotary: base of the rotary embedding, None for no positions.
+      window: tokens that attention looks back, this one included; None for all.
+    """
+
+    num_kv_heads: int | None = None
+    rotary: float | None = 10000.0
+    window: int | None = None
+
+
+class Transformer(Causal):
+    """The decoder; names as in :class:`Causal`."""
+
+    config: TransformerConfig
+
+    def own_mixer(self, index: int) -> MixerSpec:
+        c = self.config
+        return {"name": "attention", "num_kv_heads": c.num_kv_heads, "rotary": c.rotary, "window": c.window, "use_bias": False}
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "transformer_nano": {"features": 128, "depth": 4, "num_heads": 4},
+    "transformer_130m": {"vocab_size": 50280, "features": 768, "depth": 12, "num_heads": 12},
+    "transformer_370m": {"vocab_size": 50280, "features": 1024, "depth": 24, "num_heads": 16},
+    "transformer_1.3b": {"vocab_size": 50280, "features": 2048, "depth": 24, "num_heads": 32, "num_kv_heads": 8},
+}
+
+register_family("transformer", Transformer, TransformerConfig, VARIANTS, our_choice=tuple(VARIANTS))
