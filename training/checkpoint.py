@@ -46,6 +46,10 @@ def _unflat(like: Any, flat: Mapping[str, Any]) -> Any:
     return jax.tree_util.tree_unflatten(treedef, [flat[jax.tree_util.keystr(path, simple=True, separator=".")] for path, _ in paths])
 
 
+def _abstract(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
 @jax.jit
 def _digest(arrays: dict[str, jax.Array]) -> jax.Array:
     """A 32-bit sum over all bits of all arrays, weighted by position: any single changed value changes it."""
@@ -200,7 +204,7 @@ class Checkpoints:
 
 def _read(manager: ocp.CheckpointManager, step: int, like: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Restores items shaped as ``like`` and checks their digests."""
-    arguments = {name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)) for name, arrays in like.items()}
+    arguments = {name: ocp.args.StandardRestore(jax.tree.map(_abstract, arrays)) for name, arrays in like.items()}
     restored = manager.restore(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonRestore()))
     for name in like:
         if int(_digest(restored[name])) != restored["meta"]["digest"][name]:

@@ -68,6 +68,10 @@ class Log:
             self._bar.set_postfix_str("".join(f", {name} {value:.4g}" for name, value in values.items()).removeprefix(", "), refresh=False)
         self._bar.update(step - self._bar.n)
 
+    def unpause(self) -> None:
+        """Leaves the time since the last step (compilation) out of the time left."""
+        self._bar.unpause()
+
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         if self._leads:

@@ -29,12 +29,11 @@ from training import metrics, schedule, sharding
 from training import optimizer as optimizers
 from training.checkpoint import Best, Checkpoints
 from training.duration import Clock
-from training.input import evaluation_batches, train_batches
+from training.evaluation import IN_FLIGHT, Evaluator, held_out
+from training.input import train_batches
 from training.logging import Log, peak_memory, table
-from training.step import Skeleton, State, initial_state, make_evaluation, make_step, weights
+from training.step import Skeleton, State, initial_state, make_step, weights
 from training.workdir import open_workdir, plain
-
-_IN_FLIGHT = 2  # steps dispatched ahead of the device: enough to keep it busy, few enough to hold few batches
 
 
 class NonFiniteError(ValueError):
@@ -62,36 +61,6 @@ class Result:
     @property
     def finished(self) -> bool:
         return self.step >= self.total
-
-
-def held_out(task: Task) -> str:
-    """The split that the final figures are of."""
-    return "test" if "test" in task.splits else "validation"
-
-
-class Evaluator:
-    """Evaluates weights on the whole of a split, whatever the batch size and the number of devices."""
-
-    def __init__(self, skeleton: Skeleton, task: Task, mesh: Mesh, batch_size: int, workers: int = 0) -> None:
-        self._task, self._mesh, self._workers = task, mesh, workers
-        devices = mesh.shape["data"]
-        self._batch_size = math.ceil(batch_size / devices) * devices
-        self._evaluate = jax.jit(make_evaluation(skeleton, task), out_shardings=sharding.of_state(mesh))
-
-    def __call__(self, arrays: dict[str, jax.Array], split: str) -> dict[str, float]:
-        """The figures of ``split``.
-
-        Raises:
-          ValueError: the split is empty.
-        """
-        examples = self._task.examples(split)
-        if not len(examples):
-            raise ValueError(f"the split {split!r} is empty")
-        totals = []
-        for batch in evaluation_batches(examples, self._batch_size, workers=self._workers):
-            totals.append(self._evaluate(arrays, sharding.place_batch(self._mesh, batch)))
-            jax.block_until_ready(totals[-_IN_FLIGHT:][0])
-        return metrics.figures(totals)
 
 
 @contextlib.contextmanager
@@ -126,7 +95,7 @@ class _Window:
 
     def add(self, report: dict[str, Any]) -> None:
         self.reports.append(report)
-        jax.block_until_ready(self.reports[-_IN_FLIGHT:][0]["kept"])
+        jax.block_until_ready(self.reports[-IN_FLIGHT:][0]["kept"])
 
     def close(self, first: int, batch_size: int) -> tuple[dict[str, float], list[str]]:
         """The figures of the window, whose first step is ``first``, and a line on each step that was not finite."""
@@ -215,6 +184,7 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
                     compiled, seconds = _compile(step_function, state, placed, mesh)
                     log.say(f"compiled in {seconds:.1f} s")
                     log.write(step, "compile", {"seconds": seconds})
+                    log.unpause()
                     window.restart()
                 state, report = compiled(state, placed)
                 window.add(report)
@@ -235,7 +205,7 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
                     shown = {name: figures[name] for name in dict.fromkeys(("loss", task.monitor)) if name in figures}
                     log.progress(step, shown | {"examples/s": figures["examples_per_second"]})
                     if evaluating:
-                        figures = evaluate(weights(state, averaged=True), "validation")
+                        figures = evaluate(weights(state, averaged=True), "validation").figures
                         log.write(step, "validation", figures)
                         log.say(f"step {step}: validation " + _listed(figures))
                         best = _better(best, step, figures, task, checkpoints, state)
@@ -249,8 +219,8 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
         if step >= total:
             split = held_out(task)
             if config.ema:
-                figures_of["ema"] = evaluate(weights(state, averaged=True), split)
-            figures_of["raw"] = evaluate(weights(state, averaged=False), split)
+                figures_of["ema"] = evaluate(weights(state, averaged=True), split).figures
+            figures_of["raw"] = evaluate(weights(state, averaged=False), split).figures
             for name, figures in figures_of.items():
                 log.write(step, f"{split}_{name}", figures)
     assign(model, weights(state, averaged=True))

@@ -47,15 +47,24 @@ class Skeleton:
         return model
 
 
-def initial_state(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
-    """The state before the first step, sharing the model's arrays, except for the moving average."""
+def initial_weights(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
+    """``params``, ``statistics`` and ``ema`` of the state before the first step; all but the average share the model's arrays."""
     params, statistics = flatten(model, nnx.Param), flatten(model, Statistic)
-    trained = {name: params[name] for name in optimizer.trainable}
+    averaged = {**{name: params[name] for name in optimizer.trainable}, **statistics} if ema else {}
     return {
         "params": params,
         "statistics": statistics,
+        "ema": {name: jnp.array(value, jnp.float32, copy=True) for name, value in averaged.items()},
+    }
+
+
+def initial_state(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
+    """The state before the first step."""
+    state = initial_weights(model, optimizer, ema)
+    trained = {name: state["params"][name] for name in optimizer.trainable}
+    return {
+        **state,
         "optimizer": optimizer.transformation(0.0).init(trained),
-        "ema": {name: jnp.array(value, jnp.float32, copy=True) for name, value in {**trained, **statistics}.items()} if ema else {},
         "step": jnp.zeros((), jnp.int32),
         "halted": jnp.zeros((), bool),
     }
@@ -175,11 +184,11 @@ def _averaged(ema: Arrays, new: Arrays, step: jax.Array, decay: float) -> Arrays
 
 
 def make_evaluation(skeleton: Skeleton, task: Task) -> Callable[[Arrays, Arrays], Any]:
-    """Returns ``evaluate(arrays, batch) -> pairs``; ``batch`` leaves are (rows, ...) with "weight"."""
+    """Returns ``evaluate(arrays, batch) -> (pairs, examples)``; ``batch`` leaves are (rows, ...) with "weight"."""
 
     def evaluate(arrays: Arrays, batch: Arrays) -> Any:
         model = skeleton.build(arrays, jax.random.key(0))
         model.eval()
-        return task.evaluate(model, batch)
+        return task.evaluate(model, batch), jnp.sum(batch["weight"])
 
     return evaluate

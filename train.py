@@ -1,0 +1,39 @@
+"""Trains a model: ``python train.py --config=configs/biformer.py``.
+
+Any field of the config can be overridden (``--config.batch_size=32``). Running the same command with
+the same ``--workdir`` goes on where it stopped.
+"""
+
+import datetime
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from training import assembly, command, loop
+
+config_flags.DEFINE_config_file("config", None, "A config file and its argument, as in configs/biformer.py:imagenet,variant=tiny.")
+flags.DEFINE_string("workdir", None, "Where the run is kept; default ./runs/NAME-TIME.")
+flags.DEFINE_boolean("extend", False, "Go on with a run for another duration than it began with.")
+flags.DEFINE_integer("profile", None, "Write a profiler trace of this many steps to the working directory.")
+
+
+def main() -> None:
+    config = command.required("config")
+    if flags.FLAGS.profile is not None:
+        config.profile = flags.FLAGS.profile
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem
+    workdir = Path(flags.FLAGS.workdir or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    task, model = assembly.build(config)
+    result = loop.train(config, model, task, workdir, extend=flags.FLAGS.extend)
+    if result.finished:
+        print(loop.summary(result, task, workdir))
+        return
+    again = [a for a in sys.argv if not a.startswith("--workdir")]
+    print(f"stopped after step {result.step} of {result.total}; this goes on:\n{shlex.join(['python', *again, f'--workdir={workdir}'])}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,116 @@
+"""What train.py and eval.py share: flags that answer clearly, and errors as one message instead of a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from tasks.registry import unknown
+
+_HOME = Path(__file__).resolve().parent.parent
+
+
+def _deliberate(error: BaseException) -> bool:
+    """Whether an error is addressed to the user: the system's, or raised as a ValueError by this repository's own code."""
+    if isinstance(error, OSError):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
+    return isinstance(error, ValueError) and raised_in.is_relative_to(_HOME)
+
+
+@contextlib.contextmanager
+def one_message() -> Iterator[None]:
+    """Turns an error addressed to the user into its message on standard error and exit status 1; others keep their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command with the same --workdir goes on from the last checkpoint")
+    except Exception as error:
+        if not _deliberate(error):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def _load(value: str) -> ConfigDict:
+    """The config that ``--config=FILE:ARGUMENT`` names."""
+    path, _, argument = value.partition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config={value}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location("config_of_the_command", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config={value}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
+    """Refuses ``--config.FIELD`` where the config has no such field.
+
+    Raises:
+      ValueError: near fields are named.
+    """
+    for argument in arguments:
+        if not argument.startswith(("--config.", "-config.")):
+            continue
+        path = argument.split("=", 1)[0].split("config.", 1)[1]
+        node: Any = config
+        for depth, part in enumerate(parts := path.split(".")):
+            name = part.split("[", 1)[0]
+            if not isinstance(node, ConfigDict) or name not in node:
+                known = list(node.keys()) if isinstance(node, ConfigDict) else []
+                raise ValueError(f"--config.{path}: " + unknown("field of config" + "".join(f".{p}" for p in parts[:depth]), name, known))
+            node = node[name]
+
+
+def parse(arguments: Sequence[str]) -> list[str]:
+    """The flags parser of the commands: a missing config file, a wrong argument or an unknown field is one message."""
+    with one_message():
+        for value in (a.split("=", 1)[1] for a in arguments if a.startswith(("--config=", "-config="))):
+            check_fields(_load(value), arguments)
+    return app.parse_flags_with_usage(list(arguments))
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs ``main``; keeps compiled programs between runs."""
+
+    def guarded(arguments: list[str]) -> None:
+        with one_message():
+            if arguments[1:]:
+                raise ValueError(f"unknown argument {arguments[1]!r}: flags begin with --; --help lists them")
+            main()
+
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of each save that waits for the one before
+    _keep_compiled()
+    app.run(guarded, flags_parser=parse)
+
+
+def _keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where, or is empty for nowhere."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "mixer-zoo" / "compiled"))
+
+
+def required(name: str) -> Any:
+    """The value of a flag that must be given.
+
+    Raises:
+      ValueError: it is not given.
+    """
+    value = flags.FLAGS[name].value
+    if value is None:
+        raise ValueError(f"--{name} is missing: --help shows the flags")
+    return value

@@ -1,0 +1,92 @@
+"""Evaluation: the figures of one set of weights on exactly one split."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from layers.module import Statistic
+from layers.state import assign, flatten
+from tasks import Task
+from training import metrics, sharding
+from training import optimizer as optimizers
+from training.checkpoint import Checkpoints
+from training.input import evaluation_batches
+from training.step import Skeleton, initial_weights, make_evaluation, weights
+
+IN_FLIGHT = 2
+"""Batches dispatched ahead of the device: enough to keep it busy, few enough to hold little memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Attributes: ``figures`` by metric, and the number of ``examples`` they are of."""
+
+    figures: dict[str, float]
+    examples: int
+
+
+def held_out(task: Task) -> str:
+    """The split that the final figures are of."""
+    return "test" if "test" in task.splits else "validation"
+
+
+class Evaluator:
+    """Evaluates weights on the whole of a split, whatever the batch size and the number of devices."""
+
+    def __init__(self, skeleton: Skeleton, task: Task, mesh: Mesh, batch_size: int, workers: int = 0) -> None:
+        self._task, self._mesh, self._workers = task, mesh, workers
+        devices = mesh.shape["data"]
+        self._batch_size = math.ceil(batch_size / devices) * devices
+        self._evaluate = jax.jit(make_evaluation(skeleton, task), out_shardings=sharding.of_state(mesh))
+
+    def __call__(self, arrays: dict[str, jax.Array], split: str) -> Evaluation:
+        """Evaluates ``arrays`` on ``split``.
+
+        Raises:
+          ValueError: the split is empty.
+        """
+        examples = self._task.examples(split)
+        if not len(examples):
+            raise ValueError(f"the split {split!r} is empty")
+        reports: list[Any] = []
+        for batch in evaluation_batches(examples, self._batch_size, workers=self._workers):
+            reports.append(self._evaluate(arrays, sharding.place_batch(self._mesh, batch)))
+            jax.block_until_ready(reports[-IN_FLIGHT:][0])
+        counted = jax.device_get([rows for _, rows in reports])
+        return Evaluation(metrics.figures(pairs for pairs, _ in reports), round(float(sum(counted))))
+
+
+def load(config: ConfigDict, model: nnx.Module, workdir: Path, which: str = "last") -> int:
+    """Puts the weights of a run's checkpoint into ``model``, averaged where the run keeps an average; returns their step.
+
+    Raises:
+      OSError: there is no such checkpoint, or it can't be read.
+    """
+    optimizer = optimizers.create(model, flatten(model, nnx.Param), config.optimizer)
+    state, step = Checkpoints(workdir, read_only=True).restore_weights(which, initial_weights(model, optimizer, config.ema))
+    assign(model, weights(state, averaged=True))
+    return step
+
+
+def record(config: ConfigDict, model: nnx.Module, task: Task, split: str | None = None) -> dict[str, Any]:
+    """Evaluates ``model`` and says on what: model, dataset, split, examples and the figures.
+
+    Raises:
+      ValueError: the task has no such split, or it is empty.
+    """
+    split = split or held_out(task)
+    mesh = sharding.create_mesh(config.mesh)
+    evaluate = Evaluator(Skeleton(model), task, mesh, config.batch_size, config.workers)
+    arrays = sharding.place_state(mesh, flatten(model, nnx.Param) | flatten(model, Statistic))
+    with jax.set_mesh(mesh):
+        done = evaluate(arrays, split)
+    dataset = getattr(task, "dataset_name", config.task.name)
+    return {"model": config.model, "dataset": dataset, "split": split, "examples": done.examples, **done.figures}
