@@ -1,0 +1,88 @@
+"""Linear attention with decay: a matrix-valued linear recurrence over time, causal or from both ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.linear_attention import reference, xla
+from pallas_kernels.linear_attention.cases import CASES
+
+_op = Op(
+    "linear_attention",
+    (Implementation("xla", xla.linear_attention), Implementation("reference", reference.linear_attention)),
+    CASES,
+)
+
+
+def linear_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    decay: jax.Array | None = None,
+    scale: float | None = None,
+    causal: bool = True,
+    initial_state: jax.Array | None = None,
+    return_state: bool = False,
+    chunk_size: int = 64,
+    implementation: str | None = None,
+) -> Any:
+    """Linear attention (arXiv:2006.16236) with decay: none, RetNet's (arXiv:2307.08621), Mamba-2's (arXiv:2405.21060) or GLA's (arXiv:2312.06635).
+
+        S_t = exp(g_t) S_{t-1} + k_t v_t^T        o_t = scale * q_t S_t        g = decay <= 0
+
+    ``causal=False`` runs the same recurrence from both ends and counts the diagonal once: token s
+    reaches t with exp(g_{s+1} + ... + g_t) from the left and exp(g_t + ... + g_{s-1}) from the right;
+    without decay that is q (K^T V). There is no mask: a token with k = 0 and decay 0 changes no state,
+    which is how a layer skips padding. The state and the sums are float32 (float64 for float64
+    inputs) whatever the dtype; memory is linear in length, for the gradient too.
+
+    Args:
+      q: (batch, length, groups, key_dim).
+      k: (batch, length, groups, key_dim); groups divides heads, and head h reads group h // (heads // groups).
+      v: (batch, length, heads, value_dim).
+      decay: the LOGARITHM of the factor on the state, <= 0, -inf forgets everything. (heads,) constant,
+        (batch, length, heads) per token, or (batch, length, heads, key_dim) per token and key. Pass float32.
+      scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned one.
+      causal: token t reads tokens up to t; otherwise all.
+      initial_state: (batch, heads, key_dim, value_dim), zeros by default; causal only.
+      return_state: also return the state after the last token; causal only.
+      chunk_size: tokens that the XLA form handles at once, a power of two. Changes speed, not the result.
+      implementation: the name of one, or None for the best that serves the call.
+
+    Returns:
+      (batch, length, heads, value_dim) in v's dtype; with ``return_state`` also float32 (batch, heads, key_dim, value_dim).
+
+    Raises:
+      ValueError: shapes or options that do not fit together.
+    """
+    _check(q, k, v, decay, causal, initial_state, return_state, chunk_size)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return _op(
+        q, k, v, decay=decay, scale=scale, causal=causal, initial_state=initial_state, return_state=return_state,
+        chunk_size=chunk_size, implementation=implementation,
+    )  # fmt: skip
+
+
+def _check(q: Any, k: Any, v: Any, decay: Any, causal: bool, initial_state: Any, return_state: bool, chunk_size: int) -> None:
+    if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:2] != q.shape[:2]:
+        raise ValueError(
+            f"linear_attention: q and k are (batch, length, groups, key_dim), v is (batch, length, heads, value_dim); got {q.shape}, {k.shape}, {v.shape}"
+        )
+    batch, length, groups, key_dim = q.shape
+    heads, value_dim = v.shape[2:]
+    if length == 0 or heads % groups:
+        raise ValueError(f"linear_attention: length must be at least 1 and heads a multiple of groups; got length {length}, {heads} heads, {groups} groups")
+    shapes = ((heads,), (batch, length, heads), (batch, length, heads, key_dim))
+    if decay is not None and decay.shape not in shapes:
+        raise ValueError(f"linear_attention: decay must have one of the shapes {shapes}; got {decay.shape}")
+    state = (batch, heads, key_dim, value_dim)
+    if initial_state is not None and initial_state.shape != state:
+        raise ValueError(f"linear_attention: initial_state must be (batch, heads, key_dim, value_dim) = {state}; got {initial_state.shape}")
+    if not causal and (initial_state is not None or return_state):
+        raise ValueError("linear_attention: with causal=False there is no state to pass in or return; drop initial_state and return_state")
+    if chunk_size < 1 or chunk_size & (chunk_size - 1):
+        raise ValueError(f"linear_attention: chunk_size must be a power of two; got {chunk_size}")

@@ -1,0 +1,103 @@
+"""Inputs on which every implementation of linear attention is tested, timed and tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pallas_kernels.dispatch import Case
+
+Arrays = dict[str, np.ndarray]
+Change = Callable[[Arrays, np.random.Generator], None]
+
+
+def _case(
+    name: str,
+    length: int,
+    decay: str | None = None,
+    *,
+    batch: int = 2,
+    heads: int = 2,
+    groups: int | None = None,
+    key_dim: int = 8,
+    value_dim: int = 8,
+    rate: float = 0.3,
+    state: bool = False,
+    change: Change | None = None,
+    **options: Any,
+) -> Case:
+    """Standard normal arrays and, for ``decay`` of "head", "token" or "key", exponential decays of mean ``rate``; then ``change`` edits them."""
+    decays = {"head": (heads,), "token": (batch, length, heads), "key": (batch, length, heads, key_dim)}
+
+    def arrays(rng: np.random.Generator) -> Arrays:
+        shared = (batch, length, groups or heads, key_dim)
+        made = {"q": rng.standard_normal(shared), "k": rng.standard_normal(shared), "v": rng.standard_normal((batch, length, heads, value_dim))}
+        if decay is not None:
+            made["decay"] = -rate * rng.exponential(size=decays[decay])
+        if state:
+            made["initial_state"] = rng.standard_normal((batch, heads, key_dim, value_dim))
+        if change is not None:
+            change(made, rng)
+        return made
+
+    return Case(name, arrays, {"chunk_size": 16, **options})
+
+
+def _correlated_keys(arrays: Arrays, rng: np.random.Generator) -> None:
+    arrays["k"] = np.broadcast_to(arrays["k"][:, :1], arrays["k"].shape) + 1e-3 * rng.standard_normal(arrays["k"].shape)
+
+
+def _abrupt(arrays: Arrays, rng: np.random.Generator) -> None:
+    """Nearly all tokens keep everything; a few forget so much that exp underflows, and long sums of decays lose what follows."""
+    decay = arrays["decay"]
+    arrays["decay"] = np.where(rng.random(decay.shape) < 0.15, -3e4, 0.01 * decay)
+
+
+def _large(arrays: Arrays, rng: np.random.Generator) -> None:
+    arrays["q"], arrays["k"] = 1e3 * arrays["q"], 1e3 * arrays["k"]
+
+
+def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
+    """What a layer passes for trailing padding: k = 0 and decay 0."""
+    arrays["k"][0, 20:] = 0
+    arrays["decay"][0, 20:] = 0
+
+
+CASES = (
+    _case("plain", 37),
+    _case("plain_state", 37, state=True, return_state=True),
+    _case("head", 37, "head", state=True, return_state=True),
+    _case("token", 37, "token"),
+    _case("token_state", 48, "token", state=True, return_state=True),
+    _case("key", 37, "key"),
+    _case("key_state", 48, "key", state=True, return_state=True),
+    _case("one_token", 1, state=True, return_state=True),
+    _case("one_token_head", 1, "head", state=True, return_state=True),
+    _case("one_token_key", 1, "key", groups=1, state=True, return_state=True),
+    _case("below_chunk_token", 5, "token", state=True, return_state=True),
+    _case("below_chunk_key", 7, "key", return_state=True),
+    _case("chunk_of_one", 5, "key", state=True, chunk_size=1),
+    _case("grouped_plain", 21, heads=6, groups=2),
+    _case("grouped_token", 21, "token", heads=6, groups=2, state=True, return_state=True),
+    _case("grouped_key", 21, "key", heads=4, groups=1, state=True, return_state=True),
+    _case("grouped_head", 21, "head", heads=4, groups=2, causal=False),
+    _case("unequal_dims", 21, "token", key_dim=5, value_dim=3, scale=1.0),
+    _case("unequal_dims_key", 21, "key", key_dim=3, value_dim=9, scale=-0.7),
+    _case("one_key", 21, "key", key_dim=1, value_dim=4),
+    _case("both_ways_plain", 37, causal=False),
+    _case("both_ways_head", 37, "head", causal=False),
+    _case("both_ways_token", 37, "token", causal=False),
+    _case("both_ways_key", 37, "key", causal=False),
+    _case("both_ways_one_token", 1, "token", causal=False),
+    _case("correlated_keys_token", 40, "token", rate=0.01, change=_correlated_keys),
+    _case("correlated_keys_key", 40, "key", rate=0.01, change=_correlated_keys),
+    _case("abrupt_token", 70, "token", change=_abrupt, chunk_size=64),
+    _case("abrupt_key", 70, "key", change=_abrupt, chunk_size=64),
+    _case("fast_decay_token", 37, "token", rate=50.0, state=True, return_state=True),
+    _case("fast_decay_key", 37, "key", rate=50.0, state=True, return_state=True),
+    _case("large", 37, "token", change=_large),
+    _case("padded_tail_token", 37, "token", change=_padded_tail, return_state=True),
+    _case("padded_tail_key", 37, "key", change=_padded_tail, return_state=True),
+)

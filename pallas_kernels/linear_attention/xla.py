@@ -1,0 +1,200 @@
+"""Linear attention chunk by chunk: matrix products inside a chunk, a scan that carries the state between chunks.
+
+With g the log decays, token i of a chunk reads token j <= i with exp(g_{j+1} + ... + g_i). These sums
+are built by halving: for every block of 2, 4, 8, ... tokens, `since` (from the block's start through i)
+and `until` (from after j to the block's end) join two neighbours. Every exponent is so a sum of
+non-positive numbers, never a difference of two long sums: nothing overflows, nothing cancels, and
+-inf is allowed. A decay per head weighs the scores; a decay per key turns each pair of neighbouring
+blocks into one matrix product, late queries times exp(since) with early keys times exp(until).
+
+The gradient keeps the states at chunk boundaries and computes everything else again.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# The arrays of a chunk: q, k (batch, groups, chunk, key_dim), v (batch, groups, repeats, chunk, value_dim) and
+# decay (batch or 1, groups, repeats, chunk, key_dim or 1) or None. The state is (batch, groups, repeats, key_dim, value_dim).
+Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
+
+
+def linear_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    decay: jax.Array | None,
+    scale: float,
+    causal: bool,
+    initial_state: jax.Array | None,
+    return_state: bool,
+    chunk_size: int,
+) -> Any:
+    wide = jnp.promote_types(v.dtype, jnp.float32)
+    batch, length, heads, value_dim = v.shape
+    groups, key_dim = q.shape[2:]
+    repeats = heads // groups
+    values = v.reshape(batch, length, groups, repeats, value_dim)
+    logs = None
+    if decay is not None:
+        logs = jnp.broadcast_to(decay, (1, length, heads)) if decay.ndim == 1 else decay
+        logs = logs.astype(wide).reshape(*logs.shape[:2], groups, repeats, -1)
+    shape = (batch, groups, repeats, key_dim, value_dim)
+    state = jnp.zeros(shape, wide) if initial_state is None else initial_state.astype(wide).reshape(shape)
+
+    if not causal and logs is None:
+        summary = jnp.einsum("btgk,btgrv->bgrkv", k.astype(wide), values.astype(wide))
+        out = scale * jnp.einsum("btgk,bgrkv->btgrv", q.astype(wide), summary)
+    elif length == 1:
+        out, state = _step(scale, q, k, values, logs, state)
+    else:
+        # A sequence shorter than a chunk is one chunk of the next power of two.
+        chunk_size = min(chunk_size, 1 << (length - 1).bit_length())
+        out, state = _recurrence(chunk_size, False, scale, q, k, values, logs, state)
+        if not causal:
+            flipped = [None if x is None else jnp.flip(x, 1) for x in (q, k, values, logs)]
+            out = out + jnp.flip(_recurrence(chunk_size, True, scale, *flipped, state=jnp.zeros(shape, wide))[0], 1)
+    out = out.astype(v.dtype).reshape(v.shape)
+    return (out, state.reshape(batch, heads, key_dim, value_dim)) if return_state else out
+
+
+def _step(
+    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One token: what decoding runs."""
+    query, key, value = (x[:, 0].astype(state.dtype) for x in (q, k, v))
+    if decay is not None:
+        state = jnp.exp(decay[:, 0])[..., None] * state
+    state = state + key[:, :, None, :, None] * value[..., None, :]
+    return scale * jnp.einsum("bgk,bgrkv->bgrv", query, state)[:, None], state
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _recurrence(
+    chunk_size: int, strict: bool, scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """All tokens in order, in the state's dtype; ``strict`` leaves out what a token reads of itself."""
+    return _forward(chunk_size, strict, scale, q, k, v, decay, state)[0]
+
+
+def _forward(chunk_size: int, strict: bool, scale: float, *arrays: Any) -> tuple[Any, Any]:
+    *tokens, state = arrays
+
+    def body(state: jax.Array, chunk: Chunk) -> tuple[jax.Array, Any]:
+        after, out = _chunk(strict, scale, state, chunk)
+        return after, (out, state)
+
+    state, (out, boundaries) = jax.lax.scan(body, state, tuple(_split(x, chunk_size) for x in tokens))
+    return (_join(out, tokens[0].shape[1]), state), (tokens, boundaries)
+
+
+def _backward(chunk_size: int, strict: bool, scale: float, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+    tokens, boundaries = residuals
+    d_out, d_state = cotangents
+
+    def body(d_state: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
+        before, chunk, d_out = inputs
+        _, pull = jax.vjp(functools.partial(_chunk, strict, scale), before, chunk)
+        return pull((d_state, d_out))
+
+    inputs = (boundaries, tuple(_split(x, chunk_size) for x in tokens), _split(d_out, chunk_size))
+    d_state, d_chunks = jax.lax.scan(body, d_state, inputs, reverse=True)
+    return (*(None if x is None else _join(x, d_out.shape[1]) for x in d_chunks), d_state)
+
+
+_recurrence.defvjp(_forward, _backward)
+
+
+def _split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:
+    """(batch, length, ..., dim) to (chunks, batch, ..., chunk, dim), zeros behind the end: they leave the state as it is."""
+    if x is None:
+        return None
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk_size)] + [(0, 0)] * (x.ndim - 2))
+    x = x.reshape(x.shape[0], -1, chunk_size, *x.shape[2:])
+    return jnp.moveaxis(x, (1, 2), (0, -2))
+
+
+def _join(x: jax.Array, length: int) -> jax.Array:
+    """The inverse of :func:`_split`."""
+    x = jnp.moveaxis(x, (0, -2), (1, 2))
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def _chunk(strict: bool, scale: float, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    """One chunk: the state after it, and its outputs (batch, groups, repeats, chunk, value_dim)."""
+    q, k, v, decay = chunk
+    q, k, v = scale * q.astype(state.dtype), k.astype(state.dtype), v.astype(state.dtype)
+    if decay is not None and decay.shape[-1] > 1:
+        return _chunk_per_key(strict, state, q, k, v, decay)
+    scores = jnp.einsum("bgik,bgjk->bgij", q, k)[:, :, None]
+    visible = jnp.tril(jnp.ones(scores.shape[-2:], bool), -1 if strict else 0)
+    carried = jnp.einsum("bgik,bgrkv->bgriv", q, state)
+    if decay is None:
+        out = jnp.where(visible, scores, 0) @ v + carried
+        return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, v), out
+    between, since, until = _pairwise(decay[..., 0])
+    weights = jnp.exp(jnp.where(visible, between, -jnp.inf))
+    out = (scores * weights) @ v + jnp.exp(since)[..., None] * carried
+    # The decay goes on v: k stays one array per group.
+    update = jnp.einsum("bgjk,bgrjv->bgrkv", k, v * jnp.exp(until)[..., None])
+    return jnp.exp(since[..., -1])[..., None, None] * state + update, out
+
+
+def _chunk_per_key(strict: bool, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+    q, k = q[:, :, None], k[:, :, None]
+    out = jnp.zeros_like(v) if strict else jnp.sum(q * k, axis=-1, keepdims=True) * v
+    since, until = decay[..., None, :], jnp.zeros_like(decay)[..., None, :]
+    while (size := since.shape[-2]) < v.shape[-2]:
+        _, late_q = _neighbours(_blocks(q, size))
+        early_k, _ = _neighbours(_blocks(k, size))
+        early_v, _ = _neighbours(_blocks(v, size))
+        scores = (late_q * jnp.exp(since[..., 1::2, :, :])) @ jnp.swapaxes(early_k * jnp.exp(until[..., 0::2, :, :]), -1, -2)
+        early_out, late_out = _neighbours(_blocks(out, size))
+        out = jnp.concatenate([early_out, late_out + scores @ early_v], axis=-2).reshape(out.shape)
+        since, until = _double(since, until)
+    since, until = since[..., 0, :, :], until[..., 0, :, :]
+    out = out + (q * jnp.exp(since)) @ state
+    update = jnp.swapaxes(k * jnp.exp(until), -1, -2) @ v
+    return jnp.exp(since[..., -1, :])[..., None] * state + update, out
+
+
+def _pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of (..., chunk) log decays: the sum over (j, i] for all j <= i, and for the whole chunk `since` and `until`.
+
+    Entries above the diagonal of the first, (..., chunk, chunk), mean nothing.
+    """
+    since, until = decay[..., None, None], jnp.zeros_like(decay)[..., None, None]
+    between = jnp.zeros_like(since)
+    while since.shape[-3] > 1:
+        early, late = _neighbours(between)
+        across = since[..., 1::2, :, :] + jnp.swapaxes(until[..., 0::2, :, :], -1, -2)
+        upper = jnp.concatenate([early, jnp.zeros_like(early)], axis=-1)
+        between = jnp.concatenate([upper, jnp.concatenate([across, late], axis=-1)], axis=-2)
+        since, until = _double(since, until)
+    return between[..., 0, :, :], since[..., 0, :, 0], until[..., 0, :, 0]
+
+
+def _blocks(x: jax.Array, size: int) -> jax.Array:
+    """(..., chunk, dim) to (..., blocks, size, dim)."""
+    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
+
+
+def _neighbours(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The early and the late block of every pair, of (..., blocks, size, dim)."""
+    return x[..., 0::2, :, :], x[..., 1::2, :, :]
+
+
+def _double(since: jax.Array, until: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`since` and `until` of blocks of twice the size."""
+    since_early, since_late = _neighbours(since)
+    until_early, until_late = _neighbours(until)
+    early_total, late_total = since_early[..., -1:, :], since_late[..., -1:, :]
+    return (
+        jnp.concatenate([since_early, since_late + early_total], axis=-2),
+        jnp.concatenate([until_early + late_total, until_late], axis=-2),
+    )

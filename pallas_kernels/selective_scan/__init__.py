@@ -1,0 +1,93 @@
+"""Mamba's selective scan: a diagonal linear recurrence whose step, input and output depend on the token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.selective_scan import reference, xla
+from pallas_kernels.selective_scan.cases import CASES
+
+_op = Op(
+    "selective_scan",
+    (Implementation("xla", xla.selective_scan), Implementation("reference", reference.selective_scan)),
+    CASES,
+)
+
+
+def selective_scan(
+    x: jax.Array,
+    delta: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    *,
+    D: jax.Array | None = None,
+    gate: jax.Array | None = None,
+    delta_bias: jax.Array | None = None,
+    delta_softplus: bool = False,
+    initial_state: jax.Array | None = None,
+    return_state: bool = False,
+    implementation: str | None = None,
+) -> Any:
+    """Selective state space (arXiv:2312.00752, algorithm 2), A exact and B by Euler's rule as in its released models.
+
+        h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t        y_t = (C_t . h_t + D x_t) * silu(gate_t)
+
+    There is no mask: a token whose step delta, after bias and softplus, is 0 changes no state. A layer
+    skips padding so; before softplus that is delta = -inf. The state and the sums are float32 (float64
+    for float64 inputs) whatever the dtype; memory is linear in length, for the gradient too.
+
+    Args:
+      x: (batch, length, channels).
+      delta: (batch, length, channels), the step, >= 0 after bias and softplus.
+      A: (channels, state_dim), real, <= 0; state_dim >= 1.
+      B: (batch, length, state_dim), or (batch, length, groups, state_dim) where groups divides channels
+        and channel c reads group c // (channels // groups).
+      C: as B.
+      D: (channels,), the skip connection.
+      gate: (batch, length, channels), before silu.
+      delta_bias: (channels,), added to delta before softplus.
+      delta_softplus: the step is softplus(delta + delta_bias).
+      initial_state: (batch, channels, state_dim), zeros by default.
+      return_state: also return the state after the last token.
+      implementation: the name of one, or None for the best that serves the call.
+
+    Returns:
+      (batch, length, channels) in x's dtype; with ``return_state`` also float32 (batch, channels, state_dim).
+
+    Raises:
+      ValueError: shapes that do not fit together.
+    """
+    _check(x, delta, A, B, C, D, gate, delta_bias, initial_state)
+    return _op(
+        x, delta, A, B, C, D=D, gate=gate, delta_bias=delta_bias, delta_softplus=delta_softplus,
+        initial_state=initial_state, return_state=return_state, implementation=implementation,
+    )  # fmt: skip
+
+
+def _check(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, gate: Any, delta_bias: Any, initial_state: Any) -> None:
+    if x.ndim != 3 or x.shape[1] == 0:
+        raise ValueError(f"selective_scan: x must be (batch, length >= 1, channels); got {x.shape}")
+    batch, length, channels = x.shape
+    if A.ndim != 2 or A.shape[0] != channels or A.shape[1] < 1:
+        raise ValueError(f"selective_scan: A must be (channels, state_dim >= 1) with {channels} channels; got {A.shape}")
+    state_dim = A.shape[1]
+    if B.shape != C.shape or B.ndim not in (3, 4) or B.shape[:2] != (batch, length) or B.shape[-1] != state_dim:
+        raise ValueError(
+            f"selective_scan: B and C must both be {(batch, length, state_dim)}, or with groups before the last axis; got {B.shape} and {C.shape}"
+        )
+    if B.ndim == 4 and channels % B.shape[2]:
+        raise ValueError(f"selective_scan: the groups of B and C must divide the channels; got {B.shape[2]} and {channels}")
+    expected = {
+        "delta": (delta, x.shape),
+        "D": (D, (channels,)),
+        "gate": (gate, x.shape),
+        "delta_bias": (delta_bias, (channels,)),
+        "initial_state": (initial_state, (batch, channels, state_dim)),
+    }
+    for name, (array, shape) in expected.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"selective_scan: {name} must have shape {shape}; got {array.shape}")

@@ -1,0 +1,95 @@
+"""Inputs on which every implementation of the selective scan is tested, timed and tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pallas_kernels.dispatch import Case
+
+Arrays = dict[str, np.ndarray]
+Change = Callable[[Arrays, np.random.Generator], None]
+OPTIONAL = ("D", "gate", "delta_bias", "initial_state")
+
+
+def _case(
+    name: str,
+    length: int,
+    *with_: str,
+    batch: int = 2,
+    channels: int = 6,
+    state_dim: int = 4,
+    groups: int | None = None,
+    change: Change | None = None,
+    **options: Any,
+) -> Case:
+    """Normal arrays, A negative, and the optional arrays named in ``with_``; delta is made positive unless softplus does it."""
+
+    def arrays(rng: np.random.Generator) -> Arrays:
+        tokens, shared = (batch, length, channels), (batch, length, *([groups] if groups else []), state_dim)
+        delta = rng.standard_normal(tokens)
+        made = {
+            "x": rng.standard_normal(tokens),
+            "delta": delta if options.get("delta_softplus") else 0.5 * np.abs(delta),
+            "A": -np.exp(rng.standard_normal((channels, state_dim))),
+            "B": rng.standard_normal(shared),
+            "C": rng.standard_normal(shared),
+        }
+        shapes = {"D": (channels,), "gate": tokens, "delta_bias": (channels,), "initial_state": (batch, channels, state_dim)}
+        # Non-negative, so that the step stays so without softplus.
+        made |= {name: np.abs(rng.standard_normal(shapes[name])) if name == "delta_bias" else rng.standard_normal(shapes[name]) for name in with_}
+        if change is not None:
+            change(made, rng)
+        return made
+
+    return Case(name, arrays, options)
+
+
+def _slow(arrays: Arrays, rng: np.random.Generator) -> None:
+    """The state hardly decays: errors of the whole past add up."""
+    arrays["A"] = 1e-5 * arrays["A"]
+
+
+def _fast(arrays: Arrays, rng: np.random.Generator) -> None:
+    """exp underflows: each token sees itself only."""
+    arrays["A"] = 1e4 * arrays["A"]
+
+
+def _correlated(arrays: Arrays, rng: np.random.Generator) -> None:
+    for name in ("B", "C"):
+        arrays[name] = np.broadcast_to(arrays[name][:, :1], arrays[name].shape) + 1e-3 * rng.standard_normal(arrays[name].shape)
+
+
+def _large(arrays: Arrays, rng: np.random.Generator) -> None:
+    arrays["x"], arrays["gate"], arrays["delta"] = 1e3 * arrays["x"], 1e2 * arrays["gate"], 1e2 * arrays["delta"]
+
+
+def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
+    arrays["delta"][0, 20:] = 0
+
+
+CASES = (
+    _case("plain", 37),
+    _case("state", 37, "initial_state", return_state=True),
+    _case("whole_chunks", 48, "initial_state", return_state=True),
+    _case("skip", 19, "D"),
+    _case("gate", 19, "gate"),
+    _case("bias", 19, "delta_bias"),
+    _case("softplus", 19, delta_softplus=True),
+    _case("everything", 37, *OPTIONAL, delta_softplus=True, return_state=True),
+    _case("one_token", 1, *OPTIONAL, delta_softplus=True, return_state=True),
+    _case("one_token_grouped", 1, "initial_state", groups=2, return_state=True),
+    _case("below_chunk", 5, "initial_state", return_state=True),
+    _case("one_state", 37, *OPTIONAL, state_dim=1, delta_softplus=True, return_state=True),
+    _case("many_states", 19, "initial_state", channels=3, state_dim=20, return_state=True),
+    _case("one_channel", 19, channels=1),
+    _case("grouped", 37, *OPTIONAL, groups=3, delta_softplus=True, return_state=True),
+    _case("one_group", 19, groups=1, return_state=True),
+    _case("slow", 60, "initial_state", change=_slow, return_state=True),
+    _case("fast", 37, "initial_state", change=_fast, return_state=True),
+    _case("correlated", 40, change=_correlated),
+    _case("large", 37, "gate", change=_large, delta_softplus=True),
+    _case("padded_tail", 37, "initial_state", change=_padded_tail, return_state=True),
+)

@@ -1,0 +1,166 @@
+"""The selective scan as a scan over tokens, and a gradient that keeps only the states at chunk boundaries.
+
+One token at a time beats an associative scan on a CPU: the state stays in the nearest cache, where
+the other form writes it out for every token. The gradient goes through the chunks from the last to
+the first and computes a chunk's states again. Only the two recurrences, of the state and of its
+cotangent, run token by token; everything that is summed out of them is done for the chunk at once.
+Channels are the last axis of every array here, for the vector units.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Tokens between two stored states. Short, so that a chunk's states, kept three times over in the gradient, stay in cache.
+CHUNK = 16
+# Terms of a sum over the state dimension that are written out: XLA's CPU reductions over an axis that is not last do not vectorize.
+UNROLL = 16
+
+# What depends on the token: x, delta (length, batch, groups, channels), B, C (length, batch, groups, state_dim). A is
+# (groups, state_dim, channels), a state (batch, groups, state_dim, channels), and channels counts those of one group.
+Tokens = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def selective_scan(
+    x: jax.Array,
+    delta: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    *,
+    D: jax.Array | None,
+    gate: jax.Array | None,
+    delta_bias: jax.Array | None,
+    delta_softplus: bool,
+    initial_state: jax.Array | None,
+    return_state: bool,
+) -> Any:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    batch, length, channels = x.shape
+    state_dim = A.shape[1]
+    groups = B.shape[2] if B.ndim == 4 else 1
+    step = delta.astype(wide)
+    if delta_bias is not None:
+        step = step + delta_bias.astype(wide)
+    if delta_softplus:
+        step = jax.nn.softplus(step)
+
+    def channels_last(matrix: jax.Array) -> jax.Array:
+        """(..., channels, state_dim) to (..., groups, state_dim, channels of a group)."""
+        return jnp.swapaxes(matrix.astype(wide).reshape(*matrix.shape[:-2], groups, -1, state_dim), -1, -2)
+
+    rates = channels_last(A)
+    state = jnp.zeros((batch, *rates.shape), wide) if initial_state is None else channels_last(initial_state)
+    tokens = tuple(a.reshape(batch, length, groups, -1) for a in (x, step, B, C))
+    if length == 1:
+        state, out = _token(rates, state, _widen(tuple(a[:, 0] for a in tokens), wide))
+    else:
+        out, state = _recurrence(rates, state, tokens)
+    out = out.reshape(x.shape)
+    if D is not None:
+        out = out + D.astype(wide) * x.astype(wide)
+    if gate is not None:
+        out = out * jax.nn.silu(gate.astype(wide))
+    out = out.astype(x.dtype)
+    return (out, jnp.swapaxes(state, -1, -2).reshape(batch, channels, state_dim)) if return_state else out
+
+
+def _widen(tokens: Tokens, dtype: Any) -> Tokens:
+    x, delta, b, c = (a.astype(dtype) for a in tokens)
+    return x, delta, b, c
+
+
+def _token(rates: jax.Array, state: jax.Array, token: Tokens) -> tuple[jax.Array, jax.Array]:
+    x, delta, b, c = token
+    state = jnp.exp(delta[..., None, :] * rates) * state + b[..., None] * (delta * x)[..., None, :]
+    return state, jnp.sum(c[..., None] * state, axis=-2)
+
+
+@jax.custom_vjp
+def _recurrence(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+    """Outputs (batch, length, groups, channels) and the last state, both in the state's dtype."""
+    return _forward(rates, state, tokens)[0]
+
+
+def _forward(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[Any, Any]:
+    def body(state: jax.Array, chunk: Tokens) -> tuple[jax.Array, Any]:
+        after, out = jax.lax.scan(lambda h, token: _token(rates, h, token), state, _widen(chunk, state.dtype))
+        return after, (out, state)
+
+    length = tokens[0].shape[1]
+    last, (out, boundaries) = jax.lax.scan(body, state, tuple(_split(a) for a in tokens))
+    return (_join(out, length), last), (rates, tokens, boundaries)
+
+
+def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, Tokens]:
+    rates, tokens, boundaries = residuals
+    d_out, d_last = cotangents
+
+    def body(carry: tuple[jax.Array, jax.Array], inputs: Any) -> tuple[Any, Tokens]:
+        d_state, d_rates = carry
+        before, chunk, d_out = inputs
+        d_state, d_more, d_chunk = _chunk_gradient(rates, before, _widen(chunk, rates.dtype), d_out, d_state)
+        return (d_state, d_rates + d_more), d_chunk
+
+    inputs = (boundaries, tuple(_split(a) for a in tokens), _split(d_out))
+    (d_state, d_rates), d_chunks = jax.lax.scan(body, (d_last, jnp.zeros_like(rates)), inputs, reverse=True)
+    d_x, d_delta, d_b, d_c = (_join(d, d_out.shape[1]).astype(a.dtype) for d, a in zip(d_chunks, tokens))
+    return d_rates, d_state, (d_x, d_delta, d_b, d_c)
+
+
+_recurrence.defvjp(_forward, _backward)
+
+
+def _chunk_gradient(
+    rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array
+) -> tuple[jax.Array, jax.Array, Tokens]:
+    """Cotangents of the state before a chunk, of the rates and of its tokens, from those of the state after it and of its outputs."""
+    x, delta, b, c = chunk
+    entering = delta * x
+    factors = jnp.exp(delta[..., None, :] * rates)
+
+    def recur(state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
+        factor, entry, b = token
+        decayed = factor * state
+        return decayed + b[..., None] * entry[..., None, :], decayed
+
+    def recur_back(d_state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
+        factor, c, d_out = token
+        d_state = d_state + c[..., None] * d_out[..., None, :]
+        return d_state * factor, d_state
+
+    _, decayed = jax.lax.scan(recur, before, (factors, entering, b))
+    d_before, d_states = jax.lax.scan(recur_back, d_after, (factors, c, d_out), reverse=True)
+
+    d_b = jnp.einsum("tbgnc,tbgc->tbgn", d_states, entering)
+    d_c = jnp.einsum("tbgnc,tbgc->tbgn", decayed, d_out) + b * jnp.sum(entering * d_out, axis=-1, keepdims=True)
+
+    def accumulate(sums: Any, n: jax.Array) -> tuple[Any, jax.Array]:
+        d_entering, d_delta = sums
+        pick = lambda a, axis: jax.lax.dynamic_index_in_dim(a, n, axis, keepdims=False)  # noqa: E731
+        d_state = pick(d_states, -2)
+        d_exponent = d_state * pick(decayed, -2)
+        sums = (d_entering + d_state * pick(b, -1)[..., None], d_delta + d_exponent * pick(rates, -2))
+        return sums, jnp.sum(d_exponent * delta, axis=(0, 1))
+
+    zeros = jnp.zeros_like(entering)
+    state_dim = rates.shape[-2]
+    (d_entering, d_delta), d_rates = jax.lax.scan(accumulate, (zeros, zeros), jnp.arange(state_dim), unroll=math.gcd(state_dim, UNROLL))
+    tokens = (d_entering * delta, d_delta + d_entering * x, d_b, d_c)
+    return d_before, jnp.moveaxis(d_rates, 0, -2), tokens
+
+
+def _split(a: jax.Array) -> jax.Array:
+    """(batch, length, ...) to (chunks, chunk, batch, ...), with zeros behind the end: a step of 0 leaves the state as it is."""
+    a = jnp.pad(a, [(0, 0), (0, -a.shape[1] % CHUNK)] + [(0, 0)] * (a.ndim - 2))
+    a = jnp.moveaxis(a, 1, 0)
+    return a.reshape(-1, CHUNK, *a.shape[1:])
+
+
+def _join(a: jax.Array, length: int) -> jax.Array:
+    """The inverse of :func:`_split`."""
+    return jnp.moveaxis(a.reshape(-1, *a.shape[2:])[:length], 0, 1)

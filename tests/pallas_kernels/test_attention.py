@@ -1,0 +1,140 @@
+"""The reference against loops in numpy, the memory of the XLA form, and refusals."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import attention, attention_weights
+from pallas_kernels.attention.cases import CASES
+from pallas_kernels.dispatch import Case, use
+
+
+def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Attention one query at a time, over a list of the keys that it may attend."""
+    q, k, v = arrays["q"], arrays["k"], arrays["v"]
+    (batch, q_length, heads, _), (_, k_length, kv_heads, _) = q.shape, k.shape
+    full = (batch, heads, q_length, k_length)
+    bias = np.broadcast_to(arrays.get("bias", np.zeros(())), full)
+    mask = np.broadcast_to(arrays.get("mask", np.ones((), bool)), full)
+    q_positions = np.broadcast_to(arrays.get("query_positions", np.arange(q_length)), (batch, q_length))
+    k_positions = np.broadcast_to(arrays.get("key_positions", np.arange(k_length)), (batch, k_length))
+    left, right = options.get("window") or (None, None)
+    out, lse = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], -np.inf)
+    for b, h, i in np.ndindex(batch, heads, q_length):
+        at, head = q_positions[b, i], h * kv_heads // heads
+        attended = [
+            j
+            for j, p in enumerate(k_positions[b])
+            if p >= 0
+            and mask[b, h, i, j]
+            and not (options.get("causal") and p > at)
+            and (left is None or p >= at - left)
+            and (right is None or p <= at + right)
+        ]
+        scale = options.get("scale") or 1 / math.sqrt(q.shape[3])
+        logits = np.array([q[b, i, h] @ k[b, j, head] * scale + bias[b, h, i, j] for j in attended])
+        if options.get("normalize") == "sigmoid":
+            out[b, i, h] = sum((v[b, j, head] / (1 + math.exp(-x)) for j, x in zip(attended, logits)), np.zeros(v.shape[3]))
+            continue
+        terms = np.append(logits, arrays["sinks"][h]) if "sinks" in arrays else logits
+        if len(terms):
+            lse[b, i, h] = np.logaddexp.reduce(terms)
+            out[b, i, h] = sum((v[b, j, head] * math.exp(x - lse[b, i, h]) for j, x in zip(attended, logits)), np.zeros(v.shape[3]))
+    return out, lse
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith("long")], ids=lambda c: c.name)
+def test_reference_agrees_with_loops(case: Case) -> None:
+    arrays = case.arrays(np.random.default_rng(0))
+    out, lse = by_loops(arrays, case.options)
+    with jax.enable_x64(True):
+        got = attention(**{n: jnp.asarray(x) for n, x in arrays.items()}, **case.options, implementation="reference")
+        got = got if case.options.get("return_lse") else (got,)
+    for a, b in zip(got, (out, lse)):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_weights_times_values_are_the_output() -> None:
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).standard_normal((3, 2, 9, 4, 8)))
+    sinks, mask = jnp.arange(4.0), jnp.arange(9) != 3
+    weights = attention_weights(q, k, sinks=sinks, mask=mask, causal=True)
+    assert weights.shape == (2, 4, 9, 9)
+    assert not weights[..., 3].any()
+    out = attention(q, k, v, sinks=sinks, mask=mask, causal=True)
+    np.testing.assert_allclose(jnp.einsum("bhqk,bkhd->bqhd", weights, v), out, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"causal": True}, {"window": (128, 128)}, {"causal": True, "window": (128, None)}, {"normalize": "sigmoid"}],
+    ids=str,
+)
+def test_temporary_memory_of_the_gradient_is_linear_in_length(options: dict) -> None:
+    def temporary(length: int) -> int:
+        x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+        mask = jax.ShapeDtypeStruct((1, 1, 1, length), jnp.bool_)
+
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+            return jnp.sum(attention(q, k, v, mask=mask, implementation="xla", **options) ** 2)
+
+        return jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, mask).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(8192) < 2.2 * temporary(4096)
+
+
+@pytest.mark.parametrize("length", [9, 600])
+def test_bfloat16_keeps_float32_statistics(length: int) -> None:
+    """With 600 equal weights a bfloat16 sum would stop at 256; inputs and outputs are rounded, nothing between."""
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in np.random.default_rng(0).standard_normal((3, 1, length, 2, 8)))
+    gradients = {}
+    for name in ("xla", "reference"):
+        with use(name):
+            out, lse = attention(q * 0.1, k, v, return_lse=True)
+            gradients[name] = jax.grad(lambda q, k, v: jnp.sum(attention(q, k, v).astype(jnp.float32) * jnp.cos(v.astype(jnp.float32))), (0, 1, 2))(q, k, v)
+            assert (out.dtype, lse.dtype) == (jnp.bfloat16, jnp.float32)
+            wide_out, wide_lse = attention(*((x.astype(jnp.float32)) for x in (q * 0.1, k, v)), return_lse=True)
+            np.testing.assert_allclose(lse, wide_lse, rtol=1e-5)
+            assert jnp.max(jnp.abs(out - wide_out)) < 2**-7 * jnp.max(jnp.abs(wide_out))
+    for got, want in zip(gradients["xla"], gradients["reference"]):
+        assert got.dtype == jnp.bfloat16
+        assert jnp.max(jnp.abs(got.astype(jnp.float32) - want.astype(jnp.float32))) < 2**-6 * jnp.max(jnp.abs(want.astype(jnp.float32)))
+
+
+X = jax.ShapeDtypeStruct((2, 5, 4, 8), jnp.float32)
+
+
+def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": like((2, 5, 4, 7))}, "agree in batch and head_dim"),
+        ({"v": like((2, 6, 4, 8))}, "agree in batch, length and heads"),
+        ({"q": like((2, 5, 8))}, "q must be floating (batch, length, heads, head_dim)"),
+        ({"q": like((2, 5, 4, 8), np.int32)}, "q must be floating"),
+        ({"k": like((2, 5, 3, 8)), "v": like((2, 5, 3, 8))}, "3 heads of k divide the 4 of q"),
+        ({"k": like((2, 0, 4, 8)), "v": like((2, 0, 4, 8))}, "lengths must be positive"),
+        ({"bias": like((2, 3, 5, 5))}, "does not broadcast to (batch, heads, q_length, k_length) = (2, 4, 5, 5)"),
+        ({"mask": like((5, 6), np.bool_)}, "mask (5, 6) does not broadcast"),
+        ({"mask": like((5, 5))}, "mask must be bool"),
+        ({"sinks": like((3,))}, "sinks must be (heads,) = (4,)"),
+        ({"normalize": "relu"}, 'normalize is "softmax" or "sigmoid"'),
+        ({"normalize": "sigmoid", "return_lse": True}, "no denominator"),
+        ({"window": (-1, 2)}, "window must be (left, right)"),
+        ({"query_positions": like((2, 4), np.int32)}, "query_positions must be integer (batch, length) = (2, 5)"),
+        ({"implementation": "flash"}, "no implementation 'flash'"),
+    ],
+)
+def test_misfits_are_refused(arguments: dict, message: str) -> None:
+    arrays = {"q": X, "k": X, "v": X, **{n: x for n, x in arguments.items() if isinstance(x, jax.ShapeDtypeStruct)}}
+    options = {n: x for n, x in arguments.items() if n not in arrays}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(lambda arrays: attention(**arrays, **options), arrays)
