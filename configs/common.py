@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -122,10 +123,8 @@ def _digits(architecture: Architecture) -> ConfigDict:
 
 def _published(architecture: Architecture, variant: str) -> ConfigDict:
     config = classification()
-    for fields in (architecture.imagenet, architecture.variants[variant]):
-        for name in ("model_options",):  # free-form: what is in it differs between models
-            getattr(config, name).update(fields.get(name, {}))
-        config.update({name: value for name, value in fields.items() if name != "model_options"})
+    config.update(architecture.imagenet)
+    config.update(architecture.variants[variant])
     return config
 
 
@@ -136,9 +135,12 @@ def _imagenet(architecture: Architecture, variant: str) -> ConfigDict:
 
 
 def _small(config: ConfigDict) -> ConfigDict:
-    """Fits a published recipe to a set a thousandth of ImageNet's size and to one machine: a batch of 64, the learning rate in proportion, no average."""
-    config.optimizer.learning_rate *= 64 / config.batch_size
-    config.update({"batch_size": 64, "train_for": "100 epochs", "save_every": "1 epoch", "ema": 0.0})
+    """Fits a published recipe to a smaller set and one machine, which may have no accelerator; our choice throughout.
+
+    With the batch the learning rate falls by the square root, as adaptive optimisers want it.
+    """
+    config.optimizer.learning_rate *= math.sqrt(64 / config.batch_size)
+    config.update({"batch_size": 64, "train_for": "100 epochs", "dtype": "float32"})
     return config
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from tasks import datasets
 from tasks.augment import Augment, Preprocess, Transform
@@ -46,6 +47,9 @@ class ImageExamples:
 @register("classification")
 class Classification:
     """Image classification.
+
+    Attributes beyond those of :class:`tasks.task.Task`: ``class_names``, and ``report``: what to know
+    about the data, "" for nothing.
 
     Args:
       preprocess: what the model wants of its images (``zoo.preprocess``).
@@ -89,6 +93,8 @@ class Classification:
         self.splits = self._dataset.splits
         self.class_names = self._dataset.class_names
         self.report = self._dataset.report
+        if self.report:
+            logging.warning("%s", self.report)
         self._examples: dict[str, ImageExamples] = {}
 
     def model_options(self) -> dict[str, Any]:

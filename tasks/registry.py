@@ -17,7 +17,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Returns the message for a name that does not exist: near matches first, else all there are."""
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(choices) or 'none'}"
+    listed = ", ".join(choices[:30]) + (", ..." if len(choices) > 30 else "")
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {listed or 'none'}"
     return f"unknown {kind} {name!r}: {hint}"
 
 

@@ -52,7 +52,20 @@ def _digits() -> Callable[..., ImageDataset]:
     return Digits
 
 
-_DATASETS: dict[str, Callable[[], Callable[..., ImageDataset]]] = {"digits": _digits}  # imported when asked for: TFDS takes a second
+def _folder() -> Callable[..., ImageDataset]:
+    from tasks.datasets.folder import Folder
+
+    return Folder
+
+
+def _prepared() -> Callable[..., ImageDataset]:
+    from tasks.datasets.prepared import Prepared
+
+    return Prepared
+
+
+# imported when asked for: TFDS takes a second
+_DATASETS: dict[str, Callable[[], Callable[..., ImageDataset]]] = {"digits": _digits, "folder": _folder, "tfds": _prepared}
 
 
 def create(name: str, **options: Any) -> ImageDataset:

@@ -86,7 +86,7 @@ def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
       ValueError: the directory can't be written to and does not hold the data yet.
     """
     builder = MixerZooDigits(data_dir=data_dir, file_format="array_record")
-    if builder.data_path.exists() and builder.is_prepared():  # asked of a folder that is not there, TFDS logs a warning
+    if _is_ready(builder):
         return builder
     tfds.disable_progress_bar()
     try:
@@ -94,10 +94,14 @@ def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
             builder.download_and_prepare()
     except OSError as error:
         builder = MixerZooDigits(data_dir=data_dir, file_format="array_record")
-        if not builder.is_prepared():  # else another process was quicker
+        if not _is_ready(builder):  # else another process was quicker
             root = os.fspath(builder._data_dir_root)
             raise ValueError(f"can't write the digits data set under {root} ({error}): set TFDS_DATA_DIR to a directory that can be written to") from error
     return builder
+
+
+def _is_ready(builder: tfds.core.DatasetBuilder) -> bool:
+    return builder.data_path.exists() and builder.is_prepared()  # asked of a folder that is not there, TFDS logs a warning
 
 
 class Digits:

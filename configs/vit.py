@@ -1,0 +1,52 @@
+"""Vision Transformer (A. Dosovitskiy et al., arXiv:2010.11929), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
+
+The ImageNet-1k recipe is table 9 of DeiT, its details from the arguments in the authors' repository
+(facebookresearch/deit: main.py): 300 epochs at 224 pixels, AdamW, batch 1024, peak learning rate 1e-3
+(5e-4 for each 512 images), weight decay 0.05, cosine to 1e-5 after 5 epochs of warm-up, stochastic
+depth 0.1 for every size.
+
+Left out: colour jitter 0.4, which timm drops beside RandAugment; the averaged weights that the authors
+keep but do not evaluate; 10 epochs of cool-down at the final learning rate. Not offered here: repeated
+augmentation (three views of an image in an epoch, of a third of the images).
+"""
+
+from __future__ import annotations
+
+from configs.common import Architecture, vision
+
+ARCHITECTURE = Architecture(
+    digits={
+        "model": "vit_nano_patch4_32",
+        "train_for": "60 epochs",
+        "eval_every": "5 epochs",
+        "save_every": "10 epochs",
+        "batch_size": 64,
+        "optimizer": {"learning_rate": 1e-3},
+        "schedule": {"warmup": "5 epochs"},
+        "task": {"label_smoothing": 0.1},
+    },
+    imagenet={
+        "train_for": "300 epochs",
+        "batch_size": 1024,
+        "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05},
+        "schedule": {"name": "cosine", "warmup": "5 epochs", "final": 0.01},
+        "dtype": "bfloat16",
+        "model_options": {"drop_path": 0.1},
+        "task": {
+            "label_smoothing": 0.1,
+            "augment": {"rand_augment": "rand-m9-mstd0.5-inc1"},
+            "mix": {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25},
+        },
+    },
+    variants={
+        "tiny": {"model": "vit_tiny_patch16_224"},
+        "small": {"model": "vit_small_patch16_224"},
+        "base": {"model": "vit_base_patch16_224"},
+    },
+    default="tiny",
+)
+
+
+def get_config(argument: str = ""):
+    """Returns the config; the argument is explained in configs/common.py."""
+    return vision(ARCHITECTURE, argument)

@@ -1,0 +1,131 @@
+"""Any image classification set of TFDS that is on disk as array_record, read without TensorFlow.
+
+Which splits serve: "test" is the set's own, or its "validation" where "test" is missing or unlabelled
+(ImageNet-1k); the "validation" that chooses the best checkpoint is the set's own where that is not
+already the test, else a fixed tenth of "train", about 10 000 images at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from tasks.registry import unknown
+
+_HELD_OUT_AT_MOST = 10_000  # enough to tell checkpoints apart: 0.4 % standard error of the accuracy
+
+
+class Records:
+    """Images and labels of some examples of a TFDS split.
+
+    Args:
+      source: the split's examples, in random access.
+      image: key of the image.
+      label: key of the label.
+      positions: which examples.
+    """
+
+    def __init__(self, source: Sequence[Any], image: str, label: str, positions: np.ndarray):
+        self._source, self._image, self._label, self.positions = source, image, label, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        example = self._source[int(self.positions[index])]
+        array = np.asarray(example[self._image])
+        image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+        return image if image.mode in ("L", "RGB") else image.convert("RGB"), int(example[self._label])
+
+
+class Prepared:
+    """A set that TFDS knows, prepared before.
+
+    Args:
+      builder: its name in TFDS, such as "cifar10"; a configuration or version may follow as TFDS writes them.
+      data_dir: where TFDS keeps data sets; None is TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
+
+    Raises:
+      ValueError: an unknown name, a set that is not prepared, or not as array_record (the command that
+        prepares it is named), or one that is not image classification.
+    """
+
+    in_memory = False
+
+    def __init__(self, builder: str, data_dir: str | None = None):
+        self._name = builder
+        self._builder = open_builder(builder, data_dir)
+        self._image, self._label = self._features()
+        self.class_names = tuple(self._builder.info.features[self._label].names)
+        self.report = ""
+        self._splits = self._assign(data_dir)
+        self.splits = tuple(self._splits)
+
+    def source(self, split: str) -> Records:
+        """Returns the images of a split."""
+        return self._splits[split]
+
+    def _features(self) -> tuple[str, str]:
+        features = dict(self._builder.info.features.items())
+        images = [key for key, of in features.items() if isinstance(of, tfds.features.Image)]
+        labels = [key for key, of in features.items() if isinstance(of, tfds.features.ClassLabel)]
+        pair = self._builder.info.supervised_keys or ()
+        image = pair[0] if len(images) != 1 and len(pair) == 2 and pair[0] in images else (images or [""])[0]
+        label = pair[1] if len(labels) != 1 and len(pair) == 2 and pair[1] in labels else (labels or [""])[0]
+        if not image or not label or features[image].np_dtype != np.uint8:
+            raise ValueError(
+                f"the TFDS set {self._name!r} is not image classification: it needs an 8-bit Image and a ClassLabel, and has {', '.join(features)}"
+            )
+        return image, label
+
+    def _open(self, split: str, data_dir: str | None) -> Sequence[Any]:
+        command = f"python -m tasks.prepare {self._name}" + (f" --data_dir={data_dir}" if data_dir else "")
+        try:
+            return self._builder.as_data_source(split=split)
+        except KeyError as error:
+            raise ValueError(f"the TFDS set {self._name!r} is not prepared under {self._builder.data_path}: run {command}") from error
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{self._builder.data_path} is not array_record: prepare it once more elsewhere (python -m tasks.prepare {self._name} --data_dir=DIR), "
+                "then set --config.task.dataset.data_dir=DIR"
+            ) from error
+
+    def _assign(self, data_dir: str | None) -> dict[str, Records]:
+        train = self._open("train", data_dir)
+        names = set(self._builder.info.splits) or {"train", "test"}  # under tfds.testing.mock_data none are known and any can be had
+        own = {name: self._open(name, data_dir) for name in ("validation", "test") if name in names}
+        own = {name: source for name, source in own.items() if len(source) and int(source[0][self._label]) >= 0}
+        if "test" not in own and "validation" in own:
+            own["test"] = own.pop("validation")
+        everything = np.arange(len(train))
+        splits = {name: self._records(source, np.arange(len(source))) for name, source in own.items()}
+        taken = np.zeros(len(train), bool)
+        stride = max(10, len(train) // _HELD_OUT_AT_MOST)
+        for offset, name in enumerate(("validation", "test"), start=1):
+            if name not in splits:
+                held = everything % stride == stride - offset
+                splits[name] = self._records(train, everything[held])
+                taken |= held
+        splits["train"] = self._records(train, everything[~taken])
+        return {name: splits[name] for name in ("train", "validation", "test")}
+
+    def _records(self, source: Sequence[Any], positions: np.ndarray) -> Records:
+        if not len(positions):
+            raise ValueError(f"the TFDS set {self._name!r} has too few examples to hold some out for validation")
+        return Records(source, self._image, self._label, positions)
+
+
+def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Returns the TFDS builder of ``name``, for array_record.
+
+    Raises:
+      ValueError: TFDS knows none of that name; near ones are named.
+    """
+    try:
+        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(unknown("TFDS set", name, tfds.list_builders(with_community_datasets=False))) from error

@@ -1,0 +1,55 @@
+"""Downloads a TFDS set and writes it as array_record: ``python -m tasks.prepare cifar10``.
+
+Most builders of TFDS need TensorFlow for this, once; reading what they wrote does not. ImageNet-1k
+(imagenet2012) must be downloaded by hand: --manual_dir names where its archives lie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+
+import tensorflow_datasets as tfds
+
+from tasks.datasets import digits
+from tasks.datasets.prepared import open_builder
+
+
+def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
+    """Prepares the TFDS set ``name``, or the embedded "digits", and returns where it lies.
+
+    Args:
+      name: of the set, in TFDS.
+      data_dir: where TFDS keeps data sets; None is its default.
+      manual_dir: where archives lie that can't be downloaded by a program.
+
+    Raises:
+      ValueError: an unknown name (near ones are named), or TensorFlow is missing.
+    """
+    if name == "digits":
+        return str(digits.prepare(data_dir).data_path)
+    builder = open_builder(name, data_dir)
+    if builder.data_path.exists() and builder.is_prepared():
+        return str(builder.data_path)
+    if importlib.util.find_spec("tensorflow") is None:  # found out now, and not after the download
+        raise ValueError("preparing a TFDS set needs TensorFlow: python -m pip install -e '.[prepare]'")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    return str(builder.data_path)
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.prepare", description=__doc__.partition("\n")[0])
+    parser.add_argument("name", help="the set's name in TFDS, such as cifar10")
+    parser.add_argument("--data_dir", help="where TFDS keeps data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)")
+    parser.add_argument("--manual_dir", help="where archives lie that were downloaded by hand")
+    arguments = parser.parse_args()
+    try:
+        print(prepare(**vars(arguments)))
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
