@@ -63,9 +63,7 @@ def linear_attention(
     return (out, state.reshape(batch, heads, key_dim, value_dim)) if return_state else out
 
 
-def _step(
-    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, state: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _step(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One token: what decoding runs."""
     query, key, value = (x[:, 0].astype(state.dtype) for x in (q, k, v))
     if decay is not None:

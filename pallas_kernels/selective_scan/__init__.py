@@ -76,9 +76,7 @@ def _check(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, gate: Any, delta_
         raise ValueError(f"selective_scan: A must be (channels, state_dim >= 1) with {channels} channels; got {A.shape}")
     state_dim = A.shape[1]
     if B.shape != C.shape or B.ndim not in (3, 4) or B.shape[:2] != (batch, length) or B.shape[-1] != state_dim:
-        raise ValueError(
-            f"selective_scan: B and C must both be {(batch, length, state_dim)}, or with groups before the last axis; got {B.shape} and {C.shape}"
-        )
+        raise ValueError(f"selective_scan: B and C must both be {(batch, length, state_dim)}, or with groups before the last axis; got {B.shape} and {C.shape}")
     if B.ndim == 4 and channels % B.shape[2]:
         raise ValueError(f"selective_scan: the groups of B and C must divide the channels; got {B.shape[2]} and {channels}")
     expected = {

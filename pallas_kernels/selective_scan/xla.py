@@ -115,9 +115,7 @@ def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, To
 _recurrence.defvjp(_forward, _backward)
 
 
-def _chunk_gradient(
-    rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array
-) -> tuple[jax.Array, jax.Array, Tokens]:
+def _chunk_gradient(rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array) -> tuple[jax.Array, jax.Array, Tokens]:
     """Cotangents of the state before a chunk, of the rates and of its tokens, from those of the state after it and of its outputs."""
     x, delta, b, c = chunk
     entering = delta * x
