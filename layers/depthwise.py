@@ -14,6 +14,7 @@ from flax import nnx
 
 from layers.initializers import variance_scaling, zeros
 from layers.module import Module
+from pallas_kernels import operations
 
 
 def depthwise_convolution(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: tuple[tuple[int, int], tuple[int, int]] | None = None) -> jax.Array:
@@ -33,10 +34,11 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array, *, strides: int = 1, 
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = ((x.shape[axis] - size) // strides + 1 for axis, size in ((1, rows), (2, columns)))
     out = None
-    for i in range(rows):
-        for j in range(columns):
-            tap = x[:, i : i + (height - 1) * strides + 1 : strides, j : j + (width - 1) * strides + 1 : strides] * kernel[i, j, 0]
-            out = tap if out is None else out + tap
+    with operations.multiply_adds():
+        for i in range(rows):
+            for j in range(columns):
+                tap = x[:, i : i + (height - 1) * strides + 1 : strides, j : j + (width - 1) * strides + 1 : strides] * kernel[i, j, 0]
+                out = tap if out is None else out + tap
     assert out is not None
     return out
 

@@ -19,6 +19,7 @@ import numpy as np
 from jax.extend import core
 
 _TRIPS = "trips_"
+_PRODUCTS = "multiply_adds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Operations:
 
     Attributes:
       flops: arithmetic of every kind, a multiply-add as 2, any elementary function as 1.
-      matmul_flops: the part of ``flops`` in matrix products and convolutions.
+      matmul_flops: the part of ``flops`` in matrix products and convolutions (also those that :func:`multiply_adds` declares).
       comparisons: of sorts (n log2 n) and top-k (n log2 k).
       moved: elements written by copies that are not arithmetic: gather, scatter, slices, transposes.
       input_bytes: of the arguments.
@@ -61,6 +62,11 @@ def trips(count: int) -> Iterator[None]:
     """
     with jax.named_scope(f"{_TRIPS}{count}"):
         yield
+
+
+def multiply_adds() -> contextlib.AbstractContextManager[None]:
+    """Declares that the arithmetic traced inside is a convolution, written as shifted additions say: it counts as ``matmul_flops``."""
+    return jax.named_scope(_PRODUCTS)
 
 
 def count(fn: Callable[..., Any], *abstract_args: Any) -> Operations:
@@ -117,7 +123,8 @@ def _count_equation(equation: Any) -> Operations:
     if name in _FREE:
         return Operations()
     if name in _ELEMENTWISE:
-        return Operations(flops=sum(map(_size, equation.outvars)))
+        flops = sum(map(_size, equation.outvars))
+        return Operations(flops=flops, matmul_flops=flops if _PRODUCTS in str(equation.source_info.name_stack) else 0)
     if name in _REDUCING:
         return Operations(flops=sum(_size(v) for v in equation.invars))
     if name in _MOVING:

@@ -34,7 +34,7 @@ class Classifier(Module):
 
     def layer_ids(self) -> dict[str, int]:
         """Depth of every parameter, by name: 0 for the stem, 1 for the first block, ...; the head is deepest."""
-        names = [name for name in flatten(self, nnx.Param)]
+        names = list(flatten(self, nnx.Param))
         return dict(zip(names, self._depths(names), strict=True))
 
     def no_decay(self) -> set[str]:
