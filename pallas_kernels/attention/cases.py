@@ -77,6 +77,17 @@ def _padded(real: int) -> Change:
     return change
 
 
+def _padded_queries(real: int) -> Change:
+    """Queries from ``real`` on are NaN and attend nothing, while every key is attended by others."""
+
+    def change(arrays: Arrays, _: np.random.Generator) -> None:
+        length = arrays["q"].shape[1]
+        arrays["q"][:, real:] = np.nan
+        arrays["mask"] = (np.arange(length) < real)[None, None, :, None]
+
+    return change
+
+
 def _identical_keys(arrays: Arrays, _: np.random.Generator) -> None:
     arrays["k"][:] = arrays["k"][:, :1]
 
@@ -128,6 +139,7 @@ CASES = (
     _case("bias_per_key", 9, change=_add(bias=(2, 1, 1, 9)), causal=True),
     _case("padding", 11, batch=3, change=_padded(6), return_lse=True),
     _case("padding_causal_grouped", 11, batch=3, heads=4, kv_heads=2, change=_padded(6), causal=True, return_lse=True),
+    _case("query_padding", 11, 7, heads=4, kv_heads=2, change=_padded_queries(6), return_lse=True),
     _case("identical_keys", 17, change=_identical_keys, return_lse=True),
     _case("large_logits", 17, change=_large_logits, return_lse=True),
     _case("sinks", 9, heads=4, kv_heads=2, change=_add(sinks=(4,)), causal=True, return_lse=True),

@@ -85,7 +85,7 @@ def _normalise(logits: jax.Array, sinks: jax.Array | None, normalize: str) -> tu
     return weights if sinks is None else weights[..., :-1], jnp.swapaxes(lse[..., 0], 1, 2)
 
 
-def _widen(x: jax.Array | None) -> jax.Array | None:
+def _widen(x: Any) -> Any:
     return None if x is None else x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -36,7 +36,7 @@ class Options:
     normalize: str
 
     @property
-    def reach(self) -> Window:
+    def reach(self) -> tuple[int | None, int | None]:
         """(left, right) limits of key minus query position, causality included."""
         left, right = self.window or (None, None)
         if self.causal:
@@ -61,7 +61,7 @@ def attention(
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
-    options = Options(causal, None if window is None else tuple(window), scale, normalize)
+    options = Options(causal, None if window is None else (window[0], window[1]), scale, normalize)
     batch, length, heads, _ = q.shape
     kv_heads = k.shape[2]
     grouped = {
@@ -120,13 +120,13 @@ AXES = {
 }
 
 
-def _axis(name: str, x: jax.Array | None, over: str) -> int | None:
+def _axis(name: str, x: Any, over: str) -> int | None:
     """The axis of ``x`` over queries or keys, None where it has none or broadcasts along it."""
     axis = None if x is None else AXES[name].get(over)
     return None if axis is None or (x.shape[axis] == 1 and name in ("bias", "mask")) else axis
 
 
-def _slice(name: str, x: jax.Array | None, over: str, start: Any, size: int) -> Any:
+def _slice(name: str, x: Any, over: str, start: Any, size: int) -> Any:
     axis = _axis(name, x, over)
     return x if axis is None else lax.dynamic_slice_in_dim(x, start, size, axis)
 
@@ -198,18 +198,18 @@ class Plan:
 def _plan(options: Options, arrays: Arrays, first: int) -> Plan:
     q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
     left, right = options.reach
-    banded = left is not None and right is not None and arrays["query_positions"] is None and arrays["key_positions"] is None
-    chunk = min(CHUNK, q_length)
-    if banded:
+    chunk, width = min(CHUNK, q_length), k_length
+    if left is not None and right is not None and arrays["query_positions"] is None and arrays["key_positions"] is None:
         # A short window in a long chunk computes mostly masked logits.
         chunk = min(chunk, max(64, 1 << (left + right).bit_length()))
-    width = min(k_length, chunk + left + right) if banded else k_length
+        width = min(k_length, chunk + left + right)
     return Plan(chunk, -(-q_length // chunk), first, width, left if width < k_length else None)
 
 
 def _cut(plan: Plan, arrays: Arrays, index: Any) -> tuple[Arrays, Any, Any]:
     """Chunk ``index``: its arrays, and the positions of its first query and key."""
-    q_start, k_start = index * plan.chunk, 0
+    q_start = index * plan.chunk
+    k_start: Any = 0
     part = {name: _slice(name, x, "q", q_start, plan.chunk) for name, x in arrays.items()}
     if plan.left is not None:
         k_length = arrays["k"].shape[2]
@@ -254,14 +254,14 @@ def _chunked_backward(options: Options, first: int, arrays: Arrays, cotangents: 
     plan = _plan(options, arrays, first)
     padded = _pad_queries(plan, arrays)
     extra = plan.count * plan.chunk - arrays["q"].shape[3]
-    cotangents = tuple(jnp.pad(x, [(0, extra if a == 3 else 0) for a in range(x.ndim)]) for x in cotangents)
+    padded_cotangents = [jnp.pad(x, [(0, extra if a == 3 else 0) for a in range(x.ndim)]) for x in cotangents]
     floating = [name for name, x in arrays.items() if x is not None and jnp.issubdtype(x.dtype, jnp.floating)]
 
     def step(sums: Arrays, index: jax.Array) -> tuple[Arrays, None]:
         part, q_start, k_start = _cut(plan, padded, index)
         rest = {name: x for name, x in part.items() if name not in floating}
         _, pullback = jax.vjp(lambda f: _block(options, {**f, **rest}, q_start, k_start), {name: part[name] for name in floating})
-        (gradients,) = pullback(tuple(lax.dynamic_slice_in_dim(x, index * plan.chunk, plan.chunk, 3) for x in cotangents))
+        (gradients,) = pullback(tuple(lax.dynamic_slice_in_dim(x, index * plan.chunk, plan.chunk, 3) for x in padded_cotangents))
         return {name: _add_at(name, sums[name], gradients[name], index * plan.chunk, k_start) for name in floating}, None
 
     # A key collects from every chunk: in float32, whatever its dtype.
