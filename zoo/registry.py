@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.mixer import MixerSpec, near
-
-Rules = Mapping[str, Sequence[tuple[Any, ...]]]
+from zoo.naming import Naming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +62,26 @@ class Preprocess:
 
 
 @dataclasses.dataclass(frozen=True)
+class Release:
+    """A released checkpoint.
+
+    Attributes:
+      source: ``hf://owner/name[/file]``.
+      classes: of its head; 0 for none.
+      licence: SPDX name, as stated where it was released.
+      mean, std, interpolation, crop_fraction: as in :class:`Preprocess`.
+    """
+
+    source: str
+    classes: int = 1000
+    licence: str = "apache-2.0"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_fraction: float = 0.875
+
+
+@dataclasses.dataclass(frozen=True)
 class Variant:
     """One named model.
 
@@ -71,7 +90,8 @@ class Variant:
       build: makes the model from a configuration and ``rngs``.
       config: its configuration.
       family: the architecture ("vit"), name of its file.
-      rules: tables of released parameter names, by naming (see zoo/weights.py).
+      rules: tables of released parameter names, by naming (see zoo/naming.py); ``save`` writes the first.
+      releases: released checkpoints by tag ("augreg_in21k_ft_in1k"), the preferred ones first.
       preprocess: fields of :class:`Preprocess` that differ from the defaults.
       parameters: published parameter count, or None; ``published`` False says the sizes are our choice.
       paper: rows of the roster.
@@ -81,11 +101,16 @@ class Variant:
     build: Callable[..., nnx.Module]
     config: ModelConfig
     family: str
-    rules: Rules = dataclasses.field(default_factory=dict)
+    rules: Mapping[str, Naming] = dataclasses.field(default_factory=dict)
+    releases: Mapping[str, Release] = dataclasses.field(default_factory=dict)
     preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parameters: int | None = None
     published: bool = True
     paper: tuple[int, ...] = ()
+
+    def release(self, tag: str) -> Release | None:
+        """The released checkpoint of this tag, or the first whose tag ends with it: "in1k" is the preferred one with ImageNet-1k classes."""
+        return self.releases.get(tag) or next((release for name, release in self.releases.items() if name.endswith(f"_{tag}")), None)
 
 
 _VARIANTS: dict[str, Variant] = {}

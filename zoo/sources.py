@@ -1,0 +1,228 @@
+"""Where weights come from: files in the formats that weights are released in, the Hugging Face hub, and our own checkpoints.
+
+Every source becomes ``{name: Tensor}``, whose arrays are read one by one when they are asked for: a file larger
+than memory, or sharded over several, is never held whole. No code of a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+class WeightsError(ValueError):
+    """Weights can't be loaded or saved; the message names the fault and the remedy. The model is unchanged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An array that has not been read yet."""
+
+    shape: Shape
+    read: Callable[[], np.ndarray]
+
+
+Tensors = dict[str, Tensor]
+
+_HUB = re.compile(r"hf://(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
+# In the order of preference; an index names the files of a sharded checkpoint.
+_STEMS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher")
+
+
+def open_source(source: str | Path) -> Tensors:
+    """The tensors of a file, a folder or ``hf://owner/name[@revision][/file]``.
+
+    Raises:
+      WeightsError: it is not there, can't be reached, is damaged, or is of no known format.
+    """
+    if match := _HUB.fullmatch(str(source)):
+        return _hub(**match.groupdict())
+    path = Path(source)
+    if not path.exists():
+        raise WeightsError(f"there are no weights at {source}: neither a file, nor a folder, nor hf://owner/name[@revision][/file]")
+    return _folder(path) if path.is_dir() else _file(path)
+
+
+def _file(path: Path) -> Tensors:
+    readers = {".safetensors": _safetensors, ".npz": _npz, **dict.fromkeys((".pth", ".pt", ".bin"), _torch)}
+    if path.name.endswith(".index.json"):
+        return _index(path, lambda name: path.parent / name)
+    if path.suffix not in readers:
+        raise WeightsError(f"{path} is of no format that weights are read from: {', '.join(readers)}, or a folder")
+    try:
+        return readers[path.suffix](path)
+    except WeightsError:
+        raise
+    except Exception as error:
+        raise WeightsError(f"{path} is damaged or cut short ({_first_line(error)}): get it again") from error
+
+
+def _safetensors(path: Path) -> Tensors:
+    from safetensors import safe_open
+
+    handle = safe_open(path, framework="np")
+
+    def reader(name: str) -> Callable[[], np.ndarray]:
+        return lambda: handle.get_tensor(name)
+
+    return {name: Tensor(tuple(handle.get_slice(name).get_shape()), reader(name)) for name in handle.keys()}  # noqa: SIM118
+
+
+def _npz(path: Path) -> Tensors:
+    archive = zipfile.ZipFile(path)
+    found = {}
+    for member in archive.namelist():
+        with archive.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape = header(stream)[0]
+        found[member.removesuffix(".npy")] = Tensor(tuple(shape), _npz_reader(path, archive, member))
+    return found
+
+
+def _npz_reader(path: Path, archive: zipfile.ZipFile, member: str) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        try:
+            with archive.open(member) as stream:
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+        except Exception as error:
+            raise WeightsError(f"{path} is damaged or cut short in {member} ({_first_line(error)}): get it again") from error
+        # NumPy has no bfloat16 of its own and writes it as two raw bytes.
+        return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
+
+    return read
+
+
+def _torch(path: Path) -> Tensors:
+    try:
+        import torch
+    except ImportError:
+        raise WeightsError(f"reading {path.name} needs PyTorch: pip install 'mixer-zoo[torch]', or convert the file to .safetensors") from None
+    import pickle
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error) and "Unsupported" not in str(error):
+            raise
+        cause = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), _first_line(error)).strip()
+        raise WeightsError(f"{path} holds more than weights and would run code when loaded ({cause}): refused; ask its source for .safetensors") from None
+    arrays = _peel(content)
+    if not arrays:
+        raise WeightsError(f"{path} holds no dictionary of tensors, plain or under {', '.join(_WRAPPERS)}")
+
+    def reader(tensor: Any) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            whole = tensor.detach().contiguous()
+            return whole.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if whole.dtype == torch.bfloat16 else whole.numpy()
+
+        return read
+
+    return {name: Tensor(tuple(tensor.shape), reader(tensor)) for name, tensor in arrays.items()}
+
+
+def _peel(content: Any) -> dict[str, Any]:
+    """The dictionary of tensors inside training scripts' wrappers; running averages come before raw weights."""
+    if not isinstance(content, Mapping):
+        return {}
+    for wrapper in _WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping) and (inner := _peel(content[wrapper])):
+            return inner
+    return {name: value for name, value in content.items() if hasattr(value, "detach")}
+
+
+def _folder(path: Path) -> Tensors:
+    """A model's folder as on the hub, or the working directory or checkpoint of a training run."""
+    for stem in _STEMS:
+        if (path / stem).exists():
+            return _file(path / stem)
+    steps = [(int(p.name), p) for parent in (path / "checkpoints", path) if parent.is_dir() for p in parent.iterdir() if p.name.isdecimal() and p.is_dir()]
+    for folder in (max(steps)[1] if steps else path, path):
+        if (folder / "weights").is_dir():
+            return _orbax(folder / "weights")
+        if (folder / "_METADATA").exists():
+            return _orbax(folder)
+    raise WeightsError(f"the folder {path} holds neither {', '.join(_STEMS)} nor a checkpoint of a training run")
+
+
+def _orbax(path: Path) -> Tensors:
+    """Weights that a training run saved: its running average where it kept one, else its parameters, and its statistics."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays = checkpointer.restore(path.absolute())
+    except Exception as error:
+        raise WeightsError(f"the checkpoint {path} is damaged ({_first_line(error)}): use another step's") from error
+    flat = {name: array for name, array in _dotted(arrays).items() if np.ndim(array) or np.size(array)}
+    groups = {name: {key.removeprefix(f"{name}."): array for key, array in flat.items() if key.startswith(f"{name}.")} for name in ("params", "statistics", "ema")}
+    chosen = {**groups["params"], **groups["statistics"], **groups["ema"]} or flat
+    return {name: Tensor(tuple(np.shape(array)), lambda array=array: np.asarray(array)) for name, array in chosen.items()}  # type: ignore[misc]
+
+
+def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {name: array for key, value in tree.items() for name, array in _dotted(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _index(path: Path, locate: Callable[[str], Path]) -> Tensors:
+    """A checkpoint in several files, each opened when it is first named."""
+    try:
+        files = json.loads(path.read_text())["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise WeightsError(f"{path} is not the index of a sharded checkpoint ({_first_line(error)}): get it again") from error
+    opened: dict[str, Tensors] = {}
+    found = {}
+    for name, file in files.items():
+        if file not in opened:
+            opened[file] = open_source(locate(file))
+        if name not in opened[file]:
+            raise WeightsError(f"{path} places {name} in {file}, which does not hold it: get both again")
+        found[name] = opened[file][name]
+    return found
+
+
+def _hub(repository: str, revision: str | None, file: str | None) -> Tensors:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def fetch(name: str) -> Path:
+        return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
+
+    where = f"hf://{repository}{f'@{revision}' if revision else ''}"
+    for name in (file,) if file else _STEMS:
+        try:
+            path = fetch(name)
+        except errors.LocalEntryNotFoundError as error:
+            # Without a network a file may be missing only here: another of the names may be in the cache.
+            if name == (file or _STEMS[-1]):
+                cache = huggingface_hub.constants.HF_HUB_CACHE
+                raise WeightsError(
+                    f"{where} can't be reached and {file or 'a file of weights'} is not in the cache {cache}: connect and unset HF_HUB_OFFLINE, or give a file"
+                ) from error
+            continue
+        except errors.EntryNotFoundError:
+            continue
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+            raise WeightsError(f"the hub has no {where}, or it needs a login ({_first_line(error)})") from error
+        except (OSError, errors.HfHubHTTPError) as error:
+            raise WeightsError(f"{where} can't be reached ({_first_line(error)}): connect, or give a file") from error
+        return _index(path, fetch) if name.endswith(".index.json") else _file(path)
+    raise WeightsError(f"{where} has no {file or 'file named ' + ', '.join(_STEMS)}: name one as {where}/FILE")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

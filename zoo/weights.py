@@ -1,0 +1,347 @@
+"""Pretrained weights in and out, under their authors' names.
+
+``load`` finds out under which naming a file was written, checks every name and shape, and only then
+changes the model; ``save`` writes the authors' names. An architecture's ``RULES`` say how names and
+layouts correspond (:mod:`zoo.naming`); where files come from is :mod:`zoo.sources`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from layers.mixer import near
+from layers.position import resample_table
+from layers.state import assign, flatten
+from zoo.naming import ZOO, Entry, Naming, plan
+from zoo.registry import FrozenOptions, Release, Variant, list_models, variant
+from zoo.sources import Tensor, Tensors, WeightsError, open_source
+
+# What trainers and larger models put before the names of all tensors, or of one tower's.
+_PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.", "params/", "opt/target/")
+_TOWERS = ("params/img/", "visual.trunk.")
+
+
+@dataclasses.dataclass
+class Match:
+    """A file read as one naming.
+
+    Attributes:
+      name: of the naming.
+      entries: the plan for the model.
+      tensors: the file's, with names as in the naming.
+      missing, unexpected: released names; misshaped: what is wrong with which.
+    """
+
+    name: str
+    entries: list[Entry]
+    tensors: Tensors
+    missing: list[str]
+    unexpected: list[str]
+    misshaped: list[str]
+
+    @property
+    def faults(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.misshaped)
+
+    @property
+    def fits(self) -> int:
+        """How many of the file's tensors have their place in the model."""
+        return len(self.tensors) - len(self.unexpected) - len(self.misshaped)
+
+
+def load(
+    model: nnx.Module, source: str | Path | Mapping[str, Any], *, head: Literal["reset"] | None = None, naming: str | None = None, dtype: Any = None
+) -> nnx.Module:
+    """Loads weights into ``model``, in place, and returns it.
+
+    Args:
+      model: made by ``zoo.create``.
+      source: a file (.safetensors, .npz, .pth, .pt, .bin), a folder (as on the hub, or of a training
+        run), ``hf://owner/name[@revision][/file]``, the name of a released checkpoint of this model
+        ("in1k"), or a dictionary of arrays.
+      head: "reset" leaves the classifier as it is and takes none from the file.
+      naming: under which names; None finds out.
+      dtype: None keeps that of the model's parameters, "file" the file's; else cast to it.
+
+    Raises:
+      WeightsError: unknown or unreadable source, or missing, unexpected or mis-shaped tensors (all are
+        listed). The model is unchanged.
+    """
+    if head not in (None, "reset"):
+        raise WeightsError(f'head is None or "reset", got {head!r}')
+    entry = variant(model.variant)
+    release, tensors = _tensors(entry, source)
+    match = _match(model, entry, tensors, naming, head)
+    if match.faults:
+        raise WeightsError(_report(model, entry, match, source))
+    arrays = dict(_read(model, match, dtype, source))
+    _adopt(model, entry, match.name, arrays)
+    assign(model, arrays)
+    if release is not None:
+        model.released = FrozenOptions({"mean": release.mean, "std": release.std, "crop_fraction": release.crop_fraction, "interpolation": release.interpolation})
+    return model
+
+
+def save(model: nnx.Module, path: str | Path, *, naming: str | None = None) -> None:
+    """Writes the model's weights to a ``.safetensors`` file (or ``.npz``, where the naming is JAX's).
+
+    Args:
+      model: made by ``zoo.create``.
+      path: of the file; replaced as a whole or not at all.
+      naming: under which names; default the architecture's first (its authors' or timm's), "zoo" for ours.
+
+    Raises:
+      WeightsError: an unknown naming, parameters that it has no name for, or another suffix.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".npz"):
+        raise WeightsError(f"weights are saved as .safetensors or .npz, got {path.name}")
+    arrays = {name: np.ascontiguousarray(array) for name, array in export(model, naming=naming).items()}
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+    try:
+        if path.suffix == ".npz":
+            with temporary.open("wb") as stream:
+                np.savez(stream, **arrays)  # type: ignore[arg-type]
+        else:
+            from safetensors.numpy import save_file
+
+            save_file(arrays, temporary, metadata={"format": "pt"})  # without it transformers refuses the file
+        os.chmod(temporary, 0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndarray]:
+    """The model's weights under released names, in released layouts.
+
+    Raises:
+      WeightsError: an unknown naming, or parameters that it has no name for.
+    """
+    entry = variant(model.variant)
+    names = _namings(entry)
+    chosen = next(iter(names)) if naming is None else naming
+    if chosen not in names:
+        raise WeightsError(f"{entry.family} has no naming {naming!r}{near(chosen, names)}; it has: {', '.join(names)}")
+    leaves = flatten(model)
+    try:
+        entries = plan(names[chosen], {name: tuple(leaf.shape) for name, leaf in leaves.items()}, model.config)
+    except ValueError as error:
+        raise WeightsError(f'this model can\'t be saved under the names of {chosen!r}: {error}; naming="zoo" saves any model') from error
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    return {name: array for line in entries for name, array in line.export(arrays).items()}
+
+
+def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -> int | None:
+    """Number of classes of a checkpoint for the model ``name``; None where it has no head or it can't be told."""
+    entry = variant(name)
+    _, tensors = _tensors(entry, source)
+    model = _abstract(entry, dataclasses.replace(config, num_classes=config.num_classes or 1))
+    match = _best(model, entry, tensors, None)
+    for line in match.entries:
+        if line.ours and line.ours[0] == "head.bias":
+            tensor = match.tensors.get(line.released[0])
+            return None if tensor is None else int(np.prod(tensor.shape))
+    return None
+
+
+def _namings(entry: Variant) -> dict[str, Naming]:
+    return {**entry.rules, "zoo": ZOO}
+
+
+def _tensors(entry: Variant, source: str | Path | Mapping[str, Any]) -> tuple[Release | None, Tensors]:
+    if isinstance(source, Mapping):
+        return None, {name: Tensor(tuple(np.shape(array)), lambda array=array: np.asarray(array)) for name, array in source.items()}  # type: ignore[misc]
+    if isinstance(source, str) and not Path(source).exists() and "/" not in source and "." not in source:
+        release = entry.release(source)
+        if release is None:
+            known = ", ".join(entry.releases) or "none"
+            raise WeightsError(f"unknown weights {source!r}{near(source, entry.releases)}: not a file, and the released checkpoints of {entry.name} are: {known}")
+        return release, open_source(release.source)
+    return None, open_source(source)
+
+
+def _abstract(entry: Variant, config: Any) -> nnx.Module:
+    return nnx.eval_shape(lambda: entry.build(config, rngs=nnx.Rngs(0)))
+
+
+def _heads(model: nnx.Module) -> tuple[str, ...]:
+    return getattr(model, "heads", ("head",))
+
+
+def _match(model: nnx.Module, entry: Variant, tensors: Tensors, naming: str | None, head: str | None) -> Match:
+    if naming is not None and naming not in _namings(entry):
+        raise WeightsError(f"{entry.family} has no naming {naming!r}{near(naming, _namings(entry))}; it has: {', '.join(_namings(entry))}")
+    return _best(model, entry, tensors, naming, reset=head == "reset")
+
+
+def _best(model: nnx.Module, entry: Variant, tensors: Tensors, naming: str | None, *, reset: bool = False) -> Match:
+    """The naming, and the prefix to take off, under which the file fits the model best."""
+    found: list[Match] = []
+    for name, rules in _namings(entry).items():
+        if naming in (None, name):
+            form = _form(model, entry, rules)
+            try:
+                entries = plan(rules, {n: tuple(leaf.shape) for n, leaf in flatten(form).items()}, form.config)
+            except ValueError:
+                continue  # a mixer of the user's own: only our own names have a place for it
+            found += [_compare(name, rules, form, entries, renamed, reset) for renamed in _renamings(tensors, rules)]
+    return min(found, key=lambda match: (match.faults, -match.fits))
+
+
+def _form(model: nnx.Module, entry: Variant, rules: Naming) -> nnx.Module:
+    """The model, or its abstract form with what files of this naming hold beyond it."""
+    if all(getattr(model.config, field) == value for field, value in rules.config.items()):
+        return model
+    return _abstract(entry, dataclasses.replace(model.config, **rules.config))
+
+
+def _renamings(tensors: Tensors, rules: Naming) -> Iterator[Tensors]:
+    yield tensors
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            yield {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    for tower in _TOWERS:
+        if any(name.startswith(tower) for name in tensors):
+            yield {name.removeprefix(tower): tensor for name, tensor in tensors.items() if name.startswith(tower)}
+    if rules.prefix and not any(name.startswith(rules.prefix) for name in tensors):
+        yield {rules.prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _compare(name: str, rules: Naming, model: nnx.Module, entries: list[Entry], tensors: Tensors, reset: bool) -> Match:
+    heads = _heads(model)
+    headless = reset or all(getattr(model, head, None) is None for head in heads)
+    if headless:
+        entries = [line for line in entries if not (line.ours and line.ours[0].split(".")[0] in heads)]
+    chosen, missing, misshaped, expected = [], [], [], set()
+    for line in entries:
+        expected |= set(line.released)
+        missing += [n for n in line.released if n not in tensors and n not in line.optional]
+        present = {n: tensors[n].shape for n in line.released if n in tensors}
+        wrong = [f"{n} is {present[n]}, the model has {shape}" for n, shape in line.released_shapes().items() if n in present and present[n] != shape]
+        other = line.with_grid_of(present) if wrong else None
+        misshaped += [] if other else wrong
+        chosen.append(other or line)
+    import re
+
+    spare = [re.compile(pattern) for pattern in (rules.names_of(heads) if headless else [])]
+    if rules is ZOO and headless:
+        spare = [re.compile(rf"{head}\..*") for head in heads]
+    unexpected = [n for n in tensors if n not in expected and not rules.ignores(n) and not any(pattern.fullmatch(n) for pattern in spare)]
+    return Match(name, chosen, tensors, missing, unexpected, misshaped)
+
+
+def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
+    """Our arrays one by one, on the devices and in the dtype they are to have."""
+    leaves = flatten(model)
+    for line in match.entries:
+        if not line.ours:
+            continue
+        held = [n for n in line.released if n in match.tensors]
+        try:
+            arrays = line.load([match.tensors[n].read() for n in held])
+        except WeightsError:
+            raise
+        except Exception as error:
+            raise WeightsError(f"{', '.join(held)} of {_told(source)} can't be read: {error}") from error
+        for name, array in arrays.items():
+            leaf = leaves.get(name)
+            shape = array.shape if leaf is None else leaf.shape
+            if array.shape != shape:
+                warnings.warn(f"{name} was made for a grid of {_by(array.shape)} and is resampled to {_by(shape)}", stacklevel=4)
+                array = np.asarray(resample_table(jnp.asarray(array), shape[:2]))
+            wanted = array.dtype if dtype == "file" else leaf.dtype if dtype is None and leaf is not None else jnp.dtype(dtype or array.dtype)
+            sharding = getattr(leaf, "sharding", None)
+            yield name, jax.device_put(np.asarray(array, wanted), sharding)
+
+
+def _adopt(model: nnx.Module, entry: Variant, naming: str, arrays: Mapping[str, Any]) -> None:
+    """Gives the model the parameters that files of this naming hold beyond it."""
+    extra = set(arrays) - set(flatten(model))
+    for name in sorted(extra):
+        setattr(model, name, nnx.Param(arrays[name]))
+    if extra:
+        model.config = dataclasses.replace(model.config, **_namings(entry)[naming].config)
+
+
+def _report(model: nnx.Module, entry: Variant, match: Match, source: Any) -> str:
+    """One message for all that is wrong."""
+    heads = set(_heads(model))
+    released_heads = {n for line in match.entries if line.ours and line.ours[0].split(".")[0] in heads for n in line.released}
+    wrong_heads = [line for line in match.misshaped if line.split(" is ")[0] in released_heads]
+    if wrong_heads and len(wrong_heads) == match.faults:
+        name = wrong_heads[0].split(" is ")[0]
+        theirs = next((match.tensors[n].shape[0] for n in released_heads if n in match.tensors and len(match.tensors[n].shape) == 1), None)
+        classes = theirs if theirs is not None else match.tensors[name].shape[0]
+        return (
+            f"{_told(source)} has {classes} classes and {entry.name} {model.config.num_classes}: "
+            f'make the model with num_classes={classes}, or load with head="reset" to keep its own classifier'
+        )
+    parts = [f"{_told(source)} does not fit {entry.name} (read as {match.name!r} names)"]
+    for title, names in (("missing", match.missing), ("unexpected", match.unexpected), ("of another shape", match.misshaped)):
+        if names:
+            parts.append(f"{len(names)} {title}: {_listed(names)}")
+    if match.missing and len(match.missing) == match.faults and set(match.missing) <= released_heads:
+        parts.append('the file has no classifier: load it with head="reset", or make the model with num_classes=0')
+    else:
+        nearest = _nearest(entry, match.tensors)
+        parts.append(f"by its shapes it is {nearest}" if nearest else "it fits no model of this zoo")
+    return "; ".join(parts)
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _nearest(entry: Variant, tensors: Tensors) -> str | None:
+    """The variant that most of the file's tensors fit, whatever the size of image and the number of classes."""
+    best: tuple[int, str | None] = (len(tensors) // 2, None)
+    seen: set[Any] = set()
+    for name in sorted(list_models(), key=lambda n: (variant(n).family != entry.family, n != entry.name)):
+        other = variant(name)
+        if not other.rules:
+            continue
+        config = dataclasses.replace(other.config, **{"num_classes": 1})
+        shape = dataclasses.replace(config, **{"image_size": 0}) if hasattr(config, "image_size") else config
+        if (other.family, shape) in seen or not _plausible(other, tensors):
+            continue
+        seen.add((other.family, shape))
+        match = _best(_abstract(other, config), other, tensors, None, reset=True)
+        best = max(best, (match.fits - len(match.missing), name), key=lambda pair: pair[0])
+        if not match.faults:
+            return name
+    return best[1]
+
+
+def _plausible(entry: Variant, tensors: Tensors) -> bool:
+    """Whether the width of the first stage is the length of some vector of the file: rules out most variants at no cost."""
+    width = getattr(entry.config, "features", None)
+    widths = width if isinstance(width, tuple) else (width,)
+    lengths = {size for tensor in tensors.values() for size in tensor.shape}
+    return all(size is None or size in lengths for size in widths)
+
+
+def _by(shape: Iterable[int]) -> str:
+    return "x".join(str(size) for size in tuple(shape)[:2])
+
+
+def _told(source: Any) -> str:
+    return "the dictionary" if isinstance(source, Mapping) else str(source)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
