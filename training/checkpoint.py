@@ -64,8 +64,12 @@ def _digest(arrays: dict[str, jax.Array]) -> jax.Array:
     return total
 
 
+def _weights(state: State) -> dict[str, dict[str, Any]]:
+    return {"weights": _flat({name: state[name] for name in _WEIGHTS})}
+
+
 def _items(state: State) -> dict[str, dict[str, Any]]:
-    return {"weights": _flat({name: state[name] for name in _WEIGHTS}), "optimizer": _flat({"state": state["optimizer"], _COUNT: state[_COUNT]})}
+    return {**_weights(state), "optimizer": _flat({"state": state["optimizer"], _COUNT: state[_COUNT]})}
 
 
 def _arguments(items: Mapping[str, dict[str, Any]], meta: dict[str, Any]) -> ocp.args.Composite:
@@ -121,7 +125,7 @@ class Checkpoints:
         """Starts saving the weights of the best step so far. Raises CheckpointError."""
         with self._writing():
             if step not in self._best.all_steps():
-                self._best.save(step, args=_arguments({"weights": _items(state)["weights"]}, {"step": step, "value": value}))
+                self._best.save(step, args=_arguments(_weights(state), {"step": step, "value": value}))
 
     def best(self) -> Best | None:
         """What ``best/`` holds, if it can be read."""
@@ -173,7 +177,7 @@ class Checkpoints:
         if wanted is None:
             raise CheckpointError(f"there is no checkpoint {which!r} under {manager.directory}; there are: {', '.join(map(str, known)) or 'none'}")
         try:
-            flat = _read(manager, wanted, {"weights": _items(like)["weights"]})["weights"]
+            flat = _read(manager, wanted, _weights(like))["weights"]
         except Exception as error:
             raise CheckpointError(f"checkpoint {wanted} under {manager.directory} can't be read: {_reason(error)}; choose another with --checkpoint") from error
         return _unflat({name: like[name] for name in _WEIGHTS}, flat), wanted

@@ -12,10 +12,25 @@ from types import TracebackType
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from training.workdir import environment
+
+
+def _without_torch() -> Any:
+    """tensorboardX's writer. It imports torch where that is installed, for tensors it never sees here: seconds of every start."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
+SummaryWriter = _without_torch()
 
 
 class Log:

@@ -34,7 +34,7 @@ def create_mesh(sizes: Mapping[str, int]) -> Mesh:
     count = sizes.get("data", -1)
     count = len(devices) if count == -1 else count
     if not 1 <= count <= len(devices):
-        raise ValueError(f"mesh.data={count}, but there are {len(devices)} devices: set --config.mesh.data to 1 to {len(devices)}, or -1 for all")
+        raise ValueError(f"mesh.data={count}, but there are {len(devices)} devices: --config.mesh.data=-1 takes all")
     return Mesh(np.asarray(devices[:count]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

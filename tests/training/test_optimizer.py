@@ -1,0 +1,131 @@
+"""Optimisers by name: against optax itself, and what patterns, decay, factors and freezing do to which parameter."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from layers.state import flatten
+from tests.training.toy import ToyModel
+from training import optimizer as optimizers
+
+MODEL = ToyModel()
+PARAMS = flatten(MODEL, nnx.Param)
+GRADIENTS = {n: jnp.sin(jnp.arange(p.size, dtype=jnp.float32).reshape(p.shape) + len(n)) for n, p in PARAMS.items()}
+
+
+def make(**config):
+    return optimizers.create(MODEL, PARAMS, {"name": "adamw", "learning_rate": 0.1, **config})
+
+
+def updates(optimizer, steps=3, rate=0.1):
+    tx = optimizer.transformation(rate)
+    params = {n: PARAMS[n] for n in optimizer.trainable}
+    state = tx.init(params)
+    for _ in range(steps):
+        update, state = tx.update({n: GRADIENTS[n] for n in params}, state, params)
+        params = optax.apply_updates(params, update)
+    return params, state
+
+
+def by_optax(tx, steps=3):
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(steps):
+        update, state = tx.update(GRADIENTS, state, params)
+        params = optax.apply_updates(params, update)
+    return params
+
+
+MASK = {n: n == "first.kernel" for n in PARAMS}  # the toy's head.kernel is spared by the model itself
+PLAIN = {
+    "adamw": optax.adamw(0.1, weight_decay=0.3, mask=MASK),
+    "adam": optax.chain(optax.add_decayed_weights(0.3, MASK), optax.adam(0.1)),
+    "sgd": optax.chain(optax.add_decayed_weights(0.3, MASK), optax.sgd(0.1)),
+    "lion": optax.lion(0.1, weight_decay=0.3, mask=MASK),
+    "lamb": optax.lamb(0.1, weight_decay=0.3, mask=MASK),
+    "adafactor": optax.adafactor(0.1, weight_decay_rate=0.3, weight_decay_mask=MASK),
+}
+
+
+def test_every_optimiser_is_covered():
+    assert set(PLAIN) | {"muon"} == set(optimizers.OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_equals_optax(name):
+    ours, plain = updates(make(name=name, weight_decay=0.3))[0], by_optax(PLAIN[name])
+    for n in PARAMS:
+        np.testing.assert_allclose(ours[n], plain[n], rtol=2e-5, atol=1e-6, err_msg=n)
+
+
+def test_muon_is_for_matrices_and_adam_for_the_rest():
+    ours = updates(make(name="muon", options={"adam": ("head.*",)}), steps=1)[0]
+    muon = by_optax(optax.contrib.muon(0.1), steps=1)
+    adam = by_optax(optax.adam(0.1, nesterov=True), steps=1)
+    np.testing.assert_allclose(ours["first.kernel"], muon["first.kernel"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours["head.kernel"], adam["head.kernel"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours["head.bias"], adam["head.bias"], rtol=1e-4, atol=1e-5)
+    decayed = updates(make(name="muon", weight_decay=0.3), steps=1)[0]
+    np.testing.assert_allclose(decayed["first.kernel"], muon["first.kernel"] - 0.1 * 0.3 * PARAMS["first.kernel"], rtol=1e-4, atol=1e-5)
+
+
+def test_decay_spares_vectors_patterns_and_what_the_model_names():
+    assert make(weight_decay=0.1).decayed == {"first.kernel"}
+    assert make(weight_decay=0.1, no_decay=("first.*",)).decayed == frozenset()
+
+
+def test_factors_multiply_the_update():
+    plain, scaled = updates(make(), 1)[0], updates(make(multipliers={"head.*": 10.0}), 1)[0]
+    for n in PARAMS:
+        factor = 10.0 if n.startswith("head") else 1.0
+        np.testing.assert_allclose(scaled[n] - PARAMS[n], factor * (plain[n] - PARAMS[n]), rtol=1e-4, atol=1e-6)
+
+
+def test_layer_decay_counts_from_the_last_layer_and_multiplies_with_patterns():
+    assert make(layer_decay=0.5).factors == {"first.kernel": 0.25, "first.bias": 0.25, "norm.scale": 0.5, "norm.bias": 0.5}
+    assert make(layer_decay=0.5, multipliers=(("first.*", 2.0),)).factors["first.kernel"] == 0.5
+
+
+def test_frozen_parameters_have_no_state():
+    frozen = make(freeze=("first.*", "norm.*"))
+    assert frozen.trainable == ("head.bias", "head.kernel")
+    shapes = {leaf.shape for leaf in jax.tree.leaves(updates(frozen)[1])}
+    assert PARAMS["first.kernel"].shape not in shapes
+
+
+def test_clipping_bounds_the_global_norm():
+    norm = float(optax.tree.norm(GRADIENTS))
+    moved = updates(make(name="sgd", clip_norm=norm / 4), 1)[0]
+    for n in PARAMS:
+        np.testing.assert_allclose(moved[n] - PARAMS[n], -0.1 * GRADIENTS[n] / 4, rtol=1e-3, atol=1e-6)
+
+
+class Plain(nnx.Module):
+    def __init__(self):
+        self.kernel = nnx.Param(jnp.ones((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "adamv"}, "unknown optimiser 'adamv': did you mean 'adam"),
+        ({"options": {"b11": 0.9}}, "unknown option of optimiser adamw 'b11': did you mean 'b1'"),
+        ({"options": {"weight_decay": 0.9}}, "unknown option"),
+        ({"freeze": ("hea.*",)}, "optimizer.freeze: no parameter matches 'hea"),
+        ({"freeze": ("*",)}, "leaves no parameter to train"),
+        ({"multipliers": {"nothing": 2.0}}, "optimizer.multipliers: no parameter matches"),
+    ],
+)
+def test_refusals(config, message):
+    with pytest.raises(ValueError, match=message):
+        make(**config)
+
+
+def test_layer_decay_without_layers_is_refused_with_the_reason():
+    model = Plain()
+    with pytest.raises(ValueError, match=r"Plain does not say .* \(no layer_ids\(\)\)"):
+        optimizers.create(model, flatten(model, nnx.Param), {"name": "adamw", "learning_rate": 0.1, "layer_decay": 0.5})
