@@ -1,4 +1,7 @@
-"""The model zoo: ``zoo.create(name)``, ``zoo.list_models()``, ``zoo.summary(name)``, ``zoo.predict(model, images)``."""
+"""The model zoo: ``zoo.create(name)``, ``zoo.list_models()``, ``zoo.summary(name)``, ``zoo.predict(model, images)``,
+``zoo.generate(model, prompt, max_new_tokens)``."""
+
+from typing import TYPE_CHECKING, Any
 
 from zoo import language as language
 from zoo import vision as vision
@@ -9,18 +12,33 @@ from zoo.registry import ModelConfig, Preprocess, list_models, register, registe
 from zoo.summaries import Summary, summary
 from zoo.version import __version__
 
+if TYPE_CHECKING:
+    from zoo.generation import Generation, generate, stream
+
 __all__ = [
+    "Generation",
     "ModelConfig",
     "Preprocess",
     "Summary",
     "__version__",
     "capture",
     "create",
+    "generate",
     "list_models",
     "predict",
     "preprocess",
     "register",
     "register_family",
+    "stream",
     "summary",
     "variant",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: a module that its package has imported can't be run cleanly by ``python -m zoo.generation``.
+    if name in ("Generation", "generate", "stream"):
+        from zoo import generation
+
+        return getattr(generation, name)
+    raise AttributeError(f"module 'zoo' has no attribute {name!r}")

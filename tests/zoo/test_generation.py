@@ -1,0 +1,170 @@
+"""Generation: equal to re-running the whole sequence for every language model; sampling, stopping, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import zoo
+from zoo.backbones.causal import Causal
+from zoo.generation import PAST_END
+
+VOCABULARY = 61
+PROMPTS = [[5, 9, 2, 44, 17, 9, 2], [3], [60, 1, 1, 8, 30, 12, 7, 7, 50, 4, 23, 19, 2, 11, 0, 33, 41, 6, 58]]
+SHRUNK = {"vocab_size": VOCABULARY, "features": 32, "depth": 2, "num_heads": 2, "num_kv_heads": None, "tied": False, "embedding_std": 1.0}
+
+
+def language_models() -> list[str]:
+    """Every causal model of the registry, once for each architecture that shrinking leaves different."""
+    found: dict[object, str] = {}
+    for name in zoo.list_models():
+        entry = zoo.variant(name)
+        if isinstance(entry.build, type) and issubclass(entry.build, Causal):
+            found.setdefault((entry.build, shrunk(name)), name)
+    return list(found.values())
+
+
+def shrunk(name: str) -> object:
+    config = zoo.variant(name).config
+    fields = {field.name for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{field: value for field, value in SHRUNK.items() if field in fields})
+
+
+@functools.cache
+def tiny(name: str = "transformer_nano", **overrides: object) -> nnx.Module:
+    fields = {field.name for field in dataclasses.fields(zoo.variant(name).config)}
+    return zoo.create(name, **{field: value for field, value in SHRUNK.items() if field in fields}, **overrides)
+
+
+def rerun(model: nnx.Module, new: int, room: int = 40) -> list[list[int]]:
+    """Greedy continuations of PROMPTS by the whole sequences, padded to one length, at each step; the likeliest token must be clearly so."""
+    graph, state = nnx.split(model)
+    logits = jax.jit(lambda tokens: nnx.merge(graph, state)(tokens))
+    tokens = np.zeros((len(PROMPTS), room), np.int32)
+    for row, prompt in zip(tokens, PROMPTS):
+        row[: len(prompt)] = prompt
+    ends = np.asarray([len(prompt) for prompt in PROMPTS])
+    rows = np.arange(len(PROMPTS))
+    for step in range(new):
+        scores = np.asarray(logits(jnp.asarray(tokens)))[rows, ends + step - 1]
+        second, first = np.sort(scores, -1)[:, -2:].T
+        assert ((first - second) > 1e-4 * np.abs(scores).max(-1)).all(), "a near tie: choose other prompts"
+        tokens[rows, ends + step] = scores.argmax(-1)
+    return [row[end : end + new].tolist() for row, end in zip(tokens, ends)]
+
+
+@pytest.mark.parametrize("name", language_models())
+def test_equal_to_the_whole_sequence_again(name: str) -> None:
+    model = tiny(name)
+    new = zoo.generate(model, PROMPTS, 12, temperature=0)
+    assert new.tokens.shape == (3, 12)
+    expected = rerun(model, 12)
+    assert len({token for row in expected for token in row}) > 4, "too monotonous to tell"
+    assert new.rows() == expected
+
+
+@pytest.mark.parametrize("overrides", [{"window": 5}, {"rotary": None}, {"position": "learned", "max_length": 31}, {"num_kv_heads": 1}], ids=str)
+def test_forms_of_the_decoder(overrides: dict[str, object]) -> None:
+    model = zoo.create("transformer_nano", **{**SHRUNK, **overrides})
+    room = 31 if "max_length" in overrides else 40
+    assert zoo.generate(model, PROMPTS, 12, temperature=0).rows() == rerun(model, 12, room)
+
+
+def test_a_long_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = zoo.generate(tiny(), PROMPTS, 6, temperature=0).rows()
+    monkeypatch.setattr("zoo.generation._PREFILL", 4)
+    assert zoo.generate(tiny(), PROMPTS, 6, temperature=0).rows() == whole
+
+
+def test_forms_of_the_prompt() -> None:
+    expected = zoo.generate(tiny(), PROMPTS, 5, temperature=0).rows()
+    assert zoo.generate(tiny(), PROMPTS[0], 5, temperature=0).rows() == expected[:1]
+    width = max(map(len, PROMPTS))
+    tokens = np.asarray([row + [7] * (width - len(row)) for row in PROMPTS])
+    mask = np.arange(width) < np.asarray([len(row) for row in PROMPTS])[:, None]
+    assert zoo.generate(tiny(), tokens, 5, mask=mask, temperature=0).rows() == expected
+
+
+def test_pieces_and_seeds() -> None:
+    options = {"temperature": 1.3, "top_k": 20, "top_p": 0.9}
+    whole = zoo.generate(tiny(), PROMPTS, 11, rngs=jax.random.key(5), **options).tokens
+    pieces = list(zoo.stream(tiny(), PROMPTS, 11, rngs=jax.random.key(5), piece=4, **options))
+    assert [piece.shape[1] for piece in pieces] == [4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate(pieces, 1), whole)
+    assert (zoo.generate(tiny(), PROMPTS, 11, rngs=jax.random.key(6), **options).tokens != whole).any()
+    rngs = nnx.Rngs(0)
+    first, second = (zoo.generate(tiny(), PROMPTS, 11, rngs=rngs).tokens for _ in range(2))
+    assert (first != second).any(), "the stream of nnx.Rngs must advance"
+
+
+@pytest.mark.parametrize(("options", "allowed"), [({"top_k": 3}, {2, 5, 0}), ({"top_p": 0.75}, {2, 5}), ({"top_k": 1}, {2}), ({"top_p": 1e-6}, {2}), ({}, {0, 1, 2, 3, 4, 5})])
+def test_draws_follow_the_distribution(options: dict[str, float], allowed: set[int]) -> None:
+    from zoo.generation import _Sampling
+
+    probability = np.asarray([0.1, 0.05, 0.5, 0.04, 0.01, 0.3], np.float32)
+    sampling = _Sampling(False, options.get("top_k"), "top_p" in options)
+    rows = 20_000
+    drawn = np.asarray(sampling.draw(jnp.tile(jnp.log(probability) * 0.7, (rows, 1)), jax.random.key(0), jnp.float32(0.7), jnp.float32(options.get("top_p", 1.0))))
+    assert set(drawn.tolist()) == allowed
+    kept = np.where(np.isin(np.arange(6), list(allowed)), probability, 0)
+    frequency = np.bincount(drawn, minlength=6) / rows
+    np.testing.assert_allclose(frequency, kept / kept.sum(), atol=5 * (0.25 / rows) ** 0.5)  # five standard deviations at most
+
+
+def test_stop_tokens_end_their_row_only() -> None:
+    free = zoo.generate(tiny(), PROMPTS, 12, temperature=0).rows()
+    stop = next(token for token in free[0] if token not in free[2])
+    stopped = zoo.generate(tiny(), PROMPTS, 12, temperature=0, stop=[stop, free[1][0]])
+    ends = [next((i + 1 for i, token in enumerate(row) if token in (stop, free[1][0])), 12) for row in free]
+    assert min(ends) < 12
+    assert stopped.lengths.tolist() == ends
+    assert stopped.rows() == [row[:end] for row, end in zip(free, ends)]
+    assert all((row[end:] == PAST_END).all() for row, end in zip(stopped.tokens, ends))
+
+
+def test_generation_ends_when_all_rows_have() -> None:
+    first = zoo.generate(tiny(), PROMPTS[0], 1, temperature=0).rows()[0][0]
+    pieces = list(zoo.stream(tiny(), PROMPTS[0], 10_000, temperature=0, stop=first, piece=8, max_length=20_000))
+    assert [piece.tolist() for piece in pieces] == [[[first]]]
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = zoo.create("transformer_nano", **SHRUNK, dropout=0.5)
+    model.train()
+    a, b = (zoo.generate(model, PROMPTS, 4, temperature=0).rows() for _ in range(2))
+    assert a == b
+    assert not model.dropout.deterministic
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (([[]], 4), {}, "at least one token"),
+        (([], 4), {}, "at least one token"),
+        (([[3, 61]], 4), {}, "the token 61: the model's vocabulary is 0 to 60"),
+        (([[0.5]], 4), {}, "tokens are integers"),
+        (([[1]], 0), {}, "max_new_tokens is at least 1"),
+        (([[1]], 4), {"temperature": -1.0}, "temperature"),
+        (([[1]], 4), {"top_k": 0}, "top_k"),
+        (([[1]], 4), {"top_p": 0.0}, "top_p"),
+        (([[1, 2, 3]], 8), {"max_length": 10}, "11, but max_length=10"),
+        ((np.ones((1, 3), int), 4), {"mask": np.asarray([[False, True, True]])}, "padding must trail"),
+    ],
+    ids=str,
+)
+def test_refusals(arguments: tuple[object, int], options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        zoo.generate(tiny(), *arguments, **options)
+
+
+def test_more_tokens_than_positions_are_refused() -> None:
+    model = zoo.create("transformer_nano", **SHRUNK, position="learned", max_length=16)
+    assert zoo.generate(model, [1] * 12, 4).tokens.shape == (1, 4)
+    with pytest.raises(ValueError, match="has positions for 16"):
+        zoo.generate(model, [1] * 12, 5)
