@@ -171,13 +171,13 @@ def _unknown(kind: str, name: str, known: Any) -> ValueError:
 
 
 def _parse(argument: str) -> tuple[str, dict[str, str]]:
-    """Splits "folder,path=DIR,variant=tiny" into its head and its settings; a comma inside a value belongs to it."""
+    """Splits "folder,path=DIR,variant=tiny" into its head and its settings; a part that does not begin with ``word=`` belongs to the value before it."""
     head, *parts = argument.split(",")
     settings: dict[str, str] = {}
     name = ""
     for part in parts:
         key, equals, value = part.partition("=")
-        if equals:
+        if equals and key.strip().isidentifier():
             name = key.strip()
             settings[name] = value
         elif name:

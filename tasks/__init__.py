@@ -4,7 +4,8 @@
 """
 
 from tasks.classification import Classification
+from tasks.language_modeling import LanguageModeling
 from tasks.registry import create, list_tasks, lookup, register
 from tasks.task import Examples, Metrics, Task
 
-__all__ = ["Classification", "Examples", "Metrics", "Task", "create", "list_tasks", "lookup", "register"]
+__all__ = ["Classification", "Examples", "LanguageModeling", "Metrics", "Task", "create", "list_tasks", "lookup", "register"]

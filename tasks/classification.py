@@ -32,7 +32,9 @@ class ImageExamples:
 
     def __init__(self, source: datasets.Source, transform: Transform, in_memory: bool):
         self._transform = transform
-        self._source: datasets.Source = [(transform.fitted(image), label) for image, label in source] if in_memory else source
+        self._source: datasets.Source = source
+        if in_memory:
+            self._source = [(transform.fitted(image), label) for image, label in (source[i] for i in range(len(source)))]
 
     def __len__(self) -> int:
         return len(self._source)

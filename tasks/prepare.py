@@ -13,7 +13,7 @@ import sys
 import tensorflow_datasets as tfds
 
 from tasks.datasets import digits
-from tasks.datasets.prepared import open_builder
+from tasks.datasets.prepared import Prepared, open_builder
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
@@ -25,16 +25,18 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
       manual_dir: where archives lie that can't be downloaded by a program.
 
     Raises:
-      ValueError: an unknown name (near ones are named), or TensorFlow is missing.
+      ValueError: an unknown name (near ones are named), data that is there but is not array_record or
+        not image classification, or TensorFlow is missing.
     """
     if name == "digits":
         return str(digits.prepare(data_dir).data_path)
     builder = open_builder(name, data_dir)
-    if builder.data_path.exists() and builder.is_prepared():
+    if builder.data_path.exists():
+        Prepared(name, data_dir)
         return str(builder.data_path)
     if importlib.util.find_spec("tensorflow") is None:  # found out now, and not after the download
         raise ValueError("preparing a TFDS set needs TensorFlow: python -m pip install -e '.[prepare]'")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    builder.download_and_prepare(file_format="array_record", download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
     return str(builder.data_path)
 
 

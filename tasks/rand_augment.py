@@ -102,13 +102,17 @@ class RandAugment:
         Raises:
           ValueError: anything else.
         """
-        fields = {"m": "magnitude", "n": "layers", "mstd": "spread", "p": "probability"}
         head, *sections = text.split("-")
         found = [re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d*)?)", section) for section in sections]
         pairs = {match[1]: match[2] for match in found if match}
         if head != "rand" or None in found or pairs.pop("inc", "0") != "1":
             raise ValueError(f"rand_augment is written 'rand-m9-n2-p0.5-mstd0.5-inc1' (inc1 required, the rest optional), not {text!r}")
-        return cls(**{fields[key]: int(float(value)) if key == "n" else float(value) for key, value in pairs.items()})
+        return cls(
+            magnitude=float(pairs.get("m", cls.magnitude)),
+            layers=int(float(pairs.get("n", cls.layers))),
+            spread=float(pairs.get("mstd", cls.spread)),
+            probability=float(pairs.get("p", cls.probability)),
+        )
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, fill: Fill) -> Image.Image:
         """Returns the distorted image, of the same size and mode ("L" or "RGB")."""

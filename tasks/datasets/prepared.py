@@ -73,9 +73,9 @@ class Prepared:
         features = dict(self._builder.info.features.items())
         images = [key for key, of in features.items() if isinstance(of, tfds.features.Image)]
         labels = [key for key, of in features.items() if isinstance(of, tfds.features.ClassLabel)]
-        pair = self._builder.info.supervised_keys or ()
-        image = pair[0] if len(images) != 1 and len(pair) == 2 and pair[0] in images else (images or [""])[0]
-        label = pair[1] if len(labels) != 1 and len(pair) == 2 and pair[1] in labels else (labels or [""])[0]
+        named = [key for key in self._builder.info.supervised_keys or () if isinstance(key, str)]
+        image = next((key for key in [*named, *images] if key in images), "")
+        label = next((key for key in [*named, *labels] if key in labels), "")
         if not image or not label or features[image].np_dtype != np.uint8:
             raise ValueError(
                 f"the TFDS set {self._name!r} is not image classification: it needs an 8-bit Image and a ClassLabel, and has {', '.join(features)}"
@@ -83,16 +83,18 @@ class Prepared:
         return image, label
 
     def _open(self, split: str, data_dir: str | None) -> Sequence[Any]:
-        command = f"python -m tasks.prepare {self._name}" + (f" --data_dir={data_dir}" if data_dir else "")
         try:
             return self._builder.as_data_source(split=split)
-        except KeyError as error:
-            raise ValueError(f"the TFDS set {self._name!r} is not prepared under {self._builder.data_path}: run {command}") from error
-        except NotImplementedError as error:
-            raise ValueError(
-                f"{self._builder.data_path} is not array_record: prepare it once more elsewhere (python -m tasks.prepare {self._name} --data_dir=DIR), "
-                "then set --config.task.dataset.data_dir=DIR"
-            ) from error
+        except (KeyError, NotImplementedError) as error:
+            command = f"python -m tasks.prepare {self._name}"
+            where = self._builder.data_path
+            if where.exists():
+                message = (
+                    f"{where} is not array_record: prepare the set once more elsewhere ({command} --data_dir=DIR), then set --config.task.dataset.data_dir=DIR"
+                )
+            else:
+                message = f"the TFDS set {self._name!r} is not prepared at {where}: run {command}" + (f" --data_dir={data_dir}" if data_dir else "")
+            raise ValueError(message) from error
 
     def _assign(self, data_dir: str | None) -> dict[str, Records]:
         train = self._open("train", data_dir)
@@ -120,12 +122,12 @@ class Prepared:
 
 
 def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """Returns the TFDS builder of ``name``, for array_record.
+    """Returns the TFDS builder of ``name``.
 
     Raises:
       ValueError: TFDS knows none of that name; near ones are named.
     """
     try:
-        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(unknown("TFDS set", name, tfds.list_builders(with_community_datasets=False))) from error

@@ -1,0 +1,80 @@
+"""The user's own text: a file, or a folder with all the text files under it.
+
+Of many files each is in one split, by the SHA-256 of its path relative to the folder: 5 % test, 5 %
+validation. Of so few that a split would stay empty, each is cut: its first 90 % are trained on, the
+next 5 % are validation, the last 5 % test. Files that are not UTF-8 text, and hidden ones, are left out
+and counted in the report.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.datasets.texts import HELD_OUT, SPLITS, split_of
+
+
+class TextFiles:
+    """Text files of the user.
+
+    Args:
+      path: a file or a folder.
+
+    Raises:
+      ValueError: nothing there, or no text in it.
+    """
+
+    splits = SPLITS
+    cache = None
+
+    def __init__(self, path: str):
+        root = Path(path).expanduser()
+        if not root.exists():
+            raise ValueError(f"there is no text at {path}: path= names a text file or a folder of text files")
+        files = [root] if root.is_file() else _visible(root)
+        texts: dict[str, bytes] = {}
+        refused = []
+        for file in files:
+            name = file.name if root.is_file() else file.relative_to(root).as_posix()
+            content = _text(file)
+            if content is None:
+                refused.append(name)
+            elif content:
+                texts[name] = content
+        if not texts:
+            raise ValueError(f"there is no UTF-8 text at {path}" + (f": {len(refused)} files are something else ({refused[0]}, ...)" if refused else ""))
+        self.report = f"left out {len(refused)} files that are not UTF-8 text, such as {refused[0]}" if refused else ""
+        self._documents = {split: [text for name, text in texts.items() if split_of(name) == split] for split in SPLITS}
+        if not all(self._documents.values()):
+            self._documents = dict(zip(SPLITS, zip(*map(_cut, texts.values())), strict=True))  # type: ignore[arg-type]
+            told = f"{len(texts)} files are too few to hold some out: the last tenth of each is held out"
+            self.report = f"{told}; {self.report}" if self.report else told
+
+    def documents(self, split: str) -> Sequence[bytes]:
+        """Returns the texts of a split."""
+        return self._documents[split]
+
+
+def _visible(root: Path) -> list[Path]:
+    """All files under ``root`` in the order of their paths, but hidden ones."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder) / name for name in names if not name.startswith(".")]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(root).as_posix())
+
+
+def _text(path: Path) -> bytes | None:
+    """The content, or None if it is not UTF-8 text."""
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if b"\0" in content else content
+
+
+def _cut(text: bytes) -> tuple[bytes, bytes, bytes]:
+    held = int(len(text) * HELD_OUT)
+    return text[: len(text) - 2 * held], text[len(text) - 2 * held : len(text) - held], text[len(text) - held :]

@@ -1,0 +1,216 @@
+"""Language modelling: predict each next token of real text; bits per byte and perplexity.
+
+A split is one long stream of tokens, a separator before and after each document, cut into windows of
+``sequence_length`` predictions. Evaluation predicts every token of the stream but the first separator
+exactly once; what fills the last window counts nothing. Training windows are shifted at random by up
+to a window, so that epochs differ in where they cut.
+
+Bits per byte compare models of different tokens: all bits over all bytes, the end of a document
+counting as one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tasks import tokenization
+from tasks.datasets import texts
+from tasks.registry import register
+from tasks.task import Batch, Metrics, Model
+
+_LONGEST_PROMPT = 256  # tokens of a prompt taken from the data
+_HEADER = 8  # bytes before the tokens of a stored stream
+
+
+class Stream:
+    """The tokens of a split.
+
+    Attributes:
+      tokens: all of them; begins and ends with the separator.
+      num_bytes: bytes of the text, and one for each end of a document.
+    """
+
+    def __init__(self, tokens: np.ndarray, num_bytes: int):
+        self.tokens, self.num_bytes = tokens, num_bytes
+
+
+def read(dataset: texts.TextDataset, split: str, tokenizer: tokenization.Tokenizer) -> Stream:
+    """Tokenizes a split; for a set that says where, once, into a file that is then mapped into memory.
+
+    Raises:
+      ValueError: the split has no text, or the file can't be written.
+    """
+    if dataset.cache is None:
+        separator = np.asarray([tokenizer.separator], np.min_scalar_type(tokenizer.vocab_size - 1))
+        parts, size = [separator], 0
+        for text in dataset.documents(split):
+            parts += [tokenizer.encode(text), separator]
+            size += len(text) + 1
+        if not size:
+            raise ValueError(f"the split {split!r} has no text")
+        return Stream(np.concatenate(parts), size)
+    path = Path(f"{dataset.cache}-{split}-{tokenizer.key}.tokens")
+    if not path.exists():
+        _write(path, dataset, split, tokenizer)
+    size = int(np.fromfile(path, np.int64, 1)[0])
+    return Stream(np.memmap(path, np.min_scalar_type(tokenizer.vocab_size - 1), "r", offset=_HEADER), size)
+
+
+def _write(path: Path, dataset: texts.TextDataset, split: str, tokenizer: tokenization.Tokenizer) -> None:
+    """Writes num_bytes, then the tokens; the file has its name only once it is whole."""
+    separator = np.asarray([tokenizer.separator], np.min_scalar_type(tokenizer.vocab_size - 1))
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    size = 0
+    try:
+        with unfinished.open("wb") as file:
+            file.write(bytes(_HEADER) + separator.tobytes())
+            for number in range(len(documents := dataset.documents(split))):
+                text = documents[number]
+                file.write(tokenizer.encode(text).tobytes() + separator.tobytes())
+                size += len(text) + 1
+            file.seek(0)
+            file.write(np.int64(size).tobytes())
+        if not size:
+            raise ValueError(f"the split {split!r} has no text")
+        unfinished.replace(path)
+    except OSError as error:
+        raise ValueError(f"can't write the tokens to {path} ({error.strerror or error}): make room, or prepare the set where you may write") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+class Windows:
+    """Windows of a stream as examples.
+
+    "tokens" (length + 1,) int32: the input and, shifted by one, what is to be predicted; "real" (length,)
+    float32: 1 for predictions that count; "bytes" () float32: bytes that those stand for.
+    """
+
+    def __init__(self, stream: Stream, length: int, separator: int):
+        self._stream, self._length, self._separator = stream, length, separator
+        self._predictions = len(stream.tokens) - 1
+        self._bytes_per_token = stream.num_bytes / self._predictions
+
+    def __len__(self) -> int:
+        return -(-self._predictions // self._length)
+
+    def get(self, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """Returns one window; with ``rng``, shifted by up to a window."""
+        start = index * self._length
+        if rng is not None:
+            start = min(start + int(rng.integers(self._length)), max(self._predictions - self._length, 0))
+        piece = self._stream.tokens[start : start + self._length + 1].astype(np.int32)
+        real = np.zeros(self._length, np.float32)
+        real[: len(piece) - 1] = 1
+        tokens = np.full(self._length + 1, self._separator, np.int32)
+        tokens[: len(piece)] = piece
+        return {"tokens": tokens, "real": real, "bytes": np.float32((len(piece) - 1) * self._bytes_per_token)}
+
+
+@register("text")
+class LanguageModeling:
+    """Language modelling on text.
+
+    Args:
+      dataset: "stdlib", or a mapping with "name" ("stdlib", "files", "tfds") and the options of that set.
+      sequence_length: tokens that a model reads at once.
+      tokenizer: a ``tokenizer.json`` of Hugging Face's ``tokenizers``; None reads bytes.
+      separator: the token of that file that ends a document; None looks for the usual ones.
+      prompt: how the sample at the end of a run begins; None is the beginning of a held-out document.
+
+    Raises:
+      ValueError: unknown names or options (near ones are named), or data that can't be used.
+    """
+
+    needs: tuple[str, ...] = ()
+    monitor = "bits_per_byte"
+    higher_is_better = False
+
+    def __init__(
+        self,
+        dataset: str | Mapping[str, Any] = "stdlib",
+        sequence_length: int = 256,
+        tokenizer: str | None = None,
+        separator: str | None = None,
+        prompt: str | None = None,
+    ):
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length is at least 1, not {sequence_length}")
+        options = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
+        if "name" not in options:
+            raise ValueError("dataset needs name=, such as 'stdlib'")
+        self.dataset_name = str(options.pop("name"))
+        self.tokenizer = tokenization.create(tokenizer, separator)
+        self._length = sequence_length
+        self._prompt = prompt
+        self._dataset = texts.create(self.dataset_name, **options)
+        self.splits = self._dataset.splits
+        self.report = self._dataset.report
+        self._windows: dict[str, Windows] = {}
+
+    def model_options(self) -> dict[str, Any]:
+        """Returns vocab_size."""
+        return {"vocab_size": self.tokenizer.vocab_size}
+
+    def examples(self, split: str) -> Windows:
+        """Returns the windows of a split.
+
+        Raises:
+          ValueError: there is no such split, or it has no text.
+        """
+        if split not in self.splits:
+            raise ValueError(f"the text set {self.dataset_name} has no split {split!r}; it has: {', '.join(self.splits)}")
+        if split not in self._windows:
+            self._windows[split] = Windows(read(self._dataset, split, self.tokenizer), self._length, self.tokenizer.separator)
+        return self._windows[split]
+
+    def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Returns the mean cross entropy of a token, nats."""
+        del rngs
+        metrics = self._metrics(model, batch, jnp.ones(batch["tokens"].shape[0], jnp.float32))
+        total, count = metrics["loss"]
+        return total / count, metrics
+
+    def evaluate(self, model: Model, batch: Batch) -> Metrics:
+        """Returns "loss" (nats per token), "bits_per_byte" and "accuracy" (of the likeliest token)."""
+        return self._metrics(model, batch, batch["weight"])
+
+    def derived(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Returns what is no mean of its parts but follows from the figures of a whole split: "perplexity" per token."""
+        return {"perplexity": math.exp(min(figures["loss"], 700.0))}
+
+    def sample_prompt(self) -> list[int]:
+        """Returns the tokens that the sample at the end of a run goes on from."""
+        if self._prompt is not None:
+            text = self.tokenizer.encode(self._prompt.encode()).tolist()
+        else:
+            document = self._dataset.documents("validation")[0]
+            text = self.tokenizer.encode(document[: document.find(b"\n", 80) + 1 or 80]).tolist()
+        return [self.tokenizer.separator, *text[:_LONGEST_PROMPT]]
+
+    def decode(self, tokens: Any) -> str:
+        """Returns the text of tokens."""
+        return self.tokenizer.decode([int(token) for token in tokens])
+
+    def _metrics(self, model: Model, batch: Batch, weight: jax.Array) -> Metrics:
+        tokens = batch["tokens"]
+        real = batch["real"] * weight[:, None]
+        logits = model(tokens[:, :-1]).astype(jnp.float32)
+        targets = tokens[:, 1:]
+        own = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        losses = jax.nn.logsumexp(logits, -1) - own
+        total, count = jnp.sum(losses * real), jnp.sum(real)
+        right = jnp.sum((own >= logits.max(-1)) * real)
+        return {
+            "loss": (total, count),
+            "bits_per_byte": (total / math.log(2), jnp.sum(batch["bytes"] * weight)),
+            "accuracy": (right, count),
+        }

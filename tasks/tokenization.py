@@ -1,0 +1,107 @@
+"""Text to tokens and back: bytes, which need nothing, or a tokenizer file of Hugging Face's ``tokenizers``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+class Tokenizer(Protocol):
+    """Attributes:
+    vocab_size: tokens.
+    separator: the token that stands between documents, and before the first.
+    key: names the tokenizer in the name of a file.
+    """
+
+    vocab_size: int
+    separator: int
+    key: str
+
+    def encode(self, text: bytes) -> np.ndarray:
+        """Returns the tokens of a text, integers of the smallest type that holds them."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens; what is not valid UTF-8 is replaced."""
+        ...
+
+
+class Bytes:
+    """A token for each byte. Byte 0, which text does not contain, separates documents."""
+
+    vocab_size, separator, key = 256, 0, "bytes"
+
+    def encode(self, text: bytes) -> np.ndarray:
+        return np.frombuffer(text, np.uint8)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(token for token in tokens if 0 <= token < 256).decode(errors="replace")
+
+
+_SEPARATORS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<s>")
+
+
+class FileTokenizer:
+    """A ``tokenizer.json``.
+
+    Args:
+      path: the file.
+      separator: the token that ends a document; None looks for the usual ones.
+
+    Raises:
+      ValueError: the package ``tokenizers`` is missing, no such file, not a tokenizer, or no token that separates documents.
+    """
+
+    def __init__(self, path: str, separator: str | None = None):
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ValueError("a tokenizer file needs the package tokenizers: python -m pip install tokenizers, or leave tokenizer= out for bytes") from error
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise ValueError(f"there is no tokenizer file {path}: tokenizer= names a tokenizer.json")
+        content = file.read_bytes()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the package raises no narrower type
+            raise ValueError(f"{path} is not a tokenizer of the package tokenizers: {error}") from error
+        wanted = (separator,) if separator else _SEPARATORS
+        found = [token for token in map(self._tokenizer.token_to_id, wanted) if token is not None]
+        if not found:
+            raise ValueError(f"{path} has none of the tokens {', '.join(wanted)}: name the one that ends a document with separator=")
+        self.separator = found[0]
+        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.key = hashlib.sha256(content).hexdigest()[:16]
+        self._dtype = np.min_scalar_type(self.vocab_size - 1)
+
+    def encode(self, text: bytes) -> np.ndarray:
+        return np.asarray(self._tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids, self._dtype)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode([token for token in tokens if token >= 0], skip_special_tokens=True)
+
+
+def create(path: str | None = None, separator: str | None = None) -> Tokenizer:
+    """Returns the tokenizer of a file, or bytes."""
+    return FileTokenizer(path, separator) if path else Bytes()
+
+
+def streamed(tokenizer: Tokenizer, pieces: Iterable[Sequence[int]]) -> Iterator[str]:
+    """Yields the text of tokens that come in pieces; a character is held back until it is whole."""
+    tokens: list[int] = []
+    told = ""
+    for piece in pieces:
+        tokens += [int(token) for token in piece if token >= 0]
+        text = tokenizer.decode(tokens)
+        # An unfinished character decodes to the replacement character, at the end only.
+        whole = text.rstrip("\ufffd")
+        if whole.startswith(told) and len(whole) > len(told):
+            yield whole[len(told) :]
+            told = whole
+    text = tokenizer.decode(tokens)
+    if text.startswith(told) and len(text) > len(told):
+        yield text[len(told) :]

@@ -1,0 +1,100 @@
+"""Every config file with every argument builds, and says only what the task and the run know."""
+
+import dataclasses
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import tasks
+import zoo
+from configs import common
+from tasks.augment import Augment
+from tasks.mixing import Mixing
+from tasks.rand_augment import RandAugment
+
+FILES = sorted(path.stem for path in Path(common.__file__).parent.glob("*.py") if path.stem not in ("__init__", "common"))
+MODULES = {name: importlib.import_module(f"configs.{name}") for name in FILES}
+VISION = [name for name in FILES if isinstance(getattr(MODULES[name], "ARCHITECTURE", None), common.Architecture)]
+CASES = [
+    (name, argument)
+    for name in VISION
+    for variant in MODULES[name].ARCHITECTURE.variants
+    for argument in ("", f"imagenet,variant={variant}", f"folder,path=/some/where,variant={variant}", f"tfds,name=cifar10,variant={variant}")
+]
+
+
+def leaves(config, prefix=""):
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield prefix + name, {}
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+@pytest.mark.parametrize(("name", "argument"), CASES)
+def test_a_config_has_the_fields_of_a_run_and_of_its_task(name, argument):
+    config = MODULES[name].get_config(argument)
+    assert set(config) == set(common.run())
+    options = config.task.to_dict()
+    assert set(options["augment"]) == {f.name for f in dataclasses.fields(Augment)}
+    assert set(options["mix"]) == {f.name for f in dataclasses.fields(Mixing)}
+    takes = inspect.signature(tasks.lookup(options.pop("name"))).parameters
+    assert set(options) | set(tasks.Classification.needs) == set(takes)
+    Augment(**options["augment"])
+    Mixing(**options["mix"])
+    if options["augment"]["rand_augment"]:
+        RandAugment.parse(options["augment"]["rand_augment"])
+    base = dict(leaves(common.run()))
+    for field, value in leaves(config):
+        if field in base:
+            assert type(value) is type(base[field]), field
+
+
+@pytest.mark.parametrize(("name", "argument"), CASES)
+def test_its_model_is_in_the_zoo(name, argument):
+    assert MODULES[name].get_config(argument).model in zoo.list_models()
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_the_embedded_digits_are_the_default(name):
+    config = MODULES[name].get_config()
+    assert config.task.dataset.name == "digits"
+    assert config == MODULES[name].get_config("digits")
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_arguments_reach_their_fields(name):
+    get = MODULES[name].get_config
+    assert get("folder,path=/a,b/c=d e").task.dataset.path == "/a,b/c=d e"
+    assert get("tfds,name=mnist").task.dataset.builder == "mnist"
+    assert get("imagenet").model == get(f"imagenet,variant={MODULES[name].ARCHITECTURE.default}").model
+    assert get("imagenet").task.dataset.builder == "imagenet2012"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("imagnet", "unknown config argument 'imagnet': did you mean 'imagenet'"),
+        ("zzz", "unknown config argument 'zzz': there are: digits, imagenet, folder, tfds"),
+        ("imagenet,varant=tiny", "'varant': did you mean 'variant'"),
+        ("imagenet,variant=tinny", "unknown variant 'tinny': did you mean 'tiny'"),
+        ("imagenet,tiny", "'tiny' is not of the form name=value"),
+        ("folder", "'folder' needs path="),
+        ("folder,path=", "'folder' needs path="),
+        ("tfds,variant=tiny", "'tfds' needs name="),
+    ],
+)
+def test_mistakes_are_named(argument, message):
+    with pytest.raises(ValueError, match=message):
+        MODULES["biformer"].get_config(argument)
+
+
+def test_the_published_recipe_of_biformer():
+    drop_path = {"tiny": 0.1, "small": 0.15, "base": 0.4}
+    for variant, rate in drop_path.items():
+        config = MODULES["biformer"].get_config(f"imagenet,variant={variant}")
+        assert (config.train_for, config.batch_size, config.optimizer.learning_rate, config.optimizer.weight_decay) == ("300 epochs", 1024, 1e-3, 0.05)
+        assert config.model_options.drop_path == rate

@@ -1,0 +1,147 @@
+"""The task: its contract, its purity, its loss and its metrics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tasks
+
+
+@pytest.fixture(scope="module")
+def make(digits_dir):
+    from dataclasses import make_dataclass
+
+    fields = {"image_size": 16, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "interpolation": "bicubic", "crop_fraction": 0.9}
+    preprocess = make_dataclass("Preprocess", fields)(**fields)
+    return lambda **options: tasks.create(
+        "classification", **{"preprocess": preprocess, "dataset": {"name": "digits", "data_dir": digits_dir}, "augment": {"fit": "whole"}} | options
+    )
+
+
+def test_the_contract(make):
+    task = make()
+    assert isinstance(task, tasks.Task)
+    assert isinstance(task.examples("train"), tasks.Examples)
+    assert tasks.list_tasks() == sorted(tasks.list_tasks())
+    assert "classification" in tasks.list_tasks()
+    assert tasks.lookup("classification").needs == ("preprocess",)
+    assert task.model_options() == {"num_classes": 10, "in_channels": 3}
+    assert make(image_size=24).model_options()["image_size"] == 24
+    assert {split: len(task.examples(split)) for split in task.splits} == {"train": 1293, "validation": 144, "test": 360}
+    assert task.class_names == tuple("0123456789")
+
+
+def test_an_example_depends_on_index_and_generator_alone(make):
+    one, other = (make(augment={"fit": "whole", "rotation": 10.0, "translation": 0.1}).examples("train") for _ in range(2))
+    order = [5, 0, 1292, 5]
+    first = [one.get(i, np.random.Generator(np.random.Philox(key=[i, 1]))) for i in order]
+    second = [other.get(i, np.random.Generator(np.random.Philox(key=[i, 1]))) for i in reversed(order)][::-1]
+    for a, b in zip(first, second):
+        assert np.array_equal(a["image"], b["image"])
+        assert a["label"] == b["label"]
+    assert np.array_equal(first[0]["image"], first[3]["image"])
+    assert not np.array_equal(first[0]["image"], one.get(5, np.random.Generator(np.random.Philox(key=[5, 2])))["image"])
+    assert not np.array_equal(first[0]["image"], one.get(5, None)["image"])
+    assert np.array_equal(one.get(5, None)["image"], one.get(5, None)["image"])
+    assert {(e["image"].shape, e["image"].dtype.name, e["label"].shape, e["label"].dtype.name) for e in first} == {((16, 16, 3), "uint8", (), "int32")}
+
+
+def stacked(examples, count):
+    found = [examples.get(i, None) for i in range(count)]
+    return {name: jnp.asarray(np.stack([e[name] for e in found])) for name in found[0]}
+
+
+def test_images_are_normalised_as_the_model_wants(make):
+    task = make()
+    batch = stacked(task.examples("test"), 4)
+    expected = (np.asarray(batch["image"]) / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3]
+    images = task.normalized(batch["image"])
+    assert images.dtype == jnp.float32
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+
+
+def model(images):
+    """Logits from the images, well spread."""
+    flat = images.reshape(len(images), -1)
+    return flat @ jax.random.normal(jax.random.key(3), (flat.shape[1], 10)) / 20
+
+
+def test_the_loss_is_smoothed_cross_entropy(make):
+    task = make(label_smoothing=0.1)
+    batch = stacked(task.examples("test"), 8)
+    loss, metrics = jax.jit(lambda b, k: task.loss(model, b, k))(batch, jax.random.key(0))
+    logp = np.asarray(jax.nn.log_softmax(model(task.normalized(batch["image"]))))
+    label = np.asarray(batch["label"])
+    expected = -(0.9 * logp[np.arange(8), label] + 0.1 * logp.mean(1))
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], (expected.sum(), 8), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], ((logp.argmax(1) == label).sum(), 8))
+    assert all(np.shape(part) == () for pair in metrics.values() for part in pair)
+
+
+def test_mixing_and_erasing_take_the_key(make):
+    task = make(mix={"mixup": 0.8, "cutmix": 1.0, "erasing": 0.5})
+    batch = stacked(task.examples("test"), 8)
+    loss = jax.jit(lambda k: task.loss(model, batch, k)[0])
+    assert loss(jax.random.key(0)) == loss(jax.random.key(0))
+    assert loss(jax.random.key(0)) != loss(jax.random.key(1))
+
+
+def test_evaluation_counts_every_real_row_once(make):
+    task = make()
+    batch = stacked(task.examples("test"), 30)
+    whole = task.evaluate(model, batch | {"weight": jnp.ones(30)})
+    assert set(whole) == {"loss", "accuracy", "top5"}
+    assert all(count == 30 for _, count in whole.values())
+    assert 0 < whole["accuracy"][0] < whole["top5"][0] < 30
+    parts = []
+    for start in range(0, 30, 8):
+        rows = np.minimum(np.arange(start, start + 8), 29)
+        weight = jnp.asarray(np.arange(start, start + 8) < 30, jnp.float32)
+        parts.append(task.evaluate(model, {name: of[rows] for name, of in batch.items()} | {"weight": weight}))
+    for name, (total, count) in whole.items():
+        np.testing.assert_allclose([sum(p[name][i] for p in parts) for i in (0, 1)], [total, count], rtol=1e-5)
+
+
+def test_top5_is_among_the_five_greatest(make):
+    task = make()
+    batch = stacked(task.examples("test"), 50)
+    logits = np.asarray(model(task.normalized(batch["image"])))
+    expected = sum(label in np.argsort(-row)[:5] for row, label in zip(logits, np.asarray(batch["label"])))
+    assert task.evaluate(model, batch | {"weight": jnp.ones(50)})["top5"][0] == expected
+
+
+def test_constant_and_nan_logits_are_not_right(make):
+    task = make()
+    batch = stacked(task.examples("test"), 50) | {"weight": jnp.ones(50)}
+    constant = task.evaluate(lambda images: jnp.zeros((len(images), 10)), batch)
+    assert constant["accuracy"][0] == (np.asarray(batch["label"]) == 0).sum()
+    assert task.evaluate(lambda images: jnp.full((len(images), 10), jnp.nan), batch)["accuracy"][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "digts"}, "unknown data set 'digts': did you mean 'digits'"),
+        ({"augment": {"flp": 1.0}}, "option of augment 'flp': did you mean 'flip'"),
+        ({"mix": {"mixupp": 1.0}}, "option of mix 'mixupp': did you mean 'mixup'"),
+        ({"label_smothing": 0.1}, "option of task classification 'label_smothing': did you mean 'label_smoothing'"),
+        ({"label_smoothing": 1.0}, r"label_smoothing is in \[0, 1\)"),
+        ({"dataset": {"path": "x"}}, "dataset needs name="),
+    ],
+)
+def test_mistakes_are_named(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_unknown_tasks_and_splits(make):
+    with pytest.raises(ValueError, match="unknown task 'clasification': did you mean 'classification'"):
+        tasks.create("clasification")
+    with pytest.raises(ValueError, match="needs preprocess="):
+        tasks.create("classification")
+    with pytest.raises(ValueError, match="no split 'val'; it has: train, validation, test"):
+        make().examples("val")
+    with pytest.raises(ValueError, match="two tasks named"):
+        tasks.register("classification")(tasks.Classification)
