@@ -1,4 +1,4 @@
-"""The one place where a config is built: the fields of every run, and the recipes of vision.
+"""The one place where a config is built: the fields of every run, and the recipes of vision and of language.
 
 A config file of an architecture is data: which model and settings it has on the embedded digits, and
 what was published for each of its variants on ImageNet-1k. The argument after the file's name says
@@ -9,11 +9,20 @@ what to train on::
     --config=configs/biformer.py:folder,path=DIR,variant=tiny        the user's images, one folder a class
     --config=configs/biformer.py:tfds,name=cifar10,variant=tiny      any prepared TFDS image classification set
 
+and of a language model::
+
+    --config=configs/mamba.py                                        the embedded text, Python's standard library
+    --config=configs/mamba.py:text,path=DIR                          the user's text, a file or a folder
+    --config=configs/mamba.py:tfds,name=wiki40b/en                   any prepared TFDS text set
+    --config=configs/mamba.py:task,name=selective_copying,length=256 a task of tasks.list_tasks() with its options
+
+each also with variant=, and the texts with tokenizer=FILE (a tokenizer.json; bytes without).
 Every field can be overridden on the command line: ``--config.batch_size=64``.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import math
@@ -211,4 +220,97 @@ def vision(architecture: Architecture, argument: str | None) -> ConfigDict:
     missing = [name for name in takes if not settings.get(name)]
     if missing:
         raise ValueError(f"the config argument {head!r} needs {', '.join(f'{name}=' for name in missing)}, as in {head},{missing[0]}=...")
+    return recipe(architecture, **settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageArchitecture:
+    """What a config file says about a language model. All are nested fields that replace the recipe's.
+
+    Attributes:
+      variants: settings by the name of the variant, each with "model".
+      default: the variant taken where none is named: one that trains in minutes on two cores.
+      task: settings of the recall and structure tasks, whose models are smaller still.
+    """
+
+    variants: Mapping[str, Fields]
+    default: str = "nano"
+    task: Fields = dataclasses.field(default_factory=dict)
+
+
+def _language_run(architecture: LanguageArchitecture, variant: str) -> ConfigDict:
+    """The recipe of modern decoders: AdamW with b2 = 0.95, weight decay 0.1, gradients clipped at 1, cosine to a tenth."""
+    config = run()
+    config.optimizer.update({"weight_decay": 0.1, "clip_norm": 1.0})
+    config.optimizer.options.b2 = 0.95
+    config.schedule.update({"warmup": "100 steps", "final": 0.1})
+    config.update({"train_for": "1500 steps", "eval_every": "500 steps", "save_every": "500 steps", "log_every": 20, "batch_size": 16})
+    _replace(config, architecture.variants[variant])
+    return config
+
+
+def _replace(config: ConfigDict, fields: Fields) -> None:
+    fields = dict(fields)
+    config.model_options.update(fields.pop("model_options", {}))  # free-form: what is in it differs between models
+    config.update(fields)
+
+
+def _text(architecture: LanguageArchitecture, variant: str, path: str = "", name: str = "", tokenizer: str = "") -> ConfigDict:
+    config = _language_run(architecture, variant)
+    data_dir = {"data_dir": placeholder(str)}
+    dataset = {"name": "files", "path": path} if path else {"name": "tfds", "builder": name, **data_dir} if name else {"name": "stdlib", **data_dir}
+    task = {"name": "text", "dataset": dataset, "sequence_length": 256}
+    config.task = ConfigDict({**task, **{option: placeholder(str) for option in ("tokenizer", "separator", "prompt")}})
+    if tokenizer:
+        config.task.tokenizer = tokenizer
+    return config
+
+
+def _any_task(architecture: LanguageArchitecture, variant: str, name: str, **options: str) -> ConfigDict:
+    config = _language_run(architecture, variant)
+    config.update({"train_for": "10000 steps", "eval_every": "1000 steps", "save_every": "1000 steps", "log_every": 50, "batch_size": 64})
+    _replace(config, architecture.task)
+    config.task = ConfigDict({"name": name, **{option: _value(text) for option, text in options.items()}})
+    return config
+
+
+def _value(text: str) -> Any:
+    """A number, True or False where it is one, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+_LANGUAGE: dict[str, tuple[Callable[..., ConfigDict], tuple[str, ...], tuple[str, ...]]] = {  # recipe, needed, optional settings
+    "text": (_text, (), ("path", "tokenizer")),
+    "tfds": (_text, ("name",), ("tokenizer",)),
+    "task": (_any_task, ("name",), ()),
+}
+
+
+def language(architecture: LanguageArchitecture, argument: str | None) -> ConfigDict:
+    """Builds the config of a language model.
+
+    Args:
+      architecture: the data of the config file.
+      argument: what follows the colon after the file's name; "" or None is the embedded text.
+
+    Raises:
+      ValueError: an unknown recipe, setting or variant (near ones are named), or a missing setting.
+    """
+    head, settings = _parse(argument or "text")
+    if head not in _LANGUAGE:
+        raise _unknown("config argument", head, _LANGUAGE)
+    recipe, needed, optional = _LANGUAGE[head]
+    known = ("variant", *needed, *optional)
+    for name in settings:
+        if name not in known and head != "task":  # the options of a task are checked by the task
+            raise _unknown(f"setting of the config argument {head!r}", name, known)
+    missing = [name for name in needed if not settings.get(name)]
+    if missing:
+        raise ValueError(f"the config argument {head!r} needs {missing[0]}=, as in {head},{missing[0]}=...")
+    settings.setdefault("variant", architecture.default)
+    if settings["variant"] not in architecture.variants:
+        raise _unknown("variant", settings["variant"], architecture.variants)
     return recipe(architecture, **settings)

@@ -1,0 +1,95 @@
+"""Text from a trained model: the sample at the end of a run, and the command ``python -m zoo.generation``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+import zoo
+from tasks import Task, tokenization
+from training import assembly, command, evaluation
+from training.workdir import read_config
+
+SAMPLE_TOKENS = 400
+
+
+def sample(task: Task, model: nnx.Module, new_tokens: int = SAMPLE_TOKENS) -> str:
+    """What ``model`` writes after the prompt of a task that has one ("sample_prompt" and "decode"); "" for other tasks.
+
+    The prompt is shown too, with a bar between it and the model's own text.
+    """
+    if not hasattr(task, "sample_prompt"):
+        return ""
+    prompt = task.sample_prompt()
+    stop = task.tokenizer.separator if hasattr(task, "tokenizer") else None
+    written = zoo.generate(model, [prompt], new_tokens, temperature=0.8, top_p=0.95, stop=stop).rows()[0]
+    return f"{task.decode(prompt)}|{task.decode(written)}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m zoo.generation", description="Goes on with a text.")
+    parser.add_argument("--workdir", help="a run of train.py")
+    parser.add_argument("--checkpoint", default="last", help='of the run: "last", "best" or a step')
+    parser.add_argument("--model", help="a name of zoo.list_models(), with --weights")
+    parser.add_argument("--weights", help="a file, folder or hf://owner/name")
+    parser.add_argument("--tokenizer", help="a tokenizer.json; default: the run's, else bytes")
+    parser.add_argument("--prompt", default="", help="the text to go on with; - reads standard input")
+    parser.add_argument("--max_new_tokens", type=int, default=SAMPLE_TOKENS)
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
+    parser.add_argument("--top_k", type=int)
+    parser.add_argument("--top_p", type=float, default=0.95)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep_going", action="store_true", help="also behind the end of the document")
+    return parser
+
+
+def _from_run(workdir: Path, checkpoint: str) -> tuple[Any, Any]:
+    config = read_config(workdir)
+    task, model = assembly.build(config)
+    if not hasattr(task, "tokenizer"):
+        raise ValueError(f"{workdir} is a run of the task {config.task.name!r}, which is not text")
+    evaluation.load(config, model, workdir, checkpoint)
+    return model, task.tokenizer
+
+
+def _from_weights(name: str, weights: str, tokenizer: str | None) -> tuple[Any, Any]:
+    encoding = tokenization.create(tokenizer)
+    model = zoo.create(name, weights=weights)
+    size = getattr(model.config, "vocab_size", None)
+    if size is None:
+        raise ValueError(f"{name} is not a language model: zoo.list_models() lists all")
+    if encoding.vocab_size > size:
+        raise ValueError(f"the tokenizer has {encoding.vocab_size} tokens, {name} has {size}: name the model's own with --tokenizer")
+    if tokenizer is None and size != encoding.vocab_size:
+        raise ValueError(f"{name} has {size} tokens, not bytes: name its tokenizer.json with --tokenizer")
+    return model, encoding
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
+    given = _parser().parse_args(arguments)
+    with command.one_message():
+        if bool(given.workdir) == bool(given.model):
+            raise ValueError("give either --workdir=DIR, or --model=NAME with --weights=FILE")
+        if given.model and not given.weights:
+            raise ValueError("--weights is missing: a file, folder or hf://owner/name with the weights of --model")
+        if given.workdir:
+            model, tokenizer = _from_run(Path(given.workdir), given.checkpoint)
+        else:
+            model, tokenizer = _from_weights(given.model, given.weights, given.tokenizer)
+        text = sys.stdin.read() if given.prompt == "-" else given.prompt
+        prompt = [tokenizer.separator, *tokenizer.encode(text.encode()).tolist()]
+        pieces = zoo.stream(
+            model, prompt, given.max_new_tokens, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p,
+            stop=None if given.keep_going else tokenizer.separator, rngs=jax.random.key(given.seed),
+        )  # fmt: skip
+        sys.stdout.write(text)
+        for part in tokenization.streamed(tokenizer, (piece[0] for piece in pieces)):
+            sys.stdout.write(part)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
