@@ -56,7 +56,9 @@ class Stack(nnx.List):
         """The states of all blocks."""
         return tuple(block.init_state(batch_size, max_length, dtype, context) for block in self)
 
-    def extend(self, x: jax.Array, state: tuple[Any, ...], mask: jax.Array | None = None) -> tuple[jax.Array, tuple[Any, ...]]:
+    def extend(  # type: ignore[override]  # a list of modules grows by append alone
+        self, x: jax.Array, state: tuple[Any, ...], mask: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
         """As :meth:`Mixer.extend`, through all blocks."""
         states = []
         for block, old in zip(self, state, strict=True):
@@ -101,7 +103,7 @@ def _structure(block: Block) -> tuple[Any, ...]:
 def _scan(groups: list[list[Block]], call: Callable[..., jax.Array], x: jax.Array, mask: jax.Array | None, positions: jax.Array | None) -> jax.Array:
     """Runs groups of equal structure as one ``lax.scan``; writes back statistics and re-sows what was sown."""
     lists = [nnx.List(group) for group in groups]
-    splits = [nnx.split(group, nnx.Param, ...) for group in lists]
+    splits: list[Any] = [nnx.split(group, nnx.Param, ...) for group in lists]
     graphdef = splits[0][0]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[(params, rest) for _, params, rest in splits])
     outer = _collector.get()

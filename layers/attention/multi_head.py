@@ -226,7 +226,7 @@ class MultiHeadAttention(Mixer):
             places = [default_positions(t.shape[1]) if p is None else p for t, p in ((q, query_positions), (k, key_positions))]
             bias = self.bias(*places)
         batch = q.shape[0]
-        options = {
+        options: dict[str, Any] = {
             "bias": bias,
             "mask": mask,
             "causal": self.causal and not self.cross,

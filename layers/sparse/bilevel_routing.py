@@ -116,8 +116,9 @@ class BilevelRoutingAttention(Mixer):
         return attention(*tokens, mask=key_mask, scale=self.scale).reshape(q.shape)
 
     def _routed(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+        assert self.topk is not None
         batch, count, heads = q.shape[0], self.regions**2, self.num_heads
-        shape = q.shape
+        topk, shape = self.topk, q.shape
         q, k, v = (self._cut(a) for a in (q, k, v))  # (batch, regions^2, tokens, features)
         tokens = q.shape[2]
         region_mask = None if mask is None else self._cut(mask[..., None])[..., 0]
@@ -126,7 +127,7 @@ class BilevelRoutingAttention(Mixer):
         row = jnp.arange(batch)[:, None, None]
 
         def routed(a: jax.Array) -> jax.Array:
-            return a[row, routes].reshape(batch * count, self.topk * tokens, heads, -1)
+            return a[row, routes].reshape(batch * count, topk * tokens, heads, -1)
 
         key_mask = None if region_mask is None else region_mask[row, routes].reshape(batch * count, 1, 1, -1)
         queries, keys = q.reshape(batch * count, tokens, heads, -1), routed(k)
@@ -138,6 +139,7 @@ class BilevelRoutingAttention(Mixer):
 
     def route(self, q: jax.Array, k: jax.Array, region_mask: jax.Array | None = None) -> jax.Array:
         """Indices (batch, regions^2, topk) of the regions that each region attends to, for q, k (batch, regions^2, tokens, features)."""
+        assert self.topk is not None, "dense attention has no routes"
         count = self.regions**2
         if self.routing == "random":
             scores = jax.random.uniform(jax.random.key(0), (count, count))

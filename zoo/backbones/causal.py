@@ -19,11 +19,10 @@ from layers.block import Block
 from layers.initializers import normal
 from layers.mixer import Mixer, MixerSpec, create_mixer
 from layers.mlp import MLP, GatedMLP, gelu
-from layers.module import Module
 from layers.norm import create_norm
 from layers.position import default_positions
 from layers.stack import Stack, drop_path_rates
-from layers.state import flatten
+from zoo.backbones.model import Model
 from zoo.registry import ModelConfig
 
 
@@ -71,8 +70,11 @@ class CausalState:
     length: jax.Array
 
 
-class Causal(Module):
+class Causal(Model):
     """A causal language model. Names: ``embedding``, ``position``, ``blocks.N``, ``norm``, ``head``."""
+
+    stem = ("embedding", "position")
+    undecayed = ("embedding", "position")
 
     def __init__(self, config: CausalConfig, *, rngs: nnx.Rngs):
         c = self.config = config
@@ -164,17 +166,3 @@ class Causal(Module):
             places = default_positions(tokens.shape[1]) if positions is None else positions
             x = x + self.position[...].astype(x.dtype)[places]
         return x if self.dropout is None else self.dropout(x)
-
-    def layer_ids(self) -> dict[str, int]:
-        """Depth of every parameter, by name: 0 for the embedding, 1 for the first block, ...; norm and head are deepest."""
-        stem, end = ("embedding", "position"), len(self.blocks) + 1
-
-        def depth(name: str) -> int:
-            parts = name.split(".")
-            return int(parts[1]) + 1 if parts[0] == "blocks" else 0 if parts[0] in stem else end
-
-        return {name: depth(name) for name in flatten(self, nnx.Param)}
-
-    def no_decay(self) -> set[str]:
-        """Names of the parameters that weight decay spares: vectors, and the embeddings."""
-        return {name for name, leaf in flatten(self, nnx.Param).items() if leaf.ndim <= 1 or name.split(".")[0] in ("embedding", "position")}

@@ -1,4 +1,4 @@
-"""What every image backbone shares: the head, and what a training recipe asks of the names of its parameters."""
+"""What every image backbone shares: the head."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import jax
 from flax import nnx
 
 from layers.initializers import truncated_normal
-from layers.module import Module
-from layers.state import flatten
+from zoo.backbones.model import Model
 from zoo.registry import ModelConfig
 
 
-class Classifier(Module):
+class Classifier(Model):
     """Base of image backbones: ``model(images)`` gives logits; subclasses give ``pooled`` and ``features``."""
 
-    num_features: int
     head: nnx.Linear | None
+    undecayed = ("position", "prefix_position", "class_token", "distillation_token", "register_tokens", "mask_token", "table")
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps images (batch, height, width, channels) to logits (batch, classes), or to pooled features without a head."""
@@ -28,22 +27,7 @@ class Classifier(Module):
 
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         """Replaces the head by a fresh one for ``num_classes``; 0 removes it."""
-        config = self.config  # type: ignore[attr-defined]
-        rngs = nnx.Rngs(0) if rngs is None else rngs
-        self.head = make_head(self.num_features, num_classes, config, rngs)
-
-    def layer_ids(self) -> dict[str, int]:
-        """Depth of every parameter, by name: 0 for the stem, 1 for the first block, ...; the head is deepest."""
-        names = list(flatten(self, nnx.Param))
-        return dict(zip(names, self._depths(names), strict=True))
-
-    def no_decay(self) -> set[str]:
-        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), position tables and special tokens."""
-        spared = ("position", "class_token", "register_tokens", "table")
-        return {name for name, leaf in flatten(self, nnx.Param).items() if leaf.ndim <= 1 or name.rsplit(".", 1)[-1] in spared or name.split(".")[0] in spared}
-
-    def _depths(self, names: list[str]) -> list[int]:
-        raise NotImplementedError
+        self.head = make_head(self.num_features, num_classes, self.config, nnx.Rngs(0) if rngs is None else rngs)
 
 
 def make_head(features: int, num_classes: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear | None:

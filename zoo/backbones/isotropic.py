@@ -8,7 +8,8 @@ ViT, DeiT and all whose blocks keep one resolution are this class with other hyp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,13 +21,26 @@ from layers.combinators import bidirectional, on_grid
 from layers.initializers import normal, truncated_normal
 from layers.mixer import MixerSpec
 from layers.mlp import MLP, GatedMLP, gelu
-from layers.norm import create_norm
+from layers.norm import LayerNorm, create_norm
 from layers.patch import PatchEmbed
 from layers.position import LearnedPositions
 from layers.stack import Stack, drop_path_rates
 from zoo.backbones.classifier import Classifier, make_head
 from zoo.backbones.pooling import AttentionPool
 from zoo.registry import ModelConfig
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """``x sigmoid(1.702 x)``, the approximation of GELU that CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The tanh approximation of GELU, with which big_vision trains."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "swiglu": jax.nn.silu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +50,17 @@ class IsotropicConfig(ModelConfig):
     Attributes:
       image_size: pixels of the square image that the position table is made for; others are resampled to.
       features, depth, num_heads, mlp_ratio: width of a token, blocks, attention heads, hidden width of the MLP / features.
-      mlp: "gelu" or "swiglu"; for "swiglu" the hidden width is ``mlp_ratio * features`` of each of the two halves.
+      mlp: the activation "gelu", "gelu_tanh" or "quick_gelu", or "swiglu", gated: ``mlp_ratio * features`` is then the
+        hidden width of each of the two halves.
       class_token, registers: prefix tokens that stand before the patches.
-      distilled: a second class token and head, averaged with the first outside training (DeiT).
-      prefix_positions: whether the prefix tokens have positions of their own.
+      distilled: a second class token and head, averaged with the first (DeiT).
+      prefix_positions: which prefix tokens have positions of their own: "all", "class" (DINOv2 with registers) or "none".
+      mask_token: a token that stands for masked patches (``embed(images, masked)``), as self-supervised training has it.
       pool: "token" (the class token), "average" (patches), or "attention" (a learned query).
       norm_after_pool: the final norm follows the pooling instead of preceding it.
+      final_norm: whether there is one.
       pre_norm: a norm before the first block (CLIP).
+      norm_epsilon: added to the variance in every norm.
       qk_norm, qkv_bias, layer_scale: as in the blocks.
       antialias: how position tables are resampled.
     """
@@ -55,14 +73,17 @@ class IsotropicConfig(ModelConfig):
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
-    mlp: Literal["gelu", "swiglu"] = "gelu"
+    mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
     class_token: bool = True
     registers: int = 0
     distilled: bool = False
-    prefix_positions: bool = True
+    prefix_positions: Literal["all", "class", "none"] = "all"
+    mask_token: bool = False
     pool: Literal["token", "average", "attention"] = "token"
     norm_after_pool: bool = False
+    final_norm: bool = True
     pre_norm: bool = False
+    norm_epsilon: float = 1e-6
     qk_norm: bool = False
     qkv_bias: bool = True
     layer_scale: float | None = None
@@ -70,7 +91,15 @@ class IsotropicConfig(ModelConfig):
 
 
 class Isotropic(Classifier):
-    """An isotropic image model. Names: ``patch_embed``, ``position``, ``class_token``, ``register_tokens``, ``blocks.N``, ``norm``, ``head``."""
+    """An isotropic image model.
+
+    Names: ``patch_embed``, ``position``, ``class_token``, ``distillation_token``, ``register_tokens``, ``prefix_position``,
+    ``blocks.N``, ``norm`` or ``pool_norm``, ``attention_pool``, ``head``, ``distilled_head``.
+    """
+
+    heads = ("head", "distilled_head")
+
+    stem = ("patch_embed", "position", "class_token", "distillation_token", "register_tokens", "mask_token", "prefix_position", "pre_norm")
 
     def __init__(self, config: IsotropicConfig, *, rngs: nnx.Rngs):
         """Builds the model.
@@ -85,7 +114,8 @@ class Isotropic(Classifier):
             raise ValueError(f"image_size {c.image_size} must be divisible by the patch size {c.patch_size}")
         if c.pool == "token" and not c.class_token:
             raise ValueError('pool="token" needs class_token=True')
-        own = {"name": "attention", "use_bias": c.qkv_bias, "out_bias": True, "qk_norm": "layer" if c.qk_norm else None}
+        norm = functools.partial(LayerNorm, epsilon=c.norm_epsilon)
+        own = {"name": "attention", "use_bias": c.qkv_bias, "out_bias": True, "qk_norm": norm if c.qk_norm else None}
         specs: Sequence[MixerSpec] = c.pattern or (c.mixer if c.mixer is not None else own,)
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype}
         hints = {"num_heads": c.num_heads, "dropout": c.dropout, **common}
@@ -100,44 +130,50 @@ class Isotropic(Classifier):
         def token(count: int, std: float = 1e-6) -> nnx.Param:
             return nnx.Param(normal(std)(rngs.params(), (count, c.features), c.param_dtype))
 
-        self.class_token = token(1 + c.distilled) if c.class_token else None
+        self.class_token = token(1) if c.class_token else None
+        self.distillation_token = token(1, 0.02) if c.class_token and c.distilled else None
         self.register_tokens = token(c.registers) if c.registers else None
-        prefix = c.class_token * (1 + c.distilled)
-        self.prefix_position = nnx.Param(truncated_normal(0.02)(rngs.params(), (prefix, c.features), c.param_dtype)) if prefix and c.prefix_positions else None
+        self.mask_token = token(1, 0.02) if c.mask_token else None
+        classes = c.class_token * (1 + c.distilled)
+        self.prefix = classes + c.registers
+        placed = {"all": self.prefix, "class": classes, "none": 0}[c.prefix_positions]
+        self.prefix_position = nnx.Param(truncated_normal(0.02)(rngs.params(), (placed, c.features), c.param_dtype)) if placed else None
         side = c.image_size // c.patch_size
         self.position = LearnedPositions((side, side), c.features, antialias=c.antialias, param_dtype=c.param_dtype, rngs=rngs)
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
-        self.pre_norm = create_norm("layer", c.features, **common, rngs=rngs) if c.pre_norm else None
+        self.pre_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.pre_norm else None
         rates = drop_path_rates(c.drop_path, c.depth)
         self.blocks = Stack(
             [
                 Block(
-                    mixer, self._channel(c, common, rngs), features=c.features, layer_scale=c.layer_scale, drop_path=rate, **common, rngs=rngs
+                    mixer, self._channel(c, common, rngs), features=c.features, norm=norm, layer_scale=c.layer_scale, drop_path=rate, **common, rngs=rngs
                 )
                 for mixer, rate in zip(mixers, rates, strict=True)
             ],
             remat=c.remat,
             scan=c.scan,
         )
-        self.norm = create_norm("layer", c.features, **common, rngs=rngs)
-        self.attention_pool = AttentionPool(c.features, c.num_heads, c.mlp_ratio, **common, rngs=rngs) if c.pool == "attention" else None
+        self.norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
+        self.pool_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
+        self.attention_pool = (
+            AttentionPool(c.features, c.num_heads, c.mlp_ratio, norm=norm, activation=ACTIVATIONS[c.mlp], **common, rngs=rngs) if c.pool == "attention" else None
+        )
         self.head = make_head(c.features, c.num_classes, c, rngs)
-        self.distilled_head = make_head(c.features, c.num_classes, c, rngs) if c.distilled else None
+        self.distilled_head = make_head(c.features, c.num_classes, c, rngs) if self.distillation_token is not None else None
         self.config, self.num_features, self.pool = config, c.features, c.pool
-        self.prefix = prefix + c.registers
 
     @staticmethod
     def _channel(c: IsotropicConfig, common: dict[str, Any], rngs: nnx.Rngs) -> nnx.Module:
         hidden = int(c.features * c.mlp_ratio)
         if c.mlp == "swiglu":
             return GatedMLP(c.features, hidden, use_bias=True, dropout=c.dropout, **common, rngs=rngs)
-        return MLP(c.features, hidden, activation=gelu, dropout=c.dropout, **common, rngs=rngs)
+        return MLP(c.features, hidden, activation=ACTIVATIONS[c.mlp], dropout=c.dropout, **common, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         if self.distilled_head is None or self.head is None:
             return super().__call__(images)
         x, _ = self._run(images)
-        x = self.norm(x)
+        x = x if self.norm is None else self.norm(x)
         return (self.head(x[:, 0]) + self.distilled_head(x[:, 1])) / 2
 
     def features(self, images: jax.Array, indices: Sequence[int] | None = None, *, prefix: bool = False) -> list[Any]:
@@ -160,33 +196,40 @@ class Isotropic(Classifier):
 
     def pooled(self, images: jax.Array) -> jax.Array:
         x, _ = self._run(images)
-        x = x if self.config.norm_after_pool else self.norm(x)
+        x = x if self.norm is None else self.norm(x)
         if self.attention_pool is not None:
-            x = self.attention_pool(x)
+            x = self.attention_pool(x[:, self.prefix :])
         else:
             x = x[:, 0] if self.pool == "token" else x[:, self.prefix :].mean(1)
-        return self.norm(x) if self.config.norm_after_pool else x
+        return x if self.pool_norm is None else self.pool_norm(x)
 
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         super().reset_head(num_classes, rngs=rngs)
         if self.distilled_head is not None:
             self.distilled_head = make_head(self.num_features, num_classes, self.config, nnx.Rngs(1) if rngs is None else rngs)
 
-    def embed(self, images: jax.Array) -> jax.Array:
-        """Tokens that enter the first block: (batch, prefix + patches, features)."""
+    def embed(self, images: jax.Array, masked: jax.Array | None = None) -> jax.Array:
+        """Tokens that enter the first block: (batch, prefix + patches, features).
+
+        Args:
+          images: (batch, height, width, channels).
+          masked: (batch, rows, columns) bool, patches that the mask token stands for.
+        """
         grid = self.patch_embed(images)
         batch, rows, columns, features = grid.shape
+        if masked is not None:
+            if self.mask_token is None:
+                raise ValueError("masked= needs a model with mask_token=True")
+            grid = jnp.where(masked[..., None], self.mask_token[...].astype(grid.dtype), grid)
         grid = grid + self.position((rows, columns)).astype(grid.dtype)
         parts = [grid.reshape(batch, rows * columns, features)]
-
-        def spread(tokens: jax.Array) -> jax.Array:
-            return jnp.broadcast_to(tokens.astype(grid.dtype), (batch, *tokens.shape))
-
-        if self.register_tokens is not None:
-            parts.insert(0, spread(self.register_tokens[...]))
-        if self.class_token is not None:
-            tokens = self.class_token[...]
-            parts.insert(0, spread(tokens if self.prefix_position is None else tokens + self.prefix_position[...]))
+        prefix = [token[...] for token in (self.class_token, self.distillation_token, self.register_tokens) if token is not None]
+        if prefix:
+            tokens = jnp.concatenate(prefix)
+            if self.prefix_position is not None:
+                placed = self.prefix_position[...]
+                tokens = tokens.at[: len(placed)].add(placed)
+            parts.insert(0, jnp.broadcast_to(tokens.astype(grid.dtype), (batch, *tokens.shape)))
         x = jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
         x = x if self.dropout is None else self.dropout(x)
         return x if self.pre_norm is None else self.pre_norm(x)
@@ -200,12 +243,3 @@ class Isotropic(Classifier):
         tokens = x.shape
         x, found = self.blocks(x.reshape(tokens[0], rows, columns, tokens[2]), capture=capture)
         return x.reshape(tokens), [f.reshape(tokens) for f in found]
-
-    def _depths(self, names: list[str]) -> list[int]:
-        stem = ("patch_embed", "position", "class_token", "register_tokens", "prefix_position", "pre_norm")
-
-        def depth(name: str) -> int:
-            parts = name.split(".")
-            return int(parts[1]) + 1 if parts[0] == "blocks" else 0 if parts[0] in stem else len(self.blocks) + 1
-
-        return [depth(name) for name in names]

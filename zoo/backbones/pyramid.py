@@ -110,14 +110,8 @@ class Pyramid(Classifier):
             raise ValueError(f"the model takes images of {self.config.in_channels} channels, got {images.shape[-1]}")
         return jnp.mean(self.norm(self.features(images)[-1]), axis=(1, 2))
 
-    def _depths(self, names: list[str]) -> list[int]:
-        starts = [sum(self.config.depths[:stage]) for stage in range(len(self.config.depths))]
-
-        def depth(name: str) -> int:
-            parts = name.split(".")
-            if parts[0] != "stages":
-                return sum(self.config.depths) + 1
-            start = starts[int(parts[1])]
-            return start + (int(parts[3]) + 1 if parts[2] == "blocks" else 0)
-
-        return [depth(name) for name in names]
+    def depth_of(self, path: list[str]) -> int:
+        if path[0] != "stages":
+            return sum(self.config.depths) + 1
+        before = sum(self.config.depths[: int(path[1])])
+        return before + (int(path[3]) + 1 if path[2] == "blocks" else 0)

@@ -1,0 +1,109 @@
+"""The tables of what is in the zoo, generated from the registries: ``python -m docs.catalogue --write README.md``.
+
+Tables stand between ``<!-- catalogue:NAME -->`` and ``<!-- end -->`` markers, and a test fails when they
+are not what the code says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flax import nnx
+
+import layers
+import pallas_kernels
+import tasks
+import zoo
+from pallas_kernels import dispatch
+from zoo.registry import Variant, variant
+
+MARKED = re.compile(r"(<!-- catalogue:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def first_line(thing: object) -> str:
+    """The first line of a docstring, without its full stop."""
+    return (inspect.getdoc(thing) or "").split("\n")[0].strip().rstrip(".").replace("|", "\\|")
+
+
+@functools.cache
+def parameter_count(name: str) -> int:
+    """Parameters of a model, from shapes alone."""
+    return layers.parameter_count(nnx.eval_shape(lambda: zoo.create(name)))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def models() -> str:
+    """One row an architecture: its paper, its variants, their sizes."""
+    families: dict[str, list[Variant]] = {}
+    for name in zoo.list_models():
+        families.setdefault(variant(name).family, []).append(variant(name))
+    rows = []
+    for family, members in sorted(families.items()):
+        counts = sorted(parameter_count(member.name) for member in members)
+        example = min(members, key=lambda member: (not member.published, len(member.name), member.name)).name
+        module = inspect.getmodule(members[0].build) if family not in sys.modules else None
+        named = next((m for n, m in sys.modules.items() if n in (f"zoo.vision.{family}", f"zoo.language.{family}")), module)
+        rows.append([f"`{family}`", first_line(named), str(len(members)), f"{_size(counts[0])} to {_size(counts[-1])}", f"`{example}`"])
+    return table(["architecture", "what it is", "models", "parameters", "for example"], rows)
+
+
+def mixers() -> str:
+    """One row a mixer: where it runs."""
+    rows = []
+    for name in layers.list_mixers():
+        cls = layers.mixer_class(name)
+        sight = " and ".join(word for word, has in (("causal", cls.supports_causal), ("bidirectional", cls.supports_bidirectional)) if has)
+        rows.append([f"`{name}`", first_line(cls), ", ".join(cls.layouts), sight, cls.streaming if cls.supports_causal else ""])
+    return table(["mixer", "what it is", "takes", "sees", "streaming"], rows)
+
+
+def ops() -> str:
+    """One row an op: which implementation serves which hardware, in order of preference."""
+    rows = []
+    for name, op in sorted(dispatch.OPS.items()):
+        served = "; ".join(f"`{i.name}` ({' and '.join(i.platforms) if i.platforms else 'everywhere'})" for i in op.implementations)
+        rows.append([f"`{name}`", first_line(getattr(pallas_kernels, name)), served])
+    return table(["op", "what it computes", "implementations"], rows)
+
+
+def task_table() -> str:
+    """One row a task."""
+    return table(["task", "what it is"], [[f"`{name}`", first_line(tasks.lookup(name))] for name in tasks.list_tasks()])
+
+
+TABLES = {"models": models, "mixers": mixers, "ops": ops, "tasks": task_table}
+
+
+def refresh(text: str) -> str:
+    """``text`` with every marked table made anew."""
+    return MARKED.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+
+
+def main() -> None:
+    """Prints all tables, or writes them into the marked places of files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", nargs="*", type=Path, default=[], help="files whose marked tables to refresh")
+    files = parser.parse_args().write
+    for path in files:
+        path.write_text(refresh(path.read_text()))
+    if not files:
+        print("\n".join(make() for make in TABLES.values()))
+
+
+if __name__ == "__main__":
+    main()

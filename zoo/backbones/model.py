@@ -1,0 +1,47 @@
+"""What every model of the zoo has, whatever it is given and makes of it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from flax import nnx
+
+from layers.module import Module
+from layers.state import flatten
+from zoo.registry import FrozenOptions
+
+
+class Model(Module):
+    """Base of the backbones.
+
+    Attributes:
+      config: the hyper-parameters it was made from.
+      variant: the name it was made under; set by ``zoo.create``.
+      released: preprocessing of the released weights it holds, if any; set by ``zoo.load``.
+      num_features: features that the head sees.
+      stem: first parts of the names of the parameters before the first block.
+      undecayed: parts of names of tables and tokens that weight decay spares besides all vectors.
+    """
+
+    config: Any
+    variant: str | None = None
+    released: FrozenOptions | None = None
+    num_features: int
+    stem: ClassVar[tuple[str, ...]] = ()
+    undecayed: ClassVar[tuple[str, ...]] = ()
+
+    def layer_ids(self) -> dict[str, int]:
+        """Depth of every parameter, by name: 0 for the stem, 1 for the first block, ...; norm and head are deepest."""
+        return {name: self.depth_of(name.split(".")) for name in flatten(self, nnx.Param)}
+
+    def depth_of(self, path: list[str]) -> int:
+        """Depth of the parameter at ``path``."""
+        if path[0] == "blocks":
+            return int(path[1]) + 1
+        return 0 if path[0] in self.stem else self.config.depth + 1
+
+    def no_decay(self) -> set[str]:
+        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), position tables and special tokens."""
+        return {name for name, leaf in flatten(self, nnx.Param).items() if leaf.ndim <= 1 or set(name.split(".")) & set(self.undecayed)}
+
+
