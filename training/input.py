@@ -50,9 +50,7 @@ def train_batch(examples: Examples, step: int, batch_size: int, seed: int, accum
     return {name: stacked.reshape(accumulate, share, *stacked.shape[1:]) for name, stacked in _stack(rows).items()}
 
 
-def train_batches(
-    examples: Examples, steps: range, batch_size: int, *, seed: int, accumulate: int = 1, workers: int = 0
-) -> Iterator[tuple[int, Batch]]:
+def train_batches(examples: Examples, steps: range, batch_size: int, *, seed: int, accumulate: int = 1, workers: int = 0) -> Iterator[tuple[int, Batch]]:
     """Yields (step, batch) for ``steps``; ``workers`` threads compute up to two batches each ahead of their use.
 
     Raises:

@@ -107,7 +107,7 @@ def test_damage_to_all_is_refused_and_nothing_removed(directory):
 
 
 def test_a_missing_checkpoint_is_named_with_those_there_are(directory):
-    with pytest.raises(CheckpointError, match="no checkpoint '7' under .*; there are: 2, 3"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint '7' under .*; there are: 2, 3"):
         Checkpoints(directory, read_only=True).restore_weights("7", state_of(0))
 
 
@@ -118,5 +118,5 @@ def test_a_fresh_directory_has_none(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_message(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="can't write checkpoints under .*file"):
+    with pytest.raises(CheckpointError, match=r"can't write checkpoints under .*file"):
         Checkpoints(tmp_path / "file")

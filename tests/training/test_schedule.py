@@ -13,7 +13,15 @@ CLOCK = Clock(batch_size=8, epoch=100)
 
 @pytest.mark.parametrize(
     ("text", "examples", "steps"),
-    [("2 epochs", 200, 25), ("1 epoch", 100, 13), ("0.5 epochs", 50, 7), ("500 steps", 4000, 500), ("10000 examples", 10000, 1250), ("1e3 steps", 8000, 1000), ("", 0, 0)],
+    [
+        ("2 epochs", 200, 25),
+        ("1 epoch", 100, 13),
+        ("0.5 epochs", 50, 7),
+        ("500 steps", 4000, 500),
+        ("10000 examples", 10000, 1250),
+        ("1e3 steps", 8000, 1000),
+        ("", 0, 0),
+    ],
 )
 def test_durations(text, examples, steps):
     assert CLOCK.examples(text, "f") == examples
@@ -22,7 +30,7 @@ def test_durations(text, examples, steps):
 
 @pytest.mark.parametrize("text", ["20", "epochs", "3 epochz", "-1 epochs", "1 epoch 2"])
 def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(ValueError, match="train_for=.* is not a duration"):
+    with pytest.raises(ValueError, match=r"train_for=.* is not a duration"):
         CLOCK.examples(text, "train_for")
 
 
@@ -33,7 +41,8 @@ def test_events_fall_after_each_multiple():
 
 
 @pytest.mark.parametrize(
-    ("name", "middle", "end"), [("cosine", 0.5 * (1 + 0.1), 0.1), ("linear", 0.5 * (1 + 0.1), 0.1), ("constant", 1.0, 1.0), ("rsqrt", (10 / 60) ** 0.5, (10 / 110) ** 0.5)]
+    ("name", "middle", "end"),
+    [("cosine", 0.5 * (1 + 0.1), 0.1), ("linear", 0.5 * (1 + 0.1), 0.1), ("constant", 1.0, 1.0), ("rsqrt", (10 / 60) ** 0.5, (10 / 110) ** 0.5)],
 )
 def test_shapes(name, middle, end):
     rate = schedule.create(name, peak=2.0, total=110, warmup=10, final=0.1)
@@ -45,7 +54,9 @@ def test_no_warmup_starts_at_the_peak():
     assert float(schedule.create("cosine", 1.0, 10)(0)) == 1.0
 
 
-@pytest.mark.parametrize(("options", "message"), [({"name": "cosin"}, "did you mean 'cosine'"), ({"warmup": 20}, "longer than the run"), ({"peak": -1.0}, "negative")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"name": "cosin"}, "did you mean 'cosine'"), ({"warmup": 20}, "longer than the run"), ({"peak": -1.0}, "negative")]
+)
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         schedule.create(**{"name": "cosine", "peak": 1.0, "total": 10, **options})

@@ -101,7 +101,9 @@ def test_auxiliary_losses_are_weighted_and_reported():
     np.testing.assert_allclose(plain["params"]["first.kernel"] - moved["params"]["first.kernel"], 0.1 * 0.5 * slope, atol=1e-6)
 
 
-@pytest.mark.parametrize(("aux", "message"), [({}, "reports the auxiliary loss 'activity', which has no weight"), ({"activity": 1.0, "activty": 1.0}, "did you mean 'activity'")])
+@pytest.mark.parametrize(
+    ("aux", "message"), [({}, "reports the auxiliary loss 'activity', which has no weight"), ({"activity": 1.0, "activty": 1.0}, "did you mean 'activity'")]
+)
 def test_auxiliary_losses_without_a_weight_or_a_source_are_refused(aux, message):
     step, state = setup(toy.ToyModel(aux=True), aux=aux)
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,51 @@
+"""Flags and errors of the commands: one message each, no traceback."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.training import toy
+from training import command
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.batch_sise=3", "unknown field of config 'batch_sise': did you mean 'batch_size'"),
+        ("--config.optimizer.learning_rte=3", "unknown field of config.optimizer 'learning_rte': did you mean 'learning_rate'"),
+        ("--config.seed.x=3", "unknown field of config.seed 'x'"),
+    ],
+)
+def test_an_unknown_field_is_refused_with_near_ones(flag, message):
+    with pytest.raises(ValueError, match=message):
+        command.check_fields(toy.config(), ["--workdir=x", flag])
+
+
+def test_known_fields_pass():
+    command.check_fields(toy.config(), ["train.py", "--config=x", "--config.seed=3", "--config.optimizer.learning_rate", "1", "--config.optimizer.freeze=('a',)"])
+
+
+def ours():
+    raise ValueError("plain words")
+
+
+def system():
+    open("/nowhere/at/all")  # noqa: SIM115
+
+
+@pytest.mark.parametrize(("fail", "message"), [(ours, "error: plain words"), (system, "No such file")])
+def test_errors_for_the_user_are_a_message(fail, message):
+    with pytest.raises(SystemExit, match=message), command.one_message():
+        fail()
+
+
+def test_errors_of_libraries_keep_their_traceback():
+    with pytest.raises(ValueError, match="Expecting value"), command.one_message():
+        import json
+
+        json.loads("")
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"there is no file .*absent.py"):
+        command.parse(["train.py", f"--config={tmp_path}/absent.py"])

@@ -1,0 +1,143 @@
+"""The loop as a whole on the toy: what a run leaves behind, what it refuses, how it stops."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from layers.state import flatten
+from tests.training import toy
+from training import evaluation, loop
+from training.checkpoint import Checkpoints
+
+
+def run(workdir, model=None, task=None, extend=False, **changes):
+    task = task or toy.ToyTask()
+    model = model or toy.ToyModel()
+    return loop.train(toy.config(**changes), model, task, workdir, extend=extend), model, task
+
+
+def records(workdir, split):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    result, model, task = run(workdir, ema=0.9, profile=3)
+    return workdir, result, model, task
+
+
+def test_it_learns_and_reports_the_final_weights(finished):
+    workdir, result, _, task = finished
+    assert result.finished
+    assert result.step == 50
+    assert result.figures["ema"]["accuracy"] > 0.7
+    assert result.figures["raw"] != result.figures["ema"]
+    table = loop.summary(result, task, workdir)
+    assert "test (ema weights)" in table
+    assert f"at step {result.best.step}" in table
+
+
+def test_the_workdir_has_everything(finished):
+    workdir = finished[0]
+    train = records(workdir, "train")
+    assert [line["step"] for line in train] == [5, 10, 13, 18, 23, 25, 30, 35, 38, 43, 48, 50]
+    assert {"loss", "accuracy", "learning_rate", "gradient_norm", "step_seconds", "examples_per_second", "peak_memory_mib", "epoch"} <= set(train[0])
+    assert [line["step"] for line in records(workdir, "validation")] == [13, 25, 38, 50]
+    assert json.loads((workdir / "config.json").read_text())["ema"] == 0.9
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert {"device", "git", "seed", "command"} <= set(environment)
+    assert any((workdir / "tensorboard").iterdir())
+    assert any((workdir / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_model_and_the_checkpoint_have_the_final_weights(finished):
+    workdir, result, model, task = finished
+    here = evaluation.record(toy.config(), model, task)
+    assert here["examples"] == 41
+    assert here["loss"] == pytest.approx(result.figures["ema"]["loss"], rel=1e-6)
+    other = toy.ToyModel(seed=5)
+    assert evaluation.load(toy.config(ema=0.9), other, workdir) == 50
+    assert all(np.array_equal(a, b) for a, b in zip(flatten(model).values(), flatten(other).values()))
+    assert evaluation.load(toy.config(ema=0.9), other, workdir, "best") == result.best.step
+    assert evaluation.record(toy.config(), other, task, "validation")["accuracy"] == pytest.approx(result.best.value)
+
+
+def test_a_finished_run_only_evaluates_again(finished):
+    workdir, result, *_ = finished
+    before = records(workdir, "train")
+    again, *_ = run(workdir, ema=0.9)
+    assert again.figures == result.figures
+    assert again.best == result.best
+    assert records(workdir, "train") == before
+
+
+def test_another_config_is_refused_and_listed_but_for_what_changes_nothing(finished):
+    workdir = finished[0]
+    with pytest.raises(ValueError, match=r"another config:\n  optimizer.learning_rate: 0.01 there, 0.5 here\n  seed: 0 there, 1 here\nuse another --workdir"):
+        run(workdir, ema=0.9, seed=1, optimizer__learning_rate=0.5, workers=1, keep=5, log_every=1)
+    with pytest.raises(ValueError, match="add --extend"):
+        run(workdir, ema=0.9, train_for="5 epochs")
+    longer, *_ = run(workdir, ema=0.9, train_for="5 epochs", extend=True, log_every=1)
+    assert longer.step == 63
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 41, 100])
+def test_evaluation_does_not_depend_on_the_batch_size(finished, batch_size):
+    _, _, model, task = finished
+    got = evaluation.record(toy.config(batch_size=batch_size), model, task)
+    expected = evaluation.record(toy.config(batch_size=8), model, task)
+    assert got == {name: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value for name, value in expected.items()}
+    assert got["examples"] == 41
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_keeps_the_last_finite_state(tmp_path):
+    with pytest.raises(loop.NonFiniteError, match=r"step \d+, learning rate [\d.e-]+: gradients of first, head, norm not finite") as caught:
+        run(tmp_path, task=toy.ToyTask(poison=5), save_every="")
+    step = int(str(caught.value).split()[1].rstrip(","))
+    assert f"after step {step - 1} is kept" in str(caught.value)
+    assert Checkpoints(tmp_path, read_only=True).steps() == ([step - 1] if step > 1 else [])
+    result, model, _ = run(tmp_path, task=toy.ToyTask(poison=5), save_every="", nonfinite="skip")
+    assert result.finished
+    assert sum(line.get("skipped", 0) for line in records(tmp_path, "train")) == 4  # once an epoch
+    assert all(np.isfinite(value).all() for value in flatten(model, nnx.Param).values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 9, "accumulate": 2}, r"batch_size=9 is not divisible by accumulate=2 times 1 devices .*--config.batch_size=8 would be"),
+        ({"mesh": {"data": 64}}, "mesh.data=64, but there are"),
+        ({"mesh": {"dat": 1}}, "unknown mesh axis 'dat': did you mean 'data'"),
+        ({"nonfinite": "ignore"}, '"stop" or "skip"'),
+        ({"train_for": "many"}, "train_for='many' is not a duration"),
+        ({"keep": 0}, "keep=0"),
+    ],
+)
+def test_refusals_come_before_anything_is_written(tmp_path, changes, message):
+    config = toy.config()
+    config.unlock()
+    config.update({name: value for name, value in changes.items() if name != "mesh"})
+    if "mesh" in changes:
+        config.mesh = changes["mesh"]
+    with pytest.raises(ValueError, match=message):
+        loop.train(config, toy.ToyModel(), toy.ToyTask(), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_unwritable_workdir_is_one_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"can't write to the working directory .*file.*--workdir"):
+        run(tmp_path / "file")
+
+
+def test_an_error_in_an_example_ends_the_run_with_its_message(tmp_path):
+    with pytest.raises(ValueError, match="example 7 is broken"):
+        run(tmp_path, task=toy.ToyTask(broken=7), workers=2)

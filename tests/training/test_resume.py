@@ -1,0 +1,120 @@
+"""Runs that end early, in processes of their own: told to stop, killed while saving, out of disk. What goes on equals what never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from layers.state import flatten
+from tests.training import toy
+from training import optimizer as optimizers
+from training.checkpoint import Checkpoints
+from training.step import initial_state
+
+ROOT = Path(__file__).resolve().parents[2]
+CHANGES = {"accumulate": 2, "ema": 0.9, "train_for": "3 epochs", "workers": 2}
+
+
+def launch(workdir: Path, *stop: int, devices: int = 1, **options) -> subprocess.Popen:
+    changes = json.dumps({**CHANGES, **options.pop("changes", {})})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", "tests.training.toy_run", str(workdir), changes, *map(str, stop)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, dict, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, json.loads(out.splitlines()[-1]) if out else {}, err
+
+
+def final_state(workdir: Path):
+    model = toy.ToyModel(dropout=0.2)
+    optimizer = optimizers.create(model, flatten(model, nnx.Param), toy.config().optimizer)
+    return Checkpoints(workdir, read_only=True).restore(initial_state(model, optimizer, 0.9))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    code, told, err = finish(launch(workdir))
+    assert code == 0, err
+    assert told["finished"]
+    return workdir, told
+
+
+def assert_same_run(workdir: Path, told: dict, uninterrupted) -> None:
+    """The end is the same bit for bit, and so is the record of the figures."""
+    whole, told_whole = uninterrupted
+    (state, step), (expected, last) = final_state(workdir), final_state(whole)
+    assert step == last
+    assert jax.tree.all(jax.tree.map(np.array_equal, state, expected))
+    assert {**told, "step": 0} == {**told_whole, "step": 0}
+    assert validation(workdir) == validation(whole)
+
+
+def validation(workdir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == "validation"]
+
+
+def test_a_run_told_to_stop_goes_on_bit_for_bit_with_other_workers(tmp_path, uninterrupted):
+    code, told, err = finish(launch(tmp_path, 150, changes={"workers": 1}))
+    assert code == 0, err
+    assert 0 < told["step"] < 38
+    assert not told["finished"]
+    assert told["step"] % 13 != 0, "the stop is meant to fall inside an epoch"
+    code, told, err = finish(launch(tmp_path, changes={"workers": 0}))
+    assert code == 0, err
+    assert "going on from step" in err
+    assert_same_run(tmp_path, told, uninterrupted)
+
+
+def test_a_run_killed_while_saving_loses_only_what_came_after_the_last_checkpoint(tmp_path, uninterrupted):
+    process = launch(tmp_path, changes={"save_every": "1 steps"})
+    deadline = time.monotonic() + 240
+    while not (any(tmp_path.glob("checkpoints/[1-9]")) and any(tmp_path.glob("checkpoints/*tmp*"))):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    saved = max(int(p.name) for p in tmp_path.glob("checkpoints/*") if p.name.isdecimal())
+    code, told, err = finish(launch(tmp_path))
+    assert code == 0, err
+    assert f"going on from step {saved} " in err
+    assert_same_run(tmp_path, told, uninterrupted)
+
+
+def test_a_full_disk_is_one_message_and_the_run_can_go_on(tmp_path, uninterrupted):
+    def small_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit then fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+    code, _, err = finish(launch(tmp_path, preexec_fn=small_disk))
+    assert code == 1
+    assert "error: can't write" in err
+    assert "Traceback" not in err
+    code, told, err = finish(launch(tmp_path))
+    assert code == 0, err
+    assert_same_run(tmp_path, told, uninterrupted)
+
+
+def test_four_devices_equal_one(tmp_path, uninterrupted):
+    code, told, err = finish(launch(tmp_path, devices=4))
+    assert code == 0, err
+    whole, told_whole = uninterrupted
+    (state, _), (expected, _) = final_state(tmp_path), final_state(whole)
+    for name, value in expected["params"].items():
+        difference = np.abs(state["params"][name] - value).max() / np.abs(value).max()
+        assert difference < 1e-5, name
+    assert told["figures"]["raw"]["loss"] == pytest.approx(told_whole["figures"]["raw"]["loss"], rel=1e-5)
