@@ -3,6 +3,7 @@
 from layers.attention.multi_head import MultiHeadAttention
 from layers.block import Block
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
+from layers.convolution import CausalConvolution
 from layers.drop import DropPath, LayerScale
 from layers.mixer import Mixer, MixerSpec, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, GatedMLP
@@ -12,6 +13,7 @@ from layers.patch import ConvNorm, ConvStem, PatchEmbed
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
+from layers.state_space.mamba import Mamba, SelectiveState
 
 __all__ = [
     "MLP",
@@ -20,6 +22,7 @@ __all__ = [
     "Bidirectional",
     "BilevelRoutingAttention",
     "Block",
+    "CausalConvolution",
     "Constant",
     "ConvNorm",
     "ConvStem",
@@ -30,6 +33,7 @@ __all__ = [
     "Grid",
     "LayerNorm",
     "LayerScale",
+    "Mamba",
     "Mixer",
     "MixerSpec",
     "Module",
@@ -39,6 +43,7 @@ __all__ = [
     "RMSNorm",
     "RowMajor",
     "Scan2D",
+    "SelectiveState",
     "Stack",
     "Statistic",
     "Windowed",

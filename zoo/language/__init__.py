@@ -1,3 +1,4 @@
 """Language architectures, one file each; importing this package registers them all."""
 
+from zoo.language import mamba as mamba
 from zoo.language import transformer as transformer

@@ -1,0 +1,152 @@
+"""Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023, arXiv:2312.00752), sections 3.4 and 3.5.
+
+    u, z = split(W_in x);  u = silu(conv(u));  dt, B, C = split(W_x u)
+    h_t = exp(softplus(W_dt dt_t + b_dt) A) h_{t-1} + softplus(...) u_t B_t        y = W_out ((C h + D u) * silu(z))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from layers.convolution import CausalConvolution
+from layers.mixer import Mixer, register_mixer
+from layers.state_space.initialisation import (
+    MIMETIC_A_LOG,
+    Initialisation,
+    check_initialisation,
+    fan_in_uniform,
+    make_identity,
+    mimetic_step_bias,
+    step_bias,
+)
+from pallas_kernels import selective_scan
+
+
+@struct.dataclass
+class SelectiveState:
+    """What a selective state space remembers.
+
+    Attributes:
+      convolution: (batch, conv_size - 1, channels), the tokens that the convolution still sees.
+      hidden: the state space's own: (batch, channels, state_dim) in :class:`Mamba`, (batch, heads, state_dim, head_dim) in :class:`Mamba2`.
+    """
+
+    convolution: jax.Array
+    hidden: jax.Array
+
+
+@register_mixer("mamba")
+class Mamba(Mixer):
+    """The selective state space with its convolution and gate.
+
+    Parameters: ``in_proj`` (u and z in one product), ``conv``, ``x_proj`` (dt, B and C), ``dt_proj``, ``dt_bias``, ``A_log``
+    (channels, state_dim), ``D`` (channels,), ``out_proj``.
+    """
+
+    supports_causal = True
+    supports_bidirectional = False
+    paper = (194,)
+    causal = True
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        state_dim: int = 16,
+        expand: int = 2,
+        conv_size: int = 4,
+        step_rank: int | None = None,
+        initialisation: Initialisation = "standard",
+        depth: int = 1,
+        use_bias: bool = False,
+        conv_bias: bool = True,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          state_dim: numbers remembered for each channel (N).
+          expand: channels / features.
+          conv_size: tokens that the convolution sees.
+          step_rank: rank of the map from a token to its steps (R); default features / 16, rounded up.
+          initialisation: "mimetic" starts as a linear attention without decay (:mod:`layers.state_space.initialisation`).
+          depth: blocks of the model; the output starts smaller by its square root.
+          use_bias, conv_bias: of the input and output projections, and of the convolution.
+
+        Raises:
+          ValueError: an unknown initialisation.
+        """
+        check_initialisation(initialisation)
+        channels = expand * features
+        step_rank = step_rank or -(-features // 16)
+        common = {"kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.in_proj = nnx.Linear(features, 2 * channels, use_bias=use_bias, **common)
+        self.conv = CausalConvolution(channels, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.x_proj = nnx.Linear(channels, step_rank + 2 * state_dim, use_bias=False, **common)
+        self.dt_proj = nnx.Linear(step_rank, channels, use_bias=False, **common)
+        self.dt_bias = nnx.Param(step_bias(rngs.params(), (channels,), param_dtype))
+        rates = jnp.arange(1, state_dim + 1, dtype=jnp.float32)
+        self.A_log = nnx.Param(jnp.log(jnp.broadcast_to(rates, (channels, state_dim))).astype(param_dtype))
+        self.D = nnx.Param(jnp.ones((channels,), param_dtype))
+        self.out_proj = nnx.Linear(channels, features, use_bias=use_bias, **{**common, "kernel_init": fan_in_uniform(depth)})
+        self.channels, self.state_dim, self.step_rank = channels, state_dim, step_rank
+        if initialisation == "mimetic":
+            self._make_mimetic()
+
+    def _make_mimetic(self) -> None:
+        make_identity(self.conv)
+        self.A_log[...] = jnp.full_like(self.A_log[...], MIMETIC_A_LOG)
+        self.dt_proj.kernel[...] = jnp.zeros_like(self.dt_proj.kernel[...])
+        self.dt_bias[...] = mimetic_step_bias(self.dt_bias[...])
+        steps, keys, _ = jnp.split(self.x_proj.kernel[...], [self.step_rank, self.step_rank + self.state_dim], axis=1)
+        self.x_proj.kernel[...] = jnp.concatenate([steps, keys, keys], axis=1)
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        return self._mix(x, mask, None)[0]
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> SelectiveState:
+        """An empty state; its size does not depend on the length, and the state space's part is never narrower than float32."""
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return SelectiveState(self.conv.init_state(batch_size, dtype), jnp.zeros((batch_size, self.channels, self.state_dim), wide))
+
+    def extend(self, x: jax.Array, state: SelectiveState, mask: jax.Array | None = None) -> tuple[jax.Array, SelectiveState]:
+        y, new = self._mix(x, mask, state)
+        assert new is not None
+        return y, new
+
+    def _mix(self, x: jax.Array, mask: jax.Array | None, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
+        if mask is not None:
+            x = jnp.where(mask[..., None], x, 0)
+        u, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        u, seen = (self.conv(u), None) if state is None else self.conv.extend(u, state.convolution, mask)
+        u = jax.nn.silu(u)
+        steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
+        steps = self.dt_proj(steps)
+        if mask is not None:
+            steps = jnp.where(mask[..., None], steps, -jnp.inf)  # a step of 0 after softplus: the state stays
+        wide = jnp.promote_types(u.dtype, jnp.float32)
+        out = selective_scan(
+            u,
+            steps,
+            -jnp.exp(self.A_log[...].astype(wide)),
+            b,
+            c,
+            D=self.D[...],
+            gate=z,
+            delta_bias=self.dt_bias[...],
+            delta_softplus=True,
+            initial_state=None if state is None else state.hidden,
+            return_state=state is not None,
+        )
+        if state is None:
+            return self.out_proj(out), None
+        y, hidden = out
+        return self.out_proj(y), SelectiveState(seen, hidden.astype(state.hidden.dtype))

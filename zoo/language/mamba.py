@@ -1,0 +1,102 @@
+"""Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023, arXiv:2312.00752).
+
+    x = x + Mamba(RMSNorm(x))
+
+and no channel mixer: the gate inside the mixer takes its place, two such blocks for one of a transformer.
+The residual stream is float32 whatever the compute dtype. Sizes are those of the models released as
+state-spaces/mamba-*; ``mamba_nano`` is our choice. Other mixers join by pattern, as
+``zoo.create("mamba_nano", pattern=("mamba", "mamba", "attention"))``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from layers.mixer import MixerSpec
+from layers.state_space.initialisation import Initialisation
+from zoo.backbones.causal import Causal, CausalConfig
+from zoo.naming import Naming, Tie
+from zoo.registry import register_family
+
+
+@dataclasses.dataclass(frozen=True)
+class MambaConfig(CausalConfig):
+    """Hyper-parameters of Mamba.
+
+    Attributes:
+      state_dim, expand, conv_size, step_rank, initialisation: as in :class:`layers.Mamba`.
+    """
+
+    depth: int = 24
+    mlp: None = None
+    state_dim: int = 16
+    expand: int = 2
+    conv_size: int = 4
+    step_rank: int | None = None
+    initialisation: Initialisation = "standard"
+
+
+class StateSpaceLM(Causal):
+    """A causal language model whose residual stream is float32; names as in :class:`Causal`."""
+
+    def _embed(self, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
+        x = super()._embed(tokens, positions)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class MambaLM(StateSpaceLM):
+    """Mamba; names as in :class:`Causal`."""
+
+    config: MambaConfig
+
+    def own_mixer(self, index: int) -> MixerSpec:
+        c = self.config
+        return {
+            "name": "mamba",
+            "state_dim": c.state_dim,
+            "expand": c.expand,
+            "conv_size": c.conv_size,
+            "step_rank": c.step_rank,
+            "initialisation": c.initialisation,
+            "depth": c.depth,
+        }
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mamba_130m": {"vocab_size": 50280, "features": 768, "depth": 24},
+    "mamba_370m": {"vocab_size": 50280, "features": 1024, "depth": 48},
+    "mamba_790m": {"vocab_size": 50280, "features": 1536, "depth": 48},
+    "mamba_1.4b": {"vocab_size": 50280, "features": 2048, "depth": 48},
+    "mamba_2.8b": {"vocab_size": 50280, "features": 2560, "depth": 64},
+    "mamba_nano": {"features": 128, "depth": 6, "num_heads": 4},
+}
+
+_MIXER = "backbone.layers.{i}.mixer"
+
+
+def released_names(embedding: str, *mixer: tuple[Any, ...]) -> Naming:
+    """The names of a released state-space language model: ``embedding`` is its table's, ``mixer`` are the rules of the mixer."""
+    return Naming(
+        rules=(
+            ((f"backbone.{embedding}", "lm_head"), "embedding", Tie()),
+            ("backbone.layers.{i}.norm", "blocks.{i}.mixer_norm"),
+            ("backbone.norm_f", "norm"),
+            *mixer,
+        ),
+        prefix="backbone.",
+    )
+
+
+_RULES = (
+    *((f"{_MIXER}.{name}", f"blocks.{{i}}.mixer.{name}") for name in ("in_proj", "x_proj", "dt_proj", "out_proj", "A_log", "D")),
+    (f"{_MIXER}.conv1d", "blocks.{i}.mixer.conv"),
+    (f"{_MIXER}.dt_proj.bias", "blocks.{i}.mixer.dt_bias"),
+)
+
+RULES = {"hf": released_names("embeddings", *_RULES), "state_spaces": released_names("embedding", *_RULES)}
+
+register_family("mamba", MambaLM, MambaConfig, VARIANTS, our_choice=("mamba_nano",), rules=RULES, paper=(194,))
