@@ -5,7 +5,28 @@
 
 from tasks.classification import Classification
 from tasks.language_modeling import LanguageModeling
+from tasks.procedural import Procedural
+from tasks.recall import Copying, InductionHeads, MultiQueryRecall, Passkey, SelectiveCopying
 from tasks.registry import create, list_tasks, lookup, register
+from tasks.state_tracking import Parity, PermutationTracking
 from tasks.task import Examples, Metrics, Task
 
-__all__ = ["Classification", "Examples", "LanguageModeling", "Metrics", "Task", "create", "list_tasks", "lookup", "register"]
+__all__ = [
+    "Classification",
+    "Copying",
+    "Examples",
+    "InductionHeads",
+    "LanguageModeling",
+    "Metrics",
+    "MultiQueryRecall",
+    "Parity",
+    "Passkey",
+    "PermutationTracking",
+    "Procedural",
+    "SelectiveCopying",
+    "Task",
+    "create",
+    "list_tasks",
+    "lookup",
+    "register",
+]

@@ -1,0 +1,220 @@
+"""Recall: what was seen must be found again. Five procedural tasks; each docstring states its layout, its sizes' source, and chance.
+
+In the layouts below ``_`` is a filler and the answers, in brackets, are what the model must predict at
+the token above them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tasks.procedural import Procedural
+from tasks.registry import register
+
+
+@register("selective_copying")
+class SelectiveCopying(Procedural):
+    """Selective copying (A. Gu, T. Dao, arXiv:2312.00752, section 4.1 and appendix E.1).
+
+        _ a _ _ b _ c | ? ? ?
+                       [a b c]
+
+    Data tokens lie at random places among fillers; at the markers they are asked for in order. The
+    spaces vary, so that no fixed convolution solves it. The paper's sizes: 4096 tokens, 16 of them
+    data, a vocabulary of 16. Chance is 1 / (vocab_size - 2): all but the filler and the marker.
+
+    Args:
+      length: tokens before the markers.
+      memorize: data tokens.
+      vocab_size: filler 0, marker vocab_size - 1, and the data tokens between.
+    """
+
+    def __init__(
+        self, length: int = 4096, test_length: int | None = None, memorize: int = 16, vocab_size: int = 16, num_eval: int = 512, seed: int = 0
+    ):
+        if memorize < 1:
+            raise ValueError(f"memorize is at least 1, not {memorize}")
+        if vocab_size < 4:
+            raise ValueError(f"vocab_size is at least 4, not {vocab_size}: a filler, a marker and two data tokens")
+        self.memorize, self.vocab_size, self.chance = memorize, vocab_size, 1 / (vocab_size - 2)
+        self.shortest = memorize
+        super().__init__(length, test_length or length, num_eval, seed)
+
+    def make(self, rng: np.random.Generator, length: int, training: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        del training
+        data = rng.integers(1, self.vocab_size - 1, self.memorize)
+        tokens = np.zeros(length + self.memorize, np.int32)
+        tokens[np.sort(rng.choice(length, self.memorize, replace=False))] = data
+        tokens[length:] = self.vocab_size - 1
+        targets = np.zeros_like(tokens)
+        targets[length:] = data
+        return tokens, targets, np.arange(len(tokens)) >= length
+
+
+@register("induction_heads")
+class InductionHeads(Procedural):
+    """Induction heads (C. Olsson et al., arXiv:2209.11895; as a task with these sizes in arXiv:2312.00752, section 4.1 and appendix E.1).
+
+        c b S a d b c S
+                      [a]
+
+    A special token occurs once among random ones, and at the end: what followed it the first time is
+    asked for. The paper trains at 256 tokens, a vocabulary of 16, and tests from 64 to 1 048 576.
+    Chance is 1 / (vocab_size - 1): all but the special token.
+
+    Args:
+      length: tokens.
+      vocab_size: the special token is vocab_size - 1.
+    """
+
+    shortest = 3
+
+    def __init__(self, length: int = 256, test_length: int = 1024, vocab_size: int = 16, num_eval: int = 512, seed: int = 0):
+        if vocab_size < 3:
+            raise ValueError(f"vocab_size is at least 3, not {vocab_size}: the special token and two others")
+        self.vocab_size, self.chance = vocab_size, 1 / (vocab_size - 1)
+        super().__init__(length, test_length, num_eval, seed)
+
+    def make(self, rng: np.random.Generator, length: int, training: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        del training
+        tokens = rng.integers(0, self.vocab_size - 1, length)
+        place = int(rng.integers(length - 2))
+        tokens[[place, -1]] = self.vocab_size - 1
+        targets = np.zeros_like(tokens)
+        targets[-1] = tokens[place + 1]
+        return tokens, targets, np.arange(length) == length - 1
+
+
+@register("copying")
+class Copying(Procedural):
+    """Copying a random string (S. Jelassi et al., arXiv:2402.01032, section 3.1; the COPY of R. Ren et al., arXiv:2410.03810, and the
+    exam of C. Cui et al., arXiv:2406.16168).
+
+        < b a c > b a
+                [b a c]
+
+    A string of random letters between a begin and a copy token, then the string again; each letter is
+    predicted from the true ones before it. Training strings have random lengths up to ``length``, those
+    of validation and test exactly the full length. Chance is 1 / letters.
+
+    Args:
+      length: letters of the longest training string.
+      shortest_string: letters of the shortest one.
+      letters: the alphabet; begin and copy token come on top.
+    """
+
+    def __init__(
+        self, length: int = 64, test_length: int = 128, letters: int = 26, shortest_string: int = 1, num_eval: int = 512, seed: int = 0
+    ):
+        if not 1 <= shortest_string <= length:
+            raise ValueError(f"shortest_string is from 1 to length = {length}, not {shortest_string}")
+        self.letters, self.shortest_string = letters, shortest_string
+        self.vocab_size, self.chance = letters + 2, 1 / letters
+        super().__init__(length, test_length, num_eval, seed)
+
+    def make(self, rng: np.random.Generator, length: int, training: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        size = int(rng.integers(self.shortest_string, length + 1)) if training else length
+        begin, copy = self.letters, self.letters + 1
+        string = rng.integers(0, self.letters, size)
+        tokens = np.full(2 * length + 1, begin, np.int32)
+        tokens[1 : size + 1] = string
+        tokens[size + 1] = copy
+        tokens[size + 2 : 2 * size + 1] = string[:-1]
+        targets = np.full_like(tokens, begin)
+        targets[size + 1 : 2 * size + 1] = string
+        place = np.arange(len(tokens))
+        return tokens, targets, (place > size) & (place <= 2 * size)
+
+
+@register("multi_query_recall")
+class MultiQueryRecall(Procedural):
+    """Multi-query associative recall (S. Arora et al., arXiv:2312.04927, section 4 and appendix E).
+
+        k1 v1 k2 v2 | _ k2 _ _ k1 _
+                       [v2]   [v1]
+
+    Pairs of a key and a value, then each key once more, at distances that follow a power law; its
+    value is asked for there. Keys are the lower half of the vocabulary, values the upper one. The
+    paper's sizes: a vocabulary of 8192, lengths of 64 to 512 with 4 to 64 pairs. Chance is 1 / pairs:
+    a guess among the values shown.
+
+    Args:
+      length: tokens, pairs and queries together.
+      pairs: of keys and values; the test has as many.
+      vocab_size: even.
+      power: of the distances: the weight of a distance d is d ** (power - 1).
+      random_filler: fillers are random values instead of one token.
+    """
+
+    def __init__(
+        self, length: int = 64, test_length: int = 256, pairs: int = 8, vocab_size: int = 8192, power: float = 0.01,
+        random_filler: bool = True, num_eval: int = 512, seed: int = 0,
+    ):  # fmt: skip
+        if pairs < 2 or vocab_size % 2 or vocab_size // 2 <= pairs:
+            raise ValueError(f"at least 2 pairs, and an even vocab_size above {2 * pairs}: pairs={pairs}, vocab_size={vocab_size}")
+        self.pairs, self.vocab_size, self.power, self.random_filler = pairs, vocab_size, power, random_filler
+        self.chance, self.shortest = 1 / pairs, 4 * pairs
+        super().__init__(length, test_length, num_eval, seed)
+
+    def make(self, rng: np.random.Generator, length: int, training: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        del training
+        pairs, half = self.pairs, self.vocab_size // 2
+        keys = 1 + rng.choice(half - 1, pairs, replace=False)  # 0 is the filler
+        values = half + rng.choice(half, pairs, replace=False)
+        tokens = half + rng.integers(0, half, length) if self.random_filler else np.zeros(length, np.int64)
+        tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
+        # A query and the token behind it take a slot of two, so that what follows a query is never a query.
+        slots = (length - 2 * pairs) // 2
+        weight = np.arange(1, slots + 1) ** (self.power - 1.0)
+        queries = 2 * pairs + 2 * rng.choice(slots, pairs, replace=False, p=weight / weight.sum())
+        tokens[queries] = keys
+        targets, answers = np.zeros_like(tokens), np.zeros(length, bool)
+        targets[queries], answers[queries] = values, True
+        return tokens, targets, answers
+
+
+@register("passkey")
+class Passkey(Procedural):
+    """A pass key in irrelevant text, in bytes (A. Mohtashami, M. Jaggi, arXiv:2305.16300, section 4.2; a needle in a haystack).
+
+        ... The pass key is 48213. Keep it. ... What is the pass key? It is 48213
+                                                                           [48213]
+
+    The same few sentences over and over, the key among them at a random place, and the question at the
+    end; each digit is predicted from the true ones before it. Chance is 1/10.
+
+    Args:
+      length: bytes of an example.
+      digits: of the key.
+    """
+
+    vocab_size, chance = 256, 0.1
+    _FILLER = b"Rain fell on the roof all night. The clock went on. Nobody came by. A dog barked far away. "
+
+    def __init__(self, length: int = 256, test_length: int = 1024, digits: int = 5, num_eval: int = 512, seed: int = 0):
+        if digits < 1:
+            raise ValueError(f"digits is at least 1, not {digits}")
+        self.digits = digits
+        self.shortest = len(self._needle(b"0" * digits)) + len(self._question()) + digits
+        super().__init__(length, test_length, num_eval, seed)
+
+    @staticmethod
+    def _needle(key: bytes) -> bytes:
+        return b"The pass key is " + key + b". Keep it. "
+
+    @staticmethod
+    def _question() -> bytes:
+        return b"What is the pass key? It is "
+
+    def make(self, rng: np.random.Generator, length: int, training: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        del training
+        key = bytes((48 + rng.integers(0, 10, self.digits)).tolist())
+        needle, end = self._needle(key), self._question() + key
+        room = length - len(needle) - len(end)
+        start = int(rng.integers(len(self._FILLER)))
+        hay = (self._FILLER * (room // len(self._FILLER) + 2))[start : start + room]
+        place = int(rng.integers(room + 1))
+        tokens = np.frombuffer(hay[:place] + needle + hay[place:] + end, np.uint8).astype(np.int32)
+        targets = np.append(tokens[1:], 0)
+        position = np.arange(length)
+        return tokens, targets, (position >= length - self.digits - 1) & (position < length - 1)
