@@ -48,18 +48,16 @@ def _size(count: int) -> str:
 
 
 def models() -> str:
-    """One row an architecture: its paper, its variants, their sizes."""
+    """One row an architecture: its paper, how many models it has, and one of them with its size."""
     families: dict[str, list[Variant]] = {}
     for name in zoo.list_models():
         families.setdefault(variant(name).family, []).append(variant(name))
     rows = []
     for family, members in sorted(families.items()):
-        counts = sorted(parameter_count(member.name) for member in members)
         example = min(members, key=lambda member: (not member.published, len(member.name), member.name)).name
-        module = inspect.getmodule(members[0].build) if family not in sys.modules else None
-        named = next((m for n, m in sys.modules.items() if n in (f"zoo.vision.{family}", f"zoo.language.{family}")), module)
-        rows.append([f"`{family}`", first_line(named), str(len(members)), f"{_size(counts[0])} to {_size(counts[-1])}", f"`{example}`"])
-    return table(["architecture", "what it is", "models", "parameters", "for example"], rows)
+        module = next(m for n, m in sys.modules.items() if n in (f"zoo.vision.{family}", f"zoo.language.{family}"))
+        rows.append([f"`{family}`", first_line(module), str(len(members)), f"`{example}`", _size(parameter_count(example))])
+    return table(["architecture", "what it is", "models", "for example", "parameters"], rows)
 
 
 def mixers() -> str:
