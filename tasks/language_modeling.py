@@ -27,6 +27,7 @@ from tasks.registry import register
 from tasks.task import Batch, Metrics, Model
 
 _LONGEST_PROMPT = 256  # tokens of a prompt taken from the data
+_LONG_ENOUGH = 400  # bytes of a document that is worth going on with
 _HEADER = 8  # bytes before the tokens of a stored stream
 
 
@@ -192,7 +193,9 @@ class LanguageModeling:
         if self._prompt is not None:
             text = self.tokenizer.encode(self._prompt.encode()).tolist()
         else:
-            document = self._dataset.documents("validation")[0]
+            documents = self._dataset.documents("validation")
+            first = (documents[i] for i in range(min(len(documents), 100)))
+            document = next((text for text in first if len(text) >= _LONG_ENOUGH), documents[0])
             text = self.tokenizer.encode(document[: document.find(b"\n", 80) + 1 or 80]).tolist()
         return [self.tokenizer.separator, *text[:_LONGEST_PROMPT]]
 

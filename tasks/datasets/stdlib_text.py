@@ -1,7 +1,7 @@
 """The embedded text: the source of Python's own standard library, real text on any machine, with no download.
 
-Some 14 MB in about a thousand modules. Left out are the test suites, which some systems don't install,
-installed packages, and files written when Python was built. Prepared once per Python version into an
+Some 11 MB in about a thousand modules. Left out are the test suites, which some systems don't install,
+installed packages, the manual that pydoc keeps as one file, and files written when Python was built. Prepared once per Python version into an
 array_record of TFDS, without TensorFlow.
 
 The split is by file: the SHA-256 of a module's path within the library ("json/decoder.py") puts 5 % of
@@ -25,7 +25,8 @@ import tensorflow_datasets as tfds
 
 from tasks.datasets.texts import SPLITS, split_of
 
-_LEFT_OUT = frozenset({"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages", "lib-dynload"})
+_LEFT_OUT = frozenset({"test", "tests", "idle_test", "pydoc_data", "__pycache__", "site-packages", "dist-packages", "lib-dynload"})
+_VERSION = f"python-{platform.python_version()}"
 _FEWEST = 200
 """Modules below which this is no standard library with its source."""
 
@@ -47,7 +48,7 @@ class MixerZooPythonSource(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Modules without tests; 5 % test and 5 % validation, by path."}  # noqa: RUF012  (TFDS's own form)
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"python-{platform.python_version()}")]  # noqa: RUF012
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=_VERSION)]  # noqa: RUF012
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -82,7 +83,7 @@ def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
       ValueError: the directory can't be written to and does not hold the data yet, or this Python
         comes without its source.
     """
-    builder = MixerZooPythonSource(data_dir=data_dir, file_format="array_record")
+    builder = MixerZooPythonSource(config=_VERSION, data_dir=data_dir, file_format="array_record")
     if builder.data_path.exists() and builder.is_prepared():  # asked of a folder that is not there, TFDS logs a warning
         return builder
     tfds.disable_progress_bar()
@@ -90,7 +91,7 @@ def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download; there is none
             builder.download_and_prepare()
     except OSError as error:
-        builder = MixerZooPythonSource(data_dir=data_dir, file_format="array_record")
+        builder = MixerZooPythonSource(config=_VERSION, data_dir=data_dir, file_format="array_record")
         if not builder.is_prepared():  # else another process was quicker
             root = os.fspath(builder._data_dir_root)
             raise ValueError(f"can't write the text data set under {root} ({error}): set TFDS_DATA_DIR to a directory that can be written to") from error

@@ -1,0 +1,257 @@
+"""Language modelling: the embedded text, the user's files, TFDS sets; windows cover a split exactly; figures; tokenizers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import tasks
+from tasks import tokenization
+from tasks.datasets import stdlib_text, texts
+from tasks.datasets.stdlib_text import modules, source_of
+from tasks.language_modeling import LanguageModeling, Stream, Windows
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "text"
+    (root / "deep").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    for number in range(60):
+        (root / "deep" / f"{number}.txt").write_text(f"file {number} " * (number + 1))
+    (root / ".hidden" / "secret.txt").write_text("secret")
+    (root / "image.png").write_bytes(b"\x89PNG\x00\xff")
+    (root / "empty.txt").write_text("")
+    return root
+
+
+def task_on(path: Path, **options: Any) -> LanguageModeling:
+    return tasks.create("text", dataset={"name": "files", "path": str(path)}, **options)
+
+
+def covered(task: LanguageModeling, split: str) -> list[int]:
+    """All predictions of the evaluation form, in order."""
+    found: list[int] = []
+    examples = task.examples(split)
+    for index in range(len(examples)):
+        example = examples.get(index, None)
+        found += example["tokens"][1:][example["real"] > 0].tolist()
+    return found
+
+
+@pytest.mark.parametrize("length", [7, 64, 100_000])
+def test_evaluation_covers_exactly_the_split(folder: Path, length: int) -> None:
+    task = task_on(folder, sequence_length=length)
+    texts_of: dict[str, list[str]] = {split: [] for split in task.splits}
+    for path in sorted(folder.rglob("*.txt"), key=lambda path: path.relative_to(folder).as_posix()):
+        if path.stat().st_size and ".hidden" not in path.parts:
+            texts_of[texts.split_of(path.relative_to(folder).as_posix())].append(path.read_text())
+    for split, documents in texts_of.items():
+        assert bytes(covered(task, split)) == b"".join(text.encode() + b"\0" for text in documents)
+        sizes = [task.examples(split).get(i, None)["bytes"] for i in range(len(task.examples(split)))]
+        assert float(np.sum(sizes)) == pytest.approx(sum(len(text) + 1 for text in documents), rel=1e-6)
+    assert "image.png" in task.report
+    assert task.examples("test").get(0, None)["tokens"][0] == 0
+
+
+def test_training_windows_shift_and_stay_inside() -> None:
+    windows = Windows(Stream(np.arange(1, 96, dtype=np.uint8), 95), 10, 0)
+    rng = np.random.default_rng(0)
+    starts = set()
+    for _ in range(200):
+        for index in range(len(windows)):
+            example = windows.get(index, rng)
+            tokens = example["tokens"]
+            assert example["real"].all()
+            np.testing.assert_array_equal(np.diff(tokens), 1)
+            if index == 3:
+                starts.add(int(tokens[0]))
+    assert starts == set(range(31, 41))
+    short = Windows(Stream(np.asarray([0, 5, 6, 0], np.uint8), 3), 10, 0)
+    example = short.get(0, rng)
+    assert example["real"].sum() == 3
+    assert example["tokens"].tolist() == [0, 5, 6] + [0] * 8
+
+
+def test_figures(folder: Path) -> None:
+    task = task_on(folder, sequence_length=50)
+    examples = task.examples("validation")
+    rows = [examples.get(i, None) for i in (0, len(examples) - 1, 0)]
+    batch = {key: jnp.asarray(np.stack([row[key] for row in rows])) for key in rows[0]} | {"weight": jnp.asarray([1.0, 1, 0])}
+    count = float(sum(row["real"].sum() for row in rows[:2]))
+
+    def uniform(tokens: jax.Array) -> jax.Array:
+        return jnp.zeros((*tokens.shape, 256))
+
+    pairs = task.evaluate(uniform, batch)
+    assert float(pairs["loss"][1]) == count
+    figures = {name: float(total / number) for name, (total, number) in pairs.items()}
+    assert figures["bits_per_byte"] == pytest.approx(8, rel=1e-6)
+    assert task.derived(figures)["perplexity"] == pytest.approx(256, rel=1e-5)
+    loss, pairs = task.loss(uniform, batch, jax.random.key(0))
+    assert float(loss) == pytest.approx(np.log(256), rel=1e-6)
+    assert float(pairs["loss"][1]) == count + rows[2]["real"].sum()
+
+    def likely(tokens: jax.Array) -> jax.Array:  # the space, always
+        return jnp.log(jnp.where(jnp.arange(256) == 32, 0.5, 0.5 / 255)) * jnp.ones((*tokens.shape, 1))
+
+    spaces = sum(int(((row["tokens"][1:] == 32) * row["real"]).sum()) for row in rows[:2])
+    pairs = task.evaluate(likely, batch)
+    assert float(pairs["accuracy"][0]) == spaces
+    assert float(pairs["loss"][0]) == pytest.approx(spaces * np.log(2) + (count - spaces) * np.log(510), rel=1e-5)
+
+
+def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "lib"
+    names = [f"package{i % 7}/module{i}.py" for i in range(300)] + ["test/test_it.py", "_sysconfigdata__linux.py", "site-packages/other.py", "json/tests/a.py"]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(f"# {name}\r\nx = 1\r\n".encode())
+    monkeypatch.setattr(stdlib_text.sysconfig, "get_paths", lambda: {"stdlib": str(root)})
+    assert [path.as_posix() for path in modules(root)] == sorted(names[:300])
+    assert source_of(root / names[0]) == f"# {names[0]}\nx = 1\n".encode()
+    dataset = texts.create("stdlib", data_dir=str(tmp_path / "tfds"))
+    found = {split: [document.decode().partition("\n")[0][2:] for document in dataset.documents(split)] for split in dataset.splits}
+    assert found == {split: [name for name in sorted(names[:300]) if texts.split_of(name) == split] for split in texts.SPLITS}
+    assert sorted(name for split in found.values() for name in split) == sorted(names[:300])
+    monkeypatch.setattr(stdlib_text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "nothing")})
+    assert texts.create("stdlib", data_dir=str(tmp_path / "tfds")).documents("test")  # prepared once, read ever after
+    with pytest.raises(ValueError, match="no source of its standard library"):
+        texts.create("stdlib", data_dir=str(tmp_path / "other"))
+
+
+def test_the_split_of_a_name_is_fixed() -> None:
+    """A change here would leak test text into training between versions."""
+    held = {"test": ["chunk.py", "copyreg.py", "email/__init__.py"], "validation": ["bz2.py", "calendar.py", "enum.py"], "train": ["json/decoder.py", "ast.py"]}
+    assert all(texts.split_of(name) == split for split, names in held.items() for name in names)
+    share = [texts.split_of(str(i)) for i in range(4000)]
+    for split in ("test", "validation"):
+        assert abs(share.count(split) / 4000 - 0.05) < 4 * (0.05 * 0.95 / 4000) ** 0.5
+
+
+def test_a_single_file_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("0123456789" * 100)
+    task = task_on(path, sequence_length=16)
+    lengths = {split: len(covered(task, split)) - 1 for split in task.splits}
+    assert lengths == {"train": 900, "validation": 50, "test": 50}
+    assert "too few" in task.report
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: root / "nothing", "there is no text at"),
+        (lambda root: (root / "x.bin").write_bytes(b"\xff\xfe\x00") and root, "no UTF-8 text at .* 1 files are something else"),
+        (lambda root: root, "no UTF-8 text at"),
+    ],
+)
+def test_bad_paths(tmp_path: Path, make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        task_on(make(tmp_path))
+
+
+def test_misspelt_options() -> None:
+    with pytest.raises(ValueError, match="unknown text set 'stdlb': did you mean 'stdlib'"):
+        tasks.create("text", dataset="stdlb")
+    with pytest.raises(ValueError, match="needs path="):
+        tasks.create("text", dataset="files")
+    with pytest.raises(ValueError, match="sequence_length is at least 1"):
+        tasks.create("text", sequence_length=0)
+
+
+class MixerZooTestText(tfds.core.GeneratorBasedBuilder):
+    """A text set with no split but train."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({"title": tfds.features.Text(), "body": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        for i in range(200):
+            yield i, {"title": str(i), "body": f"body {i}"}
+
+
+def test_a_prepared_set_of_tfds(tmp_path: Path) -> None:
+    MixerZooTestText(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    dataset = {"name": "tfds", "builder": "mixer_zoo_test_text", "data_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match="2 texts: title, body: name one with feature="):
+        tasks.create("text", dataset=dataset)
+    task = tasks.create("text", dataset={**dataset, "feature": "body"}, sequence_length=8)
+    documents = [bytes(covered(task, split)).decode().split("\0")[:-1] for split in task.splits]
+    assert sorted(document for split in documents for document in split) == sorted(f"body {i}" for i in range(200))
+    assert all(documents)
+    again = tasks.create("text", dataset={**dataset, "feature": "body"}, sequence_length=8)  # from the stored tokens
+    assert [bytes(covered(again, split)).decode().split("\0")[:-1] for split in again.splits] == documents
+    assert again.examples("train")._stream.num_bytes == sum(len(text) + 1 for text in documents[0])
+    assert len(list(tmp_path.rglob("*.tokens"))) == 3
+    with pytest.raises(ValueError, match="unknown TFDS set"):
+        tasks.create("text", dataset={**dataset, "builder": "mixer_zoo_test_texts"})
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path: Path) -> Path:
+    words = {"<|endoftext|>": 0, "file": 1, "[UNK]": 2, **{str(i): 3 + i for i in range(300)}}
+    content = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"},
+    }  # fmt: skip
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_tokenizer_file(folder: Path, tokenizer_file: Path) -> None:
+    pytest.importorskip("tokenizers")
+    task = task_on(folder, tokenizer=str(tokenizer_file), sequence_length=10)
+    assert task.model_options() == {"vocab_size": 303}
+    assert task.decode(task.tokenizer.encode(b"file 12 nonsense")) == "file 12 [UNK]"
+    predictions = covered(task, "test")
+    assert set(predictions) <= {0, 1, *range(3, 63)}
+    size = sum(float(task.examples("test").get(i, None)["bytes"]) for i in range(len(task.examples("test"))))
+    assert size == pytest.approx(len(covered(task_on(folder), "test")), rel=1e-6), "bits per byte are of the same bytes for every tokenizer"
+    with pytest.raises(ValueError, match="none of the tokens <end>"):
+        task_on(folder, tokenizer=str(tokenizer_file), separator="<end>")
+    with pytest.raises(ValueError, match="there is no tokenizer file"):
+        task_on(folder, tokenizer=str(folder / "none.json"))
+    (folder / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a tokenizer"):
+        task_on(folder, tokenizer=str(folder / "bad.json"))
+
+
+def test_without_the_tokenizers_package(folder: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match="pip install tokenizers"):
+        task_on(folder, tokenizer=str(tokenizer_file))
+
+
+def test_sample_prompt(folder: Path) -> None:
+    task = task_on(folder, prompt="def main(")
+    assert task.sample_prompt() == [0, *b"def main("]
+    assert task.decode(task.sample_prompt()[1:]) == "def main("
+    own = task_on(folder).sample_prompt()
+    assert own[0] == 0
+    assert task.decode(own[1:]).startswith("file ")
+
+
+def test_streamed_text_holds_back_unfinished_characters() -> None:
+    text = "naïve 世界 x"
+    pieces = [[byte] for byte in text.encode()]
+    parts = list(tokenization.streamed(tokenization.Bytes(), [*pieces, [-1]]))
+    assert "".join(parts) == text
+    assert len(parts) == len(text)
+    assert "".join(tokenization.streamed(tokenization.Bytes(), [[0xE4, 0xB8]])) == "\ufffd"
