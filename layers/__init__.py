@@ -14,6 +14,7 @@ from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
 from layers.state_space.mamba import Mamba, SelectiveState
+from layers.state_space.mamba2 import GatedRMSNorm, Mamba2
 
 __all__ = [
     "MLP",
@@ -30,10 +31,12 @@ __all__ = [
     "Dilated",
     "DropPath",
     "GatedMLP",
+    "GatedRMSNorm",
     "Grid",
     "LayerNorm",
     "LayerScale",
     "Mamba",
+    "Mamba2",
     "Mixer",
     "MixerSpec",
     "Module",

@@ -115,7 +115,7 @@ class Mamba(Mixer):
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> SelectiveState:
         """An empty state; its size does not depend on the length, and the state space's part is never narrower than float32."""
         wide = jnp.promote_types(dtype, jnp.float32)
-        return SelectiveState(self.conv.init_state(batch_size, dtype), jnp.zeros((batch_size, self.channels, self.state_dim), wide))
+        return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), jnp.zeros((batch_size, self.channels, self.state_dim), wide))
 
     def extend(self, x: jax.Array, state: SelectiveState, mask: jax.Array | None = None) -> tuple[jax.Array, SelectiveState]:
         y, new = self._mix(x, mask, state)
@@ -146,7 +146,5 @@ class Mamba(Mixer):
             initial_state=None if state is None else state.hidden,
             return_state=state is not None,
         )
-        if state is None:
-            return self.out_proj(out), None
-        y, hidden = out
-        return self.out_proj(y), SelectiveState(seen, hidden.astype(state.hidden.dtype))
+        y, hidden = (out, None) if state is None else out
+        return self.out_proj(y), None if state is None else SelectiveState(seen, hidden.astype(state.hidden.dtype))

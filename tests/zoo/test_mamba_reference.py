@@ -47,7 +47,7 @@ def _ours(kind: str) -> nnx.Module:
     return zoo.create(f"{kind}_nano", **SIZES, **sizes[kind])
 
 
-KINDS = ["mamba"]
+KINDS = ["mamba", "mamba2"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -99,19 +99,30 @@ def test_decoding_steps(pair: Any, tokens: np.ndarray) -> None:
             assert _difference(logits, out.logits) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_state_spaces_names(kind: str) -> None:
+def test_state_spaces_names(pair: Any) -> None:
     """The original files call the embedding's table in the singular and may leave out the tied head."""
-    reference = _reference(kind)
+    reference, model = pair
     weights = {name.replace("embeddings", "embedding"): value.detach().numpy() for name, value in reference.state_dict().items()}
     del weights["lm_head.weight"]
-    model = load(_ours(kind), weights)
+    assign(model, {"embedding.embedding": jnp.zeros_like(model.embedding.embedding[...])})
+    load(model, weights)
     np.testing.assert_array_equal(model.embedding.embedding[...], weights["backbone.embedding.weight"])
     exported = export(model, naming="state_spaces")
     assert all(np.array_equal(exported[name], weight) for name, weight in weights.items())
 
 
-RELEASED = {"mamba_130m": (768, 24), "mamba_370m": (1024, 48), "mamba_790m": (1536, 48), "mamba_1.4b": (2048, 48), "mamba_2.8b": (2560, 64)}
+RELEASED = {
+    "mamba_130m": (768, 24),
+    "mamba_370m": (1024, 48),
+    "mamba_790m": (1536, 48),
+    "mamba_1.4b": (2048, 48),
+    "mamba_2.8b": (2560, 64),
+    "mamba2_130m": (768, 24),
+    "mamba2_370m": (1024, 48),
+    "mamba2_780m": (1536, 48),
+    "mamba2_1.3b": (2048, 48),
+    "mamba2_2.7b": (2560, 64),
+}
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -120,8 +131,13 @@ def test_parameter_counts(name: str) -> None:
     width, depth = RELEASED[name]
 
     def theirs(blocks: int) -> int:
+        common = {"hidden_size": width, "num_hidden_layers": blocks}
         with torch.device("meta"):
-            model = transformers.MambaForCausalLM(transformers.MambaConfig(hidden_size=width, num_hidden_layers=blocks, vocab_size=50280))
+            if name.startswith("mamba2"):
+                heads = {"num_heads": 2 * width // 64, "head_dim": 64, "state_size": 128, "n_groups": 1, "tie_word_embeddings": True}
+                model = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**common, **heads, vocab_size=50288))
+            else:
+                model = transformers.MambaForCausalLM(transformers.MambaConfig(**common, vocab_size=50280))
         return sum(parameter.numel() for parameter in model.parameters())
 
     def ours(blocks: int) -> int:

@@ -1,4 +1,5 @@
 """Language architectures, one file each; importing this package registers them all."""
 
 from zoo.language import mamba as mamba
+from zoo.language import mamba2 as mamba2
 from zoo.language import transformer as transformer

@@ -1,0 +1,164 @@
+"""Mamba-2: Transformers are SSMs (Dao and Gu, 2024, arXiv:2405.21060), section 7 and figure 6.
+
+    z, u, B, C, dt = split(W_in x);  u, B, C = silu(conv(u, B, C));  dt = softplus(dt + b)        dt: one a head
+    S_t = exp(A dt_t) S_{t-1} + B_t (dt_t u_t)^T        y = W_out RMSNorm((C_t S_t + D u_t) * silu(z))
+
+A is one number a head: state space duality makes this a linear attention with queries C, keys B, values
+dt u and the log decay A dt, which runs chunk by chunk in matrix products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.convolution import CausalConvolution
+from layers.mixer import Mixer, register_mixer
+from layers.module import Module
+from layers.state_space.initialisation import (
+    MIMETIC_A_LOG,
+    Initialisation,
+    check_initialisation,
+    fan_in_uniform,
+    make_identity,
+    mimetic_step_bias,
+    step_bias,
+)
+from layers.state_space.mamba import SelectiveState
+from pallas_kernels import linear_attention
+
+
+class GatedRMSNorm(Module):
+    """RMSNorm(x * silu(gate)) over each of ``groups`` equal parts of the features, in float32; parameter ``scale`` (features,)."""
+
+    def __init__(self, features: int, *, groups: int = 1, epsilon: float = 1e-5, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        del rngs  # deterministic; taken so that all layers are made alike
+        self.scale = nnx.Param(jnp.ones((features,), param_dtype))
+        self.groups, self.epsilon = groups, epsilon
+
+    def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
+        """Maps ``x`` and ``gate`` (..., features) to the same shape and x's dtype."""
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        y = x.astype(wide) * jax.nn.silu(gate.astype(wide))
+        y = y.reshape(*x.shape[:-1], self.groups, -1)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        return (y.reshape(x.shape) * self.scale[...].astype(wide)).astype(x.dtype)
+
+
+@register_mixer("mamba2")
+class Mamba2(Mixer):
+    """The selective state space with one decay a head, its convolution, gate and norm.
+
+    Parameters: ``in_proj`` (z, u, B, C and dt in one product), ``conv`` (of u, B and C), ``dt_bias``, ``A_log``, ``D`` (heads,),
+    ``norm``, ``out_proj``.
+    """
+
+    supports_causal = True
+    supports_bidirectional = False
+    paper = (194,)
+    causal = True
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        state_dim: int = 128,
+        expand: int = 2,
+        head_dim: int | None = None,
+        groups: int = 1,
+        conv_size: int = 4,
+        initialisation: Initialisation = "standard",
+        depth: int = 1,
+        use_bias: bool = False,
+        conv_bias: bool = True,
+        norm_epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          state_dim: rows of a head's state (N), the size of B and C.
+          expand: channels / features.
+          head_dim: channels of a head (P); default the greatest divisor of the channels up to 64.
+          groups: sets of B and C; each serves channels / head_dim / groups heads, and the norm is over each group's channels.
+          conv_size: tokens that the convolution sees.
+          initialisation: "mimetic" starts as a linear attention without decay (:mod:`layers.state_space.initialisation`).
+          depth: blocks of the model; the output starts smaller by its square root.
+          use_bias, conv_bias: of the input and output projections, and of the convolution.
+
+        Raises:
+          ValueError: an unknown initialisation, or channels that heads, or heads that groups, do not divide.
+        """
+        check_initialisation(initialisation)
+        channels = expand * features
+        head_dim = head_dim or next(size for size in range(64, 0, -1) if channels % size == 0)
+        if channels % head_dim or channels // head_dim % groups:
+            raise ValueError(f"{expand} * {features} channels can't be split into heads of {head_dim} in {groups} equal groups: choose others")
+        self.heads, self.groups, self.channels, self.state_dim = channels // head_dim, groups, channels, state_dim
+        common = {"use_bias": use_bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        convolved = channels + 2 * groups * state_dim
+        self.in_proj = nnx.Linear(features, channels + convolved + self.heads, kernel_init=fan_in_uniform(), **common)
+        self.conv = CausalConvolution(convolved, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.dt_bias = nnx.Param(step_bias(rngs.params(), (self.heads,), param_dtype))
+        self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (self.heads,), minval=1, maxval=16)).astype(param_dtype))
+        self.D = nnx.Param(jnp.ones((self.heads,), param_dtype))
+        self.norm = GatedRMSNorm(channels, groups=groups, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
+        self.out_proj = nnx.Linear(channels, features, kernel_init=fan_in_uniform(depth), **common)
+        if initialisation == "mimetic":
+            self._make_mimetic()
+
+    def _make_mimetic(self) -> None:
+        make_identity(self.conv)
+        self.A_log[...] = jnp.full_like(self.A_log[...], MIMETIC_A_LOG)
+        self.dt_bias[...] = mimetic_step_bias(self.dt_bias[...])
+        shared = self.groups * self.state_dim
+        kernel = self.in_proj.kernel[...]
+        z_u, keys, _, steps = jnp.split(kernel, [2 * self.channels, 2 * self.channels + shared, 2 * self.channels + 2 * shared], axis=1)
+        self.in_proj.kernel[...] = jnp.concatenate([z_u, keys, keys, jnp.zeros_like(steps)], axis=1)
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        return self._mix(x, mask, None)[0]
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> SelectiveState:
+        """An empty state; its size does not depend on the length, and the state space's part is never narrower than float32."""
+        hidden = (batch_size, self.heads, self.state_dim, self.channels // self.heads)
+        return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), jnp.zeros(hidden, jnp.promote_types(dtype, jnp.float32)))
+
+    def extend(self, x: jax.Array, state: SelectiveState, mask: jax.Array | None = None) -> tuple[jax.Array, SelectiveState]:
+        y, new = self._mix(x, mask, state)
+        assert new is not None
+        return y, new
+
+    def _mix(self, x: jax.Array, mask: jax.Array | None, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
+        if mask is not None:
+            x = jnp.where(mask[..., None], x, 0)
+        z, u, steps = jnp.split(self.in_proj(x), [self.channels, self.channels + self.conv.features], axis=-1)
+        u, seen = (self.conv(u), None) if state is None else self.conv.extend(u, state.convolution, mask)
+        shared = self.groups * self.state_dim
+        u, b, c = jnp.split(jax.nn.silu(u), [self.channels, self.channels + shared], axis=-1)
+        u = u.reshape(*x.shape[:2], self.heads, -1)
+        b, c = (a.reshape(*x.shape[:2], self.groups, self.state_dim) for a in (b, c))
+        wide = jnp.promote_types(u.dtype, jnp.float32)
+        steps = jax.nn.softplus(steps.astype(wide) + self.dt_bias[...].astype(wide))
+        if mask is not None:
+            steps = jnp.where(mask[..., None], steps, 0)  # no decay and nothing written: the state stays
+        out = linear_attention(
+            c,
+            b,
+            (steps[..., None] * u).astype(u.dtype),
+            decay=-jnp.exp(self.A_log[...].astype(wide)) * steps,
+            scale=1.0,
+            initial_state=None if state is None else state.hidden,
+            return_state=state is not None,
+        )
+        y, hidden = (out, None) if state is None else out
+        y = y + self.D[...].astype(u.dtype)[:, None] * u
+        y = self.out_proj(self.norm(y.reshape(z.shape), z))
+        return y, None if state is None else SelectiveState(seen, hidden.astype(state.hidden.dtype))

@@ -1,0 +1,76 @@
+"""Mamba-2: Transformers are SSMs (Dao and Gu, 2024, arXiv:2405.21060).
+
+    x = x + Mamba2(RMSNorm(x))
+
+as :mod:`zoo.language.mamba`, with the state space of heads. Sizes are those of the models released as
+state-spaces/mamba2-*, whose vocabulary of 50277 is padded to 50288; ``mamba2_nano`` is our choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from layers.mixer import MixerSpec
+from layers.state_space.initialisation import Initialisation
+from zoo.backbones.causal import CausalConfig
+from zoo.language.mamba import StateSpaceLM, released_names
+from zoo.registry import register_family
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba2Config(CausalConfig):
+    """Hyper-parameters of Mamba-2.
+
+    Attributes:
+      state_dim, expand, head_dim, groups, conv_size, initialisation: as in :class:`layers.Mamba2`.
+    """
+
+    depth: int = 24
+    mlp: None = None
+    state_dim: int = 128
+    expand: int = 2
+    head_dim: int = 64
+    groups: int = 1
+    conv_size: int = 4
+    initialisation: Initialisation = "standard"
+
+
+class Mamba2LM(StateSpaceLM):
+    """Mamba-2; names as in :class:`Causal`."""
+
+    config: Mamba2Config
+
+    def own_mixer(self, index: int) -> MixerSpec:
+        c = self.config
+        return {
+            "name": "mamba2",
+            "state_dim": c.state_dim,
+            "expand": c.expand,
+            "head_dim": c.head_dim,
+            "groups": c.groups,
+            "conv_size": c.conv_size,
+            "initialisation": c.initialisation,
+            "depth": c.depth,
+            "norm_epsilon": c.norm_epsilon,
+        }
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mamba2_130m": {"vocab_size": 50288, "features": 768, "depth": 24},
+    "mamba2_370m": {"vocab_size": 50288, "features": 1024, "depth": 48},
+    "mamba2_780m": {"vocab_size": 50288, "features": 1536, "depth": 48},
+    "mamba2_1.3b": {"vocab_size": 50288, "features": 2048, "depth": 48},
+    "mamba2_2.7b": {"vocab_size": 50288, "features": 2560, "depth": 64},
+    "mamba2_nano": {"features": 128, "depth": 6, "num_heads": 4, "state_dim": 64, "head_dim": 32},
+}
+
+_MIXER = "backbone.layers.{i}.mixer"
+_RULES = (
+    *((f"{_MIXER}.{name}", f"blocks.{{i}}.mixer.{name}") for name in ("in_proj", "out_proj", "norm", "A_log", "D", "dt_bias")),
+    (f"{_MIXER}.conv1d", "blocks.{i}.mixer.conv"),
+)
+
+RULES = {"hf": released_names("embeddings", *_RULES), "state_spaces": released_names("embedding", *_RULES)}
+
+register_family("mamba2", Mamba2LM, Mamba2Config, VARIANTS, our_choice=("mamba2_nano",), rules=RULES, paper=(194,))
