@@ -65,9 +65,9 @@ def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, key: jax.Array) -
     cut = jax.random.bernoulli(switch_key, mixing.switch if mixing.mixup and mixing.cutmix else float(mixing.cutmix > 0), (n,))
     lam = jnp.ones((n,))  # what an image keeps of itself
     if mixing.mixup:
-        lam = jax.random.beta(mixup_key, mixing.mixup, mixing.mixup, (n,))
+        lam = _beta(mixup_key, mixing.mixup, n)
     if mixing.cutmix:
-        side = jnp.sqrt(1 - jax.random.beta(cutmix_key, mixing.cutmix, mixing.cutmix, (n,)))
+        side = jnp.sqrt(1 - _beta(cutmix_key, mixing.cutmix, n))
         box = _centred_box(height, width, side, jax.random.randint(y_key, (n,), 0, height), jax.random.randint(x_key, (n,), 0, width))
         inside = _inside(height, width, *box)
         lam = jnp.where(cut, 1 - inside.mean(axis=(1, 2)), lam)  # the box may have been clipped by the border
@@ -107,6 +107,11 @@ def erase(images: jax.Array, probability: float, key: jax.Array) -> jax.Array:
     applied = jax.random.bernoulli(apply_key, probability, (batch,)) & fits.any(axis=1)
     box = applied[:, None, None] & _inside(height, width, top, left, top + h, left + w)
     return jnp.where(box[..., None], jax.random.normal(noise_key, images.shape, images.dtype), images)
+
+
+def _beta(key: jax.Array, both: float, n: int) -> jax.Array:
+    """Draws from Beta(both, both); JAX's sampler takes a second to compile, and CutMix's usual Beta(1, 1) is uniform."""
+    return jax.random.uniform(key, (n,)) if both == 1 else jax.random.beta(key, both, both, (n,))
 
 
 def _centred_box(height: int, width: int, side: jax.Array, y: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

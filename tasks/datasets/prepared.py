@@ -59,10 +59,11 @@ class Prepared:
     def __init__(self, builder: str, data_dir: str | None = None):
         self._name = builder
         self._builder = open_builder(builder, data_dir)
+        train = self._open("train", data_dir)
         self._image, self._label = self._features()
         self.class_names = tuple(self._builder.info.features[self._label].names)
         self.report = ""
-        self._splits = self._assign(data_dir)
+        self._splits = self._assign(train, data_dir)
         self.splits = tuple(self._splits)
 
     def source(self, split: str) -> Records:
@@ -96,8 +97,7 @@ class Prepared:
                 message = f"the TFDS set {self._name!r} is not prepared at {where}: run {command}" + (f" --data_dir={data_dir}" if data_dir else "")
             raise ValueError(message) from error
 
-    def _assign(self, data_dir: str | None) -> dict[str, Records]:
-        train = self._open("train", data_dir)
+    def _assign(self, train: Sequence[Any], data_dir: str | None) -> dict[str, Records]:
         names = set(self._builder.info.splits) or {"train", "test"}  # under tfds.testing.mock_data none are known and any can be had
         own = {name: self._open(name, data_dir) for name in ("validation", "test") if name in names}
         own = {name: source for name, source in own.items() if len(source) and int(source[0][self._label]) >= 0}

@@ -81,7 +81,7 @@ def test_the_loss_is_smoothed_cross_entropy(make):
 
 
 def test_mixing_and_erasing_take_the_key(make):
-    task = make(mix={"mixup": 0.8, "cutmix": 1.0, "erasing": 0.5})
+    task = make(mix={"mixup": 1.0, "cutmix": 1.0, "erasing": 0.5})
     batch = stacked(task.examples("test"), 8)
     loss = jax.jit(lambda k: task.loss(model, batch, k)[0])
     assert loss(jax.random.key(0)) == loss(jax.random.key(0))

@@ -28,7 +28,7 @@ def test_smoothing_is_over_all_classes():
 
 
 @pytest.mark.parametrize("mode", ["batch", "element"])
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_targets_say_what_is_in_the_images(mode, mixup, cutmix):
     images, targets = draws(Mixing(mixup=mixup, cutmix=cutmix, mode=mode))
     np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-5)
@@ -49,14 +49,14 @@ def test_cutmix_pastes_one_box():
 
 
 def test_switch_chooses_between_the_two():
-    images, _ = draws(Mixing(mixup=0.8, cutmix=1.0, switch=0.25), n=400)
+    images, _ = draws(Mixing(mixup=1.0, cutmix=1.0, switch=0.25), n=400)
     values = images[:, 0, :, :, 0]
     cut = np.isin(values, (0, 5)).all(axis=(1, 2))
     assert 0.15 < cut.mean() < 0.35
 
 
 def test_probability_leaves_batches_alone():
-    images, targets = draws(Mixing(mixup=0.8, cutmix=1.0, probability=0.5), n=400)
+    images, targets = draws(Mixing(mixup=1.0, cutmix=1.0, probability=0.5), n=400)
     alone = (targets[:, 0, 0] == 1) & (images[:, 0] == 0).all(axis=(1, 2, 3))
     assert 0.4 < alone.mean() < 0.62
 
@@ -64,9 +64,9 @@ def test_probability_leaves_batches_alone():
 def test_off_is_off_and_an_odd_batch_works():
     images, targets = batch()
     for mixing in (Mixing(), Mixing(mixup=0.8, probability=0.0)):
-        same = mix(images, targets, mixing, jax.random.key(0))
+        same = jax.jit(lambda key, mixing=mixing: mix(images, targets, mixing, key))(jax.random.key(0))
         assert all(np.array_equal(a, b) for a, b in zip(same, (images, targets)))
-    one = mix(images[:1], targets[:1], Mixing(mixup=0.8, cutmix=1.0), jax.random.key(0))
+    one = jax.jit(lambda key: mix(images[:1], targets[:1], Mixing(cutmix=1.0), key))(jax.random.key(0))
     np.testing.assert_allclose(one[0], images[:1], atol=1e-6)
     with pytest.raises(ValueError, match="mode is 'batch' or 'element'"):
         Mixing(mode="pair")
