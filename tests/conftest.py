@@ -1,0 +1,19 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+# Tests of many small programs, where compiling takes longer than running.
+COMPILED_QUICKLY = ("layers", "zoo")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles without XLA's dear optimisations in the folders named above; their results are the same function."""
+    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in COMPILED_QUICKLY)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -1,0 +1,138 @@
+"""The forms of every registered mixer that the suite runs.
+
+A mixer without an entry in OPTIONS is tested with its default options, both ways if it supports both:
+a new mixer needs no line here. An entry adds the option sets whose code differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import layers
+from layers import Mixer
+from layers.position import ALiBi
+
+FEATURES, HEADS, LENGTH, GRID = 16, 2, 21, (7, 6)
+HINTS = {"num_heads": HEADS}
+
+ATTENTION = {
+    "plain": {},
+    "grouped": {"num_heads": 4, "num_kv_heads": 2, "qk_norm": "rms", "rotary": 100.0},
+    "window": {"window": 5, "rotary": 100.0},
+    "sinks": {"sinks": True, "bias": lambda num_heads, rngs: ALiBi(num_heads)},
+    "sigmoid": {"normalize": "sigmoid", "scale": 0.5},
+}
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "attention": ATTENTION,
+    "bilevel_routing": {
+        "routed": {"regions": 2, "topk": 2},
+        "dense": {"topk": None, "enhance": "input", "use_bias": False},
+        "random": {"regions": 2, "topk": 1, "routing": "random", "enhancement_size": 0},
+    },
+    "windowed": {"plain": {"window": 4}, "oblong": {"window": (2, 3)}},
+    "grid": {"plain": {"window": 4}, "oblong": {"window": (2, 3)}},
+    "dilated": {"plain": {}, "window": {"rate": 3, "inner": {"name": "attention", "window": 2, "rotary": 100.0}}},
+    "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
+    "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
+    "parallel": {"plain": {}, "mixed": {"branches": ("attention", {"name": "dilated", "rate": 2})}},
+}
+
+# Parameters that can't have a gradient, and why.
+WITHOUT_GRADIENT = {"key.bias": "a shift common to all keys of a query leaves its softmax as it was"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerCase:
+    """One form of a mixer: its registered name, the label of its options, and whether it looks back only."""
+
+    name: str
+    label: str
+    causal: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.label}{'-causal' if self.causal else ''}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return OPTIONS.get(self.name, {"plain": {}})[self.label]
+
+    def make(self, **common: Any) -> Mixer:
+        """The mixer, always of the same weights."""
+        return layers.create_mixer(self.name, FEATURES, causal=self.causal, hints={**HINTS, **common}, rngs=nnx.Rngs(0), **self.options)
+
+
+CASES = [
+    MixerCase(name, label, causal)
+    for name in layers.list_mixers()
+    for label in OPTIONS.get(name, {"plain": {}})
+    for causal in (False, True)
+    if (layers.mixer_class(name).supports_causal if causal else layers.mixer_class(name).supports_bidirectional)
+]
+
+
+class Compiled:
+    """A mixer and its compiled forms, made once for all tests of a case."""
+
+    def __init__(self, case: MixerCase):
+        self.mixer = case.make()
+        self.causal = case.causal
+        self.graphdef, self.state = nnx.split(self.mixer)
+        self.grid = "sequence" not in self.mixer.layouts
+        self.whole = jax.jit(lambda x, mask=None: self.merged()(x, mask))
+        self.extend = jax.jit(lambda x, state, mask=None: self.merged().extend(x, state, mask))
+        self.stepwise = jax.jit(self._stepwise)
+        self.gradient = jax.jit(jax.grad(self._loss, argnums=(0, 1)))
+
+    def merged(self) -> Mixer:
+        return nnx.merge(self.graphdef, self.state)
+
+    def inputs(self, seed: int = 0, batch: int = 2) -> np.ndarray:
+        """Random tokens, or a grid of them."""
+        shape = (batch, *(GRID if self.grid else (LENGTH,)), FEATURES)
+        return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+    def init_state(self, batch: int = 2, dtype: Any = jnp.float32) -> Any:
+        """An empty state that can hold LENGTH tokens."""
+        return self.merged().init_state(batch, max_length=LENGTH, dtype=dtype)
+
+    def _loss(self, state: nnx.State, x: jax.Array, weight: jax.Array, mask: jax.Array) -> jax.Array:
+        y = nnx.merge(self.graphdef, state)(x, mask)
+        return jnp.sum(jnp.where(mask[..., None], weight * y**2 + y, 0))
+
+    def _stepwise(self, x: jax.Array) -> jax.Array:
+        mixer = self.merged()
+
+        def step(state: Any, token: jax.Array) -> tuple[Any, jax.Array]:
+            y, state = mixer.extend(token[:, None], state)
+            return state, y[:, 0]
+
+        return jnp.swapaxes(jax.lax.scan(step, self.init_state(x.shape[0]), jnp.swapaxes(x, 0, 1))[1], 0, 1)
+
+
+@functools.cache
+def compiled(case: MixerCase) -> Compiled:
+    """The compiled forms of a case."""
+    return Compiled(case)
+
+
+def abstract_program(case: MixerCase, length: int) -> tuple[Any, ...]:
+    """``(fn, *abstract arguments)`` of one row of ``length`` tokens: grids are squares."""
+    c = compiled(case)
+    side = math.isqrt(length)
+    shape = (side, side) if c.grid else (length,)
+    return lambda state, x: nnx.merge(c.graphdef, state)(x), c.state, jax.ShapeDtypeStruct((1, *shape, FEATURES), jnp.float32)
+
+
+def relative(a: Any, b: Any) -> float:
+    """max|a-b| / max|b|."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert a.shape == b.shape
+    return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))

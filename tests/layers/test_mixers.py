@@ -1,0 +1,240 @@
+"""Every registered mixer keeps the promises of :mod:`layers.mixer`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import layers
+from layers import Mixer, flatten
+from layers.state import flatten_state
+from pallas_kernels import operations
+from tests.layers.mixer_cases import CASES, FEATURES, HINTS, LENGTH, OPTIONS, WITHOUT_GRADIENT, MixerCase, abstract_program, compiled, relative
+
+CLOSE = 2e-5  # float32: another order of the same sums
+every = pytest.mark.parametrize("case", CASES, ids=str)
+causal = pytest.mark.parametrize("case", [case for case in CASES if case.causal], ids=str)
+# Where the set that a token attends to is chosen with knowledge of later tokens, the future may show.
+streamed = pytest.mark.parametrize("case", [case for case in CASES if case.causal and layers.mixer_class(case.name).streaming == "exact"], ids=str)
+
+
+def padded_mask(shape: tuple[int, ...]) -> np.ndarray:
+    """Trailing padding of another length in each row; of a grid, at the bottom and right."""
+    mask = np.ones(shape[:-1], bool)
+    for row in range(len(mask)):
+        mask[row, shape[1] - 2 - row :] = False
+        if len(shape) == 4:
+            mask[row, :, shape[2] - 1 - row :] = False
+    return mask
+
+
+@every
+def test_output_has_the_inputs_shape_and_dtype(case: MixerCase) -> None:
+    c = compiled(case)
+    x = c.inputs()
+    y = c.whole(x)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    assert np.isfinite(y).all()
+    assert np.std(y) > 0
+
+
+@every
+def test_tokens_mix(case: MixerCase) -> None:
+    """A change of one token changes the output of another."""
+    c = compiled(case)
+    x = c.inputs()
+    changed = x.copy()
+    changed[:, 0] += 1
+    difference = np.abs(np.asarray(c.whole(changed) - c.whole(x)))
+    assert difference[:, 1:].max() > 1e-4
+
+
+@streamed
+def test_the_future_changes_nothing(case: MixerCase) -> None:
+    c = compiled(case)
+    x = c.inputs()
+    y = c.whole(x)
+    for start in (1, 8, LENGTH - 1):
+        changed = x.copy()
+        changed[:, start:] = np.random.default_rng(start).standard_normal(changed[:, start:].shape)
+        other = c.whole(changed)
+        assert relative(other[:, :start], y[:, :start]) < 1e-6
+        assert relative(other[:, start:], y[:, start:]) > 1e-3
+
+
+@streamed
+def test_one_token_at_a_time_equals_the_whole(case: MixerCase) -> None:
+    c = compiled(case)
+    x = c.inputs()
+    assert relative(c.stepwise(x), c.whole(x)) < CLOSE
+
+
+@streamed
+def test_random_chunks_with_ragged_rows_equal_the_whole(case: MixerCase) -> None:
+    """Each call brings each row another number of tokens; what is masked is NaN and must leave no trace."""
+    c = compiled(case)
+    x = c.inputs()
+    want = np.asarray(c.whole(x))
+    rng = np.random.default_rng(3)
+    state, read, got = c.init_state(), np.zeros(2, int), np.zeros_like(want)
+    while (read < LENGTH).any():
+        size = int(rng.choice([3, 8]))
+        counts = np.minimum(rng.integers(0, size + 1, 2), LENGTH - read)
+        mask = np.arange(size) < counts[:, None]
+        chunk = np.full((2, size, FEATURES), np.nan, np.float32)
+        for row in range(2):
+            chunk[row, : counts[row]] = x[row, read[row] : read[row] + counts[row]]
+        y, new = c.extend(chunk, state, mask)
+        for row in range(2):
+            got[row, read[row] : read[row] + counts[row]] = y[row, : counts[row]]
+            if counts[row] == 0:
+                jax.tree.map(lambda a, b, row=row: np.testing.assert_array_equal(a[row], b[row]), new, state)
+        state, read = new, read + counts
+    assert relative(got, want) < CLOSE
+
+
+@causal
+def test_state_has_batch_first_and_keeps_its_form(case: MixerCase) -> None:
+    c = compiled(case)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        state = jax.eval_shape(lambda dtype=dtype: c.init_state(5, dtype))
+        assert jax.tree.leaves(state)
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(state)} == {5}
+        x = jax.ShapeDtypeStruct((5, 4, FEATURES), dtype)
+        y, after = jax.eval_shape(lambda x, state: c.merged().extend(x, state), x, state)
+        assert y.shape == x.shape
+        assert after == state
+
+
+@every
+def test_padding_may_hold_anything(case: MixerCase) -> None:
+    c = compiled(case)
+    x = c.inputs()
+    mask = padded_mask(x.shape)
+    zeros, nans = (np.where(mask[..., None], x, fill) for fill in (np.float32(0), np.float32(np.nan)))
+    a, b = np.asarray(c.whole(zeros, mask))[mask], np.asarray(c.whole(nans, mask))[mask]
+    assert np.isfinite(a).all()
+    assert relative(b, a) < 1e-6
+
+
+@every
+def test_a_padded_sequence_equals_the_shorter_one(case: MixerCase) -> None:
+    c = compiled(case)
+    if c.grid:
+        # Regions and strides are shares of the grid: only a mask of everything must be as none.
+        x = c.inputs()[:, :6, :6]
+        assert relative(c.whole(x, np.ones(x.shape[:-1], bool)), c.whole(x)) < CLOSE
+        return
+    x, real = c.inputs(), LENGTH - 6
+    mask = np.broadcast_to(np.arange(LENGTH) < real, x.shape[:2])
+    assert relative(c.whole(x, mask)[:, :real], c.whole(x[:, :real])) < CLOSE
+
+
+@every
+def test_every_parameter_gets_a_gradient(case: MixerCase) -> None:
+    c = compiled(case)
+    x = c.inputs()
+    gradient, _ = c.gradient(c.state, x, c.inputs(1), padded_mask(x.shape))
+    sizes = {name: float(np.abs(g).max()) for name, g in flatten_state(gradient).items()}
+    assert sizes
+    assert all(np.isfinite(size) for size in sizes.values())
+    dead = [name for name, size in sizes.items() if size < 1e-6 * max(sizes.values())]
+    assert [name for name in dead if not name.endswith(tuple(WITHOUT_GRADIENT))] == []
+
+
+@every
+def test_padding_gives_no_gradient(case: MixerCase) -> None:
+    """The gradients are those of the real tokens, whatever finite numbers the padding holds."""
+    c = compiled(case)
+    x, weight = c.inputs(), c.inputs(1)
+    mask = padded_mask(x.shape)
+    zeros, other = (c.gradient(c.state, np.where(mask[..., None], x, np.float32(fill)), weight, mask) for fill in (0, 3))
+    assert (np.asarray(zeros[1])[~mask] == 0).all()
+    assert relative(other[1], zeros[1]) < CLOSE
+    want = flatten_state(zeros[0])
+    scale = max(float(np.abs(g).max()) for g in want.values())
+    assert all(np.abs(np.asarray(g) - np.asarray(want[name])).max() < CLOSE * scale for name, g in flatten_state(other[0]).items())
+
+
+@every
+def test_bfloat16_is_close(case: MixerCase) -> None:
+    c = compiled(case)
+    half = case.make(dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in flatten(half, nnx.Param).values()} == {jnp.dtype(jnp.float32)}
+    graphdef, state = nnx.split(half)
+    x = c.inputs()
+    y = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, x.astype(jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
+    assert relative(np.asarray(y, np.float32), c.whole(x)) < 0.04
+
+
+@every
+def test_declared_complexity_is_the_counted_one(case: MixerCase) -> None:
+    counted = operations.exponent(lambda length: abstract_program(case, length))
+    assert compiled(case).mixer.complexity == pytest.approx(counted, abs=0.1)
+
+
+@pytest.mark.parametrize("name", layers.list_mixers())
+def test_declaration(name: str) -> None:
+    cls = layers.mixer_class(name)
+    assert issubclass(cls, Mixer)
+    assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name)
+    assert (cls.__doc__ or "").strip()
+    assert cls.__doc__ != Mixer.__doc__
+    assert set(cls.layouts) <= {"sequence", "grid"}
+    assert cls.layouts
+    assert cls.supports_causal or cls.supports_bidirectional
+    assert cls.streaming in ("exact", "selection")
+    assert isinstance(cls.paper, tuple)
+    assert all(isinstance(row, int) and row >= 0 for row in cls.paper)
+    if cls.streaming == "selection":
+        assert "selection" in cls.__doc__, "the class says why later tokens take part in the choice"
+
+
+def test_options_name_registered_mixers() -> None:
+    assert set(OPTIONS) <= set(layers.list_mixers())
+
+
+class TestCreateMixer:
+    """How a user names a mixer, and what a wrong name says."""
+
+    def make(self, spec: Any, **options: Any) -> Mixer:
+        return layers.create_mixer(spec, FEATURES, rngs=nnx.Rngs(0), hints=HINTS, **options)
+
+    def test_a_name_a_dict_a_callable_and_a_mixer(self) -> None:
+        mixer = self.make("attention")
+        assert self.make(mixer) is mixer
+        assert self.make({"name": "attention", "window": 3}).window == 3
+        assert self.make({"name": "attention", "window": 3}, window=4).window == 4
+        assert self.make(lambda features, *, rngs: layers.MultiHeadAttention(features, num_heads=4, rngs=rngs)).num_heads == 4
+
+    def test_hints_are_offered_and_options_are_orders(self) -> None:
+        assert self.make("attention").num_heads == 2
+        assert self.make("attention", num_heads=8).num_heads == 8
+        assert self.make({"name": "windowed", "inner": "attention"}).inner.inner.num_heads == 2
+
+    def test_unknown_name_gives_near_ones(self) -> None:
+        with pytest.raises(ValueError, match=r"unknown mixer 'atention': did you mean attention\?; layers.list_mixers\(\) lists all"):
+            self.make("atention")
+
+    def test_unknown_option_gives_near_ones(self) -> None:
+        with pytest.raises(ValueError, match=r"mixer 'attention' has no option 'num_head': did you mean num_heads"):
+            self.make("attention", num_head=2)
+
+    def test_dict_without_name(self) -> None:
+        with pytest.raises(ValueError, match=r'needs "name"; it has \[\'window\'\]'):
+            self.make({"window": 3})
+
+    def test_bidirectional_only_can_not_be_causal(self) -> None:
+        with pytest.raises(ValueError, match="BilevelRoutingAttention is bidirectional only"):
+            self.make("bilevel_routing", causal=True)
+
+    def test_bidirectional_has_no_state(self) -> None:
+        with pytest.raises(NotImplementedError, match="not causal"):
+            self.make("bidirectional").init_state(1)
