@@ -11,6 +11,7 @@ from zoo.prediction import predict
 from zoo.registry import ModelConfig, Preprocess, list_models, register, register_family, variant
 from zoo.summaries import Summary, summary
 from zoo.version import __version__
+from zoo.weights import WeightsError, load, save
 
 if TYPE_CHECKING:
     from zoo.generation import Generation, generate, stream
@@ -20,15 +21,18 @@ __all__ = [
     "ModelConfig",
     "Preprocess",
     "Summary",
+    "WeightsError",
     "__version__",
     "capture",
     "create",
     "generate",
     "list_models",
+    "load",
     "predict",
     "preprocess",
     "register",
     "register_family",
+    "save",
     "stream",
     "summary",
     "variant",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,11 +12,13 @@ from flax import nnx
 
 from layers.mixer import MixerSpec
 from zoo.registry import Preprocess, configure, variant
+from zoo.weights import classes_of, load
 
 
 def create(
     name: str,
     *,
+    weights: str | Path | Mapping[str, Any] | None = None,
     num_classes: int | None = None,
     mixer: MixerSpec | None = None,
     rngs: nnx.Rngs | None = None,
@@ -25,6 +30,9 @@ def create(
 
     Args:
       name: one of ``zoo.list_models()``.
+      weights: what to load, as in ``zoo.load``: a file, a folder, ``hf://owner/name``, or the name of a
+        released checkpoint ("in1k"); None leaves the parameters random. Where it was made for another
+        number of classes than ``num_classes``, the head stays random, with a notice.
       num_classes: classes of the head; None keeps the released number, 0 leaves the head out.
       mixer: another token mixer: a name of ``layers.list_mixers()``, a dict with its options, or a callable.
       rngs: for the parameters; default ``nnx.Rngs(0)``.
@@ -32,19 +40,29 @@ def create(
       **overrides: any hyper-parameter of the architecture.
 
     Raises:
-      ValueError: an unknown name, hyper-parameter or mixer (near ones are given).
+      ValueError: an unknown name, hyper-parameter or mixer (near ones are given), or weights that don't fit.
     """
     entry = variant(name)
     given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else jnp.dtype(dtype)}
     overrides = {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": jnp.dtype(param_dtype)}
     config = configure(entry, overrides)
     model = entry.build(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
-    model.variant = name
-    return model
+    model.variant = entry.name
+    if weights is None:
+        return model
+    fresh = False
+    if num_classes:
+        theirs = classes_of(name, weights, config)
+        fresh = theirs != num_classes
+        if fresh:
+            had = "no classifier" if theirs is None else f"{theirs} classes"
+            warnings.warn(f"{weights if isinstance(weights, str | Path) else 'the checkpoint'} has {had}: the head for {num_classes} classes stays random", stacklevel=2)
+    return load(model, weights, head="reset" if fresh else None)
 
 
 def preprocess(model: str | nnx.Module) -> Preprocess:
-    """How a model (or the model of a name) wants its images."""
+    """How a model (or the model of a name) wants its images: as the released checkpoint it was given, else as its architecture's preferred one."""
     entry = variant(model if isinstance(model, str) else model.variant)
     config = entry.config if isinstance(model, str) else model.config
-    return Preprocess(**{"image_size": config.image_size, **entry.preprocess})
+    released = {} if isinstance(model, str) else getattr(model, "released", {})
+    return Preprocess(**{"image_size": config.image_size, **entry.preprocess, **released})

@@ -88,7 +88,7 @@ class Rearrange(Operation):
     """Reshape and permute by a pattern such as ``"1 (h w) d -> h w d"``; parentheses join axes, ``1`` is an axis of one.
 
     The sizes of joined axes follow from our shape; where they do not, name them, as a number or as a
-    field of the configuration: ``Rearrange("d h k -> d (h k)", h="num_heads")``.
+    field of the configuration: ``Rearrange("d h k -> d (h k)", h="num_heads")``. Several arrays are alike.
     """
 
     def __init__(self, pattern: str, **sizes: int | str):
@@ -106,16 +106,16 @@ class Rearrange(Operation):
 
     def export_shapes(self, shapes: list[Shape], context: Context) -> list[Shape]:
         sizes = self._solve(shapes[0], context)
-        return [tuple(int(np.prod([sizes[name] for name in group])) for group in self.released)]
+        return [tuple(int(np.prod([sizes[name] for name in group])) for group in self.released)] * len(shapes)
 
     def load(self, arrays: list[np.ndarray], shapes: list[Shape], context: Context) -> list[np.ndarray]:
         sizes = self._solve(shapes[0], context)
-        return [arrays[0].reshape([sizes[name] for name in self.names]).transpose(self.order).reshape(shapes[0])]
+        return [a.reshape([sizes[name] for name in self.names]).transpose(self.order).reshape(shapes[0]) for a in arrays]
 
     def export(self, arrays: list[np.ndarray], context: Context) -> list[np.ndarray]:
         sizes = self._solve(arrays[0].shape, context)
-        inner = arrays[0].reshape([sizes[self.names[i]] for i in self.order]).transpose(np.argsort(self.order))
-        return [inner.reshape([int(np.prod([sizes[name] for name in group])) for group in self.released])]
+        inner, outer = [sizes[self.names[i]] for i in self.order], [int(np.prod([sizes[name] for name in group])) for group in self.released]
+        return [a.reshape(inner).transpose(np.argsort(self.order)).reshape(outer) for a in arrays]
 
     def _solve(self, shape: Shape, context: Context) -> dict[str, int]:
         sizes = {name: getattr(context.config, size) if isinstance(size, str) else size for name, size in self.sizes.items()} | {"1": 1}

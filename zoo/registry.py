@@ -11,6 +11,7 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -169,6 +170,28 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
     if unknown:
         raise ValueError(f"{entry.family} has no hyper-parameter {unknown[0]!r}{near(unknown[0], known)}; it has: {', '.join(sorted(known))}")
     return dataclasses.replace(entry.config, **{name: freeze(value) for name, value in overrides.items()})
+
+
+class _OneKey:
+    """Random streams whose parameters all get the same key: tracing a model of which only shapes are wanted is then eight times faster."""
+
+    def __init__(self) -> None:
+        self._rngs = nnx.Rngs(0)
+        self._key = self._rngs.params()
+
+    def params(self) -> jax.Array:
+        return self._key
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rngs, name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._rngs[name]
+
+
+def abstract(entry: Variant, config: ModelConfig) -> nnx.Module:
+    """The model of a configuration with ``jax.ShapeDtypeStruct`` for arrays: names and shapes, nothing allocated."""
+    return nnx.eval_shape(lambda: entry.build(config, rngs=_OneKey()))
 
 
 class FrozenOptions(Mapping[str, Any]):

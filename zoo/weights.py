@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +25,7 @@ from layers.mixer import near
 from layers.position import resample_table
 from layers.state import assign, flatten
 from zoo.naming import ZOO, Entry, Naming, plan
-from zoo.registry import FrozenOptions, Release, Variant, list_models, variant
+from zoo.registry import FrozenOptions, Release, Variant, abstract, list_models, variant
 from zoo.sources import Tensor, Tensors, WeightsError, open_source
 
 # What trainers and larger models put before the names of all tensors, or of one tower's.
@@ -38,12 +39,14 @@ class Match:
 
     Attributes:
       name: of the naming.
-      entries: the plan for the model.
+      form: the model, or its abstract form as files of this naming hold it.
+      entries: the plan for it.
       tensors: the file's, with names as in the naming.
       missing, unexpected: released names; misshaped: what is wrong with which.
     """
 
     name: str
+    form: nnx.Module
     entries: list[Entry]
     tensors: Tensors
     missing: list[str]
@@ -86,7 +89,7 @@ def load(
     if match.faults:
         raise WeightsError(_report(model, entry, match, source))
     arrays = dict(_read(model, match, dtype, source))
-    _adopt(model, entry, match.name, arrays)
+    _adopt(model, match.form, arrays)
     assign(model, arrays)
     if release is not None:
         model.released = FrozenOptions({"mean": release.mean, "std": release.std, "crop_fraction": release.crop_fraction, "interpolation": release.interpolation})
@@ -148,7 +151,7 @@ def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -
     """Number of classes of a checkpoint for the model ``name``; None where it has no head or it can't be told."""
     entry = variant(name)
     _, tensors = _tensors(entry, source)
-    model = _abstract(entry, dataclasses.replace(config, num_classes=config.num_classes or 1))
+    model = abstract(entry, dataclasses.replace(config, num_classes=config.num_classes or 1))
     match = _best(model, entry, tensors, None)
     for line in match.entries:
         if line.ours and line.ours[0] == "head.bias":
@@ -171,10 +174,6 @@ def _tensors(entry: Variant, source: str | Path | Mapping[str, Any]) -> tuple[Re
             raise WeightsError(f"unknown weights {source!r}{near(source, entry.releases)}: not a file, and the released checkpoints of {entry.name} are: {known}")
         return release, open_source(release.source)
     return None, open_source(source)
-
-
-def _abstract(entry: Variant, config: Any) -> nnx.Module:
-    return nnx.eval_shape(lambda: entry.build(config, rngs=nnx.Rngs(0)))
 
 
 def _heads(model: nnx.Module) -> tuple[str, ...]:
@@ -205,7 +204,7 @@ def _form(model: nnx.Module, entry: Variant, rules: Naming) -> nnx.Module:
     """The model, or its abstract form with what files of this naming hold beyond it."""
     if all(getattr(model.config, field) == value for field, value in rules.config.items()):
         return model
-    return _abstract(entry, dataclasses.replace(model.config, **rules.config))
+    return abstract(entry, dataclasses.replace(model.config, **rules.config))
 
 
 def _renamings(tensors: Tensors, rules: Naming) -> Iterator[Tensors]:
@@ -234,13 +233,11 @@ def _compare(name: str, rules: Naming, model: nnx.Module, entries: list[Entry], 
         other = line.with_grid_of(present) if wrong else None
         misshaped += [] if other else wrong
         chosen.append(other or line)
-    import re
-
     spare = [re.compile(pattern) for pattern in (rules.names_of(heads) if headless else [])]
     if rules is ZOO and headless:
         spare = [re.compile(rf"{head}\..*") for head in heads]
     unexpected = [n for n in tensors if n not in expected and not rules.ignores(n) and not any(pattern.fullmatch(n) for pattern in spare)]
-    return Match(name, chosen, tensors, missing, unexpected, misshaped)
+    return Match(name, model, chosen, tensors, missing, unexpected, misshaped)
 
 
 def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
@@ -267,13 +264,16 @@ def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[
             yield name, jax.device_put(np.asarray(array, wanted), sharding)
 
 
-def _adopt(model: nnx.Module, entry: Variant, naming: str, arrays: Mapping[str, Any]) -> None:
-    """Gives the model the parameters that files of this naming hold beyond it."""
-    extra = set(arrays) - set(flatten(model))
-    for name in sorted(extra):
+def _adopt(model: nnx.Module, form: nnx.Module, arrays: Mapping[str, Any]) -> None:
+    """Gives the model the parameters that files of this naming hold beyond it, and takes those that they do without."""
+    if form is model:
+        return
+    ours, theirs = set(flatten(model)), set(flatten(form))
+    for name in ours - theirs:
+        setattr(model, name, None)
+    for name in theirs - ours:
         setattr(model, name, nnx.Param(arrays[name]))
-    if extra:
-        model.config = dataclasses.replace(model.config, **_namings(entry)[naming].config)
+    model.config = form.config
 
 
 def _report(model: nnx.Module, entry: Variant, match: Match, source: Any) -> str:
@@ -318,7 +318,7 @@ def _nearest(entry: Variant, tensors: Tensors) -> str | None:
         if (other.family, shape) in seen or not _plausible(other, tensors):
             continue
         seen.add((other.family, shape))
-        match = _best(_abstract(other, config), other, tensors, None, reset=True)
+        match = _best(abstract(other, config), other, tensors, None, reset=True)
         best = max(best, (match.fits - len(match.missing), name), key=lambda pair: pair[0])
         if not match.faults:
             return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +11,9 @@ from flax import nnx
 
 from layers.attention.multi_head import MultiHeadAttention
 from layers.initializers import truncated_normal
-from layers.mlp import MLP
+from layers.mlp import MLP, gelu
 from layers.module import Module
-from layers.norm import create_norm
+from layers.norm import Norm, create_norm
 
 
 class AttentionPool(Module):
@@ -21,12 +22,23 @@ class AttentionPool(Module):
     Scaling Vision Transformers (Zhai et al., 2022), the "MAP" head.
     """
 
-    def __init__(self, features: int, num_heads: int, mlp_ratio: float, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: int,
+        num_heads: int,
+        mlp_ratio: float,
+        *,
+        norm: Norm = "layer",
+        activation: Callable[[jax.Array], jax.Array] = gelu,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.latent = nnx.Param(truncated_normal(features**-0.5)(rngs.params(), (1, features), param_dtype))
         self.attention = MultiHeadAttention(features, num_heads=num_heads, context_features=features, **common)
-        self.norm = create_norm("layer", features, **common)
-        self.mlp = MLP(features, int(features * mlp_ratio), **common)
+        self.norm = create_norm(norm, features, **common)
+        self.mlp = MLP(features, int(features * mlp_ratio), activation=activation, **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, tokens, features) to (batch, features)."""
