@@ -56,7 +56,8 @@ def create(
         fresh = theirs != num_classes
         if fresh:
             had = "no classifier" if theirs is None else f"{theirs} classes"
-            warnings.warn(f"{weights if isinstance(weights, str | Path) else 'the checkpoint'} has {had}: the head for {num_classes} classes stays random", stacklevel=2)
+            source = weights if isinstance(weights, str | Path) else "the checkpoint"
+            warnings.warn(f"{source} has {had}: the head for {num_classes} classes stays random", stacklevel=2)
     return load(model, weights, head="reset" if fresh else None)
 
 

@@ -166,8 +166,10 @@ def _orbax(path: Path) -> Tensors:
     except Exception as error:
         raise WeightsError(f"the checkpoint {path} is damaged ({_first_line(error)}): use another step's") from error
     flat = {name: array for name, array in _dotted(arrays).items() if np.ndim(array) or np.size(array)}
-    groups = {name: {key.removeprefix(f"{name}."): array for key, array in flat.items() if key.startswith(f"{name}.")} for name in ("params", "statistics", "ema")}
-    chosen = {**groups["params"], **groups["statistics"], **groups["ema"]} or flat
+    chosen: dict[str, Any] = {}
+    for group in ("params.", "statistics.", "ema."):
+        chosen |= {name.removeprefix(group): array for name, array in flat.items() if name.startswith(group)}
+    chosen = chosen or flat
     return {name: Tensor(tuple(np.shape(array)), lambda array=array: np.asarray(array)) for name, array in chosen.items()}  # type: ignore[misc]
 
 

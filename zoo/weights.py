@@ -92,7 +92,7 @@ def load(
     _adopt(model, match.form, arrays)
     assign(model, arrays)
     if release is not None:
-        model.released = FrozenOptions({"mean": release.mean, "std": release.std, "crop_fraction": release.crop_fraction, "interpolation": release.interpolation})
+        model.released = FrozenOptions({field: getattr(release, field) for field in ("mean", "std", "interpolation", "crop_fraction")})
     return model
 
 
@@ -171,7 +171,8 @@ def _tensors(entry: Variant, source: str | Path | Mapping[str, Any]) -> tuple[Re
         release = entry.release(source)
         if release is None:
             known = ", ".join(entry.releases) or "none"
-            raise WeightsError(f"unknown weights {source!r}{near(source, entry.releases)}: not a file, and the released checkpoints of {entry.name} are: {known}")
+            guess = near(source, entry.releases)
+            raise WeightsError(f"unknown weights {source!r}{guess}; it is no file, and the released checkpoints of {entry.name} are: {known}")
         return release, open_source(release.source)
     return None, open_source(source)
 

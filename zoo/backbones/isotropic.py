@@ -145,9 +145,7 @@ class Isotropic(Classifier):
         rates = drop_path_rates(c.drop_path, c.depth)
         self.blocks = Stack(
             [
-                Block(
-                    mixer, self._channel(c, common, rngs), features=c.features, norm=norm, layer_scale=c.layer_scale, drop_path=rate, **common, rngs=rngs
-                )
+                Block(mixer, self._channel(c, common, rngs), features=c.features, norm=norm, layer_scale=c.layer_scale, drop_path=rate, **common, rngs=rngs)
                 for mixer, rate in zip(mixers, rates, strict=True)
             ],
             remat=c.remat,
@@ -155,9 +153,9 @@ class Isotropic(Classifier):
         )
         self.norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
         self.pool_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
-        self.attention_pool = (
-            AttentionPool(c.features, c.num_heads, c.mlp_ratio, norm=norm, activation=ACTIVATIONS[c.mlp], **common, rngs=rngs) if c.pool == "attention" else None
-        )
+        self.attention_pool = None
+        if c.pool == "attention":
+            self.attention_pool = AttentionPool(c.features, c.num_heads, c.mlp_ratio, norm=norm, activation=ACTIVATIONS[c.mlp], **common, rngs=rngs)
         self.head = make_head(c.features, c.num_classes, c, rngs)
         self.distilled_head = make_head(c.features, c.num_classes, c, rngs) if self.distillation_token is not None else None
         self.config, self.num_features, self.pool = config, c.features, c.pool

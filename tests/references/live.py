@@ -1,0 +1,101 @@
+"""Reference implementations that run here: made with random weights, compared with ours output by output.
+
+Importing this module skips the calling test module where PyTorch, timm or transformers is not installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the reference implementation needs PyTorch")
+
+
+def _import_timm() -> Any:
+    """timm imports torchvision, whose compiled operators may be built for another PyTorch: timm only needs two of them to be declared."""
+    found = importlib.util.find_spec("torchvision")
+    if found is not None and found.origin is not None:
+        try:
+            torch.ops.load_library(str(Path(found.origin).with_name("_C.so")))
+        except OSError:
+            library = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                with contextlib.suppress(RuntimeError):
+                    library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            torch._torchvision_schemas = library  # they last as long as the library object
+    return pytest.importorskip("timm", reason="the reference implementation needs timm")
+
+
+timm = _import_timm()
+
+
+def randomise(reference: Any, seed: int = 0) -> dict[str, np.ndarray]:
+    """Gives every parameter and statistic of a PyTorch module a random value of its usual size; returns its state dict.
+
+    Fresh modules have zeros and ones where a mistake would not show: biases, norms, layer scales, tokens.
+    """
+    rng = np.random.default_rng(seed)
+    for name, value in reference.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        noise = rng.standard_normal(tuple(value.shape)).astype(np.float32)
+        if name.endswith("running_var"):
+            noise = 1 + 0.2 * np.abs(noise)
+        elif value.ndim >= 2 and name.endswith("weight"):
+            noise *= 0.7 * np.prod(value.shape[1:]) ** -0.5
+        elif name.rsplit(".", 1)[-1] in ("weight", "gamma", "lambda1"):
+            noise = 1 + 0.1 * noise
+        else:
+            noise *= 0.3
+        value.copy_(torch.from_numpy(noise))
+    reference.eval()
+    return {name: value.numpy().copy() for name, value in reference.state_dict().items()}
+
+
+def images(*shape: int, seed: int = 1) -> np.ndarray:
+    """Standard normal images, (batch, height, width, channels)."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def outputs_and_gradient(call: Callable[[Any], list[Any]], pixels: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """A PyTorch function's outputs for channels-last ``pixels``, and the gradient of ``sum(sin(output))`` of the first with respect to them."""
+    x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    outputs = call(x)
+    torch.sin(outputs[0]).sum().backward()
+    return [output.detach().numpy() for output in outputs], x.grad.numpy().transpose(0, 2, 3, 1)
+
+
+def ours_and_gradient(call: Callable[[Any], list[Any]], pixels: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """The same of ours."""
+
+    @jax.jit
+    def run(x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        def loss(x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+            outputs = call(x)
+            return jax.numpy.sin(outputs[0]).sum(), outputs
+
+        gradient, outputs = jax.grad(loss, has_aux=True)(x)
+        return gradient, outputs
+
+    gradient, outputs = run(pixels)
+    return [np.asarray(output) for output in outputs], np.asarray(gradient)
+
+
+def relative(ours: Any, theirs: Any) -> float:
+    """max|ours - theirs| / max|theirs|."""
+    assert np.shape(ours) == np.shape(theirs)
+    return float(np.max(np.abs(np.asarray(ours) - np.asarray(theirs))) / np.max(np.abs(np.asarray(theirs))))
+
+
+def same_bits(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
+    """Whether two state dicts have the same names, shapes, dtypes and bits."""
+    return set(ours) == set(theirs) and all(
+        ours[name].shape == theirs[name].shape and ours[name].dtype == theirs[name].dtype and ours[name].tobytes() == theirs[name].tobytes() for name in theirs
+    )

@@ -1,0 +1,284 @@
+"""ViT against timm and transformers with random weights: logits, features, gradients, names, sizes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import zoo
+from layers import parameter_count
+from tests.references.live import images, ours_and_gradient, outputs_and_gradient, randomise, relative, same_bits, timm, torch
+from zoo.registry import abstract, configure, variant
+from zoo.weights import export
+
+pytestmark = pytest.mark.reference
+
+TOLERANCE = 2e-5
+PIXELS = 56
+
+# Plain ViTs of timm that this zoo does not have, and why.
+LEFT_OUT = {
+    "a block of parallel branches": (
+        "vit_base_patch16_18x2_224",
+        "vit_small_patch16_18x2_224",
+        "vit_base_patch16_xp_224",
+        "vit_large_patch14_xp_224",
+        "vit_huge_patch14_xp_224",
+        "vit_pwee_patch16_reg1_gap_256",
+    ),
+    "differential attention": ("vit_dwee_patch16_reg1_gap_256", "vit_dlittle_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"),
+    "norms after the residual branches": ("vit_base_patch16_rpn_224",),
+    "an image size that the patch does not divide, so that timm drops pixels; the _378 models are the same": (
+        "vit_so400m_patch14_siglip_384",
+        "vit_so400m_patch14_siglip_gap_384",
+    ),
+}
+
+
+def _timm_names() -> list[str]:
+    from timm.models._registry import _model_to_module
+
+    return [name for name in timm.list_models() if name.startswith(("vit_", "deit")) and _model_to_module[name] in ("vision_transformer", "deit")]
+
+
+def test_variants_are_those_of_timm() -> None:
+    ours = {name for name in zoo.list_models("vit_*") + zoo.list_models("deit*") if variant(name).published}
+    left = {name for names in LEFT_OUT.values() for name in names}
+    assert ours | left == set(_timm_names())
+    assert not ours & left
+
+
+def test_sizes_are_those_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variant at depth 1, and its depth: the parameter counts follow."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    depths: dict[str, int] = {}
+    original = VisionTransformer.__init__
+
+    def shallow(self: Any, *args: Any, depth: int = 12, **options: Any) -> None:
+        depths["timm"] = depth
+        original(self, *args, depth=1, **options)
+
+    monkeypatch.setattr(VisionTransformer, "__init__", shallow)
+    wrong = []
+    for name in (n for n in zoo.list_models("vit_*") + zoo.list_models("deit*") if variant(n).published):
+        with torch.device("meta"):
+            theirs = timm.create_model(name)
+        entry = variant(name)
+        ours = abstract(entry, configure(entry, {"depth": 1}))
+        sizes = (parameter_count(ours), entry.config.depth, entry.config.num_heads, entry.config.image_size)
+        attention = theirs.blocks[0].attn
+        expected = (sum(p.numel() for p in theirs.parameters()), depths["timm"], attention.num_heads, theirs.patch_embed.img_size[0])
+        wrong += [f"{name}: {sizes}, timm {expected}"] if sizes != expected else []
+    assert not wrong
+
+
+@pytest.mark.parametrize(("name", "count"), [("vit_tiny_patch16_224", 5_717_416), ("vit_small_patch14_reg4_dinov2", 22_057_344)])
+def test_whole_counts(name: str, count: int) -> None:
+    entry = variant(name)
+    assert parameter_count(abstract(entry, entry.config)) == count
+
+
+# One of each kind; the comparison makes them small.
+KINDS = [
+    "vit_small_patch8_224",
+    "deit_tiny_distilled_patch16_224",
+    "deit3_small_patch16_224",
+    "vit_small_patch14_dinov2",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_giant_patch14_reg4_dinov2",
+    "vit_base_patch16_clip_224",
+    "vit_base_patch32_clip_quickgelu_224",
+    "vit_base_patch32_siglip_256",
+    "vit_medium_patch16_gap_256",
+    "vit_wee_patch16_reg1_gap_256",
+    "vit_so150m_patch16_reg4_map_256",
+    "vit_base_patch16_radio_v3",
+    "vit_base_patch16_224_miil",
+]
+
+
+def _pair(name: str, *, patch: int = 14, depth: int = 4, seed: int = 0, **options: Any) -> tuple[Any, Any, dict[str, np.ndarray]]:
+    """timm's model and ours, narrow and shallow, with the same random weights."""
+    config = variant(name).config
+    heads = 2
+    ours_options = {"depth": depth, "features": 32, "num_heads": heads, "image_size": PIXELS, "patch_size": patch, "num_classes": 10, **options}
+    theirs = timm.create_model(
+        name,
+        depth=depth,
+        embed_dim=32,
+        num_heads=heads,
+        img_size=PIXELS,
+        patch_size=patch,
+        num_classes=10,
+        dynamic_img_size=True,
+        mlp_ratio=config.mlp_ratio * (2 if config.mlp == "swiglu" else 1),
+    )
+    state = randomise(theirs, seed)
+    ours = zoo.create(name, **ours_options)
+    ours.eval()
+    return theirs, ours, state
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_matches_timm(name: str, record_property: Any) -> None:
+    theirs, ours, state = _pair(name)
+    zoo.load(ours, state)
+    pixels = images(2, PIXELS, PIXELS, 3)
+
+    def reference(x: Any) -> list[Any]:
+        return [theirs(x), *theirs.forward_intermediates(x, indices=[0, 1, 2, 3], norm=False, intermediates_only=True)]
+
+    expected, gradient = outputs_and_gradient(reference, pixels)
+    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x, [0, 1, 2, 3])], pixels)
+    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
+    differences = [relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True)]
+    difference = max(differences)
+    record_property("parity", {"architecture": name, "reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state), "difference": difference})
+    assert max(differences) < TOLERANCE
+    assert same_bits(export(ours, naming="timm"), state)
+
+
+def test_another_input_size_matches_timm() -> None:
+    theirs, ours, state = _pair("vit_small_patch14_reg4_dinov2")
+    zoo.load(ours, state)
+    pixels = images(1, 84, 42, 3)
+    assert relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy()) < TOLERANCE
+
+
+@pytest.mark.parametrize("larger", [True, False])
+def test_resampled_position_table_matches_timm(larger: bool) -> None:
+    theirs, _, state = _pair("vit_small_patch16_224")
+    size = 98 if larger else 28
+    ours = zoo.create("vit_small_patch16_224", depth=4, features=32, num_heads=2, image_size=size, patch_size=14, num_classes=10)
+    with pytest.warns(UserWarning, match=rf"position.table was made for a grid of 4x4 and is resampled to {size // 14}x{size // 14}"):
+        zoo.load(ours, state)
+    resized = timm.create_model("vit_small_patch16_224", depth=4, embed_dim=32, num_heads=2, img_size=size, patch_size=14, num_classes=10)
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    resized.load_state_dict(checkpoint_filter_fn({k: torch.from_numpy(v) for k, v in state.items()}, resized))
+    resized.eval()
+    pixels = images(1, size, size, 3)
+    assert relative(ours(pixels), resized(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy()) < TOLERANCE
+
+
+def test_whole_model_matches_timm(tmp_path: Any) -> None:
+    """Not reduced, and through a file that timm's own code loads."""
+    theirs = timm.create_model("vit_tiny_patch16_224")
+    state = randomise(theirs)
+    ours = zoo.create("vit_tiny_patch16_224", weights=state)
+    pixels = images(1, 224, 224, 3)
+    assert relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy()) < TOLERANCE
+    zoo.save(ours, tmp_path / "vit.safetensors")
+    again = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(tmp_path / "vit.safetensors"))
+    assert same_bits({k: v.numpy() for k, v in again.state_dict().items()}, state)
+
+
+@pytest.mark.parametrize(("model", "naming"), [("vit_small_patch16_224", "vision_transformer"), ("vit_base_patch16_siglip_224", "big_vision")])
+def test_npz_of_ours_loads_in_timm(model: str, naming: str, tmp_path: Any) -> None:
+    """The JAX namings, read by timm's converter: outputs equal."""
+    theirs, ours, state = _pair(model)
+    zoo.load(ours, state)
+    zoo.save(ours, tmp_path / "vit.npz", naming=naming)
+    randomise(theirs, seed=5)
+    with torch.no_grad():
+        theirs.load_pretrained(str(tmp_path / "vit.npz"))
+        theirs.head.load_state_dict({name: torch.from_numpy(state[f"head.{name}"]) for name in ("weight", "bias")})
+    loaded = {k: v.numpy() for k, v in theirs.state_dict().items()}
+    different = [k for k in state if not np.array_equal(state[k], loaded[k])]
+    assert not different
+    again = zoo.create(model, weights=tmp_path / "vit.npz", depth=4, features=32, num_heads=2, image_size=PIXELS, patch_size=14, num_classes=10)
+    assert same_bits(export(again), state)
+
+
+@pytest.mark.parametrize("model", ["vit_base_patch16_siglip_224", "vit_small_patch16_224"])
+@pytest.mark.parametrize("naming", ["big_vision", "big_vision_scan"])
+def test_big_vision_round_trip(model: str, naming: str) -> None:
+    unplaced = {} if "siglip" in model else {"prefix_positions": "none"}
+    options = {"depth": 3, "features": 32, "num_heads": 2, "image_size": 28, "patch_size": 14, "num_classes": 10}
+    source = zoo.create(model, **options, **unplaced)
+    arrays = export(source, naming=naming)
+    ours = zoo.load(zoo.create(model, **options), arrays)
+    assert same_bits(export(ours, naming=naming), arrays)
+    pixels = images(1, 28, 28, 3)
+    assert np.array_equal(ours(pixels), source(pixels))
+
+
+transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
+
+
+def _released(model: Any, tmp_path: Any) -> dict[str, np.ndarray]:
+    """The names on disk, as ``save_pretrained`` writes them."""
+    from safetensors.numpy import load_file
+
+    model.save_pretrained(tmp_path)
+    return load_file(tmp_path / "model.safetensors")
+
+
+def _size(**more: Any) -> dict[str, Any]:
+    common = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_labels": 10}
+    return {**common, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **more}
+
+
+TRANSFORMERS = [
+    ("vit_small_patch16_224", "ViTForImageClassification", _size(intermediate_size=128, layer_norm_eps=1e-6), {}),
+    ("deit_small_distilled_patch16_224", "DeiTForImageClassificationWithTeacher", _size(intermediate_size=128, layer_norm_eps=1e-6), {}),
+    ("vit_small_patch14_dinov2", "Dinov2Model", _size(), {"num_classes": 0}),
+    ("vit_small_patch14_reg4_dinov2", "Dinov2WithRegistersModel", _size(num_register_tokens=4), {"num_classes": 0}),
+    ("vit_giant_patch14_reg4_dinov2", "Dinov2WithRegistersModel", _size(num_register_tokens=4, use_swiglu_ffn=True), {"num_classes": 0, "mlp_ratio": 88 / 32}),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "size", "options"), TRANSFORMERS, ids=lambda value: value if isinstance(value, str) else "")
+def test_matches_transformers(name: str, kind: str, size: dict[str, Any], options: dict[str, Any], tmp_path: Any, record_property: Any) -> None:
+    cls = getattr(transformers, kind)
+    theirs = cls(cls.config_class(**size))
+    randomise(theirs)
+    state = _released(theirs, tmp_path)
+    ours_options = {"depth": 4, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 10, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ours = zoo.create(name, weights=tmp_path, **ours_options)
+    ours.eval()
+    pixels = images(2, PIXELS, PIXELS, 3)
+
+    def call(x: Any) -> list[Any]:
+        out = theirs(x, output_hidden_states=True)
+        return [out.logits if hasattr(out, "logits") else out.pooler_output, *out.hidden_states[1:]]
+
+    expected, gradient = outputs_and_gradient(call, pixels)
+    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *[m.reshape(2, -1, 32) for m in ours.features(x, [0, 1, 2, 3])]], pixels)
+    # The model without a classifier normalises its last hidden state where ours gives the block's output.
+    depth = 5 if hasattr(theirs, "classifier") or hasattr(theirs, "cls_classifier") else 4
+    expected = [expected[0], *[e[:, ours.prefix :] for e in expected[1:depth]]]
+    pairs = [*zip(found[:depth], expected, strict=True), (our_gradient, gradient)]
+    differences = [relative(a, b) for a, b in pairs]
+    reference = f"transformers {transformers.__version__} {kind}"
+    record_property("parity", {"architecture": name, "reference": reference, "kind": "live", "mapped": len(state), "difference": max(differences)})
+    assert max(differences) < TOLERANCE
+    assert same_bits(export(ours, naming="transformers"), state)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_facebook_names(gated: bool) -> None:
+    """The authors' file, as timm's own converter reads it."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    name = "vit_giant_patch14_reg4_dinov2" if gated else "vit_small_patch14_reg4_dinov2"
+    options = {"depth": 4, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 0}
+    whole = zoo.create(name, **options, mask_token=True, prefix_positions="class", rngs=nnx.Rngs(3))
+    state = export(whole, naming="dinov2")
+    assert {"mask_token", "register_tokens", "pos_embed"} <= set(state)
+    assert ("blocks.0.mlp.w12.weight" in state) == gated
+    ours = zoo.load(zoo.create(name, **options), state)
+    assert same_bits(export(ours, naming="dinov2"), state)
+    ratio = 16 / 3 if gated else 4.0
+    theirs = timm.create_model(name, depth=4, embed_dim=32, num_heads=2, img_size=PIXELS, patch_size=14, num_classes=0, mlp_ratio=ratio)
+    theirs.load_state_dict(checkpoint_filter_fn({k: torch.from_numpy(v.copy()) for k, v in state.items()}, theirs))
+    theirs.eval()
+    pixels = images(1, PIXELS, PIXELS, 3)
+    assert relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy()) < TOLERANCE
