@@ -32,7 +32,7 @@ def build(config: ConfigDict, weights: str = "") -> tuple[tasks.Task, nnx.Module
     """
     options = config.task.to_dict()
     name = options.pop("name")
-    needs = {need: NEEDS[need](config) for need in tasks.lookup(name).needs}
+    needs = {need: NEEDS[need](config) for need in getattr(tasks.lookup(name), "needs", ())}
     task = tasks.create(name, **options, **needs)
     weights = weights or config.weights
     given = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,9 @@ from training.step import State
 
 _WEIGHTS = ("params", "statistics", "ema")
 _COUNT = "step"
+
+# What Orbax has to say reaches us as exceptions; its log would add a traceback from each of its threads.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class CheckpointError(OSError):
@@ -97,6 +101,8 @@ class Checkpoints:
 
     def _manager(self, path: Path, keep: int) -> ocp.CheckpointManager:
         if self._read_only:
+            if not path.is_dir():
+                raise CheckpointError(f"there is no {path}: the run has saved nothing yet")
             return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True))
         path.mkdir(parents=True, exist_ok=True)
         return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True))
@@ -105,6 +111,8 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
+        except CheckpointError:
+            raise
         except Exception as error:  # Orbax reports a full disk as several types, from another thread
             cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
@@ -192,6 +200,12 @@ class Checkpoints:
                 (self._path / str(step)).rename(target)
         if faults:
             self._last.reload()
+
+    def check(self) -> None:
+        """Raises CheckpointError if a save has failed since it was started."""
+        with self._writing():
+            self._last.check_for_errors()
+            self._best.check_for_errors()
 
     def wait(self) -> None:
         """Returns once all saves are on disk. Raises CheckpointError if one failed."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from tasks.registry import unknown
@@ -92,7 +92,6 @@ def run(main: Callable[[], None]) -> None:
                 raise ValueError(f"unknown argument {arguments[1]!r}: flags begin with --; --help lists them")
             main()
 
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of each save that waits for the one before
     _keep_compiled()
     app.run(guarded, flags_parser=parse)
 

@@ -9,7 +9,7 @@ batch. Workers are plain threads, each computing whole batches ahead of their us
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -50,7 +50,9 @@ def train_batch(examples: Examples, step: int, batch_size: int, seed: int, accum
     return {name: stacked.reshape(accumulate, share, *stacked.shape[1:]) for name, stacked in _stack(rows).items()}
 
 
-def train_batches(examples: Examples, steps: range, batch_size: int, *, seed: int, accumulate: int = 1, workers: int = 0) -> Iterator[tuple[int, Batch]]:
+def train_batches(
+    examples: Examples, steps: range, batch_size: int, *, seed: int, accumulate: int = 1, workers: int = 0
+) -> Generator[tuple[int, Batch], None, None]:
     """Yields (step, batch) for ``steps``; ``workers`` threads compute up to two batches each ahead of their use.
 
     Raises:
@@ -78,7 +80,7 @@ def evaluation_batches(examples: Examples, batch_size: int, *, workers: int = 0)
     return (batch for _, batch in ahead(batch_at, range(-(-size // batch_size)), workers))
 
 
-def ahead(compute: Callable[[int], Batch], numbers: range, workers: int) -> Iterator[tuple[int, Batch]]:
+def ahead(compute: Callable[[int], Batch], numbers: range, workers: int) -> Generator[tuple[int, Batch], None, None]:
     """Yields (number, compute(number)) in order; with workers, threads compute the next ones meanwhile."""
     if workers <= 0:
         yield from ((number, compute(number)) for number in numbers)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import resource
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,21 +18,14 @@ from tqdm import tqdm
 
 from training.workdir import environment
 
-
-def _without_torch() -> Any:
-    """tensorboardX's writer. It imports torch where that is installed, for tensors it never sees here: seconds of every start."""
-    hidden = "torch" not in sys.modules
-    if hidden:
+with contextlib.ExitStack() as _stack:
+    # tensorboardX imports torch where that is installed, for tensors it never sees here: seconds of every start.
+    if "torch" not in sys.modules:
         sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    return SummaryWriter
-
-
-SummaryWriter = _without_torch()
+        _stack.callback(sys.modules.pop, "torch")
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
 
 
 class Log:
@@ -43,6 +38,9 @@ class Log:
       config: the plain config.
       step: where the run starts or goes on.
       total: steps in the whole run.
+
+    Raises:
+      OSError: a record can't be written.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any], step: int, total: int) -> None:
@@ -55,7 +53,10 @@ class Log:
             path = directory / "metrics.jsonl"
             _drop_after(path, step)
             self._file = path.open("a")
-            self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1, write_to_disk=True)
+            (directory / "tensorboard").mkdir(exist_ok=True)
+            # Written here and now: tensorboardX's own writer has a thread, in which a full disk would go unnoticed.
+            self._events = EventsWriter(str(directory / "tensorboard" / "events"))
+            self._events.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
             (directory / "environment.json").write_text(json.dumps(environment(config), indent=2) + "\n")
 
     def __enter__(self) -> Log:
@@ -64,18 +65,23 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
         if self._leads:
-            self._file.close()
-            self._events.close()
+            with contextlib.suppress(OSError) if error else contextlib.nullcontext():  # what is told is the first error
+                self._file.close()
+                self._events.close()
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Records the figures of ``split`` at ``step``."""
         if not self._leads:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        self._file.write(json.dumps({"step": step, "split": split, **clean}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        try:
+            self._file.write(json.dumps({"step": step, "split": split, **clean}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(f"{split}/{name}", value)))
+            self._events.flush()
+        except OSError as error:
+            raise OSError(f"can't write {self._file.name}: {error.strerror or error}. Free space, then run the same command to go on") from error
 
     def progress(self, step: int, values: Mapping[str, float] | None = None) -> None:
         """Moves the bar to ``step``; ``values`` are shown beside it."""

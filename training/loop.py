@@ -194,6 +194,7 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
                 evaluating = clock.due(step, eval_every) and "validation" in task.splits
                 saving = clock.due(step, save_every) or step == total or told_to_stop()
                 if step - first >= log_every or evaluating or saving:
+                    checkpoints.check()
                     figures, faults = window.close(first, size)
                     first = step
                     if faults and config.nonfinite == "stop":
@@ -267,6 +268,8 @@ def summary(result: Result, task: Task, workdir: Path) -> str:
     rows = [(f"{split} ({name} weights)", _listed(figures)) for name, figures in result.figures.items()]
     if result.best:
         rows.append((f"best validation {task.monitor}", f"{result.best.value:.4f} at step {result.best.step}"))
+    if getattr(task, "report", ""):
+        rows.append(("data", task.report))  # type: ignore[attr-defined]
     return table([*rows, ("steps", str(result.step)), ("time", f"{result.seconds:.0f} s"), ("workdir", str(workdir))])
 
 

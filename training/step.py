@@ -35,7 +35,8 @@ class Skeleton:
     """A model without its arrays: makes the model of given arrays inside a traced function."""
 
     def __init__(self, model: nnx.Module) -> None:
-        self._graph, emptied, self._constants = nnx.split(model, nnx.Any(nnx.Param, Statistic, nnx.RngState), ...)
+        parts: tuple[Any, ...] = nnx.split(model, nnx.Any(nnx.Param, Statistic, nnx.RngState), ...)
+        self._graph, emptied, self._constants = parts
         self._emptied = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), emptied)
 
     def build(self, arrays: Mapping[str, jax.Array], key: jax.Array) -> nnx.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -111,9 +113,28 @@ def test_a_missing_checkpoint_is_named_with_those_there_are(directory):
         Checkpoints(directory, read_only=True).restore_weights("7", state_of(0))
 
 
+def test_reading_where_nothing_was_saved_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="the run has saved nothing yet"):
+        Checkpoints(tmp_path, read_only=True)
+
+
 def test_a_fresh_directory_has_none(tmp_path):
     assert Checkpoints(tmp_path).restore(state_of(0)) is None
     assert Checkpoints(tmp_path).best() is None
+
+
+def test_a_full_disk_is_one_message_and_what_was_saved_remains(directory):
+    checkpoints = Checkpoints(directory, keep=2)
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, limits[1]))  # writing beyond it fails as on a full disk
+    try:
+        checkpoints.save(state_of(4), 4)
+        with pytest.raises(CheckpointError, match=r"can't write checkpoints under .*Free space"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert Checkpoints(directory, keep=2).restore(state_of(0))[1] == 3
 
 
 def test_a_place_that_cannot_be_written_is_one_message(tmp_path):

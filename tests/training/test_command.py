@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.training import toy
@@ -22,7 +24,8 @@ def test_an_unknown_field_is_refused_with_near_ones(flag, message):
 
 
 def test_known_fields_pass():
-    command.check_fields(toy.config(), ["train.py", "--config=x", "--config.seed=3", "--config.optimizer.learning_rate", "1", "--config.optimizer.freeze=('a',)"])
+    flags = ["--config=x", "--config.seed=3", "--config.optimizer.learning_rate", "1", "--config.optimizer.freeze=('a',)"]
+    command.check_fields(toy.config(), ["train.py", *flags])
 
 
 def ours():
@@ -41,8 +44,6 @@ def test_errors_for_the_user_are_a_message(fail, message):
 
 def test_errors_of_libraries_keep_their_traceback():
     with pytest.raises(ValueError, match="Expecting value"), command.one_message():
-        import json
-
         json.loads("")
 
 

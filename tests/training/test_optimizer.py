@@ -86,7 +86,7 @@ def test_factors_multiply_the_update():
 
 
 def test_layer_decay_counts_from_the_last_layer_and_multiplies_with_patterns():
-    assert make(layer_decay=0.5).factors == {"first.kernel": 0.25, "first.bias": 0.25, "norm.scale": 0.5, "norm.bias": 0.5}
+    assert make(layer_decay=0.5).factors == {"first.kernel": 0.25, "norm.scale": 0.5, "norm.bias": 0.5}
     assert make(layer_decay=0.5, multipliers=(("first.*", 2.0),)).factors["first.kernel"] == 0.5
 
 

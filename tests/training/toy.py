@@ -21,7 +21,7 @@ class ToyModel(Module):
 
     def __init__(self, width: int = 16, *, dropout: float = 0.0, norm: bool = True, aux: bool = False, seed: int = 0) -> None:
         rngs = nnx.Rngs(seed)
-        self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.first = nnx.Linear(FEATURES, width, use_bias=not norm, rngs=rngs)  # the norm would take a bias away again
         self.norm = nnx.BatchNorm(width, rngs=rngs) if norm else None
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         self.head = nnx.Linear(width, CLASSES, rngs=rngs)
