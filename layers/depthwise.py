@@ -6,6 +6,8 @@ own grouped convolution is 10 to 50 times slower on a CPU.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,7 +19,10 @@ from layers.module import Module
 from pallas_kernels import operations
 
 
-def depthwise_convolution(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: tuple[tuple[int, int], tuple[int, int]] | None = None) -> jax.Array:
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def depthwise_convolution(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: Padding | None = None) -> jax.Array:
     """Convolves every channel with its own kernel.
 
     Args:
@@ -31,16 +36,49 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array, *, strides: int = 1, 
     """
     rows, columns = kernel.shape[:2]
     padding = padding or ((rows // 2, rows // 2), (columns // 2, columns // 2))
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    return _convolve(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel, strides)
+
+
+def _taps(x: jax.Array, rows: int, columns: int, strides: int) -> Iterator[tuple[int, int, jax.Array]]:
+    """The views of padded ``x`` that each tap of the kernel multiplies."""
     height, width = ((x.shape[axis] - size) // strides + 1 for axis, size in ((1, rows), (2, columns)))
-    out = None
+    for i in range(rows):
+        for j in range(columns):
+            yield i, j, x[:, i : i + (height - 1) * strides + 1 : strides, j : j + (width - 1) * strides + 1 : strides]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
     with operations.multiply_adds():
-        for i in range(rows):
-            for j in range(columns):
-                tap = x[:, i : i + (height - 1) * strides + 1 : strides, j : j + (width - 1) * strides + 1 : strides] * kernel[i, j, 0]
-                out = tap if out is None else out + tap
-    assert out is not None
-    return out
+        return functools.reduce(jnp.add, (tap * kernel[i, j, 0] for i, j, tap in _taps(x, *kernel.shape[:2], strides)))
+
+
+def _forward(x: jax.Array, kernel: jax.Array, strides: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve(x, kernel, strides), (x, kernel)
+
+
+def _backward(strides: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    rows, columns = kernel.shape[:2]
+
+    def from_input(x: jax.Array) -> jax.Array:
+        return functools.reduce(jnp.add, (tap * kernel[i, j, 0] for i, j, tap in _taps(x, rows, columns, strides)))
+
+    (dx,) = jax.linear_transpose(from_input, jax.ShapeDtypeStruct(x.shape, x.dtype))(dy)
+
+    # The kernel's gradient multiplies every view by dy: a few examples at a time, or XLA keeps a
+    # product as large as the input for each tap.
+    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        sums = [jnp.sum(tap * part[1], (0, 1, 2), dtype=jnp.float32) for _, _, tap in _taps(part[0], rows, columns, strides)]
+        return total + jnp.stack(sums).reshape(rows, columns, 1, -1), None
+
+    parts = next(n for n in range(min(8, x.shape[0]), 0, -1) if x.shape[0] % n == 0)
+    split = [a.reshape(parts, -1, *a.shape[1:]) for a in (x, dy)]
+    dkernel, _ = jax.lax.scan(add, jnp.zeros(kernel.shape, jnp.float32), tuple(split))
+    return dx, dkernel.astype(kernel.dtype)
+
+
+_convolve.defvjp(_forward, _backward)
 
 
 class DepthwiseConv(Module):
@@ -52,7 +90,7 @@ class DepthwiseConv(Module):
         kernel_size: int,
         *,
         strides: int = 1,
-        padding: tuple[tuple[int, int], tuple[int, int]] | None = None,
+        padding: Padding | None = None,
         use_bias: bool = True,
         kernel_init: Any = variance_scaling(1 / 3, "fan_in", "uniform"),
         dtype: Any = None,
