@@ -18,7 +18,6 @@ from layers.initializers import variance_scaling, zeros
 from layers.module import Module
 from pallas_kernels import operations
 
-
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
