@@ -8,7 +8,7 @@ import jax
 import pytest
 
 # Tests of many small programs, where compiling takes longer than running.
-COMPILED_QUICKLY = ("layers", "zoo")
+COMPILED_QUICKLY = ("benchmarks", "layers", "zoo")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -103,14 +103,18 @@ def test_pieces_and_seeds() -> None:
     assert (first != second).any(), "the stream of nnx.Rngs must advance"
 
 
-@pytest.mark.parametrize(("options", "allowed"), [({"top_k": 3}, {2, 5, 0}), ({"top_p": 0.75}, {2, 5}), ({"top_k": 1}, {2}), ({"top_p": 1e-6}, {2}), ({}, {0, 1, 2, 3, 4, 5})])
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [({"top_k": 3}, {2, 5, 0}), ({"top_p": 0.75}, {2, 5}), ({"top_k": 1}, {2}), ({"top_p": 1e-6}, {2}), ({"top_k": 3, "top_p": 0.85}, {2, 5}), ({}, set(range(6)))],
+)
 def test_draws_follow_the_distribution(options: dict[str, float], allowed: set[int]) -> None:
     from zoo.generation import _Sampling
 
     probability = np.asarray([0.1, 0.05, 0.5, 0.04, 0.01, 0.3], np.float32)
     sampling = _Sampling(False, options.get("top_k"), "top_p" in options)
     rows = 20_000
-    drawn = np.asarray(sampling.draw(jnp.tile(jnp.log(probability) * 0.7, (rows, 1)), jax.random.key(0), jnp.float32(0.7), jnp.float32(options.get("top_p", 1.0))))
+    logits = jnp.tile(jnp.log(probability) * 0.7, (rows, 1))
+    drawn = np.asarray(sampling.draw(logits, jax.random.key(0), jnp.float32(0.7), jnp.float32(options.get("top_p", 1.0))))
     assert set(drawn.tolist()) == allowed
     kept = np.where(np.isin(np.arange(6), list(allowed)), probability, 0)
     frequency = np.bincount(drawn, minlength=6) / rows

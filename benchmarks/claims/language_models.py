@@ -1,0 +1,51 @@
+"""Byte language modelling on Python's standard library: transformer, Mamba, Mamba-2 and a hybrid, same parameters, same bytes.
+
+Bits per byte of the held-out modules, side by side: no order of merit is claimed. The sizes agree
+within 3 %, and every run reads the same bytes in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.claims.run import Contest, Contestant, Row, main
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "transformer": ("transformer_nano", {"hidden": 360}),
+    "mamba": ("mamba_nano", {"depth": 7}),
+    "mamba2": ("mamba2_nano", {"depth": 7}),
+    "hybrid": ("mamba_nano", {"depth": 8, "pattern": ("mamba", "mamba", "attention")}),
+}
+
+
+def _shrunk(options: dict[str, Any], quick: bool) -> dict[str, Any]:
+    return {"features": 16, "num_heads": 2, "depth": len(options.get("pattern", (1,)))} if quick else {}
+
+
+def contest(quick: bool) -> Contest:
+    task: dict[str, Any] = {"name": "text", "sequence_length": 256}
+    if quick:
+        task = {"name": "text", "dataset": {"name": "files", "path": __file__}, "sequence_length": 32}
+    return Contest(
+        contestants=[Contestant(label, model, task, {**options, **_shrunk(options, quick)}) for label, (model, options) in MODELS.items()],
+        steps=4 if quick else 600,
+        batch_size=4 if quick else 8,
+        learning_rate=3e-3,
+        evaluations=1,
+        figures=("bits_per_byte", "accuracy"),
+    )
+
+
+def verdict(rows: Sequence[Row]) -> bool:
+    """Whether the comparison is a fair one."""
+    sizes = [row["parameters"] for row in rows]
+    return max(sizes) <= 1.03 * min(sizes) and len({row["steps"] for row in rows}) == 1
+
+
+def run(arguments: list[str] | None = None) -> None:
+    main("language_models", __doc__ or "", contest, verdict, arguments)
+
+
+if __name__ == "__main__":
+    run()

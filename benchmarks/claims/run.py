@@ -1,0 +1,189 @@
+"""What the claims share: train each contestant with each seed by the one training loop, print a table, write JSON.
+
+A claim is a module with a docstring that states it, ``contest(quick)`` and ``verdict(rows)``; running it
+
+    python -m benchmarks.claims.NAME [--quick] [--seeds=0,1,2] [--steps=N] [--output=DIR]
+
+writes DIR/NAME.json (default benchmarks/results/<platform>/claims): every figure of every run with its
+learning curve, and whether the claim holds. ``--quick`` only shows that everything runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import runpy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from layers.state import parameter_count
+from training import assembly, loop
+from training.logging import table
+
+HOME = Path(__file__).resolve().parents[2]
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """One model on one task.
+
+    Attributes:
+      label: its name in the table.
+      model: a name of ``zoo.list_models()``.
+      task: the task's name and options.
+      options: overrides for ``zoo.create``.
+      settings: fields of the run's config that replace the contest's.
+    """
+
+    label: str
+    model: str
+    task: Mapping[str, Any]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """What is run, and what of it is shown.
+
+    Attributes:
+      contestants: the rows.
+      steps, batch_size, learning_rate, evaluations: of every run; evaluations of the validation split on the way.
+      figures: the names shown, of the test split, or of ``measure``.
+      measure: more figures of a trained model, given it and its contestant.
+    """
+
+    contestants: Sequence[Contestant]
+    steps: int
+    batch_size: int
+    learning_rate: float
+    figures: Sequence[str]
+    evaluations: int = 10
+    measure: Callable[[nnx.Module, Contestant], dict[str, float]] | None = None
+
+
+def config_of(contest: Contest, contestant: Contestant, seed: int, steps: int) -> ConfigDict:
+    """The config of one run: that of configs/common.py, which is data and therefore read, not imported."""
+    config: ConfigDict = runpy.run_path(str(HOME / "configs" / "common.py"))["run"]()
+    config.update({"seed": seed, "model": contestant.model, "batch_size": contest.batch_size, "train_for": f"{steps} steps", "save_every": ""})
+    config.update({"eval_every": f"{max(steps // contest.evaluations, 1)} steps", "log_every": max(steps // 100, 1), "keep": 1})
+    config.optimizer.update({"learning_rate": contest.learning_rate, "weight_decay": 0.1, "clip_norm": 1.0})
+    config.schedule.update({"warmup": f"{steps // 20} steps", "final": 0.1})
+    config.update(dict(contestant.settings))
+    config.model_options = ConfigDict(dict(contestant.options))
+    config.task = ConfigDict(dict(contestant.task))
+    return config
+
+
+def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Row:
+    """Trains one contestant with one seed and returns its row."""
+    config = config_of(contest, contestant, seed, steps)
+    task, model = assembly.build(config)
+    parameters = parameter_count(model)
+    with tempfile.TemporaryDirectory() as directory:
+        since = time.perf_counter()
+        result = loop.train(config, model, task, Path(directory))
+        seconds = time.perf_counter() - since
+        lines = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
+    figures = dict(result.figures["raw"])
+    if contest.measure is not None:
+        figures |= contest.measure(model, contestant)
+    curve = [{name: value for name, value in line.items() if name != "split"} for line in lines if line["split"] == "validation"]
+    return {
+        "label": contestant.label, "model": contestant.model, "options": dict(contestant.options), "task": dict(contestant.task),
+        "seed": seed, "parameters": parameters, "steps": result.step, "seconds": round(seconds, 1), "test": figures, "validation": curve,
+    }  # fmt: skip
+
+
+def shown(rows: Sequence[Row], figures: Sequence[str]) -> str:
+    """The table: of each contestant the median over seeds of its figures, with the extremes."""
+    lines = []
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        cells = [f"{own[0]['parameters']:>9,} parameters"]
+        for name in figures:
+            values = [row["test"][name] for row in own if name in row["test"]]
+            if values:
+                cells.append(f"{name} {statistics.median(values):.4f} [{min(values):.4f}, {max(values):.4f}]")
+        lines.append((label, "   ".join([*cells, f"{statistics.median(row['seconds'] for row in own):.0f} s"])))
+    return table(lines)
+
+
+def medians(rows: Sequence[Row], figure: str) -> dict[str, float]:
+    """The median over seeds of a figure, by label."""
+    return {
+        label: statistics.median(row["test"][figure] for row in rows if row["label"] == label)
+        for label in dict.fromkeys(row["label"] for row in rows if figure in row["test"])
+    }
+
+
+def steps_to(rows: Sequence[Row], label: str, figure: str, level: float) -> float:
+    """The median over seeds of the step at which the validation figure first reached ``level``; infinite where it never did."""
+    reached = [next((point["step"] for point in row["validation"] if point[figure] >= level), float("inf")) for row in rows if row["label"] == label]
+    return statistics.median(reached)
+
+
+def main(name: str, claim: str, contest: Callable[[bool], Contest], verdict: Callable[[Sequence[Row]], bool], arguments: list[str] | None = None) -> None:
+    """Runs the command of a claim.
+
+    Args:
+      name: of the JSON file.
+      claim: what is to be shown.
+      contest: what is run, quickly or in earnest.
+      verdict: whether the rows show it.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.claims.{name}", description=claim)
+    parser.add_argument("--quick", action="store_true", help="tiny, one seed: shows only that everything runs")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, help="of each run")
+    parser.add_argument("--only", help="contestants whose label contains this")
+    parser.add_argument("--output", type=Path, default=HOME / "benchmarks" / "results" / jax.default_backend() / "claims")
+    given = parser.parse_args(arguments)
+    what = contest(given.quick)
+    steps = given.steps or what.steps
+    contestants = [c for c in what.contestants if not given.only or given.only in c.label]
+    if not contestants:
+        parser.error(f"--only={given.only}: the contestants are {', '.join(c.label for c in what.contestants)}")
+    rows: list[Row] = []
+    given.output.mkdir(parents=True, exist_ok=True)
+    path = given.output / f"{name}.json"
+    for contestant in contestants:
+        for seed in [0] if given.quick else [int(seed) for seed in given.seeds.split(",")]:
+            rows.append(train(what, contestant, seed, steps))
+            # Written after each run: a claim that is cut short keeps what it has measured.
+            path.write_text(json.dumps(_report(name, claim, what, given.quick, rows, len(contestants) == len(what.contestants), verdict), indent=1) + "\n")
+    print(shown(rows, what.figures))
+    told = json.loads(path.read_text())["holds"]
+    print(f"{claim.strip().partition(chr(10))[0]}\n" + {True: "holds", False: "does NOT hold here", None: "not judged"}[told] + f"; {path}")
+
+
+def _report(
+    name: str, claim: str, contest: Contest, quick: bool, rows: list[Row], all_run: bool, verdict: Callable[[Sequence[Row]], bool]
+) -> dict[str, Any]:
+    complete = all_run and not quick and {row["label"] for row in rows} == {c.label for c in contest.contestants}
+    device = jax.devices()[0]
+    return {
+        "name": name,
+        "claim": " ".join(claim.split()),
+        "holds": bool(verdict(rows)) if complete else None,
+        "quick": quick,
+        "batch_size": contest.batch_size,
+        "learning_rate": contest.learning_rate,
+        "device": device.device_kind,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "rows": rows,
+    }

@@ -1,0 +1,40 @@
+"""Selective copying: Mamba solves it (accuracy of at least 0.99), S4D with the same size does not.
+
+The central claim of Mamba (A. Gu, T. Dao, arXiv:2312.00752, table 1). Two layers of 64 channels, a
+vocabulary of 16 and 16 data tokens as there; the paper's sequences have 4096 tokens and its runs
+400 000 steps of 64, ours are shorter so that two cores finish in minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+
+S4D = {"mixer": "s4d"}
+
+
+def contest(quick: bool) -> Contest:
+    task = {"name": "selective_copying", "length": 32 if quick else 256, "memorize": 4 if quick else 16, "num_eval": 16 if quick else 512}
+    size = {"features": 16 if quick else 64, "depth": 1 if quick else 2}
+    return Contest(
+        contestants=[Contestant("mamba", "mamba_nano", task, size), Contestant("s4d", "mamba_nano", task, {**size, **S4D})],
+        steps=4 if quick else 4000,
+        batch_size=8 if quick else 32,
+        learning_rate=3e-3,
+        evaluations=2 if quick else 20,
+        figures=("accuracy", "exact"),
+    )
+
+
+def verdict(rows: Sequence[Row]) -> bool:
+    accuracy = medians(rows, "accuracy")
+    return accuracy["mamba"] >= 0.99 and accuracy["s4d"] < 0.9
+
+
+def run(arguments: list[str] | None = None) -> None:
+    main("selective_copying", __doc__ or "", contest, verdict, arguments)
+
+
+if __name__ == "__main__":
+    run()

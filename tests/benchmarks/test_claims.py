@@ -1,0 +1,103 @@
+"""The claims run from one end to the other, tiny; their judgement and their long-sequence reading are right."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import tasks
+import zoo
+from benchmarks.claims import copying, induction_heads, language_models, selective_copying
+from benchmarks.claims.run import HOME, steps_to
+from layers.state import parameter_count
+
+NAMES = sorted(path.stem for path in (HOME / "benchmarks" / "claims").glob("*.py") if path.stem not in ("run", "__init__"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"benchmarks.claims.{name}")
+    module.run(["--quick", f"--output={tmp_path}"])
+    report = json.loads((tmp_path / f"{name}.json").read_text())
+    contest = module.contest(True)
+    assert [row["label"] for row in report["rows"]] == [contestant.label for contestant in contest.contestants]
+    assert report["holds"] is None, "a quick run shows nothing"
+    for row in report["rows"]:
+        assert set(contest.figures) <= set(row["test"])
+        assert [point["step"] for point in row["validation"]][-1] == row["steps"] == contest.steps
+    printed = capsys.readouterr().out
+    assert all(contestant.label in printed for contestant in contest.contestants)
+    assert "not judged" in printed
+
+
+def row(label: str, seed: int = 0, steps: int = 1, parameters: int = 1000, curve: tuple[tuple[int, float], ...] = (), **test: float) -> dict[str, object]:
+    points = [{"step": step, "accuracy": value} for step, value in curve]
+    return {"label": label, "seed": seed, "steps": steps, "parameters": parameters, "test": test, "validation": points}
+
+
+def test_selective_copying_is_judged_by_medians() -> None:
+    rows = [row("mamba", s, accuracy=a) for s, a in enumerate((0.995, 0.2, 0.999))] + [row("s4d", s, accuracy=0.5) for s in range(3)]
+    assert selective_copying.verdict(rows)
+    assert not selective_copying.verdict([*rows[:3], *[row("s4d", s, accuracy=0.95) for s in range(3)]])
+    assert not selective_copying.verdict([row("mamba", accuracy=0.98), row("s4d", accuracy=0.1)])
+
+
+def test_induction_heads_are_judged_at_the_greatest_length() -> None:
+    assert induction_heads.verdict([row("mamba", at_8192=0.99, at_65536=0.96)])
+    assert not induction_heads.verdict([row("mamba", at_8192=0.99, at_65536=0.5)])
+
+
+def test_copying_is_judged_by_size_and_by_the_time_to_learn() -> None:
+    def rows(mimetic: int) -> list[dict[str, object]]:
+        found = [row("transformer, string 64", accuracy=1.0)]
+        for state, accuracy in ((4, 0.1), (64, 0.97)):
+            for start, step in (("standard", 900), ("mimetic", mimetic)):
+                found.append(row(f"mamba, state {state}, {start}, string 64", accuracy=accuracy, curve=((100, 0.1), (step, 0.95 if state == 64 else 0.1))))
+        return found
+
+    assert copying.verdict(rows(300))
+    assert not copying.verdict(rows(1200))
+    assert steps_to(rows(300), "mamba, state 64, mimetic, string 64", "accuracy", 0.9) == 300
+    assert steps_to(rows(300), "mamba, state 4, standard, string 64", "accuracy", 0.9) == float("inf")
+
+
+def test_language_models_must_be_of_one_size() -> None:
+    assert language_models.verdict([row("a", parameters=1000), row("b", parameters=1029)])
+    assert not language_models.verdict([row("a", parameters=1000), row("b", parameters=1040)])
+
+
+def test_language_models_are_of_one_size() -> None:
+    sizes = [parameter_count(nnx.eval_shape(lambda name=name, o=options: zoo.create(name, **o))) for name, options in language_models.MODELS.values()]
+    assert max(sizes) <= 1.03 * min(sizes)
+
+
+def test_reading_by_state_is_reading_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(induction_heads, "PIECE", 16)
+    model = zoo.create("transformer_nano", features=32, depth=2, num_heads=2, vocab_size=16, tied=False, embedding_std=1.0)
+    tokens = np.random.default_rng(0).integers(0, 16, (24, 70))
+    whole = np.asarray(nnx.jit(lambda model, tokens: model(tokens)[:, -1].argmax(-1))(model, jnp.asarray(tokens)))
+    assert len(set(whole.tolist())) > 3
+    np.testing.assert_array_equal(induction_heads.answers_by_state(model, tokens), whole)
+
+
+def test_accuracy_by_state_counts_every_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = {"name": "induction_heads", "length": 32}
+    examples = tasks.create(**task, test_length=40, num_eval=11).examples("test")
+    special = 15
+    # An oracle, wrong for one answer in particular.
+    known = {examples.get(i, None)["tokens"].tobytes(): int(examples.get(i, None)["targets"][-1]) for i in range(11)}
+
+    def oracle(model: object, tokens: np.ndarray) -> np.ndarray:
+        return np.asarray([special if known[row.tobytes()] == first else known[row.tobytes()] for row in tokens])
+
+    first = next(iter(known.values()))
+    monkeypatch.setattr(induction_heads, "answers_by_state", oracle)
+    expected = sum(answer != first for answer in known.values()) / 11
+    assert 0 < expected < 1
+    assert induction_heads.accuracy_by_state(None, task, 40, 11, batch_size=4) == expected
