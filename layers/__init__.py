@@ -15,9 +15,11 @@ from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
 from layers.state_space.mamba import Mamba, SelectiveState
 from layers.state_space.mamba2 import GatedRMSNorm, Mamba2
+from layers.state_space.s4d import S4D
 
 __all__ = [
     "MLP",
+    "S4D",
     "AuxLoss",
     "BatchNorm",
     "Bidirectional",

@@ -2,4 +2,5 @@
 
 from zoo.language import mamba as mamba
 from zoo.language import mamba2 as mamba2
+from zoo.language import s4d as s4d
 from zoo.language import transformer as transformer

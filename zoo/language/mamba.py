@@ -41,7 +41,9 @@ class MambaConfig(CausalConfig):
 
 
 class StateSpaceLM(Causal):
-    """A causal language model whose residual stream is float32; names as in :class:`Causal`."""
+    """A causal language model whose residual stream is float32, and whose rates of decay no weight decay pulls at; names as in :class:`Causal`."""
+
+    undecayed = (*Causal.undecayed, "A_log", "log_A_real", "A_imag")
 
     def _embed(self, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
         x = super()._embed(tokens, positions)

@@ -1,0 +1,221 @@
+"""S4D: On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022, arXiv:2206.11893).
+
+Every feature is read by its own linear system with a diagonal matrix A of N / 2 conjugate pairs:
+
+    h_t = A' h_{t-1} + B' u_t        y_t = 2 Re(C h_t) + D u_t = (K * u)_t + D u_t        K_l = 2 Re sum_n C_n B'_n A'_n^l
+
+with A', B' from A, B = 1 and the feature's step by zero-order hold, A' = exp(step A), B' = (A' - 1) / A, or
+bilinearly, A' = (1 + step A / 2) / (1 - step A / 2), B' = step / (1 - step A / 2). The output goes through
+GELU and a linear layer with a GLU, which is all the channel mixing the paper's blocks have.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+
+from layers.mixer import Mixer, register_mixer
+from layers.mlp import gelu
+from layers.state_space.initialisation import fan_in_uniform
+
+Poles = Literal["lin", "inv", "legs", "real"]
+Discretisation = Literal["zoh", "bilinear"]
+
+
+def poles(initialisation: Poles, state_dim: int) -> np.ndarray:
+    """A of S4D-Lin, -Inv, -LegS (complex128, one of each of the state_dim / 2 conjugate pairs) or -Real (float64, all of them)."""
+    n = np.arange(state_dim // 2)
+    if initialisation == "lin":
+        return -0.5 + 1j * np.pi * n
+    if initialisation == "inv":
+        return -0.5 + 1j * state_dim / np.pi * (state_dim / (2 * n + 1) - 1)
+    if initialisation == "legs":
+        # The normal part of HiPPO-LegS is -1/2 plus a skew-symmetric matrix.
+        root = np.sqrt(np.arange(state_dim) + 0.5)
+        skew = np.triu(np.outer(root, root), 1)
+        return -0.5 + 1j * np.linalg.eigvalsh(1j * (skew - skew.T))[state_dim // 2 :]
+    return -(np.arange(state_dim) + 1.0)
+
+
+def discretise(poles: jax.Array, step: jax.Array, rule: Discretisation) -> tuple[jax.Array, jax.Array]:
+    """log A' and B' (features, modes) of poles (features, modes) and steps (features,)."""
+    z = step[:, None] * poles
+    if rule == "zoh":
+        return z, jnp.expm1(z) / poles
+    return jnp.log1p(z / 2) - jnp.log1p(-z / 2), step[:, None] / (1 - z / 2)
+
+
+def _powers(log_decay: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """A'^s (features, modes, size) for s < size, and A'^(size a) (features, modes, count), which together reach ``length`` powers.
+
+    A power is one of each: so few exponentials are taken that what is left are matrix products.
+    """
+    size = math.isqrt(length - 1) + 1
+    fine = jnp.exp(log_decay[..., None] * jnp.arange(size))
+    return fine, jnp.exp(log_decay[..., None] * (size * jnp.arange(-(-length // size))))
+
+
+def response(weights: jax.Array, log_decay: jax.Array, length: int) -> jax.Array:
+    """sum_n w_n A'_n^l for l < length (twice its real part, if complex): weights (..., features, modes) to (..., features, length)."""
+    fine, coarse = _powers(log_decay, length)
+    weighted = weights[..., None] * coarse
+    if jnp.iscomplexobj(weighted):
+        weighted = jnp.concatenate([2 * weighted.real, -2 * weighted.imag], axis=-2)
+        fine = jnp.concatenate([fine.real, fine.imag], axis=-2)
+    out = jnp.einsum("...hna,hns->...has", weighted, fine)
+    return out.reshape(*out.shape[:-2], -1)[..., :length]
+
+
+def absorb(u: jax.Array, log_decay: jax.Array) -> jax.Array:
+    """sum_r A'^r u_r: inputs (batch, features, length), the latest first, to a state (batch, features, modes)."""
+    fine, coarse = _powers(log_decay, u.shape[-1])
+    blocks = jnp.pad(u, ((0, 0), (0, 0), (0, fine.shape[-1] * coarse.shape[-1] - u.shape[-1]))).reshape(*u.shape[:2], -1, fine.shape[-1])
+    parts = (fine.real, fine.imag) if jnp.iscomplexobj(fine) else (fine,)
+    inner = [jnp.einsum("bhas,hns->bhna", blocks, part) for part in parts]
+    return jnp.sum(coarse * (jax.lax.complex(*inner) if len(inner) == 2 else inner[0]), axis=-1)
+
+
+def long_convolution(u: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Circular convolution over twice the length: u (batch, features, length), kernel (features, 2 * length); causal if its second half is 0."""
+    size = kernel.shape[-1]
+    return jnp.fft.irfft(jnp.fft.rfft(u, n=size) * jnp.fft.rfft(kernel), n=size)[..., : u.shape[-1]]
+
+
+@struct.dataclass
+class S4DState:
+    """hidden: (batch, features, modes), complex for complex poles: the state of every feature's system, B left out."""
+
+    hidden: jax.Array
+
+
+@register_mixer("s4d")
+class S4D(Mixer):
+    """The diagonal state space, GELU, and a linear layer with GLU.
+
+    Whole sequences are convolved by FFT. Bidirectional, a second kernel reads what follows: K_0 meets the
+    token itself and those before, K_1 those after.
+
+    Parameters: ``log_dt`` and ``D`` (features,), ``log_A_real`` and ``A_imag`` (features, modes), ``C``
+    (directions, features, modes, 2: real and imaginary part), ``out``. Real poles have no ``A_imag`` and no last axis of ``C``.
+    """
+
+    supports_causal = True
+    paper = (123,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        state_dim: int = 64,
+        initialisation: Poles = "legs",
+        discretisation: Discretisation = "zoh",
+        step_range: tuple[float, float] = (1e-3, 0.1),
+        dropout: float = 0.0,
+        causal: bool = False,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          state_dim: N, even.
+          initialisation: of the poles: "lin", "inv", "legs" or "real".
+          discretisation: "zoh" or "bilinear".
+          step_range: the features' steps start log-uniform in it.
+          dropout: before the output layer.
+
+        Raises:
+          ValueError: an unknown initialisation or discretisation, or an odd state_dim.
+        """
+        if initialisation not in get_args(Poles) or discretisation not in get_args(Discretisation):
+            known = f"{', '.join(get_args(Poles))}; {', '.join(get_args(Discretisation))}"
+            raise ValueError(f"S4D knows the initialisations and discretisations {known}; got {initialisation!r} and {discretisation!r}")
+        if state_dim < 2 or state_dim % 2:
+            raise ValueError(f"S4D keeps conjugate pairs: state_dim must be even and at least 2, got {state_dim}")
+        start = np.broadcast_to(poles(initialisation, state_dim), (features, state_dim if initialisation == "real" else state_dim // 2))
+        low, high = (math.log(step) for step in step_range)
+        self.log_dt = nnx.Param(jax.random.uniform(rngs.params(), (features,), param_dtype, low, high))
+        self.log_A_real = nnx.Param(jnp.asarray(np.log(-start.real), param_dtype))
+        self.A_imag = nnx.Param(jnp.asarray(start.imag, param_dtype)) if np.iscomplexobj(start) else None
+        # A complex number of variance 1.
+        shape, std = ((*start.shape, 2), 0.5**0.5) if np.iscomplexobj(start) else (start.shape, 1.0)
+        self.C = nnx.Param(std * jax.random.normal(rngs.params(), (1 if causal else 2, *shape), param_dtype))
+        self.D = nnx.Param(jax.random.normal(rngs.params(), (features,), param_dtype))
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.out = nnx.Linear(features, 2 * features, kernel_init=fan_in_uniform(), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.features, self.modes, self.discretisation, self.causal = features, start.shape[1], discretisation, causal
+
+    @property
+    def complexity(self) -> float:
+        return 1.0  # a factor of log(length) for the FFT
+
+    def system(self) -> tuple[jax.Array, jax.Array]:
+        """log A' (features, modes) and C B' (directions, features, modes), at least float32."""
+        wide = jnp.promote_types(self.C.dtype, jnp.float32)
+        real = -jnp.exp(self.log_A_real[...].astype(wide))
+        output = self.C[...].astype(wide)
+        if self.A_imag is None:
+            a = real
+        else:
+            a, output = jax.lax.complex(real, self.A_imag[...].astype(wide)), jax.lax.complex(output[..., 0], output[..., 1])
+        log_decay, entering = discretise(a, jnp.exp(self.log_dt[...].astype(wide)), self.discretisation)
+        return log_decay, output * entering
+
+    def kernel(self, length: int) -> jax.Array:
+        """K (directions, features, length)."""
+        log_decay, weights = self.system()
+        return response(weights, log_decay, length)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        u = self._inputs(x, mask)
+        forward, *backward = self.kernel(x.shape[1])
+        # What follows by one token is met by the last entry of a circular kernel.
+        behind = jnp.flip(backward[0], -1) if backward else jnp.zeros_like(forward)
+        return self._output(u, long_convolution(u, jnp.concatenate([forward, behind], axis=-1)), x)
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> S4DState:
+        """Systems at rest, in float32 or wider; the size does not depend on the length.
+
+        Raises:
+          NotImplementedError: a bidirectional mixer.
+        """
+        if not self.causal:
+            super().init_state(batch_size, max_length, dtype, context)
+        wide = jnp.promote_types(dtype, jnp.float32 if self.A_imag is None else jnp.complex64)
+        return S4DState(jnp.zeros((batch_size, self.features, self.modes), wide))
+
+    def extend(self, x: jax.Array, state: S4DState, mask: jax.Array | None = None) -> tuple[jax.Array, S4DState]:
+        """One token by the recurrence, more by convolution: what the state still answers is added, and the tokens are absorbed."""
+        u = self._inputs(x, mask)
+        log_decay, (weights,) = self.system()
+        new = jnp.full((x.shape[0],), x.shape[1]) if mask is None else jnp.sum(mask, axis=1)
+        kept = jnp.exp(new[:, None, None] * log_decay) * state.hidden
+        if x.shape[1] == 1:
+            hidden = kept + u  # a masked token has u = 0 and kept it all
+            y = jnp.sum(weights * hidden, axis=-1, keepdims=True)
+            y = 2 * y.real if jnp.iscomplexobj(y) else y
+        else:
+            kernel = response(weights, log_decay, x.shape[1])
+            y = long_convolution(u, jnp.concatenate([kernel, jnp.zeros_like(kernel)], axis=-1))
+            y = y + response(weights * jnp.exp(log_decay) * state.hidden, log_decay, x.shape[1])
+            # Padding trails: the latest real token of a row is number new - 1.
+            index = new[:, None] - 1 - jnp.arange(x.shape[1])
+            latest_first = jnp.take_along_axis(u, jnp.maximum(index, 0)[:, None], axis=-1)
+            hidden = kept + absorb(jnp.where(index[:, None] >= 0, latest_first, 0), log_decay)
+        return self._output(u, y, x), S4DState(hidden.astype(state.hidden.dtype))
+
+    def _inputs(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """(batch, length, features) to (batch, features, length), at least float32, padding 0."""
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        return jnp.swapaxes(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 1, 2)
+
+    def _output(self, u: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+        y = jnp.swapaxes(y + self.D[...].astype(u.dtype)[:, None] * u, 1, 2)
+        y = gelu(y).astype(x.dtype)
+        y = y if self.dropout is None else self.dropout(y)
+        value, gate = jnp.split(self.out(y), 2, axis=-1)
+        return value * jax.nn.sigmoid(gate)

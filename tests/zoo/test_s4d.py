@@ -1,0 +1,47 @@
+"""S4D's two architectures: what the registry's suites do not ask."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import zoo
+from layers import S4D, flatten
+
+
+def test_hyper_parameters_reach_the_layers() -> None:
+    model = nnx.eval_shape(lambda: zoo.create("s4d_nano", depth=2, state_dim=6, initialisation="real", discretisation="bilinear"))
+    layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, S4D)]
+    assert len(layers) == 2
+    assert {(layer.modes, layer.A_imag, layer.discretisation, layer.causal) for layer in layers} == {(6, None, "bilinear", True)}
+
+
+def test_pixels_are_read_in_both_directions_without_mlp() -> None:
+    model = zoo.create("s4d_pixels_nano", image_size=4, features=8, depth=1, in_channels=1)
+    assert model.blocks[0].channel is None
+    assert model.blocks[0].mixer.C.shape[0] == 2
+    image = np.random.default_rng(0).standard_normal((1, 4, 4, 1)).astype(np.float32)
+    tokens = jax.jit(lambda image: model.features(image, [0])[0])
+    for changed, seen in (((0, 0), (3, 3)), ((3, 3), (0, 0))):
+        other = image.copy()
+        other[0, *changed] += 1
+        assert np.abs(tokens(other) - tokens(image))[0, *seen].max() > 1e-4
+
+
+def test_weight_decay_spares_the_poles() -> None:
+    spared = nnx.eval_shape(lambda: zoo.create("s4d_nano", depth=1)).no_decay()
+    assert {f"blocks.0.mixer.{name}" for name in ("log_dt", "log_A_real", "A_imag", "D")} <= spared
+    assert "blocks.0.mixer.C" not in spared
+    assert "blocks.0.mixer.A_log" in nnx.eval_shape(lambda: zoo.create("mamba_nano", depth=1)).no_decay()
+
+
+def test_residual_stream_is_float32() -> None:
+    """In bfloat16 too: many small additions would be lost."""
+    for name in ("s4d_nano", "mamba_nano", "mamba2_nano"):
+        model = nnx.eval_shape(lambda name=name: zoo.create(name, depth=1, features=16, dtype="bfloat16"))
+        graphdef, state = nnx.split(model)
+        outputs = jax.eval_shape(lambda state, x, g=graphdef: nnx.merge(g, state).features(x, [0]), state, jnp.zeros((1, 4), jnp.int32))
+        assert outputs[0].dtype == jnp.float32
+        assert {leaf.dtype for leaf in flatten(model).values()} == {jnp.dtype(jnp.float32)}

@@ -1,0 +1,47 @@
+"""S4D as a language model: On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022, arXiv:2206.11893).
+
+    x = x + S4D(RMSNorm(x))
+
+The layer's own output, a linear map with a GLU, is the only channel mixing. Time-invariant, it is the
+baseline that selection is measured against (Mamba's paper, section 4.1). Sizes are our choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from layers.mixer import MixerSpec
+from layers.state_space.s4d import Discretisation, Poles
+from zoo.backbones.causal import CausalConfig
+from zoo.language.mamba import StateSpaceLM
+from zoo.registry import register_family
+
+
+@dataclasses.dataclass(frozen=True)
+class S4DConfig(CausalConfig):
+    """Hyper-parameters of S4D.
+
+    Attributes:
+      state_dim, initialisation, discretisation: as in :class:`layers.S4D`.
+    """
+
+    mlp: None = None
+    state_dim: int = 64
+    initialisation: Poles = "legs"
+    discretisation: Discretisation = "zoh"
+
+
+class S4DLM(StateSpaceLM):
+    """S4D; names as in :class:`Causal`."""
+
+    config: S4DConfig
+
+    def own_mixer(self, index: int) -> MixerSpec:
+        c = self.config
+        return {"name": "s4d", "state_dim": c.state_dim, "initialisation": c.initialisation, "discretisation": c.discretisation}
+
+
+VARIANTS: dict[str, dict[str, Any]] = {"s4d_nano": {"features": 192, "depth": 6, "num_heads": 4}}
+
+register_family("s4d", S4DLM, S4DConfig, VARIANTS, our_choice=tuple(VARIANTS), paper=(123,))
