@@ -42,6 +42,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "dilated": {"plain": {}, "window": {"rate": 3, "inner": {"name": "attention", "window": 2, "rotary": 100.0}}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
+    "s4d": {
+        "plain": {},
+        "bilinear": {"initialisation": "inv", "discretisation": "bilinear", "state_dim": 6},
+        "real": {"initialisation": "real", "state_dim": 4},
+    },
     "parallel": {"plain": {}, "mixed": {"branches": ("attention", {"name": "dilated", "rate": 2})}},
 }
 
