@@ -1,0 +1,101 @@
+"""Residual branches: norm order, drop path, layer scale, caches."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from layers import MLP, Block, DropPath, LayerScale, MultiHeadAttention
+from layers.mixer import Mixer
+from tests.layers.mixer_cases import relative
+
+X = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
+
+
+class Doubling(Mixer):
+    """Twice its input."""
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        return 2 * x
+
+
+def normalised(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+
+def test_pre_and_post_norm() -> None:
+    pre, post = (Block(Doubling(), features=8, norm_order=order, rngs=nnx.Rngs(0)) for order in ("pre", "post"))
+    np.testing.assert_allclose(pre(X), X + 2 * normalised(X), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(post(X), normalised(3 * X), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match='norm_order is "pre" or "post", got \'sandwich\''):
+        Block(Doubling(), features=8, norm_order="sandwich", rngs=nnx.Rngs(0))
+
+
+def test_layer_scale_multiplies_the_branches() -> None:
+    plain, scaled = (Block(Doubling(), features=8, layer_scale=scale, rngs=nnx.Rngs(0)) for scale in (None, 0.1))
+    np.testing.assert_allclose(scaled(X) - X, 0.1 * (plain(X) - X), rtol=1e-4, atol=1e-5)
+    assert LayerScale(3, 1e-5, rngs=nnx.Rngs(0)).scale.shape == (3,)
+
+
+def test_position_comes_first_and_the_channel_mixer_last() -> None:
+    mlp = MLP(8, 16, rngs=nnx.Rngs(0))
+    block = Block(Doubling(), mlp, features=8, position=Doubling(), rngs=nnx.Rngs(0))
+    h = 3 * X
+    h = h + 2 * normalised(h)
+    np.testing.assert_allclose(block(X), h + mlp(normalised(h)), rtol=1e-4, atol=1e-4)
+
+
+def test_drop_path_drops_examples_at_its_rate_and_keeps_the_mean() -> None:
+    drop = DropPath(0.3, rngs=nnx.Rngs(0))
+    y = np.asarray(drop(jnp.ones((4000, 2, 3))))
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.7)}
+    assert (y == y[:, :1, :1]).all()  # an example is dropped whole
+    # Four standard errors of 4000 draws.
+    assert np.mean(y[:, 0, 0] == 0) == pytest.approx(0.3, abs=4 * np.sqrt(0.3 * 0.7 / 4000))
+    assert not np.array_equal(drop(jnp.ones((4000, 2, 3))), y)
+    drop.eval()
+    np.testing.assert_array_equal(drop(X), X)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_drop_path_refuses_other_rates(rate: float) -> None:
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+        DropPath(rate, rngs=nnx.Rngs(0))
+
+
+def causal_attention(**options: object) -> MultiHeadAttention:
+    return MultiHeadAttention(8, num_heads=2, causal=True, rngs=nnx.Rngs(0), **options)
+
+
+def test_a_full_cache_refuses_more() -> None:
+    attention = causal_attention()
+    _, state = attention.extend(X, attention.init_state(2, max_length=6))
+    mask = np.array([[True, False], [False, False]])
+    _, state = attention.extend(X[:, :2], state, mask)  # one more real token in the first row: full
+    with pytest.raises(ValueError, match=r"holds 6 tokens.*max_length"):
+        attention.extend(X[:, :1], state)
+    with pytest.raises(ValueError, match="needs max_length"):
+        attention.init_state(2)
+
+
+def test_a_window_is_a_ring() -> None:
+    attention = causal_attention(window=3)
+    state = attention.init_state(2, max_length=100)
+    assert state.key.shape[1] == 3  # no more than the window is kept
+    parts = []
+    for i in range(5):
+        y, state = attention.extend(X[:, i : i + 1], state)
+        parts.append(y)
+    assert relative(np.concatenate(parts, 1), attention(X)) < 1e-5
+
+
+def test_cross_attention_reads_its_context_from_the_state() -> None:
+    attention = MultiHeadAttention(8, num_heads=2, context_features=4, rngs=nnx.Rngs(0))
+    context = np.random.default_rng(1).standard_normal((2, 7, 4)).astype(np.float32)
+    y, _ = attention.extend(X, attention.init_state(2, context=context))
+    assert relative(y, attention(X, context=context)) < 1e-5
+    with pytest.raises(ValueError, match="needs context="):
+        attention(X)

@@ -1,0 +1,88 @@
+"""Positions: rotary, ALiBi, relative bias, tables and their resampling."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from layers.position import ALiBi, LearnedPositions, RelativePositionBias, grid_positions, resample_table, rotate, sincos_table
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_rotary_scores_depend_on_distance_alone(axes: int, interleaved: bool) -> None:
+    q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8)
+
+    def score(at: list[int], to: list[int]) -> float:
+        turned = [rotate(jnp.asarray(x), jnp.asarray([[p]], jnp.int32), base=100.0, interleaved=interleaved) for x, p in ((q, at), (k, to))]
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    shift = np.array([7, 11][:axes])
+    at, to = np.array([3, 1][:axes]), np.array([1, 5][:axes])
+    assert score(at + shift, to + shift) == pytest.approx(score(at, to), rel=1e-4)
+    assert abs(score(at + shift, to) - score(at, to)) > 1e-3
+
+
+def test_rotary_keeps_lengths_position_zero_and_the_unturned_rest() -> None:
+    x = normal(2, 5, 3, 8)
+    y = rotate(jnp.asarray(x), jnp.arange(5)[None], dimensions=4)
+    np.testing.assert_allclose(np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.testing.assert_array_equal(y[:, 0], x[:, 0])
+    np.testing.assert_array_equal(y[..., 4:], x[..., 4:])
+
+
+def test_rotary_refuses_what_makes_no_pairs() -> None:
+    with pytest.raises(ValueError, match="over 2 axes needs a number of features divisible by 4, got 6"):
+        rotate(jnp.zeros((1, 1, 1, 6)), jnp.zeros((1, 1, 2), jnp.int32))
+
+
+def test_alibi_slopes_and_distances() -> None:
+    positions = jnp.arange(4)[None]
+    bias = np.asarray(ALiBi(8)(positions, positions))
+    assert bias.shape == (1, 8, 4, 4)
+    for head in range(8):
+        np.testing.assert_allclose(bias[0, head], -(2.0 ** -(head + 1)) * np.abs(np.subtract.outer(range(4), range(4))), rtol=1e-6)
+    # 12 heads: the 8 slopes of a power of two, then every other slope of 16.
+    np.testing.assert_allclose(ALiBi(12).slopes[8:], [2 ** -0.5, 2 ** -1.5, 2 ** -2.5, 2 ** -3.5])
+
+
+def test_relative_bias_depends_on_offsets_alone() -> None:
+    module = RelativePositionBias((2, 3), 2, rngs=nnx.Rngs(0))
+    cells = jnp.asarray(grid_positions(2, 3))[None]
+    bias = np.asarray(module(cells, cells))
+    assert bias.shape == (1, 2, 6, 6)
+    assert bias[0, 0, 0, 1] == bias[0, 0, 4, 5]  # one column to the right, in either row
+    assert bias[0, 0, 0, 1] != bias[0, 0, 1, 0]
+    assert np.unique(bias[0, 0]).size == 3 * 5
+    with pytest.raises(ValueError, match="2x3 window got 5 queries"):
+        module(cells[:, :5], cells)
+
+
+def test_sincos_table_is_quarters_of_rows_and_columns() -> None:
+    table = sincos_table((3, 4), 8)
+    assert table.shape == (3, 4, 8)
+    np.testing.assert_array_equal(table[0, :, :4], table[2, :, :4])  # columns alone
+    np.testing.assert_array_equal(table[:, 0, 4:], table[:, 3, 4:])  # rows alone
+    np.testing.assert_allclose(table[2, 3, 0], np.sin(3), rtol=1e-6)
+    np.testing.assert_allclose(table[2, 3, 6], np.cos(2), rtol=1e-6)
+    with pytest.raises(ValueError, match="divisible by 4, got 6"):
+        sincos_table((2, 2), 6)
+
+
+def test_tables_are_resampled() -> None:
+    table = normal(4, 4, 3)
+    assert resample_table(jnp.asarray(table), (4, 4)) is not None
+    np.testing.assert_array_equal(resample_table(jnp.asarray(table), (4, 4)), table)
+    ramp = np.broadcast_to(np.arange(8, dtype=np.float32)[:, None, None], (8, 8, 1))
+    half = np.asarray(resample_table(jnp.asarray(ramp), (4, 4)))
+    np.testing.assert_allclose(half[1:3, :, 0], [[2.5] * 4, [4.5] * 4], atol=0.05)  # between the cells that it replaces
+    module = LearnedPositions((4, 4), 3, rngs=nnx.Rngs(0))
+    assert module((6, 2)).shape == (6, 2, 3)

@@ -1,0 +1,139 @@
+"""A stack runs as a loop, scanned, and with rematerialisation: the same values, gradients, statistics and randomness."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import layers
+from layers import MLP, Block, Stack, Statistic, drop_path_rates, flatten
+from layers.state import flatten_state
+from tests.layers.mixer_cases import relative
+
+FEATURES = 8
+FORMS = {"loop": {}, "scan": {"scan": True}, "remat": {"remat": True}, "scan+remat": {"scan": True, "remat": True}}
+X = np.random.default_rng(0).standard_normal((2, 6, FEATURES)).astype(np.float32)
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "pattern": {"pattern": ("attention", {"name": "attention", "window": 2}), "depth": 5},
+    "random": {"drop_path": 0.5, "dropout": 0.3, "layer_scale": 2.0},
+    "statistics": {"norm": "batch"},
+    "post-norm": {"norm": "rms", "norm_order": "post"},
+}
+
+
+def make(pattern: tuple[Any, ...] = ("attention",), depth: int = 4, drop_path: float = 0.0, dropout: float = 0.0, seed: int = 0, **options: Any) -> Stack:
+    form = {name: options.pop(name) for name in ("scan", "remat") if name in options}
+    rngs = nnx.Rngs(seed)
+    blocks = []
+    for i, rate in enumerate(drop_path_rates(drop_path, depth)):
+        mixer = layers.create_mixer(pattern[i % len(pattern)], FEATURES, hints={"num_heads": 2, "dropout": dropout}, rngs=rngs)
+        blocks.append(Block(mixer, MLP(FEATURES, 16, dropout=dropout, rngs=rngs), features=FEATURES, drop_path=rate, rngs=rngs, **options))
+    return Stack(blocks, **form)
+
+
+@functools.cache
+def step(kind: str, form: str) -> tuple[Any, ...]:
+    """Output, captured outputs, gradients and whatever else changed, after one training step and a second forward pass."""
+    stack = make(**KINDS[kind], **FORMS[form])
+    stack.train()
+    graphdef, params, rest = nnx.split(stack, nnx.Param, ...)
+
+    @jax.jit
+    def run(params: nnx.State, rest: nnx.State) -> Any:
+        def loss(params: nnx.State) -> Any:
+            stack = nnx.merge(graphdef, params, rest, copy=True)
+            y, found = stack(X, capture=(1, -1))
+            again, _ = stack(X)
+            return jnp.sum(y**2) + jnp.sum(again), (y, again, found, nnx.state(stack, Statistic))
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradient, (y, again, found, statistics) = run(params, rest)
+    return y, again, found, flatten_state(gradient), flatten_state(statistics)
+
+
+@pytest.mark.parametrize("form", [f for f in FORMS if f != "loop"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_form_is_the_loop(kind: str, form: str) -> None:
+    y, again, found, gradient, statistics = step(kind, "loop")
+    other_y, other_again, other_found, other_gradient, other_statistics = step(kind, form)
+    assert relative(other_y, y) < 1e-5
+    assert relative(other_again, again) < 1e-5  # random counters and statistics moved on alike
+    for a, b in zip(other_found, found, strict=True):
+        assert relative(a, b) < 1e-5
+    assert other_gradient.keys() == gradient.keys()
+    scale = max(float(np.abs(g).max()) for g in gradient.values())
+    for name, value in gradient.items():
+        assert float(np.abs(other_gradient[name] - value).max()) < 1e-5 * scale, name
+    assert other_statistics.keys() == statistics.keys()
+    for name, value in statistics.items():
+        np.testing.assert_allclose(other_statistics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_randomness_differs_from_call_to_call_and_statistics_move() -> None:
+    y, again, *_ = step("random", "loop")
+    assert relative(again, y) > 1e-3
+    statistics = step("statistics", "scan")[-1]
+    assert len(statistics) == 4 * 4
+    assert all(float(np.abs(value).max()) > 0 for name, value in statistics.items() if name.endswith("mean"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_gives_the_same_weights_and_names(kind: str) -> None:
+    loop, scanned = (flatten(make(**KINDS[kind], **FORMS[form])) for form in ("loop", "scan"))
+    assert list(loop) == list(scanned)
+    assert all(np.array_equal(loop[name], scanned[name]) for name in loop)
+    assert any(name.startswith("3.mixer.query.kernel") for name in loop)
+    other = flatten(make(**KINDS[kind], seed=1))
+    assert not np.array_equal(other["0.mixer.query.kernel"], loop["0.mixer.query.kernel"])
+
+
+def scans(stack: Stack) -> list[int]:
+    """Lengths of the scans in the stack's program."""
+    graphdef, state = nnx.split(stack)
+    jaxpr = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x)[0])(state, X)
+    return [equation.params["length"] for equation in jaxpr.eqns if equation.primitive.name == "scan"]
+
+
+def test_equal_neighbours_become_one_scan() -> None:
+    assert scans(make()) == []
+    assert scans(make(scan=True)) == [4]
+    assert scans(make(scan=True, drop_path=0.2)) == [4]
+    assert scans(make(**KINDS["pattern"], scan=True)) == [2]  # two pairs; the fifth block runs by itself
+
+
+def test_unequal_blocks_run_as_a_loop() -> None:
+    assert scans(make(pattern=("attention", {"name": "attention", "window": 2}), depth=2, scan=True)) == []
+
+
+def test_capture_returns_outputs_in_the_order_asked_for() -> None:
+    stack = make(depth=3)
+    y, found = stack(X, capture=(2, 0, -2))
+    np.testing.assert_array_equal(found[0], y)
+    np.testing.assert_array_equal(found[1], stack[0](X))
+    np.testing.assert_array_equal(found[2], stack[1](stack[0](X)))
+
+
+def test_extend_equals_the_whole() -> None:
+    rngs = nnx.Rngs(0)
+    blocks = [Block(layers.MultiHeadAttention(FEATURES, num_heads=2, causal=True, rotary=100.0, rngs=rngs), features=FEATURES, rngs=rngs) for _ in range(2)]
+    stack = Stack(blocks)
+    want, state, got = stack(X)[0], stack.init_state(2, max_length=6), []
+    for start, stop in ((0, 4), (4, 5), (5, 6)):
+        y, state = stack.extend(X[:, start:stop], state)
+        got.append(y)
+    assert relative(np.concatenate(got, 1), want) < 1e-5
+
+
+def test_drop_path_rates_grow_linearly() -> None:
+    assert drop_path_rates(0.3, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert drop_path_rates(0.0, 3) == [None] * 3
+    assert drop_path_rates(0.5, 1) == [0.0]
