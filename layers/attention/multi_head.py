@@ -183,9 +183,15 @@ class MultiHeadAttention(Mixer):
         )
 
     def extend(self, x: jax.Array, state: AttentionCache | ContextCache, mask: jax.Array | None = None) -> tuple[jax.Array, AttentionCache | ContextCache]:
+        """As :meth:`Mixer.extend`.
+
+        Raises:
+          ValueError: more tokens than the cache holds (outside ``jit``, where the lengths are known).
+        """
         if isinstance(state, ContextCache):
             return self._attend(self._project_query(x, None), state.key, state.value, None, None, None), state
         new = x.shape[1]
+        self._check_room(state, new, mask)
         positions = state.length[:, None] + jnp.arange(new, dtype=jnp.int32)
         q = self._project_query(x, positions)
         k, v = self._project_key_value(x, positions)
@@ -200,6 +206,15 @@ class MultiHeadAttention(Mixer):
             values = jnp.concatenate([state.value, v.astype(state.value.dtype)], 1)
             key_positions = jnp.concatenate([state.positions, seen], 1)
         return self._attend(q, keys, values, None, positions, key_positions), written
+
+    def _check_room(self, state: AttentionCache, new: int, mask: jax.Array | None) -> None:
+        """Refuses tokens that a cache has no room for, where lengths are known: under ``jit`` they are not, and the caller counts."""
+        capacity = state.positions.shape[1]
+        if capacity == self.window or any(isinstance(a, jax.core.Tracer) for a in (state.length, mask)):
+            return
+        needed = int(jnp.max(state.length + (new if mask is None else mask.sum(1))))
+        if needed > capacity:
+            raise ValueError(f"the cache holds {capacity} tokens and {needed} are needed: give init_state a larger max_length")
 
     def _project_query(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
         q = self.query(x).reshape(*x.shape[:2], self.num_heads, self.head_dim)
