@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Returns the text of tokens; what is not valid UTF-8 is replaced."""
+        """Returns the text of tokens, without separators; what is not valid UTF-8 is replaced."""
         ...
 
 
@@ -39,7 +39,7 @@ class Bytes:
         return np.frombuffer(text, np.uint8)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return bytes(token for token in tokens if 0 <= token < 256).decode(errors="replace")
+        return bytes(token for token in tokens if 0 < token < 256).decode(errors="replace")
 
 
 _SEPARATORS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<s>")

@@ -59,15 +59,14 @@ def _from_run(workdir: Path, checkpoint: str) -> tuple[Any, Any]:
 
 def _from_weights(name: str, weights: str, tokenizer: str | None) -> tuple[Any, Any]:
     encoding = tokenization.create(tokenizer)
-    model = zoo.create(name, weights=weights)
-    size = getattr(model.config, "vocab_size", None)
+    size = getattr(zoo.variant(name).config, "vocab_size", None)
     if size is None:
         raise ValueError(f"{name} is not a language model: zoo.list_models() lists all")
     if encoding.vocab_size > size:
         raise ValueError(f"the tokenizer has {encoding.vocab_size} tokens, {name} has {size}: name the model's own with --tokenizer")
     if tokenizer is None and size != encoding.vocab_size:
         raise ValueError(f"{name} has {size} tokens, not bytes: name its tokenizer.json with --tokenizer")
-    return model, encoding
+    return zoo.create(name, weights=weights), encoding
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -105,7 +105,14 @@ def test_pieces_and_seeds() -> None:
 
 @pytest.mark.parametrize(
     ("options", "allowed"),
-    [({"top_k": 3}, {2, 5, 0}), ({"top_p": 0.75}, {2, 5}), ({"top_k": 1}, {2}), ({"top_p": 1e-6}, {2}), ({"top_k": 3, "top_p": 0.85}, {2, 5}), ({}, set(range(6)))],
+    [
+        ({"top_k": 3}, {2, 5, 0}),
+        ({"top_p": 0.75}, {2, 5}),
+        ({"top_k": 1}, {2}),
+        ({"top_p": 1e-6}, {2}),
+        ({"top_k": 3, "top_p": 0.85}, {2, 5}),
+        ({}, {0, 1, 2, 3, 4, 5}),
+    ],
 )
 def test_draws_follow_the_distribution(options: dict[str, float], allowed: set[int]) -> None:
     from zoo.generation import _Sampling

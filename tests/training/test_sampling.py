@@ -1,0 +1,83 @@
+"""Text from a run and from a weights file, by the command that users type."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+import zoo
+from training import assembly, loop, sampling
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 200
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run on a text file."""
+    from configs import transformer
+
+    root = tmp_path_factory.mktemp("run")
+    (root / "text.txt").write_text(TEXT)
+    config: ConfigDict = transformer.get_config(f"text,path={root / 'text.txt'}")
+    config.update({"train_for": "30 steps", "schedule": {"warmup": "3 steps"}, "batch_size": 8, "eval_every": "", "workers": 0})
+    config.task.update({"sequence_length": 32, "prompt": "the quick"})
+    config.optimizer.learning_rate = 1e-2
+    config.model_options = ConfigDict({"features": 32, "depth": 1, "num_heads": 2})
+    task, model = assembly.build(config)
+    loop.train(config, model, task, root / "workdir")
+    assert sampling.sample(task, model, 20).startswith("the quick|")
+    return root
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    sampling.main(list(arguments))
+    return capsys.readouterr().out
+
+
+def test_text_from_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = f"--workdir={run / 'workdir'}"
+    greedy = printed(capsys, workdir, "--prompt=the quick", "--temperature=0", "--max_new_tokens=24", "--keep_going")
+    assert greedy.startswith("the quick")
+    _, model = assembly.build(sampling.read_config(run / "workdir"))
+    sampling.evaluation.load(sampling.read_config(run / "workdir"), model, run / "workdir")
+    tokens = zoo.generate(model, [[0, *b"the quick"]], 24, temperature=0).rows()[0]
+    assert greedy == "the quick" + bytes(tokens).replace(b"\0", b"").decode(errors="replace") + "\n"
+    first, again, other = (printed(capsys, workdir, "--prompt=the", "--max_new_tokens=30", f"--seed={seed}") for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_text_from_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = zoo.create("transformer_nano")
+    zoo.save(model, tmp_path / "model.safetensors")
+    options = ("--model=transformer_nano", f"--weights={tmp_path / 'model.safetensors'}", "--temperature=0", "--keep_going", "--max_new_tokens=9")
+    expected = bytes(zoo.generate(model, [[0, *b"ab"]], 9, temperature=0).rows()[0]).replace(b"\0", b"")
+    assert printed(capsys, *options, "--prompt=ab") == "ab" + expected.decode(errors="replace") + "\n"
+
+
+def test_the_prompt_from_standard_input(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("over the"))
+    assert printed(capsys, f"--workdir={run / 'workdir'}", "--prompt=-", "--max_new_tokens=3").startswith("over the")
+
+
+def test_other_tasks_have_no_sample() -> None:
+    assert sampling.sample(object(), object()) == ""  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give either --workdir=DIR, or --model=NAME"),
+        (("--model=transformer_nano",), "--weights is missing"),
+        (("--model=transformer_nan", "--weights=x"), "did you mean"),
+        (("--model=transformer_nano", "--weights=x"), "unknown weights 'x'"),
+        (("--model=biformer_nano", "--weights=x"), "biformer_nano is not a language model"),
+        (("--workdir=/nowhere",), "has no config.json"),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        sampling.main(list(arguments))
+    assert message in str(refusal.value)
