@@ -273,7 +273,7 @@ def _adopt(model: nnx.Module, form: nnx.Module, arrays: Mapping[str, Any]) -> No
     for name in ours - theirs:
         setattr(model, name, None)
     for name in theirs - ours:
-        setattr(model, name, nnx.Param(arrays[name]))
+        setattr(model, name, nnx.data(nnx.Param(arrays[name])))
     model.config = form.config
 
 

@@ -152,7 +152,7 @@ def test_another_input_size_matches_timm() -> None:
 
 @pytest.mark.parametrize("larger", [True, False])
 def test_resampled_position_table_matches_timm(larger: bool) -> None:
-    theirs, _, state = _pair("vit_small_patch16_224")
+    _, _, state = _pair("vit_small_patch16_224")
     size = 98 if larger else 28
     ours = zoo.create("vit_small_patch16_224", depth=4, features=32, num_heads=2, image_size=size, patch_size=14, num_classes=10)
     with pytest.warns(UserWarning, match=rf"position.table was made for a grid of 4x4 and is resampled to {size // 14}x{size // 14}"):

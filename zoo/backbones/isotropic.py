@@ -153,9 +153,8 @@ class Isotropic(Classifier):
         )
         self.norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
         self.pool_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
-        self.attention_pool = None
-        if c.pool == "attention":
-            self.attention_pool = AttentionPool(c.features, c.num_heads, c.mlp_ratio, norm=norm, activation=ACTIVATIONS[c.mlp], **common, rngs=rngs)
+        pooling = {"norm": norm, "activation": ACTIVATIONS[c.mlp], **common}
+        self.attention_pool = AttentionPool(c.features, c.num_heads, c.mlp_ratio, **pooling, rngs=rngs) if c.pool == "attention" else None
         self.head = make_head(c.features, c.num_classes, c, rngs)
         self.distilled_head = make_head(c.features, c.num_classes, c, rngs) if self.distillation_token is not None else None
         self.config, self.num_features, self.pool = config, c.features, c.pool
@@ -204,7 +203,7 @@ class Isotropic(Classifier):
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         super().reset_head(num_classes, rngs=rngs)
         if self.distilled_head is not None:
-            self.distilled_head = make_head(self.num_features, num_classes, self.config, nnx.Rngs(1) if rngs is None else rngs)
+            self.distilled_head = nnx.data(make_head(self.num_features, num_classes, self.config, nnx.Rngs(1) if rngs is None else rngs))
 
     def embed(self, images: jax.Array, masked: jax.Array | None = None) -> jax.Array:
         """Tokens that enter the first block: (batch, prefix + patches, features).

@@ -1,0 +1,241 @@
+"""Every registered architecture, in a tiny variant of each family, keeps the contract of its backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import layers
+import zoo
+from layers import Statistic, flatten
+from layers.state import flatten_state, parameter_count
+from tests.layers.mixer_cases import relative
+from zoo.backbones.isotropic import Isotropic
+from zoo.backbones.pyramid import Pyramid
+from zoo.registry import Variant, variant
+
+# What makes a variant tiny, as far as its architecture has the field.
+COMMON: dict[str, Any] = {
+    "num_classes": 5, "image_size": 32, "patch_size": 8, "vocab_size": 11, "features": 16, "depth": 4, "num_heads": 2, "state_dim": 8, "head_dim": 8
+}  # fmt: skip
+# What a family needs beyond that.
+TINY: dict[str, dict[str, Any]] = {
+    "biformer": {"stem": (8,), "features": (8, 16), "depths": (2, 2), "num_heads": (2, 2), "regions": 2, "topk": (2, None), "dense_heads": 2},
+}
+VARIANTS = {name: variant(name) for name in zoo.list_models()}
+FAMILIES = sorted({entry.family for entry in VARIANTS.values()})
+
+
+def kind_of(family: str) -> type:
+    entry = next(entry for entry in VARIANTS.values() if entry.family == family)
+    return entry.build if isinstance(entry.build, type) else type(tiny(family))
+
+
+def smallest(family: str) -> str:
+    """The family's variant of least width times depth."""
+
+    def size(entry: Variant) -> int:
+        c: Any = entry.config
+        return int(np.sum(c.features)) * int(np.sum(getattr(c, "depths", None) or c.depth))
+
+    return min((entry for entry in VARIANTS.values() if entry.family == family), key=size).name
+
+
+def make(family: str, **overrides: Any) -> nnx.Module:
+    name = smallest(family)
+    fields = {field.name for field in dataclasses.fields(VARIANTS[name].config)}
+    return zoo.create(name, **{**{k: v for k, v in COMMON.items() if k in fields}, **TINY.get(family, {}), **overrides})
+
+
+tiny = functools.cache(make)
+IMAGE_FAMILIES = [family for family in FAMILIES if issubclass(kind_of(family), (Isotropic, Pyramid))]
+images = pytest.mark.parametrize("family", IMAGE_FAMILIES)
+every = pytest.mark.parametrize("family", FAMILIES)
+
+
+def inputs(family: str, size: int = 32, batch: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if family in IMAGE_FAMILIES:
+        return rng.standard_normal((batch, size, size, 3)).astype(np.float32)
+    return rng.integers(0, 11, (batch, size)).astype(np.int32)
+
+
+def run(model: nnx.Module, x: Any, method: str = "__call__") -> Any:
+    """The model's output in evaluation mode, compiled."""
+    copy = nnx.clone(model)
+    copy.eval()
+    graphdef, state = nnx.split(copy)
+    return jax.jit(lambda state, x: getattr(nnx.merge(graphdef, state), method)(x))(state, x)
+
+
+@images
+def test_forward_at_two_sizes(family: str) -> None:
+    for size in (32, 48):
+        y = run(tiny(family), inputs(family, size))
+        assert y.shape == (2, 5)
+        assert np.isfinite(y).all()
+        assert np.std(y) > 0
+
+
+@images
+def test_features_are_maps(family: str) -> None:
+    model = tiny(family)
+    for size in (32, 48):
+        maps = jax.eval_shape(lambda x: nnx.clone(model).features(x), inputs(family, size))
+        if isinstance(model, Pyramid):
+            heights = [m.shape[1] for m in maps]
+            assert [m.shape[-1] for m in maps] == list(model.config.features)
+            assert all(b == -(-a // 2) for a, b in itertools.pairwise(heights))
+        else:
+            assert {m.shape for m in maps} == {(2, size // 8, size // 8, 16)}
+            assert len(maps) == 4
+        assert all(m.shape[1] == m.shape[2] for m in maps)
+
+
+@images
+def test_reset_head(family: str) -> None:
+    model = make(family)
+    model.reset_head(3)
+    assert jax.eval_shape(lambda x: nnx.clone(model)(x), inputs(family)).shape == (2, 3)
+    model.reset_head(0)
+    assert jax.eval_shape(lambda x: nnx.clone(model)(x), inputs(family)).shape == (2, model.num_features)
+    assert not any(name.startswith("head") for name in flatten(model))
+
+
+@images
+def test_other_channels_are_refused(family: str) -> None:
+    assert jax.eval_shape(lambda x: make(family, in_channels=1)(x), inputs(family)[..., :1]).shape == (2, 5)
+    with pytest.raises(ValueError, match="takes images of 3 channels, got 1"):
+        jax.eval_shape(lambda x: nnx.clone(tiny(family))(x), inputs(family)[..., :1])
+
+
+@functools.cache
+def training_step(family: str, form: tuple[str, ...]) -> tuple[Any, ...]:
+    """Outputs of two training passes with dropout, the gradient, and the statistics afterwards."""
+    model = make(family, drop_path=0.3, dropout=0.2, **dict.fromkeys(form, True))
+    model.train()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    x = inputs(family, 16)
+
+    def loss(params: nnx.State, rest: nnx.State) -> Any:
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        y, again = model(x), model(x)
+        return jnp.sum(y**2) + jnp.sum(again), (y, again, nnx.state(model, Statistic))
+
+    gradient, (y, again, statistics) = jax.jit(jax.grad(loss, has_aux=True))(params, rest)
+    return y, again, flatten_state(gradient), flatten_state(statistics)
+
+
+@every
+def test_training_mode_is_random_and_reaches_every_parameter(family: str) -> None:
+    y, again, gradient, _ = training_step(family, ())
+    assert relative(again, y) > 1e-3
+    assert all(np.isfinite(g).all() for g in gradient.values())
+    unreached = [name for name, g in gradient.items() if not np.abs(g).max() > 0]
+    assert unreached == []
+
+
+@every
+@pytest.mark.parametrize("form", [("scan",), ("scan", "remat")], ids="+".join)
+def test_scan_and_remat_change_nothing(family: str, form: tuple[str, ...]) -> None:
+    y, again, gradient, statistics = training_step(family, ())
+    other_y, other_again, other_gradient, other_statistics = training_step(family, form)
+    assert relative(other_y, y) < 1e-5
+    assert relative(other_again, again) < 1e-5
+    assert other_gradient.keys() == gradient.keys()
+    scale = max(float(np.abs(g).max()) for g in gradient.values())
+    assert all(np.abs(np.asarray(other_gradient[name]) - np.asarray(g)).max() < 1e-5 * scale for name, g in gradient.items())
+    assert other_statistics.keys() == statistics.keys()
+    for name, value in statistics.items():
+        np.testing.assert_allclose(other_statistics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@every
+def test_bfloat16(family: str) -> None:
+    model = make(family, dtype="bfloat16")
+    assert {leaf.dtype for leaf in flatten(model, nnx.Param).values()} == {jnp.dtype(jnp.float32)}
+    x = inputs(family)
+    y = run(model, x)
+    assert y.dtype == jnp.bfloat16
+    assert relative(np.asarray(y, np.float32), run(tiny(family), x)) < 0.05
+
+
+@every
+def test_names_for_recipes_cover_every_parameter(family: str) -> None:
+    model = tiny(family)
+    parameters = flatten(model, nnx.Param)
+    ids = model.layer_ids()
+    assert set(ids) == set(parameters)
+    assert set(ids.values()) == set(range(max(ids.values()) + 1))  # no depth is left out
+    spared = model.no_decay()
+    assert spared <= set(parameters)
+    assert {name for name, leaf in parameters.items() if leaf.ndim <= 1} <= spared
+    assert not any(name.endswith("query.kernel") for name in spared)
+
+
+@every
+def test_unknown_hyper_parameter_gives_near_ones(family: str) -> None:
+    with pytest.raises(ValueError, match=rf"{family} has no hyper-parameter 'drop_paths': did you mean drop_path"):
+        zoo.create(smallest(family), drop_paths=0.1)
+
+
+def test_unknown_model_gives_near_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown model 'biformer_tyni': did you mean biformer_tiny"):
+        zoo.create("biformer_tyni")
+
+
+@pytest.mark.parametrize("name", [name for name, entry in VARIANTS.items() if entry.parameters is not None])
+def test_published_parameter_count(name: str) -> None:
+    assert parameter_count(nnx.eval_shape(lambda: zoo.create(name))) == VARIANTS[name].parameters
+
+
+@pytest.mark.parametrize("entry", VARIANTS.values(), ids=VARIANTS)
+def test_registration(entry: Any) -> None:
+    assert entry.name.startswith(entry.family) or entry.parameters or entry.rules or not entry.published
+    assert hash(entry.config) == hash(dataclasses.replace(entry.config))
+    assert entry.published or entry.parameters is None, "sizes of our own choice have no published count"
+
+
+def matrix() -> list[Any]:
+    return [pytest.param(family, mixer, id=f"{family}-{mixer}") for family in FAMILIES for mixer in layers.list_mixers()]
+
+
+@pytest.mark.parametrize(("family", "mixer"), matrix())
+def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
+    """Each cell runs, forward and backward, or raises the stated reason."""
+    cls = layers.mixer_class(mixer)
+    # Two patches a side are enough for all but regions, of which a mixer may want up to seven a side.
+    options = {"name": mixer, "regions": 2} if mixer == "bilevel_routing" else mixer
+    if family not in IMAGE_FAMILIES and not cls.supports_causal:
+        with pytest.raises(ValueError, match=f"{cls.__name__} is bidirectional only"):
+            make(family, mixer=options, depth=1)
+        return
+    shallow = {"depths": (1, 1)} if family in IMAGE_FAMILIES and issubclass(kind_of(family), Pyramid) else {"depth": 1}
+    graphdef, params, rest = nnx.split(make(family, mixer=options, **shallow), nnx.Param, ...)
+    x = inputs(family)
+    out, gradient = jax.eval_shape(jax.value_and_grad(lambda params: jnp.sum(nnx.merge(graphdef, params, rest, copy=True)(x))), params)
+    assert out.shape == ()
+    assert flatten_state(gradient).keys() == flatten_state(params).keys()
+    model = nnx.merge(graphdef, params, rest)
+    if isinstance(model, Isotropic) and "sequence" not in cls.layouts:
+        assert model.prefix == 0
+        assert model.pool == "average"
+        assert "no prefix tokens, average pooling" in repr(model)
+    if family in IMAGE_FAMILIES and not cls.supports_bidirectional:
+        assert any(isinstance(module, layers.Bidirectional) for _, module in nnx.iter_modules(model))
+
+
+@images
+def test_pattern_alternates_mixers(family: str) -> None:
+    model = make(family, pattern=("attention", {"name": "parallel", "branches": ("attention",)}))
+    names = [name for name in flatten(model) if "blocks" in name and "mixer." in name]
+    assert any(".branches." in name for name in names)
+    assert any(".branches." not in name for name in names)
