@@ -30,9 +30,21 @@ def _deliberate(error: BaseException) -> bool:
     return isinstance(error, ValueError) and raised_in.is_relative_to(_HOME)
 
 
+def _drop_late_callbacks() -> None:
+    """Silences callbacks that reach Orbax's event loops after a failed save has closed them: the failure itself is raised to us."""
+    otherwise = sys.unraisablehook
+
+    def hook(report: Any) -> None:
+        if not (isinstance(report.exc_value, RuntimeError) and "Event loop is closed" in str(report.exc_value)):
+            otherwise(report)
+
+    sys.unraisablehook = hook
+
+
 @contextlib.contextmanager
 def one_message() -> Iterator[None]:
     """Turns an error addressed to the user into its message on standard error and exit status 1; others keep their traceback."""
+    _drop_late_callbacks()
     try:
         yield
     except KeyboardInterrupt:
