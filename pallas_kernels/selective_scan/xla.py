@@ -20,8 +20,10 @@ CHUNK = 16
 # Terms of a sum over the state dimension that are written out: XLA's CPU reductions over an axis that is not last do not vectorize.
 UNROLL = 16
 
-# What depends on the token: x, delta (length, batch, groups, channels), B, C (length, batch, groups, state_dim). A is
-# (groups, state_dim, channels), a state (batch, groups, state_dim, channels), and channels counts those of one group.
+# What depends on the token: x, delta (batch, length, groups, channels), B, C (batch, length, groups, state_dim); channels
+# counts those of one group. In the scans batch and groups are one axis, "rows": an axis of size 1 beside them makes XLA's
+# CPU reductions several times slower. There a token's arrays are (rows, channels) and (rows, state_dim), a state is
+# (rows, state_dim, channels), and the rates, A, are (rows, state_dim, channels), or (1, ...) where all rows share them.
 Tokens = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
@@ -50,14 +52,18 @@ def selective_scan(
         step = jax.nn.softplus(step)
 
     def channels_last(matrix: jax.Array) -> jax.Array:
-        """(..., channels, state_dim) to (..., groups, state_dim, channels of a group)."""
-        return jnp.swapaxes(matrix.astype(wide).reshape(*matrix.shape[:-2], groups, -1, state_dim), -1, -2)
+        """(..., channels, state_dim) to (... * groups, state_dim, channels of a group)."""
+        return jnp.swapaxes(matrix.astype(wide).reshape(-1, channels // groups, state_dim), -1, -2)
 
     rates = channels_last(A)
-    state = jnp.zeros((batch, *rates.shape), wide) if initial_state is None else channels_last(initial_state)
+    # Groups have different rates, batch elements the same.
+    if groups > 1:
+        rates = jnp.tile(rates, (batch, 1, 1))
+    shape = (batch * groups, *rates.shape[1:])
+    state = jnp.zeros(shape, wide) if initial_state is None else channels_last(initial_state)
     tokens = tuple(a.reshape(batch, length, groups, -1) for a in (x, step, B, C))
     if length == 1:
-        state, out = _token(rates, state, _widen(tuple(a[:, 0] for a in tokens), wide))
+        state, out = _token(rates, state, _widen(tuple(a.reshape(batch * groups, -1) for a in tokens), wide))
     else:
         out, state = _recurrence(rates, state, tokens)
     out = out.reshape(x.shape)
@@ -91,9 +97,8 @@ def _forward(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[Any, A
         after, out = jax.lax.scan(lambda h, token: _token(rates, h, token), state, _widen(chunk, state.dtype))
         return after, (out, state)
 
-    length = tokens[0].shape[1]
     last, (out, boundaries) = jax.lax.scan(body, state, tuple(_split(a) for a in tokens))
-    return (_join(out, length), last), (rates, tokens, boundaries)
+    return (_join(out, tokens[0].shape), last), (rates, tokens, boundaries)
 
 
 def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, Tokens]:
@@ -108,7 +113,7 @@ def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, To
 
     inputs = (boundaries, tuple(_split(a) for a in tokens), _split(d_out))
     (d_state, d_rates), d_chunks = jax.lax.scan(body, (d_last, jnp.zeros_like(rates)), inputs, reverse=True)
-    d_x, d_delta, d_b, d_c = (_join(d, d_out.shape[1]).astype(a.dtype) for d, a in zip(d_chunks, tokens))
+    d_x, d_delta, d_b, d_c = (_join(d, a.shape).astype(a.dtype) for d, a in zip(d_chunks, tokens))
     return d_rates, d_state, (d_x, d_delta, d_b, d_c)
 
 
@@ -134,8 +139,8 @@ def _chunk_gradient(rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: j
     _, decayed = jax.lax.scan(recur, before, (factors, entering, b))
     d_before, d_states = jax.lax.scan(recur_back, d_after, (factors, c, d_out), reverse=True)
 
-    d_b = jnp.einsum("tbgnc,tbgc->tbgn", d_states, entering)
-    d_c = jnp.einsum("tbgnc,tbgc->tbgn", decayed, d_out) + b * jnp.sum(entering * d_out, axis=-1, keepdims=True)
+    d_b = jnp.einsum("trnc,trc->trn", d_states, entering)
+    d_c = jnp.einsum("trnc,trc->trn", decayed, d_out) + b * jnp.sum(entering * d_out, axis=-1, keepdims=True)
 
     def accumulate(sums: Any, n: jax.Array) -> tuple[Any, jax.Array]:
         d_entering, d_delta = sums
@@ -143,22 +148,22 @@ def _chunk_gradient(rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: j
         d_state = pick(d_states, -2)
         d_exponent = d_state * pick(decayed, -2)
         sums = (d_entering + d_state * pick(b, -1)[..., None], d_delta + d_exponent * pick(rates, -2))
-        return sums, jnp.sum(d_exponent * delta, axis=(0, 1))
+        return sums, jnp.sum(d_exponent * delta, axis=(0, 1) if rates.shape[0] == 1 else 0)
 
     zeros = jnp.zeros_like(entering)
     state_dim = rates.shape[-2]
     (d_entering, d_delta), d_rates = jax.lax.scan(accumulate, (zeros, zeros), jnp.arange(state_dim), unroll=math.gcd(state_dim, UNROLL))
     tokens = (d_entering * delta, d_delta + d_entering * x, d_b, d_c)
-    return d_before, jnp.moveaxis(d_rates, 0, -2), tokens
+    return d_before, jnp.moveaxis(d_rates, 0, -2).reshape(rates.shape), tokens
 
 
 def _split(a: jax.Array) -> jax.Array:
-    """(batch, length, ...) to (chunks, chunk, batch, ...), with zeros behind the end: a step of 0 leaves the state as it is."""
-    a = jnp.pad(a, [(0, 0), (0, -a.shape[1] % CHUNK)] + [(0, 0)] * (a.ndim - 2))
-    a = jnp.moveaxis(a, 1, 0)
-    return a.reshape(-1, CHUNK, *a.shape[1:])
+    """(batch, length, groups, ...) to (chunks, chunk, rows, ...), with zeros behind the end: a step of 0 leaves the state as it is."""
+    a = jnp.pad(a, ((0, 0), (0, -a.shape[1] % CHUNK), (0, 0), (0, 0)))
+    return jnp.moveaxis(a, 1, 0).reshape(-1, CHUNK, a.shape[0] * a.shape[2], a.shape[3])
 
 
-def _join(a: jax.Array, length: int) -> jax.Array:
-    """The inverse of :func:`_split`."""
-    return jnp.moveaxis(a.reshape(-1, *a.shape[2:])[:length], 0, 1)
+def _join(a: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of :func:`_split`; ``shape`` is (batch, length, groups, ...)."""
+    batch, length, groups, _ = shape
+    return jnp.moveaxis(a.reshape(-1, batch, groups, a.shape[-1])[:length], 0, 1)
