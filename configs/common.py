@@ -13,7 +13,7 @@ and of a language model::
 
     --config=configs/mamba.py                                        the embedded text, Python's standard library
     --config=configs/mamba.py:text,path=DIR                          the user's text, a file or a folder
-    --config=configs/mamba.py:tfds,name=wiki40b/en                   any prepared TFDS text set
+    --config=configs/mamba.py:tfds,name=lm1b                         any prepared TFDS text set
     --config=configs/mamba.py:task,name=selective_copying,length=256 a task of tasks.list_tasks() with its options
 
 each also with variant=, and the texts with tokenizer=FILE (a tokenizer.json; bytes without).

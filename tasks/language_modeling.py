@@ -113,7 +113,7 @@ class Windows:
         real[: len(piece) - 1] = 1
         tokens = np.full(self._length + 1, self._separator, np.int32)
         tokens[: len(piece)] = piece
-        return {"tokens": tokens, "real": real, "bytes": np.float32((len(piece) - 1) * self._bytes_per_token)}
+        return {"tokens": tokens, "real": real, "bytes": np.asarray((len(piece) - 1) * self._bytes_per_token, np.float32)}
 
 
 @register("text")

@@ -7,7 +7,7 @@ test its own: a model that has learned the rule, and not the length, holds there
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ class Procedural:
     monitor = "accuracy"
     higher_is_better = True
     splits = SPLITS
-    shortest: ClassVar[int] = 1
+    shortest: int = 1
     chance: float
     vocab_size: int
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
-from flax import nnx
 
 import zoo
 from tasks import Task, tokenization
@@ -18,16 +17,34 @@ from training.workdir import read_config
 SAMPLE_TOKENS = 400
 
 
-def sample(task: Task, model: nnx.Module, new_tokens: int = SAMPLE_TOKENS) -> str:
-    """What ``model`` writes after the prompt of a task that has one ("sample_prompt" and "decode"); "" for other tasks.
+@runtime_checkable
+class WritesText(Protocol):
+    """A task whose models write text: what the sample at the end of a run needs of it.
+
+    Attributes:
+      tokenizer: of its tokens.
+    """
+
+    tokenizer: tokenization.Tokenizer
+
+    def sample_prompt(self) -> list[int]:
+        """Returns the tokens that the sample goes on from."""
+        ...
+
+    def decode(self, tokens: Any) -> str:
+        """Returns the text of tokens."""
+        ...
+
+
+def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
+    """What ``model`` writes after the prompt of a task that has one (:class:`WritesText`); "" for other tasks.
 
     The prompt is shown too, with a bar between it and the model's own text.
     """
-    if not hasattr(task, "sample_prompt"):
+    if not isinstance(task, WritesText):
         return ""
     prompt = task.sample_prompt()
-    stop = task.tokenizer.separator if hasattr(task, "tokenizer") else None
-    written = zoo.generate(model, [prompt], new_tokens, temperature=0.8, top_p=0.95, stop=stop).rows()[0]
+    written = zoo.generate(model, [prompt], new_tokens, temperature=0.8, top_p=0.95, stop=task.tokenizer.separator).rows()[0]
     return f"{task.decode(prompt)}|{task.decode(written)}"
 
 
@@ -51,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 def _from_run(workdir: Path, checkpoint: str) -> tuple[Any, Any]:
     config = read_config(workdir)
     task, model = assembly.build(config)
-    if not hasattr(task, "tokenizer"):
+    if not isinstance(task, WritesText):
         raise ValueError(f"{workdir} is a run of the task {config.task.name!r}, which is not text")
     evaluation.load(config, model, workdir, checkpoint)
     return model, task.tokenizer

@@ -143,6 +143,8 @@ def stream(
     piece: int = 8,
 ) -> Iterator[np.ndarray]:
     """As :func:`generate`, yielding (batch, up to ``piece``) int32 arrays of new tokens as they come; how they are cut changes no token."""
+    if not hasattr(model, "extend_hidden"):
+        raise ValueError(f"{getattr(model, 'variant', type(model).__name__)} is not a causal language model: it can't generate")
     _check(max_new_tokens, temperature, top_k, top_p, piece)
     rows = _rows(prompt, mask, model.config.vocab_size)
     capacity = _capacity(model, max(row.size for row in rows), max_new_tokens, max_length)

@@ -1,4 +1,4 @@
-"""Any text set of TFDS that is on disk as array_record (wiki40b, lm1b, pg19, ...), read without TensorFlow.
+"""Any text set of TFDS that is on disk as array_record (lm1b, pg19, tiny_shakespeare, ...), read without TensorFlow.
 
 The set's own splits serve. One that it lacks, "validation" or "test", is the 5 % of "train" that
 :func:`tasks.datasets.texts.split_of` puts there by the example's number.
@@ -36,7 +36,7 @@ class PreparedText:
     """A text set that TFDS knows, prepared before.
 
     Args:
-      builder: its name in TFDS, such as "wiki40b/en"; a configuration or version may follow as TFDS writes them.
+      builder: its name in TFDS, such as "lm1b"; a configuration or version may follow as TFDS writes them.
       feature: which feature is the text; None is "text", or the only one that is text.
       data_dir: where TFDS keeps data sets; None is TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
 
@@ -45,8 +45,9 @@ class PreparedText:
         prepares it is named), or one without text.
     """
 
-    splits = SPLITS
-    report = ""
+    splits: tuple[str, ...] = SPLITS
+    report: str = ""
+    cache: str | None
 
     def __init__(self, builder: str, feature: str | None = None, data_dir: str | None = None):
         self._builder = open_builder(builder, data_dir)

@@ -105,9 +105,9 @@ class StandardLibrary:
       data_dir: where TFDS keeps data sets; None is TFDS's default.
     """
 
-    splits = SPLITS
-    report = ""
-    cache = None
+    splits: tuple[str, ...] = SPLITS
+    report: str = ""
+    cache: str | None = None
 
     def __init__(self, data_dir: str | None = None):
         self._builder = prepare(data_dir)

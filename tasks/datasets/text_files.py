@@ -25,8 +25,9 @@ class TextFiles:
       ValueError: nothing there, or no text in it.
     """
 
-    splits = SPLITS
-    cache = None
+    splits: tuple[str, ...] = SPLITS
+    report: str
+    cache: str | None = None
 
     def __init__(self, path: str):
         root = Path(path).expanduser()

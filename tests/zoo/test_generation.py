@@ -174,6 +174,11 @@ def test_refusals(arguments: tuple[object, int], options: dict[str, object], mes
         zoo.generate(tiny(), *arguments, **options)
 
 
+def test_other_models_are_refused() -> None:
+    with pytest.raises(ValueError, match="Linear is not a causal language model"):
+        zoo.generate(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), [1], 4)
+
+
 def test_more_tokens_than_positions_are_refused() -> None:
     model = zoo.create("transformer_nano", **SHRUNK, position="learned", max_length=16)
     assert zoo.generate(model, [1] * 12, 4).tokens.shape == (1, 4)
