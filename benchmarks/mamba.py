@@ -1,0 +1,227 @@
+"""Mamba on this device: ours against transformers' PyTorch path and against its matrix products alone, in one run.
+
+``python -m benchmarks.mamba`` writes benchmarks/results/<platform>/mamba.json. Both sides have the same weights, float32,
+batch 1 and as many threads as there are cores. Milliseconds are the least of several runs; ours are taken before and after theirs,
+which run in a process of their own so that running out of memory there is a row and not the end.
+
+    forward         logits of all tokens
+    training_step   mean cross-entropy of the next token, its gradient, AdamW
+    decoding_step   one token after ``length`` others
+    products        the matrix products of ``forward`` and nothing else
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import zoo
+from layers import flatten
+from pallas_kernels import operations
+
+RATE = 1e-4
+RUNS = ("forward", "training_step", "decoding_step")
+
+
+def least(run: Callable[[], Any], repeats: int) -> float:
+    """Milliseconds of the quickest of ``repeats`` runs, after one that is not counted."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times)
+
+
+def tokens_of(length: int, vocab_size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab_size, (1, length + 1))
+
+
+class Ours:
+    """The compiled programs of one model at one length."""
+
+    def __init__(self, model: nnx.Module, length: int):
+        self.graphdef, self.params = nnx.split(model)
+        self.tokens = jnp.asarray(tokens_of(length, model.config.vocab_size))
+        self.optimizer = optax.adamw(RATE)
+        self.moments = jax.eval_shape(self.optimizer.init, self.params)
+        self.forward = jax.jit(lambda params, tokens: nnx.merge(self.graphdef, params)(tokens))
+        self.training_step = jax.jit(self._step, donate_argnums=(0, 1))
+        self.decoding_step = jax.jit(lambda params, token, state: nnx.merge(self.graphdef, params).extend(token, state))
+
+    def _step(self, params: nnx.State, moments: Any, tokens: jax.Array) -> tuple[nnx.State, Any, jax.Array]:
+        def loss(params: nnx.State) -> jax.Array:
+            logits = nnx.merge(self.graphdef, params)(tokens[:, :-1])
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]))
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, moments = self.optimizer.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), moments, value
+
+    def times(self, repeats: int) -> dict[str, float]:
+        inputs = self.tokens[:, :-1]
+        row = {"forward": least(lambda: jax.block_until_ready(self.forward(self.params, inputs)), repeats)}
+        carry = [jax.tree.map(jnp.copy, self.params), jax.jit(self.optimizer.init)(self.params)]
+
+        def train() -> None:
+            *carry[:], value = self.training_step(*carry, self.tokens)
+            jax.block_until_ready(value)
+
+        row["training_step"] = least(train, repeats)
+        carry.clear()
+        _, state = self.decoding_step(self.params, inputs, nnx.merge(self.graphdef, self.params).init_state(1))
+        row["decoding_step"] = least(lambda: jax.block_until_ready(self.decoding_step(self.params, inputs[:, :1], state)), 5 * repeats)
+        return row
+
+    def training_memory(self) -> int:
+        """Bytes that a training step takes beside parameters and moments."""
+        return self.training_step.lower(self.params, self.moments, self.tokens).compile().memory_analysis().temp_size_in_bytes
+
+    def counted(self) -> dict[str, float]:
+        """Operations of the forward pass, in 1e9: of matrix products and convolutions, and of all else (an exponential counts as one)."""
+        total = operations.count(self.forward, self.params, self.tokens[:, :-1])
+        return {"products": total.matmul_flops / 1e9, "others": (total.flops - total.matmul_flops) / 1e9}
+
+
+def products(model: nnx.Module, length: int) -> Callable[[], Any]:
+    """All matrix products of the forward pass, layer after layer, on inputs of the right shapes."""
+    blocks = [{n: v for n, v in flatten(block.mixer).items() if n.endswith("proj.kernel")} for block in model.blocks]
+    table = model.embedding.embedding[...]
+
+    def run(blocks: Any, table: jax.Array, x: jax.Array) -> jax.Array:
+        for weights in blocks:
+            h = x @ weights["in_proj.kernel"]
+            inner = h[..., : weights["out_proj.kernel"].shape[0]]
+            if "x_proj.kernel" in weights:
+                steps = (inner @ weights["x_proj.kernel"])[..., : weights["dt_proj.kernel"].shape[0]]
+                inner = inner + steps @ weights["dt_proj.kernel"]
+            x = x + inner @ weights["out_proj.kernel"]
+        return x @ table.T
+
+    compiled = jax.jit(run)
+    x = jax.random.normal(jax.random.key(0), (1, length, table.shape[1]))
+    return lambda: jax.block_until_ready(compiled(blocks, table, x))
+
+
+def theirs(path: str, name: str, length: int, repeats: int) -> dict[str, float]:
+    """The same of transformers' model with the weights at ``path``; flushes each figure, so that what was measured outlives a crash."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    c = zoo.variant(name).config
+    common = {"vocab_size": c.vocab_size, "hidden_size": c.features, "num_hidden_layers": c.depth, "state_size": c.state_dim, "tie_word_embeddings": True}
+    if name.startswith("mamba2"):
+        heads = {"num_heads": c.expand * c.features // c.head_dim, "head_dim": c.head_dim, "n_groups": c.groups}
+        model = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**common, **heads))
+    else:
+        model = transformers.MambaForCausalLM(transformers.MambaConfig(**common))
+    model.load_state_dict(load_file(path))
+    tokens = torch.from_numpy(tokens_of(length, c.vocab_size))
+    row: dict[str, float] = {}
+
+    def note(what: str, milliseconds: float) -> None:
+        row[what] = milliseconds
+        print(json.dumps(row), flush=True)
+
+    with torch.no_grad():
+        note("checksum", float(model(tokens[:, :-1]).logits.double().abs().mean()))
+        note("forward", least(lambda: model(tokens[:, :-1]), repeats))
+        cache = model(tokens[:, :-1], use_cache=True).cache_params
+        note("decoding_step", least(lambda: model(tokens[:, :1], cache_params=cache, use_cache=True), 5 * repeats))
+    optimizer = torch.optim.AdamW(model.parameters(), RATE)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(tokens[:, :-1]).logits[0], tokens[0, 1:]).backward()
+        optimizer.step()
+
+    note("training_step", least(train, repeats))
+    return row
+
+
+def run_theirs(path: str, name: str, length: int, repeats: int, limit: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.mamba", f"--model={name}", f"--lengths={length}", f"--repeats={repeats}", f"--theirs={path}"]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=limit, check=False)
+        out, end = done.stdout, "" if done.returncode == 0 else f"ended with status {done.returncode}"
+    except subprocess.TimeoutExpired as expired:
+        out, end = expired.stdout or b"", f"not done after {limit:.0f} s"
+    lines = [line for line in out.decode().splitlines() if line.startswith("{")]
+    return {**(json.loads(lines[-1]) if lines else {}), **({"stopped": end} if end else {})}
+
+
+def measure(model: nnx.Module, name: str, path: str, length: int, repeats: int, limit: float) -> dict[str, Any]:
+    mine = Ours(model, length)
+    first = mine.times(repeats)
+    other = run_theirs(path, name, length, repeats, limit)
+    ours = {what: min(t, first[what]) for what, t in mine.times(repeats).items()}
+    alone = least(products(model, length), repeats)
+    checksum = float(np.abs(np.asarray(mine.forward(mine.params, mine.tokens[:, :-1]), np.float64)).mean())
+    row: dict[str, Any] = {
+        "ours_ms": {what: round(t, 2) for what, t in ours.items()},
+        "transformers_ms": {what: round(t, 2) if isinstance(t, float) else t for what, t in other.items() if what != "checksum"},
+        "times_faster": {what: round(other[what] / ours[what], 2) for what in RUNS if what in other},
+        "products_ms": round(alone, 2),
+        "forward_over_products": round(ours["forward"] / alone, 2),
+        "forward_tokens_per_second": round(1e3 * length / ours["forward"], 1),
+        "training_temporary_mib": round(mine.training_memory() / 2**20, 1),
+        "counted_1e9": {what: round(value, 3) for what, value in mine.counted().items()},
+    }
+    if "checksum" in other:
+        row["mean_absolute_logit_relative_difference"] = abs(checksum - other["checksum"]) / other["checksum"]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mamba_130m")
+    parser.add_argument("--lengths", type=lambda text: [int(n) for n in text.split(",")], default=[512, 2048])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds for transformers' side of one length")
+    parser.add_argument("--output", type=pathlib.Path, help="default benchmarks/results/<platform>/<family>.json")
+    parser.add_argument("--theirs", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.theirs:
+        theirs(args.theirs, args.model, args.lengths[0], args.repeats)
+        return
+    model = zoo.create(args.model)
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/weights.safetensors"
+        zoo.save(model, path, naming="hf")
+        for length in args.lengths:
+            rows[str(length)] = measure(model, args.model, path, length, args.repeats, args.limit)
+            print(length, json.dumps(rows[str(length)], indent=1), flush=True)
+    report = {
+        "model": args.model,
+        "batch": 1,
+        "dtype": "float32",
+        "jax": jax.__version__,
+        "cores": os.cpu_count(),
+        "load_average_at_end": os.getloadavg()[0],
+        "lengths": rows,
+    }
+    output = args.output or pathlib.Path(__file__).parent / "results" / jax.default_backend() / f"{zoo.variant(args.model).family}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
