@@ -11,7 +11,7 @@ state-spaces/mamba-*; ``mamba_nano`` is our choice. Other mixers join by pattern
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class MambaConfig(CausalConfig):
 class StateSpaceLM(Causal):
     """A causal language model whose residual stream is float32, and whose rates of decay no weight decay pulls at; names as in :class:`Causal`."""
 
-    undecayed = (*Causal.undecayed, "A_log", "log_A_real", "A_imag")
+    undecayed: ClassVar[tuple[str, ...]] = (*Causal.undecayed, "A_log", "log_A_real", "A_imag")  # type: ignore[assignment]
 
     def _embed(self, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
         x = super()._embed(tokens, positions)

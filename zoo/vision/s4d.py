@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from flax import nnx
+
 from layers.mixer import MixerSpec
 from zoo.backbones.isotropic import Isotropic, IsotropicConfig
 from zoo.registry import register_family
@@ -32,7 +34,7 @@ class S4DPixels(Isotropic):
     """The classifier; names as in :class:`Isotropic`."""
 
     @staticmethod
-    def _channel(*_: Any) -> None:
+    def _channel(c: IsotropicConfig, common: dict[str, Any], rngs: nnx.Rngs) -> None:  # type: ignore[override]
         return None
 
 
