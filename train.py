@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from training import assembly, command, loop
+from training import assembly, command, loop, sampling
 
 config_flags.DEFINE_config_file("config", None, "A config file and its argument, as in configs/biformer.py:imagenet,variant=tiny.")
 flags.DEFINE_string("workdir", None, "Where the run is kept; default ./runs/NAME-TIME.")
@@ -30,6 +30,7 @@ def main() -> None:
     result = loop.train(config, model, task, workdir, extend=flags.FLAGS.extend)
     if result.finished:
         print(loop.summary(result, task, workdir))
+        print(sampling.sample(task, model), end="")
         return
     again = [a for a in sys.argv if not a.startswith("--workdir")]
     print(f"stopped after step {result.step} of {result.total}; this goes on:\n{shlex.join(['python', *again, f'--workdir={workdir}'])}")

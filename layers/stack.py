@@ -97,7 +97,7 @@ class Stack(nnx.List):
 def _structure(block: Block) -> tuple[Any, ...]:
     """Equal for blocks that one program can run: same static structure, same shapes."""
     graphdef, state = nnx.split(block)
-    return graphdef, tuple((path, leaf.shape, leaf.dtype) for path, leaf in nnx.to_flat_state(nnx.pure(state)))
+    return graphdef, tuple((path, leaf.shape, leaf.dtype) for path, leaf in nnx.to_flat_state(nnx.as_pure(state)))
 
 
 def _scan(groups: list[list[Block]], call: Callable[..., jax.Array], x: jax.Array, mask: jax.Array | None, positions: jax.Array | None) -> jax.Array:

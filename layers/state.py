@@ -27,7 +27,7 @@ def flatten(model: nnx.Module, *filters: Any) -> dict[str, Any]:
 
 def flatten_state(state: nnx.State) -> dict[str, Any]:
     """``{dotted name: array}`` of an ``nnx.State``."""
-    return {".".join(map(str, path)): value for path, value in nnx.to_flat_state(nnx.pure(state))}
+    return {".".join(map(str, path)): value for path, value in nnx.to_flat_state(nnx.as_pure(state))}
 
 
 def assign(model: nnx.Module, arrays: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from tasks.procedural import Procedural
 from tasks.recall import Copying, InductionHeads, MultiQueryRecall, Passkey, SelectiveCopying
 from tasks.registry import create, list_tasks, lookup, register
 from tasks.state_tracking import Parity, PermutationTracking
-from tasks.task import Examples, Metrics, Task
+from tasks.task import DerivesFigures, Examples, Metrics, Task
 
 __all__ = [
     "Classification",

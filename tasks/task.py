@@ -84,3 +84,12 @@ class Task(Protocol):
           batch: as in ``loss``, and "weight" (batch,) float32: 0 for the rows that only fill the batch.
         """
         ...
+
+
+@runtime_checkable
+class DerivesFigures(Protocol):
+    """A task with figures that are no mean over examples but follow from those of a whole split, as perplexity does."""
+
+    def derived(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Returns the figures that follow from ``figures``."""
+        ...

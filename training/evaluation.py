@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from layers.module import Statistic
 from layers.state import assign, flatten
-from tasks import Task
+from tasks import DerivesFigures, Task
 from training import metrics, sharding
 from training import optimizer as optimizers
 from training.checkpoint import Checkpoints
@@ -61,7 +61,10 @@ class Evaluator:
             reports.append(self._evaluate(arrays, sharding.place_batch(self._mesh, batch)))
             jax.block_until_ready(reports[-IN_FLIGHT:][0])
         counted = jax.device_get([rows for _, rows in reports])
-        return Evaluation(metrics.figures(pairs for pairs, _ in reports), round(float(sum(counted))))
+        figures = metrics.figures(pairs for pairs, _ in reports)
+        if isinstance(self._task, DerivesFigures):
+            figures |= self._task.derived(figures)
+        return Evaluation(figures, round(float(sum(counted))))
 
 
 def load(config: ConfigDict, model: nnx.Module, workdir: Path, which: str = "last") -> int:
