@@ -30,7 +30,8 @@ def main() -> None:
     result = loop.train(config, model, task, workdir, extend=flags.FLAGS.extend)
     if result.finished:
         print(loop.summary(result, task, workdir))
-        print(sampling.sample(task, model), end="")
+        if text := sampling.sample(task, model):
+            print(f"\n{text}")
         return
     again = [a for a in sys.argv if not a.startswith("--workdir")]
     print(f"stopped after step {result.step} of {result.total}; this goes on:\n{shlex.join(['python', *again, f'--workdir={workdir}'])}")

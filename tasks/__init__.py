@@ -14,6 +14,7 @@ from tasks.task import DerivesFigures, Examples, Metrics, Task
 __all__ = [
     "Classification",
     "Copying",
+    "DerivesFigures",
     "Examples",
     "InductionHeads",
     "LanguageModeling",

@@ -37,7 +37,7 @@ class WritesText(Protocol):
 
 
 def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
-    """What ``model`` writes after the prompt of a task that has one (:class:`WritesText`), as lines; "" for other tasks.
+    """What ``model`` writes after the prompt of a task that has one (:class:`WritesText`); "" for other tasks.
 
     The prompt is shown too, with a bar between it and the model's own text.
     """
@@ -45,7 +45,7 @@ def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
         return ""
     prompt = task.sample_prompt()
     written = zoo.generate(model, [prompt], new_tokens, temperature=0.8, top_p=0.95, stop=task.tokenizer.separator).rows()[0]
-    return f"\n{task.decode(prompt)}|{task.decode(written)}\n"
+    return f"{task.decode(prompt)}|{task.decode(written)}"
 
 
 def _parser() -> argparse.ArgumentParser:
