@@ -144,7 +144,10 @@ def _chunk(strict: bool, scale: float, state: jax.Array, chunk: Chunk) -> tuple[
 
 
 def _chunk_per_key(strict: bool, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array) -> tuple[jax.Array, jax.Array]:
-    q, k = q[:, :, None], k[:, :, None]
+    # Batch, groups and repeats as one axis: XLA is slower with axes of size 1 between.
+    state_shape, shape = state.shape, v.shape
+    q, k = (jnp.broadcast_to(x[:, :, None], decay.shape) for x in (q, k))
+    q, k, v, decay, state = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v, decay, state))
     out = jnp.zeros_like(v) if strict else jnp.sum(q * k, axis=-1, keepdims=True) * v
     since, until = decay[..., None, :], jnp.zeros_like(decay)[..., None, :]
     while (size := since.shape[-2]) < v.shape[-2]:
@@ -158,7 +161,8 @@ def _chunk_per_key(strict: bool, state: jax.Array, q: jax.Array, k: jax.Array, v
     since, until = since[..., 0, :, :], until[..., 0, :, :]
     out = out + (q * jnp.exp(since)) @ state
     update = jnp.swapaxes(k * jnp.exp(until), -1, -2) @ v
-    return jnp.exp(since[..., -1, :])[..., None] * state + update, out
+    state = jnp.exp(since[..., -1, :])[..., None] * state + update
+    return state.reshape(state_shape), out.reshape(shape)
 
 
 def _pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
