@@ -20,6 +20,7 @@ def linear_attention(
     return_state: bool,
     chunk_size: int,
 ) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.linear_attention.linear_attention`, after its checks."""
     del chunk_size
     wide = jnp.promote_types(v.dtype, jnp.float32)
     batch, length, heads, value_dim = v.shape

@@ -35,6 +35,7 @@ def linear_attention(
     return_state: bool,
     chunk_size: int,
 ) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.linear_attention.linear_attention`, after its checks."""
     wide = jnp.promote_types(v.dtype, jnp.float32)
     batch, length, heads, value_dim = v.shape
     groups, key_dim = q.shape[2:]

@@ -22,6 +22,7 @@ def selective_scan(
     initial_state: jax.Array | None,
     return_state: bool,
 ) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.selective_scan.selective_scan`, after its checks."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     batch, length, channels = x.shape
     inputs, steps, rates = x.astype(wide), delta.astype(wide), A.astype(wide)

@@ -41,6 +41,7 @@ def selective_scan(
     initial_state: jax.Array | None,
     return_state: bool,
 ) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.selective_scan.selective_scan`, after its checks."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     batch, length, channels = x.shape
     state_dim = A.shape[1]

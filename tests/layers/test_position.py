@@ -51,7 +51,7 @@ def test_alibi_slopes_and_distances() -> None:
     for head in range(8):
         np.testing.assert_allclose(bias[0, head], -(2.0 ** -(head + 1)) * np.abs(np.subtract.outer(range(4), range(4))), rtol=1e-6)
     # 12 heads: the 8 slopes of a power of two, then every other slope of 16.
-    np.testing.assert_allclose(ALiBi(12).slopes[8:], [2 ** -0.5, 2 ** -1.5, 2 ** -2.5, 2 ** -3.5])
+    np.testing.assert_allclose(ALiBi(12).slopes[8:], [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
 
 
 def test_relative_bias_depends_on_offsets_alone() -> None:
