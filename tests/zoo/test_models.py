@@ -245,3 +245,15 @@ def test_pattern_alternates_mixers(family: str) -> None:
     names = [name for name in flatten(model) if "blocks" in name and "mixer." in name]
     assert any(".branches." in name for name in names)
     assert any(".branches." not in name for name in names)
+
+
+@pytest.mark.parametrize("family", [family for family in IMAGE_FAMILIES if issubclass(kind_of(family), Isotropic)])
+def test_features_of_a_shallow_model_come_in_order(family: str) -> None:
+    model = make(family, depth=2)
+    model.eval()
+    graphdef, state = nnx.split(model)
+    maps, last = jax.jit(lambda state, x: (nnx.merge(graphdef, state).features(x), nnx.merge(graphdef, state).features(x, indices=[0, 1])))(
+        state, inputs(family, 16)
+    )
+    for got, want in zip(maps, (last[0], last[0], last[0], last[1]), strict=True):
+        np.testing.assert_array_equal(got, want)

@@ -185,7 +185,7 @@ class Isotropic(Classifier):
           For each index a map (batch, rows, columns, features), or (map, prefix tokens (batch, count, features)).
         """
         depth = len(self.blocks)
-        indices = [depth * (i + 1) // 4 - 1 for i in range(4)] if indices is None else indices
+        indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
         _, found = self._run(images, capture=indices)
         rows, columns = (size // self.config.patch_size for size in images.shape[1:3])
         maps = [x[:, self.prefix :].reshape(x.shape[0], rows, columns, -1) for x in found]
