@@ -61,3 +61,19 @@ def test_padding_of_nan_changes_neither_outputs_nor_gradients() -> None:
     clean, noisy = (nnx.value_and_grad(loss)(layer, jnp.asarray(a)) for a in (x, dirty))
     for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(noisy)):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 4])
+@pytest.mark.parametrize("length", [1, 16, 37])
+def test_gradients_are_the_sums_over_all_tokens(kernel_size: int, length: int) -> None:
+    """Lengths below, at and beyond the chunk that the kernel's gradient is summed by."""
+    layer, x = make(kernel_size), tokens(length)
+    errors = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+    of_layer, of_x = nnx.grad(lambda layer, x: jnp.sum(layer(x) * errors), argnums=(0, 1))(layer, jnp.asarray(x))
+    want_kernel, want_x = np.zeros((kernel_size, 1, 5)), np.zeros(x.shape)
+    for t in range(length):
+        for back in range(min(kernel_size, t + 1)):
+            want_kernel[kernel_size - 1 - back, 0] += (errors[:, t] * x[:, t - back]).sum(0)
+            want_x[:, t - back] += errors[:, t] * np.asarray(layer.kernel[...])[kernel_size - 1 - back, 0]
+    for got, want in ((of_layer.kernel[...], want_kernel), (of_layer.bias[...], errors.sum((0, 1))), (of_x, want_x)):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
