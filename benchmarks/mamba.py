@@ -55,18 +55,19 @@ def tokens_of(length: int, vocab_size: int) -> np.ndarray:
 class Ours:
     """The compiled programs of one model at one length."""
 
-    def __init__(self, model: nnx.Module, length: int):
-        self.graphdef, self.params = nnx.split(model)
+    def __init__(self, model: Any, length: int):
+        graphdef, self.params = nnx.split(model)
+        self.merged: Callable[[nnx.State], Any] = lambda params: nnx.merge(graphdef, params)
         self.tokens = jnp.asarray(tokens_of(length, model.config.vocab_size))
         self.optimizer = optax.adamw(RATE)
         self.moments = jax.eval_shape(self.optimizer.init, self.params)
-        self.forward = jax.jit(lambda params, tokens: nnx.merge(self.graphdef, params)(tokens))
+        self.forward = jax.jit(lambda params, tokens: self.merged(params)(tokens))
         self.training_step = jax.jit(self._step, donate_argnums=(0, 1))
-        self.decoding_step = jax.jit(lambda params, token, state: nnx.merge(self.graphdef, params).extend(token, state))
+        self.decoding_step = jax.jit(lambda params, token, state: self.merged(params).extend(token, state))
 
     def _step(self, params: nnx.State, moments: Any, tokens: jax.Array) -> tuple[nnx.State, Any, jax.Array]:
         def loss(params: nnx.State) -> jax.Array:
-            logits = nnx.merge(self.graphdef, params)(tokens[:, :-1])
+            logits = self.merged(params)(tokens[:, :-1])
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]))
 
         value, gradient = jax.value_and_grad(loss)(params)
@@ -84,13 +85,14 @@ class Ours:
 
         row["training_step"] = least(train, repeats)
         carry.clear()
-        _, state = self.decoding_step(self.params, inputs, nnx.merge(self.graphdef, self.params).init_state(1))
+        _, state = self.decoding_step(self.params, inputs, self.merged(self.params).init_state(1))
         row["decoding_step"] = least(lambda: jax.block_until_ready(self.decoding_step(self.params, inputs[:, :1], state)), 5 * repeats)
         return row
 
     def training_memory(self) -> int:
         """Bytes that a training step takes beside parameters and moments."""
-        return self.training_step.lower(self.params, self.moments, self.tokens).compile().memory_analysis().temp_size_in_bytes
+        analysis: Any = self.training_step.lower(self.params, self.moments, self.tokens).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
 
     def counted(self) -> dict[str, float]:
         """Operations of the forward pass, in 1e9: of matrix products and convolutions, and of all else (an exponential counts as one)."""
@@ -98,7 +100,7 @@ class Ours:
         return {"products": total.matmul_flops / 1e9, "others": (total.flops - total.matmul_flops) / 1e9}
 
 
-def products(model: nnx.Module, length: int) -> Callable[[], Any]:
+def products(model: Any, length: int) -> Callable[[], Any]:
     """All matrix products of the forward pass, layer after layer, on inputs of the right shapes."""
     blocks = [{n: v for n, v in flatten(block.mixer).items() if n.endswith("proj.kernel")} for block in model.blocks]
     table = model.embedding.embedding[...]
@@ -125,11 +127,11 @@ def theirs(path: str, name: str, length: int, repeats: int) -> dict[str, float]:
     from safetensors.torch import load_file
 
     torch.set_num_threads(os.cpu_count() or 1)
-    c = zoo.variant(name).config
+    c: Any = zoo.variant(name).config
     common = {"vocab_size": c.vocab_size, "hidden_size": c.features, "num_hidden_layers": c.depth, "state_size": c.state_dim, "tie_word_embeddings": True}
     if name.startswith("mamba2"):
         heads = {"num_heads": c.expand * c.features // c.head_dim, "head_dim": c.head_dim, "n_groups": c.groups}
-        model = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**common, **heads))
+        model: Any = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**common, **heads))
     else:
         model = transformers.MambaForCausalLM(transformers.MambaConfig(**common))
     model.load_state_dict(load_file(path))
@@ -167,7 +169,7 @@ def run_theirs(path: str, name: str, length: int, repeats: int, limit: float) ->
     return {**(json.loads(lines[-1]) if lines else {}), **({"stopped": end} if end else {})}
 
 
-def measure(model: nnx.Module, name: str, path: str, length: int, repeats: int, limit: float) -> dict[str, Any]:
+def measure(model: Any, name: str, path: str, length: int, repeats: int, limit: float) -> dict[str, Any]:
     mine = Ours(model, length)
     first = mine.times(repeats)
     other = run_theirs(path, name, length, repeats, limit)

@@ -126,7 +126,11 @@ class Mamba(Mixer):
         if mask is not None:
             x = jnp.where(mask[..., None], x, 0)
         u, z = jnp.split(self.in_proj(x), 2, axis=-1)
-        u, seen = (self.conv(u), None) if state is None else self.conv.extend(u, state.convolution, mask)
+        seen: Any = None
+        if state is None:
+            u = self.conv(u)
+        else:
+            u, seen = self.conv.extend(u, state.convolution, mask)
         u = jax.nn.silu(u)
         steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
         steps = self.dt_proj(steps)
@@ -146,5 +150,7 @@ class Mamba(Mixer):
             initial_state=None if state is None else state.hidden,
             return_state=state is not None,
         )
-        y, hidden = (out, None) if state is None else out
-        return self.out_proj(y), None if state is None else SelectiveState(seen, hidden.astype(state.hidden.dtype))
+        if state is None:
+            return self.out_proj(out), None
+        y, hidden = out
+        return self.out_proj(y), SelectiveState(seen, hidden.astype(state.hidden.dtype))

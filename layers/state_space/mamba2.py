@@ -140,7 +140,11 @@ class Mamba2(Mixer):
         if mask is not None:
             x = jnp.where(mask[..., None], x, 0)
         z, u, steps = jnp.split(self.in_proj(x), [self.channels, self.channels + self.conv.features], axis=-1)
-        u, seen = (self.conv(u), None) if state is None else self.conv.extend(u, state.convolution, mask)
+        seen: Any = None
+        if state is None:
+            u = self.conv(u)
+        else:
+            u, seen = self.conv.extend(u, state.convolution, mask)
         shared = self.groups * self.state_dim
         u, b, c = jnp.split(jax.nn.silu(u), [self.channels, self.channels + shared], axis=-1)
         u = u.reshape(*x.shape[:2], self.heads, -1)
@@ -161,4 +165,4 @@ class Mamba2(Mixer):
         y, hidden = (out, None) if state is None else out
         y = y + self.D[...].astype(u.dtype)[:, None] * u
         y = self.out_proj(self.norm(y.reshape(z.shape), z))
-        return y, None if state is None else SelectiveState(seen, hidden.astype(state.hidden.dtype))
+        return y, None if hidden is None or state is None else SelectiveState(seen, hidden.astype(state.hidden.dtype))
