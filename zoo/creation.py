@@ -46,24 +46,24 @@ def create(
     given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else jnp.dtype(dtype)}
     overrides = {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": jnp.dtype(param_dtype)}
     config = configure(entry, overrides)
-    model = entry.build(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
+    model: Any = entry.build(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
     model.variant = entry.name
     if weights is None:
         return model
-    fresh = False
-    if num_classes:
-        theirs = classes_of(name, weights, config)
-        fresh = theirs != num_classes
-        if fresh:
-            had = "no classifier" if theirs is None else f"{theirs} classes"
-            source = weights if isinstance(weights, str | Path) else "the checkpoint"
-            warnings.warn(f"{source} has {had}: the head for {num_classes} classes stays random", stacklevel=2)
-    return load(model, weights, head="reset" if fresh else None)
+    theirs = classes_of(name, weights, config) if num_classes else None
+    fresh = bool(num_classes) and theirs != num_classes
+    load(model, weights, head="reset" if fresh else None)
+    if fresh:
+        source = weights if isinstance(weights, str | Path) else "the checkpoint"
+        had = "no classifier" if theirs is None else f"{theirs} classes"
+        warnings.warn(f"{source} has {had}: the head for {num_classes} classes stays random", stacklevel=2)
+    return model
 
 
 def preprocess(model: str | nnx.Module) -> Preprocess:
     """How a model (or the model of a name) wants its images: as the released checkpoint it was given, else as its architecture's preferred one."""
-    entry = variant(model if isinstance(model, str) else model.variant)
-    config = entry.config if isinstance(model, str) else model.config
-    released = {} if isinstance(model, str) else getattr(model, "released", {})
+    made: Any = model
+    entry = variant(made if isinstance(made, str) else made.variant)
+    config: Any = entry.config if isinstance(made, str) else made.config
+    released = {} if isinstance(made, str) else getattr(made, "released", {})
     return Preprocess(**{"image_size": config.image_size, **entry.preprocess, **released})

@@ -7,6 +7,7 @@ layouts correspond (:mod:`zoo.naming`); where files come from is :mod:`zoo.sourc
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import re
@@ -46,7 +47,7 @@ class Match:
     """
 
     name: str
-    form: nnx.Module
+    form: Any
     entries: list[Entry]
     tensors: Tensors
     missing: list[str]
@@ -83,7 +84,8 @@ def load(
     """
     if head not in (None, "reset"):
         raise WeightsError(f'head is None or "reset", got {head!r}')
-    entry = variant(model.variant)
+    made: Any = model
+    entry = variant(made.variant)
     release, tensors = _tensors(entry, source)
     match = _match(model, entry, tensors, naming, head)
     if match.faults:
@@ -92,7 +94,7 @@ def load(
     _adopt(model, match.form, arrays)
     assign(model, arrays)
     if release is not None:
-        model.released = FrozenOptions({field: getattr(release, field) for field in ("mean", "std", "interpolation", "crop_fraction")})
+        made.released = FrozenOptions({field: getattr(release, field) for field in ("mean", "std", "interpolation", "crop_fraction")})
     return model
 
 
@@ -110,7 +112,7 @@ def save(model: nnx.Module, path: str | Path, *, naming: str | None = None) -> N
     path = Path(path)
     if path.suffix not in (".safetensors", ".npz"):
         raise WeightsError(f"weights are saved as .safetensors or .npz, got {path.name}")
-    arrays = {name: np.ascontiguousarray(array) for name, array in export(model, naming=naming).items()}
+    arrays = export(model, naming=naming)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         temporary = Path(file.name)
     try:
@@ -133,18 +135,19 @@ def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndar
     Raises:
       WeightsError: an unknown naming, or parameters that it has no name for.
     """
-    entry = variant(model.variant)
+    made: Any = model
+    entry = variant(made.variant)
     names = _namings(entry)
     chosen = next(iter(names)) if naming is None else naming
     if chosen not in names:
         raise WeightsError(f"{entry.family} has no naming {naming!r}{near(chosen, names)}; it has: {', '.join(names)}")
     leaves = flatten(model)
     try:
-        entries = plan(names[chosen], {name: tuple(leaf.shape) for name, leaf in leaves.items()}, model.config)
+        entries = plan(names[chosen], {name: tuple(leaf.shape) for name, leaf in leaves.items()}, made.config)
     except ValueError as error:
         raise WeightsError(f'this model can\'t be saved under the names of {chosen!r}: {error}; naming="zoo" saves any model') from error
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    return {name: array for line in entries for name, array in line.export(arrays).items()}
+    return {name: np.ascontiguousarray(array) for line in entries for name, array in line.export(arrays).items()}
 
 
 def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -> int | None:
@@ -181,13 +184,13 @@ def _heads(model: nnx.Module) -> tuple[str, ...]:
     return getattr(model, "heads", ("head",))
 
 
-def _match(model: nnx.Module, entry: Variant, tensors: Tensors, naming: str | None, head: str | None) -> Match:
+def _match(model: Any, entry: Variant, tensors: Tensors, naming: str | None, head: str | None) -> Match:
     if naming is not None and naming not in _namings(entry):
         raise WeightsError(f"{entry.family} has no naming {naming!r}{near(naming, _namings(entry))}; it has: {', '.join(_namings(entry))}")
     return _best(model, entry, tensors, naming, reset=head == "reset")
 
 
-def _best(model: nnx.Module, entry: Variant, tensors: Tensors, naming: str | None, *, reset: bool = False) -> Match:
+def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, reset: bool = False) -> Match:
     """The naming, and the prefix to take off, under which the file fits the model best."""
     found: list[Match] = []
     for name, rules in _namings(entry).items():
@@ -201,7 +204,7 @@ def _best(model: nnx.Module, entry: Variant, tensors: Tensors, naming: str | Non
     return min(found, key=lambda match: (match.faults, -match.fits))
 
 
-def _form(model: nnx.Module, entry: Variant, rules: Naming) -> nnx.Module:
+def _form(model: Any, entry: Variant, rules: Naming) -> Any:
     """The model, or its abstract form with what files of this naming hold beyond it."""
     if all(getattr(model.config, field) == value for field, value in rules.config.items()):
         return model
@@ -265,7 +268,7 @@ def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[
             yield name, jax.device_put(np.asarray(array, wanted), sharding)
 
 
-def _adopt(model: nnx.Module, form: nnx.Module, arrays: Mapping[str, Any]) -> None:
+def _adopt(model: Any, form: Any, arrays: Mapping[str, Any]) -> None:
     """Gives the model the parameters that files of this naming hold beyond it, and takes those that they do without."""
     if form is model:
         return
@@ -277,7 +280,7 @@ def _adopt(model: nnx.Module, form: nnx.Module, arrays: Mapping[str, Any]) -> No
     model.config = form.config
 
 
-def _report(model: nnx.Module, entry: Variant, match: Match, source: Any) -> str:
+def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
     """One message for all that is wrong."""
     heads = set(_heads(model))
     released_heads = {n for line in match.entries if line.ours and line.ours[0].split(".")[0] in heads for n in line.released}
@@ -307,31 +310,33 @@ def _listed(names: list[str], most: int = 12) -> str:
 
 
 def _nearest(entry: Variant, tensors: Tensors) -> str | None:
-    """The variant that most of the file's tensors fit, whatever the size of image and the number of classes."""
-    best: tuple[int, str | None] = (len(tensors) // 2, None)
-    seen: set[Any] = set()
-    for name in sorted(list_models(), key=lambda n: (variant(n).family != entry.family, n != entry.name)):
+    """The variants that most of the file's tensors fit, whatever the size of image and the number of classes."""
+    groups: dict[Any, list[str]] = {}
+    for name in sorted(list_models(), key=lambda n: variant(n).family != entry.family):
         other = variant(name)
-        if not other.rules:
-            continue
-        config = dataclasses.replace(other.config, **{"num_classes": 1})
-        shape = dataclasses.replace(config, **{"image_size": 0}) if hasattr(config, "image_size") else config
-        if (other.family, shape) in seen or not _plausible(other, tensors):
-            continue
-        seen.add((other.family, shape))
-        match = _best(abstract(other, config), other, tensors, None, reset=True)
-        best = max(best, (match.fits - len(match.missing), name), key=lambda pair: pair[0])
+        fields = {field.name for field in dataclasses.fields(other.config)}
+        blurred: dict[str, Any] = {field: 1 for field in ("num_classes", "image_size") if field in fields}
+        shape = dataclasses.replace(other.config, **blurred)
+        if other.rules and _plausible(other, tensors):
+            groups.setdefault((other.family, shape), []).append(name)
+    best, found = len(tensors) // 2, None
+    for names in groups.values():
+        other = variant(names[0])
+        match = _best(abstract(other, other.config), other, tensors, None, reset=True)
+        if match.fits - len(match.missing) > best:
+            best, found = match.fits - len(match.missing), " or ".join(names[:4])
         if not match.faults:
-            return name
-    return best[1]
+            break
+    return found
 
 
 def _plausible(entry: Variant, tensors: Tensors) -> bool:
-    """Whether the width of the first stage is the length of some vector of the file: rules out most variants at no cost."""
+    """Whether the file has vectors of the model's widths, and mostly of them: rules out most variants at no cost."""
+    lengths = collections.Counter(tensor.shape[0] for tensor in tensors.values() if len(tensor.shape) == 1)
     width = getattr(entry.config, "features", None)
-    widths = width if isinstance(width, tuple) else (width,)
-    lengths = {size for tensor in tensors.values() for size in tensor.shape}
-    return all(size is None or size in lengths for size in widths)
+    if isinstance(width, int):
+        return bool(lengths) and lengths.most_common(1)[0][0] == width
+    return width is not None and all(size in lengths for size in width)
 
 
 def _by(shape: Iterable[int]) -> str:

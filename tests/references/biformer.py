@@ -19,8 +19,8 @@ import numpy as np
 from tests.references import seeded
 
 PATH = Path(__file__).with_suffix(".npz")
-SEED = 3
-GAIN = 2.0
+SEED = 10
+SHARPNESS = 3.0
 FEATURES, DEPTHS, HEAD_DIM, TOPK, CLASSES = (8, 16, 32, 64), (2, 1, 1, 2), 8, (1, 4, 16, -2), 10
 SIZES = {"even": (1, 112, 112, 3), "odd": (1, 101, 105, 3)}
 SMALLEST_GAP = 1e-3
@@ -59,7 +59,7 @@ def record(clone: Path) -> dict[str, np.ndarray]:
         auto_pad=True,
     )
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in seeded.weights(shapes, SEED, gain=GAIN).items()})
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in seeded.weights(shapes, SEED, sharpness=SHARPNESS).items()})
     model.eval()
     seen: dict[str, Any] = {}
     for name, module in model.named_modules():

@@ -13,8 +13,11 @@ def generator(name: str, seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
 
 
-def weights(shapes: Mapping[str, tuple[int, ...]], seed: int, *, gain: float = 0.7) -> dict[str, np.ndarray]:
-    """A state dict in PyTorch's names: matrices and kernels of standard deviation ``gain / sqrt(inputs)``, scales near 1, biases of 0.3."""
+def weights(shapes: Mapping[str, tuple[int, ...]], seed: int, *, sharpness: float = 1.0) -> dict[str, np.ndarray]:
+    """A state dict in PyTorch's names: scales near 1, biases of 0.3, kernels of standard deviation 0.7 / sqrt(inputs).
+
+    ``sharpness`` multiplies the fused projections of queries, keys and values, which spreads attention scores.
+    """
     made = {}
     for name, shape in shapes.items():
         if name.endswith("num_batches_tracked"):
@@ -24,6 +27,7 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int, *, gain: float = 0
         if name.endswith("running_var"):
             noise = 1 + np.float32(0.2) * np.abs(noise)
         elif name.endswith("weight"):
+            gain = 0.7 * sharpness if "qkv" in name else 0.7
             noise = noise * np.float32(gain * np.prod(shape[1:]) ** -0.5) if len(shape) > 1 else 1 + np.float32(0.1) * noise
         else:
             noise = noise * np.float32(0.3)

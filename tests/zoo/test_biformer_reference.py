@@ -32,7 +32,7 @@ def _relative(ours: Any, theirs: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def model() -> nnx.Module:
     size = {"features": recorded.FEATURES, "stem": (4, 8), "depths": recorded.DEPTHS, "num_heads": (1, 2, 4, 8), "num_classes": recorded.CLASSES}
-    made = zoo.create("biformer_tiny", weights=seeded.weights(SHAPES, recorded.SEED, gain=recorded.GAIN), **size)
+    made = zoo.create("biformer_tiny", weights=seeded.weights(SHAPES, recorded.SEED, sharpness=recorded.SHARPNESS), **size)
     made.eval()
     return made
 
@@ -84,7 +84,7 @@ def test_matches_the_authors(model: nnx.Module, size: str, record_property: Any)
 
 
 def test_export_gives_the_same_bits(model: nnx.Module) -> None:
-    state, found = seeded.weights(SHAPES, recorded.SEED, gain=recorded.GAIN), export(model, naming="biformer")
+    state, found = seeded.weights(SHAPES, recorded.SEED, sharpness=recorded.SHARPNESS), export(model, naming="biformer")
     assert set(found) == set(state)
     for name, array in state.items():
         assert found[name].dtype == array.dtype

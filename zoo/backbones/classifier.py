@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 from flax import nnx
 
@@ -27,7 +29,9 @@ class Classifier(Model):
 
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         """Replaces the head by a fresh one for ``num_classes``; 0 removes it."""
-        self.head = make_head(self.num_features, num_classes, self.config, nnx.Rngs(0) if rngs is None else rngs)
+        # nnx.data: a model that was made without a head can be given one.
+        self.head = nnx.data(make_head(self.num_features, num_classes, self.config, nnx.Rngs(0) if rngs is None else rngs))
+        self.config = dataclasses.replace(self.config, num_classes=num_classes)
 
 
 def make_head(features: int, num_classes: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear | None:

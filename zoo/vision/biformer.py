@@ -36,6 +36,7 @@ class BiFormerConfig(PyramidConfig):
       topk: regions that each region attends to in each stage; None is dense attention.
       routing: "learned", or "random" as a control.
       dense_heads: heads of a dense stage.
+      enhancement_size: of the depth-wise convolution that enhances the values locally.
       mlp_ratio: hidden width of the MLP / features.
     """
 
@@ -44,6 +45,7 @@ class BiFormerConfig(PyramidConfig):
     topk: tuple[int | None, ...] = (1, 4, 16, None)
     routing: str = "learned"
     dense_heads: int = 8
+    enhancement_size: int = 5
     mlp_ratio: float = 3.0
     drop_path: float = 0.1
 
@@ -65,8 +67,15 @@ class BiFormer(Pyramid):
                 "scale": (c.features[stage] // heads) ** -0.5,
                 "use_bias": False,
                 "enhance": "input",
+                "enhancement_size": c.enhancement_size,
             }
-        return {"name": "bilevel_routing", "regions": c.regions, "topk": c.topk[stage], "routing": c.routing}
+        return {
+            "name": "bilevel_routing",
+            "regions": c.regions,
+            "topk": c.topk[stage],
+            "routing": c.routing,
+            "enhancement_size": c.enhancement_size,
+        }
 
     def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> nnx.Module:
         c = self.config
@@ -105,6 +114,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_heads": (2, 4),
         "regions": 4,
         "topk": (4, 4),
+        "enhancement_size": 3,
         "mlp_ratio": 2.0,
         "drop_path": 0.0,
     },

@@ -1,0 +1,61 @@
+"""Writes docs/weights.md from the comparisons with reference implementations: ``python -m tests.references.table``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATH = ROOT / "docs" / "weights.md"
+ABOUT = """# Released weights
+
+Written by `python -m tests.references.table`; not edited by hand.
+
+Each row compares a model with its reference implementation under the same random weights, which are loaded by
+their released names: logits, the features of every stage or block, and the gradient of a scalar loss with respect
+to the input, in float32. The difference is max|ours - theirs| / max|theirs|, the largest of them. "live" runs the
+reference; "recorded" compares with outputs that a script under tests/references recorded. Models are compared
+with fewer blocks and features than published; parameter counts are compared for the published sizes.
+
+| architecture | reference | kind | arrays mapped | largest relative difference |
+| --- | --- | --- | ---: | ---: |
+"""
+
+
+class Collector:
+    """Gathers what passed tests recorded as "parity"."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.skipped: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self.rows += [value for name, value in report.user_properties if name == "parity"]
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self.skipped.append(report.nodeid)
+
+
+def main() -> int:
+    """Runs the comparisons and writes the table; refuses to write one with rows left out."""
+    collector = Collector()
+    tests = [str(path) for path in sorted((ROOT / "tests").rglob("test_*_reference.py"))]
+    status = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[collector])
+    if status or collector.skipped:
+        print(f"not written: a comparison failed or was skipped {collector.skipped}", file=sys.stderr)
+        return 1
+    rows = sorted(collector.rows, key=lambda row: (row["architecture"], row["reference"]))
+    lines = [f"| {r['architecture']} | {r['reference']} | {r['kind']} | {r['mapped']} | {r['difference']:.0e} |" for r in rows]
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(ABOUT + "\n".join(lines) + "\n")
+    print(f"{PATH}: {len(rows)} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
