@@ -17,9 +17,9 @@ from configs.common import Architecture, vision
 ARCHITECTURE = Architecture(
     digits={
         "model": "biformer_nano",
-        "train_for": "30 epochs",
-        "eval_every": "2 epochs",
-        "save_every": "5 epochs",
+        "train_for": "40 epochs",
+        "eval_every": "4 epochs",
+        "save_every": "10 epochs",
         "batch_size": 64,
         "optimizer": {"learning_rate": 2e-3},
         "schedule": {"warmup": "3 epochs"},
