@@ -147,7 +147,7 @@ def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndar
     except ValueError as error:
         raise WeightsError(f'this model can\'t be saved under the names of {chosen!r}: {error}; naming="zoo" saves any model') from error
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    return {name: np.ascontiguousarray(array) for line in entries for name, array in line.export(arrays).items()}
+    return {name: np.asarray(array, order="C") for line in entries for name, array in line.export(arrays).items()}
 
 
 def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -> int | None:

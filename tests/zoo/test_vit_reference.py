@@ -19,6 +19,7 @@ pytestmark = pytest.mark.reference
 
 TOLERANCE = 2e-5
 PIXELS = 56
+DEPTH = 2
 
 # Plain ViTs of timm that this zoo does not have, and why.
 LEFT_OUT = {
@@ -102,7 +103,7 @@ KINDS = [
 ]
 
 
-def _pair(name: str, *, patch: int = 14, depth: int = 4, seed: int = 0, **options: Any) -> tuple[Any, Any, dict[str, np.ndarray]]:
+def _pair(name: str, *, patch: int = 14, depth: int = DEPTH, seed: int = 0, **options: Any) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """timm's model and ours, narrow and shallow, with the same random weights."""
     config = variant(name).config
     heads = 2
@@ -131,10 +132,10 @@ def test_matches_timm(name: str, record_property: Any) -> None:
     pixels = images(2, PIXELS, PIXELS, 3)
 
     def reference(x: Any) -> list[Any]:
-        return [theirs(x), *theirs.forward_intermediates(x, indices=[0, 1, 2, 3], norm=False, intermediates_only=True)]
+        return [theirs(x), *theirs.forward_intermediates(x, indices=list(range(DEPTH)), norm=False, intermediates_only=True)]
 
     expected, gradient = outputs_and_gradient(reference, pixels)
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x, [0, 1, 2, 3])], pixels)
+    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x, range(DEPTH))], pixels)
     expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
     differences = [relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True)]
     difference = max(differences)
@@ -154,10 +155,10 @@ def test_another_input_size_matches_timm() -> None:
 def test_resampled_position_table_matches_timm(larger: bool) -> None:
     _, _, state = _pair("vit_small_patch16_224")
     size = 98 if larger else 28
-    ours = zoo.create("vit_small_patch16_224", depth=4, features=32, num_heads=2, image_size=size, patch_size=14, num_classes=10)
+    ours = zoo.create("vit_small_patch16_224", depth=DEPTH, features=32, num_heads=2, image_size=size, patch_size=14, num_classes=10)
     with pytest.warns(UserWarning, match=rf"position.table was made for a grid of 4x4 and is resampled to {size // 14}x{size // 14}"):
         zoo.load(ours, state)
-    resized = timm.create_model("vit_small_patch16_224", depth=4, embed_dim=32, num_heads=2, img_size=size, patch_size=14, num_classes=10)
+    resized = timm.create_model("vit_small_patch16_224", depth=DEPTH, embed_dim=32, num_heads=2, img_size=size, patch_size=14, num_classes=10)
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     resized.load_state_dict(checkpoint_filter_fn({k: torch.from_numpy(v) for k, v in state.items()}, resized))
@@ -191,7 +192,7 @@ def test_npz_of_ours_loads_in_timm(model: str, naming: str, tmp_path: Any) -> No
     loaded = {k: v.numpy() for k, v in theirs.state_dict().items()}
     different = [k for k in state if not np.array_equal(state[k], loaded[k])]
     assert not different
-    again = zoo.create(model, weights=tmp_path / "vit.npz", depth=4, features=32, num_heads=2, image_size=PIXELS, patch_size=14, num_classes=10)
+    again = zoo.create(model, weights=tmp_path / "vit.npz", depth=DEPTH, features=32, num_heads=2, image_size=PIXELS, patch_size=14, num_classes=10)
     assert same_bits(export(again), state)
 
 
@@ -220,7 +221,7 @@ def _released(model: Any, tmp_path: Any) -> dict[str, np.ndarray]:
 
 
 def _size(**more: Any) -> dict[str, Any]:
-    common = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_labels": 10}
+    common = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_labels": 10}
     return {**common, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **more}
 
 
@@ -239,7 +240,7 @@ def test_matches_transformers(name: str, kind: str, size: dict[str, Any], option
     theirs = cls(cls.config_class(**size))
     randomise(theirs)
     state = _released(theirs, tmp_path)
-    ours_options = {"depth": 4, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 10, **options}
+    ours_options = {"depth": DEPTH, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 10, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         ours = zoo.create(name, weights=tmp_path, **ours_options)
@@ -251,9 +252,9 @@ def test_matches_transformers(name: str, kind: str, size: dict[str, Any], option
         return [out.logits if hasattr(out, "logits") else out.pooler_output, *out.hidden_states[1:]]
 
     expected, gradient = outputs_and_gradient(call, pixels)
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *[m.reshape(2, -1, 32) for m in ours.features(x, [0, 1, 2, 3])]], pixels)
+    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *[m.reshape(2, -1, 32) for m in ours.features(x, range(DEPTH))]], pixels)
     # The model without a classifier normalises its last hidden state where ours gives the block's output.
-    depth = 5 if hasattr(theirs, "classifier") or hasattr(theirs, "cls_classifier") else 4
+    depth = DEPTH + (hasattr(theirs, "classifier") or hasattr(theirs, "cls_classifier"))
     expected = [expected[0], *[e[:, ours.prefix :] for e in expected[1:depth]]]
     pairs = [*zip(found[:depth], expected, strict=True), (our_gradient, gradient)]
     differences = [relative(a, b) for a, b in pairs]
@@ -269,7 +270,7 @@ def test_facebook_names(gated: bool) -> None:
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     name = "vit_giant_patch14_reg4_dinov2" if gated else "vit_small_patch14_reg4_dinov2"
-    options = {"depth": 4, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 0}
+    options = {"depth": DEPTH, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 0}
     whole = zoo.create(name, **options, mask_token=True, prefix_positions="class", rngs=nnx.Rngs(3))
     state = export(whole, naming="dinov2")
     assert {"mask_token", "register_tokens", "pos_embed"} <= set(state)
@@ -277,7 +278,7 @@ def test_facebook_names(gated: bool) -> None:
     ours = zoo.load(zoo.create(name, **options), state)
     assert same_bits(export(ours, naming="dinov2"), state)
     ratio = 16 / 3 if gated else 4.0
-    theirs = timm.create_model(name, depth=4, embed_dim=32, num_heads=2, img_size=PIXELS, patch_size=14, num_classes=0, mlp_ratio=ratio)
+    theirs = timm.create_model(name, depth=DEPTH, embed_dim=32, num_heads=2, img_size=PIXELS, patch_size=14, num_classes=0, mlp_ratio=ratio)
     theirs.load_state_dict(checkpoint_filter_fn({k: torch.from_numpy(v.copy()) for k, v in state.items()}, theirs))
     theirs.eval()
     pixels = images(1, PIXELS, PIXELS, 3)

@@ -120,4 +120,37 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
+_QUERY_KEY_VALUE = ("mixer.query", "mixer.key", "mixer.value")
+
+
+def _attention(stage: str, fused: str, out: str) -> list[tuple[Any, ...]]:
+    block = f"stages.{stage}.blocks.{{j}}"
+    return [
+        (f"stages.{stage}.{{j}}.attn.{fused}", tuple(f"{block}.{part}" for part in _QUERY_KEY_VALUE), Split()),
+        (f"stages.{stage}.{{j}}.attn.{out}", f"{block}.mixer.out"),
+    ]
+
+
+# The authors' names. Their dense last stage is another class, with names of its own.
+RULES: dict[str, Naming] = {
+    "biformer": Naming(
+        [
+            ("downsample_layers.0.3", "stages.0.downsample.1.conv"),
+            ("downsample_layers.0.4", "stages.0.downsample.1.norm"),
+            ("downsample_layers.{s}.0", "stages.{s}.downsample.0.conv"),
+            ("downsample_layers.{s}.1", "stages.{s}.downsample.0.norm"),
+            ("stages.{s}.{j}.pos_embed", "stages.{s}.blocks.{j}.position"),
+            ("stages.{s}.{j}.norm1", "stages.{s}.blocks.{j}.mixer_norm"),
+            ("stages.{s}.{j}.attn.lepe", "stages.{s}.blocks.{j}.mixer.enhancement"),
+            *_attention("3", "qkv", "proj"),
+            *_attention("{s}", "qkv.qkv", "wo"),
+            ("stages.{s}.{j}.norm2", "stages.{s}.blocks.{j}.channel_norm"),
+            ("stages.{s}.{j}.mlp.0", "stages.{s}.blocks.{j}.channel.up"),
+            ("stages.{s}.{j}.mlp.3", "stages.{s}.blocks.{j}.channel.down"),
+            ("norm", "norm"),
+            ("head", "head"),
+        ]
+    )
+}
+
 register_family("biformer", BiFormer, BiFormerConfig, VARIANTS, our_choice=("biformer_nano",), rules=RULES, paper=(90,))
