@@ -18,7 +18,7 @@ from tests.references import seeded
 from zoo.registry import abstract, variant
 from zoo.weights import export
 
-TOLERANCE = 2e-5
+TOLERANCE = 5e-6
 ARRAYS = dict(np.load(recorded.PATH))
 ABOUT = json.loads(str(ARRAYS["about"]))
 SHAPES = {name: tuple(shape) for name, shape in ABOUT["shapes"].items()}

@@ -17,7 +17,7 @@ from zoo.weights import export
 
 pytestmark = pytest.mark.reference
 
-TOLERANCE = 2e-5
+TOLERANCE = 5e-6
 PIXELS = 56
 DEPTH = 2
 

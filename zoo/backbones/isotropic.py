@@ -145,7 +145,16 @@ class Isotropic(Classifier):
         rates = drop_path_rates(c.drop_path, c.depth)
         self.blocks = Stack(
             [
-                Block(mixer, self._channel(c, common, rngs), features=c.features, norm=norm, layer_scale=c.layer_scale, drop_path=rate, **common, rngs=rngs)
+                Block(
+                    mixer,
+                    self._channel(c, common, rngs),
+                    features=c.features,
+                    norm_epsilon=c.norm_epsilon,
+                    layer_scale=c.layer_scale,
+                    drop_path=rate,
+                    **common,
+                    rngs=rngs,
+                )
                 for mixer, rate in zip(mixers, rates, strict=True)
             ],
             remat=c.remat,
