@@ -63,6 +63,7 @@ class Contest:
       steps, batch_size, learning_rate, evaluations: of every run; evaluations of the validation split on the way.
       figures: the names shown, of the test split, or of ``measure``.
       measure: more figures of a trained model, given it and its contestant.
+      recipe: a config file whose default run is taken as it is, but for its length and the contestants' options.
     """
 
     contestants: Sequence[Contestant]
@@ -72,11 +73,18 @@ class Contest:
     figures: Sequence[str]
     evaluations: int = 10
     measure: Callable[[nnx.Module, Contestant], dict[str, float]] | None = None
+    recipe: str | None = None
 
 
 def config_of(contest: Contest, contestant: Contestant, seed: int, steps: int) -> ConfigDict:
-    """The config of one run: that of configs/common.py, which is data and therefore read, not imported."""
-    config: ConfigDict = runpy.run_path(str(HOME / "configs" / "common.py"))["run"]()
+    """The config of one run, from configs/, which is data and therefore read, not imported."""
+    if contest.recipe is not None:
+        config = runpy.run_path(str(HOME / contest.recipe))["get_config"]()
+        config.update({"seed": seed, "train_for": f"{steps} steps", "save_every": ""})
+        config.update({"eval_every": f"{max(steps // contest.evaluations, 1)} steps", "keep": 1, **contestant.settings})
+        config.model_options = ConfigDict({**config.model_options, **contestant.options})
+        return config
+    config = runpy.run_path(str(HOME / "configs" / "common.py"))["run"]()
     config.update({"seed": seed, "model": contestant.model, "batch_size": contest.batch_size, "train_for": f"{steps} steps", "save_every": ""})
     config.update({"eval_every": f"{max(steps // contest.evaluations, 1)} steps", "log_every": max(steps // 100, 1), "keep": 1})
     config.optimizer.update({"learning_rate": contest.learning_rate, "weight_decay": 0.1, "clip_norm": 1.0})
@@ -102,7 +110,7 @@ def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Ro
         figures |= contest.measure(model, contestant)
     curve = [{name: value for name, value in line.items() if name != "split"} for line in lines if line["split"] == "validation"]
     return {
-        "label": contestant.label, "model": contestant.model, "options": dict(contestant.options), "task": dict(contestant.task),
+        "label": contestant.label, "model": contestant.model, "options": dict(contestant.options), "task": config.task.to_dict(),
         "seed": seed, "parameters": parameters, "steps": result.step, "seconds": round(seconds, 1), "test": figures, "validation": curve,
     }  # fmt: skip
 

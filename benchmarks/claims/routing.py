@@ -1,0 +1,42 @@
+"""Routing: on the digits, BiFormer's learned routing is at least as good as attending to all regions, and better than random regions.
+
+Bi-level routing keeps 4 of 16 regions for each region (BiFormer, L. Zhu et al., arXiv:2303.08810). The
+contestants differ in nothing but which regions are attended to. The recipe is that of configs/biformer.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+
+DIGITS = {"name": "classification", "dataset": "digits"}
+
+
+def contest(quick: bool) -> Contest:
+    return Contest(
+        contestants=[
+            Contestant("learned, 4 of 16", "biformer_nano", DIGITS),
+            Contestant("all 16", "biformer_nano", DIGITS, {"topk": (16, 16)}),
+            Contestant("random, 4 of 16", "biformer_nano", DIGITS, {"routing": "random"}),
+        ],
+        steps=4 if quick else 808,
+        batch_size=64,
+        learning_rate=2e-3,
+        evaluations=2 if quick else 10,
+        figures=("accuracy", "loss"),
+        recipe="configs/biformer.py",
+    )
+
+
+def verdict(rows: Sequence[Row]) -> bool:
+    accuracy = medians(rows, "accuracy")
+    return accuracy["learned, 4 of 16"] >= accuracy["all 16"] and accuracy["learned, 4 of 16"] > accuracy["random, 4 of 16"]
+
+
+def run(arguments: list[str] | None = None) -> None:
+    main("routing", __doc__ or "", contest, verdict, arguments)
+
+
+if __name__ == "__main__":
+    run()
