@@ -7,6 +7,7 @@ attention, then ``Grid`` attention; Vision Mamba is ``Bidirectional`` Mamba.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -274,11 +275,11 @@ class Parallel(Mixer):
         return max(branch.complexity for branch in self.branches)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        return sum(branch(x, mask, positions) for branch in self.branches) / len(self.branches)
+        return functools.reduce(jnp.add, (branch(x, mask, positions) for branch in self.branches)) / len(self.branches)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> tuple[Any, ...]:
         return tuple(branch.init_state(batch_size, max_length, dtype, context) for branch in self.branches)
 
     def extend(self, x: jax.Array, state: tuple[Any, ...], mask: jax.Array | None = None) -> tuple[jax.Array, tuple[Any, ...]]:
         results = [branch.extend(x, old, mask) for branch, old in zip(self.branches, state, strict=True)]
-        return sum(y for y, _ in results) / len(results), tuple(new for _, new in results)
+        return functools.reduce(jnp.add, (y for y, _ in results)) / len(results), tuple(new for _, new in results)

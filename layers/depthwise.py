@@ -49,7 +49,7 @@ def _taps(x: jax.Array, rows: int, columns: int, strides: int) -> Iterator[tuple
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
     with operations.multiply_adds():
-        return functools.reduce(jnp.add, (tap * kernel[i, j, 0] for i, j, tap in _taps(x, *kernel.shape[:2], strides)))
+        return functools.reduce(jnp.add, (tap * kernel[i, j, 0] for i, j, tap in _taps(x, kernel.shape[0], kernel.shape[1], strides)))
 
 
 def _forward(x: jax.Array, kernel: jax.Array, strides: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -72,8 +72,7 @@ def _backward(strides: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -
         return total + jnp.stack(sums).reshape(rows, columns, 1, -1), None
 
     parts = next(n for n in range(min(8, x.shape[0]), 0, -1) if x.shape[0] % n == 0)
-    split = [a.reshape(parts, -1, *a.shape[1:]) for a in (x, dy)]
-    dkernel, _ = jax.lax.scan(add, jnp.zeros(kernel.shape, jnp.float32), tuple(split))
+    dkernel, _ = jax.lax.scan(add, jnp.zeros(kernel.shape, jnp.float32), (x.reshape(parts, -1, *x.shape[1:]), dy.reshape(parts, -1, *dy.shape[1:])))
     return dx, dkernel.astype(kernel.dtype)
 
 

@@ -151,7 +151,8 @@ def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: 
 @functools.cache
 def _signature(make: Callable[..., Any]) -> inspect.Signature:
     # The metaclass of nnx modules hides the constructor's signature behind (*args, **kwargs).
-    return inspect.signature(make.__init__ if isinstance(make, type) else make)
+    constructor: Callable[..., Any] = getattr(make, "__init__") if isinstance(make, type) else make  # noqa: B009
+    return inspect.signature(constructor)
 
 
 def accepted(make: Callable[..., Any]) -> tuple[frozenset[str], bool]:

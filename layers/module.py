@@ -100,7 +100,8 @@ def pure_call(module: nnx.Module, call: Callable[..., Any], *args: Any, transfor
     Statistics and random counters that the call updates are written back to ``module``, and what it
     sows is sown for the caller.
     """
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    split: Any = nnx.split(module, nnx.Param, ...)
+    graphdef, params, rest = split
     outer = _collector.get()
     labels: list[tuple[tuple[str, ...], str]] = []
 

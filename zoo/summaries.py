@@ -138,7 +138,7 @@ def summary(model: str | nnx.Module, input_shape: tuple[int, ...] | None = None,
 
 
 def _own_input_shape(model: nnx.Module) -> tuple[int, ...]:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "image_size"):
         return config.image_size, config.image_size, config.in_channels
     if hasattr(config, "vocab_size") and hasattr(config, "max_length"):
@@ -160,7 +160,7 @@ class _Call:
 
 def _parts(module: nnx.Module, name: str = "") -> list[tuple[str, nnx.Module]]:
     """The parts that have a row: whatever holds a stack is opened, and so are stacks and lists."""
-    found = []
+    found: list[tuple[str, nnx.Module]] = []
     for key, child in nnx.iter_children(module):
         path = f"{name}.{key}" if name else str(key)
         opened = type(child) is nnx.List or any(isinstance(inner, Stack) for _, inner in nnx.iter_modules(child))
@@ -186,7 +186,8 @@ def _watch(model: nnx.Module, calls: list[_Call]) -> None:
             calls.append(_Call(name, _cls.__name__, graphdef, state, (_abstract(args), _abstract(kwargs)), _output_shape(y)))
             return y
 
-        part.__class__ = type(cls)(cls.__name__, (cls,), {"__call__": call})
+        metaclass: Any = type(cls)
+        part.__class__ = metaclass(cls.__name__, (cls,), {"__call__": call})
 
 
 def _rows(calls: list[_Call]) -> list[Row]:

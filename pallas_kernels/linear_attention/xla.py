@@ -84,7 +84,7 @@ def _recurrence(
 def _forward(chunk_size: int, strict: bool, scale: float, *arrays: Any) -> tuple[Any, Any]:
     *tokens, state = arrays
 
-    def body(state: jax.Array, chunk: Chunk) -> tuple[jax.Array, Any]:
+    def body(state: jax.Array, chunk: Any) -> tuple[jax.Array, Any]:
         after, out = _chunk(strict, scale, state, chunk)
         return after, (out, state)
 

@@ -64,7 +64,7 @@ def selective_scan(
         rates = jnp.tile(rates, (batch, 1, 1))
     shape = (batch * groups, *rates.shape[1:])
     state = jnp.zeros(shape, wide) if initial_state is None else channels_last(initial_state)
-    tokens = tuple(a.reshape(batch, length, groups, -1) for a in (x, step, B, C))
+    tokens: Any = tuple(a.reshape(batch, length, groups, -1) for a in (x, step, B, C))
     if length == 1:
         state, out = _token(rates, state, _widen(tuple(a.reshape(batch * groups, -1) for a in tokens), wide))
     else:
@@ -98,7 +98,7 @@ def _recurrence(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[jax
 
 
 def _forward(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[Any, Any]:
-    def body(state: jax.Array, chunk: Tokens) -> tuple[jax.Array, Any]:
+    def body(state: jax.Array, chunk: Any) -> tuple[jax.Array, Any]:
         after, out = jax.lax.scan(lambda h, token: _token(rates, h, token), state, _widen(chunk, state.dtype))
         return after, (out, state)
 
