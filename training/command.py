@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,8 @@ def _drop_late_callbacks() -> None:
 def one_message() -> Iterator[None]:
     """Turns an error addressed to the user into its message on standard error and exit status 1; others keep their traceback."""
     _drop_late_callbacks()
+    # Orbax leaves the other failures of a save to asyncio, which logs each with a traceback; the loop reports the first.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         yield
     except KeyboardInterrupt:

@@ -14,12 +14,10 @@ DIGITS = {"name": "classification", "dataset": "digits"}
 
 
 def contest(quick: bool) -> Contest:
+    kinds = {"learned, 4 of 16": {}, "all 16": {"topk": (16, 16)}, "random, 4 of 16": {"routing": "random"}}
+    settings = {"schedule": {"warmup": "1 steps"}} if quick else {}
     return Contest(
-        contestants=[
-            Contestant("learned, 4 of 16", "biformer_nano", DIGITS),
-            Contestant("all 16", "biformer_nano", DIGITS, {"topk": (16, 16)}),
-            Contestant("random, 4 of 16", "biformer_nano", DIGITS, {"routing": "random"}),
-        ],
+        contestants=[Contestant(label, "biformer_nano", DIGITS, options, settings) for label, options in kinds.items()],
         steps=4 if quick else 808,
         batch_size=64,
         learning_rate=2e-3,
