@@ -63,26 +63,36 @@ class InductionHeads(Procedural):
     Chance is 1 / (vocab_size - 1): all but the special token.
 
     Args:
-      length: tokens.
+      length: tokens of the longest training example.
+      shortest_length: tokens of the shortest one; None is ``length``, as in the paper. Shorter ones teach the rule
+        sooner. The lengths are log-uniform, what follows the question is random, and validation and test have
+        exactly the full length.
       vocab_size: the special token is vocab_size - 1.
     """
 
     shortest = 3
 
-    def __init__(self, length: int = 256, test_length: int = 1024, vocab_size: int = 16, num_eval: int = 512, seed: int = 0):
+    def __init__(
+        self, length: int = 256, test_length: int = 1024, shortest_length: int | None = None, vocab_size: int = 16, num_eval: int = 512, seed: int = 0
+    ):
         if vocab_size < 3:
             raise ValueError(f"vocab_size is at least 3, not {vocab_size}: the special token and two others")
         self.vocab_size, self.chance = vocab_size, 1 / (vocab_size - 1)
         super().__init__(length, test_length, num_eval, seed)
+        self.shortest_length = length if shortest_length is None else shortest_length
+        if not self.shortest <= self.shortest_length <= length:
+            raise ValueError(f"shortest_length is from {self.shortest} to length = {length}, not {shortest_length}")
 
     def make(self, rng: np.random.Generator, length: int, training: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        del training
+        size = length
+        if training and self.shortest_length < length:
+            size = int(self.shortest_length * ((length + 1) / self.shortest_length) ** rng.random())
         tokens = rng.integers(0, self.vocab_size - 1, length)
-        place = int(rng.integers(length - 2))
-        tokens[[place, -1]] = self.vocab_size - 1
+        place = int(rng.integers(size - 2))
+        tokens[[place, size - 1]] = self.vocab_size - 1
         targets = np.zeros_like(tokens)
-        targets[-1] = tokens[place + 1]
-        return tokens, targets, np.arange(length) == length - 1
+        targets[size - 1] = tokens[place + 1]
+        return tokens, targets, np.arange(length) == size - 1
 
 
 @register("copying")

@@ -50,6 +50,7 @@ class Mamba(Mixer):
     supports_causal = True
     supports_bidirectional = False
     paper = (194,)
+    undecayed = ("A_log",)
     causal = True
 
     def __init__(

@@ -106,6 +106,7 @@ class S4D(Mixer):
 
     supports_causal = True
     paper = (123,)
+    undecayed = ("log_A_real", "A_imag")
 
     def __init__(
         self,

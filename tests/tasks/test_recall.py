@@ -129,6 +129,21 @@ def test_selective_copying_has_the_papers_sizes() -> None:
     assert set(np.unique(example["tokens"])) <= set(range(16))
 
 
+def test_induction_heads_of_many_lengths() -> None:
+    task = tasks.create("induction_heads", length=64, test_length=64, shortest_length=4)
+    ends = []
+    for index in range(300):
+        tokens, targets, answers = (task.examples("train").get(index, None)[name] for name in ("tokens", "targets", "answers"))
+        first, end = np.flatnonzero(tokens == 15)
+        assert np.flatnonzero(answers).tolist() == [end]
+        assert targets[end] == tokens[first + 1]
+        ends.append(int(end))
+    assert (min(ends), max(ends)) == (3, 63)
+    assert 0.4 < np.mean(np.asarray(ends) < 15) < 0.6  # half of the lengths are below the geometric mean, 16
+    assert all(task.examples("validation").get(index, None)["answers"][63] == 1 for index in range(20))
+    assert all(tasks.create("induction_heads", length=64).examples("train").get(index, None)["answers"][63] == 1 for index in range(20))
+
+
 @pytest.mark.parametrize(("group", "order"), [((3, False), 6), ((4, True), 12), ((5, True), 60), ((5, False), 120)])
 def test_groups(group: tuple[int, bool], order: int) -> None:
     table = permutations(*group)
@@ -171,6 +186,7 @@ def test_metrics(name: str) -> None:
         ("selective_copying", {"length": 4, "memorize": 5}, "length is at least 5"),
         ("selective_copying", {"memorise": 5}, "did you mean 'memorize'"),
         ("induction_heads", {"length": 2}, "length is at least 3"),
+        ("induction_heads", {"length": 8, "shortest_length": 9}, "shortest_length is from 3 to length = 8, not 9"),
         ("multi_query_recall", {"vocab_size": 7}, "even vocab_size"),
         ("multi_query_recall", {"length": 8, "pairs": 4}, "length is at least 16"),
         ("permutation_tracking", {"group": "S9"}, "unknown group"),

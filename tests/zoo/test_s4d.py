@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import zoo
@@ -34,7 +37,16 @@ def test_weight_decay_spares_the_poles() -> None:
     spared = nnx.eval_shape(lambda: zoo.create("s4d_nano", depth=1)).no_decay()
     assert {f"blocks.0.mixer.{name}" for name in ("log_dt", "log_A_real", "A_imag", "D")} <= spared
     assert "blocks.0.mixer.C" not in spared
-    assert "blocks.0.mixer.A_log" in nnx.eval_shape(lambda: zoo.create("mamba_nano", depth=1)).no_decay()
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [("mamba_nano", {}), ("transformer_nano", {"mixer": "mamba"}), ("vit_nano_patch4_32", {"mixer": {"name": "bidirectional", "inner": "mamba"}})],
+)
+def test_weight_decay_spares_the_rates_of_decay_wherever_the_mixer_stands(model: str, options: dict[str, Any]) -> None:
+    spared = nnx.eval_shape(lambda: zoo.create(model, depth=2, **options)).no_decay()
+    assert sum(name.endswith(".A_log") for name in spared) == (4 if "vit" in model else 2)
+    assert not any(name.endswith((".in_proj.kernel", ".x_proj.kernel")) for name in spared)
 
 
 def test_residual_stream_is_float32() -> None:

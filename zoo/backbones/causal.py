@@ -96,7 +96,7 @@ class Causal(Model):
         """The mixer of a block: the user's if given, else the architecture's."""
         c = self.config
         specs: Sequence[MixerSpec] = c.pattern or (c.mixer if c.mixer is not None else self.own_mixer(index),)
-        hints = {"num_heads": c.num_heads, "dropout": c.dropout, "dtype": c.dtype, "param_dtype": c.param_dtype}
+        hints = {"num_heads": c.num_heads, "depth": c.depth, "dropout": c.dropout, "dtype": c.dtype, "param_dtype": c.param_dtype}
         return create_mixer(specs[index % len(specs)], c.features, causal=True, hints=hints, rngs=rngs)
 
     def make_channel(self, *, rngs: nnx.Rngs) -> nnx.Module | None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
+from layers.mixer import Mixer
 from layers.module import Module
 from layers.state import flatten
 from zoo.registry import FrozenOptions
@@ -41,7 +42,8 @@ class Model(Module):
         return 0 if path[0] in self.stem else self.config.depth + 1
 
     def no_decay(self) -> set[str]:
-        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), position tables and special tokens."""
-        return {name for name, leaf in flatten(self, nnx.Param).items() if leaf.ndim <= 1 or set(name.split(".")) & set(self.undecayed)}
+        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), tables, special tokens, and what its mixers name."""
+        spared = set(self.undecayed).union(*(module.undecayed for _, module in nnx.iter_modules(self) if isinstance(module, Mixer)))
+        return {name for name, leaf in flatten(self, nnx.Param).items() if leaf.ndim <= 1 or spared & set(name.split("."))}
 
 

@@ -11,7 +11,7 @@ state-spaces/mamba-*; ``mamba_nano`` is our choice. Other mixers join by pattern
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +41,7 @@ class MambaConfig(CausalConfig):
 
 
 class StateSpaceLM(Causal):
-    """A causal language model whose residual stream is float32, and whose rates of decay no weight decay pulls at; names as in :class:`Causal`."""
-
-    undecayed: ClassVar[tuple[str, ...]] = (*Causal.undecayed, "A_log", "log_A_real", "A_imag")  # type: ignore[assignment]
+    """A causal language model whose residual stream is float32; names as in :class:`Causal`."""
 
     def _embed(self, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
         x = super()._embed(tokens, positions)
@@ -64,7 +62,6 @@ class MambaLM(StateSpaceLM):
             "conv_size": c.conv_size,
             "step_rank": c.step_rank,
             "initialisation": c.initialisation,
-            "depth": c.depth,
         }
 
 

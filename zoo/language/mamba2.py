@@ -51,7 +51,6 @@ class Mamba2LM(StateSpaceLM):
             "groups": c.groups,
             "conv_size": c.conv_size,
             "initialisation": c.initialisation,
-            "depth": c.depth,
             "norm_epsilon": c.norm_epsilon,
         }
 
