@@ -5,7 +5,8 @@ that serves the call) or a name; :func:`pallas_kernels.dispatch.recording` tells
 """
 
 from pallas_kernels.attention import attention, attention_weights
+from pallas_kernels.delta_rule import delta_rule
 from pallas_kernels.linear_attention import linear_attention
 from pallas_kernels.selective_scan import selective_scan
 
-__all__ = ["attention", "attention_weights", "linear_attention", "selective_scan"]
+__all__ = ["attention", "attention_weights", "delta_rule", "linear_attention", "selective_scan"]

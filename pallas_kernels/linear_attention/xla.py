@@ -88,8 +88,8 @@ def _forward(chunk_size: int, strict: bool, scale: float, *arrays: Any) -> tuple
         after, out = _chunk(strict, scale, state, chunk)
         return after, (out, state)
 
-    state, (out, boundaries) = jax.lax.scan(body, state, tuple(_split(x, chunk_size) for x in tokens))
-    return (_join(out, tokens[0].shape[1]), state), (tokens, boundaries)
+    state, (out, boundaries) = jax.lax.scan(body, state, tuple(split(x, chunk_size) for x in tokens))
+    return (join(out, tokens[0].shape[1]), state), (tokens, boundaries)
 
 
 def _backward(chunk_size: int, strict: bool, scale: float, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
@@ -101,15 +101,15 @@ def _backward(chunk_size: int, strict: bool, scale: float, residuals: Any, cotan
         _, pull = jax.vjp(functools.partial(_chunk, strict, scale), before, chunk)
         return pull((d_state, d_out))
 
-    inputs = (boundaries, tuple(_split(x, chunk_size) for x in tokens), _split(d_out, chunk_size))
+    inputs = (boundaries, tuple(split(x, chunk_size) for x in tokens), split(d_out, chunk_size))
     d_state, d_chunks = jax.lax.scan(body, d_state, inputs, reverse=True)
-    return (*(None if x is None else _join(x, d_out.shape[1]) for x in d_chunks), d_state)
+    return (*(None if x is None else join(x, d_out.shape[1]) for x in d_chunks), d_state)
 
 
 _recurrence.defvjp(_forward, _backward)
 
 
-def _split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:
+def split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:
     """(batch, length, ..., dim) to (chunks, batch, ..., chunk, dim), zeros behind the end: they leave the state as it is."""
     if x is None:
         return None
@@ -118,8 +118,8 @@ def _split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:
     return jnp.moveaxis(x, (1, 2), (0, -2))
 
 
-def _join(x: jax.Array, length: int) -> jax.Array:
-    """The inverse of :func:`_split`."""
+def join(x: jax.Array, length: int) -> jax.Array:
+    """The inverse of :func:`split`."""
     x = jnp.moveaxis(x, (0, -2), (1, 2))
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
@@ -136,7 +136,7 @@ def _chunk(strict: bool, scale: float, state: jax.Array, chunk: Chunk) -> tuple[
     if decay is None:
         out = jnp.where(visible, scores, 0) @ v + carried
         return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, v), out
-    between, since, until = _pairwise(decay[..., 0])
+    between, since, until = pairwise(decay[..., 0])
     weights = jnp.exp(jnp.where(visible, between, -jnp.inf))
     out = (scores * weights) @ v + jnp.exp(since)[..., None] * carried
     # The decay goes on v: k stays one array per group.
@@ -166,7 +166,7 @@ def _chunk_per_key(strict: bool, state: jax.Array, q: jax.Array, k: jax.Array, v
     return state.reshape(state_shape), out.reshape(shape)
 
 
-def _pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of (..., chunk) log decays: the sum over (j, i] for all j <= i, and for the whole chunk `since` and `until`.
 
     Entries above the diagonal of the first, (..., chunk, chunk), mean nothing.

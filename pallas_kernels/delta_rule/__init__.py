@@ -1,0 +1,93 @@
+"""The delta rule: a linear recurrence over time whose transitions are products of (generalised) Householder matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from pallas_kernels.delta_rule import reference, xla
+from pallas_kernels.delta_rule.cases import CASES
+from pallas_kernels.dispatch import Implementation, Op
+
+_op = Op(
+    "delta_rule",
+    (Implementation("xla", xla.delta_rule), Implementation("reference", reference.delta_rule)),
+    CASES,
+)
+
+
+def delta_rule(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    *,
+    decay: jax.Array | None = None,
+    scale: float | None = None,
+    initial_state: jax.Array | None = None,
+    return_state: bool = False,
+    chunk_size: int = 64,
+    implementation: str | None = None,
+) -> Any:
+    """The delta rule (arXiv:2406.06484), gated (arXiv:2412.06464), with any number of steps a token (arXiv:2502.10297).
+
+        S <- exp(g_t) S                                        once a token: g = decay <= 0
+        S <- (I - beta_j k_j k_j^T) S + beta_j k_j v_j^T       for each of the token's steps j
+        o_t = scale * q_t S                                    after the last one
+
+    A step moves what the memory S holds under the key k towards v: all the way with beta = 1 and a key
+    of norm 1, beyond it with beta in (1, 2), which gives the transition a negative eigenvalue. It is
+    stable for beta |k|^2 <= 2: keys are not normalised here. There is no mask: a step with beta = 0 of
+    a token with decay 0 changes no state, which is how a layer skips padding. The state and the sums
+    are float32 (float64 for float64 inputs) whatever the dtype; memory is linear in length, for the gradient too.
+
+    Args:
+      q: (batch, length, groups, key_dim).
+      k: (batch, length * steps, groups, key_dim); step j of token t is row t * steps + j. groups divides
+        heads, and head h reads group h // (heads // groups).
+      v: (batch, length * steps, heads, value_dim).
+      beta: (batch, length * steps, heads), how far each step goes.
+      decay: (batch, length, heads), the LOGARITHM of the factor on the state, <= 0, -inf forgets everything. Pass float32.
+      scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned one.
+      initial_state: (batch, heads, key_dim, value_dim), zeros by default.
+      return_state: also return the state after the last token.
+      chunk_size: steps that the XLA form handles at once, a power of two. Changes speed, not the result.
+      implementation: the name of one, or None for the best that serves the call.
+
+    Returns:
+      (batch, length, heads, value_dim) in v's dtype; with ``return_state`` also float32 (batch, heads, key_dim, value_dim).
+
+    Raises:
+      ValueError: shapes or options that do not fit together.
+    """
+    _check(q, k, v, beta, decay, initial_state, chunk_size)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return _op(
+        q, k, v, beta, decay=decay, scale=scale, initial_state=initial_state, return_state=return_state,
+        chunk_size=chunk_size, implementation=implementation,
+    )  # fmt: skip
+
+
+def _check(q: Any, k: Any, v: Any, beta: Any, decay: Any, initial_state: Any, chunk_size: int) -> None:
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]) or v.shape[:2] != k.shape[:2]:
+        raise ValueError(
+            "delta_rule: q is (batch, length, groups, key_dim), k (batch, length * steps, groups, key_dim), v (batch, length * steps, heads, value_dim); "
+            f"got {q.shape}, {k.shape}, {v.shape}"
+        )
+    batch, length, groups, key_dim = q.shape
+    rows, heads, value_dim = v.shape[1:]
+    if length == 0 or rows == 0 or rows % length or heads % groups:
+        raise ValueError(
+            "delta_rule: length must be at least 1, the keys a multiple of it, and heads a multiple of groups; "
+            f"got length {length}, {rows} keys, {heads} heads, {groups} groups"
+        )
+    if beta.shape != v.shape[:3]:
+        raise ValueError(f"delta_rule: beta must be (batch, length * steps, heads) = {v.shape[:3]}; got {beta.shape}")
+    if decay is not None and decay.shape != (batch, length, heads):
+        raise ValueError(f"delta_rule: decay must be (batch, length, heads) = {(batch, length, heads)}; got {decay.shape}")
+    state = (batch, heads, key_dim, value_dim)
+    if initial_state is not None and initial_state.shape != state:
+        raise ValueError(f"delta_rule: initial_state must be (batch, heads, key_dim, value_dim) = {state}; got {initial_state.shape}")
+    if chunk_size < 1 or chunk_size & (chunk_size - 1):
+        raise ValueError(f"delta_rule: chunk_size must be a power of two; got {chunk_size}")

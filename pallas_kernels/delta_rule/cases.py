@@ -1,0 +1,118 @@
+"""Inputs on which every implementation of the delta rule is tested, timed and tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pallas_kernels.dispatch import Case
+
+Arrays = dict[str, np.ndarray]
+Change = Callable[[Arrays, np.random.Generator], None]
+
+
+def _case(
+    name: str,
+    length: int,
+    *,
+    steps: int = 1,
+    batch: int = 2,
+    heads: int = 2,
+    groups: int | None = None,
+    key_dim: int = 8,
+    value_dim: int = 8,
+    rate: float | None = None,
+    strongest: float = 1.0,
+    state: bool = False,
+    change: Change | None = None,
+    **options: Any,
+) -> Case:
+    """Keys of norm 1, beta uniform up to ``strongest``, exponential decays of mean ``rate`` if given; then ``change`` edits them."""
+
+    def arrays(rng: np.random.Generator) -> Arrays:
+        k = rng.standard_normal((batch, length * steps, groups or heads, key_dim))
+        made = {
+            "q": rng.standard_normal((batch, length, groups or heads, key_dim)),
+            "k": k / np.linalg.norm(k, axis=-1, keepdims=True),
+            "v": rng.standard_normal((batch, length * steps, heads, value_dim)),
+            "beta": strongest * rng.random((batch, length * steps, heads)),
+        }
+        if rate is not None:
+            made["decay"] = -rate * rng.exponential(size=(batch, length, heads))
+        if state:
+            made["initial_state"] = rng.standard_normal((batch, heads, key_dim, value_dim))
+        if change is not None:
+            change(made, rng)
+        return made
+
+    return Case(name, arrays, {"chunk_size": 16, **options})
+
+
+def _identical_keys(arrays: Arrays, rng: np.random.Generator) -> None:
+    arrays["k"] = np.broadcast_to(arrays["k"][:, :1], arrays["k"].shape)
+
+
+def _parallel_keys(arrays: Arrays, rng: np.random.Generator) -> None:
+    k = arrays["k"][:, :1] + 1e-3 * rng.standard_normal(arrays["k"].shape)
+    arrays["k"] = k / np.linalg.norm(k, axis=-1, keepdims=True)
+
+
+def _reflections(arrays: Arrays, rng: np.random.Generator) -> None:
+    """Every transition is orthogonal: nothing is ever forgotten."""
+    arrays["beta"] = np.full(arrays["beta"].shape, 2.0)
+
+
+def _alike_and_reflecting(arrays: Arrays, rng: np.random.Generator) -> None:
+    _identical_keys(arrays, rng)
+    _reflections(arrays, rng)
+
+
+def _abrupt(arrays: Arrays, rng: np.random.Generator) -> None:
+    """Nearly all tokens keep everything; a few forget so much that exp underflows, and long sums of decays lose what follows."""
+    decay = arrays["decay"]
+    arrays["decay"] = np.where(rng.random(decay.shape) < 0.15, -3e4, 0.01 * decay)
+
+
+def _large(arrays: Arrays, rng: np.random.Generator) -> None:
+    arrays["q"], arrays["v"] = 1e3 * arrays["q"], 1e3 * arrays["v"]
+
+
+def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
+    """What a layer passes for trailing padding: beta 0 and decay 0."""
+    arrays["beta"][0, 20:] = 0
+    arrays["decay"][0, 20:] = 0
+
+
+CASES = (
+    _case("plain", 37, state=True, return_state=True),
+    _case("gated", 37, rate=0.3, state=True, return_state=True),
+    _case("negative_eigenvalues", 37, strongest=2.0, rate=0.3, state=True, return_state=True),
+    _case("two_steps", 21, steps=2, strongest=2.0, state=True, return_state=True),
+    _case("three_steps_gated", 21, steps=3, strongest=2.0, rate=0.3, state=True, return_state=True),
+    _case("more_steps_than_chunk", 3, steps=5, rate=0.3, chunk_size=4, state=True, return_state=True),
+    _case("one_token", 1, rate=0.3, state=True, return_state=True),
+    _case("one_token_plain", 1, groups=1),
+    _case("one_token_three_steps", 1, steps=3, rate=0.3, state=True, return_state=True),
+    _case("whole_chunks", 32, rate=0.3, state=True, return_state=True),
+    _case("below_chunk", 5, rate=0.3, return_state=True),
+    _case("chunk_of_one", 5, rate=0.3, state=True, chunk_size=1),
+    _case("chunk_of_64", 150, strongest=2.0, state=True, chunk_size=64),
+    _case("chunk_of_48", 35, steps=3, strongest=2.0, rate=0.1, chunk_size=64),
+    _case("grouped", 21, rate=0.3, heads=6, groups=2, state=True, return_state=True),
+    _case("grouped_steps", 21, steps=2, heads=4, groups=1, state=True, return_state=True),
+    _case("unequal_dims", 21, key_dim=5, value_dim=3, scale=1.0),
+    _case("one_key", 21, rate=0.3, key_dim=1, value_dim=4, scale=-0.7),
+    _case("identical_keys", 70, change=_identical_keys, chunk_size=64),
+    _case("identical_keys_beyond_one", 70, strongest=2.0, rate=0.01, change=_identical_keys, chunk_size=64),
+    _case("parallel_keys", 70, strongest=2.0, change=_parallel_keys, chunk_size=64),
+    _case("parallel_keys_steps", 35, steps=2, strongest=2.0, change=_parallel_keys, chunk_size=64),
+    _case("reflections", 70, steps=2, change=_reflections, state=True, chunk_size=64),
+    _case("one_reflection_repeated", 70, change=_alike_and_reflecting, state=True, chunk_size=64),
+    _case("long_decay", 150, rate=1e-3, state=True, return_state=True, chunk_size=64),
+    _case("abrupt", 70, rate=0.3, change=_abrupt, chunk_size=64),
+    _case("fast_decay", 37, rate=50.0, state=True, return_state=True),
+    _case("large", 37, rate=0.3, change=_large),
+    _case("padded_tail", 37, rate=0.3, change=_padded_tail, return_state=True),
+)

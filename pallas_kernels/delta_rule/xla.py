@@ -1,0 +1,188 @@
+"""The delta rule chunk by chunk: matrix products inside a chunk, a scan that carries the state between chunks.
+
+With the state S at a chunk's start, D_ij the decay from step j to step i and e_i that from the chunk's
+start, what step i adds to the memory under its key is
+
+    u_i = beta_i (v_i - e_i k_i S - sum_{j<i} D_ij (k_i . k_j) u_j),   so   u = T beta (v - e k S)   with   T = (I + beta D K K^T, below the diagonal)^-1
+
+and the outputs and the state after the chunk are those of a linear attention with values u. A diagonal
+block of 16 of T is inverted by doubling its size, the blocks below by substitution: all entries of T and
+of what leads to it stay of the size of beta. The powers of a Neumann series do not: they explode when keys are alike.
+
+The gradient keeps the states at chunk boundaries and computes everything else again.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.linear_attention.xla import join, pairwise, split
+
+BLOCK = 16
+
+# The arrays of a chunk: q (batch, groups, tokens, key_dim), k (batch, groups, steps, key_dim), v (batch, groups, repeats, steps, value_dim),
+# beta (batch, groups, repeats, steps, 1) and decay (batch, groups, repeats, tokens, 1) or None. The state is (batch, groups, repeats, key_dim, value_dim).
+Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
+
+
+def delta_rule(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    *,
+    decay: jax.Array | None,
+    scale: float,
+    initial_state: jax.Array | None,
+    return_state: bool,
+    chunk_size: int,
+) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.delta_rule.delta_rule`, after its checks."""
+    wide = jnp.promote_types(v.dtype, jnp.float32)
+    batch, length, groups, key_dim = q.shape
+    rows, heads, value_dim = v.shape[1:]
+    repeats = heads // groups
+    tokens = (q, k, *(x if x is None else x.reshape(*x.shape[:2], groups, repeats, -1) for x in (v, beta, decay)))
+    shape = (batch, groups, repeats, key_dim, value_dim)
+    state = jnp.zeros(shape, wide) if initial_state is None else initial_state.astype(wide).reshape(shape)
+    if length == 1:
+        out, state = _token(scale, *tokens, state)
+    else:
+        # A sequence shorter than a chunk is one chunk of the next power of two of tokens.
+        steps = 1 << (rows // length - 1).bit_length()
+        chunk_tokens = min(max(chunk_size // steps, 1), 1 << (length - 1).bit_length())
+        out, state = _recurrence(chunk_tokens, scale, *tokens, state)
+    out = out.astype(v.dtype).reshape(batch, length, heads, value_dim)
+    return (out, state.reshape(batch, heads, key_dim, value_dim)) if return_state else out
+
+
+def _token(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, decay: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One token, step by step: what decoding runs."""
+    q, k, v, beta = (x.astype(state.dtype) for x in (q, k, v, beta))
+    if decay is not None:
+        state = jnp.exp(decay[:, 0].astype(state.dtype))[..., None] * state
+    for j in range(k.shape[1]):
+        key = k[:, j, :, None]
+        update = beta[:, j] * (v[:, j] - jnp.einsum("bgrk,bgrkv->bgrv", key, state))
+        state = state + key[..., None] * update[..., None, :]
+    return scale * jnp.einsum("bgk,bgrkv->bgrv", q[:, 0], state)[:, None], state
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _recurrence(
+    chunk_tokens: int,
+    scale: float,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    decay: jax.Array | None,
+    state: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """All tokens in order, in the state's dtype."""
+    return _forward(chunk_tokens, scale, q, k, v, beta, decay, state)[0]
+
+
+def _chunks(chunk_tokens: int, tokens: Any) -> Any:
+    return tuple(split(x, chunk_tokens * (1 if x is None else x.shape[1] // tokens[0].shape[1])) for x in tokens)
+
+
+def _forward(chunk_tokens: int, scale: float, *arrays: Any) -> tuple[Any, Any]:
+    *tokens, state = arrays
+
+    def body(state: jax.Array, chunk: Any) -> tuple[jax.Array, Any]:
+        after, out = _chunk(scale, state, chunk)
+        return after, (out, state)
+
+    state, (out, boundaries) = jax.lax.scan(body, state, _chunks(chunk_tokens, tokens))
+    return (join(out, tokens[0].shape[1]), state), (tokens, boundaries)
+
+
+def _backward(chunk_tokens: int, scale: float, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+    tokens, boundaries = residuals
+    d_out, d_state = cotangents
+
+    def body(d_state: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
+        before, chunk, d_out = inputs
+        _, pull = jax.vjp(functools.partial(_chunk, scale), before, chunk)
+        return pull((d_state, d_out))
+
+    d_state, d_chunks = jax.lax.scan(body, d_state, (boundaries, _chunks(chunk_tokens, tokens), split(d_out, chunk_tokens)), reverse=True)
+    return (*(None if x is None else join(x, was.shape[1]) for x, was in zip(d_chunks, tokens, strict=True)), d_state)
+
+
+_recurrence.defvjp(_forward, _backward)
+
+
+def _chunk(scale: float, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    """One chunk: the state after it, and its outputs (batch, groups, repeats, tokens, value_dim)."""
+    *arrays, decay = chunk
+    q, k, v, beta = (x.astype(state.dtype) for x in arrays)
+    steps = k.shape[-2] // q.shape[-2]
+    alike = jnp.einsum("bgik,bgjk->bgij", k, k)[:, :, None]
+    scores = scale * jnp.einsum("bgik,bgjk->bgij", q, k)[:, :, None]
+    below = jnp.tril(jnp.ones(alike.shape[-2:], bool), -1)
+    visible = jnp.repeat(jnp.tril(jnp.ones((q.shape[-2],) * 2, bool)), steps, axis=-1)
+    held, read = jnp.einsum("bgik,bgrkv->bgriv", k, state), scale * jnp.einsum("bgik,bgrkv->bgriv", q, state)
+    if decay is None:
+        u = _inverse(jnp.where(below, beta * alike, 0)) @ (beta * (v - held))
+        return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, u), read + jnp.where(visible, scores, 0) @ u
+    between, since, until = pairwise(decay[..., 0].astype(state.dtype))
+    since, until = jnp.exp(since)[..., None], jnp.exp(until)[..., None]
+    # All steps of a token stand at the same decay.
+    to_tokens = jnp.repeat(between, steps, axis=-1)
+    to_steps = jnp.repeat(to_tokens, steps, axis=-2)
+    lower = beta * alike * jnp.exp(jnp.where(below, to_steps, -jnp.inf))
+    u = _inverse(lower) @ (beta * (v - jnp.repeat(since, steps, axis=-2) * held))
+    out = since * read + (scores * jnp.exp(jnp.where(visible, to_tokens, -jnp.inf))) @ u
+    update = jnp.einsum("bgjk,bgrjv->bgrkv", k, jnp.repeat(until, steps, axis=-2) * u)
+    return since[..., -1:, :] * state + update, out
+
+
+@jax.custom_vjp
+def _inverse(lower: jax.Array) -> jax.Array:
+    """(I + lower)^-1 of (..., steps, steps), zero on the diagonal and above."""
+    steps = lower.shape[-1]
+    size = min(BLOCK, steps & -steps)
+    diagonal = jnp.stack([lower[..., i : i + size, i : i + size] for i in range(0, steps, size)], axis=-3)
+    first = min(2, size)
+    inverse = jnp.eye(first, dtype=lower.dtype) - jnp.stack([diagonal[..., i : i + first, i : i + first] for i in range(0, size, first)], axis=-3)
+    while (done := inverse.shape[-1]) < size:
+        # Two neighbours A and D with C below A: the inverse of the block of twice the size has -D^-1 C A^-1 there.
+        corners = jnp.stack([diagonal[..., i + done : i + 2 * done, i : i + done] for i in range(0, size, 2 * done)], axis=-3)
+        a, d = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        inverse = jnp.concatenate([_beside(a, jnp.zeros_like(a)), _beside(-_product(_product(d, corners), a), d)], axis=-2)
+    blocks = inverse[..., 0, :, :]
+    done_rows = blocks[..., 0, :, :]
+    for i in range(1, steps // size):
+        row = lower[..., i * size : (i + 1) * size, : i * size]
+        block = blocks[..., i, :, :]
+        above = jnp.pad(done_rows, [(0, 0)] * (lower.ndim - 1) + [(0, size)])
+        done_rows = jnp.concatenate([above, _beside(-_product(block, _product(row, done_rows)), block)], axis=-2)
+    return done_rows
+
+
+def _inverse_forward(lower: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inverse = _inverse(lower)
+    return inverse, inverse
+
+
+def _inverse_backward(inverse: jax.Array, d_inverse: jax.Array) -> tuple[jax.Array]:
+    transposed = jnp.swapaxes(inverse, -1, -2)
+    return (-_product(_product(transposed, d_inverse), transposed),)
+
+
+_inverse.defvjp(_inverse_forward, _inverse_backward)
+
+
+def _beside(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.concatenate([left, right], axis=-1)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """In full precision on every device: what follows amplifies the inverse's errors."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
