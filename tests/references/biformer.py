@@ -26,7 +26,7 @@ SIZES = {"even": (1, 112, 112, 3), "odd": (1, 101, 105, 3)}
 SMALLEST_GAP = 1e-3
 
 
-def _authors(clone: Path) -> Any:
+def authors(clone: Path) -> Any:
     """Their module models/biformer.py, without the rest of their package."""
     sys.path.insert(0, str(clone))
     package = types.ModuleType("models")
@@ -45,8 +45,8 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
     from tests.references.live import outputs_and_gradient, torch
 
-    authors = _authors(clone)
-    model = authors.BiFormer(
+    module = authors(clone)
+    model = module.BiFormer(
         depth=list(DEPTHS),
         embed_dim=list(FEATURES),
         qk_dims=list(FEATURES),
@@ -87,7 +87,7 @@ def record(clone: Path) -> dict[str, np.ndarray]:
                 arrays[f"{title}/{name}"] = value.astype(np.float32)
             elif name == "features/stages.3":
                 arrays[f"{title}/{name}"] = value
-    counts = {name: sum(p.numel() for p in getattr(authors, name)().parameters()) for name in ("biformer_tiny", "biformer_small", "biformer_base")}
+    counts = {name: sum(p.numel() for p in getattr(module, name)().parameters()) for name in ("biformer_tiny", "biformer_small", "biformer_base")}
     commit = subprocess.run(["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     about = {"repository": "github.com/rayleizhu/BiFormer", "commit": commit, "torch": torch.__version__, "counts": counts, "shapes": shapes}
     return {**arrays, "about": np.array(json.dumps(about))}
