@@ -50,6 +50,17 @@ def on_grid(mixer: Mixer, features: int, *, rngs: nnx.Rngs) -> Mixer:
     return mixer if "grid" in mixer.layouts else RowMajor(features, inner=mixer, rngs=rngs)
 
 
+def on_sequence(mixer: Mixer) -> Mixer:
+    """The mixer itself, which must take sequences.
+
+    Raises:
+      ValueError: it takes grids only.
+    """
+    if "sequence" not in mixer.layouts:
+        raise ValueError(f"{type(mixer).__name__} takes grids only: it can't stand where tokens are a sequence")
+    return mixer
+
+
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     rows, columns = (size, size) if isinstance(size, int) else size
     return int(rows), int(columns)

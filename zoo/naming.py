@@ -153,6 +153,22 @@ class Each(Operation):
         return [self.operations[i] for i in context.where]
 
 
+@dataclasses.dataclass(frozen=True)
+class Flip(Operation):
+    """Arrays read backwards along ``axes``: tables over offsets that are counted from key to query rather than from query to key."""
+
+    axes: tuple[int, ...]
+
+    def export_shapes(self, shapes: list[Shape], context: Context) -> list[Shape]:
+        return shapes
+
+    def load(self, arrays: list[np.ndarray], shapes: list[Shape], context: Context) -> list[np.ndarray]:
+        return [np.flip(a, self.axes) for a in arrays]
+
+    def export(self, arrays: list[np.ndarray], context: Context) -> list[np.ndarray]:
+        return [np.flip(a, self.axes) for a in arrays]
+
+
 class Complex(Operation):
     """A released real array whose last axis holds real and imaginary part; ours is complex."""
 
@@ -168,9 +184,13 @@ class Complex(Operation):
 
 @dataclasses.dataclass(frozen=True)
 class Tie(Operation):
-    """Several released names for one array of ours: an embedding that is also the output layer. A file may leave out all but the first."""
+    """Several released names for one array of ours: an embedding that is also the output layer. A file may leave out all but the first.
+
+    With ``written`` False ours leave them out too, as files of safetensors do, which hold no array twice.
+    """
 
     count: int = 2
+    written: bool = True
 
     def export_shapes(self, shapes: list[Shape], context: Context) -> list[Shape]:
         return shapes * self.count
@@ -181,7 +201,7 @@ class Tie(Operation):
         return arrays[:1]
 
     def export(self, arrays: list[np.ndarray], context: Context) -> list[np.ndarray]:
-        return arrays * self.count
+        return arrays * (self.count if self.written else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +233,7 @@ class Naming:
       rules: ``(released, ours, *operations)``, as the module's docstring says. Names that no rule of
         ours covers can't be exported; the first rule that fits counts.
       layout: "torch", or "jax": leaves named and laid out as ours, components joined by "/".
-      tables: our names of tables over a grid, which are resampled when the file's grid is another one.
+      tables: our names, as templates, of tables over a grid, which are resampled when the file's grid is another one.
       config: fields in which a model that holds all of such a file differs from the variant.
       prefix: what whole models put before all names but the head's, and bare backbones leave out.
       ignore: released names, as templates, that hold nothing of the model.
@@ -286,7 +306,7 @@ class Entry:
         found = [arrays[name] for name in self.ours]
         for operation in reversed(self.operations):
             found = operation.export(found, self.context)
-        return dict(zip(self.released, found, strict=True))
+        return dict(zip(self.released, found, strict=not self.optional))
 
     def with_grid_of(self, released: Mapping[str, Shape]) -> Entry | None:
         """This entry for a table over the square grid that a file with ``released`` shapes was made for; None if there is none."""
@@ -320,8 +340,9 @@ def plan(naming: Naming, shapes: Mapping[str, Shape], config: Any) -> list[Entry
     """
     context = Context(config, (0,))
     if naming is ZOO:
-        return [Entry((name,), (name,), (), (shape,), context, table=0 if name.endswith("position.table") else None) for name, shape in shapes.items()]
+        return [Entry((name,), (name,), (), (shape,), context, table=0 if name.endswith(".table") else None) for name, shape in shapes.items()]
     rules = [(_tuple(released), [re.compile(template_pattern(t)) for t in _tuple(ours)], ops) for released, ours, *ops in naming.rules]
+    tables = [re.compile(template_pattern(template)) for template in naming.tables]
     grouped: dict[tuple[Any, ...], list[tuple[int, tuple[int, ...], str]]] = {}
     nameless = []
     for name in shapes:
@@ -344,7 +365,7 @@ def plan(naming: Naming, shapes: Mapping[str, Shape], config: Any) -> list[Entry
         constants: list[Entry] = []
         if leaf is not None:
             released, operations, constants = _leaf(naming.layout, released, leaf, operations, own, context)
-        table = next((i for i, name in enumerate(ours) if name in naming.tables), None)
+        table = next((i for i, name in enumerate(ours) if any(pattern.fullmatch(name) for pattern in tables)), None)
         where = dataclasses.replace(context, where=tuple(which for which, _, _ in members))
         optional = released[1:] if any(isinstance(op, Tie) for op in operations) else ()
         entries += [Entry(released, ours, operations, own, where, optional=optional, table=table), *constants]

@@ -81,6 +81,11 @@ class Release:
     interpolation: str = "bicubic"
     crop_fraction: float = 0.875
 
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """The fields of :class:`Preprocess` that it states."""
+        return {field: getattr(self, field) for field in ("mean", "std", "interpolation", "crop_fraction")}
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -93,7 +98,7 @@ class Variant:
       family: the architecture ("vit"), name of its file.
       rules: tables of released parameter names, by naming (see zoo/naming.py); ``save`` writes the first.
       releases: released checkpoints by tag ("augreg_in21k_ft_in1k"), the preferred ones first.
-      preprocess: fields of :class:`Preprocess` that differ from the defaults.
+      preprocess: fields of :class:`Preprocess` that differ from those of the preferred release, or from the defaults where there is none.
       parameters: published parameter count, or None; ``published`` False says the sizes are our choice.
       paper: rows of the roster.
     """
@@ -112,6 +117,12 @@ class Variant:
     def release(self, tag: str) -> Release | None:
         """The released checkpoint of this tag, or the first whose tag ends with it: "in1k" is the preferred one with ImageNet-1k classes."""
         return self.releases.get(tag) or next((release for name, release in self.releases.items() if name.endswith(f"_{tag}")), None)
+
+    @property
+    def preferred_preprocess(self) -> dict[str, Any]:
+        """Fields of :class:`Preprocess` for a model whose weights are not known."""
+        preferred = next((release.preprocess for release in self.releases.values()), {})
+        return {**preferred, **self.preprocess}
 
 
 _VARIANTS: dict[str, Variant] = {}
@@ -135,11 +146,18 @@ def register_family(
     variants: Mapping[str, Mapping[str, Any]],
     *,
     our_choice: Sequence[str] = (),
+    parameters: Mapping[str, int] | None = None,
+    releases: Mapping[str, Mapping[str, Release]] | None = None,
+    aliases: Mapping[str, Sequence[str]] | None = None,
     **common: Any,
 ) -> None:
-    """Registers all ``variants`` (name: overrides of ``config``'s fields) of one architecture; ``our_choice`` names the unpublished ones."""
+    """Registers all ``variants`` (name: overrides of ``config``'s fields) of one architecture.
+
+    ``our_choice`` names the unpublished ones; ``parameters``, ``releases`` and ``aliases`` hold what some have, by their names.
+    """
     for name, overrides in variants.items():
-        register(Variant(name, build, config(**overrides), family, published=name not in our_choice, **common))
+        own: dict[str, Any] = {"parameters": (parameters or {}).get(name), "releases": (releases or {}).get(name, {}), "published": name not in our_choice}
+        register(Variant(name, build, config(**overrides), family, **own, **common), aliases=(aliases or {}).get(name, ()))
 
 
 def list_models(pattern: str = "*") -> list[str]:

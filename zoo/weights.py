@@ -91,10 +91,10 @@ def load(
     if match.faults:
         raise WeightsError(_report(model, entry, match, source))
     arrays = dict(_read(model, match, dtype, source))
-    _adopt(model, match.form, arrays)
+    _adopt(model, match.form)
     assign(model, arrays)
     if release is not None:
-        made.released = FrozenOptions({field: getattr(release, field) for field in ("mean", "std", "interpolation", "crop_fraction")})
+        made.released = FrozenOptions(release.preprocess)
     return model
 
 
@@ -194,21 +194,29 @@ def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, r
     """The naming, and the prefix to take off, under which the file fits the model best."""
     found: list[Match] = []
     for name, rules in _namings(entry).items():
-        if naming in (None, name):
-            form = _form(model, entry, rules)
-            try:
-                entries = plan(rules, {n: tuple(leaf.shape) for n, leaf in flatten(form).items()}, form.config)
-            except ValueError:
-                continue  # a mixer of the user's own: only our own names have a place for it
-            found += [_compare(name, rules, form, entries, renamed, reset) for renamed in _renamings(tensors, rules)]
+        if naming not in (None, name):
+            continue
+        planned: dict[Any, tuple[Any, list[Entry]]] = {}
+        for renamed in _renamings(tensors, rules):
+            beyond = _beyond(model, rules, renamed)
+            if beyond not in planned:
+                form: Any = abstract(entry, dataclasses.replace(model.config, **dict(beyond))) if beyond else model
+                try:
+                    planned[beyond] = form, plan(rules, {n: tuple(leaf.shape) for n, leaf in flatten(form).items()}, form.config)
+                except ValueError:
+                    continue  # a mixer of the user's own: only our own names have a place for it
+            found.append(_compare(name, rules, *planned[beyond], renamed, reset))
     return min(found, key=lambda match: (match.faults, -match.fits))
 
 
-def _form(model: Any, entry: Variant, rules: Naming) -> Any:
-    """The model, or its abstract form with what files of this naming hold beyond it."""
-    if all(getattr(model.config, field) == value for field, value in rules.config.items()):
-        return model
-    return abstract(entry, dataclasses.replace(model.config, **rules.config))
+def _beyond(model: Any, rules: Naming, tensors: Tensors) -> tuple[tuple[str, Any], ...]:
+    """Fields of the configuration, and their values, in which the model of all that such a file holds differs from ``model``."""
+    fields = {field: value for field, value in rules.config.items() if getattr(model.config, field) != value}
+    for part in getattr(model, "extras", ()):
+        patterns = [rf"{part}\..*"] if rules is ZOO else rules.names_of((part,))
+        if getattr(model, part) is None and any(re.fullmatch(pattern, name) for pattern in patterns for name in tensors):
+            fields[part] = True
+    return tuple(fields.items())
 
 
 def _renamings(tensors: Tensors, rules: Naming) -> Iterator[Tensors]:
@@ -247,6 +255,7 @@ def _compare(name: str, rules: Naming, model: nnx.Module, entries: list[Entry], 
 def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
     """Our arrays one by one, on the devices and in the dtype they are to have."""
     leaves = flatten(model)
+    resampled: dict[tuple[str, str], list[str]] = {}
     for line in match.entries:
         if not line.ours:
             continue
@@ -261,22 +270,25 @@ def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[
             leaf = leaves.get(name)
             shape = array.shape if leaf is None else leaf.shape
             if array.shape != shape:
-                warnings.warn(f"{name} was made for a grid of {_by(array.shape)} and is resampled to {_by(shape)}", stacklevel=4)
+                resampled.setdefault((_by(array.shape), _by(shape)), []).append(name)
                 array = np.asarray(resample_table(jnp.asarray(array), shape[:2]))
             wanted = array.dtype if dtype == "file" else leaf.dtype if dtype is None and leaf is not None else jnp.dtype(dtype or array.dtype)
             sharding = getattr(leaf, "sharding", None)
             yield name, jax.device_put(np.asarray(array, wanted), sharding)
+    for (made_for, wanted_grid), (first, *others) in resampled.items():
+        which = f"{first} and {len(others)} more tables were" if others else f"{first} was"
+        warnings.warn(f"{which} made for a grid of {made_for} and {'are' if others else 'is'} resampled to {wanted_grid}", stacklevel=4)
 
 
-def _adopt(model: Any, form: Any, arrays: Mapping[str, Any]) -> None:
-    """Gives the model the parameters that files of this naming hold beyond it, and takes those that they do without."""
+def _adopt(model: Any, form: Any) -> None:
+    """Gives the model the parts that the file holds beyond it, and takes those that files of its naming do without."""
     if form is model:
         return
-    ours, theirs = set(flatten(model)), set(flatten(form))
-    for name in ours - theirs:
-        setattr(model, name, None)
-    for name in theirs - ours:
-        setattr(model, name, nnx.data(nnx.Param(arrays[name])))
+    ours, theirs = ({name.split(".")[0] for name in flatten(side)} for side in (model, form))
+    for part in ours - theirs:
+        setattr(model, part, None)
+    for part in theirs - ours:
+        setattr(model, part, nnx.data(getattr(form, part)))  # its arrays are among those that are about to be assigned
     model.config = form.config
 
 

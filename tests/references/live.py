@@ -59,6 +59,14 @@ def randomise(reference: Any, seed: int = 0) -> dict[str, np.ndarray]:
     return {name: value.numpy().copy() for name, value in reference.state_dict().items()}
 
 
+def released(reference: Any, folder: Path) -> dict[str, np.ndarray]:
+    """The names on disk of a model of transformers, as ``save_pretrained`` writes them; in memory some differ."""
+    from safetensors.numpy import load_file
+
+    reference.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
 def images(*shape: int, seed: int = 1) -> np.ndarray:
     """Standard normal images, (batch, height, width, channels)."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -18,6 +18,7 @@ import zoo
 from layers import Statistic, flatten
 from layers.state import flatten_state, parameter_count
 from tests.layers.mixer_cases import relative
+from zoo.backbones.encoder import Encoder
 from zoo.backbones.isotropic import Isotropic
 from zoo.backbones.pyramid import Pyramid
 from zoo.registry import Variant, variant
@@ -57,7 +58,9 @@ def make(family: str, **overrides: Any) -> nnx.Module:
 
 tiny = functools.cache(make)
 IMAGE_FAMILIES = [family for family in FAMILIES if issubclass(kind_of(family), (Isotropic, Pyramid))]
+ENCODERS = [family for family in FAMILIES if issubclass(kind_of(family), Encoder)]
 images = pytest.mark.parametrize("family", IMAGE_FAMILIES)
+classifiers = pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *ENCODERS])
 every = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -100,7 +103,7 @@ def test_features_are_maps(family: str) -> None:
         assert all(m.shape[1] == m.shape[2] for m in maps)
 
 
-@images
+@classifiers
 def test_reset_head(family: str) -> None:
     model = make(family)
     model.reset_head(3)
@@ -221,7 +224,11 @@ def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
     cls = layers.mixer_class(mixer)
     # Two patches a side are enough for all but regions, of which a mixer may want up to seven a side.
     options = {"name": mixer, "regions": 2} if mixer == "bilevel_routing" else mixer
-    if family not in IMAGE_FAMILIES and not cls.supports_causal:
+    if family in ENCODERS and "sequence" not in cls.layouts:
+        with pytest.raises(ValueError, match=f"{cls.__name__} takes grids only"):
+            make(family, mixer=options, depth=1)
+        return
+    if family not in (*IMAGE_FAMILIES, *ENCODERS) and not cls.supports_causal:
         with pytest.raises(ValueError, match=f"{cls.__name__} is bidirectional only"):
             make(family, mixer=options, depth=1)
         return
@@ -236,11 +243,11 @@ def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
         assert model.prefix == 0
         assert model.pool == "average"
         assert "no prefix tokens, average pooling" in repr(model)
-    if family in IMAGE_FAMILIES and not cls.supports_bidirectional:
+    if family in (*IMAGE_FAMILIES, *ENCODERS) and not cls.supports_bidirectional:
         assert any(isinstance(module, layers.Bidirectional) for _, module in nnx.iter_modules(model))
 
 
-@images
+@classifiers
 def test_pattern_alternates_mixers(family: str) -> None:
     model = make(family, pattern=("attention", {"name": "parallel", "branches": ("attention",)}))
     names = [name for name in flatten(model) if "blocks" in name and "mixer." in name]

@@ -11,7 +11,7 @@ from flax import nnx
 
 import zoo
 from layers import parameter_count
-from tests.references.live import images, ours_and_gradient, outputs_and_gradient, randomise, relative, same_bits, timm, torch
+from tests.references.live import images, ours_and_gradient, outputs_and_gradient, randomise, relative, released, same_bits, timm, torch
 from zoo.registry import abstract, configure, variant
 from zoo.weights import export
 
@@ -212,14 +212,6 @@ def test_big_vision_round_trip(model: str, naming: str) -> None:
 transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
 
 
-def _released(model: Any, tmp_path: Any) -> dict[str, np.ndarray]:
-    """The names on disk, as ``save_pretrained`` writes them."""
-    from safetensors.numpy import load_file
-
-    model.save_pretrained(tmp_path)
-    return load_file(tmp_path / "model.safetensors")
-
-
 def _size(**more: Any) -> dict[str, Any]:
     common = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_labels": 10}
     return {**common, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **more}
@@ -239,7 +231,7 @@ def test_matches_transformers(name: str, kind: str, size: dict[str, Any], option
     cls = getattr(transformers, kind)
     theirs = cls(cls.config_class(**size))
     randomise(theirs)
-    state = _released(theirs, tmp_path)
+    state = released(theirs, tmp_path)
     ours_options = {"depth": DEPTH, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 10, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -1,8 +1,9 @@
-"""What every image backbone shares: the head."""
+"""What every classifier shares, of images and of text: the head."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -13,17 +14,17 @@ from zoo.registry import ModelConfig
 
 
 class Classifier(Model):
-    """Base of image backbones: ``model(images)`` gives logits; subclasses give ``pooled`` and ``features``."""
+    """Base of the backbones that see all of their input: ``model(x)`` gives logits; subclasses give ``pooled`` and ``features``."""
 
     head: nnx.Linear | None
-    undecayed = ("position", "prefix_position", "class_token", "distillation_token", "register_tokens", "mask_token", "table")
+    undecayed: ClassVar[tuple[str, ...]] = ("position", "prefix_position", "class_token", "distillation_token", "register_tokens", "mask_token", "table")
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps images (batch, height, width, channels) to logits (batch, classes), or to pooled features without a head."""
-        x = self.pooled(images)
+    def __call__(self, x: jax.Array, *more: Any) -> jax.Array:
+        """Maps images (batch, height, width, channels), or what else ``pooled`` takes, to logits (batch, classes), or to pooled features without a head."""
+        x = self.pooled(x, *more)
         return x if self.head is None else self.head(x)
 
-    def pooled(self, images: jax.Array) -> jax.Array:
+    def pooled(self, x: jax.Array, *more: Any) -> jax.Array:
         """What the head sees: (batch, features)."""
         raise NotImplementedError
 

@@ -21,6 +21,7 @@ class Model(Module):
       released: preprocessing of the released weights it holds, if any; set by ``zoo.load``.
       num_features: features that the head sees.
       stem: first parts of the names of the parameters before the first block.
+      extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the configuration.
       undecayed: parts of names of tables and tokens that weight decay spares besides all vectors.
     """
 
@@ -29,6 +30,7 @@ class Model(Module):
     released: FrozenOptions | None = None
     num_features: int
     stem: ClassVar[tuple[str, ...]] = ()
+    extras: ClassVar[tuple[str, ...]] = ()
     undecayed: ClassVar[tuple[str, ...]] = ()
 
     def layer_ids(self) -> dict[str, int]:

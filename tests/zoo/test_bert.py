@@ -1,0 +1,187 @@
+"""BERT: heads, pooling, padding, lengths, sizes, and which files it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import zoo
+from layers import flatten, parameter_count
+from layers.state import flatten_state
+from tests.layers.mixer_cases import relative
+from zoo.language.bert import RULES
+from zoo.naming import plan
+from zoo.registry import abstract, configure, variant
+from zoo.weights import WeightsError, export
+
+SIZE = {"vocab_size": 29, "features": 16, "depth": 2, "num_heads": 2, "max_length": 12}
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(0, 29, (3, 9)).astype(np.int32)
+TYPES = RNG.integers(0, 2, (3, 9)).astype(np.int32)
+LENGTHS = np.array([9, 4, 6])
+MASK = np.arange(9) < LENGTHS[:, None]
+
+
+@functools.cache
+def made(rngs: int = 0, **options: Any) -> nnx.Module:
+    model = zoo.create("bert_tiny", **SIZE, **options, rngs=nnx.Rngs(rngs))
+    model.eval()
+    return model
+
+
+def call(model: nnx.Module, *args: Any, method: str = "__call__") -> jax.Array:
+    graphdef, state = nnx.split(model)
+    return jax.jit(lambda state, *args: getattr(nnx.merge(graphdef, state), method)(*args))(state, *args)
+
+
+def shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in flatten(model).items()}
+
+
+def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+# Published for BertModel with its pooler (bert-base, bert-large) and counted by shapes for the rest.
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("bert_tiny", 4_385_920), ("bert_small", 28_763_648), ("bert_base", 109_482_240), ("bert_large", 335_141_888), ("minilm_l6", 22_713_216)],
+)
+def test_parameter_counts_with_the_pooler(name: str, count: int) -> None:
+    entry = variant(name)
+    assert parameter_count(abstract(entry, configure(entry, {"output": "pooled", "pooler": True}))) == count
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"), [({}, (3, 9, 29)), ({"output": "pooled"}, (3, 16)), ({"output": "pooled", "pool": "average"}, (3, 16)), ({"num_classes": 5}, (3, 5))]
+)
+def test_padding_changes_nothing(options: dict[str, Any], shape: tuple[int, ...]) -> None:
+    model = made(**options)
+    whole = call(model, TOKENS, MASK, TYPES)
+    assert whole.shape == shape
+    changed = call(model, np.where(MASK, TOKENS, (TOKENS + 7) % 29), MASK, TYPES)
+    row, length = 1, LENGTHS[1]
+    alone = call(model, TOKENS[row : row + 1, :length], None, TYPES[row : row + 1, :length])[0]
+    real = slice(None, length) if not options else ...
+    assert relative(whole[row][real], alone) < 1e-5
+    assert relative(changed[row][real], alone) < 1e-5
+
+
+def test_types_default_to_the_first() -> None:
+    model = made()
+    assert np.array_equal(call(model, TOKENS), call(model, TOKENS, np.ones_like(MASK), np.zeros_like(TYPES)))
+    assert relative(call(model, TOKENS, MASK, TYPES), call(model, TOKENS, MASK)) > 1e-3
+
+
+def test_vectors_are_of_length_one_where_asked() -> None:
+    vectors = call(made(output="pooled", pool="average", normalize=True), TOKENS, MASK)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-6)
+    plain = call(made(output="pooled", pool="average"), TOKENS, MASK)
+    np.testing.assert_allclose(vectors, plain / np.linalg.norm(plain, axis=-1, keepdims=True), rtol=1e-5)
+
+
+def test_words_already_looked_up() -> None:
+    model = made()
+    assert np.array_equal(call(model, call(model.embedding, TOKENS), MASK), call(model, TOKENS, MASK))
+
+
+def test_lengths_up_to_the_table() -> None:
+    model = made()
+    assert call(model, np.zeros((1, 12), np.int32)).shape == (1, 12, 29)
+    assert call(model, np.zeros((1, 1), np.int32)).shape == (1, 1, 29)
+    with pytest.raises(ValueError, match="13 tokens is longer than the position table: max_length is 12"):
+        model(np.zeros((1, 13), np.int32))
+
+
+def test_features_are_the_outputs_of_the_blocks() -> None:
+    model = made()
+    first, last = model.features(TOKENS, [0, 1], MASK, TYPES)
+    assert relative(last, call(model, TOKENS, MASK, TYPES, method="hidden")) < 1e-6
+    assert relative(first, last) > 1e-3
+    assert [f.shape for f in model.features(TOKENS)] == [(3, 9, 16)] * 4
+
+
+def test_norm_order_lives_in_the_block() -> None:
+    pre, post = made(norm_order="pre"), made()
+    assert {block.norm_order for block in pre.blocks} == {"pre"}
+    assert set(flatten(pre)) - set(flatten(post)) == {"norm.scale", "norm.bias"}
+    hidden = call(post, TOKENS, MASK, method="hidden")
+    np.testing.assert_allclose(hidden.mean(-1), 0, atol=1e-6)  # the last thing of a post-norm model is a norm
+
+
+def test_training_reaches_every_parameter_of_the_masked_head() -> None:
+    model = zoo.create("bert_tiny", **SIZE, dropout=0.1)
+    model.train()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params: nnx.State) -> jax.Array:
+        logits = nnx.merge(graphdef, params, rest, copy=True)(TOKENS, MASK, TYPES)
+        nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(TOKENS)[..., None], -1)[..., 0]
+        return jnp.mean(nats, where=jnp.asarray(MASK))
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    assert 2 < value < 5
+    assert [name for name, g in flatten_state(gradient).items() if not np.abs(g).max() > 0] == []
+    assert "masked_lm.bias" in flatten_state(gradient)
+
+
+def test_a_head_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="no head over the vocabulary: make it with masked_lm=True"):
+        made(output="pooled").logits(jnp.zeros((1, 16)))
+    with pytest.raises(ValueError, match="got 'words'"):
+        made(output="words")
+
+
+USES: list[dict[str, Any]] = [{}, {"output": "pooled"}, {"output": "pooled", "pool": "average"}, {"num_classes": 3}]
+
+
+@pytest.mark.parametrize(("naming", "options"), [("original", USES[0]), ("zoo", USES[1]), *(("transformers", use) for use in USES)])
+def test_a_file_of_pretraining_fits_whatever_the_model_is_for(naming: str, options: dict[str, Any]) -> None:
+    """Files hold heads that a use has no need of: they are kept, and saved again."""
+    whole = made(pooler=True, next_sentence=True, rngs=5)
+    file = export(whole, naming=naming)
+    with pytest.warns(UserWarning, match="the head for 3 classes stays random") if options == USES[3] else contextlib.nullcontext():
+        model = zoo.create("bert_tiny", weights=file, **SIZE, **options)
+    assert same({k: v for k, v in export(model, naming=naming).items() if k.split(".")[0] not in ("classifier", "head")}, file)
+    assert model.next_sentence(model.first(jnp.ones((3, 9, 16)))).shape == (3, 2)
+
+
+def test_old_names_of_norms_and_tied_heads() -> None:
+    original = export(made(), naming="original")
+    assert "bert.embeddings.LayerNorm.gamma" in original
+    assert "cls.predictions.decoder.weight" not in original
+    tied = {**original, "cls.predictions.decoder.weight": original["bert.embeddings.word_embeddings.weight"]}
+    for file in (original, tied):
+        assert same(export(zoo.create("bert_tiny", weights=file, **SIZE), naming="original"), original)
+    untied = {**tied, "cls.predictions.decoder.weight": tied["cls.predictions.decoder.weight"] + 1}
+    with pytest.raises(WeightsError, match="they are one array in our model, and differ in the file"):
+        zoo.create("bert_tiny", weights=untied, **SIZE)
+
+
+def test_bare_names_with_and_without_a_pooler() -> None:
+    file = export(made(output="pooled", rngs=3), naming="bare")
+    assert "pooler.dense.weight" in file
+    file["embeddings.position_ids"] = np.arange(12)[None]
+    average = zoo.create("bert_tiny", weights=file, output="pooled", pool="average", **SIZE)
+    assert average.pooler is not None
+    bare = {name: value for name, value in file.items() if "pooler" not in name}
+    assert zoo.create("bert_tiny", weights=bare, output="pooled", pool="average", **SIZE).pooler is None
+    with pytest.raises(WeightsError, match=r"2 missing: (bert\.)?pooler.dense.bias, (bert\.)?pooler.dense.weight"):
+        zoo.create("bert_tiny", weights=bare, output="pooled", **SIZE)
+    with pytest.raises(WeightsError, match=r"missing: cls.predictions"):
+        zoo.create("bert_tiny", weights=bare, **SIZE)
+
+
+def test_another_size_is_named() -> None:
+    tiny = nnx.eval_shape(lambda: zoo.create("bert_tiny", max_length=8))
+    lines = plan(RULES["transformers"], shapes(tiny), tiny.config)
+    file = {name: np.zeros(shape, np.float32) for line in lines for name, shape in line.released_shapes().items()}
+    with pytest.raises(WeightsError, match=r"does not fit bert_small \(read as 'transformers' names\).* by its shapes it is bert_tiny"):
+        zoo.create("bert_small", depth=1, vocab_size=64, weights=file)

@@ -1,0 +1,211 @@
+"""The bidirectional text backbone: tokens in, a vector for each of them, or one for all, out.
+
+    tokens -> words + positions + types -> norm -> blocks -> logits over the vocabulary
+                                                          -> pool -> head
+
+BERT and its kin are this class with other hyper-parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.block import Block, NormOrder
+from layers.combinators import bidirectional, on_sequence
+from layers.initializers import normal, truncated_normal, zeros
+from layers.mixer import MixerSpec
+from layers.mlp import MLP, gelu
+from layers.module import Module
+from layers.norm import create_norm
+from layers.stack import Stack, drop_path_rates
+from zoo.backbones.classifier import Classifier, make_head
+from zoo.registry import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(ModelConfig):
+    """Hyper-parameters of a bidirectional text model.
+
+    Attributes:
+      vocab_size: tokens; the embedding has a row for each.
+      num_classes: classes of the head; with any, ``output`` is "pooled".
+      features, depth, num_heads, mlp_ratio: width, blocks, attention heads, hidden width of the MLP / features.
+      max_length: rows of the position table; longer sequences are refused.
+      types: kinds of segments a token may belong to; 0 for none.
+      norm_order, norm_epsilon: of the blocks.
+      output: what ``model(tokens)`` gives: "vocabulary", logits for each token, or "pooled", a vector (with a head, logits of its classes).
+      pool: "token" (the first) or "average" (of the real tokens).
+      normalize: pooled vectors have length 1.
+      pooler: a linear layer and tanh behind pooling by token; None: where the output needs it.
+      masked_lm: the head over the vocabulary; None: where the output needs it.
+      next_sentence: a head that tells whether the second segment follows the first.
+    """
+
+    vocab_size: int = 30522
+    num_classes: int = 0
+    features: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    max_length: int = 512
+    types: int = 2
+    norm_order: NormOrder = "post"
+    norm_epsilon: float = 1e-12
+    output: Literal["vocabulary", "pooled"] = "vocabulary"
+    pool: Literal["token", "average"] = "token"
+    normalize: bool = False
+    pooler: bool | None = None
+    masked_lm: bool | None = None
+    next_sentence: bool = False
+
+
+class MaskedHead(Module):
+    """``norm(gelu(W x)) E^T + b`` with E the embedding: BERT (Devlin et al., 2019), task 1, as its authors' code has it."""
+
+    def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
+        common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
+        self.transform = nnx.Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common)
+        self.norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common)
+        self.bias = nnx.Param(zeros(rngs.params(), (c.vocab_size,), c.param_dtype))
+
+    def __call__(self, hidden: jax.Array, embedding: nnx.Embed) -> jax.Array:
+        """Maps (..., features) to logits (..., vocab_size)."""
+        logits = embedding.attend(self.norm(gelu(self.transform(hidden))))
+        return logits + self.bias[...].astype(logits.dtype)
+
+
+class Encoder(Classifier):
+    """A bidirectional text model.
+
+    Masks are bool (batch, length), True for real tokens; padding trails. Names: ``embedding``, ``position``, ``types``,
+    ``embedding_norm``, ``blocks.N``, ``norm`` (pre-norm only), and as the configuration says ``pooler``, ``head``,
+    ``masked_lm``, ``next_sentence``.
+    """
+
+    stem = ("embedding", "position", "types", "embedding_norm")
+    undecayed: ClassVar[tuple[str, ...]] = ("embedding", "position", "types")
+    extras: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence")
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        """Builds the model.
+
+        Raises:
+          ValueError: an unknown output or pooling, or a mixer that takes grids only.
+        """
+        output = "pooled" if config.num_classes else config.output
+        if output not in ("vocabulary", "pooled") or config.pool not in ("token", "average"):
+            raise ValueError(f'output is "vocabulary" or "pooled", pool "token" or "average"; got {config.output!r} and {config.pool!r}')
+        pooler = output == "pooled" and config.pool == "token" if config.pooler is None else config.pooler
+        masked_lm = output == "vocabulary" if config.masked_lm is None else config.masked_lm
+        c = self.config = dataclasses.replace(config, output=output, pooler=pooler, masked_lm=masked_lm)
+        common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
+        self.embedding = nnx.Embed(c.vocab_size, c.features, embedding_init=normal(0.02), **common)
+        self.position = nnx.Param(normal(0.02)(rngs.params(), (c.max_length, c.features), c.param_dtype))
+        self.types = nnx.Embed(c.types, c.features, embedding_init=normal(0.02), **common) if c.types else None
+        self.embedding_norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common)
+        self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
+        rates = drop_path_rates(c.drop_path, c.depth)
+        self.blocks = Stack([self._block(i, rate, rngs) for i, rate in enumerate(rates)], remat=c.remat, scan=c.scan)
+        self.norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common) if c.norm_order == "pre" else None
+        self.pooler = nnx.Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common) if c.pooler else None
+        self.masked_lm = MaskedHead(c, rngs=rngs) if c.masked_lm else None
+        self.next_sentence = nnx.Linear(c.features, 2, kernel_init=truncated_normal(0.02), **common) if c.next_sentence else None
+        self.head = make_head(c.features, c.num_classes, c, rngs)
+        self.num_features = c.features
+
+    def _block(self, index: int, drop_path: float | None, rngs: nnx.Rngs) -> Block:
+        c = self.config
+        common = {"dtype": c.dtype, "param_dtype": c.param_dtype}
+        specs: Sequence[MixerSpec] = c.pattern or (c.mixer if c.mixer is not None else "attention",)
+        hints = {"num_heads": c.num_heads, "depth": c.depth, "dropout": c.dropout, **common}
+        mixer = on_sequence(bidirectional(specs[index % len(specs)], c.features, hints=hints, rngs=rngs))
+        channel = MLP(c.features, int(c.features * c.mlp_ratio), activation=gelu, dropout=c.dropout, **common, rngs=rngs)
+        norms = {"norm_epsilon": c.norm_epsilon, "norm_order": c.norm_order}
+        return Block(mixer, channel, features=c.features, drop_path=drop_path, **norms, **common, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array | None = None, types: jax.Array | None = None) -> jax.Array:
+        """Reads whole sequences.
+
+        Args:
+          tokens: (batch, length) int32, or words already looked up, (batch, length, features).
+          mask: True for real tokens.
+          types: (batch, length) int32, the segment of each token; default 0.
+
+        Returns:
+          Logits (batch, length, vocab_size); with ``output="pooled"`` vectors (batch, features), or logits (batch, classes).
+
+        Raises:
+          ValueError: a sequence longer than the position table.
+        """
+        if self.config.output == "vocabulary":
+            return self.logits(self.hidden(tokens, mask, types))
+        return super().__call__(tokens, mask, types)
+
+    def hidden(self, tokens: jax.Array, mask: jax.Array | None = None, types: jax.Array | None = None) -> jax.Array:
+        """A vector for each token: (batch, length, features)."""
+        return self._normed(self.blocks(self.embed(tokens, types), mask)[0])
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """The head over the vocabulary: (..., features) to (..., vocab_size). Dear vocabularies need not be applied to every token.
+
+        Raises:
+          ValueError: the model was made without it.
+        """
+        if self.masked_lm is None:
+            raise ValueError("the model has no head over the vocabulary: make it with masked_lm=True")
+        return self.masked_lm(hidden, self.embedding)
+
+    def pooled(self, tokens: jax.Array, mask: jax.Array | None = None, types: jax.Array | None = None) -> jax.Array:  # type: ignore[override]
+        """One vector for all tokens: (batch, features)."""
+        return self.pool(self.hidden(tokens, mask, types), mask)
+
+    def pool(self, hidden: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Pools (batch, length, features) to (batch, features)."""
+        if self.config.pool == "token":
+            x = self.first(hidden)
+        elif mask is None:
+            x = hidden.mean(1)
+        else:
+            weight = mask[..., None].astype(hidden.dtype)
+            x = (hidden * weight).sum(1) / jnp.maximum(weight.sum(1), 1e-9)
+        if not self.config.normalize:
+            return x
+        return x / jnp.maximum(jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True), 1e-12).astype(x.dtype)
+
+    def first(self, hidden: jax.Array) -> jax.Array:
+        """The first token's vector, through the pooler where there is one: (batch, features)."""
+        return hidden[:, 0] if self.pooler is None else jnp.tanh(self.pooler(hidden[:, 0]))
+
+    def features(
+        self, tokens: jax.Array, indices: Sequence[int] | None = None, mask: jax.Array | None = None, types: jax.Array | None = None
+    ) -> list[jax.Array]:
+        """Outputs (batch, length, features) of some blocks, by default the last of each quarter."""
+        depth = len(self.blocks)
+        indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
+        return self.blocks(self.embed(tokens, types), mask, capture=indices)[1]
+
+    def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
+        """Replaces the head by a fresh one for ``num_classes``; 0 removes it. The output is then the pooled one."""
+        super().reset_head(num_classes, rngs=rngs)
+        self.config = dataclasses.replace(self.config, output="pooled")
+
+    def embed(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
+        """What enters the first block: (batch, length, features); arguments as the model's."""
+        words = self.embedding(tokens) if tokens.ndim == 2 else tokens
+        length, most = words.shape[1], self.config.max_length
+        if length > most:
+            raise ValueError(f"a sequence of {length} tokens is longer than the position table: max_length is {most}")
+        x = words + self.position[:length].astype(words.dtype)
+        if self.types is not None:
+            x = x + self.types(jnp.zeros(words.shape[:2], jnp.int32) if types is None else types)
+        x = self.embedding_norm(x)
+        return x if self.dropout is None else self.dropout(x)
+
+    def _normed(self, x: jax.Array) -> jax.Array:
+        return x if self.norm is None else self.norm(x)

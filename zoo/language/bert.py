@@ -1,0 +1,77 @@
+"""BERT: Pre-training of Deep Bidirectional Transformers (Devlin et al., NAACL 2019, arXiv:1810.04805).
+
+    x = norm(word + position + type);  N x [x = norm(x + Attention(x));  x = norm(x + MLP(x))]
+
+with exact GELU. ``model(tokens, mask, types)`` gives logits over the vocabulary for every token, or, made with
+``output="pooled"``, one vector for all: tanh of a linear map of the first token. ``num_classes=N`` puts a classifier on it.
+
+``bert_tiny`` and ``bert_small`` are two of the miniatures of Well-Read Students Learn Better (Turc et al., 2019,
+arXiv:1908.08962). ``minilm_l6`` is the sentence encoder all-MiniLM-L6-v2 (from MiniLM, Wang et al., 2020,
+arXiv:2002.10957): the real tokens' average, scaled to length 1, so that a dot product is a cosine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.backbones.encoder import Encoder, EncoderConfig
+from zoo.naming import Naming, Tie
+from zoo.registry import Release, register_family
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "bert_tiny": {"features": 128, "depth": 2, "num_heads": 2},
+    "bert_small": {"features": 512, "depth": 4, "num_heads": 8},
+    "bert_base": {},
+    "bert_large": {"features": 1024, "depth": 24, "num_heads": 16},
+}
+SENTENCE_VARIANTS: dict[str, dict[str, Any]] = {
+    "minilm_l6": {"features": 384, "depth": 6, "num_heads": 12, "output": "pooled", "pool": "average", "normalize": True},
+}
+
+
+def _norm(theirs: str, ours: str, leaves: tuple[str, str]) -> list[tuple[Any, ...]]:
+    return [(f"{theirs}.LayerNorm.{leaf}", f"{ours}.{own}") for leaf, own in zip(leaves, ("scale", "bias"), strict=True)]
+
+
+def _names(prefix: str, leaves: tuple[str, str] = ("weight", "bias")) -> Naming:
+    """The names of the library transformers: ``prefix`` stands before all but the heads', ``leaves`` are those of a norm."""
+    block, ours = f"{prefix}encoder.layer.{{i}}", "blocks.{i}"
+    return Naming(
+        [
+            # safetensors hold no array twice; PyTorch's own files do.
+            ((f"{prefix}embeddings.word_embeddings", "cls.predictions.decoder"), "embedding", Tie(written=False)),
+            (f"{prefix}embeddings.position_embeddings.weight", "position"),
+            (f"{prefix}embeddings.token_type_embeddings", "types"),
+            *_norm(f"{prefix}embeddings", "embedding_norm", leaves),
+            *[(f"{block}.attention.self.{part}", f"{ours}.mixer.{part}") for part in ("query", "key", "value")],
+            (f"{block}.attention.output.dense", f"{ours}.mixer.out"),
+            *_norm(f"{block}.attention.output", f"{ours}.mixer_norm", leaves),
+            (f"{block}.intermediate.dense", f"{ours}.channel.up"),
+            (f"{block}.output.dense", f"{ours}.channel.down"),
+            *_norm(f"{block}.output", f"{ours}.channel_norm", leaves),
+            (f"{prefix}pooler.dense", "pooler"),
+            ("cls.predictions.transform.dense", "masked_lm.transform"),
+            *_norm("cls.predictions.transform", "masked_lm.norm", leaves),
+            (("cls.predictions.bias", "cls.predictions.decoder.bias"), "masked_lm.bias", Tie(written=False)),
+            ("cls.seq_relationship", "next_sentence"),
+            ("classifier", "head"),
+        ],
+        prefix=prefix,
+        ignore=(f"{prefix}embeddings.position_ids",),
+    )
+
+
+# The last are those of the first files, bert-base-uncased and bert-large-uncased.
+RULES: dict[str, Naming] = {"transformers": _names("bert."), "bare": _names(""), "original": _names("bert.", ("gamma", "beta"))}
+SENTENCE_RULES: dict[str, Naming] = {"bare": RULES["bare"], "transformers": RULES["transformers"]}
+
+RELEASES: dict[str, dict[str, Release]] = {
+    "bert_tiny": {"google": Release("hf://google/bert_uncased_L-2_H-128_A-2", 0)},
+    "bert_small": {"google": Release("hf://google/bert_uncased_L-4_H-512_A-8", 0)},
+    "bert_base": {"uncased": Release("hf://google-bert/bert-base-uncased", 0)},
+    "bert_large": {"uncased": Release("hf://google-bert/bert-large-uncased", 0)},
+    "minilm_l6": {"all_v2": Release("hf://sentence-transformers/all-MiniLM-L6-v2", 0)},
+}
+
+register_family("bert", Encoder, EncoderConfig, VARIANTS, rules=RULES, releases=RELEASES)
+register_family("bert", Encoder, EncoderConfig, SENTENCE_VARIANTS, rules=SENTENCE_RULES, releases=RELEASES)
