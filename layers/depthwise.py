@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +18,27 @@ from layers.initializers import variance_scaling, zeros
 from layers.module import Module
 from pallas_kernels import operations
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Padding = tuple[tuple[int, int], tuple[int, int]] | Literal["same"] | None
+"""Zeros before and after each axis; "same" is TensorFlow's, ceil(size / strides) outputs with the odd zero behind; None is half the kernel on each side."""
 
 
-def depthwise_convolution(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: Padding | None = None) -> jax.Array:
+def depthwise_convolution(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: Padding = None) -> jax.Array:
     """Convolves every channel with its own kernel.
 
     Args:
       x: (batch, height, width, channels).
       kernel: (kernel_height, kernel_width, 1, channels), the layout of a grouped ``nnx.Conv``.
       strides: step between outputs, both axes.
-      padding: zeros before and after each axis; default half the kernel, which keeps the size at stride 1.
+      padding: see :data:`Padding`.
 
     Returns:
       (batch, out_height, out_width, channels).
     """
-    rows, columns = kernel.shape[:2]
-    padding = padding or ((rows // 2, rows // 2), (columns // 2, columns // 2))
-    return _convolve(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel, strides)
+    if padding == "same":
+        rows, columns = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (strides, strides), "SAME")
+    else:
+        rows, columns = padding or [(size // 2, size // 2) for size in kernel.shape[:2]]
+    return _convolve(jnp.pad(x, ((0, 0), rows, columns, (0, 0))), kernel, strides)
 
 
 def _taps(x: jax.Array, rows: int, columns: int, strides: int) -> Iterator[tuple[int, int, jax.Array]]:
@@ -88,7 +91,7 @@ class DepthwiseConv(Module):
         kernel_size: int,
         *,
         strides: int = 1,
-        padding: Padding | None = None,
+        padding: Padding = None,
         use_bias: bool = True,
         kernel_init: Any = variance_scaling(1 / 3, "fan_in", "uniform"),
         dtype: Any = None,

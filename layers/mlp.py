@@ -18,6 +18,11 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The tanh approximation of GELU, with which TensorFlow models and big_vision train."""
+    return jax.nn.gelu(x, approximate=True)
+
+
 class MLP(Module):
     """Linear, activation, linear: ``W2 f(W1 x)``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,10 @@ class PatchEmbed(Module):
 
 
 class ConvNorm(Module):
-    """Dense convolution, then a norm, then an activation if there is one."""
+    """Dense convolution, then a norm, then an activation if there is one.
+
+    ``padding`` None is half the kernel on each side; "SAME" is TensorFlow's, with the odd zero behind.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,9 @@ class ConvNorm(Module):
         *,
         kernel_size: int = 3,
         strides: int = 1,
+        padding: Literal["SAME"] | None = None,
         norm: Norm = "batch",
+        norm_epsilon: float = 1e-5,
         activation: Callable[[jax.Array], jax.Array] | None = None,
         use_bias: bool = True,
         kernel_init: Any = variance_scaling(2.0, "fan_out", "truncated_normal"),
@@ -74,20 +79,20 @@ class ConvNorm(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        half = kernel_size // 2
+        half = (kernel_size // 2, kernel_size // 2)
         self.conv = nnx.Conv(
             in_features,
             features,
             (kernel_size, kernel_size),
             strides=strides,
-            padding=((half, half), (half, half)),
+            padding=padding or (half, half),
             use_bias=use_bias,
             kernel_init=kernel_init,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.norm = create_norm(norm, features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.norm = create_norm(norm, features, epsilon=norm_epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:

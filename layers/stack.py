@@ -67,13 +67,16 @@ class Stack(nnx.List):
         return x, tuple(states)
 
     def _run(self, indices: list[int], x: jax.Array, mask: jax.Array | None, positions: jax.Array | None) -> jax.Array:
-        period, repeats = self._period(indices) if self.scan else (1, 1)
-        scanned = period * repeats if repeats > 1 else 0
-        if scanned:
-            groups = [[self[i] for i in indices[start : start + period]] for start in range(0, scanned, period)]
-            x = _scan(groups, self._block_call(), x, mask, positions)
-        for i in indices[scanned:]:
-            x = self._block_call()(self[i], x, mask, positions)
+        kinds = [_structure(self[i]) for i in indices] if self.scan else []
+        while indices:
+            period, repeats = _period(kinds)
+            if repeats > 1:
+                groups = [[self[i] for i in indices[start : start + period]] for start in range(0, period * repeats, period)]
+                x = _scan(groups, self._block_call(), x, mask, positions)
+            else:
+                x = self._block_call()(self[indices[0]], x, mask, positions)
+            done = period * repeats
+            indices, kinds = indices[done:], kinds[done:]
         return x
 
     def _block_call(self) -> Callable[..., jax.Array]:
@@ -84,14 +87,14 @@ class Stack(nnx.List):
             return call
         return lambda block, *args: pure_call(block, call, *args, transform=jax.checkpoint)
 
-    def _period(self, indices: list[int]) -> tuple[int, int]:
-        """The shortest pattern that the blocks repeat, and how often they do."""
-        kinds = [_structure(self[i]) for i in indices]
-        for period in range(1, len(kinds) // 2 + 1):
-            repeats = len(kinds) // period
-            if kinds[: period * repeats] == kinds[:period] * repeats:
-                return period, repeats
-        return len(kinds), 1
+
+def _period(kinds: list[Any]) -> tuple[int, int]:
+    """The shortest pattern that the first blocks repeat, and how often they do; 1, 1 where the first block starts none."""
+    for period in range(1, len(kinds) // 2 + 1):
+        repeats = len(kinds) // period
+        if kinds[: period * repeats] == kinds[:period] * repeats:
+            return period, repeats
+    return 1, 1
 
 
 def _structure(block: Block) -> tuple[Any, ...]:

@@ -65,5 +65,5 @@ def preprocess(model: str | nnx.Module) -> Preprocess:
     made: Any = model
     entry = variant(made if isinstance(made, str) else made.variant)
     config: Any = entry.config if isinstance(made, str) else made.config
-    released = {} if isinstance(made, str) else getattr(made, "released", {})
-    return Preprocess(**{"image_size": config.image_size, **entry.preprocess, **released})
+    released = {} if isinstance(made, str) else getattr(made, "released", None) or {}
+    return Preprocess(**{"image_size": config.image_size, **entry.preferred_preprocess, **released})

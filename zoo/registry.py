@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from layers.mixer import MixerSpec, near
@@ -60,6 +61,13 @@ class Preprocess:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
     crop_fraction: float = 0.875
+
+    def normalise(self, images: Any) -> np.ndarray:
+        """uint8 images (..., channels), already of the right size, as the model wants them: float32, less the mean, over the standard deviation."""
+        images = np.asarray(images)
+        if images.dtype != np.uint8:
+            raise ValueError(f"images to normalise must be uint8, 0 to 255, got {images.dtype}")
+        return ((images / np.float32(255) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

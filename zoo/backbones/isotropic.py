@@ -20,7 +20,7 @@ from layers.block import Block
 from layers.combinators import bidirectional, on_grid
 from layers.initializers import normal, truncated_normal
 from layers.mixer import MixerSpec
-from layers.mlp import MLP, GatedMLP, gelu
+from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh
 from layers.norm import LayerNorm, create_norm
 from layers.patch import PatchEmbed
 from layers.position import LearnedPositions
@@ -33,11 +33,6 @@ from zoo.registry import ModelConfig
 def quick_gelu(x: jax.Array) -> jax.Array:
     """``x sigmoid(1.702 x)``, the approximation of GELU that CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
-
-
-def gelu_tanh(x: jax.Array) -> jax.Array:
-    """The tanh approximation of GELU, with which big_vision trains."""
-    return jax.nn.gelu(x, approximate=True)
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "swiglu": jax.nn.silu}

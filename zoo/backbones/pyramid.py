@@ -8,14 +8,13 @@ BiFormer, MaxViT, Swin and their kin are this class with their own stem, blocks 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.block import Block
 from layers.combinators import bidirectional, on_grid
 from layers.mixer import Mixer, MixerSpec
 from layers.module import Module
@@ -42,21 +41,21 @@ class PyramidConfig(ModelConfig):
 
 
 class Stage(Module):
-    """One resolution: ``downsample`` (the stem, for the first stage), then ``blocks``."""
+    """One resolution: ``downsample`` (the stem, for the first stage; None where the first block shrinks the map), then ``blocks``."""
 
-    def __init__(self, downsample: nnx.Module, blocks: Stack):
+    def __init__(self, downsample: Callable[[jax.Array], jax.Array] | None, blocks: Stack):
         self.downsample, self.blocks = downsample, blocks
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, height, width, in_features) to (batch, height', width', features)."""
-        return self.blocks(self.downsample(x))[0]
+        return self.blocks(x if self.downsample is None else self.downsample(x))[0]
 
 
 class Pyramid(Classifier):
     """Base of pyramid models. Names: ``stages.S.downsample``, ``stages.S.blocks.N``, ``norm``, ``head``.
 
-    A subclass gives ``make_downsample``, ``make_block`` and ``make_norm``, and names its own mixer of a stage
-    in ``own_mixer``; the configuration's ``mixer`` or ``pattern`` replaces it.
+    A subclass gives ``make_downsample``, ``make_block`` and ``make_norm`` (and ``pool``, where the norm is not the last step
+    before the mean), and names its own mixer of a stage in ``own_mixer``; the configuration's ``mixer`` or ``pattern`` replaces it.
     """
 
     def __init__(self, config: PyramidConfig, *, rngs: nnx.Rngs):
@@ -73,29 +72,30 @@ class Pyramid(Classifier):
         self.norm = self.make_norm(rngs=rngs)
         self.head = make_head(self.num_features, c.num_classes, c, rngs)
 
-    def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> nnx.Module:
-        """The module that brings the image (stage 0) or the last stage's map to this stage's size and features."""
+    def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> Any:
+        """The module that brings the image (stage 0) or the last stage's map to this stage's size and features; None leaves it to the first block."""
         raise NotImplementedError
 
-    def make_block(self, stage: int, index: int, drop_path: float | None, *, rngs: nnx.Rngs) -> Block:
-        """A block of a stage."""
+    def make_block(self, stage: int, index: int, drop_path: float | None, *, rngs: nnx.Rngs) -> Any:
+        """A block of a stage: a :class:`layers.Block`, or a module that is called as one."""
         raise NotImplementedError
 
     def make_norm(self, *, rngs: nnx.Rngs) -> Callable[[jax.Array], jax.Array]:
-        """The norm after the last stage."""
+        """The norm before the head."""
         raise NotImplementedError
 
     def own_mixer(self, stage: int) -> MixerSpec:
         """The architecture's own mixer in a stage."""
         raise NotImplementedError
 
-    def make_mixer(self, stage: int, index: int, *, rngs: nnx.Rngs) -> Mixer:
-        """The mixer of a block: the user's if given, else the architecture's, adapted to grids."""
+    def make_mixer(self, stage: int, index: int, *, within: Mapping[str, Any] | None = None, rngs: nnx.Rngs) -> Mixer:
+        """The mixer of a block: the user's if given, else the architecture's, adapted to grids; as ``inner`` of the combinator ``within``, if any."""
         c = self.config
         specs = c.pattern or (c.mixer if c.mixer is not None else self.own_mixer(stage),)
         hints: dict[str, Any] = {"num_heads": c.num_heads[stage], "dropout": c.dropout, "dtype": c.dtype, "param_dtype": c.param_dtype}
         features = c.features[stage]
-        return on_grid(bidirectional(specs[index % len(specs)], features, hints=hints, rngs=rngs), features, rngs=rngs)
+        spec = specs[index % len(specs)]
+        return on_grid(bidirectional({**within, "inner": spec} if within else spec, features, hints=hints, rngs=rngs), features, rngs=rngs)
 
     def features(self, images: jax.Array) -> list[jax.Array]:
         """The map after each stage: (batch, height, width, features) each."""
@@ -108,7 +108,11 @@ class Pyramid(Classifier):
     def pooled(self, images: jax.Array) -> jax.Array:
         if images.shape[-1] != self.config.in_channels:
             raise ValueError(f"the model takes images of {self.config.in_channels} channels, got {images.shape[-1]}")
-        return jnp.mean(self.norm(self.features(images)[-1]), axis=(1, 2))
+        return self.pool(self.features(images)[-1])
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """From the last stage's map (batch, height, width, features) to what the head sees."""
+        return jnp.mean(self.norm(x), axis=(1, 2))
 
     def depth_of(self, path: list[str]) -> int:
         if path[0] != "stages":

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from zoo.backbones.isotropic import Isotropic, IsotropicConfig
 from zoo.naming import Each, Naming, Rearrange, Split, Unstack
 from zoo.registry import Variant, register
-from zoo.vision.vit_releases import RELEASES, STATISTICS
+from zoo.vision.releases import STATISTICS
+from zoo.vision.vit_releases import RELEASES
 
 # Features, blocks, heads, and the hidden width of the MLP / features where that is not 4.
 SIZES: dict[str, tuple[float, ...]] = {
@@ -302,10 +303,7 @@ def _register() -> None:
     for name, overrides in VARIANTS.items():
         releases = RELEASES.get(name, {})
         mean, std = STATISTICS["imagenet" if overrides.get("num_classes") == 0 else "half"]
-        preprocess: dict[str, Any] = {"mean": mean, "std": std, "crop_fraction": 0.9}
-        for release in releases.values():
-            preprocess = {field: getattr(release, field) for field in ("mean", "std", "interpolation", "crop_fraction")}
-            break
+        preprocess: dict[str, Any] = {} if releases else {"mean": mean, "std": std, "crop_fraction": 0.9}
         config, rules = IsotropicConfig(**overrides), _rules(name, overrides)
         papers = (156,) if "reg" in name else ()
         own = name == "vit_nano_patch4_32"

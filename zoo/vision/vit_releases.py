@@ -1,20 +1,8 @@
-"""Released checkpoints of ViT and DeiT on the Hugging Face hub, as timm 1.0.31 lists them.
-
-A line is ``model: tag classes statistics crop``, then the interpolation if it is not bicubic and the
-licence if it is not Apache-2.0; ``;`` separates checkpoints. ``zoo.create(model, weights=tag)`` takes one.
-"""
+"""Released checkpoints of ViT and DeiT on the Hugging Face hub, as timm 1.0.31 lists them; notation in zoo/vision/releases.py."""
 
 from __future__ import annotations
 
-from zoo.registry import Release
-
-# Mean and standard deviation of each channel, of values in [0, 1].
-STATISTICS = {
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
+from zoo.vision.releases import parse_releases
 
 _TABLE = """
 deit3_base_patch16_224: fb_in1k 1000 imagenet 0.9; fb_in22k_ft_in1k 1000 imagenet 1.0
@@ -172,19 +160,4 @@ vit_wee_patch16_reg1_gap_256: sbb_in1k 1000 half 0.95
 vit_xsmall_patch16_clip_224: tinyclip_yfcc15m 512 clip 0.9 mit
 """
 
-
-def _parse(table: str) -> dict[str, dict[str, Release]]:
-    releases: dict[str, dict[str, Release]] = {}
-    for line in table.strip().splitlines():
-        model, checkpoints = line.split(": ")
-        for checkpoint in checkpoints.split("; "):
-            tag, classes, statistics, crop, *rest = checkpoint.split()
-            mean, std = STATISTICS[statistics]
-            interpolation = "bilinear" if "bilinear" in rest else "bicubic"
-            licence = next((word for word in rest if word != "bilinear"), "apache-2.0")
-            release = Release(f"hf://timm/{model}.{tag}", int(classes), licence, mean, std, interpolation, float(crop))
-            releases.setdefault(model, {})[tag] = release
-    return releases
-
-
-RELEASES = _parse(_TABLE)
+RELEASES = parse_releases(_TABLE)

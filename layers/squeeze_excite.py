@@ -1,0 +1,38 @@
+"""Squeeze-and-Excitation Networks (Hu et al., 2018): channels gate each other through their means over the map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.initializers import variance_scaling
+from layers.module import Module
+
+
+class SqueezeExcite(Module):
+    """``x * sigmoid(W2 f(W1 mean(x)))``, the mean over rows and columns; ``hidden`` features in between."""
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+        kernel_init: Any = variance_scaling(2.0, "fan_out", "normal"),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.squeeze = nnx.Linear(features, hidden, **common)
+        self.excite = nnx.Linear(hidden, features, **common)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, height, width, features) to the same shape."""
+        gate = jax.nn.sigmoid(self.excite(self.activation(self.squeeze(jnp.mean(x, axis=(1, 2))))))
+        return x * gate[:, None, None]
