@@ -5,6 +5,7 @@ from layers.block import Block
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
 from layers.drop import DropPath, LayerScale
+from layers.lora import add_lora, merge_lora
 from layers.mixer import Mixer, MixerSpec, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, GatedMLP
 from layers.module import AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
@@ -52,6 +53,7 @@ __all__ = [
     "Stack",
     "Statistic",
     "Windowed",
+    "add_lora",
     "assign",
     "bidirectional",
     "collecting",
@@ -60,6 +62,7 @@ __all__ = [
     "drop_path_rates",
     "flatten",
     "list_mixers",
+    "merge_lora",
     "mixer_class",
     "on_grid",
     "parameter_count",

@@ -1,0 +1,113 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021, arXiv:2106.09685), section 4.1.
+
+    y = x W + b + (alpha / rank) (x A) B        A random, B zero: at first nothing changes
+
+:func:`add_lora` puts A and B beside the kernels of linear layers of any model, wherever they stand: the
+layers keep their places and their parameters' names. :func:`merge_lora` adds the product to the kernels
+and leaves the plain model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.initializers import normal, zeros
+from layers.mixer import near
+from layers.state import flatten
+
+LAYERS = ("*blocks.*",)
+"""Patterns of all linear layers inside blocks, in any backbone."""
+
+
+class AdaptedLinear(nnx.Linear):
+    """A linear layer with ``lora_a`` (in_features, rank) and ``lora_b`` (rank, out_features) beside its kernel; made by :func:`add_lora`.
+
+    Attributes:
+      lora_scale: alpha / rank.
+    """
+
+    lora_a: nnx.LoRAParam
+    lora_b: nnx.LoRAParam
+    lora_scale: float
+
+    def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        """Maps (..., in_features) to (..., out_features)."""
+        y = super().__call__(inputs, *args, **kwargs)
+        x, a, b = self.promote_dtype((inputs, self.lora_a[...], self.lora_b[...]), dtype=self.dtype)
+        return y + self.lora_scale * ((x @ a) @ b)
+
+
+def add_lora(model: nnx.Module, *, rank: int = 8, alpha: float | None = None, patterns: Iterable[str] = LAYERS, rngs: nnx.Rngs | None = None) -> nnx.Module:
+    """Gives linear layers of ``model`` adapters, in place, and returns it; its outputs stay as they are.
+
+    Args:
+      model: any; those of the zoo are best given their weights first.
+      rank: of the change to each kernel.
+      alpha: the change is scaled by alpha / rank; default ``rank``.
+      patterns: globs over dotted names of layers, such as ``*.mixer.query``; every linear layer that one matches is adapted.
+      rngs: for A, which is normal with variance 1 / in_features (our choice); default ``nnx.Rngs(0)``.
+
+    Raises:
+      ValueError: a rank below 1, a pattern that matches no linear layer, or a model that has adapters.
+    """
+    if rank < 1:
+        raise ValueError(f"the rank of adapters is at least 1, got {rank}")
+    if adapters(model):
+        raise ValueError("the model has adapters already: merge_lora(model) first")
+    linear: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if type(module) is nnx.Linear}
+    chosen: set[str] = set()
+    for pattern in patterns:
+        hits = fnmatch.filter(linear, pattern)
+        if not hits:
+            raise ValueError(f"no linear layer matches {pattern!r}{near(pattern, linear)}; there are: {', '.join(list(linear)[:8]) or 'none'}, ...")
+        chosen.update(hits)
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    for name in sorted(chosen):
+        adapt(linear[name], rank, rank if alpha is None else alpha, rngs)
+    return model
+
+
+def adapt(layer: Any, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
+    """Makes one linear layer an :class:`AdaptedLinear`, in place: whoever holds it need not know."""
+    dtype = layer.kernel[...].dtype
+    object.__setattr__(layer, "__class__", AdaptedLinear)  # past nnx, which would note it as an attribute
+    layer.lora_a = nnx.LoRAParam(normal(layer.in_features**-0.5)(rngs.params(), (layer.in_features, rank), dtype))
+    layer.lora_b = nnx.LoRAParam(zeros(rngs.params(), (rank, layer.out_features), dtype))
+    layer.lora_scale = alpha / rank
+
+
+def adapters(model: nnx.Module) -> dict[str, AdaptedLinear]:
+    """The adapted layers of a model, by dotted name."""
+    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if isinstance(module, AdaptedLinear)}
+
+
+def merge_lora(model: nnx.Module) -> nnx.Module:
+    """Adds every adapter to the kernel beside it and removes it, in place; returns the model, which then is a plain one."""
+    layer: Any
+    for layer in adapters(model).values():
+        layer.kernel[...] = merged(layer.kernel[...], layer.lora_a[...], layer.lora_b[...], layer.lora_scale)
+        for part in ("lora_a", "lora_b", "lora_scale"):
+            delattr(layer, part)
+        object.__setattr__(layer, "__class__", nnx.Linear)
+    return model
+
+
+def merged(kernel: Any, a: Any, b: Any, scale: float) -> jax.Array:
+    """``W + scale A B`` in float32, in the dtype of W."""
+    change = jnp.matmul(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), precision="highest")
+    return (jnp.asarray(kernel, jnp.float32) + scale * change).astype(kernel.dtype)
+
+
+def kept(model: nnx.Module) -> set[str]:
+    """Names of the parameters that training an adapted model keeps as they are: all but adapters and heads; none of a plain model."""
+    if not adapters(model):
+        return set()
+    heads = getattr(model, "heads", ("head",))
+    trained = flatten(model, nnx.LoRAParam)
+    return {name for name in flatten(model, nnx.Param) if name not in trained and name.split(".")[0] not in heads}
