@@ -4,8 +4,11 @@ from layers.attention.multi_head import MultiHeadAttention
 from layers.block import Block
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
+from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
 from layers.drop import DropPath, LayerScale
 from layers.lora import add_lora, merge_lora
+from layers.memory.choices import MEMORIES, Memory
+from layers.memory.neural_memory import NeuralMemory
 from layers.mixer import Mixer, MixerSpec, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, GatedMLP
 from layers.module import AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
@@ -19,6 +22,7 @@ from layers.state_space.mamba2 import GatedRMSNorm, Mamba2
 from layers.state_space.s4d import S4D
 
 __all__ = [
+    "MEMORIES",
     "MLP",
     "S4D",
     "AuxLoss",
@@ -30,9 +34,13 @@ __all__ = [
     "Constant",
     "ConvNorm",
     "ConvStem",
+    "DeltaNet",
+    "DeltaProduct",
+    "DeltaState",
     "Diagnostic",
     "Dilated",
     "DropPath",
+    "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
     "Grid",
@@ -40,10 +48,12 @@ __all__ = [
     "LayerScale",
     "Mamba",
     "Mamba2",
+    "Memory",
     "Mixer",
     "MixerSpec",
     "Module",
     "MultiHeadAttention",
+    "NeuralMemory",
     "Parallel",
     "PatchEmbed",
     "RMSNorm",

@@ -36,7 +36,7 @@ def delta_rule(
 
     def token(state: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         query, g, *steps = inputs
-        state, _ = jax.lax.scan(step, jnp.exp(g)[..., None, None] * state, steps)
+        state, _ = jax.lax.scan(step, jnp.exp(g)[..., None, None] * state, tuple(steps))
         return state, scale * jnp.sum(query[..., None] * state, axis=-2)
 
     by_token = [jnp.moveaxis(x, 1, 0) for x in (queries, logs)]

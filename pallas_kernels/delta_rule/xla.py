@@ -46,16 +46,17 @@ def delta_rule(
     batch, length, groups, key_dim = q.shape
     rows, heads, value_dim = v.shape[1:]
     repeats = heads // groups
-    tokens = (q, k, *(x if x is None else x.reshape(*x.shape[:2], groups, repeats, -1) for x in (v, beta, decay)))
+    values, rates = (x.reshape(batch, rows, groups, repeats, -1) for x in (v, beta))
+    logs = None if decay is None else decay.reshape(batch, length, groups, repeats, 1)
     shape = (batch, groups, repeats, key_dim, value_dim)
     state = jnp.zeros(shape, wide) if initial_state is None else initial_state.astype(wide).reshape(shape)
     if length == 1:
-        out, state = _token(scale, *tokens, state)
+        out, state = _token(scale, q, k, values, rates, logs, state)
     else:
         # A sequence shorter than a chunk is one chunk of the next power of two of tokens.
         steps = 1 << (rows // length - 1).bit_length()
         chunk_tokens = min(max(chunk_size // steps, 1), 1 << (length - 1).bit_length())
-        out, state = _recurrence(chunk_tokens, scale, *tokens, state)
+        out, state = _recurrence(chunk_tokens, scale, q, k, values, rates, logs, state)
     out = out.astype(v.dtype).reshape(batch, length, heads, value_dim)
     return (out, state.reshape(batch, heads, key_dim, value_dim)) if return_state else out
 

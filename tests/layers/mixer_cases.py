@@ -18,6 +18,7 @@ from flax import nnx
 
 import layers
 from layers import Mixer
+from layers.memory.choices import KL, MIRAS_STRUCTURE, GradientDescent, Memory, MLPMemory
 from layers.position import ALiBi
 
 FEATURES, HEADS, LENGTH, GRID = 16, 2, 21, (7, 6)
@@ -46,6 +47,17 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {},
         "bilinear": {"initialisation": "inv", "discretisation": "bilinear", "state_dim": 6},
         "real": {"initialisation": "real", "state_dim": 4},
+    },
+    "delta_net": {"plain": {}, "no_convolution": {"conv_size": None, "head_dim": 3}},
+    "gated_delta_net": {"plain": {}, "grouped": {"num_value_heads": 4, "head_dim": 6, "value_expansion": 1.5, "conv_bias": True}},
+    "delta_product": {"plain": {}, "gated": {"steps": 3, "use_decay": True, "value_expansion": 1.0}},
+    "neural_memory": {
+        "plain": {},
+        "deep": {"memory": Memory(MLPMemory(3, 1, residual=True), algorithm=GradientDescent(momentum=False)), "chunk": 5, "persistent": 3},
+        "linear": {"memory": Memory(MLPMemory(1)), "chunk": 1, "conv_size": None},
+        "moneta": {"memory": "moneta", "chunk": 4},
+        "yaad": {"memory": "yaad", "chunk": 4},
+        "memora": {"memory": Memory(MIRAS_STRUCTURE, retention=KL(total=4.0, every_token=True)), "chunk": 4},
     },
     "parallel": {"plain": {}, "mixed": {"branches": ("attention", {"name": "dilated", "rate": 2})}},
 }

@@ -1,0 +1,207 @@
+"""Mixers whose memory is corrected rather than added to: the delta rule, gated, and with several steps a token.
+
+    q, k, v = silu(conv(W x));  q, k normalised;  beta = sigmoid(W_b x), or twice that
+    S <- exp(g_t) S                                        g = -A softplus(W_a x + b)
+    S <- (I - beta_j k_j k_j^T) S + beta_j k_j v_j^T       j = 1 ... steps
+    y_t = W_o (RMSNorm(q_t S) * silu(W_g x))
+
+- ``DeltaNet``: one step, no decay, no gate. Parallelizing Linear Transformers with the Delta Rule over Sequence Length
+  (Yang et al., 2024, arXiv:2406.06484).
+- ``GatedDeltaNet``: one step, decay and gate. Gated Delta Networks (Yang, Kautz and Hatamizadeh, 2024, arXiv:2412.06464).
+- ``DeltaProduct``: several steps, and beta in (0, 2), which reflects: DeltaProduct (Siems et al., 2025, arXiv:2502.10297). A
+  product of n reflections is any rotation of n dimensions, which is what tracking a state takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from layers.convolution import CausalConvolution
+from layers.mixer import Mixer, register_mixer
+from layers.norm import create_norm
+from layers.state_space.initialisation import fan_in_uniform, step_bias
+from pallas_kernels import delta_rule
+
+
+@struct.dataclass
+class DeltaState:
+    """What a delta rule mixer remembers.
+
+    Attributes:
+      convolutions: the last inputs of the convolutions of queries, keys and values; empty without convolutions.
+      memory: (batch, value_heads, head_dim, value_dim), at least float32.
+    """
+
+    convolutions: tuple[jax.Array, ...]
+    memory: jax.Array
+
+
+@register_mixer("delta_net")
+class DeltaNet(Mixer):
+    """The delta rule with a convolution in front; the options of all three papers.
+
+    Parameters: ``query``, ``key``, ``value``, ``beta``, ``out`` (linear), ``query_conv``, ``key_conv``, ``value_conv``, ``norm`` of each
+    head; with a decay ``decay`` (linear), ``A_log`` and ``dt_bias`` (value_heads,); with a gate ``gate`` (linear).
+    """
+
+    supports_causal = True
+    supports_bidirectional = False
+    paper = (179,)
+    causal = True
+
+    own_steps: ClassVar[int] = 1
+    own_decay: ClassVar[bool] = False
+    own_gate: ClassVar[bool] = False
+    own_negative: ClassVar[bool] = False
+    own_value_expansion: ClassVar[float] = 1.0
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        num_value_heads: int | None = None,
+        head_dim: int | None = None,
+        value_expansion: float | None = None,
+        steps: int | None = None,
+        use_decay: bool | None = None,
+        use_gate: bool | None = None,
+        negative: bool | None = None,
+        conv_size: int | None = 4,
+        conv_bias: bool = False,
+        norm_epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args, of which those that are None are the class's own:
+          num_heads, head_dim: heads of queries and keys, and features of one, features / num_heads by default.
+          num_value_heads: heads of values, each with its memory; a multiple of num_heads, which share their queries and keys. Default num_heads.
+          value_expansion: features of a value head / head_dim.
+          steps: of the delta rule, each with a key, a value and a beta of its own, that a token takes.
+          use_decay: memories fade, at a rate that depends on the token.
+          use_gate: of the output.
+          negative: beta in (0, 2) instead of (0, 1): transitions with a negative eigenvalue (Grazzi et al., 2024, arXiv:2411.12537).
+          conv_size: tokens that the convolutions see; None for no convolution.
+          norm_epsilon: of the norm of each head's output.
+
+        Raises:
+          ValueError: heads that do not fit together, or a head size that is not a whole number.
+        """
+        if head_dim is None and features % num_heads:
+            raise ValueError(f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that divides it")
+        value_heads, head_dim = num_value_heads or num_heads, head_dim or features // num_heads
+        value_dim = head_dim * (self.own_value_expansion if value_expansion is None else value_expansion)
+        if value_heads % num_heads or value_dim != int(value_dim):
+            raise ValueError(
+                f"num_value_heads {value_heads} must be a multiple of num_heads {num_heads}, and {value_dim} features of a value head a whole number"
+            )
+        self.steps = self.own_steps if steps is None else steps
+        self.negative = self.own_negative if negative is None else negative
+        self.num_heads, self.value_heads, self.head_dim, self.value_dim = num_heads, value_heads, head_dim, int(value_dim)
+        keys, values = num_heads * head_dim, value_heads * self.value_dim
+        common = {"use_bias": False, "kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.query = nnx.Linear(features, keys, **common)
+        self.key = nnx.Linear(features, self.steps * keys, **common)
+        self.value = nnx.Linear(features, self.steps * values, **common)
+        self.beta = nnx.Linear(features, self.steps * value_heads, **common)
+        convolution = {"use_bias": conv_bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.query_conv = CausalConvolution(keys, conv_size, **convolution) if conv_size else None
+        self.key_conv = CausalConvolution(self.steps * keys, conv_size, **convolution) if conv_size else None
+        self.value_conv = CausalConvolution(self.steps * values, conv_size, **convolution) if conv_size else None
+        has_decay = self.own_decay if use_decay is None else use_decay
+        self.decay = nnx.Linear(features, value_heads, **common) if has_decay else None
+        if has_decay:
+            self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (value_heads,), minval=1, maxval=16)).astype(param_dtype))
+            self.dt_bias = nnx.Param(step_bias(rngs.params(), (value_heads,), param_dtype))
+        self.gate = nnx.Linear(features, values, **common) if (self.own_gate if use_gate is None else use_gate) else None
+        self.norm = create_norm("rms", self.value_dim, epsilon=norm_epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.out = nnx.Linear(values, features, **common)
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        return self._mix(x, mask, None)[0]
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> DeltaState:
+        """An empty state; its size does not depend on the length, and the memory is never narrower than float32."""
+        convolutions = tuple(conv.init_state(batch_size, dtype=dtype) for conv in (self.query_conv, self.key_conv, self.value_conv) if conv is not None)
+        memory = (batch_size, self.value_heads, self.head_dim, self.value_dim)
+        return DeltaState(convolutions, jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)))
+
+    def extend(self, x: jax.Array, state: DeltaState, mask: jax.Array | None = None) -> tuple[jax.Array, DeltaState]:
+        y, new = self._mix(x, mask, state)
+        assert new is not None
+        return y, new
+
+    def _mix(self, x: jax.Array, mask: jax.Array | None, state: DeltaState | None) -> tuple[jax.Array, DeltaState | None]:
+        if mask is not None:
+            x = jnp.where(mask[..., None], x, 0)
+        (q, k, v), seen = self._read(x, mask, state)
+        batch, length = x.shape[:2]
+        rows = length * self.steps
+        q = _normalised(q.reshape(batch, length, self.num_heads, self.head_dim))
+        k = _normalised(k.reshape(batch, rows, self.num_heads, self.head_dim))
+        v = v.reshape(batch, rows, self.value_heads, self.value_dim)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        beta = (2 if self.negative else 1) * jax.nn.sigmoid(self.beta(x).astype(wide))
+        decay = None
+        if self.decay is not None:
+            decay = -jnp.exp(self.A_log[...].astype(wide)) * jax.nn.softplus(self.decay(x).astype(wide) + self.dt_bias[...].astype(wide))
+        if mask is not None:
+            # Nothing decays and nothing is written: the memory stays.
+            beta = jnp.where(mask[..., None], beta, 0)
+            decay = None if decay is None else jnp.where(mask[..., None], decay, 0)
+        beta, before = beta.reshape(batch, rows, self.value_heads), None if state is None else state.memory
+        y, memory = delta_rule(q, k, v, beta, decay=decay, initial_state=before, return_state=True)
+        y = self.norm(y)
+        if self.gate is not None:
+            y = y * jax.nn.silu(self.gate(x)).reshape(y.shape)
+        y = self.out(y.reshape(batch, length, -1))
+        return y, None if state is None else DeltaState(seen, memory.astype(state.memory.dtype))
+
+    def _read(self, x: jax.Array, mask: jax.Array | None, state: DeltaState | None) -> tuple[list[jax.Array], tuple[jax.Array, ...]]:
+        """Queries, keys and values before they are split into heads, and the convolutions' new states."""
+        read, seen = [], []
+        for i, (linear, conv) in enumerate(((self.query, self.query_conv), (self.key, self.key_conv), (self.value, self.value_conv))):
+            projected = linear(x)
+            if conv is not None and state is not None:
+                projected, last = conv.extend(projected, state.convolutions[i], mask)
+                seen.append(last)
+            elif conv is not None:
+                projected = conv(projected)
+            read.append(jax.nn.silu(projected))
+        return read, tuple(seen)
+
+
+@register_mixer("gated_delta_net")
+class GatedDeltaNet(DeltaNet):
+    """The delta rule with a decay and an output gate."""
+
+    paper = (148,)
+    own_decay = True
+    own_gate = True
+    own_value_expansion = 2.0
+
+
+@register_mixer("delta_product")
+class DeltaProduct(DeltaNet):
+    """Two steps of the delta rule a token, with negative eigenvalues and an output gate; ``use_decay=True`` is Gated DeltaProduct."""
+
+    paper = (148,)
+    own_steps = 2
+    own_gate = True
+    own_negative = True
+    own_value_expansion = 2.0
+
+
+def _normalised(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis, in float32; vectors near 0 stay small."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
