@@ -1,6 +1,7 @@
 """Language architectures, one file each; importing this package registers them all."""
 
 from zoo.language import bert as bert
+from zoo.language import delta_net as delta_net
 from zoo.language import mamba as mamba
 from zoo.language import mamba2 as mamba2
 from zoo.language import s4d as s4d

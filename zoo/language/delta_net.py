@@ -1,0 +1,102 @@
+"""Language models on the delta rule: DeltaNet, Gated DeltaNet and DeltaProduct (:mod:`layers.delta.delta_net` has the papers).
+
+    x = x + DeltaRule(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
+
+Sizes of DeltaNet and Gated DeltaNet are those of flash-linear-attention's training configurations, 1.3b those of its "1B";
+the sizes of DeltaProduct are our choice, each within 3 % of its name, and so are the nanos. Released names are flash-linear-attention's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from layers.mixer import MixerSpec
+from zoo.backbones.causal import Causal, CausalConfig
+from zoo.naming import Naming
+from zoo.registry import register_family
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaNetConfig(CausalConfig):
+    """Hyper-parameters of a language model on the delta rule.
+
+    Attributes:
+      rule: the mixer, whose own options stand where the ones below are None.
+      num_value_heads, head_dim, value_expansion, steps, use_decay, use_gate, negative, conv_size: as in :class:`layers.DeltaNet`.
+    """
+
+    rule: str = "delta_net"
+    num_value_heads: int | None = None
+    head_dim: int | None = None
+    value_expansion: float | None = None
+    steps: int | None = None
+    use_decay: bool | None = None
+    use_gate: bool | None = None
+    negative: bool | None = None
+    conv_size: int | None = 4
+    depth: int = 24
+    norm_epsilon: float = 1e-6
+    tied: bool = False
+
+
+class DeltaNetLM(Causal):
+    """A language model on the delta rule; names as in :class:`Causal`."""
+
+    config: DeltaNetConfig
+
+    def own_mixer(self, index: int) -> MixerSpec:
+        c = self.config
+        options = ("num_value_heads", "head_dim", "value_expansion", "steps", "use_decay", "use_gate", "negative", "conv_size", "norm_epsilon")
+        return {"name": c.rule, **{name: getattr(c, name) for name in options}}
+
+
+_340M = {"vocab_size": 32000, "features": 1024, "hidden": 2816}
+_1B = {"vocab_size": 32000, "features": 2048, "hidden": 5632}
+_NANO = {"features": 128, "depth": 4, "num_heads": 4, "tied": True}
+_GATED = {"depth": 21, "num_heads": 6, "head_dim": 256, "rule": "gated_delta_net"}
+_PRODUCT = {"value_expansion": 1.0, "rule": "delta_product"}
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "delta_net": {
+        "delta_net_340m": {**_340M, "num_heads": 8},
+        "delta_net_1.3b": {**_1B, "num_heads": 16},
+        "delta_net_nano": _NANO,
+    },
+    "gated_delta_net": {
+        "gated_delta_net_340m": {**_340M, **_GATED},
+        "gated_delta_net_1.3b": {**_1B, **_GATED},
+        "gated_delta_net_nano": {**_NANO, "value_expansion": 1.0, "rule": "gated_delta_net"},
+    },
+    "delta_product": {
+        "delta_product_340m": {**_340M, **_PRODUCT, "depth": 17, "num_heads": 8},
+        "delta_product_1.3b": {**_1B, **_PRODUCT, "depth": 18, "num_heads": 16},
+        "delta_product_nano": {**_NANO, **_PRODUCT},
+    },
+}
+
+_BLOCK, _OURS = "model.layers.{i}", "blocks.{i}"
+_MIXER = {
+    "q_proj": "query", "k_proj": "key", "v_proj": "value", "b_proj": "beta", "a_proj": "decay", "g_proj": "gate", "o_proj": "out", "o_norm": "norm",
+    "q_conv1d": "query_conv", "k_conv1d": "key_conv", "v_conv1d": "value_conv", "A_log": "A_log", "dt_bias": "dt_bias",
+}  # fmt: skip
+
+RULES = {
+    "fla": Naming(
+        rules=(
+            ("model.embeddings", "embedding"),
+            (f"{_BLOCK}.attn_norm", f"{_OURS}.mixer_norm"),
+            *((f"{_BLOCK}.attn.{theirs}", f"{_OURS}.mixer.{ours}") for theirs, ours in _MIXER.items()),
+            (f"{_BLOCK}.mlp_norm", f"{_OURS}.channel_norm"),
+            *((f"{_BLOCK}.mlp.{name}_proj", f"{_OURS}.channel.{name}") for name in ("gate", "up", "down")),
+            ("model.norm", "norm"),
+            ("lm_head", "head"),
+        ),
+        prefix="model.",
+    )
+}
+
+_PAPER = {"delta_net": 179, "gated_delta_net": 148, "delta_product": 148}
+for _family, _variants in VARIANTS.items():
+    _ours = tuple(name for name in _variants if _family == "delta_product" or name.endswith("_nano"))
+    register_family(_family, DeltaNetLM, DeltaNetConfig, _variants, our_choice=_ours, rules=RULES, paper=(_PAPER[_family],))
