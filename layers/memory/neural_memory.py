@@ -1,0 +1,268 @@
+"""The neural memory as a token mixer: Titans: Learning to Memorize at Test Time (A. Behrouz et al., 2024, arXiv:2501.00663), sections 3 and 4.4.
+
+    q, k, v = silu(conv(W x));  q, k = q / |q|, k / |k|      theta, eta, keep = sigmoid(W x): one of each a head
+    y = W_out (RMSNorm(M_t(q_t) * silu(W_gate x)))           M_t: the memory after token t (layers/memory/learning.py)
+
+With other choices of structure, bias, retention and algorithm (layers/memory/choices.py) this is the Miras layer (arXiv:2504.13173),
+whose steps and kept shares are one a channel; ours are one a head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from layers.convolution import CausalConvolution
+from layers.initializers import constant, normal, variance_scaling
+from layers.memory.choices import MEMORIES, Memory
+from layers.memory.learning import MemoryState, Tokens, initial_state, learn, parallel
+from layers.mixer import Mixer, near, register_mixer
+from layers.state_space.mamba2 import GatedRMSNorm
+
+# Initial gates, our choice: a step of 0.03, momentum of 0.5, and 1 % forgotten with each token.
+STEP, MOMENTUM, FORGET = -3.5, 0.0, -4.6
+
+
+@struct.dataclass
+class NeuralMemoryState:
+    """What the layer remembers of the tokens read.
+
+    Attributes:
+      convolution: the last inputs of the convolution.
+      memory: the memory.
+      length: (batch,) int32, tokens read in each row, persistent ones included.
+    """
+
+    convolution: jax.Array
+    memory: MemoryState
+    length: jax.Array
+
+
+@struct.dataclass
+class Pieces:
+    """Cuts new tokens where the chunks of their rows end, of which each row may have begun one.
+
+    Attributes:
+      index: (batch, pieces, size) int32, the token at each place of each piece.
+      mask: bool of the same shape, places that hold a real token; they come first.
+      finished: bool (batch, pieces), pieces that end a chunk.
+      place: (batch, new) int32, where each token went, counted through all pieces.
+    """
+
+    index: jax.Array
+    mask: jax.Array
+    finished: jax.Array
+    place: jax.Array
+
+    @classmethod
+    def cut(cls, length: jax.Array, new: int, size: int, mask: jax.Array | None) -> Pieces:
+        """Cuts ``new`` tokens a row behind ``length`` (batch,) earlier ones at multiples of ``size``; ``mask`` (batch, new) says which are real."""
+        count = jnp.full_like(length, new) if mask is None else mask.sum(1, dtype=jnp.int32)
+        first = size - length % size  # tokens that the unfinished chunk still takes
+        if new == 1:
+            index = jnp.zeros((length.shape[0], 1, 1), jnp.int32)
+            return cls(index, (count > 0)[:, None, None], ((first == 1) & (count > 0))[:, None], index[:, 0])
+        number = 1 + -(-(new - 1) // size)
+        later = jnp.arange(number - 1, dtype=jnp.int32) * size
+        begin = jnp.concatenate([jnp.zeros_like(first)[:, None], first[:, None] + later], axis=1)
+        end = jnp.concatenate([begin[:, 1:], begin[:, -1:] + jnp.where(number == 1, first[:, None], size)], axis=1)
+        index = begin[..., None] + jnp.arange(size, dtype=jnp.int32)
+        token = jnp.arange(new, dtype=jnp.int32)
+        after = token - first[:, None]
+        place = jnp.where(after < 0, token, size * (1 + after // size) + after % size)
+        real = (index < end[..., None]) & (index < count[:, None, None])
+        return cls(jnp.minimum(index, new - 1), real, end <= count[:, None], place)
+
+    def split(self, x: jax.Array, axis: int) -> jax.Array:
+        """Lays the pieces of x (batch, ..., new at ``axis``, ...) along a new first axis."""
+        x = jnp.moveaxis(x, axis, 1)
+        out = jax.vmap(lambda row, index: row[index])(x, self.index)
+        return jnp.moveaxis(jnp.moveaxis(out, 1, 0), 2, axis + 1)
+
+    def join(self, x: jax.Array, axis: int) -> jax.Array:
+        """The inverse: (pieces, batch, ..., size at ``axis`` + 1, ...) to (batch, ..., new at ``axis``, ...)."""
+        x = jnp.moveaxis(x, (axis + 1, 0), (2, 1)) if axis else x
+        rows = x.reshape(x.shape[0], -1, *x.shape[3:])
+        return jnp.moveaxis(jax.vmap(lambda row, place: row[place])(rows, self.place), 1, axis)
+
+
+def memory_of(memory: str | Memory) -> Memory:
+    """The memory of this name in MEMORIES, or itself.
+
+    Raises:
+      ValueError: an unknown name; near ones are given.
+    """
+    if not isinstance(memory, str):
+        return memory
+    if memory not in MEMORIES:
+        raise ValueError(f"unknown memory {memory!r}{near(memory, MEMORIES)}; there are {', '.join(MEMORIES)}, or give a layers.Memory")
+    return MEMORIES[memory]
+
+
+@register_mixer("neural_memory")
+class NeuralMemory(Mixer):
+    """A memory that learns while it reads.
+
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``conv`` (of queries, keys and values), ``step``,
+    ``momentum``, ``keep``, ``threshold`` (linear, one a head, those that the memory needs), ``initial.N`` (heads, in, out): the memory's
+    first weights (accumulators, where its retention maps them), ``norm``, and ``persistent`` (tokens, features) where asked for.
+    """
+
+    supports_causal = True
+    supports_bidirectional = False
+    paper = (51,)
+    causal = True
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        head_dim: int | None = None,
+        memory: str | Memory = "titans",
+        chunk: int = 16,
+        conv_size: int | None = 4,
+        persistent: int = 0,
+        kernel_init: Any = variance_scaling(1 / 3, "fan_in", "uniform"),
+        norm_epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads, head_dim: memories, each of its own keys and values; their size, by default features / num_heads.
+          memory: a name in ``layers.MEMORIES`` or a ``layers.Memory``.
+          chunk: tokens whose gradients are taken at the same weights; 1 is the papers' recurrence.
+          conv_size: tokens that the convolution sees; None for none.
+          persistent: learned tokens that are read before every sequence.
+
+        Raises:
+          ValueError: an unknown memory, a chunk below 1, or features not divisible by num_heads.
+        """
+        if head_dim is None and features % num_heads:
+            raise ValueError(f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that divides it")
+        if chunk < 1:
+            raise ValueError(f"NeuralMemory: chunk must be at least 1; got {chunk}")
+        self.memory = memory_of(memory)
+        self.heads, self.head_dim, self.chunk = num_heads, head_dim or features // num_heads, chunk
+        inner = num_heads * self.head_dim
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        weights = {"use_bias": False, "kernel_init": kernel_init, **common}
+        self.query = nnx.Linear(features, inner, **weights)
+        self.key = nnx.Linear(features, inner, **weights)
+        self.value = nnx.Linear(features, inner, **weights)
+        self.gate = nnx.Linear(features, inner, **weights)
+        self.out = nnx.Linear(inner, features, **weights)
+        self.conv = CausalConvolution(3 * inner, conv_size, use_bias=False, **common) if conv_size else None
+
+        def gate(bias: float) -> nnx.Linear:
+            return nnx.Linear(features, num_heads, kernel_init=kernel_init, bias_init=constant(bias), **common)
+
+        self.step = gate(STEP)
+        self.momentum = gate(MOMENTUM) if self.memory.algorithm.momentum else None
+        self.keep = gate(-FORGET) if self.memory.retention.forget else None
+        self.threshold = gate(0.0) if self.memory.bias.thresholded else None
+        self.initial = nnx.List(
+            [
+                nnx.Param(self.memory.retention.initial_scale(shape) * jax.random.normal(rngs.params(), (num_heads, *shape), param_dtype))
+                for shape in self.memory.structure.shapes(self.head_dim)
+            ]
+        )
+        self.norm = GatedRMSNorm(inner, groups=num_heads, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
+        self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        tokens = 0
+        if self.persistent is not None:
+            tokens = self.persistent.shape[0]
+            x = jnp.concatenate([self._persistent_tokens(x.shape[0], x.dtype), x], axis=1)
+            mask = None if mask is None else jnp.pad(mask, ((0, 0), (tokens, 0)), constant_values=True)
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        qkv = self.project(x)
+        qkv = qkv if self.conv is None else self.conv(qkv)
+        y = parallel(self.memory, self.initial_weights(qkv.dtype), self.tokens(x, qkv, mask), self.chunk)
+        return self.answer(y, x)[:, tokens:]
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> NeuralMemoryState:
+        """A state of constant size, which has read the persistent tokens; the memory's part is never narrower than float32."""
+        state = NeuralMemoryState(
+            convolution=jnp.zeros((batch_size, 0, 0), dtype) if self.conv is None else self.conv.init_state(batch_size, dtype=dtype),
+            memory=initial_state(self.memory, self.initial_weights(dtype), batch_size),
+            length=jnp.zeros((batch_size,), jnp.int32),
+        )
+        return state if self.persistent is None else self.extend(self._persistent_tokens(batch_size, dtype), state)[1]
+
+    def extend(self, x: jax.Array, state: NeuralMemoryState, mask: jax.Array | None = None) -> tuple[jax.Array, NeuralMemoryState]:
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        qkv, seen = self.project(x), state.convolution
+        if self.conv is not None:
+            qkv, seen = self.conv.extend(qkv, seen, mask)
+        pieces = Pieces.cut(state.length, x.shape[1], self.chunk, mask)
+        tokens = self.tokens(x, qkv, None)
+
+        def body(memory: MemoryState, piece: tuple[Tokens, jax.Array]) -> tuple[MemoryState, jax.Array]:
+            y, memory = learn(self.memory, memory, *piece)
+            return memory, y
+
+        split = dataclasses.replace(tokens.map(lambda a: pieces.split(a, 2), lambda a: a), mask=jnp.swapaxes(pieces.mask, 0, 1))
+        memory, y = jax.lax.scan(body, state.memory, (split, jnp.swapaxes(pieces.finished, 0, 1)))
+        new = jnp.full_like(state.length, x.shape[1]) if mask is None else mask.sum(1, dtype=jnp.int32)
+        return self.answer(pieces.join(y, 2), x), NeuralMemoryState(seen, memory, state.length + new)
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """Queries, keys and values before the convolution: (batch, length, 3 inner)."""
+        return jnp.concatenate([self.query(x), self.key(x), self.value(x)], axis=-1)
+
+    def normalised(self, x: jax.Array) -> jax.Array:
+        """Queries or keys (batch, length, inner), as the memory takes them: (batch, heads, length, head_dim), of norm 1."""
+        x = self._in_heads(jax.nn.silu(x))
+        return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+
+    def tokens(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None) -> Tokens:
+        """What the tokens x (batch, length, features) bring to the memory; ``qkv`` (batch, length, 3 inner) is convolved."""
+        q, k, v = jnp.split(qkv, 3, axis=-1)
+
+        def gate(linear: nnx.Linear | None, function: Any) -> jax.Array | None:
+            if linear is None:
+                return None
+            z = linear(x)
+            return function(jnp.swapaxes(z.astype(jnp.promote_types(z.dtype, jnp.float32)), 1, 2))
+
+        step = gate(self.step, jax.nn.sigmoid)
+        assert step is not None
+        return Tokens(
+            query=self.normalised(q),
+            key=self.normalised(k),
+            value=self._in_heads(jax.nn.silu(v)),
+            step=step,
+            log_keep=gate(self.keep, jax.nn.log_sigmoid),
+            log_momentum=gate(self.momentum, jax.nn.log_sigmoid),
+            threshold=gate(self.threshold, jax.nn.softplus),
+            mask=mask,
+        )
+
+    def answer(self, y: jax.Array, x: jax.Array) -> jax.Array:
+        """The layer's output for what the memory said, y (batch, heads, length, head_dim), to the tokens x."""
+        gate = self.gate(x)
+        y = jnp.swapaxes(y, 1, 2).reshape(gate.shape)
+        return self.out(self.norm(y.astype(gate.dtype), gate))
+
+    def initial_weights(self, dtype: Any) -> tuple[jax.Array, ...]:
+        """The first accumulators, each (heads, in, out), in float32 or wider."""
+        return tuple(w[...].astype(jnp.promote_types(dtype, jnp.float32)) for w in self.initial)
+
+    def _in_heads(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return jnp.swapaxes(x.reshape(*x.shape[:2], self.heads, self.head_dim), 1, 2)
+
+    def _persistent_tokens(self, batch: int, dtype: Any) -> jax.Array:
+        assert self.persistent is not None
+        return jnp.broadcast_to(self.persistent[...].astype(dtype), (batch, *self.persistent.shape))
