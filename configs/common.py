@@ -146,10 +146,11 @@ def _imagenet(architecture: Architecture, variant: str) -> ConfigDict:
 def _small(config: ConfigDict) -> ConfigDict:
     """Fits a published recipe to a smaller set and one machine, which may have no accelerator; our choice throughout.
 
-    With the batch the learning rate falls by the square root, as adaptive optimisers want it.
+    With the batch the learning rate falls by the square root, as adaptive optimisers want it. What was
+    published in steps (warm-up, the memory of averaged weights) may be longer than the whole run here.
     """
     config.optimizer.learning_rate *= math.sqrt(64 / config.batch_size)
-    config.update({"batch_size": 64, "train_for": "100 epochs", "dtype": "float32"})
+    config.update({"batch_size": 64, "train_for": "100 epochs", "dtype": "float32", "schedule": {"warmup": "5 epochs"}, "ema": 0.0})
     return config
 
 

@@ -1,0 +1,48 @@
+"""MaxViT (Z. Tu et al., arXiv:2204.01697).
+
+The ImageNet-1k recipe is that of the authors' repository (google-research/maxvit: hp/vision.py and
+hp/vision_i1k.py): 300 epochs at 224 pixels, AdamW, batch 4096, peak learning rate 3e-3, cosine to 1e-5
+after 10,000 steps of warm-up, weight decay 0.05, gradients clipped at 1, averaged weights of decay
+0.9999, label smoothing 0.1, mixup 0.8, two layers of RandAugment. Stochastic depth is 0.2, 0.3, 0.4
+and 0.6; the models have it.
+
+Different: RandAugment is timm's set at its greatest magnitude, where the authors' is AutoAugment's at 15 of 30.
+xlarge was trained on ImageNet-21k alone and has no recipe here.
+"""
+
+from __future__ import annotations
+
+from configs.common import Architecture, vision
+
+ARCHITECTURE = Architecture(
+    digits={
+        "model": "maxvit_nano",
+        "train_for": "30 epochs",
+        "eval_every": "5 epochs",
+        "save_every": "10 epochs",
+        "batch_size": 64,
+        "optimizer": {"learning_rate": 2e-3},
+        "schedule": {"warmup": "2 epochs"},
+        "task": {"label_smoothing": 0.1},
+    },
+    imagenet={
+        "train_for": "300 epochs",
+        "batch_size": 4096,
+        "optimizer": {"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.05, "clip_norm": 1.0},
+        "schedule": {"name": "cosine", "warmup": "10000 steps", "final": 1 / 300},
+        "ema": 0.9999,
+        "dtype": "bfloat16",
+        "task": {
+            "label_smoothing": 0.1,
+            "augment": {"rand_augment": "rand-m10-n2-p1.0-inc1"},
+            "mix": {"mixup": 0.8},
+        },
+    },
+    variants={size: {"model": f"maxvit_{size}"} for size in ("tiny", "small", "base", "large")},
+    default="tiny",
+)
+
+
+def get_config(argument: str = ""):
+    """Returns the config; the argument is explained in configs/common.py."""
+    return vision(ARCHITECTURE, argument)
