@@ -60,6 +60,9 @@ def run() -> ConfigDict:
             "model": "",
             "model_options": {},  # overrides for zoo.create
             "weights": "",  # a file or a name to start from; "" is random
+            # Adapters of this rank beside the kernels of the layers that match (globs over names); all but they and the head is
+            # frozen. Their change is scaled by alpha / rank; 0 is alpha = rank. Rank 0 trains the model itself.
+            "lora": {"rank": 0, "alpha": 0.0, "patterns": ("*blocks.*",)},
             "task": {},  # name, and the options of that task
             "train_for": "1 epoch",  # durations: "3 epochs", "500 steps", "10000 examples"
             "eval_every": "1 epoch",
@@ -73,7 +76,7 @@ def run() -> ConfigDict:
                 "clip_norm": 0.0,  # greatest global norm of the gradient; 0 is off
                 "layer_decay": 1.0,  # factor on the learning rate from each layer to the one below
                 "multipliers": {},  # parameter-name pattern: factor on the learning rate
-                "freeze": (),  # parameter-name patterns
+                "freeze": (),  # parameter-name patterns; one that begins with "!" frees again: ("*", "!head.*") trains the head alone
                 "no_decay": (),  # parameter-name patterns, besides what the model names
                 "options": {},  # of the optimiser, such as b1
             },

@@ -20,12 +20,12 @@ NEEDS: dict[str, Callable[[ConfigDict], Any]] = {"preprocess": _preprocess}
 """What a task may name in ``needs``, and how it is had from the config."""
 
 
-def build(config: ConfigDict, weights: str = "") -> tuple[tasks.Task, nnx.Module]:
-    """Makes the task and the model of ``config``.
+def build(config: ConfigDict, weights: str | None = None) -> tuple[tasks.Task, nnx.Module]:
+    """Makes the task and the model of ``config``, with adapters where it asks for them.
 
     Args:
       config: all of the run.
-      weights: a file or name to load, in place of ``config.weights``.
+      weights: a file or name to load, in place of ``config.weights``; "" for none, where a checkpoint follows.
 
     Raises:
       ValueError: unknown names or options, near ones given; whatever is wrong with data or weights.
@@ -34,7 +34,7 @@ def build(config: ConfigDict, weights: str = "") -> tuple[tasks.Task, nnx.Module
     name = options.pop("name")
     needs = {need: NEEDS[need](config) for need in getattr(tasks.lookup(name), "needs", ())}
     task = tasks.create(name, **options, **needs)
-    weights = weights or config.weights
+    weights = config.weights if weights is None else weights
     given = {
         **task.model_options(),
         **config.model_options.to_dict(),
@@ -42,4 +42,7 @@ def build(config: ConfigDict, weights: str = "") -> tuple[tasks.Task, nnx.Module
         **{option: True for option in ("remat", "scan") if config[option]},
     }
     model = zoo.create(config.model, rngs=nnx.Rngs(config.seed), dtype=config.dtype, param_dtype=config.param_dtype, **given)
+    lora = config.get("lora")
+    if lora and lora.rank:
+        zoo.add_lora(model, rank=lora.rank, alpha=lora.alpha or None, patterns=lora.patterns, rngs=nnx.Rngs(config.seed + 1))
     return task, model

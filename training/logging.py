@@ -27,6 +27,9 @@ with contextlib.ExitStack() as _stack:
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.summary import scalar
 
+LINES_APART = 30.0
+"""Seconds between lines of progress where there is no terminal."""
+
 
 class Log:
     """Writes the records of one run; silent in all processes but the first.
@@ -46,9 +49,10 @@ class Log:
     def __init__(self, directory: Path, config: Mapping[str, Any], step: int, total: int) -> None:
         self._leads = jax.process_index() == 0
         self._bar = tqdm(
-            total=total, initial=step, unit="step", disable=not self._leads, dynamic_ncols=True,
+            total=total, initial=step, unit="step", disable=None if self._leads else True, dynamic_ncols=True,
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
         )  # fmt: skip
+        self._total, self._told = total, time.monotonic()
         if self._leads:
             path = directory / "metrics.jsonl"
             _drop_after(path, step)
@@ -84,9 +88,15 @@ class Log:
             raise OSError(f"can't write {self._file.name}: {error.strerror or error}. Free space, then run the same command to go on") from error
 
     def progress(self, step: int, values: Mapping[str, float] | None = None) -> None:
-        """Moves the bar to ``step``; ``values`` are shown beside it."""
-        if values:
-            self._bar.set_postfix_str("".join(f", {name} {value:.4g}" for name, value in values.items()).removeprefix(", "), refresh=False)
+        """Moves the bar to ``step``; ``values`` are shown beside it. Where no terminal shows the bar, a line now and then does."""
+        shown = "".join(f", {name} {value:.4g}" for name, value in (values or {}).items())
+        if self._bar.disable:
+            if shown and time.monotonic() - self._told > LINES_APART:
+                self._told = time.monotonic()
+                self.say(f"step {step} of {self._total}{shown}")
+            return
+        if shown:
+            self._bar.set_postfix_str(shown.removeprefix(", "), refresh=False)
         self._bar.update(step - self._bar.n)
 
     def unpause(self) -> None:

@@ -15,6 +15,7 @@ import jax
 import optax
 from flax import nnx
 
+from layers import lora
 from tasks.registry import unknown
 
 Rate = jax.Array | float
@@ -123,6 +124,8 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
       params: its parameters by dotted name.
       config: ``name, learning_rate`` and, each optional, ``weight_decay, clip_norm, layer_decay (0 or 1 = off),
         multipliers ({pattern: factor} or pairs), freeze, no_decay (patterns), options`` (of the optax function).
+        A pattern of ``freeze`` that begins with "!" frees again: ``("*", "!head.*")`` trains the head alone. Of a
+        model with adapters (``zoo.add_lora``) all but adapters and heads is frozen before the first pattern.
         Parameters of one dimension and those the model names are never decayed.
 
     Raises:
@@ -136,7 +139,7 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
     for option in options:
         if option not in taken:
             raise ValueError(unknown(f"option of optimiser {name}", option, taken))
-    frozen = matching(config.get("freeze") or (), params, "optimizer.freeze")
+    frozen = _frozen(model, config.get("freeze") or (), params)
     trainable = tuple(n for n in params if n not in frozen)
     if not trainable:
         raise ValueError("optimizer.freeze leaves no parameter to train")
@@ -155,6 +158,15 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
         decayed=frozenset(n for n in trainable if params[n].ndim > 1 and n not in spared),
         factors={n: f for n, f in factors.items() if f != 1.0},
     )
+
+
+def _frozen(model: nnx.Module, patterns: Iterable[str], names: Iterable[str]) -> frozenset[str]:
+    """What is not trained: what an adapted model keeps, then what the patterns add or, with a leading "!", take away, in their order."""
+    frozen = frozenset(lora.kept(model))
+    for pattern in patterns:
+        hits = matching((pattern.removeprefix("!"),), names, "optimizer.freeze")
+        frozen = frozen - hits if pattern.startswith("!") else frozen | hits
+    return frozen
 
 
 def _layer_factors(model: nnx.Module, names: Iterable[str], decay: float) -> dict[str, float]:

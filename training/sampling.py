@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _from_run(workdir: Path, checkpoint: str) -> tuple[Any, Any]:
     config = read_config(workdir)
-    task, model = assembly.build(config)
+    task, model = assembly.build(config, weights="")
     if not isinstance(task, WritesText):
         raise ValueError(f"{workdir} is a run of the task {config.task.name!r}, which is not text")
     evaluation.load(config, model, workdir, checkpoint)

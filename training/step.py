@@ -122,6 +122,7 @@ def make_step(
         def loss(trained: Arrays) -> tuple[jax.Array, tuple[Arrays, Any]]:
             model = skeleton.build({**frozen, **trained, **statistics}, key)
             model.train()
+            _still(model, frozen)
             with collecting(AuxLoss) as sown:
                 value, pairs = task.loss(model, batch, _named_key(key, "task"))
             count = jnp.asarray(pairs["loss"][1], jnp.float32)
@@ -176,6 +177,19 @@ def make_step(
         return moved, {"pairs": pairs, "learning_rate": rate, "gradient_norm": norm, "squares": squares, "kept": kept}
 
     return step
+
+
+def _still(model: nnx.Module, frozen: Mapping[str, Any]) -> None:
+    """Puts modules that keep statistics and whose parameters are all frozen into evaluation mode, where the statistics stand as they are."""
+    if not frozen:
+        return
+    names = list(flatten(model, nnx.Param))
+    for path, module in nnx.iter_modules(model):
+        if any(isinstance(value, Statistic) for value in vars(module).values()):
+            prefix = "".join(f"{part}." for part in path)
+            own = [name for name in names if name.startswith(prefix)]
+            if own and all(name in frozen for name in own):
+                module.eval()
 
 
 def _averaged(ema: Arrays, new: Arrays, step: jax.Array, decay: float) -> Arrays:

@@ -3,8 +3,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from layers.lora import add_lora, merge_lora
 from zoo import language as language
 from zoo import vision as vision
+from zoo.adapters import load_adapters, save_adapters
 from zoo.creation import create, preprocess
 from zoo.inspection import capture
 from zoo.prediction import predict
@@ -23,16 +25,20 @@ __all__ = [
     "Summary",
     "WeightsError",
     "__version__",
+    "add_lora",
     "capture",
     "create",
     "generate",
     "list_models",
     "load",
+    "load_adapters",
+    "merge_lora",
     "predict",
     "preprocess",
     "register",
     "register_family",
     "save",
+    "save_adapters",
     "stream",
     "summary",
     "variant",

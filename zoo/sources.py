@@ -17,6 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from layers.lora import merged
+
 Shape = tuple[int, ...]
 
 
@@ -150,9 +152,9 @@ def _folder(path: Path) -> Tensors:
     steps = [(int(p.name), p) for parent in (path / "checkpoints", path) if parent.is_dir() for p in parent.iterdir() if p.name.isdecimal() and p.is_dir()]
     for folder in (max(steps)[1] if steps else path, path):
         if (folder / "weights").is_dir():
-            return _orbax(folder / "weights")
+            return _without_adapters(_orbax(folder / "weights"), folder)
         if (folder / "_METADATA").exists():
-            return _orbax(folder)
+            return _without_adapters(_orbax(folder), folder)
     raise WeightsError(f"the folder {path} holds neither {', '.join(_STEMS)} nor a checkpoint of a training run")
 
 
@@ -171,6 +173,27 @@ def _orbax(path: Path) -> Tensors:
         chosen |= {name.removeprefix(group): array for name, array in flat.items() if name.startswith(group)}
     chosen = chosen or flat
     return {name: Tensor(tuple(np.shape(array)), lambda array=array: np.asarray(array)) for name, array in chosen.items()}  # type: ignore[misc]
+
+
+def _without_adapters(tensors: Tensors, folder: Path) -> Tensors:
+    """The tensors of a plain model where a run trained adapters: each is added to the kernel beside it, as the run's config scales them."""
+    layers = [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]
+    if not layers:
+        return tensors
+    record = next((parent / "config.json" for parent in folder.absolute().parents if (parent / "config.json").is_file()), None)
+    if record is None:
+        raise WeightsError(f"{folder} holds adapters, whose scale is in the config.json of their run: leave the checkpoint in its working directory")
+    lora = json.loads(record.read_text())["lora"]
+    scale = (lora["alpha"] or lora["rank"]) / lora["rank"]
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith((".lora_a", ".lora_b"))}
+
+    def reader(kernel: Tensor, a: Tensor, b: Tensor) -> Callable[[], np.ndarray]:
+        return lambda: np.asarray(merged(kernel.read(), a.read(), b.read(), scale))
+
+    for layer in layers:
+        kernel, a, b = (tensors[f"{layer}.{leaf}"] for leaf in ("kernel", "lora_a", "lora_b"))
+        plain[f"{layer}.kernel"] = Tensor(kernel.shape, reader(kernel, a, b))
+    return plain
 
 
 def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:

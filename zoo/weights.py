@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from layers.lora import adapters
 from layers.mixer import near
 from layers.position import resample_table
 from layers.state import assign, flatten
@@ -141,6 +142,9 @@ def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndar
     chosen = next(iter(names)) if naming is None else naming
     if chosen not in names:
         raise WeightsError(f"{entry.family} has no naming {naming!r}{near(chosen, names)}; it has: {', '.join(names)}")
+    if chosen != "zoo" and adapters(model):
+        told = "zoo.merge_lora(model) puts them into its weights, zoo.save_adapters(model, path) saves them alone"
+        raise WeightsError(f"the model has adapters, for which no released file has names: {told}")
     leaves = flatten(model)
     try:
         entries = plan(names[chosen], {name: tuple(leaf.shape) for name, leaf in leaves.items()}, made.config)

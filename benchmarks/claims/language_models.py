@@ -1,7 +1,8 @@
 """Byte language modelling on Python's standard library: transformer, Mamba, Mamba-2 and a hybrid, same parameters, same bytes.
 
-Bits per byte of the held-out modules, side by side: no order of merit is claimed. The sizes agree
-within 3 %, and every run reads the same bytes in the same order.
+Bits per byte of the held-out modules, side by side: no order of merit is claimed. The sizes agree within
+2 %, and every run reads the same 1.6 million bytes in the same order: few enough for two cores, and a
+sixth of what the set has, so that what is compared is how fast the models learn. Uniform bytes cost 8 bits.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any
 from benchmarks.claims.run import Contest, Contestant, Row, main
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "transformer": ("transformer_nano", {"hidden": 360}),
-    "mamba": ("mamba_nano", {"depth": 7}),
-    "mamba2": ("mamba2_nano", {"depth": 7}),
-    "hybrid": ("mamba_nano", {"depth": 8, "pattern": ("mamba", "mamba", "attention")}),
+    "transformer": ("transformer_nano", {"depth": 2, "hidden": 440}),
+    "mamba": ("mamba_nano", {"depth": 4}),
+    "mamba2": ("mamba2_nano", {"depth": 4}),
+    "hybrid": ("mamba_nano", {"depth": 5, "pattern": ({"name": "mamba", "step_rank": 4}, "attention")}),
 }
 
 
@@ -28,11 +29,14 @@ def contest(quick: bool) -> Contest:
     if quick:
         task = {"name": "text", "dataset": {"name": "files", "path": __file__}, "sequence_length": 32}
     return Contest(
-        contestants=[Contestant(label, model, task, {**options, **_shrunk(options, quick)}) for label, (model, options) in MODELS.items()],
-        steps=4 if quick else 600,
+        contestants=[
+            Contestant(label, model, task, {**options, **_shrunk(options, quick)}, {"optimizer": {"options": {"b2": 0.95}}})
+            for label, (model, options) in MODELS.items()
+        ],
+        steps=4 if quick else 800,
         batch_size=4 if quick else 8,
         learning_rate=3e-3,
-        evaluations=1,
+        evaluations=1 if quick else 4,
         figures=("bits_per_byte", "accuracy"),
     )
 
@@ -40,7 +44,7 @@ def contest(quick: bool) -> Contest:
 def verdict(rows: Sequence[Row]) -> bool:
     """Whether the comparison is a fair one."""
     sizes = [row["parameters"] for row in rows]
-    return max(sizes) <= 1.03 * min(sizes) and len({row["steps"] for row in rows}) == 1
+    return max(sizes) <= 1.02 * min(sizes) and len({row["steps"] for row in rows}) == 1
 
 
 def run(arguments: list[str] | None = None) -> None:

@@ -87,7 +87,7 @@ def config_of(contest: Contest, contestant: Contestant, seed: int, steps: int) -
     config = runpy.run_path(str(HOME / "configs" / "common.py"))["run"]()
     config.update({"seed": seed, "model": contestant.model, "batch_size": contest.batch_size, "train_for": f"{steps} steps", "save_every": ""})
     config.update({"eval_every": f"{max(steps // contest.evaluations, 1)} steps", "log_every": max(steps // 100, 1), "keep": 1})
-    config.optimizer.update({"learning_rate": contest.learning_rate, "weight_decay": 0.1, "clip_norm": 1.0})
+    config.optimizer.update({"learning_rate": contest.learning_rate, "weight_decay": 0.0, "clip_norm": 1.0})
     config.schedule.update({"warmup": f"{steps // 20} steps", "final": 0.1})
     config.update(dict(contestant.settings))
     config.model_options = ConfigDict(dict(contestant.options))
@@ -104,6 +104,8 @@ def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Ro
         since = time.perf_counter()
         result = loop.train(config, model, task, Path(directory))
         seconds = time.perf_counter() - since
+        if not result.finished:
+            raise SystemExit(f"stopped in {contestant.label!r}, seed {seed}, after step {result.step} of {result.total}; the runs before it are kept")
         lines = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
     figures = dict(result.figures["raw"])
     if contest.measure is not None:
@@ -111,7 +113,8 @@ def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Ro
     curve = [{name: value for name, value in line.items() if name != "split"} for line in lines if line["split"] == "validation"]
     return {
         "label": contestant.label, "model": contestant.model, "options": dict(contestant.options), "task": config.task.to_dict(),
-        "seed": seed, "parameters": parameters, "steps": result.step, "seconds": round(seconds, 1), "test": figures, "validation": curve,
+        "seed": seed, "parameters": parameters, "steps": result.step, "seconds": round(seconds, 1),
+        "chance": getattr(task, "chance", None), "test": figures, "validation": curve,
     }  # fmt: skip
 
 
@@ -125,6 +128,8 @@ def shown(rows: Sequence[Row], figures: Sequence[str]) -> str:
             values = [row["test"][name] for row in own if name in row["test"]]
             if values:
                 cells.append(f"{name} {statistics.median(values):.4f} [{min(values):.4f}, {max(values):.4f}]")
+        if own[0]["chance"] is not None:
+            cells.append(f"chance {own[0]['chance']:.4f}")
         lines.append((label, "   ".join([*cells, f"{statistics.median(row['seconds'] for row in own):.0f} s"])))
     return table(lines)
 

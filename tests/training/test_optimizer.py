@@ -97,6 +97,12 @@ def test_frozen_parameters_have_no_state():
     assert PARAMS["first.kernel"].shape not in shapes
 
 
+def test_patterns_free_again_in_their_order():
+    assert make(freeze=("*", "!head.*")).trainable == ("head.bias", "head.kernel")
+    assert make(freeze=("*", "!head.*", "head.bias")).trainable == ("head.kernel",)
+    assert make(freeze=("head.bias", "!head.*")).trainable == make().trainable
+
+
 def test_clipping_bounds_the_global_norm():
     norm = float(optax.tree.norm(GRADIENTS))
     moved = updates(make(name="sgd", clip_norm=norm / 4), 1)[0]
@@ -116,6 +122,7 @@ class Plain(nnx.Module):
         ({"options": {"b11": 0.9}}, "unknown option of optimiser adamw 'b11': did you mean 'b1'"),
         ({"options": {"weight_decay": 0.9}}, "unknown option"),
         ({"freeze": ("hea.*",)}, "optimizer.freeze: no parameter matches 'hea"),
+        ({"freeze": ("*", "!hea.*")}, "optimizer.freeze: no parameter matches 'hea"),
         ({"freeze": ("*",)}, "leaves no parameter to train"),
         ({"multipliers": {"nothing": 2.0}}, "optimizer.multipliers: no parameter matches"),
     ],
