@@ -9,6 +9,7 @@ from layers.drop import DropPath, LayerScale
 from layers.lora import add_lora, merge_lora
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
+from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from layers.mixer import Mixer, MixerSpec, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, GatedMLP
 from layers.module import AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
@@ -49,6 +50,9 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "Memory",
+    "MemoryAsContext",
+    "MemoryAsGate",
+    "MemoryAsLayer",
     "Mixer",
     "MixerSpec",
     "Module",

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.initializers import truncated_normal, zeros
+from layers.initializers import normal, truncated_normal, zeros
 from layers.mixer import Mixer, register_mixer
 from layers.module import Diagnostic
 from layers.norm import Norm, create_norm
@@ -65,7 +65,7 @@ class MultiHeadAttention(Mixer):
     """Multi-head softmax (or sigmoid) attention, to the sequence itself or to a context.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``,
-    ``sinks``, ``bias.*`` where asked for.
+    ``sinks``, ``persistent``, ``bias.*`` where asked for.
     """
 
     supports_causal = True
@@ -83,6 +83,7 @@ class MultiHeadAttention(Mixer):
         bias: Callable[..., nnx.Module] | None = None,
         qk_norm: Norm | None = None,
         sinks: bool = False,
+        persistent: int = 0,
         normalize: str = "softmax",
         scale: float | None = None,
         use_bias: bool = True,
@@ -102,14 +103,17 @@ class MultiHeadAttention(Mixer):
           bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
           qk_norm: norm of each query and key head.
           sinks: a learned extra logit a head in the softmax's denominator.
+          persistent: learned tokens that every query attends to, whatever the window; they have no position.
           normalize: "softmax" or "sigmoid".
           scale: of the scores; default head_dim ** -0.5.
           context_features: features of the context; makes this cross attention.
           dropout: of the output.
 
         Raises:
-          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads.
+          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or persistent tokens for sigmoid or cross attention.
         """
+        if persistent and (normalize != "softmax" or context_features is not None):
+            raise ValueError("persistent tokens need softmax attention to the sequence itself: leave them out, or the sigmoid or context")
         if head_dim is None and features % num_heads:
             raise ValueError(f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that divides it")
         num_kv_heads = num_kv_heads or num_heads
@@ -126,6 +130,7 @@ class MultiHeadAttention(Mixer):
         self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.key_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.sinks = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype)) if sinks else None
+        self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
         self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
@@ -154,7 +159,7 @@ class MultiHeadAttention(Mixer):
         k, v = self._project_key_value(x, positions)
         # Sequences count from 0 unless told otherwise; grid positions order nothing, so they mask nothing.
         ordered = positions if positions is not None and positions.ndim == 2 else None
-        return self._attend(q, k, v, None if mask is None else mask[:, None, None], ordered, ordered)
+        return self._attend(q, k, v, None if mask is None else mask[:, None, None], ordered, ordered, x)
 
     def init_state(
         self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None
@@ -205,7 +210,7 @@ class MultiHeadAttention(Mixer):
             keys = jnp.concatenate([state.key, k.astype(state.key.dtype)], 1)
             values = jnp.concatenate([state.value, v.astype(state.value.dtype)], 1)
             key_positions = jnp.concatenate([state.positions, seen], 1)
-        return self._attend(q, keys, values, None, positions, key_positions), written
+        return self._attend(q, keys, values, None, positions, key_positions, x), written
 
     def _check_room(self, state: AttentionCache, new: int, mask: jax.Array | None) -> None:
         """Refuses tokens that a cache has no room for, where lengths are known: under ``jit`` they are not, and the caller counts."""
@@ -217,13 +222,20 @@ class MultiHeadAttention(Mixer):
             raise ValueError(f"the cache holds {capacity} tokens and {needed} are needed: give init_state a larger max_length")
 
     def _project_query(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
+        return self._place(self._query_heads(x), positions)
+
+    def _query_heads(self, x: jax.Array) -> jax.Array:
         q = self.query(x).reshape(*x.shape[:2], self.num_heads, self.head_dim)
-        return self._place(q if self.query_norm is None else self.query_norm(q), positions)
+        return q if self.query_norm is None else self.query_norm(q)
 
     def _project_key_value(self, x: jax.Array, positions: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        k, v = self._key_value_heads(x)
+        return self._place(k, positions), v
+
+    def _key_value_heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         shape = (*x.shape[:2], self.num_kv_heads, self.head_dim)
         k = self.key(x).reshape(shape)
-        return self._place(k if self.key_norm is None else self.key_norm(k), positions), self.value(x).reshape(shape)
+        return k if self.key_norm is None else self.key_norm(k), self.value(x).reshape(shape)
 
     def _place(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
         if self.rotary is None:
@@ -231,7 +243,14 @@ class MultiHeadAttention(Mixer):
         return rotate(x, default_positions(x.shape[1]) if positions is None else positions, base=self.rotary)
 
     def _attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, query_positions: jax.Array | None, key_positions: jax.Array | None
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array | None,
+        query_positions: jax.Array | None,
+        key_positions: jax.Array | None,
+        x: jax.Array | None = None,
     ) -> jax.Array:
         window = None
         if self.window is not None:
@@ -254,6 +273,15 @@ class MultiHeadAttention(Mixer):
         }
         if self.sowing(Diagnostic, "attention"):
             self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
-        y = attention(q, k.astype(q.dtype), v.astype(q.dtype), **options)
+        k, v = k.astype(q.dtype), v.astype(q.dtype)
+        if self.persistent is None:
+            y = attention(q, k, v, **options)
+        else:
+            assert x is not None
+            y, lse = attention(q, k, v, **options, return_lse=True)
+            pk, pv = self._key_value_heads(jnp.broadcast_to(self.persistent[...].astype(x.dtype), (batch, *self.persistent.shape)))
+            seen, more = attention(self._query_heads(x), pk, pv, scale=self.scale, return_lse=True)
+            # One softmax over both: each part by its share of the denominator.
+            y = y + jax.nn.sigmoid(more - lse)[..., None].astype(y.dtype) * (seen - y)
         y = self.out(y.reshape(*y.shape[:2], self.num_heads * self.head_dim))
         return y if self.dropout is None else self.dropout(y)

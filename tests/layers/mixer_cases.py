@@ -28,6 +28,7 @@ ATTENTION = {
     "plain": {},
     "grouped": {"num_heads": 4, "num_kv_heads": 2, "qk_norm": "rms", "rotary": 100.0},
     "window": {"window": 5, "rotary": 100.0},
+    "persistent": {"window": 5, "rotary": 100.0, "persistent": 3},
     "sinks": {"sinks": True, "bias": lambda num_heads, rngs: ALiBi(num_heads)},
     "sigmoid": {"normalize": "sigmoid", "scale": 0.5},
 }
@@ -59,6 +60,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "yaad": {"memory": "yaad", "chunk": 4},
         "memora": {"memory": Memory(MIRAS_STRUCTURE, retention=KL(total=4.0, every_token=True)), "chunk": 4},
     },
+    "titans_mac": {"plain": {"segment": 5, "persistent": 2}},
+    "titans_mag": {"plain": {"window": 4, "persistent": 2, "chunk": 5}},
+    "titans_mal": {"plain": {"window": 4, "persistent": 2, "chunk": 5}},
     "parallel": {"plain": {}, "mixed": {"branches": ("attention", {"name": "dilated", "rate": 2})}},
 }
 

@@ -1,0 +1,253 @@
+"""Titans' ways of joining a neural memory to attention (A. Behrouz et al., 2024, arXiv:2501.00663), section 4.
+
+    as context  h = M(q);  y = Attention([persistent; h; x]) in segments;  M learns y;  o = y (x) M(y)     eq. 21 to 25
+    as gate     o = SlidingWindowAttention(x) (x) M(x)                                                     eq. 26 to 28
+    as layer    o = SlidingWindowAttention(M(x)), each with its residual                                   eq. 29 to 31
+
+a (x) b is norm(a) * sigmoid(norm(b)). Attention and memory have persistent tokens of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from layers.attention.multi_head import AttentionCache, MultiHeadAttention
+from layers.initializers import normal, variance_scaling
+from layers.memory.choices import Memory
+from layers.memory.learning import learn, recall
+from layers.memory.neural_memory import NeuralMemory, NeuralMemoryState, Pieces
+from layers.mixer import Mixer, register_mixer
+from layers.norm import RMSNorm
+from layers.position import rotate
+from pallas_kernels import attention
+
+_INIT = variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+@struct.dataclass
+class WindowState:
+    """The states of the two parts."""
+
+    attention: AttentionCache
+    memory: NeuralMemoryState
+
+
+class _WithWindow(Mixer):
+    """A sliding-window attention and a neural memory; parameters ``attention``, ``memory``, ``attention_norm``, ``memory_norm``."""
+
+    supports_causal = True
+    supports_bidirectional = False
+    paper = (51,)
+    causal = True
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        window: int = 256,
+        persistent: int = 4,
+        memory: str | Memory = "titans",
+        chunk: int = 16,
+        conv_size: int | None = 4,
+        rotary: float | None = 10000.0,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        num_heads: of the attention and of the memory.
+        window: tokens that attention sees, the present one included.
+        persistent: learned tokens that attention always sees, and as many that the memory reads first.
+        memory, chunk, conv_size: as in :class:`NeuralMemory`.
+        rotary: base of the attention's position embedding; None for none.
+        """
+        common = {"num_heads": num_heads, "persistent": persistent, "kernel_init": _INIT, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.attention = MultiHeadAttention(features, causal=True, window=window, rotary=rotary, use_bias=False, **common)
+        self.memory = NeuralMemory(features, memory=memory, chunk=chunk, conv_size=conv_size, **common)
+        self.attention_norm = RMSNorm(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.memory_norm = RMSNorm(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if self._gates else None
+
+    _gates = True
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> WindowState:
+        """A state of constant size: the window and the memory."""
+        return WindowState(self.attention.init_state(batch_size, None, dtype), self.memory.init_state(batch_size, None, dtype))
+
+
+@register_mixer("titans_mag")
+class MemoryAsGate(_WithWindow):
+    """Memory as gate: what the window shows, let through as the memory says."""
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        return self._join(self.attention(x, mask, positions), self.memory(x, mask))
+
+    def extend(self, x: jax.Array, state: WindowState, mask: jax.Array | None = None) -> tuple[jax.Array, WindowState]:
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        y, attention = self.attention.extend(x, state.attention, mask)
+        m, memory = self.memory.extend(x, state.memory, mask)
+        return self._join(y, m), WindowState(attention, memory)
+
+    def _join(self, y: jax.Array, m: jax.Array) -> jax.Array:
+        return self.attention_norm(y) * jax.nn.sigmoid(self.memory_norm(m))
+
+
+@register_mixer("titans_mal")
+class MemoryAsLayer(_WithWindow):
+    """Memory as layer: m = M(x), then m + SlidingWindowAttention(norm(x + m)), so that each part has its residual around the block."""
+
+    _gates = False
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        m = self.memory(x, mask)
+        return m + self.attention(self.attention_norm(x + m), mask, positions)
+
+    def extend(self, x: jax.Array, state: WindowState, mask: jax.Array | None = None) -> tuple[jax.Array, WindowState]:
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        m, memory = self.memory.extend(x, state.memory, mask)
+        y, attention = self.attention.extend(self.attention_norm(x + m), state.attention, mask)
+        return m + y, WindowState(attention, memory)
+
+
+@struct.dataclass
+class ContextState:
+    """What memory as context remembers.
+
+    Attributes:
+      key, value: (batch, 2 segment, heads, head_dim), of the segment's recollections and of its tokens.
+      memory: the memory; its count of tokens is that of the row.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    memory: NeuralMemoryState
+
+
+@register_mixer("titans_mac")
+class MemoryAsContext(Mixer):
+    """Memory as context: each segment attends to itself, to persistent tokens, and to what the memory of all earlier segments recalls.
+
+    A recollection is shown to its own token and later ones only, as it depends on it. A segment is one chunk of the memory.
+    Parameters: ``query``, ``key``, ``value``, ``out``, ``retrieve`` (linear), ``persistent``, ``recall_norm``, ``attention_norm``, ``memory_norm``, ``memory``.
+    """
+
+    supports_causal = True
+    supports_bidirectional = False
+    paper = (51,)
+    causal = True
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        segment: int = 32,
+        persistent: int = 4,
+        memory: str | Memory = "titans",
+        conv_size: int | None = 4,
+        rotary: float | None = 10000.0,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads: of the attention and of the memory.
+          segment: tokens of a segment.
+          persistent: learned tokens that every segment attends to.
+          memory, conv_size: as in :class:`NeuralMemory`.
+          rotary: base of the position embedding within a segment; None for none.
+        """
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        weights = {"use_bias": False, "kernel_init": _INIT, **common}
+        self.memory = NeuralMemory(features, num_heads=num_heads, memory=memory, chunk=segment, conv_size=conv_size, kernel_init=_INIT, **common)
+        for name in ("query", "key", "value", "out", "retrieve"):
+            setattr(self, name, nnx.Linear(features, features, **weights))
+        self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
+        for name in ("recall_norm", "attention_norm", "memory_norm"):
+            setattr(self, name, RMSNorm(features, **common))
+        self.heads, self.segment, self.rotary = num_heads, segment, rotary
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        return self._mix(x, self._state(x.shape[0], x.dtype), mask)[0]
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> ContextState:
+        """A state of constant size: a segment and the memory."""
+        return self._state(batch_size, dtype)
+
+    def extend(self, x: jax.Array, state: ContextState, mask: jax.Array | None = None) -> tuple[jax.Array, ContextState]:
+        return self._mix(x, state, mask)
+
+    def _state(self, batch: int, dtype: Any) -> ContextState:
+        shape = (batch, 2 * self.segment, self.heads, self.query.in_features // self.heads)
+        return ContextState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), self.memory.init_state(batch, None, dtype))
+
+    def _mix(self, x: jax.Array, state: ContextState, mask: jax.Array | None) -> tuple[jax.Array, ContextState]:
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        pieces = Pieces.cut(state.memory.length, x.shape[1], self.segment, mask)
+        along = (pieces.split(x, 1), jnp.swapaxes(pieces.mask, 0, 1), jnp.swapaxes(pieces.finished, 0, 1))
+        state, y = jax.lax.scan(jax.checkpoint(self._piece, prevent_cse=False), state, along)
+        return pieces.join(y, 1), state
+
+    def _piece(self, state: ContextState, piece: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[ContextState, jax.Array]:
+        """A segment, or a part of one that begins behind the tokens the state holds of it."""
+        x, mask, finished = piece
+        x = jnp.where(mask[..., None], x, 0)
+        memory = state.memory
+        assert memory.memory.start is not None
+        said = recall(self.memory.memory, memory.memory.start, self.memory.normalised(self.retrieve(x)))
+        said = self.recall_norm(jnp.swapaxes(said, 1, 2).reshape(x.shape).astype(x.dtype))
+        places = memory.length[:, None] % self.segment + jnp.arange(x.shape[1], dtype=jnp.int32)
+        keys, values = self._write(state, said, x, jnp.where(mask, places, self.segment))
+        slots = jnp.broadcast_to(jnp.tile(jnp.arange(self.segment, dtype=jnp.int32), 2), keys.shape[:2])
+        k, v = keys.astype(x.dtype), values.astype(x.dtype)
+        if self.persistent is not None:
+            p = jnp.broadcast_to(self.persistent[...].astype(x.dtype), (x.shape[0], *self.persistent.shape))
+            k = jnp.concatenate([self._heads(self.key(p)).astype(k.dtype), k], axis=1)
+            v = jnp.concatenate([self._heads(self.value(p)).astype(v.dtype), v], axis=1)
+            slots = jnp.pad(slots, ((0, 0), (p.shape[1], 0)))
+        q = self._place(self._heads(self.query(x)), places)
+        # What an earlier segment left in the slots behind a query looks like its future, which it can't see.
+        y = attention(q, k.astype(q.dtype), v.astype(q.dtype), causal=True, query_positions=places, key_positions=slots)
+        y = self.attention_norm(self.out(y.reshape(x.shape)))
+        y = jnp.where(mask[..., None], y, 0)
+        m, memory = self._learn(y, memory, mask, finished)
+        return ContextState(keys, values, memory), y * jax.nn.sigmoid(self.memory_norm(m))
+
+    def _learn(self, y: jax.Array, state: NeuralMemoryState, mask: jax.Array, finished: jax.Array) -> tuple[jax.Array, NeuralMemoryState]:
+        """The memory's own layer, within one of its chunks."""
+        layer = self.memory
+        qkv, seen = layer.project(y), state.convolution
+        if layer.conv is not None:
+            qkv, seen = layer.conv.extend(qkv, seen, mask)
+        m, memory = learn(layer.memory, state.memory, layer.tokens(y, qkv, mask), finished)
+        return layer.answer(m, y), NeuralMemoryState(seen, memory, state.length + mask.sum(1, dtype=jnp.int32))
+
+    def _write(self, state: ContextState, said: jax.Array, x: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of recollections and tokens, stored in the slots of their segment; a slot beyond it stores nothing."""
+        row = jnp.arange(x.shape[0])[:, None]
+        keys, values = state.key, state.value
+        for part, source in enumerate((said, x)):
+            at = jnp.where(slots < self.segment, slots + part * self.segment, 2 * self.segment)
+            keys = keys.at[row, at].set(self._place(self._heads(self.key(source)), slots).astype(keys.dtype), mode="drop")
+            values = values.at[row, at].set(self._heads(self.value(source)).astype(values.dtype), mode="drop")
+        return keys, values
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def _place(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        return x if self.rotary is None else rotate(x, positions, base=self.rotary)
