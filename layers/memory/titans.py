@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.attention.multi_head import AttentionCache, MultiHeadAttention
+from layers.attention.multi_head import AttentionCache, ContextCache, MultiHeadAttention
 from layers.initializers import normal, variance_scaling
 from layers.memory.choices import Memory
 from layers.memory.learning import learn, recall
@@ -32,7 +32,7 @@ _INIT = variance_scaling(1 / 3, "fan_in", "uniform")
 class WindowState:
     """The states of the two parts."""
 
-    attention: AttentionCache
+    attention: AttentionCache | ContextCache
     memory: NeuralMemoryState
 
 
@@ -98,6 +98,7 @@ class MemoryAsGate(_WithWindow):
         return self._join(y, m), WindowState(attention, memory)
 
     def _join(self, y: jax.Array, m: jax.Array) -> jax.Array:
+        assert self.memory_norm is not None
         return self.attention_norm(y) * jax.nn.sigmoid(self.memory_norm(m))
 
 
@@ -170,11 +171,15 @@ class MemoryAsContext(Mixer):
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         weights = {"use_bias": False, "kernel_init": _INIT, **common}
         self.memory = NeuralMemory(features, num_heads=num_heads, memory=memory, chunk=segment, conv_size=conv_size, kernel_init=_INIT, **common)
-        for name in ("query", "key", "value", "out", "retrieve"):
-            setattr(self, name, nnx.Linear(features, features, **weights))
+        self.query = nnx.Linear(features, features, **weights)
+        self.key = nnx.Linear(features, features, **weights)
+        self.value = nnx.Linear(features, features, **weights)
+        self.out = nnx.Linear(features, features, **weights)
+        self.retrieve = nnx.Linear(features, features, **weights)
         self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
-        for name in ("recall_norm", "attention_norm", "memory_norm"):
-            setattr(self, name, RMSNorm(features, **common))
+        self.recall_norm = RMSNorm(features, **common)
+        self.attention_norm = RMSNorm(features, **common)
+        self.memory_norm = RMSNorm(features, **common)
         self.heads, self.segment, self.rotary = num_heads, segment, rotary
 
     @property
