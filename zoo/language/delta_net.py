@@ -99,4 +99,4 @@ RULES = {
 _PAPER = {"delta_net": 179, "gated_delta_net": 148, "delta_product": 148}
 for _family, _variants in VARIANTS.items():
     _ours = tuple(name for name in _variants if _family == "delta_product" or name.endswith("_nano"))
-    register_family(_family, DeltaNetLM, DeltaNetConfig, _variants, our_choice=_ours, rules=RULES, paper=(_PAPER[_family],))
+    register_family("delta_net", DeltaNetLM, DeltaNetConfig, _variants, our_choice=_ours, rules=RULES, paper=(_PAPER[_family],))
