@@ -60,3 +60,14 @@ def test_size_that_patches_do_not_divide() -> None:
 def test_headless() -> None:
     with pytest.raises(ValueError, match="reset_head"):
         zoo.predict(zoo.create("vit_nano_patch4_32", depth=1, num_classes=0), IMAGES)
+
+
+def test_normalising_pixels():
+    preprocess = zoo.Preprocess(image_size=2, mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, 2.0))
+    pixels = np.zeros((1, 2, 2, 3), np.uint8)
+    pixels[..., 0] = 255
+    normalised = preprocess.normalise(pixels)
+    assert normalised.dtype == np.float32
+    np.testing.assert_allclose(normalised[0, 0, 0], [1.0, 0.0, -0.5])
+    with pytest.raises(ValueError, match="must be uint8"):
+        preprocess.normalise(normalised)
