@@ -43,7 +43,7 @@ def tiny(name: str = "transformer_nano", **overrides: object) -> nnx.Module:
 
 
 def rerun(model: nnx.Module, new: int, room: int = 40) -> list[list[int]]:
-    """Greedy continuations of PROMPTS by the whole sequences, padded to one length, at each step; the likeliest token must be clearly so."""
+    """Greedy continuations of PROMPTS by the whole sequences, padded to one length, at each step; a row ends before the likeliest token is a near tie."""
     graph, state = nnx.split(model)
     logits = jax.jit(lambda tokens: nnx.merge(graph, state)(tokens))
     tokens = np.zeros((len(PROMPTS), room), np.int32)
@@ -51,12 +51,19 @@ def rerun(model: nnx.Module, new: int, room: int = 40) -> list[list[int]]:
         row[: len(prompt)] = prompt
     ends = np.asarray([len(prompt) for prompt in PROMPTS])
     rows = np.arange(len(PROMPTS))
+    certain = np.full(len(PROMPTS), new)
     for step in range(new):
         scores = np.asarray(logits(jnp.asarray(tokens)))[rows, ends + step - 1]
         second, first = np.sort(scores, -1)[:, -2:].T
-        assert ((first - second) > 1e-4 * np.abs(scores).max(-1)).all(), "a near tie: choose other prompts"
+        certain = np.where(first - second > 1e-4 * np.abs(scores).max(-1), certain, np.minimum(certain, step))
         tokens[rows, ends + step] = scores.argmax(-1)
-    return [row[end : end + new].tolist() for row, end in zip(tokens, ends)]
+    assert certain.sum() >= 0.6 * certain.size * new, "too many near ties: choose other prompts"
+    return [row[end : end + count].tolist() for row, end, count in zip(tokens, ends, certain)]
+
+
+def assert_equal(found: list[list[int]], expected: list[list[int]]) -> None:
+    """As far as ``expected`` is certain."""
+    assert [row[: len(other)] for row, other in zip(found, expected)] == expected
 
 
 @pytest.mark.parametrize("name", language_models())
@@ -66,14 +73,14 @@ def test_equal_to_the_whole_sequence_again(name: str) -> None:
     assert new.tokens.shape == (3, 12)
     expected = rerun(model, 12)
     assert len({token for row in expected for token in row}) > 4, "too monotonous to tell"
-    assert new.rows() == expected
+    assert_equal(new.rows(), expected)
 
 
 @pytest.mark.parametrize("overrides", [{"window": 5}, {"rotary": None}, {"position": "learned", "max_length": 31}, {"num_kv_heads": 1}], ids=str)
 def test_forms_of_the_decoder(overrides: dict[str, object]) -> None:
     model = zoo.create("transformer_nano", **{**SHRUNK, **overrides})
     room = 31 if "max_length" in overrides else 40
-    assert zoo.generate(model, PROMPTS, 12, temperature=0).rows() == rerun(model, 12, room)
+    assert_equal(zoo.generate(model, PROMPTS, 12, temperature=0).rows(), rerun(model, 12, room))
 
 
 def test_a_long_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
