@@ -16,6 +16,7 @@ from layers.module import AuxLoss, Constant, Diagnostic, Module, Statistic, coll
 from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
+from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
 from layers.state_space.mamba import Mamba, SelectiveState
@@ -61,6 +62,7 @@ __all__ = [
     "Parallel",
     "PatchEmbed",
     "RMSNorm",
+    "RoutingAttention",
     "RowMajor",
     "Scan2D",
     "SelectiveState",

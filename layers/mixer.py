@@ -37,7 +37,7 @@ class Mixer(Module):
       supports_causal, supports_bidirectional: what ``causal=`` accepts.
       layouts: "sequence" for (batch, length, features), "grid" for (batch, height, width, features).
       streaming: "exact", or "selection" where the set a token attends to is chosen with knowledge of
-        later tokens (the class docstring says why).
+        later tokens (the class docstring says why). An instance whose options make it exact says so.
       paper: rows of the zoo's roster that the class implements.
       undecayed: names of its parameters that weight decay spares besides all vectors.
       causal: this instance looks back only.
@@ -46,7 +46,7 @@ class Mixer(Module):
     supports_causal: ClassVar[bool] = False
     supports_bidirectional: ClassVar[bool] = True
     layouts: ClassVar[tuple[Layout, ...]] = ("sequence",)
-    streaming: ClassVar[Literal["exact", "selection"]] = "exact"
+    streaming: Literal["exact", "selection"] = "exact"
     paper: ClassVar[tuple[int, ...]] = ()
     undecayed: ClassVar[tuple[str, ...]] = ()
     causal: bool = False
