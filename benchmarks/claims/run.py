@@ -2,10 +2,11 @@
 
 A claim is a module with a docstring that states it, ``contest(quick)`` and ``verdict(rows)``; running it
 
-    python -m benchmarks.claims.NAME [--quick] [--seeds=0,1,2] [--steps=N] [--output=DIR]
+    python -m benchmarks.claims.NAME [--quick] [--seeds=0,1,2] [--steps=N] [--resume] [--output=DIR]
 
 writes DIR/NAME.json (default benchmarks/results/<platform>/claims): every figure of every run with its
-learning curve, and whether the claim holds. ``--quick`` only shows that everything runs.
+learning curve, and whether the claim holds. ``--quick`` only shows that everything runs; ``--resume`` goes on
+with a file that was cut short, or adds seeds to it.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ def main(name: str, claim: str, contest: Callable[[bool], Contest], verdict: Cal
     parser.add_argument("--quick", action="store_true", help="tiny, one seed: shows only that everything runs")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, help="of each run")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that the file has with the same settings")
     parser.add_argument("--only", help="contestants whose label contains this")
     parser.add_argument("--output", type=Path, default=HOME / "benchmarks" / "results" / jax.default_backend() / "claims")
     given = parser.parse_args(arguments)
@@ -169,23 +171,35 @@ def main(name: str, claim: str, contest: Callable[[bool], Contest], verdict: Cal
     contestants = [c for c in what.contestants if not given.only or given.only in c.label]
     if not contestants:
         parser.error(f"--only={given.only}: the contestants are {', '.join(c.label for c in what.contestants)}")
-    rows: list[Row] = []
     given.output.mkdir(parents=True, exist_ok=True)
     path = given.output / f"{name}.json"
+    kept: list[Row] = json.loads(path.read_text())["rows"] if given.resume and path.exists() else []
+    rows = [row for contestant in what.contestants for row in kept if _is_of(row, what, contestant, steps)]
+    order = [contestant.label for contestant in what.contestants]
     for contestant in contestants:
         for seed in [0] if given.quick else [int(seed) for seed in given.seeds.split(",")]:
+            if (contestant.label, seed) in [(row["label"], row["seed"]) for row in rows]:
+                continue
             rows.append(train(what, contestant, seed, steps))
+            rows.sort(key=lambda row: (order.index(row["label"]), row["seed"]))
             # Written after each run: a claim that is cut short keeps what it has measured.
-            path.write_text(json.dumps(_report(name, claim, what, given.quick, rows, len(contestants) == len(what.contestants), verdict), indent=1) + "\n")
+            path.write_text(json.dumps(_report(name, claim, what, given.quick, rows, verdict), indent=1) + "\n")
     print(shown(rows, what.figures))
     told = json.loads(path.read_text())["holds"]
     print(f"{claim.strip().partition(chr(10))[0]}\n" + {True: "holds", False: "does NOT hold here", None: "not judged"}[told] + f"; {path}")
 
 
+def _is_of(row: Row, contest: Contest, contestant: Contestant, steps: int) -> bool:
+    """Whether ``row`` is a run of this contestant as it would be made now."""
+    config = config_of(contest, contestant, row["seed"], steps)
+    now = {"label": contestant.label, "model": contestant.model, "options": dict(contestant.options), "task": config.task.to_dict(), "steps": steps}
+    return {name: row[name] for name in now} == json.loads(json.dumps(now))
+
+
 def _report(
-    name: str, claim: str, contest: Contest, quick: bool, rows: list[Row], all_run: bool, verdict: Callable[[Sequence[Row]], bool]
+    name: str, claim: str, contest: Contest, quick: bool, rows: list[Row], verdict: Callable[[Sequence[Row]], bool]
 ) -> dict[str, Any]:
-    complete = all_run and not quick and {row["label"] for row in rows} == {c.label for c in contest.contestants}
+    complete = not quick and {row["label"] for row in rows} == {c.label for c in contest.contestants}
     device = jax.devices()[0]
     return {
         "name": name,

@@ -14,6 +14,7 @@ from flax import nnx
 import tasks
 import zoo
 from benchmarks.claims import copying, induction_heads, language_models, selective_copying
+from benchmarks.claims import run as claims
 from benchmarks.claims.run import HOME, steps_to
 from layers.state import parameter_count
 
@@ -36,6 +37,30 @@ def test_quick(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "not judged" in printed
 
 
+def test_resume_makes_only_the_runs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, int]] = []
+
+    def train(contest: claims.Contest, contestant: claims.Contestant, seed: int, steps: int) -> claims.Row:
+        made.append((contestant.label, seed))
+        config = claims.config_of(contest, contestant, seed, steps)
+        settings = {"model": contestant.model, "options": dict(contestant.options), "task": config.task.to_dict()}
+        return row(contestant.label, seed, steps, accuracy=0.5, exact=0.5) | settings | {"chance": None, "seconds": 1.0}
+
+    monkeypatch.setattr(claims, "train", train)
+    begin = ["--resume", f"--output={tmp_path}"]
+    selective_copying.run([*begin, "--seeds=0", "--only=s4d"])
+    first = list(made)
+    selective_copying.run([*begin, "--seeds=0,1"])
+    labels = [contestant.label for contestant in selective_copying.contest(False).contestants]
+    every = [(label, seed) for label in labels for seed in (0, 1)]
+    assert 0 < len(first) < len(every)
+    assert sorted(made) == sorted(every)
+    written = json.loads((tmp_path / "selective_copying.json").read_text())["rows"]
+    assert [(row["label"], row["seed"]) for row in written] == every
+    selective_copying.run([*begin, "--seeds=0", "--steps=7", "--only=mamba"])
+    assert made[-1] == ("mamba", 0), "a run of other steps is another run"
+
+
 def row(label: str, seed: int = 0, steps: int = 1, parameters: int = 1000, curve: tuple[tuple[int, float], ...] = (), **test: float) -> dict[str, object]:
     points = [{"step": step, "accuracy": value} for step, value in curve]
     return {"label": label, "seed": seed, "steps": steps, "parameters": parameters, "test": test, "validation": points}
@@ -44,6 +69,7 @@ def row(label: str, seed: int = 0, steps: int = 1, parameters: int = 1000, curve
 def test_selective_copying_is_judged_by_medians() -> None:
     rows = [row("mamba", s, accuracy=a) for s, a in enumerate((0.995, 0.2, 0.999))] + [row("s4d", s, accuracy=0.5) for s in range(3)]
     assert selective_copying.verdict(rows)
+    assert not selective_copying.verdict([*rows, *[row("s4d, twice as deep", s, accuracy=0.95) for s in range(3)]])
     assert not selective_copying.verdict([*rows[:3], *[row("s4d", s, accuracy=0.95) for s in range(3)]])
     assert not selective_copying.verdict([row("mamba", accuracy=0.98), row("s4d", accuracy=0.1)])
 
