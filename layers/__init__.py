@@ -16,6 +16,7 @@ from layers.module import AuxLoss, Constant, Diagnostic, Module, Statistic, coll
 from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
+from layers.sparse.dilated import DilatedAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
@@ -41,6 +42,7 @@ __all__ = [
     "DeltaState",
     "Diagnostic",
     "Dilated",
+    "DilatedAttention",
     "DropPath",
     "GatedDeltaNet",
     "GatedMLP",

@@ -64,7 +64,7 @@ class RoutingAttention(Mixer):
     """
 
     supports_causal = True
-    streaming = "selection"
+    streaming: Literal["exact", "selection"] = "selection"
     paper = (35,)
 
     def __init__(

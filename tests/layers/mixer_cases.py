@@ -47,6 +47,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "windowed": {"plain": {"window": 4}, "oblong": {"window": (2, 3)}},
     "grid": {"plain": {"window": 4}, "oblong": {"window": (2, 3)}},
     "dilated": {"plain": {}, "window": {"rate": 3, "inner": {"name": "attention", "window": 2, "rotary": 100.0}}},
+    "dilated_attention": {
+        "plain": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
+        "ragged": {"num_heads": 4, "segments": (3, 10, 64), "rates": (1, 3, 6), "rotary": 100.0, "qk_norm": "rms", "inner_norm": True},
+    },
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4d": {

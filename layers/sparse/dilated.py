@@ -1,0 +1,224 @@
+"""Dilated attention: LongNet: Scaling Transformers to 1,000,000,000 Tokens (J. Ding et al., 2023, arXiv:2307.02486).
+
+For each pair of a segment length w and a rate r, the sequence is cut into segments of w tokens, of
+which a head keeps every r-th, from an offset of its own on; those attend to each other (section 2.2):
+
+    O_i = Attention(every r_i-th token of a segment of w_i),   O = sum_i s_i / (sum_j s_j) O_i
+
+with s_i the softmax denominator of O_i, as if one softmax ran over all keys that any pair shows. The
+weights carry gradients. With w and r growing by the same factor the cost is linear in length and what is
+seen grows with distance. The head j of H has the offset j // ceil(H / r), which is torchscale's order
+of heads; the paper's j mod r is the same up to a permutation of heads where r divides H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+
+from layers.attention.multi_head import MultiHeadAttention
+from layers.initializers import truncated_normal
+from layers.mixer import Mixer, register_mixer
+from layers.norm import LayerNorm, Norm
+from pallas_kernels import attention
+
+Part = tuple[jax.Array, jax.Array]  # an output (batch, length, heads, head_dim) and its log-sum-exp (batch, length, heads)
+
+
+@struct.dataclass
+class DilatedCache:
+    """What later tokens of the current segments may attend to.
+
+    Attributes:
+      keys, values: for each pair, (batch, heads, places, head_dim); a token's place is its position in the segment // rate.
+      length: (batch,) int32, tokens read in each row.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    length: jax.Array
+
+
+def merge(parts: Sequence[Part]) -> jax.Array:
+    """One softmax over what several attended to: each output by its share of the denominator; 0 where none attended to anything."""
+    lse = jnp.stack([lse for _, lse in parts])
+    shift = jax.lax.stop_gradient(jnp.max(lse, 0))
+    share = jnp.exp(lse - jnp.where(shift == -jnp.inf, 0.0, shift))
+    total = jnp.sum(share, 0)
+    share = share / jnp.where(total == 0, 1.0, total)
+    outs = [out for out, _ in parts]
+    return sum((out * w[..., None].astype(out.dtype) for out, w in zip(outs[1:], share[1:], strict=True)), outs[0] * share[0][..., None].astype(outs[0].dtype))
+
+
+@register_mixer("dilated_attention")
+class DilatedAttention(MultiHeadAttention):
+    """Attention within segments, to every token of the short ones and ever fewer of the long ones.
+
+    Segments are counted from the first token of the row. A sequence shorter than a segment is one segment.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``, ``inner_norm`` where asked for.
+    """
+
+    supports_causal = True
+    paper = (131,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        head_dim: int | None = None,
+        causal: bool = False,
+        segments: Sequence[int] = (2048, 4096, 8192, 16384, 32768),
+        rates: Sequence[int] = (1, 2, 4, 8, 16),
+        rotary: float | None = None,
+        qk_norm: Norm | None = None,
+        inner_norm: bool = False,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          segments, rates: w and r of each pair.
+          inner_norm: a layer norm before the output projection (Foundation Transformers, arXiv:2210.06423), as torchscale has it.
+          num_heads, head_dim, rotary, qk_norm, use_bias, dropout: as in :class:`MultiHeadAttention`.
+
+        Raises:
+          ValueError: features not divisible by num_heads, or pairs that don't fit together.
+        """
+        if len(segments) != len(rates) or not segments or any(not 1 <= r <= w for w, r in zip(segments, rates, strict=True)):
+            raise ValueError(f"each segment length needs a rate between 1 and itself: segments {tuple(segments)}, rates {tuple(rates)}")
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(
+            features,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            causal=causal,
+            rotary=rotary,
+            qk_norm=qk_norm,
+            use_bias=use_bias,
+            dropout=dropout,
+            kernel_init=kernel_init,
+            **common,
+        )
+        self.inner_norm = LayerNorm(num_heads * self.head_dim, epsilon=1e-5, **common) if inner_norm else None
+        self.pairs = tuple((int(w), int(r)) for w, r in zip(segments, rates, strict=True))
+
+    @property
+    def complexity(self) -> float:
+        return 1.0  # beyond the longest segment
+
+    def __call__(  # type: ignore[override]  # attention to the sequence itself only
+        self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None
+    ) -> jax.Array:
+        """As :class:`Mixer`; positions turn the rotary embedding alone."""
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        q = self._project_query(x, positions)
+        k, v = self._project_key_value(x, positions)
+        return self._finish(merge([self._pair(q, k, v, mask, *pair) for pair in self.pairs]))
+
+    def _finish(self, y: jax.Array) -> jax.Array:
+        y = y.reshape(*y.shape[:2], -1)
+        y = self.out(y if self.inner_norm is None else self.inner_norm(y))
+        return y if self.dropout is None else self.dropout(y)
+
+    def _offsets(self, rate: int) -> np.ndarray:
+        """The first token of a segment that each head keeps."""
+        return np.arange(self.num_heads) // -(-self.num_heads // rate)
+
+    def _pair(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, segment: int, rate: int) -> Part:
+        """The whole sequence at one segment length and rate; -inf and 0 for the tokens that a head leaves out."""
+        batch, length, heads, _ = q.shape
+        size = min(segment, length)
+        count, places = -(-length // size), -(-size // rate)
+        rows, heads_index = self._offsets(rate), np.arange(heads)
+
+        def cut(a: jax.Array) -> jax.Array:
+            a = jnp.pad(a, ((0, 0), (0, count * size - length), *[(0, 0)] * (a.ndim - 2))).reshape(batch * count, size, *a.shape[2:])
+            a = jnp.pad(a, ((0, 0), (0, places * rate - size), *[(0, 0)] * (a.ndim - 2)))
+            return a if rate == 1 else a.reshape(batch * count, places, rate, *a.shape[2:])[:, :, rows, heads_index]
+
+        def join(a: jax.Array, fill: float) -> jax.Array:
+            if rate > 1:
+                wide = jnp.full((batch * count, places, rate, *a.shape[2:]), fill, a.dtype)
+                a = wide.at[:, :, rows, heads_index].set(a).reshape(batch * count, places * rate, *a.shape[2:])
+            return a[:, :size].reshape(batch, count * size, *a.shape[2:])[:, :length]
+
+        real = None
+        # What is behind the end is never seen where tokens look back.
+        if not self.causal and (mask is not None or count * size > length or places * rate > size):
+            shown = jnp.ones((batch, length), bool) if mask is None else mask
+            real = jnp.moveaxis(cut(jnp.broadcast_to(shown[..., None], (batch, length, heads))), 1, 2)[:, :, None]
+        y, lse = attention(cut(q), cut(k), cut(v), causal=self.causal, mask=real, scale=self.scale, return_lse=True)
+        return join(y, 0.0), join(lse, -jnp.inf)
+
+    def init_state(  # type: ignore[override]
+        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None
+    ) -> DilatedCache:
+        """Room for the current segment of every pair: its length over its rate, or for ``max_length`` tokens if those are fewer."""
+        if not self.causal:
+            return Mixer.init_state(self, batch_size, max_length, dtype, context)
+        places = [-(-min(w, max_length or w) // r) for w, r in self.pairs]
+        zeros = tuple(jnp.zeros((batch_size, self.num_heads, n, self.head_dim), dtype) for n in places)
+        return DilatedCache(zeros, zeros, jnp.zeros((batch_size,), jnp.int32))
+
+    def extend(  # type: ignore[override]
+        self, x: jax.Array, state: DilatedCache, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, DilatedCache]:
+        """As :meth:`Mixer.extend`.
+
+        Raises:
+          ValueError: more tokens than ``max_length`` of the state (outside ``jit``, where the lengths are known).
+        """
+        batch, new, _ = x.shape
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        real = jnp.ones((batch, new), bool) if mask is None else mask
+        length = state.length + real.sum(1, dtype=jnp.int32)
+        positions = state.length[:, None] + jnp.arange(new, dtype=jnp.int32)
+        q = self._project_query(x, positions)
+        k, v = self._project_key_value(x, positions)
+        parts, keys, values = [], [], []
+        row, head = jnp.arange(batch)[:, None, None], jnp.arange(self.num_heads)[:, None]
+        for (segment, rate), old_k, old_v in zip(self.pairs, state.keys, state.values, strict=True):
+            places = old_k.shape[2]
+            if places * rate < segment:  # the state was made for fewer tokens than a segment has
+                self._check_length(length, places * rate)
+                segment = places * rate
+            offset = jnp.asarray(self._offsets(rate), jnp.int32)[:, None]
+            inside = (positions % segment)[:, None]
+            kept = inside % rate == offset  # (batch, heads, new)
+            # The position of the token in each place: the last one read that belongs there, negative if there was none.
+            first = offset + rate * jnp.arange(places)
+            cached = first + segment * ((state.length[:, None, None] - 1 - first) // segment)
+            cached = jnp.where(first < segment, cached, -1)
+            shown = jnp.concatenate([cached, jnp.where(kept & real[:, None], positions[:, None], -1)], 2)[:, :, None]
+            here = positions[:, None, :, None]
+            seen = (shown >= 0) & (shown <= here) & (shown // segment == here // segment) & kept[..., None]
+            parts.append(
+                attention(
+                    q,
+                    jnp.concatenate([jnp.moveaxis(old_k, 1, 2).astype(q.dtype), k], 1),
+                    jnp.concatenate([jnp.moveaxis(old_v, 1, 2).astype(q.dtype), v], 1),
+                    mask=seen,
+                    scale=self.scale,
+                    return_lse=True,
+                )
+            )
+            # Of tokens that share a place only the last stays; the rest are sent out of bounds and dropped.
+            stays = kept & real[:, None] & (positions >= length[:, None] - segment)[:, None]
+            place = jnp.where(stays, inside // rate, places)
+            keys.append(old_k.at[row, head, place].set(jnp.moveaxis(k, 1, 2).astype(old_k.dtype), mode="drop"))
+            values.append(old_v.at[row, head, place].set(jnp.moveaxis(v, 1, 2).astype(old_v.dtype), mode="drop"))
+        return self._finish(merge(parts)), DilatedCache(tuple(keys), tuple(values), length)
+
+    @staticmethod
+    def _check_length(length: jax.Array, capacity: int) -> None:
+        if not isinstance(length, jax.core.Tracer) and int(length.max()) > capacity:
+            raise ValueError(f"the state holds {capacity} tokens and {int(length.max())} are needed: give init_state a larger max_length")
