@@ -71,7 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mamba_790m": {"vocab_size": 50280, "features": 1536, "depth": 48},
     "mamba_1.4b": {"vocab_size": 50280, "features": 2048, "depth": 48},
     "mamba_2.8b": {"vocab_size": 50280, "features": 2560, "depth": 64},
-    "mamba_nano": {"features": 128, "depth": 6, "num_heads": 4},
+    "mamba_nano": {"features": 128, "depth": 4, "num_heads": 4},
 }
 
 _MIXER = "backbone.layers.{i}.mixer"

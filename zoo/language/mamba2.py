@@ -61,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mamba2_780m": {"vocab_size": 50288, "features": 1536, "depth": 48},
     "mamba2_1.3b": {"vocab_size": 50288, "features": 2048, "depth": 48},
     "mamba2_2.7b": {"vocab_size": 50288, "features": 2560, "depth": 64},
-    "mamba2_nano": {"features": 128, "depth": 6, "num_heads": 4, "state_dim": 64, "head_dim": 32},
+    "mamba2_nano": {"features": 128, "depth": 4, "num_heads": 4, "state_dim": 64, "head_dim": 32},
 }
 
 _MIXER = "backbone.layers.{i}.mixer"
