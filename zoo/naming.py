@@ -401,8 +401,8 @@ def _find(name: str, rules: list[tuple[Any, ...]]) -> tuple[int, int, dict[str, 
 
 
 def template_pattern(template: str) -> str:
-    """The regular expression of a template: ``{name}`` matches one component."""
-    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^./]+)", re.escape(template))
+    """The regular expression of a template: ``{name}`` matches one component, ``**`` any number of them."""
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^./]+)", re.escape(template)).replace(r"\*\*", ".*")
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

@@ -160,11 +160,10 @@ def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -
     _, tensors = _tensors(entry, source)
     model = abstract(entry, dataclasses.replace(config, num_classes=config.num_classes or 1))
     match = _best(model, entry, tensors, None)
-    for line in match.entries:
-        if line.ours and line.ours[0] == "head.bias":
-            tensor = match.tensors.get(line.released[0])
-            return None if tensor is None else int(np.prod(tensor.shape))
-    return None
+    head = {line.ours[0]: match.tensors.get(line.released[0]) for line in match.entries if line.ours and line.ours[0] in ("head.bias", "head.kernel")}
+    # The only heads without a bias are PyTorch's, whose kernels begin with the classes.
+    told = head.get("head.bias" if "head.bias" in head else "head.kernel")
+    return None if told is None or not told.shape else told.shape[0]
 
 
 def _namings(entry: Variant) -> dict[str, Naming]:
@@ -202,7 +201,7 @@ def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, r
             continue
         planned: dict[Any, tuple[Any, list[Entry]]] = {}
         for renamed in _renamings(tensors, rules):
-            beyond = _beyond(model, rules, renamed)
+            beyond = _beyond(model, rules, renamed, reset)
             if beyond not in planned:
                 form: Any = abstract(entry, dataclasses.replace(model.config, **dict(beyond))) if beyond else model
                 try:
@@ -213,10 +212,12 @@ def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, r
     return min(found, key=lambda match: (match.faults, -match.fits))
 
 
-def _beyond(model: Any, rules: Naming, tensors: Tensors) -> tuple[tuple[str, Any], ...]:
+def _beyond(model: Any, rules: Naming, tensors: Tensors, reset: bool) -> tuple[tuple[str, Any], ...]:
     """Fields of the configuration, and their values, in which the model of all that such a file holds differs from ``model``."""
     fields = {field: value for field, value in rules.config.items() if getattr(model.config, field) != value}
     for part in getattr(model, "extras", ()):
+        if reset and part in getattr(model, "before_head", ()):
+            continue
         patterns = [rf"{part}\..*"] if rules is ZOO else rules.names_of((part,))
         if getattr(model, part) is None and any(re.fullmatch(pattern, name) for pattern in patterns for name in tensors):
             fields[part] = True
@@ -237,9 +238,10 @@ def _renamings(tensors: Tensors, rules: Naming) -> Iterator[Tensors]:
 
 def _compare(name: str, rules: Naming, model: nnx.Module, entries: list[Entry], tensors: Tensors, reset: bool) -> Match:
     heads = _heads(model)
-    headless = reset or all(getattr(model, head, None) is None for head in heads)
-    if headless:
-        entries = [line for line in entries if not (line.ours and line.ours[0].split(".")[0] in heads)]
+    gone: tuple[str, ...] = ()
+    if reset or all(getattr(model, head, None) is None for head in heads):
+        gone = (*heads, *(part for part in getattr(model, "before_head", ()) if getattr(model, part) is None))
+        entries = [line for line in entries if not (line.ours and line.ours[0].split(".")[0] in gone)]
     chosen, missing, misshaped, expected = [], [], [], set()
     for line in entries:
         expected |= set(line.released)
@@ -249,9 +251,7 @@ def _compare(name: str, rules: Naming, model: nnx.Module, entries: list[Entry], 
         other = line.with_grid_of(present) if wrong else None
         misshaped += [] if other else wrong
         chosen.append(other or line)
-    spare = [re.compile(pattern) for pattern in (rules.names_of(heads) if headless else [])]
-    if rules is ZOO and headless:
-        spare = [re.compile(rf"{head}\..*") for head in heads]
+    spare = [re.compile(pattern) for pattern in ([rf"{part}\..*" for part in gone] if rules is ZOO else rules.names_of(gone))]
     unexpected = [n for n in tensors if n not in expected and not rules.ignores(n) and not any(pattern.fullmatch(n) for pattern in spare)]
     return Match(name, model, chosen, tensors, missing, unexpected, misshaped)
 
@@ -285,26 +285,36 @@ def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[
 
 
 def _adopt(model: Any, form: Any) -> None:
-    """Gives the model the parts that the file holds beyond it, and takes those that files of its naming do without."""
+    """Gives the model the parts that the file holds beyond it or in another form, and takes those that files of its naming do without."""
     if form is model:
         return
-    ours, theirs = ({name.split(".")[0] for name in flatten(side)} for side in (model, form))
-    for part in ours - theirs:
+    ours, theirs = _parts(model), _parts(form)
+    for part in ours.keys() - theirs.keys():
         setattr(model, part, None)
-    for part in theirs - ours:
+    for part in (part for part, names in theirs.items() if names != ours.get(part)):
         setattr(model, part, nnx.data(getattr(form, part)))  # its arrays are among those that are about to be assigned
     model.config = form.config
+
+
+def _parts(model: nnx.Module) -> dict[str, set[str]]:
+    """Names of the arrays of each part."""
+    parts: dict[str, set[str]] = collections.defaultdict(set)
+    for name in flatten(model):
+        parts[name.split(".")[0]].add(name)
+    return parts
 
 
 def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
     """One message for all that is wrong."""
     heads = set(_heads(model))
     released_heads = {n for line in match.entries if line.ours and line.ours[0].split(".")[0] in heads for n in line.released}
+    classes = None
     wrong_heads = [line for line in match.misshaped if line.split(" is ")[0] in released_heads]
     if wrong_heads and len(wrong_heads) == match.faults:
         name = wrong_heads[0].split(" is ")[0]
         theirs = next((match.tensors[n].shape[0] for n in released_heads if n in match.tensors and len(match.tensors[n].shape) == 1), None)
         classes = theirs if theirs is not None else match.tensors[name].shape[0]
+    if classes not in (None, model.config.num_classes):
         return (
             f"{_told(source)} has {classes} classes and {entry.name} {model.config.num_classes}: "
             f'make the model with num_classes={classes}, or load with head="reset" to keep its own classifier'

@@ -232,6 +232,17 @@ def test_a_file_without_head(source: nnx.Module) -> None:
     zoo.load(small(), arrays, head="reset")
 
 
+@pytest.mark.parametrize("naming", ["vision_transformer", "transformers", "zoo"])
+def test_the_layer_before_a_released_head(naming: str) -> None:
+    """A file that holds it gives it to a model whose head it also gives, or that has none."""
+    whole = small(2, pooler=True)
+    arrays = export(whole, naming=naming)
+    assert ("pre_logits/kernel" in arrays) == (naming == "vision_transformer")
+    assert equal(zoo.load(small(), arrays), whole)
+    assert equal(zoo.load(small(num_classes=0), arrays), small(2, pooler=True, num_classes=0))
+    assert zoo.load(small(), arrays, head="reset").pooler is None
+
+
 def test_position_table_is_resampled(source: nnx.Module) -> None:
     with pytest.warns(UserWarning, match="position.table was made for a grid of 2x2 and is resampled to 4x4"):
         model = zoo.load(small(image_size=32), export(source))

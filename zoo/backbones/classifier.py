@@ -39,4 +39,5 @@ def make_head(features: int, num_classes: int, config: ModelConfig, rngs: nnx.Rn
     """The linear classifier, or None for 0 classes."""
     if not num_classes:
         return None
-    return nnx.Linear(features, num_classes, kernel_init=truncated_normal(0.02), dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs)
+    options = {"use_bias": getattr(config, "head_bias", True), "dtype": config.dtype, "param_dtype": config.param_dtype}
+    return nnx.Linear(features, num_classes, kernel_init=truncated_normal(0.02), **options, rngs=rngs)

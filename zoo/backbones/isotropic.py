@@ -51,7 +51,10 @@ class IsotropicConfig(ModelConfig):
       distilled: a second class token and head, averaged with the first (DeiT).
       prefix_positions: which prefix tokens have positions of their own: "all", "class" (DINOv2 with registers) or "none".
       mask_token: a token that stands for masked patches (``embed(images, masked)``), as self-supervised training has it.
-      pool: "token" (the class token), "average" (patches), or "attention" (a learned query).
+      distilled_head: whether the second class token has its head; without, it only takes part in attention.
+      pool: "token" (the class token), "average" (patches), "token_and_average" (both, side by side), or "attention" (a learned query).
+      pooler: a linear layer and tanh behind the pooling, as heads have at pre-training (section 3.1 of ViT).
+      head_bias: whether the head has one (CLIP's projection has none).
       norm_after_pool: the final norm follows the pooling instead of preceding it.
       final_norm: whether there is one.
       pre_norm: a norm before the first block (CLIP).
@@ -72,9 +75,12 @@ class IsotropicConfig(ModelConfig):
     class_token: bool = True
     registers: int = 0
     distilled: bool = False
+    distilled_head: bool = True
     prefix_positions: Literal["all", "class", "none"] = "all"
     mask_token: bool = False
-    pool: Literal["token", "average", "attention"] = "token"
+    pool: Literal["token", "average", "token_and_average", "attention"] = "token"
+    pooler: bool = False
+    head_bias: bool = True
     norm_after_pool: bool = False
     final_norm: bool = True
     pre_norm: bool = False
@@ -89,10 +95,11 @@ class Isotropic(Classifier):
     """An isotropic image model.
 
     Names: ``patch_embed``, ``position``, ``class_token``, ``distillation_token``, ``register_tokens``, ``prefix_position``,
-    ``blocks.N``, ``norm`` or ``pool_norm``, ``attention_pool``, ``head``, ``distilled_head``.
+    ``blocks.N``, ``norm`` or ``pool_norm``, ``attention_pool``, ``pooler``, ``head``, ``distilled_head``.
     """
 
     heads = ("head", "distilled_head")
+    extras = before_head = ("pooler",)  # a fresh head does without the pooler of the one before
 
     stem = ("patch_embed", "position", "class_token", "distillation_token", "register_tokens", "mask_token", "prefix_position", "pre_norm")
 
@@ -107,8 +114,8 @@ class Isotropic(Classifier):
         c = config
         if c.image_size % c.patch_size:
             raise ValueError(f"image_size {c.image_size} must be divisible by the patch size {c.patch_size}")
-        if c.pool == "token" and not c.class_token:
-            raise ValueError('pool="token" needs class_token=True')
+        if c.pool.startswith("token") and not c.class_token:
+            raise ValueError(f'pool="{c.pool}" needs class_token=True')
         norm = functools.partial(LayerNorm, epsilon=c.norm_epsilon)
         own = {"name": "attention", "use_bias": c.qkv_bias, "out_bias": True, "qk_norm": norm if c.qk_norm else None}
         specs: Sequence[MixerSpec] = c.pattern or (c.mixer if c.mixer is not None else own,)
@@ -120,7 +127,7 @@ class Isotropic(Classifier):
         if self.grid:
             mixers = [on_grid(mixer, c.features, rngs=rngs) for mixer in mixers]
             self.adapted = "the mixer takes the grid alone: no prefix tokens, average pooling"
-            c = dataclasses.replace(c, class_token=False, distilled=False, registers=0, pool="average" if c.pool == "token" else c.pool)
+            c = dataclasses.replace(c, class_token=False, distilled=False, registers=0, pool="average" if c.pool.startswith("token") else c.pool)
 
         def token(count: int, std: float = 1e-6) -> nnx.Param:
             return nnx.Param(normal(std)(rngs.params(), (count, c.features), c.param_dtype))
@@ -159,9 +166,10 @@ class Isotropic(Classifier):
         self.pool_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
         pooling = {"norm": norm, "activation": ACTIVATIONS[c.mlp], **common}
         self.attention_pool = AttentionPool(c.features, c.num_heads, c.mlp_ratio, **pooling, rngs=rngs) if c.pool == "attention" else None
-        self.head = make_head(c.features, c.num_classes, c, rngs)
-        self.distilled_head = make_head(c.features, c.num_classes, c, rngs) if self.distillation_token is not None else None
-        self.config, self.num_features, self.pool = config, c.features, c.pool
+        self.config, self.num_features, self.pool = config, c.features * (1 + (c.pool == "token_and_average")), c.pool
+        self.pooler = nnx.Linear(self.num_features, self.num_features, kernel_init=truncated_normal(0.02), **common, rngs=rngs) if c.pooler else None
+        self.head = make_head(self.num_features, c.num_classes, c, rngs)
+        self.distilled_head = make_head(c.features, c.num_classes, c, rngs) if self.distillation_token is not None and c.distilled_head else None
 
     @staticmethod
     def _channel(c: IsotropicConfig, common: dict[str, Any], rngs: nnx.Rngs) -> nnx.Module:
@@ -201,8 +209,10 @@ class Isotropic(Classifier):
         if self.attention_pool is not None:
             x = self.attention_pool(x[:, self.prefix :])
         else:
-            x = x[:, 0] if self.pool == "token" else x[:, self.prefix :].mean(1)
-        return x if self.pool_norm is None else self.pool_norm(x)
+            parts = {"token": lambda: x[:, 0], "average": lambda: x[:, self.prefix :].mean(1)}
+            x = jnp.concatenate([parts[part]() for part in self.pool.split("_and_")], axis=-1)
+        x = x if self.pool_norm is None else self.pool_norm(x)
+        return x if self.pooler is None else jnp.tanh(self.pooler(x))
 
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         super().reset_head(num_classes, rngs=rngs)

@@ -178,7 +178,7 @@ def _timm(up: str = "fc1", down: str = "fc2", registers: str = "reg_token") -> l
     ]
 
 
-def _transformers(prefix: str, block: list[tuple[Any, ...]], heads: tuple[str, ...] = ("classifier",)) -> list[tuple[Any, ...]]:
+def _transformers(prefix: str, block: list[tuple[Any, ...]], heads: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
     """The names on disk of the library transformers (in memory its version 5 has others)."""
     inside = [
         ("attention.output.dense", "mixer.out"),
@@ -194,7 +194,36 @@ def _transformers(prefix: str, block: list[tuple[Any, ...]], heads: tuple[str, .
         (f"{prefix}embeddings.position_embeddings", *_POSITIONS),
         *[(f"{prefix}encoder.layer.{{i}}.{theirs}", _blocks(ours), *operations) for theirs, ours, *operations in inside],
         (f"{prefix}layernorm", "norm"),
+        (f"{prefix}pooler.dense", "pooler"),
         *zip(heads, ("head", "distilled_head"), strict=False),
+    ]
+
+
+def _tower(prefix: str) -> list[tuple[Any, ...]]:
+    """The same library's names of the image towers of CLIP and SigLIP."""
+    block, pool = f"{prefix}encoder.layers.{{i}}", f"{prefix}head"
+    parts = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
+    pooled = tuple(f"attention_pool.attention.{part}" for part in ("query", "key", "value"))
+    places = Rearrange("(h w) d -> h w d")
+    return [
+        (f"{prefix}embeddings.patch_embedding", "patch_embed"),
+        (f"{prefix}embeddings.class_embedding", "class_token", Rearrange("d -> 1 d")),
+        (f"{prefix}embeddings.position_embedding.weight", ("prefix_position", "position.table"), Split(), Each((None, places))),
+        (f"{prefix}pre_layrnorm", "pre_norm"),  # so spelt in the released files
+        (f"{block}.layer_norm1", "blocks.{i}.mixer_norm"),
+        *[(f"{block}.self_attn.{theirs}", f"blocks.{{i}}.mixer.{ours}") for theirs, ours in parts.items()],
+        (f"{block}.layer_norm2", "blocks.{i}.channel_norm"),
+        (f"{block}.mlp.fc1", "blocks.{i}.channel.up"),
+        (f"{block}.mlp.fc2", "blocks.{i}.channel.down"),
+        (f"{prefix}post_layernorm", "norm"),
+        (f"{pool}.probe", "attention_pool.latent", _TOKENS),
+        (f"{pool}.attention.in_proj_weight", tuple(f"{part}.kernel" for part in pooled), Split(), Rearrange("o i -> i o")),
+        (f"{pool}.attention.in_proj_bias", tuple(f"{part}.bias" for part in pooled), Split()),
+        (f"{pool}.attention.out_proj", "attention_pool.attention.out"),
+        (f"{pool}.layernorm", "attention_pool.norm"),
+        (f"{pool}.mlp.fc1", "attention_pool.mlp.up"),
+        (f"{pool}.mlp.fc2", "attention_pool.mlp.down"),
+        ("visual_projection", "head"),
     ]
 
 
@@ -255,6 +284,7 @@ def _jax(block: str, attention: str, norm: str, mlp: str, position: str) -> list
         ("MAPHead_0/LayerNorm_0", "attention_pool.norm"),
         ("MAPHead_0/MlpBlock_0/Dense_0", "attention_pool.mlp.up"),
         ("MAPHead_0/MlpBlock_0/Dense_1", "attention_pool.mlp.down"),
+        ("pre_logits", "pooler"),
         ("head", "head"),
     ]
 
@@ -263,9 +293,7 @@ def _jax(block: str, attention: str, norm: str, mlp: str, position: str) -> list
 _UNPLACED = {"prefix_positions": "none"}
 _BIG = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0", "pos_embedding")
 
-RULES: dict[str, Naming] = {
-    "timm": Naming(_timm(), tables=_TABLES),
-    "transformers": Naming(_transformers("vit.", _VIT_BLOCK), tables=_TABLES, prefix="vit."),
+JAX_RULES: dict[str, Naming] = {
     "vision_transformer": Naming(
         _jax("encoderblock_{i}", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3", "Transformer/posembed_input/pos_embedding"), "jax", _TABLES
     ),
@@ -273,28 +301,53 @@ RULES: dict[str, Naming] = {
     "big_vision_scan": Naming(_jax("encoderblock", *_BIG), "jax", _TABLES, _UNPLACED),
 }
 
+
+def _library(prefix: str, block: list[tuple[Any, ...]], heads: tuple[str, ...] = ("classifier",), **whole: Any) -> dict[str, Naming]:
+    """A classifier of transformers and, under "bare", the model inside."""
+    names = _transformers(prefix, block, heads)
+    return {
+        "transformers": Naming(names, tables=_TABLES, prefix=prefix, config=whole),
+        "bare": Naming(_transformers("", block), tables=_TABLES, config=whole),
+    }
+
+
+RULES: dict[str, Naming] = {"timm": Naming(_timm(), tables=_TABLES), **_library("vit.", _VIT_BLOCK), **JAX_RULES}
+
+# DeiTForImageClassification has the second token, but not its head.
 DISTILLED_RULES: dict[str, Naming] = {
     "timm": RULES["timm"],
-    "transformers": Naming(_transformers("deit.", _VIT_BLOCK, ("cls_classifier", "distillation_classifier")), tables=_TABLES, prefix="deit."),
+    **_library("deit.", _VIT_BLOCK, ("cls_classifier", "distillation_classifier")),
+    "transformers_single": Naming(_transformers("deit.", _VIT_BLOCK, ("classifier",)), tables=_TABLES, config={"distilled_head": False}),
+}
+
+# The projection of CLIP has no bias; where the model has no projection, there is nothing to differ in.
+TOWER_RULES: dict[str, Naming] = {
+    "timm": RULES["timm"],
+    "transformers": Naming(
+        _tower("vision_model."), tables=_TABLES, config={"head_bias": False}, ignore=("text_{part}.**", "logit_{part}", "vision_model.embeddings.position_ids")
+    ),
+    "bare": Naming(_tower(""), tables=_TABLES, config={"head_bias": False}),
+    **{name: RULES[name] for name in ("big_vision", "big_vision_scan")},
 }
 
 
-def _dinov2_rules(mlp: str) -> dict[str, Naming]:
+def _dinov2_rules(mlp: str, registers: int) -> dict[str, Naming]:
     """DINOv2: the authors' files also hold a mask token and, with registers, a position of the class token, which timm adds to it."""
     gated = mlp == "swiglu"
-    whole = {"mask_token": True, "prefix_positions": "class"}
-    return {
-        "timm": RULES["timm"],
-        "dinov2": Naming(_timm(*(("w12", "w3") if gated else ("fc1", "fc2")), "register_tokens"), tables=_TABLES, config=whole),
-        "transformers": Naming(_transformers("", _dinov2_block(*(("weights_in", "weights_out") if gated else ("fc1", "fc2")))), tables=_TABLES, config=whole),
-    }
+    whole: dict[str, Any] = {"mask_token": True, "prefix_positions": "class"}
+    names = _timm(*(("w12", "w3") if gated else ("fc1", "fc2")), "register_tokens")
+    block = _dinov2_block(*(("weights_in", "weights_out") if gated else ("fc1", "fc2")))
+    prefix = "dinov2_with_registers." if registers else "dinov2."
+    return {"timm": RULES["timm"], "dinov2": Naming(names, tables=_TABLES, config=whole), **_library(prefix, block, **whole)}
 
 
 def _rules(name: str, overrides: dict[str, Any]) -> dict[str, Naming]:
     if "dinov2" in name:
-        return _dinov2_rules(overrides.get("mlp", "gelu"))
+        return _dinov2_rules(overrides.get("mlp", "gelu"), overrides.get("registers", 0))
     if overrides.get("distilled"):
         return DISTILLED_RULES
+    if "_clip_" in name or "_siglip_" in name:
+        return TOWER_RULES
     plain = overrides.get("registers", 0) == 0 and not {"pre_norm", "layer_scale", "qkv_bias"} & set(overrides)
     return RULES if plain else {"timm": RULES["timm"]}
 
