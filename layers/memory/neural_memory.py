@@ -114,7 +114,7 @@ class NeuralMemory(Mixer):
 
     supports_causal = True
     supports_bidirectional = False
-    paper = (51,)
+    paper = (51, 214)
     causal = True
 
     def __init__(

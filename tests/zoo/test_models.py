@@ -32,7 +32,12 @@ TINY: dict[str, dict[str, Any]] = {
     "biformer": {"stem": (8,), "features": (8, 16), "depths": (2, 2), "num_heads": (2, 2), "regions": 2, "topk": (2, None), "dense_heads": 2},
     # The norm of each head's output magnifies rounding where a head reads next to nothing: bfloat16 weights alone move four blocks' logits by 4 %.
     "delta_net": {"depth": 2},
+    # So does the norm inside Miras' memories, most of all behind the small weights of Memora.
+    "miras": {"depth": 2, "memory": "yaad"},
+    "titans": {"depth": 2},
+    "longnet": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
     "maxvit": {"stem": 8, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "window": 2},
+    "routing_transformer": {"routed_heads": 1, "clusters": 3, "cluster_window": 12, "window": 8, "membership": "causal"},
 }
 VARIANTS = {name: variant(name) for name in zoo.list_models()}
 FAMILIES = sorted({entry.family for entry in VARIANTS.values()})

@@ -1,0 +1,86 @@
+"""Titans: Learning to Memorize at Test Time (A. Behrouz et al., 2024, arXiv:2501.00663): language models with a memory that learns as it reads.
+
+    x = x + Titans(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
+
+    MAC  memory as context   x -+-> M reads -> [persistent; recalled; x] -> attention in the segment -> y -+-> y (x) M(y)
+                                                                             M learns y  <-----------------+
+    MAG  memory as gate      x -+-> attention in a window --(x)-->
+                                +-> M reads and learns -----+
+    MAL  memory as layer     x -> M reads and learns -> attention in a window ->
+    LMM  memory alone        x -> M reads and learns ->
+
+:mod:`layers.memory.titans` has the formulas. The paper states sizes (170M, 340M, 400M, 760M), the vocabulary of 32,000 and no
+more: widths, depths, heads, segments and windows are our choice, each model within 3 % of its name. The state is of constant size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from layers.memory.choices import Memory
+from layers.mixer import MixerSpec
+from zoo.backbones.causal import Causal, CausalConfig
+from zoo.registry import register_family
+
+
+@dataclasses.dataclass(frozen=True)
+class TitansConfig(CausalConfig):
+    """Hyper-parameters of Titans.
+
+    Attributes:
+      joined: how memory and attention are: "mac", "mag", "mal", or "lmm" for no attention.
+      memory: a name in ``layers.MEMORIES`` or a ``layers.Memory``.
+      segment: tokens of a segment, which is one chunk of the memory; MAC only.
+      window: tokens that attention sees; MAG and MAL only.
+      chunk: tokens whose gradients are taken at the same weights; all but MAC.
+      persistent: learned tokens of attention and of memory.
+      conv_size: as in :class:`layers.NeuralMemory`.
+    """
+
+    joined: str = "mac"
+    memory: str | Memory = "titans"
+    segment: int = 64
+    window: int = 256
+    chunk: int = 16
+    persistent: int = 4
+    conv_size: int | None = 4
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        if self.joined not in ("mac", "mag", "mal", "lmm"):
+            raise ValueError(f'Titans: joined is "mac", "mag", "mal" or "lmm", got {self.joined!r}')
+
+
+class Titans(Causal):
+    """Titans; names as in :class:`Causal`."""
+
+    config: TitansConfig
+
+    def own_mixer(self, index: int) -> MixerSpec:
+        c = self.config
+        common = {"memory": c.memory, "persistent": c.persistent, "conv_size": c.conv_size}
+        if c.joined == "mac":
+            return {"name": "titans_mac", "segment": c.segment, **common}
+        if c.joined == "lmm":
+            return {"name": "neural_memory", "chunk": c.chunk, **common}
+        return {"name": f"titans_{c.joined}", "window": c.window, "chunk": c.chunk, **common}
+
+
+# Depths of each width that make the sizes of the names.
+_DEPTHS = {"mac": (11, 14, 17, 15), "mag": (12, 15, 18, 16), "mal": (12, 15, 18, 16), "lmm": (15, 20, 24, 21)}
+_SIZES: dict[str, dict[str, Any]] = {
+    "170m": {"vocab_size": 32000, "features": 768, "num_heads": 12},
+    "340m": {"vocab_size": 32000, "features": 1024, "num_heads": 16},
+    "400m": {"vocab_size": 32000, "features": 1024, "num_heads": 16},
+    "760m": {"vocab_size": 32000, "features": 1536, "num_heads": 16},
+}
+_NANO: dict[str, Any] = {"features": 128, "depth": 3, "num_heads": 4, "segment": 16, "window": 32, "tied": True}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"titans_{joined}_{size}": {"joined": joined, "depth": depth, **options}
+    for joined, depths in _DEPTHS.items()
+    for (size, options), depth in zip(_SIZES.items(), depths, strict=True)
+} | {f"titans_{joined}_nano": {"joined": joined, **_NANO} for joined in _DEPTHS}
+
+register_family("titans", Titans, TitansConfig, VARIANTS, our_choice=tuple(VARIANTS), paper=(51,))
