@@ -20,6 +20,10 @@ from layers.convolution import CausalConvolution
 from layers.initializers import variance_scaling
 
 Initialisation = Literal["standard", "mimetic"]
+StepRange = tuple[float, float]
+
+STEP_RANGE: StepRange = (1e-3, 0.1)
+"""The released models' first steps."""
 
 MIMETIC_A_LOG = -8.0
 MIMETIC_STEP = 1.0
@@ -41,8 +45,15 @@ def inverse_softplus(y: jax.Array) -> jax.Array:
     return y + jnp.log(-jnp.expm1(-y))
 
 
-def step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any, *, low: float = 1e-3, high: float = 0.1) -> jax.Array:
-    """Biases whose softplus, the step of a token, is log-uniform in [low, high]."""
+def step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any, *, steps: StepRange = STEP_RANGE) -> jax.Array:
+    """Biases whose softplus, the step of a token, is log-uniform between the two ``steps``.
+
+    Raises:
+      ValueError: the steps are not positive or not in order.
+    """
+    low, high = steps
+    if not 0 < low <= high:
+        raise ValueError(f"step_range is two positive numbers, the smaller first, got {steps}")
     return inverse_softplus(jnp.exp(jax.random.uniform(key, shape, minval=math.log(low), maxval=math.log(high)))).astype(dtype)
 
 

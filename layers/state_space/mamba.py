@@ -16,7 +16,9 @@ from layers.convolution import CausalConvolution
 from layers.mixer import Mixer, register_mixer
 from layers.state_space.initialisation import (
     MIMETIC_A_LOG,
+    STEP_RANGE,
     Initialisation,
+    StepRange,
     check_initialisation,
     fan_in_uniform,
     make_identity,
@@ -62,6 +64,7 @@ class Mamba(Mixer):
         conv_size: int = 4,
         step_rank: int | None = None,
         initialisation: Initialisation = "standard",
+        step_range: StepRange = STEP_RANGE,
         depth: int = 1,
         use_bias: bool = False,
         conv_bias: bool = True,
@@ -75,6 +78,7 @@ class Mamba(Mixer):
           conv_size: tokens that the convolution sees.
           step_rank: rank of the map from a token to its steps (R); default features / 16, rounded up.
           initialisation: "mimetic" starts as a linear attention without decay (:mod:`layers.state_space.initialisation`).
+          step_range: the first steps are log-uniform in it, unless mimetic; a state lasts about 1 / step tokens.
           depth: blocks of the model; the output starts smaller by its square root.
           use_bias, conv_bias: of the input and output projections, and of the convolution.
 
@@ -89,7 +93,7 @@ class Mamba(Mixer):
         self.conv = CausalConvolution(channels, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.x_proj = nnx.Linear(channels, step_rank + 2 * state_dim, use_bias=False, **common)
         self.dt_proj = nnx.Linear(step_rank, channels, use_bias=False, **common)
-        self.dt_bias = nnx.Param(step_bias(rngs.params(), (channels,), param_dtype))
+        self.dt_bias = nnx.Param(step_bias(rngs.params(), (channels,), param_dtype, steps=step_range))
         rates = jnp.arange(1, state_dim + 1, dtype=jnp.float32)
         self.A_log = nnx.Param(jnp.log(jnp.broadcast_to(rates, (channels, state_dim))).astype(param_dtype))
         self.D = nnx.Param(jnp.ones((channels,), param_dtype))

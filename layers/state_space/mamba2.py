@@ -20,7 +20,9 @@ from layers.mixer import Mixer, register_mixer
 from layers.module import Module
 from layers.state_space.initialisation import (
     MIMETIC_A_LOG,
+    STEP_RANGE,
     Initialisation,
+    StepRange,
     check_initialisation,
     fan_in_uniform,
     make_identity,
@@ -71,6 +73,7 @@ class Mamba2(Mixer):
         groups: int = 1,
         conv_size: int = 4,
         initialisation: Initialisation = "standard",
+        step_range: StepRange = STEP_RANGE,
         depth: int = 1,
         use_bias: bool = False,
         conv_bias: bool = True,
@@ -86,6 +89,7 @@ class Mamba2(Mixer):
           groups: sets of B and C; each serves channels / head_dim / groups heads, and the norm is over each group's channels.
           conv_size: tokens that the convolution sees.
           initialisation: "mimetic" starts as a linear attention without decay (:mod:`layers.state_space.initialisation`).
+          step_range: the first steps are log-uniform in it, unless mimetic; a state lasts about 1 / step tokens.
           depth: blocks of the model; the output starts smaller by its square root.
           use_bias, conv_bias: of the input and output projections, and of the convolution.
 
@@ -102,7 +106,7 @@ class Mamba2(Mixer):
         convolved = channels + 2 * groups * state_dim
         self.in_proj = nnx.Linear(features, channels + convolved + self.heads, kernel_init=fan_in_uniform(), **common)
         self.conv = CausalConvolution(convolved, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.dt_bias = nnx.Param(step_bias(rngs.params(), (self.heads,), param_dtype))
+        self.dt_bias = nnx.Param(step_bias(rngs.params(), (self.heads,), param_dtype, steps=step_range))
         self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (self.heads,), minval=1, maxval=16)).astype(param_dtype))
         self.D = nnx.Param(jnp.ones((self.heads,), param_dtype))
         self.norm = GatedRMSNorm(channels, groups=groups, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)

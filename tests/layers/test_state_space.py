@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -181,3 +182,12 @@ def test_gated_norm_is_over_each_group() -> None:
     gated = (x * gate / (1 + np.exp(-gate))).reshape(3, 2, 3)
     expected = (gated / np.sqrt((gated**2).mean(-1, keepdims=True) + 1e-5)).reshape(3, 6) * np.arange(1, 7)
     assert relative(norm(jnp.asarray(x), jnp.asarray(gate)), expected) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [Mamba, functools.partial(Mamba2, head_dim=1)], ids=["mamba", "mamba2"])
+def test_first_steps_are_in_their_range(kind: Any) -> None:
+    steps = jax.nn.softplus(kind(64, step_range=(1e-5, 1e-2), rngs=nnx.Rngs(0)).dt_bias[...])
+    assert 0.99e-5 < float(steps.min()) < 2e-5
+    assert 5e-3 < float(steps.max()) < 1.01e-2
+    with pytest.raises(ValueError, match="step_range is two positive numbers"):
+        kind(64, step_range=(0.1, 0.001), rngs=nnx.Rngs(0))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from layers.mixer import MixerSpec
-from layers.state_space.initialisation import Initialisation
+from layers.state_space.initialisation import STEP_RANGE, Initialisation, StepRange
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.naming import Naming, Tie
 from zoo.registry import register_family
@@ -28,7 +28,7 @@ class MambaConfig(CausalConfig):
     """Hyper-parameters of Mamba.
 
     Attributes:
-      state_dim, expand, conv_size, step_rank, initialisation: as in :class:`layers.Mamba`.
+      state_dim, expand, conv_size, step_rank, initialisation, step_range: as in :class:`layers.Mamba`.
     """
 
     depth: int = 24
@@ -38,6 +38,7 @@ class MambaConfig(CausalConfig):
     conv_size: int = 4
     step_rank: int | None = None
     initialisation: Initialisation = "standard"
+    step_range: StepRange = STEP_RANGE
 
 
 class StateSpaceLM(Causal):
@@ -62,6 +63,7 @@ class MambaLM(StateSpaceLM):
             "conv_size": c.conv_size,
             "step_rank": c.step_rank,
             "initialisation": c.initialisation,
+            "step_range": c.step_range,
         }
 
 

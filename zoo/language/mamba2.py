@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from layers.mixer import MixerSpec
-from layers.state_space.initialisation import Initialisation
+from layers.state_space.initialisation import STEP_RANGE, Initialisation, StepRange
 from zoo.backbones.causal import CausalConfig
 from zoo.language.mamba import StateSpaceLM, released_names
 from zoo.registry import register_family
@@ -23,7 +23,7 @@ class Mamba2Config(CausalConfig):
     """Hyper-parameters of Mamba-2.
 
     Attributes:
-      state_dim, expand, head_dim, groups, conv_size, initialisation: as in :class:`layers.Mamba2`.
+      state_dim, expand, head_dim, groups, conv_size, initialisation, step_range: as in :class:`layers.Mamba2`.
     """
 
     depth: int = 24
@@ -34,6 +34,7 @@ class Mamba2Config(CausalConfig):
     groups: int = 1
     conv_size: int = 4
     initialisation: Initialisation = "standard"
+    step_range: StepRange = STEP_RANGE
 
 
 class Mamba2LM(StateSpaceLM):
@@ -51,6 +52,7 @@ class Mamba2LM(StateSpaceLM):
             "groups": c.groups,
             "conv_size": c.conv_size,
             "initialisation": c.initialisation,
+            "step_range": c.step_range,
             "norm_epsilon": c.norm_epsilon,
         }
 
