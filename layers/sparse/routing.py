@@ -66,6 +66,7 @@ class RoutingAttention(Mixer):
     supports_causal = True
     streaming: Literal["exact", "selection"] = "selection"
     paper = (35,)
+    undecayed = ("relative",)
 
     def __init__(
         self,

@@ -18,6 +18,8 @@ from zoo.generation import PAST_END
 VOCABULARY = 61
 PROMPTS = [[5, 9, 2, 44, 17, 9, 2], [3], [60, 1, 1, 8, 30, 12, 7, 7, 50, 4, 23, 19, 2, 11, 0, 33, 41, 6, 58]]
 SHRUNK = {"vocab_size": VOCABULARY, "features": 32, "depth": 2, "num_heads": 2, "num_kv_heads": None, "tied": False, "embedding_std": 1.0}
+# And what makes a model that routes read a whole sequence as it generates one.
+SHRUNK_ROUTED = {**SHRUNK, "routed_heads": 1, "membership": "causal"}
 
 
 def language_models() -> list[str]:
@@ -33,19 +35,19 @@ def language_models() -> list[str]:
 def shrunk(name: str) -> object:
     config = zoo.variant(name).config
     fields = {field.name for field in dataclasses.fields(config)}
-    return dataclasses.replace(config, **{field: value for field, value in SHRUNK.items() if field in fields})
+    return dataclasses.replace(config, **{field: value for field, value in SHRUNK_ROUTED.items() if field in fields})
 
 
 @functools.cache
 def tiny(name: str = "transformer_nano", **overrides: object) -> nnx.Module:
     fields = {field.name for field in dataclasses.fields(zoo.variant(name).config)}
-    return zoo.create(name, **{field: value for field, value in SHRUNK.items() if field in fields}, **overrides)
+    return zoo.create(name, **{field: value for field, value in SHRUNK_ROUTED.items() if field in fields}, **overrides)
 
 
 def rerun(model: nnx.Module, new: int, room: int = 40) -> list[list[int]]:
     """Greedy continuations of PROMPTS by the whole sequences, padded to one length, at each step; a row ends before the likeliest token is a near tie."""
     graph, state = nnx.split(model)
-    logits = jax.jit(lambda tokens: nnx.merge(graph, state)(tokens))
+    logits = jax.jit(lambda tokens: nnx.merge(graph, state, copy=True)(tokens))  # a call in training mode may move statistics
     tokens = np.zeros((len(PROMPTS), room), np.int32)
     for row, prompt in zip(tokens, PROMPTS):
         row[: len(prompt)] = prompt
