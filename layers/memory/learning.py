@@ -86,8 +86,10 @@ def initial_state(memory: Memory, weights: Weights, batch: int, *, between_chunk
     surprise = tuple(jnp.zeros_like(a) for a in accumulated) if memory.algorithm.momentum else None
     if between_chunks:
         return MemoryState(accumulated, surprise)
-    start = weights_of(memory, accumulated)
-    return MemoryState(accumulated, surprise, start, None if memory.retention.linear or memory.retention.every_token else start)
+    # Arrays of their own: a state whose leaves share a buffer can't be donated.
+    start = tuple(jnp.copy(w) for w in weights_of(memory, accumulated))
+    reading = None if memory.retention.linear or memory.retention.every_token else tuple(jnp.copy(w) for w in start)
+    return MemoryState(accumulated, surprise, start, reading)
 
 
 def weights_of(memory: Memory, accumulated: Weights) -> Weights:

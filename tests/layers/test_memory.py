@@ -291,6 +291,16 @@ def test_a_hundred_thousand_tokens_of_decoding(name: str) -> None:
     assert weights[1000:].max() < 10 * weights[:1000].max()
 
 
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_state_can_be_donated(name: str) -> None:
+    layer = NeuralMemory(4, num_heads=1, memory=name, rngs=nnx.Rngs(0))
+    extend = jax.jit(lambda x, state: layer.extend(x, state)[1], donate_argnums=1)
+    state = layer.init_state(1)
+    for _ in range(2):
+        state = extend(jnp.ones((1, 1, 4)), state)
+    assert int(state.length[0]) == 2
+
+
 def test_memory_of_training_is_linear_in_length() -> None:
     memory, size = Memory(), 32
     shapes = memory.structure.shapes(size)
