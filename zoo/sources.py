@@ -6,11 +6,12 @@ than memory, or sharded over several, is never held whole. No code of a checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def open_source(source: str | Path) -> Tensors:
     """
     if match := _HUB.fullmatch(str(source)):
         return _hub(**match.groupdict())
+    if re.match(r"(?!hf)\w+://", str(source)):
+        raise WeightsError(f"weights are not fetched from {source}: download the file and give its path, or give hf://owner/name[@revision][/file]")
     path = Path(source)
     if not path.exists():
         raise WeightsError(f"there are no weights at {source}: neither a file, nor a folder, nor hf://owner/name[@revision][/file]")
@@ -113,12 +116,16 @@ def _torch(path: Path) -> Tensors:
         raise WeightsError(f"reading {path.name} needs PyTorch: pip install 'mixer-zoo[torch]', or convert the file to .safetensors") from None
     import pickle
 
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if start not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise WeightsError(f"{path} is damaged or cut short (neither a zip archive nor a pickle: it begins with {start!r}): get it again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error) and "Unsupported" not in str(error):
             raise
-        cause = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), _first_line(error)).strip()
+        cause = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), _first_line(error)).strip().split(". ")[0]
         raise WeightsError(f"{path} holds more than weights and would run code when loaded ({cause}): refused; ask its source for .safetensors") from None
     arrays = _peel(content)
     if not arrays:
@@ -223,15 +230,19 @@ def _hub(repository: str, revision: str | None, file: str | None) -> Tensors:
     import huggingface_hub
     from huggingface_hub import errors
 
+    offline = False
+
     def fetch(name: str) -> Path:
-        return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
+        with _quiet(huggingface_hub.logging):
+            return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
 
     where = f"hf://{repository}{f'@{revision}' if revision else ''}"
     for name in (file,) if file else _STEMS:
         try:
             path = fetch(name)
         except errors.LocalEntryNotFoundError as error:
-            # Without a network a file may be missing only here: another of the names may be in the cache.
+            # Without a network a file may be missing only here: another of the names may be in the cache, where alone it is looked for.
+            offline = True
             if name == (file or _STEMS[-1]):
                 cache = huggingface_hub.constants.HF_HUB_CACHE
                 raise WeightsError(
@@ -248,6 +259,17 @@ def _hub(repository: str, revision: str | None, file: str | None) -> Tensors:
     raise WeightsError(f"{where} has no {file or 'file named ' + ', '.join(_STEMS)}: name one as {where}/FILE")
 
 
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without a network every attempt would be logged."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].split('. ')[0][:200]}" if lines else type(error).__name__

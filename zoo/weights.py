@@ -85,6 +85,11 @@ def load(
     """
     if head not in (None, "reset"):
         raise WeightsError(f'head is None or "reset", got {head!r}')
+    if dtype not in (None, "file"):
+        try:
+            jnp.dtype(dtype)
+        except TypeError as error:
+            raise WeightsError(f'dtype is None, "file", or the name of a dtype, as "bfloat16"; got {dtype!r}') from error
     made: Any = model
     entry = variant(made.variant)
     release, tensors = _tensors(entry, source)
@@ -92,6 +97,9 @@ def load(
     if match.faults:
         raise WeightsError(_report(model, entry, match, source))
     arrays = dict(_read(model, match, dtype, source))
+    for part in getattr(model, "before_head", ()):
+        if getattr(match.form, part) is not None and not any(name.startswith(f"{part}.") for name in arrays):
+            warnings.warn(f"{_told(source)} has no {part}: the model's stays random", stacklevel=2)
     _adopt(model, match.form)
     assign(model, arrays)
     if release is not None:
@@ -171,6 +179,8 @@ def _namings(entry: Variant) -> dict[str, Naming]:
 
 
 def _tensors(entry: Variant, source: str | Path | Mapping[str, Any]) -> tuple[Release | None, Tensors]:
+    if not isinstance(source, str | Path | Mapping):
+        raise WeightsError(f"weights are a path, the name of a released checkpoint, or a dictionary of arrays; got {type(source).__name__}")
     if isinstance(source, Mapping):
         return None, {name: Tensor(tuple(np.shape(array)), lambda array=array: np.asarray(array)) for name, array in source.items()}  # type: ignore[misc]
     if isinstance(source, str) and not Path(source).exists() and "/" not in source and "." not in source:
@@ -209,7 +219,8 @@ def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, r
                 except ValueError:
                     continue  # a mixer of the user's own: only our own names have a place for it
             found.append(_compare(name, rules, *planned[beyond], renamed, reset))
-    return min(found, key=lambda match: (match.faults, -match.fits))
+    best = min(found, key=lambda match: (match.faults, -match.fits))
+    return best if best.fits else found[0]  # where nothing fits, the naming of fewest names would seem nearest
 
 
 def _beyond(model: Any, rules: Naming, tensors: Tensors, reset: bool) -> tuple[tuple[str, Any], ...]:
@@ -240,7 +251,8 @@ def _compare(name: str, rules: Naming, model: nnx.Module, entries: list[Entry], 
     heads = _heads(model)
     gone: tuple[str, ...] = ()
     if reset or all(getattr(model, head, None) is None for head in heads):
-        gone = (*heads, *(part for part in getattr(model, "before_head", ()) if getattr(model, part) is None))
+        held = {line.ours[0].split(".")[0] for line in entries if line.ours and any(n in tensors for n in line.released)}
+        gone = (*heads, *(part for part in getattr(model, "before_head", ()) if getattr(model, part) is None or (reset and part not in held)))
         entries = [line for line in entries if not (line.ours and line.ours[0].split(".")[0] in gone)]
     chosen, missing, misshaped, expected = [], [], [], set()
     for line in entries:
@@ -320,9 +332,10 @@ def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
             f'make the model with num_classes={classes}, or load with head="reset" to keep its own classifier'
         )
     parts = [f"{_told(source)} does not fit {entry.name} (read as {match.name!r} names)"]
+    most = 12 if match.fits else 3  # of another architecture, all names are other ones
     for title, names in (("missing", match.missing), ("unexpected", match.unexpected), ("of another shape", match.misshaped)):
         if names:
-            parts.append(f"{len(names)} {title}: {_listed(names)}")
+            parts.append(f"{len(names)} {title}: {_listed(names, most)}")
     if match.missing and len(match.missing) == match.faults and set(match.missing) <= released_heads:
         parts.append('the file has no classifier: load it with head="reset", or make the model with num_classes=0')
     else:
@@ -331,7 +344,7 @@ def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
     return "; ".join(parts)
 
 
-def _listed(names: list[str], most: int = 12) -> str:
+def _listed(names: list[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

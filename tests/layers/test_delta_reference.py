@@ -17,6 +17,7 @@ from tests.references.live import randomise, torch
 
 pytestmark = pytest.mark.reference
 
+transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
 qwen3_next = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next", reason="the reference implementation needs transformers")
 
 FEATURES, HEADS, VALUE_HEADS, KEY, VALUE, EPSILON = 24, 2, 4, 6, 5, 1e-6
@@ -54,15 +55,18 @@ def ours(reference: Any) -> GatedDeltaNet:
 
 
 @pytest.mark.parametrize("length", [1, 37, 150])
-def test_layer_and_its_gradient(reference: Any, length: int) -> None:
+def test_layer_and_its_gradient(reference: Any, length: int, record_property: Any) -> None:
     x = np.random.default_rng(1).standard_normal((2, length, FEATURES)).astype(np.float32)
     given = torch.from_numpy(x).requires_grad_()
     want = reference(given)
     torch.sin(want).sum().backward()
     graphdef, state = nnx.split(ours(reference))
     got, pull = jax.vjp(jax.jit(lambda x: nnx.merge(graphdef, state)(x)), jnp.asarray(x))
-    assert relative(got, want.detach().numpy()) < TOLERANCE
-    assert relative(pull(jnp.cos(got))[0], given.grad.numpy()) < TOLERANCE
+    difference = max(relative(got, want.detach().numpy()), relative(pull(jnp.cos(got))[0], given.grad.numpy()))
+    name = f"transformers {transformers.__version__} Qwen3NextGatedDeltaNet, {length} tokens"
+    mapped = len(reference.state_dict())
+    record_property("parity", {"architecture": "gated_delta_net (layer)", "reference": name, "kind": "live", "mapped": mapped, "difference": difference})
+    assert difference < TOLERANCE
 
 
 @pytest.mark.parametrize("form", ["torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"])

@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 
 import zoo
-from layers import assign, parameter_count
+from layers import assign, flatten, parameter_count
 from layers.state import flatten_state
+from tests.references.live import same_bits, torch
 from zoo.weights import export, load
 
-torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-4
@@ -62,25 +62,39 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(1, 61, (2, 45))
 
 
-def test_logits(pair: Any, tokens: np.ndarray) -> None:
+@pytest.mark.parametrize("naming", ["hf", "state_spaces"])
+def test_logits_and_gradients(pair: Any, tokens: np.ndarray, naming: str, record_property: Any) -> None:
+    """Logits, every block's output, and the gradient of every parameter, by its released name; the file in both namings."""
     reference, model = pair
-    with torch.no_grad():
-        expected = reference(torch.from_numpy(tokens)).logits.numpy()
-    assert _difference(nnx.jit(lambda m: m(jnp.asarray(tokens)))(model), expected) < TOLERANCE
-
-
-def test_gradients(pair: Any, tokens: np.ndarray) -> None:
-    """Of every parameter, by its released name."""
-    reference, model = pair
+    plural = {name: value.detach().numpy() for name, value in reference.state_dict().items()}
+    file = plural if naming == "hf" else {name.replace("embeddings", "embedding"): value for name, value in plural.items()}
+    assign(model, {name: jnp.zeros_like(leaf) for name, leaf in flatten(model).items()})
+    load(model, file)
+    assert same_bits(export(model, naming=naming), file)
     weights = np.random.default_rng(1).standard_normal((2, 45, 61)).astype(np.float32)
     reference.zero_grad()
-    (reference(torch.from_numpy(tokens)).logits * torch.from_numpy(weights)).sum().backward()
-    grads = nnx.jit(nnx.grad(lambda m: (m(jnp.asarray(tokens)) * weights).sum()))(model)
+    out = reference(torch.from_numpy(tokens), output_hidden_states=True)
+    (out.logits * torch.from_numpy(weights)).sum().backward()
+
+    @nnx.jit
+    def run(m: Any) -> Any:
+        def loss(m: Any) -> Any:
+            logits = m(jnp.asarray(tokens))
+            return (logits * weights).sum(), logits
+
+        return *nnx.grad(loss, has_aux=True)(m), m.features(jnp.asarray(tokens), range(3))
+
+    grads, logits, features = run(model)
     carrier = nnx.clone(model)
     assign(carrier, flatten_state(grads))
     ours = export(carrier, naming="hf")
-    for name, parameter in reference.named_parameters():
-        assert _difference(ours[name], parameter.grad.numpy()) < TOLERANCE, name
+    pairs = {"logits": (logits, out.logits), **{f"block {i}": (feature, out.hidden_states[i]) for i, feature in enumerate(features)}}
+    pairs |= {name: (ours[name], parameter.grad) for name, parameter in reference.named_parameters()}
+    differences = {name: _difference(found, expected.detach().numpy()) for name, (found, expected) in pairs.items()}
+    name = f"transformers {transformers.__version__} {type(reference).__name__}, {naming} names"
+    row = {"architecture": model.variant, "reference": name, "kind": "live", "mapped": len(file), "difference": max(differences.values())}
+    record_property("parity", row)
+    assert max(differences.values()) < TOLERANCE, differences
 
 
 def test_decoding_steps(pair: Any, tokens: np.ndarray) -> None:

@@ -181,7 +181,7 @@ def test_whole_model_matches_timm(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(("model", "naming"), [("vit_small_patch16_224", "vision_transformer"), ("vit_base_patch16_siglip_224", "big_vision")])
-def test_npz_of_ours_loads_in_timm(model: str, naming: str, tmp_path: Any) -> None:
+def test_npz_of_ours_loads_in_timm(model: str, naming: str, tmp_path: Any, record_property: Any) -> None:
     """The JAX namings, read by timm's converter: outputs equal."""
     theirs, ours, state = _pair(model)
     zoo.load(ours, state)
@@ -195,6 +195,19 @@ def test_npz_of_ours_loads_in_timm(model: str, naming: str, tmp_path: Any) -> No
     assert not different
     again = zoo.create(model, weights=tmp_path / "vit.npz", depth=DEPTH, features=32, num_heads=2, image_size=PIXELS, patch_size=14, num_classes=10)
     assert same_bits(export(again), state)
+    _record_as_read_by_timm(record_property, again, theirs, naming)
+
+
+def _record_as_read_by_timm(record_property: Any, ours: Any, theirs: Any, naming: str) -> None:
+    """A row of the table, and its check: logits and the gradient with respect to the image."""
+    ours.eval()
+    pixels = images(2, PIXELS, PIXELS, 3)
+    (expected, gradient), (found, our_gradient) = outputs_and_gradient(lambda x: [theirs(x)], pixels), ours_and_gradient(lambda x: [ours(x)], pixels)
+    difference = max(relative(found[0], expected[0]), relative(our_gradient, gradient))
+    reference = f"timm {timm.__version__}, {naming} names read by timm"
+    row = {"architecture": ours.variant, "reference": reference, "kind": "live", "mapped": len(export(ours, naming=naming)), "difference": difference}
+    record_property("parity", row)
+    assert difference < TOLERANCE
 
 
 @pytest.mark.parametrize("model", ["vit_base_patch16_siglip_224", "vit_small_patch16_224"])
@@ -301,7 +314,7 @@ def test_the_image_tower_of_a_whole_clip_model(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_facebook_names(gated: bool) -> None:
+def test_facebook_names(gated: bool, record_property: Any) -> None:
     """The authors' file, as timm's own converter reads it."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
@@ -317,5 +330,4 @@ def test_facebook_names(gated: bool) -> None:
     theirs = timm.create_model(name, depth=DEPTH, embed_dim=32, num_heads=2, img_size=PIXELS, patch_size=14, num_classes=0, mlp_ratio=ratio)
     theirs.load_state_dict(checkpoint_filter_fn({k: torch.from_numpy(v.copy()) for k, v in state.items()}, theirs))
     theirs.eval()
-    pixels = images(1, PIXELS, PIXELS, 3)
-    assert relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy()) < TOLERANCE
+    _record_as_read_by_timm(record_property, ours, theirs, "dinov2")

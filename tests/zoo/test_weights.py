@@ -282,7 +282,44 @@ def test_wrong_architecture_names_the_nearest() -> None:
     assert "by its shapes it is deit_tiny_patch16_224 or vit_tiny_patch16_224 or vit_tiny_patch16_384" in refused(
         zoo.create("biformer_nano"), arrays, "does not fit biformer_nano"
     )
-    assert "it fits no model of this zoo" in refused(small(), {"a.weight": np.zeros((3, 3))}, "does not fit")
+    message = refused(small(), {"a.weight": np.zeros((3, 3))}, r"does not fit vit_small_patch16_224 \(read as 'timm' names\)")
+    assert "it fits no model of this zoo" in message
+    assert len(message) < 400  # of another architecture's names a few are enough
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "vit_nano_patch4_32": {"depth": 1},
+    "maxvit_nano": {"features": (8, 16), "depths": (1, 1), "stem": 8, "num_heads": (1, 2)},
+    "bert_tiny": {"features": 16, "depth": 1, "vocab_size": 30},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_model_refuses_a_bad_file(name: str, tmp_path: Path, source: nnx.Module) -> None:
+    """Damaged, of another architecture, or of other classes: one message, for which the model is as before."""
+    options = MODELS[name]
+    path = tmp_path / "a.safetensors"
+    zoo.save(zoo.create(name, **options, num_classes=7), path)
+    model = zoo.create(name, **options, num_classes=4)
+    refused(model, path, f"a.safetensors has 7 classes and {name} 4: make the model with num_classes=7")
+    with pytest.warns(UserWarning, match="a.safetensors has 7 classes: the head for 4 classes stays random"):
+        zoo.create(name, weights=path, **options, num_classes=4)
+    path.write_bytes(path.read_bytes()[:-9])
+    refused(model, path, "a.safetensors is damaged or cut short")
+    with pytest.raises(WeightsError, match=r"a\.safetensors is damaged or cut short"):
+        zoo.create(name, weights=path, **options, num_classes=4)
+    zoo.save(source, path)
+    refused(model, path, f"a.safetensors does not fit {name}")
+
+
+def test_a_classifier_of_text_starts_from_a_model_without_pooler() -> None:
+    """As the files of masked language models are: the pooler belongs to the head, and stays random with it."""
+    options = MODELS["bert_tiny"]
+    arrays = export(zoo.create("bert_tiny", **options))
+    with pytest.warns(UserWarning, match="has no pooler: the model's stays random"):
+        model = zoo.load(zoo.create("bert_tiny", **options, num_classes=3), arrays, head="reset")
+    assert np.array_equal(model.embedding.embedding[...], arrays["bert.embeddings.word_embeddings.weight"])
+    refused(zoo.create("bert_tiny", **options, num_classes=3), arrays, "4 missing: .*classifier")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
@@ -323,6 +360,12 @@ def test_unknown_sources(tmp_path: Path) -> None:
     refused(small(), tmp_path, "holds neither model.safetensors")
     (tmp_path / "a.h5").write_bytes(b"")
     refused(small(), tmp_path / "a.h5", "is of no format that weights are read from")
+    for file in ("a.pth", "b.bin"):  # what a server sends in place of a file
+        (tmp_path / file).write_bytes(b"<html>not found</html>")
+        refused(small(), tmp_path / file, "is damaged or cut short .neither a zip archive nor a pickle")
+    refused(small(), "https://example.org/a.safetensors", "weights are not fetched from https://example.org/a.safetensors: download the file")
+    refused(small(), 3, "weights are a path, the name of a released checkpoint, or a dictionary of arrays; got int")
+    refused(small(), {}, 'dtype is None, "file", or the name of a dtype', dtype="float33")
     refused(small(), {}, "does not fit", naming="timm")
     refused(small(), {}, "vit has no naming 'tim': did you mean timm", naming="tim")
 
@@ -343,6 +386,22 @@ def test_without_a_network(source: nnx.Module, tmp_path: Path, monkeypatch: pyte
     assert equal(zoo.load(small(), "hf://someone/model"), source)
     assert equal(zoo.load(small(), f"hf://someone/model@{commit}/model.safetensors.index.json"), source)
     refused(small(), "hf://someone/model/other.safetensors", "other.safetensors is not in the cache")
+
+
+def test_a_network_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Every attempt takes the library half a minute of retries, of which it logs each: the other names are looked for in the cache alone."""
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def download(repository: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
+        asked.append(local_files_only)
+        hub.logging.get_logger("huggingface_hub.utils").warning("Retrying in 8s")
+        raise hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    refused(small(), "hf://someone/model", "can't be reached and a file of weights is not in the cache")
+    assert asked == [False, True, True, True]
+    assert not caplog.records
 
 
 def test_a_failed_save_leaves_the_old_file(source: nnx.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

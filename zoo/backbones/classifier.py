@@ -14,9 +14,14 @@ from zoo.registry import ModelConfig
 
 
 class Classifier(Model):
-    """Base of the backbones that see all of their input: ``model(x)`` gives logits; subclasses give ``pooled`` and ``features``."""
+    """Base of the backbones that see all of their input: ``model(x)`` gives logits; subclasses give ``pooled`` and ``features``.
+
+    ``before_head`` names the parts that belong to the head they were trained with: where a checkpoint's head is not taken,
+    the model does not get them either, and may have ones that the checkpoint lacks.
+    """
 
     head: nnx.Linear | None
+    before_head: ClassVar[tuple[str, ...]] = ()
     undecayed: ClassVar[tuple[str, ...]] = ("position", "prefix_position", "class_token", "distillation_token", "register_tokens", "mask_token", "table")
 
     def __call__(self, x: jax.Array, *more: Any) -> jax.Array:

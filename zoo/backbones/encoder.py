@@ -91,6 +91,7 @@ class Encoder(Classifier):
     stem = ("embedding", "position", "types", "embedding_norm")
     undecayed: ClassVar[tuple[str, ...]] = ("embedding", "position", "types")
     extras: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence")
+    before_head: ClassVar[tuple[str, ...]] = ("pooler",)
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         """Builds the model.

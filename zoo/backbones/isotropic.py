@@ -99,7 +99,7 @@ class Isotropic(Classifier):
     """
 
     heads = ("head", "distilled_head")
-    extras = before_head = ("pooler",)  # a fresh head does without the pooler of the one before
+    extras = before_head = ("pooler",)
 
     stem = ("patch_embed", "position", "class_token", "distillation_token", "register_tokens", "mask_token", "prefix_position", "pre_norm")
 
