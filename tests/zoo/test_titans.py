@@ -79,6 +79,14 @@ def test_a_memory_of_ones_own(memory: Memory) -> None:
     assert relative(nnx.jit(lambda model, tokens: model(tokens))(plain, tokens), whole) > 1e-3, "a margin that nothing exceeds must change what is read"
 
 
+def test_parts_of_the_memory_by_name() -> None:
+    memory = zoo.create("titans_mag_nano", **SMALL, memory_depth=3, momentum=False, forget=False).blocks[0].mixer.memory
+    assert memory.memory == Memory(MLPMemory(3), retention=Retention(forget=False), algorithm=GradientDescent(momentum=False))
+    assert len(memory.initial) == 3
+    assert memory.momentum is None
+    assert memory.keep is None
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match='joined is "mac", "mag", "mal" or "lmm", got \'map\''):
         zoo.create("titans_mac_nano", joined="map")

@@ -19,6 +19,7 @@ import dataclasses
 from typing import Any
 
 from layers.memory.choices import Memory
+from layers.memory.neural_memory import memory_of
 from layers.mixer import MixerSpec
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.registry import register_family
@@ -31,6 +32,7 @@ class TitansConfig(CausalConfig):
     Attributes:
       joined: how memory and attention are: "mac", "mag", "mal", or "lmm" for no attention.
       memory: a name in ``layers.MEMORIES`` or a ``layers.Memory``.
+      memory_depth, momentum, forget: matrices of the memory (one is a linear memory), past surprise, decay; None is as ``memory`` has it.
       segment: tokens of a segment, which is one chunk of the memory; MAC only.
       window: tokens that attention sees; MAG and MAL only.
       chunk: tokens whose gradients are taken at the same weights; all but MAC.
@@ -40,6 +42,9 @@ class TitansConfig(CausalConfig):
 
     joined: str = "mac"
     memory: str | Memory = "titans"
+    memory_depth: int | None = None
+    momentum: bool | None = None
+    forget: bool | None = None
     segment: int = 64
     window: int = 256
     chunk: int = 16
@@ -59,12 +64,20 @@ class Titans(Causal):
 
     def own_mixer(self, index: int) -> MixerSpec:
         c = self.config
-        common = {"memory": c.memory, "persistent": c.persistent, "conv_size": c.conv_size}
+        common = {"memory": self._memory(), "persistent": c.persistent, "conv_size": c.conv_size}
         if c.joined == "mac":
             return {"name": "titans_mac", "segment": c.segment, **common}
         if c.joined == "lmm":
             return {"name": "neural_memory", "chunk": c.chunk, **common}
         return {"name": f"titans_{c.joined}", "window": c.window, "chunk": c.chunk, **common}
+
+    def _memory(self) -> Memory:
+        c, memory = self.config, memory_of(self.config.memory)
+        changes = (("structure", "depth", c.memory_depth), ("algorithm", "momentum", c.momentum), ("retention", "forget", c.forget))
+        for choice, option, value in changes:
+            if value is not None:
+                memory = dataclasses.replace(memory, **{choice: dataclasses.replace(getattr(memory, choice), **{option: value})})
+        return memory
 
 
 # Depths of each width that make the sizes of the names.
