@@ -1,0 +1,205 @@
+"""Routing attention against its formula in float64; what the future may change; how its centroids move."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import layers
+from layers import AuxLoss, Diagnostic, RoutingAttention, assign, collecting, flatten
+from tests.layers.mixer_cases import relative
+
+FEATURES, HEADS = 12, 2
+
+
+def make(**options: Any) -> RoutingAttention:
+    """A causal layer with weights that spread the scores, in evaluation mode."""
+    layer = RoutingAttention(FEATURES, **{"num_heads": HEADS, "causal": True, "clusters": 3, "window": 6, **options}, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    assign(layer, {n: jnp.asarray(0.5 * rng.standard_normal(w.shape), jnp.float32) for n, w in flatten(layer, nnx.Param).items()})
+    layer.eval()
+    return layer
+
+
+def inputs(length: int, seed: int = 0, batch: int = 1) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((batch, length, FEATURES)), jnp.float32)
+
+
+def sphere(x: np.ndarray) -> np.ndarray:
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+
+
+def formula(layer: RoutingAttention, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """y of one row x (length, features) by the docstrings, in float64, query by query, and in how many clusters each token was, by head."""
+    weights = {n: np.asarray(w, np.float64) for n, w in flatten(layer).items()}
+    length, heads = len(x), layer.num_heads
+    q = sphere((x @ weights["query.kernel"]).reshape(length, heads, -1))
+    k = q if layer.causal else sphere((x @ weights["key.kernel"]).reshape(length, heads, -1))
+    v = (x @ weights["value.kernel"]).reshape(length, heads, -1)
+    clusters = layer.clusters if layer.window or layer.membership == "causal" else min(layer.clusters, int(length**0.5))
+    window = layer.window or (layer.clusters if layer.membership == "causal" else -(-length // clusters))
+    out, times = np.zeros_like(v), np.zeros((length, heads))
+    for h in range(heads):
+        centroids = weights["centroids"][h, :clusters]
+        if layer.membership == "causal":
+            nearest = np.argmax(q[:, h] @ centroids.T, 1)
+            groups = [([t], [s for s in range(t + 1) if nearest[s] == nearest[t]][-window:]) for t in range(length)]
+        else:
+            groups = [tuple(sorted(np.argsort(-(r[:, h] @ centroid))[:window]) for r in (q, k)) for centroid in centroids]
+        for queries, keys in groups:
+            for t in queries:
+                shown = [s for s in keys if s <= t or not layer.causal]
+                scores = k[shown, h] @ q[t, h]
+                if layer.relative is not None:
+                    distance = np.minimum([keys.index(t) - keys.index(s) for s in shown], layer.relative.shape[0] - 1)
+                    scores = scores + weights["relative"][distance] @ q[t, h]
+                weight = np.exp(layer.scale * (scores - scores.max()))
+                out[t, h] += weight @ v[shown, h] / weight.sum()
+                times[t, h] += 1
+    return (out / np.maximum(times, 1)[..., None]).reshape(length, -1) @ weights["out.kernel"], times
+
+
+@pytest.mark.parametrize("length", [5, 26])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"causal": False},
+        {"relative": 4, "scale": 1.0},
+        {"window": None, "clusters": 64},
+        {"window": None, "clusters": 2, "causal": False},
+        {"membership": "causal"},
+        {"membership": "causal", "window": 3, "relative": 2},
+        {"membership": "causal", "window": None, "clusters": 5},
+    ],
+    ids=str,
+)
+def test_is_the_formula(options: dict[str, Any], length: int) -> None:
+    layer, x = make(**options), inputs(length)
+    want, _ = formula(layer, np.asarray(x[0], np.float64))
+    assert relative(nnx.jit(lambda m, x: m(x))(layer, x)[0], want) < 1e-5
+
+
+def test_a_token_may_be_in_no_cluster_and_in_several() -> None:
+    layer, x = make(window=5), inputs(26)
+    y, (want, times) = layer(x), formula(layer, np.asarray(x[0], np.float64))
+    assert {0, 1, 2} <= set(times.ravel())
+    assert relative(y[0], want) < 1e-5
+    nowhere = times.sum(1) == 0
+    assert nowhere.any()
+    np.testing.assert_array_equal(np.asarray(y[0])[nowhere], 0)
+
+
+def test_with_memberships_held_fixed_the_future_changes_nothing() -> None:
+    """The choice of members knows later tokens ("selection"); attention within the clusters does not."""
+    layer, x = make(relative=4), inputs(26)
+    with collecting(Diagnostic, name="members") as sown:
+        y = layer(x)
+    members = sown.entries[0][-1]
+    for start in (1, 9, 20):
+        changed = x.at[:, start:].set(inputs(26, start)[:, start:])
+        assert relative(layer(changed, members=members)[:, :start], y[:, :start]) < 1e-6
+        assert relative(layer(changed, members=members)[:, start:], y[:, start:]) > 1e-3
+    chosen_again = layer(x.at[:, 13:].set(5 * inputs(26, 3)[:, 13:]))
+    assert relative(chosen_again[:, :13], y[:, :13]) > 1e-3, "later tokens do take the places of earlier ones"
+
+
+def test_what_is_read_piece_by_piece_is_causal_membership() -> None:
+    """A layer trained with balanced membership generates as the same weights with causal membership read."""
+    trained, other, x = make(relative=4), make(relative=4, membership="causal"), inputs(26, batch=2)
+    assert flatten(trained).keys() == flatten(other).keys()
+    state, parts = trained.init_state(2), []
+    for start, stop in ((0, 11), (11, 12), (12, 26)):
+        y, state = trained.extend(x[:, start:stop], state)
+        parts.append(y)
+    assert relative(jnp.concatenate(parts, 1), other(x)) < 1e-5
+    assert (trained.streaming, other.streaming) == ("selection", "exact")
+
+
+@pytest.mark.parametrize("membership", ["balanced", "causal"])
+def test_centroids_follow_their_tokens_in_training_only(membership: str) -> None:
+    layer, x = make(membership=membership, decay=0.9, clusters=40, window=2), inputs(9, batch=2)
+    before = np.asarray(layer.centroids[...], np.float64)
+    layer(x)
+    np.testing.assert_array_equal(layer.centroids[...], before)
+    layer.train()
+    mask = np.arange(9) < np.array([9, 4])[:, None]
+    with collecting(AuxLoss) as sown:
+        layer(jnp.where(mask[..., None], x, jnp.nan), mask)
+    q = sphere((np.asarray(x, np.float64) @ np.asarray(layer.query.kernel[...], np.float64)).reshape(2, 9, HEADS, -1))[mask]
+    want, squares = before.copy(), []
+    for h in range(HEADS):
+        nearest = np.argmax(q[:, h] @ before[h].T, 1)
+        squares.append((q[:, h] - before[h][nearest]) ** 2)
+        for j in set(nearest):
+            want[h, j] = sphere(0.9 * before[h, j] + 0.1 * q[nearest == j, h].mean(0))
+    assert relative(layer.centroids[...], want) < 1e-5
+    moved = (np.asarray(layer.centroids[...]) != before).any(-1)
+    assert 0 < moved.sum() < 0.7 * moved.size, "centroids without a token stay"
+    assert float(sown.entries[0][-1]) == pytest.approx(np.mean(squares), rel=1e-5)
+
+
+def test_centroids_are_saved_and_are_no_parameters() -> None:
+    layer = make()
+    assert "centroids" in flatten(layer)
+    assert "centroids" not in flatten(layer, nnx.Param)
+    for _ in range(3):
+        layer.train()
+        layer(jnp.zeros((1, 8, FEATURES)))  # tokens without a direction
+        assert np.isfinite(layer.centroids[...]).all()
+
+
+_DEVICES = """
+import json, sys, jax, numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from tests.layers.test_routing import inputs, make
+graph, state = nnx.split(make(decay=0.5))
+def step(state, x):
+    layer = nnx.merge(graph, state); layer.train(); layer(x)
+    return layer.centroids[...]
+mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+x = jax.device_put(np.asarray(inputs(20, batch=4)), NamedSharding(mesh, P("data")))
+out = jax.jit(step, out_shardings=NamedSharding(mesh, P()))(state, x)
+print(json.dumps([np.asarray(s.data).tolist() for s in out.addressable_shards]))
+"""
+
+
+def test_centroids_agree_across_devices() -> None:
+    """Split over the data axis, a batch moves the centroids as it does on one device, and the same on all."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", _DEVICES], cwd=root, env=environment | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=True)
+    shards = json.loads(done.stdout.splitlines()[-1])
+    layer = make(decay=0.5)
+    layer.train()
+    layer(inputs(20, batch=4))
+    assert len(shards) == 4
+    assert all(shard == shards[0] for shard in shards)
+    assert relative(shards[0], layer.centroids[...]) < 1e-6
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="12 features can't be split over 5 heads"):
+        make(num_heads=5)
+    with pytest.raises(ValueError, match='membership is "balanced" or "causal"'):
+        make(membership="streaming")
+    for options in ({"membership": "causal"}, {"relative": 3}):
+        with pytest.raises(ValueError, match="they need causal=True"):
+            make(causal=False, **options)
+    with pytest.raises(ValueError, match="must be at least"):
+        make(window=0)
+    with pytest.raises(NotImplementedError, match="not causal"):
+        make(causal=False).init_state(1)
+    assert isinstance(layers.create_mixer("routing", FEATURES, causal=True, num_heads=2, rngs=nnx.Rngs(0)), RoutingAttention)
