@@ -9,10 +9,11 @@ import shlex
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
-from training import assembly, command, loop, sampling
+from training import assembly, command, loop, processes, sampling
 
 config_flags.DEFINE_config_file("config", None, "A config file and its argument, as in configs/biformer.py:imagenet,variant=tiny.")
 flags.DEFINE_string("workdir", None, "Where the run is kept; default ./runs/NAME-TIME.")
@@ -24,13 +25,18 @@ def main() -> None:
     config = command.required("config")
     if flags.FLAGS.profile is not None:
         config.profile = flags.FLAGS.profile
+    processes.join(config.distributed)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem
+    if flags.FLAGS.workdir is None and jax.process_count() > 1:
+        raise ValueError("several processes need one --workdir, which all of them can reach")
     workdir = Path(flags.FLAGS.workdir or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     task, model = assembly.build(config)
     result = loop.train(config, model, task, workdir, extend=flags.FLAGS.extend)
+    if not processes.leads():
+        return
     if result.finished:
         print(loop.summary(result, task, workdir))
-        if text := sampling.sample(task, model):
+        if jax.process_count() == 1 and (text := sampling.sample(task, model)):
             print(f"\n{text}")
         return
     again = [a for a in sys.argv if not a.startswith("--workdir")]

@@ -88,7 +88,12 @@ def run() -> ConfigDict:
             "scan": False,
             "aux_losses": {},  # name of a loss that modules report: its weight
             "nonfinite": "stop",  # or "skip"
-            "mesh": {"data": -1},  # devices along each axis; -1 is all that are left
+            # Devices along each axis; -1 is all that are left. data and fsdp share the rows of a batch; fsdp and tensor, the parameters;
+            # sequence, the tokens.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
+            # Several processes, one a host: the address "host:port" of the first, how many there are, and which this one is, from 0.
+            # Also from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID. "auto" asks the cluster's scheduler.
+            "distributed": {"coordinator": "", "processes": 0, "process": -1},
             "workers": 2,
             "keep": 3,  # checkpoints, besides the best
             "log_every": 10,  # steps

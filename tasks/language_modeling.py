@@ -91,8 +91,8 @@ def _write(path: Path, dataset: texts.TextDataset, split: str, tokenizer: tokeni
 class Windows:
     """Windows of a stream as examples.
 
-    "tokens" (length + 1,) int32: the input and, shifted by one, what is to be predicted; "real" (length,)
-    float32: 1 for predictions that count; "bytes" () float32: bytes that those stand for.
+    "tokens" (length,) int32, and "targets" (length,) int32: the token that follows each; "real" (length,) float32: 1 for
+    predictions that count; "bytes" () float32: bytes that those stand for.
     """
 
     def __init__(self, stream: Stream, length: int, separator: int):
@@ -113,7 +113,7 @@ class Windows:
         real[: len(piece) - 1] = 1
         tokens = np.full(self._length + 1, self._separator, np.int32)
         tokens[: len(piece)] = piece
-        return {"tokens": tokens, "real": real, "bytes": np.asarray((len(piece) - 1) * self._bytes_per_token, np.float32)}
+        return {"tokens": tokens[:-1], "targets": tokens[1:], "real": real, "bytes": np.asarray((len(piece) - 1) * self._bytes_per_token, np.float32)}
 
 
 @register("text")
@@ -204,11 +204,9 @@ class LanguageModeling:
         return self.tokenizer.decode([int(token) for token in tokens])
 
     def _metrics(self, model: Model, batch: Batch, weight: jax.Array) -> Metrics:
-        tokens = batch["tokens"]
         real = batch["real"] * weight[:, None]
-        logits = model(tokens[:, :-1]).astype(jnp.float32)
-        targets = tokens[:, 1:]
-        own = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        logits = model(batch["tokens"]).astype(jnp.float32)
+        own = jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
         losses = jax.nn.logsumexp(logits, -1) - own
         total, count = jnp.sum(losses * real), jnp.sum(real)
         right = jnp.sum((own >= logits.max(-1)) * real)

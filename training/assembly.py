@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 import tasks
 import zoo
+from training import sharding
 
 
 def _preprocess(config: ConfigDict) -> Any:
@@ -41,7 +42,8 @@ def build(config: ConfigDict, weights: str | None = None) -> tuple[tasks.Task, n
         **({"weights": weights} if weights else {}),
         **{option: True for option in ("remat", "scan") if config[option]},
     }
-    model = zoo.create(config.model, rngs=nnx.Rngs(config.seed), dtype=config.dtype, param_dtype=config.param_dtype, **given)
+    places = sharding.of_model(sharding.create_mesh(config.mesh))
+    model = zoo.create(config.model, rngs=nnx.Rngs(config.seed), dtype=config.dtype, param_dtype=config.param_dtype, shardings=places, **given)
     lora = config.get("lora")
     if lora and lora.rank:
         zoo.add_lora(model, rank=lora.rank, alpha=lora.alpha or None, patterns=lora.patterns, rngs=nnx.Rngs(config.seed + 1))

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from training.processes import leads, together
 from training.step import State
 
 _WEIGHTS = ("params", "statistics", "ema")
@@ -191,7 +192,7 @@ class Checkpoints:
         return _unflat({name: like[name] for name in _WEIGHTS}, flat), wanted
 
     def _set_aside(self, faults: Mapping[int, str], good: int) -> None:
-        for step, why in faults.items():
+        for step, why in faults.items() if leads() else ():
             print(f"checkpoint {step} can't be read ({why}): moved to {self._path.parent / 'unreadable'}, going on from {good}", file=sys.stderr)
             target = self._path.parent / "unreadable" / str(step)
             with self._writing():
@@ -199,6 +200,7 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
                 (self._path / str(step)).rename(target)
         if faults:
+            together("unreadable checkpoints set aside")
             self._last.reload()
 
     def check(self) -> None:

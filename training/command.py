@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,22 @@ def one_message() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command with the same --workdir goes on from the last checkpoint")
     except Exception as error:
-        if not _deliberate(error):
-            raise
-        sys.exit(f"error: {error}")
+        if _deliberate(error):
+            sys.exit(f"error: {error}")
+        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            _abandon(error)
+        raise
+
+
+def _abandon(error: Exception) -> None:
+    """Ends a process that has lost another one, at once: a clean exit would wait for it."""
+    traceback.print_exception(error)
+    print(
+        f"error: process {jax.process_index()} of {jax.process_count()} has lost another process of the run (above is how it noticed). "
+        "Start all of them again with the same command and --workdir: the run goes on from the last checkpoint",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(1)
 
 
 def _load(value: str) -> ConfigDict:

@@ -43,7 +43,7 @@ class Evaluator:
 
     def __init__(self, skeleton: Skeleton, task: Task, mesh: Mesh, batch_size: int, workers: int = 0) -> None:
         self._task, self._mesh, self._workers = task, mesh, workers
-        devices = mesh.shape["data"]
+        devices = sharding.row_parts(mesh)
         self._batch_size = math.ceil(batch_size / devices) * devices
         self._evaluate = jax.jit(make_evaluation(skeleton, task), out_shardings=sharding.of_state(mesh))
 
@@ -88,7 +88,8 @@ def record(config: ConfigDict, model: nnx.Module, task: Task, split: str | None 
     split = split or held_out(task)
     mesh = sharding.create_mesh(config.mesh)
     evaluate = Evaluator(Skeleton(model), task, mesh, config.batch_size, config.workers)
-    arrays = sharding.place_state(mesh, flatten(model, nnx.Param) | flatten(model, Statistic))
+    arrays = flatten(model, nnx.Param) | flatten(model, Statistic)
+    arrays = sharding.place(arrays, {name: sharding.of_parameter(mesh, name, leaf.shape, sharding.rules_of(model)) for name, leaf in arrays.items()})
     with jax.set_mesh(mesh):
         done = evaluate(arrays, split)
     dataset = getattr(task, "dataset_name", config.task.name)

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from layers.state import assign, flatten
@@ -32,6 +31,7 @@ from training.duration import Clock
 from training.evaluation import IN_FLIGHT, Evaluator, held_out
 from training.input import train_batches
 from training.logging import Log, peak_memory, table
+from training.processes import any_of
 from training.step import Skeleton, State, initial_state, make_step, weights
 from training.workdir import open_workdir, plain
 
@@ -160,7 +160,9 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
     checkpoints = Checkpoints(workdir, config.keep)
 
     skeleton = Skeleton(model)
-    state = sharding.place_state(mesh, initial_state(model, optimizer, config.ema))
+    state = initial_state(model, optimizer, config.ema)
+    places = sharding.of_tree(mesh, state, sharding.rules_of(model))
+    state = sharding.place(state, places)
     step_function = make_step(
         skeleton, task, optimizer, rates, seed=config.seed, accumulate=config.accumulate, ema=config.ema,
         aux_losses=dict(config.aux_losses), sticky=config.nonfinite == "stop",
@@ -168,7 +170,7 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
     evaluate = Evaluator(skeleton, task, mesh, size, config.workers)
     restored = checkpoints.restore(state)
     state, step = restored or (state, 0)
-    state = sharding.place_state(mesh, state)
+    state = sharding.place(state, places)
     best = checkpoints.best()
 
     with jax.set_mesh(mesh), Log(workdir, plain(config), step, total) as log, _until_sigterm() as told_to_stop:
@@ -181,7 +183,7 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
             for number, batch in batches:
                 placed = sharding.place_batch(mesh, batch, leading=1)
                 if compiled is None:
-                    compiled, seconds = _compile(step_function, state, placed, mesh)
+                    compiled, seconds = _compile(step_function, state, placed, (places, sharding.of_state(mesh)))
                     log.say(f"compiled in {seconds:.1f} s")
                     log.write(step, "compile", {"seconds": seconds})
                     log.unpause()
@@ -192,8 +194,11 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
                 log.progress(step)
                 trace.step(state)
                 evaluating = clock.due(step, eval_every) and "validation" in task.splits
-                saving = clock.due(step, save_every) or step == total or told_to_stop()
-                if step - first >= log_every or evaluating or saving:
+                closing = step - first >= log_every
+                # Several processes stop at one step: they ask each other, and only now and then.
+                stopping = told_to_stop() if jax.process_count() == 1 else closing and any_of(told_to_stop())
+                saving = clock.due(step, save_every) or step == total or stopping
+                if closing or evaluating or saving:
                     checkpoints.check()
                     figures, faults = window.close(first, size)
                     first = step
@@ -212,7 +217,7 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
                         best = _better(best, step, figures, task, checkpoints, state)
                     if saving:
                         checkpoints.save(state, step)
-                    if told_to_stop():
+                    if stopping:
                         break
                     window.restart()
         checkpoints.close()
@@ -228,9 +233,9 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
     return Result(step, total, figures_of, best, time.perf_counter() - started)
 
 
-def _compile(step: Callable[..., Any], state: State, batch: Any, mesh: Mesh) -> tuple[Callable[..., Any], float]:
+def _compile(step: Callable[..., Any], state: State, batch: Any, places: Any) -> tuple[Callable[..., Any], float]:
     since = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=sharding.of_state(mesh)).lower(state, batch).compile()
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=places).lower(state, batch).compile()
     return compiled, time.perf_counter() - since
 
 

@@ -1,41 +1,76 @@
 """Devices: the mesh named in the config, and where batches and state live on it.
 
-The batch is split over the axis ``data``; the state is replicated. What to split otherwise is
-decided here alone: everything else asks for :func:`of_batch` and :func:`of_state`.
+    data       rows of the batch; the state is copied
+    fsdp       rows of the batch; each parameter is split too, and gathered where it is used
+    tensor     columns or rows of kernels, by patterns of the architecture
+    sequence   the second axis of every array of the batch: tokens of a sequence, lines of an image
+
+The program is written for whole arrays and split by the compiler; nothing else in the repository
+says where an array lives, but for the ops that exchange less than the compiler would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from layers.state import flatten
 from tasks.registry import unknown
 
-AXES = ("data",)
+AXES = ("data", "fsdp", "tensor", "sequence")
+ROWS = ("data", "fsdp")
+"""The axes over which the rows of a batch are split."""
+SMALLEST = 1024
+"""Parameters with fewer numbers are copied: gathering them would cost more than they take."""
+
+Rules = Mapping[str, tuple[str | None, ...]]
+"""Patterns of parameter names, and the mesh axis along which each axis of the parameter is split."""
 
 
 def create_mesh(sizes: Mapping[str, int]) -> Mesh:
     """Makes the mesh.
 
     Args:
-      sizes: devices along each of ``AXES``; -1 means all there are.
+      sizes: devices along each of ``AXES``, 1 where not named; -1, for one axis, means all that are left.
 
     Raises:
-      ValueError: an unknown axis, or more devices than there are.
+      ValueError: an unknown axis, a size that is no size, or other devices than there are.
     """
     for axis in sizes:
         if axis not in AXES:
             raise ValueError(unknown("mesh axis", axis, AXES))
+    shape = {axis: sizes.get(axis, 1) for axis in AXES}
+    if not sizes:
+        shape["data"] = -1
+    named = ", ".join(f"mesh.{axis}={size}" for axis, size in shape.items() if size != 1) or "mesh.data=1"
+    free = [axis for axis, size in shape.items() if size == -1]
     devices = jax.devices()
-    count = sizes.get("data", -1)
-    count = len(devices) if count == -1 else count
-    if not 1 <= count <= len(devices):
-        raise ValueError(f"mesh.data={count}, but there are {len(devices)} devices: --config.mesh.data=-1 takes all")
-    return Mesh(np.asarray(devices[:count]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    given = math.prod(size for size in shape.values() if size != -1)
+    if len(free) > 1 or any(size < 1 for size in shape.values() if size != -1):
+        raise ValueError(f"{named}: each size is at least 1, or -1 for all devices that are left, which one axis can take")
+    if given > len(devices) or (free and len(devices) % given):
+        raise ValueError(f"{named}, but there are {len(devices)} devices: the sizes multiplied are {given}; --config.mesh.data=-1 takes all that are left")
+    for axis in free:
+        shape[axis] = len(devices) // given
+    count = math.prod(shape.values())
+    if jax.process_count() > 1 and count != len(devices):
+        raise ValueError(f"{named} takes {count} of {len(devices)} devices: with several processes the mesh takes them all")
+    mesh = Mesh(np.asarray(devices[:count]).reshape(*shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if (shape["data"] * shape["fsdp"]) % jax.process_count():
+        raise ValueError(f"{named}: data times fsdp, {shape['data'] * shape['fsdp']}, is not divisible by the {jax.process_count()} processes")
+    return mesh
+
+
+def row_parts(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
@@ -46,31 +81,98 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     """
     if batch_size < 1 or accumulate < 1:
         raise ValueError(f"batch_size={batch_size} and accumulate={accumulate} must be at least 1")
-    parts = accumulate * mesh.shape["data"]
+    parts = accumulate * row_parts(mesh)
     if batch_size % parts:
         fit = max(round(batch_size / parts), 1) * parts
         raise ValueError(
-            f"batch_size={batch_size} is not divisible by accumulate={accumulate} times {mesh.shape['data']} devices (mesh axis data): "
+            f"batch_size={batch_size} is not divisible by accumulate={accumulate} times {row_parts(mesh)} devices (mesh axes data and fsdp): "
             f"--config.batch_size={fit} would be"
         )
 
 
 def of_state(mesh: Mesh) -> NamedSharding:
-    """Sharding of parameters, statistics and optimiser state: a copy on each device."""
+    """A copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Sharding of a batch over ``data`` along its axis ``leading`` (1 where microbatches come first)."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, "data"))
+def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> NamedSharding:
+    """Sharding of a parameter.
+
+    The first of ``rules`` whose pattern is like ``name`` places the axis ``tensor``; without one it takes the largest axis of
+    the parameter that it divides, once ``fsdp`` has taken its own. Small parameters, and those that nothing divides, are copied.
+
+    Raises:
+      ValueError: a rule names a mesh axis that does not divide the parameter's, or has another number of axes.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    rule = next((axes for pattern, axes in rules.items() if fnmatch.fnmatchcase(name, pattern)), None)
+    if rule is not None and all(axis is None or mesh.shape[axis] == 1 for axis in rule):
+        rule = None
+    if rule is not None:
+        if len(rule) != len(shape):
+            raise ValueError(f"the sharding rule {rule} of {name} has {len(rule)} axes, and the parameter is {shape}")
+        for number, axis in enumerate(rule):
+            if axis is not None and shape[number] % mesh.shape[axis]:
+                raise ValueError(f"{name} is {shape}: its axis {number} can't be split into mesh.{axis}={mesh.shape[axis]} equal parts")
+        axes = [axis if axis and mesh.shape[axis] > 1 else None for axis in rule]
+    if math.prod(shape) >= SMALLEST:
+        for axis in ("fsdp",) if rule is not None else ("fsdp", "tensor"):
+            whole = [n for n, size in enumerate(shape) if axes[n] is None and size % mesh.shape[axis] == 0]
+            if mesh.shape[axis] > 1 and whole:
+                axes[max(whole, key=lambda n: shape[n])] = axis
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def of_tree(mesh: Mesh, state: Any, rules: Rules) -> Any:
+    """Shardings of a state: parameters by :func:`of_parameter`; moments and averages of a parameter's shape under its name follow it; the rest is copied."""
+    shapes = {name: leaf.shape for name, leaf in state["params"].items()}
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = path[-1].key if path and isinstance(path[-1], jax.tree_util.DictKey) else None
+        if shapes.get(name) != leaf.shape:
+            return of_state(mesh)
+        return of_parameter(mesh, str(name), leaf.shape, rules)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def of_batch(mesh: Mesh, shape: tuple[int, ...], leading: int = 0) -> NamedSharding:
+    """Sharding of an array of a batch: its axis ``leading`` (1 where microbatches come first) is rows, the one behind it the sequence.
+
+    Raises:
+      ValueError: the sequence can't be split equally.
+    """
+    parts = mesh.shape["sequence"]
+    axes: list[Any] = [*(None,) * leading, ROWS]
+    if parts > 1 and len(shape) > leading + 1:
+        if shape[leading + 1] % parts:
+            raise ValueError(f"an array of the batch has {shape[leading + 1]} tokens (or lines), which mesh.sequence={parts} devices can't share equally")
+        axes.append("sequence")
+    return NamedSharding(mesh, PartitionSpec(*axes))
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], leading: int = 0) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch on its devices."""
-    sharding = of_batch(mesh, leading)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """Puts this process's rows of a batch on its devices. Raises ValueError where a sequence can't be split equally."""
+    return {name: jax.make_array_from_process_local_data(of_batch(mesh, rows.shape, leading), rows) for name, rows in batch.items()}
 
 
-def place_state(mesh: Mesh, state: Any) -> Any:
-    """Puts a state on the devices."""
-    return jax.device_put(state, of_state(mesh))
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts arrays on the devices."""
+    return jax.device_put(tree, shardings)
+
+
+def of_model(mesh: Mesh) -> Callable[[nnx.Module], dict[str, NamedSharding]] | None:
+    """What ``zoo.create`` needs to make a model whose parameters are split over devices as it is made; None where they are not split."""
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return None
+
+    def places(model: nnx.Module) -> dict[str, NamedSharding]:
+        rules = rules_of(model)
+        return {name: of_parameter(mesh, name, leaf.shape, rules) for name, leaf in flatten(model, nnx.Param).items()}
+
+    return places
+
+
+def rules_of(model: Any) -> Rules:
+    """The sharding rules of an architecture: its attribute ``sharding``, or none."""
+    return getattr(model, "sharding", {})

@@ -15,7 +15,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-INERT = frozenset({"log_every", "save_every", "workers", "mesh", "keep", "profile", "nonfinite"})
+from training.processes import leads, together
+
+INERT = frozenset({"log_every", "save_every", "workers", "mesh", "distributed", "keep", "profile", "nonfinite"})
 """Fields that can't change what was computed so far."""
 DURATIONS = frozenset({"train_for", "eval_every"})
 """Fields that may change when a run is extended."""
@@ -53,6 +55,9 @@ def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False) -> Non
             listed = "\n".join(f"  {field}: {json.dumps(a)} there, {json.dumps(b)} here" for field, a, b in barred)
             hint = "add --extend to go on with the new durations" if all(d[0] in DURATIONS for d in barred) else "use another --workdir, or the old values"
             raise ValueError(f"{path} holds a run of another config:\n{listed}\n{hint}")
+    together("workdir checked")
+    if not leads():
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
         temporary = path / "config.json.tmp"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.mixer import MixerSpec
+from layers.state import born
 from zoo.registry import Preprocess, configure, variant
 from zoo.weights import classes_of, load
 
@@ -24,6 +25,7 @@ def create(
     rngs: nnx.Rngs | None = None,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    shardings: Callable[[nnx.Module], Mapping[str, Any]] | None = None,
     **overrides: Any,
 ) -> nnx.Module:
     """Makes a model.
@@ -37,6 +39,8 @@ def create(
       mixer: another token mixer: a name of ``layers.list_mixers()``, a dict with its options, or a callable.
       rngs: for the parameters; default ``nnx.Rngs(0)``.
       dtype: of the computation ("bfloat16" or a jnp dtype); parameters stay in ``param_dtype``.
+      shardings: given the abstract model, where its parameters live, by name: a model too large for one device is
+        made, and loaded, in parts.
       **overrides: any hyper-parameter of the architecture.
 
     Raises:
@@ -46,7 +50,8 @@ def create(
     given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else jnp.dtype(dtype)}
     overrides = {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": jnp.dtype(param_dtype)}
     config = configure(entry, overrides)
-    model: Any = entry.build(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    model: Any = entry.build(config, rngs=rngs) if shardings is None else born(lambda rngs: entry.build(config, rngs=rngs), rngs, shardings)
     model.variant = entry.name
     if weights is None:
         return model

@@ -43,7 +43,7 @@ def covered(task: LanguageModeling, split: str) -> list[int]:
     examples = task.examples(split)
     for index in range(len(examples)):
         example = examples.get(index, None)
-        found += example["tokens"][1:][example["real"] > 0].tolist()
+        found += example["targets"][example["real"] > 0].tolist()
     return found
 
 
@@ -72,13 +72,15 @@ def test_training_windows_shift_and_stay_inside() -> None:
             tokens = example["tokens"]
             assert example["real"].all()
             np.testing.assert_array_equal(np.diff(tokens), 1)
+            np.testing.assert_array_equal(example["targets"], tokens + 1)
             if index == 3:
                 starts.add(int(tokens[0]))
     assert starts == set(range(31, 41))
     short = Windows(Stream(np.asarray([0, 5, 6, 0], np.uint8), 3), 10, 0)
     example = short.get(0, rng)
     assert example["real"].sum() == 3
-    assert example["tokens"].tolist() == [0, 5, 6] + [0] * 8
+    assert example["tokens"].tolist() == [0, 5, 6] + [0] * 7
+    assert example["targets"].tolist() == [5, 6] + [0] * 8
 
 
 def test_figures(folder: Path) -> None:
@@ -103,7 +105,7 @@ def test_figures(folder: Path) -> None:
     def likely(tokens: jax.Array) -> jax.Array:  # the space, always
         return jnp.log(jnp.where(jnp.arange(256) == 32, 0.5, 0.5 / 255)) * jnp.ones((*tokens.shape, 1))
 
-    spaces = sum(int(((row["tokens"][1:] == 32) * row["real"]).sum()) for row in rows[:2])
+    spaces = sum(int(((row["targets"] == 32) * row["real"]).sum()) for row in rows[:2])
     pairs = task.evaluate(likely, batch)
     assert float(pairs["accuracy"][0]) == spaces
     assert float(pairs["loss"][0]) == pytest.approx(spaces * np.log(2) + (count - spaces) * np.log(510), rel=1e-5)

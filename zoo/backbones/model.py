@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -22,6 +23,8 @@ class Model(Module):
       num_features: features that the head sees.
       stem: first parts of the names of the parameters before the first block.
       extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the configuration.
+      sharding: patterns of parameter names, and the mesh axis along which each of their axes is split; others follow the general rule of
+        ``training.sharding``.
       undecayed: parts of names of tables and tokens that weight decay spares besides all vectors.
     """
 
@@ -32,6 +35,11 @@ class Model(Module):
     stem: ClassVar[tuple[str, ...]] = ()
     extras: ClassVar[tuple[str, ...]] = ()
     undecayed: ClassVar[tuple[str, ...]] = ()
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
+        # What makes heads and hidden features is split by columns, what sums them up by rows: one exchange for a mixer, one for an MLP.
+        **dict.fromkeys(("*.query.kernel", "*.key.kernel", "*.value.kernel", "*.gate.kernel", "*.up.kernel"), (None, "tensor")),
+        **dict.fromkeys(("*.out.kernel", "*.down.kernel"), ("tensor", None)),
+    }
 
     def layer_ids(self) -> dict[str, int]:
         """Depth of every parameter, by name: 0 for the stem, 1 for the first block, ...; norm and head are deepest."""

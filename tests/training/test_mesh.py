@@ -1,0 +1,126 @@
+"""Meshes: the same run on one device and on many, born in parts, taken up on another mesh, by several processes, and after one of them is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training import sharding
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 4
+
+
+def start(runs: list[dict[str, Any]], devices: int) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", "tests.training.mesh_run", json.dumps(runs)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def results(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    out, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error[-2000:]
+    return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+
+def together(workdir: Path, processes: int, devices: int, mesh: dict[str, int], steps: int = STEPS, **fields: Any) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    whom = [{"coordinator": f"localhost:{port}", "processes": processes, "process": number} for number in range(processes)]
+    return [start([{"workdir": str(workdir), "mesh": mesh, "steps": steps, "distributed": me, **fields}], devices) for me in whom]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The run on one device, and on eight in several ways; "split" was broken off after two steps and taken up on two devices."""
+    home = tmp_path_factory.mktemp("runs")
+    split = {"fsdp": 2, "tensor": 2, "sequence": 2}
+    plan: dict[str, dict[str, Any]] = {
+        "one": {"mesh": {"data": 1}, "steps": STEPS},
+        "fsdp": {"mesh": {"data": 2, "fsdp": -1}, "steps": STEPS, "accumulate": 1},
+        "split": {"mesh": split, "steps": 2},
+        "taken up": {"mesh": {"data": 2}, "steps": STEPS, "workdir": str(home / "split")},
+        "mamba": {"mesh": {"data": 1}, "steps": 2, "model": "mamba_nano"},
+        "mamba split": {"mesh": {"data": 2, "sequence": 4}, "steps": 2, "model": "mamba_nano"},
+    }
+    made = results(start([{"workdir": str(home / name), **run} for name, run in plan.items()], 8))
+    return dict(zip(plan, made, strict=True))
+
+
+def agree(found: dict[str, Any], expected: dict[str, Any], steps: int = STEPS) -> None:
+    numbers = [str(step) for step in range(1, steps + 1)]
+    assert sorted(found["losses"]) == numbers
+    np.testing.assert_allclose([found["losses"][n] for n in numbers], [expected["losses"][n] for n in numbers], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "taken up"])
+def test_the_mesh_changes_nothing(runs: dict[str, Any], name: str) -> None:
+    agree(runs[name], runs["one"])
+    assert runs[name]["figures"]["raw"]["loss"] == pytest.approx(runs["one"]["figures"]["raw"]["loss"], rel=1e-5)
+
+
+def test_a_recurrence_over_a_split_sequence(runs: dict[str, Any]) -> None:
+    agree(runs["mamba split"], runs["mamba"], 2)
+
+
+def test_parameters_are_born_in_parts(runs: dict[str, Any]) -> None:
+    """Each of the 4 parts holds a quarter, and the small parameters whole."""
+    whole = next(iter(runs["one"]["held"].values()))
+    for name in ("fsdp", "split"):
+        held = runs[name]["held"]
+        assert len(held) == 8
+        assert max(held.values()) < whole / 4 + 2048
+    placed = runs["split"]["split"]
+    assert "tensor" in placed["blocks.0.mixer.query.kernel"].split(",")[1], "heads are split by columns"
+    assert "tensor" in placed["blocks.0.mixer.out.kernel"].split(",")[0], "and summed up by rows"
+
+
+@pytest.mark.parametrize(("processes", "devices", "mesh"), [(2, 2, {"data": 2, "fsdp": 2}), (4, 1, {"data": 4})], ids=["two", "four"])
+def test_several_processes(runs: dict[str, Any], tmp_path: Path, processes: int, devices: int, mesh: dict[str, int]) -> None:
+    found = [results(process)[0] for process in together(tmp_path, processes, devices, mesh)]
+    agree(found[0], runs["one"])
+    assert all(other["figures"] == found[0]["figures"] for other in found)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4]
+
+
+def test_one_process_killed_ends_the_run_which_then_goes_on(runs: dict[str, Any], tmp_path: Path) -> None:
+    first, second = together(tmp_path, 2, 1, {"data": 2}, steps=100_000)
+    while not list((tmp_path / "checkpoints").glob("[0-9]*")):
+        assert first.poll() is None
+        time.sleep(0.2)
+    second.send_signal(signal.SIGKILL)
+    _, error = first.communicate(timeout=300)
+    second.communicate()
+    assert first.returncode == 1
+    assert "process 0 of 2 has lost another process of the run" in error
+    assert "goes on from the last checkpoint" in error
+    saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*"))
+    assert saved
+    total = saved[-1] + 2
+    found = [results(process)[0] for process in together(tmp_path, 2, 1, {"data": 2}, steps=total)]
+    assert found[0]["step"] == total
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3, "fsdp": 2}, "mesh.data=3, mesh.fsdp=2, but there are"),
+        ({"data": -1, "fsdp": -1}, "which one axis can take"),
+        ({"tensor": 0}, "each size is at least 1"),
+        ({"sequnce": 2}, "did you mean 'sequence'"),
+    ],
+)
+def test_meshes_that_are_refused(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sharding.create_mesh(sizes)

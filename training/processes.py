@@ -1,0 +1,62 @@
+"""Several processes that train one model: who leads, and what all of them must agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+VARIABLES = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "process": "JAX_PROCESS_ID"}
+"""The environment's words for the fields of the config."""
+
+
+def join(settings: Mapping[str, Any]) -> None:
+    """Joins the other processes of the run, if there are any; called before anything asks for a device.
+
+    Args:
+      settings: ``coordinator``, the address "host:port" of the first process, how many ``processes`` there are, and which this
+        ``process`` is, from 0; what is not given is taken from the environment variables of ``VARIABLES``, and under a cluster's
+        scheduler (Slurm, MPI, Kubernetes, Cloud TPU) from that, where coordinator is "auto". Nothing given is one process alone.
+
+    Raises:
+      ValueError: only some of the three are given, or the others can't be reached.
+    """
+    given: dict[str, Any] = {field: settings.get(field) or os.environ.get(variable) for field, variable in VARIABLES.items()}
+    if settings.get("process") == 0:
+        given["process"] = 0
+    if given["coordinator"] == "auto":
+        jax.distributed.initialize()
+        return
+    missing = [field for field, value in given.items() if value in (None, "", -1)]
+    if len(missing) == len(given):
+        return
+    if missing:
+        what = ", ".join(f"distributed.{field} (or {VARIABLES[field]})" for field in missing)
+        raise ValueError(f"several processes: {what} missing; coordinator, processes and process belong together")
+    count, number = int(given["processes"]), int(given["process"])
+    if not 0 <= number < count:
+        raise ValueError(f"distributed.process={number} of distributed.processes={count}: they are numbered from 0")
+    try:
+        jax.distributed.initialize(given["coordinator"], count, number)
+    except RuntimeError as error:
+        raise ValueError(f"process {number} of {count} can't join the others at {given['coordinator']}: {str(error).splitlines()[0]}") from error
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes and tells."""
+    return jax.process_index() == 0
+
+
+def any_of(flag: bool) -> bool:
+    """Whether ``flag`` is true in any process; all must ask, and all get the same answer."""
+    return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def together(name: str) -> None:
+    """Returns once all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
