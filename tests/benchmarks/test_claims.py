@@ -13,7 +13,7 @@ from flax import nnx
 
 import tasks
 import zoo
-from benchmarks.claims import copying, induction_heads, language_models, selective_copying
+from benchmarks.claims import copying, induction_heads, language_models, long_context, passkey, routing_membership, selective_copying
 from benchmarks.claims import run as claims
 from benchmarks.claims.run import HOME, steps_to
 from layers.state import parameter_count
@@ -131,3 +131,36 @@ def test_accuracy_by_state_counts_every_example(monkeypatch: pytest.MonkeyPatch)
     expected = sum(answer != first for answer in known.values()) / 11
     assert 0 < expected < 1
     assert induction_heads.accuracy_by_state(None, task, 40, 11, batch_size=4) == expected
+
+
+@pytest.mark.parametrize("claim", [long_context, passkey], ids=["long_context", "passkey"])
+def test_long_context_models_are_of_one_size(claim: object) -> None:
+    sizes = [parameter_count(nnx.eval_shape(lambda c=c: zoo.create(c.model, **c.options))) for c in claim.contest(False).contestants]
+    assert max(sizes) <= 1.02 * min(sizes)
+
+
+def test_balanced_membership_is_judged_by_what_causal_reading_costs() -> None:
+    def rows(balanced_by_causal: float) -> list[dict[str, object]]:
+        return [row("balanced", balanced=1.9, causal=balanced_by_causal), row("causal", balanced=2.2, causal=2.0)]
+
+    assert routing_membership.verdict(rows(2.3))
+    assert not routing_membership.verdict(rows(1.8)), "nothing was lost"
+    assert not routing_membership.verdict(rows(1.95)), "training causally was no better"
+
+
+def test_passkey_is_judged_at_the_training_length() -> None:
+    assert passkey.verdict([row("full attention", at_256=0.97), row("window 64", at_256=0.2)])
+    assert not passkey.verdict([row("full attention", at_256=0.5), row("window 64", at_256=0.2)])
+
+
+def test_bits_by_position_add_up_to_the_figure_of_the_split() -> None:
+    task = tasks.create("text", dataset={"name": "files", "path": __file__}, sequence_length=32)
+    model = zoo.create("transformer_nano", features=16, depth=1, num_heads=2)
+    parts = long_context.bits_by_position(model, task, (0, 8, 32), 10_000, batch_size=1)
+    assert list(parts) == ["bytes_0_to_8", "bytes_8_to_32"]
+    examples = task.examples("test")
+    batch = {name: np.stack([examples.get(i, None)[name] for i in range(len(examples))]) for name in ("tokens", "targets", "real", "bytes")}
+    total, count = task.evaluate(model, {**batch, "weight": np.ones(len(examples), np.float32)})["bits_per_byte"]
+    real = batch["real"].sum(0)
+    mixed = (parts["bytes_0_to_8"] * real[:8].sum() + parts["bytes_8_to_32"] * real[8:].sum()) / real.sum()
+    assert mixed == pytest.approx(float(total / count), rel=1e-4)

@@ -1,0 +1,91 @@
+"""Byte language modelling at 4096 bytes: full attention, a sliding window, routing and LongNet, same parameters, same bytes.
+
+Bits per byte of the held-out modules of Python's standard library, over all and by position: what falls with position
+is what context is worth. The sizes agree within 2 % and no order of merit is claimed. Uniform bytes cost 8 bits.
+Routing is trained with causal membership, so that no figure knows later bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import tasks
+from benchmarks.claims.run import Contest, Contestant, Row, main
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "full attention": ("transformer_nano", {}),
+    "window 256": ("transformer_nano", {"window": 256}),
+    "routing": (
+        "routing_transformer_nano",
+        {"window": 256, "clusters": 64, "cluster_window": 64, "relative": 64, "membership": "causal", "hidden": 400, "routed_layers": None},
+    ),
+    "longnet": ("longnet_nano", {"mlp": "swiglu", "segments": (256, 1024, 4096), "rates": (1, 4, 4)}),
+}
+SETTINGS: dict[str, dict[str, Any]] = {"routing": {"aux_losses": {"commitment": 1e-4}}}
+
+
+def bits_by_position(model: nnx.Module, task: tasks.Task, edges: Sequence[int], windows: int, batch_size: int = 2) -> dict[str, float]:
+    """Bits per byte of the first ``windows`` windows of the test split, by stretches of position: from one edge to the next."""
+    model.eval()
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def losses(state: nnx.State, tokens: jax.Array, targets: jax.Array) -> jax.Array:
+        logits = nnx.merge(graph, state)(tokens).astype(jnp.float32)
+        return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+
+    examples = task.examples("test")
+    total, count = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
+    chosen = [examples.get(i, None) for i in range(min(windows, len(examples)) // batch_size * batch_size)]
+    for start in range(0, len(chosen), batch_size):
+        batch = {name: np.stack([example[name] for example in chosen[start : start + batch_size]]) for name in ("tokens", "targets", "real")}
+        bits = np.asarray(losses(state, batch["tokens"], batch["targets"])) / math.log(2) * batch["real"]
+        for i, (begin, end) in enumerate(itertools.pairwise(edges)):
+            total[i] += bits[:, begin:end].sum()
+            count[i] += batch["real"][:, begin:end].sum()
+    return {f"bytes_{begin}_to_{end}": float(total[i] / count[i]) for i, (begin, end) in enumerate(itertools.pairwise(edges))}
+
+
+def contest(quick: bool) -> Contest:
+    length = 64 if quick else 4096
+    edges = (0, length // 16, length // 4, length // 2, length)
+    task: dict[str, Any] = {"name": "text", "sequence_length": length}
+    if quick:
+        task["dataset"] = {"name": "files", "path": __file__}
+    size = {"features": 16, "num_heads": 4, "depth": 1, "hidden": 32} if quick else {"depth": 3}
+
+    def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
+        return bits_by_position(model, tasks.create(**task), edges, 4 if quick else 64)
+
+    b2 = {"optimizer": {"options": {"b2": 0.95}}}
+    return Contest(
+        contestants=[Contestant(label, name, task, {**options, **size}, {**b2, **SETTINGS.get(label, {})}) for label, (name, options) in MODELS.items()],
+        steps=4 if quick else 400,
+        batch_size=2,
+        learning_rate=2e-3,
+        evaluations=1,
+        figures=("bits_per_byte", *(f"bytes_{begin}_to_{end}" for begin, end in itertools.pairwise(edges))),
+        measure=measure,
+    )
+
+
+def verdict(rows: Sequence[Row]) -> bool:
+    """Whether the comparison is a fair one."""
+    sizes = [row["parameters"] for row in rows]
+    return max(sizes) <= 1.02 * min(sizes) and len({row["steps"] for row in rows}) == 1
+
+
+def run(arguments: list[str] | None = None) -> None:
+    main("long_context", __doc__ or "", contest, verdict, arguments)
+
+
+if __name__ == "__main__":
+    run()
