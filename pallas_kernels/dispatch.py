@@ -30,16 +30,18 @@ class Implementation:
     """One way to compute an op.
 
     Attributes:
-      name: "reference", "xla", "mosaic_tpu" or "mosaic_gpu".
+      name: "reference", "xla", "mosaic_tpu", "mosaic_gpu", or the way in which devices that share a sequence work together.
       call: the function; takes the op's arguments without ``implementation``.
       platforms: where it runs ("cpu", "gpu", "tpu"); None is everywhere.
       objection: called with the op's arguments; returns why it can't serve them, or None.
+      considered: whether to think of it at all where it is not named: on a mesh, say, and not off it.
     """
 
     name: str
     call: Callable[..., Any]
     platforms: tuple[str, ...] | None = None
     objection: Callable[..., str | None] = always
+    considered: Callable[[], bool] = lambda: True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Op:
         rejected: list[tuple[str, str]] = []
         for candidate in self.implementations:
             if named is not None and candidate.name != named:
+                continue
+            if named is None and not candidate.considered():
                 continue
             # The reference is the specification, not a way to run a model: only a name picks it.
             if named is None and candidate.name == "reference" and len(self.implementations) > 1:

@@ -7,13 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import reference, xla
+from pallas_kernels import sequence
+from pallas_kernels.attention import distributed, reference, xla
 from pallas_kernels.attention.cases import CASES
 from pallas_kernels.dispatch import Implementation, Op
 
 _op = Op(
     "attention",
-    (Implementation("xla", xla.attention), Implementation("reference", reference.attention)),
+    (
+        Implementation("all_to_all", distributed.all_to_all, objection=distributed.all_to_all_objection, considered=sequence.is_split),
+        Implementation("ring", distributed.ring, objection=distributed.ring_objection, considered=sequence.is_split),
+        Implementation("xla", xla.attention),
+        Implementation("reference", reference.attention),
+    ),
     CASES,
 )
 

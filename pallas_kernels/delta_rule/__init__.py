@@ -6,13 +6,18 @@ from typing import Any
 
 import jax
 
-from pallas_kernels.delta_rule import reference, xla
+from pallas_kernels import sequence
+from pallas_kernels.delta_rule import distributed, reference, xla
 from pallas_kernels.delta_rule.cases import CASES
 from pallas_kernels.dispatch import Implementation, Op
 
 _op = Op(
     "delta_rule",
-    (Implementation("xla", xla.delta_rule), Implementation("reference", reference.delta_rule)),
+    (
+        Implementation("state_passing", distributed.delta_rule, objection=distributed.objection, considered=sequence.is_split),
+        Implementation("xla", xla.delta_rule),
+        Implementation("reference", reference.delta_rule),
+    ),
     CASES,
 )
 

@@ -6,13 +6,18 @@ from typing import Any
 
 import jax
 
+from pallas_kernels import sequence
 from pallas_kernels.dispatch import Implementation, Op
-from pallas_kernels.linear_attention import reference, xla
+from pallas_kernels.linear_attention import distributed, reference, xla
 from pallas_kernels.linear_attention.cases import CASES
 
 _op = Op(
     "linear_attention",
-    (Implementation("xla", xla.linear_attention), Implementation("reference", reference.linear_attention)),
+    (
+        Implementation("state_passing", distributed.linear_attention, objection=distributed.objection, considered=sequence.is_split),
+        Implementation("xla", xla.linear_attention),
+        Implementation("reference", reference.linear_attention),
+    ),
     CASES,
 )
 

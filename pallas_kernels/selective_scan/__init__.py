@@ -6,13 +6,18 @@ from typing import Any
 
 import jax
 
+from pallas_kernels import sequence
 from pallas_kernels.dispatch import Implementation, Op
-from pallas_kernels.selective_scan import reference, xla
+from pallas_kernels.selective_scan import distributed, reference, xla
 from pallas_kernels.selective_scan.cases import CASES
 
 _op = Op(
     "selective_scan",
-    (Implementation("xla", xla.selective_scan), Implementation("reference", reference.selective_scan)),
+    (
+        Implementation("state_passing", distributed.selective_scan, objection=distributed.objection, considered=sequence.is_split),
+        Implementation("xla", xla.selective_scan),
+        Implementation("reference", reference.selective_scan),
+    ),
     CASES,
 )
 

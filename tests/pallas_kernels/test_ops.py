@@ -2,7 +2,8 @@
 
 The reference in float64 is the truth. How far the reference itself strays in float32 is the
 yardstick: a case with large logits or cancelling terms loosens its own tolerance, nothing else does.
-A Pallas implementation belongs in :func:`evaluate`, which is where it is put into interpret mode.
+A Pallas implementation belongs in :func:`evaluate`, which is where it is put into interpret mode. Those that
+need several devices are tested by test_sequence.py.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PAIRS = [
     pytest.param(op, implementation, case, id=f"{op.name}-{implementation.name}-{case.name}")
     for op in OPS.values()
     for implementation in op.implementations
-    if implementation.name != "reference"
+    if implementation.name != "reference" and implementation.considered()
     for case in op.cases
 ]
 

@@ -1,0 +1,88 @@
+"""Sequences that are split over devices: what the ops share to exchange as little as they can.
+
+Where the ambient mesh (``jax.set_mesh``) has an axis ``sequence`` of more than one device, self-attention and the recurrences
+exchange keys or states themselves, under ``jax.shard_map``; the compiler would gather whole sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+AXIS = "sequence"
+
+
+def parts() -> int:
+    """Devices among which sequences are split where this is traced; 1 where they are not, or already are."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if AXIS not in mesh.axis_names or mesh.axis_types[mesh.axis_names.index(AXIS)] != AxisType.Auto:
+        return 1
+    return mesh.shape[AXIS]
+
+
+def is_split() -> bool:
+    """Whether sequences are split over devices where this is traced."""
+    return parts() > 1
+
+
+def objection(length: int) -> str | None:
+    """Why a sequence of ``length`` tokens is not exchanged by an op itself, or None."""
+    count = parts()
+    if count == 1:
+        return "sequences are not split over devices here"
+    return f"{length} tokens can't be split into {count} equal parts" if length % count else None
+
+
+def split(body: Callable[..., Any], arrays: tuple[Any, ...], axes: tuple[int | None, ...], out_axes: Any) -> Any:
+    """``body(*arrays)`` on every device with its own part of the arrays.
+
+    Args:
+      axes: of each array, which axis is the sequence; None where every device has the whole.
+      out_axes: the same for what ``body`` returns, in its structure.
+    """
+
+    def spec(axis: int | None) -> PartitionSpec:
+        return PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, AXIS)
+
+    wrapped = jax.shard_map(
+        body,
+        in_specs=tuple(spec(axis) for axis in axes),
+        out_specs=jax.tree.map(spec, out_axes, is_leaf=lambda axis: axis is None),
+        axis_names={AXIS},
+        check_vma=False,
+    )
+    # Partly manual programs must be compiled as a whole.
+    return jax.jit(wrapped)(*arrays)
+
+
+def shift(x: Any, by: int = 1) -> Any:
+    """What the device ``by`` places before this one has, around the ring."""
+    count = jax.lax.axis_size(AXIS)
+    pairs = [(source, (source + by) % count) for source in range(count)]
+    return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, AXIS, pairs), x)
+
+
+def entering(transition: Any, state: jax.Array, initial: jax.Array | None, apply: Callable[[Any, jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """States of a linear recurrence at the borders between devices: (before this device's tokens, after the last device's).
+
+    Each device sends its total transition and the state that its tokens alone would leave, and no token.
+
+    Args:
+      transition: of all of this device's tokens; a tree of arrays.
+      state: after this device's tokens, from zeros.
+      initial: before the first device's tokens; None is zeros.
+      apply: (transition, state) to the state moved on by it.
+    """
+    transitions, states = jax.lax.all_gather((transition, state), AXIS)
+    here = jax.lax.axis_index(AXIS)
+    after = jnp.zeros_like(state) if initial is None else initial.astype(state.dtype)
+    before = after
+    # As many steps as devices, each on one state: the tokens' work is done by all devices at once.
+    for device in range(jax.lax.axis_size(AXIS)):
+        before = jnp.where(here == device, after, before)
+        after = apply(jax.tree.map(lambda leaf, device=device: leaf[device], transitions), after) + states[device]
+    return before, after
