@@ -2,13 +2,11 @@
 
 A. Gu, T. Dao, arXiv:2312.00752, table 2 (there trained at 256 and tested up to 1 048 576 tokens, after 25
 epochs of 8192 steps of 8). As there: two layers of 64 channels, a vocabulary of 16, so that chance is 1/15,
-and batches of 8. Our choice: training lengths from 8 to 256, log-uniform, and 2500 steps at 3e-3. The long
-sequences are read piece by piece, with a state: no more memory than at 256.
-
-Not reached yet, with seed 0. The rule itself is found by step 400 (accuracy 1 at 256 and at 1024; at length
-256 alone it was not found within 1100 steps), but the state leaks beyond: 0.65 at 8192 and 0.28 at 65536 after
-2000 steps of cosine; 0.81 and 0.80 at 8192 after 800 and 1200 steps at a constant rate; 0.44 after 800 with
-mimetic initialisation, where what is within the last tenth is still recalled (0.97) and what is older is not.
+and batches of 8. Our choice, so that a hundredth of the steps is enough: training lengths from 8 to 256,
+log-uniform (at 256 alone the rule was not found within 1100 steps), 2000 steps at 3e-3 with a cosine, and
+first steps of the state space from 1e-6 instead of 1e-3, so that some channels forget nothing within the
+lengths tested. The row "released steps" has 1e-3: it learns the rule as fast, and its state leaks beyond the
+training length. The long sequences are read piece by piece, with a state: no more memory than at 1024.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from flax import nnx
 import tasks
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
-PIECE = 256
+PIECE = 1024
 
 
 def answers_by_state(model: Any, tokens: np.ndarray) -> np.ndarray:
@@ -64,15 +62,14 @@ def contest(quick: bool) -> Contest:
     task = {"name": "induction_heads", "length": 32 if quick else 256, "shortest_length": 8, "num_eval": 16 if quick else 256}
     lengths = (300,) if quick else (64, 256, 1024, 8192, 65536)
     size = {"features": 16 if quick else 64, "depth": 1 if quick else 2}
+    patient = {**size, "step_range": (1e-6, 0.1)}
 
     def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
-        # Attention keeps all it has read; its cost at the greatest lengths is quadratic, and its accuracy long decided.
-        mine = [n for n in lengths if contestant.label == "mamba" or n <= 8192]
-        return {f"at_{n}": accuracy_by_state(model, dict(contestant.task), n, 16 if quick else 32 if n > 8192 else 128) for n in mine}
+        return {f"at_{n}": accuracy_by_state(model, dict(contestant.task), n, 16 if quick else 32 if n > 8192 else 128) for n in lengths}
 
     return Contest(
-        contestants=[Contestant("mamba", "mamba_nano", task, size), Contestant("transformer", "transformer_nano", task, size)],
-        steps=4 if quick else 2500,
+        contestants=[Contestant("mamba", "mamba_nano", task, patient), Contestant("mamba, released steps", "mamba_nano", task, size)],
+        steps=4 if quick else 2000,
         batch_size=8,
         learning_rate=3e-3,
         evaluations=2 if quick else 20,
