@@ -11,6 +11,7 @@ from flax import nnx
 
 from layers.initializers import truncated_normal, zeros
 from layers.module import Module
+from layers.norm import Norm, create_norm
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -24,7 +25,7 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
 
 
 class MLP(Module):
-    """Linear, activation, linear: ``W2 f(W1 x)``."""
+    """Linear, activation, linear: ``W2 f(W1 x)``; with ``norm``, ``W2 norm(f(W1 x))`` (Foundation Transformers, arXiv:2210.06423)."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class MLP(Module):
         hidden: int,
         *,
         activation: Callable[[jax.Array], jax.Array] = gelu,
+        norm: Norm | None = None,
         use_bias: bool = True,
         dropout: float = 0.0,
         kernel_init: Any = truncated_normal(0.02),
@@ -41,6 +43,7 @@ class MLP(Module):
     ):
         common = {"use_bias": use_bias, "kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.up = nnx.Linear(features, hidden, **common)
+        self.norm = create_norm(norm, hidden, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if norm else None
         self.down = nnx.Linear(hidden, features, **common)
         self.activation = activation
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
@@ -50,7 +53,7 @@ class MLP(Module):
         x = self.activation(self.up(x))
         if self.dropout is not None:
             x = self.dropout(x)
-        x = self.down(x)
+        x = self.down(x if self.norm is None else self.norm(x))
         return x if self.dropout is None else self.dropout(x)
 
 

@@ -51,11 +51,9 @@ def load(name: str) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
         return _input(), weights, file[name]
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def install_attention() -> None:
+    """Puts a softmax in the place of torchscale's attention kernel, and takes this process for the only one."""
     import torch
-
-    sys.path.insert(0, str(clone))
     from torchscale.component import dilated_attention, multihead_attention
 
     def softmax(q: Any, k: Any, v: Any, dropout: float, bias: Any, scale: Any, causal: bool) -> Any:
@@ -66,6 +64,16 @@ def record(clone: Path) -> dict[str, np.ndarray]:
 
     multihead_attention.flash_attn_func = softmax
     dilated_attention.get_data_parallel_world_size = lambda: 1
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    import torch
+
+    sys.path.insert(0, str(clone))
+    from torchscale.component import dilated_attention
+
+    install_attention()
     made = {}
     for name, (heads, segments, rates, causal, inner) in CASES.items():
         args = types.SimpleNamespace(
