@@ -1,0 +1,62 @@
+"""A needle in a haystack: trained at up to 128 tokens, Titans' memory finds it at up to 64 times that length better than recurrences and a window do.
+
+A. Behrouz et al., arXiv:2501.00663, section 5.3: there a pass key among up to 16,384 tokens, where Titans hold and Mamba-2 and
+DeltaNet fall. Ours is the token that follows a special one, once among random tokens (the induction heads of arXiv:2312.00752). Models
+of one size within 2 %: the memory alone (LMM), memory as context (MAC, segments of 32 tokens), Mamba, Gated DeltaNet, and a transformer
+with a window of 64. Long sequences are read piece by piece, with a state. LMM is judged.
+
+MAC is shown and not judged: it does not find the rule within 1000 steps (seed 0: at chance throughout, where LMM begins at step 500), as its memory
+learns what attention made of a segment, not the tokens. A pass key in bytes was slower still: at chance after 330 steps of 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flax import nnx
+
+from benchmarks.claims.induction_heads import accuracy_by_state
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+
+LENGTHS = (128, 512, 2048, 8192)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "titans_lmm": ("titans_lmm_nano", {"hidden": 300, "tied": True}),
+    "mamba": ("mamba_nano", {"depth": 5, "state_dim": 22}),
+    "gated_delta_net": ("gated_delta_net_nano", {"hidden": 344}),
+    "transformer, window 64": ("transformer_nano", {"window": 64, "hidden": 372}),
+    "titans_mac": ("titans_mac_nano", {"segment": 32, "tied": True}),
+}
+
+
+def contest(quick: bool) -> Contest:
+    task = {"name": "induction_heads", "length": 32 if quick else 128, "shortest_length": 8, "test_length": 128, "num_eval": 16 if quick else 256}
+    size = {"features": 16, "depth": 1, "num_heads": 2} if quick else {"features": 64, "num_heads": 2}
+    lengths = LENGTHS[: 2 if quick else None]
+
+    def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
+        return {f"at_{n}": accuracy_by_state(model, dict(contestant.task), n, 8 if quick else 128 if n < 2048 else 32) for n in lengths}
+
+    return Contest(
+        contestants=[Contestant(label, model, task, {"depth": 2, **options, **size}) for label, (model, options) in MODELS.items()],
+        steps=4 if quick else 1000,
+        batch_size=8,
+        learning_rate=3e-3,
+        evaluations=2 if quick else 10,
+        figures=tuple(f"at_{n}" for n in lengths),
+        measure=measure,
+    )
+
+
+def verdict(rows: Sequence[Row]) -> bool:
+    """The memory finds the needle at the greatest length, and no model without one as often."""
+    found = medians(rows, f"at_{LENGTHS[-1]}")
+    return found["titans_lmm"] >= 0.9 and all(found["titans_lmm"] > value for label, value in found.items() if not label.startswith("titans"))
+
+
+def run(arguments: list[str] | None = None) -> None:
+    main("needle", __doc__ or "", contest, verdict, arguments)
+
+
+if __name__ == "__main__":
+    run()

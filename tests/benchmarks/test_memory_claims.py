@@ -1,0 +1,52 @@
+"""The claims on memories are judged as they say, and their models are of one size where they say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.claims import associative_recall, needle, state_tracking, titans_ablation
+from layers.state import parameter_count
+from zoo.registry import abstract, configure, variant
+
+
+def rows(figure: str, **values: float) -> list[dict[str, Any]]:
+    return [{"label": label, "seed": 0, "test": {figure: value}} for label, value in values.items()]
+
+
+def test_associative_recall_needs_a_margin_over_both() -> None:
+    judged = lambda delta, mamba2: associative_recall.verdict(rows("accuracy", delta_net=delta, gated_delta_net=0.0, mamba2=mamba2, mamba=0.2))  # noqa: E731
+    assert judged(0.9, 0.7)
+    assert not judged(0.9, 0.85)
+    assert not judged(0.25, 0.1)
+
+
+def test_state_tracking_asks_who_can_and_who_can_not() -> None:
+    contestants = [c.label for c in state_tracking.contest(False).contestants]
+    assert {*state_tracking.SOLVERS, state_tracking.UNLEARNED} < set(contestants)
+    found = {label: 1.0 if label in state_tracking.SOLVERS else 0.3 for label in contestants}
+    assert state_tracking.verdict(rows("accuracy", **found))
+    assert not state_tracking.verdict(rows("accuracy", **{**found, "S3, 2 steps, beta < 2": 0.9}))
+    assert not state_tracking.verdict(rows("accuracy", **{**found, "S3, mamba2": 0.95}))
+
+
+def test_the_needle_is_judged_at_the_greatest_length() -> None:
+    others = {"mamba": 0.5, "gated_delta_net": 0.5, "transformer, window 64": 0.5}
+    assert needle.verdict(rows("at_8192", titans_mac=0.0, titans_lmm=0.95, **others))
+    assert not needle.verdict(rows("at_8192", titans_mac=0.99, titans_lmm=0.8, **others))
+    assert not needle.verdict(rows("at_8192", titans_mac=0.0, titans_lmm=0.95, **{**others, "mamba": 0.96}))
+
+
+def test_every_removed_part_must_cost() -> None:
+    found = dict.fromkeys(titans_ablation.PARTS, 3.0)
+    assert titans_ablation.verdict(rows("bits_per_byte", **{**found, titans_ablation.WHOLE: 2.9, "depth 3": 2.8}))
+    assert not titans_ablation.verdict(rows("bits_per_byte", **{**found, titans_ablation.WHOLE: 2.9, "no momentum": 2.85}))
+
+
+def test_needle_seekers_are_of_one_size() -> None:
+    sizes = []
+    for contestant in needle.contest(False).contestants:
+        entry = variant(contestant.model)
+        sizes.append(parameter_count(abstract(entry, configure(entry, {**contestant.options, "vocab_size": 16}))))
+    assert max(sizes) == pytest.approx(min(sizes), rel=0.02)
