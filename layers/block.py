@@ -12,6 +12,7 @@ from layers.drop import DropPath, LayerScale
 from layers.mixer import Mixer
 from layers.module import Module
 from layers.norm import Norm, create_norm
+from pallas_kernels.fusion import gradient_computed_once
 
 NormOrder = Literal["pre", "post"]
 
@@ -100,6 +101,7 @@ class Block(Module):
         return x, state
 
     def _branch(self, x: jax.Array, norm: Any, call: Any, scale: LayerScale | None, drop: DropPath | None) -> jax.Array:
+        x = gradient_computed_once(x)
         h = call(norm(x) if self.norm_order == "pre" else x)
         h = h if scale is None else scale(h)
         h = h if drop is None else drop(h)
