@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "routing_transformer_nano",
         {"window": 256, "clusters": 64, "cluster_window": 64, "relative": 64, "membership": "causal", "hidden": 400, "routed_layers": None},
     ),
-    "longnet": ("longnet_nano", {"mlp": "swiglu", "segments": (256, 1024, 4096), "rates": (1, 4, 4)}),
+    "longnet": ("longnet_nano", {"segments": (256, 1024, 4096), "rates": (1, 4, 4)}),
 }
 SETTINGS: dict[str, dict[str, Any]] = {"routing": {"aux_losses": {"commitment": 1e-4}}}
 

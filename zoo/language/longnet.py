@@ -3,8 +3,8 @@
     x = x + DilatedAttention(LayerNorm(x));  x = x + MLP(LayerNorm(x))
 
 with rotary positions, and norms inside both branches too, before their last projections (Foundation Transformers,
-arXiv:2210.06423). Sizes are our choice; the rates of ``longnet_125m`` divide its 12 heads, and the nano goes
-without the inner norms, as it learns faster so.
+arXiv:2210.06423). Sizes are our choice; the rates of ``longnet_125m`` divide its 12 heads, and the nano
+is the baseline decoder (:mod:`zoo.language.transformer`) but for its attention.
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ class LongNet(Causal):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "longnet_nano": {"features": 128, "depth": 4, "num_heads": 4, "segments": (64, 128, 256), "rates": (1, 2, 4), "inner_norm": False},
+    "longnet_nano": {
+        "features": 128, "depth": 4, "num_heads": 4, "segments": (64, 128, 256), "rates": (1, 2, 4), "mlp": "swiglu", "norm": "rms", "inner_norm": False,
+    },
     "longnet_125m": {"vocab_size": 100288, "features": 768, "depth": 12, "num_heads": 12, "rates": (1, 2, 4, 6, 12)},
     "longnet_350m": {"vocab_size": 100288, "features": 1024, "depth": 24, "num_heads": 16},
-}
+}  # fmt: skip
 
 register_family("longnet", LongNet, LongNetConfig, VARIANTS, our_choice=tuple(VARIANTS), paper=(131,))
