@@ -94,7 +94,8 @@ class RoutingAttention(Mixer):
             k = sqrt(n) of the ``clusters`` (all of them from clusters^2 tokens on): a cost of n^1.5; for causal membership, ``clusters``.
           membership: "balanced" or "causal".
           relative: learned vectors of so many distances, which a query scores beside the keys (P. Shaw et al.,
-            arXiv:1803.02155); distance is counted in members of the cluster, as the authors do. Causal only.
+            arXiv:1803.02155); distance is counted in members of the cluster, as the authors do, whose values have
+            such vectors too. Causal only.
           decay: of the centroids, a training step.
           scale: of the scores; default head_dim ** -0.5. The authors normalise after scaling, which makes it 1.
           dropout: of the output.
