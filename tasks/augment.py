@@ -3,7 +3,8 @@
 Every random choice is drawn from the generator that is passed in, and only what is switched on draws.
 
 - fit "crop": random resized crop to train (C. Szegedy et al., "Going Deeper with Convolutions", 2015);
-  to evaluate, the shorter side is resized to size / crop_fraction and the centre cut out.
+  to evaluate, the shorter side is resized to size / crop_fraction and the centre cut out; where the
+  model says "squash", both sides are.
 - fit "whole": the whole image is resized to the square, for sets of small, centred images.
 - horizontal flip; random affine maps; colour jitter; RandAugment (E. Cubuk et al., arXiv:1909.13719).
 
@@ -33,6 +34,7 @@ class Preprocess(Protocol):
       std: per channel.
       interpolation: "nearest", "bilinear" or "bicubic".
       crop_fraction: the part of the shorter side that evaluation keeps.
+      crop_mode: "center", or "squash": of both sides.
     """
 
     image_size: int
@@ -40,6 +42,7 @@ class Preprocess(Protocol):
     std: tuple[float, ...]
     interpolation: str
     crop_fraction: float
+    crop_mode: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +108,12 @@ class Transform:
     def __init__(self, augment: Augment, preprocess: Preprocess, image_size: int | None = None):
         if preprocess.interpolation not in RESAMPLING:
             raise ValueError(f"interpolation is one of {', '.join(RESAMPLING)}, not {preprocess.interpolation!r}")
+        if preprocess.crop_mode not in ("center", "squash"):
+            raise ValueError(f"crop_mode is 'center' or 'squash', not {preprocess.crop_mode!r}")
         self.augment = augment
         self.size = int(image_size or preprocess.image_size)
         self.channels = len(preprocess.mean)
-        self.crop_fraction = float(preprocess.crop_fraction)
+        self.crop_fraction, self.crop_mode = float(preprocess.crop_fraction), preprocess.crop_mode
         self.resampling = RESAMPLING[preprocess.interpolation]
         self.fill = tuple(round(255 * m) for m in preprocess.mean)
         self.gray_fill = round(255 * sum(preprocess.mean) / len(preprocess.mean))
@@ -125,9 +130,10 @@ class Transform:
         if self.augment.fit == "whole":
             return image if image.size == (self.size, self.size) else image.resize((self.size, self.size), self.resampling)
         # the box that the centre crop has in the original: one resampling, no larger image in between
-        side = min(image.size) * self.crop_fraction
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        return image.resize((self.size, self.size), self.resampling, box=(left, top, left + side, top + side))
+        sides = image.size if self.crop_mode == "squash" else (min(image.size),) * 2
+        width, height = (side * self.crop_fraction for side in sides)
+        left, top = (image.width - width) / 2, (image.height - height) / 2
+        return image.resize((self.size, self.size), self.resampling, box=(left, top, left + width, top + height))
 
     def varied(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Returns a training form, a square of the model's size."""

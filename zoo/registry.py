@@ -54,6 +54,7 @@ class Preprocess:
       mean, std: per channel, of values in [0, 1].
       interpolation: "bicubic" or "bilinear".
       crop_fraction: share of the resized image that the central crop keeps.
+      crop_mode: "center", which keeps the proportions, or "squash": the whole image is resized to a square first.
     """
 
     image_size: int
@@ -61,6 +62,7 @@ class Preprocess:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
     crop_fraction: float = 0.875
+    crop_mode: str = "center"
 
     def normalise(self, images: Any) -> np.ndarray:
         """uint8 images (..., channels), already of the right size, as the model wants them: float32, less the mean, over the standard deviation."""
@@ -78,7 +80,7 @@ class Release:
       source: ``hf://owner/name[/file]``.
       classes: of its head; 0 for none.
       licence: SPDX name, as stated where it was released.
-      mean, std, interpolation, crop_fraction: as in :class:`Preprocess`.
+      mean, std, interpolation, crop_fraction, crop_mode: as in :class:`Preprocess`.
     """
 
     source: str
@@ -88,11 +90,12 @@ class Release:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
     crop_fraction: float = 0.875
+    crop_mode: str = "center"
 
     @property
     def preprocess(self) -> dict[str, Any]:
         """The fields of :class:`Preprocess` that it states."""
-        return {field: getattr(self, field) for field in ("mean", "std", "interpolation", "crop_fraction")}
+        return {field: getattr(self, field) for field in ("mean", "std", "interpolation", "crop_fraction", "crop_mode")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ class Preprocess:
     std: tuple[float, ...] = (0.2, 0.25, 0.3)
     interpolation: str = "bicubic"
     crop_fraction: float = 0.875
+    crop_mode: str = "center"
 
 
 @pytest.fixture(scope="session")

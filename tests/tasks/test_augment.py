@@ -52,6 +52,14 @@ def test_the_evaluation_crop_is_the_centre(preprocess):
     assert set((expected % 20).ravel().tolist()) <= set(range(4, 12))
 
 
+def test_squashed_images_keep_nothing_of_their_proportions(preprocess):
+    transform = Transform(Augment(), dataclasses.replace(preprocess, image_size=8, crop_fraction=0.5, crop_mode="squash", interpolation="nearest"))
+    image = picture(32, 16)
+    assert np.array_equal(transform.fitted(image), image.resize((8, 8), Image.Resampling.NEAREST, box=(8, 4, 24, 12)))
+    with pytest.raises(ValueError, match="crop_mode is 'center' or 'squash', not 'border'"):
+        Transform(Augment(), dataclasses.replace(preprocess, crop_mode="border"))
+
+
 def test_nothing_varied_is_the_evaluation_form(preprocess):
     transform = Transform(Augment(fit="whole", flip=0.0), preprocess)
     image = picture()

@@ -12,7 +12,7 @@ import tasks
 def make(digits_dir):
     from dataclasses import make_dataclass
 
-    fields = {"image_size": 16, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "interpolation": "bicubic", "crop_fraction": 0.9}
+    fields = {"image_size": 16, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "interpolation": "bicubic", "crop_fraction": 0.9, "crop_mode": "center"}
     preprocess = make_dataclass("Preprocess", fields)(**fields)
     return lambda **options: tasks.create(
         "classification", **{"preprocess": preprocess, "dataset": {"name": "digits", "data_dir": digits_dir}, "augment": {"fit": "whole"}} | options

@@ -107,7 +107,8 @@ def test_names_sizes_and_releases_are_those_of_timm(name: str) -> None:
     for tag, release in entry.releases.items():
         cfg = tagged[tag]
         assert (release.source, release.classes, release.licence) == (f"hf://timm/{reference}.{tag}", cfg.num_classes, cfg.license)
-        assert release.preprocess == {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation, "crop_fraction": cfg.crop_pct}
+        images_as = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation, "crop_fraction": cfg.crop_pct}
+        assert release.preprocess == {**images_as, "crop_mode": cfg.crop_mode or "center"}
     assert zoo.preprocess(name).image_size == theirs.img_size[0]
 
 

@@ -85,6 +85,22 @@ def test_whole_counts(name: str, count: int) -> None:
     assert parameter_count(abstract(entry, entry.config)) == count
 
 
+def test_releases_are_those_of_timm() -> None:
+    """Source, classes, licence and preprocessing of every released checkpoint that is listed."""
+    from timm.models.deit import default_cfgs as of_deit
+    from timm.models.vision_transformer import default_cfgs as of_vit
+
+    wrong = []
+    for name in zoo.list_models("vit_*") + zoo.list_models("deit*"):
+        for tag, release in variant(name).releases.items():
+            cfg = {**of_vit, **of_deit}[name].cfgs[tag]
+            stated = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation, "crop_fraction": cfg.crop_pct}
+            expected = (f"hf://timm/{name}.{tag}", cfg.num_classes, {**stated, "crop_mode": cfg.crop_mode or "center"})
+            found = (release.source, release.classes, release.preprocess)
+            wrong += [f"{name}.{tag}: {found}, timm {expected}"] if found != expected else []
+    assert not wrong
+
+
 # One of each kind; the comparison makes them small.
 KINDS = [
     "vit_small_patch8_224",

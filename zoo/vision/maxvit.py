@@ -137,20 +137,20 @@ _RESOLUTIONS = {"": 224, "_384": 384, "_512": 512}
 
 _RELEASES = parse_releases("""
 maxvit_tiny_tf_224: in1k 1000 imagenet 0.95
-maxvit_tiny_tf_384: in1k 1000 half 1.0
-maxvit_tiny_tf_512: in1k 1000 half 1.0
+maxvit_tiny_tf_384: in1k 1000 half 1.0 squash
+maxvit_tiny_tf_512: in1k 1000 half 1.0 squash
 maxvit_small_tf_224: in1k 1000 imagenet 0.95
-maxvit_small_tf_384: in1k 1000 half 1.0
-maxvit_small_tf_512: in1k 1000 half 1.0
+maxvit_small_tf_384: in1k 1000 half 1.0 squash
+maxvit_small_tf_512: in1k 1000 half 1.0 squash
 maxvit_base_tf_224: in1k 1000 imagenet 0.95; in21k 21843 half 0.95
-maxvit_base_tf_384: in1k 1000 half 1.0; in21k_ft_in1k 1000 half 1.0
-maxvit_base_tf_512: in1k 1000 half 1.0; in21k_ft_in1k 1000 half 1.0
+maxvit_base_tf_384: in1k 1000 half 1.0 squash; in21k_ft_in1k 1000 half 1.0 squash
+maxvit_base_tf_512: in1k 1000 half 1.0 squash; in21k_ft_in1k 1000 half 1.0 squash
 maxvit_large_tf_224: in1k 1000 imagenet 0.95; in21k 21843 half 0.95
-maxvit_large_tf_384: in1k 1000 half 1.0; in21k_ft_in1k 1000 half 1.0
-maxvit_large_tf_512: in1k 1000 half 1.0; in21k_ft_in1k 1000 half 1.0
+maxvit_large_tf_384: in1k 1000 half 1.0 squash; in21k_ft_in1k 1000 half 1.0 squash
+maxvit_large_tf_512: in1k 1000 half 1.0 squash; in21k_ft_in1k 1000 half 1.0 squash
 maxvit_xlarge_tf_224: in21k 21843 half 0.95
-maxvit_xlarge_tf_384: in21k_ft_in1k 1000 half 1.0
-maxvit_xlarge_tf_512: in21k_ft_in1k 1000 half 1.0
+maxvit_xlarge_tf_384: in21k_ft_in1k 1000 half 1.0 squash
+maxvit_xlarge_tf_512: in21k_ft_in1k 1000 half 1.0 squash
 """)
 
 # Of timm 1.0.31, by size, at 224, 384 and 512 pixels.

@@ -1,7 +1,7 @@
 """Notation for the checkpoints that timm has released on the Hugging Face hub.
 
-A line is ``model: tag classes statistics crop``, then the interpolation if it is not bicubic and the
-licence if it is not Apache-2.0; ``;`` separates checkpoints. ``zoo.create(model, weights=tag)`` takes one.
+A line is ``model: tag classes statistics crop``, then "squash" if that is how images are cropped, the interpolation if it is
+not bicubic and the licence if it is not Apache-2.0; ``;`` separates checkpoints. ``zoo.create(model, weights=tag)`` takes one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def parse_releases(table: str) -> dict[str, dict[str, Release]]:
             tag, classes, statistics, crop, *rest = checkpoint.split()
             mean, std = STATISTICS[statistics]
             interpolation = "bilinear" if "bilinear" in rest else "bicubic"
-            licence = next((word for word in rest if word != "bilinear"), "apache-2.0")
-            release = Release(f"hf://timm/{model}.{tag}", int(classes), licence, mean, std, interpolation, float(crop))
+            crop_mode = "squash" if "squash" in rest else "center"
+            licence = next((word for word in rest if word not in ("bilinear", "squash")), "apache-2.0")
+            release = Release(f"hf://timm/{model}.{tag}", int(classes), licence, mean, std, interpolation, float(crop), crop_mode)
             releases.setdefault(model, {})[tag] = release
     return releases
