@@ -66,6 +66,13 @@ def shift(x: Any, by: int = 1) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, AXIS, pairs), x)
 
 
+def gather(x: jax.Array, axis: int, among: int) -> jax.Array:
+    """``x`` of all devices in this one's group of ``among`` neighbours, one behind the other along ``axis``."""
+    count = jax.lax.axis_size(AXIS)
+    groups = [list(range(first, first + among)) for first in range(0, count, among)]
+    return jax.lax.all_gather(x, AXIS, axis=axis, tiled=True, axis_index_groups=groups)
+
+
 def entering(transition: Any, state: jax.Array, initial: jax.Array | None, apply: Callable[[Any, jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
     """States of a linear recurrence at the borders between devices: (before this device's tokens, after the last device's).
 

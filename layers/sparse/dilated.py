@@ -13,6 +13,7 @@ of heads; the paper's j mod r is the same up to a permutation of heads where r d
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from layers.attention.multi_head import MultiHeadAttention
 from layers.initializers import truncated_normal
 from layers.mixer import Mixer, register_mixer
 from layers.norm import LayerNorm, Norm
-from pallas_kernels import attention
+from pallas_kernels import attention, sequence
 
 AT_ONCE = 8192  # tokens whose scores are in memory together, here and in the backward pass
 Part = tuple[jax.Array, jax.Array]  # an output (batch, length, heads, head_dim) and its log-sum-exp (batch, length, heads)
@@ -123,7 +124,7 @@ class DilatedAttention(MultiHeadAttention):
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         q = self._project_query(x, positions)
         k, v = self._project_key_value(x, positions)
-        return self._finish(merge([self._pair(q, k, v, mask, *pair) for pair in self.pairs]))
+        return self._finish(merge([self._anywhere(q, k, v, mask, *pair) for pair in self.pairs]))
 
     def _finish(self, y: jax.Array) -> jax.Array:
         y = y.reshape(*y.shape[:2], -1)
@@ -133,6 +134,46 @@ class DilatedAttention(MultiHeadAttention):
     def _offsets(self, rate: int) -> np.ndarray:
         """The first token of a segment that each head keeps."""
         return np.arange(self.num_heads) // -(-self.num_heads // rate)
+
+    def _anywhere(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, segment: int, rate: int) -> Part:
+        """One pair, on one device or on several that share the sequence (section 3.1 of the paper).
+
+        Segments within a device's part stay there; of longer ones only the kept keys and values travel, among the devices of a segment.
+        """
+        length, count = q.shape[1], sequence.parts()
+        local, size = length // count, min(segment, length)
+        shared = size > local and size % local == 0 and local % rate == 0
+        if count == 1 or length % count or length % size or not (shared or local % size == 0):
+            return self._pair(q, k, v, mask, segment, rate)
+        body = functools.partial(self._shared_pair, size // local, rate) if shared else functools.partial(self._pair, segment=segment, rate=rate)
+        return sequence.split(body, (q, k, v, mask), (1, 1, 1, None if mask is None else 1), (1, 1))
+
+    def _shared_pair(self, devices: int, rate: int, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
+        """A device's part of segments that each cover ``devices`` of them."""
+        batch, length, heads, _ = q.shape
+        places, rows, heads_index = length // rate, self._offsets(rate), np.arange(heads)
+        first = jax.lax.axis_index(sequence.AXIS) % devices * places
+
+        def keep(a: jax.Array) -> jax.Array:
+            return a.reshape(batch, places, rate, *a.shape[2:])[:, :, rows, heads_index]
+
+        def gather(a: jax.Array) -> jax.Array:
+            return sequence.gather(keep(a), axis=1, among=devices)
+
+        real = None
+        if mask is not None:
+            real = jnp.moveaxis(gather(jnp.broadcast_to(mask[..., None], (batch, length, heads))), 1, 2)[:, :, None]
+        positions = (first + jnp.arange(places, dtype=jnp.int32))[None]
+        y, lse = attention(
+            keep(q), gather(k), gather(v), causal=self.causal, mask=real, scale=self.scale, query_positions=positions if self.causal else None,
+            return_lse=True,
+        )  # fmt: skip
+
+        def join(a: jax.Array, fill: float) -> jax.Array:
+            wide = jnp.full((batch, places, rate, *a.shape[2:]), fill, a.dtype)
+            return wide.at[:, :, rows, heads_index].set(a).reshape(batch, length, *a.shape[2:])
+
+        return join(y, 0.0), join(lse, -jnp.inf)
 
     def _pair(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, segment: int, rate: int) -> Part:
         """The whole sequence at one segment length and rate; -inf and 0 for the tokens that a head leaves out."""

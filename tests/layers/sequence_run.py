@@ -1,0 +1,68 @@
+"""Mixers on a sequence split over eight devices, against one device, in a process of its own: ``python -m tests.layers.sequence_run`` prints JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import layers
+from layers.state import flatten
+
+LENGTH, FEATURES = 64, 16
+DILATED = {"num_heads": 4, "segments": (8, 32, 64), "rates": (1, 2, 4)}
+CASES: dict[str, tuple[str, dict[str, Any], bool]] = {  # the mixer, its options, and whether the second row is padded
+    "attention": ("attention", {"num_heads": 4, "num_kv_heads": 2, "causal": True, "rotary": 10_000.0}, False),
+    "mamba2, padded": ("mamba2", {"state_dim": 4}, True),
+    "gated delta net": ("gated_delta_net", {"num_heads": 2}, False),
+    "dilated, causal": ("dilated_attention", {**DILATED, "causal": True}, False),
+    "dilated, padded": ("dilated_attention", DILATED, True),
+}
+
+
+def main() -> None:
+    mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, LENGTH, FEATURES)), jnp.float32)
+    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data", "sequence")))
+    for name, (mixer, options, padded) in CASES.items():
+        made = layers.create_mixer(mixer, features=FEATURES, rngs=nnx.Rngs(0), **options)
+        graph, params = nnx.split(made)
+        real = jnp.arange(LENGTH)[None] < jnp.asarray([[LENGTH], [LENGTH - 14 if padded else LENGTH]])
+
+        def loss(params: Any, x: jax.Array, graph: Any = graph, real: Any = real, padded: bool = padded) -> tuple[jax.Array, jax.Array]:
+            y = nnx.merge(graph, params)(x, mask=real if padded else None)
+            y = jnp.where(real[..., None], y, 0)
+            return jnp.sum(jnp.square(y)), y
+
+        def both(params: Any, x: jax.Array, loss: Any = loss) -> Any:
+            return jax.grad(loss, (0, 1), has_aux=True)(params, x)
+
+        (expected_params, expected_x), expected = jax.jit(both)(params, x)
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(both).lower(params, placed).compile()
+            (found_params, found_x), found = compiled(params, placed)
+        pairs = {"output": (found, expected), "x": (found_x, expected_x)}
+        theirs, ours = flatten_of(made, expected_params), flatten_of(made, found_params)
+        pairs |= {parameter: (ours[parameter], theirs[parameter]) for parameter in ours}
+        # A gradient that cancels to nothing, as that of a key's bias, is compared at the scale of the others.
+        scale = max(float(jnp.abs(b).max()) for _, b in pairs.values())
+        differences = {key: float(jnp.abs(a - b).max() / jnp.maximum(jnp.abs(b).max(), 1e-2 * scale)) for key, (a, b) in pairs.items()}
+        gathered = [int(np.prod([int(n) for n in shape.split(",")])) for shape in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", compiled.as_text())]
+        print(json.dumps({"case": name, "differences": differences, "largest_gathered": max(gathered, default=0)}), flush=True)
+
+
+def flatten_of(module: nnx.Module, state: Any) -> dict[str, jax.Array]:
+    """``state`` by the names of ``module``'s parameters."""
+    copy = nnx.clone(module)
+    nnx.update(copy, state)
+    return flatten(copy, nnx.Param)
+
+
+if __name__ == "__main__":
+    main()
