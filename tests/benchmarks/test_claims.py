@@ -74,9 +74,9 @@ def test_selective_copying_is_judged_by_medians() -> None:
     assert not selective_copying.verdict([row("mamba", accuracy=0.98), row("s4d", accuracy=0.1)])
 
 
-def test_induction_heads_are_judged_at_the_greatest_length() -> None:
-    assert induction_heads.verdict([row("mamba", at_8192=0.99, at_65536=0.96)])
-    assert not induction_heads.verdict([row("mamba", at_8192=0.99, at_65536=0.5)])
+def test_induction_heads_are_judged_by_the_median_at_8192() -> None:
+    assert induction_heads.verdict([row("mamba", s, at_8192=a, at_65536=0.5) for s, a in enumerate((0.99, 0.2, 0.96))])
+    assert not induction_heads.verdict([row("mamba", s, at_8192=a, at_65536=1.0) for s, a in enumerate((0.99, 0.2, 0.94))])
 
 
 def test_copying_is_judged_by_size_and_by_the_time_to_learn() -> None:
