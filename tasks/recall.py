@@ -97,15 +97,14 @@ class InductionHeads(Procedural):
 
 @register("copying")
 class Copying(Procedural):
-    """Copying a random string (S. Jelassi et al., arXiv:2402.01032, section 3.1; the COPY of R. Ren et al., arXiv:2410.03810, and the
-    exam of C. Cui et al., arXiv:2406.16168).
+    """Copying a random string (S. Jelassi et al., arXiv:2402.01032, section 3.1), also the COPY of R. Ren et al., arXiv:2410.03810.
 
         < b a c > b a
                 [b a c]
 
     A string of random letters between a begin and a copy token, then the string again; each letter is
     predicted from the true ones before it. Training strings have random lengths up to ``length``, those
-    of validation and test exactly the full length. Chance is 1 / letters.
+    of validation and test exactly the full length. Chance is 1 / letters. C. Cui et al., arXiv:2406.16168, examine MLPs with it.
 
     Args:
       length: letters of the longest training string.

@@ -183,10 +183,15 @@ def main(name: str, claim: str, contest: Callable[[bool], Contest], verdict: Cal
             rows.append(train(what, contestant, seed, steps))
             rows.sort(key=lambda row: (order.index(row["label"]), row["seed"]))
             # Written after each run: a claim that is cut short keeps what it has measured.
-            path.write_text(json.dumps(_report(name, claim, what, given.quick, rows, verdict), indent=1) + "\n")
+            _write(path, _report(name, claim, what, given.quick, rows, verdict))
+    _write(path, _report(name, claim, what, given.quick, rows, verdict))
     print(shown(rows, what.figures))
     told = json.loads(path.read_text())["holds"]
     print(f"{claim.strip().partition(chr(10))[0]}\n" + {True: "holds", False: "does NOT hold here", None: "not judged"}[told] + f"; {path}")
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _is_of(row: Row, contest: Contest, contestant: Contestant, steps: int) -> bool:
