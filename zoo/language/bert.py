@@ -73,5 +73,8 @@ RELEASES: dict[str, dict[str, Release]] = {
     "minilm_l6": {"all_v2": Release("hf://sentence-transformers/all-MiniLM-L6-v2", 0)},
 }
 
-register_family("bert", Encoder, EncoderConfig, VARIANTS, rules=RULES, releases=RELEASES)
-register_family("bert", Encoder, EncoderConfig, SENTENCE_VARIANTS, rules=SENTENCE_RULES, releases=RELEASES)
+# Of transformers' BertForMaskedLM and, for the sentence encoder, of BertModel without its pooler.
+PARAMETERS = {"bert_tiny": 4_416_698, "bert_small": 28_795_194, "bert_base": 109_514_298, "bert_large": 335_174_458, "minilm_l6": 22_565_376}
+
+register_family("bert", Encoder, EncoderConfig, VARIANTS, parameters=PARAMETERS, rules=RULES, releases=RELEASES)
+register_family("bert", Encoder, EncoderConfig, SENTENCE_VARIANTS, parameters=PARAMETERS, rules=SENTENCE_RULES, releases=RELEASES)

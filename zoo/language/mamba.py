@@ -100,4 +100,7 @@ _RULES = (
 
 RULES = {"hf": released_names("embeddings", *_RULES), "state_spaces": released_names("embedding", *_RULES)}
 
-register_family("mamba", MambaLM, MambaConfig, VARIANTS, our_choice=("mamba_nano",), rules=RULES, paper=(194,))
+# Of transformers' models of these sizes, as of the released files; the tied head counts once.
+PARAMETERS = {"mamba_130m": 129_135_360, "mamba_370m": 371_516_416, "mamba_790m": 793_204_224, "mamba_1.4b": 1_372_178_432, "mamba_2.8b": 2_768_345_600}
+
+register_family("mamba", MambaLM, MambaConfig, VARIANTS, our_choice=("mamba_nano",), parameters=PARAMETERS, rules=RULES, paper=(194,))

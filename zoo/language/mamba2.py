@@ -74,4 +74,13 @@ _RULES = (
 
 RULES = {"hf": released_names("embeddings", *_RULES), "state_spaces": released_names("embedding", *_RULES)}
 
-register_family("mamba2", Mamba2LM, Mamba2Config, VARIANTS, our_choice=("mamba2_nano",), rules=RULES, paper=(194,))
+# Of transformers' models of these sizes, as of the released files; the tied head counts once.
+PARAMETERS = {
+    "mamba2_130m": 128_989_632,
+    "mamba2_370m": 368_346_624,
+    "mamba2_780m": 780_161_280,
+    "mamba2_1.3b": 1_343_757_312,
+    "mamba2_2.7b": 2_702_599_680,
+}
+
+register_family("mamba2", Mamba2LM, Mamba2Config, VARIANTS, our_choice=("mamba2_nano",), parameters=PARAMETERS, rules=RULES, paper=(194,))

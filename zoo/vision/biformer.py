@@ -153,4 +153,7 @@ RULES: dict[str, Naming] = {
     )
 }
 
-register_family("biformer", BiFormer, BiFormerConfig, VARIANTS, our_choice=("biformer_nano",), rules=RULES, paper=(90,))
+# Of the authors' models, made by their code.
+PARAMETERS = {"biformer_tiny": 13_142_760, "biformer_small": 25_536_232, "biformer_base": 56_804_968}
+
+register_family("biformer", BiFormer, BiFormerConfig, VARIANTS, our_choice=("biformer_nano",), parameters=PARAMETERS, rules=RULES, paper=(90,))

@@ -138,6 +138,18 @@ VARIANTS: dict[str, dict[str, Any]] = {name: _overrides(name) for name in expand
     "vit_nano_patch4_32": {"image_size": 32, "patch_size": 4, "features": 64, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0},
 }
 
+# Of timm 1.0.31; the tests compare the sizes of all variants with timm's.
+PARAMETERS = {
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_base_patch16_224": 86_567_656,
+    "vit_large_patch16_224": 304_326_632,
+    "deit_tiny_patch16_224": 5_717_416,
+    "deit_small_patch16_224": 22_050_664,
+    "deit_base_patch16_224": 86_567_656,
+    "vit_small_patch14_reg4_dinov2": 22_057_344,
+}
+
 _TOKENS = Rearrange("1 n d -> n d")
 _POSITIONS = (("prefix_position", "position.table"), Split(1), Each((_TOKENS, Rearrange("1 (h w) d -> h w d"))))
 _QUERY_KEY_VALUE = ("blocks.{i}.mixer.query", "blocks.{i}.mixer.key", "blocks.{i}.mixer.value")
@@ -360,7 +372,7 @@ def _register() -> None:
         config, rules = IsotropicConfig(**overrides), _rules(name, overrides)
         papers = (156,) if "reg" in name else ()
         own = name == "vit_nano_patch4_32"
-        register(Variant(name, Isotropic, config, "vit", rules, releases, preprocess, published=not own, paper=papers))
+        register(Variant(name, Isotropic, config, "vit", rules, releases, preprocess, PARAMETERS.get(name), published=not own, paper=papers))
 
 
 _register()
