@@ -12,31 +12,17 @@ augmentation (three views of an image in an epoch, of a third of the images).
 
 from __future__ import annotations
 
-from configs.common import Architecture, vision
+from configs.common import Architecture, deit, vision
 
 ARCHITECTURE = Architecture(
     digits={
         "model": "biformer_nano",
         "train_for": "40 epochs",
         "eval_every": "4 epochs",
-        "save_every": "10 epochs",
-        "batch_size": 64,
         "optimizer": {"learning_rate": 2e-3},
         "schedule": {"warmup": "3 epochs"},
-        "task": {"label_smoothing": 0.1},
     },
-    imagenet={
-        "train_for": "300 epochs",
-        "batch_size": 1024,
-        "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05},
-        "schedule": {"name": "cosine", "warmup": "5 epochs", "final": 0.01},
-        "dtype": "bfloat16",
-        "task": {
-            "label_smoothing": 0.1,
-            "augment": {"rand_augment": "rand-m9-mstd0.5-inc1"},
-            "mix": {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25},
-        },
-    },
+    imagenet=deit(),
     variants={
         "tiny": {"model": "biformer_tiny", "model_options": {"drop_path": 0.1}},
         "small": {"model": "biformer_small", "model_options": {"drop_path": 0.15}},

@@ -129,11 +129,41 @@ def classification() -> ConfigDict:
     return config
 
 
+def imagenet(batch_size: int, learning_rate: float, *, warmup: str, final: float, rand_augment: str, mix: Fields, **more: Any) -> Fields:
+    """What recipes for vision transformers on ImageNet-1k have in common since DeiT: AdamW and a cosine over 300 epochs, bfloat16.
+
+    Args:
+      batch_size, learning_rate: the peak is for this batch.
+      warmup: a duration.
+      final: learning rate at the end, as a part of the peak.
+      rand_augment: as timm writes it.
+      mix: mixup, cutmix and erasing.
+      more: nested fields that this recipe has besides.
+    """
+    optimizer = {"name": "adamw", "learning_rate": learning_rate, "weight_decay": 0.05, **more.pop("optimizer", {})}
+    return {
+        "train_for": "300 epochs",
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "schedule": {"name": "cosine", "warmup": warmup, "final": final},
+        "dtype": "bfloat16",
+        "task": {"label_smoothing": 0.1, "augment": {"rand_augment": rand_augment}, "mix": mix},
+        **more,
+    }
+
+
+def deit(**more: Any) -> Fields:
+    """The recipe of DeiT (H. Touvron et al., arXiv:2012.12877), table 9, which many took over; ``more`` as in :func:`imagenet`."""
+    mix = {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
+    return imagenet(1024, 1e-3, warmup="5 epochs", final=0.01, rand_augment="rand-m9-mstd0.5-inc1", mix=mix, **more)
+
+
 def _digits(architecture: Architecture) -> ConfigDict:
     config = classification()
     config.task.dataset = ConfigDict({"name": "digits", "data_dir": placeholder(str)})
     config.task.augment.update({"fit": "whole", "flip": 0.0, "rotation": 10.0, "translation": 0.08, "zoom": 0.1, "shear": 0.1})
-    config.update({"train_for": "20 epochs", "schedule": {"warmup": "2 epochs", "final": 0.01}})
+    config.update({"train_for": "20 epochs", "save_every": "10 epochs", "schedule": {"warmup": "2 epochs", "final": 0.01}})
+    config.task.label_smoothing = 0.1
     config.update(architecture.digits)
     return config
 

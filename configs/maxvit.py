@@ -12,32 +12,19 @@ xlarge was trained on ImageNet-21k alone and has no recipe here.
 
 from __future__ import annotations
 
-from configs.common import Architecture, vision
+from configs.common import Architecture, imagenet, vision
 
 ARCHITECTURE = Architecture(
     digits={
         "model": "maxvit_nano",
         "train_for": "30 epochs",
         "eval_every": "5 epochs",
-        "save_every": "10 epochs",
-        "batch_size": 64,
         "optimizer": {"learning_rate": 2e-3},
         "schedule": {"warmup": "2 epochs"},
-        "task": {"label_smoothing": 0.1},
     },
-    imagenet={
-        "train_for": "300 epochs",
-        "batch_size": 4096,
-        "optimizer": {"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.05, "clip_norm": 1.0},
-        "schedule": {"name": "cosine", "warmup": "10000 steps", "final": 1 / 300},
-        "ema": 0.9999,
-        "dtype": "bfloat16",
-        "task": {
-            "label_smoothing": 0.1,
-            "augment": {"rand_augment": "rand-m10-n2-p1.0-inc1"},
-            "mix": {"mixup": 0.8},
-        },
-    },
+    imagenet=imagenet(
+        4096, 3e-3, warmup="10000 steps", final=1 / 300, rand_augment="rand-m10-n2-p1.0-inc1", mix={"mixup": 0.8}, optimizer={"clip_norm": 1.0}, ema=0.9999
+    ),
     variants={size: {"model": f"maxvit_{size}"} for size in ("tiny", "small", "base", "large")},
     default="tiny",
 )
