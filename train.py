@@ -39,8 +39,8 @@ def main() -> None:
         if jax.process_count() == 1 and (text := sampling.sample(task, model)):
             print(f"\n{text}")
         return
-    again = [a for a in sys.argv if not a.startswith("--workdir")]
-    print(f"stopped after step {result.step} of {result.total}; this goes on:\n{shlex.join(['python', *again, f'--workdir={workdir}'])}")
+    again = [a for a in sys.orig_argv if not a.startswith("--workdir")]
+    print(f"stopped after step {result.step} of {result.total}; this goes on:\n{shlex.join([*again, f'--workdir={workdir}'])}")
 
 
 if __name__ == "__main__":

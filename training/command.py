@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -107,6 +109,24 @@ def check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
             node = node[name]
 
 
+_OPTION = re.compile(r"--?config\.model_options\.(\w+)=(.*)", re.DOTALL)
+_options: dict[str, Any] = {}
+
+
+def _take_options(arguments: Sequence[str]) -> list[str]:
+    """Keeps ``--config.model_options.NAME=VALUE`` for :func:`required` and returns the rest: the model knows its hyper-parameters, the config does not."""
+    rest = []
+    for argument in arguments:
+        if found := _OPTION.fullmatch(argument):
+            try:
+                _options[found[1]] = ast.literal_eval(found[2])
+            except (ValueError, SyntaxError):
+                _options[found[1]] = found[2]
+        else:
+            rest.append(argument)
+    return rest
+
+
 def parse(arguments: Sequence[str]) -> list[str]:
     """The flags parser of the commands: a missing config file, a wrong argument or an unknown field is one message."""
     with one_message():
@@ -117,6 +137,7 @@ def parse(arguments: Sequence[str]) -> list[str]:
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and runs ``main``; keeps compiled programs between runs."""
+    sys.argv[:] = _take_options(sys.argv)  # before the config's own parser reads them; sys.orig_argv has all
 
     def guarded(arguments: list[str]) -> None:
         with one_message():
@@ -136,7 +157,7 @@ def _keep_compiled() -> None:
 
 
 def required(name: str) -> Any:
-    """The value of a flag that must be given.
+    """The value of a flag that must be given; a config with the hyper-parameters of the model that were given beside it.
 
     Raises:
       ValueError: it is not given.
@@ -144,4 +165,6 @@ def required(name: str) -> Any:
     value = flags.FLAGS[name].value
     if value is None:
         raise ValueError(f"--{name} is missing: --help shows the flags")
+    if isinstance(value, ConfigDict) and _options:
+        value.model_options = ConfigDict({**value.model_options.to_dict(), **_options})
     return value

@@ -83,7 +83,7 @@ def environment(config: Mapping[str, Any]) -> dict[str, Any]:
     """Versions, devices, the state of the source tree, the seed and the command."""
     devices = jax.devices()
     return {
-        "command": sys.argv,
+        "command": sys.orig_argv,
         "seed": config["seed"],
         "python": platform.python_version(),
         "system": platform.platform(),

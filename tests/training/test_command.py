@@ -50,3 +50,11 @@ def test_errors_of_libraries_keep_their_traceback():
 def test_a_missing_config_file_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"there is no file .*absent.py"):
         command.parse(["train.py", f"--config={tmp_path}/absent.py"])
+
+
+def test_hyper_parameters_of_the_model_are_given_as_flags(monkeypatch):
+    monkeypatch.setattr(command, "_options", {})
+    given = ["depth=2", "pattern=('mamba', 'attention')", "a=b=c"]
+    plain = ["train.py", "--config=x"]
+    assert command._take_options([*plain, *(f"--config.model_options.{text}" for text in given)]) == plain
+    assert command._options == {"depth": 2, "pattern": ("mamba", "attention"), "a": "b=c"}

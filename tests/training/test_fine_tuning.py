@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
 import zoo
 from configs import biformer
@@ -26,6 +28,20 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"features": (8, 16), "stem": (4, 8), "depths": (1, 1), "num_heads": (1, 2)}
 FLAGS = {"train_for": "3 steps", "save_every": "3 steps", "eval_every": "1 epoch", "workers": 0, "log_every": 1, "schedule.warmup": "0 steps"}
 CHANGES = {**FLAGS, "schedule.name": "constant", "optimizer.learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps compiled programs for the file: its runs differ in what they start from, hardly in what they compile."""
+    options = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")), "jax_persistent_cache_min_compile_time_secs": 0.2}
+    before = {name: getattr(jax.config, name) for name in options}
+    compilation_cache.reset_cache()
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +139,7 @@ def test_by_the_commands(tmp_path: Path, data_dir: str, file: Path) -> None:
         "from configs import biformer\n\n\ndef get_config():\n    config = biformer.get_config()\n"
         f"    config.model_options.update({SMALL!r})\n    config.task.dataset.data_dir = {data_dir!r}\n    return config\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
 
     def run(*command: str) -> str:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
