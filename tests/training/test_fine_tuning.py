@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 import zoo
 from configs import biformer
@@ -31,17 +29,9 @@ CHANGES = {**FLAGS, "schedule.name": "constant", "optimizer.learning_rate": 0.01
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps compiled programs for the file: its runs differ in what they start from, hardly in what they compile."""
-    options = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")), "jax_persistent_cache_min_compile_time_secs": 0.2}
-    before = {name: getattr(jax.config, name) for name in options}
-    compilation_cache.reset_cache()
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def quick_compilation_here(quick_compilation: None) -> None:
+    """Runs of a few steps, each of which compiles its own programs: that takes longer than running them."""
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +129,7 @@ def test_by_the_commands(tmp_path: Path, data_dir: str, file: Path) -> None:
         "from configs import biformer\n\n\ndef get_config():\n    config = biformer.get_config()\n"
         f"    config.model_options.update({SMALL!r})\n    config.task.dataset.data_dir = {data_dir!r}\n    return config\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
     def run(*command: str) -> str:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
