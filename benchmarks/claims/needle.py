@@ -5,8 +5,10 @@ DeltaNet fall. Ours is the token that follows a special one, once among random t
 of one size within 2 %: the memory alone (LMM), memory as context (MAC, segments of 32 tokens), Mamba, Gated DeltaNet, and a transformer
 with a window of 64. Long sequences are read piece by piece, with a state. LMM is judged.
 
-MAC is shown and not judged: it does not find the rule within 1000 steps (seed 0: at chance throughout, where LMM begins at step 500), as its memory
-learns what attention made of a segment, not the tokens. A pass key in bytes was slower still: at chance after 330 steps of 16.
+The claim does not hold here. With seed 0 neither LMM, MAC nor the transformer finds the rule within 1000 steps: all are at chance,
+where Mamba finds the needle always up to 2048 and in 0.875 of the cases at 8192, and Gated DeltaNet always at 128, in 0.57, 0.22 and
+0.00 beyond. That is the time it takes to learn: LMM with the MLP of its nano (and so a quarter fewer parameters) found the rule between
+steps 400 and 640 of 800, with an accuracy of 0.97 at 128. How far it then holds has not been measured.
 """
 
 from __future__ import annotations
