@@ -16,7 +16,7 @@ from flax import nnx
 
 from layers.initializers import variance_scaling, zeros
 from layers.module import Module
-from pallas_kernels import operations
+from pallas_kernels import operations, sequence
 
 # Tokens whose share of the kernel's gradient is written out as additions; a scan goes through the rest.
 CHUNK = 16
@@ -85,7 +85,14 @@ class CausalConvolution(Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Maps (batch, length, features) to the same shape; ``mask`` bool (batch, length), True = real, padding trailing."""
-        return self._convolve(jnp.pad(_without_padding(x, mask), ((0, 0), (self.kernel_size - 1, 0), (0, 0))))
+        x, look_back = _without_padding(x, mask), self.kernel_size - 1
+        if sequence.objection(x.shape[1]) is not None or x.shape[1] // sequence.parts() < look_back:
+            return _convolve(*self._cast(jnp.pad(x, ((0, 0), (look_back, 0), (0, 0)))))
+
+        def part(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+            return _convolve(jnp.concatenate([sequence.tail(x, look_back), x], axis=1), kernel, bias)
+
+        return sequence.split(part, self._cast(x), (1, None, None), 1)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> jax.Array:
         """The state before the first token: zeros. ``max_length`` changes nothing."""
@@ -101,14 +108,14 @@ class CausalConvolution(Module):
             # A row's state ends at its last real token.
             rows = jnp.sum(mask, axis=1)[:, None] + jnp.arange(self.kernel_size - 1)
             kept = jnp.take_along_axis(seen, rows[..., None], axis=1)
-        return self._convolve(seen), kept.astype(state.dtype)
+        return _convolve(*self._cast(seen)), kept.astype(state.dtype)
 
-    def _convolve(self, x: jax.Array) -> jax.Array:
-        """Without padding of its own: (batch, length + kernel_size - 1, features) to (batch, length, features)."""
+    def _cast(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """``x``, the kernel (kernel_size, features) and the bias in the dtype of the computation."""
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         x, kernel = x.astype(dtype), self.kernel[...].astype(dtype)
         bias = jnp.zeros((self.features,), dtype) if self.bias is None else self.bias[...].astype(dtype)
-        return _convolve(x, kernel[:, 0], bias)
+        return x, kernel[:, 0], bias
 
 
 def _without_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -66,6 +66,12 @@ def shift(x: Any, by: int = 1) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, AXIS, pairs), x)
 
 
+def tail(x: jax.Array, size: int, axis: int = 1) -> jax.Array:
+    """The last ``size`` tokens of the device before this one; zeros on the first."""
+    before = shift(jax.lax.slice_in_dim(x, x.shape[axis] - size, None, axis=axis))
+    return jnp.where(jax.lax.axis_index(AXIS) > 0, before, 0)
+
+
 def gather(x: jax.Array, axis: int, among: int) -> jax.Array:
     """``x`` of all devices in this one's group of ``among`` neighbours, one behind the other along ``axis``."""
     count = jax.lax.axis_size(AXIS)
