@@ -1,4 +1,6 @@
-"""Byte language modelling on Python's standard library: transformer, Mamba, Mamba-2 and a hybrid, same parameters, same bytes.
+"""Byte language modelling on Python's standard library: six families of mixers, same parameters, same bytes.
+
+Transformer, Mamba, Mamba-2, a hybrid of Mamba and attention, Gated DeltaNet, and Titans with its memory as context.
 
 Bits per byte of the held-out modules, side by side: no order of merit is claimed. The sizes agree within
 2 %, and every run reads the same 1.6 million bytes in the same order: few enough for two cores, and a
@@ -17,6 +19,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("mamba_nano", {"depth": 4}),
     "mamba2": ("mamba2_nano", {"depth": 4}),
     "hybrid": ("mamba_nano", {"depth": 5, "pattern": ({"name": "mamba", "step_rank": 4}, "attention")}),
+    "gated delta net": ("gated_delta_net_nano", {"depth": 2, "hidden": 390}),
+    "titans, memory as context": ("titans_mac_nano", {"depth": 2, "hidden": 130}),
 }
 
 
