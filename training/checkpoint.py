@@ -106,7 +106,9 @@ class Checkpoints:
                 raise CheckpointError(f"there is no {path}: the run has saved nothing yet")
             return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True))
         path.mkdir(parents=True, exist_ok=True)
-        return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True))
+        # Several processes save between steps: they wait for each other, which in the background would run into the steps' own exchanges.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=jax.process_count() == 1)
+        return ocp.CheckpointManager(path, options=options)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

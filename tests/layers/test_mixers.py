@@ -220,7 +220,7 @@ class TestCreateMixer:
         assert self.make({"name": "windowed", "inner": "attention"}).inner.inner.num_heads == 2
 
     def test_unknown_name_gives_near_ones(self) -> None:
-        with pytest.raises(ValueError, match=r"unknown mixer 'atention': did you mean attention\?; layers.list_mixers\(\) lists all"):
+        with pytest.raises(ValueError, match=r"unknown mixer 'atention': did you mean attention or dilated_attention\?; layers.list_mixers\(\) lists all"):
             self.make("atention")
 
     def test_unknown_option_gives_near_ones(self) -> None:
