@@ -218,6 +218,9 @@ def main() -> None:
     import jax
 
     rows: dict[str, Any] = {}
+    versions = {package: importlib.metadata.version(package) for package in ("jax", "torch", "timm")}
+    output = args.output or pathlib.Path(__file__).parent / "results" / jax.default_backend() / "vision.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
             if name == "biformer_tiny" and not args.biformer:
@@ -228,11 +231,9 @@ def main() -> None:
             for size in args.batches:
                 rows[f"{name}, batch {size}"] = row = compare(name, size, path, args)
                 print(f"{name}, batch {size}", json.dumps(row), flush=True)
-    versions = {package: importlib.metadata.version(package) for package in ("jax", "torch", "timm")}
-    report = {"versions": versions, "cores": os.cpu_count(), "load_average_at_end": os.getloadavg()[0], "milliseconds": rows}
-    output = args.output or pathlib.Path(__file__).parent / "results" / jax.default_backend() / "vision.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n")
+                # After each row: what was measured outlives a run that is cut short.
+                report = {"versions": versions, "cores": os.cpu_count(), "load_average_at_end": os.getloadavg()[0], "milliseconds": rows}
+                output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
