@@ -186,8 +186,10 @@ def main(name: str, claim: str, contest: Callable[[bool], Contest], verdict: Cal
             _write(path, _report(name, claim, what, given.quick, rows, verdict))
     _write(path, _report(name, claim, what, given.quick, rows, verdict))
     print(shown(rows, what.figures))
-    told = json.loads(path.read_text())["holds"]
-    print(f"{claim.strip().partition(chr(10))[0]}\n" + {True: "holds", False: "does NOT hold here", None: "not judged"}[told] + f"; {path}")
+    report = json.loads(path.read_text())
+    told = {True: "holds", False: "does NOT hold here", None: "not judged"}[report["holds"]]
+    fewest = min(map(len, report["seeds"].values()))
+    print(f"{claim.strip().partition(chr(10))[0]}\n{told}, by {fewest} seed{'s' if fewest != 1 else ''} or more of each; {path}")
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
@@ -210,6 +212,7 @@ def _report(
         "name": name,
         "claim": " ".join(claim.split()),
         "holds": bool(verdict(rows)) if complete else None,
+        "seeds": {label: [row["seed"] for row in rows if row["label"] == label] for label in dict.fromkeys(row["label"] for row in rows)},
         "quick": quick,
         "batch_size": contest.batch_size,
         "learning_rate": contest.learning_rate,
