@@ -26,8 +26,11 @@ def vit(**options: Any) -> Any:
 
 
 def outputs(model: nnx.Module, x: Any = X) -> jax.Array:
+    """In float64: two orders of the same arithmetic differ by less than any mistake."""
     graphdef, state = nnx.split(model)
-    return jax.jit(lambda state: nnx.merge(graphdef, state)(x))(state)
+    with jax.enable_x64(True):
+        state, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64) if leaf.dtype == jnp.float32 else jnp.asarray(leaf), (state, x))
+        return jax.jit(lambda state: nnx.merge(graphdef, state)(x))(state)
 
 
 def move(model: nnx.Module) -> nnx.Module:
