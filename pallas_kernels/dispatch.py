@@ -144,6 +144,11 @@ def current_platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def compute_capability() -> str | None:
+    """Of the GPU that programs traced now run on, as "9.0"; None where there is none, or :func:`platform` only names it."""
+    return None if _platform.get() else getattr(jax.devices()[0], "compute_capability", None)
+
+
 @contextlib.contextmanager
 def platform(name: str) -> Iterator[None]:
     """Chooses as if running on ``name``: for compiling for a device that is not present."""

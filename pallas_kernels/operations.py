@@ -246,6 +246,7 @@ _RULES: dict[str, Callable[[Any], Operations]] = {
     "shard_map": _shard_map,
     "pallas_call": _pallas_call,
     "core_map": _pallas_call,
+    "mpmd_map": _pallas_call,
     **dict.fromkeys(_names("reduce_window reduce_window_sum reduce_window_max reduce_window_min select_and_gather_add"), _window),
     "scatter": _scatter,
     **{f"scatter{mark}{kind}": _scatter for mark in "-_" for kind in ("add", "sub", "mul", "min", "max")},

@@ -1,0 +1,228 @@
+"""Compiles for accelerators that are not here, by their own compilers: an H100 (XLA and ptxas), TPU v5e and v6e (libtpu).
+
+``pip install -e '.[compile]'`` brings the compilers. What they refuse (too much shared memory or VMEM, a layout
+that does not exist) they refuse here as they would on the device, and they tell what a kernel takes of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, SingleDeviceSharding
+
+from pallas_kernels import dispatch
+
+# XLA's description of the chip (GpuTargetConfigProto): NVIDIA's data sheet and CUDA's device properties of the SXM5 form.
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  l2_cache_size: 52428800 device_memory_size: 84978434048 memory_bandwidth: 3352320000000
+}
+platform_name: "CUDA"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device to compile for.
+
+    Attributes:
+      platform: as :func:`pallas_kernels.dispatch.platform` names it.
+      topology: how its compiler names it.
+      kind: how JAX names it where it is present.
+      cores: streaming multiprocessors, or tensor cores.
+    """
+
+    platform: str
+    topology: str
+    kind: str
+    cores: int
+
+
+DEVICES = {
+    "h100": Device("gpu", "1x1x1", "NVIDIA H100 80GB HBM3", 132),
+    "v5e": Device("tpu", "v5e:2x2", "TPU v5 lite", 1),
+    "v6e": Device("tpu", "v6e:2x2", "TPU v6 lite", 1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What one Pallas kernel takes; None is what its compiler does not tell.
+
+    Attributes:
+      name: of the kernel's function.
+      registers: a thread's, before warpgroups trade them.
+      spill_bytes: registers kept in memory, a thread's stores.
+      shared_bytes: shared memory of a thread block.
+      vmem_bytes: vector memory of a TPU core.
+      remarks: the compiler's warnings.
+    """
+
+    name: str
+    registers: int | None = None
+    spill_bytes: int | None = None
+    shared_bytes: int | None = None
+    vmem_bytes: int | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program: its Pallas kernels, and its device memory in bytes."""
+
+    kernels: tuple[Kernel, ...]
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+
+
+def missing(device: str) -> str | None:
+    """Why nothing can be compiled for ``device`` ("h100", "v5e", "v6e") here; None where it can."""
+    if _known(device).platform == "tpu":
+        return None if importlib.util.find_spec("libtpu") else _remedy("libtpu", device)
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        return _remedy("jax-cuda13-plugin", device)
+    if not _ptxas():
+        return _remedy("nvidia-cuda-nvcc", device)
+    if not jax.config.read("jax_platforms") and jax.default_backend() == "cpu":
+        return f"to compile for {device} on a machine without a GPU, set JAX_PLATFORMS=cpu: JAX drops its CUDA plugin where it finds no driver"
+    return None
+
+
+def compile_for(device: str, function: Callable[..., Any], *arguments: Any) -> Program:
+    """Compiles ``function(*arguments)`` for a device that need not be present.
+
+    Args:
+      device: "h100", "v5e" or "v6e".
+      function: any that JAX can trace; ops inside choose as they would on the device.
+      *arguments: pytrees of arrays or ``jax.ShapeDtypeStruct``.
+
+    Raises:
+      RuntimeError: the device's compiler is not installed; says how to install it.
+      ValueError: an unknown device. Whatever the compiler refuses comes as it raises it.
+    """
+    if (reason := missing(device)) is not None:
+        raise RuntimeError(reason)
+    target = DEVICES[device]
+    sharding = SingleDeviceSharding(_topology(device).devices[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_reports()) if target.platform == "gpu" else None
+        stack.enter_context(dispatch.platform(target.platform))
+        stack.enter_context(_target(target))
+        # A new function each time: what JAX has traced for another platform must not be found again.
+        compiled = jax.jit(lambda *a: function(*a)).lower(*shapes).compile()
+        kernels = _tpu_kernels(compiled.as_text() or "") if folder is None else _gpu_kernels(folder)
+    memory: Any = compiled.memory_analysis()
+    return Program(kernels, memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
+
+
+def _known(device: str) -> Device:
+    if device not in DEVICES:
+        raise ValueError(f"compilers: there is no device {device!r}; there are {', '.join(DEVICES)}")
+    return DEVICES[device]
+
+
+def _remedy(package: str, device: str) -> str:
+    return f"{package} is not installed, without which nothing compiles for {device}; pip install -e '.[compile]'"
+
+
+def _ptxas() -> bool:
+    packages = importlib.util.find_spec("nvidia")
+    places = packages.submodule_search_locations if packages and packages.submodule_search_locations else ()
+    toolkits = [*(Path(place) / "cu13" for place in places), Path("/usr/local/cuda")]
+    return any((toolkit / "bin" / "ptxas").exists() for toolkit in toolkits) or shutil.which("ptxas") is not None
+
+
+@functools.cache
+def _topology(device: str) -> Any:
+    target = DEVICES[device]
+    if target.platform == "gpu":
+        return topologies.get_topology_desc("", "cuda", target_config=H100, topology=target.topology)
+    # libtpu looks for chips and for other processes that hold it; here are none, and they do not matter.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    return topologies.get_topology_desc(platform="tpu", topology_name=target.topology)
+
+
+@contextlib.contextmanager
+def _target(device: Device) -> Iterator[None]:
+    """Tells Pallas' lowering, which asks the mesh, what it lowers for."""
+    if device.platform != "gpu":
+        yield
+        return
+    abstract = AbstractDevice(device_kind=device.kind, num_cores=device.cores, platform="cuda")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), (AxisType.Auto,), abstract_device=abstract)):
+        yield
+
+
+@contextlib.contextmanager
+def _reports() -> Iterator[Path]:
+    """A folder into which Mosaic GPU writes what ptxas says."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"MOSAIC_GPU_DUMP_TO": folder, "MOSAIC_GPU_DUMP_PTXAS": "1"}
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        try:
+            yield Path(folder)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def _gpu_kernels(folder: Path) -> tuple[Kernel, ...]:
+    kernels = []
+    for path in sorted(folder.glob("*.ptxas")):
+        text = path.read_text()
+        passes = path.with_name(path.stem + ".mlir-passes.log")
+        kernels.append(
+            Kernel(
+                name=re.sub(r"_\d+$", "", path.stem),
+                registers=_number(r"Used (\d+) registers", text),
+                spill_bytes=_number(r"(\d+) bytes spill stores", text),
+                shared_bytes=_number(r"dynamic_shared_memory_size %c(\d+)_i32", passes.read_text() if passes.exists() else ""),
+                remarks=tuple(line.strip() for line in text.splitlines() if re.search(r"warning|Performance Loss", line, re.IGNORECASE)),
+            )
+        )
+    return tuple(kernels)
+
+
+def _tpu_kernels(program: str) -> tuple[Kernel, ...]:
+    """Reads the compiled program's text: each kernel is a custom call that states the VMEM it uses."""
+    kernels = []
+    for line in program.splitlines():
+        if 'custom_call_target="tpu_custom_call"' not in line:
+            continue
+        name = re.match(r"\s*%?([\w-]+?)(\.\d+)* = ", line)
+        used = re.search(r'"used_scoped_memory_configs":\[(.*?)\]', line)
+        sizes = re.findall(r'"memory_space":"1","offset":"\d+","size":"(\d+)"', used.group(1)) if used else []
+        kernels.append(Kernel(name=name.group(1) if name else "kernel", vmem_bytes=sum(map(int, sizes))))
+    return tuple(kernels)
+
+
+def _number(pattern: str, text: str) -> int | None:
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else None
