@@ -102,7 +102,7 @@ def missing(device: str) -> str | None:
         return _remedy("jax-cuda13-plugin", device)
     if not _ptxas():
         return _remedy("nvidia-cuda-nvcc", device)
-    if not jax.config.read("jax_platforms") and jax.default_backend() == "cpu":
+    if not getattr(jax.config, "jax_platforms", None) and jax.default_backend() == "cpu":
         return f"to compile for {device} on a machine without a GPU, set JAX_PLATFORMS=cpu: JAX drops its CUDA plugin where it finds no driver"
     return None
 
