@@ -1,7 +1,7 @@
 """What the kernels for Hopper GPUs share (Pallas' Mosaic GPU: warpgroups, TMA copies, wgmma).
 
-A kernel's body is written once for the compiler and for interpretation on a CPU (:func:`interpreted`), whose two
-differences are here: products that add to an accumulator, and the estimate of the cost that the walker counts.
+A kernel's body is written once for the compiler and for interpretation on a CPU (:func:`interpreted`). The interpreter
+knows no products of what a warpgroup holds in registers: :func:`multiply` says them in its words.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ def objection() -> str | None:
     return f"works on one device's arrays, and the mesh splits them ({split}); call it inside jax.shard_map" if split else None
 
 
+def interpreter_missing() -> str | None:
+    """Why :func:`interpreted` can't be used with this JAX, or None."""
+    return None if hasattr(plgpu, "force_gpu_interpret_mode") else f"the interpreter of GPU kernels in JAX {jax.__version__} does not know transposed references"
+
+
 @contextlib.contextmanager
 def interpreted(**options: Any) -> Iterator[None]:
     """Interprets the kernels traced inside on the CPU, warpgroups and barriers included; slow.
@@ -44,11 +49,9 @@ def interpreted(**options: Any) -> Iterator[None]:
     Args:
       **options: of JAX's ``InterpretGPUParams``, for example ``detect_races=True``.
     """
-    from jax._src.pallas.mosaic_gpu.interpret import params  # public only in newer JAX
-
     token = _interpreted.set(True)
     try:
-        with params.force_gpu_interpret_mode(params.InterpretGPUParams(**options)), dispatch.platform("gpu"):
+        with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(**options)), dispatch.platform("gpu"):
             yield
     finally:
         _interpreted.reset(token)
@@ -96,31 +99,47 @@ def kernel(
     return call
 
 
-def product(shape: tuple[int, ...], multiply: Callable[[Any], None]) -> jax.Array:
-    """Runs ``multiply(accumulator)``, which calls ``plgpu.wgmma`` on it, from zeros; float32 of ``shape``, which a warpgroup holds."""
+def multiply(a: Any, b: Any, total: jax.Array | None = None) -> jax.Array:
+    """``total + a @ b`` by wgmma, float32, in the layout of products.
+
+    Args:
+      a: (m, k) of 16-bit numbers: shared memory, or an array that the warpgroup holds.
+      b: (k, n), shared memory.
+      total: (m, n) float32; zeros by default.
+    """
 
     def run(accumulator: Any) -> jax.Array:
-        multiply(accumulator)
+        plgpu.wgmma(accumulator, a, b)
         return accumulator[...]
 
-    return pl.run_scoped(run, plgpu.ACC((shape[0], shape[1]), jnp.float32))
-
-
-def accumulate(total: jax.Array, multiply: Callable[[Any], None]) -> jax.Array:
-    """As :func:`product`, from ``total`` instead of zeros."""
-    if _interpreted.get():
-        return total + product(total.shape, multiply)  # the interpreter knows no run_state
-    return pl.run_state(multiply)(plgpu.ACC.init(total))
+    held = isinstance(a, jax.Array)
+    if total is not None and not _interpreted.get():
+        return pl.run_state(lambda accumulator: plgpu.wgmma(accumulator, a, b))(plgpu.ACC.init(total))
+    if held and _interpreted.get():
+        fresh = jnp.dot(a.astype(jnp.float32), b[...].astype(jnp.float32))
+    else:
+        fresh = pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+    return fresh if total is None else total + fresh
 
 
 def transposed(reference: Any) -> Any:
     """A shared-memory matrix read as its transpose."""
-    return reference.T if hasattr(reference, "T") else plgpu.transpose_ref(reference, (1, 0))
+    return plgpu.transpose_ref(reference, (1, 0)) if "transpose_ref" in vars(plgpu) else reference.transpose((1, 0))
 
 
-def zeros(shape: tuple[int, ...], layout: Any = None) -> jax.Array:
-    """float32 zeros as a warpgroup holds products, or in ``layout``."""
-    return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA if layout is None else layout)
+def arrange(x: jax.Array, layout: Any = plgpu.Layout.WGMMA) -> jax.Array:
+    """``x`` as a warpgroup holds products, or in ``layout``: ``Layout.WGMMA.reduce(1)`` is one number for each row of products."""
+    return plgpu.layout_cast(x, layout)
+
+
+def load(reference: Any, layout: Any = plgpu.Layout.WGMMA) -> jax.Array:
+    """What a reference holds, in a layout as :func:`arrange` has it."""
+    return plgpu.load(reference, (), layout=layout, optimized=False)
+
+
+def iota(shape: tuple[int, int], axis: int) -> jax.Array:
+    """int32 of ``shape``: the index along ``axis``, as a warpgroup holds products."""
+    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
 
 
 def tiled(shape: tuple[int, ...], dtype: Any, columns: int) -> Any:
