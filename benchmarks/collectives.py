@@ -4,7 +4,8 @@
 the bytes that each device sends at growing length, by the way the op was picked or told, beside what the compiler does by itself
 ("xla": the op written for whole arrays and split by the compiler). Bytes of a collective in a loop count once a turn. Of an
 all-gather or a reduce-scatter over n devices, each sends its own part n - 1 times; of an all-reduce twice that (a ring); of an
-all-to-all all but its own share; of a permutation all.
+all-to-all all but its own share; of a permutation all. Where a memory is handed over, the devices work one after the other: the
+share of its time that each has nothing to do is in the file, by the number of sequences.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ LAYERS: dict[str, tuple[str, dict[str, Any], dict[str, str] | None]] = {
     "mamba2, states passed": ("mamba2", {"state_dim": 64, "head_dim": 32}, {"linear_attention": "state_passing"}),
     "mamba2, by the compiler": ("mamba2", {"state_dim": 64, "head_dim": 32}, {"linear_attention": "xla"}),
     "gated delta net, states passed": ("gated_delta_net", {"num_heads": 4}, {"delta_rule": "state_passing"}),
+    "titans, memory handed over": ("neural_memory", {"num_heads": 4}, None),
+    "titans as context, memory handed over": ("titans_mac", {"num_heads": 4, "segment": 64}, None),
     "gated delta net, by the compiler": ("gated_delta_net", {"num_heads": 4}, {"delta_rule": "xla"}),
 }
 """The mixer, its options, and the implementations it is told to use."""
@@ -42,8 +45,8 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 
 
-def sent(line: str) -> float:
-    """Bytes that a device sends for the collective of a line of HLO, 0 where it has none."""
+def sent(line: str, devices: int = DEVICES) -> float:
+    """Bytes that each of ``devices`` sends for the collective of a line of HLO, 0 where it has none."""
     found = _COLLECTIVE.search(line)
     if found is None:
         return 0.0
@@ -51,14 +54,14 @@ def sent(line: str) -> float:
     if found["kind"] == "collective-permute":
         return float(size)
     groups = _GROUPS.search(line)
-    count = DEVICES if groups is None else int(groups[2]) if groups[2] else len(groups[1].split(","))
+    count = devices if groups is None else int(groups[2]) if groups[2] else len(groups[1].split(","))
     # Sizes are of results: all of an all-gather, a part of a reduce-scatter.
     factor = {"all-gather": (count - 1) / count, "reduce-scatter": count - 1, "all-reduce": 2 * (count - 1) / count, "all-to-all": (count - 1) / count}
     return size * factor[found["kind"]]
 
 
-def count(program: str) -> dict[str, float]:
-    """Bytes that a device sends in an optimised HLO program, by kind of collective.
+def count(program: str, devices: int = DEVICES) -> dict[str, float]:
+    """Bytes that each of ``devices`` sends in an optimised HLO program, by kind of collective.
 
     Raises:
       ValueError: a loop whose number of turns the program does not tell, with a collective in it.
@@ -77,7 +80,7 @@ def count(program: str) -> dict[str, float]:
         sums: dict[str, float] = {}
         for line in bodies.get(name, ()):
             if found := _COLLECTIVE.search(line):
-                sums[found["kind"]] = sums.get(found["kind"], 0.0) + sent(line)
+                sums[found["kind"]] = sums.get(found["kind"], 0.0) + sent(line, devices)
             turns = 1
             called = re.findall(r"(?:body|to_apply|calls|branch_computations=\{?|true_computation|false_computation)=?%?([\w.\-]+)", line)
             if " while(" in line:
@@ -144,7 +147,14 @@ def main() -> None:
         print(f"{name:<36} KiB forward / training   {shown}", flush=True)
     import jax
 
-    report = {"devices": DEVICES, "batch": BATCH, "features": FEATURES, "dtype": "float32", "jax": jax.__version__, "bytes_sent_by_each_device": rows}
+    from pallas_kernels import sequence
+
+    with jax.set_mesh(jax.make_mesh((DEVICES,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,))):
+        idle = {f"batch of {rows}": round(sequence.idle_share(rows), 3) for rows in (1, DEVICES, 8 * DEVICES)}
+    report = {
+        "devices": DEVICES, "batch": BATCH, "features": FEATURES, "dtype": "float32", "jax": jax.__version__,
+        "idle_share_of_handing_over": idle, "bytes_sent_by_each_device": rows,
+    }  # fmt: skip
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -10,6 +10,7 @@ does not end within the limit, the time it had is a lower bound.
     training_step   mean cross-entropy of the next token, its gradient, AdamW
     decoding_step   one token after ``length`` others
     products        the matrix products of ``forward`` and nothing else
+    others          of Mamba: its scans with their gates and softplus, and its convolutions with their SiLU, each by themselves
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from flax import nnx
 
 import zoo
 from layers import flatten
-from pallas_kernels import operations
+from pallas_kernels import operations, selective_scan
 
 RATE = 1e-4
 RUNS = ("forward", "training_step", "decoding_step")
@@ -122,6 +123,33 @@ def products(model: Any, length: int) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(compiled(blocks, table, x))
 
 
+def others(model: Any, length: int) -> dict[str, Callable[[], Any]]:
+    """What a forward pass of Mamba does beside its matrix products, layer after layer as they are in the model, on inputs of the right shapes."""
+    mixers = [block.mixer for block in model.blocks]
+    if not hasattr(mixers[0], "x_proj"):
+        return {}
+    channels, state_dim = mixers[0].channels, mixers[0].state_dim
+    x, gate = jax.random.normal(jax.random.key(0), (2, 1, length, channels))
+    b, c = jax.random.normal(jax.random.key(1), (2, 1, length, state_dim))
+    convolutions = [nnx.split(mixer.conv) for mixer in mixers]
+    graph, taps = convolutions[0][0], [taps for _, taps in convolutions]
+    rates = [(-jnp.exp(mixer.A_log[...]), mixer.D[...], mixer.dt_bias[...]) for mixer in mixers]
+
+    @jax.jit
+    def scans(rates: Any, x: jax.Array) -> jax.Array:
+        for a, d, bias in rates:
+            x = jax.lax.optimization_barrier(selective_scan(x, x, a, b, c, D=d, gate=gate, delta_bias=bias, delta_softplus=True))
+        return x
+
+    @jax.jit
+    def convolve(taps: Any, x: jax.Array) -> jax.Array:
+        for each in taps:
+            x = jax.lax.optimization_barrier(jax.nn.silu(nnx.merge(graph, each)(x)))
+        return x
+
+    return {"selective_scan": lambda: jax.block_until_ready(scans(rates, x)), "convolution": lambda: jax.block_until_ready(convolve(taps, x))}
+
+
 def theirs(path: str, name: str, length: int, repeats: int) -> dict[str, float]:
     """The same of transformers' model with the weights at ``path``; flushes each figure, so that what was measured outlives a crash."""
     import torch
@@ -194,6 +222,7 @@ def measure(model: Any, name: str, path: str, length: int, repeats: int, limit: 
             what: round(other[what] / ours[what.removesuffix("_at_least")], 2) for what in (*RUNS, "training_step_at_least") if what in other
         },
         "products_ms": round(alone, 2),
+        "others_ms": {what: round(least(run, repeats), 2) for what, run in others(model, length).items()},
         "forward_over_products": round(ours["forward"] / alone, 2),
         "forward_tokens_per_second": round(1e3 * length / ours["forward"], 1),
         "training_temporary_mib": round(mine.training_memory() / 2**20, 1),

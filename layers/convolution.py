@@ -83,16 +83,18 @@ class CausalConvolution(Module):
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
         self.features, self.kernel_size, self.dtype = features, kernel_size, dtype
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Maps (batch, length, features) to the same shape; ``mask`` bool (batch, length), True = real, padding trailing."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, state: jax.Array | None = None) -> jax.Array:
+        """Maps (batch, length, features) to the same shape; ``mask`` bool (batch, length), True = real, padding trailing; zeros before without a state."""
         x, look_back = _without_padding(x, mask), self.kernel_size - 1
+        before = self.init_state(x.shape[0], dtype=x.dtype) if state is None else state.astype(x.dtype)
         if sequence.objection(x.shape[1]) is not None or x.shape[1] // sequence.parts() < look_back:
-            return _convolve(*self._cast(jnp.pad(x, ((0, 0), (look_back, 0), (0, 0)))))
+            return _convolve(*self._cast(jnp.concatenate([before, x], axis=1)))
 
-        def part(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-            return _convolve(jnp.concatenate([sequence.tail(x, look_back), x], axis=1), kernel, bias)
+        def part(x: jax.Array, kernel: jax.Array, bias: jax.Array, before: jax.Array) -> jax.Array:
+            return _convolve(jnp.concatenate([sequence.tail(x, look_back, before), x], axis=1), kernel, bias)
 
-        return sequence.split(part, self._cast(x), (1, None, None), 1)
+        x, kernel, bias = self._cast(x)
+        return sequence.split(part, (x, kernel, bias, before.astype(x.dtype)), (1, None, None, None), 1)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> jax.Array:
         """The state before the first token: zeros. ``max_length`` changes nothing."""

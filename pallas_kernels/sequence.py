@@ -6,6 +6,7 @@ exchange keys or states themselves, under ``jax.shard_map``; the compiler would 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 AXIS = "sequence"
+ROW_AXES = ("data", "fsdp")
+"""The axes of a mesh over which the rows of a batch are split."""
 
 
 def parts() -> int:
@@ -41,7 +44,8 @@ def split(body: Callable[..., Any], arrays: tuple[Any, ...], axes: tuple[int | N
     """``body(*arrays)`` on every device with its own part of the arrays.
 
     Args:
-      axes: of each array, which axis is the sequence; None where every device has the whole.
+      arrays: arrays, or trees of them.
+      axes: of each (of all leaves of a tree), which axis is the sequence; None where every device has the whole.
       out_axes: the same for what ``body`` returns, in its structure.
     """
 
@@ -66,10 +70,10 @@ def shift(x: Any, by: int = 1) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, AXIS, pairs), x)
 
 
-def tail(x: jax.Array, size: int, axis: int = 1) -> jax.Array:
-    """The last ``size`` tokens of the device before this one; zeros on the first."""
+def tail(x: jax.Array, size: int, first: jax.Array | int = 0, axis: int = 1) -> jax.Array:
+    """The last ``size`` tokens of the device before this one; on the first device ``first``."""
     before = shift(jax.lax.slice_in_dim(x, x.shape[axis] - size, None, axis=axis))
-    return jnp.where(jax.lax.axis_index(AXIS) > 0, before, 0)
+    return jnp.where(jax.lax.axis_index(AXIS) > 0, before, first)
 
 
 def gather(x: jax.Array, axis: int, among: int) -> jax.Array:
@@ -99,3 +103,51 @@ def entering(transition: Any, state: jax.Array, initial: jax.Array | None, apply
         before = jnp.where(here == device, after, before)
         after = apply(jax.tree.map(lambda leaf, device=device: leaf[device], transitions), after) + states[device]
     return before, after
+
+
+def groups(batch: int) -> int:
+    """Into how many groups of rows :func:`hand_over` cuts a batch: as many as each device that holds rows has of them."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    rows = math.prod(shape.get(axis, 1) for axis in ROW_AXES)
+    return max(batch // rows, 1) if batch % rows == 0 else 1
+
+
+def idle_share(batch: int) -> float:
+    """The share of its time that a device has nothing to do in :func:`hand_over`."""
+    return (parts() - 1) / (groups(batch) + parts() - 1)
+
+
+def hand_over(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, tokens: Any, number: int) -> Any:
+    """A recurrence whose states can't be combined, on the devices of :func:`split` one after the other: each hands its state to the next.
+
+    The batch is cut into groups of rows. While one device reads a group, the device before it reads the next group: of
+    ``number`` + devices - 1 turns each device works in ``number`` (:func:`idle_share`).
+
+    Args:
+      step: (state, tokens) of one group to (state, what is said to the tokens).
+      state: before the first device's tokens, the same on all; each leaf (batch, ...).
+      tokens: this device's; each leaf (batch, ...).
+      number: of groups (:func:`groups`); divides the batch.
+
+    Returns:
+      What ``step`` says to this device's tokens, each leaf (batch, ...).
+    """
+    here, devices = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        # Rows of a group lie ``number`` apart, so that every device that holds rows has some of each group.
+        return jnp.swapaxes(leaf.reshape(-1, number, *leaf.shape[1:]), 0, 1)
+
+    states, pieces = jax.tree.map(cut, (state, tokens))
+
+    def turn(arrived: Any, time: jax.Array) -> tuple[Any, Any]:
+        group = time - here
+        start, own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, jnp.clip(group, 0, number - 1), keepdims=False), (states, pieces))
+        # A device with nothing to do repeats a group, whose result nobody reads: that takes no time from anybody.
+        working = (here > 0) & (group >= 0) & (group < number)
+        left, said = step(jax.tree.map(lambda a, b: jnp.where(working, a, b), arrived, start), own)
+        return shift(left), said
+
+    _, said = jax.lax.scan(turn, jax.tree.map(lambda leaf: leaf[0], states), jnp.arange(number + devices - 1))
+    said = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, here, number), said)
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), said)

@@ -22,6 +22,7 @@ from layers.memory.choices import MEMORIES, Memory
 from layers.memory.learning import MemoryState, Tokens, initial_state, learn, parallel
 from layers.mixer import Mixer, near, register_mixer
 from layers.state_space.mamba2 import GatedRMSNorm
+from pallas_kernels import sequence
 
 # Initial gates, our choice: a step of 0.03, momentum of 0.5, and 1 % forgotten with each token.
 STEP, MOMENTUM, FORGET = -3.5, 0.0, -4.6
@@ -180,6 +181,8 @@ class NeuralMemory(Mixer):
         return 1.0
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        if sequence.objection(x.shape[1]) is None:
+            return self._split(x, mask)
         tokens = 0
         if self.persistent is not None:
             tokens = self.persistent.shape[0]
@@ -205,17 +208,40 @@ class NeuralMemory(Mixer):
         qkv, seen = self.project(x), state.convolution
         if self.conv is not None:
             qkv, seen = self.conv.extend(qkv, seen, mask)
-        pieces = Pieces.cut(state.length, x.shape[1], self.chunk, mask)
-        tokens = self.tokens(x, qkv, None)
+        y, memory, length = self._read(state.memory, state.length, self.tokens(x, qkv, mask))
+        return self.answer(y, x), NeuralMemoryState(seen, memory, length)
+
+    def _read(self, memory: MemoryState, length: jax.Array, tokens: Tokens) -> tuple[jax.Array, MemoryState, jax.Array]:
+        """What the memory says to tokens behind ``length`` (batch,) others, (batch, heads, new, head_dim), the memory then, and how many it has read."""
+        new = tokens.step.shape[-1]
+        pieces = Pieces.cut(length, new, self.chunk, tokens.mask)
 
         def body(memory: MemoryState, piece: tuple[Tokens, jax.Array]) -> tuple[MemoryState, jax.Array]:
             y, memory = learn(self.memory, memory, *piece)
             return memory, y
 
         split = dataclasses.replace(tokens.map(lambda a: pieces.split(a, 2), lambda a: a), mask=jnp.swapaxes(pieces.mask, 0, 1))
-        memory, y = jax.lax.scan(body, state.memory, (split, jnp.swapaxes(pieces.finished, 0, 1)))
-        new = jnp.full_like(state.length, x.shape[1]) if mask is None else mask.sum(1, dtype=jnp.int32)
-        return self.answer(pieces.join(y, 2), x), NeuralMemoryState(seen, memory, state.length + new)
+        along = (split, jnp.swapaxes(pieces.finished, 0, 1))
+        memory, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), memory, along)
+        return pieces.join(y, 2), memory, length + (new if tokens.mask is None else tokens.mask.sum(1, dtype=jnp.int32))
+
+    def _split(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """:meth:`__call__` on a sequence that is split over devices: only reading the memory waits for the device before."""
+        x = x if mask is None else jnp.where(mask[..., None], x, 0)
+        state = self.init_state(x.shape[0], dtype=x.dtype)
+        qkv = self.project(x)
+        qkv = qkv if self.conv is None else self.conv(qkv, state=state.convolution)
+        number = sequence.groups(x.shape[0])
+
+        def step(state: tuple[MemoryState, jax.Array], tokens: Tokens) -> tuple[tuple[MemoryState, jax.Array], jax.Array]:
+            y, memory, length = self._read(*state, tokens)
+            return (memory, length), y
+
+        def body(tokens: Tokens, mask: jax.Array | None, state: tuple[MemoryState, jax.Array]) -> jax.Array:
+            return sequence.hand_over(step, state, dataclasses.replace(tokens, mask=mask), number)
+
+        y = sequence.split(body, (self.tokens(x, qkv, None), mask, (state.memory, state.length)), (2, 1, None), 2)
+        return self.answer(y, x)
 
     def project(self, x: jax.Array) -> jax.Array:
         """Queries, keys and values before the convolution: (batch, length, 3 inner)."""

@@ -23,7 +23,7 @@ from layers.memory.neural_memory import NeuralMemory, NeuralMemoryState, Pieces
 from layers.mixer import Mixer, register_mixer
 from layers.norm import RMSNorm
 from layers.position import rotate
-from pallas_kernels import attention
+from pallas_kernels import attention, sequence
 
 _INIT = variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -187,7 +187,20 @@ class MemoryAsContext(Mixer):
         return 1.0
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        return self._mix(x, self._state(x.shape[0], x.dtype), mask)[0]
+        state = self._state(x.shape[0], x.dtype)
+        if sequence.objection(x.shape[1]) is not None:
+            return self._mix(x, state, mask)[0]
+        graph, params = nnx.split(self)
+        number = sequence.groups(x.shape[0])
+
+        def body(params: Any, x: jax.Array, mask: jax.Array | None, state: ContextState) -> jax.Array:
+            def step(state: ContextState, tokens: tuple[jax.Array, jax.Array | None]) -> tuple[ContextState, jax.Array]:
+                y, state = nnx.merge(graph, params)._mix(tokens[0], state, tokens[1])
+                return state, y
+
+            return sequence.hand_over(step, state, (x, mask), number)
+
+        return sequence.split(body, (params, x, mask, state), (None, 1, 1, None), 1)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> ContextState:
         """A state of constant size: a segment and the memory."""

@@ -15,12 +15,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import layers
 from layers.state import flatten
 
-LENGTH, FEATURES = 64, 16
+ROWS, LENGTH, FEATURES = 4, 64, 16
 DILATED = {"num_heads": 4, "segments": (8, 32, 64), "rates": (1, 2, 4)}
 CASES: dict[str, tuple[str, dict[str, Any], bool]] = {  # the mixer, its options, and whether the second row is padded
     "attention": ("attention", {"num_heads": 4, "num_kv_heads": 2, "causal": True, "rotary": 10_000.0}, False),
     "mamba2, padded": ("mamba2", {"state_dim": 4}, True),
     "gated delta net": ("gated_delta_net", {"num_heads": 2}, False),
+    "neural memory, padded": ("neural_memory", {"num_heads": 2, "chunk": 4, "persistent": 2}, True),
+    "titans, memory as context": ("titans_mac", {"num_heads": 2, "segment": 8, "persistent": 2}, False),
     "dilated, causal": ("dilated_attention", {**DILATED, "causal": True}, False),
     "dilated, padded": ("dilated_attention", DILATED, True),
 }
@@ -28,12 +30,12 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {  # the mixer, its options
 
 def main() -> None:
     mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, LENGTH, FEATURES)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, LENGTH, FEATURES)), jnp.float32)
     placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data", "sequence")))
     for name, (mixer, options, padded) in CASES.items():
         made = layers.create_mixer(mixer, features=FEATURES, rngs=nnx.Rngs(0), **options)
         graph, params = nnx.split(made)
-        real = jnp.arange(LENGTH)[None] < jnp.asarray([[LENGTH], [LENGTH - 14 if padded else LENGTH]])
+        real = jnp.arange(LENGTH)[None] < LENGTH - 14 * padded * (jnp.arange(ROWS)[:, None] == 1)
 
         def loss(params: Any, x: jax.Array, graph: Any = graph, real: Any = real, padded: bool = padded) -> tuple[jax.Array, jax.Array]:
             y = nnx.merge(graph, params)(x, mask=real if padded else None)

@@ -1,0 +1,151 @@
+"""A billion tokens through one block of LongNet: what each device computes, holds and sends, from programs that a compiler for TPUs has made.
+
+``python -m benchmarks.billion_tokens`` writes benchmarks/results/compiled/billion_tokens.json and docs/billion_tokens.md. No TPU is
+needed and none is used (``pip install libtpu`` brings the compiler): nothing here is a time.
+
+A block of ``longnet_350m`` in bfloat16, one sequence, forward and with the gradients of its weights and its input, compiled for a
+topology of v5p chips that share the sequence. Segments grow fourfold from 4096 tokens to the whole sequence and rates with them, so
+that each segment keeps 4096 tokens. Of each program:
+
+    operations   of one device: those of the whole program as written (pallas_kernels/operations.py), shared by the devices
+    memory       of one device, by the compiler's own account: arguments, results and temporaries; or what it says where that is too much
+    sent         by one device, counted in the compiled program (benchmarks/collectives.py)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+HOME = Path(__file__).resolve().parents[1]
+LENGTHS = (2**20, 2**27, 2**30)
+CHIPS = {1: "v5p:2x2x1", 8: "v5p:2x2x2", 64: "v5p:4x4x4", 512: "v5p:8x8x8", 4096: "v5p:16x16x16"}
+KEPT, GROWTH = 4096, 4
+MODEL = "longnet_350m"
+
+
+def pairs(length: int) -> dict[str, tuple[int, ...]]:
+    """Segments from ``KEPT`` tokens to all, and the rates at which each keeps ``KEPT``."""
+    segments = [KEPT]
+    while segments[-1] < length:
+        segments.append(min(segments[-1] * GROWTH, length))
+    return {"segments": tuple(segments), "rates": tuple(segment // KEPT for segment in segments)}
+
+
+def measure(length: int, devices: int) -> dict[str, Any]:
+    """What a device does for one block at this length, where ``devices`` share it."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+    from jax.experimental import topologies
+    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+    import zoo
+    from benchmarks.collectives import count
+    from pallas_kernels import dispatch, operations
+
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[devices]).devices[:devices]
+    mesh = Mesh(np.array(chips), ("sequence",), axis_types=(AxisType.Auto,))
+    model = nnx.eval_shape(lambda: zoo.create(MODEL, depth=1, dtype=jnp.bfloat16, **pairs(length)))
+    block = model.blocks[0]
+    graph, params = nnx.split(block)
+    whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "sequence"))
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), params)
+    x = jax.ShapeDtypeStruct((1, length, model.config.features), jnp.bfloat16, sharding=split)
+
+    def forward(params: Any, x: Any) -> Any:
+        return nnx.merge(graph, params)(x)
+
+    def training(params: Any, x: Any, dy: Any) -> Any:
+        y, pull = jax.vjp(forward, params, x)
+        return y, pull(dy)
+
+    row: dict[str, Any] = {}
+    for name, function, arguments, results in (("forward", forward, (params, x), split), ("training", training, (params, x, x), (split, (whole, split)))):
+        # Of whole arrays, on no mesh: the ways of sharing a sequence compute what one device would.
+        flops = operations.count(function, *jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)).flops
+        row[name] = {"operations": flops // devices}
+        started = time.perf_counter()
+        try:
+            with jax.set_mesh(mesh), dispatch.platform("tpu"), dispatch.use(attention="xla"):
+                compiled = jax.jit(function, out_shardings=results).lower(*arguments).compile()
+        except jax.errors.JaxRuntimeError as error:
+            too_much = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+            if too_much is None:
+                raise
+            row[name]["refused"] = f"needs {too_much[1]} of {too_much[2]}"
+            continue
+        sizes = compiled.memory_analysis()
+        row[name] |= {
+            "argument_bytes": sizes.argument_size_in_bytes,
+            "result_bytes": sizes.output_size_in_bytes,
+            "temporary_bytes": sizes.temp_size_in_bytes,
+            "sent_bytes": count(compiled.as_text(), devices),
+            "compile_seconds": round(time.perf_counter() - started, 1),
+        }
+    return row
+
+
+def page(rows: dict[str, dict[str, Any]]) -> str:
+    """The page of the documentation."""
+    lines = [
+        "# A billion tokens",
+        "",
+        f"Written by `python -m benchmarks.billion_tokens` from programs that the TPU compiler made for v5p chips: one block of `{MODEL}` in",
+        "bfloat16, one sequence, shared by all chips. Per chip: operations as counted in the program, memory by the compiler's account, and bytes",
+        "sent as counted in the compiled program. Segments grow fourfold from 4096 tokens to the whole sequence, and each keeps 4096 tokens.",
+        "Nothing was run: there is no time in this table.",
+        "",
+        "| tokens | chips | pass | operations | memory | sent |",
+        "| ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for length, by_devices in rows.items():
+        for devices, row in by_devices.items():
+            for name, figures in row.items():
+                if "refused" in figures:
+                    memory, sent = figures["refused"], ""
+                else:
+                    memory = _bytes(figures["argument_bytes"] + figures["result_bytes"] + figures["temporary_bytes"])
+                    sent = _bytes(sum(figures["sent_bytes"].values()))
+                lines.append(f"| {int(length):,} | {devices} | {name} | {figures['operations']:.3g} | {memory} | {sent} |")
+    return "\n".join(lines) + "\n"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=lambda text: [int(n) for n in text.split(",")], default=list(LENGTHS))
+    parser.add_argument("--devices", type=lambda text: [int(n) for n in text.split(",")], default=list(CHIPS))
+    parser.add_argument("--output", type=Path, default=HOME / "benchmarks" / "results" / "compiled" / "billion_tokens.json")
+    parser.add_argument("--page", type=Path, default=HOME / "docs" / "billion_tokens.md")
+    given = parser.parse_args()
+    os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}  # before jax starts
+    import jax
+
+    rows: dict[str, dict[str, Any]] = {}
+    for length in given.lengths:
+        rows[str(length)] = {}
+        for devices in given.devices:
+            rows[str(length)][str(devices)] = measure(length, devices)
+            print(length, devices, json.dumps(rows[str(length)][str(devices)]), flush=True)
+    report = {"model": MODEL, "chip": "v5p", "kept": KEPT, "jax": jax.__version__, "rows": rows}
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    given.page.write_text(page(rows))
+
+
+if __name__ == "__main__":
+    main()
