@@ -1,0 +1,225 @@
+"""Which blocks of keys a block of queries visits: lists for attention kernels that skip all others.
+
+Who attends whom is a predicate of two index arrays, :data:`Visible`, the same for numpy, for jax and inside a kernel. Static
+patterns are summarised block by block in numpy while tracing (:func:`cover`, :func:`band_cover`), those that depend on data
+on the device (:func:`position_cover`, :func:`mask_cover`, :func:`routed`). :func:`lists` turns the summary into what a kernel walks
+through; the lists for the backward pass, queries by key block, are those of :func:`transposed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Visible = Callable[[Any, Any], Any]
+
+
+class Cover(NamedTuple):
+    """bool (..., q_blocks, k_blocks): does any query of the block attend any key of the other, and do all attend all."""
+
+    some: Any
+    every: Any
+
+
+class Lists(NamedTuple):
+    """The key blocks of each query block.
+
+    Attributes:
+      ids: int32 (..., q_blocks, longest), ascending; behind ``count`` the last one again (0 in an empty list), so that nothing new is fetched.
+      full: bool (..., q_blocks, longest): every query of the block attends every key, nothing is to be masked. False behind ``count``.
+      count: int32 (..., q_blocks).
+    """
+
+    ids: Any
+    full: Any
+    count: Any
+
+
+# Predicates
+
+
+def band(left: int | None, right: int | None) -> Visible:
+    """Keys at [query - left, query + right]; None is unbounded. Causal is (None, 0)."""
+
+    def visible(q: Any, k: Any) -> Any:
+        seen = (q >= 0) & (k >= 0)
+        if left is not None:
+            seen &= k - q >= -left
+        if right is not None:
+            seen &= k - q <= right
+        return seen
+
+    return visible
+
+
+def segments(size: int) -> Visible:
+    """Windows of ``size`` neighbouring tokens, each attending to itself."""
+    return lambda q, k: q // size == k // size
+
+
+def dilated(segment: int, rate: int, offset: int = 0) -> Visible:
+    """Every ``rate``-th token of each segment, from ``offset`` on, among themselves (LongNet, arXiv:2307.02486)."""
+
+    def visible(q: Any, k: Any) -> Any:
+        return (q // segment == k // segment) & (q % segment % rate == offset) & (k % segment % rate == offset)
+
+    return visible
+
+
+def grid_windows(width: int, window: int) -> Visible:
+    """Square windows of an image whose tokens stand row by row (block attention of MaxViT, arXiv:2204.01697)."""
+    return lambda q, k: (q // width // window == k // width // window) & (q % width // window == k % width // window)
+
+
+def grid_strides(height: int, width: int, cells: int) -> Visible:
+    """Tokens at the same place of each of ``cells`` x ``cells`` parts of an image (grid attention of MaxViT, arXiv:2204.01697)."""
+    down, across = height // cells, width // cells
+    return lambda q, k: (q // width % down == k // width % down) & (q % width % across == k % width % across)
+
+
+def all_of(*parts: Visible) -> Visible:
+    """What every part allows."""
+
+    def visible(q: Any, k: Any) -> Any:
+        seen = parts[0](q, k)
+        for part in parts[1:]:
+            seen &= part(q, k)
+        return seen
+
+    return visible
+
+
+# Summaries of static patterns, in numpy
+
+
+def cover(visible: Visible, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
+    """The summary of any predicate, one strip of queries at a time: time q_length * k_length, memory block_q * k_length.
+
+    Queries behind the end do not count; keys behind the end are attended by nobody.
+    """
+    k_blocks = -(-k_length // block_k)
+    k = np.arange(k_blocks * block_k)[None]
+    some, every = [], []
+    for start in range(0, q_length, block_q):
+        q = np.arange(start, min(start + block_q, q_length))[:, None]
+        seen = (visible(q, k) & (k < k_length)).reshape(len(q), k_blocks, block_k)
+        some.append(seen.any((0, 2)))
+        every.append(seen.all((0, 2)))
+    return Cover(np.stack(some), np.stack(every))
+
+
+def band_cover(left: int | None, right: int | None, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
+    """What :func:`cover` gives for :func:`band`, from the ends of the blocks alone."""
+    q_first, q_last = _ends(q_length, block_q)
+    k_first, k_last = _ends(k_length, block_k)
+    some = np.ones((len(q_first), len(k_first)), bool)
+    whole = k_first + block_k <= k_length
+    every = some & whole
+    if left is not None:
+        some &= k_last >= q_first[:, None] - left
+        every &= k_first >= q_last[:, None] - left
+    if right is not None:
+        some &= k_first <= q_last[:, None] + right
+        every &= k_last <= q_first[:, None] + right
+    return Cover(some, every)
+
+
+def band_seen(left: int | None, right: int | None, q_length: int, k_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which queries attend any key, bool (q_length,), and which keys are attended by any query, bool (k_length,)."""
+
+    def meets(length: int, others: int, below: int | None, above: int | None) -> np.ndarray:
+        at = np.arange(length)
+        return ((np.zeros_like(at) if below is None else at - below) < others) & ((np.zeros_like(at) if above is None else at + above) >= 0)
+
+    return meets(q_length, k_length, left, right), meets(k_length, q_length, right, left)
+
+
+def _ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    first = np.arange(0, length, block)
+    return first, np.minimum(first + block, length) - 1
+
+
+def global_and_random(blocks: int, *, first: int = 1, window: int = 3, random: int = 3, seed: int = 0) -> Cover:
+    """Whole blocks: the first ones see and are seen by all, each sees ``window`` around it and ``random`` others (BigBird, arXiv:2007.14062)."""
+    at = np.arange(blocks)
+    seen = (at < first) | (at[:, None] < first) | (np.abs(at[:, None] - at) <= window // 2)
+    rng = np.random.default_rng(seed)
+    for row in seen:
+        others = np.flatnonzero(~row)
+        row[rng.permutation(others)[:random]] = True
+    return Cover(seen, seen)
+
+
+# Summaries of what only the device knows
+
+
+def position_cover(q_positions: jax.Array, k_positions: jax.Array, left: int | None, right: int | None, block_q: int, block_k: int) -> Cover:
+    """Of positions (batch, length), whole blocks: by the ends of each block, so ``some`` may hold where gaps leave nothing to attend.
+
+    A negative key position is an empty slot.
+    """
+    q, k = (x.reshape(x.shape[0], -1, block) for x, block in ((q_positions, block_q), (k_positions, block_k)))
+    q_first, q_last = q.min(2)[:, :, None], q.max(2)[:, :, None]
+    filled, far = k >= 0, jnp.iinfo(k.dtype).max // 2
+    k_first, k_last = jnp.where(filled, k, far).min(2)[:, None], jnp.where(filled, k, -far).max(2)[:, None]
+    some = jnp.broadcast_to(filled.any(2)[:, None], (max(q.shape[0], k.shape[0]), q.shape[1], k.shape[1]))
+    every = jnp.broadcast_to(filled.all(2)[:, None], some.shape)
+    if left is not None:
+        some &= k_last >= q_first - left
+        every &= k_first >= q_last - left
+    if right is not None:
+        some &= k_first <= q_last + right
+        every &= k_last <= q_first + right
+    return Cover(some, every)
+
+
+def mask_cover(mask: jax.Array, block_q: int, block_k: int) -> Cover:
+    """Of a mask (..., q_length, k_length) of whole blocks."""
+    tiles = mask.reshape(*mask.shape[:-2], mask.shape[-2] // block_q, block_q, mask.shape[-1] // block_k, block_k)
+    return Cover(tiles.any((-3, -1)), tiles.all((-3, -1)))
+
+
+def routed(routes: jax.Array, blocks_per_region: int = 1) -> Lists:
+    """Lists of tokens that stand region by region (BiFormer, arXiv:2303.08810), without a summary.
+
+    Args:
+      routes: int (..., regions, topk), different regions in each row.
+      blocks_per_region: regions are whole blocks.
+
+    Returns:
+      lists for (..., regions * blocks_per_region) query blocks; all their blocks are full.
+    """
+    ids = jnp.sort(routes, -1)[..., None] * blocks_per_region + jnp.arange(blocks_per_region)
+    ids = jnp.repeat(ids.reshape(*routes.shape[:-1], -1).astype(jnp.int32), blocks_per_region, axis=-2)
+    return Lists(ids, jnp.ones(ids.shape, bool), jnp.full(ids.shape[:-1], ids.shape[-1], jnp.int32))
+
+
+# From summaries to lists
+
+
+def both(a: Cover, b: Cover) -> Cover:
+    """Of the conjunction of two patterns: ``some`` may hold where each allows something, but not the same."""
+    return Cover(a.some & b.some, a.every & b.every)
+
+
+def transposed(a: Cover) -> Cover:
+    """Query blocks by key block."""
+    return Cover(a.some.swapaxes(-1, -2), a.every.swapaxes(-1, -2))
+
+
+def lists(a: Cover) -> Lists:
+    """The lists of a summary: in numpy as short as the longest, on the device as long as there are blocks."""
+    static = isinstance(a.some, np.ndarray)
+    xp: Any = np if static else jnp
+    count = a.some.sum(-1).astype(np.int32)
+    longest = max(int(count.max()), 1) if static else a.some.shape[-1]
+    # Visible ones first, each kind in ascending order.
+    order = xp.argsort(~a.some, axis=-1, stable=True)
+    place = xp.minimum(xp.arange(longest), xp.maximum(count - 1, 0)[..., None])
+    ids = xp.take_along_axis(order, place, axis=-1)
+    full = xp.take_along_axis(a.some & a.every, ids, axis=-1) & (xp.arange(longest) < count[..., None])
+    return Lists(xp.where(count[..., None] > 0, ids, 0).astype(np.int32), full, count)

@@ -1,0 +1,108 @@
+"""Lists of blocks cover exactly what is visible, and call full only what is visible as a whole."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.attention import blocks
+
+
+def tiles(seen: np.ndarray, block_q: int, block_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """any and all of the blocks of a (q, k) matrix, one at a time; queries behind the end do not count, keys there are not attended."""
+    count = [-(-n // b) for n, b in zip(seen.shape, (block_q, block_k))]
+    some, every = np.zeros(count, bool), np.zeros(count, bool)
+    for i, j in np.ndindex(*count):
+        tile = seen[i * block_q : (i + 1) * block_q, j * block_k : (j + 1) * block_k]
+        some[i, j], every[i, j] = tile.any(), tile.all() and tile.shape[1] == block_k
+    return some, every
+
+
+def check_lists(got: blocks.Lists, some: np.ndarray, every: np.ndarray) -> None:
+    ids, full, count = (np.asarray(x) for x in got)
+    for row in np.ndindex(count.shape):
+        n = count[row]
+        np.testing.assert_array_equal(ids[row][:n], np.flatnonzero(some[row]))
+        np.testing.assert_array_equal(full[row][:n], every[row][ids[row][:n]])
+        assert not full[row][n:].any()
+        assert (ids[row][n:] == (ids[row][n - 1] if n else 0)).all()
+
+
+PATTERNS = {
+    "band": blocks.band(5, 3),
+    "causal": blocks.band(None, 0),
+    "segments": blocks.segments(12),
+    "dilated": blocks.dilated(24, 3, 1),
+    "grid_windows": blocks.grid_windows(8, 4),
+    "grid_strides": blocks.grid_strides(8, 8, 2),
+    "causal_segments": blocks.all_of(blocks.band(None, 0), blocks.segments(16)),
+    "nothing": blocks.all_of(blocks.band(None, -40), blocks.segments(16)),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize(("q_length", "k_length", "block_q", "block_k"), [(64, 64, 8, 16), (61, 50, 16, 8)])
+def test_static_patterns(name: str, q_length: int, k_length: int, block_q: int, block_k: int) -> None:
+    seen = PATTERNS[name](np.arange(q_length)[:, None], np.arange(k_length)[None])
+    some, every = tiles(seen, block_q, block_k)
+    cover = blocks.cover(PATTERNS[name], q_length, k_length, block_q, block_k)
+    check_lists(blocks.lists(cover), some, every)
+    check_lists(blocks.lists(blocks.transposed(cover)), some.T, every.T)
+    on_device = blocks.Cover(jnp.asarray(cover.some), jnp.asarray(cover.every))
+    check_lists(blocks.lists(on_device), some, every)
+
+
+@pytest.mark.parametrize("left", [None, 0, 5, 40])
+@pytest.mark.parametrize("right", [None, 0, 7])
+def test_band_from_the_ends_of_blocks(left: int | None, right: int | None) -> None:
+    for sizes in ((61, 50, 16, 8), (24, 64, 8, 16), (7, 90, 16, 16)):
+        for got, want in zip(blocks.band_cover(left, right, *sizes), blocks.cover(blocks.band(left, right), *sizes)):
+            np.testing.assert_array_equal(got, want)
+        seen = blocks.band(left, right)(np.arange(sizes[0])[:, None], np.arange(sizes[1])[None])
+        for got, want in zip(blocks.band_seen(left, right, *sizes[:2]), (seen.any(1), seen.any(0))):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_positions_and_masks_on_the_device() -> None:
+    rng = np.random.default_rng(0)
+    q = np.sort(rng.integers(0, 150, (2, 32)), axis=1)
+    k = np.sort(rng.integers(-20, 150, (2, 48)), axis=1)
+    k[k < 0] = -1
+    mask = rng.random((2, 48)) < 0.5
+    mask[:, :24] = True
+    cover = blocks.both(
+        blocks.position_cover(jnp.asarray(q), jnp.asarray(k), 60, 0, 8, 8),
+        blocks.mask_cover(jnp.asarray(np.broadcast_to(mask[:, None], (2, 32, 48))), 8, 8),
+    )
+    for row in range(2):
+        ahead = k[row] - q[row][:, None]
+        some, every = tiles((ahead <= 0) & (ahead >= -60) & (k[row] >= 0) & mask[row], 8, 8)
+        assert not (some & ~np.asarray(cover.some[row])).any(), "nothing visible is left out"
+        assert (~np.asarray(cover.some[row])).any(), "something is left out"
+        np.testing.assert_array_equal(np.asarray(cover.every[row]), every)
+        assert every.any()
+
+
+def test_routed_regions_are_whole_blocks() -> None:
+    routes = jnp.asarray([[[2, 0], [1, 3], [3, 0], [0, 1]]])
+    got = blocks.routed(routes, blocks_per_region=2)
+    some = np.zeros((1, 8, 8), bool)
+    for region, seen in enumerate(np.asarray(routes[0])):
+        for other in seen:
+            some[0, 2 * region : 2 * region + 2, 2 * other : 2 * other + 2] = True
+    check_lists(got, some, some)
+
+
+def test_global_and_random_blocks() -> None:
+    cover = blocks.global_and_random(12, first=2, window=3, random=2, seed=1)
+    seen = cover.some
+    assert seen[:2].all()
+    assert seen[:, :2].all()
+    near = np.abs(np.subtract.outer(np.arange(12), np.arange(12))) <= 1
+    assert seen[near].all()
+    others = seen & ~near
+    others[:2] = others[:, :2] = False
+    np.testing.assert_array_equal(others[2:].sum(1), 2)
+    check_lists(blocks.lists(cover), seen, seen)
+    assert (seen == blocks.global_and_random(12, first=2, window=3, random=2, seed=1).some).all()
