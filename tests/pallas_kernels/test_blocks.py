@@ -72,12 +72,12 @@ def test_positions_and_masks_on_the_device() -> None:
     mask = rng.random((2, 48)) < 0.5
     mask[:, :24] = True
     cover = blocks.both(
-        blocks.position_cover(jnp.asarray(q), jnp.asarray(k), 60, 0, 8, 8),
+        blocks.position_cover(jnp.asarray(q), jnp.asarray(k), 100, 0, 8, 8),
         blocks.mask_cover(jnp.asarray(np.broadcast_to(mask[:, None], (2, 32, 48))), 8, 8),
     )
     for row in range(2):
         ahead = k[row] - q[row][:, None]
-        some, every = tiles((ahead <= 0) & (ahead >= -60) & (k[row] >= 0) & mask[row], 8, 8)
+        some, every = tiles((ahead <= 0) & (ahead >= -100) & (k[row] >= 0) & mask[row], 8, 8)
         assert not (some & ~np.asarray(cover.some[row])).any(), "nothing visible is left out"
         assert (~np.asarray(cover.some[row])).any(), "something is left out"
         np.testing.assert_array_equal(np.asarray(cover.every[row]), every)
