@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AxisType
 
 
 def always(*_: Any, **__: Any) -> str | None:
@@ -61,6 +62,25 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shape:
+    """A call of realistic size, by shapes alone: what is compiled for devices that are not here, and timed on those that are.
+
+    Attributes:
+      name: unique within the op.
+      arrays: the op's array arguments, by name: their shapes, of the dtype that is computed in, or shape and dtype.
+      options: the op's static arguments, by name.
+    """
+
+    name: str
+    arrays: dict[str, tuple[int, ...] | jax.ShapeDtypeStruct]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def abstract(self, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays, computed in ``dtype``."""
+        return {name: jax.ShapeDtypeStruct(x, dtype) if isinstance(x, tuple) else x for name, x in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
 class Choice:
     """What dispatch picked for one call, and why the ones before it were passed over."""
 
@@ -77,6 +97,7 @@ OPS: dict[str, Op] = {}
 
 _forced: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("forced", default=None)
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted", default=False)
 _record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("record", default=None)
 
 
@@ -89,12 +110,12 @@ class Refused(ValueError):
 
 
 class Op:
-    """An op's implementations in order of preference; "reference" is the specification."""
+    """An op's implementations in order of preference ("reference" is the specification), its cases and its realistic shapes."""
 
-    def __init__(self, name: str, implementations: tuple[Implementation, ...], cases: tuple[Case, ...]):
+    def __init__(self, name: str, implementations: tuple[Implementation, ...], cases: tuple[Case, ...], shapes: tuple[Shape, ...] = ()):
         if name in OPS:
             raise ValueError(f"op {name!r} is defined twice")
-        self.name, self.implementations, self.cases = name, implementations, cases
+        self.name, self.implementations, self.cases, self.shapes = name, implementations, cases, shapes
         OPS[name] = self
 
     def choose(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> tuple[Implementation, Choice]:
@@ -157,6 +178,29 @@ def platform(name: str) -> Iterator[None]:
         yield
     finally:
         _platform.reset(token)
+
+
+@contextlib.contextmanager
+def interpreting() -> Iterator[None]:
+    """Chooses as if running on a TPU and traces its kernels to run as plain JAX, slowly, on whatever is here: for testing them."""
+    token = _interpreted.set(True)
+    try:
+        with platform("tpu"):
+            yield
+    finally:
+        _interpreted.reset(token)
+
+
+def interpreted() -> bool:
+    """Whether TPU kernels traced now are interpreted."""
+    return _interpreted.get()
+
+
+def mesh_objection() -> str | None:
+    """Why a kernel, which the compiler can't split over devices, does not serve the ambient mesh; None where it does."""
+    mesh = jax.sharding.get_abstract_mesh()
+    split = {name: size for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types) if kind != AxisType.Manual and size > 1}
+    return f"works on one device's arrays, and the mesh splits them ({split}); call it inside jax.shard_map" if split else None
 
 
 @contextlib.contextmanager

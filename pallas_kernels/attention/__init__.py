@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import sequence
 from pallas_kernels.attention import distributed, reference, xla
-from pallas_kernels.attention.cases import CASES
+from pallas_kernels.attention.cases import CASES, SHAPES
 from pallas_kernels.dispatch import Implementation, Op
 
 _op = Op(
@@ -21,6 +21,7 @@ _op = Op(
         Implementation("reference", reference.attention),
     ),
     CASES,
+    SHAPES,
 )
 
 

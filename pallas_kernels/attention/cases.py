@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.dispatch import Case
+from pallas_kernels.dispatch import Case, Shape
 
 Arrays = dict[str, np.ndarray]
 Change = Callable[[Arrays, np.random.Generator], None]
@@ -159,3 +161,28 @@ CASES = (
     _case("long_cache", 300, 530, change=_cache((4, 200), (304, 500)), causal=True, window=(64, None), return_lse=True),
     _case("long_sigmoid", 531, batch=1, normalize="sigmoid", change=_add(bias=(1, 2, 1, 1)), causal=True),
 )
+
+
+
+def _shape(
+    name: str, q: tuple[int, ...], k: tuple[int, ...] | None = None, change: dict[str, jax.ShapeDtypeStruct] | None = None, **options: Any
+) -> Shape:
+    """q and k as (batch, length, heads, head_dim), v as k."""
+    return Shape(name, {"q": q, "k": k or q, "v": k or q, **(change or {})}, options)
+
+
+SHAPES = (
+    _shape("dense", (2, 2048, 8, 128)),
+    _shape("causal_grouped", (2, 2048, 8, 128), (2, 2048, 2, 128), causal=True),
+    _shape("causal_lse", (1, 4000, 8, 64), causal=True, return_lse=True),
+    _shape("window", (1, 8192, 8, 128), causal=True, window=(511, None)),
+    _shape("padding", (2, 2048, 8, 64), change={"mask": jax.ShapeDtypeStruct((2, 1, 1, 2048), jnp.bool_)}),
+    _shape("mask", (1, 1024, 8, 64), change={"mask": jax.ShapeDtypeStruct((1, 8, 1024, 1024), jnp.bool_)}, return_lse=True),
+    _shape(
+        "cache", (2, 512, 8, 128), (2, 2048, 2, 128), causal=True,
+        change={"query_positions": jax.ShapeDtypeStruct((2, 512), jnp.int32), "key_positions": jax.ShapeDtypeStruct((2, 2048), jnp.int32)},
+    ),
+    _shape("sigmoid", (2, 1024, 8, 64), normalize="sigmoid"),
+    _shape("image_windows", (256, 49, 4, 32)),
+    _shape("routed_regions", (98, 64, 4, 32), (98, 256, 4, 32)),
+)  # fmt: skip

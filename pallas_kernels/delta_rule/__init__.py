@@ -7,18 +7,20 @@ from typing import Any
 import jax
 
 from pallas_kernels import sequence
-from pallas_kernels.delta_rule import distributed, reference, xla
-from pallas_kernels.delta_rule.cases import CASES
+from pallas_kernels.delta_rule import distributed, mosaic_tpu, reference, xla
+from pallas_kernels.delta_rule.cases import CASES, SHAPES
 from pallas_kernels.dispatch import Implementation, Op
 
 _op = Op(
     "delta_rule",
     (
         Implementation("state_passing", distributed.delta_rule, objection=distributed.objection, considered=sequence.is_split),
+        Implementation("mosaic_tpu", mosaic_tpu.delta_rule, platforms=("tpu",), objection=mosaic_tpu.objection),
         Implementation("xla", xla.delta_rule),
         Implementation("reference", reference.delta_rule),
     ),
     CASES,
+    SHAPES,
 )
 
 

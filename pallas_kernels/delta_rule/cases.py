@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.dispatch import Case
+from pallas_kernels.dispatch import Case, Shape
 
 Arrays = dict[str, np.ndarray]
 Change = Callable[[Arrays, np.random.Generator], None]
@@ -115,4 +117,21 @@ CASES = (
     _case("fast_decay", 37, rate=50.0, state=True, return_state=True),
     _case("large", 37, rate=0.3, change=_large),
     _case("padded_tail", 37, rate=0.3, change=_padded_tail, return_state=True),
+)
+
+
+
+def _shape(name: str, length: int, heads: int, groups: int, key_dim: int, value_dim: int, steps: int = 1, gated: bool = False) -> Shape:
+    keys = (2, length * steps, groups, key_dim)
+    arrays: Any = {"q": (2, length, groups, key_dim), "k": keys, "v": (2, length * steps, heads, value_dim), "beta": (2, length * steps, heads)}
+    if gated:
+        arrays["decay"] = jax.ShapeDtypeStruct((2, length, heads), jnp.float32)
+    return Shape(name, arrays, {"return_state": True})
+
+
+SHAPES = (
+    _shape("plain", 2048, 8, 8, 128, 128),
+    _shape("gated", 2048, 6, 6, 256, 256, gated=True),
+    _shape("gated_grouped", 2048, 32, 16, 128, 128, gated=True),
+    _shape("two_steps", 1024, 8, 8, 64, 64, steps=2),
 )

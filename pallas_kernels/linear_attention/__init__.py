@@ -8,17 +8,19 @@ import jax
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import Implementation, Op
-from pallas_kernels.linear_attention import distributed, reference, xla
-from pallas_kernels.linear_attention.cases import CASES
+from pallas_kernels.linear_attention import distributed, mosaic_tpu, reference, xla
+from pallas_kernels.linear_attention.cases import CASES, SHAPES
 
 _op = Op(
     "linear_attention",
     (
         Implementation("state_passing", distributed.linear_attention, objection=distributed.objection, considered=sequence.is_split),
+        Implementation("mosaic_tpu", mosaic_tpu.linear_attention, platforms=("tpu",), objection=mosaic_tpu.objection),
         Implementation("xla", xla.linear_attention),
         Implementation("reference", reference.linear_attention),
     ),
     CASES,
+    SHAPES,
 )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.dispatch import Case
+from pallas_kernels.dispatch import Case, Shape
 
 Arrays = dict[str, np.ndarray]
 Change = Callable[[Arrays, np.random.Generator], None]
@@ -91,4 +93,22 @@ CASES = (
     _case("fast_decay_token", 37, "token", rate=50.0, state=True, return_state=True),
     _case("large", 37, "token", change=_large),
     _case("padded_tail_key", 37, "key", change=_padded_tail, return_state=True),
+)
+
+
+
+def _shape(name: str, decay: str | None, batch: int, length: int, heads: int, groups: int, key_dim: int, value_dim: int, **options: Any) -> Shape:
+    shared = (batch, length, groups, key_dim)
+    arrays: Any = {"q": shared, "k": shared, "v": (batch, length, heads, value_dim)}
+    if decay is not None:
+        arrays["decay"] = jax.ShapeDtypeStruct((batch, length, heads, key_dim)[: 3 if decay == "token" else 4], jnp.float32)
+    return Shape(name, arrays, options)
+
+
+SHAPES = (
+    _shape("plain", None, 2, 2048, 8, 8, 128, 128),
+    _shape("token", "token", 2, 2048, 8, 8, 128, 128),
+    _shape("mamba2", "token", 1, 4096, 32, 1, 128, 64, scale=1.0),
+    _shape("key", "key", 2, 2048, 4, 4, 128, 256, return_state=True),
+    _shape("both_ways", "token", 2, 1000, 8, 8, 64, 64, causal=False),
 )

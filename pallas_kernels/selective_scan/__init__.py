@@ -8,17 +8,19 @@ import jax
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import Implementation, Op
-from pallas_kernels.selective_scan import distributed, reference, xla
-from pallas_kernels.selective_scan.cases import CASES
+from pallas_kernels.selective_scan import distributed, mosaic_tpu, reference, xla
+from pallas_kernels.selective_scan.cases import CASES, SHAPES
 
 _op = Op(
     "selective_scan",
     (
         Implementation("state_passing", distributed.selective_scan, objection=distributed.objection, considered=sequence.is_split),
+        Implementation("mosaic_tpu", mosaic_tpu.selective_scan, platforms=("tpu",), objection=mosaic_tpu.objection),
         Implementation("xla", xla.selective_scan),
         Implementation("reference", reference.selective_scan),
     ),
     CASES,
+    SHAPES,
 )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.dispatch import Case
+from pallas_kernels.dispatch import Case, Shape
 
 Arrays = dict[str, np.ndarray]
 Change = Callable[[Arrays, np.random.Generator], None]
@@ -83,4 +85,19 @@ CASES = (
     _case("fast", 37, "initial_state", change=_fast, return_state=True),
     _case("large", 37, "gate", change=_large, delta_softplus=True),
     _case("padded_tail", 37, "initial_state", change=_padded_tail, return_state=True),
+)
+
+
+
+def _shape(name: str, length: int, channels: int, state_dim: int, groups: int | None = None) -> Shape:
+    tokens, shared = (2, length, channels), (2, length, *([groups] if groups else []), state_dim)
+    wide = jax.ShapeDtypeStruct((channels, state_dim), jnp.float32)
+    arrays: Any = {"x": tokens, "delta": tokens, "A": wide, "B": shared, "C": shared, "D": (channels,), "gate": tokens, "delta_bias": (channels,)}
+    return Shape(name, arrays, {"delta_softplus": True})
+
+
+SHAPES = (
+    _shape("mamba", 2048, 1536, 16),
+    _shape("odd_channels", 1000, 200, 16),
+    _shape("many_states", 1024, 512, 32, groups=2),
 )

@@ -2,14 +2,15 @@
 
 The reference in float64 is the truth. How far the reference itself strays in float32 is the
 yardstick: a case with large logits or cancelling terms loosens its own tolerance, nothing else does.
-A Pallas implementation belongs in :func:`evaluate`, which is where it is put into interpret mode. Those that
-need several devices are tested by test_sequence.py.
+TPU kernels are interpreted, in float32, which is what they serve. Those that need several devices are tested by test_sequence.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels.dispatch import OPS, Case, Implementation, Op, Refused
+from pallas_kernels.dispatch import OPS, Case, Implementation, Op, Refused, interpreting
 
 SEED = 0
 # Another order of summation costs a few times the reference's own rounding error, plus a few units
@@ -34,6 +35,12 @@ PAIRS = [
     for case in op.cases
 ]
 
+ROWS = [
+    pytest.param(*pair.values, dtype, id=f"{np.dtype(dtype)}-{pair.id}")
+    for pair in PAIRS
+    for dtype in ((np.float32,) if pair.values[1].platforms == ("tpu",) else (np.float32, np.float64))
+]
+
 
 def is_floating(x: Any) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.floating))
@@ -43,10 +50,24 @@ def arrays_of(case: Case) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in case.arrays(np.random.default_rng(SEED)).items()}
 
 
+@contextlib.contextmanager
+def where_it_runs(op: Op, name: str) -> Iterator[None]:
+    """The context in which an implementation runs here: TPU kernels interpreted, as programs that are long to compile and quick to run."""
+    if next(i for i in op.implementations if i.name == name).platforms != ("tpu",):
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        with interpreting():
+            yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 def evaluate(op: Op, name: str, case: Case, dtype: type) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """All outputs, and the gradients of all floating arrays under one random cotangent."""
     call = functools.partial(getattr(pallas_kernels, op.name), implementation=name, **case.options)
-    with jax.enable_x64(dtype is np.float64):
+    with jax.enable_x64(dtype is np.float64), where_it_runs(op, name):
         arrays = {n: jnp.asarray(x, dtype if is_floating(x) else x.dtype) for n, x in arrays_of(case).items()}
         floats = {n: x for n, x in arrays.items() if is_floating(x)}
         rest = {n: x for n, x in arrays.items() if not is_floating(x)}
@@ -68,11 +89,15 @@ def evaluate(op: Op, name: str, case: Case, dtype: type) -> tuple[list[np.ndarra
     return [np.asarray(x) for x in [*outputs, *others]], {n: np.asarray(g) for n, g in gradients.items()}
 
 
+def find(op_name: str, case_name: str) -> tuple[Op, Case]:
+    op = OPS[op_name]
+    return op, next(c for c in op.cases if c.name == case_name)
+
+
 @functools.cache
 def truth(op_name: str, case_name: str) -> Any:
     """The reference in float64 and, for the yardstick, in float32."""
-    op = OPS[op_name]
-    case = next(c for c in op.cases if c.name == case_name)
+    op, case = find(op_name, case_name)
     return evaluate(op, "reference", case, np.float64), evaluate(op, "reference", case, np.float32)
 
 
@@ -105,20 +130,22 @@ def named(outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"output {i}": x for i, x in enumerate(outputs)}
 
 
-def refusals(op: Op, name: str, case: Case) -> tuple[tuple[str, str], ...]:
+@functools.cache
+def refusals(op_name: str, name: str, case_name: str) -> tuple[tuple[str, str], ...]:
     """Why the implementation does not serve the case in float32; empty if it does."""
+    op, case = find(op_name, case_name)
     arrays = {n: jnp.asarray(x, np.float32 if is_floating(x) else x.dtype) for n, x in arrays_of(case).items()}
     try:
-        jax.eval_shape(functools.partial(getattr(pallas_kernels, op.name), implementation=name, **case.options), **arrays)
+        with where_it_runs(op, name):
+            jax.eval_shape(functools.partial(getattr(pallas_kernels, op.name), implementation=name, **case.options), **arrays)
     except Refused as refused:
         return refused.reasons
     return ()
 
 
-@pytest.mark.parametrize(("op", "implementation", "case"), PAIRS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("op", "implementation", "case", "dtype"), ROWS)
 def test_agrees_with_reference(op: Op, implementation: Implementation, case: Case, dtype: type) -> None:
-    if reasons := refusals(op, implementation.name, case):
+    if reasons := refusals(op.name, implementation.name, case.name):
         pytest.skip(str(reasons))
     (exact, exact_gradients), (single, single_gradients) = truth(op.name, case.name)
     outputs, gradients = evaluate(op, implementation.name, case, dtype)
@@ -130,7 +157,7 @@ def test_agrees_with_reference(op: Op, implementation: Implementation, case: Cas
 
 @pytest.mark.parametrize(("op", "implementation", "case"), PAIRS)
 def test_refusal_gives_its_reason(op: Op, implementation: Implementation, case: Case) -> None:
-    for name, reason in refusals(op, implementation.name, case):
+    for name, reason in refusals(op.name, implementation.name, case.name):
         assert name == implementation.name
         assert isinstance(reason, str)
         assert reason.strip()

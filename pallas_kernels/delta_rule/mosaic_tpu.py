@@ -1,0 +1,127 @@
+"""The delta rule on TPU: one pass over the chunks of a head, the state in VMEM, forward and backward.
+
+The mathematics is that of :mod:`pallas_kernels.delta_rule.xla`. A chunk's triangular matrix is inverted by doubling the size of the
+inverted diagonal blocks up to the whole, two products over the chunk each. The kernel knows rows only: of a token with several steps the
+first row decays, the last one is read, and the queries of the others are zeros.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.mosaic_tpu import Plan, column, joins, pairwise, product, recurrence, rows_and_columns
+from pallas_kernels.mosaic_tpu import objection as tpu_objection
+
+CHUNK = 128
+STATE_LIMIT = 256 * 256  # elements; a chunk's arrays and the state must fit VMEM several times over
+
+
+def objection(q: Any, k: Any, v: Any, beta: Any, *, decay: Any, **_: Any) -> str | None:
+    """Why the kernel can't serve the call, or None."""
+    if q.shape[1] == 1:
+        return "a single token needs no chunks"
+    if q.shape[3] * v.shape[3] > STATE_LIMIT:
+        return f"a state of {q.shape[3]} x {v.shape[3]} is above {STATE_LIMIT} elements"
+    return tpu_objection(q, k, v, beta, decay)
+
+
+def delta_rule(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    *,
+    decay: jax.Array | None,
+    scale: float,
+    initial_state: jax.Array | None,
+    return_state: bool,
+    chunk_size: int,
+) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.delta_rule.delta_rule`, after its checks.
+
+    ``chunk_size`` counts in interpret mode only, so that short sequences have several chunks there.
+    """
+    batch, length, _, key_dim = q.shape
+    rows, heads, value_dim = v.shape[1:]
+    steps = rows // length
+    logs = None if decay is None else _spread(decay.astype(jnp.float32), steps, 0)
+    tokens = [_spread(q, steps, steps - 1), k, v, beta.astype(jnp.float32), *([] if logs is None else [logs])]
+    shape = (batch, heads, key_dim, value_dim)
+    state = jnp.zeros(shape, jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
+    size = chunk_size if dispatch.interpreted() else CHUNK
+    plan = Plan(DeltaRule(scale, v.dtype), size, dispatch.interpreted())
+    out, state = recurrence(plan, tuple(jnp.swapaxes(x, 1, 2) for x in tokens), state, v.dtype)
+    out = jnp.swapaxes(out[:, :, steps - 1 :: steps], 1, 2)
+    return (out, state) if return_state else out
+
+
+def _spread(x: jax.Array, steps: int, place: int) -> jax.Array:
+    """(batch, tokens, ...) to (batch, tokens * steps, ...): each at row ``place`` of its token, zeros in the others."""
+    if steps == 1:
+        return x
+    wide = jnp.pad(x[:, :, None], ((0, 0), (0, 0), (place, steps - 1 - place), *((0, 0),) * (x.ndim - 2)))
+    return wide.reshape(x.shape[0], -1, *x.shape[2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaRule:
+    """One chunk.
+
+    Attributes:
+      scale: of the queries.
+      dtype: of the products' operands, other than those of the inverse.
+    """
+
+    scale: float
+    dtype: Any
+
+    def __call__(
+        self, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, decay: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        i, j = rows_and_columns(q.shape[0])
+        beta = column(beta)
+        alike, scores = beta * self._product(k, k, "nt"), self.scale * self._product(q, k, "nt")
+        held, read = self._product(k, state), self.scale * self._product(q, state)
+        if decay is None:
+            u = product(inverse(jnp.where(i > j, alike, 0.0)), beta * (v - held))
+            return state + self._product(k, u, "tn"), read + self._product(jnp.where(i >= j, scores, 0.0), u)
+        between, since, until = pairwise(decay)
+        weights, since = jnp.exp(between), jnp.exp(since)
+        u = product(inverse(jnp.where(i > j, alike * weights, 0.0)), beta * (v - since * held))
+        out = since * read + self._product(jnp.where(i >= j, scores * weights, 0.0), u)
+        return since[-1:] * state + self._product(k * jnp.exp(until), u, "tn"), out
+
+    def _product(self, a: jax.Array, b: jax.Array, form: str = "nn") -> jax.Array:
+        return product(a, b, form, self.dtype)
+
+
+@jax.custom_vjp
+def inverse(lower: jax.Array) -> jax.Array:
+    """(I + lower)^-1 of (n, n), n a power of two, zero on the diagonal and above; in full precision, because what follows amplifies its errors."""
+    n = lower.shape[0]
+    i, j = rows_and_columns(n)
+    done = jnp.where(i == j, 1.0, 0.0)
+    size = 1
+    while size < n:
+        # Two neighbours A and D with C below A: the inverse of the block of twice the size has -D^-1 C A^-1 there.
+        corners = jnp.where(joins(n, size), lower, 0.0)
+        done = done - (corners if size == 1 else product(product(done, corners), done))
+        size *= 2
+    return done
+
+
+def _inverse_forward(lower: jax.Array) -> tuple[jax.Array, jax.Array]:
+    result = inverse(lower)
+    return result, result
+
+
+def _inverse_backward(result: jax.Array, d: jax.Array) -> tuple[jax.Array]:
+    return (-product(product(result, d, "tn"), result, "nt"),)
+
+
+inverse.defvjp(_inverse_forward, _inverse_backward)

@@ -1,0 +1,133 @@
+"""Linear attention on TPU: one pass over the chunks of a head, the state in VMEM, forward and backward.
+
+The mathematics is that of :mod:`pallas_kernels.linear_attention.xla`. A decay per head and token makes one matrix of sums of decays,
+itself a product. A decay per key goes through blocks of 1, 2, 4, ... tokens: late queries times exp(sum since their block's start) with
+early keys times exp(sum until their block's end), one product over the whole chunk each, of which the pairs of neighbouring blocks are
+kept. A TPU has one core or two, which a few heads fill: there is no two-pass form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.mosaic_tpu import LEAST_DECAY, Plan, joins, pairwise, product, recurrence, rows_and_columns
+from pallas_kernels.mosaic_tpu import objection as tpu_objection
+
+CHUNK, CHUNK_PER_KEY = 128, 64
+STATE_LIMIT = 256 * 256  # elements; a chunk's arrays and the state must fit VMEM several times over
+
+
+def objection(q: Any, k: Any, v: Any, *, decay: Any, causal: bool, **_: Any) -> str | None:
+    """Why the kernel can't serve the call, or None."""
+    if q.shape[1] == 1:
+        return "a single token needs no chunks"
+    if decay is None and not causal:
+        return "without causality and decay it is two plain products"
+    if q.shape[3] * v.shape[3] > STATE_LIMIT:
+        return f"a state of {q.shape[3]} x {v.shape[3]} is above {STATE_LIMIT} elements"
+    return tpu_objection(q, k, v, decay)
+
+
+def linear_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    decay: jax.Array | None,
+    scale: float,
+    causal: bool,
+    initial_state: jax.Array | None,
+    return_state: bool,
+    chunk_size: int,
+) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.linear_attention.linear_attention`, after its checks.
+
+    ``chunk_size`` counts in interpret mode only, so that short sequences have several chunks there.
+    """
+    batch, length, heads, value_dim = v.shape
+    key_dim = q.shape[3]
+    if decay is not None and decay.ndim == 1:
+        decay = jnp.broadcast_to(decay, (batch, length, heads))
+    per_key = decay is not None and decay.ndim == 4
+    size = chunk_size if dispatch.interpreted() else CHUNK_PER_KEY if per_key else CHUNK
+    tokens = [jnp.swapaxes(x, 1, 2) for x in (q, k, v) + (() if decay is None else (decay.astype(jnp.float32),))]
+    shape = (batch, heads, key_dim, value_dim)
+    state = jnp.zeros(shape, jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
+
+    def run(strict: bool, tokens: list[jax.Array], dtype: Any) -> tuple[jax.Array, jax.Array]:
+        chunk = LinearAttention(per_key, strict, scale, v.dtype)
+        return recurrence(Plan(chunk, size, dispatch.interpreted()), tuple(tokens), state, dtype)
+
+    if causal:
+        out, state = run(False, tokens, v.dtype)
+    else:
+        forth, _ = run(False, tokens, jnp.float32)
+        back, _ = run(True, [jnp.flip(x, 2) for x in tokens], jnp.float32)
+        out = (forth + jnp.flip(back, 2)).astype(v.dtype)
+    out = jnp.swapaxes(out, 1, 2)
+    return (out, state) if return_state else out
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearAttention:
+    """One chunk.
+
+    Attributes:
+      per_key: each key has its own decay.
+      strict: leave out what a token reads of itself.
+      scale: of the queries.
+      dtype: of the products' operands.
+    """
+
+    per_key: bool
+    strict: bool
+    scale: float
+    dtype: Any
+
+    def __call__(self, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        if decay is not None and self.per_key:
+            return self._per_key(state, self.scale * q, k, v, jnp.maximum(decay, LEAST_DECAY))
+        i, j = rows_and_columns(q.shape[0])
+        visible = i > j if self.strict else i >= j
+        scores = self.scale * self._product(q, k, "nt")
+        carried = self.scale * self._product(q, state)
+        if decay is None:
+            return state + self._product(k, v, "tn"), self._product(jnp.where(visible, scores, 0.0), v) + carried
+        between, since, until = pairwise(decay)
+        out = self._product(scores * jnp.where(visible, jnp.exp(between), 0.0), v) + jnp.exp(since) * carried
+        return jnp.exp(since[-1:]) * state + self._product(k * jnp.exp(until), v, "tn"), out
+
+    def _per_key(self, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+        chunk = q.shape[0]
+        i, j = rows_and_columns(chunk)
+
+        def sums(size: int) -> tuple[jax.Array, jax.Array]:
+            """Of the decays from a block's start through i, and from after j to a block's end; blocks of ``size``."""
+            together = (i ^ j) < size
+            since = product(jnp.where(together & (j <= i), 1.0, 0.0), decay)
+            return since, product(jnp.where(together & (j > i), 1.0, 0.0), decay)
+
+        scores = jnp.zeros((chunk, chunk), jnp.float32)
+        size = 1
+        while size < chunk:
+            since, until = sums(size)
+            across = self._product(q * jnp.exp(since), k * jnp.exp(until), "nt")
+            scores = scores + jnp.where(joins(chunk, size), across, 0.0)
+            size *= 2
+        since, until = sums(chunk)
+        out = self._product(scores, v) + self._product(q * jnp.exp(since), state)
+        if not self.strict:
+            out = out + jnp.sum(q * k, 1, keepdims=True) * v
+        total = jnp.exp(since[-1:])
+        # The state's rows are keys: its decay stands in a column, which a product with the identity makes of a row.
+        keys, others = rows_and_columns(q.shape[1])
+        state = jnp.sum(jnp.where(keys == others, total, 0.0), 1, keepdims=True) * state
+        return state + self._product(k * jnp.exp(until), v, "tn"), out
+
+    def _product(self, a: jax.Array, b: jax.Array, form: str = "nn") -> jax.Array:
+        return product(a, b, form, self.dtype)

@@ -1,0 +1,283 @@
+"""What the TPU kernels share: products on the matrix unit, sums of decays as products, and recurrences that run chunk by chunk.
+
+A recurrence is given as one function of a chunk, of two-dimensional float32 arrays. The forward kernel walks through the chunks with
+the state in VMEM; for the gradient it also writes the state at each chunk's start, and the backward kernel walks back, computes the
+chunk again and differentiates it inside the kernel. What the function holds therefore has to lower forward and backward: products,
+selections and elementwise arithmetic; neither sorts nor cumulative sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import dispatch, operations
+
+DTYPES = (jnp.float32, jnp.bfloat16)
+LANES = 128
+# exp of it is 0 in float32; sums of a chunk's decays stay finite, which products with zeros need.
+LEAST_DECAY = -200.0
+
+_FORMS = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}
+
+
+def objection(*arrays: Any) -> str | None:
+    """Why no TPU kernel serves the arrays, whatever their shapes, or None."""
+    odd = sorted({str(x.dtype) for x in arrays if x is not None and x.dtype not in DTYPES})
+    return f"TPU kernels take float32 and bfloat16, not {', '.join(odd)}" if odd else dispatch.mesh_objection()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def product(a: jax.Array, b: jax.Array, form: str = "nn", dtype: Any = jnp.float32) -> jax.Array:
+    """Matrix product in float32 of operands rounded to ``dtype``; float32 is exact to its last places, bfloat16 one pass of the matrix unit.
+
+    Args:
+      form: "nn" is a b, "nt" is a b^T, "tn" is a^T b.
+    """
+    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.dot_general(
+        a.astype(dtype), b.astype(dtype), (_FORMS[form], ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )  # fmt: skip
+
+
+def _product_forward(a: jax.Array, b: jax.Array, form: str, dtype: Any) -> tuple[jax.Array, Any]:
+    return product(a, b, form, dtype), (a, b)
+
+
+def _product_backward(form: str, dtype: Any, operands: Any, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a, b = operands
+    if form == "nn":
+        return product(d, b, "nt", dtype), product(a, d, "tn", dtype)
+    if form == "nt":
+        return product(d, b, "nn", dtype), product(d, a, "tn", dtype)
+    return product(b, d, "nt", dtype), product(a, d, "nn", dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def rows_and_columns(n: int) -> tuple[jax.Array, jax.Array]:
+    """Indices of an (n, n) array."""
+    return lax.broadcasted_iota(jnp.int32, (n, n), 0), lax.broadcasted_iota(jnp.int32, (n, n), 1)
+
+
+def joins(n: int, size: int) -> jax.Array:
+    """bool (n, n): i stands in the later and j in the earlier half of one block of 2 * ``size``, a power of two."""
+    i, j = rows_and_columns(n)
+    return (i > j) & ((i ^ j) >= size) & ((i ^ j) < 2 * size)
+
+
+def pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of a row (1, chunk) of log decays g: the sums over (j, i] (chunk, chunk), over [0, i] and over (j, end] (chunk, 1).
+
+    Each is a sum of its own terms, never a difference of two longer ones. Entries of the first with j > i are 0.
+    """
+    i, j = rows_and_columns(decay.shape[1])
+    decay = jnp.maximum(decay, LEAST_DECAY)
+    up_to = jnp.where(j <= i, decay, 0.0)
+    between = product(up_to, jnp.where(i > j, 1.0, 0.0))
+    return between, jnp.sum(up_to, 1, keepdims=True), jnp.sum(jnp.where(j > i, decay, 0.0), 1, keepdims=True)
+
+
+def column(row: jax.Array) -> jax.Array:
+    """(1, n) to (n, 1)."""
+    i, j = rows_and_columns(row.shape[1])
+    return jnp.sum(jnp.where(i == j, row, 0.0), 1, keepdims=True)
+
+
+Chunk = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a recurrence is run; hashable.
+
+    Attributes:
+      chunk: (state (key_dim, value_dim), *tokens) to (state, out (size, value_dim)), all float32 and two-dimensional: an array over
+        tokens is (size, dim), or (1, size) if it has one number a token.
+      size: tokens of a chunk; on a TPU a multiple of 128 if any array has one number a token, else of 16.
+      interpret: run the kernel as plain JAX.
+    """
+
+    chunk: Chunk
+    size: int
+    interpret: bool
+
+
+def recurrence(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Runs all chunks in order.
+
+    Args:
+      tokens: (batch, heads, length, dim), or (batch, heads, length) for one number a token; an array may have fewer heads, which
+        divide those of the state. Zeros behind the end must leave the state as it is.
+      state: float32 (batch, heads, key_dim, value_dim).
+      dtype: of the outputs.
+
+    Returns:
+      (batch, heads, length, value_dim) and the last state.
+    """
+    length = tokens[0].shape[2]
+    extra = -length % plan.size
+    padded = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, extra), *((0, 0),) * (x.ndim - 3))) for x in tokens)
+    out, state = _recurrence(plan, dtype, tuple(x[:, :, None] if x.ndim == 3 else x for x in padded), state)
+    return out[:, :, :length], state
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _recurrence(plan: Plan, dtype: Any, tokens: tuple[jax.Array, ...], state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out, last = _run_forward(plan, dtype, False, tokens, state)
+    return out, last
+
+
+def _forward(plan: Plan, dtype: Any, tokens: tuple[jax.Array, ...], state: jax.Array) -> tuple[Any, Any]:
+    out, last, boundaries = _run_forward(plan, dtype, True, tokens, state)
+    return (out, last), (tokens, boundaries)
+
+
+def _backward(plan: Plan, dtype: Any, residuals: Any, cotangents: Any) -> tuple[Any, jax.Array]:
+    tokens, boundaries = residuals
+    d_out, d_last = cotangents
+    *d_tokens, d_state = _run_backward(plan, tokens, boundaries, d_out, d_last)
+    return tuple(_sum_heads(d, x) for d, x in zip(d_tokens, tokens, strict=True)), d_state
+
+
+_recurrence.defvjp(_forward, _backward)
+
+
+def _sum_heads(d: jax.Array, x: jax.Array) -> jax.Array:
+    """The gradient of what several heads read."""
+    if d.shape[1] == x.shape[1]:
+        return d
+    return d.reshape(x.shape[0], x.shape[1], -1, *x.shape[2:]).sum(2).astype(x.dtype)
+
+
+def _is_row(x: Any) -> bool:
+    return x.shape[2] == 1
+
+
+def _spec(x: Any, heads: int, size: int, place: Callable[[Any], Any]) -> pl.BlockSpec:
+    """One chunk of an array over tokens for one head of ``heads``; ``place`` gives the chunk's number from the grid's."""
+    repeats = heads // x.shape[1]
+    if _is_row(x):
+        return pl.BlockSpec((None, None, 1, size), lambda b, h, c: (b, lax.div(h, repeats), 0, place(c)))
+    return pl.BlockSpec((None, None, size, x.shape[3]), lambda b, h, c: (b, lax.div(h, repeats), place(c), 0))
+
+
+def _grid(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array) -> tuple[int, int, int]:
+    length = max(x.shape[3] if _is_row(x) else x.shape[2] for x in tokens)
+    return state.shape[0], state.shape[1], length // plan.size
+
+
+def _blocks(plan: Plan, tokens: tuple[jax.Array, ...]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((1, plan.size) if _is_row(x) else (plan.size, x.shape[3]), jnp.float32) for x in tokens]
+
+
+def cost(steps: int, body: Callable[..., Any], blocks: Any, arrays: Any) -> pl.CostEstimate:
+    """What a kernel does whose ``body`` runs ``steps`` times on ``blocks``, with ``arrays`` read or written once."""
+    per_step = operations.count(body, *blocks)
+    moved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+    return pl.CostEstimate(flops=steps * per_step.flops, transcendentals=0, bytes_accessed=moved)
+
+
+def _parallel() -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
+
+
+def _run_forward(plan: Plan, dtype: Any, keep: bool, tokens: tuple[jax.Array, ...], state: jax.Array) -> Any:
+    batch, heads, chunks = grid = _grid(plan, tokens, state)
+    dims = state.shape[2:]
+
+    def kernel(*refs: Any) -> None:
+        *token_refs, first, out, last = refs[: len(tokens) + 3]
+        scratch = refs[-1]
+
+        @pl.when(pl.program_id(2) == 0)
+        def _() -> None:
+            scratch[...] = first[...]
+
+        before = scratch[...]
+        if keep:
+            refs[-2][...] = before
+        after, result = plan.chunk(before, *(x[...].astype(jnp.float32) for x in token_refs))
+        scratch[...] = after
+        last[...] = after
+        out[...] = result.astype(out.dtype)
+
+    whole = pl.BlockSpec((None, None, *dims), lambda b, h, c: (b, h, 0, 0))
+    shapes = [jax.ShapeDtypeStruct((batch, heads, chunks * plan.size, dims[1]), dtype), jax.ShapeDtypeStruct(state.shape, jnp.float32)]
+    specs = [pl.BlockSpec((None, None, plan.size, dims[1]), lambda b, h, c: (b, h, c, 0)), whole]
+    if keep:
+        shapes.append(jax.ShapeDtypeStruct((batch, heads, chunks, *dims), jnp.float32))
+        specs.append(pl.BlockSpec((None, None, None, *dims), lambda b, h, c: (b, h, c, 0, 0)))
+    block = jax.ShapeDtypeStruct(dims, jnp.float32)
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        in_specs=[*(_spec(x, heads, plan.size, lambda c: c) for x in tokens), whole],
+        out_specs=specs,
+        out_shape=shapes,
+        scratch_shapes=[pltpu.VMEM(dims, jnp.float32)],
+        compiler_params=_parallel(),
+        cost_estimate=None if plan.interpret else cost(batch * heads * chunks, plan.chunk, [block, *_blocks(plan, tokens)], [tokens, state, shapes]),
+        interpret=plan.interpret,
+        name=f"{type(plan.chunk).__name__}_forward",
+    )(*tokens, state)
+
+
+def _run_backward(plan: Plan, tokens: tuple[jax.Array, ...], boundaries: jax.Array, d_out: jax.Array, d_last: jax.Array) -> Any:
+    batch, heads, chunks = grid = _grid(plan, tokens, d_last)
+    dims = d_last.shape[2:]
+
+    def pull(before: jax.Array, d_after: jax.Array, d_out: jax.Array, *blocks: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.vjp(plan.chunk, before, *blocks)[1]((d_after, d_out))
+
+    def kernel(*refs: Any) -> None:
+        n = len(tokens)
+        before, d_out, d_last, d_first, scratch = refs[n], refs[n + 1], refs[n + 2], refs[-2], refs[-1]
+
+        @pl.when(pl.program_id(2) == 0)
+        def _() -> None:
+            scratch[...] = d_last[...]
+
+        blocks = (x[...].astype(jnp.float32) for x in refs[:n])
+        d_before, *d_blocks = pull(before[...], scratch[...], d_out[...].astype(jnp.float32), *blocks)
+        scratch[...] = d_before
+        d_first[...] = d_before
+        for ref, d in zip(refs[n + 3 :], d_blocks):
+            ref[...] = d.astype(ref.dtype)
+
+    def back(c: Any) -> Any:
+        return chunks - 1 - c
+
+    whole = pl.BlockSpec((None, None, *dims), lambda b, h, c: (b, h, 0, 0))
+    # What several heads read collects its gradient in float32.
+    shapes = [jax.ShapeDtypeStruct((batch, heads, *x.shape[2:]), x.dtype if x.shape[1] == heads else jnp.float32) for x in tokens]
+    shapes.append(jax.ShapeDtypeStruct(d_last.shape, jnp.float32))
+    state = jax.ShapeDtypeStruct(dims, jnp.float32)
+    d_block = jax.ShapeDtypeStruct((plan.size, dims[1]), jnp.float32)
+    moved = [tokens, boundaries, d_out, d_last, shapes]
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        in_specs=[
+            *(_spec(x, heads, plan.size, back) for x in tokens),
+            pl.BlockSpec((None, None, None, *dims), lambda b, h, c: (b, h, back(c), 0, 0)),
+            _spec(d_out, heads, plan.size, back),
+            whole,
+        ],
+        out_specs=[*(_spec(x, heads, plan.size, back) for x in shapes[:-1]), whole],
+        out_shape=shapes,
+        scratch_shapes=[pltpu.VMEM(dims, jnp.float32)],
+        compiler_params=_parallel(),
+        cost_estimate=None if plan.interpret else cost(batch * heads * chunks, pull, [state, state, d_block, *_blocks(plan, tokens)], moved),
+        interpret=plan.interpret,
+        name=f"{type(plan.chunk).__name__}_backward",
+    )(*tokens, boundaries, d_out, d_last)

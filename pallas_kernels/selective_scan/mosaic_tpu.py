@@ -1,0 +1,279 @@
+"""The selective scan on TPU: token by token with the state in VMEM, channels along the lanes and the state dimension along the sublanes.
+
+The gradient keeps the states at chunk boundaries only: its kernel walks the chunks backwards, computes a chunk's states again into VMEM
+and then runs the recurrence of their cotangent. Softplus, skip connection and gate are left to XLA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import dispatch
+from pallas_kernels.mosaic_tpu import LANES
+from pallas_kernels.mosaic_tpu import objection as tpu_objection
+
+CHUNK = 128
+SHORT_CHUNK = 16  # in interpret mode, so that short sequences have several chunks there
+STATES = 2**19  # elements of a chunk's states in VMEM: 2 MiB
+STATE_DIM_LIMIT = STATES // (CHUNK * LANES)
+
+
+def objection(x: Any, delta: Any, A: Any, B: Any, C: Any, **_: Any) -> str | None:
+    """Why the kernel can't serve the call, or None."""
+    if x.shape[1] == 1:
+        return "a single token needs no scan"
+    if A.shape[1] > STATE_DIM_LIMIT:
+        return f"state_dim {A.shape[1]} is above {STATE_DIM_LIMIT}"
+    return tpu_objection(x, delta, A, B, C)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a scan is cut: tokens of a chunk, channels of a block; ``groups`` of channels have their own B and C."""
+
+    chunk: int
+    channels: int
+    groups: int
+    interpret: bool
+
+
+def selective_scan(
+    x: jax.Array,
+    delta: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    *,
+    D: jax.Array | None,
+    gate: jax.Array | None,
+    delta_bias: jax.Array | None,
+    delta_softplus: bool,
+    initial_state: jax.Array | None,
+    return_state: bool,
+) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.selective_scan.selective_scan`, after its checks."""
+    batch, length, channels = x.shape
+    state_dim = A.shape[1]
+    groups = B.shape[2] if B.ndim == 4 else 1
+    each = channels // groups
+    step = delta.astype(jnp.float32)
+    if delta_bias is not None:
+        step = step + delta_bias.astype(jnp.float32)
+    if delta_softplus:
+        step = jax.nn.softplus(step)
+    plan = _plan(length, each, state_dim, groups)
+    # A step of 0 leaves the state as it is: of tokens behind the end, and of channels that fill a block.
+    extra, more = -length % plan.chunk, -each % plan.channels
+
+    def per_channel(a: jax.Array) -> jax.Array:
+        """(batch, length, channels) to (batch * groups, length, channels of a group)."""
+        a = jnp.moveaxis(a.reshape(batch, length, groups, each), 2, 1).reshape(batch * groups, length, each)
+        return jnp.pad(a, ((0, 0), (0, extra), (0, more)))
+
+    def per_state(a: jax.Array) -> jax.Array:
+        """B or C to float32 (batch * groups, state_dim, length)."""
+        a = jnp.moveaxis(a.astype(jnp.float32).reshape(batch, length, groups, state_dim), 1, 3)
+        return jnp.pad(a.reshape(batch * groups, state_dim, length), ((0, 0), (0, 0), (0, extra)))
+
+    def channels_last(a: jax.Array) -> jax.Array:
+        """(..., channels, state_dim) to float32 (... * groups, state_dim, channels of a group)."""
+        return jnp.pad(jnp.swapaxes(a.astype(jnp.float32).reshape(-1, each, state_dim), 1, 2), ((0, 0), (0, 0), (0, more)))
+
+    start = jnp.zeros((batch * groups, state_dim, each + more), jnp.float32) if initial_state is None else channels_last(initial_state)
+    out, last = _scan(plan, per_channel(x), per_channel(step), per_state(B), per_state(C), channels_last(A), start)
+    out = jnp.moveaxis(out[:, :length, :each].reshape(batch, groups, length, each), 1, 2).reshape(x.shape)
+    if D is not None:
+        out = out + D.astype(jnp.float32) * x.astype(jnp.float32)
+    if gate is not None:
+        out = out * jax.nn.silu(gate.astype(jnp.float32))
+    out = out.astype(x.dtype)
+    return (out, jnp.swapaxes(last[:, :, :each], 1, 2).reshape(batch, channels, state_dim)) if return_state else out
+
+
+def _plan(length: int, channels: int, state_dim: int, groups: int) -> Plan:
+    interpret = dispatch.interpreted()
+    widest = max(LANES, STATES // (CHUNK * state_dim) // LANES * LANES)
+    padded = -(-channels // LANES) * LANES
+    block = channels if channels <= LANES else next(w for w in (4 * LANES, 3 * LANES, 2 * LANES, LANES) if w <= widest and padded % w == 0)
+    return Plan(SHORT_CHUNK if interpret else CHUNK, block, groups, interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(plan: Plan, x: jax.Array, delta: jax.Array, b: jax.Array, c: jax.Array, rates: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32 outputs as x, and the last state as ``start``."""
+    out, last = _run_forward(plan, False, x, delta, b, c, rates, start)
+    return out, last
+
+
+def _forward(plan: Plan, *arrays: jax.Array) -> tuple[Any, Any]:
+    out, last, boundaries = _run_forward(plan, True, *arrays)
+    return (out, last), (*arrays[:-1], boundaries)
+
+
+def _backward(plan: Plan, residuals: Any, cotangents: Any) -> tuple[jax.Array, ...]:
+    x, delta, b, c, rates, boundaries = residuals
+    d_x, d_delta, d_b, d_c, d_rates, d_start = _run_backward(plan, x, delta, b, c, rates, boundaries, *cotangents)
+    # Blocks of channels read the same B and C, and rows of the batch the same rates.
+    return d_x, d_delta, d_b.sum(1), d_c.sum(1), d_rates.reshape(-1, *rates.shape).sum(0), d_start
+
+
+_scan.defvjp(_forward, _backward)
+
+
+def _at(matrix: jax.Array, t: Any) -> jax.Array:
+    """Column t of (state_dim, chunk): (state_dim, 1). A selection, because lanes can't be sliced at a running index."""
+    return jnp.sum(jnp.where(lax.broadcasted_iota(jnp.int32, matrix.shape, 1) == t, matrix, 0.0), 1, keepdims=True)
+
+
+def _put(matrix: jax.Array, t: Any, column: jax.Array) -> jax.Array:
+    return jnp.where(lax.broadcasted_iota(jnp.int32, matrix.shape, 1) == t, column, matrix)
+
+
+def _specs(plan: Plan, state_dim: int, place: Callable[[Any], Any]) -> dict[str, pl.BlockSpec]:
+    """Blocks of the grid (row, block of channels, chunk); ``place`` gives the chunk's number from the grid's."""
+    return {
+        "token": pl.BlockSpec((None, plan.chunk, plan.channels), lambda r, w, t: (r, place(t), w)),
+        "shared": pl.BlockSpec((None, state_dim, plan.chunk), lambda r, w, t: (r, 0, place(t))),
+        "shared_by_block": pl.BlockSpec((None, None, state_dim, plan.chunk), lambda r, w, t: (r, w, 0, place(t))),
+        "rates": pl.BlockSpec((None, state_dim, plan.channels), lambda r, w, t: (lax.rem(r, plan.groups), 0, w)),
+        "state": pl.BlockSpec((None, state_dim, plan.channels), lambda r, w, t: (r, 0, w)),
+        "boundary": pl.BlockSpec((None, None, state_dim, plan.channels), lambda r, w, t: (r, place(t), 0, w)),
+    }
+
+
+def _parallel() -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
+
+
+def _cost(per_state: int, elements: int, state_dim: int, *arrays: Any) -> pl.CostEstimate:
+    moved = sum(a.size * a.dtype.itemsize for a in arrays)
+    return pl.CostEstimate(flops=per_state * elements * state_dim, transcendentals=elements * state_dim, bytes_accessed=moved)
+
+
+def _run_forward(plan: Plan, keep: bool, *arrays: jax.Array) -> Any:
+    x, start = arrays[0], arrays[-1]
+    rows, length, channels = x.shape
+    state_dim, chunks = start.shape[1], length // plan.chunk
+
+    def kernel(x: Any, delta: Any, b: Any, c: Any, rates: Any, start: Any, out: Any, last: Any, *rest: Any) -> None:
+        entering, state = rest[-2:]
+
+        @pl.when(pl.program_id(2) == 0)
+        def _() -> None:
+            state[...] = start[...]
+
+        if keep:
+            rest[0][...] = state[...]
+        entering[...] = delta[...] * x[...].astype(jnp.float32)
+        b, c, a = b[...], c[...], rates[...]
+
+        def token(t: Any, h: jax.Array) -> jax.Array:
+            here = pl.ds(t, 1)
+            h = jnp.exp(delta[here, :] * a) * h + _at(b, t) * entering[here, :]
+            out[here, :] = jnp.sum(_at(c, t) * h, 0, keepdims=True)
+            return h
+
+        state[...] = lax.fori_loop(0, plan.chunk, token, state[...])
+        last[...] = state[...]
+
+    spec = _specs(plan, state_dim, lambda t: t)
+    shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32), jax.ShapeDtypeStruct(start.shape, jnp.float32)]
+    specs = [spec["token"], spec["state"]]
+    if keep:
+        shapes.append(jax.ShapeDtypeStruct((rows, chunks, *start.shape[1:]), jnp.float32))
+        specs.append(spec["boundary"])
+    return pl.pallas_call(
+        kernel,
+        grid=(rows, channels // plan.channels, chunks),
+        in_specs=[spec[n] for n in ("token", "token", "shared", "shared", "rates", "state")],
+        out_specs=specs,
+        out_shape=shapes,
+        scratch_shapes=[pltpu.VMEM((plan.chunk, plan.channels), jnp.float32), pltpu.VMEM((state_dim, plan.channels), jnp.float32)],
+        compiler_params=_parallel(),
+        cost_estimate=_cost(6, x.size, state_dim, *arrays, *shapes),
+        interpret=plan.interpret,
+        name="selective_scan_forward",
+    )(*arrays)
+
+
+def _run_backward(plan: Plan, *arrays: jax.Array) -> Any:
+    x, _, b, _, rates, _, _, d_last = arrays
+    rows, length, channels = x.shape
+    state_dim, chunks, blocks = d_last.shape[1], length // plan.chunk, channels // plan.channels
+
+    def kernel(x: Any, delta: Any, b: Any, c: Any, rates: Any, before: Any, d_out: Any, d_last: Any, *rest: Any) -> None:
+        d_x, d_delta, d_b, d_c, d_rates, d_start, wide, entering, decayed, d_state = rest
+
+        @pl.when(pl.program_id(2) == 0)
+        def _() -> None:
+            d_state[...] = d_last[...]
+            d_rates[...] = jnp.zeros_like(d_rates)
+
+        wide[...] = x[...].astype(jnp.float32)
+        entering[...] = delta[...] * wide[...]
+        b, c, a = b[...], c[...], rates[...]
+
+        def again(t: Any, h: jax.Array) -> jax.Array:
+            here = pl.ds(t, 1)
+            h = jnp.exp(delta[here, :] * a) * h
+            decayed[t] = h
+            return h + _at(b, t) * entering[here, :]
+
+        lax.fori_loop(0, plan.chunk, again, before[...])
+
+        def token(n: Any, carry: Any) -> Any:
+            d_h, d_a, d_b, d_c = carry
+            t = plan.chunk - 1 - n
+            here = pl.ds(t, 1)
+            step, entry, d_y, b_t, before_t = delta[here, :], entering[here, :], d_out[here, :], _at(b, t), decayed[t]
+            d_c = _put(d_c, t, jnp.sum((before_t + b_t * entry) * d_y, 1, keepdims=True))
+            d_h = d_h + _at(c, t) * d_y
+            d_b = _put(d_b, t, jnp.sum(d_h * entry, 1, keepdims=True))
+            d_entry = jnp.sum(d_h * b_t, 0, keepdims=True)
+            d_exponent = d_h * before_t
+            d_x[here, :] = d_entry * step
+            d_delta[here, :] = d_entry * wide[here, :] + jnp.sum(d_exponent * a, 0, keepdims=True)
+            return d_h * jnp.exp(step * a), d_a + d_exponent * step, d_b, d_c
+
+        nothing = jnp.zeros((state_dim, plan.chunk), jnp.float32)
+        d_h, d_a, d_b[...], d_c[...] = lax.fori_loop(0, plan.chunk, token, (d_state[...], d_rates[...], nothing, nothing))
+        d_state[...], d_rates[...], d_start[...] = d_h, d_a, d_h
+
+    spec = _specs(plan, state_dim, lambda t: chunks - 1 - t)
+    by_block = jax.ShapeDtypeStruct((rows, blocks, *b.shape[1:]), jnp.float32)
+    shapes = [
+        jax.ShapeDtypeStruct(x.shape, jnp.float32),
+        jax.ShapeDtypeStruct(x.shape, jnp.float32),
+        by_block,
+        by_block,
+        jax.ShapeDtypeStruct((rows, *rates.shape[1:]), jnp.float32),
+        jax.ShapeDtypeStruct(d_last.shape, jnp.float32),
+    ]
+    token = (plan.chunk, plan.channels)
+    d_x, *others = pl.pallas_call(
+        kernel,
+        grid=(rows, blocks, chunks),
+        in_specs=[spec[n] for n in ("token", "token", "shared", "shared", "rates", "boundary", "token", "state")],
+        out_specs=[spec[n] for n in ("token", "token", "shared_by_block", "shared_by_block", "state", "state")],
+        out_shape=shapes,
+        scratch_shapes=[
+            pltpu.VMEM(token, jnp.float32),
+            pltpu.VMEM(token, jnp.float32),
+            pltpu.VMEM((plan.chunk, state_dim, plan.channels), jnp.float32),
+            pltpu.VMEM((state_dim, plan.channels), jnp.float32),
+        ],
+        compiler_params=_parallel(),
+        cost_estimate=_cost(20, x.size, state_dim, *arrays, *shapes),
+        interpret=plan.interpret,
+        name="selective_scan_backward",
+    )(*arrays)
+    return d_x.astype(x.dtype), *others
