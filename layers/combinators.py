@@ -17,6 +17,7 @@ from flax import nnx
 
 from layers.mixer import Mixer, MixerSpec, create_mixer, register_mixer
 from layers.position import grid_positions
+from pallas_kernels import sequence
 
 
 @register_mixer("row_major")
@@ -90,7 +91,8 @@ class _Partition(Mixer):
         if any(pad):
             mask = jnp.ones(x.shape[:3], bool) if mask is None else mask
             x, mask = (jnp.pad(a, ((0, 0), (0, pad[0]), (0, pad[1]), *[(0, 0)] * (a.ndim - 3))) for a in (x, mask))
-        y = self._join(self.inner(self._cut(x), None if mask is None else self._cut(mask)), x.shape)
+        with sequence.folded():
+            y = self._join(self.inner(self._cut(x), None if mask is None else self._cut(mask)), x.shape)
         return y[:, :height, :width]
 
     def _cut(self, x: jax.Array) -> jax.Array:

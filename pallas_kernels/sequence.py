@@ -6,8 +6,10 @@ exchange keys or states themselves, under ``jax.shard_map``; the compiler would 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,8 +21,23 @@ ROW_AXES = ("data", "fsdp")
 """The axes of a mesh over which the rows of a batch are split."""
 
 
+_folded: contextvars.ContextVar[bool] = contextvars.ContextVar("folded", default=False)
+
+
+@contextlib.contextmanager
+def folded() -> Iterator[None]:
+    """For mixers of pieces: the tokens of what is traced inside (windows, clusters, segments) are not the axis that devices share; the pieces are."""
+    token = _folded.set(True)
+    try:
+        yield
+    finally:
+        _folded.reset(token)
+
+
 def parts() -> int:
     """Devices among which sequences are split where this is traced; 1 where they are not, or already are."""
+    if _folded.get():
+        return 1
     mesh = jax.sharding.get_abstract_mesh()
     if AXIS not in mesh.axis_names or mesh.axis_types[mesh.axis_names.index(AXIS)] != AxisType.Auto:
         return 1

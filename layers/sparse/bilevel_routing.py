@@ -21,7 +21,7 @@ from layers.depthwise import DepthwiseConv
 from layers.initializers import truncated_normal
 from layers.mixer import Mixer, register_mixer
 from layers.module import Diagnostic
-from pallas_kernels import attention, attention_weights
+from pallas_kernels import attention, attention_weights, sequence
 
 
 @register_mixer("bilevel_routing")
@@ -134,7 +134,8 @@ class BilevelRoutingAttention(Mixer):
         if self.sowing(Diagnostic, "attention"):
             weights = attention_weights(queries, keys, mask=key_mask, scale=self.scale)
             self.sow(Diagnostic, "attention", weights.reshape(batch, count, *weights.shape[1:]))
-        y = attention(queries, keys, routed(v), mask=key_mask, scale=self.scale)
+        with sequence.folded():
+            y = attention(queries, keys, routed(v), mask=key_mask, scale=self.scale)
         return self._join(y.reshape(batch, count, tokens, -1), shape)
 
     def route(self, q: jax.Array, k: jax.Array, region_mask: jax.Array | None = None) -> jax.Array:

@@ -205,7 +205,8 @@ class DilatedAttention(MultiHeadAttention):
         """Attention of each segment to itself, for (segments, places, heads, head_dim) and a mask or None; some at a time where there are many."""
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
-            return attention(q, k, v, causal=self.causal, mask=mask, scale=self.scale, return_lse=True)
+            with sequence.folded():
+                return attention(q, k, v, causal=self.causal, mask=mask, scale=self.scale, return_lse=True)
 
         def one(segment: Any) -> Part:
             y, lse = attend(*jax.tree.map(lambda a: a[None], segment))

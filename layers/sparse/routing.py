@@ -25,7 +25,7 @@ from flax import nnx, struct
 from layers.initializers import normal, truncated_normal
 from layers.mixer import Mixer, register_mixer
 from layers.module import AuxLoss, Diagnostic, Statistic
-from pallas_kernels import attention
+from pallas_kernels import attention, sequence
 
 
 def on_sphere(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
@@ -212,15 +212,16 @@ class RoutingAttention(Mixer):
 
         rank = jnp.arange(places, dtype=jnp.int32)
         gathered = gather(q, queries)
-        y = attention(
-            gathered,
-            gather(k, keys),
-            gather(v, keys),
-            causal=self.causal,
-            scale=self.scale,
-            bias=self._relative_scores(gathered, (rank[:, None] - rank)[None]),
-            key_positions=jnp.where(keys < length, rank, -1).reshape(-1, places),
-        )
+        with sequence.folded():
+            y = attention(
+                gathered,
+                gather(k, keys),
+                gather(v, keys),
+                causal=self.causal,
+                scale=self.scale,
+                bias=self._relative_scores(gathered, (rank[:, None] - rank)[None]),
+                key_positions=jnp.where(keys < length, rank, -1).reshape(-1, places),
+            )
         row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
         place = queries.reshape(batch, heads, -1)
         total = jnp.zeros(v.shape, jnp.float32).at[row, head, place].add(y.reshape(batch, heads, -1, v.shape[-1]), mode="drop")
@@ -276,17 +277,18 @@ class RoutingAttention(Mixer):
         reach = keys.shape[3]
         queries = sorted_q.reshape(-1, chunk, 1, dim)
         distance = reach - chunk + jnp.arange(chunk)[:, None] - jnp.arange(reach)
-        y = attention(
-            queries,
-            keys.reshape(-1, reach, 1, dim),
-            values.reshape(-1, reach, 1, dim),
-            causal=True,
-            window=(window - 1, 0),
-            scale=self.scale,
-            bias=self._relative_scores(queries, distance[None]),
-            query_positions=places.reshape(-1, chunk),
-            key_positions=key_places.reshape(-1, reach),
-        )
+        with sequence.folded():
+            y = attention(
+                queries,
+                keys.reshape(-1, reach, 1, dim),
+                values.reshape(-1, reach, 1, dim),
+                causal=True,
+                window=(window - 1, 0),
+                scale=self.scale,
+                bias=self._relative_scores(queries, distance[None]),
+                query_positions=places.reshape(-1, chunk),
+                key_positions=key_places.reshape(-1, reach),
+            )
         y = y.reshape(batch, heads, -1, dim)[:, :, :length]
         row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
         return jnp.zeros_like(y).at[row, head, order].set(y)
