@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-from jax.sharding import AxisType
 
 from pallas_kernels import dispatch
 
@@ -32,14 +32,12 @@ def objection() -> str | None:
     capability = dispatch.compute_capability()
     if capability not in (None, "9.0"):
         return f"is written for Hopper (compute capability 9.0), this GPU has {capability}"
-    mesh = jax.sharding.get_abstract_mesh()
-    split = {name: size for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types) if kind != AxisType.Manual and size > 1}
-    return f"works on one device's arrays, and the mesh splits them ({split}); call it inside jax.shard_map" if split else None
+    return dispatch.mesh_objection()
 
 
 def interpreter_missing() -> str | None:
     """Why :func:`interpreted` can't be used with this JAX, or None."""
-    return None if hasattr(plgpu, "force_gpu_interpret_mode") else f"the interpreter of GPU kernels in JAX {jax.__version__} does not know transposed references"
+    return None if hasattr(plgpu, "force_gpu_interpret_mode") else f"JAX {jax.__version__}'s interpreter of GPU kernels can't transpose references"
 
 
 @contextlib.contextmanager
@@ -51,7 +49,8 @@ def interpreted(**options: Any) -> Iterator[None]:
     """
     token = _interpreted.set(True)
     try:
-        with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(**options)), dispatch.platform("gpu"):
+        public: Any = plgpu  # only newer JAX has these two
+        with public.force_gpu_interpret_mode(public.InterpretGPUParams(**options)), dispatch.platform("gpu"):
             yield
     finally:
         _interpreted.reset(token)
@@ -117,6 +116,7 @@ def multiply(a: Any, b: Any, total: jax.Array | None = None) -> jax.Array:
         return pl.run_state(lambda accumulator: plgpu.wgmma(accumulator, a, b))(plgpu.ACC.init(total))
     if held and _interpreted.get():
         fresh = jnp.dot(a.astype(jnp.float32), b[...].astype(jnp.float32))
+        plgpu.commit_smem()  # wgmma would have read b as copies write it, without a fence between
     else:
         fresh = pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
     return fresh if total is None else total + fresh
@@ -134,7 +134,8 @@ def arrange(x: jax.Array, layout: Any = plgpu.Layout.WGMMA) -> jax.Array:
 
 def load(reference: Any, layout: Any = plgpu.Layout.WGMMA) -> jax.Array:
     """What a reference holds, in a layout as :func:`arrange` has it."""
-    return plgpu.load(reference, (), layout=layout, optimized=False)
+    everything = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()  # an argument until JAX 0.11
+    return plgpu.load(reference, *everything, layout=layout, optimized=False)
 
 
 def iota(shape: tuple[int, int], axis: int) -> jax.Array:

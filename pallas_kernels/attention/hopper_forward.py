@@ -1,0 +1,206 @@
+"""Flash attention's forward pass on Hopper (arXiv:2205.14135; warpgroups that take turns, arXiv:2407.08608).
+
+A thread block holds a tile of queries. One warpgroup copies blocks of keys and values into a ring of shared memory by
+TMA; one or two others multiply. Where there are two, one has the tensor cores while the other takes exponentials.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels import hopper
+from pallas_kernels.attention import hopper_tiles as tiles
+from pallas_kernels.attention.hopper_tiles import ROWS, Spec
+
+STAGES = 2  # blocks of keys and of values in flight
+
+
+def cost(spec: Spec, q: jax.Array, v: jax.Array, products: int, pairs: int) -> pl.CostEstimate:
+    """Of a kernel with ``products`` matrix products over ``pairs`` of queries and keys in each head.
+
+    A product is counted with the mean width of keys and values, an exponential once a pair; the bytes are those of the tiles read.
+    """
+    heads = spec.batch * spec.heads
+    width = (q.shape[3] + v.shape[3]) / 2
+    reads = heads * (spec.q_length + pairs / spec.tile) * 2 * width * q.dtype.itemsize
+    return pl.CostEstimate(flops=int(2 * products * heads * pairs * width), transcendentals=int(heads * pairs), bytes_accessed=int(2 * reads))
+
+
+def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, jax.Array]:
+    """Output (batch, q_length, heads, value_dim) and log-sum-exp (batch, heads, q_padded); the latter undefined for sigmoid.
+
+    Args:
+      spec: the constants.
+      arrays: q, k, v as the op has them, in 16 bits, head_dim and value_dim multiples of 32; and where they are not None
+        key_bias float32 (batch or 1, heads or 1, k_padded), bias float32 (batch or 1, heads or 1, q_padded, k_padded),
+        both to base 2; q_positions int32 (batch or 1, 1, q_padded), k_positions int32 (batch or 1, 1, k_padded), negative is no key;
+        counts and blocks as :func:`hopper_tiles.visit` reads them.
+      pairs: of queries and keys that a head multiplies, for the estimate of the cost.
+    """
+    q, v = arrays["q"], arrays["v"]
+    head_dim, value_dim, size = q.shape[3], v.shape[3], spec.block
+    present = {name: x for name, x in arrays.items() if x is not None}
+    extra = [name for name in ("key_bias", "k_positions") if name in present]
+    # With a positive scale and nothing to add, scaling waits until the exponential, where it costs nothing.
+    late = spec.scale * tiles.LOG2E if spec.scale > 0 and not {"key_bias", "bias"} & present.keys() else 1.0
+    early = 1.0 if late != 1.0 else spec.scale * tiles.LOG2E
+
+    def flash_forward(*references: Any) -> None:
+        inputs = dict(zip(present, references, strict=False))
+        out, lse, memory, barriers = references[len(present) :]
+        batch, head, tile = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
+        if spec.reach[1] is not None:
+            tile = spec.q_tiles - 1 - tile  # causal tiles grow longer: the longest first
+        group = lax.axis_index(hopper.WARPGROUP)
+        lists = (inputs["counts"], inputs["blocks"]) if "counts" in inputs else None
+        blocks = tiles.visit(spec, lists, batch, head, tile)
+
+        @pl.when(group == spec.consumers)
+        def _producer() -> None:
+            if spec.consumers == 2:
+                plgpu.set_max_registers(40, action="decrease")
+            kv_head = lax.div(head, jnp.int32(spec.group))
+
+            def copy(step: Any, slot: Any) -> None:
+                start = blocks.block(step) * size
+                rows = pl.ds(start, size)
+                ready = barriers["k"].at[slot]
+                plgpu.copy_gmem_to_smem(inputs["k"].at[batch, rows, kv_head], memory["k"].at[slot], ready)
+                for name in extra:
+                    plgpu.copy_gmem_to_smem(inputs[name].at[(*tiles.layer(inputs[name], batch, head), rows)], memory[name].at[slot], ready)
+                if "bias" in inputs:
+                    where = (*tiles.layer(inputs["bias"], batch, head), pl.ds(tile * spec.tile, spec.tile), rows)
+                    plgpu.copy_gmem_to_smem(inputs["bias"].at[where], memory["bias"].at[slot], ready)
+                plgpu.copy_gmem_to_smem(inputs["v"].at[batch, rows, kv_head], memory["v"].at[slot], barriers["v"].at[slot])
+
+            def released(slot: Any) -> None:
+                plgpu.barrier_wait(barriers["k_free"].at[slot])
+                plgpu.barrier_wait(barriers["v_free"].at[slot])
+
+            tiles.produce(blocks.total, STAGES, copy, released)
+
+        @pl.when(group < spec.consumers)
+        def _consumer() -> None:
+            if spec.consumers == 2:
+                plgpu.set_max_registers(232, action="increase")
+            start = tile * spec.tile + group * ROWS
+            rows = pl.ds(start, ROWS)
+            queries = memory["q"].at[group]
+            plgpu.copy_gmem_to_smem(inputs["q"].at[batch, rows, head], queries, barriers["q"].at[group])
+            if "q_positions" in inputs:
+                where = (*tiles.layer(inputs["q_positions"], batch, head), rows)
+                plgpu.copy_gmem_to_smem(inputs["q_positions"].at[where], memory["q_positions"].at[group], barriers["q"].at[group])
+            plgpu.barrier_wait(barriers["q"].at[group])
+            shape = (ROWS, size)
+
+            def take_turns() -> None:
+                if spec.consumers == 2:
+                    plgpu.barrier_arrive(barriers["turn"])
+                    plgpu.barrier_wait(barriers["turn"])
+
+            def logits(step: Any, slot: Any, cut: bool) -> jax.Array:
+                plgpu.barrier_wait(barriers["k"].at[slot])
+                x = hopper.multiply(queries, hopper.transposed(memory["k"].at[slot]))
+                x = x if early == 1.0 else x * early
+                if "key_bias" in inputs:
+                    x += tiles.vector(memory["key_bias"].at[slot], shape, 1)
+                if "bias" in inputs:
+                    x += hopper.load(memory["bias"].at[slot, pl.ds(group * ROWS, ROWS)])
+                if cut:
+                    x = jnp.where(allowed(step, slot), x, -math.inf)
+                plgpu.barrier_arrive(barriers["k_free"].at[slot])
+                return x
+
+            def allowed(step: Any, slot: Any) -> jax.Array:
+                if "k_positions" in inputs:
+                    q_positions = tiles.vector(memory["q_positions"].at[group], shape, 0)
+                    return tiles.visible(spec, q_positions, tiles.vector(memory["k_positions"].at[slot], shape, 1), given=True)
+                q_positions = tiles.indices(shape, start, 0)
+                return tiles.visible(spec, q_positions, tiles.indices(shape, blocks.block(step) * size, 1), given=False)
+
+            def add_values(total: jax.Array, weight: jax.Array, slot: Any) -> jax.Array:
+                take_turns()
+                plgpu.barrier_wait(barriers["v"].at[slot])
+                total = hopper.multiply(weight, memory["v"].at[slot], total)
+                plgpu.barrier_arrive(barriers["v_free"].at[slot])
+                return total
+
+            def softmax(cut: bool, step: Any, carry: Any) -> Any:
+                total, top, norm = carry
+                slot = tiles.ring(step, STAGES)
+                x = logits(step, slot, cut)
+                take_turns()
+                higher = jnp.maximum(top, x.max(axis=1) * late)
+                weight = jnp.exp2(x * late - lax.broadcast_in_dim(higher, shape, [0]))
+                shrink = jnp.exp2(top - higher)
+                norm = norm * shrink + weight.sum(axis=1)
+                total = total * lax.broadcast_in_dim(shrink, total.shape, [0])
+                return add_values(total, weight.astype(q.dtype), slot), higher, norm
+
+            def sigmoid(cut: bool, step: Any, carry: Any) -> Any:
+                slot = tiles.ring(step, STAGES)
+                x = logits(step, slot, cut)
+                take_turns()
+                return (add_values(carry[0], tiles.weights(spec, x * late, None).astype(q.dtype), slot),)
+
+            step = sigmoid if spec.sigmoid else softmax
+            row = plgpu.Layout.WGMMA.reduce(1)
+            carry: Any = (hopper.arrange(jnp.zeros((ROWS, value_dim), jnp.float32)),)
+            if not spec.sigmoid:
+                carry += tuple(hopper.arrange(jnp.full((ROWS,), x, jnp.float32), row) for x in (tiles.LOWEST, 0.0))
+            pl.when(group == 1)(take_turns)
+            carry = tiles.loop(0, blocks.whole, lambda j, c: step(False, j, c), carry)
+            carry = tiles.loop(blocks.whole, blocks.total, lambda j, c: step(True, j, c), carry)
+            pl.when(group == 0)(take_turns)
+
+            total = carry[0]
+            if not spec.sigmoid:
+                _, top, norm = carry
+                empty = norm == 0.0
+                norm = jnp.where(empty, 1.0, norm)
+                total *= lax.broadcast_in_dim(1.0 / norm, total.shape, [0])
+                memory["lse"][group] = jnp.where(empty, -math.inf, top / tiles.LOG2E + jnp.log(norm))
+            leaving = queries if value_dim == head_dim else memory["out"].at[group]
+            leaving[...] = total.astype(q.dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(leaving, out.at[batch, rows, head])
+            if not spec.sigmoid:
+                plgpu.copy_smem_to_gmem(memory["lse"].at[group], lse.at[batch, head, rows])
+            plgpu.wait_smem_to_gmem(0)
+
+    memory = {
+        "q": tiles.shared((spec.consumers, ROWS, head_dim), q.dtype),
+        "out": None if value_dim == head_dim else tiles.shared((spec.consumers, ROWS, value_dim), q.dtype),
+        "k": tiles.shared((STAGES, size, head_dim), q.dtype),
+        "v": tiles.shared((STAGES, size, value_dim), q.dtype),
+        "lse": plgpu.SMEM((spec.consumers, ROWS), jnp.float32),
+    }
+    shapes = {"key_bias": (STAGES, size), "k_positions": (STAGES, size), "q_positions": (spec.consumers, ROWS), "bias": (STAGES, spec.tile, size)}
+    memory |= {name: plgpu.SMEM(shape, present[name].dtype) for name, shape in shapes.items() if name in present}
+    barriers = {
+        "q": plgpu.Barrier(num_barriers=spec.consumers, num_arrivals=1 + ("q_positions" in present)),
+        "k": plgpu.Barrier(num_barriers=STAGES, num_arrivals=1 + len(extra) + ("bias" in present)),
+        "v": plgpu.Barrier(num_barriers=STAGES),
+        "k_free": plgpu.Barrier(num_barriers=STAGES, num_arrivals=spec.consumers),
+        "v_free": plgpu.Barrier(num_barriers=STAGES, num_arrivals=spec.consumers),
+        "turn": plgpu.Barrier(num_arrivals=2) if spec.consumers == 2 else None,
+    }
+    call = hopper.kernel(
+        flash_forward,
+        outputs=[
+            jax.ShapeDtypeStruct((*q.shape[:3], value_dim), q.dtype),
+            jax.ShapeDtypeStruct((spec.batch, spec.heads, spec.q_padded), jnp.float32),
+        ],
+        scratch=[memory, barriers],
+        grid={"batch": spec.batch, "head": spec.heads, "tile": spec.q_tiles},
+        warpgroups=spec.consumers + 1,
+        cost=cost(spec, q, v, 2, pairs),
+    )
+    return call(*present.values())

@@ -1,0 +1,216 @@
+"""Block-sparse flash attention on Hopper: which blocks a tile reads, and what stands in a tile of logits.
+
+A tile is 64 rows for each consumer warpgroup of a thread block: queries in the forward pass and for their gradient, keys
+for theirs (the logits then stand transposed). It reads blocks of the other side in turn: first those that it sees whole,
+then those that a mask cuts. For masks that depend on the distance of positions alone the blocks are found by
+arithmetic; otherwise they come as lists, which may be computed on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import hopper
+
+ROWS = 64  # of one warpgroup: those of one wgmma
+LOG2E = math.log2(math.e)
+LOWEST = -1e30  # where running maxima start: finite, so that a row that sees nothing gives no NaN
+HIGHEST = 1e30  # the log-sum-exp of rows whose weights must come out as zeros
+Window = tuple[int | None, int | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is fixed when the kernels are compiled.
+
+    Attributes:
+      batch, heads, kv_heads: of the arrays.
+      q_length, k_length: of the arrays; multiples of 8, which TMA copies together.
+      keys: how many of them are real.
+      reach: limits (left, right) of key minus query position, None for none; causality is a right of 0.
+      scale: of the logits.
+      sigmoid: instead of softmax.
+      consumers: warpgroups of a thread block that compute.
+      block: keys in a block of the forward pass and of the gradient of queries.
+      back_block: queries in a block of the gradients of keys and values.
+      every_block: no block may be passed over, because each one's gradient of the logits is wanted.
+    """
+
+    batch: int
+    heads: int
+    kv_heads: int
+    q_length: int
+    k_length: int
+    keys: int
+    reach: Window
+    scale: float
+    sigmoid: bool
+    consumers: int
+    block: int
+    back_block: int
+    every_block: bool
+
+    @property
+    def tile(self) -> int:
+        """Rows of a thread block."""
+        return ROWS * self.consumers
+
+    @property
+    def group(self) -> int:
+        """Query heads of one key head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def q_tiles(self) -> int:
+        return -(-self.q_length // self.tile)
+
+    @property
+    def k_tiles(self) -> int:
+        return -(-self.k_length // self.tile)
+
+    @property
+    def q_padded(self) -> int:
+        """Queries of whole tiles."""
+        return self.q_tiles * self.tile
+
+    @property
+    def k_padded(self) -> int:
+        """Keys of whole tiles and whole blocks."""
+        step = max(self.tile, self.block)
+        return -(-self.k_length // step) * step
+
+
+@dataclasses.dataclass(frozen=True)
+class Visit:
+    """The blocks that one tile reads, in order: ``whole`` ones, then up to ``total`` those that a mask cuts."""
+
+    whole: jax.Array
+    total: jax.Array
+    block: Callable[[jax.Array], jax.Array]
+
+
+def visit(spec: Spec, lists: tuple[Any, Any] | None, batch: Any, head: Any, tile: Any, *, transposed: bool = False) -> Visit:
+    """The blocks of a tile of queries, or with ``transposed`` of a tile of keys.
+
+    Args:
+      spec: the kernels' constants.
+      lists: references to counts (batch or 1, heads or 1, tiles, 2) and blocks (batch or 1, heads or 1, tiles, most), or None.
+      batch, head, tile: which one.
+      transposed: whether the tile holds keys and the blocks queries.
+    """
+    if lists is not None:
+        counts, blocks = lists
+        row = (batch if counts.shape[0] > 1 else 0, head if counts.shape[1] > 1 else 0, tile)
+        return Visit(counts[(*row, 0)], counts[(*row, 1)], lambda j: blocks[(*row, j)])
+    left, right = spec.reach
+    before, after = (right, left) if transposed else (left, right)
+    length, size = (spec.q_length, spec.back_block) if transposed else (spec.k_length, spec.block)
+    return _span(tile * spec.tile, spec.tile, before, after, length, spec.q_length if transposed else spec.keys, size, spec.every_block)
+
+
+def _span(start: Any, rows: int, before: int | None, after: int | None, length: int, real: int, size: int, every_block: bool) -> Visit:
+    """Blocks of ``size`` out of ``length``, the first ``real`` not padding, at a distance of [-before, after] from ``rows`` rows at ``start``."""
+    count = -(-length // size)
+
+    def clip(x: Any, low: Any, high: Any) -> Any:
+        return jnp.minimum(jnp.maximum(x, low), high)
+
+    def floor(x: Any) -> Any:
+        return lax.div(jnp.maximum(x, 0), jnp.int32(size))
+
+    end = start + rows - 1
+    first = jnp.int32(0) if before is None or every_block else clip(floor(start - before), 0, count)
+    last = jnp.int32(count) if after is None or every_block else clip(floor(end + after) + 1, first, count)
+    whole_first = first if before is None else clip(floor(end - before + size - 1), first, last)
+    whole_last = clip(jnp.int32(real // size) if after is None else jnp.minimum(floor(start + after + 1), real // size), whole_first, last)
+    whole = whole_last - whole_first
+
+    def block(j: Any) -> Any:
+        cut = j - whole
+        outside = jnp.where(cut < whole_first - first, first + cut, whole_last + cut - (whole_first - first))
+        return jnp.where(j < whole, whole_first + j, outside)
+
+    return Visit(whole, last - first, block)
+
+
+def layer(x: Any, batch: Any, head: Any) -> tuple[Any, Any]:
+    """Where a batch element's and head's own part of ``x`` lies, whose two first axes may be shared."""
+    return (batch if x.shape[0] > 1 else 0, head if x.shape[1] > 1 else 0)
+
+
+def indices(shape: tuple[int, int], start: Any, axis: int) -> jax.Array:
+    """int32 of ``shape``: the place of each row (axis 0) or column (axis 1), counted on from ``start``."""
+    return start + hopper.iota(shape, axis)
+
+
+def vector(reference: Any, shape: tuple[int, int], axis: int) -> jax.Array:
+    """A vector in shared memory spread over a matrix: one number for each row (axis 0) or column (axis 1)."""
+    return lax.broadcast_in_dim(hopper.load(reference, plgpu.Layout.WGMMA.reduce(1 - axis)), shape, [axis])
+
+
+def visible(spec: Spec, q_positions: jax.Array, k_positions: jax.Array, given: bool) -> jax.Array:
+    """bool: which keys a query may attend; positions in matrices, ``given`` (negative is no key) or counted."""
+    allowed = k_positions >= 0 if given else k_positions < spec.keys
+    left, right = spec.reach
+    if right is not None:
+        allowed &= k_positions <= q_positions + right
+    if left is not None:
+        allowed &= k_positions >= q_positions - left
+    return allowed
+
+
+def weights(spec: Spec, logits: jax.Array, log_sum: Any) -> jax.Array:
+    """Weights of logits to base 2: softmax with ``log_sum`` (base 2) as the logarithm of the denominator, or sigmoid."""
+    if spec.sigmoid:
+        return 1.0 / (1.0 + jnp.exp2(-logits))
+    return jnp.exp2(logits - log_sum)
+
+
+def gradient_of_logits(spec: Spec, weight: jax.Array, gradient: jax.Array, delta: Any) -> jax.Array:
+    """Of the logits to base e, from weights and the gradient of the weights."""
+    if spec.sigmoid:
+        return weight * (1.0 - weight) * gradient
+    return weight * (gradient - delta)
+
+
+def loop(start: Any, stop: Any, step: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """``lax.fori_loop`` between int32 bounds that need not be known."""
+    return lax.fori_loop(jnp.int32(start), jnp.asarray(stop, jnp.int32), step, carry)
+
+
+def ring(step: Any, stages: int) -> Any:
+    """Which of ``stages`` buffers a step uses."""
+    return lax.rem(step, jnp.int32(stages))
+
+
+def produce(total: Any, stages: int, copy: Callable[[Any, Any], None], released: Callable[[Any], None]) -> None:
+    """The producer's side of a ring of buffers: ``copy(step, slot)`` for each step, after ``released(slot)`` where the slot was used before."""
+
+    def fill(step: Any, _: None) -> None:
+        copy(step, ring(step, stages))
+
+    def refill(step: Any, _: None) -> None:
+        released(ring(step, stages))
+        copy(step, ring(step, stages))
+
+    first = jnp.minimum(total, stages)
+    loop(0, first, fill, None)
+    loop(first, total, refill, None)
+
+
+def columns(width: int) -> int:
+    """Of a swizzled row in shared memory."""
+    return 64 if width % 64 == 0 else 32
+
+
+def shared(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Shared memory for matrices of 16-bit numbers that wgmma reads."""
+    return hopper.tiled(shape, dtype, columns(shape[-1]))

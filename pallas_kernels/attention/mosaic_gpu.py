@@ -1,0 +1,276 @@
+"""Block-sparse flash attention on Hopper GPUs (arXiv:2205.14135, arXiv:2407.08608), forward and backward.
+
+Masks of keys and biases that are the same for all queries add a row to the logits; others add a tile. Windows and causality
+are compared inside the kernels, in blocks that they cut, and blocks that nobody sees are not read: by arithmetic, or by
+lists made on the device (:mod:`pallas_kernels.attention.blocks`) where positions or masks decide. Sinks act on the output
+and its log-sum-exp. The kernels are in :mod:`pallas_kernels.attention.hopper_forward` and ``hopper_backward``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import hopper
+from pallas_kernels.attention import blocks
+from pallas_kernels.attention.hopper_backward import gradient_of_keys, gradient_of_queries
+from pallas_kernels.attention.hopper_forward import forward
+from pallas_kernels.attention.hopper_tiles import HIGHEST, LOG2E, ROWS, Spec
+from pallas_kernels.attention.reference import Window
+
+HEAD_DIM_LIMIT = 128  # accumulators of wider heads do not fit a warpgroup's registers beside the logits
+FEWEST_QUERIES = 8  # a tile has 64 rows: fewer queries than these leave it empty
+LISTED_LENGTH = 512  # shorter rows of keys are not worth a list that skips their padding
+GRADIENT_BYTES = 2**30  # of the logits, which a bias for each pair needs
+
+Arrays = dict[str, Any]
+
+
+def objection(q: Any, k: Any, v: Any, *, bias: Any, mask: Any, **_: Any) -> str | None:
+    """Why the kernels can't serve the call, or None."""
+    (batch, q_length, heads, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
+    if q.dtype not in (jnp.float16, jnp.bfloat16) or not q.dtype == k.dtype == v.dtype:
+        return f"it multiplies float16 or bfloat16, the same for all, not {q.dtype}, {k.dtype} and {v.dtype}"
+    if max(q.shape[3], v.shape[3]) > HEAD_DIM_LIMIT:
+        return f"head_dim {max(q.shape[3], v.shape[3])} is above {HEAD_DIM_LIMIT}"
+    if q_length < FEWEST_QUERIES:
+        return f"{q_length} queries do not fill a tile of {ROWS}"
+    if max(batch, heads) > 65535:
+        return f"a grid has at most 65535 rows and heads, here are {batch} and {heads}"
+    if any(x is not None and x.shape[2] > 1 for x in (bias, mask)):
+        held = batch * heads * q_length * k_length * 4
+        if held > GRADIENT_BYTES:
+            return f"what differs for each query and key, and its gradient, would take {held / 2**30:.1f} GiB"
+    if heads != kv_heads and any(x is not None and x.shape[1] > 1 and x.shape[2] == 1 for x in (bias, mask)):
+        return "a bias or mask of keys differs between heads that share keys"
+    return hopper.objection()
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    causal: bool,
+    window: Window,
+    scale: float,
+    normalize: str,
+    sinks: jax.Array | None,
+    query_positions: jax.Array | None,
+    key_positions: jax.Array | None,
+    return_lse: bool,
+) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
+    (batch, q_length, heads, _), (k_length, kv_heads), value_dim = q.shape, k.shape[1:3], v.shape[3]
+    left, right = window or (None, None)
+    if causal:
+        right = 0 if right is None else min(right, 0)
+    if key_positions is not None and left is None and right is None:
+        filled = (key_positions >= 0)[:, None, None]
+        mask = filled if mask is None else mask & filled
+    if left is None and right is None:
+        query_positions = key_positions = None
+    q, k, v = _cleaned(q, k, v, mask, left, right, query_positions, key_positions)
+    consumers = 2 if q_length > ROWS else 1
+    per_pair = any(x is not None and x.shape[2] > 1 for x in (bias, mask))
+    spec = Spec(
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        q_length=-(-q_length // 8) * 8,
+        k_length=-(-k_length // 8) * 8,
+        keys=k_length,
+        reach=(left, right),
+        scale=scale,
+        sigmoid=normalize == "sigmoid",
+        consumers=consumers,
+        block=64 if per_pair or k_length <= 64 else 128,
+        back_block=64,
+        every_block=bias is not None and bias.shape[2] > 1,
+    )
+    arrays = {"q": _padded(q, spec.q_length), "k": _padded(k, spec.k_length), "v": _padded(v, spec.k_length)}
+    arrays |= _added_to_logits(spec, bias, mask, query_positions is not None or key_positions is not None)
+    arrays |= _visited(spec, q_length, mask, query_positions, key_positions)
+    gradient_of_key_bias = bias is not None and bias.shape[2] == 1
+    out, lse = _flash(spec, _pairs(spec), gradient_of_key_bias, arrays)
+    out, lse = out[:, :q_length, :, :value_dim], jnp.swapaxes(lse, 1, 2)[:, :q_length]
+    if sinks is not None:
+        without, lse = lse, jnp.logaddexp(lse, sinks.astype(jnp.float32))
+        out = (out * jnp.exp(without - lse)[..., None]).astype(q.dtype)
+    return (out, lse) if return_lse else out
+
+
+def _padded(x: jax.Array, length: int) -> jax.Array:
+    """``x`` (batch, length, heads, head_dim) with whole groups of 8 tokens and of 32 features, in which TMA and wgmma count."""
+    return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, -x.shape[3] % 32)))
+
+
+def _cleaned(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, left: int | None, right: int | None, query_positions: Any, key_positions: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Zeros where a query sees nothing and where a key is seen by none, which may hold anything: 0 * NaN is NaN.
+
+    Where both a mask and positions hide, only what one of them hides by itself is found.
+    """
+    seeing: Any = True
+    seen: Any = True
+    if mask is not None:
+        seeing, seen = mask.any((1, 3))[:, :, None, None], mask.any((1, 2))[:, :, None, None]
+    if query_positions is not None or key_positions is not None:
+        at_q = jnp.arange(q.shape[1])[None] if query_positions is None else query_positions
+        at_k = jnp.arange(k.shape[1])[None] if key_positions is None else key_positions
+        far = jnp.iinfo(jnp.int32).max // 2
+        first_k, last_k = jnp.where(at_k >= 0, at_k, far).min(1, keepdims=True), at_k.max(1, keepdims=True)
+        sees, is_seen = last_k >= 0, at_k >= 0
+        if left is not None:
+            sees, is_seen = sees & (last_k >= at_q - left), is_seen & (at_k >= at_q.min(1, keepdims=True) - left)
+        if right is not None:
+            sees, is_seen = sees & (first_k <= at_q + right), is_seen & (at_k <= at_q.max(1, keepdims=True) + right)
+        seeing, seen = seeing & sees[:, :, None, None], seen & is_seen[:, :, None, None]
+    elif left is not None or right is not None:
+        sees, is_seen = blocks.band_seen(left, right, q.shape[1], k.shape[1])
+        if not (sees.all() and is_seen.all()):
+            seeing, seen = seeing & sees[None, :, None, None], seen & is_seen[None, :, None, None]
+    q = q if seeing is True else jnp.where(seeing, q, 0)
+    return (q, k, v) if seen is True else (q, jnp.where(seen, k, 0), jnp.where(seen, v, 0))
+
+
+def _added_to_logits(spec: Spec, bias: Any, mask: Any, positions: bool) -> Arrays:
+    """float32 terms of the logits to base 2, -inf where masked: one for each key, or for each pair."""
+    terms: Arrays = {}
+
+    def add(name: str, term: jax.Array) -> None:
+        terms[name] = terms[name] + term if name in terms else term
+
+    if bias is not None:
+        add("key_bias" if bias.shape[2] == 1 else "bias", bias.astype(jnp.float32) * LOG2E)
+    if mask is not None and not (positions and _of_keys(mask)):
+        add("key_bias" if mask.shape[2] == 1 else "bias", jnp.where(mask, 0.0, -jnp.inf))
+    if "key_bias" in terms:
+        row = terms["key_bias"]
+        row = jnp.broadcast_to(row, (*row.shape[:3], spec.keys))[:, :, 0]
+        terms["key_bias"] = jnp.pad(row, ((0, 0), (0, 0), (0, spec.k_padded - spec.keys)), constant_values=-jnp.inf)
+    if "bias" in terms:
+        tile = terms["bias"]
+        tile = jnp.broadcast_to(tile, (*tile.shape[:2], tile.shape[2], spec.keys))
+        terms["bias"] = jnp.pad(tile, ((0, 0), (0, 0), (0, spec.q_padded - tile.shape[2]), (0, spec.k_padded - spec.keys)))
+    return terms
+
+
+def _of_keys(mask: jax.Array) -> bool:
+    """Whether a mask says of each key, for all heads and queries, whether it is one."""
+    return mask.shape[1] == mask.shape[2] == 1
+
+
+def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_positions: Any) -> Arrays:
+    """Positions where given, and lists of blocks where arithmetic does not find them."""
+    left, right = spec.reach
+    found: Arrays = {}
+    if query_positions is not None or key_positions is not None:
+        at_q = jnp.arange(q_length)[None] if query_positions is None else query_positions
+        at_k = jnp.arange(spec.keys)[None] if key_positions is None else key_positions
+        if mask is not None and _of_keys(mask):
+            at_k = jnp.where(mask[:, 0, 0], at_k, -1)
+        at_q = jnp.pad(at_q.astype(jnp.int32), ((0, 0), (0, spec.q_padded - q_length)), mode="edge")
+        at_k = jnp.pad(at_k.astype(jnp.int32), ((0, 0), (0, spec.k_padded - spec.keys)), constant_values=-1)
+        found = {"q_positions": at_q[:, None], "k_positions": at_k[:, None]}
+
+        def cover(block_q: int, block_k: int) -> blocks.Cover:
+            return blocks.position_cover(at_q, at_k, left, right, block_q, block_k)
+    elif mask is not None and _of_keys(mask) and spec.keys >= LISTED_LENGTH:
+        real = jnp.pad(jnp.broadcast_to(mask[:, 0, 0], (mask.shape[0], spec.keys)), ((0, 0), (0, spec.k_padded - spec.keys)))
+
+        def cover(block_q: int, block_k: int) -> blocks.Cover:
+            static = blocks.band_cover(left, right, spec.q_length, spec.keys, block_q, block_k)
+            some = real.reshape(real.shape[0], 1, -1, block_k).any(3)[:, :, : static.some.shape[1]]
+            # Masked keys of a whole block are hidden by what is added to the logits.
+            return blocks.both(blocks.Cover(static.some, static.every), blocks.Cover(some, jnp.ones_like(some)))
+    else:
+        return {}
+    if spec.every_block:
+        return found | _all_cut(spec)
+    lists = _ordered(cover(block_q=spec.tile, block_k=spec.block))
+    back = _ordered(blocks.transposed(cover(block_q=spec.back_block, block_k=spec.tile)))
+    return found | {"counts": lists[0], "blocks": lists[1], "back_counts": back[0], "back_blocks": back[1]}
+
+
+def _ordered(cover: blocks.Cover) -> tuple[jax.Array, jax.Array]:
+    """A cover as :func:`hopper_tiles.visit` reads it: whole blocks first, the same for all heads."""
+    kind = jnp.where(cover.some, jnp.where(cover.every, 0, 1), 2)
+    counts = jnp.stack([(kind == 0).sum(-1), (kind < 2).sum(-1)], axis=-1)
+    return counts[:, None].astype(jnp.int32), jnp.argsort(kind, axis=-1, stable=True)[:, None].astype(jnp.int32)
+
+
+def _all_cut(spec: Spec) -> Arrays:
+    """Lists of all blocks, each with its positions to be compared."""
+
+    def every(rows: int, count: int) -> tuple[jax.Array, jax.Array]:
+        counts = jnp.broadcast_to(jnp.array([0, count], jnp.int32), (1, 1, rows, 2))
+        return counts, jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (1, 1, rows, count))
+
+    lists = every(spec.q_tiles, spec.k_padded // spec.block)
+    back = every(spec.k_tiles, spec.q_padded // spec.back_block)
+    return {"counts": lists[0], "blocks": lists[1], "back_counts": back[0], "back_blocks": back[1]}
+
+
+def _pairs(spec: Spec) -> int:
+    """About how many pairs of queries and keys a head multiplies, blocks that a window or causality cuts included."""
+    left, right = spec.reach
+    width = spec.keys
+    if left is not None and right is not None:
+        width = min(width, left + right + spec.tile + spec.block)
+    elif left is not None or right is not None:
+        width = min(width, (width + spec.block) // 2 + (left or right or 0))
+    return spec.q_length * width
+
+
+FORWARD = ("q", "k", "v", "key_bias", "bias", "q_positions", "k_positions", "counts", "blocks")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _flash(spec: Spec, pairs: int, gradient_of_key_bias: bool, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    """Output, and log-sum-exp (batch, heads, q_padded)."""
+    del gradient_of_key_bias
+    out, lse = forward(spec, {name: arrays.get(name) for name in FORWARD}, pairs)
+    return out, jnp.zeros_like(lse) if spec.sigmoid else lse
+
+
+def _flash_forward(spec: Spec, pairs: int, gradient_of_key_bias: bool, arrays: Arrays) -> tuple[Any, Any]:
+    out, lse = _flash(spec, pairs, gradient_of_key_bias, arrays)
+    return (out, lse), (arrays, out, lse)
+
+
+def _flash_backward(spec: Spec, pairs: int, gradient_of_key_bias: bool, residuals: Any, cotangents: Any) -> tuple[Arrays]:
+    arrays, out, lse = residuals
+    of_out, of_lse = cotangents
+    inputs = {name: arrays.get(name) for name in FORWARD} | {"do": of_out.astype(out.dtype)}
+    if not spec.sigmoid:
+        empty = jnp.isneginf(lse) | (jnp.arange(spec.q_padded) >= spec.q_length)
+        lost = jnp.einsum("bqhd,bqhd->bhq", out.astype(jnp.float32), of_out.astype(jnp.float32))
+        lost = jnp.pad(lost, ((0, 0), (0, 0), (0, spec.q_padded - spec.q_length))) - of_lse
+        inputs |= {"lse": jnp.where(empty, HIGHEST, lse * LOG2E), "delta": jnp.where(empty, 0.0, lost)}
+    of_queries = gradient_of_queries(spec, inputs, pairs)
+    turned = inputs | {"counts": arrays.get("back_counts"), "blocks": arrays.get("back_blocks")}
+    if turned["bias"] is not None:
+        turned["bias"] = jnp.swapaxes(turned["bias"], 2, 3)
+    of_keys = gradient_of_keys(spec, turned, pairs, gradient_of_key_bias)
+    gradients = dict(zip(("q", "k", "v"), (of_queries[0], *of_keys[:2]), strict=True))
+    if spec.every_block:
+        gradients["bias"] = _summed(of_queries[1], arrays["bias"]) / LOG2E
+    if gradient_of_key_bias:
+        gradients["key_bias"] = _summed(of_keys[2], arrays["key_bias"]) / LOG2E
+    return ({name: gradients.get(name) for name in arrays},)
+
+
+def _summed(gradient: jax.Array, like: jax.Array) -> jax.Array:
+    """A gradient for each batch element and head, summed over those that share ``like``."""
+    shared = tuple(axis for axis in (0, 1) if like.shape[axis] < gradient.shape[axis])
+    return gradient.sum(shared, keepdims=True) if shared else gradient
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
