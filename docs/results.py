@@ -1,0 +1,63 @@
+"""The page of what was measured, from the files under benchmarks/results/: ``python -m docs.results`` writes docs/results.md."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from docs.catalogue import table
+
+HOME = Path(__file__).resolve().parents[1]
+CLAIMS = HOME / "benchmarks" / "results" / "cpu" / "claims"
+PAGE = HOME / "docs" / "results.md"
+LEFT_OUT = ("loss", "perplexity", "top5", "exact")
+VERDICTS = {True: "It holds.", False: "**It does not hold here.**", None: "Not judged: contestants or seeds are missing."}
+HEAD = """# Claims, measured
+
+Written by `python -m docs.results` from the files under `benchmarks/results/cpu/claims`; not edited by hand. Each row is a model,
+trained as the claim's module under `benchmarks/claims` says; figures are medians over the seeds named, with the extremes where
+there are several. Where a figure is missing it was not measured.
+"""
+
+
+def _figure(rows: list[dict[str, Any]], name: str) -> str:
+    values = [row["test"][name] for row in rows if name in row["test"]]
+    if not values:
+        return ""
+    middle = f"{statistics.median(values):.3f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
+
+
+def section(report: dict[str, Any]) -> str:
+    """A claim: what it says, whether it holds, and its table."""
+    title, _, rest = report["claim"].partition(". ")
+    rows = report["rows"]
+    figures = [name for name in dict.fromkeys(name for row in rows for name in row["test"]) if name not in LEFT_OUT]
+    head = ["model", "parameters", "steps", "seeds", *(name.replace("_", " ") for name in figures), "chance"]
+    lines = []
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        chance = own[0].get("chance")
+        lines.append(
+            [
+                label,
+                f"{own[0]['parameters']:,}",
+                str(own[0]["steps"]),
+                ", ".join(str(row["seed"]) for row in own),
+                *(_figure(own, name) for name in figures),
+                "" if chance is None else f"{chance:.3f}",
+            ]
+        )
+    return f"## {title}\n\n{rest}\n\n{VERDICTS[report['holds']]}\n\n{table(head, lines)}"
+
+
+def page() -> str:
+    """All of the page."""
+    reports = [json.loads(path.read_text()) for path in sorted(CLAIMS.glob("*.json"))]
+    return "\n".join([HEAD, *map(section, reports)])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

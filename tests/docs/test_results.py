@@ -1,0 +1,16 @@
+"""The page of what was measured says what the files say."""
+
+from __future__ import annotations
+
+from docs import results
+
+
+def test_the_page_is_fresh() -> None:
+    assert results.PAGE.read_text() == results.page(), "run: python -m docs.results"
+
+
+def test_a_claim_that_does_not_hold_is_told_so() -> None:
+    rows = [{"label": "m", "parameters": 1000, "steps": 5, "seed": seed, "test": {"accuracy": 0.1 * seed}, "chance": 0.5} for seed in range(3)]
+    text = results.section({"claim": "A is better. As somebody found.", "holds": False, "rows": rows})
+    assert "does not hold" in text
+    assert "| m | 1,000 | 5 | 0, 1, 2 | 0.100 (0.000 to 0.200) | 0.500 |" in text
