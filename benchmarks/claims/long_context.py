@@ -1,7 +1,8 @@
 """Byte language modelling at 4096 bytes: full attention, a sliding window, routing and LongNet, same parameters, same bytes.
 
 Bits per byte of the held-out modules of Python's standard library, over all and by position: what falls with position
-is what context is worth. The sizes agree within 2 % and no order of merit is claimed. Uniform bytes cost 8 bits.
+is what context is worth. The sizes agree within 2 %, every run reads the same 1.6 million bytes, and no order of merit is claimed.
+Uniform bytes cost 8 bits. Of a step, loss and gradient of two windows: its seconds and the MiB it takes beside parameters.
 Routing is trained with causal membership, so that no figure knows later bytes.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +56,27 @@ def bits_by_position(model: nnx.Module, task: tasks.Task, edges: Sequence[int], 
     return {f"bytes_{begin}_to_{end}": float(total[i] / count[i]) for i, (begin, end) in enumerate(itertools.pairwise(edges))}
 
 
+def cost_of_a_step(model: nnx.Module, task: tasks.Task, batch_size: int = 2) -> dict[str, float]:
+    """Seconds of the loss and its gradient on one batch, the least of three, and the MiB that the program takes beside parameters and gradient."""
+    model.train()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    examples = task.examples("test")
+    rows = [examples.get(i, None) for i in range(batch_size)]
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def loss(params: nnx.State, rest: nnx.State) -> jax.Array:
+        return task.loss(nnx.merge(graph, params, rest), batch, jax.random.key(0))[0]
+
+    compiled = jax.jit(jax.grad(loss)).lower(params, rest).compile()
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(params, rest))
+        seconds.append(time.perf_counter() - start)
+    sizes: Any = compiled.memory_analysis()
+    return {"step_seconds": min(seconds[1:]), "step_mib": sizes.temp_size_in_bytes / 2**20}
+
+
 def contest(quick: bool) -> Contest:
     length = 64 if quick else 4096
     edges = (0, length // 16, length // 4, length // 2, length)
@@ -63,16 +86,17 @@ def contest(quick: bool) -> Contest:
     size = {"features": 16, "num_heads": 4, "depth": 1, "hidden": 32} if quick else {"depth": 3}
 
     def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
-        return bits_by_position(model, tasks.create(**task), edges, 4 if quick else 64)
+        made = tasks.create(**task)
+        return bits_by_position(model, made, edges, 4 if quick else 64) | cost_of_a_step(model, made)
 
     b2 = {"optimizer": {"options": {"b2": 0.95}}}
     return Contest(
         contestants=[Contestant(label, name, task, {**options, **size}, {**b2, **SETTINGS.get(label, {})}) for label, (name, options) in MODELS.items()],
-        steps=4 if quick else 400,
+        steps=4 if quick else 200,
         batch_size=2,
         learning_rate=2e-3,
         evaluations=1,
-        figures=("bits_per_byte", *(f"bytes_{begin}_to_{end}" for begin, end in itertools.pairwise(edges))),
+        figures=("bits_per_byte", *(f"bytes_{begin}_to_{end}" for begin, end in itertools.pairwise(edges)), "step_seconds", "step_mib"),
         measure=measure,
     )
 
