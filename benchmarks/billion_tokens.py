@@ -1,11 +1,12 @@
-"""A billion tokens through one block of LongNet: what each device computes, holds and sends, from programs that a compiler for TPUs has made.
+"""A billion tokens through one block of LongNet: what each device computes, holds and sends, from programs that the compiler for TPUs has made.
 
 ``python -m benchmarks.billion_tokens`` writes benchmarks/results/compiled/billion_tokens.json and docs/billion_tokens.md. No TPU is
 needed and none is used (``pip install libtpu`` brings the compiler): nothing here is a time.
 
-A block of ``longnet_350m`` in bfloat16, one sequence, forward and with the gradients of its weights and its input, compiled for a
-topology of v5p chips that share the sequence. Segments grow fourfold from 4096 tokens to the whole sequence and rates with them, so
-that each segment keeps 4096 tokens. Of each program:
+A block of ``longnet_350m`` in bfloat16, one sequence, forward, and for the most chips of each length with the gradients of its
+weights and its input, compiled for a topology of v5p chips that share the sequence; attention is the form written in XLA's
+operations. Segments grow fourfold from 4096 tokens to the whole sequence and rates with them, so that each segment keeps 4096
+tokens. Of each program:
 
     operations   of one device: those of the whole program as written (pallas_kernels/operations.py), shared by the devices
     memory       of one device, by the compiler's own account: arguments, results and temporaries; or what it says where that is too much
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 HOME = Path(__file__).resolve().parents[1]
-LENGTHS = (2**20, 2**27, 2**30)
+PLAN = {2**20: (1, 8, 64), 2**27: (64, 512), 2**30: (512, 4096)}
+"""Chips that share a sequence of each length; the gradient is compiled for the most of each."""
 CHIPS = {1: "v5p:2x2x1", 8: "v5p:2x2x2", 64: "v5p:4x4x4", 512: "v5p:8x8x8", 4096: "v5p:16x16x16"}
 KEPT, GROWTH = 4096, 4
 MODEL = "longnet_350m"
@@ -37,8 +39,8 @@ def pairs(length: int) -> dict[str, tuple[int, ...]]:
     return {"segments": tuple(segments), "rates": tuple(segment // KEPT for segment in segments)}
 
 
-def measure(length: int, devices: int) -> dict[str, Any]:
-    """What a device does for one block at this length, where ``devices`` share it."""
+def measure(length: int, devices: int, training: bool) -> dict[str, Any]:
+    """What a device does for one block at this length, where ``devices`` share it; forward, and with the gradient where asked for."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -62,12 +64,15 @@ def measure(length: int, devices: int) -> dict[str, Any]:
     def forward(params: Any, x: Any) -> Any:
         return nnx.merge(graph, params)(x)
 
-    def training(params: Any, x: Any, dy: Any) -> Any:
+    def both(params: Any, x: Any, dy: Any) -> Any:
         y, pull = jax.vjp(forward, params, x)
         return y, pull(dy)
 
     row: dict[str, Any] = {}
-    for name, function, arguments, results in (("forward", forward, (params, x), split), ("training", training, (params, x, x), (split, (whole, split)))):
+    passes: list[tuple[str, Any, tuple[Any, ...], Any]] = [("forward", forward, (params, x), split)]
+    if training:
+        passes.append(("training", both, (params, x, x), (split, (whole, split))))
+    for name, function, arguments, results in passes:
         # Of whole arrays, on no mesh: the ways of sharing a sequence compute what one device would.
         flops = operations.count(function, *jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)).flops
         row[name] = {"operations": flops // devices}
@@ -127,8 +132,7 @@ def _bytes(size: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=lambda text: [int(n) for n in text.split(",")], default=list(LENGTHS))
-    parser.add_argument("--devices", type=lambda text: [int(n) for n in text.split(",")], default=list(CHIPS))
+    parser.add_argument("--lengths", type=lambda text: [int(n) for n in text.split(",")], default=list(PLAN))
     parser.add_argument("--output", type=Path, default=HOME / "benchmarks" / "results" / "compiled" / "billion_tokens.json")
     parser.add_argument("--page", type=Path, default=HOME / "docs" / "billion_tokens.md")
     given = parser.parse_args()
@@ -138,8 +142,8 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     for length in given.lengths:
         rows[str(length)] = {}
-        for devices in given.devices:
-            rows[str(length)][str(devices)] = measure(length, devices)
+        for devices in PLAN[length]:
+            rows[str(length)][str(devices)] = measure(length, devices, devices == max(PLAN[length]))
             print(length, devices, json.dumps(rows[str(length)][str(devices)]), flush=True)
     report = {"model": MODEL, "chip": "v5p", "kept": KEPT, "jax": jax.__version__, "rows": rows}
     given.output.parent.mkdir(parents=True, exist_ok=True)
