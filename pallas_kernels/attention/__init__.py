@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import sequence
-from pallas_kernels.attention import distributed, reference, xla
+from pallas_kernels.attention import distributed, mosaic_tpu, reference, splash, xla
 from pallas_kernels.attention.cases import CASES, SHAPES
 from pallas_kernels.dispatch import Implementation, Op
 
@@ -17,6 +17,8 @@ _op = Op(
     (
         Implementation("all_to_all", distributed.all_to_all, objection=distributed.all_to_all_objection, considered=sequence.is_split),
         Implementation("ring", distributed.ring, objection=distributed.ring_objection, considered=sequence.is_split),
+        Implementation("splash", splash.attention, platforms=("tpu",), objection=splash.objection),
+        Implementation("mosaic_tpu", mosaic_tpu.attention, platforms=("tpu",), objection=mosaic_tpu.objection),
         Implementation("xla", xla.attention),
         Implementation("reference", reference.attention),
     ),

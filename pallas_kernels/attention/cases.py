@@ -150,6 +150,7 @@ CASES = (
     _case("sigmoid_masked", 11, batch=3, change=_both(_padded(6), _add(bias=(1, 2, 1, 1))), normalize="sigmoid"),
     _case("cache_step", 1, 16, batch=3, heads=4, kv_heads=2, change=_cache((4, 0, 11), (5, 1, 12)), causal=True, return_lse=True),
     _case("cache_chunk", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, window=(4, None)),
+    _case("whole_blocks", 256, batch=1, heads=2, kv_heads=1, head_dim=16, change=_add(sinks=(2,)), causal=True),
     _case("long", 531, heads=1, batch=1, return_lse=True),
     _case("long_causal", 1031, 1029, heads=2, kv_heads=1, batch=1, head_dim=4, causal=True, return_lse=True),
     _case("long_window", 773, heads=2, kv_heads=1, change=_add(sinks=(2,)), window=(40, 25), return_lse=True),

@@ -1,0 +1,415 @@
+"""The kernels of flash attention on TPU: one for the output, one for the gradient of queries, one for those of keys and values.
+
+Each walks, for a block of queries (or keys), through a list of blocks of the other side that is fetched ahead of it by scalar prefetch.
+The last one holds its logits transposed, so that what belongs to a query stands in a row and all products are plain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is known while tracing; hashable.
+
+    Attributes:
+      left, right: limits of key minus query position.
+      k_length: keys of a row before padding.
+      block_q, block_k: sizes of blocks, which divide the padded lengths.
+      segments: blocks hold rows of so many queries and keys, powers of two, which attend each to its own; None where a row is not shorter than a block.
+      steps: longest list of key blocks, and of query blocks.
+    """
+
+    left: int | None
+    right: int | None
+    scale: float
+    normalize: str
+    k_length: int
+    block_q: int
+    block_k: int
+    segments: tuple[int, int] | None
+    steps: tuple[int, int]
+    interpret: bool
+
+
+class Where(NamedTuple):
+    """Who attends whom, beside the band; each None if it does not matter.
+
+    Attributes:
+      queries: int32 (batch or 1, 1, q_length), positions.
+      keys: int32 (batch or 1, heads or 1, k_length), positions, negative where not attended.
+      mask: int8 (batch or 1, heads or 1, q_length, k_length), 0 where not attended.
+    """
+
+    queries: jax.Array | None
+    keys: jax.Array | None
+    mask: jax.Array | None
+
+
+class Walk(NamedTuple):
+    """Lists as the kernels read them: 2 * block + full, and how many, both flat; ``rows`` of them, (batch or 1, heads or 1)."""
+
+    entries: jax.Array
+    counts: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def flash(
+    options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, forth: Walk, back: Walk
+) -> tuple[jax.Array, jax.Array]:
+    """(batch, heads, q_length, value_dim) and the float32 log-sum-exp (batch, heads, q_length), of whole blocks."""
+    return _flash_forward(options, rows, q, k, v, where, forth, back)[0]
+
+
+def _flash_forward(options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, forth: Walk, back: Walk) -> Any:
+    out, top, total = _run_forward(options, rows, q, k, v, where, forth)
+    empty = total == 0
+    # Of a query that attends nothing all logits are -inf: any finite shift gives weights of 0.
+    top, total = jnp.where(empty, 0.0, top), jnp.where(empty, 1.0, total)
+    return (out, jnp.where(empty, -jnp.inf, top + jnp.log(total))), (q, k, v, where, forth, back, out, top, total)
+
+
+def _flash_backward(options: Options, rows: tuple[int, int], residuals: Any, cotangents: Any) -> Any:
+    q, k, v, where, forth, back, out, top, total = residuals
+    d_out, d_lse = (x.astype(jnp.float32) for x in cotangents)
+    # Weights are exp(logits - top) / total, and total divides what they are multiplied with: subtracting the log-sum-exp would round large logits.
+    if options.normalize == "softmax":
+        delta = (jnp.sum(d_out * out.astype(jnp.float32), -1) - d_lse) / total
+        d_out = d_out / total[..., None]
+    else:
+        delta = jnp.zeros_like(top)
+    d_out = d_out.astype(v.dtype)
+    d_q = _run_queries(options, rows, q, k, v, where, forth, d_out, top, delta)
+    d_k, d_v = _run_keys(options, rows, q, k, v, where, back, d_out, top, delta)
+    return d_q, d_k, d_v, Where(None, None, None), Walk(None, None), Walk(None, None)
+
+
+flash.defvjp(_flash_forward, _flash_backward)
+
+
+def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _allowed(options: Options, i: Any, j: Any, queries: Any, keys: Any, mask: Any, transposed: bool) -> jax.Array | None:
+    """bool (block_q, block_k), or its transpose, of query block i and key block j; None is all."""
+    shape = (options.block_k, options.block_q) if transposed else (options.block_q, options.block_k)
+    q_axis, k_axis = (1, 0) if transposed else (0, 1)
+    q_place = i * options.block_q + lax.broadcasted_iota(jnp.int32, shape, q_axis)
+    k_place = j * options.block_k + lax.broadcasted_iota(jnp.int32, shape, k_axis)
+    terms = []
+    if options.segments is not None:
+        q_size, k_size = options.segments
+        terms.append((q_place >> q_size.bit_length() - 1) == (k_place >> k_size.bit_length() - 1))
+        q_place, k_place = q_place & q_size - 1, k_place & k_size - 1
+    k_at = k_place if keys is None else keys[...]
+    terms.append(k_at < options.k_length if keys is None else k_at >= 0)
+    if options.left is not None or options.right is not None:
+        ahead = k_at - (q_place if queries is None else queries[...])
+        if options.left is not None:
+            terms.append(ahead >= -options.left)
+        if options.right is not None:
+            terms.append(ahead <= options.right)
+    if mask is not None:
+        terms.append(mask[...].astype(jnp.int32) != 0)
+    return functools.reduce(jnp.logical_and, (jnp.broadcast_to(t, shape) for t in terms))
+
+
+def _logits(options: Options, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    logits = _dot(rows, columns, (1, 1))
+    return logits if options.scale == 1.0 else options.scale * logits
+
+
+def _weights(options: Options, logits: jax.Array, shift: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    """Of a softmax without its denominator."""
+    if options.normalize == "sigmoid":
+        weights = jax.nn.sigmoid(logits)
+    else:
+        weights = jnp.exp(logits - shift)
+    return weights if allowed is None else jnp.where(allowed, weights, 0.0)
+
+
+def _visit(entry: Any, live: Any, step: Callable[[bool], None]) -> None:
+    """Runs ``step(masked)`` for a list's entry, if there is one."""
+    pl.when(live & (entry & 1 == 1))(lambda: step(False))
+    pl.when(live & (entry & 1 == 0))(lambda: step(True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The block specs of one kernel.
+
+    Attributes:
+      at: from the grid's indices and the prefetched arrays to (batch, query head, key-value head, query block, key block).
+      transposed: logits have keys as rows.
+    """
+
+    options: Options
+    at: Callable[..., tuple[Any, Any, Any, Any, Any]]
+    transposed: bool
+
+    def per_query(self, x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, self.options.block_q, x.shape[3]), lambda *g: (self.at(*g)[0], self.at(*g)[1], self.at(*g)[3], 0))
+
+    def per_key(self, x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, self.options.block_k, x.shape[3]), lambda *g: (self.at(*g)[0], self.at(*g)[2], self.at(*g)[4], 0))
+
+    def numbers(self, x: jax.Array, keys: bool = False) -> tuple[pl.BlockSpec, jax.Array]:
+        """One number a query (or key) of (batch or 1, heads or 1, length): a column or a row, as the logits have them."""
+        size, place = (self.options.block_k, 4) if keys else (self.options.block_q, 3)
+
+        def row(g: Any) -> tuple[Any, Any, Any]:
+            at = self.at(*g)
+            return (at[0] if x.shape[0] > 1 else 0), (at[1] if x.shape[1] > 1 else 0), at[place]
+
+        if keys == self.transposed:
+            return pl.BlockSpec((None, None, size, 1), lambda *g: (*row(g), 0)), x[..., None]
+        return pl.BlockSpec((None, None, 1, size), lambda *g: (*row(g)[:2], 0, row(g)[2])), x[:, :, None]
+
+    def where(self, where: Where) -> tuple[list[pl.BlockSpec], list[jax.Array]]:
+        specs, arrays = [], []
+        for x, keys in ((where.queries, False), (where.keys, True)):
+            if x is not None:
+                spec, array = self.numbers(x, keys)
+                specs.append(spec)
+                arrays.append(array)
+        if where.mask is not None:
+            mask, options = where.mask, self.options
+
+            def place(*g: Any) -> tuple[Any, Any, Any, Any]:
+                b, h, _, i, j = self.at(*g)
+                return (b if mask.shape[0] > 1 else 0, h if mask.shape[1] > 1 else 0, *((j, i) if self.transposed else (i, j)))
+
+            shape = (options.block_k, options.block_q) if self.transposed else (options.block_q, options.block_k)
+            specs.append(pl.BlockSpec((None, None, *shape), place))
+            arrays.append(jnp.swapaxes(mask, 2, 3) if self.transposed else mask)
+        return specs, arrays
+
+
+def _unpack(where: Where, refs: tuple[Any, ...]) -> tuple[list[Any], tuple[Any, ...]]:
+    """References for queries, keys and mask, None where absent; and the rest."""
+    rest = list(refs)
+    found = [None if x is None else rest.pop(0) for x in where]
+    return found, tuple(rest)
+
+
+def _list_row(rows: tuple[int, int], b: Any, h: Any) -> Any:
+    return (b if rows[0] > 1 else 0) * rows[1] + (h if rows[1] > 1 else 0)
+
+
+def _query_layout(options: Options, rows: tuple[int, int], repeats: int, count: int) -> tuple[Layout, Callable[..., Any]]:
+    """Of the grid (batch, head, query block, step)."""
+
+    def line(b: Any, h: Any, i: Any) -> Any:
+        return _list_row(rows, b, h) * count + i
+
+    def at(b: Any, h: Any, i: Any, s: Any, entries: Any, counts: Any) -> tuple[Any, Any, Any, Any, Any]:
+        return b, h, lax.div(h, repeats), i, entries[line(b, h, i) * options.steps[0] + s] >> 1
+
+    return Layout(options, at, False), line
+
+
+def _cost(options: Options, products: int, q: jax.Array, k: jax.Array, v: jax.Array, visits: int, arrays: Any) -> pl.CostEstimate:
+    """Of ``visits`` pairs of blocks for every head, with so many products of q and k or of weights and v."""
+    pairs = visits * options.block_q * options.block_k * q.shape[0] * q.shape[1]
+    moved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+    width = q.shape[3] + v.shape[3]
+    return pl.CostEstimate(flops=pairs * (products * width + 8), transcendentals=pairs, bytes_accessed=moved)
+
+
+def _params(axes: int, serial: int) -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=("parallel",) * (axes - serial) + ("arbitrary",) * serial)
+
+
+def _run_forward(
+    options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, walk: Walk
+) -> tuple[jax.Array, ...]:
+    """Output, and of each query the largest logit and the sum of exp(logits - largest), (batch, heads, q_length); -inf and 0 for sigmoid weights."""
+    batch, heads, length, _ = q.shape
+    count, steps, value_dim = length // options.block_q, options.steps[0], v.shape[3]
+    layout, line = _query_layout(options, rows, heads // k.shape[1], count)
+    where_specs, where_arrays = layout.where(where)
+
+    def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, *refs: Any) -> None:
+        (queries, keys, mask), (out, top_out, total_out, top, total, summed) = _unpack(where, refs)
+        b, h, i, s = (pl.program_id(axis) for axis in range(4))
+        at = line(b, h, i)
+        entry = entries[at * steps + s]
+
+        @pl.when(s == 0)
+        def _() -> None:
+            top[...] = jnp.full_like(top, -jnp.inf)
+            total[...] = jnp.zeros_like(total)
+            summed[...] = jnp.zeros_like(summed)
+
+        def step(masked: bool) -> None:
+            logits = _logits(options, q[...], k[...])
+            allowed = _allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
+            if options.normalize == "sigmoid":
+                summed[...] += _dot(_weights(options, logits, logits, allowed).astype(v.dtype), v[...], (1, 0))
+                return
+            if allowed is not None:
+                logits = jnp.where(allowed, logits, -jnp.inf)
+            before = top[...]
+            now = jnp.maximum(before, jnp.max(logits, 1, keepdims=True))
+            shift = jnp.where(now == -jnp.inf, 0.0, now)
+            weights, keep = jnp.exp(logits - shift), jnp.exp(before - shift)
+            top[...] = now
+            total[...] = keep * total[...] + jnp.sum(weights, 1, keepdims=True)
+            summed[...] = keep * summed[...] + _dot(weights.astype(v.dtype), v[...], (1, 0))
+
+        _visit(entry, s < counts[at], step)
+
+        @pl.when(s == steps - 1)
+        def _() -> None:
+            top_out[...], total_out[...] = top[...], total[...]
+            if options.normalize == "sigmoid":
+                out[...] = summed[...].astype(out.dtype)
+            else:
+                out[...] = (summed[...] / jnp.where(total[...] == 0, 1.0, total[...])).astype(out.dtype)
+
+    number = jax.ShapeDtypeStruct((batch, heads, length, 1), jnp.float32)
+    shapes = [jax.ShapeDtypeStruct((batch, heads, length, value_dim), q.dtype), number, number]
+    out, top, total = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, heads, count, steps),
+            in_specs=[layout.per_query(q), layout.per_key(k), layout.per_key(v), *where_specs],
+            out_specs=[layout.per_query(x) for x in shapes],
+            scratch_shapes=[pltpu.VMEM((options.block_q, n), jnp.float32) for n in (1, 1, value_dim)],
+        ),
+        out_shape=shapes,
+        compiler_params=_params(4, 1),
+        cost_estimate=_cost(options, 2, q, k, v, count * steps, [q, k, v, where_arrays, shapes]),
+        interpret=options.interpret,
+        name="attention_forward",
+    )(*walk, q, k, v, *where_arrays)
+    return out, top[..., 0], total[..., 0]
+
+
+def _run_queries(
+    options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, walk: Walk, d_out: Any, shift: Any, delta: Any
+) -> jax.Array:
+    """The gradient of the queries."""
+    batch, heads, length, head_dim = q.shape
+    count, steps = length // options.block_q, options.steps[0]
+    layout, line = _query_layout(options, rows, heads // k.shape[1], count)
+    where_specs, where_arrays = layout.where(where)
+    (shift_spec, shift), (delta_spec, delta) = layout.numbers(shift), layout.numbers(delta)
+
+    def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
+        (queries, keys, mask), (d_q, summed) = _unpack(where, refs)
+        b, h, i, s = (pl.program_id(axis) for axis in range(4))
+        at = line(b, h, i)
+        entry = entries[at * steps + s]
+
+        @pl.when(s == 0)
+        def _() -> None:
+            summed[...] = jnp.zeros_like(summed)
+
+        def step(masked: bool) -> None:
+            allowed = _allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
+            weights = _weights(options, _logits(options, q[...], k[...]), shift[...], allowed)
+            d_logits = _d_logits(options, weights, _dot(d_out[...], v[...], (1, 1)), delta[...])
+            summed[...] += _dot(d_logits.astype(k.dtype), k[...], (1, 0))
+
+        _visit(entry, s < counts[at], step)
+
+        @pl.when(s == steps - 1)
+        def _() -> None:
+            d_q[...] = (options.scale * summed[...]).astype(d_q.dtype)
+
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, heads, count, steps),
+            in_specs=[layout.per_query(q), layout.per_key(k), layout.per_key(v), layout.per_query(d_out), shift_spec, delta_spec, *where_specs],
+            out_specs=layout.per_query(q),
+            scratch_shapes=[pltpu.VMEM((options.block_q, head_dim), jnp.float32)],
+        ),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        compiler_params=_params(4, 1),
+        cost_estimate=_cost(options, 3, q, k, v, count * steps, [q, k, v, where_arrays, d_out, shift, delta, q]),
+        interpret=options.interpret,
+        name="attention_backward_queries",
+    )(*walk, q, k, v, d_out, shift, delta, *where_arrays)
+
+
+def _d_logits(options: Options, weights: jax.Array, d_weights: jax.Array, delta: jax.Array) -> jax.Array:
+    if options.normalize == "sigmoid":
+        return weights * (1 - weights) * d_weights
+    return weights * (d_weights - delta)
+
+
+def _run_keys(
+    options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, walk: Walk, d_out: Any, shift: Any, delta: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of keys and values: grid (batch, key-value head, key block, query head of it, step)."""
+    batch, kv_heads, length, head_dim = k.shape
+    repeats, count, steps, value_dim = q.shape[1] // kv_heads, length // options.block_k, options.steps[1], v.shape[3]
+
+    def line(b: Any, h: Any, j: Any) -> Any:
+        return _list_row(rows, b, h) * count + j
+
+    def at(b: Any, g: Any, j: Any, r: Any, s: Any, entries: Any, counts: Any) -> tuple[Any, Any, Any, Any, Any]:
+        h = g * repeats + r
+        return b, h, g, entries[line(b, h, j) * steps + s] >> 1, j
+
+    layout = Layout(options, at, True)
+    where_specs, where_arrays = layout.where(where)
+    (shift_spec, shift), (delta_spec, delta) = layout.numbers(shift), layout.numbers(delta)
+
+    def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
+        (queries, keys, mask), (d_k, d_v, summed_k, summed_v) = _unpack(where, refs)
+        b, g, j, r, s = (pl.program_id(axis) for axis in range(5))
+        row = line(b, g * repeats + r, j)
+        entry = entries[row * steps + s]
+
+        @pl.when((r == 0) & (s == 0))
+        def _() -> None:
+            summed_k[...] = jnp.zeros_like(summed_k)
+            summed_v[...] = jnp.zeros_like(summed_v)
+
+        def step(masked: bool) -> None:
+            allowed = _allowed(options, entry >> 1, j, queries, keys, mask, True) if masked else None
+            weights = _weights(options, _logits(options, k[...], q[...]), shift[...], allowed)
+            summed_v[...] += _dot(weights.astype(d_out.dtype), d_out[...], (1, 0))
+            d_logits = _d_logits(options, weights, _dot(v[...], d_out[...], (1, 1)), delta[...])
+            summed_k[...] += _dot(d_logits.astype(q.dtype), q[...], (1, 0))
+
+        _visit(entry, s < counts[row], step)
+
+        @pl.when((r == repeats - 1) & (s == steps - 1))
+        def _() -> None:
+            d_k[...] = (options.scale * summed_k[...]).astype(d_k.dtype)
+            d_v[...] = summed_v[...].astype(d_v.dtype)
+
+    shapes = [jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)]
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, kv_heads, count, repeats, steps),
+            in_specs=[layout.per_query(q), layout.per_key(k), layout.per_key(v), layout.per_query(d_out), shift_spec, delta_spec, *where_specs],
+            out_specs=[layout.per_key(x) for x in shapes],
+            scratch_shapes=[pltpu.VMEM((options.block_k, n), jnp.float32) for n in (head_dim, value_dim)],
+        ),
+        out_shape=shapes,
+        compiler_params=_params(5, 2),
+        cost_estimate=_cost(options, 4, q, k, v, count * steps, [q, k, v, where_arrays, d_out, shift, delta, shapes]),
+        interpret=options.interpret,
+        name="attention_backward_keys",
+    )(*walk, q, k, v, d_out, shift, delta, *where_arrays)

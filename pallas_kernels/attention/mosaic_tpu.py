@@ -1,0 +1,236 @@
+"""Block-sparse flash attention on TPU (arXiv:2205.14135, arXiv:2307.08691), forward and backward.
+
+A block of queries walks through a list of key blocks (:mod:`pallas_kernels.attention.blocks`); one that is visible as a whole is not
+masked. Windows and causality make the lists while tracing; masks and positions make them on the device. Short rows of the batch (windows
+of an image, regions) share a block. The kernels are in :mod:`pallas_kernels.attention.flash_tpu`. Sinks and masks of queries are left
+to XLA: they act on the output and its log-sum-exp.
+
+JAX's own splash attention serves what it can (:mod:`pallas_kernels.attention.splash`). It lacks a log-sum-exp with a gradient, sigmoid
+weights, masks of single keys, lists that only the device knows, rows that attend nothing, padding that may hold NaN, and odd lengths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import dispatch
+from pallas_kernels.attention import blocks
+from pallas_kernels.attention.flash_tpu import Options, Walk, Where, flash
+from pallas_kernels.attention.reference import Window, visible
+from pallas_kernels.mosaic_tpu import LANES
+from pallas_kernels.mosaic_tpu import objection as tpu_objection
+
+BLOCKS = (512, 256, 128)
+HEAD_DIM_LIMIT = 256  # of blocks that fit VMEM
+LIST_LIMIT = 2**16  # entries of lists in scalar memory; rows of the batch share one list where theirs are more
+
+
+def objection(q: Any, k: Any, v: Any, *, bias: Any, **_: Any) -> str | None:
+    """Why the kernel can't serve the call, or None."""
+    if bias is not None:
+        return "it adds no bias to the logits"
+    if max(q.shape[3], v.shape[3]) > HEAD_DIM_LIMIT:
+        return f"head_dim {max(q.shape[3], v.shape[3])} is above {HEAD_DIM_LIMIT}"
+    if not q.dtype == k.dtype == v.dtype:
+        return f"q, k and v have different dtypes: {q.dtype}, {k.dtype}, {v.dtype}"
+    return tpu_objection(q)
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    bias: None,
+    mask: jax.Array | None,
+    causal: bool,
+    window: Window,
+    scale: float,
+    normalize: str,
+    sinks: jax.Array | None,
+    query_positions: jax.Array | None,
+    key_positions: jax.Array | None,
+    return_lse: bool,
+) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
+    del bias
+    (batch, q_length, _, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
+    left, right = window or (None, None)
+    if causal:
+        right = 0 if right is None else min(right, 0)
+    if left is None and right is None:
+        query_positions = None
+    queries_seeing, keys_seen = _seen(q_length, k_length, mask, left, right, query_positions, key_positions, kv_heads)
+    # 0 * NaN is NaN: what nobody attends, and who attends nothing, may hold anything.
+    if queries_seeing is not None:
+        q = jnp.where(jnp.swapaxes(queries_seeing, 1, 2)[..., None], q, 0)
+    if keys_seen is not None:
+        k, v = (jnp.where(jnp.swapaxes(keys_seen, 1, 2)[..., None], x, 0) for x in (k, v))
+    if q.dtype == jnp.float32:
+        # Large logits are rounded once, in the product, alike forward and backward. In bfloat16 it is the queries that would be rounded twice.
+        q, scale = scale * q, 1.0
+    where, attending = _where(mask, query_positions, key_positions, k_length)
+    fold = _fold(batch, q_length, k_length) if where.mask is None else None
+    if fold is None:
+        block_q, block_k = _block(q_length, 16), _block(k_length, LANES)
+        size_q, size_k = _round_up(q_length, block_q), _round_up(k_length, block_k)
+        where = _pad(where, size_q, size_k)
+        cover = _cover(where, left, right, q_length, k_length, block_q, block_k)
+        q, k, v = (jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0), (0, 0))) for x, size in ((q, size_q), (k, size_k), (v, size_k)))
+    else:
+        where = _fold_where(fold, batch, _pad(where, fold.q, fold.k))
+        block_q, block_k = fold.together * fold.q, fold.together * fold.k
+        cover = blocks.Cover(np.ones((1, 1, 1, 1), bool), np.zeros((1, 1, 1, 1), bool))
+        q, k, v = fold.rows(q, fold.q), fold.rows(k, fold.k), fold.rows(v, fold.k)
+    forth, back = blocks.lists(cover), blocks.lists(blocks.transposed(cover))
+    steps = forth.ids.shape[-1], back.ids.shape[-1]
+    segments = None if fold is None else (fold.q, fold.k)
+    options = Options(left, right, scale, normalize, k_length, block_q, block_k, segments, steps, dispatch.interpreted())
+    out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
+    out, lse = (jnp.swapaxes(x, 1, 2) for x in (out, lse))
+    if fold is not None:
+        out, lse = (x.reshape(-1, fold.q, *x.shape[2:])[:batch] for x in (out, lse))
+    out, lse = out[:, :q_length], lse[:, :q_length]
+    if attending is not None:
+        attending = jnp.swapaxes(attending, 1, 2)
+        out, lse = jnp.where(attending[..., None], out, 0), jnp.where(attending, lse, -jnp.inf)
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32)
+        out = (out * jax.nn.sigmoid(lse - sink)[..., None]).astype(q.dtype)
+        lse = jnp.logaddexp(lse, sink)
+    return (out, lse) if return_lse else out
+
+
+def _round_up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """Several short rows of the batch as one: a block holds ``together`` of them, and each attends to its own part.
+
+    Attributes:
+      q, k: tokens of a row, padded to powers of two.
+    """
+
+    q: int
+    k: int
+    together: int
+
+    def rows(self, x: jax.Array, size: int) -> jax.Array:
+        """(batch, length, ...) to (batch / together, together * size, ...)."""
+        x = jnp.pad(x, ((0, -x.shape[0] % self.together), (0, size - x.shape[1]), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(-1, self.together * size, *x.shape[2:])
+
+
+def _fold_where(fold: Fold, batch: int, where: Where) -> Where:
+    def rows(x: jax.Array | None, size: int) -> jax.Array | None:
+        if x is None:
+            return None
+        return jnp.swapaxes(fold.rows(jnp.swapaxes(jnp.broadcast_to(x, (batch, *x.shape[1:])), 1, 2), size), 1, 2)
+
+    return Where(rows(where.queries, fold.q), rows(where.keys, fold.k), None)
+
+
+def _fold(batch: int, q_length: int, k_length: int) -> Fold | None:
+    """None where a row fills a block, or is the only one."""
+    q, k = (max(16, 1 << (n - 1).bit_length()) for n in (q_length, k_length))
+    together = min(batch, BLOCKS[0] // max(q, k))
+    return Fold(q, k, together) if together > 1 else None
+
+
+def _block(length: int, least: int) -> int:
+    """One block up to the largest size; above, the largest that pads by an eighth at most."""
+    if length <= BLOCKS[0]:
+        return _round_up(length, least if length <= LANES else LANES)
+    return next((b for b in BLOCKS if -length % b <= length // 8), BLOCKS[-1])
+
+
+def _seen(
+    q_length: int, k_length: int, mask: Any, left: int | None, right: int | None, query_positions: Any, key_positions: Any, kv_heads: int
+) -> tuple[Any, ...]:
+    """Which queries attend anything (batch or 1, heads or 1, q_length), and which keys are attended, (..., kv_heads or 1, k_length); None is all."""
+    window = (left, right)
+    if mask is None and query_positions is None and key_positions is None:
+        if left is None and right is None:
+            return None, None
+        return tuple(None if x.all() else x[None, None] for x in blocks.band_seen(left, right, q_length, k_length))
+    if query_positions is None:
+        query_positions = jnp.arange(q_length, dtype=jnp.int32)[None]
+    if key_positions is None:
+        key_positions = jnp.arange(k_length, dtype=jnp.int32)[None]
+    # A reduction that the compiler fuses: the matrix never exists.
+    allowed = visible(query_positions, key_positions, mask, False, window)
+    allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], q_length, k_length))
+    seen = allowed.any(2)
+    if seen.shape[1] > 1:
+        seen = seen.reshape(seen.shape[0], kv_heads, -1, k_length).any(2)
+    return allowed.any(3), seen
+
+
+def _where(mask: jax.Array | None, query_positions: jax.Array | None, key_positions: jax.Array | None, k_length: int) -> tuple[Where, jax.Array | None]:
+    """What the kernel masks by; and a mask of queries alone (batch or 1, heads or 1, q_length), which it does not see."""
+    attending = tiles = None
+    queries, keys = (None if x is None else x.astype(jnp.int32)[:, None] for x in (query_positions, key_positions))
+    if mask is not None and mask.shape[2] == 1:
+        at = jnp.arange(k_length, dtype=jnp.int32) if keys is None else keys
+        keys = jnp.where(mask[:, :, 0], at, -1)
+    elif mask is not None and mask.shape[3] == 1:
+        attending = mask[..., 0]
+    elif mask is not None:
+        tiles = mask.astype(jnp.int8)
+    return Where(queries, keys, tiles), attending
+
+
+def _pad(where: Where, q_length: int, k_length: int) -> Where:
+    """Keys behind the end are attended by nobody; queries there stand where the last one does, which widens no block."""
+    queries, keys, mask = where
+    if queries is not None:
+        queries = jnp.pad(queries, ((0, 0), (0, 0), (0, q_length - queries.shape[2])), mode="edge")
+    if keys is not None:
+        keys = jnp.pad(keys, ((0, 0), (0, 0), (0, k_length - keys.shape[2])), constant_values=-1)
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, q_length - mask.shape[2]), (0, k_length - mask.shape[3])))
+    return Where(queries, keys, mask)
+
+
+def _cover(where: Where, left: int | None, right: int | None, q_length: int, k_length: int, block_q: int, block_k: int) -> blocks.Cover:
+    """(batch or 1, heads or 1, q_blocks, k_blocks); in numpy if nothing depends on data."""
+    static = blocks.band_cover(left, right, q_length, k_length, block_q, block_k)
+    cover = blocks.Cover(static.some[None, None], static.every[None, None])
+    if all(x is None for x in where):
+        return cover
+    parts: list[blocks.Cover] = []
+    if where.queries is not None or where.keys is not None:
+        q_at = jnp.arange(_round_up(q_length, block_q), dtype=jnp.int32)[None, None] if where.queries is None else where.queries
+        k_at = _places(k_length, block_k) if where.keys is None else where.keys
+        rows = jnp.broadcast_shapes(q_at.shape[:2], k_at.shape[:2])
+        q_at, k_at = (jnp.broadcast_to(x, (*rows, x.shape[2])).reshape(-1, x.shape[2]) for x in (q_at, k_at))
+        part = blocks.position_cover(q_at, k_at, left, right, block_q, block_k)
+        parts.append(blocks.Cover(*(x.reshape(*rows, *x.shape[1:]) for x in part)))
+    else:
+        parts.append(cover)
+    if where.mask is not None:
+        parts.append(blocks.mask_cover(where.mask != 0, block_q, block_k))
+    cover = functools.reduce(blocks.both, parts)
+    shape = cover.some.shape
+    if math.prod(shape) > LIST_LIMIT:
+        cover = blocks.Cover(cover.some.any((0, 1), keepdims=True), cover.every.all((0, 1), keepdims=True))
+    return cover
+
+
+def _places(length: int, block: int) -> jax.Array:
+    at = jnp.arange(_round_up(length, block), dtype=jnp.int32)
+    return jnp.where(at < length, at, -1)[None, None]
+
+
+def _walk(lists: blocks.Lists) -> Walk:
+    ids, full, count = (jnp.asarray(x) for x in lists)
+    return Walk((2 * ids + full).astype(jnp.int32).reshape(-1), count.astype(jnp.int32).reshape(-1))
