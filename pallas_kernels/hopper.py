@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -120,6 +122,30 @@ def multiply(a: Any, b: Any, total: jax.Array | None = None) -> jax.Array:
     else:
         fresh = pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
     return fresh if total is None else total + fresh
+
+
+def products(*pairs: tuple[Any, Any]) -> tuple[jax.Array, ...]:
+    """``a @ b`` of each pair in shared memory, all under way at once; float32."""
+
+    def run(*totals: Any) -> tuple[jax.Array, ...]:
+        for total, (a, b) in zip(totals, pairs, strict=True):
+            plgpu.wgmma(total, a, b)
+        return tuple(total[...] for total in totals)
+
+    return pl.run_scoped(run, *(plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32) for a, b in pairs))
+
+
+def add_products(*sums: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+    """``total + a @ b + c @ d + ...`` of each (total, a, b, c, d, ...), a float32 array and shared memory; all under way at once."""
+    if _interpreted.get():
+        return tuple(functools.reduce(operator.add, products(*zip(tiles[::2], tiles[1::2])), total) for total, *tiles in sums)
+
+    def run(totals: tuple[Any, ...]) -> None:
+        for total, (_, *tiles) in zip(totals, sums, strict=True):
+            for a, b in zip(tiles[::2], tiles[1::2], strict=True):
+                plgpu.wgmma(total, a, b)
+
+    return pl.run_state(run)(tuple(plgpu.ACC.init(total) for total, *_ in sums))
 
 
 def transposed(reference: Any) -> Any:

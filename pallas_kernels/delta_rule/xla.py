@@ -130,7 +130,7 @@ def _chunk(scale: float, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax
     visible = jnp.repeat(jnp.tril(jnp.ones((q.shape[-2],) * 2, bool)), steps, axis=-1)
     held, read = jnp.einsum("bgik,bgrkv->bgriv", k, state), scale * jnp.einsum("bgik,bgrkv->bgriv", q, state)
     if decay is None:
-        u = _inverse(jnp.where(below, beta * alike, 0)) @ (beta * (v - held))
+        u = unit_inverse(jnp.where(below, beta * alike, 0)) @ (beta * (v - held))
         return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, u), read + jnp.where(visible, scores, 0) @ u
     between, since, until = pairwise(decay[..., 0].astype(state.dtype))
     since, until = jnp.exp(since)[..., None], jnp.exp(until)[..., None]
@@ -138,14 +138,14 @@ def _chunk(scale: float, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax
     to_tokens = jnp.repeat(between, steps, axis=-1)
     to_steps = jnp.repeat(to_tokens, steps, axis=-2)
     lower = beta * alike * jnp.exp(jnp.where(below, to_steps, -jnp.inf))
-    u = _inverse(lower) @ (beta * (v - jnp.repeat(since, steps, axis=-2) * held))
+    u = unit_inverse(lower) @ (beta * (v - jnp.repeat(since, steps, axis=-2) * held))
     out = since * read + (scores * jnp.exp(jnp.where(visible, to_tokens, -jnp.inf))) @ u
     update = jnp.einsum("bgjk,bgrjv->bgrkv", k, jnp.repeat(until, steps, axis=-2) * u)
     return since[..., -1:, :] * state + update, out
 
 
 @jax.custom_vjp
-def _inverse(lower: jax.Array) -> jax.Array:
+def unit_inverse(lower: jax.Array) -> jax.Array:
     """(I + lower)^-1 of (..., steps, steps), zero on the diagonal and above."""
     steps = lower.shape[-1]
     size = min(BLOCK, steps & -steps)
@@ -168,7 +168,7 @@ def _inverse(lower: jax.Array) -> jax.Array:
 
 
 def _inverse_forward(lower: jax.Array) -> tuple[jax.Array, jax.Array]:
-    inverse = _inverse(lower)
+    inverse = unit_inverse(lower)
     return inverse, inverse
 
 
@@ -177,7 +177,7 @@ def _inverse_backward(inverse: jax.Array, d_inverse: jax.Array) -> tuple[jax.Arr
     return (-_product(_product(transposed, d_inverse), transposed),)
 
 
-_inverse.defvjp(_inverse_forward, _inverse_backward)
+unit_inverse.defvjp(_inverse_forward, _inverse_backward)
 
 
 def _beside(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import Implementation, Op
-from pallas_kernels.linear_attention import distributed, mosaic_tpu, reference, xla
+from pallas_kernels.linear_attention import distributed, mosaic_gpu, mosaic_tpu, reference, xla
 from pallas_kernels.linear_attention.cases import CASES, SHAPES
 
 _op = Op(
@@ -16,6 +16,7 @@ _op = Op(
     (
         Implementation("state_passing", distributed.linear_attention, objection=distributed.objection, considered=sequence.is_split),
         Implementation("mosaic_tpu", mosaic_tpu.linear_attention, platforms=("tpu",), objection=mosaic_tpu.objection),
+        Implementation("mosaic_gpu", mosaic_gpu.linear_attention, platforms=("gpu",), objection=mosaic_gpu.objection),
         Implementation("xla", xla.linear_attention),
         Implementation("reference", reference.linear_attention),
     ),

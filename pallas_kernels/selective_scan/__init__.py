@@ -8,7 +8,7 @@ import jax
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import Implementation, Op
-from pallas_kernels.selective_scan import distributed, mosaic_tpu, reference, xla
+from pallas_kernels.selective_scan import distributed, mosaic_gpu, mosaic_tpu, reference, xla
 from pallas_kernels.selective_scan.cases import CASES, SHAPES
 
 _op = Op(
@@ -16,6 +16,7 @@ _op = Op(
     (
         Implementation("state_passing", distributed.selective_scan, objection=distributed.objection, considered=sequence.is_split),
         Implementation("mosaic_tpu", mosaic_tpu.selective_scan, platforms=("tpu",), objection=mosaic_tpu.objection),
+        Implementation("mosaic_gpu", mosaic_gpu.selective_scan, platforms=("gpu",), objection=mosaic_gpu.objection),
         Implementation("xla", xla.selective_scan),
         Implementation("reference", reference.selective_scan),
     ),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import delta_rule, linear_attention, operations
-from pallas_kernels.delta_rule.xla import _inverse
+from pallas_kernels.delta_rule.xla import unit_inverse
 from tests.references import delta_rule as recorded
 
 Arrays = dict[str, np.ndarray]
@@ -123,7 +123,7 @@ def test_inverse(steps: int, alike: bool) -> None:
     k /= np.linalg.norm(k, axis=-1, keepdims=True)
     lower = np.tril(1.95 * k @ k.T, -1)
     want = np.linalg.inv(np.eye(steps) + lower)
-    got, pull = jax.vjp(_inverse, jnp.asarray(lower, jnp.float32))
+    got, pull = jax.vjp(unit_inverse, jnp.asarray(lower, jnp.float32))
     assert difference(got, want) < 1e-5
     cotangent = rng.standard_normal((steps, steps))
     gradient = np.tril(pull(jnp.asarray(cotangent, jnp.float32))[0], -1)

@@ -1,0 +1,298 @@
+"""The delta rule on Hopper GPUs: a linear attention whose values, what each step adds under its key, are found on the way.
+
+A program owns 64 columns of one head's values and goes through the sequence in chunks of 64 tokens. With e_i the decay from a
+chunk's start to token i, D_ij that from token j to i, M_ij = D_ij k_i . k_j below the diagonal and S the state at the start,
+
+    r = T (v - e K S),  T = (I + M beta)^-1        u = beta r        O = (Q K^T * D, at and below the diagonal) u + e Q S
+
+where r is how far the memory is from each value and u what the step adds. T is inverted for all chunks at once by XLA, in
+float32, and read in 16 bits as are the other operands; sums and states are float32.
+
+The gradient of all that u does is again a delta rule, run from the end: with x what reaches u from the outputs and states behind,
+d_u = T'^T x with T' = (I + beta M)^-1, d_v = beta d_u and d_beta = d_u . r. Those of q, k and the decays are linear attentions with the values u.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import hopper
+from pallas_kernels.delta_rule.xla import unit_inverse
+from pallas_kernels.linear_attention import mosaic_gpu as linear
+from pallas_kernels.linear_attention.mosaic_gpu import CHUNK, COLUMNS, STAGES, Direction, across, tile
+
+
+def objection(q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, *, scale: float, **_: Any) -> str | None:
+    """Why the kernel can't serve the call, or None."""
+    if (reason := hopper.objection()) is not None:
+        return reason
+    if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
+        return f"its products take bfloat16 (the range of float16 is short for states); q, k and v are {q.dtype}, {k.dtype} and {v.dtype}"
+    if k.shape[1] != q.shape[1]:
+        return "several steps a token are not written for it"
+    if q.shape[1] == 1:
+        return "one token is no chunk"
+    if max(q.shape[3], v.shape[3]) > linear.LARGEST:
+        return f"key_dim and value_dim can be at most {linear.LARGEST}, for the state to stay in registers; got {q.shape[3]} and {v.shape[3]}"
+    if scale == 0:
+        return "a scale of 0 leaves nothing to divide the last state's cotangent by"
+    return None
+
+
+def delta_rule(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    *,
+    decay: jax.Array | None,
+    scale: float,
+    initial_state: jax.Array | None,
+    return_state: bool,
+    chunk_size: int,
+) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.delta_rule.delta_rule`, after its checks."""
+    del chunk_size  # always 64, the rows of one product
+    batch, length, heads, value_dim = v.shape
+    logs = jnp.zeros((batch, length, heads), jnp.float32) if decay is None else decay.astype(jnp.float32)
+    state = jnp.zeros((batch, heads, q.shape[3], value_dim), jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
+    out, state = _recurrence(scale, q, k, v, beta.astype(jnp.float32), logs, state)
+    return (out, state) if return_state else out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, logs: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Outputs in v's dtype and the last state; beta and logs (batch, length, heads)."""
+    return _forward(scale, q, k, v, beta, logs, state)[0]
+
+
+def _forward(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, logs: jax.Array, state: jax.Array) -> tuple[Any, Any]:
+    out, residual, last = _run(scale, q, k, v, None, beta, logs, state)
+    return (out, last), (q, k, residual, beta, logs, state)
+
+
+def _backward(scale: float, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
+    q, k, residual, beta, logs, state = arrays
+    d_out, d_last = cotangents
+    d_v, d_beta, d_state = _run(scale, q, k, d_out, residual, beta, logs, d_last)
+    u = (beta[..., None] * residual.astype(jnp.float32)).astype(residual.dtype)
+    read = Direction(False, False, scale, jnp.dtype(jnp.float32))
+    held = Direction(False, True, 1.0, jnp.dtype(jnp.float32))
+    memory, behind = jnp.swapaxes(state, 2, 3), jnp.swapaxes(d_last, 2, 3)
+    # What q reads, what k reads before its step, and what reads k: an output, or a later step.
+    d_q, before, late = linear.sweep(read, d_out, u, k, logs, memory, q)
+    d_k_held, _, late_held = linear.sweep(held, d_v, u, k, logs, memory, k)
+    d_k_read, after, early = linear.sweep(read.back(), u, d_out, q, logs, behind / scale, k)
+    d_k_met, after_held, early_held = linear.sweep(held.back(), u, d_v, k, logs, jnp.zeros_like(behind), k)
+    met = linear.meeting(before, scale * after - after_held, behind)
+    d_logs = linear.decay_cotangent((late - late_held) - (early - early_held), met, q.shape[1])
+    shared = d_out.shape[2] // q.shape[2]
+    d_q, d_k = (x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) for x in (d_q, d_k_read - d_k_met - d_k_held))
+    return d_q, d_k, d_v, d_beta, d_logs, d_state
+
+
+_recurrence.defvjp(_forward, _backward)
+
+
+def _run(
+    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, residual: jax.Array | None, beta: jax.Array, logs: jax.Array, state: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A kernel, around which everything else is XLA: zeros to whole tiles, sums of the decays, and the inverses.
+
+    Forward: outputs and residuals (batch, length, heads, value_dim), and the last state. With ``residual`` back: for ``v`` the
+    cotangent of the outputs and for ``state`` that of the last state; cotangents of the values, of beta, and of the first state.
+    """
+    back, length, dtype = residual is not None, q.shape[1], q.dtype
+    heads, key_dim, value_dim = state.shape[1:]
+    keys, values = (max(64, -(-n // 64) * 64) for n in (key_dim, value_dim))
+    arrays = {"q": linear.whole(q, keys), "k": linear.whole(k, keys), "v": linear.whole(v, values)}
+    batch, padded = arrays["q"].shape[:2]
+    chunks, blocks = padded // CHUNK, values // COLUMNS
+    rates = jnp.moveaxis(jnp.pad(beta, ((0, 0), (0, padded - length), (0, 0))), 1, 2).reshape(batch, heads, chunks, 1, CHUNK)
+    arrays["scalars"] = jnp.concatenate([linear.sums_in_chunks(logs, chunks), rates], axis=3)
+    arrays["transition"] = _transition(arrays["k"], arrays["scalars"], back).astype(dtype)
+    struct = jax.ShapeDtypeStruct
+    out: list[Any] = [struct(arrays["v"].shape, dtype)]
+    scratch: dict[str, Any] = {name: tile(STAGES, CHUNK, keys, dtype=dtype) for name in ("q", "k")}
+    scratch |= {name: tile(STAGES, CHUNK, CHUNK, dtype=dtype) for name in ("v", "transition")}
+    scratch |= {name: tile(CHUNK, COLUMNS, dtype=dtype) for name in ("values", "written", "second" if not back else "first")}
+    scratch |= {"scalars": plgpu.SMEM((STAGES, 4, CHUNK), jnp.float32), "state": tile(keys, COLUMNS, dtype=dtype)}
+    if residual is None:
+        out.append(out[0])
+    else:
+        arrays["residual"] = linear.whole(residual, values)
+        out.append(struct((batch, heads, blocks, padded), jnp.float32))
+        scratch |= {"residual": tile(STAGES, CHUNK, COLUMNS, dtype=dtype), "dots": plgpu.SMEM((CHUNK,), jnp.float32)}
+    scratch["ready"] = plgpu.Barrier(num_arrivals=len(arrays), num_barriers=STAGES)
+    arrays["state"] = jnp.pad(state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
+    out.append(struct(arrays["state"].shape, jnp.float32))
+
+    def delta_rule_forward(*references: Any) -> None:
+        given = dict(zip(arrays, references, strict=False))
+        _Program(scale, given, references[len(given) : -1], references[-1], reverse=False).run()
+
+    def delta_rule_backward(*references: Any) -> None:
+        given = dict(zip(arrays, references, strict=False))
+        _Program(scale, given, references[len(given) : -1], references[-1], reverse=True).run()
+
+    pairs = batch * heads * padded * CHUNK
+    kernel = hopper.kernel(
+        delta_rule_backward if back else delta_rule_forward,
+        outputs=out,
+        scratch=[scratch],
+        grid={"batch": batch, "head": heads, "columns": blocks},
+        warpgroups=1,
+        cost=pl.CostEstimate(
+            flops=2 * pairs * (blocks * keys + 2 * values) + 6 * batch * heads * padded * keys * values,
+            transcendentals=pairs * blocks,
+            bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in [*arrays.values(), *out]),
+        ),
+    )
+    first, second, last = kernel(*arrays.values())
+    first, last = first[:, :length, :, :value_dim], last[:, :, :key_dim, :value_dim]
+    return first, second[:, :length, :, :value_dim] if not back else jnp.moveaxis(second.sum(2), 1, 2)[:, :length], last
+
+
+def _transition(k: jax.Array, scalars: jax.Array, back: bool) -> jax.Array:
+    """(I + M beta)^-1, or for the way back (I + beta M)^-1, of each chunk: (batch, heads, chunks, CHUNK, CHUNK)."""
+    batch, _, groups, keys = k.shape
+    heads = scalars.shape[1]
+    k = jnp.moveaxis(k, 1, 2).reshape(batch, groups, -1, CHUNK, keys)
+    alike = jnp.einsum("bgcik,bgcjk->bgcij", k, k, preferred_element_type=jnp.float32)
+    alike = jnp.repeat(alike, heads // groups, axis=1)
+    since, beta = scalars[..., 0, :], scalars[..., 3, :]
+    below = jnp.tril(jnp.ones((CHUNK, CHUNK), bool), -1)
+    between = jnp.exp2(jnp.where(below, since[..., :, None] - since[..., None, :], -jnp.inf))
+    return unit_inverse(alike * between * (beta[..., :, None] if back else beta[..., None, :]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """One program, its references by name: all chunks for 64 columns of one head's values, ``made`` and ``shared`` as :func:`_run` lays them out."""
+
+    scale: float
+    given: dict[str, Any]
+    made: tuple[Any, ...]
+    shared: dict[str, Any]
+    reverse: bool
+
+    @property
+    def chunks(self) -> int:
+        return self.given["q"].shape[1] // CHUNK
+
+    def columns(self) -> Any:
+        return pl.ds(lax.axis_index("columns") * COLUMNS, COLUMNS)
+
+    def chunk(self, step: Any) -> Any:
+        return self.chunks - 1 - step if self.reverse else step
+
+    def rows(self, ref: Any, step: Any, dims: Any) -> Any:
+        """A step's rows of (batch, length, heads or a divisor, dim)."""
+        own = lax.div(lax.axis_index("head"), jnp.int32(self.given["state"].shape[1] // ref.shape[2]))
+        return ref.at[lax.axis_index("batch"), pl.ds(self.chunk(step) * CHUNK, CHUNK), own, dims]
+
+    def fetch(self, step: Any, slot: Any) -> None:
+        for name in [n for n in self.given if n != "state"]:
+            if name in ("scalars", "transition"):
+                source = self.given[name].at[lax.axis_index("batch"), lax.axis_index("head"), self.chunk(step)]
+            else:
+                source = self.rows(self.given[name], step, slice(None) if name in ("q", "k") else self.columns())
+            plgpu.copy_gmem_to_smem(source, self.shared[name].at[slot], self.shared["ready"].at[slot])
+
+    def run(self) -> None:
+        for step in range(min(STAGES, self.chunks)):
+            self.fetch(jnp.int32(step), step)
+        way = Direction(self.reverse, False, self.scale, None)
+
+        def advance(step: Any, memory: jax.Array) -> jax.Array:
+            slot = lax.rem(step, jnp.int32(STAGES))
+            plgpu.barrier_wait(self.shared["ready"].at[slot])
+            self.store("state", memory)
+            plgpu.commit_smem()
+            kept = memory * jnp.exp2(self.shared["scalars"][slot, 0, CHUNK - 1])
+            memory = (self.back if self.reverse else self.forward)(way, step, slot, kept)
+
+            @pl.when(step + STAGES < self.chunks)
+            def _next() -> None:
+                self.fetch(step + STAGES, slot)
+
+            return memory
+
+        place = lax.axis_index("batch"), lax.axis_index("head"), slice(None), self.columns()
+        self.made[-1][place] = lax.fori_loop(0, self.chunks, advance, hopper.load(self.given["state"].at[place]))
+        plgpu.wait_smem_to_gmem(0)
+
+    def store(self, name: str, x: jax.Array) -> None:
+        self.shared[name][...] = x.astype(self.given["q"].dtype)
+
+    def store_scores(self, way: Direction, slot: Any, scores: jax.Array) -> Any:
+        """Into the first rows of the state's tile, which has been read when they come."""
+        into = self.shared["state"].at[pl.ds(0, CHUNK)]
+        since, again = (self.shared["scalars"].at[slot, row] for row in (0, 2))
+        into[...] = (self.scale * scores * linear.weights(way, since, again)).astype(into.dtype)
+        return into
+
+    def scalars(self, slot: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The decays from the chunk's start and to its end, and beta: a number for each row, for all columns."""
+        since, until, beta = (across(linear.by_row(self.shared["scalars"].at[slot, row])) for row in (0, 1, 3))
+        return jnp.exp2(since), jnp.exp2(until), beta
+
+    def forward(self, way: Direction, step: Any, slot: Any, memory: jax.Array) -> jax.Array:
+        """Outputs and residuals of a chunk; returns the memory, decayed already, with what it adds."""
+        shared = self.shared
+        q, k = shared["q"].at[slot], shared["k"].at[slot]
+        scores, carried, held = hopper.products((q, hopper.transposed(k)), (q, shared["state"]), (k, shared["state"]))
+        since, until, beta = self.scalars(slot)
+        self.store("values", hopper.load(shared["v"].at[slot]).astype(jnp.float32) - since * held)
+        score_tile = self.store_scores(way, slot, scores)
+        plgpu.commit_smem()
+        (residual,) = hopper.products((shared["transition"].at[slot], shared["values"]))
+        # The gradient has the residual in 16 bits: what it makes of it must be what is added here.
+        residual = residual.astype(self.given["q"].dtype)
+        added = residual.astype(jnp.float32) * beta
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        shared["second"][...] = residual
+        self.store("values", added)
+        self.store("written", added * until)
+        plgpu.commit_smem()
+        carried = self.scale * since * carried
+        result, memory = hopper.add_products((carried, score_tile, shared["values"]), (memory, hopper.transposed(k), shared["written"]))
+        self.store("written", result)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(shared["written"], self.rows(self.made[0], step, self.columns()))
+        plgpu.copy_smem_to_gmem(shared["second"], self.rows(self.made[1], step, self.columns()))
+        return memory
+
+    def back(self, way: Direction, step: Any, slot: Any, memory: jax.Array) -> jax.Array:
+        """Cotangents of the values of a chunk, and the products of those of u with the residuals; returns the state's, decayed already, with what it adds."""
+        shared = self.shared
+        q, k, d_out = (shared[name].at[slot] for name in ("q", "k", "v"))
+        scores, carried = hopper.products((k, hopper.transposed(q)), (k, shared["state"]))
+        score_tile = self.store_scores(way, slot, scores)
+        plgpu.commit_smem()
+        since, until, beta = self.scalars(slot)
+        (reached,) = hopper.add_products((until * carried, score_tile, d_out))
+        self.store("values", reached)
+        plgpu.commit_smem()
+        (d_u,) = hopper.products((hopper.transposed(shared["transition"].at[slot]), shared["values"]))
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        shared["dots"][...] = jnp.sum(d_u * hopper.load(shared["residual"].at[slot]).astype(jnp.float32), axis=1)
+        self.store("first", d_u * beta)
+        self.store("values", -since * beta * d_u)
+        self.store("written", self.scale * since * hopper.load(d_out).astype(jnp.float32))
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(shared["first"], self.rows(self.made[0], step, self.columns()))
+        rows = pl.ds(self.chunk(step) * CHUNK, CHUNK)
+        dots = self.made[1].at[lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("columns"), rows]
+        plgpu.copy_smem_to_gmem(shared["dots"], dots)
+        (memory,) = hopper.add_products((memory, hopper.transposed(q), shared["written"], hopper.transposed(k), shared["values"]))
+        return memory

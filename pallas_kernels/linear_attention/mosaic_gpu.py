@@ -1,0 +1,356 @@
+"""Linear attention on Hopper GPUs: one pass over the chunks, the state in registers.
+
+A program owns 64 columns of one head's values and goes through the sequence in chunks of 64 tokens, while the tensor memory
+accelerator fetches those ahead. In a chunk, with G the sums of the log decays from its start,
+
+    O = (Q K^T * exp(G_i - G_j), at and below the diagonal) V + (Q exp(G)) S        S <- exp(G_C) S + K^T (V exp(G_C - G))
+
+in products of 16 bits with float32 sums; the state and the decays are float32. Only differences <= 0 are exponentiated, by
+exp2, and the mask comes before it. Run from the end with the roles of reading and writing exchanged, the same kernel computes
+what a token gets from those behind it.
+
+The gradient is three more linear attentions: dQ reads dO against the memory of V^T K; dK and dV are read from the end, V and K
+against the memories of dO^T Q and Q^T dO. With a_i = q_i . dq_i and b_j = k_j . dk_j the cotangent of a token's log decay is the
+sum of a - b from the token to the end of its segment, plus the product of the two states that meet there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import hopper
+
+CHUNK = 64
+# Value columns of a program: the state, (key_dim, COLUMNS) in float32, stays in the registers of one warpgroup.
+COLUMNS = 64
+# Chunks in flight.
+STAGES = 2
+# A decay of 2^-150 is 0 in float32: whatever forgets more is cut here, so that sums over a chunk stay exact to 2^-11.
+FORGOTTEN = -150.0
+# Chunks between the states that the gradient of the decays meets at: sums over longer segments lose what cancels in them.
+SEGMENT = 16
+LARGEST = 128
+
+
+def objection(q: jax.Array, k: jax.Array, v: jax.Array, *, decay: jax.Array | None, scale: float, causal: bool, **_: Any) -> str | None:
+    """Why the kernel can't serve the call, or None."""
+    if (reason := hopper.objection()) is not None:
+        return reason
+    if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
+        return f"its products take bfloat16 (the range of float16 is short for states); q, k and v are {q.dtype}, {k.dtype} and {v.dtype}"
+    if decay is not None and decay.ndim == 4:
+        return "a decay per key is not written for it"
+    if q.shape[1] == 1:
+        return "one token is no chunk"
+    if max(q.shape[3], v.shape[3]) > LARGEST:
+        return f"key_dim and value_dim can be at most {LARGEST}, for the state to stay in registers; got {q.shape[3]} and {v.shape[3]}"
+    if decay is None and not causal:
+        return "without decay and without causality there is no recurrence"
+    if scale == 0:
+        return "a scale of 0 leaves nothing to divide the last state's cotangent by"
+    return None
+
+
+def linear_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    decay: jax.Array | None,
+    scale: float,
+    causal: bool,
+    initial_state: jax.Array | None,
+    return_state: bool,
+    chunk_size: int,
+) -> Any:
+    """The op; arguments as in :func:`pallas_kernels.linear_attention.linear_attention`, after its checks."""
+    del chunk_size  # always 64, the rows of one product
+    batch, length, heads, value_dim = v.shape
+    logs = None if decay is None else jnp.broadcast_to(decay.astype(jnp.float32), (batch, length, heads))
+    state = jnp.zeros((batch, heads, q.shape[3], value_dim), jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
+    if causal:
+        out, state = _recurrence(Direction(False, False, scale, v.dtype), q, k, v, logs, state)
+        return (out, state) if return_state else out
+    assert logs is not None
+    # From the right, a token's own decay counts and not that of the token it reads: a token earlier.
+    later = jnp.pad(logs[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    before, _ = _recurrence(Direction(False, False, scale, jnp.dtype(jnp.float32)), q, k, v, logs, state)
+    behind, _ = _recurrence(Direction(True, True, scale, jnp.dtype(jnp.float32)), q, k, v, later, state)
+    return (before + behind).astype(v.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Direction:
+    """What a run is specialised for.
+
+    Attributes:
+      reverse: from the end; a token then reads those behind it.
+      strict: a token does not read itself.
+      scale: a factor on what it reads.
+      dtype: of the results.
+    """
+
+    reverse: bool
+    strict: bool
+    scale: float
+    dtype: Any
+
+    def back(self) -> Direction:
+        return dataclasses.replace(self, reverse=not self.reverse)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(way: Direction, q: jax.Array, k: jax.Array, v: jax.Array, logs: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """All tokens in order of ``way``: what they read, and the last state; ``logs`` (batch, length, heads), ``state`` the one before."""
+    out, states, _ = sweep(way, q, k, v, logs, state)
+    return out, states[:, :, 0 if way.reverse else -1]
+
+
+def _forward(way: Direction, *arrays: Any) -> tuple[Any, Any]:
+    return _recurrence(way, *arrays), arrays
+
+
+def _backward(way: Direction, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
+    q, k, v, logs, state = arrays
+    d_out, d_last = cotangents
+    d_out = d_out.astype(q.dtype)
+    # A group's queries and keys gather over its heads, in float32.
+    shared = v.shape[2] // q.shape[2]
+    same = dataclasses.replace(way, dtype=q.dtype if shared == 1 else jnp.dtype(jnp.float32))
+    d_last = d_last / way.scale
+    decays = logs is not None
+    d_q, reading, late = sweep(same, d_out, v, k, logs, jnp.swapaxes(state, 2, 3), q if decays else None)
+    d_k, writing, early = sweep(same.back(), v, d_out, q, logs, jnp.swapaxes(d_last, 2, 3), k if decays else None)
+    d_v, memory, _ = sweep(dataclasses.replace(way.back(), dtype=v.dtype), k, q, d_out, logs, d_last)
+    d_logs = None
+    if decays:
+        last = jnp.swapaxes(d_last, 2, 3)
+        if way.reverse:  # never handed a state: nothing is behind the end
+            reading, writing, late, early, last = writing, reading, early, late, jnp.zeros_like(last)
+        d_logs = decay_cotangent(late - early, way.scale * meeting(reading, writing, last), q.shape[1])
+    d_q, d_k = (x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) if shared > 1 else x for x in (d_q, d_k))
+    return d_q, d_k, d_v, d_logs, way.scale * memory[:, :, -1 if way.reverse else 0]
+
+
+_recurrence.defvjp(_forward, _backward)
+
+
+def meeting(before: jax.Array, behind: jax.Array, last: jax.Array) -> jax.Array:
+    """Inner products (batch, heads, segments) of the states that meet at each segment's end.
+
+    ``before`` and ``behind``, (batch, heads, segments, n, m), hold what is before each segment's end and what is behind its start;
+    ``last``, (batch, heads, n, m), what is behind the last.
+    """
+    return jnp.sum(before * jnp.concatenate([behind[:, :, 1:], last[:, :, None]], axis=2), axis=(3, 4))
+
+
+def decay_cotangent(difference: jax.Array, met: jax.Array, length: int) -> jax.Array:
+    """(batch, length, heads), of the log decays, from each token's a - b, (batch, heads, whole chunks), and from :func:`meeting`."""
+    batch, heads, padded = difference.shape
+    segments, size = met.shape[2], SEGMENT * CHUNK
+    difference = jnp.pad(difference, ((0, 0), (0, 0), (0, segments * size - padded))).reshape(batch, heads, segments, size)
+    sums = jnp.flip(jnp.cumsum(jnp.flip(difference, 3), 3), 3) + met[..., None]
+    return jnp.moveaxis(sums.reshape(batch, heads, -1)[:, :, :length], 1, 2)
+
+
+def sweep(
+    way: Direction, q: jax.Array, k: jax.Array, v: jax.Array, logs: jax.Array | None, state: jax.Array, probe: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, Any]:
+    """The kernel around which everything else is XLA: zeros to whole tiles, and sums of the decays.
+
+    Args:
+      way: see :class:`Direction`.
+      q, k, v: (batch, length, heads or a divisor of heads, dim) in 16 bits.
+      logs: (batch, length, heads), natural logarithms, or None.
+      state: (batch, heads, key_dim, value_dim) in float32, before the first token.
+      probe: (batch, length, heads or a divisor, value_dim), to be multiplied with the results.
+
+    Returns:
+      the results (batch, length, heads, value_dim); the states after each segment of SEGMENT chunks, (batch, heads, segments, key_dim,
+      value_dim), by place and not by time; with ``probe`` the products (batch, heads, whole chunks), else None.
+    """
+    batch, length = q.shape[:2]
+    heads, key_dim, value_dim = state.shape[1:]
+    keys, values = (max(64, -(-n // 64) * 64) for n in (key_dim, value_dim))
+    q, k, v = whole(q, keys), whole(k, keys), whole(v, values)
+    state = jnp.pad(state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
+    chunks, padded = q.shape[1] // CHUNK, q.shape[1]
+    segments = -(-chunks // SEGMENT)
+    operands = {"q": q, "k": k, "v": v, "state": state}
+    if logs is not None:
+        operands["decays"] = sums_in_chunks(logs, chunks)
+    if probe is not None:
+        operands["probe"] = whole(probe, values)
+    struct = jax.ShapeDtypeStruct
+    out: list[Any] = [struct((batch, padded, heads, values), way.dtype), struct((batch, heads, segments, keys, values), jnp.float32)]
+    scratch: dict[str, Any] = {
+        "ready": plgpu.Barrier(num_arrivals=len(operands) - 1, num_barriers=STAGES),
+        "q": tile(STAGES, CHUNK, keys, dtype=q.dtype),
+        "k": tile(STAGES, CHUNK, keys, dtype=q.dtype),
+        "v": tile(STAGES, CHUNK, COLUMNS, dtype=q.dtype),
+        "state": tile(keys, COLUMNS, dtype=q.dtype),
+        "out": tile(CHUNK, COLUMNS, dtype=way.dtype),
+    }
+    if logs is not None:
+        scratch["decays"] = plgpu.SMEM((STAGES, 3, CHUNK), jnp.float32)
+        # Of one dtype, values to be written and results share a tile: they are never there together.
+        if way.dtype != q.dtype:
+            scratch["written"] = tile(CHUNK, COLUMNS, dtype=q.dtype)
+    if probe is not None:
+        out.append(struct((batch, heads, values // COLUMNS, padded), jnp.float32))
+        scratch |= {"probe": tile(STAGES, CHUNK, COLUMNS, dtype=q.dtype), "dots": plgpu.SMEM((CHUNK,), jnp.float32)}
+
+    def linear_attention_sweep(*references: Any) -> None:
+        given = dict(zip(operands, references, strict=False))
+        _body(way, given, list(references[len(given) : -1]), references[-1])
+
+    blocks = values // COLUMNS
+    kernel = hopper.kernel(
+        linear_attention_sweep,
+        outputs=out,
+        scratch=[scratch],
+        grid={"batch": batch, "head": heads, "columns": blocks},
+        warpgroups=1,
+        cost=pl.CostEstimate(
+            flops=2 * batch * heads * padded * (blocks * CHUNK * keys + CHUNK * values + 2 * keys * values),
+            transcendentals=batch * heads * padded * CHUNK * blocks if logs is not None else 0,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in operands.values()) + sum(math.prod(x.shape) * x.dtype.itemsize for x in out),
+        ),
+    )
+    results, states, *dots = kernel(*operands.values())
+    return results[:, :length, :, :value_dim], states[:, :, :, :key_dim, :value_dim], dots[0].sum(2) if dots else None
+
+
+def whole(x: jax.Array, dim: int) -> jax.Array:
+    """(batch, length, heads, ...) with zeros up to whole chunks and ``dim``: they change no state."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % CHUNK), (0, 0), (0, dim - x.shape[3])))
+
+
+def sums_in_chunks(logs: jax.Array, chunks: int) -> jax.Array:
+    """Base-2 logarithms, (batch, heads, chunks, 3, CHUNK): summed from a chunk's start through the token, from behind it to the end, the first again.
+
+    Twice, because the compiler makes one of two loads from one place, and a number per row is not laid out as a number per column.
+    """
+    logs = jnp.maximum(logs * math.log2(math.e), FORGOTTEN)
+    logs = jnp.moveaxis(jnp.pad(logs, ((0, 0), (0, chunks * CHUNK - logs.shape[1]), (0, 0))), 1, 2)
+    logs = logs.reshape(*logs.shape[:2], chunks, CHUNK)
+    behind = jnp.pad(logs[..., 1:], ((0, 0), (0, 0), (0, 0), (0, 1)))
+    since = jnp.cumsum(logs, 3)
+    return jnp.stack([since, jnp.flip(jnp.cumsum(jnp.flip(behind, 3), 3), 3), since], axis=3)
+
+
+def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[str, Any]) -> None:
+    """One program: all chunks for 64 columns of one head's values.
+
+    Args:
+      way: see :class:`Direction`.
+      given: references to q, k, v, the state, and where they are there the decays and the probe.
+      made: to the results, the states and, with a probe, the products.
+      shared: memory, by the name of what it holds, and the barriers.
+    """
+    out, states, *dots = made
+    batch, head, block = (lax.axis_index(name) for name in ("batch", "head", "columns"))
+    columns = pl.ds(block * COLUMNS, COLUMNS)
+    dtype, heads, chunks = given["q"].dtype, out.shape[2], out.shape[1] // CHUNK
+
+    def place(step: Any) -> Any:
+        return chunks - 1 - step if way.reverse else step
+
+    def fetch(step: Any, slot: Any) -> None:
+        chunk = place(step)
+        for name in [n for n in given if n not in ("state", "decays")]:
+            own = lax.div(head, jnp.int32(heads // given[name].shape[2]))
+            dims = columns if name in ("v", "probe") else slice(None)
+            source = given[name].at[batch, pl.ds(chunk * CHUNK, CHUNK), own, dims]
+            plgpu.copy_gmem_to_smem(source, shared[name].at[slot], shared["ready"].at[slot])
+        if "decays" in given:
+            plgpu.copy_gmem_to_smem(given["decays"].at[batch, head, chunk], shared["decays"].at[slot], shared["ready"].at[slot])
+
+    for step in range(min(STAGES, chunks)):
+        fetch(jnp.int32(step), step)
+
+    def advance(step: Any, state: jax.Array) -> jax.Array:
+        slot, chunk = lax.rem(step, jnp.int32(STAGES)), place(step)
+        plgpu.barrier_wait(shared["ready"].at[slot])
+        q, k, v = (shared[name].at[slot] for name in ("q", "k", "v"))
+        shared["state"][...] = state.astype(dtype)
+        plgpu.commit_smem()
+        scores, carried = hopper.products((q, hopper.transposed(k)), (q, shared["state"]))
+        if "decays" in given:
+            since, until, again = (shared["decays"].at[slot, row] for row in range(3))
+            weighted = way.scale * scores * weights(way, since, again)
+            read, write = (until, since) if way.reverse else (since, until)
+            carried = carried * across(way.scale * jnp.exp2(by_row(read)))
+            written = shared.get("written", shared["out"])
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            written[...] = (hopper.load(v).astype(jnp.float32) * across(jnp.exp2(by_row(write)))).astype(dtype)
+            state = state * jnp.exp2(shared["decays"][slot, 0, CHUNK - 1])
+        else:
+            weighted, written = jnp.where(seen(way), way.scale * scores, 0.0), v
+            carried = way.scale * carried
+        # The state's tile has been read: its first rows now hold the scores.
+        score_tile = shared["state"].at[pl.ds(0, CHUNK)]
+        score_tile[...] = weighted.astype(dtype)
+        plgpu.commit_smem()
+        result, state = hopper.add_products((carried, score_tile, v), (state, hopper.transposed(k), written))
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        shared["out"][...] = result.astype(way.dtype)
+        if dots:
+            shared["dots"][...] = jnp.sum(result * hopper.load(shared["probe"].at[slot]).astype(jnp.float32), axis=1)
+        plgpu.commit_smem()
+        rows = pl.ds(chunk * CHUNK, CHUNK)
+        plgpu.copy_smem_to_gmem(shared["out"], out.at[batch, rows, head, columns])
+        if dots:
+            plgpu.copy_smem_to_gmem(shared["dots"], dots[0].at[batch, head, block, rows])
+
+        @pl.when(step + STAGES < chunks)
+        def _next() -> None:
+            fetch(step + STAGES, slot)
+
+        within = lax.rem(chunk, jnp.int32(SEGMENT))
+
+        @pl.when(within == 0 if way.reverse else (within == SEGMENT - 1) | (chunk == chunks - 1))
+        def _keep() -> None:
+            states[batch, head, lax.div(chunk, jnp.int32(SEGMENT)), :, columns] = state
+
+        return state
+
+    lax.fori_loop(0, chunks, advance, hopper.load(given["state"].at[batch, head, :, columns]))
+    plgpu.wait_smem_to_gmem(0)
+
+
+def tile(*shape: int, dtype: Any) -> Any:
+    """Shared memory for matrices whose rows take a multiple of 128 bytes."""
+    return hopper.tiled(shape, dtype, 128 // jnp.dtype(dtype).itemsize)
+
+
+def weights(way: Direction, since: Any, again: Any) -> jax.Array:
+    """What is left of each token of a chunk (columns) when a token (rows) reads it; both refer to the decays from the start."""
+    row, column = across(by_row(since)), lax.broadcast_in_dim(hopper.load(again, plgpu.Layout.WGMMA.reduce(0)), (CHUNK, CHUNK), (1,))
+    return jnp.exp2(jnp.where(seen(way), column - row if way.reverse else row - column, -jnp.inf))
+
+
+def seen(way: Direction) -> jax.Array:
+    """Which tokens of a chunk (columns) a token (rows) reads."""
+    row, column = (hopper.iota((CHUNK, CHUNK), axis) for axis in (0, 1))
+    late, early = (column, row) if way.reverse else (row, column)
+    return late > early if way.strict else late >= early
+
+
+def by_row(reference: Any) -> jax.Array:
+    """A number for each row of what a warpgroup holds."""
+    return hopper.load(reference, plgpu.Layout.WGMMA.reduce(1))
+
+
+def across(x: jax.Array, columns: int = COLUMNS) -> jax.Array:
+    """A number per row, for all columns."""
+    return lax.broadcast_in_dim(x, (x.shape[0], columns), (0,))
