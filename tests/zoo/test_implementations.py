@@ -1,0 +1,45 @@
+"""A model gives the same output whichever implementation serves its ops: XLA's form against the TPU kernels, interpreted."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from pallas_kernels.dispatch import OPS, Choice, interpreting, recording, use
+from tests.layers.mixer_cases import relative
+from tests.zoo.test_models import inputs, make
+
+# Sums in another order, through blocks that end in norms.
+TOLERANCE = 1e-4
+# One model for each way in which a mixer calls an op, as shallow as it comes.
+MODELS: dict[str, dict[str, Any]] = {
+    "biformer": {"depths": (1, 1)},
+    "longnet": {"depth": 1},
+    "routing_transformer": {"depth": 1},
+    "mamba": {"depth": 1},
+    "mamba2": {"depth": 1},
+    "delta_net": {"depth": 1},
+}
+KERNELS = {implementation.name for op in OPS.values() for implementation in op.implementations if implementation.platforms == ("tpu",)}
+
+
+def outputs(model: nnx.Module, x: np.ndarray, where: contextlib.AbstractContextManager[Any]) -> tuple[np.ndarray, list[Choice]]:
+    graph, state = nnx.split(model)
+    with where, recording() as record:
+        return np.asarray(jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)), record
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_output_does_not_depend_on_the_implementation(family: str) -> None:
+    model, x = make(family, **MODELS[family]), inputs(family)
+    model.eval()
+    want, choices = outputs(model, x, use("xla"))
+    assert choices
+    got, chosen = outputs(model, x, interpreting())
+    assert {choice.op for choice in chosen if choice.implementation in KERNELS} == {choice.op for choice in choices}, list(map(str, chosen))
+    assert relative(got, want) < TOLERANCE
