@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import sequence
-from pallas_kernels.attention import distributed, mosaic_tpu, reference, splash, xla
+from pallas_kernels.attention import distributed, mosaic_gpu, mosaic_tpu, reference, splash, xla
 from pallas_kernels.attention.cases import CASES, SHAPES
 from pallas_kernels.dispatch import Implementation, Op
 
@@ -19,6 +19,7 @@ _op = Op(
         Implementation("ring", distributed.ring, objection=distributed.ring_objection, considered=sequence.is_split),
         Implementation("splash", splash.attention, platforms=("tpu",), objection=splash.objection),
         Implementation("mosaic_tpu", mosaic_tpu.attention, platforms=("tpu",), objection=mosaic_tpu.objection),
+        Implementation("mosaic_gpu", mosaic_gpu.attention, platforms=("gpu",), objection=mosaic_gpu.objection),
         Implementation("xla", xla.attention),
         Implementation("reference", reference.attention),
     ),

@@ -54,7 +54,7 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
         @pl.when(group == spec.consumers)
         def _producer() -> None:
             if spec.consumers == 2:
-                plgpu.set_max_registers(40, action="decrease")
+                plgpu.set_max_registers(tiles.COPYING, action="decrease")
             kv_head = lax.div(head, jnp.int32(spec.group))
 
             def copy(step: Any, slot: Any) -> None:
@@ -77,7 +77,7 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
         @pl.when(group < spec.consumers)
         def _consumer() -> None:
             if spec.consumers == 2:
-                plgpu.set_max_registers(232, action="increase")
+                plgpu.set_max_registers(tiles.MULTIPLYING, action="increase")
             start = tile * spec.tile + group * ROWS
             rows, ready = pl.ds(start, ROWS), barriers["q"].at[group]
             queries, outputs = memory["q"].at[group], memory["do"].at[group]
@@ -191,7 +191,7 @@ def gradient_of_keys(spec: Spec, arrays: dict[str, Any], pairs: int, key_bias_gr
         @pl.when(group == spec.consumers)
         def _producer() -> None:
             if spec.consumers == 2:
-                plgpu.set_max_registers(40, action="decrease")
+                plgpu.set_max_registers(tiles.COPYING, action="decrease")
 
             def copy(step: Any, slot: Any) -> None:
                 turn = lax.div(step, jnp.maximum(blocks.total, 1))
@@ -221,7 +221,7 @@ def gradient_of_keys(spec: Spec, arrays: dict[str, Any], pairs: int, key_bias_gr
         @pl.when(group < spec.consumers)
         def _consumer() -> None:
             if spec.consumers == 2:
-                plgpu.set_max_registers(232, action="increase")
+                plgpu.set_max_registers(tiles.MULTIPLYING, action="increase")
             start = tile * spec.tile + group * ROWS
             rows, ready = pl.ds(start, ROWS), barriers["k"].at[group]
             keys, values = memory["k"].at[group], memory["v"].at[group]

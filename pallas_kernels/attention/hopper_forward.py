@@ -65,7 +65,7 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
         @pl.when(group == spec.consumers)
         def _producer() -> None:
             if spec.consumers == 2:
-                plgpu.set_max_registers(40, action="decrease")
+                plgpu.set_max_registers(tiles.COPYING, action="decrease")
             kv_head = lax.div(head, jnp.int32(spec.group))
 
             def copy(step: Any, slot: Any) -> None:
@@ -89,7 +89,7 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
         @pl.when(group < spec.consumers)
         def _consumer() -> None:
             if spec.consumers == 2:
-                plgpu.set_max_registers(232, action="increase")
+                plgpu.set_max_registers(tiles.MULTIPLYING, action="increase")
             start = tile * spec.tile + group * ROWS
             rows = pl.ds(start, ROWS)
             queries = memory["q"].at[group]

@@ -24,6 +24,7 @@ ROWS = 64  # of one warpgroup: those of one wgmma
 LOG2E = math.log2(math.e)
 LOWEST = -1e30  # where running maxima start: finite, so that a row that sees nothing gives no NaN
 HIGHEST = 1e30  # the log-sum-exp of rows whose weights must come out as zeros
+COPYING, MULTIPLYING = 24, 240  # registers of a thread of the warpgroup that copies, and of the two that multiply: 512 together at most
 Window = tuple[int | None, int | None]
 
 
