@@ -223,8 +223,8 @@ def learn(memory: Memory, state: MemoryState, tokens: Tokens, finished: jax.Arra
     if finished is None:
         return y, MemoryState(accumulated, surprise)
     fresh = weights_of(memory, accumulated)
-    new_start = _choose(finished, fresh, start)
-    new_reading = None if state.reading is None else _choose(finished, fresh, advance(state.reading))
+    new_start = choose(finished, fresh, start)
+    new_reading = None if state.reading is None else choose(finished, fresh, advance(state.reading))
     return y, MemoryState(accumulated, surprise, new_start, new_reading)
 
 
@@ -233,7 +233,8 @@ def _column(x: jax.Array | None, axes: int) -> jax.Array:
     return x[(..., *[None] * axes)]
 
 
-def _choose(rows: jax.Array, these: Weights, those: Weights) -> Weights:
+def choose(rows: jax.Array, these: Weights, those: Weights) -> Weights:
+    """``these`` in the rows (batch,) that are True, ``those`` in the others."""
     return tuple(jnp.where(rows[:, None, None, None], a, b) for a, b in zip(these, those, strict=True))
 
 

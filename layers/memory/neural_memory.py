@@ -208,10 +208,10 @@ class NeuralMemory(Mixer):
         qkv, seen = self.project(x), state.convolution
         if self.conv is not None:
             qkv, seen = self.conv.extend(qkv, seen, mask)
-        y, memory, length = self._read(state.memory, state.length, self.tokens(x, qkv, mask))
+        y, memory, length = self.read(state.memory, state.length, self.tokens(x, qkv, mask))
         return self.answer(y, x), NeuralMemoryState(seen, memory, length)
 
-    def _read(self, memory: MemoryState, length: jax.Array, tokens: Tokens) -> tuple[jax.Array, MemoryState, jax.Array]:
+    def read(self, memory: MemoryState, length: jax.Array, tokens: Tokens) -> tuple[jax.Array, MemoryState, jax.Array]:
         """What the memory says to tokens behind ``length`` (batch,) others, (batch, heads, new, head_dim), the memory then, and how many it has read."""
         new = tokens.step.shape[-1]
         pieces = Pieces.cut(length, new, self.chunk, tokens.mask)
@@ -234,7 +234,7 @@ class NeuralMemory(Mixer):
         number = sequence.groups(x.shape[0])
 
         def step(state: tuple[MemoryState, jax.Array], tokens: Tokens) -> tuple[tuple[MemoryState, jax.Array], jax.Array]:
-            y, memory, length = self._read(*state, tokens)
+            y, memory, length = self.read(*state, tokens)
             return (memory, length), y
 
         def body(tokens: Tokens, mask: jax.Array | None, state: tuple[MemoryState, jax.Array]) -> jax.Array:

@@ -18,7 +18,7 @@ from flax import nnx, struct
 from layers.attention.multi_head import AttentionCache, ContextCache, MultiHeadAttention
 from layers.initializers import normal, variance_scaling
 from layers.memory.choices import Memory
-from layers.memory.learning import learn, recall
+from layers.memory.learning import Weights, choose, learn, recall, weights_of
 from layers.memory.neural_memory import NeuralMemory, NeuralMemoryState, Pieces
 from layers.mixer import Mixer, register_mixer
 from layers.norm import RMSNorm
@@ -127,18 +127,20 @@ class ContextState:
     Attributes:
       key, value: (batch, 2 segment, heads, head_dim), of the segment's recollections and of its tokens.
       memory: the memory; its count of tokens is that of the row.
+      start: the memory's weights at the start of the segment, from which all of it recalls.
     """
 
     key: jax.Array
     value: jax.Array
     memory: NeuralMemoryState
+    start: Weights
 
 
 @register_mixer("titans_mac")
 class MemoryAsContext(Mixer):
     """Memory as context: each segment attends to itself, to persistent tokens, and to what the memory of all earlier segments recalls.
 
-    A recollection is shown to its own token and later ones only, as it depends on it. A segment is one chunk of the memory.
+    A recollection is shown to its own token and later ones only, as it depends on it.
     Parameters: ``query``, ``key``, ``value``, ``out``, ``retrieve`` (linear), ``persistent``, ``recall_norm``, ``attention_norm``, ``memory_norm``, ``memory``.
     """
 
@@ -153,6 +155,7 @@ class MemoryAsContext(Mixer):
         *,
         num_heads: int,
         segment: int = 32,
+        chunk: int | None = None,
         persistent: int = 4,
         memory: str | Memory = "titans",
         conv_size: int | None = 4,
@@ -164,13 +167,20 @@ class MemoryAsContext(Mixer):
         """Args:
           num_heads: of the attention and of the memory.
           segment: tokens of a segment.
+          chunk: as in :class:`NeuralMemory`; None is the segment.
           persistent: learned tokens that every segment attends to.
           memory, conv_size: as in :class:`NeuralMemory`.
           rotary: base of the position embedding within a segment; None for none.
+
+        Raises:
+          ValueError: a chunk that does not divide the segment.
         """
+        chunk = segment if chunk is None else chunk
+        if chunk < 1 or segment % chunk:
+            raise ValueError(f"the memory's chunk of {chunk} tokens must divide the segment of {segment}")
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         weights = {"use_bias": False, "kernel_init": _INIT, **common}
-        self.memory = NeuralMemory(features, num_heads=num_heads, memory=memory, chunk=segment, conv_size=conv_size, kernel_init=_INIT, **common)
+        self.memory = NeuralMemory(features, num_heads=num_heads, memory=memory, chunk=chunk, conv_size=conv_size, kernel_init=_INIT, **common)
         self.query = nnx.Linear(features, features, **weights)
         self.key = nnx.Linear(features, features, **weights)
         self.value = nnx.Linear(features, features, **weights)
@@ -211,7 +221,10 @@ class MemoryAsContext(Mixer):
 
     def _state(self, batch: int, dtype: Any) -> ContextState:
         shape = (batch, 2 * self.segment, self.heads, self.query.in_features // self.heads)
-        return ContextState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), self.memory.init_state(batch, None, dtype))
+        memory = self.memory.init_state(batch, None, dtype)
+        # A copy: a state whose leaves share a buffer can't be donated.
+        start = tuple(jnp.copy(w) for w in weights_of(self.memory.memory, memory.memory.accumulated))
+        return ContextState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), memory, start)
 
     def _mix(self, x: jax.Array, state: ContextState, mask: jax.Array | None) -> tuple[jax.Array, ContextState]:
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
@@ -225,8 +238,7 @@ class MemoryAsContext(Mixer):
         x, mask, finished = piece
         x = jnp.where(mask[..., None], x, 0)
         memory = state.memory
-        assert memory.memory.start is not None
-        said = recall(self.memory.memory, memory.memory.start, self.memory.normalised(self.retrieve(x)))
+        said = recall(self.memory.memory, state.start, self.memory.normalised(self.retrieve(x)))
         said = self.recall_norm(jnp.swapaxes(said, 1, 2).reshape(x.shape).astype(x.dtype))
         places = memory.length[:, None] % self.segment + jnp.arange(x.shape[1], dtype=jnp.int32)
         keys, values = self._write(state, said, x, jnp.where(mask, places, self.segment))
@@ -243,16 +255,21 @@ class MemoryAsContext(Mixer):
         y = self.attention_norm(self.out(y.reshape(x.shape)))
         y = jnp.where(mask[..., None], y, 0)
         m, memory = self._learn(y, memory, mask, finished)
-        return ContextState(keys, values, memory), y * jax.nn.sigmoid(self.memory_norm(m))
+        start = choose(finished, weights_of(self.memory.memory, memory.memory.accumulated), state.start)
+        return ContextState(keys, values, memory, start), y * jax.nn.sigmoid(self.memory_norm(m))
 
     def _learn(self, y: jax.Array, state: NeuralMemoryState, mask: jax.Array, finished: jax.Array) -> tuple[jax.Array, NeuralMemoryState]:
-        """The memory's own layer, within one of its chunks."""
+        """The memory's own layer, within one segment."""
         layer = self.memory
         qkv, seen = layer.project(y), state.convolution
         if layer.conv is not None:
             qkv, seen = layer.conv.extend(qkv, seen, mask)
-        m, memory = learn(layer.memory, state.memory, layer.tokens(y, qkv, mask), finished)
-        return layer.answer(m, y), NeuralMemoryState(seen, memory, state.length + mask.sum(1, dtype=jnp.int32))
+        tokens = layer.tokens(y, qkv, mask)
+        if layer.chunk == self.segment:
+            m, memory = learn(layer.memory, state.memory, tokens, finished)
+            return layer.answer(m, y), NeuralMemoryState(seen, memory, state.length + mask.sum(1, dtype=jnp.int32))
+        m, memory, length = layer.read(state.memory, state.length, tokens)
+        return layer.answer(m, y), NeuralMemoryState(seen, memory, length)
 
     def _write(self, state: ContextState, said: jax.Array, x: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values of recollections and tokens, stored in the slots of their segment; a slot beyond it stores nothing."""

@@ -69,7 +69,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "yaad": {"memory": "yaad", "chunk": 4},
         "memora": {"memory": Memory(MIRAS_STRUCTURE, retention=KL(total=4.0, every_token=True)), "chunk": 4},
     },
-    "titans_mac": {"plain": {"segment": 5, "persistent": 2}},
+    "titans_mac": {"plain": {"segment": 5, "persistent": 2}, "chunks": {"segment": 4, "chunk": 2, "persistent": 0}},
     "titans_mag": {"plain": {"window": 4, "persistent": 2, "chunk": 5}},
     "titans_mal": {"plain": {"window": 4, "persistent": 2, "chunk": 5}},
     "parallel": {"plain": {}, "mixed": {"branches": ("attention", {"name": "dilated", "rate": 2})}},

@@ -33,9 +33,9 @@ class TitansConfig(CausalConfig):
       joined: how memory and attention are: "mac", "mag", "mal", or "lmm" for no attention.
       memory: a name in ``layers.MEMORIES`` or a ``layers.Memory``.
       memory_depth, momentum, forget: matrices of the memory (one is a linear memory), past surprise, decay; None is as ``memory`` has it.
-      segment: tokens of a segment, which is one chunk of the memory; MAC only.
+      segment: tokens of a segment; MAC only.
       window: tokens that attention sees; MAG and MAL only.
-      chunk: tokens whose gradients are taken at the same weights; all but MAC.
+      chunk: tokens whose gradients are taken at the same weights; None is 16, and the segment for MAC.
       persistent: learned tokens of attention and of memory.
       conv_size: as in :class:`layers.NeuralMemory`.
     """
@@ -47,7 +47,7 @@ class TitansConfig(CausalConfig):
     forget: bool | None = None
     segment: int = 64
     window: int = 256
-    chunk: int = 16
+    chunk: int | None = None
     persistent: int = 4
     conv_size: int | None = 4
     tied: bool = False
@@ -65,11 +65,13 @@ class Titans(Causal):
     def own_mixer(self, index: int) -> MixerSpec:
         c = self.config
         common = {"memory": self._memory(), "persistent": c.persistent, "conv_size": c.conv_size}
+        if c.chunk is not None:
+            common["chunk"] = c.chunk
         if c.joined == "mac":
             return {"name": "titans_mac", "segment": c.segment, **common}
         if c.joined == "lmm":
-            return {"name": "neural_memory", "chunk": c.chunk, **common}
-        return {"name": f"titans_{c.joined}", "window": c.window, "chunk": c.chunk, **common}
+            return {"name": "neural_memory", **common}
+        return {"name": f"titans_{c.joined}", "window": c.window, **common}
 
     def _memory(self) -> Memory:
         c, memory = self.config, memory_of(self.config.memory)
