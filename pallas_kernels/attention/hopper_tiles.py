@@ -113,12 +113,13 @@ def visit(spec: Spec, lists: tuple[Any, Any] | None, batch: Any, head: Any, tile
         return Visit(counts[(*row, 0)], counts[(*row, 1)], lambda j: blocks[(*row, j)])
     left, right = spec.reach
     before, after = (right, left) if transposed else (left, right)
-    length, size = (spec.q_length, spec.back_block) if transposed else (spec.k_length, spec.block)
-    return _span(tile * spec.tile, spec.tile, before, after, length, spec.q_length if transposed else spec.keys, size, spec.every_block)
+    own, length, size = (spec.keys, spec.q_length, spec.back_block) if transposed else (spec.q_length, spec.keys, spec.block)
+    start = tile * spec.tile
+    return _span(start, jnp.minimum(start + spec.tile, own) - 1, before, after, length, size, spec.every_block)
 
 
-def _span(start: Any, rows: int, before: int | None, after: int | None, length: int, real: int, size: int, every_block: bool) -> Visit:
-    """Blocks of ``size`` out of ``length``, the first ``real`` not padding, at a distance of [-before, after] from ``rows`` rows at ``start``."""
+def _span(start: Any, end: Any, before: int | None, after: int | None, length: int, size: int, every_block: bool) -> Visit:
+    """Blocks of ``size`` out of ``length`` at a distance of [-before, after] from the rows ``start`` to ``end``."""
     count = -(-length // size)
 
     def clip(x: Any, low: Any, high: Any) -> Any:
@@ -127,11 +128,12 @@ def _span(start: Any, rows: int, before: int | None, after: int | None, length: 
     def floor(x: Any) -> Any:
         return lax.div(jnp.maximum(x, 0), jnp.int32(size))
 
-    end = start + rows - 1
-    first = jnp.int32(0) if before is None or every_block else clip(floor(start - before), 0, count)
+    first = jnp.int32(0)
+    if before is not None and not every_block:
+        first = jnp.where(start - before < length, floor(start - before), count)
     last = jnp.int32(count) if after is None or every_block else clip(floor(end + after) + 1, first, count)
     whole_first = first if before is None else clip(floor(end - before + size - 1), first, last)
-    whole_last = clip(jnp.int32(real // size) if after is None else jnp.minimum(floor(start + after + 1), real // size), whole_first, last)
+    whole_last = clip(jnp.int32(length // size) if after is None else jnp.minimum(floor(start + after + 1), length // size), whole_first, last)
     whole = whole_last - whole_first
 
     def block(j: Any) -> Any:
