@@ -39,7 +39,8 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
     present = {name: x for name, x in arrays.items() if x is not None}
     columns = [name for name in ("key_bias", "k_positions") if name in present]
     rows_of = [name for name in ("lse", "delta", "q_positions") if name in present]
-    shape = (ROWS, size)
+    width = size if max(head_dim, value_dim) <= 64 else 64  # keys at once: beside wide accumulators registers hold no more
+    shape = (ROWS, width)
 
     def flash_gradient_of_queries(*references: Any) -> None:
         inputs = dict(zip(present, references, strict=False))
@@ -91,34 +92,37 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
             def spread(name: str) -> Any:
                 return lax.broadcast_in_dim(row[name], shape, [0]) if name in row else None
 
-            def allowed(step: Any, slot: Any) -> jax.Array:
+            def allowed(first: Any, slot: Any, part: Any) -> jax.Array:
                 if "k_positions" in inputs:
-                    return tiles.visible(spec, spread("q_positions"), tiles.vector(memory["k_positions"].at[slot], shape, 1), given=True)
-                k_positions = tiles.indices(shape, blocks.block(step) * size, 1)
-                return tiles.visible(spec, tiles.indices(shape, start, 0), k_positions, given=False)
+                    return tiles.visible(spec, spread("q_positions"), tiles.vector(memory["k_positions"].at[slot, part], shape, 1), given=True)
+                return tiles.visible(spec, tiles.indices(shape, start, 0), tiles.indices(shape, first, 1), given=False)
 
-            def step(cut: bool, step: Any, total: jax.Array) -> jax.Array:
-                slot = tiles.ring(step, STAGES)
-                plgpu.barrier_wait(barriers["k"].at[slot])
-                x = hopper.multiply(queries, hopper.transposed(memory["k"].at[slot])) * (spec.scale * tiles.LOG2E)
+            def add_part(cut: bool, first: Any, slot: Any, part: Any, total: jax.Array) -> jax.Array:
+                keys, values = memory["k"].at[slot, part], memory["v"].at[slot, part]
+                x = hopper.multiply(queries, hopper.transposed(keys)) * (spec.scale * tiles.LOG2E)
                 if "key_bias" in inputs:
-                    x += tiles.vector(memory["key_bias"].at[slot], shape, 1)
+                    x += tiles.vector(memory["key_bias"].at[slot, part], shape, 1)
                 if "bias" in inputs:
-                    x += hopper.load(memory["bias"].at[slot, pl.ds(group * ROWS, ROWS)])
+                    x += hopper.load(memory["bias"].at[slot, pl.ds(group * ROWS, ROWS), part])
                 if cut:
-                    x = jnp.where(allowed(step, slot), x, -math.inf)
+                    x = jnp.where(allowed(first, slot, part), x, -math.inf)
                 weight = tiles.weights(spec, x, spread("lse"))
-                plgpu.barrier_wait(barriers["v"].at[slot])
-                gradient = hopper.multiply(outputs, hopper.transposed(memory["v"].at[slot]))
-                plgpu.barrier_arrive(barriers["v_free"].at[slot])
+                gradient = hopper.multiply(outputs, hopper.transposed(values))
                 gradient = tiles.gradient_of_logits(spec, weight, gradient, spread("delta"))
                 if spec.every_block:
                     plgpu.wait_smem_to_gmem(0)
                     memory["dbias"][group] = gradient
                     plgpu.commit_smem()
-                    where = (batch, head, rows, pl.ds(blocks.block(step) * size, size))
-                    plgpu.copy_smem_to_gmem(memory["dbias"].at[group], results[1].at[where])
-                total = hopper.multiply(gradient.astype(q.dtype), memory["k"].at[slot], total)
+                    plgpu.copy_smem_to_gmem(memory["dbias"].at[group], results[1].at[batch, head, rows, pl.ds(first, width)])
+                return hopper.multiply(gradient.astype(q.dtype), keys, total)
+
+            def step(cut: bool, step: Any, total: jax.Array) -> jax.Array:
+                slot, first = tiles.ring(step, STAGES), blocks.block(step) * size
+                plgpu.barrier_wait(barriers["k"].at[slot])
+                plgpu.barrier_wait(barriers["v"].at[slot])
+                for at in range(0, size, width):
+                    total = add_part(cut, first + at, slot, pl.ds(at, width), total)
+                plgpu.barrier_arrive(barriers["v_free"].at[slot])
                 plgpu.barrier_arrive(barriers["k_free"].at[slot])
                 return total
 
@@ -135,7 +139,7 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
         "do": tiles.shared((spec.consumers, ROWS, value_dim), q.dtype),
         "k": tiles.shared((STAGES, size, head_dim), q.dtype),
         "v": tiles.shared((STAGES, size, value_dim), q.dtype),
-        "dbias": plgpu.SMEM((spec.consumers, ROWS, size), jnp.float32) if spec.every_block else None,
+        "dbias": plgpu.SMEM((spec.consumers, ROWS, width), jnp.float32) if spec.every_block else None,
     }
     memory |= {name: plgpu.SMEM((STAGES, size), present[name].dtype) for name in columns}
     memory |= {name: plgpu.SMEM((spec.consumers, ROWS), present[name].dtype) for name in rows_of}
