@@ -1,6 +1,6 @@
 """The delta rule on Hopper GPUs: a linear attention whose values, what each step adds under its key, are found on the way.
 
-A program owns 64 columns of one head's values and goes through the sequence in chunks of 64 tokens. With e_i the decay from a
+A program owns 64 columns of one head's values, 32 where keys are long, and goes through the sequence in chunks of 64 tokens. With e_i the decay from a
 chunk's start to token i, D_ij that from token j to i, M_ij = D_ij k_i . k_j below the diagonal and S the state at the start,
 
     r = T (v - e K S),  T = (I + M beta)^-1        u = beta r        O = (Q K^T * D, at and below the diagonal) u + e Q S
@@ -28,7 +28,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import hopper
 from pallas_kernels.delta_rule.xla import unit_inverse
 from pallas_kernels.linear_attention import mosaic_gpu as linear
-from pallas_kernels.linear_attention.mosaic_gpu import CHUNK, COLUMNS, STAGES, Direction, across, tile
+from pallas_kernels.linear_attention.mosaic_gpu import CHUNK, STAGES, Direction, across, tile
+
+# Rows of a chunk's scalars: the decays as linear attention's ``sums_in_chunks`` sums them, and beta.
+SINCE, UNTIL, AGAIN, BETA = range(4)
+LARGEST = 128
 
 
 def objection(q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, *, scale: float, **_: Any) -> str | None:
@@ -41,8 +45,8 @@ def objection(q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, *, scal
         return "several steps a token are not written for it"
     if q.shape[1] == 1:
         return "one token is no chunk"
-    if max(q.shape[3], v.shape[3]) > linear.LARGEST:
-        return f"key_dim and value_dim can be at most {linear.LARGEST}, for the state to stay in registers; got {q.shape[3]} and {v.shape[3]}"
+    if max(q.shape[3], v.shape[3]) > LARGEST:
+        return f"key_dim and value_dim can be at most {LARGEST}, for shared memory to hold a chunk and the state; got {q.shape[3]} and {v.shape[3]}"
     if scale == 0:
         return "a scale of 0 leaves nothing to divide the last state's cotangent by"
     return None
@@ -116,22 +120,25 @@ def _run(
     keys, values = (max(64, -(-n // 64) * 64) for n in (key_dim, value_dim))
     arrays = {"q": linear.whole(q, keys), "k": linear.whole(k, keys), "v": linear.whole(v, values)}
     batch, padded = arrays["q"].shape[:2]
-    chunks, blocks = padded // CHUNK, values // COLUMNS
+    width = linear.columns_of(keys)
+    chunks, blocks = padded // CHUNK, values // width
     rates = jnp.moveaxis(jnp.pad(beta, ((0, 0), (0, padded - length), (0, 0))), 1, 2).reshape(batch, heads, chunks, 1, CHUNK)
     arrays["scalars"] = jnp.concatenate([linear.sums_in_chunks(logs, chunks), rates], axis=3)
     arrays["transition"] = _transition(arrays["k"], arrays["scalars"], back).astype(dtype)
     struct = jax.ShapeDtypeStruct
     out: list[Any] = [struct(arrays["v"].shape, dtype)]
-    scratch: dict[str, Any] = {name: tile(STAGES, CHUNK, keys, dtype=dtype) for name in ("q", "k")}
-    scratch |= {name: tile(STAGES, CHUNK, CHUNK, dtype=dtype) for name in ("v", "transition")}
-    scratch |= {name: tile(CHUNK, COLUMNS, dtype=dtype) for name in ("values", "written", "second" if not back else "first")}
-    scratch |= {"scalars": plgpu.SMEM((STAGES, 4, CHUNK), jnp.float32), "state": tile(keys, COLUMNS, dtype=dtype)}
+    scratch: dict[str, Any] = {name: tile(width, STAGES, CHUNK, keys) for name in ("q", "k")}
+    scratch |= {"v": tile(width, STAGES, CHUNK, width), "transition": tile(width, STAGES, CHUNK, CHUNK), "state": tile(width, keys, width)}
+    scratch |= {name: tile(width, CHUNK, width) for name in ("values", "written", "second" if not back else "first")}
+    scratch["scalars"] = plgpu.SMEM((STAGES, 4, CHUNK), jnp.float32)
+    # The state waits there while other things need the registers.
+    scratch["memory"] = tile(width, keys, width, dtype=jnp.float32)
     if residual is None:
         out.append(out[0])
     else:
         arrays["residual"] = linear.whole(residual, values)
         out.append(struct((batch, heads, blocks, padded), jnp.float32))
-        scratch |= {"residual": tile(STAGES, CHUNK, COLUMNS, dtype=dtype), "dots": plgpu.SMEM((CHUNK,), jnp.float32)}
+        scratch |= {"residual": tile(width, STAGES, CHUNK, width), "dots": plgpu.SMEM((CHUNK,), jnp.float32)}
     scratch["ready"] = plgpu.Barrier(num_arrivals=len(arrays), num_barriers=STAGES)
     arrays["state"] = jnp.pad(state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
     out.append(struct(arrays["state"].shape, jnp.float32))
@@ -169,7 +176,7 @@ def _transition(k: jax.Array, scalars: jax.Array, back: bool) -> jax.Array:
     k = jnp.moveaxis(k, 1, 2).reshape(batch, groups, -1, CHUNK, keys)
     alike = jnp.einsum("bgcik,bgcjk->bgcij", k, k, preferred_element_type=jnp.float32)
     alike = jnp.repeat(alike, heads // groups, axis=1)
-    since, beta = scalars[..., 0, :], scalars[..., 3, :]
+    since, beta = scalars[..., SINCE, :], scalars[..., BETA, :]
     below = jnp.tril(jnp.ones((CHUNK, CHUNK), bool), -1)
     between = jnp.exp2(jnp.where(below, since[..., :, None] - since[..., None, :], -jnp.inf))
     return unit_inverse(alike * between * (beta[..., :, None] if back else beta[..., None, :]))
@@ -189,8 +196,12 @@ class _Program:
     def chunks(self) -> int:
         return self.given["q"].shape[1] // CHUNK
 
+    @property
+    def width(self) -> int:
+        return self.shared["v"].shape[2]
+
     def columns(self) -> Any:
-        return pl.ds(lax.axis_index("columns") * COLUMNS, COLUMNS)
+        return pl.ds(lax.axis_index("columns") * self.width, self.width)
 
     def chunk(self, step: Any) -> Any:
         return self.chunks - 1 - step if self.reverse else step
@@ -213,86 +224,92 @@ class _Program:
             self.fetch(jnp.int32(step), step)
         way = Direction(self.reverse, False, self.scale, None)
 
-        def advance(step: Any, memory: jax.Array) -> jax.Array:
+        def advance(step: Any, _: None) -> None:
             slot = lax.rem(step, jnp.int32(STAGES))
             plgpu.barrier_wait(self.shared["ready"].at[slot])
-            self.store("state", memory)
+            self.store("state", hopper.load(memory))
             plgpu.commit_smem()
-            kept = memory * jnp.exp2(self.shared["scalars"][slot, 0, CHUNK - 1])
-            memory = (self.back if self.reverse else self.forward)(way, step, slot, kept)
+            memory[...] = (self.back if self.reverse else self.forward)(way, step, slot)
 
             @pl.when(step + STAGES < self.chunks)
             def _next() -> None:
                 self.fetch(step + STAGES, slot)
 
-            return memory
-
+        memory = self.shared["memory"]
         place = lax.axis_index("batch"), lax.axis_index("head"), slice(None), self.columns()
-        self.made[-1][place] = lax.fori_loop(0, self.chunks, advance, hopper.load(self.given["state"].at[place]))
+        memory[...] = hopper.load(self.given["state"].at[place])
+        lax.fori_loop(0, self.chunks, advance, None)
+        self.made[-1][place] = hopper.load(memory)
         plgpu.wait_smem_to_gmem(0)
+
+    def left(self, slot: Any) -> jax.Array:
+        """What is left at a chunk's end of the state at its start, a scalar."""
+        return jnp.exp2(self.shared["scalars"][slot, SINCE, CHUNK - 1])
 
     def store(self, name: str, x: jax.Array) -> None:
         self.shared[name][...] = x.astype(self.given["q"].dtype)
 
     def store_scores(self, way: Direction, slot: Any, scores: jax.Array) -> Any:
-        """Into the first rows of the state's tile, which has been read when they come."""
-        into = self.shared["state"].at[pl.ds(0, CHUNK)]
-        since, again = (self.shared["scalars"].at[slot, row] for row in (0, 2))
+        """Weighs the scores and returns where they then stand."""
+        into = linear.scores_of(self.shared)
+        since, again = (self.shared["scalars"].at[slot, row] for row in (SINCE, AGAIN))
         into[...] = (self.scale * scores * linear.weights(way, since, again)).astype(into.dtype)
         return into
 
-    def scalars(self, slot: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The decays from the chunk's start and to its end, and beta: a number for each row, for all columns."""
-        since, until, beta = (across(linear.by_row(self.shared["scalars"].at[slot, row])) for row in (0, 1, 3))
-        return jnp.exp2(since), jnp.exp2(until), beta
+    def number(self, slot: Any, row: int) -> jax.Array:
+        """What a row of the scalars has for each row of values, for all columns. Loaded where it is used: registers are short."""
+        return across(linear.by_row(self.shared["scalars"].at[slot, row]), self.width)
 
-    def forward(self, way: Direction, step: Any, slot: Any, memory: jax.Array) -> jax.Array:
-        """Outputs and residuals of a chunk; returns the memory, decayed already, with what it adds."""
+    def forward(self, way: Direction, step: Any, slot: Any) -> jax.Array:
+        """Outputs and residuals of a chunk; returns the state after it."""
         shared = self.shared
         q, k = shared["q"].at[slot], shared["k"].at[slot]
+        left = self.left(slot)
         scores, carried, held = hopper.products((q, hopper.transposed(k)), (q, shared["state"]), (k, shared["state"]))
-        since, until, beta = self.scalars(slot)
-        self.store("values", hopper.load(shared["v"].at[slot]).astype(jnp.float32) - since * held)
+        self.store("values", hopper.load(shared["v"].at[slot]).astype(jnp.float32) - jnp.exp2(self.number(slot, SINCE)) * held)
         score_tile = self.store_scores(way, slot, scores)
         plgpu.commit_smem()
         (residual,) = hopper.products((shared["transition"].at[slot], shared["values"]))
         # The gradient has the residual in 16 bits: what it makes of it must be what is added here.
         residual = residual.astype(self.given["q"].dtype)
-        added = residual.astype(jnp.float32) * beta
+        added = residual.astype(jnp.float32) * self.number(slot, BETA)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         shared["second"][...] = residual
         self.store("values", added)
-        self.store("written", added * until)
+        self.store("written", added * jnp.exp2(self.number(slot, UNTIL)))
         plgpu.commit_smem()
-        carried = self.scale * since * carried
-        result, memory = hopper.add_products((carried, score_tile, shared["values"]), (memory, hopper.transposed(k), shared["written"]))
+        carried = self.scale * jnp.exp2(self.number(slot, SINCE)) * carried
+        state = left * hopper.load(shared["memory"])
+        result, state = hopper.add_products((carried, score_tile, shared["values"]), (state, hopper.transposed(k), shared["written"]))
         self.store("written", result)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(shared["written"], self.rows(self.made[0], step, self.columns()))
         plgpu.copy_smem_to_gmem(shared["second"], self.rows(self.made[1], step, self.columns()))
-        return memory
+        return state
 
-    def back(self, way: Direction, step: Any, slot: Any, memory: jax.Array) -> jax.Array:
-        """Cotangents of the values of a chunk, and the products of those of u with the residuals; returns the state's, decayed already, with what it adds."""
+    def back(self, way: Direction, step: Any, slot: Any) -> jax.Array:
+        """Cotangents of the values of a chunk, and the products of those of u with the residuals; returns that of the state before it."""
         shared = self.shared
         q, k, d_out = (shared[name].at[slot] for name in ("q", "k", "v"))
+        left = self.left(slot)
         scores, carried = hopper.products((k, hopper.transposed(q)), (k, shared["state"]))
         score_tile = self.store_scores(way, slot, scores)
         plgpu.commit_smem()
-        since, until, beta = self.scalars(slot)
-        (reached,) = hopper.add_products((until * carried, score_tile, d_out))
+        (reached,) = hopper.add_products((jnp.exp2(self.number(slot, UNTIL)) * carried, score_tile, d_out))
         self.store("values", reached)
         plgpu.commit_smem()
         (d_u,) = hopper.products((hopper.transposed(shared["transition"].at[slot]), shared["values"]))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         shared["dots"][...] = jnp.sum(d_u * hopper.load(shared["residual"].at[slot]).astype(jnp.float32), axis=1)
-        self.store("first", d_u * beta)
-        self.store("values", -since * beta * d_u)
-        self.store("written", self.scale * since * hopper.load(d_out).astype(jnp.float32))
+        d_u = d_u * self.number(slot, BETA)
+        self.store("first", d_u)
+        self.store("values", -jnp.exp2(self.number(slot, SINCE)) * d_u)
+        self.store("written", self.scale * jnp.exp2(self.number(slot, SINCE)) * hopper.load(d_out).astype(jnp.float32))
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(shared["first"], self.rows(self.made[0], step, self.columns()))
         rows = pl.ds(self.chunk(step) * CHUNK, CHUNK)
         dots = self.made[1].at[lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("columns"), rows]
         plgpu.copy_smem_to_gmem(shared["dots"], dots)
-        (memory,) = hopper.add_products((memory, hopper.transposed(q), shared["written"], hopper.transposed(k), shared["values"]))
-        return memory
+        state = left * hopper.load(shared["memory"])
+        (state,) = hopper.add_products((state, hopper.transposed(q), shared["written"], hopper.transposed(k), shared["values"]))
+        return state

@@ -1,6 +1,6 @@
 """Linear attention on Hopper GPUs: one pass over the chunks, the state in registers.
 
-A program owns 64 columns of one head's values and goes through the sequence in chunks of 64 tokens, while the tensor memory
+A program owns 64 columns of one head's values, 32 where keys are long, and goes through the sequence in chunks of 64 tokens, while the tensor memory
 accelerator fetches those ahead. In a chunk, with G the sums of the log decays from its start,
 
     O = (Q K^T * exp(G_i - G_j), at and below the diagonal) V + (Q exp(G)) S        S <- exp(G_C) S + K^T (V exp(G_C - G))
@@ -30,15 +30,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import hopper
 
 CHUNK = 64
-# Value columns of a program: the state, (key_dim, COLUMNS) in float32, stays in the registers of one warpgroup.
-COLUMNS = 64
 # Chunks in flight.
 STAGES = 2
 # A decay of 2^-150 is 0 in float32: whatever forgets more is cut here, so that sums over a chunk stay exact to 2^-11.
 FORGOTTEN = -150.0
 # Chunks between the states that the gradient of the decays meets at: sums over longer segments lose what cancels in them.
 SEGMENT = 16
-LARGEST = 128
+LARGEST = 256
 
 
 def objection(q: jax.Array, k: jax.Array, v: jax.Array, *, decay: jax.Array | None, scale: float, causal: bool, **_: Any) -> str | None:
@@ -183,7 +181,7 @@ def sweep(
     keys, values = (max(64, -(-n // 64) * 64) for n in (key_dim, value_dim))
     q, k, v = whole(q, keys), whole(k, keys), whole(v, values)
     state = jnp.pad(state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
-    chunks, padded = q.shape[1] // CHUNK, q.shape[1]
+    chunks, padded, width = q.shape[1] // CHUNK, q.shape[1], columns_of(keys)
     segments = -(-chunks // SEGMENT)
     operands = {"q": q, "k": k, "v": v, "state": state}
     if logs is not None:
@@ -194,26 +192,32 @@ def sweep(
     out: list[Any] = [struct((batch, padded, heads, values), way.dtype), struct((batch, heads, segments, keys, values), jnp.float32)]
     scratch: dict[str, Any] = {
         "ready": plgpu.Barrier(num_arrivals=len(operands) - 1, num_barriers=STAGES),
-        "q": tile(STAGES, CHUNK, keys, dtype=q.dtype),
-        "k": tile(STAGES, CHUNK, keys, dtype=q.dtype),
-        "v": tile(STAGES, CHUNK, COLUMNS, dtype=q.dtype),
-        "state": tile(keys, COLUMNS, dtype=q.dtype),
-        "out": tile(CHUNK, COLUMNS, dtype=way.dtype),
+        "q": tile(width, STAGES, CHUNK, keys),
+        "k": tile(width, STAGES, CHUNK, keys),
+        "v": tile(width, STAGES, CHUNK, width),
+        "state": tile(width, keys, width),
+        "out": tile(width, CHUNK, width, dtype=way.dtype),
     }
+    # Else the state's tile has room for them: it has been read when they come.
+    if width < CHUNK:
+        scratch["scores"] = tile(width, CHUNK, CHUNK)
+    # With wide results one program fills a core's shared memory anyway: the state waits there while other things need the registers.
+    if way.dtype != q.dtype:
+        scratch["memory"] = tile(width, keys, width, dtype=jnp.float32)
     if logs is not None:
         scratch["decays"] = plgpu.SMEM((STAGES, 3, CHUNK), jnp.float32)
         # Of one dtype, values to be written and results share a tile: they are never there together.
         if way.dtype != q.dtype:
-            scratch["written"] = tile(CHUNK, COLUMNS, dtype=q.dtype)
+            scratch["written"] = tile(width, CHUNK, width)
     if probe is not None:
-        out.append(struct((batch, heads, values // COLUMNS, padded), jnp.float32))
-        scratch |= {"probe": tile(STAGES, CHUNK, COLUMNS, dtype=q.dtype), "dots": plgpu.SMEM((CHUNK,), jnp.float32)}
+        out.append(struct((batch, heads, values // width, padded), jnp.float32))
+        scratch |= {"probe": tile(width, STAGES, CHUNK, width), "dots": plgpu.SMEM((CHUNK,), jnp.float32)}
 
     def linear_attention_sweep(*references: Any) -> None:
         given = dict(zip(operands, references, strict=False))
         _body(way, given, list(references[len(given) : -1]), references[-1])
 
-    blocks = values // COLUMNS
+    blocks = values // width
     kernel = hopper.kernel(
         linear_attention_sweep,
         outputs=out,
@@ -259,7 +263,8 @@ def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[s
     """
     out, states, *dots = made
     batch, head, block = (lax.axis_index(name) for name in ("batch", "head", "columns"))
-    columns = pl.ds(block * COLUMNS, COLUMNS)
+    width = shared["v"].shape[2]
+    columns = pl.ds(block * width, width)
     dtype, heads, chunks = given["q"].dtype, out.shape[2], out.shape[1] // CHUNK
 
     def place(step: Any) -> Any:
@@ -278,28 +283,30 @@ def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[s
     for step in range(min(STAGES, chunks)):
         fetch(jnp.int32(step), step)
 
-    def advance(step: Any, state: jax.Array) -> jax.Array:
+    memory = shared.get("memory")
+
+    def advance(step: Any, carry: jax.Array) -> jax.Array:
+        state = carry if memory is None else hopper.load(memory)
         slot, chunk = lax.rem(step, jnp.int32(STAGES)), place(step)
         plgpu.barrier_wait(shared["ready"].at[slot])
         q, k, v = (shared[name].at[slot] for name in ("q", "k", "v"))
         shared["state"][...] = state.astype(dtype)
         plgpu.commit_smem()
         scores, carried = hopper.products((q, hopper.transposed(k)), (q, shared["state"]))
+        score_tile, written = scores_of(shared), v
         if "decays" in given:
             since, until, again = (shared["decays"].at[slot, row] for row in range(3))
-            weighted = way.scale * scores * weights(way, since, again)
+            score_tile[...] = (way.scale * scores * weights(way, since, again)).astype(dtype)
             read, write = (until, since) if way.reverse else (since, until)
-            carried = carried * across(way.scale * jnp.exp2(by_row(read)))
+            carried = carried * across(way.scale * jnp.exp2(by_row(read)), width)
             written = shared.get("written", shared["out"])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            written[...] = (hopper.load(v).astype(jnp.float32) * across(jnp.exp2(by_row(write)))).astype(dtype)
+            written[...] = (hopper.load(v).astype(jnp.float32) * across(jnp.exp2(by_row(write)), width)).astype(dtype)
+            state = state if memory is None else hopper.load(memory)
             state = state * jnp.exp2(shared["decays"][slot, 0, CHUNK - 1])
         else:
-            weighted, written = jnp.where(seen(way), way.scale * scores, 0.0), v
+            score_tile[...] = jnp.where(seen(way), way.scale * scores, 0.0).astype(dtype)
             carried = way.scale * carried
-        # The state's tile has been read: its first rows now hold the scores.
-        score_tile = shared["state"].at[pl.ds(0, CHUNK)]
-        score_tile[...] = weighted.astype(dtype)
         plgpu.commit_smem()
         result, state = hopper.add_products((carried, score_tile, v), (state, hopper.transposed(k), written))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -322,20 +329,37 @@ def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[s
         def _keep() -> None:
             states[batch, head, lax.div(chunk, jnp.int32(SEGMENT)), :, columns] = state
 
-        return state
+        if memory is None:
+            return state
+        memory[...] = state
+        return carry
 
-    lax.fori_loop(0, chunks, advance, hopper.load(given["state"].at[batch, head, :, columns]))
+    start = hopper.load(given["state"].at[batch, head, :, columns])
+    if memory is not None:
+        memory[...] = start
+        start = jnp.int32(0)
+    lax.fori_loop(0, chunks, advance, start)
     plgpu.wait_smem_to_gmem(0)
 
 
-def tile(*shape: int, dtype: Any) -> Any:
-    """Shared memory for matrices whose rows take a multiple of 128 bytes."""
-    return hopper.tiled(shape, dtype, 128 // jnp.dtype(dtype).itemsize)
+def columns_of(keys: int) -> int:
+    """Value columns of a program: its state, keys x columns in float32, stays in the registers of one warpgroup."""
+    return 64 if keys <= 128 else 32
+
+
+def tile(width: int, *shape: int, dtype: Any = jnp.bfloat16) -> Any:
+    """Shared memory for matrices of programs ``width`` columns wide: products want all their operands swizzled alike."""
+    return hopper.tiled(shape, dtype, min(width, 128 // jnp.dtype(dtype).itemsize))
+
+
+def scores_of(shared: dict[str, Any]) -> Any:
+    """Where scores stand: beside the state, or in the first rows of its tile, which has been read when they come."""
+    return shared["scores"] if "scores" in shared else shared["state"].at[pl.ds(0, CHUNK)]
 
 
 def weights(way: Direction, since: Any, again: Any) -> jax.Array:
     """What is left of each token of a chunk (columns) when a token (rows) reads it; both refer to the decays from the start."""
-    row, column = across(by_row(since)), lax.broadcast_in_dim(hopper.load(again, plgpu.Layout.WGMMA.reduce(0)), (CHUNK, CHUNK), (1,))
+    row, column = across(by_row(since), CHUNK), lax.broadcast_in_dim(hopper.load(again, plgpu.Layout.WGMMA.reduce(0)), (CHUNK, CHUNK), (1,))
     return jnp.exp2(jnp.where(seen(way), column - row if way.reverse else row - column, -jnp.inf))
 
 
@@ -351,6 +375,6 @@ def by_row(reference: Any) -> jax.Array:
     return hopper.load(reference, plgpu.Layout.WGMMA.reduce(1))
 
 
-def across(x: jax.Array, columns: int = COLUMNS) -> jax.Array:
+def across(x: jax.Array, columns: int) -> jax.Array:
     """A number per row, for all columns."""
     return lax.broadcast_in_dim(x, (x.shape[0], columns), (0,))
