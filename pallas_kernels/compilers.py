@@ -219,7 +219,8 @@ def _tpu_kernels(program: str) -> tuple[Kernel, ...]:
         name = re.match(r"\s*%?([\w-]+?)(\.\d+)* = ", line)
         used = re.search(r'"used_scoped_memory_configs":\[(.*?)\]', line)
         sizes = re.findall(r'"memory_space":"1","offset":"\d+","size":"(\d+)"', used.group(1)) if used else []
-        kernels.append(Kernel(name=name.group(1) if name else "kernel", vmem_bytes=sum(map(int, sizes))))
+        plain = re.sub(r"^(transpose_)?(jvp_)?|_*$", "", name.group(1)) if name else "kernel"
+        kernels.append(Kernel(name=plain, vmem_bytes=sum(map(int, sizes)) or None))
     return tuple(kernels)
 
 

@@ -1,0 +1,107 @@
+"""Every Pallas kernel at the realistic shapes of its op, compiled for devices that need not be here.
+
+``JAX_PLATFORMS=cpu python -m benchmarks.kernels`` compiles outputs and all gradients of each op and shape for an H100, TPU v5e and
+v6e (``pip install -e '.[compile]'``), and adds what the compilers say, under the version of JAX that it runs on, to
+benchmarks/results/compiled/kernels.json. ``python -m docs.kernels`` makes the page. Nothing here is a time: none of the devices is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+from pallas_kernels import compilers, dispatch
+from pallas_kernels.dispatch import OPS, Op, Shape
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "compiled" / "kernels.json"
+DTYPE = jnp.bfloat16
+KERNELS = {"gpu": ("mosaic_gpu",), "tpu": ("splash", "mosaic_tpu")}
+_CALLS = ("pallas_call", "core_map", "mpmd_map")
+
+
+def gradients(op: Op, shape: Shape) -> tuple[Callable[[dict[str, Any]], Any], dict[str, jax.ShapeDtypeStruct]]:
+    """Outputs and gradients of all floating arrays, as a function of the arrays that come with it."""
+    call = functools.partial(getattr(pallas_kernels, op.name), **shape.options)
+
+    def both(arrays: dict[str, jax.Array]) -> Any:
+        floating = {n: x for n, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+        rest = {n: x for n, x in arrays.items() if n not in floating}
+        outputs, pull = jax.vjp(lambda floating: call(**floating, **rest), floating)
+        return outputs, pull(jax.tree.map(jnp.cos, outputs))
+
+    return both, shape.abstract(DTYPE)
+
+
+def estimates(jaxpr: Any) -> Iterator[Any]:
+    """The cost estimates of all Pallas calls in a jaxpr."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _CALLS:
+            yield equation.params["cost_estimate"]
+            continue
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from estimates(inner)
+
+
+def row(op: Op, shape: Shape, device: str) -> dict[str, Any]:
+    """What is known of one op and shape on one device: its kernels as compiled, or why XLA's form serves it."""
+    function, arrays = gradients(op, shape)
+    platform = compilers.DEVICES[device].platform
+    with dispatch.platform(platform), dispatch.recording() as choices:
+        costs = list(estimates(jax.make_jaxpr(lambda a: function(a))(arrays).jaxpr))
+    (choice,) = choices
+    found: dict[str, Any] = {"op": op.name, "shape": shape.name, "device": device, "jax": jax.__version__, "implementation": choice.implementation}
+    if choice.implementation not in KERNELS[platform]:
+        found["refused"] = {name: reason for name, reason in choice.rejected if name in KERNELS[platform]}
+        return found
+    program = compilers.compile_for(device, function, arrays)
+    found["kernels"] = [{k: v for k, v in dataclasses.asdict(kernel).items() if v is not None and k != "remarks"} for kernel in program.kernels]
+    if None not in costs:  # JAX's own splash attention estimates its forward pass only
+        found["gflop"] = _rounded(sum(cost.flops for cost in costs) / 1e9)
+        found["exponentials_millions"] = _rounded(sum(cost.transcendentals for cost in costs) / 1e6)
+        found["mbyte"] = _rounded(sum(cost.bytes_accessed for cost in costs) / 1e6)
+    return found
+
+
+def _rounded(x: float) -> float:
+    return float(f"{x:.3g}") if math.isfinite(x) else x
+
+
+def key(found: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(found[name] for name in ("op", "shape", "device", "jax"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", default=",".join(compilers.DEVICES), help="of which to compile for, commas between")
+    parser.add_argument("--ops", default=",".join(OPS), help="of which to compile, commas between")
+    given = parser.parse_args()
+    rows = {key(found): found for found in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    for device in given.devices.split(","):
+        if (reason := compilers.missing(device)) is not None:
+            raise SystemExit(f"benchmarks.kernels: {reason}")
+        for op in (OPS[name] for name in given.ops.split(",")):
+            for shape in op.shapes:
+                found = row(op, shape, device)
+                rows[key(found)] = found
+                print(json.dumps(found), flush=True)
+    # Only what the ops still have; a version of JAX stays as it was last compiled.
+    kept = [found for _, found in sorted(rows.items()) if found["op"] in OPS and found["shape"] in {shape.name for shape in OPS[found["op"]].shapes}]
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text("[\n" + ",\n".join(json.dumps(found) for found in kept) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()
