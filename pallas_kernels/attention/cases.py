@@ -185,5 +185,6 @@ SHAPES = (
     ),
     _shape("sigmoid", (2, 1024, 8, 64), normalize="sigmoid"),
     _shape("image_windows", (256, 49, 4, 32)),
+    _shape("image_windows_bias", (256, 49, 4, 32), change={"bias": jax.ShapeDtypeStruct((1, 4, 49, 49), jnp.float32)}),
     _shape("routed_regions", (98, 64, 4, 32), (98, 256, 4, 32)),
 )  # fmt: skip

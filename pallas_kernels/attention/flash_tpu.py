@@ -1,7 +1,8 @@
-"""The kernels of flash attention on TPU: one for the output, one for the gradient of queries, one for those of keys and values.
+"""The kernels of flash attention on TPU: one for the output, and for the gradients one of queries, one of keys and values, one of a bias.
 
 Each walks, for a block of queries (or keys), through a list of blocks of the other side that is fetched ahead of it by scalar prefetch.
-The last one holds its logits transposed, so that what belongs to a query stands in a row and all products are plain.
+That of keys and values holds its logits transposed, so that what belongs to a query stands in a row and all products are plain.
+That of the bias goes through all blocks: a bias is as large as the logits of one row of the batch at least.
 """
 
 from __future__ import annotations
@@ -43,17 +44,19 @@ class Options:
 
 
 class Where(NamedTuple):
-    """Who attends whom, beside the band; each None if it does not matter.
+    """What the logits depend on beside queries, keys and the band; each None if it does not matter.
 
     Attributes:
       queries: int32 (batch or 1, 1, q_length), positions.
       keys: int32 (batch or 1, heads or 1, k_length), positions, negative where not attended.
       mask: int8 (batch or 1, heads or 1, q_length, k_length), 0 where not attended.
+      bias: floating, the same shapes; added to the logits.
     """
 
     queries: jax.Array | None
     keys: jax.Array | None
     mask: jax.Array | None
+    bias: jax.Array | None
 
 
 class Walk(NamedTuple):
@@ -91,7 +94,8 @@ def _flash_backward(options: Options, rows: tuple[int, int], residuals: Any, cot
     d_out = d_out.astype(v.dtype)
     d_q = _run_queries(options, rows, q, k, v, where, forth, d_out, top, delta)
     d_k, d_v = _run_keys(options, rows, q, k, v, where, back, d_out, top, delta)
-    return d_q, d_k, d_v, Where(None, None, None), Walk(None, None), Walk(None, None)
+    d_bias = None if where.bias is None else _run_bias(options, q, k, v, where, d_out, top, delta)
+    return d_q, d_k, d_v, Where(None, None, None, d_bias), Walk(None, None), Walk(None, None)
 
 
 flash.defvjp(_flash_forward, _flash_backward)
@@ -126,9 +130,11 @@ def _allowed(options: Options, i: Any, j: Any, queries: Any, keys: Any, mask: An
     return functools.reduce(jnp.logical_and, (jnp.broadcast_to(t, shape) for t in terms))
 
 
-def _logits(options: Options, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def _logits(options: Options, rows: jax.Array, columns: jax.Array, bias: Any) -> jax.Array:
     logits = _dot(rows, columns, (1, 1))
-    return logits if options.scale == 1.0 else options.scale * logits
+    if options.scale != 1.0:
+        logits = options.scale * logits
+    return logits if bias is None else logits + bias[...].astype(jnp.float32)
 
 
 def _weights(options: Options, logits: jax.Array, shift: jax.Array, allowed: jax.Array | None) -> jax.Array:
@@ -184,21 +190,25 @@ class Layout:
                 spec, array = self.numbers(x, keys)
                 specs.append(spec)
                 arrays.append(array)
-        if where.mask is not None:
-            mask, options = where.mask, self.options
-
-            def place(*g: Any) -> tuple[Any, Any, Any, Any]:
-                b, h, _, i, j = self.at(*g)
-                return (b if mask.shape[0] > 1 else 0, h if mask.shape[1] > 1 else 0, *((j, i) if self.transposed else (i, j)))
-
-            shape = (options.block_k, options.block_q) if self.transposed else (options.block_q, options.block_k)
-            specs.append(pl.BlockSpec((None, None, *shape), place))
-            arrays.append(jnp.swapaxes(mask, 2, 3) if self.transposed else mask)
+        for x in (where.mask, where.bias):
+            if x is not None:
+                specs.append(self.pairs(x))
+                arrays.append(jnp.swapaxes(x, 2, 3) if self.transposed else x)
         return specs, arrays
+
+    def pairs(self, x: Any) -> pl.BlockSpec:
+        """One number a query and key of (batch or 1, heads or 1, q_length, k_length)."""
+        shape = (self.options.block_k, self.options.block_q) if self.transposed else (self.options.block_q, self.options.block_k)
+
+        def place(*g: Any) -> tuple[Any, Any, Any, Any]:
+            b, h, _, i, j = self.at(*g)
+            return (b if x.shape[0] > 1 else 0, h if x.shape[1] > 1 else 0, *((j, i) if self.transposed else (i, j)))
+
+        return pl.BlockSpec((None, None, *shape), place)
 
 
 def _unpack(where: Where, refs: tuple[Any, ...]) -> tuple[list[Any], tuple[Any, ...]]:
-    """References for queries, keys and mask, None where absent; and the rest."""
+    """References for the fields of ``where``, None where absent; and the rest."""
     rest = list(refs)
     found = [None if x is None else rest.pop(0) for x in where]
     return found, tuple(rest)
@@ -242,7 +252,7 @@ def _run_forward(
     where_specs, where_arrays = layout.where(where)
 
     def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, *refs: Any) -> None:
-        (queries, keys, mask), (out, top_out, total_out, top, total, summed) = _unpack(where, refs)
+        (queries, keys, mask, bias), (out, top_out, total_out, top, total, summed) = _unpack(where, refs)
         b, h, i, s = (pl.program_id(axis) for axis in range(4))
         at = line(b, h, i)
         entry = entries[at * steps + s]
@@ -254,7 +264,7 @@ def _run_forward(
             summed[...] = jnp.zeros_like(summed)
 
         def step(masked: bool) -> None:
-            logits = _logits(options, q[...], k[...])
+            logits = _logits(options, q[...], k[...], bias)
             allowed = _allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
             if options.normalize == "sigmoid":
                 summed[...] += _dot(_weights(options, logits, logits, allowed).astype(v.dtype), v[...], (1, 0))
@@ -310,7 +320,7 @@ def _run_queries(
     (shift_spec, shift), (delta_spec, delta) = layout.numbers(shift), layout.numbers(delta)
 
     def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
-        (queries, keys, mask), (d_q, summed) = _unpack(where, refs)
+        (queries, keys, mask, bias), (d_q, summed) = _unpack(where, refs)
         b, h, i, s = (pl.program_id(axis) for axis in range(4))
         at = line(b, h, i)
         entry = entries[at * steps + s]
@@ -321,7 +331,7 @@ def _run_queries(
 
         def step(masked: bool) -> None:
             allowed = _allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
-            weights = _weights(options, _logits(options, q[...], k[...]), shift[...], allowed)
+            weights = _weights(options, _logits(options, q[...], k[...], bias), shift[...], allowed)
             d_logits = _d_logits(options, weights, _dot(d_out[...], v[...], (1, 1)), delta[...])
             summed[...] += _dot(d_logits.astype(k.dtype), k[...], (1, 0))
 
@@ -373,7 +383,7 @@ def _run_keys(
     (shift_spec, shift), (delta_spec, delta) = layout.numbers(shift), layout.numbers(delta)
 
     def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
-        (queries, keys, mask), (d_k, d_v, summed_k, summed_v) = _unpack(where, refs)
+        (queries, keys, mask, bias), (d_k, d_v, summed_k, summed_v) = _unpack(where, refs)
         b, g, j, r, s = (pl.program_id(axis) for axis in range(5))
         row = line(b, g * repeats + r, j)
         entry = entries[row * steps + s]
@@ -385,7 +395,7 @@ def _run_keys(
 
         def step(masked: bool) -> None:
             allowed = _allowed(options, entry >> 1, j, queries, keys, mask, True) if masked else None
-            weights = _weights(options, _logits(options, k[...], q[...]), shift[...], allowed)
+            weights = _weights(options, _logits(options, k[...], q[...], bias), shift[...], allowed)
             summed_v[...] += _dot(weights.astype(d_out.dtype), d_out[...], (1, 0))
             d_logits = _d_logits(options, weights, _dot(v[...], d_out[...], (1, 1)), delta[...])
             summed_k[...] += _dot(d_logits.astype(q.dtype), q[...], (1, 0))
@@ -413,3 +423,44 @@ def _run_keys(
         interpret=options.interpret,
         name="attention_backward_keys",
     )(*walk, q, k, v, d_out, shift, delta, *where_arrays)
+
+
+def _run_bias(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, where: Where, d_out: Any, shift: Any, delta: Any) -> jax.Array:
+    """The gradient of the bias: grid (its batch, its heads, query block, key block, batch and head that share it)."""
+    assert where.bias is not None
+    (batch, heads), (own_batch, own_heads) = q.shape[:2], where.bias.shape[:2]
+    repeats, shared = heads // k.shape[1], (batch // own_batch, heads // own_heads)
+
+    def at(own_b: Any, own_h: Any, i: Any, j: Any, b: Any, h: Any) -> tuple[Any, Any, Any, Any, Any]:
+        head = own_h + h
+        return own_b + b, head, lax.div(head, repeats), i, j
+
+    layout = Layout(options, at, False)
+    where_specs, where_arrays = layout.where(where)
+    (shift_spec, shift), (delta_spec, delta) = layout.numbers(shift), layout.numbers(delta)
+
+    def kernel(q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
+        (queries, keys, mask, bias), (d_bias,) = _unpack(where, refs)
+        i, j, b, h = (pl.program_id(axis) for axis in range(2, 6))
+
+        @pl.when((b == 0) & (h == 0))
+        def _() -> None:
+            d_bias[...] = jnp.zeros_like(d_bias)
+
+        allowed = _allowed(options, i, j, queries, keys, mask, False)
+        weights = _weights(options, _logits(options, q[...], k[...], bias), shift[...], allowed)
+        d_bias[...] += _d_logits(options, weights, _dot(d_out[...], v[...], (1, 1)), delta[...])
+
+    blocks = q.shape[2] // options.block_q, k.shape[2] // options.block_k
+    shape = jax.ShapeDtypeStruct(where.bias.shape, jnp.float32)
+    return pl.pallas_call(
+        kernel,
+        grid=(own_batch, own_heads, *blocks, *shared),
+        in_specs=[layout.per_query(q), layout.per_key(k), layout.per_key(v), layout.per_query(d_out), shift_spec, delta_spec, *where_specs],
+        out_specs=layout.pairs(shape),
+        out_shape=shape,
+        compiler_params=_params(6, 2),
+        cost_estimate=_cost(options, 2, q, k, v, blocks[0] * blocks[1], [q, k, v, where_arrays, d_out, shift, delta, shape]),
+        interpret=options.interpret,
+        name="attention_backward_bias",
+    )(q, k, v, d_out, shift, delta, *where_arrays).astype(where.bias.dtype)

@@ -34,8 +34,8 @@ LIST_LIMIT = 2**16  # entries of lists in scalar memory; rows of the batch share
 
 def objection(q: Any, k: Any, v: Any, *, bias: Any, **_: Any) -> str | None:
     """Why the kernel can't serve the call, or None."""
-    if bias is not None:
-        return "it adds no bias to the logits"
+    if bias is not None and (bias.shape[2] < q.shape[1] or bias.shape[3] < k.shape[1]):
+        return "its bias is one for each query and key"
     if max(q.shape[3], v.shape[3]) > HEAD_DIM_LIMIT:
         return f"head_dim {max(q.shape[3], v.shape[3])} is above {HEAD_DIM_LIMIT}"
     if not q.dtype == k.dtype == v.dtype:
@@ -48,7 +48,7 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     *,
-    bias: None,
+    bias: jax.Array | None,
     mask: jax.Array | None,
     causal: bool,
     window: Window,
@@ -60,7 +60,6 @@ def attention(
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
-    del bias
     (batch, q_length, _, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
     left, right = window or (None, None)
     if causal:
@@ -76,8 +75,8 @@ def attention(
     if q.dtype == jnp.float32:
         # Large logits are rounded once, in the product, alike forward and backward. In bfloat16 it is the queries that would be rounded twice.
         q, scale = scale * q, 1.0
-    where, attending = _where(mask, query_positions, key_positions, k_length)
-    fold = _fold(batch, q_length, k_length) if where.mask is None else None
+    where, attending = _where(mask, bias, query_positions, key_positions, k_length)
+    fold = _fold(batch, q_length, k_length) if where.mask is None and (bias is None or bias.shape[0] == 1) else None
     if fold is None:
         block_q, block_k = _block(q_length, 16), _block(k_length, LANES)
         size_q, size_k = _round_up(q_length, block_q), _round_up(k_length, block_k)
@@ -136,7 +135,8 @@ def _fold_where(fold: Fold, batch: int, where: Where) -> Where:
             return None
         return jnp.swapaxes(fold.rows(jnp.swapaxes(jnp.broadcast_to(x, (batch, *x.shape[1:])), 1, 2), size), 1, 2)
 
-    return Where(rows(where.queries, fold.q), rows(where.keys, fold.k), None)
+    bias = None if where.bias is None else jnp.tile(where.bias, (1, 1, fold.together, fold.together))
+    return Where(rows(where.queries, fold.q), rows(where.keys, fold.k), None, bias)
 
 
 def _fold(batch: int, q_length: int, k_length: int) -> Fold | None:
@@ -175,8 +175,10 @@ def _seen(
     return allowed.any(3), seen
 
 
-def _where(mask: jax.Array | None, query_positions: jax.Array | None, key_positions: jax.Array | None, k_length: int) -> tuple[Where, jax.Array | None]:
-    """What the kernel masks by; and a mask of queries alone (batch or 1, heads or 1, q_length), which it does not see."""
+def _where(
+    mask: jax.Array | None, bias: jax.Array | None, query_positions: jax.Array | None, key_positions: jax.Array | None, k_length: int
+) -> tuple[Where, jax.Array | None]:
+    """What the kernel reads beside q, k and v; and a mask of queries alone (batch or 1, heads or 1, q_length), which it does not see."""
     attending = tiles = None
     queries, keys = (None if x is None else x.astype(jnp.int32)[:, None] for x in (query_positions, key_positions))
     if mask is not None and mask.shape[2] == 1:
@@ -186,26 +188,25 @@ def _where(mask: jax.Array | None, query_positions: jax.Array | None, key_positi
         attending = mask[..., 0]
     elif mask is not None:
         tiles = mask.astype(jnp.int8)
-    return Where(queries, keys, tiles), attending
+    return Where(queries, keys, tiles, bias), attending
 
 
 def _pad(where: Where, q_length: int, k_length: int) -> Where:
     """Keys behind the end are attended by nobody; queries there stand where the last one does, which widens no block."""
-    queries, keys, mask = where
+    queries, keys, *tiles = where
     if queries is not None:
         queries = jnp.pad(queries, ((0, 0), (0, 0), (0, q_length - queries.shape[2])), mode="edge")
     if keys is not None:
         keys = jnp.pad(keys, ((0, 0), (0, 0), (0, k_length - keys.shape[2])), constant_values=-1)
-    if mask is not None:
-        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, q_length - mask.shape[2]), (0, k_length - mask.shape[3])))
-    return Where(queries, keys, mask)
+    mask, bias = (None if x is None else jnp.pad(x, ((0, 0), (0, 0), (0, q_length - x.shape[2]), (0, k_length - x.shape[3]))) for x in tiles)
+    return Where(queries, keys, mask, bias)
 
 
 def _cover(where: Where, left: int | None, right: int | None, q_length: int, k_length: int, block_q: int, block_k: int) -> blocks.Cover:
     """(batch or 1, heads or 1, q_blocks, k_blocks); in numpy if nothing depends on data."""
     static = blocks.band_cover(left, right, q_length, k_length, block_q, block_k)
     cover = blocks.Cover(static.some[None, None], static.every[None, None])
-    if all(x is None for x in where):
+    if all(x is None for x in where[:3]):
         return cover
     parts: list[blocks.Cover] = []
     if where.queries is not None or where.keys is not None:
