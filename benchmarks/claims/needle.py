@@ -23,11 +23,11 @@ from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
 LENGTHS = (128, 512, 2048, 8192)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "titans_lmm": ("titans_lmm_nano", {"hidden": 300, "tied": True}),
+    "titans_lmm": ("titans_lmm_nano", {"chunk": 1, "hidden": 300, "tied": True}),
     "mamba": ("mamba_nano", {"depth": 5, "state_dim": 22}),
     "gated_delta_net": ("gated_delta_net_nano", {"hidden": 344}),
     "transformer, window 64": ("transformer_nano", {"window": 64, "hidden": 372}),
-    "titans_mac": ("titans_mac_nano", {"segment": 32, "tied": True}),
+    "titans_mac": ("titans_mac_nano", {"segment": 32, "chunk": 1, "tied": True}),
 }
 
 

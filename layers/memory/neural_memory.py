@@ -10,6 +10,7 @@ whose steps and kept shares are one a channel; ours are one a head.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -24,8 +25,10 @@ from layers.mixer import Mixer, near, register_mixer
 from layers.state_space.mamba2 import GatedRMSNorm
 from pallas_kernels import sequence
 
-# Initial gates, our choice: a step of 0.03, momentum of 0.5, and 1 % forgotten with each token.
-STEP, MOMENTUM, FORGET = -3.5, 0.0, -4.6
+# Initial gates, our choice. The gradients of a chunk are taken at the same weights and add up, so that a key that comes back in it is
+# written as often: the tokens of a chunk share a step. Momentum prolongs it, and what is forgotten with each token limits how far back
+# a memory finds anything.
+STEP, MOMENTUM, FORGET = 0.5, 0.12, 0.0025
 
 
 @struct.dataclass
@@ -160,13 +163,14 @@ class NeuralMemory(Mixer):
         self.out = nnx.Linear(inner, features, **weights)
         self.conv = CausalConvolution(3 * inner, conv_size, use_bias=False, **common) if conv_size else None
 
-        def gate(bias: float) -> nnx.Linear:
+        def gate(share: float) -> nnx.Linear:
+            bias = math.log(share / (1 - share))
             return nnx.Linear(features, num_heads, kernel_init=kernel_init, bias_init=constant(bias), **common)
 
-        self.step = gate(STEP)
+        self.step = gate(STEP / chunk)
         self.momentum = gate(MOMENTUM) if self.memory.algorithm.momentum else None
-        self.keep = gate(-FORGET) if self.memory.retention.forget else None
-        self.threshold = gate(0.0) if self.memory.bias.thresholded else None
+        self.keep = gate(1 - FORGET) if self.memory.retention.forget else None
+        self.threshold = gate(0.5) if self.memory.bias.thresholded else None
         self.initial = nnx.List(
             [
                 nnx.Param(self.memory.retention.initial_scale(shape) * jax.random.normal(rngs.params(), (num_heads, *shape), param_dtype))
