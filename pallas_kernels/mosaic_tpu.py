@@ -88,9 +88,15 @@ def pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def column(row: jax.Array) -> jax.Array:
-    """(1, n) to (n, 1)."""
+    """(1, n) to (n, 1). What is kept as a column outside a kernel takes the room of 128 of them."""
     i, j = rows_and_columns(row.shape[1])
-    return jnp.sum(jnp.where(i == j, row, 0.0), 1, keepdims=True)
+    return jnp.sum(jnp.where(i == j, row, jnp.zeros_like(row)), 1, keepdims=True)
+
+
+def row(column: jax.Array) -> jax.Array:
+    """(n, 1) to (1, n)."""
+    i, j = rows_and_columns(column.shape[0])
+    return jnp.sum(jnp.where(i == j, column, jnp.zeros_like(column)), 0, keepdims=True)
 
 
 Chunk = Callable[..., tuple[jax.Array, jax.Array]]

@@ -18,6 +18,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.mosaic_tpu import column, row
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -28,6 +30,7 @@ class Options:
       k_length: keys of a row before padding.
       block_q, block_k: sizes of blocks, which divide the padded lengths.
       segments: blocks hold rows of so many queries and keys, powers of two, which attend each to its own; None where a row is not shorter than a block.
+      visits: pairs of blocks in all lists of a row of the batch, or a bound.
       steps: longest list of key blocks, and of query blocks.
     """
 
@@ -39,6 +42,7 @@ class Options:
     block_q: int
     block_k: int
     segments: tuple[int, int] | None
+    visits: int
     steps: tuple[int, int]
     interpret: bool
 
@@ -79,7 +83,7 @@ def _flash_forward(options: Options, rows: tuple[int, int], q: jax.Array, k: jax
     empty = total == 0
     # Of a query that attends nothing all logits are -inf: any finite shift gives weights of 0.
     top, total = jnp.where(empty, 0.0, top), jnp.where(empty, 1.0, total)
-    return (out, jnp.where(empty, -jnp.inf, top + jnp.log(total))), (q, k, v, where, forth, back, out, top, total)
+    return (out, jnp.where(empty, -jnp.inf, top + jnp.log(total))[:, :, 0]), (q, k, v, where, forth, back, out, top, total)
 
 
 def _flash_backward(options: Options, rows: tuple[int, int], residuals: Any, cotangents: Any) -> Any:
@@ -87,8 +91,8 @@ def _flash_backward(options: Options, rows: tuple[int, int], residuals: Any, cot
     d_out, d_lse = (x.astype(jnp.float32) for x in cotangents)
     # Weights are exp(logits - top) / total, and total divides what they are multiplied with: subtracting the log-sum-exp would round large logits.
     if options.normalize == "softmax":
-        delta = (jnp.sum(d_out * out.astype(jnp.float32), -1) - d_lse) / total
-        d_out = d_out / total[..., None]
+        delta = (jnp.sum(d_out * out.astype(jnp.float32), -1) - d_lse)[:, :, None] / total
+        d_out = d_out / total[:, :, 0, :, None]
     else:
         delta = jnp.zeros_like(top)
     d_out = d_out.astype(v.dtype)
@@ -117,10 +121,11 @@ def _allowed(options: Options, i: Any, j: Any, queries: Any, keys: Any, mask: An
         q_size, k_size = options.segments
         terms.append((q_place >> q_size.bit_length() - 1) == (k_place >> k_size.bit_length() - 1))
         q_place, k_place = q_place & q_size - 1, k_place & k_size - 1
-    k_at = k_place if keys is None else keys[...]
+    k_at = k_place if keys is None else column(keys[...]) if transposed else keys[...]
     terms.append(k_at < options.k_length if keys is None else k_at >= 0)
     if options.left is not None or options.right is not None:
-        ahead = k_at - (q_place if queries is None else queries[...])
+        q_at = q_place if queries is None else queries[...] if transposed else column(queries[...])
+        ahead = k_at - q_at
         if options.left is not None:
             terms.append(ahead >= -options.left)
         if options.right is not None:
@@ -171,25 +176,26 @@ class Layout:
     def per_key(self, x: jax.Array) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, self.options.block_k, x.shape[3]), lambda *g: (self.at(*g)[0], self.at(*g)[2], self.at(*g)[4], 0))
 
-    def numbers(self, x: jax.Array, keys: bool = False) -> tuple[pl.BlockSpec, jax.Array]:
-        """One number a query (or key) of (batch or 1, heads or 1, length): a column or a row, as the logits have them."""
+    def numbers(self, x: Any, keys: bool = False) -> pl.BlockSpec:
+        """One number a query (or key) of (batch or 1, heads or 1, 1, length), as a row."""
         size, place = (self.options.block_k, 4) if keys else (self.options.block_q, 3)
 
-        def row(g: Any) -> tuple[Any, Any, Any]:
-            at = self.at(*g)
-            return (at[0] if x.shape[0] > 1 else 0), (at[1] if x.shape[1] > 1 else 0), at[place]
+        def at(*g: Any) -> tuple[Any, Any, int, Any]:
+            found = self.at(*g)
+            return (found[0] if x.shape[0] > 1 else 0), (found[1] if x.shape[1] > 1 else 0), 0, found[place]
 
-        if keys == self.transposed:
-            return pl.BlockSpec((None, None, size, 1), lambda *g: (*row(g), 0)), x[..., None]
-        return pl.BlockSpec((None, None, 1, size), lambda *g: (*row(g)[:2], 0, row(g)[2])), x[:, :, None]
+        return pl.BlockSpec((None, None, 1, size), at)
+
+    def backward(self, q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, shift: jax.Array, delta: jax.Array) -> list[pl.BlockSpec]:
+        """Of what every kernel of a gradient reads."""
+        return [self.per_query(q), self.per_key(k), self.per_key(v), self.per_query(d_out), self.numbers(shift), self.numbers(delta)]
 
     def where(self, where: Where) -> tuple[list[pl.BlockSpec], list[jax.Array]]:
         specs, arrays = [], []
         for x, keys in ((where.queries, False), (where.keys, True)):
             if x is not None:
-                spec, array = self.numbers(x, keys)
-                specs.append(spec)
-                arrays.append(array)
+                arrays.append(x[:, :, None])
+                specs.append(self.numbers(arrays[-1], keys))
         for x in (where.mask, where.bias):
             if x is not None:
                 specs.append(self.pairs(x))
@@ -230,9 +236,9 @@ def _query_layout(options: Options, rows: tuple[int, int], repeats: int, count: 
     return Layout(options, at, False), line
 
 
-def _cost(options: Options, products: int, q: jax.Array, k: jax.Array, v: jax.Array, visits: int, arrays: Any) -> pl.CostEstimate:
-    """Of ``visits`` pairs of blocks for every head, with so many products of q and k or of weights and v."""
-    pairs = visits * options.block_q * options.block_k * q.shape[0] * q.shape[1]
+def _cost(options: Options, products: int, q: jax.Array, v: jax.Array, arrays: Any) -> pl.CostEstimate:
+    """Of visiting all lists of every head, with so many products of q and k and as many of weights and v."""
+    pairs = options.visits * options.block_q * options.block_k * q.shape[0] * q.shape[1]
     moved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
     width = q.shape[3] + v.shape[3]
     return pl.CostEstimate(flops=pairs * (products * width + 8), transcendentals=pairs, bytes_accessed=moved)
@@ -245,7 +251,7 @@ def _params(axes: int, serial: int) -> pltpu.CompilerParams:
 def _run_forward(
     options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, walk: Walk
 ) -> tuple[jax.Array, ...]:
-    """Output, and of each query the largest logit and the sum of exp(logits - largest), (batch, heads, q_length); -inf and 0 for sigmoid weights."""
+    """Output, and of each query the largest logit and the sum of exp(logits - largest), (batch, heads, 1, q_length); -inf and 0 for sigmoid weights."""
     batch, heads, length, _ = q.shape
     count, steps, value_dim = length // options.block_q, options.steps[0], v.shape[3]
     layout, line = _query_layout(options, rows, heads // k.shape[1], count)
@@ -283,30 +289,29 @@ def _run_forward(
 
         @pl.when(s == steps - 1)
         def _() -> None:
-            top_out[...], total_out[...] = top[...], total[...]
+            top_out[...], total_out[...] = row(top[...]), row(total[...])
             if options.normalize == "sigmoid":
                 out[...] = summed[...].astype(out.dtype)
             else:
                 out[...] = (summed[...] / jnp.where(total[...] == 0, 1.0, total[...])).astype(out.dtype)
 
-    number = jax.ShapeDtypeStruct((batch, heads, length, 1), jnp.float32)
+    number = jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32)
     shapes = [jax.ShapeDtypeStruct((batch, heads, length, value_dim), q.dtype), number, number]
-    out, top, total = pl.pallas_call(
+    return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(batch, heads, count, steps),
             in_specs=[layout.per_query(q), layout.per_key(k), layout.per_key(v), *where_specs],
-            out_specs=[layout.per_query(x) for x in shapes],
+            out_specs=[layout.per_query(shapes[0]), layout.numbers(number), layout.numbers(number)],
             scratch_shapes=[pltpu.VMEM((options.block_q, n), jnp.float32) for n in (1, 1, value_dim)],
         ),
         out_shape=shapes,
         compiler_params=_params(4, 1),
-        cost_estimate=_cost(options, 2, q, k, v, count * steps, [q, k, v, where_arrays, shapes]),
+        cost_estimate=_cost(options, 2, q, v, [q, k, v, where_arrays, shapes]),
         interpret=options.interpret,
         name="attention_forward",
     )(*walk, q, k, v, *where_arrays)
-    return out, top[..., 0], total[..., 0]
 
 
 def _run_queries(
@@ -317,10 +322,9 @@ def _run_queries(
     count, steps = length // options.block_q, options.steps[0]
     layout, line = _query_layout(options, rows, heads // k.shape[1], count)
     where_specs, where_arrays = layout.where(where)
-    (shift_spec, shift), (delta_spec, delta) = layout.numbers(shift), layout.numbers(delta)
 
     def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
-        (queries, keys, mask, bias), (d_q, summed) = _unpack(where, refs)
+        (queries, keys, mask, bias), (d_q, summed, shifts, deltas) = _unpack(where, refs)
         b, h, i, s = (pl.program_id(axis) for axis in range(4))
         at = line(b, h, i)
         entry = entries[at * steps + s]
@@ -328,11 +332,12 @@ def _run_queries(
         @pl.when(s == 0)
         def _() -> None:
             summed[...] = jnp.zeros_like(summed)
+            shifts[...], deltas[...] = column(shift[...]), column(delta[...])
 
         def step(masked: bool) -> None:
             allowed = _allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
-            weights = _weights(options, _logits(options, q[...], k[...], bias), shift[...], allowed)
-            d_logits = _d_logits(options, weights, _dot(d_out[...], v[...], (1, 1)), delta[...])
+            weights = _weights(options, _logits(options, q[...], k[...], bias), shifts[...], allowed)
+            d_logits = _d_logits(options, weights, _dot(d_out[...], v[...], (1, 1)), deltas[...])
             summed[...] += _dot(d_logits.astype(k.dtype), k[...], (1, 0))
 
         _visit(entry, s < counts[at], step)
@@ -346,13 +351,13 @@ def _run_queries(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(batch, heads, count, steps),
-            in_specs=[layout.per_query(q), layout.per_key(k), layout.per_key(v), layout.per_query(d_out), shift_spec, delta_spec, *where_specs],
+            in_specs=[*layout.backward(q, k, v, d_out, shift, delta), *where_specs],
             out_specs=layout.per_query(q),
-            scratch_shapes=[pltpu.VMEM((options.block_q, head_dim), jnp.float32)],
+            scratch_shapes=[pltpu.VMEM((options.block_q, n), jnp.float32) for n in (head_dim, 1, 1)],
         ),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         compiler_params=_params(4, 1),
-        cost_estimate=_cost(options, 3, q, k, v, count * steps, [q, k, v, where_arrays, d_out, shift, delta, q]),
+        cost_estimate=_cost(options, 3, q, v, [q, k, v, where_arrays, d_out, shift, delta, q]),
         interpret=options.interpret,
         name="attention_backward_queries",
     )(*walk, q, k, v, d_out, shift, delta, *where_arrays)
@@ -380,13 +385,12 @@ def _run_keys(
 
     layout = Layout(options, at, True)
     where_specs, where_arrays = layout.where(where)
-    (shift_spec, shift), (delta_spec, delta) = layout.numbers(shift), layout.numbers(delta)
 
     def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
         (queries, keys, mask, bias), (d_k, d_v, summed_k, summed_v) = _unpack(where, refs)
         b, g, j, r, s = (pl.program_id(axis) for axis in range(5))
-        row = line(b, g * repeats + r, j)
-        entry = entries[row * steps + s]
+        at = line(b, g * repeats + r, j)
+        entry = entries[at * steps + s]
 
         @pl.when((r == 0) & (s == 0))
         def _() -> None:
@@ -400,7 +404,7 @@ def _run_keys(
             d_logits = _d_logits(options, weights, _dot(v[...], d_out[...], (1, 1)), delta[...])
             summed_k[...] += _dot(d_logits.astype(q.dtype), q[...], (1, 0))
 
-        _visit(entry, s < counts[row], step)
+        _visit(entry, s < counts[at], step)
 
         @pl.when((r == repeats - 1) & (s == steps - 1))
         def _() -> None:
@@ -413,13 +417,13 @@ def _run_keys(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(batch, kv_heads, count, repeats, steps),
-            in_specs=[layout.per_query(q), layout.per_key(k), layout.per_key(v), layout.per_query(d_out), shift_spec, delta_spec, *where_specs],
+            in_specs=[*layout.backward(q, k, v, d_out, shift, delta), *where_specs],
             out_specs=[layout.per_key(x) for x in shapes],
             scratch_shapes=[pltpu.VMEM((options.block_k, n), jnp.float32) for n in (head_dim, value_dim)],
         ),
         out_shape=shapes,
         compiler_params=_params(5, 2),
-        cost_estimate=_cost(options, 4, q, k, v, count * steps, [q, k, v, where_arrays, d_out, shift, delta, shapes]),
+        cost_estimate=_cost(options, 4, q, v, [q, k, v, where_arrays, d_out, shift, delta, shapes]),
         interpret=options.interpret,
         name="attention_backward_keys",
     )(*walk, q, k, v, d_out, shift, delta, *where_arrays)
@@ -437,7 +441,6 @@ def _run_bias(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, where:
 
     layout = Layout(options, at, False)
     where_specs, where_arrays = layout.where(where)
-    (shift_spec, shift), (delta_spec, delta) = layout.numbers(shift), layout.numbers(delta)
 
     def kernel(q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
         (queries, keys, mask, bias), (d_bias,) = _unpack(where, refs)
@@ -448,19 +451,19 @@ def _run_bias(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, where:
             d_bias[...] = jnp.zeros_like(d_bias)
 
         allowed = _allowed(options, i, j, queries, keys, mask, False)
-        weights = _weights(options, _logits(options, q[...], k[...], bias), shift[...], allowed)
-        d_bias[...] += _d_logits(options, weights, _dot(d_out[...], v[...], (1, 1)), delta[...])
+        weights = _weights(options, _logits(options, q[...], k[...], bias), column(shift[...]), allowed)
+        d_bias[...] += _d_logits(options, weights, _dot(d_out[...], v[...], (1, 1)), column(delta[...]))
 
     blocks = q.shape[2] // options.block_q, k.shape[2] // options.block_k
     shape = jax.ShapeDtypeStruct(where.bias.shape, jnp.float32)
     return pl.pallas_call(
         kernel,
         grid=(own_batch, own_heads, *blocks, *shared),
-        in_specs=[layout.per_query(q), layout.per_key(k), layout.per_key(v), layout.per_query(d_out), shift_spec, delta_spec, *where_specs],
+        in_specs=[*layout.backward(q, k, v, d_out, shift, delta), *where_specs],
         out_specs=layout.pairs(shape),
         out_shape=shape,
         compiler_params=_params(6, 2),
-        cost_estimate=_cost(options, 2, q, k, v, blocks[0] * blocks[1], [q, k, v, where_arrays, d_out, shift, delta, shape]),
+        cost_estimate=_cost(options, 2, q, v, [q, k, v, where_arrays, d_out, shift, delta, shape]),
         interpret=options.interpret,
         name="attention_backward_bias",
     )(q, k, v, d_out, shift, delta, *where_arrays).astype(where.bias.dtype)

@@ -91,7 +91,8 @@ def attention(
     forth, back = blocks.lists(cover), blocks.lists(blocks.transposed(cover))
     steps = forth.ids.shape[-1], back.ids.shape[-1]
     segments = None if fold is None else (fold.q, fold.k)
-    options = Options(left, right, scale, normalize, k_length, block_q, block_k, segments, steps, dispatch.interpreted())
+    visits = int(cover.some.sum()) if isinstance(cover.some, np.ndarray) else cover.some.shape[2] * cover.some.shape[3]
+    options = Options(left, right, scale, normalize, k_length, block_q, block_k, segments, visits, steps, dispatch.interpreted())
     out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
     out, lse = (jnp.swapaxes(x, 1, 2) for x in (out, lse))
     if fold is not None:
