@@ -107,6 +107,18 @@ def missing(device: str) -> str | None:
     return None
 
 
+def lower_for(device: str, function: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
+    """Lowers ``function(*arguments)`` for a device that need not be present, kernels included; arguments and errors as :func:`compile_for`."""
+    target = _known(device)
+    if (reason := missing(device)) is not None:
+        raise RuntimeError(reason)
+    sharding = SingleDeviceSharding(_topology(device).devices[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    with dispatch.platform(target.platform), _target(target):
+        # A new function each time: what JAX has traced for another platform must not be found again.
+        return jax.jit(lambda *a: function(*a)).lower(*shapes)
+
+
 def compile_for(device: str, function: Callable[..., Any], *arguments: Any) -> Program:
     """Compiles ``function(*arguments)`` for a device that need not be present.
 
@@ -115,22 +127,21 @@ def compile_for(device: str, function: Callable[..., Any], *arguments: Any) -> P
       function: any that JAX can trace; ops inside choose as they would on the device.
       *arguments: pytrees of arrays or ``jax.ShapeDtypeStruct``.
 
+    Returns:
+      What was compiled. A GPU kernel that this process has compiled before is not told again.
+
     Raises:
       RuntimeError: the device's compiler is not installed; says how to install it.
       ValueError: an unknown device. Whatever the compiler refuses comes as it raises it.
     """
-    if (reason := missing(device)) is not None:
-        raise RuntimeError(reason)
-    target = DEVICES[device]
-    sharding = SingleDeviceSharding(_topology(device).devices[0])
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_reports()) if target.platform == "gpu" else None
-        stack.enter_context(dispatch.platform(target.platform))
-        stack.enter_context(_target(target))
-        # A new function each time: what JAX has traced for another platform must not be found again.
-        compiled = jax.jit(lambda *a: function(*a)).lower(*shapes).compile()
-        kernels = _tpu_kernels(compiled.as_text() or "") if folder is None else _gpu_kernels(folder)
+    lowered = lower_for(device, function, *arguments)
+    if DEVICES[device].platform == "gpu":
+        with _reports() as folder:
+            compiled = lowered.compile()
+            kernels = _gpu_kernels(folder)
+    else:
+        compiled = lowered.compile()
+        kernels = _tpu_kernels(compiled.as_text() or "")
     memory: Any = compiled.memory_analysis()
     return Program(kernels, memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
 

@@ -1,8 +1,7 @@
-"""Every Hopper kernel at the realistic shapes of its op, compiled for an H100 by XLA and ptxas: nothing overflows, and accumulators stay in registers."""
+"""Hopper kernels at realistic shapes, forward and backward, compiled for an H100 by XLA and ptxas: nothing overflows, and accumulators stay in registers."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -11,32 +10,36 @@ import jax.numpy as jnp
 import pytest
 
 import pallas_kernels
+from benchmarks.kernels import gradients
 from pallas_kernels import compilers, dispatch, hopper
-from pallas_kernels.dispatch import OPS, Op, Shape
+from pallas_kernels.dispatch import OPS
 
-pytestmark = pytest.mark.skipif(compilers.missing("h100") is not None, reason=str(compilers.missing("h100")))
+needs_compiler = pytest.mark.skipif(compilers.missing("h100") is not None, reason=str(compilers.missing("h100")))
 
 SPILL_LIMIT = 32  # bytes a thread: some addresses, and none of the accumulators
 
-ROWS = [pytest.param(op, shape, id=f"{op.name}-{shape.name}") for op in OPS.values() for shape in op.shapes]
+# A program takes seconds to compile: here those that differ in their kernels. ``python -m benchmarks.kernels`` compiles all shapes.
+COMPILED = (
+    ("attention", "causal_grouped"),
+    ("attention", "padding"),
+    ("attention", "mask"),
+    ("attention", "cache"),
+    ("attention", "image_windows"),
+    ("linear_attention", "mamba2"),
+    ("linear_attention", "both_ways"),
+    ("delta_rule", "gated_grouped"),
+    ("selective_scan", "mamba"),
+)
 
 
-def step(op: Op, shape: Shape, floating: dict[str, Any], others: dict[str, Any]) -> Any:
-    """Outputs and all gradients."""
-    call = functools.partial(getattr(pallas_kernels, op.name), implementation="mosaic_gpu", **others, **shape.options)
-    outputs, pull = jax.vjp(lambda arrays: call(**arrays), floating)
-    return outputs, pull(jax.tree.map(jnp.ones_like, outputs))
-
-
-@pytest.mark.parametrize(("op", "shape"), ROWS)
-def test_compiles_for_h100(op: Op, shape: Shape) -> None:
-    arrays = shape.abstract(jnp.bfloat16)
-    floating = {n: x for n, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    others = {n: x for n, x in arrays.items() if n not in floating}
-    try:
-        program = compilers.compile_for("h100", functools.partial(step, op, shape), floating, others)
-    except dispatch.Refused as refused:
-        pytest.skip(str(refused.reasons))
+@needs_compiler
+@pytest.mark.parametrize(("op_name", "shape_name"), COMPILED)
+def test_compiles_for_h100(op_name: str, shape_name: str) -> None:
+    shape = next(shape for shape in OPS[op_name].shapes if shape.name == shape_name)
+    function, arrays = gradients(OPS[op_name], shape)
+    with dispatch.recording() as choices:
+        program = compilers.compile_for("h100", function, arrays)
+    assert [choice.implementation for choice in choices] == ["mosaic_gpu"], list(map(str, choices))
     assert program.kernels
     for kernel in program.kernels:
         assert kernel.registers is not None
@@ -47,6 +50,7 @@ def test_compiles_for_h100(op: Op, shape: Shape) -> None:
         assert not [remark for remark in kernel.remarks if "wgmma" in remark], "products wait for each other"
 
 
+@needs_compiler
 def test_shared_memory_that_an_h100_does_not_have_is_refused() -> None:
     x = jax.ShapeDtypeStruct((64, 1024), jnp.float32)
 

@@ -1,0 +1,55 @@
+"""The whole training step of each family of architectures, lowered for a GPU and a TPU that need not be here, through its kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from layers.state import flatten
+from pallas_kernels import compilers, dispatch
+from tests.zoo.test_models import inputs, make
+from training import optimizer as optimizers
+from training.step import Skeleton, initial_state, make_step
+
+# One family for each way in which a mixer calls an op, as shallow as it comes, with queries enough for a tile.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "biformer": {"features": (8,), "depths": (1,), "num_heads": (2,), "topk": (2,)},
+    "maxvit": {"features": (16,), "depths": (1,), "num_heads": (2,), "window": 4},
+    "longnet": {"depth": 1, "segments": (16, 32), "rates": (1, 2)},
+    "routing_transformer": {"depth": 1},
+    "mamba": {"depth": 1},
+    "mamba2": {"depth": 1},
+    "delta_net": {"depth": 1},
+}
+AUXILIARY = {"routing_transformer": {"commitment": 1.0}}
+KERNELS = {"h100": {"mosaic_gpu"}, "v5e": {"mosaic_tpu", "splash"}}
+CALLS = {"h100": "mosaic_gpu", "v5e": "tpu_custom_call"}
+
+
+class Mean:
+    """A task as small as a task can be."""
+
+    def loss(self, model: nnx.Module, batch: dict[str, jax.Array], rngs: jax.Array) -> Any:
+        loss = model(batch["input"]).astype(jnp.float32).mean()
+        return loss, {"loss": (loss, jnp.float32(1))}
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lowers_with_its_kernels(family: str, device: str) -> None:
+    if (reason := compilers.missing(device)) is not None:
+        pytest.skip(reason)
+    model = make(family, **FAMILIES[family], dtype=jnp.bfloat16)
+    chosen = optimizers.create(model, flatten(model, nnx.Param), {"name": "sgd", "learning_rate": 0.1})
+    step = make_step(
+        Skeleton(model), Mean(), chosen, lambda step: jnp.float32(0.1), seed=0, accumulate=1, ema=0.0, aux_losses=AUXILIARY.get(family, {}), sticky=False
+    )  # fmt: skip
+    with dispatch.recording() as choices:
+        lowered = compilers.lower_for(device, step, initial_state(model, chosen, 0.0), {"input": inputs(family)[None]})
+    assert choices
+    assert {choice.implementation for choice in choices} <= KERNELS[device], list(map(str, choices))
+    assert CALLS[device] in lowered.as_text()
