@@ -3,6 +3,11 @@
 R. Ren et al., arXiv:2410.03810 (COPY needs a size linear in the length), C. Cui et al., arXiv:2406.16168
 (the exam of copying), A. Trockman et al., arXiv:2410.11135 (mimetic initialisation). Accuracy of Mamba
 against state size and string length, a transformer beside it.
+
+The claim as a whole does not hold here, with seed 0 and 1500 steps. The mimetic start is by far the sooner one everywhere (strings of
+16, a state of 16: 0.96 against 0.59), longer strings are harder, and the transformer copies all of them. But strings of 32 are copied
+better with a state of 4 (0.77) than with one of 16 (0.66, still rising when the steps end): what shows at this length is how fast a
+model learns, not what its state can hold.
 """
 
 from __future__ import annotations
