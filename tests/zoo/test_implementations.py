@@ -6,11 +6,12 @@ import contextlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from pallas_kernels.dispatch import OPS, Choice, interpreting, recording, use
+from pallas_kernels.dispatch import OPS, Choice, interpreting, platform, recording, use
 from tests.layers.mixer_cases import relative
 from tests.zoo.test_models import inputs, make
 
@@ -19,6 +20,7 @@ TOLERANCE = 1e-4
 # One model for each way in which a mixer calls an op, as shallow as it comes.
 MODELS: dict[str, dict[str, Any]] = {
     "biformer": {"depths": (1, 1)},
+    "maxvit": {"depths": (1, 1)},
     "longnet": {"depth": 1},
     "routing_transformer": {"depth": 1},
     "mamba": {"depth": 1},
@@ -43,3 +45,16 @@ def test_output_does_not_depend_on_the_implementation(family: str) -> None:
     got, chosen = outputs(model, x, interpreting())
     assert {choice.op for choice in chosen if choice.implementation in KERNELS} == {choice.op for choice in choices}, list(map(str, chosen))
     assert relative(got, want) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_gradient_lowers_for_tpu(family: str) -> None:
+    """Mosaic takes the kernels of every model's own shapes, however odd."""
+    graph, state = nnx.split(make(family, **MODELS[family]))
+
+    def gradient(state: nnx.State, x: jax.Array) -> nnx.State:
+        return jax.grad(lambda state: jnp.sum(jnp.square(nnx.merge(graph, state)(x))), allow_int=True)(state)
+
+    with platform("tpu"):
+        program = jax.jit(gradient).trace(state, inputs(family)).lower(lowering_platforms=("tpu",)).as_text()
+    assert program.count("tpu_custom_call") >= 2, "one forward, one backward"
