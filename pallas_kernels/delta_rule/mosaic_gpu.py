@@ -28,7 +28,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import hopper
 from pallas_kernels.delta_rule.xla import unit_inverse
 from pallas_kernels.linear_attention import mosaic_gpu as linear
-from pallas_kernels.linear_attention.mosaic_gpu import CHUNK, STAGES, Direction, across, tile
+from pallas_kernels.linear_attention.hopper_chunks import CHUNK, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
+from pallas_kernels.linear_attention.mosaic_gpu import Direction
 
 # Rows of a chunk's scalars: the decays as linear attention's ``sums_in_chunks`` sums them, and beta.
 SINCE, UNTIL, AGAIN, BETA = range(4)
@@ -97,7 +98,7 @@ def _backward(scale: float, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     d_k_held, _, late_held = linear.sweep(held, d_v, u, k, logs, memory, k)
     d_k_read, after, early = linear.sweep(read.back(), u, d_out, q, logs, behind / scale, k)
     d_k_met, after_held, early_held = linear.sweep(held.back(), u, d_v, k, logs, jnp.zeros_like(behind), k)
-    met = linear.meeting(before, scale * after - after_held, behind)
+    met = linear.meeting(before, scale * as_read(after) - as_read(after_held), scale * as_read(behind / scale))
     d_logs = linear.decay_cotangent((late - late_held) - (early - early_held), met, q.shape[1])
     shared = d_out.shape[2] // q.shape[2]
     d_q, d_k = (x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) for x in (d_q, d_k_read - d_k_met - d_k_held))
@@ -117,10 +118,10 @@ def _run(
     """
     back, length, dtype = residual is not None, q.shape[1], q.dtype
     heads, key_dim, value_dim = state.shape[1:]
-    keys, values = (max(64, -(-n // 64) * 64) for n in (key_dim, value_dim))
-    arrays = {"q": linear.whole(q, keys), "k": linear.whole(k, keys), "v": linear.whole(v, values)}
+    keys, values = (padded_dim(n) for n in (key_dim, value_dim))
+    arrays = {"q": whole(q, keys), "k": whole(k, keys), "v": whole(v, values)}
     batch, padded = arrays["q"].shape[:2]
-    width = linear.columns_of(keys)
+    width = columns_of(keys)
     chunks, blocks = padded // CHUNK, values // width
     rates = jnp.moveaxis(jnp.pad(beta, ((0, 0), (0, padded - length), (0, 0))), 1, 2).reshape(batch, heads, chunks, 1, CHUNK)
     arrays["scalars"] = jnp.concatenate([linear.sums_in_chunks(logs, chunks), rates], axis=3)
@@ -136,7 +137,7 @@ def _run(
     if residual is None:
         out.append(out[0])
     else:
-        arrays["residual"] = linear.whole(residual, values)
+        arrays["residual"] = whole(residual, values)
         out.append(struct((batch, heads, blocks, padded), jnp.float32))
         scratch |= {"residual": tile(width, STAGES, CHUNK, width), "dots": plgpu.SMEM((CHUNK,), jnp.float32)}
     scratch["ready"] = plgpu.Barrier(num_arrivals=len(arrays), num_barriers=STAGES)
@@ -258,7 +259,7 @@ class _Program:
 
     def number(self, slot: Any, row: int) -> jax.Array:
         """What a row of the scalars has for each row of values, for all columns. Loaded where it is used: registers are short."""
-        return across(linear.by_row(self.shared["scalars"].at[slot, row]), self.width)
+        return across(by_row(self.shared["scalars"].at[slot, row]), self.width)
 
     def forward(self, way: Direction, step: Any, slot: Any) -> jax.Array:
         """Outputs and residuals of a chunk; returns the state after it."""

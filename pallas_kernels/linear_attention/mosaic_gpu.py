@@ -1,13 +1,13 @@
 """Linear attention on Hopper GPUs: one pass over the chunks, the state in registers.
 
-A program owns 64 columns of one head's values, 32 where keys are long, and goes through the sequence in chunks of 64 tokens, while the tensor memory
-accelerator fetches those ahead. In a chunk, with G the sums of the log decays from its start,
+A program owns 64 columns of one head's values, 32 where keys are long, and goes through the sequence in chunks of 64 tokens, while
+the tensor memory accelerator fetches those ahead. In a chunk, with G the sums of the log decays from its start,
 
     O = (Q K^T * exp(G_i - G_j), at and below the diagonal) V + (Q exp(G)) S        S <- exp(G_C) S + K^T (V exp(G_C - G))
 
 in products of 16 bits with float32 sums; the state and the decays are float32. Only differences <= 0 are exponentiated, by
 exp2, and the mask comes before it. Run from the end with the roles of reading and writing exchanged, the same kernel computes
-what a token gets from those behind it.
+what a token gets from those behind it. A decay per key is the matter of hopper_keys.py.
 
 The gradient is three more linear attentions: dQ reads dO against the memory of V^T K; dK and dV are read from the end, V and K
 against the memories of dO^T Q and Q^T dO. With a_i = q_i . dq_i and b_j = k_j . dk_j the cotangent of a token's log decay is the
@@ -28,14 +28,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
+from pallas_kernels.linear_attention import hopper_chunks, hopper_keys
+from pallas_kernels.linear_attention.hopper_chunks import CHUNK, FORGOTTEN, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
 
-CHUNK = 64
-# Chunks in flight.
-STAGES = 2
-# A decay of 2^-150 is 0 in float32: whatever forgets more is cut here, so that sums over a chunk stay exact to 2^-11.
-FORGOTTEN = -150.0
-# Chunks between the states that the gradient of the decays meets at: sums over longer segments lose what cancels in them.
-SEGMENT = 16
 LARGEST = 256
 
 
@@ -45,8 +40,6 @@ def objection(q: jax.Array, k: jax.Array, v: jax.Array, *, decay: jax.Array | No
         return reason
     if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
         return f"its products take bfloat16 (the range of float16 is short for states); q, k and v are {q.dtype}, {k.dtype} and {v.dtype}"
-    if decay is not None and decay.ndim == 4:
-        return "a decay per key is not written for it"
     if q.shape[1] == 1:
         return "one token is no chunk"
     if max(q.shape[3], v.shape[3]) > LARGEST:
@@ -73,8 +66,11 @@ def linear_attention(
     """The op; arguments as in :func:`pallas_kernels.linear_attention.linear_attention`, after its checks."""
     del chunk_size  # always 64, the rows of one product
     batch, length, heads, value_dim = v.shape
-    logs = None if decay is None else jnp.broadcast_to(decay.astype(jnp.float32), (batch, length, heads))
     state = jnp.zeros((batch, heads, q.shape[3], value_dim), jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
+    if decay is not None and decay.ndim == 4:
+        out, state = _per_key(scale, causal, q, k, v, decay.astype(jnp.float32), state)
+        return (out, state) if return_state else out
+    logs = None if decay is None else jnp.broadcast_to(decay.astype(jnp.float32), (batch, length, heads))
     if causal:
         out, state = _recurrence(Direction(False, False, scale, v.dtype), q, k, v, logs, state)
         return (out, state) if return_state else out
@@ -84,6 +80,15 @@ def linear_attention(
     before, _ = _recurrence(Direction(False, False, scale, jnp.dtype(jnp.float32)), q, k, v, logs, state)
     behind, _ = _recurrence(Direction(True, True, scale, jnp.dtype(jnp.float32)), q, k, v, later, state)
     return (before + behind).astype(v.dtype)
+
+
+def _per_key(scale: float, causal: bool, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """With a decay per key; without causality, the other direction reads the arrays turned round."""
+    out, last = hopper_keys.recurrence(False, scale, v.dtype if causal else jnp.dtype(jnp.float32), q, k, v, decay, state)
+    if not causal:
+        q, k, v, decay = (jnp.flip(x, 1) for x in (q, k, v, decay))
+        out = out + jnp.flip(hopper_keys.recurrence(True, scale, jnp.dtype(jnp.float32), q, k, v, decay, state)[0], 1)
+    return out.astype(v.dtype), last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +139,7 @@ def _backward(way: Direction, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
         last = jnp.swapaxes(d_last, 2, 3)
         if way.reverse:  # never handed a state: nothing is behind the end
             reading, writing, late, early, last = writing, reading, early, late, jnp.zeros_like(last)
-        d_logs = decay_cotangent(late - early, way.scale * meeting(reading, writing, last), q.shape[1])
+        d_logs = decay_cotangent(late - early, way.scale * meeting(reading, as_read(writing), as_read(last)), q.shape[1])
     d_q, d_k = (x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) if shared > 1 else x for x in (d_q, d_k))
     return d_q, d_k, d_v, d_logs, way.scale * memory[:, :, -1 if way.reverse else 0]
 
@@ -154,7 +159,7 @@ def meeting(before: jax.Array, behind: jax.Array, last: jax.Array) -> jax.Array:
 def decay_cotangent(difference: jax.Array, met: jax.Array, length: int) -> jax.Array:
     """(batch, length, heads), of the log decays, from each token's a - b, (batch, heads, whole chunks), and from :func:`meeting`."""
     batch, heads, padded = difference.shape
-    segments, size = met.shape[2], SEGMENT * CHUNK
+    segments, size = met.shape[2], hopper_chunks.SEGMENT * CHUNK
     difference = jnp.pad(difference, ((0, 0), (0, 0), (0, segments * size - padded))).reshape(batch, heads, segments, size)
     sums = jnp.flip(jnp.cumsum(jnp.flip(difference, 3), 3), 3) + met[..., None]
     return jnp.moveaxis(sums.reshape(batch, heads, -1)[:, :, :length], 1, 2)
@@ -178,11 +183,11 @@ def sweep(
     """
     batch, length = q.shape[:2]
     heads, key_dim, value_dim = state.shape[1:]
-    keys, values = (max(64, -(-n // 64) * 64) for n in (key_dim, value_dim))
+    keys, values = (padded_dim(n) for n in (key_dim, value_dim))
     q, k, v = whole(q, keys), whole(k, keys), whole(v, values)
     state = jnp.pad(state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
     chunks, padded, width = q.shape[1] // CHUNK, q.shape[1], columns_of(keys)
-    segments = -(-chunks // SEGMENT)
+    segments = -(-chunks // hopper_chunks.SEGMENT)
     operands = {"q": q, "k": k, "v": v, "state": state}
     if logs is not None:
         operands["decays"] = sums_in_chunks(logs, chunks)
@@ -232,11 +237,6 @@ def sweep(
     )
     results, states, *dots = kernel(*operands.values())
     return results[:, :length, :, :value_dim], states[:, :, :, :key_dim, :value_dim], dots[0].sum(2) if dots else None
-
-
-def whole(x: jax.Array, dim: int) -> jax.Array:
-    """(batch, length, heads, ...) with zeros up to whole chunks and ``dim``: they change no state."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % CHUNK), (0, 0), (0, dim - x.shape[3])))
 
 
 def sums_in_chunks(logs: jax.Array, chunks: int) -> jax.Array:
@@ -323,11 +323,11 @@ def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[s
         def _next() -> None:
             fetch(step + STAGES, slot)
 
-        within = lax.rem(chunk, jnp.int32(SEGMENT))
+        within = lax.rem(chunk, jnp.int32(hopper_chunks.SEGMENT))
 
-        @pl.when(within == 0 if way.reverse else (within == SEGMENT - 1) | (chunk == chunks - 1))
+        @pl.when(within == 0 if way.reverse else (within == hopper_chunks.SEGMENT - 1) | (chunk == chunks - 1))
         def _keep() -> None:
-            states[batch, head, lax.div(chunk, jnp.int32(SEGMENT)), :, columns] = state
+            states[batch, head, lax.div(chunk, jnp.int32(hopper_chunks.SEGMENT)), :, columns] = state
 
         if memory is None:
             return state
@@ -340,16 +340,6 @@ def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[s
         start = jnp.int32(0)
     lax.fori_loop(0, chunks, advance, start)
     plgpu.wait_smem_to_gmem(0)
-
-
-def columns_of(keys: int) -> int:
-    """Value columns of a program: its state, keys x columns in float32, stays in the registers of one warpgroup."""
-    return 64 if keys <= 128 else 32
-
-
-def tile(width: int, *shape: int, dtype: Any = jnp.bfloat16) -> Any:
-    """Shared memory for matrices of programs ``width`` columns wide: products want all their operands swizzled alike."""
-    return hopper.tiled(shape, dtype, min(width, 128 // jnp.dtype(dtype).itemsize))
 
 
 def scores_of(shared: dict[str, Any]) -> Any:
@@ -368,13 +358,3 @@ def seen(way: Direction) -> jax.Array:
     row, column = (hopper.iota((CHUNK, CHUNK), axis) for axis in (0, 1))
     late, early = (column, row) if way.reverse else (row, column)
     return late > early if way.strict else late >= early
-
-
-def by_row(reference: Any) -> jax.Array:
-    """A number for each row of what a warpgroup holds."""
-    return hopper.load(reference, plgpu.Layout.WGMMA.reduce(1))
-
-
-def across(x: jax.Array, columns: int) -> jax.Array:
-    """A number per row, for all columns."""
-    return lax.broadcast_in_dim(x, (x.shape[0], columns), (0,))

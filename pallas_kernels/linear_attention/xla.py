@@ -152,13 +152,13 @@ def _chunk_per_key(strict: bool, state: jax.Array, q: jax.Array, k: jax.Array, v
     out = jnp.zeros_like(v) if strict else jnp.sum(q * k, axis=-1, keepdims=True) * v
     since, until = decay[..., None, :], jnp.zeros_like(decay)[..., None, :]
     while (size := since.shape[-2]) < v.shape[-2]:
-        _, late_q = _neighbours(_blocks(q, size))
-        early_k, _ = _neighbours(_blocks(k, size))
-        early_v, _ = _neighbours(_blocks(v, size))
+        _, late_q = neighbours(blocks(q, size))
+        early_k, _ = neighbours(blocks(k, size))
+        early_v, _ = neighbours(blocks(v, size))
         scores = (late_q * jnp.exp(since[..., 1::2, :, :])) @ jnp.swapaxes(early_k * jnp.exp(until[..., 0::2, :, :]), -1, -2)
-        early_out, late_out = _neighbours(_blocks(out, size))
+        early_out, late_out = neighbours(blocks(out, size))
         out = jnp.concatenate([early_out, late_out + scores @ early_v], axis=-2).reshape(out.shape)
-        since, until = _double(since, until)
+        since, until = double(since, until)
     since, until = since[..., 0, :, :], until[..., 0, :, :]
     out = out + (q * jnp.exp(since)) @ state
     update = jnp.swapaxes(k * jnp.exp(until), -1, -2) @ v
@@ -174,28 +174,28 @@ def pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     since, until = decay[..., None, None], jnp.zeros_like(decay)[..., None, None]
     between = jnp.zeros_like(since)
     while since.shape[-3] > 1:
-        early, late = _neighbours(between)
+        early, late = neighbours(between)
         across = since[..., 1::2, :, :] + jnp.swapaxes(until[..., 0::2, :, :], -1, -2)
         upper = jnp.concatenate([early, jnp.zeros_like(early)], axis=-1)
         between = jnp.concatenate([upper, jnp.concatenate([across, late], axis=-1)], axis=-2)
-        since, until = _double(since, until)
+        since, until = double(since, until)
     return between[..., 0, :, :], since[..., 0, :, 0], until[..., 0, :, 0]
 
 
-def _blocks(x: jax.Array, size: int) -> jax.Array:
+def blocks(x: jax.Array, size: int) -> jax.Array:
     """(..., chunk, dim) to (..., blocks, size, dim)."""
     return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
 
 
-def _neighbours(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def neighbours(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The early and the late block of every pair, of (..., blocks, size, dim)."""
     return x[..., 0::2, :, :], x[..., 1::2, :, :]
 
 
-def _double(since: jax.Array, until: jax.Array) -> tuple[jax.Array, jax.Array]:
+def double(since: jax.Array, until: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`since` and `until` of blocks of twice the size."""
-    since_early, since_late = _neighbours(since)
-    until_early, until_late = _neighbours(until)
+    since_early, since_late = neighbours(since)
+    until_early, until_late = neighbours(until)
     early_total, late_total = since_early[..., -1:, :], since_late[..., -1:, :]
     return (
         jnp.concatenate([since_early, since_late + early_total], axis=-2),
