@@ -4,8 +4,7 @@
 needed and none is used (``pip install libtpu`` brings the compiler): nothing here is a time.
 
 A block of ``longnet_350m`` in bfloat16, one sequence, forward, and for the most chips of each length with the gradients of its
-weights and its input, compiled for a topology of v5p chips that share the sequence; attention is the form written in XLA's
-operations. Segments grow fourfold from 4096 tokens to the whole sequence and rates with them, so that each segment keeps 4096
+weights and its input, compiled for a topology of v5p chips that share the sequence; attention is the kernel for TPUs. Segments grow fourfold from 4096 tokens to the whole sequence and rates with them, so that each segment keeps 4096
 tokens. Of each program:
 
     operations   of one device: those of the whole program as written (pallas_kernels/operations.py), shared by the devices
@@ -78,7 +77,7 @@ def measure(length: int, devices: int, training: bool) -> dict[str, Any]:
         row[name] = {"operations": flops // devices}
         started = time.perf_counter()
         try:
-            with jax.set_mesh(mesh), dispatch.platform("tpu"), dispatch.use(attention="xla"):
+            with jax.set_mesh(mesh), dispatch.platform("tpu"):
                 compiled = jax.jit(function, out_shardings=results).lower(*arguments).compile()
         except jax.errors.JaxRuntimeError as error:
             too_much = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
