@@ -4,8 +4,8 @@
 needed and none is used (``pip install libtpu`` brings the compiler): nothing here is a time.
 
 A block of ``longnet_350m`` in bfloat16, one sequence, forward, and for the most chips of each length with the gradients of its
-weights and its input, compiled for a topology of v5p chips that share the sequence; attention is the kernel for TPUs. Segments grow fourfold from 4096 tokens to the whole sequence and rates with them, so that each segment keeps 4096
-tokens. Of each program:
+weights and its input, compiled for a topology of v5p chips that share the sequence; attention is the kernel for TPUs. Segments grow
+fourfold from 4096 tokens to the whole sequence and rates with them, so that each segment keeps 4096 tokens. Of each program:
 
     operations   of one device: those of the whole program as written (pallas_kernels/operations.py), shared by the devices
     memory       of one device, by the compiler's own account: arguments, results and temporaries; or what it says where that is too much
