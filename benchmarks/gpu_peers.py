@@ -1,0 +1,172 @@
+"""The peers of :mod:`benchmarks.gpu`: cuDNN through JAX, PyTorch's attention, flash-linear-attention and mamba-ssm, each where it can be imported.
+
+A peer is made from a problem, the JAX inputs and what is timed ("forward" or "gradient"); it gives the i-th call and how to wait for it,
+or raises why it can't take part. PyTorch's peers draw their own random inputs, of the same shapes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.gpu_problems import Problem
+
+Contestant = tuple[Callable[[int], Any], Callable[[Any], None]]
+NOT_HERE = "it does not compute this"
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that peers come from."""
+    found = {}
+    for name in ("torch", "triton", "flash-linear-attention", "mamba-ssm"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def cudnn(problem: Problem, inputs: list[dict[str, jax.Array]], way: str) -> Contestant:
+    """jax.nn.dot_product_attention with cuDNN's kernels."""
+    options: dict[str, Any] = {"is_causal": problem.options.get("causal", False), "implementation": "cudnn"}
+    if "window" in problem.options:
+        options["local_window_size"] = (problem.options["window"][0], 0)
+
+    def forward(arrays: dict[str, jax.Array]) -> jax.Array:
+        return jax.nn.dot_product_attention(arrays["q"], arrays["k"], arrays["v"], **options)
+
+    def gradient(arrays: dict[str, jax.Array]) -> Any:
+        out, pull = jax.vjp(forward, arrays)
+        return out, pull(jnp.ones_like(out))
+
+    run = jax.jit(forward if way == "forward" else gradient)
+    return lambda i: run(inputs[i % len(inputs)]), jax.block_until_ready
+
+
+def _torch_contestant(problem: Problem, inputs: list[Any], way: str, call: Callable[..., Any], order: str) -> Contestant:
+    """``call`` on PyTorch tensors by name; ``order`` "bhld" moves heads before length, which PyTorch's own attention wants."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("PyTorch sees no GPU")
+
+    def tensor(name: str, x: Any) -> Any:
+        made = torch.as_tensor(x, device="cuda")
+        if name in ("q", "k", "v"):
+            made = made.to(torch.bfloat16)
+            made = made.transpose(1, 2).contiguous() if order == "bhld" else made
+        return made.requires_grad_(way == "gradient")
+
+    made = problem.arrays(problem.batch)
+    sets = [{name: tensor(name, x) for name, x in made.items()}]
+    for i in range(1, len(inputs)):
+        sets.append({name: x.detach().roll(i, -1).requires_grad_(way == "gradient") for name, x in sets[0].items()})
+    cotangent: list[Any] = []
+
+    def run(i: int) -> Any:
+        arrays = sets[i % len(sets)]
+        if way == "forward":
+            with torch.no_grad():
+                return call(arrays)
+        out = call(arrays)
+        if not cotangent:
+            cotangent.append(torch.randn_like(out))
+        return torch.autograd.grad(out, list(arrays.values()), cotangent[0], allow_unused=True)
+
+    def wait(_: Any) -> None:
+        torch.cuda.synchronize()
+
+    return run, wait
+
+
+def torch_sdpa(problem: Problem, inputs: list[Any], way: str) -> Contestant:
+    """torch.nn.functional.scaled_dot_product_attention with the flash kernels."""
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if "window" in problem.options:
+        raise NotImplementedError(NOT_HERE)
+    causal, grouped = problem.options.get("causal", False), problem.shapes["q"][1] != problem.shapes["k"][1]
+
+    def call(x: dict[str, Any]) -> Any:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(x["q"], x["k"], x["v"], is_causal=causal, enable_gqa=grouped)
+
+    return _torch_contestant(problem, inputs, way, call, "bhld")
+
+
+def torch_flex(problem: Problem, inputs: list[Any], way: str) -> Contestant:
+    """Compiled flex attention with a block mask."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    length, heads, _ = problem.shapes["q"]
+    left = problem.options.get("window", (None,))[0]
+    mask = None
+    if problem.options.get("causal"):
+
+        def visible(b: Any, h: Any, q: Any, k: Any) -> Any:
+            return (q >= k) & (q - k <= (length if left is None else left))
+
+        mask = create_block_mask(visible, None, None, length, length, device="cuda")
+    compiled = torch.compile(flex_attention)
+    grouped = heads != problem.shapes["k"][1]
+    return _torch_contestant(problem, inputs, way, lambda x: compiled(x["q"], x["k"], x["v"], block_mask=mask, enable_gqa=grouped), "bhld")
+
+
+def fla_linear(problem: Problem, inputs: list[Any], way: str) -> Contestant:
+    """flash-linear-attention: simple GLA for a decay a head, GLA for a decay a key."""
+    from fla.ops.gla import chunk_gla
+    from fla.ops.linear_attn import chunk_linear_attn
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    def call(x: dict[str, Any]) -> Any:
+        if "decay" not in x:
+            return chunk_linear_attn(x["q"], x["k"], x["v"], scale=1.0, normalize=False)[0]
+        if x["decay"].dim() == 4:
+            return chunk_gla(x["q"], x["k"], x["v"], x["decay"], scale=1.0)[0]
+        return chunk_simple_gla(x["q"], x["k"], x["v"], x["decay"], scale=1.0)[0]
+
+    return _torch_contestant(problem, inputs, way, call, "blhd")
+
+
+def fla_delta(problem: Problem, inputs: list[Any], way: str) -> Contestant:
+    """flash-linear-attention: the delta rule, gated or not."""
+    from fla.ops.delta_rule import chunk_delta_rule
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    scale = 1 / math.sqrt(problem.shapes["q"][-1])
+
+    def call(x: dict[str, Any]) -> Any:
+        import torch
+
+        beta = x["beta"].to(torch.bfloat16)
+        if "decay" in x:
+            return chunk_gated_delta_rule(x["q"], x["k"], x["v"], x["decay"], beta, scale=scale)[0]
+        return chunk_delta_rule(x["q"], x["k"], x["v"], beta, scale=scale)[0]
+
+    return _torch_contestant(problem, inputs, way, call, "blhd")
+
+
+def mamba_scan(problem: Problem, inputs: list[Any], way: str) -> Contestant:
+    """mamba-ssm's CUDA kernel."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    def call(x: dict[str, Any]) -> Any:
+        turned = {n: x[n].transpose(1, 2).contiguous() for n in ("x", "delta", "B", "C")}
+        return selective_scan_fn(turned["x"], turned["delta"], x["A"], turned["B"], turned["C"])
+
+    return _torch_contestant(problem, inputs, way, call, "blhd")
+
+
+PEERS: dict[str, dict[str, Callable[[Problem, list[Any], str], Contestant]]] = {
+    "attention": {"cudnn": cudnn, "torch_sdpa": torch_sdpa, "torch_flex": torch_flex},
+    "linear_attention": {"fla": fla_linear},
+    "delta_rule": {"fla": fla_delta},
+    "selective_scan": {"mamba_ssm": mamba_scan},
+}
