@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.custom_batching
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -85,6 +86,7 @@ def kernel(
 
     mesh = plgpu.Mesh(grid=tuple(grid.values()), grid_names=tuple(grid), num_threads=warpgroups, thread_name=WARPGROUP)
 
+    @jax.custom_batching.sequential_vmap  # a kernel's grid is its own: Pallas batches none
     def call(*arrays: Any) -> Any:
         # The body's references carry no types of varying mesh axes.
         with jax._src.config._check_vma(False):

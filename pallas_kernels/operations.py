@@ -132,7 +132,7 @@ def _count_equation(equation: Any) -> Operations:
     if name in _RULES:
         return _RULES[name](equation)
     if name in _CALLS:
-        return _inner(next(equation.params[key] for key in ("call_jaxpr", "jaxpr", "fun_jaxpr") if key in equation.params))
+        return _inner(next(equation.params[key] for key in ("call_jaxpr", "jaxpr", "fun_jaxpr", "call") if key in equation.params))
     raise ValueError(f"operations: no rule for the primitive {name!r}; add one to pallas_kernels/operations.py")
 
 
@@ -253,7 +253,8 @@ _RULES: dict[str, Callable[[Any], Operations]] = {
 }
 
 _CALLS = _names(
-    "jit pjit closed_call core_call core_closed_call call checkpoint remat remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr run_state"
+    """jit pjit closed_call core_call core_closed_call call checkpoint remat remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr
+    custom_vmap_call run_state"""
 )
 
 _FREE = _names(
