@@ -97,7 +97,8 @@ def attention(
     arrays |= _added_to_logits(spec, bias, mask, query_positions is not None or key_positions is not None)
     arrays |= _visited(spec, q_length, mask, query_positions, key_positions)
     gradient_of_key_bias = bias is not None and bias.shape[2] == 1
-    out, lse = _flash(spec, _pairs(spec), gradient_of_key_bias, arrays)
+    pairs = spec.q_length * spec.keys if "q_positions" in arrays else _pairs(spec)
+    out, lse = _flash(spec, pairs, gradient_of_key_bias, arrays)
     out, lse = out[:, :q_length, :, :value_dim], jnp.swapaxes(lse, 1, 2)[:, :q_length]
     if sinks is not None:
         without, lse = lse, jnp.logaddexp(lse, sinks.astype(jnp.float32))
@@ -219,7 +220,7 @@ def _all_cut(spec: Spec) -> Arrays:
 
 
 def _pairs(spec: Spec) -> int:
-    """About how many pairs of queries and keys a head multiplies, blocks that a window or causality cuts included."""
+    """About how many pairs of queries and keys a head multiplies where positions are counted, blocks that a window or causality cuts included."""
     left, right = spec.reach
     width = spec.keys
     if left is not None and right is not None:

@@ -1,4 +1,4 @@
-"""What TPU kernels declare that they do, against the counted operations of XLA's form of the same call, gradient included."""
+"""What kernels declare that they do, against the counted operations of XLA's form of the same call, gradient included."""
 
 from __future__ import annotations
 
@@ -23,8 +23,15 @@ MORE = {
 }
 
 
+# Hopper's kernels take 16 bits.
+DTYPES = {"tpu": jnp.float32, "gpu": jnp.bfloat16}
+
+
+@pytest.mark.parametrize("where", DTYPES)
 @pytest.mark.parametrize(("op_name", "shape_name"), MORE)
-def test_cost_of_kernels(op_name: str, shape_name: str) -> None:
+def test_cost_of_kernels(op_name: str, shape_name: str, where: str) -> None:
+    if (op_name, where) == ("delta_rule", "gpu"):
+        shape_name = "plain"  # the gated one has keys too wide for it
     shape = next(shape for shape in OPS[op_name].shapes if shape.name == shape_name)
 
     def gradient(implementation: str, arrays: dict[str, jax.Array]) -> Any:
@@ -32,7 +39,9 @@ def test_cost_of_kernels(op_name: str, shape_name: str) -> None:
         outputs, pullback = jax.vjp(lambda arrays: call(**arrays), arrays)
         return outputs, pullback(outputs)
 
-    with platform("tpu"):
-        kernels = operations.count(functools.partial(gradient, "mosaic_tpu"), shape.abstract(jnp.float32)).flops
-    plain = operations.count(functools.partial(gradient, "xla"), shape.abstract(jnp.float32)).flops
-    assert 0.9 < kernels / plain < MORE[op_name, shape_name]
+    arrays = shape.abstract(DTYPES[where])
+    with platform(where):
+        kernels = operations.count(functools.partial(gradient, f"mosaic_{where}"), arrays).flops
+    plain = operations.count(functools.partial(gradient, "xla"), arrays).flops
+    # XLA's form of causal attention reads 5/8 of the pairs, blocks little more than 1/2.
+    assert 0.85 < kernels / plain < MORE[op_name, shape_name]
