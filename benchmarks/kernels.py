@@ -87,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", default=",".join(compilers.DEVICES), help="of which to compile for, commas between")
     parser.add_argument("--ops", default=",".join(OPS), help="of which to compile, commas between")
+    parser.add_argument("--missing", action="store_true", help="only what the file does not have")
     given = parser.parse_args()
     rows = {key(found): found for found in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     for device in given.devices.split(","):
@@ -94,6 +95,8 @@ def main() -> None:
             raise SystemExit(f"benchmarks.kernels: {reason}")
         for op in (OPS[name] for name in given.ops.split(",")):
             for shape in op.shapes:
+                if given.missing and (op.name, shape.name, device, jax.__version__) in rows:
+                    continue
                 found = row(op, shape, device)
                 rows[key(found)] = found
                 print(json.dumps(found), flush=True)
