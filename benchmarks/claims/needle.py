@@ -19,6 +19,7 @@ from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 LENGTHS = (64, 256, 1024, 4096)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "titans_lmm": ("titans_lmm_nano", {"chunk": 1, "hidden": 300, "tied": True}),
+    "titans_lmm, no forgetting": ("titans_lmm_nano", {"chunk": 1, "forget": False, "hidden": 301, "tied": True}),
     "mamba": ("mamba_nano", {"depth": 5, "state_dim": 22}),
     "gated_delta_net": ("gated_delta_net_nano", {"hidden": 344}),
     "transformer, window 64": ("transformer_nano", {"window": 64, "hidden": 372}),
