@@ -207,6 +207,8 @@ def produce(total: Any, stages: int, copy: Callable[[Any, Any], None], released:
     first = jnp.minimum(total, stages)
     loop(0, first, fill, None)
     loop(first, total, refill, None)
+    # No barrier is left with an arrival that nobody saw.
+    loop(total - first, total, lambda step, _: released(ring(step, stages)), None)
 
 
 def columns(width: int) -> int:
