@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 HOME = Path(__file__).resolve().parents[1]
-PLAN = {2**20: (1, 8, 64), 2**27: (64, 512), 2**30: (512, 4096)}
+PLAN = {2**20: (8, 64), 2**27: (64, 512), 2**30: (512, 4096)}
 """Chips that share a sequence of each length; the gradient is compiled for the most of each."""
-CHIPS = {1: "v5p:2x2x1", 8: "v5p:2x2x2", 64: "v5p:4x4x4", 512: "v5p:8x8x8", 4096: "v5p:16x16x16"}
+CHIPS = {8: "v5p:2x2x2", 64: "v5p:4x4x4", 512: "v5p:8x8x8", 4096: "v5p:16x16x16"}
 KEPT, GROWTH = 4096, 4
 MODEL = "longnet_350m"
 
