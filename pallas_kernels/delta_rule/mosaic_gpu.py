@@ -6,7 +6,10 @@ chunk's start to token i, D_ij that from token j to i, M_ij = D_ij k_i . k_j bel
     r = T (v - e K S),  T = (I + M beta)^-1        u = beta r        O = (Q K^T * D, at and below the diagonal) u + e Q S
 
 where r is how far the memory is from each value and u what the step adds. T is inverted for all chunks at once by XLA, in
-float32, and read in 16 bits as are the other operands; sums and states are float32.
+float32, and read in 16 bits as are the other operands; sums and states are float32. Where keys are alike, beta is near 2 and nothing is
+forgotten, the rule adds up what is rounded, as it adds up everything: there the XLA form, in float32 throughout, is closer by far.
+
+Several steps a token are tokens of their own, of which the first decays and the last is read.
 
 The gradient of all that u does is again a delta rule, run from the end: with x what reaches u from the outputs and states behind,
 d_u = T'^T x with T' = (I + beta M)^-1, d_v = beta d_u and d_beta = d_u . r. Those of q, k and the decays are linear attentions with the values u.
@@ -42,8 +45,6 @@ def objection(q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, *, scal
         return reason
     if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
         return f"its products take bfloat16 (the range of float16 is short for states); q, k and v are {q.dtype}, {k.dtype} and {v.dtype}"
-    if k.shape[1] != q.shape[1]:
-        return "several steps a token are not written for it"
     if q.shape[1] == 1:
         return "one token is no chunk"
     if max(q.shape[3], v.shape[3]) > LARGEST:
@@ -67,20 +68,33 @@ def delta_rule(
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.delta_rule.delta_rule`, after its checks."""
     del chunk_size  # always 64, the rows of one product
-    batch, length, heads, value_dim = v.shape
-    logs = jnp.zeros((batch, length, heads), jnp.float32) if decay is None else decay.astype(jnp.float32)
+    (batch, rows, heads, value_dim), length = v.shape, q.shape[1]
+    steps = rows // length
+    # Of a token's steps the first decays and the last is read.
+    q, logs = _spread(q, steps, steps - 1), None if decay is None else _spread(decay.astype(jnp.float32), steps, 0)
     state = jnp.zeros((batch, heads, q.shape[3], value_dim), jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
     out, state = _recurrence(scale, q, k, v, beta.astype(jnp.float32), logs, state)
+    out = out[:, steps - 1 :: steps]
     return (out, state) if return_state else out
 
 
+def _spread(x: jax.Array, steps: int, at: int) -> jax.Array:
+    """(batch, length, ...) to (batch, length * steps, ...), zeros but at step ``at`` of each token."""
+    if steps == 1:
+        return x
+    x = jnp.pad(x[:, :, None], [(0, 0), (0, 0), (at, steps - 1 - at)] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recurrence(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, logs: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _recurrence(
+    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, logs: jax.Array | None, state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Outputs in v's dtype and the last state; beta and logs (batch, length, heads)."""
     return _forward(scale, q, k, v, beta, logs, state)[0]
 
 
-def _forward(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, logs: jax.Array, state: jax.Array) -> tuple[Any, Any]:
+def _forward(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, logs: jax.Array | None, state: jax.Array) -> tuple[Any, Any]:
     out, residual, last = _run(scale, q, k, v, None, beta, logs, state)
     return (out, last), (q, k, residual, beta, logs, state)
 
@@ -94,12 +108,15 @@ def _backward(scale: float, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     held = Direction(False, True, 1.0, jnp.dtype(jnp.float32))
     memory, behind = jnp.swapaxes(state, 2, 3), jnp.swapaxes(d_last, 2, 3)
     # What q reads, what k reads before its step, and what reads k: an output, or a later step.
-    d_q, before, late = linear.sweep(read, d_out, u, k, logs, memory, q)
-    d_k_held, _, late_held = linear.sweep(held, d_v, u, k, logs, memory, k)
-    d_k_read, after, early = linear.sweep(read.back(), u, d_out, q, logs, behind / scale, k)
-    d_k_met, after_held, early_held = linear.sweep(held.back(), u, d_v, k, logs, jnp.zeros_like(behind), k)
-    met = linear.meeting(before, scale * as_read(after) - as_read(after_held), scale * as_read(behind / scale))
-    d_logs = linear.decay_cotangent((late - late_held) - (early - early_held), met, q.shape[1])
+    probes = (None, None) if logs is None else (q, k)
+    d_q, before, late = linear.sweep(read, d_out, u, k, logs, memory, probes[0])
+    d_k_held, _, late_held = linear.sweep(held, d_v, u, k, logs, memory, probes[1])
+    d_k_read, after, early = linear.sweep(read.back(), u, d_out, q, logs, behind / scale, probes[1])
+    d_k_met, after_held, early_held = linear.sweep(held.back(), u, d_v, k, logs, jnp.zeros_like(behind), probes[1])
+    d_logs = None
+    if logs is not None:
+        met = linear.meeting(before, scale * as_read(after) - as_read(after_held), scale * as_read(behind / scale))
+        d_logs = linear.decay_cotangent((late - late_held) - (early - early_held), met, q.shape[1])
     shared = d_out.shape[2] // q.shape[2]
     d_q, d_k = (x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) for x in (d_q, d_k_read - d_k_met - d_k_held))
     return d_q, d_k, d_v, d_beta, d_logs, d_state
@@ -109,7 +126,7 @@ _recurrence.defvjp(_forward, _backward)
 
 
 def _run(
-    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, residual: jax.Array | None, beta: jax.Array, logs: jax.Array, state: jax.Array
+    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, residual: jax.Array | None, beta: jax.Array, logs: jax.Array | None, state: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A kernel, around which everything else is XLA: zeros to whole tiles, sums of the decays, and the inverses.
 
@@ -124,8 +141,9 @@ def _run(
     width = columns_of(keys)
     chunks, blocks = padded // CHUNK, values // width
     rates = jnp.moveaxis(jnp.pad(beta, ((0, 0), (0, padded - length), (0, 0))), 1, 2).reshape(batch, heads, chunks, 1, CHUNK)
-    arrays["scalars"] = jnp.concatenate([linear.sums_in_chunks(logs, chunks), rates], axis=3)
-    arrays["transition"] = _transition(arrays["k"], arrays["scalars"], back).astype(dtype)
+    sums = jnp.zeros((batch, heads, chunks, 3, CHUNK), jnp.float32) if logs is None else linear.sums_in_chunks(logs, chunks)
+    arrays["scalars"] = jnp.concatenate([sums, rates], axis=3)
+    arrays["transition"] = _transition(arrays["k"], None if logs is None else sums[..., SINCE, :], rates, back).astype(dtype)
     struct = jax.ShapeDtypeStruct
     out: list[Any] = [struct(arrays["v"].shape, dtype)]
     scratch: dict[str, Any] = {name: tile(width, STAGES, CHUNK, keys) for name in ("q", "k")}
@@ -170,17 +188,23 @@ def _run(
     return first, second[:, :length, :, :value_dim] if not back else jnp.moveaxis(second.sum(2), 1, 2)[:, :length], last
 
 
-def _transition(k: jax.Array, scalars: jax.Array, back: bool) -> jax.Array:
-    """(I + M beta)^-1, or for the way back (I + beta M)^-1, of each chunk: (batch, heads, chunks, CHUNK, CHUNK)."""
+def _transition(k: jax.Array, since: jax.Array | None, beta: jax.Array, back: bool) -> jax.Array:
+    """(I + M beta)^-1, or for the way back (I + beta M)^-1, of each chunk: (batch, heads, chunks, CHUNK, CHUNK).
+
+    Args:
+      k: (batch, length, groups, key_dim), whole chunks.
+      since: decays from the chunk's start, (batch, heads, chunks, CHUNK), or None without.
+      beta: (batch, heads, chunks, 1, CHUNK).
+      back: which of the two.
+    """
     batch, _, groups, keys = k.shape
-    heads = scalars.shape[1]
     k = jnp.moveaxis(k, 1, 2).reshape(batch, groups, -1, CHUNK, keys)
     alike = jnp.einsum("bgcik,bgcjk->bgcij", k, k, preferred_element_type=jnp.float32)
-    alike = jnp.repeat(alike, heads // groups, axis=1)
-    since, beta = scalars[..., SINCE, :], scalars[..., BETA, :]
+    alike = jnp.repeat(alike, beta.shape[1] // groups, axis=1)
     below = jnp.tril(jnp.ones((CHUNK, CHUNK), bool), -1)
-    between = jnp.exp2(jnp.where(below, since[..., :, None] - since[..., None, :], -jnp.inf))
-    return unit_inverse(alike * between * (beta[..., :, None] if back else beta[..., None, :]))
+    if since is not None:
+        alike = alike * jnp.exp2(jnp.where(below, since[..., :, None] - since[..., None, :], -jnp.inf))
+    return unit_inverse(jnp.where(below, alike, 0.0) * (jnp.swapaxes(beta, 3, 4) if back else beta))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,6 +100,10 @@ def test_linear_attention(name: str) -> None:
     check("linear_attention", shared_case("linear_attention", name, ("q", "k", "v")), SIXTEEN_BITS)
 
 
+def test_several_steps_of_the_delta_rule() -> None:
+    check("delta_rule", shared_case("delta_rule", "three_steps_gated", ("q", "k", "v")), SIXTEEN_BITS)
+
+
 @pytest.mark.parametrize(("op", "dims"), [("linear_attention", (130,)), ("linear_attention", (8, 8)), ("delta_rule", (8,))])
 def test_states_meet_between_segments(op: str, dims: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper_chunks, "SEGMENT", 1)
