@@ -1,15 +1,16 @@
 """What the TPU kernels share: products on the matrix unit, sums of decays as products, and recurrences that run chunk by chunk.
 
 A recurrence is given as one function of a chunk, of two-dimensional float32 arrays. The forward kernel walks through the chunks with
-the state in VMEM; for the gradient it also writes the state at each chunk's start, and the backward kernel walks back, computes the
-chunk again and differentiates it inside the kernel. What the function holds therefore has to lower forward and backward: products,
-selections and elementwise arithmetic; neither sorts nor cumulative sums.
+the states of all heads that share keys in VMEM, where they find the keys too; for the gradient it also writes the states at each chunk's
+start. The backward kernel walks back, computes the chunk again and differentiates it inside the kernel. What the function holds
+therefore has to lower forward and backward: products, selections and elementwise arithmetic; neither sorts nor cumulative sums.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,8 @@ from pallas_kernels import dispatch, operations
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 LANES = 128
+# Elements of one state, of which a chunk makes several copies, and of the states of all heads that share keys: both in VMEM.
+STATE_LIMIT, STATES_LIMIT = 256 * 256, 2**20
 # exp of it is 0 in float32; sums of a chunk's decays stay finite, which products with zeros need.
 LEAST_DECAY = -200.0
 
@@ -33,6 +36,14 @@ def objection(*arrays: Any) -> str | None:
     """Why no TPU kernel serves the arrays, whatever their shapes, or None."""
     odd = sorted({str(x.dtype) for x in arrays if x is not None and x.dtype not in DTYPES})
     return f"TPU kernels take float32 and bfloat16, not {', '.join(odd)}" if odd else dispatch.mesh_objection()
+
+
+def state_objection(key_dim: int, value_dim: int, repeats: int) -> str | None:
+    """Why a recurrence with such states, of so many heads that share keys, is not served; or None."""
+    size = key_dim * value_dim
+    if size > STATE_LIMIT or size * repeats > STATES_LIMIT:
+        return f"{repeats} states of {key_dim} x {value_dim} do not fit VMEM (limits: {STATE_LIMIT} numbers each, {STATES_LIMIT} in all)"
+    return None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -122,8 +133,8 @@ def recurrence(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array, dtyp
     """Runs all chunks in order.
 
     Args:
-      tokens: (batch, heads, length, dim), or (batch, heads, length) for one number a token; an array may have fewer heads, which
-        divide those of the state. Zeros behind the end must leave the state as it is.
+      tokens: (batch, heads, length, dim), or (batch, heads, length) for one number a token; some arrays may have fewer heads, all
+        the same number, which divides the state's. Zeros behind the end must leave the state as it is.
       state: float32 (batch, heads, key_dim, value_dim).
       dtype: of the outputs.
 
@@ -152,34 +163,65 @@ def _backward(plan: Plan, dtype: Any, residuals: Any, cotangents: Any) -> tuple[
     tokens, boundaries = residuals
     d_out, d_last = cotangents
     *d_tokens, d_state = _run_backward(plan, tokens, boundaries, d_out, d_last)
-    return tuple(_sum_heads(d, x) for d, x in zip(d_tokens, tokens, strict=True)), d_state
+    return tuple(d.astype(x.dtype) for d, x in zip(d_tokens, tokens, strict=True)), d_state
 
 
 _recurrence.defvjp(_forward, _backward)
-
-
-def _sum_heads(d: jax.Array, x: jax.Array) -> jax.Array:
-    """The gradient of what several heads read."""
-    if d.shape[1] == x.shape[1]:
-        return d
-    return d.reshape(x.shape[0], x.shape[1], -1, *x.shape[2:]).sum(2).astype(x.dtype)
 
 
 def _is_row(x: Any) -> bool:
     return x.shape[2] == 1
 
 
-def _spec(x: Any, heads: int, size: int, place: Callable[[Any], Any]) -> pl.BlockSpec:
-    """One chunk of an array over tokens for one head of ``heads``; ``place`` gives the chunk's number from the grid's."""
-    repeats = heads // x.shape[1]
-    if _is_row(x):
-        return pl.BlockSpec((None, None, 1, size), lambda b, h, c: (b, lax.div(h, repeats), 0, place(c)))
-    return pl.BlockSpec((None, None, size, x.shape[3]), lambda b, h, c: (b, lax.div(h, repeats), place(c), 0))
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """The grid (batch, group, chunk, head of the group), chunk by chunk forth or back."""
+
+    size: int
+    batch: int
+    groups: int
+    chunks: int
+    repeats: int
+    back: bool
+
+    @property
+    def grid(self) -> tuple[int, int, int, int]:
+        return self.batch, self.groups, self.chunks, self.repeats
+
+    def chunk(self, c: Any) -> Any:
+        return self.chunks - 1 - c if self.back else c
+
+    def shares(self, x: Any) -> bool:
+        """Whether all heads of a group read the same of an array."""
+        return x.shape[1] < self.groups * self.repeats
+
+    def tokens(self, x: Any) -> pl.BlockSpec:
+        """A chunk of an array over tokens."""
+
+        def head(g: Any, r: Any) -> Any:
+            return g if self.shares(x) else g * self.repeats + r
+
+        if _is_row(x):
+            return pl.BlockSpec((None, None, 1, self.size), lambda b, g, c, r: (b, head(g, r), 0, self.chunk(c)))
+        return pl.BlockSpec((None, None, self.size, x.shape[3]), lambda b, g, c, r: (b, head(g, r), self.chunk(c), 0))
+
+    def boundary(self, dims: tuple[int, ...]) -> pl.BlockSpec:
+        """The state at a chunk's start."""
+        return pl.BlockSpec((None, None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + r, self.chunk(c), 0, 0))
+
+    def entering(self, dims: tuple[int, ...]) -> pl.BlockSpec:
+        """States that are read with the first chunk: later ones fetch none."""
+        return pl.BlockSpec((None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + jnp.where(c == 0, r, self.repeats - 1), 0, 0))
+
+    def leaving(self, dims: tuple[int, ...]) -> pl.BlockSpec:
+        """States that are written with the last chunk: earlier ones store none."""
+        return pl.BlockSpec((None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + jnp.where(c == self.chunks - 1, r, 0), 0, 0))
 
 
-def _grid(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array) -> tuple[int, int, int]:
+def _walk(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array, back: bool) -> _Walk:
     length = max(x.shape[3] if _is_row(x) else x.shape[2] for x in tokens)
-    return state.shape[0], state.shape[1], length // plan.size
+    groups = min(x.shape[1] for x in tokens)
+    return _Walk(plan.size, state.shape[0], groups, length // plan.size, state.shape[1] // groups, back)
 
 
 def _blocks(plan: Plan, tokens: tuple[jax.Array, ...]) -> list[jax.ShapeDtypeStruct]:
@@ -193,53 +235,54 @@ def cost(steps: int, body: Callable[..., Any], blocks: Any, arrays: Any) -> pl.C
     return pl.CostEstimate(flops=steps * per_step.flops, transcendentals=0, bytes_accessed=moved)
 
 
-def _parallel() -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
+def _params() -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"))
 
 
 def _run_forward(plan: Plan, dtype: Any, keep: bool, tokens: tuple[jax.Array, ...], state: jax.Array) -> Any:
-    batch, heads, chunks = grid = _grid(plan, tokens, state)
-    dims = state.shape[2:]
+    walk = _walk(plan, tokens, state, False)
+    (batch, heads), dims = state.shape[:2], state.shape[2:]
 
     def kernel(*refs: Any) -> None:
         *token_refs, first, out, last = refs[: len(tokens) + 3]
-        scratch = refs[-1]
+        states, c, r = refs[-1], pl.program_id(2), pl.program_id(3)
 
-        @pl.when(pl.program_id(2) == 0)
+        @pl.when(c == 0)
         def _() -> None:
-            scratch[...] = first[...]
+            states[r] = first[...]
 
-        before = scratch[...]
+        before = states[r]
         if keep:
             refs[-2][...] = before
-        after, result = plan.chunk(before, *(x[...].astype(jnp.float32) for x in token_refs))
-        scratch[...] = after
-        last[...] = after
+        states[r], result = plan.chunk(before, *(x[...].astype(jnp.float32) for x in token_refs))
         out[...] = result.astype(out.dtype)
 
-    whole = pl.BlockSpec((None, None, *dims), lambda b, h, c: (b, h, 0, 0))
-    shapes = [jax.ShapeDtypeStruct((batch, heads, chunks * plan.size, dims[1]), dtype), jax.ShapeDtypeStruct(state.shape, jnp.float32)]
-    specs = [pl.BlockSpec((None, None, plan.size, dims[1]), lambda b, h, c: (b, h, c, 0)), whole]
+        @pl.when(c == walk.chunks - 1)
+        def _() -> None:
+            last[...] = states[r]
+
+    shapes = [jax.ShapeDtypeStruct((batch, heads, walk.chunks * plan.size, dims[1]), dtype), jax.ShapeDtypeStruct(state.shape, jnp.float32)]
+    specs = [walk.tokens(shapes[0]), walk.leaving(dims)]
     if keep:
-        shapes.append(jax.ShapeDtypeStruct((batch, heads, chunks, *dims), jnp.float32))
-        specs.append(pl.BlockSpec((None, None, None, *dims), lambda b, h, c: (b, h, c, 0, 0)))
-    block = jax.ShapeDtypeStruct(dims, jnp.float32)
+        shapes.append(jax.ShapeDtypeStruct((batch, heads, walk.chunks, *dims), jnp.float32))
+        specs.append(walk.boundary(dims))
+    blocks = [jax.ShapeDtypeStruct(dims, jnp.float32), *_blocks(plan, tokens)]
     return pl.pallas_call(
         kernel,
-        grid=grid,
-        in_specs=[*(_spec(x, heads, plan.size, lambda c: c) for x in tokens), whole],
+        grid=walk.grid,
+        in_specs=[*map(walk.tokens, tokens), walk.entering(dims)],
         out_specs=specs,
         out_shape=shapes,
-        scratch_shapes=[pltpu.VMEM(dims, jnp.float32)],
-        compiler_params=_parallel(),
-        cost_estimate=None if plan.interpret else cost(batch * heads * chunks, plan.chunk, [block, *_blocks(plan, tokens)], [tokens, state, shapes]),
+        scratch_shapes=[pltpu.VMEM((walk.repeats, *dims), jnp.float32)],
+        compiler_params=_params(),
+        cost_estimate=None if plan.interpret else cost(math.prod(walk.grid), plan.chunk, blocks, [tokens, state, shapes]),
         interpret=plan.interpret,
         name=f"{type(plan.chunk).__name__}_forward",
     )(*tokens, state)
 
 
 def _run_backward(plan: Plan, tokens: tuple[jax.Array, ...], boundaries: jax.Array, d_out: jax.Array, d_last: jax.Array) -> Any:
-    batch, heads, chunks = grid = _grid(plan, tokens, d_last)
+    walk = _walk(plan, tokens, d_last, True)
     dims = d_last.shape[2:]
 
     def pull(before: jax.Array, d_after: jax.Array, d_out: jax.Array, *blocks: jax.Array) -> tuple[jax.Array, ...]:
@@ -247,43 +290,50 @@ def _run_backward(plan: Plan, tokens: tuple[jax.Array, ...], boundaries: jax.Arr
 
     def kernel(*refs: Any) -> None:
         n = len(tokens)
-        before, d_out, d_last, d_first, scratch = refs[n], refs[n + 1], refs[n + 2], refs[-2], refs[-1]
+        before, d_out, d_last, d_first, d_states = refs[n], refs[n + 1], refs[n + 2], refs[-2], refs[-1]
+        c, r = pl.program_id(2), pl.program_id(3)
 
-        @pl.when(pl.program_id(2) == 0)
+        @pl.when(c == 0)
         def _() -> None:
-            scratch[...] = d_last[...]
+            d_states[r] = d_last[...]
 
         blocks = (x[...].astype(jnp.float32) for x in refs[:n])
-        d_before, *d_blocks = pull(before[...], scratch[...], d_out[...].astype(jnp.float32), *blocks)
-        scratch[...] = d_before
-        d_first[...] = d_before
-        for ref, d in zip(refs[n + 3 :], d_blocks):
-            ref[...] = d.astype(ref.dtype)
+        d_states[r], *d_blocks = pull(before[...], d_states[r], d_out[...].astype(jnp.float32), *blocks)
+        for x, ref, d in zip(tokens, refs[n + 3 :], d_blocks):
+            if walk.shares(x):
+                _add_heads(ref, d, r)
+            else:
+                ref[...] = d.astype(ref.dtype)
 
-    def back(c: Any) -> Any:
-        return chunks - 1 - c
+        @pl.when(c == walk.chunks - 1)
+        def _() -> None:
+            d_first[...] = d_states[r]
 
-    whole = pl.BlockSpec((None, None, *dims), lambda b, h, c: (b, h, 0, 0))
     # What several heads read collects its gradient in float32.
-    shapes = [jax.ShapeDtypeStruct((batch, heads, *x.shape[2:]), x.dtype if x.shape[1] == heads else jnp.float32) for x in tokens]
+    shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32 if walk.shares(x) else x.dtype) for x in tokens]
     shapes.append(jax.ShapeDtypeStruct(d_last.shape, jnp.float32))
     state = jax.ShapeDtypeStruct(dims, jnp.float32)
-    d_block = jax.ShapeDtypeStruct((plan.size, dims[1]), jnp.float32)
+    blocks = [state, state, jax.ShapeDtypeStruct((plan.size, dims[1]), jnp.float32), *_blocks(plan, tokens)]
     moved = [tokens, boundaries, d_out, d_last, shapes]
     return pl.pallas_call(
         kernel,
-        grid=grid,
-        in_specs=[
-            *(_spec(x, heads, plan.size, back) for x in tokens),
-            pl.BlockSpec((None, None, None, *dims), lambda b, h, c: (b, h, back(c), 0, 0)),
-            _spec(d_out, heads, plan.size, back),
-            whole,
-        ],
-        out_specs=[*(_spec(x, heads, plan.size, back) for x in shapes[:-1]), whole],
+        grid=walk.grid,
+        in_specs=[*map(walk.tokens, tokens), walk.boundary(dims), walk.tokens(d_out), walk.entering(dims)],
+        out_specs=[*map(walk.tokens, shapes[:-1]), walk.leaving(dims)],
         out_shape=shapes,
-        scratch_shapes=[pltpu.VMEM(dims, jnp.float32)],
-        compiler_params=_parallel(),
-        cost_estimate=None if plan.interpret else cost(batch * heads * chunks, pull, [state, state, d_block, *_blocks(plan, tokens)], moved),
+        scratch_shapes=[pltpu.VMEM((walk.repeats, *dims), jnp.float32)],
+        compiler_params=_params(),
+        cost_estimate=None if plan.interpret else cost(math.prod(walk.grid), pull, blocks, moved),
         interpret=plan.interpret,
         name=f"{type(plan.chunk).__name__}_backward",
     )(*tokens, boundaries, d_out, d_last)
+
+
+def _add_heads(ref: Any, d: jax.Array, r: Any) -> None:
+    @pl.when(r == 0)
+    def _() -> None:
+        ref[...] = d
+
+    @pl.when(r > 0)
+    def _() -> None:
+        ref[...] += d

@@ -14,20 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.mosaic_tpu import Plan, column, joins, pairwise, product, recurrence, rows_and_columns
+from pallas_kernels.mosaic_tpu import Plan, column, joins, pairwise, product, recurrence, rows_and_columns, state_objection
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 
 CHUNK = 128
-STATE_LIMIT = 256 * 256  # elements; a chunk's arrays and the state must fit VMEM several times over
 
 
 def objection(q: Any, k: Any, v: Any, beta: Any, *, decay: Any, **_: Any) -> str | None:
     """Why the kernel can't serve the call, or None."""
     if q.shape[1] == 1:
         return "a single token needs no chunks"
-    if q.shape[3] * v.shape[3] > STATE_LIMIT:
-        return f"a state of {q.shape[3]} x {v.shape[3]} is above {STATE_LIMIT} elements"
-    return tpu_objection(q, k, v, beta, decay)
+    return state_objection(q.shape[3], v.shape[3], v.shape[2] // q.shape[2]) or tpu_objection(q, k, v, beta, decay)
 
 
 def delta_rule(

@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.mosaic_tpu import LEAST_DECAY, Plan, joins, pairwise, product, recurrence, rows_and_columns
+from pallas_kernels.mosaic_tpu import LEAST_DECAY, Plan, joins, pairwise, product, recurrence, rows_and_columns, state_objection
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 
 CHUNK, CHUNK_PER_KEY = 128, 64
-STATE_LIMIT = 256 * 256  # elements; a chunk's arrays and the state must fit VMEM several times over
 
 
 def objection(q: Any, k: Any, v: Any, *, decay: Any, causal: bool, **_: Any) -> str | None:
@@ -28,9 +27,7 @@ def objection(q: Any, k: Any, v: Any, *, decay: Any, causal: bool, **_: Any) -> 
         return "a single token needs no chunks"
     if decay is None and not causal:
         return "without causality and decay it is two plain products"
-    if q.shape[3] * v.shape[3] > STATE_LIMIT:
-        return f"a state of {q.shape[3]} x {v.shape[3]} is above {STATE_LIMIT} elements"
-    return tpu_objection(q, k, v, decay)
+    return state_objection(q.shape[3], v.shape[3], v.shape[2] // q.shape[2]) or tpu_objection(q, k, v, decay)
 
 
 def linear_attention(
