@@ -1,6 +1,6 @@
 """The delta rule on Hopper GPUs: a linear attention whose values, what each step adds under its key, are found on the way.
 
-A program owns 64 columns of one head's values, 32 where keys are long, and goes through the sequence in chunks of 64 tokens. With e_i the decay from a
+A program owns 64 columns of one head's values and goes through the sequence in chunks of 64 tokens. With e_i the decay from a
 chunk's start to token i, D_ij that from token j to i, M_ij = D_ij k_i . k_j below the diagonal and S the state at the start,
 
     r = T (v - e K S),  T = (I + M beta)^-1        u = beta r        O = (Q K^T * D, at and below the diagonal) u + e Q S
