@@ -1,4 +1,4 @@
-"""Linear attention on Hopper GPUs: one pass over the chunks, the state in registers.
+"""Linear attention on Hopper GPUs: one pass over the chunks, the state in registers; where heads are few, two (hopper_pieces.py).
 
 A program owns 64 columns of one head's values, 32 where keys are long, and goes through the sequence in chunks of 64 tokens, while
 the tensor memory accelerator fetches those ahead. In a chunk, with G the sums of the log decays from its start,
@@ -28,7 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
-from pallas_kernels.linear_attention import hopper_chunks, hopper_keys
+from pallas_kernels.linear_attention import hopper_chunks, hopper_keys, hopper_pieces
 from pallas_kernels.linear_attention.hopper_chunks import CHUNK, FORGOTTEN, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
 
 LARGEST = 256
@@ -67,14 +67,20 @@ def linear_attention(
     del chunk_size  # always 64, the rows of one product
     batch, length, heads, value_dim = v.shape
     state = jnp.zeros((batch, heads, q.shape[3], value_dim), jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
-    if decay is not None and decay.ndim == 4:
-        out, state = _per_key(scale, causal, q, k, v, decay.astype(jnp.float32), state)
-        return (out, state) if return_state else out
-    logs = None if decay is None else jnp.broadcast_to(decay.astype(jnp.float32), (batch, length, heads))
+    logs = None if decay is None else decay.astype(jnp.float32)
+    per_key = logs is not None and logs.ndim == 4
+    if logs is not None and not per_key:
+        logs = jnp.broadcast_to(logs, (batch, length, heads))
     if causal:
-        out, state = _recurrence(Direction(False, False, scale, v.dtype), q, k, v, logs, state)
+        forward = functools.partial(_recurrence, Direction(False, False, scale, v.dtype))
+        if per_key:
+            forward = functools.partial(hopper_keys.recurrence, False, scale, v.dtype)
+        pieces = hopper_pieces.count(batch, length, heads, q.shape[3], value_dim)
+        out, state = forward(q, k, v, logs, state) if pieces == 1 else hopper_pieces.run(forward, pieces, scale, q, k, v, logs, state)
         return (out, state) if return_state else out
     assert logs is not None
+    if per_key:
+        return _per_key_both_ways(scale, q, k, v, logs, state)
     # From the right, a token's own decay counts and not that of the token it reads: a token earlier.
     later = jnp.pad(logs[:, :-1], ((0, 0), (1, 0), (0, 0)))
     before, _ = _recurrence(Direction(False, False, scale, jnp.dtype(jnp.float32)), q, k, v, logs, state)
@@ -82,13 +88,13 @@ def linear_attention(
     return (before + behind).astype(v.dtype)
 
 
-def _per_key(scale: float, causal: bool, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """With a decay per key; without causality, the other direction reads the arrays turned round."""
-    out, last = hopper_keys.recurrence(False, scale, v.dtype if causal else jnp.dtype(jnp.float32), q, k, v, decay, state)
-    if not causal:
-        q, k, v, decay = (jnp.flip(x, 1) for x in (q, k, v, decay))
-        out = out + jnp.flip(hopper_keys.recurrence(True, scale, jnp.dtype(jnp.float32), q, k, v, decay, state)[0], 1)
-    return out.astype(v.dtype), last
+def _per_key_both_ways(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, state: jax.Array) -> jax.Array:
+    """The other direction reads the arrays turned round."""
+    single = jnp.dtype(jnp.float32)
+    before, _ = hopper_keys.recurrence(False, scale, single, q, k, v, decay, state)
+    q, k, values, decay = (jnp.flip(x, 1) for x in (q, k, v, decay))
+    behind, _ = hopper_keys.recurrence(True, scale, single, q, k, values, decay, state)
+    return (before + jnp.flip(behind, 1)).astype(v.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pytest
 import pallas_kernels
 from pallas_kernels import hopper
 from pallas_kernels.dispatch import OPS, use
-from pallas_kernels.linear_attention import hopper_chunks
+from pallas_kernels.linear_attention import hopper_chunks, hopper_pieces
 
 pytestmark = pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing()))
 
@@ -98,6 +98,13 @@ def quickly_compiled() -> Iterator[None]:
 @pytest.mark.parametrize("name", ["plain", "abrupt_token", "both_ways_token"])
 def test_linear_attention(name: str) -> None:
     check("linear_attention", shared_case("linear_attention", name, ("q", "k", "v")), SIXTEEN_BITS)
+
+
+def test_pieces_of_a_sequence_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hopper_pieces, "SHORTEST", 1)
+    inputs = long("linear_attention", 8)
+    assert hopper_pieces.count(1, 150, 2, 8, 8) == 2
+    check("linear_attention", inputs, SIXTEEN_BITS)
 
 
 def test_several_steps_of_the_delta_rule() -> None:
