@@ -1,0 +1,29 @@
+"""The page of compiled kernels says what the file says, and the file knows every op, shape and device, on two versions of JAX."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+from benchmarks.kernels import RESULTS
+from docs import kernels
+from pallas_kernels.compilers import DEVICES
+from pallas_kernels.dispatch import OPS
+
+
+def test_the_page_is_fresh() -> None:
+    assert kernels.PAGE.read_text() == kernels.page(), "run: python -m docs.kernels"
+
+
+def test_every_shape_was_compiled_for_every_device() -> None:
+    rows = json.loads(RESULTS.read_text())
+    wanted = {(op.name, shape.name, device) for op in OPS.values() for shape, device in itertools.product(op.shapes, DEVICES)}
+    versions = {row["jax"] for row in rows}
+    assert len(versions) >= 2
+    for version in versions:
+        assert {(row["op"], row["shape"], row["device"]) for row in rows if row["jax"] == version} == wanted, "run: python -m benchmarks.kernels"
+
+
+def test_every_row_names_its_kernels_or_the_reason() -> None:
+    for row in json.loads(RESULTS.read_text()):
+        assert row.get("kernels") or row["refused"], row
