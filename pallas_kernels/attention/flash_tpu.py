@@ -66,8 +66,8 @@ class Where(NamedTuple):
 class Walk(NamedTuple):
     """Lists as the kernels read them: 2 * block + full, and how many, both flat; ``rows`` of them, (batch or 1, heads or 1)."""
 
-    entries: jax.Array
-    counts: jax.Array
+    entries: Any
+    counts: Any
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -170,10 +170,10 @@ class Layout:
     at: Callable[..., tuple[Any, Any, Any, Any, Any]]
     transposed: bool
 
-    def per_query(self, x: jax.Array) -> pl.BlockSpec:
+    def per_query(self, x: Any) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, self.options.block_q, x.shape[3]), lambda *g: (self.at(*g)[0], self.at(*g)[1], self.at(*g)[3], 0))
 
-    def per_key(self, x: jax.Array) -> pl.BlockSpec:
+    def per_key(self, x: Any) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, self.options.block_k, x.shape[3]), lambda *g: (self.at(*g)[0], self.at(*g)[2], self.at(*g)[4], 0))
 
     def numbers(self, x: Any, keys: bool = False) -> pl.BlockSpec:
@@ -245,7 +245,8 @@ def _cost(options: Options, products: int, q: jax.Array, v: jax.Array, arrays: A
 
 
 def _params(axes: int, serial: int) -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(dimension_semantics=("parallel",) * (axes - serial) + ("arbitrary",) * serial)
+    semantics: Any = ("parallel",) * (axes - serial) + ("arbitrary",) * serial
+    return pltpu.CompilerParams(dimension_semantics=semantics)
 
 
 def _run_forward(
