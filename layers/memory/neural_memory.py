@@ -1,7 +1,10 @@
 """The neural memory as a token mixer: Titans: Learning to Memorize at Test Time (A. Behrouz et al., 2024, arXiv:2501.00663), sections 3 and 4.4.
 
-    q, k, v = silu(conv(W x));  q, k = q / |q|, k / |k|      theta, eta, keep = sigmoid(W x): one of each a head
+    q, k, v = silu(conv(W x));  q, k = q / |q|, k / |k|      theta C, eta, keep = sigmoid(W x): one of each a head
     y = W_out (RMSNorm(M_t(q_t) * silu(W_gate x)))           M_t: the memory after token t (layers/memory/learning.py)
+
+The gradients of a chunk of C tokens are taken at the same weights and add up: a key that comes back in it is written as often, and with
+steps above 2 / C the memory of one key would overshoot ever further. So the tokens of a chunk share a step of at most 1.
 
 With other choices of structure, bias, retention and algorithm (layers/memory/choices.py) this is the Miras layer (arXiv:2504.13173),
 whose steps and kept shares are one a channel; ours are one a head.
@@ -25,9 +28,7 @@ from layers.mixer import Mixer, near, register_mixer
 from layers.state_space.mamba2 import GatedRMSNorm
 from pallas_kernels import sequence
 
-# Initial gates, our choice. The gradients of a chunk are taken at the same weights and add up, so that a key that comes back in it is
-# written as often: the tokens of a chunk share a step. Momentum prolongs it, and what is forgotten with each token limits how far back
-# a memory finds anything.
+# Initial gates, our choice. Momentum prolongs a step, and what is forgotten with each token limits how far back a memory finds anything.
 STEP, MOMENTUM, FORGET = 0.5, 0.12, 0.0025
 
 
@@ -167,7 +168,7 @@ class NeuralMemory(Mixer):
             bias = math.log(share / (1 - share))
             return nnx.Linear(features, num_heads, kernel_init=kernel_init, bias_init=constant(bias), **common)
 
-        self.step = gate(STEP / chunk)
+        self.step = gate(STEP)
         self.momentum = gate(MOMENTUM) if self.memory.algorithm.momentum else None
         self.keep = gate(1 - FORGET) if self.memory.retention.forget else None
         self.threshold = gate(0.5) if self.memory.bias.thresholded else None
@@ -268,6 +269,7 @@ class NeuralMemory(Mixer):
 
         step = gate(self.step, jax.nn.sigmoid)
         assert step is not None
+        step = step / self.chunk
         return Tokens(
             query=self.normalised(q),
             key=self.normalised(k),

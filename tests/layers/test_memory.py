@@ -101,7 +101,7 @@ def test_gradients_equal_those_of_the_sequential_form() -> None:
 def formula(layer: NeuralMemory, x: np.ndarray, chunk: int) -> np.ndarray:
     """y of one row x (length, features), written from Titans' equations 8 to 15 with ``jax.grad``, in float64.
 
-    The loss is the paper's |M(k) - v|^2, whose factor 2 the layer has in its step: theta here is half of the layer's.
+    The loss is the paper's |M(k) - v|^2, whose factor 2 the layer has in its step: theta here is half of the layer's. The tokens of a chunk share a step.
     """
     weights = {name: np.asarray(value, np.float64) for name, value in layers.flatten(layer).items()}
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
@@ -117,6 +117,7 @@ def formula(layer: NeuralMemory, x: np.ndarray, chunk: int) -> np.ndarray:
 
     q, k, v = norm(read(0, "query")), norm(read(1, "key")), read(2, "value")
     theta, eta, keep = (sigmoid(x @ weights[f"{name}.kernel"] + weights[f"{name}.bias"]) for name in ("step", "momentum", "keep"))
+    theta = theta / chunk
     depth = len(layer.initial)
 
     def memory(matrices: list[jax.Array], x: jax.Array) -> jax.Array:
