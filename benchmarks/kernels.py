@@ -100,7 +100,11 @@ def main() -> None:
                 found = row(op, shape, device)
                 rows[key(found)] = found
                 print(json.dumps(found), flush=True)
-    # Only what the ops still have; a version of JAX stays as it was last compiled.
+                write(rows)
+
+
+def write(rows: dict[tuple[str, ...], dict[str, Any]]) -> None:
+    """All rows of what the ops still have; those of another version of JAX stay as they were last compiled."""
     kept = [found for _, found in sorted(rows.items()) if found["op"] in OPS and found["shape"] in {shape.name for shape in OPS[found["op"]].shapes}]
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text("[\n" + ",\n".join(json.dumps(found) for found in kept) + "\n]\n")
