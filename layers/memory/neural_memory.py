@@ -29,7 +29,7 @@ from layers.state_space.mamba2 import GatedRMSNorm
 from pallas_kernels import sequence
 
 # Initial gates, our choice. Momentum prolongs a step, and what is forgotten with each token limits how far back a memory finds anything.
-STEP, MOMENTUM, FORGET = 0.5, 0.12, 0.0025
+STEP, MOMENTUM, FORGET = 0.25, 0.12, 0.0025
 
 
 @struct.dataclass
