@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from pallas_kernels import hopper
+
 # JAX's interpreter of GPU kernels gives each warpgroup a thread of XLA's pool, which waits there for the others: with a pool as small
 # as two cores make it, they would wait for ever. Read when the first array is made.
-os.environ.setdefault("NPROC", "16")
+if hopper.interpreter_missing() is None:
+    os.environ.setdefault("NPROC", "16")
 
 # Tests of many small programs, where compiling takes longer than running.
 COMPILED_QUICKLY = ("benchmarks", "layers", "zoo")
