@@ -103,6 +103,7 @@ def difference(a: jax.Array, b: jax.Array) -> float:
 
 
 def main() -> None:
+    jax.config.update("jax_disable_most_optimizations", True)  # the same function, sooner compiled
     mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
     for name, (op, way, (call, arrays)) in CASES.items():
         with use("xla"):
