@@ -168,12 +168,17 @@ def _topology(device: str) -> Any:
     target = DEVICES[device]
     if target.platform == "gpu":
         return topologies.get_topology_desc("", "cuda", target_config=H100, topology=target.topology)
+    return tpu_topology(target.topology)
+
+
+def tpu_topology(name: str) -> Any:
+    """JAX's description of TPU chips, "v5e:2x2" or "v5p:16x16x16", say: its ``devices`` can be compiled for, alone or in a mesh."""
     # libtpu looks for chips and for other processes that hold it; here are none, and they do not matter.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    return topologies.get_topology_desc(platform="tpu", topology_name=target.topology)
+    return topologies.get_topology_desc(platform="tpu", topology_name=name)
 
 
 @contextlib.contextmanager

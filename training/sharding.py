@@ -22,11 +22,10 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from layers.state import flatten
+from pallas_kernels.sequence import ROW_AXES as ROWS
 from tasks.registry import unknown
 
 AXES = ("data", "fsdp", "tensor", "sequence")
-ROWS = ("data", "fsdp")
-"""The axes over which the rows of a batch are split."""
 SMALLEST = 1024
 """Parameters with fewer numbers are copied: gathering them would cost more than they take."""
 

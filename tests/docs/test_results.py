@@ -1,12 +1,20 @@
-"""The page of what was measured says what the files say."""
+"""The pages of what was measured and counted say what the files say."""
 
 from __future__ import annotations
 
+import json
+
+from benchmarks import billion_tokens
 from docs import results
 
 
 def test_the_page_is_fresh() -> None:
     assert results.PAGE.read_text() == results.page(), "run: python -m docs.results"
+
+
+def test_the_page_of_a_billion_tokens_is_fresh() -> None:
+    rows = json.loads(billion_tokens.RESULTS.read_text())["rows"]
+    assert billion_tokens.PAGE.read_text() == billion_tokens.page(rows), "run: python -m benchmarks.billion_tokens"
 
 
 def test_a_claim_that_does_not_hold_is_told_so() -> None:
