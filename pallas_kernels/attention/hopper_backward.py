@@ -37,7 +37,7 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
     q, v = arrays["q"], arrays["v"]
     head_dim, value_dim, size = q.shape[3], v.shape[3], spec.block
     present = {name: x for name, x in arrays.items() if x is not None}
-    columns = [name for name in ("key_bias", "k_positions") if name in present]
+    columns = [name for name in tiles.ALONG_KEYS if name in present]
     rows_of = [name for name in ("lse", "delta", "q_positions") if name in present]
     width = size if max(head_dim, value_dim) <= 64 else 64  # keys at once: beside wide accumulators registers hold no more
     shape = (ROWS, width)
@@ -56,24 +56,7 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
         def _producer() -> None:
             if spec.consumers == 2:
                 plgpu.set_max_registers(tiles.COPYING, action="decrease")
-            kv_head = lax.div(head, jnp.int32(spec.group))
-
-            def copy(step: Any, slot: Any) -> None:
-                rows = pl.ds(blocks.block(step) * size, size)
-                ready = barriers["k"].at[slot]
-                plgpu.copy_gmem_to_smem(inputs["k"].at[batch, rows, kv_head], memory["k"].at[slot], ready)
-                for name in columns:
-                    plgpu.copy_gmem_to_smem(inputs[name].at[(*tiles.layer(inputs[name], batch, head), rows)], memory[name].at[slot], ready)
-                if "bias" in inputs:
-                    where = (*tiles.layer(inputs["bias"], batch, head), pl.ds(tile * spec.tile, spec.tile), rows)
-                    plgpu.copy_gmem_to_smem(inputs["bias"].at[where], memory["bias"].at[slot], ready)
-                plgpu.copy_gmem_to_smem(inputs["v"].at[batch, rows, kv_head], memory["v"].at[slot], barriers["v"].at[slot])
-
-            def released(slot: Any) -> None:
-                plgpu.barrier_wait(barriers["k_free"].at[slot])
-                plgpu.barrier_wait(barriers["v_free"].at[slot])
-
-            tiles.produce(blocks.total, STAGES, copy, released)
+            tiles.produce_keys(spec, blocks, STAGES, inputs, memory, barriers, batch, head, tile)
 
         @pl.when(group < spec.consumers)
         def _consumer() -> None:

@@ -47,7 +47,7 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
     q, v = arrays["q"], arrays["v"]
     head_dim, value_dim, size = q.shape[3], v.shape[3], spec.block
     present = {name: x for name, x in arrays.items() if x is not None}
-    extra = [name for name in ("key_bias", "k_positions") if name in present]
+    extra = [name for name in tiles.ALONG_KEYS if name in present]
     # With a positive scale and nothing to add, scaling waits until the exponential, where it costs nothing.
     late = spec.scale * tiles.LOG2E if spec.scale > 0 and not {"key_bias", "bias"} & present.keys() else 1.0
     early = 1.0 if late != 1.0 else spec.scale * tiles.LOG2E
@@ -66,25 +66,7 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
         def _producer() -> None:
             if spec.consumers == 2:
                 plgpu.set_max_registers(tiles.COPYING, action="decrease")
-            kv_head = lax.div(head, jnp.int32(spec.group))
-
-            def copy(step: Any, slot: Any) -> None:
-                start = blocks.block(step) * size
-                rows = pl.ds(start, size)
-                ready = barriers["k"].at[slot]
-                plgpu.copy_gmem_to_smem(inputs["k"].at[batch, rows, kv_head], memory["k"].at[slot], ready)
-                for name in extra:
-                    plgpu.copy_gmem_to_smem(inputs[name].at[(*tiles.layer(inputs[name], batch, head), rows)], memory[name].at[slot], ready)
-                if "bias" in inputs:
-                    where = (*tiles.layer(inputs["bias"], batch, head), pl.ds(tile * spec.tile, spec.tile), rows)
-                    plgpu.copy_gmem_to_smem(inputs["bias"].at[where], memory["bias"].at[slot], ready)
-                plgpu.copy_gmem_to_smem(inputs["v"].at[batch, rows, kv_head], memory["v"].at[slot], barriers["v"].at[slot])
-
-            def released(slot: Any) -> None:
-                plgpu.barrier_wait(barriers["k_free"].at[slot])
-                plgpu.barrier_wait(barriers["v_free"].at[slot])
-
-            tiles.produce(blocks.total, STAGES, copy, released)
+            tiles.produce_keys(spec, blocks, STAGES, inputs, memory, barriers, batch, head, tile)
 
         @pl.when(group < spec.consumers)
         def _consumer() -> None:

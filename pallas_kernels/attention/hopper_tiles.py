@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
@@ -25,6 +26,7 @@ LOG2E = math.log2(math.e)
 LOWEST = -1e30  # where running maxima start: finite, so that a row that sees nothing gives no NaN
 HIGHEST = 1e30  # the log-sum-exp of rows whose weights must come out as zeros
 COPYING, MULTIPLYING = 24, 240  # registers of a thread of the warpgroup that copies, and of the two that multiply: 512 together at most
+ALONG_KEYS = ("key_bias", "k_positions")
 Window = tuple[int | None, int | None]
 
 
@@ -209,6 +211,28 @@ def produce(total: Any, stages: int, copy: Callable[[Any, Any], None], released:
     loop(first, total, refill, None)
     # No barrier is left with an arrival that nobody saw.
     loop(total - first, total, lambda step, _: released(ring(step, stages)), None)
+
+
+def produce_keys(spec: Spec, blocks: Visit, stages: int, inputs: Any, memory: Any, barriers: Any, batch: Any, head: Any, tile: Any) -> None:
+    """The producer of a tile of queries: the keys and values of its blocks, and what else stands along keys, into buffers of both."""
+    kv_head = lax.div(head, jnp.int32(spec.group))
+
+    def copy(step: Any, slot: Any) -> None:
+        rows, ready = pl.ds(blocks.block(step) * spec.block, spec.block), barriers["k"].at[slot]
+        plgpu.copy_gmem_to_smem(inputs["k"].at[batch, rows, kv_head], memory["k"].at[slot], ready)
+        for name in ALONG_KEYS:
+            if name in inputs:
+                plgpu.copy_gmem_to_smem(inputs[name].at[(*layer(inputs[name], batch, head), rows)], memory[name].at[slot], ready)
+        if "bias" in inputs:
+            where = (*layer(inputs["bias"], batch, head), pl.ds(tile * spec.tile, spec.tile), rows)
+            plgpu.copy_gmem_to_smem(inputs["bias"].at[where], memory["bias"].at[slot], ready)
+        plgpu.copy_gmem_to_smem(inputs["v"].at[batch, rows, kv_head], memory["v"].at[slot], barriers["v"].at[slot])
+
+    def released(slot: Any) -> None:
+        plgpu.barrier_wait(barriers["k_free"].at[slot])
+        plgpu.barrier_wait(barriers["v_free"].at[slot])
+
+    produce(blocks.total, stages, copy, released)
 
 
 def columns(width: int) -> int:
