@@ -82,7 +82,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What dispatch picked for one call, and why the ones before it were passed over."""
+    """What dispatch picked for one call, and why those before it that run on this platform were passed over."""
 
     op: str
     implementation: str
@@ -127,7 +127,9 @@ class Op:
         """
         forced = _forced.get() or {}
         named = implementation or forced.get(self.name) or forced.get("*")
+        here = current_platform()
         rejected: list[tuple[str, str]] = []
+        elsewhere: list[tuple[str, str]] = []  # their reason is only worth telling where nothing else serves
         for candidate in self.implementations:
             if named is not None and candidate.name != named:
                 continue
@@ -136,20 +138,18 @@ class Op:
             # The reference is the specification, not a way to run a model: only a name picks it.
             if named is None and candidate.name == "reference" and len(self.implementations) > 1:
                 continue
-            reason = self._objection(candidate, *args, **kwargs)
+            if candidate.platforms is not None and here not in candidate.platforms:
+                elsewhere.append((candidate.name, f"runs on {' or '.join(candidate.platforms)}, this is {here}"))
+                continue
+            reason = candidate.objection(*args, **kwargs)
             if reason is None:
                 return candidate, Choice(self.name, candidate.name, tuple(rejected))
             rejected.append((candidate.name, reason))
+        rejected += elsewhere
         if named is not None and not rejected:
             known = ", ".join(i.name for i in self.implementations)
             raise ValueError(f"op {self.name!r} has no implementation {named!r}; it has: {known}")
         raise Refused(self.name, tuple(rejected))
-
-    def _objection(self, candidate: Implementation, *args: Any, **kwargs: Any) -> str | None:
-        here = current_platform()
-        if candidate.platforms is not None and here not in candidate.platforms:
-            return f"runs on {' or '.join(candidate.platforms)}, this is {here}"
-        return candidate.objection(*args, **kwargs)
 
     def __call__(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
         chosen, choice = self.choose(*args, implementation=implementation, **kwargs)
