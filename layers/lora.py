@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.initializers import normal, zeros
+from layers.linear import Linear
 from layers.mixer import near
 from layers.state import flatten
 
@@ -25,7 +26,7 @@ LAYERS = ("*blocks.*",)
 """Patterns of all linear layers inside blocks, in any backbone."""
 
 
-class AdaptedLinear(nnx.Linear):
+class AdaptedLinear(Linear):
     """A linear layer with ``lora_a`` (in_features, rank) and ``lora_b`` (rank, out_features) beside its kernel; made by :func:`add_lora`.
 
     Attributes:
@@ -60,7 +61,7 @@ def add_lora(model: nnx.Module, *, rank: int = 8, alpha: float | None = None, pa
         raise ValueError(f"the rank of adapters is at least 1, got {rank}")
     if adapters(model):
         raise ValueError("the model has adapters already: merge_lora(model) first")
-    linear: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if type(module) is nnx.Linear}
+    linear: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if type(module) in (Linear, nnx.Linear)}
     chosen: set[str] = set()
     for pattern in patterns:
         hits = fnmatch.filter(linear, pattern)
@@ -94,7 +95,7 @@ def merge_lora(model: nnx.Module) -> nnx.Module:
         layer.kernel[...] = merged(layer.kernel[...], layer.lora_a[...], layer.lora_b[...], layer.lora_scale)
         for part in ("lora_a", "lora_b", "lora_scale"):
             delattr(layer, part)
-        object.__setattr__(layer, "__class__", nnx.Linear)
+        object.__setattr__(layer, "__class__", Linear)
     return model
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from layers.depthwise import DepthwiseConv
 from layers.drop import DropPath
 from layers.initializers import variance_scaling
+from layers.linear import Linear
 from layers.mlp import gelu
 from layers.module import Module
 from layers.norm import Norm, create_norm
@@ -57,14 +58,14 @@ class MBConv(Module):
         pointwise = {"kernel_init": variance_scaling(2.0, "fan_out", "normal"), **common}
         hidden = int(features * expansion)
         self.norm = create_norm(norm, in_features, epsilon=norm_epsilon, **common)
-        self.expand = nnx.Linear(in_features, hidden, use_bias=False, **pointwise)
+        self.expand = Linear(in_features, hidden, use_bias=False, **pointwise)
         self.expand_norm = create_norm(norm, hidden, epsilon=norm_epsilon, **common)
         init = variance_scaling(2.0, "fan_in", "normal")
         self.depthwise = DepthwiseConv(hidden, 3, strides=strides, padding="same", use_bias=False, kernel_init=init, **common)
         self.depthwise_norm = create_norm(norm, hidden, epsilon=norm_epsilon, **common)
         self.squeeze_excite = SqueezeExcite(hidden, int(features * squeeze), **common)
-        self.project = nnx.Linear(hidden, features, **pointwise)
-        self.shortcut = None if in_features == features else nnx.Linear(in_features, features, **pointwise)
+        self.project = Linear(hidden, features, **pointwise)
+        self.shortcut = None if in_features == features else Linear(in_features, features, **pointwise)
         self.drop = None if drop_path is None else DropPath(drop_path, rngs=rngs)
         self.strides, self.activation = strides, activation
 

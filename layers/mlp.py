@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.initializers import truncated_normal, zeros
+from layers.linear import Linear
 from layers.module import Module
 from layers.norm import Norm, create_norm
 
@@ -42,9 +43,9 @@ class MLP(Module):
         rngs: nnx.Rngs,
     ):
         common = {"use_bias": use_bias, "kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.up = nnx.Linear(features, hidden, **common)
+        self.up = Linear(features, hidden, **common)
         self.norm = create_norm(norm, hidden, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if norm else None
-        self.down = nnx.Linear(hidden, features, **common)
+        self.down = Linear(hidden, features, **common)
         self.activation = activation
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
@@ -78,9 +79,9 @@ class GatedMLP(Module):
         rngs: nnx.Rngs,
     ):
         common = {"use_bias": use_bias, "kernel_init": kernel_init, "bias_init": bias_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.gate = nnx.Linear(features, hidden, **common)
-        self.up = nnx.Linear(features, hidden, **common)
-        self.down = nnx.Linear(hidden, features, **common)
+        self.gate = Linear(features, hidden, **common)
+        self.up = Linear(features, hidden, **common)
+        self.down = Linear(hidden, features, **common)
         self.activation = activation
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 

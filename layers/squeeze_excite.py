@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.initializers import variance_scaling
+from layers.linear import Linear
 from layers.module import Module
 
 
@@ -28,8 +29,8 @@ class SqueezeExcite(Module):
         rngs: nnx.Rngs,
     ):
         common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.squeeze = nnx.Linear(features, hidden, **common)
-        self.excite = nnx.Linear(hidden, features, **common)
+        self.squeeze = Linear(features, hidden, **common)
+        self.excite = Linear(hidden, features, **common)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:

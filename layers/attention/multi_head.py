@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.initializers import normal, truncated_normal, zeros
+from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import Diagnostic
 from layers.norm import Norm, create_norm
@@ -122,10 +123,10 @@ class MultiHeadAttention(Mixer):
         head_dim = head_dim or features // num_heads
         source = features if context_features is None else context_features
         common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.query = nnx.Linear(features, num_heads * head_dim, use_bias=use_bias, **common)
-        self.key = nnx.Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
-        self.value = nnx.Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
-        self.out = nnx.Linear(num_heads * head_dim, features, use_bias=use_bias if out_bias is None else out_bias, **common)
+        self.query = Linear(features, num_heads * head_dim, use_bias=use_bias, **common)
+        self.key = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
+        self.value = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
+        self.out = Linear(num_heads * head_dim, features, use_bias=use_bias if out_bias is None else out_bias, **common)
         norm = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.key_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.convolution import CausalConvolution
+from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.norm import create_norm
 from layers.state_space.initialisation import fan_in_uniform, step_bias
@@ -105,22 +106,22 @@ class DeltaNet(Mixer):
         self.num_heads, self.value_heads, self.head_dim, self.value_dim = num_heads, value_heads, head_dim, int(value_dim)
         keys, values = num_heads * head_dim, value_heads * self.value_dim
         common = {"use_bias": False, "kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.query = nnx.Linear(features, keys, **common)
-        self.key = nnx.Linear(features, self.steps * keys, **common)
-        self.value = nnx.Linear(features, self.steps * values, **common)
-        self.beta = nnx.Linear(features, self.steps * value_heads, **common)
+        self.query = Linear(features, keys, **common)
+        self.key = Linear(features, self.steps * keys, **common)
+        self.value = Linear(features, self.steps * values, **common)
+        self.beta = Linear(features, self.steps * value_heads, **common)
         convolution = {"use_bias": conv_bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query_conv = CausalConvolution(keys, conv_size, **convolution) if conv_size else None
         self.key_conv = CausalConvolution(self.steps * keys, conv_size, **convolution) if conv_size else None
         self.value_conv = CausalConvolution(self.steps * values, conv_size, **convolution) if conv_size else None
         has_decay = self.own_decay if use_decay is None else use_decay
-        self.decay = nnx.Linear(features, value_heads, **common) if has_decay else None
+        self.decay = Linear(features, value_heads, **common) if has_decay else None
         if has_decay:
             self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (value_heads,), minval=1, maxval=16)).astype(param_dtype))
             self.dt_bias = nnx.Param(step_bias(rngs.params(), (value_heads,), param_dtype))
-        self.gate = nnx.Linear(features, values, **common) if (self.own_gate if use_gate is None else use_gate) else None
+        self.gate = Linear(features, values, **common) if (self.own_gate if use_gate is None else use_gate) else None
         self.norm = create_norm("rms", self.value_dim, epsilon=norm_epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.out = nnx.Linear(values, features, **common)
+        self.out = Linear(values, features, **common)
 
     @property
     def complexity(self) -> float:

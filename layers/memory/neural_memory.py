@@ -22,6 +22,7 @@ from flax import nnx, struct
 
 from layers.convolution import CausalConvolution
 from layers.initializers import constant, normal, variance_scaling
+from layers.linear import Linear
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.learning import MemoryState, Tokens, initial_state, learn, parallel
 from layers.mixer import Mixer, near, register_mixer
@@ -157,16 +158,16 @@ class NeuralMemory(Mixer):
         inner = num_heads * self.head_dim
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         weights = {"use_bias": False, "kernel_init": kernel_init, **common}
-        self.query = nnx.Linear(features, inner, **weights)
-        self.key = nnx.Linear(features, inner, **weights)
-        self.value = nnx.Linear(features, inner, **weights)
-        self.gate = nnx.Linear(features, inner, **weights)
-        self.out = nnx.Linear(inner, features, **weights)
+        self.query = Linear(features, inner, **weights)
+        self.key = Linear(features, inner, **weights)
+        self.value = Linear(features, inner, **weights)
+        self.gate = Linear(features, inner, **weights)
+        self.out = Linear(inner, features, **weights)
         self.conv = CausalConvolution(3 * inner, conv_size, use_bias=False, **common) if conv_size else None
 
-        def gate(share: float) -> nnx.Linear:
+        def gate(share: float) -> Linear:
             bias = math.log(share / (1 - share))
-            return nnx.Linear(features, num_heads, kernel_init=kernel_init, bias_init=constant(bias), **common)
+            return Linear(features, num_heads, kernel_init=kernel_init, bias_init=constant(bias), **common)
 
         self.step = gate(STEP)
         self.momentum = gate(MOMENTUM) if self.memory.algorithm.momentum else None
@@ -261,7 +262,7 @@ class NeuralMemory(Mixer):
         """What the tokens x (batch, length, features) bring to the memory; ``qkv`` (batch, length, 3 inner) is convolved."""
         q, k, v = jnp.split(qkv, 3, axis=-1)
 
-        def gate(linear: nnx.Linear | None, function: Any) -> jax.Array | None:
+        def gate(linear: Linear | None, function: Any) -> jax.Array | None:
             if linear is None:
                 return None
             z = linear(x)

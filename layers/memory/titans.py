@@ -17,6 +17,7 @@ from flax import nnx, struct
 
 from layers.attention.multi_head import AttentionCache, ContextCache, MultiHeadAttention
 from layers.initializers import normal, variance_scaling
+from layers.linear import Linear
 from layers.memory.choices import Memory
 from layers.memory.learning import Weights, choose, learn, recall, weights_of
 from layers.memory.neural_memory import NeuralMemory, NeuralMemoryState, Pieces
@@ -181,11 +182,11 @@ class MemoryAsContext(Mixer):
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         weights = {"use_bias": False, "kernel_init": _INIT, **common}
         self.memory = NeuralMemory(features, num_heads=num_heads, memory=memory, chunk=chunk, conv_size=conv_size, kernel_init=_INIT, **common)
-        self.query = nnx.Linear(features, features, **weights)
-        self.key = nnx.Linear(features, features, **weights)
-        self.value = nnx.Linear(features, features, **weights)
-        self.out = nnx.Linear(features, features, **weights)
-        self.retrieve = nnx.Linear(features, features, **weights)
+        self.query = Linear(features, features, **weights)
+        self.key = Linear(features, features, **weights)
+        self.value = Linear(features, features, **weights)
+        self.out = Linear(features, features, **weights)
+        self.retrieve = Linear(features, features, **weights)
         self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
         self.recall_norm = RMSNorm(features, **common)
         self.attention_norm = RMSNorm(features, **common)

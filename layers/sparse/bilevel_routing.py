@@ -19,6 +19,7 @@ from flax import nnx
 
 from layers.depthwise import DepthwiseConv
 from layers.initializers import truncated_normal
+from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import Diagnostic
 from pallas_kernels import attention, attention_weights, sequence
@@ -77,10 +78,10 @@ class BilevelRoutingAttention(Mixer):
         if enhance not in ("value", "input"):
             raise ValueError(f'enhance is "value" or "input", got {enhance!r}')
         common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.query = nnx.Linear(features, features, use_bias=use_bias, **common)
-        self.key = nnx.Linear(features, features, use_bias=use_bias, **common)
-        self.value = nnx.Linear(features, features, use_bias=use_bias, **common)
-        self.out = nnx.Linear(features, features, **common)
+        self.query = Linear(features, features, use_bias=use_bias, **common)
+        self.key = Linear(features, features, use_bias=use_bias, **common)
+        self.value = Linear(features, features, use_bias=use_bias, **common)
+        self.out = Linear(features, features, **common)
         self.enhancement = DepthwiseConv(features, enhancement_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if enhancement_size else None
         self.num_heads, self.regions, self.topk, self.routing, self.enhance = num_heads, regions, topk, routing, enhance
         self.scale = features**-0.5 if scale is None else scale

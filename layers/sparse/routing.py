@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.initializers import normal, truncated_normal
+from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import AuxLoss, Diagnostic, Statistic
 from pallas_kernels import attention, sequence
@@ -113,10 +114,10 @@ class RoutingAttention(Mixer):
         if head_dim < 2 or clusters < 1 or (window is not None and window < 1) or (relative is not None and relative < 1):
             raise ValueError(f"head_dim must be at least 2, clusters, window and relative at least 1: got {head_dim}, {clusters}, {window}, {relative}")
         common = {"use_bias": use_bias, "kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.query = nnx.Linear(features, num_heads * head_dim, **common)
-        self.key = None if causal else nnx.Linear(features, num_heads * head_dim, **common)
-        self.value = nnx.Linear(features, num_heads * head_dim, **common)
-        self.out = nnx.Linear(num_heads * head_dim, features, **common)
+        self.query = Linear(features, num_heads * head_dim, **common)
+        self.key = None if causal else Linear(features, num_heads * head_dim, **common)
+        self.value = Linear(features, num_heads * head_dim, **common)
+        self.out = Linear(num_heads * head_dim, features, **common)
         self.relative = nnx.Param(normal(0.02)(rngs.params(), (relative, head_dim), param_dtype)) if relative else None
         self.centroids = Statistic(on_sphere(jax.random.normal(rngs.params(), (num_heads, clusters, head_dim), jnp.float32)))
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
@@ -153,7 +154,7 @@ class RoutingAttention(Mixer):
         self._follow((q,) if self.key is None else (q, k), mask)
         return self._output(y, x)
 
-    def _routing_vectors(self, projection: nnx.Linear, x: jax.Array) -> jax.Array:
+    def _routing_vectors(self, projection: Linear, x: jax.Array) -> jax.Array:
         """(batch, heads, length, head_dim) float32, on the sphere."""
         return jnp.moveaxis(on_sphere(projection(x).reshape(*x.shape[:2], self.num_heads, self.head_dim)), 2, 1)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.convolution import CausalConvolution
+from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.state_space.initialisation import (
     MIMETIC_A_LOG,
@@ -89,15 +90,15 @@ class Mamba(Mixer):
         channels = expand * features
         step_rank = step_rank or -(-features // 16)
         common = {"kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.in_proj = nnx.Linear(features, 2 * channels, use_bias=use_bias, **common)
+        self.in_proj = Linear(features, 2 * channels, use_bias=use_bias, **common)
         self.conv = CausalConvolution(channels, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.x_proj = nnx.Linear(channels, step_rank + 2 * state_dim, use_bias=False, **common)
-        self.dt_proj = nnx.Linear(step_rank, channels, use_bias=False, **common)
+        self.x_proj = Linear(channels, step_rank + 2 * state_dim, use_bias=False, **common)
+        self.dt_proj = Linear(step_rank, channels, use_bias=False, **common)
         self.dt_bias = nnx.Param(step_bias(rngs.params(), (channels,), param_dtype, steps=step_range))
         rates = jnp.arange(1, state_dim + 1, dtype=jnp.float32)
         self.A_log = nnx.Param(jnp.log(jnp.broadcast_to(rates, (channels, state_dim))).astype(param_dtype))
         self.D = nnx.Param(jnp.ones((channels,), param_dtype))
-        self.out_proj = nnx.Linear(channels, features, use_bias=use_bias, **{**common, "kernel_init": fan_in_uniform(depth)})
+        self.out_proj = Linear(channels, features, use_bias=use_bias, **{**common, "kernel_init": fan_in_uniform(depth)})
         self.channels, self.state_dim, self.step_rank = channels, state_dim, step_rank
         if initialisation == "mimetic":
             self._make_mimetic()

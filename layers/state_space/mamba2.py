@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.convolution import CausalConvolution
+from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import Module
 from layers.state_space.initialisation import (
@@ -104,13 +105,13 @@ class Mamba2(Mixer):
         self.heads, self.groups, self.channels, self.state_dim = channels // head_dim, groups, channels, state_dim
         common = {"use_bias": use_bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         convolved = channels + 2 * groups * state_dim
-        self.in_proj = nnx.Linear(features, channels + convolved + self.heads, kernel_init=fan_in_uniform(), **common)
+        self.in_proj = Linear(features, channels + convolved + self.heads, kernel_init=fan_in_uniform(), **common)
         self.conv = CausalConvolution(convolved, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.dt_bias = nnx.Param(step_bias(rngs.params(), (self.heads,), param_dtype, steps=step_range))
         self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (self.heads,), minval=1, maxval=16)).astype(param_dtype))
         self.D = nnx.Param(jnp.ones((self.heads,), param_dtype))
         self.norm = GatedRMSNorm(channels, groups=groups, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
-        self.out_proj = nnx.Linear(channels, features, kernel_init=fan_in_uniform(depth), **common)
+        self.out_proj = Linear(channels, features, kernel_init=fan_in_uniform(depth), **common)
         if initialisation == "mimetic":
             self._make_mimetic()
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
+from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.mlp import gelu
 from layers.state_space.initialisation import fan_in_uniform
@@ -147,7 +148,7 @@ class S4D(Mixer):
         self.C = nnx.Param(std * jax.random.normal(rngs.params(), (1 if causal else 2, *shape), param_dtype))
         self.D = nnx.Param(jax.random.normal(rngs.params(), (features,), param_dtype))
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
-        self.out = nnx.Linear(features, 2 * features, kernel_init=fan_in_uniform(), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.out = Linear(features, 2 * features, kernel_init=fan_in_uniform(), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.features, self.modes, self.discretisation, self.causal = features, start.shape[1], discretisation, causal
 
     @property

@@ -144,13 +144,13 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
         q = jnp.where(allowed.any(4)[..., None], q, 0)
         attended = allowed.any((2, 3))[..., None]
         k, v = jnp.where(attended, k, 0), jnp.where(attended, v, 0)
-    logits = options.scale * jnp.einsum("bgrqd,bgkd->bgrqk", q, k, preferred_element_type=wide)
+    logits = options.scale * _product(q, jnp.swapaxes(k, 2, 3), wide)
     if arrays["bias"] is not None:
         logits = logits + arrays["bias"].astype(wide)
     if allowed is not None:
         logits = jnp.where(allowed, logits, -jnp.inf)
     if options.normalize == "sigmoid":
-        out = jnp.einsum("bgrqk,bgkd->bgrqd", jax.nn.sigmoid(logits).astype(v.dtype), v, preferred_element_type=wide)
+        out = _product(jax.nn.sigmoid(logits).astype(v.dtype), v, wide)
         return out.astype(q.dtype), jnp.zeros(out.shape[:-1], wide)
     # The shift cancels in both results, so it carries no gradient.
     shift = lax.stop_gradient(jnp.max(logits, axis=-1))
@@ -165,8 +165,17 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     empty = total == 0
     total = jnp.where(empty, 1.0, total)
     # Dividing after the product touches q x value_dim numbers instead of q x k.
-    out = jnp.einsum("bgrqk,bgkd->bgrqd", weights.astype(v.dtype), v, preferred_element_type=wide) / total[..., None]
+    out = _product(weights.astype(v.dtype), v, wide) / total[..., None]
     return out.astype(q.dtype), jnp.where(empty, -jnp.inf, shift + jnp.log(total))
+
+
+def _product(rows: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
+    """(batch, kv, rep, q, n) times (batch, kv, n, m).
+
+    Heads that share keys are more rows of one product: with two axes of rows the compiler would transpose the weights for each gradient.
+    """
+    flat = rows.reshape(*rows.shape[:2], -1, rows.shape[-1])
+    return jnp.matmul(flat, matrix, preferred_element_type=dtype).reshape(*rows.shape[:-1], matrix.shape[-1])
 
 
 def _allowed(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> jax.Array | None:

@@ -17,6 +17,7 @@ from flax import nnx, struct
 
 from layers.block import Block
 from layers.initializers import normal
+from layers.linear import Linear
 from layers.mixer import Mixer, MixerSpec, create_mixer
 from layers.mlp import MLP, GatedMLP, gelu
 from layers.norm import create_norm
@@ -85,7 +86,7 @@ class Causal(Model):
         rates = drop_path_rates(c.drop_path, c.depth)
         self.blocks = Stack([self.make_block(i, rate, rngs=rngs) for i, rate in enumerate(rates)], remat=c.remat, scan=c.scan)
         self.norm = create_norm(c.norm, c.features, epsilon=c.norm_epsilon, **common)
-        self.head = None if c.tied else nnx.Linear(c.features, c.vocab_size, use_bias=False, kernel_init=normal(c.embedding_std), **common)
+        self.head = None if c.tied else Linear(c.features, c.vocab_size, use_bias=False, kernel_init=normal(c.embedding_std), **common)
         self.num_features = c.features
 
     def own_mixer(self, index: int) -> MixerSpec:

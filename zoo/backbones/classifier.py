@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from layers.initializers import truncated_normal
+from layers.linear import Linear
 from zoo.backbones.model import Model
 from zoo.registry import ModelConfig
 
@@ -20,7 +21,7 @@ class Classifier(Model):
     the model does not get them either, and may have ones that the checkpoint lacks.
     """
 
-    head: nnx.Linear | None
+    head: Linear | None
     before_head: ClassVar[tuple[str, ...]] = ()
     undecayed: ClassVar[tuple[str, ...]] = ("position", "prefix_position", "class_token", "distillation_token", "register_tokens", "mask_token", "table")
 
@@ -40,9 +41,9 @@ class Classifier(Model):
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
 
 
-def make_head(features: int, num_classes: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear | None:
+def make_head(features: int, num_classes: int, config: ModelConfig, rngs: nnx.Rngs) -> Linear | None:
     """The linear classifier, or None for 0 classes."""
     if not num_classes:
         return None
     options = {"use_bias": getattr(config, "head_bias", True), "dtype": config.dtype, "param_dtype": config.param_dtype}
-    return nnx.Linear(features, num_classes, kernel_init=truncated_normal(0.02), **options, rngs=rngs)
+    return Linear(features, num_classes, kernel_init=truncated_normal(0.02), **options, rngs=rngs)

@@ -19,6 +19,7 @@ from flax import nnx
 from layers.block import Block, NormOrder
 from layers.combinators import bidirectional, on_sequence
 from layers.initializers import normal, truncated_normal, zeros
+from layers.linear import Linear
 from layers.mixer import MixerSpec
 from layers.mlp import MLP, gelu
 from layers.module import Module
@@ -70,7 +71,7 @@ class MaskedHead(Module):
 
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        self.transform = nnx.Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common)
+        self.transform = Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common)
         self.norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common)
         self.bias = nnx.Param(zeros(rngs.params(), (c.vocab_size,), c.param_dtype))
 
@@ -114,9 +115,9 @@ class Encoder(Classifier):
         rates = drop_path_rates(c.drop_path, c.depth)
         self.blocks = Stack([self._block(i, rate, rngs) for i, rate in enumerate(rates)], remat=c.remat, scan=c.scan)
         self.norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common) if c.norm_order == "pre" else None
-        self.pooler = nnx.Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common) if c.pooler else None
+        self.pooler = Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common) if c.pooler else None
         self.masked_lm = MaskedHead(c, rngs=rngs) if c.masked_lm else None
-        self.next_sentence = nnx.Linear(c.features, 2, kernel_init=truncated_normal(0.02), **common) if c.next_sentence else None
+        self.next_sentence = Linear(c.features, 2, kernel_init=truncated_normal(0.02), **common) if c.next_sentence else None
         self.head = make_head(c.features, c.num_classes, c, rngs)
         self.num_features = c.features
 

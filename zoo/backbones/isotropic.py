@@ -19,6 +19,7 @@ from flax import nnx
 from layers.block import Block
 from layers.combinators import bidirectional, on_grid
 from layers.initializers import normal, truncated_normal
+from layers.linear import Linear
 from layers.mixer import MixerSpec
 from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh
 from layers.norm import LayerNorm, create_norm
@@ -167,7 +168,7 @@ class Isotropic(Classifier):
         pooling = {"norm": norm, "activation": ACTIVATIONS[c.mlp], **common}
         self.attention_pool = AttentionPool(c.features, c.num_heads, c.mlp_ratio, **pooling, rngs=rngs) if c.pool == "attention" else None
         self.config, self.num_features, self.pool = config, c.features * (1 + (c.pool == "token_and_average")), c.pool
-        self.pooler = nnx.Linear(self.num_features, self.num_features, kernel_init=truncated_normal(0.02), **common, rngs=rngs) if c.pooler else None
+        self.pooler = Linear(self.num_features, self.num_features, kernel_init=truncated_normal(0.02), **common, rngs=rngs) if c.pooler else None
         self.head = make_head(self.num_features, c.num_classes, c, rngs)
         self.distilled_head = make_head(c.features, c.num_classes, c, rngs) if self.distillation_token is not None and c.distilled_head else None
 

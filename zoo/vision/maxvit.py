@@ -24,6 +24,7 @@ from flax import nnx
 
 from layers.block import Block
 from layers.initializers import variance_scaling
+from layers.linear import Linear
 from layers.mbconv import MBConv
 from layers.mixer import MixerSpec
 from layers.mlp import MLP, gelu_tanh
@@ -88,7 +89,7 @@ class MaxViT(Pyramid):
         side = config.window or max(config.image_size // 32, 1)
         self.window = (side, side)
         super().__init__(config, rngs=rngs)
-        self.pre_logits = nnx.Linear(self.num_features, self.num_features, **self._common(rngs))
+        self.pre_logits = Linear(self.num_features, self.num_features, **self._common(rngs))
 
     def own_mixer(self, stage: int) -> MixerSpec:
         return {"name": "attention", "bias": functools.partial(RelativePositionBias, self.window, param_dtype=self.config.param_dtype)}

