@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 
 from benchmarks import billion_tokens
-from docs import results
+from docs import results, speed
 
 
 def test_the_page_is_fresh() -> None:
     assert results.PAGE.read_text() == results.page(), "run: python -m docs.results"
+
+
+def test_the_page_of_speeds_is_fresh_and_tells_losses() -> None:
+    assert speed.PAGE.read_text() == speed.page(), "run: python -m docs.speed"
+    measured = {"ours": {"forward": 2.0}, "eager": {"forward": 1.0}, "compile": {}, "times_faster_than_eager": {"forward": 0.5}}
+    text = speed.vision({"versions": {"jax": "1"}, "milliseconds": {"m, batch 1": measured}})
+    assert "| m, batch 1 | forward | 2 | 1 |  | 0.5 |  |" in text
 
 
 def test_the_page_of_a_billion_tokens_is_fresh() -> None:

@@ -1,0 +1,124 @@
+"""The page of speeds, from the files under benchmarks/results/cpu: ``python -m docs.speed`` writes docs/speed.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from docs.catalogue import table
+from docs.results import HOME
+
+RESULTS = HOME / "benchmarks" / "results" / "cpu"
+PAGE = HOME / "docs" / "speed.md"
+HEAD = """# Speed on a CPU, measured
+
+Written by `python -m docs.speed` from the files under `benchmarks/results/cpu`; not edited by hand. Two cores, float32. Each row was
+measured in one run with its peer, in turn; milliseconds are the least of several runs. A ratio above 1 says that ours is faster.
+Where a figure is missing the peer was not done in the time that the script gave it. Losses stay in the tables.
+"""
+Report = dict[str, Any]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _load(report: Report) -> str:
+    return f"; load average at the end {report['load_average_at_end']:.1f}" if "load_average_at_end" in report else ""
+
+
+def vision(report: Report) -> str:
+    """Against timm and the authors' code."""
+    rows = []
+    for name, row in report["milliseconds"].items():
+        for what, label in (("forward", "forward"), ("training_step", "training step")):
+            times = [row[side].get(what) for side in ("ours", "eager", "compile")]
+            ratios = [row.get(f"times_faster_than_{side}", {}).get(what) for side in ("eager", "compile")]
+            rows.append([name, label, *map(_number, [*times, *ratios])])
+    versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
+    head = ["model", "", "ours, ms", "PyTorch eager, ms", "torch.compile, ms", "times eager", "times torch.compile"]
+    return f"## Vision models\n\n`python -m benchmarks.vision`, {versions}{_load(report)}.\n\n{table(head, rows)}"
+
+
+def mamba(report: Report) -> str:
+    """Against transformers' PyTorch path, and the products alone."""
+    rows = []
+    for length, row in report["lengths"].items():
+        for what, ours in row["ours_ms"].items():
+            theirs = row["transformers_ms"].get(what)
+            least = row["transformers_ms"].get(f"{what}_at_least")
+            ratio = row["times_faster"].get(what)
+            told = _number(theirs) if theirs else f"over {_number(least)}" if least else ""
+            over = _number(row["forward_over_products"]) if what == "forward" else ""
+            rows.append([length, what.replace("_", " "), _number(ours), told, _number(ratio), over])
+    head = ["tokens", "", "ours, ms", "transformers, ms", "times transformers", "over its matrix products alone"]
+    return f"## {report['model']}\n\n`python -m benchmarks.mamba`, jax {report['jax']}{_load(report)}.\n\n{table(head, rows)}"
+
+
+def recurrences(report: Report) -> str:
+    """In chunks against token by token."""
+    rows = []
+    for name, row in report["rows"].items():
+        for what in ("forward", "gradient"):
+            rows.append([name, what, *map(_number, (row[what]["xla_ms"], row[what]["reference_ms"], row[what]["ratio"]))])
+    text = f"`python -m benchmarks.recurrences`, {report['length']} tokens, jax {report['jax']}{_load(report)}."
+    return f"## The recurrences\n\n{text}\n\n{table(['op', '', 'in chunks, ms', 'token by token, ms', 'times'], rows)}"
+
+
+def titans(report: Report) -> str:
+    """In chunks against token by token, the same algorithm."""
+    rows = []
+    for name, row in report["rows"].items():
+        for what in ("forward", "gradient"):
+            found = row[what]
+            times = map(_number, (found["chunked_ms"], found["sequential_ms"], found["times_faster"]))
+            rows.append([name, what, *times, f"{found['relative_difference']:.0e}"])
+    text = f"`python -m benchmarks.titans`, {report['length']} tokens, jax {report['jax']}{_load(report)}: the same algorithm both times."
+    return f"## Memories that learn\n\n{text}\n\n{table(['memory', '', 'in chunks, ms', 'token by token, ms', 'times', 'relative difference'], rows)}"
+
+
+def scaling(report: Report) -> str:
+    """Time and memory against length."""
+    forms = ("longnet", "dense")
+    found = {form: {row["length"]: row for row in report[form]["rows"]} for form in forms}
+    rows = []
+    for length in found["longnet"]:
+        cells = [(f"{row['seconds']:.3g}", f"{row['temporary_bytes'] / 2**20:,.0f}") if (row := found[form].get(length)) else ("", "") for form in forms]
+        rows.append([f"{length:,}", *cells[0], *cells[1]])
+    slopes = [f"{form} {report[form]['slope_of_seconds']} in time and {report[form]['slope_of_memory']} in memory" for form in forms]
+    text = f"`python -m benchmarks.longnet_scaling`, a forward pass, jax {report['jax']}{_load(report)}. Growth exponents: {'; '.join(slopes)}."
+    head = ["tokens", "LongNet, s", "LongNet, MiB", "dense, s", "dense, MiB"]
+    return f"## One layer from thousands of tokens to a million\n\n{text}\n\n{table(head, rows)}"
+
+
+def collectives(report: Report) -> str:
+    """Bytes that devices send."""
+    found = report["bytes_sent_by_each_device"]
+    lengths = list(next(iter(found.values())))
+    rows = [[name, *(f"{sum(by[n]['training'].values()) / 2**10:,.0f}" if n in by else "" for n in lengths)] for name, by in found.items()]
+    idle = ", ".join(f"{share:.0%} at a {name}" for name, share in report["idle_share_of_handing_over"].items())
+    text = f"`python -m benchmarks.collectives`: KiB that each of {report['devices']} devices sends in one layer's training step, as compiled."
+    more = f"The sum of the parameters' gradients is in every row. Where a memory is handed over, devices stand idle: {idle}."
+    return f"## Sequences split over devices\n\n{text} {more}\n\n{table(['layer', *(f'{int(n):,} tokens' for n in lengths)], rows)}"
+
+
+SECTIONS: dict[str, Callable[[Report], str]] = {
+    "vision": vision,
+    "mamba": mamba,
+    "recurrences": recurrences,
+    "titans": titans,
+    "longnet_scaling": scaling,
+    "collectives": collectives,
+}
+
+
+def page(folder: Path = RESULTS) -> str:
+    """All of the page: a section for each file that is there."""
+    found = {name: folder / f"{name}.json" for name in SECTIONS}
+    return "\n".join([HEAD, *(SECTIONS[name](json.loads(path.read_text())) for name, path in found.items() if path.exists())])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
