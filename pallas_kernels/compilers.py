@@ -10,17 +10,19 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, SingleDeviceSharding
 
 from pallas_kernels import dispatch
 
@@ -45,7 +47,7 @@ class Device:
 
     Attributes:
       platform: as :func:`pallas_kernels.dispatch.platform` names it.
-      topology: how its compiler names it.
+      topology: how its compiler names it; a GPU's, so many of them in one host.
       kind: how JAX names it where it is present.
       cores: streaming multiprocessors, or tensor cores.
     """
@@ -57,7 +59,7 @@ class Device:
 
 
 DEVICES = {
-    "h100": Device("gpu", "1x1x1", "NVIDIA H100 80GB HBM3", 132),
+    "h100": Device("gpu", "1x1x{}", "NVIDIA H100 80GB HBM3", 132),
     "v5e": Device("tpu", "v5e:2x2", "TPU v5 lite", 1),
     "v6e": Device("tpu", "v6e:2x2", "TPU v6 lite", 1),
 }
@@ -107,25 +109,36 @@ def missing(device: str) -> str | None:
     return None
 
 
-def lower_for(device: str, function: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
+def mesh_of(device: str, sizes: Mapping[str, int]) -> Mesh:
+    """A mesh of devices that need not be present, four of a TPU at most, its axes by name; errors as :func:`compile_for`."""
+    if (reason := missing(device)) is not None:
+        raise RuntimeError(reason)
+    count = math.prod(sizes.values())
+    devices = np.asarray(_topology(device, count).devices[:count]).reshape(*sizes.values())
+    return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def lower_for(device: str, function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None) -> jax.stages.Lowered:
     """Lowers ``function(*arguments)`` for a device that need not be present, kernels included; arguments and errors as :func:`compile_for`."""
     target = _known(device)
     if (reason := missing(device)) is not None:
         raise RuntimeError(reason)
-    sharding = SingleDeviceSharding(_topology(device).devices[0])
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
-    with dispatch.platform(target.platform), _target(target):
+    if mesh is None:
+        sharding = SingleDeviceSharding(_topology(device).devices[0])
+        arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    with dispatch.platform(target.platform), _target(target) if mesh is None else jax.set_mesh(mesh):
         # A new function each time: what JAX has traced for another platform must not be found again.
-        return jax.jit(lambda *a: function(*a)).lower(*shapes)
+        return jax.jit(lambda *a: function(*a)).lower(*arguments)
 
 
-def compile_for(device: str, function: Callable[..., Any], *arguments: Any) -> Program:
+def compile_for(device: str, function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None) -> Program:
     """Compiles ``function(*arguments)`` for a device that need not be present.
 
     Args:
       device: "h100", "v5e" or "v6e".
       function: any that JAX can trace; ops inside choose as they would on the device.
-      *arguments: pytrees of arrays or ``jax.ShapeDtypeStruct``.
+      *arguments: pytrees of arrays or ``jax.ShapeDtypeStruct``; with ``mesh`` of those, with their places on it.
+      mesh: what :func:`mesh_of` gives, to run on; one device by default.
 
     Returns:
       What was compiled. A GPU kernel that this process has compiled before is not told again.
@@ -134,7 +147,7 @@ def compile_for(device: str, function: Callable[..., Any], *arguments: Any) -> P
       RuntimeError: the device's compiler is not installed; says how to install it.
       ValueError: an unknown device. Whatever the compiler refuses comes as it raises it.
     """
-    lowered = lower_for(device, function, *arguments)
+    lowered = lower_for(device, function, *arguments, mesh=mesh)
     if DEVICES[device].platform == "gpu":
         with _reports() as folder:
             compiled = lowered.compile()
@@ -164,10 +177,10 @@ def _ptxas() -> bool:
 
 
 @functools.cache
-def _topology(device: str) -> Any:
+def _topology(device: str, count: int = 1) -> Any:
     target = DEVICES[device]
     if target.platform == "gpu":
-        return topologies.get_topology_desc("", "cuda", target_config=H100, topology=target.topology)
+        return topologies.get_topology_desc("", "cuda", target_config=H100, topology=target.topology.format(count))
     return tpu_topology(target.topology)
 
 

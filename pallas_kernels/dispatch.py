@@ -18,7 +18,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
+
+from pallas_kernels import mesh
 
 
 def always(*_: Any, **__: Any) -> str | None:
@@ -33,7 +34,7 @@ class Implementation:
     Attributes:
       name: "reference", "xla", "mosaic_tpu", "mosaic_gpu", or the way in which devices that share a sequence work together.
       call: the function; takes the op's arguments without ``implementation``.
-      platforms: where it runs ("cpu", "gpu", "tpu"); None is everywhere.
+      platforms: where it runs ("cpu", "gpu", "tpu"), as a kernel; None is everywhere, in JAX's own operations, which the compiler can split.
       objection: called with the op's arguments; returns why it can't serve them, or None.
       considered: whether to think of it at all where it is not named: on a mesh, say, and not off it.
     """
@@ -110,12 +111,12 @@ class Refused(ValueError):
 
 
 class Op:
-    """An op's implementations in order of preference ("reference" is the specification), its cases and its realistic shapes."""
+    """An op's implementations in order of preference ("reference" is the specification), its arrays' axes, its cases and its realistic shapes."""
 
-    def __init__(self, name: str, implementations: tuple[Implementation, ...], cases: tuple[Case, ...], shapes: tuple[Shape, ...] = ()):
+    def __init__(self, name: str, implementations: tuple[Implementation, ...], axes: mesh.Axes, cases: tuple[Case, ...], shapes: tuple[Shape, ...] = ()):
         if name in OPS:
             raise ValueError(f"op {name!r} is defined twice")
-        self.name, self.implementations, self.cases, self.shapes = name, implementations, cases, shapes
+        self.name, self.implementations, self.axes, self.cases, self.shapes = name, implementations, axes, cases, shapes
         OPS[name] = self
 
     def choose(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> tuple[Implementation, Choice]:
@@ -141,7 +142,7 @@ class Op:
             if candidate.platforms is not None and here not in candidate.platforms:
                 elsewhere.append((candidate.name, f"runs on {' or '.join(candidate.platforms)}, this is {here}"))
                 continue
-            reason = candidate.objection(*args, **kwargs)
+            reason = self._objection(candidate, args, kwargs)
             if reason is None:
                 return candidate, Choice(self.name, candidate.name, tuple(rejected))
             rejected.append((candidate.name, reason))
@@ -156,7 +157,29 @@ class Op:
         record = _record.get()
         if record is not None:
             record.append(choice)
+        if self._is_shared(chosen):
+            return self.axes.call(chosen.call, *args, **kwargs)
         return chosen.call(*args, **kwargs)
+
+    def within(self, *args: Any, **kwargs: Any) -> Any:
+        """The op on one device's part, for implementations that share a call among devices: their own name, if :func:`use` gave it, is followed already."""
+        followed = {i.name for i in self.implementations if not i.considered()}
+        token = _forced.set({op: name for op, name in (_forced.get() or {}).items() if op != self.name or name not in followed})
+        try:
+            return self(*args, **kwargs)
+        finally:
+            _forced.reset(token)
+
+    def _objection(self, candidate: Implementation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Why a candidate can't serve; a kernel that devices share is asked with what one of them has."""
+        if self._is_shared(candidate):
+            if (reason := self.axes.objection(*args, **kwargs)) is not None:
+                return reason
+            args, kwargs = self.axes.part(*args, **kwargs)
+        return candidate.objection(*args, **kwargs)
+
+    def _is_shared(self, candidate: Implementation) -> bool:
+        return candidate.platforms is not None and mesh.is_split()
 
 
 def current_platform() -> str:
@@ -194,13 +217,6 @@ def interpreting() -> Iterator[None]:
 def interpreted() -> bool:
     """Whether TPU kernels traced now are interpreted."""
     return _interpreted.get()
-
-
-def mesh_objection() -> str | None:
-    """Why a kernel, which the compiler can't split over devices, does not serve the ambient mesh; None where it does."""
-    mesh = jax.sharding.get_abstract_mesh()
-    split = {name: size for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types) if kind != AxisType.Manual and size > 1}
-    return f"works on one device's arrays, and the mesh splits them ({split}); call it inside jax.shard_map" if split else None
 
 
 @contextlib.contextmanager

@@ -33,9 +33,7 @@ _interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted
 def objection() -> str | None:
     """Why kernels for Hopper can't serve programs traced now, or None. A platform that is only named counts as Hopper."""
     capability = dispatch.compute_capability()
-    if capability not in (None, "9.0"):
-        return f"is written for Hopper (compute capability 9.0), this GPU has {capability}"
-    return dispatch.mesh_objection()
+    return None if capability in (None, "9.0") else f"is written for Hopper (compute capability 9.0), this GPU has {capability}"
 
 
 def interpreter_missing() -> str | None:

@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import dispatch, operations
+from pallas_kernels import operations
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 LANES = 128
@@ -35,7 +35,7 @@ _FORMS = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}
 def objection(*arrays: Any) -> str | None:
     """Why no TPU kernel serves the arrays, whatever their shapes, or None."""
     odd = sorted({str(x.dtype) for x in arrays if x is not None and x.dtype not in DTYPES})
-    return f"TPU kernels take float32 and bfloat16, not {', '.join(odd)}" if odd else dispatch.mesh_objection()
+    return f"TPU kernels take float32 and bfloat16, not {', '.join(odd)}" if odd else None
 
 
 def state_objection(key_dim: int, value_dim: int, repeats: int) -> str | None:

@@ -214,7 +214,8 @@ def _while(equation: Any) -> Operations:
 
 
 def _shard_map(equation: Any) -> Operations:
-    return _inner(equation.params["jaxpr"]) * equation.params["mesh"].size
+    mesh = equation.params["mesh"]
+    return _inner(equation.params["jaxpr"]) * math.prod(mesh.shape[axis] for axis in equation.params["newly_manual_axes"])
 
 
 def _pallas_call(equation: Any) -> Operations:

@@ -34,6 +34,11 @@ def folded() -> Iterator[None]:
         _folded.reset(token)
 
 
+def row_axes() -> tuple[str, ...]:
+    """The axes of a mesh over which rows are split where this is traced: those of pieces over that of their sequence too."""
+    return (*ROW_AXES, AXIS) if _folded.get() else ROW_AXES
+
+
 def parts() -> int:
     """Devices among which sequences are split where this is traced; 1 where they are not, or already are."""
     if _folded.get():

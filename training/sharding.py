@@ -6,7 +6,7 @@
     sequence   the second axis of every array of the batch: tokens of a sequence, lines of an image
 
 The program is written for whole arrays and split by the compiler; nothing else in the repository
-says where an array lives, but for the ops that exchange less than the compiler would.
+says where an array lives, but for the ops that exchange less than the compiler would, and kernels, which it can't split.
 """
 
 from __future__ import annotations

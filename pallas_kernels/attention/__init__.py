@@ -11,6 +11,7 @@ from pallas_kernels import sequence
 from pallas_kernels.attention import distributed, mosaic_gpu, mosaic_tpu, reference, splash, xla
 from pallas_kernels.attention.cases import CASES, SHAPES
 from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.mesh import Axes
 
 _op = Op(
     "attention",
@@ -22,6 +23,10 @@ _op = Op(
         Implementation("mosaic_gpu", mosaic_gpu.attention, platforms=("gpu",), objection=mosaic_gpu.objection),
         Implementation("xla", xla.attention),
         Implementation("reference", reference.attention),
+    ),
+    Axes(
+        {"q": "blhd", "k": "blhd", "v": "blhd", "bias": "bhqk", "mask": "bhqk", "sinks": "h", "query_positions": "bq", "key_positions": "bk", "routes": "bhrt"},
+        ("blhd", "blh"),
     ),
     CASES,
     SHAPES,

@@ -10,6 +10,7 @@ from pallas_kernels import sequence
 from pallas_kernels.delta_rule import distributed, mosaic_gpu, mosaic_tpu, reference, xla
 from pallas_kernels.delta_rule.cases import CASES, SHAPES
 from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.mesh import Axes
 
 _op = Op(
     "delta_rule",
@@ -20,6 +21,7 @@ _op = Op(
         Implementation("xla", xla.delta_rule),
         Implementation("reference", reference.delta_rule),
     ),
+    Axes({"q": "blhd", "k": "blhd", "v": "blhd", "beta": "blh", "decay": "blh", "initial_state": "bhkv"}, ("blhd", "bhkv")),
     CASES,
     SHAPES,
 )

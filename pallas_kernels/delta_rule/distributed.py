@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import sequence
-from pallas_kernels.delta_rule import xla
+from pallas_kernels.dispatch import OPS
 
 
 def objection(q: jax.Array, *_: Any, **__: Any) -> str | None:
@@ -28,7 +28,7 @@ def delta_rule(
 
     def body(q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, decay: jax.Array | None, initial: jax.Array | None) -> Any:
         def run(values: jax.Array, start: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-            return xla.delta_rule(q, k, values, beta, decay=decay, scale=scale, initial_state=start, return_state=True, chunk_size=chunk_size)
+            return OPS["delta_rule"].within(q, k, values, beta, decay=decay, scale=scale, initial_state=start, return_state=True, chunk_size=chunk_size)
 
         batch, _, heads, value_dim = v.shape
         size = k.shape[3]

@@ -10,6 +10,7 @@ from pallas_kernels import sequence
 from pallas_kernels.dispatch import Implementation, Op
 from pallas_kernels.linear_attention import distributed, mosaic_gpu, mosaic_tpu, reference, xla
 from pallas_kernels.linear_attention.cases import CASES, SHAPES
+from pallas_kernels.mesh import Axes
 
 _op = Op(
     "linear_attention",
@@ -20,6 +21,7 @@ _op = Op(
         Implementation("xla", xla.linear_attention),
         Implementation("reference", reference.linear_attention),
     ),
+    Axes({"q": "blhd", "k": "blhd", "v": "blhd", "decay": "h blh blhd", "initial_state": "bhkv"}, ("blhd", "bhkv")),
     CASES,
     SHAPES,
 )

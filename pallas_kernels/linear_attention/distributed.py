@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import sequence
-from pallas_kernels.linear_attention import xla
+from pallas_kernels.dispatch import OPS
 
 
 def objection(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, **_: Any) -> str | None:
@@ -26,7 +26,7 @@ def linear_attention(
     """The op; arguments as in :func:`pallas_kernels.linear_attention.linear_attention`, after its checks."""
 
     def body(q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, initial: jax.Array | None) -> Any:
-        out, state = xla.linear_attention(
+        out, state = OPS["linear_attention"].within(
             q, k, v, decay=decay, scale=scale, causal=True, initial_state=None, return_state=True, chunk_size=chunk_size
         )  # fmt: skip
         sums = _sums(decay, v, state.dtype)

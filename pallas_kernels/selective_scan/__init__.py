@@ -8,6 +8,7 @@ import jax
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.mesh import Axes
 from pallas_kernels.selective_scan import distributed, mosaic_gpu, mosaic_tpu, reference, xla
 from pallas_kernels.selective_scan.cases import CASES, SHAPES
 
@@ -19,6 +20,10 @@ _op = Op(
         Implementation("mosaic_gpu", mosaic_gpu.selective_scan, platforms=("gpu",), objection=mosaic_gpu.objection),
         Implementation("xla", xla.selective_scan),
         Implementation("reference", reference.selective_scan),
+    ),
+    Axes(
+        {"x": "blh", "delta": "blh", "A": "hn", "B": "bln blhn", "C": "bln blhn", "D": "h", "gate": "blh", "delta_bias": "h", "initial_state": "bhn"},
+        ("blh", "bhn"),
     ),
     CASES,
     SHAPES,

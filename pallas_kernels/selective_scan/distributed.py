@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import sequence
-from pallas_kernels.selective_scan import xla
+from pallas_kernels.dispatch import OPS
 
 
 def objection(x: jax.Array, *_: Any, **__: Any) -> str | None:
@@ -34,7 +34,7 @@ def selective_scan(
             step = jax.nn.softplus(step)
 
         def run(start: jax.Array | None, gate: Any, D: Any) -> tuple[jax.Array, jax.Array]:
-            return xla.selective_scan(
+            return OPS["selective_scan"].within(
                 x, step, A, B, C, D=D, gate=gate, delta_bias=None, delta_softplus=False, initial_state=start, return_state=True
             )  # fmt: skip
 

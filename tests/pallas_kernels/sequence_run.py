@@ -1,22 +1,25 @@
-"""Every op on a sequence split over eight devices, against one device, in a process of its own: prints JSON.
+"""Every op on eight devices that share its sequences, rows or heads, against one device, in a process of its own: prints JSON.
 
 ``python -m tests.pallas_kernels.sequence_run``: a line for each op, way and case, with the largest relative differences of the outputs
-and of all gradients.
+and of all gradients. Kernels are those of TPUs, interpreted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import pallas_kernels
-from pallas_kernels.dispatch import recording, use
+from pallas_kernels.dispatch import interpreting, recording, use
+from pallas_kernels.sequence import ROW_AXES
 
 LENGTH = 32
 RNG = np.random.default_rng(0)
@@ -30,8 +33,11 @@ def unit(x: jax.Array) -> jax.Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def attention(heads: int = 8, kv_heads: int = 4, **options: Any) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+def attention(
+    heads: int = 8, kv_heads: int = 4, more: dict[str, tuple[int, ...]] | None = None, **options: Any
+) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
     arrays = {"q": normal(2, LENGTH, heads, 8), "k": normal(2, LENGTH, kv_heads, 8), "v": normal(2, LENGTH, kv_heads, 8)}
+    arrays |= {name: normal(*shape) for name, shape in (more or {}).items()}
     return lambda **arrays: pallas_kernels.attention(**arrays, return_lse=True, **options), arrays
 
 
@@ -54,29 +60,44 @@ def delta(decay: bool, steps: int, initial: bool) -> tuple[Callable[..., Any], d
     return lambda **arrays: pallas_kernels.delta_rule(**arrays, return_state=True), arrays
 
 
-def scan(full: bool) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
-    arrays = {"x": normal(2, LENGTH, 6), "delta": normal(2, LENGTH, 6), "A": -jnp.abs(normal(6, 3)), "B": normal(2, LENGTH, 3), "C": normal(2, LENGTH, 3)}
+def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+    arrays = {"x": normal(2, LENGTH, 6), "delta": normal(2, LENGTH, 6), "A": -jnp.abs(normal(6, 3))}
+    arrays |= {name: normal(2, LENGTH, *groups, 3) for name in ("B", "C")}
     if full:
         arrays |= {"D": normal(6), "gate": normal(2, LENGTH, 6), "delta_bias": normal(6), "initial_state": normal(2, 6, 3)}
     return lambda **arrays: pallas_kernels.selective_scan(**arrays, delta_softplus=True, return_state=True), arrays
 
 
 PADDED = (jnp.arange(LENGTH)[None] < jnp.asarray([[LENGTH], [LENGTH - 11]]))[:, None, None]
-CASES: dict[str, tuple[str, str, tuple[Callable[..., Any], dict[str, jax.Array]]]] = {
-    "heads traded": ("attention", "all_to_all", attention()),
-    "heads traded, causal, padded, window": ("attention", "all_to_all", attention(causal=True, mask=PADDED, window=(9, 0))),
-    "ring": ("attention", "ring", attention(3, 1)),
-    "ring, padded": ("attention", "ring", attention(3, 3, mask=PADDED)),
-    "ring, causal": ("attention", "ring", attention(3, 3, causal=True)),
-    "ring, causal, padded": ("attention", "ring", attention(6, 3, causal=True, mask=PADDED)),
-    "no decay": ("linear_attention", "state_passing", linear(None, True)),
-    "constant decay": ("linear_attention", "state_passing", linear((4,))),
-    "decay of a token": ("linear_attention", "state_passing", linear((2, LENGTH, 4), True)),
-    "decay of a key": ("linear_attention", "state_passing", linear((2, LENGTH, 4, 4))),
-    "delta": ("delta_rule", "state_passing", delta(False, 1, True)),
-    "gated delta, two steps": ("delta_rule", "state_passing", delta(True, 2, False)),
-    "scan": ("selective_scan", "state_passing", scan(False)),
-    "scan with everything": ("selective_scan", "state_passing", scan(True)),
+PLACES = jnp.asarray([[*range(LENGTH)], [*range(3, LENGTH), -1, -1, -1]], jnp.int32)
+PASSED = ("state_passing", "xla")
+SEQUENCE = {"data": 2, "sequence": 4}
+ROWS = {"data": 2, "fsdp": 1, "tensor": 2}
+ALL = {"fsdp": 2, "tensor": 2, "sequence": 2}
+# The mesh, what is chosen from the outermost in, and the call.
+CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any], dict[str, jax.Array]]]] = {
+    "heads traded": (SEQUENCE, ("all_to_all",), attention()),
+    "heads traded, causal, padded, window": (SEQUENCE, ("all_to_all",), attention(causal=True, mask=PADDED, window=(9, 0))),
+    "ring": (SEQUENCE, ("ring",), attention(3, 1)),
+    "ring, padded": (SEQUENCE, ("ring",), attention(3, 3, mask=PADDED)),
+    "ring, causal": (SEQUENCE, ("ring",), attention(3, 3, causal=True)),
+    "ring, causal, padded": (SEQUENCE, ("ring",), attention(6, 3, causal=True, mask=PADDED)),
+    "no decay": (SEQUENCE, PASSED, linear(None, True)),
+    "constant decay": (SEQUENCE, PASSED, linear((4,))),
+    "decay of a token": (SEQUENCE, PASSED, linear((2, LENGTH, 4), True)),
+    "decay of a key": (SEQUENCE, PASSED, linear((2, LENGTH, 4, 4))),
+    "delta": (SEQUENCE, PASSED, delta(False, 1, True)),
+    "gated delta, two steps": (SEQUENCE, PASSED, delta(True, 2, False)),
+    "scan": (SEQUENCE, PASSED, scan(False)),
+    "scan with everything": (SEQUENCE, PASSED, scan(True)),
+    "kernel: heads that share keys, bias, sinks": (ROWS, ("mosaic_tpu",), attention(4, 2, {"bias": (1, 4, LENGTH, LENGTH), "sinks": (4,)}, mask=PADDED)),
+    "kernel: heads that can't be shared, positions": (ROWS, ("mosaic_tpu",), attention(3, 3, causal=True, query_positions=PLACES, key_positions=PLACES)),
+    "kernel: constant decay": (ROWS, ("mosaic_tpu",), linear((4,), True)),
+    "kernel: gated delta": (ROWS, ("mosaic_tpu",), delta(True, 1, True)),
+    "kernel: scan with everything": (ROWS, ("mosaic_tpu",), scan(True, (2,))),
+    "kernel: decay of a token, split": (ALL, ("state_passing", "mosaic_tpu"), linear((2, LENGTH, 4), True)),
+    "kernel: delta, split": (ALL, ("state_passing", "mosaic_tpu"), delta(False, 1, True)),
+    "kernel: scan, split": (ALL, ("state_passing", "mosaic_tpu"), scan(True)),
 }
 
 
@@ -104,17 +125,19 @@ def difference(a: jax.Array, b: jax.Array) -> float:
 
 def main() -> None:
     jax.config.update("jax_disable_most_optimizations", True)  # the same function, sooner compiled
-    mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
-    for name, (op, way, (call, arrays)) in CASES.items():
+    for name, (sizes, expected, (call, arrays)) in CASES.items():
+        devices = np.asarray(jax.devices()[: math.prod(sizes.values())]).reshape(*sizes.values())
+        mesh = Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+        rows = NamedSharding(mesh, PartitionSpec(tuple(axis for axis in ROW_AXES if axis in sizes)))
         with use("xla"):
-            expected = jax.jit(both(call))(arrays)
-        with jax.set_mesh(mesh), recording() as choices:
-            placed = {n: jax.device_put(x, NamedSharding(mesh, PartitionSpec("data") if x.shape[0] == 2 else PartitionSpec())) for n, x in arrays.items()}
+            wanted = jax.jit(both(call))(arrays)
+        kernels = interpreting() if "mosaic_tpu" in expected else contextlib.nullcontext()
+        with kernels, jax.set_mesh(mesh), recording() as choices:
+            placed = {n: jax.device_put(x, rows if x.shape[0] == 2 else NamedSharding(mesh, PartitionSpec())) for n, x in arrays.items()}
             found = jax.jit(both(call))(placed)
-        chosen = sorted({choice.implementation for choice in choices})
-        line = {"case": name, "op": op, "expected": way, "chosen": chosen}
-        line["outputs"] = max(map(difference, jax.tree.leaves(found[0]), jax.tree.leaves(expected[0])))
-        line["gradients"] = {n: difference(found[1][n], expected[1][n]) for n in arrays}
+        line = {"case": name, "chosen": list(dict.fromkeys(choice.implementation for choice in choices))}
+        line["outputs"] = max(map(difference, jax.tree.leaves(found[0]), jax.tree.leaves(wanted[0])))
+        line["gradients"] = {n: difference(found[1][n], wanted[1][n]) for n in arrays}
         print(json.dumps(line), flush=True)
 
 

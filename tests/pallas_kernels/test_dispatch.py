@@ -10,6 +10,9 @@ import pytest
 
 from pallas_kernels import attention
 from pallas_kernels.dispatch import OPS, Implementation, Op, Refused, platform, recording, use
+from pallas_kernels.mesh import Axes
+
+AXES = Axes({"x": "b"}, ("b",))
 
 
 def too_long(x: jax.Array) -> str | None:
@@ -26,6 +29,7 @@ def op() -> Iterator[Op]:
             Implementation("xla", lambda x: x + 3),
             Implementation("reference", lambda x: x + 4),
         ),
+        AXES,
         (),
     )
     del OPS["toy"]
@@ -65,7 +69,7 @@ def test_unknown_name_lists_the_known(op: Op) -> None:
 
 def test_nothing_serves() -> None:
     try:
-        only = Op("toy", (Implementation("short", lambda x: x, objection=too_long), Implementation("reference", lambda x: x)), ())
+        only = Op("toy", (Implementation("short", lambda x: x, objection=too_long), Implementation("reference", lambda x: x)), AXES, ())
         with pytest.raises(Refused, match="short: length 5 is over 4"):
             only(jnp.zeros(5))
     finally:
@@ -105,7 +109,7 @@ def test_choice_is_made_at_trace_time(op: Op) -> None:
 
 def test_a_name_is_taken_once(op: Op) -> None:
     with pytest.raises(ValueError, match="defined twice"):
-        Op("toy", (), ())
+        Op("toy", (), AXES, ())
 
 
 def test_attention_goes_through_dispatch() -> None:
