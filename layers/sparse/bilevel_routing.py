@@ -22,7 +22,7 @@ from layers.initializers import truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import Diagnostic
-from pallas_kernels import attention, attention_weights, sequence
+from pallas_kernels import attention, attention_weights
 
 
 @register_mixer("bilevel_routing")
@@ -118,26 +118,16 @@ class BilevelRoutingAttention(Mixer):
 
     def _routed(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
         assert self.topk is not None
-        batch, count, heads = q.shape[0], self.regions**2, self.num_heads
-        topk, shape = self.topk, q.shape
+        (batch, *_), heads, shape = q.shape, self.num_heads, q.shape
         q, k, v = (self._cut(a) for a in (q, k, v))  # (batch, regions^2, tokens, features)
-        tokens = q.shape[2]
         region_mask = None if mask is None else self._cut(mask[..., None])[..., 0]
         routes = self.route(q, k, region_mask)  # (batch, regions^2, topk)
         self.sow(Diagnostic, "routes", routes)
-        row = jnp.arange(batch)[:, None, None]
-
-        def routed(a: jax.Array) -> jax.Array:
-            return a[row, routes].reshape(batch * count, topk * tokens, heads, -1)
-
-        key_mask = None if region_mask is None else region_mask[row, routes].reshape(batch * count, 1, 1, -1)
-        queries, keys = q.reshape(batch * count, tokens, heads, -1), routed(k)
+        queries, keys, values = (a.reshape(batch, -1, heads, shape[-1] // heads) for a in (q, k, v))
+        where = {"mask": None if region_mask is None else region_mask.reshape(batch, 1, 1, -1), "routes": routes[:, None], "scale": self.scale}
         if self.sowing(Diagnostic, "attention"):
-            weights = attention_weights(queries, keys, mask=key_mask, scale=self.scale)
-            self.sow(Diagnostic, "attention", weights.reshape(batch, count, *weights.shape[1:]))
-        with sequence.folded():
-            y = attention(queries, keys, routed(v), mask=key_mask, scale=self.scale)
-        return self._join(y.reshape(batch, count, tokens, -1), shape)
+            self.sow(Diagnostic, "attention", attention_weights(queries, keys, **where))
+        return self._join(attention(queries, keys, values, **where).reshape(q.shape), shape)
 
     def route(self, q: jax.Array, k: jax.Array, region_mask: jax.Array | None = None) -> jax.Array:
         """Indices (batch, regions^2, topk) of the regions that each region attends to, for q, k (batch, regions^2, tokens, features)."""

@@ -47,6 +47,7 @@ def attention(
     sinks: jax.Array | None = None,
     query_positions: jax.Array | None = None,
     key_positions: jax.Array | None = None,
+    routes: jax.Array | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
 ) -> Any:
@@ -71,6 +72,9 @@ def attention(
       sinks: (heads,) extra logits in the softmax denominator. Differentiable.
       query_positions: int32 (batch, q_length), arange by default.
       key_positions: int32 (batch, k_length), arange by default; negative is an empty slot, never attended.
+      routes: int (batch or 1, heads or 1, regions, topk): tokens stand region by region, as many in each, and those of a region attend
+        only to those of the topk different regions that its row names (BiFormer, arXiv:2303.08810). The rest holds as well: a mask may
+        hide what does not exist, positions are those of the tokens as they stand.
       return_lse: also return the log-sum-exp of the logits, sink included. Differentiable.
       implementation: the name of one, or None for the best that serves the call.
 
@@ -81,7 +85,7 @@ def attention(
       ValueError: shapes, dtypes or options that do not fit together.
     """
     _check(q, k, v, sinks, normalize, return_lse)
-    options = _resolve(q, k, bias, mask, causal, window, scale, query_positions, key_positions)
+    options = _resolve(q, k, bias, mask, causal, window, scale, query_positions, key_positions, routes)
     return _op(q, k, v, sinks=sinks, normalize=normalize, return_lse=return_lse, implementation=implementation, **options)
 
 
@@ -98,13 +102,14 @@ def attention_weights(
     sinks: jax.Array | None = None,
     query_positions: jax.Array | None = None,
     key_positions: jax.Array | None = None,
+    routes: jax.Array | None = None,
 ) -> jax.Array:
     """The weights of :func:`attention`, for attention maps: float32 (batch, heads, q_length, k_length).
 
     Quadratic in memory and only the plain equation: for looking at, not for running a model.
     """
     _check(q, k, None, sinks, normalize, False)
-    options = _resolve(q, k, bias, mask, causal, window, scale, query_positions, key_positions)
+    options = _resolve(q, k, bias, mask, causal, window, scale, query_positions, key_positions, routes)
     return reference.attention_weights(q, k, sinks=sinks, normalize=normalize, **options)
 
 
@@ -137,6 +142,7 @@ def _resolve(
     scale: float | None,
     query_positions: jax.Array | None,
     key_positions: jax.Array | None,
+    routes: jax.Array | None,
 ) -> dict[str, Any]:
     """Checks the arguments that say who attends whom; gives bias and mask their four dimensions and scale its default."""
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
@@ -149,6 +155,8 @@ def _resolve(
     for name, x, length in (("query_positions", query_positions, full[2]), ("key_positions", key_positions, full[3])):
         if x is not None and (x.shape not in ((full[0], length), (1, length)) or not jnp.issubdtype(x.dtype, jnp.integer)):
             raise ValueError(f"attention: {name} must be integer (batch, length) = {(full[0], length)}, got {x.dtype}{list(x.shape)}")
+    if routes is not None:
+        _check_routes(routes, full)
     return {
         "bias": _four_dimensions("bias", bias, full),
         "mask": _four_dimensions("mask", mask, full),
@@ -157,7 +165,17 @@ def _resolve(
         "scale": q.shape[3] ** -0.5 if scale is None else scale,
         "query_positions": query_positions,
         "key_positions": key_positions,
+        "routes": routes,
     }
+
+
+def _check_routes(routes: jax.Array, full: tuple[int, ...]) -> None:
+    batch, heads, q_length, k_length = full
+    shape = routes.shape
+    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1] not in (1, heads) or not jnp.issubdtype(routes.dtype, jnp.integer):
+        raise ValueError(f"attention: routes must be integer (batch, heads, regions, topk) = ({batch}, {heads}, ...), got {routes.dtype}{list(shape)}")
+    if q_length % shape[2] or k_length % shape[2] or not 1 <= shape[3] <= shape[2]:
+        raise ValueError(f"attention: {shape[2]} regions must divide {q_length} queries and {k_length} keys; of them 1 to all are attended to, not {shape[3]}")
 
 
 def _four_dimensions(name: str, x: jax.Array | None, full: tuple[int, ...]) -> jax.Array | None:

@@ -2,7 +2,7 @@
 
 Who attends whom is a predicate of two index arrays, :data:`Visible`, the same for numpy, for jax and inside a kernel. Static
 patterns are summarised block by block in numpy while tracing (:func:`cover`, :func:`band_cover`), those that depend on data
-on the device (:func:`position_cover`, :func:`mask_cover`, :func:`routed`). :func:`lists` turns the summary into what a kernel walks
+on the device (:func:`position_cover`, :func:`mask_cover`, :func:`routed_cover`). :func:`lists` turns the summary into what a kernel walks
 through; the lists for the backward pass, queries by key block, are those of :func:`transposed`.
 """
 
@@ -183,19 +183,22 @@ def mask_cover(mask: jax.Array, block_q: int, block_k: int) -> Cover:
     return Cover(tiles.any((-3, -1)), tiles.all((-3, -1)))
 
 
-def routed(routes: jax.Array, blocks_per_region: int = 1) -> Lists:
-    """Lists of tokens that stand region by region (BiFormer, arXiv:2303.08810), without a summary.
+def key_cover(mask: jax.Array, block_k: int) -> Cover:
+    """Of a mask of keys (..., k_length) of whole blocks, the same for all blocks of queries: (..., 1, k_blocks)."""
+    tiles = mask.reshape(*mask.shape[:-1], 1, -1, block_k)
+    return Cover(tiles.any(-1), tiles.all(-1))
+
+
+def routed_cover(routes: jax.Array, q_blocks: int, k_blocks: int) -> Cover:
+    """Of tokens that stand region by region, regions being whole blocks (BiFormer, arXiv:2303.08810).
 
     Args:
-      routes: int (..., regions, topk), different regions in each row.
-      blocks_per_region: regions are whole blocks.
-
-    Returns:
-      lists for (..., regions * blocks_per_region) query blocks; all their blocks are full.
+      routes: int (..., regions, topk), the regions that each region attends to.
+      q_blocks, k_blocks: of a region.
     """
-    ids = jnp.sort(routes, -1)[..., None] * blocks_per_region + jnp.arange(blocks_per_region)
-    ids = jnp.repeat(ids.reshape(*routes.shape[:-1], -1).astype(jnp.int32), blocks_per_region, axis=-2)
-    return Lists(ids, jnp.ones(ids.shape, bool), jnp.full(ids.shape[:-1], ids.shape[-1], jnp.int32))
+    seen = (routes[..., None] == jnp.arange(routes.shape[-2])).any(-2)
+    seen = jnp.repeat(jnp.repeat(seen, q_blocks, -2), k_blocks, -1)
+    return Cover(seen, seen)
 
 
 # From summaries to lists
@@ -211,12 +214,12 @@ def transposed(a: Cover) -> Cover:
     return Cover(a.some.swapaxes(-1, -2), a.every.swapaxes(-1, -2))
 
 
-def lists(a: Cover) -> Lists:
-    """The lists of a summary: in numpy as short as the longest, on the device as long as there are blocks."""
+def lists(a: Cover, most: int | None = None) -> Lists:
+    """The lists of a summary: in numpy as short as the longest, on the device ``most`` entries long, by default as many as there are blocks."""
     static = isinstance(a.some, np.ndarray)
     xp: Any = np if static else jnp
     count = a.some.sum(-1).astype(np.int32)
-    longest = max(int(count.max()), 1) if static else a.some.shape[-1]
+    longest = max(int(count.max()), 1) if static else most or a.some.shape[-1]
     # Visible ones first, each kind in ascending order.
     order = xp.argsort(~a.some, axis=-1, stable=True)
     place = xp.minimum(xp.arange(longest), xp.maximum(count - 1, 0)[..., None])

@@ -115,6 +115,25 @@ def _cache(starts: tuple[int, ...], filled: tuple[int, ...]) -> Change:
     return change
 
 
+def _routes(regions: int, topk: int, heads: int = 1, rows: int | None = None, hidden: int = 0) -> Change:
+    """Random routes, of ``rows`` batch elements (all by default); the last ``hidden`` keys of each region are NaN and masked, the last region as a whole."""
+
+    def change(arrays: Arrays, rng: np.random.Generator) -> None:
+        batch, length = arrays["k"].shape[:2]
+        order = rng.permuted(np.broadcast_to(np.arange(regions), (rows or batch, heads, regions, regions)), axis=-1)
+        arrays["routes"] = order[..., :topk].astype(np.int32)
+        if hidden:
+            arrays["routes"][:, :, 0] = regions - topk + np.arange(topk)
+            mask = np.tile(np.arange(length // regions) < length // regions - hidden, (batch, regions))
+            mask[:, -(length // regions) * topk :] = False
+            for name in ("k", "v"):
+                arrays[name][~mask] = np.nan
+            arrays["q"][:, : arrays["q"].shape[1] // regions] = np.nan
+            arrays["mask"] = mask[:, None, None]
+
+    return change
+
+
 def _both(*changes: Change) -> Change:
     def change(arrays: Arrays, rng: np.random.Generator) -> None:
         for each in changes:
@@ -160,6 +179,10 @@ CASES = (
     _case("long_bias_per_head", 531, batch=1, change=_add(bias=(2, 531, 531)), causal=True),
     _case("long_padding", 600, batch=2, change=_padded(531), return_lse=True),
     _case("long_cache", 300, 530, change=_cache((4, 200), (304, 500)), causal=True, window=(64, None), return_lse=True),
+    _case("routed", 20, 12, heads=4, kv_heads=2, change=_both(_routes(4, 2, hidden=1), _add(sinks=(4,))), return_lse=True),
+    _case("routed_heads_causal", 18, change=_both(_routes(6, 3, heads=2), _add(sinks=(2,), bias=(2, 18, 18))), causal=True, return_lse=True),
+    _case("routed_blocks", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 1, hidden=7), return_lse=True),
+    _case("routed_blocks_heads", 192, batch=2, change=_routes(3, 2, heads=2, rows=1), normalize="sigmoid"),
     _case("long_sigmoid", 531, batch=1, normalize="sigmoid", change=_add(bias=(1, 2, 1, 1)), causal=True),
 )
 
@@ -186,5 +209,6 @@ SHAPES = (
     _shape("sigmoid", (2, 1024, 8, 64), normalize="sigmoid"),
     _shape("image_windows", (256, 49, 4, 32)),
     _shape("image_windows_bias", (256, 49, 4, 32), change={"bias": jax.ShapeDtypeStruct((1, 4, 49, 49), jnp.float32)}),
-    _shape("routed_regions", (98, 64, 4, 32), (98, 256, 4, 32)),
+    _shape("routed", (8, 3136, 4, 32), change={"routes": jax.ShapeDtypeStruct((8, 1, 49, 4), jnp.int32)}),
+    _shape("routed_padded", (2, 9604, 4, 32), change={"routes": jax.ShapeDtypeStruct((2, 1, 49, 4), jnp.int32)}),
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Masks of keys and biases that are the same for all queries add a row to the logits; others add a tile. Windows and causality
 are compared inside the kernels, in blocks that they cut, and blocks that nobody sees are not read: by arithmetic, or by
-lists made on the device (:mod:`pallas_kernels.attention.blocks`) where positions or masks decide. Sinks act on the output
+lists made on the device (:mod:`pallas_kernels.attention.blocks`) where positions, masks or routes decide; routed regions that
+are not nearly whole blocks are copied. Sinks act on the output
 and its log-sum-exp. The kernels are in :mod:`pallas_kernels.attention.hopper_forward` and ``hopper_backward``.
 """
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import hopper
-from pallas_kernels.attention import blocks
+from pallas_kernels.attention import blocks, regions
 from pallas_kernels.attention.hopper_backward import gradient_of_keys, gradient_of_queries
 from pallas_kernels.attention.hopper_forward import forward
 from pallas_kernels.attention.hopper_tiles import HIGHEST, LOG2E, ROWS, Spec
@@ -29,8 +30,10 @@ GRADIENT_BYTES = 2**30  # of the logits, which a bias for each pair needs
 Arrays = dict[str, Any]
 
 
-def objection(q: Any, k: Any, v: Any, *, bias: Any, mask: Any, **_: Any) -> str | None:
+def objection(q: Any, k: Any, v: Any, *, bias: Any, mask: Any, routes: Any = None, **options: Any) -> str | None:
     """Why the kernels can't serve the call, or None."""
+    if routes is not None and not _lists_serve(q, k, bias=bias, mask=mask, routes=routes, **options):
+        return regions.objection(objection, q, k, v, bias=bias, mask=mask, routes=routes, **options)
     (batch, q_length, heads, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
     if q.dtype not in (jnp.float16, jnp.bfloat16) or not q.dtype == k.dtype == v.dtype:
         return f"it multiplies float16 or bfloat16, the same for all, not {q.dtype}, {k.dtype} and {v.dtype}"
@@ -63,9 +66,17 @@ def attention(
     sinks: jax.Array | None,
     query_positions: jax.Array | None,
     key_positions: jax.Array | None,
+    routes: jax.Array | None = None,
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
+    own, sizes = q.shape[1], None
+    if routes is not None:
+        where: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
+        where |= {"key_positions": key_positions, "routes": routes}
+        if not _lists_serve(q, k, **where):
+            return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **where)
+        q, k, v, mask, sizes = _whole_regions(q, k, v, mask, routes)
     (batch, q_length, heads, _), (k_length, kv_heads), value_dim = q.shape, k.shape[1:3], v.shape[3]
     left, right = window or (None, None)
     if causal:
@@ -75,8 +86,10 @@ def attention(
         mask = filled if mask is None else mask & filled
     if left is None and right is None:
         query_positions = key_positions = None
-    q, k, v = _cleaned(q, k, v, mask, left, right, query_positions, key_positions)
-    consumers = 2 if q_length > ROWS else 1
+    if routes is None:
+        q, k, v = _cleaned(q, k, v, mask, left, right, query_positions, key_positions)
+    wide = k_length > 64 if sizes is None else sizes[1] % 128 == 0
+    consumers = 2 if (q_length > ROWS if sizes is None else wide and sizes[0] % 128 == 0) else 1
     per_pair = any(x is not None and x.shape[2] > 1 for x in (bias, mask))
     spec = Spec(
         batch=batch,
@@ -89,21 +102,50 @@ def attention(
         scale=scale,
         sigmoid=normalize == "sigmoid",
         consumers=consumers,
-        block=64 if per_pair or k_length <= 64 else 128,
+        block=64 if per_pair or not wide else 128,
         back_block=64,
         every_block=bias is not None and bias.shape[2] > 1,
     )
     arrays = {"q": _padded(q, spec.q_length), "k": _padded(k, spec.k_length), "v": _padded(v, spec.k_length)}
     arrays |= _added_to_logits(spec, bias, mask, query_positions is not None or key_positions is not None)
-    arrays |= _visited(spec, q_length, mask, query_positions, key_positions)
+    arrays |= _visited(spec, q_length, mask, query_positions, key_positions, routes)
     gradient_of_key_bias = bias is not None and bias.shape[2] == 1
     pairs = spec.q_length * spec.keys if "q_positions" in arrays else _pairs(spec)
+    if sizes is not None and routes is not None:
+        pairs = spec.q_length * routes.shape[3] * sizes[1]
     out, lse = _flash(spec, pairs, gradient_of_key_bias, arrays)
     out, lse = out[:, :q_length, :, :value_dim], jnp.swapaxes(lse, 1, 2)[:, :q_length]
     if sinks is not None:
         without, lse = lse, jnp.logaddexp(lse, sinks.astype(jnp.float32))
         out = (out * jnp.exp(without - lse)[..., None]).astype(q.dtype)
+    if routes is not None:
+        out, lse = (regions.unpadded(x, routes.shape[2], own // routes.shape[2]) for x in (out, lse))
     return (out, lse) if return_lse else out
+
+
+def _lists_serve(
+    q: Any, k: Any, *, bias: Any, mask: Any, causal: bool, window: Window, query_positions: Any, key_positions: Any, routes: Any, **_: Any
+) -> bool:
+    """Whether lists of blocks make copies of the routed keys unnecessary."""
+    if any(regions.padded_size(x.shape[1], routes.shape[2], ROWS) is None for x in (q, k)):
+        return False
+    if any(x is not None for x in (bias, window, query_positions, key_positions)) or causal:
+        return False
+    if routes.shape[1] > 1 and q.shape[2] > k.shape[2]:
+        return False  # a list of keys' blocks serves all heads that share them
+    return mask is None or _of_keys(mask)
+
+
+def _whole_regions(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array) -> tuple[Any, ...]:
+    """The arrays with regions of whole blocks, the mask that hides what was added, and the sizes of regions of queries and keys."""
+    count = routes.shape[2]
+    sizes = tuple(regions.padded_size(x.shape[1], count, ROWS) for x in (q, k))
+    if mask is None and count * sizes[1] > k.shape[1]:
+        mask = jnp.ones((1, 1, 1, k.shape[1]), bool)
+    if mask is not None:
+        mask = regions.padded(jnp.broadcast_to(mask, (*mask.shape[:3], k.shape[1])), count, sizes[1], 3)
+    q, k, v = (regions.padded(x, count, size) for x, size in ((q, sizes[0]), (k, sizes[1]), (v, sizes[1])))
+    return *regions.cleaned(q, k, v, mask, routes), mask, sizes
 
 
 def _padded(x: jax.Array, length: int) -> jax.Array:
@@ -168,10 +210,25 @@ def _of_keys(mask: jax.Array) -> bool:
     return mask.shape[1] == mask.shape[2] == 1
 
 
-def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_positions: Any) -> Arrays:
+def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_positions: Any, routes: Any) -> Arrays:
     """Positions where given, and lists of blocks where arithmetic does not find them."""
     left, right = spec.reach
     found: Arrays = {}
+    if routes is not None:
+        count = routes.shape[2]
+
+        def cover(block_q: int, block_k: int) -> blocks.Cover:
+            per_region = spec.q_length // count // block_q, spec.k_length // count // block_k
+            routed = blocks.routed_cover(routes, *per_region)
+            if mask is None:
+                return routed
+            some = blocks.key_cover(mask[:, :, 0], block_k).some
+            return blocks.both(routed, blocks.Cover(some, jnp.ones_like(some)))  # masked keys of a whole block as below
+
+        # Those of a region are the same however its own blocks are cut.
+        lists = _ordered(cover(block_q=spec.tile, block_k=spec.block), routes.shape[3] * (spec.k_length // count // spec.block))
+        back = _ordered(blocks.transposed(cover(block_q=spec.back_block, block_k=spec.tile)))
+        return {"counts": lists[0], "blocks": lists[1], "back_counts": back[0], "back_blocks": back[1]}
     if query_positions is not None or key_positions is not None:
         at_q = jnp.arange(q_length)[None] if query_positions is None else query_positions
         at_k = jnp.arange(spec.keys)[None] if key_positions is None else key_positions
@@ -200,11 +257,12 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
     return found | {"counts": lists[0], "blocks": lists[1], "back_counts": back[0], "back_blocks": back[1]}
 
 
-def _ordered(cover: blocks.Cover) -> tuple[jax.Array, jax.Array]:
-    """A cover as :func:`hopper_tiles.visit` reads it: whole blocks first, the same for all heads."""
+def _ordered(cover: blocks.Cover, most: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """A cover (batch, heads or none, tiles, blocks) as :func:`hopper_tiles.visit` reads it: whole blocks first, ``most`` at most."""
     kind = jnp.where(cover.some, jnp.where(cover.every, 0, 1), 2)
+    kind = kind if kind.ndim == 4 else kind[:, None]
     counts = jnp.stack([(kind == 0).sum(-1), (kind < 2).sum(-1)], axis=-1)
-    return counts[:, None].astype(jnp.int32), jnp.argsort(kind, axis=-1, stable=True)[:, None].astype(jnp.int32)
+    return counts.astype(jnp.int32), jnp.argsort(kind, axis=-1, stable=True)[..., :most].astype(jnp.int32)
 
 
 def _all_cut(spec: Spec) -> Arrays:

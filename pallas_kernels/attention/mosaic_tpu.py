@@ -1,9 +1,10 @@
 """Block-sparse flash attention on TPU (arXiv:2205.14135, arXiv:2307.08691), forward and backward.
 
 A block of queries walks through a list of key blocks (:mod:`pallas_kernels.attention.blocks`); one that is visible as a whole is not
-masked. Windows and causality make the lists while tracing; masks and positions make them on the device. Short rows of the batch (windows
-of an image, regions) share a block. The kernels are in :mod:`pallas_kernels.attention.flash_tpu`. Sinks and masks of queries are left
-to XLA: they act on the output and its log-sum-exp.
+masked. Windows and causality make the lists while tracing; masks, positions and routes make them on the device. Short rows of the batch
+(windows of an image) share a block. Routed regions that are nearly whole blocks are lists; smaller ones are copied, since the matrix unit
+multiplies 128 by 128 numbers at once, and copied regions can share a block. The kernels are in :mod:`pallas_kernels.attention.flash_tpu`.
+Sinks and masks of queries are left to XLA: they act on the output and its log-sum-exp.
 
 JAX's own splash attention serves what it can (:mod:`pallas_kernels.attention.splash`). It lacks a log-sum-exp with a gradient, sigmoid
 weights, masks of single keys, lists that only the device knows, rows that attend nothing, padding that may hold NaN, and odd lengths.
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import dispatch
-from pallas_kernels.attention import blocks
+from pallas_kernels.attention import blocks, regions
 from pallas_kernels.attention.flash_tpu import Options, Walk, Where, flash
 from pallas_kernels.attention.reference import Window, visible
 from pallas_kernels.mosaic_tpu import LANES
@@ -32,8 +33,10 @@ HEAD_DIM_LIMIT = 256  # of blocks that fit VMEM
 LIST_LIMIT = 2**16  # entries of lists in scalar memory; rows of the batch share one list where theirs are more
 
 
-def objection(q: Any, k: Any, v: Any, *, bias: Any, **_: Any) -> str | None:
+def objection(q: Any, k: Any, v: Any, *, bias: Any, routes: Any = None, **options: Any) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    if routes is not None and not _lists_serve(q, k, bias=bias, routes=routes, **options):
+        return regions.objection(objection, q, k, v, bias=bias, routes=routes, **options)
     if bias is not None and (bias.shape[2] < q.shape[1] or bias.shape[3] < k.shape[1]):
         return "its bias is one for each query and key"
     if max(q.shape[3], v.shape[3]) > HEAD_DIM_LIMIT:
@@ -57,9 +60,17 @@ def attention(
     sinks: jax.Array | None,
     query_positions: jax.Array | None,
     key_positions: jax.Array | None,
+    routes: jax.Array | None = None,
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
+    if routes is not None:
+        where: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
+        where |= {"key_positions": key_positions, "routes": routes}
+        if not _lists_serve(q, k, **where):
+            return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **where)
+        out, lse = _routed(q, k, v, mask, routes, scale, normalize)
+        return _finish(out, lse, sinks, return_lse)
     (batch, q_length, _, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
     left, right = window or (None, None)
     if causal:
@@ -101,11 +112,83 @@ def attention(
     if attending is not None:
         attending = jnp.swapaxes(attending, 1, 2)
         out, lse = jnp.where(attending[..., None], out, 0), jnp.where(attending, lse, -jnp.inf)
+    return _finish(out, lse, sinks, return_lse)
+
+
+def _finish(out: jax.Array, lse: jax.Array, sinks: jax.Array | None, return_lse: bool) -> Any:
+    """What the op returns, from what the kernels do (batch, length, heads, ...)."""
     if sinks is not None:
         sink = sinks.astype(jnp.float32)
-        out = (out * jax.nn.sigmoid(lse - sink)[..., None]).astype(q.dtype)
+        out = (out * jax.nn.sigmoid(lse - sink)[..., None]).astype(out.dtype)
         lse = jnp.logaddexp(lse, sink)
     return (out, lse) if return_lse else out
+
+
+def _region_sizes(q_length: int, k_length: int, count: int) -> tuple[int | None, int | None]:
+    """Tokens of a region of queries and of one of keys, of whole blocks; None where it is not nearly that large."""
+    return regions.padded_size(q_length, count, LANES), regions.padded_size(k_length, count, LANES)
+
+
+def _region_block(size: int) -> int:
+    return next(b for b in BLOCKS if size % b == 0)
+
+
+def _lists_serve(
+    q: Any, k: Any, *, bias: Any, mask: Any, causal: bool, window: Window, query_positions: Any, key_positions: Any, routes: Any, **_: Any
+) -> bool:
+    """Whether lists of blocks make copies of the routed keys unnecessary."""
+    size_q, size_k = _region_sizes(q.shape[1], k.shape[1], routes.shape[2])
+    if size_q is None or size_k is None or any(x is not None for x in (bias, window, query_positions, key_positions)) or causal:
+        return False
+    if mask is not None and (mask.shape[1] > 1 or mask.shape[2] > 1):
+        return False
+    pairs = (size_q // _region_block(size_q)) * (size_k // _region_block(size_k)) * routes.shape[2] ** 2
+    return routes.shape[1] * pairs <= LIST_LIMIT
+
+
+def _routed(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array, scale: float, normalize: str
+) -> tuple[jax.Array, jax.Array]:
+    """Routed regions by lists of blocks: (batch, q_length, heads, value_dim) and the log-sum-exp (batch, q_length, heads)."""
+    batch, count, topk, own, dtype = q.shape[0], *routes.shape[2:], q.shape[1] // routes.shape[2], q.dtype
+    size_q, size_k = _region_sizes(q.shape[1], k.shape[1], count)
+    assert size_q is not None
+    assert size_k is not None
+    if mask is None and count * size_k > k.shape[1]:
+        mask = jnp.ones((1, 1, 1, k.shape[1]), bool)
+    if mask is not None:
+        mask = regions.padded(jnp.broadcast_to(mask, (*mask.shape[:3], k.shape[1])), count, size_k, 3)
+    q, k, v = regions.padded(q, count, size_q), regions.padded(k, count, size_k), regions.padded(v, count, size_k)
+    q, k, v = regions.cleaned(q, k, v, mask, routes)
+    if dtype == jnp.float32:
+        q, scale = scale * q, 1.0  # as in the op
+    block_q, block_k = _region_block(size_q), _region_block(size_k)
+    per_region = size_q // block_q, size_k // block_k
+    visits = count * per_region[0] * topk * per_region[1]
+    steps = topk * per_region[1], count * per_region[0]
+    options = Options(None, None, scale, normalize, k.shape[1], block_q, block_k, None, visits, steps, dispatch.interpreted())
+
+    def run(arrays: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        q, k, v, mask, routes = arrays
+        cover, keys = blocks.routed_cover(routes, *per_region), None
+        if mask is not None:
+            cover = blocks.both(cover, blocks.key_cover(mask[:, :, 0], block_k))
+            keys = jnp.where(mask[:, :, 0], jnp.arange(mask.shape[3], dtype=jnp.int32), -1)
+        forth, back = blocks.lists(cover, steps[0]), blocks.lists(blocks.transposed(cover))
+        where = Where(None, keys, None, None)
+        out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
+        return jnp.swapaxes(out, 1, 2), jnp.swapaxes(lse, 1, 2)
+
+    lists = routes.shape[1] * steps[1] * count * per_region[1]  # entries of the longer ones of a row of the batch
+    together = next(n for n in range(batch, 0, -1) if batch % n == 0 and n * lists <= LIST_LIMIT)
+    if together == batch or (routes.shape[0] == 1 and mask is None):
+        out, lse = run((q, k, v, mask, routes))
+    else:
+        # Lists live in scalar memory, which does not hold those of the whole batch.
+        arrays = (q, k, v, *(None if x is None else jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (mask, routes)))
+        parts = jax.lax.map(run, jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), arrays))
+        out, lse = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), parts)
+    return regions.unpadded(out, count, own), regions.unpadded(lse, count, own)
 
 
 def _round_up(n: int, to: int) -> int:

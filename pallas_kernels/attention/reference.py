@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention import regions
+
 Window = tuple[int | None, int | None] | None
 
 
@@ -52,6 +54,7 @@ def _logits(
     scale: float,
     query_positions: jax.Array | None,
     key_positions: jax.Array | None,
+    routes: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Logits (batch, heads, q_length, k_length), -inf where masked, and the mask itself."""
     if query_positions is None:
@@ -59,6 +62,8 @@ def _logits(
     if key_positions is None:
         key_positions = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
     allowed = visible(query_positions, key_positions, mask, causal, window)
+    if routes is not None:
+        allowed &= regions.mask(routes, q.shape[1], k.shape[1])
     allowed = jnp.broadcast_to(allowed, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
     # 0 * NaN is NaN: what nobody attends, and who attends nothing, may hold anything.
     q = jnp.where(jnp.swapaxes(allowed.any(3), 1, 2)[..., None], q, 0)

@@ -29,12 +29,13 @@ def objection(
     normalize: str,
     query_positions: Any,
     key_positions: Any,
+    routes: Any,
     return_lse: bool,
     **_: Any,
 ) -> str | None:
     """Why it can't serve the call, or None."""
-    if bias is not None or mask is not None or query_positions is not None or key_positions is not None:
-        return "its masks are known while tracing: no bias, mask or positions"
+    if any(x is not None for x in (bias, mask, query_positions, key_positions, routes)):
+        return "its masks are known while tracing: no bias, mask, positions or routes"
     if normalize != "softmax" or return_lse:
         return "it has softmax only, and its log-sum-exp has no gradient"
     q_length, k_length = q.shape[1], k.shape[1]

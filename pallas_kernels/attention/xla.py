@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.attention import regions
 from pallas_kernels.attention.reference import Window, visible
 
 DIRECT_LENGTH = 512  # up to this length all queries go in one block
@@ -58,9 +59,15 @@ def attention(
     sinks: jax.Array | None,
     query_positions: jax.Array | None,
     key_positions: jax.Array | None,
+    routes: jax.Array | None = None,
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
+    if routes is not None:
+        return regions.gathered(
+            attention, q, k, v, bias=bias, mask=mask, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
+            query_positions=query_positions, key_positions=key_positions, routes=routes, return_lse=return_lse,
+        )  # fmt: skip
     options = Options(causal, None if window is None else (window[0], window[1]), scale, normalize)
     batch, length, heads, _ = q.shape
     kv_heads = k.shape[2]

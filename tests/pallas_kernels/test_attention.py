@@ -27,6 +27,9 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
     q_positions = np.broadcast_to(arrays.get("query_positions", np.arange(q_length)), (batch, q_length))
     k_positions = np.broadcast_to(arrays.get("key_positions", np.arange(k_length)), (batch, k_length))
     left, right = options.get("window") or (None, None)
+    routes = arrays.get("routes", np.zeros((1, 1, 1, 1), int))
+    regions = routes.shape[2]
+    routes = np.broadcast_to(routes, (batch, heads, *routes.shape[2:]))
     out, lse = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], -np.inf)
     for b, h, i in np.ndindex(batch, heads, q_length):
         at, head = q_positions[b, i], h * kv_heads // heads
@@ -35,6 +38,7 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
             for j, p in enumerate(k_positions[b])
             if p >= 0
             and mask[b, h, i, j]
+            and j * regions // k_length in routes[b, h, i * regions // q_length]
             and not (options.get("causal") and p > at)
             and (left is None or p >= at - left)
             and (right is None or p <= at + right)
@@ -134,6 +138,9 @@ def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStru
         ({"normalize": "sigmoid", "return_lse": True}, "no denominator"),
         ({"window": (-1, 2)}, "window must be (left, right)"),
         ({"query_positions": like((2, 4), np.int32)}, "query_positions must be integer (batch, length) = (2, 5)"),
+        ({"routes": like((2, 3, 5, 1), np.int32)}, "routes must be integer (batch, heads, regions, topk) = (2, 4, ...)"),
+        ({"routes": like((2, 1, 2, 1), np.int32)}, "2 regions must divide 5 queries and 5 keys"),
+        ({"routes": like((1, 4, 5, 6), np.int32)}, "of them 1 to all are attended to, not 6"),
         ({"implementation": "flash"}, "no implementation 'flash'"),
     ],
 )

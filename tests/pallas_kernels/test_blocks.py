@@ -86,12 +86,15 @@ def test_positions_and_masks_on_the_device() -> None:
 
 def test_routed_regions_are_whole_blocks() -> None:
     routes = jnp.asarray([[[2, 0], [1, 3], [3, 0], [0, 1]]])
-    got = blocks.routed(routes, blocks_per_region=2)
-    some = np.zeros((1, 8, 8), bool)
+    cover = blocks.routed_cover(routes, 2, 3)
+    some = np.zeros((1, 8, 12), bool)
     for region, seen in enumerate(np.asarray(routes[0])):
         for other in seen:
-            some[0, 2 * region : 2 * region + 2, 2 * other : 2 * other + 2] = True
+            some[0, 2 * region : 2 * region + 2, 3 * other : 3 * other + 3] = True
+    got = blocks.lists(cover, most=6)
+    assert got.ids.shape == (1, 8, 6)
     check_lists(got, some, some)
+    check_lists(blocks.lists(blocks.transposed(cover)), some.swapaxes(1, 2), some.swapaxes(1, 2))
 
 
 def test_global_and_random_blocks() -> None:

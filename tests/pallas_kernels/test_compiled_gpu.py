@@ -25,6 +25,7 @@ COMPILED = (
     ("attention", "mask"),
     ("attention", "cache"),
     ("attention", "image_windows"),
+    ("attention", "routed_padded"),
     ("linear_attention", "mamba2"),
     ("linear_attention", "both_ways"),
     ("delta_rule", "gated_grouped"),

@@ -1,0 +1,161 @@
+"""Routed regions (BiFormer, arXiv:2303.08810): the tokens of a region attend to the regions that its routes name.
+
+Tokens stand region by region; ``routes`` is int (batch or 1, heads or 1, regions, topk), different regions in each row. There are three
+forms: a mask (:func:`mask`), the equation; copies of the keys of each region's regions (:func:`gathered`), which make regions rows of
+the batch; and, for kernels that walk through lists of blocks, regions that are whole blocks (:func:`padded`) and no copies.
+A copied key is read once and written once before it is read; padding a region by up to a half moves less than that.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Attend = Callable[..., Any]
+"""An implementation of the op, for calls with or without routes."""
+
+
+def mask(routes: jax.Array, q_length: int, k_length: int) -> jax.Array:
+    """What the routes allow: bool (batch or 1, heads or 1, q_length, k_length)."""
+    regions = routes.shape[2]
+    allowed = (routes[..., None] == jnp.arange(regions)).any(3)
+    return jnp.repeat(jnp.repeat(allowed, q_length // regions, 2), k_length // regions, 3)
+
+
+def gathered(
+    attend: Attend,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    routes: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    query_positions: jax.Array | None,
+    key_positions: jax.Array | None,
+    return_lse: bool,
+    **options: Any,
+) -> Any:
+    """The op by ``attend`` without routes: regions are rows of the batch, each with copies of its keys."""
+    where = {"bias": bias, "mask": mask, "query_positions": query_positions, "key_positions": key_positions}
+    if routes.shape[1] > 1:
+        return _head_by_head(attend, q, k, v, routes, return_lse, **where, **options)
+    batch, count = q.shape[0], routes.shape[2]
+    row, chosen = jnp.arange(batch)[:, None, None], routes[:, 0]
+
+    def queries(x: jax.Array) -> jax.Array:
+        """(batch, q_length, ...) by regions."""
+        return x.reshape(batch * count, -1, *x.shape[2:])
+
+    def keys(x: jax.Array) -> jax.Array:
+        """(batch, k_length, ...), those of each region's regions."""
+        # The widest rows that can be copied: a token's heads together.
+        return x.reshape(batch, count, x.shape[1] // count, -1)[row, chosen].reshape(batch * count, -1, *x.shape[2:])
+
+    def pairs(x: jax.Array | None) -> jax.Array | None:
+        """(batch or 1, heads or 1, q_length or 1, k_length or 1), rows of each region and columns of its regions."""
+        if x is None:
+            return None
+        x = jnp.moveaxis(jnp.broadcast_to(x, (batch, *x.shape[1:])), 1, 3)  # (batch, q, k, heads)
+        rows, columns, heads = x.shape[1:]
+        x = x.reshape(batch, count, -1, columns, heads) if rows > 1 else jnp.broadcast_to(x[:, None], (batch, count, 1, columns, heads))
+        if columns > 1:
+            x = jnp.swapaxes(x.reshape(batch, count, x.shape[2], count, -1, heads), 2, 3)
+            x = jnp.swapaxes(x[row, jnp.arange(count)[:, None], chosen], 2, 3)
+        return jnp.moveaxis(x.reshape(batch * count, x.shape[2], -1, heads), 3, 1)
+
+    def places(x: jax.Array | None, length: int) -> jax.Array:
+        return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32) if x is None else x, (batch, length))
+
+    ordered = _ordered(options)
+    if ordered:
+        query_positions = queries(places(query_positions, q.shape[1]))
+    if ordered or key_positions is not None:
+        key_positions = keys(places(key_positions, k.shape[1]))
+    result = attend(
+        queries(q), keys(k), keys(v), bias=pairs(bias), mask=pairs(mask), query_positions=query_positions if ordered else None,
+        key_positions=key_positions, return_lse=return_lse, routes=None, **options,
+    )  # fmt: skip
+    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), result)
+
+
+def _ordered(options: dict[str, Any]) -> bool:
+    return bool(options.get("causal")) or options.get("window") is not None
+
+
+def _head_by_head(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, routes: jax.Array, return_lse: bool, *, sinks: Any, **options: Any) -> Any:
+    """Heads whose keys are different copies, one after the other."""
+    heads, repeats = q.shape[2], q.shape[2] // k.shape[2]
+
+    def one(x: Any, head: int) -> Any:
+        return x if x is None or x.shape[1] == 1 else x[:, head : head + 1]
+
+    results = []
+    for head in range(heads):
+        group = slice(head // repeats, head // repeats + 1)
+        mine = options | {name: one(options[name], head) for name in ("bias", "mask")}
+        results.append(
+            gathered(
+                attend, q[:, :, head : head + 1], k[:, :, group], v[:, :, group], routes=routes[:, head : head + 1],
+                sinks=None if sinks is None else sinks[head : head + 1], return_lse=return_lse, **mine,
+            )
+        )  # fmt: skip
+    return jax.tree.map(lambda *x: jnp.concatenate(x, 2), *results)
+
+
+def objection(asked: Callable[..., str | None], q: Any, k: Any, v: Any, *, routes: Any, return_lse: bool, **options: Any) -> str | None:
+    """Why an implementation can't serve the call with copies of keys, or None; ``asked`` is its answer for a call without routes."""
+    answers: list[str | None] = []
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, return_lse: bool, **options: Any) -> Any:
+        answers.append(asked(q, k, v, return_lse=return_lse, **options))
+        out = jnp.zeros((*q.shape[:3], v.shape[3]), q.dtype)
+        return (out, jnp.zeros(q.shape[:3])) if return_lse else out
+
+    arrays = {name: x for name, x in options.items() if hasattr(x, "shape")}
+    rest = {name: x for name, x in options.items() if name not in arrays}
+    call = functools.partial(gathered, attend, return_lse=return_lse, **rest)
+    jax.eval_shape(lambda q, k, v, routes, arrays: call(q, k, v, routes=routes, **arrays), q, k, v, routes, arrays)
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def padded_size(length: int, regions: int, block: int) -> int | None:
+    """Tokens of a region of whole blocks, None where more than half of them would be added."""
+    size = length // regions
+    whole = -(-size // block) * block
+    return whole if 2 * whole <= 3 * size else None
+
+
+def cleaned(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Zeros for keys that a mask (batch or 1, 1, 1, k_length) hides and for queries whose regions hold no other: 0 * NaN is NaN."""
+    if mask is None:
+        return q, k, v
+    regions = routes.shape[2]
+    k, v = (jnp.where(mask[:, 0, 0, :, None, None], x, 0) for x in (k, v))
+    real = mask.reshape(mask.shape[0], regions, -1).any(2)
+    real, routes = jnp.broadcast_to(real, (q.shape[0], regions)), jnp.broadcast_to(routes, (q.shape[0], *routes.shape[1:]))
+    seeing = real[jnp.arange(q.shape[0])[:, None, None, None], routes].any(3)
+    seeing = jnp.repeat(jnp.swapaxes(seeing, 1, 2), q.shape[1] // regions, 1)
+    return jnp.where(seeing[..., None], q, 0), k, v
+
+
+def padded(x: jax.Array, regions: int, size: int, axis: int = 1) -> jax.Array:
+    """``x`` with ``size`` tokens in each region, zeros (False) behind its own."""
+    own = x.shape[axis] // regions
+    if own == size:
+        return x
+    x = x.reshape(*x.shape[:axis], regions, own, *x.shape[axis + 1 :])
+    x = jnp.pad(x, [(0, size - own if a == axis + 1 else 0) for a in range(x.ndim)])
+    return x.reshape(*x.shape[:axis], regions * size, *x.shape[axis + 2 :])
+
+
+def unpadded(x: jax.Array, regions: int, own: int) -> jax.Array:
+    """The inverse of :func:`padded`, for the length on axis 1; ``own`` tokens of each region."""
+    size = x.shape[1] // regions
+    return x if size == own else x.reshape(x.shape[0], regions, size, *x.shape[2:])[:, :, :own].reshape(x.shape[0], -1, *x.shape[2:])
