@@ -124,10 +124,11 @@ class BilevelRoutingAttention(Mixer):
         routes = self.route(q, k, region_mask)  # (batch, regions^2, topk)
         self.sow(Diagnostic, "routes", routes)
         queries, keys, values = (a.reshape(batch, -1, heads, shape[-1] // heads) for a in (q, k, v))
-        where = {"mask": None if region_mask is None else region_mask.reshape(batch, 1, 1, -1), "routes": routes[:, None], "scale": self.scale}
+        routes, key_mask = routes[:, None], None if region_mask is None else region_mask.reshape(batch, 1, 1, -1)
         if self.sowing(Diagnostic, "attention"):
-            self.sow(Diagnostic, "attention", attention_weights(queries, keys, **where))
-        return self._join(attention(queries, keys, values, **where).reshape(q.shape), shape)
+            self.sow(Diagnostic, "attention", attention_weights(queries, keys, mask=key_mask, routes=routes, scale=self.scale))
+        y = attention(queries, keys, values, mask=key_mask, routes=routes, scale=self.scale)
+        return self._join(y.reshape(q.shape), shape)
 
     def route(self, q: jax.Array, k: jax.Array, region_mask: jax.Array | None = None) -> jax.Array:
         """Indices (batch, regions^2, topk) of the regions that each region attends to, for q, k (batch, regions^2, tokens, features)."""

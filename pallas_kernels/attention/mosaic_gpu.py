@@ -72,10 +72,10 @@ def attention(
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
     own, sizes = q.shape[1], None
     if routes is not None:
-        where: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
-        where |= {"key_positions": key_positions, "routes": routes}
-        if not _lists_serve(q, k, **where):
-            return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **where)
+        given: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
+        given |= {"key_positions": key_positions, "routes": routes}
+        if not _lists_serve(q, k, **given):
+            return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **given)
         q, k, v, mask, sizes = _whole_regions(q, k, v, mask, routes)
     (batch, q_length, heads, _), (k_length, kv_heads), value_dim = q.shape, k.shape[1:3], v.shape[3]
     left, right = window or (None, None)
@@ -139,13 +139,13 @@ def _lists_serve(
 def _whole_regions(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array) -> tuple[Any, ...]:
     """The arrays with regions of whole blocks, the mask that hides what was added, and the sizes of regions of queries and keys."""
     count = routes.shape[2]
-    sizes = tuple(regions.padded_size(x.shape[1], count, ROWS) for x in (q, k))
+    sizes = [size for x in (q, k) if (size := regions.padded_size(x.shape[1], count, ROWS)) is not None]
     if mask is None and count * sizes[1] > k.shape[1]:
         mask = jnp.ones((1, 1, 1, k.shape[1]), bool)
     if mask is not None:
         mask = regions.padded(jnp.broadcast_to(mask, (*mask.shape[:3], k.shape[1])), count, sizes[1], 3)
     q, k, v = (regions.padded(x, count, size) for x, size in ((q, sizes[0]), (k, sizes[1]), (v, sizes[1])))
-    return *regions.cleaned(q, k, v, mask, routes), mask, sizes
+    return *regions.cleaned(q, k, v, mask, routes), mask, tuple(sizes)
 
 
 def _padded(x: jax.Array, length: int) -> jax.Array:

@@ -65,10 +65,10 @@ def attention(
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
     if routes is not None:
-        where: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
-        where |= {"key_positions": key_positions, "routes": routes}
-        if not _lists_serve(q, k, **where):
-            return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **where)
+        given: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
+        given |= {"key_positions": key_positions, "routes": routes}
+        if not _lists_serve(q, k, **given):
+            return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **given)
         out, lse = _routed(q, k, v, mask, routes, scale, normalize)
         return _finish(out, lse, sinks, return_lse)
     (batch, q_length, _, _), (k_length, kv_heads) = q.shape, k.shape[1:3]

@@ -8,7 +8,6 @@ A copied key is read once and written once before it is read; padding a region b
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -118,8 +117,11 @@ def objection(asked: Callable[..., str | None], q: Any, k: Any, v: Any, *, route
 
     arrays = {name: x for name, x in options.items() if hasattr(x, "shape")}
     rest = {name: x for name, x in options.items() if name not in arrays}
-    call = functools.partial(gathered, attend, return_lse=return_lse, **rest)
-    jax.eval_shape(lambda q, k, v, routes, arrays: call(q, k, v, routes=routes, **arrays), q, k, v, routes, arrays)
+
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, routes: jax.Array, arrays: dict[str, jax.Array]) -> Any:
+        return gathered(attend, q, k, v, routes=routes, return_lse=return_lse, **rest, **arrays)
+
+    jax.eval_shape(call, q, k, v, routes, arrays)
     return next((answer for answer in answers if answer is not None), None)
 
 
