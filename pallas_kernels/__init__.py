@@ -4,9 +4,9 @@ Arrays are ``(batch, length, heads, head_dim)``. Every op takes ``implementation
 that serves the call) or a name; :func:`pallas_kernels.dispatch.recording` tells what was picked.
 """
 
-from pallas_kernels.attention import attention, attention_weights
+from pallas_kernels.attention import attention, attention_weights, masks
 from pallas_kernels.delta_rule import delta_rule
 from pallas_kernels.linear_attention import linear_attention
 from pallas_kernels.selective_scan import selective_scan
 
-__all__ = ["attention", "attention_weights", "delta_rule", "linear_attention", "selective_scan"]
+__all__ = ["attention", "attention_weights", "delta_rule", "linear_attention", "masks", "selective_scan"]

@@ -197,10 +197,7 @@ def tpu_topology(name: str) -> Any:
 @contextlib.contextmanager
 def _target(device: Device) -> Iterator[None]:
     """Tells Pallas' lowering, which asks the mesh, what it lowers for."""
-    if device.platform != "gpu":
-        yield
-        return
-    abstract = AbstractDevice(device_kind=device.kind, num_cores=device.cores, platform="cuda")
+    abstract = AbstractDevice(device_kind=device.kind, num_cores=device.cores, platform="cuda" if device.platform == "gpu" else device.platform)
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), (AxisType.Auto,), abstract_device=abstract)):
         yield
 

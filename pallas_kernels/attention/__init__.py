@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels import sequence
 from pallas_kernels.attention import distributed, mosaic_gpu, mosaic_tpu, reference, splash, xla
 from pallas_kernels.attention.cases import CASES, SHAPES
+from pallas_kernels.attention.masks import Mask
 from pallas_kernels.dispatch import Implementation, Op
 from pallas_kernels.mesh import Axes
 
@@ -39,7 +41,7 @@ def attention(
     v: jax.Array,
     *,
     bias: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    mask: jax.Array | Mask | None = None,
     causal: bool = False,
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
@@ -63,7 +65,8 @@ def attention(
         key-value head h // (heads // kv_heads).
       v: (batch, k_length, kv_heads, value_dim).
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
-      mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so.
+      mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of positions,
+        (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, which ``pallas_kernels.masks`` is.
       causal: a query attends keys at positions up to its own.
       window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
         With default positions the cost is linear in length when both sides are bounded.
@@ -94,7 +97,7 @@ def attention_weights(
     k: jax.Array,
     *,
     bias: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    mask: jax.Array | Mask | None = None,
     causal: bool = False,
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
@@ -136,7 +139,7 @@ def _resolve(
     q: jax.Array,
     k: jax.Array,
     bias: jax.Array | None,
-    mask: jax.Array | None,
+    mask: jax.Array | Mask | None,
     causal: bool,
     window: tuple[int | None, int | None] | None,
     scale: float | None,
@@ -146,6 +149,10 @@ def _resolve(
 ) -> dict[str, Any]:
     """Checks the arguments that say who attends whom; gives bias and mask their four dimensions and scale its default."""
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    pattern = mask if callable(mask) else None
+    mask = None if callable(mask) else mask
+    if pattern is not None:
+        _check_function("mask", pattern, jnp.bool_, _PLACES)
     if mask is not None and mask.dtype != jnp.bool_:
         raise ValueError(f"attention: mask must be bool (True = attend), got {mask.dtype}; add numbers to the logits with bias")
     if scale is not None and not isinstance(scale, (int, float)):
@@ -160,6 +167,7 @@ def _resolve(
     return {
         "bias": _four_dimensions("bias", bias, full),
         "mask": _four_dimensions("mask", mask, full),
+        "pattern": pattern,
         "causal": causal,
         "window": window,
         "scale": q.shape[3] ** -0.5 if scale is None else scale,
@@ -167,6 +175,19 @@ def _resolve(
         "key_positions": key_positions,
         "routes": routes,
     }
+
+
+_PLACES = (jax.ShapeDtypeStruct((2, 1), jnp.int32), jax.ShapeDtypeStruct((1, 3), jnp.int32))
+
+
+def _check_function(name: str, function: Any, dtype: Any, arguments: tuple[jax.ShapeDtypeStruct, ...]) -> None:
+    """Refuses what is no elementwise function of its arguments alone, which kernels could not have inline."""
+    traced = jax.make_jaxpr(function)(*arguments)
+    (result,) = traced.out_avals if len(traced.out_avals) == 1 else (None,)
+    if result is None or result.dtype != dtype or np.broadcast_shapes(result.shape, (2, 3)) != (2, 3):
+        raise ValueError(f"attention: the function {name} must be elementwise and return {jnp.dtype(dtype).name}, got {traced.out_avals}")
+    if any(getattr(x, "ndim", 0) for x in traced.consts):
+        raise ValueError(f"attention: the function {name} uses an array from outside; kernels take only its arguments and Python numbers")
 
 
 def _check_routes(routes: jax.Array, full: tuple[int, ...]) -> None:

@@ -1,21 +1,21 @@
 """Which blocks of keys a block of queries visits: lists for attention kernels that skip all others.
 
-Who attends whom is a predicate of two index arrays, :data:`Visible`, the same for numpy, for jax and inside a kernel. Static
-patterns are summarised block by block in numpy while tracing (:func:`cover`, :func:`band_cover`), those that depend on data
-on the device (:func:`position_cover`, :func:`mask_cover`, :func:`routed_cover`). :func:`lists` turns the summary into what a kernel walks
-through; the lists for the backward pass, queries by key block, are those of :func:`transposed`.
+Static patterns (:mod:`pallas_kernels.attention.masks`) are summarised block by block in numpy while tracing (:func:`cover`,
+:func:`band_cover`), those that depend on data on the device (:func:`position_cover`, :func:`mask_cover`, :func:`routed_cover`).
+:func:`lists` turns the summary into what a kernel walks through; the lists for the backward pass, queries by key block, are those of
+:func:`transposed`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Visible = Callable[[Any, Any], Any]
+from pallas_kernels.attention.masks import Mask, window
 
 
 class Cover(NamedTuple):
@@ -39,81 +39,46 @@ class Lists(NamedTuple):
     count: Any
 
 
-# Predicates
-
-
-def band(left: int | None, right: int | None) -> Visible:
-    """Keys at [query - left, query + right]; None is unbounded. Causal is (None, 0)."""
-
-    def visible(q: Any, k: Any) -> Any:
-        seen = (q >= 0) & (k >= 0)
-        if left is not None:
-            seen &= k - q >= -left
-        if right is not None:
-            seen &= k - q <= right
-        return seen
-
-    return visible
-
-
-def segments(size: int) -> Visible:
-    """Windows of ``size`` neighbouring tokens, each attending to itself."""
-    return lambda q, k: q // size == k // size
-
-
-def dilated(segment: int, rate: int, offset: int = 0) -> Visible:
-    """Every ``rate``-th token of each segment, from ``offset`` on, among themselves (LongNet, arXiv:2307.02486)."""
-
-    def visible(q: Any, k: Any) -> Any:
-        return (q // segment == k // segment) & (q % segment % rate == offset) & (k % segment % rate == offset)
-
-    return visible
-
-
-def grid_windows(width: int, window: int) -> Visible:
-    """Square windows of an image whose tokens stand row by row (block attention of MaxViT, arXiv:2204.01697)."""
-    return lambda q, k: (q // width // window == k // width // window) & (q % width // window == k % width // window)
-
-
-def grid_strides(height: int, width: int, cells: int) -> Visible:
-    """Tokens at the same place of each of ``cells`` x ``cells`` parts of an image (grid attention of MaxViT, arXiv:2204.01697)."""
-    down, across = height // cells, width // cells
-    return lambda q, k: (q // width % down == k // width % down) & (q % width % across == k % width % across)
-
-
-def all_of(*parts: Visible) -> Visible:
-    """What every part allows."""
-
-    def visible(q: Any, k: Any) -> Any:
-        seen = parts[0](q, k)
-        for part in parts[1:]:
-            seen &= part(q, k)
-        return seen
-
-    return visible
-
-
 # Summaries of static patterns, in numpy
 
 
-def cover(visible: Visible, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
-    """The summary of any predicate, one strip of queries at a time: time q_length * k_length, memory block_q * k_length.
+_STRIP = 128  # queries whose rows of a pattern exist at once
+_KEPT = 64  # summaries of patterns: every layer of a model asks for the same
+
+
+@functools.lru_cache(_KEPT)
+def cover(visible: Mask, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
+    """The summary of any mask, one strip of queries at a time: time q_length * k_length, memory block_q * k_length.
 
     Queries behind the end do not count; keys behind the end are attended by nobody.
     """
     k_blocks = -(-k_length // block_k)
-    k = np.arange(k_blocks * block_k)[None]
+    k = np.arange(k_blocks * block_k, dtype=np.int32)[None]
     some, every = [], []
     for start in range(0, q_length, block_q):
-        q = np.arange(start, min(start + block_q, q_length))[:, None]
-        seen = (visible(q, k) & (k < k_length)).reshape(len(q), k_blocks, block_k)
+        q = np.arange(start, min(start + block_q, q_length), dtype=np.int32)[:, None]
+        seen = np.broadcast_to(visible(q, k) & (k < k_length), (len(q), k.shape[1])).reshape(len(q), k_blocks, block_k)
         some.append(seen.any((0, 2)))
         every.append(seen.all((0, 2)))
     return Cover(np.stack(some), np.stack(every))
 
 
+@functools.lru_cache(_KEPT)
+def seen(left: int | None, right: int | None, pattern: Mask, q_length: int, k_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`band_seen`, of a window and what a pattern allows in it."""
+    band = window(left, right)
+    k = np.arange(k_length, dtype=np.int32)[None]
+    seeing, attended = [], np.zeros(k_length, bool)
+    for start in range(0, q_length, _STRIP):
+        q = np.arange(start, min(start + _STRIP, q_length), dtype=np.int32)[:, None]
+        strip = np.broadcast_to(band(q, k) & pattern(q, k), (len(q), k_length))
+        seeing.append(strip.any(1))
+        attended |= strip.any(0)
+    return np.concatenate(seeing), attended
+
+
 def band_cover(left: int | None, right: int | None, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
-    """What :func:`cover` gives for :func:`band`, from the ends of the blocks alone."""
+    """What :func:`cover` gives for :func:`masks.window`, from the ends of the blocks alone."""
     q_first, q_last = _ends(q_length, block_q)
     k_first, k_last = _ends(k_length, block_k)
     some = np.ones((len(q_first), len(k_first)), bool)
@@ -143,18 +108,19 @@ def _ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     return first, np.minimum(first + block, length) - 1
 
 
-def global_and_random(blocks: int, *, first: int = 1, window: int = 3, random: int = 3, seed: int = 0) -> Cover:
-    """Whole blocks: the first ones see and are seen by all, each sees ``window`` around it and ``random`` others (BigBird, arXiv:2007.14062)."""
-    at = np.arange(blocks)
-    seen = (at < first) | (at[:, None] < first) | (np.abs(at[:, None] - at) <= window // 2)
-    rng = np.random.default_rng(seed)
-    for row in seen:
-        others = np.flatnonzero(~row)
-        row[rng.permutation(others)[:random]] = True
-    return Cover(seen, seen)
+def static_cover(left: int | None, right: int | None, pattern: Mask | None, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
+    """Of a window and what a pattern allows in it, both of indices."""
+    band = band_cover(left, right, q_length, k_length, block_q, block_k)
+    return band if pattern is None else both(band, cover(pattern, q_length, k_length, block_q, block_k))
 
 
 # Summaries of what only the device knows
+
+
+def pattern_cover(pattern: Mask, q_positions: jax.Array, k_positions: jax.Array, block_q: int, block_k: int) -> Cover:
+    """Of a pattern of positions (batch or 1, length), whole blocks. The compiler reduces the matrix as it makes it."""
+    shape = np.broadcast_shapes(q_positions[:, :, None].shape, k_positions[:, None].shape)
+    return mask_cover(jnp.broadcast_to(pattern(q_positions[:, :, None], k_positions[:, None]), shape), block_q, block_k)
 
 
 def position_cover(q_positions: jax.Array, k_positions: jax.Array, left: int | None, right: int | None, block_q: int, block_k: int) -> Cover:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.attention import masks
 from pallas_kernels.dispatch import Case, Shape
 
 Arrays = dict[str, np.ndarray]
@@ -75,6 +76,19 @@ def _padded(real: int) -> Change:
             arrays[name][~mask] = np.nan
         arrays["q"][-1] = np.nan
         arrays["mask"] = mask[:, None, None, :]
+
+    return change
+
+
+def _hidden_keys(real: int) -> Change:
+    """A pattern's function takes the place of a mask, so what hides keys from ``real`` on is their positions; they are NaN."""
+
+    def change(arrays: Arrays, _: np.random.Generator) -> None:
+        length = arrays["k"].shape[1]
+        for name in ("k", "v"):
+            arrays[name][:, real:] = np.nan
+        at = np.arange(length, dtype=np.int32)
+        arrays["key_positions"] = np.where(at < real, at, -1)[None]
 
     return change
 
@@ -183,6 +197,11 @@ CASES = (
     _case("routed_heads_causal", 18, change=_both(_routes(6, 3, heads=2), _add(sinks=(2,), bias=(2, 18, 18))), causal=True, return_lse=True),
     _case("routed_blocks", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 1, hidden=7), return_lse=True),
     _case("routed_blocks_heads", 192, batch=2, change=_routes(3, 2, heads=2, rows=1), normalize="sigmoid"),
+    _case("pattern", 23, 19, heads=4, kv_heads=2, mask=masks.dilated(8, 2), return_lse=True),
+    _case("pattern_cache", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, mask=masks.segments(4), return_lse=True),
+    _case("pattern_routed", 20, change=_routes(4, 2), mask=masks.window(6, 2)),
+    _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1), return_lse=True),
+    _case("long_pattern_hidden", 300, batch=1, heads=1, change=_hidden_keys(200), mask=masks.segments(100), return_lse=True),
     _case("long_sigmoid", 531, batch=1, normalize="sigmoid", change=_add(bias=(1, 2, 1, 1)), causal=True),
 )
 
@@ -209,6 +228,7 @@ SHAPES = (
     _shape("sigmoid", (2, 1024, 8, 64), normalize="sigmoid"),
     _shape("image_windows", (256, 49, 4, 32)),
     _shape("image_windows_bias", (256, 49, 4, 32), change={"bias": jax.ShapeDtypeStruct((1, 4, 49, 49), jnp.float32)}),
+    _shape("pattern", (1, 4096, 8, 128), mask=masks.dilated(1024, 2)),
     _shape("routed", (8, 3136, 4, 32), change={"routes": jax.ShapeDtypeStruct((8, 1, 49, 4), jnp.int32)}),
     _shape("routed_padded", (2, 9604, 4, 32), change={"routes": jax.ShapeDtypeStruct((2, 1, 49, 4), jnp.int32)}),
 )  # fmt: skip

@@ -49,6 +49,8 @@ def ring_objection(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> 
         reason = "it is for softmax without sinks"
     if reason is None and options.get("window") is not None:
         reason = "a window is given"
+    if reason is None and options.get("pattern") is not None:
+        reason = "its masks are of keys, or causal"
     if reason is None and options.get("causal") and q.shape[1] % (2 * sequence.parts()):
         reason = f"{q.shape[1]} tokens can't be split into {2 * sequence.parts()} equal pieces"
     return reason

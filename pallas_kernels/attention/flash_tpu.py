@@ -18,6 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.attention.masks import Mask
 from pallas_kernels.mosaic_tpu import column, row
 
 
@@ -27,6 +28,7 @@ class Options:
 
     Attributes:
       left, right: limits of key minus query position.
+      pattern: of query and key position, True = attend; None is all.
       k_length: keys of a row before padding.
       block_q, block_k: sizes of blocks, which divide the padded lengths.
       segments: blocks hold rows of so many queries and keys, powers of two, which attend each to its own; None where a row is not shorter than a block.
@@ -45,6 +47,7 @@ class Options:
     visits: int
     steps: tuple[int, int]
     interpret: bool
+    pattern: Mask | None = None
 
 
 class Where(NamedTuple):
@@ -123,13 +126,15 @@ def _allowed(options: Options, i: Any, j: Any, queries: Any, keys: Any, mask: An
         q_place, k_place = q_place & q_size - 1, k_place & k_size - 1
     k_at = k_place if keys is None else column(keys[...]) if transposed else keys[...]
     terms.append(k_at < options.k_length if keys is None else k_at >= 0)
-    if options.left is not None or options.right is not None:
+    if options.left is not None or options.right is not None or options.pattern is not None:
         q_at = q_place if queries is None else queries[...] if transposed else column(queries[...])
         ahead = k_at - q_at
         if options.left is not None:
             terms.append(ahead >= -options.left)
         if options.right is not None:
             terms.append(ahead <= options.right)
+        if options.pattern is not None:
+            terms.append(options.pattern(q_at, k_at))
     if mask is not None:
         terms.append(mask[...].astype(jnp.int32) != 0)
     return functools.reduce(jnp.logical_and, (jnp.broadcast_to(t, shape) for t in terms))

@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
+from pallas_kernels.attention.masks import Mask
 
 ROWS = 64  # of one warpgroup: those of one wgmma
 LOG2E = math.log2(math.e)
@@ -44,6 +45,7 @@ class Spec:
       consumers: warpgroups of a thread block that compute.
       block: keys in a block of the forward pass and of the gradient of queries.
       back_block: queries in a block of the gradients of keys and values.
+      pattern: of query and key position, True = attend; None is all. Its blocks come as lists.
       every_block: no block may be passed over, because each one's gradient of the logits is wanted.
     """
 
@@ -60,6 +62,7 @@ class Spec:
     block: int
     back_block: int
     every_block: bool
+    pattern: Mask | None = None
 
     @property
     def tile(self) -> int:
@@ -169,6 +172,8 @@ def visible(spec: Spec, q_positions: jax.Array, k_positions: jax.Array, given: b
         allowed &= k_positions <= q_positions + right
     if left is not None:
         allowed &= k_positions >= q_positions - left
+    if spec.pattern is not None:
+        allowed &= spec.pattern(q_positions, k_positions)
     return allowed
 
 

@@ -14,13 +14,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels import hopper
 from pallas_kernels.attention import blocks, regions
 from pallas_kernels.attention.hopper_backward import gradient_of_keys, gradient_of_queries
 from pallas_kernels.attention.hopper_forward import forward
 from pallas_kernels.attention.hopper_tiles import HIGHEST, LOG2E, ROWS, Spec
-from pallas_kernels.attention.reference import Window
+from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.reference import Window, visible
 
 HEAD_DIM_LIMIT = 128  # accumulators of wider heads do not fit a warpgroup's registers beside the logits
 FEWEST_QUERIES = 8  # a tile has 64 rows: fewer queries than these leave it empty
@@ -67,13 +69,14 @@ def attention(
     query_positions: jax.Array | None,
     key_positions: jax.Array | None,
     routes: jax.Array | None = None,
+    pattern: Mask | None = None,
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
     own, sizes = q.shape[1], None
     if routes is not None:
         given: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
-        given |= {"key_positions": key_positions, "routes": routes}
+        given |= {"key_positions": key_positions, "routes": routes, "pattern": pattern}
         if not _lists_serve(q, k, **given):
             return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **given)
         q, k, v, mask, sizes = _whole_regions(q, k, v, mask, routes)
@@ -81,13 +84,14 @@ def attention(
     left, right = window or (None, None)
     if causal:
         right = 0 if right is None else min(right, 0)
-    if key_positions is not None and left is None and right is None:
+    ordered = left is not None or right is not None or pattern is not None
+    if key_positions is not None and not ordered:
         filled = (key_positions >= 0)[:, None, None]
         mask = filled if mask is None else mask & filled
-    if left is None and right is None:
+    if not ordered:
         query_positions = key_positions = None
     if routes is None:
-        q, k, v = _cleaned(q, k, v, mask, left, right, query_positions, key_positions)
+        q, k, v = _cleaned(q, k, v, mask, left, right, pattern, query_positions, key_positions)
     wide = k_length > 64 if sizes is None else sizes[1] % 128 == 0
     consumers = 2 if (q_length > ROWS if sizes is None else wide and sizes[0] % 128 == 0) else 1
     per_pair = any(x is not None and x.shape[2] > 1 for x in (bias, mask))
@@ -105,12 +109,16 @@ def attention(
         block=64 if per_pair or not wide else 128,
         back_block=64,
         every_block=bias is not None and bias.shape[2] > 1,
+        pattern=pattern,
     )
     arrays = {"q": _padded(q, spec.q_length), "k": _padded(k, spec.k_length), "v": _padded(v, spec.k_length)}
     arrays |= _added_to_logits(spec, bias, mask, query_positions is not None or key_positions is not None)
     arrays |= _visited(spec, q_length, mask, query_positions, key_positions, routes)
     gradient_of_key_bias = bias is not None and bias.shape[2] == 1
-    pairs = spec.q_length * spec.keys if "q_positions" in arrays else _pairs(spec)
+    if isinstance(counts := arrays.get("counts"), np.ndarray):
+        pairs = int(counts[..., 1].sum()) * spec.tile * spec.block
+    else:
+        pairs = spec.q_length * spec.keys if "q_positions" in arrays else _pairs(spec)
     if sizes is not None and routes is not None:
         pairs = spec.q_length * routes.shape[3] * sizes[1]
     out, lse = _flash(spec, pairs, gradient_of_key_bias, arrays)
@@ -124,12 +132,13 @@ def attention(
 
 
 def _lists_serve(
-    q: Any, k: Any, *, bias: Any, mask: Any, causal: bool, window: Window, query_positions: Any, key_positions: Any, routes: Any, **_: Any
-) -> bool:
+    q: Any, k: Any, *, bias: Any, mask: Any, causal: bool, window: Window, query_positions: Any, key_positions: Any, routes: Any,
+    pattern: Any, **_: Any,
+) -> bool:  # fmt: skip
     """Whether lists of blocks make copies of the routed keys unnecessary."""
     if any(regions.padded_size(x.shape[1], routes.shape[2], ROWS) is None for x in (q, k)):
         return False
-    if any(x is not None for x in (bias, window, query_positions, key_positions)) or causal:
+    if any(x is not None for x in (bias, window, pattern, query_positions, key_positions)) or causal:
         return False
     if routes.shape[1] > 1 and q.shape[2] > k.shape[2]:
         return False  # a list of keys' blocks serves all heads that share them
@@ -154,7 +163,8 @@ def _padded(x: jax.Array, length: int) -> jax.Array:
 
 
 def _cleaned(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, left: int | None, right: int | None, query_positions: Any, key_positions: Any
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, left: int | None, right: int | None, pattern: Mask | None, query_positions: Any,
+    key_positions: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Zeros where a query sees nothing and where a key is seen by none, which may hold anything: 0 * NaN is NaN.
 
@@ -167,6 +177,10 @@ def _cleaned(
     if query_positions is not None or key_positions is not None:
         at_q = jnp.arange(q.shape[1])[None] if query_positions is None else query_positions
         at_k = jnp.arange(k.shape[1])[None] if key_positions is None else key_positions
+        if pattern is not None:
+            # A reduction that the compiler fuses: the matrix never exists.
+            found = visible(at_q, at_k, None, False, (left, right), pattern)[:, 0]
+            seeing, seen = seeing & found.any(2)[:, :, None, None], seen & found.any(1)[:, :, None, None]
         far = jnp.iinfo(jnp.int32).max // 2
         first_k, last_k = jnp.where(at_k >= 0, at_k, far).min(1, keepdims=True), at_k.max(1, keepdims=True)
         sees, is_seen = last_k >= 0, at_k >= 0
@@ -175,8 +189,9 @@ def _cleaned(
         if right is not None:
             sees, is_seen = sees & (first_k <= at_q + right), is_seen & (at_k <= at_q.max(1, keepdims=True) + right)
         seeing, seen = seeing & sees[:, :, None, None], seen & is_seen[:, :, None, None]
-    elif left is not None or right is not None:
-        sees, is_seen = blocks.band_seen(left, right, q.shape[1], k.shape[1])
+    elif left is not None or right is not None or pattern is not None:
+        lengths = q.shape[1], k.shape[1]
+        sees, is_seen = blocks.band_seen(left, right, *lengths) if pattern is None else blocks.seen(left, right, pattern, *lengths)
         if not (sees.all() and is_seen.all()):
             seeing, seen = seeing & sees[None, :, None, None], seen & is_seen[None, :, None, None]
     q = q if seeing is True else jnp.where(seeing, q, 0)
@@ -239,12 +254,17 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
         found = {"q_positions": at_q[:, None], "k_positions": at_k[:, None]}
 
         def cover(block_q: int, block_k: int) -> blocks.Cover:
-            return blocks.position_cover(at_q, at_k, left, right, block_q, block_k)
-    elif mask is not None and _of_keys(mask) and spec.keys >= LISTED_LENGTH:
-        real = jnp.pad(jnp.broadcast_to(mask[:, 0, 0], (mask.shape[0], spec.keys)), ((0, 0), (0, spec.k_padded - spec.keys)))
+            positions = blocks.position_cover(at_q, at_k, left, right, block_q, block_k)
+            if spec.pattern is None:
+                return positions
+            return blocks.both(positions, blocks.pattern_cover(spec.pattern, at_q, at_k, block_q, block_k))
+    elif spec.pattern is not None or (mask is not None and _of_keys(mask) and spec.keys >= LISTED_LENGTH):
 
         def cover(block_q: int, block_k: int) -> blocks.Cover:
-            static = blocks.band_cover(left, right, spec.q_length, spec.keys, block_q, block_k)
+            static = blocks.static_cover(left, right, spec.pattern, spec.q_length, spec.keys, block_q, block_k)
+            if mask is None or not _of_keys(mask):
+                return blocks.Cover(static.some[None], static.every[None])
+            real = jnp.pad(jnp.broadcast_to(mask[:, 0, 0], (mask.shape[0], spec.keys)), ((0, 0), (0, spec.k_padded - spec.keys)))
             some = real.reshape(real.shape[0], 1, -1, block_k).any(3)[:, :, : static.some.shape[1]]
             # Masked keys of a whole block are hidden by what is added to the logits.
             return blocks.both(blocks.Cover(static.some, static.every), blocks.Cover(some, jnp.ones_like(some)))
@@ -257,12 +277,14 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
     return found | {"counts": lists[0], "blocks": lists[1], "back_counts": back[0], "back_blocks": back[1]}
 
 
-def _ordered(cover: blocks.Cover, most: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """A cover (batch, heads or none, tiles, blocks) as :func:`hopper_tiles.visit` reads it: whole blocks first, ``most`` at most."""
-    kind = jnp.where(cover.some, jnp.where(cover.every, 0, 1), 2)
+def _ordered(cover: blocks.Cover, most: int | None = None) -> tuple[Any, Any]:
+    """A cover (batch, heads or none, tiles, blocks) as :func:`hopper_tiles.visit` reads it: whole blocks first, ``most`` at most; numpy if that is."""
+    xp: Any = np if isinstance(cover.some, np.ndarray) else jnp
+    kind = xp.where(cover.some, xp.where(cover.every, 0, 1), 2)
     kind = kind if kind.ndim == 4 else kind[:, None]
-    counts = jnp.stack([(kind == 0).sum(-1), (kind < 2).sum(-1)], axis=-1)
-    return counts.astype(jnp.int32), jnp.argsort(kind, axis=-1, stable=True)[..., :most].astype(jnp.int32)
+    counts = xp.stack([(kind == 0).sum(-1), (kind < 2).sum(-1)], axis=-1)
+    most = max(int(counts.max()), 1) if xp is np else most
+    return counts.astype(np.int32), xp.argsort(kind, axis=-1, stable=True)[..., :most].astype(np.int32)
 
 
 def _all_cut(spec: Spec) -> Arrays:

@@ -24,6 +24,7 @@ import numpy as np
 from pallas_kernels import dispatch
 from pallas_kernels.attention import blocks, regions
 from pallas_kernels.attention.flash_tpu import Options, Walk, Where, flash
+from pallas_kernels.attention.masks import Mask
 from pallas_kernels.attention.reference import Window, visible
 from pallas_kernels.mosaic_tpu import LANES
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
@@ -61,12 +62,13 @@ def attention(
     query_positions: jax.Array | None,
     key_positions: jax.Array | None,
     routes: jax.Array | None = None,
+    pattern: Mask | None = None,
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
     if routes is not None:
         given: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
-        given |= {"key_positions": key_positions, "routes": routes}
+        given |= {"key_positions": key_positions, "routes": routes, "pattern": pattern}
         if not _lists_serve(q, k, **given):
             return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **given)
         out, lse = _routed(q, k, v, mask, routes, scale, normalize)
@@ -75,9 +77,9 @@ def attention(
     left, right = window or (None, None)
     if causal:
         right = 0 if right is None else min(right, 0)
-    if left is None and right is None:
+    if left is None and right is None and pattern is None:
         query_positions = None
-    queries_seeing, keys_seen = _seen(q_length, k_length, mask, left, right, query_positions, key_positions, kv_heads)
+    queries_seeing, keys_seen = _seen(q_length, k_length, mask, left, right, pattern, query_positions, key_positions, kv_heads)
     # 0 * NaN is NaN: what nobody attends, and who attends nothing, may hold anything.
     if queries_seeing is not None:
         q = jnp.where(jnp.swapaxes(queries_seeing, 1, 2)[..., None], q, 0)
@@ -92,7 +94,8 @@ def attention(
         block_q, block_k = _block(q_length, 16), _block(k_length, LANES)
         size_q, size_k = _round_up(q_length, block_q), _round_up(k_length, block_k)
         where = _pad(where, size_q, size_k)
-        cover = _cover(where, left, right, q_length, k_length, block_q, block_k)
+        indexed = query_positions is None and key_positions is None
+        cover = _cover(where, left, right, pattern, indexed, q_length, k_length, block_q, block_k)
         q, k, v = (jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0), (0, 0))) for x, size in ((q, size_q), (k, size_k), (v, size_k)))
     else:
         where = _fold_where(fold, batch, _pad(where, fold.q, fold.k))
@@ -103,7 +106,7 @@ def attention(
     steps = forth.ids.shape[-1], back.ids.shape[-1]
     segments = None if fold is None else (fold.q, fold.k)
     visits = int(cover.some.sum()) if isinstance(cover.some, np.ndarray) else cover.some.shape[2] * cover.some.shape[3]
-    options = Options(left, right, scale, normalize, k_length, block_q, block_k, segments, visits, steps, dispatch.interpreted())
+    options = Options(left, right, scale, normalize, k_length, block_q, block_k, segments, visits, steps, dispatch.interpreted(), pattern)
     out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
     out, lse = (jnp.swapaxes(x, 1, 2) for x in (out, lse))
     if fold is not None:
@@ -134,11 +137,12 @@ def _region_block(size: int) -> int:
 
 
 def _lists_serve(
-    q: Any, k: Any, *, bias: Any, mask: Any, causal: bool, window: Window, query_positions: Any, key_positions: Any, routes: Any, **_: Any
-) -> bool:
+    q: Any, k: Any, *, bias: Any, mask: Any, causal: bool, window: Window, query_positions: Any, key_positions: Any, routes: Any,
+    pattern: Any, **_: Any,
+) -> bool:  # fmt: skip
     """Whether lists of blocks make copies of the routed keys unnecessary."""
     size_q, size_k = _region_sizes(q.shape[1], k.shape[1], routes.shape[2])
-    if size_q is None or size_k is None or any(x is not None for x in (bias, window, query_positions, key_positions)) or causal:
+    if size_q is None or size_k is None or any(x is not None for x in (bias, window, pattern, query_positions, key_positions)) or causal:
         return False
     if mask is not None and (mask.shape[1] > 1 or mask.shape[2] > 1):
         return False
@@ -238,20 +242,25 @@ def _block(length: int, least: int) -> int:
 
 
 def _seen(
-    q_length: int, k_length: int, mask: Any, left: int | None, right: int | None, query_positions: Any, key_positions: Any, kv_heads: int
+    q_length: int, k_length: int, mask: Any, left: int | None, right: int | None, pattern: Mask | None, query_positions: Any, key_positions: Any,
+    kv_heads: int,
 ) -> tuple[Any, ...]:
     """Which queries attend anything (batch or 1, heads or 1, q_length), and which keys are attended, (..., kv_heads or 1, k_length); None is all."""
     window = (left, right)
     if mask is None and query_positions is None and key_positions is None:
-        if left is None and right is None:
+        if pattern is not None:
+            found = blocks.seen(left, right, pattern, q_length, k_length)
+        elif left is None and right is None:
             return None, None
-        return tuple(None if x.all() else x[None, None] for x in blocks.band_seen(left, right, q_length, k_length))
+        else:
+            found = blocks.band_seen(left, right, q_length, k_length)
+        return tuple(None if x.all() else x[None, None] for x in found)
     if query_positions is None:
         query_positions = jnp.arange(q_length, dtype=jnp.int32)[None]
     if key_positions is None:
         key_positions = jnp.arange(k_length, dtype=jnp.int32)[None]
     # A reduction that the compiler fuses: the matrix never exists.
-    allowed = visible(query_positions, key_positions, mask, False, window)
+    allowed = visible(query_positions, key_positions, mask, False, window, pattern)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], q_length, k_length))
     seen = allowed.any(2)
     if seen.shape[1] > 1:
@@ -286,27 +295,26 @@ def _pad(where: Where, q_length: int, k_length: int) -> Where:
     return Where(queries, keys, mask, bias)
 
 
-def _cover(where: Where, left: int | None, right: int | None, q_length: int, k_length: int, block_q: int, block_k: int) -> blocks.Cover:
-    """(batch or 1, heads or 1, q_blocks, k_blocks); in numpy if nothing depends on data."""
-    static = blocks.band_cover(left, right, q_length, k_length, block_q, block_k)
-    cover = blocks.Cover(static.some[None, None], static.every[None, None])
-    if all(x is None for x in where[:3]):
-        return cover
+def _cover(
+    where: Where, left: int | None, right: int | None, pattern: Mask | None, indexed: bool, q_length: int, k_length: int, block_q: int, block_k: int
+) -> blocks.Cover:
+    """(batch or 1, heads or 1, q_blocks, k_blocks); in numpy if nothing depends on data. ``indexed``: positions are indices."""
     parts: list[blocks.Cover] = []
+    if indexed:
+        parts.append(blocks.Cover(*(x[None, None] for x in blocks.static_cover(left, right, pattern, q_length, k_length, block_q, block_k))))
     if where.queries is not None or where.keys is not None:
         q_at = jnp.arange(_round_up(q_length, block_q), dtype=jnp.int32)[None, None] if where.queries is None else where.queries
         k_at = _places(k_length, block_k) if where.keys is None else where.keys
         rows = jnp.broadcast_shapes(q_at.shape[:2], k_at.shape[:2])
         q_at, k_at = (jnp.broadcast_to(x, (*rows, x.shape[2])).reshape(-1, x.shape[2]) for x in (q_at, k_at))
         part = blocks.position_cover(q_at, k_at, left, right, block_q, block_k)
+        if pattern is not None and not indexed:
+            part = blocks.both(part, blocks.pattern_cover(pattern, q_at, k_at, block_q, block_k))
         parts.append(blocks.Cover(*(x.reshape(*rows, *x.shape[1:]) for x in part)))
-    else:
-        parts.append(cover)
     if where.mask is not None:
         parts.append(blocks.mask_cover(where.mask != 0, block_q, block_k))
     cover = functools.reduce(blocks.both, parts)
-    shape = cover.some.shape
-    if math.prod(shape) > LIST_LIMIT:
+    if isinstance(cover.some, jax.Array) and math.prod(cover.some.shape) > LIST_LIMIT:
         cover = blocks.Cover(cover.some.any((0, 1), keepdims=True), cover.every.all((0, 1), keepdims=True))
     return cover
 

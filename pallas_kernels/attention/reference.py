@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import regions
+from pallas_kernels.attention.masks import Mask
 
 Window = tuple[int | None, int | None] | None
 
 
 def visible(
-    query_positions: jax.Array, key_positions: jax.Array, mask: jax.Array | None, causal: bool, window: Window
+    query_positions: jax.Array, key_positions: jax.Array, mask: jax.Array | None, causal: bool, window: Window, pattern: Mask | None
 ) -> jax.Array:
     """Which keys a query may attend: bool, broadcastable to (batch, heads, q_length, k_length).
 
@@ -30,6 +31,7 @@ def visible(
       mask: bool (batch, heads, q_length, k_length), each dimension its size or 1, or None.
       causal: keys at positions up to the query's.
       window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
+      pattern: a function of query and key positions.
     """
     ahead = key_positions[:, None, None, :] - query_positions[:, None, :, None]
     allowed = key_positions[:, None, None, :] >= 0
@@ -40,6 +42,8 @@ def visible(
         allowed &= ahead >= -left
     if right is not None:
         allowed &= ahead <= right
+    if pattern is not None:
+        allowed &= pattern(query_positions[:, None, :, None], key_positions[:, None, None, :])
     return allowed if mask is None else allowed & mask
 
 
@@ -49,6 +53,7 @@ def _logits(
     *,
     bias: jax.Array | None,
     mask: jax.Array | None,
+    pattern: Mask | None,
     causal: bool,
     window: Window,
     scale: float,
@@ -61,7 +66,7 @@ def _logits(
         query_positions = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
     if key_positions is None:
         key_positions = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
-    allowed = visible(query_positions, key_positions, mask, causal, window)
+    allowed = visible(query_positions, key_positions, mask, causal, window, pattern)
     if routes is not None:
         allowed &= regions.mask(routes, q.shape[1], k.shape[1])
     allowed = jnp.broadcast_to(allowed, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))

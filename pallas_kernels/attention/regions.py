@@ -83,7 +83,8 @@ def gathered(
 
 
 def _ordered(options: dict[str, Any]) -> bool:
-    return bool(options.get("causal")) or options.get("window") is not None
+    """Whether positions matter."""
+    return bool(options.get("causal")) or any(options.get(name) is not None for name in ("window", "pattern"))
 
 
 def _head_by_head(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, routes: jax.Array, return_lse: bool, *, sinks: Any, **options: Any) -> Any:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.attention import regions
+from pallas_kernels.attention.masks import Mask
 from pallas_kernels.attention.reference import Window, visible
 
 DIRECT_LENGTH = 512  # up to this length all queries go in one block
@@ -35,6 +36,7 @@ class Options:
     window: Window
     scale: float
     normalize: str
+    pattern: Mask | None = None
 
     @property
     def reach(self) -> tuple[int | None, int | None]:
@@ -43,6 +45,11 @@ class Options:
         if self.causal:
             right = 0 if right is None else min(right, 0)
         return left, right
+
+    @property
+    def ordered(self) -> bool:
+        """Whether positions matter."""
+        return self.reach != (None, None) or self.pattern is not None
 
 
 def attention(
@@ -60,15 +67,16 @@ def attention(
     query_positions: jax.Array | None,
     key_positions: jax.Array | None,
     routes: jax.Array | None = None,
+    pattern: Mask | None = None,
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
     if routes is not None:
         return regions.gathered(
             attention, q, k, v, bias=bias, mask=mask, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
-            query_positions=query_positions, key_positions=key_positions, routes=routes, return_lse=return_lse,
+            query_positions=query_positions, key_positions=key_positions, routes=routes, pattern=pattern, return_lse=return_lse,
         )  # fmt: skip
-    options = Options(causal, None if window is None else (window[0], window[1]), scale, normalize)
+    options = Options(causal, None if window is None else (window[0], window[1]), scale, normalize, pattern)
     batch, length, heads, _ = q.shape
     kv_heads = k.shape[2]
     grouped = {
@@ -188,7 +196,7 @@ def _product(rows: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
 def _allowed(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> jax.Array | None:
     """bool (batch, kv, rep, q, k), each its size or 1; None where every query attends every key."""
     mask = arrays["mask"]
-    ordered = options.reach != (None, None)
+    ordered = options.ordered
     if not ordered and arrays["key_positions"] is None:
         return mask
     q_positions, k_positions = arrays["query_positions"], arrays["key_positions"]
@@ -196,7 +204,7 @@ def _allowed(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> ja
         q_positions = (q_start + jnp.arange(arrays["q"].shape[3], dtype=jnp.int32))[None] if ordered else jnp.zeros((1, 1), jnp.int32)
     if k_positions is None:
         k_positions = (k_start + jnp.arange(arrays["k"].shape[2], dtype=jnp.int32))[None]
-    allowed = visible(q_positions, k_positions, None, options.causal, options.window)[:, :, None]
+    allowed = visible(q_positions, k_positions, None, options.causal, options.window, options.pattern)[:, :, None]
     return allowed if mask is None else allowed & mask
 
 

@@ -24,6 +24,7 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
     full = (batch, heads, q_length, k_length)
     bias = np.broadcast_to(arrays.get("bias", np.zeros(())), full)
     mask = np.broadcast_to(arrays.get("mask", np.ones((), bool)), full)
+    pattern = options.get("mask", lambda q, k: True)
     q_positions = np.broadcast_to(arrays.get("query_positions", np.arange(q_length)), (batch, q_length))
     k_positions = np.broadcast_to(arrays.get("key_positions", np.arange(k_length)), (batch, k_length))
     left, right = options.get("window") or (None, None)
@@ -38,6 +39,7 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
             for j, p in enumerate(k_positions[b])
             if p >= 0
             and mask[b, h, i, j]
+            and pattern(at, p)
             and j * regions // k_length in routes[b, h, i * regions // q_length]
             and not (options.get("causal") and p > at)
             and (left is None or p >= at - left)
@@ -133,6 +135,8 @@ def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStru
         ({"bias": like((2, 3, 5, 5))}, "does not broadcast to (batch, heads, q_length, k_length) = (2, 4, 5, 5)"),
         ({"mask": like((5, 6), np.bool_)}, "mask (5, 6) does not broadcast"),
         ({"mask": like((5, 5))}, "mask must be bool"),
+        ({"mask": lambda q, k: q - k}, "the function mask must be elementwise and return bool"),
+        ({"mask": lambda q, k: np.array([0, 1, 2]) < k - q}, "uses an array from outside"),
         ({"sinks": like((3,))}, "sinks must be (heads,) = (4,)"),
         ({"normalize": "relu"}, 'normalize is "softmax" or "sigmoid"'),
         ({"normalize": "sigmoid", "return_lse": True}, "no denominator"),

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import masks
 from pallas_kernels.attention import blocks
 
 
@@ -30,14 +31,16 @@ def check_lists(got: blocks.Lists, some: np.ndarray, every: np.ndarray) -> None:
 
 
 PATTERNS = {
-    "band": blocks.band(5, 3),
-    "causal": blocks.band(None, 0),
-    "segments": blocks.segments(12),
-    "dilated": blocks.dilated(24, 3, 1),
-    "grid_windows": blocks.grid_windows(8, 4),
-    "grid_strides": blocks.grid_strides(8, 8, 2),
-    "causal_segments": blocks.all_of(blocks.band(None, 0), blocks.segments(16)),
-    "nothing": blocks.all_of(blocks.band(None, -40), blocks.segments(16)),
+    "band": masks.window(5, 3),
+    "causal": masks.causal(),
+    "segments": masks.segments(12),
+    "dilated": masks.dilated(24, 3, 1),
+    "grid_windows": masks.grid_windows(8, 4),
+    "grid_strides": masks.grid_strides(8, 8, 2),
+    "causal_segments": masks.all_of(masks.window(None, 0), masks.segments(16)),
+    "global_and_random": masks.global_and_random(64, 4, first=2, random=2),
+    "either": masks.any_of(masks.segments(16), masks.window(2, 1)),
+    "nothing": masks.all_of(masks.window(None, -40), masks.segments(16)),
 }
 
 
@@ -49,6 +52,8 @@ def test_static_patterns(name: str, q_length: int, k_length: int, block_q: int, 
     cover = blocks.cover(PATTERNS[name], q_length, k_length, block_q, block_k)
     check_lists(blocks.lists(cover), some, every)
     check_lists(blocks.lists(blocks.transposed(cover)), some.T, every.T)
+    for got, want in zip(blocks.seen(None, None, PATTERNS[name], q_length, k_length), (seen.any(1), seen.any(0))):
+        np.testing.assert_array_equal(got, want)
     on_device = blocks.Cover(jnp.asarray(cover.some), jnp.asarray(cover.every))
     check_lists(blocks.lists(on_device), some, every)
 
@@ -57,9 +62,9 @@ def test_static_patterns(name: str, q_length: int, k_length: int, block_q: int, 
 @pytest.mark.parametrize("right", [None, 0, 7])
 def test_band_from_the_ends_of_blocks(left: int | None, right: int | None) -> None:
     for sizes in ((61, 50, 16, 8), (24, 64, 8, 16), (7, 90, 16, 16)):
-        for got, want in zip(blocks.band_cover(left, right, *sizes), blocks.cover(blocks.band(left, right), *sizes)):
+        for got, want in zip(blocks.band_cover(left, right, *sizes), blocks.cover(masks.window(left, right), *sizes)):
             np.testing.assert_array_equal(got, want)
-        seen = blocks.band(left, right)(np.arange(sizes[0])[:, None], np.arange(sizes[1])[None])
+        seen = masks.window(left, right)(np.arange(sizes[0])[:, None], np.arange(sizes[1])[None])
         for got, want in zip(blocks.band_seen(left, right, *sizes[:2]), (seen.any(1), seen.any(0))):
             np.testing.assert_array_equal(got, want)
 
@@ -97,15 +102,24 @@ def test_routed_regions_are_whole_blocks() -> None:
     check_lists(blocks.lists(blocks.transposed(cover)), some.swapaxes(1, 2), some.swapaxes(1, 2))
 
 
+def test_patterns_of_given_positions() -> None:
+    rng = np.random.default_rng(0)
+    q, k = rng.integers(0, 90, (2, 32)), rng.integers(0, 90, (1, 48))
+    for pattern in (masks.dilated(24, 2), lambda q, k: k % 2 == 0):
+        cover = blocks.pattern_cover(pattern, jnp.asarray(q), jnp.asarray(k), 8, 16)
+        for row in range(2):
+            for got, want in zip(cover, tiles(np.broadcast_to(pattern(q[row][:, None], k), (32, 48)), 8, 16)):
+                np.testing.assert_array_equal(got[row], want)
+
+
 def test_global_and_random_blocks() -> None:
-    cover = blocks.global_and_random(12, first=2, window=3, random=2, seed=1)
-    seen = cover.some
-    assert seen[:2].all()
-    assert seen[:, :2].all()
+    seen = masks.global_and_random(48, 4, first=2, window=3, random=2, seed=1)(np.arange(48)[:, None], np.arange(48))
+    whole = seen[::4, ::4]
+    np.testing.assert_array_equal(np.repeat(np.repeat(whole, 4, 0), 4, 1), seen)
+    assert whole[:2].all()
+    assert whole[:, :2].all()
     near = np.abs(np.subtract.outer(np.arange(12), np.arange(12))) <= 1
-    assert seen[near].all()
-    others = seen & ~near
-    others[:2] = others[:, :2] = False
-    np.testing.assert_array_equal(others[2:].sum(1), 2)
-    check_lists(blocks.lists(cover), seen, seen)
-    assert (seen == blocks.global_and_random(12, first=2, window=3, random=2, seed=1).some).all()
+    assert whole[near].all()
+    others = (whole & ~near)[2:, 2:].sum(1)
+    assert others.max() == 2
+    assert others.sum() > 10

@@ -26,6 +26,7 @@ COMPILED = (
     ("attention", "cache"),
     ("attention", "image_windows"),
     ("attention", "routed_padded"),
+    ("attention", "pattern"),
     ("linear_attention", "mamba2"),
     ("linear_attention", "both_ways"),
     ("delta_rule", "gated_grouped"),
