@@ -27,6 +27,11 @@ def is_split() -> bool:
     return not mesh.empty and mesh.size > 1 and bool(_left(mesh))
 
 
+def splits_heads() -> bool:
+    """Whether the heads that a kernel meets may be some of an op's: those of its device."""
+    return any(axis in _parts() for axis in HEAD_AXES)
+
+
 def _left(mesh: AbstractMesh, *kinds: AxisType) -> dict[str, int]:
     """The axes, and their sizes, that no ``jax.shard_map`` around here has taken; or of them those of some kinds."""
     kinds = kinds or (AxisType.Auto, AxisType.Explicit)

@@ -11,7 +11,7 @@ import numpy as np
 from pallas_kernels import sequence
 from pallas_kernels.attention import distributed, mosaic_gpu, mosaic_tpu, reference, splash, xla
 from pallas_kernels.attention.cases import CASES, SHAPES
-from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.dispatch import Implementation, Op
 from pallas_kernels.mesh import Axes
 
@@ -42,6 +42,7 @@ def attention(
     *,
     bias: jax.Array | None = None,
     mask: jax.Array | Mask | None = None,
+    score: Score | None = None,
     causal: bool = False,
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
@@ -67,6 +68,10 @@ def attention(
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
       mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of positions,
         (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, which ``pallas_kernels.masks`` is.
+      score: a Python function (logits, head, query_position, key_position) -> logits of the scaled logits, before the bias and the mask:
+        elementwise JAX arithmetic of arrays that broadcast, and of Python numbers. ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps
+        softly; ``lambda x, head, q, k: x - 2.0 ** -(head + 1.0) * (q - k)`` is ALiBi for 8 heads. ``head`` is that of the query.
+        Differentiable in the logits. Make it once and keep it: programs are compiled for each anew.
       causal: a query attends keys at positions up to its own.
       window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
         With default positions the cost is linear in length when both sides are bounded.
@@ -88,7 +93,7 @@ def attention(
       ValueError: shapes, dtypes or options that do not fit together.
     """
     _check(q, k, v, sinks, normalize, return_lse)
-    options = _resolve(q, k, bias, mask, causal, window, scale, query_positions, key_positions, routes)
+    options = _resolve(q, k, bias, mask, score, causal, window, scale, query_positions, key_positions, routes)
     return _op(q, k, v, sinks=sinks, normalize=normalize, return_lse=return_lse, implementation=implementation, **options)
 
 
@@ -98,6 +103,7 @@ def attention_weights(
     *,
     bias: jax.Array | None = None,
     mask: jax.Array | Mask | None = None,
+    score: Score | None = None,
     causal: bool = False,
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
@@ -112,7 +118,7 @@ def attention_weights(
     Quadratic in memory and only the plain equation: for looking at, not for running a model.
     """
     _check(q, k, None, sinks, normalize, False)
-    options = _resolve(q, k, bias, mask, causal, window, scale, query_positions, key_positions, routes)
+    options = _resolve(q, k, bias, mask, score, causal, window, scale, query_positions, key_positions, routes)
     return reference.attention_weights(q, k, sinks=sinks, normalize=normalize, **options)
 
 
@@ -140,6 +146,7 @@ def _resolve(
     k: jax.Array,
     bias: jax.Array | None,
     mask: jax.Array | Mask | None,
+    score: Score | None,
     causal: bool,
     window: tuple[int | None, int | None] | None,
     scale: float | None,
@@ -153,6 +160,8 @@ def _resolve(
     mask = None if callable(mask) else mask
     if pattern is not None:
         _check_function("mask", pattern, jnp.bool_, _PLACES)
+    if score is not None:
+        _check_function("score", score, jnp.floating, (jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.int32), *_PLACES))
     if mask is not None and mask.dtype != jnp.bool_:
         raise ValueError(f"attention: mask must be bool (True = attend), got {mask.dtype}; add numbers to the logits with bias")
     if scale is not None and not isinstance(scale, (int, float)):
@@ -168,6 +177,7 @@ def _resolve(
         "bias": _four_dimensions("bias", bias, full),
         "mask": _four_dimensions("mask", mask, full),
         "pattern": pattern,
+        "score": score,
         "causal": causal,
         "window": window,
         "scale": q.shape[3] ** -0.5 if scale is None else scale,
@@ -184,8 +194,8 @@ def _check_function(name: str, function: Any, dtype: Any, arguments: tuple[jax.S
     """Refuses what is no elementwise function of its arguments alone, which kernels could not have inline."""
     traced = jax.make_jaxpr(function)(*arguments)
     (result,) = traced.out_avals if len(traced.out_avals) == 1 else (None,)
-    if result is None or result.dtype != dtype or np.broadcast_shapes(result.shape, (2, 3)) != (2, 3):
-        raise ValueError(f"attention: the function {name} must be elementwise and return {jnp.dtype(dtype).name}, got {traced.out_avals}")
+    if result is None or not jnp.issubdtype(result.dtype, dtype) or np.broadcast_shapes(result.shape, (2, 3)) != (2, 3):
+        raise ValueError(f"attention: the function {name} must be elementwise and return {dtype.__name__.rstrip('_')}, got {traced.out_avals}")
     if any(getattr(x, "ndim", 0) for x in traced.consts):
         raise ValueError(f"attention: the function {name} uses an array from outside; kernels take only its arguments and Python numbers")
 

@@ -156,6 +156,11 @@ def _both(*changes: Change) -> Change:
     return change
 
 
+def _capped(x: Any, head: Any, q: Any, k: Any) -> Any:
+    """Caps softly, and takes the distance away, more in the first heads (ALiBi, arXiv:2108.12409)."""
+    return 2.0 * jnp.tanh(x / 2.0) - jnp.exp2(-0.5 * (head + 1)) * abs(q - k)
+
+
 CASES = (
     _case("plain", 7),
     _case("length_1", 1),
@@ -195,13 +200,18 @@ CASES = (
     _case("long_cache", 300, 530, change=_cache((4, 200), (304, 500)), causal=True, window=(64, None), return_lse=True),
     _case("routed", 20, 12, heads=4, kv_heads=2, change=_both(_routes(4, 2, hidden=1), _add(sinks=(4,))), return_lse=True),
     _case("routed_heads_causal", 18, change=_both(_routes(6, 3, heads=2), _add(sinks=(2,), bias=(2, 18, 18))), causal=True, return_lse=True),
-    _case("routed_blocks", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 1, hidden=7), return_lse=True),
-    _case("routed_blocks_heads", 192, batch=2, change=_routes(3, 2, heads=2, rows=1), normalize="sigmoid"),
+    _case("long_routed", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 1, hidden=7), return_lse=True),
+    _case("long_routed_heads", 192, batch=2, change=_routes(3, 2, heads=2, rows=1), normalize="sigmoid"),
     _case("pattern", 23, 19, heads=4, kv_heads=2, mask=masks.dilated(8, 2), return_lse=True),
     _case("pattern_cache", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, mask=masks.segments(4), return_lse=True),
     _case("pattern_routed", 20, change=_routes(4, 2), mask=masks.window(6, 2)),
     _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1), return_lse=True),
     _case("long_pattern_hidden", 300, batch=1, heads=1, change=_hidden_keys(200), mask=masks.segments(100), return_lse=True),
+    _case("score", 9, heads=4, kv_heads=2, change=_add(bias=(4, 9, 9)), score=_capped, causal=True, return_lse=True),
+    _case("score_cache", 3, 16, heads=4, kv_heads=2, change=_cache((4, 9), (7, 12)), score=_capped),
+    _case("long_score_routed", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 2), score=_capped),
+    _case("score_routed_heads", 18, change=_routes(6, 3, heads=2), score=_capped, normalize="sigmoid"),
+    _case("long_score", 531, batch=1, heads=1, score=_capped, causal=True),
     _case("long_sigmoid", 531, batch=1, normalize="sigmoid", change=_add(bias=(1, 2, 1, 1)), causal=True),
 )
 
@@ -228,6 +238,7 @@ SHAPES = (
     _shape("sigmoid", (2, 1024, 8, 64), normalize="sigmoid"),
     _shape("image_windows", (256, 49, 4, 32)),
     _shape("image_windows_bias", (256, 49, 4, 32), change={"bias": jax.ShapeDtypeStruct((1, 4, 49, 49), jnp.float32)}),
+    _shape("soft_cap", (2, 2048, 16, 64), causal=True, score=lambda x, *_: 50.0 * jnp.tanh(x / 50.0)),
     _shape("pattern", (1, 4096, 8, 128), mask=masks.dilated(1024, 2)),
     _shape("routed", (8, 3136, 4, 32), change={"routes": jax.ShapeDtypeStruct((8, 1, 49, 4), jnp.int32)}),
     _shape("routed_padded", (2, 9604, 4, 32), change={"routes": jax.ShapeDtypeStruct((2, 1, 49, 4), jnp.int32)}),

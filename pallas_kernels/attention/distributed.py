@@ -23,9 +23,9 @@ def _objection(q: jax.Array, k: jax.Array, options: dict[str, Any]) -> str | Non
         return reason
     if q.shape[1] != k.shape[1]:
         return "queries and keys are not of one sequence"
-    given = [name for name in ("bias", "query_positions", "key_positions", "routes") if options.get(name) is not None]
+    given = [name for name in ("bias", "score", "query_positions", "key_positions", "routes") if options.get(name) is not None]
     if given:
-        return f"{given[0]} {'is' if given[0] == 'bias' else 'are'} given"
+        return f"{given[0]} {'is' if given[0] in ('bias', 'score') else 'are'} given"
     mask = options.get("mask")
     if mask is not None and (mask.shape[1] != 1 or mask.shape[2] != 1):
         return "the mask is not one of keys"

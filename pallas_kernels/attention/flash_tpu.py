@@ -18,52 +18,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention import tiles_tpu as tiles
+from pallas_kernels.attention.tiles_tpu import Options, Where
 from pallas_kernels.mosaic_tpu import column, row
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is known while tracing; hashable.
-
-    Attributes:
-      left, right: limits of key minus query position.
-      pattern: of query and key position, True = attend; None is all.
-      k_length: keys of a row before padding.
-      block_q, block_k: sizes of blocks, which divide the padded lengths.
-      segments: blocks hold rows of so many queries and keys, powers of two, which attend each to its own; None where a row is not shorter than a block.
-      visits: pairs of blocks in all lists of a row of the batch, or a bound.
-      steps: longest list of key blocks, and of query blocks.
-    """
-
-    left: int | None
-    right: int | None
-    scale: float
-    normalize: str
-    k_length: int
-    block_q: int
-    block_k: int
-    segments: tuple[int, int] | None
-    visits: int
-    steps: tuple[int, int]
-    interpret: bool
-    pattern: Mask | None = None
-
-
-class Where(NamedTuple):
-    """What the logits depend on beside queries, keys and the band; each None if it does not matter.
-
-    Attributes:
-      queries: int32 (batch or 1, 1, q_length), positions.
-      keys: int32 (batch or 1, heads or 1, k_length), positions, negative where not attended.
-      mask: int8 (batch or 1, heads or 1, q_length, k_length), 0 where not attended.
-      bias: floating, the same shapes; added to the logits.
-    """
-
-    queries: jax.Array | None
-    keys: jax.Array | None
-    mask: jax.Array | None
-    bias: jax.Array | None
 
 
 class Walk(NamedTuple):
@@ -106,54 +63,6 @@ def _flash_backward(options: Options, rows: tuple[int, int], residuals: Any, cot
 
 
 flash.defvjp(_flash_forward, _flash_backward)
-
-
-def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
-
-
-def _allowed(options: Options, i: Any, j: Any, queries: Any, keys: Any, mask: Any, transposed: bool) -> jax.Array | None:
-    """bool (block_q, block_k), or its transpose, of query block i and key block j; None is all."""
-    shape = (options.block_k, options.block_q) if transposed else (options.block_q, options.block_k)
-    q_axis, k_axis = (1, 0) if transposed else (0, 1)
-    q_place = i * options.block_q + lax.broadcasted_iota(jnp.int32, shape, q_axis)
-    k_place = j * options.block_k + lax.broadcasted_iota(jnp.int32, shape, k_axis)
-    terms = []
-    if options.segments is not None:
-        q_size, k_size = options.segments
-        terms.append((q_place >> q_size.bit_length() - 1) == (k_place >> k_size.bit_length() - 1))
-        q_place, k_place = q_place & q_size - 1, k_place & k_size - 1
-    k_at = k_place if keys is None else column(keys[...]) if transposed else keys[...]
-    terms.append(k_at < options.k_length if keys is None else k_at >= 0)
-    if options.left is not None or options.right is not None or options.pattern is not None:
-        q_at = q_place if queries is None else queries[...] if transposed else column(queries[...])
-        ahead = k_at - q_at
-        if options.left is not None:
-            terms.append(ahead >= -options.left)
-        if options.right is not None:
-            terms.append(ahead <= options.right)
-        if options.pattern is not None:
-            terms.append(options.pattern(q_at, k_at))
-    if mask is not None:
-        terms.append(mask[...].astype(jnp.int32) != 0)
-    return functools.reduce(jnp.logical_and, (jnp.broadcast_to(t, shape) for t in terms))
-
-
-def _logits(options: Options, rows: jax.Array, columns: jax.Array, bias: Any) -> jax.Array:
-    logits = _dot(rows, columns, (1, 1))
-    if options.scale != 1.0:
-        logits = options.scale * logits
-    return logits if bias is None else logits + bias[...].astype(jnp.float32)
-
-
-def _weights(options: Options, logits: jax.Array, shift: jax.Array, allowed: jax.Array | None) -> jax.Array:
-    """Of a softmax without its denominator."""
-    if options.normalize == "sigmoid":
-        weights = jax.nn.sigmoid(logits)
-    else:
-        weights = jnp.exp(logits - shift)
-    return weights if allowed is None else jnp.where(allowed, weights, 0.0)
 
 
 def _visit(entry: Any, live: Any, step: Callable[[bool], None]) -> None:
@@ -276,10 +185,10 @@ def _run_forward(
             summed[...] = jnp.zeros_like(summed)
 
         def step(masked: bool) -> None:
-            logits = _logits(options, q[...], k[...], bias)
-            allowed = _allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
+            logits, _ = tiles.logits(options, q[...], k[...], bias, h, lambda: tiles.positions(options, i, entry >> 1, queries, keys, False))
+            allowed = tiles.allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
             if options.normalize == "sigmoid":
-                summed[...] += _dot(_weights(options, logits, logits, allowed).astype(v.dtype), v[...], (1, 0))
+                summed[...] += tiles.dot(tiles.weights(options, logits, logits, allowed).astype(v.dtype), v[...], (1, 0))
                 return
             if allowed is not None:
                 logits = jnp.where(allowed, logits, -jnp.inf)
@@ -289,7 +198,7 @@ def _run_forward(
             weights, keep = jnp.exp(logits - shift), jnp.exp(before - shift)
             top[...] = now
             total[...] = keep * total[...] + jnp.sum(weights, 1, keepdims=True)
-            summed[...] = keep * summed[...] + _dot(weights.astype(v.dtype), v[...], (1, 0))
+            summed[...] = keep * summed[...] + tiles.dot(weights.astype(v.dtype), v[...], (1, 0))
 
         _visit(entry, s < counts[at], step)
 
@@ -341,10 +250,11 @@ def _run_queries(
             shifts[...], deltas[...] = column(shift[...]), column(delta[...])
 
         def step(masked: bool) -> None:
-            allowed = _allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
-            weights = _weights(options, _logits(options, q[...], k[...], bias), shifts[...], allowed)
-            d_logits = _d_logits(options, weights, _dot(d_out[...], v[...], (1, 1)), deltas[...])
-            summed[...] += _dot(d_logits.astype(k.dtype), k[...], (1, 0))
+            allowed = tiles.allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
+            logits, slope = tiles.logits(options, q[...], k[...], bias, h, lambda: tiles.positions(options, i, entry >> 1, queries, keys, False))
+            weights = tiles.weights(options, logits, shifts[...], allowed)
+            d_logits = tiles.gradient_of_logits(options, weights, tiles.dot(d_out[...], v[...], (1, 1)), deltas[...])
+            summed[...] += tiles.dot(tiles.times(d_logits, slope).astype(k.dtype), k[...], (1, 0))
 
         _visit(entry, s < counts[at], step)
 
@@ -367,12 +277,6 @@ def _run_queries(
         interpret=options.interpret,
         name="attention_backward_queries",
     )(*walk, q, k, v, d_out, shift, delta, *where_arrays)
-
-
-def _d_logits(options: Options, weights: jax.Array, d_weights: jax.Array, delta: jax.Array) -> jax.Array:
-    if options.normalize == "sigmoid":
-        return weights * (1 - weights) * d_weights
-    return weights * (d_weights - delta)
 
 
 def _run_keys(
@@ -404,11 +308,13 @@ def _run_keys(
             summed_v[...] = jnp.zeros_like(summed_v)
 
         def step(masked: bool) -> None:
-            allowed = _allowed(options, entry >> 1, j, queries, keys, mask, True) if masked else None
-            weights = _weights(options, _logits(options, k[...], q[...], bias), shift[...], allowed)
-            summed_v[...] += _dot(weights.astype(d_out.dtype), d_out[...], (1, 0))
-            d_logits = _d_logits(options, weights, _dot(v[...], d_out[...], (1, 1)), delta[...])
-            summed_k[...] += _dot(d_logits.astype(q.dtype), q[...], (1, 0))
+            allowed = tiles.allowed(options, entry >> 1, j, queries, keys, mask, True) if masked else None
+            head = g * repeats + r
+            logits, slope = tiles.logits(options, k[...], q[...], bias, head, lambda: tiles.positions(options, entry >> 1, j, queries, keys, True))
+            weights = tiles.weights(options, logits, shift[...], allowed)
+            summed_v[...] += tiles.dot(weights.astype(d_out.dtype), d_out[...], (1, 0))
+            d_logits = tiles.gradient_of_logits(options, weights, tiles.dot(v[...], d_out[...], (1, 1)), delta[...])
+            summed_k[...] += tiles.dot(tiles.times(d_logits, slope).astype(q.dtype), q[...], (1, 0))
 
         _visit(entry, s < counts[at], step)
 
@@ -456,9 +362,11 @@ def _run_bias(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, where:
         def _() -> None:
             d_bias[...] = jnp.zeros_like(d_bias)
 
-        allowed = _allowed(options, i, j, queries, keys, mask, False)
-        weights = _weights(options, _logits(options, q[...], k[...], bias), column(shift[...]), allowed)
-        d_bias[...] += _d_logits(options, weights, _dot(d_out[...], v[...], (1, 1)), column(delta[...]))
+        allowed = tiles.allowed(options, i, j, queries, keys, mask, False)
+        head = pl.program_id(1) + h
+        logits, _ = tiles.logits(options, q[...], k[...], bias, head, lambda: tiles.positions(options, i, j, queries, keys, False))
+        weights = tiles.weights(options, logits, column(shift[...]), allowed)
+        d_bias[...] += tiles.gradient_of_logits(options, weights, tiles.dot(d_out[...], v[...], (1, 1)), column(delta[...]))
 
     blocks = q.shape[2] // options.block_q, k.shape[2] // options.block_k
     shape = jax.ShapeDtypeStruct(where.bias.shape, jnp.float32)

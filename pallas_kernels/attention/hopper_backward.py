@@ -39,7 +39,8 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
     present = {name: x for name, x in arrays.items() if x is not None}
     columns = [name for name in tiles.ALONG_KEYS if name in present]
     rows_of = [name for name in ("lse", "delta", "q_positions") if name in present]
-    width = size if max(head_dim, value_dim) <= 64 else 64  # keys at once: beside wide accumulators registers hold no more
+    # Keys at once: beside wide accumulators, or a score's slope, registers hold no more.
+    width = size if max(head_dim, value_dim) <= 64 and spec.score is None else 64
     shape = (ROWS, width)
 
     def flash_gradient_of_queries(*references: Any) -> None:
@@ -75,21 +76,23 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
             def spread(name: str) -> Any:
                 return lax.broadcast_in_dim(row[name], shape, [0]) if name in row else None
 
-            def allowed(first: Any, slot: Any, part: Any) -> jax.Array:
+            def places(first: Any, slot: Any, part: Any) -> tuple[jax.Array, jax.Array]:
                 if "k_positions" in inputs:
-                    return tiles.visible(spec, spread("q_positions"), tiles.vector(memory["k_positions"].at[slot, part], shape, 1), given=True)
-                return tiles.visible(spec, tiles.indices(shape, start, 0), tiles.indices(shape, first, 1), given=False)
+                    return spread("q_positions"), tiles.vector(memory["k_positions"].at[slot, part], shape, 1)
+                return tiles.indices(shape, start, 0), tiles.indices(shape, first, 1)
 
             def add_part(cut: bool, first: Any, slot: Any, part: Any, total: jax.Array) -> jax.Array:
                 keys, values = memory["k"].at[slot, part], memory["v"].at[slot, part]
-                x = hopper.multiply(queries, hopper.transposed(keys)) * (spec.scale * tiles.LOG2E)
+                x, slope = tiles.logits(spec, hopper.multiply(queries, hopper.transposed(keys)), head, lambda: places(first, slot, part))
                 if "key_bias" in inputs:
                     x += tiles.vector(memory["key_bias"].at[slot, part], shape, 1)
                 if "bias" in inputs:
                     x += hopper.load(memory["bias"].at[slot, pl.ds(group * ROWS, ROWS), part])
                 if cut:
-                    x = jnp.where(allowed(first, slot, part), x, -math.inf)
+                    x = jnp.where(tiles.visible(spec, *places(first, slot, part), given="k_positions" in inputs), x, -math.inf)
                 weight = tiles.weights(spec, x, spread("lse"))
+                if not spec.every_block:
+                    weight, slope = tiles.joined(spec, weight, slope)
                 gradient = hopper.multiply(outputs, hopper.transposed(values))
                 gradient = tiles.gradient_of_logits(spec, weight, gradient, spread("delta"))
                 if spec.every_block:
@@ -97,6 +100,7 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
                     memory["dbias"][group] = gradient
                     plgpu.commit_smem()
                     plgpu.copy_smem_to_gmem(memory["dbias"].at[group], results[1].at[batch, head, rows, pl.ds(first, width)])
+                gradient = gradient if slope is None else gradient * slope
                 return hopper.multiply(gradient.astype(q.dtype), keys, total)
 
             def step(cut: bool, step: Any, total: jax.Array) -> jax.Array:
@@ -219,32 +223,35 @@ def gradient_of_keys(spec: Spec, arrays: dict[str, Any], pairs: int, key_bias_gr
             plgpu.barrier_wait(ready)
             row = {name: hopper.load(memory[name].at[group], plgpu.Layout.WGMMA.reduce(1)) for name in rows_of}
 
-            def allowed(block: Any, slot: Any) -> jax.Array:
+            def places(block: Any, slot: Any) -> tuple[jax.Array, jax.Array]:
                 if "k_positions" in inputs:
-                    q_positions = tiles.vector(memory["q_positions"].at[slot], shape, 1)
-                    return tiles.visible(spec, q_positions, lax.broadcast_in_dim(row["k_positions"], shape, [0]), given=True)
-                return tiles.visible(spec, tiles.indices(shape, block * size, 1), tiles.indices(shape, start, 0), given=False)
+                    return tiles.vector(memory["q_positions"].at[slot], shape, 1), lax.broadcast_in_dim(row["k_positions"], shape, [0])
+                return tiles.indices(shape, block * size, 1), tiles.indices(shape, start, 0)
 
             def step(cut: bool, turn: Any, index: Any, carry: Any) -> Any:
                 of_keys, of_values, of_bias = carry
                 slot = tiles.ring(turn * blocks.total + index, STAGES)
                 plgpu.barrier_wait(barriers["q"].at[slot])
-                x = hopper.multiply(keys, hopper.transposed(memory["q"].at[slot])) * (spec.scale * tiles.LOG2E)
+                products = hopper.multiply(keys, hopper.transposed(memory["q"].at[slot]))
+                x, slope = tiles.logits(spec, products, kv_head * spec.group + turn, lambda: places(blocks.block(index), slot))
                 if "key_bias" in inputs:
                     x += lax.broadcast_in_dim(row["key_bias"], shape, [0])
                 if "bias" in inputs:
                     x += hopper.load(memory["bias"].at[slot, pl.ds(group * ROWS, ROWS)])
                 if cut:
-                    x = jnp.where(allowed(blocks.block(index), slot), x, -math.inf)
+                    x = jnp.where(tiles.visible(spec, *places(blocks.block(index), slot), given="k_positions" in inputs), x, -math.inf)
                 weight = tiles.weights(spec, x, tiles.vector(memory["lse"].at[slot], shape, 1) if "lse" in inputs else None)
                 plgpu.barrier_wait(barriers["do"].at[slot])
                 of_values = hopper.multiply(weight.astype(q.dtype), memory["do"].at[slot], of_values)
+                if not key_bias_gradient:
+                    weight, slope = tiles.joined(spec, weight, slope)
                 gradient = hopper.multiply(values, hopper.transposed(memory["do"].at[slot]))
                 delta = tiles.vector(memory["delta"].at[slot], shape, 1) if "delta" in inputs else None
                 plgpu.barrier_arrive(barriers["do_free"].at[slot])
                 gradient = tiles.gradient_of_logits(spec, weight, gradient, delta)
                 if key_bias_gradient:
                     of_bias = of_bias + gradient.sum(axis=1)
+                gradient = gradient if slope is None else gradient * slope
                 of_keys = hopper.multiply(gradient.astype(q.dtype), memory["q"].at[slot], of_keys)
                 plgpu.barrier_arrive(barriers["q_free"].at[slot])
                 return of_keys, of_values, of_bias

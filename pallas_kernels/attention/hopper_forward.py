@@ -49,8 +49,7 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
     present = {name: x for name, x in arrays.items() if x is not None}
     extra = [name for name in tiles.ALONG_KEYS if name in present]
     # With a positive scale and nothing to add, scaling waits until the exponential, where it costs nothing.
-    late = spec.scale * tiles.LOG2E if spec.scale > 0 and not {"key_bias", "bias"} & present.keys() else 1.0
-    early = 1.0 if late != 1.0 else spec.scale * tiles.LOG2E
+    late = spec.scale * tiles.LOG2E if spec.scale > 0 and spec.score is None and not {"key_bias", "bias"} & present.keys() else 1.0
 
     def flash_forward(*references: Any) -> None:
         inputs = dict(zip(present, references, strict=False))
@@ -90,7 +89,7 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
             def logits(step: Any, slot: Any, cut: bool) -> jax.Array:
                 plgpu.barrier_wait(barriers["k"].at[slot])
                 x = hopper.multiply(queries, hopper.transposed(memory["k"].at[slot]))
-                x = x if early == 1.0 else x * early
+                x = x if late != 1.0 else tiles.logits(spec, x, head, lambda: places(step, slot))[0]
                 if "key_bias" in inputs:
                     x += tiles.vector(memory["key_bias"].at[slot], shape, 1)
                 if "bias" in inputs:
@@ -100,12 +99,13 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
                 plgpu.barrier_arrive(barriers["k_free"].at[slot])
                 return x
 
-            def allowed(step: Any, slot: Any) -> jax.Array:
+            def places(step: Any, slot: Any) -> tuple[jax.Array, jax.Array]:
                 if "k_positions" in inputs:
-                    q_positions = tiles.vector(memory["q_positions"].at[group], shape, 0)
-                    return tiles.visible(spec, q_positions, tiles.vector(memory["k_positions"].at[slot], shape, 1), given=True)
-                q_positions = tiles.indices(shape, start, 0)
-                return tiles.visible(spec, q_positions, tiles.indices(shape, blocks.block(step) * size, 1), given=False)
+                    return tiles.vector(memory["q_positions"].at[group], shape, 0), tiles.vector(memory["k_positions"].at[slot], shape, 1)
+                return tiles.indices(shape, start, 0), tiles.indices(shape, blocks.block(step) * size, 1)
+
+            def allowed(step: Any, slot: Any) -> jax.Array:
+                return tiles.visible(spec, *places(step, slot), given="k_positions" in inputs)
 
             def add_values(total: jax.Array, weight: jax.Array, slot: Any) -> jax.Array:
                 take_turns()

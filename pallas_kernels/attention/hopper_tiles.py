@@ -20,7 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
-from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.masks import Mask, Score
+from pallas_kernels.attention.scores import with_slope
 
 ROWS = 64  # of one warpgroup: those of one wgmma
 LOG2E = math.log2(math.e)
@@ -46,6 +47,7 @@ class Spec:
       block: keys in a block of the forward pass and of the gradient of queries.
       back_block: queries in a block of the gradients of keys and values.
       pattern: of query and key position, True = attend; None is all. Its blocks come as lists.
+      score: of scaled logits, query head and both positions; None leaves them.
       every_block: no block may be passed over, because each one's gradient of the logits is wanted.
     """
 
@@ -63,6 +65,7 @@ class Spec:
     back_block: int
     every_block: bool
     pattern: Mask | None = None
+    score: Score | None = None
 
     @property
     def tile(self) -> int:
@@ -177,11 +180,31 @@ def visible(spec: Spec, q_positions: jax.Array, k_positions: jax.Array, given: b
     return allowed
 
 
+def logits(
+    spec: Spec, products: jax.Array, head: Any, places: Callable[[], tuple[jax.Array, jax.Array]]
+) -> tuple[jax.Array, jax.Array | None]:
+    """Logits to base 2 of products of queries and keys, before anything is added, and the derivative of those to base e in the scaled products; None is 1.
+
+    Args:
+      head: of the queries.
+      places: gives the positions of queries and keys, matrices.
+    """
+    if spec.score is None:
+        return products * (spec.scale * LOG2E), None
+    x, slope = with_slope(spec.score, products * spec.scale, jnp.full(products.shape, head, jnp.int32), *places())
+    return x * LOG2E, slope
+
+
 def weights(spec: Spec, logits: jax.Array, log_sum: Any) -> jax.Array:
     """Weights of logits to base 2: softmax with ``log_sum`` (base 2) as the logarithm of the denominator, or sigmoid."""
     if spec.sigmoid:
         return 1.0 / (1.0 + jnp.exp2(-logits))
     return jnp.exp2(logits - log_sum)
+
+
+def joined(spec: Spec, weight: jax.Array, slope: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """Weights and slope for a gradient of products, which is linear in softmax's weights: their product, and one matrix less to keep."""
+    return (weight, slope) if slope is None or spec.sigmoid else (weight * slope, None)
 
 
 def gradient_of_logits(spec: Spec, weight: jax.Array, gradient: jax.Array, delta: Any) -> jax.Array:

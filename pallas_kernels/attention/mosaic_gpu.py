@@ -4,7 +4,8 @@ Masks of keys and biases that are the same for all queries add a row to the logi
 are compared inside the kernels, in blocks that they cut, and blocks that nobody sees are not read: by arithmetic, or by
 lists made on the device (:mod:`pallas_kernels.attention.blocks`) where positions, masks or routes decide; routed regions that
 are not nearly whole blocks are copied. Sinks act on the output
-and its log-sum-exp. The kernels are in :mod:`pallas_kernels.attention.hopper_forward` and ``hopper_backward``.
+and its log-sum-exp. Beside the slope of a score, heads wider than 64 leave no register free: the gradient of keys at 128 with
+soft capping stores 72 bytes a thread. The kernels are in :mod:`pallas_kernels.attention.hopper_forward` and ``hopper_backward``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import hopper
+from pallas_kernels import hopper, mesh
 from pallas_kernels.attention import blocks, regions
 from pallas_kernels.attention.hopper_backward import gradient_of_keys, gradient_of_queries
 from pallas_kernels.attention.hopper_forward import forward
 from pallas_kernels.attention.hopper_tiles import HIGHEST, LOG2E, ROWS, Spec
-from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import Window, visible
 
 HEAD_DIM_LIMIT = 128  # accumulators of wider heads do not fit a warpgroup's registers beside the logits
@@ -34,6 +35,8 @@ Arrays = dict[str, Any]
 
 def objection(q: Any, k: Any, v: Any, *, bias: Any, mask: Any, routes: Any = None, **options: Any) -> str | None:
     """Why the kernels can't serve the call, or None."""
+    if options.get("score") is not None and mesh.splits_heads():
+        return "its score counts heads, which the mesh splits"
     if routes is not None and not _lists_serve(q, k, bias=bias, mask=mask, routes=routes, **options):
         return regions.objection(objection, q, k, v, bias=bias, mask=mask, routes=routes, **options)
     (batch, q_length, heads, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
@@ -70,21 +73,24 @@ def attention(
     key_positions: jax.Array | None,
     routes: jax.Array | None = None,
     pattern: Mask | None = None,
+    score: Score | None = None,
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
     own, sizes = q.shape[1], None
     if routes is not None:
         given: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
-        given |= {"key_positions": key_positions, "routes": routes, "pattern": pattern}
+        given |= {"key_positions": key_positions, "routes": routes, "pattern": pattern, "score": score}
         if not _lists_serve(q, k, **given):
             return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **given)
+        lengths = own // routes.shape[2], k.shape[1] // routes.shape[2]
         q, k, v, mask, sizes = _whole_regions(q, k, v, mask, routes)
+        score = regions.of_padded(score, lengths, sizes)
     (batch, q_length, heads, _), (k_length, kv_heads), value_dim = q.shape, k.shape[1:3], v.shape[3]
     left, right = window or (None, None)
     if causal:
         right = 0 if right is None else min(right, 0)
-    ordered = left is not None or right is not None or pattern is not None
+    ordered = left is not None or right is not None or pattern is not None or score is not None
     if key_positions is not None and not ordered:
         filled = (key_positions >= 0)[:, None, None]
         mask = filled if mask is None else mask & filled
@@ -110,6 +116,7 @@ def attention(
         back_block=64,
         every_block=bias is not None and bias.shape[2] > 1,
         pattern=pattern,
+        score=score,
     )
     arrays = {"q": _padded(q, spec.q_length), "k": _padded(k, spec.k_length), "v": _padded(v, spec.k_length)}
     arrays |= _added_to_logits(spec, bias, mask, query_positions is not None or key_positions is not None)

@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, mesh
 from pallas_kernels.attention import blocks, regions
-from pallas_kernels.attention.flash_tpu import Options, Walk, Where, flash
-from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.flash_tpu import Walk, flash
+from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import Window, visible
+from pallas_kernels.attention.tiles_tpu import Options, Where
 from pallas_kernels.mosaic_tpu import LANES
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 
@@ -36,6 +37,8 @@ LIST_LIMIT = 2**16  # entries of lists in scalar memory; rows of the batch share
 
 def objection(q: Any, k: Any, v: Any, *, bias: Any, routes: Any = None, **options: Any) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    if options.get("score") is not None and mesh.splits_heads():
+        return "its score counts heads, which the mesh splits"
     if routes is not None and not _lists_serve(q, k, bias=bias, routes=routes, **options):
         return regions.objection(objection, q, k, v, bias=bias, routes=routes, **options)
     if bias is not None and (bias.shape[2] < q.shape[1] or bias.shape[3] < k.shape[1]):
@@ -63,21 +66,22 @@ def attention(
     key_positions: jax.Array | None,
     routes: jax.Array | None = None,
     pattern: Mask | None = None,
+    score: Score | None = None,
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
     if routes is not None:
         given: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
-        given |= {"key_positions": key_positions, "routes": routes, "pattern": pattern}
+        given |= {"key_positions": key_positions, "routes": routes, "pattern": pattern, "score": score}
         if not _lists_serve(q, k, **given):
             return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **given)
-        out, lse = _routed(q, k, v, mask, routes, scale, normalize)
+        out, lse = _routed(q, k, v, mask, routes, scale, normalize, score)
         return _finish(out, lse, sinks, return_lse)
     (batch, q_length, _, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
     left, right = window or (None, None)
     if causal:
         right = 0 if right is None else min(right, 0)
-    if left is None and right is None and pattern is None:
+    if left is None and right is None and pattern is None and score is None:
         query_positions = None
     queries_seeing, keys_seen = _seen(q_length, k_length, mask, left, right, pattern, query_positions, key_positions, kv_heads)
     # 0 * NaN is NaN: what nobody attends, and who attends nothing, may hold anything.
@@ -106,7 +110,7 @@ def attention(
     steps = forth.ids.shape[-1], back.ids.shape[-1]
     segments = None if fold is None else (fold.q, fold.k)
     visits = int(cover.some.sum()) if isinstance(cover.some, np.ndarray) else cover.some.shape[2] * cover.some.shape[3]
-    options = Options(left, right, scale, normalize, k_length, block_q, block_k, segments, visits, steps, dispatch.interpreted(), pattern)
+    options = Options(left, right, scale, normalize, k_length, block_q, block_k, segments, visits, steps, dispatch.interpreted(), pattern, score)
     out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
     out, lse = (jnp.swapaxes(x, 1, 2) for x in (out, lse))
     if fold is not None:
@@ -151,11 +155,12 @@ def _lists_serve(
 
 
 def _routed(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array, scale: float, normalize: str
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array, scale: float, normalize: str, score: Score | None
 ) -> tuple[jax.Array, jax.Array]:
     """Routed regions by lists of blocks: (batch, q_length, heads, value_dim) and the log-sum-exp (batch, q_length, heads)."""
     batch, count, topk, own, dtype = q.shape[0], *routes.shape[2:], q.shape[1] // routes.shape[2], q.dtype
     size_q, size_k = _region_sizes(q.shape[1], k.shape[1], count)
+    own_k = k.shape[1] // count
     assert size_q is not None
     assert size_k is not None
     if mask is None and count * size_k > k.shape[1]:
@@ -166,11 +171,12 @@ def _routed(
     q, k, v = regions.cleaned(q, k, v, mask, routes)
     if dtype == jnp.float32:
         q, scale = scale * q, 1.0  # as in the op
+    score = regions.of_padded(score, (own, own_k), (size_q, size_k))
     block_q, block_k = _region_block(size_q), _region_block(size_k)
     per_region = size_q // block_q, size_k // block_k
     visits = count * per_region[0] * topk * per_region[1]
     steps = topk * per_region[1], count * per_region[0]
-    options = Options(None, None, scale, normalize, k.shape[1], block_q, block_k, None, visits, steps, dispatch.interpreted())
+    options = Options(None, None, scale, normalize, k.shape[1], block_q, block_k, None, visits, steps, dispatch.interpreted(), score=score)
 
     def run(arrays: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         q, k, v, mask, routes = arrays

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import regions
-from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.masks import Mask, Score
 
 Window = tuple[int | None, int | None] | None
 
@@ -54,6 +54,7 @@ def _logits(
     bias: jax.Array | None,
     mask: jax.Array | None,
     pattern: Mask | None,
+    score: Score | None,
     causal: bool,
     window: Window,
     scale: float,
@@ -74,6 +75,9 @@ def _logits(
     q = jnp.where(jnp.swapaxes(allowed.any(3), 1, 2)[..., None], q, 0)
     k = jnp.where(jnp.swapaxes(allowed.any(2), 1, 2)[..., None], jnp.repeat(k, q.shape[2] // k.shape[2], axis=2), 0)
     logits = scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
+    if score is not None:
+        heads = jnp.arange(q.shape[2], dtype=jnp.int32)[None, :, None, None]
+        logits = score(logits, heads, query_positions[:, None, :, None], key_positions[:, None, None, :]).astype(logits.dtype)
     if bias is not None:
         logits = logits + bias
     return jnp.where(allowed, logits, -jnp.inf), allowed

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention.masks import Score
+
 Attend = Callable[..., Any]
 """An implementation of the op, for calls with or without routes."""
 
@@ -84,7 +86,7 @@ def gathered(
 
 def _ordered(options: dict[str, Any]) -> bool:
     """Whether positions matter."""
-    return bool(options.get("causal")) or any(options.get(name) is not None for name in ("window", "pattern"))
+    return bool(options.get("causal")) or any(options.get(name) is not None for name in ("window", "pattern", "score"))
 
 
 def _head_by_head(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, routes: jax.Array, return_lse: bool, *, sinks: Any, **options: Any) -> Any:
@@ -97,7 +99,7 @@ def _head_by_head(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, rout
     results = []
     for head in range(heads):
         group = slice(head // repeats, head // repeats + 1)
-        mine = options | {name: one(options[name], head) for name in ("bias", "mask")}
+        mine = options | {name: one(options[name], head) for name in ("bias", "mask")} | {"score": _of_head(options.get("score"), head)}
         results.append(
             gathered(
                 attend, q[:, :, head : head + 1], k[:, :, group], v[:, :, group], routes=routes[:, head : head + 1],
@@ -105,6 +107,23 @@ def _head_by_head(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, rout
             )
         )  # fmt: skip
     return jax.tree.map(lambda *x: jnp.concatenate(x, 2), *results)
+
+
+def _of_head(score: Score | None, first: int) -> Score | None:
+    """``score`` where heads are counted from ``first`` on."""
+    return score and (lambda logits, head, q, k: score(logits, first + head, q, k))
+
+
+def of_padded(score: Score | None, own: tuple[int, int], sizes: tuple[int, int]) -> Score | None:
+    """``score`` for regions of queries and keys of ``sizes`` tokens that had their ``own``, at the positions that these have."""
+    if score is None or own == sizes:
+        return score
+
+    def scored(logits: Any, head: Any, q: Any, k: Any) -> Any:
+        q, k = (at if n == size else at // size * n + at % size for at, n, size in zip((q, k), own, sizes, strict=True))
+        return score(logits, head, q, k)
+
+    return scored
 
 
 def objection(asked: Callable[..., str | None], q: Any, k: Any, v: Any, *, routes: Any, return_lse: bool, **options: Any) -> str | None:

@@ -31,14 +31,15 @@ def objection(
     key_positions: Any,
     routes: Any,
     pattern: Any,
+    score: Any,
     return_lse: bool,
     **_: Any,
 ) -> str | None:
     """Why it can't serve the call, or None."""
     if any(x is not None for x in (bias, mask, query_positions, key_positions, routes)):
         return "its masks are known while tracing: no bias, mask, positions or routes"
-    if pattern is not None:
-        return "its masks are causal or a window"
+    if pattern is not None or score is not None:
+        return "its masks are causal or a window, and its logits plain"
     if normalize != "softmax" or return_lse:
         return "it has softmax only, and its log-sum-exp has no gradient"
     q_length, k_length = q.shape[1], k.shape[1]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.attention import regions
-from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import Window, visible
 
 DIRECT_LENGTH = 512  # up to this length all queries go in one block
@@ -37,6 +37,7 @@ class Options:
     scale: float
     normalize: str
     pattern: Mask | None = None
+    score: Score | None = None
 
     @property
     def reach(self) -> tuple[int | None, int | None]:
@@ -48,7 +49,7 @@ class Options:
 
     @property
     def ordered(self) -> bool:
-        """Whether positions matter."""
+        """Whether positions say who attends whom."""
         return self.reach != (None, None) or self.pattern is not None
 
 
@@ -68,15 +69,17 @@ def attention(
     key_positions: jax.Array | None,
     routes: jax.Array | None = None,
     pattern: Mask | None = None,
+    score: Score | None = None,
     return_lse: bool,
 ) -> Any:
     """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
     if routes is not None:
         return regions.gathered(
             attention, q, k, v, bias=bias, mask=mask, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
-            query_positions=query_positions, key_positions=key_positions, routes=routes, pattern=pattern, return_lse=return_lse,
+            query_positions=query_positions, key_positions=key_positions, routes=routes, pattern=pattern, score=score,
+            return_lse=return_lse,
         )  # fmt: skip
-    options = Options(causal, None if window is None else (window[0], window[1]), scale, normalize, pattern)
+    options = Options(causal, None if window is None else (window[0], window[1]), scale, normalize, pattern, score)
     batch, length, heads, _ = q.shape
     kv_heads = k.shape[2]
     grouped = {
@@ -160,6 +163,10 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
         attended = allowed.any((2, 3))[..., None]
         k, v = jnp.where(attended, k, 0), jnp.where(attended, v, 0)
     logits = options.scale * _product(q, jnp.swapaxes(k, 2, 3), wide)
+    if options.score is not None:
+        heads = jnp.arange(q.shape[1] * q.shape[2], dtype=jnp.int32).reshape(1, q.shape[1], -1, 1, 1)
+        q_positions, k_positions = _positions(arrays, q_start, k_start)
+        logits = options.score(logits, heads, q_positions[:, None, None, :, None], k_positions[:, None, None, None]).astype(wide)
     if arrays["bias"] is not None:
         logits = logits + arrays["bias"].astype(wide)
     if allowed is not None:
@@ -199,13 +206,18 @@ def _allowed(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> ja
     ordered = options.ordered
     if not ordered and arrays["key_positions"] is None:
         return mask
-    q_positions, k_positions = arrays["query_positions"], arrays["key_positions"]
-    if q_positions is None or not ordered:
-        q_positions = (q_start + jnp.arange(arrays["q"].shape[3], dtype=jnp.int32))[None] if ordered else jnp.zeros((1, 1), jnp.int32)
-    if k_positions is None:
-        k_positions = (k_start + jnp.arange(arrays["k"].shape[2], dtype=jnp.int32))[None]
+    q_positions, k_positions = _positions(arrays, q_start, k_start)
+    if not ordered:
+        q_positions = jnp.zeros((1, 1), jnp.int32)
     allowed = visible(q_positions, k_positions, None, options.causal, options.window, options.pattern)[:, :, None]
     return allowed if mask is None else allowed & mask
+
+
+def _positions(arrays: Arrays, q_start: Any, k_start: Any) -> tuple[jax.Array, jax.Array]:
+    """Of a block's queries and keys, (batch or 1, q or k)."""
+    lengths = {"query_positions": (q_start, arrays["q"].shape[3]), "key_positions": (k_start, arrays["k"].shape[2])}
+    q, k = ((start + jnp.arange(n, dtype=jnp.int32))[None] if arrays[name] is None else arrays[name] for name, (start, n) in lengths.items())
+    return q, k
 
 
 @dataclasses.dataclass(frozen=True)

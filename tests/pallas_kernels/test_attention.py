@@ -27,6 +27,7 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
     pattern = options.get("mask", lambda q, k: True)
     q_positions = np.broadcast_to(arrays.get("query_positions", np.arange(q_length)), (batch, q_length))
     k_positions = np.broadcast_to(arrays.get("key_positions", np.arange(k_length)), (batch, k_length))
+    score = options.get("score", lambda x, *_: x)
     left, right = options.get("window") or (None, None)
     routes = arrays.get("routes", np.zeros((1, 1, 1, 1), int))
     regions = routes.shape[2]
@@ -46,7 +47,8 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
             and (right is None or p <= at + right)
         ]
         scale = options.get("scale") or 1 / math.sqrt(q.shape[3])
-        logits = np.array([q[b, i, h] @ k[b, j, head] * scale + bias[b, h, i, j] for j in attended])
+        logits = np.asarray(score(np.array([q[b, i, h] @ k[b, j, head] * scale for j in attended]), h, at, k_positions[b, attended]))
+        logits = logits + bias[b, h, i, attended]
         if options.get("normalize") == "sigmoid":
             out[b, i, h] = sum((v[b, j, head] / (1 + math.exp(-x)) for j, x in zip(attended, logits)), np.zeros(v.shape[3]))
             continue
@@ -60,8 +62,8 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith("long")], ids=lambda c: c.name)
 def test_reference_agrees_with_loops(case: Case) -> None:
     arrays = case.arrays(np.random.default_rng(0))
-    out, lse = by_loops(arrays, case.options)
     with jax.enable_x64(True):
+        out, lse = by_loops(arrays, case.options)
         got = attention(**{n: jnp.asarray(x) for n, x in arrays.items()}, **case.options, implementation="reference")
         got = got if case.options.get("return_lse") else (got,)
     for a, b in zip(got, (out, lse)):
@@ -135,6 +137,7 @@ def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStru
         ({"bias": like((2, 3, 5, 5))}, "does not broadcast to (batch, heads, q_length, k_length) = (2, 4, 5, 5)"),
         ({"mask": like((5, 6), np.bool_)}, "mask (5, 6) does not broadcast"),
         ({"mask": like((5, 5))}, "mask must be bool"),
+        ({"score": lambda x, head, q, k: q < k}, "the function score must be elementwise and return floating"),
         ({"mask": lambda q, k: q - k}, "the function mask must be elementwise and return bool"),
         ({"mask": lambda q, k: np.array([0, 1, 2]) < k - q}, "uses an array from outside"),
         ({"sinks": like((3,))}, "sinks must be (heads,) = (4,)"),

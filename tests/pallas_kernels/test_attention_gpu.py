@@ -31,7 +31,10 @@ def quickly_compiled() -> Iterator[None]:
 needs_interpreter = pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing()))
 
 # Between them: both loops over blocks, one and two warpgroups, lists from masks and from positions, every term of the logits.
-CASES = ("padding_causal_grouped", "mask", "bias", "sinks_empty_rows", "sigmoid_masked", "cache_chunk", "long_padding", "routed_blocks", "long_pattern")
+CASES = (
+    *("padding_causal_grouped", "mask", "bias", "sinks_empty_rows", "sigmoid_masked", "cache_chunk", "long_padding", "long_routed"),
+    *("long_pattern", "score", "long_score_routed"),
+)
 # Half a unit in the last place of float16 is 2^-11; weights, gradients of logits and results are rounded to it once each.
 TOLERANCE = 4 * 2.0**-11
 

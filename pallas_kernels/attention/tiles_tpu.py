@@ -1,0 +1,147 @@
+"""What stands in a tile of flash attention on TPU: logits, who is attended, weights, and their gradients.
+
+Tiles of the kernel for keys and values are transposed: keys are their rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.attention.masks import Mask, Score
+from pallas_kernels.attention.scores import with_slope
+from pallas_kernels.mosaic_tpu import column
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is known while tracing; hashable.
+
+    Attributes:
+      left, right: limits of key minus query position.
+      pattern: of query and key position, True = attend; None is all.
+      score: of scaled logits, query head and both positions; None leaves them.
+      k_length: keys of a row before padding.
+      block_q, block_k: sizes of blocks, which divide the padded lengths.
+      segments: blocks hold rows of so many queries and keys, powers of two, which attend each to its own; None where a row is not shorter than a block.
+      visits: pairs of blocks in all lists of a row of the batch, or a bound.
+      steps: longest list of key blocks, and of query blocks.
+    """
+
+    left: int | None
+    right: int | None
+    scale: float
+    normalize: str
+    k_length: int
+    block_q: int
+    block_k: int
+    segments: tuple[int, int] | None
+    visits: int
+    steps: tuple[int, int]
+    interpret: bool
+    pattern: Mask | None = None
+    score: Score | None = None
+
+
+class Where(NamedTuple):
+    """What the logits depend on beside queries, keys and the band; each None if it does not matter.
+
+    Attributes:
+      queries: int32 (batch or 1, 1, q_length), positions.
+      keys: int32 (batch or 1, heads or 1, k_length), positions, negative where not attended.
+      mask: int8 (batch or 1, heads or 1, q_length, k_length), 0 where not attended.
+      bias: floating, the same shapes; added to the logits.
+    """
+
+    queries: jax.Array | None
+    keys: jax.Array | None
+    mask: jax.Array | None
+    bias: jax.Array | None
+
+
+def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def places(options: Options, i: Any, j: Any, transposed: bool) -> tuple[jax.Array, jax.Array]:
+    """Where the queries and keys of blocks i and j stand, int32 (block_q, block_k) or its transpose."""
+    shape = (options.block_k, options.block_q) if transposed else (options.block_q, options.block_k)
+    q_axis, k_axis = (1, 0) if transposed else (0, 1)
+    return (
+        i * options.block_q + lax.broadcasted_iota(jnp.int32, shape, q_axis),
+        j * options.block_k + lax.broadcasted_iota(jnp.int32, shape, k_axis),
+    )
+
+
+def positions(options: Options, i: Any, j: Any, queries: Any, keys: Any, transposed: bool) -> tuple[jax.Array, jax.Array]:
+    """Positions of queries and of keys that broadcast to the block; of keys negative if they are none."""
+    q_place, k_place = places(options, i, j, transposed)
+    if options.segments is not None:
+        q_place, k_place = q_place & options.segments[0] - 1, k_place & options.segments[1] - 1
+    q_at = q_place if queries is None else queries[...] if transposed else column(queries[...])
+    return q_at, k_place if keys is None else column(keys[...]) if transposed else keys[...]
+
+
+def allowed(options: Options, i: Any, j: Any, queries: Any, keys: Any, mask: Any, transposed: bool) -> jax.Array | None:
+    """bool (block_q, block_k), or its transpose, of query block i and key block j; None is all."""
+    q_at, k_at = positions(options, i, j, queries, keys, transposed)
+    q_place, k_place = places(options, i, j, transposed)
+    terms = [k_at < options.k_length if keys is None else k_at >= 0]
+    if options.segments is not None:
+        q_size, k_size = options.segments
+        terms.append((q_place >> q_size.bit_length() - 1) == (k_place >> k_size.bit_length() - 1))
+    if options.left is not None:
+        terms.append(k_at - q_at >= -options.left)
+    if options.right is not None:
+        terms.append(k_at - q_at <= options.right)
+    if options.pattern is not None:
+        terms.append(options.pattern(q_at, k_at))
+    if mask is not None:
+        terms.append(mask[...].astype(jnp.int32) != 0)
+    return functools.reduce(jnp.logical_and, (jnp.broadcast_to(t, q_place.shape) for t in terms))
+
+
+def logits(
+    options: Options, rows: jax.Array, columns: jax.Array, bias: Any, head: Any, places: Callable[[], tuple[jax.Array, jax.Array]]
+) -> tuple[jax.Array, jax.Array | None]:
+    """Logits, and their derivative in the scaled products; None is 1.
+
+    Args:
+      rows, columns: queries and keys, or keys and queries.
+      head: of the queries.
+      places: gives :func:`positions`.
+    """
+    found, slope = dot(rows, columns, (1, 1)), None
+    if options.scale != 1.0:
+        found = options.scale * found
+    if options.score is not None:
+        heads = jnp.full((1, 1), head, jnp.int32)  # scalars know no exponentials here
+        found, slope = with_slope(options.score, found, heads, *places())
+    return (found if bias is None else found + bias[...].astype(jnp.float32)), slope
+
+
+def weights(options: Options, logits: jax.Array, shift: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    """Of a softmax without its denominator."""
+    if options.normalize == "sigmoid":
+        weights = jax.nn.sigmoid(logits)
+    else:
+        weights = jnp.exp(logits - shift)
+    return weights if allowed is None else jnp.where(allowed, weights, 0.0)
+
+
+def gradient_of_logits(options: Options, weights: jax.Array, d_weights: jax.Array, delta: jax.Array) -> jax.Array:
+    if options.normalize == "sigmoid":
+        return weights * (1 - weights) * d_weights
+    return weights * (d_weights - delta)
+
+
+def times(gradient: jax.Array, slope: jax.Array | None) -> jax.Array:
+    """The gradient of the scaled products from that of the logits."""
+    return gradient if slope is None else gradient * slope
