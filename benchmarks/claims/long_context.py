@@ -65,7 +65,8 @@ def cost_of_a_step(model: nnx.Module, task: tasks.Task, batch_size: int = 2) -> 
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def loss(params: nnx.State, rest: nnx.State) -> jax.Array:
-        return task.loss(nnx.merge(graph, params, rest), batch, jax.random.key(0))[0]
+        # A copy: routing follows its tokens.
+        return task.loss(nnx.merge(graph, params, rest, copy=True), batch, jax.random.key(0))[0]
 
     compiled = jax.jit(jax.grad(loss)).lower(params, rest).compile()
     seconds = []

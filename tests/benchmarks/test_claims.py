@@ -154,6 +154,15 @@ def test_long_context_models_are_of_one_size(claim: object) -> None:
     assert max(sizes) <= 1.02 * min(sizes)
 
 
+def test_a_step_of_a_model_that_follows_its_tokens_is_measured() -> None:
+    contest = long_context.contest(True)
+    (routing,) = (contestant for contestant in contest.contestants if contestant.label == "routing")
+    task, model = assembly.build(claims.config_of(contest, routing, 0, contest.steps))
+    cost = long_context.cost_of_a_step(model, task, batch_size=1)
+    assert cost["step_seconds"] > 0
+    assert cost["step_mib"] > 0
+
+
 def test_balanced_membership_is_judged_by_what_causal_reading_costs() -> None:
     def rows(balanced_by_causal: float) -> list[dict[str, object]]:
         return [row("balanced", balanced=1.9, causal=balanced_by_causal), row("causal", balanced=2.2, causal=2.0)]
