@@ -1,4 +1,4 @@
-"""Attention over softmax or sigmoid weights: grouped heads, masks, windows, sinks, cache positions."""
+"""Attention over softmax or sigmoid weights: grouped heads, masks, windows, routed regions, scores, sinks, cache positions."""
 
 from __future__ import annotations
 
@@ -67,11 +67,12 @@ def attention(
       v: (batch, k_length, kv_heads, value_dim).
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
       mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of positions,
-        (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, which ``pallas_kernels.masks`` is.
+        (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, which ``pallas_kernels.masks`` is. Beside one, ``key_positions``
+        tell what is padding.
       score: a Python function (logits, head, query_position, key_position) -> logits of the scaled logits, before the bias and the mask:
         elementwise JAX arithmetic of arrays that broadcast, and of Python numbers. ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps
-        softly; ``lambda x, head, q, k: x - 2.0 ** -(head + 1.0) * (q - k)`` is ALiBi for 8 heads. ``head`` is that of the query.
-        Differentiable in the logits. Make it once and keep it: programs are compiled for each anew.
+        softly; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q - k)`` is ALiBi for 8 heads. ``head`` is that of the query.
+        Differentiable in the logits, at any position, of keys that are masked too. Make it once and keep it: programs are compiled for each anew.
       causal: a query attends keys at positions up to its own.
       window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
         With default positions the cost is linear in length when both sides are bounded.

@@ -238,7 +238,7 @@ SHAPES = (
     _shape("sigmoid", (2, 1024, 8, 64), normalize="sigmoid"),
     _shape("image_windows", (256, 49, 4, 32)),
     _shape("image_windows_bias", (256, 49, 4, 32), change={"bias": jax.ShapeDtypeStruct((1, 4, 49, 49), jnp.float32)}),
-    _shape("soft_cap", (2, 2048, 16, 64), causal=True, score=lambda x, *_: 50.0 * jnp.tanh(x / 50.0)),
+    _shape("score", (2, 2048, 8, 64), causal=True, score=_capped),
     _shape("pattern", (1, 4096, 8, 128), mask=masks.dilated(1024, 2)),
     _shape("routed", (8, 3136, 4, 32), change={"routes": jax.ShapeDtypeStruct((8, 1, 49, 4), jnp.int32)}),
     _shape("routed_padded", (2, 9604, 4, 32), change={"routes": jax.ShapeDtypeStruct((2, 1, 49, 4), jnp.int32)}),

@@ -3,9 +3,9 @@
 Masks of keys and biases that are the same for all queries add a row to the logits; others add a tile. Windows and causality
 are compared inside the kernels, in blocks that they cut, and blocks that nobody sees are not read: by arithmetic, or by
 lists made on the device (:mod:`pallas_kernels.attention.blocks`) where positions, masks or routes decide; routed regions that
-are not nearly whole blocks are copied. Sinks act on the output
-and its log-sum-exp. Beside the slope of a score, heads wider than 64 leave no register free: the gradient of keys at 128 with
-soft capping stores 72 bytes a thread. The kernels are in :mod:`pallas_kernels.attention.hopper_forward` and ``hopper_backward``.
+are not nearly whole blocks are copied. Sinks act on the output and its log-sum-exp. Beside the slope of a score, heads wider
+than 64 leave no register free: the gradient of keys at 128 with soft capping stores 72 bytes a thread. The kernels are in
+:mod:`pallas_kernels.attention.hopper_forward` and ``hopper_backward``.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
-from pallas_kernels import attention, attention_weights
+from pallas_kernels import attention, attention_weights, dispatch, masks
 from pallas_kernels.attention.cases import CASES
 from pallas_kernels.dispatch import Case
 
@@ -156,3 +157,21 @@ def test_misfits_are_refused(arguments: dict, message: str) -> None:
     options = {n: x for n, x in arguments.items() if n not in arrays}
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(lambda arrays: attention(**arrays, **options), arrays)
+
+
+@pytest.mark.parametrize(
+    ("axis", "implementation", "options", "reason"),
+    [
+        ("tensor", "mosaic_tpu", {"score": lambda x, head, q, k: x * head}, "counts heads, which the mesh splits"),
+        ("sequence", "all_to_all", {"score": lambda x, head, q, k: x * head}, "score is given"),
+        ("sequence", "all_to_all", {"routes": like((2, 1, 4, 2), np.int32)}, "routes are given"),
+        ("sequence", "ring", {"mask": masks.causal()}, "its masks are of keys, or causal"),
+    ],
+)
+def test_what_devices_do_not_share_is_refused(axis: str, implementation: str, options: dict[str, Any], reason: str) -> None:
+    x = like((2, 8, 4, 8))
+    arrays = {n: a for n, a in options.items() if isinstance(a, jax.ShapeDtypeStruct)}
+    rest = {n: a for n, a in options.items() if n not in arrays}
+    mesh = AbstractMesh((2,), (axis,), axis_types=(AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh), dispatch.platform("tpu"), pytest.raises(dispatch.Refused, match=reason):
+        jax.eval_shape(lambda x, arrays: attention(x, x, x, **arrays, **rest, implementation=implementation), x, arrays)

@@ -27,7 +27,7 @@ COMPILED = (
     ("attention", "image_windows"),
     ("attention", "routed_padded"),
     ("attention", "pattern"),
-    ("attention", "soft_cap"),
+    ("attention", "score"),
     ("linear_attention", "mamba2"),
     ("linear_attention", "both_ways"),
     ("delta_rule", "gated_grouped"),

@@ -25,7 +25,7 @@ COMPILED = (
     ("attention", "image_windows", jnp.bfloat16, "v6e"),
     ("attention", "routed_padded", jnp.bfloat16, "v5e"),
     ("attention", "pattern", jnp.bfloat16, "v6e"),
-    ("attention", "soft_cap", jnp.bfloat16, "v5e"),
+    ("attention", "score", jnp.bfloat16, "v5e"),
     ("linear_attention", "mamba2", jnp.bfloat16, "v5e"),
     ("linear_attention", "key", jnp.bfloat16, "v6e"),
     ("linear_attention", "both_ways", jnp.float32, "v6e"),
