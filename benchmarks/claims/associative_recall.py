@@ -6,7 +6,7 @@ every mixer's state has 2048 numbers a layer. The paper has 64 to 512 tokens and
 tokens of 256 and 1000 steps of 16, so that two cores finish in minutes.
 
 What is shown is what the same steps teach, not what a state can hold in the end: below the chance of 1/16 a model has not even learned
-that answers are among the values shown, and Gated DeltaNet, whose decay starts as Mamba-2's does, is there too (seed 0).
+that answers are among the values shown, and Gated DeltaNet, whose decay starts as Mamba-2's does, is there too.
 """
 
 from __future__ import annotations
