@@ -4,6 +4,9 @@ Bits per byte of the held-out modules of Python's standard library, over all and
 is what context is worth. The sizes agree within 2 %, every run reads the same 1.6 million bytes, and no order of merit is claimed.
 Uniform bytes cost 8 bits. Of a step, loss and gradient of two windows: its seconds and the MiB it takes beside parameters.
 Routing is trained with causal membership, so that no figure knows later bytes.
+
+After these 200 steps (seed 0) none of them makes anything of bytes farther back than some 256: bits a byte are the same from there to
+the end. What differs is how fast they learn, the local ones first, and what a step takes; seconds are of a machine with other work.
 """
 
 from __future__ import annotations
