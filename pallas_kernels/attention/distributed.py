@@ -9,13 +9,14 @@ is followed by the same two products on every device, none of them masked.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import sequence
-from pallas_kernels.attention import xla
+from pallas_kernels.dispatch import OPS
 
 
 def _objection(q: jax.Array, k: jax.Array, options: dict[str, Any]) -> str | None:
@@ -63,14 +64,15 @@ def all_to_all(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | No
         give, get = (1, 2) if back else (2, 1)
         return jax.lax.all_to_all(x, sequence.AXIS, give, get, tiled=True)
 
-    def body(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Any:
-        if mask is not None:
-            mask = jax.lax.all_gather(mask, sequence.AXIS, axis=3, tiled=True)
-        out, lse = xla.attention(trade(q), trade(k), trade(v), mask=mask, return_lse=True, **options)
-        return trade(out, back=True), trade(lse, back=True)
+    split = mask is not None and mask.shape[3] > 1
 
-    out, lse = sequence.split(body, (q, k, v, mask), (1, 1, 1, None if mask is None or mask.shape[3] == 1 else 3), (1, 1))
-    return (out, lse) if return_lse else out
+    def body(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Any:
+        if split:
+            mask = jax.lax.all_gather(mask, sequence.AXIS, axis=3, tiled=True)
+        found = OPS["attention"].within(trade(q), trade(k), trade(v), mask=mask, return_lse=return_lse, **options)
+        return jax.tree.map(functools.partial(trade, back=True), found)
+
+    return sequence.split(body, (q, k, v, mask), (1, 1, 1, 3 if split else None), (1, 1) if return_lse else 1)
 
 
 def ring(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, causal: bool, scale: float, return_lse: bool, **options: Any) -> Any:
@@ -78,14 +80,10 @@ def ring(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, ca
     if mask is None:
         mask = jnp.ones((1, 1, 1, 1), bool)
     mask = jnp.broadcast_to(mask, (mask.shape[0], 1, 1, k.shape[1]))
-    del options
 
     def attend(q: jax.Array, keys: Any, causal: bool = False) -> Result:
         k, v, mask = keys
-        out, lse = xla.attention(
-            q, k, v, bias=None, mask=mask, causal=causal, window=None, scale=scale, normalize="softmax", sinks=None,
-            query_positions=None, key_positions=None, return_lse=True,
-        )  # fmt: skip
+        out, lse = OPS["attention"].within(q, k, v, mask=mask, causal=causal, scale=scale, return_lse=True, **options)
         return out.astype(lse.dtype), lse
 
     def bidirectional(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Any:

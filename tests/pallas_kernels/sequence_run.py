@@ -76,12 +76,13 @@ ROWS = {"data": 2, "fsdp": 1, "tensor": 2}
 ALL = {"fsdp": 2, "tensor": 2, "sequence": 2}
 # The mesh, what is chosen from the outermost in, and the call.
 CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any], dict[str, jax.Array]]]] = {
-    "heads traded": (SEQUENCE, ("all_to_all",), attention()),
-    "heads traded, causal, padded, window": (SEQUENCE, ("all_to_all",), attention(causal=True, mask=PADDED, window=(9, 0))),
-    "ring": (SEQUENCE, ("ring",), attention(3, 1)),
-    "ring, padded": (SEQUENCE, ("ring",), attention(3, 3, mask=PADDED)),
-    "ring, causal": (SEQUENCE, ("ring",), attention(3, 3, causal=True)),
-    "ring, causal, padded": (SEQUENCE, ("ring",), attention(6, 3, causal=True, mask=PADDED)),
+    "heads traded": (SEQUENCE, ("all_to_all", "xla"), attention()),
+    "heads traded, causal, padded, window": (SEQUENCE, ("all_to_all", "xla"), attention(causal=True, mask=PADDED, window=(9, 0))),
+    "heads traded, one mask for all keys": (SEQUENCE, ("all_to_all", "xla"), attention(mask=PADDED[..., :1])),
+    "ring": (SEQUENCE, ("ring", "xla"), attention(3, 1)),
+    "ring, padded": (SEQUENCE, ("ring", "xla"), attention(3, 3, mask=PADDED)),
+    "ring, causal": (SEQUENCE, ("ring", "xla"), attention(3, 3, causal=True)),
+    "ring, causal, padded": (SEQUENCE, ("ring", "xla"), attention(6, 3, causal=True, mask=PADDED)),
     "no decay": (SEQUENCE, PASSED, linear(None, True)),
     "constant decay": (SEQUENCE, PASSED, linear((4,))),
     "decay of a token": (SEQUENCE, PASSED, linear((2, LENGTH, 4), True)),
@@ -95,6 +96,8 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "kernel: constant decay": (ROWS, ("mosaic_tpu",), linear((4,), True)),
     "kernel: gated delta": (ROWS, ("mosaic_tpu",), delta(True, 1, True)),
     "kernel: scan with everything": (ROWS, ("mosaic_tpu",), scan(True, (2,))),
+    "kernel: heads traded, causal, padded": (ALL, ("all_to_all", "mosaic_tpu"), attention(4, 4, causal=True, mask=PADDED)),
+    "kernel: ring, causal, padded": (ALL, ("ring", "mosaic_tpu"), attention(2, 1, causal=True, mask=PADDED)),
     "kernel: decay of a token, split": (ALL, ("state_passing", "mosaic_tpu"), linear((2, LENGTH, 4), True)),
     "kernel: delta, split": (ALL, ("state_passing", "mosaic_tpu"), delta(False, 1, True)),
     "kernel: scan, split": (ALL, ("state_passing", "mosaic_tpu"), scan(True)),
