@@ -364,7 +364,7 @@ def _run_bias(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, where:
 
         allowed = tiles.allowed(options, i, j, queries, keys, mask, False)
         head = pl.program_id(1) + h
-        logits, _ = tiles.logits(options, q[...], k[...], bias, head, lambda: tiles.positions(options, i, j, queries, keys, False))
+        logits = tiles.logits(options, q[...], k[...], bias, head, lambda: tiles.positions(options, i, j, queries, keys, False))[0]
         weights = tiles.weights(options, logits, column(shift[...]), allowed)
         d_bias[...] += tiles.gradient_of_logits(options, weights, tiles.dot(d_out[...], v[...], (1, 1)), column(delta[...]))
 
