@@ -17,9 +17,9 @@ from pallas_kernels import sequence
 class Linear(nnx.Linear):
     """``nnx.Linear``: the same parameters, the same function."""
 
-    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+    def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (..., in_features) to (..., out_features)."""
         # Rows and tokens that are both split over devices can't become one axis without being gathered.
-        if inputs.ndim < 3 or out_sharding is not None or sequence.is_split():
-            return super().__call__(inputs, out_sharding)
+        if inputs.ndim < 3 or args or kwargs or sequence.is_split():
+            return super().__call__(inputs, *args, **kwargs)
         return super().__call__(inputs.reshape(-1, inputs.shape[-1])).reshape(*inputs.shape[:-1], -1)
