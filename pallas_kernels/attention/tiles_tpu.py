@@ -66,6 +66,7 @@ class Where(NamedTuple):
 
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """The product of two matrices over one axis of each, in float32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
@@ -137,6 +138,7 @@ def weights(options: Options, logits: jax.Array, shift: jax.Array, allowed: jax.
 
 
 def gradient_of_logits(options: Options, weights: jax.Array, d_weights: jax.Array, delta: jax.Array) -> jax.Array:
+    """From the gradient of the weights, of which ``delta``, a column, is what a softmax takes from all of a row."""
     if options.normalize == "sigmoid":
         return weights * (1 - weights) * d_weights
     return weights * (d_weights - delta)

@@ -16,6 +16,8 @@ from pallas_kernels.attention.distributed import _deal
 from tests.pallas_kernels.sequence_run import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
+# One process makes what all of these tests read.
+pytestmark = pytest.mark.xdist_group("ops on split sequences")
 
 
 @pytest.fixture(scope="module")
