@@ -3,6 +3,9 @@
 ``python -m benchmarks.titans`` writes benchmarks/results/<platform>/titans.json: milliseconds of the forward pass and of its
 gradient (the least of several runs, the two forms taken in turn), their ratio, the greatest relative difference of their
 outputs, and the temporary memory of the gradient. One row, four heads of 32, float32.
+
+Moneta multiplies roundings: with its initial gates the two forms differ by 1e-6 after 64 tokens and by 1 after 2048, in float64 by
+1e-15 and 1e-7. They are the same algorithm, and its weights at the end are not determined by float32 arithmetic at such lengths.
 """
 
 from __future__ import annotations
