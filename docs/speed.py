@@ -16,6 +16,7 @@ HEAD = """# Speed on a CPU, measured
 
 Written by `python -m docs.speed` from the files under `benchmarks/results/cpu`; not edited by hand. Two cores, float32. Each row was
 measured in one run with its peer, in turn; milliseconds are the least of several runs. A ratio above 1 says that ours is faster.
+Rows of one table can be of different days, and older than the code: compare along a row.
 Where a figure is missing the peer was not done in the time that the script gave it. Losses stay in the tables.
 """
 Report = dict[str, Any]

@@ -61,7 +61,7 @@ def add_lora(model: nnx.Module, *, rank: int = 8, alpha: float | None = None, pa
         raise ValueError(f"the rank of adapters is at least 1, got {rank}")
     if adapters(model):
         raise ValueError("the model has adapters already: merge_lora(model) first")
-    linear: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if type(module) in (Linear, nnx.Linear)}
+    linear = linear_layers(model)
     chosen: set[str] = set()
     for pattern in patterns:
         hits = fnmatch.filter(linear, pattern)
@@ -72,6 +72,11 @@ def add_lora(model: nnx.Module, *, rank: int = 8, alpha: float | None = None, pa
     for name in sorted(chosen):
         adapt(linear[name], rank, rank if alpha is None else alpha, rngs)
     return model
+
+
+def linear_layers(model: nnx.Module) -> dict[str, Any]:
+    """The linear layers of a model that can be adapted, by dotted name."""
+    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if type(module) in (Linear, nnx.Linear)}
 
 
 def adapt(layer: Any, rank: int, alpha: float, rngs: nnx.Rngs) -> None:

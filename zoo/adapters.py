@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from layers.linear import Linear
-from layers.lora import adapt, adapters, kept
+from layers.lora import adapt, adapters, kept, linear_layers
 from layers.state import assign, flatten
 from zoo.sources import WeightsError
 
@@ -50,7 +49,7 @@ def load_adapters(model: nnx.Module, path: str | Path) -> nnx.Module:
         raise WeightsError("the model has adapters already: zoo.merge_lora(model) first")
     made: Any = model
     heads = getattr(model, "heads", ("head",))
-    linear: dict[str, Any] = {".".join(map(str, p)): module for p, module in nnx.iter_modules(model) if type(module) in (Linear, nnx.Linear)}
+    linear = linear_layers(model)
     names = sorted({name.rpartition(".")[0] for name in arrays if name.endswith(".lora_a")})
     wrong = [name for name in names if name not in linear or not _fits(linear[name], arrays, name)]
     whole = {name: array for name, array in arrays.items() if ".lora_" not in name}

@@ -8,6 +8,8 @@ combine these with :func:`all_of` and :func:`any_of`. Make one once and keep it:
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -82,23 +84,9 @@ def global_and_random(length: int, block: int, *, first: int = 1, window: int = 
 
 def all_of(*parts: Mask) -> Mask:
     """What every part allows."""
-
-    def visible(q: Any, k: Any) -> Any:
-        seen = parts[0](q, k)
-        for part in parts[1:]:
-            seen = seen & part(q, k)
-        return seen
-
-    return visible
+    return lambda q, k: functools.reduce(operator.and_, (part(q, k) for part in parts))
 
 
 def any_of(*parts: Mask) -> Mask:
     """What any part allows."""
-
-    def visible(q: Any, k: Any) -> Any:
-        seen = parts[0](q, k)
-        for part in parts[1:]:
-            seen = seen | part(q, k)
-        return seen
-
-    return visible
+    return lambda q, k: functools.reduce(operator.or_, (part(q, k) for part in parts))
