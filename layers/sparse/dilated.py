@@ -28,7 +28,6 @@ from layers.mixer import Mixer, register_mixer
 from layers.norm import LayerNorm, Norm
 from pallas_kernels import attention, sequence
 
-AT_ONCE = 8192  # tokens whose scores are in memory together, here and in the backward pass
 Part = tuple[jax.Array, jax.Array]  # an output (batch, length, heads, head_dim) and its log-sum-exp (batch, length, heads)
 
 
@@ -198,25 +197,9 @@ class DilatedAttention(MultiHeadAttention):
         if not self.causal and (mask is not None or count * size > length or places * rate > size):
             shown = jnp.ones((batch, length), bool) if mask is None else mask
             real = jnp.moveaxis(cut(jnp.broadcast_to(shown[..., None], (batch, length, heads))), 1, 2)[:, :, None]
-        y, lse = self._attend_segments(cut(q), cut(k), cut(v), real)
+        with sequence.folded():
+            y, lse = attention(cut(q), cut(k), cut(v), causal=self.causal, mask=real, scale=self.scale, return_lse=True)
         return join(y, 0.0), join(lse, -jnp.inf)
-
-    def _attend_segments(self, *segments: jax.Array | None) -> Part:
-        """Attention of each segment to itself, for (segments, places, heads, head_dim) and a mask or None; some at a time where there are many."""
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
-            with sequence.folded():
-                return attention(q, k, v, causal=self.causal, mask=mask, scale=self.scale, return_lse=True)
-
-        def one(segment: Any) -> Part:
-            y, lse = attend(*jax.tree.map(lambda a: a[None], segment))
-            return y[0], lse[0]
-
-        assert segments[0] is not None
-        together = max(1, AT_ONCE // segments[0].shape[1])
-        if segments[0].shape[0] <= together:
-            return attend(*segments)  # type: ignore[arg-type]
-        return jax.lax.map(jax.checkpoint(one), segments, batch_size=together)
 
     def init_state(  # type: ignore[override]
         self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None

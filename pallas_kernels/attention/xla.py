@@ -17,13 +17,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import dispatch, mesh
 from pallas_kernels.attention import regions
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import Window, visible
 
-DIRECT_LENGTH = 512  # up to this length all queries go in one block
-CHUNK = 256  # queries per chunk
+DIRECT_LENGTH = 512  # up to this length all queries go in one block where each attends to all keys
+CHUNK = 128  # queries per chunk
 CAUSAL_STEPS = 4  # static prefixes of the keys that a causal form reads: 5/8 of the work of reading all
+BLOCK_BYTES = {"cpu": 2**23}  # of logits at a time: what leaves a CPU's caches took up to three times as long
+OTHER_BLOCK_BYTES = 2**30
 
 Arrays = dict[str, Any]
 
@@ -92,7 +95,7 @@ def attention(
         "query_positions": query_positions,
         "key_positions": key_positions,
     }
-    out, lse = _choose_form(options, grouped)
+    out, lse = _by_rows(options, grouped)
     out = jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, -1)
     return (out, jnp.moveaxis(lse, 3, 1).reshape(batch, length, heads)) if return_lse else out
 
@@ -104,10 +107,36 @@ def _group(x: jax.Array | None, kv_heads: int) -> jax.Array | None:
     return x.reshape(x.shape[0], *heads, *x.shape[2:])
 
 
-def _choose_form(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    """All rows of the batch together, or, where their logits are too many, some at a time, which are computed again in the backward pass."""
+    batch, kv_heads, rep, q_length, _ = arrays["q"].shape
+    plan = _plan(options, arrays, 0)
+    queries, keys = (q_length, arrays["k"].shape[2]) if _is_direct(options, arrays) else (plan.chunk, plan.width)
+    row_bytes = 4 * kv_heads * rep * queries * keys
+    block_bytes = BLOCK_BYTES.get(dispatch.current_platform(), OTHER_BLOCK_BYTES)
+    together = max(1, block_bytes // row_bytes)
+    # A few blocks at once cost less than taking turns; devices that share the rows of a batch can't take any.
+    if together >= batch or batch * row_bytes <= 4 * block_bytes or mesh.is_split():
+        return _choose_form(options, arrays)
+    own = {name: x for name, x in arrays.items() if x is not None and name != "sinks" and x.shape[0] == batch}
+
+    def one(row: Arrays) -> tuple[jax.Array, jax.Array]:
+        out, lse = _choose_form(options, {**arrays, **{name: x[None] for name, x in row.items()}})
+        return out[0], lse[0]
+
+    return lax.map(jax.checkpoint(one), own, batch_size=together)
+
+
+def _is_direct(options: Options, arrays: Arrays) -> bool:
+    """Whether all queries go in one block."""
     q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
-    if q_length <= CHUNK or max(q_length, k_length) <= DIRECT_LENGTH:
+    return q_length <= CHUNK or (options.reach == (None, None) and max(q_length, k_length) <= DIRECT_LENGTH)
+
+
+def _choose_form(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    if _is_direct(options, arrays):
         return _block(options, arrays, 0, 0)
+    q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
     left, right = options.reach
     indexed = arrays["query_positions"] is None and arrays["key_positions"] is None
     if not indexed or left is not None or right is None:

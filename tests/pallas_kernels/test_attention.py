@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import re
 from typing import Any
@@ -97,6 +98,35 @@ def test_temporary_memory_of_the_gradient_is_linear_in_length(options: dict) -> 
         return jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, mask).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(8192) < 2.2 * temporary(4096)
+
+
+@pytest.mark.parametrize("name", ["padding_causal_grouped", "bias_per_head", "sinks", "cache_step"])
+def test_rows_that_take_turns_are_as_those_computed_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in CASES if case.name == name)
+    arrays = case.arrays(np.random.default_rng(0))
+    rows, queries, heads, _ = arrays["q"].shape
+    shared = {n: x for n, x in arrays.items() if n == "sinks" or x.shape[0] != rows}
+    arrays = {n: jnp.tile(x, (9 // rows + 1, *[1] * (x.ndim - 1)))[:9] for n, x in arrays.items() if n not in shared}
+    arrays["q"] = arrays["q"] * jnp.linspace(0.5, 2.0, 9)[:, None, None, None]
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+        rest = {n: x for n, x in arrays.items() if n not in ("q", "k", "v")}
+        out, pullback = jax.vjp(lambda *qkv: attention(*qkv, **rest, **shared, **case.options, implementation="xla"), q, k, v)
+        return out, pullback(jax.tree.map(jnp.cos, out))
+
+    given = (arrays["q"], arrays["k"], arrays["v"])
+    together = run(*given)
+    assert "scan" not in str(jax.make_jaxpr(lambda *qkv: run(*qkv))(*given))
+    xla = importlib.import_module("pallas_kernels.attention.xla")
+    monkeypatch.setattr(xla, "BLOCK_BYTES", {"cpu": 2 * 4 * heads * queries * arrays["k"].shape[1]})
+    assert "scan" in str(jax.make_jaxpr(lambda *qkv: run(*qkv))(*given))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), run(*given), together)
+
+
+def test_many_rows_do_not_hold_all_their_logits() -> None:
+    x = jax.ShapeDtypeStruct((64, 512, 4, 16), jnp.float32)
+    run = jax.jit(functools.partial(attention, implementation="xla"))
+    assert run.lower(x, x, x).compile().memory_analysis().temp_size_in_bytes < 64 * 4 * 512 * 512 * 4 / 3
 
 
 @pytest.mark.parametrize("length", [9, 600])
