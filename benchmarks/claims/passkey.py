@@ -1,8 +1,9 @@
-"""A pass key in irrelevant text, at growing length: full attention, a sliding window, routing and LongNet trained at 256 bytes.
+"""A pass key in irrelevant text, at growing length: full attention, a sliding window, routing and LongNet trained at 128 bytes.
 
 A. Mohtashami and M. Jaggi, arXiv:2305.16300, section 4.2. The models of :mod:`benchmarks.claims.long_context`, of one size within 2 %;
 "at_n" is the share of the key's digits that the likeliest byte gets right in n bytes, given the digits before. Chance is 1/10.
-Claimed is only that a window of 64 does not find what full attention finds at the length of training.
+Claimed is only that a window of 32, by which three layers see 93 bytes back, finds less than full attention at the length of training;
+of greater lengths nothing is.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import tasks
 from benchmarks.claims import long_context
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
-LENGTHS = (256, 1024, 4096)
-WINDOWS = {"window": {"window": 64}, "routing": {"window": 64, "clusters": 16, "cluster_window": 32, "relative": 32}}
+LENGTHS = (128, 512, 2048)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "window 32": {"window": 32},
+    "routing": {"window": 32, "clusters": 16, "cluster_window": 32, "relative": 32},
+    "longnet": {"segments": (32, 128, 2048), "rates": (1, 4, 4)},
+}
 
 
 def digits_right(model: nnx.Module, options: dict[str, Any], length: int, count: int, batch_size: int = 4) -> float:
@@ -41,25 +46,22 @@ def digits_right(model: nnx.Module, options: dict[str, Any], length: int, count:
 
 
 def contest(quick: bool) -> Contest:
-    task = {"name": "passkey", "length": 128 if quick else LENGTHS[0], "num_eval": 8 if quick else 128}
+    task = {"name": "passkey", "length": LENGTHS[0], "test_length": LENGTHS[0], "num_eval": 8 if quick else 128}
     lengths = (128, 192) if quick else LENGTHS
     size = {"features": 16, "num_heads": 4, "depth": 1, "hidden": 32} if quick else {"depth": 3}
-
-    def options(label: str, given: dict[str, Any]) -> dict[str, Any]:
-        nearer = WINDOWS.get(label.split()[0], {})
-        return {**given, **nearer, **({"segments": (64, 128, 256), "rates": (1, 2, 4)} if label == "longnet" else {}), **size}
 
     def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
         return {f"at_{n}": digits_right(model, dict(contestant.task), n, 8 if quick else 64) for n in lengths}
 
-    base = long_context.contest(quick)
+    contestants = []
+    for contestant in long_context.contest(quick).contestants:
+        label = contestant.label.replace("256", "32")
+        options = {**long_context.MODELS[contestant.label][1], **OPTIONS.get(label, {}), **size}
+        contestants.append(dataclasses.replace(contestant, label=label, task=task, options=options))
     return Contest(
-        contestants=[
-            dataclasses.replace(c, label=c.label.replace("256", "64"), task=task, options=options(c.label, long_context.MODELS[c.label][1]))
-            for c in base.contestants
-        ],
-        steps=4 if quick else 1500,
-        batch_size=8,
+        contestants=contestants,
+        steps=4 if quick else 1000,
+        batch_size=4 if quick else 32,
         learning_rate=2e-3,
         evaluations=2 if quick else 10,
         figures=("accuracy", *(f"at_{n}" for n in lengths)),
@@ -69,7 +71,7 @@ def contest(quick: bool) -> Contest:
 
 def verdict(rows: Sequence[Row]) -> bool:
     at = medians(rows, f"at_{LENGTHS[0]}")
-    return at["full attention"] >= 0.9 and at["window 64"] < at["full attention"]
+    return at["full attention"] >= 0.9 and at["window 32"] < at["full attention"]
 
 
 def run(arguments: list[str] | None = None) -> None:
