@@ -259,6 +259,7 @@ def main() -> None:
         "dtype": "float32",
         "jax": jax.__version__,
         "cores": os.cpu_count(),
+        "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
         "load_average_at_end": os.getloadavg()[0],
         "lengths": rows,
     }

@@ -6,6 +6,7 @@ measured before and after theirs. Milliseconds are the least of several runs, co
 
     forward         logits, in evaluation mode
     training_step   mean cross-entropy in training mode without dropout, its gradient, AdamW
+    product         one matrix product by itself (1576 x 384 x 1536, of ViT-S with 8 images), in 1e9 operations a second: what bounds the rest
 
 BiFormer is not in timm: ``--biformer=CLONE`` is a checkout of its authors' repository; without it the row is left out.
 Rows say by how much ours is faster ("times_faster"); below 1 it is slower.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -35,6 +37,7 @@ MODELS = {
 """Our names, and theirs."""
 SIDES = ("ours", "eager", "compile")
 RATE = 1e-4
+PRODUCT = (1576, 384, 1536)
 
 
 def least(run: Callable[[], Any], repeats: int) -> float:
@@ -46,6 +49,11 @@ def least(run: Callable[[], Any], repeats: int) -> float:
         run()
         times.append(time.perf_counter() - start)
     return round(1e3 * min(times), 2)
+
+
+def rate(multiply: Callable[[], Any]) -> float:
+    """1e9 operations a second of a function that makes one ``PRODUCT``."""
+    return round(2e-6 * math.prod(PRODUCT) / least(multiply, 20), 1)
 
 
 def batch_of(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +106,8 @@ def ours(name: str, path: str, size: int, repeats: int) -> dict[str, Any]:
 
     row["training_step"] = least(train, repeats)
     row["losses"] = [round(float(value), 4) for value in losses[:3]]
+    a, b = jnp.ones(PRODUCT[:2]), jnp.ones(PRODUCT[1:])
+    row["product"] = rate(lambda: jax.block_until_ready(jnp.matmul(a, b)))
     return row
 
 
@@ -144,6 +154,8 @@ def theirs(name: str, path: str, size: int, repeats: int, clone: str, compiled: 
 
     row["training_step"] = least(train, repeats)
     row["losses"] = [round(value, 4) for value in losses[:3]]
+    a, b = torch.ones(PRODUCT[:2]), torch.ones(PRODUCT[1:])
+    row["product"] = rate(lambda: a @ b)
     return row
 
 
@@ -182,7 +194,7 @@ def compare(name: str, size: int, path: str, args: argparse.Namespace) -> dict[s
         return {"ours": {"stopped": first.get("stopped", "")}}
     first = mine[0]
     times = {what: min(row[what] for row in mine) for what in ("forward", "training_step")}
-    row: dict[str, Any] = {"ours": {**times, "losses": first["losses"]}}
+    row: dict[str, Any] = {"ours": {**times, "losses": first["losses"], "product": max(row["product"] for row in mine)}}
     for side, other in others.items():
         logits = other.pop("logits", None)
         row[side] = other
@@ -232,7 +244,8 @@ def main() -> None:
                 rows[f"{name}, batch {size}"] = row = compare(name, size, path, args)
                 print(f"{name}, batch {size}", json.dumps(row), flush=True)
                 # After each row: what was measured outlives a run that is cut short.
-                report = {"versions": versions, "cores": os.cpu_count(), "load_average_at_end": os.getloadavg()[0], "milliseconds": rows}
+                report = {"versions": versions, "cores": os.cpu_count(), "malloc": os.environ.get("GLIBC_TUNABLES", "default")}
+                report |= {"load_average_at_end": os.getloadavg()[0], "milliseconds": rows}
                 output.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -27,7 +27,9 @@ def _number(value: float | None) -> str:
 
 
 def _load(report: Report) -> str:
-    return f"; load average at the end {report['load_average_at_end']:.1f}" if "load_average_at_end" in report else ""
+    """The state of the machine, where the report has it."""
+    load = f"; load average at the end {report['load_average_at_end']:.1f}" if "load_average_at_end" in report else ""
+    return load + (f"; `GLIBC_TUNABLES={report['malloc']}` on both sides" if report.get("malloc", "default") != "default" else "")
 
 
 def vision(report: Report) -> str:
@@ -39,8 +41,10 @@ def vision(report: Report) -> str:
             ratios = [row.get(f"times_faster_than_{side}", {}).get(what) for side in ("eager", "compile")]
             rows.append([name, label, *map(_number, [*times, *ratios])])
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
+    rates = {side: [row[side]["product"] for row in report["milliseconds"].values() if "product" in row.get(side, {})] for side in ("ours", "eager")}
+    told = f" One matrix product by itself made {max(rates['ours']):.0f}e9 operations a second in JAX and {max(rates['eager']):.0f}e9 in PyTorch." if all(rates.values()) else ""
     head = ["model", "", "ours, ms", "PyTorch eager, ms", "torch.compile, ms", "times eager", "times torch.compile"]
-    return f"## Vision models\n\n`python -m benchmarks.vision`, {versions}{_load(report)}.\n\n{table(head, rows)}"
+    return f"## Vision models\n\n`python -m benchmarks.vision`, {versions}{_load(report)}.{told}\n\n{table(head, rows)}"
 
 
 def mamba(report: Report) -> str:
