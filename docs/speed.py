@@ -42,7 +42,9 @@ def vision(report: Report) -> str:
             rows.append([name, label, *map(_number, [*times, *ratios])])
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
     rates = {side: [row[side]["product"] for row in report["milliseconds"].values() if "product" in row.get(side, {})] for side in ("ours", "eager")}
-    told = f" One matrix product by itself made {max(rates['ours']):.0f}e9 operations a second in JAX and {max(rates['eager']):.0f}e9 in PyTorch." if all(rates.values()) else ""
+    told = ""
+    if all(rates.values()):
+        told = f" A matrix product by itself made {max(rates['ours']):.0f}e9 operations a second in JAX and {max(rates['eager']):.0f}e9 in PyTorch."
     head = ["model", "", "ours, ms", "PyTorch eager, ms", "torch.compile, ms", "times eager", "times torch.compile"]
     return f"## Vision models\n\n`python -m benchmarks.vision`, {versions}{_load(report)}.{told}\n\n{table(head, rows)}"
 
