@@ -173,8 +173,8 @@ def test_balanced_membership_is_judged_by_what_causal_reading_costs() -> None:
 
 
 def test_passkey_is_judged_at_the_training_length() -> None:
-    assert passkey.verdict([row("full attention", at_256=0.97), row("window 64", at_256=0.2)])
-    assert not passkey.verdict([row("full attention", at_256=0.5), row("window 64", at_256=0.2)])
+    assert passkey.verdict([row("full attention", at_128=0.97), row("window 32", at_128=0.2)])
+    assert not passkey.verdict([row("full attention", at_128=0.5), row("window 32", at_128=0.2)])
 
 
 def test_bits_by_position_add_up_to_the_figure_of_the_split() -> None:
