@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians, steps_to
 
-STATES = (4, 16)
+STATES = (1, 4, 16)
 LENGTHS = (16, 32)
 LEARNED = 0.9
 
@@ -53,7 +53,7 @@ def contest(quick: bool) -> Contest:
 def verdict(rows: Sequence[Row]) -> bool:
     """Larger states and shorter strings are copied better; the larger state learns the shorter string sooner from the mimetic start."""
     accuracy = medians(rows, "accuracy")
-    (small, large), (short, long) = STATES, LENGTHS
+    (small, *_, large), (short, long) = STATES, LENGTHS
 
     def best(state: int, length: int) -> float:
         return max(accuracy[_label(state, start, length)] for start in ("standard", "mimetic"))
