@@ -4,10 +4,9 @@ R. Ren et al., arXiv:2410.03810 (COPY needs a size linear in the length), C. Cui
 (the exam of copying), A. Trockman et al., arXiv:2410.11135 (mimetic initialisation). Accuracy of Mamba
 against state size and string length, a transformer beside it.
 
-The claim as a whole does not hold here, with seed 0 and 1500 steps. The mimetic start is by far the sooner one everywhere (strings of
-16, a state of 16: 0.96 against 0.59), longer strings are harder, and the transformer copies all of them. But strings of 32 are copied
-better with a state of 4 (0.77) than with one of 16 (0.66, still rising when the steps end): what shows at this length is how fast a
-model learns, not what its state can hold.
+Medians of three seeds after 1500 steps: from the mimetic start strings of 32 are copied to 0.44, 0.74 and 0.74 with states of 1, 4 and 16,
+strings of 16 to 0.72, 0.93 and 0.94; from the standard one to 0.25 and 0.72 at best; the transformer copies all of them by step 500.
+Between 4 and 16 the difference is less than that of seeds: there what shows is how fast a model learns, not what its state can hold.
 """
 
 from __future__ import annotations
