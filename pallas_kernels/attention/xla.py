@@ -111,12 +111,13 @@ def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     """All rows of the batch together, or, where their logits are too many, some at a time, which are computed again in the backward pass."""
     batch, kv_heads, rep, q_length, _ = arrays["q"].shape
     plan = _plan(options, arrays, 0)
-    queries, keys = (q_length, arrays["k"].shape[2]) if _is_direct(options, arrays) else (plan.chunk, plan.width)
+    direct = _is_direct(options, arrays)
+    queries, keys = (q_length, arrays["k"].shape[2]) if direct else (plan.chunk, plan.width)
     row_bytes = 4 * kv_heads * rep * queries * keys
     block_bytes = BLOCK_BYTES.get(dispatch.current_platform(), OTHER_BLOCK_BYTES)
     together = max(1, block_bytes // row_bytes)
-    # A few blocks at once cost less than taking turns; devices that share the rows of a batch can't take any.
-    if together >= batch or batch * row_bytes <= 4 * block_bytes or mesh.is_split():
+    # A few blocks at once cost less than computing them again, which chunks do anyway; devices that share the rows of a batch can't take turns.
+    if together >= batch or (direct and batch * row_bytes <= 4 * block_bytes) or mesh.is_split():
         return _choose_form(options, arrays)
     own = {name: x for name, x in arrays.items() if x is not None and name != "sinks" and x.shape[0] == batch}
 
