@@ -43,6 +43,6 @@ def test_cost_of_kernels(op_name: str, shape_name: str, where: str) -> None:
     arrays = shape.abstract(DTYPES[where])
     with platform(where):
         kernels = operations.count(functools.partial(gradient, f"mosaic_{where}"), arrays).flops
-    plain = operations.count(functools.partial(gradient, "xla"), arrays).flops
+        plain = operations.count(functools.partial(gradient, "xla"), arrays).flops
     # XLA's form of causal attention reads 5/8 of the pairs, blocks little more than 1/2.
     assert 0.85 < kernels / plain < most
