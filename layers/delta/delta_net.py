@@ -26,6 +26,7 @@ from layers.mixer import Mixer, register_mixer
 from layers.norm import create_norm
 from layers.state_space.initialisation import fan_in_uniform, step_bias
 from pallas_kernels import delta_rule
+from pallas_kernels.exponential import silu, softplus
 
 
 @struct.dataclass
@@ -154,7 +155,7 @@ class DeltaNet(Mixer):
         beta = (2 if self.negative else 1) * jax.nn.sigmoid(self.beta(x).astype(wide))
         decay = None
         if self.decay is not None:
-            decay = -jnp.exp(self.A_log[...].astype(wide)) * jax.nn.softplus(self.decay(x).astype(wide) + self.dt_bias[...].astype(wide))
+            decay = -jnp.exp(self.A_log[...].astype(wide)) * softplus(self.decay(x).astype(wide) + self.dt_bias[...].astype(wide))
         if mask is not None:
             # Nothing decays and nothing is written: the memory stays.
             beta = jnp.where(mask[..., None], beta, 0)
@@ -163,7 +164,7 @@ class DeltaNet(Mixer):
         y, memory = delta_rule(q, k, v, beta, decay=decay, initial_state=before, return_state=True)
         y = self.norm(y)
         if self.gate is not None:
-            y = y * jax.nn.silu(self.gate(x)).reshape(y.shape)
+            y = y * silu(self.gate(x)).reshape(y.shape)
         y = self.out(y.reshape(batch, length, -1))
         return y, None if state is None else DeltaState(seen, memory.astype(state.memory.dtype))
 
@@ -177,7 +178,7 @@ class DeltaNet(Mixer):
                 seen.append(last)
             elif conv is not None:
                 projected = conv(projected)
-            read.append(jax.nn.silu(projected))
+            read.append(silu(projected))
         return read, tuple(seen)
 
 

@@ -27,6 +27,7 @@ from layers.state_space.initialisation import (
     step_bias,
 )
 from pallas_kernels import selective_scan
+from pallas_kernels.exponential import silu
 
 
 @struct.dataclass
@@ -137,7 +138,7 @@ class Mamba(Mixer):
             u = self.conv(u)
         else:
             u, seen = self.conv.extend(u, state.convolution, mask)
-        u = jax.nn.silu(u)
+        u = silu(u)
         steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
         steps = self.dt_proj(steps)
         if mask is not None:

@@ -32,6 +32,7 @@ from layers.state_space.initialisation import (
 )
 from layers.state_space.mamba import SelectiveState
 from pallas_kernels import linear_attention
+from pallas_kernels.exponential import silu, softplus
 
 
 class GatedRMSNorm(Module):
@@ -45,7 +46,7 @@ class GatedRMSNorm(Module):
     def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
         """Maps ``x`` and ``gate`` (..., features) to the same shape and x's dtype."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        y = x.astype(wide) * jax.nn.silu(gate.astype(wide))
+        y = x.astype(wide) * silu(gate.astype(wide))
         y = y.reshape(*x.shape[:-1], self.groups, -1)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
         return (y.reshape(x.shape) * self.scale[...].astype(wide)).astype(x.dtype)
@@ -151,11 +152,11 @@ class Mamba2(Mixer):
         else:
             u, seen = self.conv.extend(u, state.convolution, mask)
         shared = self.groups * self.state_dim
-        u, b, c = jnp.split(jax.nn.silu(u), [self.channels, self.channels + shared], axis=-1)
+        u, b, c = jnp.split(silu(u), [self.channels, self.channels + shared], axis=-1)
         u = u.reshape(*x.shape[:2], self.heads, -1)
         b, c = (a.reshape(*x.shape[:2], self.groups, self.state_dim) for a in (b, c))
         wide = jnp.promote_types(u.dtype, jnp.float32)
-        steps = jax.nn.softplus(steps.astype(wide) + self.dt_bias[...].astype(wide))
+        steps = softplus(steps.astype(wide) + self.dt_bias[...].astype(wide))
         if mask is not None:
             steps = jnp.where(mask[..., None], steps, 0)  # no decay and nothing written: the state stays
         out = linear_attention(

@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.exponential import LOG2_E, exp2, silu, softplus
+
 # Tokens between two stored states. Short, so that a chunk's states, kept three times over in the gradient, stay in cache.
 CHUNK = 16
 # Terms of a sum over the state dimension that are written out: XLA's CPU reductions over an axis that is not last do not vectorize.
@@ -52,7 +54,7 @@ def selective_scan(
     if delta_bias is not None:
         step = step + delta_bias.astype(wide)
     if delta_softplus:
-        step = jax.nn.softplus(step)
+        step = softplus(step)
 
     def channels_last(matrix: jax.Array) -> jax.Array:
         """(..., channels, state_dim) to (... * groups, state_dim, channels of a group)."""
@@ -73,7 +75,7 @@ def selective_scan(
     if D is not None:
         out = out + D.astype(wide) * x.astype(wide)
     if gate is not None:
-        out = out * jax.nn.silu(gate.astype(wide))
+        out = out * silu(gate.astype(wide))
     out = out.astype(x.dtype)
     return (out, jnp.swapaxes(state, -1, -2).reshape(batch, channels, state_dim)) if return_state else out
 
@@ -85,7 +87,7 @@ def _widen(tokens: Tokens, dtype: Any) -> Tokens:
 
 def _token(rates: jax.Array, state: jax.Array, token: Tokens) -> tuple[jax.Array, jax.Array]:
     x, delta, b, c = token
-    state = jnp.exp(delta[..., None, :] * rates) * state + b[..., None] * (delta * x)[..., None, :]
+    state = exp2(delta[..., None, :] * (LOG2_E * rates)) * state + b[..., None] * (delta * x)[..., None, :]
     # Written out: as a reduction this is nine times slower for a single row.
     terms = (c[:, n, None] * state[:, n] for n in range(state.shape[1]))
     return state, functools.reduce(operator.add, terms)
@@ -94,7 +96,10 @@ def _token(rates: jax.Array, state: jax.Array, token: Tokens) -> tuple[jax.Array
 @jax.custom_vjp
 def _recurrence(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
     """Outputs (batch, length, groups, channels) and the last state, both in the state's dtype."""
-    return _forward(rates, state, tokens)[0]
+    # Nothing is kept for a gradient here, so tokens are not cut into chunks, which would copy them.
+    rows: Any = tuple(jnp.moveaxis(a, 1, 0).reshape(a.shape[1], -1, a.shape[3]) for a in tokens)
+    last, out = jax.lax.scan(lambda state, token: _token(rates, state, _widen(token, state.dtype)), state, rows)
+    return _join(out, tokens[0].shape), last
 
 
 def _forward(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[Any, Any]:
@@ -129,7 +134,7 @@ def _chunk_gradient(rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: j
     """Cotangents of the state before a chunk, of the rates and of its tokens, from those of the state after it and of its outputs."""
     x, delta, b, c = chunk
     entering = delta * x
-    factors = jnp.exp(delta[..., None, :] * rates)
+    factors = exp2(delta[..., None, :] * (LOG2_E * rates))
 
     def recur(state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
         factor, entry, b = token

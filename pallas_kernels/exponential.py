@@ -1,0 +1,99 @@
+"""An exponential, a softplus and a SiLU that take a CPU less time than XLA's: two thirds, a third, two thirds, and half inside a scan.
+
+XLA's CPU compiler spends some twenty cycles on a vector of exponentials, and recurrences over tokens are
+mostly exponentials. Here 2^t = 2^n 2^f with n the integer nearest to t: 2^f is a polynomial of degree 6,
+and n is added to its exponent bits. log(1 + y) for 0 <= y <= 1 is a polynomial too. Both polynomials have
+a relative error of 1e-8 or less, below float32's rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pallas_kernels import dispatch
+
+LOG2_E = 1 / math.log(2)
+
+
+def _polynomial(function: Callable[[np.ndarray], np.ndarray], degree: int, low: float, high: float) -> list[np.float32]:
+    """Coefficients, highest power first, of what ``function`` is close to between ``low`` and ``high``."""
+    fit = np.polynomial.Chebyshev.interpolate(function, degree, domain=(low, high))
+    return [np.float32(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef[::-1]]
+
+
+# As slopes, multiplied by their argument afterwards: e^0 is then exactly 1, and a small log(1 + y) relatively right.
+_POWER_OF_TWO = _polynomial(lambda f: np.expm1(f * math.log(2)) / f, 5, -0.5, 0.5)
+_LOG1P = _polynomial(lambda y: np.log1p(y) / y, 10, 0.0, 1.0)
+
+
+def _evaluate(coefficients: list[np.float32], x: jax.Array) -> jax.Array:
+    value = coefficients[0] * x + coefficients[1]
+    for coefficient in coefficients[2:]:
+        value = value * x + coefficient
+    return value
+
+
+def _serves(x: jax.Array) -> bool:
+    return x.dtype == jnp.float32 and dispatch.current_platform() == "cpu"
+
+
+@jax.custom_jvp
+def exp2(t: jax.Array) -> jax.Array:
+    """2^t: float32 on a CPU by the polynomial, to a relative error of 1e-7; ``jnp.exp2`` otherwise. Below -127 it is 0, from 128 on infinite."""
+    if not _serves(t):
+        return jnp.exp2(t)
+    # At both ends f is 0, so that exactly the bits of 0 and of infinity are left.
+    t = jnp.clip(t, -127.0, 128.0)
+    n = jnp.round(t)
+    f = t - n
+    power = 1 + f * _evaluate(_POWER_OF_TWO, f)
+    # Beside 1.5 * 2^23 an integer stands in the lowest bits of the float; converted in the open it would be compared with the integers' ends.
+    bits = lax.bitcast_convert_type(power, jnp.int32) + (lax.bitcast_convert_type(n + jnp.float32(1.5 * 2**23), jnp.int32) << 23)
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+@exp2.defjvp
+def _exp2_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, Any]:
+    value = exp2(*primals)
+    return value, math.log(2) * value * tangents[0]
+
+
+@jax.custom_jvp
+def softplus(x: jax.Array) -> jax.Array:
+    """log(1 + e^x): float32 on a CPU by polynomials, to a relative error of 1e-6; ``jax.nn.softplus`` otherwise."""
+    if not _serves(x):
+        return jax.nn.softplus(x)
+    y = exp2(-LOG2_E * jnp.abs(x))
+    return jnp.maximum(x, 0) + y * _evaluate(_LOG1P, y)
+
+
+@softplus.defjvp
+def _softplus_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, Any]:
+    return softplus(*primals), jax.nn.sigmoid(primals[0]) * tangents[0]
+
+
+@jax.custom_jvp
+def gated(x: jax.Array, gate: jax.Array) -> jax.Array:
+    """x sigmoid(gate): float32 on a CPU as the quotient x / (1 + e^-gate), which XLA works out once, a product once for each reader."""
+    if not _serves(gate):
+        return x * jax.nn.sigmoid(gate)
+    return x / (1 + exp2(-LOG2_E * gate))
+
+
+@gated.defjvp
+def _gated_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+    (x, gate), (dx, dgate) = primals, tangents
+    value, open = gated(x, gate), gated(jnp.ones_like(gate), gate)
+    return value, open * dx + value * (1 - open) * dgate
+
+
+def silu(x: jax.Array) -> jax.Array:
+    """x sigmoid(x), ``jax.nn.silu`` by :func:`gated`."""
+    return gated(x, x)
