@@ -6,7 +6,7 @@ from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor,
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
 from layers.drop import DropPath, LayerScale
-from layers.linear import Linear
+from layers.linear import Embed, Linear
 from layers.lora import add_lora, merge_lora
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
@@ -45,6 +45,7 @@ __all__ = [
     "Dilated",
     "DilatedAttention",
     "DropPath",
+    "Embed",
     "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",

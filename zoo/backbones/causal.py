@@ -17,7 +17,7 @@ from flax import nnx, struct
 
 from layers.block import Block
 from layers.initializers import normal
-from layers.linear import Linear
+from layers.linear import Embed, Linear
 from layers.mixer import Mixer, MixerSpec, create_mixer
 from layers.mlp import MLP, GatedMLP, gelu
 from layers.norm import create_norm
@@ -80,7 +80,7 @@ class Causal(Model):
     def __init__(self, config: CausalConfig, *, rngs: nnx.Rngs):
         c = self.config = config
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        self.embedding = nnx.Embed(c.vocab_size, c.features, embedding_init=normal(c.embedding_std), **common)
+        self.embedding = Embed(c.vocab_size, c.features, embedding_init=normal(c.embedding_std), **common)
         self.position = nnx.Param(normal(0.02)(rngs.params(), (c.max_length, c.features), c.param_dtype)) if c.position == "learned" else None
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         rates = drop_path_rates(c.drop_path, c.depth)

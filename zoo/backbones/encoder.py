@@ -19,7 +19,7 @@ from flax import nnx
 from layers.block import Block, NormOrder
 from layers.combinators import bidirectional, on_sequence
 from layers.initializers import normal, truncated_normal, zeros
-from layers.linear import Linear
+from layers.linear import Embed, Linear
 from layers.mixer import MixerSpec
 from layers.mlp import MLP, gelu
 from layers.module import Module
@@ -75,7 +75,7 @@ class MaskedHead(Module):
         self.norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common)
         self.bias = nnx.Param(zeros(rngs.params(), (c.vocab_size,), c.param_dtype))
 
-    def __call__(self, hidden: jax.Array, embedding: nnx.Embed) -> jax.Array:
+    def __call__(self, hidden: jax.Array, embedding: Embed) -> jax.Array:
         """Maps (..., features) to logits (..., vocab_size)."""
         logits = embedding.attend(self.norm(gelu(self.transform(hidden))))
         return logits + self.bias[...].astype(logits.dtype)
@@ -107,9 +107,9 @@ class Encoder(Classifier):
         masked_lm = output == "vocabulary" if config.masked_lm is None else config.masked_lm
         c = self.config = dataclasses.replace(config, output=output, pooler=pooler, masked_lm=masked_lm)
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        self.embedding = nnx.Embed(c.vocab_size, c.features, embedding_init=normal(0.02), **common)
+        self.embedding = Embed(c.vocab_size, c.features, embedding_init=normal(0.02), **common)
         self.position = nnx.Param(normal(0.02)(rngs.params(), (c.max_length, c.features), c.param_dtype))
-        self.types = nnx.Embed(c.types, c.features, embedding_init=normal(0.02), **common) if c.types else None
+        self.types = Embed(c.types, c.features, embedding_init=normal(0.02), **common) if c.types else None
         self.embedding_norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common)
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         rates = drop_path_rates(c.drop_path, c.depth)
