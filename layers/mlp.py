@@ -14,7 +14,7 @@ from layers.initializers import truncated_normal, zeros
 from layers.linear import Linear
 from layers.module import Module
 from layers.norm import Norm, create_norm
-from pallas_kernels.exponential import gated
+from pallas_kernels.exponential import gated, silu
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -74,7 +74,7 @@ class GatedMLP(Module):
         features: int,
         hidden: int,
         *,
-        activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+        activation: Callable[[jax.Array], jax.Array] = silu,
         use_bias: bool = False,
         dropout: float = 0.0,
         kernel_init: Any = truncated_normal(0.02),

@@ -12,6 +12,7 @@ from flax import nnx
 from layers.initializers import variance_scaling
 from layers.linear import Linear
 from layers.module import Module
+from pallas_kernels.exponential import silu
 
 
 class SqueezeExcite(Module):
@@ -22,7 +23,7 @@ class SqueezeExcite(Module):
         features: int,
         hidden: int,
         *,
-        activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+        activation: Callable[[jax.Array], jax.Array] = silu,
         kernel_init: Any = variance_scaling(2.0, "fan_out", "normal"),
         dtype: Any = None,
         param_dtype: Any = jnp.float32,

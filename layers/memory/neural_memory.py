@@ -28,6 +28,7 @@ from layers.memory.learning import MemoryState, Tokens, initial_state, learn, pa
 from layers.mixer import Mixer, near, register_mixer
 from layers.state_space.mamba2 import GatedRMSNorm
 from pallas_kernels import sequence
+from pallas_kernels.exponential import silu, softplus
 
 # Initial gates, our choice. Momentum prolongs a step, and what is forgotten with each token limits how far back a memory finds anything.
 STEP, MOMENTUM, FORGET = 0.25, 0.12, 0.0025
@@ -255,7 +256,7 @@ class NeuralMemory(Mixer):
 
     def normalised(self, x: jax.Array) -> jax.Array:
         """Queries or keys (batch, length, inner), as the memory takes them: (batch, heads, length, head_dim), of norm 1."""
-        x = self._in_heads(jax.nn.silu(x))
+        x = self._in_heads(silu(x))
         return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
     def tokens(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None) -> Tokens:
@@ -274,11 +275,11 @@ class NeuralMemory(Mixer):
         return Tokens(
             query=self.normalised(q),
             key=self.normalised(k),
-            value=self._in_heads(jax.nn.silu(v)),
+            value=self._in_heads(silu(v)),
             step=step,
             log_keep=gate(self.keep, jax.nn.log_sigmoid),
             log_momentum=gate(self.momentum, jax.nn.log_sigmoid),
-            threshold=gate(self.threshold, jax.nn.softplus),
+            threshold=gate(self.threshold, softplus),
             mask=mask,
         )
 

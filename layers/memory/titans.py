@@ -25,6 +25,7 @@ from layers.mixer import Mixer, register_mixer
 from layers.norm import RMSNorm
 from layers.position import rotate
 from pallas_kernels import attention, sequence
+from pallas_kernels.exponential import gated
 
 _INIT = variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -100,7 +101,7 @@ class MemoryAsGate(_WithWindow):
 
     def _join(self, y: jax.Array, m: jax.Array) -> jax.Array:
         assert self.memory_norm is not None
-        return self.attention_norm(y) * jax.nn.sigmoid(self.memory_norm(m))
+        return gated(self.attention_norm(y), self.memory_norm(m))
 
 
 @register_mixer("titans_mal")
@@ -257,7 +258,7 @@ class MemoryAsContext(Mixer):
         y = jnp.where(mask[..., None], y, 0)
         m, memory = self._learn(y, memory, mask, finished)
         start = choose(finished, weights_of(self.memory.memory, memory.memory.accumulated), state.start)
-        return ContextState(keys, values, memory, start), y * jax.nn.sigmoid(self.memory_norm(m))
+        return ContextState(keys, values, memory, start), gated(y, self.memory_norm(m))
 
     def _learn(self, y: jax.Array, state: NeuralMemoryState, mask: jax.Array, finished: jax.Array) -> tuple[jax.Array, NeuralMemoryState]:
         """The memory's own layer, within one segment."""

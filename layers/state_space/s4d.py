@@ -23,6 +23,7 @@ from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.mlp import gelu
 from layers.state_space.initialisation import fan_in_uniform
+from pallas_kernels.exponential import gated
 
 Poles = Literal["lin", "inv", "legs", "real"]
 Discretisation = Literal["zoh", "bilinear"]
@@ -220,4 +221,4 @@ class S4D(Mixer):
         y = gelu(y).astype(x.dtype)
         y = y if self.dropout is None else self.dropout(y)
         value, gate = jnp.split(self.out(y), 2, axis=-1)
-        return value * jax.nn.sigmoid(gate)
+        return gated(value, gate)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import OPS
+from pallas_kernels.exponential import softplus
 
 
 def objection(x: jax.Array, *_: Any, **__: Any) -> str | None:
@@ -31,7 +32,7 @@ def selective_scan(
         if bias is not None:
             step = step + bias.astype(wide)
         if delta_softplus:
-            step = jax.nn.softplus(step)
+            step = softplus(step)
 
         def run(start: jax.Array | None, gate: Any, D: Any) -> tuple[jax.Array, jax.Array]:
             return OPS["selective_scan"].within(

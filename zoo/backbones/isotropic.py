@@ -26,6 +26,7 @@ from layers.norm import LayerNorm, create_norm
 from layers.patch import PatchEmbed
 from layers.position import LearnedPositions
 from layers.stack import Stack, drop_path_rates
+from pallas_kernels.exponential import gated, silu
 from zoo.backbones.classifier import Classifier, make_head
 from zoo.backbones.pooling import AttentionPool
 from zoo.registry import ModelConfig
@@ -33,10 +34,10 @@ from zoo.registry import ModelConfig
 
 def quick_gelu(x: jax.Array) -> jax.Array:
     """``x sigmoid(1.702 x)``, the approximation of GELU that CLIP was trained with."""
-    return x * jax.nn.sigmoid(1.702 * x)
+    return gated(x, 1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "swiglu": jax.nn.silu}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "swiglu": silu}
 
 
 @dataclasses.dataclass(frozen=True)
