@@ -20,9 +20,10 @@ import jax
 import numpy as np
 
 from pallas_kernels import mesh
+from pallas_kernels.call import Call
 
 
-def always(*_: Any, **__: Any) -> str | None:
+def always(_: Any) -> str | None:
     """The answer of an implementation that accepts every call: no objection."""
     return None
 
@@ -33,16 +34,16 @@ class Implementation:
 
     Attributes:
       name: "reference", "xla", "mosaic_tpu", "mosaic_gpu", or the way in which devices that share a sequence work together.
-      call: the function; takes the op's arguments without ``implementation``.
+      call: the function; takes the op's :class:`Call` and returns what its ``results`` name.
       platforms: where it runs ("cpu", "gpu", "tpu"), as a kernel; None is everywhere, in JAX's own operations, which the compiler can split.
-      objection: called with the op's arguments; returns why it can't serve them, or None.
+      objection: called with the same, on a mesh with one device's part in shapes; returns why it can't serve it, or None.
       considered: whether to think of it at all where it is not named: on a mesh, say, and not off it.
     """
 
     name: str
-    call: Callable[..., Any]
+    call: Callable[[Any], tuple[Any, ...]]
     platforms: tuple[str, ...] | None = None
-    objection: Callable[..., str | None] = always
+    objection: Callable[[Any], str | None] = always
     considered: Callable[[], bool] = lambda: True
 
 
@@ -111,16 +112,16 @@ class Refused(ValueError):
 
 
 class Op:
-    """An op's implementations in order of preference ("reference" is the specification), its arrays' axes, its cases and its realistic shapes."""
+    """An op's implementations in order of preference ("reference" is the specification), its cases and its realistic shapes."""
 
-    def __init__(self, name: str, implementations: tuple[Implementation, ...], axes: mesh.Axes, cases: tuple[Case, ...], shapes: tuple[Shape, ...] = ()):
+    def __init__(self, name: str, implementations: tuple[Implementation, ...], cases: tuple[Case, ...] = (), shapes: tuple[Shape, ...] = ()):
         if name in OPS:
             raise ValueError(f"op {name!r} is defined twice")
-        self.name, self.implementations, self.axes, self.cases, self.shapes = name, implementations, axes, cases, shapes
+        self.name, self.implementations, self.cases, self.shapes = name, implementations, cases, shapes
         OPS[name] = self
 
-    def choose(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> tuple[Implementation, Choice]:
-        """Returns the implementation that serves these arguments, and the account of the choice.
+    def choose(self, call: Call, implementation: str | None = None) -> tuple[Implementation, Choice]:
+        """Returns the implementation that serves the call, and the account of the choice.
 
         Raises:
           ValueError: a named implementation does not exist.
@@ -142,7 +143,7 @@ class Op:
             if candidate.platforms is not None and here not in candidate.platforms:
                 elsewhere.append((candidate.name, f"runs on {' or '.join(candidate.platforms)}, this is {here}"))
                 continue
-            reason = self._objection(candidate, args, kwargs)
+            reason = _objection(candidate, call)
             if reason is None:
                 return candidate, Choice(self.name, candidate.name, tuple(rejected))
             rejected.append((candidate.name, reason))
@@ -152,34 +153,32 @@ class Op:
             raise ValueError(f"op {self.name!r} has no implementation {named!r}; it has: {known}")
         raise Refused(self.name, tuple(rejected))
 
-    def __call__(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> Any:
-        chosen, choice = self.choose(*args, implementation=implementation, **kwargs)
+    def __call__(self, call: Call, implementation: str | None = None) -> tuple[Any, ...]:
+        chosen, choice = self.choose(call, implementation)
         record = _record.get()
         if record is not None:
             record.append(choice)
-        if self._is_shared(chosen):
-            return self.axes.call(chosen.call, *args, **kwargs)
-        return chosen.call(*args, **kwargs)
+        return mesh.run(chosen.call, call) if _is_shared(chosen) else chosen.call(call)
 
-    def within(self, *args: Any, **kwargs: Any) -> Any:
+    def within(self, call: Call) -> tuple[Any, ...]:
         """The op on one device's part, for implementations that share a call among devices: their own name, if :func:`use` gave it, is followed already."""
         followed = {i.name for i in self.implementations if not i.considered()}
         token = _forced.set({op: name for op, name in (_forced.get() or {}).items() if op != self.name or name not in followed})
         try:
-            return self(*args, **kwargs)
+            return self(call)
         finally:
             _forced.reset(token)
 
-    def _objection(self, candidate: Implementation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        """Why a candidate can't serve; a kernel that devices share is asked with what one of them has."""
-        if self._is_shared(candidate):
-            if (reason := self.axes.objection(*args, **kwargs)) is not None:
-                return reason
-            args, kwargs = self.axes.part(*args, **kwargs)
-        return candidate.objection(*args, **kwargs)
 
-    def _is_shared(self, candidate: Implementation) -> bool:
-        return candidate.platforms is not None and mesh.is_split()
+def _objection(candidate: Implementation, call: Call) -> str | None:
+    """Why a candidate can't serve; a kernel that devices share is asked with what one of them has."""
+    if _is_shared(candidate):
+        return mesh.objection(call) or candidate.objection(mesh.part(call))
+    return candidate.objection(call)
+
+
+def _is_shared(candidate: Implementation) -> bool:
+    return candidate.platforms is not None and mesh.is_split()
 
 
 def current_platform() -> str:

@@ -3,19 +3,24 @@
 Rows of a batch are split over ``data`` and ``fsdp`` as batches are, heads (or channels) over ``tensor`` as projections are. No row needs
 another, and no head: what travels are the gradients of arrays that all rows share. Where heads can't be split the devices
 of ``tensor`` compute the same; where rows can't, no kernel serves.
+
+The axes of a call's arrays have a letter each: ``b`` rows of the batch, ``h`` heads (groups, channels), any other what a device needs
+whole. An axis of one row or head for all, every device has.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from pallas_kernels import sequence
+from pallas_kernels.call import Call
+
+C = TypeVar("C", bound=Call)
 
 HEAD_AXES = ("tensor",)
 """The axes of a mesh over which heads are split."""
@@ -38,79 +43,49 @@ def _left(mesh: AbstractMesh, *kinds: AxisType) -> dict[str, int]:
     return {name: mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind in kinds}
 
 
-@dataclasses.dataclass(frozen=True)
-class Axes:
-    """What the axes of an op's arrays are, a letter each: ``b`` rows of the batch, ``h`` heads (groups, channels), any other what a device needs whole.
+def objection(call: Call) -> str | None:
+    """Why the devices of the mesh can't each have a part of the call, or None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    others = [*_left(mesh, AxisType.Explicit), *(name for name in _parts() if name not in (*sequence.row_axes(), *HEAD_AXES))]
+    if others:
+        return f"the mesh splits along {others[0]!r} what a kernel needs whole; call it inside jax.shard_map"
+    axes = _axes(sequence.row_axes())
+    count = _count(axes)
+    rows = max((x.shape[axis] for x, word in call.arrays.values() for axis, letter in enumerate(word) if letter == "b"), default=1)
+    return f"{rows} rows can't be shared equally by the {count} devices of the mesh's {' and '.join(axes)}" if rows % count else None
 
-    An axis of one row or head for all, every device has.
 
-    Attributes:
-      arguments: of each array argument by its name, positional ones first and in their order; a word for each number of axes it may have.
-      results: of the arrays that the op may return, in their order.
-    """
+def part(call: C) -> C:
+    """What one device has of the call: shapes in place of arrays."""
+    places = _places(call)
 
-    arguments: Mapping[str, str]
-    results: tuple[str, ...]
+    def cut(x: Any, word: str) -> Any:
+        shape = tuple(n // _count(axes) for n, axes in zip(x.shape, _cuts(word, places, x.shape), strict=True))
+        return jax.ShapeDtypeStruct(shape, x.dtype)
 
-    def objection(self, *args: Any, **options: Any) -> str | None:
-        """Why the devices of the mesh can't each have a part of the call, or None."""
-        mesh = jax.sharding.get_abstract_mesh()
-        others = [*_left(mesh, AxisType.Explicit), *(name for name in _parts() if name not in (*sequence.row_axes(), *HEAD_AXES))]
-        if others:
-            return f"the mesh splits along {others[0]!r} what a kernel needs whole; call it inside jax.shard_map"
-        axes = _axes(sequence.row_axes())
-        count = _count(axes)
-        rows = max((x.shape[axis] for x, word in self._arrays(args, options).values() for axis, letter in enumerate(word) if letter == "b"), default=1)
-        return f"{rows} rows can't be shared equally by the {count} devices of the mesh's {' and '.join(axes)}" if rows % count else None
+    return call.replace(**{name: cut(x, word) for name, (x, word) in call.arrays.items()})
 
-    def part(self, *args: Any, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments that one device has, shapes in place of arrays."""
-        arrays = self._arrays(args, options)
-        places = self._places(arrays)
 
-        def cut(name: str, x: Any) -> Any:
-            if name not in arrays:
-                return x
-            cuts = _cuts(arrays[name][1], places, x.shape)
-            return jax.ShapeDtypeStruct(tuple(n // _count(axes) for n, axes in zip(x.shape, cuts, strict=True)), x.dtype)
+def run(function: Callable[[C], tuple[Any, ...]], call: C) -> tuple[Any, ...]:
+    """``function(call)``, on every device with its part."""
+    places = _places(call)
+    mapped = jax.shard_map(
+        lambda parts: function(call.replace(**parts)),
+        in_specs=({name: PartitionSpec(*_cuts(word, places, x.shape)) for name, (x, word) in call.arrays.items()},),
+        out_specs=tuple(PartitionSpec(*_cuts(word, places)) for word in call.results),
+        # All that are left, those of one device too: a kernel is not to meet an axis that is the compiler's.
+        axis_names=set(_left(jax.sharding.get_abstract_mesh())),
+        check_vma=False,
+    )
+    return jax.jit(mapped)({name: x for name, (x, _) in call.arrays.items()})
 
-        return tuple(map(cut, self.arguments, args)), {name: cut(name, x) for name, x in options.items()}
 
-    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """``function(*args, **options)``, on every device with its part."""
-        arrays = self._arrays(args, options)
-        places = self._places(arrays)
-        given = {name: x for name, (x, _) in arrays.items()}
-
-        def body(parts: dict[str, jax.Array]) -> tuple[Any, ...]:
-            positional = (parts.get(name) for name, _ in zip(self.arguments, args, strict=False))
-            found = function(*positional, **{name: parts.get(name, x) for name, x in options.items()})
-            found = found if isinstance(found, tuple) else (found,)
-            return (*found, *(None,) * (len(self.results) - len(found)))
-
-        mapped = jax.shard_map(
-            body,
-            in_specs=({name: PartitionSpec(*_cuts(word, places, x.shape)) for name, (x, word) in arrays.items()},),
-            out_specs=tuple(PartitionSpec(*_cuts(word, places)) for word in self.results),
-            # All that are left, those of one device too: a kernel is not to meet an axis that is the compiler's.
-            axis_names=set(_left(jax.sharding.get_abstract_mesh())),
-            check_vma=False,
-        )
-        found = tuple(x for x in jax.jit(mapped)(given) if x is not None)
-        return found if len(found) > 1 else found[0]
-
-    def _arrays(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, tuple[Any, str]]:
-        """The arrays that are given, by name, and what their axes are."""
-        given = {**dict(zip(self.arguments, args, strict=False)), **options}
-        words = {name: {len(word): word for word in words.split()} for name, words in self.arguments.items()}
-        return {name: (given[name], words[name][given[name].ndim]) for name in words if given.get(name) is not None}
-
-    def _places(self, arrays: dict[str, tuple[Any, str]]) -> dict[str, tuple[str, ...]]:
-        """The axes of the mesh over which each letter's are split: heads only if all of them can be."""
-        axes = _axes(HEAD_AXES)
-        numbers = {x.shape[axis] for x, word in arrays.values() for axis, letter in enumerate(word) if letter == "h"} - {1}
-        can = bool(numbers) and all(n % _count(axes) == 0 for n in numbers)
-        return {"b": _axes(sequence.row_axes()), "h": axes if can else ()}
+def _places(call: Call) -> dict[str, tuple[str, ...]]:
+    """The axes of the mesh over which each letter's are split: heads only if all of them can be."""
+    axes = _axes(HEAD_AXES)
+    numbers = {x.shape[axis] for x, word in call.arrays.values() for axis, letter in enumerate(word) if letter == "h"} - {1}
+    can = bool(numbers) and all(n % _count(axes) == 0 for n in numbers)
+    return {"b": _axes(sequence.row_axes()), "h": axes if can else ()}
 
 
 def _parts() -> dict[str, int]:

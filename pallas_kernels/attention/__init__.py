@@ -10,10 +10,10 @@ import numpy as np
 
 from pallas_kernels import sequence
 from pallas_kernels.attention import distributed, mosaic_gpu, mosaic_tpu, reference, splash, xla
+from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.attention.cases import CASES, SHAPES
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.dispatch import Implementation, Op
-from pallas_kernels.mesh import Axes
 
 _op = Op(
     "attention",
@@ -25,10 +25,6 @@ _op = Op(
         Implementation("mosaic_gpu", mosaic_gpu.attention, platforms=("gpu",), objection=mosaic_gpu.objection),
         Implementation("xla", xla.attention),
         Implementation("reference", reference.attention),
-    ),
-    Axes(
-        {"q": "blhd", "k": "blhd", "v": "blhd", "bias": "bhqk", "mask": "bhqk", "sinks": "h", "query_positions": "bq", "key_positions": "bk", "routes": "bhrt"},
-        ("blhd", "blh"),
     ),
     CASES,
     SHAPES,
@@ -93,14 +89,27 @@ def attention(
     Raises:
       ValueError: shapes, dtypes or options that do not fit together.
     """
-    _check(q, k, v, sinks, normalize, return_lse)
-    options = _resolve(q, k, bias, mask, score, causal, window, scale, query_positions, key_positions, routes)
-    return _op(q, k, v, sinks=sinks, normalize=normalize, return_lse=return_lse, implementation=implementation, **options)
+    call = _checked(
+        q, k, v, bias=bias, mask=mask, score=score, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
+        query_positions=query_positions, key_positions=key_positions, routes=routes, return_lse=return_lse,
+    )  # fmt: skip
+    out, lse = _op(call, implementation)
+    return (out, lse) if return_lse else out
 
 
-def attention_weights(
+def attention_weights(q: jax.Array, k: jax.Array, **options: Any) -> jax.Array:
+    """The weights of :func:`attention`, for attention maps: float32 (batch, heads, q_length, k_length).
+
+    Quadratic in memory and only the plain equation: for looking at, not for running a model. ``options`` are those of :func:`attention`
+    that concern the weights.
+    """
+    return reference.attention_weights(_checked(q, k, None, **options))
+
+
+def _checked(
     q: jax.Array,
     k: jax.Array,
+    v: jax.Array | None,
     *,
     bias: jax.Array | None = None,
     mask: jax.Array | Mask | None = None,
@@ -113,18 +122,9 @@ def attention_weights(
     query_positions: jax.Array | None = None,
     key_positions: jax.Array | None = None,
     routes: jax.Array | None = None,
-) -> jax.Array:
-    """The weights of :func:`attention`, for attention maps: float32 (batch, heads, q_length, k_length).
-
-    Quadratic in memory and only the plain equation: for looking at, not for running a model.
-    """
-    _check(q, k, None, sinks, normalize, False)
-    options = _resolve(q, k, bias, mask, score, causal, window, scale, query_positions, key_positions, routes)
-    return reference.attention_weights(q, k, sinks=sinks, normalize=normalize, **options)
-
-
-def _check(q: jax.Array, k: jax.Array, v: jax.Array | None, sinks: jax.Array | None, normalize: str, return_lse: bool) -> None:
-    """Refuses what does not fit together."""
+    return_lse: bool = False,
+) -> AttentionCall:
+    """Refuses what does not fit together; gives bias and mask their four dimensions and scale its default."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x is not None and (x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating)):
             raise ValueError(f"attention: {name} must be floating (batch, length, heads, head_dim), got {x.dtype}{list(x.shape)}")
@@ -140,22 +140,6 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array | None, sinks: jax.Array | N
         raise ValueError("attention: sigmoid weights have no denominator, so neither sinks nor return_lse; drop them or use softmax")
     if sinks is not None and sinks.shape != (q.shape[2],):
         raise ValueError(f"attention: sinks must be (heads,) = ({q.shape[2]},), got {sinks.shape}")
-
-
-def _resolve(
-    q: jax.Array,
-    k: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array | Mask | None,
-    score: Score | None,
-    causal: bool,
-    window: tuple[int | None, int | None] | None,
-    scale: float | None,
-    query_positions: jax.Array | None,
-    key_positions: jax.Array | None,
-    routes: jax.Array | None,
-) -> dict[str, Any]:
-    """Checks the arguments that say who attends whom; gives bias and mask their four dimensions and scale its default."""
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     pattern = mask if callable(mask) else None
     mask = None if callable(mask) else mask
@@ -174,18 +158,24 @@ def _resolve(
             raise ValueError(f"attention: {name} must be integer (batch, length) = {(full[0], length)}, got {x.dtype}{list(x.shape)}")
     if routes is not None:
         _check_routes(routes, full)
-    return {
-        "bias": _four_dimensions("bias", bias, full),
-        "mask": _four_dimensions("mask", mask, full),
-        "pattern": pattern,
-        "score": score,
-        "causal": causal,
-        "window": window,
-        "scale": q.shape[3] ** -0.5 if scale is None else scale,
-        "query_positions": query_positions,
-        "key_positions": key_positions,
-        "routes": routes,
-    }
+    left, right = window or (None, None)
+    return AttentionCall(
+        q=q,
+        k=k,
+        v=k if v is None else v,
+        bias=_four_dimensions("bias", bias, full),
+        mask=_four_dimensions("mask", mask, full),
+        sinks=sinks,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        routes=routes,
+        pattern=pattern,
+        score=score,
+        reach=(left, 0 if causal else right),
+        scale=q.shape[3] ** -0.5 if scale is None else scale,
+        normalize=normalize,
+        return_lse=return_lse,
+    )
 
 
 _PLACES = (jax.ShapeDtypeStruct((2, 1), jnp.int32), jax.ShapeDtypeStruct((1, 3), jnp.int32))

@@ -16,90 +16,94 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import sequence
+from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.dispatch import OPS
 
+EVERYWHERE: Reach = (None, None)
+CAUSAL: Reach = (None, 0)
 
-def _objection(q: jax.Array, k: jax.Array, options: dict[str, Any]) -> str | None:
-    if (reason := sequence.objection(q.shape[1])) is not None:
+
+def _objection(call: AttentionCall) -> str | None:
+    if (reason := sequence.objection(call.q.shape[1])) is not None:
         return reason
-    if q.shape[1] != k.shape[1]:
+    if call.q.shape[1] != call.k.shape[1]:
         return "queries and keys are not of one sequence"
-    given = [name for name in ("bias", "score", "query_positions", "key_positions", "routes") if options.get(name) is not None]
+    given = [name for name in ("bias", "score", "query_positions", "key_positions", "routes") if not call.lacks(name)]
     if given:
         return f"{given[0]} {'is' if given[0] in ('bias', 'score') else 'are'} given"
-    mask = options.get("mask")
-    if mask is not None and (mask.shape[1] != 1 or mask.shape[2] != 1):
+    if call.mask is not None and (call.mask.shape[1] != 1 or call.mask.shape[2] != 1):
         return "the mask is not one of keys"
     return None
 
 
-def all_to_all_objection(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> str | None:
+def all_to_all_objection(call: AttentionCall) -> str | None:
     """Why the trade of heads can't serve the call, or None."""
-    reason = _objection(q, k, options)
-    if reason is None and (q.shape[2] % sequence.parts() or k.shape[2] % sequence.parts()):
-        reason = f"{q.shape[2]} and {k.shape[2]} heads can't be shared by {sequence.parts()} devices"
-    if reason is None and options.get("sinks") is not None:
+    reason, heads, kv_heads = _objection(call), call.q.shape[2], call.k.shape[2]
+    if reason is None and (heads % sequence.parts() or kv_heads % sequence.parts()):
+        reason = f"{heads} and {kv_heads} heads can't be shared by {sequence.parts()} devices"
+    if reason is None and call.sinks is not None:
         reason = "sinks are given"
     return reason
 
 
-def ring_objection(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> str | None:
+def ring_objection(call: AttentionCall) -> str | None:
     """Why the ring can't serve the call, or None."""
-    reason = _objection(q, k, options)
-    if reason is None and (options.get("sinks") is not None or options.get("normalize") != "softmax"):
+    reason = _objection(call)
+    if reason is None and (call.sinks is not None or call.normalize != "softmax"):
         reason = "it is for softmax without sinks"
-    if reason is None and options.get("window") is not None:
+    if reason is None and call.reach not in (EVERYWHERE, CAUSAL):
         reason = "a window is given"
-    if reason is None and options.get("pattern") is not None:
+    if reason is None and call.pattern is not None:
         reason = "its masks are of keys, or causal"
-    if reason is None and options.get("causal") and q.shape[1] % (2 * sequence.parts()):
-        reason = f"{q.shape[1]} tokens can't be split into {2 * sequence.parts()} equal pieces"
+    if reason is None and call.reach == CAUSAL and call.q.shape[1] % (2 * sequence.parts()):
+        reason = f"{call.q.shape[1]} tokens can't be split into {2 * sequence.parts()} equal pieces"
     return reason
 
 
-def all_to_all(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, return_lse: bool, **options: Any) -> Any:
+def all_to_all(call: AttentionCall) -> tuple[Any, ...]:
     """The op, each device with all tokens of some heads."""
 
     def trade(x: jax.Array, back: bool = False) -> jax.Array:
         give, get = (1, 2) if back else (2, 1)
         return jax.lax.all_to_all(x, sequence.AXIS, give, get, tiled=True)
 
-    split = mask is not None and mask.shape[3] > 1
+    split = call.mask is not None and call.mask.shape[3] > 1
 
-    def body(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Any:
+    def body(part: AttentionCall) -> Any:
         if split:
-            mask = jax.lax.all_gather(mask, sequence.AXIS, axis=3, tiled=True)
-        found = OPS["attention"].within(trade(q), trade(k), trade(v), mask=mask, return_lse=return_lse, **options)
+            part = part.replace(mask=jax.lax.all_gather(part.mask, sequence.AXIS, axis=3, tiled=True))
+        found = OPS["attention"].within(part.replace(q=trade(part.q), k=trade(part.k), v=trade(part.v)))
         return jax.tree.map(functools.partial(trade, back=True), found)
 
-    return sequence.split(body, (q, k, v, mask), (1, 1, 1, 3 if split else None), (1, 1) if return_lse else 1)
+    return sequence.split_call(body, call, mask=3 if split else None)
 
 
-def ring(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, causal: bool, scale: float, return_lse: bool, **options: Any) -> Any:
+def ring(call: AttentionCall) -> tuple[Any, ...]:
     """The op, keys and values passed around."""
-    if mask is None:
-        mask = jnp.ones((1, 1, 1, 1), bool)
-    mask = jnp.broadcast_to(mask, (mask.shape[0], 1, 1, k.shape[1]))
+    mask = jnp.ones((1, 1, 1, 1), bool) if call.mask is None else call.mask
+    call = call.replace(mask=jnp.broadcast_to(mask, (mask.shape[0], 1, 1, call.k.shape[1])), return_lse=True)
+    dtype = call.q.dtype
 
     def attend(q: jax.Array, keys: Any, causal: bool = False) -> Result:
         k, v, mask = keys
-        out, lse = OPS["attention"].within(q, k, v, mask=mask, causal=causal, scale=scale, return_lse=True, **options)
+        out, lse = OPS["attention"].within(call.replace(q=q, k=k, v=v, mask=mask, reach=CAUSAL if causal else EVERYWHERE))
         return out.astype(lse.dtype), lse
 
-    def bidirectional(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Any:
+    def bidirectional(part: AttentionCall) -> Result:
         def step(carry: Any, _: None) -> Any:
             result, keys = carry
             keys = sequence.shift(keys)
-            return (_merged(result, attend(q, keys)), keys), None
+            return (_merged(result, attend(part.q, keys)), keys), None
 
-        keys = (k, v, mask)
-        (result, _), _ = jax.lax.scan(step, (attend(q, keys), keys), None, length=jax.lax.axis_size(sequence.AXIS) - 1)
-        return result[0].astype(q.dtype), result[1]
+        keys = (part.k, part.v, part.mask)
+        (result, _), _ = jax.lax.scan(step, (attend(part.q, keys), keys), None, length=jax.lax.axis_size(sequence.AXIS) - 1)
+        return result[0].astype(dtype), result[1]
 
-    def balanced(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Any:
+    def balanced(part: AttentionCall) -> Result:
         count, here = jax.lax.axis_size(sequence.AXIS), jax.lax.axis_index(sequence.AXIS)
-        low_q, high_q = _dealt(q, 1)
-        keys = tuple(zip(*(_dealt(x, axis) for x, axis in ((k, 1), (v, 1), (mask, 3))), strict=True))
+        assert part.mask is not None
+        low_q, high_q = _dealt(part.q, 1)
+        keys = tuple(zip(*(_dealt(x, axis) for x, axis in ((part.k, 1), (part.v, 1), (part.mask, 3))), strict=True))
 
         def step(carry: Any, number: jax.Array) -> Any:
             low, high, keys = carry
@@ -117,10 +121,9 @@ def ring(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, ca
         high = _merged(attend(high_q, low_keys), attend(high_q, high_keys, causal=True))
         (low, high, _), _ = jax.lax.scan(step, (low, high, keys), jnp.arange(1, count))
         out, lse = (_returned(a, b) for a, b in zip(low, high, strict=True))
-        return out.astype(q.dtype), lse
+        return out.astype(dtype), lse
 
-    out, lse = sequence.split(balanced if causal else bidirectional, (q, k, v, mask), (1, 1, 1, 3), (1, 1))
-    return (out, lse) if return_lse else out
+    return sequence.split_call(balanced if call.reach == CAUSAL else bidirectional, call, mask=3)
 
 
 Result = tuple[jax.Array, jax.Array]

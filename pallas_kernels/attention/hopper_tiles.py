@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
+from pallas_kernels.attention.call import Reach
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.scores import with_slope
 
@@ -29,7 +30,6 @@ LOWEST = -1e30  # where running maxima start: finite, so that a row that sees no
 HIGHEST = 1e30  # the log-sum-exp of rows whose weights must come out as zeros
 COPYING, MULTIPLYING = 24, 240  # registers of a thread of the warpgroup that copies, and of the two that multiply: 512 together at most
 ALONG_KEYS = ("key_bias", "k_positions")
-Window = tuple[int | None, int | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Spec:
     q_length: int
     k_length: int
     keys: int
-    reach: Window
+    reach: Reach
     scale: float
     sigmoid: bool
     consumers: int

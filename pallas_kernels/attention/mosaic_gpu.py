@@ -19,11 +19,11 @@ import numpy as np
 
 from pallas_kernels import hopper, mesh
 from pallas_kernels.attention import blocks, regions
+from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.attention.hopper_backward import gradient_of_keys, gradient_of_queries
 from pallas_kernels.attention.hopper_forward import forward
 from pallas_kernels.attention.hopper_tiles import HIGHEST, LOG2E, ROWS, Spec
-from pallas_kernels.attention.masks import Mask, Score
-from pallas_kernels.attention.reference import Window, visible
+from pallas_kernels.attention.reference import visible
 
 HEAD_DIM_LIMIT = 128  # accumulators of wider heads do not fit a warpgroup's registers beside the logits
 FEWEST_QUERIES = 8  # a tile has 64 rows: fewer queries than these leave it empty
@@ -33,12 +33,13 @@ GRADIENT_BYTES = 2**30  # of the logits, which a bias for each pair needs
 Arrays = dict[str, Any]
 
 
-def objection(q: Any, k: Any, v: Any, *, bias: Any, mask: Any, routes: Any = None, **options: Any) -> str | None:
+def objection(call: AttentionCall) -> str | None:
     """Why the kernels can't serve the call, or None."""
-    if options.get("score") is not None and mesh.splits_heads():
+    q, k, v, bias, mask = call.q, call.k, call.v, call.bias, call.mask
+    if call.score is not None and mesh.splits_heads():
         return "its score counts heads, which the mesh splits"
-    if routes is not None and not _lists_serve(q, k, bias=bias, mask=mask, routes=routes, **options):
-        return regions.objection(objection, q, k, v, bias=bias, mask=mask, routes=routes, **options)
+    if call.routes is not None and not _lists_serve(call, call.routes):
+        return regions.objection(objection, call)
     (batch, q_length, heads, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
     if q.dtype not in (jnp.float16, jnp.bfloat16) or not q.dtype == k.dtype == v.dtype:
         return f"it multiplies float16 or bfloat16, the same for all, not {q.dtype}, {k.dtype} and {v.dtype}"
@@ -57,47 +58,25 @@ def objection(q: Any, k: Any, v: Any, *, bias: Any, mask: Any, routes: Any = Non
     return hopper.objection()
 
 
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-    causal: bool,
-    window: Window,
-    scale: float,
-    normalize: str,
-    sinks: jax.Array | None,
-    query_positions: jax.Array | None,
-    key_positions: jax.Array | None,
-    routes: jax.Array | None = None,
-    pattern: Mask | None = None,
-    score: Score | None = None,
-    return_lse: bool,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
+def attention(call: AttentionCall) -> tuple[Any, ...]:
+    """The op."""
+    q, k, v, bias, mask, routes, score = call.q, call.k, call.v, call.bias, call.mask, call.routes, call.score
     own, sizes = q.shape[1], None
     if routes is not None:
-        given: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
-        given |= {"key_positions": key_positions, "routes": routes, "pattern": pattern, "score": score}
-        if not _lists_serve(q, k, **given):
-            return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **given)
+        if not _lists_serve(call, routes):
+            return regions.gathered(attention, call)
         lengths = own // routes.shape[2], k.shape[1] // routes.shape[2]
         q, k, v, mask, sizes = _whole_regions(q, k, v, mask, routes)
         score = regions.of_padded(score, lengths, sizes)
     (batch, q_length, heads, _), (k_length, kv_heads), value_dim = q.shape, k.shape[1:3], v.shape[3]
-    left, right = window or (None, None)
-    if causal:
-        right = 0 if right is None else min(right, 0)
-    ordered = left is not None or right is not None or pattern is not None or score is not None
-    if key_positions is not None and not ordered:
+    query_positions, key_positions = call.query_positions, call.key_positions
+    if key_positions is not None and not call.ordered:
         filled = (key_positions >= 0)[:, None, None]
         mask = filled if mask is None else mask & filled
-    if not ordered:
+    if not call.ordered:
         query_positions = key_positions = None
     if routes is None:
-        q, k, v = _cleaned(q, k, v, mask, left, right, pattern, query_positions, key_positions)
+        q, k, v = _cleaned(call.replace(mask=mask, query_positions=query_positions, key_positions=key_positions))
     wide = k_length > 64 if sizes is None else sizes[1] % 128 == 0
     consumers = 2 if (q_length > ROWS if sizes is None else wide and sizes[0] % 128 == 0) else 1
     per_pair = any(x is not None and x.shape[2] > 1 for x in (bias, mask))
@@ -108,14 +87,14 @@ def attention(
         q_length=-(-q_length // 8) * 8,
         k_length=-(-k_length // 8) * 8,
         keys=k_length,
-        reach=(left, right),
-        scale=scale,
-        sigmoid=normalize == "sigmoid",
+        reach=call.reach,
+        scale=call.scale,
+        sigmoid=call.normalize == "sigmoid",
         consumers=consumers,
         block=64 if per_pair or not wide else 128,
         back_block=64,
         every_block=bias is not None and bias.shape[2] > 1,
-        pattern=pattern,
+        pattern=call.pattern,
         score=score,
     )
     arrays = {"q": _padded(q, spec.q_length), "k": _padded(k, spec.k_length), "v": _padded(v, spec.k_length)}
@@ -130,26 +109,23 @@ def attention(
         pairs = spec.q_length * routes.shape[3] * sizes[1]
     out, lse = _flash(spec, pairs, gradient_of_key_bias, arrays)
     out, lse = out[:, :q_length, :, :value_dim], jnp.swapaxes(lse, 1, 2)[:, :q_length]
-    if sinks is not None:
-        without, lse = lse, jnp.logaddexp(lse, sinks.astype(jnp.float32))
+    if call.sinks is not None:
+        without, lse = lse, jnp.logaddexp(lse, call.sinks.astype(jnp.float32))
         out = (out * jnp.exp(without - lse)[..., None]).astype(q.dtype)
     if routes is not None:
         out, lse = (regions.unpadded(x, routes.shape[2], own // routes.shape[2]) for x in (out, lse))
-    return (out, lse) if return_lse else out
+    return out, lse
 
 
-def _lists_serve(
-    q: Any, k: Any, *, bias: Any, mask: Any, causal: bool, window: Window, query_positions: Any, key_positions: Any, routes: Any,
-    pattern: Any, **_: Any,
-) -> bool:  # fmt: skip
+def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
     """Whether lists of blocks make copies of the routed keys unnecessary."""
-    if any(regions.padded_size(x.shape[1], routes.shape[2], ROWS) is None for x in (q, k)):
+    if any(regions.padded_size(x.shape[1], routes.shape[2], ROWS) is None for x in (call.q, call.k)):
         return False
-    if any(x is not None for x in (bias, window, pattern, query_positions, key_positions)) or causal:
+    if call.bounded or not call.lacks("bias", "query_positions", "key_positions"):
         return False
-    if routes.shape[1] > 1 and q.shape[2] > k.shape[2]:
+    if routes.shape[1] > 1 and call.q.shape[2] > call.k.shape[2]:
         return False  # a list of keys' blocks serves all heads that share them
-    return mask is None or _of_keys(mask)
+    return call.mask is None or _of_keys(call.mask)
 
 
 def _whole_regions(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array) -> tuple[Any, ...]:
@@ -169,24 +145,21 @@ def _padded(x: jax.Array, length: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, -x.shape[3] % 32)))
 
 
-def _cleaned(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, left: int | None, right: int | None, pattern: Mask | None, query_positions: Any,
-    key_positions: Any,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Zeros where a query sees nothing and where a key is seen by none, which may hold anything: 0 * NaN is NaN.
+def _cleaned(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q, k and v with zeros where a query sees nothing and where a key is seen by none, which may hold anything: 0 * NaN is NaN.
 
     Where both a mask and positions hide, only what one of them hides by itself is found.
     """
+    q, k, v, mask, (left, right), pattern = call.q, call.k, call.v, call.mask, call.reach, call.pattern
     seeing: Any = True
     seen: Any = True
     if mask is not None:
         seeing, seen = mask.any((1, 3))[:, :, None, None], mask.any((1, 2))[:, :, None, None]
-    if query_positions is not None or key_positions is not None:
-        at_q = jnp.arange(q.shape[1])[None] if query_positions is None else query_positions
-        at_k = jnp.arange(k.shape[1])[None] if key_positions is None else key_positions
+    if not call.lacks("query_positions", "key_positions"):
+        at_q, at_k = call.places
         if pattern is not None:
             # A reduction that the compiler fuses: the matrix never exists.
-            found = visible(at_q, at_k, None, False, (left, right), pattern)[:, 0]
+            found = visible(at_q, at_k, call.reach, pattern)[:, 0]
             seeing, seen = seeing & found.any(2)[:, :, None, None], seen & found.any(1)[:, :, None, None]
         far = jnp.iinfo(jnp.int32).max // 2
         first_k, last_k = jnp.where(at_k >= 0, at_k, far).min(1, keepdims=True), at_k.max(1, keepdims=True)
@@ -198,9 +171,9 @@ def _cleaned(
         seeing, seen = seeing & sees[:, :, None, None], seen & is_seen[:, :, None, None]
     elif left is not None or right is not None or pattern is not None:
         lengths = q.shape[1], k.shape[1]
-        sees, is_seen = blocks.band_seen(left, right, *lengths) if pattern is None else blocks.seen(left, right, pattern, *lengths)
-        if not (sees.all() and is_seen.all()):
-            seeing, seen = seeing & sees[None, :, None, None], seen & is_seen[None, :, None, None]
+        bands = blocks.band_seen(left, right, *lengths) if pattern is None else blocks.seen(left, right, pattern, *lengths)
+        if not all(x.all() for x in bands):
+            seeing, seen = (x & band[None, :, None, None] for x, band in zip((seeing, seen), bands, strict=True))
     q = q if seeing is True else jnp.where(seeing, q, 0)
     return (q, k, v) if seen is True else (q, jnp.where(seen, k, 0), jnp.where(seen, v, 0))
 

@@ -23,9 +23,10 @@ import numpy as np
 
 from pallas_kernels import dispatch, mesh
 from pallas_kernels.attention import blocks, regions
+from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.attention.flash_tpu import Walk, flash
-from pallas_kernels.attention.masks import Mask, Score
-from pallas_kernels.attention.reference import Window, visible
+from pallas_kernels.attention.masks import Mask
+from pallas_kernels.attention.reference import visible
 from pallas_kernels.attention.tiles_tpu import Options, Where
 from pallas_kernels.mosaic_tpu import LANES
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
@@ -35,12 +36,13 @@ HEAD_DIM_LIMIT = 256  # of blocks that fit VMEM
 LIST_LIMIT = 2**16  # entries of lists in scalar memory; rows of the batch share one list where theirs are more
 
 
-def objection(q: Any, k: Any, v: Any, *, bias: Any, routes: Any = None, **options: Any) -> str | None:
+def objection(call: AttentionCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
-    if options.get("score") is not None and mesh.splits_heads():
+    q, k, v, bias = call.q, call.k, call.v, call.bias
+    if call.score is not None and mesh.splits_heads():
         return "its score counts heads, which the mesh splits"
-    if routes is not None and not _lists_serve(q, k, bias=bias, routes=routes, **options):
-        return regions.objection(objection, q, k, v, bias=bias, routes=routes, **options)
+    if call.routes is not None and not _lists_serve(call, call.routes):
+        return regions.objection(objection, call)
     if bias is not None and (bias.shape[2] < q.shape[1] or bias.shape[3] < k.shape[1]):
         return "its bias is one for each query and key"
     if max(q.shape[3], v.shape[3]) > HEAD_DIM_LIMIT:
@@ -50,40 +52,15 @@ def objection(q: Any, k: Any, v: Any, *, bias: Any, routes: Any = None, **option
     return tpu_objection(q)
 
 
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-    causal: bool,
-    window: Window,
-    scale: float,
-    normalize: str,
-    sinks: jax.Array | None,
-    query_positions: jax.Array | None,
-    key_positions: jax.Array | None,
-    routes: jax.Array | None = None,
-    pattern: Mask | None = None,
-    score: Score | None = None,
-    return_lse: bool,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
-    if routes is not None:
-        given: dict[str, Any] = {"bias": bias, "mask": mask, "causal": causal, "window": window, "query_positions": query_positions}
-        given |= {"key_positions": key_positions, "routes": routes, "pattern": pattern, "score": score}
-        if not _lists_serve(q, k, **given):
-            return regions.gathered(attention, q, k, v, scale=scale, normalize=normalize, sinks=sinks, return_lse=return_lse, **given)
-        out, lse = _routed(q, k, v, mask, routes, scale, normalize, score)
-        return _finish(out, lse, sinks, return_lse)
+def attention(call: AttentionCall) -> tuple[Any, ...]:
+    """The op."""
+    if call.routes is not None:
+        return _finish(call, *_routed(call, call.routes)) if _lists_serve(call, call.routes) else regions.gathered(attention, call)
+    q, k, v, bias, mask, scale = call.q, call.k, call.v, call.bias, call.mask, call.scale
     (batch, q_length, _, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
-    left, right = window or (None, None)
-    if causal:
-        right = 0 if right is None else min(right, 0)
-    if left is None and right is None and pattern is None and score is None:
-        query_positions = None
-    queries_seeing, keys_seen = _seen(q_length, k_length, mask, left, right, pattern, query_positions, key_positions, kv_heads)
+    (left, right), pattern = call.reach, call.pattern
+    query_positions, key_positions = call.query_positions if call.ordered else None, call.key_positions
+    queries_seeing, keys_seen = _seen(call.replace(query_positions=query_positions), kv_heads)
     # 0 * NaN is NaN: what nobody attends, and who attends nothing, may hold anything.
     if queries_seeing is not None:
         q = jnp.where(jnp.swapaxes(queries_seeing, 1, 2)[..., None], q, 0)
@@ -110,7 +87,9 @@ def attention(
     steps = forth.ids.shape[-1], back.ids.shape[-1]
     segments = None if fold is None else (fold.q, fold.k)
     visits = int(cover.some.sum()) if isinstance(cover.some, np.ndarray) else cover.some.shape[2] * cover.some.shape[3]
-    options = Options(left, right, scale, normalize, k_length, block_q, block_k, segments, visits, steps, dispatch.interpreted(), pattern, score)
+    options = Options(
+        left, right, scale, call.normalize, k_length, block_q, block_k, segments, visits, steps, dispatch.interpreted(), pattern, call.score
+    )  # fmt: skip
     out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
     out, lse = (jnp.swapaxes(x, 1, 2) for x in (out, lse))
     if fold is not None:
@@ -119,16 +98,16 @@ def attention(
     if attending is not None:
         attending = jnp.swapaxes(attending, 1, 2)
         out, lse = jnp.where(attending[..., None], out, 0), jnp.where(attending, lse, -jnp.inf)
-    return _finish(out, lse, sinks, return_lse)
+    return _finish(call, out, lse)
 
 
-def _finish(out: jax.Array, lse: jax.Array, sinks: jax.Array | None, return_lse: bool) -> Any:
+def _finish(call: AttentionCall, out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What the op returns, from what the kernels do (batch, length, heads, ...)."""
-    if sinks is not None:
-        sink = sinks.astype(jnp.float32)
+    if call.sinks is not None:
+        sink = call.sinks.astype(jnp.float32)
         out = (out * jax.nn.sigmoid(lse - sink)[..., None]).astype(out.dtype)
         lse = jnp.logaddexp(lse, sink)
-    return (out, lse) if return_lse else out
+    return out, lse
 
 
 def _region_sizes(q_length: int, k_length: int, count: int) -> tuple[int | None, int | None]:
@@ -140,24 +119,20 @@ def _region_block(size: int) -> int:
     return next(b for b in BLOCKS if size % b == 0)
 
 
-def _lists_serve(
-    q: Any, k: Any, *, bias: Any, mask: Any, causal: bool, window: Window, query_positions: Any, key_positions: Any, routes: Any,
-    pattern: Any, **_: Any,
-) -> bool:  # fmt: skip
+def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
     """Whether lists of blocks make copies of the routed keys unnecessary."""
-    size_q, size_k = _region_sizes(q.shape[1], k.shape[1], routes.shape[2])
-    if size_q is None or size_k is None or any(x is not None for x in (bias, window, pattern, query_positions, key_positions)) or causal:
+    size_q, size_k = _region_sizes(call.q.shape[1], call.k.shape[1], routes.shape[2])
+    if size_q is None or size_k is None or call.bounded or not call.lacks("bias", "query_positions", "key_positions"):
         return False
-    if mask is not None and (mask.shape[1] > 1 or mask.shape[2] > 1):
+    if call.mask is not None and (call.mask.shape[1] > 1 or call.mask.shape[2] > 1):
         return False
     pairs = (size_q // _region_block(size_q)) * (size_k // _region_block(size_k)) * routes.shape[2] ** 2
     return routes.shape[1] * pairs <= LIST_LIMIT
 
 
-def _routed(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array, scale: float, normalize: str, score: Score | None
-) -> tuple[jax.Array, jax.Array]:
+def _routed(call: AttentionCall, routes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Routed regions by lists of blocks: (batch, q_length, heads, value_dim) and the log-sum-exp (batch, q_length, heads)."""
+    q, k, v, mask, scale = call.q, call.k, call.v, call.mask, call.scale
     batch, count, topk, own, dtype = q.shape[0], *routes.shape[2:], q.shape[1] // routes.shape[2], q.dtype
     size_q, size_k = _region_sizes(q.shape[1], k.shape[1], count)
     own_k = k.shape[1] // count
@@ -171,12 +146,12 @@ def _routed(
     q, k, v = regions.cleaned(q, k, v, mask, routes)
     if dtype == jnp.float32:
         q, scale = scale * q, 1.0  # as in the op
-    score = regions.of_padded(score, (own, own_k), (size_q, size_k))
+    score = regions.of_padded(call.score, (own, own_k), (size_q, size_k))
     block_q, block_k = _region_block(size_q), _region_block(size_k)
     per_region = size_q // block_q, size_k // block_k
     visits = count * per_region[0] * topk * per_region[1]
     steps = topk * per_region[1], count * per_region[0]
-    options = Options(None, None, scale, normalize, k.shape[1], block_q, block_k, None, visits, steps, dispatch.interpreted(), score=score)
+    options = Options(None, None, scale, call.normalize, k.shape[1], block_q, block_k, None, visits, steps, dispatch.interpreted(), score=score)
 
     def run(arrays: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         q, k, v, mask, routes = arrays
@@ -247,26 +222,19 @@ def _block(length: int, least: int) -> int:
     return next((b for b in BLOCKS if -length % b <= length // 8), BLOCKS[-1])
 
 
-def _seen(
-    q_length: int, k_length: int, mask: Any, left: int | None, right: int | None, pattern: Mask | None, query_positions: Any, key_positions: Any,
-    kv_heads: int,
-) -> tuple[Any, ...]:
+def _seen(call: AttentionCall, kv_heads: int) -> tuple[Any, ...]:
     """Which queries attend anything (batch or 1, heads or 1, q_length), and which keys are attended, (..., kv_heads or 1, k_length); None is all."""
-    window = (left, right)
-    if mask is None and query_positions is None and key_positions is None:
+    q_length, k_length, pattern = call.q.shape[1], call.k.shape[1], call.pattern
+    if call.lacks("mask", "query_positions", "key_positions"):
         if pattern is not None:
-            found = blocks.seen(left, right, pattern, q_length, k_length)
-        elif left is None and right is None:
+            found = blocks.seen(*call.reach, pattern, q_length, k_length)
+        elif call.reach == (None, None):
             return None, None
         else:
-            found = blocks.band_seen(left, right, q_length, k_length)
+            found = blocks.band_seen(*call.reach, q_length, k_length)
         return tuple(None if x.all() else x[None, None] for x in found)
-    if query_positions is None:
-        query_positions = jnp.arange(q_length, dtype=jnp.int32)[None]
-    if key_positions is None:
-        key_positions = jnp.arange(k_length, dtype=jnp.int32)[None]
     # A reduction that the compiler fuses: the matrix never exists.
-    allowed = visible(query_positions, key_positions, mask, False, window, pattern)
+    allowed = visible(*call.places, call.reach, pattern, call.mask)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], q_length, k_length))
     seen = allowed.any(2)
     if seen.shape[1] > 1:

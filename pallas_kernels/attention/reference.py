@@ -15,29 +15,23 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import regions
-from pallas_kernels.attention.masks import Mask, Score
+from pallas_kernels.attention.call import AttentionCall, Reach
+from pallas_kernels.attention.masks import Mask
 
-Window = tuple[int | None, int | None] | None
 
-
-def visible(
-    query_positions: jax.Array, key_positions: jax.Array, mask: jax.Array | None, causal: bool, window: Window, pattern: Mask | None
-) -> jax.Array:
+def visible(query_positions: jax.Array, key_positions: jax.Array, reach: Reach, pattern: Mask | None, mask: jax.Array | None = None) -> jax.Array:
     """Which keys a query may attend: bool, broadcastable to (batch, heads, q_length, k_length).
 
     Args:
       query_positions: int32 (batch or 1, q_length).
       key_positions: int32 (batch or 1, k_length); negative is an empty slot.
-      mask: bool (batch, heads, q_length, k_length), each dimension its size or 1, or None.
-      causal: keys at positions up to the query's.
-      window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
+      reach: keys at positions in [query + left, query + right].
       pattern: a function of query and key positions.
+      mask: bool (batch, heads, q_length, k_length), each dimension its size or 1, or None.
     """
     ahead = key_positions[:, None, None, :] - query_positions[:, None, :, None]
     allowed = key_positions[:, None, None, :] >= 0
-    if causal:
-        allowed &= ahead <= 0
-    left, right = window or (None, None)
+    left, right = reach
     if left is not None:
         allowed &= ahead >= -left
     if right is not None:
@@ -47,39 +41,23 @@ def visible(
     return allowed if mask is None else allowed & mask
 
 
-def _logits(
-    q: jax.Array,
-    k: jax.Array,
-    *,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-    pattern: Mask | None,
-    score: Score | None,
-    causal: bool,
-    window: Window,
-    scale: float,
-    query_positions: jax.Array | None,
-    key_positions: jax.Array | None,
-    routes: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
+def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     """Logits (batch, heads, q_length, k_length), -inf where masked, and the mask itself."""
-    if query_positions is None:
-        query_positions = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
-    if key_positions is None:
-        key_positions = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
-    allowed = visible(query_positions, key_positions, mask, causal, window, pattern)
-    if routes is not None:
-        allowed &= regions.mask(routes, q.shape[1], k.shape[1])
+    q, k = _widen(call.q), _widen(call.k)
+    at_q, at_k = call.places
+    allowed = visible(at_q, at_k, call.reach, call.pattern, call.mask)
+    if call.routes is not None:
+        allowed &= regions.mask(call.routes, q.shape[1], k.shape[1])
     allowed = jnp.broadcast_to(allowed, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
     # 0 * NaN is NaN: what nobody attends, and who attends nothing, may hold anything.
     q = jnp.where(jnp.swapaxes(allowed.any(3), 1, 2)[..., None], q, 0)
     k = jnp.where(jnp.swapaxes(allowed.any(2), 1, 2)[..., None], jnp.repeat(k, q.shape[2] // k.shape[2], axis=2), 0)
-    logits = scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
-    if score is not None:
+    logits = call.scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
+    if call.score is not None:
         heads = jnp.arange(q.shape[2], dtype=jnp.int32)[None, :, None, None]
-        logits = score(logits, heads, query_positions[:, None, :, None], key_positions[:, None, None, :]).astype(logits.dtype)
-    if bias is not None:
-        logits = logits + bias
+        logits = call.score(logits, heads, at_q[:, None, :, None], at_k[:, None, None, :]).astype(logits.dtype)
+    if call.bias is not None:
+        logits = logits + _widen(call.bias)
     return jnp.where(allowed, logits, -jnp.inf), allowed
 
 
@@ -103,19 +81,15 @@ def _widen(x: Any) -> Any:
     return None if x is None else x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def attention_weights(q: jax.Array, k: jax.Array, *, bias: Any, sinks: Any, normalize: str, **where: Any) -> jax.Array:
+def attention_weights(call: AttentionCall) -> jax.Array:
     """The weights (batch, heads, q_length, k_length), float32 or float64."""
-    logits, _ = _logits(_widen(q), _widen(k), bias=_widen(bias), **where)
-    return _normalise(logits, _widen(sinks), normalize)[0]
+    return _normalise(_logits(call)[0], _widen(call.sinks), call.normalize)[0]
 
 
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, bias: Any, sinks: Any, normalize: str, return_lse: bool, **where: Any
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
-    logits, allowed = _logits(_widen(q), _widen(k), bias=_widen(bias), **where)
-    weights, lse = _normalise(logits, _widen(sinks), normalize)
-    values = jnp.repeat(_widen(v), q.shape[2] // v.shape[2], axis=2)
+def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
+    logits, allowed = _logits(call)
+    weights, lse = _normalise(logits, _widen(call.sinks), call.normalize)
+    values = jnp.repeat(_widen(call.v), call.q.shape[2] // call.v.shape[2], axis=2)
     values = jnp.where(jnp.swapaxes(allowed.any(2), 1, 2)[..., None], values, 0)
-    out = jnp.einsum("bhqk,bkhd->bqhd", weights, values, precision="highest").astype(q.dtype)
-    return (out, lse) if return_lse else out
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, values, precision="highest").astype(call.q.dtype), lse

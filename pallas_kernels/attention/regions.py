@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.attention.masks import Score
 
-Attend = Callable[..., Any]
+Attend = Callable[[AttentionCall], tuple[Any, ...]]
 """An implementation of the op, for calls with or without routes."""
 
 
@@ -27,24 +28,12 @@ def mask(routes: jax.Array, q_length: int, k_length: int) -> jax.Array:
     return jnp.repeat(jnp.repeat(allowed, q_length // regions, 2), k_length // regions, 3)
 
 
-def gathered(
-    attend: Attend,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    routes: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-    query_positions: jax.Array | None,
-    key_positions: jax.Array | None,
-    return_lse: bool,
-    **options: Any,
-) -> Any:
+def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
     """The op by ``attend`` without routes: regions are rows of the batch, each with copies of its keys."""
-    where = {"bias": bias, "mask": mask, "query_positions": query_positions, "key_positions": key_positions}
+    q, routes = call.q, call.routes
+    assert routes is not None
     if routes.shape[1] > 1:
-        return _head_by_head(attend, q, k, v, routes, return_lse, **where, **options)
+        return _head_by_head(attend, call, routes)
     batch, count = q.shape[0], routes.shape[2]
     row, chosen = jnp.arange(batch)[:, None, None], routes[:, 0]
 
@@ -69,43 +58,41 @@ def gathered(
             x = jnp.swapaxes(x[row, jnp.arange(count)[:, None], chosen], 2, 3)
         return jnp.moveaxis(x.reshape(batch * count, x.shape[2], -1, heads), 3, 1)
 
-    def places(x: jax.Array | None, length: int) -> jax.Array:
-        return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32) if x is None else x, (batch, length))
-
-    ordered = _ordered(options)
-    if ordered:
-        query_positions = queries(places(query_positions, q.shape[1]))
-    if ordered or key_positions is not None:
-        key_positions = keys(places(key_positions, k.shape[1]))
-    result = attend(
-        queries(q), keys(k), keys(v), bias=pairs(bias), mask=pairs(mask), query_positions=query_positions if ordered else None,
-        key_positions=key_positions, return_lse=return_lse, routes=None, **options,
-    )  # fmt: skip
-    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), result)
-
-
-def _ordered(options: dict[str, Any]) -> bool:
-    """Whether positions matter."""
-    return bool(options.get("causal")) or any(options.get(name) is not None for name in ("window", "pattern", "score"))
+    at_q, at_k = (jnp.broadcast_to(x, (batch, x.shape[1])) for x in call.places)
+    parts = call.replace(
+        q=queries(q),
+        k=keys(call.k),
+        v=keys(call.v),
+        bias=pairs(call.bias),
+        mask=pairs(call.mask),
+        query_positions=queries(at_q) if call.ordered else None,
+        key_positions=keys(at_k) if call.ordered or call.key_positions is not None else None,
+        routes=None,
+    )
+    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), attend(parts))
 
 
-def _head_by_head(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, routes: jax.Array, return_lse: bool, *, sinks: Any, **options: Any) -> Any:
+def _head_by_head(attend: Attend, call: AttentionCall, routes: jax.Array) -> tuple[Any, ...]:
     """Heads whose keys are different copies, one after the other."""
-    heads, repeats = q.shape[2], q.shape[2] // k.shape[2]
+    heads, repeats = call.q.shape[2], call.q.shape[2] // call.k.shape[2]
 
-    def one(x: Any, head: int) -> Any:
+    def one(x: jax.Array | None, head: int) -> jax.Array | None:
         return x if x is None or x.shape[1] == 1 else x[:, head : head + 1]
 
     results = []
     for head in range(heads):
         group = slice(head // repeats, head // repeats + 1)
-        mine = options | {name: one(options[name], head) for name in ("bias", "mask")} | {"score": _of_head(options.get("score"), head)}
-        results.append(
-            gathered(
-                attend, q[:, :, head : head + 1], k[:, :, group], v[:, :, group], routes=routes[:, head : head + 1],
-                sinks=None if sinks is None else sinks[head : head + 1], return_lse=return_lse, **mine,
-            )
-        )  # fmt: skip
+        mine = call.replace(
+            q=call.q[:, :, head : head + 1],
+            k=call.k[:, :, group],
+            v=call.v[:, :, group],
+            bias=one(call.bias, head),
+            mask=one(call.mask, head),
+            sinks=None if call.sinks is None else call.sinks[head : head + 1],
+            routes=routes[:, head : head + 1],
+            score=_of_head(call.score, head),
+        )
+        results.append(gathered(attend, mine))
     return jax.tree.map(lambda *x: jnp.concatenate(x, 2), *results)
 
 
@@ -126,22 +113,16 @@ def of_padded(score: Score | None, own: tuple[int, int], sizes: tuple[int, int])
     return scored
 
 
-def objection(asked: Callable[..., str | None], q: Any, k: Any, v: Any, *, routes: Any, return_lse: bool, **options: Any) -> str | None:
+def objection(asked: Callable[[AttentionCall], str | None], call: AttentionCall) -> str | None:
     """Why an implementation can't serve the call with copies of keys, or None; ``asked`` is its answer for a call without routes."""
     answers: list[str | None] = []
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, return_lse: bool, **options: Any) -> Any:
-        answers.append(asked(q, k, v, return_lse=return_lse, **options))
-        out = jnp.zeros((*q.shape[:3], v.shape[3]), q.dtype)
-        return (out, jnp.zeros(q.shape[:3])) if return_lse else out
+    def attend(part: AttentionCall) -> tuple[Any, ...]:
+        answers.append(asked(part))
+        return jnp.zeros((*part.q.shape[:3], part.v.shape[3])), None
 
-    arrays = {name: x for name, x in options.items() if hasattr(x, "shape")}
-    rest = {name: x for name, x in options.items() if name not in arrays}
-
-    def call(q: jax.Array, k: jax.Array, v: jax.Array, routes: jax.Array, arrays: dict[str, jax.Array]) -> Any:
-        return gathered(attend, q, k, v, routes=routes, return_lse=return_lse, **rest, **arrays)
-
-    jax.eval_shape(call, q, k, v, routes, arrays)
+    arrays = {name: x for name, (x, _) in call.arrays.items()}
+    jax.eval_shape(lambda arrays: gathered(attend, call.replace(**arrays)), arrays)
     return next((answer for answer in answers if answer is not None), None)
 
 

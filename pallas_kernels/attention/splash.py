@@ -10,66 +10,42 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 
 from pallas_kernels import dispatch
 from pallas_kernels.attention import blocks
-from pallas_kernels.attention.reference import Window
+from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.mosaic_tpu import LANES
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 
 BLOCKS = (512, 256, LANES)
 
 
-def objection(
-    q: Any,
-    k: Any,
-    v: Any,
-    *,
-    bias: Any,
-    mask: Any,
-    causal: bool,
-    window: Window,
-    normalize: str,
-    query_positions: Any,
-    key_positions: Any,
-    routes: Any,
-    pattern: Any,
-    score: Any,
-    return_lse: bool,
-    **_: Any,
-) -> str | None:
+def objection(call: AttentionCall) -> str | None:
     """Why it can't serve the call, or None."""
-    if any(x is not None for x in (bias, mask, query_positions, key_positions, routes)):
+    q, k, v = call.q, call.k, call.v
+    if not call.lacks("bias", "mask", "query_positions", "key_positions", "routes"):
         return "its masks are known while tracing: no bias, mask, positions or routes"
-    if pattern is not None or score is not None:
+    if not call.lacks("pattern", "score"):
         return "its masks are causal or a window, and its logits plain"
-    if normalize != "softmax" or return_lse:
+    if call.normalize != "softmax" or call.return_lse:
         return "it has softmax only, and its log-sum-exp has no gradient"
     q_length, k_length = q.shape[1], k.shape[1]
     if q_length % LANES or k_length % LANES:
         return f"lengths {q_length} and {k_length} are not both multiples of {LANES}"
     if max(q.shape[3], v.shape[3]) > 256:
         return f"head_dim {max(q.shape[3], v.shape[3])} is above 256"
-    left, right = _reach(causal, window)
-    if not all(seen.all() for seen in blocks.band_seen(left, right, q_length, k_length)):
+    if not all(seen.all() for seen in blocks.band_seen(*call.reach, q_length, k_length)):
         return "some queries attend nothing, or some keys are attended by none"
     return tpu_objection(q, k, v)
 
 
-def _reach(causal: bool, window: Window) -> tuple[int | None, int | None]:
-    left, right = window or (None, None)
-    return left, ((0 if right is None else min(right, 0)) if causal else right)
-
-
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, window: Window, scale: float, sinks: jax.Array | None, **_: Any
-) -> jax.Array:
-    """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
-    left, right = _reach(causal, window)
+def attention(call: AttentionCall) -> tuple[jax.Array, None]:
+    """The op."""
+    q, k, v = call.q, call.k, call.v
     shape = q.shape[1], k.shape[1]
-    if (left, right) == (None, None):
+    if call.reach == (None, None):
         seen: Any = splash_attention.FullMask(shape)
-    elif (left, right) == (None, 0):
+    elif call.reach == (None, 0):
         seen = splash_attention.CausalMask(shape)
     else:
-        seen = splash_attention.LocalMask(shape, (left, right), 0)
+        seen = splash_attention.LocalMask(shape, call.reach, 0)
     block_q, block_k = (next(b for b in BLOCKS if n % b == 0) for n in shape)
     sizes = splash_attention.BlockSizes(
         block_q=block_q, block_kv=block_k, block_q_dkv=block_q, block_kv_dkv=block_k, block_q_dq=block_q, block_kv_dq=block_k
@@ -78,6 +54,6 @@ def attention(
         splash_attention.MultiHeadMask([seen] * q.shape[2]), block_sizes=sizes, interpret=dispatch.interpreted()
     )  # fmt: skip
     # It does not scale the logits.
-    arrays = [jnp.swapaxes(x, 1, 2) for x in (scale * q, k, v)]
-    out = jax.vmap(lambda *a: kernel(*a, sinks=sinks))(*arrays)
-    return jnp.swapaxes(out, 1, 2).astype(q.dtype)
+    arrays = [jnp.swapaxes(x, 1, 2) for x in (call.scale * q, k, v)]
+    out = jax.vmap(lambda *a: kernel(*a, sinks=call.sinks))(*arrays)
+    return jnp.swapaxes(out, 1, 2).astype(q.dtype), None

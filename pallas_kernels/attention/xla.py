@@ -20,8 +20,9 @@ from jax import lax
 
 from pallas_kernels import dispatch, mesh
 from pallas_kernels.attention import regions
+from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask, Score
-from pallas_kernels.attention.reference import Window, visible
+from pallas_kernels.attention.reference import visible
 
 DIRECT_LENGTH = 512  # up to this length all queries go in one block where each attends to all keys
 CHUNK = 128  # queries per chunk
@@ -36,69 +37,34 @@ Arrays = dict[str, Any]
 class Options:
     """The static arguments, as one hashable value."""
 
-    causal: bool
-    window: Window
+    reach: Reach
     scale: float
     normalize: str
-    pattern: Mask | None = None
-    score: Score | None = None
-
-    @property
-    def reach(self) -> tuple[int | None, int | None]:
-        """(left, right) limits of key minus query position, causality included."""
-        left, right = self.window or (None, None)
-        if self.causal:
-            right = 0 if right is None else min(right, 0)
-        return left, right
-
-    @property
-    def ordered(self) -> bool:
-        """Whether positions say who attends whom."""
-        return self.reach != (None, None) or self.pattern is not None
+    pattern: Mask | None
+    score: Score | None
 
 
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-    causal: bool,
-    window: Window,
-    scale: float,
-    normalize: str,
-    sinks: jax.Array | None,
-    query_positions: jax.Array | None,
-    key_positions: jax.Array | None,
-    routes: jax.Array | None = None,
-    pattern: Mask | None = None,
-    score: Score | None = None,
-    return_lse: bool,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.attention.attention`, after its checks."""
-    if routes is not None:
-        return regions.gathered(
-            attention, q, k, v, bias=bias, mask=mask, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
-            query_positions=query_positions, key_positions=key_positions, routes=routes, pattern=pattern, score=score,
-            return_lse=return_lse,
-        )  # fmt: skip
-    options = Options(causal, None if window is None else (window[0], window[1]), scale, normalize, pattern, score)
+def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
+    if call.routes is not None:
+        out, lse = regions.gathered(attention, call)
+        return out, lse
+    options = Options(call.reach, call.scale, call.normalize, call.pattern, call.score)
+    q, sinks = call.q, call.sinks
     batch, length, heads, _ = q.shape
-    kv_heads = k.shape[2]
+    kv_heads = call.k.shape[2]
     grouped = {
         "q": jnp.moveaxis(q.reshape(batch, length, kv_heads, heads // kv_heads, -1), 1, 3),  # (batch, kv, rep, q, d)
-        "k": jnp.moveaxis(k, 1, 2),  # (batch, kv, k, d)
-        "v": jnp.moveaxis(v, 1, 2),
-        "bias": _group(bias, kv_heads),  # (batch, kv, rep, q, k), each its size or 1
-        "mask": _group(mask, kv_heads),
+        "k": jnp.moveaxis(call.k, 1, 2),  # (batch, kv, k, d)
+        "v": jnp.moveaxis(call.v, 1, 2),
+        "bias": _group(call.bias, kv_heads),  # (batch, kv, rep, q, k), each its size or 1
+        "mask": _group(call.mask, kv_heads),
         "sinks": None if sinks is None else sinks.reshape(kv_heads, -1),
-        "query_positions": query_positions,
-        "key_positions": key_positions,
+        "query_positions": call.query_positions,
+        "key_positions": call.key_positions,
     }
     out, lse = _by_rows(options, grouped)
-    out = jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, -1)
-    return (out, jnp.moveaxis(lse, 3, 1).reshape(batch, length, heads)) if return_lse else out
+    return jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, -1), jnp.moveaxis(lse, 3, 1).reshape(batch, length, heads)
 
 
 def _group(x: jax.Array | None, kv_heads: int) -> jax.Array | None:
@@ -234,13 +200,13 @@ def _product(rows: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
 def _allowed(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> jax.Array | None:
     """bool (batch, kv, rep, q, k), each its size or 1; None where every query attends every key."""
     mask = arrays["mask"]
-    ordered = options.ordered
-    if not ordered and arrays["key_positions"] is None:
+    bounded = options.reach != (None, None) or options.pattern is not None
+    if not bounded and arrays["key_positions"] is None:
         return mask
     q_positions, k_positions = _positions(arrays, q_start, k_start)
-    if not ordered:
+    if not bounded:
         q_positions = jnp.zeros((1, 1), jnp.int32)
-    allowed = visible(q_positions, k_positions, None, options.causal, options.window, options.pattern)[:, :, None]
+    allowed = visible(q_positions, k_positions, options.reach, options.pattern)[:, :, None]
     return allowed if mask is None else allowed & mask
 
 

@@ -8,9 +8,9 @@ import jax
 
 from pallas_kernels import sequence
 from pallas_kernels.delta_rule import distributed, mosaic_gpu, mosaic_tpu, reference, xla
+from pallas_kernels.delta_rule.call import DeltaCall
 from pallas_kernels.delta_rule.cases import CASES, SHAPES
 from pallas_kernels.dispatch import Implementation, Op
-from pallas_kernels.mesh import Axes
 
 _op = Op(
     "delta_rule",
@@ -21,7 +21,6 @@ _op = Op(
         Implementation("xla", xla.delta_rule),
         Implementation("reference", reference.delta_rule),
     ),
-    Axes({"q": "blhd", "k": "blhd", "v": "blhd", "beta": "blh", "decay": "blh", "initial_state": "bhkv"}, ("blhd", "bhkv")),
     CASES,
     SHAPES,
 )
@@ -73,10 +72,8 @@ def delta_rule(
     """
     _check(q, k, v, beta, decay, initial_state, chunk_size)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _op(
-        q, k, v, beta, decay=decay, scale=scale, initial_state=initial_state, return_state=return_state,
-        chunk_size=chunk_size, implementation=implementation,
-    )  # fmt: skip
+    out, state = _op(DeltaCall(q, k, v, beta, decay, initial_state, scale, chunk_size), implementation)
+    return (out, state) if return_state else out
 
 
 def _check(q: Any, k: Any, v: Any, beta: Any, decay: Any, initial_state: Any, chunk_size: int) -> None:

@@ -6,39 +6,33 @@ state that they find. That is two passes instead of one, for n times as many dev
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import sequence
+from pallas_kernels.delta_rule.call import DeltaCall
 from pallas_kernels.dispatch import OPS
 
 
-def objection(q: jax.Array, *_: Any, **__: Any) -> str | None:
+def objection(call: DeltaCall) -> str | None:
     """Why states can't be passed for the call, or None."""
-    return sequence.objection(q.shape[1])
+    return sequence.objection(call.q.shape[1])
 
 
-def delta_rule(
-    q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, *, decay: jax.Array | None, scale: float, initial_state: jax.Array | None,
-    return_state: bool, chunk_size: int,
-) -> Any:  # fmt: skip
-    """The op; arguments as in :func:`pallas_kernels.delta_rule.delta_rule`, after its checks."""
+def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
 
-    def body(q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, decay: jax.Array | None, initial: jax.Array | None) -> Any:
-        def run(values: jax.Array, start: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-            return OPS["delta_rule"].within(q, k, values, beta, decay=decay, scale=scale, initial_state=start, return_state=True, chunk_size=chunk_size)
-
-        batch, _, heads, value_dim = v.shape
-        size = k.shape[3]
-        wide = jnp.promote_types(v.dtype, jnp.float32)
+    def body(part: DeltaCall) -> tuple[jax.Array, jax.Array]:
+        run = OPS["delta_rule"].within
+        batch, _, heads, value_dim = part.v.shape
+        size = part.k.shape[3]
         # State and product in one pass, as columns of one wider state.
-        start = jnp.broadcast_to(jnp.eye(size, value_dim + size, value_dim, dtype=wide), (batch, heads, size, value_dim + size))
-        _, both = run(jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, size))), start)
+        start = jnp.broadcast_to(jnp.eye(size, value_dim + size, value_dim, dtype=part.wide), (batch, heads, size, value_dim + size))
+        _, both = run(part.replace(v=jnp.pad(part.v, ((0, 0), (0, 0), (0, 0), (0, size))), initial_state=start))
         state, product = both[..., :value_dim], both[..., value_dim:]
-        before, after = sequence.entering(product, state, initial, lambda product, state: jnp.einsum("bhij,bhjv->bhiv", product, state, precision="highest"))
-        return run(v, before)[0], after
+        before, after = sequence.entering(
+            product, state, part.initial_state, lambda product, state: jnp.einsum("bhij,bhjv->bhiv", product, state, precision="highest")
+        )
+        return run(part.replace(initial_state=before))[0], after
 
-    out, state = sequence.split(body, (q, k, v, beta, decay, initial_state), (1, 1, 1, 1, None if decay is None else 1, None), (1, None))
-    return (out, state) if return_state else out
+    return sequence.split_call(body, call)

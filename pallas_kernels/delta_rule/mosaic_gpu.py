@@ -34,6 +34,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
+from pallas_kernels.delta_rule.call import DeltaCall, spread
 from pallas_kernels.delta_rule.xla import unit_inverse
 from pallas_kernels.linear_attention import mosaic_gpu as linear
 from pallas_kernels.linear_attention.hopper_chunks import CHUNK, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
@@ -44,8 +45,9 @@ SINCE, UNTIL, AGAIN, BETA = range(4)
 LARGEST = 128
 
 
-def objection(q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, *, scale: float, **_: Any) -> str | None:
+def objection(call: DeltaCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    q, k, v = call.q, call.k, call.v
     if (reason := hopper.objection()) is not None:
         return reason
     if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
@@ -54,41 +56,18 @@ def objection(q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, *, scal
         return "one token is no chunk"
     if max(q.shape[3], v.shape[3]) > LARGEST:
         return f"key_dim and value_dim can be at most {LARGEST}, for shared memory to hold a chunk and the state; got {q.shape[3]} and {v.shape[3]}"
-    if scale == 0:
+    if call.scale == 0:
         return "a scale of 0 leaves nothing to divide the last state's cotangent by"
     return None
 
 
-def delta_rule(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    beta: jax.Array,
-    *,
-    decay: jax.Array | None,
-    scale: float,
-    initial_state: jax.Array | None,
-    return_state: bool,
-    chunk_size: int,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.delta_rule.delta_rule`, after its checks."""
-    del chunk_size  # always 64, the rows of one product
-    (batch, rows, heads, value_dim), length = v.shape, q.shape[1]
-    steps = rows // length
-    # Of a token's steps the first decays and the last is read.
-    q, logs = _spread(q, steps, steps - 1), None if decay is None else _spread(decay.astype(jnp.float32), steps, 0)
-    state = jnp.zeros((batch, heads, q.shape[3], value_dim), jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
-    out, state = _recurrence(scale, q, k, v, beta.astype(jnp.float32), logs, state)
-    out = out[:, steps - 1 :: steps]
-    return (out, state) if return_state else out
-
-
-def _spread(x: jax.Array, steps: int, at: int) -> jax.Array:
-    """(batch, length, ...) to (batch, length * steps, ...), zeros but at step ``at`` of each token."""
-    if steps == 1:
-        return x
-    x = jnp.pad(x[:, :, None], [(0, 0), (0, 0), (at, steps - 1 - at)] + [(0, 0)] * (x.ndim - 2))
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
+def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
+    # A chunk always has 64 steps, the rows of one product. Of a token's steps the first decays and the last is read.
+    steps = call.steps
+    q, logs = spread(call.q, steps, steps - 1), None if call.decay is None else spread(call.decay.astype(jnp.float32), steps, 0)
+    out, state = _recurrence(call.scale, q, call.k, call.v, call.beta.astype(jnp.float32), logs, call.start)
+    return out[:, steps - 1 :: steps], state
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -14,55 +14,33 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.delta_rule.call import DeltaCall, spread
 from pallas_kernels.mosaic_tpu import Plan, column, joins, pairwise, product, recurrence, rows_and_columns, state_objection
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 
 CHUNK = 128
 
 
-def objection(q: Any, k: Any, v: Any, beta: Any, *, decay: Any, **_: Any) -> str | None:
+def objection(call: DeltaCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    q, k, v = call.q, call.k, call.v
     if q.shape[1] == 1:
         return "a single token needs no chunks"
-    return state_objection(q.shape[3], v.shape[3], v.shape[2] // q.shape[2]) or tpu_objection(q, k, v, beta, decay)
+    return state_objection(q.shape[3], v.shape[3], v.shape[2] // q.shape[2]) or tpu_objection(q, k, v, call.beta, call.decay)
 
 
-def delta_rule(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    beta: jax.Array,
-    *,
-    decay: jax.Array | None,
-    scale: float,
-    initial_state: jax.Array | None,
-    return_state: bool,
-    chunk_size: int,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.delta_rule.delta_rule`, after its checks.
+def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
+    """The op.
 
     ``chunk_size`` counts in interpret mode only, so that short sequences have several chunks there.
     """
-    batch, length, _, key_dim = q.shape
-    rows, heads, value_dim = v.shape[1:]
-    steps = rows // length
-    logs = None if decay is None else _spread(decay.astype(jnp.float32), steps, 0)
-    tokens = [_spread(q, steps, steps - 1), k, v, beta.astype(jnp.float32), *([] if logs is None else [logs])]
-    shape = (batch, heads, key_dim, value_dim)
-    state = jnp.zeros(shape, jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
-    size = chunk_size if dispatch.interpreted() else CHUNK
-    plan = Plan(DeltaRule(scale, v.dtype), size, dispatch.interpreted())
-    out, state = recurrence(plan, tuple(jnp.swapaxes(x, 1, 2) for x in tokens), state, v.dtype)
-    out = jnp.swapaxes(out[:, :, steps - 1 :: steps], 1, 2)
-    return (out, state) if return_state else out
-
-
-def _spread(x: jax.Array, steps: int, place: int) -> jax.Array:
-    """(batch, tokens, ...) to (batch, tokens * steps, ...): each at row ``place`` of its token, zeros in the others."""
-    if steps == 1:
-        return x
-    wide = jnp.pad(x[:, :, None], ((0, 0), (0, 0), (place, steps - 1 - place), *((0, 0),) * (x.ndim - 2)))
-    return wide.reshape(x.shape[0], -1, *x.shape[2:])
+    steps = call.steps
+    logs = None if call.decay is None else spread(call.decay.astype(jnp.float32), steps, 0)
+    tokens = [spread(call.q, steps, steps - 1), call.k, call.v, call.beta.astype(jnp.float32), *([] if logs is None else [logs])]
+    size = call.chunk_size if dispatch.interpreted() else CHUNK
+    plan = Plan(DeltaRule(call.scale, call.v.dtype), size, dispatch.interpreted())
+    out, state = recurrence(plan, tuple(jnp.swapaxes(x, 1, 2) for x in tokens), call.start, call.v.dtype)
+    return jnp.swapaxes(out[:, :, steps - 1 :: steps], 1, 2), state
 
 
 @dataclasses.dataclass(frozen=True)

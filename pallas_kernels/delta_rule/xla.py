@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.delta_rule.call import DeltaCall
 from pallas_kernels.linear_attention.xla import join, pairwise, split
 
 BLOCK = 16
@@ -29,36 +30,23 @@ BLOCK = 16
 Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
-def delta_rule(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    beta: jax.Array,
-    *,
-    decay: jax.Array | None,
-    scale: float,
-    initial_state: jax.Array | None,
-    return_state: bool,
-    chunk_size: int,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.delta_rule.delta_rule`, after its checks."""
-    wide = jnp.promote_types(v.dtype, jnp.float32)
+def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
+    q, k, v, beta, decay, scale = call.q, call.k, call.v, call.beta, call.decay, call.scale
     batch, length, groups, key_dim = q.shape
     rows, heads, value_dim = v.shape[1:]
     repeats = heads // groups
     values, rates = (x.reshape(batch, rows, groups, repeats, -1) for x in (v, beta))
     logs = None if decay is None else decay.reshape(batch, length, groups, repeats, 1)
-    shape = (batch, groups, repeats, key_dim, value_dim)
-    state = jnp.zeros(shape, wide) if initial_state is None else initial_state.astype(wide).reshape(shape)
+    state = call.start.reshape(batch, groups, repeats, key_dim, value_dim)
     if length == 1:
         out, state = _token(scale, q, k, values, rates, logs, state)
     else:
         # A sequence shorter than a chunk is one chunk of the next power of two of tokens.
-        steps = 1 << (rows // length - 1).bit_length()
-        chunk_tokens = min(max(chunk_size // steps, 1), 1 << (length - 1).bit_length())
+        steps = 1 << (call.steps - 1).bit_length()
+        chunk_tokens = min(max(call.chunk_size // steps, 1), 1 << (length - 1).bit_length())
         out, state = _recurrence(chunk_tokens, scale, q, k, values, rates, logs, state)
-    out = out.astype(v.dtype).reshape(batch, length, heads, value_dim)
-    return (out, state.reshape(batch, heads, key_dim, value_dim)) if return_state else out
+    return out.astype(v.dtype).reshape(batch, length, heads, value_dim), state.reshape(batch, heads, key_dim, value_dim)
 
 
 def _token(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, decay: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,8 +9,8 @@ import jax
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import Implementation, Op
 from pallas_kernels.linear_attention import distributed, mosaic_gpu, mosaic_tpu, reference, xla
+from pallas_kernels.linear_attention.call import LinearCall
 from pallas_kernels.linear_attention.cases import CASES, SHAPES
-from pallas_kernels.mesh import Axes
 
 _op = Op(
     "linear_attention",
@@ -21,7 +21,6 @@ _op = Op(
         Implementation("xla", xla.linear_attention),
         Implementation("reference", reference.linear_attention),
     ),
-    Axes({"q": "blhd", "k": "blhd", "v": "blhd", "decay": "h blh blhd", "initial_state": "bhkv"}, ("blhd", "bhkv")),
     CASES,
     SHAPES,
 )
@@ -71,10 +70,8 @@ def linear_attention(
     """
     _check(q, k, v, decay, causal, initial_state, return_state, chunk_size)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _op(
-        q, k, v, decay=decay, scale=scale, causal=causal, initial_state=initial_state, return_state=return_state,
-        chunk_size=chunk_size, implementation=implementation,
-    )  # fmt: skip
+    out, state = _op(LinearCall(q, k, v, decay, initial_state, scale, causal, chunk_size), implementation)
+    return (out, state) if return_state else out
 
 
 def _check(q: Any, k: Any, v: Any, decay: Any, causal: bool, initial_state: Any, return_state: bool, chunk_size: int) -> None:

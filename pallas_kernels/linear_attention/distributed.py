@@ -12,31 +12,26 @@ import jax.numpy as jnp
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import OPS
+from pallas_kernels.linear_attention.call import LinearCall
 
 
-def objection(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, **_: Any) -> str | None:
+def objection(call: LinearCall) -> str | None:
     """Why states can't be passed for the call, or None."""
-    return sequence.objection(q.shape[1]) or (None if causal else "without causality there is no state to pass")
+    return sequence.objection(call.q.shape[1]) or (None if call.causal else "without causality there is no state to pass")
 
 
-def linear_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, decay: jax.Array | None, scale: float, causal: bool, initial_state: jax.Array | None,
-    return_state: bool, chunk_size: int,
-) -> Any:  # fmt: skip
-    """The op; arguments as in :func:`pallas_kernels.linear_attention.linear_attention`, after its checks."""
+def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
 
-    def body(q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, initial: jax.Array | None) -> Any:
-        out, state = OPS["linear_attention"].within(
-            q, k, v, decay=decay, scale=scale, causal=True, initial_state=None, return_state=True, chunk_size=chunk_size
-        )  # fmt: skip
-        sums = _sums(decay, v, state.dtype)
-        before, after = sequence.entering(jnp.exp(sums[:, -1]), state, initial, lambda factor, state: factor[..., None] * state)
+    def body(part: LinearCall) -> tuple[jax.Array, jax.Array]:
+        q, v = part.q, part.v
+        out, state = OPS["linear_attention"].within(part.replace(initial_state=None))
+        sums = _sums(part.decay, v, state.dtype)
+        before, after = sequence.entering(jnp.exp(sums[:, -1]), state, part.initial_state, lambda factor, state: factor[..., None] * state)
         queries = jnp.repeat(q, v.shape[2] // q.shape[2], axis=2).astype(state.dtype) * jnp.exp(sums)
-        return (out + scale * jnp.einsum("blhk,bhkv->blhv", queries, before)).astype(v.dtype), after
+        return (out + part.scale * jnp.einsum("blhk,bhkv->blhv", queries, before)).astype(v.dtype), after
 
-    axis = None if decay is None or decay.ndim == 1 else 1
-    out, state = sequence.split(body, (q, k, v, decay, initial_state), (1, 1, 1, axis, None), (1, None))
-    return (out, state) if return_state else out
+    return sequence.split_call(body, call)
 
 
 def _sums(decay: jax.Array | None, v: jax.Array, dtype: Any) -> jax.Array:

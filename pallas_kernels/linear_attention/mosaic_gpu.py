@@ -29,13 +29,15 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
 from pallas_kernels.linear_attention import hopper_chunks, hopper_keys, hopper_pieces
+from pallas_kernels.linear_attention.call import LinearCall
 from pallas_kernels.linear_attention.hopper_chunks import CHUNK, FORGOTTEN, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
 
 LARGEST = 256
 
 
-def objection(q: jax.Array, k: jax.Array, v: jax.Array, *, decay: jax.Array | None, scale: float, causal: bool, **_: Any) -> str | None:
+def objection(call: LinearCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    q, k, v = call.q, call.k, call.v
     if (reason := hopper.objection()) is not None:
         return reason
     if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
@@ -44,48 +46,36 @@ def objection(q: jax.Array, k: jax.Array, v: jax.Array, *, decay: jax.Array | No
         return "one token is no chunk"
     if max(q.shape[3], v.shape[3]) > LARGEST:
         return f"key_dim and value_dim can be at most {LARGEST}, for the state to stay in registers; got {q.shape[3]} and {v.shape[3]}"
-    if decay is None and not causal:
+    if call.decay is None and not call.causal:
         return "without decay and without causality there is no recurrence"
-    if scale == 0:
+    if call.scale == 0:
         return "a scale of 0 leaves nothing to divide the last state's cotangent by"
     return None
 
 
-def linear_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    decay: jax.Array | None,
-    scale: float,
-    causal: bool,
-    initial_state: jax.Array | None,
-    return_state: bool,
-    chunk_size: int,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.linear_attention.linear_attention`, after its checks."""
-    del chunk_size  # always 64, the rows of one product
+def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
+    # A chunk always has 64 tokens, the rows of one product.
+    q, k, v, scale, state = call.q, call.k, call.v, call.scale, call.start
     batch, length, heads, value_dim = v.shape
-    state = jnp.zeros((batch, heads, q.shape[3], value_dim), jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
-    logs = None if decay is None else decay.astype(jnp.float32)
+    logs = None if call.decay is None else call.decay.astype(jnp.float32)
     per_key = logs is not None and logs.ndim == 4
     if logs is not None and not per_key:
         logs = jnp.broadcast_to(logs, (batch, length, heads))
-    if causal:
+    if call.causal:
         forward = functools.partial(_recurrence, Direction(False, False, scale, v.dtype))
         if per_key:
             forward = functools.partial(hopper_keys.recurrence, False, scale, v.dtype)
         pieces = hopper_pieces.count(batch, length, heads, q.shape[3], value_dim)
-        out, state = forward(q, k, v, logs, state) if pieces == 1 else hopper_pieces.run(forward, pieces, scale, q, k, v, logs, state)
-        return (out, state) if return_state else out
+        return forward(q, k, v, logs, state) if pieces == 1 else hopper_pieces.run(forward, pieces, scale, q, k, v, logs, state)
     assert logs is not None
     if per_key:
-        return _per_key_both_ways(scale, q, k, v, logs, state)
+        return _per_key_both_ways(scale, q, k, v, logs, state), state
     # From the right, a token's own decay counts and not that of the token it reads: a token earlier.
     later = jnp.pad(logs[:, :-1], ((0, 0), (1, 0), (0, 0)))
     before, _ = _recurrence(Direction(False, False, scale, jnp.dtype(jnp.float32)), q, k, v, logs, state)
     behind, _ = _recurrence(Direction(True, True, scale, jnp.dtype(jnp.float32)), q, k, v, later, state)
-    return (before + behind).astype(v.dtype)
+    return (before + behind).astype(v.dtype), state
 
 
 def _per_key_both_ways(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, state: jax.Array) -> jax.Array:

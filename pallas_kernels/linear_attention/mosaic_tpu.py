@@ -15,59 +15,46 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.linear_attention.call import LinearCall
 from pallas_kernels.mosaic_tpu import LEAST_DECAY, Plan, joins, pairwise, product, recurrence, rows_and_columns, state_objection
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 
 CHUNK, CHUNK_PER_KEY = 128, 64
 
 
-def objection(q: Any, k: Any, v: Any, *, decay: Any, causal: bool, **_: Any) -> str | None:
+def objection(call: LinearCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    q, k, v, decay = call.q, call.k, call.v, call.decay
     if q.shape[1] == 1:
         return "a single token needs no chunks"
-    if decay is None and not causal:
+    if decay is None and not call.causal:
         return "without causality and decay it is two plain products"
     return state_objection(q.shape[3], v.shape[3], v.shape[2] // q.shape[2]) or tpu_objection(q, k, v, decay)
 
 
-def linear_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    decay: jax.Array | None,
-    scale: float,
-    causal: bool,
-    initial_state: jax.Array | None,
-    return_state: bool,
-    chunk_size: int,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.linear_attention.linear_attention`, after its checks.
+def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
+    """The op.
 
     ``chunk_size`` counts in interpret mode only, so that short sequences have several chunks there.
     """
-    batch, length, heads, value_dim = v.shape
-    key_dim = q.shape[3]
+    q, k, v, decay, state = call.q, call.k, call.v, call.decay, call.start
     if decay is not None and decay.ndim == 1:
-        decay = jnp.broadcast_to(decay, (batch, length, heads))
+        decay = jnp.broadcast_to(decay, v.shape[:3])
     per_key = decay is not None and decay.ndim == 4
-    size = chunk_size if dispatch.interpreted() else CHUNK_PER_KEY if per_key else CHUNK
+    size = call.chunk_size if dispatch.interpreted() else CHUNK_PER_KEY if per_key else CHUNK
     tokens = [jnp.swapaxes(x, 1, 2) for x in (q, k, v) + (() if decay is None else (decay.astype(jnp.float32),))]
-    shape = (batch, heads, key_dim, value_dim)
-    state = jnp.zeros(shape, jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
 
     def run(strict: bool, tokens: list[jax.Array], dtype: Any) -> tuple[jax.Array, jax.Array]:
-        chunk = LinearAttention(per_key, strict, scale, v.dtype)
+        chunk = LinearAttention(per_key, strict, call.scale, v.dtype)
         return recurrence(Plan(chunk, size, dispatch.interpreted()), tuple(tokens), state, dtype)
 
-    if causal:
+    if call.causal:
         out, state = run(False, tokens, v.dtype)
     else:
         forth, _ = run(False, tokens, jnp.float32)
         back, _ = run(True, [jnp.flip(x, 2) for x in tokens], jnp.float32)
         out = (forth + jnp.flip(back, 2)).astype(v.dtype)
-    out = jnp.swapaxes(out, 1, 2)
-    return (out, state) if return_state else out
+    return jnp.swapaxes(out, 1, 2), state
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,25 +18,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.linear_attention.call import LinearCall
+
 # The arrays of a chunk: q, k (batch, groups, chunk, key_dim), v (batch, groups, repeats, chunk, value_dim) and
 # decay (batch or 1, groups, repeats, chunk, key_dim or 1) or None. The state is (batch, groups, repeats, key_dim, value_dim).
 Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
-def linear_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    decay: jax.Array | None,
-    scale: float,
-    causal: bool,
-    initial_state: jax.Array | None,
-    return_state: bool,
-    chunk_size: int,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.linear_attention.linear_attention`, after its checks."""
-    wide = jnp.promote_types(v.dtype, jnp.float32)
+def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
+    q, k, v, decay, scale, wide = call.q, call.k, call.v, call.decay, call.scale, call.wide
     batch, length, heads, value_dim = v.shape
     groups, key_dim = q.shape[2:]
     repeats = heads // groups
@@ -46,22 +37,21 @@ def linear_attention(
         logs = jnp.broadcast_to(decay, (1, length, heads)) if decay.ndim == 1 else decay
         logs = logs.astype(wide).reshape(*logs.shape[:2], groups, repeats, -1)
     shape = (batch, groups, repeats, key_dim, value_dim)
-    state = jnp.zeros(shape, wide) if initial_state is None else initial_state.astype(wide).reshape(shape)
+    state = call.start.reshape(shape)
 
-    if not causal and logs is None:
+    if not call.causal and logs is None:
         summary = jnp.einsum("btgk,btgrv->bgrkv", k.astype(wide), values.astype(wide))
         out = scale * jnp.einsum("btgk,bgrkv->btgrv", q.astype(wide), summary)
     elif length == 1:
         out, state = _step(scale, q, k, values, logs, state)
     else:
         # A sequence shorter than a chunk is one chunk of the next power of two.
-        chunk_size = min(chunk_size, 1 << (length - 1).bit_length())
+        chunk_size = min(call.chunk_size, 1 << (length - 1).bit_length())
         out, state = _recurrence(chunk_size, False, scale, q, k, values, logs, state)
-        if not causal:
+        if not call.causal:
             flipped = [None if x is None else jnp.flip(x, 1) for x in (q, k, values, logs)]
             out = out + jnp.flip(_recurrence(chunk_size, True, scale, *flipped, state=jnp.zeros(shape, wide))[0], 1)
-    out = out.astype(v.dtype).reshape(v.shape)
-    return (out, state.reshape(batch, heads, key_dim, value_dim)) if return_state else out
+    return out.astype(v.dtype).reshape(v.shape), state.reshape(batch, heads, key_dim, value_dim)
 
 
 def _step(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:

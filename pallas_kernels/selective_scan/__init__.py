@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import Implementation, Op
-from pallas_kernels.mesh import Axes
+from pallas_kernels.exponential import silu, softplus
 from pallas_kernels.selective_scan import distributed, mosaic_gpu, mosaic_tpu, reference, xla
+from pallas_kernels.selective_scan.call import ScanCall
 from pallas_kernels.selective_scan.cases import CASES, SHAPES
 
 _op = Op(
@@ -20,10 +22,6 @@ _op = Op(
         Implementation("mosaic_gpu", mosaic_gpu.selective_scan, platforms=("gpu",), objection=mosaic_gpu.objection),
         Implementation("xla", xla.selective_scan),
         Implementation("reference", reference.selective_scan),
-    ),
-    Axes(
-        {"x": "blh", "delta": "blh", "A": "hn", "B": "bln blhn", "C": "bln blhn", "D": "h", "gate": "blh", "delta_bias": "h", "initial_state": "bhn"},
-        ("blh", "bhn"),
     ),
     CASES,
     SHAPES,
@@ -75,10 +73,19 @@ def selective_scan(
       ValueError: shapes that do not fit together.
     """
     _check(x, delta, A, B, C, D, gate, delta_bias, initial_state)
-    return _op(
-        x, delta, A, B, C, D=D, gate=gate, delta_bias=delta_bias, delta_softplus=delta_softplus,
-        initial_state=initial_state, return_state=return_state, implementation=implementation,
-    )  # fmt: skip
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    step = delta.astype(wide)
+    if delta_bias is not None:
+        step = step + delta_bias.astype(wide)
+    if delta_softplus:
+        step = softplus(step)
+    out, state = _op(ScanCall(x, step, A, B, C, initial_state), implementation)
+    if D is not None:
+        out = out + D.astype(wide) * x.astype(wide)
+    if gate is not None:
+        out = out * silu(gate.astype(wide))
+    out = out.astype(x.dtype)
+    return (out, state) if return_state else out
 
 
 def _check(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, gate: Any, delta_bias: Any, initial_state: Any) -> None:

@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
+from pallas_kernels.selective_scan.call import ScanCall
 
 # Channels of a program: the rows of the registers' layout come in 64.
 CHANNELS = 64
@@ -31,43 +32,24 @@ HISTORY, LONGEST = 128 * 1024, 16
 LARGEST = 64
 
 
-def objection(x: jax.Array, delta: jax.Array, A: jax.Array, *_: jax.Array, **__: Any) -> str | None:
+def objection(call: ScanCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
     if (reason := hopper.objection()) is not None:
         return reason
-    if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        return f"it computes in float32; x is {x.dtype}"
-    if x.shape[1] == 1:
+    if call.x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        return f"it computes in float32; x is {call.x.dtype}"
+    if call.x.shape[1] == 1:
         return "one token is no sequence"
-    if A.shape[1] > LARGEST:
-        return f"state_dim can be at most {LARGEST}, for the states to stay in registers; got {A.shape[1]}"
+    if call.A.shape[1] > LARGEST:
+        return f"state_dim can be at most {LARGEST}, for the states to stay in registers; got {call.A.shape[1]}"
     return None
 
 
-def selective_scan(
-    x: jax.Array,
-    delta: jax.Array,
-    A: jax.Array,
-    B: jax.Array,
-    C: jax.Array,
-    *,
-    D: jax.Array | None,
-    gate: jax.Array | None,
-    delta_bias: jax.Array | None,
-    delta_softplus: bool,
-    initial_state: jax.Array | None,
-    return_state: bool,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.selective_scan.selective_scan`, after its checks."""
+def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
     single = jnp.float32
-    batch, length, channels = x.shape
-    groups, state_dim = (B.shape[2] if B.ndim == 4 else 1), A.shape[1]
-    step = delta.astype(single)
-    if delta_bias is not None:
-        step = step + delta_bias.astype(single)
-    if delta_softplus:
-        step = jax.nn.softplus(step)
-    value = x.astype(single)
+    batch, length, channels = call.x.shape
+    groups, state_dim = call.groups, call.A.shape[1]
     # Zeros up to whole chunks, programs and columns of 8: steps and states of 0 change nothing.
     own = channels // groups
     chunk = chunk_length(state_dim)
@@ -86,16 +68,11 @@ def selective_scan(
     def shared(a: jax.Array) -> jax.Array:
         return jnp.pad(a.astype(single).reshape(batch, length, groups, state_dim), ((0, 0), (0, longer), (0, 0), (0, wider)))
 
-    start = jnp.zeros((batch, channels, state_dim), single) if initial_state is None else initial_state
-    out, last = _recurrence(chunk, states(A)[0], states(start), tokens(value), tokens(step), shared(B), shared(C))
-    out = out.reshape(batch, length + longer, groups, -1)[:, :length, :, :own].reshape(x.shape)
-    if D is not None:
-        out = out + D.astype(single) * value
-    if gate is not None:
-        out = out * jax.nn.silu(gate.astype(single))
-    out = out.astype(x.dtype)
-    last = last.reshape(batch, groups, -1, last.shape[2])[:, :, :own, :state_dim].reshape(batch, channels, state_dim)
-    return (out, last) if return_state else out
+    out, last = _recurrence(
+        chunk, states(call.A)[0], states(call.start), tokens(call.x.astype(single)), tokens(call.step), shared(call.B), shared(call.C)
+    )  # fmt: skip
+    out = out.reshape(batch, length + longer, groups, -1)[:, :length, :, :own].reshape(call.x.shape)
+    return out, last.reshape(batch, groups, -1, last.shape[2])[:, :, :own, :state_dim].reshape(batch, channels, state_dim)
 
 
 def chunk_length(state_dim: int) -> int:

@@ -20,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import dispatch
 from pallas_kernels.mosaic_tpu import LANES
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
+from pallas_kernels.selective_scan.call import ScanCall
 
 CHUNK = 128
 SHORT_CHUNK = 16  # in interpret mode, so that short sequences have several chunks there
@@ -27,13 +28,13 @@ STATES = 2**19  # elements of a chunk's states in VMEM: 2 MiB
 STATE_DIM_LIMIT = STATES // (CHUNK * LANES)
 
 
-def objection(x: Any, delta: Any, A: Any, B: Any, C: Any, **_: Any) -> str | None:
+def objection(call: ScanCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
-    if x.shape[1] == 1:
+    if call.x.shape[1] == 1:
         return "a single token needs no scan"
-    if A.shape[1] > STATE_DIM_LIMIT:
-        return f"state_dim {A.shape[1]} is above {STATE_DIM_LIMIT}"
-    return tpu_objection(x, delta, A, B, C)
+    if call.A.shape[1] > STATE_DIM_LIMIT:
+        return f"state_dim {call.A.shape[1]} is above {STATE_DIM_LIMIT}"
+    return tpu_objection(call.x, call.step, call.A, call.B, call.C)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,30 +47,11 @@ class Plan:
     interpret: bool
 
 
-def selective_scan(
-    x: jax.Array,
-    delta: jax.Array,
-    A: jax.Array,
-    B: jax.Array,
-    C: jax.Array,
-    *,
-    D: jax.Array | None,
-    gate: jax.Array | None,
-    delta_bias: jax.Array | None,
-    delta_softplus: bool,
-    initial_state: jax.Array | None,
-    return_state: bool,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.selective_scan.selective_scan`, after its checks."""
-    batch, length, channels = x.shape
-    state_dim = A.shape[1]
-    groups = B.shape[2] if B.ndim == 4 else 1
+def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
+    batch, length, channels = call.x.shape
+    state_dim, groups = call.A.shape[1], call.groups
     each = channels // groups
-    step = delta.astype(jnp.float32)
-    if delta_bias is not None:
-        step = step + delta_bias.astype(jnp.float32)
-    if delta_softplus:
-        step = jax.nn.softplus(step)
     plan = _plan(length, each, state_dim, groups)
     # A step of 0 leaves the state as it is: of tokens behind the end, and of channels that fill a block.
     extra, more = -length % plan.chunk, -each % plan.channels
@@ -88,15 +70,10 @@ def selective_scan(
         """(..., channels, state_dim) to float32 (... * groups, state_dim, channels of a group)."""
         return jnp.pad(jnp.swapaxes(a.astype(jnp.float32).reshape(-1, each, state_dim), 1, 2), ((0, 0), (0, 0), (0, more)))
 
-    start = jnp.zeros((batch * groups, state_dim, each + more), jnp.float32) if initial_state is None else channels_last(initial_state)
-    out, last = _scan(plan, per_channel(x), per_channel(step), per_state(B), per_state(C), channels_last(A), start)
-    out = jnp.moveaxis(out[:, :length, :each].reshape(batch, groups, length, each), 1, 2).reshape(x.shape)
-    if D is not None:
-        out = out + D.astype(jnp.float32) * x.astype(jnp.float32)
-    if gate is not None:
-        out = out * jax.nn.silu(gate.astype(jnp.float32))
-    out = out.astype(x.dtype)
-    return (out, jnp.swapaxes(last[:, :, :each], 1, 2).reshape(batch, channels, state_dim)) if return_state else out
+    arrays = (per_channel(call.x), per_channel(call.step), per_state(call.B), per_state(call.C), channels_last(call.A), channels_last(call.start))
+    out, last = _scan(plan, *arrays)
+    out = jnp.moveaxis(out[:, :length, :each].reshape(batch, groups, length, each), 1, 2).reshape(call.x.shape)
+    return out, jnp.swapaxes(last[:, :, :each], 1, 2).reshape(batch, channels, state_dim)
 
 
 def _plan(length: int, channels: int, state_dim: int, groups: int) -> Plan:

@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.exponential import LOG2_E, exp2, silu, softplus
+from pallas_kernels.exponential import LOG2_E, exp2
+from pallas_kernels.selective_scan.call import ScanCall
 
 # Tokens between two stored states. Short, so that a chunk's states, kept three times over in the gradient, stay in cache.
 CHUNK = 16
@@ -31,53 +32,28 @@ UNROLL = 16
 Tokens = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def selective_scan(
-    x: jax.Array,
-    delta: jax.Array,
-    A: jax.Array,
-    B: jax.Array,
-    C: jax.Array,
-    *,
-    D: jax.Array | None,
-    gate: jax.Array | None,
-    delta_bias: jax.Array | None,
-    delta_softplus: bool,
-    initial_state: jax.Array | None,
-    return_state: bool,
-) -> Any:
-    """The op; arguments as in :func:`pallas_kernels.selective_scan.selective_scan`, after its checks."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    batch, length, channels = x.shape
-    state_dim = A.shape[1]
-    groups = B.shape[2] if B.ndim == 4 else 1
-    step = delta.astype(wide)
-    if delta_bias is not None:
-        step = step + delta_bias.astype(wide)
-    if delta_softplus:
-        step = softplus(step)
+def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
+    wide = call.step.dtype
+    batch, length, channels = call.x.shape
+    state_dim, groups = call.A.shape[1], call.groups
 
     def channels_last(matrix: jax.Array) -> jax.Array:
         """(..., channels, state_dim) to (... * groups, state_dim, channels of a group)."""
         return jnp.swapaxes(matrix.astype(wide).reshape(-1, channels // groups, state_dim), -1, -2)
 
-    rates = channels_last(A)
+    rates = channels_last(call.A)
     # Groups have different rates, batch elements the same.
     if groups > 1:
         rates = jnp.tile(rates, (batch, 1, 1))
     shape = (batch * groups, *rates.shape[1:])
-    state = jnp.zeros(shape, wide) if initial_state is None else channels_last(initial_state)
-    tokens: Any = tuple(a.reshape(batch, length, groups, -1) for a in (x, step, B, C))
+    state = jnp.zeros(shape, wide) if call.initial_state is None else channels_last(call.initial_state)
+    tokens: Any = tuple(a.reshape(batch, length, groups, -1) for a in (call.x, call.step, call.B, call.C))
     if length == 1:
         state, out = _token(rates, state, _widen(tuple(a.reshape(batch * groups, -1) for a in tokens), wide))
     else:
         out, state = _recurrence(rates, state, tokens)
-    out = out.reshape(x.shape)
-    if D is not None:
-        out = out + D.astype(wide) * x.astype(wide)
-    if gate is not None:
-        out = out * silu(gate.astype(wide))
-    out = out.astype(x.dtype)
-    return (out, jnp.swapaxes(state, -1, -2).reshape(batch, channels, state_dim)) if return_state else out
+    return out.reshape(call.x.shape), jnp.swapaxes(state, -1, -2).reshape(batch, channels, state_dim)
 
 
 def _widen(tokens: Tokens, dtype: Any) -> Tokens:

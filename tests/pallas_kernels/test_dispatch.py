@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import attention
+from pallas_kernels.call import Call
 from pallas_kernels.dispatch import OPS, Implementation, Op, Refused, platform, recording, use
-from pallas_kernels.mesh import Axes
-
-AXES = Axes({"x": "b"}, ("b",))
 
 
-def too_long(x: jax.Array) -> str | None:
-    return f"length {x.shape[0]} is over 4" if x.shape[0] > 4 else None
+@dataclasses.dataclass(frozen=True, eq=False)
+class ToyCall(Call):
+    axes: ClassVar = {"x": "b"}
+    results = ("b",)
+
+    x: jax.Array
+
+
+def too_long(call: ToyCall) -> str | None:
+    return f"length {call.x.shape[0]} is over 4" if call.x.shape[0] > 4 else None
+
+
+def adding(number: int) -> Callable[[ToyCall], tuple[jax.Array]]:
+    return lambda call: (call.x + number,)
 
 
 @pytest.fixture
@@ -24,19 +36,17 @@ def op() -> Iterator[Op]:
     yield Op(
         "toy",
         (
-            Implementation("mosaic_tpu", lambda x: x + 1, platforms=("tpu",)),
-            Implementation("short", lambda x: x + 2, objection=too_long),
-            Implementation("xla", lambda x: x + 3),
-            Implementation("reference", lambda x: x + 4),
+            Implementation("mosaic_tpu", adding(1), platforms=("tpu",)),
+            Implementation("short", adding(2), objection=too_long),
+            Implementation("xla", adding(3)),
+            Implementation("reference", adding(4)),
         ),
-        AXES,
-        (),
     )
     del OPS["toy"]
 
 
 def value(op: Op, length: int = 1, implementation: str | None = None) -> float:
-    return float(op(jnp.zeros(length), implementation=implementation)[0])
+    return float(op(ToyCall(jnp.zeros(length)), implementation)[0][0])
 
 
 def test_first_that_serves_is_picked(op: Op) -> None:
@@ -69,9 +79,9 @@ def test_unknown_name_lists_the_known(op: Op) -> None:
 
 def test_nothing_serves() -> None:
     try:
-        only = Op("toy", (Implementation("short", lambda x: x, objection=too_long), Implementation("reference", lambda x: x)), AXES, ())
+        only = Op("toy", (Implementation("short", adding(0), objection=too_long), Implementation("reference", adding(0))))
         with pytest.raises(Refused, match="short: length 5 is over 4"):
-            only(jnp.zeros(5))
+            only(ToyCall(jnp.zeros(5)))
     finally:
         del OPS["toy"]
 
@@ -99,7 +109,7 @@ def test_recording_tells_the_choice_and_why(op: Op) -> None:
 
 
 def test_choice_is_made_at_trace_time(op: Op) -> None:
-    compiled = jax.jit(lambda x: op(x))
+    compiled = jax.jit(lambda x: op(ToyCall(x))[0])
     with use("xla"):
         assert float(compiled(jnp.zeros(1))[0]) == 3
     with recording() as record:
@@ -109,7 +119,7 @@ def test_choice_is_made_at_trace_time(op: Op) -> None:
 
 def test_a_name_is_taken_once(op: Op) -> None:
     with pytest.raises(ValueError, match="defined twice"):
-        Op("toy", (), AXES, ())
+        Op("toy", ())
 
 
 def test_attention_goes_through_dispatch() -> None:

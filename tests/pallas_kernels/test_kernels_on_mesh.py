@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,23 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from pallas_kernels import attention, sequence
+from pallas_kernels.call import Call
 from pallas_kernels.dispatch import OPS, Implementation, Op, platform, recording, use
-from pallas_kernels.mesh import Axes
 
 ARRAYS = {"q": (8, 5, 4, 3), "k": (8, 5, 2, 3), "bias": (1, 4, 5), "rates": (4,)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ToyCall(Call):
+    axes: ClassVar = {"q": "blhd", "k": "blhd", "bias": "bhl", "rates": "h blh", "mask": "bl"}
+    results = ("blhd", "bh")
+
+    q: Any
+    k: Any
+    bias: Any = None
+    rates: Any = None
+    mask: Any = None
+    factor: float = 2.0
 
 
 @pytest.fixture
@@ -23,19 +37,14 @@ def got() -> Iterator[list[dict[str, Any]]]:
     """An op with a kernel for TPUs that tells what it is asked and what it gets."""
     shapes: list[dict[str, Any]] = []
 
-    def kernel(q: Any, k: Any, *, bias: Any, rates: Any, mask: Any, factor: float) -> Any:
-        shapes.append({name: None if x is None else x.shape for name, x in {"q": q, "k": k, "bias": bias, "rates": rates, "mask": mask}.items()})
-        return factor * q, q.sum((1, 3))
+    def kernel(call: ToyCall) -> tuple[Any, Any]:
+        shapes.append({name: x.shape for name, (x, _) in call.arrays.items()})
+        return call.factor * call.q, call.q.sum((1, 3))
 
-    def objection(q: Any, k: Any, **_: Any) -> str | None:
-        return f"{q.shape[0]} rows are over 4" if q.shape[0] > 4 else None
+    def objection(call: ToyCall) -> str | None:
+        return f"{call.q.shape[0]} rows are over 4" if call.q.shape[0] > 4 else None
 
-    Op(
-        "toy",
-        (Implementation("kernel", kernel, ("tpu",), objection), Implementation("xla", kernel), Implementation("reference", kernel)),
-        Axes({"q": "blhd", "k": "blhd", "bias": "bhl", "rates": "h blh", "mask": "bl"}, ("blhd", "bh")),
-        (),
-    )
+    Op("toy", (Implementation("kernel", kernel, ("tpu",), objection), Implementation("xla", kernel), Implementation("reference", kernel)))
     yield shapes
     del OPS["toy"]
 
@@ -48,7 +57,7 @@ def run(sizes: dict[str, int], kind: AxisType = AxisType.Auto, **arrays: tuple[i
     """What was chosen, and the shapes of what came out."""
     given = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in (ARRAYS | arrays).items()}
     with on(sizes, kind), platform("tpu"), recording() as choices:
-        found = jax.eval_shape(lambda q, k, **more: OPS["toy"](q, k, mask=None, factor=2.0, **more), given.pop("q"), given.pop("k"), **given)
+        found = jax.eval_shape(lambda **arrays: OPS["toy"](ToyCall(**arrays)), **given)
     return str(choices[0]), [x.shape for x in found]
 
 
@@ -64,13 +73,13 @@ def run(sizes: dict[str, int], kind: AxisType = AxisType.Auto, **arrays: tuple[i
 def test_each_device_gets_its_rows_and_its_heads(got: list[dict[str, Any]], sizes: dict[str, int], rows: int, heads: int, groups: int) -> None:
     chosen, results = run(sizes)
     assert chosen == "toy: kernel"
-    assert got == [{"q": (rows, 5, heads, 3), "k": (rows, 5, groups, 3), "bias": (1, heads, 5), "rates": (heads,), "mask": None}]
+    assert got == [{"q": (rows, 5, heads, 3), "k": (rows, 5, groups, 3), "bias": (1, heads, 5), "rates": (heads,)}]
     assert results == [(8, 5, 4, 3), (8, 4)], "the caller sees whole arrays"
 
 
 def test_arrays_of_other_axes(got: list[dict[str, Any]]) -> None:
     run({"data": 2, "tensor": 2}, rates=(8, 5, 4), bias=(8, 1, 5), k=(8, 5, 1, 3))
-    assert got == [{"q": (4, 5, 2, 3), "k": (4, 5, 1, 3), "bias": (4, 1, 5), "rates": (4, 5, 2), "mask": None}]
+    assert got == [{"q": (4, 5, 2, 3), "k": (4, 5, 1, 3), "bias": (4, 1, 5), "rates": (4, 5, 2)}]
 
 
 @pytest.mark.parametrize(
@@ -112,8 +121,8 @@ def test_limits_are_those_of_a_device() -> None:
 def test_a_way_of_sharing_that_is_named_is_named_once(got: list[dict[str, Any]]) -> None:
     """What it calls on each part is chosen as if nothing was named."""
     op = OPS["toy"]
-    with_way = Implementation("way", lambda *args, **options: op.within(*args, **options), considered=lambda: False)
+    with_way = Implementation("way", op.within, considered=lambda: False)
     op.implementations = (with_way, *op.implementations)
     with use(toy="way"), recording() as choices:
-        jax.eval_shape(lambda q: op(q, q, bias=None, rates=None, mask=None, factor=1.0), jax.ShapeDtypeStruct((1, 2, 3, 4), jnp.float32))
+        jax.eval_shape(lambda q: op(ToyCall(q, q)), jax.ShapeDtypeStruct((1, 2, 3, 4), jnp.float32))
     assert [choice.implementation for choice in choices] == ["way", "xla"]

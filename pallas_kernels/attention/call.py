@@ -1,0 +1,78 @@
+"""The arguments of attention."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention.masks import Mask, Score
+from pallas_kernels.call import Call
+
+Reach = tuple[int | None, int | None]
+"""(left, right): least and greatest of key position minus query position; None is unbounded."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentionCall(Call):
+    """Those of :func:`pallas_kernels.attention.attention`, which tells what they are.
+
+    Implementations return (batch, q_length, heads, value_dim) in q's dtype, and the log-sum-exp (batch, q_length, heads) where it is asked for.
+
+    Attributes:
+      bias, mask: (batch, heads, q_length, k_length), each dimension its size or 1.
+      pattern: the mask that is a function of positions.
+      reach: of the window and causality together.
+    """
+
+    axes: ClassVar = {
+        "q": "blhd",
+        "k": "blhd",
+        "v": "blhd",
+        "bias": "bhqk",
+        "mask": "bhqk",
+        "sinks": "h",
+        "query_positions": "bq",
+        "key_positions": "bk",
+        "routes": "bhrt",
+    }
+    results = ("blhd", "blh")
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    bias: jax.Array | None = None
+    mask: jax.Array | None = None
+    sinks: jax.Array | None = None
+    query_positions: jax.Array | None = None
+    key_positions: jax.Array | None = None
+    routes: jax.Array | None = None
+    pattern: Mask | None = None
+    score: Score | None = None
+    reach: Reach = (None, None)
+    scale: float = 1.0
+    normalize: str = "softmax"
+    return_lse: bool = False
+
+    @property
+    def bounded(self) -> bool:
+        """Whether positions say who attends whom."""
+        return self.reach != (None, None) or self.pattern is not None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether positions matter."""
+        return self.bounded or self.score is not None
+
+    @property
+    def places(self) -> tuple[jax.Array, jax.Array]:
+        """Positions of queries and keys, (batch or 1, length): indices where none are given."""
+        given = ((self.query_positions, self.q), (self.key_positions, self.k))
+        q, k = (jnp.arange(x.shape[1], dtype=jnp.int32)[None] if at is None else at for at, x in given)
+        return q, k
+
+    def lacks(self, *names: str) -> bool:
+        """Whether none of these arguments is given."""
+        return all(getattr(self, name) is None for name in names)

@@ -1,0 +1,47 @@
+"""The arguments of a selective scan."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.call import Call
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScanCall(Call):
+    """What :func:`pallas_kernels.selective_scan.selective_scan` leaves to an implementation: h_t = exp(step_t A) h_{t-1} + step_t x_t B_t, y_t = C_t . h_t.
+
+    Implementations return y (batch, length, channels) and the last state (batch, channels, state_dim), both float32 (float64 for float64 inputs).
+
+    Attributes:
+      x: (batch, length, channels).
+      step: the same, float32 or wider; 0 leaves the state as it is.
+      A: (channels, state_dim).
+      B, C: (batch, length, state_dim), or (batch, length, groups, state_dim).
+      initial_state: (batch, channels, state_dim) or None.
+    """
+
+    axes: ClassVar = {"x": "blh", "step": "blh", "A": "hn", "B": "bln blhn", "C": "bln blhn", "initial_state": "bhn"}
+    results = ("blh", "bhn")
+
+    x: jax.Array
+    step: jax.Array
+    A: jax.Array
+    B: jax.Array
+    C: jax.Array
+    initial_state: jax.Array | None
+
+    @property
+    def groups(self) -> int:
+        """Of channels, each with its own B and C."""
+        return self.B.shape[2] if self.B.ndim == 4 else 1
+
+    @property
+    def start(self) -> jax.Array:
+        """The state before the first token, in float32 or wider."""
+        wide: Any = self.step.dtype
+        return jnp.zeros((self.x.shape[0], *self.A.shape), wide) if self.initial_state is None else self.initial_state.astype(wide)
