@@ -72,7 +72,8 @@ def delta_rule(
     """
     _check(q, k, v, beta, decay, initial_state, chunk_size)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, state = _op(DeltaCall(q, k, v, beta, decay, initial_state, scale, chunk_size), implementation)
+    call = DeltaCall(q=q, k=k, v=v, beta=beta, decay=decay, initial_state=initial_state, scale=scale, chunk_size=chunk_size)
+    out, state = _op(call, implementation)
     return (out, state) if return_state else out
 
 

@@ -8,44 +8,21 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.call import Call
+from pallas_kernels.linear_attention.call import MatrixCall
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DeltaCall(Call):
-    """Those of :func:`pallas_kernels.delta_rule.delta_rule`, which tells what they are.
-
-    Implementations return the output in v's dtype and the last state (batch, heads, key_dim, value_dim) in ``wide``.
-    """
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class DeltaCall(MatrixCall):
+    """The arguments of :func:`pallas_kernels.delta_rule.delta_rule`, which tells what they are."""
 
     axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "beta": "blh", "decay": "blh", "initial_state": "bhkv"}
-    results = ("blhd", "bhkv")
 
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
     beta: jax.Array
-    decay: jax.Array | None
-    initial_state: jax.Array | None
-    scale: float
-    chunk_size: int
 
     @property
     def steps(self) -> int:
         """Of a token."""
         return self.v.shape[1] // self.q.shape[1]
-
-    @property
-    def wide(self) -> jnp.dtype:
-        """Of state and sums."""
-        return jnp.promote_types(self.v.dtype, jnp.float32)
-
-    @property
-    def start(self) -> jax.Array:
-        """The state before the first token."""
-        if self.initial_state is not None:
-            return self.initial_state.astype(self.wide)
-        return jnp.zeros((self.v.shape[0], self.v.shape[2], self.q.shape[3], self.v.shape[3]), self.wide)
 
 
 def spread(x: jax.Array, steps: int, place: int) -> jax.Array:

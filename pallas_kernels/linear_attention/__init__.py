@@ -70,7 +70,8 @@ def linear_attention(
     """
     _check(q, k, v, decay, causal, initial_state, return_state, chunk_size)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, state = _op(LinearCall(q, k, v, decay, initial_state, scale, causal, chunk_size), implementation)
+    call = LinearCall(q=q, k=k, v=v, decay=decay, initial_state=initial_state, scale=scale, chunk_size=chunk_size, causal=causal)
+    out, state = _op(call, implementation)
     return (out, state) if return_state else out
 
 

@@ -1,4 +1,4 @@
-"""The arguments of linear attention."""
+"""The arguments of linear attention, and those of any recurrence whose state is a matrix for each head."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ import jax.numpy as jnp
 from pallas_kernels.call import Call
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LinearCall(Call):
-    """Those of :func:`pallas_kernels.linear_attention.linear_attention`, which tells what they are.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class MatrixCall(Call):
+    """Implementations return the output in v's dtype and the last state (batch, heads, key_dim, value_dim) in ``wide``."""
 
-    Implementations return the output in v's dtype and, where it is causal, the last state (batch, heads, key_dim, value_dim) in ``wide``.
-    """
-
-    axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "decay": "h blh blhd", "initial_state": "bhkv"}
     results = ("blhd", "bhkv")
 
     q: jax.Array
@@ -27,7 +23,6 @@ class LinearCall(Call):
     decay: jax.Array | None
     initial_state: jax.Array | None
     scale: float
-    causal: bool
     chunk_size: int
 
     @property
@@ -41,3 +36,12 @@ class LinearCall(Call):
         if self.initial_state is not None:
             return self.initial_state.astype(self.wide)
         return jnp.zeros((self.v.shape[0], self.v.shape[2], self.q.shape[3], self.v.shape[3]), self.wide)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class LinearCall(MatrixCall):
+    """The arguments of :func:`pallas_kernels.linear_attention.linear_attention`, which tells what they are; without causality the last state means nothing."""
+
+    axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "decay": "h blh blhd", "initial_state": "bhkv"}
+
+    causal: bool

@@ -71,13 +71,11 @@ def arrays_of(case: Case) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def where_it_runs(op: Op, name: str) -> Iterator[None]:
-    """The context in which an implementation runs here: TPU kernels interpreted, as programs that are long to compile and quick to run."""
-    if next(i for i in op.implementations if i.name == name).platforms != ("tpu",):
-        yield
-        return
-    jax.config.update("jax_disable_most_optimizations", True)
+    """The context in which an implementation runs here: TPU kernels interpreted, and they and the reference as programs quick to compile."""
+    interpreted = next(i for i in op.implementations if i.name == name).platforms == ("tpu",)
+    jax.config.update("jax_disable_most_optimizations", interpreted or name == "reference")
     try:
-        with interpreting():
+        with interpreting() if interpreted else contextlib.nullcontext():
             yield
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
