@@ -1,7 +1,8 @@
-"""The CPU's own exponential, softplus and SiLU against float64, at the ends of float32, and their gradients."""
+"""The CPU's own exponential, softplus, SiLU and normal distribution against float64, at the ends of float32, and their gradients."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[np.ndarray], np.ndarray
     "exp2": (exponential.exp2, np.exp2),
     "softplus": (exponential.softplus, lambda x: np.logaddexp(x, 0)),
     "silu": (exponential.silu, lambda x: x / (1 + np.exp(-x))),
+    "normal_cdf": (exponential.normal_cdf, lambda x: 0.5 * np.vectorize(math.erfc)(-x / math.sqrt(2))),
 }
 
 
@@ -28,6 +30,9 @@ def test_values_are_those_of_float64(name: str) -> None:
     wanted = exact(x.astype(np.float64))
     values = np.asarray(jax.jit(function)(x), np.float64)
     allowed = 2e-7 if name == "exp2" else 2e-7 * (1 + np.abs(x))
+    if name == "normal_cdf":
+        # The argument of its exponential is x^2; what float32 has no normal number for is 0.
+        allowed = np.where(wanted < 1e-37, 1, 4e-7 + 1e-7 * x.astype(np.float64) ** 2)
     assert np.all(np.abs(values - wanted) <= allowed * np.abs(wanted))
 
 
@@ -45,6 +50,7 @@ def test_ends_of_float32() -> None:
     ends = jnp.asarray([-np.inf, -3e38, -127, 0, 128, 3e38, np.inf, np.nan], jnp.float32)
     np.testing.assert_array_equal(jax.jit(exponential.exp2)(ends), [0, 0, 0, 1, np.inf, np.inf, np.inf, np.nan])
     np.testing.assert_array_equal(jax.jit(exponential.softplus)(ends), jax.nn.softplus(ends))
+    np.testing.assert_allclose(jax.jit(exponential.normal_cdf)(ends), [0, 0, 0, 0.5, 1, 1, 1, np.nan], rtol=1e-7, atol=0)
     np.testing.assert_array_equal(jax.jit(exponential.silu)(ends), np.asarray([np.nan, 0, 0, 0, 128, 3e38, np.inf, np.nan], np.float32))
 
 
@@ -61,7 +67,8 @@ def test_a_state_that_hardly_decays_keeps_its_value() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_other_dtypes_and_platforms_take_the_functions_of_jax(name: str) -> None:
     function, _ = FUNCTIONS[name]
-    ours = {"exp2": jnp.exp2, "softplus": jax.nn.softplus, "silu": jax.nn.silu}[name]
+    by_erfc = lambda x: 0.5 * jax.lax.erfc(-math.sqrt(0.5) * x)  # noqa: E731
+    ours = {"exp2": jnp.exp2, "softplus": jax.nn.softplus, "silu": jax.nn.silu, "normal_cdf": by_erfc}[name]
     x = jnp.linspace(-20, 20, 101)
     np.testing.assert_array_equal(function(x.astype(jnp.bfloat16)), ours(x.astype(jnp.bfloat16)))
     with dispatch.platform("tpu"):
