@@ -1,6 +1,7 @@
 """Mamba on this device: ours against transformers' PyTorch path and against its matrix products alone, in one run.
 
-``python -m benchmarks.mamba`` writes benchmarks/results/<platform>/mamba.json. Both sides have the same weights, float32,
+``python -m benchmarks.mamba`` writes benchmarks/results/<platform>/mamba.json, in which lengths that are not measured stay, and of a
+length that was measured before its ratio to the products. Both sides have the same weights, float32,
 batch 1 and as many threads as there are cores. Milliseconds are the least of several runs; ours and the products are taken before and after theirs,
 which run in a process of their own so that running out of memory or time there is a row and not the end. Their training step takes
 minutes (the gradient of each token's slice is an array of the whole sequence), so it is run once, the first time it is called; where it
@@ -268,7 +269,7 @@ def main() -> None:
         for length in args.lengths:
             rows[str(length)] = measure(models, args.model, length, args.repeats, args.limit)
             print(length, json.dumps(rows[str(length)], indent=1), flush=True)
-    report = {
+    report: dict[str, Any] = {
         "model": args.model,
         "batch": 1,
         "dtype": "float32",
@@ -276,9 +277,14 @@ def main() -> None:
         "cores": os.cpu_count(),
         "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
         "load_average_at_end": os.getloadavg()[0],
-        "lengths": rows,
     }
     output = args.output or pathlib.Path(__file__).parent / "results" / jax.default_backend() / f"{zoo.variant(args.model).family}.json"
+    earlier = json.loads(output.read_text()) if output.exists() else {}
+    before = earlier["lengths"] if earlier.get("model") == args.model else {}
+    for length in before.keys() & rows.keys():
+        old = before[length]
+        rows[length]["forward_over_products_before"] = [*old.get("forward_over_products_before", []), old["forward_over_products"]]
+    report["lengths"] = before | rows
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -57,7 +57,8 @@ def mamba(report: Report) -> str:
             theirs = row["transformers_ms"].get(what)
             ratio = row["times_faster"].get(what)
             told = _number(theirs) if theirs else row["transformers_ms"].get("stopped", "")
-            over = _number(row["forward_over_products"]) if what == "forward" else ""
+            before = ", ".join(map(_number, row.get("forward_over_products_before", [])))
+            over = _number(row["forward_over_products"]) + (f" (runs before: {before})" if before else "") if what == "forward" else ""
             rows.append([length, what.replace("_", " "), _number(ours), told, _number(ratio), over])
     head = ["tokens", "", "ours, ms", "transformers, ms", "times transformers", "over its matrix products alone"]
     return f"## {report['model']}\n\n`python -m benchmarks.mamba`, jax {report['jax']}{_load(report)}.\n\n{table(head, rows)}"
