@@ -20,7 +20,7 @@ RESAMPLE = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class Settings:
     """One application of an operation.
 
     Attributes:
@@ -36,34 +36,34 @@ class Call:
     fill: Fill
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], call: Call) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, call.resample, fillcolor=call.fill)
+def _affine(image: Image.Image, matrix: tuple[float, ...], settings: Settings) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, settings.resample, fillcolor=settings.fill)
 
 
-def _enhance(enhancer: Any) -> Callable[[Image.Image, Call], Image.Image]:
-    return lambda image, call: enhancer(image).enhance(max(0.1, 1.0 + call.sign * 0.9 * call.level))
+def _enhance(enhancer: Any) -> Callable[[Image.Image, Settings], Image.Image]:
+    return lambda image, settings: enhancer(image).enhance(max(0.1, 1.0 + settings.sign * 0.9 * settings.level))
 
 
-def _solarize_add(image: Image.Image, call: Call) -> Image.Image:
-    add = min(128, int(110 * call.level))
+def _solarize_add(image: Image.Image, settings: Settings) -> Image.Image:
+    add = min(128, int(110 * settings.level))
     table = [min(255, i + add) if i < 128 else i for i in range(256)]
     return image.point(table * len(image.getbands()))
 
 
-def _posterize(image: Image.Image, call: Call) -> Image.Image:
-    dropped = 4 + int(4 * call.level)  # all eight bits at the greatest level, which ImageOps.posterize refuses
+def _posterize(image: Image.Image, settings: Settings) -> Image.Image:
+    dropped = 4 + int(4 * settings.level)  # all eight bits at the greatest level, which ImageOps.posterize refuses
     return image.point([i >> dropped << dropped for i in range(256)] * len(image.getbands()))
 
 
-def _solarize(image: Image.Image, call: Call) -> Image.Image:
-    return ImageOps.solarize(image, 256 - min(256, int(256 * call.level)))
+def _solarize(image: Image.Image, settings: Settings) -> Image.Image:
+    return ImageOps.solarize(image, 256 - min(256, int(256 * settings.level)))
 
 
-OPERATIONS: dict[str, Callable[[Image.Image, Call], Image.Image]] = {
-    "auto_contrast": lambda image, call: ImageOps.autocontrast(image),
-    "equalize": lambda image, call: ImageOps.equalize(image),
-    "invert": lambda image, call: ImageOps.invert(image),
-    "rotate": lambda image, call: image.rotate(30 * call.sign * call.level, resample=call.resample, fillcolor=call.fill),
+OPERATIONS: dict[str, Callable[[Image.Image, Settings], Image.Image]] = {
+    "auto_contrast": lambda image, settings: ImageOps.autocontrast(image),
+    "equalize": lambda image, settings: ImageOps.equalize(image),
+    "invert": lambda image, settings: ImageOps.invert(image),
+    "rotate": lambda image, settings: image.rotate(30 * settings.sign * settings.level, resample=settings.resample, fillcolor=settings.fill),
     "posterize": _posterize,
     "solarize": _solarize,
     "solarize_add": _solarize_add,
@@ -71,10 +71,10 @@ OPERATIONS: dict[str, Callable[[Image.Image, Call], Image.Image]] = {
     "contrast": _enhance(ImageEnhance.Contrast),
     "brightness": _enhance(ImageEnhance.Brightness),
     "sharpness": _enhance(ImageEnhance.Sharpness),
-    "shear_x": lambda image, call: _affine(image, (1, 0.3 * call.sign * call.level, 0, 0, 1, 0), call),
-    "shear_y": lambda image, call: _affine(image, (1, 0, 0, 0.3 * call.sign * call.level, 1, 0), call),
-    "translate_x": lambda image, call: _affine(image, (1, 0, 0.45 * call.sign * call.level * image.width, 0, 1, 0), call),
-    "translate_y": lambda image, call: _affine(image, (1, 0, 0, 0, 1, 0.45 * call.sign * call.level * image.height), call),
+    "shear_x": lambda image, settings: _affine(image, (1, 0.3 * settings.sign * settings.level, 0, 0, 1, 0), settings),
+    "shear_y": lambda image, settings: _affine(image, (1, 0, 0, 0.3 * settings.sign * settings.level, 1, 0), settings),
+    "translate_x": lambda image, settings: _affine(image, (1, 0, 0.45 * settings.sign * settings.level * image.width, 0, 1, 0), settings),
+    "translate_y": lambda image, settings: _affine(image, (1, 0, 0, 0, 1, 0.45 * settings.sign * settings.level * image.height), settings),
 }
 _NAMES = tuple(OPERATIONS)
 
@@ -121,5 +121,5 @@ class RandAugment:
                 continue
             magnitude = min(10.0, max(0.0, rng.normal(self.magnitude, self.spread)))
             sign, resample = (int(bit) for bit in rng.integers(2, size=2))
-            image = OPERATIONS[_NAMES[which]](image, Call(magnitude / 10, 2 * sign - 1, RESAMPLE[resample], fill))
+            image = OPERATIONS[_NAMES[which]](image, Settings(magnitude / 10, 2 * sign - 1, RESAMPLE[resample], fill))
         return image

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tasks.augment import Augment, Transform, crop_box
-from tasks.rand_augment import OPERATIONS, Call, RandAugment
+from tasks.rand_augment import OPERATIONS, RandAugment, Settings
 
 
 def picture(width=40, height=30, mode="RGB", seed=0):
@@ -128,7 +128,7 @@ def test_a_crop_that_never_fits_falls_back_to_the_centre():
 def test_every_operation_keeps_size_and_mode(name, mode, level, sign):
     image = picture(mode=mode)
     fill = 100 if mode == "L" else (124, 116, 104)
-    result = OPERATIONS[name](image, Call(level, sign, Image.Resampling.BICUBIC, fill))
+    result = OPERATIONS[name](image, Settings(level, sign, Image.Resampling.BICUBIC, fill))
     assert (result.size, result.mode) == (image.size, image.mode)
 
 
@@ -136,7 +136,7 @@ def test_levels_are_those_of_the_increasing_set():
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
 
     def values(name, level, sign=1):
-        return np.asarray(OPERATIONS[name](ramp, Call(level, sign, Image.Resampling.NEAREST, 0))).ravel()
+        return np.asarray(OPERATIONS[name](ramp, Settings(level, sign, Image.Resampling.NEAREST, 0))).ravel()
 
     i = np.arange(256)
     assert np.array_equal(values("posterize", 0.5), i & 0b11000000)  # two bits are kept
