@@ -1,31 +1,39 @@
-"""The Hopper kernels on a Hopper GPU, in one run of ten minutes: right first, then how fast, beside their peers.
+"""The Hopper kernels on a Hopper GPU, in two stages of a few minutes each: right first, then how fast, beside their peers.
 
-``python -m benchmarks.gpu`` on a machine with one H100 or H200 writes benchmarks/results/<h100 or h200>/*.json: what the device reaches
-(``ceilings``), every kernel against float64 (``correctness``), and for each op milliseconds forward and of outputs with all gradients,
-at the shapes of published tables, beside cuDNN, PyTorch, flash-linear-attention and mamba-ssm where they can be imported, and XLA's
-form of the same op. **No GPU was to be had when this was written: there are no such files yet, and the kernels have been compiled and
-interpreted, not run.** ``--dry --output=FOLDER`` runs all of it with tiny inputs on a CPU, XLA standing in for the kernels.
+``python -m benchmarks.gpu correct`` compares every kernel with float64: the problems that are timed, then all shared cases, the kernels
+most likely to be wrong first. ``python -m benchmarks.gpu time`` measures what the device reaches and, for each problem, milliseconds
+forward and of outputs with all gradients beside cuDNN, PyTorch, flash-linear-attention and mamba-ssm where they can be imported, and XLA's
+form of the same op; a problem whose kernel was found wrong is not timed. Both write benchmarks/results/<h100 or h200>/*.json after each
+row, and need a machine with one H100 or H200; ``--dry --output=FOLDER`` runs them with tiny inputs on a CPU, XLA standing in for the kernels.
 
-Times are of calls queued one behind the other on random inputs that rotate beyond the L2, until the device is done; the contestants take
+Rows run in processes of their own: a kernel that hangs or breaks the device's context costs its row, not the run. Compiling is done by
+several processes at once, timing by one, after all else has ended.
+
+Times are of calls queued one after another on random inputs that rotate beyond the L2, until the device is done; the contestants take
 turns, in one order and then the other, and the median counts. A call shorter than ``ceilings.call_ms``, which is what an empty one takes,
 is not told apart from it. ``share_of_floor`` is the time that the products, exponentials or bytes of the op need at the measured ceilings, over the
-time taken; a peer that is not there is named with the reason. A kernel that is wrong is not timed.
+time taken; a peer that is missing is named with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import concurrent.futures
 import json
 import math
 import os
 import pathlib
+import queue
 import statistics
+import subprocess
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory beside JAX
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share the device, and PyTorch needs memory beside JAX
 
 import jax
 import jax.numpy as jnp
@@ -42,16 +50,17 @@ ROUNDS = 5
 # A result in bfloat16 is rounded by 2^-9 itself; weights, gradients and states on the way are rounded before.
 TOLERANCE = 2.0**-6
 NARROW = {"attention": ("q", "k", "v"), "linear_attention": ("q", "k", "v"), "delta_rule": ("q", "k", "v"), "selective_scan": ()}
+WORST_FIRST = ("delta_rule", "linear_attention", "selective_scan", "attention")
+ROW_SECONDS = 75.0  # compiling included; beyond it a kernel counts as hanging
+
+Job = dict[str, str]
 
 
 class Clock:
-    """Times calls on the device, and knows when the run must end."""
+    """Times calls on the device."""
 
-    def __init__(self, minutes: float, least_ms: float):
-        self.end, self.least_ms = time.monotonic() + 60 * minutes, least_ms
-
-    def over(self) -> bool:
-        return time.monotonic() > self.end
+    def __init__(self, least_ms: float):
+        self.least_ms = least_ms
 
     def sample(self, call: Callable[[int], Any], wait: Callable[[Any], None], repeats: int) -> float:
         """Milliseconds a call, ``repeats`` of them queued."""
@@ -157,122 +166,293 @@ def errors(op: str, options: dict[str, Any], made: dict[str, np.ndarray], ours: 
     return found
 
 
-def correctness(clock: Clock, ours: str, dry: bool) -> list[dict[str, Any]]:
-    """Every problem that will be timed, then every shared case that the kernels serve; those that time did not suffice for are named."""
-    rows: list[dict[str, Any]] = []
-
-    def check(op: str, name: str, made: dict[str, np.ndarray], options: dict[str, Any], truth: str) -> None:
-        if clock.over():
-            rows.append({"op": op, "case": name, "not_reached": True})
-            return
-        try:
-            found = errors(op, options, made, ours, NARROW[op], truth)
-        except dispatch.Refused as refused:
-            rows.append({"op": op, "case": name, "refused": str(refused.reasons)})
-            return
-        except Exception as fault:  # a kernel that does not run is a finding, and no reason to lose the others
-            rows.append({"op": op, "case": name, "fault": f"{type(fault).__name__}: {str(fault)[:300]}", "right": False})
-            return
-        rows.append({"op": op, "case": name, "errors": found, "right": max(found.values()) <= TOLERANCE})
-
-    for problem in problems(dry):
-        check(problem.op, problem.name, problem.arrays(1), problem.options, "xla")
-    for op in OPS.values():
-        for case in op.cases[:1] if dry else op.cases:
-            check(op.name, case.name, case.arrays(np.random.default_rng(0)), case.options, "reference")
-    return rows
+def correctness_jobs(dry: bool) -> list[Job]:
+    """Every problem that is timed, then every shared case, the ops in the order of :data:`WORST_FIRST`."""
+    jobs = [{"op": problem.op, "problem": problem.name} for problem in problems(dry)]
+    jobs.sort(key=lambda job: WORST_FIRST.index(job["op"]))
+    for op in (OPS[name] for name in WORST_FIRST):
+        jobs += [{"op": op.name, "case": case.name} for case in (op.cases[:1] if dry else op.cases)]
+    return jobs
 
 
-def timed(clock: Clock, problem: Problem, ours: str, reached: dict[str, float]) -> dict[str, Any]:
-    """A problem's row: each contestant's milliseconds, ratios to the best peer, share of the floor."""
+def checked(job: Job, ours: str, dry: bool) -> dict[str, Any]:
+    """One row of correctness: errors by output and gradient, or why there are none."""
+    if "problem" in job:
+        problem = _problem(job, dry)
+        made, options, truth = problem.arrays(1), problem.options, "xla"
+    else:
+        case = next(case for case in OPS[job["op"]].cases if case.name == job["case"])
+        made, options, truth = case.arrays(np.random.default_rng(0)), case.options, "reference"
+    try:
+        found = errors(job["op"], options, made, ours, NARROW[job["op"]], truth)
+    except dispatch.Refused as refused:
+        return {"refused": dict(refused.reasons)}
+    return {"errors": found, "right": max(found.values()) <= TOLERANCE}
+
+
+def _problem(job: Job, dry: bool) -> Problem:
+    return next(problem for problem in problems(dry) if (problem.op, problem.name) == (job["op"], job["problem"]))
+
+
+def contestants(problem: Problem, ours: str, way: str) -> tuple[dict[str, tuple[Callable[[int], Any], Callable[[Any], None]]], dict[str, str]]:
+    """The calls that are compared, by name, and the reasons of the peers that can't take part."""
     made = problem.arrays(problem.batch)
     narrow = NARROW[problem.op]
     one = {n: jnp.asarray(x, jnp.bfloat16 if n in narrow else jnp.float32) for n, x in made.items()}
     copies = max(2, -(-2 * L2_BYTES // sum(x.nbytes for x in one.values()))) if ours == "mosaic_gpu" else 2
     inputs = [one] + [jax.tree.map(lambda x, i=i: jnp.roll(x, i + 1, axis=1), one) for i in range(copies - 1)]
-    row: dict[str, Any] = {"op": problem.op, "problem": problem.name, "shapes": {n: list(x.shape) for n, x in one.items()}, "absent": {}}
-    for way, build in (("forward", forward), ("gradient", gradient)):
-        contestants: dict[str, tuple[Callable[[int], Any], Callable[[Any], None]]] = {}
-        runs = {name: jax.jit(build(problem.op, problem.options, name)) for name in {ours, "xla"}}
-        for label, name in (("ours", ours), ("xla", "xla")):
-            contestants[label] = (functools.partial(lambda run, i: run(inputs[i % len(inputs)]), runs[name]), jax.block_until_ready)
-        for name, make in gpu_peers.PEERS.get(problem.op, {}).items():
-            try:
-                contestants[name] = make(problem, inputs, way)
-            except Exception as reason:
-                row["absent"][f"{name}, {way}"] = f"{type(reason).__name__}: {str(reason)[:200]}"
-        times = clock.compare(_that_run(contestants, row["absent"], way))
-        peers = {name: ms for name, ms in times.items() if name != "ours"}
-        best = min(peers, key=peers.__getitem__)
-        factor = 1.0 if way == "forward" else problem.gradient_factor
-        floor = max(
-            factor * problem.flops / reached["tflops_bf16"] / 1e9,
-            factor * problem.exponentials / reached["exponentials_per_second"] * 1e3,
-            (1.0 if way == "forward" else 3.0) * problem.bytes / reached["tbytes_per_second"] / 1e9,
-        )
-        row[way] = {
-            "ms": times, "best_peer": best, "speed_over_best_peer": peers[best] / times["ours"],
-            "floor_ms": floor, "share_of_floor": floor / times["ours"], "tflops": factor * problem.flops / times["ours"] / 1e9,
-        }  # fmt: skip
-    return row
+    found: dict[str, tuple[Callable[[int], Any], Callable[[Any], None]]] = {}
+    build = forward if way == "forward" else gradient
+    for label, name in (("ours", ours), ("xla", "xla")):
+        run = jax.jit(build(problem.op, problem.options, name))
+        found[label] = (lambda i, run=run: run(inputs[i % len(inputs)]), jax.block_until_ready)
+    absent = {}
+    for name, make in gpu_peers.PEERS.get(problem.op, {}).items():
+        try:
+            found[name] = make(problem, inputs, way)
+        except Exception as reason:
+            absent[name] = f"{type(reason).__name__}: {str(reason)[:200]}"
+    return found, absent
 
 
-def _that_run(contestants: dict[str, Any], absent: dict[str, str], way: str) -> dict[str, Any]:
-    """The contestants whose first call comes back; the others are told as absent."""
+def prepared(job: Job, ours: str, dry: bool) -> dict[str, Any]:
+    """Compiles one problem's contestants, so that the process that times finds the programs in the caches on disk."""
+    running, absent = _that_run(*contestants(_problem(job, dry), ours, job["way"]))
+    return {"compiled": sorted(running), "absent": absent}
+
+
+def timed(job: Job, ours: str, dry: bool, clock: Clock, reached: dict[str, float]) -> dict[str, Any]:
+    """A problem's row: each contestant's milliseconds, ratios to the best peer, share of the floor."""
+    problem, way = _problem(job, dry), job["way"]
+    running, absent = _that_run(*contestants(problem, ours, way))
+    times = clock.compare(running)
+    peers = {name: ms for name, ms in times.items() if name != "ours"}
+    best = min(peers, key=peers.__getitem__)
+    factor = 1.0 if way == "forward" else problem.gradient_factor
+    floor = max(
+        factor * problem.flops / reached["tflops_bf16"] / 1e9,
+        factor * problem.exponentials / reached["exponentials_per_second"] * 1e3,
+        (1.0 if way == "forward" else 3.0) * problem.bytes / reached["tbytes_per_second"] / 1e9,
+    )
+    return {
+        "ms": times, "best_peer": best, "speed_over_best_peer": peers[best] / times["ours"], "floor_ms": floor,
+        "share_of_floor": floor / times["ours"], "tflops": factor * problem.flops / times["ours"] / 1e9, "absent": absent,
+    }  # fmt: skip
+
+
+def _that_run(found: dict[str, Any], absent: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The contestants whose first call comes back; the others are reported as absent."""
     running = {}
-    for name, (call, wait) in contestants.items():
+    for name, (call, wait) in found.items():
         try:
             wait(call(0))
             running[name] = (call, wait)
         except Exception as reason:
-            if name in ("ours", "xla"):
+            if name == "ours":
                 raise
-            absent[f"{name}, {way}"] = f"{type(reason).__name__}: {str(reason)[:200]}"
-    return running
+            absent[name] = f"{type(reason).__name__}: {str(reason)[:200]}"
+    return running, absent
+
+
+def work(dry: bool) -> None:
+    """A worker: reads jobs from standard input, writes rows to standard output, one JSON object a line; ends after a fault."""
+    ours = "xla" if dry else "mosaic_gpu"
+    clock = Clock(1.0 if dry else 50.0)
+    print(json.dumps({"ready": jax.devices()[0].device_kind}), flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            if job["stage"] == "correct":
+                row = checked(job, ours, dry)
+            elif job["stage"] == "prepare":
+                row = prepared(job, ours, dry)
+            elif job["stage"] == "ceilings":
+                row = ceilings(clock, 256 if dry else 8192)
+            else:
+                row = timed(job, ours, dry, clock, job["reached"])
+        except Exception as fault:  # a kernel that does not run is a finding, and no reason to lose the others
+            print(json.dumps({"fault": f"{type(fault).__name__}: {str(fault)[:2000]}", "right": False}), flush=True)
+            return  # what broke may have broken the device's context
+        print(json.dumps(row), flush=True)
+
+
+class Worker:
+    """A process that does jobs; it is replaced where it hangs or ends."""
+
+    def __init__(self, dry: bool, environment: dict[str, str]):
+        self.command = [sys.executable, "-m", "benchmarks.gpu", "work", *(["--dry"] if dry else [])]
+        self.environment = {**os.environ, **environment}
+        self.process: subprocess.Popen[str] | None = None
+
+    def run(self, job: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The job's row; a fault where it takes longer than ``seconds``, or its process ends."""
+        end = time.monotonic() + seconds
+        if self.process is None or self.process.poll() is not None:
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
+            )
+            self._lines: queue.Queue[str | None] = queue.Queue()
+            self._noise: list[str] = []
+            threading.Thread(target=self._read, args=(self.process, self._lines), daemon=True).start()
+            threading.Thread(target=self._listen, args=(self.process, self._noise), daemon=True).start()
+            started = self._answer(end)
+            if "ready" not in started:
+                return started
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        row = self._answer(end)
+        if "fault" in row:
+            self.end()
+        return row
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def _answer(self, end: float) -> dict[str, Any]:
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.1, end - time.monotonic()))
+            except queue.Empty:
+                self.end()
+                return {"fault": "no answer in time", "right": False}
+            if line is None:
+                code = self.process.wait() if self.process else None
+                self.end()
+                return {"fault": f"the process ended with status {code}: {''.join(self._noise)[-1500:]}", "right": False}
+            if line.startswith("{"):
+                return dict(json.loads(line))
+
+    @staticmethod
+    def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    @staticmethod
+    def _listen(process: subprocess.Popen[str], noise: list[str]) -> None:
+        assert process.stderr is not None
+        noise.extend(process.stderr)
+
+
+def spread(jobs: list[dict[str, Any]], workers: int, dry: bool, end: float, environment: dict[str, str]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Jobs with their rows as they come, by several processes; rows that there was no time for say so."""
+    waiting, done = queue.SimpleQueue[dict[str, Any]](), queue.SimpleQueue[tuple[dict[str, Any], dict[str, Any]]]()
+    for job in jobs:
+        waiting.put(job)
+
+    def serve() -> None:
+        worker = Worker(dry, environment)
+        while True:
+            try:
+                job = waiting.get_nowait()
+            except queue.Empty:
+                break
+            left = end - time.monotonic()
+            done.put((job, worker.run(job, min(ROW_SECONDS, left + 10)) if left > 0 else {"not_reached": True}))
+        worker.end()
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for _ in range(workers):
+            pool.submit(serve)
+        for _ in jobs:
+            yield done.get()
+
+
+class Report:
+    """The files of one device, rewritten after each row; rows of another version of JAX or of an earlier run are replaced by name."""
+
+    def __init__(self, folder: pathlib.Path, dry: bool):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.head = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "dry": dry, "peers": gpu_peers.versions()}
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / f"{name}.json"
+        return list(json.loads(path.read_text())[name]) if path.exists() else []
+
+    def write(self, name: str, content: Any) -> None:
+        (self.folder / f"{name}.json").write_text(json.dumps({**self.head, name: content}, indent=1) + "\n")
+
+
+def correct(report: Report, only: str, workers: int, dry: bool, end: float) -> None:
+    """The stage of correctness."""
+    jobs = [job for job in correctness_jobs(dry) if only in "/".join(job.values())]
+    rows = {_name(row): row for row in report.read("correctness")}
+    quick = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"}  # the truth need not be fast
+    for job, row in spread([{**job, "stage": "correct"} for job in jobs], workers, dry, end, quick):
+        del job["stage"]
+        rows[_name(job)] = {**job, **row}
+        report.write("correctness", [rows[_name(job)] for job in correctness_jobs(dry) if _name(job) in rows])
+        if not row.get("right") and "refused" not in row:
+            print(json.dumps({**job, **row}), flush=True)
+    counts = {key: sum(key in row for row in rows.values()) for key in ("refused", "fault", "not_reached")}
+    right = sum(row.get("right") is True for row in rows.values())
+    print(f"right {right}, wrong {sum('errors' in row and not row['right'] for row in rows.values())}, {counts}")
+
+
+def _name(job: dict[str, Any]) -> tuple[str, str, str]:
+    return job["op"], job.get("problem", ""), job.get("case", "")
+
+
+def measure(report: Report, only: str, workers: int, dry: bool, end: float) -> None:
+    """The stage of times."""
+    wrong = {_name(row) for row in report.read("correctness") if row.get("right") is False}
+    ways = ("forward", "gradient")
+    chosen = [problem for problem in problems(dry) if only in f"{problem.op}/{problem.name}"]
+    jobs = [{"op": p.op, "problem": p.name, "way": way} for p in chosen if (p.op, p.name, "") not in wrong for way in ways]
+    with_caches = {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    half = (end + time.monotonic()) / 2
+    for job, row in spread([{**job, "stage": "prepare"} for job in jobs], workers, dry, half, with_caches):
+        if "fault" in row:
+            print(json.dumps({**job, **row}), flush=True)
+    worker = Worker(dry, with_caches)
+    reached = worker.run({"stage": "ceilings"}, ROW_SECONDS)
+    report.write("ceilings", reached)
+    rows: dict[str, dict[str, dict[str, Any]]] = {op: {row["problem"]: row for row in report.read(op)} for op in WORST_FIRST}
+    for problem in chosen:
+        if (problem.op, problem.name, "") in wrong:
+            rows[problem.op][problem.name] = {"op": problem.op, "problem": problem.name, "wrong": True}
+            report.write(problem.op, list(rows[problem.op].values()))
+    for job in jobs:
+        left = end - time.monotonic()
+        row = worker.run({**job, "stage": "time", "reached": reached}, min(ROW_SECONDS, left + 10)) if left > 0 else {"not_reached": True}
+        problem = _problem(job, dry)
+        whole = rows[job["op"]].setdefault(job["problem"], {"op": job["op"], "problem": job["problem"]})
+        whole["shapes"] = {n: [*([] if n == "A" else [problem.batch]), *shape] for n, shape in problem.shapes.items()}
+        whole.pop("wrong", None)
+        whole[job["way"]] = row
+        report.write(job["op"], list(rows[job["op"]].values()))
+        brief = {key: row[key] for key in ("ms", "speed_over_best_peer", "share_of_floor", "fault", "not_reached") if key in row}
+        print(json.dumps({**job, **brief}), flush=True)
+    worker.end()
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing new is begun")
-    parser.add_argument("--untimed", action="store_true", help="ceilings and correctness alone, of all cases")
-    parser.add_argument("--dry", action="store_true", help="tiny inputs on any device, XLA's form in the kernels' place")
+    parser.add_argument("stage", choices=("correct", "time", "work"), help="work is what the stages start as processes")
+    parser.add_argument("--minutes", type=float, default=4.0, help="after which no new row is begun")
+    parser.add_argument("--only", default="", help="rows whose op/name holds this")
+    parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 2)), help="processes that compile at once")
+    parser.add_argument("--dry", action="store_true", help="tiny inputs on any device, XLA's form in place of the kernels")
     parser.add_argument("--output", type=pathlib.Path, help="folder; benchmarks/results/<device> by default")
     given = parser.parse_args(arguments)
+    if given.stage == "work":
+        work(given.dry)
+        return
     kind = jax.devices()[0].device_kind.lower()
     device = next((name for name in ("h200", "h100") if name in kind), None)
     if device is None and not given.dry:
         raise SystemExit(f"benchmarks.gpu: needs an H100 or H200, this is {kind!r}; --dry --output=FOLDER tries the script")
     if given.dry and given.output is None:
         raise SystemExit("benchmarks.gpu: a dry run's figures mean nothing: name a folder for them with --output")
-    folder = given.output or pathlib.Path(__file__).parent / "results" / str(device)
-    folder.mkdir(parents=True, exist_ok=True)
-    head = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "dry": given.dry, "peers": gpu_peers.versions()}
-
-    def write(name: str, content: Any) -> None:
-        (folder / f"{name}.json").write_text(json.dumps({**head, name: content}, indent=1) + "\n")
-
-    ours = "xla" if given.dry else "mosaic_gpu"
-    clock = Clock(given.minutes, 1.0 if given.dry else 50.0)
-    reached = ceilings(clock, 256 if given.dry else 8192)
-    write("ceilings", reached)
-    # Compiling for each of the many small cases takes longer than running it: times come first, the rest has a run of its own.
-    checked = correctness(Clock(given.minutes * (1.0 if given.untimed else 0.4), 1.0), ours, given.dry)
-    write("correctness", checked)
-    wrong = {(row["op"], row["case"]) for row in checked if row.get("right") is False}
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for problem in () if given.untimed else problems(given.dry):
-        if clock.over():
-            print(f"no time left for {problem.op}, {problem.name}")
-            continue
-        try:
-            skip = (problem.op, problem.name) in wrong
-            row = {"op": problem.op, "problem": problem.name, "wrong": True} if skip else timed(clock, problem, ours, reached)
-        except Exception as fault:
-            row = {"op": problem.op, "problem": problem.name, "fault": f"{type(fault).__name__}: {str(fault)[:300]}"}
-        rows.setdefault(problem.op, []).append(row)
-        write(problem.op, rows[problem.op])
-        print(json.dumps(row), flush=True)
-    print(f"wrong: {sorted(wrong)}")
+    report = Report(given.output or pathlib.Path(__file__).parent / "results" / str(device), given.dry)
+    stage = correct if given.stage == "correct" else measure
+    stage(report, given.only, given.workers, given.dry, time.monotonic() + 60 * given.minutes)
 
 
 if __name__ == "__main__":
