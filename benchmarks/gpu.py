@@ -51,7 +51,7 @@ ROUNDS = 5
 TOLERANCE = 2.0**-6
 NARROW = {"attention": ("q", "k", "v"), "linear_attention": ("q", "k", "v"), "delta_rule": ("q", "k", "v"), "selective_scan": ()}
 WORST_FIRST = ("delta_rule", "linear_attention", "selective_scan", "attention")
-ROW_SECONDS = 75.0  # compiling included; beyond it a kernel counts as hanging
+ROW_SECONDS = 90.0  # compiling included; beyond it a kernel counts as hanging
 
 Job = dict[str, str]
 
@@ -194,7 +194,7 @@ def _problem(job: Job, dry: bool) -> Problem:
     return next(problem for problem in problems(dry) if (problem.op, problem.name) == (job["op"], job["problem"]))
 
 
-def contestants(problem: Problem, ours: str, way: str) -> tuple[dict[str, tuple[Callable[[int], Any], Callable[[Any], None]]], dict[str, str]]:
+def contestants(problem: Problem, ours: str, way: str, peers: str) -> tuple[dict[str, tuple[Callable[[int], Any], Callable[[Any], None]]], dict[str, str]]:
     """The calls that are compared, by name, and the reasons of the peers that can't take part."""
     made = problem.arrays(problem.batch)
     narrow = NARROW[problem.op]
@@ -208,6 +208,8 @@ def contestants(problem: Problem, ours: str, way: str) -> tuple[dict[str, tuple[
         found[label] = (lambda i, run=run: run(inputs[i % len(inputs)]), jax.block_until_ready)
     absent = {}
     for name, make in gpu_peers.PEERS.get(problem.op, {}).items():
+        if not _chosen(name, peers):
+            continue
         try:
             found[name] = make(problem, inputs, way)
         except Exception as reason:
@@ -217,14 +219,14 @@ def contestants(problem: Problem, ours: str, way: str) -> tuple[dict[str, tuple[
 
 def prepared(job: Job, ours: str, dry: bool) -> dict[str, Any]:
     """Compiles one problem's contestants, so that the process that times finds the programs in the caches on disk."""
-    running, absent = _that_run(*contestants(_problem(job, dry), ours, job["way"]))
+    running, absent = _that_run(*contestants(_problem(job, dry), ours, job["way"], job["peers"]))
     return {"compiled": sorted(running), "absent": absent}
 
 
 def timed(job: Job, ours: str, dry: bool, clock: Clock, reached: dict[str, float]) -> dict[str, Any]:
     """A problem's row: each contestant's milliseconds, ratios to the best peer, share of the floor."""
     problem, way = _problem(job, dry), job["way"]
-    running, absent = _that_run(*contestants(problem, ours, way))
+    running, absent = _that_run(*contestants(problem, ours, way, job["peers"]))
     times = clock.compare(running)
     peers = {name: ms for name, ms in times.items() if name != "ours"}
     best = min(peers, key=peers.__getitem__)
@@ -381,7 +383,7 @@ class Report:
 
 def correct(report: Report, only: str, workers: int, dry: bool, end: float) -> None:
     """The stage of correctness."""
-    jobs = [job for job in correctness_jobs(dry) if only in "/".join(job.values())]
+    jobs = [job for job in correctness_jobs(dry) if _chosen("/".join(job.values()), only)]
     rows = {_name(row): row for row in report.read("correctness")}
     quick = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"}  # the truth need not be fast
     for job, row in spread([{**job, "stage": "correct"} for job in jobs], workers, dry, end, quick):
@@ -395,20 +397,24 @@ def correct(report: Report, only: str, workers: int, dry: bool, end: float) -> N
     print(f"right {right}, wrong {sum('errors' in row and not row['right'] for row in rows.values())}, {counts}")
 
 
+def _chosen(name: str, only: str) -> bool:
+    return any(part in name for part in only.split(","))
+
+
 def _name(job: dict[str, Any]) -> tuple[str, str, str]:
     return job["op"], job.get("problem", ""), job.get("case", "")
 
 
-def measure(report: Report, only: str, workers: int, dry: bool, end: float) -> None:
+def measure(report: Report, only: str, peers: str, workers: int, dry: bool, end: float) -> None:
     """The stage of times."""
     wrong = {_name(row) for row in report.read("correctness") if row.get("right") is False}
     ways = ("forward", "gradient")
-    chosen = [problem for problem in problems(dry) if only in f"{problem.op}/{problem.name}"]
-    jobs = [{"op": p.op, "problem": p.name, "way": way} for p in chosen if (p.op, p.name, "") not in wrong for way in ways]
-    with_caches = {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    chosen = [problem for problem in problems(dry) if _chosen(f"{problem.op}/{problem.name}", only)]
+    jobs = [{"op": p.op, "problem": p.name, "way": way, "peers": peers} for p in chosen if (p.op, p.name, "") not in wrong for way in ways]
+    with_caches = {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "TRITON_CACHE_AUTOTUNING": "1"}
     half = (end + time.monotonic()) / 2
     for job, row in spread([{**job, "stage": "prepare"} for job in jobs], workers, dry, half, with_caches):
-        if "fault" in row:
+        if "fault" in row or "not_reached" in row:
             print(json.dumps({**job, **row}), flush=True)
     worker = Worker(dry, with_caches)
     reached = worker.run({"stage": "ceilings"}, ROW_SECONDS)
@@ -436,7 +442,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("correct", "time", "work"), help="work is what the stages start as processes")
     parser.add_argument("--minutes", type=float, default=4.0, help="after which no new row is begun")
-    parser.add_argument("--only", default="", help="rows whose op/name holds this")
+    parser.add_argument("--only", default="", help="rows whose op/name holds one of these, commas between")
+    parser.add_argument("--peers", default="", help="peers whose name holds one of these; fla's kernels tune themselves for minutes")
     parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 2)), help="processes that compile at once")
     parser.add_argument("--dry", action="store_true", help="tiny inputs on any device, XLA's form in place of the kernels")
     parser.add_argument("--output", type=pathlib.Path, help="folder; benchmarks/results/<device> by default")
@@ -451,8 +458,11 @@ def main(arguments: list[str] | None = None) -> None:
     if given.dry and given.output is None:
         raise SystemExit("benchmarks.gpu: a dry run's figures mean nothing: name a folder for them with --output")
     report = Report(given.output or pathlib.Path(__file__).parent / "results" / str(device), given.dry)
-    stage = correct if given.stage == "correct" else measure
-    stage(report, given.only, given.workers, given.dry, time.monotonic() + 60 * given.minutes)
+    end = time.monotonic() + 60 * given.minutes
+    if given.stage == "correct":
+        correct(report, given.only, given.workers, given.dry, end)
+    else:
+        measure(report, given.only, given.peers, given.workers, given.dry, end)
 
 
 if __name__ == "__main__":
