@@ -155,13 +155,18 @@ class Compiled:
         return nnx.merge(self.graphdef, self.state, copy=True)  # a call may move its statistics
 
     def inputs(self, seed: int = 0, batch: int = 2) -> np.ndarray:
-        """Random tokens, PADDED of them, or a grid of them."""
-        shape = (batch, *(GRID if self.grid else (PADDED,)), FEATURES)
-        return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+        """Random tokens, of which :meth:`real` are the first, or a grid of them."""
+        rng = np.random.default_rng(seed)
+        shapes = [(batch, *GRID, FEATURES)] if self.grid else [(batch, length, FEATURES) for length in (LENGTH, PADDED - LENGTH)]
+        return np.concatenate([rng.standard_normal(shape).astype(np.float32) for shape in shapes], axis=1)
 
     def real(self, seed: int = 0) -> np.ndarray:
         """The first LENGTH of the random tokens, or the grid of them."""
         return self.inputs(seed) if self.grid else self.inputs(seed)[:, :LENGTH]
+
+    def all_real(self) -> np.ndarray:
+        """The mask of :meth:`inputs` under which :meth:`real` are the real ones."""
+        return np.ones((2, *GRID), bool) if self.grid else np.broadcast_to(np.arange(PADDED) < LENGTH, (2, PADDED))
 
     def init_state(self, batch: int = 2, dtype: Any = jnp.float32) -> Any:
         """An empty state that can hold LENGTH tokens."""
