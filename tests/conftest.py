@@ -11,21 +11,14 @@ import jax
 import pytest
 
 from pallas_kernels import hopper
+from tests.compilation import compile_quickly, share_programs
 from tests.costs import Costs
+from tests.devices import EightDevices
 
 # JAX's interpreter of GPU kernels gives each warpgroup a thread of XLA's pool, which waits there for the others: with a pool as small
 # as two cores make it, they would wait for ever. Read when the first array is made.
 if hopper.interpreter_missing() is None:
     os.environ.setdefault("NPROC", "16")
-
-# Of XLA's two generators of code for CPUs, the one that compiles small programs in a quarter of the time, where there is a choice.
-if jax.__version_info__ < (0, 11):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-
-# Tests of many small programs, where compiling takes longer than running.
-COMPILED_QUICKLY = ("benchmarks", "layers", "zoo")
-# Programs that compile in less are compiled again sooner than they are read from a file.
-WORTH_KEEPING = 0.1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,17 +29,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Costs(config))
-    if not hasattr(config, "workerinput") and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # What one process of this run compiles, the others read: the workers and the processes that tests start. Gone with the run.
+    if hasattr(config, "workerinput"):
+        return  # It has the environment of the process that started it.
+    compile_quickly()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="mixer-zoo-compiled-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(WORTH_KEEPING)
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
+        share_programs(folder)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "eight_devices" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("eight devices"))  # one worker has the process
     if config.getoption("--full"):
         return
     full = [item for item in items if item.get_closest_marker("full")]
@@ -54,14 +50,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in set(full)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles without XLA's expensive optimizations in the folders named above; their results are the same function.
+@pytest.fixture(scope="session")
+def eight_devices() -> Iterator[EightDevices]:
+    """A process of eight devices that calls functions, the same for all tests."""
+    process = EightDevices()
+    yield process
+    process.close()
 
-    What was compiled goes with the file that needed it: a process may map 65,530 pieces of memory on Linux, a compiled program takes
-    several, and the suite's thousands would reach that.
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """What was compiled goes with the file that needed it.
+
+    A process may map 65,530 pieces of memory on Linux, a compiled program takes several, and the suite's thousands would reach that.
     """
-    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in COMPILED_QUICKLY)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()

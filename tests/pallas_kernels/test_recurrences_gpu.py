@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,14 +85,6 @@ def check(op: str, inputs: Inputs, tolerance: float) -> None:
     for name, exact in want.items():
         error, scale = np.max(np.abs(got[name] - exact)), np.max(np.abs(exact))
         assert error <= tolerance * scale, f"{name}: {error / scale:.2g} of its largest, allowed {tolerance:.2g}"
-
-
-@pytest.fixture(autouse=True)
-def quickly_compiled() -> Iterator[None]:
-    """Interpreted kernels are long to compile and quick to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("name", ["plain", "abrupt_token", "both_ways_token"])

@@ -28,12 +28,6 @@ FLAGS = {"train_for": "3 steps", "save_every": "3 steps", "eval_every": "1 epoch
 CHANGES = {**FLAGS, "schedule.name": "constant", "optimizer.learning_rate": 0.01}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation_here(quick_compilation: None) -> None:
-    """Runs of a few steps, each of which compiles its own programs: that takes longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     where = str(tmp_path_factory.mktemp("tfds"))
@@ -129,7 +123,7 @@ def test_by_the_commands(tmp_path: Path, data_dir: str, file: Path) -> None:
         "from configs import biformer\n\n\ndef get_config():\n    config = biformer.get_config()\n"
         f"    config.model_options.update({SMALL!r})\n    config.task.dataset.data_dir = {data_dir!r}\n    return config\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
     def run(*command: str) -> str:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
