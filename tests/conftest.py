@@ -38,11 +38,23 @@ def pytest_configure(config: pytest.Config) -> None:
         share_programs(folder)
 
 
+def shared(item: pytest.Item) -> str:
+    """What a test has in common with others, which one worker is to run after each other: a process, a case's programs, a file's fixtures."""
+    if "eight_devices" in getattr(item, "fixturenames", ()):
+        return "eight devices"
+    file = item.path.stem.removeprefix("test_")
+    given = getattr(item, "callspec", None) and item.callspec.params or {}
+    if cases := [getattr(given[name], "name", None) or str(given[name]) for name in ("op", "case", "family") if name in given]:
+        return " ".join([file, *cases])
+    fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+    return file if any(found[-1].scope == "module" and found[-1].baseid.endswith(".py") for found in fixtures) else ""
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "eight_devices" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("eight devices"))  # one worker has the process
+        if group := shared(item):
+            item.add_marker(pytest.mark.xdist_group(group))
     if config.getoption("--full"):
         return
     full = [item for item in items if item.get_closest_marker("full")]

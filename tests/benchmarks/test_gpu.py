@@ -14,6 +14,7 @@ from pallas_kernels.dispatch import OPS
 WITH_KERNELS = {op.name for op in OPS.values() if "mosaic_gpu" in {i.name for i in op.implementations}}
 
 
+@pytest.mark.full
 def test_dry_run(tmp_path: Path) -> None:
     """Both stages, and that a kernel found wrong is not timed."""
     for stage in ("correct", "time"):

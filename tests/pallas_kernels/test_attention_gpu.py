@@ -48,6 +48,7 @@ def evaluate(implementation: str, options: dict[str, Any], arrays: dict[str, jax
     return {n: np.asarray(x, np.float64) for n, x in ({f"output {i}": x for i, x in enumerate(outputs)} | gradients).items()}
 
 
+@pytest.mark.full
 @needs_interpreter
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

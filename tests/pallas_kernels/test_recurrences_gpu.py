@@ -20,7 +20,7 @@ from pallas_kernels import hopper
 from pallas_kernels.dispatch import OPS, use
 from pallas_kernels.linear_attention import hopper_chunks, hopper_pieces
 
-pytestmark = pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing()))
+pytestmark = [pytest.mark.full, pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing()))]
 
 # Half a unit in the last place of bfloat16 is 2^-9. Rounded are scores, states that are read, values that are written, inverses,
 # cotangents and results: six times, if all fall together.

@@ -91,6 +91,7 @@ def test_the_head_alone(tmp_path: Path, data_dir: str, file: Path) -> None:
     assert moved(model, before) == {"head.kernel", "head.bias"}
 
 
+@pytest.mark.full
 def test_adapters(tmp_path: Path, data_dir: str, file: Path) -> None:
     """Only they and the head move, a run that is cut goes on bit for bit, and the plain model that a run leaves gives the same outputs."""
     chosen = config(data_dir, file, lora__rank=2, lora__alpha=4.0)
@@ -116,6 +117,7 @@ def test_adapters(tmp_path: Path, data_dir: str, file: Path) -> None:
     np.testing.assert_allclose(logits(plain), logits(model), atol=1e-6 * float(jnp.abs(logits(model)).max()))
 
 
+@pytest.mark.full
 def test_by_the_commands(tmp_path: Path, data_dir: str, file: Path) -> None:
     """``train.py`` with two flags more, then ``eval.py``."""
     small = tmp_path / "small.py"
