@@ -43,7 +43,7 @@ def shared(item: pytest.Item) -> str:
     if "eight_devices" in getattr(item, "fixturenames", ()):
         return "eight devices"
     file = item.path.stem.removeprefix("test_")
-    given = getattr(item, "callspec", None) and item.callspec.params or {}
+    given = (getattr(item, "callspec", None) and item.callspec.params) or {}
     if cases := [getattr(given[name], "name", None) or str(given[name]) for name in ("op", "case", "family") if name in given]:
         return " ".join([file, *cases])
     fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()

@@ -36,6 +36,7 @@ def test_dry_run(tmp_path: Path) -> None:
             assert row["gradient"]["absent"], "no peer can run here"
 
 
+@pytest.mark.full
 def test_a_row_that_hangs_or_breaks_costs_itself_only() -> None:
     worker = gpu.Worker(True, {})
     assert worker.run({"stage": "correct", "op": "attention", "case": "no such case"}, 60)["fault"].startswith("StopIteration")

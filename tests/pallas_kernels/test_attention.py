@@ -86,7 +86,10 @@ def test_weights_times_values_are_the_output() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    tiered([{}, {"causal": True}, {"window": (128, 128)}, {"causal": True, "window": (128, None)}, {"normalize": "sigmoid"}], lambda options: options == {"causal": True}),
+    tiered(
+        [{}, {"causal": True}, {"window": (128, 128)}, {"causal": True, "window": (128, None)}, {"normalize": "sigmoid"}],
+        lambda options: options == {"causal": True},
+    ),
     ids=str,
 )
 def test_temporary_memory_of_the_gradient_is_linear_in_length(options: dict) -> None:
@@ -102,7 +105,10 @@ def test_temporary_memory_of_the_gradient_is_linear_in_length(options: dict) -> 
     assert temporary(8192) < 2.2 * temporary(4096)
 
 
-@pytest.mark.parametrize("name", tiered(["padding_causal_grouped", "bias_per_head", "sinks", "cache_step", "long_cache"], lambda name: name == "padding_causal_grouped"))
+@pytest.mark.parametrize(
+    "name",
+    tiered(["padding_causal_grouped", "bias_per_head", "sinks", "cache_step", "long_cache"], lambda name: name == "padding_causal_grouped"),
+)
 def test_rows_that_take_turns_are_as_those_computed_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(case for case in CASES if case.name == name)
     arrays = case.arrays(np.random.default_rng(0))
