@@ -18,8 +18,8 @@ from benchmarks.claims import copying, induction_heads, language_models, long_co
 from benchmarks.claims import run as claims
 from benchmarks.claims.run import HOME, steps_to
 from layers.state import parameter_count
-from training import assembly
 from tests.tiers import tiered
+from training import assembly
 
 NAMES = sorted(path.stem for path in (HOME / "benchmarks" / "claims").glob("*.py") if path.stem not in ("run", "__init__"))
 
