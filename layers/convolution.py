@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.initializers import variance_scaling, zeros
+from layers.initializers import create_initializer, variance_scaling, zeros
 from layers.module import Module
 from pallas_kernels import operations, sequence
 
@@ -79,7 +79,7 @@ class CausalConvolution(Module):
     ):
         if kernel_size < 1:
             raise ValueError(f"CausalConvolution: kernel_size must be at least 1; got {kernel_size}")
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (kernel_size, 1, features), param_dtype))
+        self.kernel = nnx.Param(create_initializer(kernel_init)(rngs.params(), (kernel_size, 1, features), param_dtype))
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
         self.features, self.kernel_size, self.dtype = features, kernel_size, dtype
 

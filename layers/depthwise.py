@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.initializers import variance_scaling, zeros
+from layers.initializers import create_initializer, variance_scaling, zeros
 from layers.module import Module
 from pallas_kernels import operations
 
@@ -98,7 +98,7 @@ class DepthwiseConv(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (kernel_size, kernel_size, 1, features), param_dtype))
+        self.kernel = nnx.Param(create_initializer(kernel_init)(rngs.params(), (kernel_size, kernel_size, 1, features), param_dtype))
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
         self.strides, self.padding, self.dtype = strides, padding, dtype
 

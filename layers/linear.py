@@ -12,11 +12,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.initializers import InitializerSpec, create_initializer, lecun_normal, zeros
 from pallas_kernels import sequence
 
 
 class Linear(nnx.Linear):
     """``nnx.Linear``: the same parameters, the same function."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, kernel_init: InitializerSpec = lecun_normal, bias_init: InitializerSpec = zeros, rngs: nnx.Rngs, **options: Any
+    ):
+        """Further options are those of ``nnx.Linear``."""
+        inits = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init)}
+        super().__init__(in_features, out_features, rngs=rngs, **inits, **options)
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (..., in_features) to (..., out_features)."""

@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.making import Unfinished
 from layers.mixer import MixerSpec
-from layers.state import born
 from zoo.registry import Preprocess, configure, variant
 from zoo.sources import run_record
 from zoo.weights import classes_of, load
@@ -61,19 +61,19 @@ def create(
     overrides = {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": _dtype("param_dtype", param_dtype)}
     config = configure(entry, overrides)
     rngs = nnx.Rngs(0) if rngs is None else rngs
-    model: Any = entry.build(config, rngs=rngs) if shardings is None else born(lambda rngs: entry.build(config, rngs=rngs), rngs, shardings)
-    model.variant = entry.name
-    model.eval()
+    unfinished = Unfinished(lambda rngs: entry.build(config, rngs=rngs), rngs, shardings)
+    unfinished.model.variant = entry.name
+    unfinished.model.eval()
     if weights is None:
-        return model
+        return unfinished.finish()
     theirs = classes_of(name, weights, config) if num_classes else None
     fresh = bool(num_classes) and theirs != num_classes
-    load(model, weights, head="reset" if fresh else None)
+    load(unfinished.model, weights, head="reset" if fresh else None)
     if fresh:
         source = weights if isinstance(weights, str | Path) else "the checkpoint"
         had = "no classifier" if theirs is None else f"{theirs} classes"
         warnings.warn(f"{source} has {had}: the head for {num_classes} classes stays random", stacklevel=2)
-    return model
+    return unfinished.finish()
 
 
 def _dtype(field: str, value: Any) -> Any:

@@ -11,10 +11,10 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers import making
 from layers.mixer import MixerSpec, near
 from zoo.naming import Naming
 from zoo.preprocessing import Preprocess as Preprocess
@@ -174,26 +174,9 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(entry.config, **{name: freeze(value) for name, value in overrides.items()})
 
 
-class _OneKey:
-    """Random streams whose parameters all get the same key: tracing a model of which only shapes are wanted is then eight times faster."""
-
-    def __init__(self) -> None:
-        self._rngs = nnx.Rngs(0)
-        self._key = self._rngs.params()
-
-    def params(self) -> jax.Array:
-        return self._key
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._rngs, name)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._rngs[name]
-
-
 def abstract(entry: Variant, config: ModelConfig) -> nnx.Module:
     """The model of a configuration with ``jax.ShapeDtypeStruct`` for arrays: names and shapes, nothing allocated."""
-    return nnx.eval_shape(lambda: entry.build(config, rngs=_OneKey()))
+    return making.abstract(lambda rngs: entry.build(config, rngs=rngs))
 
 
 class FrozenOptions(Mapping[str, Any]):
