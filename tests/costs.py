@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator
+from typing import Any, NamedTuple
 
 import pytest
 
 MOST, LISTED = 15.0, 5.0  # CPU seconds of one quick test, compilation included
-# What a member of a registry may cost on average, in the quick tier and in the full one.
-MEMBERS = {"mixer": (4, 12), "family": (8, 24)}
 SLOWEST = 20
-elsewhere = 0.0  # CPU seconds of a process that worked for this one and still runs
+# What a member of a registry may cost on average, in the quick tier and in both.
+MEMBERS = {"mixer": (4, 12), "family": (8, 24)}
+
+elsewhere = 0.0  # CPU seconds of a process that works for this one and still runs
 
 
 def cpu_seconds() -> float:
@@ -25,14 +26,23 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system + elsewhere
 
 
+class Cost(NamedTuple):
+    """Of one test: CPU seconds, what they count for, and whether it is of the quick tier."""
+
+    seconds: float
+    groups: list[str]
+    quick: bool
+
+
 def groups(item: pytest.Item) -> list[str]:
-    """What a test's costs count for: its folder, and the member of a registry that it is about."""
+    """The folder of a test, and the member of a registry that it is about."""
     found = [item.path.parent.name]
-    for name, value in (getattr(item, "callspec", None) and item.callspec.params.items()) or ():
-        if member := getattr(value, "member", None):
-            found.append(member)
-        elif name in MEMBERS and isinstance(value, str):
-            found.append(f"{name} {value}")
+    if callspec := getattr(item, "callspec", None):
+        for name, value in callspec.params.items():
+            if member := getattr(value, "member", None):
+                found.append(member)
+            elif name in MEMBERS and isinstance(value, str):
+                found.append(f"{name} {value}")
     return found
 
 
@@ -41,69 +51,67 @@ class Costs:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.started = 0.0
-        self.tests: dict[str, tuple[float, list[str], bool]] = {}
-        self.processes = 0.0
+        self.started = self.processes = 0.0
+        self.tests: dict[str, Cost] = {}
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self) -> Iterator[Any]:
+    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
         self.started = cpu_seconds()
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
         report = yield
         if call.when == "teardown":
-            quick = item.get_closest_marker("full") is None
-            report.user_properties.append(("costs", (cpu_seconds() - self.started, groups(item), quick)))
+            cost = Cost(cpu_seconds() - self.started, groups(item), item.get_closest_marker("full") is None)
+            report.user_properties.append(("cost", tuple(cost)))
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
-            if name == "costs":
-                self.tests[report.nodeid] = (value[0], list(value[1]), value[2])
+            if name == "cost":
+                self.tests[report.nodeid.partition("@")[0]] = Cost(*value)  # behind the @ stands the group of xdist
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if (output := getattr(self.config, "workeroutput", None)) is not None:
-            output["cpu_seconds"] = cpu_seconds()
-            return
-        self.processes += cpu_seconds() if not self.config.getoption("numprocesses", None) else 0
-        if self.config.getoption("--costs") and self.too_slow() and session.exitstatus == pytest.ExitCode.OK:
+        worker = getattr(self.config, "workeroutput", None)
+        if worker is not None:
+            worker["cpu_seconds"] = cpu_seconds()
+        elif self.config.getoption("--costs") and self.too_slow() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        self.processes += getattr(node, "workeroutput", {}).get("cpu_seconds", 0)
+        self.processes += getattr(node, "workeroutput", {}).get("cpu_seconds", 0.0)
 
-    def too_slow(self) -> list[tuple[str, float]]:
+    def too_slow(self) -> list[str]:
         """Quick tests above the limit."""
-        return [(name, seconds) for name, (seconds, _, quick) in self.tests.items() if quick and seconds > MOST]
+        return [name for name, cost in self.tests.items() if cost.quick and cost.seconds > MOST]
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if not self.config.getoption("--costs") or not self.tests:
             return
         write = terminalreporter.write_line
-        total = sum(seconds for seconds, _, _ in self.tests.values())
-        by_group: collections.Counter[str] = collections.Counter()
+        seconds: collections.Counter[str] = collections.Counter()
         count: collections.Counter[str] = collections.Counter()
-        for seconds, names, _ in self.tests.values():
-            by_group.update(dict.fromkeys(names, seconds))
-            count.update(names)
+        for cost in self.tests.values():
+            seconds.update(dict.fromkeys(cost.groups, cost.seconds))
+            count.update(set(cost.groups))
         terminalreporter.section("CPU seconds")
-        write(f"{total:8.1f}  {len(self.tests)} tests; {self.processes - total:.1f} beside them, for imports and collection")
+        total = sum(cost.seconds for cost in self.tests.values())
+        beside = (self.processes or cpu_seconds()) - total
+        write(f"{total:8.1f}  {len(self.tests)} tests; beside them {beside:.1f} for imports and collection")
         for kind in ("", *MEMBERS):
-            members = [name for name in by_group if (name.partition(" ")[0] == kind if kind else " " not in name)]
+            members = sorted((name for name in seconds if name.partition(" ")[0] == kind or not (kind or " " in name)), key=seconds.get, reverse=True)
             if kind and members:
-                mean, limits = sum(by_group[name] for name in members) / len(members), "quick, {} full".format(*MEMBERS[kind])
-                limits = f"{MEMBERS[kind][0]} in the quick tier, {MEMBERS[kind][1]} in the full one"
-                write(f"{mean:8.1f}  a {kind} on average, of {len(members)}; at most {limits}")
-            for name in sorted(members, key=by_group.__getitem__, reverse=True):
-                write(f"{by_group[name]:8.1f}  {name} ({count[name]})")
-        listed = sorted(self.tests.items(), key=lambda entry: -entry[1][0])
+                mean, (quick, full) = sum(seconds[name] for name in members) / len(members), MEMBERS[kind]
+                write(f"{mean:8.1f}  a {kind} on average, of {len(members)}: at most {quick} in the quick tier, {full} in both")
+            for name in members:
+                write(f"{seconds[name]:8.1f}  {name} ({count[name]})")
         write(f"the {SLOWEST} slowest, and every quick one above {LISTED:g}:")
-        for place, (name, (seconds, _, quick)) in enumerate(listed):
-            if place < SLOWEST or (quick and seconds > LISTED):
-                write(f"{seconds:8.1f}  {name}{'' if quick else ' (full)'}")
-        for name, seconds in self.too_slow():
-            write(f"FAILED {name}: {seconds:.1f} CPU seconds, a quick test has {MOST:g}: make it smaller, share its programs, or mark it full", red=True)
+        for place, (name, cost) in enumerate(sorted(self.tests.items(), key=lambda entry: -entry[1].seconds)):
+            if place < SLOWEST or (cost.quick and cost.seconds > LISTED):
+                write(f"{cost.seconds:8.1f}  {name}{'' if cost.quick else ' (full)'}")
+        for name in self.too_slow():
+            over = f"{self.tests[name].seconds:.1f} CPU seconds, and a quick test has {MOST:g}"
+            write(f"FAILED {name}: {over}: make it smaller, share its programs, or mark it full", red=True)
