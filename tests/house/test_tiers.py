@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.tiers import tiered
 
 ROOT = Path(__file__).resolve().parents[2]
