@@ -116,7 +116,9 @@ class _Window:
             "examples_per_second": batch_size * len(reports) / seconds,
             "peak_memory_mib": peak_memory(),
         }
-        faults = [self._fault(first + number, r) for number, r in enumerate(reports) if not r["kept"]]
+        if "loss_scale" in reports[-1]:
+            figures["loss_scale"] = float(reports[-1]["loss_scale"])
+        faults = [self._fault(first + number, r) for number, r in enumerate(reports) if not (r["kept"] or r.get("overflow", False))]
         self.reports = []
         return figures, faults
 

@@ -22,6 +22,8 @@ INERT = frozenset({"log_every", "save_every", "workers", "mesh", "distributed", 
 """Fields that can't change what was computed so far."""
 DURATIONS = frozenset({"train_for", "eval_every"})
 """Fields that may change when a run is extended."""
+ADDED = {"optimizer": {"rounding": "master"}}
+"""Fields that older runs do not have, and the values that do what those did."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "ml_collections")
 
 
@@ -49,7 +51,7 @@ def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record
     """
     new = plain(config)
     if (path / "config.json").exists() and any(path.glob("checkpoints/[0-9]*")):
-        changed = [d for d in differences(read_config(path).to_dict(), new) if d[0].split(".")[0] not in INERT]
+        changed = [d for d in differences(_completed(read_config(path).to_dict()), new) if d[0].split(".")[0] not in INERT]
         barred = [d for d in changed if not (extend and d[0] in DURATIONS)]
         if barred:
             listed = "\n".join(f"  {field}: {json.dumps(a)} there, {json.dumps(b)} here" for field, a, b in barred)
@@ -66,6 +68,11 @@ def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record
             temporary.replace(path / name)
     except OSError as error:
         raise OSError(f"can't write to the working directory {path}: {error.strerror or error}; choose another with --workdir") from error
+
+
+def _completed(old: dict[str, Any]) -> dict[str, Any]:
+    """The config of an older run with the fields that came later."""
+    return {name: {**ADDED.get(name, {}), **value} if isinstance(value, dict) else value for name, value in old.items()}
 
 
 def read_config(path: Path) -> ConfigDict:

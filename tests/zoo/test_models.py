@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from layers import Statistic, flatten
 from layers.state import flatten_state, parameter_count
 from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
+from training import optimizer as optimizers
 from zoo.backbones.causal import Causal
 from zoo.backbones.encoder import Encoder
 from zoo.backbones.isotropic import Isotropic
@@ -130,6 +132,18 @@ def test_features_are_maps(family: str) -> None:
             assert {m.shape for m in maps} == {(2, size // 8, size // 8, 16)}
             assert len(maps) == 4
         assert all(m.shape[1] == m.shape[2] for m in maps)
+
+
+@every
+def test_what_decays_and_what_muon_takes(family: str) -> None:
+    """Weights that multiply features decay: no table, no token, no rate of a state space. Muon's are the linear ones inside blocks."""
+    model = abstract(VARIANTS[smallest(family)], VARIANTS[smallest(family)].config)
+    optimizer = optimizers.create(model, flatten(model, nnx.Param), {"name": "muon", "learning_rate": 0.1, "weight_decay": 0.1})
+    weights = re.compile(r"(^|\.)(kernel|C|initial\.\d+)$")
+    assert {name for name in optimizer.decayed if not weights.search(name)} == set()
+    assert optimizer.matrices
+    linear = {name for name in optimizer.matrices if not re.search(r"(^|\.)blocks\.\d+\..*\.kernel$", name)}
+    assert linear == set()
 
 
 @classifiers

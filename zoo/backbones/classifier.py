@@ -24,7 +24,7 @@ class Classifier(Model):
 
     head: Linear | None
     before_head: ClassVar[tuple[str, ...]] = ()
-    undecayed: ClassVar[tuple[str, ...]] = ("position", "prefix_position", "class_token", "distillation_token", "register_tokens", "mask_token", "table")
+    undecayed: ClassVar[tuple[str, ...]] = ("position", "prefix_position", "class_token", "distillation_token", "register_tokens", "mask_token")
 
     def __call__(self, x: jax.Array, *more: Any) -> jax.Array:
         """Maps images (batch, height, width, channels), or what else ``pooled`` takes, to logits (batch, classes), or to pooled features without a head."""

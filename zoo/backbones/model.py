@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
-from layers.mixer import Mixer
 from layers.module import Module
 from layers.state import flatten
 from zoo.registry import FrozenOptions
@@ -26,7 +25,7 @@ class Model(Module):
       extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the configuration.
       sharding: patterns of parameter names, and the mesh axis along which each of their axes is split; others follow the general rule of
         ``training.sharding``.
-      undecayed: parts of names of tables and tokens that weight decay spares besides all vectors.
+      undecayed: as of every module; the first parts of names, here.
     """
 
     config: Any
@@ -36,7 +35,6 @@ class Model(Module):
     num_features: int
     stem: ClassVar[tuple[str, ...]] = ()
     extras: ClassVar[tuple[str, ...]] = ()
-    undecayed: ClassVar[tuple[str, ...]] = ()
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         # What makes heads and hidden features is split by columns, what sums them up by rows: one exchange for a mixer, one for an MLP.
         **dict.fromkeys(("*.query.kernel", "*.key.kernel", "*.value.kernel", "*.gate.kernel", "*.up.kernel"), (None, "tensor")),
@@ -54,8 +52,8 @@ class Model(Module):
         return 0 if path[0] in self.stem else self.config.depth + 1
 
     def no_decay(self) -> set[str]:
-        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), tables, special tokens, and what its mixers name."""
-        spared = set(self.undecayed).union(*(module.undecayed for _, module in nnx.iter_modules(self) if isinstance(module, Mixer)))
+        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), and what its modules name (tables, special tokens)."""
+        spared = set().union(*(module.undecayed for _, module in nnx.iter_modules(self) if isinstance(module, Module)))
         return {name for name, leaf in flatten(self, nnx.Param).items() if leaf.ndim <= 1 or spared & set(name.split("."))}
 
 
