@@ -192,8 +192,10 @@ class _Keys(nnx.RngStream):
 
     def fork(self, **options: Any) -> nnx.RngStream:
         """A stream of its own, that goes on when the model is made."""
-        key = self()
-        return super().fork(**options) if options else nnx.RngStream(jax.random.wrap_key_data(key) if isinstance(key, np.ndarray) else key, tag=self.tag)
+        if options:
+            return super().fork(**options)
+        key: Any = self()
+        return nnx.RngStream(jax.random.wrap_key_data(jax.numpy.asarray(key)) if isinstance(key, np.ndarray) else key, tag=self.tag)
 
 
 class _Making:

@@ -22,10 +22,10 @@ from layers.mixer import Mixer, register_mixer
 from layers.module import Module
 from layers.state_space.initialisation import (
     A_LOG,
-    Initialisation,
     MIMETIC_A_LOG,
     MIMETIC_STEP_BIAS,
     STEP_RANGE,
+    Initialisation,
     StepRange,
     check_initialisation,
     fan_in_uniform,
