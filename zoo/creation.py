@@ -12,7 +12,7 @@ from flax import nnx
 
 from layers.making import Unfinished
 from layers.mixer import MixerSpec
-from zoo.registry import Preprocess, configure, variant
+from zoo.registry import ModelConfig, Preprocess, Variant, abstract, configure, variant
 from zoo.weights import classes_of, load
 
 
@@ -47,9 +47,7 @@ def create(
       ValueError: an unknown name, hyper-parameter or mixer (near ones are given), or weights that don't fit.
     """
     entry = variant(name)
-    given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else jnp.dtype(dtype)}
-    overrides = {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": jnp.dtype(param_dtype)}
-    config = configure(entry, overrides)
+    config = _configured(entry, num_classes=num_classes, mixer=mixer, dtype=dtype, param_dtype=param_dtype, **overrides)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     unfinished = Unfinished(lambda rngs: entry.build(config, rngs=rngs), rngs, shardings)
     unfinished.model.variant = entry.name
@@ -63,6 +61,23 @@ def create(
         had = "no classifier" if theirs is None else f"{theirs} classes"
         warnings.warn(f"{source} has {had}: the head for {num_classes} classes stays random", stacklevel=2)
     return unfinished.finish()
+
+
+def create_abstract(name: str, **overrides: Any) -> Any:
+    """The model that :func:`create` makes of the same arguments, with ``jax.ShapeDtypeStruct`` for arrays.
+
+    Raises:
+      ValueError: an unknown name, hyper-parameter or mixer.
+    """
+    entry = variant(name)
+    model: Any = abstract(entry, _configured(entry, **overrides))
+    model.variant = entry.name
+    return model
+
+
+def _configured(entry: Variant, *, num_classes: Any = None, mixer: Any = None, dtype: Any = None, param_dtype: Any = jnp.float32, **overrides: Any) -> ModelConfig:
+    given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else jnp.dtype(dtype)}
+    return configure(entry, {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": jnp.dtype(param_dtype)})
 
 
 def preprocess(model: str | nnx.Module) -> Preprocess:
