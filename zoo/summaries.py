@@ -15,7 +15,7 @@ from layers.module import Statistic
 from layers.stack import Stack
 from layers.state import parameter_count
 from pallas_kernels import dispatch, operations
-from zoo.creation import create
+from zoo.creation import create_abstract
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def summary(model: str | nnx.Module, input_shape: tuple[int, ...] | None = None,
     """
     if isinstance(model, str):
         name = model
-        model = nnx.eval_shape(lambda: create(name, **overrides))
+        model = create_abstract(name, **overrides)
     elif overrides:
         raise ValueError(f"the model is already made: {', '.join(overrides)} can be given with a name only")
     else:
