@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.broadcast import broadcast
 from layers.initializers import variance_scaling, zeros
 from layers.module import Module
 from pallas_kernels import operations
@@ -106,4 +107,4 @@ class DepthwiseConv(Module):
         """Maps (batch, height, width, features) to (batch, height', width', features)."""
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         y = depthwise_convolution(x.astype(dtype), self.kernel[...].astype(dtype), strides=self.strides, padding=self.padding)
-        return y if self.bias is None else y + self.bias[...].astype(dtype)
+        return y if self.bias is None else y + broadcast(self.bias[...], y.shape, dtype)
