@@ -25,7 +25,6 @@ from flax import nnx
 from layers.initializers import aligned
 from layers.lora import adapters
 from layers.mixer import near
-from layers.position import resample_table
 from layers.state import assign, flatten
 from zoo.naming import ZOO, Entry, Naming, plan
 from zoo.registry import FrozenOptions, Release, Variant, abstract, list_models, variant
@@ -288,6 +287,7 @@ def _compare(name: str, rules: Naming, model: nnx.Module, entries: list[Entry], 
 def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
     """Our arrays one by one, on the devices and in the dtype they are to have."""
     leaves = flatten(model)
+    tables: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     resampled: dict[tuple[str, str], list[str]] = {}
     for line in match.entries:
         if not line.ours:
@@ -304,7 +304,7 @@ def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[
             shape = array.shape if leaf is None else leaf.shape
             if array.shape != shape:
                 resampled.setdefault((_by(array.shape), _by(shape)), []).append(name)
-                array = np.asarray(resample_table(jnp.asarray(array), shape[:2]))
+                array = np.asarray(tables[name.rpartition(".")[0]].resampled(jnp.asarray(array), shape[:2]))
             wanted = array.dtype if dtype == "file" else leaf.dtype if dtype is None and leaf is not None else jnp.dtype(dtype or array.dtype)
             if array.dtype != wanted or not array.flags.c_contiguous or array.ctypes.data % 64:
                 array, released = aligned(array.shape, wanted), array
