@@ -78,12 +78,15 @@ def run() -> ConfigDict:
                 "multipliers": {},  # parameter-name pattern: factor on the learning rate
                 "freeze": (),  # parameter-name patterns; one that begins with "!" frees again: ("*", "!head.*") trains the head alone
                 "no_decay": (),  # parameter-name patterns, besides what the model names
-                "options": {},  # of the optimiser, such as b1
+                "options": {},  # of the optimizer, such as b1
+                # How updates reach parameters narrower than float32: "master" (a float32 copy of them in the optimizer's
+                # state) or "stochastic" (rounding); bytes a parameter: training/precision.py.
+                "rounding": "master",
             },
             "schedule": {"name": "cosine", "warmup": "0 steps", "final": 0.0},  # final: as a part of the peak
             "ema": 0.0,  # decay of the averaged weights; 0 is off
             "dtype": "float32",  # of the computation
-            "param_dtype": "float32",
+            "param_dtype": "float32",  # of the parameters; the optimizer's state is in float32 whatever it is
             "remat": False,
             "scan": False,
             "aux_losses": {},  # name of a loss that modules report: its weight

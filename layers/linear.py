@@ -1,4 +1,4 @@
-"""The linear layer and the table of embeddings, in the forms of their products that compilers do well.
+"""The linear layer, the convolution and the table of embeddings, in the forms of their products that compilers do well.
 
 Over several axes of rows, XLA's CPU compiler copies transposes of input and gradient in front of the
 product that is the kernel's gradient; over one axis it needs none (MaxViT's gradient: 1.4 times as fast).
@@ -11,23 +11,57 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 
+from layers.broadcast import lookup, widened
+from layers.initializers import InitializerSpec, create_initializer, lecun_normal, zeros
 from pallas_kernels import sequence
 
 
+def _promoted(arrays: tuple[Any, ...], *, dtype: Any = None, inexact: bool = True) -> tuple[Any, ...]:
+    """Inputs and kernel in the dtype of the computation; a bias, which all rows share, in float32: see :mod:`layers.broadcast`."""
+    *operands, bias = arrays
+    return *promote_dtype(tuple(operands), dtype=dtype, inexact=inexact), None if bias is None else widened(bias)
+
+
 class Linear(nnx.Linear):
-    """``nnx.Linear``: the same parameters, the same function."""
+    """``nnx.Linear``: the same parameters, the same function; the gradient of the bias is summed in float32."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, kernel_init: InitializerSpec = lecun_normal, bias_init: InitializerSpec = zeros, rngs: nnx.Rngs, **options: Any
+    ):
+        """Further options are those of ``nnx.Linear``."""
+        inits = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init)}
+        super().__init__(in_features, out_features, rngs=rngs, promote_dtype=_promoted, **inits, **options)
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (..., in_features) to (..., out_features)."""
+        dtype = self.dtype or jnp.promote_types(inputs.dtype, self.kernel.dtype)
         # Rows and tokens that are both split over devices can't become one axis without being gathered.
         if inputs.ndim < 3 or args or kwargs or sequence.is_split():
-            return super().__call__(inputs, *args, **kwargs)
-        return super().__call__(inputs.reshape(-1, inputs.shape[-1])).reshape(*inputs.shape[:-1], -1)
+            return super().__call__(inputs, *args, **kwargs).astype(dtype)
+        return super().__call__(inputs.reshape(-1, inputs.shape[-1])).astype(dtype).reshape(*inputs.shape[:-1], -1)
+
+
+class Conv(nnx.Conv):
+    """``nnx.Conv``: the same parameters, the same function; the gradient of the bias is summed in float32."""
+
+    def __init__(self, *args: Any, kernel_init: InitializerSpec = lecun_normal, bias_init: InitializerSpec = zeros, **options: Any) -> None:
+        """Arguments are those of ``nnx.Conv``."""
+        inits = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init)}
+        super().__init__(*args, promote_dtype=_promoted, **inits, **options)
+
+    def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        """Maps (batch, height, width, in_features) to (batch, height', width', out_features)."""
+        return super().__call__(inputs, *args, **kwargs).astype(self.dtype or jnp.promote_types(inputs.dtype, self.kernel.dtype))
 
 
 class Embed(nnx.Embed):
-    """``nnx.Embed``: the same parameters, the same functions."""
+    """``nnx.Embed``: the same parameters, the same functions; the gradient of a lookup is summed in float32."""
+
+    def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        """Maps tokens (...) to their embeddings (..., features)."""
+        return lookup(self.embedding[...], inputs, self.dtype or self.embedding.dtype, beyond="fill")
 
     def attend(self, query: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (..., features) to logits (..., num_embeddings): products with every embedding."""
@@ -36,3 +70,14 @@ class Embed(nnx.Embed):
         # No table.T: for a single token, XLA's newest CPU compiler would copy the transposed table first.
         query, table = self.promote_dtype((query, self.embedding[...]), dtype=self.dtype)
         return jnp.einsum("...d,vd->...v", query, table)
+
+
+def linear_matrices(model: nnx.Module) -> set[str]:
+    """Names of the parameters with two axes that linear layers of ``model`` hold: kernels, and the factors of adapters."""
+    return {
+        ".".join(map(str, (*path, name)))
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx.Linear)
+        for name, value in vars(module).items()
+        if isinstance(value, nnx.Param) and value.ndim == 2
+    }

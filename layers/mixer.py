@@ -39,7 +39,6 @@ class Mixer(Module):
       streaming: "exact", or "selection" where the set a token attends to is chosen with knowledge of
         later tokens (the class docstring says why). An instance whose options make it exact says so.
       paper: rows of the zoo's roster that the class implements.
-      undecayed: names of its parameters that weight decay spares besides all vectors.
       causal: this instance looks back only.
     """
 
@@ -48,7 +47,6 @@ class Mixer(Module):
     layouts: ClassVar[tuple[Layout, ...]] = ("sequence",)
     streaming: Literal["exact", "selection"] = "exact"
     paper: ClassVar[tuple[int, ...]] = ()
-    undecayed: ClassVar[tuple[str, ...]] = ()
     causal: bool = False
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:

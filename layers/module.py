@@ -17,7 +17,7 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 
@@ -78,7 +78,13 @@ def collecting(*kinds: type, name: str | None = None) -> Iterator[Sown]:
 
 
 class Module(nnx.Module):
-    """An ``nnx.Module`` that reports by :meth:`sow`."""
+    """An ``nnx.Module`` that reports by :meth:`sow`.
+
+    Attributes:
+      undecayed: names of its parameters that weight decay spares besides all vectors: tables, tokens, decays.
+    """
+
+    undecayed: ClassVar[tuple[str, ...]] = ()
 
     def sowing(self, kind: type, name: str) -> bool:
         """True when a value of this kind and name is being collected: ask before computing a dear one."""

@@ -9,10 +9,27 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.initializers import ones, zeros
+
 # The two-pass variance: the one-pass form (E[x^2] - E[x]^2) cancels when the mean is large.
-LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False)
-RMSNorm = nnx.RMSNorm
-BatchNorm = functools.partial(nnx.BatchNorm, momentum=0.9, use_fast_variance=False)
+LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False, scale_init=ones, bias_init=zeros)
+RMSNorm = functools.partial(nnx.RMSNorm, scale_init=ones)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """``nnx.BatchNorm`` with a momentum of 0.9: the same parameters and statistics, the same function."""
+
+    def __init__(self, num_features: int, *, momentum: float = 0.9, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any):
+        """Further options are those of ``nnx.BatchNorm``."""
+        # Flax makes the statistics with an XLA program for each size; made for one feature, they and the parameters are replaced.
+        super().__init__(1, momentum=momentum, use_fast_variance=False, param_dtype=param_dtype, rngs=rngs, **options)
+        self.num_features, shape = num_features, (num_features,)
+        self.mean, self.var = nnx.BatchStat(zeros(None, shape)), nnx.BatchStat(ones(None, shape))
+        if self.scale is not None:
+            self.scale = nnx.Param(ones(None, shape, param_dtype))
+        if self.bias is not None:
+            self.bias = nnx.Param(zeros(None, shape, param_dtype))
+
 
 NORMS: dict[str, Callable[..., nnx.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm}
 

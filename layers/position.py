@@ -80,6 +80,8 @@ def rotate(x: jax.Array, positions: jax.Array, *, base: float = 10000.0, dimensi
 class LearnedPositions(Module):
     """A learned vector for each cell of a grid, resampled when the input's grid is another one."""
 
+    undecayed = ("table",)
+
     def __init__(self, grid: tuple[int, int], features: int, *, antialias: bool = True, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), (*grid, features), param_dtype))
         self.antialias = antialias
@@ -94,6 +96,8 @@ class RelativePositionBias(Module):
 
     Swin Transformer (Liu et al., 2021), eq. 4. The table is (2 height - 1, 2 width - 1, heads).
     """
+
+    undecayed = ("table",)
 
     def __init__(self, window: tuple[int, int], num_heads: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         shape = (2 * window[0] - 1, 2 * window[1] - 1, num_heads)

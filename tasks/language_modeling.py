@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from tasks import tokenization
 from tasks.datasets import texts
@@ -125,6 +126,7 @@ class LanguageModeling:
       sequence_length: tokens that a model reads at once.
       tokenizer: a ``tokenizer.json`` of Hugging Face's ``tokenizers``; None reads bytes.
       separator: the token of that file that ends a document; None looks for the usual ones.
+      special_tokens: whether a document that spells one of the file's special tokens means that token; else its letters are text.
       prompt: how the sample at the end of a run begins; None is the beginning of a held-out document.
 
     Raises:
@@ -141,6 +143,7 @@ class LanguageModeling:
         sequence_length: int = 256,
         tokenizer: str | None = None,
         separator: str | None = None,
+        special_tokens: bool = False,
         prompt: str | None = None,
     ):
         if sequence_length < 1:
@@ -149,12 +152,14 @@ class LanguageModeling:
         if "name" not in options:
             raise ValueError("dataset needs name=, such as 'stdlib'")
         self.dataset_name = str(options.pop("name"))
-        self.tokenizer = tokenization.create(tokenizer, separator)
+        self.tokenizer = tokenization.create(tokenizer, separator, special_tokens)
         self._length = sequence_length
         self._prompt = prompt
         self._dataset = texts.create(self.dataset_name, **options)
         self.splits = self._dataset.splits
-        self.report = self._dataset.report
+        self.report = "; ".join(filter(None, (self._dataset.report, self.tokenizer.report)))
+        if self.tokenizer.report:
+            logging.warning("%s", self.tokenizer.report)
         self._windows: dict[str, Windows] = {}
 
     def model_options(self) -> dict[str, Any]:
@@ -209,7 +214,7 @@ class LanguageModeling:
         own = jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
         losses = jax.nn.logsumexp(logits, -1) - own
         total, count = jnp.sum(losses * real), jnp.sum(real)
-        right = jnp.sum((own >= logits.max(-1)) * real)
+        right = jnp.sum((jnp.argmax(logits, -1) == batch["targets"]) * real)
         return {
             "loss": (total, count),
             "bits_per_byte": (total / math.log(2), jnp.sum(batch["bytes"] * weight)),

@@ -14,12 +14,14 @@ class Tokenizer(Protocol):
     """Attributes:
     vocab_size: tokens.
     separator: the token that stands between documents, and before the first.
-    key: names the tokenizer in the name of a file.
+    key: names the tokenizer, and how it is used, in the name of a file.
+    report: what a run says of it, or nothing.
     """
 
     vocab_size: int
     separator: int
     key: str
+    report: str
 
     def encode(self, text: bytes) -> np.ndarray:
         """Returns the tokens of a text, integers of the smallest type that holds them."""
@@ -33,7 +35,7 @@ class Tokenizer(Protocol):
 class Bytes:
     """A token for each byte. Byte 0, which text does not contain, separates documents."""
 
-    vocab_size, separator, key = 256, 0, "bytes"
+    vocab_size, separator, key, report = 256, 0, "bytes", ""
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.frombuffer(text, np.uint8)
@@ -42,21 +44,27 @@ class Bytes:
         return bytes(token for token in tokens if 0 < token < 256).decode(errors="replace")
 
 
+_USE = 2  # counts the ways in which documents were encoded so far: what an earlier one stored is not read
+
 _SEPARATORS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<s>")
 
 
 class FileTokenizer:
     """A ``tokenizer.json``.
 
+    Documents are encoded whole: truncation and padding that the file asks for are for batches of sentences, and switched
+    off (``report`` says so). The letters of a special token, such as "<|endoftext|>", are text like any other.
+
     Args:
       path: the file.
       separator: the token that ends a document; None looks for the usual ones.
+      special_tokens: whether those letters stand for the token instead.
 
     Raises:
       ValueError: the package ``tokenizers`` is missing, no such file, not a tokenizer, or no token that separates documents.
     """
 
-    def __init__(self, path: str, separator: str | None = None):
+    def __init__(self, path: str, separator: str | None = None, special_tokens: bool = False):
         try:
             import tokenizers
         except ImportError as error:
@@ -69,14 +77,27 @@ class FileTokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the package raises no narrower type
             raise ValueError(f"{path} is not a tokenizer of the package tokenizers: {error}") from error
+        self.report = self._without_limits(path)
+        self._tokenizer.encode_special_tokens = not special_tokens
         wanted = (separator,) if separator else _SEPARATORS
         found = [token for token in map(self._tokenizer.token_to_id, wanted) if token is not None]
         if not found:
             raise ValueError(f"{path} has none of the tokens {', '.join(wanted)}: name the one that ends a document with separator=")
         self.separator = found[0]
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self.key = hashlib.sha256(content).hexdigest()[:16]
+        self.key = hashlib.sha256(f"{_USE} {special_tokens} ".encode() + content).hexdigest()[:16]
         self._dtype = np.min_scalar_type(self.vocab_size - 1)
+
+    def _without_limits(self, path: str) -> str:
+        """Switches truncation and padding off; says which there were."""
+        limits = []
+        if self._tokenizer.truncation is not None:
+            limits.append(f"truncation to {self._tokenizer.truncation['max_length']} tokens")
+            self._tokenizer.no_truncation()
+        if self._tokenizer.padding is not None:
+            limits.append("padding")
+            self._tokenizer.no_padding()
+        return f"{' and '.join(limits)} of {path} switched off: documents are encoded whole" if limits else ""
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.asarray(self._tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids, self._dtype)
@@ -85,9 +106,9 @@ class FileTokenizer:
         return self._tokenizer.decode([token for token in tokens if token >= 0], skip_special_tokens=True)
 
 
-def create(path: str | None = None, separator: str | None = None) -> Tokenizer:
-    """Returns the tokenizer of a file, or bytes."""
-    return FileTokenizer(path, separator) if path else Bytes()
+def create(path: str | None = None, separator: str | None = None, special_tokens: bool = False) -> Tokenizer:
+    """Returns the tokenizer of a file, or bytes, which have no special tokens."""
+    return FileTokenizer(path, separator, special_tokens) if path else Bytes()
 
 
 def streamed(tokenizer: Tokenizer, pieces: Iterable[Sequence[int]]) -> Iterator[str]:

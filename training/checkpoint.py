@@ -24,7 +24,7 @@ from training.processes import leads, together
 from training.step import State
 
 _WEIGHTS = ("params", "statistics", "ema")
-_COUNT = "step"
+_BESIDE = ("step", "loss_scale")  # of the state, saved with the optimizer's; the scale where there is one
 
 # What Orbax has to say reaches us as exceptions; its log would add a traceback from each of its threads.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -74,7 +74,11 @@ def _weights(state: State) -> dict[str, dict[str, Any]]:
 
 
 def _items(state: State) -> dict[str, dict[str, Any]]:
-    return {**_weights(state), "optimizer": _flat({"state": state["optimizer"], _COUNT: state[_COUNT]})}
+    return {**_weights(state), "optimizer": _flat(_optimizer(state))}
+
+
+def _optimizer(state: State) -> dict[str, Any]:
+    return {"state": state["optimizer"], **{name: state[name] for name in _BESIDE if name in state}}
 
 
 def _arguments(items: Mapping[str, dict[str, Any]], meta: dict[str, Any]) -> ocp.args.Composite:
@@ -165,9 +169,9 @@ class Checkpoints:
                 faults[step] = _reason(error)
                 continue
             self._set_aside(faults, step)
-            optimizer = _unflat({"state": like["optimizer"], _COUNT: like[_COUNT]}, items["optimizer"])
+            optimizer = _unflat(_optimizer(like), items["optimizer"])
             weights = _unflat({name: like[name] for name in _WEIGHTS}, items["weights"])
-            return {**weights, "optimizer": optimizer["state"], _COUNT: optimizer[_COUNT], "halted": jnp.zeros((), bool)}, step
+            return {**weights, "optimizer": optimizer.pop("state"), **optimizer, "halted": jnp.zeros((), bool)}, step
         if faults:
             told = "; ".join(f"step {step}: {why}" for step, why in faults.items())
             raise CheckpointError(f"no checkpoint under {self._path} can be read ({told}): remove that folder to start again, or use another --workdir")

@@ -16,46 +16,75 @@ import optax
 from flax import nnx
 
 from layers import lora
+from layers.linear import linear_matrices
 from tasks.registry import unknown
+from training.precision import ROUNDINGS, in_float32
 
 Rate = jax.Array | float
 Mask = dict[str, bool]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What an optimizer does to which parameter: weight decay, to those ``decayed``; orthogonal updates (Muon), to ``matrices``."""
+
+    decay: float
+    decayed: Mask
+    matrices: frozenset[str]
+
+
+def _signed(like: Callable[..., Any], *more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Gives a function the parameters of ``like`` to show: the options that a user may set."""
+
+    def sign(make: Callable[..., Any]) -> Callable[..., Any]:
+        taken = [p for p in inspect.signature(like).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in more]
+        make.__signature__ = inspect.Signature([*taken, *extra])  # type: ignore[attr-defined]
+        return make
+
+    return sign
+
+
 def _coupled(base: Callable[..., optax.GradientTransformation]) -> Callable[..., optax.GradientTransformation]:
-    """Weight decay as an L2 penalty: added to the gradient before the optimiser sees it."""
+    """Weight decay as an L2 penalty: added to the gradient before the optimizer sees it."""
 
-    def make(rate: Rate, decay: float, mask: Mask, **options: Any) -> optax.GradientTransformation:
-        return optax.chain(optax.add_decayed_weights(decay, mask) if decay else optax.identity(), base(rate, **options))
+    @_signed(base)
+    def make(rate: Rate, plan: _Plan, **options: Any) -> optax.GradientTransformation:
+        penalty = optax.add_decayed_weights(plan.decay, plan.decayed) if plan.decay else optax.identity()
+        return optax.chain(penalty, base(rate, **options))
 
-    make.__signature__ = inspect.signature(base)  # type: ignore[attr-defined]
     return make
 
 
-def _decoupled(base: Callable[..., optax.GradientTransformation], decay_name: str = "weight_decay", mask_name: str = "mask") -> Callable[..., Any]:
-    def make(rate: Rate, decay: float, mask: Mask, **options: Any) -> optax.GradientTransformation:
-        return base(rate, **{decay_name: decay, mask_name: mask}, **options)
+def _decoupled(base: Callable[..., optax.GradientTransformation]) -> Callable[..., optax.GradientTransformation]:
+    """Weight decay apart from the gradient's statistics: a step takes away rate times decay of a weight."""
 
-    make.__signature__ = inspect.signature(base)  # type: ignore[attr-defined]
+    @_signed(base)
+    def make(rate: Rate, plan: _Plan, **options: Any) -> optax.GradientTransformation:
+        return base(rate, weight_decay=plan.decay, mask=plan.decayed, **options)
+
     return make
 
 
-def _muon(rate: Rate, decay: float, mask: Mask, *, adam: Iterable[str] = (), **options: Any) -> optax.GradientTransformation:
-    """Muon for matrices, Adam for the rest, for embeddings and for what the patterns ``adam`` name; decay decoupled for both."""
-    kept = matching(adam, mask, "optimizer.options.adam")
+@_signed(optax.adafactor)
+def _adafactor(rate: Rate, plan: _Plan, **options: Any) -> optax.GradientTransformation:
+    # optax subtracts this fraction of the weights whatever the rate; the decay of all others is in units of the rate.
+    return optax.adafactor(rate, weight_decay_rate=rate * plan.decay, weight_decay_mask=plan.decayed, **options)
+
+
+@_signed(optax.contrib.muon, "adam")
+def _muon(rate: Rate, plan: _Plan, *, adam: Iterable[str] = (), **options: Any) -> optax.GradientTransformation:
+    """Muon for the matrices of blocks, Adam for the rest and for what the patterns ``adam`` name; decay decoupled for both."""
+    kept = matching(adam, plan.decayed, "optimizer.options.adam")
 
     def dimensions(params: Mapping[str, Any]) -> dict[str, Any]:
         matrix = optax.contrib.MuonDimensionNumbers()
-        by_muon = {n: getattr(p, "ndim", 0) == 2 and not n.endswith("embedding") and n not in kept for n, p in params.items()}
-        return {n: matrix if chosen else None for n, chosen in by_muon.items()}
+        return {name: matrix if name in plan.matrices - kept else None for name in params}
 
     # At rate 1 the update is the negated direction; decay and rate follow, alike for both halves.
     direction = optax.contrib.muon(1.0, muon_weight_dimension_numbers=dimensions, **options)
-    return optax.chain(direction, optax.add_decayed_weights(-decay, mask), optax.scale(rate))
+    return optax.chain(direction, optax.add_decayed_weights(-plan.decay, plan.decayed), optax.scale(rate))
 
-
-_MUON_OPTIONS = [p for n, p in inspect.signature(optax.contrib.muon).parameters.items() if n not in ("learning_rate", "muon_weight_dimension_numbers")]
-_muon.__signature__ = inspect.Signature([*_MUON_OPTIONS, inspect.Parameter("adam", inspect.Parameter.KEYWORD_ONLY)])  # type: ignore[attr-defined]
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": _decoupled(optax.adamw),
@@ -63,10 +92,14 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": _coupled(optax.sgd),
     "lion": _decoupled(optax.lion),
     "lamb": _decoupled(optax.lamb),
-    "adafactor": _decoupled(optax.adafactor, "weight_decay_rate", "weight_decay_mask"),
+    "adafactor": _adafactor,
     "muon": _muon,
 }
-_OURS = frozenset({"learning_rate", "weight_decay", "mask", "weight_decay_rate", "weight_decay_mask", "adam_learning_rate", "adam_weight_decay"})
+# What the fields beside "options" say already.
+_OURS = frozenset(
+    {"learning_rate", "weight_decay", "mask", "weight_decay_rate", "weight_decay_mask", "adam_learning_rate", "adam_weight_decay"}
+    | {"muon_weight_dimension_numbers"}
+)
 
 
 def matching(patterns: Iterable[str], names: Iterable[str], field: str) -> frozenset[str]:
@@ -92,8 +125,10 @@ class Optimizer:
     Attributes:
       trainable: names of the parameters that are trained; the others have no gradient and no optimiser state.
       decayed: those of them that weight decay pulls on.
-      factors: learning-rate factor of each, where it is not 1.
+      factors: learning-rate factor of each, where it is not 1; decay is scaled with it.
+      matrices: names of the matrices of linear layers inside blocks, which Muon is for.
       peak: learning rate at the end of the warm-up.
+      rounding: how updates reach parameters narrower than float32 (:mod:`training.precision`).
     """
 
     name: str
@@ -104,13 +139,15 @@ class Optimizer:
     trainable: tuple[str, ...]
     decayed: frozenset[str]
     factors: dict[str, float]
+    matrices: frozenset[str] = frozenset()
+    rounding: str = "master"
 
     def transformation(self, rate: Rate) -> optax.GradientTransformation:
         """The optax transformation at learning rate ``rate`` (may be traced: the state does not depend on it)."""
         mask = {name: name in self.decayed for name in self.trainable}
-        base = OPTIMIZERS[self.name](rate, self.weight_decay, mask, **self.options)
+        base = OPTIMIZERS[self.name](rate, _Plan(self.weight_decay, mask, self.matrices), **self.options)
         parts = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
-        return optax.chain(*parts, base, optax.stateless(self._scaled))
+        return in_float32(optax.chain(*parts, base, optax.stateless(self._scaled)), self.rounding)
 
     def _scaled(self, updates: Mapping[str, jax.Array], _: Any) -> dict[str, jax.Array]:
         return {name: update * self.factors[name] if name in self.factors else update for name, update in updates.items()}
@@ -123,7 +160,8 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
       model: asked for ``no_decay() -> names`` and ``layer_ids() -> {name: int}`` where it has them.
       params: its parameters by dotted name.
       config: ``name, learning_rate`` and, each optional, ``weight_decay, clip_norm, layer_decay (0 or 1 = off),
-        multipliers ({pattern: factor} or pairs), freeze, no_decay (patterns), options`` (of the optax function).
+        multipliers ({pattern: factor} or pairs), freeze, no_decay (patterns), options (of the optax function),
+        rounding ("master" or "stochastic", of parameters narrower than float32)``.
         A pattern of ``freeze`` that begins with "!" frees again: ``("*", "!head.*")`` trains the head alone. Of a
         model with adapters (``zoo.add_lora``) all but adapters and heads is frozen before the first pattern.
         Parameters of one dimension and those the model names are never decayed.
@@ -139,6 +177,9 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
     for option in options:
         if option not in taken:
             raise ValueError(unknown(f"option of optimiser {name}", option, taken))
+    rounding = config.get("rounding") or "master"
+    if rounding not in ROUNDINGS:
+        raise ValueError(unknown("optimizer.rounding", rounding, ROUNDINGS))
     frozen = _frozen(model, config.get("freeze") or (), params)
     trainable = tuple(n for n in params if n not in frozen)
     if not trainable:
@@ -157,7 +198,19 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
         trainable=trainable,
         decayed=frozenset(n for n in trainable if params[n].ndim > 1 and n not in spared),
         factors={n: f for n, f in factors.items() if f != 1.0},
+        matrices=_block_matrices(model) & set(trainable),
+        rounding=rounding,
     )
+
+
+def _block_matrices(model: nnx.Module) -> frozenset[str]:
+    """Names of the matrices of linear layers inside blocks; of all linear layers in a model that has no blocks.
+
+    Muon (Jordan et al., 2024) is for hidden layers: its authors leave embeddings, heads and everything that is no
+    matrix to Adam. A table of tokens, positions or decays has two axes as well, and is no matrix.
+    """
+    matrices = linear_matrices(model)
+    return frozenset(name for name in matrices if "blocks" in name.split(".")) or frozenset(matrices)
 
 
 def _frozen(model: nnx.Module, patterns: Iterable[str], names: Iterable[str]) -> frozenset[str]:

@@ -1,8 +1,9 @@
 """The jitted step and the jitted evaluation: functions of flat dictionaries of arrays.
 
 The state is ``{"params", "statistics", "optimizer", "ema", "step", "halted"}``, its first two and
-``ema`` flat under dotted names. The model exists at trace time only. Random keys are no part of the
-state: each one in the model is derived from (seed, step, microbatch) and its name.
+``ema`` flat under dotted names, and for a model in float16 ``"loss_scale"``. The model exists at
+trace time only. Random keys are no part of the state: each one in the model is derived from
+(seed, step, microbatch) and its name.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from layers.module import AuxLoss, Statistic, collecting
 from layers.state import assign, flatten
 from tasks import Task
 from tasks.registry import unknown
+from training import precision
 from training.optimizer import Optimizer
 from training.schedule import Schedule
 
@@ -68,6 +70,7 @@ def initial_state(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
         "optimizer": optimizer.transformation(0.0).init(trained),
         "step": jnp.zeros((), jnp.int32),
         "halted": jnp.zeros((), bool),
+        **({"loss_scale": precision.first_loss_scale()} if precision.needs_loss_scale(model) else {}),
     }
 
 
@@ -112,13 +115,17 @@ def make_step(
 
     ``batch`` leaves are (accumulate, rows, ...). ``report`` has ``pairs`` (the task's metrics as
     (sum, count)), ``learning_rate``, ``gradient_norm``, ``squares`` (sum of squared gradients of each
-    trainable parameter, in the order of their names) and ``kept`` (whether the state moved).
+    trainable parameter, in the order of their names), ``kept`` (whether the state moved), and
+    where a loss is scaled ``loss_scale`` and ``overflow`` (whether the scale alone kept it from moving).
 
     A step whose loss or gradient is not finite leaves the state as it was. If ``sticky``, so do all
-    later ones, and the step count stands still; else only the count advances.
+    later ones, and the step count stands still; else only the count advances. A gradient that
+    overflows in float16 under a loss scale above 1 halves the scale, and halts nothing.
     """
 
-    def microbatch(trained: Arrays, frozen: Arrays, statistics: Arrays, batch: Arrays, key: jax.Array) -> tuple[jax.Array, Arrays, Arrays, Any]:
+    def microbatch(
+        trained: Arrays, frozen: Arrays, statistics: Arrays, batch: Arrays, key: jax.Array, scale: jax.Array
+    ) -> tuple[jax.Array, Arrays, Arrays, Any]:
         def loss(trained: Arrays) -> tuple[jax.Array, tuple[Arrays, Any]]:
             model = skeleton.build({**frozen, **trained, **statistics}, key)
             model.train()
@@ -130,38 +137,43 @@ def make_step(
             for name, term in extra.items():
                 value = value + aux_losses[name] * term
             pairs = {**pairs, **{name: (term * count, count) for name, term in extra.items()}}
-            # The gradient of a mean times its count: what adds up over microbatches of unequal counts.
-            return value * count, (flatten(model, Statistic), pairs)
+            return value * scale, (flatten(model, Statistic), pairs, value * count)
 
-        (value, (statistics, pairs)), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
-        return value, gradients, statistics, pairs
+        # The gradient of a mean stays in the range of narrow numbers, whatever the number of tokens; its multiple by their count,
+        # which is what adds up over microbatches of unequal counts, is in float32.
+        (_, (statistics, pairs, value)), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
+        factor = jnp.asarray(pairs["loss"][1], jnp.float32) / scale
+        return value, jax.tree.map(lambda g: g.astype(jnp.float32) * factor, gradients), statistics, pairs
 
     def step(state: State, batch: Arrays) -> tuple[State, dict[str, Any]]:
         rate = schedule(state["step"])
         trained = {name: state["params"][name] for name in optimizer.trainable}
         frozen = {name: value for name, value in state["params"].items() if name not in trained}
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        loss_scale = state.get("loss_scale")
+        scale = jnp.float32(1) if loss_scale is None else loss_scale["value"]
 
         def accumulated(carry: tuple[Arrays, Arrays], part: tuple[jax.Array, Arrays]) -> tuple[tuple[Arrays, Arrays], Any]:
             number, rows = part
             total, statistics = carry
-            value, gradients, statistics, pairs = microbatch(trained, frozen, statistics, rows, jax.random.fold_in(key, number))
+            value, gradients, statistics, pairs = microbatch(trained, frozen, statistics, rows, jax.random.fold_in(key, number), scale)
             return (jax.tree.map(jnp.add, total, gradients), statistics), (value, pairs)
 
         if accumulate == 1:
             value, gradients, statistics, pairs = microbatch(
-                trained, frozen, state["statistics"], {name: rows[0] for name, rows in batch.items()}, jax.random.fold_in(key, 0)
+                trained, frozen, state["statistics"], {name: rows[0] for name, rows in batch.items()}, jax.random.fold_in(key, 0), scale
             )
         else:
-            carry = (jax.tree.map(jnp.zeros_like, trained), state["statistics"])
+            carry = (jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), trained), state["statistics"])
             (gradients, statistics), (values, parts) = jax.lax.scan(accumulated, carry, (jnp.arange(accumulate), batch))
             value, pairs = jax.tree.map(lambda x: jnp.sum(x, 0), (values, parts))
 
-        scale = 1 / jnp.maximum(pairs["loss"][1], 1e-9)
-        gradients = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
-        squares = jnp.stack([jnp.sum(jnp.square(gradients[name].astype(jnp.float32))) for name in optimizer.trainable])
+        total = jnp.maximum(pairs["loss"][1], 1e-9)
+        gradients = jax.tree.map(lambda g: g / total, gradients)
+        squares = jnp.stack([jnp.sum(jnp.square(gradients[name])) for name in optimizer.trainable])
         norm = jnp.sqrt(jnp.sum(squares))
         kept = jnp.isfinite(value) & jnp.isfinite(norm) & ~state["halted"]
+        overflow = jnp.isfinite(value) & ~jnp.isfinite(norm) & (scale > 1)
 
         updates, moments = optimizer.transformation(rate).update(gradients, state["optimizer"], trained)
         trained = optax.apply_updates(trained, updates)
@@ -172,9 +184,13 @@ def make_step(
             "ema": _averaged(state["ema"], {**trained, **statistics}, state["step"], ema),
         }
         moved = jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, {name: state[name] for name in new})
-        halted = state["halted"] | (~kept if sticky else False)
+        halted = state["halted"] | (~kept & ~overflow if sticky else False)
         moved |= {"step": state["step"] + jnp.where(halted, 0, 1).astype(jnp.int32), "halted": halted}
-        return moved, {"pairs": pairs, "learning_rate": rate, "gradient_norm": norm, "squares": squares, "kept": kept}
+        report = {"pairs": pairs, "learning_rate": rate, "gradient_norm": norm, "squares": squares, "kept": kept}
+        if loss_scale is not None:
+            moved["loss_scale"] = jax.tree.map(lambda a, b: jnp.where(halted, b, a), precision.next_loss_scale(loss_scale, overflow), loss_scale)
+            report |= {"overflow": overflow & ~halted, "loss_scale": scale}
+        return moved, report
 
     return step
 

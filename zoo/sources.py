@@ -165,6 +165,34 @@ def _folder(path: Path) -> Tensors:
     raise WeightsError(f"the folder {path} holds neither {', '.join(_STEMS)} nor a checkpoint of a training run")
 
 
+RECORD = "model.json"
+"""The file in a run's working directory that says what its model is, so that the run can be used without its data."""
+
+
+def run_record(source: Any) -> dict[str, Any] | None:
+    """What a training run wrote down of its model, where ``source`` is its working directory or a checkpoint inside; else None.
+
+    Returns:
+      "model" (the variant), "options" (hyper-parameters), "class_names" and "preprocess" (fields of :class:`zoo.Preprocess`),
+      the last two where the task has them.
+
+    Raises:
+      WeightsError: the record is damaged.
+    """
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        return None
+    folder = Path(source).absolute()
+    path = next((parent / RECORD for parent in (folder, *folder.parents[:3]) if (parent / RECORD).is_file()), None)
+    if path is None:
+        return None
+    try:
+        record = dict(json.loads(path.read_text()))
+        record["model"], record["options"] = str(record["model"]), dict(record["options"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} is damaged ({_first_line(error)}): delete it and name the model and its options yourself") from error
+    return record
+
+
 def _orbax(path: Path) -> Tensors:
     """Weights that a training run saved: its running average where it kept one, else its parameters, and its statistics."""
     import orbax.checkpoint as ocp

@@ -28,7 +28,7 @@ from layers.position import resample_table
 from layers.state import assign, flatten
 from zoo.naming import ZOO, Entry, Naming, plan
 from zoo.registry import FrozenOptions, Release, Variant, abstract, list_models, variant
-from zoo.sources import Tensor, Tensors, WeightsError, open_source
+from zoo.sources import Tensor, Tensors, WeightsError, open_source, run_record
 
 # What trainers and larger models put before the names of all tensors, or of one tower's.
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.", "params/", "opt/target/")
@@ -68,7 +68,7 @@ class Match:
 def load(
     model: nnx.Module, source: str | Path | Mapping[str, Any], *, head: Literal["reset"] | None = None, naming: str | None = None, dtype: Any = None
 ) -> nnx.Module:
-    """Loads weights into ``model``, in place, and returns it.
+    """Loads weights into ``model``, in place, and returns it, in evaluation mode.
 
     Args:
       model: made by ``zoo.create``.
@@ -102,6 +102,10 @@ def load(
             warnings.warn(f"{_told(source)} has no {part}: the model's stays random", stacklevel=2)
     _adopt(model, match.form)
     assign(model, arrays)
+    model.eval()
+    if (record := run_record(source)) is not None:
+        made.class_names = tuple(record["class_names"]) if record.get("class_names") else None
+        made.released = FrozenOptions(record["preprocess"]) if record.get("preprocess") else made.released
     if release is not None:
         made.released = FrozenOptions(release.preprocess)
     return model

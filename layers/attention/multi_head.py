@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from layers.broadcast import broadcast
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
@@ -70,6 +71,7 @@ class MultiHeadAttention(Mixer):
     """
 
     supports_causal = True
+    undecayed = ("persistent",)
 
     def __init__(
         self,
@@ -280,7 +282,7 @@ class MultiHeadAttention(Mixer):
         else:
             assert x is not None
             y, lse = attention(q, k, v, **options, return_lse=True)
-            pk, pv = self._key_value_heads(jnp.broadcast_to(self.persistent[...].astype(x.dtype), (batch, *self.persistent.shape)))
+            pk, pv = self._key_value_heads(broadcast(self.persistent[...], (batch, *self.persistent.shape), x.dtype))
             seen, more = attention(self._query_heads(x), pk, pv, scale=self.scale, return_lse=True)
             # One softmax over both: each part by its share of the denominator.
             y = y + jax.nn.sigmoid(more - lse)[..., None].astype(y.dtype) * (seen - y)

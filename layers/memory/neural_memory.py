@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from layers.broadcast import broadcast
 from layers.convolution import CausalConvolution
 from layers.initializers import constant, normal, variance_scaling
 from layers.linear import Linear
@@ -120,6 +121,7 @@ class NeuralMemory(Mixer):
     """
 
     supports_causal = True
+    undecayed = ("persistent",)
     supports_bidirectional = False
     paper = (51, 214)
     causal = True
@@ -176,7 +178,7 @@ class NeuralMemory(Mixer):
         self.threshold = gate(0.5) if self.memory.bias.thresholded else None
         self.initial = nnx.List(
             [
-                nnx.Param(self.memory.retention.initial_scale(shape) * jax.random.normal(rngs.params(), (num_heads, *shape), param_dtype))
+                nnx.Param(normal(self.memory.retention.initial_scale(shape))(rngs.params(), (num_heads, *shape), param_dtype))
                 for shape in self.memory.structure.shapes(self.head_dim)
             ]
         )
@@ -299,4 +301,4 @@ class NeuralMemory(Mixer):
 
     def _persistent_tokens(self, batch: int, dtype: Any) -> jax.Array:
         assert self.persistent is not None
-        return jnp.broadcast_to(self.persistent[...].astype(dtype), (batch, *self.persistent.shape))
+        return broadcast(self.persistent[...], (batch, *self.persistent.shape), dtype)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.attention.multi_head import AttentionCache, ContextCache, MultiHeadAttention
+from layers.broadcast import broadcast
 from layers.initializers import normal, variance_scaling
 from layers.linear import Linear
 from layers.memory.choices import Memory
@@ -147,6 +148,7 @@ class MemoryAsContext(Mixer):
     """
 
     supports_causal = True
+    undecayed = ("persistent",)
     supports_bidirectional = False
     paper = (51,)
     causal = True
@@ -247,7 +249,7 @@ class MemoryAsContext(Mixer):
         slots = jnp.broadcast_to(jnp.tile(jnp.arange(self.segment, dtype=jnp.int32), 2), keys.shape[:2])
         k, v = keys.astype(x.dtype), values.astype(x.dtype)
         if self.persistent is not None:
-            p = jnp.broadcast_to(self.persistent[...].astype(x.dtype), (x.shape[0], *self.persistent.shape))
+            p = broadcast(self.persistent[...], (x.shape[0], *self.persistent.shape), x.dtype)
             k = jnp.concatenate([self._heads(self.key(p)).astype(k.dtype), k], axis=1)
             v = jnp.concatenate([self._heads(self.value(p)).astype(v.dtype), v], axis=1)
             slots = jnp.pad(slots, ((0, 0), (p.shape[1], 0)))

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from layers import S4D, GatedRMSNorm, Mamba, Mamba2
-from layers.state_space.initialisation import inverse_softplus
+from layers.initializers import inverse_softplus
 from layers.state_space.s4d import poles
 from tests.layers.mixer_cases import relative
 

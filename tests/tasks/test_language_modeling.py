@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -233,6 +234,47 @@ def test_a_tokenizer_file(folder: Path, tokenizer_file: Path) -> None:
     (folder / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a tokenizer"):
         task_on(folder, tokenizer=str(folder / "bad.json"))
+
+
+def test_a_tokenizer_file_cuts_no_document_and_reads_no_special_token(folder: Path, tokenizer_file: Path) -> None:
+    pytest.importorskip("tokenizers")
+    content = json.loads(tokenizer_file.read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"] = [{"id": 0, "content": "<|endoftext|>", **flags}]
+    tokenizer_file.write_text(json.dumps(content))
+    plain = tokenization.create(str(tokenizer_file))
+    content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 2, "pad_type_id": 0, "pad_token": "[UNK]"}
+    limited_file = tokenizer_file.with_name("limited.json")
+    limited_file.write_text(json.dumps(content))
+    limited = tokenization.create(str(limited_file))
+    for text in (b"file 12", b"file 1 2 3 " * 20):
+        assert limited.encode(text).tolist() == plain.encode(text).tolist()
+    assert plain.report == ""
+    task = task_on(folder, tokenizer=str(limited_file))
+    assert task.report.endswith(f"truncation to 8 tokens and padding of {limited_file} switched off: documents are encoded whole")
+
+    spelled = b"file <|endoftext|> 7"
+    assert 0 not in plain.encode(spelled)
+    asked = tokenization.create(str(tokenizer_file), special_tokens=True)
+    assert asked.encode(spelled).tolist() == [1, 0, 10]
+    assert plain.separator == asked.separator == 0
+    before = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()[:16]  # the key when files' own limits still held
+    assert len({plain.key, asked.key, before}) == 3
+
+
+def test_ties_are_not_right() -> None:
+    """A head of zeros guesses: of uniform targets it gets one in as many as there are tokens."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 256, (64, 257)).astype(np.int32)
+    batch = {
+        "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "real": np.ones((64, 256), np.float32), "bytes": np.full(64, 256, np.float32),
+        "weight": np.ones(64, np.float32),
+    }  # fmt: skip
+    metrics = tasks.create("text").evaluate(lambda tokens: jnp.zeros((*tokens.shape, 256)), batch)
+    right, count = metrics["accuracy"]
+    assert float(right / count) == np.mean(tokens[:, 1:] == 0)
+    assert float(right / count) == pytest.approx(1 / 256, rel=0.2)
 
 
 def test_without_the_tokenizers_package(folder: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

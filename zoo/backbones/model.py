@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
-from layers.mixer import Mixer
 from layers.module import Module
 from layers.state import flatten
 from zoo.registry import FrozenOptions
@@ -20,21 +19,22 @@ class Model(Module):
       config: the hyper-parameters it was made from.
       variant: the name it was made under; set by ``zoo.create``.
       released: preprocessing of the released weights it holds, if any; set by ``zoo.load``.
+      class_names: of the head's classes, where it was trained by a run that knows them; set by ``zoo.load``.
       num_features: features that the head sees.
       stem: first parts of the names of the parameters before the first block.
       extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the configuration.
       sharding: patterns of parameter names, and the mesh axis along which each of their axes is split; others follow the general rule of
         ``training.sharding``.
-      undecayed: parts of names of tables and tokens that weight decay spares besides all vectors.
+      undecayed: as of every module; the first parts of names, here.
     """
 
     config: Any
     variant: str | None = None
     released: FrozenOptions | None = None
+    class_names: tuple[str, ...] | None = None
     num_features: int
     stem: ClassVar[tuple[str, ...]] = ()
     extras: ClassVar[tuple[str, ...]] = ()
-    undecayed: ClassVar[tuple[str, ...]] = ()
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         # What makes heads and hidden features is split by columns, what sums them up by rows: one exchange for a mixer, one for an MLP.
         **dict.fromkeys(("*.query.kernel", "*.key.kernel", "*.value.kernel", "*.gate.kernel", "*.up.kernel"), (None, "tensor")),
@@ -52,8 +52,8 @@ class Model(Module):
         return 0 if path[0] in self.stem else self.config.depth + 1
 
     def no_decay(self) -> set[str]:
-        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), tables, special tokens, and what its mixers name."""
-        spared = set(self.undecayed).union(*(module.undecayed for _, module in nnx.iter_modules(self) if isinstance(module, Mixer)))
+        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), and what its modules name (tables, special tokens)."""
+        spared = set().union(*(module.undecayed for _, module in nnx.iter_modules(self) if isinstance(module, Module)))
         return {name for name, leaf in flatten(self, nnx.Param).items() if leaf.ndim <= 1 or spared & set(name.split("."))}
 
 

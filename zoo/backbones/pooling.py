@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.attention.multi_head import MultiHeadAttention
+from layers.broadcast import broadcast
 from layers.initializers import truncated_normal
 from layers.mlp import MLP, gelu
 from layers.module import Module
@@ -21,6 +22,8 @@ class AttentionPool(Module):
 
     Scaling Vision Transformers (Zhai et al., 2022), the "MAP" head.
     """
+
+    undecayed = ("latent",)
 
     def __init__(
         self,
@@ -42,6 +45,6 @@ class AttentionPool(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, tokens, features) to (batch, features)."""
-        query = jnp.broadcast_to(self.latent[...].astype(x.dtype), (x.shape[0], *self.latent.shape))
+        query = broadcast(self.latent[...], (x.shape[0], *self.latent.shape), x.dtype)
         y = self.attention(query, context=x)
         return (y + self.mlp(self.norm(y)))[:, 0]
