@@ -15,10 +15,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers.drop import LayerScale
-from layers.linear import Embed, Linear
-from layers.norm import NORMS, create_norm
-from layers.patch import ConvStem, PatchEmbed
 from layers.state import flatten
 from tests.layers.mixer_cases import CASES, WITHOUT_GRADIENT, MixerCase, compiled
 
