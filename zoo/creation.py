@@ -93,7 +93,9 @@ def create_abstract(name: str, **overrides: Any) -> Any:
     return model
 
 
-def _configured(entry: Variant, *, num_classes: Any = None, mixer: Any = None, dtype: Any = None, param_dtype: Any = jnp.float32, **overrides: Any) -> ModelConfig:
+def _configured(
+    entry: Variant, *, num_classes: Any = None, mixer: Any = None, dtype: Any = None, param_dtype: Any = jnp.float32, **overrides: Any
+) -> ModelConfig:
     given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else _dtype("dtype", dtype)}
     return configure(entry, {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": _dtype("param_dtype", param_dtype)})
 

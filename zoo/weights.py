@@ -219,7 +219,8 @@ def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, r
         found: list[Match] = []
         for name, rules, renamed in readings[count]:
             beyond = _beyond(model, rules, renamed, reset)
-            form = forms[beyond] = forms[beyond] if beyond in forms else abstract(entry, dataclasses.replace(model.config, **dict(beyond)))
+            form: Any = forms[beyond] if beyond in forms else abstract(entry, dataclasses.replace(model.config, **dict(beyond)))
+            forms[beyond] = form
             try:
                 entries = plan(rules, {n: tuple(leaf.shape) for n, leaf in flatten(form).items()}, form.config)
             except ValueError:
