@@ -16,7 +16,8 @@ random ones, with beta 2 the interpreted kernel is 6 or 2 % of the largest outpu
 Several steps a token are tokens of their own, of which the first decays and the last is read.
 
 The gradient of all that u does is again a delta rule, run from the end: with x what reaches u from the outputs and states behind,
-d_u = T'^T x with T' = (I + beta M)^-1, d_v = beta d_u and d_beta = d_u . r. Those of q, k and the decays are linear attentions with the values u.
+d_u = T'^T x with T' = (I + beta M)^-1, d_v = beta d_u and d_beta = d_u . r. Those of q, k and the decays are linear attentions with the values u;
+where two of them only stay bounded as a difference, as the cotangent of the state does, they are one.
 """
 
 from __future__ import annotations
@@ -56,8 +57,6 @@ def objection(call: DeltaCall) -> str | None:
         return "one token is no chunk"
     if max(q.shape[3], v.shape[3]) > LARGEST:
         return f"key_dim and value_dim can be at most {LARGEST}, for shared memory to hold a chunk and the state; got {q.shape[3]} and {v.shape[3]}"
-    if call.scale == 0:
-        return "a scale of 0 leaves nothing to divide the last state's cotangent by"
     return None
 
 
