@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.broadcast import broadcast
 from layers.initializers import constant
 from layers.module import Constant, Module
 
@@ -45,4 +46,4 @@ class LayerScale(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scales ``x`` (..., features)."""
-        return x * self.scale[...].astype(x.dtype)
+        return x * broadcast(self.scale[...], x.shape, x.dtype)

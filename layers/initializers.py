@@ -69,10 +69,10 @@ class Initializer:
 
 
 @dataclasses.dataclass(eq=False)
-class Draw(np.lib.mixins.NDArrayOperatorsMixin):
+class Draw:
     """A parameter that is not drawn yet: it will be, with its name, when the model is whole.
 
-    Code that needs its numbers before that, as a module of the user's own may, gets them drawn with the key.
+    Code that needs its numbers before that, as a module of the user's own may, gets them drawn by JAX with the key.
     """
 
     initializer: Initializer
@@ -95,30 +95,37 @@ class Draw(np.lib.mixins.NDArrayOperatorsMixin):
         index = tuple(slice(*s.indices(n)) for s, n in zip(index or (slice(None),) * self.ndim, self.shape, strict=True))
         wanted = tuple(s.stop - s.start for s in index)
         out = aligned(wanted, self.dtype)
+        if not out.size:
+            return out
         if self.initializer.whole and wanted != self.shape:
             whole = np.empty(self.shape, self.dtype)
             self.initializer.fill(stream, whole.reshape(-1), self.shape, 0)
             out[...] = whole[index]
             return out
-        # Axes that are wanted whole, at the end, are one run of numbers with the axis before them.
-        run = next((n for n in range(self.ndim, 0, -1) if wanted[n - 1] != self.shape[n - 1]), 0)
-        inner = math.prod(wanted[max(run - 1, 0) :])
+        # The last axis of which a part is wanted and those after it are one run of numbers.
+        outer = max((axis for axis in range(self.ndim) if wanted[axis] != self.shape[axis]), default=0)
         strides = [math.prod(self.shape[axis + 1 :]) for axis in range(self.ndim)]
-        rows = out.reshape(-1, inner) if inner else out.reshape(0, 0)
-        for row, place in zip(rows, np.ndindex(*wanted[: max(run - 1, 0)]), strict=True):
-            offsets = [*place, *(0 for _ in range(self.ndim - len(place)))]
-            self.initializer.fill(stream, row, self.shape, sum((s.start + o) * stride for s, o, stride in zip(index, offsets, strides, strict=True)))
+        first = sum(s.start * stride for s, stride in zip(index, strides, strict=True))
+        runs = out.reshape(-1, math.prod(wanted[outer:]))
+        for run, place in zip(runs, np.ndindex(*wanted[:outer]), strict=True):
+            self.initializer.fill(stream, run, self.shape, first + sum(n * stride for n, stride in zip(place, strides, strict=False)))
         return out
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        data = self.key if self.key is None or isinstance(self.key, np.ndarray) else np.asarray(self.key)
-        return self.numbers(b"" if data is None else data.tobytes(), "").astype(dtype or self.dtype, copy=False)
-
     def __jax_array__(self) -> jax.Array:
-        return self.initializer.by_jax(self.key, self.shape, self.dtype) if isinstance(self.key, jax.core.Tracer) else jnp.asarray(np.asarray(self))
+        return self.initializer.by_jax(self.key, self.shape, self.dtype)
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        return getattr(ufunc, method)(*(np.asarray(x) if isinstance(x, Draw) else x for x in inputs), **options)
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.__jax_array__(), dtype)
+
+
+def _of_the_array(name: str) -> Callable[..., Any]:
+    return lambda draw, *others: getattr(draw.__jax_array__(), name)(*others)
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "rmatmul", "pow", "neg", "getitem"):
+    setattr(Draw, f"__{_name}__", _of_the_array(f"__{_name}__"))
+for _name in ("astype", "reshape"):
+    setattr(Draw, _name, _of_the_array(_name))
 
 
 def aligned(shape: Shape, dtype: Any) -> np.ndarray:

@@ -28,11 +28,18 @@ class Linear(nnx.Linear):
     """``nnx.Linear``: the same parameters, the same function; the gradient of the bias is summed in float32."""
 
     def __init__(
-        self, in_features: int, out_features: int, *, kernel_init: InitializerSpec = lecun_normal, bias_init: InitializerSpec = zeros, rngs: nnx.Rngs, **options: Any
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        kernel_init: InitializerSpec = lecun_normal,
+        bias_init: InitializerSpec = zeros,
+        rngs: nnx.Rngs,
+        **options: Any,
     ):
         """Further options are those of ``nnx.Linear``."""
-        inits = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init)}
-        super().__init__(in_features, out_features, rngs=rngs, promote_dtype=_promoted, **inits, **options)
+        inits: dict[str, Any] = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init), "promote_dtype": _promoted}
+        super().__init__(in_features, out_features, rngs=rngs, **inits, **options)
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (..., in_features) to (..., out_features)."""
@@ -46,10 +53,19 @@ class Linear(nnx.Linear):
 class Conv(nnx.Conv):
     """``nnx.Conv``: the same parameters, the same function; the gradient of the bias is summed in float32."""
 
-    def __init__(self, *args: Any, kernel_init: InitializerSpec = lecun_normal, bias_init: InitializerSpec = zeros, **options: Any) -> None:
-        """Arguments are those of ``nnx.Conv``."""
-        inits = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init)}
-        super().__init__(*args, promote_dtype=_promoted, **inits, **options)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Any,
+        *,
+        kernel_init: InitializerSpec = lecun_normal,
+        bias_init: InitializerSpec = zeros,
+        **options: Any,
+    ):
+        """Further options are those of ``nnx.Conv``."""
+        inits: dict[str, Any] = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init), "promote_dtype": _promoted}
+        super().__init__(in_features, out_features, kernel_size, **inits, **options)
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (batch, height, width, in_features) to (batch, height', width', out_features)."""

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 
 from layers.initializers import normal, zeros
 from layers.linear import Linear
@@ -40,7 +41,7 @@ class AdaptedLinear(Linear):
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (..., in_features) to (..., out_features)."""
         y = super().__call__(inputs, *args, **kwargs)
-        x, a, b = self.promote_dtype((inputs, self.lora_a[...], self.lora_b[...]), dtype=self.dtype)
+        x, a, b = promote_dtype((inputs, self.lora_a[...], self.lora_b[...]), dtype=self.dtype)
         return y + self.lora_scale * ((x @ a) @ b)
 
 

@@ -49,7 +49,7 @@ def abstract(build: Build) -> Any:
 
     def arrays() -> list[jax.Array]:
         with _deferring():
-            model = build(ModelRngs(nnx.Rngs(0), seed=b""))
+            model = build(ModelRngs(nnx.Rngs(0), alike=True))
         graphdef, state = nnx.split(model)
         leaves, structure = jax.tree.flatten(state)
         made[:] = graphdef, leaves, structure
@@ -117,8 +117,8 @@ class Unfinished:
 
 
 def _placed(draw: Draw, seed: bytes, name: str) -> jax.Array:
-    if draw.sharding is None:
-        return jax.device_put(draw.numbers(seed, name))
+    if draw.sharding is None or draw.sharding.is_fully_addressable:
+        return jax.device_put(draw.numbers(seed, name), draw.sharding)
     return jax.make_array_from_callback(draw.shape, draw.sharding, lambda index: draw.numbers(seed, name, index))
 
 
@@ -165,35 +165,43 @@ _PLAIN = {int, float, bool, str, type(None), type}
 class ModelRngs(nnx.Rngs):
     """The random streams of a model being made: each begins with one key of the stream of ``rngs`` that has its name."""
 
-    def __init__(self, rngs: nnx.Rngs, seed: bytes | None = None):
+    def __init__(self, rngs: nnx.Rngs, *, alike: bool = False):
+        """``alike``: all keys are one, for a model of which only shapes are wanted."""
         for name, stream in rngs.items():
-            setattr(self, name, _Keys(stream(), seed, tag=name))
+            setattr(self, name, _Keys(stream(), alike, tag=name))
 
 
 class _Keys(nnx.RngStream):
     """A stream whose keys are made on the host while a model is being made, in a tenth of the time: its own parameters need none."""
 
-    def __init__(self, key: jax.Array, seed: bytes | None = None, *, tag: str):
+    def __init__(self, key: jax.Array, alike: bool = False, *, tag: str):
         super().__init__(key, tag=tag)
-        self.seed = seed if seed is not None or isinstance(self.data, jax.core.Tracer) else np.asarray(self.data).tobytes()
-        self.taken = 0
-
-    @property
-    def data(self) -> jax.Array:
-        return jax.random.key_data(self.key.get_value())
+        data = jax.random.key_data(key)
+        self.data = nnx.data(data if isinstance(data, jax.core.Tracer) else np.asarray(data))
+        self.alike, self.taken = alike, 0
 
     def __call__(self) -> Any:
         model = making.get()
-        if self.seed is None or model is None or not model.here():
+        if model is None or not model.here():
             return super().__call__()
+        if self.alike:
+            return self.key.get_value()
         self.taken += 1
-        size = 2 if jax.config.jax_default_prng_impl == "threefry2x32" else 4  # type: ignore[attr-defined]
-        return np.frombuffer(hashlib.blake2b(self.seed + self.taken.to_bytes(8, "little"), digest_size=4 * size).digest(), np.uint32)
+        count = self.taken.to_bytes(8, "little")
+
+        def host(data: Any) -> np.ndarray:
+            data = np.asarray(data)
+            return np.frombuffer(hashlib.blake2b(data.tobytes() + count, digest_size=data.nbytes).digest(), data.dtype)
+
+        if isinstance(self.data, jax.core.Tracer):
+            words = jax.pure_callback(host, jax.ShapeDtypeStruct(self.data.shape, self.data.dtype), self.data, vmap_method="sequential")
+        else:
+            words = host(self.data)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(self.key.get_value()))
 
     def fork(self, **options: Any) -> nnx.RngStream:
         """A stream of its own, that goes on when the model is made."""
-        key = self()
-        return super().fork(**options) if options else nnx.RngStream(jax.random.wrap_key_data(key) if isinstance(key, np.ndarray) else key, tag=self.tag)
+        return super().fork(**options) if options else nnx.RngStream(self(), tag=self.tag)
 
 
 class _Making:

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.broadcast import broadcast
 from layers.initializers import create_initializer, truncated_normal, variance_scaling, zeros
+from layers.linear import Conv
 from layers.mlp import gelu
 from layers.module import Module
 from layers.norm import Norm, create_norm
@@ -53,7 +55,7 @@ class PatchEmbed(Module):
         patches = images.reshape(batch, height // p, p, width // p, p, channels)
         patches = jnp.swapaxes(patches, 2, 3).reshape(batch, height // p, width // p, p * p * channels)
         y = patches.astype(dtype) @ self.kernel[...].reshape(p * p * channels, -1).astype(dtype)
-        return y if self.bias is None else y + self.bias[...].astype(dtype)
+        return y if self.bias is None else y + broadcast(self.bias[...], y.shape, dtype)
 
 
 class ConvNorm(Module):
@@ -80,7 +82,7 @@ class ConvNorm(Module):
         rngs: nnx.Rngs,
     ):
         half = (kernel_size // 2, kernel_size // 2)
-        self.conv = nnx.Conv(
+        self.conv = Conv(
             in_features,
             features,
             (kernel_size, kernel_size),

@@ -40,11 +40,93 @@ def sincos_table(grid: tuple[int, int], features: int, temperature: float = 1000
 
 
 def resample_table(table: jax.Array, grid: tuple[int, int], *, antialias: bool = True) -> jax.Array:
-    """Resizes a table (height, width, ...) of a grid to another grid by bicubic interpolation."""
+    """Resizes a table (height, width, ...) of a grid to another grid by bicubic interpolation.
+
+    Args:
+      antialias: as timm, and PyTorch with ``antialias=True``: cubics of a = -0.5, widened where the grid shrinks, over the
+        cells that there are. False is PyTorch's plain form: a = -0.75, always four cells, the last one repeated beyond the edge.
+    """
     if tuple(table.shape[:2]) == tuple(grid):
         return table
-    shape = (*grid, *table.shape[2:])
-    return jax.image.resize(table.astype(jnp.float32), shape, "bicubic", antialias=antialias).astype(table.dtype)
+    wide = table.astype(jnp.float32)
+    if antialias:
+        return jax.image.resize(wide, (*grid, *table.shape[2:]), "bicubic", antialias=True).astype(table.dtype)
+    return _along_both_axes(wide, *(_cubic_weights(*sizes) for sizes in zip(table.shape, grid, strict=False))).astype(table.dtype)
+
+
+def resample_offsets(table: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Resizes a table (2 height - 1, 2 width - 1, ...) over offsets within a window to the offsets of another window.
+
+    BEiT (Bao et al., 2022) as its authors' code and timm have it: the old offsets lie 1, 1 + q, 1 + q + q^2, ... from the
+    middle, with the ratio q (from 1.01 to 1.5) that spreads them over the new window, so that near offsets keep their
+    meaning; between them the table is linear, and beyond the last it stays.
+    """
+    if tuple(table.shape[:2]) == tuple(shape):
+        return table
+    return _along_both_axes(table.astype(jnp.float32), *(_offset_weights(*sizes) for sizes in zip(table.shape, shape, strict=False))).astype(table.dtype)
+
+
+def _along_both_axes(table: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """Sums over the first two axes with weights (new, old) each."""
+    return jnp.einsum("ih,jw,hw...->ij...", rows, columns, table, precision="highest")
+
+
+def _cubic_weights(old: int, new: int, a: float = -0.75) -> np.ndarray:
+    """Weights (new, old) of the four cells around each new one: cubic convolution (Keys, 1981), cells beyond an edge being those at it."""
+    place = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.zeros((new, old))
+    for shift in (-1, 0, 1, 2):
+        cell = np.floor(place) + shift
+        x = np.abs(place - cell)
+        near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        np.add.at(weights, (np.arange(new), np.clip(cell, 0, old - 1).astype(int)), np.where(x <= 1, near, far))
+    return weights.astype(np.float32)
+
+
+def _offset_weights(old: int, new: int) -> np.ndarray:
+    """Weights (new, old) of linear interpolation between old offsets in geometric progression."""
+    low, high = 1.01, 1.5
+    ratio = low
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        low, high = (low, ratio) if (1 - ratio ** (old // 2)) / (1 - ratio) > new // 2 else (ratio, high)
+    beside = np.cumsum(ratio ** np.arange(old // 2))
+    offsets = np.concatenate([-beside[::-1], [0.0], beside])
+    wanted = np.arange(new) - new // 2
+    return np.stack([np.interp(wanted, offsets, cell) for cell in np.eye(old)], -1).astype(np.float32)
+
+
+# Bits of a position that are multiplied at once.
+_DIGIT = 11
+
+
+def rotation(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of ``positions * frequencies``, within 1e-4 at every int32 position, negative ones included.
+
+    A product in float32 keeps 24 bits: at a position of 2^24 not one of them is left for the fraction of a turn. Angles are
+    counted in 2^-32 turns instead, in integers, which overflow at whole turns and so drop what does not matter. A position
+    has three digits of 11 bits, each with its own rounded multiple of the frequency: 3 * 2^11 / 2 units of error, 5e-6.
+
+    Args:
+      positions: integers (...); other numbers are multiplied in float32.
+      frequencies: radians a position, (pairs,) float64.
+
+    Returns:
+      Two arrays (..., pairs), float32.
+    """
+    positions = positions[..., None]
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        angle = positions.astype(jnp.float32) * frequencies.astype(np.float32)
+        return jnp.cos(angle), jnp.sin(angle)
+    rest, phase = positions.astype(jnp.int32), jnp.int32(0)
+    for shift in (0, _DIGIT, 2 * _DIGIT):
+        turns = np.asarray(frequencies, np.float64) / (2 * np.pi) * 2.0**shift
+        unit = np.round((turns - np.floor(turns)) * 2.0**32).astype(np.uint64).astype(np.uint32).view(np.int32)
+        # The last digit keeps the sign.
+        digit = rest >> shift if shift == 2 * _DIGIT else (rest >> shift) & (2**_DIGIT - 1)
+        phase = phase + digit * unit
+    angle = phase.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
+    return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x: jax.Array, positions: jax.Array, *, base: float = 10000.0, dimensions: int | None = None, interleaved: bool = False) -> jax.Array:
@@ -67,9 +149,8 @@ def rotate(x: jax.Array, positions: jax.Array, *, base: float = 10000.0, dimensi
     if dimensions % (2 * axes):
         raise ValueError(f"rotary embedding over {axes} axes needs a number of features divisible by {2 * axes}, got {dimensions}")
     pairs = dimensions // (2 * axes)
-    frequency = base ** (-np.arange(pairs, dtype=np.float32) / pairs)
-    angle = (positions[..., None].astype(jnp.float32) * frequency).reshape(*positions.shape[:2], 1, axes * pairs)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    frequencies = float(base) ** (-np.arange(pairs, dtype=np.float64) / pairs)
+    cos, sin = (a.reshape(*positions.shape[:2], 1, axes * pairs) for a in rotation(positions, frequencies))
     turned, rest = x[..., :dimensions].astype(jnp.float32), x[..., dimensions:]
     a, b = (turned[..., ::2], turned[..., 1::2]) if interleaved else jnp.split(turned, 2, axis=-1)
     parts = (a * cos - b * sin, b * cos + a * sin)
@@ -88,7 +169,11 @@ class LearnedPositions(Module):
 
     def __call__(self, grid: tuple[int, int]) -> jax.Array:
         """The table for ``grid``: (height, width, features)."""
-        return resample_table(self.table[...], grid, antialias=self.antialias)
+        return self.resampled(self.table[...], grid)
+
+    def resampled(self, table: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """A table of this kind for another grid."""
+        return resample_table(table, grid, antialias=self.antialias)
 
 
 class RelativePositionBias(Module):
@@ -103,6 +188,10 @@ class RelativePositionBias(Module):
         shape = (2 * window[0] - 1, 2 * window[1] - 1, num_heads)
         self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), shape, param_dtype))
         self.window = tuple(window)
+
+    def resampled(self, table: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """A table of this kind, of another window's shape."""
+        return resample_offsets(table, shape)
 
     def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
         """Scores (1, heads, height * width, height * width) of a whole window in row-major order.

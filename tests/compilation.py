@@ -9,16 +9,24 @@ from typing import Any
 
 import jax
 
-# XLA had two generators of code for CPUs. The one that is not the default compiles unoptimized programs in a quarter of the time.
+# XLA had two generators of code for CPUs. The one that is not the default compiles unoptimized programs in a quarter of
+# the time.
 GENERATOR = "xla_cpu_use_fusion_emitters" if jax.__version_info__ < (0, 11) else None
 # ``jax.jit(compiler_options=OPTIMIZED)`` compiles a program for a CPU as it is outside of the tests.
-OPTIMIZED: dict[str, Any] = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False, **({GENERATOR: True} if GENERATOR else {})}
+OPTIMIZED: dict[str, Any] = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    **({GENERATOR: True} if GENERATOR else {}),
+}
 # Programs that compile in less are compiled again sooner than they are read from a file.
 WORTH_KEEPING = 0.1
 
 
 def compile_quickly() -> None:
-    """Programs are compiled without XLA's expensive optimizations, here and in processes started from here: the same functions, slower."""
+    """Programs are compiled without XLA's expensive optimizations, here and in processes started from here.
+
+    They are the same functions, and run slower.
+    """
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     jax.config.update("jax_disable_most_optimizations", True)
     if GENERATOR:

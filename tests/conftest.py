@@ -15,8 +15,8 @@ from tests.compilation import compile_quickly, share_programs
 from tests.costs import Costs
 from tests.devices import EightDevices
 
-# JAX's interpreter of GPU kernels gives each warpgroup a thread of XLA's pool, which waits there for the others: with a pool as small
-# as two cores make it, they would wait for ever. Read when the first array is made.
+# JAX's interpreter of GPU kernels gives each warpgroup a thread of XLA's pool, which waits there for the others: with a
+# pool as small as two cores make it, they would wait for ever. Read when the first array is made.
 if hopper.interpreter_missing() is None:
     os.environ.setdefault("NPROC", "16")
 
@@ -39,12 +39,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def shared(item: pytest.Item) -> str:
-    """What a test has in common with others, which one worker is to run after each other: a process, a case's programs, a file's fixtures."""
+    """What a test has in common with others: a process, a case's programs, a file's fixtures.
+
+    One worker is to run them after each other.
+    """
     if "eight_devices" in getattr(item, "fixturenames", ()):
         return "eight devices"
     file = item.path.stem.removeprefix("test_")
     given = (getattr(item, "callspec", None) and item.callspec.params) or {}
-    if cases := [getattr(given[name], "name", None) or str(given[name]) for name in ("op", "case", "family") if name in given]:
+    if cases := [
+        getattr(given[name], "name", None) or str(given[name]) for name in ("op", "case", "family") if name in given
+    ]:
         return " ".join([file, *cases])
     fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
     return file if any(found[-1].scope == "module" and found[-1].baseid.endswith(".py") for found in fixtures) else ""
@@ -74,7 +79,8 @@ def eight_devices() -> Iterator[EightDevices]:
 def forget_programs() -> Iterator[None]:
     """What was compiled goes with the file that needed it.
 
-    A process may map 65,530 pieces of memory on Linux, a compiled program takes several, and the suite's thousands would reach that.
+    A process may map 65,530 pieces of memory on Linux, a compiled program takes several, and the suite's thousands would
+    reach that.
     """
     yield
     jax.clear_caches()

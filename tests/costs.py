@@ -102,10 +102,16 @@ class Costs:
         beside = (self.processes or cpu_seconds()) - total
         write(f"{total:8.1f}  {len(self.tests)} tests; beside them {beside:.1f} for imports and collection")
         for kind in ("", *MEMBERS):
-            members = sorted((name for name in seconds if name.partition(" ")[0] == kind or not (kind or " " in name)), key=seconds.get, reverse=True)
+            members = sorted(
+                (name for name in seconds if name.partition(" ")[0] == kind or not (kind or " " in name)),
+                key=seconds.get,
+                reverse=True,
+            )
             if kind and members:
                 mean, (quick, full) = sum(seconds[name] for name in members) / len(members), MEMBERS[kind]
-                write(f"{mean:8.1f}  a {kind} on average, of {len(members)}: at most {quick} in the quick tier, {full} in both")
+                write(
+                    f"{mean:8.1f}  a {kind} on average, of {len(members)}: at most {quick} quick, {full} in both tiers"
+                )
             for name in members:
                 write(f"{seconds[name]:8.1f}  {name} ({count[name]})")
         write(f"the {SLOWEST} slowest, and every quick one above {LISTED:g}:")

@@ -1,7 +1,7 @@
 """Processes with more devices than this machine has.
 
-One process of eight devices does what all tests of a run ask of it: ``python -m tests.devices`` reads a request a line, calls the
-function that it names, and answers with what that returns, as JSON.
+One process of eight devices does what all tests of a run ask of it: ``python -m tests.devices`` reads a request a
+line, calls the function that it names, and answers with what that returns, as JSON.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class EightDevices:
         line = self.process.stdout.readline()
         if not line:
             self.errors.seek(0)
-            raise RuntimeError(f"the process of eight devices ended with {self.process.wait()}: {self.errors.read()[-2000:]}")
+            raise RuntimeError(
+                f"the process of eight devices ended with {self.process.wait()}: {self.errors.read()[-2000:]}"
+            )
         answer = json.loads(line)
         self.seconds += answer["seconds"]
         costs.elsewhere += answer["seconds"]

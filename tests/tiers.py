@@ -10,4 +10,9 @@ import pytest
 
 def tiered(values: Iterable[Any], quick: Callable[[Any], bool]) -> list[Any]:
     """``values`` for ``pytest.mark.parametrize``, those that are not ``quick`` marked full."""
-    return [value if quick(value) else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full) for value in values]
+    return [
+        value
+        if quick(value)
+        else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full)
+        for value in values
+    ]

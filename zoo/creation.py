@@ -12,7 +12,7 @@ from flax import nnx
 
 from layers.making import Unfinished
 from layers.mixer import MixerSpec
-from zoo.registry import Preprocess, configure, variant
+from zoo.registry import ModelConfig, Preprocess, Variant, abstract, configure, variant
 from zoo.sources import run_record
 from zoo.weights import classes_of, load
 
@@ -57,9 +57,7 @@ def create(
         kept = {option: value for option, value in record["options"].items() if option not in overrides}
         overrides = {**kept, **overrides}
         num_classes = overrides.pop("num_classes", None) if num_classes is None else num_classes
-    given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else _dtype("dtype", dtype)}
-    overrides = {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": _dtype("param_dtype", param_dtype)}
-    config = configure(entry, overrides)
+    config = _configured(entry, num_classes=num_classes, mixer=mixer, dtype=dtype, param_dtype=param_dtype, **overrides)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     unfinished = Unfinished(lambda rngs: entry.build(config, rngs=rngs), rngs, shardings)
     unfinished.model.variant = entry.name
@@ -81,6 +79,25 @@ def _dtype(field: str, value: Any) -> Any:
         return jnp.dtype(value)
     except TypeError:
         raise ValueError(f'{field} is the name of a floating point type, as "float32", "bfloat16" or "float16"; got {value!r}') from None
+
+
+def create_abstract(name: str, **overrides: Any) -> Any:
+    """The model that :func:`create` makes of the same arguments, with ``jax.ShapeDtypeStruct`` for arrays.
+
+    Raises:
+      ValueError: an unknown name, hyper-parameter or mixer.
+    """
+    entry = variant(name)
+    model: Any = abstract(entry, _configured(entry, **overrides))
+    model.variant = entry.name
+    return model
+
+
+def _configured(
+    entry: Variant, *, num_classes: Any = None, mixer: Any = None, dtype: Any = None, param_dtype: Any = jnp.float32, **overrides: Any
+) -> ModelConfig:
+    given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else _dtype("dtype", dtype)}
+    return configure(entry, {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": _dtype("param_dtype", param_dtype)})
 
 
 def preprocess(model: str | nnx.Module) -> Preprocess:

@@ -19,10 +19,10 @@ from layers.initializers import SharedColumns, constant, ones, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.state_space.initialisation import (
-    Initialisation,
     MIMETIC_A_LOG,
     MIMETIC_STEP_BIAS,
     STEP_RANGE,
+    Initialisation,
     StepRange,
     check_initialisation,
     fan_in_uniform,

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.broadcast import broadcast
 from layers.convolution import CausalConvolution
 from layers.initializers import SharedColumns, ones
 from layers.linear import Linear
@@ -22,10 +23,10 @@ from layers.mixer import Mixer, register_mixer
 from layers.module import Module
 from layers.state_space.initialisation import (
     A_LOG,
-    Initialisation,
     MIMETIC_A_LOG,
     MIMETIC_STEP_BIAS,
     STEP_RANGE,
+    Initialisation,
     StepRange,
     check_initialisation,
     fan_in_uniform,
@@ -164,6 +165,6 @@ class Mamba2(Mixer):
             return_state=state is not None,
         )
         y, hidden = (out, None) if state is None else out
-        y = y + self.D[...].astype(u.dtype)[:, None] * u
+        y = y + broadcast(self.D[...][:, None], u.shape, u.dtype) * u
         y = self.out_proj(self.norm(y.reshape(z.shape), z))
         return y, None if hidden is None or state is None else SelectiveState(seen, hidden.astype(state.hidden.dtype))

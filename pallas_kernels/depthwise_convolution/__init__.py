@@ -73,19 +73,20 @@ def depthwise_convolution(
         raise ValueError(f"depthwise_convolution: bias must be ({channels},); got {bias.shape}")
     strides, dilation = _pair("strides", strides), _pair("dilation", dilation)
     if padding is None:
-        padding = (taps[0] // 2, taps[0] // 2), (taps[1] // 2, taps[1] // 2)
+        rows, columns = ((n // 2, n // 2) for n in taps)
     elif padding == "same":
         reach = [(n - 1) * step + 1 for n, step in zip(taps, dilation)]
-        rows, columns = jax.lax.padtype_to_pads(size, reach, strides, "SAME")
-        padding = tuple(rows), tuple(columns)
-    if min(min(pair) for pair in padding) < 0:
-        raise ValueError(f"depthwise_convolution: padding can't be negative; got {padding}; cut x itself")
+        rows, columns = ((before, after) for before, after in jax.lax.padtype_to_pads(size, reach, strides, "SAME"))
+    else:
+        rows, columns = padding
+    if min(*rows, *columns) < 0:
+        raise ValueError(f"depthwise_convolution: padding can't be negative; got {(rows, columns)}; cut x itself")
     dtype = jnp.promote_types(x.dtype, kernel.dtype)
-    call = DepthwiseCall(x.astype(dtype), kernel[..., 0, :].astype(dtype), strides, dilation, padding)
+    call = DepthwiseCall(x.astype(dtype), kernel[..., 0, :].astype(dtype), strides, dilation, (rows, columns))
     if 0 in call.geometry.output:
         raise ValueError(
             f"depthwise_convolution: a kernel of {tuple(taps)} with dilation {dilation} reaches over {call.geometry.reach} and does not fit "
-            f"into x of {tuple(size)} with padding {padding}"
+            f"into x of {tuple(size)} with padding {(rows, columns)}"
         )
     (y,) = _op(call, implementation)
     return y if bias is None else add_bias(y, bias)

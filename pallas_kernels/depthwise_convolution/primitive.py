@@ -23,6 +23,7 @@ from pallas_kernels import operations
 from pallas_kernels.depthwise_convolution.forms import FORMS
 from pallas_kernels.depthwise_convolution.geometry import Geometry, Part
 
+
 def convolution(x: jax.Array, kernel: jax.Array, geometry: Geometry, form: str) -> jax.Array:
     """The convolution in one of the forms of :mod:`pallas_kernels.depthwise_convolution.forms`.
 
@@ -69,7 +70,7 @@ def _batch(operands: tuple[jax.Array, ...], axes: tuple[int | None, ...], *, geo
     given = GIVEN[wanted]
     count = next(x.shape[axis] for x, axis in zip(operands, axes) if axis is not None)
     kernels = wanted == "kernel" or axes[given.index("kernel")] is not None
-    folded = {}
+    folded: dict[Part, jax.Array] = {}
     for part, x, axis in zip(given, operands, axes):
         if axis is None and not kernels and part == "kernel":
             folded[part] = x

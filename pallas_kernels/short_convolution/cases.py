@@ -16,7 +16,7 @@ def _case(name: str, length: int, size: int, *with_: str, lengths: tuple[int, ..
     batch, channels = 2, 3
 
     def arrays(rng: np.random.Generator) -> Arrays:
-        made = {
+        made: Arrays = {
             "x": offset + scale * rng.standard_normal((batch, length, channels)),
             "kernel": rng.standard_normal((*([batch] if "each" in with_ else []), size, 1, channels)),
         }

@@ -1,4 +1,4 @@
-"""The two tiers: what is marked full waits for --full, and a quick test that takes too long fails the run with the reason."""
+"""The two tiers: what is marked full waits for --full, and a quick test that takes too long fails the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def test_costs(tmp_path: Path) -> None:
     path = tmp_path / "test_suite.py"
     path.write_text(SUITE)
     options = ["-c", ROOT / "pyproject.toml", "-n", "0", "-p", "tests.conftest", "-p", "no:cacheprovider", "--costs"]
-    done = subprocess.run([sys.executable, "-m", "pytest", *options, path], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, path], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert "1 passed, 1 deselected" in done.stdout
     assert "and a quick test has 0.01: make it smaller, share its programs, or mark it full" in done.stdout
     assert done.returncode == 1

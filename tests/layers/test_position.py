@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers.position import ALiBi, LearnedPositions, RelativePositionBias, grid_positions, resample_table, rotate, sincos_table
+from layers.position import ALiBi, LearnedPositions, RelativePositionBias, grid_positions, resample_table, rotate, rotation, sincos_table
 
 RNG = np.random.default_rng(0)
 
@@ -37,6 +37,34 @@ def test_rotary_keeps_lengths_position_zero_and_the_unturned_rest() -> None:
     np.testing.assert_allclose(np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
     np.testing.assert_array_equal(y[:, 0], x[:, 0])
     np.testing.assert_array_equal(y[..., 4:], x[..., 4:])
+
+
+@pytest.mark.parametrize("base", [100.0, 10_000.0, 500_000.0])
+def test_rotary_angles_hold_at_every_position(base: float) -> None:
+    """As in float64 up to the last int32, where float32 has lost the fraction of a turn long since; and so do negative positions."""
+    far = RNG.integers(0, 2**31 - 1, 4000)
+    near = np.concatenate([np.arange(4096), 2 ** np.arange(31), 2 ** np.arange(1, 32) - 1, [10**6, 10**8, 10**8 + 1, 2**31 - 1]])
+    positions = np.concatenate([near, far, -near[:100], -far[:100]]).astype(np.int32)
+    frequencies = base ** (-np.arange(32) / 32)
+    cos, sin = rotation(jnp.asarray(positions), frequencies)
+    angle = positions[:, None].astype(np.float64) * frequencies
+    np.testing.assert_allclose(cos, np.cos(angle), atol=1e-5)
+    np.testing.assert_allclose(sin, np.sin(angle), atol=1e-5)
+    np.testing.assert_allclose(rotation(jnp.float32([0.5, 2.0]), frequencies)[0], np.cos(np.outer([0.5, 2.0], frequencies)), atol=1e-6)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_rotary_scores_are_the_same_far_out(axes: int, interleaved: bool) -> None:
+    q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8)
+
+    def score(start: int) -> float:
+        at = [jnp.full((1, 1, axes) if axes > 1 else (1, 1), start + step, jnp.int32) for step in (7, 2)]
+        a, b = (rotate(jnp.asarray(x), p, interleaved=interleaved) for x, p in zip((q, k), at, strict=True))
+        return float(jnp.sum(a * b))
+
+    for start in (10**6, 2**24, 10**8, 2**31 - 8):
+        assert score(start) == pytest.approx(score(0), abs=1e-4)
 
 
 def test_rotary_refuses_what_makes_no_pairs() -> None:

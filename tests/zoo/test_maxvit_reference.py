@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import zoo
 from layers import flatten
-from layers.position import resample_table
+from layers.position import resample_offsets
 from tests.references.live import images, ours_and_gradient, outputs_and_gradient, randomise, relative, same_bits, timm, torch
 from tests.tiers import tiered
 from zoo.naming import plan
@@ -134,4 +135,20 @@ def test_other_input_size_resamples_the_tables(window: int) -> None:
         zoo.load(ours, state)
     for name, table in flatten(made).items():
         if name.endswith("bias.table"):
-            np.testing.assert_array_equal(flatten(ours)[name], resample_table(table[...], (side, side)), err_msg=name)
+            np.testing.assert_allclose(flatten(ours)[name], _resized_by_timm(np.asarray(table), (window, window)), atol=1e-5, err_msg=name)
+
+
+def _resized_by_timm(table: np.ndarray, window: tuple[int, int]) -> np.ndarray:
+    from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
+
+    shape = (2 * window[0] - 1, 2 * window[1] - 1)
+    theirs = resize_rel_pos_bias_table(torch.from_numpy(table.transpose(2, 0, 1).copy()), window, (table.shape[2], *shape))
+    return theirs.numpy().transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("old", [(7, 7), (3, 5), (2, 2), (16, 16)])
+@pytest.mark.parametrize("new", [(12, 12), (16, 12), (7, 7), (4, 9), (1, 2), (3, 3)])
+def test_relative_tables_are_resized_as_by_timm(old: tuple[int, int], new: tuple[int, int]) -> None:
+    table = np.random.default_rng(0).standard_normal((2 * old[0] - 1, 2 * old[1] - 1, 3)).astype(np.float32)
+    found = resample_offsets(jnp.asarray(table), (2 * new[0] - 1, 2 * new[1] - 1))
+    np.testing.assert_allclose(found, _resized_by_timm(table, new), atol=2e-5)

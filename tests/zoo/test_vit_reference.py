@@ -311,6 +311,43 @@ def test_matches_transformers(name: str, kind: str, size: dict[str, Any], option
     assert same_bits(export(ours, naming=naming), state)
 
 
+# Our name, their class and its configuration, what ours differs in, and sizes other than those of the table.
+OTHER_SIZES: list[tuple[str, str, dict[str, Any], dict[str, Any], list[tuple[int, int]]]] = [
+    ("vit_small_patch14_dinov2", "Dinov2Model", _size(image_size=518), {"image_size": 518}, [(224, 224), (252, 336)]),
+    ("vit_giant_patch14_dinov2", "Dinov2Model", _size(use_swiglu_ffn=True), {"mlp_ratio": 88 / 32}, [(28, 42)]),
+    ("vit_small_patch14_reg4_dinov2", "Dinov2WithRegistersModel", _size(image_size=518), {"image_size": 518}, [(224, 224), (252, 336)]),
+    ("vit_small_patch16_224", "ViTModel", _VIT, {"antialias": False}, [(28, 42)]),
+    ("deit_small_distilled_patch16_224", "DeiTModel", _VIT, {"antialias": False}, [(28, 42)]),
+    ("vit_base_patch16_clip_224", "CLIPVisionModel", {**_TOWER, "hidden_act": "gelu"}, {"antialias": False}, [(28, 42)]),
+    ("vit_base_patch32_siglip_256", "SiglipVisionModel", _VIT, {"antialias": False}, [(28, 42)]),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "size", "options", "others"), OTHER_SIZES, ids=[row[0] for row in OTHER_SIZES])
+def test_other_sizes_match_transformers(name: str, kind: str, size: dict[str, Any], options: dict[str, Any], others: list[Any], tmp_path: Any) -> None:
+    cls = getattr(transformers, kind)
+    theirs = cls(cls.config_class(**size))
+    randomise(theirs)
+    released(theirs, tmp_path)
+    ours_options = {"depth": DEPTH, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 0, **options}
+    ours = zoo.create(name, weights=tmp_path, **ours_options)
+    ours.eval()
+    asked = {} if name.endswith("dinov2") else {"interpolate_pos_encoding": True}
+    for height, width in others:
+        pixels = images(1, height, width, 3)
+        with torch.no_grad():
+            expected = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), **asked).pooler_output.numpy()
+        assert relative(ours(pixels), expected) < 1e-5, (height, width)
+
+
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_base_patch16_clip_224", "vit_base_patch32_siglip_256"])
+def test_other_families_resample_as_timm(name: str) -> None:
+    theirs, ours, state = _pair(name)
+    zoo.load(ours, state)
+    pixels = images(1, 84, 42, 3)
+    assert relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy()) < TOLERANCE
+
+
 def test_a_fresh_head_does_without_the_pooler(tmp_path: Any) -> None:
     """As fine-tuning has it in transformers, and in the paper; a pooler that was asked for is loaded."""
     state = released(transformers.ViTModel(transformers.ViTConfig(**_VIT)), tmp_path)

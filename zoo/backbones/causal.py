@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.block import Block
+from layers.broadcast import lookup
 from layers.initializers import normal
 from layers.linear import Embed, Linear
 from layers.mixer import Mixer, MixerSpec, create_mixer
@@ -165,5 +166,5 @@ class Causal(Model):
             if tokens.shape[1] > self.config.max_length:
                 raise ValueError(f"a sequence of {tokens.shape[1]} tokens is longer than the position table: max_length is {self.config.max_length}")
             places = default_positions(tokens.shape[1]) if positions is None else positions
-            x = x + self.position[...].astype(x.dtype)[places]
+            x = x + lookup(self.position[...], places, x.dtype)
         return x if self.dropout is None else self.dropout(x)

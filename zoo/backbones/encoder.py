@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.block import Block, NormOrder
+from layers.broadcast import broadcast
 from layers.combinators import bidirectional, on_sequence
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Embed, Linear
@@ -78,7 +79,7 @@ class MaskedHead(Module):
     def __call__(self, hidden: jax.Array, embedding: Embed) -> jax.Array:
         """Maps (..., features) to logits (..., vocab_size)."""
         logits = embedding.attend(self.norm(gelu(self.transform(hidden))))
-        return logits + self.bias[...].astype(logits.dtype)
+        return logits + broadcast(self.bias[...], logits.shape, logits.dtype)
 
 
 class Encoder(Classifier):
@@ -203,7 +204,7 @@ class Encoder(Classifier):
         length, most = words.shape[1], self.config.max_length
         if length > most:
             raise ValueError(f"a sequence of {length} tokens is longer than the position table: max_length is {most}")
-        x = words + self.position[:length].astype(words.dtype)
+        x = words + broadcast(self.position[:length], words.shape, words.dtype)
         if self.types is not None:
             x = x + self.types(jnp.zeros(words.shape[:2], jnp.int32) if types is None else types)
         x = self.embedding_norm(x)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.block import Block
+from layers.broadcast import broadcast
 from layers.combinators import bidirectional, on_grid
 from layers.initializers import normal, truncated_normal
 from layers.linear import Linear
@@ -62,7 +63,8 @@ class IsotropicConfig(ModelConfig):
       pre_norm: a norm before the first block (CLIP).
       norm_epsilon: added to the variance in every norm.
       qk_norm, qkv_bias, layer_scale: as in the blocks.
-      antialias: how position tables are resampled.
+      antialias: how position tables are resampled to other grids; False is what PyTorch does without antialiasing, as the authors
+        of DINOv2 without registers and all of transformers' models but DINOv2 with registers have it.
     """
 
     num_classes: int = 1000
@@ -234,8 +236,8 @@ class Isotropic(Classifier):
         if masked is not None:
             if self.mask_token is None:
                 raise ValueError("masked= needs a model with mask_token=True")
-            grid = jnp.where(masked[..., None], self.mask_token[...].astype(grid.dtype), grid)
-        grid = grid + self.position((rows, columns)).astype(grid.dtype)
+            grid = jnp.where(masked[..., None], broadcast(self.mask_token[...], grid.shape, grid.dtype), grid)
+        grid = grid + broadcast(self.position((rows, columns)), grid.shape, grid.dtype)
         parts = [grid.reshape(batch, rows * columns, features)]
         prefix = [token[...] for token in (self.class_token, self.distillation_token, self.register_tokens) if token is not None]
         if prefix:
@@ -243,7 +245,7 @@ class Isotropic(Classifier):
             if self.prefix_position is not None:
                 placed = self.prefix_position[...]
                 tokens = tokens.at[: len(placed)].add(placed)
-            parts.insert(0, jnp.broadcast_to(tokens.astype(grid.dtype), (batch, *tokens.shape)))
+            parts.insert(0, broadcast(tokens, (batch, *tokens.shape), grid.dtype))
         x = jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
         x = x if self.dropout is None else self.dropout(x)
         return x if self.pre_norm is None else self.pre_norm(x)

@@ -24,7 +24,7 @@ from flax import nnx
 
 from layers.block import Block
 from layers.initializers import variance_scaling
-from layers.linear import Linear
+from layers.linear import Conv, Linear
 from layers.mbconv import MBConv
 from layers.mixer import MixerSpec
 from layers.mlp import MLP, gelu_tanh
@@ -62,7 +62,7 @@ class MaxViTStem(Module):
     def __init__(self, in_channels: int, features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         common = {"kernel_init": variance_scaling(2.0, "fan_out", "normal"), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.first = ConvNorm(in_channels, features, strides=2, padding="SAME", norm_epsilon=1e-3, activation=gelu_tanh, **common)
-        self.second = nnx.Conv(features, features, (3, 3), padding="SAME", **common)
+        self.second = Conv(features, features, (3, 3), padding="SAME", **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, height, width, channels) to (batch, height / 2, width / 2, features), rounded up."""

@@ -109,6 +109,8 @@ def _overrides(name: str) -> dict[str, Any]:
     if words & {"dinov2", "tipsv2"}:
         c |= {"layer_scale": 1e-5, "image_size": 518} if words & {"dinov2"} else {"layer_scale": 1.0, "image_size": 448}
         c |= {"features": 1536, "num_heads": 24, "mlp": "swiglu", "mlp_ratio": 8 / 3} if size == "giant" else {}
+    if words & {"dinov2"}:
+        c |= {"antialias": bool(words & {"reg4"})}  # the authors began to antialias with the registers
     if words & {"radio"}:
         c |= {"image_size": 512, "registers": 7 if words & {"v3"} else 9, "prefix_positions": "none", "final_norm": False}
         c |= {"layer_scale": 1e-5} if size in ("base", "large") else {}
