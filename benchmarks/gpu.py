@@ -417,7 +417,9 @@ def names(op: str) -> list[str]:
 
 def preparations(jobs: list[Job]) -> list[Job]:
     """What compiles the contestants of the jobs: first those that take long, by problem, as they share kernels; then each job's others."""
-    ways = {(job["op"], job["problem"]): [other["way"] for other in jobs if other["problem"] == job["problem"] and other["op"] == job["op"]] for job in jobs}
+    ways: dict[tuple[str, str], list[str]] = {}
+    for job in jobs:
+        ways.setdefault((job["op"], job["problem"]), []).append(job["way"])
     found = [{"op": op, "problem": problem, "ways": both, "contestants": [name], "patient": True}
              for (op, problem), both in ways.items() for name in names(op) if name in gpu_peers.SLOW]  # fmt: skip
     for job in jobs:
