@@ -15,7 +15,6 @@ from pallas_kernels.dispatch import OPS
 WITH_KERNELS = {op.name for op in OPS.values() if "mosaic_gpu" in {i.name for i in op.implementations}}
 
 
-@pytest.mark.full
 class Here:
     """In place of a process."""
 
@@ -29,6 +28,7 @@ class Here:
         pass
 
 
+@pytest.mark.full
 def test_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are right, a kernel found wrong is not timed, and rows of other problems stay in the files."""
     monkeypatch.setattr(gpu, "Worker", Here)
@@ -53,6 +53,7 @@ def test_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["gradient"]["absent"].keys() == {"fla"}, "no peer can run here"
 
 
+@pytest.mark.full
 def test_a_row_that_hangs_or_breaks_costs_itself_only() -> None:
     worker, broken = gpu.Worker(True, {}), {"stage": "correct", "op": "attention", "case": "no such case"}
     assert worker.run(broken, 0.2) == {"fault": "no answer in time", "right": False}
