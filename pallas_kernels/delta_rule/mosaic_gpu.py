@@ -98,9 +98,9 @@ def _backward(scale: float, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     d_k_held, _, late_held = linear.sweep(held, d_v, u, k, logs, memory, probes[1])
     # What reads a token's u is the cotangent of the state: what the outputs add to it, less what the later steps take away. Each alone
     # grows with the length where nothing decays, their difference does not: one sweep over both, of each token its step before its output.
-    taken = [jnp.stack(pair, axis=2).reshape(q.shape[0], -1, *pair[0].shape[2:]) for pair in ((d_v, d_read), (-k, q))]
+    taken, under = (jnp.stack(pair, axis=2).reshape(q.shape[0], -1, *pair[0].shape[2:]) for pair in ((d_v, d_read), (-k, q)))
     wide_logs = None if logs is None else spread(logs, 2, 0)
-    d_k_read, after, _ = linear.sweep(back, spread(u, 2, 1), *taken, wide_logs, behind)
+    d_k_read, after, _ = linear.sweep(back, spread(u, 2, 1), taken, under, wide_logs, behind)
     d_k_read = d_k_read[:, 1::2]
     shared = d_out.shape[2] // q.shape[2]
     d_logs = None
