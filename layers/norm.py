@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -31,3 +32,11 @@ def create_norm(norm: Norm, features: int, *, dtype: Any = None, param_dtype: An
             raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
         norm = NORMS[norm]
     return norm(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **options)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """``x / |x|`` over the last axis, in float32; a vector of length 0 stays one, and has a gradient of 0."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    squares = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    zero = squares < 1e-24
+    return jnp.where(zero, 0, wide * jax.lax.rsqrt(jnp.where(zero, 1, squares))).astype(x.dtype)
