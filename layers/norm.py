@@ -9,11 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import canonicalize_dtype
+
+from layers.broadcast import widened
+
+
+def _statistics_wide(arrays: tuple[Any, ...], *, dtype: Any = None, inexact: bool = True) -> tuple[Any, ...]:
+    """Inputs in the dtype of the computation; kept statistics, scale and bias, which all rows share, in float32: see :mod:`layers.broadcast`."""
+    x, *shared = arrays
+    dtype = canonicalize_dtype(*(a for a in arrays if a is not None), dtype=dtype, inexact=inexact)
+    return x.astype(dtype), *(None if a is None else widened(a) for a in shared)
+
 
 # The two-pass variance: the one-pass form (E[x^2] - E[x]^2) cancels when the mean is large.
 LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False)
 RMSNorm = nnx.RMSNorm
-BatchNorm = functools.partial(nnx.BatchNorm, momentum=0.9, use_fast_variance=False)
+BatchNorm = functools.partial(nnx.BatchNorm, momentum=0.9, use_fast_variance=False, promote_dtype=_statistics_wide)
 
 NORMS: dict[str, Callable[..., nnx.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm}
 
