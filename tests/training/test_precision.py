@@ -105,7 +105,7 @@ def test_adapters_in_bfloat16_move_as_they_should():
 
 
 def test_an_unknown_rounding_is_refused():
-    with pytest.raises(ValueError, match="unknown optimizer.rounding 'masters': did you mean 'master'"):
+    with pytest.raises(ValueError, match=r"unknown optimizer\.rounding 'masters': did you mean 'master'"):
         trained(Matrix(jnp.bfloat16), "adamw", lambda step: 1.0, 1, rounding="masters")
 
 
