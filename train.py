@@ -31,7 +31,7 @@ def main() -> None:
         raise ValueError("several processes need one --workdir, which all of them can reach")
     workdir = Path(flags.FLAGS.workdir or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     task, model = assembly.build(config)
-    result = loop.train(config, model, task, workdir, extend=flags.FLAGS.extend)
+    result = loop.train(config, model, task, workdir, extend=flags.FLAGS.extend, record=assembly.record(config, task))
     if not processes.leads():
         return
     if result.finished:

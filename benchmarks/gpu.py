@@ -7,7 +7,8 @@ form of the same op; a problem whose kernel was found wrong is not timed. Both w
 row, and need a machine with one H100 or H200; ``--dry --output=FOLDER`` runs them with tiny inputs on a CPU, XLA standing in for the kernels.
 
 Rows run in processes of their own: a kernel that hangs or breaks the device's context costs its row, not the run. Compiling is done by
-several processes at once, timing by one, after all else has ended.
+several processes at once, timing by one, after all else has ended. Peers that tune themselves for long (``gpu_peers.SLOW``) have the whole
+of the first half for it; what is not compiled by then is absent from its rows, which are measured without.
 
 Times are of calls queued one after another on random inputs that rotate beyond the L2, until the device is done; the contestants take
 turns, in one order and then the other, and the median counts. A call shorter than ``ceilings.call_ms``, which is what an empty one takes,
@@ -18,7 +19,9 @@ time taken; a peer that is missing is named with the reason.
 from __future__ import annotations
 
 import argparse
+import collections
 import concurrent.futures
+import functools
 import json
 import math
 import os
@@ -41,6 +44,7 @@ import numpy as np
 
 import pallas_kernels
 from benchmarks import gpu_peers
+from benchmarks.gpu_peers import Contestant
 from benchmarks.gpu_problems import Problem, problems
 from pallas_kernels import dispatch
 from pallas_kernels.dispatch import OPS
@@ -51,9 +55,9 @@ ROUNDS = 5
 TOLERANCE = 2.0**-6
 NARROW = {"attention": ("q", "k", "v"), "linear_attention": ("q", "k", "v"), "delta_rule": ("q", "k", "v"), "selective_scan": ()}
 WORST_FIRST = ("delta_rule", "linear_attention", "selective_scan", "attention")
-ROW_SECONDS = 90.0  # compiling included; beyond it a kernel counts as hanging
+ROW_SECONDS = 75.0  # compiling included; beyond it a kernel counts as hanging
 
-Job = dict[str, str]
+Job = dict[str, Any]
 
 
 class Clock:
@@ -71,7 +75,7 @@ class Clock:
         wait(last)
         return (time.perf_counter() - start) * 1e3 / repeats
 
-    def compare(self, contestants: dict[str, tuple[Callable[[int], Any], Callable[[Any], None]]]) -> dict[str, float]:
+    def compare(self, contestants: dict[str, Contestant]) -> dict[str, float]:
         """Median milliseconds of each, in turns."""
         repeats = {}
         for name, (call, wait) in contestants.items():
@@ -194,39 +198,47 @@ def _problem(job: Job, dry: bool) -> Problem:
     return next(problem for problem in problems(dry) if (problem.op, problem.name) == (job["op"], job["problem"]))
 
 
-def contestants(problem: Problem, ours: str, way: str, peers: str) -> tuple[dict[str, tuple[Callable[[int], Any], Callable[[Any], None]]], dict[str, str]]:
-    """The calls that are compared, by name, and the reasons of the peers that can't take part."""
-    made = problem.arrays(problem.batch)
-    narrow = NARROW[problem.op]
-    one = {n: jnp.asarray(x, jnp.bfloat16 if n in narrow else jnp.float32) for n, x in made.items()}
+@functools.lru_cache(1)  # both ways of a problem follow one another
+def _inputs(op: str, problem: str, ours: str, dry: bool) -> list[dict[str, jax.Array]]:
+    """The timed problem's arrays, and copies of other content, beyond the L2 all together."""
+    chosen = _problem({"op": op, "problem": problem}, dry)
+    one = {n: jnp.asarray(x, jnp.bfloat16 if n in NARROW[op] else jnp.float32) for n, x in chosen.arrays(chosen.batch).items()}
     copies = max(2, -(-2 * L2_BYTES // sum(x.nbytes for x in one.values()))) if ours == "mosaic_gpu" else 2
-    inputs = [one] + [jax.tree.map(lambda x, i=i: jnp.roll(x, i + 1, axis=1), one) for i in range(copies - 1)]
-    found: dict[str, tuple[Callable[[int], Any], Callable[[Any], None]]] = {}
+    return [one] + [jax.tree.map(lambda x, i=i: jnp.roll(x, i + 1, axis=1), one) for i in range(copies - 1)]
+
+
+def contestants(job: Job, way: str, ours: str, dry: bool) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """The calls that run, by name, each called once; and of the others in the job's list why they don't."""
+    problem = _problem(job, dry)
+    inputs = _inputs(job["op"], job["problem"], ours, dry)
     build = forward if way == "forward" else gradient
-    for label, name in (("ours", ours), ("xla", "xla")):
-        run = jax.jit(build(problem.op, problem.options, name))
-        found[label] = (lambda i, run=run: run(inputs[i % len(inputs)]), jax.block_until_ready)
-    absent = {}
-    for name, make in gpu_peers.PEERS.get(problem.op, {}).items():
-        if not _chosen(name, peers):
-            continue
+    running, absent = {}, {}
+    for name in job["contestants"]:
         try:
-            found[name] = make(problem, inputs, way)
+            if name in ("ours", "xla"):
+                run = jax.jit(build(problem.op, problem.options, ours if name == "ours" else "xla"))
+                call, wait = (lambda i, run=run: run(inputs[i % len(inputs)])), jax.block_until_ready
+            else:
+                call, wait = gpu_peers.PEERS[problem.op][name](problem, inputs, way)
+            wait(call(0))
+            running[name] = call, wait
         except Exception as reason:
+            if name == "ours":
+                raise
             absent[name] = f"{type(reason).__name__}: {str(reason)[:200]}"
-    return found, absent
+    return running, absent
 
 
 def prepared(job: Job, ours: str, dry: bool) -> dict[str, Any]:
-    """Compiles one problem's contestants, so that the process that times finds the programs in the caches on disk."""
-    running, absent = _that_run(*contestants(_problem(job, dry), ours, job["way"], job["peers"]))
-    return {"compiled": sorted(running), "absent": absent}
+    """Compiles some of a problem's contestants, so that the process that times finds the programs in the caches on disk."""
+    gpu_peers.tune_side_by_side()
+    return {"absent": {way: contestants(job, way, ours, dry)[1] for way in job["ways"]}}
 
 
 def timed(job: Job, ours: str, dry: bool, clock: Clock, reached: dict[str, float]) -> dict[str, Any]:
     """A problem's row: each contestant's milliseconds, ratios to the best peer, share of the floor."""
     problem, way = _problem(job, dry), job["way"]
-    running, absent = _that_run(*contestants(problem, ours, way, job["peers"]))
+    running, absent = contestants(job, way, ours, dry)
     times = clock.compare(running)
     peers = {name: ms for name, ms in times.items() if name != "ours"}
     best = min(peers, key=peers.__getitem__)
@@ -238,22 +250,8 @@ def timed(job: Job, ours: str, dry: bool, clock: Clock, reached: dict[str, float
     )
     return {
         "ms": times, "best_peer": best, "speed_over_best_peer": peers[best] / times["ours"], "floor_ms": floor,
-        "share_of_floor": floor / times["ours"], "tflops": factor * problem.flops / times["ours"] / 1e9, "absent": absent,
+        "share_of_floor": floor / times["ours"], "tflops": factor * problem.flops / times["ours"] / 1e9, "absent": job["absent"] | absent,
     }  # fmt: skip
-
-
-def _that_run(found: dict[str, Any], absent: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The contestants whose first call comes back; the others are reported as absent."""
-    running = {}
-    for name, (call, wait) in found.items():
-        try:
-            wait(call(0))
-            running[name] = (call, wait)
-        except Exception as reason:
-            if name == "ours":
-                raise
-            absent[name] = f"{type(reason).__name__}: {str(reason)[:200]}"
-    return running, absent
 
 
 def work(dry: bool) -> None:
@@ -355,7 +353,8 @@ def spread(jobs: list[dict[str, Any]], workers: int, dry: bool, end: float, envi
             except queue.Empty:
                 break
             left = end - time.monotonic()
-            done.put((job, worker.run(job, min(ROW_SECONDS, left + 10)) if left > 0 else {"not_reached": True}))
+            limit = left if job.get("patient") else min(ROW_SECONDS, left + 10)
+            done.put((job, worker.run(job, limit) if left > 0 else {"not_reached": True}))
         worker.end()
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -397,24 +396,45 @@ def correct(report: Report, only: str, workers: int, dry: bool, end: float) -> N
     print(f"right {right}, wrong {sum('errors' in row and not row['right'] for row in rows.values())}, {counts}")
 
 
-def _chosen(name: str, only: str) -> bool:
-    return any(part in name for part in only.split(","))
-
-
 def _name(job: dict[str, Any]) -> tuple[str, str, str]:
     return job["op"], job.get("problem", ""), job.get("case", "")
 
 
-def measure(report: Report, only: str, peers: str, workers: int, dry: bool, end: float) -> None:
+def _chosen(name: str, only: str) -> bool:
+    return any(part in name for part in only.split(","))
+
+
+def names(op: str) -> list[str]:
+    """Of all contestants."""
+    return ["ours", "xla", *gpu_peers.PEERS[op]]
+
+
+def preparations(jobs: list[Job]) -> list[Job]:
+    """What compiles the contestants of the jobs: first those that take long, by problem, as they share kernels; then each job's others."""
+    ways = {(job["op"], job["problem"]): [other["way"] for other in jobs if other["problem"] == job["problem"] and other["op"] == job["op"]] for job in jobs}
+    found = [{"op": op, "problem": problem, "ways": both, "contestants": [name], "patient": True}
+             for (op, problem), both in ways.items() for name in names(op) if name in gpu_peers.SLOW]  # fmt: skip
+    for job in jobs:
+        quick = [name for name in names(job["op"]) if name not in gpu_peers.SLOW]
+        found.append({"op": job["op"], "problem": job["problem"], "ways": [job["way"]], "contestants": quick, "patient": False})
+    return [{**job, "stage": "prepare"} for job in found]
+
+
+def measure(report: Report, only: str, workers: int, dry: bool, end: float) -> None:
     """The stage of times."""
     wrong = {_name(row) for row in report.read("correctness") if row.get("right") is False}
     ways = ("forward", "gradient")
     chosen = [problem for problem in problems(dry) if _chosen(f"{problem.op}/{problem.name}", only)]
-    jobs = [{"op": p.op, "problem": p.name, "way": way, "peers": peers} for p in chosen if (p.op, p.name, "") not in wrong for way in ways]
-    with_caches = {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "TRITON_CACHE_AUTOTUNING": "1"}
+    jobs: list[Job] = [{"op": p.op, "problem": p.name, "way": way} for p in chosen if (p.op, p.name, "") not in wrong for way in ways]
+    caches = tempfile.mkdtemp()
+    with_caches = {"JAX_COMPILATION_CACHE_DIR": caches, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "TRITON_CACHE_DIR": f"{caches}/triton"}
     half = (end + time.monotonic()) / 2
-    for job, row in spread([{**job, "stage": "prepare"} for job in jobs], workers, dry, half, with_caches):
-        if "fault" in row or "not_reached" in row:
+    absent: dict[tuple[str, str, str], dict[str, str]] = collections.defaultdict(dict)
+    for job, row in spread(preparations(jobs), workers, dry, half, with_caches):
+        late = dict.fromkeys(job["contestants"], row.get("fault", "compiling had no time")) if job["patient"] else {}
+        for way in job["ways"]:
+            absent[job["op"], job["problem"], way] |= row.get("absent", {}).get(way, late)
+        if "fault" in row:
             print(json.dumps({**job, **row}), flush=True)
     worker = Worker(dry, with_caches)
     reached = worker.run({"stage": "ceilings"}, ROW_SECONDS)
@@ -426,7 +446,10 @@ def measure(report: Report, only: str, peers: str, workers: int, dry: bool, end:
             report.write(problem.op, list(rows[problem.op].values()))
     for job in jobs:
         left = end - time.monotonic()
-        row = worker.run({**job, "stage": "time", "reached": reached}, min(ROW_SECONDS, left + 10)) if left > 0 else {"not_reached": True}
+        missing = absent[job["op"], job["problem"], job["way"]]
+        wanted = {"contestants": [name for name in names(job["op"]) if name not in missing], "absent": missing}
+        task = {**job, **wanted, "stage": "time", "reached": reached}
+        row = worker.run(task, min(ROW_SECONDS, left + 10)) if left > 0 else {"not_reached": True}
         problem = _problem(job, dry)
         whole = rows[job["op"]].setdefault(job["problem"], {"op": job["op"], "problem": job["problem"]})
         whole["shapes"] = {n: [*([] if n == "A" else [problem.batch]), *shape] for n, shape in problem.shapes.items()}
@@ -442,8 +465,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("correct", "time", "work"), help="work is what the stages start as processes")
     parser.add_argument("--minutes", type=float, default=4.0, help="after which no new row is begun")
-    parser.add_argument("--only", default="", help="rows whose op/name holds one of these, commas between")
-    parser.add_argument("--peers", default="", help="peers whose name holds one of these; fla's kernels tune themselves for minutes")
+    parser.add_argument("--only", default="", help="rows whose op/name holds one of these, separated by commas")
     parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 2)), help="processes that compile at once")
     parser.add_argument("--dry", action="store_true", help="tiny inputs on any device, XLA's form in place of the kernels")
     parser.add_argument("--output", type=pathlib.Path, help="folder; benchmarks/results/<device> by default")
@@ -458,11 +480,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.dry and given.output is None:
         raise SystemExit("benchmarks.gpu: a dry run's figures mean nothing: name a folder for them with --output")
     report = Report(given.output or pathlib.Path(__file__).parent / "results" / str(device), given.dry)
-    end = time.monotonic() + 60 * given.minutes
-    if given.stage == "correct":
-        correct(report, given.only, given.workers, given.dry, end)
-    else:
-        measure(report, given.only, given.peers, given.workers, given.dry, end)
+    stage = correct if given.stage == "correct" else measure
+    stage(report, given.only, given.workers, given.dry, time.monotonic() + 60 * given.minutes)
 
 
 if __name__ == "__main__":

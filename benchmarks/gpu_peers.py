@@ -1,23 +1,32 @@
 """The peers of :mod:`benchmarks.gpu`: cuDNN through JAX, PyTorch's attention, flash-linear-attention and mamba-ssm, each where it can be imported.
 
 A peer is made from a problem, the JAX inputs and what is timed ("forward" or "gradient"); it gives the i-th call and how to wait for it,
-or raises why it can't take part. PyTorch's peers draw their own random inputs, of the same shapes.
+or raises why it can't take part.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import fcntl
+import functools
 import importlib.metadata
 import math
+import os
+import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.gpu_problems import Problem
 
 Contestant = tuple[Callable[[int], Any], Callable[[Any], None]]
 NOT_HERE = "it does not compute this"
+# Peers whose kernels Triton compiles and measures in up to 48 configurations each, a minute or more for a problem.
+SLOW = frozenset({"fla"})
 
 
 def versions() -> dict[str, str]:
@@ -29,6 +38,42 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+@functools.cache
+def tune_side_by_side() -> None:
+    """Makes Triton's autotuner compile its configurations by one thread a core, and measure them by one process at a time.
+
+    Both go to Triton's cache on disk. Each is measured for 30 ms instead of 100.
+    """
+    try:
+        import triton
+        from triton.runtime.autotuner import Autotuner
+        from triton.testing import do_bench
+    except ImportError:
+        return
+    threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    turn = pathlib.Path(os.environ.get("TRITON_CACHE_DIR", tempfile.gettempdir())) / "turn"
+    turn.parent.mkdir(parents=True, exist_ok=True)
+    run, measure = Autotuner.run, Autotuner._bench
+    compiled = set()
+
+    def compile_and_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
+        call = (id(self), *(str(getattr(given.get(name), "dtype", given.get(name))) for name in self.arg_names))
+        if len(self.configs) > 1 and call not in compiled:
+            compiled.add(call)
+            with triton.AsyncCompileMode(threads, ignore_errors=True):  # what does not compile is left out, as Triton does
+                self.warmup(*args, **{name: x for name, x in kwargs.items() if name != "warmup"})
+        return run(self, *args, **kwargs)
+
+    def measure_alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._do_bench = functools.partial(do_bench, warmup=5, rep=30)
+        with turn.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return measure(self, *args, **kwargs)
+
+    Autotuner.run, Autotuner._bench = compile_and_run, measure_alone
 
 
 def cudnn(problem: Problem, inputs: list[dict[str, jax.Array]], way: str) -> Contestant:
@@ -55,15 +100,14 @@ def _torch_contestant(problem: Problem, inputs: list[Any], way: str, call: Calla
     if not torch.cuda.is_available():
         raise RuntimeError("PyTorch sees no GPU")
 
-    def tensor(name: str, x: Any) -> Any:
-        made = torch.as_tensor(x, device="cuda")
+    def tensor(name: str, x: jax.Array) -> Any:
+        made = torch.as_tensor(np.asarray(x.astype(jnp.float32)), device="cuda")
         if name in ("q", "k", "v"):
             made = made.to(torch.bfloat16)
             made = made.transpose(1, 2).contiguous() if order == "bhld" else made
         return made.requires_grad_(way == "gradient")
 
-    made = problem.arrays(problem.batch)
-    sets = [{name: tensor(name, x) for name, x in made.items()}]
+    sets = [{name: tensor(name, x) for name, x in inputs[0].items()}]
     for i in range(1, len(inputs)):
         sets.append({name: x.detach().roll(i, -1).requires_grad_(way == "gradient") for name, x in sets[0].items()})
     cotangent: list[Any] = []

@@ -1,4 +1,4 @@
-"""The page of compiled kernels, from benchmarks/results/compiled/kernels.json: ``python -m docs.kernels`` writes docs/kernels.md."""
+"""The page of kernels, from benchmarks/results/compiled/kernels.json and benchmarks/results/<GPU>: ``python -m docs.kernels`` writes docs/kernels.md."""
 
 from __future__ import annotations
 
@@ -8,22 +8,33 @@ from typing import Any
 from benchmarks.kernels import RESULTS
 from docs.catalogue import table
 from docs.results import HOME
+from pallas_kernels.dispatch import OPS
 
 PAGE = HOME / "docs" / "kernels.md"
 GPU_RESULTS = (HOME / "benchmarks" / "results" / "h200", HOME / "benchmarks" / "results" / "h100")
 DEVICES = {"h100": "H100", "v5e": "TPU v5e", "v6e": "TPU v6e"}
-HEAD = """# Kernels, compiled
+HEAD = """# Kernels: on a GPU, and compiled
 
-Written by `python -m docs.kernels` from `benchmarks/results/compiled/kernels.json`, which `python -m benchmarks.kernels` writes; not
-edited by hand. Outputs and all gradients of every op, at the shapes that its `cases.py` names, in bfloat16, were compiled by the
-devices' own compilers, with none of the devices present: so there is no time in these tables. Operations and bytes are those that the
+Written by `python -m docs.kernels` from what `python -m benchmarks.gpu` and `python -m benchmarks.kernels` wrote under
+`benchmarks/results`; not edited by hand. Outputs and all gradients of every op, at the shapes that its `cases.py` names, in bfloat16, were compiled by the
+devices' own compilers, with none of the devices present: so there is no time in those tables. Operations and bytes are those that the
 kernels declare from their tiling (`pl.CostEstimate`), forward and backward together. Registers are a thread's where it starts; in
 kernels of three warpgroups the two that multiply then take 240, and the one that copies keeps 24. Where a row names no kernel, XLA's
-form serves the shape, for the reason told.
+form serves the shape, for the reason given.
 """
-NO_GPU = """
-**No GPU was to be had when these kernels were written.** `python -m benchmarks.gpu` checks each of them against float64 on an H100 or
-H200 and times it beside its peers; until it has run there is no figure of speed here, and none should be inferred.
+RUN = """
+## On a GPU: right?
+
+`python -m benchmarks.gpu correct` compares outputs and all gradients with float64 on the inputs as the kernels get them (16-bit for
+attention and the recurrences with matrices for states). A row is right where no relative error, max|a - b| / max|b|, is above 2^-6.
+Rows that a kernel does not serve are XLA's; rows that are wrong are listed, with their largest error.
+"""
+TIMES = """
+## On a GPU: how fast?
+
+`python -m benchmarks.gpu time`: milliseconds of calls queued one after another, the contestants in turns, median of five. "gradient" is
+outputs and all gradients. The ratio is the best peer's time over ours: above 1, ours is faster. The share is the time that the least
+work takes at the ceilings measured in the same run, over ours.
 """
 
 
@@ -49,11 +60,59 @@ def section(device: str, rows: list[dict[str, Any]]) -> str:
     return f"## {DEVICES[device]}\n\n{table(['op', 'shape', 'JAX', 'kernels', 'GFLOP', 'million exponentials', 'MB'], lines)}"
 
 
+def correctness(report: dict[str, Any]) -> str:
+    """What was right, wrong and refused on a device, by op."""
+    lines = []
+    for op in dict.fromkeys(row["op"] for row in report["correctness"]):
+        rows = [row for row in report["correctness"] if row["op"] == op]
+        wrong = [f"{_label(row)} ({max(row['errors'].values()):.2g})" for row in rows if row.get("right") is False and "errors" in row]
+        failed = [f"{_label(row)}: {row['fault'][:160]}" for row in rows if "fault" in row]
+        missed = sum("not_reached" in row for row in rows)
+        counts = [sum(row.get("right") is True for row in rows), len(wrong), sum("refused" in row for row in rows), missed]
+        lines.append([op, *map(str, counts), ", ".join(wrong), "<br>".join(failed)])
+    head = ["op", "right", "wrong", "not served", "not reached", "wrong, largest error", "did not run"]
+    return f"{RUN}\n{report['device']}, JAX {report['jax']}.\n\n{table(head, lines)}"
+
+
+def _label(row: dict[str, Any]) -> str:
+    return str(row.get("problem") or row["case"])
+
+
+def times(reports: list[dict[str, Any]]) -> str:
+    """Milliseconds beside the peers, by op."""
+    lines = []
+    for report in reports:
+        op = next(key for key in report if key in OPS)
+        for row in report[op]:
+            for way in ("forward", "gradient"):
+                found = row.get(way, {})
+                if "ms" not in found:
+                    reason = found.get("fault") or ("the kernel is wrong" if row.get("wrong") else "not reached in the time there was")
+                    lines.append([op, row["problem"], way, reason, "", "", ""])
+                    continue
+                peers = ", ".join(f"{name} {ms:.3g}" for name, ms in found["ms"].items() if name != "ours")
+                ratio = f"{found['speed_over_best_peer']:.2f} ({found['best_peer']})"
+                lines.append([op, row["problem"], way, f"{found['ms']['ours']:.3g}", peers, ratio, f"{found['share_of_floor']:.2f}"])
+    versions = ", ".join(f"{name} {version}" for name, version in reports[0]["peers"].items())
+    head = ["op", "problem", "", "ours, ms", "peers, ms", "best peer / ours", "share of the floor"]
+    return f"{TIMES}\n{reports[0]['device']}, JAX {reports[0]['jax']}; {versions}.\n\n{table(head, lines)}"
+
+
+def on_devices() -> list[str]:
+    """A section for each GPU that kernels have run on."""
+    sections = []
+    for folder in GPU_RESULTS:
+        if (folder / "correctness.json").exists():
+            sections.append(correctness(json.loads((folder / "correctness.json").read_text())))
+        reports = [json.loads((folder / f"{op}.json").read_text()) for op in OPS if (folder / f"{op}.json").exists()]
+        sections += [times(reports)] if reports else []
+    return sections
+
+
 def page() -> str:
     """All of the page."""
     rows = json.loads(RESULTS.read_text())
-    told = "" if any(folder.exists() for folder in GPU_RESULTS) else NO_GPU
-    return "\n".join([HEAD + told, *(section(device, [row for row in rows if row["device"] == device]) for device in DEVICES)])
+    return "\n".join([HEAD, *on_devices(), *(section(device, [row for row in rows if row["device"] == device]) for device in DEVICES)])
 
 
 if __name__ == "__main__":

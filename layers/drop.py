@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.broadcast import broadcast
+from layers.initializers import constant
 from layers.module import Constant, Module
 
 
@@ -20,7 +21,7 @@ class DropPath(Module):
     def __init__(self, rate: float, *, rngs: nnx.Rngs):
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"drop path rate must lie in [0, 1), got {rate}")
-        self.rate = Constant(jnp.float32(rate))
+        self.rate = Constant(constant(rate)(None, ()))
         self.deterministic = False
         self.rngs = rngs.dropout.fork()
 
@@ -41,7 +42,7 @@ class LayerScale(Module):
 
     def __init__(self, features: int, initial: float, *, param_dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         del rngs  # deterministic; taken so that all layers are made alike
-        self.scale = nnx.Param(jnp.full((features,), initial, param_dtype))
+        self.scale = nnx.Param(constant(initial)(None, (features,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scales ``x`` (..., features)."""

@@ -15,6 +15,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
 from layers.broadcast import lookup, widened
+from layers.initializers import InitializerSpec, create_initializer, lecun_normal, zeros
 from pallas_kernels import sequence
 
 
@@ -27,8 +28,19 @@ def _promoted(arrays: tuple[Any, ...], *, dtype: Any = None, inexact: bool = Tru
 class Linear(nnx.Linear):
     """``nnx.Linear``: the same parameters, the same function; the gradient of the bias is summed in float32."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, promote_dtype=_promoted, **kwargs)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        kernel_init: InitializerSpec = lecun_normal,
+        bias_init: InitializerSpec = zeros,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        """Further options are those of ``nnx.Linear``."""
+        inits: dict[str, Any] = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init), "promote_dtype": _promoted}
+        super().__init__(in_features, out_features, rngs=rngs, **inits, **options)
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (..., in_features) to (..., out_features)."""
@@ -42,8 +54,19 @@ class Linear(nnx.Linear):
 class Conv(nnx.Conv):
     """``nnx.Conv``: the same parameters, the same function; the gradient of the bias is summed in float32."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, promote_dtype=_promoted, **kwargs)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Any,
+        *,
+        kernel_init: InitializerSpec = lecun_normal,
+        bias_init: InitializerSpec = zeros,
+        **options: Any,
+    ):
+        """Further options are those of ``nnx.Conv``."""
+        inits: dict[str, Any] = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init), "promote_dtype": _promoted}
+        super().__init__(in_features, out_features, kernel_size, **inits, **options)
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (batch, height, width, in_features) to (batch, height', width', out_features)."""

@@ -12,6 +12,11 @@ from flax import nnx
 from flax.nnx.nn.dtypes import canonicalize_dtype
 
 from layers.broadcast import widened
+from layers.initializers import ones, zeros
+
+# The two-pass variance: the one-pass form (E[x^2] - E[x]^2) cancels when the mean is large.
+LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False, scale_init=ones, bias_init=zeros)
+RMSNorm = functools.partial(nnx.RMSNorm, scale_init=ones)
 
 
 def _statistics_wide(arrays: tuple[Any, ...], *, dtype: Any = None, inexact: bool = True) -> tuple[Any, ...]:
@@ -21,10 +26,20 @@ def _statistics_wide(arrays: tuple[Any, ...], *, dtype: Any = None, inexact: boo
     return x.astype(dtype), *(None if a is None else widened(a) for a in shared)
 
 
-# The two-pass variance: the one-pass form (E[x^2] - E[x]^2) cancels when the mean is large.
-LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False)
-RMSNorm = nnx.RMSNorm
-BatchNorm = functools.partial(nnx.BatchNorm, momentum=0.9, use_fast_variance=False, promote_dtype=_statistics_wide)
+class BatchNorm(nnx.BatchNorm):
+    """``nnx.BatchNorm`` with a momentum of 0.9: the same parameters and statistics, the same function, in float32 inside."""
+
+    def __init__(self, num_features: int, *, momentum: float = 0.9, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any):
+        """Further options are those of ``nnx.BatchNorm``."""
+        # Flax makes the statistics with an XLA program for each size; made for one feature, they and the parameters are replaced.
+        super().__init__(1, momentum=momentum, use_fast_variance=False, promote_dtype=_statistics_wide, param_dtype=param_dtype, rngs=rngs, **options)
+        self.num_features, shape = num_features, (num_features,)
+        self.mean, self.var = nnx.BatchStat(zeros(None, shape)), nnx.BatchStat(ones(None, shape))
+        if self.scale is not None:
+            self.scale = nnx.Param(ones(None, shape, param_dtype))
+        if self.bias is not None:
+            self.bias = nnx.Param(zeros(None, shape, param_dtype))
+
 
 NORMS: dict[str, Callable[..., nnx.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm}
 

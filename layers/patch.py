@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.broadcast import broadcast
-from layers.initializers import truncated_normal, variance_scaling, zeros
+from layers.initializers import create_initializer, truncated_normal, variance_scaling, zeros
 from layers.linear import Conv
 from layers.mlp import gelu
 from layers.module import Module
@@ -35,7 +35,7 @@ class PatchEmbed(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (patch_size, patch_size, in_channels, features), param_dtype))
+        self.kernel = nnx.Param(create_initializer(kernel_init)(rngs.params(), (patch_size, patch_size, in_channels, features), param_dtype))
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
         self.patch_size, self.dtype = patch_size, dtype
 
@@ -89,7 +89,8 @@ class ConvNorm(Module):
             strides=strides,
             padding=padding or (half, half),
             use_bias=use_bias,
-            kernel_init=kernel_init,
+            kernel_init=create_initializer(kernel_init),
+            bias_init=zeros,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,

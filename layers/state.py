@@ -6,7 +6,7 @@ The loop, checkpoints, sharding rules and weight loaders all speak of leaves by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -46,24 +46,6 @@ def assign(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
     graph = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}
     for name, value in arrays.items():
         graph[name].set_value(value)
-
-
-def born(build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs, shardings: Callable[[nnx.Module], Mapping[str, Any]]) -> nnx.Module:
-    """``build(rngs)``, each device making its own part of the arrays: nowhere is there a copy of the whole.
-
-    Args:
-      build: makes the model.
-      rngs: as ``build`` takes them; left as they are.
-      shardings: given the abstract model, the shardings of variables by name; those it does not name are copied to every device.
-    """
-    seeds, state = nnx.split(rngs)
-    model = nnx.eval_shape(lambda state: build(nnx.merge(seeds, state)), state)
-    places = dict(shardings(model))
-    mesh = next(iter(places.values())).mesh
-    copied = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    outputs = {name: places.get(name, copied) for name in flatten(model, nnx.Variable)}
-    assign(model, jax.jit(lambda state: flatten(build(nnx.merge(seeds, state)), nnx.Variable), out_shardings=outputs)(state))
-    return model
 
 
 def parameter_count(model: nnx.Module) -> int:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +28,23 @@ from pallas_kernels.call import Call
 def always(_: Any) -> str | None:
     """The answer of an implementation that accepts every call: no objection."""
     return None
+
+
+class Later:
+    """The functions of a module that is imported when one of them is first called.
+
+    Kernels are written in frameworks that take more than a second to import, which no program should spend that runs no kernel.
+    """
+
+    def __init__(self, module: str):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return functools.partial(_call, self._module, name)
+
+
+def _call(module: str, name: str, *args: Any) -> Any:
+    return getattr(importlib.import_module(module), name)(*args)
 
 
 @dataclasses.dataclass(frozen=True)

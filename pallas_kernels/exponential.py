@@ -8,6 +8,7 @@ normal distribution over its density, in t = 1 / (1 + 0.35 |x|). Their relative 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,16 +22,20 @@ from pallas_kernels import dispatch
 
 LOG2_E = 1 / math.log(2)
 
+_Fit = tuple[Callable[[np.ndarray], np.ndarray], int, float, float]
+"""A function, the degree of a polynomial close to it, and between which bounds."""
 
+
+@functools.cache
 def _polynomial(function: Callable[[np.ndarray], np.ndarray], degree: int, low: float, high: float) -> list[np.float32]:
-    """Coefficients, highest power first, of what ``function`` is close to between ``low`` and ``high``."""
+    """Coefficients, highest power first, of what ``function`` is close to between ``low`` and ``high``; found when they are first used."""
     fit = np.polynomial.Chebyshev.interpolate(function, degree, domain=(low, high))
     return [np.float32(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef[::-1]]
 
 
 # As slopes, multiplied by their argument afterwards: e^0 is then exactly 1, and a small log(1 + y) relatively right.
-_POWER_OF_TWO = _polynomial(lambda f: np.expm1(f * math.log(2)) / f, 5, -0.5, 0.5)
-_LOG1P = _polynomial(lambda y: np.log1p(y) / y, 10, 0.0, 1.0)
+_POWER_OF_TWO: _Fit = (lambda f: np.expm1(f * math.log(2)) / f, 5, -0.5, 0.5)
+_LOG1P: _Fit = (lambda y: np.log1p(y) / y, 10, 0.0, 1.0)
 
 
 _TAIL_SCALE, _TAIL_END = 0.35, 13.2  # from there on the tail is 0 in float32
@@ -42,10 +47,11 @@ def _tail_over_density(t: np.ndarray) -> np.ndarray:
     return 0.5 * np.vectorize(math.erfc)(x / math.sqrt(2)) * np.exp(x * x / 2) / t
 
 
-_TAIL = _polynomial(_tail_over_density, 8, 1 / (1 + _TAIL_SCALE * _TAIL_END), 1.0)
+_TAIL: _Fit = (_tail_over_density, 8, 1 / (1 + _TAIL_SCALE * _TAIL_END), 1.0)
 
 
-def _evaluate(coefficients: list[np.float32], x: jax.Array) -> jax.Array:
+def _evaluate(fit: _Fit, x: jax.Array) -> jax.Array:
+    coefficients = _polynomial(*fit)
     value = coefficients[0] * x + coefficients[1]
     for coefficient in coefficients[2:]:
         value = value * x + coefficient

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from jax.extend import core
 
 _TRIPS = "trips_"
+_COMPUTED: dict[str, Callable[..., Any]] = {}
 _PRODUCTS = "multiply_adds"
 
 
@@ -67,6 +69,11 @@ def trips(count: int) -> Iterator[None]:
 def multiply_adds() -> contextlib.AbstractContextManager[None]:
     """Declares that the arithmetic traced inside is a convolution, written as shifted additions say: it counts as ``matmul_flops``."""
     return jax.named_scope(_PRODUCTS)
+
+
+def count_by(primitive: str, program: Callable[..., Any]) -> None:
+    """Declares that a primitive is computed by ``program(*operands, **params)``, and counts as that does."""
+    _COMPUTED[primitive] = program
 
 
 def count(fn: Callable[..., Any], *abstract_args: Any) -> Operations:
@@ -133,6 +140,9 @@ def _count_equation(equation: Any) -> Operations:
         return _RULES[name](equation)
     if name in _CALLS:
         return _inner(next(equation.params[key] for key in ("call_jaxpr", "jaxpr", "fun_jaxpr", "call") if key in equation.params))
+    if name in _COMPUTED:
+        operands = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars)
+        return _inner(jax.make_jaxpr(functools.partial(_COMPUTED[name], **equation.params))(*operands))
     raise ValueError(f"operations: no rule for the primitive {name!r}; add one to pallas_kernels/operations.py")
 
 

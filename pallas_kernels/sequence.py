@@ -122,6 +122,12 @@ def tail(x: jax.Array, size: int, first: jax.Array | int = 0, axis: int = 1) -> 
     return jnp.where(jax.lax.axis_index(AXIS) > 0, before, first)
 
 
+def head(x: jax.Array, size: int, last: jax.Array | int = 0, axis: int = 1) -> jax.Array:
+    """The first ``size`` tokens of the device after this one; on the last device ``last``."""
+    after = shift(jax.lax.slice_in_dim(x, 0, size, axis=axis), -1)
+    return jnp.where(jax.lax.axis_index(AXIS) < jax.lax.axis_size(AXIS) - 1, after, last)
+
+
 def gather(x: jax.Array, axis: int, among: int) -> jax.Array:
     """``x`` of all devices in this one's group of ``among`` neighbours, one behind the other along ``axis``."""
     count = jax.lax.axis_size(AXIS)

@@ -99,6 +99,15 @@ class Classification:
             logging.warning("%s", self.report)
         self._examples: dict[str, ImageExamples] = {}
 
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """How an image becomes an example to evaluate, in the fields of ``zoo.Preprocess``."""
+        transform, whole = self._transform, self._augment.fit == "whole"
+        return {
+            "image_size": transform.size, "mean": self._mean.tolist(), "std": self._std.tolist(), "interpolation": transform.resampling.name.lower(),
+            "crop_fraction": 1.0 if whole else transform.crop_fraction, "crop_mode": "squash" if whole else transform.crop_mode,
+        }  # fmt: skip
+
     def model_options(self) -> dict[str, Any]:
         """Returns num_classes, in_channels and, where the task sets it, image_size."""
         options: dict[str, Any] = {"num_classes": len(self.class_names), "in_channels": len(self._mean)}

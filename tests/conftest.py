@@ -1,32 +1,86 @@
-"""What all tests share."""
+"""What all tests share: the two tiers, what tests cost, and how programs are compiled."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import jax
 import pytest
 
 from pallas_kernels import hopper
+from tests.compilation import compile_quickly, share_programs
+from tests.costs import Costs
+from tests.devices import EightDevices
 
-# JAX's interpreter of GPU kernels gives each warpgroup a thread of XLA's pool, which waits there for the others: with a pool as small
-# as two cores make it, they would wait for ever. Read when the first array is made.
+# JAX's interpreter of GPU kernels gives each warpgroup a thread of XLA's pool, which waits there for the others: with a
+# pool as small as two cores make it, they would wait for ever. Read when the first array is made.
 if hopper.interpreter_missing() is None:
     os.environ.setdefault("NPROC", "16")
 
-# Tests of many small programs, where compiling takes longer than running.
-COMPILED_QUICKLY = ("benchmarks", "layers", "zoo")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("tiers")
+    group.addoption("--full", action="store_true", help="run the tests marked full as well; with -m full those alone")
+    group.addoption("--costs", action="store_true", help="list CPU seconds, and fail if a quick test takes too many")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Costs(config))
+    if hasattr(config, "workerinput"):
+        return  # It has the environment of the process that started it.
+    compile_quickly()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="mixer-zoo-compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        share_programs(folder)
+
+
+def shared(item: pytest.Item) -> str:
+    """What a test has in common with others: a process, a case's programs, a file's fixtures.
+
+    One worker is to run them after each other.
+    """
+    if "eight_devices" in getattr(item, "fixturenames", ()):
+        return "eight devices"
+    file = item.path.stem.removeprefix("test_")
+    given = (getattr(item, "callspec", None) and item.callspec.params) or {}
+    if cases := [
+        getattr(given[name], "name", None) or str(given[name]) for name in ("op", "case", "family") if name in given
+    ]:
+        return " ".join([file, *cases])
+    fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+    return file if any(found[-1].scope == "module" and found[-1].baseid.endswith(".py") for found in fixtures) else ""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if group := shared(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+    if config.getoption("--full"):
+        return
+    full = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=full)
+    items[:] = [item for item in items if item not in set(full)]
+
+
+@pytest.fixture(scope="session")
+def eight_devices() -> Iterator[EightDevices]:
+    """A process of eight devices that calls functions, the same for all tests."""
+    process = EightDevices()
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles without XLA's dear optimisations in the folders named above; their results are the same function.
+def forget_programs() -> Iterator[None]:
+    """What was compiled goes with the file that needed it.
 
-    What was compiled goes with the file that needed it: a process may map 65,530 pieces of memory on Linux, a compiled program takes
-    several, and the suite's thousands would reach that.
+    A process may map 65,530 pieces of memory on Linux, a compiled program takes several, and the suite's thousands would
+    reach that.
     """
-    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in COMPILED_QUICKLY)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()

@@ -21,6 +21,17 @@ NEEDS: dict[str, Callable[[ConfigDict], Any]] = {"preprocess": _preprocess}
 """What a task may name in ``needs``, and how it is had from the config."""
 
 
+def record(config: ConfigDict, task: tasks.Task) -> dict[str, Any]:
+    """What ``zoo.create(weights=WORKDIR)`` needs of a run: the model, its options, class names and preprocessing."""
+    options = {**task.model_options(), **config.model_options.to_dict()}
+    kept: dict[str, Any] = {"model": config.model, "options": options}
+    if names := getattr(task, "class_names", None):
+        kept["class_names"] = list(names)
+    if (prepared := getattr(task, "preprocess", None)) is not None:
+        kept["preprocess"] = dict(prepared)
+    return kept
+
+
 def build(config: ConfigDict, weights: str | None = None) -> tuple[tasks.Task, nnx.Module]:
     """Makes the task and the model of ``config``, with adapters where it asks for them.
 

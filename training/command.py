@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from tasks.registry import unknown
@@ -146,6 +147,7 @@ def run(main: Callable[[], None]) -> None:
             main()
 
     _keep_compiled()
+    absl_logging.set_verbosity(absl_logging.WARNING)  # libraries report every file that they open
     app.run(guarded, flags_parser=parse)
 
 
@@ -156,6 +158,16 @@ def _keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "mixer-zoo" / "compiled"))
 
 
+def configs() -> str:
+    """The config files of this repository, a line each."""
+    lines = []
+    for path in sorted((_HOME / "configs").glob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        if "def get_config" in path.read_text():
+            lines.append(f"  --config=configs/{path.name:<24} {text.splitlines()[0] if text else ''}")
+    return "\n".join(lines)
+
+
 def required(name: str) -> Any:
     """The value of a flag that must be given; a config with the hyper-parameters of the model that were given beside it.
 
@@ -164,7 +176,8 @@ def required(name: str) -> Any:
     """
     value = flags.FLAGS[name].value
     if value is None:
-        raise ValueError(f"--{name} is missing: --help shows the flags")
+        listed = f"\n{configs()}" if name == "config" else ""
+        raise ValueError(f"--{name} is missing: --help shows the flags{listed}")
     if isinstance(value, ConfigDict) and _options:
         value.model_options = ConfigDict({**value.model_options.to_dict(), **_options})
     return value

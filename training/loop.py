@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -64,21 +64,27 @@ class Result:
 
 
 @contextlib.contextmanager
-def _until_sigterm() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether the process was asked to stop; only the main thread can be asked."""
+def _until_told() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether the process was asked to stop, by SIGTERM or Ctrl-C; only the main thread can be asked.
+
+    A second Ctrl-C stops at once, without saving.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
         asked.set()
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Window:
@@ -127,7 +133,9 @@ class _Window:
         return f"step {step + 1}, learning rate {float(report['learning_rate']):.3g}: {what} not finite"
 
 
-def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, extend: bool = False) -> Result:
+def train(
+    config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, extend: bool = False, record: Mapping[str, Any] | None = None
+) -> Result:
     """Trains ``model`` on ``task``, going on from where ``workdir`` stands.
 
     Args:
@@ -136,6 +144,7 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
       task: what to train on.
       workdir: made where it does not exist.
       extend: allow other durations than those the run began with.
+      record: what is written down of the model, for its use without the data.
 
     Raises:
       ValueError: a field of the config that can't be served, or another config than the directory's.
@@ -158,7 +167,7 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
     plan = config.schedule
     optimizer = optimizers.create(model, flatten(model, nnx.Param), config.optimizer)
     rates = schedule.create(plan.name, optimizer.peak, total, clock.steps(plan.warmup, "schedule.warmup"), plan.final)
-    open_workdir(workdir, config, extend=extend)
+    open_workdir(workdir, config, extend=extend, record=record)
     checkpoints = Checkpoints(workdir, config.keep)
 
     skeleton = Skeleton(model)
@@ -175,7 +184,12 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
     state = sharding.place(state, places)
     best = checkpoints.best()
 
-    with jax.set_mesh(mesh), Log(workdir, plain(config), step, total) as log, _until_sigterm() as told_to_stop:
+    count = sum(leaf.size for leaf in state["params"].values())
+    trained = sum(state["params"][name].size for name in optimizer.trainable)
+    with jax.set_mesh(mesh), Log(workdir, plain(config), step, total) as log, _until_told() as told_to_stop:
+        log.say(f"workdir {workdir}")
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        log.say(f"{config.model} on {devices}: {trained:,} of {count:,} parameters trained, {len(examples):,} examples, {total:,} steps of {size}")
         if restored:
             log.say(f"going on from step {step} of {total}")
         window, first, compiled = _Window(optimizer.trainable), step, None
@@ -185,6 +199,7 @@ def train(config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, e
             for number, batch in batches:
                 placed = sharding.place_batch(mesh, batch, leading=1)
                 if compiled is None:
+                    log.say("compiling ...")
                     compiled, seconds = _compile(step_function, state, placed, (places, sharding.of_state(mesh)))
                     log.say(f"compiled in {seconds:.1f} s")
                     log.write(step, "compile", {"seconds": seconds})

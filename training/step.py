@@ -126,7 +126,7 @@ def make_step(
     def microbatch(
         trained: Arrays, frozen: Arrays, statistics: Arrays, batch: Arrays, key: jax.Array, scale: jax.Array
     ) -> tuple[jax.Array, Arrays, Arrays, Any]:
-        def loss(trained: Arrays) -> tuple[jax.Array, tuple[Arrays, Any]]:
+        def loss(trained: Arrays) -> tuple[jax.Array, tuple[Arrays, Any, jax.Array]]:
             model = skeleton.build({**frozen, **trained, **statistics}, key)
             model.train()
             _still(model, frozen)

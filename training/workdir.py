@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from training.processes import leads, together
+from zoo.sources import RECORD
 
 INERT = frozenset({"log_every", "save_every", "workers", "mesh", "distributed", "keep", "profile", "nonfinite"})
 """Fields that can't change what was computed so far."""
@@ -41,17 +42,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             yield prefix + name, a, b
 
 
-def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False) -> None:
-    """Makes the directory, or checks that it holds a run of this config, and writes the config down.
+def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record: Mapping[str, Any] | None = None) -> None:
+    """Makes the directory, or checks that it holds a run of this config, and writes the config, and the record of the model, down.
 
     Raises:
       ValueError: it holds checkpoints of another config; the differing fields are listed.
       OSError: it can't be written.
     """
-    record = path / "config.json"
     new = plain(config)
-    if record.exists() and any(path.glob("checkpoints/[0-9]*")):
-        changed = [d for d in differences(_completed(read_config(path).to_dict()), new) if d[0].split(".")[0] not in INERT]
+    if (path / "config.json").exists() and any(path.glob("checkpoints/[0-9]*")):
+        changed = [d for d in differences(_completed(read_config(path).to_dict()), _completed(new)) if d[0].split(".")[0] not in INERT]
         barred = [d for d in changed if not (extend and d[0] in DURATIONS)]
         if barred:
             listed = "\n".join(f"  {field}: {json.dumps(a)} there, {json.dumps(b)} here" for field, a, b in barred)
@@ -62,9 +62,10 @@ def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False) -> Non
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
-        temporary = path / "config.json.tmp"
-        temporary.write_text(json.dumps(new, indent=2) + "\n")
-        temporary.replace(record)
+        for name, content in (("config.json", new), *([] if record is None else [(RECORD, record)])):
+            temporary = path / f"{name}.tmp"
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            temporary.replace(path / name)
     except OSError as error:
         raise OSError(f"can't write to the working directory {path}: {error.strerror or error}; choose another with --workdir") from error
 

@@ -10,14 +10,15 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.making import Unfinished
 from layers.mixer import MixerSpec
-from layers.state import born
-from zoo.registry import Preprocess, configure, variant
+from zoo.registry import ModelConfig, Preprocess, Variant, abstract, configure, variant
+from zoo.sources import run_record
 from zoo.weights import classes_of, load
 
 
 def create(
-    name: str,
+    name: str | None = None,
     *,
     weights: str | Path | Mapping[str, Any] | None = None,
     num_classes: int | None = None,
@@ -28,14 +29,14 @@ def create(
     shardings: Callable[[nnx.Module], Mapping[str, Any]] | None = None,
     **overrides: Any,
 ) -> nnx.Module:
-    """Makes a model.
+    """Makes a model, in evaluation mode: ``model.train()`` switches dropout, stochastic depth and batch statistics to training.
 
     Args:
-      name: one of ``zoo.list_models()``.
+      name: one of ``zoo.list_models()``; None where ``weights`` is the working directory of a training run, which knows its model.
       weights: what to load, as in ``zoo.load``: a file, a folder, ``hf://owner/name``, or the name of a
         released checkpoint ("in1k"); None leaves the parameters random. Where it was made for another
         number of classes than ``num_classes``, the head stays random, with a notice.
-      num_classes: classes of the head; None keeps the released number, 0 leaves the head out.
+      num_classes: classes of the head; None keeps the released number, or the run's; 0 leaves the head out.
       mixer: another token mixer: a name of ``layers.list_mixers()``, a dict with its options, or a callable.
       rngs: for the parameters; default ``nnx.Rngs(0)``.
       dtype: of the computation ("bfloat16" or a jnp dtype); parameters stay in ``param_dtype``.
@@ -46,23 +47,57 @@ def create(
     Raises:
       ValueError: an unknown name, hyper-parameter or mixer (near ones are given), or weights that don't fit.
     """
+    record = run_record(weights)
+    if name is None:
+        if record is None:
+            raise ValueError("zoo.create needs the name of a model, or weights= the working directory of a training run; zoo.list_models() lists the names")
+        name = record["model"]
     entry = variant(name)
-    given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else jnp.dtype(dtype)}
-    overrides = {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": jnp.dtype(param_dtype)}
-    config = configure(entry, overrides)
+    if record is not None and entry.name == variant(record["model"]).name:
+        kept = {option: value for option, value in record["options"].items() if option not in overrides}
+        overrides = {**kept, **overrides}
+        num_classes = overrides.pop("num_classes", None) if num_classes is None else num_classes
+    config = _configured(entry, num_classes=num_classes, mixer=mixer, dtype=dtype, param_dtype=param_dtype, **overrides)
     rngs = nnx.Rngs(0) if rngs is None else rngs
-    model: Any = entry.build(config, rngs=rngs) if shardings is None else born(lambda rngs: entry.build(config, rngs=rngs), rngs, shardings)
-    model.variant = entry.name
+    unfinished = Unfinished(lambda rngs: entry.build(config, rngs=rngs), rngs, shardings)
+    unfinished.model.variant = entry.name
+    unfinished.model.eval()
     if weights is None:
-        return model
+        return unfinished.finish()
     theirs = classes_of(name, weights, config) if num_classes else None
     fresh = bool(num_classes) and theirs != num_classes
-    load(model, weights, head="reset" if fresh else None)
+    load(unfinished.model, weights, head="reset" if fresh else None)
     if fresh:
         source = weights if isinstance(weights, str | Path) else "the checkpoint"
         had = "no classifier" if theirs is None else f"{theirs} classes"
         warnings.warn(f"{source} has {had}: the head for {num_classes} classes stays random", stacklevel=2)
+    return unfinished.finish()
+
+
+def _dtype(field: str, value: Any) -> Any:
+    try:
+        return jnp.dtype(value)
+    except TypeError:
+        raise ValueError(f'{field} is the name of a floating point type, as "float32", "bfloat16" or "float16"; got {value!r}') from None
+
+
+def create_abstract(name: str, **overrides: Any) -> Any:
+    """The model that :func:`create` makes of the same arguments, with ``jax.ShapeDtypeStruct`` for arrays.
+
+    Raises:
+      ValueError: an unknown name, hyper-parameter or mixer.
+    """
+    entry = variant(name)
+    model: Any = abstract(entry, _configured(entry, **overrides))
+    model.variant = entry.name
     return model
+
+
+def _configured(
+    entry: Variant, *, num_classes: Any = None, mixer: Any = None, dtype: Any = None, param_dtype: Any = jnp.float32, **overrides: Any
+) -> ModelConfig:
+    given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else _dtype("dtype", dtype)}
+    return configure(entry, {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": _dtype("param_dtype", param_dtype)})
 
 
 def preprocess(model: str | nnx.Module) -> Preprocess:

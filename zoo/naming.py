@@ -16,6 +16,7 @@ They are a closed set and each has an inverse, so that exporting what was loaded
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -248,6 +249,15 @@ class Naming:
 
     def ignores(self, name: str) -> bool:
         return any(re.fullmatch(template_pattern(template), name) for template in self.ignore)
+
+    def covers(self, name: str) -> bool:
+        """Whether a rule has a place for a released name, as far as names tell."""
+        return self._names.fullmatch(name) is not None
+
+    @functools.cached_property
+    def _names(self) -> re.Pattern[str]:
+        patterns = (re.sub(r"\(\?P<\w+>", "(?:", template_pattern(template)) for released, *_ in self.rules for template in _tuple(released))
+        return re.compile(rf"(?:{'|'.join(patterns)})(?:[./][^./]+)?")
 
     def names_of(self, ours: Iterable[str]) -> list[str]:
         """Patterns of all released names that rules give to our modules of these first components ("head")."""

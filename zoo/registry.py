@@ -11,13 +11,13 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
+from layers import making
 from layers.mixer import MixerSpec, near
 from zoo.naming import Naming
+from zoo.preprocessing import Preprocess as Preprocess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,33 +43,6 @@ class ModelConfig:
     scan: bool = False
     dtype: Any = None
     param_dtype: Any = jnp.float32
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """How the released weights want their images.
-
-    Attributes:
-      image_size: pixels of the square input.
-      mean, std: per channel, of values in [0, 1].
-      interpolation: "bicubic" or "bilinear".
-      crop_fraction: share of the resized image that the central crop keeps.
-      crop_mode: "center", which keeps the proportions, or "squash": the whole image is resized to a square first.
-    """
-
-    image_size: int
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
-    crop_fraction: float = 0.875
-    crop_mode: str = "center"
-
-    def normalise(self, images: Any) -> np.ndarray:
-        """uint8 images (..., channels), already of the right size, as the model wants them: float32, less the mean, over the standard deviation."""
-        images = np.asarray(images)
-        if images.dtype != np.uint8:
-            raise ValueError(f"images to normalise must be uint8, 0 to 255, got {images.dtype}")
-        return ((images / np.float32(255) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,26 +174,9 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(entry.config, **{name: freeze(value) for name, value in overrides.items()})
 
 
-class _OneKey:
-    """Random streams whose parameters all get the same key: tracing a model of which only shapes are wanted is then eight times faster."""
-
-    def __init__(self) -> None:
-        self._rngs = nnx.Rngs(0)
-        self._key = self._rngs.params()
-
-    def params(self) -> jax.Array:
-        return self._key
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._rngs, name)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._rngs[name]
-
-
 def abstract(entry: Variant, config: ModelConfig) -> nnx.Module:
     """The model of a configuration with ``jax.ShapeDtypeStruct`` for arrays: names and shapes, nothing allocated."""
-    return nnx.eval_shape(lambda: entry.build(config, rngs=_OneKey()))
+    return making.abstract(lambda rngs: entry.build(config, rngs=rngs))
 
 
 class FrozenOptions(Mapping[str, Any]):

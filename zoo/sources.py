@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from layers.initializers import aligned
 from layers.lora import merged
 
 Shape = tuple[int, ...]
@@ -29,13 +30,19 @@ class WeightsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An array that has not been read yet."""
+    """An array that has not been read yet; ``read`` makes one that nothing else holds."""
 
     shape: Shape
     read: Callable[[], np.ndarray]
 
 
 Tensors = dict[str, Tensor]
+
+_SAFETENSORS = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_, "C64": np.complex64},
+    **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2},
+    **{f"{sign}{bits}": np.dtype(f"{kind}{bits}") for sign, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+}
 
 _HUB = re.compile(r"hf://(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
 # In the order of preference; an index names the files of a sharded checkpoint.
@@ -74,14 +81,30 @@ def _file(path: Path) -> Tensors:
 
 
 def _safetensors(path: Path) -> Tensors:
+    """The format is a length, a header in JSON and the arrays' bytes. They are read, not mapped, so that a page of the file is not held beside its copy."""
     from safetensors import safe_open
 
-    handle = safe_open(path, framework="np")
+    safe_open(path, framework="np")  # checks the header
+    with path.open("rb") as stream:
+        start = 8 + int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(start - 8))
 
-    def reader(name: str) -> Callable[[], np.ndarray]:
-        return lambda: handle.get_tensor(name)
+    def reader(dtype: str, shape: Shape, offset: int) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            array = aligned(shape, _SAFETENSORS[dtype])
+            with path.open("rb") as stream:
+                stream.seek(start + offset)
+                if stream.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
+                    raise WeightsError(f"{path} is cut short: get it again")
+            return array
 
-    return {name: Tensor(tuple(handle.get_slice(name).get_shape()), reader(name)) for name in handle.keys()}  # noqa: SIM118
+        return read
+
+    header.pop("__metadata__", None)
+    unknown = sorted({line["dtype"] for line in header.values()} - set(_SAFETENSORS))
+    if unknown:
+        raise WeightsError(f"{path} holds arrays of {', '.join(unknown)}, which NumPy has not")
+    return {name: Tensor(tuple(line["shape"]), reader(line["dtype"], tuple(line["shape"]), line["data_offsets"][0])) for name, line in header.items()}
 
 
 def _npz(path: Path) -> Tensors:
@@ -134,7 +157,8 @@ def _torch(path: Path) -> Tensors:
     def reader(tensor: Any) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
             whole = tensor.detach().contiguous()
-            return whole.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if whole.dtype == torch.bfloat16 else whole.numpy()
+            array = whole.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if whole.dtype == torch.bfloat16 else whole.numpy()
+            return np.array(array)  # the file's pages stay the file's
 
         return read
 
@@ -163,6 +187,34 @@ def _folder(path: Path) -> Tensors:
         if (folder / "_METADATA").exists():
             return _without_adapters(_orbax(folder), folder)
     raise WeightsError(f"the folder {path} holds neither {', '.join(_STEMS)} nor a checkpoint of a training run")
+
+
+RECORD = "model.json"
+"""The file in a run's working directory that says what its model is, so that the run can be used without its data."""
+
+
+def run_record(source: Any) -> dict[str, Any] | None:
+    """What a training run wrote down of its model, where ``source`` is its working directory or a checkpoint inside; else None.
+
+    Returns:
+      "model" (the variant), "options" (hyper-parameters), "class_names" and "preprocess" (fields of :class:`zoo.Preprocess`),
+      the last two where the task has them.
+
+    Raises:
+      WeightsError: the record is damaged.
+    """
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        return None
+    folder = Path(source).absolute()
+    path = next((parent / RECORD for parent in (folder, *folder.parents[:3]) if (parent / RECORD).is_file()), None)
+    if path is None:
+        return None
+    try:
+        record = dict(json.loads(path.read_text()))
+        record["model"], record["options"] = str(record["model"]), dict(record["options"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} is damaged ({_first_line(error)}): delete it and name the model and its options yourself") from error
+    return record
 
 
 def _orbax(path: Path) -> Tensors:

@@ -15,7 +15,7 @@ from layers.module import Statistic
 from layers.stack import Stack
 from layers.state import parameter_count
 from pallas_kernels import dispatch, operations
-from zoo.creation import create
+from zoo.creation import create_abstract
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +94,17 @@ def summary(model: str | nnx.Module, input_shape: tuple[int, ...] | None = None,
     Raises:
       ValueError: overrides for a model already made, or a model that does not tell its input's shape.
     """
+    made: Any = model
     if isinstance(model, str):
-        name = model
-        model = nnx.eval_shape(lambda: create(name, **overrides))
+        name, made = model, create_abstract(model, **overrides)
     elif overrides:
         raise ValueError(f"the model is already made: {', '.join(overrides)} can be given with a name only")
     else:
         name = getattr(model, "variant", type(model).__name__)
-    shape = (1, *(_own_input_shape(model) if input_shape is None else input_shape))
+    shape = (1, *(_own_input_shape(made) if input_shape is None else input_shape))
     # Two axes are token ids, more are pixels.
     x = jax.ShapeDtypeStruct(shape, jnp.int32 if len(shape) == 2 else jnp.float32)
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(made)
     state = _abstract(state)
     calls: list[_Call] = []
     output: list[tuple[int, ...]] = []
@@ -120,13 +120,13 @@ def summary(model: str | nnx.Module, input_shape: tuple[int, ...] | None = None,
     with dispatch.recording() as choices:
         total = operations.count(forward, state, x)
     rows = _rows(calls)
-    parameters = parameter_count(model)
+    parameters = parameter_count(made)
     rest = Row("(rest)", "", output[0], parameters - sum(r.parameters for r in rows), total.flops - sum(r.flops for r in rows))
     result = Summary(
         name=name,
         input_shape=shape,
         parameters=parameters,
-        statistics=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, Statistic))),
+        statistics=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(made, Statistic))),
         flops=total.flops,
         multiply_adds=total.matmul_flops // 2,
         choices=dict(collections.Counter(map(str, choices))),

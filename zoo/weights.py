@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from layers.initializers import aligned
 from layers.lora import adapters
 from layers.mixer import near
 from layers.state import assign, flatten
 from zoo.files import write_arrays
 from zoo.naming import ZOO, Entry, Naming, plan
 from zoo.registry import FrozenOptions, Release, Variant, abstract, list_models, variant
-from zoo.sources import Tensor, Tensors, WeightsError, open_source
+from zoo.sources import Tensor, Tensors, WeightsError, open_source, run_record
 
 # What trainers and larger models put before the names of all tensors, or of one tower's.
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.", "params/", "opt/target/")
@@ -66,7 +67,7 @@ class Match:
 def load(
     model: nnx.Module, source: str | Path | Mapping[str, Any], *, head: Literal["reset"] | None = None, naming: str | None = None, dtype: Any = None
 ) -> nnx.Module:
-    """Loads weights into ``model``, in place, and returns it.
+    """Loads weights into ``model``, in place, and returns it, in evaluation mode.
 
     Args:
       model: made by ``zoo.create``.
@@ -98,8 +99,12 @@ def load(
     for part in getattr(model, "before_head", ()):
         if getattr(match.form, part) is not None and not any(name.startswith(f"{part}.") for name in arrays):
             warnings.warn(f"{_told(source)} has no {part}: the model's stays random", stacklevel=2)
-    _adopt(model, match.form)
+    _adopt(model, match.form, source)
     assign(model, arrays)
+    model.eval()
+    if (record := run_record(source)) is not None:
+        made.class_names = tuple(record["class_names"]) if record.get("class_names") else None
+        made.released = FrozenOptions(record["preprocess"]) if record.get("preprocess") else made.released
     if release is not None:
         made.released = FrozenOptions(release.preprocess)
     return model
@@ -167,7 +172,7 @@ def _tensors(entry: Variant, source: str | Path | Mapping[str, Any]) -> tuple[Re
     if not isinstance(source, str | Path | Mapping):
         raise WeightsError(f"weights are a path, the name of a released checkpoint, or a dictionary of arrays; got {type(source).__name__}")
     if isinstance(source, Mapping):
-        return None, {name: Tensor(tuple(np.shape(array)), lambda array=array: np.asarray(array)) for name, array in source.items()}  # type: ignore[misc]
+        return None, {name: Tensor(tuple(np.shape(array)), lambda array=array: np.array(array)) for name, array in source.items()}  # type: ignore[misc]
     if isinstance(source, str) and not Path(source).exists() and "/" not in source and "." not in source:
         release = entry.release(source)
         if release is None:
@@ -189,23 +194,36 @@ def _match(model: Any, entry: Variant, tensors: Tensors, naming: str | None, hea
 
 
 def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, reset: bool = False) -> Match:
-    """The naming, and the prefix to take off, under which the file fits the model best."""
-    found: list[Match] = []
+    """The naming, and the prefix to take off, under which the file fits the model best: the one that knows most of its names."""
+    readings: dict[int, list[tuple[str, Naming, Tensors]]] = collections.defaultdict(list)
     for name, rules in _namings(entry).items():
-        if naming not in (None, name):
-            continue
-        planned: dict[Any, tuple[Any, list[Entry]]] = {}
-        for renamed in _renamings(tensors, rules):
+        if naming in (None, name):
+            for renamed in _renamings(tensors, rules):
+                readings[_known(model, rules, renamed)].append((name, rules, renamed))
+    forms: dict[Any, Any] = {(): model}
+    for count in sorted(readings, reverse=True):
+        found: list[Match] = []
+        for name, rules, renamed in readings[count]:
             beyond = _beyond(model, rules, renamed, reset)
-            if beyond not in planned:
-                form: Any = abstract(entry, dataclasses.replace(model.config, **dict(beyond))) if beyond else model
-                try:
-                    planned[beyond] = form, plan(rules, {n: tuple(leaf.shape) for n, leaf in flatten(form).items()}, form.config)
-                except ValueError:
-                    continue  # a mixer of the user's own: only our own names have a place for it
-            found.append(_compare(name, rules, *planned[beyond], renamed, reset))
-    best = min(found, key=lambda match: (match.faults, -match.fits))
-    return best if best.fits else found[0]  # where nothing fits, the naming of fewest names would seem nearest
+            form: Any = forms[beyond] if beyond in forms else abstract(entry, dataclasses.replace(model.config, **dict(beyond)))
+            forms[beyond] = form
+            try:
+                entries = plan(rules, {n: tuple(leaf.shape) for n, leaf in flatten(form).items()}, form.config)
+            except ValueError:
+                continue  # a mixer of the user's own: only our own names have a place for it
+            found.append(_compare(name, rules, form, entries, renamed, reset))
+        if found:
+            best = min(found, key=lambda match: (match.faults, -match.fits))
+            return best if best.fits else found[0]  # where nothing fits, the naming of fewest names would seem nearest
+    raise WeightsError(f"{entry.family} has no naming for the parameters of this model but its own: naming=\"zoo\"")
+
+
+def _known(model: nnx.Module, rules: Naming, tensors: Tensors) -> int:
+    """How many of the file's names the naming has a place for."""
+    if rules is not ZOO:
+        return sum(rules.covers(name) for name in tensors)
+    ours, extras = flatten(model), getattr(model, "extras", ())
+    return sum(name in ours or name.split(".")[0] in extras for name in tensors)
 
 
 def _beyond(model: Any, rules: Naming, tensors: Tensors, reset: bool) -> tuple[tuple[str, Any], ...]:
@@ -275,15 +293,17 @@ def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[
                 resampled.setdefault((_by(array.shape), _by(shape)), []).append(name)
                 array = np.asarray(tables[name.rpartition(".")[0]].resampled(jnp.asarray(array), shape[:2]))
             wanted = array.dtype if dtype == "file" else leaf.dtype if dtype is None and leaf is not None else jnp.dtype(dtype or array.dtype)
-            sharding = getattr(leaf, "sharding", None)
-            yield name, jax.device_put(np.asarray(array, wanted), sharding)
+            if array.dtype != wanted or not array.flags.c_contiguous or array.ctypes.data % 64:
+                array, released = aligned(array.shape, wanted), array
+                array[...] = released
+            yield name, jax.device_put(array, getattr(leaf, "sharding", None))
     for (made_for, wanted_grid), (first, *others) in resampled.items():
         which = f"{first} and {len(others)} more tables were" if others else f"{first} was"
         warnings.warn(f"{which} made for a grid of {made_for} and {'are' if others else 'is'} resampled to {wanted_grid}", stacklevel=4)
 
 
-def _adopt(model: Any, form: Any) -> None:
-    """Gives the model the parts that the file holds beyond it or in another form, and takes those that files of its naming do without."""
+def _adopt(model: Any, form: Any, source: Any) -> None:
+    """Gives the model the parts that the file holds beyond it or in another form, takes those that files of its naming do without, and says so."""
     if form is model:
         return
     ours, theirs = _parts(model), _parts(form)
@@ -291,6 +311,9 @@ def _adopt(model: Any, form: Any) -> None:
         setattr(model, part, None)
     for part in (part for part, names in theirs.items() if names != ours.get(part)):
         setattr(model, part, nnx.data(getattr(form, part)))  # its arrays are among those that are about to be assigned
+    fields = (field.name for field in dataclasses.fields(form.config))
+    changed = [f"{name}={getattr(form.config, name)!r}" for name in fields if getattr(form.config, name) != getattr(model.config, name)]
+    warnings.warn(f"{_told(source)} holds a model with {', '.join(changed)}: this one has become such a model", stacklevel=3)
     model.config = form.config
 
 
@@ -318,7 +341,10 @@ def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
             f'make the model with num_classes={classes}, or load with head="reset" to keep its own classifier'
         )
     parts = [f"{_told(source)} does not fit {entry.name} (read as {match.name!r} names)"]
-    most = 12 if match.fits else 3  # of another architecture, all names are other ones
+    most = 12
+    if not match.fits:  # it is of another architecture, whose names are all other ones
+        namings, most = ", ".join(_namings(entry)), 5
+        parts = [f"{_told(source)} does not fit {entry.name}: none of its namings ({namings}) does, and the nearest is {match.name!r}"]
     for title, names in (("missing", match.missing), ("unexpected", match.unexpected), ("of another shape", match.misshaped)):
         if names:
             parts.append(f"{len(names)} {title}: {_listed(names, most)}")

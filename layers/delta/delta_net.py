@@ -24,7 +24,7 @@ from layers.convolution import CausalConvolution
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.norm import create_norm
-from layers.state_space.initialisation import fan_in_uniform, step_bias
+from layers.state_space.initialisation import A_LOG, fan_in_uniform, step_bias
 from pallas_kernels import delta_rule
 from pallas_kernels.exponential import silu, softplus
 
@@ -118,8 +118,8 @@ class DeltaNet(Mixer):
         has_decay = self.own_decay if use_decay is None else use_decay
         self.decay = Linear(features, value_heads, **common) if has_decay else None
         if has_decay:
-            self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (value_heads,), minval=1, maxval=16)).astype(param_dtype))
-            self.dt_bias = nnx.Param(step_bias(rngs.params(), (value_heads,), param_dtype))
+            self.A_log = nnx.Param(A_LOG(rngs.params(), (value_heads,), param_dtype))
+            self.dt_bias = nnx.Param(step_bias()(rngs.params(), (value_heads,), param_dtype))
         self.gate = Linear(features, values, **common) if (self.own_gate if use_gate is None else use_gate) else None
         self.norm = create_norm("rms", self.value_dim, epsilon=norm_epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.out = Linear(values, features, **common)

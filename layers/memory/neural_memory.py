@@ -178,7 +178,7 @@ class NeuralMemory(Mixer):
         self.threshold = gate(0.5) if self.memory.bias.thresholded else None
         self.initial = nnx.List(
             [
-                nnx.Param(self.memory.retention.initial_scale(shape) * jax.random.normal(rngs.params(), (num_heads, *shape), param_dtype))
+                nnx.Param(normal(self.memory.retention.initial_scale(shape))(rngs.params(), (num_heads, *shape), param_dtype))
                 for shape in self.memory.structure.shapes(self.head_dim)
             ]
         )

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.initializers import normal, truncated_normal
+from layers.initializers import OnSphere, normal, truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import AuxLoss, Diagnostic, Statistic
@@ -119,7 +119,7 @@ class RoutingAttention(Mixer):
         self.value = Linear(features, num_heads * head_dim, **common)
         self.out = Linear(num_heads * head_dim, features, **common)
         self.relative = nnx.Param(normal(0.02)(rngs.params(), (relative, head_dim), param_dtype)) if relative else None
-        self.centroids = Statistic(on_sphere(jax.random.normal(rngs.params(), (num_heads, clusters, head_dim), jnp.float32)))
+        self.centroids = Statistic(OnSphere()(rngs.params(), (num_heads, clusters, head_dim)))
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         self.num_heads, self.head_dim, self.clusters, self.window = num_heads, head_dim, clusters, window
         self.causal, self.membership, self.decay = causal, membership, decay

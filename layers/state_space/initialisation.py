@@ -14,11 +14,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-
-from layers.convolution import CausalConvolution
-from layers.initializers import variance_scaling
+from layers.initializers import Initializer, Transformed, Uniform, constant, variance_scaling
 
 Initialisation = Literal["standard", "mimetic"]
 StepRange = tuple[float, float]
@@ -26,8 +22,12 @@ StepRange = tuple[float, float]
 STEP_RANGE: StepRange = (1e-3, 0.1)
 """The released models' first steps."""
 
-MIMETIC_A_LOG = -8.0
-MIMETIC_STEP = 1.0
+A_LOG = Transformed("log", Uniform(1.0, 16.0))
+"""log A of the models with one decay a head: A is uniform between 1 and 16."""
+
+MIMETIC_A_LOG = constant(-8.0)
+MIMETIC_STEP_BIAS = constant(math.log(math.e - 1))
+"""softplus^-1(1): every step is 1."""
 
 
 def check_initialisation(initialisation: str) -> None:
@@ -41,12 +41,7 @@ def fan_in_uniform(branches: int = 1) -> Any:
     return variance_scaling(1 / (3 * branches), "fan_in", "uniform")
 
 
-def inverse_softplus(y: jax.Array) -> jax.Array:
-    """x with softplus(x) = y > 0."""
-    return y + jnp.log(-jnp.expm1(-y))
-
-
-def step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any, *, steps: StepRange = STEP_RANGE) -> jax.Array:
+def step_bias(steps: StepRange = STEP_RANGE) -> Initializer:
     """Biases whose softplus, the step of a token, is log-uniform between the two ``steps``.
 
     Raises:
@@ -55,16 +50,9 @@ def step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any, *, steps: Step
     low, high = steps
     if not 0 < low <= high:
         raise ValueError(f"step_range is two positive numbers, the smaller first, got {steps}")
-    return inverse_softplus(jnp.exp(jax.random.uniform(key, shape, minval=math.log(low), maxval=math.log(high)))).astype(dtype)
+    return Transformed("inverse_softplus_exp", Uniform(math.log(low), math.log(high)))
 
 
-def mimetic_step_bias(like: jax.Array) -> jax.Array:
-    """Biases that give a step of 1."""
-    return jnp.full_like(like, inverse_softplus(jnp.float32(MIMETIC_STEP)))
-
-
-def make_identity(conv: CausalConvolution) -> None:
-    """Sets a causal convolution to pass on each token as it is."""
-    conv.kernel[...] = jnp.zeros_like(conv.kernel[...]).at[-1].set(1)
-    if conv.bias is not None:
-        conv.bias[...] = jnp.zeros_like(conv.bias[...])
+def identity_kernel(size: int) -> Initializer:
+    """The kernel (size, 1, features) of a causal convolution that passes on each token as it is."""
+    return constant(tuple(((float(tap == size - 1),),) for tap in range(size)))

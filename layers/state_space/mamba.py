@@ -10,20 +10,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, struct
 
+from layers import portable
 from layers.convolution import CausalConvolution
+from layers.initializers import SharedColumns, constant, ones, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.state_space.initialisation import (
     MIMETIC_A_LOG,
+    MIMETIC_STEP_BIAS,
     STEP_RANGE,
     Initialisation,
     StepRange,
     check_initialisation,
     fan_in_uniform,
-    make_identity,
-    mimetic_step_bias,
+    identity_kernel,
     step_bias,
 )
 from pallas_kernels import selective_scan
@@ -91,26 +94,19 @@ class Mamba(Mixer):
         channels = expand * features
         step_rank = step_rank or -(-features // 16)
         common = {"kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        mimetic = initialisation == "mimetic"
         self.in_proj = Linear(features, 2 * channels, use_bias=use_bias, **common)
-        self.conv = CausalConvolution(channels, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.x_proj = Linear(channels, step_rank + 2 * state_dim, use_bias=False, **common)
-        self.dt_proj = Linear(step_rank, channels, use_bias=False, **common)
-        self.dt_bias = nnx.Param(step_bias(rngs.params(), (channels,), param_dtype, steps=step_range))
-        rates = jnp.arange(1, state_dim + 1, dtype=jnp.float32)
-        self.A_log = nnx.Param(jnp.log(jnp.broadcast_to(rates, (channels, state_dim))).astype(param_dtype))
-        self.D = nnx.Param(jnp.ones((channels,), param_dtype))
+        taps = {"kernel_init": identity_kernel(conv_size)} if mimetic else {}
+        self.conv = CausalConvolution(channels, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **taps)
+        keys = {"kernel_init": SharedColumns(fan_in_uniform(), same=(step_rank, step_rank + state_dim, state_dim))} if mimetic else {}
+        self.x_proj = Linear(channels, step_rank + 2 * state_dim, use_bias=False, **{**common, **keys})
+        self.dt_proj = Linear(step_rank, channels, use_bias=False, **{**common, **({"kernel_init": zeros} if mimetic else {})})
+        self.dt_bias = nnx.Param((MIMETIC_STEP_BIAS if mimetic else step_bias(step_range))(rngs.params(), (channels,), param_dtype))
+        rates = constant(tuple(portable.log(np.arange(1, state_dim + 1)).tolist()))
+        self.A_log = nnx.Param((MIMETIC_A_LOG if mimetic else rates)(rngs.params(), (channels, state_dim), param_dtype))
+        self.D = nnx.Param(ones(rngs.params(), (channels,), param_dtype))
         self.out_proj = Linear(channels, features, use_bias=use_bias, **{**common, "kernel_init": fan_in_uniform(depth)})
         self.channels, self.state_dim, self.step_rank = channels, state_dim, step_rank
-        if initialisation == "mimetic":
-            self._make_mimetic()
-
-    def _make_mimetic(self) -> None:
-        make_identity(self.conv)
-        self.A_log[...] = jnp.full_like(self.A_log[...], MIMETIC_A_LOG)
-        self.dt_proj.kernel[...] = jnp.zeros_like(self.dt_proj.kernel[...])
-        self.dt_bias[...] = mimetic_step_bias(self.dt_bias[...])
-        steps, keys, _ = jnp.split(self.x_proj.kernel[...], [self.step_rank, self.step_rank + self.state_dim], axis=1)
-        self.x_proj.kernel[...] = jnp.concatenate([steps, keys, keys], axis=1)
 
     @property
     def complexity(self) -> float:

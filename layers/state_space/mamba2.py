@@ -17,18 +17,20 @@ from flax import nnx
 
 from layers.broadcast import broadcast
 from layers.convolution import CausalConvolution
+from layers.initializers import SharedColumns, ones
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import Module
 from layers.state_space.initialisation import (
+    A_LOG,
     MIMETIC_A_LOG,
+    MIMETIC_STEP_BIAS,
     STEP_RANGE,
     Initialisation,
     StepRange,
     check_initialisation,
     fan_in_uniform,
-    make_identity,
-    mimetic_step_bias,
+    identity_kernel,
     step_bias,
 )
 from layers.state_space.mamba import SelectiveState
@@ -41,7 +43,7 @@ class GatedRMSNorm(Module):
 
     def __init__(self, features: int, *, groups: int = 1, epsilon: float = 1e-5, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         del rngs  # deterministic; taken so that all layers are made alike
-        self.scale = nnx.Param(jnp.ones((features,), param_dtype))
+        self.scale = nnx.Param(ones(None, (features,), param_dtype))
         self.groups, self.epsilon = groups, epsilon
 
     def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
@@ -107,24 +109,17 @@ class Mamba2(Mixer):
         self.heads, self.groups, self.channels, self.state_dim = channels // head_dim, groups, channels, state_dim
         common = {"use_bias": use_bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         convolved = channels + 2 * groups * state_dim
-        self.in_proj = Linear(features, channels + convolved + self.heads, kernel_init=fan_in_uniform(), **common)
-        self.conv = CausalConvolution(convolved, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.dt_bias = nnx.Param(step_bias(rngs.params(), (self.heads,), param_dtype, steps=step_range))
-        self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (self.heads,), minval=1, maxval=16)).astype(param_dtype))
-        self.D = nnx.Param(jnp.ones((self.heads,), param_dtype))
+        mimetic = initialisation == "mimetic"
+        before, shared = 2 * channels, groups * state_dim
+        same = SharedColumns(fan_in_uniform(), same=(before, before + shared, shared), zeros=(before + 2 * shared, self.heads))
+        self.in_proj = Linear(features, channels + convolved + self.heads, kernel_init=same if mimetic else fan_in_uniform(), **common)
+        taps = {"kernel_init": identity_kernel(conv_size)} if mimetic else {}
+        self.conv = CausalConvolution(convolved, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **taps)
+        self.dt_bias = nnx.Param((MIMETIC_STEP_BIAS if mimetic else step_bias(step_range))(rngs.params(), (self.heads,), param_dtype))
+        self.A_log = nnx.Param((MIMETIC_A_LOG if mimetic else A_LOG)(rngs.params(), (self.heads,), param_dtype))
+        self.D = nnx.Param(ones(rngs.params(), (self.heads,), param_dtype))
         self.norm = GatedRMSNorm(channels, groups=groups, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
         self.out_proj = Linear(channels, features, kernel_init=fan_in_uniform(depth), **common)
-        if initialisation == "mimetic":
-            self._make_mimetic()
-
-    def _make_mimetic(self) -> None:
-        make_identity(self.conv)
-        self.A_log[...] = jnp.full_like(self.A_log[...], MIMETIC_A_LOG)
-        self.dt_bias[...] = mimetic_step_bias(self.dt_bias[...])
-        shared = self.groups * self.state_dim
-        kernel = self.in_proj.kernel[...]
-        z_u, keys, _, steps = jnp.split(kernel, [2 * self.channels, 2 * self.channels + shared, 2 * self.channels + 2 * shared], axis=1)
-        self.in_proj.kernel[...] = jnp.concatenate([z_u, keys, keys, jnp.zeros_like(steps)], axis=1)
 
     @property
     def complexity(self) -> float:

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
+from layers import portable
+from layers.initializers import Uniform, constant, normal
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.mlp import gelu
@@ -139,18 +141,18 @@ class S4D(Mixer):
             raise ValueError(f"S4D knows the initialisations and discretisations {known}; got {initialisation!r} and {discretisation!r}")
         if state_dim < 2 or state_dim % 2:
             raise ValueError(f"S4D keeps conjugate pairs: state_dim must be even and at least 2, got {state_dim}")
-        start = np.broadcast_to(poles(initialisation, state_dim), (features, state_dim if initialisation == "real" else state_dim // 2))
+        start = poles(initialisation, state_dim)
+        shape, pairs = (features, len(start)), np.iscomplexobj(start)
         low, high = (math.log(step) for step in step_range)
-        self.log_dt = nnx.Param(jax.random.uniform(rngs.params(), (features,), param_dtype, low, high))
-        self.log_A_real = nnx.Param(jnp.asarray(np.log(-start.real), param_dtype))
-        self.A_imag = nnx.Param(jnp.asarray(start.imag, param_dtype)) if np.iscomplexobj(start) else None
+        self.log_dt = nnx.Param(Uniform(low, high)(rngs.params(), (features,), param_dtype))
+        self.log_A_real = nnx.Param(constant(tuple(portable.log(-start.real).tolist()))(rngs.params(), shape, param_dtype))
+        self.A_imag = nnx.Param(constant(tuple(start.imag.tolist()))(rngs.params(), shape, param_dtype)) if pairs else None
         # A complex number of variance 1.
-        shape, std = ((*start.shape, 2), 0.5**0.5) if np.iscomplexobj(start) else (start.shape, 1.0)
-        self.C = nnx.Param(std * jax.random.normal(rngs.params(), (1 if causal else 2, *shape), param_dtype))
-        self.D = nnx.Param(jax.random.normal(rngs.params(), (features,), param_dtype))
+        self.C = nnx.Param(normal(0.5**0.5 if pairs else 1.0)(rngs.params(), (1 if causal else 2, *shape, *((2,) if pairs else ())), param_dtype))
+        self.D = nnx.Param(normal(1.0)(rngs.params(), (features,), param_dtype))
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         self.out = Linear(features, 2 * features, kernel_init=fan_in_uniform(), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.features, self.modes, self.discretisation, self.causal = features, start.shape[1], discretisation, causal
+        self.features, self.modes, self.discretisation, self.causal = features, len(start), discretisation, causal
 
     @property
     def complexity(self) -> float:

@@ -9,20 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import sequence
-from pallas_kernels.attention import distributed, mosaic_gpu, mosaic_tpu, reference, splash, xla
+from pallas_kernels.attention import distributed, reference, xla
 from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.attention.cases import CASES, SHAPES
 from pallas_kernels.attention.masks import Mask, Score
-from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.dispatch import Implementation, Later, Op
 
+tpu, gpu, splash = (Later(f"{__name__}.{module}") for module in ("mosaic_tpu", "mosaic_gpu", "splash"))
 _op = Op(
     "attention",
     (
         Implementation("all_to_all", distributed.all_to_all, objection=distributed.all_to_all_objection, considered=sequence.is_split),
         Implementation("ring", distributed.ring, objection=distributed.ring_objection, considered=sequence.is_split),
         Implementation("splash", splash.attention, platforms=("tpu",), objection=splash.objection),
-        Implementation("mosaic_tpu", mosaic_tpu.attention, platforms=("tpu",), objection=mosaic_tpu.objection),
-        Implementation("mosaic_gpu", mosaic_gpu.attention, platforms=("gpu",), objection=mosaic_gpu.objection),
+        Implementation("mosaic_tpu", tpu.attention, platforms=("tpu",), objection=tpu.objection),
+        Implementation("mosaic_gpu", gpu.attention, platforms=("gpu",), objection=gpu.objection),
         Implementation("xla", xla.attention),
         Implementation("reference", reference.attention),
     ),

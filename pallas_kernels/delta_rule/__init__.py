@@ -7,17 +7,18 @@ from typing import Any
 import jax
 
 from pallas_kernels import sequence
-from pallas_kernels.delta_rule import distributed, mosaic_gpu, mosaic_tpu, reference, xla
+from pallas_kernels.delta_rule import distributed, reference, xla
 from pallas_kernels.delta_rule.call import DeltaCall
 from pallas_kernels.delta_rule.cases import CASES, SHAPES
-from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.dispatch import Implementation, Later, Op
 
+tpu, gpu = Later(f"{__name__}.mosaic_tpu"), Later(f"{__name__}.mosaic_gpu")
 _op = Op(
     "delta_rule",
     (
         Implementation("state_passing", distributed.delta_rule, objection=distributed.objection, considered=sequence.is_split),
-        Implementation("mosaic_tpu", mosaic_tpu.delta_rule, platforms=("tpu",), objection=mosaic_tpu.objection),
-        Implementation("mosaic_gpu", mosaic_gpu.delta_rule, platforms=("gpu",), objection=mosaic_gpu.objection),
+        Implementation("mosaic_tpu", tpu.delta_rule, platforms=("tpu",), objection=tpu.objection),
+        Implementation("mosaic_gpu", gpu.delta_rule, platforms=("gpu",), objection=gpu.objection),
         Implementation("xla", xla.delta_rule),
         Implementation("reference", reference.delta_rule),
     ),

@@ -7,17 +7,18 @@ from typing import Any
 import jax
 
 from pallas_kernels import sequence
-from pallas_kernels.dispatch import Implementation, Op
-from pallas_kernels.linear_attention import distributed, mosaic_gpu, mosaic_tpu, reference, xla
+from pallas_kernels.dispatch import Implementation, Later, Op
+from pallas_kernels.linear_attention import distributed, reference, xla
 from pallas_kernels.linear_attention.call import LinearCall
 from pallas_kernels.linear_attention.cases import CASES, SHAPES
 
+tpu, gpu = Later(f"{__name__}.mosaic_tpu"), Later(f"{__name__}.mosaic_gpu")
 _op = Op(
     "linear_attention",
     (
         Implementation("state_passing", distributed.linear_attention, objection=distributed.objection, considered=sequence.is_split),
-        Implementation("mosaic_tpu", mosaic_tpu.linear_attention, platforms=("tpu",), objection=mosaic_tpu.objection),
-        Implementation("mosaic_gpu", mosaic_gpu.linear_attention, platforms=("gpu",), objection=mosaic_gpu.objection),
+        Implementation("mosaic_tpu", tpu.linear_attention, platforms=("tpu",), objection=tpu.objection),
+        Implementation("mosaic_gpu", gpu.linear_attention, platforms=("gpu",), objection=gpu.objection),
         Implementation("xla", xla.linear_attention),
         Implementation("reference", reference.linear_attention),
     ),

@@ -121,7 +121,7 @@ def _total_cotangent(of_queries: jax.Array, of_keys: jax.Array, before: jax.Arra
         return x.reshape(batch, heads, segments, hopper_chunks.SEGMENT, key_dim)
 
     difference = split(of_queries - of_keys)
-    later = jnp.flip(jnp.cumsum(jnp.flip(difference, 3), 3), 3) - difference
+    later = lax.cumsum(difference, 3, reverse=True) - difference
     whole_chunks = later - split(of_keys) + met[..., None, :]
     return math.log(2) * whole_chunks.reshape(batch, heads, -1, key_dim)[:, :, :chunks]
 

@@ -157,7 +157,7 @@ def decay_cotangent(difference: jax.Array, met: jax.Array, length: int) -> jax.A
     batch, heads, padded = difference.shape
     segments, size = met.shape[2], hopper_chunks.SEGMENT * CHUNK
     difference = jnp.pad(difference, ((0, 0), (0, 0), (0, segments * size - padded))).reshape(batch, heads, segments, size)
-    sums = jnp.flip(jnp.cumsum(jnp.flip(difference, 3), 3), 3) + met[..., None]
+    sums = lax.cumsum(difference, 3, reverse=True) + met[..., None]
     return jnp.moveaxis(sums.reshape(batch, heads, -1)[:, :, :length], 1, 2)
 
 
@@ -245,7 +245,7 @@ def sums_in_chunks(logs: jax.Array, chunks: int) -> jax.Array:
     logs = logs.reshape(*logs.shape[:2], chunks, CHUNK)
     behind = jnp.pad(logs[..., 1:], ((0, 0), (0, 0), (0, 0), (0, 1)))
     since = jnp.cumsum(logs, 3)
-    return jnp.stack([since, jnp.flip(jnp.cumsum(jnp.flip(behind, 3), 3), 3), since], axis=3)
+    return jnp.stack([since, lax.cumsum(behind, 3, reverse=True), since], axis=3)
 
 
 def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[str, Any]) -> None:

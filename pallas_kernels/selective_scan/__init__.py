@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import sequence
-from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.dispatch import Implementation, Later, Op
 from pallas_kernels.exponential import silu, softplus
-from pallas_kernels.selective_scan import distributed, mosaic_gpu, mosaic_tpu, reference, xla
+from pallas_kernels.selective_scan import distributed, reference, xla
 from pallas_kernels.selective_scan.call import ScanCall
 from pallas_kernels.selective_scan.cases import CASES, SHAPES
 
+tpu, gpu = Later(f"{__name__}.mosaic_tpu"), Later(f"{__name__}.mosaic_gpu")
 _op = Op(
     "selective_scan",
     (
         Implementation("state_passing", distributed.selective_scan, objection=distributed.objection, considered=sequence.is_split),
-        Implementation("mosaic_tpu", mosaic_tpu.selective_scan, platforms=("tpu",), objection=mosaic_tpu.objection),
-        Implementation("mosaic_gpu", mosaic_gpu.selective_scan, platforms=("gpu",), objection=mosaic_gpu.objection),
+        Implementation("mosaic_tpu", tpu.selective_scan, platforms=("tpu",), objection=tpu.objection),
+        Implementation("mosaic_gpu", gpu.selective_scan, platforms=("gpu",), objection=gpu.objection),
         Implementation("xla", xla.selective_scan),
         Implementation("reference", reference.selective_scan),
     ),

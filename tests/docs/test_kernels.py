@@ -27,3 +27,19 @@ def test_every_shape_was_compiled_for_every_device() -> None:
 def test_every_row_names_its_kernels_or_the_reason() -> None:
     for row in json.loads(RESULTS.read_text()):
         assert row.get("kernels") or row["refused"], row
+
+
+def test_what_ran_on_a_gpu_is_shown_with_its_failures() -> None:
+    """Every wrong row, every peer and every row without a time stands on the page."""
+    page = kernels.page()
+    for folder in kernels.GPU_RESULTS:
+        if not (folder / "correctness.json").exists():
+            continue
+        for row in json.loads((folder / "correctness.json").read_text())["correctness"]:
+            if row.get("right") is False:
+                assert (row.get("problem") or row["case"]) in page, row
+        for row in json.loads((folder / "attention.json").read_text())["attention"]:
+            assert row["problem"] in page
+            for way in ("forward", "gradient"):
+                if "ms" in row[way]:
+                    assert f"{row[way]['ms']['ours']:.3g}" in page

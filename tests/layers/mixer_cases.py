@@ -22,6 +22,7 @@ from layers.memory.choices import KL, MIRAS_STRUCTURE, GradientDescent, Memory, 
 from layers.position import ALiBi
 
 FEATURES, HEADS, LENGTH, GRID = 16, 2, 21, (7, 6)
+PADDED = LENGTH + 6
 HINTS = {"num_heads": HEADS}
 
 ATTENTION = {
@@ -94,6 +95,17 @@ class MixerCase:
         return f"{self.name}-{self.label}{'-causal' if self.causal else ''}"
 
     @property
+    def member(self) -> str:
+        """The member of a registry whose costs the tests of this case are."""
+        return f"mixer {self.name}"
+
+    @property
+    def quick(self) -> bool:
+        """Whether it is of the quick tier: a mixer's first options, causal where it can be, which promises most."""
+        first = next(iter(OPTIONS.get(self.name, {"plain": {}})))
+        return self.label == first and self.causal == layers.mixer_class(self.name).supports_causal
+
+    @property
     def options(self) -> dict[str, Any]:
         return OPTIONS.get(self.name, {"plain": {}})[self.label]
 
@@ -117,33 +129,55 @@ CASES = [
 
 
 class Compiled:
-    """A mixer and its compiled forms, made once for all tests of a case."""
+    """A mixer and its compiled forms, made once for all tests of a case.
+
+    Attributes:
+      whole: of tokens that are all real.
+      gradient: of parameters and input, and the output, of tokens that may be padding.
+      half: the output in bfloat16 of tokens that may be padding.
+      extend: a few tokens more, of which a row may have fewer.
+      stepwise: one token at a time from an empty state.
+    """
 
     def __init__(self, case: MixerCase):
         self.mixer = case.make()
         self.causal = case.causal
         self.graphdef, self.state = nnx.split(self.mixer)
         self.grid = "sequence" not in self.mixer.layouts
-        self.whole = jax.jit(lambda x, mask=None: self.merged()(x, mask))
-        self.extend = jax.jit(lambda x, state, mask=None: self.merged().extend(x, state, mask))
+        self.low = case.make(dtype=jnp.bfloat16)
+        self.whole = jax.jit(lambda x: self.merged()(x))
+        self.gradient = jax.jit(lambda *args: jax.grad(self._loss, argnums=(0, 1), has_aux=True)(self.state, *args))
+        self.half = jax.jit(self._half)
+        self.extend = jax.jit(lambda x, state, mask: self.merged().extend(x, state, mask))
         self.stepwise = jax.jit(self._stepwise)
-        self.gradient = jax.jit(jax.grad(self._loss, argnums=(0, 1)))
 
     def merged(self) -> Mixer:
         return nnx.merge(self.graphdef, self.state, copy=True)  # a call may move its statistics
 
     def inputs(self, seed: int = 0, batch: int = 2) -> np.ndarray:
-        """Random tokens, or a grid of them."""
-        shape = (batch, *(GRID if self.grid else (LENGTH,)), FEATURES)
-        return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+        """Random tokens, of which :meth:`real` are the first, or a grid of them."""
+        rng = np.random.default_rng(seed)
+        shapes = [(batch, *GRID, FEATURES)] if self.grid else [(batch, length, FEATURES) for length in (LENGTH, PADDED - LENGTH)]
+        return np.concatenate([rng.standard_normal(shape).astype(np.float32) for shape in shapes], axis=1)
+
+    def real(self, seed: int = 0) -> np.ndarray:
+        """The first LENGTH of the random tokens, or the grid of them."""
+        return self.inputs(seed) if self.grid else self.inputs(seed)[:, :LENGTH]
+
+    def all_real(self) -> np.ndarray:
+        """The mask of :meth:`inputs` under which :meth:`real` are the real ones."""
+        return np.ones((2, *GRID), bool) if self.grid else np.broadcast_to(np.arange(PADDED) < LENGTH, (2, PADDED))
 
     def init_state(self, batch: int = 2, dtype: Any = jnp.float32) -> Any:
         """An empty state that can hold LENGTH tokens."""
         return self.merged().init_state(batch, max_length=LENGTH, dtype=dtype)
 
-    def _loss(self, state: nnx.State, x: jax.Array, weight: jax.Array, mask: jax.Array) -> jax.Array:
+    def _loss(self, state: nnx.State, x: jax.Array, weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         y = nnx.merge(self.graphdef, state)(x, mask)
-        return jnp.sum(jnp.where(mask[..., None], weight * y**2 + y, 0))
+        return jnp.sum(jnp.where(mask[..., None], weight * y**2 + y, 0)), y
+
+    def _half(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        return nnx.clone(self.low)(x.astype(jnp.bfloat16), mask)
 
     def _stepwise(self, x: jax.Array) -> jax.Array:
         mixer = self.merged()

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from layers import ConvStem, PatchEmbed
-from layers.depthwise import DepthwiseConv, depthwise_convolution
+from layers.depthwise import DepthwiseConv
+from pallas_kernels import depthwise_convolution
 from tests.layers.mixer_cases import relative
 
 RNG = np.random.default_rng(0)

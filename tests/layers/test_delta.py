@@ -13,6 +13,7 @@ from flax import nnx
 import layers
 from layers import DeltaNet, DeltaProduct, GatedDeltaNet, assign
 from tests.layers.mixer_cases import relative
+from tests.tiers import tiered
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -58,12 +59,12 @@ def formula(layer: DeltaNet, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("make", "options"),
-    [
+    tiered([
         (DeltaNet, {}),
         (GatedDeltaNet, {"num_value_heads": 4, "conv_bias": True, "head_dim": 4, "value_expansion": 1.5}),
         (DeltaProduct, {}),
         (DeltaProduct, {"steps": 3, "use_decay": True, "use_gate": False, "negative": False}),
-    ],
+    ], lambda case: case[0] is GatedDeltaNet or "steps" in case[1]),
     ids=["delta_net", "gated_delta_net", "delta_product", "gated_three_steps"],
 )
 def test_is_the_formula(make: Any, options: dict[str, Any]) -> None:

@@ -59,15 +59,14 @@ def assert_kept(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: floa
     assert not bad
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_mixers(case: MixerCase) -> None:
     assert_kept(case.make(dtype=jnp.bfloat16), compiled(case).inputs(batch=1))
 
 
-FIRST = {case.name: case for case in reversed(CASES)}.values()
-
-
-@pytest.mark.parametrize("case", FIRST, ids=str)
+@pytest.mark.full
+@pytest.mark.parametrize("case", [case for case in CASES if case.quick], ids=str)
 def test_mixers_in_float16(case: MixerCase) -> None:
     assert_kept(case.make(dtype=jnp.float16), compiled(case).inputs(batch=1))
 

@@ -15,6 +15,7 @@ import zoo
 from layers.lora import AdaptedLinear, adapters, kept
 from layers.state import flatten, flatten_state
 from tests.layers.mixer_cases import relative
+from tests.tiers import tiered
 
 X = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
 
@@ -40,7 +41,7 @@ def move(model: nnx.Module) -> nnx.Module:
     return model
 
 
-@pytest.mark.parametrize("form", [{}, {"scan": True}, {"scan": True, "remat": True}], ids=["loop", "scan", "scan+remat"])
+@pytest.mark.parametrize("form", tiered([{}, {"scan": True}, {"scan": True, "remat": True}], lambda form: not form), ids=["loop", "scan", "scan+remat"])
 def test_equation(form: dict[str, Any]) -> None:
     """Fresh adapters change no bit, trained ones add alpha / rank (x A) B, and merged is unmerged."""
     plain = vit()
@@ -75,6 +76,7 @@ def test_patterns_name_layers() -> None:
     assert relative(outputs(move(model)), outputs(layers.merge_lora(nnx.clone(model)))) < 1e-6
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "options", "x"),
     [

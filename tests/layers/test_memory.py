@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,7 +18,9 @@ from layers.memory.choices import KL, Bounded, DotProduct, Elastic, GradientDesc
 from layers.memory.learning import Tokens, parallel
 from layers.memory.sequential import sequential
 from pallas_kernels import delta_rule, linear_attention
+from tests.compilation import OPTIMIZED
 from tests.layers.mixer_cases import relative
+from tests.tiers import tiered
 
 BATCH, HEADS, LENGTH, SIZE = 2, 2, 13, 4
 PLAIN = GradientDescent(momentum=False, clip=None)
@@ -73,7 +76,7 @@ def test_chunks_equal_the_sequential_form(name: str, chunk: int) -> None:
     assert relative(got[1, :, :9], want[1, :, :9]) < 1e-12
 
 
-@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize("name", tiered(MEMORIES, lambda name: name == "titans"))
 def test_chunks_equal_the_sequential_form_in_float32(name: str) -> None:
     """For tokens as the layer makes them."""
     layer = NeuralMemory(16, num_heads=2, memory=name, rngs=nnx.Rngs(0))
@@ -141,7 +144,7 @@ def formula(layer: NeuralMemory, x: np.ndarray, chunk: int) -> np.ndarray:
     return (gated.reshape(len(x), -1) * weights["norm.scale"]) @ weights["out.kernel"]
 
 
-@pytest.mark.parametrize(("depth", "chunk"), [(1, 1), (2, 1), (3, 1), (2, 4)])
+@pytest.mark.parametrize(("depth", "chunk"), tiered([(1, 1), (2, 1), (3, 1), (2, 4)], lambda case: case == (2, 4)))
 def test_the_layer_is_the_paper(depth: int, chunk: int) -> None:
     memory = Memory(MLPMemory(depth), algorithm=GradientDescent(clip=None))
     with jax.enable_x64(True):
@@ -254,7 +257,7 @@ def test_one_gradient_is_clipped() -> None:
         assert relative(moved, want) < 1e-5
 
 
-@pytest.mark.parametrize("name", [*MEMORIES, "elastic"])
+@pytest.mark.parametrize("name", tiered([*MEMORIES, "elastic"], lambda name: name == "titans"))
 def test_extreme_tokens_leave_it_finite(name: str) -> None:
     """Keys all alike, steps near 1, values of 1e4, nothing forgotten or everything: forward and gradient, in float32."""
     memory = FORMS[name]
@@ -269,13 +272,14 @@ def test_extreme_tokens_leave_it_finite(name: str) -> None:
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", MEMORIES)
 def test_a_hundred_thousand_tokens_of_decoding(name: str) -> None:
     """One at a time, some of them huge: the memory's weights stay bounded from the first thousand to the last."""
     layer = NeuralMemory(4, num_heads=1, memory=name, chunk=8, conv_size=None, rngs=nnx.Rngs(0))
     graph, params = nnx.split(layer)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=OPTIMIZED)
     def decode(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         mixer = nnx.merge(graph, params)
 
@@ -292,7 +296,7 @@ def test_a_hundred_thousand_tokens_of_decoding(name: str) -> None:
     assert weights[1000:].max() < 10 * weights[:1000].max()
 
 
-@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize("name", tiered(MEMORIES, lambda name: name == "titans"))
 def test_a_state_can_be_donated(name: str) -> None:
     layer = NeuralMemory(4, num_heads=1, memory=name, rngs=nnx.Rngs(0))
     extend = jax.jit(lambda x, state: layer.extend(x, state)[1], donate_argnums=1)

@@ -16,12 +16,19 @@ from layers import Mixer, flatten
 from layers.state import flatten_state
 from pallas_kernels import operations
 from tests.layers.mixer_cases import CASES, FEATURES, HINTS, LENGTH, OPTIONS, WITHOUT_GRADIENT, MixerCase, abstract_program, compiled, relative
+from tests.tiers import tiered
 
 CLOSE = 2e-5  # float32: another order of the same sums
-every = pytest.mark.parametrize("case", CASES, ids=str)
-causal = pytest.mark.parametrize("case", [case for case in CASES if case.causal], ids=str)
+
+
+def of(cases: list[MixerCase]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", tiered(cases, lambda case: case.quick), ids=str)
+
+
+every = of(CASES)
+causal = of([case for case in CASES if case.causal])
 # Where the set that a token attends to is chosen with knowledge of later tokens, the future may show.
-streamed = pytest.mark.parametrize("case", [case for case in CASES if case.causal and case.exact], ids=str)
+streamed = of([case for case in CASES if case.causal and case.exact])
 
 
 def padded_mask(shape: tuple[int, ...]) -> np.ndarray:
@@ -34,10 +41,15 @@ def padded_mask(shape: tuple[int, ...]) -> np.ndarray:
     return mask
 
 
+def filled(x: np.ndarray, mask: np.ndarray, fill: float) -> np.ndarray:
+    """``x`` with another number in its padding."""
+    return np.where(mask[..., None], x, np.float32(fill))
+
+
 @every
 def test_output_has_the_inputs_shape_and_dtype(case: MixerCase) -> None:
     c = compiled(case)
-    x = c.inputs()
+    x = c.real()
     y = c.whole(x)
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
     assert np.isfinite(y).all()
@@ -48,7 +60,7 @@ def test_output_has_the_inputs_shape_and_dtype(case: MixerCase) -> None:
 def test_tokens_mix(case: MixerCase) -> None:
     """A change of one token changes the output of another."""
     c = compiled(case)
-    x = c.inputs()
+    x = c.real()
     changed = x.copy()
     changed[:, 0] += 1
     difference = np.abs(np.asarray(c.whole(changed) - c.whole(x)))
@@ -58,7 +70,7 @@ def test_tokens_mix(case: MixerCase) -> None:
 @streamed
 def test_the_future_changes_nothing(case: MixerCase) -> None:
     c = compiled(case)
-    x = c.inputs()
+    x = c.real()
     y = c.whole(x)
     for start in (1, 8, LENGTH - 1):
         changed = x.copy()
@@ -71,7 +83,7 @@ def test_the_future_changes_nothing(case: MixerCase) -> None:
 @streamed
 def test_one_token_at_a_time_equals_the_whole(case: MixerCase) -> None:
     c = compiled(case)
-    x = c.inputs()
+    x = c.real()
     assert relative(c.stepwise(x), c.whole(x)) < CLOSE
 
 
@@ -79,12 +91,12 @@ def test_one_token_at_a_time_equals_the_whole(case: MixerCase) -> None:
 def test_random_chunks_with_ragged_rows_equal_the_whole(case: MixerCase) -> None:
     """Each call brings each row another number of tokens; what is masked is NaN and must leave no trace."""
     c = compiled(case)
-    x = c.inputs()
+    x = c.real()
     want = np.asarray(c.whole(x))
     rng = np.random.default_rng(3)
     state, read, got = c.init_state(), np.zeros(2, int), np.zeros_like(want)
+    size = 8
     while (read < LENGTH).any():
-        size = int(rng.choice([3, 8]))
         counts = np.minimum(rng.integers(0, size + 1, 2), LENGTH - read)
         mask = np.arange(size) < counts[:, None]
         chunk = np.full((2, size, FEATURES), np.nan, np.float32)
@@ -114,13 +126,14 @@ def test_state_has_batch_first_and_keeps_its_form(case: MixerCase) -> None:
 
 @every
 def test_padding_may_hold_anything(case: MixerCase) -> None:
+    """In the forward pass alone, and in that of a gradient."""
     c = compiled(case)
-    x = c.inputs()
+    x, weight = c.inputs(), c.inputs(1)
     mask = padded_mask(x.shape)
-    zeros, nans = (np.where(mask[..., None], x, fill) for fill in (np.float32(0), np.float32(np.nan)))
-    a, b = np.asarray(c.whole(zeros, mask))[mask], np.asarray(c.whole(nans, mask))[mask]
-    assert np.isfinite(a).all()
-    assert relative(b, a) < 1e-6
+    for run in (lambda x: c.half(x, mask), lambda x: c.gradient(x, weight, mask)[1]):
+        a, b = (np.asarray(run(filled(x, mask, fill)), np.float32)[mask] for fill in (0, np.nan))
+        assert np.isfinite(a).all()
+        assert relative(b, a) < 1e-6
 
 
 @every
@@ -129,18 +142,16 @@ def test_a_padded_sequence_equals_the_shorter_one(case: MixerCase) -> None:
     if c.grid:
         # Regions and strides are shares of the grid: only a mask of everything must be as none.
         x = c.inputs()[:, :6, :6]
-        assert relative(c.whole(x, np.ones(x.shape[:-1], bool)), c.whole(x)) < CLOSE
+        assert relative(jax.jit(lambda x, mask: c.merged()(x, mask))(x, np.ones(x.shape[:-1], bool)), c.whole(x)) < CLOSE
         return
-    x, real = c.inputs(), LENGTH - 6
-    mask = np.broadcast_to(np.arange(LENGTH) < real, x.shape[:2])
-    assert relative(c.whole(x, mask)[:, :real], c.whole(x[:, :real])) < CLOSE
+    assert relative(c.gradient(c.inputs(), c.inputs(1), c.all_real())[1][:, :LENGTH], c.whole(c.real())) < CLOSE
 
 
 @every
 def test_every_parameter_gets_a_gradient(case: MixerCase) -> None:
     c = compiled(case)
     x = c.inputs()
-    gradient, _ = c.gradient(c.state, x, c.inputs(1), padded_mask(x.shape))
+    (gradient, _), _ = c.gradient(x, c.inputs(1), padded_mask(x.shape))
     sizes = {name: float(np.abs(g).max()) for name, g in flatten_state(nnx.filter_state(gradient, nnx.Param)).items()}
     assert sizes
     assert all(np.isfinite(size) for size in sizes.values())
@@ -154,7 +165,7 @@ def test_padding_gives_no_gradient(case: MixerCase) -> None:
     c = compiled(case)
     x, weight = c.inputs(), c.inputs(1)
     mask = padded_mask(x.shape)
-    zeros, *others = (c.gradient(c.state, np.where(mask[..., None], x, np.float32(fill)), weight, mask) for fill in (0, 3, np.nan))
+    zeros, *others = (c.gradient(filled(x, mask, fill), weight, mask)[0] for fill in (0, 3, np.nan))
     assert (np.asarray(zeros[1])[~mask] == 0).all()
     want = flatten_state(zeros[0])
     scale = max(float(np.abs(g).max()) for g in want.values())
@@ -166,13 +177,11 @@ def test_padding_gives_no_gradient(case: MixerCase) -> None:
 @every
 def test_bfloat16_is_close(case: MixerCase) -> None:
     c = compiled(case)
-    half = case.make(dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in flatten(half, nnx.Param).values()} == {jnp.dtype(jnp.float32)}
-    graphdef, state = nnx.split(half)
-    x = c.inputs()
-    y = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, x.astype(jnp.bfloat16))
+    assert {leaf.dtype for leaf in flatten(c.low, nnx.Param).values()} == {jnp.dtype(jnp.float32)}
+    x, mask = c.inputs(), c.all_real()
+    y, want = c.half(x, mask), c.gradient(x, c.inputs(1), mask)[1]
     assert y.dtype == jnp.bfloat16
-    assert relative(np.asarray(y, np.float32), c.whole(x)) < 0.04
+    assert relative(np.asarray(y, np.float32)[mask], np.asarray(want)[mask]) < 0.04
 
 
 @every

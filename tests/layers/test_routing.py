@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +12,9 @@ from flax import nnx
 
 import layers
 from layers import AuxLoss, Diagnostic, RoutingAttention, assign, collecting, flatten
+from tests.devices import EightDevices
 from tests.layers.mixer_cases import relative
+from tests.tiers import tiered
 
 FEATURES, HEADS = 12, 2
 
@@ -70,7 +67,7 @@ def formula(layer: RoutingAttention, x: np.ndarray) -> tuple[np.ndarray, np.ndar
     return (out / np.maximum(times, 1)[..., None]).reshape(length, -1) @ weights["out.kernel"], times
 
 
-@pytest.mark.parametrize("length", [5, 26])
+@pytest.mark.parametrize("length", tiered([5, 26], lambda length: length == 26))
 @pytest.mark.parametrize(
     "options",
     [
@@ -120,10 +117,11 @@ def test_what_is_read_piece_by_piece_is_causal_membership() -> None:
     trained, other, x = make(relative=4), make(relative=4, membership="causal"), inputs(26, batch=2)
     assert flatten(trained).keys() == flatten(other).keys()
     state, parts = trained.init_state(2), []
+    extend = nnx.jit(lambda m, x, state: m.extend(x, state))
     for start, stop in ((0, 11), (11, 12), (12, 26)):
-        y, state = trained.extend(x[:, start:stop], state)
+        y, state = extend(trained, x[:, start:stop], state)
         parts.append(y)
-    assert relative(jnp.concatenate(parts, 1), other(x)) < 1e-5
+    assert relative(jnp.concatenate(parts, 1), nnx.jit(lambda m, x: m(x))(other, x)) < 1e-5
     assert (trained.streaming, other.streaming) == ("selection", "exact")
 
 
@@ -160,28 +158,9 @@ def test_centroids_are_saved_and_are_no_parameters() -> None:
         assert np.isfinite(layer.centroids[...]).all()
 
 
-_DEVICES = """
-import json, sys, jax, numpy as np
-from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from tests.layers.test_routing import inputs, make
-graph, state = nnx.split(make(decay=0.5))
-def step(state, x):
-    layer = nnx.merge(graph, state); layer.train(); layer(x)
-    return layer.centroids[...]
-mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-x = jax.device_put(np.asarray(inputs(20, batch=4)), NamedSharding(mesh, P("data")))
-out = jax.jit(step, out_shardings=NamedSharding(mesh, P()))(state, x)
-print(json.dumps([np.asarray(s.data).tolist() for s in out.addressable_shards]))
-"""
-
-
-def test_centroids_agree_across_devices() -> None:
+def test_centroids_agree_across_devices(eight_devices: EightDevices) -> None:
     """Split over the data axis, a batch moves the centroids as it does on one device, and the same on all."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", _DEVICES], cwd=root, env=environment | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=True)
-    shards = json.loads(done.stdout.splitlines()[-1])
+    shards = eight_devices("tests.layers.sequence_run:centroids", 4)
     layer = make(decay=0.5)
     layer.train()
     layer(inputs(20, batch=4))

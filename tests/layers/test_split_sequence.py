@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,31 +12,19 @@ from jax.sharding import AbstractMesh, AxisType
 
 import layers
 from pallas_kernels import dispatch
+from tests.devices import EightDevices
 from tests.layers.sequence_run import CASES, FEATURES, LENGTH, ROWS
-
-ROOT = Path(__file__).resolve().parents[2]
-# One process makes what all of these tests read.
-pytestmark = pytest.mark.xdist_group("mixers on split sequences")
+from tests.tiers import tiered
 
 
-@pytest.fixture(scope="module")
-def lines() -> dict[str, dict[str, Any]]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run([sys.executable, "-m", "tests.layers.sequence_run"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_equal_to_one_device(lines: dict[str, dict[str, Any]], case: str) -> None:
-    for name, difference in lines[case]["differences"].items():
+@pytest.mark.parametrize("case", tiered(CASES, lambda case: case == "dilated, causal"))
+def test_equal_to_one_device(eight_devices: EightDevices, case: str) -> None:
+    found = eight_devices("tests.layers.sequence_run:run", case)
+    for name, difference in found["differences"].items():
         assert difference < 1e-5, name
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("dilated")])
-def test_dilated_attention_sends_what_it_keeps(lines: dict[str, dict[str, Any]], case: str) -> None:
-    """Rates 2 and 4 go beyond a device: never more than half of the keys of its rows, which two devices share."""
-    assert 0 < lines[case]["largest_gathered"] <= (ROWS // 2) * LENGTH * FEATURES // 2
+    if case.startswith("dilated"):
+        # Rates 2 and 4 go beyond a device: never more than half of the keys of its rows, which two devices share.
+        assert 0 < found["largest_gathered"] <= (ROWS // 2) * LENGTH * FEATURES // 2
 
 
 @pytest.mark.parametrize(

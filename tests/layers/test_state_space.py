@@ -12,7 +12,6 @@ import pytest
 from flax import nnx
 
 from layers import S4D, GatedRMSNorm, Mamba, Mamba2
-from layers.state_space.initialisation import inverse_softplus
 from layers.state_space.s4d import poles
 from tests.layers.mixer_cases import relative
 
@@ -137,11 +136,6 @@ def test_selective_layers_start_as_released(make: type) -> None:
         assert 0.95 * bound < float(jnp.abs(kernel).max()) <= bound
     if make is Mamba:
         np.testing.assert_allclose(rates, np.broadcast_to(np.arange(1, 17), rates.shape), rtol=1e-6)
-
-
-def test_inverse_softplus() -> None:
-    x = np.asarray([1e-6, 1e-3, 0.1, 1.0, 30.0], np.float32)
-    np.testing.assert_allclose(jax.nn.softplus(inverse_softplus(jnp.asarray(x))), x, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mamba", "mamba2"])

@@ -1,13 +1,8 @@
-"""Every op on eight devices that share its sequences, rows or heads, against one device, in a process of its own: prints JSON.
-
-``python -m tests.pallas_kernels.sequence_run``: a line for each op, way and case, with the largest relative differences of the outputs
-and of all gradients. Kernels are those of TPUs, interpreted.
-"""
+"""Every op on eight devices that share its sequences, rows or heads, against one device. Kernels are those of TPUs, interpreted."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -126,23 +121,20 @@ def difference(a: jax.Array, b: jax.Array) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def main() -> None:
-    jax.config.update("jax_disable_most_optimizations", True)  # the same function, sooner compiled
-    for name, (sizes, expected, (call, arrays)) in CASES.items():
-        devices = np.asarray(jax.devices()[: math.prod(sizes.values())]).reshape(*sizes.values())
-        mesh = Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-        rows = NamedSharding(mesh, PartitionSpec(tuple(axis for axis in ROW_AXES if axis in sizes)))
-        with use("xla"):
-            wanted = jax.jit(both(call))(arrays)
-        kernels = interpreting() if "mosaic_tpu" in expected else contextlib.nullcontext()
-        with kernels, jax.set_mesh(mesh), recording() as choices:
-            placed = {n: jax.device_put(x, rows if x.shape[0] == 2 else NamedSharding(mesh, PartitionSpec())) for n, x in arrays.items()}
-            found = jax.jit(both(call))(placed)
-        line = {"case": name, "chosen": list(dict.fromkeys(choice.implementation for choice in choices))}
-        line["outputs"] = max(map(difference, jax.tree.leaves(found[0]), jax.tree.leaves(wanted[0])))
-        line["gradients"] = {n: difference(found[1][n], wanted[1][n]) for n in arrays}
-        print(json.dumps(line), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def run(case: str) -> dict[str, Any]:
+    """What was chosen, and the largest relative differences of the outputs and of all gradients."""
+    sizes, expected, (call, arrays) = CASES[case]
+    devices = np.asarray(jax.devices()[: math.prod(sizes.values())]).reshape(*sizes.values())
+    mesh = Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    rows = NamedSharding(mesh, PartitionSpec(tuple(axis for axis in ROW_AXES if axis in sizes)))
+    with use("xla"):
+        wanted = jax.jit(both(call))(arrays)
+    kernels = interpreting() if "mosaic_tpu" in expected else contextlib.nullcontext()
+    with kernels, jax.set_mesh(mesh), recording() as choices:
+        placed = {n: jax.device_put(x, rows if x.shape[0] == 2 else NamedSharding(mesh, PartitionSpec())) for n, x in arrays.items()}
+        found = jax.jit(both(call))(placed)
+    return {
+        "chosen": list(dict.fromkeys(choice.implementation for choice in choices)),
+        "outputs": max(map(difference, jax.tree.leaves(found[0]), jax.tree.leaves(wanted[0]))),
+        "gradients": {n: difference(found[1][n], wanted[1][n]) for n in arrays},
+    }

@@ -6,7 +6,6 @@ The truth is the reference in float64 on the inputs as the kernels get them, rou
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,15 +17,6 @@ from pallas_kernels import attention, dispatch, hopper
 from pallas_kernels.attention import hopper_tiles, mosaic_gpu
 from pallas_kernels.attention.blocks import band_cover
 from pallas_kernels.dispatch import OPS
-
-
-@pytest.fixture(autouse=True)
-def quickly_compiled() -> Iterator[None]:
-    """Interpreted kernels are long to compile and quick to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
 
 needs_interpreter = pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing()))
 
@@ -58,6 +48,7 @@ def evaluate(implementation: str, options: dict[str, Any], arrays: dict[str, jax
     return {n: np.asarray(x, np.float64) for n, x in ({f"output {i}": x for i, x in enumerate(outputs)} | gradients).items()}
 
 
+@pytest.mark.full
 @needs_interpreter
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,4 +109,3 @@ def test_bfloat16_on_a_gpu_is_served_by_the_kernels() -> None:
     with dispatch.platform("gpu"), dispatch.recording() as choices:
         jax.eval_shape(attention, q, q, q)
     assert choices[0].implementation == "mosaic_gpu"
-    assert mosaic_gpu.attention is next(i.call for i in OPS["attention"].implementations if i.name == "mosaic_gpu")

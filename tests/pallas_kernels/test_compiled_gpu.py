@@ -13,6 +13,9 @@ import pallas_kernels
 from benchmarks.kernels import gradients
 from pallas_kernels import compilers, dispatch, hopper
 from pallas_kernels.dispatch import OPS
+from tests.compilation import optimizing
+
+pytestmark = pytest.mark.full
 
 needs_compiler = pytest.mark.skipif(compilers.missing("h100") is not None, reason=str(compilers.missing("h100")))
 
@@ -40,7 +43,7 @@ COMPILED = (
 def test_compiles_for_h100(op_name: str, shape_name: str) -> None:
     shape = next(shape for shape in OPS[op_name].shapes if shape.name == shape_name)
     function, arrays = gradients(OPS[op_name], shape)
-    with dispatch.recording() as choices:
+    with dispatch.recording() as choices, optimizing():
         program = compilers.compile_for("h100", function, arrays)
     assert [choice.implementation for choice in choices] == ["mosaic_gpu"], list(map(str, choices))
     assert program.kernels

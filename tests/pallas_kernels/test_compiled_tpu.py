@@ -15,6 +15,9 @@ import pytest
 import pallas_kernels
 from pallas_kernels.compilers import compile_for, missing
 from pallas_kernels.dispatch import OPS, recording
+from tests.compilation import optimizing
+
+pytestmark = pytest.mark.full
 
 # A program takes seconds to compile: here those that differ in their kernels, for either device in turn.
 COMPILED = (
@@ -50,7 +53,7 @@ def test_compiles(op_name: str, shape_name: str, dtype: Any, device: str) -> Non
         outputs, pullback = jax.vjp(lambda floats: call(**floats, **rest), floats)
         return outputs, pullback(jax.tree.map(jnp.cos, outputs))
 
-    with recording() as record:
+    with recording() as record, optimizing():
         program = compile_for(device, gradient, shape.abstract(dtype))
     assert [choice.implementation for choice in record] in (["mosaic_tpu"], ["splash"]), list(map(str, record))
     assert len(program.kernels) >= 2, "one forward, one backward"

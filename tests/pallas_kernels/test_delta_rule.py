@@ -15,6 +15,7 @@ import pytest
 from pallas_kernels import delta_rule, linear_attention, operations
 from pallas_kernels.delta_rule.xla import unit_inverse
 from tests.references import delta_rule as recorded
+from tests.tiers import tiered
 
 Arrays = dict[str, np.ndarray]
 compiled = jax.jit(delta_rule, static_argnames=("return_state", "chunk_size", "scale"))
@@ -67,7 +68,7 @@ def test_recorded_outputs_of_flash_linear_attention(name: str, record_property: 
     assert largest < 5e-6
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("steps", tiered([1, 2, 3], lambda steps: steps == 2))
 def test_chunk_size_and_cuts_change_nothing(steps: int) -> None:
     """One call, other chunks, and two or many calls that hand the state over: token by token is how a model decodes."""
     arrays = single(inputs(23, steps=steps))
@@ -148,7 +149,7 @@ def gradient_program(length: int, steps: int = 1) -> tuple:
     return jax.grad(lambda a: jnp.sum(jnp.square(delta_rule(**a, chunk_size=32)))), arrays
 
 
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("steps", tiered([1, 2], lambda steps: steps == 2))
 def test_memory_of_the_gradient_is_linear_and_small(steps: int) -> None:
     """Doubling the length doubles it, and it stays far below one state per step, which autodiff of the recurrence keeps."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,10 @@ import pytest
 
 from layers.mlp import gelu, gelu_tanh
 from pallas_kernels import dispatch, exponential
+from tests.compilation import OPTIMIZED
+
+# As for users: what is exact depends on what the compiler makes of it.
+compiled = functools.partial(jax.jit, compiler_options=OPTIMIZED)
 
 # Each with the same in float64, and the relative error that is allowed beside that of rounding the argument, (1 + |x|) 2^-23 or so.
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[np.ndarray], np.ndarray]]] = {
@@ -28,7 +33,7 @@ def test_values_are_those_of_float64(name: str) -> None:
     function, exact = FUNCTIONS[name]
     x = np.concatenate([np.linspace(-80, 80, 160_001), np.linspace(-1, 1, 20_001), np.linspace(-1e-3, 1e-3, 2_001)]).astype(np.float32)
     wanted = exact(x.astype(np.float64))
-    values = np.asarray(jax.jit(function)(x), np.float64)
+    values = np.asarray(compiled(function)(x), np.float64)
     allowed = 2e-7 if name == "exp2" else 2e-7 * (1 + np.abs(x))
     if name == "normal_cdf":
         # The argument of its exponential is x^2; what float32 has no normal number for is 0.
@@ -48,15 +53,15 @@ def test_gradients_are_differences_of_float64(name: str) -> None:
 
 def test_ends_of_float32() -> None:
     ends = jnp.asarray([-np.inf, -3e38, -127, 0, 128, 3e38, np.inf, np.nan], jnp.float32)
-    np.testing.assert_array_equal(jax.jit(exponential.exp2)(ends), [0, 0, 0, 1, np.inf, np.inf, np.inf, np.nan])
-    np.testing.assert_array_equal(jax.jit(exponential.softplus)(ends), jax.nn.softplus(ends))
-    np.testing.assert_allclose(jax.jit(exponential.normal_cdf)(ends), [0, 0, 0, 0.5, 1, 1, 1, np.nan], rtol=1e-7, atol=0)
-    np.testing.assert_array_equal(jax.jit(exponential.silu)(ends), np.asarray([np.nan, 0, 0, 0, 128, 3e38, np.inf, np.nan], np.float32))
+    np.testing.assert_array_equal(compiled(exponential.exp2)(ends), [0, 0, 0, 1, np.inf, np.inf, np.inf, np.nan])
+    np.testing.assert_array_equal(compiled(exponential.softplus)(ends), jax.nn.softplus(ends))
+    np.testing.assert_allclose(compiled(exponential.normal_cdf)(ends), [0, 0, 0, 0.5, 1, 1, 1, np.nan], rtol=1e-7, atol=0)
+    np.testing.assert_array_equal(compiled(exponential.silu)(ends), np.asarray([np.nan, 0, 0, 0, 128, 3e38, np.inf, np.nan], np.float32))
 
 
 def test_a_state_that_hardly_decays_keeps_its_value() -> None:
     """10,000 factors 2^-1e-6: an error that always has one sign would add up."""
-    last = jax.jit(lambda rate: jax.lax.fori_loop(0, 10_000, lambda _, state: exponential.exp2(rate) * state, jnp.float32(1)))
+    last = compiled(lambda rate: jax.lax.fori_loop(0, 10_000, lambda _, state: exponential.exp2(rate) * state, jnp.float32(1)))
     for rate in (-1e-6, -1.3e-4):
         factor = float(exponential.exp2(jnp.float32(rate)))
         # The rounding of one factor is repeated in each; that of the products is not.

@@ -21,6 +21,7 @@ import pytest
 
 import pallas_kernels
 from pallas_kernels.dispatch import OPS, Case, Implementation, Op, Refused, interpreting
+from tests.compilation import OPTIMIZED
 
 SEED = 0
 # Another order of summation costs a few times the reference's own rounding error, plus a few units
@@ -54,8 +55,22 @@ PAIRS = [
     for implementation in op.implementations
     if is_tested(op, implementation, case)
 ]
+# What the quick tier compares, in float32: something of every option. Of an op that is not here, the first cases.
+QUICK = {
+    "attention": "padding_causal_grouped sinks_empty_rows bias_per_head cache_chunk whole_blocks long_window routed score",
+    "linear_attention": "token grouped_key both_ways_key padded_tail_key",
+    "delta_rule": "three_steps_gated grouped padded_tail",
+    "selective_scan": "everything grouped padded_tail",
+}
+
+
+def is_quick(op: Op, case: Case, dtype: type) -> bool:
+    names = QUICK[op.name].split() if op.name in QUICK else [case.name for case in op.cases[:4]]
+    return dtype is np.float32 and case.name in names
+
+
 ROWS = [
-    pytest.param(*pair.values, dtype, id=f"{np.dtype(dtype)}-{pair.id}")
+    pytest.param(*pair.values, dtype, id=f"{np.dtype(dtype)}-{pair.id}", marks=() if is_quick(pair.values[0], pair.values[2], dtype) else pytest.mark.full)
     for pair in PAIRS
     for dtype in ((np.float32,) if pair.values[1].platforms == ("tpu",) else (np.float32, np.float64))
 ]
@@ -69,16 +84,15 @@ def arrays_of(case: Case) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in case.arrays(np.random.default_rng(SEED)).items()}
 
 
+def for_tpus(op: Op, name: str) -> bool:
+    return next(i for i in op.implementations if i.name == name).platforms == ("tpu",)
+
+
 @contextlib.contextmanager
 def where_it_runs(op: Op, name: str) -> Iterator[None]:
-    """The context in which an implementation runs here: TPU kernels interpreted, and they and the reference as programs quick to compile."""
-    interpreted = next(i for i in op.implementations if i.name == name).platforms == ("tpu",)
-    jax.config.update("jax_disable_most_optimizations", interpreted or name == "reference")
-    try:
-        with interpreting() if interpreted else contextlib.nullcontext():
-            yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    """The context in which an implementation runs here: TPU kernels are interpreted."""
+    with interpreting() if for_tpus(op, name) else contextlib.nullcontext():
+        yield
 
 
 def evaluate(op: Op, name: str, case: Case, dtype: type) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
@@ -93,7 +107,6 @@ def evaluate(op: Op, name: str, case: Case, dtype: type) -> tuple[list[np.ndarra
             leaves = jax.tree.leaves(call(**floats, **rest))
             return [x for x in leaves if is_floating(x)], [x for x in leaves if not is_floating(x)]
 
-        @jax.jit
         def run(floats: dict[str, jax.Array], cotangents: list[jax.Array]) -> Any:
             outputs, pullback, others = jax.vjp(split, floats, has_aux=True)
             return outputs, others, pullback(cotangents)[0]
@@ -101,7 +114,9 @@ def evaluate(op: Op, name: str, case: Case, dtype: type) -> tuple[list[np.ndarra
         rng = np.random.default_rng(SEED + 1)
         shapes = jax.eval_shape(lambda f: split(f)[0], floats)
         cotangents = [jnp.asarray(rng.standard_normal(s.shape), s.dtype) for s in shapes]
-        outputs, others, gradients = run(floats, cotangents)
+        # What users run is compiled here as it is for them; all else is compiled quickly.
+        as_users = dtype is np.float32 and name != "reference" and not for_tpus(op, name)
+        outputs, others, gradients = jax.jit(run, compiler_options=OPTIMIZED if as_users else None)(floats, cotangents)
     assert all(x.dtype == dtype for x in [*outputs, *gradients.values()])
     return [np.asarray(x) for x in [*outputs, *others]], {n: np.asarray(g) for n, g in gradients.items()}
 

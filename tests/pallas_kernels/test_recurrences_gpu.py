@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from pallas_kernels import hopper
 from pallas_kernels.dispatch import OPS, use
 from pallas_kernels.linear_attention import hopper_chunks, hopper_pieces
 
-pytestmark = pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing()))
+pytestmark = [pytest.mark.full, pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing()))]
 
 # Half a unit in the last place of bfloat16 is 2^-9. Rounded are scores, states that are read, values that are written, inverses,
 # cotangents and results: six times, if all fall together.
@@ -85,14 +85,6 @@ def check(op: str, inputs: Inputs, tolerance: float) -> None:
     for name, exact in want.items():
         error, scale = np.max(np.abs(got[name] - exact)), np.max(np.abs(exact))
         assert error <= tolerance * scale, f"{name}: {error / scale:.2g} of its largest, allowed {tolerance:.2g}"
-
-
-@pytest.fixture(autouse=True)
-def quickly_compiled() -> Iterator[None]:
-    """Interpreted kernels are long to compile and quick to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("name", ["plain", "abrupt_token", "both_ways_token"])

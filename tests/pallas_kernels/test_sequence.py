@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from pallas_kernels import sequence
 from pallas_kernels.attention.distributed import _deal
+from tests.devices import EightDevices
 from tests.pallas_kernels.sequence_run import CASES
+from tests.tiers import tiered
 
-ROOT = Path(__file__).resolve().parents[2]
-# One process makes what all of these tests read.
-pytestmark = pytest.mark.xdist_group("ops on split sequences")
-
-
-@pytest.fixture(scope="module")
-def lines() -> dict[str, dict[str, Any]]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-m", "tests.pallas_kernels.sequence_run"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+# Of each way of sharing one: heads traded, pieces going round, states passed on, kernels that get what is theirs.
+QUICK = {"heads traded, causal, padded, window", "ring, causal, padded", "gated delta, two steps", "kernel: constant decay"}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_equal_to_one_device(lines: dict[str, dict[str, Any]], case: str) -> None:
-    line = lines[case]
-    assert line["chosen"] == list(CASES[case][1])
-    assert line["outputs"] < 1e-5
-    for name, difference in line["gradients"].items():
+@pytest.mark.parametrize("case", tiered(CASES, lambda case: case in QUICK))
+def test_equal_to_one_device(eight_devices: EightDevices, case: str) -> None:
+    found = eight_devices("tests.pallas_kernels.sequence_run:run", case)
+    assert found["chosen"] == list(CASES[case][1])
+    assert found["outputs"] < 1e-5
+    for name, difference in found["gradients"].items():
         assert difference < 1e-5, name
 
 

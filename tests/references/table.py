@@ -48,7 +48,7 @@ def main() -> int:
     """Runs the comparisons and writes the table; refuses to write one with rows left out."""
     collector = Collector()
     tests = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if 'record_property("parity"' in path.read_text()]
-    status = pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *tests], plugins=[collector])
+    status = pytest.main(["-q", "--full", "-n", "0", "-p", "no:cacheprovider", *tests], plugins=[collector])
     if status or collector.skipped:
         print(f"not written: a comparison failed or was skipped {collector.skipped}", file=sys.stderr)
         return 1

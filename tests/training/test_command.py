@@ -1,13 +1,50 @@
-"""Flags and errors of the commands: one message each, no traceback."""
+"""The commands, from one end to the other on a task of a second, and their flags and errors: one message each, no traceback."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.training import toy
 from training import command
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "train_for": "2 steps", "eval_every": "2 steps", "save_every": "2 steps", "schedule.warmup": "0 steps", "batch_size": 8,
+    "model_options.features": 16, "model_options.depth": 1, "model_options.num_heads": 2,
+}  # fmt: skip
+
+
+def run(*arguments: str) -> str:
+    """What a command printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run, and what it printed."""
+    workdir = tmp_path_factory.mktemp("run")
+    task = "--config=configs/transformer.py:task,name=parity,length=8,num_eval=16,test_length=12"
+    return workdir, run("train.py", task, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in SMALL.items()))
+
+
+def test_train(trained):
+    workdir, printed = trained
+    assert "test (raw weights)" in printed
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
+
+
+def test_eval(trained):
+    found = json.loads(run("eval.py", f"--workdir={trained[0]}").splitlines()[-1])
+    assert (found["examples"], found["step"], found["split"]) == (16, 2, "test")
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,6 @@ FLAGS = {"train_for": "3 steps", "save_every": "3 steps", "eval_every": "1 epoch
 CHANGES = {**FLAGS, "schedule.name": "constant", "optimizer.learning_rate": 0.01}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation_here(quick_compilation: None) -> None:
-    """Runs of a few steps, each of which compiles its own programs: that takes longer than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     where = str(tmp_path_factory.mktemp("tfds"))
@@ -97,6 +91,7 @@ def test_the_head_alone(tmp_path: Path, data_dir: str, file: Path) -> None:
     assert moved(model, before) == {"head.kernel", "head.bias"}
 
 
+@pytest.mark.full
 def test_adapters(tmp_path: Path, data_dir: str, file: Path) -> None:
     """Only they and the head move, a run that is cut goes on bit for bit, and the plain model that a run leaves gives the same outputs."""
     chosen = config(data_dir, file, lora__rank=2, lora__alpha=4.0)
@@ -122,6 +117,7 @@ def test_adapters(tmp_path: Path, data_dir: str, file: Path) -> None:
     np.testing.assert_allclose(logits(plain), logits(model), atol=1e-6 * float(jnp.abs(logits(model)).max()))
 
 
+@pytest.mark.full
 def test_by_the_commands(tmp_path: Path, data_dir: str, file: Path) -> None:
     """``train.py`` with two flags more, then ``eval.py``."""
     small = tmp_path / "small.py"
@@ -129,7 +125,7 @@ def test_by_the_commands(tmp_path: Path, data_dir: str, file: Path) -> None:
         "from configs import biformer\n\n\ndef get_config():\n    config = biformer.get_config()\n"
         f"    config.model_options.update({SMALL!r})\n    config.task.dataset.data_dir = {data_dir!r}\n    return config\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
     def run(*command: str) -> str:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)

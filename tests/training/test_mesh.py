@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.devices import EightDevices, environment
+from tests.tiers import tiered
 from training import sharding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +23,8 @@ STEPS = 4
 
 
 def start(runs: list[dict[str, Any]], devices: int) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-m", "tests.training.mesh_run", json.dumps(runs)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def results(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
@@ -41,21 +41,33 @@ def together(workdir: Path, processes: int, devices: int, mesh: dict[str, int], 
     return [start([{"workdir": str(workdir), "mesh": mesh, "steps": steps, "distributed": me, **fields}], devices) for me in whom]
 
 
+PLAN: dict[str, dict[str, Any]] = {
+    "one": {"mesh": {"data": 1}, "steps": STEPS},
+    "fsdp": {"mesh": {"data": 2, "fsdp": -1}, "steps": STEPS, "accumulate": 1},
+    "split": {"mesh": {"fsdp": 2, "tensor": 2, "sequence": 2}, "steps": 2},
+    "taken up": {"mesh": {"data": 2}, "steps": STEPS},
+    "mamba": {"mesh": {"data": 1}, "steps": 2, "model": "mamba_nano"},
+    "mamba split": {"mesh": {"data": 2, "sequence": 4}, "steps": 2, "model": "mamba_nano"},
+}
+
+
+class Runs:
+    """Runs of one process of eight devices, each made when it is first asked for; "split" is broken off after two steps, and taken up on two devices."""
+
+    def __init__(self, eight_devices: EightDevices, home: Path) -> None:
+        self.eight_devices, self.home = eight_devices, home
+        self.made: dict[str, dict[str, Any]] = {}
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        if name not in self.made:
+            workdir = self.home / ("split" if name == "taken up" and self["split"] else name)
+            self.made[name] = self.eight_devices("tests.training.mesh_run:run", str(workdir), **PLAN[name])
+        return self.made[name]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The run on one device, and on eight in several ways; "split" was broken off after two steps and taken up on two devices."""
-    home = tmp_path_factory.mktemp("runs")
-    split = {"fsdp": 2, "tensor": 2, "sequence": 2}
-    plan: dict[str, dict[str, Any]] = {
-        "one": {"mesh": {"data": 1}, "steps": STEPS},
-        "fsdp": {"mesh": {"data": 2, "fsdp": -1}, "steps": STEPS, "accumulate": 1},
-        "split": {"mesh": split, "steps": 2},
-        "taken up": {"mesh": {"data": 2}, "steps": STEPS, "workdir": str(home / "split")},
-        "mamba": {"mesh": {"data": 1}, "steps": 2, "model": "mamba_nano"},
-        "mamba split": {"mesh": {"data": 2, "sequence": 4}, "steps": 2, "model": "mamba_nano"},
-    }
-    made = results(start([{"workdir": str(home / name), **run} for name, run in plan.items()], 8))
-    return dict(zip(plan, made, strict=True))
+def runs(eight_devices: EightDevices, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(eight_devices, tmp_path_factory.mktemp("runs"))
 
 
 def agree(found: dict[str, Any], expected: dict[str, Any], steps: int = STEPS) -> None:
@@ -64,17 +76,19 @@ def agree(found: dict[str, Any], expected: dict[str, Any], steps: int = STEPS) -
     np.testing.assert_allclose([found["losses"][n] for n in numbers], [expected["losses"][n] for n in numbers], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["fsdp", "taken up"])
-def test_the_mesh_changes_nothing(runs: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("name", tiered(["fsdp", "taken up"], lambda name: name == "fsdp"))
+def test_the_mesh_changes_nothing(runs: Runs, name: str) -> None:
     agree(runs[name], runs["one"])
     assert runs[name]["figures"]["raw"]["loss"] == pytest.approx(runs["one"]["figures"]["raw"]["loss"], rel=1e-5)
 
 
-def test_a_recurrence_over_a_split_sequence(runs: dict[str, Any]) -> None:
+@pytest.mark.full
+def test_a_recurrence_over_a_split_sequence(runs: Runs) -> None:
     agree(runs["mamba split"], runs["mamba"], 2)
 
 
-def test_parameters_are_born_in_parts(runs: dict[str, Any]) -> None:
+@pytest.mark.full
+def test_parameters_are_born_in_parts(runs: Runs) -> None:
     """Each of the 4 parts holds a quarter, and the small parameters whole."""
     whole = next(iter(runs["one"]["held"].values()))
     for name in ("fsdp", "split"):
@@ -86,14 +100,16 @@ def test_parameters_are_born_in_parts(runs: dict[str, Any]) -> None:
     assert "tensor" in placed["blocks.0.mixer.out.kernel"].split(",")[0], "and summed up by rows"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("processes", "devices", "mesh"), [(2, 2, {"data": 2, "fsdp": 2}), (4, 1, {"data": 4})], ids=["two", "four"])
-def test_several_processes(runs: dict[str, Any], tmp_path: Path, processes: int, devices: int, mesh: dict[str, int]) -> None:
+def test_several_processes(runs: Runs, tmp_path: Path, processes: int, devices: int, mesh: dict[str, int]) -> None:
     found = [results(process)[0] for process in together(tmp_path, processes, devices, mesh)]
     agree(found[0], runs["one"])
     assert all(other["figures"] == found[0]["figures"] for other in found)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4]
 
 
+@pytest.mark.full
 def test_one_process_killed_ends_the_run_which_then_goes_on(tmp_path: Path) -> None:
     first, second = together(tmp_path, 2, 1, {"data": 2}, steps=100_000)
 

@@ -1,9 +1,8 @@
-"""Runs that end early, in processes of their own: told to stop, killed while saving, out of disk. What goes on equals what never stopped."""
+"""Runs that end early: told to stop, killed while saving, out of disk. What goes on equals what never stopped."""
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -17,7 +16,8 @@ import pytest
 from flax import nnx
 
 from layers.state import flatten
-from tests.training import toy
+from tests.devices import environment
+from tests.training import toy, toy_run
 from training import optimizer as optimizers
 from training.checkpoint import Checkpoints
 from training.step import initial_state
@@ -26,11 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CHANGES = {"accumulate": 2, "ema": 0.9, "train_for": "3 epochs", "workers": 2}
 
 
-def launch(workdir: Path, *stop: int, devices: int = 1, **options) -> subprocess.Popen:
+def launch(workdir: Path, **options) -> subprocess.Popen:
     changes = json.dumps({**CHANGES, **options.pop("changes", {})})
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    command = [sys.executable, "-m", "tests.training.toy_run", str(workdir), changes, *map(str, stop)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    command = [sys.executable, "-m", "tests.training.toy_run", str(workdir), changes]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, dict, str]:
@@ -47,8 +46,7 @@ def final_state(workdir: Path):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    code, told, err = finish(launch(workdir))
-    assert code == 0, err
+    told = toy_run.run(str(workdir), CHANGES)
     assert told["finished"]
     return workdir, told
 
@@ -68,18 +66,17 @@ def validation(workdir: Path) -> list[dict]:
     return [line for line in lines if line["split"] == "validation"]
 
 
-def test_a_run_told_to_stop_goes_on_bit_for_bit_with_other_workers(tmp_path, uninterrupted):
-    code, told, err = finish(launch(tmp_path, 150, changes={"workers": 1}))
-    assert code == 0, err
+def test_a_run_told_to_stop_goes_on_bit_for_bit_with_other_workers(tmp_path, uninterrupted, capsys):
+    told = toy_run.run(str(tmp_path), {**CHANGES, "workers": 1}, stop=150)
     assert 0 < told["step"] < 38
     assert not told["finished"]
     assert told["step"] % 13 != 0, "the stop is meant to fall inside an epoch"
-    code, told, err = finish(launch(tmp_path, changes={"workers": 0}))
-    assert code == 0, err
-    assert "going on from step" in err
+    told = toy_run.run(str(tmp_path), {**CHANGES, "workers": 0})
+    assert "going on from step" in capsys.readouterr().err
     assert_same_run(tmp_path, told, uninterrupted)
 
 
+@pytest.mark.full
 def test_a_run_killed_while_saving_loses_only_what_came_after_the_last_checkpoint(tmp_path, uninterrupted):
     process = launch(tmp_path, changes={"save_every": "1 steps"})
     deadline = time.monotonic() + 240
@@ -95,6 +92,7 @@ def test_a_run_killed_while_saving_loses_only_what_came_after_the_last_checkpoin
     assert_same_run(tmp_path, told, uninterrupted)
 
 
+@pytest.mark.full
 def test_a_full_disk_is_one_message_and_the_run_can_go_on(tmp_path, uninterrupted):
     def small_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit then fails as on a full disk
@@ -109,9 +107,8 @@ def test_a_full_disk_is_one_message_and_the_run_can_go_on(tmp_path, uninterrupte
     assert_same_run(tmp_path, told, uninterrupted)
 
 
-def test_four_devices_equal_one(tmp_path, uninterrupted):
-    code, told, err = finish(launch(tmp_path, devices=4))
-    assert code == 0, err
+def test_four_devices_equal_one(tmp_path, uninterrupted, eight_devices):
+    told = eight_devices("tests.training.toy_run:run", str(tmp_path), {**CHANGES, "mesh": {"data": 4}})
     whole, told_whole = uninterrupted
     (state, _), (expected, _) = final_state(tmp_path), final_state(whole)
     for name, value in expected["params"].items():

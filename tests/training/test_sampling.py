@@ -49,6 +49,7 @@ def test_text_from_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert first == again != other
 
 
+@pytest.mark.full
 def test_text_from_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = zoo.create("transformer_nano")
     zoo.save(model, tmp_path / "model.safetensors")

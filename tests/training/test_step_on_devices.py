@@ -16,6 +16,8 @@ from training import optimizer as optimizers
 from training import sharding
 from training.step import Skeleton, initial_state, make_step
 
+pytestmark = pytest.mark.full
+
 # One family for each way in which a mixer calls an op, as shallow as it comes, with queries enough for a tile.
 FAMILIES: dict[str, dict[str, Any]] = {
     "biformer": {"features": (8,), "depths": (1,), "num_heads": (2,), "topk": (2,)},

@@ -10,17 +10,18 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.training import toy
 from training import loop
 from training.command import one_message
 
 
-def main() -> None:
-    workdir, changes, *stop = sys.argv[1:]
+def run(workdir: str, changes: dict[str, Any], stop: int | None = None) -> dict[str, Any]:
+    """Trains, and returns what it came to."""
     task = toy.ToyTask()
-    if stop:
-        examples, left = task.examples("train"), [int(stop[0])]
+    if stop is not None:
+        examples, left = task.examples("train"), [stop]
         get = examples.get
 
         def counted(index, rng):
@@ -30,9 +31,14 @@ def main() -> None:
             return get(index, rng)
 
         examples.get = counted  # type: ignore[method-assign]
+    result = loop.train(toy.config(**changes), toy.ToyModel(dropout=0.2), task, Path(workdir))
+    return {"step": result.step, "finished": result.finished, "best": result.best and result.best.step, "figures": result.figures}
+
+
+def main() -> None:
+    workdir, changes, *stop = sys.argv[1:]
     with one_message():
-        result = loop.train(toy.config(**json.loads(changes)), toy.ToyModel(dropout=0.2), task, Path(workdir))
-    print(json.dumps({"step": result.step, "finished": result.finished, "best": result.best and result.best.step, "figures": result.figures}))
+        print(json.dumps(run(workdir, json.loads(changes), *map(int, stop))))
 
 
 if __name__ == "__main__":

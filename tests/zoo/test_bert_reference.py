@@ -16,6 +16,7 @@ import zoo
 from layers import assign, parameter_count
 from layers.state import flatten_state
 from tests.references.live import randomise, relative, released, same_bits, torch
+from tests.tiers import tiered
 from zoo.registry import abstract, variant
 from zoo.weights import export
 
@@ -41,7 +42,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options", "output", "naming"), KINDS, ids=[kind[0] for kind in KINDS])
+@pytest.mark.parametrize(("kind", "options", "output", "naming"), tiered(KINDS, lambda kind: kind == KINDS[0]), ids=[kind[0] for kind in KINDS])
 def test_matches_transformers(kind: str, options: dict[str, Any], output: str, naming: str, tmp_path: Path, record_property: Any) -> None:
     """Output, every hidden state, and the gradient with respect to words and to every parameter, on padded rows."""
     cls = getattr(transformers, kind)

@@ -15,6 +15,7 @@ from layers import Diagnostic, collecting, parameter_count
 from layers.mixer import Mixer
 from tests.references import biformer as recorded
 from tests.references import seeded
+from tests.tiers import tiered
 from zoo.registry import abstract, variant
 from zoo.weights import export
 
@@ -69,7 +70,7 @@ def _run(model: nnx.Module, size: str) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("size", ["even", "odd"])
+@pytest.mark.parametrize("size", tiered(["even", "odd"], lambda size: size == "even"))
 def test_matches_the_authors(model: nnx.Module, size: str, record_property: Any) -> None:
     found = _run(model, size)
     expected = {name.removeprefix(f"{size}/"): array for name, array in ARRAYS.items() if name.startswith(f"{size}/")}
@@ -92,7 +93,7 @@ def test_export_gives_the_same_bits(model: nnx.Module) -> None:
         assert found[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("name", ["biformer_tiny", "biformer_small", "biformer_base"])
+@pytest.mark.parametrize("name", tiered(["biformer_tiny", "biformer_small", "biformer_base"], lambda name: name == "biformer_tiny"))
 def test_parameter_counts(name: str) -> None:
     entry = variant(name)
     assert parameter_count(abstract(entry, entry.config)) == ABOUT["counts"][name]

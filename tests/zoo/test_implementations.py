@@ -13,6 +13,7 @@ from flax import nnx
 
 from pallas_kernels.dispatch import OPS, Choice, interpreting, platform, recording, use
 from tests.layers.mixer_cases import relative
+from tests.tiers import tiered
 from tests.zoo.test_models import inputs, make
 
 # Sums in another order, through blocks that end in norms.
@@ -36,18 +37,21 @@ def outputs(model: nnx.Module, x: np.ndarray, where: contextlib.AbstractContextM
         return np.asarray(jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)), record
 
 
-@pytest.mark.parametrize("family", MODELS)
+WITHOUT_KERNELS = {"depthwise_convolution", "short_convolution"}
+
+
+@pytest.mark.parametrize("family", tiered(MODELS, lambda family: family in ("biformer", "mamba2")))
 def test_output_does_not_depend_on_the_implementation(family: str) -> None:
     model, x = make(family, **MODELS[family]), inputs(family)
     model.eval()
     want, choices = outputs(model, x, use("xla"))
     assert choices
     got, chosen = outputs(model, x, interpreting())
-    assert {choice.op for choice in chosen if choice.implementation in KERNELS} == {choice.op for choice in choices}, list(map(str, chosen))
+    assert {choice.op for choice in chosen if choice.implementation in KERNELS} == {choice.op for choice in choices} - WITHOUT_KERNELS, list(map(str, chosen))
     assert relative(got, want) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", tiered(MODELS, lambda family: family == "mamba2"))
 def test_gradient_lowers_for_tpu(family: str) -> None:
     """Mosaic takes the kernels of every model's own shapes, however odd."""
     graph, state = nnx.split(make(family, **MODELS[family]))

@@ -20,11 +20,14 @@ from layers import Statistic, flatten
 from layers.state import flatten_state, parameter_count
 from tests.layers.mixer_cases import relative
 from tests.layers.test_gradient_sums import assert_kept
+from tests.tiers import tiered
 from training import optimizer as optimizers
+from zoo.backbones.causal import Causal
 from zoo.backbones.encoder import Encoder
 from zoo.backbones.isotropic import Isotropic
 from zoo.backbones.pyramid import Pyramid
 from zoo.registry import Variant, abstract, variant
+from zoo.weights import export
 
 # What makes a variant tiny, as far as its architecture has the field.
 COMMON: dict[str, Any] = {
@@ -73,6 +76,8 @@ ENCODERS = [family for family in FAMILIES if issubclass(kind_of(family), Encoder
 images = pytest.mark.parametrize("family", IMAGE_FAMILIES)
 classifiers = pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *ENCODERS])
 every = pytest.mark.parametrize("family", FAMILIES)
+# What is between the blocks, and a family of each whose blocks do not ask for more than any mixer gives.
+BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encoder: "bert"}
 
 
 def inputs(family: str, size: int = 32, batch: int = 2) -> np.ndarray:
@@ -90,13 +95,29 @@ def run(model: nnx.Module, x: Any, method: str = "__call__") -> Any:
     return jax.jit(lambda state, x: getattr(nnx.merge(graphdef, state), method)(x))(state, x)
 
 
-@images
-def test_forward_at_two_sizes(family: str) -> None:
-    for size in (32, 48):
-        y = run(tiny(family), inputs(family, size))
+def shallow(family: str) -> dict[str, Any]:
+    """One block, or one in each of two stages."""
+    return {"depths": (1, 1)} if issubclass(kind_of(family), Pyramid) else {"depth": 1}
+
+
+@every
+def test_forward(family: str) -> None:
+    model, x = tiny(family), inputs(family)
+    y = run(model, x)
+    assert y.dtype == jnp.float32
+    assert np.isfinite(y).all()
+    assert np.std(y) > 0
+    if family in IMAGE_FAMILIES:
         assert y.shape == (2, 5)
-        assert np.isfinite(y).all()
-        assert np.std(y) > 0
+
+
+@pytest.mark.full
+@images
+def test_forward_at_another_size(family: str) -> None:
+    y = run(tiny(family), inputs(family, 48))
+    assert y.shape == (2, 5)
+    assert np.isfinite(y).all()
+    assert np.std(y) > 0
 
 
 @images
@@ -147,11 +168,11 @@ def test_other_channels_are_refused(family: str) -> None:
 @functools.cache
 def training_step(family: str, form: tuple[str, ...]) -> tuple[Any, ...]:
     """Outputs of two training passes with dropout, the gradient, and the statistics afterwards."""
-    shallow = {} if "depths" in TINY.get(family, {}) else {"depth": 2}
-    model = make(family, drop_path=0.3, dropout=0.2, **shallow, **dict.fromkeys(form, True))
+    two = {} if "depths" in TINY.get(family, {}) else {"depth": 2}
+    model = make(family, drop_path=0.3, dropout=0.2, **two, **dict.fromkeys(form, True))
     model.train()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    x = inputs(family, 16)
+    x = inputs(family, 16, batch=6)  # stochastic depth leaves some of them in every block
 
     @jax.jit
     def step(params: nnx.State, rest: nnx.State) -> Any:
@@ -176,6 +197,7 @@ def test_training_mode_is_random_and_reaches_every_parameter(family: str) -> Non
     assert unreached == []
 
 
+@pytest.mark.full
 @every
 @pytest.mark.parametrize("form", [("scan",), ("scan", "remat")], ids="+".join)
 def test_scan_and_remat_change_nothing(family: str, form: tuple[str, ...]) -> None:
@@ -191,6 +213,7 @@ def test_scan_and_remat_change_nothing(family: str, form: tuple[str, ...]) -> No
         np.testing.assert_allclose(other_statistics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.full
 @every
 def test_bfloat16(family: str) -> None:
     model = make(family, dtype="bfloat16")
@@ -201,6 +224,7 @@ def test_bfloat16(family: str) -> None:
     assert relative(np.asarray(y, np.float32), run(tiny(family), x)) < 0.05
 
 
+@pytest.mark.full
 @every
 @pytest.mark.parametrize(("dtype", "rows"), [("bfloat16", 1024), ("float16", 4096)])
 def test_gradients_keep_the_sum_over_many_rows(family: str, dtype: str, rows: int) -> None:
@@ -219,6 +243,18 @@ def test_tokens_beyond_the_vocabulary_are_refused(family: str) -> None:
         wrong[1, 5] = token
         with pytest.raises(ValueError, match=rf"token {token} in row 1, place 5: the table has 11 entries"):
             model(wrong)
+
+
+@every
+def test_names_come_and_go(family: str) -> None:
+    """Under each naming, another model of the same sizes becomes the same bits."""
+    for naming, options in {**{name: rules.config for name, rules in VARIANTS[smallest(family)].rules.items()}, "zoo": {}}.items():
+        options = {**options, "num_classes": 0} if naming == "bare" else options  # the model inside a classifier
+        model, other = (make(family, **options, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+        zoo.load(other, export(model, naming=naming), naming=naming)
+        ours, theirs = flatten(model), flatten(other)
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(leaf, theirs[name]) for name, leaf in ours.items()), naming
 
 
 @every
@@ -245,8 +281,15 @@ def test_unknown_model_gives_near_ones() -> None:
         zoo.create("biformer_tyni")
 
 
-@pytest.mark.parametrize("name", [name for name, entry in VARIANTS.items() if entry.parameters is not None])
-def test_published_parameter_count(name: str) -> None:
+def counted() -> list[Any]:
+    """Variants whose papers count their parameters, the smallest of a family quick."""
+    published = [(name, entry.family) for name, entry in VARIANTS.items() if entry.parameters is not None]
+    least = {family: min((VARIANTS[n].parameters or 0, n) for n, f in published if f == family)[1] for _, family in published}
+    return tiered(published, lambda row: least[row[1]] == row[0])
+
+
+@pytest.mark.parametrize(("name", "family"), counted())
+def test_published_parameter_count(name: str, family: str) -> None:
     assert parameter_count(abstract(VARIANTS[name], VARIANTS[name].config)) == VARIANTS[name].parameters
 
 
@@ -257,13 +300,21 @@ def test_registration(entry: Any) -> None:
     assert entry.published or entry.parameters is None, "sizes of our own choice have no published count"
 
 
-def matrix() -> list[Any]:
-    return [pytest.param(family, mixer, id=f"{family}-{mixer}") for family in FAMILIES for mixer in layers.list_mixers()]
+def cells() -> list[Any]:
+    """Every mixer in every backbone, of which one is quick; attention in every family, which may make its own blocks."""
+    quick = {mixer: "transformer" if layers.mixer_class(mixer).supports_causal else "vit" for mixer in layers.list_mixers()}
+    every = dict.fromkeys([*itertools.product(BACKBONES.values(), layers.list_mixers()), *((family, "attention") for family in FAMILIES)])
+    return tiered(every, lambda cell: quick[cell[1]] == cell[0])
 
 
-@pytest.mark.parametrize(("family", "mixer"), matrix())
+@every
+def test_backbone_is_in_the_matrix(family: str) -> None:
+    assert issubclass(kind_of(family), tuple(BACKBONES))
+
+
+@pytest.mark.parametrize(("family", "mixer"), cells())
 def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
-    """Each cell runs, forward and backward, or raises the stated reason."""
+    """Each cell runs, forward and backward, or raises the stated reason. A family's own mixer is in the tests above."""
     cls = layers.mixer_class(mixer)
     # Two patches a side are enough for all but regions, of which a mixer may want up to seven a side.
     options = {"name": mixer, "regions": 2} if mixer == "bilevel_routing" else mixer
@@ -275,8 +326,7 @@ def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
         with pytest.raises(ValueError, match=f"{cls.__name__} is bidirectional only"):
             make(family, mixer=options, depth=1)
         return
-    shallow = {"depths": (1, 1)} if family in IMAGE_FAMILIES and issubclass(kind_of(family), Pyramid) else {"depth": 1}
-    graphdef, params, rest = nnx.split(make(family, mixer=options, **shallow), nnx.Param, ...)
+    graphdef, params, rest = nnx.split(make(family, mixer=options, **shallow(family)), nnx.Param, ...)
     x = inputs(family)
     out, gradient = jax.eval_shape(jax.value_and_grad(lambda params: jnp.sum(nnx.merge(graphdef, params, rest, copy=True)(x))), params)
     assert out.shape == ()

@@ -15,13 +15,14 @@ import zoo
 from layers import Memory, parameter_count
 from layers.memory.choices import Elastic, GradientDescent, MLPMemory, Retention
 from tests.layers.mixer_cases import relative
+from tests.tiers import tiered
 from zoo.registry import abstract, variant
 
 NAMES = [name for family in ("titans", "moneta", "yaad", "memora") for name in zoo.list_models(f"{family}_*")]
 SMALL: dict[str, Any] = {"vocab_size": 13, "features": 16, "num_heads": 2, "depth": 2}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("nano")])
+@pytest.mark.parametrize("name", tiered([name for name in NAMES if not name.endswith("nano")], lambda name: name.endswith("_170m")))
 def test_sizes_are_those_of_the_names(name: str) -> None:
     size = name.rpartition("_")[2]
     named = float(size[:-1]) * {"m": 1e6, "b": 1e9}[size[-1]]
@@ -35,6 +36,7 @@ def test_the_state_does_not_grow(name: str) -> None:
     assert few == many
 
 
+@pytest.mark.full
 def test_the_memory_reaches_beyond_window_and_segment() -> None:
     """A change of the first token shows in the last one's logits, hundreds of tokens on, where attention alone sees 8."""
     tokens = np.random.default_rng(0).integers(0, 13, (1, 300)).astype(np.int32)

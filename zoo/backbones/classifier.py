@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from layers.initializers import truncated_normal
@@ -39,6 +40,22 @@ class Classifier(Model):
         # nnx.data: a model that was made without a head can be given one.
         self.head = nnx.data(make_head(self.num_features, num_classes, self.config, nnx.Rngs(0) if rngs is None else rngs))
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
+
+
+def check_images(images: jax.Array, channels: int) -> None:
+    """Refuses what is no batch of normalized images.
+
+    Raises:
+      ValueError: no batch axis, whole numbers (0 to 255, not yet normalized), or another number of channels.
+    """
+    if images.ndim != 4:
+        one = "; one image needs a batch axis in front: image[None]" if images.ndim == 3 else ""
+        raise ValueError(f"the model takes images (batch, height, width, channels), got the shape {images.shape}{one}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        remedy = "zoo.preprocess(model)(images) makes them of uint8 images and of files"
+        raise ValueError(f"the model takes normalized floating point images, got {images.dtype}: {remedy}")
+    if images.shape[-1] != channels:
+        raise ValueError(f"the model takes images of {channels} channels, got {images.shape[-1]}")
 
 
 def make_head(features: int, num_classes: int, config: ModelConfig, rngs: nnx.Rngs) -> Linear | None:

@@ -28,7 +28,7 @@ from layers.patch import PatchEmbed
 from layers.position import LearnedPositions
 from layers.stack import Stack, drop_path_rates
 from pallas_kernels.exponential import gated, silu
-from zoo.backbones.classifier import Classifier, make_head
+from zoo.backbones.classifier import Classifier, check_images, make_head
 from zoo.backbones.pooling import AttentionPool
 from zoo.registry import ModelConfig
 
@@ -230,6 +230,7 @@ class Isotropic(Classifier):
           images: (batch, height, width, channels).
           masked: (batch, rows, columns) bool, patches that the mask token stands for.
         """
+        check_images(images, self.config.in_channels)
         grid = self.patch_embed(images)
         batch, rows, columns, features = grid.shape
         if masked is not None:

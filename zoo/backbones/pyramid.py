@@ -19,7 +19,7 @@ from layers.combinators import bidirectional, on_grid
 from layers.mixer import Mixer, MixerSpec
 from layers.module import Module
 from layers.stack import Stack, drop_path_rates
-from zoo.backbones.classifier import Classifier, make_head
+from zoo.backbones.classifier import Classifier, check_images, make_head
 from zoo.registry import ModelConfig
 
 
@@ -99,6 +99,7 @@ class Pyramid(Classifier):
 
     def features(self, images: jax.Array) -> list[jax.Array]:
         """The map after each stage: (batch, height, width, features) each."""
+        check_images(images, self.config.in_channels)
         x, maps = images, []
         for stage in self.stages:
             x = stage(x)
@@ -106,8 +107,6 @@ class Pyramid(Classifier):
         return maps
 
     def pooled(self, images: jax.Array) -> jax.Array:
-        if images.shape[-1] != self.config.in_channels:
-            raise ValueError(f"the model takes images of {self.config.in_channels} channels, got {images.shape[-1]}")
         return self.pool(self.features(images)[-1])
 
     def pool(self, x: jax.Array) -> jax.Array:

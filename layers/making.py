@@ -1,0 +1,221 @@
+"""Making a model: its modules first, then its parameters, each drawn on the host as a function of the model's seed, its name and its shape.
+
+    model = make(lambda rngs: Model(config, rngs=rngs), nnx.Rngs(0))
+
+So nothing compiles to draw, what a file replaces is never drawn, each process of a sharded model draws its own part, and the model is the
+same however it is made. One key is taken from ``rngs`` for a model's parameters; modules that are not of this library get keys made from
+it. Other streams, such as those of dropout, are those of ``rngs``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from flax.nnx.tracers import TraceState
+
+from layers.initializers import Draw, making
+
+SMALL = 1 << 16
+"""Numbers up to which arrays are handed to JAX together."""
+
+Build = Callable[[nnx.Rngs], nnx.Module]
+Shardings = Callable[[nnx.Module], Mapping[str, Any]]
+
+
+def make(build: Build, rngs: nnx.Rngs, shardings: Shardings | None = None) -> nnx.Module:
+    """The model that ``build(rngs)`` makes.
+
+    Args:
+      build: makes the model, of modules of this library or of any.
+      rngs: one key is taken from it for the parameters. Where it is traced, under ``jit``, the host draws when the program runs.
+      shardings: given the model with its arrays' shapes alone, the shardings of variables by name; those it does not name are copied to
+        every device.
+
+    Raises:
+      ValueError: two names share a parameter.
+    """
+    return Unfinished(build, rngs, shardings).finish()
+
+
+def abstract(build: Build) -> Any:
+    """The model that ``build`` makes with ``jax.ShapeDtypeStruct`` for arrays: names and shapes, nothing drawn or allocated."""
+    made: list[Any] = []
+
+    def arrays() -> list[jax.Array]:
+        with _deferring():
+            model = build(ModelRngs(nnx.Rngs(0), alike=True))
+        graphdef, state = nnx.split(model)
+        leaves, structure = jax.tree.flatten(state)
+        made[:] = graphdef, leaves, structure
+        return [leaf for leaf in leaves if not isinstance(leaf, Draw)]
+
+    shapes = iter(jax.eval_shape(arrays))
+    graphdef, leaves, structure = made
+    leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, Draw) else next(shapes) for leaf in leaves]
+    return nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))
+
+
+class Unfinished:
+    """A model whose parameters are still :class:`layers.initializers.Draw` objects: those that get an array before :meth:`finish` are never drawn.
+
+    Attributes:
+      model: it.
+    """
+
+    def __init__(self, build: Build, rngs: nnx.Rngs, shardings: Shardings | None = None):
+        """As :func:`make`."""
+        streams = ModelRngs(rngs)
+        with _deferring():
+            self.model: Any = build(streams)
+        self._seed = streams.params.data
+        self._places: dict[str, Any] = {}
+        self._copied = None
+        variables = named(self.model)
+        if shardings is not None:
+            self._places = dict(shardings(self.model))
+            self._copied = jax.sharding.NamedSharding(next(iter(self._places.values())).mesh, jax.sharding.PartitionSpec())
+            for name, variable in variables.items():
+                draw = variable.get_value()
+                if isinstance(draw, Draw):
+                    draw.sharding = self._places.get(name, self._copied)
+
+    def finish(self) -> Any:
+        """Draws what has no array yet, and returns the model."""
+        values = {name: (variable, variable.get_value()) for name, variable in named(self.model).items()}
+        draws = {name: (variable, value) for name, (variable, value) in values.items() if isinstance(value, Draw)}
+        if isinstance(self._seed, jax.core.Tracer):
+            shapes = [jax.ShapeDtypeStruct(draw.shape, draw.dtype) for _, draw in draws.values()]
+
+            def host(seed: Any) -> list[np.ndarray]:
+                return [draw.numbers(np.asarray(seed).tobytes(), name) for name, (_, draw) in draws.items()]
+
+            arrays = jax.pure_callback(host, shapes, self._seed, vmap_method="sequential")
+            for (variable, _), array in zip(draws.values(), arrays, strict=True):
+                variable.set_value(array)
+            return self.model
+        seed = np.asarray(self._seed).tobytes()
+        small = []
+        for name, (variable, value) in values.items():
+            if isinstance(value, Draw) and (value.sharding is not None or value.size > SMALL):
+                variable.set_value(_placed(value, seed, name))
+            elif isinstance(value, Draw | np.ndarray | np.generic):
+                small.append((variable, value.numbers(seed, name) if isinstance(value, Draw) else value))
+        for (variable, _), array in zip(small, jax.device_put([array for _, array in small]), strict=True):
+            variable.set_value(array)
+        if self._copied is not None:
+            rest = {name: variable for name, (variable, _) in values.items() if name not in draws and name not in self._places}
+            copies = jax.jit(lambda arrays: arrays, out_shardings=self._copied)({name: variable.get_value() for name, variable in rest.items()})
+            for name, variable in rest.items():
+                variable.set_value(copies[name])
+        return self.model
+
+
+def _placed(draw: Draw, seed: bytes, name: str) -> jax.Array:
+    if draw.sharding is None or draw.sharding.is_fully_addressable:
+        return jax.device_put(draw.numbers(seed, name), draw.sharding)
+    return jax.make_array_from_callback(draw.shape, draw.sharding, lambda index: draw.numbers(seed, name, index))
+
+
+def named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
+    """All variables of a model by their dotted names, found in one pass.
+
+    Raises:
+      ValueError: two names share a parameter or statistic.
+    """
+    found: dict[str, nnx.Variable[Any]] = {}
+    firsts: dict[int, str] = {}
+    seconds: dict[str, str] = {}
+
+    def visit(node: Any, name: str) -> None:
+        is_variable = nnx.Variable in type(node).__mro__  # many times faster than isinstance, whose answer Flax computes
+        if not is_variable and not isinstance(node, nnx.Pytree | list | tuple | dict):
+            return
+        if id(node) in firsts:
+            seconds[firsts[id(node)]] = name
+            return
+        firsts[id(node)] = name
+        if is_variable:
+            found[name] = node
+            return
+        parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else vars(node).items()
+        for key, part in parts:
+            if type(part) not in _PLAIN and not str(key).startswith("_pytree__"):
+                visit(part, f"{name}.{key}" if name else str(key))
+
+    visit(model, "")
+    for first, second in seconds.items():
+        for name, variable in found.items():
+            if (name == first or name.startswith(f"{first}.")) and isinstance(variable, nnx.Param | nnx.BatchStat):
+                raise ValueError(
+                    f"{name} and {second + name[len(first) :]} are one parameter: a parameter has one name, by which it is drawn, saved and loaded; "
+                    "keep it under one, and hand its value on in the call"
+                )
+    return found
+
+
+_PLAIN = {int, float, bool, str, type(None), type}
+
+
+class ModelRngs(nnx.Rngs):
+    """The random streams of a model being made: each begins with one key of the stream of ``rngs`` that has its name."""
+
+    def __init__(self, rngs: nnx.Rngs, *, alike: bool = False):
+        """``alike``: all keys are one, for a model of which only shapes are wanted."""
+        for name, stream in rngs.items():
+            setattr(self, name, _Keys(stream(), alike, tag=name))
+
+
+class _Keys(nnx.RngStream):
+    """A stream whose keys are made on the host while a model is being made, in a tenth of the time: its own parameters need none."""
+
+    def __init__(self, key: jax.Array, alike: bool = False, *, tag: str):
+        super().__init__(key, tag=tag)
+        data = jax.random.key_data(key)
+        self.data = nnx.data(data if isinstance(data, jax.core.Tracer) else np.asarray(data))
+        self.alike, self.taken = alike, 0
+
+    def __call__(self) -> Any:
+        model = making.get()
+        if model is None or not model.here():
+            return super().__call__()
+        if self.alike:
+            return self.key.get_value()
+        self.taken += 1
+        count = self.taken.to_bytes(8, "little")
+
+        def host(data: Any) -> np.ndarray:
+            data = np.asarray(data)
+            return np.frombuffer(hashlib.blake2b(data.tobytes() + count, digest_size=data.nbytes).digest(), data.dtype)
+
+        if isinstance(self.data, jax.core.Tracer):
+            words = jax.pure_callback(host, jax.ShapeDtypeStruct(self.data.shape, self.data.dtype), self.data, vmap_method="sequential")
+        else:
+            words = host(self.data)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(self.key.get_value()))
+
+    def fork(self, **options: Any) -> nnx.RngStream:
+        """A stream of its own, that goes on when the model is made."""
+        return super().fork(**options) if options else nnx.RngStream(self(), tag=self.tag)
+
+
+class _Making:
+    def __init__(self) -> None:
+        self._trace = TraceState()
+
+    def here(self) -> bool:
+        return self._trace.is_valid()
+
+
+@contextlib.contextmanager
+def _deferring() -> Iterator[None]:
+    token = making.set(_Making())
+    try:
+        yield
+    finally:
+        making.reset(token)

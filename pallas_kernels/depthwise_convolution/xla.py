@@ -1,0 +1,41 @@
+"""The depth-wise convolution in JAX's own operations: the form by platform, size and taps."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from pallas_kernels import dispatch
+from pallas_kernels.depthwise_convolution import forms
+from pallas_kernels.depthwise_convolution.call import DepthwiseCall
+from pallas_kernels.depthwise_convolution.geometry import Geometry
+from pallas_kernels.depthwise_convolution.primitive import convolution
+
+# Taps that cost as much as the transforms, for each of their points (``python -m benchmarks.convolutions`` has times of either side).
+TAPS_PER_POINT = 80
+# Beyond this many written-out taps compilation is what takes the time.
+MOST_TAPS = 128
+
+
+def depthwise_convolution(call: DepthwiseCall, form: str | None = None) -> tuple[jax.Array]:
+    """The op; ``form`` names one of :data:`forms.FORMS`, None chooses."""
+    shared = call.kernel.ndim == 3
+    x, kernel = (call.x[None], call.kernel[None]) if shared else (call.x[:, None], call.kernel)
+    y = convolution(x, kernel, call.geometry, form or choose(call.geometry))
+    return (y[0] if shared else y[:, 0],)
+
+
+def choose(geometry: Geometry) -> str:
+    """The form that is fastest, or near it and quick to compile.
+
+    A GPU has cuDNN. XLA's grouped convolution is 10 to 50 times slower on a CPU than shifted additions of few taps, and than
+    Fourier transforms where taps are many. On a TPU nothing was measured: few taps are additions there too, and many the library's.
+    """
+    platform = dispatch.current_platform()
+    if platform == "gpu":
+        return "library"
+    transformed = TAPS_PER_POINT * math.prod(forms.fft_size(geometry)) / max(math.prod(geometry.output), 1)
+    if geometry.taps <= min(transformed, MOST_TAPS):
+        return "taps"
+    return "library" if platform == "tpu" else "fft"

@@ -1,0 +1,99 @@
+"""The short convolution along a sequence: each channel with a few taps of its own, causal or centered, with a state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import sequence
+from pallas_kernels.depthwise_convolution import add_bias
+from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.short_convolution import distributed, reference, xla
+from pallas_kernels.short_convolution.call import ShortCall
+from pallas_kernels.short_convolution.cases import CASES
+
+_op = Op(
+    "short_convolution",
+    (
+        Implementation("neighbors", distributed.short_convolution, objection=distributed.objection, considered=sequence.is_split),
+        Implementation("xla", xla.short_convolution),
+        Implementation("reference", reference.short_convolution),
+    ),
+    CASES,
+)
+
+
+def short_convolution(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    mask: jax.Array | None = None,
+    state: jax.Array | None = None,
+    causal: bool = True,
+    return_state: bool = False,
+    implementation: str | None = None,
+) -> Any:
+    """Depth-wise convolution along a sequence: each channel with a kernel of its own.
+
+        y[t, c] = bias[c] + sum_u kernel[u, 0, c] x[t + u - back, c]
+
+    ``back`` is size - 1 where it is causal and (size - 1) // 2 where it is centered; x is 0 before its start (before the state's, with
+    one), after its end and where it is masked. Sums are float32 (float64 for float64 arrays), those of the gradients too. It can be
+    differentiated any number of times, in forward and reverse mode, and mapped.
+
+    Args:
+      x: (batch, length, channels).
+      kernel: (size, 1, channels), the layout of a grouped ``nnx.Conv``; or (batch, size, 1, channels), one for each row.
+      bias: (channels,).
+      mask: bool (batch, length), True = real; padding is trailing. What masked positions hold, NaN included, changes nothing;
+        their own outputs mean nothing.
+      state: (batch, size - 1, channels), the tokens before x; zeros by default. Causal only.
+      causal: whether a token sees none after it.
+      return_state: also return the state after each row's last real token. Causal only.
+      implementation: the name of one, or None for the best that serves the call.
+
+    Returns:
+      (batch, length, channels), in the dtype to which x and kernel promote; with ``return_state`` also the state, in the
+      dtype of the one given, or x's.
+
+    Raises:
+      ValueError: shapes that do not fit together; a state of a centered convolution.
+    """
+    _check(x, kernel, bias, mask, state, causal, return_state)
+    size = kernel.shape[-3]
+    if mask is not None:
+        x = jnp.where(mask[..., None], x, 0)
+    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    back = size - 1 if causal else (size - 1) // 2
+    before = None if state is None or size == 1 else state.astype(dtype)
+    call = ShortCall(x.astype(dtype), kernel[..., 0, :].astype(dtype), before, None, (back, size - 1 - back))
+    (y,) = _op(call, implementation)
+    y = y if bias is None else add_bias(y, bias)
+    if not return_state:
+        return y
+    start = jnp.zeros((x.shape[0], size - 1, x.shape[2]), x.dtype) if state is None else state
+    seen = jnp.concatenate([start, x.astype(start.dtype)], axis=1)
+    if mask is None:
+        return y, seen[:, x.shape[1] :]
+    rows = jnp.sum(mask, axis=1)[:, None] + jnp.arange(size - 1)
+    return y, jnp.take_along_axis(seen, rows[..., None], axis=1)
+
+
+def _check(x: Any, kernel: Any, bias: Any, mask: Any, state: Any, causal: bool, return_state: bool) -> None:
+    if x.ndim != 3:
+        raise ValueError(f"short_convolution: x must be (batch, length, channels); got {x.shape}")
+    batch, length, channels = x.shape
+    size = kernel.shape[-3] if kernel.ndim in (3, 4) else 0
+    if size < 1 or kernel.shape not in ((size, 1, channels), (batch, size, 1, channels)):
+        raise ValueError(
+            f"short_convolution: kernel must be (size >= 1, 1, {channels}), or ({batch}, size, 1, {channels}) with one for each row; got {kernel.shape}"
+        )
+    if not causal and (state is not None or return_state):
+        raise ValueError("short_convolution: a centered convolution sees tokens that are still to come and has no state; use causal=True")
+    expected = {"bias": (bias, (channels,)), "mask": (mask, (batch, length)), "state": (state, (batch, size - 1, channels))}
+    for name, (array, shape) in expected.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"short_convolution: {name} must have shape {shape}; got {array.shape}")

@@ -1,0 +1,50 @@
+"""Inputs on which every implementation and form of the short convolution is tested."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pallas_kernels.dispatch import Case
+
+Arrays = dict[str, np.ndarray]
+
+
+def _case(name: str, length: int, size: int, *with_: str, lengths: tuple[int, ...] = (), scale: float = 1.0, offset: float = 0.0, **options: Any) -> Case:
+    """Normal arrays, the optional ones named in ``with_``, a kernel for each row among them; ``lengths`` of rows make a mask."""
+    batch, channels = 2, 3
+
+    def arrays(rng: np.random.Generator) -> Arrays:
+        made: Arrays = {
+            "x": offset + scale * rng.standard_normal((batch, length, channels)),
+            "kernel": rng.standard_normal((*([batch] if "each" in with_ else []), size, 1, channels)),
+        }
+        if "bias" in with_:
+            made["bias"] = rng.standard_normal(channels)
+        if "state" in with_:
+            made["state"] = rng.standard_normal((batch, size - 1, channels))
+        if lengths:
+            made["mask"] = np.arange(length) < np.asarray(lengths)[:, None]
+        return made
+
+    return Case(name, arrays, options)
+
+
+CASES = (
+    _case("plain", 11, 4),
+    _case("everything", 11, 4, "bias", "state", lengths=(11, 6), return_state=True),
+    _case("state_in", 9, 4, "state"),
+    _case("state_out", 9, 4, return_state=True),
+    _case("below_kernel", 2, 4, "bias", "state", return_state=True),
+    _case("one_token", 1, 4, "bias", "state", return_state=True),
+    _case("one_tap", 5, 1, "bias", return_state=True),
+    _case("several_blocks", 70, 3, "bias", "state", return_state=True),
+    _case("centered", 10, 5, "bias", causal=False),
+    _case("centered_even", 9, 4, causal=False),
+    _case("centered_masked", 9, 3, causal=False, lengths=(9, 4)),
+    _case("centered_beyond_input", 2, 9, causal=False),
+    _case("each", 8, 4, "each", "bias", "state", return_state=True),
+    _case("many_taps", 40, 33),
+    _case("large_offset", 20, 4, "bias", offset=1e3),
+)

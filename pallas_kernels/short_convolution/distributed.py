@@ -1,0 +1,30 @@
+"""The short convolution of a sequence that is split over devices: each sends its neighbours the few tokens that they see of it."""
+
+from __future__ import annotations
+
+import jax
+
+from pallas_kernels import sequence
+from pallas_kernels.dispatch import OPS
+from pallas_kernels.short_convolution.call import ShortCall
+
+
+def objection(call: ShortCall) -> str | None:
+    """Why neighbours' tokens can't serve the call, or None."""
+    length = call.x.shape[1]
+    if (reason := sequence.objection(length)) is not None:
+        return reason
+    each, furthest = length // sequence.parts(), max(call.reach)
+    return f"a token sees {furthest} tokens to one side, more than the {each} of a device" if each < furthest else None
+
+
+def short_convolution(call: ShortCall) -> tuple[jax.Array]:
+    """The op."""
+
+    def body(part: ShortCall) -> tuple[jax.Array]:
+        back, ahead = part.reach
+        before = sequence.tail(part.x, back, 0 if part.before is None else part.before) if back else None
+        after = sequence.head(part.x, ahead, 0 if part.after is None else part.after) if ahead else None
+        return OPS["short_convolution"].within(part.replace(before=before, after=after))
+
+    return sequence.split_call(body, call)

@@ -1,0 +1,49 @@
+"""How the programs of tests are compiled: for most of them compiling takes longer than running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+# XLA had two generators of code for CPUs. The one that is not the default compiles unoptimized programs in a quarter of
+# the time.
+GENERATOR = "xla_cpu_use_fusion_emitters" if jax.__version_info__ < (0, 11) else None
+# ``jax.jit(compiler_options=OPTIMIZED)`` compiles a program for a CPU as it is outside of the tests.
+OPTIMIZED: dict[str, Any] = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    **({GENERATOR: True} if GENERATOR else {}),
+}
+# Programs that compile in less are compiled again sooner than they are read from a file.
+WORTH_KEEPING = 0.1
+
+
+def compile_quickly() -> None:
+    """Programs are compiled without XLA's expensive optimizations, here and in processes started from here.
+
+    They are the same functions, and run slower.
+    """
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    jax.config.update("jax_disable_most_optimizations", True)
+    if GENERATOR:
+        os.environ["XLA_FLAGS"] = f"--{GENERATOR}=false {os.environ.get('XLA_FLAGS', '')}"
+
+
+@contextlib.contextmanager
+def optimizing() -> Iterator[None]:
+    """Programs are compiled for other platforms as they are outside of the tests."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def share_programs(folder: str) -> None:
+    """What this process or one that it starts has compiled, the others read from ``folder``."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(WORTH_KEEPING)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
