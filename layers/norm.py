@@ -19,8 +19,8 @@ LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False, scale_init
 RMSNorm = functools.partial(nnx.RMSNorm, scale_init=ones)
 
 
-def _statistics_wide(arrays: tuple[Any, ...], *, dtype: Any = None, inexact: bool = True) -> tuple[Any, ...]:
-    """Inputs in the dtype of the computation; kept statistics, scale and bias, which all rows share, in float32: see :mod:`layers.broadcast`."""
+def _statistics_wide(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Inputs in the dtype of the computation; kept statistics, scale and bias in float32: see :mod:`layers.broadcast`."""
     x, *shared = arrays
     dtype = canonicalize_dtype(*(a for a in arrays if a is not None), dtype=dtype, inexact=inexact)
     return x.astype(dtype), *(None if a is None else widened(a) for a in shared)
@@ -32,7 +32,8 @@ class BatchNorm(nnx.BatchNorm):
     def __init__(self, num_features: int, *, momentum: float = 0.9, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any):
         """Further options are those of ``nnx.BatchNorm``."""
         # Flax makes the statistics with an XLA program for each size; made for one feature, they and the parameters are replaced.
-        super().__init__(1, momentum=momentum, use_fast_variance=False, promote_dtype=_statistics_wide, param_dtype=param_dtype, rngs=rngs, **options)
+        common = {"momentum": momentum, "use_fast_variance": False, "promote_dtype": _statistics_wide}
+        super().__init__(1, **common, param_dtype=param_dtype, rngs=rngs, **options)
         self.num_features, shape = num_features, (num_features,)
         self.mean, self.var = nnx.BatchStat(zeros(None, shape)), nnx.BatchStat(ones(None, shape))
         if self.scale is not None:
