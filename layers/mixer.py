@@ -73,6 +73,11 @@ class Mixer(Module):
         raise NotImplementedError(f"{type(self).__name__} can't be read piece by piece: it is not causal")
 
 
+def without_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """``x`` (..., features) with zeros where ``mask`` (...) is False: padding may hold anything, and 0 * NaN is NaN in a gradient."""
+    return x if mask is None else jnp.where(mask[..., None], x, 0)
+
+
 M = TypeVar("M", bound=type[Mixer])
 _REGISTRY: dict[str, type[Mixer]] = {}
 

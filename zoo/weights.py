@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +24,7 @@ from layers.initializers import aligned
 from layers.lora import adapters
 from layers.mixer import near
 from layers.state import assign, flatten
+from zoo.files import write_arrays
 from zoo.naming import ZOO, Entry, Naming, plan
 from zoo.registry import FrozenOptions, Release, Variant, abstract, list_models, variant
 from zoo.sources import Tensor, Tensors, WeightsError, open_source, run_record
@@ -125,21 +124,8 @@ def save(model: nnx.Module, path: str | Path, *, naming: str | None = None) -> N
     path = Path(path)
     if path.suffix not in (".safetensors", ".npz"):
         raise WeightsError(f"weights are saved as .safetensors or .npz, got {path.name}")
-    arrays = export(model, naming=naming)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-    try:
-        if path.suffix == ".npz":
-            with temporary.open("wb") as stream:
-                np.savez(stream, **arrays)  # type: ignore[arg-type]
-        else:
-            from safetensors.numpy import save_file
-
-            save_file(arrays, temporary, metadata={"format": "pt"})  # without it transformers refuses the file
-        os.chmod(temporary, 0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Without this metadata transformers refuses the file.
+    write_arrays(path, export(model, naming=naming), {"format": "pt"})
 
 
 def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndarray]:
@@ -410,9 +396,3 @@ def _by(shape: Iterable[int]) -> str:
 
 def _told(source: Any) -> str:
     return "the dictionary" if isinstance(source, Mapping) else str(source)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
