@@ -51,7 +51,7 @@ def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record
     """
     new = plain(config)
     if (path / "config.json").exists() and any(path.glob("checkpoints/[0-9]*")):
-        changed = [d for d in differences(_completed(read_config(path).to_dict()), new) if d[0].split(".")[0] not in INERT]
+        changed = [d for d in differences(_completed(read_config(path).to_dict()), _completed(new)) if d[0].split(".")[0] not in INERT]
         barred = [d for d in changed if not (extend and d[0] in DURATIONS)]
         if barred:
             listed = "\n".join(f"  {field}: {json.dumps(a)} there, {json.dumps(b)} here" for field, a, b in barred)

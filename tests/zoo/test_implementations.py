@@ -37,6 +37,9 @@ def outputs(model: nnx.Module, x: np.ndarray, where: contextlib.AbstractContextM
         return np.asarray(jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)), record
 
 
+WITHOUT_KERNELS = {"depthwise_convolution", "short_convolution"}
+
+
 @pytest.mark.parametrize("family", tiered(MODELS, lambda family: family in ("biformer", "mamba2")))
 def test_output_does_not_depend_on_the_implementation(family: str) -> None:
     model, x = make(family, **MODELS[family]), inputs(family)
@@ -44,7 +47,7 @@ def test_output_does_not_depend_on_the_implementation(family: str) -> None:
     want, choices = outputs(model, x, use("xla"))
     assert choices
     got, chosen = outputs(model, x, interpreting())
-    assert {choice.op for choice in chosen if choice.implementation in KERNELS} == {choice.op for choice in choices}, list(map(str, chosen))
+    assert {choice.op for choice in chosen if choice.implementation in KERNELS} == {choice.op for choice in choices} - WITHOUT_KERNELS, list(map(str, chosen))
     assert relative(got, want) < TOLERANCE
 
 

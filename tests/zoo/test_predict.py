@@ -30,6 +30,7 @@ def test_batches_do_not_matter(model: nnx.Module) -> None:
 
 
 def test_one_program_and_the_callers_mode_kept(model: nnx.Module) -> None:
+    model.train()
     zoo.predict(model, IMAGES, batch_size=3)
     programs = prediction._probabilities._cache_size()
     zoo.predict(model, IMAGES[:5], batch_size=3)
