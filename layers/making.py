@@ -3,8 +3,8 @@
     model = make(lambda rngs: Model(config, rngs=rngs), nnx.Rngs(0))
 
 So nothing compiles to draw, what a file replaces is never drawn, each process of a sharded model draws its own part, and the model is the
-same however it is made. A model takes one key from ``rngs``; modules that are not of this library get keys made from
-it. Other streams, such as those of dropout, are those of ``rngs``.
+same however it is made. A model takes one key of each stream of ``rngs``, from which the keys are made that modules of other libraries,
+and dropout, ask for.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def abstract(build: Build) -> Any:
         graphdef, state = nnx.split(model)
         leaves, structure = jax.tree.flatten(state)
         made[:] = graphdef, leaves, structure
+        leaves[:] = (leaf.early if isinstance(leaf, Draw) and leaf.early is not None else leaf for leaf in leaves)
         return [leaf for leaf in leaves if not isinstance(leaf, Draw)]
 
     shapes = iter(jax.eval_shape(arrays))
@@ -87,7 +88,13 @@ class Unfinished:
 
     def finish(self) -> Any:
         """Draws what has no array yet, and returns the model."""
-        values = {name: (variable, variable.get_value()) for name, variable in named(self.model).items()}
+        values = {}
+        for name, variable in named(self.model).items():
+            value = variable.get_value()
+            if isinstance(value, Draw) and value.early is not None:
+                value = value.early if value.sharding is None else jax.device_put(value.early, value.sharding)
+                variable.set_value(value)
+            values[name] = variable, value
         draws = {name: (variable, value) for name, (variable, value) in values.items() if isinstance(value, Draw)}
         if isinstance(self._seed, jax.core.Tracer):
             shapes = [jax.ShapeDtypeStruct(draw.shape, draw.dtype) for _, draw in draws.values()]
