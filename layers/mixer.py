@@ -78,6 +78,11 @@ def without_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return x if mask is None else jnp.where(mask[..., None], x, 0)
 
 
+def finite_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """``x`` (..., features) with zeros for what is not finite where ``mask`` (...) is False; finite padding is unchanged, as in released models."""
+    return x if mask is None else jnp.where(mask[..., None] | jnp.isfinite(x), x, 0)
+
+
 M = TypeVar("M", bound=type[Mixer])
 _REGISTRY: dict[str, type[Mixer]] = {}
 

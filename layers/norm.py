@@ -32,7 +32,7 @@ class BatchNorm(nnx.BatchNorm):
     def __init__(self, num_features: int, *, momentum: float = 0.9, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any):
         """Further options are those of ``nnx.BatchNorm``."""
         # Flax makes the statistics with an XLA program for each size; made for one feature, they and the parameters are replaced.
-        common = {"momentum": momentum, "use_fast_variance": False, "promote_dtype": _statistics_wide}
+        common: dict[str, Any] = {"momentum": momentum, "use_fast_variance": False, "promote_dtype": _statistics_wide}
         super().__init__(1, **common, param_dtype=param_dtype, rngs=rngs, **options)
         self.num_features, shape = num_features, (num_features,)
         self.mean, self.var = nnx.BatchStat(zeros(None, shape)), nnx.BatchStat(ones(None, shape))

@@ -13,6 +13,7 @@ import pytest
 from tests.training import toy
 from training import command
 
+pytestmark = pytest.mark.xdist_group("commands")  # one run serves them all
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "train_for": "2 steps", "eval_every": "2 steps", "save_every": "2 steps", "schedule.warmup": "0 steps", "batch_size": 8,

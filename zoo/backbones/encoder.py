@@ -21,7 +21,7 @@ from layers.broadcast import broadcast
 from layers.combinators import bidirectional, on_sequence
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Embed, Linear
-from layers.mixer import MixerSpec, without_padding
+from layers.mixer import MixerSpec, finite_padding, without_padding
 from layers.mlp import MLP, gelu
 from layers.module import Module
 from layers.norm import create_norm, unit
@@ -210,8 +210,8 @@ class Encoder(Classifier):
         return x if self.dropout is None else self.dropout(x)
 
     def _embed_real(self, tokens: jax.Array, mask: jax.Array | None, types: jax.Array | None) -> jax.Array:
-        """:meth:`embed`, with nothing of what words already looked up hold in padding."""
-        return self.embed(tokens if tokens.ndim == 2 else without_padding(tokens, mask), types)
+        """:meth:`embed`, with what words already looked up hold in padding made finite."""
+        return self.embed(tokens if tokens.ndim == 2 else finite_padding(tokens, mask), types)
 
     def _normed(self, x: jax.Array) -> jax.Array:
         return x if self.norm is None else self.norm(x)
