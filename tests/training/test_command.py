@@ -13,7 +13,6 @@ import pytest
 from tests.training import toy
 from training import command
 
-pytestmark = pytest.mark.xdist_group("commands")  # one run serves them all
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "train_for": "2 steps", "eval_every": "2 steps", "save_every": "2 steps", "schedule.warmup": "0 steps", "batch_size": 8,
@@ -43,6 +42,7 @@ def test_train(trained):
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
 
 
+@pytest.mark.full  # a second process, which with the run that it evaluates is beyond what a quick test may take
 def test_eval(trained):
     found = json.loads(run("eval.py", f"--workdir={trained[0]}").splitlines()[-1])
     assert (found["examples"], found["step"], found["split"]) == (16, 2, "test")
