@@ -47,9 +47,12 @@ def lost(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCA
 
         return jax.grad(loss)(params)
 
-    # Scaled as the training step scales losses in float16, where small gradients would be rounded away.
-    one = gradient(params, jnp.zeros(rows).at[rows // 2].set(scale))
+    # Scaled as the training step scales losses in float16, where small gradients would be rounded away, and large ones overflow.
     sums = gradient(params, jnp.full(rows, scale))
+    while scale > 1 and not all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(sums)):
+        scale /= 2
+        sums = gradient(params, jnp.full(rows, scale))
+    one = gradient(params, jnp.zeros(rows).at[rows // 2].set(scale))
     a, b = ({n: np.asarray(g, np.float64) for n, g in flatten(nnx.merge(graphdef, g, rest), nnx.Param).items()} for g in (sums, one))
     return {n: float(np.linalg.norm(a[n] / rows - b[n]) / max(np.linalg.norm(b[n]), 1e-30)) for n in a if not n.endswith(tuple(WITHOUT_GRADIENT))}
 
