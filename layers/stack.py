@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.block import Block
-from layers.module import Sown, _collector, collecting, pure_call, rebind, unbind
+from layers.module import PureCall, pure_call
+
+Call = Callable[[Block, jax.Array, Any], tuple[jax.Array, Any]]
+"""How a block is applied: (block, x, what it alone is given) to (x, what it alone gives)."""
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float | None]:
@@ -42,13 +45,19 @@ class Stack(nnx.List):
         Returns:
           The last output, and the captured outputs in the order of ``capture``.
         """
+
+        def call(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            if not self.remat:
+                return block(x, mask, positions), None
+            return pure_call(block, lambda block, *args: block(*args), x, mask, positions, transform=jax.checkpoint), None
+
         depth = len(self)
         wanted = {i % depth for i in capture}
         ends = sorted({*(i + 1 for i in wanted), depth})
         found: dict[int, jax.Array] = {}
         start = 0
         for end in ends:
-            x = self._run(list(range(start, end)), x, mask, positions)
+            x, _ = self._run(range(start, end), call, x, [None] * (end - start))
             found[end - 1], start = x, end
         return x, [found[i % depth] for i in capture]
 
@@ -60,32 +69,25 @@ class Stack(nnx.List):
         self, x: jax.Array, state: tuple[Any, ...], mask: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[Any, ...]]:
         """As :meth:`Mixer.extend`, through all blocks."""
-        states = []
-        for block, old in zip(self, state, strict=True):
-            x, new = block.extend(x, old, mask)
-            states.append(new)
-        return x, tuple(states)
+        return self._run(range(len(self)), lambda block, x, old: block.extend(x, old, mask), x, state)
 
-    def _run(self, indices: list[int], x: jax.Array, mask: jax.Array | None, positions: jax.Array | None) -> jax.Array:
-        kinds = [_structure(self[i]) for i in indices] if self.scan else []
-        while indices:
+    def _run(self, indices: Sequence[int], call: Call, x: jax.Array, inputs: Sequence[Any]) -> tuple[jax.Array, tuple[Any, ...]]:
+        """Applies ``x, output = call(block, x, input)`` for each of the blocks; returns the last x and all outputs."""
+        rows = [(self[i], given) for i, given in zip(indices, inputs, strict=True)]
+        kinds = [_structure(*row) for row in rows] if self.scan else []
+        outputs: list[Any] = []
+        while rows:
             period, repeats = _period(kinds)
-            if repeats > 1:
-                groups = [[self[i] for i in indices[start : start + period]] for start in range(0, period * repeats, period)]
-                x = _scan(groups, self._block_call(), x, mask, positions)
-            else:
-                x = self._block_call()(self[indices[0]], x, mask, positions)
             done = period * repeats
-            indices, kinds = indices[done:], kinds[done:]
-        return x
-
-    def _block_call(self) -> Callable[..., jax.Array]:
-        def call(block: Block, *args: Any) -> jax.Array:
-            return block(*args)
-
-        if not self.remat:
-            return call
-        return lambda block, *args: pure_call(block, call, *args, transform=jax.checkpoint)
+            if repeats > 1:
+                x, found = _scan([rows[start : start + period] for start in range(0, done, period)], call, x)
+            else:
+                (block, given), *_ = rows
+                x, output = call(block, x, given)
+                found = [output]
+            outputs += found
+            rows, kinds = rows[done:], kinds[done:]
+        return x, tuple(outputs)
 
 
 def _period(kinds: list[Any]) -> tuple[int, int]:
@@ -97,37 +99,34 @@ def _period(kinds: list[Any]) -> tuple[int, int]:
     return 1, 1
 
 
-def _structure(block: Block) -> tuple[Any, ...]:
-    """Equal for blocks that one program can run: same static structure, same shapes."""
+def _structure(block: Block, given: Any) -> tuple[Any, ...]:
+    """Equal for blocks that one program can run: same static structure, same shapes, of what each is given too."""
     graphdef, state = nnx.split(block)
-    return graphdef, tuple((path, leaf.shape, leaf.dtype) for path, leaf in nnx.to_flat_state(nnx.as_pure(state)))
+    leaves, tree = jax.tree.flatten((state, given))
+    return graphdef, tree, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
-def _scan(groups: list[list[Block]], call: Callable[..., jax.Array], x: jax.Array, mask: jax.Array | None, positions: jax.Array | None) -> jax.Array:
-    """Runs groups of equal structure as one ``lax.scan``; writes back statistics and re-sows what was sown."""
-    lists = [nnx.List(group) for group in groups]
-    splits: list[Any] = [nnx.split(group, nnx.Param, ...) for group in lists]
-    graphdef = splits[0][0]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[(params, rest) for _, params, rest in splits])
-    outer = _collector.get()
-    labels: list[tuple[tuple[str, ...], str]] = []
+def _scan(groups: list[list[tuple[Block, Any]]], call: Call, x: jax.Array) -> tuple[jax.Array, list[Any]]:
+    """Runs groups of equal structure as one ``lax.scan``."""
 
-    def body(x: jax.Array, layer: tuple[nnx.State, nnx.State]) -> tuple[jax.Array, tuple[nnx.State, list[Any]]]:
-        group = nnx.merge(graphdef, *layer)
-        if outer is None:
-            sown = Sown(())
-            for block in group:
-                x = call(block, x, mask, positions)
-        else:
-            with collecting(*outer.kinds, name=outer.name) as sown:
-                for block in group:
-                    x = call(block, x, mask, positions)
-        values = unbind(sown, group, labels)
-        return x, (nnx.state(group, nnx.Not(nnx.Param)), values)
+    def run(group: nnx.List, x: jax.Array, inputs: list[Any]) -> tuple[jax.Array, list[Any]]:
+        outputs = []
+        for block, given in zip(group, inputs, strict=True):
+            x, output = call(block, x, given)
+            outputs.append(output)
+        return x, outputs
 
-    x, (rests, values) = jax.lax.scan(body, x, stacked)
-    for i, group in enumerate(lists):
-        nnx.update(group, jax.tree.map(lambda leaf, i=i: leaf[i], rests))
-        for block, below, name, value in ((group[int(b[0])], b[1:], n, v[i]) for (b, n), v in zip(labels, values, strict=True)):
-            rebind(block, [(below, name)], [value])
-    return x
+    def body(x: jax.Array, row: tuple[nnx.State, list[Any]]) -> tuple[jax.Array, Any]:
+        (x, outputs), effects = pure(graphdef, row[0], x, row[1])
+        return x, (outputs, effects)
+
+    modules = [nnx.List([block for block, _ in group]) for group in groups]
+    graphdef, pure = nnx.split(modules[0])[0], PureCall(run)
+    rows = [(nnx.state(module), [given for _, given in group]) for module, group in zip(modules, groups)]
+    x, found = jax.lax.scan(body, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+    outputs: list[Any] = []
+    for i, module in enumerate(modules):
+        values, effects = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+        pure.apply(module, effects)
+        outputs += values
+    return x, outputs

@@ -137,6 +137,50 @@ def test_extend_equals_the_whole() -> None:
     assert relative(np.concatenate(got, 1), want) < 1e-5
 
 
+def causal(depth: int, pattern: tuple[int | None, ...] = (None,), **form: bool) -> Stack:
+    rngs = nnx.Rngs(0)
+    common = {"num_heads": 2, "causal": True, "rotary": 100.0, "rngs": rngs}
+    mixers = [layers.MultiHeadAttention(FEATURES, window=pattern[i % len(pattern)], **common) for i in range(depth)]
+    return Stack([Block(mixer, features=FEATURES, rngs=rngs) for mixer in mixers], **form)
+
+
+def test_scanned_extend_is_the_loop() -> None:
+    pattern = (None, 3)
+    loop, scanned = causal(5, pattern), causal(5, pattern, scan=True)
+    x = X[:, :2]
+
+    @jax.jit
+    def run(state: Any) -> Any:
+        return [stack.extend(x, stack.extend(x, state)[1]) for stack in (loop, scanned)]
+
+    want, got = run(loop.init_state(2, max_length=6))
+    assert jax.tree.structure(want) == jax.tree.structure(got)
+    assert all(relative(a, b) < 1e-5 or np.array_equal(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+
+
+def test_a_scanned_step_of_decoding_does_not_grow_with_depth() -> None:
+    def equations(jaxpr: Any) -> int:
+        return sum(1 + sum(equations(inner) for inner in jax.core.jaxprs_in_params(equation.params)) for equation in jaxpr.eqns)
+
+    def size(depth: int, **form: bool) -> int:
+        stack = causal(depth, **form)
+        return equations(jax.make_jaxpr(stack.extend)(X[:, :1], stack.init_state(2, max_length=6)).jaxpr)
+
+    # Weights and states are stacked and taken apart: one reshape for each, and no arithmetic.
+    assert size(8, scan=True) - size(2, scan=True) < 0.2 * (size(8) - size(2))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_functions_may_close_over_a_stack(form: str) -> None:
+    stack = make(**KINDS["random-pattern"], norm="batch", **FORMS[form])
+    stack.eval()
+    want = stack(X)[0]
+    assert relative(jax.jit(lambda x: stack(x)[0])(X), want) < 1e-5
+    assert relative(nnx.jit(lambda stack, x: stack(x)[0])(stack, X), want) < 1e-5
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(stack(x)[0])))(X)
+    assert float(jnp.abs(gradient).max()) > 0
+
+
 def test_drop_path_rates_grow_linearly() -> None:
     assert drop_path_rates(0.3, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert drop_path_rates(0.0, 3) == [None] * 3

@@ -212,6 +212,37 @@ def test_scan_and_remat_change_nothing(family: str, form: tuple[str, ...]) -> No
         np.testing.assert_allclose(other_statistics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@every
+def test_forward_mode(family: str) -> None:
+    """Derivatives along a direction of parameters and input: those of the loss agree with its gradient, those of its gradient among themselves."""
+    model, x = make(family, **shallow(family)), inputs(family)
+    model.eval()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    image = family in IMAGE_FAMILIES
+    at = {"params": params, **({"x": jnp.asarray(x)} if image else {})}
+    rng = np.random.default_rng(0)
+    ways = [jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape) * np.std(leaf), leaf.dtype), at) for _ in range(2)]
+
+    @jax.jit
+    def run(at: Any, ways: Any) -> Any:
+        def predict(at: Any) -> jax.Array:
+            return nnx.merge(graphdef, at["params"], rest)(at.get("x", x))
+
+        def loss(at: Any) -> jax.Array:
+            return jnp.mean(predict(at) ** 2)
+
+        out, change = jax.jvp(predict, (at,), (ways[0],))
+        gradient = jax.grad(loss)
+        slope, curved = gradient(at), [jax.jvp(gradient, (at,), (way,))[1] for way in ways]
+        inner = lambda a, b: sum(jnp.vdot(p, q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))  # noqa: E731
+        return 2 * jnp.mean(out * change), inner(slope, ways[0]), inner(curved[0], ways[1]), inner(curved[1], ways[0]), inner(curved[0], curved[0])
+
+    forward, backward, across, back, size = run(at, ways)
+    assert abs(forward - backward) < 1e-3 * abs(backward)
+    assert abs(across - back) < 1e-3 * abs(back)
+    assert size > 0
+
+
 @pytest.mark.full
 @every
 def test_bfloat16(family: str) -> None:
