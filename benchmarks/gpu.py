@@ -254,22 +254,28 @@ def timed(job: Job, ours: str, dry: bool, clock: Clock, reached: dict[str, float
     }  # fmt: skip
 
 
+def done(job: Job, dry: bool) -> dict[str, Any]:
+    """The row of a job."""
+    ours, clock = "xla" if dry else "mosaic_gpu", Clock(1.0 if dry else 50.0)
+    match job["stage"]:
+        case "correct":
+            return checked(job, ours, dry)
+        case "prepare":
+            return prepared(job, ours, dry)
+        case "ceilings":
+            return ceilings(clock, 256 if dry else 8192)
+        case stage:
+            assert stage == "time"
+            return timed(job, ours, dry, clock, job["reached"])
+
+
 def work(dry: bool) -> None:
     """A worker: reads jobs from standard input, writes rows to standard output, one JSON object a line; ends after a fault."""
-    ours = "xla" if dry else "mosaic_gpu"
-    clock = Clock(1.0 if dry else 50.0)
     print(json.dumps({"ready": jax.devices()[0].device_kind}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            if job["stage"] == "correct":
-                row = checked(job, ours, dry)
-            elif job["stage"] == "prepare":
-                row = prepared(job, ours, dry)
-            elif job["stage"] == "ceilings":
-                row = ceilings(clock, 256 if dry else 8192)
-            else:
-                row = timed(job, ours, dry, clock, job["reached"])
+            row = done(job, dry)
         except Exception as fault:  # a kernel that does not run is a finding, and no reason to lose the others
             print(json.dumps({"fault": f"{type(fault).__name__}: {str(fault)[:2000]}", "right": False}), flush=True)
             return  # what broke may have broken the device's context
@@ -411,7 +417,9 @@ def names(op: str) -> list[str]:
 
 def preparations(jobs: list[Job]) -> list[Job]:
     """What compiles the contestants of the jobs: first those that take long, by problem, as they share kernels; then each job's others."""
-    ways = {(job["op"], job["problem"]): [other["way"] for other in jobs if other["problem"] == job["problem"] and other["op"] == job["op"]] for job in jobs}
+    ways: dict[tuple[str, str], list[str]] = {}
+    for job in jobs:
+        ways.setdefault((job["op"], job["problem"]), []).append(job["way"])
     found = [{"op": op, "problem": problem, "ways": both, "contestants": [name], "patient": True}
              for (op, problem), both in ways.items() for name in names(op) if name in gpu_peers.SLOW]  # fmt: skip
     for job in jobs:

@@ -95,7 +95,19 @@ def times(reports: list[dict[str, Any]]) -> str:
                 lines.append([op, row["problem"], way, f"{found['ms']['ours']:.3g}", peers, ratio, f"{found['share_of_floor']:.2f}"])
     versions = ", ".join(f"{name} {version}" for name, version in reports[0]["peers"].items())
     head = ["op", "problem", "", "ours, ms", "peers, ms", "best peer / ours", "share of the floor"]
-    return f"{TIMES}\n{reports[0]['device']}, JAX {reports[0]['jax']}; {versions}.\n\n{table(head, lines)}"
+    return f"{TIMES}\n{reports[0]['device']}, JAX {reports[0]['jax']}; {versions}.\n\n{table(head, lines)}{absent(reports)}"
+
+
+def absent(reports: list[dict[str, Any]]) -> str:
+    """Why peers that compute a problem are missing from its row."""
+    places: dict[str, list[str]] = {}
+    for report in reports:
+        op = next(key for key in report if key in OPS)
+        for row, way in ((row, way) for row in report[op] for way in ("forward", "gradient")):
+            for peer, reason in row.get(way, {}).get("absent", {}).items():
+                if not reason.startswith("NotImplementedError"):
+                    places.setdefault(f"{peer}: {reason}", []).append(f"{op} {row['problem']} {way}")
+    return "".join(f"\nNot in {', '.join(rows)}: {reason}\n" for reason, rows in places.items())
 
 
 def on_devices() -> list[str]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.drop import DropPath, LayerScale
-from layers.mixer import Mixer
+from layers.mixer import Mixer, finite_padding
 from layers.module import Module
 from layers.norm import Norm, create_norm
 from pallas_kernels.fusion import gradient_computed_once
@@ -70,6 +70,7 @@ class Block(Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
         """Maps ``x`` to the same shape; mask and positions as :class:`Mixer`."""
+        x = finite_padding(x, mask)
         if self.position is not None:
             x = x + self.position(x)
         x = self._branch(x, self.mixer_norm, lambda h: self.mixer(h, mask, positions), self.mixer_scale, self.mixer_drop)
@@ -84,7 +85,7 @@ class Block(Module):
 
     def extend(self, x: jax.Array, state: dict[str, Any], mask: jax.Array | None = None) -> tuple[jax.Array, dict[str, Any]]:
         """As :meth:`Mixer.extend`."""
-        state = dict(state)
+        x, state = finite_padding(x, mask), dict(state)
 
         def run(name: str, h: jax.Array) -> jax.Array:
             part = getattr(self, name)

@@ -72,7 +72,7 @@ class Initializer:
 class Draw:
     """A parameter that is not drawn yet: it will be, with its name, when the model is whole.
 
-    Code that needs its numbers before that, as a module of the user's own may, gets them drawn by JAX with the key.
+    Code that needs its numbers before that, as a module of the user's own may, gets them drawn by JAX with the key, and they stay.
     """
 
     initializer: Initializer
@@ -80,6 +80,7 @@ class Draw:
     dtype: np.dtype
     key: Any
     sharding: Any = None
+    early: jax.Array | None = None
 
     @property
     def ndim(self) -> int:
@@ -112,7 +113,12 @@ class Draw:
         return out
 
     def __jax_array__(self) -> jax.Array:
-        return self.initializer.by_jax(self.key, self.shape, self.dtype)
+        if self.early is None:
+            self.early = self.initializer.by_jax(self.key, self.shape, self.dtype)
+        return self.early
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.early = jnp.asarray(self).at[index].set(value)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.__jax_array__(), dtype)

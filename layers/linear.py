@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
@@ -76,8 +77,24 @@ class Embed(nnx.Embed):
     """``nnx.Embed``: the same parameters, the same functions; the gradient of a lookup is summed in float32."""
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Maps tokens (...) to their embeddings (..., features)."""
+        """Maps tokens (...) to their embeddings (..., features).
+
+        Raises:
+          ValueError: a token beyond the table. Inside ``jit``, where tokens are not known, its embedding is not-a-number.
+        """
+        self._check(inputs)
         return lookup(self.embedding[...], inputs, self.dtype or self.embedding.dtype, beyond="fill")
+
+    def _check(self, tokens: jax.Array) -> None:
+        if isinstance(tokens, jax.core.Tracer) or not getattr(tokens, "is_fully_addressable", True):
+            return
+        found = np.atleast_2d(np.asarray(tokens))
+        size = self.embedding.shape[0]
+        beyond = np.argwhere((found < 0) | (found >= size))
+        if len(beyond):
+            *row, place = beyond[0]
+            where = f"row {', '.join(map(str, row))}, place {place}"
+            raise ValueError(f"token {found[tuple(beyond[0])]} in {where}: the table has {size} entries, 0 to {size - 1}; is it the model's own tokenizer?")
 
     def attend(self, query: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (..., features) to logits (..., num_embeddings): products with every embedding."""

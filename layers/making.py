@@ -3,8 +3,8 @@
     model = make(lambda rngs: Model(config, rngs=rngs), nnx.Rngs(0))
 
 So nothing compiles to draw, what a file replaces is never drawn, each process of a sharded model draws its own part, and the model is the
-same however it is made. One key is taken from ``rngs`` for a model's parameters; modules that are not of this library get keys made from
-it. Other streams, such as those of dropout, are those of ``rngs``.
+same however it is made. A model takes one key of each stream of ``rngs``, from which the keys are made that modules of other libraries,
+and dropout, ask for.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def abstract(build: Build) -> Any:
         graphdef, state = nnx.split(model)
         leaves, structure = jax.tree.flatten(state)
         made[:] = graphdef, leaves, structure
+        leaves[:] = (leaf.early if isinstance(leaf, Draw) and leaf.early is not None else leaf for leaf in leaves)
         return [leaf for leaf in leaves if not isinstance(leaf, Draw)]
 
     shapes = iter(jax.eval_shape(arrays))
@@ -87,7 +88,13 @@ class Unfinished:
 
     def finish(self) -> Any:
         """Draws what has no array yet, and returns the model."""
-        values = {name: (variable, variable.get_value()) for name, variable in named(self.model).items()}
+        values = {}
+        for name, variable in named(self.model).items():
+            value = variable.get_value()
+            if isinstance(value, Draw) and value.early is not None:
+                value = value.early if value.sharding is None else jax.device_put(value.early, value.sharding)
+                variable.set_value(value)
+            values[name] = variable, value
         draws = {name: (variable, value) for name, (variable, value) in values.items() if isinstance(value, Draw)}
         if isinstance(self._seed, jax.core.Tracer):
             shapes = [jax.ShapeDtypeStruct(draw.shape, draw.dtype) for _, draw in draws.values()]
@@ -168,17 +175,18 @@ class ModelRngs(nnx.Rngs):
     def __init__(self, rngs: nnx.Rngs, *, alike: bool = False):
         """``alike``: all keys are one, for a model of which only shapes are wanted."""
         for name, stream in rngs.items():
-            setattr(self, name, _Keys(stream(), alike, tag=name))
+            key, count = stream.key.get_value(), stream.count.get_value()
+            stream.count.set_value(count + 1 if isinstance(count, jax.core.Tracer) else jax.device_put(np.asarray(count) + np.uint32(1)))
+            impl = jax.random.key_impl(key)
+            setattr(self, name, _Keys(_derived(jax.random.key_data(key), count), impl, alike, tag=name))
 
 
 class _Keys(nnx.RngStream):
     """A stream whose keys are made on the host while a model is being made, in a tenth of the time: its own parameters need none."""
 
-    def __init__(self, key: jax.Array, alike: bool = False, *, tag: str):
-        super().__init__(key, tag=tag)
-        data = jax.random.key_data(key)
-        self.data = nnx.data(data if isinstance(data, jax.core.Tracer) else np.asarray(data))
-        self.alike, self.taken = alike, 0
+    def __init__(self, data: Any, impl: Any, alike: bool, *, tag: str):
+        super().__init__(jax.random.wrap_key_data(data, impl=impl), tag=tag)
+        self.data, self.impl, self.alike, self.taken = nnx.data(data), impl, alike, 0
 
     def __call__(self) -> Any:
         model = making.get()
@@ -187,21 +195,24 @@ class _Keys(nnx.RngStream):
         if self.alike:
             return self.key.get_value()
         self.taken += 1
-        count = self.taken.to_bytes(8, "little")
-
-        def host(data: Any) -> np.ndarray:
-            data = np.asarray(data)
-            return np.frombuffer(hashlib.blake2b(data.tobytes() + count, digest_size=data.nbytes).digest(), data.dtype)
-
-        if isinstance(self.data, jax.core.Tracer):
-            words = jax.pure_callback(host, jax.ShapeDtypeStruct(self.data.shape, self.data.dtype), self.data, vmap_method="sequential")
-        else:
-            words = host(self.data)
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(self.key.get_value()))
+        return jax.random.wrap_key_data(_derived(self.data, self.taken), impl=self.impl)
 
     def fork(self, **options: Any) -> nnx.RngStream:
         """A stream of its own, that goes on when the model is made."""
         return super().fork(**options) if options else nnx.RngStream(self(), tag=self.tag)
+
+
+def _derived(data: Any, count: Any) -> Any:
+    """The data of a key of another's and a number, by a hash on the host: nothing compiles."""
+
+    def host(data: Any, count: Any) -> np.ndarray:
+        words = np.asarray(data).astype("<u4")
+        digest = hashlib.blake2b(words.tobytes() + int(count).to_bytes(8, "little"), digest_size=words.nbytes)
+        return np.frombuffer(digest.digest(), "<u4").astype(np.uint32)
+
+    if isinstance(data, jax.core.Tracer) or isinstance(count, jax.core.Tracer):
+        return jax.pure_callback(host, jax.ShapeDtypeStruct(data.shape, data.dtype), data, count, vmap_method="sequential")
+    return host(data, count)
 
 
 class _Making:

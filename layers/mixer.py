@@ -73,6 +73,16 @@ class Mixer(Module):
         raise NotImplementedError(f"{type(self).__name__} can't be read piece by piece: it is not causal")
 
 
+def without_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """``x`` (..., features) with zeros where ``mask`` (...) is False: padding may hold anything, and 0 * NaN is NaN in a gradient."""
+    return x if mask is None else jnp.where(mask[..., None], x, 0)
+
+
+def finite_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """``x`` (..., features) with zeros for what is not finite where ``mask`` (...) is False; finite padding is unchanged, as in released models."""
+    return x if mask is None else jnp.where(mask[..., None] | jnp.isfinite(x), x, 0)
+
+
 M = TypeVar("M", bound=type[Mixer])
 _REGISTRY: dict[str, type[Mixer]] = {}
 

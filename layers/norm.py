@@ -6,9 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import canonicalize_dtype
 
+from layers.broadcast import widened
 from layers.initializers import ones, zeros
 
 # The two-pass variance: the one-pass form (E[x^2] - E[x]^2) cancels when the mean is large.
@@ -16,13 +19,21 @@ LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False, scale_init
 RMSNorm = functools.partial(nnx.RMSNorm, scale_init=ones)
 
 
+def _statistics_wide(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Inputs in the dtype of the computation; kept statistics, scale and bias in float32: see :mod:`layers.broadcast`."""
+    x, *shared = arrays
+    dtype = canonicalize_dtype(*(a for a in arrays if a is not None), dtype=dtype, inexact=inexact)
+    return x.astype(dtype), *(None if a is None else widened(a) for a in shared)
+
+
 class BatchNorm(nnx.BatchNorm):
-    """``nnx.BatchNorm`` with a momentum of 0.9: the same parameters and statistics, the same function."""
+    """``nnx.BatchNorm`` with a momentum of 0.9: the same parameters and statistics, the same function, in float32 inside."""
 
     def __init__(self, num_features: int, *, momentum: float = 0.9, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any):
         """Further options are those of ``nnx.BatchNorm``."""
         # Flax makes the statistics with an XLA program for each size; made for one feature, they and the parameters are replaced.
-        super().__init__(1, momentum=momentum, use_fast_variance=False, param_dtype=param_dtype, rngs=rngs, **options)
+        common: dict[str, Any] = {"momentum": momentum, "use_fast_variance": False, "promote_dtype": _statistics_wide}
+        super().__init__(1, **common, param_dtype=param_dtype, rngs=rngs, **options)
         self.num_features, shape = num_features, (num_features,)
         self.mean, self.var = nnx.BatchStat(zeros(None, shape)), nnx.BatchStat(ones(None, shape))
         if self.scale is not None:
@@ -48,3 +59,11 @@ def create_norm(norm: Norm, features: int, *, dtype: Any = None, param_dtype: An
             raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
         norm = NORMS[norm]
     return norm(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **options)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """``x / |x|`` over the last axis, in float32; a vector of length 0 stays one, and has a gradient of 0."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    squares = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    zero = squares < 1e-24
+    return jnp.where(zero, 0, wide * jax.lax.rsqrt(jnp.where(zero, 1, squares))).astype(x.dtype)

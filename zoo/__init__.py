@@ -45,6 +45,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     # Imported when asked for: a module that its package has imported can't be run cleanly by ``python -m zoo.generation``.
     if name in ("Generation", "generate", "stream"):

@@ -14,6 +14,7 @@ from flax import nnx
 
 from layers.lora import adapt, adapters, kept, linear_layers
 from layers.state import assign, flatten
+from zoo.files import write_arrays
 from zoo.sources import WeightsError
 
 
@@ -23,8 +24,6 @@ def save_adapters(model: nnx.Module, path: str | Path) -> None:
     Raises:
       WeightsError: the model has no adapters, or another suffix than .safetensors.
     """
-    from safetensors.numpy import save_file
-
     adapted = adapters(model)
     if not adapted:
         raise WeightsError("the model has no adapters to save: zoo.add_lora(model) gives it some, zoo.save(model, path) saves whole models")
@@ -33,7 +32,7 @@ def save_adapters(model: nnx.Module, path: str | Path) -> None:
     still = kept(model)
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(model, nnx.Param).items() if name not in still}
     scale = next(iter(adapted.values())).lora_scale
-    save_file(arrays, path, metadata={"format": "mixer-zoo adapters", "model": str(getattr(model, "variant", "")), "scale": repr(scale)})
+    write_arrays(Path(path), arrays, {"format": "mixer-zoo adapters", "model": str(getattr(model, "variant", "")), "scale": repr(scale)})
 
 
 def load_adapters(model: nnx.Module, path: str | Path) -> nnx.Module:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +24,7 @@ from layers.initializers import aligned
 from layers.lora import adapters
 from layers.mixer import near
 from layers.state import assign, flatten
+from zoo.files import write_arrays
 from zoo.naming import ZOO, Entry, Naming, plan
 from zoo.registry import FrozenOptions, Release, Variant, abstract, list_models, variant
 from zoo.sources import Tensor, Tensors, WeightsError, open_source, run_record
@@ -35,20 +34,41 @@ _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.", "params
 _TOWERS = ("params/img/", "visual.trunk.")
 
 
+class Form:
+    """A model as some files hold it: with parts beyond those it has, or without some.
+
+    Attributes:
+      config: its configuration.
+      parts: the model, or an abstract one of that configuration but for the number of its blocks: they are the model's.
+      shapes: of all its arrays, by name.
+    """
+
+    def __init__(self, model: Any, entry: Variant, beyond: Mapping[str, Any]):
+        """``beyond``: the fields of the configuration that differ from the model's."""
+        self.config, self.parts = dataclasses.replace(model.config, **beyond), model
+        leaves = flatten(model)
+        if beyond:
+            few = {"depth": 1} if hasattr(self.config, "depth") else {}
+            self.parts = abstract(entry, dataclasses.replace(self.config, **few))
+            blocks = {name: leaf for name, leaf in leaves.items() if few and name.startswith("blocks.")}
+            leaves = {**{name: leaf for name, leaf in flatten(self.parts).items() if not few or not name.startswith("blocks.")}, **blocks}
+        self.shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+
+
 @dataclasses.dataclass
 class Match:
     """A file read as one naming.
 
     Attributes:
       name: of the naming.
-      form: the model, or its abstract form as files of this naming hold it.
+      form: the model as files of this naming hold it.
       entries: the plan for it.
       tensors: the file's, with names as in the naming.
       missing, unexpected: released names; misshaped: what is wrong with which.
     """
 
     name: str
-    form: Any
+    form: Form
     entries: list[Entry]
     tensors: Tensors
     missing: list[str]
@@ -98,7 +118,7 @@ def load(
         raise WeightsError(_report(model, entry, match, source))
     arrays = dict(_read(model, match, dtype, source))
     for part in getattr(model, "before_head", ()):
-        if getattr(match.form, part) is not None and not any(name.startswith(f"{part}.") for name in arrays):
+        if getattr(match.form.parts, part) is not None and not any(name.startswith(f"{part}.") for name in arrays):
             warnings.warn(f"{_told(source)} has no {part}: the model's stays random", stacklevel=2)
     _adopt(model, match.form, source)
     assign(model, arrays)
@@ -125,21 +145,8 @@ def save(model: nnx.Module, path: str | Path, *, naming: str | None = None) -> N
     path = Path(path)
     if path.suffix not in (".safetensors", ".npz"):
         raise WeightsError(f"weights are saved as .safetensors or .npz, got {path.name}")
-    arrays = export(model, naming=naming)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-    try:
-        if path.suffix == ".npz":
-            with temporary.open("wb") as stream:
-                np.savez(stream, **arrays)  # type: ignore[arg-type]
-        else:
-            from safetensors.numpy import save_file
-
-            save_file(arrays, temporary, metadata={"format": "pt"})  # without it transformers refuses the file
-        os.chmod(temporary, 0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Without this metadata transformers refuses the file.
+    write_arrays(path, export(model, naming=naming), {"format": "pt"})
 
 
 def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndarray]:
@@ -214,15 +221,14 @@ def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, r
         if naming in (None, name):
             for renamed in _renamings(tensors, rules):
                 readings[_known(model, rules, renamed)].append((name, rules, renamed))
-    forms: dict[Any, Any] = {(): model}
+    forms: dict[Any, Form] = {}
     for count in sorted(readings, reverse=True):
         found: list[Match] = []
         for name, rules, renamed in readings[count]:
             beyond = _beyond(model, rules, renamed, reset)
-            form: Any = forms[beyond] if beyond in forms else abstract(entry, dataclasses.replace(model.config, **dict(beyond)))
-            forms[beyond] = form
+            form = forms[beyond] = forms.get(beyond) or Form(model, entry, dict(beyond))
             try:
-                entries = plan(rules, {n: tuple(leaf.shape) for n, leaf in flatten(form).items()}, form.config)
+                entries = plan(rules, form.shapes, form.config)
             except ValueError:
                 continue  # a mixer of the user's own: only our own names have a place for it
             found.append(_compare(name, rules, form, entries, renamed, reset))
@@ -264,8 +270,8 @@ def _renamings(tensors: Tensors, rules: Naming) -> Iterator[Tensors]:
         yield {rules.prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def _compare(name: str, rules: Naming, model: nnx.Module, entries: list[Entry], tensors: Tensors, reset: bool) -> Match:
-    heads = _heads(model)
+def _compare(name: str, rules: Naming, form: Form, entries: list[Entry], tensors: Tensors, reset: bool) -> Match:
+    model, heads = form.parts, _heads(form.parts)
     gone: tuple[str, ...] = ()
     if reset or all(getattr(model, head, None) is None for head in heads):
         held = {line.ours[0].split(".")[0] for line in entries if line.ours and any(n in tensors for n in line.released)}
@@ -282,7 +288,7 @@ def _compare(name: str, rules: Naming, model: nnx.Module, entries: list[Entry], 
         chosen.append(other or line)
     spare = [re.compile(pattern) for pattern in ([rf"{part}\..*" for part in gone] if rules is ZOO else rules.names_of(gone))]
     unexpected = [n for n in tensors if n not in expected and not rules.ignores(n) and not any(pattern.fullmatch(n) for pattern in spare)]
-    return Match(name, model, chosen, tensors, missing, unexpected, misshaped)
+    return Match(name, form, chosen, tensors, missing, unexpected, misshaped)
 
 
 def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
@@ -316,25 +322,24 @@ def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[
         warnings.warn(f"{which} made for a grid of {made_for} and {'are' if others else 'is'} resampled to {wanted_grid}", stacklevel=4)
 
 
-def _adopt(model: Any, form: Any, source: Any) -> None:
+def _adopt(model: Any, form: Form, source: Any) -> None:
     """Gives the model the parts that the file holds beyond it or in another form, takes those that files of its naming do without, and says so."""
-    if form is model:
+    if form.parts is model:
         return
-    ours, theirs = _parts(model), _parts(form)
+    ours, theirs = _parts(flatten(model)), _parts(form.shapes)
     for part in ours.keys() - theirs.keys():
         setattr(model, part, None)
     for part in (part for part, names in theirs.items() if names != ours.get(part)):
-        setattr(model, part, nnx.data(getattr(form, part)))  # its arrays are among those that are about to be assigned
-    fields = (field.name for field in dataclasses.fields(form.config))
-    changed = [f"{name}={getattr(form.config, name)!r}" for name in fields if getattr(form.config, name) != getattr(model.config, name)]
+        setattr(model, part, nnx.data(getattr(form.parts, part)))  # its arrays are among those that are about to be assigned
+    changed = [f"{name}={value!r}" for name, value in vars(form.config).items() if value != getattr(model.config, name)]
     warnings.warn(f"{_told(source)} holds a model with {', '.join(changed)}: this one has become such a model", stacklevel=3)
     model.config = form.config
 
 
-def _parts(model: nnx.Module) -> dict[str, set[str]]:
+def _parts(names: Iterable[str]) -> dict[str, set[str]]:
     """Names of the arrays of each part."""
     parts: dict[str, set[str]] = collections.defaultdict(set)
-    for name in flatten(model):
+    for name in names:
         parts[name.split(".")[0]].add(name)
     return parts
 
@@ -410,9 +415,3 @@ def _by(shape: Iterable[int]) -> str:
 
 def _told(source: Any) -> str:
     return "the dictionary" if isinstance(source, Mapping) else str(source)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -15,7 +15,7 @@ from flax import nnx, struct
 from layers.broadcast import broadcast
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Linear
-from layers.mixer import Mixer, register_mixer
+from layers.mixer import Mixer, finite_padding, register_mixer
 from layers.module import Diagnostic
 from layers.norm import Norm, create_norm
 from layers.position import default_positions, rotate
@@ -153,11 +153,12 @@ class MultiHeadAttention(Mixer):
         context_mask: jax.Array | None = None,
     ) -> jax.Array:
         """As :class:`Mixer`; cross attention reads ``context`` (batch, context_length, context_features) and its mask."""
+        x = finite_padding(x, mask)
         q = self._project_query(x, positions)
         if self.cross:
             if context is None:
                 raise ValueError("cross attention needs context=")
-            k, v = self._project_key_value(context, None)
+            k, v = self._project_key_value(finite_padding(context, context_mask), None)
             return self._attend(q, k, v, None if context_mask is None else context_mask[:, None, None], None, None)
         k, v = self._project_key_value(x, positions)
         # Sequences count from 0 unless told otherwise; grid positions order nothing, so they mask nothing.
@@ -196,6 +197,7 @@ class MultiHeadAttention(Mixer):
         Raises:
           ValueError: more tokens than the cache holds (outside ``jit``, where the lengths are known).
         """
+        x = finite_padding(x, mask)
         if isinstance(state, ContextCache):
             return self._attend(self._project_query(x, None), state.key, state.value, None, None, None), state
         new = x.shape[1]

@@ -13,7 +13,10 @@ from pallas_kernels.attention.masks import Score
 
 
 def with_slope(score: Score, logits: jax.Array, *where: Any) -> tuple[jax.Array, jax.Array]:
-    """``score(logits, *where)`` and its derivative in the logits: as it is elementwise, forward mode gives all of it at once."""
+    """``score(logits, *where)`` and its derivative in the logits: as it is elementwise, forward mode gives all of it at once.
+
+    The derivative is 0 where the score is minus infinity, as that of :func:`finite_gradient`.
+    """
 
     def both(logits: jax.Array, *where: Any) -> tuple[jax.Array, jax.Array]:
         def scored(x: jax.Array) -> jax.Array:
@@ -22,7 +25,30 @@ def with_slope(score: Score, logits: jax.Array, *where: Any) -> tuple[jax.Array,
         return jax.jvp(scored, (logits,), (jnp.ones_like(logits),))
 
     found, slope = jaxpr_as_fun(_lowered(jax.make_jaxpr(both)(logits, *where)))(logits, *where)
-    return found, slope
+    return found, jnp.where(found == -jnp.inf, 0.0, slope)
+
+
+def finite_gradient(score: Score) -> Score:
+    """``score`` with a derivative of 0 where it is minus infinity: a key of no weight has no gradient.
+
+    Its own derivative need not be a number there (that of a logarithm of 0 is not), and the product with the gradient, 0,
+    would not be one either.
+    """
+
+    @jax.custom_jvp
+    def scored(logits: jax.Array, *where: Any) -> jax.Array:
+        return score(logits, *where)
+
+    @scored.defjvp
+    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        logits, *where = primals
+        found, pushed = jax.linearize(lambda x: score(x, *where), logits)
+        gone = found == -jnp.inf
+        # Both sides: forward mode ends with the one, reverse mode with the other.
+        moved = jnp.where(jnp.broadcast_to(gone, logits.shape), 0, tangents[0])
+        return found, jnp.where(gone, 0, pushed(moved))
+
+    return scored
 
 
 def _lowered(closed: ClosedJaxpr) -> ClosedJaxpr:

@@ -23,6 +23,7 @@ from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import visible
 from pallas_kernels.differentiation import differentiable
+from pallas_kernels.attention.scores import finite_gradient
 
 DIRECT_LENGTH = 512  # up to this length all queries go in one block where each attends to all keys
 CHUNK = 128  # queries per chunk
@@ -163,7 +164,7 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     if options.score is not None:
         heads = jnp.arange(q.shape[1] * q.shape[2], dtype=jnp.int32).reshape(1, q.shape[1], -1, 1, 1)
         q_positions, k_positions = _positions(arrays, q_start, k_start)
-        logits = options.score(logits, heads, q_positions[:, None, None, :, None], k_positions[:, None, None, None]).astype(wide)
+        logits = finite_gradient(options.score)(logits, heads, q_positions[:, None, None, :, None], k_positions[:, None, None, None]).astype(wide)
     if arrays["bias"] is not None:
         logits = logits + arrays["bias"].astype(wide)
     if allowed is not None:

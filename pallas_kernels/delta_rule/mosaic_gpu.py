@@ -12,11 +12,14 @@ from chunk to chunk. T is therefore read in two parts, for a product more to ten
 shared memory. What else is rounded, above all r, u and the values that T multiplies, adds up like a random walk: on one key, or on
 random ones, with beta 2 the interpreted kernel is 6 or 2 % of the largest output from float64 after 512 tokens (44 and 5 % with T in
 16 bits) where XLA's form, in float32, is at the 0.2 % of its results' own rounding; with beta below 1 and random keys 0.6 %.
+Two parts for r, u and what T multiplies as well, four products more in a chunk of eleven (keys of 128), would halve the error on one key
+with beta up to 2, and leave that of the gradients of q and the decays: it is not done. Such inputs are for XLA's form.
 
 Several steps a token are tokens of their own, of which the first decays and the last is read.
 
 The gradient of all that u does is again a delta rule, run from the end: with x what reaches u from the outputs and states behind,
-d_u = T'^T x with T' = (I + beta M)^-1, d_v = beta d_u and d_beta = d_u . r. Those of q, k and the decays are linear attentions with the values u.
+d_u = T'^T x with T' = (I + beta M)^-1, d_v = beta d_u and d_beta = d_u . r. Those of q, k and the decays are linear attentions with the values u;
+where two of them only stay bounded as a difference, as the cotangent of the state does, they are one.
 """
 
 from __future__ import annotations
@@ -56,8 +59,6 @@ def objection(call: DeltaCall) -> str | None:
         return "one token is no chunk"
     if max(q.shape[3], v.shape[3]) > LARGEST:
         return f"key_dim and value_dim can be at most {LARGEST}, for shared memory to hold a chunk and the state; got {q.shape[3]} and {v.shape[3]}"
-    if call.scale == 0:
-        return "a scale of 0 leaves nothing to divide the last state's cotangent by"
     return None
 
 
@@ -88,21 +89,26 @@ def _backward(scale: float, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     d_out, d_last = cotangents
     d_v, d_beta, d_state = _run(scale, q, k, d_out, residual, beta, logs, d_last)
     u = (beta[..., None] * residual.astype(jnp.float32)).astype(residual.dtype)
-    read = Direction(False, False, scale, jnp.dtype(jnp.float32))
-    held = Direction(False, True, 1.0, jnp.dtype(jnp.float32))
+    # Rounded once, so that what cancels in the decays' cotangents is the same everywhere.
+    d_read = (scale * d_out.astype(jnp.float32)).astype(q.dtype)
+    read, held, back = (Direction(reverse, strict, 1.0, jnp.dtype(jnp.float32)) for reverse, strict in ((False, False), (False, True), (True, False)))
     memory, behind = jnp.swapaxes(state, 2, 3), jnp.swapaxes(d_last, 2, 3)
-    # What q reads, what k reads before its step, and what reads k: an output, or a later step.
     probes = (None, None) if logs is None else (q, k)
-    d_q, before, late = linear.sweep(read, d_out, u, k, logs, memory, probes[0])
+    d_q, before, late = linear.sweep(read, d_read, u, k, logs, memory, probes[0])
     d_k_held, _, late_held = linear.sweep(held, d_v, u, k, logs, memory, probes[1])
-    d_k_read, after, early = linear.sweep(read.back(), u, d_out, q, logs, behind / scale, probes[1])
-    d_k_met, after_held, early_held = linear.sweep(held.back(), u, d_v, k, logs, jnp.zeros_like(behind), probes[1])
+    # What reads a token's u is the cotangent of the state: what the outputs add to it, less what the later steps take away. Each alone
+    # grows with the length where nothing decays, their difference does not: one sweep over both, of each token its step before its output.
+    taken, under = (jnp.stack(pair, axis=2).reshape(q.shape[0], -1, *pair[0].shape[2:]) for pair in ((d_v, d_read), (-k, q)))
+    wide_logs = None if logs is None else spread(logs, 2, 0)
+    d_k_read, after, _ = linear.sweep(back, spread(u, 2, 1), taken, under, wide_logs, behind)
+    d_k_read = d_k_read[:, 1::2]
+    shared = d_out.shape[2] // q.shape[2]
     d_logs = None
     if logs is not None:
-        met = linear.meeting(before, scale * as_read(after) - as_read(after_held), scale * as_read(behind / scale))
-        d_logs = linear.decay_cotangent((late - late_held) - (early - early_held), met, q.shape[1])
-    shared = d_out.shape[2] // q.shape[2]
-    d_q, d_k = (x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) for x in (d_q, d_k_read - d_k_met - d_k_held))
+        early = jnp.sum(d_k_read * jnp.repeat(k, shared, axis=2), axis=3)
+        met = linear.meeting(before, as_read(after[:, :, ::2]), as_read(behind))
+        d_logs = linear.decay_cotangent((late - late_held)[:, :, : q.shape[1]] - jnp.moveaxis(early, 1, 2), met, q.shape[1])
+    d_q, d_k = (x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) for x in (d_q, d_k_read - d_k_held))
     return d_q, d_k, d_v, d_beta, d_logs, d_state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,35 +15,58 @@ from pallas_kernels.dispatch import OPS
 WITH_KERNELS = {op.name for op in OPS.values() if "mosaic_gpu" in {i.name for i in op.implementations}}
 
 
+class Here:
+    """In place of a process."""
+
+    def __init__(self, dry: bool, environment: dict[str, str]):
+        self.dry = dry
+
+    def run(self, job: dict[str, Any], seconds: float) -> dict[str, Any]:
+        return gpu.done(job, self.dry)
+
+    def end(self) -> None:
+        pass
+
+
 @pytest.mark.full
-def test_dry_run(tmp_path: Path) -> None:
-    """Both stages, and that a kernel found wrong is not timed."""
-    for stage in ("correct", "time"):
-        gpu.main([stage, "--dry", "--output", str(tmp_path), "--minutes", "5", "--workers", "1"])
-        if stage == "correct":
-            found = json.loads((tmp_path / "correctness.json").read_text())
-            assert all(row["right"] for row in found["correctness"]), found
-            assert {row["op"] for row in found["correctness"]} == WITH_KERNELS
-            next(row for row in found["correctness"] if row.get("problem") == "mamba")["right"] = False
-            (tmp_path / "correctness.json").write_text(json.dumps(found))
+def test_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are right, a kernel found wrong is not timed, and rows of other problems stay in the files."""
+    monkeypatch.setattr(gpu, "Worker", Here)
+    monkeypatch.setattr(gpu, "ROUNDS", 1)
+    run = ("--dry", "--output", str(tmp_path), "--workers", "1", "--only", "selective_scan/mamba,linear_attention/retention")
+    gpu.main(["correct", *run])
+    found = json.loads((tmp_path / "correctness.json").read_text())
+    assert [(row["problem"], row["right"]) for row in found["correctness"]] == [("retention", True), ("mamba", True)]
+    found["correctness"][1]["right"] = False
+    (tmp_path / "correctness.json").write_text(json.dumps(found))
+    earlier = {"op": "linear_attention", "problem": "earlier"}
+    (tmp_path / "linear_attention.json").write_text(json.dumps({"linear_attention": [earlier]}))
+    gpu.main(["time", *run])
     files = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert files.keys() == {"ceilings", "correctness", *WITH_KERNELS}
+    assert files.keys() == {"ceilings", "correctness", "linear_attention", "selective_scan"}
     assert all(content["dry"] for content in files.values())
     assert files["selective_scan"]["selective_scan"] == [{"op": "selective_scan", "problem": "mamba", "wrong": True}]
-    for op in WITH_KERNELS - {"selective_scan"}:
-        for row in files[op][op]:
-            assert {"ours", "xla"} <= row["forward"]["ms"].keys(), row
-            assert row["gradient"]["floor_ms"] > 0
-            assert row["gradient"]["absent"], "no peer can run here"
+    before, row = files["linear_attention"]["linear_attention"]
+    assert before == earlier
+    assert {"ours", "xla"} == row["forward"]["ms"].keys(), row
+    assert row["gradient"]["floor_ms"] > 0
+    assert row["gradient"]["absent"].keys() == {"fla"}, "no peer can run here"
 
 
 @pytest.mark.full
 def test_a_row_that_hangs_or_breaks_costs_itself_only() -> None:
-    worker = gpu.Worker(True, {})
-    assert worker.run({"stage": "correct", "op": "attention", "case": "no such case"}, 60)["fault"].startswith("StopIteration")
-    assert worker.run({"stage": "correct", "op": "attention", "case": "plain"}, 0.2) == {"fault": "no answer in time", "right": False}
-    assert worker.run({"stage": "correct", "op": "attention", "case": "plain"}, 60)["right"]
-    worker.end()
+    worker, broken = gpu.Worker(True, {}), {"stage": "correct", "op": "attention", "case": "no such case"}
+    assert worker.run(broken, 0.2) == {"fault": "no answer in time", "right": False}
+    assert worker.run(broken, 60)["fault"].startswith("StopIteration")
+    assert worker.process is None, "what broke may have broken the device's context"
+
+
+def test_what_tunes_itself_for_long_is_compiled_first_and_both_ways_by_one_process() -> None:
+    jobs: list[gpu.Job] = [{"op": op, "problem": "p", "way": way} for op in ("attention", "delta_rule") for way in ("forward", "gradient")]
+    first, *others = gpu.preparations(jobs)
+    assert (first["op"], first["contestants"], first["ways"], first["patient"]) == ("delta_rule", ["fla"], ["forward", "gradient"], True)
+    assert [(job["op"], job["ways"]) for job in others] == [(job["op"], [job["way"]]) for job in jobs]
+    assert not any(job["patient"] or "fla" in job["contestants"] for job in others)
 
 
 def test_a_dry_run_leaves_no_results_behind() -> None:

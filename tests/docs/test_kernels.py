@@ -43,3 +43,9 @@ def test_what_ran_on_a_gpu_is_shown_with_its_failures() -> None:
             for way in ("forward", "gradient"):
                 if "ms" in row[way]:
                     assert f"{row[way]['ms']['ours']:.3g}" in page
+
+
+def test_a_peer_that_is_missing_is_named_with_the_reason() -> None:
+    reasons = {"fla": "RuntimeError: wrong on Hopper", "flex": "NotImplementedError: no"}
+    row = {"problem": "gated", "forward": {"absent": {}}, "gradient": {"absent": reasons}}
+    assert kernels.absent([{"delta_rule": [row]}]) == "\nNot in delta_rule gated gradient: fla: RuntimeError: wrong on Hopper\n"

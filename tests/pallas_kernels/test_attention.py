@@ -160,6 +160,36 @@ def test_bfloat16_keeps_float32_statistics(length: int) -> None:
         assert jnp.max(jnp.abs(got.astype(jnp.float32) - want)) < 2**-6 * jnp.max(jnp.abs(want))
 
 
+# Keys that a score takes away; of all but the first, the score's own derivative is no number there, or rows are left with no key at all.
+GONE = {
+    "chosen": lambda x, head, q, k: jnp.where(q - k < 3, x, -jnp.inf),
+    "added": lambda x, head, q, k: x + jnp.where(q > 4, 0.0, -jnp.inf),
+    "logarithm": lambda x, head, q, k: jnp.log(jax.nn.sigmoid(x) * (k <= q)),
+    "rectified": lambda x, head, q, k: jnp.log(jnp.maximum(x, 0)),
+}
+
+
+@pytest.mark.parametrize(("implementation", "length"), [("reference", 9), ("xla", 9), ("xla", 600), ("mosaic_tpu", 9)])
+@pytest.mark.parametrize("score", GONE)
+def test_a_score_of_minus_infinity_gives_no_gradient(score: str, implementation: str, length: int) -> None:
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).standard_normal((3, 1, length, 2, 8)))
+
+    @jax.jit
+    def gradients(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+        call = functools.partial(attention, score=GONE[score], implementation=implementation)
+        return jax.grad(lambda *qkv: jnp.sum(jnp.sin(call(*qkv))), (0, 1, 2))(q, k, v)
+
+    with dispatch.interpreting():
+        found = gradients(q, k, v)
+    assert all(np.isfinite(g).all() for g in found)
+    # A logarithm of 0 plus a small number is finite, and takes away as much, unless it takes away all.
+    kept = {"logarithm": lambda x, head, q, k: jnp.log(jax.nn.sigmoid(x) * (k <= q) + 1e-30), "rectified": lambda x, *_: jnp.log(jnp.maximum(x, 1e-30))}
+    if score in kept:
+        plain = functools.partial(attention, score=kept[score], implementation="reference")
+        for got, want in zip(found, jax.grad(lambda *qkv: jnp.sum(jnp.sin(plain(*qkv))), (0, 1, 2))(q, k, v)):
+            np.testing.assert_allclose(got, want, atol=1e-4)
+
+
 X = jax.ShapeDtypeStruct((2, 5, 4, 8), jnp.float32)
 
 

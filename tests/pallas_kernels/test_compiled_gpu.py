@@ -13,6 +13,7 @@ import pallas_kernels
 from benchmarks.kernels import gradients
 from pallas_kernels import compilers, dispatch, hopper
 from pallas_kernels.dispatch import OPS
+from pallas_kernels.linear_attention import mosaic_gpu
 from tests.compilation import optimizing
 
 pytestmark = pytest.mark.full
@@ -54,6 +55,15 @@ def test_compiles_for_h100(op_name: str, shape_name: str) -> None:
         assert kernel.shared_bytes is not None
         assert 0 < kernel.shared_bytes <= hopper.SHARED_BYTES
         assert not [remark for remark in kernel.remarks if "wgmma" in remark], "products wait for each other"
+
+
+@needs_compiler
+def test_sums_over_few_tokens_compile_for_h100() -> None:
+    """XLA compiles no cumulative sum of fewer than 16 numbers after a padding of zeros (findings/xla_gpu_cumsum_after_zeros.sh)."""
+    tokens, met = jax.ShapeDtypeStruct((2, 2, 5), jnp.float32), jax.ShapeDtypeStruct((2, 2, 1), jnp.float32)
+    compilers.compile_for("h100", lambda tokens, met: mosaic_gpu.decay_cotangent(tokens, met, 5), tokens, met)
+    logs = jax.ShapeDtypeStruct((2, 5, 2), jnp.float32)
+    compilers.compile_for("h100", lambda logs: mosaic_gpu.sums_in_chunks(logs, 1), logs)
 
 
 @needs_compiler

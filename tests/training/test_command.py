@@ -42,6 +42,7 @@ def test_train(trained):
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
 
 
+@pytest.mark.full  # a second process, which with the run that it evaluates is beyond what a quick test may take
 def test_eval(trained):
     found = json.loads(run("eval.py", f"--workdir={trained[0]}").splitlines()[-1])
     assert (found["examples"], found["step"], found["split"]) == (16, 2, "test")

@@ -12,10 +12,12 @@ from flax import nnx
 from layers import add_lora
 from layers.linear import Embed, Linear
 from layers.state import flatten
+from tests.training import toy
 from training import optimizer as optimizers
 from training import precision
 from training.checkpoint import Checkpoints
 from training.step import Skeleton, initial_state, make_step
+from training.workdir import open_workdir
 
 EVERY = pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS))
 NARROW = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
@@ -118,6 +120,15 @@ def test_rounding_stays_within_the_neighbors(dtype):
     assert draws.dtype == dtype
     assert np.all(np.abs(draws.astype(jnp.float32) - x) <= spacing)
     np.testing.assert_allclose(np.mean(draws.astype(jnp.float32) - x, 0) / np.maximum(spacing, 1e-9), 0, atol=0.17)
+
+
+def test_runs_from_before_the_rounding_was_a_field_go_on(tmp_path):
+    old = toy.config()
+    open_workdir(tmp_path, old)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    open_workdir(tmp_path, toy.config(optimizer__rounding="master"))
+    with pytest.raises(ValueError, match=r"optimizer.rounding: \"master\" there, \"stochastic\" here"):
+        open_workdir(tmp_path, toy.config(optimizer__rounding="stochastic"))
 
 
 VOCABULARY = 16

@@ -33,6 +33,11 @@ KERNELS = {"h100": {"mosaic_gpu"}, "v5e": {"mosaic_tpu", "splash"}}
 CALLS = {"h100": "mosaic_gpu", "v5e": "tpu_custom_call"}
 
 
+def implementations(choices: list[dispatch.Choice]) -> set[str]:
+    """What was picked for the ops that have kernels at all."""
+    return {c.implementation for c in choices if any(i.platforms for i in dispatch.OPS[c.op].implementations)}
+
+
 class Mean:
     """A task as small as a task can be."""
 
@@ -59,8 +64,8 @@ def test_lowers_with_its_kernels(family: str, device: str) -> None:
     _, step, state = step_of(family)
     with dispatch.recording() as choices:
         lowered = compilers.lower_for(device, step, state, {"input": inputs(family)[None]})
-    assert choices
-    assert {choice.implementation for choice in choices} <= KERNELS[device], list(map(str, choices))
+    assert implementations(choices)
+    assert implementations(choices) <= KERNELS[device], list(map(str, choices))
     assert CALLS[device] in lowered.as_text()
 
 
@@ -88,6 +93,6 @@ def test_several_devices_run_them_too(family: str, device: str, sizes: dict[str,
     with dispatch.recording() as choices:
         lowered = compilers.lower_for(device, step, state, batch, mesh=mesh)
     ways = {"state_passing"} if sizes["sequence"] > 1 else set()
-    assert {choice.implementation for choice in choices} <= KERNELS[device] | ways, list(map(str, choices))
+    assert implementations(choices) <= KERNELS[device] | ways, list(map(str, choices))
     program = lowered.compile().as_text() if (family, device) == ("mamba2", "v5e") else lowered.as_text()
     assert CALLS[device] in program

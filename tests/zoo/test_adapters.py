@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from flax import nnx
 import zoo
 from layers import assign, flatten
 from layers.lora import adapters
+from zoo.files import write_arrays
+from zoo.sources import open_source
 from zoo.weights import WeightsError, export
 
 SIZE = {"depth": 2, "features": 16, "patch_size": 8}
@@ -42,6 +45,36 @@ def test_adapters_alone(tmp_path: Path) -> None:
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
         assert {layer.lora_scale for layer in adapters(again).values()} == {5 / 3}
+
+
+class FromAccelerator:
+    """An array as an accelerator may hand it over: its axes lie in memory in another order."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = np.asfortranarray(array)
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.array
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_files_are_in_c_order(suffix: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"matrix": rng.standard_normal((3, 5)), "kernel": rng.standard_normal((2, 3, 4, 5)), "scalar": np.float32(2.0)}
+    given = {name: FromAccelerator(np.asarray(array, np.float32)) for name, array in arrays.items()}
+    path = tmp_path / f"arrays{suffix}"
+    write_arrays(path, given, {"format": "pt"})
+    found = open_source(path)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name].read(), np.asarray(array, np.float32))
+
+
+def test_one_place_writes_files() -> None:
+    """Others would have to remember the order of axes and to replace files as a whole."""
+    folder = Path(zoo.__file__).parent
+    writers = {path.name for path in folder.rglob("*.py") if re.search(r"save_file|np\.savez?\(|serialize", path.read_text())}
+    assert writers == {"files.py"}
 
 
 def test_whole_models_are_merged_first(tmp_path: Path) -> None:

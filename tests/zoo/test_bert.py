@@ -185,3 +185,38 @@ def test_another_size_is_named() -> None:
     file = {name: np.zeros(shape, np.float32) for line in lines for name, shape in line.released_shapes().items()}
     with pytest.raises(WeightsError, match=r"does not fit bert_small: none of its namings .* the nearest is 'transformers'.* by its shapes it is bert_tiny"):
         zoo.create("bert_small", depth=1, vocab_size=64, weights=file)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("pool", ["token", "average"])
+def test_vectors_of_length_zero_have_finite_gradients(pool: str, dtype: str) -> None:
+    """A row that is all padding, and a model whose vectors are zero."""
+    model = made(output="pooled", pool=pool, pooler=False, normalize=True, dtype=dtype)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    nothing = MASK & (np.arange(3) != 1)[:, None]
+    silent = jax.tree.map(lambda a: a if a.ndim > 1 else jnp.zeros_like(a), params)  # norms of scale 0
+
+    @jax.jit
+    def gradient(params: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            return jnp.sum(nnx.merge(graphdef, params, rest)(TOKENS, nothing).astype(jnp.float32) ** 2 * jnp.arange(16))
+
+        return jax.value_and_grad(loss)(params)
+
+    for given in (params, silent):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(given)))
+
+
+@pytest.mark.parametrize("norm_order", ["pre", "post"])
+def test_words_in_padding_may_be_nan(norm_order: str) -> None:
+    """Words already looked up: output and every gradient are those of padding that holds zeros."""
+    model = made(output="pooled", pool="average", pooler=False, norm_order=norm_order)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    words = RNG.standard_normal((3, 9, 16)).astype(np.float32)
+
+    @jax.jit
+    def run(params: Any, words: jax.Array) -> Any:
+        return jax.value_and_grad(lambda p, words: jnp.sum(nnx.merge(graphdef, p, rest)(words, MASK) ** 2 * jnp.arange(16)), (0, 1))(params, words)
+
+    zeros, nans = (run(params, np.where(MASK[..., None], words, np.float32(fill))) for fill in (0, np.nan))
+    jax.tree.map(np.testing.assert_array_equal, nans, zeros)

@@ -70,7 +70,8 @@ def _run(model: nnx.Module, size: str) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("size", tiered(["even", "odd"], lambda size: size == "even"))
+@pytest.mark.full  # a published size, whose gradient takes long to compile
+@pytest.mark.parametrize("size", ["even", "odd"])
 def test_matches_the_authors(model: nnx.Module, size: str, record_property: Any) -> None:
     found = _run(model, size)
     expected = {name.removeprefix(f"{size}/"): array for name, array in ARRAYS.items() if name.startswith(f"{size}/")}

@@ -19,6 +19,7 @@ import zoo
 from layers import Statistic, flatten
 from layers.state import flatten_state, parameter_count
 from tests.layers.mixer_cases import relative
+from tests.layers.test_gradient_sums import assert_kept
 from tests.tiers import tiered
 from training import optimizer as optimizers
 from zoo.backbones.causal import Causal
@@ -171,7 +172,7 @@ def training_step(family: str, form: tuple[str, ...]) -> tuple[Any, ...]:
     model = make(family, drop_path=0.3, dropout=0.2, **two, **dict.fromkeys(form, True))
     model.train()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    x = inputs(family, 16)
+    x = inputs(family, 16, batch=6)  # stochastic depth leaves some of them in every block
 
     @jax.jit
     def step(params: nnx.State, rest: nnx.State) -> Any:
@@ -252,6 +253,27 @@ def test_bfloat16(family: str) -> None:
     y = run(model, x)
     assert y.dtype == jnp.bfloat16
     assert relative(np.asarray(y, np.float32), run(tiny(family), x)) < 0.05
+
+
+@pytest.mark.full
+@every
+@pytest.mark.parametrize(("dtype", "rows"), [("bfloat16", 1024), ("float16", 4096)])
+def test_gradients_keep_the_sum_over_many_rows(family: str, dtype: str, rows: int) -> None:
+    """Tables, biases, scales, positions, tokens, tied heads: see tests/layers/test_gradient_sums.py."""
+    shallow = {"depths": (1, 1)} if "depths" in TINY.get(family, {}) else {"depth": 1}
+    assert_kept(make(family, dtype=dtype, **shallow), inputs(family, 16, batch=1), rows)
+
+
+@every
+def test_tokens_beyond_the_vocabulary_are_refused(family: str) -> None:
+    if family in IMAGE_FAMILIES:
+        pytest.skip("takes images")
+    model, tokens = make(family, depth=1), inputs(family, 16)
+    for token in (11, 999, -1):
+        wrong = tokens.copy()
+        wrong[1, 5] = token
+        with pytest.raises(ValueError, match=rf"token {token} in row 1, place 5: the table has 11 entries"):
+            model(wrong)
 
 
 @every

@@ -58,7 +58,7 @@ def test_rows_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = [row for row in summary.rows if ".blocks." in row.name]
     assert len(blocks) == 4
     assert all(row.flops > 0 and row.parameters > 0 for row in blocks)
-    assert summary.choices == {"attention: xla": 4}
+    assert summary.choices == {"attention: xla": 4, "depthwise_convolution: xla": 8}
     assert capsys.readouterr().out == f"{summary}\n"
 
 

@@ -21,10 +21,10 @@ from layers.broadcast import broadcast
 from layers.combinators import bidirectional, on_sequence
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Embed, Linear
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, finite_padding, without_padding
 from layers.mlp import MLP, gelu
 from layers.module import Module
-from layers.norm import create_norm
+from layers.norm import create_norm, unit
 from layers.stack import Stack, drop_path_rates
 from zoo.backbones.classifier import Classifier, make_head
 from zoo.registry import ModelConfig
@@ -152,7 +152,7 @@ class Encoder(Classifier):
 
     def hidden(self, tokens: jax.Array, mask: jax.Array | None = None, types: jax.Array | None = None) -> jax.Array:
         """A vector for each token: (batch, length, features)."""
-        return self._normed(self.blocks(self.embed(tokens, types), mask)[0])
+        return self._normed(self.blocks(self._embed_real(tokens, mask, types), mask)[0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head over the vocabulary: (..., features) to (..., vocab_size). Dear vocabularies need not be applied to every token.
@@ -175,11 +175,10 @@ class Encoder(Classifier):
         elif mask is None:
             x = hidden.mean(1)
         else:
-            weight = mask[..., None].astype(hidden.dtype)
-            x = (hidden * weight).sum(1) / jnp.maximum(weight.sum(1), 1e-9)
-        if not self.config.normalize:
-            return x
-        return x / jnp.maximum(jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True), 1e-12).astype(x.dtype)
+            # Divided before it is summed, which float16 could not hold.
+            share = 1 / jnp.maximum(mask.sum(1, dtype=jnp.float32), 1)
+            x = jnp.sum(without_padding(hidden, mask) * share[:, None, None], 1).astype(hidden.dtype)
+        return unit(x) if self.config.normalize else x
 
     def first(self, hidden: jax.Array) -> jax.Array:
         """The first token's vector, through the pooler where there is one: (batch, features)."""
@@ -191,7 +190,7 @@ class Encoder(Classifier):
         """Outputs (batch, length, features) of some blocks, by default the last of each quarter."""
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
-        return self.blocks(self.embed(tokens, types), mask, capture=indices)[1]
+        return self.blocks(self._embed_real(tokens, mask, types), mask, capture=indices)[1]
 
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         """Replaces the head by a fresh one for ``num_classes``; 0 removes it. The output is then the pooled one."""
@@ -209,6 +208,10 @@ class Encoder(Classifier):
             x = x + self.types(jnp.zeros(words.shape[:2], jnp.int32) if types is None else types)
         x = self.embedding_norm(x)
         return x if self.dropout is None else self.dropout(x)
+
+    def _embed_real(self, tokens: jax.Array, mask: jax.Array | None, types: jax.Array | None) -> jax.Array:
+        """:meth:`embed`, with what words already looked up hold in padding made finite."""
+        return self.embed(tokens if tokens.ndim == 2 else finite_padding(tokens, mask), types)
 
     def _normed(self, x: jax.Array) -> jax.Array:
         return x if self.norm is None else self.norm(x)

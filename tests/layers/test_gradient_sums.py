@@ -1,0 +1,135 @@
+"""The gradient of a parameter sums over all rows and tokens: in narrow dtypes, no part of the sum is lost.
+
+All rows are equal here, and so are their gradients: a sum over thousands of them is that many times the gradient
+of one row. Both come from one program, in which rows count by a weight: rounding is the same, adding up is all
+that differs. A sum that is kept in bfloat16 stands still at 256 equal terms, in float16 at 2,048.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from layers.convolution import CausalConvolution
+from layers.depthwise import DepthwiseConv
+from layers.drop import LayerScale
+from layers.linear import Embed, Linear
+from layers.mlp import MLP
+from layers.norm import NORMS, create_norm
+from layers.patch import ConvStem, PatchEmbed
+from layers.state import flatten
+from tests.layers.mixer_cases import CASES, WITHOUT_GRADIENT, MixerCase, compiled
+
+ROWS, SCALE = 512, 64.0
+NARROW = (jnp.bfloat16, jnp.float16)
+narrow = pytest.mark.parametrize("dtype", NARROW, ids=lambda dtype: dtype.__name__)
+
+
+def lost(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCALE) -> dict[str, float]:
+    """For each parameter, how far the gradient of many equal rows is from that of one, as a part of it; ``x`` is the row, (1, ...)."""
+    module.eval()
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    many = np.broadcast_to(x, (rows, *x.shape[1:]))
+
+    @jax.jit
+    def gradient(params: Any, weight: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            y = nnx.merge(graphdef, params, rest, copy=True)(many)
+            wide = y.astype(jnp.float32).reshape(rows, -1)
+            return jnp.sum(weight * jnp.mean(wide * wide + wide, -1))
+
+        return jax.grad(loss)(params)
+
+    # Scaled as the training step scales losses in float16, where small gradients would be rounded away, and large ones overflow.
+    sums = gradient(params, jnp.full(rows, scale))
+    while scale > 1 and not all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(sums)):
+        scale /= 2
+        sums = gradient(params, jnp.full(rows, scale))
+    one = gradient(params, jnp.zeros(rows).at[rows // 2].set(scale))
+    a, b = ({n: np.asarray(g, np.float64) for n, g in flatten(nnx.merge(graphdef, g, rest), nnx.Param).items()} for g in (sums, one))
+    return {n: float(np.linalg.norm(a[n] / rows - b[n]) / max(np.linalg.norm(b[n]), 1e-30)) for n in a if not n.endswith(tuple(WITHOUT_GRADIENT))}
+
+
+def assert_kept(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCALE) -> None:
+    bad = {name: error for name, error in lost(module, x, rows, scale).items() if not error < 0.01}
+    assert not bad
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_mixers(case: MixerCase) -> None:
+    assert_kept(case.make(dtype=jnp.bfloat16), compiled(case).inputs(batch=1))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", [case for case in CASES if case.quick], ids=str)
+def test_mixers_in_float16(case: MixerCase) -> None:
+    assert_kept(case.make(dtype=jnp.float16), compiled(case).inputs(batch=1))
+
+
+IMAGE = np.random.default_rng(0).standard_normal((1, 16, 16, 8)).astype(np.float32)
+TOKENS = np.arange(20, dtype=np.int32)[None] % 7
+
+
+def _norm(name: str, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+    return create_norm(name, 8, dtype=dtype, rngs=rngs)
+
+
+class Tied(nnx.Module):
+    """A table that is looked up and multiplied by."""
+
+    def __init__(self, dtype: Any, rngs: nnx.Rngs):
+        self.embedding = Embed(11, 8, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.embedding.attend(self.embedding(tokens))
+
+
+LAYERS: dict[str, tuple[Callable[..., nnx.Module], np.ndarray]] = {
+    "linear": (lambda dtype, rngs: Linear(8, 4, dtype=dtype, rngs=rngs), IMAGE),
+    "embedding": (lambda dtype, rngs: Embed(11, 4, dtype=dtype, rngs=rngs), TOKENS),
+    "tied": (Tied, TOKENS),
+    "patches": (lambda dtype, rngs: PatchEmbed(2, 8, 4, dtype=dtype, rngs=rngs), IMAGE),
+    "stem": (lambda dtype, rngs: ConvStem(8, (4, 4), dtype=dtype, rngs=rngs), IMAGE),
+    "depthwise": (lambda dtype, rngs: DepthwiseConv(8, 3, dtype=dtype, rngs=rngs), IMAGE),
+    "causal_convolution": (lambda dtype, rngs: CausalConvolution(8, dtype=dtype, rngs=rngs), IMAGE[:, 0]),
+    "mlp": (lambda dtype, rngs: MLP(8, 16, dtype=dtype, rngs=rngs), IMAGE),
+    **{f"norm_{norm}": (functools.partial(_norm, norm), IMAGE) for norm in NORMS},
+}
+
+
+@narrow
+@pytest.mark.parametrize("param_dtype", [jnp.float32, None], ids=["float32", "narrow"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(name: str, param_dtype: Any, dtype: Any) -> None:
+    make, x = LAYERS[name]
+    module = make(dtype=dtype, rngs=nnx.Rngs(0))
+    if param_dtype is None:  # the sum is then rounded once, to the parameter's own dtype
+        graphdef, state = nnx.split(module)
+        module = nnx.merge(graphdef, jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, state))
+    assert_kept(module, x if x.dtype == np.int32 else x.astype(dtype), scale=SCALE if param_dtype else 1.0)  # float16 ends at 65,504
+
+
+@narrow
+def test_layer_scale(dtype: Any) -> None:
+    assert_kept(LayerScale(8, 0.5, rngs=nnx.Rngs(0)), IMAGE.astype(dtype))
+
+
+@narrow
+def test_a_token_that_is_a_seventh_of_all(dtype: Any) -> None:
+    """Tokens as in text: the commonest is 15 % of 65,536; against float64, every row of the table."""
+    rng = np.random.default_rng(0)
+    tokens = np.where(rng.random((64, 1024)) < 0.15, 3, rng.integers(0, 256, (64, 1024))).astype(np.int32)
+    weight = jnp.asarray(rng.uniform(0.5, 1.5, (64, 1024, 8)), dtype)
+    embed = Embed(256, 8, dtype=dtype, rngs=nnx.Rngs(0))
+    gradient = jax.jit(nnx.grad(lambda embed: jnp.sum((embed(tokens) * weight).astype(jnp.float32))))(embed)["embedding"][...]
+    right = np.zeros((256, 8))
+    np.add.at(right, tokens.reshape(-1), np.asarray(weight, np.float64).reshape(-1, 8))
+    np.testing.assert_allclose(gradient, right, rtol=1e-3)

@@ -1,0 +1,43 @@
+"""The one place that writes files of arrays: whole or not at all, every array in C order."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Replaces ``path`` (.safetensors or .npz) by a file of ``arrays``; what was there stays where writing fails.
+
+    Arrays that come from an accelerator may lie in memory in another order of axes, and safetensors 0.8 writes memory as
+    it lies, under the shape that it should have had. So all are brought into C order here.
+
+    Args:
+      metadata: text beside the arrays of a .safetensors file; .npz has no place for it.
+    """
+    ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+    try:
+        if path.suffix == ".npz":
+            with temporary.open("wb") as stream:
+                np.savez(stream, **ordered)  # type: ignore[arg-type]
+        else:
+            from safetensors.numpy import save_file
+
+            save_file(ordered, temporary, metadata=dict(metadata))
+        os.chmod(temporary, 0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
