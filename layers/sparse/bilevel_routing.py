@@ -20,7 +20,7 @@ from flax import nnx
 from layers.depthwise import DepthwiseConv
 from layers.initializers import truncated_normal
 from layers.linear import Linear
-from layers.mixer import Mixer, register_mixer
+from layers.mixer import Mixer, finite_padding, register_mixer
 from layers.module import Diagnostic
 from pallas_kernels import attention, attention_weights
 
@@ -92,6 +92,7 @@ class BilevelRoutingAttention(Mixer):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
         height, width = x.shape[1:3]
+        x = finite_padding(x, mask)
         if self.topk is not None:
             x, mask = self._pad(x, mask)
         q, k, v = self.query(x), self.key(x), self.value(x)
