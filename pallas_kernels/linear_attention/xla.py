@@ -51,7 +51,7 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
         out, state = _recurrence(chunk_size, False, scale, q, k, values, logs, state)
         if not call.causal:
             flipped = [None if x is None else jnp.flip(x, 1) for x in (q, k, values, logs)]
-            out = out + jnp.flip(_recurrence(chunk_size, True, scale, *flipped, state=jnp.zeros(shape, wide))[0], 1)
+            out = out + jnp.flip(_recurrence(chunk_size, True, scale, *flipped, jnp.zeros(shape, wide))[0], 1)
     return out.astype(v.dtype).reshape(v.shape), state.reshape(batch, heads, key_dim, value_dim)
 
 

@@ -213,7 +213,7 @@ def test_scan_and_remat_change_nothing(family: str, form: tuple[str, ...]) -> No
         np.testing.assert_allclose(other_statistics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@every
+@pytest.mark.parametrize("family", tiered(FAMILIES, ("s4d", "transformer").__contains__))
 def test_forward_mode(family: str) -> None:
     """Derivatives along a direction of parameters and input: those of the loss agree with its gradient, those of its gradient among themselves."""
     model, x = make(family, **shallow(family)), inputs(family)
