@@ -8,12 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import concrete_or_error
 
 from layers.block import Block
 from layers.module import PureCall, pure_call
 
 Call = Callable[[Block, jax.Array, Any], tuple[jax.Array, Any]]
 """How a block is applied: (block, x, what it alone is given) to (x, what it alone gives)."""
+Row = tuple[Block, Any]
+"""A block and what it alone is given."""
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float | None]:
@@ -24,9 +27,10 @@ def drop_path_rates(rate: float, depth: int) -> list[float | None]:
 class Stack(nnx.List):
     """Blocks applied one after another; a block's name is its index.
 
-    ``scan`` runs equal neighbours (or equal groups of neighbours, for a pattern) as one ``lax.scan``,
-    so that compile time does not grow with depth. The leaves are stacked inside the step: names,
-    checkpoints and optimisers see unstacked ones. ``remat`` recomputes each block in the backward pass.
+    Under ``jax.jit`` equal blocks are traced once, wherever they stand. ``scan`` runs equal neighbours (or equal
+    groups of neighbours, for a pattern) as one ``lax.scan``, so that XLA compiles them once too. The leaves are
+    stacked inside the step, which takes memory: names, checkpoints and optimizers see unstacked ones. ``remat``
+    recomputes each block in the backward pass.
     """
 
     def __init__(self, blocks: Iterable[Block], *, remat: bool = False, scan: bool = False):
@@ -74,29 +78,43 @@ class Stack(nnx.List):
     def _run(self, indices: Sequence[int], call: Call, x: jax.Array, inputs: Sequence[Any]) -> tuple[jax.Array, tuple[Any, ...]]:
         """Applies ``x, output = call(block, x, input)`` for each of the blocks; returns the last x and all outputs."""
         rows = [(self[i], given) for i, given in zip(indices, inputs, strict=True)]
-        kinds = [_structure(*row) for row in rows] if self.scan else []
+        staged = _is_staged(x)
+        kinds = _kinds(rows) if self.scan or staged else list(range(len(rows)))
+        programs: dict[int, _Program] = {}
         outputs: list[Any] = []
-        while rows:
-            period, repeats = _period(kinds)
-            done = period * repeats
+        start = 0
+        while start < len(rows):
+            period, repeats = _period(kinds[start:]) if self.scan else (1, 1)
+            kind, end = kinds[start], start + period * repeats
+            groups = [rows[i : i + period] for i in range(start, end, period)]
             if repeats > 1:
-                x, found = _scan([rows[start : start + period] for start in range(0, done, period)], call, x)
+                x, found = _Program(groups[0], call).scan(groups, x)
+            elif staged and kinds.count(kind) > 1:
+                # JAX traces, differentiates and lowers the block once; XLA puts the program in each place, as if it were written there.
+                program = programs[kind] = programs.get(kind) or _Program(groups[0], call)
+                x, found = program.run(groups[0], x)
             else:
-                (block, given), *_ = rows
+                ((block, given),) = groups[0]
                 x, output = call(block, x, given)
                 found = [output]
             outputs += found
-            rows, kinds = rows[done:], kinds[done:]
+            start = end
         return x, tuple(outputs)
 
 
-def _period(kinds: list[Any]) -> tuple[int, int]:
-    """The shortest pattern that the first blocks repeat, and how often they do; 1, 1 where the first block starts none."""
-    for period in range(1, len(kinds) // 2 + 1):
-        repeats = len(kinds) // period
-        if kinds[: period * repeats] == kinds[:period] * repeats:
-            return period, repeats
-    return 1, 1
+def _is_staged(x: jax.Array) -> bool:
+    """Whether ``x`` belongs to a program in the making (that of ``jax.jit``), rather than to operations that run at once."""
+    try:
+        concrete_or_error(None, x)
+    except jax.errors.ConcretizationTypeError:
+        return True
+    return False
+
+
+def _kinds(rows: list[Row]) -> list[int]:
+    """A number for each block, equal for those that one program can run."""
+    structures = [_structure(*row) for row in rows]
+    return [structures.index(structure) for structure in structures]
 
 
 def _structure(block: Block, given: Any) -> tuple[Any, ...]:
@@ -106,27 +124,54 @@ def _structure(block: Block, given: Any) -> tuple[Any, ...]:
     return graphdef, tree, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
-def _scan(groups: list[list[tuple[Block, Any]]], call: Call, x: jax.Array) -> tuple[jax.Array, list[Any]]:
-    """Runs groups of equal structure as one ``lax.scan``."""
+def _period(kinds: list[int]) -> tuple[int, int]:
+    """The shortest pattern that the first blocks repeat, and how often they do; 1, 1 where the first block starts none."""
+    for period in range(1, len(kinds) // 2 + 1):
+        repeats = len(kinds) // period
+        if kinds[: period * repeats] == kinds[:period] * repeats:
+            return period, repeats
+    return 1, 1
 
-    def run(group: nnx.List, x: jax.Array, inputs: list[Any]) -> tuple[jax.Array, list[Any]]:
-        outputs = []
-        for block, given in zip(group, inputs, strict=True):
-            x, output = call(block, x, given)
-            outputs.append(output)
-        return x, outputs
 
-    def body(x: jax.Array, row: tuple[nnx.State, list[Any]]) -> tuple[jax.Array, Any]:
-        (x, outputs), effects = pure(graphdef, row[0], x, row[1])
+class _Program:
+    """What a group of blocks does, as a function of arrays, for all groups of the same structure."""
+
+    def __init__(self, group: list[Row], call: Call):
+        def run(blocks: nnx.List, x: jax.Array, inputs: list[Any]) -> tuple[jax.Array, list[Any]]:
+            outputs = []
+            for block, given in zip(blocks, inputs, strict=True):
+                x, output = call(block, x, given)
+                outputs.append(output)
+            return x, outputs
+
+        self._graphdef, self._pure = nnx.graphdef(_blocks(group)), PureCall(run)
+        self._traced_once = jax.jit(self._step)
+
+    def _step(self, x: jax.Array, arrays: tuple[nnx.State, list[Any]]) -> tuple[jax.Array, Any]:
+        state, inputs = arrays
+        (x, outputs), effects = self._pure(self._graphdef, state, x, inputs)
         return x, (outputs, effects)
 
-    modules = [nnx.List([block for block, _ in group]) for group in groups]
-    graphdef, pure = nnx.split(modules[0])[0], PureCall(run)
-    rows = [(nnx.state(module), [given for _, given in group]) for module, group in zip(modules, groups)]
-    x, found = jax.lax.scan(body, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
-    outputs: list[Any] = []
-    for i, module in enumerate(modules):
-        values, effects = jax.tree.map(lambda leaf, i=i: leaf[i], found)
-        pure.apply(module, effects)
-        outputs += values
-    return x, outputs
+    def run(self, group: list[Row], x: jax.Array) -> tuple[jax.Array, list[Any]]:
+        """Runs one group; returns the last x and all outputs."""
+        x, (outputs, effects) = self._traced_once(x, _arrays(group))
+        self._pure.apply(_blocks(group), effects)
+        return x, outputs
+
+    def scan(self, groups: list[list[Row]], x: jax.Array) -> tuple[jax.Array, list[Any]]:
+        """Runs groups one after another as one ``lax.scan``."""
+        x, found = jax.lax.scan(self._step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(_arrays, groups)))
+        outputs: list[Any] = []
+        for i, group in enumerate(groups):
+            values, effects = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+            self._pure.apply(_blocks(group), effects)
+            outputs += values
+        return x, outputs
+
+
+def _blocks(group: list[Row]) -> nnx.List:
+    return nnx.List([block for block, _ in group])
+
+
+def _arrays(group: list[Row]) -> tuple[nnx.State, list[Any]]:
+    return nnx.state(_blocks(group)), [given for _, given in group]

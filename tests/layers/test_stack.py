@@ -181,6 +181,19 @@ def test_functions_may_close_over_a_stack(form: str) -> None:
     assert float(jnp.abs(gradient).max()) > 0
 
 
+def test_equal_blocks_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = causal(6, (None, 3))
+    want = stack(X)[0]  # runs at once, block by block
+    called = []
+    extended = Block.__call__
+    monkeypatch.setattr(Block, "__call__", lambda block, *args: called.append(block.mixer.window) or extended(block, *args))
+    assert relative(jax.jit(lambda x: stack(x)[0])(X), want) < 1e-5
+    assert sorted(called, key=str) == [3, None]
+    called.clear()
+    stack(X)
+    assert called == [None, 3] * 3
+
+
 def test_drop_path_rates_grow_linearly() -> None:
     assert drop_path_rates(0.3, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert drop_path_rates(0.0, 3) == [None] * 3
