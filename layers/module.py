@@ -102,11 +102,11 @@ class Module(nnx.Module):
 
 
 class PureCall:
-    """``call(module, *args)`` as a function of arrays, for a transformation of JAX to trace, and what the call does besides.
+    """``call(module, *args)`` as a function of arrays, for a transformation of JAX to trace, with the call's side effects.
 
-    Calling it gives (output, effects). :meth:`apply`, after the transformation, does the effects to a module: it writes the
-    variables that the call changed, and sows for the caller what was sown. A variable that was only read is left alone, so that
-    ``jax.jit`` and ``jax.grad`` may close over a module whose call changes none.
+    Calling it gives (output, effects). :meth:`apply`, after the transformation, does the effects to a module: it writes
+    the variables that the call changed, and sows for the caller what was sown. A variable that was only read is left
+    alone, so that ``jax.jit`` and ``jax.grad`` may close over a module whose call changes none.
     """
 
     def __init__(self, call: Callable[..., Any]):
@@ -119,7 +119,8 @@ class PureCall:
         variables = _variables(module)
         before = {path: variable.get_raw_value() for path, variable in variables.items()}
         with contextlib.ExitStack() as scope:
-            sown = scope.enter_context(collecting(*self._outer.kinds, name=self._outer.name)) if self._outer else Sown(())
+            outer = self._outer
+            sown = scope.enter_context(collecting(*outer.kinds, name=outer.name)) if outer else Sown(())
             out = self._call(module, *args)
         self._changed = [path for path, variable in variables.items() if variable.get_raw_value() is not before[path]]
         paths = {id(below): path for path, below in nnx.iter_modules(module)} if sown.entries else {}
@@ -144,7 +145,12 @@ def _variables(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
     return dict(nnx.to_flat_state(nnx.state(module)))
 
 
-def pure_call(module: nnx.Module, call: Callable[..., Any], *args: Any, transform: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
+def pure_call(
+    module: nnx.Module,
+    call: Callable[..., Any],
+    *args: Any,
+    transform: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> Any:
     """Calls ``call(module, *args)`` through ``transform`` (``jax.checkpoint``, say), which sees a function of arrays alone."""
     graphdef, state = nnx.split(module)
     pure = PureCall(call)

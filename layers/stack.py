@@ -38,7 +38,12 @@ class Stack(nnx.List):
         self.remat, self.scan = remat, scan
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None, *, capture: Sequence[int] = ()
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        *,
+        capture: Sequence[int] = (),
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Applies all blocks.
 
@@ -53,7 +58,9 @@ class Stack(nnx.List):
         def call(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
             if not self.remat:
                 return block(x, mask, positions), None
-            return pure_call(block, lambda block, *args: block(*args), x, mask, positions, transform=jax.checkpoint), None
+            return pure_call(
+                block, lambda block, *args: block(*args), x, mask, positions, transform=jax.checkpoint
+            ), None
 
         depth = len(self)
         wanted = {i % depth for i in capture}
@@ -65,7 +72,9 @@ class Stack(nnx.List):
             found[end - 1], start = x, end
         return x, [found[i % depth] for i in capture]
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> tuple[Any, ...]:
+    def init_state(
+        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None
+    ) -> tuple[Any, ...]:
         """The states of all blocks."""
         return tuple(block.init_state(batch_size, max_length, dtype, context) for block in self)
 
@@ -75,7 +84,9 @@ class Stack(nnx.List):
         """As :meth:`Mixer.extend`, through all blocks."""
         return self._run(range(len(self)), lambda block, x, old: block.extend(x, old, mask), x, state)
 
-    def _run(self, indices: Sequence[int], call: Call, x: jax.Array, inputs: Sequence[Any]) -> tuple[jax.Array, tuple[Any, ...]]:
+    def _run(
+        self, indices: Sequence[int], call: Call, x: jax.Array, inputs: Sequence[Any]
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
         """Applies ``x, output = call(block, x, input)`` for each of the blocks; returns the last x and all outputs."""
         rows = [(self[i], given) for i, given in zip(indices, inputs, strict=True)]
         staged = _is_staged(x)
@@ -90,7 +101,7 @@ class Stack(nnx.List):
             if repeats > 1:
                 x, found = _Program(groups[0], call).scan(groups, x)
             elif staged and kinds.count(kind) > 1:
-                # JAX traces, differentiates and lowers the block once; XLA puts the program in each place, as if it were written there.
+                # JAX traces, differentiates and lowers the block once; XLA copies it to each place where it is called.
                 program = programs[kind] = programs.get(kind) or _Program(groups[0], call)
                 x, found = program.run(groups[0], x)
             else:
@@ -103,7 +114,7 @@ class Stack(nnx.List):
 
 
 def _is_staged(x: jax.Array) -> bool:
-    """Whether ``x`` belongs to a program in the making (that of ``jax.jit``), rather than to operations that run at once."""
+    """Whether ``x`` is traced for a program (by ``jax.jit``): outside, operations run at once, also under ``jax.grad``."""
     try:
         concrete_or_error(None, x)
     except jax.errors.ConcretizationTypeError:
@@ -125,7 +136,7 @@ def _structure(block: Block, given: Any) -> tuple[Any, ...]:
 
 
 def _period(kinds: list[int]) -> tuple[int, int]:
-    """The shortest pattern that the first blocks repeat, and how often they do; 1, 1 where the first block starts none."""
+    """The shortest pattern that the first blocks repeat, and how often; 1, 1 where the first block starts none."""
     for period in range(1, len(kinds) // 2 + 1):
         repeats = len(kinds) // period
         if kinds[: period * repeats] == kinds[:period] * repeats:

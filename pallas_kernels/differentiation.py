@@ -1,11 +1,12 @@
 """Functions with a gradient of their own that forward mode can differentiate too, any number of times.
 
-``jax.custom_vjp`` refuses forward mode. Here the derivative of f along a direction dx is a primitive that is linear in dx,
+``jax.custom_vjp`` refuses forward mode. Here the derivative of f along a direction dx is a primitive, linear in dx,
 
     pushforward(x, residuals, dx) = f'(x) dx
 
-and its transpose is the gradient that was given. Reverse mode transposes the primitive without computing it. Forward mode computes it,
-as the derivative of f's own operations. Gradients of gradients differentiate what was given, as they do with ``jax.custom_vjp``.
+and its transpose is the gradient that was given. Reverse mode transposes the primitive without computing it. Forward
+mode computes it, as the derivative of f's own operations. Gradients of gradients differentiate the gradient that was
+given, as they do with ``jax.custom_vjp``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Differentiable:
     Attributes:
       function: (*static, *arrays) to a pytree of arrays; ``arrays`` are pytrees too.
       static: how many leading arguments are hashable and not differentiated.
-      kernel: neither the function's operations nor those of its gradient can be differentiated: forward mode and gradients of gradients are refused.
+      kernel: the function and its gradient are Pallas kernels, whose operations can't be differentiated: forward mode
+        and gradients of gradients are refused.
     """
 
     def __init__(self, function: Callable[..., Any], static: int, kernel: bool):
@@ -44,23 +46,29 @@ class Differentiable:
           forward: with the function's arguments to (what the function returns, residuals).
           backward: (*static, residuals, cotangents) to a tuple of the arrays' cotangents; None is zero.
         """
-        self.forward, self.backward = (self._refusing(forward), self._refusing(backward)) if self.kernel else (forward, backward)
+        self.forward, self.backward = (
+            (self._refusing(forward), self._refusing(backward)) if self.kernel else (forward, backward)
+        )
 
     def __call__(self, *arguments: Any) -> Any:
         leaves, tree = jax.tree.flatten(arguments[self.static :])
         given = _Given(self, arguments[: self.static], tree)
         operands = [jnp.asarray(x) for x in leaves]
         varying = frozenset().union(*(_varying(x) for x in operands))
-        # Each device's gradient of what all devices share is its own part of the sum, which the transpose of this adds up.
-        operands = [jax.lax.pcast(x, tuple(varying - _varying(x)), to="varying") if varying - _varying(x) else x for x in operands]
+        # A device's gradient of what all devices share is its part of a sum, which the transpose of this adds up.
+        operands = [
+            jax.lax.pcast(x, tuple(varying - _varying(x)), to="varying") if varying - _varying(x) else x
+            for x in operands
+        ]
         out = function_p.bind(*operands, given=given)
         return jax.tree.unflatten(_outputs(given, tuple(map(jax.typeof, operands)))[1], out)
 
     def refuse(self) -> Any:
         """Raises what a kernel answers to forward mode."""
         raise NotImplementedError(
-            f"{self.__module__}.{self.__name__} is a Pallas kernel: it has a gradient, but neither a forward mode nor a gradient of its gradient. "
-            'Trace the call inside `with pallas_kernels.dispatch.use("xla"):` to compute it in operations that have both'
+            f"{self.__module__}.{self.__name__} is a Pallas kernel: it has a gradient, but neither a forward mode nor "
+            'a gradient of its gradient. Trace the call inside `with pallas_kernels.dispatch.use("xla"):` '
+            "to compute it in operations that have both"
         )
 
     def _refusing(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,7 +123,7 @@ class _Given:
 
 @dataclasses.dataclass(frozen=True)
 class _Mapped:
-    """A function and its gradient, mapped over axes of some arrays; outputs and residuals are mapped over their first."""
+    """A function and its gradient, mapped over axes of some arrays, and over the first of outputs and residuals."""
 
     of: Any
     axes: tuple[int | None, ...]
@@ -134,10 +142,12 @@ class _Mapped:
         return jax.vmap(self.of.forward, in_axes=self.axes)(*leaves)
 
     def backward(self, residuals: Any, cotangents: Any) -> list[Any]:
-        found = jax.vmap(self.of.backward)(residuals, cotangents)
-        return [
-            None if x is None else jnp.sum(x, 0) if axis is None else jnp.moveaxis(x, 0, axis) for x, axis in zip(found, self.axes, strict=True)
-        ]  # fmt: skip
+        def placed(x: Any, axis: int | None) -> Any:
+            if x is None:
+                return None
+            return jnp.sum(x, 0) if axis is None else jnp.moveaxis(x, 0, axis)
+
+        return [placed(*row) for row in zip(jax.vmap(self.of.backward)(residuals, cotangents), self.axes, strict=True)]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -161,7 +171,9 @@ def _differentiate(primals: Sequence[Any], tangents: Sequence[Any], *, given: An
     kept = tuple(places[id(x)] if id(x) in places else next(numbers) for x in leaves)
     moving = tuple(type(t) is not ad.Zero for t in tangents)
     directions = [t for t in tangents if type(t) is not ad.Zero]
-    return jax.tree.leaves(out), pushforward_p.bind(*primals, *own, *directions, given=given, moving=moving, tree=tree, kept=kept)
+    return jax.tree.leaves(out), pushforward_p.bind(
+        *primals, *own, *directions, given=given, moving=moving, tree=tree, kept=kept
+    )
 
 
 function_p = Primitive("differentiable")
@@ -181,8 +193,8 @@ def _batch(operands: Sequence[Any], axes: Sequence[int | None], *, given: Any) -
 batching.primitive_batchers[function_p] = _batch
 
 
-# The pushforward's operands are the arrays, residuals that are none of them, and the directions of the arrays that are ``moving``. ``kept`` are
-# the places of all residuals among the operands, ``tree`` is their structure.
+# The pushforward's operands are the arrays, residuals that are none of them, and the directions of the arrays that are
+# ``moving``. ``kept`` are the places of all residuals among the operands, ``tree`` is their structure.
 
 
 def _parts(operands: Sequence[Any], moving: tuple[bool, ...]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -208,7 +220,9 @@ def _pushforward(*operands: Any, given: Any, moving: tuple[bool, ...], tree: Any
     return _along(given, moving, arrays, directions)
 
 
-def _pushforward_types(*operands: Any, given: Any, moving: tuple[bool, ...], tree: Any, kept: tuple[int, ...]) -> list[Any]:
+def _pushforward_types(
+    *operands: Any, given: Any, moving: tuple[bool, ...], tree: Any, kept: tuple[int, ...]
+) -> list[Any]:
     return [x.to_tangent_aval() for x in _outputs(given, tuple(operands[: len(moving)]))[0]]
 
 
@@ -225,7 +239,12 @@ def _pushforward_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: 
 
         def function(*turned: Any) -> list[Any]:
             some = iter(turned)
-            return _along(given, moving, [next(some) if turns else x for turns, x in zip(turning, arrays, strict=True)], directions)
+            return _along(
+                given,
+                moving,
+                [next(some) if turns else x for turns, x in zip(turning, arrays, strict=True)],
+                directions,
+            )
 
         at = tuple(x for turns, x in zip(turning, arrays, strict=True) if turns)
         changes.append(jax.jvp(function, at, tuple(d for d in d_arrays if type(d) is not ad.Zero))[1])
@@ -240,10 +259,14 @@ def _pushforward_transpose(
     cotangents = jax.tree.unflatten(structure, map(ad.instantiate_zeros, cotangents))
     found = given.backward(jax.tree.unflatten(tree, [operands[i] for i in kept]), cotangents)
     wanted = [x for moves, x in zip(moving, found, strict=True) if moves]
-    return [None] * (len(arrays) + len(residuals)) + [ad.Zero(d.aval) if x is None else x for x, d in zip(wanted, directions, strict=True)]
+    return [None] * (len(arrays) + len(residuals)) + [
+        ad.Zero(d.aval) if x is None else x for x, d in zip(wanted, directions, strict=True)
+    ]
 
 
-def _pushforward_batch(operands: Sequence[Any], axes: Sequence[int | None], **params: Any) -> tuple[list[Any], list[int]]:
+def _pushforward_batch(
+    operands: Sequence[Any], axes: Sequence[int | None], **params: Any
+) -> tuple[list[Any], list[int]]:
     # Only forward mode maps it: reverse mode has transposed it before.
     out = jax.vmap(functools.partial(_pushforward, **params), in_axes=tuple(axes))(*operands)
     return out, [0] * len(out)

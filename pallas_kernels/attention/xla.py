@@ -4,8 +4,7 @@ A chunk recomputes its weights in the backward pass, so temporary memory is line
 and backward. With default positions a bounded window touches only the keys of its band, and a causal
 form only the keys before its chunk's end, in a few static steps. Rows of a batch whose logits are too
 many for a CPU's caches take turns. The gradient is written by hand at
-the level of the chunk loop, because autodiff would add a whole-length gradient of k and v per chunk;
-so the chunked form has no forward-mode derivative.
+the level of the chunk loop, because autodiff would add a whole-length gradient of k and v per chunk.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from pallas_kernels.attention import regions
 from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import visible
-from pallas_kernels.differentiation import differentiable
 from pallas_kernels.attention.scores import finite_gradient
+from pallas_kernels.differentiation import differentiable
 
 DIRECT_LENGTH = 512  # up to this length all queries go in one block where each attends to all keys
 CHUNK = 128  # queries per chunk

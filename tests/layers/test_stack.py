@@ -33,13 +33,31 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(pattern: tuple[Any, ...] = ("attention",), depth: int = 4, drop_path: float = 0.0, dropout: float = 0.0, seed: int = 0, **options: Any) -> Stack:
+def make(
+    pattern: tuple[Any, ...] = ("attention",),
+    depth: int = 4,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    seed: int = 0,
+    **options: Any,
+) -> Stack:
     form = {name: options.pop(name) for name in ("scan", "remat") if name in options}
     rngs = nnx.Rngs(seed)
     blocks = []
     for i, rate in enumerate(drop_path_rates(drop_path, depth)):
-        mixer = layers.create_mixer(pattern[i % len(pattern)], FEATURES, hints={"num_heads": 2, "dropout": dropout}, rngs=rngs)
-        blocks.append(Block(mixer, MLP(FEATURES, 16, dropout=dropout, rngs=rngs), features=FEATURES, drop_path=rate, rngs=rngs, **options))
+        mixer = layers.create_mixer(
+            pattern[i % len(pattern)], FEATURES, hints={"num_heads": 2, "dropout": dropout}, rngs=rngs
+        )
+        blocks.append(
+            Block(
+                mixer,
+                MLP(FEATURES, 16, dropout=dropout, rngs=rngs),
+                features=FEATURES,
+                drop_path=rate,
+                rngs=rngs,
+                **options,
+            )
+        )
     return Stack(blocks, **form)
 
 
@@ -77,7 +95,9 @@ def step(kind: str, form: str | None) -> tuple[Any, ...]:
 QUICK = [("random-pattern", "scan"), ("post-norm-statistics", "loop")]
 
 
-@pytest.mark.parametrize(("kind", "form"), tiered([(kind, form) for kind in KINDS for form in FORMS], QUICK.__contains__))
+@pytest.mark.parametrize(
+    ("kind", "form"), tiered([(kind, form) for kind in KINDS for form in FORMS], QUICK.__contains__)
+)
 def test_every_form_runs_block_by_block(kind: str, form: str) -> None:
     y, again, found, gradient, statistics = step(kind, None)
     other_y, other_again, other_found, other_gradient, other_statistics = step(kind, form)
@@ -140,7 +160,14 @@ def test_capture_returns_outputs_in_the_order_asked_for() -> None:
 
 def test_extend_equals_the_whole() -> None:
     rngs = nnx.Rngs(0)
-    blocks = [Block(layers.MultiHeadAttention(FEATURES, num_heads=2, causal=True, rotary=100.0, rngs=rngs), features=FEATURES, rngs=rngs) for _ in range(2)]
+    blocks = [
+        Block(
+            layers.MultiHeadAttention(FEATURES, num_heads=2, causal=True, rotary=100.0, rngs=rngs),
+            features=FEATURES,
+            rngs=rngs,
+        )
+        for _ in range(2)
+    ]
     stack = Stack(blocks)
     want, state, got = stack(X)[0], stack.init_state(2, max_length=6), []
     for start, stop in ((0, 4), (4, 5), (5, 6)):
@@ -167,12 +194,18 @@ def test_scanned_extend_is_the_loop() -> None:
 
     want, got = run(loop.init_state(2, max_length=6))
     assert jax.tree.structure(want) == jax.tree.structure(got)
-    assert all(relative(a, b) < 1e-5 or np.array_equal(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+    assert all(
+        relative(a, b) < 1e-5 or np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    )
 
 
 def test_a_scanned_step_of_decoding_does_not_grow_with_depth() -> None:
     def equations(jaxpr: Any) -> int:
-        return sum(1 + sum(equations(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params)) for equation in jaxpr.eqns)
+        return sum(
+            1 + sum(equations(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
+            for equation in jaxpr.eqns
+        )
 
     def size(depth: int, **form: bool) -> int:
         stack = causal(depth, **form)
@@ -198,7 +231,9 @@ def test_equal_blocks_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     want = stack(X)[0]  # runs at once, block by block
     called = []
     extended = Block.__call__
-    monkeypatch.setattr(Block, "__call__", lambda block, *args: called.append(block.mixer.window) or extended(block, *args))
+    monkeypatch.setattr(
+        Block, "__call__", lambda block, *args: called.append(block.mixer.window) or extended(block, *args)
+    )
     assert relative(jax.jit(lambda x: stack(x)[0])(X), want) < 1e-5
     assert sorted(called, key=str) == [3, None]
     called.clear()

@@ -64,7 +64,9 @@ def mapped(function: Function) -> Function:
 
 
 def scanned(function: Function) -> Function:
-    return lambda x, w: jnp.sum(jax.lax.scan(lambda carry, _: (call(function, carry, w)["y"], None), x, None, length=3)[0])
+    return lambda x, w: jnp.sum(
+        jax.lax.scan(lambda carry, _: (call(function, carry, w)["y"], None), x, None, length=3)[0]
+    )
 
 
 def rematerialized(function: Function) -> Function:
@@ -74,7 +76,13 @@ def rematerialized(function: Function) -> Function:
 def on_devices(function: Function, check: bool) -> Function:
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     rows = PartitionSpec("data")
-    run = jax.shard_map(lambda x, w: call(function, x, w)["y"], mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=check)
+    run = jax.shard_map(
+        lambda x, w: call(function, x, w)["y"],
+        mesh=mesh,
+        in_specs=(rows, PartitionSpec()),
+        out_specs=rows,
+        check_vma=check,
+    )
     return lambda x, w: jnp.sum(run(x, w) ** 2)
 
 
@@ -105,7 +113,10 @@ def test_derivatives_are_those_of_the_operations(form: str) -> None:
     def run(x: jax.Array, w: jax.Array) -> Any:
         gradients = [jax.grad(f, (0, 1))(x, w) for f in (own, plain)]
         assert USED  # the gradient is the one that was given
-        return [(gradient, *(DERIVATIVES[name](f)(x, w) for name in names)) for f, gradient in zip((own, plain), gradients, strict=True)]
+        return [
+            (gradient, *(DERIVATIVES[name](f)(x, w) for name in names))
+            for f, gradient in zip((own, plain), gradients, strict=True)
+        ]
 
     USED.clear()
     got, want = run(X, W)
@@ -115,7 +126,9 @@ def test_derivatives_are_those_of_the_operations(form: str) -> None:
 def test_per_example_gradients() -> None:
     own, plain = (jax.vmap(jax.grad(scanned(function), (0, 1)), (0, None)) for function in (power, power.function))
     xs = np.stack([X, 2 * X])
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), jax.jit(own)(xs, W), jax.jit(plain)(xs, W))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), jax.jit(own)(xs, W), jax.jit(plain)(xs, W)
+    )
 
 
 def test_a_kernel_refuses_and_says_what_to_do() -> None:
@@ -153,7 +166,11 @@ CASES = {
     "delta_rule": "three_steps_gated",
     "selective_scan": "everything",
 }
-ROWS = [(op.name, name) for op in OPS.values() for name in (CASES[op.name].split() if op.name in CASES else [op.cases[0].name])]
+ROWS = [
+    (op.name, name)
+    for op in OPS.values()
+    for name in (CASES[op.name].split() if op.name in CASES else [op.cases[0].name])
+]
 
 
 def prepared(op_name: str, case_name: str) -> tuple[Function, dict[str, jax.Array]]:
