@@ -30,12 +30,14 @@ class Differentiable:
     Attributes:
       function: (*static, *arrays) to a pytree of arrays; ``arrays`` are pytrees too.
       static: how many leading arguments are hashable and not differentiated.
+      name: of the function, with its module.
       kernel: the function and its gradient are Pallas kernels, whose operations can't be differentiated: forward mode
         and gradients of gradients are refused.
     """
 
     def __init__(self, function: Callable[..., Any], static: int, kernel: bool):
         functools.update_wrapper(self, function)
+        self.name = f"{function.__module__}.{function.__name__}"
         self.function, self.static, self.kernel = function, static, kernel
         self.forward = self.backward = function
 
@@ -66,7 +68,7 @@ class Differentiable:
     def refuse(self) -> Any:
         """Raises what a kernel answers to forward mode."""
         raise NotImplementedError(
-            f"{self.__module__}.{self.__name__} is a Pallas kernel: it has a gradient, but neither a forward mode nor "
+            f"{self.name} is a Pallas kernel: it has a gradient, but neither a forward mode nor "
             'a gradient of its gradient. Trace the call inside `with pallas_kernels.dispatch.use("xla"):` '
             "to compute it in operations that have both"
         )

@@ -205,9 +205,9 @@ def test_ops_along_a_direction(op_name: str, case_name: str) -> None:
         np.testing.assert_allclose(change, inner, rtol=1e-9)
         step = 1e-5
         ahead, behind = (run({name: x + sign * step * way[name] for name, x in at.items()})[1] for sign in (1, -1))
-    for name in at:
-        wanted = (ahead[name] - behind[name]) / (2 * step)
-        assert float(jnp.abs(turned[name] - wanted).max()) < 1e-5 * float(jnp.abs(wanted).max()), name
+        for name in at:
+            wanted = (ahead[name] - behind[name]) / (2 * step)
+            assert jnp.abs(turned[name] - wanted).max() < 1e-5 * jnp.abs(wanted).max(), name
 
 
 @pytest.mark.full
