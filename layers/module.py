@@ -7,7 +7,7 @@ computed, unless the caller collects that kind::
         y = model(x)
     sown.named(model)        # {"blocks.3.mixer.load_balance": value}
 
-Collecting works through scan and remat because :func:`pure_call`, the one place where a module is
+Collecting works through scan and remat because :class:`PureCall`, the one place where a module is
 turned into a function of arrays, carries what was sown out of the transformed function.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -100,41 +101,59 @@ class Module(nnx.Module):
         return True
 
 
-def pure_call(module: nnx.Module, call: Callable[..., Any], *args: Any, transform: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
-    """Calls ``call(module, *args)`` through ``transform`` (``jax.checkpoint``, say), which sees a function of arrays alone.
+class PureCall:
+    """``call(module, *args)`` as a function of arrays, for a transformation of JAX to trace, with the call's side effects.
 
-    Statistics and random counters that the call updates are written back to ``module``, and what it
-    sows is sown for the caller.
+    Calling it gives (output, effects). :meth:`apply`, after the transformation, does the effects to a module: it writes
+    the variables that the call changed, and sows for the caller what was sown. A variable that was only read is left
+    alone, so that ``jax.jit`` and ``jax.grad`` may close over a module whose call changes none.
     """
-    split: Any = nnx.split(module, nnx.Param, ...)
-    graphdef, params, rest = split
-    outer = _collector.get()
-    labels: list[tuple[tuple[str, ...], str]] = []
 
-    def pure(params: nnx.State, rest: nnx.State, *args: Any) -> tuple[Any, nnx.State, list[Any]]:
-        inner = nnx.merge(graphdef, params, rest)
+    def __init__(self, call: Callable[..., Any]):
+        self._call, self._outer = call, _collector.get()
+        self._changed: list[tuple[Any, ...]] = []
+        self._sown: list[tuple[tuple[Any, ...], tuple[str, ...], str]] = []
+
+    def __call__(self, graphdef: Any, state: nnx.State, *args: Any) -> tuple[Any, tuple[list[Any], list[Any]]]:
+        module = nnx.merge(graphdef, state)
+        variables = _variables(module)
+        before = {path: variable.get_raw_value() for path, variable in variables.items()}
         with contextlib.ExitStack() as scope:
+            outer = self._outer
             sown = scope.enter_context(collecting(*outer.kinds, name=outer.name)) if outer else Sown(())
-            out = call(inner, *args)
-        values = unbind(sown, inner, labels)
-        return out, nnx.state(inner, nnx.Not(nnx.Param)), values
+            out = self._call(module, *args)
+        self._changed = [path for path, variable in variables.items() if variable.get_raw_value() is not before[path]]
+        paths = {id(below): path for path, below in nnx.iter_modules(module)} if sown.entries else {}
+        self._sown = [(paths[id(source)], below, name) for source, below, name, _ in sown.entries]
+        return out, ([variables[path].get_raw_value() for path in self._changed], [value for *_, value in sown.entries])
 
-    out, rest, values = transform(pure)(params, rest, *args)
-    nnx.update(module, rest)
-    rebind(module, labels, values)
+    def apply(self, module: nnx.Module, effects: tuple[list[Any], list[Any]]) -> None:
+        """Does to ``module``, of the structure of the one that was called, what the call did besides its output."""
+        changed, values = effects
+        if changed:
+            variables = _variables(module)
+            for path, value in zip(self._changed, changed, strict=True):
+                variables[path].set_value(value)
+        if self._outer is not None and values:
+            modules = dict(nnx.iter_modules(module))
+            sources = zip(self._sown, values, strict=True)
+            self._outer.entries.extend((modules[path], below, name, value) for (path, below, name), value in sources)
+
+
+def _variables(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
+    """The variables by path."""
+    return dict(nnx.to_flat_state(nnx.state(module)))
+
+
+def pure_call(
+    module: nnx.Module,
+    call: Callable[..., Any],
+    *args: Any,
+    transform: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> Any:
+    """Calls ``call(module, *args)`` through ``transform`` (``jax.checkpoint``, say), which sees a function of arrays alone."""
+    graphdef, state = nnx.split(module)
+    pure = PureCall(call)
+    out, effects = transform(functools.partial(pure, graphdef))(state, *args)
+    pure.apply(module, effects)
     return out
-
-
-def unbind(sown: Sown, root: nnx.Module, labels: list[tuple[tuple[str, ...], str]]) -> list[Any]:
-    """Takes the values out of ``sown`` as arrays, leaving where they came from in ``labels``."""
-    paths = {id(module): tuple(str(p) for p in path) for path, module in nnx.iter_modules(root)} if sown.entries else {}
-    labels[:] = [((*paths[id(module)], *below), name) for module, below, name, _ in sown.entries]
-    return [value for *_, value in sown.entries]
-
-
-def rebind(root: nnx.Module, labels: list[tuple[tuple[str, ...], str]], values: list[Any]) -> None:
-    """Sows ``values`` again for the enclosing collector, as coming from ``root`` and below."""
-    outer = _collector.get()
-    if outer is not None:
-        outer.entries.extend((root, below, name, value) for (below, name), value in zip(labels, values, strict=True))
-

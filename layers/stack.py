@@ -8,9 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import concrete_or_error
 
 from layers.block import Block
-from layers.module import Sown, _collector, collecting, pure_call, rebind, unbind
+from layers.module import PureCall, pure_call
+
+Call = Callable[[Block, jax.Array, Any], tuple[jax.Array, Any]]
+"""How a block is applied: (block, x, what it alone is given) to (x, what it alone gives)."""
+Row = tuple[Block, Any]
+"""A block and what it alone is given."""
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float | None]:
@@ -21,9 +27,10 @@ def drop_path_rates(rate: float, depth: int) -> list[float | None]:
 class Stack(nnx.List):
     """Blocks applied one after another; a block's name is its index.
 
-    ``scan`` runs equal neighbours (or equal groups of neighbours, for a pattern) as one ``lax.scan``,
-    so that compile time does not grow with depth. The leaves are stacked inside the step: names,
-    checkpoints and optimisers see unstacked ones. ``remat`` recomputes each block in the backward pass.
+    Under ``jax.jit`` equal blocks are traced once, wherever they stand. ``scan`` runs equal neighbours (or equal
+    groups of neighbours, for a pattern) as one ``lax.scan``, so that XLA compiles them once too. The leaves are
+    stacked inside the step, which takes memory: names, checkpoints and optimizers see unstacked ones. ``remat``
+    recomputes each block in the backward pass.
     """
 
     def __init__(self, blocks: Iterable[Block], *, remat: bool = False, scan: bool = False):
@@ -31,7 +38,12 @@ class Stack(nnx.List):
         self.remat, self.scan = remat, scan
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None, *, capture: Sequence[int] = ()
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        *,
+        capture: Sequence[int] = (),
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Applies all blocks.
 
@@ -42,17 +54,27 @@ class Stack(nnx.List):
         Returns:
           The last output, and the captured outputs in the order of ``capture``.
         """
+
+        def call(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            if not self.remat:
+                return block(x, mask, positions), None
+            return pure_call(
+                block, lambda block, *args: block(*args), x, mask, positions, transform=jax.checkpoint
+            ), None
+
         depth = len(self)
         wanted = {i % depth for i in capture}
         ends = sorted({*(i + 1 for i in wanted), depth})
         found: dict[int, jax.Array] = {}
         start = 0
         for end in ends:
-            x = self._run(list(range(start, end)), x, mask, positions)
+            x, _ = self._run(range(start, end), call, x, [None] * (end - start))
             found[end - 1], start = x, end
         return x, [found[i % depth] for i in capture]
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> tuple[Any, ...]:
+    def init_state(
+        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None
+    ) -> tuple[Any, ...]:
         """The states of all blocks."""
         return tuple(block.init_state(batch_size, max_length, dtype, context) for block in self)
 
@@ -60,36 +82,61 @@ class Stack(nnx.List):
         self, x: jax.Array, state: tuple[Any, ...], mask: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[Any, ...]]:
         """As :meth:`Mixer.extend`, through all blocks."""
-        states = []
-        for block, old in zip(self, state, strict=True):
-            x, new = block.extend(x, old, mask)
-            states.append(new)
-        return x, tuple(states)
+        return self._run(range(len(self)), lambda block, x, old: block.extend(x, old, mask), x, state)
 
-    def _run(self, indices: list[int], x: jax.Array, mask: jax.Array | None, positions: jax.Array | None) -> jax.Array:
-        kinds = [_structure(self[i]) for i in indices] if self.scan else []
-        while indices:
-            period, repeats = _period(kinds)
+    def _run(
+        self, indices: Sequence[int], call: Call, x: jax.Array, inputs: Sequence[Any]
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        """Applies ``x, output = call(block, x, input)`` for each of the blocks; returns the last x and all outputs."""
+        rows = [(self[i], given) for i, given in zip(indices, inputs, strict=True)]
+        staged = _is_staged(x)
+        kinds = _kinds(rows) if self.scan or staged else list(range(len(rows)))
+        programs: dict[int, _Program] = {}
+        outputs: list[Any] = []
+        start = 0
+        while start < len(rows):
+            period, repeats = _period(kinds[start:]) if self.scan else (1, 1)
+            kind, end = kinds[start], start + period * repeats
+            groups = [rows[i : i + period] for i in range(start, end, period)]
             if repeats > 1:
-                groups = [[self[i] for i in indices[start : start + period]] for start in range(0, period * repeats, period)]
-                x = _scan(groups, self._block_call(), x, mask, positions)
+                x, found = _Program(groups[0], call).scan(groups, x)
+            elif staged and kinds.count(kind) > 1:
+                # JAX traces, differentiates and lowers the block once; XLA copies it to each place where it is called.
+                program = programs[kind] = programs.get(kind) or _Program(groups[0], call)
+                x, found = program.run(groups[0], x)
             else:
-                x = self._block_call()(self[indices[0]], x, mask, positions)
-            done = period * repeats
-            indices, kinds = indices[done:], kinds[done:]
-        return x
-
-    def _block_call(self) -> Callable[..., jax.Array]:
-        def call(block: Block, *args: Any) -> jax.Array:
-            return block(*args)
-
-        if not self.remat:
-            return call
-        return lambda block, *args: pure_call(block, call, *args, transform=jax.checkpoint)
+                ((block, given),) = groups[0]
+                x, output = call(block, x, given)
+                found = [output]
+            outputs += found
+            start = end
+        return x, tuple(outputs)
 
 
-def _period(kinds: list[Any]) -> tuple[int, int]:
-    """The shortest pattern that the first blocks repeat, and how often they do; 1, 1 where the first block starts none."""
+def _is_staged(x: jax.Array) -> bool:
+    """Whether ``x`` is traced for a program (by ``jax.jit``): outside, operations run at once, also under ``jax.grad``."""
+    try:
+        concrete_or_error(None, x)
+    except jax.errors.ConcretizationTypeError:
+        return True
+    return False
+
+
+def _kinds(rows: list[Row]) -> list[int]:
+    """A number for each block, equal for those that one program can run."""
+    structures = [_structure(*row) for row in rows]
+    return [structures.index(structure) for structure in structures]
+
+
+def _structure(block: Block, given: Any) -> tuple[Any, ...]:
+    """Equal for blocks that one program can run: same static structure, same shapes, of what each is given too."""
+    graphdef, state = nnx.split(block)
+    leaves, tree = jax.tree.flatten((state, given))
+    return graphdef, tree, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def _period(kinds: list[int]) -> tuple[int, int]:
+    """The shortest pattern that the first blocks repeat, and how often; 1, 1 where the first block starts none."""
     for period in range(1, len(kinds) // 2 + 1):
         repeats = len(kinds) // period
         if kinds[: period * repeats] == kinds[:period] * repeats:
@@ -97,37 +144,45 @@ def _period(kinds: list[Any]) -> tuple[int, int]:
     return 1, 1
 
 
-def _structure(block: Block) -> tuple[Any, ...]:
-    """Equal for blocks that one program can run: same static structure, same shapes."""
-    graphdef, state = nnx.split(block)
-    return graphdef, tuple((path, leaf.shape, leaf.dtype) for path, leaf in nnx.to_flat_state(nnx.as_pure(state)))
+class _Program:
+    """What a group of blocks does, as a function of arrays, for all groups of the same structure."""
+
+    def __init__(self, group: list[Row], call: Call):
+        def run(blocks: nnx.List, x: jax.Array, inputs: list[Any]) -> tuple[jax.Array, list[Any]]:
+            outputs = []
+            for block, given in zip(blocks, inputs, strict=True):
+                x, output = call(block, x, given)
+                outputs.append(output)
+            return x, outputs
+
+        self._graphdef, self._pure = nnx.graphdef(_blocks(group)), PureCall(run)
+        self._traced_once = jax.jit(self._step)
+
+    def _step(self, x: jax.Array, arrays: tuple[nnx.State, list[Any]]) -> tuple[jax.Array, Any]:
+        state, inputs = arrays
+        (x, outputs), effects = self._pure(self._graphdef, state, x, inputs)
+        return x, (outputs, effects)
+
+    def run(self, group: list[Row], x: jax.Array) -> tuple[jax.Array, list[Any]]:
+        """Runs one group; returns the last x and all outputs."""
+        x, (outputs, effects) = self._traced_once(x, _arrays(group))
+        self._pure.apply(_blocks(group), effects)
+        return x, outputs
+
+    def scan(self, groups: list[list[Row]], x: jax.Array) -> tuple[jax.Array, list[Any]]:
+        """Runs groups one after another as one ``lax.scan``."""
+        x, found = jax.lax.scan(self._step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(_arrays, groups)))
+        outputs: list[Any] = []
+        for i, group in enumerate(groups):
+            values, effects = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+            self._pure.apply(_blocks(group), effects)
+            outputs += values
+        return x, outputs
 
 
-def _scan(groups: list[list[Block]], call: Callable[..., jax.Array], x: jax.Array, mask: jax.Array | None, positions: jax.Array | None) -> jax.Array:
-    """Runs groups of equal structure as one ``lax.scan``; writes back statistics and re-sows what was sown."""
-    lists = [nnx.List(group) for group in groups]
-    splits: list[Any] = [nnx.split(group, nnx.Param, ...) for group in lists]
-    graphdef = splits[0][0]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[(params, rest) for _, params, rest in splits])
-    outer = _collector.get()
-    labels: list[tuple[tuple[str, ...], str]] = []
+def _blocks(group: list[Row]) -> nnx.List:
+    return nnx.List([block for block, _ in group])
 
-    def body(x: jax.Array, layer: tuple[nnx.State, nnx.State]) -> tuple[jax.Array, tuple[nnx.State, list[Any]]]:
-        group = nnx.merge(graphdef, *layer)
-        if outer is None:
-            sown = Sown(())
-            for block in group:
-                x = call(block, x, mask, positions)
-        else:
-            with collecting(*outer.kinds, name=outer.name) as sown:
-                for block in group:
-                    x = call(block, x, mask, positions)
-        values = unbind(sown, group, labels)
-        return x, (nnx.state(group, nnx.Not(nnx.Param)), values)
 
-    x, (rests, values) = jax.lax.scan(body, x, stacked)
-    for i, group in enumerate(lists):
-        nnx.update(group, jax.tree.map(lambda leaf, i=i: leaf[i], rests))
-        for block, below, name, value in ((group[int(b[0])], b[1:], n, v[i]) for (b, n), v in zip(labels, values, strict=True)):
-            rebind(block, [(below, name)], [value])
-    return x
+def _arrays(group: list[Row]) -> tuple[nnx.State, list[Any]]:
+    return nnx.state(_blocks(group)), [given for _, given in group]

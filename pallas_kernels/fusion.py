@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.differentiation import differentiable
 
-@jax.custom_vjp
+
+@differentiable()
 def gradient_computed_once(x: jax.Array) -> jax.Array:
-    """``x`` itself; on CPU its gradient is an array of its own rather than part of whatever reads it. Elsewhere nothing is changed.
-
-    Has no forward-mode derivative.
-    """
+    """``x`` itself; on CPU its gradient is an array of its own rather than part of whatever reads it. Elsewhere nothing is changed."""
     return x
 
 
@@ -36,4 +35,4 @@ def _backward(first: jax.Array, dx: jax.Array) -> tuple[Any]:
     return (lax.platform_dependent(dx, cpu=on_cpu, default=lambda dx: dx),)
 
 
-gradient_computed_once.defvjp(_forward, _backward)
+gradient_computed_once.define(_forward, _backward)

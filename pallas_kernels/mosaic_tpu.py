@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import operations
+from pallas_kernels.differentiation import differentiable
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 LANES = 128
@@ -148,7 +149,7 @@ def recurrence(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array, dtyp
     return out[:, :, :length], state
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@differentiable(2, kernel=True)
 def _recurrence(plan: Plan, dtype: Any, tokens: tuple[jax.Array, ...], state: jax.Array) -> tuple[jax.Array, jax.Array]:
     out, last = _run_forward(plan, dtype, False, tokens, state)
     return out, last
@@ -166,7 +167,7 @@ def _backward(plan: Plan, dtype: Any, residuals: Any, cotangents: Any) -> tuple[
     return tuple(d.astype(x.dtype) for d, x in zip(d_tokens, tokens, strict=True)), d_state
 
 
-_recurrence.defvjp(_forward, _backward)
+_recurrence.define(_forward, _backward)
 
 
 def _is_row(x: Any) -> bool:

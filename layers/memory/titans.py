@@ -277,13 +277,17 @@ class MemoryAsContext(Mixer):
 
     def _write(self, state: ContextState, said: jax.Array, x: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values of recollections and tokens, stored in the slots of their segment; a slot beyond it stores nothing."""
-        row = jnp.arange(x.shape[0])[:, None]
-        keys, values = state.key, state.value
-        for part, source in enumerate((said, x)):
-            at = jnp.where(slots < self.segment, slots + part * self.segment, 2 * self.segment)
-            keys = keys.at[row, at].set(self._place(self._heads(self.key(source)), slots).astype(keys.dtype), mode="drop")
-            values = values.at[row, at].set(self._heads(self.value(source)).astype(values.dtype), mode="drop")
-        return keys, values
+        length, source = x.shape[1], jnp.concatenate([said, x], axis=1)
+        slots = jnp.tile(slots, 2)
+        # No index twice, for which the derivative of writing is simple: what is not stored has indices beyond the end.
+        indices = jnp.arange(2 * length, dtype=jnp.int32)
+        places = slots + jnp.where(indices < length, 0, self.segment)
+        at = jnp.arange(x.shape[0])[:, None], jnp.where(slots < self.segment, places, 2 * self.segment + indices)
+        keys, values = self._place(self._heads(self.key(source)), slots), self._heads(self.value(source))
+        return (
+            state.key.at[at].set(keys.astype(state.key.dtype), mode="drop", unique_indices=True),
+            state.value.at[at].set(values.astype(state.value.dtype), mode="drop", unique_indices=True),
+        )
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.heads, -1)

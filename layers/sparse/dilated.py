@@ -170,7 +170,7 @@ class DilatedAttention(MultiHeadAttention):
 
         def join(a: jax.Array, fill: float) -> jax.Array:
             wide = jnp.full((batch, places, rate, *a.shape[2:]), fill, a.dtype)
-            return wide.at[:, :, rows, heads_index].set(a).reshape(batch, length, *a.shape[2:])
+            return wide.at[:, :, rows, heads_index].set(a, unique_indices=True).reshape(batch, length, *a.shape[2:])
 
         return join(y, 0.0), join(lse, -jnp.inf)
 
@@ -189,7 +189,7 @@ class DilatedAttention(MultiHeadAttention):
         def join(a: jax.Array, fill: float) -> jax.Array:
             if rate > 1:
                 wide = jnp.full((batch * count, places, rate, *a.shape[2:]), fill, a.dtype)
-                a = wide.at[:, :, rows, heads_index].set(a).reshape(batch * count, places * rate, *a.shape[2:])
+                a = wide.at[:, :, rows, heads_index].set(a, unique_indices=True).reshape(batch * count, places * rate, *a.shape[2:])
             return a[:, :size].reshape(batch, count * size, *a.shape[2:])[:, :length]
 
         real = None

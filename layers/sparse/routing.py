@@ -292,7 +292,7 @@ class RoutingAttention(Mixer):
             )
         y = y.reshape(batch, heads, -1, dim)[:, :, :length]
         row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
-        return jnp.zeros_like(y).at[row, head, order].set(y)
+        return jnp.zeros_like(y).at[row, head, order].set(y, unique_indices=True)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> RoutingCache:
         """The last ``window`` members of every cluster: its size does not depend on ``max_length``."""

@@ -8,7 +8,6 @@ That of the bias goes through all blocks: a bias is as large as the logits of on
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention import tiles_tpu as tiles
 from pallas_kernels.attention.tiles_tpu import Options, Where
+from pallas_kernels.differentiation import differentiable
 from pallas_kernels.mosaic_tpu import column, row
 
 
@@ -30,7 +30,7 @@ class Walk(NamedTuple):
     counts: Any
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@differentiable(2, kernel=True)
 def flash(
     options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, forth: Walk, back: Walk
 ) -> tuple[jax.Array, jax.Array]:
@@ -62,7 +62,7 @@ def _flash_backward(options: Options, rows: tuple[int, int], residuals: Any, cot
     return d_q, d_k, d_v, Where(None, None, None, d_bias), Walk(None, None), Walk(None, None)
 
 
-flash.defvjp(_flash_forward, _flash_backward)
+flash.define(_flash_forward, _flash_backward)
 
 
 def _visit(entry: Any, live: Any, step: Callable[[bool], None]) -> None:

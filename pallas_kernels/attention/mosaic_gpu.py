@@ -10,7 +10,6 @@ than 64 leave no register free: the gradient of keys at 128 with soft capping st
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from pallas_kernels.attention.hopper_backward import gradient_of_keys, gradient_
 from pallas_kernels.attention.hopper_forward import forward
 from pallas_kernels.attention.hopper_tiles import HIGHEST, LOG2E, ROWS, Spec
 from pallas_kernels.attention.reference import visible
+from pallas_kernels.differentiation import differentiable
 
 HEAD_DIM_LIMIT = 128  # accumulators of wider heads do not fit a warpgroup's registers beside the logits
 FEWEST_QUERIES = 8  # a tile has 64 rows: fewer queries than these leave it empty
@@ -293,7 +293,7 @@ def _pairs(spec: Spec) -> int:
 FORWARD = ("q", "k", "v", "key_bias", "bias", "q_positions", "k_positions", "counts", "blocks")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@differentiable(3, kernel=True)
 def _flash(spec: Spec, pairs: int, gradient_of_key_bias: bool, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     """Output, and log-sum-exp (batch, heads, q_padded)."""
     del gradient_of_key_bias
@@ -334,4 +334,4 @@ def _summed(gradient: jax.Array, like: jax.Array) -> jax.Array:
     return gradient.sum(shared, keepdims=True) if shared else gradient
 
 
-_flash.defvjp(_flash_forward, _flash_backward)
+_flash.define(_flash_forward, _flash_backward)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from pallas_kernels.attention import regions
 from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask
-from pallas_kernels.attention.scores import differentiable
+from pallas_kernels.attention.scores import finite_gradient
 
 
 def visible(query_positions: jax.Array, key_positions: jax.Array, reach: Reach, pattern: Mask | None, mask: jax.Array | None = None) -> jax.Array:
@@ -56,7 +56,7 @@ def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     logits = call.scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
     if call.score is not None:
         heads = jnp.arange(q.shape[2], dtype=jnp.int32)[None, :, None, None]
-        logits = differentiable(call.score)(logits, heads, at_q[:, None, :, None], at_k[:, None, None, :]).astype(logits.dtype)
+        logits = finite_gradient(call.score)(logits, heads, at_q[:, None, :, None], at_k[:, None, None, :]).astype(logits.dtype)
     if call.bias is not None:
         logits = logits + _widen(call.bias)
     return jnp.where(allowed, logits, -jnp.inf), allowed

@@ -15,7 +15,7 @@ from pallas_kernels.attention.masks import Score
 def with_slope(score: Score, logits: jax.Array, *where: Any) -> tuple[jax.Array, jax.Array]:
     """``score(logits, *where)`` and its derivative in the logits: as it is elementwise, forward mode gives all of it at once.
 
-    The derivative is 0 where the score is minus infinity, as that of :func:`differentiable`.
+    The derivative is 0 where the score is minus infinity, as that of :func:`finite_gradient`.
     """
 
     def both(logits: jax.Array, *where: Any) -> tuple[jax.Array, jax.Array]:
@@ -28,7 +28,7 @@ def with_slope(score: Score, logits: jax.Array, *where: Any) -> tuple[jax.Array,
     return found, jnp.where(found == -jnp.inf, 0.0, slope)
 
 
-def differentiable(score: Score) -> Score:
+def finite_gradient(score: Score) -> Score:
     """``score`` with a derivative of 0 where it is minus infinity: a key of no weight has no gradient.
 
     Its own derivative need not be a number there (that of a logarithm of 0 is not), and the product with the gradient, 0,

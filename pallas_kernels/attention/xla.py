@@ -4,14 +4,12 @@ A chunk recomputes its weights in the backward pass, so temporary memory is line
 and backward. With default positions a bounded window touches only the keys of its band, and a causal
 form only the keys before its chunk's end, in a few static steps. Rows of a batch whose logits are too
 many for a CPU's caches take turns. The gradient is written by hand at
-the level of the chunk loop, because autodiff would add a whole-length gradient of k and v per chunk;
-so the chunked form has no forward-mode derivative.
+the level of the chunk loop, because autodiff would add a whole-length gradient of k and v per chunk.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -23,7 +21,8 @@ from pallas_kernels.attention import regions
 from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import visible
-from pallas_kernels.attention.scores import differentiable
+from pallas_kernels.attention.scores import finite_gradient
+from pallas_kernels.differentiation import differentiable
 
 DIRECT_LENGTH = 512  # up to this length all queries go in one block where each attends to all keys
 CHUNK = 128  # queries per chunk
@@ -109,7 +108,7 @@ def _choose_form(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array
     left, right = options.reach
     indexed = arrays["query_positions"] is None and arrays["key_positions"] is None
     if not indexed or left is not None or right is None:
-        return _chunked(options, arrays, 0)
+        return _chunked(options, 0, arrays)
     step = CHUNK * -(-q_length // (CHUNK * CAUSAL_STEPS))
     parts = []
     for start in range(0, q_length, step):
@@ -118,7 +117,7 @@ def _choose_form(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array
             name: _slice(name, _slice(name, x, "q", start, stop - start), "k", 0, min(stop + right, k_length))
             for name, x in arrays.items()
         }
-        parts.append(_chunked(options, part, start))
+        parts.append(_chunked(options, start, part))
     out, lse = zip(*parts, strict=True)
     return jnp.concatenate(out, axis=3), jnp.concatenate(lse, axis=3)
 
@@ -164,7 +163,7 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     if options.score is not None:
         heads = jnp.arange(q.shape[1] * q.shape[2], dtype=jnp.int32).reshape(1, q.shape[1], -1, 1, 1)
         q_positions, k_positions = _positions(arrays, q_start, k_start)
-        logits = differentiable(options.score)(logits, heads, q_positions[:, None, None, :, None], k_positions[:, None, None, None]).astype(wide)
+        logits = finite_gradient(options.score)(logits, heads, q_positions[:, None, None, :, None], k_positions[:, None, None, None]).astype(wide)
     if arrays["bias"] is not None:
         logits = logits + arrays["bias"].astype(wide)
     if allowed is not None:
@@ -271,8 +270,8 @@ def _unchunk(x: jax.Array, length: int) -> jax.Array:
     return x.reshape(*x.shape[:3], -1, *x.shape[5:])[:, :, :, :length]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2))
-def _chunked(options: Options, arrays: Arrays, first: int) -> tuple[jax.Array, jax.Array]:
+@differentiable(2)
+def _chunked(options: Options, first: int, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     plan = _plan(options, arrays, first)
     padded = _pad_queries(plan, arrays)
     out, lse = lax.map(lambda i: _block(options, *_cut(plan, padded, i)), jnp.arange(plan.count))
@@ -280,8 +279,8 @@ def _chunked(options: Options, arrays: Arrays, first: int) -> tuple[jax.Array, j
     return _unchunk(out, length), _unchunk(lse, length)
 
 
-def _chunked_forward(options: Options, arrays: Arrays, first: int) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
-    return _chunked(options, arrays, first), arrays
+def _chunked_forward(options: Options, first: int, arrays: Arrays) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
+    return _chunked(options, first, arrays), arrays
 
 
 def _chunked_backward(options: Options, first: int, arrays: Arrays, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Arrays]:
@@ -317,4 +316,4 @@ def _add_at(name: str, total: jax.Array, part: jax.Array, q_start: Any, k_start:
     return lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
 
 
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+_chunked.define(_chunked_forward, _chunked_backward)

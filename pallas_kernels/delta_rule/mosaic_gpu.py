@@ -25,7 +25,6 @@ where two of them only stay bounded as a difference, as the cotangent of the sta
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +38,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import hopper
 from pallas_kernels.delta_rule.call import DeltaCall, spread
 from pallas_kernels.delta_rule.xla import unit_inverse
+from pallas_kernels.differentiation import differentiable
 from pallas_kernels.linear_attention import mosaic_gpu as linear
 from pallas_kernels.linear_attention.hopper_chunks import CHUNK, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
 from pallas_kernels.linear_attention.mosaic_gpu import Direction
@@ -71,7 +71,7 @@ def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
     return out[:, steps - 1 :: steps], state
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@differentiable(1, kernel=True)
 def _recurrence(
     scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, logs: jax.Array | None, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -112,7 +112,7 @@ def _backward(scale: float, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     return d_q, d_k, d_v, d_beta, d_logs, d_state
 
 
-_recurrence.defvjp(_forward, _backward)
+_recurrence.define(_forward, _backward)
 
 
 def _run(

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.delta_rule.call import DeltaCall
+from pallas_kernels.differentiation import differentiable
 from pallas_kernels.linear_attention.xla import join, pairwise, split
 
 BLOCK = 16
@@ -61,7 +62,7 @@ def _token(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Arr
     return scale * jnp.einsum("bgk,bgrkv->bgrv", q[:, 0], state)[:, None], state
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@differentiable(2)
 def _recurrence(
     chunk_tokens: int,
     scale: float,
@@ -104,7 +105,7 @@ def _backward(chunk_tokens: int, scale: float, residuals: Any, cotangents: Any) 
     return (*(None if x is None else join(x, was.shape[1]) for x, was in zip(d_chunks, tokens, strict=True)), d_state)
 
 
-_recurrence.defvjp(_forward, _backward)
+_recurrence.define(_forward, _backward)
 
 
 def _chunk(scale: float, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
@@ -132,7 +133,7 @@ def _chunk(scale: float, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax
     return since[..., -1:, :] * state + update, out
 
 
-@jax.custom_vjp
+@differentiable()
 def unit_inverse(lower: jax.Array) -> jax.Array:
     """(I + lower)^-1 of (..., steps, steps), zero on the diagonal and above."""
     steps = lower.shape[-1]
@@ -165,7 +166,7 @@ def _inverse_backward(inverse: jax.Array, d_inverse: jax.Array) -> tuple[jax.Arr
     return (-_product(_product(transposed, d_inverse), transposed),)
 
 
-unit_inverse.defvjp(_inverse_forward, _inverse_backward)
+unit_inverse.define(_inverse_forward, _inverse_backward)
 
 
 def _beside(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -6,7 +6,8 @@ With x padded by zeros, strides s and dilation d, the sum
 
 is linear in each of the input x, the kernel and the output y. Its derivative in one of the three is a function of the other two: in y
 the convolution, in x and in the kernel its gradients. The primitive computes any one of the three, so that each of its derivatives,
-of any order and in either mode, is the primitive again. ``jax.custom_vjp`` would refuse forward mode.
+of any order and in either mode, is the primitive again. (:mod:`pallas_kernels.differentiation`, for functions that are
+not linear, would differentiate the form's own operations, and map them one by one where more groups do.)
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
+from pallas_kernels.differentiation import differentiable
 from pallas_kernels.linear_attention import hopper_chunks
 from pallas_kernels.linear_attention.hopper_chunks import CHUNK, FORGOTTEN, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
 from pallas_kernels.linear_attention.xla import blocks, double, neighbours
@@ -82,7 +83,7 @@ def _scores(late: jax.Array, early: jax.Array) -> jax.Array:
     return jnp.einsum("...ik,...jk->...ij", late, early, preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@differentiable(1, kernel=True)
 def _states(dtype: Any, q: jax.Array, k: jax.Array, scores: jax.Array, total: jax.Array, v: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Results in ``dtype`` and the last state, of what :func:`_weigh` made."""
     out, states = _pass(False, False, dtype, q, k, v, scores, total, state)
@@ -105,7 +106,7 @@ def _backward(dtype: Any, arrays: Any, cotangents: Any) -> tuple[jax.Array, ...]
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_scores.astype(scores.dtype), d_total, d_v, memory[:, :, 0]
 
 
-_states.defvjp(_forward, _backward)
+_states.define(_forward, _backward)
 
 
 def _total_cotangent(of_queries: jax.Array, of_keys: jax.Array, before: jax.Array, behind: jax.Array, d_last: jax.Array) -> jax.Array:

@@ -28,6 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
+from pallas_kernels.differentiation import differentiable
 from pallas_kernels.linear_attention import hopper_chunks, hopper_keys, hopper_pieces
 from pallas_kernels.linear_attention.call import LinearCall
 from pallas_kernels.linear_attention.hopper_chunks import CHUNK, FORGOTTEN, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
@@ -107,7 +108,7 @@ class Direction:
         return dataclasses.replace(self, reverse=not self.reverse)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@differentiable(1, kernel=True)
 def _recurrence(way: Direction, q: jax.Array, k: jax.Array, v: jax.Array, logs: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
     """All tokens in order of ``way``: what they read, and the last state; ``logs`` (batch, length, heads), ``state`` the one before."""
     out, states, _ = sweep(way, q, k, v, logs, state)
@@ -140,7 +141,7 @@ def _backward(way: Direction, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     return d_q, d_k, d_v, d_logs, way.scale * memory[:, :, -1 if way.reverse else 0]
 
 
-_recurrence.defvjp(_forward, _backward)
+_recurrence.define(_forward, _backward)
 
 
 def meeting(before: jax.Array, behind: jax.Array, last: jax.Array) -> jax.Array:

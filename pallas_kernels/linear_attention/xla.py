@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.differentiation import differentiable
 from pallas_kernels.linear_attention.call import LinearCall
 
 # The arrays of a chunk: q, k (batch, groups, chunk, key_dim), v (batch, groups, repeats, chunk, value_dim) and
@@ -50,7 +51,7 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
         out, state = _recurrence(chunk_size, False, scale, q, k, values, logs, state)
         if not call.causal:
             flipped = [None if x is None else jnp.flip(x, 1) for x in (q, k, values, logs)]
-            out = out + jnp.flip(_recurrence(chunk_size, True, scale, *flipped, state=jnp.zeros(shape, wide))[0], 1)
+            out = out + jnp.flip(_recurrence(chunk_size, True, scale, *flipped, jnp.zeros(shape, wide))[0], 1)
     return out.astype(v.dtype).reshape(v.shape), state.reshape(batch, heads, key_dim, value_dim)
 
 
@@ -63,7 +64,7 @@ def _step(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Arr
     return scale * jnp.einsum("bgk,bgrkv->bgrv", query, state)[:, None], state
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@differentiable(3)
 def _recurrence(
     chunk_size: int, strict: bool, scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -96,7 +97,7 @@ def _backward(chunk_size: int, strict: bool, scale: float, residuals: Any, cotan
     return (*(None if x is None else join(x, d_out.shape[1]) for x in d_chunks), d_state)
 
 
-_recurrence.defvjp(_forward, _backward)
+_recurrence.define(_forward, _backward)
 
 
 def split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:

@@ -10,7 +10,6 @@ stay with XLA, and so do the sums of dB and dC over programs.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -21,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
+from pallas_kernels.differentiation import differentiable
 from pallas_kernels.selective_scan.call import ScanCall
 
 # Channels of a program: the rows of the registers' layout come in 64.
@@ -81,7 +81,7 @@ def chunk_length(state_dim: int) -> int:
     return min(LONGEST, 1 << (room.bit_length() - 1))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@differentiable(1, kernel=True)
 def _recurrence(chunk: int, rates: jax.Array, state: jax.Array, x: jax.Array, step: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Outputs (batch, length, channels) and the last state, of whole chunks and programs.
 
@@ -111,7 +111,7 @@ def _backward(chunk: int, residuals: Any, cotangents: Any) -> tuple[jax.Array, .
     return d_rates.sum(0), d_state, d_x, d_step, d_b, d_c
 
 
-_recurrence.defvjp(_forward, _backward)
+_recurrence.define(_forward, _backward)
 
 
 def _struct(*shape: int) -> jax.ShapeDtypeStruct:

@@ -7,7 +7,6 @@ and then runs the recurrence of their cotangent. Softplus, skip connection and g
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import dispatch
+from pallas_kernels.differentiation import differentiable
 from pallas_kernels.mosaic_tpu import LANES
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 from pallas_kernels.selective_scan.call import ScanCall
@@ -84,7 +84,7 @@ def _plan(length: int, channels: int, state_dim: int, groups: int) -> Plan:
     return Plan(SHORT_CHUNK if interpret else CHUNK, block, groups, interpret)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@differentiable(1, kernel=True)
 def _scan(plan: Plan, x: jax.Array, delta: jax.Array, b: jax.Array, c: jax.Array, rates: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
     """float32 outputs as x, and the last state as ``start``."""
     out, last = _run_forward(plan, False, x, delta, b, c, rates, start)
@@ -103,7 +103,7 @@ def _backward(plan: Plan, residuals: Any, cotangents: Any) -> tuple[jax.Array, .
     return d_x, d_delta, d_b.sum(1), d_c.sum(1), d_rates.reshape(-1, *rates.shape).sum(0), d_start
 
 
-_scan.defvjp(_forward, _backward)
+_scan.define(_forward, _backward)
 
 
 def _at(matrix: jax.Array, t: Any) -> jax.Array:

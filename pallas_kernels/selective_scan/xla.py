@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.differentiation import differentiable
 from pallas_kernels.exponential import LOG2_E, exp2
 from pallas_kernels.selective_scan.call import ScanCall
 
@@ -69,7 +70,7 @@ def _token(rates: jax.Array, state: jax.Array, token: Tokens) -> tuple[jax.Array
     return state, functools.reduce(operator.add, terms)
 
 
-@jax.custom_vjp
+@differentiable()
 def _recurrence(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
     """Outputs (batch, length, groups, channels) and the last state, both in the state's dtype."""
     # Nothing is kept for a gradient here, so tokens are not cut into chunks, which would copy them.
@@ -103,7 +104,7 @@ def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, To
     return d_rates, d_state, (d_x, d_delta, d_b, d_c)
 
 
-_recurrence.defvjp(_forward, _backward)
+_recurrence.define(_forward, _backward)
 
 
 def _chunk_gradient(rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array) -> tuple[jax.Array, jax.Array, Tokens]:

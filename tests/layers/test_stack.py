@@ -33,41 +33,73 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(pattern: tuple[Any, ...] = ("attention",), depth: int = 4, drop_path: float = 0.0, dropout: float = 0.0, seed: int = 0, **options: Any) -> Stack:
+def make(
+    pattern: tuple[Any, ...] = ("attention",),
+    depth: int = 4,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    seed: int = 0,
+    **options: Any,
+) -> Stack:
     form = {name: options.pop(name) for name in ("scan", "remat") if name in options}
     rngs = nnx.Rngs(seed)
     blocks = []
     for i, rate in enumerate(drop_path_rates(drop_path, depth)):
-        mixer = layers.create_mixer(pattern[i % len(pattern)], FEATURES, hints={"num_heads": 2, "dropout": dropout}, rngs=rngs)
-        blocks.append(Block(mixer, MLP(FEATURES, 16, dropout=dropout, rngs=rngs), features=FEATURES, drop_path=rate, rngs=rngs, **options))
+        mixer = layers.create_mixer(
+            pattern[i % len(pattern)], FEATURES, hints={"num_heads": 2, "dropout": dropout}, rngs=rngs
+        )
+        blocks.append(
+            Block(
+                mixer,
+                MLP(FEATURES, 16, dropout=dropout, rngs=rngs),
+                features=FEATURES,
+                drop_path=rate,
+                rngs=rngs,
+                **options,
+            )
+        )
     return Stack(blocks, **form)
 
 
+def block_by_block(stack: Stack, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    outputs = [x]
+    for block in stack:
+        outputs.append(block(outputs[-1]))
+    return outputs[-1], [outputs[2], outputs[-1]]
+
+
 @functools.cache
-def step(kind: str, form: str) -> tuple[Any, ...]:
-    """Output, captured outputs, gradients and whatever else changed, after one training step and a second forward pass."""
-    stack = make(**KINDS[kind], **FORMS[form])
+def step(kind: str, form: str | None) -> tuple[Any, ...]:
+    """Output, captured outputs, gradients and whatever else changed, after one training step and a second forward pass.
+
+    Without a form the blocks are called one by one.
+    """
+    stack = make(**KINDS[kind], **FORMS[form or "loop"])
     stack.train()
     graphdef, params, rest = nnx.split(stack, nnx.Param, ...)
 
     @jax.jit
-    def run(params: nnx.State, rest: nnx.State) -> Any:
+    def run(params: nnx.State, rest: nnx.State, x: jax.Array) -> Any:
         def loss(params: nnx.State) -> Any:
             stack = nnx.merge(graphdef, params, rest, copy=True)
-            y, found = stack(X, capture=(1, -1))
+            y, found = stack(x, capture=(1, -1)) if form else block_by_block(stack, x)
             return jnp.sum(y**2), (y, found, nnx.state(stack, nnx.Not(nnx.Param)))
 
         return jax.grad(loss, has_aux=True)(params)
 
-    gradient, (y, found, rest) = run(params, rest)
-    _, (again, _, rest) = run(params, rest)
+    gradient, (y, found, rest) = run(params, rest, X)
+    _, (again, _, rest) = run(params, rest, X)
     return y, again, found, flatten_state(gradient), flatten_state(nnx.filter_state(rest, Statistic))
 
 
-@pytest.mark.parametrize("form", tiered([f for f in FORMS if f != "loop"], lambda form: form == "scan"))
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_form_is_the_loop(kind: str, form: str) -> None:
-    y, again, found, gradient, statistics = step(kind, "loop")
+QUICK = [("random-pattern", "scan"), ("post-norm-statistics", "loop")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"), tiered([(kind, form) for kind in KINDS for form in FORMS], QUICK.__contains__)
+)
+def test_every_form_runs_block_by_block(kind: str, form: str) -> None:
+    y, again, found, gradient, statistics = step(kind, None)
     other_y, other_again, other_found, other_gradient, other_statistics = step(kind, form)
     assert relative(other_y, y) < 1e-5
     assert relative(other_again, again) < 1e-5  # random counters and statistics moved on alike
@@ -128,13 +160,85 @@ def test_capture_returns_outputs_in_the_order_asked_for() -> None:
 
 def test_extend_equals_the_whole() -> None:
     rngs = nnx.Rngs(0)
-    blocks = [Block(layers.MultiHeadAttention(FEATURES, num_heads=2, causal=True, rotary=100.0, rngs=rngs), features=FEATURES, rngs=rngs) for _ in range(2)]
+    blocks = [
+        Block(
+            layers.MultiHeadAttention(FEATURES, num_heads=2, causal=True, rotary=100.0, rngs=rngs),
+            features=FEATURES,
+            rngs=rngs,
+        )
+        for _ in range(2)
+    ]
     stack = Stack(blocks)
     want, state, got = stack(X)[0], stack.init_state(2, max_length=6), []
     for start, stop in ((0, 4), (4, 5), (5, 6)):
         y, state = stack.extend(X[:, start:stop], state)
         got.append(y)
     assert relative(np.concatenate(got, 1), want) < 1e-5
+
+
+def causal(depth: int, pattern: tuple[int | None, ...] = (None,), **form: bool) -> Stack:
+    rngs = nnx.Rngs(0)
+    common = {"num_heads": 2, "causal": True, "rotary": 100.0, "rngs": rngs}
+    mixers = [layers.MultiHeadAttention(FEATURES, window=pattern[i % len(pattern)], **common) for i in range(depth)]
+    return Stack([Block(mixer, features=FEATURES, rngs=rngs) for mixer in mixers], **form)
+
+
+def test_scanned_extend_is_the_loop() -> None:
+    pattern = (None, 3)
+    loop, scanned = causal(5, pattern), causal(5, pattern, scan=True)
+    x = X[:, :2]
+
+    @jax.jit
+    def run(state: Any) -> Any:
+        return [stack.extend(x, stack.extend(x, state)[1]) for stack in (loop, scanned)]
+
+    want, got = run(loop.init_state(2, max_length=6))
+    assert jax.tree.structure(want) == jax.tree.structure(got)
+    assert all(
+        relative(a, b) < 1e-5 or np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    )
+
+
+def test_a_scanned_step_of_decoding_does_not_grow_with_depth() -> None:
+    def equations(jaxpr: Any) -> int:
+        return sum(
+            1 + sum(equations(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
+            for equation in jaxpr.eqns
+        )
+
+    def size(depth: int, **form: bool) -> int:
+        stack = causal(depth, **form)
+        return equations(jax.make_jaxpr(stack.extend)(X[:, :1], stack.init_state(2, max_length=6)).jaxpr)
+
+    # Weights and states are stacked and taken apart: one reshape for each, and no arithmetic.
+    assert size(8, scan=True) - size(2, scan=True) < 0.2 * (size(8) - size(2))
+
+
+@pytest.mark.parametrize("form", tiered(FORMS, ("scan",).__contains__))
+def test_functions_may_close_over_a_stack(form: str) -> None:
+    stack = make(**KINDS["random-pattern"], norm="batch", **FORMS[form])
+    stack.eval()
+    want = stack(X)[0]
+    assert relative(jax.jit(lambda x: stack(x)[0])(X), want) < 1e-5
+    assert relative(nnx.jit(lambda stack, x: stack(x)[0])(stack, X), want) < 1e-5
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(stack(x)[0])))(X)
+    assert float(jnp.abs(gradient).max()) > 0
+
+
+def test_equal_blocks_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = causal(6, (None, 3))
+    want = stack(X)[0]  # runs at once, block by block
+    called = []
+    extended = Block.__call__
+    monkeypatch.setattr(
+        Block, "__call__", lambda block, *args: called.append(block.mixer.window) or extended(block, *args)
+    )
+    assert relative(jax.jit(lambda x: stack(x)[0])(X), want) < 1e-5
+    assert sorted(called, key=str) == [3, None]
+    called.clear()
+    stack(X)
+    assert called == [None, 3] * 3
 
 
 def test_drop_path_rates_grow_linearly() -> None:

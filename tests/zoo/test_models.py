@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -211,6 +212,45 @@ def test_scan_and_remat_change_nothing(family: str, form: tuple[str, ...]) -> No
     assert other_statistics.keys() == statistics.keys()
     for name, value in statistics.items():
         np.testing.assert_allclose(other_statistics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("family", tiered(FAMILIES, ("s4d", "transformer").__contains__))
+def test_forward_mode(family: str) -> None:
+    """Derivatives along a direction of parameters and input are those of the gradient."""
+    model, x = make(family, **shallow(family)), inputs(family)
+    model.eval()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    image = family in IMAGE_FAMILIES
+    at = {"params": params, **({"x": jnp.asarray(x)} if image else {})}
+    rng = np.random.default_rng(0)
+
+    def way() -> Any:
+        return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape) * np.std(leaf), leaf.dtype), at)
+
+    @jax.jit
+    def run(at: Any, ways: Any) -> Any:
+        def predict(at: Any) -> jax.Array:
+            return nnx.merge(graphdef, at["params"], rest)(at.get("x", x))
+
+        def loss(at: Any) -> jax.Array:
+            return jnp.mean(predict(at) ** 2)
+
+        out, change = jax.jvp(predict, (at,), (ways[0],))
+        gradient = jax.grad(loss)
+        slope, curved = gradient(at), [jax.jvp(gradient, (at,), (along,))[1] for along in ways]
+        inner = optax.tree.vdot
+        return (
+            2 * jnp.mean(out * change),
+            inner(slope, ways[0]),
+            inner(curved[0], ways[1]),
+            inner(curved[1], ways[0]),
+            inner(curved[0], curved[0]),
+        )
+
+    forward, backward, across, back, size = run(at, [way(), way()])
+    assert abs(forward - backward) < 1e-3 * abs(backward)
+    assert abs(across - back) < 1e-3 * abs(back)
+    assert size > 0
 
 
 @pytest.mark.full
