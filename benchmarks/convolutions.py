@@ -1,15 +1,15 @@
-"""One convolution's gradient on this device: every form of the depth-wise and the short one beside ``nnx.Conv``, by size of the kernel.
+"""One convolution's gradient on this device: each form of the ops beside ``nnx.Conv``, by size of the kernel.
 
-``python -m benchmarks.convolutions`` writes benchmarks/results/<platform>/convolutions.json after each row, and keeps rows that it does
-not measure. The layer has 64 channels and a batch of 8, float32: a grid of 28x28, or its 784 positions as a causal sequence. The gradient
-is that of the sum of squares, in the input and in the kernel.
+``python -m benchmarks.convolutions`` writes benchmarks/results/<platform>/convolutions.json after each row, and keeps
+rows that it does not measure. The layer has 64 channels and a batch of 8, float32: a grid of 28x28, or its 784
+positions as a causal sequence. The gradient is that of the sum of squares, in the input and in the kernel.
 
     compile  CPU seconds of tracing and compiling, without a cache
     run      milliseconds, the least of several runs; the forms and the peer take turns
     chosen   the form that the op takes by itself
 
-A form that took more than ``--limit`` CPU seconds to compile is not tried at larger sizes, and one that needs more than 1 GiB of
-temporary memory is not run; the reason stands in the row.
+A form that took more than ``--limit`` CPU seconds to compile is not tried at larger sizes, and one that needs more than
+1 GiB of temporary memory is not run; the reason stands in the row.
 """
 
 from __future__ import annotations
@@ -47,17 +47,26 @@ def contestants(op: str, size: int) -> tuple[dict[str, Callable[[Any, Any], Any]
     call = getattr(pallas_kernels, op)
     grid, sizes = ((SIDE, SIDE), (size, size)) if depthwise else ((SIDE * SIDE,), (size,))
     rng = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((BATCH, *grid, CHANNELS), (*sizes, 1, CHANNELS)))
+    shapes = (BATCH, *grid, CHANNELS), (*sizes, 1, CHANNELS)
+    x, kernel = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes)
+
+    edges = ((size // 2, size // 2),) * 2 if depthwise else ((0, 0), (size - 1, 0))
 
     def form(name: str) -> Callable[[Any, Any], Any]:
-        if depthwise:
-            edges = ((size // 2, size // 2),) * 2
-            return lambda x, kernel: xla.depthwise_convolution(DepthwiseCall(x, kernel[..., 0, :], (1, 1), (1, 1), edges), name)[0]
-        edges = ((0, 0), (size - 1, 0))
-        return lambda x, kernel: xla.depthwise_convolution(DepthwiseCall(x[:, None], kernel[None, :, 0], (1, 1), (1, 1), edges), name)[0][:, 0]
+        def layer(x: Any, kernel: Any) -> Any:
+            on_grid = (x, kernel[..., 0, :]) if depthwise else (x[:, None], kernel[None, :, 0])
+            return xla.depthwise_convolution(DepthwiseCall(*on_grid, (1, 1), (1, 1), edges), name)[0].reshape(x.shape)
+
+        return layer
 
     peer = nnx.Conv(
-        CHANNELS, CHANNELS, sizes, padding=size // 2 if depthwise else "CAUSAL", feature_group_count=CHANNELS, use_bias=False, rngs=nnx.Rngs(0)
+        CHANNELS,
+        CHANNELS,
+        sizes,
+        padding=size // 2 if depthwise else "CAUSAL",
+        feature_group_count=CHANNELS,
+        use_bias=False,
+        rngs=nnx.Rngs(0),
     )
 
     def conv(x: Any, kernel: Any) -> Any:
@@ -67,7 +76,8 @@ def contestants(op: str, size: int) -> tuple[dict[str, Callable[[Any, Any], Any]
 
     found = re.search(r"\bform=(\w+)", str(jax.make_jaxpr(call)(x, kernel)))
     assert found, "the op is not the primitive whose forms are measured"
-    made = {name: form(name) for name in FORMS} | {"reference": lambda x, kernel: call(x, kernel, implementation="reference"), PEER: conv}
+    made: dict[str, Callable[[Any, Any], Any]] = {name: form(name) for name in FORMS}
+    made |= {"reference": lambda x, kernel: call(x, kernel, implementation="reference"), PEER: conv}
     return made, (x, kernel), found[1]
 
 
@@ -83,7 +93,8 @@ def measure(op: str, size: int, left_out: dict[str, str], limit: float) -> dict[
         if name in left_out:
             continue
         start = time.process_time()
-        program = jax.jit(jax.grad(lambda x, kernel, layer=layer: jnp.sum(jnp.square(layer(x, kernel))), (0, 1))).lower(*arrays).compile()
+        loss = lambda x, kernel, layer=layer: jnp.sum(jnp.square(layer(x, kernel)))  # noqa: E731
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).compile()
         seconds = time.process_time() - start
         row[name] = {"compile_cpu_s": round(seconds, 2)}
         if seconds > limit:
@@ -112,10 +123,14 @@ def measure(op: str, size: int, left_out: dict[str, str], limit: float) -> dict[
 
 def main(given: list[str] | None = None) -> None:
     ops = ("depthwise_convolution", "short_convolution")
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.convolutions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.convolutions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(ops), help=f"of {', '.join(ops)}")
     parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")], default=list(SIZES))
-    parser.add_argument("--limit", type=float, default=20.0, help="CPU seconds of compiling after which a form is not tried at larger sizes")
+    parser.add_argument("--limit", type=float, default=20.0, help="CPU seconds of compiling; see above")
     parser.add_argument("--output", type=pathlib.Path, help="default benchmarks/results/<platform>/convolutions.json")
     args = parser.parse_args(given)
     if unknown := sorted(set(args.only) - set(ops)):
@@ -135,7 +150,12 @@ def main(given: list[str] | None = None) -> None:
             measured = {**rows.get(op, {}), str(size): row}
             rows[op] = {key: measured[key] for key in sorted(measured, key=int)}
             print(op, size, json.dumps(row), flush=True)
-            report = {"jax": jax.__version__, "cores": os.cpu_count(), "load_average_at_end": os.getloadavg()[0], "rows": rows}
+            report = {
+                "jax": jax.__version__,
+                "cores": os.cpu_count(),
+                "load_average_at_end": os.getloadavg()[0],
+                "rows": rows,
+            }
             path.write_text(json.dumps(report, indent=2) + "\n")
 
 

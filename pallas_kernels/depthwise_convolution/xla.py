@@ -13,7 +13,7 @@ from pallas_kernels.depthwise_convolution.geometry import Geometry
 from pallas_kernels.depthwise_convolution.primitive import convolution
 
 # Taps that cost as much as the transforms, for each of their points (``python -m benchmarks.convolutions`` has times of either side).
-TAPS_PER_POINT = 80
+TAPS_PER_POINT = 48
 # Beyond this many written-out taps compilation is what takes the time.
 MOST_TAPS = 128
 
