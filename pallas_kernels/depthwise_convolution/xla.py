@@ -15,7 +15,7 @@ from pallas_kernels.depthwise_convolution.primitive import convolution
 # Taps that cost as much as the transforms, for each of their points (``python -m benchmarks.convolutions`` has times of either side).
 TAPS_PER_POINT = 48
 # Beyond this many written-out taps compilation is what takes the time.
-MOST_TAPS = 128
+MOST_TAPS = 100
 
 
 def depthwise_convolution(call: DepthwiseCall, form: str | None = None) -> tuple[jax.Array]:
