@@ -5,7 +5,7 @@ rows that it does not measure. A row is a model; each side of it runs in fresh p
 this tree; with ``--baseline=COMMIT`` that commit, by the same code in a git worktree of it; and timm or transformers
 where they have the model. CPU and wall seconds of
 
-    import        the zoo after ``import jax, flax.nnx``; timm or transformers after ``import torch``
+    import        the zoo after ``import jax, flax.nnx`` and ``jax.devices()``; timm or transformers after ``import torch``
     create        random weights, the first model of the process
     create again  the second
     trace         a gradient step at batch 1: an image, or 512 tokens
@@ -72,6 +72,8 @@ def ours(name: str, token: bool) -> None:
     import jax
     import jax.numpy as jnp
 
+    jax.devices()
+
     def load() -> Any:
         import zoo
 
@@ -84,9 +86,11 @@ def ours(name: str, token: bool) -> None:
 
     if token:
         zoo = load()
+        if not hasattr(zoo.variant(name).config, "vocab_size"):
+            return
         model = create()
-        prompt = jnp.arange(PROMPT)[None] % model.config.vocab_size if hasattr(model, "extend") else None
-        if prompt is not None:
+        if hasattr(model, "extend"):
+            prompt = jnp.arange(PROMPT)[None] % model.config.vocab_size
             seconds(lambda: jax.block_until_ready(zoo.generate(model, prompt, 1)), "token")
         return
     zoo = seconds(load, "import")
@@ -129,8 +133,8 @@ def theirs(name: str, token: bool) -> None:
         return lambda: made(made.config_class(**options))
 
     if token:
-        model = load()().eval()
-        if library == "transformers" and model.can_generate():
+        if model_name.endswith("CausalLM"):
+            model = load()().eval()
             seconds(lambda: model.generate(torch.arange(PROMPT)[None], max_new_tokens=1, do_sample=False), "token")
         return
     create = seconds(load, "import")
