@@ -8,8 +8,8 @@ positions as a causal sequence. The gradient is that of the sum of squares, in t
     run      milliseconds, the least of several runs; the forms and the peer take turns
     chosen   the form that the op takes by itself
 
-A form that took more than ``--limit`` CPU seconds to compile is not tried at larger sizes, and one that needs more than
-1 GiB of temporary memory is not run; the reason stands in the row.
+Beside the chosen form, one that took more than ``--limit`` CPU seconds to compile is not tried at larger sizes, and one
+that needs more than 1 GiB of temporary memory is not run; the reason stands in the row.
 """
 
 from __future__ import annotations
@@ -87,10 +87,12 @@ def measure(op: str, size: int, left_out: dict[str, str], limit: float) -> dict[
     import jax.numpy as jnp
 
     made, arrays, chosen = contestants(op, size)
-    row: dict[str, Any] = {"chosen": chosen, **{name: {"stopped": reason} for name, reason in left_out.items()}}
+    row: dict[str, Any] = {"chosen": chosen}
     runs: dict[str, Any] = {}
     for name, layer in made.items():
-        if name in left_out:
+        needed = name in (chosen, PEER)
+        if name in left_out and not needed:
+            row[name] = {"stopped": left_out[name]}
             continue
         start = time.process_time()
         loss = lambda x, kernel, layer=layer: jnp.sum(jnp.square(layer(x, kernel)))  # noqa: E731
@@ -100,7 +102,7 @@ def measure(op: str, size: int, left_out: dict[str, str], limit: float) -> dict[
         if seconds > limit:
             left_out[name] = f"compiled for {seconds:.0f} s at {size}"
         memory = program.memory_analysis().temp_size_in_bytes
-        if memory > MOST_MEMORY:
+        if memory > MOST_MEMORY and not needed:
             row[name]["stopped"] = f"needs {memory / 2**30:.1f} GiB"
         else:
             runs[name] = program
