@@ -5,7 +5,7 @@ rows that it does not measure. A row is a model; each side of it runs in fresh p
 this tree; with ``--baseline=COMMIT`` that commit, by the same code in a git worktree of it; and timm or transformers
 where they have the model. CPU and wall seconds of
 
-    import        the zoo after ``import jax, flax.nnx`` and ``jax.devices()``; timm or transformers after ``import torch``
+    import        the zoo after ``import jax, flax.nnx`` and ``jax.devices()``; timm or transformers after that of torch
     create        random weights, the first model of the process
     create again  the second
     trace         a gradient step at batch 1: an image, or 512 tokens

@@ -89,7 +89,7 @@ def directions() -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
 
 
 def derivatives(implementation: str, options: dict[str, Any], arrays: Any, tangents: Any) -> Any:
-    """Along one direction: of the output, of the gradient (forward over reverse), and the gradient of that (reverse over forward)."""
+    """Along one direction: that of the output, that of the gradient, and the gradient of a derivative."""
 
     def call(*arrays: jax.Array) -> jax.Array:
         return depthwise_convolution(*arrays, implementation=implementation, **options)
