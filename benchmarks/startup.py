@@ -359,7 +359,7 @@ def main(given: list[str] | None = None) -> None:
         return
     commits["baseline_commit"] = revision(args.baseline)
     with worktree(args.baseline) as folder:
-        run(names, {"ours": HOME, "baseline": folder, "peer": HOME}, commits, args.limit, output)
+        run(names, {"ours": HOME, "peer": HOME, "baseline": folder}, commits, args.limit, output)
 
 
 if __name__ == "__main__":
