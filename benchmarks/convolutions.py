@@ -151,6 +151,7 @@ def main(given: list[str] | None = None) -> None:
             row = measure(op, size, left_out, args.limit)
             measured = {**rows.get(op, {}), str(size): row}
             rows[op] = {key: measured[key] for key in sorted(measured, key=int)}
+            rows = {each: rows[each] for each in ops if each in rows}
             print(op, size, json.dumps(row), flush=True)
             report = {
                 "jax": jax.__version__,
