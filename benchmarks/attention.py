@@ -1,6 +1,6 @@
 """Time of ``pallas_kernels.attention`` over that of ``jax.nn.dot_product_attention``, in one run.
 
-    python benchmarks/attention.py
+    python -m benchmarks.attention
 
 prints one line a shape: milliseconds of both, forward and with the gradient, and their ratio (above 1:
 ours is faster). Best of several, alternating, because a shared machine drifts between runs.
@@ -8,14 +8,13 @@ ours is faster). Best of several, alternating, because a shared machine drifts b
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
-
-from pallas_kernels import attention
+if TYPE_CHECKING:
+    import jax
 
 SHAPES: tuple[tuple[str, tuple[int, int, int, int], dict[str, Any]], ...] = (
     ("windows of 7x7", (512, 49, 4, 32), {}),
@@ -29,6 +28,8 @@ REPEATS = 5
 
 def best_times(functions: list[Callable[..., Any]], *args: jax.Array) -> list[float]:
     """Milliseconds of each function, the best of ``REPEATS``, taken in turns."""
+    import jax
+
     for function in functions:
         jax.block_until_ready(function(*args))
     best = [float("inf")] * len(functions)
@@ -41,6 +42,12 @@ def best_times(functions: list[Callable[..., Any]], *args: jax.Array) -> list[fl
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    import jax
+    import jax.numpy as jnp
+
+    from pallas_kernels import attention
+
     print(f"{'':32}{'forward: ours':>14}{'jax.nn':>9}{'ratio':>7}{'gradient: ours':>16}{'jax.nn':>9}{'ratio':>7}   ms, {jax.devices()[0].device_kind}")
     for name, shape, options in SHAPES:
         q, k, v = (jax.random.normal(jax.random.key(i), shape) for i in range(3))

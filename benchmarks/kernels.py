@@ -14,23 +14,25 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
+if TYPE_CHECKING:
+    import jax
 
-import pallas_kernels
-from pallas_kernels import compilers, dispatch
-from pallas_kernels.dispatch import OPS, Op, Shape
+    from pallas_kernels.dispatch import Op, Shape
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "compiled" / "kernels.json"
-DTYPE = jnp.bfloat16
 KERNELS = {"gpu": ("mosaic_gpu",), "tpu": ("splash", "mosaic_tpu")}
 _CALLS = ("pallas_call", "core_map", "mpmd_map")
 
 
 def gradients(op: Op, shape: Shape) -> tuple[Callable[[dict[str, Any]], Any], dict[str, jax.ShapeDtypeStruct]]:
     """Outputs and gradients of all floating arrays, as a function of the arrays that come with it."""
+    import jax
+    import jax.numpy as jnp
+
+    import pallas_kernels
+
     call = functools.partial(getattr(pallas_kernels, op.name), **shape.options)
 
     def both(arrays: dict[str, jax.Array]) -> Any:
@@ -39,7 +41,7 @@ def gradients(op: Op, shape: Shape) -> tuple[Callable[[dict[str, Any]], Any], di
         outputs, pull = jax.vjp(lambda floating: call(**floating, **rest), floating)
         return outputs, pull(jax.tree.map(jnp.cos, outputs))
 
-    return both, shape.abstract(DTYPE)
+    return both, shape.abstract(jnp.bfloat16)
 
 
 def estimates(jaxpr: Any) -> Iterator[Any]:
@@ -57,6 +59,10 @@ def estimates(jaxpr: Any) -> Iterator[Any]:
 
 def row(op: Op, shape: Shape, device: str) -> dict[str, Any]:
     """What is known of one op and shape on one device: its kernels as compiled, or why XLA's form serves it."""
+    import jax
+
+    from pallas_kernels import compilers, dispatch
+
     function, arrays = gradients(op, shape)
     platform = compilers.DEVICES[device].platform
     with dispatch.platform(platform), dispatch.recording() as choices:
@@ -85,15 +91,20 @@ def key(found: dict[str, Any]) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--devices", default=",".join(compilers.DEVICES), help="of which to compile for, commas between")
-    parser.add_argument("--ops", default=",".join(OPS), help="of which to compile, commas between")
+    parser.add_argument("--devices", type=lambda text: text.split(","), help="of which to compile for, commas between; default all")
+    parser.add_argument("--ops", type=lambda text: text.split(","), help="of which to compile, commas between; default all")
     parser.add_argument("--missing", action="store_true", help="only what the file does not have")
     given = parser.parse_args()
+    import jax
+
+    from pallas_kernels import compilers
+    from pallas_kernels.dispatch import OPS
+
     rows = {key(found): found for found in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
-    for device in given.devices.split(","):
+    for device in given.devices or compilers.DEVICES:
         if (reason := compilers.missing(device)) is not None:
             raise SystemExit(f"benchmarks.kernels: {reason}")
-        for op in (OPS[name] for name in given.ops.split(",")):
+        for op in (OPS[name] for name in given.ops or OPS):
             for shape in op.shapes:
                 if given.missing and (op.name, shape.name, device, jax.__version__) in rows:
                     continue
@@ -105,6 +116,8 @@ def main() -> None:
 
 def write(rows: dict[tuple[str, ...], dict[str, Any]]) -> None:
     """All rows of what the ops still have; those of another version of JAX stay as they were last compiled."""
+    from pallas_kernels.dispatch import OPS
+
     kept = [found for _, found in sorted(rows.items()) if found["op"] in OPS and found["shape"] in {shape.name for shape in OPS[found["op"]].shapes}]
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text("[\n" + ",\n".join(json.dumps(found) for found in kept) + "\n]\n")

@@ -14,14 +14,12 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from layers import Mixer, create_mixer
+if TYPE_CHECKING:
+    from layers import Mixer
 
 FEATURES, HEADS = 64, 4
 FORMS: dict[str, dict[str, Any]] = {
@@ -34,6 +32,10 @@ REPEATS = 3
 
 def measure(mixer: Mixer, length: int) -> dict[str, float]:
     """Seconds and temporary bytes of a forward pass of one row."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
     graph, state = nnx.split(mixer)
     run = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, length, FEATURES), np.float32))
@@ -55,6 +57,10 @@ def slope(rows: list[dict[str, float]], figure: str) -> float | None:
 
 def scaling(options: dict[str, Any], lengths: tuple[int, ...], limit: float) -> list[dict[str, float]]:
     """Rows of growing length, up to the first that is expected to take longer than ``limit`` seconds."""
+    from flax import nnx
+
+    from layers import create_mixer
+
     mixer = create_mixer(options, FEATURES, causal=True, hints={"num_heads": HEADS}, rngs=nnx.Rngs(0))
     rows: list[dict[str, float]] = []
     for length in lengths:
@@ -69,8 +75,11 @@ def run(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.longnet_scaling", description=__doc__)
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
     parser.add_argument("--limit", type=float, default=60.0, help="seconds that a run may be expected to take")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / jax.default_backend())
+    parser.add_argument("--output", type=Path, help="folder; default benchmarks/results/<platform>")
     given = parser.parse_args(arguments)
+    import jax
+
+    folder = given.output or Path(__file__).parent / "results" / jax.default_backend()
     lengths = tuple(sorted(int(n) for n in given.lengths.split(",")))
     report: dict[str, Any] = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "jax": jax.__version__}
     report |= {"features": FEATURES, "heads": HEADS, "segments": FORMS["longnet"]["segments"], "rates": FORMS["longnet"]["rates"]}
@@ -79,8 +88,8 @@ def run(arguments: list[str] | None = None) -> None:
         report[form] = {"rows": rows, "slope_of_seconds": slope(rows, "seconds"), "slope_of_memory": slope(rows, "temporary_bytes")}
         print(f"{form}: slope of seconds {report[form]['slope_of_seconds']}, of memory {report[form]['slope_of_memory']}")
     report["load_average_at_end"] = os.getloadavg()[0]
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "longnet_scaling.json").write_text(json.dumps(report, indent=1) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "longnet_scaling.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

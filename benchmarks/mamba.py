@@ -26,18 +26,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 
-import zoo
-from layers import flatten
-from pallas_kernels import operations, selective_scan
-from pallas_kernels.exponential import silu
+if TYPE_CHECKING:
+    import jax
+    from flax import nnx
 
 RATE = 1e-4
 RUNS = ("forward", "training_step", "training_step_of_one_layer", "decoding_step")
@@ -62,6 +57,11 @@ class Ours:
     """The compiled programs of one model at one length."""
 
     def __init__(self, model: Any, length: int):
+        import jax
+        import jax.numpy as jnp
+        import optax
+        from flax import nnx
+
         graphdef, self.params = nnx.split(model)
         self.merged: Callable[[nnx.State], Any] = lambda params: nnx.merge(graphdef, params)
         self.tokens = jnp.asarray(tokens_of(length, model.config.vocab_size))
@@ -72,6 +72,10 @@ class Ours:
         self.decoding_step = jax.jit(lambda params, token, state: self.merged(params).extend(token, state))
 
     def _step(self, params: nnx.State, moments: Any, tokens: jax.Array) -> tuple[nnx.State, Any, jax.Array]:
+        import jax
+        import jax.numpy as jnp
+        import optax
+
         def loss(params: nnx.State) -> jax.Array:
             logits = self.merged(params)(tokens[:, :-1])
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]))
@@ -81,6 +85,9 @@ class Ours:
         return optax.apply_updates(params, updates), moments, value
 
     def time_training(self, repeats: int) -> float:
+        import jax
+        import jax.numpy as jnp
+
         carry = [jax.tree.map(jnp.copy, self.params), jax.jit(self.optimizer.init)(self.params)]
 
         def train() -> None:
@@ -90,11 +97,15 @@ class Ours:
         return least(train, repeats)
 
     def time_decoding(self, repeats: int) -> float:
+        import jax
+
         inputs = self.tokens[:, :-1]
         _, state = self.decoding_step(self.params, inputs, self.merged(self.params).init_state(1))
         return least(lambda: jax.block_until_ready(self.decoding_step(self.params, inputs[:, :1], state)), 5 * repeats)
 
     def run_forward(self) -> Any:
+        import jax
+
         return jax.block_until_ready(self.forward(self.params, self.tokens[:, :-1]))
 
     def training_memory(self) -> int:
@@ -104,12 +115,18 @@ class Ours:
 
     def counted(self) -> dict[str, float]:
         """Operations of the forward pass, in 1e9: of matrix products and convolutions, and of all else (an exponential counts as one)."""
+        from pallas_kernels import operations
+
         total = operations.count(self.forward, self.params, self.tokens[:, :-1])
         return {"products": total.matmul_flops / 1e9, "others": (total.flops - total.matmul_flops) / 1e9}
 
 
 def products(model: Any, length: int) -> Callable[[], Any]:
     """All matrix products of the forward pass, layer after layer, on inputs of the right shapes."""
+    import jax
+
+    from layers import flatten
+
     blocks = [{n: v for n, v in flatten(block.mixer).items() if n.endswith("proj.kernel")} for block in model.blocks]
     table = model.embedding.embedding[...]
 
@@ -130,6 +147,13 @@ def products(model: Any, length: int) -> Callable[[], Any]:
 
 def others(model: Any, length: int) -> dict[str, Callable[[], Any]]:
     """What a forward pass of Mamba does beside its matrix products, layer after layer as they are in the model, on inputs of the right shapes."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from pallas_kernels import selective_scan
+    from pallas_kernels.exponential import silu
+
     mixers = [block.mixer for block in model.blocks]
     if not hasattr(mixers[0], "x_proj"):
         return {}
@@ -160,6 +184,8 @@ def theirs(path: str, name: str, length: int, repeats: int) -> dict[str, float]:
     import torch
     import transformers
     from safetensors.torch import load_file
+
+    import zoo
 
     torch.set_num_threads(os.cpu_count() or 1)
     c: Any = zoo.variant(name).config
@@ -261,6 +287,10 @@ def main() -> None:
     if args.theirs:
         theirs(args.theirs, args.model, args.lengths[0], args.repeats)
         return
+    import jax
+
+    import zoo
+
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         models = {f"{folder}/whole.safetensors": zoo.create(args.model), f"{folder}/layer.safetensors": zoo.create(args.model, depth=1)}

@@ -6,18 +6,18 @@ several runs, the two forms taken in turn), their ratio, and the temporary memor
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-import pallas_kernels
+if TYPE_CHECKING:
+    import jax
 
 LENGTH = 2048
 REPEATS = 4
@@ -26,6 +26,9 @@ FORMS = ("xla", "reference")
 
 def linear_attention(length: int, decay: str | None, *, heads: int = 8, groups: int = 8, state_dim: int = 64) -> dict[str, jax.Array]:
     """Batch 2, values of 64."""
+    import jax
+    import jax.numpy as jnp
+
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
     arrays = {
@@ -41,6 +44,9 @@ def linear_attention(length: int, decay: str | None, *, heads: int = 8, groups: 
 
 def selective_scan(length: int, *, channels: int = 512, state_dim: int = 16) -> dict[str, jax.Array]:
     """Batch 2."""
+    import jax
+    import jax.numpy as jnp
+
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
     arrays = {
@@ -67,6 +73,11 @@ CASES: dict[str, tuple[str, Callable[[int], dict[str, jax.Array]]]] = {
 
 
 def programs(op: str, form: str) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    import pallas_kernels
+
     def forward(arrays: dict[str, jax.Array]) -> jax.Array:
         return getattr(pallas_kernels, op)(**arrays, implementation=form)
 
@@ -77,12 +88,16 @@ def programs(op: str, form: str) -> dict[str, Any]:
 
 
 def milliseconds(run: Callable[..., Any], arrays: dict[str, jax.Array]) -> float:
+    import jax
+
     start = time.perf_counter()
     jax.block_until_ready(run(arrays))
     return 1e3 * (time.perf_counter() - start)
 
 
 def measure(op: str, make: Callable[[int], dict[str, jax.Array]]) -> dict[str, Any]:
+    import jax
+
     arrays = make(LENGTH)
     by_form = {form: programs(op, form) for form in FORMS}
     row: dict[str, Any] = {}
@@ -101,6 +116,9 @@ def measure(op: str, make: Callable[[int], dict[str, jax.Array]]) -> dict[str, A
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    import jax
+
     rows = {}
     for name, (op, make) in CASES.items():
         rows[name] = measure(op, make)

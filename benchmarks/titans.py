@@ -15,28 +15,28 @@ import json
 import os
 import pathlib
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from layers import MEMORIES, NeuralMemory
-from layers.memory.learning import Tokens, parallel
-from layers.memory.sequential import sequential
+if TYPE_CHECKING:
+    from layers import NeuralMemory
+    from layers.memory.learning import Tokens
 
 HEADS, SIZE = 4, 32
-FORMS = {"chunked": parallel, "sequential": sequential}
 
 
 def tokens_of(layer: NeuralMemory, length: int) -> Tokens:
     """What random tokens bring to the memory, with the layer's initial gates."""
+    import jax.numpy as jnp
+
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, length, HEADS * SIZE)), jnp.float32)
     return layer.tokens(x, layer.project(x), None)
 
 
 def milliseconds(run: Any, *arguments: Any) -> float:
+    import jax
+
     start = time.perf_counter()
     jax.block_until_ready(run(*arguments))
     return 1e3 * (time.perf_counter() - start)
@@ -44,6 +44,15 @@ def milliseconds(run: Any, *arguments: Any) -> float:
 
 def measure(name: str, chunk: int, length: int, repeats: int) -> dict[str, Any]:
     """One memory: both forms, forward and gradient."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from layers import NeuralMemory
+    from layers.memory.learning import parallel
+    from layers.memory.sequential import sequential
+
+    forms = {"chunked": parallel, "sequential": sequential}
     layer = NeuralMemory(HEADS * SIZE, num_heads=HEADS, memory=name, conv_size=None, rngs=nnx.Rngs(0))
     arguments = (layer.initial_weights(jnp.float32), tokens_of(layer, length))
 
@@ -55,7 +64,7 @@ def measure(name: str, chunk: int, length: int, repeats: int) -> dict[str, Any]:
 
     row: dict[str, Any] = {}
     for what, make in (("forward", forward), ("gradient", gradient)):
-        runs = {label: jax.jit(make(form)).lower(*arguments).compile() for label, form in FORMS.items()}
+        runs = {label: jax.jit(make(form)).lower(*arguments).compile() for label, form in forms.items()}
         found = {label: jax.tree.leaves(run(*arguments)) for label, run in runs.items()}
         times: dict[str, list[float]] = {label: [] for label in runs}
         for _ in range(repeats):
@@ -74,12 +83,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--chunks", type=lambda text: [int(n) for n in text.split(",")], default=[16, 64])
-    parser.add_argument("--memories", type=lambda text: text.split(","), default=list(MEMORIES))
+    parser.add_argument("--memories", type=lambda text: text.split(","), help="commas between; default all")
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--output", type=pathlib.Path, help="default benchmarks/results/<platform>/titans.json")
     args = parser.parse_args()
+    import jax
+
+    from layers import MEMORIES
+
     rows = {}
-    for name in args.memories:
+    for name in args.memories or MEMORIES:
         for chunk in args.chunks:
             rows[f"{name}, chunks of {chunk}"] = row = measure(name, chunk, args.length, args.repeats)
             print(f"{name}, chunks of {chunk}", json.dumps(row), flush=True)

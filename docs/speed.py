@@ -112,6 +112,58 @@ def collectives(report: Report) -> str:
     return f"## Sequences split over devices\n\n{text} {more}\n\n{table(['layer', *(f'{int(n):,} tokens' for n in lengths)], rows)}"
 
 
+def startup(report: Report) -> str:
+    """From nothing to a model that runs, beside an earlier commit and the libraries that have the model."""
+
+    def cell(found: Report | None) -> str:
+        return f"{found['cpu']:.2f} ({found['wall']:.2f})" if found else ""
+
+    sides = ("ours", "baseline", "peer")
+    stages, loaded = [], []
+    for name, row in report["rows"].items():
+        found = [row.get(side, {}) for side in sides]
+        for stage in dict.fromkeys(stage for each in found for stage, value in each.items() if isinstance(value, dict)):
+            cells = [cell(each.get(stage)) for each in found]
+            if name == "loading":
+                loaded.append([stage, *cells[:2], *(_number(each.get(f"{stage}, peak")) for each in found[:2])])
+                continue
+            ratios = [_number(row.get(f"times_faster_than_{side}", {}).get(stage)) for side in sides[1:]]
+            stages.append([name, stage, *cells, *ratios])
+        for side, each in zip(("ours", "before", "the peer"), found):
+            if "stopped" in each:
+                stages.append([name, f"{side}: {each['stopped']}", *[""] * 5])
+    versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
+    commits = sorted({row["baseline_commit"] for row in report["rows"].values() if "baseline_commit" in row})
+    text = f"`python -m benchmarks.startup`, {versions}{_load(report)}. CPU seconds, wall seconds in brackets."
+    more = f"Before is commit {', '.join(commits)}; the peer is timm or transformers, eager. Ratios are of CPU seconds."
+    head = ["model", "", "ours", "before", "peer", "times before", "times the peer"]
+    parts = [f"## Until a model runs\n\n{text} {more}\n\n{table(head, stages)}"]
+    if loaded:
+        head = ["a file of ViT-B", "ours", "before", "peak over its parameters", "before"]
+        parts.append(f"Peaks are of memory beyond what the process held before.\n\n{table(head, loaded)}")
+    return "\n".join(parts)
+
+
+def convolutions(report: Report) -> str:
+    """The forms of the convolutions beside nnx.Conv."""
+    rows = []
+    for op, sizes in report["rows"].items():
+        for size, row in sizes.items():
+            forms = [name for name, found in row.items() if isinstance(found, dict)]
+            ratio = _number(row["times_faster_than_nnx.Conv"])
+            rows.append([op, size, row["chosen"], *(_form(row[name]) for name in forms), ratio])
+    head = ["op", "taps a side", "chosen", *forms, "times nnx.Conv"]
+    text = f"`python -m benchmarks.convolutions`, jax {report['jax']}{_load(report)}: the gradient of one layer,"
+    more = "64 channels and a batch of 8, on a grid of 28x28 or a causal sequence of its 784 positions."
+    more += " Milliseconds, and CPU seconds of tracing and compiling in brackets."
+    return f"## Depth-wise and short convolutions\n\n{text} {more}\n\n{table(head, rows)}"
+
+
+def _form(found: Report) -> str:
+    time = _number(found.get("run_ms")) or found["stopped"]
+    return f"{time} ({found['compile_cpu_s']:.2f})" if "compile_cpu_s" in found else time
+
+
 SECTIONS: dict[str, Callable[[Report], str]] = {
     "vision": vision,
     "mamba": mamba,
@@ -119,6 +171,8 @@ SECTIONS: dict[str, Callable[[Report], str]] = {
     "titans": titans,
     "longnet_scaling": scaling,
     "collectives": collectives,
+    "convolutions": convolutions,
+    "startup": startup,
 }
 
 

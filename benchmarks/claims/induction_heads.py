@@ -14,43 +14,56 @@ piece, with a state: no more memory than at 1024.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-import tasks
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+
+if TYPE_CHECKING:
+    import jax
+    from flax import nnx
 
 PIECE = 1024
 
 
 def answers_by_state(model: Any, tokens: np.ndarray) -> np.ndarray:
     """The likeliest token (batch,) after ``tokens`` (batch, length), read in pieces."""
+    from flax import nnx
+
     length = tokens.shape[1]
     graph, arrays = nnx.split(model)
     state = model.init_state(len(tokens), length)
     begin = 0
     # The odd piece first: two programs for any length.
     for end in range(length % PIECE or PIECE, length + 1, PIECE):
-        answer, state = _read(graph, arrays, tokens[:, begin:end], state)
+        answer, state = _reader()(graph, arrays, tokens[:, begin:end], state)
         begin = end
     return np.asarray(answer)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _read(graph: Any, arrays: Any, tokens: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-    model = nnx.merge(graph, arrays)
-    model.eval()
-    hidden, state = model.extend_hidden(tokens, state)
-    return jnp.argmax(model.logits(hidden[:, -1]), -1), state
+@functools.cache
+def _reader() -> Callable[..., tuple[jax.Array, Any]]:
+    """The compiled function that reads a piece."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+    def read(graph: Any, arrays: Any, tokens: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        model = nnx.merge(graph, arrays)
+        model.eval()
+        hidden, state = model.extend_hidden(tokens, state)
+        return jnp.argmax(model.logits(hidden[:, -1]), -1), state
+
+    return read
 
 
 def accuracy_by_state(model: Any, task: dict[str, Any], length: int, count: int, batch_size: int = 32) -> float:
     """The part of ``count`` sequences of ``length`` tokens whose last answer is right."""
+    import tasks
+
     examples = tasks.create(**{**task, "test_length": length, "num_eval": count}).examples("test")
     right = 0
     for start in range(0, count, batch_size):

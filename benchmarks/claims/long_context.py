@@ -15,15 +15,17 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-import tasks
 from benchmarks.claims.run import Contest, Contestant, Row, main
+
+if TYPE_CHECKING:
+    import jax
+    from flax import nnx
+
+    import tasks
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "full attention": ("transformer_nano", {}),
@@ -39,6 +41,10 @@ SETTINGS: dict[str, dict[str, Any]] = {"routing": {"aux_losses": {"commitment": 
 
 def bits_by_position(model: nnx.Module, task: tasks.Task, edges: Sequence[int], windows: int, batch_size: int = 2) -> dict[str, float]:
     """Bits per byte of the first ``windows`` windows of the test split, by stretches of position: from one edge to the next."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
     model.eval()
     graph, state = nnx.split(model)
 
@@ -61,6 +67,9 @@ def bits_by_position(model: nnx.Module, task: tasks.Task, edges: Sequence[int], 
 
 def cost_of_a_step(model: nnx.Module, task: tasks.Task, batch_size: int = 2) -> dict[str, float]:
     """Seconds of the loss and its gradient on one batch, the least of three, and the MiB that the program takes beside parameters and gradient."""
+    import jax
+    from flax import nnx
+
     model.train()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     examples = task.examples("test")
@@ -82,6 +91,8 @@ def cost_of_a_step(model: nnx.Module, task: tasks.Task, batch_size: int = 2) -> 
 
 
 def contest(quick: bool) -> Contest:
+    import tasks
+
     length = 64 if quick else 4096
     edges = (0, length // 16, length // 4, length // 2, length)
     task: dict[str, Any] = {"name": "text", "sequence_length": length}

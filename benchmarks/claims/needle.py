@@ -15,12 +15,13 @@ begun to learn when the steps ended: their loss is that of guessing among the sy
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from flax import nnx
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.claims.induction_heads import accuracy_by_state
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 LENGTHS = (64, 256, 1024, 4096)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

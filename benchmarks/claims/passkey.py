@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-import tasks
 from benchmarks.claims import long_context
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 LENGTHS = (128, 512, 2048)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -35,6 +34,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def digits_right(model: nnx.Module, options: dict[str, Any], length: int, count: int, batch_size: int = 4) -> float:
     """The share of digits that the model gets right in ``count`` examples of ``length`` bytes."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import tasks
+
     model.eval()
     graph, state = nnx.split(model)
     likeliest = jax.jit(lambda state, tokens: jnp.argmax(nnx.merge(graph, state)(tokens), -1))

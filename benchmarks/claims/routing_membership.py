@@ -12,26 +12,31 @@ the median it holds, and it is less than what seeds differ by.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flax import nnx
-
-import tasks
 from benchmarks.claims.long_context import bits_by_position
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
-from layers import RoutingAttention
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 MEMBERSHIPS = ("balanced", "causal")
 
 
 def read_by(model: nnx.Module, membership: str) -> None:
     """Lets every routing layer of a model choose members in this way."""
+    from flax import nnx
+
+    from layers import RoutingAttention
+
     for _, module in nnx.iter_modules(model):
         if isinstance(module, RoutingAttention):
             module.membership = membership
 
 
 def contest(quick: bool) -> Contest:
+    import tasks
+
     length = 32 if quick else 256
     task: dict[str, Any] = {"name": "text", "sequence_length": length}
     if quick:

@@ -22,15 +22,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-from flax import nnx
-from ml_collections import ConfigDict
-
-from layers.state import parameter_count
-from training import assembly, loop
-from training.logging import table
+if TYPE_CHECKING:
+    from flax import nnx
+    from ml_collections import ConfigDict
 
 HOME = Path(__file__).resolve().parents[2]
 Row = dict[str, Any]
@@ -79,6 +75,8 @@ class Contest:
 
 def config_of(contest: Contest, contestant: Contestant, seed: int, steps: int) -> ConfigDict:
     """The config of one run, from configs/, which is data and therefore read, not imported."""
+    from ml_collections import ConfigDict
+
     if contest.recipe is not None:
         config = runpy.run_path(str(HOME / contest.recipe))["get_config"]()
         config.update({"seed": seed, "train_for": f"{steps} steps", "save_every": ""})
@@ -98,6 +96,9 @@ def config_of(contest: Contest, contestant: Contestant, seed: int, steps: int) -
 
 def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Row:
     """Trains one contestant with one seed and returns its row."""
+    from layers.state import parameter_count
+    from training import assembly, loop
+
     config = config_of(contest, contestant, seed, steps)
     task, model = assembly.build(config)
     parameters = parameter_count(model)
@@ -121,6 +122,8 @@ def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Ro
 
 def shown(rows: Sequence[Row], figures: Sequence[str]) -> str:
     """The table: of each contestant the median over seeds of its figures, with the extremes."""
+    from training.logging import table
+
     lines = []
     for label in dict.fromkeys(row["label"] for row in rows):
         own = [row for row in rows if row["label"] == label]
@@ -164,15 +167,18 @@ def main(name: str, claim: str, contest: Callable[[bool], Contest], verdict: Cal
     parser.add_argument("--steps", type=int, help="of each run")
     parser.add_argument("--resume", action="store_true", help="keep the runs that the file has with the same settings")
     parser.add_argument("--only", help="contestants whose label contains this")
-    parser.add_argument("--output", type=Path, default=HOME / "benchmarks" / "results" / jax.default_backend() / "claims")
+    parser.add_argument("--output", type=Path, help="folder; default benchmarks/results/<platform>/claims")
     given = parser.parse_args(arguments)
     what = contest(given.quick)
     steps = given.steps or what.steps
     contestants = [c for c in what.contestants if not given.only or given.only in c.label]
     if not contestants:
         parser.error(f"--only={given.only}: the contestants are {', '.join(c.label for c in what.contestants)}")
-    given.output.mkdir(parents=True, exist_ok=True)
-    path = given.output / f"{name}.json"
+    import jax
+
+    folder = given.output or HOME / "benchmarks" / "results" / jax.default_backend() / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     kept: list[Row] = json.loads(path.read_text())["rows"] if given.resume and path.exists() else []
     rows = [row for contestant in what.contestants for row in kept if _is_of(row, what, contestant, steps)]
     order = [contestant.label for contestant in what.contestants]
@@ -206,6 +212,8 @@ def _is_of(row: Row, contest: Contest, contestant: Contestant, steps: int) -> bo
 def _report(
     name: str, claim: str, contest: Contest, quick: bool, rows: list[Row], verdict: Callable[[Sequence[Row]], bool]
 ) -> dict[str, Any]:
+    import jax
+
     complete = not quick and {row["label"] for row in rows} == {c.label for c in contest.contestants}
     device = jax.devices()[0]
     return {

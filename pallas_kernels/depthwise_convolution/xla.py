@@ -12,10 +12,11 @@ from pallas_kernels.depthwise_convolution.call import DepthwiseCall
 from pallas_kernels.depthwise_convolution.geometry import Geometry
 from pallas_kernels.depthwise_convolution.primitive import convolution
 
-# Taps that cost as much as the transforms, for each of their points (``python -m benchmarks.convolutions`` has times of either side).
-TAPS_PER_POINT = 80
+# Taps that cost as much as the transforms, for each of their points (36 to 46 on two cores, for maps of 14x14 to 56x56; see
+# ``python -m benchmarks.convolutions``).
+TAPS_PER_POINT = 44
 # Beyond this many written-out taps compilation is what takes the time.
-MOST_TAPS = 128
+MOST_TAPS = 100
 
 
 def depthwise_convolution(call: DepthwiseCall, form: str | None = None) -> tuple[jax.Array]:

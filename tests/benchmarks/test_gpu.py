@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_stages
 from benchmarks.gpu_problems import attention, problems
 from pallas_kernels.dispatch import OPS
 
@@ -22,7 +22,7 @@ class Here:
         self.dry = dry
 
     def run(self, job: dict[str, Any], seconds: float) -> dict[str, Any]:
-        return gpu.done(job, self.dry)
+        return gpu_stages.done(job, self.dry)
 
     def end(self) -> None:
         pass
@@ -31,8 +31,8 @@ class Here:
 @pytest.mark.full
 def test_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are right, a kernel found wrong is not timed, and rows of other problems stay in the files."""
-    monkeypatch.setattr(gpu, "Worker", Here)
-    monkeypatch.setattr(gpu, "ROUNDS", 1)
+    monkeypatch.setattr(gpu_stages, "Worker", Here)
+    monkeypatch.setattr(gpu_stages, "ROUNDS", 1)
     run = ("--dry", "--output", str(tmp_path), "--workers", "1", "--only", "selective_scan/mamba,linear_attention/retention")
     gpu.main(["correct", *run])
     found = json.loads((tmp_path / "correctness.json").read_text())
@@ -55,15 +55,15 @@ def test_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.full
 def test_a_row_that_hangs_or_breaks_costs_itself_only() -> None:
-    worker, broken = gpu.Worker(True, {}), {"stage": "correct", "op": "attention", "case": "no such case"}
+    worker, broken = gpu_stages.Worker(True, {}), {"stage": "correct", "op": "attention", "case": "no such case"}
     assert worker.run(broken, 0.2) == {"fault": "no answer in time", "right": False}
     assert worker.run(broken, 60)["fault"].startswith("StopIteration")
     assert worker.process is None, "what broke may have broken the device's context"
 
 
 def test_what_tunes_itself_for_long_is_compiled_first_and_both_ways_by_one_process() -> None:
-    jobs: list[gpu.Job] = [{"op": op, "problem": "p", "way": way} for op in ("attention", "delta_rule") for way in ("forward", "gradient")]
-    first, *others = gpu.preparations(jobs)
+    jobs: list[gpu_stages.Job] = [{"op": op, "problem": "p", "way": way} for op in ("attention", "delta_rule") for way in ("forward", "gradient")]
+    first, *others = gpu_stages.preparations(jobs)
     assert (first["op"], first["contestants"], first["ways"], first["patient"]) == ("delta_rule", ["fla"], ["forward", "gradient"], True)
     assert [(job["op"], job["ways"]) for job in others] == [(job["op"], [job["way"]]) for job in jobs]
     assert not any(job["patient"] or "fla" in job["contestants"] for job in others)
@@ -75,7 +75,7 @@ def test_a_dry_run_leaves_no_results_behind() -> None:
 
 
 def test_every_op_with_kernels_has_problems_and_peers() -> None:
-    assert {problem.op for problem in problems(dry=False)} == WITH_KERNELS == gpu.gpu_peers.PEERS.keys() == set(gpu.WORST_FIRST)
+    assert {problem.op for problem in problems(dry=False)} == WITH_KERNELS == gpu_stages.gpu_peers.PEERS.keys() == set(gpu_stages.WORST_FIRST)
 
 
 def test_the_work_of_a_window_is_counted_pair_by_pair() -> None:

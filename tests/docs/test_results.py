@@ -19,6 +19,17 @@ def test_the_page_of_speeds_is_fresh_and_tells_losses() -> None:
     assert "| m, batch 1 | forward | 2 | 1 |  | 0.5 |  |" in text
 
 
+def test_starting_is_shown_with_what_was_stopped() -> None:
+    row = {"ours": {"create": {"cpu": 2.0, "wall": 1.5}}, "baseline": {"create": {"cpu": 1.0, "wall": 1.0}, "stopped": "not done after 9 s"}}
+    row |= {"times_faster_than_baseline": {"create": 0.5}, "baseline_commit": "1234567"}
+    loading = {"ours": {"load": {"cpu": 1.0, "wall": 1.0}, "load, peak": 1.1}}
+    text = speed.startup({"versions": {"jax": "1"}, "rows": {"m": row, "loading": loading}})
+    assert "| m | create | 2.00 (1.50) | 1.00 (1.00) |  | 0.5 |  |" in text
+    assert "| m | before: not done after 9 s |" in text
+    assert "| load | 1.00 (1.00) |  | 1.1 |  |" in text
+    assert "1234567" in text
+
+
 def test_the_page_of_a_billion_tokens_is_fresh() -> None:
     rows = json.loads(billion_tokens.RESULTS.read_text())["rows"]
     assert billion_tokens.PAGE.read_text() == billion_tokens.page(rows), "run: python -m benchmarks.billion_tokens"

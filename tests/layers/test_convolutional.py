@@ -9,7 +9,6 @@ from flax import nnx
 
 from layers import ConvStem, PatchEmbed
 from layers.depthwise import DepthwiseConv
-from pallas_kernels import depthwise_convolution
 from tests.layers.mixer_cases import relative
 
 RNG = np.random.default_rng(0)
@@ -17,31 +16,6 @@ RNG = np.random.default_rng(0)
 
 def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
-
-
-@pytest.mark.parametrize(
-    ("size", "strides", "padding"),
-    [((3, 3), 1, None), ((5, 5), 1, None), ((3, 3), 2, None), ((7, 3), 2, ((3, 2), (0, 1))), ((3, 3), 3, ((0, 0), (0, 0)))],
-    ids=str,
-)
-def test_depthwise_equals_lax(size: tuple[int, int], strides: int, padding: tuple[tuple[int, int], tuple[int, int]] | None) -> None:
-    x, kernel = normal(2, 9, 10, 4), normal(*size, 1, 4)
-    same = tuple((n // 2, n // 2) for n in size)
-
-    def general(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(
-            x, kernel, (strides, strides), padding or same, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4, precision="highest"
-        )
-
-    def ours(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return depthwise_convolution(x, kernel, strides=strides, padding=padding)
-
-    want = general(x, kernel)
-    weight = normal(*want.shape)
-    assert relative(ours(x, kernel), want) < 1e-5
-    gradients = [jax.grad(lambda x, k, f=f: (f(x, k) * weight).sum(), argnums=(0, 1))(x, kernel) for f in (ours, general)]
-    for a, b in zip(*gradients, strict=True):
-        assert relative(a, b) < 1e-5
 
 
 def test_depthwise_module_equals_a_grouped_conv_of_the_same_parameters() -> None:
