@@ -102,6 +102,14 @@ class Variant:
         """The released checkpoint of this tag, or the first whose tag ends with it: "in1k" is the preferred one with ImageNet-1k classes."""
         return self.releases.get(tag) or next((release for name, release in self.releases.items() if name.endswith(f"_{tag}")), None)
 
+    def how_to_load(self, tag: str = "") -> str:
+        """How released weights are asked for: those of ``tag``, or, where there are none, the preferred ones."""
+        if not self.releases:
+            return f'no released checkpoint of {self.name} is listed: zoo.create("{self.name}", weights=...) takes a file, a folder or hf://owner/name'
+        guess = tag if self.release(tag) else next(iter(self.releases))
+        listed = "" if guess == tag else f"; its released checkpoints are: {', '.join(self.releases)}"
+        return f'released weights are named by weights=, as zoo.create("{self.name}", weights="{guess}"){listed}'
+
     @property
     def preferred_preprocess(self) -> dict[str, Any]:
         """Fields of :class:`Preprocess` for a model whose weights are not known."""
@@ -157,6 +165,9 @@ def variant(name: str) -> Variant:
     """
     name = _ALIASES.get(name, name)
     if name not in _VARIANTS:
+        model, _, tag = name.rpartition(".")
+        if (known := _VARIANTS.get(_ALIASES.get(model, model))) is not None:
+            raise ValueError(f"unknown model {name!r}: {known.how_to_load(tag)}")
         raise ValueError(f"unknown model {name!r}{near(name, [*_VARIANTS, *_ALIASES])}; zoo.list_models() lists all")
     return _VARIANTS[name]
 
@@ -168,6 +179,8 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
       ValueError: a field that the architecture does not have; near ones are given.
     """
     known = {field.name for field in dataclasses.fields(entry.config)}
+    if "pretrained" in overrides:
+        raise ValueError(f"there is no pretrained=: {entry.how_to_load()}; without weights= the parameters are random")
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise ValueError(f"{entry.family} has no hyper-parameter {unknown[0]!r}{near(unknown[0], known)}; it has: {', '.join(sorted(known))}")

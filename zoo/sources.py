@@ -6,6 +6,7 @@ than memory, or sharded over several, is never held whole. No code of a checkpoi
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -144,7 +145,8 @@ def _torch(path: Path) -> Tensors:
     if start not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise WeightsError(f"{path} is damaged or cut short (neither a zip archive nor a pickle: it begins with {start!r}): get it again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(_harmless()):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error) and "Unsupported" not in str(error):
             raise
@@ -163,6 +165,13 @@ def _torch(path: Path) -> Tensors:
         return read
 
     return {name: Tensor(tuple(tensor.shape), reader(tensor)) for name, tensor in arrays.items()}
+
+
+def _harmless() -> list[Any]:
+    """What training scripts keep beside tensors and hold only data: the options of a command, and NumPy's numbers and arrays of numbers."""
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    functions = [(function, f"numpy.{core}.multiarray.{function.__name__}") for function in (multiarray.scalar, multiarray._reconstruct) for core in ("core", "_core")]
+    return [argparse.Namespace, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}, *functions]
 
 
 def _peel(content: Any) -> dict[str, Any]:

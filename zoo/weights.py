@@ -25,7 +25,7 @@ from layers.lora import adapters
 from layers.mixer import near
 from layers.state import assign, flatten
 from zoo.files import write_arrays
-from zoo.naming import ZOO, Entry, Naming, plan
+from zoo.naming import ZOO, Entry, Naming, Tie, plan
 from zoo.registry import FrozenOptions, Release, Variant, abstract, list_models, variant
 from zoo.sources import Tensor, Tensors, WeightsError, open_source, run_record
 
@@ -165,11 +165,15 @@ def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndar
         told = "zoo.merge_lora(model) puts them into its weights, zoo.save_adapters(model, path) saves them alone"
         raise WeightsError(f"the model has adapters, for which no released file has names: {told}")
     leaves = flatten(model)
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    form = Form(model, entry, {field: value for field, value in names[chosen].config.items() if getattr(made.config, field) != value})
+    arrays |= {name: np.zeros(shape, made.config.param_dtype) for name, shape in form.shapes.items() if name not in leaves and name.split(".")[0] in made.neutral}
     try:
-        entries = plan(names[chosen], {name: tuple(leaf.shape) for name, leaf in leaves.items()}, made.config)
+        if strays := [name for name in leaves if form.shapes.get(name) != leaves[name].shape]:
+            raise ValueError(f"such files hold no {', '.join(strays)}")
+        entries = plan(names[chosen], form.shapes, form.config)
     except ValueError as error:
         raise WeightsError(f'this model can\'t be saved under the names of {chosen!r}: {error}; naming="zoo" saves any model') from error
-    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     return {name: np.asarray(array, order="C") for line in entries for name, array in line.export(arrays).items()}
 
 
@@ -291,7 +295,7 @@ def _compare(name: str, rules: Naming, form: Form, entries: list[Entry], tensors
     return Match(name, form, chosen, tensors, missing, unexpected, misshaped)
 
 
-def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
+def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
     """Our arrays one by one, on the devices and in the dtype they are to have."""
     leaves = flatten(model)
     tables: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
@@ -305,7 +309,8 @@ def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[
         except WeightsError:
             raise
         except Exception as error:
-            raise WeightsError(f"{', '.join(held)} of {_told(source)} can't be read: {error}") from error
+            remedy = ": make the model with tied=False" if getattr(model.config, "tied", False) and any(isinstance(op, Tie) for op in line.operations) else ""
+            raise WeightsError(f"{', '.join(held)} of {_told(source)} can't be read: {error}{remedy}") from error
         for name, array in arrays.items():
             leaf = leaves.get(name)
             shape = array.shape if leaf is None else leaf.shape
@@ -354,7 +359,7 @@ def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
         name = wrong_heads[0].split(" is ")[0]
         theirs = next((match.tensors[n].shape[0] for n in released_heads if n in match.tensors and len(match.tensors[n].shape) == 1), None)
         classes = theirs if theirs is not None else match.tensors[name].shape[0]
-    if classes not in (None, model.config.num_classes):
+    if classes not in (None, getattr(model.config, "num_classes", classes)):
         return (
             f"{_told(source)} has {classes} classes and {entry.name} {model.config.num_classes}: "
             f'make the model with num_classes={classes}, or load with head="reset" to keep its own classifier'
@@ -367,12 +372,26 @@ def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
     for title, names in (("missing", match.missing), ("unexpected", match.unexpected), ("of another shape", match.misshaped)):
         if names:
             parts.append(f"{len(names)} {title}: {_listed(names, most)}")
-    if match.missing and len(match.missing) == match.faults and set(match.missing) <= released_heads:
-        parts.append('the file has no classifier: load it with head="reset", or make the model with num_classes=0')
+    if remedy := _without(model, match):
+        parts.append(remedy)
     else:
         nearest = _nearest(entry, match.tensors)
         parts.append(f"by its shapes it is {nearest}" if nearest else "it fits no model of this zoo")
     return "; ".join(parts)
+
+
+def _without(model: Any, match: Match) -> str:
+    """What to do where the file lacks nothing but whole parts that a model may be made without: one of a bare encoder, say."""
+    names: dict[str, set[str]] = collections.defaultdict(set)
+    for line in match.entries:
+        if line.ours:
+            names[line.ours[0].split(".")[0]] |= set(line.released) - set(line.optional)
+    absent = [part for part, released in names.items() if released <= set(match.missing)]
+    if len(match.missing) < match.faults or set(match.missing) != set().union(*(names[part] for part in absent)) or not set(absent) <= set(model.without):
+        return ""
+    if set(absent) & set(_heads(model)):
+        absent = [part for part in absent if part not in getattr(model, "before_head", ())]  # what is done about the head serves them
+    return f"the file has {', and '.join(dict.fromkeys(model.without[part] for part in absent))}"
 
 
 def _listed(names: list[str], most: int) -> str:

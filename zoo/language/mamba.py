@@ -84,6 +84,7 @@ def released_names(embedding: str, *mixer: tuple[Any, ...]) -> Naming:
     return Naming(
         rules=(
             ((f"backbone.{embedding}", "lm_head"), "embedding", Tie()),
+            ("lm_head", "head"),
             ("backbone.layers.{i}.norm", "blocks.{i}.mixer_norm"),
             ("backbone.norm_f", "norm"),
             *mixer,
