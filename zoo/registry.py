@@ -84,6 +84,7 @@ class Variant:
       releases: released checkpoints by tag ("augreg_in21k_ft_in1k"), the preferred ones first.
       preprocess: fields of :class:`Preprocess` that differ from those of the preferred release, or from the defaults where there is none.
       parameters: published parameter count, or None; ``published`` False says the sizes are our choice.
+      described: fields of the configuration that weights don't show, and how each is read from transformers' ``config.json``.
       paper: rows of the roster.
     """
 
@@ -96,6 +97,7 @@ class Variant:
     preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parameters: int | None = None
     published: bool = True
+    described: Mapping[str, Callable[[Mapping[str, Any]], Any]] = dataclasses.field(default_factory=dict)
     paper: tuple[int, ...] = ()
 
     def release(self, tag: str) -> Release | None:
@@ -190,6 +192,18 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
 def abstract(entry: Variant, config: ModelConfig) -> nnx.Module:
     """The model of a configuration with ``jax.ShapeDtypeStruct`` for arrays: names and shapes, nothing allocated."""
     return making.abstract(lambda rngs: entry.build(config, rngs=rngs))
+
+
+def one_of(config: Mapping[str, Any], key: str, values: Mapping[Any, Any]) -> Any:
+    """Our word for what ``config`` has under ``key``; None where it has nothing.
+
+    Raises:
+      ValueError: it is none of ``values``.
+    """
+    given = config.get(key)
+    if given is not None and given not in values:
+        raise ValueError(f"{key}={given!r}, which is none of {', '.join(map(repr, values))}")
+    return None if given is None else values[given]
 
 
 class FrozenOptions(Mapping[str, Any]):

@@ -170,8 +170,10 @@ def _torch(path: Path) -> Tensors:
 def _harmless() -> list[Any]:
     """What training scripts keep beside tensors and hold only data: the options of a command, and NumPy's numbers and arrays of numbers."""
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
-    functions = [(function, f"numpy.{core}.multiarray.{function.__name__}") for function in (multiarray.scalar, multiarray._reconstruct) for core in ("core", "_core")]
-    return [argparse.Namespace, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}, *functions]
+    makers = (multiarray.scalar, multiarray._reconstruct)
+    named = [(maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")]  # NumPy 1 and 2
+    kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
+    return [argparse.Namespace, np.ndarray, np.dtype, *kinds, *named]
 
 
 def _peel(content: Any) -> dict[str, Any]:
@@ -198,6 +200,23 @@ def _folder(path: Path) -> Tensors:
     raise WeightsError(f"the folder {path} holds neither {', '.join(_STEMS)} nor a checkpoint of a training run")
 
 
+def config_beside(source: Any) -> str | None:
+    """The text of the ``config.json`` in a folder of weights, beside a file, or in a repository of the hub; None where there is none."""
+    if match := _HUB.fullmatch(str(source)):
+        import huggingface_hub
+
+        try:
+            with _quiet(huggingface_hub.logging):
+                return Path(huggingface_hub.hf_hub_download(match["repository"], "config.json", revision=match["revision"])).read_text()
+        except (OSError, huggingface_hub.errors.HfHubHTTPError):
+            return None  # the weights are there, so it is not
+    if not isinstance(source, str | Path) or _of_run(source, RECORD) is not None:
+        return None
+    path = Path(source)
+    path = (path if path.is_dir() else path.parent) / "config.json"
+    return path.read_text() if path.is_file() else None
+
+
 RECORD = "model.json"
 """The file in a run's working directory that says what its model is, so that the run can be used without its data."""
 
@@ -212,10 +231,7 @@ def run_record(source: Any) -> dict[str, Any] | None:
     Raises:
       WeightsError: the record is damaged.
     """
-    if not isinstance(source, str | Path) or not Path(source).is_dir():
-        return None
-    folder = Path(source).absolute()
-    path = next((parent / RECORD for parent in (folder, *folder.parents[:3]) if (parent / RECORD).is_file()), None)
+    path = _of_run(source, RECORD)
     if path is None:
         return None
     try:
@@ -224,6 +240,24 @@ def run_record(source: Any) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is damaged ({_first_line(error)}): delete it and name the model and its options yourself") from error
     return record
+
+
+def run_tokenizer(source: Any) -> dict[str, Any] | None:
+    """Options of ``tokenization.create`` for the texts of a training run, where ``source`` is its working directory or a checkpoint inside; else None."""
+    path = _of_run(source, "config.json") if _of_run(source, RECORD) else None
+    task = {} if path is None else json.loads(path.read_text()).get("task", {})
+    if "tokenizer" not in task:
+        return None
+    named = {"path": task["tokenizer"], "separator": task.get("separator"), "special_tokens": task.get("special_tokens")}
+    return {option: value for option, value in named.items() if value}
+
+
+def _of_run(source: Any, name: str) -> Path | None:
+    """A file of the working directory that ``source`` is, or is a checkpoint inside of."""
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        return None
+    folder = Path(source).absolute()
+    return next((parent / name for parent in (folder, *folder.parents[:3]) if (parent / name).is_file()), None)
 
 
 def _orbax(path: Path) -> Tensors:

@@ -74,6 +74,8 @@ def _timm(name: str, **size: Any) -> Callable[[Path], Any]:
 
 _VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 14, "num_labels": 5}
 _TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": SIZE, "patch_size": 14, "num_classes": 5}
+_TIMM_MAXVIT = {"embed_dim": (32, 64, 64), "depths": (1, 2, 1), "stem_width": 16, "head_hidden_size": 64, "transformer_window_size": (2, 2)}
+_TIMM_MAXVIT |= {"img_size": 64, "num_classes": 5}
 _PLAIN = {**_VIT, "intermediate_size": 128, "layer_norm_eps": 1e-6}
 _CLIP = {**_PLAIN, "layer_norm_eps": 1e-5, "projection_dim": 5}
 _BERT = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -115,7 +117,7 @@ READ: dict[tuple[str, str], tuple[dict[str, Any], Callable[[Path], Any]]] = {
     },
     ("maxvit_tiny", "timm"): (
         MAXVIT,
-        _timm("maxvit_tiny_tf_224", embed_dim=(32, 64, 64), depths=(1, 2, 1), stem_width=16, head_hidden_size=64, transformer_window_size=(2, 2), img_size=64, num_classes=5),
+        _timm("maxvit_tiny_tf_224", **_TIMM_MAXVIT),
     ),
     ("bert_tiny", "transformers"): (_BERT_SIZE, _theirs("BertForMaskedLM", **_BERT)),
     ("bert_tiny", "bare"): ({**_BERT_SIZE, **_POOLED}, _theirs("BertModel", **_BERT)),

@@ -20,6 +20,7 @@ class Model(Module):
       variant: the name it was made under; set by ``zoo.create``.
       released: preprocessing of the released weights it holds, if any; set by ``zoo.load``.
       class_names: of the head's classes, where it was trained by a run that knows them; set by ``zoo.load``.
+      tokenizer: options of ``tokenization.create`` for the texts that a run trained it on, if any; set by ``zoo.load``.
       num_features: features that the head sees.
       stem: first parts of the names of the parameters before the first block.
       extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the configuration.
@@ -34,6 +35,7 @@ class Model(Module):
     variant: str | None = None
     released: FrozenOptions | None = None
     class_names: tuple[str, ...] | None = None
+    tokenizer: FrozenOptions | None = None
     num_features: int
     stem: ClassVar[tuple[str, ...]] = ()
     extras: ClassVar[tuple[str, ...]] = ()
