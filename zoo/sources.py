@@ -347,9 +347,9 @@ def _hub(repository: str, revision: str | None, file: str | None) -> Tensors:
         except errors.EntryNotFoundError:
             continue
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
-            raise WeightsError(f"the hub has no {where}, or it needs a login ({_first_line(error)})") from error
+            raise WeightsError(f"the hub has no {where}, or it needs a login ({_discreet(error)})") from None
         except (OSError, errors.HfHubHTTPError) as error:
-            raise WeightsError(f"{where} can't be reached ({_first_line(error)}): connect, or give a file") from error
+            raise WeightsError(f"{where} can't be reached ({_discreet(error)}): connect, or give a file") from None
         return _index(path, fetch) if name.endswith(".index.json") else _file(path)
     raise WeightsError(f"{where} has no {file or 'file named ' + ', '.join(_STEMS)}: name one as {where}/FILE")
 
@@ -363,6 +363,14 @@ def _quiet(logging: Any) -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def _discreet(error: BaseException) -> str:
+    """What the hub's error says, without the user's token; the error itself, which may hold the request and its headers, is not passed on."""
+    import huggingface_hub
+
+    token = huggingface_hub.get_token()
+    return _first_line(error).replace(token, "...") if token else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 import zoo
 from layers.state import flatten
 from tests.zoo.test_models import FAMILIES, tiny
+from training.workdir import environment
 from zoo.naming import Complex, Context, Each, Naming, Rearrange, Split, Tie, Unstack, plan
 from zoo.weights import WeightsError, export
 
@@ -469,6 +471,22 @@ def test_a_network_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch, cap
     refused(small(), "hf://someone/model", "can't be reached and a file of weights is not in the cache")
     assert asked == [False, True, True, True]
     assert not caplog.records
+
+
+def test_the_hubs_token_is_not_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """Neither in a message, nor in what it was caused by, nor in a log, nor in what is saved or written down of a run."""
+    hub = pytest.importorskip("huggingface_hub")
+    token = "hf_abcdefghijklmnop"
+    monkeypatch.setenv("HF_TOKEN", token)
+    for error in (OSError(f"no route for Bearer {token}"), hub.errors.HFValidationError(f"bad request with {token}")):
+        monkeypatch.setattr(hub, "hf_hub_download", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(WeightsError, match=r"hf://someone/model") as caught:
+            zoo.load(small(), "hf://someone/model")
+        assert token not in "".join(traceback.format_exception(caught.value))
+    zoo.save(small(), tmp_path / "a.safetensors")
+    assert token.encode() not in (tmp_path / "a.safetensors").read_bytes()
+    assert token not in json.dumps(environment({"seed": 0}))
+    assert token not in caplog.text
 
 
 def test_a_failed_save_leaves_the_old_file(source: nnx.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
