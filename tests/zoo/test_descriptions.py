@@ -14,6 +14,7 @@ from flax import nnx
 
 import zoo
 from layers.state import assign, flatten
+from tests.tiers import tiered
 
 VIT: dict[str, Any] = {"features": 24, "depth": 2, "num_heads": 2, "image_size": 16, "patch_size": 8, "num_classes": 3}
 BERT: dict[str, Any] = {"features": 24, "depth": 2, "num_heads": 2, "vocab_size": 30, "num_classes": 3}
@@ -48,7 +49,7 @@ def output(model: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.full)])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", tiered(CASES, lambda case: case == "vit"))
 def test_a_model_becomes_what_is_described(case: str, scan: bool, tmp_path: Path) -> None:
     """By ``zoo.create`` and by ``zoo.load``; with one notice, and the outputs of a model that was made so."""
     name, options, config, differing = CASES[case]

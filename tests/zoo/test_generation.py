@@ -203,6 +203,7 @@ def test_stop_strings_end_their_row_only() -> None:
     assert told == stopped.texts[0]
 
 
+@pytest.mark.full
 def test_a_penalty_on_repetition() -> None:
     """A strong one lets no token of the prompt, or of the row, come again, and rows do not share theirs."""
     model = tiny()
