@@ -14,7 +14,7 @@ from layers.making import Unfinished
 from layers.mixer import MixerSpec
 from zoo.descriptions import describe
 from zoo.registry import ModelConfig, Preprocess, Variant, abstract, configure, variant
-from zoo.sources import run_record
+from zoo.sources import open_source, run_record
 from zoo.weights import classes_of, load_keeping
 
 
@@ -81,6 +81,8 @@ def _described(entry: Variant, weights: Any, asked: Collection[str]) -> dict[str
     """Fields in which a model that has a description beside its weights differs from the variant, and that are not ``asked`` for."""
     if not isinstance(weights, str | Path) or entry.release(str(weights)) is not None:
         return {}
+    if str(weights).startswith("hf://"):
+        open_source(weights)  # first: what can't be reached is asked for once, and reported as weights
     told = describe(entry, weights).fields
     fields = {field: value for field, value in told.items() if field not in asked and value != getattr(entry.config, field)}
     if fields:

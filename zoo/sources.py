@@ -210,9 +210,8 @@ def config_beside(source: Any) -> str | None:
                 return Path(huggingface_hub.hf_hub_download(match["repository"], "config.json", revision=match["revision"])).read_text()
         except (OSError, huggingface_hub.errors.HfHubHTTPError):
             return None  # the weights are there, so it is not
-    if not isinstance(source, str | Path) or _of_run(source, RECORD) is not None:
+    if not isinstance(source, str | Path) or not (path := Path(source)).exists() or _of_run(source, RECORD) is not None:
         return None
-    path = Path(source)
     path = (path if path.is_dir() else path.parent) / "config.json"
     return path.read_text() if path.is_file() else None
 

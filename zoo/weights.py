@@ -129,7 +129,7 @@ def load_keeping(
     arrays = dict(_read(model, match, dtype, source))
     for part in getattr(model, "before_head", ()):
         if getattr(match.form.parts, part) is not None and not any(name.startswith(f"{part}.") for name in arrays):
-            warnings.warn(f"{_told(source)} has no {part}: the model's stays random", stacklevel=2)
+            warnings.warn(f"{_told(source)} has no {part}: the model's stays random", stacklevel=3)
     _adopt(model, entry, match.form, source, bool(told.fields))
     assign(model, arrays)
     model.eval()

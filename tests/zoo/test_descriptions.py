@@ -82,6 +82,16 @@ def test_what_agrees_is_not_told(tmp_path: Path) -> None:
         zoo.create("vit_small_patch16_224", weights=folder, **VIT)
 
 
+def test_only_what_lies_beside_the_weights_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file has its folder's; a released checkpoint's name has none, wherever it is asked for."""
+    monkeypatch.chdir(write(tmp_path, zoo.create("vit_small_patch16_224", **VIT), {"layer_norm_eps": 0.1}))
+    with pytest.warns(UserWarning, match=r"norm_epsilon=0\.1"):
+        assert zoo.create("vit_small_patch16_224", weights="model.safetensors", **VIT).config.norm_epsilon == 0.1
+    Path("config.json").write_text("{")
+    with pytest.raises(zoo.WeightsError, match="unknown weights 'in2k'"):
+        zoo.create("vit_small_patch16_224", weights="in2k", **VIT)
+
+
 def test_labels_are_class_names(tmp_path: Path) -> None:
     labels = {"0": "cat", "2": "fox", "1": "dog"}
     folder = write(tmp_path, zoo.create("vit_small_patch16_224", **VIT), {"id2label": labels})
