@@ -95,7 +95,8 @@ def test_logits_and_gradients(pair: Any, tokens: np.ndarray, naming: str, record
     pairs = {"logits": (logits, out.logits), **{f"block {i}": (feature, out.hidden_states[i]) for i, feature in enumerate(features)}}
     pairs |= {name: (ours[name], parameter.grad) for name, parameter in reference.named_parameters()}
     differences = {name: _difference(found, expected.detach().numpy()) for name, (found, expected) in pairs.items()}
-    name = f"transformers {transformers.__version__} {type(reference).__name__}, {naming} names"
+    untied = "" if model.config.tied else " (untied, 8 groups)"
+    name = f"transformers {transformers.__version__} {type(reference).__name__}{untied}, {naming} names"
     row = {"architecture": model.variant, "reference": name, "kind": "live", "mapped": len(file), "difference": max(differences.values())}
     record_property("parity", row)
     assert max(differences.values()) < TOLERANCE, differences
