@@ -85,7 +85,7 @@ class _Sampling:
         ``seen`` (batch, vocab_size) bool: the tokens of each row so far, where they are penalized.
         """
         logits = logits.astype(jnp.float32)
-        if self.penalized:
+        if self.penalized and seen is not None:
             # Keskar et al., CTRL, 2019, section 4.1; a negative logit is multiplied, so that it falls too, as transformers does.
             less = jnp.where(logits < 0, logits * settings.repetition_penalty, logits / settings.repetition_penalty)
             logits = jnp.where(seen, less, logits)
@@ -219,7 +219,8 @@ def stream(
         relative=drawn and min_p is not None,
         penalized=repetition_penalty not in (None, 1),
     )
-    settings = _Settings(*(jnp.float32(value or 1.0) for value in (temperature, top_p, min_p, repetition_penalty)), jnp.asarray(stops))
+    numbers = {"temperature": temperature, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    settings = _Settings(**{name: jnp.float32(value or 1.0) for name, value in numbers.items()}, stops=jnp.asarray(stops))
     key = jax.random.key(rngs or 0) if rngs is None or isinstance(rngs, int | np.integer) else rngs.sample() if isinstance(rngs, nnx.Rngs) else rngs
     ends = _Ends(reader, rows, _strings(stop)) if reader is not None and _strings(stop) else None
     return _stream(model, rows, capacity, max_new_tokens, sampling, settings, key, dtype, piece, ends)

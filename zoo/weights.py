@@ -373,7 +373,7 @@ def _restate(model: nnx.Module, other: nnx.Module) -> None:
     ours = dict(nnx.iter_modules(model))
     for path, theirs in nnx.iter_modules(other):
         for name, value in vars(theirs).items():
-            plain = isinstance(value, bool | int | float | str | tuple) or (callable(value) and not isinstance(value, nnx.Pytree))
+            plain = isinstance(value, bool | int | float | str | tuple) or (callable(value) and not isinstance(value, nnx.Pytree | nnx.Variable))
             if plain and path in ours and not name.startswith("_") and vars(ours[path]).get(name) != value:
                 setattr(ours[path], name, value)
 
