@@ -52,7 +52,7 @@ def make(**options: Any) -> DilatedAttention:
     return layer
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", tiered([True, False], lambda causal: causal))
 @pytest.mark.parametrize(
     ("length", "options"),
     tiered([

@@ -106,7 +106,7 @@ LAYERS: dict[str, tuple[Callable[..., nnx.Module], np.ndarray]] = {
 
 
 @narrow
-@pytest.mark.parametrize("param_dtype", [jnp.float32, None], ids=["float32", "narrow"])
+@pytest.mark.parametrize("param_dtype", [jnp.float32, pytest.param(None, marks=pytest.mark.full)], ids=["float32", "narrow"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name: str, param_dtype: Any, dtype: Any) -> None:
     make, x = LAYERS[name]

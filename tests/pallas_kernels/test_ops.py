@@ -55,7 +55,7 @@ PAIRS = [
     for implementation in op.implementations
     if is_tested(op, implementation, case)
 ]
-# What the quick tier compares, in float32: something of every option. Of an op that is not here, the first cases.
+# What the quick tier compares, in float32: something of every option; of kernels the first. Of an op that is not here, the first cases.
 QUICK = {
     "attention": "padding_causal_grouped sinks_empty_rows bias_per_head cache_chunk whole_blocks long_window routed score",
     "linear_attention": "token grouped_key both_ways_key padded_tail_key",
@@ -64,13 +64,13 @@ QUICK = {
 }
 
 
-def is_quick(op: Op, case: Case, dtype: type) -> bool:
+def is_quick(op: Op, implementation: Implementation, case: Case) -> bool:
     names = QUICK[op.name].split() if op.name in QUICK else [case.name for case in op.cases[:4]]
-    return dtype is np.float32 and case.name in names
+    return case.name in (names if implementation.platforms is None else names[:1])
 
 
 ROWS = [
-    pytest.param(*pair.values, dtype, id=f"{np.dtype(dtype)}-{pair.id}", marks=() if is_quick(pair.values[0], pair.values[2], dtype) else pytest.mark.full)
+    pytest.param(*pair.values, dtype, id=f"{np.dtype(dtype)}-{pair.id}", marks=() if dtype is np.float32 and is_quick(*pair.values) else pytest.mark.full)
     for pair in PAIRS
     for dtype in ((np.float32,) if pair.values[1].platforms == ("tpu",) else (np.float32, np.float64))
 ]
@@ -187,7 +187,7 @@ def test_agrees_with_reference(op: Op, implementation: Implementation, case: Cas
     compare(gradients, exact_gradients, single_gradients, shrink)
 
 
-@pytest.mark.parametrize(("op", "implementation", "case"), PAIRS)
+@pytest.mark.parametrize(("op", "implementation", "case"), [pytest.param(*p.values, id=p.id, marks=() if is_quick(*p.values) else pytest.mark.full) for p in PAIRS])
 def test_refusal_gives_its_reason(op: Op, implementation: Implementation, case: Case) -> None:
     for name, reason in refusals(op.name, implementation.name, case.name):
         assert name == implementation.name
