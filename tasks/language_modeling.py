@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tasks import tokenization
+import tokenization
 from tasks.datasets import texts
 from tasks.registry import register
 from tasks.task import Batch, Metrics, Model

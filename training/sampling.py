@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jax
-
+import tokenization
 import zoo
-from tasks import Task, tokenization
+from tasks import Task
 from training import assembly, command, evaluation
 from training.workdir import read_config
 
@@ -60,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
     parser.add_argument("--top_k", type=int)
     parser.add_argument("--top_p", type=float, default=0.95)
+    parser.add_argument("--min_p", type=float, help="leaves out tokens less probable than this share of the likeliest")
+    parser.add_argument("--repetition_penalty", type=float, help="above 1 makes tokens that the text has less likely")
+    parser.add_argument("--stop", action="append", default=[], help="a string before which the text ends; may be given several times")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep_going", action="store_true", help="also behind the end of the document")
     return parser
@@ -99,13 +101,14 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             model, tokenizer = _from_weights(given.model, given.weights, given.tokenizer)
         text = sys.stdin.read() if given.prompt == "-" else given.prompt
-        prompt = [tokenizer.separator, *tokenizer.encode(text.encode()).tolist()]
+        stops = [*given.stop, *([] if given.keep_going else [tokenizer.separator])]
         pieces = zoo.stream(
-            model, prompt, given.max_new_tokens, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p,
-            stop=None if given.keep_going else tokenizer.separator, rngs=jax.random.key(given.seed),
+            model, text, given.max_new_tokens, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, min_p=given.min_p,
+            repetition_penalty=given.repetition_penalty, stop=stops, tokenizer=tokenizer, rngs=given.seed,
         )  # fmt: skip
+        prompt = [tokenizer.separator, *tokenizer.encode(text.encode()).tolist()]
         sys.stdout.write(text)
-        for part in tokenization.streamed(tokenizer, (piece[0] for piece in pieces)):
+        for part in tokenization.streamed(tokenizer, (piece[0] for piece in pieces), prompt, given.stop):
             sys.stdout.write(part)
             sys.stdout.flush()
         sys.stdout.write("\n")

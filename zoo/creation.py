@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from flax import nnx
 
 from layers.making import Unfinished
 from layers.mixer import MixerSpec
+from zoo.descriptions import describe
 from zoo.registry import ModelConfig, Preprocess, Variant, abstract, configure, variant
-from zoo.sources import run_record
-from zoo.weights import classes_of, load
+from zoo.sources import open_source, run_record
+from zoo.weights import classes_of, load_keeping
 
 
 def create(
@@ -57,6 +58,8 @@ def create(
         kept = {option: value for option, value in record["options"].items() if option not in overrides}
         overrides = {**kept, **overrides}
         num_classes = overrides.pop("num_classes", None) if num_classes is None else num_classes
+    asked = tuple(overrides)
+    overrides = {**_described(entry, weights, asked), **overrides}
     config = _configured(entry, num_classes=num_classes, mixer=mixer, dtype=dtype, param_dtype=param_dtype, **overrides)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     unfinished = Unfinished(lambda rngs: entry.build(config, rngs=rngs), rngs, shardings)
@@ -66,12 +69,25 @@ def create(
         return unfinished.finish()
     theirs = classes_of(name, weights, config) if num_classes else None
     fresh = bool(num_classes) and theirs != num_classes
-    load(unfinished.model, weights, head="reset" if fresh else None)
+    load_keeping(unfinished.model, weights, asked, head="reset" if fresh else None)
     if fresh:
         source = weights if isinstance(weights, str | Path) else "the checkpoint"
         had = "no classifier" if theirs is None else f"{theirs} classes"
         warnings.warn(f"{source} has {had}: the head for {num_classes} classes stays random", stacklevel=2)
     return unfinished.finish()
+
+
+def _described(entry: Variant, weights: Any, asked: Collection[str]) -> dict[str, Any]:
+    """Fields in which a model that has a description beside its weights differs from the variant, and that are not ``asked`` for."""
+    if not isinstance(weights, str | Path) or entry.release(str(weights)) is not None:
+        return {}
+    if str(weights).startswith("hf://"):
+        open_source(weights)  # first: what can't be reached is asked for once, and reported as weights
+    told = describe(entry, weights).fields
+    fields = {field: value for field, value in told.items() if field not in asked and value != getattr(entry.config, field)}
+    if fields:
+        warnings.warn(f"config.json of {weights} has {', '.join(f'{field}={value!r}' for field, value in fields.items())}: the model is made so", stacklevel=3)
+    return fields
 
 
 def _dtype(field: str, value: Any) -> Any:

@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, struct
+
+import tokenization
+from tokenization import Tokenizer
 
 PAST_END = -1
 """Stands in the result where a row had already met its stop token; no token has this number."""
@@ -28,6 +32,7 @@ PAST_END = -1
 _PREFILL = 512  # tokens of the prompt read at once: bounds the memory, and the number of programs
 _CAPACITY = 128  # caches hold a multiple of this
 _SMALLEST = 16  # shorter prompts are padded to this
+_LOOK = 16  # tokens between two looks for a stop string
 
 
 class LanguageModel(Protocol):
@@ -46,16 +51,22 @@ class Generation:
     """What was generated.
 
     Attributes:
-      tokens: (batch, new) int32, the new tokens, a row's stop token the last; ``PAST_END`` behind it.
+      tokens: (batch, new) int32, the new tokens, a row's stop token the last; ``PAST_END`` after it.
       lengths: (batch,) int32, tokens of each row, the stop token counted.
+      texts: of the new tokens of each row, where the prompts were texts: without the stop token, and up to a stop string.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
+    texts: list[str] | None = None
 
     def rows(self) -> list[list[int]]:
         """The tokens of each row, without what is past its end."""
         return [row[:length].tolist() for row, length in zip(self.tokens, self.lengths, strict=True)]
+
+
+Prompt = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[int] | np.ndarray | jax.Array
+Stop = int | str | Sequence[int | str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,38 +74,68 @@ class _Sampling:
     """How a token is drawn: what is part of the compiled program."""
 
     greedy: bool
-    top_k: int | None
-    nucleus: bool
+    top_k: int | None = None
+    nucleus: bool = False
+    relative: bool = False  # min_p
+    penalized: bool = False
 
-    def draw(self, logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
-        """Tokens (batch,) from logits (batch, vocab_size); a row's draw does not depend on the other rows."""
+    def scores(self, logits: jax.Array, settings: _Settings, seen: jax.Array | None = None) -> jax.Array:
+        """Logits (batch, vocab_size) as they are drawn from, but for ``top_k`` and ``top_p``.
+
+        ``seen`` (batch, vocab_size) bool: the tokens of each row so far, where they are penalized.
+        """
         logits = logits.astype(jnp.float32)
+        if self.penalized and seen is not None:
+            # Keskar et al., CTRL, 2019, section 4.1; a negative logit is multiplied, so that it falls too, as transformers does.
+            less = jnp.where(logits < 0, logits * settings.repetition_penalty, logits / settings.repetition_penalty)
+            logits = jnp.where(seen, less, logits)
+        if self.greedy:
+            return logits
+        logits = logits / settings.temperature
+        return jnp.where(logits >= logits.max(-1, keepdims=True) + jnp.log(settings.min_p), logits, -jnp.inf) if self.relative else logits
+
+    def draw(self, logits: jax.Array, key: jax.Array, settings: _Settings, seen: jax.Array | None = None) -> jax.Array:
+        """Tokens (batch,) from logits (batch, vocab_size); a row's draw does not depend on the other rows. ``seen`` as in :meth:`scores`."""
+        logits = self.scores(logits, settings, seen)
         if self.greedy:
             return jnp.argmax(logits, -1).astype(jnp.int32)
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(logits.shape[0]))
-        logits = logits / temperature
         if self.top_k is None and not self.nucleus:
             return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
         ranked, tokens = jax.lax.top_k(logits, min(self.top_k or logits.shape[-1], logits.shape[-1]))
         if self.nucleus:
             probability = jax.nn.softmax(ranked, -1)
             before = jnp.cumsum(probability, -1) - probability
-            ranked = jnp.where((before < top_p) | (jnp.arange(ranked.shape[-1]) == 0), ranked, -jnp.inf)
+            ranked = jnp.where((before < settings.top_p) | (jnp.arange(ranked.shape[-1]) == 0), ranked, -jnp.inf)
         rank = jax.vmap(jax.random.categorical)(keys, ranked)
         return jnp.take_along_axis(tokens, rank[:, None], -1)[:, 0].astype(jnp.int32)
 
 
+@struct.dataclass
+class _Settings:
+    """Numbers of the draw, which a compiled program takes as they come, and the tokens that end a row."""
+
+    temperature: Any
+    top_p: Any
+    min_p: Any
+    repetition_penalty: Any
+    stops: Any
+
+
 def generate(
     model: LanguageModel,
-    prompt: Sequence[Sequence[int]] | Sequence[int] | np.ndarray | jax.Array,
+    prompt: Prompt,
     max_new_tokens: int,
     *,
     mask: np.ndarray | jax.Array | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop: int | Sequence[int] | None = None,
-    rngs: nnx.Rngs | jax.Array | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: Stop | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    rngs: nnx.Rngs | jax.Array | int | None = None,
     max_length: int | None = None,
     dtype: Any = jnp.float32,
 ) -> Generation:
@@ -102,42 +143,59 @@ def generate(
 
     Args:
       model: a causal language model; used in evaluation mode and left as it is.
-      prompt: a list of token lists, one for each row and of any lengths; one flat list; or an array (batch, length).
-      max_new_tokens: tokens to generate in each row, fewer where it meets a stop token.
+      prompt: a text or several, each of which begins a document; or a list of token lists, one for each row and of any lengths;
+        one flat list of tokens; or an array (batch, length).
+      max_new_tokens: tokens to generate in each row, fewer where it meets a stop.
       mask: (batch, length) bool for an array, True = real token; padding trails.
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: draw from the k likeliest tokens only.
       top_p: draw from the likeliest tokens that together have this probability, in (0, 1].
-      stop: a token, or several, that ends its row.
-      rngs: for the draws: ``nnx.Rngs`` (its stream "sample") or a key; None is ``jax.random.key(0)``.
+      min_p: draw from the tokens at least this share as probable as the likeliest, in (0, 1] (Nguyen et al., 2024, arXiv:2407.01082).
+      repetition_penalty: divides the positive logits of tokens that the row has, prompt included, and multiplies the negative ones;
+        above 1 they become less likely (Keskar et al., 2019, arXiv:1909.05858).
+      stop: a token or a string, or several, that ends its row. None: texts end with their document, tokens do not; () stops nowhere.
+      tokenizer: of texts and stop strings: a tokenizer.json, or what :mod:`tokenization` makes. None: the one of the run that trained
+        the model, or bytes where the model has 256 tokens.
+      rngs: for the draws: ``nnx.Rngs`` (its stream "sample"), a key or a seed; None is the seed 0.
       max_length: capacity of caches of full attention, tokens; None fits prompt and new tokens.
       dtype: of caches and states.
 
     Raises:
-      ValueError: an empty prompt, a token outside the vocabulary, leading padding, an option out of range, or more tokens than
-        the caches or the position table hold.
+      ValueError: an empty prompt, a token outside the vocabulary, leading padding, an option out of range, text without a
+        tokenizer that fits the model, or more tokens than the caches or the position table hold.
     """
+    reader = _tokenizer(model, tokenizer) if _needs_text(prompt, stop) else None
+    prompts = _encoded(prompt, reader)
     pieces = list(
         stream(
-            model, prompt, max_new_tokens, mask=mask, temperature=temperature, top_k=top_k, top_p=top_p,
-            stop=stop, rngs=rngs, max_length=max_length, dtype=dtype, piece=max(max_new_tokens, 1),
+            model, prompt, max_new_tokens, mask=mask, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, stop=stop, tokenizer=reader, rngs=rngs, max_length=max_length, dtype=dtype,
+            piece=min(max_new_tokens, _LOOK) if _strings(stop) else max(max_new_tokens, 1),
         )
     )  # fmt: skip
     tokens = np.concatenate(pieces, 1)
-    return Generation(tokens, (tokens != PAST_END).sum(1).astype(np.int32))
+    found = Generation(tokens, (tokens != PAST_END).sum(1).astype(np.int32))
+    if not _is_text(prompt) or reader is None:
+        return found
+    ends = _strings(stop)
+    texts = [tokenization.until(tokenization.continuation(reader, before, row), ends) for before, row in zip(prompts, found.rows(), strict=True)]
+    return dataclasses.replace(found, texts=texts)
 
 
 def stream(
     model: LanguageModel,
-    prompt: Sequence[Sequence[int]] | Sequence[int] | np.ndarray | jax.Array,
+    prompt: Prompt,
     max_new_tokens: int,
     *,
     mask: np.ndarray | jax.Array | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop: int | Sequence[int] | None = None,
-    rngs: nnx.Rngs | jax.Array | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: Stop | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    rngs: nnx.Rngs | jax.Array | int | None = None,
     max_length: int | None = None,
     dtype: Any = jnp.float32,
     piece: int = 8,
@@ -145,32 +203,113 @@ def stream(
     """As :func:`generate`, yielding (batch, up to ``piece``) int32 arrays of new tokens as they come; how they are cut changes no token."""
     if not hasattr(model, "extend_hidden"):
         raise ValueError(f"{getattr(model, 'variant', type(model).__name__)} is not a causal language model: it can't generate")
-    _check(max_new_tokens, temperature, top_k, top_p, piece)
-    rows = _rows(prompt, mask, model.config.vocab_size)
+    _check(max_new_tokens, piece, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
+    reader = _tokenizer(model, tokenizer) if _needs_text(prompt, stop) else None
+    rows = _rows(_encoded(prompt, reader), mask, model.config.vocab_size)
     capacity = _capacity(model, max(row.size for row in rows), max_new_tokens, max_length)
-    tokens, real = _padded(rows, model.config.max_length if model.position is not None else None)
-    stops = np.unique(np.asarray([] if stop is None else stop, np.int32).reshape(-1))
-    sampling = _Sampling(temperature == 0, None if temperature == 0 else top_k, temperature != 0 and top_p is not None and top_p < 1)
-    key = jax.random.key(0) if rngs is None else rngs.sample() if isinstance(rngs, nnx.Rngs) else rngs
-    return _stream(model, tokens, real, capacity, max_new_tokens, sampling, float(temperature or 1.0), float(top_p or 1.0), stops, key, dtype, piece)
+    if stop is None and reader is not None and _is_text(prompt):
+        stop = reader.separator
+    listed = [] if stop is None else [stop] if isinstance(stop, int | np.integer | str) else stop
+    stops = np.unique(np.asarray([token for token in listed if not isinstance(token, str)], np.int32))
+    drawn = temperature != 0
+    sampling = _Sampling(
+        greedy=not drawn,
+        top_k=top_k if drawn else None,
+        nucleus=drawn and top_p is not None and top_p < 1,
+        relative=drawn and min_p is not None,
+        penalized=repetition_penalty not in (None, 1),
+    )
+    numbers = {"temperature": temperature, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    settings = _Settings(**{name: jnp.float32(value or 1.0) for name, value in numbers.items()}, stops=jnp.asarray(stops))
+    key = jax.random.key(rngs or 0) if rngs is None or isinstance(rngs, int | np.integer) else rngs.sample() if isinstance(rngs, nnx.Rngs) else rngs
+    ends = _Ends(reader, rows, _strings(stop)) if reader is not None and _strings(stop) else None
+    return _stream(model, rows, capacity, max_new_tokens, sampling, settings, key, dtype, piece, ends)
+
+
+class _Ends:
+    """Finds the stop strings: they may begin and end inside tokens, so the text is looked at, a piece of tokens at a time."""
+
+    def __init__(self, tokenizer: Tokenizer, prompts: list[np.ndarray], strings: Sequence[str]):
+        self._tokenizer, self._strings = tokenizer, strings
+        self._prompts, self._tokens = [row.tolist() for row in prompts], [[] for _ in prompts]  # type: list[list[int]], list[list[int]]
+
+    def cut(self, out: np.ndarray) -> np.ndarray:
+        """The rows of ``out`` (batch, new) that now hold a stop string, (batch,) bool; what follows the token that completed it is overwritten."""
+        ended = np.zeros(len(out), bool)
+        for number, row in enumerate(out):
+            known, new = self._tokens[number], [int(token) for token in row if token != PAST_END]
+            if new and self._holds(number, known + new):
+                last = next(count for count in range(1, len(new) + 1) if self._holds(number, known + new[:count]))
+                row[last:], ended[number] = PAST_END, True
+            self._tokens[number] = known + new
+        return ended
+
+    def _holds(self, number: int, tokens: list[int]) -> bool:
+        text = tokenization.continuation(self._tokenizer, self._prompts[number], tokens)
+        return any(string in text for string in self._strings)
+
+
+def _is_text(prompt: Any) -> bool:
+    return isinstance(prompt, str) or (isinstance(prompt, list | tuple) and any(isinstance(row, str) for row in prompt))
+
+
+def _strings(stop: Any) -> list[str]:
+    listed = [stop] if isinstance(stop, str) else stop if isinstance(stop, list | tuple | set | frozenset) else []
+    return [string for string in listed if isinstance(string, str)]
+
+
+def _needs_text(prompt: Any, stop: Any) -> bool:
+    return _is_text(prompt) or bool(_strings(stop))
+
+
+def _tokenizer(model: Any, given: Any) -> Tokenizer:
+    """The tokenizer of the model's texts."""
+    size = getattr(getattr(model, "config", None), "vocab_size", 0)
+    found = given if given is not None else getattr(model, "tokenizer", None)
+    if found is None and size != tokenization.Bytes.vocab_size:
+        raise ValueError(f"the model has {size} tokens, not bytes, and no run's tokenizer: name its tokenizer.json with tokenizer=")
+    options = {} if found is None else {"path": str(found)} if isinstance(found, str | Path) else found
+    reader: Tokenizer = tokenization.create(**options) if isinstance(options, Mapping) else options
+    if reader.vocab_size > size:
+        raise ValueError(f"the tokenizer has {reader.vocab_size} tokens and the model {size}: give the model's own with tokenizer=")
+    return reader
+
+
+def _encoded(prompt: Any, tokenizer: Tokenizer | None) -> Any:
+    """Prompts as tokens: a text begins a document."""
+    if not _is_text(prompt):
+        return prompt
+    assert tokenizer is not None
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if mixed := [number for number, text in enumerate(texts) if not isinstance(text, str)]:
+        raise ValueError(f"prompts are texts or tokens, not both: prompt {mixed[0]} is {type(texts[mixed[0]]).__name__}")
+    return [[tokenizer.separator, *tokenizer.encode(text.encode()).tolist()] for text in texts]
 
 
 def _stream(
-    model: Any, tokens: np.ndarray, real: np.ndarray, capacity: int, new: int, sampling: _Sampling,
-    temperature: float, top_p: float, stops: np.ndarray, key: jax.Array, dtype: Any, piece: int,
+    model: Any, rows: list[np.ndarray], capacity: int, new: int, sampling: _Sampling, settings: _Settings,
+    key: jax.Array, dtype: Any, piece: int, ends: _Ends | None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
+    tokens, real = _padded(rows, model.config.max_length if model.position is not None else None)
     graph, arrays = nnx.split(model)
     batch, room = tokens.shape[0], 1 << (piece - 1).bit_length()
     state, logits = _empty(graph, arrays, batch, capacity, dtype), None
     for start in range(0, tokens.shape[1], _PREFILL):
         part = slice(start, start + _PREFILL)
         logits, state = _prefill(graph, arrays, tokens[:, part], real[:, part], state, logits)
-    running = jnp.ones((batch,), bool)
+    running, seen = jnp.ones((batch,), bool), None
+    if sampling.penalized:
+        held = np.zeros((batch, model.config.vocab_size), bool)
+        for row, prompt in zip(held, rows, strict=True):
+            row[prompt] = True
+        seen = jnp.asarray(held)
     for start in range(0, new, piece):
         limit = min(piece, new - start)
-        settings = (jnp.float32(temperature), jnp.float32(top_p), jnp.asarray(stops))
-        out, logits, state, running = _decode(graph, sampling, room, arrays, logits, state, running, key, start, limit, settings)
-        out, still = np.asarray(out)[:, :limit], np.asarray(running)
+        out, logits, state, running, seen = _decode(graph, sampling, room, arrays, logits, state, running, seen, key, start, limit, settings)
+        out, still = np.array(out)[:, :limit], np.array(running)
+        if ends is not None:
+            still &= ~ends.cut(out)
+            running = jnp.asarray(still)
         used = int((out != PAST_END).any(0).sum())
         yield out[:, :used]
         if not still.any():
@@ -196,28 +335,28 @@ def _prefill(graph: Any, arrays: Any, tokens: jax.Array, real: jax.Array, state:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
 def _decode(
     graph: Any, sampling: _Sampling, room: int, arrays: Any, logits: jax.Array, state: Any, running: jax.Array,
-    key: jax.Array, start: jax.Array, limit: jax.Array, settings: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, Any, jax.Array]:  # fmt: skip
+    seen: jax.Array | None, key: jax.Array, start: jax.Array, limit: jax.Array, settings: _Settings,
+) -> tuple[jax.Array, jax.Array, Any, jax.Array, jax.Array | None]:  # fmt: skip
     """Up to ``limit`` (at most ``room``) more tokens of the rows that are running; ends early when none is."""
     model = _model(graph, arrays)
-    temperature, top_p, stops = settings
 
     def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-        step, _, _, _, running = carry
+        step, _, _, _, running, _ = carry
         return (step < limit) & running.any()
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, out, logits, state, running = carry
-        token = sampling.draw(logits, jax.random.fold_in(key, start + step), temperature, top_p)
+        step, out, logits, state, running, seen = carry
+        token = sampling.draw(logits, jax.random.fold_in(key, start + step), settings, seen)
         out = out.at[:, step].set(jnp.where(running, token, PAST_END))
+        seen = None if seen is None else seen.at[jnp.arange(token.size), token].set(True)
         # A row that has ended is padding: its state stands still.
-        running = running & ~(token[:, None] == stops).any(1)
+        running = running & ~(token[:, None] == settings.stops).any(1)
         hidden, state = model.extend_hidden(jnp.where(running, token, 0)[:, None], state, running[:, None])
-        return step + 1, out, model.logits(hidden[:, 0]).astype(jnp.float32), state, running
+        return step + 1, out, model.logits(hidden[:, 0]).astype(jnp.float32), state, running, seen
 
     out = jnp.full((running.shape[0], room), PAST_END, jnp.int32)
-    _, out, logits, state, running = jax.lax.while_loop(unfinished, body, (jnp.int32(0), out, logits, state, running))
-    return out, logits, state, running
+    _, out, logits, state, running, seen = jax.lax.while_loop(unfinished, body, (jnp.int32(0), out, logits, state, running, seen))
+    return out, logits, state, running, seen
 
 
 def _model(graph: Any, arrays: Any) -> Any:
@@ -277,17 +416,24 @@ def _capacity(model: Any, longest: int, new: int, given: int | None) -> int:
     return given or -(-needed // _CAPACITY) * _CAPACITY
 
 
-def _check(new: int, temperature: float, top_k: int | None, top_p: float | None, piece: int) -> None:
+def _check(new: int, piece: int, **options: float | None) -> None:
+    """Refuses numbers out of range."""
     if new < 1:
         raise ValueError(f"max_new_tokens is at least 1, not {new}")
-    if not temperature >= 0:
-        raise ValueError(f"temperature is 0 (the likeliest token) or more, not {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is at least 1, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is in (0, 1], not {top_p}")
     if piece < 1:
         raise ValueError(f"piece is at least 1, not {piece}")
+    for name, (holds, told) in _RANGES.items():
+        if (value := options[name]) is not None and not holds(value):
+            raise ValueError(f"{name} is {told}, not {value}")
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda value: value >= 0, "0 (the likeliest token) or more"),
+    "top_k": (lambda value: value >= 1, "at least 1"),
+    "top_p": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "min_p": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "repetition_penalty": (lambda value: value > 0, "above 0"),
+}
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ class Tie(Operation):
 
     def load(self, arrays: list[np.ndarray], shapes: list[Shape], context: Context) -> list[np.ndarray]:
         if any(not np.array_equal(arrays[0], other) for other in arrays[1:]):
-            raise ValueError("they are one array in our model, and differ in the file")
+            raise ValueError("they are one array in the model, and differ in the file")
         return arrays[:1]
 
     def export(self, arrays: list[np.ndarray], context: Context) -> list[np.ndarray]:
@@ -330,6 +330,10 @@ class Entry:
                 return entry
         return None
 
+    def untied(self) -> Entry:
+        """This entry where its further names are those of another array: a head that is not the embedding."""
+        return dataclasses.replace(self, released=self.released[:1], operations=tuple(op for op in self.operations if not isinstance(op, Tie)), optional=())
+
     def _stages(self) -> list[list[Shape]]:
         stages = [list(self.shapes)]
         for operation in reversed(self.operations):
@@ -379,7 +383,8 @@ def plan(naming: Naming, shapes: Mapping[str, Shape], config: Any) -> list[Entry
         where = dataclasses.replace(context, where=tuple(which for which, _, _ in members))
         optional = released[1:] if any(isinstance(op, Tie) for op in operations) else ()
         entries += [Entry(released, ours, operations, own, where, optional=optional, table=table), *constants]
-    return entries
+    firsts = {entry.released[0] for entry in entries}
+    return [entry.untied() if firsts & set(entry.optional) else entry for entry in entries]
 
 
 def _leaf(

@@ -84,6 +84,7 @@ class Variant:
       releases: released checkpoints by tag ("augreg_in21k_ft_in1k"), the preferred ones first.
       preprocess: fields of :class:`Preprocess` that differ from those of the preferred release, or from the defaults where there is none.
       parameters: published parameter count, or None; ``published`` False says the sizes are our choice.
+      described: fields of the configuration that weights don't show, and how each is read from transformers' ``config.json``.
       paper: rows of the roster.
     """
 
@@ -96,11 +97,20 @@ class Variant:
     preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parameters: int | None = None
     published: bool = True
+    described: Mapping[str, Callable[[Mapping[str, Any]], Any]] = dataclasses.field(default_factory=dict)
     paper: tuple[int, ...] = ()
 
     def release(self, tag: str) -> Release | None:
         """The released checkpoint of this tag, or the first whose tag ends with it: "in1k" is the preferred one with ImageNet-1k classes."""
         return self.releases.get(tag) or next((release for name, release in self.releases.items() if name.endswith(f"_{tag}")), None)
+
+    def how_to_load(self, tag: str = "") -> str:
+        """How released weights are asked for: those of ``tag``, or, where there are none, the preferred ones."""
+        if not self.releases:
+            return f'no released checkpoint of {self.name} is listed: zoo.create("{self.name}", weights=...) takes a file, a folder or hf://owner/name'
+        guess = tag if self.release(tag) else next(iter(self.releases))
+        listed = "" if guess == tag else f"; its released checkpoints are: {', '.join(self.releases)}"
+        return f'released weights are named by weights=, as zoo.create("{self.name}", weights="{guess}"){listed}'
 
     @property
     def preferred_preprocess(self) -> dict[str, Any]:
@@ -157,6 +167,9 @@ def variant(name: str) -> Variant:
     """
     name = _ALIASES.get(name, name)
     if name not in _VARIANTS:
+        model, _, tag = name.rpartition(".")
+        if (known := _VARIANTS.get(_ALIASES.get(model, model))) is not None:
+            raise ValueError(f"unknown model {name!r}: {known.how_to_load(tag)}")
         raise ValueError(f"unknown model {name!r}{near(name, [*_VARIANTS, *_ALIASES])}; zoo.list_models() lists all")
     return _VARIANTS[name]
 
@@ -168,6 +181,8 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
       ValueError: a field that the architecture does not have; near ones are given.
     """
     known = {field.name for field in dataclasses.fields(entry.config)}
+    if "pretrained" in overrides:
+        raise ValueError(f"there is no pretrained=: {entry.how_to_load()}; without weights= the parameters are random")
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise ValueError(f"{entry.family} has no hyper-parameter {unknown[0]!r}{near(unknown[0], known)}; it has: {', '.join(sorted(known))}")
@@ -177,6 +192,18 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
 def abstract(entry: Variant, config: ModelConfig) -> nnx.Module:
     """The model of a configuration with ``jax.ShapeDtypeStruct`` for arrays: names and shapes, nothing allocated."""
     return making.abstract(lambda rngs: entry.build(config, rngs=rngs))
+
+
+def one_of(config: Mapping[str, Any], key: str, values: Mapping[Any, Any]) -> Any:
+    """Our word for what ``config`` has under ``key``; None where it has nothing.
+
+    Raises:
+      ValueError: it is none of ``values``.
+    """
+    given = config.get(key)
+    if given is not None and given not in values:
+        raise ValueError(f"{key}={given!r}, which is none of {', '.join(map(repr, values))}")
+    return None if given is None else values[given]
 
 
 class FrozenOptions(Mapping[str, Any]):

@@ -6,6 +6,7 @@ than memory, or sharded over several, is never held whole. No code of a checkpoi
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -144,7 +145,8 @@ def _torch(path: Path) -> Tensors:
     if start not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise WeightsError(f"{path} is damaged or cut short (neither a zip archive nor a pickle: it begins with {start!r}): get it again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(_harmless()):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error) and "Unsupported" not in str(error):
             raise
@@ -163,6 +165,15 @@ def _torch(path: Path) -> Tensors:
         return read
 
     return {name: Tensor(tuple(tensor.shape), reader(tensor)) for name, tensor in arrays.items()}
+
+
+def _harmless() -> list[Any]:
+    """What training scripts keep beside tensors and hold only data: the options of a command, and NumPy's numbers and arrays of numbers."""
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    makers = (multiarray.scalar, multiarray._reconstruct)
+    named = [(maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")]  # NumPy 1 and 2
+    kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
+    return [argparse.Namespace, np.ndarray, np.dtype, *kinds, *named]
 
 
 def _peel(content: Any) -> dict[str, Any]:
@@ -189,6 +200,22 @@ def _folder(path: Path) -> Tensors:
     raise WeightsError(f"the folder {path} holds neither {', '.join(_STEMS)} nor a checkpoint of a training run")
 
 
+def config_beside(source: Any) -> str | None:
+    """The text of the ``config.json`` in a folder of weights, beside a file, or in a repository of the hub; None where there is none."""
+    if match := _HUB.fullmatch(str(source)):
+        import huggingface_hub
+
+        try:
+            with _quiet(huggingface_hub.logging):
+                return Path(huggingface_hub.hf_hub_download(match["repository"], "config.json", revision=match["revision"])).read_text()
+        except (OSError, huggingface_hub.errors.HfHubHTTPError):
+            return None  # the weights are there, so it is not
+    if not isinstance(source, str | Path) or not (path := Path(source)).exists() or _of_run(source, RECORD) is not None:
+        return None
+    path = (path if path.is_dir() else path.parent) / "config.json"
+    return path.read_text() if path.is_file() else None
+
+
 RECORD = "model.json"
 """The file in a run's working directory that says what its model is, so that the run can be used without its data."""
 
@@ -203,10 +230,7 @@ def run_record(source: Any) -> dict[str, Any] | None:
     Raises:
       WeightsError: the record is damaged.
     """
-    if not isinstance(source, str | Path) or not Path(source).is_dir():
-        return None
-    folder = Path(source).absolute()
-    path = next((parent / RECORD for parent in (folder, *folder.parents[:3]) if (parent / RECORD).is_file()), None)
+    path = _of_run(source, RECORD)
     if path is None:
         return None
     try:
@@ -215,6 +239,24 @@ def run_record(source: Any) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is damaged ({_first_line(error)}): delete it and name the model and its options yourself") from error
     return record
+
+
+def run_tokenizer(source: Any) -> dict[str, Any] | None:
+    """Options of ``tokenization.create`` for the texts of a training run, where ``source`` is its working directory or a checkpoint inside; else None."""
+    path = _of_run(source, "config.json") if _of_run(source, RECORD) else None
+    task = {} if path is None else json.loads(path.read_text()).get("task", {})
+    if "tokenizer" not in task:
+        return None
+    named = {"path": task["tokenizer"], "separator": task.get("separator"), "special_tokens": task.get("special_tokens")}
+    return {option: value for option, value in named.items() if value}
+
+
+def _of_run(source: Any, name: str) -> Path | None:
+    """A file of the working directory that ``source`` is, or is a checkpoint inside of."""
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        return None
+    folder = Path(source).absolute()
+    return next((parent / name for parent in (folder, *folder.parents[:3]) if (parent / name).is_file()), None)
 
 
 def _orbax(path: Path) -> Tensors:
@@ -304,9 +346,9 @@ def _hub(repository: str, revision: str | None, file: str | None) -> Tensors:
         except errors.EntryNotFoundError:
             continue
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
-            raise WeightsError(f"the hub has no {where}, or it needs a login ({_first_line(error)})") from error
+            raise WeightsError(f"the hub has no {where}, or it needs a login ({_discreet(error)})") from None
         except (OSError, errors.HfHubHTTPError) as error:
-            raise WeightsError(f"{where} can't be reached ({_first_line(error)}): connect, or give a file") from error
+            raise WeightsError(f"{where} can't be reached ({_discreet(error)}): connect, or give a file") from None
         return _index(path, fetch) if name.endswith(".index.json") else _file(path)
     raise WeightsError(f"{where} has no {file or 'file named ' + ', '.join(_STEMS)}: name one as {where}/FILE")
 
@@ -320,6 +362,14 @@ def _quiet(logging: Any) -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def _discreet(error: BaseException) -> str:
+    """What the hub's error says, without the user's token; the error itself, which may hold the request and its headers, is not passed on."""
+    import huggingface_hub
+
+    token = huggingface_hub.get_token()
+    return _first_line(error).replace(token, "...") if token else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

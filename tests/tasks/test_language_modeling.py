@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import tasks
-from tasks import tokenization
+import tokenization
 from tasks.datasets import stdlib_text, texts
 from tasks.datasets.stdlib_text import modules, source_of
 from tasks.language_modeling import LanguageModeling, Stream, Windows

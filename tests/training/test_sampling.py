@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.optimizer.learning_rate = 1e-2
     config.model_options = ConfigDict({"features": 32, "depth": 1, "num_heads": 2})
     task, model = assembly.build(config)
-    loop.train(config, model, task, root / "workdir")
+    loop.train(config, model, task, root / "workdir", record=assembly.record(config, task))
     assert sampling.sample(task, model, 20).startswith("the quick|")
     return root
 
@@ -47,6 +47,19 @@ def test_text_from_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert greedy == "the quick" + bytes(tokens).replace(b"\0", b"").decode(errors="replace") + "\n"
     first, again, other = (printed(capsys, workdir, "--prompt=the", "--max_new_tokens=30", f"--seed={seed}") for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_text_from_python(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run has its tokenizer; the command has the same options."""
+    model = zoo.create(weights=run / "workdir")
+    options = {"temperature": 0, "repetition_penalty": 1.2, "stop": ()}
+    (text,) = zoo.generate(model, ["the quick"], 24, **options).texts
+    command = (f"--workdir={run / 'workdir'}", "--prompt=the quick", "--temperature=0", "--max_new_tokens=24", "--repetition_penalty=1.2", "--keep_going")
+    assert printed(capsys, *command) == f"the quick{text}\n"
+    stop = text[6:9]
+    before = text.partition(stop)[0]
+    assert zoo.generate(model, ["the quick"], 24, **{**options, "stop": [stop]}).texts == [before]
+    assert printed(capsys, *command, f"--stop={stop}", "--stop=\t") == f"the quick{before}\n"
 
 
 @pytest.mark.full

@@ -161,7 +161,7 @@ def test_old_names_of_norms_and_tied_heads() -> None:
     for file in (original, tied):
         assert same(export(zoo.create("bert_tiny", weights=file, **SIZE), naming="original"), original)
     untied = {**tied, "cls.predictions.decoder.weight": tied["cls.predictions.decoder.weight"] + 1}
-    with pytest.raises(WeightsError, match="they are one array in our model, and differ in the file"):
+    with pytest.raises(WeightsError, match="they are one array in the model, and differ in the file"):
         zoo.create("bert_tiny", weights=untied, **SIZE)
 
 

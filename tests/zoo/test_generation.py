@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import tokenization
 import zoo
 from tests.tiers import tiered
 from zoo.backbones.causal import Causal
@@ -43,6 +45,19 @@ def shrunk(name: str) -> object:
 def tiny(name: str = "transformer_nano", **overrides: object) -> nnx.Module:
     fields = {field.name for field in dataclasses.fields(zoo.variant(name).config)}
     return zoo.create(name, **{field: value for field, value in SHRUNK_ROUTED.items() if field in fields}, **overrides)
+
+
+class Letters:
+    """A tokenizer of 61 tokens; the last is "ab", so that strings begin and end inside tokens."""
+
+    vocab_size, separator, key, report = VOCABULARY, 0, "letters", ""
+    letters = "\0" + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,;:!?"
+
+    def encode(self, text: bytes) -> np.ndarray:
+        return np.asarray([self.letters.index(letter) for letter in text.decode()])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join("ab" if token == 60 else self.letters[token] for token in tokens if token > 0)
 
 
 def rerun(model: nnx.Module, new: int, room: int = 40) -> list[list[int]]:
@@ -125,17 +140,20 @@ def test_pieces_and_seeds() -> None:
         ({"top_k": 1}, {2}),
         ({"top_p": 1e-6}, {2}),
         ({"top_k": 3, "top_p": 0.85}, {2, 5}),
+        ({"min_p": 0.15}, {2, 5, 0}),
+        ({"min_p": 0.05, "top_k": 4, "top_p": 0.8}, {2, 5}),
         ({}, {0, 1, 2, 3, 4, 5}),
     ],
 )
 def test_draws_follow_the_distribution(options: dict[str, float], allowed: set[int]) -> None:
-    from zoo.generation import _Sampling
+    from zoo.generation import _Sampling, _Settings
 
     probability = np.asarray([0.1, 0.05, 0.5, 0.04, 0.01, 0.3], np.float32)
-    sampling = _Sampling(False, options.get("top_k"), "top_p" in options)
+    sampling = _Sampling(greedy=False, top_k=options.get("top_k"), nucleus="top_p" in options, relative="min_p" in options)
+    settings = _Settings(0.7, options.get("top_p", 1.0), options.get("min_p", 1.0), 1.0, ())
     rows = 20_000
     logits = jnp.tile(jnp.log(probability) * 0.7, (rows, 1))
-    drawn = np.asarray(sampling.draw(logits, jax.random.key(0), jnp.float32(0.7), jnp.float32(options.get("top_p", 1.0))))
+    drawn = np.asarray(sampling.draw(logits, jax.random.key(0), settings))
     assert set(drawn.tolist()) == allowed
     kept = np.where(np.isin(np.arange(6), list(allowed)), probability, 0)
     frequency = np.bincount(drawn, minlength=6) / rows
@@ -151,6 +169,57 @@ def test_stop_tokens_end_their_row_only() -> None:
     assert stopped.lengths.tolist() == ends
     assert stopped.rows() == [row[:end] for row, end in zip(free, ends)]
     assert all((row[end:] == PAST_END).all() for row, end in zip(stopped.tokens, ends))
+
+
+def test_text_in_and_out() -> None:
+    """Texts begin a document, and end with it; bytes are the tokenizer of a model of 256 tokens."""
+    model = tiny()
+    prompts = ["He is", "a"]
+    found = zoo.generate(model, prompts, 12, tokenizer=Letters(), temperature=0)
+    rows = [[0, *Letters().encode(prompt.encode())] for prompt in prompts]
+    again = zoo.generate(model, rows, 12, temperature=0, stop=0)
+    assert found.rows() == again.rows()
+    assert found.texts == [Letters().decode(row) for row in again.rows()]
+    assert zoo.generate(model, "a", 12, tokenizer=Letters(), temperature=0).texts == found.texts[1:]
+    assert again.texts is None
+    written = zoo.generate(zoo.create("transformer_nano", features=16, depth=1, num_heads=2), ["def "], 5, stop=())
+    assert written.texts == [bytes(byte for byte in written.rows()[0] if byte).decode(errors="replace")]
+
+
+def test_stop_strings_end_their_row_only() -> None:
+    """Wherever they begin and end inside tokens; the text ends before them, the tokens with the one that completes them."""
+    options = {"tokenizer": Letters(), "temperature": 0, "stop": ()}
+    free = zoo.generate(tiny(), ["abc", "xyz"], 40, **options)
+    stop = free.texts[0][3:6]
+    stopped = zoo.generate(tiny(), ["abc", "xyz"], 40, **{**options, "stop": [stop, "never there"]})
+    assert stopped.texts[0] == free.texts[0].partition(stop)[0]
+    assert stop in Letters().decode(stopped.rows()[0])
+    assert stop not in Letters().decode(stopped.rows()[0][:-1])
+    assert stopped.texts[1] == free.texts[1].partition(stop)[0]
+    pieces = list(zoo.stream(tiny(), ["abc", "xyz"], 40, **{**options, "stop": stop}, piece=3))
+    joined = np.concatenate([np.pad(piece, ((0, 0), (0, 0))) for piece in pieces], 1)
+    assert [row[row != PAST_END].tolist() for row in joined] == stopped.rows()
+    told = "".join(tokenization.streamed(Letters(), (piece[0] for piece in pieces), stops=[stop]))
+    assert told == stopped.texts[0]
+
+
+@pytest.mark.full
+def test_a_penalty_on_repetition() -> None:
+    """A strong one lets no token of the prompt, or of the row, come again, and rows do not share theirs."""
+    model = tiny()
+    found = zoo.generate(model, PROMPTS, 12, temperature=0, repetition_penalty=1e9).rows()
+    for prompt, row in zip(PROMPTS, found):
+        assert len({*row}) == len(row)
+        assert not {*row} & {*prompt}
+    assert found[:1] == zoo.generate(model, PROMPTS[:1], 12, temperature=0, repetition_penalty=1e9).rows()
+    assert zoo.generate(model, PROMPTS, 12, temperature=0, repetition_penalty=1).rows() == zoo.generate(model, PROMPTS, 12, temperature=0).rows()
+
+
+def test_seeds_are_keys_too_and_names_are_public() -> None:
+    a, b = (zoo.generate(tiny(), PROMPTS, 6, rngs=rngs).rows() for rngs in (0, jax.random.key(0)))
+    assert a == b
+    assert zoo.generate(tiny(), PROMPTS, 6, rngs=1).rows() != a
+    assert {"generate", "stream", "Generation", "create", "load", "save", "predict"} <= set(dir(zoo))
 
 
 def test_generation_ends_when_all_rows_have() -> None:
@@ -178,6 +247,12 @@ def test_the_model_is_left_as_it_was() -> None:
         (([[1]], 4), {"temperature": -1.0}, "temperature"),
         (([[1]], 4), {"top_k": 0}, "top_k"),
         (([[1]], 4), {"top_p": 0.0}, "top_p"),
+        (([[1]], 4), {"min_p": 1.5}, "min_p is in"),
+        (([[1]], 4), {"repetition_penalty": 0.0}, "repetition_penalty is above 0"),
+        ((["text"], 4), {}, "the model has 61 tokens, not bytes, and no run's tokenizer: name its tokenizer.json"),
+        (([[1]], 4), {"stop": "x"}, "the model has 61 tokens, not bytes"),
+        ((["text"], 4), {"tokenizer": tokenization.Bytes()}, "the tokenizer has 256 tokens and the model 61"),
+        ((["text", [1]], 4), {"tokenizer": Letters()}, "prompts are texts or tokens, not both: prompt 1 is list"),
         (([[1, 2, 3]], 8), {"max_length": 10}, "11, but max_length=10"),
         ((np.ones((1, 3), int), 4), {"mask": np.asarray([[False, True, True]])}, "padding must trail"),
     ],

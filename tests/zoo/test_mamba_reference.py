@@ -35,7 +35,8 @@ def _reference(kind: str) -> Any:
         config = transformers.MambaConfig(**common, state_size=8, time_step_rank=5)
         model = transformers.MambaForCausalLM(config)
     else:
-        config = transformers.Mamba2Config(**common, num_heads=8, head_dim=8, state_size=16, n_groups=2, chunk_size=16, tie_word_embeddings=True)
+        groups = {"n_groups": 8, "tie_word_embeddings": False} if kind == "codestral" else {"n_groups": 2, "tie_word_embeddings": True}
+        config = transformers.Mamba2Config(**common, num_heads=8, head_dim=8, state_size=16, chunk_size=16, **groups)
         model = transformers.Mamba2ForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -44,11 +45,13 @@ def _reference(kind: str) -> Any:
 
 
 def _ours(kind: str) -> nnx.Module:
-    sizes = {"mamba": {"state_dim": 8, "step_rank": 5}, "mamba2": {"head_dim": 8, "state_dim": 16, "groups": 2}}
-    return zoo.create(f"{kind}_nano", **SIZES, **sizes[kind])
+    mamba2 = {"head_dim": 8, "state_dim": 16, "groups": 2}
+    sizes = {"mamba": {"state_dim": 8, "step_rank": 5}, "mamba2": mamba2, "codestral": {**mamba2, "groups": 8, "tied": False}}
+    return zoo.create("mamba_nano" if kind == "mamba" else "mamba2_nano", **SIZES, **sizes[kind])
 
 
-KINDS = ["mamba", "mamba2"]
+# Codestral's layout: Mamba-2 with eight groups and a head of its own.
+KINDS = tiered(["mamba", "mamba2", "codestral"], lambda kind: kind != "codestral")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -92,7 +95,8 @@ def test_logits_and_gradients(pair: Any, tokens: np.ndarray, naming: str, record
     pairs = {"logits": (logits, out.logits), **{f"block {i}": (feature, out.hidden_states[i]) for i, feature in enumerate(features)}}
     pairs |= {name: (ours[name], parameter.grad) for name, parameter in reference.named_parameters()}
     differences = {name: _difference(found, expected.detach().numpy()) for name, (found, expected) in pairs.items()}
-    name = f"transformers {transformers.__version__} {type(reference).__name__}, {naming} names"
+    untied = "" if model.config.tied else " (untied, 8 groups)"
+    name = f"transformers {transformers.__version__} {type(reference).__name__}{untied}, {naming} names"
     row = {"architecture": model.variant, "reference": name, "kind": "live", "mapped": len(file), "difference": max(differences.values())}
     record_property("parity", row)
     assert max(differences.values()) < TOLERANCE, differences
@@ -115,10 +119,11 @@ def test_decoding_steps(pair: Any, tokens: np.ndarray) -> None:
 
 
 def test_state_spaces_names(pair: Any) -> None:
-    """The original files call the embedding's table in the singular and may leave out the tied head."""
+    """The original files call the embedding's table in the singular and may leave out a tied head."""
     reference, model = pair
     weights = {name.replace("embeddings", "embedding"): value.detach().numpy() for name, value in reference.state_dict().items()}
-    del weights["lm_head.weight"]
+    if model.config.tied:
+        del weights["lm_head.weight"]
     assign(model, {"embedding.embedding": jnp.zeros_like(model.embedding.embedding[...])})
     load(model, weights)
     np.testing.assert_array_equal(model.embedding.embedding[...], weights["backbone.embedding.weight"])

@@ -8,8 +8,8 @@ Transformers, Mamba, Titans, Routing Transformer and LongNet are this class with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,7 @@ class Causal(Model):
 
     stem = ("embedding", "position")
     undecayed = ("embedding", "position")
+    without: ClassVar[Mapping[str, str]] = {"head": "no head: make the model with tied=True"}
 
     def __init__(self, config: CausalConfig, *, rngs: nnx.Rngs):
         c = self.config = config

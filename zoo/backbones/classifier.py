@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -24,6 +25,9 @@ class Classifier(Model):
 
     head: Linear | None
     before_head: ClassVar[tuple[str, ...]] = ()
+    without: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("head", "distilled_head"), 'no classifier: load it with head="reset", or make the model with num_classes=0'
+    )
     undecayed: ClassVar[tuple[str, ...]] = ("position", "prefix_position", "class_token", "distillation_token", "register_tokens", "mask_token")
 
     def __call__(self, x: jax.Array, *more: Any) -> jax.Array:

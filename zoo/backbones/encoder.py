@@ -9,7 +9,7 @@ BERT and its kin are this class with other hyper-parameters.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import jax
@@ -94,6 +94,11 @@ class Encoder(Classifier):
     undecayed: ClassVar[tuple[str, ...]] = ("embedding", "position", "types")
     extras: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence")
     before_head: ClassVar[tuple[str, ...]] = ("pooler",)
+    without: ClassVar[Mapping[str, str]] = {
+        **Classifier.without,
+        "masked_lm": 'no head over the vocabulary: make the model with output="pooled"',
+        "pooler": "no pooler: make the model with pooler=False",
+    }
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         """Builds the model.

@@ -104,6 +104,7 @@ class Isotropic(Classifier):
 
     heads = ("head", "distilled_head")
     extras = before_head = ("pooler",)
+    neutral = ("prefix_position", "mask_token")
 
     stem = ("patch_embed", "position", "class_token", "distillation_token", "register_tokens", "mask_token", "prefix_position", "pre_norm")
 

@@ -12,11 +12,12 @@ arXiv:2002.10957): the real tokens' average, scaled to length 1, so that a dot p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from zoo.backbones.encoder import Encoder, EncoderConfig
 from zoo.naming import Naming, Tie
-from zoo.registry import Release, register_family
+from zoo.registry import Release, one_of, register_family
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "bert_tiny": {"features": 128, "depth": 2, "num_heads": 2},
@@ -65,6 +66,15 @@ def _names(prefix: str, leaves: tuple[str, str] = ("weight", "bias")) -> Naming:
 RULES: dict[str, Naming] = {"transformers": _names("bert."), "bare": _names(""), "original": _names("bert.", ("gamma", "beta"))}
 SENTENCE_RULES: dict[str, Naming] = {"bare": RULES["bare"], "transformers": RULES["transformers"]}
 
+def _epsilon(config: Mapping[str, Any]) -> Any:
+    """The epsilon of the norms, of a model that has the only activation and positions that this family has."""
+    one_of(config, "hidden_act", {"gelu": "gelu"})
+    one_of(config, "position_embedding_type", {"absolute": "learned"})
+    return config.get("layer_norm_eps")
+
+
+DESCRIBED: dict[str, Any] = {"norm_epsilon": _epsilon, "num_heads": lambda config: config.get("num_attention_heads")}
+
 RELEASES: dict[str, dict[str, Release]] = {
     "bert_tiny": {"google": Release("hf://google/bert_uncased_L-2_H-128_A-2", 0)},
     "bert_small": {"google": Release("hf://google/bert_uncased_L-4_H-512_A-8", 0)},
@@ -76,5 +86,5 @@ RELEASES: dict[str, dict[str, Release]] = {
 # Of transformers' BertForMaskedLM and, for the sentence encoder, of BertModel without its pooler.
 PARAMETERS = {"bert_tiny": 4_416_698, "bert_small": 28_795_194, "bert_base": 109_514_298, "bert_large": 335_174_458, "minilm_l6": 22_565_376}
 
-register_family("bert", Encoder, EncoderConfig, VARIANTS, parameters=PARAMETERS, rules=RULES, releases=RELEASES)
-register_family("bert", Encoder, EncoderConfig, SENTENCE_VARIANTS, parameters=PARAMETERS, rules=SENTENCE_RULES, releases=RELEASES)
+register_family("bert", Encoder, EncoderConfig, VARIANTS, parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED)
+register_family("bert", Encoder, EncoderConfig, SENTENCE_VARIANTS, parameters=PARAMETERS, rules=SENTENCE_RULES, releases=RELEASES, described=DESCRIBED)

@@ -11,6 +11,7 @@ state-spaces/mamba-*; ``mamba_nano`` is our choice. Other mixers join by pattern
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from layers.mixer import MixerSpec
 from layers.state_space.initialisation import STEP_RANGE, Initialisation, StepRange
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.naming import Naming, Tie
-from zoo.registry import register_family
+from zoo.registry import one_of, register_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,7 @@ def released_names(embedding: str, *mixer: tuple[Any, ...]) -> Naming:
     return Naming(
         rules=(
             ((f"backbone.{embedding}", "lm_head"), "embedding", Tie()),
+            ("lm_head", "head"),
             ("backbone.layers.{i}.norm", "blocks.{i}.mixer_norm"),
             ("backbone.norm_f", "norm"),
             *mixer,
@@ -91,6 +93,15 @@ def released_names(embedding: str, *mixer: tuple[Any, ...]) -> Naming:
         prefix="backbone.",
     )
 
+
+
+def _epsilon(config: Mapping[str, Any]) -> Any:
+    """The epsilon of the norms, of a model that has the only activation that this family has."""
+    one_of(config, "hidden_act", {"silu": "silu"})
+    return config.get("layer_norm_epsilon")
+
+
+DESCRIBED: dict[str, Any] = {"norm_epsilon": _epsilon, "tied": lambda config: config.get("tie_word_embeddings")}
 
 _RULES = (
     *((f"{_MIXER}.{name}", f"blocks.{{i}}.mixer.{name}") for name in ("in_proj", "x_proj", "dt_proj", "out_proj", "A_log", "D")),
@@ -103,4 +114,4 @@ RULES = {"hf": released_names("embeddings", *_RULES), "state_spaces": released_n
 # Of transformers' models of these sizes, as of the released files; the tied head counts once.
 PARAMETERS = {"mamba_130m": 129_135_360, "mamba_370m": 371_516_416, "mamba_790m": 793_204_224, "mamba_1.4b": 1_372_178_432, "mamba_2.8b": 2_768_345_600}
 
-register_family("mamba", MambaLM, MambaConfig, VARIANTS, our_choice=("mamba_nano",), parameters=PARAMETERS, rules=RULES, paper=(194,))
+register_family("mamba", MambaLM, MambaConfig, VARIANTS, our_choice=("mamba_nano",), parameters=PARAMETERS, rules=RULES, described=DESCRIBED, paper=(194,))

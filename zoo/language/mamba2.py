@@ -14,6 +14,7 @@ from typing import Any
 from layers.mixer import MixerSpec
 from layers.state_space.initialisation import STEP_RANGE, Initialisation, StepRange
 from zoo.backbones.causal import CausalConfig
+from zoo.language.mamba import DESCRIBED as MAMBA_DESCRIBED
 from zoo.language.mamba import StateSpaceLM, released_names
 from zoo.registry import register_family
 
@@ -74,6 +75,14 @@ _RULES = (
 
 RULES = {"hf": released_names("embeddings", *_RULES), "state_spaces": released_names("embedding", *_RULES)}
 
+DESCRIBED: dict[str, Any] = {
+    **MAMBA_DESCRIBED,
+    # Eight groups with states of 16 have the shapes of one group with a state of 128.
+    "groups": lambda config: config.get("n_groups"),
+    "state_dim": lambda config: config.get("state_size"),
+    "head_dim": lambda config: config.get("head_dim"),
+}
+
 # Of transformers' models of these sizes, as of the released files; the tied head counts once.
 PARAMETERS = {
     "mamba2_130m": 128_989_632,
@@ -83,4 +92,4 @@ PARAMETERS = {
     "mamba2_2.7b": 2_702_599_680,
 }
 
-register_family("mamba2", Mamba2LM, Mamba2Config, VARIANTS, our_choice=("mamba2_nano",), parameters=PARAMETERS, rules=RULES, paper=(194,))
+register_family("mamba2", Mamba2LM, Mamba2Config, VARIANTS, our_choice=("mamba2_nano",), parameters=PARAMETERS, rules=RULES, described=DESCRIBED, paper=(194,))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from zoo.backbones.isotropic import Isotropic, IsotropicConfig
 from zoo.naming import Each, Naming, Rearrange, Split, Unstack
-from zoo.registry import Variant, register
+from zoo.registry import Variant, one_of, register
 from zoo.vision.releases import STATISTICS
 from zoo.vision.vit_releases import RELEASES
 
@@ -366,6 +366,15 @@ def _rules(name: str, overrides: dict[str, Any]) -> dict[str, Naming]:
     return RULES if plain else {"timm": RULES["timm"]}
 
 
+_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
+
+DESCRIBED: dict[str, Any] = {
+    "norm_epsilon": lambda config: config.get("layer_norm_eps"),
+    "num_heads": lambda config: config.get("num_attention_heads"),
+    "mlp": lambda config: "swiglu" if config.get("use_swiglu_ffn") else one_of(config, "hidden_act", _ACTIVATIONS),
+}
+
+
 def _register() -> None:
     for name, overrides in VARIANTS.items():
         releases = RELEASES.get(name, {})
@@ -374,7 +383,8 @@ def _register() -> None:
         config, rules = IsotropicConfig(**overrides), _rules(name, overrides)
         papers = (156,) if "reg" in name else ()
         own = name == "vit_nano_patch4_32"
-        register(Variant(name, Isotropic, config, "vit", rules, releases, preprocess, PARAMETERS.get(name), published=not own, paper=papers))
+        kept: dict[str, Any] = {"parameters": PARAMETERS.get(name), "published": not own, "described": DESCRIBED, "paper": papers}
+        register(Variant(name, Isotropic, config, "vit", rules, releases, preprocess, **kept))
 
 
 _register()

@@ -111,18 +111,33 @@ def create(path: str | None = None, separator: str | None = None, special_tokens
     return FileTokenizer(path, separator, special_tokens) if path else Bytes()
 
 
-def streamed(tokenizer: Tokenizer, pieces: Iterable[Sequence[int]]) -> Iterator[str]:
-    """Yields the text of tokens that come in pieces; a character is held back until it is whole."""
+def continuation(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+    """Returns the text that ``tokens`` add to that of ``prompt``: some tokenizers drop the space that a text begins with."""
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens)
+
+
+def until(text: str, stops: Sequence[str]) -> str:
+    """Returns the text before the first of ``stops``, or all of it."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+
+def streamed(tokenizer: Tokenizer, pieces: Iterable[Sequence[int]], prompt: Sequence[int] = (), stops: Sequence[str] = ()) -> Iterator[str]:
+    """Yields the text that tokens add to that of ``prompt``, as they come in pieces, up to the first of ``stops``.
+
+    A character is held back until it is whole, and what one of ``stops`` may begin with until it is clear.
+    """
     tokens: list[int] = []
     told = ""
     for piece in pieces:
         tokens += [int(token) for token in piece if token >= 0]
-        text = tokenizer.decode(tokens)
         # An unfinished character decodes to the replacement character, at the end only.
-        whole = text.rstrip("\ufffd")
+        whole = until(continuation(tokenizer, prompt, tokens).rstrip("\ufffd"), stops)
+        held = max((size for stop in stops for size in range(1, len(stop)) if whole.endswith(stop[:size])), default=0)
+        whole = whole[: len(whole) - held]
         if whole.startswith(told) and len(whole) > len(told):
             yield whole[len(told) :]
             told = whole
-    text = tokenizer.decode(tokens)
+    text = until(continuation(tokenizer, prompt, tokens), stops)
     if text.startswith(told) and len(text) > len(told):
         yield text[len(told) :]

@@ -1,0 +1,135 @@
+"""What a folder's ``config.json`` says is followed: models become what it describes, or say what they can't be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import zoo
+from layers.state import assign, flatten
+from tests.tiers import tiered
+
+VIT: dict[str, Any] = {"features": 24, "depth": 2, "num_heads": 2, "image_size": 16, "patch_size": 8, "num_classes": 3}
+BERT: dict[str, Any] = {"features": 24, "depth": 2, "num_heads": 2, "vocab_size": 30, "num_classes": 3}
+MAMBA2: dict[str, Any] = {"features": 16, "depth": 2, "vocab_size": 30, "head_dim": 8}
+IMAGES = np.random.default_rng(0).standard_normal((1, 16, 16, 3)).astype(np.float32)
+TOKENS = np.random.default_rng(0).integers(0, 30, (1, 7))
+
+# A name, how it is made, what transformers writes of the model in the file, and what it is made with.
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "vit": ("vit_small_patch16_224", VIT, {"layer_norm_eps": 0.1, "num_attention_heads": 4, "hidden_act": "quick_gelu"},
+            {"norm_epsilon": 0.1, "num_heads": 4, "mlp": "quick_gelu"}),
+    "tower": ("vit_small_patch16_224", VIT, {"model_type": "clip", "hidden_act": "relu", "vision_config": {"hidden_act": "quick_gelu"}},
+              {"mlp": "quick_gelu"}),
+    "bert": ("bert_tiny", BERT, {"layer_norm_eps": 0.1, "num_attention_heads": 4, "hidden_act": "gelu"}, {"norm_epsilon": 0.1, "num_heads": 4}),
+    "mamba2": ("mamba2_nano", MAMBA2, {"n_groups": 4, "state_size": 8, "layer_norm_epsilon": 0.1, "tie_word_embeddings": False, "hidden_act": "silu"},
+               {"groups": 4, "state_dim": 8, "norm_epsilon": 0.1, "tied": False}),
+}  # fmt: skip
+# What the same shapes are by default.
+SAME_SHAPES = {"mamba2": {"groups": 1, "state_dim": 32}}
+
+
+def write(folder: Path, model: nnx.Module, config: dict[str, Any], naming: str | None = None) -> Path:
+    zoo.save(model, folder / "model.safetensors", naming=naming)
+    (folder / "config.json").write_text(json.dumps({"model_type": "any", **config}))
+    return folder
+
+
+def output(model: Any) -> np.ndarray:
+    loud = nnx.clone(model)  # kernels as small as they are made would hide an activation
+    assign(loud, {name: 10 * leaf for name, leaf in flatten(model).items() if name.endswith("kernel")})
+    return np.asarray(loud(IMAGES if hasattr(model, "patch_embed") else TOKENS))
+
+
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.parametrize("case", tiered(CASES, lambda case: case == "vit"))
+def test_a_model_becomes_what_is_described(case: str, scan: bool, tmp_path: Path) -> None:
+    """By ``zoo.create`` and by ``zoo.load``; with one notice, and the outputs of a model that was made so."""
+    name, options, config, differing = CASES[case]
+    whole = zoo.create(name, **{**options, **differing}, rngs=nnx.Rngs(1))
+    folder = write(tmp_path, whole, config)
+    own = {**options, **SAME_SHAPES.get(case, {}), "scan": scan}
+    unlike = output(zoo.create(name, **own, rngs=nnx.Rngs(1))) - output(whole)
+    assert np.abs(unlike).max() > 1e-3 * np.abs(output(whole)).max()
+    with pytest.warns(UserWarning, match="this one has become such a model") as notice:
+        loaded = zoo.load(zoo.create(name, **own), folder)
+    assert all(f"{field}={value!r}" in str(notice[0].message) for field, value in differing.items())
+    assert dataclasses.replace(loaded.config, scan=False) == whole.config
+    np.testing.assert_allclose(output(loaded), output(whole), rtol=1e-5, atol=1e-6)
+    asked = {field: value for field, value in own.items() if field not in differing}
+    with pytest.warns(UserWarning, match="the model is made so"):
+        created = zoo.create(name, weights=folder, **asked)
+    np.testing.assert_allclose(output(created), output(whole), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_asked_for_is_kept(tmp_path: Path) -> None:
+    folder = write(tmp_path, zoo.create("vit_small_patch16_224", **VIT), {"layer_norm_eps": 0.1, "num_attention_heads": 2})
+    with pytest.warns(UserWarning, match=r"config\.json of .* has norm_epsilon=0\.1: what was asked for is kept"):
+        assert zoo.create("vit_small_patch16_224", weights=folder, **VIT, norm_epsilon=1e-5).config.norm_epsilon == 1e-5
+
+
+def test_what_agrees_is_not_told(tmp_path: Path) -> None:
+    folder = write(tmp_path, zoo.create("vit_small_patch16_224", **VIT), {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "num_attention_heads": 2})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        zoo.create("vit_small_patch16_224", weights=folder, **VIT)
+
+
+def test_only_what_lies_beside_the_weights_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file has its folder's; a released checkpoint's name has none, wherever it is asked for."""
+    monkeypatch.chdir(write(tmp_path, zoo.create("vit_small_patch16_224", **VIT), {"layer_norm_eps": 0.1}))
+    with pytest.warns(UserWarning, match=r"norm_epsilon=0\.1"):
+        assert zoo.create("vit_small_patch16_224", weights="model.safetensors", **VIT).config.norm_epsilon == 0.1
+    Path("config.json").write_text("{")
+    with pytest.raises(zoo.WeightsError, match="unknown weights 'in2k'"):
+        zoo.create("vit_small_patch16_224", weights="in2k", **VIT)
+
+
+def test_labels_are_class_names(tmp_path: Path) -> None:
+    labels = {"0": "cat", "2": "fox", "1": "dog"}
+    folder = write(tmp_path, zoo.create("vit_small_patch16_224", **VIT), {"id2label": labels})
+    assert zoo.create("vit_small_patch16_224", weights=folder, **VIT).class_names == ("cat", "dog", "fox")
+    assert zoo.load(zoo.create("vit_small_patch16_224", **VIT), folder, head="reset").class_names is None
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": {str(i): f"LABEL_{i}" for i in range(3)}}))
+    assert zoo.create("vit_small_patch16_224", weights=folder, **VIT).class_names is None
+
+
+def test_what_timm_writes_is_read(tmp_path: Path) -> None:
+    """Preprocessing and labels; and the architecture, of which another may have the same shapes."""
+    folder = write(tmp_path, zoo.create("vit_base_patch32_clip_224", **VIT), {}, naming="timm")
+    cfg = {"mean": [0.1, 0.2, 0.3], "crop_pct": 1.0, "label_names": ["a", "b", "c"]}
+    described = {"architecture": "vit_base_patch32_clip_quickgelu_224", "pretrained_cfg": cfg, "model_args": {"act_layer": "relu"}}
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.warns(UserWarning, match="mlp='quick_gelu'") as told:
+        model = zoo.create("vit_base_patch32_clip_224", weights=folder, **VIT)
+    assert model.config.mlp == "quick_gelu"
+    assert any("model_args={'act_layer': 'relu'}, which is not compared" in str(one.message) for one in told)
+    assert model.class_names == ("a", "b", "c")
+    assert (zoo.preprocess(model).mean, zoo.preprocess(model).crop_fraction) == ((0.1, 0.2, 0.3), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "config", "message"),
+    [
+        ("vit_small_patch16_224", VIT, {"hidden_act": "relu"}, "config.json of .* is of a model that vit_small_patch16_224 can't be: hidden_act='relu', which"),
+        ("bert_tiny", BERT, {"position_embedding_type": "relative_key"}, "bert_tiny can't be: position_embedding_type='relative_key', which is none of"),
+        ("mamba2_nano", MAMBA2, {"hidden_act": "gelu"}, "mamba2_nano can't be: hidden_act='gelu', which is none of 'silu'"),
+    ],
+)
+def test_what_a_model_cannot_be_is_refused(name: str, options: dict[str, Any], config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = zoo.create(name, **options)
+    before = {n: np.asarray(leaf) for n, leaf in flatten(model).items()}
+    folder = write(tmp_path, model, config)
+    with pytest.raises(zoo.WeightsError, match=message):
+        zoo.load(zoo.create(name, **options), folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(zoo.WeightsError, match=r"config\.json of .* is damaged"):
+        zoo.load(model, folder)
+    assert all(np.array_equal(before[n], leaf) for n, leaf in flatten(model).items())
