@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,10 +28,11 @@ IN_FLIGHT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Attributes: ``figures`` by metric, and the number of ``examples`` they are of."""
+    """Attributes: ``figures`` by metric, the number of ``examples`` they are of, and what a task that ``Explains`` says of each, in order."""
 
     figures: dict[str, float]
     examples: int
+    rows: dict[str, np.ndarray]
 
 
 def held_out(task: Task) -> str:
@@ -60,11 +62,12 @@ class Evaluator:
         for batch in evaluation_batches(examples, self._batch_size, workers=self._workers):
             reports.append(self._evaluate(arrays, sharding.place_batch(self._mesh, batch)))
             jax.block_until_ready(reports[-IN_FLIGHT:][0])
-        counted = jax.device_get([rows for _, rows in reports])
-        figures = metrics.figures(pairs for pairs, _ in reports)
+        pairs, weights, rows = zip(*jax.device_get(reports))
+        figures = metrics.figures(pairs)
         if isinstance(self._task, DerivesFigures):
             figures |= self._task.derived(figures)
-        return Evaluation(figures, round(float(sum(counted))))
+        real = np.concatenate(weights) > 0
+        return Evaluation(figures, int(real.sum()), {name: np.concatenate([part[name] for part in rows])[real] for name in rows[0]})
 
 
 def load(config: ConfigDict, model: nnx.Module, workdir: Path, which: str = "last") -> int:

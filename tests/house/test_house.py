@@ -22,9 +22,10 @@ ROOT = Path(__file__).parents[2]
 FLOORS: dict[str, set[str]] = {
     "pallas_kernels": set(),
     "layers": {"pallas_kernels"},
-    "zoo": {"layers", "pallas_kernels"},
-    "tasks": set(),
-    "training": {"zoo", "layers", "pallas_kernels", "tasks"},
+    "pictures": set(),
+    "zoo": {"layers", "pallas_kernels", "pictures"},
+    "tasks": {"pictures"},
+    "training": {"zoo", "layers", "pallas_kernels", "pictures", "tasks"},
 }
 OURS = {*FLOORS, "configs", "benchmarks", "train", "eval", "tests"}
 PACKAGES = tuple(FLOORS)
