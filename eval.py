@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from training import assembly, command, evaluation
 from training.workdir import read_config
@@ -28,29 +28,13 @@ def main() -> None:
     if (given.workdir is None) == (given.weights is None):
         raise ValueError("give either --workdir=DIR, or --config=FILE with --weights=FILE")
     config = read_config(Path(given.workdir)) if given.workdir else command.required("config")
-    _find_data(config, given.data)
+    evaluation.find_data(config, given.data)
     task, model = assembly.build(config, weights=given.weights or "", run=given.workdir or given.weights)
     step = evaluation.load(config, model, Path(given.workdir), given.checkpoint) if given.workdir else None
     config.batch_size = given.batch_size or config.batch_size
     record = evaluation.record(config, model, task, given.split) | ({"step": step} if step is not None else {})
     if jax.process_index() == 0:
         print(json.dumps(record))
-
-
-def _find_data(config: ConfigDict, data: str | None) -> None:
-    """Puts ``--data`` in place of the path of the config's data set.
-
-    Raises:
-      ValueError: the data set has no path, or its path is gone.
-    """
-    dataset = config.task.get("dataset")
-    path = dataset.get("path") if isinstance(dataset, ConfigDict) else None
-    if data is not None and path is None:
-        raise ValueError(f"--data={data}: the data set of this config is not a folder or a file")
-    if data is not None:
-        dataset.path = data
-    elif path is not None and not Path(path).expanduser().exists():
-        raise ValueError(f"the data are no longer at {path}: --data=DIR says where they are")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-import tasks
 from training import assembly, command, loop, processes, sampling
 from training.workdir import begun
 
@@ -40,21 +39,10 @@ def main() -> None:
         print(loop.summary(result, task, workdir))
         if jax.process_count() == 1 and (text := sampling.sample(task, model)):
             print(f"\n{text}")
-        print("\nnext:\n" + "\n".join(f"  {line}" for line in following(task, workdir, result)))
+        print("\nnext:\n" + "\n".join(f"  {line}" for line in loop.following(task, workdir, result)))
         return
     again = [a for a in sys.orig_argv if not a.startswith("--workdir")]
     print(f"stopped after step {result.step} of {result.total}; this goes on:\n{shlex.join([*again, f'--workdir={workdir}'])}")
-
-
-def following(task: tasks.Task, workdir: Path, result: loop.Result) -> list[str]:
-    """Commands for what comes after a finished run; they take the best weights where those are not the last."""
-    folder, best = shlex.quote(str(workdir)), result.best is not None and result.best.step != result.step
-    lines = [f"python eval.py --workdir={folder}" + (" --checkpoint=best" if best else "")]
-    if isinstance(task, sampling.WritesText):
-        lines.append(f'python -m zoo.generation --workdir={folder} --prompt="..."' + (" --checkpoint=best" if best else ""))
-    elif getattr(task, "class_names", None):
-        lines.append(f"python predict.py --weights={folder}{'/best' if best else ''} IMAGE...")
-    return [*lines, f"tensorboard --logdir={folder}/tensorboard"]
 
 
 if __name__ == "__main__":

@@ -70,6 +70,22 @@ class Evaluator:
         return Evaluation(figures, int(real.sum()), {name: np.concatenate([part[name] for part in rows])[real] for name in rows[0]})
 
 
+def find_data(config: ConfigDict, data: str | None) -> None:
+    """Puts ``data`` in place of the path of the config's data set.
+
+    Raises:
+      ValueError: the data set has no path, or its path is gone.
+    """
+    dataset = config.task.get("dataset")
+    path = dataset.get("path") if isinstance(dataset, ConfigDict) else None
+    if data is not None and path is None:
+        raise ValueError(f"--data={data}: the data set of this config is not a folder or a file")
+    if data is not None:
+        dataset.path = data
+    elif path is not None and not Path(path).expanduser().exists():
+        raise ValueError(f"the data are no longer at {path}: --data=DIR says where they are")
+
+
 def load(config: ConfigDict, model: nnx.Module, workdir: Path, which: str = "last") -> int:
     """Puts the weights of a run's checkpoint into ``model``, averaged where the run keeps an average; returns their step.
 

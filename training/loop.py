@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shlex
 import signal
 import sys
 import threading
@@ -33,6 +34,7 @@ from training.evaluation import IN_FLIGHT, Evaluator, held_out
 from training.input import train_batches
 from training.logging import Log, duration, number, peak_memory, table
 from training.processes import any_of, leads
+from training.sampling import WritesText
 from training.step import Skeleton, State, initial_state, make_step, weights
 from training.workdir import locked, open_workdir, plain, write_json
 
@@ -316,6 +318,17 @@ def summary(result: Result, task: Task, workdir: Path) -> str:
     rows += [("steps", steps), ("time", duration(result.seconds)), ("workdir", str(workdir))]
     kept = {EXPLAINED: "each class", curve.FILE: "curve"}
     return table([*rows, *((what, str(workdir / name)) for name, what in kept.items() if (workdir / name).is_file())])
+
+
+def following(task: Task, workdir: Path, result: Result) -> list[str]:
+    """Commands for what comes after a finished run; they take the best weights where those are not the last."""
+    folder, best = shlex.quote(str(workdir)), result.best is not None and result.best.step != result.step
+    lines = [f"python eval.py --workdir={folder}" + (" --checkpoint=best" if best else "")]
+    if isinstance(task, WritesText):
+        lines.append(f'python -m zoo.generation --workdir={folder} --prompt="..."' + (" --checkpoint=best" if best else ""))
+    elif getattr(task, "class_names", None):
+        lines.append(f"python predict.py --weights={folder}{'/best' if best else ''} IMAGE...")
+    return [*lines, f"tensorboard --logdir={folder}/tensorboard"]
 
 
 class _Trace:

@@ -72,8 +72,9 @@ def test_estimate_and_compiler_agree_within_a_factor_of_two(family: str) -> None
     model = make(family)
     optimizer = optimizers.create(model, flatten(model, nnx.Param), toy.config().optimizer)
     rates = schedule.create("cosine", optimizer.peak, 10, 1, 0.0)
-    options: dict[str, Any] = {"seed": 0, "accumulate": 1, "ema": 0.0, "aux_losses": {"commitment": 0.1} if family == "routing_transformer" else {}, "sticky": True}
-    step = make_step(Skeleton(model), FirstClass(), optimizer, rates, **options)  # type: ignore[arg-type]
+    losses = {"commitment": 0.1} if family == "routing_transformer" else {}
+    task: Any = FirstClass()
+    step = make_step(Skeleton(model), task, optimizer, rates, seed=0, accumulate=1, ema=0.0, aux_losses=losses, sticky=True)
     arguments = initial_state(model, optimizer, 0.0), {"x": jnp.asarray(inputs(family, 32, 16))[None]}
     traced = jax.jit(step, donate_argnums=0).trace(*arguments)
     said = traced.lower().compile(compiler_options=OPTIMIZED).memory_analysis()
