@@ -13,7 +13,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from training import assembly, command, loop, processes, sampling
+from training import assembly, command, curve, loop, processes, sampling
 from training.workdir import begun
 
 config_flags.DEFINE_config_file("config", None, "A config file and its argument, as in configs/biformer.py:imagenet,variant=tiny.")
@@ -36,6 +36,8 @@ def main() -> None:
     if not processes.leads():
         return
     if result.finished:
+        if without := curve.draw(workdir, task.monitor):
+            print(without)
         print(loop.summary(result, task, workdir))
         if jax.process_count() == 1 and (text := sampling.sample(task, model)):
             print(f"\n{text}")

@@ -272,8 +272,6 @@ def train(
                     log.write(step, f"{split}_{name}", done.figures)
                     if isinstance(task, Explains) and name == ("ema" if config.ema else "raw") and leads():
                         write_json(workdir / EXPLAINED, {"split": split, "step": step, "weights": name, **task.explain(done.rows)})
-                if leads() and (without := curve.draw(workdir, task.monitor)):
-                    log.say(without)
         assign(model, weights(state, averaged=True))
         return Result(step, total, figures_of, best, time.perf_counter() - started, early)
 

@@ -183,6 +183,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
 
 def test_a_curve_is_drawn_where_it_can_be(finished, monkeypatch):
     workdir, _, _, task = finished
+    assert curve.draw(workdir, task.monitor) == ""
     assert (workdir / curve.FILE).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert curve.draw(workdir, task.monitor) == "no curve.png: python -m pip install matplotlib"
