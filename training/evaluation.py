@@ -62,11 +62,11 @@ class Evaluator:
         for batch in evaluation_batches(examples, self._batch_size, workers=self._workers):
             reports.append(self._evaluate(arrays, sharding.place_batch(self._mesh, batch)))
             jax.block_until_ready(reports[-IN_FLIGHT:][0])
-        pairs, weights, rows = zip(*jax.device_get(reports))
+        pairs, counted, rows = zip(*jax.device_get(reports))
         figures = metrics.figures(pairs)
         if isinstance(self._task, DerivesFigures):
             figures |= self._task.derived(figures)
-        real = np.concatenate(weights) > 0
+        real = np.concatenate(counted) > 0
         return Evaluation(figures, int(real.sum()), {name: np.concatenate([part[name] for part in rows])[real] for name in rows[0]})
 
 
