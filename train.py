@@ -13,7 +13,8 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from training import assembly, command, loop, processes, sampling
+from training import assembly, command, curve, loop, processes, sampling
+from training.workdir import begun
 
 config_flags.DEFINE_config_file("config", None, "A config file and its argument, as in configs/biformer.py:imagenet,variant=tiny.")
 flags.DEFINE_string("workdir", None, "Where the run is kept; default ./runs/NAME-TIME.")
@@ -30,14 +31,17 @@ def main() -> None:
     if flags.FLAGS.workdir is None and jax.process_count() > 1:
         raise ValueError("several processes need one --workdir, which all of them can reach")
     workdir = Path(flags.FLAGS.workdir or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    task, model = assembly.build(config)
+    task, model = assembly.build(config, run=workdir if begun(workdir) else None)
     result = loop.train(config, model, task, workdir, extend=flags.FLAGS.extend, record=assembly.record(config, task))
     if not processes.leads():
         return
     if result.finished:
+        if without := curve.draw(workdir, task.monitor):
+            print(without)
         print(loop.summary(result, task, workdir))
         if jax.process_count() == 1 and (text := sampling.sample(task, model)):
             print(f"\n{text}")
+        print("\nnext:\n" + "\n".join(f"  {line}" for line in loop.following(task, workdir, result)))
         return
     again = [a for a in sys.orig_argv if not a.startswith("--workdir")]
     print(f"stopped after step {result.step} of {result.total}; this goes on:\n{shlex.join([*again, f'--workdir={workdir}'])}")

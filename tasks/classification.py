@@ -6,19 +6,20 @@ copy, for a multiply and an add that XLA fuses into what follows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from tasks import datasets
 from tasks.augment import Augment, Preprocess, Transform
 from tasks.mixing import Mixing, erase, mix, smoothed
-from tasks.registry import construct, register
+from tasks.registry import construct, register, unknown
 from tasks.task import Batch, Metrics, Model
+
+_PAIRS = 20  # of confused classes, in the file at the end of a run
 
 
 class ImageExamples:
@@ -28,11 +29,13 @@ class ImageExamples:
       source: labelled images.
       transform: fits them to the model.
       in_memory: keep every image in its evaluation form, and vary that in training.
+      labels: of the task, by label of the source.
     """
 
-    def __init__(self, source: datasets.Source, transform: Transform, in_memory: bool):
+    def __init__(self, source: datasets.Source, transform: Transform, in_memory: bool, labels: Sequence[int]):
         self._transform = transform
         self._source: datasets.Source = source
+        self._labels = np.asarray(labels, np.int32)
         if in_memory:
             self._source = [(transform.fitted(image), label) for image, label in (source[i] for i in range(len(source)))]
 
@@ -43,7 +46,15 @@ class ImageExamples:
         """Returns one example; without ``rng``, in evaluation form."""
         image, label = self._source[index]
         image = self._transform.fitted(image) if rng is None else self._transform.varied(image, rng)
-        return {"image": self._transform.to_array(image), "label": np.asarray(label, np.int32)}
+        return {"image": self._transform.to_array(image), "label": self._labels[label]}
+
+
+def _read_weights(text: str) -> dict[str, float]:
+    """Reads "cat=2,dog=0.5"."""
+    try:
+        return {name.strip(): float(weight) for name, weight in (part.rsplit("=", 1) for part in text.split(","))}
+    except ValueError:
+        raise ValueError(f'class_weights={text!r}: "balanced", or factors by name as "cat=2,dog=0.5"') from None
 
 
 @register("classification")
@@ -60,12 +71,17 @@ class Classification:
       mix: fields of :class:`tasks.mixing.Mixing`.
       label_smoothing: part of a target that is spread over all classes, in [0, 1).
       image_size: side of the model's input, pixels; None is the model's own.
+      class_weights: factor on the training loss of the images of a class: "" for none, "balanced" for N / (classes * images of
+        the class), so that each class counts the same and the mean is 1, or factors by name, as {"cat": 2.0} or "cat=2,dog=0.5",
+        1 where not named. Evaluation is not weighted.
+      class_names: names of the labels, in order, of the run that trained the model; None are the data set's own. The data set may
+        lack some, and have them in another order.
 
     Raises:
-      ValueError: unknown fields or names (near ones are named), or data that can't be used.
+      ValueError: unknown fields or names (near ones are named), classes that ``class_names`` lacks, or data that can't be used.
     """
 
-    needs = ("preprocess",)
+    needs = ("preprocess", "class_names")
     monitor = "accuracy"
     higher_is_better = True
 
@@ -77,6 +93,8 @@ class Classification:
         mix: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
         image_size: int | None = None,
+        class_weights: str | Mapping[str, float] = "",
+        class_names: Sequence[str] | None = None,
     ):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is in [0, 1), not {label_smoothing}")
@@ -93,10 +111,9 @@ class Classification:
         self._transform = Transform(self._augment, preprocess, image_size)
         self._dataset = datasets.create(self.dataset_name, **options)
         self.splits = self._dataset.splits
-        self.class_names = self._dataset.class_names
+        self.class_names, self._labels = self._named(class_names)
+        self._class_weights = self._weights(class_weights)
         self.report = self._dataset.report
-        if self.report:
-            logging.warning("%s", self.report)
         self._examples: dict[str, ImageExamples] = {}
 
     @property
@@ -122,8 +139,42 @@ class Classification:
         if split not in self.splits:
             raise ValueError(f"the data set {self.dataset_name} has no split {split!r}; it has: {', '.join(self.splits)}")
         if split not in self._examples:
-            self._examples[split] = ImageExamples(self._dataset.source(split), self._transform, self._dataset.in_memory)
+            self._examples[split] = ImageExamples(self._dataset.source(split), self._transform, self._dataset.in_memory, self._labels)
         return self._examples[split]
+
+    def _named(self, names: Sequence[str] | None) -> tuple[tuple[str, ...], list[int]]:
+        """The names of the labels, and the label of each class of the data set."""
+        own = self._dataset.class_names
+        if names is None:
+            if len(own) < 2:
+                raise ValueError(f"the data set {self.dataset_name} has one class only, {own[0]!r}: classification needs two or more")
+            return own, list(range(len(own)))
+        more = [name for name in own if name not in names]
+        if more:
+            listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise ValueError(
+                f"the data have classes that the model was not trained on: {', '.join(more[:5])}. It knows {listed}; "
+                "leave the others out, or train a model of all in another --workdir"
+            )
+        return tuple(names), [list(names).index(name) for name in own]
+
+    def _weights(self, given: str | Mapping[str, float]) -> np.ndarray | None:
+        """The factor of each class; None where there are none."""
+        if not given:
+            return None
+        if given == "balanced":
+            source = self._dataset.source("train")
+            labels = getattr(source, "labels", None) or [source[i][1] for i in range(len(source))]
+            counts = np.bincount(np.asarray(self._labels)[np.asarray(labels)], minlength=len(self.class_names))
+            return (len(labels) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+        weights = np.ones(len(self.class_names), np.float32)
+        for name, weight in (_read_weights(given) if isinstance(given, str) else given).items():
+            if name not in self.class_names:
+                raise ValueError(f"class_weights: {unknown('class', name, self.class_names)}")
+            if not weight >= 0:
+                raise ValueError(f"class_weights: the factor of {name} is a number of at least 0, not {weight}")
+            weights[self.class_names.index(name)] = weight
+        return weights
 
     def normalized(self, images: jax.Array) -> jax.Array:
         """Returns uint8 images as the model wants them, float32."""
@@ -136,15 +187,41 @@ class Classification:
         targets = smoothed(batch["label"], len(self.class_names), self._smoothing)
         images, targets = mix(images, targets, self._mixing, mix_key)
         logits = model(images).astype(jnp.float32)
-        losses = -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
+        # Over soft targets, each class with its factor: sum_c w_c t_c (-log p_c).
+        weighted = targets if self._class_weights is None else targets * self._class_weights
+        losses = -jnp.sum(weighted * jax.nn.log_softmax(logits), axis=-1)
         metrics = self._metrics(logits, jnp.argmax(targets, axis=-1), losses, jnp.ones_like(losses))
         return losses.mean(), metrics
 
+    def describe(self, split: str) -> str:
+        """Returns how many images of how many classes a split has."""
+        return f"{len(self.examples(split)):,} images of {len(self.class_names):,} classes"
+
     def evaluate(self, model: Model, batch: Batch) -> Metrics:
         """Returns "loss" (plain cross entropy), "accuracy" and, beyond five classes, "top5"."""
+        return self.evaluate_rows(model, batch)[0]
+
+    def evaluate_rows(self, model: Model, batch: Batch) -> tuple[Metrics, dict[str, jax.Array]]:
+        """Returns the metrics, and the label and the predicted class of each image."""
         logits = model(self.normalized(batch["image"])).astype(jnp.float32)
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=-1)[:, 0]
-        return self._metrics(logits, batch["label"], losses, batch["weight"])
+        metrics = self._metrics(logits, batch["label"], losses, batch["weight"])
+        return metrics, {"label": batch["label"], "predicted": jnp.argmax(logits, axis=-1)}
+
+    def explain(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Returns the images and accuracy of each class, and the pairs (class, taken for) most confused, with their counts."""
+        count = len(self.class_names)
+        pairs, counts = np.unique(rows["label"].astype(np.int64) * count + rows["predicted"], return_counts=True)
+        images = np.bincount(rows["label"], minlength=count)
+        right = np.bincount(rows["label"][rows["label"] == rows["predicted"]], minlength=count)
+        wrong = sorted((-int(n), int(pair)) for pair, n in zip(pairs, counts) if pair // count != pair % count)[:_PAIRS]
+        return {
+            "classes": [
+                {"name": name, "images": int(images[i]), "accuracy": float(right[i] / images[i]) if images[i] else None}
+                for i, name in enumerate(self.class_names)
+            ],
+            "confused": [{"class": self.class_names[pair // count], "taken_for": self.class_names[pair % count], "images": -n} for n, pair in wrong],
+        }
 
     def _metrics(self, logits: jax.Array, labels: jax.Array, losses: jax.Array, weight: jax.Array) -> Metrics:
         # the label's rank; equal logits rank by class, as argmax does

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 import tokenization
 from tasks.datasets import texts
@@ -99,6 +98,7 @@ class Windows:
     def __init__(self, stream: Stream, length: int, separator: int):
         self._stream, self._length, self._separator = stream, length, separator
         self._predictions = len(stream.tokens) - 1
+        self.num_bytes = stream.num_bytes
         self._bytes_per_token = stream.num_bytes / self._predictions
 
     def __len__(self) -> int:
@@ -158,8 +158,6 @@ class LanguageModeling:
         self._dataset = texts.create(self.dataset_name, **options)
         self.splits = self._dataset.splits
         self.report = "; ".join(filter(None, (self._dataset.report, self.tokenizer.report)))
-        if self.tokenizer.report:
-            logging.warning("%s", self.tokenizer.report)
         self._windows: dict[str, Windows] = {}
 
     def model_options(self) -> dict[str, Any]:
@@ -177,6 +175,11 @@ class LanguageModeling:
         if split not in self._windows:
             self._windows[split] = Windows(read(self._dataset, split, self.tokenizer), self._length, self.tokenizer.separator)
         return self._windows[split]
+
+    def describe(self, split: str) -> str:
+        """Returns how many bytes and tokens a split has."""
+        windows = self.examples(split)
+        return f"{windows.num_bytes:,} bytes in {len(windows):,} windows of {self._length:,} tokens"
 
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
         """Returns the mean cross entropy of a token, nats."""

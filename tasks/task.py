@@ -93,3 +93,25 @@ class DerivesFigures(Protocol):
     def derived(self, figures: Mapping[str, float]) -> dict[str, float]:
         """Returns the figures that follow from ``figures``."""
         ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A task that can say what its data are."""
+
+    def describe(self, split: str) -> str:
+        """Returns what a split holds in a few words: "1,293 images of 10 classes"."""
+        ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A task that can say more of a split than its figures, from what it keeps of each example."""
+
+    def evaluate_rows(self, model: Model, batch: Batch) -> tuple[Metrics, dict[str, jax.Array]]:
+        """Returns what ``evaluate`` does, and small arrays (rows, ...); traced."""
+        ...
+
+    def explain(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Returns what those arrays of all examples say, ready for JSON."""
+        ...

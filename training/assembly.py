@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -11,14 +13,14 @@ from ml_collections import ConfigDict
 import tasks
 import zoo
 from training import sharding
+from training.processes import leads
+from zoo.sources import run_record
 
-
-def _preprocess(config: ConfigDict) -> Any:
-    return zoo.preprocess(config.model)
-
-
-NEEDS: dict[str, Callable[[ConfigDict], Any]] = {"preprocess": _preprocess}
-"""What a task may name in ``needs``, and how it is had from the config."""
+NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
+    "preprocess": lambda config, kept: zoo.preprocess(config.model),
+    "class_names": lambda config, kept: kept.get("class_names"),
+}
+"""What a task may name in ``needs``, and how it is had from the config and the run's record, which is empty for a new run."""
 
 
 def record(config: ConfigDict, task: tasks.Task) -> dict[str, Any]:
@@ -32,20 +34,24 @@ def record(config: ConfigDict, task: tasks.Task) -> dict[str, Any]:
     return kept
 
 
-def build(config: ConfigDict, weights: str | None = None) -> tuple[tasks.Task, nnx.Module]:
+def build(config: ConfigDict, weights: str | None = None, run: str | Path | None = None) -> tuple[tasks.Task, nnx.Module]:
     """Makes the task and the model of ``config``, with adapters where it asks for them.
 
     Args:
       config: all of the run.
       weights: a file or name to load, in place of ``config.weights``; "" for none, where a checkpoint follows.
+      run: the working directory of the run that the model is of, or that the task goes on with: labels are its labels.
 
     Raises:
       ValueError: unknown names or options, near ones given; whatever is wrong with data or weights.
     """
     options = config.task.to_dict()
     name = options.pop("name")
-    needs = {need: NEEDS[need](config) for need in getattr(tasks.lookup(name), "needs", ())}
+    kept = run_record(run) or {}
+    needs = {need: NEEDS[need](config, kept) for need in getattr(tasks.lookup(name), "needs", ())}
     task = tasks.create(name, **options, **needs)
+    if (report := getattr(task, "report", "")) and leads():
+        print(report, file=sys.stderr)
     weights = config.weights if weights is None else weights
     given = {
         **task.model_options(),

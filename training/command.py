@@ -87,7 +87,12 @@ def _load(value: str) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise ValueError(f"--config={value}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"--config={value}: {path} is not Python: {error.msg}, line {error.lineno}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise ValueError(f"--config={value}: {path} is not a config file, which defines get_config(); train.py alone lists those there are")
     return module.get_config(argument) if argument else module.get_config()
 
 
@@ -165,7 +170,8 @@ def configs() -> str:
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         if "def get_config" in path.read_text():
             lines.append(f"  --config=configs/{path.name:<24} {text.splitlines()[0] if text else ''}")
-    return "\n".join(lines)
+    more = "  after the file's name what to train on: configs/vit.py:folder,path=DIR or configs/mamba.py:text,path=DIR; configs/common.py explains all"
+    return "\n".join([*lines, more])
 
 
 def required(name: str) -> Any:

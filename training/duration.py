@@ -47,6 +47,10 @@ class Clock:
         """Number of steps that covers ``duration``. Raises ValueError as :meth:`examples`."""
         return math.ceil(self.examples(duration, field) / self.batch_size)
 
+    def times(self, step: int, every: int) -> int:
+        """How many multiples of ``every`` examples (0 = never) lie in the first ``step`` steps."""
+        return step * self.batch_size // every if every > 0 else 0
+
     def due(self, step: int, every: int) -> bool:
         """Whether an event every ``every`` examples (0 = never) happens once ``step`` steps are done."""
-        return every > 0 and step > 0 and step * self.batch_size // every > (step - 1) * self.batch_size // every
+        return step > 0 and self.times(step, every) > self.times(step - 1, every)

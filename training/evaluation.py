@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,10 +28,11 @@ IN_FLIGHT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Attributes: ``figures`` by metric, and the number of ``examples`` they are of."""
+    """Attributes: ``figures`` by metric, the number of ``examples`` they are of, and what a task that ``Explains`` says of each, in order."""
 
     figures: dict[str, float]
     examples: int
+    rows: dict[str, np.ndarray]
 
 
 def held_out(task: Task) -> str:
@@ -60,11 +62,28 @@ class Evaluator:
         for batch in evaluation_batches(examples, self._batch_size, workers=self._workers):
             reports.append(self._evaluate(arrays, sharding.place_batch(self._mesh, batch)))
             jax.block_until_ready(reports[-IN_FLIGHT:][0])
-        counted = jax.device_get([rows for _, rows in reports])
-        figures = metrics.figures(pairs for pairs, _ in reports)
+        pairs, counted, rows = zip(*jax.device_get(reports))
+        figures = metrics.figures(pairs)
         if isinstance(self._task, DerivesFigures):
             figures |= self._task.derived(figures)
-        return Evaluation(figures, round(float(sum(counted))))
+        real = np.concatenate(counted) > 0
+        return Evaluation(figures, int(real.sum()), {name: np.concatenate([part[name] for part in rows])[real] for name in rows[0]})
+
+
+def find_data(config: ConfigDict, data: str | None) -> None:
+    """Puts ``data`` in place of the path of the config's data set.
+
+    Raises:
+      ValueError: the data set has no path, or its path is gone.
+    """
+    dataset = config.task.get("dataset")
+    path = dataset.get("path") if isinstance(dataset, ConfigDict) else None
+    if data is not None and path is None:
+        raise ValueError(f"--data={data}: the data set of this config is not a folder or a file")
+    if data is not None:
+        dataset.path = data
+    elif path is not None and not Path(path).expanduser().exists():
+        raise ValueError(f"the data are no longer at {path}: --data=DIR says where they are")
 
 
 def load(config: ConfigDict, model: nnx.Module, workdir: Path, which: str = "last") -> int:

@@ -52,7 +52,8 @@ class Log:
             total=total, initial=step, unit="step", disable=None if self._leads else True, dynamic_ncols=True,
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
         )  # fmt: skip
-        self._total, self._told = total, time.monotonic()
+        self._total, self._told = total, -math.inf
+        self._begun, self._since = step, time.monotonic()
         if self._leads:
             path = directory / "metrics.jsonl"
             _drop_after(path, step)
@@ -89,11 +90,13 @@ class Log:
 
     def progress(self, step: int, values: Mapping[str, float] | None = None) -> None:
         """Moves the bar to ``step``; ``values`` are shown beside it. Where no terminal shows the bar, a line now and then does."""
-        shown = "".join(f", {name} {value:.4g}" for name, value in (values or {}).items())
+        shown = "".join(f", {name} {number(value)}" for name, value in (values or {}).items())
         if self._bar.disable:
-            if shown and time.monotonic() - self._told > LINES_APART:
-                self._told = time.monotonic()
-                self.say(f"step {step} of {self._total}{shown}")
+            now = time.monotonic()
+            if shown and now - self._told > LINES_APART:
+                self._told = now
+                left = (now - self._since) / max(step - self._begun, 1) * (self._total - step)
+                self.say(f"step {step:,} of {self._total:,}, {duration(left)} left{shown}")
             return
         if shown:
             self._bar.set_postfix_str(shown.removeprefix(", "), refresh=False)
@@ -102,6 +105,7 @@ class Log:
     def unpause(self) -> None:
         """Leaves the time since the last step (compilation) out of the time left."""
         self._bar.unpause()
+        self._since = time.monotonic()
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -129,6 +133,19 @@ def peak_memory() -> float:
         return max(peaks) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def number(value: float) -> str:
+    """A figure as every line of a run shows it: four digits, whole ones with thousands apart."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:#.4g}".rstrip(".")
+
+
+def duration(seconds: float) -> str:
+    """A time as every line of a run shows it: "5.2 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def table(rows: list[tuple[str, str]]) -> str:

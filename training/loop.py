@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,17 +25,21 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from layers.state import assign, flatten
-from tasks import Task
-from training import metrics, schedule, sharding
+from tasks import Describes, Explains, Task
+from training import curve, memory, metrics, schedule, sharding
 from training import optimizer as optimizers
 from training.checkpoint import Best, Checkpoints
 from training.duration import Clock
 from training.evaluation import IN_FLIGHT, Evaluator, held_out
 from training.input import train_batches
-from training.logging import Log, peak_memory, table
-from training.processes import any_of
+from training.logging import Log, duration, number, peak_memory, table
+from training.processes import any_of, leads
+from training.sampling import WritesText
 from training.step import Skeleton, State, initial_state, make_step, weights
-from training.workdir import open_workdir, plain
+from training.workdir import locked, open_workdir, plain, write_json
+
+EXPLAINED = "classes.json"
+"""What hides behind the final figures: for image classification, the accuracy of each class and the pairs most confused."""
 
 
 class NonFiniteError(ValueError):
@@ -50,6 +56,7 @@ class Result:
       figures: the figures of the held-out split, of the final weights ("ema" where kept) and "raw".
       best: the best validation figure and its step.
       seconds: time in this call.
+      early: whether ``config.patience`` ended it.
     """
 
     step: int
@@ -57,10 +64,11 @@ class Result:
     figures: dict[str, dict[str, float]]
     best: Best | None
     seconds: float
+    early: bool = False
 
     @property
     def finished(self) -> bool:
-        return self.step >= self.total
+        return self.early or self.step >= self.total
 
 
 @contextlib.contextmanager
@@ -147,7 +155,7 @@ def train(
       record: what is written down of the model, for its use without the data.
 
     Raises:
-      ValueError: a field of the config that can't be served, or another config than the directory's.
+      ValueError: a field of the config that can't be served, another config than the directory's, or a directory in use.
       NonFiniteError: after saving the last finite state, if ``config.nonfinite`` is "stop".
       OSError: the directory can't be written.
     """
@@ -163,97 +171,109 @@ def train(
     clock = Clock(size, len(examples))
     total = clock.steps(config.train_for, "train_for")
     eval_every, save_every = clock.examples(config.eval_every, "eval_every"), clock.examples(config.save_every, "save_every")
-    log_every = max(int(config.log_every), 1)
+    log_every, patience = max(int(config.log_every), 1), int(config.patience)
+    if patience and not (eval_every and "validation" in task.splits):
+        raise ValueError(f"patience={patience} counts evaluations of the validation split: set eval_every, and use data with such a split")
     plan = config.schedule
     optimizer = optimizers.create(model, flatten(model, nnx.Param), config.optimizer)
     rates = schedule.create(plan.name, optimizer.peak, total, clock.steps(plan.warmup, "schedule.warmup"), plan.final)
-    open_workdir(workdir, config, extend=extend, record=record)
-    checkpoints = Checkpoints(workdir, config.keep)
+    with contextlib.ExitStack() as held:
+        held.enter_context(locked(workdir, lambda text: print(text, file=sys.stderr)))
+        open_workdir(workdir, config, extend=extend, record=record)
+        checkpoints = Checkpoints(workdir, config.keep)
 
-    skeleton = Skeleton(model)
-    state = initial_state(model, optimizer, config.ema)
-    places = sharding.of_tree(mesh, state, sharding.rules_of(model))
-    state = sharding.place(state, places)
-    step_function = make_step(
-        skeleton, task, optimizer, rates, seed=config.seed, accumulate=config.accumulate, ema=config.ema,
-        aux_losses=dict(config.aux_losses), sticky=config.nonfinite == "stop",
-    )  # fmt: skip
-    evaluate = Evaluator(skeleton, task, mesh, size, config.workers)
-    restored = checkpoints.restore(state)
-    state, step = restored or (state, 0)
-    state = sharding.place(state, places)
-    best = checkpoints.best()
+        skeleton = Skeleton(model)
+        state = initial_state(model, optimizer, config.ema)
+        places = sharding.of_tree(mesh, state, sharding.rules_of(model))
+        state = sharding.place(state, places)
+        step_function = make_step(
+            skeleton, task, optimizer, rates, seed=config.seed, accumulate=config.accumulate, ema=config.ema,
+            aux_losses=dict(config.aux_losses), sticky=config.nonfinite == "stop",
+        )  # fmt: skip
+        evaluate = Evaluator(skeleton, task, mesh, size, config.workers)
+        restored = checkpoints.restore(state)
+        state, step = restored or (state, 0)
+        state = sharding.place(state, places)
+        best = checkpoints.best()
 
-    count = sum(leaf.size for leaf in state["params"].values())
-    trained = sum(state["params"][name].size for name in optimizer.trainable)
-    with jax.set_mesh(mesh), Log(workdir, plain(config), step, total) as log, _until_told() as told_to_stop:
-        log.say(f"workdir {workdir}")
-        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        log.say(f"{config.model} on {devices}: {trained:,} of {count:,} parameters trained, {len(examples):,} examples, {total:,} steps of {size}")
-        if restored:
-            log.say(f"going on from step {step} of {total}")
-        window, first, compiled = _Window(optimizer.trainable), step, None
-        trace = _Trace(workdir / "profile", config.profile)
-        batches = train_batches(examples, range(step, total), size, seed=config.seed, accumulate=config.accumulate, workers=config.workers)
-        with contextlib.closing(batches), trace:
-            for number, batch in batches:
-                placed = sharding.place_batch(mesh, batch, leading=1)
-                if compiled is None:
-                    log.say("compiling ...")
-                    compiled, seconds = _compile(step_function, state, placed, (places, sharding.of_state(mesh)))
-                    log.say(f"compiled in {seconds:.1f} s")
-                    log.write(step, "compile", {"seconds": seconds})
-                    log.unpause()
-                    window.restart()
-                state, report = compiled(state, placed)
-                window.add(report)
-                step = number + 1
-                log.progress(step)
-                trace.step(state)
-                evaluating = clock.due(step, eval_every) and "validation" in task.splits
-                closing = step - first >= log_every
-                # Several processes stop at one step: they ask each other, and only now and then.
-                stopping = told_to_stop() if jax.process_count() == 1 else closing and any_of(told_to_stop())
-                saving = clock.due(step, save_every) or step == total or stopping
-                if closing or evaluating or saving:
-                    checkpoints.check()
-                    figures, faults = window.close(first, size)
-                    first = step
-                    if faults and config.nonfinite == "stop":
-                        _stop(checkpoints, state, faults[0])
-                    for fault in faults:
-                        log.say(f"skipped {fault}")
-                    figures |= {"epoch": step * size / len(examples)} | ({"skipped": len(faults)} if faults else {})
-                    log.write(step, "train", figures)
-                    shown = {name: figures[name] for name in dict.fromkeys(("loss", task.monitor)) if name in figures}
-                    log.progress(step, shown | {"examples/s": figures["examples_per_second"]})
-                    if evaluating:
-                        figures = evaluate(weights(state, averaged=True), "validation").figures
-                        log.write(step, "validation", figures)
-                        log.say(f"step {step}: validation " + _listed(figures))
-                        best = _better(best, step, figures, task, checkpoints, state)
-                    if saving:
-                        checkpoints.save(state, step)
-                    if stopping:
-                        break
-                    window.restart()
-        checkpoints.close()
-        figures_of: dict[str, dict[str, float]] = {}
-        if step >= total:
-            split = held_out(task)
-            if config.ema:
-                figures_of["ema"] = evaluate(weights(state, averaged=True), split).figures
-            figures_of["raw"] = evaluate(weights(state, averaged=False), split).figures
-            for name, figures in figures_of.items():
-                log.write(step, f"{split}_{name}", figures)
-    assign(model, weights(state, averaged=True))
-    return Result(step, total, figures_of, best, time.perf_counter() - started)
+        def is_enough() -> bool:
+            """Whether the last ``patience`` evaluations have brought no better figure."""
+            waited = clock.times(step, eval_every) - clock.times(best.step if best else 0, eval_every) if patience else 0
+            return patience > 0 and waited >= patience
 
-
-def _compile(step: Callable[..., Any], state: State, batch: Any, places: Any) -> tuple[Callable[..., Any], float]:
-    since = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=places).lower(state, batch).compile()
-    return compiled, time.perf_counter() - since
+        early = is_enough()
+        count = sum(leaf.size for leaf in state["params"].values())
+        trained = sum(state["params"][name].size for name in optimizer.trainable)
+        data = task.describe("train") if isinstance(task, Describes) else f"{len(examples):,} examples"
+        with jax.set_mesh(mesh), Log(workdir, plain(config), step, total) as log, _until_told() as told_to_stop:
+            log.say(f"workdir {workdir}")
+            devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+            log.say(f"{config.model} on {devices}: {trained:,} of {count:,} parameters trained, {data}, {total:,} steps of {size}")
+            if restored:
+                log.say(f"going on from step {step} of {total}")
+            window, first, compiled = _Window(optimizer.trainable), step, None
+            trace = _Trace(workdir / "profile", config.profile)
+            steps = range(step, step if early else total)
+            batches = train_batches(examples, steps, size, seed=config.seed, accumulate=config.accumulate, workers=config.workers)
+            with contextlib.closing(batches), trace:
+                for number, batch in batches:
+                    placed = sharding.place_batch(mesh, batch, leading=1)
+                    if compiled is None:
+                        traced = jax.jit(step_function, donate_argnums=0, out_shardings=(places, sharding.of_state(mesh))).trace(state, placed)
+                        log.say(memory.told(memory.needed(traced.jaxpr, (state, placed), sharding.row_parts(mesh)), memory.available(), config))
+                        log.say("compiling ...")
+                        since = time.perf_counter()
+                        compiled = traced.lower().compile()
+                        seconds = time.perf_counter() - since
+                        log.say(f"compiled in {duration(seconds)}")
+                        log.write(step, "compile", {"seconds": seconds})
+                        log.unpause()
+                        window.restart()
+                    state, report = compiled(state, placed)
+                    window.add(report)
+                    step = number + 1
+                    log.progress(step)
+                    trace.step(state)
+                    evaluating = clock.due(step, eval_every) and "validation" in task.splits
+                    closing = step - first >= log_every
+                    # Several processes stop at one step: they ask each other, and only now and then.
+                    stopping = told_to_stop() if jax.process_count() == 1 else closing and any_of(told_to_stop())
+                    saving = clock.due(step, save_every) or step == total or stopping
+                    if closing or evaluating or saving:
+                        checkpoints.check()
+                        figures, faults = window.close(first, size)
+                        first = step
+                        if faults and config.nonfinite == "stop":
+                            _stop(checkpoints, state, faults[0])
+                        for fault in faults:
+                            log.say(f"skipped {fault}")
+                        figures |= {"epoch": step * size / len(examples)} | ({"skipped": len(faults)} if faults else {})
+                        log.write(step, "train", figures)
+                        shown = {name: figures[name] for name in dict.fromkeys(("loss", task.monitor)) if name in figures}
+                        log.progress(step, {"epoch": figures["epoch"], **shown, "examples/s": figures["examples_per_second"]})
+                        if evaluating:
+                            figures = evaluate(weights(state, averaged=True), "validation").figures
+                            log.write(step, "validation", figures)
+                            log.say(f"step {step}: validation " + _listed(figures))
+                            best = _better(best, step, figures, task, checkpoints, state)
+                            early = is_enough()
+                        if saving or early:
+                            checkpoints.save(state, step)
+                        if stopping or early:
+                            break
+                        window.restart()
+            checkpoints.close()
+            figures_of: dict[str, dict[str, float]] = {}
+            if step >= total or early:
+                split = held_out(task)
+                for name in ("ema", "raw") if config.ema else ("raw",):
+                    done = evaluate(weights(state, averaged=name == "ema"), split)
+                    figures_of[name] = done.figures
+                    log.write(step, f"{split}_{name}", done.figures)
+                    if isinstance(task, Explains) and name == ("ema" if config.ema else "raw") and leads():
+                        write_json(workdir / EXPLAINED, {"split": split, "step": step, "weights": name, **task.explain(done.rows)})
+        assign(model, weights(state, averaged=True))
+        return Result(step, total, figures_of, best, time.perf_counter() - started, early)
 
 
 def _stop(checkpoints: Checkpoints, state: State, fault: str) -> None:
@@ -281,7 +301,7 @@ def _better(best: Best | None, step: int, figures: dict[str, float], task: Task,
 
 
 def _listed(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    return ", ".join(f"{name} {number(value)}" for name, value in figures.items())
 
 
 def summary(result: Result, task: Task, workdir: Path) -> str:
@@ -289,10 +309,24 @@ def summary(result: Result, task: Task, workdir: Path) -> str:
     split = held_out(task)
     rows = [(f"{split} ({name} weights)", _listed(figures)) for name, figures in result.figures.items()]
     if result.best:
-        rows.append((f"best validation {task.monitor}", f"{result.best.value:.4f} at step {result.best.step}"))
+        rows.append((f"best validation {task.monitor}", f"{number(result.best.value)} at step {result.best.step}"))
     if getattr(task, "report", ""):
         rows.append(("data", task.report))  # type: ignore[attr-defined]
-    return table([*rows, ("steps", str(result.step)), ("time", f"{result.seconds:.0f} s"), ("workdir", str(workdir))])
+    steps = f"{result.step:,}" + (f" of {result.total:,}: the last evaluations brought no better {task.monitor}" if result.early else "")
+    rows += [("steps", steps), ("time", duration(result.seconds)), ("workdir", str(workdir))]
+    kept = {EXPLAINED: "each class", curve.FILE: "curve"}
+    return table([*rows, *((what, str(workdir / name)) for name, what in kept.items() if (workdir / name).is_file())])
+
+
+def following(task: Task, workdir: Path, result: Result) -> list[str]:
+    """Commands for what comes after a finished run; they take the best weights where those are not the last."""
+    folder, best = shlex.quote(str(workdir)), result.best is not None and result.best.step != result.step
+    lines = [f"python eval.py --workdir={folder}" + (" --checkpoint=best" if best else "")]
+    if isinstance(task, WritesText):
+        lines.append(f'python -m zoo.generation --workdir={folder} --prompt="..."' + (" --checkpoint=best" if best else ""))
+    elif getattr(task, "class_names", None):
+        lines.append(f"python predict.py --weights={folder}{'/best' if best else ''} IMAGE...")
+    return [*lines, f"tensorboard --logdir={folder}/tensorboard"]
 
 
 class _Trace:

@@ -19,7 +19,7 @@ from flax import nnx
 
 from layers.module import AuxLoss, Statistic, collecting
 from layers.state import assign, flatten
-from tasks import Task
+from tasks import Explains, Task
 from tasks.registry import unknown
 from training import precision
 from training.optimizer import Optimizer
@@ -215,11 +215,12 @@ def _averaged(ema: Arrays, new: Arrays, step: jax.Array, decay: float) -> Arrays
 
 
 def make_evaluation(skeleton: Skeleton, task: Task) -> Callable[[Arrays, Arrays], Any]:
-    """Returns ``evaluate(arrays, batch) -> (pairs, examples)``; ``batch`` leaves are (rows, ...) with "weight"."""
+    """Returns ``evaluate(arrays, batch) -> (pairs, weight, rows)``; ``batch`` leaves are (rows, ...) with "weight"."""
 
     def evaluate(arrays: Arrays, batch: Arrays) -> Any:
         model = skeleton.build(arrays, jax.random.key(0))
         model.eval()
-        return task.evaluate(model, batch), jnp.sum(batch["weight"])
+        pairs, rows = task.evaluate_rows(model, batch) if isinstance(task, Explains) else (task.evaluate(model, batch), {})
+        return pairs, batch["weight"], rows
 
     return evaluate

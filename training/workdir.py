@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from ml_collections import ConfigDict
 from training.processes import leads, together
 from zoo.sources import RECORD
 
-INERT = frozenset({"log_every", "save_every", "workers", "mesh", "distributed", "keep", "profile", "nonfinite"})
+INERT = frozenset({"patience", "log_every", "save_every", "workers", "mesh", "distributed", "keep", "profile", "nonfinite"})
 """Fields that can't change what was computed so far."""
 DURATIONS = frozenset({"train_for", "eval_every"})
 """Fields that may change when a run is extended."""
-ADDED = {"optimizer": {"rounding": "master"}}
+ADDED: dict[str, Any] = {"patience": 0, "optimizer": {"rounding": "master"}, "task": {"class_weights": ""}}
 """Fields that older runs do not have, and the values that do what those did."""
+LOCK = "lock"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "ml_collections")
 
 
@@ -42,6 +44,58 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             yield prefix + name, a, b
 
 
+def begun(path: Path) -> bool:
+    """Whether a directory holds a run that has saved something."""
+    return (path / "config.json").exists() and any(path.glob("checkpoints/[0-9]*"))
+
+
+@contextlib.contextmanager
+def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Keeps a second run out of a working directory, which is made, until the block ends or the process does.
+
+    The leading process holds the lock. Where the system or the file system has no such locks, ``say`` is told, and nothing is kept out.
+
+    Raises:
+      ValueError: another run holds it.
+      OSError: the directory can't be written.
+    """
+    if not leads():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((path / LOCK).open("a+"))
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
+            import fcntl  # not on Windows
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "just started"
+            raise ValueError(f"{path} is in use by another run ({holder}): wait for its end, or choose another --workdir") from None
+        except (OSError, ImportError) as error:
+            say(f"{path} can't be locked ({error}): see that no second run uses it")
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        yield
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file that is there whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _unwritable(path: Path, error: OSError) -> OSError:
+    return OSError(f"can't write to the working directory {path}: {error.strerror or error}; choose another with --workdir")
+
+
 def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record: Mapping[str, Any] | None = None) -> None:
     """Makes the directory, or checks that it holds a run of this config, and writes the config, and the record of the model, down.
 
@@ -50,7 +104,7 @@ def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record
       OSError: it can't be written.
     """
     new = plain(config)
-    if (path / "config.json").exists() and any(path.glob("checkpoints/[0-9]*")):
+    if begun(path):
         changed = [d for d in differences(_completed(read_config(path).to_dict()), _completed(new)) if d[0].split(".")[0] not in INERT]
         barred = [d for d in changed if not (extend and d[0] in DURATIONS)]
         if barred:
@@ -63,16 +117,14 @@ def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record
     try:
         path.mkdir(parents=True, exist_ok=True)
         for name, content in (("config.json", new), *([] if record is None else [(RECORD, record)])):
-            temporary = path / f"{name}.tmp"
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            temporary.replace(path / name)
+            write_json(path / name, content)
     except OSError as error:
-        raise OSError(f"can't write to the working directory {path}: {error.strerror or error}; choose another with --workdir") from error
+        raise _unwritable(path, error) from error
 
 
 def _completed(old: dict[str, Any]) -> dict[str, Any]:
     """The config of an older run with the fields that came later."""
-    return {name: {**ADDED.get(name, {}), **value} if isinstance(value, dict) else value for name, value in old.items()}
+    return {**ADDED, **{name: {**ADDED.get(name, {}), **value} if isinstance(value, dict) else value for name, value in old.items()}}
 
 
 def read_config(path: Path) -> ConfigDict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,8 +85,12 @@ def are_files(images: Any) -> bool:
 
 def _picture(image: Any) -> Any:
     """An upright PIL image of 8 bits a channel, gray ("L") or "RGB"."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    import pictures
+
+    if isinstance(image, str | os.PathLike):
+        return pictures.read(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] not in (1, 3, 4)):
             raise ValueError(
@@ -95,21 +98,6 @@ def _picture(image: Any) -> Any:
                 "normalized floating point images go to the model as they are, with a batch axis in front"
             )
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image)
-    elif isinstance(image, str | os.PathLike):
-        path = Path(image).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no image {path}")
-        try:
-            with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened)  # a decoded copy
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{path} is too large to decode safely ({error}): make it smaller first") from error
-        except Exception as error:
-            raise ValueError(f"{path} can't be decoded as an image ({error})") from error
     elif not isinstance(image, Image.Image):
         raise ValueError(f"an image is a path, a PIL image or a uint8 array, got {type(image).__name__}")
-    else:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's convert would clip
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    return pictures.upright(image)

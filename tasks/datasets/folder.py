@@ -1,63 +1,28 @@
-"""The user's own images: one folder a class, JPEG and PNG.
+"""The user's own images: one folder a class, of files that :mod:`pictures` reads.
 
 ``path`` holds either the class folders, which a fixed rule divides into train (80 %), validation and
 test (10 % each), or folders train/ and, where there are any, val/ and test/ that hold the class
 folders. With train/ but no val/, a tenth of train/ is the validation split. A path of an image
 relative to the folder decides (:func:`tasks.datasets.split.hold_out`), so that the split is the same
-on every machine and stays put while nothing is added.
+on every machine and stays put while nothing is added. What the folder holds and is not used is counted in ``report``.
 """
 
 from __future__ import annotations
 
+import collections
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from pictures import SUFFIXES, fault, read
 from tasks.datasets.split import hold_out
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-FORMATS = ("JPEG", "PNG")
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
-_END = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _SHOWN = 5  # faulty files named in a message
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Decodes an image, turns it as its EXIF says, and makes it gray ("L") or "RGB", 8 bits a channel."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's convert would clip
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-
-
-def fault(path: Path, smallest: int, thorough: bool) -> str | None:
-    """Says what is wrong with an image file, or None.
-
-    A full decoding is dear. Unless ``thorough``, it is left to those files whose end is not where the
-    format has it (a download that was cut short), and damage in the middle of a file goes unseen.
-
-    Args:
-      path: the file.
-      smallest: least width and height, pixels.
-      thorough: decode every file.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if min(image.size) < smallest:
-                return f"{image.width}x{image.height} pixels, under {smallest}"
-            with path.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - 1024))
-                ended = _END[str(image.format)] in file.read()
-            if thorough or not ended:
-                image.load()
-    except Exception as error:  # decoders raise whatever they trip over
-        return f"can't be decoded: {error}" if not isinstance(error, Image.UnidentifiedImageError) else "neither JPEG nor PNG inside"
-    return None
 
 
 class Files:
@@ -71,14 +36,11 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path = self.paths[index]
         try:
-            with Image.open(path, formats=FORMATS) as image:
-                return upright(image), self.labels[index]
-        except Exception as error:
+            return read(self.paths[index]), self.labels[index]
+        except ValueError as error:
             raise ValueError(
-                f"{path} can't be decoded ({error}): remove it, or set --config.task.dataset.corrupt=skip, "
-                "which decodes every image once at the start and leaves out those it can't"
+                f"{error}. Remove it, or set --config.task.dataset.corrupt=skip, which decodes every image once at the start and leaves out those it can't"
             ) from error
 
 
@@ -91,8 +53,7 @@ class Folder:
       smallest: least width and height of an image, pixels; smaller ones are treated as corrupt.
 
     Raises:
-      ValueError: nothing is there, no images, fewer than two classes, classes of val/ or test/ that
-        train/ lacks, faulty images (unless they are skipped), or too few images to divide.
+      ValueError: nothing is there, no images, classes of val/ or test/ that train/ lacks, faulty images (unless they are skipped), or too few images to divide.
     """
 
     in_memory = False
@@ -101,10 +62,14 @@ class Folder:
         if corrupt not in ("refuse", "skip"):
             raise ValueError(f"corrupt is 'refuse' or 'skip', not {corrupt!r}")
         self._root = Path(path).expanduser()
-        self.report = ""
         if not self._root.is_dir():
             raise ValueError(f"there is no folder {self._root}: path= names the folder that holds one folder of images a class")
-        found = {split: _images(folder) for split, folder in self._layout().items()}
+        layout = self._layout()
+        unused = _Unused(self._root)
+        found = {split: _images(folder, unused) for split, folder in layout.items()}
+        if self._divided:
+            unused.add(path for path in self._root.iterdir() if path not in layout.values())
+        self.report = unused.told()
         self.class_names = self._classes(found)
         paths = {split: [p for files in classes.values() for p in files] for split, classes in found.items()}
         faulty = self._faulty([p for of in paths.values() for p in of], corrupt, smallest)
@@ -134,8 +99,6 @@ class Folder:
         where = self._root / "train" if self._divided else self._root
         if not names:
             raise ValueError(f"{where} holds no images: it needs one folder a class with {', '.join(SUFFIXES)} files inside")
-        if len(names) == 1:
-            raise ValueError(f"{where} has one class only, {names[0]!r}: classification needs a folder for each of two or more")
         for split, classes in found.items():
             more = [name for name in classes if name not in names]
             if more:
@@ -155,7 +118,7 @@ class Folder:
         count = f"{len(faults)} of {len(paths)} images in {self._root}"
         if corrupt == "refuse":
             raise ValueError(f"{count} can't be used: {named}{more}. Remove them, or leave them out with --config.task.dataset.corrupt=skip")
-        self.report = f"left out {count}: {named}{more}"
+        self.report = "; ".join(filter(None, (f"left out {count}: {named}{more}", self.report)))
         return set(faults)
 
     def _divide(self) -> None:
@@ -176,11 +139,53 @@ class Folder:
                 raise ValueError(f"class {name!r} of {self._root} has no usable image to train on: add some, or remove its folder")
 
 
-def _images(folder: Path) -> dict[str, list[Path]]:
-    """The image files below each class folder, both sorted; folders that hold none are no classes."""
+def _images(folder: Path, unused: _Unused) -> dict[str, list[Path]]:
+    """The image files below each class folder, both sorted; folders that hold none are no classes. All else is added to ``unused``."""
     classes = {}
-    for entry in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        files = [Path(at) / name for at, _, names in os.walk(entry) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-        if files:
-            classes[entry.name] = sorted(files)
+    for entry in sorted(folder.iterdir()):
+        there = _below(entry) if entry.is_dir() and not entry.name.startswith(".") else []
+        images = sorted(path for path in there if path.suffix.lower() in SUFFIXES)
+        if images:
+            classes[entry.name] = images
+            unused.add(path for path in there if path.suffix.lower() not in SUFFIXES)
+        else:
+            unused.add([entry])
     return classes
+
+
+def _below(folder: Path) -> list[Path]:
+    """The files in a folder and its folders, but for hidden ones."""
+    return [Path(at) / name for at, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+
+
+class _Unused:
+    """What lies in a folder of images and is not used: images that no class holds, and other files by their endings."""
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._images: list[Path] = []
+        self._others: collections.Counter[str] = collections.Counter()
+        self._empty: list[Path] = []
+
+    def add(self, entries: Iterable[Path]) -> None:
+        """Counts files, and the files in folders; hidden ones are passed over."""
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            files = _below(entry) if entry.is_dir() else [entry]
+            if not files:
+                self._empty.append(entry)
+            self._images += [path for path in files if path.suffix.lower() in SUFFIXES]
+            self._others.update(path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in SUFFIXES)
+
+    def told(self) -> str:
+        """A sentence; "" where everything is used."""
+        parts = []
+        if self._images:
+            parts.append(f"images outside of the folders of classes: {len(self._images)}, such as {min(self._images).relative_to(self._root)}")
+        if self._others:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self._others.most_common(_SHOWN))
+            parts.append(f"files of formats that are not read: {self._others.total()} ({kinds})")
+        if self._empty:
+            parts.append(f"empty folders: {len(self._empty)}, such as {min(self._empty).relative_to(self._root)}")
+        return f"not used in {self._root}: {'; '.join(parts)}" if parts else ""

@@ -22,7 +22,7 @@ CASES = [
     for name in VISION
     for variant in MODULES[name].ARCHITECTURE.variants
     for argument in ("", f"imagenet,variant={variant}", f"folder,path=/some/where,variant={variant}", f"tfds,name=cifar10,variant={variant}")
-]
+] + [(name, argument) for name in VISION for argument in ("folder,path=/some/where", "tfds,name=cifar10")]
 
 
 def leaves(config, prefix=""):
@@ -70,6 +70,8 @@ def test_arguments_reach_their_fields(name):
     get = MODULES[name].get_config
     assert get("folder,path=/a,b/c=d e").task.dataset.path == "/a,b/c=d e"
     assert get("tfds,name=mnist").task.dataset.builder == "mnist"
+    assert get("folder,path=/a").model == get().model == get("folder,path=/a,variant=nano").model
+    assert get("folder,path=/a").task.image_size == 64
     assert get("imagenet").model == get(f"imagenet,variant={MODULES[name].ARCHITECTURE.default}").model
     assert get("imagenet").task.dataset.builder == "imagenet2012"
 

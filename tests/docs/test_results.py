@@ -37,6 +37,13 @@ def test_the_page_of_a_billion_tokens_is_fresh() -> None:
 
 def test_a_claim_that_does_not_hold_is_told_so() -> None:
     rows = [{"label": "m", "parameters": 1000, "steps": 5, "seed": seed, "test": {"accuracy": 0.1 * seed}, "chance": 0.5} for seed in range(3)]
-    text = results.section({"claim": "A is better. As somebody found.", "holds": False, "rows": rows})
-    assert "does not hold" in text
+    text = results.section({"name": "routing", "claim": "A is better. As somebody found.", "holds": False, "rows": rows})
+    assert f"**It does not hold here**. What is asked: {results.CRITERIA['routing']}." in text
     assert "| m | 1,000 | 5 | 0, 1, 2 | 0.100 (0.000 to 0.200) | 0.500 |" in text
+
+
+def test_a_claim_stands_once_and_says_what_is_asked() -> None:
+    text = results.page()
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert len(titles) == len(set(titles)) == text.count("What is asked: ")
+    assert "| learned, 4 of 16 | 247,402 | 808 |" in text

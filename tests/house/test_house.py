@@ -22,10 +22,11 @@ ROOT = Path(__file__).parents[2]
 FLOORS: dict[str, set[str]] = {
     "pallas_kernels": set(),
     "layers": {"pallas_kernels"},
+    "pictures": set(),
     "tokenization": set(),
-    "zoo": {"layers", "pallas_kernels", "tokenization"},
-    "tasks": {"tokenization"},
-    "training": {"zoo", "layers", "pallas_kernels", "tasks", "tokenization"},
+    "zoo": {"layers", "pallas_kernels", "pictures", "tokenization"},
+    "tasks": {"pictures", "tokenization"},
+    "training": {"zoo", "layers", "pallas_kernels", "pictures", "tasks", "tokenization"},
 }
 OURS = {*FLOORS, "configs", "benchmarks", "train", "eval", "tests"}
 PACKAGES = tuple(FLOORS)

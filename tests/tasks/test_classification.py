@@ -25,7 +25,7 @@ def test_the_contract(make):
     assert isinstance(task.examples("train"), tasks.Examples)
     assert tasks.list_tasks() == sorted(tasks.list_tasks())
     assert "classification" in tasks.list_tasks()
-    assert tasks.lookup("classification").needs == ("preprocess",)
+    assert tasks.lookup("classification").needs == ("preprocess", "class_names")
     assert task.model_options() == {"num_classes": 10, "in_channels": 3}
     assert make(image_size=24).model_options()["image_size"] == 24
     assert {split: len(task.examples(split)) for split in task.splits} == {"train": 1293, "validation": 144, "test": 360}
@@ -145,3 +145,40 @@ def test_unknown_tasks_and_splits(make):
         make().examples("val")
     with pytest.raises(ValueError, match="two tasks named"):
         tasks.register("classification")(tasks.Classification)
+
+
+def test_class_weights_are_factors_on_the_training_loss(make):
+    """The mean of w_c (-log p_c) over a batch, w_c = N / (classes * n_c) where balanced."""
+    plain = make()
+    labels = np.asarray([label for _, label in plain._dataset.source("train")])
+    counts = np.bincount(labels)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(16, 10)), jnp.float32)
+    batch = stacked(plain.examples("train"), 16)
+    own = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch["label"][:, None], 1)[:, 0]
+    cases = {"balanced": len(labels) / (10 * counts), "3=2.5,7=0": np.where(np.arange(10) == 3, 2.5, np.arange(10) != 7)}
+    for given, weights in cases.items():
+        task = make(class_weights=given)
+        loss, _ = task.loss(lambda images: logits, batch, jax.random.key(0))
+        np.testing.assert_allclose(loss, np.mean(weights[batch["label"]] * own), rtol=1e-5)
+        rows = {**batch, "weight": np.ones(16, np.float32)}
+        assert task.evaluate(lambda images: logits, rows) == plain.evaluate(lambda images: logits, rows)
+    np.testing.assert_allclose(np.mean((len(labels) / (10 * counts))[labels]), 1)
+    assert make(class_weights={"3": 2.5, "7": 0})._class_weights.tolist() == make(class_weights="3=2.5,7=0")._class_weights.tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("ballanced", '"balanced", or factors by name'), ("11=2", "unknown class '11'"), ("3=-1", "at least 0"), ("3=nan", "at least 0")],
+)
+def test_wrong_class_weights_are_refused(make, given, message):
+    with pytest.raises(ValueError, match=message):
+        make(class_weights=given)
+
+
+def test_each_class_and_the_pairs_most_confused(make):
+    task = make()
+    label, predicted = np.asarray([0, 0, 0, 1, 1, 2]), np.asarray([0, 4, 4, 1, 0, 2])
+    said = task.explain({"label": label, "predicted": predicted})
+    assert [(line["name"], line["images"], line["accuracy"]) for line in said["classes"][:4]] == [("0", 3, 1 / 3), ("1", 2, 0.5), ("2", 1, 1.0), ("3", 0, None)]
+    assert said["confused"] == [{"class": "0", "taken_for": "4", "images": 2}, {"class": "1", "taken_for": "0", "images": 1}]
+    assert task.describe("train") == "1,293 images of 10 classes"

@@ -1,5 +1,7 @@
 """Image folders: every layout, and every way in which a folder can be wrong."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -106,9 +108,53 @@ def test_empty(tmp_path, make):
         Folder(str(tmp_path))
 
 
-def test_one_class(tmp_path):
+def classification(root, preprocess, **options):
+    return tasks.create("classification", dataset={"name": "folder", "path": str(root)}, preprocess=preprocess, **options)
+
+
+def test_one_class(tmp_path, preprocess):
     with pytest.raises(ValueError, match="one class only, 'cat'"):
-        Folder(str(fill(tmp_path, classes=("cat",))))
+        classification(fill(tmp_path, classes=("cat",)), preprocess)
+
+
+def test_labels_are_those_of_the_run_whatever_the_folder_holds(tmp_path, preprocess):
+    """A class that goes, or comes in front of others, moves no label; one that the run did not know is refused."""
+    fill(tmp_path, classes=("bee", "cat", "dog"))
+    run = classification(tmp_path, preprocess).class_names
+    shutil.rmtree(tmp_path / "bee")
+    task = classification(tmp_path, preprocess, class_names=run)
+    assert task.class_names == run
+    assert task.model_options()["num_classes"] == 3
+    labels = {int(examples.get(i, None)["label"]) for examples in map(task.examples, task.splits) for i in range(len(examples))}
+    assert labels == {1, 2}
+    shutil.rmtree(tmp_path / "dog")
+    only = classification(tmp_path, preprocess, class_names=run).examples("train")
+    assert {int(only.get(i, None)["label"]) for i in range(len(only))} == {1}
+    fill(tmp_path, classes=("ant",))
+    with pytest.raises(ValueError, match=r"classes that the model was not trained on: ant. It knows bee, cat, dog"):
+        classification(tmp_path, preprocess, class_names=run)
+
+
+def test_what_is_not_used_is_counted(tmp_path):
+    fill(tmp_path)
+    assert Folder(str(tmp_path)).report == ""
+    for name in ("notes.txt", "cat/a.heic", "cat/b.HEIC", "cat/c.heic", ".hidden", "dog/.DS_Store", "text/more.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "loose.png")
+    folder = Folder(str(tmp_path))
+    assert folder.report == (
+        f"not used in {tmp_path}: images outside of the folders of classes: 1, such as loose.png; "
+        "files of formats that are not read: 5 (3 .heic, 2 .txt); empty folders: 1, such as empty"
+    )
+    assert folder.class_names == ("cat", "dog")
+
+
+def test_folders_beside_those_of_splits_are_not_used(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path / "more", count=3)
+    assert "images outside of the folders of classes: 6, such as more/cat/0.png" in Folder(str(tmp_path)).report
 
 
 def test_a_class_that_train_lacks(tmp_path):
@@ -164,7 +210,7 @@ def test_damage_inside_a_file_is_named_when_it_is_read(tmp_path):
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
     folder = Folder(str(tmp_path))
-    with pytest.raises(ValueError, match=r"cat/3.png can't be decoded .*corrupt=skip"):
+    with pytest.raises(ValueError, match=r"cat/3.png can't be decoded: .*corrupt=skip"):
         [folder.source(split)[i] for split in folder.splits for i in range(len(folder.source(split)))]
     assert Folder(str(tmp_path), corrupt="skip").report.startswith("left out 1 of 20")
 

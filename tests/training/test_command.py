@@ -90,6 +90,13 @@ def test_a_missing_config_file_is_named(tmp_path):
         command.parse(["train.py", f"--config={tmp_path}/absent.py"])
 
 
+@pytest.mark.parametrize(("text", "message"), [("x = 1", r"defines get_config\(\)"), ("def", "is not Python: invalid syntax, line 1")])
+def test_a_file_that_is_no_config_is_one_line(tmp_path, text, message):
+    (tmp_path / "none.py").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        command.parse(["train.py", f"--config={tmp_path}/none.py"])
+
+
 def test_hyper_parameters_of_the_model_are_given_as_flags(monkeypatch):
     monkeypatch.setattr(command, "_options", {})
     given = ["depth=2", "pattern=('mamba', 'attention')", "a=b=c"]

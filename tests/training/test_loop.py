@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import sys
 
 import jax
 import numpy as np
@@ -11,7 +15,8 @@ from flax import nnx
 
 from layers.state import flatten
 from tests.training import toy
-from training import evaluation, loop
+from training import curve, evaluation, loop
+from training import workdir as workdirs
 from training.checkpoint import Checkpoints
 
 
@@ -141,3 +146,44 @@ def test_an_unwritable_workdir_is_one_message(tmp_path):
 def test_an_error_in_an_example_ends_the_run_with_its_message(tmp_path):
     with pytest.raises(ValueError, match="example 7 is broken"):
         run(tmp_path, task=toy.ToyTask(broken=7), workers=2)
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path):
+    with workdirs.locked(tmp_path, pytest.fail), pytest.raises(ValueError, match=rf"is in use by another run \(process {os.getpid()} on .*another --workdir"):
+        run(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    with workdirs.locked(tmp_path, pytest.fail):
+        pass  # released with the first
+
+
+def test_what_can_not_be_locked_is_reported(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    said = []
+    with workdirs.locked(tmp_path, said.append):
+        assert said == [f"{tmp_path} can't be locked ([Errno {errno.ENOLCK}] No locks available): see that no second run uses it"]
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path):
+    still = {"optimizer__learning_rate": 0.0, "save_every": ""}
+    plain = lambda: toy.ToyModel(norm=False)  # noqa: E731  (statistics would move without a learning rate)
+    result, *_ = run(tmp_path, model=plain(), patience=2, **still)
+    assert (result.step, result.early, result.finished) == (38, True, True)  # the first evaluation is the best; two more are no better
+    assert result.best.step == 13
+    assert "38 of 50: the last evaluations brought no better accuracy" in loop.summary(result, toy.ToyTask(), tmp_path)
+    again, *_ = run(tmp_path, model=plain(), patience=2, **still)
+    assert (again.step, again.figures) == (38, result.figures)
+    more, *_ = run(tmp_path, model=plain(), patience=3, **still)
+    assert (more.step, more.early) == (50, True)
+    with pytest.raises(ValueError, match="patience=2 counts evaluations"):
+        run(tmp_path / "other", patience=2, eval_every="")
+
+
+def test_a_curve_is_drawn_where_it_can_be(finished, monkeypatch):
+    workdir, _, _, task = finished
+    assert curve.draw(workdir, task.monitor) == ""
+    assert (workdir / curve.FILE).read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert curve.draw(workdir, task.monitor) == "no curve.png: python -m pip install matplotlib"

@@ -8,19 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
+from configs import mamba
 from layers.state import flatten
 from tests.devices import environment
 from tests.training import toy, toy_run
+from training import assembly, evaluation, loop
 from training import optimizer as optimizers
 from training.checkpoint import Checkpoints
 from training.step import initial_state
+from training.workdir import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANGES = {"accumulate": 2, "ema": 0.9, "train_for": "3 epochs", "workers": 2}
@@ -115,3 +120,21 @@ def test_four_devices_equal_one(tmp_path, uninterrupted, eight_devices):
         difference = np.abs(state["params"][name] - value).max() / np.abs(value).max()
         assert difference < 1e-5, name
     assert told["figures"]["raw"]["loss"] == pytest.approx(told_whole["figures"]["raw"]["loss"], rel=1e-5)
+
+
+@pytest.mark.full
+def test_a_run_of_commit_07b107a_evaluates_and_goes_on(tmp_path):
+    """The config of today's command has fields that the run's has not."""
+    with zipfile.ZipFile(Path(__file__).parents[1] / "zoo" / "run_before_0_2.zip") as archive:
+        archive.extractall(tmp_path)
+    task, model = assembly.build(read_config(tmp_path), weights="", run=tmp_path)
+    assert evaluation.load(read_config(tmp_path), model, tmp_path) == 3
+    before = evaluation.record(read_config(tmp_path), model, task)
+    config = mamba.get_config("task,name=parity,length=8")
+    config.model_options = ConfigDict({"depth": 1, "features": 8})
+    config.update({"train_for": "3 steps", "eval_every": "3 steps", "save_every": "3 steps", "batch_size": 4, "schedule": {"warmup": "1 steps"}})
+    result = loop.train(config, assembly.build(config)[1], task, tmp_path)  # only evaluates
+    assert result.step == 3
+    assert {name: before[name] for name in result.figures["raw"]} == pytest.approx(result.figures["raw"])
+    config.train_for = "5 steps"
+    assert loop.train(config, assembly.build(config)[1], task, tmp_path, extend=True).step == 5

@@ -112,6 +112,7 @@ def config(**changes: Any) -> ConfigDict:
             "train_for": "4 epochs",
             "eval_every": "1 epoch",
             "save_every": "1 epoch",
+            "patience": 0,
             "batch_size": 8,
             "accumulate": 1,
             "optimizer": {

@@ -69,7 +69,7 @@ def test_files_are_predicted_and_named(model: nnx.Module, tmp_path: Path) -> Non
 
 def test_bad_files(model: nnx.Module, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text.png can't be decoded as an image"):
+    with pytest.raises(ValueError, match=r"text.png can't be decoded: it is no JPEG, PNG, TIFF, WEBP or BMP file"):
         zoo.predict(model, [tmp_path / "text.png"])
     with pytest.raises(FileNotFoundError, match="there is no image"):
         zoo.predict(model, str(tmp_path / "none.png"))

@@ -1,0 +1,106 @@
+"""The one reader of image files: in the formats that Pillow decodes by itself, upright, 8 bits a channel, gray or RGB.
+
+Training folders and prediction both read here, so that a photo is to a model what it was in training:
+
+- turned as its EXIF says;
+- CMYK and palettes become RGB; an alpha channel is dropped, the color under it stays;
+- 16 bits keep their upper 8; gray stays gray;
+- of files with several frames, the first.
+
+Formats that would run another program (EPS) or that most builds of Pillow lack (HEIC) are not read.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, features
+
+_SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "BMP": (".bmp",)}
+FORMATS = tuple(name for name in _SUFFIXES if name != "WEBP" or features.check("webp"))
+"""Pillow's names of what is read here."""
+SUFFIXES = tuple(suffix for name in FORMATS for suffix in _SUFFIXES[name])
+"""Lower-case endings of such files."""
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decodes an image, turns it as its EXIF says, and makes it gray ("L") or "RGB", 8 bits a channel.
+
+    Raises:
+      ValueError: pixels without a known range: floating point numbers, or whole ones beyond 16 bits.
+      OSError: it can't be decoded.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's convert would clip
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() >= 1 << 16:
+            raise ValueError(f"its pixels are whole numbers from {values.min()} to {values.max()}: save it with 8 or 16 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point numbers, whose range is unknown: save it with 8 or 16 bits")
+    return image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+
+
+def read(path: str | os.PathLike[str]) -> Image.Image:
+    """Reads an image file, as :func:`upright` has it.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no image of a format that is read here, is damaged, or has more pixels than Pillow's limit allows
+        (``PIL.Image.MAX_IMAGE_PIXELS``, doubled).
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no image {path}")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return upright(image)
+    except Exception as error:  # decoders raise whatever they trip over
+        raise ValueError(f"{path} can't be decoded: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Why an image was not read, in a line."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it is too large to decode safely, make it smaller first ({' '.join(str(error).split())})"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def fault(path: Path, smallest: int = 1, thorough: bool = True) -> str | None:
+    """Says what is wrong with an image file, or None.
+
+    A full decoding is expensive. Unless ``thorough``, it is left to those files whose end is not where the format has it
+    (a download that was cut short), and damage in the middle of a file goes unseen.
+
+    Args:
+      path: the file.
+      smallest: least width and height, pixels.
+      thorough: decode every file.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if min(image.size) < smallest:
+                return f"{image.width}x{image.height} pixels, under {smallest}"
+            if thorough or image.mode.startswith(("I", "F")) or not _ended(path):
+                upright(image)
+    except Exception as error:
+        return reason(error)
+    return None
+
+
+def _ended(path: Path) -> bool:
+    """Whether a file has the end that its format says; False where the format does not say."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(12)
+        file.seek(max(0, size - 1024))
+        tail = file.read()
+    if head.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in tail
+    if head.startswith(b"\x89PNG"):
+        return b"IEND" in tail
+    return head.startswith(b"RIFF") and int.from_bytes(head[4:8], "little") + 8 <= size
