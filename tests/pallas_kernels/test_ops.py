@@ -187,7 +187,10 @@ def test_agrees_with_reference(op: Op, implementation: Implementation, case: Cas
     compare(gradients, exact_gradients, single_gradients, shrink)
 
 
-@pytest.mark.parametrize(("op", "implementation", "case"), [pytest.param(*p.values, id=p.id, marks=() if is_quick(*p.values) else pytest.mark.full) for p in PAIRS])
+@pytest.mark.parametrize(
+    ("op", "implementation", "case"),
+    [pytest.param(*pair.values, id=pair.id, marks=() if is_quick(*pair.values) else pytest.mark.full) for pair in PAIRS],
+)
 def test_refusal_gives_its_reason(op: Op, implementation: Implementation, case: Case) -> None:
     for name, reason in refusals(op.name, implementation.name, case.name):
         assert name == implementation.name
