@@ -76,6 +76,14 @@ def count_by(primitive: str, program: Callable[..., Any]) -> None:
     _COMPUTED[primitive] = program
 
 
+def computed(equation: Any) -> Any:
+    """The program, as a closed jaxpr, of a primitive that :func:`count_by` declares; None of any other."""
+    if (program := _COMPUTED.get(equation.primitive.name)) is None:
+        return None
+    operands = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars)
+    return jax.make_jaxpr(functools.partial(program, **equation.params))(*operands)
+
+
 def count(fn: Callable[..., Any], *abstract_args: Any) -> Operations:
     """Counts the operations of ``fn(*abstract_args)``.
 
@@ -140,9 +148,8 @@ def _count_equation(equation: Any) -> Operations:
         return _RULES[name](equation)
     if name in _CALLS:
         return _inner(next(equation.params[key] for key in ("call_jaxpr", "jaxpr", "fun_jaxpr", "call") if key in equation.params))
-    if name in _COMPUTED:
-        operands = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars)
-        return _inner(jax.make_jaxpr(functools.partial(_COMPUTED[name], **equation.params))(*operands))
+    if (program := computed(equation)) is not None:
+        return _inner(program)
     raise ValueError(f"operations: no rule for the primitive {name!r}; add one to pallas_kernels/operations.py")
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from pallas_kernels import operations
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -61,7 +63,9 @@ class _Program:
             name, given, sizes = equation.primitive.name, read(equation.invars), [_bytes(v.aval) for v in equation.outvars]
             reads: _Sources = frozenset().union(*given)
             inner = [_inside(value) for value in _jaxprs(equation.params)]
-            if name in _INLINED and len(inner) == 1 and len(inner[0].invars) == len(given):
+            if (program := operations.computed(equation)) is not None:
+                made = self.add(_inside(program), given)
+            elif name in _INLINED and len(inner) == 1 and len(inner[0].invars) == len(given):
                 made = self.add(inner[0], given)
             elif name in _MATERIALIZED or name.startswith(_MATERIALIZED_KINDS):
                 made = self.make(reads, sizes, max((_loop_peak(name, equation.params, body) for body in inner), default=0) if name != "pallas_call" else 0)

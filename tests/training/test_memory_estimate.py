@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from layers.state import flatten
+from pallas_kernels.differentiation import differentiable
 from tests.compilation import OPTIMIZED
 from tests.training import toy
 from tests.zoo.test_models import FAMILIES, inputs, make
@@ -30,6 +31,7 @@ SQUARE = jax.ShapeDtypeStruct((16, 16), jnp.float32)  # 1 KiB
         (lambda a, b: (a @ b) @ (b @ a), 3),  # two products, which live until the third is made
         (lambda a, b: jax.lax.scan(lambda c, x: (c, c @ x @ x), a, jnp.stack([b] * 4))[1], 8 + 3),  # operands, results, and a slice and two products
         (lambda a, b: jax.jit(lambda a: a @ a)(a) @ b, 2),
+        (lambda a, b: differentiable()(lambda a: a @ a @ a)(b), 2),
     ],
 )  # fmt: skip
 def test_by_hand(program: Any, kib: int) -> None:
