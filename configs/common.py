@@ -199,7 +199,7 @@ def _small(config: ConfigDict) -> ConfigDict:
 
 
 def _nano(architecture: Architecture) -> ConfigDict:
-    """The small model of the embedded digits for photos of 64 pixels, which two cores train in 2 GiB; our choice throughout."""
+    """The small model of the embedded digits for photos of 64 pixels and machines without an accelerator; our choice throughout."""
     config = classification()
     config.task.augment.crop_scale = (0.35, 1.0)
     config.update({"save_every": "5 epochs", "schedule": {"final": 0.01}})
