@@ -256,7 +256,6 @@ def test_the_model_is_left_as_it_was() -> None:
         (([[1, 2, 3]], 8), {"max_length": 10}, "11, but max_length=10"),
         ((np.ones((1, 3), int), 4), {"mask": np.asarray([[False, True, True]])}, "padding must trail"),
     ],
-    ids=str,
 )
 def test_refusals(arguments: tuple[object, int], options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
