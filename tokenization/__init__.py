@@ -16,12 +16,14 @@ class Tokenizer(Protocol):
     separator: the token that stands between documents, and before the first.
     key: names the tokenizer, and how it is used, in the name of a file.
     report: what a run says of it, or nothing.
+    content: its file; empty where there is none.
     """
 
     vocab_size: int
     separator: int
     key: str
     report: str
+    content: bytes
 
     def encode(self, text: bytes) -> np.ndarray:
         """Returns the tokens of a text, integers of the smallest type that holds them."""
@@ -35,7 +37,7 @@ class Tokenizer(Protocol):
 class Bytes:
     """A token for each byte. Byte 0, which text does not contain, separates documents."""
 
-    vocab_size, separator, key, report = 256, 0, "bytes", ""
+    vocab_size, separator, key, report, content = 256, 0, "bytes", "", b""
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.frombuffer(text, np.uint8)
@@ -72,7 +74,7 @@ class FileTokenizer:
         file = Path(path).expanduser()
         if not file.is_file():
             raise ValueError(f"there is no tokenizer file {path}: tokenizer= names a tokenizer.json")
-        content = file.read_bytes()
+        self.content = content = file.read_bytes()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the package raises no narrower type

@@ -14,7 +14,7 @@ import tasks
 import zoo
 from training import sharding
 from training.processes import leads
-from zoo.sources import run_record
+from zoo.sources import run_record, run_tokenizer
 
 NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
     "preprocess": lambda config, kept: zoo.preprocess(config.model),
@@ -48,6 +48,8 @@ def build(config: ConfigDict, weights: str | None = None, run: str | Path | None
     options = config.task.to_dict()
     name = options.pop("name")
     kept = run_record(run) or {}
+    if "tokenizer" in options and (own := (run_tokenizer(run) or {}).get("path")):
+        options["tokenizer"] = own
     needs = {need: NEEDS[need](config, kept) for need in getattr(tasks.lookup(name), "needs", ())}
     task = tasks.create(name, **options, **needs)
     if (report := getattr(task, "report", "")) and leads():

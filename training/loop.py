@@ -179,7 +179,8 @@ def train(
     rates = schedule.create(plan.name, optimizer.peak, total, clock.steps(plan.warmup, "schedule.warmup"), plan.final)
     with contextlib.ExitStack() as held:
         held.enter_context(locked(workdir, lambda text: print(text, file=sys.stderr)))
-        open_workdir(workdir, config, extend=extend, record=record)
+        tokenizer = task.tokenizer.content if isinstance(task, WritesText) else b""
+        open_workdir(workdir, config, extend=extend, record=record, tokenizer=tokenizer)
         checkpoints = Checkpoints(workdir, config.keep)
 
         skeleton = Skeleton(model)

@@ -12,6 +12,7 @@ import zoo
 from tasks import Task
 from training import assembly, command, evaluation
 from training.workdir import read_config
+from zoo.sources import run_record, run_tokenizer
 
 SAMPLE_TOKENS = 400
 
@@ -68,7 +69,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _from_run(workdir: Path, checkpoint: str) -> tuple[Any, Any]:
-    config = read_config(workdir)
+    if run_record(workdir) and (options := run_tokenizer(workdir)) is not None:
+        place = {"last": workdir, "best": workdir / "best"}.get(checkpoint, workdir / "checkpoints" / checkpoint)
+        if not place.is_dir():
+            raise ValueError(f'there is no checkpoint {place}: --checkpoint is "last", "best" or a step of {workdir / "checkpoints"}')
+        return zoo.create(weights=place), tokenization.create(**options)
+    config = read_config(workdir)  # of an older version, whose data must be there
     task, model = assembly.build(config, weights="")
     if not isinstance(task, WritesText):
         raise ValueError(f"{workdir} is a run of the task {config.task.name!r}, which is not text")

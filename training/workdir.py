@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from training.processes import leads, together
-from zoo.sources import RECORD
+from zoo.sources import RECORD, TOKENIZER
 
 INERT = frozenset({"patience", "log_every", "save_every", "workers", "mesh", "distributed", "keep", "profile", "nonfinite"})
 """Fields that can't change what was computed so far."""
@@ -87,8 +87,12 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a file that is there whole or not at all."""
+    _write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_bytes(content)
     temporary.replace(path)
 
 
@@ -96,8 +100,8 @@ def _unwritable(path: Path, error: OSError) -> OSError:
     return OSError(f"can't write to the working directory {path}: {error.strerror or error}; choose another with --workdir")
 
 
-def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record: Mapping[str, Any] | None = None) -> None:
-    """Makes the directory, or checks that it holds a run of this config, and writes the config, and the record of the model, down.
+def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record: Mapping[str, Any] | None = None, tokenizer: bytes = b"") -> None:
+    """Makes the directory, or checks that it holds a run of this config; writes the config, the model's record and its tokenizer's file.
 
     Raises:
       ValueError: it holds checkpoints of another config; the differing fields are listed.
@@ -118,6 +122,8 @@ def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record
         path.mkdir(parents=True, exist_ok=True)
         for name, content in (("config.json", new), *([] if record is None else [(RECORD, record)])):
             write_json(path / name, content)
+        if tokenizer:
+            _write(path / TOKENIZER, tokenizer)
     except OSError as error:
         raise _unwritable(path, error) from error
 

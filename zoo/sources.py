@@ -218,6 +218,8 @@ def config_beside(source: Any) -> str | None:
 
 RECORD = "model.json"
 """The file in a run's working directory that says what its model is, so that the run can be used without its data."""
+TOKENIZER = "tokenizer.json"
+"""The file in a run's working directory that is a copy of its tokenizer's, where it has one."""
 
 
 def run_record(source: Any) -> dict[str, Any] | None:
@@ -247,7 +249,8 @@ def run_tokenizer(source: Any) -> dict[str, Any] | None:
     task = {} if path is None else json.loads(path.read_text()).get("task", {})
     if "tokenizer" not in task:
         return None
-    named = {"path": task["tokenizer"], "separator": task.get("separator"), "special_tokens": task.get("special_tokens")}
+    path = _of_run(source, TOKENIZER)  # runs of older versions name the file that they read
+    named = {"path": str(path) if path else task["tokenizer"], "separator": task.get("separator"), "special_tokens": task.get("special_tokens")}
     return {option: value for option, value in named.items() if value}
 
 

@@ -63,6 +63,34 @@ def test_text_from_python(run: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.full
+def test_text_when_the_data_and_the_tokenizer_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    from configs import transformer
+
+    text, file = tmp_path / "text.txt", tmp_path / "words.json"
+    text.write_text(TEXT)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(["</s>", *sorted(set(TEXT.split()))])}, "</s>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(file))
+    config: ConfigDict = transformer.get_config(f"text,path={text}")
+    config.update({"train_for": "4 steps", "schedule": {"warmup": "1 steps"}, "batch_size": 4, "eval_every": "", "workers": 0})
+    config.task.update({"sequence_length": 16, "prompt": "the quick", "tokenizer": str(file)})
+    config.model_options = ConfigDict({"features": 16, "depth": 1, "num_heads": 2})
+    task, model = assembly.build(config)
+    workdir = tmp_path / "workdir"
+    loop.train(config, model, task, workdir, record=assembly.record(config, task))
+    text.unlink()
+    file.unlink()
+    (found,) = zoo.generate(zoo.create(weights=workdir), "the quick", 5, temperature=0, stop=()).texts
+    assert set(found.split()) <= set(TEXT.split())
+    options = ("--prompt=the quick", "--temperature=0", "--max_new_tokens=5", "--keep_going")
+    assert printed(capsys, f"--workdir={workdir}", *options) == f"the quick{found}\n"
+    assert printed(capsys, f"--workdir={workdir}", "--checkpoint=4", *options) == f"the quick{found}\n"
+    with pytest.raises(SystemExit, match=r"checkpoints/9"):
+        printed(capsys, f"--workdir={workdir}", "--checkpoint=9", *options)
+
+
+@pytest.mark.full
 def test_text_from_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = zoo.create("transformer_nano")
     zoo.save(model, tmp_path / "model.safetensors")
