@@ -1,4 +1,4 @@
-"""Text from a trained model: the sample at the end of a run, and the command ``python -m zoo.generation``."""
+"""Text from a trained model: the sample at the end of a run, and the command ``python generate.py``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m zoo.generation", description="Goes on with a text.")
+    parser = argparse.ArgumentParser(prog="python generate.py", description="Goes on with a text.")
     parser.add_argument("--workdir", help="a run of train.py")
     parser.add_argument("--checkpoint", default="last", help='of the run: "last", "best" or a step')
     parser.add_argument("--model", help="a name of zoo.list_models(), with --weights")

@@ -1,22 +1,18 @@
 """The model zoo: ``zoo.create(name)``, ``zoo.list_models()``, ``zoo.summary(name)``, ``zoo.predict(model, images)``,
 ``zoo.generate(model, prompt, max_new_tokens)``."""
 
-from typing import TYPE_CHECKING, Any
-
 from layers.lora import add_lora, merge_lora
 from zoo import language as language
 from zoo import vision as vision
 from zoo.adapters import load_adapters, save_adapters
 from zoo.creation import create, preprocess
+from zoo.generation import Generation, generate, stream
 from zoo.inspection import capture
 from zoo.prediction import predict
 from zoo.registry import ModelConfig, Preprocess, list_models, register, register_family, variant
 from zoo.summaries import Summary, summary
 from zoo.version import __version__
 from zoo.weights import WeightsError, load, save
-
-if TYPE_CHECKING:
-    from zoo.generation import Generation, generate, stream
 
 __all__ = [
     "Generation",
@@ -43,16 +39,3 @@ __all__ = [
     "summary",
     "variant",
 ]
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-def __getattr__(name: str) -> Any:
-    # Imported when asked for: a module that its package has imported can't be run cleanly by ``python -m zoo.generation``.
-    if name in ("Generation", "generate", "stream"):
-        from zoo import generation
-
-        return getattr(generation, name)
-    raise AttributeError(f"module 'zoo' has no attribute {name!r}")

@@ -7,7 +7,7 @@ The tokens are those that re-running the whole sequence at each step would give.
 keep a state of constant size, windows a ring; a cache of full attention has a fixed capacity, rounded
 up so that prompts of many lengths share a few compiled programs.
 
-``python -m zoo.generation --help`` generates from a shell.
+``python generate.py --help`` generates from a shell.
 """
 
 from __future__ import annotations
@@ -434,10 +434,3 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "min_p": (lambda value: 0 < value <= 1, "in (0, 1]"),
     "repetition_penalty": (lambda value: value > 0, "above 0"),
 }
-
-
-if __name__ == "__main__":
-    # A command stands above all floors; the module below does not import them.
-    from training.sampling import main
-
-    main()

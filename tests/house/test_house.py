@@ -36,11 +36,9 @@ SOURCES = sorted(p for folder in (*PACKAGES, "configs", "benchmarks", "tests") f
 
 
 def imported(path: Path) -> set[str]:
-    """Our packages that a file imports, anywhere in it but under ``if __name__ == "__main__"``: a command stands above all floors."""
+    """Our packages that a file imports, anywhere in it."""
     names = set()
-    tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

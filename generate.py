@@ -1,0 +1,6 @@
+"""Goes on with a text: ``python generate.py --workdir=runs/NAME --prompt="def "``, or ``--model=NAME --weights=FILE``."""
+
+from training import sampling
+
+if __name__ == "__main__":
+    sampling.main()
