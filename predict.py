@@ -5,7 +5,6 @@ The weights are the working directory of a run of train.py, or with ``--model=NA
 
 import argparse
 import json
-import sys
 
 import zoo
 from training import command
@@ -30,4 +29,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with command.one_message():
-        sys.exit(main())
+        main()
