@@ -61,7 +61,7 @@ def sent(line: str, devices: int = DEVICES) -> float:
 
 
 def count(program: str, devices: int = DEVICES) -> dict[str, float]:
-    """Bytes that each of ``devices`` sends in an optimised HLO program, by kind of collective.
+    """Bytes that each of ``devices`` sends in an optimized HLO program, by kind of collective.
 
     Raises:
       ValueError: a loop whose number of turns the program does not tell, with a collective in it.

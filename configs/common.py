@@ -190,7 +190,7 @@ def _imagenet(architecture: Architecture, variant: str) -> ConfigDict:
 def _small(config: ConfigDict) -> ConfigDict:
     """Fits a published recipe to a smaller set and one machine, which may have no accelerator; our choice throughout.
 
-    With the batch the learning rate falls by the square root, as adaptive optimisers want it. What was
+    With the batch the learning rate falls by the square root, as adaptive optimizers want it. What was
     published in steps (warm-up, the memory of averaged weights) may be longer than the whole run here.
     """
     config.optimizer.learning_rate *= math.sqrt(64 / config.batch_size)

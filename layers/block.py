@@ -47,7 +47,7 @@ class Block(Module):
         mixer, channel, position: the parts, already made.
         layer_scale: initial value of the branches' per-feature factors; None for none.
         drop_path: probability of dropping a branch; None for none. (A stack gives all its blocks a
-          rate, or none: 0.0 keeps the block's program equal to its neighbours'.)
+          rate, or none: 0.0 keeps the block's program equal to its neighbors'.)
         """
         if norm_order not in ("pre", "post"):
             raise ValueError(f'norm_order is "pre" or "post", got {norm_order!r}')

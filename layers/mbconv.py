@@ -20,7 +20,7 @@ from layers.squeeze_excite import SqueezeExcite
 
 
 class MBConv(Module):
-    """Normalised input, wider by a 1x1 convolution, 3x3 depth-wise, channels gated, narrower by a 1x1 convolution; all residual.
+    """Normalized input, wider by a 1x1 convolution, 3x3 depth-wise, channels gated, narrower by a 1x1 convolution; all residual.
 
         h = f(norm(expand(norm(x))));  h = excite(f(norm(depthwise(h))));  y = shortcut(x) + project(h)
 
@@ -81,7 +81,7 @@ class MBConv(Module):
 
 
 def average_pairs(x: jax.Array) -> jax.Array:
-    """Averages 2x2 tokens of (batch, height, width, features); an odd side's last row or column stands for its missing neighbour."""
+    """Averages 2x2 tokens of (batch, height, width, features); an odd side's last row or column stands for its missing neighbor."""
     odd = [(0, size % 2) for size in x.shape[1:3]]
     x = jnp.pad(x, ((0, 0), *odd, (0, 0)), mode="edge") if any(after for _, after in odd) else x
     # Four views, added: XLA's reductions over windows are slower on a CPU.

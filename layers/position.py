@@ -138,7 +138,7 @@ def rotate(x: jax.Array, positions: jax.Array, *, base: float = 10000.0, dimensi
         evenly between the axes (2-D rotary embedding for grids).
       base: the longest wavelength is 2 pi times this.
       dimensions: how many leading features to rotate; default all.
-      interleaved: pairs are neighbours (0, 1), (2, 3), ...; else feature i pairs with i + half.
+      interleaved: pairs are neighbors (0, 1), (2, 3), ...; else feature i pairs with i + half.
 
     Raises:
       ValueError: the rotated features can't be shared out in pairs.

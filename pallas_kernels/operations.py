@@ -1,7 +1,7 @@
 """Counts the operations of a program from its jaxpr, tracing abstractly: nothing is allocated or compiled.
 
 XLA's own cost analysis counts a loop body once and top-k as nothing; this walker multiplies scan bodies
-by their length, takes the dearest branch of a conditional, counts comparisons of sorts, and refuses
+by their length, takes the most expensive branch of a conditional, counts comparisons of sorts, and refuses
 what it can't count. It counts the program as traced: what XLA would simplify away is still counted.
 """
 

@@ -3,10 +3,10 @@
 Every random choice is drawn from the generator that is passed in, and only what is switched on draws.
 
 - fit "crop": random resized crop to train (C. Szegedy et al., "Going Deeper with Convolutions", 2015);
-  to evaluate, the shorter side is resized to size / crop_fraction and the centre cut out; where the
+  to evaluate, the shorter side is resized to size / crop_fraction and the center cut out; where the
   model says "squash", both sides are.
-- fit "whole": the whole image is resized to the square, for sets of small, centred images.
-- horizontal flip; random affine maps; colour jitter; RandAugment (E. Cubuk et al., arXiv:1909.13719).
+- fit "whole": the whole image is resized to the square, for sets of small, centered images.
+- horizontal flip; random affine maps; color jitter; RandAugment (E. Cubuk et al., arXiv:1909.13719).
 
 Mixup, CutMix and random erasing act on the batch, on the device: :mod:`tasks.mixing`.
 """
@@ -81,7 +81,7 @@ class Augment:
 def crop_box(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draws a random resized crop: (left, top, right, bottom), pixels, inside the image.
 
-    Ten tries; where none fits, the largest centred box whose aspect ratio is in range.
+    Ten tries; where none fits, the largest centered box whose aspect ratio is in range.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -129,7 +129,7 @@ class Transform:
         image = self.to_mode(image)
         if self.augment.fit == "whole":
             return image if image.size == (self.size, self.size) else image.resize((self.size, self.size), self.resampling)
-        # the box that the centre crop has in the original: one resampling, no larger image in between
+        # the box that the center crop has in the original: one resampling, no larger image in between
         sides = image.size if self.crop_mode == "squash" else (min(image.size),) * 2
         width, height = (side * self.crop_fraction for side in sides)
         left, top = (image.width - width) / 2, (image.height - height) / 2
@@ -166,8 +166,8 @@ class Transform:
         angle, factor = math.radians(turn * augment.rotation), (1 + augment.zoom) ** -zoom
         a, b = math.cos(angle) * factor, math.sin(angle) * factor
         shear *= augment.shear
-        matrix = (a, b + a * shear, -b, a - b * shear)  # output to input coordinates, about the centre
-        centre = self.size / 2  # PIL maps pixel centres, which lie at halves
+        matrix = (a, b + a * shear, -b, a - b * shear)  # output to input coordinates, about the center
+        centre = self.size / 2  # PIL maps pixel centers, which lie at halves
         offset = (
             centre - matrix[0] * centre - matrix[1] * centre + x * augment.translation * self.size,
             centre - matrix[2] * centre - matrix[3] * centre + y * augment.translation * self.size,

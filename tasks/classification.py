@@ -1,6 +1,6 @@
-"""Image classification: cross entropy over labelled images, top-1 and top-5 accuracy.
+"""Image classification: cross entropy over labeled images, top-1 and top-5 accuracy.
 
-Images reach the device as uint8 and are normalised there: a quarter of the bytes to stack and to
+Images reach the device as uint8 and are normalized there: a quarter of the bytes to stack and to
 copy, for a multiply and an add that XLA fuses into what follows.
 """
 
@@ -26,7 +26,7 @@ class ImageExamples:
     """Images of a split as examples: "image" (size, size, channels) uint8 and "label" int32.
 
     Args:
-      source: labelled images.
+      source: labeled images.
       transform: fits them to the model.
       in_memory: keep every image in its evaluation form, and vary that in training.
       labels: of the task, by label of the source.

@@ -1,4 +1,4 @@
-"""Language modelling: predict each next token of real text; bits per byte and perplexity.
+"""Language modeling: predict each next token of real text; bits per byte and perplexity.
 
 A split is one long stream of tokens, a separator before and after each document, cut into windows of
 ``sequence_length`` predictions. Evaluation predicts every token of the stream but the first separator
@@ -119,7 +119,7 @@ class Windows:
 
 @register("text")
 class LanguageModeling:
-    """Language modelling on text.
+    """Language modeling on text.
 
     Args:
       dataset: "stdlib", or a mapping with "name" ("stdlib", "files", "tfds") and the options of that set.

@@ -88,7 +88,7 @@ def erase(images: jax.Array, probability: float, key: jax.Array) -> jax.Array:
     of ten candidates the first that fits is taken, and none where none fits.
 
     Args:
-      images: (batch, height, width, channels), normalised.
+      images: (batch, height, width, channels), normalized.
       probability: with which an image is changed.
       key: PRNG key.
     """

@@ -1,4 +1,4 @@
-"""Optimisers by name over a flat dictionary of parameters: thin calls of optax, with decay, factors and freezing by name pattern.
+"""Optimizers by name over a flat dictionary of parameters: thin calls of optax, with decay, factors and freezing by name pattern.
 
 Patterns are globs over whole dotted names: ``*.bias``, ``blocks.0.*``, ``head.*``.
 """
@@ -123,7 +123,7 @@ class Optimizer:
     """What to do with each parameter of one model.
 
     Attributes:
-      trainable: names of the parameters that are trained; the others have no gradient and no optimiser state.
+      trainable: names of the parameters that are trained; the others have no gradient and no optimizer state.
       decayed: those of them that weight decay pulls on.
       factors: learning-rate factor of each, where it is not 1; decay is scaled with it.
       matrices: names of the matrices of linear layers inside blocks, which Muon is for.
@@ -154,7 +154,7 @@ class Optimizer:
 
 
 def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, Any]) -> Optimizer:
-    """Makes the optimiser of ``model``.
+    """Makes the optimizer of ``model``.
 
     Args:
       model: asked for ``no_decay() -> names`` and ``layer_ids() -> {name: int}`` where it has them.

@@ -30,7 +30,7 @@ class ModelConfig:
       drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first.
       dropout: of tokens and branch outputs.
       remat: recompute each block in the backward pass.
-      scan: compile equal neighbouring blocks once.
+      scan: compile equal neighboring blocks once.
       dtype: of the computation; None follows the parameters and inputs.
       param_dtype: of the parameters.
     """

@@ -1,7 +1,7 @@
-"""Copying: Mamba needs a state that grows with the string, a transformer does not; mimetic initialisation shortens Mamba's training.
+"""Copying: Mamba needs a state that grows with the string, a transformer does not; mimetic initialization shortens Mamba's training.
 
 R. Ren et al., arXiv:2410.03810 (COPY needs a size linear in the length), C. Cui et al., arXiv:2406.16168
-(the exam of copying), A. Trockman et al., arXiv:2410.11135 (mimetic initialisation). Accuracy of Mamba
+(the exam of copying), A. Trockman et al., arXiv:2410.11135 (mimetic initialization). Accuracy of Mamba
 against state size and string length, a transformer beside it.
 
 Medians of three seeds after 1500 steps: from the mimetic start strings of 32 are copied to 0.44, 0.74 and 0.74 with states of 1, 4 and 16,

@@ -1,4 +1,4 @@
-"""Byte language modelling on Python's standard library: six families of mixers, same parameters, same bytes.
+"""Byte language modeling on Python's standard library: six families of mixers, same parameters, same bytes.
 
 Transformer, Mamba, Mamba-2, a hybrid of Mamba and attention, Gated DeltaNet, and Titans with its memory as context.
 

@@ -1,4 +1,4 @@
-"""Byte language modelling at 4096 bytes: full attention, a sliding window, routing and LongNet, same parameters, same bytes.
+"""Byte language modeling at 4096 bytes: full attention, a sliding window, routing and LongNet, same parameters, same bytes.
 
 Bits per byte of the held-out modules of Python's standard library, over all and by position: what falls with position
 is what context is worth. The sizes agree within 2 %, every run reads the same 1.6 million bytes, and no order of merit is claimed.

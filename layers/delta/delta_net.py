@@ -1,6 +1,6 @@
 """Mixers whose memory is corrected rather than added to: the delta rule, gated, and with several steps a token.
 
-    q, k, v = silu(conv(W x));  q, k normalised;  beta = sigmoid(W_b x), or twice that
+    q, k, v = silu(conv(W x));  q, k normalized;  beta = sigmoid(W_b x), or twice that
     S <- exp(g_t) S                                        g = -A softplus(W_a x + b)
     S <- (I - beta_j k_j k_j^T) S + beta_j k_j v_j^T       j = 1 ... steps
     y_t = W_o (RMSNorm(q_t S) * silu(W_g x))

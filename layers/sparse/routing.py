@@ -98,7 +98,7 @@ class RoutingAttention(Mixer):
             arXiv:1803.02155); distance is counted in members of the cluster, as the authors do, whose values have
             such vectors too. Causal only.
           decay: of the centroids, a training step.
-          scale: of the scores; default head_dim ** -0.5. The authors normalise after scaling, which makes it 1.
+          scale: of the scores; default head_dim ** -0.5. The authors normalize after scaling, which makes it 1.
           dropout: of the output.
 
         Raises:
@@ -252,7 +252,7 @@ class RoutingAttention(Mixer):
     def _attend_last(self, q: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
         """Attention of each token to the last members of its cluster: (batch, heads, length, head_dim).
 
-        Sorted by cluster, members are neighbours: chunks of ``window`` attend to themselves and the chunk before.
+        Sorted by cluster, members are neighbors: chunks of ``window`` attend to themselves and the chunk before.
         """
         batch, heads, length, dim = q.shape
         window, chunk = self._last, min(self._last, length)

@@ -88,7 +88,7 @@ class Mamba(Mixer):
           use_bias, conv_bias: of the input and output projections, and of the convolution.
 
         Raises:
-          ValueError: an unknown initialisation.
+          ValueError: an unknown initialization.
         """
         check_initialisation(initialisation)
         channels = expand * features

@@ -134,7 +134,7 @@ class S4D(Mixer):
           dropout: before the output layer.
 
         Raises:
-          ValueError: an unknown initialisation or discretisation, or an odd state_dim.
+          ValueError: an unknown initialization or discretisation, or an odd state_dim.
         """
         if initialisation not in get_args(Poles) or discretisation not in get_args(Discretisation):
             known = f"{', '.join(get_args(Poles))}; {', '.join(get_args(Discretisation))}"

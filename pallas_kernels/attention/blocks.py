@@ -1,6 +1,6 @@
 """Which blocks of keys a block of queries visits: lists for attention kernels that skip all others.
 
-Static patterns (:mod:`pallas_kernels.attention.masks`) are summarised block by block in numpy while tracing (:func:`cover`,
+Static patterns (:mod:`pallas_kernels.attention.masks`) are summarized block by block in numpy while tracing (:func:`cover`,
 :func:`band_cover`), those that depend on data on the device (:func:`position_cover`, :func:`mask_cover`, :func:`routed_cover`).
 :func:`lists` turns the summary into what a kernel walks through; the lists for the backward pass, queries by key block, are those of
 :func:`transposed`.
@@ -50,7 +50,7 @@ _KEPT = 64  # summaries of patterns: every layer of a model asks for the same
 def cover(visible: Mask, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
     """The summary of any mask, one strip of queries at a time: time q_length * k_length, memory block_q * k_length.
 
-    Queries behind the end do not count; keys behind the end are attended by nobody.
+    Queries past the end do not count; keys past the end are attended by nobody.
     """
     k_blocks = -(-k_length // block_k)
     k = np.arange(k_blocks * block_k, dtype=np.int32)[None]

@@ -34,7 +34,7 @@ def window(left: int | None = None, right: int | None = None) -> Mask:
 
 
 def segments(size: int) -> Mask:
-    """Windows of ``size`` neighbouring tokens, each attending to itself."""
+    """Windows of ``size`` neighboring tokens, each attending to itself."""
     return lambda q, k: q // size == k // size
 
 

@@ -259,7 +259,7 @@ def _where(
 
 
 def _pad(where: Where, q_length: int, k_length: int) -> Where:
-    """Keys behind the end are attended by nobody; queries there stand where the last one does, which widens no block."""
+    """Keys past the end are attended by nobody; queries there stand where the last one does, which widens no block."""
     queries, keys, *tiles = where
     if queries is not None:
         queries = jnp.pad(queries, ((0, 0), (0, 0), (0, q_length - queries.shape[2])), mode="edge")

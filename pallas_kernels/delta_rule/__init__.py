@@ -1,4 +1,4 @@
-"""The delta rule: a linear recurrence over time whose transitions are products of (generalised) Householder matrices."""
+"""The delta rule: a linear recurrence over time whose transitions are products of (generalized) Householder matrices."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def delta_rule(
 
     A step moves what the memory S holds under the key k towards v: all the way with beta = 1 and a key
     of norm 1, beyond it with beta in (1, 2), which gives the transition a negative eigenvalue. It is
-    stable for beta |k|^2 <= 2: keys are not normalised here. There is no mask: a step with beta = 0 of
+    stable for beta |k|^2 <= 2: keys are not normalized here. There is no mask: a step with beta = 0 of
     a token with decay 0 changes no state, which is how a layer skips padding. The state and the sums
     are float32 (float64 for float64 inputs) whatever the dtype; memory is linear in length, for the gradient too.
 

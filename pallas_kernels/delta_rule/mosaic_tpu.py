@@ -83,7 +83,7 @@ def inverse(lower: jax.Array) -> jax.Array:
     done = jnp.where(i == j, 1.0, 0.0)
     size = 1
     while size < n:
-        # Two neighbours A and D with C below A: the inverse of the block of twice the size has -D^-1 C A^-1 there.
+        # Two neighbors A and D with C below A: the inverse of the block of twice the size has -D^-1 C A^-1 there.
         corners = jnp.where(joins(n, size), lower, 0.0)
         done = done - (corners if size == 1 else product(product(done, corners), done))
         size *= 2

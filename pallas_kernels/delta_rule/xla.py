@@ -142,7 +142,7 @@ def unit_inverse(lower: jax.Array) -> jax.Array:
     first = min(2, size)
     inverse = jnp.eye(first, dtype=lower.dtype) - jnp.stack([diagonal[..., i : i + first, i : i + first] for i in range(0, size, first)], axis=-3)
     while (done := inverse.shape[-1]) < size:
-        # Two neighbours A and D with C below A: the inverse of the block of twice the size has -D^-1 C A^-1 there.
+        # Two neighbors A and D with C below A: the inverse of the block of twice the size has -D^-1 C A^-1 there.
         corners = jnp.stack([diagonal[..., i + done : i + 2 * done, i : i + done] for i in range(0, size, 2 * done)], axis=-3)
         a, d = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
         inverse = jnp.concatenate([_beside(a, jnp.zeros_like(a)), _beside(-_product(_product(d, corners), a), d)], axis=-2)

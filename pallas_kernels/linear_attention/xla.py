@@ -2,9 +2,9 @@
 
 With g the log decays, token i of a chunk reads token j <= i with exp(g_{j+1} + ... + g_i). These sums
 are built by halving: for every block of 2, 4, 8, ... tokens, `since` (from the block's start through i)
-and `until` (from after j to the block's end) join two neighbours. Every exponent is so a sum of
+and `until` (from after j to the block's end) join two neighbors. Every exponent is so a sum of
 non-positive numbers, never a difference of two long sums: nothing overflows, nothing cancels, and
--inf is allowed. A decay per head weighs the scores; a decay per key turns each pair of neighbouring
+-inf is allowed. A decay per head weighs the scores; a decay per key turns each pair of neighboring
 blocks into one matrix product, late queries times exp(since) with early keys times exp(until).
 
 The gradient keeps the states at chunk boundaries and computes everything else again.
@@ -101,7 +101,7 @@ _recurrence.define(_forward, _backward)
 
 
 def split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:
-    """(batch, length, ..., dim) to (chunks, batch, ..., chunk, dim), zeros behind the end: they leave the state as it is."""
+    """(batch, length, ..., dim) to (chunks, batch, ..., chunk, dim), zeros past the end: they leave the state as it is."""
     if x is None:
         return None
     x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk_size)] + [(0, 0)] * (x.ndim - 2))

@@ -53,7 +53,7 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     state_dim, groups = call.A.shape[1], call.groups
     each = channels // groups
     plan = _plan(length, each, state_dim, groups)
-    # A step of 0 leaves the state as it is: of tokens behind the end, and of channels that fill a block.
+    # A step of 0 leaves the state as it is: of tokens past the end, and of channels that fill a block.
     extra, more = -length % plan.chunk, -each % plan.channels
 
     def per_channel(a: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The short convolution of a sequence that is split over devices: each sends its neighbours the few tokens that they see of it."""
+"""The short convolution of a sequence that is split over devices: each sends its neighbors the few tokens that they see of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pallas_kernels.short_convolution.call import ShortCall
 
 
 def objection(call: ShortCall) -> str | None:
-    """Why neighbours' tokens can't serve the call, or None."""
+    """Why neighbors' tokens can't serve the call, or None."""
     length = call.x.shape[1]
     if (reason := sequence.objection(length)) is not None:
         return reason

@@ -1,4 +1,4 @@
-"""Sets of labelled images behind one small interface: PIL images and integer labels, in random access.
+"""Sets of labeled images behind one small interface: PIL images and integer labels, in random access.
 
 ``create(name, **options)`` makes one: "digits" is embedded, "folder" is the user's own images, "tfds"
 any image classification set that TFDS has prepared as array_record.
@@ -15,7 +15,7 @@ from tasks.registry import construct, unknown
 
 
 class Source(Protocol):
-    """The labelled images of a split."""
+    """The labeled images of a split."""
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -27,7 +27,7 @@ class Source(Protocol):
 
 
 class ImageDataset(Protocol):
-    """A labelled set of images.
+    """A labeled set of images.
 
     Attributes:
       class_names: name of each label.

@@ -1,6 +1,6 @@
 """Any image classification set of TFDS that is on disk as array_record, read without TensorFlow.
 
-Which splits serve: "test" is the set's own, or its "validation" where "test" is missing or unlabelled
+Which splits serve: "test" is the set's own, or its "validation" where "test" is missing or unlabeled
 (ImageNet-1k); the "validation" that chooses the best checkpoint is the set's own where that is not
 already the test, else a fixed tenth of "train", about 10 000 images at most.
 """
