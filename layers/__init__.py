@@ -1,4 +1,4 @@
-"""Layers: every token mixer behind one interface, and the blocks and stacks that carry them."""
+"""Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
 from layers.attention.multi_head import MultiHeadAttention
 from layers.block import Block

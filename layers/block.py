@@ -1,4 +1,4 @@
-"""The residual block: the only place for norm order, layer scale, drop path and the state of whatever looks back."""
+"""The residual block: the only place for norm order, layer scale, drop path and the state of causal parts."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The gradient of a broadcast is a sum over all rows that it went to, and that of a lookup a sum over all that looked
 up the same entry; the sum is taken in the dtype of what was broadcast. In bfloat16, with 8 bits, a sum of equal
-numbers stands still at 256 of them. So the parameter is widened first and narrowed last, and the sum between is in
+numbers stops growing at 256 of them. So the parameter is widened first and narrowed last, and the sum between is in
 float32. Where everything is in float32 nothing changes, and compilers fuse the conversions into their neighbors.
 """
 

@@ -27,7 +27,7 @@ Index = tuple[slice, ...]
 
 
 class Making(Protocol):
-    """A model being made: what a draw needs to know of it."""
+    """A model being made: what a draw needs to know about it."""
 
     def here(self) -> bool:
         """Whether the code that asks is the model's own, and not inside a function that it has JAX transform."""

@@ -2,7 +2,7 @@
 
     y = x W + b + (alpha / rank) (x A) B        A random, B zero: at first nothing changes
 
-:func:`add_lora` puts A and B beside the kernels of linear layers of any model, wherever they stand: the
+:func:`add_lora` adds A and B to linear layers anywhere in any model: the
 layers keep their places and their parameters' names. :func:`merge_lora` adds the product to the kernels
 and leaves the plain model.
 """
@@ -28,7 +28,7 @@ LAYERS = ("*blocks.*",)
 
 
 class AdaptedLinear(Linear):
-    """A linear layer with ``lora_a`` (in_features, rank) and ``lora_b`` (rank, out_features) beside its kernel; made by :func:`add_lora`.
+    """A linear layer with ``lora_a`` (in_features, rank) and ``lora_b`` (rank, out_features) next to its kernel; made by :func:`add_lora`.
 
     Attributes:
       lora_scale: alpha / rank.
@@ -46,7 +46,7 @@ class AdaptedLinear(Linear):
 
 
 def add_lora(model: nnx.Module, *, rank: int = 8, alpha: float | None = None, patterns: Iterable[str] = LAYERS, rngs: nnx.Rngs | None = None) -> nnx.Module:
-    """Gives linear layers of ``model`` adapters, in place, and returns it; its outputs stay as they are.
+    """Adds adapters to linear layers of ``model``, in place, and returns it; its outputs are unchanged.
 
     Args:
       model: any; those of the zoo are best given their weights first.
@@ -81,7 +81,7 @@ def linear_layers(model: nnx.Module) -> dict[str, Any]:
 
 
 def adapt(layer: Any, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
-    """Makes one linear layer an :class:`AdaptedLinear`, in place: whoever holds it need not know."""
+    """Makes one linear layer an :class:`AdaptedLinear`, in place: references to it stay valid."""
     dtype = layer.kernel[...].dtype
     object.__setattr__(layer, "__class__", AdaptedLinear)  # past nnx, which would note it as an attribute
     layer.lora_a = nnx.LoRAParam(normal(layer.in_features**-0.5)(rngs.params(), (layer.in_features, rank), dtype))
@@ -95,7 +95,7 @@ def adapters(model: nnx.Module) -> dict[str, AdaptedLinear]:
 
 
 def merge_lora(model: nnx.Module) -> nnx.Module:
-    """Adds every adapter to the kernel beside it and removes it, in place; returns the model, which then is a plain one."""
+    """Adds every adapter to its kernel and removes it, in place; returns the model, now a plain one."""
     layer: Any
     for layer in adapters(model).values():
         layer.kernel[...] = merged(layer.kernel[...], layer.lora_a[...], layer.lora_b[...], layer.lora_scale)
@@ -106,13 +106,13 @@ def merge_lora(model: nnx.Module) -> nnx.Module:
 
 
 def merged(kernel: Any, a: Any, b: Any, scale: float) -> jax.Array:
-    """``W + scale A B`` in float32, in the dtype of W."""
+    """``W + scale A B`` computed in float32, returned in the dtype of W."""
     change = jnp.matmul(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), precision="highest")
     return (jnp.asarray(kernel, jnp.float32) + scale * change).astype(kernel.dtype)
 
 
 def kept(model: nnx.Module) -> set[str]:
-    """Names of the parameters that training an adapted model keeps as they are: all but adapters and heads; none of a plain model."""
+    """Names of the parameters that training an adapted model leaves unchanged: all but adapters and heads; none of a plain model."""
     if not adapters(model):
         return set()
     heads = getattr(model, "heads", ("head",))

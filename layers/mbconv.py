@@ -81,7 +81,7 @@ class MBConv(Module):
 
 
 def average_pairs(x: jax.Array) -> jax.Array:
-    """Averages 2x2 tokens of (batch, height, width, features); an odd side's last row or column stands for its missing neighbor."""
+    """Averages 2x2 tokens of (batch, height, width, features); on an odd side the last row or column is repeated."""
     odd = [(0, size % 2) for size in x.shape[1:3]]
     x = jnp.pad(x, ((0, 0), *odd, (0, 0)), mode="edge") if any(after for _, after in odd) else x
     # Four views, added: XLA's reductions over windows are slower on a CPU.

@@ -3,10 +3,10 @@
 A mixer maps ``(batch, length, features)`` to the same shape, or ``(batch, height, width, features)``
 for grids. A causal mixer also reads a sequence piece by piece: ``init_state`` makes an empty state
 and ``extend`` takes any number of new tokens (a prompt, a chunk, one token), with results equal to
-those of the whole sequence wherever the calls are cut.
+those of the whole sequence wherever it is split.
 
 Rules of a state: every leaf has batch as its first axis; positions are per row and live in the
-state; a masked token (padding, always trailing) leaves its row's state untouched and does not
+state; a masked token (padding, always trailing) leaves its row's state unchanged and does not
 advance its position; windows, chunks and segments are counted from position 0 of the row.
 """
 
@@ -160,7 +160,7 @@ def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: 
 
 @functools.cache
 def _signature(make: Callable[..., Any]) -> inspect.Signature:
-    # The metaclass of nnx modules hides the constructor's signature behind (*args, **kwargs).
+    # The metaclass of nnx modules replaces the constructor's signature by (*args, **kwargs).
     constructor: Callable[..., Any] = getattr(make, "__init__") if isinstance(make, type) else make  # noqa: B009
     return inspect.signature(constructor)
 

@@ -88,7 +88,7 @@ class Module(nnx.Module):
     undecayed: ClassVar[tuple[str, ...]] = ()
 
     def sowing(self, kind: type, name: str) -> bool:
-        """True when a value of this kind and name is being collected: ask before computing a dear one."""
+        """True when a value of this kind and name is being collected: check before computing an expensive one."""
         collector = _collector.get()
         return collector is not None and collector.wants(kind, name)
 

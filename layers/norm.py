@@ -1,4 +1,4 @@
-"""Normalisation by name, with float32 statistics whatever the compute dtype."""
+"""Normalization by name, with float32 statistics whatever the compute dtype."""
 
 from __future__ import annotations
 

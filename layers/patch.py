@@ -61,7 +61,7 @@ class PatchEmbed(Module):
 class ConvNorm(Module):
     """Dense convolution, then a norm, then an activation if there is one.
 
-    ``padding`` None is half the kernel on each side; "SAME" is TensorFlow's, with the odd zero behind.
+    ``padding`` None is half the kernel on each side; "SAME" is TensorFlow's, with the odd zero at the end.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ def drop_path_rates(rate: float, depth: int) -> list[float | None]:
 class Stack(nnx.List):
     """Blocks applied one after another; a block's name is its index.
 
-    Under ``jax.jit`` equal blocks are traced once, wherever they stand. ``scan`` runs equal neighbors (or equal
+    Under ``jax.jit`` equal blocks are traced once, wherever they are. ``scan`` runs equal neighbors (or equal
     groups of neighbors, for a pattern) as one ``lax.scan``, so that XLA compiles them once too. The leaves are
     stacked inside the step, which takes memory: names, checkpoints and optimizers see unstacked ones. ``remat``
     recomputes each block in the backward pass.

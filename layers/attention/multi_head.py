@@ -38,7 +38,7 @@ class AttentionCache:
     length: jax.Array
 
     def write(self, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> AttentionCache:
-        """Stores new tokens (batch, new, ...) behind the old ones; masked ones are not stored."""
+        """Stores new tokens (batch, new, ...) after the old ones; masked ones are not stored."""
         capacity, new = self.positions.shape[1], key.shape[1]
         positions = self.length[:, None] + jnp.arange(new, dtype=jnp.int32)
         real = jnp.ones(positions.shape, bool) if mask is None else mask
@@ -161,7 +161,7 @@ class MultiHeadAttention(Mixer):
             k, v = self._project_key_value(finite_padding(context, context_mask), None)
             return self._attend(q, k, v, None if context_mask is None else context_mask[:, None, None], None, None)
         k, v = self._project_key_value(x, positions)
-        # Sequences count from 0 unless told otherwise; grid positions order nothing, so they mask nothing.
+        # Sequences count from 0 unless positions are given; grid positions have no order, so they mask nothing.
         ordered = positions if positions is not None and positions.ndim == 2 else None
         return self._attend(q, k, v, None if mask is None else mask[:, None, None], ordered, ordered, x)
 

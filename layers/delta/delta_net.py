@@ -31,7 +31,7 @@ from pallas_kernels.exponential import silu, softplus
 
 @struct.dataclass
 class DeltaState:
-    """What a delta rule mixer remembers.
+    """The state of a delta rule mixer.
 
     Attributes:
       convolutions: the last inputs of the convolutions of queries, keys and values; empty without convolutions.
@@ -157,7 +157,7 @@ class DeltaNet(Mixer):
         if self.decay is not None:
             decay = -jnp.exp(self.A_log[...].astype(wide)) * softplus(self.decay(x).astype(wide) + self.dt_bias[...].astype(wide))
         if mask is not None:
-            # Nothing decays and nothing is written: the memory stays.
+            # Nothing decays and nothing is written: the memory is unchanged.
             beta = jnp.where(mask[..., None], beta, 0)
             decay = None if decay is None else jnp.where(mask[..., None], decay, 0)
         beta, before = beta.reshape(batch, rows, self.value_heads), None if state is None else state.memory

@@ -2,7 +2,7 @@
 
     structure    what maps a key to a value: a matrix, or a small network of matrices
     bias         the attentional bias, the inner loss of which one step is taken for each token
-    retention    how what was learned is kept: the accumulated gradients decay, and a map makes the weights of them
+    retention    how what was learned is kept: the accumulated gradients decay, and a map makes the weights from them
     algorithm    how the gradients accumulate: gradient descent, with or without momentum
 
 Titans' memory (arXiv:2501.00663) and Moneta, Yaad and Memora are four such :class:`Memory` values at the end of this file;
@@ -25,7 +25,7 @@ Linear = Callable[[int, jax.Array], jax.Array]
 
 
 class Structure(Protocol):
-    """What maps keys to values. It is written once, in terms of ``linear``; what stands behind that differs between learning and reading."""
+    """What maps keys to values. It is written once, in terms of ``linear``, whose implementation differs between learning and reading."""
 
     def shapes(self, size: int) -> tuple[tuple[int, int], ...]:
         """(in, out) of each matrix, for keys and values of ``size``."""
@@ -72,7 +72,7 @@ class MLPMemory:
 
 
 class Bias(Protocol):
-    """An attentional bias, by its derivative with respect to what the memory said.
+    """An attentional bias, by its derivative with respect to the memory's output.
 
     Attributes:
       thresholded: each token brings a positive threshold (..., 1).
@@ -169,13 +169,13 @@ class Robust:
 class Retention:
     """W = A, where the accumulated gradients A decay by the token's kept share: the l2 retention, Titans' forgetting.
 
-    Subclasses map A to W otherwise. Such a map costs the memory its low-rank form where it is taken at every token: the weights
-    of each token of a chunk are then laid out (chunk x weights numbers at a time). Miras' own parallel form takes it at the
-    boundaries of chunks only and learns linearly from there; so do we by default.
+    Subclasses map A to W differently. Applied at every token, such a map loses the memory's low-rank form: the weights of
+    each token of a chunk are then materialized (chunk x weights numbers at a time). Miras' own parallel form applies it at
+    the boundaries of chunks only and learns linearly from there; so do we by default.
 
     Attributes:
       forget: tokens bring a kept share; False keeps all (no retention).
-      every_token: take the map at every token: with chunks of one token, the recurrence as Miras defines it.
+      every_token: apply the map at every token: with chunks of one token, the recurrence as Miras defines it.
     """
 
     forget: bool = True
@@ -224,7 +224,7 @@ class Elastic(Retention):
 class KL(Retention):
     """W = total softmax(A) over the entries that feed one output: the retention by Kullback-Leibler divergence (Miras, eq. 21).
 
-    A stands for log W: the softmax does not see the constants by which they differ.
+    A is log W up to constants, which the softmax ignores.
     """
 
     total: float = 1.0
@@ -266,7 +266,7 @@ class GradientDescent:
     """S_t = eta_t S_(t-1) - theta_t g_t,  A_t = keep_t A_(t-1) + S_t (Titans, eq. 13 and 14); without momentum S_t = -theta_t g_t.
 
     Attributes:
-      momentum: past surprise lingers.
+      momentum: whether past surprise is kept.
       clip: greatest Frobenius norm of one token's gradient of one matrix; None for any. Not in the papers: without it the weights
         of a deep memory can grow without bound from finite inputs, as each layer's step grows with the weights of the others.
     """

@@ -5,13 +5,13 @@ Within a chunk all gradients g_j are taken at the weights W with which the chunk
     S_i = eta_i S_(i-1) - theta_i g_i        A_i = keep_i A_(i-1) + S_i        y_i = M(W_i; q_i)        W_i = retention(A_i)
 
 Chunks of one token are the papers' recurrence; longer ones are another algorithm, which runs in matrix products. A token's
-gradient of a matrix is the outer product of what came in, h_j, and the error behind it, d_j. So, with C a lower triangular matrix
+gradient of a matrix is the outer product of its input, h_j, and the error at its output, d_j. So, with C a lower triangular matrix
 made of products of keeps and momenta,
 
     A_i = a_i A_0 + b_i S_0 - sum_(j <= i) C_ij h_j d_j^T        x A_i = a_i x A_0 + b_i x S_0 - sum_j (C_ij <x, h_j>) d_j
 
 and reading, layer by layer, is an attention over the chunk: nothing of the size chunk x weights is stored. A scan goes through the
-chunks and keeps only the states between them for the backward pass. :mod:`layers.memory.sequential` says the same token by token.
+chunks and keeps only the states between them for the backward pass. :mod:`layers.memory.sequential` does the same token by token.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Tokens:
       log_keep: logarithm of the kept share, at most 0, of the same shape; None keeps all.
       log_momentum: logarithm of eta, likewise; None where there is no momentum.
       threshold: of the attentional bias, likewise; None where it has none.
-      mask: bool (batch, length), True = real; the others, which trail, leave the memory as it is. None: all are real.
+      mask: bool (batch, length), True = real; the others, which trail, leave the memory unchanged. None: all are real.
     """
 
     query: jax.Array
@@ -53,7 +53,7 @@ class Tokens:
     mask: jax.Array | None = None
 
     def map(self, along: Callable[[jax.Array], jax.Array], masks: Callable[[jax.Array], jax.Array]) -> Tokens:
-        """The tokens with ``along`` applied to whatever has the length at axis 2, and ``masks`` to the mask, at axis 1."""
+        """The tokens with ``along`` applied to every array whose axis 2 is the length, and ``masks`` to the mask, at axis 1."""
         fields: dict[str, Any] = {name: None if x is None else along(x) for name, x in vars(self).items() if name != "mask"}
         return Tokens(**fields, mask=None if self.mask is None else masks(self.mask))
 
@@ -63,7 +63,7 @@ class MemoryState:
     """A memory between two tokens.
 
     Attributes:
-      accumulated: A, what the retention makes the weights of.
+      accumulated: A, from which the retention computes the weights.
       surprise: S, the momentum; None without it.
       start: the weights at the start of the chunk; None: the chunk begins here, and they follow from A.
       reading: what accumulates linearly from ``start``, where the retention's map is taken at boundaries only; else None.
@@ -103,7 +103,7 @@ def recall(memory: Memory, weights: Weights, x: jax.Array) -> jax.Array:
 
 
 def _surprises(memory: Memory, weights: Weights, tokens: Tokens) -> tuple[list[jax.Array], list[jax.Array]]:
-    """What came into each matrix and the error behind it, (batch, heads, length, in) and (..., out): their outer products are the gradients."""
+    """The input of each matrix and the error at its output, (batch, heads, length, in) and (..., out): their outer products are the gradients."""
     nothing = [jnp.zeros((*tokens.key.shape[:-1], w.shape[-1]), tokens.key.dtype) for w in weights]
 
     def forward(shifts: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
@@ -135,7 +135,7 @@ def _square(x: jax.Array) -> jax.Array:
 
 @struct.dataclass
 class _Coefficients:
-    """Of A_i in A_0, S_0 and the gradients, and of the last S in S_0 and the gradients.
+    """Coefficients of A_i in A_0, S_0 and the gradients, and of the last S in S_0 and the gradients.
 
     Attributes:
       kept, surprise: a and b, (batch, heads, length).
@@ -155,7 +155,7 @@ def _coefficients(tokens: Tokens, momentum: bool) -> _Coefficients:
     below = jnp.tril(jnp.ones((length, length), bool))
 
     def products(logs: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Of the factors up to i, and of those behind j up to i: exponentials of differences that are never positive."""
+        """Products of the factors up to i, and of those after j up to i: exponentials of differences, which are never positive."""
         if logs is None:
             return jnp.ones_like(tokens.step), jnp.broadcast_to(below, (*tokens.step.shape, length)).astype(tokens.step.dtype)
         total = jnp.cumsum(logs if real is None else jnp.where(real, logs, 0), axis=-1)
@@ -183,7 +183,7 @@ def learn(memory: Memory, state: MemoryState, tokens: Tokens, finished: jax.Arra
       finished: bool (batch,), rows whose chunk ends with these tokens; None: all do, and the new state has no ``start`` either.
 
     Returns:
-      What the memory said to each token, (batch, heads, length, size), and the new state.
+      The memory's output for each token, (batch, heads, length, size), and the new state.
     """
     start = weights_of(memory, state.accumulated) if state.start is None else state.start
     reading = state.accumulated if memory.retention.linear or memory.retention.every_token else state.reading or start
@@ -255,7 +255,7 @@ def in_chunks(tokens: Tokens, chunk: int) -> Tokens:
 
 
 def parallel(memory: Memory, weights: Weights, tokens: Tokens, chunk: int) -> jax.Array:
-    """What the memory says to each of a whole sequence's tokens, (batch, heads, length, size).
+    """The memory's output for each token of a whole sequence, (batch, heads, length, size).
 
     Args:
       weights: the initial accumulators, each (heads, in, out).

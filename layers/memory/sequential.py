@@ -1,4 +1,4 @@
-"""The memory token by token, its weights laid out at every one: what :mod:`layers.memory.learning` must equal, and no faster than it reads."""
+"""The memory token by token, with its weights materialized at each: the slow reference for :mod:`layers.memory.learning`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _apply(memory: Memory, weights: Weights, x: jax.Array) -> jax.Array:
 
 
 def _gradient(memory: Memory, weights: Weights, key: jax.Array, value: jax.Array, threshold: jax.Array) -> Weights:
-    """Of the attentional bias of one token, with respect to the weights."""
+    """The gradient of the attentional bias of one token with respect to the weights."""
     y, pull = jax.vjp(lambda weights: _apply(memory, weights, key), weights)
     (gradients,) = pull(memory.bias(y, value, threshold))
     if memory.algorithm.clip is None:

@@ -88,7 +88,7 @@ class _WithWindow(Mixer):
 
 @register_mixer("titans_mag")
 class MemoryAsGate(_WithWindow):
-    """Memory as gate: what the window shows, let through as the memory says."""
+    """Memory as gate: the output of sliding-window attention, gated by the memory's output."""
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
@@ -125,7 +125,7 @@ class MemoryAsLayer(_WithWindow):
 
 @struct.dataclass
 class ContextState:
-    """What memory as context remembers.
+    """The state of memory as context.
 
     Attributes:
       key, value: (batch, 2 segment, heads, head_dim), of the segment's recollections and of its tokens.
@@ -238,7 +238,7 @@ class MemoryAsContext(Mixer):
         return pieces.join(y, 1), state
 
     def _piece(self, state: ContextState, piece: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[ContextState, jax.Array]:
-        """A segment, or a part of one that begins behind the tokens the state holds of it."""
+        """A segment, or a part of one that begins after the tokens the state holds of it."""
         x, mask, finished = piece
         x = jnp.where(mask[..., None], x, 0)
         memory = state.memory
@@ -254,7 +254,7 @@ class MemoryAsContext(Mixer):
             v = jnp.concatenate([self._heads(self.value(p)).astype(v.dtype), v], axis=1)
             slots = jnp.pad(slots, ((0, 0), (p.shape[1], 0)))
         q = self._place(self._heads(self.query(x)), places)
-        # What an earlier segment left in the slots behind a query looks like its future, which it can't see.
+        # What an earlier segment left in the slots after a query looks like its future, which is masked.
         y = attention(q, k.astype(q.dtype), v.astype(q.dtype), causal=True, query_positions=places, key_positions=slots)
         y = self.attention_norm(self.out(y.reshape(x.shape)))
         y = jnp.where(mask[..., None], y, 0)

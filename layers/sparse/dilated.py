@@ -193,7 +193,7 @@ class DilatedAttention(MultiHeadAttention):
             return a[:, :size].reshape(batch, count * size, *a.shape[2:])[:, :length]
 
         real = None
-        # What is past the end is never seen where tokens look back.
+        # Causal tokens never see what is past the end.
         if not self.causal and (mask is not None or count * size > length or places * rate > size):
             shown = jnp.ones((batch, length), bool) if mask is None else mask
             real = jnp.moveaxis(cut(jnp.broadcast_to(shown[..., None], (batch, length, heads))), 1, 2)[:, :, None]

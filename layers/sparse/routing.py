@@ -94,7 +94,7 @@ class RoutingAttention(Mixer):
           window: w, members of a cluster that attend to each other. None is, for balanced membership, n / k with
             k = sqrt(n) of the ``clusters`` (all of them from clusters^2 tokens on): a cost of n^1.5; for causal membership, ``clusters``.
           membership: "balanced" or "causal".
-          relative: learned vectors of so many distances, which a query scores beside the keys (P. Shaw et al.,
+          relative: learned vectors of so many distances, which a query scores as well as the keys (P. Shaw et al.,
             arXiv:1803.02155); distance is counted in members of the cluster, as the authors do, whose values have
             such vectors too. Causal only.
           decay: of the centroids, a training step.
@@ -124,7 +124,7 @@ class RoutingAttention(Mixer):
         self.num_heads, self.head_dim, self.clusters, self.window = num_heads, head_dim, clusters, window
         self.causal, self.membership, self.decay = causal, membership, decay
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.use_running_average = False  # set by model.train() and model.eval(): whether the centroids stand still
+        self.use_running_average = False  # set by model.train() and model.eval(): whether the centroids are frozen
         if membership == "causal":
             self.streaming = "exact"
 
@@ -363,7 +363,7 @@ class RoutingAttention(Mixer):
     # The centroids.
 
     def _follow(self, vectors: tuple[jax.Array, ...], mask: jax.Array | None) -> None:
-        """Moves the centroids towards the tokens nearest to them, in training, and reports the commitment loss."""
+        """Moves the centroids toward the tokens nearest to them, in training, and reports the commitment loss."""
         training = not self.use_running_average
         if not training and not self.sowing(AuxLoss, "commitment"):
             return

@@ -35,7 +35,7 @@ from pallas_kernels.exponential import silu
 
 @struct.dataclass
 class SelectiveState:
-    """What a selective state space remembers.
+    """The state of a selective state space.
 
     Attributes:
       convolution: (batch, conv_size - 1, channels), the tokens that the convolution still sees.
@@ -138,7 +138,7 @@ class Mamba(Mixer):
         steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
         steps = self.dt_proj(steps)
         if mask is not None:
-            steps = jnp.where(mask[..., None], steps, -jnp.inf)  # a step of 0 after softplus: the state stays
+            steps = jnp.where(mask[..., None], steps, -jnp.inf)  # a step of 0 after softplus: the state is unchanged
         wide = jnp.promote_types(u.dtype, jnp.float32)
         out = selective_scan(
             u,

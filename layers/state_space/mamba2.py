@@ -154,7 +154,7 @@ class Mamba2(Mixer):
         wide = jnp.promote_types(u.dtype, jnp.float32)
         steps = softplus(steps.astype(wide) + self.dt_bias[...].astype(wide))
         if mask is not None:
-            steps = jnp.where(mask[..., None], steps, 0)  # no decay and nothing written: the state stays
+            steps = jnp.where(mask[..., None], steps, 0)  # no decay and nothing written: the state is unchanged
         out = linear_attention(
             c,
             b,

@@ -101,8 +101,8 @@ class S4DState:
 class S4D(Mixer):
     """The diagonal state space, GELU, and a linear layer with GLU.
 
-    Whole sequences are convolved by FFT. Bidirectional, a second kernel reads what follows: K_0 meets the
-    token itself and those before, K_1 those after.
+    Whole sequences are convolved by FFT. Bidirectional, a second kernel reads later tokens: K_0 applies to the
+    token itself and those before, K_1 to those after.
 
     Parameters: ``log_dt`` and ``D`` (features,), ``log_A_real`` and ``A_imag`` (features, modes), ``C``
     (directions, features, modes, 2: real and imaginary part), ``out``. Real poles have no ``A_imag`` and no last axis of ``C``.
@@ -134,7 +134,7 @@ class S4D(Mixer):
           dropout: before the output layer.
 
         Raises:
-          ValueError: an unknown initialization or discretisation, or an odd state_dim.
+          ValueError: an unknown initialization or discretization, or an odd state_dim.
         """
         if initialisation not in get_args(Poles) or discretisation not in get_args(Discretisation):
             known = f"{', '.join(get_args(Poles))}; {', '.join(get_args(Discretisation))}"
@@ -178,7 +178,7 @@ class S4D(Mixer):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
         u = self._inputs(x, mask)
         forward, *backward = self.kernel(x.shape[1])
-        # What follows by one token is met by the last entry of a circular kernel.
+        # The last entry of a circular kernel multiplies the next token.
         behind = jnp.flip(backward[0], -1) if backward else jnp.zeros_like(forward)
         return self._output(u, long_convolution(u, jnp.concatenate([forward, behind], axis=-1)), x)
 
@@ -194,7 +194,7 @@ class S4D(Mixer):
         return S4DState(jnp.zeros((batch_size, self.features, self.modes), wide))
 
     def extend(self, x: jax.Array, state: S4DState, mask: jax.Array | None = None) -> tuple[jax.Array, S4DState]:
-        """One token by the recurrence, more by convolution: what the state still answers is added, and the tokens are absorbed."""
+        """One token by the recurrence, more by convolution: the state's contribution is added, and the state is updated with the tokens."""
         u = self._inputs(x, mask)
         log_decay, (weights,) = self.system()
         new = jnp.full((x.shape[0],), x.shape[1]) if mask is None else jnp.sum(mask, axis=1)
