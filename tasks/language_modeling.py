@@ -197,7 +197,7 @@ class LanguageModeling:
         return {"perplexity": math.exp(min(figures["loss"], 700.0))}
 
     def sample_prompt(self) -> list[int]:
-        """Returns the tokens that the sample at the end of a run goes on from."""
+        """Returns the tokens that the sample at the end of a run continues."""
         if self._prompt is not None:
             text = self.tokenizer.encode(self._prompt.encode()).tolist()
         else:

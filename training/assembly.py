@@ -1,4 +1,4 @@
-"""From a config to a task and a model: where a task is given what it needs of the model, and the model what the task says."""
+"""From a config to a task and a model: passes the task what it needs from the model, and the model what the task specifies."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def record(config: ConfigDict, task: tasks.Task) -> dict[str, Any]:
 
 
 def build(config: ConfigDict, weights: str | None = None, run: str | Path | None = None) -> tuple[tasks.Task, nnx.Module]:
-    """Makes the task and the model of ``config``, with adapters where it asks for them.
+    """Makes the task and the model of ``config``, with adapters if it specifies them.
 
     Args:
       config: all of the run.
       weights: a file or name to load, in place of ``config.weights``; "" for none, where a checkpoint follows.
-      run: the working directory of the run that the model is of, or that the task goes on with: labels are its labels.
+      run: the working directory of the run that the model comes from or that the task continues: labels are its labels.
 
     Raises:
-      ValueError: unknown names or options, near ones given; whatever is wrong with data or weights.
+      ValueError: unknown names or options, near ones given; invalid data or weights.
     """
     options = config.task.to_dict()
     name = options.pop("name")

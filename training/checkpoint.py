@@ -26,7 +26,7 @@ from training.step import State
 _WEIGHTS = ("params", "statistics", "ema")
 _BESIDE = ("step", "loss_scale")  # of the state, saved with the optimizer's; the scale where there is one
 
-# What Orbax has to say reaches us as exceptions; its log would add a traceback from each of its threads.
+# Orbax reports errors as exceptions; its log would add a traceback from each of its threads.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 

@@ -100,7 +100,7 @@ def check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
     """Refuses ``--config.FIELD`` where the config has no such field.
 
     Raises:
-      ValueError: near fields are named.
+      ValueError: with similar field names.
     """
     for argument in arguments:
         if not argument.startswith(("--config.", "-config.")):
@@ -175,7 +175,7 @@ def configs() -> str:
 
 
 def required(name: str) -> Any:
-    """The value of a flag that must be given; a config with the hyper-parameters of the model that were given beside it.
+    """The value of a flag that must be given; a config also gets the model's hyper-parameters given on the command line.
 
     Raises:
       ValueError: it is not given.

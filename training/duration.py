@@ -1,4 +1,4 @@
-"""Durations as people write them: "20 epochs", "500 steps", "10000 examples".
+"""Durations as text: "20 epochs", "500 steps", "10000 examples".
 
 Everything is counted in examples, the one unit that neither the batch size nor the size of the
 data set changes. An event "every D" happens after the step in which a multiple of D examples is passed.
@@ -26,7 +26,7 @@ class Clock:
     epoch: int
 
     def examples(self, duration: str, field: str) -> int:
-        """Number of examples in ``duration``; 0 for an empty string, which stands for "never".
+        """Number of examples in ``duration``; 0 for an empty string, which means "never".
 
         Args:
           duration: a number and one of epochs, steps, examples.

@@ -28,7 +28,7 @@ IN_FLIGHT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Attributes: ``figures`` by metric, the number of ``examples`` they are of, and what a task that ``Explains`` says of each, in order."""
+    """Attributes: ``figures`` by metric, the number of ``examples``, and, for a task that ``Explains``, its output for each, in order."""
 
     figures: dict[str, float]
     examples: int
@@ -36,7 +36,7 @@ class Evaluation:
 
 
 def held_out(task: Task) -> str:
-    """The split that the final figures are of."""
+    """The split on which the final figures are computed."""
     return "test" if "test" in task.splits else "validation"
 
 

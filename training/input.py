@@ -57,7 +57,7 @@ def train_batches(
 
     Raises:
       ValueError: no examples.
-      Exception: whatever the examples raise, in the step that needed them.
+      Exception: any exception of the examples, in the step that needed them.
     """
     if not len(examples):
         raise ValueError("the split to train on is empty")

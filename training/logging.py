@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, metrics.jsonl, TensorBoard events, environment.json and a table at the end."""
+"""What a run records and prints: a progress bar, metrics.jsonl, TensorBoard events, environment.json and a table at the end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
         if self._leads:
-            with contextlib.suppress(OSError) if error else contextlib.nullcontext():  # what is told is the first error
+            with contextlib.suppress(OSError) if error else contextlib.nullcontext():  # the first error is the one reported
                 self._file.close()
                 self._events.close()
 
@@ -89,7 +89,7 @@ class Log:
             raise OSError(f"can't write {self._file.name}: {error.strerror or error}. Free space, then run the same command to go on") from error
 
     def progress(self, step: int, values: Mapping[str, float] | None = None) -> None:
-        """Moves the bar to ``step``; ``values`` are shown beside it. Where no terminal shows the bar, a line now and then does."""
+        """Moves the bar to ``step``; ``values`` are shown next to it. Without a terminal, a line is printed now and then."""
         shown = "".join(f", {name} {number(value)}" for name, value in (values or {}).items())
         if self._bar.disable:
             now = time.monotonic()
@@ -127,7 +127,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def peak_memory() -> float:
-    """Peak memory in MiB: of the fullest device where it says so, else of this process."""
+    """Peak memory in MiB: of the fullest device if available, else of this process."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
     if max(peaks):
         return max(peaks) / 2**20

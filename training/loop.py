@@ -51,8 +51,8 @@ class Result:
     """How a run ended.
 
     Attributes:
-      step: steps done; fewer than asked for if the run was told to stop.
-      total: steps asked for.
+      step: steps done; fewer than requested if the run was stopped.
+      total: steps requested.
       figures: the figures of the held-out split, of the final weights ("ema" where kept) and "raw".
       best: the best validation figure and its step.
       seconds: time in this call.
@@ -96,7 +96,7 @@ def _until_told() -> Iterator[Callable[[], bool]]:
 
 
 class _Window:
-    """Reports of the steps since the last record, left on the device until they are asked for."""
+    """Reports of the steps since the last record, left on the device until they are read."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
@@ -144,18 +144,18 @@ class _Window:
 def train(
     config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, extend: bool = False, record: Mapping[str, Any] | None = None
 ) -> Result:
-    """Trains ``model`` on ``task``, going on from where ``workdir`` stands.
+    """Trains ``model`` on ``task``, resuming from the state of ``workdir``.
 
     Args:
       config: all of the run; configs/common.py explains its fields.
-      model: freshly made; its arrays are given up to the run, and it has the final weights (averaged, where kept) afterwards.
+      model: freshly made; its arrays are donated to the run, and afterward it has the final weights (averaged, where kept).
       task: what to train on.
       workdir: made where it does not exist.
       extend: allow other durations than those the run began with.
-      record: what is written down of the model, for its use without the data.
+      record: what is stored about the model, so that it can be used without the data.
 
     Raises:
-      ValueError: a field of the config that can't be served, another config than the directory's, or a directory in use.
+      ValueError: an unsupported config field, a config that differs from the directory's, or a directory in use.
       NonFiniteError: after saving the last finite state, if ``config.nonfinite`` is "stop".
       OSError: the directory can't be written.
     """
@@ -278,7 +278,7 @@ def train(
 
 
 def _stop(checkpoints: Checkpoints, state: State, fault: str) -> None:
-    """Saves the state, which stands at the last finite step, and raises."""
+    """Saves the state, which is that of the last finite step, and raises."""
     finite = int(state["step"])
     if finite:
         checkpoints.save(state, finite)

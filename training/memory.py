@@ -1,7 +1,7 @@
 """How much memory a step takes, estimated from its traced program before anything is compiled.
 
 What XLA does is simplified to one rule: a result is an array in memory, from the operation that makes it to the last that
-needs it, but for elementwise results larger than what they are computed from (broadcasts, masks), which are fused into
+needs it, except elementwise results larger than what they are computed from (broadcasts, masks), which are fused into
 what reads them. Results that take the place of arguments take nothing. The estimate is the arguments of the step and the
 greatest sum of arrays that live at one time: within a factor of two of what the compiler says on CPUs, over the families of
 the zoo (tests/training/test_memory_estimate.py has the test; measured 0.6 to 1.2).
@@ -35,7 +35,7 @@ _INLINED = _names("jit pjit closed_call core_call call checkpoint remat remat2 c
 
 
 class _Buffer:
-    """An array in memory; one of ``size`` 0 is an argument, which is there whatever the program does."""
+    """An array in memory; one of ``size`` 0 is an argument, which exists throughout."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -111,7 +111,7 @@ def _inside(jaxpr: Any) -> Any:
 
 
 def _loop_peak(name: str, params: Mapping[str, Any], body: Any) -> int:
-    """What one run of the body of a loop, a branch or a shard takes beside its operands and results; a scan has its slices too."""
+    """The memory that one run of the body of a loop, a branch or a shard takes besides its operands and results; a scan also has its slices."""
     program = _Program()
     outside = params["num_consts"] + params["num_carry"] if name == "scan" else len(body.invars)
     sliced = program.make(frozenset(), [_bytes(v.aval) for v in body.invars[outside:]])
@@ -119,7 +119,7 @@ def _loop_peak(name: str, params: Mapping[str, Any], body: Any) -> int:
 
 
 def temporaries(jaxpr: Any) -> int:
-    """Bytes that a program takes beside its arguments, and beside results that take the place of arguments."""
+    """Bytes that a program takes besides its arguments, and besides results that take the place of arguments."""
     body = _inside(jaxpr)
     program = _Program()
     return program.peak(program.add(body, [frozenset()] * len(body.invars)))
@@ -154,7 +154,7 @@ def _size(count: int) -> str:
 
 
 def available() -> int:
-    """Bytes of memory of a device: of an accelerator what it says, of a CPU the machine's, or less where the process is held to less; 0 if unknown."""
+    """Bytes of memory of a device: for an accelerator as it reports; for a CPU the machine's, or the process's limit if lower; 0 if unknown."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     if limit:
         return int(limit)

@@ -34,7 +34,7 @@ class _Plan:
 
 
 def _signed(like: Callable[..., Any], *more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a function the parameters of ``like`` to show: the options that a user may set."""
+    """Gives a function the signature of ``like``: the options that a user may set."""
 
     def sign(make: Callable[..., Any]) -> Callable[..., Any]:
         taken = [p for p in inspect.signature(like).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -95,7 +95,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adafactor": _adafactor,
     "muon": _muon,
 }
-# What the fields beside "options" say already.
+# Set by fields other than "options".
 _OURS = frozenset(
     {"learning_rate", "weight_decay", "mask", "weight_decay_rate", "weight_decay_mask", "adam_learning_rate", "adam_weight_decay"}
     | {"muon_weight_dimension_numbers"}
@@ -124,9 +124,9 @@ class Optimizer:
 
     Attributes:
       trainable: names of the parameters that are trained; the others have no gradient and no optimizer state.
-      decayed: those of them that weight decay pulls on.
+      decayed: those of them that have weight decay.
       factors: learning-rate factor of each, where it is not 1; decay is scaled with it.
-      matrices: names of the matrices of linear layers inside blocks, which Muon is for.
+      matrices: names of the matrices of linear layers inside blocks, which Muon updates.
       peak: learning rate at the end of the warm-up.
       rounding: how updates reach parameters narrower than float32 (:mod:`training.precision`).
     """
@@ -157,7 +157,7 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
     """Makes the optimizer of ``model``.
 
     Args:
-      model: asked for ``no_decay() -> names`` and ``layer_ids() -> {name: int}`` where it has them.
+      model: ``no_decay() -> names`` and ``layer_ids() -> {name: int}`` are called where it has them.
       params: its parameters by dotted name.
       config: ``name, learning_rate`` and, each optional, ``weight_decay, clip_norm, layer_decay (0 or 1 = off),
         multipliers ({pattern: factor} or pairs), freeze, no_decay (patterns), options (of the optax function),
@@ -167,7 +167,7 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
         Parameters of one dimension and those the model names are never decayed.
 
     Raises:
-      ValueError: unknown names, options or patterns; nothing left to train; layer decay the model can't serve.
+      ValueError: unknown names, options or patterns; nothing left to train; layer decay that the model does not support.
     """
     name = config["name"]
     if name not in OPTIMIZERS:
@@ -206,15 +206,15 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
 def _block_matrices(model: nnx.Module) -> frozenset[str]:
     """Names of the matrices of linear layers inside blocks; of all linear layers in a model that has no blocks.
 
-    Muon (Jordan et al., 2024) is for hidden layers: its authors leave embeddings, heads and everything that is no
-    matrix to Adam. A table of tokens, positions or decays has two axes as well, and is no matrix.
+    Muon (Jordan et al., 2024) is for hidden layers: its authors leave embeddings, heads and all parameters that are not
+    matrices to Adam. A table of tokens, positions or decays also has two axes, but is not such a matrix.
     """
     matrices = linear_matrices(model)
     return frozenset(name for name in matrices if "blocks" in name.split(".")) or frozenset(matrices)
 
 
 def _frozen(model: nnx.Module, patterns: Iterable[str], names: Iterable[str]) -> frozenset[str]:
-    """What is not trained: what an adapted model keeps, then what the patterns add or, with a leading "!", take away, in their order."""
+    """Names of frozen parameters: those that an adapted model keeps, then those that the patterns add or, with a leading "!", remove, in order."""
     frozen = frozenset(lora.kept(model))
     for pattern in patterns:
         hits = matching((pattern.removeprefix("!"),), names, "optimizer.freeze")

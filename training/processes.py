@@ -1,4 +1,4 @@
-"""Several processes that train one model: who leads, and what all of them must agree on."""
+"""Several processes that train one model: who leads, and what they must agree on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def join(settings: Mapping[str, Any]) -> None:
     Args:
       settings: ``coordinator``, the address "host:port" of the first process, how many ``processes`` there are, and which this
         ``process`` is, from 0; what is not given is taken from the environment variables of ``VARIABLES``, and under a cluster's
-        scheduler (Slurm, MPI, Kubernetes, Cloud TPU) from that, where coordinator is "auto". Nothing given is one process alone.
+        scheduler (Slurm, MPI, Kubernetes, Cloud TPU) from that, where coordinator is "auto". With nothing given there is a single process.
 
     Raises:
       ValueError: only some of the three are given, or the others can't be reached.
@@ -47,7 +47,7 @@ def join(settings: Mapping[str, Any]) -> None:
 
 
 def leads() -> bool:
-    """Whether this process is the one that writes and tells."""
+    """Whether this process writes files and prints."""
     return jax.process_index() == 0
 
 
@@ -57,6 +57,6 @@ def any_of(flag: bool) -> bool:
 
 
 def together(name: str) -> None:
-    """Returns once all processes have come here."""
+    """Returns once all processes have reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

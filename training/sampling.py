@@ -19,7 +19,7 @@ SAMPLE_TOKENS = 400
 
 @runtime_checkable
 class WritesText(Protocol):
-    """A task whose models write text: what the sample at the end of a run needs of it.
+    """A task whose models write text: what the sample at the end of a run needs.
 
     Attributes:
       tokenizer: of its tokens.
@@ -28,7 +28,7 @@ class WritesText(Protocol):
     tokenizer: tokenization.Tokenizer
 
     def sample_prompt(self) -> list[int]:
-        """Returns the tokens that the sample goes on from."""
+        """Returns the tokens that the sample continues."""
         ...
 
     def decode(self, tokens: Any) -> str:
@@ -37,7 +37,7 @@ class WritesText(Protocol):
 
 
 def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
-    """What ``model`` writes after the prompt of a task that has one (:class:`WritesText`); "" for other tasks.
+    """The text that ``model`` generates from the prompt of a task that has one (:class:`WritesText`); "" for other tasks.
 
     The prompt is shown too, with a bar between it and the model's own text.
     """

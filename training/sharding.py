@@ -6,7 +6,7 @@
     sequence   the second axis of every array of the batch: tokens of a sequence, lines of an image
 
 The program is written for whole arrays and split by the compiler; nothing else in the repository
-says where an array lives, but for the ops that exchange less than the compiler would, and kernels, which it can't split.
+places arrays, except ops that exchange less than the compiler would, and kernels, which it can't split.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def create_mesh(sizes: Mapping[str, int]) -> Mesh:
       sizes: devices along each of ``AXES``, 1 where not named; -1, for one axis, means all that are left.
 
     Raises:
-      ValueError: an unknown axis, a size that is no size, or other devices than there are.
+      ValueError: an unknown axis, an invalid size, or a number of devices other than the available one.
     """
     for axis in sizes:
         if axis not in AXES:
@@ -97,7 +97,7 @@ def of_state(mesh: Mesh) -> NamedSharding:
 def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> NamedSharding:
     """Sharding of a parameter.
 
-    The first of ``rules`` whose pattern is like ``name`` places the axis ``tensor``; without one it takes the largest axis of
+    The first of ``rules`` whose pattern matches ``name`` places the axis ``tensor``; without one it takes the largest axis of
     the parameter that it divides, once ``fsdp`` has taken its own. Small parameters, and those that nothing divides, are copied.
 
     Raises:
@@ -136,7 +136,7 @@ def of_tree(mesh: Mesh, state: Any, rules: Rules) -> Any:
 
 
 def of_batch(mesh: Mesh, shape: tuple[int, ...], leading: int = 0) -> NamedSharding:
-    """Sharding of an array of a batch: its axis ``leading`` (1 where microbatches come first) is rows, the one behind it the sequence.
+    """Sharding of an array of a batch: its axis ``leading`` (1 where microbatches come first) is rows, the next one the sequence.
 
     Raises:
       ValueError: the sequence can't be split equally.

@@ -2,7 +2,7 @@
 
 The state is ``{"params", "statistics", "optimizer", "ema", "step", "halted"}``, its first two and
 ``ema`` flat under dotted names, and for a model in float16 ``"loss_scale"``. The model exists at
-trace time only. Random keys are no part of the state: each one in the model is derived from
+trace time only. Random keys are not part of the state: each one in the model is derived from
 (seed, step, microbatch) and its name.
 """
 
@@ -51,7 +51,7 @@ class Skeleton:
 
 
 def initial_weights(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
-    """``params``, ``statistics`` and ``ema`` of the state before the first step; all but the average share the model's arrays."""
+    """``params``, ``statistics`` and ``ema`` of the state before the first step; all except the average share the model's arrays."""
     params, statistics = flatten(model, nnx.Param), flatten(model, Statistic)
     averaged = {**{name: params[name] for name in optimizer.trainable}, **statistics} if ema else {}
     return {
@@ -75,7 +75,7 @@ def initial_state(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
 
 
 def weights(state: Mapping[str, Any], averaged: bool) -> Arrays:
-    """Parameters and statistics to evaluate with: those of the exponential moving average where it is wanted and kept."""
+    """Parameters and statistics to evaluate with: those of the exponential moving average where it is requested and kept."""
     raw = {**state["params"], **state["statistics"]}
     return {**raw, **{name: value.astype(raw[name].dtype) for name, value in state["ema"].items()}} if averaged else raw
 
@@ -115,11 +115,11 @@ def make_step(
 
     ``batch`` leaves are (accumulate, rows, ...). ``report`` has ``pairs`` (the task's metrics as
     (sum, count)), ``learning_rate``, ``gradient_norm``, ``squares`` (sum of squared gradients of each
-    trainable parameter, in the order of their names), ``kept`` (whether the state moved), and
-    where a loss is scaled ``loss_scale`` and ``overflow`` (whether the scale alone kept it from moving).
+    trainable parameter, in the order of their names), ``kept`` (whether the state was updated), and
+    where a loss is scaled ``loss_scale`` and ``overflow`` (whether an overflow under the scale alone prevented that).
 
-    A step whose loss or gradient is not finite leaves the state as it was. If ``sticky``, so do all
-    later ones, and the step count stands still; else only the count advances. A gradient that
+    A step whose loss or gradient is not finite leaves the state unchanged. If ``sticky``, so do all
+    later ones, and the step count does not advance; else only the count advances. A gradient that
     overflows in float16 under a loss scale above 1 halves the scale, and halts nothing.
     """
 
@@ -196,7 +196,7 @@ def make_step(
 
 
 def _still(model: nnx.Module, frozen: Mapping[str, Any]) -> None:
-    """Puts modules that keep statistics and whose parameters are all frozen into evaluation mode, where the statistics stand as they are."""
+    """Puts modules that keep statistics and whose parameters are all frozen into evaluation mode, where the statistics are not updated."""
     if not frozen:
         return
     names = list(flatten(model, nnx.Param))

@@ -1,4 +1,4 @@
-"""The working directory of a run: its config, what it ran on, and whether a command may go on with it."""
+"""The working directory of a run: its config, what it ran on, and whether a command may resume it."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def begun(path: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Keeps a second run out of a working directory, which is made, until the block ends or the process does.
+    """Makes a working directory and locks it against a second run until the block or the process ends.
 
-    The leading process holds the lock. Where the system or the file system has no such locks, ``say`` is told, and nothing is kept out.
+    The leading process holds the lock. Where the system or the file system has no such locks, ``say`` is called, and other runs are not kept out.
 
     Raises:
       ValueError: another run holds it.
@@ -86,7 +86,7 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Writes a file atomically."""
     _write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 

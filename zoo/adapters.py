@@ -1,4 +1,4 @@
-"""Adapters in and out: what LoRA trained of a model, without the model, in a ``.safetensors`` file under our own names.
+"""Saving and loading adapters: the parameters that LoRA trained, without the model, in a ``.safetensors`` file under our own names.
 
 A file holds the adapters, the heads that were trained with them, and the factor alpha / rank.
 """
@@ -36,12 +36,12 @@ def save_adapters(model: nnx.Module, path: str | Path) -> None:
 
 
 def load_adapters(model: nnx.Module, path: str | Path) -> nnx.Module:
-    """Gives ``model``, which holds the weights that the adapters were trained beside, the adapters and heads of a file; returns it.
+    """Loads the adapters and heads of a file into ``model``, which holds the weights they were trained with; returns it.
 
     A head for another number of classes is replaced.
 
     Raises:
-      WeightsError: the file is not there, damaged, or of another model. The model is unchanged.
+      WeightsError: the file is missing, damaged, or of another model. The model is unchanged.
     """
     arrays, about = _read(Path(path))
     if adapters(model):

@@ -78,11 +78,11 @@ def create(
 
 
 def _described(entry: Variant, weights: Any, asked: Collection[str]) -> dict[str, Any]:
-    """Fields in which a model that has a description beside its weights differs from the variant, and that are not ``asked`` for."""
+    """Fields in which a model whose weights come with a description differs from the variant, except those ``asked`` for."""
     if not isinstance(weights, str | Path) or entry.release(str(weights)) is not None:
         return {}
     if str(weights).startswith("hf://"):
-        open_source(weights)  # first: what can't be reached is asked for once, and reported as weights
+        open_source(weights)  # first: an unreachable source is tried once, and reported as weights
     told = describe(entry, weights).fields
     fields = {field: value for field, value in told.items() if field not in asked and value != getattr(entry.config, field)}
     if fields:
@@ -117,7 +117,7 @@ def _configured(
 
 
 def preprocess(model: str | nnx.Module) -> Preprocess:
-    """How a model (or the model of a name) wants its images: as the released checkpoint it was given, else as its architecture's preferred one."""
+    """The preprocessing of a model (or of a model's name): that of the released checkpoint it holds, else of its architecture's preferred one."""
     made: Any = model
     entry = variant(made if isinstance(made, str) else made.variant)
     config: Any = entry.config if isinstance(made, str) else made.config

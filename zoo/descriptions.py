@@ -1,7 +1,7 @@
-"""What is written of a model beside its weights: the ``config.json`` of transformers or timm, in a folder or on the hub.
+"""Descriptions of models next to their weights: the ``config.json`` of transformers or timm, in a folder or on the hub.
 
 Weights do not show all that a model is: the epsilon of its norms, its activation, its number of heads, the names of its
-classes. A family says in ``described`` where transformers keeps what (:class:`zoo.registry.Variant`).
+classes. A family's ``described`` maps our fields to those of transformers (:class:`zoo.registry.Variant`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Description:
       fields: of our configuration, with their values there.
       class_names: of the head's classes, or none.
       preprocess: fields of :class:`zoo.Preprocess`.
-      unread: what it says beyond that, which may matter and is not compared.
+      unread: further entries, which may matter and are not compared.
     """
 
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -33,7 +33,7 @@ class Description:
 
 
 def describe(entry: Variant, source: Any) -> Description:
-    """What is written beside the weights at ``source``; nothing where there is no such file, or it is of neither library.
+    """The description next to the weights at ``source``; empty where there is no such file, or it is of neither library.
 
     Raises:
       WeightsError: it is damaged, or says something that models of this family can't be.
@@ -54,7 +54,7 @@ def describe(entry: Variant, source: Any) -> Description:
 
 
 def _of_transformers(entry: Variant, config: Mapping[str, Any]) -> Description:
-    one = config.get("vision_config") or config  # of two towers the one of images
+    one = config.get("vision_config") or config  # of two towers, the image tower
     labels = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
     names = tuple(labels[index] for index in sorted(labels))
     unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))

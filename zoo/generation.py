@@ -32,11 +32,11 @@ PAST_END = -1
 _PREFILL = 512  # tokens of the prompt read at once: bounds the memory, and the number of programs
 _CAPACITY = 128  # caches hold a multiple of this
 _SMALLEST = 16  # shorter prompts are padded to this
-_LOOK = 16  # tokens between two looks for a stop string
+_LOOK = 16  # tokens between two checks for a stop string
 
 
 class LanguageModel(Protocol):
-    """What is asked of a model; :class:`zoo.backbones.causal.Causal` has it."""
+    """The interface of a model; :class:`zoo.backbones.causal.Causal` has it."""
 
     config: Any
     position: Any
@@ -142,7 +142,7 @@ def generate(
     """Generates up to ``max_new_tokens`` tokens after each prompt.
 
     Args:
-      model: a causal language model; used in evaluation mode and left as it is.
+      model: a causal language model; used in evaluation mode and left unchanged.
       prompt: a text or several, each of which begins a document; or a list of token lists, one for each row and of any lengths;
         one flat list of tokens; or an array (batch, length).
       max_new_tokens: tokens to generate in each row, fewer where it meets a stop.
@@ -349,7 +349,7 @@ def _decode(
         token = sampling.draw(logits, jax.random.fold_in(key, start + step), settings, seen)
         out = out.at[:, step].set(jnp.where(running, token, PAST_END))
         seen = None if seen is None else seen.at[jnp.arange(token.size), token].set(True)
-        # A row that has ended is padding: its state stands still.
+        # A row that has ended is padding: its state does not change.
         running = running & ~(token[:, None] == settings.stops).any(1)
         hidden, state = model.extend_hidden(jnp.where(running, token, 0)[:, None], state, running[:, None])
         return step + 1, out, model.logits(hidden[:, 0]).astype(jnp.float32), state, running, seen

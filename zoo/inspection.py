@@ -16,7 +16,7 @@ def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any
 
     The run is in evaluation mode and with the reference implementation of every op, which is the
     published equation; it is for looking at a few examples, its memory is quadratic in length. The
-    model itself is left as it was.
+    model itself is unchanged.
 
     Args:
       model: any model or layer of the zoo, or an ``nnx.Module`` that contains some.
@@ -32,7 +32,7 @@ def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any
     """
     found = _sown(model, x, name)
     if not found:
-        # The last part of a path is the name. Shapes alone tell what there is: nothing is computed.
+        # The last part of a path is the name. Tracing shapes is enough: nothing is computed.
         names = sorted({path.rsplit(".", 1)[-1] for path in jax.eval_shape(lambda x: _sown(model, x, None), x)})
         has = f"it can capture: {', '.join(names)}" if names else "its modules report nothing"
         raise ValueError(f"the model sows nothing named {name!r}; {has}")

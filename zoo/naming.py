@@ -1,7 +1,7 @@
 """Two-way maps between the parameter names of released checkpoints and ours.
 
 A :class:`Naming` is a table of rules ``(released, ours, *operations)``. Both names are templates, in
-which ``{i}`` stands for one component and has the same value on both sides::
+which ``{i}`` matches one component and has the same value on both sides::
 
     ("blocks.{i}.norm1", "blocks.{i}.mixer_norm")                                    # a module: all its leaves
     ("blocks.{i}.attn.qkv", ("blocks.{i}.mixer.query", "blocks.{i}.mixer.key",
@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an operation may ask of the model: its configuration, and which of the rule's templates our arrays belong to."""
+    """What an operation may know about the model: its configuration, and which of the rule's templates our arrays belong to."""
 
     config: Any
     where: tuple[int, ...]
@@ -237,7 +237,7 @@ class Naming:
       tables: our names, as templates, of tables over a grid, which are resampled when the file's grid is another one.
       config: fields in which a model that holds all of such a file differs from the variant.
       prefix: what whole models put before all names but the head's, and bare backbones leave out.
-      ignore: released names, as templates, that hold nothing of the model.
+      ignore: released names, as templates, that are not part of the model.
     """
 
     rules: Sequence[tuple[Any, ...]]
@@ -251,7 +251,7 @@ class Naming:
         return any(re.fullmatch(template_pattern(template), name) for template in self.ignore)
 
     def covers(self, name: str) -> bool:
-        """Whether a rule has a place for a released name, as far as names tell."""
+        """Whether a rule has a place for a released name, judged by names alone."""
         return self._names.fullmatch(name) is not None
 
     @functools.cached_property

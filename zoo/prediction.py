@@ -55,7 +55,7 @@ def predict(model: nnx.Module, images: Any, *, batch_size: int = 64, top_k: int 
 
 
 def _predict_files(model: nnx.Module, images: Any, batch_size: int) -> np.ndarray:
-    """A batch at a time is read: a folder of photographs need not fit into memory."""
+    """Images are read one batch at a time: a folder of photographs need not fit into memory."""
     prepare = preprocess(model)
     given = list(images) if isinstance(images, list | tuple) else [images]
     size = min(batch_size, len(given))
@@ -86,7 +86,7 @@ def _probabilities(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) 
 
 
 def _stack(images: Any) -> np.ndarray:
-    """One float array of all images, or a ValueError that says what is wrong with them."""
+    """One float array of all images, or a ValueError that explains what is wrong with them."""
     if isinstance(images, Sequence):
         shapes = sorted({np.shape(image) for image in images})
         if len(shapes) > 1:

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How a model wants its images. Calling it makes images of files.
+    """The preprocessing of a model's images. Calling it reads files.
 
     Attributes:
       image_size: pixels of the square input.

@@ -105,7 +105,7 @@ class Variant:
         return self.releases.get(tag) or next((release for name, release in self.releases.items() if name.endswith(f"_{tag}")), None)
 
     def how_to_load(self, tag: str = "") -> str:
-        """How released weights are asked for: those of ``tag``, or, where there are none, the preferred ones."""
+        """How to request released weights: those of ``tag``, or, where there are none, the preferred ones."""
         if not self.releases:
             return f'no released checkpoint of {self.name} is listed: zoo.create("{self.name}", weights=...) takes a file, a folder or hf://owner/name'
         guess = tag if self.release(tag) else next(iter(self.releases))
@@ -195,7 +195,7 @@ def abstract(entry: Variant, config: ModelConfig) -> nnx.Module:
 
 
 def one_of(config: Mapping[str, Any], key: str, values: Mapping[Any, Any]) -> Any:
-    """Our word for what ``config`` has under ``key``; None where it has nothing.
+    """Our term for the value of ``key`` in ``config``; None where it has none.
 
     Raises:
       ValueError: it is none of ``values``.

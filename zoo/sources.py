@@ -55,7 +55,7 @@ def open_source(source: str | Path) -> Tensors:
     """The tensors of a file, a folder or ``hf://owner/name[@revision][/file]``.
 
     Raises:
-      WeightsError: it is not there, can't be reached, is damaged, or is of no known format.
+      WeightsError: it is missing, can't be reached, is damaged, or is of no known format.
     """
     if match := _HUB.fullmatch(str(source)):
         return _hub(**match.groupdict())
@@ -82,7 +82,7 @@ def _file(path: Path) -> Tensors:
 
 
 def _safetensors(path: Path) -> Tensors:
-    """The format is a length, a header in JSON and the arrays' bytes. They are read, not mapped, so that a page of the file is not held beside its copy."""
+    """The format is a length, a header in JSON and the arrays' bytes. They are read, not mapped, so that memory does not hold both a page of the file and its copy."""
     from safetensors import safe_open
 
     safe_open(path, framework="np")  # checks the header
@@ -160,7 +160,7 @@ def _torch(path: Path) -> Tensors:
         def read() -> np.ndarray:
             whole = tensor.detach().contiguous()
             array = whole.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if whole.dtype == torch.bfloat16 else whole.numpy()
-            return np.array(array)  # the file's pages stay the file's
+            return np.array(array)  # the file's pages are not kept
 
         return read
 
@@ -168,7 +168,7 @@ def _torch(path: Path) -> Tensors:
 
 
 def _harmless() -> list[Any]:
-    """What training scripts keep beside tensors and hold only data: the options of a command, and NumPy's numbers and arrays of numbers."""
+    """What training scripts store with tensors and is only data: the options of a command, and NumPy's numbers and arrays of numbers."""
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
     makers = (multiarray.scalar, multiarray._reconstruct)
     named = [(maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")]  # NumPy 1 and 2
@@ -201,7 +201,7 @@ def _folder(path: Path) -> Tensors:
 
 
 def config_beside(source: Any) -> str | None:
-    """The text of the ``config.json`` in a folder of weights, beside a file, or in a repository of the hub; None where there is none."""
+    """The text of the ``config.json`` in a folder of weights, next to a file, or in a repository of the hub; None where there is none."""
     if match := _HUB.fullmatch(str(source)):
         import huggingface_hub
 
@@ -223,7 +223,7 @@ TOKENIZER = "tokenizer.json"
 
 
 def run_record(source: Any) -> dict[str, Any] | None:
-    """What a training run wrote down of its model, where ``source`` is its working directory or a checkpoint inside; else None.
+    """What a training run stored about its model, where ``source`` is its working directory or a checkpoint inside; else None.
 
     Returns:
       "model" (the variant), "options" (hyper-parameters), "class_names" and "preprocess" (fields of :class:`zoo.Preprocess`),
@@ -280,7 +280,7 @@ def _orbax(path: Path) -> Tensors:
 
 
 def _without_adapters(tensors: Tensors, folder: Path) -> Tensors:
-    """The tensors of a plain model where a run trained adapters: each is added to the kernel beside it, as the run's config scales them."""
+    """The tensors of a plain model where a run trained adapters: each is added to its kernel, scaled as in the run's config."""
     layers = [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]
     if not layers:
         return tensors

@@ -1,4 +1,4 @@
-"""What a model costs, told without building it: parameters, operations, and the implementations that dispatch picks."""
+"""What a model costs, found without building it: parameters, operations, and the implementations that dispatch picks."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def summary(model: str | nnx.Module, input_shape: tuple[int, ...] | None = None,
       **overrides: as ``zoo.create`` takes them; only with a name.
 
     Raises:
-      ValueError: overrides for a model already made, or a model that does not tell its input's shape.
+      ValueError: overrides for a model already made, or a model whose input shape is unknown.
     """
     made: Any = model
     if isinstance(model, str):
@@ -148,7 +148,7 @@ def _own_input_shape(model: nnx.Module) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """A call of one part, as far as counting it needs."""
+    """What counting needs from a call of one part."""
 
     name: str
     kind: str
@@ -159,7 +159,7 @@ class _Call:
 
 
 def _parts(module: nnx.Module, name: str = "") -> list[tuple[str, nnx.Module]]:
-    """The parts that have a row: whatever holds a stack is opened, and so are stacks and lists."""
+    """The parts that have a row: modules that hold a stack are opened, and so are stacks and lists."""
     found: list[tuple[str, nnx.Module]] = []
     for key, child in nnx.iter_children(module):
         path = f"{name}.{key}" if name else str(key)
@@ -172,7 +172,7 @@ def _watch(model: nnx.Module, calls: list[_Call]) -> None:
     """Makes every part of ``model``, a copy made for this trace alone, note its calls."""
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Stack):
-            # A scanned or recomputed block is a copy again, which nobody watches.
+            # A scanned or recomputed block is another copy, which is not observed.
             module.scan = module.remat = False
     for name, part in _parts(model):
         cls = type(part)

@@ -1,4 +1,4 @@
-"""Pretrained weights in and out, under their authors' names.
+"""Loading and saving pretrained weights, under their authors' names.
 
 ``load`` finds out under which naming a file was written, checks every name and shape, and only then
 changes the model; ``save`` writes the authors' names. An architecture's ``RULES`` say how names and
@@ -30,7 +30,7 @@ from zoo.naming import ZOO, Entry, Naming, Tie, plan
 from zoo.registry import FrozenOptions, Release, Variant, abstract, list_models, variant
 from zoo.sources import Tensor, Tensors, WeightsError, open_source, run_record, run_tokenizer
 
-# What trainers and larger models put before the names of all tensors, or of one tower's.
+# Prefixes that trainers and larger models add to the names of all tensors, or of one tower's.
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.", "params/", "opt/target/")
 _TOWERS = ("params/img/", "visual.trunk.")
 
@@ -110,7 +110,7 @@ def load(
 def load_keeping(
     model: nnx.Module, source: str | Path | Mapping[str, Any], keep: Iterable[str], *, head: str | None = None, naming: str | None = None, dtype: Any = None
 ) -> nnx.Module:
-    """As :func:`load`, for a model that keeps the fields ``keep`` of its configuration whatever is written beside the weights."""
+    """As :func:`load`, for a model that keeps the fields ``keep`` of its configuration whatever the description next to the weights says."""
     if head not in (None, "reset"):
         raise WeightsError(f'head is None or "reset", got {head!r}')
     if dtype not in (None, "file"):
@@ -195,7 +195,7 @@ def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndar
 
 
 def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -> int | None:
-    """Number of classes of a checkpoint for the model ``name``; None where it has no head or it can't be told."""
+    """Number of classes of a checkpoint for the model ``name``; None where it has no head or the number is unknown."""
     entry = variant(name)
     _, tensors = _tensors(entry, source)
     model = abstract(entry, dataclasses.replace(config, num_classes=config.num_classes or 1))
@@ -268,7 +268,7 @@ def _known(model: nnx.Module, rules: Naming, tensors: Tensors) -> int:
 
 
 def _beyond(model: Any, rules: Naming, tensors: Tensors, reset: bool, told: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Fields of the configuration, and their values, in which the model that such a file holds, and is ``told`` to be, differs from ``model``."""
+    """Fields of the configuration, and their values, in which the model of such a file, by its tensors and its description ``told``, differs from ``model``."""
     fields = {field: value for field, value in {**rules.config, **told}.items() if getattr(model.config, field) != value}
     for part in getattr(model, "extras", ()):
         if reset and part in getattr(model, "before_head", ()):
@@ -345,7 +345,7 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
 
 
 def _warn_of(model: Any, told: Description, source: Any, keep: Iterable[str]) -> None:
-    """Says what is written beside the weights and not followed."""
+    """Reports what the description next to the weights says and is not followed."""
     if others := [f"{field}={told.fields[field]!r}" for field in keep if told.fields.get(field, getattr(model.config, field)) != getattr(model.config, field)]:
         warnings.warn(f"config.json of {source} has {', '.join(others)}: what was asked for is kept", stacklevel=4)
     if told.unread:
@@ -353,7 +353,7 @@ def _warn_of(model: Any, told: Description, source: Any, keep: Iterable[str]) ->
 
 
 def _adopt(model: Any, entry: Variant, form: Form, source: Any, told: bool) -> None:
-    """Gives the model the parts that the file holds beyond it or in another form, takes those that files of its naming do without, and says so."""
+    """Adds the parts that the file has in addition or in another form, removes those that files of its naming lack, and reports it."""
     if form.parts is model:
         return
     if told:
@@ -369,7 +369,7 @@ def _adopt(model: Any, entry: Variant, form: Form, source: Any, told: bool) -> N
 
 
 def _restate(model: nnx.Module, other: nnx.Module) -> None:
-    """Gives the modules of ``model`` what those of ``other`` have beside arrays: epsilons, activations, numbers of heads."""
+    """Copies to the modules of ``model`` the settings of those of ``other``: epsilons, activations, numbers of heads."""
     ours = dict(nnx.iter_modules(model))
     for path, theirs in nnx.iter_modules(other):
         for name, value in vars(theirs).items():
@@ -418,7 +418,7 @@ def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
 
 
 def _without(model: Any, match: Match) -> str:
-    """What to do where the file lacks nothing but whole parts that a model may be made without: one of a bare encoder, say."""
+    """What to do where the file only lacks whole parts that a model may be made without, as a file of a bare encoder does."""
     names: dict[str, set[str]] = collections.defaultdict(set)
     for line in match.entries:
         if line.ours:

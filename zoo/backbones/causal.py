@@ -61,7 +61,7 @@ class CausalConfig(ModelConfig):
 
 @struct.dataclass
 class CausalState:
-    """What a causal model remembers of the tokens read.
+    """The state of a causal model.
 
     Attributes:
       blocks: the states of the blocks.
@@ -132,7 +132,7 @@ class Causal(Model):
         return self.logits(self.hidden(tokens, mask, positions))
 
     def hidden(self, tokens: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        """What the head sees: (batch, length, features). Dear vocabularies need not be applied to every token."""
+        """What the head sees: (batch, length, features). A large vocabulary need not be applied to every token."""
         return self.norm(self.blocks(self._embed(tokens, positions), mask, positions)[0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:

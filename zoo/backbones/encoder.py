@@ -3,7 +3,7 @@
     tokens -> words + positions + types -> norm -> blocks -> logits over the vocabulary
                                                           -> pool -> head
 
-BERT and its kin are this class with other hyper-parameters.
+BERT and similar models are this class with other hyper-parameters.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class EncoderConfig(ModelConfig):
       output: what ``model(tokens)`` gives: "vocabulary", logits for each token, or "pooled", a vector (with a head, logits of its classes).
       pool: "token" (the first) or "average" (of the real tokens).
       normalize: pooled vectors have length 1.
-      pooler: a linear layer and tanh behind pooling by token; None: where the output needs it.
+      pooler: a linear layer and tanh after pooling by token; None: where the output needs it.
       masked_lm: the head over the vocabulary; None: where the output needs it.
-      next_sentence: a head that tells whether the second segment follows the first.
+      next_sentence: a head that predicts whether the second segment follows the first.
     """
 
     vocab_size: int = 30522
@@ -160,7 +160,7 @@ class Encoder(Classifier):
         return self._normed(self.blocks(self._embed_real(tokens, mask, types), mask)[0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """The head over the vocabulary: (..., features) to (..., vocab_size). Dear vocabularies need not be applied to every token.
+        """The head over the vocabulary: (..., features) to (..., vocab_size). A large vocabulary need not be applied to every token.
 
         Raises:
           ValueError: the model was made without it.

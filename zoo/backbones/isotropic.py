@@ -50,13 +50,13 @@ class IsotropicConfig(ModelConfig):
       features, depth, num_heads, mlp_ratio: width of a token, blocks, attention heads, hidden width of the MLP / features.
       mlp: the activation "gelu", "gelu_tanh" or "quick_gelu", or "swiglu", gated: ``mlp_ratio * features`` is then the
         hidden width of each of the two halves.
-      class_token, registers: prefix tokens that stand before the patches.
+      class_token, registers: prefix tokens, placed before the patches.
       distilled: a second class token and head, averaged with the first (DeiT).
       prefix_positions: which prefix tokens have positions of their own: "all", "class" (DINOv2 with registers) or "none".
-      mask_token: a token that stands for masked patches (``embed(images, masked)``), as self-supervised training has it.
+      mask_token: a token that replaces masked patches (``embed(images, masked)``), as self-supervised training has it.
       distilled_head: whether the second class token has its head; without, it only takes part in attention.
       pool: "token" (the class token), "average" (patches), "token_and_average" (both, side by side), or "attention" (a learned query).
-      pooler: a linear layer and tanh behind the pooling, as heads have at pre-training (section 3.1 of ViT).
+      pooler: a linear layer and tanh after the pooling, as heads have at pre-training (section 3.1 of ViT).
       head_bias: whether the head has one (CLIP's projection has none).
       norm_after_pool: the final norm follows the pooling instead of preceding it.
       final_norm: whether there is one.
@@ -229,7 +229,7 @@ class Isotropic(Classifier):
 
         Args:
           images: (batch, height, width, channels).
-          masked: (batch, rows, columns) bool, patches that the mask token stands for.
+          masked: (batch, rows, columns) bool, patches that the mask token replaces.
         """
         check_images(images, self.config.in_channels)
         grid = self.patch_embed(images)

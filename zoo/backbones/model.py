@@ -1,4 +1,4 @@
-"""What every model of the zoo has, whatever it is given and makes of it."""
+"""What every model of the zoo has, whatever its inputs and outputs."""
 
 from __future__ import annotations
 

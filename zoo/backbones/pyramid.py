@@ -2,7 +2,7 @@
 
     image -> stem -> blocks -> (downsample -> blocks) x 3 -> norm -> average pool -> head
 
-BiFormer, MaxViT, Swin and their kin are this class with their own stem, blocks and downsampling.
+BiFormer, MaxViT, Swin and similar models are this class with their own stem, blocks and downsampling.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class DeltaNetConfig(CausalConfig):
     """Hyper-parameters of a language model on the delta rule.
 
     Attributes:
-      rule: the mixer, whose own options stand where the ones below are None.
+      rule: the mixer, whose own options apply where the ones below are None.
       num_value_heads, head_dim, value_expansion, steps, use_decay, use_gate, negative, conv_size: as in :class:`layers.DeltaNet`.
     """
 

@@ -82,7 +82,7 @@ def expand(names: str) -> list[str]:
 
 
 def _overrides(name: str) -> dict[str, Any]:
-    """What a model's name says of it."""
+    """The meaning of a model's name."""
     words = set(name.split("_"))
     family, size = name.split("_")[:2]
     features, depth, heads, *ratio = SIZES[size]
