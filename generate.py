@@ -1,4 +1,4 @@
-"""Goes on with a text: ``python generate.py --workdir=runs/NAME --prompt="def "``, or ``--model=NAME --weights=FILE``."""
+"""Continues a text: ``python generate.py --workdir=runs/NAME --prompt="def "``, or ``--model=NAME --weights=FILE``."""
 
 from training import sampling
 

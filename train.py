@@ -1,7 +1,7 @@
 """Trains a model: ``python train.py --config=configs/biformer.py``.
 
 Any field of the config can be overridden (``--config.batch_size=32``). Running the same command with
-the same ``--workdir`` goes on where it stopped.
+the same ``--workdir`` resumes where it stopped.
 """
 
 import datetime

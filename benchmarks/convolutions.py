@@ -1,4 +1,4 @@
-"""One convolution's gradient on this device: each form of the ops beside ``nnx.Conv``, by size of the kernel.
+"""One convolution's gradient on this device: each form of the ops compared with ``nnx.Conv``, by size of the kernel.
 
 ``python -m benchmarks.convolutions`` writes benchmarks/results/<platform>/convolutions.json after each row, and keeps
 rows that it does not measure. The layer has 64 channels and a batch of 8, float32: a grid of 28x28, or its 784
@@ -9,7 +9,7 @@ positions as a causal sequence. The gradient is that of the sum of squares, in t
     chosen   the form that the op takes by itself
 
 Beside the chosen form, one that took more than ``--limit`` CPU seconds to compile is not tried at larger sizes, and one
-that needs more than 1 GiB of temporary memory is not run; the reason stands in the row.
+that needs more than 1 GiB of temporary memory is not run; the row gives the reason.
 """
 
 from __future__ import annotations

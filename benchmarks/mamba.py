@@ -109,7 +109,7 @@ class Ours:
         return jax.block_until_ready(self.forward(self.params, self.tokens[:, :-1]))
 
     def training_memory(self) -> int:
-        """Bytes that a training step takes beside parameters and moments."""
+        """Bytes that a training step takes besides parameters and moments."""
         analysis: Any = self.training_step.lower(self.params, self.moments, self.tokens).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 
@@ -146,7 +146,7 @@ def products(model: Any, length: int) -> Callable[[], Any]:
 
 
 def others(model: Any, length: int) -> dict[str, Callable[[], Any]]:
-    """What a forward pass of Mamba does beside its matrix products, layer after layer as they are in the model, on inputs of the right shapes."""
+    """What a forward pass of Mamba does besides its matrix products, layer after layer as they are in the model, on inputs of the right shapes."""
     import jax
     import jax.numpy as jnp
     from flax import nnx

@@ -15,7 +15,7 @@ where they have the model. CPU and wall seconds of
                   process of its own
 
 The row "planning" is how long ``zoo.load`` takes to match a file of DINOv2 giant (shapes alone) with the model, with
-and without ``naming=``. The row "loading" is a file of ViT-B: reading and copying its bytes beside
+and without ``naming=``. The row "loading" is a file of ViT-B: reading and copying its bytes, compared with
 ``zoo.create(weights=)`` and ``zoo.load``, each as the second model of a process of its own; "peak" is the most memory
 that the process held beyond what it held before, over the bytes of the parameters. What ``zoo.load`` fills was made,
 with random parameters, before.
@@ -168,7 +168,7 @@ def planning() -> None:
     model.variant = entry.name
     naming, rules = next(iter(entry.rules.items()))
     lines = plan(rules, {name: tuple(leaf.shape) for name, leaf in flatten(model).items()}, model.config)
-    # One number stands at every place of an array.
+    # An array filled with one number.
     file = {
         name: np.broadcast_to(np.float32(0), shape) for line in lines for name, shape in line.released_shapes().items()
     }

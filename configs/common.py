@@ -61,7 +61,7 @@ def run() -> ConfigDict:
             "model": "",
             "model_options": {},  # overrides for zoo.create
             "weights": "",  # a file or a name to start from; "" is random
-            # Adapters of this rank beside the kernels of the layers that match (globs over names); all but they and the head is
+            # Adapters of this rank for the layers that match (globs over names); everything except them and the head is
             # frozen. Their change is scaled by alpha / rank; 0 is alpha = rank. Rank 0 trains the model itself.
             "lora": {"rank": 0, "alpha": 0.0, "patterns": ("*blocks.*",)},
             "task": {},  # name, and the options of that task

@@ -79,7 +79,7 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def times(reports: list[dict[str, Any]]) -> str:
-    """Milliseconds beside the peers, by op."""
+    """Milliseconds compared with the peers, by op."""
     lines = []
     for report in reports:
         op = next(key for key in report if key in OPS)

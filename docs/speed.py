@@ -113,7 +113,7 @@ def collectives(report: Report) -> str:
 
 
 def startup(report: Report) -> str:
-    """From nothing to a model that runs, beside an earlier commit and the libraries that have the model."""
+    """Time until a model runs, compared with an earlier commit and the libraries that have the model."""
 
     def cell(found: Report | None) -> str:
         return f"{found['cpu']:.2f} ({found['wall']:.2f})" if found else ""
@@ -145,7 +145,7 @@ def startup(report: Report) -> str:
 
 
 def convolutions(report: Report) -> str:
-    """The forms of the convolutions beside nnx.Conv."""
+    """The forms of the convolutions compared with nnx.Conv."""
     rows = []
     for op, sizes in report["rows"].items():
         for size, row in sizes.items():

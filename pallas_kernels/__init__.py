@@ -1,7 +1,7 @@
 """Ops: one public function each, several implementations, one table that picks (``dispatch``).
 
 Arrays are ``(batch, length, heads, head_dim)``. Every op takes ``implementation=None`` (the best
-that serves the call) or a name; :func:`pallas_kernels.dispatch.recording` tells what was picked.
+that serves the call) or a name; :func:`pallas_kernels.dispatch.recording` reports what was picked.
 """
 
 from pallas_kernels.attention import attention, attention_weights, masks

@@ -1,7 +1,7 @@
 """Compiles for accelerators that are not here, by their own compilers: an H100 (XLA and ptxas), TPU v5e and v6e (libtpu).
 
 ``pip install -e '.[compile]'`` brings the compilers. What they refuse (too much shared memory or VMEM, a layout
-that does not exist) they refuse here as they would on the device, and they tell what a kernel takes of it.
+that does not exist) they refuse here as they would on the device, and they report what resources a kernel takes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ DEVICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What one Pallas kernel takes; None is what its compiler does not tell.
+    """What one Pallas kernel takes; None is what its compiler does not report.
 
     Attributes:
       name: of the kernel's function.
@@ -141,11 +141,11 @@ def compile_for(device: str, function: Callable[..., Any], *arguments: Any, mesh
       mesh: what :func:`mesh_of` gives, to run on; one device by default.
 
     Returns:
-      What was compiled. A GPU kernel that this process has compiled before is not told again.
+      What was compiled. A GPU kernel that this process has compiled before is not reported again.
 
     Raises:
       RuntimeError: the device's compiler is not installed; says how to install it.
-      ValueError: an unknown device. Whatever the compiler refuses comes as it raises it.
+      ValueError: an unknown device. Errors of the compiler are raised unchanged.
     """
     lowered = lower_for(device, function, *arguments, mesh=mesh)
     if DEVICES[device].platform == "gpu":

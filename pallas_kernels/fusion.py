@@ -3,7 +3,7 @@
 The gradient of a residual stream is a chain of additions, one for each branch, and each link of it is
 read by several matrix products. XLA's CPU compiler fuses the whole chain so far into each of those
 reads: block n adds up n gradients several times over, and the backward pass of a deep model spends more
-time there than in its products (ViT-S: half of it). Its optimisation barriers are gone before it fuses.
+time there than in its products (ViT-S: half of it). Its optimization barriers are removed before it fuses.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def kernel(
       outputs: what it returns, as a list.
       scratch: trees of ``plgpu.SMEM``, ``plgpu.Barrier`` and None; shared by the warpgroups.
       grid: axis names and sizes; the last runs fastest and may be long, the others at most 65535.
-      warpgroups: of 128 threads; ``lax.axis_index(WARPGROUP)`` tells them apart.
+      warpgroups: of 128 threads; ``lax.axis_index(WARPGROUP)`` distinguishes them.
       cost: what :mod:`pallas_kernels.operations` counts.
       approximate: lets exponentials and divisions be a few units in the last place off.
     """

@@ -82,7 +82,7 @@ def rows_and_columns(n: int) -> tuple[jax.Array, jax.Array]:
 
 
 def joins(n: int, size: int) -> jax.Array:
-    """bool (n, n): i stands in the later and j in the earlier half of one block of 2 * ``size``, a power of two."""
+    """bool (n, n): i is in the later and j in the earlier half of one block of 2 * ``size``, a power of two."""
     i, j = rows_and_columns(n)
     return (i > j) & ((i ^ j) >= size) & ((i ^ j) < 2 * size)
 

@@ -129,7 +129,7 @@ def head(x: jax.Array, size: int, last: jax.Array | int = 0, axis: int = 1) -> j
 
 
 def gather(x: jax.Array, axis: int, among: int) -> jax.Array:
-    """``x`` of all devices in this one's group of ``among`` neighbors, one behind the other along ``axis``."""
+    """``x`` of all devices in this one's group of ``among`` neighbors, one after the other along ``axis``."""
     count = jax.lax.axis_size(AXIS)
     groups = [list(range(first, first + among)) for first in range(0, count, among)]
     return jax.lax.all_gather(x, AXIS, axis=axis, tiled=True, axis_index_groups=groups)

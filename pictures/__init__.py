@@ -1,6 +1,6 @@
 """The one reader of image files: in the formats that Pillow decodes by itself, upright, 8 bits a channel, gray or RGB.
 
-Training folders and prediction both read here, so that a photo is to a model what it was in training:
+Training folders and prediction both read here, so that a model sees a photo as in training:
 
 - turned as its EXIF says;
 - CMYK and palettes become RGB; an alpha channel is dropped, the color under it stays;
@@ -57,7 +57,7 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as image:
             return upright(image)
-    except Exception as error:  # decoders raise whatever they trip over
+    except Exception as error:  # decoders raise exceptions of many types
         raise ValueError(f"{path} can't be decoded: {reason(error)}") from error
 
 

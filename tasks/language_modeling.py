@@ -92,7 +92,7 @@ class Windows:
     """Windows of a stream as examples.
 
     "tokens" (length,) int32, and "targets" (length,) int32: the token that follows each; "real" (length,) float32: 1 for
-    predictions that count; "bytes" () float32: bytes that those stand for.
+    predictions that count; "bytes" () float32: bytes that those represent.
     """
 
     def __init__(self, stream: Stream, length: int, separator: int):

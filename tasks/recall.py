@@ -172,7 +172,7 @@ class MultiQueryRecall(Procedural):
         values = half + rng.choice(half, pairs, replace=False)
         tokens = half + rng.integers(0, half, length) if self.random_filler else np.zeros(length, np.int64)
         tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
-        # A query and the token behind it take a slot of two, so that what follows a query is never a query.
+        # A query and the token after it take a slot of two, so that what follows a query is never a query.
         slots = (length - 2 * pairs) // 2
         weight = np.arange(1, slots + 1) ** (self.power - 1.0)
         queries = 2 * pairs + 2 * rng.choice(slots, pairs, replace=False, p=weight / weight.sum())

@@ -1,4 +1,4 @@
-"""Tasks by name, and the one way in which this package answers a misspelt name."""
+"""Tasks by name, and the error message for a misspelled name."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def create(name: str, **options: Any) -> Task:
       **options: the arguments of its class, and what it ``needs`` of the model.
 
     Raises:
-      ValueError: an unknown task or option (near matches are named), a missing option, or whatever
-        is wrong with the data.
+      ValueError: an unknown task or option (near matches are named), a missing option, or
+        invalid data.
     """
     return construct(f"task {name}", lookup(name), options)
 

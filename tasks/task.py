@@ -1,7 +1,7 @@
-"""What the training loop asks of a task, and what a task asks of a model: nothing but arrays.
+"""The interface between the training loop and a task, and between a task and a model: arrays only.
 
 A task owns a problem: its data, its loss and its measure of success. It knows no model; whatever it
-needs of one (the size and normalisation of its images, say) it names in ``needs`` and is given when
+needs of one (the size and normalization of its images, say) it names in ``needs`` and is given when
 it is made. The loop knows no task: it shuffles and batches the examples, differentiates the loss
 and adds up the metrics.
 """

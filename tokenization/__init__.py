@@ -13,9 +13,9 @@ import numpy as np
 class Tokenizer(Protocol):
     """Attributes:
     vocab_size: tokens.
-    separator: the token that stands between documents, and before the first.
+    separator: the token between documents, and before the first.
     key: names the tokenizer, and how it is used, in the name of a file.
-    report: what a run says of it, or nothing.
+    report: a note about it for the run's output, or nothing.
     content: its file; empty where there is none.
     """
 
@@ -60,7 +60,7 @@ class FileTokenizer:
     Args:
       path: the file.
       separator: the token that ends a document; None looks for the usual ones.
-      special_tokens: whether those letters stand for the token instead.
+      special_tokens: whether those letters mean the token instead.
 
     Raises:
       ValueError: the package ``tokenizers`` is missing, no such file, not a tokenizer, or no token that separates documents.

@@ -63,7 +63,7 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """Balanced-trained weights lose when read causally, and stay behind the weights that were trained so."""
+    """Balanced-trained weights lose when read causally, and stay worse than the weights that were trained so."""
     balanced, causal = (medians(rows, membership) for membership in MEMBERSHIPS)
     return balanced["balanced"] < causal["balanced"] and causal["causal"] < causal["balanced"]
 

@@ -3,7 +3,7 @@
 J. Siems et al., arXiv:2502.10297 (the word problem of a group by the number of steps) and R. Grazzi et al.,
 arXiv:2411.12537 (parity by negative eigenvalues). Parity is one reflection a token; the rotations of a triangle
 (S3) and of an icosahedron (A5) are products of two. One layer without convolution, trained at a length of 32 and
-tested at 128; a diagonal recurrence (Mamba-2), which can do none of them, beside it. The papers train at 40 and
+tested at 128; a diagonal recurrence (Mamba-2), which can do none of them, for comparison. The papers train at 40 and
 128 and test at 256 and 512.
 
 A5 is shown and not judged: it takes longer to learn than two cores have minutes. With seed 0 two steps with beta < 2 had an

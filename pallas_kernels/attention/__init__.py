@@ -65,7 +65,7 @@ def attention(
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
       mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of positions,
         (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, which ``pallas_kernels.masks`` is. Beside one, ``key_positions``
-        tell what is padding.
+        mark padding.
       score: a Python function (logits, head, query_position, key_position) -> logits of the scaled logits, before the bias and the mask:
         elementwise JAX arithmetic of arrays that broadcast, and of Python numbers. ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps
         softly; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q - k)`` is ALiBi for 8 heads. ``head`` is that of the query.
@@ -183,7 +183,7 @@ _PLACES = (jax.ShapeDtypeStruct((2, 1), jnp.int32), jax.ShapeDtypeStruct((1, 3),
 
 
 def _check_function(name: str, function: Any, dtype: Any, arguments: tuple[jax.ShapeDtypeStruct, ...]) -> None:
-    """Refuses what is no elementwise function of its arguments alone, which kernels could not have inline."""
+    """Refuses anything but an elementwise function of its arguments, as kernels can't inline it."""
     traced = jax.make_jaxpr(function)(*arguments)
     (result,) = traced.out_avals if len(traced.out_avals) == 1 else (None,)
     if result is None or not jnp.issubdtype(result.dtype, dtype) or np.broadcast_shapes(result.shape, (2, 3)) != (2, 3):

@@ -29,8 +29,8 @@ class Lists(NamedTuple):
     """The key blocks of each query block.
 
     Attributes:
-      ids: int32 (..., q_blocks, longest), ascending; behind ``count`` the last one again (0 in an empty list), so that nothing new is fetched.
-      full: bool (..., q_blocks, longest): every query of the block attends every key, nothing is to be masked. False behind ``count``.
+      ids: int32 (..., q_blocks, longest), ascending; beyond ``count`` the last one again (0 in an empty list), so that nothing new is fetched.
+      full: bool (..., q_blocks, longest): every query of the block attends every key, nothing is to be masked. False beyond ``count``.
       count: int32 (..., q_blocks).
     """
 
@@ -50,7 +50,7 @@ _KEPT = 64  # summaries of patterns: every layer of a model asks for the same
 def cover(visible: Mask, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
     """The summary of any mask, one strip of queries at a time: time q_length * k_length, memory block_q * k_length.
 
-    Queries past the end do not count; keys past the end are attended by nobody.
+    Queries past the end do not count; keys past the end are never attended.
     """
     k_blocks = -(-k_length // block_k)
     k = np.arange(k_blocks * block_k, dtype=np.int32)[None]

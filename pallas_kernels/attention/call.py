@@ -17,7 +17,7 @@ Reach = tuple[int | None, int | None]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionCall(Call):
-    """Those of :func:`pallas_kernels.attention.attention`, which tells what they are.
+    """Those of :func:`pallas_kernels.attention.attention`, which describes them.
 
     Implementations return (batch, q_length, heads, value_dim) in q's dtype, and the log-sum-exp (batch, q_length, heads) where it is asked for.
 

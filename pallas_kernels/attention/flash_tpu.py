@@ -1,7 +1,7 @@
 """The kernels of flash attention on TPU: one for the output, and for the gradients one of queries, one of keys and values, one of a bias.
 
 Each walks, for a block of queries (or keys), through a list of blocks of the other side that is fetched ahead of it by scalar prefetch.
-That of keys and values holds its logits transposed, so that what belongs to a query stands in a row and all products are plain.
+That of keys and values holds its logits transposed, so that a query's values lie in a row and no product needs a transpose.
 That of the bias goes through all blocks: a bias is as large as the logits of one row of the batch at least.
 """
 

@@ -39,7 +39,7 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
     present = {name: x for name, x in arrays.items() if x is not None}
     columns = [name for name in tiles.ALONG_KEYS if name in present]
     rows_of = [name for name in ("lse", "delta", "q_positions") if name in present]
-    # Keys at once: beside wide accumulators, or a score's slope, registers hold no more.
+    # Keys at once: with wide accumulators, or a score's slope, registers hold no more.
     width = size if max(head_dim, value_dim) <= 64 and spec.score is None else 64
     shape = (ROWS, width)
 

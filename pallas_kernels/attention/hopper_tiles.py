@@ -1,7 +1,7 @@
-"""Block-sparse flash attention on Hopper: which blocks a tile reads, and what stands in a tile of logits.
+"""Block-sparse flash attention on Hopper: which blocks a tile reads, and how a tile of logits is computed.
 
 A tile is 64 rows for each consumer warpgroup of a thread block: queries in the forward pass and for their gradient, keys
-for theirs (the logits then stand transposed). It reads blocks of the other side in turn: first those that it sees whole,
+for theirs (the logits are then transposed). It reads blocks of the other side in turn: first those that it sees whole,
 then those that a mask cuts. For masks that depend on the distance of positions alone the blocks are found by
 arithmetic; otherwise they come as lists, which may be computed on the device.
 """
@@ -242,7 +242,7 @@ def produce(total: Any, stages: int, copy: Callable[[Any, Any], None], released:
 
 
 def produce_keys(spec: Spec, blocks: Visit, stages: int, inputs: Any, memory: Any, barriers: Any, batch: Any, head: Any, tile: Any) -> None:
-    """The producer of a tile of queries: the keys and values of its blocks, and what else stands along keys, into buffers of both."""
+    """The producer of a tile of queries: the keys and values of its blocks, and other arrays along keys, into buffers of both."""
     kv_head = lax.div(head, jnp.int32(spec.group))
 
     def copy(step: Any, slot: Any) -> None:

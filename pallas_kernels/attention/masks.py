@@ -48,7 +48,7 @@ def dilated(segment: int, rate: int, offset: int = 0) -> Mask:
 
 
 def grid_windows(width: int, window: int) -> Mask:
-    """Square windows of an image whose tokens stand row by row (block attention of MaxViT, arXiv:2204.01697)."""
+    """Square windows of an image whose tokens are in row-major order (block attention of MaxViT, arXiv:2204.01697)."""
     return lambda q, k: (q // width // window == k // width // window) & (q % width // window == k % width // window)
 
 

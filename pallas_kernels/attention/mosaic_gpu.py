@@ -25,7 +25,7 @@ from pallas_kernels.attention.hopper_tiles import HIGHEST, LOG2E, ROWS, Spec
 from pallas_kernels.attention.reference import visible
 from pallas_kernels.differentiation import differentiable
 
-HEAD_DIM_LIMIT = 128  # accumulators of wider heads do not fit a warpgroup's registers beside the logits
+HEAD_DIM_LIMIT = 128  # accumulators of wider heads do not fit a warpgroup's registers together with the logits
 FEWEST_QUERIES = 8  # a tile has 64 rows: fewer queries than these leave it empty
 LISTED_LENGTH = 512  # shorter rows of keys are not worth a list that skips their padding
 GRADIENT_BYTES = 2**30  # of the logits, which a bias for each pair needs

@@ -149,7 +149,7 @@ def cleaned(
 
 
 def padded(x: jax.Array, regions: int, size: int, axis: int = 1) -> jax.Array:
-    """``x`` with ``size`` tokens in each region, zeros (False) behind its own."""
+    """``x`` with ``size`` tokens in each region, zeros (False) after its own."""
     own = x.shape[axis] // regions
     if own == size:
         return x

@@ -1,4 +1,4 @@
-"""What stands in a tile of flash attention on TPU: logits, who is attended, weights, and their gradients.
+"""The contents of a tile of flash attention on TPU: logits, who is attended, weights, and their gradients.
 
 Tiles of the kernel for keys and values are transposed: keys are their rows.
 """
@@ -50,7 +50,7 @@ class Options:
 
 
 class Where(NamedTuple):
-    """What the logits depend on beside queries, keys and the band; each None if it does not matter.
+    """What the logits depend on besides queries, keys and the band; each None if it does not matter.
 
     Attributes:
       queries: int32 (batch or 1, 1, q_length), positions.
@@ -72,7 +72,7 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 
 
 def places(options: Options, i: Any, j: Any, transposed: bool) -> tuple[jax.Array, jax.Array]:
-    """Where the queries and keys of blocks i and j stand, int32 (block_q, block_k) or its transpose."""
+    """The positions of the queries and keys of blocks i and j, int32 (block_q, block_k) or its transpose."""
     shape = (options.block_k, options.block_q) if transposed else (options.block_q, options.block_k)
     q_axis, k_axis = (1, 0) if transposed else (0, 1)
     return (

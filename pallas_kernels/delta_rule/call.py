@@ -13,7 +13,7 @@ from pallas_kernels.linear_attention.call import MatrixCall
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class DeltaCall(MatrixCall):
-    """The arguments of :func:`pallas_kernels.delta_rule.delta_rule`, which tells what they are."""
+    """The arguments of :func:`pallas_kernels.delta_rule.delta_rule`, which describes them."""
 
     axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "beta": "blh", "decay": "blh", "initial_state": "bhkv"}
 

@@ -123,7 +123,7 @@ def _chunk(scale: float, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax
         return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, u), read + jnp.where(visible, scores, 0) @ u
     between, since, until = pairwise(decay[..., 0].astype(state.dtype))
     since, until = jnp.exp(since)[..., None], jnp.exp(until)[..., None]
-    # All steps of a token stand at the same decay.
+    # All steps of a token have the same decay.
     to_tokens = jnp.repeat(between, steps, axis=-1)
     to_steps = jnp.repeat(to_tokens, steps, axis=-2)
     lower = beta * alike * jnp.exp(jnp.where(below, to_steps, -jnp.inf))

@@ -121,7 +121,7 @@ def _taps_kernel(x: jax.Array, dy: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def fft_size(geometry: Geometry) -> Pair:
-    """Of the transforms: the padded input, less zeros at its end that may stand for those at its start."""
+    """Of the transforms: the padded input, without zeros at its end that those at its start can replace."""
     sizes = []
     for size, (before, _), output, stride, reach in zip(geometry.size, geometry.padding, geometry.output, geometry.strides, geometry.reach):
         outputs = (output - 1) * stride + 1

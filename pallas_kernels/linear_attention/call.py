@@ -40,7 +40,7 @@ class MatrixCall(Call):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LinearCall(MatrixCall):
-    """The arguments of :func:`pallas_kernels.linear_attention.linear_attention`, which tells what they are; without causality the last state means nothing."""
+    """The arguments of :func:`pallas_kernels.linear_attention.linear_attention`, which describes them; without causality the last state has no meaning."""
 
     axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "decay": "h blh blhd", "initial_state": "bhkv"}
 

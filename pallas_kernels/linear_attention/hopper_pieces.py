@@ -1,4 +1,4 @@
-"""Two passes where heads are few: pieces of the sequence run side by side from empty states, then each is told what came before it.
+"""Two passes where heads are few: pieces of the sequence run side by side from empty states, then each gets the state of those before it.
 
 One pass keeps a program per head and 64 columns busy; with fewer of these than cores, most of the GPU would have nothing to do.
 """
@@ -37,7 +37,7 @@ def run(
       scale: a factor on what is read.
       q, k: (batch, length, groups, key_dim).
       v: (batch, length, heads, value_dim).
-      logs: natural logarithms of decays, (batch, length, heads) or with key_dim behind, or None.
+      logs: natural logarithms of decays, (batch, length, heads) or with key_dim last, or None.
       state: (batch, heads, key_dim, value_dim), before the first token.
     """
     batch, length, heads, _ = v.shape

@@ -7,7 +7,7 @@ the tensor memory accelerator fetches those ahead. In a chunk, with G the sums o
 
 in products of 16 bits with float32 sums; the state and the decays are float32. Only differences <= 0 are exponentiated, by
 exp2, and the mask comes before it. Run from the end with the roles of reading and writing exchanged, the same kernel computes
-what a token gets from those behind it. A decay per key is the matter of hopper_keys.py.
+what a token gets from later ones. hopper_keys.py handles a decay per key.
 
 The gradient is three more linear attentions: dQ reads dO against the memory of V^T K; dK and dV are read from the end, V and K
 against the memories of dO^T Q and Q^T dO. With a_i = q_i . dq_i and b_j = k_j . dk_j the cotangent of a token's log decay is the
@@ -93,7 +93,7 @@ class Direction:
     """What a run is specialized for.
 
     Attributes:
-      reverse: from the end; a token then reads those behind it.
+      reverse: from the end; a token then reads later ones.
       strict: a token does not read itself.
       scale: a factor on what it reads.
       dtype: of the results.
@@ -147,8 +147,8 @@ _recurrence.define(_forward, _backward)
 def meeting(before: jax.Array, behind: jax.Array, last: jax.Array) -> jax.Array:
     """Inner products (batch, heads, segments) of the states that meet at each segment's end.
 
-    ``before`` and ``behind``, (batch, heads, segments, n, m), hold what is before each segment's end and what is behind its start;
-    ``last``, (batch, heads, n, m), what is behind the last.
+    ``before`` and ``behind``, (batch, heads, segments, n, m), hold what comes before each segment's end and what comes after its start;
+    ``last``, (batch, heads, n, m), what comes after the last.
     """
     return jnp.sum(before * jnp.concatenate([behind[:, :, 1:], last[:, :, None]], axis=2), axis=(3, 4))
 
@@ -237,7 +237,7 @@ def sweep(
 
 
 def sums_in_chunks(logs: jax.Array, chunks: int) -> jax.Array:
-    """Base-2 logarithms, (batch, heads, chunks, 3, CHUNK): summed from a chunk's start through the token, from behind it to the end, the first again.
+    """Base-2 logarithms, (batch, heads, chunks, 3, CHUNK): summed from a chunk's start through the token, from after it to the end, the first again.
 
     Twice, because the compiler makes one of two loads from one place, and a number per row is not laid out as a number per column.
     """
@@ -340,7 +340,7 @@ def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[s
 
 
 def scores_of(shared: dict[str, Any]) -> Any:
-    """Where scores stand: beside the state, or in the first rows of its tile, which has been read when they come."""
+    """Where scores are stored: next to the state, or in the first rows of its tile, which has been read when they come."""
     return shared["scores"] if "scores" in shared else shared["state"].at[pl.ds(0, CHUNK)]
 
 

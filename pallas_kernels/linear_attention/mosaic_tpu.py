@@ -108,7 +108,7 @@ class LinearAttention:
         if not self.strict:
             out = out + jnp.sum(q * k, 1, keepdims=True) * v
         total = jnp.exp(since[-1:])
-        # The state's rows are keys: its decay stands in a column, which a product with the identity makes of a row.
+        # The state's rows are keys: its decay is in a column, which a product with the identity makes of a row.
         keys, others = rows_and_columns(q.shape[1])
         state = jnp.sum(jnp.where(keys == others, total, 0.0), 1, keepdims=True) * state
         return state + self._product(k * jnp.exp(until), v, "tn"), out

@@ -27,7 +27,7 @@ CHUNK = 16
 UNROLL = 16
 
 # What depends on the token: x, delta (batch, length, groups, channels), B, C (batch, length, groups, state_dim); channels
-# counts those of one group. In the scans batch and groups are one axis, "rows": an axis of size 1 beside them makes XLA's
+# counts those of one group. In the scans batch and groups are one axis, "rows": an axis of size 1 next to them makes XLA's
 # CPU reductions several times slower. There a token's arrays are (rows, channels) and (rows, state_dim), a state is
 # (rows, state_dim, channels), and the rates, A, are (rows, state_dim, channels), or (1, ...) where all rows share them.
 Tokens = tuple[jax.Array, jax.Array, jax.Array, jax.Array]

@@ -1,4 +1,4 @@
-"""Sets of labeled images behind one small interface: PIL images and integer labels, in random access.
+"""Sets of labeled images with one small interface: PIL images and integer labels, in random access.
 
 ``create(name, **options)`` makes one: "digits" is embedded, "folder" is the user's own images, "tfds"
 any image classification set that TFDS has prepared as array_record.

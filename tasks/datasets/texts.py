@@ -1,4 +1,4 @@
-"""Sets of texts behind one small interface: documents as bytes, in random access, in three splits.
+"""Sets of texts with one small interface: documents as bytes, in random access, in three splits.
 
 ``create(name, **options)`` makes one: "stdlib" is embedded (the source of Python's own library),
 "files" is the user's own text, "tfds" any text set that TFDS has prepared as array_record.

@@ -223,7 +223,7 @@ def _tower(prefix: str) -> list[tuple[Any, ...]]:
         (f"{prefix}embeddings.patch_embedding", "patch_embed"),
         (f"{prefix}embeddings.class_embedding", "class_token", Rearrange("d -> 1 d")),
         (f"{prefix}embeddings.position_embedding.weight", ("prefix_position", "position.table"), Split(), Each((None, places))),
-        (f"{prefix}pre_layrnorm", "pre_norm"),  # so spelled in the released files
+        (f"{prefix}pre_layrnorm", "pre_norm"),  # spelled so in the released files
         (f"{block}.layer_norm1", "blocks.{i}.mixer_norm"),
         *[(f"{block}.self_attn.{theirs}", f"blocks.{{i}}.mixer.{ours}") for theirs, ours in parts.items()],
         (f"{block}.layer_norm2", "blocks.{i}.channel_norm"),
