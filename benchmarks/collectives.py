@@ -1,11 +1,12 @@
 """What devices that share a sequence send each other: bytes counted in the compiled program, on eight virtual devices of the CPU.
 
 ``python -m benchmarks.collectives`` writes benchmarks/results/cpu/collectives.json: for one layer, forward and with all gradients,
-the bytes that each device sends at growing length, for the implementation picked or named, compared with what the compiler does by itself
-("xla": the op written for whole arrays and split by the compiler). Bytes of a collective in a loop count once a turn. Of an
-all-gather or a reduce-scatter over n devices, each sends its own part n - 1 times; of an all-reduce twice that (a ring); of an
-all-to-all all but its own share; of a permutation all. Where a memory is handed over, the devices work one after the other: the
-share of its time that each has nothing to do is in the file, by the number of sequences.
+the bytes that each device sends at growing length, for the implementation picked or named, compared with what the
+compiler does by itself ("xla": the op written for whole arrays and split by the compiler). Bytes of a collective in a
+loop count once a turn. Of an all-gather or a reduce-scatter over n devices, each sends its own part n - 1 times; of an
+all-reduce twice that (a ring); of an all-to-all all but its own share; of a permutation all. Where a memory is handed
+over, the devices work one after the other: the share of its time that each has nothing to do is in the file, by the
+number of sequences.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""The Hopper kernels on a Hopper GPU, in two stages of a few minutes each: correctness first, then speed compared with their peers.
+"""The Hopper kernels on a Hopper GPU, in two stages of a few minutes each: correctness first, then speed compared with
+their peers.
 
 ``python -m benchmarks.gpu correct`` compares every kernel with float64: the problems that are timed, then all shared cases, the kernels
 most likely to be wrong first. ``python -m benchmarks.gpu time`` measures what the device reaches and, for each problem, milliseconds
-forward and of outputs with all gradients, compared with cuDNN, PyTorch, flash-linear-attention and mamba-ssm where they can be imported, and XLA's
-form of the same op; a problem whose kernel was found wrong is not timed. Both write benchmarks/results/<h100 or h200>/*.json after each
-row, and need a machine with one H100 or H200; ``--dry --output=FOLDER`` runs them with tiny inputs on a CPU, XLA standing in for the kernels.
+forward and of outputs with all gradients, compared with cuDNN, PyTorch, flash-linear-attention and mamba-ssm where they
+can be imported, and XLA's form of the same op; a problem whose kernel was found wrong is not timed. Both write
+benchmarks/results/<h100 or h200>/*.json after each row, and need a machine with one H100 or H200;
+``--dry --output=FOLDER`` runs them with tiny inputs on a CPU, XLA standing in for the kernels.
 
 Rows run in processes of their own: a kernel that hangs or breaks the device's context costs its row, not the run. Compiling is done by
 several processes at once, timing by one, after all else has ended. Peers that tune themselves for long (``gpu_peers.SLOW``) have the whole
@@ -12,8 +14,8 @@ of the first half for it; what is not compiled by then is absent from its rows, 
 
 Times are of calls queued one after another on random inputs that rotate beyond the L2, until the device is done; the contestants take
 turns, in one order and then the other, and the median counts. A call shorter than ``ceilings.call_ms``, which is what an empty one takes,
-is not distinguished from it. ``share_of_floor`` is the time that the products, exponentials or bytes of the op need at the measured ceilings, over the
-time taken; a peer that is missing is named with the reason.
+is not distinguished from it. ``share_of_floor`` is the time that the products, exponentials or bytes of the op need at
+the measured ceilings, over the time taken; a peer that is missing is named with the reason.
 """
 
 from __future__ import annotations

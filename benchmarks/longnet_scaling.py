@@ -1,4 +1,5 @@
-"""One LongNet layer from 8 thousand to a million tokens on this device: runtime and memory against length, compared with dense attention.
+"""One LongNet layer from 8 thousand to a million tokens on this device: runtime and memory against length, compared
+with dense attention.
 
     python -m benchmarks.longnet_scaling [--lengths=8192,...] [--limit=60] [--output=DIR]
 

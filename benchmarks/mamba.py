@@ -146,7 +146,8 @@ def products(model: Any, length: int) -> Callable[[], Any]:
 
 
 def others(model: Any, length: int) -> dict[str, Callable[[], Any]]:
-    """What a forward pass of Mamba does besides its matrix products, layer after layer as they are in the model, on inputs of the right shapes."""
+    """What a forward pass of Mamba does besides its matrix products, layer after layer as they are in the model, on
+    inputs of the right shapes."""
     import jax
     import jax.numpy as jnp
     from flax import nnx

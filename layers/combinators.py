@@ -104,7 +104,7 @@ class _Partition(Mixer):
 
 @register_mixer("windowed")
 class Windowed(_Partition):
-    """The inner mixer inside non-overlapping windows of neighboring tokens (MaxViT's block attention, Swin's windows)."""
+    """The inner mixer in non-overlapping windows of neighboring tokens (MaxViT's block attention, Swin's windows)."""
 
     def _cut(self, x: jax.Array) -> jax.Array:
         (batch, height, width), (rows, columns) = x.shape[:3], self.window

@@ -28,7 +28,8 @@ LAYERS = ("*blocks.*",)
 
 
 class AdaptedLinear(Linear):
-    """A linear layer with ``lora_a`` (in_features, rank) and ``lora_b`` (rank, out_features) next to its kernel; made by :func:`add_lora`.
+    """A linear layer with ``lora_a`` (in_features, rank) and ``lora_b`` (rank, out_features) next to its kernel; made
+    by :func:`add_lora`.
 
     Attributes:
       lora_scale: alpha / rank.
@@ -112,7 +113,8 @@ def merged(kernel: Any, a: Any, b: Any, scale: float) -> jax.Array:
 
 
 def kept(model: nnx.Module) -> set[str]:
-    """Names of the parameters that training an adapted model leaves unchanged: all but adapters and heads; none of a plain model."""
+    """Names of the parameters that training an adapted model leaves unchanged: all but adapters and heads; none of a
+    plain model."""
     if not adapters(model):
         return set()
     heads = getattr(model, "heads", ("head",))

@@ -20,7 +20,8 @@ from layers.squeeze_excite import SqueezeExcite
 
 
 class MBConv(Module):
-    """Normalized input, wider by a 1x1 convolution, 3x3 depth-wise, channels gated, narrower by a 1x1 convolution; all residual.
+    """Normalized input, wider by a 1x1 convolution, 3x3 depth-wise, channels gated, narrower by a 1x1 convolution; all
+    residual.
 
         h = f(norm(expand(norm(x))));  h = excite(f(norm(depthwise(h))));  y = shortcut(x) + project(h)
 

@@ -1,4 +1,5 @@
-"""From a config to a task and a model: passes the task what it needs from the model, and the model what the task specifies."""
+"""From a config to a task and a model: passes the task what it needs from the model, and the model what the task
+specifies."""
 
 from __future__ import annotations
 

@@ -175,7 +175,8 @@ def configs() -> str:
 
 
 def required(name: str) -> Any:
-    """The value of a flag that must be given; a config also gets the model's hyper-parameters given on the command line.
+    """The value of a flag that must be given; a config also gets the model's hyper-parameters given on the command
+    line.
 
     Raises:
       ValueError: it is not given.

@@ -1,4 +1,5 @@
-"""What a run records and prints: a progress bar, metrics.jsonl, TensorBoard events, environment.json and a table at the end."""
+"""What a run records and prints: a progress bar, metrics.jsonl, TensorBoard events, environment.json and a table at the
+end."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ class Log:
             raise OSError(f"can't write {self._file.name}: {error.strerror or error}. Free space, then run the same command to go on") from error
 
     def progress(self, step: int, values: Mapping[str, float] | None = None) -> None:
-        """Moves the bar to ``step``; ``values`` are shown next to it. Without a terminal, a line is printed now and then."""
+        """Moves the bar to ``step``; ``values`` are shown next to it. Without a terminal, a line is printed now and
+        then."""
         shown = "".join(f", {name} {number(value)}" for name, value in (values or {}).items())
         if self._bar.disable:
             now = time.monotonic()

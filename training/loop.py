@@ -148,7 +148,8 @@ def train(
 
     Args:
       config: all of the run; configs/common.py explains its fields.
-      model: freshly made; its arrays are donated to the run, and afterward it has the final weights (averaged, where kept).
+      model: freshly made; its arrays are donated to the run, and afterward it has the final weights (averaged, where
+        kept).
       task: what to train on.
       workdir: made where it does not exist.
       extend: allow other durations than those the run began with.

@@ -111,7 +111,8 @@ def _inside(jaxpr: Any) -> Any:
 
 
 def _loop_peak(name: str, params: Mapping[str, Any], body: Any) -> int:
-    """The memory that one run of the body of a loop, a branch or a shard takes besides its operands and results; a scan also has its slices."""
+    """The memory that one run of the body of a loop, a branch or a shard takes besides its operands and results; a scan
+    also has its slices."""
     program = _Program()
     outside = params["num_consts"] + params["num_carry"] if name == "scan" else len(body.invars)
     sliced = program.make(frozenset(), [_bytes(v.aval) for v in body.invars[outside:]])
@@ -154,7 +155,8 @@ def _size(count: int) -> str:
 
 
 def available() -> int:
-    """Bytes of memory of a device: for an accelerator as it reports; for a CPU the machine's, or the process's limit if lower; 0 if unknown."""
+    """Bytes of memory of a device: for an accelerator as it reports; for a CPU the machine's, or the process's limit if
+    lower; 0 if unknown."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     if limit:
         return int(limit)

@@ -1,4 +1,5 @@
-"""Optimizers by name over a flat dictionary of parameters: thin calls of optax, with decay, factors and freezing by name pattern.
+"""Optimizers by name over a flat dictionary of parameters: thin calls of optax, with decay, factors and freezing by
+name pattern.
 
 Patterns are globs over whole dotted names: ``*.bias``, ``blocks.0.*``, ``head.*``.
 """
@@ -167,7 +168,8 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
         Parameters of one dimension and those the model names are never decayed.
 
     Raises:
-      ValueError: unknown names, options or patterns; nothing left to train; layer decay that the model does not support.
+      ValueError: unknown names, options or patterns; nothing left to train; layer decay that the model does not
+        support.
     """
     name = config["name"]
     if name not in OPTIMIZERS:
@@ -214,7 +216,8 @@ def _block_matrices(model: nnx.Module) -> frozenset[str]:
 
 
 def _frozen(model: nnx.Module, patterns: Iterable[str], names: Iterable[str]) -> frozenset[str]:
-    """Names of frozen parameters: those that an adapted model keeps, then those that the patterns add or, with a leading "!", remove, in order."""
+    """Names of frozen parameters: those that an adapted model keeps, then those that the patterns add or, with a
+    leading "!", remove, in order."""
     frozen = frozenset(lora.kept(model))
     for pattern in patterns:
         hits = matching((pattern.removeprefix("!"),), names, "optimizer.freeze")

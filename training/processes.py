@@ -20,7 +20,8 @@ def join(settings: Mapping[str, Any]) -> None:
     Args:
       settings: ``coordinator``, the address "host:port" of the first process, how many ``processes`` there are, and which this
         ``process`` is, from 0; what is not given is taken from the environment variables of ``VARIABLES``, and under a cluster's
-        scheduler (Slurm, MPI, Kubernetes, Cloud TPU) from that, where coordinator is "auto". With nothing given there is a single process.
+        scheduler (Slurm, MPI, Kubernetes, Cloud TPU) from that, where coordinator is "auto". With nothing given there
+        is a single process.
 
     Raises:
       ValueError: only some of the three are given, or the others can't be reached.

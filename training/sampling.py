@@ -37,7 +37,8 @@ class WritesText(Protocol):
 
 
 def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
-    """The text that ``model`` generates from the prompt of a task that has one (:class:`WritesText`); "" for other tasks.
+    """The text that ``model`` generates from the prompt of a task that has one (:class:`WritesText`); "" for other
+    tasks.
 
     The prompt is shown too, with a bar between it and the model's own text.
     """

@@ -97,8 +97,9 @@ def of_state(mesh: Mesh) -> NamedSharding:
 def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> NamedSharding:
     """Sharding of a parameter.
 
-    The first of ``rules`` whose pattern matches ``name`` places the axis ``tensor``; without one it takes the largest axis of
-    the parameter that it divides, once ``fsdp`` has taken its own. Small parameters, and those that nothing divides, are copied.
+    The first of ``rules`` whose pattern matches ``name`` places the axis ``tensor``; without one it takes the largest
+    axis of the parameter that it divides, once ``fsdp`` has taken its own. Small parameters, and those that nothing
+    divides, are copied.
 
     Raises:
       ValueError: a rule names a mesh axis that does not divide the parameter's, or has another number of axes.
@@ -136,7 +137,8 @@ def of_tree(mesh: Mesh, state: Any, rules: Rules) -> Any:
 
 
 def of_batch(mesh: Mesh, shape: tuple[int, ...], leading: int = 0) -> NamedSharding:
-    """Sharding of an array of a batch: its axis ``leading`` (1 where microbatches come first) is rows, the next one the sequence.
+    """Sharding of an array of a batch: its axis ``leading`` (1 where microbatches come first) is rows, the next one the
+    sequence.
 
     Raises:
       ValueError: the sequence can't be split equally.

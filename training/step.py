@@ -51,7 +51,8 @@ class Skeleton:
 
 
 def initial_weights(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
-    """``params``, ``statistics`` and ``ema`` of the state before the first step; all except the average share the model's arrays."""
+    """``params``, ``statistics`` and ``ema`` of the state before the first step; all except the average share the
+    model's arrays."""
     params, statistics = flatten(model, nnx.Param), flatten(model, Statistic)
     averaged = {**{name: params[name] for name in optimizer.trainable}, **statistics} if ema else {}
     return {
@@ -75,7 +76,8 @@ def initial_state(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
 
 
 def weights(state: Mapping[str, Any], averaged: bool) -> Arrays:
-    """Parameters and statistics to evaluate with: those of the exponential moving average where it is requested and kept."""
+    """Parameters and statistics to evaluate with: those of the exponential moving average where it is requested and
+    kept."""
     raw = {**state["params"], **state["statistics"]}
     return {**raw, **{name: value.astype(raw[name].dtype) for name, value in state["ema"].items()}} if averaged else raw
 
@@ -196,7 +198,8 @@ def make_step(
 
 
 def _still(model: nnx.Module, frozen: Mapping[str, Any]) -> None:
-    """Puts modules that keep statistics and whose parameters are all frozen into evaluation mode, where the statistics are not updated."""
+    """Puts modules that keep statistics and whose parameters are all frozen into evaluation mode, where the statistics
+    are not updated."""
     if not frozen:
         return
     names = list(flatten(model, nnx.Param))

@@ -53,7 +53,8 @@ def begun(path: Path) -> bool:
 def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Makes a working directory and locks it against a second run until the block or the process ends.
 
-    The leading process holds the lock. Where the system or the file system has no such locks, ``say`` is called, and other runs are not kept out.
+    The leading process holds the lock. Where the system or the file system has no such locks, ``say`` is called, and
+    other runs are not kept out.
 
     Raises:
       ValueError: another run holds it.

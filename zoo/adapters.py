@@ -1,4 +1,5 @@
-"""Saving and loading adapters: the parameters that LoRA trained, without the model, in a ``.safetensors`` file under our own names.
+"""Saving and loading adapters: the parameters that LoRA trained, without the model, in a ``.safetensors`` file under
+our own names.
 
 A file holds the adapters, the heads that were trained with them, and the factor alpha / rank.
 """
@@ -36,7 +37,8 @@ def save_adapters(model: nnx.Module, path: str | Path) -> None:
 
 
 def load_adapters(model: nnx.Module, path: str | Path) -> nnx.Module:
-    """Loads the adapters and heads of a file into ``model``, which holds the weights they were trained with; returns it.
+    """Loads the adapters and heads of a file into ``model``, which holds the weights they were trained with; returns
+    it.
 
     A head for another number of classes is replaced.
 

@@ -78,7 +78,8 @@ def create(
 
 
 def _described(entry: Variant, weights: Any, asked: Collection[str]) -> dict[str, Any]:
-    """Fields in which a model whose weights come with a description differs from the variant, except those ``asked`` for."""
+    """Fields in which a model whose weights come with a description differs from the variant, except those ``asked``
+    for."""
     if not isinstance(weights, str | Path) or entry.release(str(weights)) is not None:
         return {}
     if str(weights).startswith("hf://"):
@@ -117,7 +118,8 @@ def _configured(
 
 
 def preprocess(model: str | nnx.Module) -> Preprocess:
-    """The preprocessing of a model (or of a model's name): that of the released checkpoint it holds, else of its architecture's preferred one."""
+    """The preprocessing of a model (or of a model's name): that of the released checkpoint it holds, else of its
+    architecture's preferred one."""
     made: Any = model
     entry = variant(made if isinstance(made, str) else made.variant)
     config: Any = entry.config if isinstance(made, str) else made.config

@@ -33,7 +33,8 @@ class Description:
 
 
 def describe(entry: Variant, source: Any) -> Description:
-    """The description next to the weights at ``source``; empty where there is no such file, or it is of neither library.
+    """The description next to the weights at ``source``; empty where there is no such file, or it is of neither
+    library.
 
     Raises:
       WeightsError: it is damaged, or says something that models of this family can't be.

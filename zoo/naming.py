@@ -28,7 +28,8 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an operation may know about the model: its configuration, and which of the rule's templates our arrays belong to."""
+    """What an operation may know about the model: its configuration, and which of the rule's templates our arrays
+    belong to."""
 
     config: Any
     where: tuple[int, ...]

@@ -82,7 +82,8 @@ def _file(path: Path) -> Tensors:
 
 
 def _safetensors(path: Path) -> Tensors:
-    """The format is a length, a header in JSON and the arrays' bytes. They are read, not mapped, so that memory does not hold both a page of the file and its copy."""
+    """The format is a length, a header in JSON and the arrays' bytes. They are read, not mapped, so that memory does
+    not hold both a page of the file and its copy."""
     from safetensors import safe_open
 
     safe_open(path, framework="np")  # checks the header
@@ -168,7 +169,8 @@ def _torch(path: Path) -> Tensors:
 
 
 def _harmless() -> list[Any]:
-    """What training scripts store with tensors and is only data: the options of a command, and NumPy's numbers and arrays of numbers."""
+    """What training scripts store with tensors and is only data: the options of a command, and NumPy's numbers and
+    arrays of numbers."""
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
     makers = (multiarray.scalar, multiarray._reconstruct)
     named = [(maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")]  # NumPy 1 and 2
@@ -201,7 +203,8 @@ def _folder(path: Path) -> Tensors:
 
 
 def config_beside(source: Any) -> str | None:
-    """The text of the ``config.json`` in a folder of weights, next to a file, or in a repository of the hub; None where there is none."""
+    """The text of the ``config.json`` in a folder of weights, next to a file, or in a repository of the hub; None where
+    there is none."""
     if match := _HUB.fullmatch(str(source)):
         import huggingface_hub
 
@@ -223,7 +226,8 @@ TOKENIZER = "tokenizer.json"
 
 
 def run_record(source: Any) -> dict[str, Any] | None:
-    """What a training run stored about its model, where ``source`` is its working directory or a checkpoint inside; else None.
+    """What a training run stored about its model, where ``source`` is its working directory or a checkpoint inside;
+    else None.
 
     Returns:
       "model" (the variant), "options" (hyper-parameters), "class_names" and "preprocess" (fields of :class:`zoo.Preprocess`),
@@ -280,7 +284,8 @@ def _orbax(path: Path) -> Tensors:
 
 
 def _without_adapters(tensors: Tensors, folder: Path) -> Tensors:
-    """The tensors of a plain model where a run trained adapters: each is added to its kernel, scaled as in the run's config."""
+    """The tensors of a plain model where a run trained adapters: each is added to its kernel, scaled as in the run's
+    config."""
     layers = [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]
     if not layers:
         return tensors

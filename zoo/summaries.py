@@ -1,4 +1,5 @@
-"""What a model costs, found without building it: parameters, operations, and the implementations that dispatch picks."""
+"""What a model costs, found without building it: parameters, operations, and the implementations that dispatch
+picks."""
 
 from __future__ import annotations
 

@@ -110,7 +110,8 @@ def load(
 def load_keeping(
     model: nnx.Module, source: str | Path | Mapping[str, Any], keep: Iterable[str], *, head: str | None = None, naming: str | None = None, dtype: Any = None
 ) -> nnx.Module:
-    """As :func:`load`, for a model that keeps the fields ``keep`` of its configuration whatever the description next to the weights says."""
+    """As :func:`load`, for a model that keeps the fields ``keep`` of its configuration whatever the description next to
+    the weights says."""
     if head not in (None, "reset"):
         raise WeightsError(f'head is None or "reset", got {head!r}')
     if dtype not in (None, "file"):
@@ -268,7 +269,8 @@ def _known(model: nnx.Module, rules: Naming, tensors: Tensors) -> int:
 
 
 def _beyond(model: Any, rules: Naming, tensors: Tensors, reset: bool, told: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Fields of the configuration, and their values, in which the model of such a file, by its tensors and its description ``told``, differs from ``model``."""
+    """Fields of the configuration, and their values, in which the model of such a file, by its tensors and its
+    description ``told``, differs from ``model``."""
     fields = {field: value for field, value in {**rules.config, **told}.items() if getattr(model.config, field) != value}
     for part in getattr(model, "extras", ()):
         if reset and part in getattr(model, "before_head", ()):
@@ -353,7 +355,8 @@ def _warn_of(model: Any, told: Description, source: Any, keep: Iterable[str]) ->
 
 
 def _adopt(model: Any, entry: Variant, form: Form, source: Any, told: bool) -> None:
-    """Adds the parts that the file has in addition or in another form, removes those that files of its naming lack, and reports it."""
+    """Adds the parts that the file has in addition or in another form, removes those that files of its naming lack, and
+    reports it."""
     if form.parts is model:
         return
     if told:
@@ -369,7 +372,8 @@ def _adopt(model: Any, entry: Variant, form: Form, source: Any, told: bool) -> N
 
 
 def _restate(model: nnx.Module, other: nnx.Module) -> None:
-    """Copies to the modules of ``model`` the settings of those of ``other``: epsilons, activations, numbers of heads."""
+    """Copies to the modules of ``model`` the settings of those of ``other``: epsilons, activations, numbers of
+    heads."""
     ours = dict(nnx.iter_modules(model))
     for path, theirs in nnx.iter_modules(other):
         for name, value in vars(theirs).items():
@@ -418,7 +422,8 @@ def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
 
 
 def _without(model: Any, match: Match) -> str:
-    """What to do where the file only lacks whole parts that a model may be made without, as a file of a bare encoder does."""
+    """What to do where the file only lacks whole parts that a model may be made without, as a file of a bare encoder
+    does."""
     names: dict[str, set[str]] = collections.defaultdict(set)
     for line in match.entries:
         if line.ours:

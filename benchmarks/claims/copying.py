@@ -1,4 +1,5 @@
-"""Copying: Mamba needs a state that grows with the string, a transformer does not; mimetic initialization shortens Mamba's training.
+"""Copying: Mamba needs a state that grows with the string, a transformer does not; mimetic initialization shortens
+Mamba's training.
 
 R. Ren et al., arXiv:2410.03810 (COPY needs a size linear in the length), C. Cui et al., arXiv:2406.16168
 (the exam of copying), A. Trockman et al., arXiv:2410.11135 (mimetic initialization). Accuracy of Mamba

@@ -1,9 +1,10 @@
-"""Byte language modeling at 4096 bytes: full attention, a sliding window, routing and LongNet, same parameters, same bytes.
+"""Byte language modeling at 4096 bytes: full attention, a sliding window, routing and LongNet, same parameters, same
+bytes.
 
 Bits per byte of the held-out modules of Python's standard library, over all and by position: what falls with position
 is what context is worth. The sizes agree within 2 %, every run reads the same 1.6 million bytes, and no order of merit is claimed.
-Uniform bytes cost 8 bits. Of a step, loss and gradient of two windows: its seconds and the MiB it takes besides parameters.
-Routing is trained with causal membership, so that no figure knows later bytes.
+Uniform bytes cost 8 bits. Of a step, loss and gradient of two windows: its seconds and the MiB it takes besides
+parameters. Routing is trained with causal membership, so that no figure knows later bytes.
 
 After these 200 steps (seed 0) none of them makes anything of bytes farther back than some 256: bits a byte are the same from there to
 the end. What differs is how fast they learn, the local ones first, and what a step takes; seconds are of a machine with other work.
@@ -66,7 +67,8 @@ def bits_by_position(model: nnx.Module, task: tasks.Task, edges: Sequence[int], 
 
 
 def cost_of_a_step(model: nnx.Module, task: tasks.Task, batch_size: int = 2) -> dict[str, float]:
-    """Seconds of the loss and its gradient on one batch, the least of three, and the MiB that the program takes besides parameters and gradient."""
+    """Seconds of the loss and its gradient on one batch, the least of three, and the MiB that the program takes besides
+    parameters and gradient."""
     import jax
     from flax import nnx
 

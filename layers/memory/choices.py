@@ -25,7 +25,8 @@ Linear = Callable[[int, jax.Array], jax.Array]
 
 
 class Structure(Protocol):
-    """What maps keys to values. It is written once, in terms of ``linear``, whose implementation differs between learning and reading."""
+    """What maps keys to values. It is written once, in terms of ``linear``, whose implementation differs between
+    learning and reading."""
 
     def shapes(self, size: int) -> tuple[tuple[int, int], ...]:
         """(in, out) of each matrix, for keys and values of ``size``."""
@@ -169,9 +170,9 @@ class Robust:
 class Retention:
     """W = A, where the accumulated gradients A decay by the token's kept share: the l2 retention, Titans' forgetting.
 
-    Subclasses map A to W differently. Applied at every token, such a map loses the memory's low-rank form: the weights of
-    each token of a chunk are then materialized (chunk x weights numbers at a time). Miras' own parallel form applies it at
-    the boundaries of chunks only and learns linearly from there; so do we by default.
+    Subclasses map A to W differently. Applied at every token, such a map loses the memory's low-rank form: the weights
+    of each token of a chunk are then materialized (chunk x weights numbers at a time). Miras' own parallel form applies
+    it at the boundaries of chunks only and learns linearly from there; so do we by default.
 
     Attributes:
       forget: tokens bring a kept share; False keeps all (no retention).

@@ -5,13 +5,14 @@ Within a chunk all gradients g_j are taken at the weights W with which the chunk
     S_i = eta_i S_(i-1) - theta_i g_i        A_i = keep_i A_(i-1) + S_i        y_i = M(W_i; q_i)        W_i = retention(A_i)
 
 Chunks of one token are the papers' recurrence; longer ones are another algorithm, which runs in matrix products. A token's
-gradient of a matrix is the outer product of its input, h_j, and the error at its output, d_j. So, with C a lower triangular matrix
-made of products of keeps and momenta,
+gradient of a matrix is the outer product of its input, h_j, and the error at its output, d_j. So, with C a lower
+triangular matrix made of products of keeps and momenta,
 
     A_i = a_i A_0 + b_i S_0 - sum_(j <= i) C_ij h_j d_j^T        x A_i = a_i x A_0 + b_i x S_0 - sum_j (C_ij <x, h_j>) d_j
 
 and reading, layer by layer, is an attention over the chunk: nothing of the size chunk x weights is stored. A scan goes through the
-chunks and keeps only the states between them for the backward pass. :mod:`layers.memory.sequential` does the same token by token.
+chunks and keeps only the states between them for the backward pass. :mod:`layers.memory.sequential` does the same token
+by token.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Tokens:
     mask: jax.Array | None = None
 
     def map(self, along: Callable[[jax.Array], jax.Array], masks: Callable[[jax.Array], jax.Array]) -> Tokens:
-        """The tokens with ``along`` applied to every array whose axis 2 is the length, and ``masks`` to the mask, at axis 1."""
+        """The tokens with ``along`` applied to every array whose axis 2 is the length, and ``masks`` to the mask, at
+        axis 1."""
         fields: dict[str, Any] = {name: None if x is None else along(x) for name, x in vars(self).items() if name != "mask"}
         return Tokens(**fields, mask=None if self.mask is None else masks(self.mask))
 
@@ -103,7 +105,8 @@ def recall(memory: Memory, weights: Weights, x: jax.Array) -> jax.Array:
 
 
 def _surprises(memory: Memory, weights: Weights, tokens: Tokens) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The input of each matrix and the error at its output, (batch, heads, length, in) and (..., out): their outer products are the gradients."""
+    """The input of each matrix and the error at its output, (batch, heads, length, in) and (..., out): their outer
+    products are the gradients."""
     nothing = [jnp.zeros((*tokens.key.shape[:-1], w.shape[-1]), tokens.key.dtype) for w in weights]
 
     def forward(shifts: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
@@ -155,7 +158,8 @@ def _coefficients(tokens: Tokens, momentum: bool) -> _Coefficients:
     below = jnp.tril(jnp.ones((length, length), bool))
 
     def products(logs: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Products of the factors up to i, and of those after j up to i: exponentials of differences, which are never positive."""
+        """Products of the factors up to i, and of those after j up to i: exponentials of differences, which are never
+        positive."""
         if logs is None:
             return jnp.ones_like(tokens.step), jnp.broadcast_to(below, (*tokens.step.shape, length)).astype(tokens.step.dtype)
         total = jnp.cumsum(logs if real is None else jnp.where(real, logs, 0), axis=-1)

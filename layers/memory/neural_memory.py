@@ -4,7 +4,8 @@
     y = W_out (RMSNorm(M_t(q_t) * silu(W_gate x)))           M_t: the memory after token t (layers/memory/learning.py)
 
 The gradients of a chunk of C tokens are taken at the same weights and add up: a key that comes back in it is written as often, and with
-steps above 2 / C the memory of one key would overshoot further each time. So the tokens of a chunk share a step of at most 1.
+steps above 2 / C the memory of one key would overshoot further each time. So the tokens of a chunk share a step of at
+most 1.
 
 With other choices of structure, bias, retention and algorithm (layers/memory/choices.py) this is the Miras layer (arXiv:2504.13173),
 whose steps and kept shares are one a channel; ours are one a head.
@@ -31,7 +32,7 @@ from layers.state_space.mamba2 import GatedRMSNorm
 from pallas_kernels import sequence
 from pallas_kernels.exponential import silu, softplus
 
-# Initial gates, our choice. Momentum prolongs a step, and forgetting at each token limits how far back a memory can recall.
+# Initial gates, our choice. Momentum prolongs a step; forgetting at each token limits how far back a memory can recall.
 STEP, MOMENTUM, FORGET = 0.25, 0.12, 0.0025
 
 
@@ -68,7 +69,8 @@ class Pieces:
 
     @classmethod
     def cut(cls, length: jax.Array, new: int, size: int, mask: jax.Array | None) -> Pieces:
-        """Cuts ``new`` tokens a row, after ``length`` (batch,) earlier ones, at multiples of ``size``; ``mask`` (batch, new) says which are real."""
+        """Cuts ``new`` tokens a row, after ``length`` (batch,) earlier ones, at multiples of ``size``; ``mask`` (batch,
+        new) says which are real."""
         count = jnp.full_like(length, new) if mask is None else mask.sum(1, dtype=jnp.int32)
         first = size - length % size  # tokens that the unfinished chunk still takes
         if new == 1:
@@ -221,7 +223,8 @@ class NeuralMemory(Mixer):
         return self.answer(y, x), NeuralMemoryState(seen, memory, length)
 
     def read(self, memory: MemoryState, length: jax.Array, tokens: Tokens) -> tuple[jax.Array, MemoryState, jax.Array]:
-        """The memory's output for tokens after ``length`` (batch,) others, (batch, heads, new, head_dim), the new memory, and its token count."""
+        """The memory's output for tokens after ``length`` (batch,) others, (batch, heads, new, head_dim), the new
+        memory, and its token count."""
         new = tokens.step.shape[-1]
         pieces = Pieces.cut(length, new, self.chunk, tokens.mask)
 
@@ -262,7 +265,8 @@ class NeuralMemory(Mixer):
         return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
     def tokens(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None) -> Tokens:
-        """The memory's inputs from the tokens x (batch, length, features); ``qkv`` (batch, length, 3 inner) is convolved."""
+        """The memory's inputs from the tokens x (batch, length, features); ``qkv`` (batch, length, 3 inner) is
+        convolved."""
         q, k, v = jnp.split(qkv, 3, axis=-1)
 
         def gate(linear: Linear | None, function: Any) -> jax.Array | None:

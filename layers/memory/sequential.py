@@ -1,4 +1,5 @@
-"""The memory token by token, with its weights materialized at each: the slow reference for :mod:`layers.memory.learning`."""
+"""The memory token by token, with its weights materialized at each: the slow reference for
+:mod:`layers.memory.learning`."""
 
 from __future__ import annotations
 

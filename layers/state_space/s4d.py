@@ -194,7 +194,8 @@ class S4D(Mixer):
         return S4DState(jnp.zeros((batch_size, self.features, self.modes), wide))
 
     def extend(self, x: jax.Array, state: S4DState, mask: jax.Array | None = None) -> tuple[jax.Array, S4DState]:
-        """One token by the recurrence, more by convolution: the state's contribution is added, and the state is updated with the tokens."""
+        """One token by the recurrence, more by convolution: the state's contribution is added, and the state is updated
+        with the tokens."""
         u = self._inputs(x, mask)
         log_decay, (weights,) = self.system()
         new = jnp.full((x.shape[0],), x.shape[1]) if mask is None else jnp.sum(mask, axis=1)

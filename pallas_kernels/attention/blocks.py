@@ -1,9 +1,9 @@
 """Which blocks of keys a block of queries visits: lists for attention kernels that skip all others.
 
-Static patterns (:mod:`pallas_kernels.attention.masks`) are summarized block by block in numpy while tracing (:func:`cover`,
-:func:`band_cover`), those that depend on data on the device (:func:`position_cover`, :func:`mask_cover`, :func:`routed_cover`).
-:func:`lists` turns the summary into what a kernel walks through; the lists for the backward pass, queries by key block, are those of
-:func:`transposed`.
+Static patterns (:mod:`pallas_kernels.attention.masks`) are summarized block by block in numpy while tracing
+(:func:`cover`, :func:`band_cover`), those that depend on data on the device (:func:`position_cover`,
+:func:`mask_cover`, :func:`routed_cover`). :func:`lists` turns the summary into what a kernel walks through; the lists
+for the backward pass, queries by key block, are those of :func:`transposed`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ class Lists(NamedTuple):
     """The key blocks of each query block.
 
     Attributes:
-      ids: int32 (..., q_blocks, longest), ascending; beyond ``count`` the last one again (0 in an empty list), so that nothing new is fetched.
-      full: bool (..., q_blocks, longest): every query of the block attends every key, nothing is to be masked. False beyond ``count``.
+      ids: int32 (..., q_blocks, longest), ascending; beyond ``count`` the last one again (0 in an empty list), so that
+        nothing new is fetched.
+      full: bool (..., q_blocks, longest): every query of the block attends every key, nothing is to be masked. False
+        beyond ``count``.
       count: int32 (..., q_blocks).
     """
 

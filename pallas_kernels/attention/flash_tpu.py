@@ -1,8 +1,8 @@
 """The kernels of flash attention on TPU: one for the output, and for the gradients one of queries, one of keys and values, one of a bias.
 
 Each walks, for a block of queries (or keys), through a list of blocks of the other side that is fetched ahead of it by scalar prefetch.
-That of keys and values holds its logits transposed, so that a query's values lie in a row and no product needs a transpose.
-That of the bias goes through all blocks: a bias is as large as the logits of one row of the batch at least.
+That of keys and values holds its logits transposed, so that a query's values lie in a row and no product needs a
+transpose. That of the bias goes through all blocks: a bias is as large as the logits of one row of the batch at least.
 """
 
 from __future__ import annotations

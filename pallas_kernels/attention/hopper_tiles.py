@@ -242,7 +242,8 @@ def produce(total: Any, stages: int, copy: Callable[[Any, Any], None], released:
 
 
 def produce_keys(spec: Spec, blocks: Visit, stages: int, inputs: Any, memory: Any, barriers: Any, batch: Any, head: Any, tile: Any) -> None:
-    """The producer of a tile of queries: the keys and values of its blocks, and other arrays along keys, into buffers of both."""
+    """The producer of a tile of queries: the keys and values of its blocks, and other arrays along keys, into buffers
+    of both."""
     kv_head = lax.div(head, jnp.int32(spec.group))
 
     def copy(step: Any, slot: Any) -> None:

@@ -245,7 +245,8 @@ def _seen(call: AttentionCall, kv_heads: int) -> tuple[Any, ...]:
 def _where(
     mask: jax.Array | None, bias: jax.Array | None, query_positions: jax.Array | None, key_positions: jax.Array | None, k_length: int
 ) -> tuple[Where, jax.Array | None]:
-    """What the kernel reads besides q, k and v; and a mask of queries alone (batch or 1, heads or 1, q_length), which it does not see."""
+    """What the kernel reads besides q, k and v; and a mask of queries alone (batch or 1, heads or 1, q_length), which
+    it does not see."""
     attending = tiles = None
     queries, keys = (None if x is None else x.astype(jnp.int32)[:, None] for x in (query_positions, key_positions))
     if mask is not None and mask.shape[2] == 1:

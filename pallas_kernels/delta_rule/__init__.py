@@ -1,4 +1,5 @@
-"""The delta rule: a linear recurrence over time whose transitions are products of (generalized) Householder matrices."""
+"""The delta rule: a linear recurrence over time whose transitions are products of (generalized) Householder
+matrices."""
 
 from __future__ import annotations
 

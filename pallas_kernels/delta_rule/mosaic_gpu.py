@@ -17,9 +17,10 @@ with beta up to 2, and leave that of the gradients of q and the decays: it is no
 
 Several steps a token are tokens of their own, of which the first decays and the last is read.
 
-The gradient of all that u does is again a delta rule, run from the end: with x what reaches u from later outputs and states,
-d_u = T'^T x with T' = (I + beta M)^-1, d_v = beta d_u and d_beta = d_u . r. Those of q, k and the decays are linear attentions with the values u;
-where two of them only stay bounded as a difference, as the cotangent of the state does, they are one.
+The gradient of all that u does is again a delta rule, run from the end: with x what reaches u from later outputs and
+states, d_u = T'^T x with T' = (I + beta M)^-1, d_v = beta d_u and d_beta = d_u . r. Those of q, k and the decays are
+linear attentions with the values u; where two of them only stay bounded as a difference, as the cotangent of the state
+does, they are one.
 """
 
 from __future__ import annotations

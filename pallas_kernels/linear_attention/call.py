@@ -40,7 +40,8 @@ class MatrixCall(Call):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LinearCall(MatrixCall):
-    """The arguments of :func:`pallas_kernels.linear_attention.linear_attention`, which describes them; without causality the last state has no meaning."""
+    """The arguments of :func:`pallas_kernels.linear_attention.linear_attention`, which describes them; without
+    causality the last state has no meaning."""
 
     axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "decay": "h blh blhd", "initial_state": "bhkv"}
 

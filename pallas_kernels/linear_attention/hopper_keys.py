@@ -5,7 +5,8 @@ A, the scores inside the chunk, is built by halving as in the XLA form, from pro
 been weighed up to the boundary between them: only sums of non-positive numbers are exponentiated.
 
 The kernel's own gradient is the same kernel: from the end for V, and with the decays on the columns of the state for Q and K. That of a
-chunk's whole decay is what its keys and queries give, summed to the end of a segment, plus the product of the states that meet there.
+chunk's whole decay is what its keys and queries give, summed to the end of a segment, plus the product of the states
+that meet there.
 """
 
 from __future__ import annotations

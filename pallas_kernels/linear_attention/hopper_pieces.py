@@ -1,4 +1,5 @@
-"""Two passes where heads are few: pieces of the sequence run side by side from empty states, then each gets the state of those before it.
+"""Two passes where heads are few: pieces of the sequence run side by side from empty states, then each gets the state
+of those before it.
 
 One pass keeps a program per head and 64 columns busy; with fewer of these than cores, most of the GPU would have nothing to do.
 """

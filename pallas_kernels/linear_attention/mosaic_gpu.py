@@ -147,7 +147,8 @@ _recurrence.define(_forward, _backward)
 def meeting(before: jax.Array, behind: jax.Array, last: jax.Array) -> jax.Array:
     """Inner products (batch, heads, segments) of the states that meet at each segment's end.
 
-    ``before`` and ``behind``, (batch, heads, segments, n, m), hold what comes before each segment's end and what comes after its start;
+    ``before`` and ``behind``, (batch, heads, segments, n, m), hold what comes before each segment's end and what comes
+    after its start;
     ``last``, (batch, heads, n, m), what comes after the last.
     """
     return jnp.sum(before * jnp.concatenate([behind[:, :, 1:], last[:, :, None]], axis=2), axis=(3, 4))
@@ -237,7 +238,8 @@ def sweep(
 
 
 def sums_in_chunks(logs: jax.Array, chunks: int) -> jax.Array:
-    """Base-2 logarithms, (batch, heads, chunks, 3, CHUNK): summed from a chunk's start through the token, from after it to the end, the first again.
+    """Base-2 logarithms, (batch, heads, chunks, 3, CHUNK): summed from a chunk's start through the token, from after it
+    to the end, the first again.
 
     Twice, because the compiler makes one of two loads from one place, and a number per row is not laid out as a number per column.
     """
@@ -340,7 +342,8 @@ def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[s
 
 
 def scores_of(shared: dict[str, Any]) -> Any:
-    """Where scores are stored: next to the state, or in the first rows of its tile, which has been read when they come."""
+    """Where scores are stored: next to the state, or in the first rows of its tile, which has been read when they
+    come."""
     return shared["scores"] if "scores" in shared else shared["state"].at[pl.ds(0, CHUNK)]
 
 

@@ -2,8 +2,8 @@
 
 The mathematics is that of :mod:`pallas_kernels.linear_attention.xla`. A decay per head and token makes one matrix of sums of decays,
 itself a product. A decay per key goes through blocks of 1, 2, 4, ... tokens: late queries times exp(sum since their block's start) with
-early keys times exp(sum until their block's end), one product over the whole chunk each, of which the pairs of neighboring blocks are
-kept. A TPU has one core or two, which a few heads fill: there is no two-pass form.
+early keys times exp(sum until their block's end), one product over the whole chunk each, of which the pairs of
+neighboring blocks are kept. A TPU has one core or two, which a few heads fill: there is no two-pass form.
 """
 
 from __future__ import annotations

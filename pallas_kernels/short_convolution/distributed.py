@@ -1,4 +1,5 @@
-"""The short convolution of a sequence that is split over devices: each sends its neighbors the few tokens that they see of it."""
+"""The short convolution of a sequence that is split over devices: each sends its neighbors the few tokens that they see
+of it."""
 
 from __future__ import annotations
 

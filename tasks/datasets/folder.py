@@ -4,7 +4,8 @@
 test (10 % each), or folders train/ and, where there are any, val/ and test/ that hold the class
 folders. With train/ but no val/, a tenth of train/ is the validation split. A path of an image
 relative to the folder decides (:func:`tasks.datasets.split.hold_out`), so that the split is the same
-on every machine and does not change while nothing is added. What the folder holds and is not used is counted in ``report``.
+on every machine and does not change while nothing is added. What the folder holds and is not used is counted in
+``report``.
 """
 
 from __future__ import annotations

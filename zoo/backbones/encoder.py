@@ -160,7 +160,8 @@ class Encoder(Classifier):
         return self._normed(self.blocks(self._embed_real(tokens, mask, types), mask)[0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """The head over the vocabulary: (..., features) to (..., vocab_size). A large vocabulary need not be applied to every token.
+        """The head over the vocabulary: (..., features) to (..., vocab_size). A large vocabulary need not be applied to
+        every token.
 
         Raises:
           ValueError: the model was made without it.

@@ -35,7 +35,8 @@ def _norm(theirs: str, ours: str, leaves: tuple[str, str]) -> list[tuple[Any, ..
 
 
 def _names(prefix: str, leaves: tuple[str, str] = ("weight", "bias")) -> Naming:
-    """The names of the library transformers: ``prefix`` comes before all but the heads', ``leaves`` are those of a norm."""
+    """The names of the library transformers: ``prefix`` comes before all but the heads', ``leaves`` are those of a
+    norm."""
     block, ours = f"{prefix}encoder.layer.{{i}}", "blocks.{i}"
     return Naming(
         [

@@ -5,9 +5,9 @@
 The upper layers share their heads between a sliding window and routing (:mod:`layers.sparse.routing`), the
 lower ones have the window alone. Sizes are those of the authors' hyper-parameter sets
 wikitext103_local_cluster4k, enwik8_local_cluster8k, imagenet_local_cluster and pg19_local_cluster8k;
-``routing_transformer_nano`` is our choice. A window of 512 replaces their blocks of 256 that see the block before, rotary positions
-replace the learned relative vectors of their local heads, and the decoder's block (norms before the branches, SwiGLU)
-replaces theirs (norms after them, GEGLU). Their heads on PG-19 have 129 features, ours 128.
+``routing_transformer_nano`` is our choice. A window of 512 replaces their blocks of 256 that see the block before,
+rotary positions replace the learned relative vectors of their local heads, and the decoder's block (norms before the
+branches, SwiGLU) replaces theirs (norms after them, GEGLU). Their heads on PG-19 have 129 features, ours 128.
 
 ``membership`` says how a model was trained: "balanced", the paper's, chooses the members of a cluster with
 knowledge of later tokens, so the loss of such a model is not that of predicting from the past alone.
