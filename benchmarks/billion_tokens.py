@@ -139,7 +139,7 @@ def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax starts: it would look for the chips
     import jax
 
-    # Lengths that are not asked for stay as they are.
+    # Lengths that are not requested are unchanged.
     rows: dict[str, dict[str, Any]] = json.loads(given.output.read_text())["rows"] if given.output.exists() else {}
     given.output.parent.mkdir(parents=True, exist_ok=True)
     for length in given.lengths:

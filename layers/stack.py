@@ -1,4 +1,4 @@
-"""A stack of blocks: depth, patterns, rematerialisation, scan over layers, and features on the way."""
+"""A stack of blocks: depth, patterns, rematerialization, scan over layers, and features on the way."""
 
 from __future__ import annotations
 

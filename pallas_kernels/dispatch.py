@@ -223,7 +223,8 @@ def platform(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interpreting() -> Iterator[None]:
-    """Chooses as if running on a TPU and traces its kernels to run as plain JAX, slowly, on whatever is here: for testing them."""
+    """Chooses as if running on a TPU and traces its kernels to run as plain JAX, slowly, on the present device: for
+    testing them."""
     token = _interpreted.set(True)
     try:
         with platform("tpu"):

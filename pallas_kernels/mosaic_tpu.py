@@ -135,7 +135,7 @@ def recurrence(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array, dtyp
 
     Args:
       tokens: (batch, heads, length, dim), or (batch, heads, length) for one number a token; some arrays may have fewer heads, all
-        the same number, which divides the state's. Zeros past the end must leave the state as it is.
+        the same number, which divides the state's. Zeros past the end must leave the state unchanged.
       state: float32 (batch, heads, key_dim, value_dim).
       dtype: of the outputs.
 

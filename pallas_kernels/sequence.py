@@ -195,7 +195,7 @@ def hand_over(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, tokens: A
     def turn(arrived: Any, time: jax.Array) -> tuple[Any, Any]:
         group = time - here
         start, own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, jnp.clip(group, 0, number - 1), keepdims=False), (states, pieces))
-        # A device with nothing to do repeats a group, whose result nobody reads: that takes no time from anybody.
+        # A device with nothing to do repeats a group, whose result is not used: that delays no other device.
         working = (here > 0) & (group >= 0) & (group < number)
         left, said = step(jax.tree.map(lambda a, b: jnp.where(working, a, b), arrived, start), own)
         return shift(left), said

@@ -193,7 +193,8 @@ class LanguageModeling:
         return self._metrics(model, batch, batch["weight"])
 
     def derived(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Returns what is no mean of its parts but follows from the figures of a whole split: "perplexity" per token."""
+        """Returns what is not a mean over parts but follows from the figures of a whole split: "perplexity" per
+        token."""
         return {"perplexity": math.exp(min(figures["loss"], 700.0))}
 
     def sample_prompt(self) -> list[int]:

@@ -1,7 +1,7 @@
 """The interface between the training loop and a task, and between a task and a model: arrays only.
 
-A task owns a problem: its data, its loss and its measure of success. It knows no model; whatever it
-needs of one (the size and normalization of its images, say) it names in ``needs`` and is given when
+A task owns a problem: its data, its loss and its measure of success. It knows no model; what it
+needs from one (the size and normalization of its images, say) it names in ``needs`` and is given when
 it is made. The loop knows no task: it shuffles and batches the examples, differentiates the loss
 and adds up the metrics.
 """
@@ -88,7 +88,8 @@ class Task(Protocol):
 
 @runtime_checkable
 class DerivesFigures(Protocol):
-    """A task with figures that are no mean over examples but follow from those of a whole split, as perplexity does."""
+    """A task with figures that are not means over examples but follow from those of a whole split, such as
+    perplexity."""
 
     def derived(self, figures: Mapping[str, float]) -> dict[str, float]:
         """Returns the figures that follow from ``figures``."""
@@ -97,7 +98,7 @@ class DerivesFigures(Protocol):
 
 @runtime_checkable
 class Describes(Protocol):
-    """A task that can say what its data are."""
+    """A task that can describe its data."""
 
     def describe(self, split: str) -> str:
         """Returns what a split holds in a few words: "1,293 images of 10 classes"."""
@@ -106,12 +107,12 @@ class Describes(Protocol):
 
 @runtime_checkable
 class Explains(Protocol):
-    """A task that can say more of a split than its figures, from what it keeps of each example."""
+    """A task that can report more on a split than its figures, from what it keeps of each example."""
 
     def evaluate_rows(self, model: Model, batch: Batch) -> tuple[Metrics, dict[str, jax.Array]]:
         """Returns what ``evaluate`` does, and small arrays (rows, ...); traced."""
         ...
 
     def explain(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Returns what those arrays of all examples say, ready for JSON."""
+        """Returns a summary of those arrays for all examples, ready for JSON."""
         ...

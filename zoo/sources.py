@@ -1,6 +1,6 @@
 """Where weights come from: files in the formats that weights are released in, the Hugging Face hub, and our own checkpoints.
 
-Every source becomes ``{name: Tensor}``, whose arrays are read one by one when they are asked for: a file larger
+Every source becomes ``{name: Tensor}``, whose arrays are read one by one, on demand: a file larger
 than memory, or sharded over several, is never held whole. No code of a checkpoint is ever run.
 """
 

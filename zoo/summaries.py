@@ -208,7 +208,7 @@ def _rows(calls: list[_Call]) -> list[Row]:
 
 def _flops(call: _Call) -> int:
     leaves, treedef = jax.tree.flatten(call.arguments)
-    # What is no array (a grid's size) is no argument of the program.
+    # Anything that is not an array (a grid's size) is not an argument of the program.
     traced = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
 
     def run(state: nnx.State, given: list[Any]) -> Any:

@@ -99,7 +99,7 @@ class Mamba2(Mixer):
           use_bias, conv_bias: of the input and output projections, and of the convolution.
 
         Raises:
-          ValueError: an unknown initialisation, or channels that heads, or heads that groups, do not divide.
+          ValueError: an unknown initialization, or channels that heads, or heads that groups, do not divide.
         """
         check_initialisation(initialisation)
         channels = expand * features

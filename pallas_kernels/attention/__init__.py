@@ -78,9 +78,10 @@ def attention(
       sinks: (heads,) extra logits in the softmax denominator. Differentiable.
       query_positions: int32 (batch, q_length), arange by default.
       key_positions: int32 (batch, k_length), arange by default; negative is an empty slot, never attended.
-      routes: int (batch or 1, heads or 1, regions, topk): tokens stand region by region, as many in each, and those of a region attend
-        only to those of the topk different regions that its row names (BiFormer, arXiv:2303.08810). The rest holds as well: a mask may
-        hide what does not exist, positions are those of the tokens as they stand.
+      routes: int (batch or 1, heads or 1, regions, topk): tokens are stored region by region, equally many in each, and
+        those of a region attend only to those of the topk different regions that its row names (BiFormer,
+        arXiv:2303.08810). The rest holds as well: a mask may hide what does not exist, positions are those of the
+        tokens as stored.
       return_lse: also return the log-sum-exp of the logits, sink included. Differentiable.
       implementation: the name of one, or None for the best that serves the call.
 

@@ -158,7 +158,7 @@ def key_cover(mask: jax.Array, block_k: int) -> Cover:
 
 
 def routed_cover(routes: jax.Array, q_blocks: int, k_blocks: int) -> Cover:
-    """Of tokens that stand region by region, regions being whole blocks (BiFormer, arXiv:2303.08810).
+    """For tokens stored region by region, with regions being whole blocks (BiFormer, arXiv:2303.08810).
 
     Args:
       routes: int (..., regions, topk), the regions that each region attends to.

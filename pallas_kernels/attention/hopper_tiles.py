@@ -237,7 +237,7 @@ def produce(total: Any, stages: int, copy: Callable[[Any, Any], None], released:
     first = jnp.minimum(total, stages)
     loop(0, first, fill, None)
     loop(first, total, refill, None)
-    # No barrier is left with an arrival that nobody saw.
+    # No barrier is left with an unobserved arrival.
     loop(total - first, total, lambda step, _: released(ring(step, stages)), None)
 
 

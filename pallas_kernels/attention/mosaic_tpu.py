@@ -61,7 +61,7 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
     (left, right), pattern = call.reach, call.pattern
     query_positions, key_positions = call.query_positions if call.ordered else None, call.key_positions
     queries_seeing, keys_seen = _seen(call.replace(query_positions=query_positions), kv_heads)
-    # 0 * NaN is NaN: what nobody attends, and who attends nothing, may hold anything.
+    # 0 * NaN is NaN: keys that are never attended, and queries that attend to nothing, may hold anything.
     if queries_seeing is not None:
         q = jnp.where(jnp.swapaxes(queries_seeing, 1, 2)[..., None], q, 0)
     if keys_seen is not None:

@@ -50,7 +50,7 @@ def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     if call.routes is not None:
         allowed &= regions.mask(call.routes, q.shape[1], k.shape[1])
     allowed = jnp.broadcast_to(allowed, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
-    # 0 * NaN is NaN: what nobody attends, and who attends nothing, may hold anything.
+    # 0 * NaN is NaN: keys that are never attended, and queries that attend to nothing, may hold anything.
     q = jnp.where(jnp.swapaxes(allowed.any(3), 1, 2)[..., None], q, 0)
     k = jnp.where(jnp.swapaxes(allowed.any(2), 1, 2)[..., None], jnp.repeat(k, q.shape[2] // k.shape[2], axis=2), 0)
     logits = call.scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")

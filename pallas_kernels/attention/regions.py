@@ -1,6 +1,7 @@
 """Routed regions (BiFormer, arXiv:2303.08810): the tokens of a region attend to the regions that its routes name.
 
-Tokens stand region by region; ``routes`` is int (batch or 1, heads or 1, regions, topk), different regions in each row. There are three
+Tokens are stored region by region; ``routes`` is int (batch or 1, heads or 1, regions, topk), different regions in each
+row. There are three
 forms: a mask (:func:`mask`), the equation; copies of the keys of each region's regions (:func:`gathered`), which make regions rows of
 the batch; and, for kernels that walk through lists of blocks, regions that are whole blocks (:func:`padded`) and no copies.
 A copied key is read once and written once before it is read; padding a region by up to a half moves less than that.

@@ -155,7 +155,7 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     wide = jnp.promote_types(q.dtype, jnp.float32)
     allowed = _allowed(options, arrays, q_start, k_start)
     if allowed is not None:
-        # 0 * NaN is NaN: what nobody attends, and who attends nothing, may hold anything.
+        # 0 * NaN is NaN: keys that are never attended, and queries that attend to nothing, may hold anything.
         q = jnp.where(allowed.any(4)[..., None], q, 0)
         attended = allowed.any((2, 3))[..., None]
         k, v = jnp.where(attended, k, 0), jnp.where(attended, v, 0)

@@ -14,7 +14,7 @@ from pallas_kernels import hopper
 CHUNK = 64
 # Chunks in flight.
 STAGES = 2
-# A decay of 2^-150 is 0 in float32: whatever forgets more is cut here, so that sums over a chunk stay exact to 2^-11.
+# A decay of 2^-150 is 0 in float32: stronger decays are clipped here, so that sums over a chunk stay exact to 2^-11.
 FORGOTTEN = -150.0
 # Chunks between the states that the gradient of the decays meets at: sums over longer segments lose what cancels in them.
 SEGMENT = 16

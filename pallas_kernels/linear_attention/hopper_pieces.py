@@ -17,7 +17,7 @@ from pallas_kernels.linear_attention.hopper_chunks import CHUNK, columns_of, pad
 
 # Streaming multiprocessors of an H100 or H200.
 CORES = 132
-# Chunks of a piece: with fewer, telling it what came before is no small part of the work.
+# Chunks of a piece: with fewer, passing it the state before is a large part of the work.
 SHORTEST = 8
 
 

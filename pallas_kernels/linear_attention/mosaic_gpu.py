@@ -134,7 +134,7 @@ def _backward(way: Direction, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     d_logs = None
     if decays:
         last = jnp.swapaxes(d_last, 2, 3)
-        if way.reverse:  # never handed a state: nothing is past the end
+        if way.reverse:  # never given a state: nothing is past the end
             reading, writing, late, early, last = writing, reading, early, late, jnp.zeros_like(last)
         d_logs = decay_cotangent(late - early, way.scale * meeting(reading, as_read(writing), as_read(last)), q.shape[1])
     d_q, d_k = (x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) if shared > 1 else x for x in (d_q, d_k))

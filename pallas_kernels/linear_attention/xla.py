@@ -101,8 +101,8 @@ _recurrence.define(_forward, _backward)
 
 
 def split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:
-    """(batch, length, ..., dim) to (chunks, batch, ..., chunk, dim), zeros past the end: they leave the state as it
-    is."""
+    """(batch, length, ..., dim) to (chunks, batch, ..., chunk, dim), zeros past the end: they leave the state
+    unchanged."""
     if x is None:
         return None
     x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk_size)] + [(0, 0)] * (x.ndim - 2))

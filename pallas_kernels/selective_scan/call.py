@@ -19,7 +19,7 @@ class ScanCall(Call):
 
     Attributes:
       x: (batch, length, channels).
-      step: the same, float32 or wider; 0 leaves the state as it is.
+      step: the same, float32 or wider; 0 leaves the state unchanged.
       A: (channels, state_dim).
       B, C: (batch, length, state_dim), or (batch, length, groups, state_dim).
       initial_state: (batch, channels, state_dim) or None.

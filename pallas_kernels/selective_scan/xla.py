@@ -146,7 +146,7 @@ def _chunk_gradient(rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: j
 
 def _split(a: jax.Array) -> jax.Array:
     """(batch, length, groups, ...) to (chunks, chunk, rows, ...), with zeros past the end: a step of 0 leaves the state
-    as it is."""
+    unchanged."""
     a = jnp.pad(a, ((0, 0), (0, -a.shape[1] % CHUNK), (0, 0), (0, 0)))
     return jnp.moveaxis(a, 1, 0).reshape(-1, CHUNK, a.shape[0] * a.shape[2], a.shape[3])
 

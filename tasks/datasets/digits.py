@@ -101,7 +101,7 @@ def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
 
 
 def _is_ready(builder: tfds.core.DatasetBuilder) -> bool:
-    return builder.data_path.exists() and builder.is_prepared()  # asked of a folder that is not there, TFDS logs a warning
+    return builder.data_path.exists() and builder.is_prepared()  # for a missing folder, TFDS logs a warning
 
 
 class Digits:

@@ -84,7 +84,7 @@ def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
         comes without its source.
     """
     builder = MixerZooPythonSource(config=_VERSION, data_dir=data_dir, file_format="array_record")
-    if builder.data_path.exists() and builder.is_prepared():  # asked of a folder that is not there, TFDS logs a warning
+    if builder.data_path.exists() and builder.is_prepared():  # for a missing folder, TFDS logs a warning
         return builder
     tfds.disable_progress_bar()
     try:
