@@ -1,7 +1,7 @@
 """The tables of what is in the zoo, generated from the registries: ``python -m docs.catalogue --write README.md``.
 
-Tables stand between ``<!-- catalogue:NAME -->`` and ``<!-- end -->`` markers, and a test fails when they
-are not what the code says.
+Tables are between ``<!-- catalogue:NAME -->`` and ``<!-- end -->`` markers, and a test fails when they
+differ from what the code gives.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ class Retention:
 class Lq(Retention):
     """W = A / |A|_q^(q - 2), the lq retention (Miras, eq. 24).
 
-    Our choice: the norm is taken as no less than 1. As A decays towards 0, W would grow without bound for q > 2.
+    Our choice: the norm is taken as no less than 1. As A decays toward 0, W would grow without bound for q > 2.
     """
 
     q: float = 4.0

@@ -189,7 +189,7 @@ class RoutingAttention(Mixer):
           mask: bool (batch, length), True = real token.
 
         Returns:
-          (batch, heads, clusters, window) int32: positions in rising order; ``length`` is an empty place.
+          (batch, heads, clusters, window) int32: positions in ascending order; ``length`` is an empty place.
         """
         batch, _, length, _ = r.shape
         used, places = self._sizes(length)

@@ -64,12 +64,13 @@ def attention(
       v: (batch, k_length, kv_heads, value_dim).
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
       mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of positions,
-        (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, which ``pallas_kernels.masks`` is. Beside one, ``key_positions``
-        mark padding.
+        (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as ``pallas_kernels.masks``.
+        With one, ``key_positions`` mark padding.
       score: a Python function (logits, head, query_position, key_position) -> logits of the scaled logits, before the bias and the mask:
         elementwise JAX arithmetic of arrays that broadcast, and of Python numbers. ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps
         softly; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q - k)`` is ALiBi for 8 heads. ``head`` is that of the query.
-        Differentiable in the logits, at any position, of keys that are masked too. Make it once and keep it: programs are compiled for each anew.
+        Differentiable in the logits, at any position, of keys that are masked too. Create it once and reuse it: each
+        new function compiles programs anew.
       causal: a query attends keys at positions up to its own.
       window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
         With default positions the cost is linear in length when both sides are bounded.
@@ -126,7 +127,7 @@ def _checked(
     routes: jax.Array | None = None,
     return_lse: bool = False,
 ) -> AttentionCall:
-    """Refuses what does not fit together; gives bias and mask their four dimensions and scale its default."""
+    """Validates the arguments; expands bias and mask to four dimensions and sets the default scale."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x is not None and (x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating)):
             raise ValueError(f"attention: {name} must be floating (batch, length, heads, head_dim), got {x.dtype}{list(x.shape)}")

@@ -116,7 +116,7 @@ def static_cover(left: int | None, right: int | None, pattern: Mask | None, q_le
     return band if pattern is None else both(band, cover(pattern, q_length, k_length, block_q, block_k))
 
 
-# Summaries of what only the device knows
+# Summaries of data that is on the device
 
 
 def pattern_cover(pattern: Mask, q_positions: jax.Array, k_positions: jax.Array, block_q: int, block_k: int) -> Cover:

@@ -58,7 +58,7 @@ class AttentionCall(Call):
 
     @property
     def bounded(self) -> bool:
-        """Whether positions say who attends whom."""
+        """Whether the mask depends on positions."""
         return self.reach != (None, None) or self.pattern is not None
 
     @property

@@ -1,10 +1,11 @@
 """Self-attention of a sequence that is split over devices.
 
-``all_to_all`` (DeepSpeed Ulysses, arXiv:2309.14509) trades: each device gives up its part of the tokens of all heads for all tokens
-of its part of the heads, and back. ``ring`` (Sequence Parallelism: Long Sequence Training from System Perspective, arXiv:2105.13120;
-with blocks merged by their log-sum-exp, arXiv:2310.01889) keeps queries where they are and passes keys and values around; it needs
-no heads to divide. Causal work is balanced: cut into 2n pieces, device i has pieces i and 2n - 1 - i, so that every exchange
-is followed by the same two products on every device, none of them masked.
+``all_to_all`` (DeepSpeed Ulysses, arXiv:2309.14509) exchanges: each device gives up its part of the tokens of all heads
+for all tokens of its part of the heads, and back. ``ring`` (Sequence Parallelism: Long Sequence Training from System
+Perspective, arXiv:2105.13120; with blocks merged by their log-sum-exp, arXiv:2310.01889) keeps queries where they are
+and passes keys and values around; it needs no heads to divide. Causal work is balanced: cut into 2n pieces, device i
+has pieces i and 2n - 1 - i, so that every exchange is followed by the same two products on every device, none of them
+masked.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _objection(call: AttentionCall) -> str | None:
 
 
 def all_to_all_objection(call: AttentionCall) -> str | None:
-    """Why the trade of heads can't serve the call, or None."""
+    """Why the exchange of heads can't serve the call, or None."""
     reason, heads, kv_heads = _objection(call), call.q.shape[2], call.k.shape[2]
     if reason is None and (heads % sequence.parts() or kv_heads % sequence.parts()):
         reason = f"{heads} and {kv_heads} heads can't be shared by {sequence.parts()} devices"
@@ -147,7 +148,8 @@ def _merged(a: Result, b: Result) -> Result:
 
 
 def _deal(count: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Who sends its first half to whom, and its second half: piece p of 2n goes to device min(p, 2n - 1 - p)."""
+    """Which device sends its first half, and its second half, to which: piece p of 2n goes to device min(p, 2n - 1 -
+    p)."""
     to = [min(piece, 2 * count - 1 - piece) for piece in range(2 * count)]
     return [(device, to[2 * device]) for device in range(count)], [(device, to[2 * device + 1]) for device in range(count)]
 

@@ -2,7 +2,7 @@
 
 Both compute the weights again from the log-sum-exp that the forward pass kept (arXiv:2205.14135, algorithm 4; without its
 atomic additions, so that results are the same each time). Tiles of keys hold everything transposed: wgmma then takes the
-weights from the registers where they stand. A tile of keys meets the queries of all heads that share it.
+weights directly from registers. A tile of keys meets the queries of all heads that share it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
     Args:
       spec: the constants.
       arrays: as :func:`hopper_forward.forward` has them; do like the output; and for softmax lse and delta, float32 (batch, heads,
-        q_padded): the log-sum-exp to base 2, :data:`hopper_tiles.HIGHEST` where nothing is seen, and what the weights' gradients lose.
+        q_padded): the log-sum-exp to base 2, :data:`hopper_tiles.HIGHEST` where nothing is seen, and what is subtracted
+        from the weights' gradients.
       pairs: as there.
     """
     q, v = arrays["q"], arrays["v"]

@@ -1,4 +1,4 @@
-"""Who may attend whom, as functions of positions: ``attention(q, k, v, mask=masks.dilated(2048, 4))``.
+"""Attention masks as functions of positions: ``attention(q, k, v, mask=masks.dilated(2048, 4))``.
 
 A mask here is a Python function ``(query_position, key_position) -> bool`` of two integer arrays that broadcast against each other,
 arithmetic and comparisons known while tracing: it is the same for numpy, for JAX and inside a kernel, which has it inline and

@@ -47,7 +47,7 @@ def delta_rule(
         S <- (I - beta_j k_j k_j^T) S + beta_j k_j v_j^T       for each of the token's steps j
         o_t = scale * q_t S                                    after the last one
 
-    A step moves what the memory S holds under the key k towards v: all the way with beta = 1 and a key
+    A step moves what the memory S holds under the key k toward v: all the way with beta = 1 and a key
     of norm 1, beyond it with beta in (1, 2), which gives the transition a negative eigenvalue. It is
     stable for beta |k|^2 <= 2: keys are not normalized here. There is no mask: a step with beta = 0 of
     a token with decay 0 changes no state, which is how a layer skips padding. The state and the sums
