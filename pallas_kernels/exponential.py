@@ -72,8 +72,8 @@ def exp2(t: jax.Array) -> jax.Array:
     n = jnp.round(t)
     f = t - n
     power = 1 + f * _evaluate(_POWER_OF_TWO, f)
-    # Added to 1.5 * 2^23, an integer is in the lowest bits of the float; an ordinary conversion would first compare it with
-    # the range of the integers.
+    # Added to 1.5 * 2^23, an integer is in the lowest bits of the float; an ordinary conversion would first compare
+    # it with the range of the integers.
     bits = lax.bitcast_convert_type(power, jnp.int32) + (lax.bitcast_convert_type(n + jnp.float32(1.5 * 2**23), jnp.int32) << 23)
     return lax.bitcast_convert_type(bits, jnp.float32)
 

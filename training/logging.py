@@ -71,7 +71,7 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
         if self._leads:
-            with contextlib.suppress(OSError) if error else contextlib.nullcontext():  # the first error is the one reported
+            with contextlib.suppress(OSError) if error else contextlib.nullcontext():  # reports the first error
                 self._file.close()
                 self._events.close()
 

@@ -98,7 +98,7 @@ class Prepared:
             raise ValueError(message) from error
 
     def _assign(self, train: Sequence[Any], data_dir: str | None) -> dict[str, Records]:
-        names = set(self._builder.info.splits) or {"train", "test"}  # under tfds.testing.mock_data none are known and any can be loaded
+        names = set(self._builder.info.splits) or {"train", "test"}  # mock_data of TFDS lists none and serves any
         own = {name: self._open(name, data_dir) for name in ("validation", "test") if name in names}
         own = {name: source for name, source in own.items() if len(source) and int(source[0][self._label]) >= 0}
         if "test" not in own and "validation" in own:

@@ -58,7 +58,7 @@ class PreparedText:
         if feature not in texts:
             raise ValueError(unknown(f"text feature of the TFDS set {builder}", feature, texts))
         command = f"python -m tasks.prepare {builder}" + (f" --data_dir={data_dir}" if data_dir else "")
-        names = set(self._builder.info.splits) or set(SPLITS)  # under tfds.testing.mock_data none are known and any can be loaded
+        names = set(self._builder.info.splits) or set(SPLITS)  # mock_data of TFDS lists none and serves any
         try:
             sources = {name: self._builder.as_data_source(split=name) for name in SPLITS if name in names}
         except (KeyError, NotImplementedError) as error:
