@@ -153,10 +153,15 @@ class _Mapped:
 
 
 @functools.lru_cache(maxsize=4096)
-def _outputs(given: Any, arrays: tuple[Any, ...]) -> tuple[list[Any], Any]:
-    """The types of the outputs, and their tree."""
+def _outputs(given: Any, arrays: tuple[Any, ...]) -> tuple[list[Any], Any, Any]:
+    """The types of the outputs, their tree, and the effects: an interpreted kernel calls back to the host."""
     jaxpr, shapes = jax.make_jaxpr(given.function, return_shape=True)(*arrays)
-    return jaxpr.out_avals, jax.tree.structure(shapes)
+    return jaxpr.out_avals, jax.tree.structure(shapes), jaxpr.effects
+
+
+def _types(*arrays: Any, given: Any) -> tuple[list[Any], Any]:
+    types, _, effects = _outputs(given, arrays)
+    return types, effects
 
 
 def _flat(*operands: Any, given: Any) -> list[Any]:
@@ -181,7 +186,7 @@ def _differentiate(primals: Sequence[Any], tangents: Sequence[Any], *, given: An
 function_p = Primitive("differentiable")
 function_p.multiple_results = True
 function_p.def_impl(_flat)
-function_p.def_abstract_eval(lambda *arrays, given: _outputs(given, arrays)[0])
+function_p.def_effectful_abstract_eval(_types)
 ad.primitive_jvps[function_p] = _differentiate
 mlir.register_lowering(function_p, mlir.lower_fun(_flat))
 operations.count_by(function_p.name, _flat)
