@@ -101,13 +101,6 @@ class _Given:
     static: tuple[Any, ...]
     tree: Any
 
-    @property
-    def kernel(self) -> bool:
-        return self.of.kernel
-
-    def refuse(self) -> Any:
-        return self.of.refuse()
-
     def function(self, *leaves: Any) -> Any:
         return self.of.function(*self.static, *jax.tree.unflatten(self.tree, leaves))
 
@@ -129,13 +122,6 @@ class _Mapped:
 
     of: Any
     axes: tuple[int | None, ...]
-
-    @property
-    def kernel(self) -> bool:
-        return self.of.kernel
-
-    def refuse(self) -> Any:
-        return self.of.refuse()
 
     def function(self, *leaves: Any) -> Any:
         return jax.vmap(self.of.function, in_axes=self.axes)(*leaves)
@@ -212,14 +198,17 @@ def _parts(operands: Sequence[Any], moving: tuple[bool, ...]) -> tuple[list[Any]
 
 def _along(given: Any, moving: tuple[bool, ...], arrays: Sequence[Any], directions: Sequence[Any]) -> list[Any]:
     """f'(arrays) directions, in f's own operations."""
-    if given.kernel:
-        given.refuse()
+    function = given
+    while not isinstance(function, Differentiable):
+        function = function.of
+    if function.kernel:
+        function.refuse()
 
-    def function(*moved: Any) -> list[Any]:
+    def along(*moved: Any) -> list[Any]:
         some = iter(moved)
         return _flat(*(next(some) if moves else x for moves, x in zip(moving, arrays, strict=True)), given=given)
 
-    return jax.jvp(function, tuple(x for moves, x in zip(moving, arrays, strict=True) if moves), tuple(directions))[1]
+    return jax.jvp(along, tuple(x for moves, x in zip(moving, arrays, strict=True) if moves), tuple(directions))[1]
 
 
 def _pushforward(*operands: Any, given: Any, moving: tuple[bool, ...], tree: Any, kept: tuple[int, ...]) -> list[Any]:

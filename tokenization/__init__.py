@@ -130,16 +130,16 @@ def streamed(tokenizer: Tokenizer, pieces: Iterable[Sequence[int]], prompt: Sequ
     A character is held back until it is whole, and what one of ``stops`` may begin with until it is clear.
     """
     tokens: list[int] = []
-    told = ""
+    sent = ""
     for piece in pieces:
         tokens += [int(token) for token in piece if token >= 0]
         # An unfinished character decodes to the replacement character, at the end only.
         whole = until(continuation(tokenizer, prompt, tokens).rstrip("\ufffd"), stops)
         held = max((size for stop in stops for size in range(1, len(stop)) if whole.endswith(stop[:size])), default=0)
         whole = whole[: len(whole) - held]
-        if whole.startswith(told) and len(whole) > len(told):
-            yield whole[len(told) :]
-            told = whole
+        if whole.startswith(sent) and len(whole) > len(sent):
+            yield whole[len(sent) :]
+            sent = whole
     text = until(continuation(tokenizer, prompt, tokens), stops)
-    if text.startswith(told) and len(text) > len(told):
-        yield text[len(told) :]
+    if text.startswith(sent) and len(text) > len(sent):
+        yield text[len(sent) :]

@@ -173,8 +173,8 @@ class Checkpoints:
             weights = _unflat({name: like[name] for name in _WEIGHTS}, items["weights"])
             return {**weights, "optimizer": optimizer.pop("state"), **optimizer, "halted": jnp.zeros((), bool)}, step
         if faults:
-            told = "; ".join(f"step {step}: {why}" for step, why in faults.items())
-            raise CheckpointError(f"no checkpoint under {self._path} can be read ({told}): remove that folder to start again, or use another --workdir")
+            reasons = "; ".join(f"step {step}: {why}" for step, why in faults.items())
+            raise CheckpointError(f"no checkpoint under {self._path} can be read ({reasons}): remove that folder to start again, or use another --workdir")
         return None
 
     def restore_weights(self, which: str, like: State) -> tuple[State, int]:

@@ -57,24 +57,24 @@ def one_message() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command with the same --workdir goes on from the last checkpoint")
     except Exception as error:
-        told = f"error: {error}" if _deliberate(error) else None
+        message = f"error: {error}" if _deliberate(error) else None
         if jax.process_count() > 1:
-            _abandon(error, told)
-        if told is None:
+            _abandon(error, message)
+        if message is None:
             raise
-        sys.exit(told)
+        sys.exit(message)
 
 
-def _abandon(error: Exception, told: str | None) -> None:
+def _abandon(error: Exception, message: str | None) -> None:
     """Ends one of several processes at once: a clean exit would wait for the others, which may wait for this one or be gone."""
     traceback.print_exception(error)
     # The runtime's words for it, under whatever exception they arrive here.
     if any(sign in str(error) for sign in ("Gloo", "coordination service", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED")):
-        told = (
+        message = (
             f"error: process {jax.process_index()} of {jax.process_count()} has lost another process of the run (above is how it noticed). "
             "Start all of them again with the same command and --workdir: the run goes on from the last checkpoint"
         )
-    print(told or "", file=sys.stderr, flush=True)
+    print(message or "", file=sys.stderr, flush=True)
     os._exit(1)
 
 

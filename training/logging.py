@@ -53,7 +53,7 @@ class Log:
             total=total, initial=step, unit="step", disable=None if self._leads else True, dynamic_ncols=True,
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
         )  # fmt: skip
-        self._total, self._told = total, -math.inf
+        self._total, self._reported = total, -math.inf
         self._begun, self._since = step, time.monotonic()
         if self._leads:
             path = directory / "metrics.jsonl"
@@ -95,8 +95,8 @@ class Log:
         shown = "".join(f", {name} {number(value)}" for name, value in (values or {}).items())
         if self._bar.disable:
             now = time.monotonic()
-            if shown and now - self._told > LINES_APART:
-                self._told = now
+            if shown and now - self._reported > LINES_APART:
+                self._reported = now
                 left = (now - self._since) / max(step - self._begun, 1) * (self._total - step)
                 self.say(f"step {step:,} of {self._total:,}, {duration(left)} left{shown}")
             return

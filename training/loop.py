@@ -222,7 +222,7 @@ def train(
                     placed = sharding.place_batch(mesh, batch, leading=1)
                     if compiled is None:
                         traced = jax.jit(step_function, donate_argnums=0, out_shardings=(places, sharding.of_state(mesh))).trace(state, placed)
-                        log.say(memory.told(memory.needed(traced.jaxpr, (state, placed), sharding.row_parts(mesh)), memory.available(), config))
+                        log.say(memory.report(memory.needed(traced.jaxpr, (state, placed), sharding.row_parts(mesh)), memory.available(), config))
                         log.say("compiling ...")
                         since = time.perf_counter()
                         compiled = traced.lower().compile()

@@ -45,7 +45,7 @@ class _Buffer:
 _Sources = frozenset[_Buffer]
 
 
-class _Program:
+class _Liveness:
     """The operations of a jaxpr that make arrays, in order: what each reads, makes, and needs besides while it runs."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ def _inside(jaxpr: Any) -> Any:
 def _loop_peak(name: str, params: Mapping[str, Any], body: Any) -> int:
     """The memory that one run of the body of a loop, a branch or a shard takes besides its operands and results; a scan
     also has its slices."""
-    program = _Program()
+    program = _Liveness()
     outside = params["num_consts"] + params["num_carry"] if name == "scan" else len(body.invars)
     sliced = program.make(frozenset(), [_bytes(v.aval) for v in body.invars[outside:]])
     return program.peak(program.add(body, [frozenset()] * outside + sliced))
@@ -123,7 +123,7 @@ def _loop_peak(name: str, params: Mapping[str, Any], body: Any) -> int:
 def temporaries(jaxpr: Any) -> int:
     """Bytes that a program takes besides its arguments, and besides results that take the place of arguments."""
     body = _inside(jaxpr)
-    program = _Program()
+    program = _Liveness()
     return program.peak(program.add(body, [frozenset()] * len(body.invars)))
 
 
@@ -140,7 +140,7 @@ def needed(jaxpr: Any, arguments: Any, parts: int) -> int:
     return held + temporaries(jaxpr) // parts
 
 
-def told(need: int, limit: int, config: Mapping[str, Any]) -> str:
+def report(need: int, limit: int, config: Mapping[str, Any]) -> str:
     """A line on what a step needs, and where that is more than there is, what to change."""
     what = f"a step takes about {_size(need)} of memory"
     if not limit:

@@ -84,8 +84,8 @@ def _described(entry: Variant, weights: Any, asked: Collection[str]) -> dict[str
         return {}
     if str(weights).startswith("hf://"):
         open_source(weights)  # first: an unreachable source is tried once, and reported as weights
-    told = describe(entry, weights).fields
-    fields = {field: value for field, value in told.items() if field not in asked and value != getattr(entry.config, field)}
+    described = describe(entry, weights).fields
+    fields = {field: value for field, value in described.items() if field not in asked and value != getattr(entry.config, field)}
     if fields:
         warnings.warn(f"config.json of {weights} has {', '.join(f'{field}={value!r}' for field, value in fields.items())}: the model is made so", stacklevel=3)
     return fields

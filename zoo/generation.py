@@ -422,9 +422,9 @@ def _check(new: int, piece: int, **options: float | None) -> None:
         raise ValueError(f"max_new_tokens is at least 1, not {new}")
     if piece < 1:
         raise ValueError(f"piece is at least 1, not {piece}")
-    for name, (holds, told) in _RANGES.items():
+    for name, (holds, limits) in _RANGES.items():
         if (value := options[name]) is not None and not holds(value):
-            raise ValueError(f"{name} is {told}, not {value}")
+            raise ValueError(f"{name} is {limits}, not {value}")
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {

@@ -122,22 +122,22 @@ def load_keeping(
     made: Any = model
     entry = variant(made.variant)
     release, tensors = _tensors(entry, source)
-    told = Description() if release is not None else describe(entry, source)
-    match = _match(model, entry, tensors, naming, head, {field: value for field, value in told.fields.items() if field not in keep})
+    described = Description() if release is not None else describe(entry, source)
+    match = _match(model, entry, tensors, naming, head, {field: value for field, value in described.fields.items() if field not in keep})
     if match.faults:
         raise WeightsError(_report(model, entry, match, source))
-    _warn_of(made, told, source, keep)
+    _warn_of(made, described, source, keep)
     arrays = dict(_read(model, match, dtype, source))
     for part in getattr(model, "before_head", ()):
         if getattr(match.form.parts, part) is not None and not any(name.startswith(f"{part}.") for name in arrays):
             warnings.warn(f"{_told(source)} has no {part}: the model's stays random", stacklevel=3)
-    _adopt(model, entry, match.form, source, bool(told.fields))
+    _adopt(model, entry, match.form, source, bool(described.fields))
     assign(model, arrays)
     model.eval()
-    if told.class_names and head is None and len(told.class_names) == getattr(made.config, "num_classes", 0):
-        made.class_names = told.class_names
-    if told.preprocess:
-        made.released = FrozenOptions(told.preprocess)
+    if described.class_names and head is None and len(described.class_names) == getattr(made.config, "num_classes", 0):
+        made.class_names = described.class_names
+    if described.preprocess:
+        made.released = FrozenOptions(described.preprocess)
     if (record := run_record(source)) is not None:
         made.class_names = tuple(record["class_names"]) if record.get("class_names") else None
         made.released = FrozenOptions(record["preprocess"]) if record.get("preprocess") else made.released
@@ -179,8 +179,8 @@ def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndar
     if chosen not in names:
         raise WeightsError(f"{entry.family} has no naming {naming!r}{near(chosen, names)}; it has: {', '.join(names)}")
     if chosen != "zoo" and adapters(model):
-        told = "zoo.merge_lora(model) puts them into its weights, zoo.save_adapters(model, path) saves them alone"
-        raise WeightsError(f"the model has adapters, for which no released file has names: {told}")
+        remedy = "zoo.merge_lora(model) puts them into its weights, zoo.save_adapters(model, path) saves them alone"
+        raise WeightsError(f"the model has adapters, for which no released file has names: {remedy}")
     leaves = flatten(model)
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     form = Form(model, entry, {field: value for field, value in names[chosen].config.items() if getattr(made.config, field) != value})
@@ -203,8 +203,8 @@ def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -
     match = _best(model, entry, tensors, None)
     head = {line.ours[0]: match.tensors.get(line.released[0]) for line in match.entries if line.ours and line.ours[0] in ("head.bias", "head.kernel")}
     # The only heads without a bias are PyTorch's, whose kernels begin with the classes.
-    told = head.get("head.bias" if "head.bias" in head else "head.kernel")
-    return None if told is None or not told.shape else told.shape[0]
+    array = head.get("head.bias" if "head.bias" in head else "head.kernel")
+    return None if array is None or not array.shape else array.shape[0]
 
 
 def _namings(entry: Variant) -> dict[str, Naming]:
@@ -230,13 +230,13 @@ def _heads(model: nnx.Module) -> tuple[str, ...]:
     return getattr(model, "heads", ("head",))
 
 
-def _match(model: Any, entry: Variant, tensors: Tensors, naming: str | None, head: str | None, told: Mapping[str, Any]) -> Match:
+def _match(model: Any, entry: Variant, tensors: Tensors, naming: str | None, head: str | None, described: Mapping[str, Any]) -> Match:
     if naming is not None and naming not in _namings(entry):
         raise WeightsError(f"{entry.family} has no naming {naming!r}{near(naming, _namings(entry))}; it has: {', '.join(_namings(entry))}")
-    return _best(model, entry, tensors, naming, reset=head == "reset", told=told)
+    return _best(model, entry, tensors, naming, reset=head == "reset", described=described)
 
 
-def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, reset: bool = False, told: Mapping[str, Any] | None = None) -> Match:
+def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, reset: bool = False, described: Mapping[str, Any] | None = None) -> Match:
     """The naming, and the prefix to take off, under which the file fits the model best: the one that knows most of its names."""
     readings: dict[int, list[tuple[str, Naming, Tensors]]] = collections.defaultdict(list)
     for name, rules in _namings(entry).items():
@@ -247,7 +247,7 @@ def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, r
     for count in sorted(readings, reverse=True):
         found: list[Match] = []
         for name, rules, renamed in readings[count]:
-            beyond = _beyond(model, rules, renamed, reset, told or {})
+            beyond = _beyond(model, rules, renamed, reset, described or {})
             form = forms[beyond] = forms.get(beyond) or Form(model, entry, dict(beyond))
             try:
                 entries = plan(rules, form.shapes, form.config)
@@ -268,10 +268,10 @@ def _known(model: nnx.Module, rules: Naming, tensors: Tensors) -> int:
     return sum(name in ours or name.split(".")[0] in extras for name in tensors)
 
 
-def _beyond(model: Any, rules: Naming, tensors: Tensors, reset: bool, told: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _beyond(model: Any, rules: Naming, tensors: Tensors, reset: bool, described: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Fields of the configuration, and their values, in which the model of such a file, by its tensors and its
-    description ``told``, differs from ``model``."""
-    fields = {field: value for field, value in {**rules.config, **told}.items() if getattr(model.config, field) != value}
+    description ``described``, differs from ``model``."""
+    fields = {field: value for field, value in {**rules.config, **described}.items() if getattr(model.config, field) != value}
     for part in getattr(model, "extras", ()):
         if reset and part in getattr(model, "before_head", ()):
             continue
@@ -346,20 +346,22 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
         warnings.warn(f"{which} made for a grid of {made_for} and {'are' if others else 'is'} resampled to {wanted_grid}", stacklevel=4)
 
 
-def _warn_of(model: Any, told: Description, source: Any, keep: Iterable[str]) -> None:
+def _warn_of(model: Any, described: Description, source: Any, keep: Iterable[str]) -> None:
     """Reports what the description next to the weights says and is not followed."""
-    if others := [f"{field}={told.fields[field]!r}" for field in keep if told.fields.get(field, getattr(model.config, field)) != getattr(model.config, field)]:
+    theirs = described.fields
+    differ = [field for field in keep if field in theirs and theirs[field] != getattr(model.config, field)]
+    if others := [f"{field}={theirs[field]!r}" for field in differ]:
         warnings.warn(f"config.json of {source} has {', '.join(others)}: what was asked for is kept", stacklevel=4)
-    if told.unread:
-        warnings.warn(f"config.json of {source} has {told.unread}, which is not compared with {model.variant}", stacklevel=4)
+    if described.unread:
+        warnings.warn(f"config.json of {source} has {described.unread}, which is not compared with {model.variant}", stacklevel=4)
 
 
-def _adopt(model: Any, entry: Variant, form: Form, source: Any, told: bool) -> None:
+def _adopt(model: Any, entry: Variant, form: Form, source: Any, described: bool) -> None:
     """Adds the parts that the file has in addition or in another form, removes those that files of its naming lack, and
     reports it."""
     if form.parts is model:
         return
-    if told:
+    if described:
         _restate(model, abstract(entry, form.config))
     ours, theirs = _parts(flatten(model)), _parts(form.shapes)
     for part in ours.keys() - theirs.keys():

@@ -70,7 +70,7 @@ class Folder:
         found = {split: _images(folder, unused) for split, folder in layout.items()}
         if self._divided:
             unused.add(path for path in self._root.iterdir() if path not in layout.values())
-        self.report = unused.told()
+        self.report = unused.report()
         self.class_names = self._classes(found)
         paths = {split: [p for files in classes.values() for p in files] for split, classes in found.items()}
         faulty = self._faulty([p for of in paths.values() for p in of], corrupt, smallest)
@@ -179,7 +179,7 @@ class _Unused:
             self._images += [path for path in files if path.suffix.lower() in SUFFIXES]
             self._others.update(path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in SUFFIXES)
 
-    def told(self) -> str:
+    def report(self) -> str:
         """A sentence; "" where everything is used."""
         parts = []
         if self._images:

@@ -52,11 +52,11 @@ def test_a_gradient_keeps_what_it_needs_and_remat_does_not() -> None:
 
 def test_what_to_change_is_said() -> None:
     config = {"batch_size": 64, "accumulate": 1, "remat": False}
-    assert memory.told(3 << 20, 1 << 30, config) == "a step takes about 3 MiB of memory, of 1.0 GiB"
-    told = memory.told(9 << 30, 8 << 30, config)
-    assert "9.0 GiB of memory, and there are 8.0 GiB" in told
-    assert all(field in told for field in ("--config.batch_size below 64", "--config.accumulate above 1", "--config.remat=True", "smaller model"))
-    assert "remat" not in memory.told(9 << 30, 8 << 30, {**config, "remat": True})
+    assert memory.report(3 << 20, 1 << 30, config) == "a step takes about 3 MiB of memory, of 1.0 GiB"
+    line = memory.report(9 << 30, 8 << 30, config)
+    assert "9.0 GiB of memory, and there are 8.0 GiB" in line
+    assert all(field in line for field in ("--config.batch_size below 64", "--config.accumulate above 1", "--config.remat=True", "smaller model"))
+    assert "remat" not in memory.report(9 << 30, 8 << 30, {**config, "remat": True})
     assert memory.available() > 1 << 28
 
 

@@ -136,9 +136,9 @@ def test_peak_memory_is_that_of_the_parameters(loaded: bool, tmp_path: Path) -> 
     if loaded:
         shapes = flatten(zoo.creation.create_abstract("bert_tiny", **options))
         save_file({name: np.ones(leaf.shape, np.float32) for name, leaf in shapes.items()}, file)
-    told = python(MEMORY, "bert_tiny", json.dumps(options), str(file) if loaded else "")
-    assert told["parameters"] > 150e6
-    assert told["peak"] < 1.2 * told["parameters"]
+    measured = python(MEMORY, "bert_tiny", json.dumps(options), str(file) if loaded else "")
+    assert measured["parameters"] > 150e6
+    assert measured["peak"] < 1.2 * measured["parameters"]
 
 
 LATE = ("jax.experimental.pallas", "jax.experimental.mosaic", "orbax", "tensorflow_datasets", "huggingface_hub", "matplotlib", "torch", "transformers", "PIL")
@@ -146,7 +146,7 @@ LATE = ("jax.experimental.pallas", "jax.experimental.mosaic", "orbax", "tensorfl
 
 def test_what_an_import_leaves_out() -> None:
     """Frameworks of kernels, of data, of checkpoints and of files are imported when they are used: not to list models, sum them up, or run one here."""
-    told = python(
+    measured = python(
         f"""
 import json, sys, time
 import jax, flax.nnx
@@ -159,9 +159,9 @@ zoo.create("vit_nano_patch4_32", depth=1)(jax.numpy.zeros((1, 32, 32, 3)))
 print(json.dumps({{"seconds": seconds, "names": dir(zoo), "late": [name for name in {LATE!r} if name in sys.modules]}}))
 """
     )
-    assert told["late"] == []
-    assert set(zoo.__all__) <= set(told["names"])
-    assert told["seconds"] < 1.0  # half of it on a machine with nothing else to do
+    assert measured["late"] == []
+    assert set(zoo.__all__) <= set(measured["names"])
+    assert measured["seconds"] < 1.0  # half of it on a machine with nothing else to do
 
 
 def test_a_mixer_of_the_users_own_may_be_of_any_modules() -> None:

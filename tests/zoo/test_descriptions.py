@@ -107,10 +107,10 @@ def test_what_timm_writes_is_read(tmp_path: Path) -> None:
     cfg = {"mean": [0.1, 0.2, 0.3], "crop_pct": 1.0, "label_names": ["a", "b", "c"]}
     described = {"architecture": "vit_base_patch32_clip_quickgelu_224", "pretrained_cfg": cfg, "model_args": {"act_layer": "relu"}}
     (folder / "config.json").write_text(json.dumps(described))
-    with pytest.warns(UserWarning, match="mlp='quick_gelu'") as told:
+    with pytest.warns(UserWarning, match="mlp='quick_gelu'") as notices:
         model = zoo.create("vit_base_patch32_clip_224", weights=folder, **VIT)
     assert model.config.mlp == "quick_gelu"
-    assert any("model_args={'act_layer': 'relu'}, which is not compared" in str(one.message) for one in told)
+    assert any("model_args={'act_layer': 'relu'}, which is not compared" in str(one.message) for one in notices)
     assert model.class_names == ("a", "b", "c")
     assert (zoo.preprocess(model).mean, zoo.preprocess(model).crop_fraction) == ((0.1, 0.2, 0.3), 1.0)
 

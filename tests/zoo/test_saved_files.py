@@ -34,8 +34,8 @@ def _theirs(kind: str, **size: Any) -> Callable[[Path], Any]:
         config = cls.config_class(**size)
         config.save_pretrained(file.parent)
         file.rename(file.parent / "model.safetensors")
-        model, told = cls.from_pretrained(file.parent, output_loading_info=True)
-        assert {key: names for key, names in told.items() if names} == {}
+        model, loading = cls.from_pretrained(file.parent, output_loading_info=True)
+        assert {key: names for key, names in loading.items() if names} == {}
         return model.eval()
 
     return read
