@@ -110,7 +110,8 @@ class Classification:
         self._augment = construct("augment", Augment, dict(augment or {}))
         self._mixing = construct("mix", Mixing, dict(mix or {}))
         self._distillation = construct("distillation", Distillation, dict(distillation or {}))
-        self._make_teacher, self._teacher = make_teacher, None
+        self._make_teacher = make_teacher
+        self._teacher: Teacher | None = None
         self._smoothing = label_smoothing
         self._size = image_size
         self._mean = np.asarray(preprocess.mean, np.float32)
