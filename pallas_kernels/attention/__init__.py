@@ -81,8 +81,8 @@ def attention(
       sinks: (heads,) extra logits in the softmax denominator. Differentiable.
       query_positions: int32 (batch, q_length), arange by default.
       key_positions: int32 (batch, k_length), arange by default; negative is an empty slot, never attended.
-      query_segments, key_segments: int32 (batch or 1, q_length) and (batch or 1, k_length), both or neither: a query attends only
-        keys of its own id, as documents that share a row do. Any integers, in any order.
+      query_segments, key_segments: int32 (batch or 1, q_length) and (batch or 1, k_length), both or neither: a query
+        attends only keys of its own id, as documents that share a row do. Any integers, in any order.
       routes: int (batch or 1, heads or 1, regions, topk): tokens are stored region by region, equally many in each, and
         those of a region attend only to those of the topk different regions that its row names (BiFormer,
         arXiv:2303.08810). The rest holds as well: a mask may hide what does not exist, positions are those of the
@@ -98,8 +98,8 @@ def attention(
     """
     call = _checked(
         q, k, v, bias=bias, mask=mask, score=score, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
-        query_positions=query_positions, key_positions=key_positions, query_segments=query_segments, key_segments=key_segments,
-        routes=routes, return_lse=return_lse,
+        query_positions=query_positions, key_positions=key_positions, query_segments=query_segments,
+        key_segments=key_segments, routes=routes, return_lse=return_lse,
     )  # fmt: skip
     out, lse = _op(call, implementation)
     return (out, lse) if return_lse else out
@@ -164,7 +164,9 @@ def _checked(
     if window is not None and (len(window) != 2 or any(side is not None and side < 0 for side in window)):
         raise ValueError(f"attention: window must be (left, right), each None or an int of at least 0, got {window}")
     if (query_segments is None) != (key_segments is None):
-        raise ValueError("attention: query_segments and key_segments are given together, the same array twice in self-attention")
+        raise ValueError(
+            "attention: query_segments and key_segments are given together, the same array twice in self-attention"
+        )
     for name, x, length in (
         ("query_positions", query_positions, full[2]), ("key_positions", key_positions, full[3]),
         ("query_segments", query_segments, full[2]), ("key_segments", key_segments, full[3]),

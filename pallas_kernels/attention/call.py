@@ -80,7 +80,11 @@ class AttentionCall(Call):
     @property
     def segments(self) -> tuple[jax.Array, jax.Array] | None:
         """Ids of queries and keys, (batch or 1, length), or None."""
-        return None if self.query_segments is None or self.key_segments is None else (self.query_segments, self.key_segments)
+        return (
+            None
+            if self.query_segments is None or self.key_segments is None
+            else (self.query_segments, self.key_segments)
+        )
 
     def lacks(self, *names: str) -> bool:
         """Whether none of these arguments is given."""

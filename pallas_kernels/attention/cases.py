@@ -149,7 +149,10 @@ def _routes(regions: int, topk: int, heads: int = 1, rows: int | None = None, hi
 
 
 def _documents(*lengths: tuple[int, ...], alone: int = 0, keys: int | None = None) -> Change:
-    """Rows of documents of these lengths; the last ``alone`` keys are NaN and of none, and so is the first query. ``keys`` numbers them for ``keys`` keys."""
+    """Rows of documents of these lengths; the last ``alone`` keys are NaN and of none, and so is the first query.
+
+    With ``keys``, so many keys are of the last document and the one before it in turn.
+    """
 
     def change(arrays: Arrays, _: np.random.Generator) -> None:
         ids = np.stack([np.repeat(np.arange(len(row), dtype=np.int32), row) for row in lengths])
@@ -224,20 +227,38 @@ CASES = (
     _case("pattern_routed", 20, change=_routes(4, 2), mask=masks.window(6, 2)),
     _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1), return_lse=True),
     _case("long_pattern_hidden", 300, batch=1, heads=1, change=_hidden_keys(200), mask=masks.segments(100), return_lse=True),
-    _case("segments", 12, heads=4, kv_heads=2, change=_both(_documents((5, 4, 3), (1, 9, 2)), _add(sinks=(4,))), causal=True, return_lse=True),
-    _case("segments_alone", 12, change=_both(_documents((5, 4, 3), (1, 9, 2), alone=2), _add(bias=(2, 12, 12))), return_lse=True),
+    _case(
+        "segments", 12, heads=4, kv_heads=2, causal=True, return_lse=True,
+        change=_both(_documents((5, 4, 3), (1, 9, 2)), _add(sinks=(4,))),
+    ),
+    _case(
+        "segments_alone", 12, return_lse=True,
+        change=_both(_documents((5, 4, 3), (1, 9, 2), alone=2), _add(bias=(2, 12, 12))),
+    ),
     _case("segments_window_score", 15, change=_documents((5, 7, 3)), window=(3, 1), score=_capped, normalize="sigmoid"),
-    _case("segments_cache", 4, 16, change=_both(_cache((4, 9), (8, 13)), _documents((2, 2), (1, 3), keys=16)), causal=True, return_lse=True),
-    _case("segments_routed", 20, change=_both(_routes(4, 2), _documents((7, 13))), mask=masks.window(9, 4), return_lse=True),
-    _case("long_segments", 700, change=_documents((300, 1, 399), (100, 590, 10), alone=9), causal=True, return_lse=True),
-    _case("long_segments_mask", 531, batch=2, heads=1, change=_both(_padded(500), _documents((200, 331))), return_lse=True),
+    _case(
+        "segments_cache", 4, 16, causal=True, return_lse=True,
+        change=_both(_cache((4, 9), (8, 13)), _documents((2, 2), (1, 3), keys=16)),
+    ),
+    _case(
+        "segments_routed", 20, mask=masks.window(9, 4), return_lse=True,
+        change=_both(_routes(4, 2), _documents((7, 13))),
+    ),
+    _case(
+        "long_segments", 700, causal=True, return_lse=True,
+        change=_documents((300, 1, 399), (100, 590, 10), alone=9),
+    ),
+    _case(
+        "long_segments_mask", 531, heads=1, return_lse=True,
+        change=_both(_padded(500), _documents((200, 331))),
+    ),
     _case("score", 9, heads=4, kv_heads=2, change=_add(bias=(4, 9, 9)), score=_capped, causal=True, return_lse=True),
     _case("score_cache", 3, 16, heads=4, kv_heads=2, change=_cache((4, 9), (7, 12)), score=_capped),
     _case("long_score_routed", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 2), score=_capped),
     _case("score_routed_heads", 18, change=_routes(6, 3, heads=2), score=_capped, normalize="sigmoid"),
     _case("long_score", 531, batch=1, heads=1, score=_capped, causal=True),
     _case("long_sigmoid", 531, batch=1, normalize="sigmoid", change=_add(bias=(1, 2, 1, 1)), causal=True),
-)
+)  # fmt: skip
 
 
 

@@ -101,7 +101,9 @@ def ring(call: AttentionCall) -> tuple[Any, ...]:
             return (_merged(result, attend(queries, keys)), keys), None
 
         queries, keys = (part.q, part.query_segments), (part.k, part.v, part.mask, part.key_segments)
-        (result, _), _ = jax.lax.scan(step, (attend(queries, keys), keys), None, length=jax.lax.axis_size(sequence.AXIS) - 1)
+        (result, _), _ = jax.lax.scan(
+            step, (attend(queries, keys), keys), None, length=jax.lax.axis_size(sequence.AXIS) - 1
+        )
         return result[0].astype(dtype), result[1]
 
     def balanced(part: AttentionCall) -> Result:

@@ -106,7 +106,12 @@ class Layout:
 
     def where(self, where: Where) -> tuple[list[pl.BlockSpec], list[jax.Array]]:
         specs, arrays = [], []
-        for x, keys in ((where.queries, False), (where.keys, True), (where.query_segments, False), (where.key_segments, True)):
+        for x, keys in (
+            (where.queries, False),
+            (where.keys, True),
+            (where.query_segments, False),
+            (where.key_segments, True),
+        ):
             if x is not None:
                 arrays.append(x[:, :, None])
                 specs.append(self.numbers(arrays[-1], keys))
@@ -185,7 +190,9 @@ def _run_forward(
             summed[...] = jnp.zeros_like(summed)
 
         def step(masked: bool) -> None:
-            logits, _ = tiles.logits(options, q[...], k[...], seen.bias, h, lambda: tiles.positions(options, i, entry >> 1, seen, False))
+            logits, _ = tiles.logits(
+                options, q[...], k[...], seen.bias, h, lambda: tiles.positions(options, i, entry >> 1, seen, False)
+            )
             allowed = tiles.allowed(options, i, entry >> 1, seen, False) if masked else None
             if options.normalize == "sigmoid":
                 summed[...] += tiles.dot(tiles.weights(options, logits, logits, allowed).astype(v.dtype), v[...], (1, 0))
@@ -251,7 +258,9 @@ def _run_queries(
 
         def step(masked: bool) -> None:
             allowed = tiles.allowed(options, i, entry >> 1, seen, False) if masked else None
-            logits, slope = tiles.logits(options, q[...], k[...], seen.bias, h, lambda: tiles.positions(options, i, entry >> 1, seen, False))
+            logits, slope = tiles.logits(
+                options, q[...], k[...], seen.bias, h, lambda: tiles.positions(options, i, entry >> 1, seen, False)
+            )
             weights = tiles.weights(options, logits, shifts[...], allowed)
             d_logits = tiles.gradient_of_logits(options, weights, tiles.dot(d_out[...], v[...], (1, 1)), deltas[...])
             summed[...] += tiles.dot(tiles.times(d_logits, slope).astype(k.dtype), k[...], (1, 0))
@@ -310,7 +319,9 @@ def _run_keys(
         def step(masked: bool) -> None:
             allowed = tiles.allowed(options, entry >> 1, j, seen, True) if masked else None
             head = g * repeats + r
-            logits, slope = tiles.logits(options, k[...], q[...], seen.bias, head, lambda: tiles.positions(options, entry >> 1, j, seen, True))
+            logits, slope = tiles.logits(
+                options, k[...], q[...], seen.bias, head, lambda: tiles.positions(options, entry >> 1, j, seen, True)
+            )
             weights = tiles.weights(options, logits, shift[...], allowed)
             summed_v[...] += tiles.dot(weights.astype(d_out.dtype), d_out[...], (1, 0))
             d_logits = tiles.gradient_of_logits(options, weights, tiles.dot(v[...], d_out[...], (1, 1)), delta[...])
@@ -364,7 +375,9 @@ def _run_bias(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, where:
 
         allowed = tiles.allowed(options, i, j, seen, False)
         head = pl.program_id(1) + h
-        logits = tiles.logits(options, q[...], k[...], seen.bias, head, lambda: tiles.positions(options, i, j, seen, False))[0]
+        logits = tiles.logits(
+            options, q[...], k[...], seen.bias, head, lambda: tiles.positions(options, i, j, seen, False)
+        )[0]
         weights = tiles.weights(options, logits, column(shift[...]), allowed)
         d_bias[...] += tiles.gradient_of_logits(options, weights, tiles.dot(d_out[...], v[...], (1, 1)), column(delta[...]))
 

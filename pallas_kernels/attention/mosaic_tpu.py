@@ -1,10 +1,11 @@
 """Block-sparse flash attention on TPU (arXiv:2205.14135, arXiv:2307.08691), forward and backward.
 
-A block of queries walks through a list of key blocks (:mod:`pallas_kernels.attention.blocks`); one that is visible as a whole is not
-masked. Windows and causality make the lists while tracing; masks, positions, segments and routes make them on the device. Short rows of the batch
-(windows of an image) share a block. Routed regions that are nearly whole blocks are lists; smaller ones are copied, since the matrix unit
-multiplies 128 by 128 numbers at once, and copied regions can share a block. The kernels are in :mod:`pallas_kernels.attention.flash_tpu`.
-Sinks and masks of queries are left to XLA: they act on the output and its log-sum-exp.
+A block of queries walks through a list of key blocks (:mod:`pallas_kernels.attention.blocks`); one that is visible as
+a whole is not masked. Windows and causality make the lists while tracing; masks, positions, segments and routes make
+them on the device. Short rows of the batch (windows of an image) share a block. Routed regions that are nearly whole
+blocks are lists; smaller ones are copied, since the matrix unit multiplies 128 by 128 numbers at once, and copied
+regions can share a block. The kernels are in :mod:`pallas_kernels.attention.flash_tpu`. Sinks and masks of queries are
+left to XLA: they act on the output and its log-sum-exp.
 
 JAX's own splash attention serves what it can (:mod:`pallas_kernels.attention.splash`). It lacks a log-sum-exp with a gradient, sigmoid
 weights, masks of single keys, lists that only the device knows, rows that attend nothing, padding that may hold NaN, and odd lengths.
@@ -88,7 +89,8 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
     folded = None if fold is None else (fold.q, fold.k)
     visits = int(cover.some.sum()) if isinstance(cover.some, np.ndarray) else cover.some.shape[2] * cover.some.shape[3]
     options = Options(
-        left, right, scale, call.normalize, k_length, block_q, block_k, folded, visits, steps, dispatch.interpreted(), pattern, call.score
+        left, right, scale, call.normalize, k_length, block_q, block_k, folded, visits, steps, dispatch.interpreted(),
+        pattern, call.score,
     )  # fmt: skip
     out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
     out, lse = (jnp.swapaxes(x, 1, 2) for x in (out, lse))
@@ -122,7 +124,12 @@ def _region_block(size: int) -> int:
 def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
     """Whether lists of blocks make copies of the routed keys unnecessary."""
     size_q, size_k = _region_sizes(call.q.shape[1], call.k.shape[1], routes.shape[2])
-    if size_q is None or size_k is None or call.bounded or not call.lacks("bias", "query_positions", "key_positions", "query_segments"):
+    if (
+        size_q is None
+        or size_k is None
+        or call.bounded
+        or not call.lacks("bias", "query_positions", "key_positions", "query_segments")
+    ):
         return False
     if call.mask is not None and (call.mask.shape[1] > 1 or call.mask.shape[2] > 1):
         return False
@@ -260,7 +267,8 @@ def _where(call: AttentionCall) -> tuple[Where, jax.Array | None]:
 
 
 def _pad(where: Where, q_length: int, k_length: int) -> Where:
-    """Keys past the end are never attended; queries there have the last one's position, and tokens the last id, which widens no block."""
+    """Keys past the end are never attended. Queries there have the position and the id of the last one, and keys its
+    id, which widens no block."""
     queries, keys, query_ids, key_ids, *tiles = where
 
     def extend(x: jax.Array | None, length: int) -> jax.Array | None:
@@ -290,7 +298,16 @@ def _cover(
             part = blocks.both(part, blocks.pattern_cover(pattern, q_at, k_at, block_q, block_k))
         parts.append(blocks.Cover(*(x.reshape(*rows, *x.shape[1:]) for x in part)))
     if where.query_segments is not None and where.key_segments is not None:
-        parts.append(blocks.Cover(*(x[:, None] for x in blocks.segment_cover(where.query_segments[:, 0], where.key_segments[:, 0], block_q, block_k))))
+        parts.append(
+            blocks.Cover(
+                *(
+                    x[:, None]
+                    for x in blocks.segment_cover(
+                        where.query_segments[:, 0], where.key_segments[:, 0], block_q, block_k
+                    )
+                )
+            )
+        )
     if where.mask is not None:
         parts.append(blocks.mask_cover(where.mask != 0, block_q, block_k))
     cover = functools.reduce(blocks.both, parts)

@@ -36,7 +36,8 @@ def visible(
       reach: keys at positions in [query + left, query + right].
       pattern: a function of query and key positions.
       mask: bool (batch, heads, q_length, k_length), each dimension its size or 1, or None.
-      segments: ids of queries (batch or 1, q_length) and of keys (batch or 1, k_length): only keys of the query's own; None is no limit.
+      segments: ids of queries (batch or 1, q_length) and of keys (batch or 1, k_length): only keys of the query's own;
+        None is no limit.
     """
     ahead = key_positions[:, None, None, :] - query_positions[:, None, :, None]
     allowed = key_positions[:, None, None, :] >= 0

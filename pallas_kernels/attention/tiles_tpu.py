@@ -29,7 +29,8 @@ class Options:
       score: of scaled logits, query head and both positions; None leaves them.
       k_length: keys of a row before padding.
       block_q, block_k: sizes of blocks, which divide the padded lengths.
-      folded: blocks hold rows of so many queries and keys, powers of two, which attend each to its own; None where a row is not shorter than a block.
+      folded: blocks hold rows of so many queries and keys, powers of two, which attend each to its own; None where a
+        row is not shorter than a block.
       visits: pairs of blocks in all lists of a row of the batch, or a bound.
       steps: longest list of key blocks, and of query blocks.
     """
@@ -85,7 +86,8 @@ def places(options: Options, i: Any, j: Any, transposed: bool) -> tuple[jax.Arra
 
 
 def positions(options: Options, i: Any, j: Any, where: Where, transposed: bool) -> tuple[jax.Array, jax.Array]:
-    """Positions of queries and of keys that broadcast to the block; of keys negative if they are none. ``where`` has references."""
+    """Positions of queries and of keys that broadcast to the block; of keys negative if they are none. ``where`` holds
+    references."""
     q_place, k_place = places(options, i, j, transposed)
     if options.folded is not None:
         q_place, k_place = q_place & options.folded[0] - 1, k_place & options.folded[1] - 1
@@ -95,12 +97,16 @@ def positions(options: Options, i: Any, j: Any, where: Where, transposed: bool) 
 
 def _crossed(queries: Any, keys: Any, transposed: bool) -> tuple[Any, Any]:
     """Numbers of queries and of keys, references to rows or None, that broadcast to the block."""
-    rows = [None if x is None else column(x[...]) if upright else x[...] for x, upright in ((queries, not transposed), (keys, transposed))]
+    rows = [
+        None if x is None else column(x[...]) if upright else x[...]
+        for x, upright in ((queries, not transposed), (keys, transposed))
+    ]
     return rows[0], rows[1]
 
 
 def allowed(options: Options, i: Any, j: Any, where: Where, transposed: bool) -> jax.Array | None:
-    """bool (block_q, block_k), or its transpose, of query block i and key block j; None is all. ``where`` has references."""
+    """bool (block_q, block_k), or its transpose, of query block i and key block j; None is all. ``where`` holds
+    references."""
     q_at, k_at = positions(options, i, j, where, transposed)
     q_place, k_place = places(options, i, j, transposed)
     terms = [k_at < options.k_length if where.keys is None else k_at >= 0]

@@ -31,7 +31,10 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
     q_positions = np.broadcast_to(arrays.get("query_positions", np.arange(q_length)), (batch, q_length))
     k_positions = np.broadcast_to(arrays.get("key_positions", np.arange(k_length)), (batch, k_length))
     score = options.get("score", lambda x, *_: x)
-    q_segments, k_segments = (np.broadcast_to(arrays.get(f"{of}_segments", 0), (batch, n)) for of, n in (("query", q_length), ("key", k_length)))
+    q_segments, k_segments = (
+        np.broadcast_to(arrays.get(f"{of}_segments", 0), (batch, n))
+        for of, n in (("query", q_length), ("key", k_length))
+    )
     left, right = options.get("window") or (None, None)
     routes = arrays.get("routes", np.zeros((1, 1, 1, 1), int))
     regions = routes.shape[2]
@@ -113,7 +116,14 @@ def test_weights_times_values_are_the_output() -> None:
 @pytest.mark.parametrize(
     "options",
     tiered(
-        [{}, {"causal": True}, {"window": (128, 128)}, {"causal": True, "window": (128, None)}, {"normalize": "sigmoid"}, {"segments": True}],
+        [
+            {},
+            {"causal": True},
+            {"window": (128, 128)},
+            {"causal": True, "window": (128, None)},
+            {"normalize": "sigmoid"},
+            {"segments": True},
+        ],
         lambda options: options == {"causal": True},
     ),
     ids=str,
@@ -129,7 +139,9 @@ def test_temporary_memory_of_the_gradient_is_linear_in_length(options: dict) -> 
             given = {"query_segments": ids, "key_segments": ids} if "segments" in options else options
             return jnp.sum(attention(q, k, v, mask=mask, implementation="xla", **given) ** 2)
 
-        return jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, mask, ids).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, mask, ids).compile().memory_analysis().temp_size_in_bytes
+        )
 
     assert temporary(8192) < 2.2 * temporary(4096)
 
@@ -247,8 +259,14 @@ def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStru
         ({"window": (-1, 2)}, "window must be (left, right)"),
         ({"query_positions": like((2, 4), np.int32)}, "query_positions must be integer (batch, length) = (2, 5)"),
         ({"query_segments": like((2, 5), np.int32)}, "query_segments and key_segments are given together"),
-        ({"query_segments": like((2, 5), np.int32), "key_segments": like((2, 4), np.int32)}, "key_segments must be integer (batch, length) = (2, 5)"),
-        ({"routes": like((2, 3, 5, 1), np.int32)}, "routes must be integer (batch, heads, regions, topk) = (2, 4, ...)"),
+        (
+            {"query_segments": like((2, 5), np.int32), "key_segments": like((2, 4), np.int32)},
+            "key_segments must be integer (batch, length) = (2, 5)",
+        ),
+        (
+            {"routes": like((2, 3, 5, 1), np.int32)},
+            "routes must be integer (batch, heads, regions, topk) = (2, 4, ...)",
+        ),
         ({"routes": like((2, 1, 2, 1), np.int32)}, "2 regions must divide 5 queries and 5 keys"),
         ({"routes": like((1, 4, 5, 6), np.int32)}, "of them 1 to all are attended to, not 6"),
         ({"implementation": "flash"}, "no implementation 'flash'"),
