@@ -1,7 +1,7 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
 from layers.attention.multi_head import MultiHeadAttention
-from layers.block import Block
+from layers.block import Block, Branch
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
@@ -11,7 +11,7 @@ from layers.lora import add_lora, merge_lora
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
-from layers.mixer import Mixer, MixerSpec, create_mixer, list_mixers, mixer_class, register_mixer
+from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, GatedMLP
 from layers.module import AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
 from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
@@ -24,6 +24,7 @@ from layers.state import assign, flatten, parameter_count
 from layers.state_space.mamba import Mamba, SelectiveState
 from layers.state_space.mamba2 import GatedRMSNorm, Mamba2
 from layers.state_space.s4d import S4D
+from layers.tokens import Tokens
 
 __all__ = [
     "MEMORIES",
@@ -34,6 +35,7 @@ __all__ = [
     "Bidirectional",
     "BilevelRoutingAttention",
     "Block",
+    "Branch",
     "CausalConvolution",
     "Constant",
     "ConvNorm",
@@ -66,6 +68,7 @@ __all__ = [
     "NeuralMemory",
     "Parallel",
     "PatchEmbed",
+    "Place",
     "RMSNorm",
     "RoutingAttention",
     "RowMajor",
@@ -73,6 +76,7 @@ __all__ = [
     "SelectiveState",
     "Stack",
     "Statistic",
+    "Tokens",
     "Windowed",
     "add_lora",
     "assign",
