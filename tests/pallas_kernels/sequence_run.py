@@ -65,6 +65,8 @@ def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], 
 
 PADDED = (jnp.arange(LENGTH)[None] < jnp.asarray([[LENGTH], [LENGTH - 11]]))[:, None, None]
 PLACES = jnp.asarray([[*range(LENGTH)], [*range(3, LENGTH), -1, -1, -1]], jnp.int32)
+IDS = jnp.asarray(np.repeat([[0, 1, 2], [5, 7, 6]], (9, 12, 11), axis=1), jnp.int32)
+SEGMENTS = {"query_segments": IDS, "key_segments": IDS}
 PASSED = ("state_passing", "xla")
 SEQUENCE = {"data": 2, "sequence": 4}
 ROWS = {"data": 2, "fsdp": 1, "tensor": 2}
@@ -74,10 +76,13 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "heads traded": (SEQUENCE, ("all_to_all", "xla"), attention()),
     "heads traded, causal, padded, window": (SEQUENCE, ("all_to_all", "xla"), attention(causal=True, mask=PADDED, window=(9, 0))),
     "heads traded, one mask for all keys": (SEQUENCE, ("all_to_all", "xla"), attention(mask=PADDED[..., :1])),
+    "heads traded, segments": (SEQUENCE, ("all_to_all", "xla"), attention(mask=PADDED, **SEGMENTS)),
     "ring": (SEQUENCE, ("ring", "xla"), attention(3, 1)),
     "ring, padded": (SEQUENCE, ("ring", "xla"), attention(3, 3, mask=PADDED)),
     "ring, causal": (SEQUENCE, ("ring", "xla"), attention(3, 3, causal=True)),
     "ring, causal, padded": (SEQUENCE, ("ring", "xla"), attention(6, 3, causal=True, mask=PADDED)),
+    "ring, segments": (SEQUENCE, ("ring", "xla"), attention(3, 3, mask=PADDED, **SEGMENTS)),
+    "ring, causal, segments": (SEQUENCE, ("ring", "xla"), attention(3, 3, causal=True, **SEGMENTS)),
     "no decay": (SEQUENCE, PASSED, linear(None, True)),
     "constant decay": (SEQUENCE, PASSED, linear((4,))),
     "decay of a token": (SEQUENCE, PASSED, linear((2, LENGTH, 4), True)),
@@ -88,6 +93,7 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "scan with everything": (SEQUENCE, PASSED, scan(True)),
     "kernel: heads that share keys, bias, sinks": (ROWS, ("mosaic_tpu",), attention(4, 2, {"bias": (1, 4, LENGTH, LENGTH), "sinks": (4,)}, mask=PADDED)),
     "kernel: heads that can't be shared, positions": (ROWS, ("mosaic_tpu",), attention(3, 3, causal=True, query_positions=PLACES, key_positions=PLACES)),
+    "kernel: segments": (ROWS, ("mosaic_tpu",), attention(4, 2, causal=True, **SEGMENTS)),
     "kernel: constant decay": (ROWS, ("mosaic_tpu",), linear((4,), True)),
     "kernel: gated delta": (ROWS, ("mosaic_tpu",), delta(True, 1, True)),
     "kernel: scan with everything": (ROWS, ("mosaic_tpu",), scan(True, (2,))),

@@ -33,7 +33,8 @@ FLOAT64 = 1e-8  # of the float32 tolerance; the two epsilons stand as 1.9e-9
 INTERPRETED = {
     "attention": """cross grouped causal_more_keys mask padding_causal_grouped query_padding large_logits sinks_empty_rows sigmoid cache_chunk bias
         bias_per_head whole_blocks long_causal long_window long_padding long_cache bias_per_key routed long_routed pattern
-        pattern_cache long_pattern score long_score_routed""",
+        pattern_cache long_pattern score long_score_routed
+        segments segments_alone segments_cache segments_routed long_segments""",
     "linear_attention": """plain token key chunk_of_one grouped_head grouped_key both_ways_key abrupt_token abrupt_key fast_decay_token padded_tail_key
         one_token_head both_ways_plain""",
     "delta_rule": """plain three_steps_gated more_steps_than_chunk chunk_of_64 grouped unequal_dims identical_keys_beyond_one reflections abrupt fast_decay
