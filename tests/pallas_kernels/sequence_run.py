@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import pallas_kernels
+from pallas_kernels import documents
 from pallas_kernels.dispatch import interpreting, recording, use
 from pallas_kernels.sequence import ROW_AXES
 
@@ -63,6 +64,18 @@ def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], 
     return lambda **arrays: pallas_kernels.selective_scan(**arrays, delta_softplus=True, return_state=True), arrays
 
 
+# Documents that begin on a border between devices, cross one or two, and have one token.
+STARTS = documents.at(LENGTH, (0, 5, 8, 9), (13, 31))
+
+
+def convolution(causal: bool) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+    arrays = {"x": normal(2, LENGTH, 6), "kernel": normal(5, 1, 6)}
+    if causal:
+        arrays["state"] = normal(2, 4, 6)
+        return lambda **arrays: pallas_kernels.short_convolution(**arrays, starts=STARTS, return_state=True), arrays
+    return lambda **arrays: (pallas_kernels.short_convolution(**arrays, starts=STARTS, causal=False),), arrays
+
+
 PADDED = (jnp.arange(LENGTH)[None] < jnp.asarray([[LENGTH], [LENGTH - 11]]))[:, None, None]
 PLACES = jnp.asarray([[*range(LENGTH)], [*range(3, LENGTH), -1, -1, -1]], jnp.int32)
 PASSED = ("state_passing", "xla")
@@ -86,6 +99,8 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "gated delta, two steps": (SEQUENCE, PASSED, delta(True, 2, False)),
     "scan": (SEQUENCE, PASSED, scan(False)),
     "scan with everything": (SEQUENCE, PASSED, scan(True)),
+    "packed convolution": (SEQUENCE, ("neighbors", "xla"), convolution(True)),
+    "packed centered convolution": (SEQUENCE, ("neighbors", "xla"), convolution(False)),
     "kernel: heads that share keys, bias, sinks": (ROWS, ("mosaic_tpu",), attention(4, 2, {"bias": (1, 4, LENGTH, LENGTH), "sinks": (4,)}, mask=PADDED)),
     "kernel: heads that can't be shared, positions": (ROWS, ("mosaic_tpu",), attention(3, 3, causal=True, query_positions=PLACES, key_positions=PLACES)),
     "kernel: constant decay": (ROWS, ("mosaic_tpu",), linear((4,), True)),
