@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +67,7 @@ class Pieces:
         document, place, last = (np.zeros(shape, int) for shape in (starts.shape, starts.shape, len(starts)))
         for row, places in enumerate(map(np.flatnonzero, starts)):
             cuts = [0, *places, length]
-            for number, (begin, end) in enumerate(zip(cuts, cuts[1:])):
+            for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
                 if begin == end:
                     continue
                 document[row, begin:end], place[row, begin:end] = len(spans), np.arange(end - begin)

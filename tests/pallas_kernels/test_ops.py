@@ -38,7 +38,7 @@ INTERPRETED = {
         one_token_head both_ways_plain""",
     "delta_rule": """plain three_steps_gated more_steps_than_chunk chunk_of_64 grouped unequal_dims identical_keys_beyond_one reflections abrupt fast_decay
         padded_tail one_token""",
-    "selective_scan": "everything whole_chunks many_states one_channel grouped slow fast padded_tail one_token",
+    "selective_scan": "everything whole_chunks many_states one_channel grouped slow fast padded_tail one_token packed",
 }
 
 
@@ -60,7 +60,7 @@ QUICK = {
     "attention": "padding_causal_grouped sinks_empty_rows bias_per_head cache_chunk whole_blocks long_window routed score",
     "linear_attention": "token grouped_key both_ways_key padded_tail_key",
     "delta_rule": "three_steps_gated grouped padded_tail",
-    "selective_scan": "everything grouped padded_tail",
+    "selective_scan": "everything grouped padded_tail packed",
 }
 
 
