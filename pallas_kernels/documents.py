@@ -38,6 +38,10 @@ class Documents:
         """Of rows that are ``steps`` for each token."""
         return self if self.number is None or steps == 1 else Documents(jnp.repeat(self.number, steps, axis=1))
 
+    def of_each(self, count: int) -> Documents:
+        """Of ``count`` rows, one after the other, for each of these."""
+        return self if self.number is None else Documents(jnp.repeat(self.number, count, axis=0))
+
     def seen(self, visible: jax.Array, between: int, keys: Documents | None = None) -> jax.Array:
         """Those of the pairs ``visible``, bool (tokens, keys), that are of one document.
 
