@@ -65,15 +65,14 @@ def _widen(tokens: Tokens, dtype: Any) -> Tokens:
     return x, delta, b, c, starts
 
 
-def _decayed(state: jax.Array, factor: jax.Array, starts: jax.Array | None) -> jax.Array:
-    """What is left of the state, nothing where a document begins."""
-    state = factor * state
+def _reset(starts: jax.Array | None, state: jax.Array) -> jax.Array:
+    """The state, and zeros where a document begins."""
     return state if starts is None else jnp.where(starts[..., None], 0, state)
 
 
 def _token(rates: jax.Array, state: jax.Array, token: Tokens) -> tuple[jax.Array, jax.Array]:
     x, delta, b, c, starts = token
-    state = _decayed(state, exp2(delta[..., None, :] * (LOG2_E * rates)), starts) + b[..., None] * (delta * x)[..., None, :]
+    state = _reset(starts, exp2(delta[..., None, :] * (LOG2_E * rates)) * state) + b[..., None] * (delta * x)[..., None, :]
     # Written out: as a reduction this is nine times slower for a single row.
     terms = (c[:, n, None] * state[:, n] for n in range(state.shape[1]))
     return state, functools.reduce(operator.add, terms)
@@ -125,13 +124,13 @@ def _chunk_gradient(
 
     def recur(state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
         factor, entry, b, starts = token
-        decayed = _decayed(state, factor, starts)
+        decayed = _reset(starts, factor * state)
         return decayed + b[..., None] * entry[..., None, :], decayed
 
     def recur_back(d_state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
         factor, c, d_out, starts = token
         d_state = d_state + c[..., None] * d_out[..., None, :]
-        return _decayed(d_state, factor, starts), d_state
+        return _reset(starts, d_state * factor), d_state
 
     _, decayed = jax.lax.scan(recur, before, (factors, entering, b, starts))
     d_before, d_states = jax.lax.scan(recur_back, d_after, (factors, c, d_out, starts), reverse=True)
