@@ -26,8 +26,11 @@ DURATIONS = frozenset({"train_for", "eval_every"})
 ADDED: dict[str, Any] = {
     "patience": 0,
     "optimizer": {"rounding": "master"},
-    "task": {"class_weights": "", "packing": False, "multiple": 1},
-}
+    "task": {
+        "class_weights": "", "packing": False, "multiple": 1,
+        "distillation": {"teacher": {"name": "", "weights": ""}, "kind": "hard", "weight": 0.5, "temperature": 1.0},
+    },
+}  # fmt: skip
 """Fields that older runs do not have, and the values that do what those did."""
 LOCK = "lock"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "ml_collections")
