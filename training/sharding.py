@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from layers.state import flatten
 from pallas_kernels.sequence import ROW_AXES as ROWS
-from tasks.registry import unknown
+from suggestions import unknown
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 SMALLEST = 1024
