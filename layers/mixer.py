@@ -20,10 +20,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from layers.module import Module
-from layers.tokens import Known, Tokens
+from layers.tokens import Known, Tokens, starts
 from suggestions import near
 
 Layout = Literal["sequence", "grid", "image"]
@@ -137,9 +138,23 @@ class Mixer(Module):
             (y, what it hands on), others y alone.
 
         Raises:
-          ValueError: a field is known that the mixer does not honor.
+          ValueError: a field is known that the mixer does not honor, or, where that can be seen (outside ``jit``), documents do
+            not begin at multiples of ``segment_multiple``.
         """
-        return self.mix(x, self.checked(tokens), *beside)
+        tokens = self.checked(tokens)
+        self._check_aligned(tokens.segment_ids)
+        return self.mix(x, tokens, *beside)
+
+    def _check_aligned(self, segment_ids: jax.Array | None) -> None:
+        multiple = self.segment_multiple
+        if segment_ids is None or multiple == 1 or isinstance(segment_ids, jax.core.Tracer):
+            return
+        begins = np.flatnonzero(np.asarray(starts(segment_ids)).any(0))
+        if len(off := begins[begins % multiple != 0]):
+            raise ValueError(
+                f"{type(self).__name__} counts tokens from the start of the row: documents must begin at multiples of"
+                f" {multiple}, not at {off[0]} (task.multiple={multiple})"
+            )
 
     def mix(self, x: jax.Array, tokens: Tokens, /, *beside: Any) -> Any:
         """:meth:`__call__`, given only fields that the mixer honors."""
