@@ -62,7 +62,7 @@ def scaling(options: dict[str, Any], lengths: tuple[int, ...], limit: float) -> 
 
     from layers import create_mixer
 
-    mixer = create_mixer(options, FEATURES, causal=True, hints={"num_heads": HEADS}, rngs=nnx.Rngs(0))
+    mixer = create_mixer(options, FEATURES, causal=True, num_heads=HEADS, rngs=nnx.Rngs(0))
     rows: list[dict[str, float]] = []
     for length in lengths:
         if rows and rows[-1]["seconds"] * (length / rows[-1]["length"]) ** mixer.complexity > limit:

@@ -130,6 +130,9 @@ def classification() -> ConfigDict:
                 "rand_augment": "",
             },
             "mix": {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch": 0.5, "mode": "batch", "erasing": 0.0},
+            # A teacher by its model and its weights, or the working directory of a run as weights; and how to learn from it: "hard" (its
+            # likeliest class) or "soft" (its probabilities), with so much of the loss.
+            "distillation": {"teacher": {"name": "", "weights": ""}, "kind": "hard", "weight": 0.5, "temperature": 1.0},
         }
     )
     return config

@@ -1,7 +1,7 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
 from layers.attention.multi_head import MultiHeadAttention
-from layers.block import Block
+from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
@@ -14,9 +14,9 @@ from layers.lora import add_lora, merge_lora
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
-from layers.mixer import Mixer, MixerSpec, create_mixer, list_mixers, mixer_class, register_mixer
+from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, GatedMLP
-from layers.module import AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
+from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
 from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
@@ -27,11 +27,13 @@ from layers.state import assign, flatten, parameter_count
 from layers.state_space.mamba import Mamba, SelectiveState
 from layers.state_space.mamba2 import GatedRMSNorm, Mamba2
 from layers.state_space.s4d import S4D
+from layers.tokens import Tokens
 
 __all__ = [
     "MEMORIES",
     "MLP",
     "S4D",
+    "AuxLogits",
     "AuxLoss",
     "BasicBlock",
     "BatchNorm",
@@ -39,6 +41,7 @@ __all__ = [
     "BilevelRoutingAttention",
     "Block",
     "Bottleneck",
+    "Branch",
     "CausalConvolution",
     "Constant",
     "ConvNorm",
@@ -73,6 +76,7 @@ __all__ = [
     "NeuralMemory",
     "Parallel",
     "PatchEmbed",
+    "Place",
     "RMSNorm",
     "RoutingAttention",
     "RowMajor",
@@ -80,6 +84,7 @@ __all__ = [
     "SelectiveState",
     "Stack",
     "Statistic",
+    "Tokens",
     "Windowed",
     "add_lora",
     "assign",

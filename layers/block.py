@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -12,31 +14,65 @@ from layers.drop import DropPath, LayerScale
 from layers.mixer import Mixer, finite_padding
 from layers.module import Module
 from layers.norm import Norm, create_norm
+from layers.tokens import Known, Tokens
 from pallas_kernels.fusion import gradient_computed_once
 
-NormOrder = Literal["pre", "post"]
+Order = Literal["pre", "post", "res_post", "sandwich", "parallel"]
+ORDERS: tuple[Order, ...] = ("pre", "post", "res_post", "sandwich", "parallel")
+BLOCK: Any = "block"
+"""The value of a branch's option that stands for the block's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One residual branch of a block.
+
+    With s the branch's scale and drop path, the orders are
+
+        pre       x = x + s(module(norm(x)))
+        post      x = norm(x + s(module(x)))                           the first transformer's
+        res_post  x = x + s(norm(module(x)))                           Swin v2's
+        sandwich  x = x + s(post_norm(module(norm(x))))                Gemma 2's
+        parallel  beside the branch before it: x = x + s(before(norm(x))) + s(module(norm(x))), each with its own norm; one
+                  without a norm reads what the branch before it reads after its norm (GPT-J)
+
+    Attributes:
+      module: made already. One that is a :class:`Mixer` gets the tokens' object and keeps its share of the state; any other
+        maps x alone, token by token.
+      norm: a name or a callable, None for none.
+      order: of the norm.
+      scale: initial value of the per-feature factors, None for none.
+      drop: probability of dropping the branch, None for none.
+      skip: what x itself passes through before the branch is added; None for nothing.
+
+    ``norm``, ``order``, ``scale`` and ``drop`` are the block's where they are not given.
+    """
+
+    module: nnx.Module
+    norm: Norm | None = BLOCK
+    order: Order = BLOCK
+    scale: float | None = BLOCK
+    drop: float | None = BLOCK
+    skip: nnx.Module | None = None
 
 
 class Block(Module):
-    """A token mixer and a channel mixer, each a residual branch.
+    """Named residual branches, one after another; the first two of a transformer are ``mixer`` and ``channel``.
 
-    pre:   x = x + scale(mixer(norm(x)));  x = x + scale(channel(norm(x)))
-    post:  x = norm(x + scale(mixer(x)));  x = norm(x + scale(channel(x)))
+        Block({"mixer": attention, "channel": mlp}, features=64, rngs=rngs)            x = x + mixer(norm(x)); ...
+        Block({"position": Branch(conv, norm=None), "mixer": attention, "channel": mlp}, features=64, rngs=rngs)
 
-    ``position`` (a convolution, say) is added first: x = x + position(x). ``channel`` None leaves the
-    mixer alone (Mamba). Any part that has ``init_state`` and ``extend`` keeps its share of the state.
+    Names of the parts of a branch: ``NAME``, ``NAME_norm``, ``NAME_post_norm`` (sandwich), ``NAME_scale``, ``NAME_drop``, ``NAME_skip``.
     """
 
     def __init__(
         self,
-        mixer: Mixer,
-        channel: nnx.Module | None = None,
+        branches: Mapping[str, nnx.Module | Branch],
         *,
         features: int,
-        position: nnx.Module | None = None,
-        norm: Norm = "layer",
+        norm: Norm | None = "layer",
         norm_epsilon: float = 1e-6,
-        norm_order: NormOrder = "pre",
+        order: Order = "pre",
         layer_scale: float | None = None,
         drop_path: float | None = None,
         dtype: Any = None,
@@ -44,67 +80,120 @@ class Block(Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-        mixer, channel, position: the parts, already made.
-        layer_scale: initial value of the branches' per-feature factors; None for none.
-        drop_path: probability of dropping a branch; None for none. (A stack gives all its blocks a
-          rate, or none: 0.0 keeps the block's program equal to its neighbors'.)
+          branches: modules, or :class:`Branch` where one differs from what follows.
+          norm, norm_epsilon, order, layer_scale, drop_path: of the branches that have none of their own. (A stack gives
+            all its blocks a drop path rate, or none: 0.0 keeps the block's program equal to its neighbors'.)
+
+        Raises:
+          ValueError: no branch, an unknown order, or a first branch that is parallel.
         """
-        if norm_order not in ("pre", "post"):
-            raise ValueError(f'norm_order is "pre" or "post", got {norm_order!r}')
+        if not branches:
+            raise ValueError("a block needs at least one branch")
+        own: dict[str, Any] = {"norm": norm, "order": order, "scale": layer_scale, "drop": drop_path}
+        plans: list[tuple[str, Order]] = []
+        for name, given in branches.items():
+            branch = given if isinstance(given, Branch) else Branch(given)
+            branch = dataclasses.replace(branch, **{option: value for option, value in own.items() if getattr(branch, option) is BLOCK})
+            if branch.order not in ORDERS:
+                raise ValueError(f"the order of a branch is one of {', '.join(ORDERS)}; {name!r} has {branch.order!r}")
+            if branch.order == "parallel" and not plans:
+                raise ValueError(f"{name!r} is the first branch: there is none that it could be parallel to")
 
-        def make_norm() -> nnx.Module:
-            return create_norm(norm, features, epsilon=norm_epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            def make_norm(branch: Branch = branch) -> nnx.Module | None:
+                options = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+                return None if branch.norm is None else create_norm(branch.norm, features, **options)
 
-        def make_scale() -> LayerScale | None:
-            return None if layer_scale is None else LayerScale(features, layer_scale, param_dtype=param_dtype, rngs=rngs)
+            scale = None if branch.scale is None else LayerScale(features, branch.scale, param_dtype=param_dtype, rngs=rngs)
+            parts = {"_norm": make_norm(), "": branch.module, "_scale": scale}
+            parts["_drop"] = None if branch.drop is None else DropPath(branch.drop, rngs=rngs)
+            parts["_skip"] = branch.skip
+            if branch.order == "sandwich":
+                parts["_post_norm"] = make_norm()
+            for part, module in parts.items():
+                setattr(self, name + part, module)
+            plans.append((name, branch.order))
+        self.branches = tuple(plans)
 
-        def make_drop() -> DropPath | None:
-            return None if drop_path is None else DropPath(drop_path, rngs=rngs)
+    def __call__(self, x: jax.Array, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
+        """Maps ``x`` to the same shape.
 
-        self.position = position
-        self.mixer_norm, self.mixer, self.mixer_scale, self.mixer_drop = make_norm(), mixer, make_scale(), make_drop()
-        self.channel = channel
-        if channel is not None:
-            self.channel_norm, self.channel_scale, self.channel_drop = make_norm(), make_scale(), make_drop()
-        self.norm_order = norm_order
+        Args:
+          x, tokens: as :class:`Mixer`.
+          shared, own: what blocks hand on and what this block alone is given (:class:`layers.stack.Stack`).
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        """Maps ``x`` to the same shape; mask and positions as :class:`Mixer`."""
-        x = finite_padding(x, mask)
-        if self.position is not None:
-            x = x + self.position(x)
-        x = self._branch(x, self.mixer_norm, lambda h: self.mixer(h, mask, positions), self.mixer_scale, self.mixer_drop)
-        if self.channel is not None:
-            x = self._branch(x, self.channel_norm, self.channel, self.channel_scale, self.channel_drop)
-        return x
+        Returns:
+          The new x; (x, shared) where ``shared`` is given.
+        """
+        x, shared, _ = self._run(x, self.checked(tokens), shared, own, None)
+        return x if shared is None else (x, shared)
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> dict[str, Any]:
-        """The states of the parts that look back, by the part's name."""
-        parts = {name: getattr(self, name) for name in ("position", "mixer", "channel")}
-        return {name: part.init_state(batch_size, max_length, dtype, context) for name, part in parts.items() if hasattr(part, "init_state")}
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> dict[str, Any]:
+        """The states of the mixers, by the branch's name."""
+        mixers = {name: part for name, _ in self.branches if isinstance(part := getattr(self, name), Mixer)}
+        cross = {name: "context" in part.honors for name, part in mixers.items()}
+        return {
+            name: part.init_state(batch_size, max_length, dtype, *((context, context_mask) if cross[name] else ()))
+            for name, part in mixers.items()
+        }
 
-    def extend(self, x: jax.Array, state: dict[str, Any], mask: jax.Array | None = None) -> tuple[jax.Array, dict[str, Any]]:
-        """As :meth:`Mixer.extend`."""
-        x, state = finite_padding(x, mask), dict(state)
+    def extend(self, x: jax.Array, state: dict[str, Any], tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
+        """As :meth:`Mixer.extend`; returns (y, state), or (y, state, shared) where ``shared`` is given."""
+        x, shared, state = self._run(x, Tokens.of(tokens), shared, own, dict(state))
+        return (x, state) if shared is None else (x, state, shared)
 
-        def run(name: str, h: jax.Array) -> jax.Array:
-            part = getattr(self, name)
-            if name not in state:
-                return part(h)
-            h, state[name] = part.extend(h, state[name], mask)
-            return h
+    def checked(self, tokens: Known) -> Tokens:
+        """``tokens`` as an object.
 
-        if self.position is not None:
-            x = x + run("position", x)
-        x = self._branch(x, self.mixer_norm, lambda h: run("mixer", h), self.mixer_scale, self.mixer_drop)
-        if self.channel is not None:
-            x = self._branch(x, self.channel_norm, lambda h: run("channel", h), self.channel_scale, self.channel_drop)
-        return x, state
+        Raises:
+          ValueError: a context that no branch reads.
+        """
+        tokens = Tokens.of(tokens)
+        if tokens.context is not None and not any("context" in getattr(getattr(self, name), "honors", ()) for name, _ in self.branches):
+            raise ValueError("no branch of the block reads the context: cross attention does (context_features=)")
+        return tokens
 
-    def _branch(self, x: jax.Array, norm: Any, call: Any, scale: LayerScale | None, drop: DropPath | None) -> jax.Array:
-        x = gradient_computed_once(x)
-        h = call(norm(x) if self.norm_order == "pre" else x)
-        h = h if scale is None else scale(h)
-        h = h if drop is None else drop(h)
-        x = x + h.astype(x.dtype)
-        return x if self.norm_order == "pre" else norm(x)
+    def _run(self, x: jax.Array, tokens: Tokens, shared: Any, own: Any, state: dict[str, Any] | None) -> tuple[jax.Array, Any, Any]:
+        """The branches; ``state``, if any, is updated in place."""
+        x = finite_padding(x, tokens.mask)
+        before = h = x  # what the branch before read, before and after its norm
+        for name, order in self.branches:
+            norm = getattr(self, f"{name}_norm")
+            if order != "parallel":
+                before = h = x = gradient_computed_once(x)
+            if norm is not None and order in ("pre", "sandwich", "parallel"):
+                h = norm(before)
+            y, shared = self._call(name, h, tokens, shared, own, state)
+            if order == "sandwich" and norm is not None:
+                y = getattr(self, f"{name}_post_norm")(y)
+            if order == "res_post" and norm is not None:
+                y = norm(y)
+            for part in (getattr(self, f"{name}_scale"), getattr(self, f"{name}_drop")):
+                y = y if part is None else part(y)
+            skip: Callable[[jax.Array], jax.Array] | None = getattr(self, f"{name}_skip")
+            x = (x if skip is None else skip(x)) + y.astype(x.dtype)
+            if order == "post" and norm is not None:
+                x = norm(x)
+        return x, shared, state
+
+    def _call(self, name: str, h: jax.Array, tokens: Tokens, shared: Any, own: Any, state: dict[str, Any] | None) -> tuple[jax.Array, Any]:
+        """A branch's module: its output, and what it hands on."""
+        module: Any = getattr(self, name)
+        if not isinstance(module, Mixer):
+            return module(h), shared
+        if "context" not in module.honors:
+            tokens = tokens.without("context", "context_mask")
+        beside = (shared, own) if module.shares else ()
+        if state is None:
+            out = module(h, tokens, *beside)
+        else:
+            out = module.extend(h, state[name], tokens, *beside)
+            state[name] = out[1]
+            out = (out[0], *out[2:]) if module.shares else out[0]
+        return out if module.shares else (out, shared)

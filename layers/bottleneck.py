@@ -26,6 +26,7 @@ from layers.norm import BatchNorm
 from layers.patch import ConvNorm
 from layers.pool import AveragePool, average_pool
 from layers.sequential import Sequential
+from layers.tokens import Known, Tokens
 
 Shortcut = Literal["convolution", "average"]
 # He et al., Delving Deep into Rectifiers (2015), over the outputs.
@@ -60,14 +61,14 @@ class _Residual(Module):
         """The convolutions, up to the last norm."""
         raise NotImplementedError
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, tokens: Known = None) -> jax.Array:
         """Maps (batch, height, width, in_features) to (batch, height / strides, width / strides, features), rounded up.
 
         Raises:
-          ValueError: a mask is given.
+          ValueError: anything is known of the tokens, a mask say: convolutions and batch norms would mix what it masks into the rest.
         """
-        if mask is not None:
-            raise ValueError(f"{type(self).__name__} knows no masked tokens, which convolutions and batch norms would mix into others: leave the mask out")
+        if given := Tokens.of(tokens).given():
+            raise ValueError(f"{type(self).__name__} does not honor {min(given)}: its convolutions and norms see all tokens alike; leave it out")
         h = self.branch(x)
         for part in (self.gate, self.drop):
             h = h if part is None else part(h)

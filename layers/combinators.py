@@ -7,43 +7,57 @@ attention, then ``Grid`` attention; Vision Mamba is ``Bidirectional`` Mamba.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.mixer import Mixer, MixerSpec, create_mixer, register_mixer
-from layers.position import grid_positions
+from layers.mixer import Mixer, MixerSpec, Place, create_mixer, register_mixer
+from layers.tokens import Tokens, grid_positions
 from pallas_kernels import sequence
 
 
-@register_mixer("row_major")
-class RowMajor(Mixer):
-    """Gives a grid to a mixer of sequences, as tokens in row-major order with their rows and columns as positions."""
+class _Around(Mixer):
+    """Base of the mixers that have another one inside and map what is known of the tokens for it."""
 
-    layouts = ("grid",)
+    inner: Mixer
 
-    def __init__(self, features: int, *, inner: MixerSpec = "attention", hints: Mapping[str, Any] | None = None, rngs: nnx.Rngs):
-        self.inner = create_mixer(inner, features, rngs=rngs, hints=hints)
+    @property
+    def honors(self) -> frozenset[str]:  # type: ignore[override]
+        return self.inner.honors
+
+    @property
+    def refusals(self) -> Any:  # type: ignore[override]
+        return self.inner.refusals
 
     @property
     def complexity(self) -> float:
         return self.inner.complexity
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+
+@register_mixer("row_major")
+class RowMajor(_Around):
+    """Gives a grid to a mixer of sequences, as tokens in row-major order, with the grid known."""
+
+    layouts = ("grid",)
+
+    def __init__(self, features: int, *, inner: MixerSpec = "attention", place: Place | None = None, rngs: nnx.Rngs):
+        self.inner = create_mixer(inner, features, rngs=rngs, place=place)
+
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         batch, height, width, features = x.shape
-        tokens = x.reshape(batch, height * width, features)
-        places = jnp.asarray(grid_positions(height, width))[None]
-        return self.inner(tokens, None if mask is None else mask.reshape(batch, -1), places).reshape(x.shape)
+        rows = tokens.rearranged(lambda a: a.reshape(a.shape[0], height * width, *a.shape[3:]), (height, width))
+        return self.inner(x.reshape(batch, height * width, features), rows).reshape(x.shape)
 
 
-def bidirectional(spec: MixerSpec, features: int, *, rngs: nnx.Rngs, hints: Mapping[str, Any] | None = None) -> Mixer:
+def bidirectional(spec: MixerSpec, features: int, *, rngs: nnx.Rngs, place: Place | None = None) -> Mixer:
     """Makes a mixer that sees all tokens: one that can only look back is read in both directions."""
-    mixer = create_mixer(spec, features, rngs=rngs, hints=hints)
-    return Bidirectional(features, inner=spec, rngs=rngs, hints=hints) if mixer.causal else mixer
+    mixer = create_mixer(spec, features, rngs=rngs, place=place)
+    return Bidirectional(features, inner=spec, rngs=rngs, place=place) if mixer.causal else mixer
 
 
 def on_grid(mixer: Mixer, features: int, *, rngs: nnx.Rngs) -> Mixer:
@@ -67,7 +81,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-class _Partition(Mixer):
+class _Partition(_Around):
     """Cuts a grid into groups of ``window`` tokens, mixes inside each group, and puts the tokens back.
 
     A grid that the window does not divide is padded with masked tokens.
@@ -76,23 +90,29 @@ class _Partition(Mixer):
     layouts = ("grid",)
 
     def __init__(
-        self, features: int, *, window: int | Sequence[int] = 7, inner: MixerSpec = "attention", hints: Mapping[str, Any] | None = None, rngs: nnx.Rngs
+        self, features: int, *, window: int | Sequence[int] = 7, inner: MixerSpec = "attention", place: Place | None = None, rngs: nnx.Rngs
     ):
-        self.inner = on_grid(bidirectional(inner, features, rngs=rngs, hints=hints), features, rngs=rngs)
         self.window = _pair(window)
+        place = None if place is None else dataclasses.replace(place, grid=self.window)
+        self.inner = on_grid(bidirectional(inner, features, rngs=rngs, place=place), features, rngs=rngs)
 
     @property
     def complexity(self) -> float:
         return 1.0  # the groups have a fixed size
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         height, width = x.shape[1:3]
-        pad = tuple(-size % window for size, window in zip((height, width), self.window, strict=True))
-        if any(pad):
-            mask = jnp.ones(x.shape[:3], bool) if mask is None else mask
-            x, mask = (jnp.pad(a, ((0, 0), (0, pad[0]), (0, pad[1]), *[(0, 0)] * (a.ndim - 3))) for a in (x, mask))
+        bottom, right = (-size % window for size, window in zip((height, width), self.window, strict=True))
+
+        def cut(a: jax.Array) -> jax.Array:
+            a = jnp.broadcast_to(a, (x.shape[0], *a.shape[1:]))
+            return self._cut(jnp.pad(a, ((0, 0), (0, bottom), (0, right), *[(0, 0)] * (a.ndim - 3))))
+
+        if bottom or right:
+            tokens = tokens.replace(mask=jnp.ones(x.shape[:3], bool) if tokens.mask is None else tokens.mask)
+        padded = (x.shape[0], height + bottom, width + right, x.shape[3])
         with sequence.folded():
-            y = self._join(self.inner(self._cut(x), None if mask is None else self._cut(mask)), x.shape)
+            y = self._join(self.inner(cut(x), tokens.rearranged(cut)), padded)
         return y[:, :height, :width]
 
     def _cut(self, x: jax.Array) -> jax.Array:
@@ -133,7 +153,7 @@ class Grid(_Partition):
 
 
 @register_mixer("dilated")
-class Dilated(Mixer):
+class Dilated(_Around):
     """The inner mixer among the tokens of a sequence that are ``rate`` apart: ``rate`` interleaved sequences.
 
     Causal where the inner mixer is: the state is one inner state for each of the interleaved sequences.
@@ -148,36 +168,43 @@ class Dilated(Mixer):
         rate: int = 2,
         inner: MixerSpec = "attention",
         causal: bool = False,
-        hints: Mapping[str, Any] | None = None,
+        place: Place | None = None,
         rngs: nnx.Rngs,
     ):
         if rate < 1:
             raise ValueError(f"dilation rate must be at least 1, got {rate}")
-        self.inner = create_mixer(inner, features, causal=causal, rngs=rngs, hints=hints)
+        self.inner = create_mixer(inner, features, causal=causal, rngs=rngs, place=place)
         self.rate, self.causal = rate, causal
 
-    @property
-    def complexity(self) -> float:
-        return self.inner.complexity
-
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         batch, length, features = x.shape
-        mask = jnp.ones((batch, length), bool) if mask is None else mask
         pad = -length % self.rate
-        x, mask = (jnp.pad(a, ((0, 0), (0, pad), *[(0, 0)] * (a.ndim - 2))) for a in (x, mask))
-        y = self.inner(self._split(x), self._split(mask))
-        y = jnp.swapaxes(y.reshape(batch, self.rate, -1, features), 1, 2).reshape(x.shape)
-        return y[:, :length]
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> Any:
+        def split(a: jax.Array) -> jax.Array:
+            a = jnp.broadcast_to(a, (batch, *a.shape[1:]))
+            return self._split(jnp.pad(a, ((0, 0), (0, pad), *[(0, 0)] * (a.ndim - 2))))
+
+        if pad:
+            tokens = tokens.replace(mask=jnp.ones((batch, length), bool) if tokens.mask is None else tokens.mask)
+        y = self.inner(split(x), tokens.rearranged(split))
+        return jnp.swapaxes(y.reshape(batch, self.rate, -1, features), 1, 2).reshape(batch, length + pad, features)[:, :length]
+
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> Any:
         capacity = None if max_length is None else -(-max_length // self.rate)
-        inner = self.inner.init_state(batch_size * self.rate, capacity, dtype, context)
+        inner = self.inner.init_state(batch_size * self.rate, capacity, dtype)
         lanes = jax.tree.map(lambda leaf: leaf.reshape(batch_size, self.rate, *leaf.shape[1:]), inner)
         return {"lanes": lanes, "length": jnp.zeros((batch_size,), jnp.int32)}
 
-    def extend(self, x: jax.Array, state: Any, mask: jax.Array | None = None) -> tuple[jax.Array, Any]:
+    def mix_next(self, x: jax.Array, state: Any, tokens: Tokens) -> tuple[jax.Array, Any]:
         batch, new, features = x.shape
-        mask = jnp.ones((batch, new), bool) if mask is None else mask
+        mask = jnp.ones((batch, new), bool) if tokens.mask is None else tokens.mask
         # Lane r of a row takes its tokens r', r' + rate, ... where r' counts from the row's own length.
         steps = -(-new // self.rate)
         lane = jnp.arange(self.rate)
@@ -185,8 +212,12 @@ class Dilated(Mixer):
         inside, index = source < new, jnp.minimum(source, new - 1)
         row = jnp.arange(batch)[:, None, None]
         lanes = jax.tree.map(lambda leaf: leaf.reshape(batch * self.rate, *leaf.shape[2:]), state["lanes"])
-        real = (mask[row, index] & inside).reshape(-1, steps)
-        y, lanes = self.inner.extend(x[row, index].reshape(-1, steps, features), lanes, real)
+
+        def gather(a: jax.Array) -> jax.Array:
+            return a[row, index].reshape(-1, steps, *a.shape[2:])
+
+        known = tokens.rearranged(gather).replace(mask=(mask[row, index] & inside).reshape(-1, steps))
+        y, lanes = self.inner.extend(gather(x), lanes, known)
         out = jnp.zeros_like(x).at[row, jnp.where(inside, index, new)].set(y.reshape(batch, self.rate, steps, features).astype(x.dtype), mode="drop")
         lanes = jax.tree.map(lambda leaf: leaf.reshape(batch, self.rate, *leaf.shape[1:]), lanes)
         return out, {"lanes": lanes, "length": state["length"] + mask.sum(1, dtype=jnp.int32)}
@@ -208,61 +239,91 @@ def reverse(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 @register_mixer("bidirectional")
 class Bidirectional(Mixer):
-    """A causal mixer read in both directions, with parameters of its own for each; the outputs are averaged."""
+    """A causal mixer read in both directions, with parameters of its own for each; the outputs are averaged.
 
-    def __init__(self, features: int, *, inner: MixerSpec = "attention", hints: Mapping[str, Any] | None = None, rngs: nnx.Rngs):
-        self.forward = create_mixer(inner, features, causal=True, rngs=rngs, hints=hints)
-        self.backward = create_mixer(inner, features, causal=True, rngs=rngs, hints=hints)
+    Backwards, positions count down from the last one, so that they grow in the order of reading; rows and columns of a
+    grid stay what they are.
+    """
+
+    def __init__(self, features: int, *, inner: MixerSpec = "attention", place: Place | None = None, rngs: nnx.Rngs):
+        self.forward = create_mixer(inner, features, causal=True, rngs=rngs, place=place)
+        self.backward = create_mixer(inner, features, causal=True, rngs=rngs, place=place)
+
+    @property
+    def honors(self) -> frozenset[str]:  # type: ignore[override]
+        return self.forward.honors
 
     @property
     def complexity(self) -> float:
         return self.forward.complexity
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        back = reverse(self.backward(reverse(x, mask), mask), mask)
-        return 0.5 * (self.forward(x, mask) + back)
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        def turned(a: jax.Array) -> jax.Array:
+            return reverse(jnp.broadcast_to(a, (x.shape[0], *a.shape[1:])), tokens.mask)
+
+        known = tokens
+        if tokens.positions is not None and tokens.positions.ndim == 2:
+            known = known.replace(positions=tokens.positions.max(1, keepdims=True) - tokens.positions)
+        elif tokens.positions is None and "positions" in self.backward.honors:
+            known = known.replace(positions=tokens.grid_places(x.shape[1]))
+        back = turned(self.backward(turned(x), known.rearranged(turned)))
+        return 0.5 * (self.forward(x, tokens) + back)
 
 
 @register_mixer("scan_2d")
 class Scan2D(Mixer):
     """A sequence mixer that reads a grid by rows and by columns, forwards and backwards; the outputs are averaged.
 
-    VMamba (Liu et al., 2024) calls the four orders cross-scan. Each order has parameters of its own.
+    VMamba (Liu et al., 2024) calls the four orders cross-scan. Each order has parameters of its own. Mixers that have
+    positions of tokens get the rows and columns in every order.
     """
 
     layouts = ("grid",)
 
-    def __init__(self, features: int, *, inner: MixerSpec = "attention", hints: Mapping[str, Any] | None = None, rngs: nnx.Rngs):
-        self.inner = nnx.List([create_mixer(inner, features, causal=True, rngs=rngs, hints=hints) for _ in range(4)])
+    def __init__(self, features: int, *, inner: MixerSpec = "attention", place: Place | None = None, rngs: nnx.Rngs):
+        self.inner = nnx.List([create_mixer(inner, features, causal=True, rngs=rngs, place=place) for _ in range(4)])
+
+    @property
+    def honors(self) -> frozenset[str]:  # type: ignore[override]
+        return self.inner[0].honors - {"segment_ids"}
 
     @property
     def complexity(self) -> float:
         return max(mixer.complexity for mixer in self.inner)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        batch, height, width, features = x.shape
-        total = jnp.zeros_like(x)
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        (batch, height, width, features), total = x.shape, jnp.zeros_like(x)
+        if tokens.positions is None and "positions" in self.honors:
+            tokens = tokens.replace(positions=jnp.asarray(grid_positions(height, width)).reshape(1, height, width, 2))
         for i, mixer in enumerate(self.inner):
-            by_columns, backwards = divmod(i, 2)
-            grid = jnp.swapaxes(x, 1, 2) if by_columns else x
-            grid_mask = mask if mask is None or not by_columns else jnp.swapaxes(mask, 1, 2)
-            tokens = grid.reshape(batch, height * width, features)
-            # Padding of a grid is not trailing in these orders: sort it there, keeping the order of the rest.
-            order = back = None
-            token_mask = None
-            if grid_mask is not None:
-                token_mask = grid_mask.reshape(batch, -1)
-                order = jnp.argsort(~token_mask, axis=1, stable=True)
-                back = jnp.argsort(order, axis=1)
-                tokens = jnp.take_along_axis(tokens, order[..., None], 1)
-                token_mask = jnp.take_along_axis(token_mask, order, 1)
-            tokens = reverse(tokens, token_mask) if backwards else tokens
-            y = mixer(tokens, token_mask)
-            y = reverse(y, token_mask) if backwards else y
-            y = y if back is None else jnp.take_along_axis(y, back[..., None], 1)
-            y = y.reshape(grid.shape)
-            total = total + (jnp.swapaxes(y, 1, 2) if by_columns else y)
+            move, back = self._order(batch, tokens.mask, by_columns=i >= 2, backwards=bool(i % 2))
+            y = back(mixer(move(x), tokens.rearranged(move))).reshape(batch, *((width, height) if i >= 2 else (height, width)), features)
+            total = total + (jnp.swapaxes(y, 1, 2) if i >= 2 else y)
         return total / len(self.inner)
+
+    @staticmethod
+    def _order(
+        batch: int, mask: jax.Array | None, *, by_columns: bool, backwards: bool
+    ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+        """Functions that bring what tokens have from the grid to the order of reading, and from there to the sequence of the (turned) grid."""
+
+        def line(a: jax.Array) -> jax.Array:
+            a = jnp.swapaxes(a, 1, 2) if by_columns else a
+            a = jnp.broadcast_to(a, (batch, *a.shape[1:]))
+            return a.reshape(batch, -1, *a.shape[3:])
+
+        def take(a: jax.Array, index: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(a, index.reshape(*index.shape, *[1] * (a.ndim - 2)), axis=1)
+
+        if mask is None:
+            return (lambda a: reverse(line(a)) if backwards else line(a)), (lambda y: reverse(y) if backwards else y)
+        # Padding of a grid is not trailing in these orders: sort it there, keeping the order of the rest.
+        order = jnp.argsort(~line(mask), axis=1, stable=True)
+        inverse, real = jnp.argsort(order, axis=1), take(line(mask), order)
+        return (
+            lambda a: reverse(take(line(a), order), real) if backwards else take(line(a), order),
+            lambda y: take(reverse(y, real) if backwards else y, inverse),
+        )
 
 
 @register_mixer("parallel")
@@ -277,22 +338,33 @@ class Parallel(Mixer):
         *,
         branches: Sequence[MixerSpec] = ("attention", "attention"),
         causal: bool = False,
-        hints: Mapping[str, Any] | None = None,
+        place: Place | None = None,
         rngs: nnx.Rngs,
     ):
-        self.branches = nnx.List([create_mixer(spec, features, causal=causal, rngs=rngs, hints=hints) for spec in branches])
+        self.branches = nnx.List([create_mixer(spec, features, causal=causal, rngs=rngs, place=place) for spec in branches])
         self.causal = causal
+
+    @property
+    def honors(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset.intersection(*(branch.honors for branch in self.branches))
 
     @property
     def complexity(self) -> float:
         return max(branch.complexity for branch in self.branches)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        return functools.reduce(jnp.add, (branch(x, mask, positions) for branch in self.branches)) / len(self.branches)
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        return functools.reduce(jnp.add, (branch(x, tokens) for branch in self.branches)) / len(self.branches)
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> tuple[Any, ...]:
-        return tuple(branch.init_state(batch_size, max_length, dtype, context) for branch in self.branches)
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> tuple[Any, ...]:
+        return tuple(branch.init_state(batch_size, max_length, dtype) for branch in self.branches)
 
-    def extend(self, x: jax.Array, state: tuple[Any, ...], mask: jax.Array | None = None) -> tuple[jax.Array, tuple[Any, ...]]:
-        results = [branch.extend(x, old, mask) for branch, old in zip(self.branches, state, strict=True)]
+    def mix_next(self, x: jax.Array, state: tuple[Any, ...], tokens: Tokens) -> tuple[jax.Array, tuple[Any, ...]]:
+        results = [branch.extend(x, old, tokens) for branch, old in zip(self.branches, state, strict=True)]
         return functools.reduce(jnp.add, (y for y, _ in results)) / len(results), tuple(new for _, new in results)

@@ -9,16 +9,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.initializers import create_initializer, variance_scaling, zeros
-from layers.module import Module
+from layers.mixer import Mixer
+from layers.tokens import Tokens
 from pallas_kernels import short_convolution
 
 
-class CausalConvolution(Module):
+class CausalConvolution(Mixer):
     """Depth-wise 1-D convolution that looks back only: y_t = bias + sum_i kernel[i] x_{t - kernel_size + 1 + i}, zeros before the start.
 
     Parameters ``kernel`` (kernel_size, 1, features), the layout of a grouped ``nnx.Conv``, and ``bias`` (features,).
     The state is the last kernel_size - 1 inputs of each row, (batch, kernel_size - 1, features).
     """
+
+    supports_causal = True
+    supports_bidirectional = False
+    causal = True
 
     def __init__(
         self,
@@ -37,17 +42,26 @@ class CausalConvolution(Module):
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
         self.features, self.kernel_size, self.dtype = features, kernel_size, dtype
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, state: jax.Array | None = None) -> jax.Array:
-        """Maps (batch, length, features) to the same shape; ``mask`` bool (batch, length), True = real, padding trailing; zeros before without a state."""
-        return short_convolution(*self._cast(x), mask=mask, state=state)
+    @property
+    def complexity(self) -> float:
+        return 1.0
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> jax.Array:
-        """The state before the first token: zeros. ``max_length`` changes nothing."""
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        return short_convolution(*self._cast(x), mask=tokens.mask)
+
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """The state before the first token: zeros."""
         return jnp.zeros((batch_size, self.kernel_size - 1, self.features), dtype)
 
-    def extend(self, x: jax.Array, state: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Convolves new tokens x (batch, new, features) after those in the state; a masked token, always trailing, leaves its row's state unchanged."""
-        return short_convolution(*self._cast(x), mask=mask, state=state, return_state=True)
+    def mix_next(self, x: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+        return short_convolution(*self._cast(x), mask=tokens.mask, state=state, return_state=True)
 
     def _cast(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """``x``, the kernel and the bias in the dtype of the computation."""

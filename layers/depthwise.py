@@ -11,6 +11,7 @@ from flax import nnx
 from layers.initializers import create_initializer, truncated_normal, variance_scaling, zeros
 from layers.mixer import Mixer, register_mixer, without_padding
 from layers.module import Module
+from layers.tokens import Tokens
 from pallas_kernels import depthwise_convolution
 from pallas_kernels.depthwise_convolution import Padding
 
@@ -78,5 +79,5 @@ class DepthwiseConvolution(Mixer):
     def complexity(self) -> float:
         return 1.0
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        return self.conv(without_padding(x, mask))
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        return self.conv(without_padding(x, tokens.mask))

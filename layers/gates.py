@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.mixer import near
 from layers.squeeze_excite import SqueezeExcite
 
 GATES: dict[str, Callable[..., nnx.Module]] = {"squeeze_excite": SqueezeExcite}
@@ -20,7 +21,7 @@ def create_gate(gate: Gate, features: int, *, dtype: Any = None, param_dtype: An
     """Makes the gate of a map of ``features`` channels.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name; near ones are given.
     """
     options: dict[str, Any] = {}
     if isinstance(gate, Mapping):
@@ -28,6 +29,6 @@ def create_gate(gate: Gate, features: int, *, dtype: Any = None, param_dtype: An
         gate = options.pop("name", None)
     if not callable(gate):
         if gate not in GATES:
-            raise ValueError(f"unknown gate {gate!r}; known: {', '.join(GATES)}")
+            raise ValueError(f"unknown gate {gate!r}{near(str(gate), GATES)}; known: {', '.join(GATES)}")
         gate = GATES[gate]
     return gate(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **options)

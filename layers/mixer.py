@@ -12,6 +12,7 @@ advance its position; windows, chunks and segments are counted from position 0 o
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -23,54 +24,167 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.module import Module
+from layers.tokens import Known, Tokens
 
-Layout = Literal["sequence", "grid"]
+Layout = Literal["sequence", "grid", "image"]
 State = Any
 MixerSpec = Any
 """How a user names a mixer: a registered name, ``{"name": ..., **options}``, a callable that makes one, or one already made."""
+
+# Why a mixer may have no use for a field, and what to do about it.
+_UNUSED = {
+    "positions": "it orders tokens by their place in the sequence: leave positions out",
+    "segment_ids": "it can't keep the documents of a row apart: give each document a row of its own",
+    "roles": "its tokens have no roles: leave roles out",
+    "context": "it reads no context: cross attention does (context_features=)",
+    "context_mask": "it reads no context: cross attention does (context_features=)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where in a model a mixer is, and what the model suggests to it; None and 0.0 suggest nothing.
+
+    Attributes:
+      stage, index: the stage of a pyramid, and the block within it.
+      depth: blocks of the model.
+      features, num_heads: of the stage.
+      grid: rows and columns of the tokens at the model's usual input size.
+      drop_path: probability of dropping a branch of the block; None for no dropping at all.
+      dropout: of the outputs.
+      dtype, param_dtype: of the computation and of the parameters.
+    """
+
+    stage: int | None = None
+    index: int | None = None
+    depth: int | None = None
+    features: int | None = None
+    num_heads: int | None = None
+    grid: tuple[int, int] | None = None
+    drop_path: float | None = None
+    dropout: float = 0.0
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """The options that every layer takes."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    def suggestions(self) -> dict[str, Any]:
+        """What it suggests to a constructor, by the name of the argument."""
+        skipped = ("features", "drop_path")
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in skipped}
+        nothing = {"dropout": 0.0}
+        return {name: value for name, value in fields.items() if value is not None and value != nothing.get(name)} | {"place": self}
 
 
 class Mixer(Module):
     """Base class of token mixers. Constructor arguments of every registered mixer: ``features, *, ..., dtype, param_dtype, rngs``.
 
+    A subclass gives :meth:`mix` and, where it is causal, :meth:`init_state` and :meth:`mix_next`.
+
     Attributes:
       supports_causal, supports_bidirectional: what ``causal=`` accepts.
-      layouts: "sequence" for (batch, length, features), "grid" for (batch, height, width, features).
+      layouts: "sequence" for (batch, length, features), "grid" for (batch, height, width, features), "image" for a
+        sequence of prefix tokens and those of a grid, whose rows and columns ``tokens.grid`` must say.
+      honors: fields of :class:`Tokens` that it uses. One that is given and not honored is refused.
+      refusals: reasons of its own for refusing a field.
+      segment_multiple: documents of a row must start at multiples of it, because chunks are counted from the row's start.
       streaming: "exact", or "selection" where the set a token attends to is chosen with knowledge of
         later tokens (the class docstring says why). An instance whose options make it exact says so.
+      shares: it takes and returns what blocks hand on beside x (:class:`layers.stack.Stack`).
       paper: rows of the zoo's roster that the class implements.
       causal: this instance looks back only.
+      ignored: options that the model suggested and that this mixer does not take; set by :func:`create_mixer`.
     """
 
     supports_causal: ClassVar[bool] = False
     supports_bidirectional: ClassVar[bool] = True
     layouts: ClassVar[tuple[Layout, ...]] = ("sequence",)
+    honors: frozenset[str] = frozenset({"mask"})
+    refusals: ClassVar[Mapping[str, str]] = {}
+    segment_multiple: int = 1
     streaming: Literal["exact", "selection"] = "exact"
+    shares: ClassVar[bool] = False
     paper: ClassVar[tuple[int, ...]] = ()
     causal: bool = False
+    ignored: tuple[str, ...] = ()
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuses a class that gives what callers call, in which fields are checked, instead of what it calls.
+
+        Raises:
+          TypeError: the class has ``__call__`` or ``extend`` of its own.
+        """
+        super().__init_subclass__(**options)
+        for theirs, ours in {"__call__": "mix(x, tokens)", "extend": "mix_next(x, state, tokens)"}.items():
+            if theirs in vars(cls):
+                raise TypeError(f"{cls.__name__} overrides {theirs} of Mixer: override {ours} instead")
+
+    def __call__(self, x: jax.Array, tokens: Known = None, *beside: Any) -> Any:
         """Mixes whole sequences.
 
         Args:
           x: (batch, length, features) or (batch, height, width, features).
-          mask: bool, (batch, length) or (batch, height, width), True = real token.
-          positions: int32, (batch, length), or (batch, length, axes) for tokens of a grid; default 0, 1, 2, ...
+          tokens: what is known of them, or their mask alone.
+          *beside: for a mixer that ``shares``, what blocks hand on and what this block alone is given; it returns
+            (y, what it hands on), others y alone.
+
+        Raises:
+          ValueError: a field is known that the mixer does not honor.
         """
-        raise NotImplementedError
+        return self.mix(x, self.checked(tokens), *beside)
+
+    def mix(self, x: jax.Array, tokens: Tokens, /, *beside: Any) -> Any:
+        """:meth:`__call__`, given only fields that the mixer honors."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it mixes")
 
     @property
     def complexity(self) -> float:
         """Exponent of the cost in length for this instance's options (1.0 linear, 2.0 quadratic)."""
         raise NotImplementedError(f"{type(self).__name__} does not declare its complexity")
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> State:
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> State:
         """An empty state for ``batch_size`` rows; ``max_length`` is the capacity of a cache that needs one."""
         raise NotImplementedError(f"{type(self).__name__} can't be read piece by piece: it is not causal")
 
-    def extend(self, x: jax.Array, state: State, mask: jax.Array | None = None) -> tuple[jax.Array, State]:
-        """Mixes new tokens ``x`` (batch, new, features) given the state of those before; returns (y, state)."""
+    def extend(self, x: jax.Array, state: State, tokens: Known = None, *beside: Any) -> Any:
+        """Mixes new tokens ``x`` (batch, new, features) given the state of those before; returns (y, state), or (y,
+        state, what it hands on) where it ``shares``.
+
+        The state knows positions and context. Without ``segment_ids`` the new tokens belong to the document of the last one.
+
+        Raises:
+          ValueError: a field is known that the mixer does not honor, or that is the state's to know.
+        """
+        tokens = self.checked(tokens)
+        if known := tokens.given() & {"positions", "context", "context_mask"}:
+            raise ValueError(f"extend takes no {min(known)}: the state knows it, from init_state and the tokens read so far")
+        return self.mix_next(x, state, tokens, *beside)
+
+    def mix_next(self, x: jax.Array, state: State, tokens: Tokens, /, *beside: Any) -> Any:
+        """:meth:`extend`, given only fields that the mixer honors."""
         raise NotImplementedError(f"{type(self).__name__} can't be read piece by piece: it is not causal")
+
+    def checked(self, tokens: Known) -> Tokens:
+        """``tokens`` as an object.
+
+        Raises:
+          ValueError: a field is known that the mixer does not honor.
+        """
+        tokens = Tokens.of(tokens)
+        for field in sorted(tokens.given() - self.honors):
+            reason = self.refusals.get(field, _UNUSED.get(field, "it has no use for it"))
+            raise ValueError(f"{type(self).__name__} does not honor {field}: {reason}")
+        return tokens
 
 
 def without_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -121,7 +235,7 @@ def near(name: str, known: Iterable[str]) -> str:
     return f": did you mean {' or '.join(matches)}?" if matches else ""
 
 
-def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: nnx.Rngs, hints: Mapping[str, Any] | None = None, **options: Any) -> Mixer:
+def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: nnx.Rngs, place: Place | None = None, **options: Any) -> Mixer:
     """Makes a mixer of ``features`` channels.
 
     Args:
@@ -129,9 +243,10 @@ def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: 
         or a mixer, which is returned as it is.
       causal: the mixer must look back only.
       rngs: for the parameters.
-      hints: what the surrounding model suggests (``num_heads``, ``grid``, ``dropout``, ...): passed on
-        where the constructor takes it, ignored where not.
-      **options: the mixer's own options: each must be one that it takes.
+      place: what the surrounding model suggests (``num_heads``, ``grid``, ``dropout``, ...): passed on where the
+        constructor takes it. ``mixer.ignored`` names what was suggested and not taken.
+      **options: the mixer's own options: each must be one that it takes. A mixer made of others hands on what only
+        they take and a place can suggest (``dtype``, ``num_heads``, ...).
 
     Raises:
       ValueError: unknown name or option, or a mixer that can't be causal.
@@ -145,17 +260,25 @@ def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: 
         spec = spec["name"]
     make: Callable[..., Mixer] = mixer_class(spec) if isinstance(spec, str) else spec
     taken, any_option = accepted(make)
+    place = Place() if place is None else place
+    if "place" in taken:
+        handed_on = {name: options.pop(name) for name in list(options) if name in _SUGGESTED - taken}
+        place = dataclasses.replace(place, **handed_on)
     unknown = [] if any_option else sorted(set(options) - taken)
     if unknown:
         label = spec if isinstance(spec, str) else getattr(make, "__name__", repr(make))
-        raise ValueError(f"mixer {label!r} has no option {unknown[0]!r}{near(unknown[0], taken)}; it takes: {', '.join(sorted(taken - {'features', 'rngs'}))}")
-    # A combinator takes the hints themselves, for the mixers inside it.
-    offered = {**(hints or {}), "hints": hints, "causal": causal}
-    fitting = {k: v for k, v in offered.items() if k in taken and k not in options}
-    mixer = make(features, rngs=rngs, **fitting, **options)
+        listed = ", ".join(sorted(taken - {"features", "rngs", "place"}))
+        raise ValueError(f"mixer {label!r} has no option {unknown[0]!r}{near(unknown[0], taken)}; it takes: {listed}")
+    offered = {**place.suggestions(), "causal": causal}
+    mixer = make(features, rngs=rngs, **{k: v for k, v in offered.items() if k in taken and k not in options}, **options)
     if causal and not mixer.causal:
         raise ValueError(f"{type(mixer).__name__} is bidirectional only: it can't stand where tokens may not see later ones")
+    if place.dropout and "dropout" not in taken and "place" not in taken and not any_option:
+        mixer.ignored = ("dropout",)
     return mixer
+
+
+_SUGGESTED = {field.name for field in dataclasses.fields(Place)} - {"features", "drop_path"}
 
 
 @functools.cache

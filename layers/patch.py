@@ -40,6 +40,17 @@ class PatchEmbed(Module):
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
         self.patch_size, self.dtype = patch_size, dtype
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tokens of an image.
+
+        Raises:
+          ValueError: the patch does not divide the image.
+        """
+        p = self.patch_size
+        if height % p or width % p:
+            raise ValueError(f"an image of {height}x{width} can't be cut into {p}x{p} patches: both sides must be divisible by {p}")
+        return height // p, width // p
+
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps (batch, height, width, channels) to (batch, height / patch, width / patch, features).
 
@@ -48,8 +59,7 @@ class PatchEmbed(Module):
         """
         batch, height, width, channels = images.shape
         p = self.patch_size
-        if height % p or width % p:
-            raise ValueError(f"an image of {height}x{width} can't be cut into {p}x{p} patches: both sides must be divisible by {p}")
+        self.grid(height, width)
         if channels != self.kernel.shape[2]:
             raise ValueError(f"the model takes images of {self.kernel.shape[2]} channels, got {channels}")
         dtype = self.dtype or jnp.promote_types(images.dtype, self.kernel.dtype)

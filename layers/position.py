@@ -11,16 +11,12 @@ from flax import nnx
 
 from layers.initializers import truncated_normal
 from layers.module import Module
+from layers.tokens import grid_positions as grid_positions
 
 
 def default_positions(length: int, batch: int = 1) -> jax.Array:
     """Positions 0, 1, 2, ... as (batch, length) int32."""
     return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-
-
-def grid_positions(height: int, width: int) -> np.ndarray:
-    """Row and column of each token of a grid in row-major order: (height * width, 2) int32."""
-    return np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1).reshape(-1, 2).astype(np.int32)
 
 
 def sincos_table(grid: tuple[int, int], features: int, temperature: float = 10000.0) -> np.ndarray:
@@ -174,6 +170,17 @@ class LearnedPositions(Module):
     def resampled(self, table: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """A table of this kind for another grid."""
         return resample_table(table, grid, antialias=self.antialias)
+
+
+class FixedPositions(Module):
+    """The vectors of :func:`sincos_table` for any grid."""
+
+    def __init__(self, features: int):
+        self.features = features
+
+    def __call__(self, grid: tuple[int, int]) -> jax.Array:
+        """The table for ``grid``: (height, width, features)."""
+        return jnp.asarray(sincos_table(grid, self.features))
 
 
 class RelativePositionBias(Module):

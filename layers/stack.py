@@ -1,21 +1,23 @@
-"""A stack of blocks: depth, patterns, rematerialization, scan over layers, and features on the way."""
+"""A stack of blocks: depth, patterns, rematerialization, scan over layers, what blocks hand on, and features on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import concrete_or_error
 
-from layers.block import Block
-from layers.module import PureCall, pure_call
+from layers.module import Module, PureCall, pure_call
+from layers.tokens import Known, Tokens
 
-Call = Callable[[Block, jax.Array, Any], tuple[jax.Array, Any]]
-"""How a block is applied: (block, x, what it alone is given) to (x, what it alone gives)."""
-Row = tuple[Block, Any]
+Carry = tuple[jax.Array, Any]
+"""What blocks hand on: x, and what goes beside it (None for nothing)."""
+Call = Callable[[Any, Carry, Any], tuple[Carry, Any]]
+"""How a block is applied: (block, carry, what it alone is given) to (carry, what it alone gives)."""
+Row = tuple[Any, Any]
 """A block and what it alone is given."""
 
 
@@ -24,8 +26,13 @@ def drop_path_rates(rate: float, depth: int) -> list[float | None]:
     return [rate * i / max(depth - 1, 1) if rate else None for i in range(depth)]
 
 
-class Stack(nnx.List):
+class Stack(Module):
     """Blocks applied one after another; a block's name is its index.
+
+    A block is called as ``block(x, tokens)``, and where it looks back has ``init_state`` and ``extend`` as a
+    :class:`Mixer`. Blocks may hand on more than x: where ``shared`` is given, each is called as ``block(x, tokens,
+    shared, own)`` and returns (x, shared), and from ``extend`` (x, state, shared). ``own`` is its slice of what the model
+    made for each block. One block that stands at several places is one set of parameters (ALBERT).
 
     Under ``jax.jit`` equal blocks are traced once, wherever they are. ``scan`` runs equal neighbors (or equal
     groups of neighbors, for a pattern) as one ``lax.scan``, so that XLA compiles them once too. The leaves are
@@ -33,84 +40,134 @@ class Stack(nnx.List):
     recomputes each block in the backward pass.
     """
 
-    def __init__(self, blocks: Iterable[Block], *, remat: bool = False, scan: bool = False):
-        super().__init__(blocks)
-        self.remat, self.scan = remat, scan
+    repeats: ClassVar[bool] = True  # one part may have several names; the first is its name
+
+    def __init__(self, blocks: Iterable[nnx.Module], *, remat: bool = False, scan: bool = False):
+        self.remat, self.scan, self._length = remat, scan, 0
+        for block in blocks:
+            setattr(self, str(self._length), block)
+            self._length += 1
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        if not -self._length <= index < self._length:
+            raise IndexError(f"block {index} of a stack of {self._length}")
+        return getattr(self, str(index % self._length))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(self._length))
 
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array | None = None,
-        positions: jax.Array | None = None,
+        tokens: Known = None,
         *,
         capture: Sequence[int] = (),
-    ) -> tuple[jax.Array, list[jax.Array]]:
+        shared: Any = None,
+        per_block: Any = None,
+    ) -> Any:
         """Applies all blocks.
 
         Args:
-          x, mask, positions: as :class:`Mixer`.
+          x, tokens: as :class:`Mixer`.
           capture: indices of blocks whose outputs are wanted.
+          shared: what blocks hand on beside x, a tree of arrays whose form stays the same.
+          per_block: a tree of arrays whose first axis is the depth: each block gets its slice.
 
         Returns:
-          The last output, and the captured outputs in the order of ``capture``.
+          The last output, and the captured outputs in the order of ``capture``; where ``shared`` is given, also what
+          the last block handed on.
         """
+        tokens = Tokens.of(tokens)
 
-        def call(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        def call(block: Any, carry: Carry, own: Any) -> tuple[Carry, None]:
             if not self.remat:
-                return block(x, mask, positions), None
-            return pure_call(
-                block, lambda block, *args: block(*args), x, mask, positions, transform=jax.checkpoint
-            ), None
+                return _called(block, *carry, tokens, own), None
+            return pure_call(block, _called, *carry, tokens, own, transform=jax.checkpoint), None
 
         depth = len(self)
+        own = _slices(per_block, depth)
         wanted = {i % depth for i in capture}
         ends = sorted({*(i + 1 for i in wanted), depth})
         found: dict[int, jax.Array] = {}
-        start = 0
+        carry, start = (x, shared), 0
         for end in ends:
-            x, _ = self._run(range(start, end), call, x, [None] * (end - start))
-            found[end - 1], start = x, end
-        return x, [found[i % depth] for i in capture]
+            carry, _ = self._run(range(start, end), call, carry, own[start:end])
+            found[end - 1], start = carry[0], end
+        x, last = carry
+        captured = [found[i % depth] for i in capture]
+        return (x, captured) if shared is None else (x, captured, last)
 
     def init_state(
-        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
     ) -> tuple[Any, ...]:
         """The states of all blocks."""
-        return tuple(block.init_state(batch_size, max_length, dtype, context) for block in self)
+        more = () if context is None else (context, context_mask)
+        return tuple(block.init_state(batch_size, max_length, dtype, *more) for block in self)
 
-    def extend(  # type: ignore[override]  # a list of modules grows by append alone
-        self, x: jax.Array, state: tuple[Any, ...], mask: jax.Array | None = None
-    ) -> tuple[jax.Array, tuple[Any, ...]]:
-        """As :meth:`Mixer.extend`, through all blocks."""
-        return self._run(range(len(self)), lambda block, x, old: block.extend(x, old, mask), x, state)
+    def extend(self, x: jax.Array, state: tuple[Any, ...], tokens: Known = None, *, shared: Any = None, per_block: Any = None) -> Any:
+        """As :meth:`Mixer.extend`, through all blocks: (y, state), or (y, state, shared) where ``shared`` is given."""
+        tokens = Tokens.of(tokens)
+
+        def call(block: Any, carry: Carry, given: Any) -> tuple[Carry, Any]:
+            (x, shared), (old, own) = carry, given
+            if shared is None and own is None:
+                x, new = block.extend(x, old, tokens)
+                return (x, None), new
+            x, new, *handed = block.extend(x, old, tokens, shared, own)
+            return (x, handed[0] if handed else None), new
+
+        given = list(zip(state, _slices(per_block, len(self)), strict=True))
+        (x, last), new = self._run(range(len(self)), call, (x, shared), given)
+        return (x, new) if shared is None else (x, new, last)
 
     def _run(
-        self, indices: Sequence[int], call: Call, x: jax.Array, inputs: Sequence[Any]
-    ) -> tuple[jax.Array, tuple[Any, ...]]:
-        """Applies ``x, output = call(block, x, input)`` for each of the blocks; returns the last x and all outputs."""
+        self, indices: Sequence[int], call: Call, carry: Carry, inputs: Sequence[Any]
+    ) -> tuple[Carry, tuple[Any, ...]]:
+        """Applies ``carry, output = call(block, carry, input)`` for each of the blocks; returns the last carry and all outputs."""
         rows = [(self[i], given) for i, given in zip(indices, inputs, strict=True)]
-        staged = _is_staged(x)
-        kinds = _kinds(rows) if self.scan or staged else list(range(len(rows)))
+        staged = _is_staged(carry[0])
+        # Stacked, the places of one block would each draw the same random numbers.
+        scan = self.scan and len({id(block) for block, _ in rows}) == len(rows)
+        kinds = _kinds(rows) if scan or staged else list(range(len(rows)))
         programs: dict[int, _Program] = {}
         outputs: list[Any] = []
         start = 0
         while start < len(rows):
-            period, repeats = _period(kinds[start:]) if self.scan else (1, 1)
+            period, repeats = _period(kinds[start:]) if scan else (1, 1)
             kind, end = kinds[start], start + period * repeats
             groups = [rows[i : i + period] for i in range(start, end, period)]
             if repeats > 1:
-                x, found = _Program(groups[0], call).scan(groups, x)
+                carry, found = _Program(groups[0], call).scan(groups, carry)
             elif staged and kinds.count(kind) > 1:
                 # JAX traces, differentiates and lowers the block once; XLA copies it to each place where it is called.
                 program = programs[kind] = programs.get(kind) or _Program(groups[0], call)
-                x, found = program.run(groups[0], x)
+                carry, found = program.run(groups[0], carry)
             else:
                 ((block, given),) = groups[0]
-                x, output = call(block, x, given)
+                carry, output = call(block, carry, given)
                 found = [output]
             outputs += found
             start = end
-        return x, tuple(outputs)
+        return carry, tuple(outputs)
+
+
+def _called(block: Any, x: jax.Array, shared: Any, tokens: Tokens, own: Any) -> Carry:
+    if shared is None and own is None:
+        return block(x, tokens), None
+    out = block(x, tokens, shared, own)
+    return (out, None) if shared is None else out
+
+
+def _slices(per_block: Any, depth: int) -> list[Any]:
+    return [None if per_block is None else jax.tree.map(lambda leaf, i=i: leaf[i], per_block) for i in range(depth)]
 
 
 def _is_staged(x: jax.Array) -> bool:
@@ -128,7 +185,7 @@ def _kinds(rows: list[Row]) -> list[int]:
     return [structures.index(structure) for structure in structures]
 
 
-def _structure(block: Block, given: Any) -> tuple[Any, ...]:
+def _structure(block: Any, given: Any) -> tuple[Any, ...]:
     """Equal for blocks that one program can run: same static structure, same shapes, of what each is given too."""
     graphdef, state = nnx.split(block)
     leaves, tree = jax.tree.flatten((state, given))
@@ -148,36 +205,36 @@ class _Program:
     """What a group of blocks does, as a function of arrays, for all groups of the same structure."""
 
     def __init__(self, group: list[Row], call: Call):
-        def run(blocks: nnx.List, x: jax.Array, inputs: list[Any]) -> tuple[jax.Array, list[Any]]:
+        def run(blocks: nnx.List, carry: Carry, inputs: list[Any]) -> tuple[Carry, list[Any]]:
             outputs = []
             for block, given in zip(blocks, inputs, strict=True):
-                x, output = call(block, x, given)
+                carry, output = call(block, carry, given)
                 outputs.append(output)
-            return x, outputs
+            return carry, outputs
 
         self._graphdef, self._pure = nnx.graphdef(_blocks(group)), PureCall(run)
         self._traced_once = jax.jit(self._step)
 
-    def _step(self, x: jax.Array, arrays: tuple[nnx.State, list[Any]]) -> tuple[jax.Array, Any]:
+    def _step(self, carry: Carry, arrays: tuple[nnx.State, list[Any]]) -> tuple[Carry, Any]:
         state, inputs = arrays
-        (x, outputs), effects = self._pure(self._graphdef, state, x, inputs)
-        return x, (outputs, effects)
+        (carry, outputs), effects = self._pure(self._graphdef, state, carry, inputs)
+        return carry, (outputs, effects)
 
-    def run(self, group: list[Row], x: jax.Array) -> tuple[jax.Array, list[Any]]:
-        """Runs one group; returns the last x and all outputs."""
-        x, (outputs, effects) = self._traced_once(x, _arrays(group))
+    def run(self, group: list[Row], carry: Carry) -> tuple[Carry, list[Any]]:
+        """Runs one group; returns the last carry and all outputs."""
+        carry, (outputs, effects) = self._traced_once(carry, _arrays(group))
         self._pure.apply(_blocks(group), effects)
-        return x, outputs
+        return carry, outputs
 
-    def scan(self, groups: list[list[Row]], x: jax.Array) -> tuple[jax.Array, list[Any]]:
+    def scan(self, groups: list[list[Row]], carry: Carry) -> tuple[Carry, list[Any]]:
         """Runs groups one after another as one ``lax.scan``."""
-        x, found = jax.lax.scan(self._step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(_arrays, groups)))
+        carry, found = jax.lax.scan(self._step, carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(_arrays, groups)))
         outputs: list[Any] = []
         for i, group in enumerate(groups):
             values, effects = jax.tree.map(lambda leaf, i=i: leaf[i], found)
             self._pure.apply(_blocks(group), effects)
             outputs += values
-        return x, outputs
+        return carry, outputs
 
 
 def _blocks(group: list[Row]) -> nnx.List:

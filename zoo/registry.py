@@ -26,7 +26,9 @@ class ModelConfig:
 
     Attributes:
       mixer: replaces the architecture's own token mixer; None keeps it.
-      pattern: mixers of successive blocks, repeated over the depth; None is one mixer for all.
+      pattern: mixers of successive blocks, repeated over the depth, or a mapping of blocks to mixers as
+        ``{"every": "mamba", 5: "attention"}`` (:func:`zoo.backbones.model.choose`); None is one mixer for all.
+      shared: all blocks of a stage are one: its parameters are used at every depth (ALBERT).
       drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first.
       dropout: of tokens and branch outputs.
       remat: recompute each block in the backward pass.
@@ -36,7 +38,8 @@ class ModelConfig:
     """
 
     mixer: MixerSpec | None = None
-    pattern: tuple[MixerSpec, ...] | None = None
+    pattern: tuple[MixerSpec, ...] | Mapping[Any, MixerSpec] | None = None
+    shared: bool = False
     drop_path: float = 0.0
     dropout: float = 0.0
     remat: bool = False
@@ -212,7 +215,7 @@ class FrozenOptions(Mapping[str, Any]):
     """A hashable mapping: a model's static structure must be hashable to be compiled."""
 
     def __init__(self, options: Mapping[str, Any]):
-        self._items = tuple((name, freeze(value)) for name, value in sorted(options.items()))
+        self._items = tuple((name, freeze(value)) for name, value in sorted(options.items(), key=lambda item: str(item[0])))
 
     def __getitem__(self, name: str) -> Any:
         return dict(self._items)[name]

@@ -19,6 +19,7 @@ from layers.mixer import Mixer, finite_padding, register_mixer
 from layers.module import Diagnostic
 from layers.norm import Norm, create_norm
 from layers.position import default_positions, rotate
+from layers.tokens import Tokens
 from pallas_kernels import attention, attention_weights
 
 
@@ -56,10 +57,15 @@ class AttentionCache:
 
 @struct.dataclass
 class ContextCache:
-    """Keys and values of a context that cross attention reads: (batch, context_length, kv_heads, head_dim)."""
+    """Keys and values of a context that cross attention reads: (batch, context_length, kv_heads, head_dim).
+
+    Attributes:
+      mask: bool (batch, context_length), True = real.
+    """
 
     key: jax.Array
     value: jax.Array
+    mask: jax.Array
 
 
 @register_mixer("attention")
@@ -144,29 +150,37 @@ class MultiHeadAttention(Mixer):
     def complexity(self) -> float:
         return 1.0 if self.window is not None else 2.0
 
-    def __call__(
-        self,
-        x: jax.Array,
-        mask: jax.Array | None = None,
-        positions: jax.Array | None = None,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """As :class:`Mixer`; cross attention reads ``context`` (batch, context_length, context_features) and its mask."""
-        x = finite_padding(x, mask)
-        q = self._project_query(x, positions)
+    @property
+    def honors(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"mask", "context", "context_mask"} if self.cross else {"mask", "positions"})
+
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        x = finite_padding(x, tokens.mask)
+        places = self._places(tokens, x.shape[1])
+        q = self._project_query(x, places)
         if self.cross:
-            if context is None:
-                raise ValueError("cross attention needs context=")
-            k, v = self._project_key_value(finite_padding(context, context_mask), None)
-            return self._attend(q, k, v, None if context_mask is None else context_mask[:, None, None], None, None)
-        k, v = self._project_key_value(x, positions)
+            if tokens.context is None:
+                raise ValueError("cross attention needs a context: tokens=layers.Tokens(context=...)")
+            k, v = self._project_key_value(finite_padding(tokens.context, tokens.context_mask), None)
+            return self._attend(q, k, v, None if tokens.context_mask is None else tokens.context_mask[:, None, None], None, None)
+        k, v = self._project_key_value(x, places)
         # Sequences count from 0 unless positions are given; grid positions have no order, so they mask nothing.
-        ordered = positions if positions is not None and positions.ndim == 2 else None
-        return self._attend(q, k, v, None if mask is None else mask[:, None, None], ordered, ordered, x)
+        ordered = tokens.positions if tokens.positions is not None and tokens.positions.ndim == 2 else None
+        return self._attend(q, k, v, None if tokens.mask is None else tokens.mask[:, None, None], ordered, ordered, x)
+
+    @staticmethod
+    def _places(tokens: Tokens, length: int) -> jax.Array:
+        """Where tokens are for a rotary embedding: rows and columns in a grid whose positions are not given."""
+        places = tokens.grid_places(length) if tokens.positions is None else None
+        return tokens.places(length) if places is None else places
 
     def init_state(
-        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
     ) -> AttentionCache | ContextCache:
         """A cache of ``max_length`` tokens, or of the window if that is shorter.
 
@@ -176,10 +190,11 @@ class MultiHeadAttention(Mixer):
         if self.cross:
             if context is None:
                 raise ValueError("the state of cross attention needs context=")
-            k, v = self._project_key_value(context, None)
-            return ContextCache(k.astype(dtype), v.astype(dtype))
+            k, v = self._project_key_value(finite_padding(context, context_mask), None)
+            real = jnp.ones(context.shape[:2], bool) if context_mask is None else context_mask
+            return ContextCache(k.astype(dtype), v.astype(dtype), real)
         if not self.causal:
-            return super().init_state(batch_size, max_length, dtype, context)
+            return super().init_state(batch_size, max_length, dtype)
         sizes = [size for size in (max_length, self.window) if size is not None]
         if not sizes:
             raise ValueError("a cache of unwindowed attention needs max_length: how many tokens it must hold")
@@ -191,15 +206,18 @@ class MultiHeadAttention(Mixer):
             length=jnp.zeros((batch_size,), jnp.int32),
         )
 
-    def extend(self, x: jax.Array, state: AttentionCache | ContextCache, mask: jax.Array | None = None) -> tuple[jax.Array, AttentionCache | ContextCache]:
-        """As :meth:`Mixer.extend`.
+    def mix_next(
+        self, x: jax.Array, state: AttentionCache | ContextCache, tokens: Tokens
+    ) -> tuple[jax.Array, AttentionCache | ContextCache]:
+        """As :meth:`Mixer.mix_next`.
 
         Raises:
           ValueError: more tokens than the cache holds (outside ``jit``, where the lengths are known).
         """
+        mask = tokens.mask
         x = finite_padding(x, mask)
         if isinstance(state, ContextCache):
-            return self._attend(self._project_query(x, None), state.key, state.value, None, None, None), state
+            return self._attend(self._project_query(x, None), state.key, state.value, state.mask[:, None, None], None, None), state
         new = x.shape[1]
         self._check_room(state, new, mask)
         positions = state.length[:, None] + jnp.arange(new, dtype=jnp.int32)

@@ -25,6 +25,7 @@ from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.norm import create_norm
 from layers.state_space.initialisation import A_LOG, fan_in_uniform, step_bias
+from layers.tokens import Tokens
 from pallas_kernels import delta_rule
 from pallas_kernels.exponential import silu, softplus
 
@@ -128,21 +129,29 @@ class DeltaNet(Mixer):
     def complexity(self) -> float:
         return 1.0
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        return self._mix(x, mask, None)[0]
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        return self._mix(x, tokens, None)[0]
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> DeltaState:
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> DeltaState:
         """An empty state; its size does not depend on the length, and the memory is never narrower than float32."""
         convolutions = tuple(conv.init_state(batch_size, dtype=dtype) for conv in (self.query_conv, self.key_conv, self.value_conv) if conv is not None)
         memory = (batch_size, self.value_heads, self.head_dim, self.value_dim)
         return DeltaState(convolutions, jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)))
 
-    def extend(self, x: jax.Array, state: DeltaState, mask: jax.Array | None = None) -> tuple[jax.Array, DeltaState]:
-        y, new = self._mix(x, mask, state)
+    def mix_next(self, x: jax.Array, state: DeltaState, tokens: Tokens) -> tuple[jax.Array, DeltaState]:
+        y, new = self._mix(x, tokens, state)
         assert new is not None
         return y, new
 
-    def _mix(self, x: jax.Array, mask: jax.Array | None, state: DeltaState | None) -> tuple[jax.Array, DeltaState | None]:
+    def _mix(self, x: jax.Array, tokens: Tokens, state: DeltaState | None) -> tuple[jax.Array, DeltaState | None]:
+        mask = tokens.mask
         if mask is not None:
             x = jnp.where(mask[..., None], x, 0)
         (q, k, v), seen = self._read(x, mask, state)

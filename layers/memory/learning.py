@@ -32,7 +32,7 @@ Weights = tuple[jax.Array, ...]
 
 
 @struct.dataclass
-class Tokens:
+class MemoryInputs:
     """What tokens bring to a memory, in float32 or wider.
 
     Attributes:
@@ -53,11 +53,11 @@ class Tokens:
     threshold: jax.Array | None = None
     mask: jax.Array | None = None
 
-    def map(self, along: Callable[[jax.Array], jax.Array], masks: Callable[[jax.Array], jax.Array]) -> Tokens:
+    def map(self, along: Callable[[jax.Array], jax.Array], masks: Callable[[jax.Array], jax.Array]) -> MemoryInputs:
         """The tokens with ``along`` applied to every array whose axis 2 is the length, and ``masks`` to the mask, at
         axis 1."""
         fields: dict[str, Any] = {name: None if x is None else along(x) for name, x in vars(self).items() if name != "mask"}
-        return Tokens(**fields, mask=None if self.mask is None else masks(self.mask))
+        return MemoryInputs(**fields, mask=None if self.mask is None else masks(self.mask))
 
 
 @struct.dataclass
@@ -104,7 +104,7 @@ def recall(memory: Memory, weights: Weights, x: jax.Array) -> jax.Array:
     return memory.structure(x, lambda i, h: h @ weights[i])
 
 
-def _surprises(memory: Memory, weights: Weights, tokens: Tokens) -> tuple[list[jax.Array], list[jax.Array]]:
+def _surprises(memory: Memory, weights: Weights, tokens: MemoryInputs) -> tuple[list[jax.Array], list[jax.Array]]:
     """The input of each matrix and the error at its output, (batch, heads, length, in) and (..., out): their outer
     products are the gradients."""
     nothing = [jnp.zeros((*tokens.key.shape[:-1], w.shape[-1]), tokens.key.dtype) for w in weights]
@@ -153,7 +153,7 @@ class _Coefficients:
     last_gradients: jax.Array | None = None
 
 
-def _coefficients(tokens: Tokens, momentum: bool) -> _Coefficients:
+def _coefficients(tokens: MemoryInputs, momentum: bool) -> _Coefficients:
     length = tokens.step.shape[-1]
     below = jnp.tril(jnp.ones((length, length), bool))
 
@@ -179,7 +179,7 @@ def _coefficients(tokens: Tokens, momentum: bool) -> _Coefficients:
     return _Coefficients(kept, keeps @ momenta, b, surprise[..., -1], momenta[..., -1, :])
 
 
-def learn(memory: Memory, state: MemoryState, tokens: Tokens, finished: jax.Array | None = None) -> tuple[jax.Array, MemoryState]:
+def learn(memory: Memory, state: MemoryState, tokens: MemoryInputs, finished: jax.Array | None = None) -> tuple[jax.Array, MemoryState]:
     """Reads and learns from tokens of one chunk, or of a part of one.
 
     Args:
@@ -242,7 +242,7 @@ def choose(rows: jax.Array, these: Weights, those: Weights) -> Weights:
     return tuple(jnp.where(rows[:, None, None, None], a, b) for a, b in zip(these, those, strict=True))
 
 
-def in_chunks(tokens: Tokens, chunk: int) -> Tokens:
+def in_chunks(tokens: MemoryInputs, chunk: int) -> MemoryInputs:
     """Lays the chunks along a new first axis, padding the last one."""
     length = tokens.step.shape[-1]
     pad = -length % chunk
@@ -258,7 +258,7 @@ def in_chunks(tokens: Tokens, chunk: int) -> Tokens:
     return tokens.map(lambda x: split(x, 2), lambda mask: split(mask, 1))
 
 
-def parallel(memory: Memory, weights: Weights, tokens: Tokens, chunk: int) -> jax.Array:
+def parallel(memory: Memory, weights: Weights, tokens: MemoryInputs, chunk: int) -> jax.Array:
     """The memory's output for each token of a whole sequence, (batch, heads, length, size).
 
     Args:
@@ -267,7 +267,7 @@ def parallel(memory: Memory, weights: Weights, tokens: Tokens, chunk: int) -> ja
       chunk: tokens whose gradients are taken at the same weights.
     """
 
-    def body(state: MemoryState, piece: Tokens) -> tuple[MemoryState, jax.Array]:
+    def body(state: MemoryState, piece: MemoryInputs) -> tuple[MemoryState, jax.Array]:
         y, state = learn(memory, state, piece)
         return state, y
 

@@ -26,9 +26,10 @@ from layers.convolution import CausalConvolution
 from layers.initializers import constant, normal, variance_scaling
 from layers.linear import Linear
 from layers.memory.choices import MEMORIES, Memory
-from layers.memory.learning import MemoryState, Tokens, initial_state, learn, parallel
+from layers.memory.learning import MemoryInputs, MemoryState, initial_state, learn, parallel
 from layers.mixer import Mixer, near, register_mixer
 from layers.state_space.mamba2 import GatedRMSNorm
+from layers.tokens import Tokens
 from pallas_kernels import sequence
 from pallas_kernels.exponential import silu, softplus
 
@@ -191,21 +192,29 @@ class NeuralMemory(Mixer):
     def complexity(self) -> float:
         return 1.0
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        mask = tokens.mask
         if sequence.objection(x.shape[1]) is None:
             return self._split(x, mask)
-        tokens = 0
+        count = 0
         if self.persistent is not None:
-            tokens = self.persistent.shape[0]
+            count = self.persistent.shape[0]
             x = jnp.concatenate([self._persistent_tokens(x.shape[0], x.dtype), x], axis=1)
-            mask = None if mask is None else jnp.pad(mask, ((0, 0), (tokens, 0)), constant_values=True)
+            mask = None if mask is None else jnp.pad(mask, ((0, 0), (count, 0)), constant_values=True)
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         qkv = self.project(x)
         qkv = qkv if self.conv is None else self.conv(qkv)
         y = parallel(self.memory, self.initial_weights(qkv.dtype), self.tokens(x, qkv, mask), self.chunk)
-        return self.answer(y, x)[:, tokens:]
+        return self.answer(y, x)[:, count:]
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> NeuralMemoryState:
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> NeuralMemoryState:
         """A state of constant size, which has read the persistent tokens; the memory's part is never narrower than float32."""
         state = NeuralMemoryState(
             convolution=jnp.zeros((batch_size, 0, 0), dtype) if self.conv is None else self.conv.init_state(batch_size, dtype=dtype),
@@ -214,7 +223,8 @@ class NeuralMemory(Mixer):
         )
         return state if self.persistent is None else self.extend(self._persistent_tokens(batch_size, dtype), state)[1]
 
-    def extend(self, x: jax.Array, state: NeuralMemoryState, mask: jax.Array | None = None) -> tuple[jax.Array, NeuralMemoryState]:
+    def mix_next(self, x: jax.Array, state: NeuralMemoryState, tokens: Tokens) -> tuple[jax.Array, NeuralMemoryState]:
+        mask = tokens.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         qkv, seen = self.project(x), state.convolution
         if self.conv is not None:
@@ -222,13 +232,13 @@ class NeuralMemory(Mixer):
         y, memory, length = self.read(state.memory, state.length, self.tokens(x, qkv, mask))
         return self.answer(y, x), NeuralMemoryState(seen, memory, length)
 
-    def read(self, memory: MemoryState, length: jax.Array, tokens: Tokens) -> tuple[jax.Array, MemoryState, jax.Array]:
+    def read(self, memory: MemoryState, length: jax.Array, tokens: MemoryInputs) -> tuple[jax.Array, MemoryState, jax.Array]:
         """The memory's output for tokens after ``length`` (batch,) others, (batch, heads, new, head_dim), the new
         memory, and its token count."""
         new = tokens.step.shape[-1]
         pieces = Pieces.cut(length, new, self.chunk, tokens.mask)
 
-        def body(memory: MemoryState, piece: tuple[Tokens, jax.Array]) -> tuple[MemoryState, jax.Array]:
+        def body(memory: MemoryState, piece: tuple[MemoryInputs, jax.Array]) -> tuple[MemoryState, jax.Array]:
             y, memory = learn(self.memory, memory, *piece)
             return memory, y
 
@@ -242,14 +252,14 @@ class NeuralMemory(Mixer):
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         state = self.init_state(x.shape[0], dtype=x.dtype)
         qkv = self.project(x)
-        qkv = qkv if self.conv is None else self.conv(qkv, state=state.convolution)
+        qkv = qkv if self.conv is None else self.conv.extend(qkv, state.convolution)[0]
         number = sequence.groups(x.shape[0])
 
-        def step(state: tuple[MemoryState, jax.Array], tokens: Tokens) -> tuple[tuple[MemoryState, jax.Array], jax.Array]:
+        def step(state: tuple[MemoryState, jax.Array], tokens: MemoryInputs) -> tuple[tuple[MemoryState, jax.Array], jax.Array]:
             y, memory, length = self.read(*state, tokens)
             return (memory, length), y
 
-        def body(tokens: Tokens, mask: jax.Array | None, state: tuple[MemoryState, jax.Array]) -> jax.Array:
+        def body(tokens: MemoryInputs, mask: jax.Array | None, state: tuple[MemoryState, jax.Array]) -> jax.Array:
             return sequence.hand_over(step, state, dataclasses.replace(tokens, mask=mask), number)
 
         y = sequence.split(body, (self.tokens(x, qkv, None), mask, (state.memory, state.length)), (2, 1, None), 2)
@@ -264,7 +274,7 @@ class NeuralMemory(Mixer):
         x = self._in_heads(silu(x))
         return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
-    def tokens(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None) -> Tokens:
+    def tokens(self, x: jax.Array, qkv: jax.Array, mask: jax.Array | None) -> MemoryInputs:
         """The memory's inputs from the tokens x (batch, length, features); ``qkv`` (batch, length, 3 inner) is
         convolved."""
         q, k, v = jnp.split(qkv, 3, axis=-1)
@@ -278,7 +288,7 @@ class NeuralMemory(Mixer):
         step = gate(self.step, jax.nn.sigmoid)
         assert step is not None
         step = step / self.chunk
-        return Tokens(
+        return MemoryInputs(
             query=self.normalised(q),
             key=self.normalised(k),
             value=self._in_heads(silu(v)),

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from layers.memory.choices import Memory
-from layers.memory.learning import Tokens, Weights, clip_factor
+from layers.memory.learning import MemoryInputs, Weights, clip_factor
 
 
-def sequential(memory: Memory, weights: Weights, tokens: Tokens, chunk: int) -> jax.Array:
+def sequential(memory: Memory, weights: Weights, tokens: MemoryInputs, chunk: int) -> jax.Array:
     """As :func:`layers.memory.learning.parallel`."""
     read = jax.vmap(jax.vmap(lambda w, x: _apply(memory, w, x)))
     surprise = jax.vmap(jax.vmap(lambda w, k, v, threshold: _gradient(memory, w, k, v, threshold)))

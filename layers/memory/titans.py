@@ -25,6 +25,7 @@ from layers.memory.neural_memory import NeuralMemory, NeuralMemoryState, Pieces
 from layers.mixer import Mixer, register_mixer
 from layers.norm import RMSNorm
 from layers.position import rotate
+from layers.tokens import Tokens
 from pallas_kernels import attention, sequence
 from pallas_kernels.exponential import gated
 
@@ -81,7 +82,14 @@ class _WithWindow(Mixer):
     def complexity(self) -> float:
         return 1.0
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> WindowState:
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> WindowState:
         """A state of constant size: the window and the memory."""
         return WindowState(self.attention.init_state(batch_size, None, dtype), self.memory.init_state(batch_size, None, dtype))
 
@@ -90,14 +98,16 @@ class _WithWindow(Mixer):
 class MemoryAsGate(_WithWindow):
     """Memory as gate: the output of sliding-window attention, gated by the memory's output."""
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        mask = tokens.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
-        return self._join(self.attention(x, mask, positions), self.memory(x, mask))
+        return self._join(self.attention(x, tokens), self.memory(x, tokens.without("positions")))
 
-    def extend(self, x: jax.Array, state: WindowState, mask: jax.Array | None = None) -> tuple[jax.Array, WindowState]:
+    def mix_next(self, x: jax.Array, state: WindowState, tokens: Tokens) -> tuple[jax.Array, WindowState]:
+        mask = tokens.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
-        y, attention = self.attention.extend(x, state.attention, mask)
-        m, memory = self.memory.extend(x, state.memory, mask)
+        y, attention = self.attention.extend(x, state.attention, tokens)
+        m, memory = self.memory.extend(x, state.memory, tokens)
         return self._join(y, m), WindowState(attention, memory)
 
     def _join(self, y: jax.Array, m: jax.Array) -> jax.Array:
@@ -111,15 +121,17 @@ class MemoryAsLayer(_WithWindow):
 
     _gates = False
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        mask = tokens.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
-        m = self.memory(x, mask)
-        return m + self.attention(self.attention_norm(x + m), mask, positions)
+        m = self.memory(x, tokens.without("positions"))
+        return m + self.attention(self.attention_norm(x + m), tokens)
 
-    def extend(self, x: jax.Array, state: WindowState, mask: jax.Array | None = None) -> tuple[jax.Array, WindowState]:
+    def mix_next(self, x: jax.Array, state: WindowState, tokens: Tokens) -> tuple[jax.Array, WindowState]:
+        mask = tokens.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
-        m, memory = self.memory.extend(x, state.memory, mask)
-        y, attention = self.attention.extend(self.attention_norm(x + m), state.attention, mask)
+        m, memory = self.memory.extend(x, state.memory, tokens)
+        y, attention = self.attention.extend(self.attention_norm(x + m), state.attention, tokens)
         return m + y, WindowState(attention, memory)
 
 
@@ -200,7 +212,8 @@ class MemoryAsContext(Mixer):
     def complexity(self) -> float:
         return 1.0
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        mask = tokens.mask
         state = self._state(x.shape[0], x.dtype)
         if sequence.objection(x.shape[1]) is not None:
             return self._mix(x, state, mask)[0]
@@ -208,20 +221,27 @@ class MemoryAsContext(Mixer):
         number = sequence.groups(x.shape[0])
 
         def body(params: Any, x: jax.Array, mask: jax.Array | None, state: ContextState) -> jax.Array:
-            def step(state: ContextState, tokens: tuple[jax.Array, jax.Array | None]) -> tuple[ContextState, jax.Array]:
-                y, state = nnx.merge(graph, params)._mix(tokens[0], state, tokens[1])
+            def step(state: ContextState, part: tuple[jax.Array, jax.Array | None]) -> tuple[ContextState, jax.Array]:
+                y, state = nnx.merge(graph, params)._mix(part[0], state, part[1])
                 return state, y
 
             return sequence.hand_over(step, state, (x, mask), number)
 
         return sequence.split(body, (params, x, mask, state), (None, 1, 1, None), 1)
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> ContextState:
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> ContextState:
         """A state of constant size: a segment and the memory."""
         return self._state(batch_size, dtype)
 
-    def extend(self, x: jax.Array, state: ContextState, mask: jax.Array | None = None) -> tuple[jax.Array, ContextState]:
-        return self._mix(x, state, mask)
+    def mix_next(self, x: jax.Array, state: ContextState, tokens: Tokens) -> tuple[jax.Array, ContextState]:
+        return self._mix(x, state, tokens.mask)
 
     def _state(self, batch: int, dtype: Any) -> ContextState:
         shape = (batch, 2 * self.segment, self.heads, self.query.in_features // self.heads)

@@ -22,6 +22,7 @@ from layers.initializers import truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding, register_mixer
 from layers.module import Diagnostic
+from layers.tokens import Tokens
 from pallas_kernels import attention, attention_weights
 
 
@@ -90,7 +91,8 @@ class BilevelRoutingAttention(Mixer):
     def complexity(self) -> float:
         return 2.0  # each token still sees the share topk / regions^2 of all tokens
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        mask = tokens.mask
         height, width = x.shape[1:3]
         x = finite_padding(x, mask)
         if self.topk is not None:

@@ -26,6 +26,7 @@ from layers.attention.multi_head import MultiHeadAttention
 from layers.initializers import truncated_normal
 from layers.mixer import Mixer, register_mixer
 from layers.norm import LayerNorm, Norm
+from layers.tokens import Tokens
 from pallas_kernels import attention, sequence
 
 Part = tuple[jax.Array, jax.Array]  # an output (batch, length, heads, head_dim) and its log-sum-exp (batch, length, heads)
@@ -116,13 +117,12 @@ class DilatedAttention(MultiHeadAttention):
     def complexity(self) -> float:
         return 1.0  # beyond the longest segment
 
-    def __call__(  # type: ignore[override]  # attention to the sequence itself only
-        self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None
-    ) -> jax.Array:
-        """As :class:`Mixer`; positions turn the rotary embedding alone."""
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        """As :meth:`Mixer.mix`; positions turn the rotary embedding alone."""
+        mask = tokens.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
-        q = self._project_query(x, positions)
-        k, v = self._project_key_value(x, positions)
+        q = self._project_query(x, self._places(tokens, x.shape[1]))
+        k, v = self._project_key_value(x, self._places(tokens, x.shape[1]))
         return self._finish(merge([self._anywhere(q, k, v, mask, *pair) for pair in self.pairs]))
 
     def _finish(self, y: jax.Array) -> jax.Array:
@@ -202,7 +202,12 @@ class DilatedAttention(MultiHeadAttention):
         return join(y, 0.0), join(lse, -jnp.inf)
 
     def init_state(  # type: ignore[override]
-        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
     ) -> DilatedCache:
         """Room for the current segment of every pair: its length over its rate, or for ``max_length`` tokens if those are fewer."""
         if not self.causal:
@@ -211,15 +216,15 @@ class DilatedAttention(MultiHeadAttention):
         zeros = tuple(jnp.zeros((batch_size, self.num_heads, n, self.head_dim), dtype) for n in places)
         return DilatedCache(zeros, zeros, jnp.zeros((batch_size,), jnp.int32))
 
-    def extend(  # type: ignore[override]
-        self, x: jax.Array, state: DilatedCache, mask: jax.Array | None = None
+    def mix_next(  # type: ignore[override]
+        self, x: jax.Array, state: DilatedCache, tokens: Tokens
     ) -> tuple[jax.Array, DilatedCache]:
-        """As :meth:`Mixer.extend`.
+        """As :meth:`Mixer.mix_next`.
 
         Raises:
           ValueError: more tokens than ``max_length`` of the state (outside ``jit``, where the lengths are known).
         """
-        batch, new, _ = x.shape
+        (batch, new, _), mask = x.shape, tokens.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         real = jnp.ones((batch, new), bool) if mask is None else mask
         length = state.length + real.sum(1, dtype=jnp.int32)

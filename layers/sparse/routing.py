@@ -16,7 +16,8 @@ largest product; a centroid with no members in a batch stays where it is.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from layers.initializers import OnSphere, normal, truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import AuxLoss, Diagnostic, Statistic
+from layers.tokens import Tokens
 from pallas_kernels import attention, sequence
 
 
@@ -67,6 +69,7 @@ class RoutingAttention(Mixer):
     supports_causal = True
     streaming: Literal["exact", "selection"] = "selection"
     paper = (35,)
+    aux_losses: ClassVar[Mapping[str, float]] = {"commitment": 1e-4}
     undecayed = ("relative",)
 
     def __init__(
@@ -132,15 +135,14 @@ class RoutingAttention(Mixer):
     def complexity(self) -> float:
         return 1.5 if self.window is None and self.membership == "balanced" else 1.0  # 1.5 up to clusters^2 tokens
 
-    def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None, members: tuple[jax.Array, jax.Array] | None = None
-    ) -> jax.Array:
-        """As :class:`Mixer`; order is all that positions would say.
+    def mix(self, x: jax.Array, tokens: Tokens, members: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+        """As :meth:`Mixer.mix`.
 
         Args:
           members: who belongs to which cluster, as :meth:`select` says for queries and for keys (which are the same
             where causal); default what it says. Balanced membership only.
         """
+        mask = tokens.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         q = self._routing_vectors(self.query, x)
         k = q if self.key is None else self._routing_vectors(self.key, x)
@@ -294,15 +296,23 @@ class RoutingAttention(Mixer):
         row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
         return jnp.zeros_like(y).at[row, head, order].set(y, unique_indices=True)
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> RoutingCache:
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> RoutingCache:
         """The last ``window`` members of every cluster: its size does not depend on ``max_length``."""
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype, context)
         shape = (batch_size, self.num_heads, self.clusters, self._last, self.head_dim)
         return RoutingCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(shape[:3], jnp.int32))
 
-    def extend(self, x: jax.Array, state: RoutingCache, mask: jax.Array | None = None) -> tuple[jax.Array, RoutingCache]:
-        """As :meth:`Mixer.extend`, by causal membership."""
+    def mix_next(self, x: jax.Array, state: RoutingCache, tokens: Tokens) -> tuple[jax.Array, RoutingCache]:
+        """As :meth:`Mixer.mix_next`, by causal membership."""
+        mask = tokens.mask
         batch, new, _ = x.shape
         window, heads, dim = self._last, self.num_heads, self.head_dim
         x = x if mask is None else jnp.where(mask[..., None], x, 0)

@@ -29,6 +29,7 @@ from layers.state_space.initialisation import (
     identity_kernel,
     step_bias,
 )
+from layers.tokens import Tokens
 from pallas_kernels import selective_scan
 from pallas_kernels.exponential import silu
 
@@ -112,20 +113,28 @@ class Mamba(Mixer):
     def complexity(self) -> float:
         return 1.0
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        return self._mix(x, mask, None)[0]
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        return self._mix(x, tokens, None)[0]
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> SelectiveState:
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> SelectiveState:
         """An empty state; its size does not depend on the length, and the state space's part is never narrower than float32."""
         wide = jnp.promote_types(dtype, jnp.float32)
         return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), jnp.zeros((batch_size, self.channels, self.state_dim), wide))
 
-    def extend(self, x: jax.Array, state: SelectiveState, mask: jax.Array | None = None) -> tuple[jax.Array, SelectiveState]:
-        y, new = self._mix(x, mask, state)
+    def mix_next(self, x: jax.Array, state: SelectiveState, tokens: Tokens) -> tuple[jax.Array, SelectiveState]:
+        y, new = self._mix(x, tokens, state)
         assert new is not None
         return y, new
 
-    def _mix(self, x: jax.Array, mask: jax.Array | None, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
+    def _mix(self, x: jax.Array, tokens: Tokens, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
+        mask = tokens.mask
         if mask is not None:
             x = jnp.where(mask[..., None], x, 0)
         u, z = jnp.split(self.in_proj(x), 2, axis=-1)

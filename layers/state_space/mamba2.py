@@ -34,6 +34,7 @@ from layers.state_space.initialisation import (
     step_bias,
 )
 from layers.state_space.mamba import SelectiveState
+from layers.tokens import Tokens
 from pallas_kernels import linear_attention
 from pallas_kernels.exponential import silu, softplus
 
@@ -125,20 +126,28 @@ class Mamba2(Mixer):
     def complexity(self) -> float:
         return 1.0
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        return self._mix(x, mask, None)[0]
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        return self._mix(x, tokens, None)[0]
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> SelectiveState:
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> SelectiveState:
         """An empty state; its size does not depend on the length, and the state space's part is never narrower than float32."""
         hidden = (batch_size, self.heads, self.state_dim, self.channels // self.heads)
         return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), jnp.zeros(hidden, jnp.promote_types(dtype, jnp.float32)))
 
-    def extend(self, x: jax.Array, state: SelectiveState, mask: jax.Array | None = None) -> tuple[jax.Array, SelectiveState]:
-        y, new = self._mix(x, mask, state)
+    def mix_next(self, x: jax.Array, state: SelectiveState, tokens: Tokens) -> tuple[jax.Array, SelectiveState]:
+        y, new = self._mix(x, tokens, state)
         assert new is not None
         return y, new
 
-    def _mix(self, x: jax.Array, mask: jax.Array | None, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
+    def _mix(self, x: jax.Array, tokens: Tokens, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
+        mask = tokens.mask
         if mask is not None:
             x = jnp.where(mask[..., None], x, 0)
         z, u, steps = jnp.split(self.in_proj(x), [self.channels, self.channels + self.conv.features], axis=-1)

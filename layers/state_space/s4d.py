@@ -25,6 +25,7 @@ from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.mlp import gelu
 from layers.state_space.initialisation import fan_in_uniform
+from layers.tokens import Tokens
 from pallas_kernels.exponential import gated
 
 Poles = Literal["lin", "inv", "legs", "real"]
@@ -175,14 +176,21 @@ class S4D(Mixer):
         log_decay, weights = self.system()
         return response(weights, log_decay, length)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        u = self._inputs(x, mask)
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        u = self._inputs(x, tokens.mask)
         forward, *backward = self.kernel(x.shape[1])
         # The last entry of a circular kernel multiplies the next token.
         behind = jnp.flip(backward[0], -1) if backward else jnp.zeros_like(forward)
         return self._output(u, long_convolution(u, jnp.concatenate([forward, behind], axis=-1)), x)
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, context: jax.Array | None = None) -> S4DState:
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> S4DState:
         """Systems at rest, in float32 or wider; the size does not depend on the length.
 
         Raises:
@@ -193,9 +201,10 @@ class S4D(Mixer):
         wide = jnp.promote_types(dtype, jnp.float32 if self.A_imag is None else jnp.complex64)
         return S4DState(jnp.zeros((batch_size, self.features, self.modes), wide))
 
-    def extend(self, x: jax.Array, state: S4DState, mask: jax.Array | None = None) -> tuple[jax.Array, S4DState]:
+    def mix_next(self, x: jax.Array, state: S4DState, tokens: Tokens) -> tuple[jax.Array, S4DState]:
         """One token by the recurrence, more by convolution: the state's contribution is added, and the state is updated
         with the tokens."""
+        mask = tokens.mask
         u = self._inputs(x, mask)
         log_decay, (weights,) = self.system()
         new = jnp.full((x.shape[0],), x.shape[1]) if mask is None else jnp.sum(mask, axis=1)

@@ -17,13 +17,12 @@ import numpy as np
 from flax import nnx
 
 import layers
-from layers import Mixer
+from layers import Mixer, Place
 from layers.memory.choices import KL, MIRAS_STRUCTURE, GradientDescent, Memory, MLPMemory
 from layers.position import ALiBi
 
 FEATURES, HEADS, LENGTH, GRID = 16, 2, 21, (7, 6)
 PADDED = LENGTH + 6
-HINTS = {"num_heads": HEADS}
 
 ATTENTION = {
     "plain": {},
@@ -116,7 +115,7 @@ class MixerCase:
 
     def make(self, **common: Any) -> Mixer:
         """The mixer, always of the same weights."""
-        return layers.create_mixer(self.name, FEATURES, causal=self.causal, hints={**HINTS, **common}, rngs=nnx.Rngs(0), **self.options)
+        return layers.create_mixer(self.name, FEATURES, causal=self.causal, place=Place(num_heads=HEADS, **common), rngs=nnx.Rngs(0), **self.options)
 
 
 CASES = [

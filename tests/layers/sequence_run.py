@@ -38,7 +38,7 @@ def run(case: str) -> dict[str, Any]:
     real = jnp.arange(LENGTH)[None] < LENGTH - 14 * padded * (jnp.arange(ROWS)[:, None] == 1)
 
     def loss(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = nnx.merge(graph, params)(x, mask=real if padded else None)
+        y = nnx.merge(graph, params)(x, real if padded else None)
         y = jnp.where(real[..., None], y, 0)
         return jnp.sum(jnp.square(y)), y
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers import MLP, Block, DropPath, LayerScale, MultiHeadAttention
+from layers import MLP, Block, Branch, DropPath, LayerScale, MultiHeadAttention, Tokens
 from layers.mixer import Mixer
 from tests.layers.mixer_cases import relative
 
@@ -18,7 +18,7 @@ X = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
 class Doubling(Mixer):
     """Twice its input."""
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         return 2 * x
 
 
@@ -27,22 +27,22 @@ def normalised(x: np.ndarray) -> np.ndarray:
 
 
 def test_pre_and_post_norm() -> None:
-    pre, post = (Block(Doubling(), features=8, norm_order=order, rngs=nnx.Rngs(0)) for order in ("pre", "post"))
+    pre, post = (Block({"mixer": Doubling()}, features=8, order=order, rngs=nnx.Rngs(0)) for order in ("pre", "post"))
     np.testing.assert_allclose(pre(X), X + 2 * normalised(X), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(post(X), normalised(3 * X), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match='norm_order is "pre" or "post", got \'sandwich\''):
-        Block(Doubling(), features=8, norm_order="sandwich", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="is one of pre, post"):
+        Block({"mixer": Doubling()}, features=8, order="beside", rngs=nnx.Rngs(0))
 
 
 def test_layer_scale_multiplies_the_branches() -> None:
-    plain, scaled = (Block(Doubling(), features=8, layer_scale=scale, rngs=nnx.Rngs(0)) for scale in (None, 0.1))
+    plain, scaled = (Block({"mixer": Doubling()}, features=8, layer_scale=scale, rngs=nnx.Rngs(0)) for scale in (None, 0.1))
     np.testing.assert_allclose(scaled(X) - X, 0.1 * (plain(X) - X), rtol=1e-4, atol=1e-5)
     assert LayerScale(3, 1e-5, rngs=nnx.Rngs(0)).scale.shape == (3,)
 
 
 def test_position_comes_first_and_the_channel_mixer_last() -> None:
     mlp = MLP(8, 16, rngs=nnx.Rngs(0))
-    block = Block(Doubling(), mlp, features=8, position=Doubling(), rngs=nnx.Rngs(0))
+    block = Block({"position": Branch(Doubling(), norm=None), "mixer": Doubling(), "channel": mlp}, features=8, rngs=nnx.Rngs(0))
     h = 3 * X
     h = h + 2 * normalised(h)
     np.testing.assert_allclose(block(X), h + mlp(normalised(h)), rtol=1e-4, atol=1e-4)
@@ -96,6 +96,56 @@ def test_cross_attention_reads_its_context_from_the_state() -> None:
     attention = MultiHeadAttention(8, num_heads=2, context_features=4, rngs=nnx.Rngs(0))
     context = np.random.default_rng(1).standard_normal((2, 7, 4)).astype(np.float32)
     y, _ = attention.extend(X, attention.init_state(2, context=context))
-    assert relative(y, attention(X, context=context)) < 1e-5
-    with pytest.raises(ValueError, match="needs context="):
+    assert relative(y, attention(X, Tokens(context=context))) < 1e-5
+    with pytest.raises(ValueError, match="needs a context"):
         attention(X)
+
+
+class Adding(nnx.Module):
+    """Its input plus a number."""
+
+    def __init__(self, number: float):
+        self.number = number
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.number
+
+
+def test_sandwich_and_res_post_norm() -> None:
+    sandwich, res_post = (Block({"mixer": Doubling()}, features=8, order=order, rngs=nnx.Rngs(0)) for order in ("sandwich", "res_post"))
+    scale = np.linspace(0.5, 2, 8).astype(np.float32)
+    sandwich.mixer_norm.scale[...], sandwich.mixer_post_norm.scale[...], res_post.mixer_norm.scale[...] = scale, scale, scale
+    np.testing.assert_allclose(sandwich(X), X + scale * normalised(2 * scale * normalised(X)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(res_post(X), X + scale * normalised(2 * X), rtol=1e-4, atol=1e-4)
+
+
+def test_parallel_branches_read_what_the_one_before_reads() -> None:
+    branches = {"mixer": Doubling(), "channel": Branch(Adding(1.0), order="parallel", norm=None), "more": Branch(Adding(2.0), order="parallel")}
+    block = Block({**branches, "last": Branch(Adding(3.0), norm=None)}, features=8, rngs=nnx.Rngs(0))
+    block.mixer_norm.scale[...] = 2.0
+    h = 2 * normalised(X)
+    y = X + 2 * h + (h + 1) + (normalised(X) + 2)
+    np.testing.assert_allclose(block(X), y + (y + 3), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="'mixer' is the first branch"):
+        Block({"mixer": Branch(Doubling(), order="parallel")}, features=8, rngs=nnx.Rngs(0))
+
+
+def test_the_skip_may_be_scaled() -> None:
+    block = Block({"mixer": Branch(Doubling(), norm=None, skip=Adding(5.0))}, features=8, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(block(X), (X + 5) + 2 * X, rtol=1e-6)
+
+
+def test_only_cross_attention_gets_the_context() -> None:
+    rngs = nnx.Rngs(0)
+    cross = MultiHeadAttention(8, num_heads=2, context_features=4, rngs=rngs)
+    block = Block({"mixer": causal_attention(), "cross": cross}, features=8, rngs=rngs)
+    context = np.random.default_rng(1).standard_normal((2, 7, 4)).astype(np.float32)
+    real = np.arange(7) < np.array([[7], [3]])
+    want = block(X, Tokens(context=context, context_mask=real))
+    short = block(X[1:], Tokens(context=context[1:, :3]))
+    assert relative(want[1:], short) < 1e-5
+    y, state = block.extend(X[:, :2], block.init_state(2, 5, context=np.where(real[..., None], context, np.nan), context_mask=real))
+    rest, _ = block.extend(X[:, 2:], state)
+    assert relative(np.concatenate([y, rest], 1), want) < 1e-5
+    with pytest.raises(ValueError, match="no branch of the block reads the context"):
+        Block({"mixer": causal_attention()}, features=8, rngs=rngs)(X, Tokens(context=context))

@@ -15,7 +15,7 @@ from flax import nnx
 import layers
 from layers import MEMORIES, Memory, NeuralMemory
 from layers.memory.choices import KL, Bounded, DotProduct, Elastic, GradientDescent, Huber, Lp, Lq, MLPMemory, Retention, Robust, Sigmoid
-from layers.memory.learning import Tokens, parallel
+from layers.memory.learning import MemoryInputs, parallel
 from layers.memory.sequential import sequential
 from pallas_kernels import delta_rule, linear_attention
 from tests.compilation import OPTIMIZED
@@ -27,13 +27,13 @@ PLAIN = GradientDescent(momentum=False, clip=None)
 LINEAR = Memory(MLPMemory(1), algorithm=PLAIN)
 
 
-def tokens_of(memory: Memory, dtype: Any = np.float64, length: int = LENGTH, scale: float = 1.0) -> Tokens:
+def tokens_of(memory: Memory, dtype: Any = np.float64, length: int = LENGTH, scale: float = 1.0) -> MemoryInputs:
     """Random tokens; keys and queries of norm ``scale``."""
     rng = np.random.default_rng(0)
     query, key, value = rng.standard_normal((3, BATCH, HEADS, length, SIZE))
     step, keep, momentum, threshold = rng.uniform(0.05, 0.95, (4, BATCH, HEADS, length))
     unit = lambda x: scale * x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
-    tokens = Tokens(
+    tokens = MemoryInputs(
         query=unit(query),
         key=unit(key),
         value=scale * value,
@@ -50,7 +50,7 @@ def weights_of(memory: Memory, dtype: Any = np.float64) -> tuple[jax.Array, ...]
     return tuple(jnp.asarray(memory.retention.initial_scale(shape) * rng.standard_normal((HEADS, *shape)), dtype) for shape in memory.structure.shapes(SIZE))
 
 
-def run(form: Any, memory: Memory, tokens: Tokens, chunk: int) -> jax.Array:
+def run(form: Any, memory: Memory, tokens: MemoryInputs, chunk: int) -> jax.Array:
     weights = weights_of(memory, tokens.step.dtype)
     return jax.jit(lambda weights, tokens: form(memory, weights, tokens, chunk))(weights, tokens)
 
@@ -159,7 +159,7 @@ def test_the_layer_is_the_paper(depth: int, chunk: int) -> None:
         assert relative(got, formula(layer, x[0], chunk)) < 1e-10
 
 
-def along_length(tokens: Tokens, **fields: jax.Array) -> dict[str, jax.Array]:
+def along_length(tokens: MemoryInputs, **fields: jax.Array) -> dict[str, jax.Array]:
     """Queries, keys and values as the ops have them: (batch, length, heads, size)."""
     return {name: jnp.swapaxes(x, 1, 2) for name, x in {"q": tokens.query, "k": tokens.key, "v": tokens.value, **fields}.items()}
 
@@ -315,7 +315,7 @@ def test_memory_of_training_is_linear_in_length() -> None:
     def temporary(length: int) -> int:
         """Bytes of the gradient of one head, for a length that is no multiple of the chunk."""
         long, flat = jax.ShapeDtypeStruct((1, 1, length, size), jnp.float32), jax.ShapeDtypeStruct((1, 1, length), jnp.float32)
-        tokens = Tokens(query=long, key=long, value=long, step=flat, log_keep=flat, log_momentum=flat)
+        tokens = MemoryInputs(query=long, key=long, value=long, step=flat, log_keep=flat, log_momentum=flat)
         weights = tuple(jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes)
         gradient = jax.jit(jax.grad(lambda weights, tokens: jnp.sum(parallel(memory, weights, tokens, 16) ** 2), argnums=(0, 1)))
         return gradient.lower(weights, tokens).compile().memory_analysis().temp_size_in_bytes

@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 
 import layers
-from layers import Mixer, flatten
+from layers import Mixer, Place, Tokens, flatten
 from layers.state import flatten_state
 from pallas_kernels import operations
-from tests.layers.mixer_cases import CASES, FEATURES, HINTS, LENGTH, OPTIONS, WITHOUT_GRADIENT, MixerCase, abstract_program, compiled, relative
+from tests.layers.mixer_cases import CASES, FEATURES, HEADS, LENGTH, OPTIONS, WITHOUT_GRADIENT, MixerCase, abstract_program, compiled, relative
 from tests.tiers import tiered
 
 CLOSE = 2e-5  # float32: another order of the same sums
@@ -211,11 +211,37 @@ def test_options_name_registered_mixers() -> None:
     assert set(OPTIONS) <= set(layers.list_mixers())
 
 
+def test_a_field_that_is_not_honored_is_refused() -> None:
+    x = np.zeros((1, 3, FEATURES), np.float32)
+    mamba = layers.create_mixer("mamba", FEATURES, causal=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="Mamba does not honor positions: it orders tokens by their place"):
+        mamba(x, Tokens(positions=np.arange(3)[None]))
+    attention = layers.create_mixer("attention", FEATURES, causal=True, num_heads=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="extend takes no positions"):
+        attention.extend(x, attention.init_state(1, 4), Tokens(positions=np.arange(3)[None]))
+    with pytest.raises(TypeError, match=r"Old overrides __call__ of Mixer: override mix\(x, tokens\) instead"):
+        type("Old", (Mixer,), {"__call__": lambda self, x, mask=None: x})
+
+
+@pytest.mark.parametrize("name", ["bidirectional", "dilated", "parallel"])
+def test_combinators_map_positions(name: str) -> None:
+    """Only differences of positions count, and they grow in the order of reading: twice as far apart is not the same."""
+    rotary = {"name": "attention", "rotary": 100.0}
+    inside = {"branches": (rotary, rotary)} if name == "parallel" else {"inner": rotary}
+    mixer = layers.create_mixer(name, FEATURES, num_heads=2, rngs=nnx.Rngs(0), **inside)
+    x = np.random.default_rng(0).standard_normal((2, 6, FEATURES)).astype(np.float32)
+    index = np.arange(6, dtype=np.int32)[None]
+    plain, moved, apart = mixer(x), mixer(x, Tokens(positions=(2 if name == "dilated" else 1) * index + 7)), mixer(x, Tokens(positions=5 * index))
+    if name != "dilated":  # whose inner sequences count from 0 where no positions are given
+        assert relative(moved, plain) < 1e-5
+    assert relative(apart, plain) > 1e-3
+
+
 class TestCreateMixer:
     """How a user names a mixer, and what a wrong name says."""
 
     def make(self, spec: Any, **options: Any) -> Mixer:
-        return layers.create_mixer(spec, FEATURES, rngs=nnx.Rngs(0), hints=HINTS, **options)
+        return layers.create_mixer(spec, FEATURES, rngs=nnx.Rngs(0), place=Place(num_heads=HEADS), **options)
 
     def test_a_name_a_dict_a_callable_and_a_mixer(self) -> None:
         mixer = self.make("attention")
@@ -224,10 +250,18 @@ class TestCreateMixer:
         assert self.make({"name": "attention", "window": 3}, window=4).window == 4
         assert self.make(lambda features, *, rngs: layers.MultiHeadAttention(features, num_heads=4, rngs=rngs)).num_heads == 4
 
-    def test_hints_are_offered_and_options_are_orders(self) -> None:
+    def test_a_place_suggests_and_options_are_orders(self) -> None:
         assert self.make("attention").num_heads == 2
         assert self.make("attention", num_heads=8).num_heads == 8
         assert self.make({"name": "windowed", "inner": "attention"}).inner.inner.num_heads == 2
+
+    def test_combinators_hand_options_on_and_what_is_ignored_is_named(self) -> None:
+        low = layers.create_mixer("windowed", FEATURES, num_heads=4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        assert low.inner.inner.num_heads == 4
+        assert low.inner.inner.query.dtype == jnp.bfloat16
+        place = Place(num_heads=2, dropout=0.1)
+        assert layers.create_mixer("delta_net", FEATURES, causal=True, place=place, rngs=nnx.Rngs(0)).ignored == ("dropout",)
+        assert layers.create_mixer("attention", FEATURES, place=place, rngs=nnx.Rngs(0)).ignored == ()
 
     def test_unknown_name_gives_near_ones(self) -> None:
         with pytest.raises(ValueError, match=r"unknown mixer 'atention': did you mean attention or dilated_attention\?; layers.list_mixers\(\) lists all"):

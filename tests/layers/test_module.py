@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers import AuxLoss, Block, Diagnostic, Module, Stack, collecting
+from layers import AuxLoss, Block, Diagnostic, Module, Stack, Tokens, collecting
 from layers.mixer import Mixer
 
 
@@ -18,14 +18,14 @@ class Reporting(Mixer):
     def __init__(self, number: float):
         self.number = nnx.Param(jnp.float32(number))
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         self.sow(AuxLoss, "balance", jnp.mean(x**2) * self.number[...])
         self.sow(Diagnostic, "map", x)
         return x * self.number[...]
 
 
 def make_stack(**options: bool) -> Stack:
-    return Stack([Block(Reporting(i + 1.0), features=4, rngs=nnx.Rngs(i)) for i in range(3)], **options)
+    return Stack([Block({"mixer": Reporting(i + 1.0)}, features=4, rngs=nnx.Rngs(i)) for i in range(3)], **options)
 
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32) + 1
@@ -79,7 +79,7 @@ def test_a_sown_loss_has_gradients(options: dict[str, bool]) -> None:
         return sum(sown.named(stack).values())
 
     for i in range(3):
-        assert float(jnp.abs(gradient(params)[i]["mixer"]["number"][...])) > 1e-4
+        assert float(jnp.abs(gradient(params)[str(i)]["mixer"]["number"][...])) > 1e-4
 
 
 def test_a_name_sown_twice_holds_both() -> None:

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import layers
-from layers import MLP, Block, Stack, Statistic, drop_path_rates, flatten
+from layers import MLP, Block, Branch, Place, Stack, Statistic, drop_path_rates, flatten
 from layers.state import flatten_state
 from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
@@ -29,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "dropout": 0.3,
         "layer_scale": 2.0,
     },
-    "post-norm-statistics": {"norm": "batch", "norm_order": "post"},
+    "post-norm-statistics": {"norm": "batch", "order": "post"},
 }
 
 
@@ -46,12 +46,11 @@ def make(
     blocks = []
     for i, rate in enumerate(drop_path_rates(drop_path, depth)):
         mixer = layers.create_mixer(
-            pattern[i % len(pattern)], FEATURES, hints={"num_heads": 2, "dropout": dropout}, rngs=rngs
+            pattern[i % len(pattern)], FEATURES, place=Place(num_heads=2, dropout=dropout), rngs=rngs
         )
         blocks.append(
             Block(
-                mixer,
-                MLP(FEATURES, 16, dropout=dropout, rngs=rngs),
+                {"mixer": mixer, "channel": MLP(FEATURES, 16, dropout=dropout, rngs=rngs)},
                 features=FEATURES,
                 drop_path=rate,
                 rngs=rngs,
@@ -162,7 +161,7 @@ def test_extend_equals_the_whole() -> None:
     rngs = nnx.Rngs(0)
     blocks = [
         Block(
-            layers.MultiHeadAttention(FEATURES, num_heads=2, causal=True, rotary=100.0, rngs=rngs),
+            {"mixer": layers.MultiHeadAttention(FEATURES, num_heads=2, causal=True, rotary=100.0, rngs=rngs)},
             features=FEATURES,
             rngs=rngs,
         )
@@ -180,7 +179,7 @@ def causal(depth: int, pattern: tuple[int | None, ...] = (None,), **form: bool) 
     rngs = nnx.Rngs(0)
     common = {"num_heads": 2, "causal": True, "rotary": 100.0, "rngs": rngs}
     mixers = [layers.MultiHeadAttention(FEATURES, window=pattern[i % len(pattern)], **common) for i in range(depth)]
-    return Stack([Block(mixer, features=FEATURES, rngs=rngs) for mixer in mixers], **form)
+    return Stack([Block({"mixer": mixer}, features=FEATURES, rngs=rngs) for mixer in mixers], **form)
 
 
 def test_scanned_extend_is_the_loop() -> None:
@@ -245,3 +244,49 @@ def test_drop_path_rates_grow_linearly() -> None:
     assert drop_path_rates(0.3, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert drop_path_rates(0.0, 3) == [None] * 3
     assert drop_path_rates(0.5, 1) == [0.0]
+
+
+class Handing(layers.Mixer):
+    """Adds to x what it alone is given and a third of what the block before hands on, and hands on twice that plus its input."""
+
+    shares = causal = supports_causal = True
+
+    def mix(self, x: jax.Array, tokens: layers.Tokens, shared: Any, own: Any) -> tuple[jax.Array, Any]:  # type: ignore[override]
+        return x * own["factor"] + shared["sum"] / 3, {"sum": 2 * shared["sum"] + x}
+
+    def init_state(self, batch_size: int, *_: Any, **__: Any) -> jax.Array:
+        return jnp.zeros((batch_size,), jnp.int32)
+
+    def mix_next(  # type: ignore[override]
+        self, x: jax.Array, state: jax.Array, tokens: layers.Tokens, shared: Any, own: Any
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        y, shared = self.mix(x, tokens, shared, own)
+        return y, state + x.shape[1], shared
+
+
+@pytest.mark.parametrize("form", [{}, {"scan": True}, {"remat": True}, {"scan": True, "remat": True}], ids=str)
+def test_blocks_hand_on_a_tree_and_get_their_own(form: dict[str, bool]) -> None:
+    depth, rngs = 4, nnx.Rngs(0)
+    stack = Stack([Block({"mixer": Branch(Handing(), norm=None)}, features=FEATURES, rngs=rngs) for _ in range(depth)], **form)
+    own, shared = {"factor": jnp.linspace(0.1, 1, depth)}, {"sum": jnp.ones_like(X)}
+    x, handed = jnp.asarray(X), shared["sum"]
+    want = []
+    for factor in own["factor"]:
+        x, handed = x + x * factor + handed / 3, 2 * handed + x
+        want.append(x)
+    run = jax.jit(lambda x: stack(x, shared=shared, per_block=own, capture=(1,)))
+    y, (captured,), last = run(X)
+    for got, expected in ((y, want[-1]), (captured, want[1]), (last["sum"], handed)):
+        assert relative(got, expected) < 1e-6
+    y, state, last = stack.extend(X, stack.init_state(len(X)), shared=shared, per_block=own)
+    assert relative(y, want[-1]) < 1e-6
+    assert relative(last["sum"], handed) < 1e-6
+    assert [int(count[0]) for block in state for count in block.values()] == [X.shape[1]] * depth
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_one_block_at_all_depths_is_one_set_of_parameters(scan: bool) -> None:
+    block = Block({"mixer": layers.MultiHeadAttention(FEATURES, num_heads=2, rngs=nnx.Rngs(0))}, features=FEATURES, rngs=nnx.Rngs(0))
+    stack = Stack([block] * 3, scan=scan)
+    assert all(name.startswith("0.") for name in flatten(stack))
+    assert relative(jax.jit(lambda x: stack(x)[0])(X), block(block(block(X)))) < 1e-6

@@ -111,7 +111,7 @@ def test_features_are_the_outputs_of_the_blocks() -> None:
 
 def test_norm_order_lives_in_the_block() -> None:
     pre, post = made(norm_order="pre"), made()
-    assert {block.norm_order for block in pre.blocks} == {"pre"}
+    assert {order for block in pre.blocks for _, order in block.branches} == {"pre"}
     assert set(flatten(pre)) - set(flatten(post)) == {"norm.scale", "norm.bias"}
     hidden = call(post, TOKENS, MASK, method="hidden")
     np.testing.assert_allclose(hidden.mean(-1), 0, atol=1e-6)  # the last thing of a post-norm model is a norm

@@ -19,7 +19,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import zoo
-from layers import Linear, Mixer, Module, create_mixer
+from layers import Linear, Mixer, Module, Tokens, create_mixer
 from layers.initializers import Draw
 from layers.making import Unfinished, named
 from layers.state import flatten
@@ -176,7 +176,7 @@ def test_a_mixer_of_the_users_own_may_be_of_any_modules() -> None:
             self.doubled = nnx.Param(2 * self.ours.kernel[...])
             self.ours.kernel[0] = 0
 
-        def __call__(self, x: jax.Array, mask: Any = None, positions: Any = None) -> jax.Array:
+        def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
             return self.ours(self.plain(x))
 
     model = zoo.create("vit_nano_patch4_32", depth=2, mixer=Mine)

@@ -15,16 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.block import Block
 from layers.broadcast import lookup
 from layers.initializers import normal
 from layers.linear import Embed, Linear
-from layers.mixer import Mixer, MixerSpec, create_mixer
+from layers.mixer import Mixer, Place, create_mixer
 from layers.mlp import MLP, GatedMLP, gelu
 from layers.norm import create_norm
-from layers.position import default_positions
-from layers.stack import Stack, drop_path_rates
-from zoo.backbones.model import Model
+from layers.tokens import Tokens, continued
+from zoo.backbones.model import Model, mixers
 from zoo.registry import ModelConfig
 
 
@@ -65,11 +63,13 @@ class CausalState:
 
     Attributes:
       blocks: the states of the blocks.
-      length: (batch,) int32, tokens read in each row.
+      length: (batch,) int32, tokens read of each row's current document.
+      segment: (batch,) int32, that document.
     """
 
     blocks: Any
     length: jax.Array
+    segment: jax.Array
 
 
 class Causal(Model):
@@ -85,25 +85,15 @@ class Causal(Model):
         self.embedding = Embed(c.vocab_size, c.features, embedding_init=normal(c.embedding_std), **common)
         self.position = nnx.Param(normal(0.02)(rngs.params(), (c.max_length, c.features), c.param_dtype)) if c.position == "learned" else None
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
-        rates = drop_path_rates(c.drop_path, c.depth)
-        self.blocks = Stack([self.make_block(i, rate, rngs=rngs) for i, rate in enumerate(rates)], remat=c.remat, scan=c.scan)
+        self.blocks = self.make_stack(rngs=rngs)
         self.norm = create_norm(c.norm, c.features, epsilon=c.norm_epsilon, **common)
         self.head = None if c.tied else Linear(c.features, c.vocab_size, use_bias=False, kernel_init=normal(c.embedding_std), **common)
         self.num_features = c.features
 
-    def own_mixer(self, index: int) -> MixerSpec:
-        """The architecture's own mixer of a block."""
-        raise NotImplementedError
+    def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
+        return create_mixer(self.mixer_spec(place), self.config.features, causal=True, place=place, rngs=rngs)
 
-    def make_mixer(self, index: int, *, rngs: nnx.Rngs) -> Mixer:
-        """The mixer of a block: the user's if given, else the architecture's."""
-        c = self.config
-        specs: Sequence[MixerSpec] = c.pattern or (c.mixer if c.mixer is not None else self.own_mixer(index),)
-        hints = {"num_heads": c.num_heads, "depth": c.depth, "dropout": c.dropout, "dtype": c.dtype, "param_dtype": c.param_dtype}
-        return create_mixer(specs[index % len(specs)], c.features, causal=True, hints=hints, rngs=rngs)
-
-    def make_channel(self, *, rngs: nnx.Rngs) -> nnx.Module | None:
-        """The channel mixer of a block."""
+    def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module | None:
         c = self.config
         options = {"dropout": c.dropout, "use_bias": False, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         if c.mlp is None:
@@ -112,60 +102,83 @@ class Causal(Model):
             return GatedMLP(c.features, c.hidden or -(-8 * c.features // 3 // 64) * 64, **options)
         return MLP(c.features, c.hidden or 4 * c.features, activation=gelu, **options)
 
-    def make_block(self, index: int, drop_path: float | None, *, rngs: nnx.Rngs) -> Block:
-        """A block."""
-        c = self.config
-        return Block(
-            self.make_mixer(index, rngs=rngs),
-            self.make_channel(rngs=rngs),
-            features=c.features,
-            norm=c.norm,
-            norm_epsilon=c.norm_epsilon,
-            drop_path=drop_path,
-            dtype=c.dtype,
-            param_dtype=c.param_dtype,
-            rngs=rngs,
-        )
+    def block_options(self, place: Place) -> dict[str, Any]:
+        return {"norm": self.config.norm, "norm_epsilon": self.config.norm_epsilon}
 
-    def __call__(self, tokens: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        """Maps tokens (batch, length) int32 to logits (batch, length, vocab_size); ``mask`` is True for real tokens, padding trails."""
-        return self.logits(self.hidden(tokens, mask, positions))
+    def __call__(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        """Maps tokens to the logits of the next ones.
 
-    def hidden(self, tokens: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+        Args:
+          tokens: int32 (batch, length).
+          mask: True for real tokens; padding trails.
+          positions: int32 (batch, length); default 0, 1, 2, ... in each document.
+          segment_ids: int32 (batch, length), the document of each token of a row that holds several.
+
+        Returns:
+          Logits (batch, length, vocab_size).
+        """
+        return self.logits(self.hidden(tokens, mask, positions, segment_ids))
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> jax.Array:
         """What the head sees: (batch, length, features). A large vocabulary need not be applied to every token."""
-        return self.norm(self.blocks(self._embed(tokens, positions), mask, positions)[0])
+        return self.norm(self.blocks(*self._enter(tokens, Tokens(mask, positions, segment_ids)))[0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head: (..., features) to (..., vocab_size)."""
         return self.embedding.attend(hidden) if self.head is None else self.head(hidden)
 
-    def features(self, tokens: jax.Array, indices: Sequence[int] | None = None, mask: jax.Array | None = None) -> list[jax.Array]:
-        """Outputs (batch, length, features) of some blocks, by default the last of each quarter."""
+    def features(
+        self, tokens: jax.Array, indices: Sequence[int] | None = None, mask: jax.Array | None = None, *, norm: bool = False
+    ) -> list[jax.Array]:
+        """Outputs (batch, length, features) of some blocks, by default the last of each quarter, with ``norm`` after the final one."""
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
-        return self.blocks(self._embed(tokens, None), mask, capture=indices)[1]
+        found = self.blocks(*self._enter(tokens, Tokens(mask)), capture=indices)[1]
+        return [self.norm(x) for x in found] if norm else found
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> CausalState:
         """The state before the first token; ``max_length`` is how many tokens caches must hold."""
-        return CausalState(self.blocks.init_state(batch_size, max_length, dtype), jnp.zeros((batch_size,), jnp.int32))
+        length, segment = jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.int32)
+        return CausalState(self.blocks.init_state(batch_size, max_length, dtype), length, segment)
 
-    def extend(self, tokens: jax.Array, state: CausalState, mask: jax.Array | None = None) -> tuple[jax.Array, CausalState]:
-        """Reads new tokens (batch, new); returns their logits and the new state."""
-        hidden, state = self.extend_hidden(tokens, state, mask)
+    def extend(
+        self, tokens: jax.Array, state: CausalState, mask: jax.Array | None = None, segment_ids: jax.Array | None = None
+    ) -> tuple[jax.Array, CausalState]:
+        """Reads new tokens (batch, new); returns their logits and the new state. Without ``segment_ids`` they continue the document of the last token."""
+        hidden, state = self.extend_hidden(tokens, state, mask, segment_ids)
         return self.logits(hidden), state
 
-    def extend_hidden(self, tokens: jax.Array, state: CausalState, mask: jax.Array | None = None) -> tuple[jax.Array, CausalState]:
+    def extend_hidden(
+        self, tokens: jax.Array, state: CausalState, mask: jax.Array | None = None, segment_ids: jax.Array | None = None
+    ) -> tuple[jax.Array, CausalState]:
         """As :meth:`extend`, without the head."""
-        positions = state.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        x, blocks = self.blocks.extend(self._embed(tokens, positions), state.blocks, mask)
-        new = jnp.full_like(state.length, tokens.shape[1]) if mask is None else mask.sum(1, dtype=jnp.int32)
-        return self.norm(x), CausalState(blocks, state.length + new)
+        places, length, segment = continued(tokens.shape[1], state.length, state.segment, mask, segment_ids)
+        x, blocks = self.blocks.extend(self._embed(tokens, places), state.blocks, Tokens(mask, segment_ids=segment_ids))
+        return self.norm(x), CausalState(blocks, length, segment)
 
-    def _embed(self, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
+    def _enter(self, tokens: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
+        """What enters the first block, and what the blocks are told: mixers that have no use for positions are spared those of the table."""
+        x = self._embed(tokens, known.places(tokens.shape[1]))
+        if self.position is not None and not all("positions" in mixer.honors for mixer in mixers(self.blocks)):
+            known = known.without("positions")
+        return x, known
+
+    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.embedding(tokens)
         if self.position is not None:
             if tokens.shape[1] > self.config.max_length:
                 raise ValueError(f"a sequence of {tokens.shape[1]} tokens is longer than the position table: max_length is {self.config.max_length}")
-            places = default_positions(tokens.shape[1]) if positions is None else positions
-            x = x + lookup(self.position[...], places, x.dtype)
+            x = x + lookup(self.position[...], positions, x.dtype)
         return x if self.dropout is None else self.dropout(x)

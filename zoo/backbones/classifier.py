@@ -40,11 +40,15 @@ class Classifier(Model):
         """What the head sees: (batch, features)."""
         raise NotImplementedError
 
+    def make_head(self, *, rngs: nnx.Rngs) -> Any:
+        """The classifier of what ``pooled`` gives; None for 0 classes."""
+        return make_head(self.num_features, self.config.num_classes, self.config, rngs)
+
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         """Replaces the head by a fresh one for ``num_classes``; 0 removes it."""
-        # nnx.data: a model that was made without a head can be given one.
-        self.head = nnx.data(make_head(self.num_features, num_classes, self.config, nnx.Rngs(0) if rngs is None else rngs))
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        # nnx.data: a model that was made without a head can be given one.
+        self.head = nnx.data(self.make_head(rngs=nnx.Rngs(0) if rngs is None else rngs))
 
 
 def check_images(images: jax.Array, channels: int) -> None:

@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.block import Block, NormOrder
+from layers.block import Order
 from layers.broadcast import broadcast
 from layers.combinators import bidirectional, on_sequence
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Embed, Linear
-from layers.mixer import MixerSpec, finite_padding, without_padding
+from layers.mixer import Mixer, MixerSpec, Place, finite_padding, without_padding
 from layers.mlp import MLP, gelu
 from layers.module import Module
 from layers.norm import create_norm, unit
-from layers.stack import Stack, drop_path_rates
-from zoo.backbones.classifier import Classifier, make_head
+from zoo.backbones.classifier import Classifier
 from zoo.registry import ModelConfig
 
 
@@ -57,7 +56,7 @@ class EncoderConfig(ModelConfig):
     mlp_ratio: float = 4.0
     max_length: int = 512
     types: int = 2
-    norm_order: NormOrder = "post"
+    norm_order: Order = "post"
     norm_epsilon: float = 1e-12
     output: Literal["vocabulary", "pooled"] = "vocabulary"
     pool: Literal["token", "average"] = "token"
@@ -118,24 +117,26 @@ class Encoder(Classifier):
         self.types = Embed(c.types, c.features, embedding_init=normal(0.02), **common) if c.types else None
         self.embedding_norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common)
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
-        rates = drop_path_rates(c.drop_path, c.depth)
-        self.blocks = Stack([self._block(i, rate, rngs) for i, rate in enumerate(rates)], remat=c.remat, scan=c.scan)
+        self.blocks = self.make_stack(rngs=rngs)
         self.norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common) if c.norm_order == "pre" else None
         self.pooler = Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common) if c.pooler else None
         self.masked_lm = MaskedHead(c, rngs=rngs) if c.masked_lm else None
         self.next_sentence = Linear(c.features, 2, kernel_init=truncated_normal(0.02), **common) if c.next_sentence else None
-        self.head = make_head(c.features, c.num_classes, c, rngs)
         self.num_features = c.features
+        self.head = self.make_head(rngs=rngs)
 
-    def _block(self, index: int, drop_path: float | None, rngs: nnx.Rngs) -> Block:
+    def own_mixer(self, place: Place) -> MixerSpec:
+        return "attention"
+
+    def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
+        return on_sequence(bidirectional(self.mixer_spec(place), self.config.features, place=place, rngs=rngs))
+
+    def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
         c = self.config
-        common = {"dtype": c.dtype, "param_dtype": c.param_dtype}
-        specs: Sequence[MixerSpec] = c.pattern or (c.mixer if c.mixer is not None else "attention",)
-        hints = {"num_heads": c.num_heads, "depth": c.depth, "dropout": c.dropout, **common}
-        mixer = on_sequence(bidirectional(specs[index % len(specs)], c.features, hints=hints, rngs=rngs))
-        channel = MLP(c.features, int(c.features * c.mlp_ratio), activation=gelu, dropout=c.dropout, **common, rngs=rngs)
-        norms = {"norm_epsilon": c.norm_epsilon, "norm_order": c.norm_order}
-        return Block(mixer, channel, features=c.features, drop_path=drop_path, **norms, **common, rngs=rngs)
+        return MLP(c.features, int(c.features * c.mlp_ratio), activation=gelu, dropout=c.dropout, **place.dtypes, rngs=rngs)
+
+    def block_options(self, place: Place) -> dict[str, Any]:
+        return {"norm_epsilon": self.config.norm_epsilon, "order": self.config.norm_order}
 
     def __call__(self, tokens: jax.Array, mask: jax.Array | None = None, types: jax.Array | None = None) -> jax.Array:
         """Reads whole sequences.

@@ -16,19 +16,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.block import Block
 from layers.broadcast import broadcast
 from layers.combinators import bidirectional, on_grid
 from layers.initializers import normal, truncated_normal
 from layers.linear import Linear
-from layers.mixer import MixerSpec
+from layers.mixer import Mixer, MixerSpec, Place
 from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh
+from layers.module import AuxLogits
 from layers.norm import LayerNorm, create_norm
 from layers.patch import PatchEmbed
-from layers.position import LearnedPositions
-from layers.stack import Stack, drop_path_rates
+from layers.position import FixedPositions, LearnedPositions
+from layers.tokens import Tokens
 from pallas_kernels.exponential import gated, silu
 from zoo.backbones.classifier import Classifier, check_images, make_head
+from zoo.backbones.model import mixers
 from zoo.backbones.pooling import AttentionPool
 from zoo.registry import ModelConfig
 
@@ -50,8 +51,11 @@ class IsotropicConfig(ModelConfig):
       features, depth, num_heads, mlp_ratio: width of a token, blocks, attention heads, hidden width of the MLP / features.
       mlp: the activation "gelu", "gelu_tanh" or "quick_gelu", or "swiglu", gated: ``mlp_ratio * features`` is then the
         hidden width of each of the two halves.
-      class_token, registers: prefix tokens, placed before the patches.
+      class_token, registers: tokens besides those of the patches; registers are placed before them.
+      class_position: where the class token is among the patches: "first", before the registers, "middle" or "last".
       distilled: a second class token and head, averaged with the first (DeiT).
+      position: "learned" adds a table, "sincos" a fixed one of sines and cosines of rows and columns; None leaves it to the mixer.
+      rotary: base of the rotary embedding of rows and columns in the architecture's own attention; None for none.
       prefix_positions: which prefix tokens have positions of their own: "all", "class" (DINOv2 with registers) or "none".
       mask_token: a token that replaces masked patches (``embed(images, masked)``), as self-supervised training has it.
       distilled_head: whether the second class token has its head; without, it only takes part in attention.
@@ -77,6 +81,9 @@ class IsotropicConfig(ModelConfig):
     mlp_ratio: float = 4.0
     mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
     class_token: bool = True
+    class_position: Literal["first", "middle", "last"] = "first"
+    position: Literal["learned", "sincos"] | None = "learned"
+    rotary: float | None = None
     registers: int = 0
     distilled: bool = False
     distilled_head: bool = True
@@ -98,6 +105,8 @@ class IsotropicConfig(ModelConfig):
 class Isotropic(Classifier):
     """An isotropic image model.
 
+    Beside the hooks of :class:`Model`, a subclass may give ``make_stem`` and ``make_position``.
+
     Names: ``patch_embed``, ``position``, ``class_token``, ``distillation_token``, ``register_tokens``, ``prefix_position``,
     ``blocks.N``, ``norm`` or ``pool_norm``, ``attention_pool``, ``pooler``, ``head``, ``distilled_head``.
     """
@@ -108,29 +117,35 @@ class Isotropic(Classifier):
 
     stem = ("patch_embed", "position", "class_token", "distillation_token", "register_tokens", "mask_token", "prefix_position", "pre_norm")
 
+    config: Any
+    takes_grid: bool
+    prefix: int
+    pool: str
+
     def __init__(self, config: IsotropicConfig, *, rngs: nnx.Rngs):
         """Builds the model.
 
         A mixer that takes grids only gets the grid alone: no prefix tokens, and average pooling (``adapted`` says so).
 
         Raises:
-          ValueError: a patch size that does not divide the image size, or pooling by a token that is not there.
+          ValueError: a stem that does not fit the image size, pooling by a token that is not there, or a class token
+            among the patches beside other tokens.
         """
-        c = config
-        if c.image_size % c.patch_size:
-            raise ValueError(f"image_size {c.image_size} must be divisible by the patch size {c.patch_size}")
+        c = self.config = config
         if c.pool.startswith("token") and not c.class_token:
             raise ValueError(f'pool="{c.pool}" needs class_token=True')
+        if c.class_position not in ("first", "middle", "last"):
+            raise ValueError(f'class_position is "first", "middle" or "last", got {c.class_position!r}')
+        if c.class_position != "first" and (c.distilled or c.registers or c.prefix_positions != "all"):
+            raise ValueError(f'class_position="{c.class_position}" is for a class token alone: without registers or distillation')
         norm = functools.partial(LayerNorm, epsilon=c.norm_epsilon)
-        own = {"name": "attention", "use_bias": c.qkv_bias, "out_bias": True, "qk_norm": norm if c.qk_norm else None}
-        specs: Sequence[MixerSpec] = c.pattern or (c.mixer if c.mixer is not None else own,)
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype}
-        hints = {"num_heads": c.num_heads, "dropout": c.dropout, **common}
-        self.patch_embed = PatchEmbed(c.patch_size, c.in_channels, c.features, use_bias=not c.pre_norm, **common, rngs=rngs)
-        mixers = [bidirectional(specs[i % len(specs)], c.features, hints=hints, rngs=rngs) for i in range(c.depth)]
-        self.grid = any("sequence" not in mixer.layouts for mixer in mixers)
-        if self.grid:
-            mixers = [on_grid(mixer, c.features, rngs=rngs) for mixer in mixers]
+        self.patch_embed = self.make_stem(rngs=rngs)
+        grid = self.patch_embed.grid(c.image_size, c.image_size)
+        self.blocks = self.make_stack(rngs=rngs)
+        self.takes_grid = any(not {"sequence", "image"} & set(mixer.layouts) for mixer in mixers(self.blocks))
+        if self.takes_grid:
+            self._put_on_grid(rngs)
             self.adapted = "the mixer takes the grid alone: no prefix tokens, average pooling"
             c = dataclasses.replace(c, class_token=False, distilled=False, registers=0, pool="average" if c.pool.startswith("token") else c.pool)
 
@@ -143,78 +158,102 @@ class Isotropic(Classifier):
         self.mask_token = token(1, 0.02) if c.mask_token else None
         classes = c.class_token * (1 + c.distilled)
         self.prefix = classes + c.registers
-        placed = {"all": self.prefix, "class": classes, "none": 0}[c.prefix_positions]
+        placed = {"all": self.prefix, "class": classes, "none": 0}[c.prefix_positions] if c.position == "learned" else 0
         self.prefix_position = nnx.Param(truncated_normal(0.02)(rngs.params(), (placed, c.features), c.param_dtype)) if placed else None
-        side = c.image_size // c.patch_size
-        self.position = LearnedPositions((side, side), c.features, antialias=c.antialias, param_dtype=c.param_dtype, rngs=rngs)
+        self.position = self.make_position(grid, rngs=rngs)
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.pre_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.pre_norm else None
-        rates = drop_path_rates(c.drop_path, c.depth)
-        self.blocks = Stack(
-            [
-                Block(
-                    mixer,
-                    self._channel(c, common, rngs),
-                    features=c.features,
-                    norm_epsilon=c.norm_epsilon,
-                    layer_scale=c.layer_scale,
-                    drop_path=rate,
-                    **common,
-                    rngs=rngs,
-                )
-                for mixer, rate in zip(mixers, rates, strict=True)
-            ],
-            remat=c.remat,
-            scan=c.scan,
-        )
         self.norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
         self.pool_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
         pooling = {"norm": norm, "activation": ACTIVATIONS[c.mlp], **common}
         self.attention_pool = AttentionPool(c.features, c.num_heads, c.mlp_ratio, **pooling, rngs=rngs) if c.pool == "attention" else None
-        self.config, self.num_features, self.pool = config, c.features * (1 + (c.pool == "token_and_average")), c.pool
+        self.num_features, self.pool = c.features * (1 + (c.pool == "token_and_average")), c.pool
         self.pooler = Linear(self.num_features, self.num_features, kernel_init=truncated_normal(0.02), **common, rngs=rngs) if c.pooler else None
-        self.head = make_head(self.num_features, c.num_classes, c, rngs)
+        self.head = self.make_head(rngs=rngs)
         self.distilled_head = make_head(c.features, c.num_classes, c, rngs) if self.distillation_token is not None and c.distilled_head else None
 
-    @staticmethod
-    def _channel(c: IsotropicConfig, common: dict[str, Any], rngs: nnx.Rngs) -> nnx.Module:
+    def make_stem(self, *, rngs: nnx.Rngs) -> Any:
+        """The module that maps images to a grid of tokens (batch, rows, columns, features); its ``grid(height, width)`` says of what size."""
+        c = self.config
+        return PatchEmbed(c.patch_size, c.in_channels, c.features, use_bias=not c.pre_norm, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
+
+    def make_position(self, grid: tuple[int, int], *, rngs: nnx.Rngs) -> Any:
+        """What is added to the tokens of a grid: called with (rows, columns), it gives (rows, columns, features); None for nothing.
+
+        Raises:
+          ValueError: an unknown kind of position.
+        """
+        c = self.config
+        if c.position == "learned":
+            return LearnedPositions(grid, c.features, antialias=c.antialias, param_dtype=c.param_dtype, rngs=rngs)
+        if c.position not in ("sincos", None):
+            raise ValueError(f'position is "learned", "sincos" or None, got {c.position!r}')
+        return None if c.position is None else FixedPositions(c.features)
+
+    def own_mixer(self, place: Place) -> MixerSpec:
+        c = self.config
+        norm = functools.partial(LayerNorm, epsilon=c.norm_epsilon) if c.qk_norm else None
+        return {"name": "attention", "use_bias": c.qkv_bias, "out_bias": True, "qk_norm": norm, "rotary": c.rotary}
+
+    def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
+        return bidirectional(self.mixer_spec(place), self.config.features, place=place, rngs=rngs)
+
+    def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
+        c = self.config
         hidden = int(c.features * c.mlp_ratio)
         if c.mlp == "swiglu":
-            return GatedMLP(c.features, hidden, use_bias=True, dropout=c.dropout, **common, rngs=rngs)
-        return MLP(c.features, hidden, activation=ACTIVATIONS[c.mlp], dropout=c.dropout, **common, rngs=rngs)
+            return GatedMLP(c.features, hidden, use_bias=True, dropout=c.dropout, **place.dtypes, rngs=rngs)
+        return MLP(c.features, hidden, activation=ACTIVATIONS[c.mlp], dropout=c.dropout, **place.dtypes, rngs=rngs)
+
+    def block_options(self, place: Place) -> dict[str, Any]:
+        return {"norm_epsilon": self.config.norm_epsilon, "layer_scale": self.config.layer_scale}
+
+    def grid_of(self, stage: int) -> tuple[int, int] | None:
+        return self.patch_embed.grid(self.config.image_size, self.config.image_size)
+
+    def _put_on_grid(self, rngs: nnx.Rngs) -> None:
+        """Gives the mixers of sequences the grid's tokens in row-major order."""
+        for block in dict.fromkeys(self.blocks):
+            for name, module in list(vars(block).items()):
+                if isinstance(module, Mixer):
+                    setattr(block, name, on_grid(module, self.config.features, rngs=rngs))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         if self.distilled_head is None or self.head is None:
             return super().__call__(images)
-        x, _ = self._run(images)
-        x = x if self.norm is None else self.norm(x)
-        return (self.head(x[:, 0]) + self.distilled_head(x[:, 1])) / 2
+        x = self._normed(self._run(images)[0])
+        logits, distilled = self.head(x[:, 0]), self.distilled_head(x[:, 1])
+        self.sow(AuxLogits, "class", logits)
+        self.sow(AuxLogits, "distilled", distilled)
+        return (logits + distilled) / 2
 
-    def features(self, images: jax.Array, indices: Sequence[int] | None = None, *, prefix: bool = False) -> list[Any]:
+    def features(self, images: jax.Array, indices: Sequence[int] | None = None, *, prefix: bool = False, norm: bool = False) -> list[Any]:
         """Outputs of some blocks as maps.
 
         Args:
           images: (batch, height, width, channels).
           indices: of the blocks; default the last of each quarter of the depth.
-          prefix: also return the prefix tokens.
+          prefix: also return the tokens besides those of the patches.
+          norm: after the final norm.
 
         Returns:
-          For each index a map (batch, rows, columns, features), or (map, prefix tokens (batch, count, features)).
+          For each index a map (batch, rows, columns, features), or (map, other tokens (batch, count, features)).
         """
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
-        _, found = self._run(images, capture=indices)
-        rows, columns = (size // self.config.patch_size for size in images.shape[1:3])
-        maps = [x[:, self.prefix :].reshape(x.shape[0], rows, columns, -1) for x in found]
-        return [(m, x[:, : self.prefix]) for m, x in zip(maps, found, strict=True)] if prefix else maps
+        _, found, (rows, columns) = self._run(images, capture=indices)
+        found = [self._normed(x) for x in found] if norm else found
+        maps = [self._apart(x) for x in found]
+        maps = [(patches.reshape(patches.shape[0], rows, columns, -1), others) for patches, others in maps]
+        return maps if prefix else [patches for patches, _ in maps]
 
     def pooled(self, images: jax.Array) -> jax.Array:
-        x, _ = self._run(images)
-        x = x if self.norm is None else self.norm(x)
+        x = self._normed(self._run(images)[0])
+        patches, others = self._apart(x)
         if self.attention_pool is not None:
-            x = self.attention_pool(x[:, self.prefix :])
+            x = self.attention_pool(patches)
         else:
-            parts = {"token": lambda: x[:, 0], "average": lambda: x[:, self.prefix :].mean(1)}
+            parts = {"token": lambda: others[:, 0], "average": lambda: patches.mean(1)}
             x = jnp.concatenate([parts[part]() for part in self.pool.split("_and_")], axis=-1)
         x = x if self.pool_norm is None else self.pool_norm(x)
         return x if self.pooler is None else jnp.tanh(self.pooler(x))
@@ -225,12 +264,16 @@ class Isotropic(Classifier):
             self.distilled_head = nnx.data(make_head(self.num_features, num_classes, self.config, nnx.Rngs(1) if rngs is None else rngs))
 
     def embed(self, images: jax.Array, masked: jax.Array | None = None) -> jax.Array:
-        """Tokens that enter the first block: (batch, prefix + patches, features).
+        """Tokens that enter the first block: (batch, tokens, features).
 
         Args:
           images: (batch, height, width, channels).
           masked: (batch, rows, columns) bool, patches that the mask token replaces.
         """
+        return self._embed(images, masked)[0]
+
+    def _embed(self, images: jax.Array, masked: jax.Array | None = None) -> tuple[jax.Array, tuple[int, int]]:
+        """:meth:`embed`, and the rows and columns of the grid."""
         check_images(images, self.config.in_channels)
         grid = self.patch_embed(images)
         batch, rows, columns, features = grid.shape
@@ -238,25 +281,40 @@ class Isotropic(Classifier):
             if self.mask_token is None:
                 raise ValueError("masked= needs a model with mask_token=True")
             grid = jnp.where(masked[..., None], broadcast(self.mask_token[...], grid.shape, grid.dtype), grid)
-        grid = grid + broadcast(self.position((rows, columns)), grid.shape, grid.dtype)
-        parts = [grid.reshape(batch, rows * columns, features)]
-        prefix = [token[...] for token in (self.class_token, self.distillation_token, self.register_tokens) if token is not None]
-        if prefix:
-            tokens = jnp.concatenate(prefix)
+        if self.position is not None:
+            grid = grid + broadcast(self.position((rows, columns)), grid.shape, grid.dtype)
+        x = grid.reshape(batch, rows * columns, features)
+        others = [token[...] for token in (self.class_token, self.distillation_token, self.register_tokens) if token is not None]
+        if others:
+            tokens = jnp.concatenate(others)
             if self.prefix_position is not None:
                 placed = self.prefix_position[...]
                 tokens = tokens.at[: len(placed)].add(placed)
-            parts.insert(0, broadcast(tokens, (batch, *tokens.shape), grid.dtype))
-        x = jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+            tokens, at = broadcast(tokens, (batch, *tokens.shape), x.dtype), self._class_index(rows * columns)
+            x = jnp.concatenate([x[:, :at], tokens, x[:, at:]], 1) if at else jnp.concatenate([tokens, x], 1)
         x = x if self.dropout is None else self.dropout(x)
-        return x if self.pre_norm is None else self.pre_norm(x)
+        return x if self.pre_norm is None else self.pre_norm(x), (rows, columns)
 
-    def _run(self, images: jax.Array, capture: Sequence[int] = ()) -> tuple[jax.Array, list[jax.Array]]:
-        """Tokens (batch, prefix + patches, features) after the last block, and those after the blocks in ``capture``."""
-        x = self.embed(images)
-        if not self.grid:
-            return self.blocks(x, capture=capture)
-        rows, columns = (size // self.config.patch_size for size in images.shape[1:3])
-        tokens = x.shape
-        x, found = self.blocks(x.reshape(tokens[0], rows, columns, tokens[2]), capture=capture)
-        return x.reshape(tokens), [f.reshape(tokens) for f in found]
+    def _class_index(self, patches: int) -> int:
+        """How many patches precede the other tokens."""
+        return {"first": 0, "middle": patches // 2, "last": patches}[self.config.class_position]
+
+    def _apart(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The tokens of the patches, and the others."""
+        at = self._class_index(x.shape[1] - self.prefix)
+        patches = jnp.concatenate([x[:, :at], x[:, at + self.prefix :]], 1) if at else x[:, self.prefix :]
+        return patches, x[:, at : at + self.prefix]
+
+    def _normed(self, x: jax.Array) -> jax.Array:
+        return x if self.norm is None else self.norm(x)
+
+    def _run(self, images: jax.Array, capture: Sequence[int] = ()) -> tuple[jax.Array, list[jax.Array], tuple[int, int]]:
+        """Tokens (batch, tokens, features) after the last block, those after the blocks in ``capture``, and the grid."""
+        x, grid = self._embed(images)
+        if not self.takes_grid:
+            # A class token among the patches leaves no grid that a sequence could be cut into.
+            tokens = Tokens(grid=grid if self.config.class_position == "first" else None)
+            return *self.blocks(x, tokens, capture=capture), grid
+        shape = x.shape
+        x, found = self.blocks(x.reshape(shape[0], *grid, shape[2]), capture=capture)
+        return x.reshape(shape), [f.reshape(shape) for f in found], grid

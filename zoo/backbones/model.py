@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from flax import nnx
 
+from layers.block import Block, Branch
+from layers.mixer import Mixer, MixerSpec, Place, create_mixer
 from layers.module import Module
+from layers.stack import Stack, drop_path_rates
 from layers.state import flatten
 from zoo.registry import FrozenOptions
 
 
 class Model(Module):
     """Base of the backbones.
+
+    A backbone says where the hooks below are called from; an architecture overrides those in which it differs. Each takes
+    the :class:`layers.Place` of what it makes:
+
+        own_mixer(place)        the architecture's mixer, as a spec
+        make_mixer(place)       the user's mixer if given, else the architecture's, made and adapted to the backbone
+        make_channel(place)     the channel mixer; None for none
+        make_branches(place)    the residual branches of a block, by name: these two
+        make_block(place)       a :class:`layers.Block` of them, with ``block_options``
+        make_stack(stage)       all blocks of a stage
 
     Attributes:
       config: the hyper-parameters it was made from.
@@ -47,6 +61,85 @@ class Model(Module):
         **dict.fromkeys(("*.out.kernel", "*.down.kernel"), ("tensor", None)),
     }
 
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks of each stage."""
+        return (self.config.depth,)
+
+    def place(self, stage: int, index: int) -> Place:
+        """Where block ``index`` of a stage is; widths and heads of a pyramid are those of the stage."""
+        c = self.config
+        features, heads = (value[stage] if isinstance(value, Sequence) else value for value in (c.features, c.num_heads))
+        rate = drop_path_rates(c.drop_path, sum(self.depths))[sum(self.depths[:stage]) + index]
+        sizes = {"depth": sum(self.depths), "features": features, "num_heads": heads, "grid": self.grid_of(stage)}
+        return Place(stage, index, drop_path=rate, dropout=c.dropout, dtype=c.dtype, param_dtype=c.param_dtype, **sizes)
+
+    def grid_of(self, stage: int) -> tuple[int, int] | None:
+        """Rows and columns of a stage's tokens at the usual input size; None where the model does not say."""
+        return None
+
+    def own_mixer(self, place: Place) -> MixerSpec:
+        """The architecture's own mixer of a block."""
+        raise NotImplementedError(f"{type(self).__name__} has no mixer of its own")
+
+    def mixer_spec(self, place: Place) -> MixerSpec:
+        """The mixer of a block: what the configuration's ``pattern`` or ``mixer`` says, else the architecture's own.
+
+        Raises:
+          ValueError: a mixer already made, which would be one for all blocks, without ``shared=True``.
+        """
+        c = self.config
+        stage, index = place.stage or 0, place.index or 0
+        spec = choose(c.pattern, stage, index, self.depths[stage]) if c.pattern else c.mixer
+        if not c.shared and _is_made(spec):
+            raise ValueError(
+                "mixer= is a mixer already made, whose parameters all blocks would share: give its name, a dict or a callable, "
+                "or shared=True for one block at all depths"
+            )
+        return self.own_mixer(place) if spec is None else spec
+
+    def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
+        """The mixer of a block, adapted to the backbone."""
+        return create_mixer(self.mixer_spec(place), self._width(place), place=place, rngs=rngs)
+
+    def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module | None:
+        """The channel mixer of a block."""
+        return None
+
+    def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
+        """The residual branches of a block, in their order."""
+        mixer, channel = self.make_mixer(place, rngs=rngs), self.make_channel(place, rngs=rngs)
+        return {"mixer": mixer} if channel is None else {"mixer": mixer, "channel": channel}
+
+    def block_options(self, place: Place) -> dict[str, Any]:
+        """Options of :class:`layers.Block` in which the architecture's differ from the defaults."""
+        return {}
+
+    def make_block(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
+        """A block: a :class:`layers.Block`, or a module that is called as one."""
+        branches = self.make_branches(place, rngs=rngs)
+        options = {"features": self._width(place), "drop_path": place.drop_path, **place.dtypes, **self.block_options(place)}
+        return Block(branches, **options, rngs=rngs)
+
+    def make_stack(self, stage: int = 0, *, rngs: nnx.Rngs) -> Stack:
+        """The blocks of a stage; with ``shared`` one block, as often as there are blocks.
+
+        Raises:
+          ValueError: a pattern of mixers in blocks that are one.
+        """
+        c, depth = self.config, self.depths[stage]
+        if c.shared and c.pattern:
+            raise ValueError("shared=True makes all blocks one: give mixer= instead of pattern=")
+        if c.shared:
+            block = self.make_block(self.place(stage, 0), rngs=rngs)
+            return Stack([block] * depth, remat=c.remat, scan=c.scan)
+        return Stack([self.make_block(self.place(stage, i), rngs=rngs) for i in range(depth)], remat=c.remat, scan=c.scan)
+
+    @staticmethod
+    def _width(place: Place) -> int:
+        assert place.features is not None
+        return place.features
+
     def layer_ids(self) -> dict[str, int]:
         """Depth of every parameter, by name: 0 for the stem, 1 for the first block, ...; norm and head are deepest."""
         return {name: self.depth_of(name.split(".")) for name in flatten(self, nnx.Param)}
@@ -63,3 +156,36 @@ class Model(Module):
         return {name for name, leaf in flatten(self, nnx.Param).items() if leaf.ndim <= 1 or spared & set(name.split("."))}
 
 
+def choose(pattern: Sequence[MixerSpec] | Mapping[Any, MixerSpec], stage: int, index: int, depth: int) -> MixerSpec | None:
+    """What a pattern says of block ``index`` of the ``depth`` of a stage; None leaves it to the architecture.
+
+    Args:
+      pattern: mixers of successive blocks of a stage, repeated; or a mapping whose keys are an index ("5", or "-1" for the
+        last), a stage and an index ("2.5"), a stage ("2.every") or "every". The closest one holds.
+
+    Raises:
+      ValueError: a key that is none of these.
+    """
+    if not isinstance(pattern, Mapping):
+        return pattern[index % len(pattern)]
+    specs = {str(key): spec for key, spec in pattern.items()}
+    for key in specs:
+        if not re.fullmatch(r"(\d+\.)?(-?\d+|every)", key):
+            raise ValueError(f'a pattern has keys as "5", "-1", "2.5", "2.every" or "every"; got {key!r}')
+    near = (f"{stage}.{index}", f"{stage}.{index - depth}", f"{index}", f"{index - depth}", f"{stage}.every", "every")
+    return next((specs[key] for key in near if key in specs), None)
+
+
+def _is_made(spec: Any) -> bool:
+    """Whether a spec is a mixer already made, or has one inside."""
+    if isinstance(spec, Mapping):
+        return any(map(_is_made, spec.values()))
+    return isinstance(spec, Mixer) or (isinstance(spec, tuple | list) and any(map(_is_made, spec)))
+
+
+def mixers(module: nnx.Module) -> list[Mixer]:
+    """The outermost mixers below a module."""
+    if isinstance(module, Mixer):
+        return [module]
+    below = (child for child in vars(module).values() if isinstance(child, nnx.Module))
+    return [mixer for child in below for mixer in mixers(child)]

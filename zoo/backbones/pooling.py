@@ -15,6 +15,7 @@ from layers.initializers import truncated_normal
 from layers.mlp import MLP, gelu
 from layers.module import Module
 from layers.norm import Norm, create_norm
+from layers.tokens import Tokens
 
 
 class AttentionPool(Module):
@@ -46,5 +47,5 @@ class AttentionPool(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, tokens, features) to (batch, features)."""
         query = broadcast(self.latent[...], (x.shape[0], *self.latent.shape), x.dtype)
-        y = self.attention(query, context=x)
+        y = self.attention(query, Tokens(context=x))
         return (y + self.mlp(self.norm(y)))[:, 0]

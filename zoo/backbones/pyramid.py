@@ -8,7 +8,7 @@ BiFormer, MaxViT, Swin and similar models are this class with their own stem, bl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.combinators import bidirectional, on_grid
-from layers.mixer import Mixer, MixerSpec
+from layers.mixer import Mixer, Place
 from layers.module import Module
-from layers.stack import Stack, drop_path_rates
-from zoo.backbones.classifier import Classifier, check_images, make_head
+from layers.stack import Stack
+from zoo.backbones.classifier import Classifier, check_images
 from zoo.registry import ModelConfig
 
 
@@ -41,80 +41,93 @@ class PyramidConfig(ModelConfig):
 
 
 class Stage(Module):
-    """One resolution: ``downsample`` (the stem, for the first stage; None where the first block shrinks the map), then ``blocks``."""
+    """One resolution: ``downsample`` (the stem, for the first stage; None where the first block shrinks the map), then
+    ``blocks``, then ``norm``, if any."""
 
-    def __init__(self, downsample: Callable[[jax.Array], jax.Array] | None, blocks: Stack):
+    def __init__(self, downsample: Callable[[jax.Array], jax.Array] | None, blocks: Stack, norm: nnx.Module | None = None):
         self.downsample, self.blocks = downsample, blocks
+        if norm is not None:
+            self.norm = norm
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, height, width, in_features) to (batch, height', width', features)."""
-        return self.blocks(x if self.downsample is None else self.downsample(x))[0]
+        x = self.blocks(x if self.downsample is None else self.downsample(x))[0]
+        norm: Any = getattr(self, "norm", None)
+        return x if norm is None else norm(x)
 
 
 class Pyramid(Classifier):
-    """Base of pyramid models. Names: ``stages.S.downsample``, ``stages.S.blocks.N``, ``norm``, ``head``.
+    """Base of pyramid models. Names: ``stages.S.downsample``, ``stages.S.blocks.N``, ``stages.S.norm``, ``norm``, ``head``.
 
-    A subclass gives ``make_downsample``, ``make_block`` and ``make_norm`` (and ``pool``, where the norm is not the last step
-    before the mean), and names its own mixer of a stage in ``own_mixer``; the configuration's ``mixer`` or ``pattern`` replaces it.
+    Beside the hooks of :class:`Model`, a subclass gives ``make_stem``, ``make_downsample`` and ``make_norm``, where it needs
+    them ``make_stage_norm`` and ``make_head``, and ``pool``, where the norm is not the last step before the mean.
     """
 
     def __init__(self, config: PyramidConfig, *, rngs: nnx.Rngs):
-        c = config
-        rates: Iterable[float | None] = iter(drop_path_rates(c.drop_path, sum(c.depths)))
-        self.config = c
+        c = self.config = config
         stages = []
-        for stage, depth in enumerate(c.depths):
-            downsample = self.make_downsample(stage, rngs=rngs)
-            blocks = [self.make_block(stage, index, next(rates), rngs=rngs) for index in range(depth)]  # type: ignore[call-overload]
-            stages.append(Stage(downsample, Stack(blocks, remat=c.remat, scan=c.scan)))
+        for stage in range(len(c.depths)):
+            downsample = self.make_downsample(stage, rngs=rngs) if stage else self.make_stem(rngs=rngs)
+            stages.append(Stage(downsample, self.make_stack(stage, rngs=rngs), self.make_stage_norm(stage, rngs=rngs)))
         self.stages = nnx.List(stages)
         self.num_features = c.features[-1]
         self.norm = self.make_norm(rngs=rngs)
-        self.head = make_head(self.num_features, c.num_classes, c, rngs)
+        self.head = self.make_head(rngs=rngs)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        return self.config.depths
+
+    def make_stem(self, *, rngs: nnx.Rngs) -> Any:
+        """The module that brings the image to the first stage's size and features; None leaves it to the first block."""
+        raise NotImplementedError
 
     def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> Any:
-        """The module that brings the image (stage 0) or the last stage's map to this stage's size and features; None leaves it to the first block."""
-        raise NotImplementedError
+        """The module that brings the last stage's map to this stage's size and features; None leaves it to the first block."""
+        return None
 
-    def make_block(self, stage: int, index: int, drop_path: float | None, *, rngs: nnx.Rngs) -> Any:
-        """A block of a stage: a :class:`layers.Block`, or a module that is called as one."""
-        raise NotImplementedError
+    def make_stage_norm(self, stage: int, *, rngs: nnx.Rngs) -> Any:
+        """The norm at the end of a stage; None for none."""
+        return None
 
-    def make_norm(self, *, rngs: nnx.Rngs) -> Callable[[jax.Array], jax.Array]:
-        """The norm before the head."""
-        raise NotImplementedError
+    def make_norm(self, *, rngs: nnx.Rngs) -> Any:
+        """The norm before the head; None for none."""
+        return None
 
-    def own_mixer(self, stage: int) -> MixerSpec:
-        """The architecture's own mixer in a stage."""
-        raise NotImplementedError
+    def make_mixer(self, place: Place, *, within: Mapping[str, Any] | None = None, rngs: nnx.Rngs) -> Mixer:
+        """The mixer of a block: the user's if given, else the architecture's, adapted to grids; as ``inner`` of the
+        combinator ``within``, if any."""
+        spec, features = self.mixer_spec(place), self._width(place)
+        spec = {**within, "inner": spec} if within else spec
+        return on_grid(bidirectional(spec, features, place=place, rngs=rngs), features, rngs=rngs)
 
-    def make_mixer(self, stage: int, index: int, *, within: Mapping[str, Any] | None = None, rngs: nnx.Rngs) -> Mixer:
-        """The mixer of a block: the user's if given, else the architecture's, adapted to grids; as ``inner`` of the combinator ``within``, if any."""
-        c = self.config
-        specs = c.pattern or (c.mixer if c.mixer is not None else self.own_mixer(stage),)
-        hints: dict[str, Any] = {"num_heads": c.num_heads[stage], "dropout": c.dropout, "dtype": c.dtype, "param_dtype": c.param_dtype}
-        features = c.features[stage]
-        spec = specs[index % len(specs)]
-        return on_grid(bidirectional({**within, "inner": spec} if within else spec, features, hints=hints, rngs=rngs), features, rngs=rngs)
+    def features(self, images: jax.Array, indices: Sequence[int] | None = None, *, norm: bool = False) -> list[jax.Array]:
+        """The map after each stage: (batch, height, width, features) each.
 
-    def features(self, images: jax.Array) -> list[jax.Array]:
-        """The map after each stage: (batch, height, width, features) each."""
+        Args:
+          images: (batch, height, width, channels).
+          indices: of the stages, default all.
+          norm: the last stage's map after the final norm.
+        """
         check_images(images, self.config.in_channels)
         x, maps = images, []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return maps
+        if norm and self.norm is not None:
+            maps[-1] = self.norm(x)
+        return maps if indices is None else [maps[i] for i in indices]
 
     def pooled(self, images: jax.Array) -> jax.Array:
         return self.pool(self.features(images)[-1])
 
     def pool(self, x: jax.Array) -> jax.Array:
         """From the last stage's map (batch, height, width, features) to what the head sees."""
-        return jnp.mean(self.norm(x), axis=(1, 2))
+        return jnp.mean(x if self.norm is None else self.norm(x), axis=(1, 2))
 
     def depth_of(self, path: list[str]) -> int:
         if path[0] != "stages":
             return sum(self.config.depths) + 1
         before = sum(self.config.depths[: int(path[1])])
-        return before + (int(path[3]) + 1 if path[2] == "blocks" else 0)
+        inside = {"blocks": lambda: int(path[3]) + 1, "norm": lambda: self.config.depths[int(path[1])]}
+        return before + inside.get(path[2], lambda: 0)()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.naming import Naming
 from zoo.registry import register_family
@@ -45,7 +45,7 @@ class DeltaNetLM(Causal):
 
     config: DeltaNetConfig
 
-    def own_mixer(self, index: int) -> MixerSpec:
+    def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         options = ("num_value_heads", "head_dim", "value_expansion", "steps", "use_decay", "use_gate", "negative", "conv_size", "norm_epsilon")
         return {"name": c.rule, **{name: getattr(c, name) for name in options}}

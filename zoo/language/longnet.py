@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from flax import nnx
 
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from layers.mlp import MLP, gelu
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.registry import register_family
@@ -43,14 +43,14 @@ class LongNet(Causal):
 
     config: LongNetConfig
 
-    def own_mixer(self, index: int) -> MixerSpec:
+    def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         return {"name": "dilated_attention", "segments": c.segments, "rates": c.rates, "rotary": c.rotary, "inner_norm": c.inner_norm, "use_bias": False}
 
-    def make_channel(self, *, rngs: nnx.Rngs) -> nnx.Module | None:
+    def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module | None:
         c = self.config
         if c.mlp != "gelu" or not c.inner_norm:
-            return super().make_channel(rngs=rngs)
+            return super().make_channel(place, rngs=rngs)
         options = {"dropout": c.dropout, "use_bias": False, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         return MLP(c.features, c.hidden or 4 * c.features, activation=gelu, norm="layer", **options)
 

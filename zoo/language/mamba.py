@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from layers.state_space.initialisation import STEP_RANGE, Initialisation, StepRange
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.naming import Naming, Tie
@@ -45,7 +45,7 @@ class MambaConfig(CausalConfig):
 class StateSpaceLM(Causal):
     """A causal language model whose residual stream is float32; names as in :class:`Causal`."""
 
-    def _embed(self, tokens: jax.Array, positions: jax.Array | None) -> jax.Array:
+    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x = super()._embed(tokens, positions)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -55,7 +55,7 @@ class MambaLM(StateSpaceLM):
 
     config: MambaConfig
 
-    def own_mixer(self, index: int) -> MixerSpec:
+    def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         return {
             "name": "mamba",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from layers.state_space.initialisation import STEP_RANGE, Initialisation, StepRange
 from zoo.backbones.causal import CausalConfig
 from zoo.language.mamba import DESCRIBED as MAMBA_DESCRIBED
@@ -43,7 +43,7 @@ class Mamba2LM(StateSpaceLM):
 
     config: Mamba2Config
 
-    def own_mixer(self, index: int) -> MixerSpec:
+    def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         return {
             "name": "mamba2",

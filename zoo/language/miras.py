@@ -20,7 +20,7 @@ import dataclasses
 from typing import Any
 
 from layers.memory.choices import Memory
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.registry import register_family
 
@@ -45,7 +45,7 @@ class Miras(Causal):
 
     config: MirasConfig
 
-    def own_mixer(self, index: int) -> MixerSpec:
+    def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         return {"name": "neural_memory", "memory": c.memory, "chunk": c.chunk, "conv_size": c.conv_size}
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.registry import register_family
 
@@ -57,7 +57,7 @@ class RoutingTransformer(Causal):
 
     config: RoutingTransformerConfig
 
-    def own_mixer(self, index: int) -> MixerSpec:
+    def own_mixer(self, place: Place) -> MixerSpec:
         """Heads of a layer.
 
         Raises:
@@ -66,7 +66,7 @@ class RoutingTransformer(Causal):
         c = self.config
         if not 0 <= c.routed_heads <= c.num_heads:
             raise ValueError(f"routed_heads={c.routed_heads} must be between 0 and num_heads={c.num_heads}")
-        routed = c.routed_heads if c.routed_layers is None or index >= c.depth - c.routed_layers else 0
+        routed = c.routed_heads if c.routed_layers is None or (place.index or 0) >= c.depth - c.routed_layers else 0
         head_dim = c.head_dim or c.features // c.num_heads
         local = {"name": "attention", "num_heads": c.num_heads - routed, "head_dim": head_dim, "window": c.window, "rotary": c.rotary, "use_bias": False}
         routing = {"name": "routing", "num_heads": routed, "head_dim": head_dim, "clusters": c.clusters, "window": c.cluster_window}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from layers.state_space.s4d import Discretisation, Poles
 from zoo.backbones.causal import CausalConfig
 from zoo.language.mamba import StateSpaceLM
@@ -37,7 +37,7 @@ class S4DLM(StateSpaceLM):
 
     config: S4DConfig
 
-    def own_mixer(self, index: int) -> MixerSpec:
+    def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         return {"name": "s4d", "state_dim": c.state_dim, "initialisation": c.initialisation, "discretisation": c.discretisation}
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from layers.memory.choices import Memory
 from layers.memory.neural_memory import memory_of
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.registry import register_family
 
@@ -62,7 +62,7 @@ class Titans(Causal):
 
     config: TitansConfig
 
-    def own_mixer(self, index: int) -> MixerSpec:
+    def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         common = {"memory": self._memory(), "persistent": c.persistent, "conv_size": c.conv_size}
         if c.chunk is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.registry import register_family
 
@@ -37,7 +37,7 @@ class Transformer(Causal):
 
     config: TransformerConfig
 
-    def own_mixer(self, index: int) -> MixerSpec:
+    def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         return {"name": "attention", "num_kv_heads": c.num_kv_heads, "rotary": c.rotary, "window": c.window, "use_bias": False}
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from flax import nnx
 
-from layers.block import Block
+from layers.block import Branch
 from layers.depthwise import DepthwiseConv
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from layers.mlp import MLP
 from layers.norm import create_norm
 from layers.patch import ConvStem
@@ -55,16 +55,16 @@ class BiFormer(Pyramid):
 
     config: BiFormerConfig
 
-    def own_mixer(self, stage: int) -> MixerSpec:
-        c = self.config
-        if c.topk[stage] is None:
+    def own_mixer(self, place: Place) -> MixerSpec:
+        c, topk = self.config, self.config.topk[place.stage or 0]
+        if topk is None:
             heads = c.dense_heads
             # The authors' dense stage: usual scale, no bias of q, k and v, and the convolution sees the input.
             return {
                 "name": "bilevel_routing",
                 "topk": None,
                 "num_heads": heads,
-                "scale": (c.features[stage] // heads) ** -0.5,
+                "scale": (self._width(place) // heads) ** -0.5,
                 "use_bias": False,
                 "enhance": "input",
                 "enhancement_size": c.enhancement_size,
@@ -72,27 +72,25 @@ class BiFormer(Pyramid):
         return {
             "name": "bilevel_routing",
             "regions": c.regions,
-            "topk": c.topk[stage],
+            "topk": topk,
             "routing": c.routing,
             "enhancement_size": c.enhancement_size,
         }
 
+    def make_stem(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        return ConvStem(self.config.in_channels, self.config.stem, **self._common(rngs))
+
     def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> nnx.Module:
         c = self.config
-        source, widths = (c.in_channels, c.stem) if stage == 0 else (c.features[stage - 1], (c.features[stage],))
-        return ConvStem(source, widths, **self._common(rngs))
+        return ConvStem(c.features[stage - 1], (c.features[stage],), **self._common(rngs))
 
-    def make_block(self, stage: int, index: int, drop_path: float | None, *, rngs: nnx.Rngs) -> Block:
-        c, features = self.config, self.config.features[stage]
-        common = self._common(rngs)
-        return Block(
-            self.make_mixer(stage, index, rngs=rngs),
-            MLP(features, int(features * c.mlp_ratio), dropout=c.dropout, **common),
-            features=features,
-            position=DepthwiseConv(features, 3, **common),
-            drop_path=drop_path,
-            **common,
-        )
+    def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
+        features = self._width(place)
+        return MLP(features, int(features * self.config.mlp_ratio), dropout=place.dropout, **self._common(rngs))
+
+    def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
+        position = DepthwiseConv(self._width(place), 3, **self._common(rngs))
+        return {"position": Branch(position, norm=None, scale=None, drop=None), **super().make_branches(place, rngs=rngs)}
 
     def make_norm(self, *, rngs: nnx.Rngs) -> Any:
         return create_norm("batch", self.config.features[-1], **self._common(rngs))

@@ -14,22 +14,22 @@ with two overlapping 3x3 convolutions of stride 2.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.drop import DropPath, LayerScale
+from layers.block import Branch
 from layers.initializers import truncated_normal
 from layers.linear import Conv
-from layers.mixer import Mixer, MixerSpec, finite_padding
+from layers.mixer import Mixer, MixerSpec, Place
 from layers.mlp import MLP
-from layers.module import Module
 from layers.norm import create_norm
 from layers.patch import PatchEmbed
 from layers.sequential import Sequential
-from pallas_kernels.fusion import gradient_computed_once
+from layers.tokens import Tokens
 from zoo.backbones.pyramid import Pyramid, PyramidConfig
 from zoo.naming import Naming, Rearrange
 from zoo.registry import register_family
@@ -59,19 +59,28 @@ class ConvNeXtConfig(PyramidConfig):
     layer_scale: float | None = 1e-6
 
 
-class ConvNeXtBlock(Module):
-    """``x + scale(channel(norm(mixer(x))))``: one residual branch around the mixing of tokens and of channels."""
+class ConvNeXtBranch(Mixer):
+    """``channel(norm(mixer(x)))``: the mixing of tokens and of channels in one residual branch."""
 
-    def __init__(self, mixer: Mixer, norm: nnx.Module, channel: nnx.Module, scale: LayerScale | None, drop: DropPath | None):
-        self.mixer, self.norm, self.channel, self.scale, self.drop = mixer, norm, channel, scale, drop
+    layouts = ("grid",)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
-        """Maps ``x`` (batch, height, width, features) to the same shape; mask and positions as :class:`Mixer`."""
-        x = gradient_computed_once(finite_padding(x, mask))
-        h = self.channel(self.norm(self.mixer(x, mask, positions)))
-        for part in (self.scale, self.drop):
-            h = h if part is None else part(h)
-        return x + h.astype(x.dtype)
+    def __init__(self, mixer: Mixer, norm: nnx.Module, channel: nnx.Module):
+        self.mixer, self.norm, self.channel = mixer, norm, channel
+
+    @property
+    def honors(self) -> frozenset[str]:  # type: ignore[override]
+        return self.mixer.honors
+
+    @property
+    def refusals(self) -> Mapping[str, str]:  # type: ignore[override]
+        return self.mixer.refusals
+
+    @property
+    def complexity(self) -> float:
+        return self.mixer.complexity
+
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        return self.channel(self.norm(self.mixer(x, tokens)))
 
 
 class ConvNeXt(Pyramid):
@@ -79,30 +88,30 @@ class ConvNeXt(Pyramid):
 
     config: ConvNeXtConfig
 
-    def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> Sequential:
+    def make_stem(self, *, rngs: nnx.Rngs) -> Sequential:
         c, common = self.config, self._common(rngs)
-        conv: dict[str, Any] = {"strides": 2, "kernel_init": truncated_normal(0.02), **common}
-        if stage:
-            source = c.features[stage - 1]
-            return Sequential([self._norm(source, rngs), Conv(source, c.features[stage], (2, 2), padding="VALID", **conv)])
         if c.stem is None:
             return Sequential([PatchEmbed(4, c.in_channels, c.features[0], **common), self._norm(c.features[0], rngs)])
         sizes = (c.in_channels, *c.stem)
-        convolutions = [Conv(*sizes[i : i + 2], (3, 3), padding=1, **conv) for i in range(len(c.stem))]
-        return Sequential([*convolutions, self._norm(c.features[0], rngs)])
+        return Sequential([*(_halving(*sizes[i : i + 2], 3, 1, common) for i in range(len(c.stem))), self._norm(c.features[0], rngs)])
 
-    def own_mixer(self, stage: int) -> MixerSpec:
+    def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> Sequential:
+        source, features = self.config.features[stage - 1 : stage + 1]
+        return Sequential([self._norm(source, rngs), _halving(source, features, 2, 0, self._common(rngs))])
+
+    def own_mixer(self, place: Place) -> MixerSpec:
         return {"name": "depthwise_convolution", "kernel_size": self.config.kernel_size}
 
-    def make_block(self, stage: int, index: int, drop_path: float | None, *, rngs: nnx.Rngs) -> ConvNeXtBlock:
-        c, features = self.config, self.config.features[stage]
-        return ConvNeXtBlock(
-            self.make_mixer(stage, index, rngs=rngs),
-            self._norm(features, rngs),
-            MLP(features, int(features * c.mlp_ratio), dropout=c.dropout, **self._common(rngs)),
-            None if c.layer_scale is None else LayerScale(features, c.layer_scale, param_dtype=c.param_dtype, rngs=rngs),
-            None if drop_path is None else DropPath(drop_path, rngs=rngs),
-        )
+    def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
+        features = self._width(place)
+        return MLP(features, int(features * self.config.mlp_ratio), dropout=place.dropout, **self._common(rngs))
+
+    def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
+        mixer, channel = self.make_mixer(place, rngs=rngs), self.make_channel(place, rngs=rngs)
+        return {"mixer": ConvNeXtBranch(mixer, self._norm(self._width(place), rngs), channel)}
+
+    def block_options(self, place: Place) -> dict[str, Any]:
+        return {"norm": None, "layer_scale": self.config.layer_scale}
 
     def make_norm(self, *, rngs: nnx.Rngs) -> Any:
         return self._norm(self.config.features[-1], rngs)
@@ -115,6 +124,11 @@ class ConvNeXt(Pyramid):
 
     def _common(self, rngs: nnx.Rngs) -> dict[str, Any]:
         return {"dtype": self.config.dtype, "param_dtype": self.config.param_dtype, "rngs": rngs}
+
+
+def _halving(source: int, features: int, size: int, padding: int, common: dict[str, Any]) -> Conv:
+    """A convolution of stride 2."""
+    return Conv(source, features, (size, size), strides=2, padding=padding, kernel_init=truncated_normal(0.02), **common)
 
 
 def _size(features: int, depths: tuple[int, ...], *, head_dim: int = 32, **more: Any) -> dict[str, Any]:
@@ -208,12 +222,12 @@ def _timm(*mlp: Rearrange) -> Naming:
         [
             ("stem.{i}", "stages.0.downsample.{i}"),
             ("stages.{s}.downsample.{i}", "stages.{s}.downsample.{i}"),
-            (f"{_BLOCK}.conv_dw", f"{_BLOCK}.mixer.conv"),
-            (f"{_BLOCK}.norm", f"{_BLOCK}.norm"),
-            *((f"{_BLOCK}.mlp.{fc}.weight", f"{_BLOCK}.channel.{ours}.kernel", *mlp) for fc, ours in (("fc1", "up"), ("fc2", "down")) if mlp),
-            (f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.channel.up"),
-            (f"{_BLOCK}.mlp.fc2", f"{_BLOCK}.channel.down"),
-            (f"{_BLOCK}.gamma", f"{_BLOCK}.scale.scale"),
+            (f"{_BLOCK}.conv_dw", f"{_BLOCK}.mixer.mixer.conv"),
+            (f"{_BLOCK}.norm", f"{_BLOCK}.mixer.norm"),
+            *((f"{_BLOCK}.mlp.{fc}.weight", f"{_BLOCK}.mixer.channel.{ours}.kernel", *mlp) for fc, ours in (("fc1", "up"), ("fc2", "down")) if mlp),
+            (f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mixer.channel.up"),
+            (f"{_BLOCK}.mlp.fc2", f"{_BLOCK}.mixer.channel.down"),
+            (f"{_BLOCK}.gamma", f"{_BLOCK}.mixer_scale.scale"),
             ("head.norm", "norm"),
             ("head.fc", "head"),
         ]
@@ -225,11 +239,11 @@ RULES: dict[str, Naming] = {
     "facebook": Naming(
         [
             ("downsample_layers.{s}.{i}", "stages.{s}.downsample.{i}"),
-            ("stages.{s}.{b}.dwconv", f"{_BLOCK}.mixer.conv"),
-            ("stages.{s}.{b}.norm", f"{_BLOCK}.norm"),
-            ("stages.{s}.{b}.pwconv1", f"{_BLOCK}.channel.up"),
-            ("stages.{s}.{b}.pwconv2", f"{_BLOCK}.channel.down"),
-            ("stages.{s}.{b}.gamma", f"{_BLOCK}.scale.scale"),
+            ("stages.{s}.{b}.dwconv", f"{_BLOCK}.mixer.mixer.conv"),
+            ("stages.{s}.{b}.norm", f"{_BLOCK}.mixer.norm"),
+            ("stages.{s}.{b}.pwconv1", f"{_BLOCK}.mixer.channel.up"),
+            ("stages.{s}.{b}.pwconv2", f"{_BLOCK}.mixer.channel.down"),
+            ("stages.{s}.{b}.gamma", f"{_BLOCK}.mixer_scale.scale"),
             ("norm", "norm"),
             ("head", "head"),
         ]

@@ -14,7 +14,8 @@ from typing import Any
 
 from flax import nnx
 
-from layers.mlp import MLP, gelu
+from layers.mixer import Place
+from layers.mlp import MLP
 from zoo.backbones.isotropic import Isotropic, IsotropicConfig
 from zoo.naming import Naming, Rearrange
 from zoo.registry import freeze, register_family
@@ -33,9 +34,9 @@ class LongViTConfig(IsotropicConfig):
 class LongViT(Isotropic):
     """LongViT; names as in :class:`Isotropic`, and ``blocks.N.channel.norm``."""
 
-    @staticmethod
-    def _channel(c: IsotropicConfig, common: dict[str, Any], rngs: nnx.Rngs) -> nnx.Module:
-        return MLP(c.features, int(c.features * c.mlp_ratio), activation=gelu, norm="layer", dropout=c.dropout, **common, rngs=rngs)
+    def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
+        c = self.config
+        return MLP(c.features, int(c.features * c.mlp_ratio), norm="layer", dropout=c.dropout, **place.dtypes, rngs=rngs)
 
 
 def _dilated(*segments: int) -> Any:

@@ -26,12 +26,13 @@ from layers.block import Block
 from layers.initializers import variance_scaling
 from layers.linear import Conv, Linear
 from layers.mbconv import MBConv
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from layers.mlp import MLP, gelu_tanh
 from layers.module import Module
 from layers.norm import create_norm
 from layers.patch import ConvNorm
 from layers.position import RelativePositionBias
+from layers.tokens import Known
 from zoo.backbones.pyramid import Pyramid, PyramidConfig
 from zoo.naming import Flip, Naming, Rearrange, Split
 from zoo.registry import register_family
@@ -75,9 +76,9 @@ class MaxViTBlock(Module):
     def __init__(self, conv: MBConv, window: Block, grid: Block):
         self.conv, self.window, self.grid = conv, window, grid
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, positions: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, tokens: Known = None) -> jax.Array:
         """Maps (batch, height, width, in_features) to (batch, height', width', features); the convolution knows no mask."""
-        return self.grid(self.window(self.conv(x), mask, positions), mask, positions)
+        return self.grid(self.window(self.conv(x), tokens), tokens)
 
 
 class MaxViT(Pyramid):
@@ -91,24 +92,28 @@ class MaxViT(Pyramid):
         super().__init__(config, rngs=rngs)
         self.pre_logits = Linear(self.num_features, self.num_features, **self._common(rngs))
 
-    def own_mixer(self, stage: int) -> MixerSpec:
+    def own_mixer(self, place: Place) -> MixerSpec:
         return {"name": "attention", "bias": functools.partial(RelativePositionBias, self.window, param_dtype=self.config.param_dtype)}
 
-    def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> MaxViTStem | None:
-        return MaxViTStem(self.config.in_channels, self.config.stem, **self._common(rngs)) if stage == 0 else None
+    def make_stem(self, *, rngs: nnx.Rngs) -> MaxViTStem:
+        return MaxViTStem(self.config.in_channels, self.config.stem, **self._common(rngs))
 
-    def make_block(self, stage: int, index: int, drop_path: float | None, *, rngs: nnx.Rngs) -> MaxViTBlock:
-        c, features = self.config, self.config.features[stage]
-        source = features if index else c.features[stage - 1] if stage else c.stem
+    def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
+        features = self._width(place)
+        return MLP(features, int(features * self.config.mlp_ratio), activation=gelu_tanh, dropout=place.dropout, **self._common(rngs))
+
+    def make_block(self, place: Place, *, rngs: nnx.Rngs) -> MaxViTBlock:
+        c, features, stage = self.config, self._width(place), place.stage or 0
+        source = features if place.index else c.features[stage - 1] if stage else c.stem
         common = self._common(rngs)
 
         def attend(combinator: str) -> Block:
-            mixer = self.make_mixer(stage, index, within={"name": combinator, "window": self.window}, rngs=rngs)
-            channel = MLP(features, int(features * c.mlp_ratio), activation=gelu_tanh, dropout=c.dropout, **common)
-            return Block(mixer, channel, features=features, norm_epsilon=1e-5, drop_path=drop_path, **common)
+            mixer = self.make_mixer(place, within={"name": combinator, "window": self.window}, rngs=rngs)
+            branches = {"mixer": mixer, "channel": self.make_channel(place, rngs=rngs)}
+            return Block(branches, features=features, norm_epsilon=1e-5, drop_path=place.drop_path, **common)
 
-        strides = 1 if index else 2
-        conv = MBConv(source, features, strides=strides, expansion=c.expansion, activation=gelu_tanh, drop_path=drop_path, **common)
+        strides = 1 if place.index else 2
+        conv = MBConv(source, features, strides=strides, expansion=c.expansion, activation=gelu_tanh, drop_path=place.drop_path, **common)
         return MaxViTBlock(conv, attend("windowed"), attend("grid"))
 
     def make_norm(self, *, rngs: nnx.Rngs) -> Any:

@@ -10,9 +10,9 @@ CVPR 2019) have three 3x3 convolutions in the stem, of 32, 32 and 64 features, a
 map; the first convolution of "t" models has 24 features. ResNeXt (Xie et al., CVPR 2017) is groups of the 3x3 convolution, Wide ResNet
 (Zagoruyko, Komodakis, 2016) a wider one; SE-ResNet (Hu et al., 2018) gates the channels of each block's output.
 
-A ``mixer`` or ``pattern`` takes the place of the bottlenecks' 3x3 convolutions, in every block of every stage: it mixes at the
-bottleneck's width, and blocks that halve the map average its output over 2x2 tokens, as BoTNet does (Srinivas et al., CVPR 2021). None
-in a pattern is the convolution: ``pattern=(None, "attention")`` is every other block. Basic blocks have no place for one.
+A ``mixer`` takes the place of the bottlenecks' 3x3 convolutions: it mixes at the bottleneck's width, and blocks that halve the map average
+its output over 2x2 tokens, as BoTNet does (Srinivas et al., CVPR 2021). What a ``pattern`` does not name stays a convolution: BoTNet-50 is
+``pattern={"3.every": "attention"}``. Basic blocks have no place for a mixer.
 
 Published for ImageNet-1k at 224: ResNet-50 25.6 M parameters, 75.3 % top-1; 101 44.5 M, 76.4 %; 152 60.2 M, 77.0 % (authors' models,
 center crop). Sizes and names are those of torchvision, which timm shares; its checkpoints are the releases listed here.
@@ -21,7 +21,6 @@ center crop). Sizes and names are those of torchvision, which timm shares; its c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -29,11 +28,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.bottleneck import BasicBlock, Bottleneck, Shortcut
-from layers.combinators import bidirectional, on_grid
 from layers.gates import Gate
 from layers.initializers import variance_scaling
 from layers.linear import Conv
-from layers.mixer import Mixer, MixerSpec
+from layers.mixer import MixerSpec, Place
 from layers.module import Module
 from layers.norm import BatchNorm
 from layers.patch import ConvNorm
@@ -100,47 +98,32 @@ class ResNet(Pyramid):
             raise ValueError(f'block is "bottleneck" or "basic", got {config.block!r}')
         if config.block == "basic" and (config.mixer is not None or config.pattern):
             raise ValueError('basic blocks have no place for a mixer, which stands between the 1x1 convolutions of block="bottleneck"')
+        if config.shared:
+            raise ValueError("shared=True makes all blocks of a stage one: the first block of a ResNet's stage has another shape than the rest")
         super().__init__(config, rngs=rngs)
 
-    def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> ResNetStem | None:
-        return ResNetStem(self.config.in_channels, self.config.stem, **self._common(rngs)) if stage == 0 else None
+    def make_stem(self, *, rngs: nnx.Rngs) -> ResNetStem:
+        return ResNetStem(self.config.in_channels, self.config.stem, **self._common(rngs))
 
-    def own_mixer(self, stage: int) -> MixerSpec:
-        return None
+    def own_mixer(self, place: Place) -> MixerSpec:
+        return None  # the block's 3x3 convolution
 
-    def make_mixer(self, stage: int, index: int, *, within: Mapping[str, Any] | None = None, rngs: nnx.Rngs) -> Mixer | None:
-        """What takes the place of a block's 3x3 convolution; None keeps it."""
-        c, width = self.config, self._width(stage)
-        specs = c.pattern or (c.mixer,)
-        if (spec := specs[index % len(specs)]) is None:
-            return None
-        hints: dict[str, Any] = {"num_heads": c.num_heads[stage], "dropout": c.dropout, "dtype": c.dtype, "param_dtype": c.param_dtype}
-        return on_grid(bidirectional(spec, width, hints=hints, rngs=rngs), width, rngs=rngs)
-
-    def make_block(self, stage: int, index: int, drop_path: float | None, *, rngs: nnx.Rngs) -> BasicBlock | Bottleneck:
-        c, features = self.config, self.config.features[stage]
-        source = features if index else c.features[stage - 1] if stage else c.stem[-1]
+    def make_block(self, place: Place, *, rngs: nnx.Rngs) -> BasicBlock | Bottleneck:
+        c, features, stage = self.config, self._width(place), place.stage or 0
+        source = features if place.index else c.features[stage - 1] if stage else c.stem[-1]
         options: dict[str, Any] = {
-            "strides": 2 if stage and not index else 1,
+            "strides": 2 if stage and not place.index else 1,
             "shortcut": c.shortcut,
             "gate": c.gate,
             "zero_init": c.zero_init,
-            "drop_path": drop_path,
+            "drop_path": place.drop_path,
             **self._common(rngs),
         }
         if c.block == "basic":
             return BasicBlock(source, features, **options)
-        mixer = self.make_mixer(stage, index, rngs=rngs)
-        return Bottleneck(source, features, width=self._width(stage), mixer=mixer, groups=c.groups if mixer is None else 1, **options)
-
-    def make_norm(self, *, rngs: nnx.Rngs) -> None:
-        return None  # every block ends in one
-
-    def pool(self, x: jax.Array) -> jax.Array:
-        return jnp.mean(x, axis=(1, 2))
-
-    def _width(self, stage: int) -> int:
-        return int(self.config.features[stage] * self.config.width)
+        inside = dataclasses.replace(place, features=int(features * c.width))
+        mixer = None if self.mixer_spec(inside) is None else self.make_mixer(inside, rngs=rngs)
+        return Bottleneck(source, features, width=inside.features, mixer=mixer, groups=c.groups if mixer is None else 1, **options)
 
     def _common(self, rngs: nnx.Rngs) -> dict[str, Any]:
         return {"dtype": self.config.dtype, "param_dtype": self.config.param_dtype, "rngs": rngs}

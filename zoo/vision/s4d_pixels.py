@@ -13,7 +13,7 @@ from typing import Any
 
 from flax import nnx
 
-from layers.mixer import MixerSpec
+from layers.mixer import MixerSpec, Place
 from zoo.backbones.isotropic import Isotropic, IsotropicConfig
 from zoo.registry import register_family
 
@@ -33,8 +33,7 @@ class S4DPixelsConfig(IsotropicConfig):
 class S4DPixels(Isotropic):
     """The classifier; names as in :class:`Isotropic`."""
 
-    @staticmethod
-    def _channel(c: IsotropicConfig, common: dict[str, Any], rngs: nnx.Rngs) -> None:  # type: ignore[override]
+    def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> None:  # type: ignore[override]
         return None
 
 

@@ -1,0 +1,138 @@
+"""What is known of the tokens besides their features: one object that every mixer, block and backbone hands on whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+
+@struct.dataclass
+class Tokens:
+    """What is known of the tokens that a mixer is given; what is None is not known.
+
+    Shapes are those of sequences, (batch, length); a grid's are (batch, height, width).
+
+    Attributes:
+      mask: bool, True = real token. The padding of a sequence is trailing.
+      positions: int32, (batch or 1, length), or (batch or 1, length, axes) for tokens of a grid.
+      segment_ids: int32, equal for the tokens of one document, which are neighbors; documents do not see each other.
+      roles: int32, what a token is to mixers that ask for it (a global token of Longformer, say).
+      context: (batch, context_length, context_features), what cross attention reads.
+      context_mask: bool (batch, context_length), True = real.
+      grid: rows and columns of the tokens of an image in row-major order. The tokens before them in the sequence are its
+        prefix. A mixer without use for it need not honor it: it says how the tokens lie and asks for nothing.
+    """
+
+    mask: jax.Array | None = None
+    positions: jax.Array | None = None
+    segment_ids: jax.Array | None = None
+    roles: jax.Array | None = None
+    context: jax.Array | None = None
+    context_mask: jax.Array | None = None
+    grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
+
+    @classmethod
+    def of(cls, known: Known) -> Tokens:
+        """``known`` itself, or the object of which it is the mask; None is an object of which nothing is known."""
+        return known if isinstance(known, Tokens) else cls(mask=known)
+
+    def given(self) -> frozenset[str]:
+        """Names of the fields that ask something of a mixer: all that are known except the grid."""
+        return frozenset(name for name in FIELDS if getattr(self, name) is not None)
+
+    def replace(self, **changes: Any) -> Tokens:
+        """A copy with some fields replaced."""
+        return dataclasses.replace(self, **changes)
+
+    def without(self, *names: str) -> Tokens:
+        """A copy that does not know ``names``."""
+        return self.replace(**dict.fromkeys(names))
+
+    def rearranged(self, move: Callable[[jax.Array], jax.Array], grid: tuple[int, int] | None = None) -> Tokens:
+        """What is known after ``move``, which takes what each token has, (batch, length, ...), to another order or shape.
+
+        ``grid`` is that of the new order. Positions that all rows share move as they are, with a batch of 1.
+        """
+        moved = {name: move(value) for name in PER_TOKEN if (value := getattr(self, name)) is not None}
+        return self.replace(**moved, grid=grid)
+
+    def places(self, length: int) -> jax.Array:
+        """Positions (batch or 1, length[, axes]): those given, else those in each document, else 0, 1, 2, ..."""
+        if self.positions is not None:
+            return self.positions
+        index = jnp.arange(length, dtype=jnp.int32)[None]
+        if self.segment_ids is None:
+            return index
+        return index - jax.lax.cummax(jnp.where(starts(self.segment_ids), index, 0), axis=1)
+
+    def grid_places(self, length: int) -> jax.Array | None:
+        """Rows and columns (1, length, 2) of the tokens of the grid, 0 in the prefix; None without a grid."""
+        if self.grid is None:
+            return None
+        cells = grid_positions(*self.grid)
+        prefix = np.zeros((length - len(cells), 2), np.int32)
+        return jnp.asarray(np.concatenate([prefix, cells]))[None]
+
+
+Known = Tokens | jax.Array | None
+"""What a mixer is given: the tokens' object, or its mask alone, or nothing."""
+
+PER_TOKEN = ("mask", "positions", "segment_ids", "roles")
+FIELDS = (*PER_TOKEN, "context", "context_mask")
+
+
+def grid_positions(height: int, width: int) -> np.ndarray:
+    """Row and column of each token of a grid in row-major order: (height * width, 2) int32."""
+    return np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1).reshape(-1, 2).astype(np.int32)
+
+
+def starts(segment_ids: jax.Array, last: jax.Array | None = None) -> jax.Array:
+    """Bool (batch, length): where another document begins than the one that the token before belongs to.
+
+    Args:
+      segment_ids: int32 (batch, length).
+      last: (batch,) the document of the token before the first, as a state keeps it; None: there was none.
+    """
+    before = segment_ids[:, :1] if last is None else last[:, None]
+    return segment_ids != jnp.concatenate([before, segment_ids[:, :-1]], axis=1)
+
+
+def last_segment(segment_ids: jax.Array, mask: jax.Array | None, last: jax.Array) -> jax.Array:
+    """(batch,) the document of each row's last real token; ``last`` where the row has none."""
+    if mask is None:
+        return segment_ids[:, -1].astype(last.dtype)
+    count = mask.sum(1, dtype=jnp.int32)
+    ids = jnp.take_along_axis(segment_ids, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(count > 0, ids.astype(last.dtype), last)
+
+
+def continued(
+    new: int, length: jax.Array, segment: jax.Array, mask: jax.Array | None = None, segment_ids: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where ``new`` tokens are that are read after others.
+
+    Args:
+      length: (batch,) int32, tokens read so far of each row's current document.
+      segment: (batch,) int32, that document.
+      mask: bool (batch, new), True = real, padding trailing.
+      segment_ids: int32 (batch, new); None: all belong to the current document.
+
+    Returns:
+      The positions of the new tokens in their documents, (batch, new), and ``length`` and ``segment`` after them.
+    """
+    index = jnp.arange(new, dtype=jnp.int32)
+    count = jnp.full_like(length, new) if mask is None else mask.sum(1, dtype=jnp.int32)
+    places = length[:, None] + index
+    if segment_ids is None:
+        return places, length + count, segment
+    begins = starts(segment_ids, segment)
+    first = jax.lax.cummax(jnp.where(begins, index, -1), axis=1)
+    places = jnp.where(first < 0, places, index - first)
+    last = jnp.take_along_axis(places, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+    return places, jnp.where(count > 0, last + 1, length), last_segment(segment_ids, mask, segment)
