@@ -2,6 +2,7 @@
 
 from zoo.language import bert as bert
 from zoo.language import delta_net as delta_net
+from zoo.language import gpt2 as gpt2
 from zoo.language import longnet as longnet
 from zoo.language import mamba as mamba
 from zoo.language import mamba2 as mamba2
