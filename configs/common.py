@@ -130,6 +130,9 @@ def classification() -> ConfigDict:
                 "rand_augment": "",
             },
             "mix": {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch": 0.5, "mode": "batch", "erasing": 0.0},
+            # A teacher by its model and its weights, or the working directory of a run as weights; and how to learn from it: "hard" (its
+            # likeliest class) or "soft" (its probabilities), with so much of the loss.
+            "distillation": {"teacher": {"name": "", "weights": ""}, "kind": "hard", "weight": 0.5, "temperature": 1.0},
         }
     )
     return config
@@ -324,7 +327,7 @@ def _text(architecture: LanguageArchitecture, variant: str, path: str = "", name
     config = _language_run(architecture, variant)
     data_dir = {"data_dir": placeholder(str)}
     dataset = {"name": "files", "path": path} if path else {"name": "tfds", "builder": name, **data_dir} if name else {"name": "stdlib", **data_dir}
-    task = {"name": "text", "dataset": dataset, "sequence_length": 256}
+    task = {"name": "text", "dataset": dataset, "sequence_length": 256, "packing": False, "multiple": 1}
     config.task = ConfigDict({**task, **{option: placeholder(str) for option in ("tokenizer", "separator", "prompt")}})
     if tokenizer:
         config.task.tokenizer = tokenizer

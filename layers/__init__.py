@@ -13,7 +13,7 @@ from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, GatedMLP
-from layers.module import AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
+from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
 from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
@@ -30,6 +30,7 @@ __all__ = [
     "MEMORIES",
     "MLP",
     "S4D",
+    "AuxLogits",
     "AuxLoss",
     "BatchNorm",
     "Bidirectional",

@@ -16,7 +16,8 @@ largest product; a centroid with no members in a batch stays where it is.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,7 @@ class RoutingAttention(Mixer):
     supports_causal = True
     streaming: Literal["exact", "selection"] = "selection"
     paper = (35,)
+    aux_losses: ClassVar[Mapping[str, float]] = {"commitment": 1e-4}
     undecayed = ("relative",)
 
     def __init__(
