@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,9 +19,16 @@ from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding, register_mixer
 from layers.module import Diagnostic
 from layers.norm import Norm, create_norm
-from layers.position import default_positions, rotate
+from layers.position import Rotary, default_positions
 from layers.tokens import Tokens, continued, numbered
 from pallas_kernels import attention, attention_weights
+from pallas_kernels.attention.masks import Score
+
+
+@functools.cache
+def soft_cap(cap: float) -> Score:
+    """The score ``cap tanh(x / cap)`` (Gemma 2, arXiv:2408.00118); one function for each cap, because programs are compiled for a function."""
+    return lambda x, *_: cap * jnp.tanh(x / cap)
 
 
 @struct.dataclass
@@ -97,7 +105,8 @@ class MultiHeadAttention(Mixer):
         head_dim: int | None = None,
         causal: bool = False,
         window: int | None = None,
-        rotary: float | None = None,
+        rotary: Rotary | Mapping[str, Any] | float | None = None,
+        score: Score | None = None,
         bias: Callable[..., nnx.Module] | None = None,
         qk_norm: Norm | None = None,
         sinks: bool = False,
@@ -117,7 +126,9 @@ class MultiHeadAttention(Mixer):
           num_heads, num_kv_heads, head_dim: query heads; key and value heads, which divide them
             (grouped-query attention); features of a head (default features / num_heads).
           window: attend to tokens less than ``window`` away (causal: the last ``window``, this one included).
-          rotary: base of a rotary position embedding; None for none. 1-D or 2-D as the positions are.
+          rotary: base of a rotary position embedding, or the options of :class:`layers.position.Rotary`; None for none. 1-D or
+            2-D as the positions are.
+          score: of :func:`pallas_kernels.attention`, a function of the scaled logits, as ``soft_cap(50.0)``.
           bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
           qk_norm: norm of each query and key head.
           sinks: a learned extra logit a head in the softmax's denominator.
@@ -128,10 +139,11 @@ class MultiHeadAttention(Mixer):
           dropout: of the output.
 
         Raises:
-          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or persistent tokens for sigmoid or cross attention.
+          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or persistent tokens with a score, or for
+            sigmoid or cross attention.
         """
-        if persistent and (normalize != "softmax" or context_features is not None):
-            raise ValueError("persistent tokens need softmax attention to the sequence itself: leave them out, or the sigmoid or context")
+        if persistent and (normalize != "softmax" or context_features is not None or score is not None):
+            raise ValueError("persistent tokens need plain softmax attention to the sequence itself: leave them out, or the sigmoid, score or context")
         if head_dim is None and features % num_heads:
             raise ValueError(f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that divides it")
         num_kv_heads = num_kv_heads or num_heads
@@ -152,8 +164,8 @@ class MultiHeadAttention(Mixer):
         self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.causal, self.window, self.rotary = causal, window, rotary
-        self.normalize, self.scale, self.cross = normalize, scale, context_features is not None
+        self.causal, self.window, self.rotary = causal, window, Rotary.of(rotary)
+        self.normalize, self.scale, self.score, self.cross = normalize, scale, score, context_features is not None
 
     @property
     def complexity(self) -> float:
@@ -279,7 +291,7 @@ class MultiHeadAttention(Mixer):
     def _place(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
         if self.rotary is None:
             return x
-        return rotate(x, default_positions(x.shape[1]) if positions is None else positions, base=self.rotary)
+        return self.rotary(x, default_positions(x.shape[1]) if positions is None else positions)
 
     def _attend(
         self,
@@ -303,6 +315,7 @@ class MultiHeadAttention(Mixer):
         options: dict[str, Any] = {
             "bias": bias,
             "mask": mask,
+            "score": self.score,
             "causal": self.causal and not self.cross,
             "window": window,
             "scale": self.scale,
