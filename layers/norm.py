@@ -42,7 +42,18 @@ class BatchNorm(nnx.BatchNorm):
             self.bias = nnx.Param(zeros(None, shape, param_dtype))
 
 
-NORMS: dict[str, Callable[..., nnx.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm}
+class UnitNorm(nnx.Module):
+    """:func:`unit` as a norm, without parameters."""
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
+        """It has the options of other norms and no use for them."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., features) to vectors of length 1."""
+        return unit(x)
+
+
+NORMS: dict[str, Callable[..., nnx.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm, "unit": UnitNorm}
 
 Norm = str | Callable[..., nnx.Module]
 """A name in :data:`NORMS`, or a callable ``(features, *, dtype, param_dtype, rngs) -> module``."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +74,7 @@ class MultiHeadAttention(Mixer):
     """Multi-head softmax (or sigmoid) attention, to the sequence itself or to a context.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``,
-    ``sinks``, ``persistent``, ``bias.*`` where asked for.
+    ``logit_scale``, ``sinks``, ``persistent``, ``bias.*`` where asked for.
     """
 
     supports_causal = True
@@ -91,11 +92,13 @@ class MultiHeadAttention(Mixer):
         rotary: float | None = None,
         bias: Callable[..., nnx.Module] | None = None,
         qk_norm: Norm | None = None,
+        logit_scale: float | None = None,
         sinks: bool = False,
         persistent: int = 0,
         normalize: str = "softmax",
         scale: float | None = None,
         use_bias: bool = True,
+        key_bias: bool | None = None,
         out_bias: bool | None = None,
         context_features: int | None = None,
         dropout: float = 0.0,
@@ -111,16 +114,22 @@ class MultiHeadAttention(Mixer):
           rotary: base of a rotary position embedding; None for none. 1-D or 2-D as the positions are.
           bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
           qk_norm: norm of each query and key head.
+          logit_scale: initial value of a learned scale of the scores for each head, at most 100, in place of ``scale``: with
+            ``qk_norm="unit"`` cosine attention (Swin Transformer V2, Liu et al., 2022, eq. 2).
           sinks: a learned extra logit a head in the softmax's denominator.
           persistent: learned tokens that every query attends to, whatever the window; they have no position.
           normalize: "softmax" or "sigmoid".
           scale: of the scores; default head_dim ** -0.5.
+          use_bias, key_bias, out_bias: biases of all projections, and of those of keys and of the output where they differ.
           context_features: features of the context; makes this cross attention.
           dropout: of the output.
 
         Raises:
-          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or persistent tokens for sigmoid or cross attention.
+          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or persistent tokens for sigmoid or cross
+            attention, or two scales.
         """
+        if scale is not None and logit_scale is not None:
+            raise ValueError("scale= is the scale of the scores, and logit_scale= a learned one: give one of them")
         if persistent and (normalize != "softmax" or context_features is not None):
             raise ValueError("persistent tokens need softmax attention to the sequence itself: leave them out, or the sigmoid or context")
         if head_dim is None and features % num_heads:
@@ -132,12 +141,16 @@ class MultiHeadAttention(Mixer):
         source = features if context_features is None else context_features
         common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query = Linear(features, num_heads * head_dim, use_bias=use_bias, **common)
-        self.key = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
+        self.key = Linear(source, num_kv_heads * head_dim, use_bias=use_bias if key_bias is None else key_bias, **common)
         self.value = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
         self.out = Linear(num_heads * head_dim, features, use_bias=use_bias if out_bias is None else out_bias, **common)
         norm = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.key_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
+        self.logit_scale = None
+        if logit_scale is not None:
+            self.logit_scale = nnx.Param(jnp.full((num_heads,), math.log(logit_scale), param_dtype))
+            scale = 1.0
         self.sinks = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype)) if sinks else None
         self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
         self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
@@ -152,7 +165,9 @@ class MultiHeadAttention(Mixer):
 
     @property
     def honors(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"mask", "context", "context_mask"} if self.cross else {"mask", "positions"})
+        if self.cross:
+            return frozenset({"mask", "context", "context_mask"})
+        return frozenset({"mask", "positions"} if self.causal else {"mask", "positions", "segment_ids"})
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         x = finite_padding(x, tokens.mask)
@@ -166,7 +181,11 @@ class MultiHeadAttention(Mixer):
         k, v = self._project_key_value(x, places)
         # Sequences count from 0 unless positions are given; grid positions have no order, so they mask nothing.
         ordered = tokens.positions if tokens.positions is not None and tokens.positions.ndim == 2 else None
-        return self._attend(q, k, v, None if tokens.mask is None else tokens.mask[:, None, None], ordered, ordered, x)
+        seen = None if tokens.mask is None else tokens.mask[:, None, None]
+        if tokens.segment_ids is not None:
+            same = tokens.segment_ids[:, None, :, None] == tokens.segment_ids[:, None, None, :]
+            seen = same if seen is None else same & seen
+        return self._attend(q, k, v, seen, ordered, ordered, x)
 
     @staticmethod
     def _places(tokens: Tokens, length: int) -> jax.Array:
@@ -249,7 +268,11 @@ class MultiHeadAttention(Mixer):
 
     def _query_heads(self, x: jax.Array) -> jax.Array:
         q = self.query(x).reshape(*x.shape[:2], self.num_heads, self.head_dim)
-        return q if self.query_norm is None else self.query_norm(q)
+        q = q if self.query_norm is None else self.query_norm(q)
+        if self.logit_scale is None:
+            return q
+        factor = jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), math.log(100.0)))
+        return q * factor[:, None].astype(q.dtype)
 
     def _project_key_value(self, x: jax.Array, positions: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         k, v = self._key_value_heads(x)
