@@ -206,11 +206,6 @@ class LanguageModeling:
     ):
         if sequence_length < 1:
             raise ValueError(f"sequence_length is at least 1, not {sequence_length}")
-        if multiple < 1 or sequence_length % multiple:
-            raise ValueError(
-                f"documents begin at multiples of {multiple} tokens, which must divide sequence_length="
-                f"{sequence_length}"
-            )
         options = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
         if "name" not in options:
             raise ValueError("dataset needs name=, such as 'stdlib'")
@@ -221,12 +216,23 @@ class LanguageModeling:
         self._dataset = texts.create(self.dataset_name, **options)
         self.splits = self._dataset.splits
         self.report = "; ".join(filter(None, (self._dataset.report, self.tokenizer.report)))
-        self._packing, self._multiple = packing, multiple
+        self._packing, self._multiple = packing, 1
         self._examples: dict[str, Windows | PackedDocuments] = {}
+        self.align(multiple)
 
     def model_options(self) -> dict[str, Any]:
         """Returns vocab_size."""
         return {"vocab_size": self.tokenizer.vocab_size}
+
+    def align(self, multiple: int) -> None:
+        """Makes documents of a packed row begin at multiples of so many tokens, besides those asked for before."""
+        if multiple < 1:
+            raise ValueError(f"documents begin at multiples of at least 1 token, not {multiple}")
+        common = math.lcm(self._multiple, multiple)
+        if self._packing and self._length % common:
+            raise ValueError(f"documents begin at multiples of {common} tokens, which must divide sequence_length={self._length}")
+        if common != self._multiple:
+            self._multiple, self._examples = common, {}
 
     def examples(self, split: str) -> Windows | PackedDocuments:
         """Returns the windows of a split, or its rows of documents.
