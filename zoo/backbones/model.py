@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -60,6 +61,11 @@ class Model(Module):
         **dict.fromkeys(("*.query.kernel", "*.key.kernel", "*.value.kernel", "*.gate.kernel", "*.up.kernel"), (None, "tensor")),
         **dict.fromkeys(("*.out.kernel", "*.down.kernel"), ("tensor", None)),
     }
+
+    @property
+    def segment_multiple(self) -> int:
+        """Documents that share a row must begin at multiples of so many tokens: of what all mixers ask for."""
+        return math.lcm(*(mixer.segment_multiple for mixer in mixers(self)))
 
     @property
     def depths(self) -> tuple[int, ...]:
