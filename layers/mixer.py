@@ -109,6 +109,11 @@ class Mixer(Module):
     streaming: Literal["exact", "selection"] = "exact"
     shares: ClassVar[bool] = False
     paper: ClassVar[tuple[int, ...]] = ()
+    # What makes heads is split by columns, what sums them up by rows: one exchange a mixer.
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
+        **dict.fromkeys(("query.kernel", "key.kernel", "value.kernel", "gate.kernel"), (None, "tensor")),
+        "out.kernel": ("tensor", None),
+    }
     causal: bool = False
     ignored: tuple[str, ...] = ()
 

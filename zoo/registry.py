@@ -58,6 +58,7 @@ class Release:
       classes: of its head; 0 for none.
       licence: SPDX name, as stated where it was released.
       mean, std, interpolation, crop_fraction, crop_mode: as in :class:`Preprocess`.
+      image_size: pixels of the square images that it was made for; None where they are the variant's.
     """
 
     source: str
@@ -68,6 +69,7 @@ class Release:
     interpolation: str = "bicubic"
     crop_fraction: float = 0.875
     crop_mode: str = "center"
+    image_size: int | None = None
 
     @property
     def preprocess(self) -> dict[str, Any]:
