@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers import making
-from layers.mixer import MixerSpec, near
+from layers.mixer import MixerSpec
+from suggestions import near
 from zoo.naming import Naming
 from zoo.preprocessing import Preprocess as Preprocess
 

@@ -315,12 +315,12 @@ def test_names_for_recipes_cover_every_parameter(family: str) -> None:
 
 @every
 def test_unknown_hyper_parameter_gives_near_ones(family: str) -> None:
-    with pytest.raises(ValueError, match=rf"{family} has no hyper-parameter 'drop_paths': did you mean drop_path"):
+    with pytest.raises(ValueError, match=rf"{family} has no hyper-parameter 'drop_paths': did you mean 'drop_path'"):
         zoo.create(smallest(family), drop_paths=0.1)
 
 
 def test_unknown_model_gives_near_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown model 'biformer_tyni': did you mean biformer_tiny"):
+    with pytest.raises(ValueError, match=r"unknown model 'biformer_tyni': did you mean 'biformer_tiny'"):
         zoo.create("biformer_tyni")
 
 
