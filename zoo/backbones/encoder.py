@@ -94,8 +94,8 @@ class Encoder(Classifier):
     """A bidirectional text model.
 
     Masks are bool (batch, length), True for real tokens; padding trails. Names: ``embedding``, ``position``, ``types``,
-    ``embedding_norm``, ``projection`` (with ``embedding_features``), ``blocks.N``, ``norm`` (pre-norm only), and as the configuration says ``pooler``, ``head``,
-    ``masked_lm``, ``next_sentence``.
+    ``embedding_norm``, ``blocks.N``, ``norm`` (pre-norm only), and as the configuration says ``projection``, ``pooler``,
+    ``head``, ``masked_lm``, ``next_sentence``.
     """
 
     stem = ("embedding", "position", "types", "embedding_norm", "projection")
