@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from layers.mixer import MixerSpec, Place
@@ -135,16 +135,20 @@ _LLAMA3_ROTARY = {
 }  # fmt: skip
 
 
-def refusing(read: Callable[[Mapping[str, Any]], Any], activation: str, spelled: str) -> Callable[[Mapping[str, Any]], Any]:
-    """``read`` for models without biases beyond those that ``qkv_bias`` gives, and of one activation."""
+def refuse_other_forms(config: Mapping[str, Any], activation: str, spelled: str) -> None:
+    """Refuses biases beyond those that ``qkv_bias`` gives, and another activation.
 
-    def checked(config: Mapping[str, Any]) -> Any:
-        for name in ("attention_bias", "mlp_bias"):
-            one_of(config, name, {False: False})
-        one_of(config, activation, {spelled: spelled})
-        return read(config)
+    Raises:
+      ValueError: the model has either.
+    """
+    for name in ("attention_bias", "mlp_bias"):
+        one_of(config, name, {False: False})
+    one_of(config, activation, {spelled: spelled})
 
-    return checked
+
+def _epsilon(config: Mapping[str, Any]) -> Any:
+    refuse_other_forms(config, "hidden_act", "silu")
+    return config.get("rms_norm_eps")
 
 
 def _window(config: Mapping[str, Any]) -> Any:
@@ -161,7 +165,7 @@ _BIASED = {"llama": False, "mistral": False, "qwen2": True, "qwen3": False}
 _NORMED = {"llama": False, "mistral": False, "qwen2": False, "qwen3": True}
 
 DESCRIBED: dict[str, Any] = {
-    "norm_epsilon": refusing(lambda config: config.get("rms_norm_eps"), "hidden_act", "silu"),
+    "norm_epsilon": _epsilon,
     "num_heads": lambda config: config.get("num_attention_heads"),
     "num_kv_heads": _heads,
     "rotary": rotary_of,
