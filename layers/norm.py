@@ -65,7 +65,24 @@ def _one_more(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
     return x, 1 + scale
 
 
-NORMS: dict[str, Callable[..., nnx.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "zero_centered_rms": ZeroCenteredRMSNorm, "batch": BatchNorm}
+class UnitNorm(nnx.Module):
+    """:func:`unit` as a norm, without parameters."""
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
+        """It has the options of other norms and no use for them."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., features) to vectors of length 1."""
+        return unit(x)
+
+
+NORMS: dict[str, Callable[..., nnx.Module]] = {
+    "layer": LayerNorm,
+    "rms": RMSNorm,
+    "zero_centered_rms": ZeroCenteredRMSNorm,
+    "batch": BatchNorm,
+    "unit": UnitNorm,
+}
 
 Norm = str | Callable[..., nnx.Module]
 """A name in :data:`NORMS`, or a callable ``(features, *, dtype, param_dtype, rngs) -> module``."""

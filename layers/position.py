@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from layers.initializers import truncated_normal
+from layers.linear import Linear
 from layers.module import Module
 from layers.tokens import grid_positions as grid_positions
 
@@ -248,12 +249,55 @@ class RelativePositionBias(Module):
         Raises:
           ValueError: the number of tokens is not the window's.
         """
-        height, width = self.window
-        if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:
-            raise ValueError(f"a relative bias of a {height}x{width} window got {query_positions.shape[1]} queries and {key_positions.shape[1]} keys")
-        cells = grid_positions(height, width)
-        offset = cells[:, None] - cells[None] + np.array([height - 1, width - 1])
-        return jnp.transpose(self.table[...][offset[..., 0], offset[..., 1]], (2, 0, 1))[None]
+        return _by_offset(self.table[...], self.window, query_positions, key_positions)
+
+
+class ContinuousPositionBias(Module):
+    """A score for every pair of offsets within a window, per head, that an MLP makes of the offset: 16 sigmoid(W2 relu(W1 d + b)).
+
+    Swin Transformer V2 (Liu et al., 2022), eq. 3 and 4: d are the row and the column of the offset on a logarithmic scale,
+    sign(o) log2(1 + 8 |o| / (side - 1)) / 3, with the side of the window that the weights were first trained with, so that they
+    serve other windows too. Parameters: ``offset_up``, ``offset_down`` (linear).
+    """
+
+    undecayed = ("offset_up", "offset_down")
+
+    def __init__(
+        self,
+        window: tuple[int, int],
+        num_heads: int,
+        *,
+        pretrained_window: tuple[int, int] | None = None,
+        hidden: int = 512,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common: dict[str, Any] = {"kernel_init": truncated_normal(0.02), "param_dtype": param_dtype, "rngs": rngs}
+        self.offset_up = Linear(2, hidden, **common)
+        self.offset_down = Linear(hidden, num_heads, use_bias=False, **common)
+        self.window, self.pretrained_window = tuple(window), tuple(pretrained_window or window)
+
+    def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """As :meth:`RelativePositionBias.__call__`."""
+        table = self.offset_down(jax.nn.relu(self.offset_up(jnp.asarray(log_offsets(self.window, self.pretrained_window)))))
+        return _by_offset(16 * jax.nn.sigmoid(table.astype(jnp.float32)), self.window, query_positions, key_positions)
+
+
+def log_offsets(window: tuple[int, int], pretrained_window: tuple[int, int]) -> np.ndarray:
+    """The offsets within a window on the scale of :class:`ContinuousPositionBias`: (2 height - 1, 2 width - 1, 2) float32."""
+    sides = [8 * np.arange(1 - side, side, dtype=np.float32) / max(first - 1, 1) for side, first in zip(window, pretrained_window, strict=True)]
+    offsets = np.stack(np.meshgrid(*sides, indexing="ij"), -1)
+    return (np.sign(offsets) * np.log2(np.abs(offsets) + 1) / np.float32(3)).astype(np.float32)
+
+
+def _by_offset(table: jax.Array, window: tuple[int, ...], query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+    """Scores (1, heads, tokens, tokens) of a window in row-major order, of a table (2 height - 1, 2 width - 1, heads)."""
+    height, width = window
+    if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:
+        raise ValueError(f"a relative bias of a {height}x{width} window got {query_positions.shape[1]} queries and {key_positions.shape[1]} keys")
+    cells = grid_positions(height, width)
+    offset = cells[:, None] - cells[None] + np.array([height - 1, width - 1])
+    return jnp.transpose(table[offset[..., 0], offset[..., 1]], (2, 0, 1))[None]
 
 
 class ALiBi(Module):

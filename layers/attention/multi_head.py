@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.broadcast import broadcast
-from layers.initializers import normal, truncated_normal, zeros
+from layers.initializers import constant, normal, truncated_normal, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding, register_mixer
 from layers.module import Diagnostic
@@ -90,7 +91,7 @@ class MultiHeadAttention(Mixer):
     """Multi-head softmax (or sigmoid) attention, to the sequence itself or to a context.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``,
-    ``sinks``, ``persistent``, ``bias.*`` where asked for.
+    ``logit_scale``, ``sinks``, ``persistent``, ``bias.*`` where asked for.
     """
 
     supports_causal = True
@@ -109,11 +110,13 @@ class MultiHeadAttention(Mixer):
         score: Score | None = None,
         bias: Callable[..., nnx.Module] | None = None,
         qk_norm: Norm | None = None,
+        logit_scale: float | None = None,
         sinks: bool = False,
         persistent: int = 0,
         normalize: str = "softmax",
         scale: float | None = None,
         use_bias: bool = True,
+        key_bias: bool | None = None,
         out_bias: bool | None = None,
         context_features: int | None = None,
         dropout: float = 0.0,
@@ -131,17 +134,22 @@ class MultiHeadAttention(Mixer):
           score: of :func:`pallas_kernels.attention`, a function of the scaled logits, as ``soft_cap(50.0)``.
           bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
           qk_norm: norm of each query and key head.
+          logit_scale: initial value of a learned scale of the scores for each head, at most 100, in place of ``scale``: with
+            ``qk_norm="unit"`` cosine attention (Swin Transformer V2, Liu et al., 2022, eq. 2).
           sinks: a learned extra logit a head in the softmax's denominator.
           persistent: learned tokens that every query attends to, whatever the window; they have no position.
           normalize: "softmax" or "sigmoid".
           scale: of the scores; default head_dim ** -0.5.
+          use_bias, key_bias, out_bias: biases of all projections, and of those of keys and of the output where they differ.
           context_features: features of the context; makes this cross attention.
           dropout: of the output.
 
         Raises:
-          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or persistent tokens with a score, or for
-            sigmoid or cross attention.
+          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or two scales, or persistent tokens with a score,
+            or for sigmoid or cross attention.
         """
+        if scale is not None and logit_scale is not None:
+            raise ValueError("scale= is the scale of the scores, and logit_scale= a learned one: give one of them")
         if persistent and (normalize != "softmax" or context_features is not None or score is not None):
             raise ValueError("persistent tokens need plain softmax attention to the sequence itself: leave them out, or the sigmoid, score or context")
         if head_dim is None and features % num_heads:
@@ -153,12 +161,16 @@ class MultiHeadAttention(Mixer):
         source = features if context_features is None else context_features
         common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query = Linear(features, num_heads * head_dim, use_bias=use_bias, **common)
-        self.key = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
+        self.key = Linear(source, num_kv_heads * head_dim, use_bias=use_bias if key_bias is None else key_bias, **common)
         self.value = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
         self.out = Linear(num_heads * head_dim, features, use_bias=use_bias if out_bias is None else out_bias, **common)
         norm = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.key_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
+        self.logit_scale = None
+        if logit_scale is not None:
+            self.logit_scale = nnx.Param(constant(math.log(logit_scale))(rngs.params(), (num_heads,), param_dtype))
+            scale = 1.0
         self.sinks = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype)) if sinks else None
         self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
         self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
@@ -277,7 +289,11 @@ class MultiHeadAttention(Mixer):
 
     def _query_heads(self, x: jax.Array) -> jax.Array:
         q = self.query(x).reshape(*x.shape[:2], self.num_heads, self.head_dim)
-        return q if self.query_norm is None else self.query_norm(q)
+        q = q if self.query_norm is None else self.query_norm(q)
+        if self.logit_scale is None:
+            return q
+        factor = jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), math.log(100.0)))
+        return q * factor[:, None].astype(q.dtype)
 
     def _project_key_value(self, x: jax.Array, positions: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         k, v = self._key_value_heads(x)

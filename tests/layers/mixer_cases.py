@@ -45,7 +45,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "window": {"clusters": 3, "window": 6},
         "last": {"clusters": 3, "window": 4, "membership": "causal", "relative": 3},
     },
-    "windowed": {"plain": {"window": 4}, "oblong": {"window": (2, 3)}},
+    "windowed": {
+        "plain": {"window": 4},
+        "oblong": {"window": (2, 3)},
+        "shifted": {"window": 4, "shift": 2, "padding": "zeros"},
+        "stripes": {"window": (None, 2)},
+    },
     "grid": {"plain": {"window": 4}, "oblong": {"window": (2, 3)}},
     "dilated": {"plain": {}, "window": {"rate": 3, "inner": {"name": "attention", "window": 2, "rotary": 100.0}}},
     "dilated_attention": {

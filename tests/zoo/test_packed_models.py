@@ -22,7 +22,11 @@ FORMS = [(family, {}) for family in FAMILIES if issubclass(kind_of(family), Caus
 
 
 @pytest.mark.parametrize("dtype", tiered([np.float32, np.float64], lambda dtype: dtype is np.float32))
-@pytest.mark.parametrize(("family", "options"), tiered(FORMS, lambda form: form == ("transformer", {})), ids=lambda value: "-".join(value) or "plain" if isinstance(value, dict) else value)
+@pytest.mark.parametrize(
+    ("family", "options"),
+    tiered(FORMS, lambda form: form == ("transformer", {})),
+    ids=lambda value: ("-".join(value) or "plain") if isinstance(value, dict) else value,
+)
 def test_documents_of_a_row_are_as_if_alone(family: str, options: dict[str, Any], dtype: type) -> None:
     """Logits and gradients of whole rows, and logits of rows read piece by piece."""
     model = make(family, **{"depth": 1, **options})
