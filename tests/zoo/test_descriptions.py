@@ -135,6 +135,7 @@ def test_what_timm_writes_is_read(tmp_path: Path) -> None:
         ("llama_nano", DECODER, {"model_type": "olmo2"}, "llama_nano can't be: model_type='olmo2', which is none of"),
         ("llama_nano", DECODER, {"model_type": "llama", "attention_bias": True}, "llama_nano can't be: attention_bias=True, which is none of"),
         ("llama_nano", DECODER, {"model_type": "llama", "rope_parameters": {"rope_type": "yarn"}}, "llama_nano can't be: rope_type='yarn', which is none of"),
+        ("llama_nano", DECODER, {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "max_window_layers=1: here"),
         ("gemma_nano", DECODER, {"model_type": "gemma2", "layer_types": ["full_attention", "sliding_attention"]}, "full attention is not every"),
         ("albert_nano", DECODER, {"num_hidden_groups": 2}, "albert_nano can't be: num_hidden_groups=2, which is none of"),
         ("mamba2_nano", MAMBA2, {"hidden_act": "gelu"}, "mamba2_nano can't be: hidden_act='gelu', which is none of 'silu'"),

@@ -152,8 +152,17 @@ def _epsilon(config: Mapping[str, Any]) -> Any:
 
 
 def _window(config: Mapping[str, Any]) -> Any:
-    """The window of all blocks; transformers keeps one that is not used in files of Qwen."""
-    return config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    """The window of all blocks; files of Qwen keep one that is not used.
+
+    Raises:
+      ValueError: only some blocks have it.
+    """
+    window, first = config.get("sliding_window"), config.get("max_window_layers", 0)
+    if window is None or not config.get("use_sliding_window", True) or first >= config.get("num_hidden_layers", first + 1):
+        return None
+    if first:
+        raise ValueError(f"max_window_layers={first!r}: here all blocks have the window, or none")
+    return window
 
 
 def _heads(config: Mapping[str, Any]) -> Any:
@@ -182,7 +191,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     "llama3.2_1b": {"meta": Release("hf://meta-llama/Llama-3.2-1B", 0, licence="llama3.2")},
     "llama3.2_3b": {"meta": Release("hf://meta-llama/Llama-3.2-3B", 0, licence="llama3.2")},
     "tinyllama_1.1b": {"chat": Release("hf://TinyLlama/TinyLlama-1.1B-Chat-v1.0", 0)},
-    "mistral_7b": {"v0.3": Release("hf://mistralai/Mistral-7B-v0.3", 0)},
+    "mistral_7b": {"v3": Release("hf://mistralai/Mistral-7B-v0.3", 0)},
     **{f"qwen2.5_{size}": {"base": Release(f"hf://Qwen/Qwen2.5-{size.upper()}", 0)} for size in ("0.5b", "1.5b", "7b")},
     **{f"qwen3_{size}": {"base": Release(f"hf://Qwen/Qwen3-{size.upper()}-Base", 0)} for size in ("0.6b", "1.7b", "4b", "8b")},
     **{f"smollm2_{size}": {"base": Release(f"hf://HuggingFaceTB/SmolLM2-{size.upper()}", 0)} for size in ("135m", "360m", "1.7b")},
