@@ -2,10 +2,13 @@
 
 from layers.attention.multi_head import MultiHeadAttention
 from layers.block import Block, Branch
+from layers.bottleneck import BasicBlock, Bottleneck
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
+from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
+from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.lora import add_lora, merge_lora
 from layers.memory.choices import MEMORIES, Memory
@@ -13,7 +16,7 @@ from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, GatedMLP
-from layers.module import AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
+from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
 from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
@@ -30,11 +33,14 @@ __all__ = [
     "MEMORIES",
     "MLP",
     "S4D",
+    "AuxLogits",
     "AuxLoss",
+    "BasicBlock",
     "BatchNorm",
     "Bidirectional",
     "BilevelRoutingAttention",
     "Block",
+    "Bottleneck",
     "Branch",
     "CausalConvolution",
     "Constant",
@@ -43,6 +49,8 @@ __all__ = [
     "DeltaNet",
     "DeltaProduct",
     "DeltaState",
+    "DepthwiseConv",
+    "DepthwiseConvolution",
     "Diagnostic",
     "Dilated",
     "DilatedAttention",
@@ -82,6 +90,7 @@ __all__ = [
     "assign",
     "bidirectional",
     "collecting",
+    "create_gate",
     "create_mixer",
     "create_norm",
     "drop_path_rates",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -18,8 +19,13 @@ import numpy as np
 from flax import nnx
 
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, register_mixer
-from layers.tokens import Tokens, grid_positions
+from layers.tokens import Tokens, grid_positions, last_segment
 from pallas_kernels import sequence
+
+
+def _unaligned(inner: Mixer) -> frozenset[str]:
+    """What ``inner`` honors where the tokens of documents are moved, so that they begin at multiples of nothing."""
+    return inner.honors - ({"segment_ids"} if inner.segment_multiple > 1 else set())
 
 
 class _Around(Mixer):
@@ -29,7 +35,7 @@ class _Around(Mixer):
 
     @property
     def honors(self) -> frozenset[str]:  # type: ignore[override]
-        return self.inner.honors
+        return _unaligned(self.inner)
 
     @property
     def refusals(self) -> Any:  # type: ignore[override]
@@ -271,6 +277,16 @@ class Dilated(_Around):
         self.inner = create_mixer(inner, features, causal=causal, rngs=rngs, place=place)
         self.rate, self.causal = rate, causal
 
+    @property
+    def honors(self) -> frozenset[str]:  # type: ignore[override]
+        return self.inner.honors
+
+    @property
+    def segment_multiple(self) -> int:  # type: ignore[override]
+        # The tokens of a document are the same interleaved sequences wherever it begins, if in another order.
+        multiple = self.inner.segment_multiple
+        return multiple if multiple == 1 else multiple * self.rate
+
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         batch, length, features = x.shape
         pad = -length % self.rate
@@ -295,11 +311,17 @@ class Dilated(_Around):
         capacity = None if max_length is None else -(-max_length // self.rate)
         inner = self.inner.init_state(batch_size * self.rate, capacity, dtype)
         lanes = jax.tree.map(lambda leaf: leaf.reshape(batch_size, self.rate, *leaf.shape[1:]), inner)
-        return {"lanes": lanes, "length": jnp.zeros((batch_size,), jnp.int32)}
+        return {"lanes": lanes, "length": jnp.zeros((batch_size,), jnp.int32), "segment": jnp.zeros((batch_size,), jnp.int32)}
 
     def mix_next(self, x: jax.Array, state: Any, tokens: Tokens) -> tuple[jax.Array, Any]:
         batch, new, features = x.shape
         mask = jnp.ones((batch, new), bool) if tokens.mask is None else tokens.mask
+        segment = state["segment"]
+        if tokens.segment_ids is not None:
+            segment = last_segment(tokens.segment_ids, mask, segment)
+        elif "segment_ids" in self.honors:
+            # A lane may have had no token of the current document, so that it can't know which that is.
+            tokens = tokens.replace(segment_ids=jnp.broadcast_to(segment[:, None], (batch, new)))
         # Lane r of a row takes its tokens r', r' + rate, ... where r' counts from the row's own length.
         steps = -(-new // self.rate)
         lane = jnp.arange(self.rate)
@@ -315,7 +337,7 @@ class Dilated(_Around):
         y, lanes = self.inner.extend(gather(x), lanes, known)
         out = jnp.zeros_like(x).at[row, jnp.where(inside, index, new)].set(y.reshape(batch, self.rate, steps, features).astype(x.dtype), mode="drop")
         lanes = jax.tree.map(lambda leaf: leaf.reshape(batch, self.rate, *leaf.shape[1:]), lanes)
-        return out, {"lanes": lanes, "length": state["length"] + mask.sum(1, dtype=jnp.int32)}
+        return out, {"lanes": lanes, "length": state["length"] + mask.sum(1, dtype=jnp.int32), "segment": segment}
 
     def _split(self, x: jax.Array) -> jax.Array:
         batch, length = x.shape[:2]
@@ -346,7 +368,7 @@ class Bidirectional(Mixer):
 
     @property
     def honors(self) -> frozenset[str]:  # type: ignore[override]
-        return self.forward.honors
+        return _unaligned(self.forward)
 
     @property
     def complexity(self) -> float:
@@ -442,6 +464,10 @@ class Parallel(Mixer):
     @property
     def honors(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset.intersection(*(branch.honors for branch in self.branches))
+
+    @property
+    def segment_multiple(self) -> int:  # type: ignore[override]
+        return math.lcm(*(branch.segment_multiple for branch in self.branches))
 
     @property
     def complexity(self) -> float:

@@ -152,7 +152,10 @@ def named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
             return
         parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else vars(node).items()
         if getattr(node, "repeats", False):
-            parts = {id(part): (key, part) for key, part in reversed(list(parts))}.values()
+            first: dict[int, tuple[Any, Any]] = {}
+            for key, part in parts:
+                first.setdefault(id(part), (key, part))
+            parts = first.values()
         for key, part in parts:
             if type(part) not in _PLAIN and not str(key).startswith("_pytree__"):
                 visit(part, f"{name}.{key}" if name else str(key))

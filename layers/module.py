@@ -17,7 +17,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -27,7 +27,11 @@ Statistic = nnx.BatchStat
 
 
 class AuxLoss(nnx.Variable):
-    """Kind of a sown scalar that the training loop adds to the loss with its config weight."""
+    """Kind of a sown scalar that the training loop adds to the loss, with the weight that the config or else the module has for it."""
+
+
+class AuxLogits(nnx.Variable):
+    """Kind of sown logits (batch, classes) beside those that a classifier returns: of its heads apart, or of layers on the way."""
 
 
 class Diagnostic(nnx.Variable):
@@ -45,22 +49,23 @@ class Sown:
     Attributes:
       kinds: the kinds collected.
       name: collect only values of this name; None collects all.
-      entries: (module, path below it, name, value) in the order of sowing.
+      entries: (module, path below it, name, kind, value) in the order of sowing.
     """
 
     kinds: tuple[type, ...]
     name: str | None = None
-    entries: list[tuple[nnx.Module, tuple[str, ...], str, Any]] = dataclasses.field(default_factory=list)
+    entries: list[tuple[nnx.Module, tuple[str, ...], str, type, Any]] = dataclasses.field(default_factory=list)
 
     def wants(self, kind: type, name: str) -> bool:
         return kind in self.kinds and self.name in (None, name)
 
-    def named(self, root: nnx.Module) -> dict[str, Any]:
-        """Values by dotted name below ``root``; a name sown n times holds a tuple of n values."""
+    def named(self, root: nnx.Module, kind: type | None = None) -> dict[str, Any]:
+        """Values, of one ``kind`` if given, by dotted name below ``root``; a name sown n times holds a tuple of n values."""
         paths = {id(module): tuple(str(p) for p in path) for path, module in nnx.iter_modules(root)}
         gathered: dict[str, list[Any]] = {}
-        for module, below, name, value in self.entries:
-            gathered.setdefault(".".join((*paths[id(module)], *below, name)), []).append(value)
+        for module, below, name, own, value in self.entries:
+            if kind in (None, own):
+                gathered.setdefault(".".join((*paths[id(module)], *below, name)), []).append(value)
         return {name: values[0] if len(values) == 1 else tuple(values) for name, values in gathered.items()}
 
 
@@ -83,9 +88,14 @@ class Module(nnx.Module):
 
     Attributes:
       undecayed: names of its parameters that weight decay spares besides all vectors: tables, tokens, decays.
+      sharding: the mesh axis along which each axis of a parameter is split, by the parameter's name below the module
+        ("query.kernel"). Parameters without a rule follow the general one of ``training.sharding``.
+      aux_losses: weights of the auxiliary losses that it sows, where the training config gives none.
     """
 
     undecayed: ClassVar[tuple[str, ...]] = ()
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
+    aux_losses: ClassVar[Mapping[str, float]] = {}
 
     def sowing(self, kind: type, name: str) -> bool:
         """True when a value of this kind and name is being collected: check before computing an expensive one."""
@@ -97,7 +107,7 @@ class Module(nnx.Module):
         collector = _collector.get()
         if collector is None or not collector.wants(kind, name):
             return False
-        collector.entries.append((self, (), name, value))
+        collector.entries.append((self, (), name, kind, value))
         return True
 
 
@@ -112,7 +122,7 @@ class PureCall:
     def __init__(self, call: Callable[..., Any]):
         self._call, self._outer = call, _collector.get()
         self._changed: list[tuple[Any, ...]] = []
-        self._sown: list[tuple[tuple[Any, ...], tuple[str, ...], str]] = []
+        self._sown: list[tuple[tuple[Any, ...], tuple[str, ...], str, type]] = []
 
     def __call__(self, graphdef: Any, state: nnx.State, *args: Any) -> tuple[Any, tuple[list[Any], list[Any]]]:
         module = nnx.merge(graphdef, state)
@@ -124,7 +134,7 @@ class PureCall:
             out = self._call(module, *args)
         self._changed = [path for path, variable in variables.items() if variable.get_raw_value() is not before[path]]
         paths = {id(below): path for path, below in nnx.iter_modules(module)} if sown.entries else {}
-        self._sown = [(paths[id(source)], below, name) for source, below, name, _ in sown.entries]
+        self._sown = [(paths[id(source)], below, name, kind) for source, below, name, kind, _ in sown.entries]
         return out, ([variables[path].get_raw_value() for path in self._changed], [value for *_, value in sown.entries])
 
     def apply(self, module: nnx.Module, effects: tuple[list[Any], list[Any]]) -> None:
@@ -137,7 +147,7 @@ class PureCall:
         if self._outer is not None and values:
             modules = dict(nnx.iter_modules(module))
             sources = zip(self._sown, values, strict=True)
-            self._outer.entries.extend((modules[path], below, name, value) for (path, below, name), value in sources)
+            self._outer.entries.extend((modules[path], below, name, kind, value) for (path, below, name, kind), value in sources)
 
 
 def _variables(module: nnx.Module) -> dict[tuple[Any, ...], Any]:

@@ -15,6 +15,7 @@ from layers.linear import Conv, Linear
 from layers.mlp import gelu
 from layers.module import Module
 from layers.norm import Norm, create_norm
+from layers.sequential import Sequential
 
 
 class PatchEmbed(Module):
@@ -108,9 +109,9 @@ class PatchMerging(Module):
 
 
 class ConvNorm(Module):
-    """Dense convolution, then a norm, then an activation if there is one.
+    """Convolution, dense or in groups, then a norm and an activation where there are any.
 
-    ``padding`` None is half the kernel on each side; "SAME" is TensorFlow's, with the odd zero at the end.
+    ``padding`` is the zeros on each side, None for half the kernel; "SAME" is TensorFlow's, with the odd zero at the end.
     """
 
     def __init__(
@@ -120,8 +121,9 @@ class ConvNorm(Module):
         *,
         kernel_size: int = 3,
         strides: int = 1,
-        padding: Literal["SAME"] | None = None,
-        norm: Norm = "batch",
+        padding: int | Literal["SAME"] | None = None,
+        groups: int = 1,
+        norm: Norm | None = "batch",
         norm_epsilon: float = 1e-5,
         activation: Callable[[jax.Array], jax.Array] | None = None,
         use_bias: bool = True,
@@ -130,13 +132,14 @@ class ConvNorm(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        half = (kernel_size // 2, kernel_size // 2)
+        zeros_each_side = kernel_size // 2 if padding is None else padding
         self.conv = Conv(
             in_features,
             features,
             (kernel_size, kernel_size),
             strides=strides,
-            padding=padding or (half, half),
+            padding=zeros_each_side,
+            feature_group_count=groups,
             use_bias=use_bias,
             kernel_init=create_initializer(kernel_init),
             bias_init=zeros,
@@ -144,19 +147,23 @@ class ConvNorm(Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.norm = create_norm(norm, features, epsilon=norm_epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        norms = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm = None if norm is None else create_norm(norm, features, **norms)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, in_features) to (batch, height / strides, width / strides, features), rounded up."""
-        x = self.norm(self.conv(x))
+        """Maps (batch, height, width, in_features) to (batch, height', width', features); with half a kernel of padding
+        the sides are divided by ``strides`` and rounded up."""
+        x = self.conv(x)
+        x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
 
 
-class ConvStem(nnx.List):
+class ConvStem(Sequential):
     """3x3 convolutions of stride 2, each halving the image and followed by a norm; all but the last by an activation.
 
-    ``widths`` gives their features: two of them make tokens of 4x4 pixels.
+    ``widths`` gives their features: two of them make tokens of 4x4 pixels. n of them map (batch, height, width, channels) to
+    (batch, height / 2^n, width / 2^n, widths[-1]), rounded up.
     """
 
     def __init__(
@@ -180,9 +187,3 @@ class ConvStem(nnx.List):
                 for i in range(len(widths))
             ]
         )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, channels) to (batch, height / 2^n, width / 2^n, widths[-1]), rounded up."""
-        for layer in self:
-            x = layer(x)
-        return x

@@ -6,18 +6,20 @@ copy, for a multiply and an add that XLA fuses into what follows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from suggestions import unknown
 from tasks import datasets
 from tasks.augment import Augment, Preprocess, Transform
+from tasks.distillation import Distillation, Teacher
 from tasks.mixing import Mixing, erase, mix, smoothed
-from tasks.registry import construct, register, unknown
-from tasks.task import Batch, Metrics, Model
+from tasks.registry import construct, register
+from tasks.task import Batch, Metrics, Model, ReportsLogits
 
 _PAIRS = 20  # of confused classes, in the file at the end of a run
 
@@ -76,12 +78,14 @@ class Classification:
         1 where not named. Evaluation is not weighted.
       class_names: names of the labels, in order, of the run that trained the model; None are the data set's own. The data set may
         lack some, and have them in another order.
+      distillation: fields of :class:`tasks.distillation.Distillation`.
+      make_teacher: makes the teacher that it names, for images in [0, 1] and these classes.
 
     Raises:
       ValueError: unknown fields or names (near ones are named), classes that ``class_names`` lacks, or data that can't be used.
     """
 
-    needs = ("preprocess", "class_names")
+    needs = ("preprocess", "class_names", "make_teacher")
     monitor = "accuracy"
     higher_is_better = True
 
@@ -95,6 +99,8 @@ class Classification:
         image_size: int | None = None,
         class_weights: str | Mapping[str, float] = "",
         class_names: Sequence[str] | None = None,
+        distillation: Mapping[str, Any] | None = None,
+        make_teacher: Callable[[Mapping[str, Any], Sequence[str]], Teacher] | None = None,
     ):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is in [0, 1), not {label_smoothing}")
@@ -104,6 +110,9 @@ class Classification:
         self.dataset_name = str(options.pop("name"))
         self._augment = construct("augment", Augment, dict(augment or {}))
         self._mixing = construct("mix", Mixing, dict(mix or {}))
+        self._distillation = construct("distillation", Distillation, dict(distillation or {}))
+        self._make_teacher = make_teacher
+        self._teacher: Teacher | None = None
         self._smoothing = label_smoothing
         self._size = image_size
         self._mean = np.asarray(preprocess.mean, np.float32)
@@ -138,6 +147,11 @@ class Classification:
         """
         if split not in self.splits:
             raise ValueError(f"the data set {self.dataset_name} has no split {split!r}; it has: {', '.join(self.splits)}")
+        if split == "train" and self._distillation.wanted and self._teacher is None:
+            # Made when training begins: evaluation needs none.
+            if self._make_teacher is None:
+                raise ValueError("distillation needs make_teacher=, which makes the teacher of its name")
+            self._teacher = self._make_teacher(self._distillation.teacher, self.class_names)
         if split not in self._examples:
             self._examples[split] = ImageExamples(self._dataset.source(split), self._transform, self._dataset.in_memory, self._labels)
         return self._examples[split]
@@ -186,12 +200,22 @@ class Classification:
         images = erase(self.normalized(batch["image"]), self._mixing.erasing, erase_key)
         targets = smoothed(batch["label"], len(self.class_names), self._smoothing)
         images, targets = mix(images, targets, self._mixing, mix_key)
-        logits = model(images).astype(jnp.float32)
+        logits, heads = self._answers(model, images)
         # Over soft targets, each class with its factor: sum_c w_c t_c (-log p_c).
         weighted = targets if self._class_weights is None else targets * self._class_weights
-        losses = -jnp.sum(weighted * jax.nn.log_softmax(logits), axis=-1)
+        losses = -jnp.sum(weighted * jax.nn.log_softmax(heads.get("class", logits)), axis=-1)
+        if self._teacher is not None:
+            taught = self._teacher(images * self._std + self._mean).astype(jnp.float32)
+            losses = self._distillation.losses(losses, heads.get("distilled", logits), taught)
         metrics = self._metrics(logits, jnp.argmax(targets, axis=-1), losses, jnp.ones_like(losses))
         return losses.mean(), metrics
+
+    def _answers(self, model: Model, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The model's logits, and for distillation those of its heads apart, where it reports them: "class" and "distilled"."""
+        logits = model(images).astype(jnp.float32)
+        if self._teacher is None or not isinstance(model, ReportsLogits):
+            return logits, {}
+        return logits, {name: value.astype(jnp.float32) for name, value in model.aux_logits().items()}
 
     def describe(self, split: str) -> str:
         """Returns how many images of how many classes a split has."""

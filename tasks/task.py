@@ -21,6 +21,15 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
 @runtime_checkable
+class ReportsLogits(Protocol):
+    """A model in training that reports more logits than it returns: of its heads apart, or of layers on the way."""
+
+    def aux_logits(self) -> dict[str, jax.Array]:
+        """Returns those of the calls so far by name; traced."""
+        ...
+
+
+@runtime_checkable
 class Examples(Protocol):
     """The examples of a split, in random access."""
 

@@ -4,10 +4,12 @@ specifies."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -20,8 +22,30 @@ from zoo.sources import run_record, run_tokenizer
 NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
     "preprocess": lambda config, kept: zoo.preprocess(config.model),
     "class_names": lambda config, kept: kept.get("class_names"),
+    "make_teacher": lambda config, kept: make_teacher,
 }
 """What a task may name in ``needs``, and how it is had from the config and the run's record, which is empty for a new run."""
+
+
+def make_teacher(teacher: Mapping[str, Any], class_names: Sequence[str]) -> Callable[[jax.Array], jax.Array]:
+    """Makes the teacher of a distillation: a function from images in [0, 1] to logits of ``class_names``.
+
+    Args:
+      teacher: arguments of ``zoo.create``; empty ones count as not given.
+
+    Raises:
+      ValueError: a model that does not know these classes.
+    """
+    model: Any = zoo.create(**{name: value for name, value in teacher.items() if value != ""})
+    own, preprocess = model.class_names, zoo.preprocess(model)
+    if own is None and model.config.num_classes != len(class_names):
+        raise ValueError(f"the teacher has {model.config.num_classes} classes, and the task {len(class_names)}: give the working directory of a run")
+    if missing := sorted(set(class_names) - set(class_names if own is None else own)):
+        raise ValueError(f"the teacher does not know the classes {', '.join(missing[:5])}: train it on the same data")
+    order = np.arange(len(class_names)) if own is None else np.asarray([own.index(name) for name in class_names])
+    mean, std = np.asarray(preprocess.mean, np.float32), np.asarray(preprocess.std, np.float32)
+    graphdef, state = nnx.split(model)
+    return lambda images: nnx.merge(graphdef, state)((images - mean) / std)[:, order]
 
 
 def record(config: ConfigDict, task: tasks.Task) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from layers.module import AuxLoss, Statistic, collecting
+from layers.module import AuxLogits, AuxLoss, Module, Sown, Statistic, collecting
 from layers.state import assign, flatten
+from suggestions import unknown
 from tasks import Explains, Task
-from tasks.registry import unknown
 from training import precision
 from training.optimizer import Optimizer
 from training.schedule import Schedule
@@ -82,12 +82,30 @@ def weights(state: Mapping[str, Any], averaged: bool) -> Arrays:
     return {**raw, **{name: value.astype(raw[name].dtype) for name, value in state["ema"].items()}} if averaged else raw
 
 
-def auxiliary(sown: Mapping[str, Any], factors: Mapping[str, float]) -> Arrays:
-    """Sums of the sown auxiliary losses by name, before their ``factors``.
+class _Reporting:
+    """A model as a task sees it in training: it also tells the logits that its modules sowed."""
+
+    def __init__(self, model: Any, sown: Sown):
+        self._model, self._sown = model, sown
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def aux_logits(self) -> dict[str, jax.Array]:
+        """Logits by the name under which they were sown."""
+        return {path.rsplit(".", 1)[-1]: logits for path, logits in self._sown.named(self._model, AuxLogits).items()}
+
+
+def auxiliary(model: nnx.Module, sown: Mapping[str, Any], factors: Mapping[str, float]) -> tuple[Arrays, dict[str, float]]:
+    """Sums of the sown auxiliary losses by name, and the weights to multiply them by: those of ``factors``, else the modules' own.
 
     Raises:
       ValueError: a factor for a loss that nothing sows, or a sown loss without a factor.
     """
+    own = {name: weight for _, module in nnx.iter_modules(model) if isinstance(module, Module) for name, weight in module.aux_losses.items()}
     sums: Arrays = {}
     for path, value in sown.items():
         name = path.rsplit(".", 1)[-1]
@@ -96,9 +114,9 @@ def auxiliary(sown: Mapping[str, Any], factors: Mapping[str, float]) -> Arrays:
         if name not in sums:
             raise ValueError(f"aux_losses: {unknown('auxiliary loss', name, sums)}")
     for name in sums:
-        if name not in factors:
+        if name not in factors and name not in own:
             raise ValueError(f"the model reports the auxiliary loss {name!r}, which has no weight: set aux_losses={{{name!r}: ...}}, 0 to leave it out")
-    return sums
+    return sums, {name: factors.get(name, own.get(name, 0.0)) for name in sums}
 
 
 def make_step(
@@ -132,12 +150,12 @@ def make_step(
             model = skeleton.build({**frozen, **trained, **statistics}, key)
             model.train()
             _still(model, frozen)
-            with collecting(AuxLoss) as sown:
-                value, pairs = task.loss(model, batch, _named_key(key, "task"))
+            with collecting(AuxLoss, AuxLogits) as sown:
+                value, pairs = task.loss(_Reporting(model, sown), batch, _named_key(key, "task"))
             count = jnp.asarray(pairs["loss"][1], jnp.float32)
-            extra = auxiliary(sown.named(model), aux_losses)
+            extra, factors = auxiliary(model, sown.named(model, AuxLoss), aux_losses)
             for name, term in extra.items():
-                value = value + aux_losses[name] * term
+                value = value + factors[name] * term
             pairs = {**pairs, **{name: (term * count, count) for name, term in extra.items()}}
             return value * scale, (flatten(model, Statistic), pairs, value * count)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.mixer import Mixer
 from layers.module import Statistic
 from layers.stack import Stack
 from layers.state import parameter_count
@@ -50,6 +51,7 @@ class Summary:
       flops: arithmetic operations of a forward pass, a multiply-add as 2, elementary functions as 1.
       multiply_adds: those of matrix products and convolutions: what papers call FLOPs.
       choices: how often dispatch picked what, and why.
+      ignored: options that the model suggests to its mixers and that these mixers do not take, as "dropout: DeltaNet".
       rows: the parts: stem, every block, norm, head.
     """
 
@@ -60,6 +62,7 @@ class Summary:
     flops: int
     multiply_adds: int
     choices: dict[str, int]
+    ignored: tuple[str, ...]
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
@@ -79,6 +82,7 @@ class Summary:
                 rule,
                 f"{self.parameters:,} parameters{statistics}; {self.multiply_adds / 1e9:,.3f} G multiply-adds, {self.flops / 1e9:,.3f} GFLOP forward",
                 *[f"{count} x {choice}" for choice, count in self.choices.items()],
+                *[f"ignored {option}" for option in self.ignored],
             ]
         )
 
@@ -131,11 +135,21 @@ def summary(model: str | nnx.Module, input_shape: tuple[int, ...] | None = None,
         flops=total.flops,
         multiply_adds=total.matmul_flops // 2,
         choices=dict(collections.Counter(map(str, choices))),
+        ignored=ignored(made),
         rows=(*rows, rest),
     )
     if show:
         print(result)
     return result
+
+
+def ignored(model: nnx.Module) -> tuple[str, ...]:
+    """Options that a model suggests to its mixers and that these do not take, each with the classes of those mixers."""
+    classes: dict[str, set[str]] = {}
+    for _, module in nnx.iter_modules(model):
+        for option in getattr(module, "ignored", ()) if isinstance(module, Mixer) else ():
+            classes.setdefault(option, set()).add(type(module).__name__)
+    return tuple(f"{option}: {', '.join(sorted(names))}" for option, names in sorted(classes.items()))
 
 
 def _own_input_shape(model: nnx.Module) -> tuple[int, ...]:
@@ -188,7 +202,9 @@ def _watch(model: nnx.Module, calls: list[_Call]) -> None:
             return y
 
         metaclass: Any = type(cls)
-        part.__class__ = metaclass(cls.__name__, (cls,), {"__call__": call})
+        watched = metaclass(cls.__name__, (cls,), {})
+        watched.__call__ = call  # after the class is made: a mixer's own class may not define it
+        part.__class__ = watched
 
 
 def _rows(calls: list[_Call]) -> list[Row]:

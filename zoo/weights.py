@@ -22,8 +22,8 @@ from flax import nnx
 
 from layers.initializers import aligned
 from layers.lora import adapters
-from layers.mixer import near
 from layers.state import assign, flatten
+from suggestions import near
 from zoo.descriptions import Description, describe
 from zoo.files import write_arrays
 from zoo.naming import ZOO, Entry, Naming, Tie, plan

@@ -25,7 +25,7 @@ def test_the_contract(make):
     assert isinstance(task.examples("train"), tasks.Examples)
     assert tasks.list_tasks() == sorted(tasks.list_tasks())
     assert "classification" in tasks.list_tasks()
-    assert tasks.lookup("classification").needs == ("preprocess", "class_names")
+    assert tasks.lookup("classification").needs == ("preprocess", "class_names", "make_teacher")
     assert task.model_options() == {"num_classes": 10, "in_channels": 3}
     assert make(image_size=24).model_options()["image_size"] == 24
     assert {split: len(task.examples(split)) for split in task.splits} == {"train": 1293, "validation": 144, "test": 360}
@@ -182,3 +182,31 @@ def test_each_class_and_the_pairs_most_confused(make):
     assert [(line["name"], line["images"], line["accuracy"]) for line in said["classes"][:4]] == [("0", 3, 1 / 3), ("1", 2, 0.5), ("2", 1, 1.0), ("3", 0, None)]
     assert said["confused"] == [{"class": "0", "taken_for": "4", "images": 2}, {"class": "1", "taken_for": "0", "images": 1}]
     assert task.describe("train") == "1,293 images of 10 classes"
+
+
+def test_a_teacher_gives_half_of_the_loss(make):
+    """Hard: its likeliest class; soft: all its probabilities. Evaluation needs no teacher."""
+    images_of = {"images": None}
+
+    def make_teacher(name, class_names):
+        assert (name, tuple(class_names)) == ({"weights": "runs/teacher"}, tuple("0123456789"))
+        return lambda images: images_of.update(images=images) or jnp.flip(model(images), -1)
+
+    def taught(**fields):
+        return make(distillation={"teacher": {"weights": "runs/teacher"}, **fields}, make_teacher=make_teacher)
+
+    plain, hard, soft = make(), taught(), taught(kind="soft", temperature=2.0, weight=0.25)
+    batch = stacked(plain.examples("test"), 8)
+    same = [task.evaluate(model, batch | {"weight": jnp.ones(8)})["loss"] for task in (plain, hard)]
+    np.testing.assert_array_equal(*same)
+    for task in (hard, soft):
+        task.examples("train")
+    base, got_hard, got_soft = (float(task.loss(model, batch, jax.random.key(0))[0]) for task in (plain, hard, soft))
+    np.testing.assert_allclose(images_of["images"], batch["image"] / 255, atol=1e-5)
+    logits, answers = model(plain.normalized(batch["image"])), jnp.flip(model(images_of["images"]), -1)
+    log, log_2, target = jax.nn.log_softmax(logits), jax.nn.log_softmax(logits / 2), jax.nn.softmax(answers / 2)
+    np.testing.assert_allclose(got_hard, 0.5 * base - 0.5 * np.mean(np.take_along_axis(log, jnp.argmax(answers, -1)[:, None], -1)), rtol=1e-5)
+    divergence = 4 * np.mean(np.sum(target * (np.log(target) - log_2), -1))
+    np.testing.assert_allclose(got_soft, 0.75 * base + 0.25 * divergence, rtol=1e-5)
+    with pytest.raises(ValueError, match='kind is "hard" or "soft"'):
+        taught(kind="firm")

@@ -22,6 +22,7 @@ from layers.initializers import normal, truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, MixerSpec, Place
 from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh
+from layers.module import AuxLogits
 from layers.norm import LayerNorm, create_norm
 from layers.patch import PatchEmbed
 from layers.position import FixedPositions, LearnedPositions
@@ -221,7 +222,10 @@ class Isotropic(Classifier):
         if self.distilled_head is None or self.head is None:
             return super().__call__(images)
         x = self._normed(self._run(images)[0])
-        return (self.head(x[:, 0]) + self.distilled_head(x[:, 1])) / 2
+        logits, distilled = self.head(x[:, 0]), self.distilled_head(x[:, 1])
+        self.sow(AuxLogits, "class", logits)
+        self.sow(AuxLogits, "distilled", distilled)
+        return (logits + distilled) / 2
 
     def features(self, images: jax.Array, indices: Sequence[int] | None = None, *, prefix: bool = False, norm: bool = False) -> list[Any]:
         """Outputs of some blocks as maps.
