@@ -1,5 +1,6 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
+from layers.attention.differential import DifferentialAttention
 from layers.attention.multi_head import MultiHeadAttention
 from layers.block import Block, Branch
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
@@ -44,6 +45,7 @@ __all__ = [
     "DeltaProduct",
     "DeltaState",
     "Diagnostic",
+    "DifferentialAttention",
     "Dilated",
     "DilatedAttention",
     "DropPath",
