@@ -12,9 +12,9 @@ from tasks.state_tracking import Parity, PermutationTracking
 from tasks.task import Aligns, DerivesFigures, Describes, Examples, Explains, Metrics, Task
 
 __all__ = [
+    "Aligns",
     "Classification",
     "Copying",
-    "Aligns",
     "DerivesFigures",
     "Describes",
     "Examples",

@@ -17,7 +17,8 @@ def config(path: Path, source=transformer, **options):
     made = source.get_config(f"text,path={path}")
     made.task.packing, made.task.sequence_length = True, 64
     made.model_options.update({"features": 8, "depth": 1, "num_heads": 2, **options})
-    made.update({"train_for": "4 steps", "eval_every": "4 steps", "save_every": "2 steps", "log_every": 1, "batch_size": 8, "workers": 0})
+    made.update({"train_for": "4 steps", "eval_every": "4 steps", "save_every": "2 steps"})
+    made.update({"log_every": 1, "batch_size": 8, "workers": 0})
     made.schedule.warmup = "0 steps"
     return made
 
