@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 
@@ -76,8 +77,8 @@ def documents(name: str) -> str:
     cls = layers.mixer_class(name)
     if "sequence" not in cls.layouts:
         return ""
-    place = layers.Place(num_heads=2)
-    mixer = nnx.eval_shape(lambda: layers.create_mixer(name, 16, causal=cls.supports_causal, place=place, rngs=nnx.Rngs(0)))
+    options: dict[str, Any] = {"causal": cls.supports_causal, "place": layers.Place(num_heads=2)}
+    mixer = nnx.eval_shape(lambda: layers.create_mixer(name, 16, **options, rngs=nnx.Rngs(0)))
     if "segment_ids" in mixer.honors:
         return "apart" if mixer.segment_multiple == 1 else f"apart, from multiples of {mixer.segment_multiple}"
     reason = mixer.refusals.get("segment_ids", "")
