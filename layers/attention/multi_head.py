@@ -49,10 +49,19 @@ class AttentionCache:
     length: jax.Array
     segment: jax.Array
 
-    def write(self, key: jax.Array, value: jax.Array, tokens: Tokens, positions: jax.Array, length: jax.Array, segment: jax.Array) -> AttentionCache:
+    def write(
+        self,
+        key: jax.Array,
+        value: jax.Array,
+        tokens: Tokens,
+        positions: jax.Array,
+        length: jax.Array,
+        segment: jax.Array,
+    ) -> AttentionCache:
         """Stores new tokens (batch, new, ...) after the old ones, or instead of those of a document that has ended.
 
-        Masked ones are not stored. ``positions``, ``length`` and ``segment`` are as :func:`layers.tokens.continued` returns them.
+        Masked ones are not stored. ``positions``, ``length`` and ``segment`` are those of
+        :func:`layers.tokens.continued`.
         """
         capacity = self.positions.shape[1]
         real = jnp.ones(positions.shape, bool) if tokens.mask is None else tokens.mask
@@ -200,7 +209,8 @@ class MultiHeadAttention(Mixer):
         # Sequences count from 0 unless positions are given; grid positions have no order, so they mask nothing.
         ordered = tokens.positions if tokens.positions is not None and tokens.positions.ndim == 2 else None
         ids = tokens.segment_ids
-        if ids is not None and self.bias is not None and tokens.positions is None and tokens.grid is None:
+        sees_places = self.bias is not None or self.score is not None
+        if ids is not None and sees_places and tokens.positions is None and tokens.grid is None:
             ordered = places  # a bias sees where in its document a token is; masks of one document see no difference
         mask = None if tokens.mask is None else tokens.mask[:, None, None]
         return self._attend(q, k, v, mask, ordered, ordered, x, None if ids is None else (ids, ids))
