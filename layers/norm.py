@@ -51,7 +51,38 @@ class BatchNorm(nnx.BatchNorm):
             self.bias = nnx.Param(zeros(None, shape, param_dtype))
 
 
-NORMS: dict[str, Callable[..., nnx.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm}
+class ZeroCenteredRMSNorm(nnx.RMSNorm):
+    """``x / rms(x) * (1 + scale)`` with a scale that begins at 0 (Gemma, arXiv:2403.08295): decay and noise pull it to 1, not to 0."""
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
+        """Further options are those of ``nnx.RMSNorm``."""
+        super().__init__(num_features, scale_init=zeros, promote_dtype=_one_more, rngs=rngs, **options)
+
+
+def _one_more(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """As :func:`_statistics_wide`, with a scale of 1 + the parameter."""
+    x, scale = _statistics_wide(arrays, dtype=dtype, inexact=inexact)
+    return x, 1 + scale
+
+
+class UnitNorm(nnx.Module):
+    """:func:`unit` as a norm, without parameters."""
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
+        """It has the options of other norms and no use for them."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., features) to vectors of length 1."""
+        return unit(x)
+
+
+NORMS: dict[str, Callable[..., nnx.Module]] = {
+    "layer": LayerNorm,
+    "rms": RMSNorm,
+    "zero_centered_rms": ZeroCenteredRMSNorm,
+    "batch": BatchNorm,
+    "unit": UnitNorm,
+}
 
 Norm = str | Callable[..., nnx.Module]
 """A name in :data:`NORMS`, or a callable ``(features, *, dtype, param_dtype, rngs) -> module``."""

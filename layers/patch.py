@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.broadcast import broadcast
+from layers.broadcast import broadcast, widened
 from layers.initializers import create_initializer, truncated_normal, variance_scaling, zeros
-from layers.linear import Conv
+from layers.linear import Conv, Linear
 from layers.mlp import gelu
 from layers.module import Module
-from layers.norm import Norm, create_norm
+from layers.norm import BatchNorm, Norm, create_norm
 from layers.sequential import Sequential
 
 
 class PatchEmbed(Module):
     """Cuts an image into patches and maps each to a token: a convolution whose stride is its size, computed as one matrix product.
 
-    Parameters: ``kernel`` (patch, patch, channels, features), ``bias``.
+    Parameters: ``kernel`` (patch, patch, channels, features), ``bias``, and ``norm.*`` where the tokens have a norm.
     """
 
     def __init__(
@@ -31,6 +31,8 @@ class PatchEmbed(Module):
         features: int,
         *,
         use_bias: bool = True,
+        norm: Norm | None = None,
+        norm_epsilon: float = 1e-5,
         kernel_init: Any = truncated_normal(0.02),
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -38,6 +40,8 @@ class PatchEmbed(Module):
     ):
         self.kernel = nnx.Param(create_initializer(kernel_init)(rngs.params(), (patch_size, patch_size, in_channels, features), param_dtype))
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
+        norms = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm = None if norm is None else create_norm(norm, features, **norms)
         self.patch_size, self.dtype = patch_size, dtype
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -66,7 +70,42 @@ class PatchEmbed(Module):
         patches = images.reshape(batch, height // p, p, width // p, p, channels)
         patches = jnp.swapaxes(patches, 2, 3).reshape(batch, height // p, width // p, p * p * channels)
         y = patches.astype(dtype) @ self.kernel[...].reshape(p * p * channels, -1).astype(dtype)
-        return y if self.bias is None else y + broadcast(self.bias[...], y.shape, dtype)
+        y = y if self.bias is None else y + broadcast(self.bias[...], y.shape, dtype)
+        return y if self.norm is None else self.norm(y)
+
+
+class PatchMerging(Module):
+    """Four neighboring tokens become one: side by side, (0, 0), (1, 0), (0, 1), (1, 1) by row and column, through a linear
+    layer without bias; the norm is before it (Swin) or after it (Swin v2). A grid of odd sides is padded with zeros.
+
+    Swin Transformer (Liu et al., 2021), section 3.1. Parameters: ``norm``, ``reduction``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        norm: Norm = "layer",
+        norm_epsilon: float = 1e-5,
+        norm_first: bool = True,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm = create_norm(norm, 4 * in_features if norm_first else features, epsilon=norm_epsilon, **common)
+        self.reduction = Linear(4 * in_features, features, use_bias=False, kernel_init=kernel_init, **common)
+        self.norm_first = norm_first
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, height, width, in_features) to (batch, height / 2, width / 2, features), rounded up."""
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        batch, height, width, features = x.shape
+        x = x.reshape(batch, height // 2, 2, width // 2, 2, features).transpose(0, 1, 3, 4, 2, 5)
+        x = x.reshape(batch, height // 2, width // 2, 4 * features)
+        return self.reduction(self.norm(x)) if self.norm_first else self.norm(self.reduction(x))
 
 
 class ConvNorm(Module):
@@ -118,6 +157,26 @@ class ConvNorm(Module):
         x = self.conv(x)
         x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
+
+    def merged(self) -> ConvNorm:
+        """A convolution that does what this one and its batch norm do in evaluation; itself, with another norm or none.
+
+            kernel' = kernel s;  bias' = beta + (bias - mean) s;  s = gamma / sqrt(variance + epsilon)
+        """
+        norm = self.norm
+        if not isinstance(norm, BatchNorm):
+            return self
+        copy = nnx.clone(self)
+        kernel, bias = copy.conv.kernel, copy.conv.bias
+        scale = jax.lax.rsqrt(widened(norm.var[...]) + norm.epsilon)
+        scale = scale if norm.scale is None else scale * widened(norm.scale[...])
+        offset = -widened(norm.mean[...]) if bias is None else widened(bias[...]) - widened(norm.mean[...])
+        offset = offset * scale if norm.bias is None else offset * scale + widened(norm.bias[...])
+        dtype = kernel[...].dtype
+        kernel.set_value((widened(kernel[...]) * scale).astype(dtype))
+        copy.conv.bias, copy.conv.use_bias = nnx.data(nnx.Param(offset.astype(dtype))), True
+        copy.norm = None
+        return copy
 
 
 class ConvStem(Sequential):
