@@ -154,7 +154,7 @@ class Rotary:
     @classmethod
     def of(cls, given: Rotary | Mapping[str, Any] | float | None) -> Rotary | None:
         """The embedding of a base or of a mapping of options; None for none."""
-        if given is None or isinstance(given, cls):
+        if given is None or isinstance(given, Rotary):
             return given
         return cls(**given) if isinstance(given, Mapping) else cls(float(given))
 

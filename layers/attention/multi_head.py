@@ -27,7 +27,7 @@ from pallas_kernels.attention.masks import Score
 
 
 @functools.cache
-def soft_cap(cap: float) -> Score:
+def soft_cap(cap: float) -> Callable[..., jax.Array]:
     """The score ``cap tanh(x / cap)`` (Gemma 2, arXiv:2408.00118); one function for each cap, because programs are compiled for a function."""
     return lambda x, *_: cap * jnp.tanh(x / cap)
 
