@@ -1,5 +1,6 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
+from layers.attention.differential import DifferentialAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
@@ -52,6 +53,7 @@ __all__ = [
     "DepthwiseConv",
     "DepthwiseConvolution",
     "Diagnostic",
+    "DifferentialAttention",
     "Dilated",
     "DilatedAttention",
     "DropPath",

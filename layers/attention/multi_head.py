@@ -354,5 +354,9 @@ class MultiHeadAttention(Mixer):
             seen, more = attention(self._query_heads(x), pk, pv, scale=self.scale, return_lse=True)
             # One softmax over both: each part by its share of the denominator.
             y = y + jax.nn.sigmoid(more - lse)[..., None].astype(y.dtype) * (seen - y)
-        y = self.out(y.reshape(*y.shape[:2], self.num_heads * self.head_dim))
+        return self._project_out(y)
+
+    def _project_out(self, y: jax.Array) -> jax.Array:
+        """From what the heads found, (batch, length, heads, features of each), to the output."""
+        y = self.out(y.reshape(*y.shape[:2], -1))
         return y if self.dropout is None else self.dropout(y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -54,6 +55,11 @@ class Model(Module):
     extras: ClassVar[tuple[str, ...]] = ()
     neutral: ClassVar[tuple[str, ...]] = ()
     without: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def segment_multiple(self) -> int:
+        """Documents that share a row must begin at multiples of so many tokens: of what all mixers ask for."""
+        return math.lcm(*(mixer.segment_multiple for mixer in mixers(self)))
 
     @property
     def depths(self) -> tuple[int, ...]:
