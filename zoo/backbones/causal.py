@@ -28,7 +28,7 @@ from zoo.backbones.model import Model, mixers
 from zoo.registry import ModelConfig
 
 Mlp = Literal["swiglu", "geglu_tanh", "gelu", "gelu_tanh"]
-MLPS: Mapping[str, tuple[Callable[..., nnx.Module], Callable[[jax.Array], jax.Array]]] = {
+MLPS: Mapping[str, tuple[type[MLP] | type[GatedMLP], Callable[[jax.Array], jax.Array]]] = {
     "swiglu": (GatedMLP, silu),
     "geglu_tanh": (GatedMLP, gelu_tanh),
     "gelu": (MLP, gelu),
