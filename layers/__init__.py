@@ -6,6 +6,7 @@ from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor,
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
 from layers.drop import DropPath, LayerScale
+from layers.focal import FocalModulation
 from layers.linear import Embed, Linear
 from layers.lora import add_lora, merge_lora
 from layers.memory.choices import MEMORIES, Memory
@@ -49,6 +50,7 @@ __all__ = [
     "DilatedAttention",
     "DropPath",
     "Embed",
+    "FocalModulation",
     "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",

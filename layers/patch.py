@@ -71,7 +71,8 @@ class PatchEmbed(Module):
 class ConvNorm(Module):
     """Dense convolution, then a norm, then an activation if there is one.
 
-    ``padding`` None is half the kernel on each side; "SAME" is TensorFlow's, with the odd zero at the end.
+    ``padding`` None is half the kernel on each side; "SAME" is TensorFlow's, with the odd zero at the end; a number is that many
+    zeros on each side.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class ConvNorm(Module):
         *,
         kernel_size: int = 3,
         strides: int = 1,
-        padding: Literal["SAME"] | None = None,
+        padding: Literal["SAME"] | int | None = None,
         norm: Norm = "batch",
         norm_epsilon: float = 1e-5,
         activation: Callable[[jax.Array], jax.Array] | None = None,
@@ -91,13 +92,13 @@ class ConvNorm(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        half = (kernel_size // 2, kernel_size // 2)
+        padding = kernel_size // 2 if padding is None else padding
         self.conv = Conv(
             in_features,
             features,
             (kernel_size, kernel_size),
             strides=strides,
-            padding=padding or (half, half),
+            padding=padding if isinstance(padding, str) else ((padding, padding), (padding, padding)),
             use_bias=use_bias,
             kernel_init=create_initializer(kernel_init),
             bias_init=zeros,
@@ -109,7 +110,8 @@ class ConvNorm(Module):
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, in_features) to (batch, height / strides, width / strides, features), rounded up."""
+        """Maps (batch, height, width, in_features) to (batch, height / strides, width / strides, features), rounded
+        up for the default padding, and down for 0 where the kernel is as large as the strides."""
         x = self.norm(self.conv(x))
         return x if self.activation is None else self.activation(x)
 
