@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from configs.common import LanguageArchitecture, language
 
+COMMITMENT = {"aux_losses": {"commitment": 1e-4}}
 ARCHITECTURE = LanguageArchitecture(
     variants={
-        "nano": {"model": "routing_transformer_nano", "optimizer": {"learning_rate": 2e-3}},
-        "wikitext103": {"model": "routing_transformer_wikitext103", "optimizer": {"learning_rate": 3e-4}},
-        "enwik8": {"model": "routing_transformer_enwik8", "optimizer": {"learning_rate": 3e-4}},
-        "imagenet64": {"model": "routing_transformer_imagenet64", "optimizer": {"learning_rate": 3e-4}},
-        "pg19": {"model": "routing_transformer_pg19", "optimizer": {"learning_rate": 3e-4}},
+        "nano": {"model": "routing_transformer_nano", "optimizer": {"learning_rate": 2e-3}, **COMMITMENT},
+        "wikitext103": {"model": "routing_transformer_wikitext103", "optimizer": {"learning_rate": 3e-4}, **COMMITMENT},
+        "enwik8": {"model": "routing_transformer_enwik8", "optimizer": {"learning_rate": 3e-4}, **COMMITMENT},
+        "imagenet64": {"model": "routing_transformer_imagenet64", "optimizer": {"learning_rate": 3e-4}, **COMMITMENT},
+        "pg19": {"model": "routing_transformer_pg19", "optimizer": {"learning_rate": 3e-4}, **COMMITMENT},
     },
     task={"optimizer": {"learning_rate": 1e-3}, "model_options": {"depth": 2, "routed_layers": 1}},
 )

@@ -2,11 +2,14 @@
 
 from layers.attention.multi_head import MultiHeadAttention
 from layers.block import Block, Branch
+from layers.bottleneck import BasicBlock, Bottleneck
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
+from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
 from layers.focal import FocalModulation
+from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.lora import add_lora, merge_lora
 from layers.memory.choices import MEMORIES, Memory
@@ -33,10 +36,12 @@ __all__ = [
     "S4D",
     "AuxLogits",
     "AuxLoss",
+    "BasicBlock",
     "BatchNorm",
     "Bidirectional",
     "BilevelRoutingAttention",
     "Block",
+    "Bottleneck",
     "Branch",
     "CausalConvolution",
     "Constant",
@@ -45,6 +50,8 @@ __all__ = [
     "DeltaNet",
     "DeltaProduct",
     "DeltaState",
+    "DepthwiseConv",
+    "DepthwiseConvolution",
     "Diagnostic",
     "Dilated",
     "DilatedAttention",
@@ -85,6 +92,7 @@ __all__ = [
     "assign",
     "bidirectional",
     "collecting",
+    "create_gate",
     "create_mixer",
     "create_norm",
     "drop_path_rates",

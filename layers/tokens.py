@@ -103,6 +103,18 @@ def starts(segment_ids: jax.Array, last: jax.Array | None = None) -> jax.Array:
     return segment_ids != jnp.concatenate([before, segment_ids[:, :-1]], axis=1)
 
 
+def numbered(segment_ids: jax.Array, last: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Documents (batch, new) int32 of tokens that are read after others: 0 is the one that these belong to, then 1, 2, ...
+
+    Args:
+      segment_ids: int32 (batch, new).
+      last: (batch,) the document of the token before the first.
+      mask: bool (batch, new), True = real; padding, which is trailing, counts to the last document.
+    """
+    begins = starts(segment_ids, last)
+    return jnp.cumsum(begins if mask is None else begins & mask, axis=1, dtype=jnp.int32)
+
+
 def last_segment(segment_ids: jax.Array, mask: jax.Array | None, last: jax.Array) -> jax.Array:
     """(batch,) the document of each row's last real token; ``last`` where the row has none."""
     if mask is None:

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from suggestions import unknown
 from tasks import datasets
 from tasks.augment import Augment, Preprocess, Transform
 from tasks.distillation import Distillation, Teacher
 from tasks.mixing import Mixing, erase, mix, smoothed
-from tasks.registry import construct, register, unknown
+from tasks.registry import construct, register
 from tasks.task import Batch, Metrics, Model, ReportsLogits
 
 _PAIRS = 20  # of confused classes, in the file at the end of a run
@@ -110,7 +111,8 @@ class Classification:
         self._augment = construct("augment", Augment, dict(augment or {}))
         self._mixing = construct("mix", Mixing, dict(mix or {}))
         self._distillation = construct("distillation", Distillation, dict(distillation or {}))
-        self._make_teacher, self._teacher = make_teacher, None
+        self._make_teacher = make_teacher
+        self._teacher: Teacher | None = None
         self._smoothing = label_smoothing
         self._size = image_size
         self._mean = np.asarray(preprocess.mean, np.float32)

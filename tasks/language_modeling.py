@@ -5,6 +5,11 @@ A split is one long stream of tokens, a separator before and after each document
 exactly once; what fills the last window counts nothing. Training windows are shifted at random by up
 to a window, so that epochs differ in where they cut.
 
+With ``packing`` a row holds whole documents instead (:mod:`tasks.packing`), each with the separator before it, and the
+model is told which token is of which. A document's last token predicts the separator that ends it, as in windows; no
+token sees another document, or predicts one. Training and evaluation have the same rows, and both predict every token
+of the stream but the first separator exactly once an epoch.
+
 Bits per byte compare models of different tokens: all bits over all bytes, the end of a document
 counting as one.
 """
@@ -23,11 +28,13 @@ import numpy as np
 
 import tokenization
 from tasks.datasets import texts
+from tasks.packing import pack
 from tasks.registry import register
 from tasks.task import Batch, Metrics, Model
 
 _LONGEST_PROMPT = 256  # tokens of a prompt taken from the data
 _LONG_ENOUGH = 400  # bytes of a document that is worth going on with
+_SCANNED = 2**24  # tokens looked through at a time
 _HEADER = 8  # bytes before the tokens of a stored stream
 
 
@@ -117,6 +124,51 @@ class Windows:
         return {"tokens": tokens[:-1], "targets": tokens[1:], "real": real, "bytes": np.asarray((len(piece) - 1) * self._bytes_per_token, np.float32)}
 
 
+class PackedDocuments:
+    """Rows of whole documents as examples.
+
+    Those of :class:`Windows`, and "segment_ids" (length,) int32: which document of the row a token is of, from 0. What
+    fills the room after a document is of its segment and counts nothing.
+    """
+
+    def __init__(self, stream: Stream, length: int, separator: int, multiple: int = 1):
+        self._stream, self._length, self._separator, self._multiple = stream, length, separator, multiple
+        borders = _places(stream.tokens, separator)
+        self._pieces = pack(borders, length, multiple)
+        self.num_bytes = stream.num_bytes
+        self.num_documents = len(borders) - 1
+        self.filled = (len(stream.tokens) - 1) / (len(self) * length)
+        self._bytes_per_token = stream.num_bytes / (len(stream.tokens) - 1)
+
+    def __len__(self) -> int:
+        return len(self._pieces.first) - 1
+
+    def get(self, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """Returns one row, the same with and without ``rng``."""
+        del rng
+        tokens, targets = np.full((2, self._length), self._separator, np.int32)
+        real, ids = np.zeros(self._length, np.float32), np.zeros(self._length, np.int32)
+        at = 0
+        for number, piece in enumerate(range(*self._pieces.first[index : index + 2])):
+            start, size = self._pieces.start[piece], self._pieces.size[piece]
+            text = self._stream.tokens[start : start + size + 1]
+            place = slice(at, at + size)
+            tokens[place], targets[place], real[place], ids[at:] = text[:-1], text[1:], 1, number
+            at += -(-size // self._multiple) * self._multiple
+        return {
+            "tokens": tokens, "targets": targets, "real": real, "segment_ids": ids,
+            "bytes": np.asarray(real.sum() * self._bytes_per_token, np.float32),
+        }  # fmt: skip
+
+
+def _places(tokens: np.ndarray, token: int) -> np.ndarray:
+    """Where ``token`` is, int64, a part of a mapped file at a time."""
+    found = [
+        np.flatnonzero(tokens[start : start + _SCANNED] == token) + start for start in range(0, len(tokens), _SCANNED)
+    ]
+    return np.concatenate(found)
+
+
 @register("text")
 class LanguageModeling:
     """Language modeling on text.
@@ -128,6 +180,10 @@ class LanguageModeling:
       separator: the token of that file that ends a document; None looks for the usual ones.
       special_tokens: whether a document that spells one of the file's special tokens means that token; else its letters are text.
       prompt: how the sample at the end of a run begins; None is the beginning of a held-out document.
+      packing: rows of whole documents that do not see each other, for models that honor ``segment_ids``; one longer
+        than a row fills rows of its own, and what is left of it is one document more.
+      multiple: with ``packing``, documents begin in their row at multiples of this many tokens, for models whose mixers
+        count chunks or segments from the row's start.
 
     Raises:
       ValueError: unknown names or options (near ones are named), or data that can't be used.
@@ -145,6 +201,8 @@ class LanguageModeling:
         separator: str | None = None,
         special_tokens: bool = False,
         prompt: str | None = None,
+        packing: bool = False,
+        multiple: int = 1,
     ):
         if sequence_length < 1:
             raise ValueError(f"sequence_length is at least 1, not {sequence_length}")
@@ -158,28 +216,47 @@ class LanguageModeling:
         self._dataset = texts.create(self.dataset_name, **options)
         self.splits = self._dataset.splits
         self.report = "; ".join(filter(None, (self._dataset.report, self.tokenizer.report)))
-        self._windows: dict[str, Windows] = {}
+        self._packing, self._multiple = packing, 1
+        self._examples: dict[str, Windows | PackedDocuments] = {}
+        self.align(multiple)
 
     def model_options(self) -> dict[str, Any]:
         """Returns vocab_size."""
         return {"vocab_size": self.tokenizer.vocab_size}
 
-    def examples(self, split: str) -> Windows:
-        """Returns the windows of a split.
+    def align(self, multiple: int) -> None:
+        """Makes documents of a packed row begin at multiples of so many tokens, besides those asked for before."""
+        if multiple < 1:
+            raise ValueError(f"documents begin at multiples of at least 1 token, not {multiple}")
+        common = math.lcm(self._multiple, multiple)
+        if self._packing and self._length % common:
+            raise ValueError(f"documents begin at multiples of {common} tokens, which must divide sequence_length={self._length}")
+        if common != self._multiple:
+            self._multiple, self._examples = common, {}
+
+    def examples(self, split: str) -> Windows | PackedDocuments:
+        """Returns the windows of a split, or its rows of documents.
 
         Raises:
           ValueError: there is no such split, or it has no text.
         """
         if split not in self.splits:
             raise ValueError(f"the text set {self.dataset_name} has no split {split!r}; it has: {', '.join(self.splits)}")
-        if split not in self._windows:
-            self._windows[split] = Windows(read(self._dataset, split, self.tokenizer), self._length, self.tokenizer.separator)
-        return self._windows[split]
+        if split not in self._examples:
+            stream, separator = read(self._dataset, split, self.tokenizer), self.tokenizer.separator
+            if self._packing:
+                self._examples[split] = PackedDocuments(stream, self._length, separator, self._multiple)
+            else:
+                self._examples[split] = Windows(stream, self._length, separator)
+        return self._examples[split]
 
     def describe(self, split: str) -> str:
         """Returns how many bytes and tokens a split has."""
-        windows = self.examples(split)
-        return f"{windows.num_bytes:,} bytes in {len(windows):,} windows of {self._length:,} tokens"
+        examples = self.examples(split)
+        if isinstance(examples, PackedDocuments):
+            documents = f"{examples.num_documents:,} documents, {examples.num_bytes:,} bytes"
+            return f"{documents}, in {len(examples):,} rows of {self._length:,} tokens, {examples.filled:.0%} filled"
+        return f"{examples.num_bytes:,} bytes in {len(examples):,} windows of {self._length:,} tokens"
 
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
         """Returns the mean cross entropy of a token, nats."""
@@ -214,7 +291,8 @@ class LanguageModeling:
 
     def _metrics(self, model: Model, batch: Batch, weight: jax.Array) -> Metrics:
         real = batch["real"] * weight[:, None]
-        logits = model(batch["tokens"]).astype(jnp.float32)
+        segments = {"segment_ids": batch["segment_ids"]} if "segment_ids" in batch else {}
+        logits = model(batch["tokens"], **segments).astype(jnp.float32)
         own = jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
         losses = jax.nn.logsumexp(logits, -1) - own
         total, count = jnp.sum(losses * real), jnp.sum(real)

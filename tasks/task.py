@@ -106,6 +106,19 @@ class DerivesFigures(Protocol):
 
 
 @runtime_checkable
+class Aligns(Protocol):
+    """A task whose rows may hold several documents."""
+
+    def align(self, multiple: int) -> None:
+        """Makes documents begin at multiples of so many tokens, because the model counts chunks from a row's start.
+
+        Raises:
+          ValueError: the rows' length is no such multiple.
+        """
+        ...
+
+
+@runtime_checkable
 class Describes(Protocol):
     """A task that can describe its data."""
 

@@ -23,7 +23,14 @@ INERT = frozenset({"patience", "log_every", "save_every", "workers", "mesh", "di
 """Fields that can't change what was computed so far."""
 DURATIONS = frozenset({"train_for", "eval_every"})
 """Fields that may change when a run is extended."""
-ADDED: dict[str, Any] = {"patience": 0, "optimizer": {"rounding": "master"}, "task": {"class_weights": ""}}
+ADDED: dict[str, Any] = {
+    "patience": 0,
+    "optimizer": {"rounding": "master"},
+    "task": {
+        "class_weights": "", "packing": False, "multiple": 1,
+        "distillation": {"teacher": {"name": "", "weights": ""}, "kind": "hard", "weight": 0.5, "temperature": 1.0},
+    },
+}  # fmt: skip
 """Fields that older runs do not have, and the values that do what those did."""
 LOCK = "lock"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "ml_collections")

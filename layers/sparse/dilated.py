@@ -14,8 +14,9 @@ of heads; the paper's j mod r is the same up to a permutation of heads where r d
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from layers.attention.multi_head import MultiHeadAttention
 from layers.initializers import truncated_normal
 from layers.mixer import Mixer, register_mixer
 from layers.norm import LayerNorm, Norm
-from layers.tokens import Tokens
+from layers.tokens import Tokens, continued, numbered
 from pallas_kernels import attention, sequence
 
 Part = tuple[jax.Array, jax.Array]  # an output (batch, length, heads, head_dim) and its log-sum-exp (batch, length, heads)
@@ -38,12 +39,14 @@ class DilatedCache:
 
     Attributes:
       keys, values: for each pair, (batch, heads, places, head_dim); a token's place is its position in the segment // rate.
-      length: (batch,) int32, tokens read in each row.
+      length: (batch,) int32, tokens read of each row's current document.
+      segment: (batch,) int32, that document.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     length: jax.Array
+    segment: jax.Array
 
 
 def merge(parts: Sequence[Part]) -> jax.Array:
@@ -61,11 +64,16 @@ def merge(parts: Sequence[Part]) -> jax.Array:
 class DilatedAttention(MultiHeadAttention):
     """Attention within segments, to every token of the short ones and ever fewer of the long ones.
 
-    Segments are counted from the first token of the row. A sequence shorter than a segment is one segment.
+    Segments are counted from the first token of the row, or of the document. A sequence shorter than a segment is one
+    segment. Documents of a row must begin at multiples of every rate, so that their heads keep the tokens that they keep
+    in a row of their own; in :meth:`extend` they may begin anywhere.
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``, ``inner_norm`` where asked for.
     """
 
     supports_causal = True
+    refusals: ClassVar[Mapping[str, str]] = {
+        "segment_ids": "its segments are not multiples of their rates, so that documents keep other tokens than alone: choose others, or rows of one document"
+    }
     paper = (131,)
 
     def __init__(
@@ -112,6 +120,11 @@ class DilatedAttention(MultiHeadAttention):
         )
         self.inner_norm = LayerNorm(num_heads * self.head_dim, epsilon=1e-5, **common) if inner_norm else None
         self.pairs = tuple((int(w), int(r)) for w, r in zip(segments, rates, strict=True))
+        self.segment_multiple = math.lcm(*(rate for _, rate in self.pairs))
+
+    @property
+    def honors(self) -> frozenset[str]:  # type: ignore[override]
+        return super().honors - ({"segment_ids"} if any(segment % rate for segment, rate in self.pairs) else set())
 
     @property
     def complexity(self) -> float:
@@ -119,11 +132,16 @@ class DilatedAttention(MultiHeadAttention):
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         """As :meth:`Mixer.mix`; positions turn the rotary embedding alone."""
-        mask = tokens.mask
+        mask, length = tokens.mask, x.shape[1]
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
-        q = self._project_query(x, self._places(tokens, x.shape[1]))
-        k, v = self._project_key_value(x, self._places(tokens, x.shape[1]))
-        return self._finish(merge([self._anywhere(q, k, v, mask, *pair) for pair in self.pairs]))
+        q = self._project_query(x, self._places(tokens, length))
+        k, v = self._project_key_value(x, self._places(tokens, length))
+        if tokens.segment_ids is None:
+            parts = [self._anywhere(q, k, v, mask, *pair) for pair in self.pairs]
+        else:
+            places = Tokens(segment_ids=tokens.segment_ids).places(length)
+            parts = [self._packed_pair(q, k, v, mask, places, *pair) for pair in self.pairs]
+        return self._finish(merge(parts))
 
     def _finish(self, y: jax.Array) -> jax.Array:
         y = y.reshape(*y.shape[:2], -1)
@@ -201,6 +219,37 @@ class DilatedAttention(MultiHeadAttention):
             y, lse = attention(cut(q), cut(k), cut(v), causal=self.causal, mask=real, scale=self.scale, return_lse=True)
         return join(y, 0.0), join(lse, -jnp.inf)
 
+    def _packed_pair(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, places: jax.Array, segment: int, rate: int
+    ) -> Part:
+        """As :meth:`_pair` for documents, whose segments may begin at any multiple of the rate: a band of kept tokens, which see their own segment.
+
+        Args:
+          places: (batch, length) int32, of the tokens in their documents.
+        """
+        batch, length, heads, _ = q.shape
+        rows, heads_index = self._offsets(rate), np.arange(heads)
+
+        def keep(a: jax.Array) -> jax.Array:
+            a = jnp.pad(a, ((0, 0), (0, -length % rate), *[(0, 0)] * (a.ndim - 2)))
+            return a.reshape(batch, -1, rate, *a.shape[2:])[:, :, rows, heads_index]
+
+        def join(a: jax.Array, fill: float) -> jax.Array:
+            wide = jnp.full((batch, a.shape[1], rate, *a.shape[2:]), fill, a.dtype)
+            wide = wide.at[:, :, rows, heads_index].set(a, unique_indices=True)
+            return wide.reshape(batch, -1, *a.shape[2:])[:, :length]
+
+        # A segment goes by the place of its first token in the row.
+        first = (jnp.arange(length, dtype=jnp.int32) - places % segment)[:, ::rate]
+        shown = jnp.ones((batch, length), bool) if mask is None else mask
+        reach = segment // rate - 1
+        y, lse = attention(
+            keep(q), keep(k), keep(v), causal=self.causal, window=(reach, 0 if self.causal else reach), scale=self.scale,
+            mask=jnp.moveaxis(keep(jnp.broadcast_to(shown[..., None], (batch, length, heads))), 1, 2)[:, :, None],
+            query_segments=first, key_segments=first, return_lse=True,
+        )  # fmt: skip
+        return join(y, 0.0), join(lse, -jnp.inf)
+
     def init_state(  # type: ignore[override]
         self,
         batch_size: int,
@@ -214,7 +263,7 @@ class DilatedAttention(MultiHeadAttention):
             return Mixer.init_state(self, batch_size, max_length, dtype, context)
         places = [-(-min(w, max_length or w) // r) for w, r in self.pairs]
         zeros = tuple(jnp.zeros((batch_size, self.num_heads, n, self.head_dim), dtype) for n in places)
-        return DilatedCache(zeros, zeros, jnp.zeros((batch_size,), jnp.int32))
+        return DilatedCache(zeros, zeros, jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.int32))
 
     def mix_next(  # type: ignore[override]
         self, x: jax.Array, state: DilatedCache, tokens: Tokens
@@ -227,8 +276,8 @@ class DilatedAttention(MultiHeadAttention):
         (batch, new, _), mask = x.shape, tokens.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         real = jnp.ones((batch, new), bool) if mask is None else mask
-        length = state.length + real.sum(1, dtype=jnp.int32)
-        positions = state.length[:, None] + jnp.arange(new, dtype=jnp.int32)
+        positions, length, document = continued(new, state.length, state.segment, mask, tokens.segment_ids)
+        begun = None if tokens.segment_ids is None else numbered(tokens.segment_ids, state.segment, mask)
         q = self._project_query(x, positions)
         k, v = self._project_key_value(x, positions)
         parts, keys, values = [], [], []
@@ -248,6 +297,12 @@ class DilatedAttention(MultiHeadAttention):
             shown = jnp.concatenate([cached, jnp.where(kept & real[:, None], positions[:, None], -1)], 2)[:, :, None]
             here = positions[:, None, :, None]
             seen = (shown >= 0) & (shown <= here) & (shown // segment == here // segment) & kept[..., None]
+            stays = kept & real[:, None] & (positions >= length[:, None] - segment)[:, None]
+            if begun is not None:
+                # What is cached is of the document before the first that begins here.
+                own = jnp.concatenate([jnp.zeros((batch, places), jnp.int32), begun], 1)
+                seen &= (begun[:, :, None] == own[:, None])[:, None]
+                stays &= (begun == begun[:, -1:])[:, None]
             parts.append(
                 attention(
                     q,
@@ -259,11 +314,10 @@ class DilatedAttention(MultiHeadAttention):
                 )
             )
             # Of tokens that share a place only the last stays; the rest are sent out of bounds and dropped.
-            stays = kept & real[:, None] & (positions >= length[:, None] - segment)[:, None]
             place = jnp.where(stays, inside // rate, places)
             keys.append(old_k.at[row, head, place].set(jnp.moveaxis(k, 1, 2).astype(old_k.dtype), mode="drop"))
             values.append(old_v.at[row, head, place].set(jnp.moveaxis(v, 1, 2).astype(old_v.dtype), mode="drop"))
-        return self._finish(merge(parts)), DilatedCache(tuple(keys), tuple(values), length)
+        return self._finish(merge(parts)), DilatedCache(tuple(keys), tuple(values), length, document)
 
     @staticmethod
     def _check_length(length: jax.Array, capacity: int) -> None:

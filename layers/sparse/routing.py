@@ -27,7 +27,7 @@ from layers.initializers import OnSphere, normal, truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import AuxLoss, Diagnostic, Statistic
-from layers.tokens import Tokens
+from layers.tokens import Tokens, last_segment, numbered
 from pallas_kernels import attention, sequence
 
 
@@ -44,12 +44,14 @@ class RoutingCache:
 
     Attributes:
       key, value: (batch, heads, clusters, window, head_dim); slot = number of the member modulo window.
-      count: (batch, heads, clusters) int32, members so far.
+      count: (batch, heads, clusters) int32, members so far that are of the row's current document.
+      segment: (batch,) int32, that document.
     """
 
     key: jax.Array
     value: jax.Array
     count: jax.Array
+    segment: jax.Array
 
 
 @register_mixer("routing")
@@ -63,11 +65,16 @@ class RoutingAttention(Mixer):
     members of that cluster, itself included. The parameters are the same; ``extend`` always reads by
     causal membership, for which tokens that have passed can't be taken back.
 
+    Documents of a row do not see each other. By causal membership each is as if alone. By balanced membership they
+    compete for the places of a cluster, as the parts of one long text do, so that which tokens a document's clusters hold
+    depends on the others; with memberships held fixed, nothing else does.
+
     Parameters: ``query``, ``key`` (bidirectional only), ``value``, ``out`` (linear), ``relative``; the statistic ``centroids``.
     """
 
     supports_causal = True
     streaming: Literal["exact", "selection"] = "selection"
+    honors = frozenset({"mask", "segment_ids"})
     paper = (35,)
     aux_losses: ClassVar[Mapping[str, float]] = {"commitment": 1e-4}
     undecayed = ("relative",)
@@ -142,17 +149,17 @@ class RoutingAttention(Mixer):
           members: who belongs to which cluster, as :meth:`select` says for queries and for keys (which are the same
             where causal); default what it says. Balanced membership only.
         """
-        mask = tokens.mask
+        mask, ids = tokens.mask, tokens.segment_ids
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         q = self._routing_vectors(self.query, x)
         k = q if self.key is None else self._routing_vectors(self.key, x)
         v = jnp.moveaxis(self.value(x).reshape(*x.shape[:2], self.num_heads, self.head_dim), 2, 1)
         if self.membership == "causal":
-            y = self._attend_last(q, v, mask)
+            y = self._attend_last(q, v, mask, ids)
         else:
             chosen = members or (self.select(q, mask), self.select(k, mask))
             self.sow(Diagnostic, "members", chosen)
-            y = self._attend_members(q, k, v, *chosen)
+            y = self._attend_members(q, k, v, *chosen, ids)
         self._follow((q,) if self.key is None else (q, k), mask)
         return self._output(y, x)
 
@@ -204,7 +211,9 @@ class RoutingAttention(Mixer):
         taken = (jnp.arange(places) < own[:, None])[:, None, None] & (best > -jnp.inf)
         return jnp.sort(jnp.where(taken, index, length), axis=-1)
 
-    def _attend_members(self, q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    def _attend_members(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array, ids: jax.Array | None
+    ) -> jax.Array:
         """Attention within clusters, and the mean over the clusters of a token: (batch, heads, length, head_dim)."""
         batch, heads, length, _ = q.shape
         places = queries.shape[-1]
@@ -212,6 +221,12 @@ class RoutingAttention(Mixer):
         def gather(a: jax.Array, index: jax.Array) -> jax.Array:
             index = jnp.minimum(index, length - 1).reshape(batch, heads, -1, 1)
             return jnp.take_along_axis(a, index, 2).reshape(-1, places, 1, a.shape[-1]).astype(v.dtype)
+
+        def documents(index: jax.Array) -> jax.Array | None:
+            if ids is None:
+                return None
+            index = jnp.minimum(index, length - 1).reshape(batch, -1)
+            return jnp.take_along_axis(ids, index, 1).reshape(-1, places)
 
         rank = jnp.arange(places, dtype=jnp.int32)
         gathered = gather(q, queries)
@@ -224,6 +239,8 @@ class RoutingAttention(Mixer):
                 scale=self.scale,
                 bias=self._relative_scores(gathered, (rank[:, None] - rank)[None]),
                 key_positions=jnp.where(keys < length, rank, -1).reshape(-1, places),
+                query_segments=documents(queries),
+                key_segments=documents(keys),
             )
         row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
         place = queries.reshape(batch, heads, -1)
@@ -251,7 +268,7 @@ class RoutingAttention(Mixer):
     def _last(self) -> int:
         return self.window or self.clusters
 
-    def _attend_last(self, q: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def _attend_last(self, q: jax.Array, v: jax.Array, mask: jax.Array | None, ids: jax.Array | None) -> jax.Array:
         """Attention of each token to the last members of its cluster: (batch, heads, length, head_dim).
 
         Sorted by cluster, members are neighbors: chunks of ``window`` attend to themselves and the chunk before.
@@ -277,7 +294,10 @@ class RoutingAttention(Mixer):
         sorted_q, sorted_v = (chunks(jnp.take_along_axis(a, order[..., None], 2).astype(v.dtype), 0) for a in (q, v))
         places = chunks(place, -1)
         keys, values, key_places = with_previous(sorted_q, 0), with_previous(sorted_v, 0), with_previous(places, -1)
-        reach = keys.shape[3]
+        reach, documents = keys.shape[3], None
+        if ids is not None:
+            own = chunks(jnp.take_along_axis(jnp.broadcast_to(ids[:, None], cluster.shape), order, 2), -1)
+            documents = own.reshape(-1, chunk), with_previous(own, -1).reshape(-1, reach)
         queries = sorted_q.reshape(-1, chunk, 1, dim)
         distance = reach - chunk + jnp.arange(chunk)[:, None] - jnp.arange(reach)
         with sequence.folded():
@@ -291,6 +311,8 @@ class RoutingAttention(Mixer):
                 bias=self._relative_scores(queries, distance[None]),
                 query_positions=places.reshape(-1, chunk),
                 key_positions=key_places.reshape(-1, reach),
+                query_segments=documents and documents[0],
+                key_segments=documents and documents[1],
             )
         y = y.reshape(batch, heads, -1, dim)[:, :, :length]
         row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
@@ -308,7 +330,8 @@ class RoutingAttention(Mixer):
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype, context)
         shape = (batch_size, self.num_heads, self.clusters, self._last, self.head_dim)
-        return RoutingCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(shape[:3], jnp.int32))
+        count, segment = jnp.zeros(shape[:3], jnp.int32), jnp.zeros((batch_size,), jnp.int32)
+        return RoutingCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), count, segment)
 
     def mix_next(self, x: jax.Array, state: RoutingCache, tokens: Tokens) -> tuple[jax.Array, RoutingCache]:
         """As :meth:`Mixer.mix_next`, by causal membership."""
@@ -323,10 +346,22 @@ class RoutingAttention(Mixer):
         real = jnp.ones((batch, 1, new), bool) if mask is None else mask[:, None]
         joins = (jax.nn.one_hot(cluster, self.clusters, dtype=jnp.int32) * real[..., None]).astype(jnp.int32)
         count = state.count + joins.sum(2, dtype=jnp.int32)
-        # The number of a new token among those of its call, and among all members of its cluster.
-        number = jnp.take_along_axis(jnp.cumsum(joins, 2) - joins, cluster[..., None], 3)[..., 0]
+        # The number of a new token among those of its call, and among all members of its cluster that are of its document.
+        numbers = jnp.cumsum(joins, 2) - joins
+        number = jnp.take_along_axis(numbers, cluster[..., None], 3)[..., 0]
         before = jnp.take_along_axis(state.count, cluster, 2)
-        rank = before + number
+        rank, segment, documents, stays = before + number, state.segment, None, real
+        if tokens.segment_ids is not None:
+            segment = last_segment(tokens.segment_ids, mask, state.segment)
+            document = numbered(tokens.segment_ids, state.segment, mask)
+            first = jnp.argmax(document[:, :, None] == document[:, None], axis=2)  # the first token of a token's document
+            earlier = jnp.take_along_axis(numbers, first[:, None, :, None], 2)
+            before = jnp.where(document[:, None] == 0, before, 0)
+            rank = before + number - jnp.take_along_axis(earlier, cluster[..., None], 3)[..., 0]
+            last = document == document[:, -1:]
+            count = jnp.where(document[:, -1, None, None] == 0, state.count, 0) + (joins * last[:, None, :, None]).sum(2)
+            stays = real & last[:, None]
+            documents = jnp.broadcast_to(document[:, None], cluster.shape).reshape(-1, new)
 
         row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
         newest = before[..., None] - 1
@@ -355,6 +390,8 @@ class RoutingAttention(Mixer):
             bias=self._relative_scores(queries, place[:, :, None] - place[:, None]),
             query_positions=place,
             key_positions=jnp.where(jnp.broadcast_to(real, cluster.shape).reshape(-1, new), place, -1),
+            query_segments=documents,
+            key_segments=documents,
             return_lse=True,
         )
         shape = (batch, heads, new)
@@ -362,12 +399,13 @@ class RoutingAttention(Mixer):
         y = (1 - share) * own.reshape(*shape, dim) + share * old.reshape(*shape, dim)
 
         # Of tokens that share a slot only the last is kept; the rest are sent out of bounds and dropped.
-        kept = real & (rank >= jnp.take_along_axis(count, cluster, 2) - window)
+        kept = stays & (rank >= jnp.take_along_axis(count, cluster, 2) - window)
         slot = jnp.where(kept, rank % window, window)
         return self._output(y, x), RoutingCache(
             key=state.key.at[row, head, cluster, slot].set(q.astype(state.key.dtype), mode="drop"),
             value=state.value.at[row, head, cluster, slot].set(v.astype(state.value.dtype), mode="drop"),
             count=count,
+            segment=segment,
         )
 
     # The centroids.

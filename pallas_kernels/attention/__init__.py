@@ -47,6 +47,8 @@ def attention(
     sinks: jax.Array | None = None,
     query_positions: jax.Array | None = None,
     key_positions: jax.Array | None = None,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
     routes: jax.Array | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
@@ -79,6 +81,8 @@ def attention(
       sinks: (heads,) extra logits in the softmax denominator. Differentiable.
       query_positions: int32 (batch, q_length), arange by default.
       key_positions: int32 (batch, k_length), arange by default; negative is an empty slot, never attended.
+      query_segments, key_segments: int32 (batch or 1, q_length) and (batch or 1, k_length), both or neither: a query
+        attends only keys of its own id, as documents that share a row do. Any integers, in any order.
       routes: int (batch or 1, heads or 1, regions, topk): tokens are stored region by region, equally many in each, and
         those of a region attend only to those of the topk different regions that its row names (BiFormer,
         arXiv:2303.08810). The rest holds as well: a mask may hide what does not exist, positions are those of the
@@ -94,7 +98,8 @@ def attention(
     """
     call = _checked(
         q, k, v, bias=bias, mask=mask, score=score, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
-        query_positions=query_positions, key_positions=key_positions, routes=routes, return_lse=return_lse,
+        query_positions=query_positions, key_positions=key_positions, query_segments=query_segments,
+        key_segments=key_segments, routes=routes, return_lse=return_lse,
     )  # fmt: skip
     out, lse = _op(call, implementation)
     return (out, lse) if return_lse else out
@@ -124,6 +129,8 @@ def _checked(
     sinks: jax.Array | None = None,
     query_positions: jax.Array | None = None,
     key_positions: jax.Array | None = None,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
     routes: jax.Array | None = None,
     return_lse: bool = False,
 ) -> AttentionCall:
@@ -156,7 +163,14 @@ def _checked(
         raise ValueError(f"attention: scale must be a Python number, got {type(scale).__name__}; multiply q by a learned scale")
     if window is not None and (len(window) != 2 or any(side is not None and side < 0 for side in window)):
         raise ValueError(f"attention: window must be (left, right), each None or an int of at least 0, got {window}")
-    for name, x, length in (("query_positions", query_positions, full[2]), ("key_positions", key_positions, full[3])):
+    if (query_segments is None) != (key_segments is None):
+        raise ValueError(
+            "attention: query_segments and key_segments are given together, the same array twice in self-attention"
+        )
+    for name, x, length in (
+        ("query_positions", query_positions, full[2]), ("key_positions", key_positions, full[3]),
+        ("query_segments", query_segments, full[2]), ("key_segments", key_segments, full[3]),
+    ):  # fmt: skip
         if x is not None and (x.shape not in ((full[0], length), (1, length)) or not jnp.issubdtype(x.dtype, jnp.integer)):
             raise ValueError(f"attention: {name} must be integer (batch, length) = {(full[0], length)}, got {x.dtype}{list(x.shape)}")
     if routes is not None:
@@ -171,6 +185,8 @@ def _checked(
         sinks=sinks,
         query_positions=query_positions,
         key_positions=key_positions,
+        query_segments=query_segments,
+        key_segments=key_segments,
         routes=routes,
         pattern=pattern,
         score=score,

@@ -2,8 +2,8 @@
 
 Static patterns (:mod:`pallas_kernels.attention.masks`) are summarized block by block in numpy while tracing
 (:func:`cover`, :func:`band_cover`), those that depend on data on the device (:func:`position_cover`,
-:func:`mask_cover`, :func:`routed_cover`). :func:`lists` turns the summary into what a kernel walks through; the lists
-for the backward pass, queries by key block, are those of :func:`transposed`.
+:func:`segment_cover`, :func:`mask_cover`, :func:`routed_cover`). :func:`lists` turns the summary into what a kernel
+walks through; the lists for the backward pass, queries by key block, are those of :func:`transposed`.
 """
 
 from __future__ import annotations
@@ -143,6 +143,15 @@ def position_cover(q_positions: jax.Array, k_positions: jax.Array, left: int | N
         some &= k_first <= q_last + right
         every &= k_last <= q_first + right
     return Cover(some, every)
+
+
+def segment_cover(q_ids: jax.Array, k_ids: jax.Array, block_q: int, block_k: int) -> Cover:
+    """Of equal ids (batch or 1, length), whole blocks: by the least and greatest of each, exact where ids ascend."""
+    q, k = q_ids.reshape(q_ids.shape[0], -1, 1, block_q), k_ids.reshape(k_ids.shape[0], 1, -1, block_k)
+    q_least, q_most, k_least, k_most = q.min(3), q.max(3), k.min(3), k.max(3)
+    return Cover(
+        (q_least <= k_most) & (k_least <= q_most), (q_least == q_most) & (k_least == k_most) & (q_least == k_least)
+    )
 
 
 def mask_cover(mask: jax.Array, block_q: int, block_k: int) -> Cover:

@@ -36,6 +36,8 @@ class AttentionCall(Call):
         "sinks": "h",
         "query_positions": "bq",
         "key_positions": "bk",
+        "query_segments": "bl",
+        "key_segments": "bl",
         "routes": "bhrt",
     }
     results = ("blhd", "blh")
@@ -48,6 +50,8 @@ class AttentionCall(Call):
     sinks: jax.Array | None = None
     query_positions: jax.Array | None = None
     key_positions: jax.Array | None = None
+    query_segments: jax.Array | None = None
+    key_segments: jax.Array | None = None
     routes: jax.Array | None = None
     pattern: Mask | None = None
     score: Score | None = None
@@ -72,6 +76,15 @@ class AttentionCall(Call):
         given = ((self.query_positions, self.q), (self.key_positions, self.k))
         q, k = (jnp.arange(x.shape[1], dtype=jnp.int32)[None] if at is None else at for at, x in given)
         return q, k
+
+    @property
+    def segments(self) -> tuple[jax.Array, jax.Array] | None:
+        """Ids of queries and keys, (batch or 1, length), or None."""
+        return (
+            None
+            if self.query_segments is None or self.key_segments is None
+            else (self.query_segments, self.key_segments)
+        )
 
     def lacks(self, *names: str) -> bool:
         """Whether none of these arguments is given."""

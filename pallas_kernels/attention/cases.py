@@ -148,6 +148,26 @@ def _routes(regions: int, topk: int, heads: int = 1, rows: int | None = None, hi
     return change
 
 
+def _documents(*lengths: tuple[int, ...], alone: int = 0, keys: int | None = None) -> Change:
+    """Rows of documents of these lengths; the last ``alone`` keys are NaN and of none, and so is the first query.
+
+    With ``keys``, so many keys are of the last document and the one before it in turn.
+    """
+
+    def change(arrays: Arrays, _: np.random.Generator) -> None:
+        ids = np.stack([np.repeat(np.arange(len(row), dtype=np.int32), row) for row in lengths])
+        arrays["query_segments"] = ids.copy()
+        arrays["key_segments"] = ids if keys is None else ids[:, -1:] - np.arange(keys, dtype=np.int32) % 2
+        if alone:
+            arrays["key_segments"][:, -alone:] = -1
+            arrays["query_segments"][:, 0] = -2
+            for name in ("k", "v"):
+                arrays[name][:, -alone:] = np.nan
+            arrays["q"][:, 0] = np.nan
+
+    return change
+
+
 def _both(*changes: Change) -> Change:
     def change(arrays: Arrays, rng: np.random.Generator) -> None:
         for each in changes:
@@ -207,13 +227,38 @@ CASES = (
     _case("pattern_routed", 20, change=_routes(4, 2), mask=masks.window(6, 2)),
     _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1), return_lse=True),
     _case("long_pattern_hidden", 300, batch=1, heads=1, change=_hidden_keys(200), mask=masks.segments(100), return_lse=True),
+    _case(
+        "segments", 12, heads=4, kv_heads=2, causal=True, return_lse=True,
+        change=_both(_documents((5, 4, 3), (1, 9, 2)), _add(sinks=(4,))),
+    ),
+    _case(
+        "segments_alone", 12, return_lse=True,
+        change=_both(_documents((5, 4, 3), (1, 9, 2), alone=2), _add(bias=(2, 12, 12))),
+    ),
+    _case("segments_window_score", 15, change=_documents((5, 7, 3)), window=(3, 1), score=_capped, normalize="sigmoid"),
+    _case(
+        "segments_cache", 4, 16, causal=True, return_lse=True,
+        change=_both(_cache((4, 9), (8, 13)), _documents((2, 2), (1, 3), keys=16)),
+    ),
+    _case(
+        "segments_routed", 20, mask=masks.window(9, 4), return_lse=True,
+        change=_both(_routes(4, 2), _documents((7, 13))),
+    ),
+    _case(
+        "long_segments", 700, causal=True, return_lse=True,
+        change=_documents((300, 1, 399), (100, 590, 10), alone=9),
+    ),
+    _case(
+        "long_segments_mask", 531, heads=1, return_lse=True,
+        change=_both(_padded(500), _documents((200, 331))),
+    ),
     _case("score", 9, heads=4, kv_heads=2, change=_add(bias=(4, 9, 9)), score=_capped, causal=True, return_lse=True),
     _case("score_cache", 3, 16, heads=4, kv_heads=2, change=_cache((4, 9), (7, 12)), score=_capped),
     _case("long_score_routed", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 2), score=_capped),
     _case("score_routed_heads", 18, change=_routes(6, 3, heads=2), score=_capped, normalize="sigmoid"),
     _case("long_score", 531, batch=1, heads=1, score=_capped, causal=True),
     _case("long_sigmoid", 531, batch=1, normalize="sigmoid", change=_add(bias=(1, 2, 1, 1)), causal=True),
-)
+)  # fmt: skip
 
 
 
@@ -234,6 +279,10 @@ SHAPES = (
     _shape(
         "cache", (2, 512, 8, 128), (2, 2048, 2, 128), causal=True,
         change={"query_positions": jax.ShapeDtypeStruct((2, 512), jnp.int32), "key_positions": jax.ShapeDtypeStruct((2, 2048), jnp.int32)},
+    ),
+    _shape(
+        "segments", (2, 4096, 8, 128), causal=True,
+        change={name: jax.ShapeDtypeStruct((2, 4096), jnp.int32) for name in ("query_segments", "key_segments")},
     ),
     _shape("sigmoid", (2, 1024, 8, 64), normalize="sigmoid"),
     _shape("image_windows", (256, 49, 4, 32)),

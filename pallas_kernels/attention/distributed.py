@@ -73,6 +73,9 @@ def all_to_all(call: AttentionCall) -> tuple[Any, ...]:
     def body(part: AttentionCall) -> Any:
         if split:
             part = part.replace(mask=jax.lax.all_gather(part.mask, sequence.AXIS, axis=3, tiled=True))
+        if part.segments is not None:
+            ids = (jax.lax.all_gather(x, sequence.AXIS, axis=1, tiled=True) for x in part.segments)
+            part = part.replace(**dict(zip(("query_segments", "key_segments"), ids, strict=True)))
         found = OPS["attention"].within(part.replace(q=trade(part.q), k=trade(part.k), v=trade(part.v)))
         return jax.tree.map(functools.partial(trade, back=True), found)
 
@@ -85,26 +88,29 @@ def ring(call: AttentionCall) -> tuple[Any, ...]:
     call = call.replace(mask=jnp.broadcast_to(mask, (mask.shape[0], 1, 1, call.k.shape[1])), return_lse=True)
     dtype = call.q.dtype
 
-    def attend(q: jax.Array, keys: Any, causal: bool = False) -> Result:
-        k, v, mask = keys
-        out, lse = OPS["attention"].within(call.replace(q=q, k=k, v=v, mask=mask, reach=CAUSAL if causal else EVERYWHERE))
+    def attend(queries: Any, keys: Any, causal: bool = False) -> Result:
+        (q, query_segments), (k, v, mask, key_segments) = queries, keys
+        arrays = {"q": q, "k": k, "v": v, "mask": mask, "query_segments": query_segments, "key_segments": key_segments}
+        out, lse = OPS["attention"].within(call.replace(**arrays, reach=CAUSAL if causal else EVERYWHERE))
         return out.astype(lse.dtype), lse
 
     def bidirectional(part: AttentionCall) -> Result:
         def step(carry: Any, _: None) -> Any:
             result, keys = carry
             keys = sequence.shift(keys)
-            return (_merged(result, attend(part.q, keys)), keys), None
+            return (_merged(result, attend(queries, keys)), keys), None
 
-        keys = (part.k, part.v, part.mask)
-        (result, _), _ = jax.lax.scan(step, (attend(part.q, keys), keys), None, length=jax.lax.axis_size(sequence.AXIS) - 1)
+        queries, keys = (part.q, part.query_segments), (part.k, part.v, part.mask, part.key_segments)
+        (result, _), _ = jax.lax.scan(
+            step, (attend(queries, keys), keys), None, length=jax.lax.axis_size(sequence.AXIS) - 1
+        )
         return result[0].astype(dtype), result[1]
 
     def balanced(part: AttentionCall) -> Result:
         count, here = jax.lax.axis_size(sequence.AXIS), jax.lax.axis_index(sequence.AXIS)
         assert part.mask is not None
-        low_q, high_q = _dealt(part.q, 1)
-        keys = tuple(zip(*(_dealt(x, axis) for x, axis in ((part.k, 1), (part.v, 1), (part.mask, 3))), strict=True))
+        low_q, high_q = _dealt_all((part.q, 1), (part.query_segments, 1))
+        keys = _dealt_all((part.k, 1), (part.v, 1), (part.mask, 3), (part.key_segments, 1))
 
         def step(carry: Any, number: jax.Array) -> Any:
             low, high, keys = carry
@@ -112,8 +118,7 @@ def ring(call: AttentionCall) -> tuple[Any, ...]:
             low_keys, high_keys = keys
             high = _merged(high, attend(high_q, low_keys))
             earlier = (here - number) % count < here  # the keys' own device comes before this one
-            some_q = jnp.where(earlier, low_q, high_q)
-            found = attend(some_q, jax.tree.map(lambda a, b: jnp.where(earlier, a, b), low_keys, high_keys))
+            found = attend(*jax.tree.map(lambda a, b: jnp.where(earlier, a, b), (low_q, low_keys), (high_q, high_keys)))
             low, high = _merged(low, _only(found, earlier)), _merged(high, _only(found, ~earlier))
             return (low, high, keys), None
 
@@ -162,6 +167,12 @@ def _dealt(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     # Pieces before the middle keep their parity: even ones are first halves, and so are the odd devices' late pieces.
     even = jax.lax.axis_index(sequence.AXIS) % 2 == 0
     return jnp.where(even, from_first, from_second), jnp.where(even, from_second, from_first)
+
+
+def _dealt_all(*arrays: tuple[jax.Array | None, int]) -> tuple[Any, Any]:
+    """Of arrays, each with its axis of tokens, all early pieces and all late ones; None stays."""
+    pieces = [(None, None) if x is None else _dealt(x, axis) for x, axis in arrays]
+    return tuple(early for early, _ in pieces), tuple(late for _, late in pieces)
 
 
 def _returned(low: jax.Array, high: jax.Array) -> jax.Array:

@@ -59,7 +59,7 @@ def _flash_backward(options: Options, rows: tuple[int, int], residuals: Any, cot
     d_q = _run_queries(options, rows, q, k, v, where, forth, d_out, top, delta)
     d_k, d_v = _run_keys(options, rows, q, k, v, where, back, d_out, top, delta)
     d_bias = None if where.bias is None else _run_bias(options, q, k, v, where, d_out, top, delta)
-    return d_q, d_k, d_v, Where(None, None, None, d_bias), Walk(None, None), Walk(None, None)
+    return d_q, d_k, d_v, Where(None, None, None, None, None, d_bias), Walk(None, None), Walk(None, None)
 
 
 flash.define(_flash_forward, _flash_backward)
@@ -106,7 +106,12 @@ class Layout:
 
     def where(self, where: Where) -> tuple[list[pl.BlockSpec], list[jax.Array]]:
         specs, arrays = [], []
-        for x, keys in ((where.queries, False), (where.keys, True)):
+        for x, keys in (
+            (where.queries, False),
+            (where.keys, True),
+            (where.query_segments, False),
+            (where.key_segments, True),
+        ):
             if x is not None:
                 arrays.append(x[:, :, None])
                 specs.append(self.numbers(arrays[-1], keys))
@@ -127,11 +132,11 @@ class Layout:
         return pl.BlockSpec((None, None, *shape), place)
 
 
-def _unpack(where: Where, refs: tuple[Any, ...]) -> tuple[list[Any], tuple[Any, ...]]:
+def _unpack(where: Where, refs: tuple[Any, ...]) -> tuple[Where, tuple[Any, ...]]:
     """References for the fields of ``where``, None where absent; and the rest."""
     rest = list(refs)
     found = [None if x is None else rest.pop(0) for x in where]
-    return found, tuple(rest)
+    return Where(*found), tuple(rest)
 
 
 def _list_row(rows: tuple[int, int], b: Any, h: Any) -> Any:
@@ -173,7 +178,7 @@ def _run_forward(
     where_specs, where_arrays = layout.where(where)
 
     def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, *refs: Any) -> None:
-        (queries, keys, mask, bias), (out, top_out, total_out, top, total, summed) = _unpack(where, refs)
+        seen, (out, top_out, total_out, top, total, summed) = _unpack(where, refs)
         b, h, i, s = (pl.program_id(axis) for axis in range(4))
         at = line(b, h, i)
         entry = entries[at * steps + s]
@@ -185,8 +190,10 @@ def _run_forward(
             summed[...] = jnp.zeros_like(summed)
 
         def step(masked: bool) -> None:
-            logits, _ = tiles.logits(options, q[...], k[...], bias, h, lambda: tiles.positions(options, i, entry >> 1, queries, keys, False))
-            allowed = tiles.allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
+            logits, _ = tiles.logits(
+                options, q[...], k[...], seen.bias, h, lambda: tiles.positions(options, i, entry >> 1, seen, False)
+            )
+            allowed = tiles.allowed(options, i, entry >> 1, seen, False) if masked else None
             if options.normalize == "sigmoid":
                 summed[...] += tiles.dot(tiles.weights(options, logits, logits, allowed).astype(v.dtype), v[...], (1, 0))
                 return
@@ -239,7 +246,7 @@ def _run_queries(
     where_specs, where_arrays = layout.where(where)
 
     def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
-        (queries, keys, mask, bias), (d_q, summed, shifts, deltas) = _unpack(where, refs)
+        seen, (d_q, summed, shifts, deltas) = _unpack(where, refs)
         b, h, i, s = (pl.program_id(axis) for axis in range(4))
         at = line(b, h, i)
         entry = entries[at * steps + s]
@@ -250,8 +257,10 @@ def _run_queries(
             shifts[...], deltas[...] = column(shift[...]), column(delta[...])
 
         def step(masked: bool) -> None:
-            allowed = tiles.allowed(options, i, entry >> 1, queries, keys, mask, False) if masked else None
-            logits, slope = tiles.logits(options, q[...], k[...], bias, h, lambda: tiles.positions(options, i, entry >> 1, queries, keys, False))
+            allowed = tiles.allowed(options, i, entry >> 1, seen, False) if masked else None
+            logits, slope = tiles.logits(
+                options, q[...], k[...], seen.bias, h, lambda: tiles.positions(options, i, entry >> 1, seen, False)
+            )
             weights = tiles.weights(options, logits, shifts[...], allowed)
             d_logits = tiles.gradient_of_logits(options, weights, tiles.dot(d_out[...], v[...], (1, 1)), deltas[...])
             summed[...] += tiles.dot(tiles.times(d_logits, slope).astype(k.dtype), k[...], (1, 0))
@@ -297,7 +306,7 @@ def _run_keys(
     where_specs, where_arrays = layout.where(where)
 
     def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
-        (queries, keys, mask, bias), (d_k, d_v, summed_k, summed_v) = _unpack(where, refs)
+        seen, (d_k, d_v, summed_k, summed_v) = _unpack(where, refs)
         b, g, j, r, s = (pl.program_id(axis) for axis in range(5))
         at = line(b, g * repeats + r, j)
         entry = entries[at * steps + s]
@@ -308,9 +317,11 @@ def _run_keys(
             summed_v[...] = jnp.zeros_like(summed_v)
 
         def step(masked: bool) -> None:
-            allowed = tiles.allowed(options, entry >> 1, j, queries, keys, mask, True) if masked else None
+            allowed = tiles.allowed(options, entry >> 1, j, seen, True) if masked else None
             head = g * repeats + r
-            logits, slope = tiles.logits(options, k[...], q[...], bias, head, lambda: tiles.positions(options, entry >> 1, j, queries, keys, True))
+            logits, slope = tiles.logits(
+                options, k[...], q[...], seen.bias, head, lambda: tiles.positions(options, entry >> 1, j, seen, True)
+            )
             weights = tiles.weights(options, logits, shift[...], allowed)
             summed_v[...] += tiles.dot(weights.astype(d_out.dtype), d_out[...], (1, 0))
             d_logits = tiles.gradient_of_logits(options, weights, tiles.dot(v[...], d_out[...], (1, 1)), delta[...])
@@ -355,16 +366,18 @@ def _run_bias(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, where:
     where_specs, where_arrays = layout.where(where)
 
     def kernel(q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
-        (queries, keys, mask, bias), (d_bias,) = _unpack(where, refs)
+        seen, (d_bias,) = _unpack(where, refs)
         i, j, b, h = (pl.program_id(axis) for axis in range(2, 6))
 
         @pl.when((b == 0) & (h == 0))
         def _() -> None:
             d_bias[...] = jnp.zeros_like(d_bias)
 
-        allowed = tiles.allowed(options, i, j, queries, keys, mask, False)
+        allowed = tiles.allowed(options, i, j, seen, False)
         head = pl.program_id(1) + h
-        logits = tiles.logits(options, q[...], k[...], bias, head, lambda: tiles.positions(options, i, j, queries, keys, False))[0]
+        logits = tiles.logits(
+            options, q[...], k[...], seen.bias, head, lambda: tiles.positions(options, i, j, seen, False)
+        )[0]
         weights = tiles.weights(options, logits, column(shift[...]), allowed)
         d_bias[...] += tiles.gradient_of_logits(options, weights, tiles.dot(d_out[...], v[...], (1, 1)), column(delta[...]))
 

@@ -38,6 +38,8 @@ def objection(call: AttentionCall) -> str | None:
     q, k, v, bias, mask = call.q, call.k, call.v, call.bias, call.mask
     if call.score is not None and mesh.splits_heads():
         return "its score counts heads, which the mesh splits"
+    if call.segments is not None:
+        return "segments are given, which its tiles don't compare"
     if call.routes is not None and not _lists_serve(call, call.routes):
         return regions.objection(objection, call)
     (batch, q_length, heads, _), (k_length, kv_heads) = q.shape, k.shape[1:3]

@@ -1,10 +1,11 @@
 """Block-sparse flash attention on TPU (arXiv:2205.14135, arXiv:2307.08691), forward and backward.
 
-A block of queries walks through a list of key blocks (:mod:`pallas_kernels.attention.blocks`); one that is visible as a whole is not
-masked. Windows and causality make the lists while tracing; masks, positions and routes make them on the device. Short rows of the batch
-(windows of an image) share a block. Routed regions that are nearly whole blocks are lists; smaller ones are copied, since the matrix unit
-multiplies 128 by 128 numbers at once, and copied regions can share a block. The kernels are in :mod:`pallas_kernels.attention.flash_tpu`.
-Sinks and masks of queries are left to XLA: they act on the output and its log-sum-exp.
+A block of queries walks through a list of key blocks (:mod:`pallas_kernels.attention.blocks`); one that is visible as
+a whole is not masked. Windows and causality make the lists while tracing; masks, positions, segments and routes make
+them on the device. Short rows of the batch (windows of an image) share a block. Routed regions that are nearly whole
+blocks are lists; smaller ones are copied, since the matrix unit multiplies 128 by 128 numbers at once, and copied
+regions can share a block. The kernels are in :mod:`pallas_kernels.attention.flash_tpu`. Sinks and masks of queries are
+left to XLA: they act on the output and its log-sum-exp.
 
 JAX's own splash attention serves what it can (:mod:`pallas_kernels.attention.splash`). It lacks a log-sum-exp with a gradient, sigmoid
 weights, masks of single keys, lists that only the device knows, rows that attend nothing, padding that may hold NaN, and odd lengths.
@@ -56,7 +57,7 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
     """The op."""
     if call.routes is not None:
         return _finish(call, *_routed(call, call.routes)) if _lists_serve(call, call.routes) else regions.gathered(attention, call)
-    q, k, v, bias, mask, scale = call.q, call.k, call.v, call.bias, call.mask, call.scale
+    q, k, v, bias, scale = call.q, call.k, call.v, call.bias, call.scale
     (batch, q_length, _, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
     (left, right), pattern = call.reach, call.pattern
     query_positions, key_positions = call.query_positions if call.ordered else None, call.key_positions
@@ -69,7 +70,7 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
     if q.dtype == jnp.float32:
         # Large logits are rounded once, in the product, alike forward and backward. In bfloat16 it is the queries that would be rounded twice.
         q, scale = scale * q, 1.0
-    where, attending = _where(mask, bias, query_positions, key_positions, k_length)
+    where, attending = _where(call.replace(query_positions=query_positions))
     fold = _fold(batch, q_length, k_length) if where.mask is None and (bias is None or bias.shape[0] == 1) else None
     if fold is None:
         block_q, block_k = _block(q_length, 16), _block(k_length, LANES)
@@ -85,10 +86,11 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
         q, k, v = fold.rows(q, fold.q), fold.rows(k, fold.k), fold.rows(v, fold.k)
     forth, back = blocks.lists(cover), blocks.lists(blocks.transposed(cover))
     steps = forth.ids.shape[-1], back.ids.shape[-1]
-    segments = None if fold is None else (fold.q, fold.k)
+    folded = None if fold is None else (fold.q, fold.k)
     visits = int(cover.some.sum()) if isinstance(cover.some, np.ndarray) else cover.some.shape[2] * cover.some.shape[3]
     options = Options(
-        left, right, scale, call.normalize, k_length, block_q, block_k, segments, visits, steps, dispatch.interpreted(), pattern, call.score
+        left, right, scale, call.normalize, k_length, block_q, block_k, folded, visits, steps, dispatch.interpreted(),
+        pattern, call.score,
     )  # fmt: skip
     out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
     out, lse = (jnp.swapaxes(x, 1, 2) for x in (out, lse))
@@ -122,7 +124,12 @@ def _region_block(size: int) -> int:
 def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
     """Whether lists of blocks make copies of the routed keys unnecessary."""
     size_q, size_k = _region_sizes(call.q.shape[1], call.k.shape[1], routes.shape[2])
-    if size_q is None or size_k is None or call.bounded or not call.lacks("bias", "query_positions", "key_positions"):
+    if (
+        size_q is None
+        or size_k is None
+        or call.bounded
+        or not call.lacks("bias", "query_positions", "key_positions", "query_segments")
+    ):
         return False
     if call.mask is not None and (call.mask.shape[1] > 1 or call.mask.shape[2] > 1):
         return False
@@ -160,7 +167,7 @@ def _routed(call: AttentionCall, routes: jax.Array) -> tuple[jax.Array, jax.Arra
             cover = blocks.both(cover, blocks.key_cover(mask[:, :, 0], block_k))
             keys = jnp.where(mask[:, :, 0], jnp.arange(mask.shape[3], dtype=jnp.int32), -1)
         forth, back = blocks.lists(cover, steps[0]), blocks.lists(blocks.transposed(cover))
-        where = Where(None, keys, None, None)
+        where = Where(None, keys, None, None, None, None)
         out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
         return jnp.swapaxes(out, 1, 2), jnp.swapaxes(lse, 1, 2)
 
@@ -205,7 +212,8 @@ def _fold_where(fold: Fold, batch: int, where: Where) -> Where:
         return jnp.swapaxes(fold.rows(jnp.swapaxes(jnp.broadcast_to(x, (batch, *x.shape[1:])), 1, 2), size), 1, 2)
 
     bias = None if where.bias is None else jnp.tile(where.bias, (1, 1, fold.together, fold.together))
-    return Where(rows(where.queries, fold.q), rows(where.keys, fold.k), None, bias)
+    queries, keys = rows(where.queries, fold.q), rows(where.keys, fold.k)
+    return Where(queries, keys, rows(where.query_segments, fold.q), rows(where.key_segments, fold.k), None, bias)
 
 
 def _fold(batch: int, q_length: int, k_length: int) -> Fold | None:
@@ -225,7 +233,7 @@ def _block(length: int, least: int) -> int:
 def _seen(call: AttentionCall, kv_heads: int) -> tuple[Any, ...]:
     """Which queries attend anything (batch or 1, heads or 1, q_length), and which keys are attended, (..., kv_heads or 1, k_length); None is all."""
     q_length, k_length, pattern = call.q.shape[1], call.k.shape[1], call.pattern
-    if call.lacks("mask", "query_positions", "key_positions"):
+    if call.lacks("mask", "query_positions", "key_positions", "query_segments"):
         if pattern is not None:
             found = blocks.seen(*call.reach, pattern, q_length, k_length)
         elif call.reach == (None, None):
@@ -234,7 +242,7 @@ def _seen(call: AttentionCall, kv_heads: int) -> tuple[Any, ...]:
             found = blocks.band_seen(*call.reach, q_length, k_length)
         return tuple(None if x.all() else x[None, None] for x in found)
     # A reduction that the compiler fuses: the matrix never exists.
-    allowed = visible(*call.places, call.reach, pattern, call.mask)
+    allowed = visible(*call.places, call.reach, pattern, call.mask, call.segments)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], q_length, k_length))
     seen = allowed.any(2)
     if seen.shape[1] > 1:
@@ -242,32 +250,35 @@ def _seen(call: AttentionCall, kv_heads: int) -> tuple[Any, ...]:
     return allowed.any(3), seen
 
 
-def _where(
-    mask: jax.Array | None, bias: jax.Array | None, query_positions: jax.Array | None, key_positions: jax.Array | None, k_length: int
-) -> tuple[Where, jax.Array | None]:
+def _where(call: AttentionCall) -> tuple[Where, jax.Array | None]:
     """What the kernel reads besides q, k and v; and a mask of queries alone (batch or 1, heads or 1, q_length), which
     it does not see."""
-    attending = tiles = None
-    queries, keys = (None if x is None else x.astype(jnp.int32)[:, None] for x in (query_positions, key_positions))
+    mask, attending, tiles = call.mask, None, None
+    numbers = (call.query_positions, call.key_positions, call.query_segments, call.key_segments)
+    queries, keys, query_ids, key_ids = (None if x is None else x.astype(jnp.int32)[:, None] for x in numbers)
     if mask is not None and mask.shape[2] == 1:
-        at = jnp.arange(k_length, dtype=jnp.int32) if keys is None else keys
+        at = jnp.arange(call.k.shape[1], dtype=jnp.int32) if keys is None else keys
         keys = jnp.where(mask[:, :, 0], at, -1)
     elif mask is not None and mask.shape[3] == 1:
         attending = mask[..., 0]
     elif mask is not None:
         tiles = mask.astype(jnp.int8)
-    return Where(queries, keys, tiles, bias), attending
+    return Where(queries, keys, query_ids, key_ids, tiles, call.bias), attending
 
 
 def _pad(where: Where, q_length: int, k_length: int) -> Where:
-    """Keys past the end are never attended; queries there have the last one's position, which widens no block."""
-    queries, keys, *tiles = where
-    if queries is not None:
-        queries = jnp.pad(queries, ((0, 0), (0, 0), (0, q_length - queries.shape[2])), mode="edge")
+    """Keys past the end are never attended. Queries there have the position and the id of the last one, and keys its
+    id, which widens no block."""
+    queries, keys, query_ids, key_ids, *tiles = where
+
+    def extend(x: jax.Array | None, length: int) -> jax.Array | None:
+        return None if x is None else jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2])), mode="edge")
+
+    queries, query_ids, key_ids = extend(queries, q_length), extend(query_ids, q_length), extend(key_ids, k_length)
     if keys is not None:
         keys = jnp.pad(keys, ((0, 0), (0, 0), (0, k_length - keys.shape[2])), constant_values=-1)
     mask, bias = (None if x is None else jnp.pad(x, ((0, 0), (0, 0), (0, q_length - x.shape[2]), (0, k_length - x.shape[3]))) for x in tiles)
-    return Where(queries, keys, mask, bias)
+    return Where(queries, keys, query_ids, key_ids, mask, bias)
 
 
 def _cover(
@@ -286,6 +297,17 @@ def _cover(
         if pattern is not None and not indexed:
             part = blocks.both(part, blocks.pattern_cover(pattern, q_at, k_at, block_q, block_k))
         parts.append(blocks.Cover(*(x.reshape(*rows, *x.shape[1:]) for x in part)))
+    if where.query_segments is not None and where.key_segments is not None:
+        parts.append(
+            blocks.Cover(
+                *(
+                    x[:, None]
+                    for x in blocks.segment_cover(
+                        where.query_segments[:, 0], where.key_segments[:, 0], block_q, block_k
+                    )
+                )
+            )
+        )
     if where.mask is not None:
         parts.append(blocks.mask_cover(where.mask != 0, block_q, block_k))
     cover = functools.reduce(blocks.both, parts)

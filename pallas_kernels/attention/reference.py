@@ -20,7 +20,14 @@ from pallas_kernels.attention.masks import Mask
 from pallas_kernels.attention.scores import finite_gradient
 
 
-def visible(query_positions: jax.Array, key_positions: jax.Array, reach: Reach, pattern: Mask | None, mask: jax.Array | None = None) -> jax.Array:
+def visible(
+    query_positions: jax.Array,
+    key_positions: jax.Array,
+    reach: Reach,
+    pattern: Mask | None,
+    mask: jax.Array | None = None,
+    segments: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
     """Which keys a query may attend: bool, broadcastable to (batch, heads, q_length, k_length).
 
     Args:
@@ -29,6 +36,8 @@ def visible(query_positions: jax.Array, key_positions: jax.Array, reach: Reach, 
       reach: keys at positions in [query + left, query + right].
       pattern: a function of query and key positions.
       mask: bool (batch, heads, q_length, k_length), each dimension its size or 1, or None.
+      segments: ids of queries (batch or 1, q_length) and of keys (batch or 1, k_length): only keys of the query's own;
+        None is no limit.
     """
     ahead = key_positions[:, None, None, :] - query_positions[:, None, :, None]
     allowed = key_positions[:, None, None, :] >= 0
@@ -39,6 +48,8 @@ def visible(query_positions: jax.Array, key_positions: jax.Array, reach: Reach, 
         allowed &= ahead <= right
     if pattern is not None:
         allowed &= pattern(query_positions[:, None, :, None], key_positions[:, None, None, :])
+    if segments is not None:
+        allowed &= segments[0][:, None, :, None] == segments[1][:, None, None, :]
     return allowed if mask is None else allowed & mask
 
 
@@ -46,7 +57,7 @@ def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     """Logits (batch, heads, q_length, k_length), -inf where masked, and the mask itself."""
     q, k = _widen(call.q), _widen(call.k)
     at_q, at_k = call.places
-    allowed = visible(at_q, at_k, call.reach, call.pattern, call.mask)
+    allowed = visible(at_q, at_k, call.reach, call.pattern, call.mask, call.segments)
     if call.routes is not None:
         allowed &= regions.mask(call.routes, q.shape[1], k.shape[1])
     allowed = jnp.broadcast_to(allowed, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))

@@ -59,7 +59,11 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
             x = jnp.swapaxes(x[row, jnp.arange(count)[:, None], chosen], 2, 3)
         return jnp.moveaxis(x.reshape(batch * count, x.shape[2], -1, heads), 3, 1)
 
-    at_q, at_k = (jnp.broadcast_to(x, (batch, x.shape[1])) for x in call.places)
+    def whole(x: jax.Array) -> jax.Array:
+        """(batch or 1, length) for each row of the batch."""
+        return jnp.broadcast_to(x, (batch, x.shape[1]))
+
+    at_q, at_k = map(whole, call.places)
     parts = call.replace(
         q=queries(q),
         k=keys(call.k),
@@ -68,6 +72,8 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
         mask=pairs(call.mask),
         query_positions=queries(at_q) if call.ordered else None,
         key_positions=keys(at_k) if call.ordered or call.key_positions is not None else None,
+        query_segments=None if call.query_segments is None else queries(whole(call.query_segments)),
+        key_segments=None if call.key_segments is None else keys(whole(call.key_segments)),
         routes=None,
     )
     return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), attend(parts))

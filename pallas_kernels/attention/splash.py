@@ -20,8 +20,8 @@ BLOCKS = (512, 256, LANES)
 def objection(call: AttentionCall) -> str | None:
     """Why it can't serve the call, or None."""
     q, k, v = call.q, call.k, call.v
-    if not call.lacks("bias", "mask", "query_positions", "key_positions", "routes"):
-        return "its masks are known while tracing: no bias, mask, positions or routes"
+    if not call.lacks("bias", "mask", "query_positions", "key_positions", "query_segments", "routes"):
+        return "its masks are known while tracing: no bias, mask, positions, segments or routes"
     if not call.lacks("pattern", "score"):
         return "its masks are causal or a window, and its logits plain"
     if call.normalize != "softmax" or call.return_lse:

@@ -29,7 +29,8 @@ class Options:
       score: of scaled logits, query head and both positions; None leaves them.
       k_length: keys of a row before padding.
       block_q, block_k: sizes of blocks, which divide the padded lengths.
-      segments: blocks hold rows of so many queries and keys, powers of two, which attend each to its own; None where a row is not shorter than a block.
+      folded: blocks hold rows of so many queries and keys, powers of two, which attend each to its own; None where a
+        row is not shorter than a block.
       visits: pairs of blocks in all lists of a row of the batch, or a bound.
       steps: longest list of key blocks, and of query blocks.
     """
@@ -41,7 +42,7 @@ class Options:
     k_length: int
     block_q: int
     block_k: int
-    segments: tuple[int, int] | None
+    folded: tuple[int, int] | None
     visits: int
     steps: tuple[int, int]
     interpret: bool
@@ -55,12 +56,15 @@ class Where(NamedTuple):
     Attributes:
       queries: int32 (batch or 1, 1, q_length), positions.
       keys: int32 (batch or 1, heads or 1, k_length), positions, negative where not attended.
+      query_segments, key_segments: int32 (batch or 1, 1, length): ids, which must be equal; both or neither.
       mask: int8 (batch or 1, heads or 1, q_length, k_length), 0 where not attended.
       bias: floating, the same shapes; added to the logits.
     """
 
     queries: jax.Array | None
     keys: jax.Array | None
+    query_segments: jax.Array | None
+    key_segments: jax.Array | None
     mask: jax.Array | None
     bias: jax.Array | None
 
@@ -81,22 +85,36 @@ def places(options: Options, i: Any, j: Any, transposed: bool) -> tuple[jax.Arra
     )
 
 
-def positions(options: Options, i: Any, j: Any, queries: Any, keys: Any, transposed: bool) -> tuple[jax.Array, jax.Array]:
-    """Positions of queries and of keys that broadcast to the block; of keys negative if they are none."""
+def positions(options: Options, i: Any, j: Any, where: Where, transposed: bool) -> tuple[jax.Array, jax.Array]:
+    """Positions of queries and of keys that broadcast to the block; of keys negative if they are none. ``where`` holds
+    references."""
     q_place, k_place = places(options, i, j, transposed)
-    if options.segments is not None:
-        q_place, k_place = q_place & options.segments[0] - 1, k_place & options.segments[1] - 1
-    q_at = q_place if queries is None else queries[...] if transposed else column(queries[...])
-    return q_at, k_place if keys is None else column(keys[...]) if transposed else keys[...]
+    if options.folded is not None:
+        q_place, k_place = q_place & options.folded[0] - 1, k_place & options.folded[1] - 1
+    given_q, given_k = _crossed(where.queries, where.keys, transposed)
+    return q_place if given_q is None else given_q, k_place if given_k is None else given_k
 
 
-def allowed(options: Options, i: Any, j: Any, queries: Any, keys: Any, mask: Any, transposed: bool) -> jax.Array | None:
-    """bool (block_q, block_k), or its transpose, of query block i and key block j; None is all."""
-    q_at, k_at = positions(options, i, j, queries, keys, transposed)
+def _crossed(queries: Any, keys: Any, transposed: bool) -> tuple[Any, Any]:
+    """Numbers of queries and of keys, references to rows or None, that broadcast to the block."""
+    rows = [
+        None if x is None else column(x[...]) if upright else x[...]
+        for x, upright in ((queries, not transposed), (keys, transposed))
+    ]
+    return rows[0], rows[1]
+
+
+def allowed(options: Options, i: Any, j: Any, where: Where, transposed: bool) -> jax.Array | None:
+    """bool (block_q, block_k), or its transpose, of query block i and key block j; None is all. ``where`` holds
+    references."""
+    q_at, k_at = positions(options, i, j, where, transposed)
     q_place, k_place = places(options, i, j, transposed)
-    terms = [k_at < options.k_length if keys is None else k_at >= 0]
-    if options.segments is not None:
-        q_size, k_size = options.segments
+    terms = [k_at < options.k_length if where.keys is None else k_at >= 0]
+    if where.query_segments is not None:
+        q_id, k_id = _crossed(where.query_segments, where.key_segments, transposed)
+        terms.append(q_id == k_id)
+    if options.folded is not None:
+        q_size, k_size = options.folded
         terms.append((q_place >> q_size.bit_length() - 1) == (k_place >> k_size.bit_length() - 1))
     if options.left is not None:
         terms.append(k_at - q_at >= -options.left)
@@ -104,8 +122,8 @@ def allowed(options: Options, i: Any, j: Any, queries: Any, keys: Any, mask: Any
         terms.append(k_at - q_at <= options.right)
     if options.pattern is not None:
         terms.append(options.pattern(q_at, k_at))
-    if mask is not None:
-        terms.append(mask[...].astype(jnp.int32) != 0)
+    if where.mask is not None:
+        terms.append(where.mask[...].astype(jnp.int32) != 0)
     return functools.reduce(jnp.logical_and, (jnp.broadcast_to(t, q_place.shape) for t in terms))
 
 

@@ -62,6 +62,8 @@ def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
         "sinks": None if sinks is None else sinks.reshape(kv_heads, -1),
         "query_positions": call.query_positions,
         "key_positions": call.key_positions,
+        "query_segments": call.query_segments,
+        "key_segments": call.key_segments,
     }
     out, lse = _by_rows(options, grouped)
     return jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, -1), jnp.moveaxis(lse, 3, 1).reshape(batch, length, heads)
@@ -132,6 +134,8 @@ AXES = {
     "sinks": {},
     "query_positions": {"q": 1},
     "key_positions": {"k": 1},
+    "query_segments": {"q": 1},
+    "key_segments": {"k": 1},
 }
 
 
@@ -200,13 +204,14 @@ def _product(rows: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
 def _allowed(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> jax.Array | None:
     """bool (batch, kv, rep, q, k), each its size or 1; None where every query attends every key."""
     mask = arrays["mask"]
+    segments = None if arrays["query_segments"] is None else (arrays["query_segments"], arrays["key_segments"])
     bounded = options.reach != (None, None) or options.pattern is not None
-    if not bounded and arrays["key_positions"] is None:
+    if not bounded and arrays["key_positions"] is None and segments is None:
         return mask
     q_positions, k_positions = _positions(arrays, q_start, k_start)
     if not bounded:
         q_positions = jnp.zeros((1, 1), jnp.int32)
-    allowed = visible(q_positions, k_positions, options.reach, options.pattern)[:, :, None]
+    allowed = visible(q_positions, k_positions, options.reach, options.pattern, segments=segments)[:, :, None]
     return allowed if mask is None else allowed & mask
 
 
@@ -259,7 +264,9 @@ def _pad_queries(plan: Plan, arrays: Arrays) -> Arrays:
         axis = _axis(name, x, "q")
         if axis is None or extra == 0:
             return x
-        return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)])
+        # What fills the last chunk is of no segment, so that it sees nothing.
+        filling = jnp.iinfo(x.dtype).min if name == "query_segments" else 0
+        return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)], constant_values=filling)
 
     return {name: pad(name, x) for name, x in arrays.items()}
 

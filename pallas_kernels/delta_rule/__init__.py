@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from pallas_kernels import sequence
+from pallas_kernels import documents, sequence
 from pallas_kernels.delta_rule import distributed, reference, xla
 from pallas_kernels.delta_rule.call import DeltaCall
 from pallas_kernels.delta_rule.cases import CASES, SHAPES
@@ -37,6 +37,7 @@ def delta_rule(
     decay: jax.Array | None = None,
     scale: float | None = None,
     initial_state: jax.Array | None = None,
+    starts: jax.Array | None = None,
     return_state: bool = False,
     chunk_size: int = 64,
     implementation: str | None = None,
@@ -62,6 +63,8 @@ def delta_rule(
       decay: (batch, length, heads), the LOGARITHM of the factor on the state, <= 0, -inf forgets everything. Pass float32.
       scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned one.
       initial_state: (batch, heads, key_dim, value_dim), zeros by default.
+      starts: bool (batch, length), True where a document begins, before all steps of that token: it and what follows see
+        nothing of before, the initial state included. False for padding. None: nowhere.
       return_state: also return the state after the last token.
       chunk_size: steps that the XLA form handles at once, a power of two. Changes speed, not the result.
       implementation: the name of one, or None for the best that serves the call.
@@ -73,8 +76,11 @@ def delta_rule(
       ValueError: shapes or options that do not fit together.
     """
     _check(q, k, v, beta, decay, initial_state, chunk_size)
+    documents.check("delta_rule", starts, *q.shape[:2])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    call = DeltaCall(q=q, k=k, v=v, beta=beta, decay=decay, initial_state=initial_state, scale=scale, chunk_size=chunk_size)
+    call = DeltaCall(
+        q=q, k=k, v=v, beta=beta, decay=decay, initial_state=initial_state, starts=starts, scale=scale, chunk_size=chunk_size
+    )
     out, state = _op(call, implementation)
     return (out, state) if return_state else out
 

@@ -15,7 +15,7 @@ from pallas_kernels.linear_attention.call import MatrixCall
 class DeltaCall(MatrixCall):
     """The arguments of :func:`pallas_kernels.delta_rule.delta_rule`, which describes them."""
 
-    axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "beta": "blh", "decay": "blh", "initial_state": "bhkv"}
+    axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "beta": "blh", "decay": "blh", "initial_state": "bhkv", "starts": "bl"}
 
     beta: jax.Array
 

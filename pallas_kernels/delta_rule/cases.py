@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import documents
 from pallas_kernels.dispatch import Case, Shape
 
 Arrays = dict[str, np.ndarray]
@@ -28,10 +29,12 @@ def _case(
     rate: float | None = None,
     strongest: float = 1.0,
     state: bool = False,
+    starts: tuple[tuple[int, ...], ...] = (),
     change: Change | None = None,
     **options: Any,
 ) -> Case:
-    """Keys of norm 1, beta uniform up to ``strongest``, exponential decays of mean ``rate`` if given; then ``change`` edits them."""
+    """Keys of norm 1, beta uniform up to ``strongest``, exponential decays of mean ``rate`` if given;
+    ``starts`` of documents for each row; then ``change`` edits them."""
 
     def arrays(rng: np.random.Generator) -> Arrays:
         k = rng.standard_normal((batch, length * steps, groups or heads, key_dim))
@@ -45,6 +48,8 @@ def _case(
             made["decay"] = -rate * rng.exponential(size=(batch, length, heads))
         if state:
             made["initial_state"] = rng.standard_normal((batch, heads, key_dim, value_dim))
+        if starts:
+            made["starts"] = documents.at(length, *starts)
         if change is not None:
             change(made, rng)
         return made
@@ -87,6 +92,9 @@ def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
     arrays["decay"][0, 20:] = 0
 
 
+# From the first token, of one token, at the border of a chunk of 16 and beside it.
+STARTS = ((0, 5, 6, 15, 16, 33), (9, 32, 36))
+
 CASES = (
     _case("plain", 37, state=True, return_state=True),
     _case("gated", 37, rate=0.3, state=True, return_state=True),
@@ -117,6 +125,15 @@ CASES = (
     _case("fast_decay", 37, rate=50.0, state=True, return_state=True),
     _case("large", 37, rate=0.3, change=_large),
     _case("padded_tail", 37, rate=0.3, change=_padded_tail, return_state=True),
+    _case("packed", 37, strongest=2.0, starts=STARTS, state=True, return_state=True),
+    _case("packed_gated", 37, rate=0.3, heads=4, groups=2, starts=STARTS, state=True, return_state=True),
+    _case("packed_two_steps", 21, steps=2, strongest=2.0, rate=0.3, starts=((0, 7, 8, 9, 16), (20,)), state=True, return_state=True),
+    _case("packed_three_steps", 21, steps=3, strongest=2.0, starts=((0, 5, 6, 15), (10,)), state=True, return_state=True),
+    _case("packed_more_steps_than_chunk", 3, steps=5, rate=0.3, chunk_size=4, starts=((1, 2), (0,)), state=True, return_state=True),
+    _case("packed_one_token", 1, steps=2, rate=0.3, starts=((0,), ()), state=True, return_state=True),
+    _case("packed_identical_keys", 70, strongest=2.0, starts=STARTS, change=_identical_keys, state=True, return_state=True, chunk_size=64),
+    _case("packed_abrupt", 70, rate=0.3, starts=STARTS, change=_abrupt, state=True, return_state=True, chunk_size=64),
+    _case("packed_padded", 37, rate=0.3, starts=((3, 19), STARTS[0]), change=_padded_tail, return_state=True),
 )
 
 

@@ -1,6 +1,7 @@
-"""The delta rule of a sequence that is split over devices: each sends the product of its transitions and the state its own tokens leave.
+"""The delta rule of a sequence that is split over devices.
 
-The product is the rule itself, started from the identity with nothing to write; then each device reads its tokens again from the
+Each sends the product of its transitions and the state that its own tokens leave. The product is the rule itself, started
+from the identity with nothing to write, and 0 where a document begins. Then each device reads its tokens again from the
 state that they find. That is two passes instead of one, for n times as many devices at work.
 """
 

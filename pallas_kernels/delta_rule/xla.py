@@ -9,6 +9,8 @@ and the outputs and the state after the chunk are those of a linear attention wi
 block of 16 of T is inverted by doubling its size, the blocks below by substitution: all entries of T and
 of what leads to it stay of the size of beta. The powers of a Neumann series do not: they explode when keys are alike.
 
+Of packed documents the pairs of steps of one document remain, in T too, which has then a block for each.
+
 The gradient keeps the states at chunk boundaries and computes everything else again.
 """
 
@@ -22,12 +24,15 @@ import jax.numpy as jnp
 
 from pallas_kernels.delta_rule.call import DeltaCall
 from pallas_kernels.differentiation import differentiable
-from pallas_kernels.linear_attention.xla import join, pairwise, split
+from pallas_kernels.documents import Documents
+from pallas_kernels.linear_attention.xla import join, pairwise, split, split_starts
 
 BLOCK = 16
 
-# The arrays of a chunk: q (batch, groups, tokens, key_dim), k (batch, groups, steps, key_dim), v (batch, groups, repeats, steps, value_dim),
-# beta (batch, groups, repeats, steps, 1) and decay (batch, groups, repeats, tokens, 1) or None. The state is (batch, groups, repeats, key_dim, value_dim).
+# The arrays of a chunk: q (batch, groups, tokens, key_dim), k (batch, groups, steps, key_dim),
+# v (batch, groups, repeats, steps, value_dim), beta (batch, groups, repeats, steps, 1) and
+# decay (batch, groups, repeats, tokens, 1) or None; beside them starts (batch, tokens) or None. The state is
+# (batch, groups, repeats, key_dim, value_dim).
 Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
@@ -41,12 +46,12 @@ def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
     logs = None if decay is None else decay.reshape(batch, length, groups, repeats, 1)
     state = call.start.reshape(batch, groups, repeats, key_dim, value_dim)
     if length == 1:
-        out, state = _token(scale, q, k, values, rates, logs, state)
+        out, state = _token(scale, q, k, values, rates, logs, Documents.of(call.starts).carried(state))
     else:
         # A sequence shorter than a chunk is one chunk of the next power of two of tokens.
         steps = 1 << (call.steps - 1).bit_length()
         chunk_tokens = min(max(call.chunk_size // steps, 1), 1 << (length - 1).bit_length())
-        out, state = _recurrence(chunk_tokens, scale, q, k, values, rates, logs, state)
+        out, state = _recurrence(chunk_tokens, scale, q, k, values, rates, logs, call.starts, state)
     return out.astype(v.dtype).reshape(batch, length, heads, value_dim), state.reshape(batch, heads, key_dim, value_dim)
 
 
@@ -71,10 +76,11 @@ def _recurrence(
     v: jax.Array,
     beta: jax.Array,
     decay: jax.Array | None,
+    starts: jax.Array | None,
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """All tokens in order, in the state's dtype."""
-    return _forward(chunk_tokens, scale, q, k, v, beta, decay, state)[0]
+    return _forward(chunk_tokens, scale, q, k, v, beta, decay, starts, state)[0]
 
 
 def _chunks(chunk_tokens: int, tokens: Any) -> Any:
@@ -82,45 +88,51 @@ def _chunks(chunk_tokens: int, tokens: Any) -> Any:
 
 
 def _forward(chunk_tokens: int, scale: float, *arrays: Any) -> tuple[Any, Any]:
-    *tokens, state = arrays
+    *tokens, starts, state = arrays
 
-    def body(state: jax.Array, chunk: Any) -> tuple[jax.Array, Any]:
-        after, out = _chunk(scale, state, chunk)
+    def body(state: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
+        chunk, starts = inputs
+        after, out = _chunk(scale, Documents.of(starts), state, chunk)
         return after, (out, state)
 
-    state, (out, boundaries) = jax.lax.scan(body, state, _chunks(chunk_tokens, tokens))
-    return (join(out, tokens[0].shape[1]), state), (tokens, boundaries)
+    inputs = (_chunks(chunk_tokens, tokens), split_starts(starts, chunk_tokens))
+    state, (out, boundaries) = jax.lax.scan(body, state, inputs)
+    return (join(out, tokens[0].shape[1]), state), (tokens, starts, boundaries)
 
 
 def _backward(chunk_tokens: int, scale: float, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
-    tokens, boundaries = residuals
+    tokens, starts, boundaries = residuals
     d_out, d_state = cotangents
 
     def body(d_state: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
-        before, chunk, d_out = inputs
-        _, pull = jax.vjp(functools.partial(_chunk, scale), before, chunk)
+        before, chunk, starts, d_out = inputs
+        _, pull = jax.vjp(functools.partial(_chunk, scale, Documents.of(starts)), before, chunk)
         return pull((d_state, d_out))
 
-    d_state, d_chunks = jax.lax.scan(body, d_state, (boundaries, _chunks(chunk_tokens, tokens), split(d_out, chunk_tokens)), reverse=True)
-    return (*(None if x is None else join(x, was.shape[1]) for x, was in zip(d_chunks, tokens, strict=True)), d_state)
+    chunks, begins = _chunks(chunk_tokens, tokens), split_starts(starts, chunk_tokens)
+    d_state, d_chunks = jax.lax.scan(body, d_state, (boundaries, chunks, begins, split(d_out, chunk_tokens)), reverse=True)
+    return (*(None if x is None else join(x, was.shape[1]) for x, was in zip(d_chunks, tokens, strict=True)), None, d_state)
 
 
 _recurrence.define(_forward, _backward)
 
 
-def _chunk(scale: float, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+def _chunk(scale: float, packed: Documents, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     """One chunk: the state after it, and its outputs (batch, groups, repeats, tokens, value_dim)."""
     *arrays, decay = chunk
     q, k, v, beta = (x.astype(state.dtype) for x in arrays)
     steps = k.shape[-2] // q.shape[-2]
+    by_step = packed.repeat(steps)
     alike = jnp.einsum("bgik,bgjk->bgij", k, k)[:, :, None]
     scores = scale * jnp.einsum("bgik,bgjk->bgij", q, k)[:, :, None]
-    below = jnp.tril(jnp.ones(alike.shape[-2:], bool), -1)
-    visible = jnp.repeat(jnp.tril(jnp.ones((q.shape[-2],) * 2, bool)), steps, axis=-1)
-    held, read = jnp.einsum("bgik,bgrkv->bgriv", k, state), scale * jnp.einsum("bgik,bgrkv->bgriv", q, state)
+    below = by_step.seen(jnp.tril(jnp.ones(alike.shape[-2:], bool), -1), between=2)
+    visible = packed.seen(jnp.repeat(jnp.tril(jnp.ones((q.shape[-2],) * 2, bool)), steps, axis=-1), between=2, keys=by_step)
+    held = by_step.continuing(jnp.einsum("bgik,bgrkv->bgriv", k, state), -2)
+    read = packed.continuing(scale * jnp.einsum("bgik,bgrkv->bgriv", q, state), -2)
+    state = packed.carried(state)
     if decay is None:
         u = unit_inverse(jnp.where(below, beta * alike, 0)) @ (beta * (v - held))
-        return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, u), read + jnp.where(visible, scores, 0) @ u
+        return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, by_step.last(u, -2)), read + jnp.where(visible, scores, 0) @ u
     between, since, until = pairwise(decay[..., 0].astype(state.dtype))
     since, until = jnp.exp(since)[..., None], jnp.exp(until)[..., None]
     # All steps of a token have the same decay.
@@ -129,7 +141,7 @@ def _chunk(scale: float, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax
     lower = beta * alike * jnp.exp(jnp.where(below, to_steps, -jnp.inf))
     u = unit_inverse(lower) @ (beta * (v - jnp.repeat(since, steps, axis=-2) * held))
     out = since * read + (scores * jnp.exp(jnp.where(visible, to_tokens, -jnp.inf))) @ u
-    update = jnp.einsum("bgjk,bgrjv->bgrkv", k, jnp.repeat(until, steps, axis=-2) * u)
+    update = jnp.einsum("bgjk,bgrjv->bgrkv", k, jnp.repeat(until, steps, axis=-2) * by_step.last(u, -2))
     return since[..., -1:, :] * state + update, out
 
 

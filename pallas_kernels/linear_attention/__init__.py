@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from pallas_kernels import sequence
+from pallas_kernels import documents, sequence
 from pallas_kernels.dispatch import Implementation, Later, Op
 from pallas_kernels.linear_attention import distributed, reference, xla
 from pallas_kernels.linear_attention.call import LinearCall
@@ -36,6 +36,7 @@ def linear_attention(
     scale: float | None = None,
     causal: bool = True,
     initial_state: jax.Array | None = None,
+    starts: jax.Array | None = None,
     return_state: bool = False,
     chunk_size: int = 64,
     implementation: str | None = None,
@@ -59,6 +60,8 @@ def linear_attention(
       scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned one.
       causal: token t reads tokens up to t; otherwise all.
       initial_state: (batch, heads, key_dim, value_dim), zeros by default; causal only.
+      starts: bool (batch, length), True where a document begins: tokens of different documents don't see each other,
+        and those from the first start on don't see the initial state. False for padding. None: nowhere.
       return_state: also return the state after the last token; causal only.
       chunk_size: tokens that the XLA form handles at once, a power of two. Changes speed, not the result.
       implementation: the name of one, or None for the best that serves the call.
@@ -70,8 +73,11 @@ def linear_attention(
       ValueError: shapes or options that do not fit together.
     """
     _check(q, k, v, decay, causal, initial_state, return_state, chunk_size)
+    documents.check("linear_attention", starts, *q.shape[:2])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    call = LinearCall(q=q, k=k, v=v, decay=decay, initial_state=initial_state, scale=scale, chunk_size=chunk_size, causal=causal)
+    call = LinearCall(
+        q=q, k=k, v=v, decay=decay, initial_state=initial_state, starts=starts, scale=scale, chunk_size=chunk_size, causal=causal
+    )
     out, state = _op(call, implementation)
     return (out, state) if return_state else out
 

@@ -22,6 +22,7 @@ class MatrixCall(Call):
     v: jax.Array
     decay: jax.Array | None
     initial_state: jax.Array | None
+    starts: jax.Array | None
     scale: float
     chunk_size: int
 
@@ -43,6 +44,6 @@ class LinearCall(MatrixCall):
     """The arguments of :func:`pallas_kernels.linear_attention.linear_attention`, which describes them; without
     causality the last state has no meaning."""
 
-    axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "decay": "h blh blhd", "initial_state": "bhkv"}
+    axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "decay": "h blh blhd", "initial_state": "bhkv", "starts": "bl"}
 
     causal: bool

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import documents
 from pallas_kernels.dispatch import Case, Shape
 
 Arrays = dict[str, np.ndarray]
@@ -27,10 +28,12 @@ def _case(
     value_dim: int = 8,
     rate: float = 0.3,
     state: bool = False,
+    starts: tuple[tuple[int, ...], ...] = (),
     change: Change | None = None,
     **options: Any,
 ) -> Case:
-    """Standard normal arrays and, for ``decay`` of "head", "token" or "key", exponential decays of mean ``rate``; then ``change`` edits them."""
+    """Standard normal arrays and, for ``decay`` of "head", "token" or "key", exponential decays of mean ``rate``;
+    ``starts`` of documents for each row; then ``change`` edits them."""
     decays = {"head": (heads,), "token": (batch, length, heads), "key": (batch, length, heads, key_dim)}
 
     def arrays(rng: np.random.Generator) -> Arrays:
@@ -40,6 +43,8 @@ def _case(
             made["decay"] = -rate * rng.exponential(size=decays[decay])
         if state:
             made["initial_state"] = rng.standard_normal((batch, heads, key_dim, value_dim))
+        if starts:
+            made["starts"] = documents.at(length, *starts)
         if change is not None:
             change(made, rng)
         return made
@@ -67,6 +72,9 @@ def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
     arrays["decay"][0, 20:] = 0
 
 
+# From the first token, of one token, at the border of a chunk of 16 and beside it.
+STARTS = ((0, 5, 6, 15, 16, 33), (9, 32, 36))
+
 CASES = (
     _case("plain", 37, state=True, return_state=True),
     _case("head", 37, "head", state=True, return_state=True),
@@ -93,6 +101,21 @@ CASES = (
     _case("fast_decay_token", 37, "token", rate=50.0, state=True, return_state=True),
     _case("large", 37, "token", change=_large),
     _case("padded_tail_key", 37, "key", change=_padded_tail, return_state=True),
+    _case("packed", 37, starts=STARTS, state=True, return_state=True),
+    _case("packed_head", 37, "head", starts=STARTS, state=True, return_state=True),
+    _case("packed_token", 37, "token", heads=4, groups=2, starts=STARTS, state=True, return_state=True),
+    _case("packed_key", 37, "key", heads=4, groups=2, starts=STARTS, state=True, return_state=True),
+    _case("packed_whole_chunks", 48, "token", starts=((), (16, 32, 47)), state=True, return_state=True),
+    _case("packed_chunk_of_one", 5, "key", starts=((0, 2), (3, 4)), state=True, chunk_size=1, return_state=True),
+    _case("packed_one_token", 1, "token", starts=((0,), ()), state=True, return_state=True),
+    _case("packed_abrupt_token", 70, "token", starts=STARTS, change=_abrupt, state=True, return_state=True, chunk_size=64),
+    _case("packed_abrupt_key", 70, "key", starts=STARTS, change=_abrupt, state=True, return_state=True, chunk_size=64),
+    _case("packed_fast_decay", 37, "token", rate=50.0, starts=STARTS, state=True, return_state=True),
+    _case("packed_padded_key", 37, "key", starts=((3, 19), STARTS[0]), change=_padded_tail, return_state=True),
+    _case("packed_both_ways_plain", 37, starts=STARTS, causal=False),
+    _case("packed_both_ways", 37, "token", starts=STARTS, causal=False),
+    _case("packed_both_ways_key", 37, "key", starts=((0, 16), (36,)), causal=False),
+    _case("packed_both_ways_one_token", 1, "token", starts=((0,), ()), causal=False),
 )
 
 

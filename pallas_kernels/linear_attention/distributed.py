@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import OPS
+from pallas_kernels.documents import Documents
 from pallas_kernels.linear_attention.call import LinearCall
 
 
@@ -24,11 +25,11 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
 
     def body(part: LinearCall) -> tuple[jax.Array, jax.Array]:
-        q, v = part.q, part.v
+        q, v, packed = part.q, part.v, Documents.of(part.starts)
         out, state = OPS["linear_attention"].within(part.replace(initial_state=None))
         sums = _sums(part.decay, v, state.dtype)
-        before, after = sequence.entering(jnp.exp(sums[:, -1]), state, part.initial_state, lambda factor, state: factor[..., None] * state)
-        queries = jnp.repeat(q, v.shape[2] // q.shape[2], axis=2).astype(state.dtype) * jnp.exp(sums)
+        before, after = sequence.entering(packed.carried(jnp.exp(sums[:, -1])), state, part.initial_state, lambda factor, state: factor[..., None] * state)
+        queries = jnp.repeat(packed.continuing(q, 1), v.shape[2] // q.shape[2], axis=2).astype(state.dtype) * jnp.exp(sums)
         return (out + part.scale * jnp.einsum("blhk,bhkv->blhv", queries, before)).astype(v.dtype), after
 
     return sequence.split_call(body, call)

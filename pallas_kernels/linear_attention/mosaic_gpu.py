@@ -27,7 +27,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import hopper
+from pallas_kernels import documents, hopper
 from pallas_kernels.differentiation import differentiable
 from pallas_kernels.linear_attention import hopper_chunks, hopper_keys, hopper_pieces
 from pallas_kernels.linear_attention.call import LinearCall
@@ -38,6 +38,8 @@ LARGEST = 256
 
 def objection(call: LinearCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    if call.starts is not None:
+        return documents.OBJECTION
     q, k, v = call.q, call.k, call.v
     if (reason := hopper.objection()) is not None:
         return reason

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, documents
 from pallas_kernels.linear_attention.call import LinearCall
 from pallas_kernels.mosaic_tpu import LEAST_DECAY, Plan, joins, pairwise, product, recurrence, rows_and_columns, state_objection
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
@@ -24,6 +24,8 @@ CHUNK, CHUNK_PER_KEY = 128, 64
 
 def objection(call: LinearCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    if call.starts is not None:
+        return documents.OBJECTION
     q, k, v, decay = call.q, call.k, call.v, call.decay
     if q.shape[1] == 1:
         return "a single token needs no chunks"

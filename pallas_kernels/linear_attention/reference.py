@@ -19,13 +19,18 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     log = jnp.zeros((heads,), wide) if call.decay is None else call.decay.astype(wide)
     logs = jnp.broadcast_to(log if log.ndim == 4 else log[..., None], full)
 
+    starts = jnp.zeros((batch, length), bool) if call.starts is None else call.starts
+
     def step(state: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        query, key, value, g = token
+        query, key, value, g, begins = token
+        state = jnp.where(begins[:, None, None, None], 0, state)
         state = jnp.exp(g)[..., None] * state + key[..., None] * value[..., None, :]
         return state, call.scale * jnp.sum(query[..., None] * state, axis=-2)
 
     def run(reverse: bool) -> tuple[jax.Array, jax.Array]:
-        tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (queries, keys, values, logs))
+        # From the right a document begins with its last token.
+        begins = jnp.roll(starts, -1, axis=1) if reverse else starts
+        tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (queries, keys, values, logs, begins))
         state, out = jax.lax.scan(step, call.start, tokens, reverse=reverse)
         return state, jnp.moveaxis(out, 0, 1)
 

@@ -7,6 +7,8 @@ non-positive numbers, never a difference of two long sums: nothing overflows, no
 -inf is allowed. A decay per head weighs the scores; a decay per key turns each pair of neighboring
 blocks into one matrix product, late queries times exp(since) with early keys times exp(until).
 
+Of packed documents the pairs of tokens of one document remain: masks of scores and states, no change of decays.
+
 The gradient keeps the states at chunk boundaries and computes everything else again.
 """
 
@@ -19,16 +21,18 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.differentiation import differentiable
+from pallas_kernels.documents import Documents
 from pallas_kernels.linear_attention.call import LinearCall
 
 # The arrays of a chunk: q, k (batch, groups, chunk, key_dim), v (batch, groups, repeats, chunk, value_dim) and
-# decay (batch or 1, groups, repeats, chunk, key_dim or 1) or None. The state is (batch, groups, repeats, key_dim, value_dim).
+# decay (batch or 1, groups, repeats, chunk, key_dim or 1) or None; beside them starts (batch, chunk) or None. The state
+# is (batch, groups, repeats, key_dim, value_dim).
 Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
 def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
-    q, k, v, decay, scale, wide = call.q, call.k, call.v, call.decay, call.scale, call.wide
+    q, k, v, decay, starts, scale, wide = call.q, call.k, call.v, call.decay, call.starts, call.scale, call.wide
     batch, length, heads, value_dim = v.shape
     groups, key_dim = q.shape[2:]
     repeats = heads // groups
@@ -40,17 +44,19 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     shape = (batch, groups, repeats, key_dim, value_dim)
     state = call.start.reshape(shape)
 
-    if not call.causal and logs is None:
+    if not call.causal and logs is None and starts is None:
         summary = jnp.einsum("btgk,btgrv->bgrkv", k.astype(wide), values.astype(wide))
         out = scale * jnp.einsum("btgk,bgrkv->btgrv", q.astype(wide), summary)
     elif length == 1:
-        out, state = _step(scale, q, k, values, logs, state)
+        out, state = _step(scale, q, k, values, logs, Documents.of(starts).carried(state))
     else:
         # A sequence shorter than a chunk is one chunk of the next power of two.
         chunk_size = min(call.chunk_size, 1 << (length - 1).bit_length())
-        out, state = _recurrence(chunk_size, False, scale, q, k, values, logs, state)
+        out, state = _recurrence(chunk_size, False, scale, q, k, values, logs, starts, state)
         if not call.causal:
-            flipped = [None if x is None else jnp.flip(x, 1) for x in (q, k, values, logs)]
+            # From the right a document begins with its last token.
+            begins = None if starts is None else jnp.roll(starts, -1, axis=1)
+            flipped = [None if x is None else jnp.flip(x, 1) for x in (q, k, values, logs, begins)]
             out = out + jnp.flip(_recurrence(chunk_size, True, scale, *flipped, jnp.zeros(shape, wide))[0], 1)
     return out.astype(v.dtype).reshape(v.shape), state.reshape(batch, heads, key_dim, value_dim)
 
@@ -66,35 +72,46 @@ def _step(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Arr
 
 @differentiable(3)
 def _recurrence(
-    chunk_size: int, strict: bool, scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, state: jax.Array
+    chunk_size: int,
+    strict: bool,
+    scale: float,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    decay: jax.Array | None,
+    starts: jax.Array | None,
+    state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """All tokens in order, in the state's dtype; ``strict`` leaves out what a token reads of itself."""
-    return _forward(chunk_size, strict, scale, q, k, v, decay, state)[0]
+    return _forward(chunk_size, strict, scale, q, k, v, decay, starts, state)[0]
 
 
 def _forward(chunk_size: int, strict: bool, scale: float, *arrays: Any) -> tuple[Any, Any]:
-    *tokens, state = arrays
+    *tokens, starts, state = arrays
 
-    def body(state: jax.Array, chunk: Any) -> tuple[jax.Array, Any]:
-        after, out = _chunk(strict, scale, state, chunk)
+    def body(state: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
+        chunk, starts = inputs
+        after, out = _chunk(strict, scale, Documents.of(starts), state, chunk)
         return after, (out, state)
 
-    state, (out, boundaries) = jax.lax.scan(body, state, tuple(split(x, chunk_size) for x in tokens))
-    return (join(out, tokens[0].shape[1]), state), (tokens, boundaries)
+    chunks = tuple(split(x, chunk_size) for x in tokens)
+    state, (out, boundaries) = jax.lax.scan(body, state, (chunks, split_starts(starts, chunk_size)))
+    return (join(out, tokens[0].shape[1]), state), (tokens, starts, boundaries)
 
 
 def _backward(chunk_size: int, strict: bool, scale: float, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
-    tokens, boundaries = residuals
+    tokens, starts, boundaries = residuals
     d_out, d_state = cotangents
 
     def body(d_state: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
-        before, chunk, d_out = inputs
-        _, pull = jax.vjp(functools.partial(_chunk, strict, scale), before, chunk)
+        before, chunk, starts, d_out = inputs
+        _, pull = jax.vjp(functools.partial(_chunk, strict, scale, Documents.of(starts)), before, chunk)
         return pull((d_state, d_out))
 
-    inputs = (boundaries, tuple(split(x, chunk_size) for x in tokens), split(d_out, chunk_size))
+    chunks = tuple(split(x, chunk_size) for x in tokens)
+    inputs = (boundaries, chunks, split_starts(starts, chunk_size), split(d_out, chunk_size))
     d_state, d_chunks = jax.lax.scan(body, d_state, inputs, reverse=True)
-    return (*(None if x is None else join(x, d_out.shape[1]) for x in d_chunks), d_state)
+    return (*(None if x is None else join(x, d_out.shape[1]) for x in d_chunks), None, d_state)
 
 
 _recurrence.define(_forward, _backward)
@@ -110,37 +127,47 @@ def split(x: jax.Array | None, chunk_size: int) -> jax.Array | None:
     return jnp.moveaxis(x, (1, 2), (0, -2))
 
 
+def split_starts(starts: jax.Array | None, chunk_size: int) -> jax.Array | None:
+    """(batch, length) to (chunks, batch, chunk): none past the end."""
+    padded = split(None if starts is None else starts[..., None], chunk_size)
+    return None if padded is None else padded[..., 0]
+
+
 def join(x: jax.Array, length: int) -> jax.Array:
     """The inverse of :func:`split`."""
     x = jnp.moveaxis(x, (0, -2), (1, 2))
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
-def _chunk(strict: bool, scale: float, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+def _chunk(strict: bool, scale: float, packed: Documents, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     """One chunk: the state after it, and its outputs (batch, groups, repeats, chunk, value_dim)."""
     q, k, v, decay = chunk
     q, k, v = scale * q.astype(state.dtype), k.astype(state.dtype), v.astype(state.dtype)
     if decay is not None and decay.shape[-1] > 1:
-        return _chunk_per_key(strict, state, q, k, v, decay)
+        return _chunk_per_key(strict, packed, state, q, k, v, decay)
     scores = jnp.einsum("bgik,bgjk->bgij", q, k)[:, :, None]
-    visible = jnp.tril(jnp.ones(scores.shape[-2:], bool), -1 if strict else 0)
-    carried = jnp.einsum("bgik,bgrkv->bgriv", q, state)
+    visible = packed.seen(jnp.tril(jnp.ones(scores.shape[-2:], bool), -1 if strict else 0), between=2)
+    carried = packed.continuing(jnp.einsum("bgik,bgrkv->bgriv", q, state), -2)
+    written, state = packed.last(v, -2), packed.carried(state)
     if decay is None:
         out = jnp.where(visible, scores, 0) @ v + carried
-        return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, v), out
+        return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, written), out
     between, since, until = pairwise(decay[..., 0])
     weights = jnp.exp(jnp.where(visible, between, -jnp.inf))
     out = (scores * weights) @ v + jnp.exp(since)[..., None] * carried
     # The decay goes on v: k stays one array per group.
-    update = jnp.einsum("bgjk,bgrjv->bgrkv", k, v * jnp.exp(until)[..., None])
+    update = jnp.einsum("bgjk,bgrjv->bgrkv", k, written * jnp.exp(until)[..., None])
     return jnp.exp(since[..., -1])[..., None, None] * state + update, out
 
 
-def _chunk_per_key(strict: bool, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _chunk_per_key(
+    strict: bool, packed: Documents, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     # Batch, groups and repeats as one axis: XLA is slower with axes of size 1 between.
     state_shape, shape = state.shape, v.shape
     q, k = (jnp.broadcast_to(x[:, :, None], decay.shape) for x in (q, k))
     q, k, v, decay, state = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v, decay, state))
+    packed = packed.of_each(q.shape[0] // state_shape[0])
     out = jnp.zeros_like(v) if strict else jnp.sum(q * k, axis=-1, keepdims=True) * v
     since, until = decay[..., None, :], jnp.zeros_like(decay)[..., None, :]
     while (size := since.shape[-2]) < v.shape[-2]:
@@ -148,13 +175,16 @@ def _chunk_per_key(strict: bool, state: jax.Array, q: jax.Array, k: jax.Array, v
         early_k, _ = neighbours(blocks(k, size))
         early_v, _ = neighbours(blocks(v, size))
         scores = (late_q * jnp.exp(since[..., 1::2, :, :])) @ jnp.swapaxes(early_k * jnp.exp(until[..., 0::2, :, :]), -1, -2)
+        if packed.number is not None:
+            early, late = neighbours(blocks(packed.number[..., None], size))
+            scores = jnp.where(late == jnp.swapaxes(early, -1, -2), scores, 0)
         early_out, late_out = neighbours(blocks(out, size))
         out = jnp.concatenate([early_out, late_out + scores @ early_v], axis=-2).reshape(out.shape)
         since, until = double(since, until)
     since, until = since[..., 0, :, :], until[..., 0, :, :]
-    out = out + (q * jnp.exp(since)) @ state
-    update = jnp.swapaxes(k * jnp.exp(until), -1, -2) @ v
-    state = jnp.exp(since[..., -1, :])[..., None] * state + update
+    out = out + packed.continuing((q * jnp.exp(since)) @ state, -2)
+    update = jnp.swapaxes(k * jnp.exp(until), -1, -2) @ packed.last(v, -2)
+    state = jnp.exp(since[..., -1, :])[..., None] * packed.carried(state) + update
     return state.reshape(state_shape), out.reshape(shape)
 
 

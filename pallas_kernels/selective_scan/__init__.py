@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import sequence
+from pallas_kernels import documents, sequence
 from pallas_kernels.dispatch import Implementation, Later, Op
 from pallas_kernels.exponential import silu, softplus
 from pallas_kernels.selective_scan import distributed, reference, xla
@@ -41,6 +41,7 @@ def selective_scan(
     delta_bias: jax.Array | None = None,
     delta_softplus: bool = False,
     initial_state: jax.Array | None = None,
+    starts: jax.Array | None = None,
     return_state: bool = False,
     implementation: str | None = None,
 ) -> Any:
@@ -64,6 +65,8 @@ def selective_scan(
       delta_bias: (channels,), added to delta before softplus.
       delta_softplus: the step is softplus(delta + delta_bias).
       initial_state: (batch, channels, state_dim), zeros by default.
+      starts: bool (batch, length), True where a document begins: it and what follows see nothing of before, the initial state
+        included. False for padding. None: nowhere.
       return_state: also return the state after the last token.
       implementation: the name of one, or None for the best that serves the call.
 
@@ -74,13 +77,14 @@ def selective_scan(
       ValueError: shapes that do not fit together.
     """
     _check(x, delta, A, B, C, D, gate, delta_bias, initial_state)
+    documents.check("selective_scan", starts, *x.shape[:2])
     wide = jnp.promote_types(x.dtype, jnp.float32)
     step = delta.astype(wide)
     if delta_bias is not None:
         step = step + delta_bias.astype(wide)
     if delta_softplus:
         step = softplus(step)
-    out, state = _op(ScanCall(x, step, A, B, C, initial_state), implementation)
+    out, state = _op(ScanCall(x, step, A, B, C, initial_state, starts), implementation)
     if D is not None:
         out = out + D.astype(wide) * x.astype(wide)
     if gate is not None:

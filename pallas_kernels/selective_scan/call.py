@@ -23,9 +23,10 @@ class ScanCall(Call):
       A: (channels, state_dim).
       B, C: (batch, length, state_dim), or (batch, length, groups, state_dim).
       initial_state: (batch, channels, state_dim) or None.
+      starts: bool (batch, length) or None, where a document begins: there h_{t-1} is 0.
     """
 
-    axes: ClassVar = {"x": "blh", "step": "blh", "A": "hn", "B": "bln blhn", "C": "bln blhn", "initial_state": "bhn"}
+    axes: ClassVar = {"x": "blh", "step": "blh", "A": "hn", "B": "bln blhn", "C": "bln blhn", "initial_state": "bhn", "starts": "bl"}
     results = ("blh", "bhn")
 
     x: jax.Array
@@ -34,6 +35,7 @@ class ScanCall(Call):
     B: jax.Array
     C: jax.Array
     initial_state: jax.Array | None
+    starts: jax.Array | None
 
     @property
     def groups(self) -> int:

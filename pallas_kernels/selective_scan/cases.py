@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import documents
 from pallas_kernels.dispatch import Case, Shape
 
 Arrays = dict[str, np.ndarray]
@@ -24,10 +25,12 @@ def _case(
     channels: int = 6,
     state_dim: int = 4,
     groups: int | None = None,
+    starts: tuple[tuple[int, ...], ...] = (),
     change: Change | None = None,
     **options: Any,
 ) -> Case:
-    """Normal arrays, A negative, and the optional arrays named in ``with_``; delta is made positive unless softplus does it."""
+    """Normal arrays, A negative, and the optional arrays named in ``with_``; delta is made positive unless softplus does it;
+    ``starts`` of documents for each row."""
 
     def arrays(rng: np.random.Generator) -> Arrays:
         tokens, shared = (batch, length, channels), (batch, length, *([groups] if groups else []), state_dim)
@@ -42,6 +45,8 @@ def _case(
         shapes = {"D": (channels,), "gate": tokens, "delta_bias": (channels,), "initial_state": (batch, channels, state_dim)}
         # Non-negative, so that the step stays so without softplus.
         made |= {name: np.abs(rng.standard_normal(shapes[name])) if name == "delta_bias" else rng.standard_normal(shapes[name]) for name in with_}
+        if starts:
+            made["starts"] = documents.at(length, *starts)
         if change is not None:
             change(made, rng)
         return made
@@ -67,6 +72,9 @@ def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
     arrays["delta"][0, 20:] = 0
 
 
+# From the first token, of one token, at the border of a chunk of 16 and beside it.
+STARTS = ((0, 5, 6, 15, 16, 33), (9, 32, 36))
+
 CASES = (
     _case("state", 37, "initial_state", return_state=True),
     _case("whole_chunks", 48, "initial_state", return_state=True),
@@ -85,6 +93,13 @@ CASES = (
     _case("fast", 37, "initial_state", change=_fast, return_state=True),
     _case("large", 37, "gate", change=_large, delta_softplus=True),
     _case("padded_tail", 37, "initial_state", change=_padded_tail, return_state=True),
+    _case("packed", 37, "initial_state", starts=STARTS, return_state=True),
+    _case("packed_grouped", 37, *OPTIONAL, groups=3, starts=STARTS, delta_softplus=True, return_state=True),
+    _case("packed_whole_chunks", 48, "initial_state", starts=((), (16, 32, 47)), return_state=True),
+    _case("packed_slow", 37, "initial_state", starts=STARTS, change=_slow, return_state=True),
+    _case("packed_fast", 37, "initial_state", starts=STARTS, change=_fast, return_state=True),
+    _case("packed_padded", 37, "initial_state", starts=((3, 19), STARTS[0]), change=_padded_tail, return_state=True),
+    _case("packed_one_token", 1, "initial_state", starts=((0,), ()), return_state=True),
 )
 
 

@@ -1,6 +1,7 @@
-"""The selective scan of a sequence that is split over devices: each sends exp(A times the sum of its steps) and the state its own tokens leave.
+"""The selective scan of a sequence that is split over devices.
 
-Then each device reads its tokens again from the state that they find: two passes instead of one, for n times as many devices at work.
+Each sends exp(A times the sum of its steps), 0 where a document begins, and the state that its own tokens leave. Then
+each reads its tokens again from the state that they find: two passes instead of one, for n times as many devices at work.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import OPS
+from pallas_kernels.documents import Documents
 from pallas_kernels.selective_scan.call import ScanCall
 
 
@@ -24,7 +26,7 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     def body(part: ScanCall) -> tuple[jax.Array, jax.Array]:
         run = OPS["selective_scan"].within
         _, state = run(part.replace(initial_state=None))
-        factor = jnp.exp(jnp.sum(part.step, 1)[..., None] * part.A.astype(part.step.dtype))
+        factor = Documents.of(part.starts).carried(jnp.exp(jnp.sum(part.step, 1)[..., None] * part.A.astype(part.step.dtype)))
         before, after = sequence.entering(factor, state, part.initial_state, jnp.multiply)
         return run(part.replace(initial_state=before))[0], after
 

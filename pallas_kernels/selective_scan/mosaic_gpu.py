@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import hopper
+from pallas_kernels import documents, hopper
 from pallas_kernels.differentiation import differentiable
 from pallas_kernels.selective_scan.call import ScanCall
 
@@ -34,6 +34,8 @@ LARGEST = 64
 
 def objection(call: ScanCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    if call.starts is not None:
+        return documents.OBJECTION
     if (reason := hopper.objection()) is not None:
         return reason
     if call.x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):

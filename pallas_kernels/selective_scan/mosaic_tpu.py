@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, documents
 from pallas_kernels.differentiation import differentiable
 from pallas_kernels.mosaic_tpu import LANES
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
@@ -30,6 +30,8 @@ STATE_DIM_LIMIT = STATES // (CHUNK * LANES)
 
 def objection(call: ScanCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    if call.starts is not None:
+        return documents.OBJECTION
     if call.x.shape[1] == 1:
         return "a single token needs no scan"
     if call.A.shape[1] > STATE_DIM_LIMIT:

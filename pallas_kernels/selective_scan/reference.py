@@ -19,10 +19,12 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
         return jnp.repeat(grouped, channels // grouped.shape[2], axis=2)
 
     def step(state: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        value, dt, b, c = token
+        value, dt, b, c, begins = token
+        state = jnp.where(begins[:, None, None], 0, state)
         state = jnp.exp(dt[..., None] * rates) * state + (dt * value)[..., None] * b
         return state, jnp.sum(c * state, axis=-1)
 
-    tokens = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (call.x.astype(wide), call.step, per_channel(call.B), per_channel(call.C)))
+    starts = jnp.zeros((batch, length), bool) if call.starts is None else call.starts
+    tokens = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (call.x.astype(wide), call.step, per_channel(call.B), per_channel(call.C), starts))
     state, out = jax.lax.scan(step, call.start, tokens)
     return jnp.moveaxis(out, 0, 1), state

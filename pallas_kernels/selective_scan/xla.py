@@ -4,7 +4,7 @@ One token at a time beats an associative scan on a CPU: the state stays in the n
 the other form writes it out for every token. The gradient goes through the chunks from the last to
 the first and computes a chunk's states again. Only the two recurrences, of the state and of its
 cotangent, run token by token; everything that is summed out of them is done for the chunk at once.
-Channels are the last axis of every array here, for the vector units.
+Channels are the last axis of every array here, for the vector units. Where a document begins the decayed state is 0.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ CHUNK = 16
 # Terms of a sum over the state dimension that are written out: XLA's CPU reductions over an axis that is not last do not vectorize.
 UNROLL = 16
 
-# What depends on the token: x, delta (batch, length, groups, channels), B, C (batch, length, groups, state_dim); channels
-# counts those of one group. In the scans batch and groups are one axis, "rows": an axis of size 1 next to them makes XLA's
-# CPU reductions several times slower. There a token's arrays are (rows, channels) and (rows, state_dim), a state is
-# (rows, state_dim, channels), and the rates, A, are (rows, state_dim, channels), or (1, ...) where all rows share them.
-Tokens = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+# What depends on the token: x, delta (batch, length, groups, channels), B, C (batch, length, groups, state_dim), and
+# starts (batch, length, groups, 1) or None; channels counts those of one group. In the scans batch and groups are one
+# axis, "rows": an axis of size 1 next to them makes XLA's CPU reductions several times slower. There a token's arrays are
+# (rows, channels), (rows, state_dim) and (rows, 1), a state is (rows, state_dim, channels), and the rates, A, are
+# (rows, state_dim, channels), or (1, ...) where all rows share them.
+Tokens = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
 def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
@@ -49,22 +50,29 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
         rates = jnp.tile(rates, (batch, 1, 1))
     shape = (batch * groups, *rates.shape[1:])
     state = jnp.zeros(shape, wide) if call.initial_state is None else channels_last(call.initial_state)
-    tokens: Any = tuple(a.reshape(batch, length, groups, -1) for a in (call.x, call.step, call.B, call.C))
+    starts = None if call.starts is None else jnp.repeat(call.starts[:, :, None], groups, axis=2)
+    tokens: Any = jax.tree.map(lambda a: a.reshape(batch, length, groups, -1), (call.x, call.step, call.B, call.C, starts))
     if length == 1:
-        state, out = _token(rates, state, _widen(tuple(a.reshape(batch * groups, -1) for a in tokens), wide))
+        state, out = _token(rates, state, _widen(jax.tree.map(lambda a: a.reshape(batch * groups, -1), tokens), wide))
     else:
         out, state = _recurrence(rates, state, tokens)
     return out.reshape(call.x.shape), jnp.swapaxes(state, -1, -2).reshape(batch, channels, state_dim)
 
 
 def _widen(tokens: Tokens, dtype: Any) -> Tokens:
-    x, delta, b, c = (a.astype(dtype) for a in tokens)
-    return x, delta, b, c
+    *arrays, starts = tokens
+    x, delta, b, c = (a.astype(dtype) for a in arrays)
+    return x, delta, b, c, starts
+
+
+def _reset(starts: jax.Array | None, state: jax.Array) -> jax.Array:
+    """The state, and zeros where a document begins."""
+    return state if starts is None else jnp.where(starts[..., None], 0, state)
 
 
 def _token(rates: jax.Array, state: jax.Array, token: Tokens) -> tuple[jax.Array, jax.Array]:
-    x, delta, b, c = token
-    state = exp2(delta[..., None, :] * (LOG2_E * rates)) * state + b[..., None] * (delta * x)[..., None, :]
+    x, delta, b, c, starts = token
+    state = _reset(starts, exp2(delta[..., None, :] * (LOG2_E * rates)) * state) + b[..., None] * (delta * x)[..., None, :]
     # Written out: as a reduction this is nine times slower for a single row.
     terms = (c[:, n, None] * state[:, n] for n in range(state.shape[1]))
     return state, functools.reduce(operator.add, terms)
@@ -74,7 +82,7 @@ def _token(rates: jax.Array, state: jax.Array, token: Tokens) -> tuple[jax.Array
 def _recurrence(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
     """Outputs (batch, length, groups, channels) and the last state, both in the state's dtype."""
     # Nothing is kept for a gradient here, so tokens are not cut into chunks, which would copy them.
-    rows: Any = tuple(jnp.moveaxis(a, 1, 0).reshape(a.shape[1], -1, a.shape[3]) for a in tokens)
+    rows: Any = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0).reshape(a.shape[1], -1, a.shape[3]), tokens)
     last, out = jax.lax.scan(lambda state, token: _token(rates, state, _widen(token, state.dtype)), state, rows)
     return _join(out, tokens[0].shape), last
 
@@ -84,47 +92,48 @@ def _forward(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[Any, A
         after, out = jax.lax.scan(lambda h, token: _token(rates, h, token), state, _widen(chunk, state.dtype))
         return after, (out, state)
 
-    last, (out, boundaries) = jax.lax.scan(body, state, tuple(_split(a) for a in tokens))
+    last, (out, boundaries) = jax.lax.scan(body, state, jax.tree.map(_split, tokens))
     return (_join(out, tokens[0].shape), last), (rates, tokens, boundaries)
 
 
-def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, Tokens]:
+def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, Any]:
     rates, tokens, boundaries = residuals
     d_out, d_last = cotangents
 
-    def body(carry: tuple[jax.Array, jax.Array], inputs: Any) -> tuple[Any, Tokens]:
+    def body(carry: tuple[jax.Array, jax.Array], inputs: Any) -> tuple[Any, Any]:
         d_state, d_rates = carry
         before, chunk, d_out = inputs
         d_state, d_more, d_chunk = _chunk_gradient(rates, before, _widen(chunk, rates.dtype), d_out, d_state)
         return (d_state, d_rates + d_more), d_chunk
 
-    inputs = (boundaries, tuple(_split(a) for a in tokens), _split(d_out))
+    inputs = (boundaries, jax.tree.map(_split, tokens), _split(d_out))
     (d_state, d_rates), d_chunks = jax.lax.scan(body, (d_last, jnp.zeros_like(rates)), inputs, reverse=True)
-    d_x, d_delta, d_b, d_c = (_join(d, a.shape).astype(a.dtype) for d, a in zip(d_chunks, tokens))
-    return d_rates, d_state, (d_x, d_delta, d_b, d_c)
+    return d_rates, d_state, (*(_join(d, a.shape).astype(a.dtype) for d, a in zip(d_chunks, tokens)), None)
 
 
 _recurrence.define(_forward, _backward)
 
 
-def _chunk_gradient(rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array) -> tuple[jax.Array, jax.Array, Tokens]:
-    """Cotangents of the state before a chunk, of the rates and of its tokens, from those of the state after it and of its outputs."""
-    x, delta, b, c = chunk
+def _chunk_gradient(
+    rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Cotangents of the state before a chunk, of the rates and of its tokens' x, delta, B and C, from those of the state after it and of its outputs."""
+    x, delta, b, c, starts = chunk
     entering = delta * x
     factors = exp2(delta[..., None, :] * (LOG2_E * rates))
 
     def recur(state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
-        factor, entry, b = token
-        decayed = factor * state
+        factor, entry, b, starts = token
+        decayed = _reset(starts, factor * state)
         return decayed + b[..., None] * entry[..., None, :], decayed
 
     def recur_back(d_state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
-        factor, c, d_out = token
+        factor, c, d_out, starts = token
         d_state = d_state + c[..., None] * d_out[..., None, :]
-        return d_state * factor, d_state
+        return _reset(starts, d_state * factor), d_state
 
-    _, decayed = jax.lax.scan(recur, before, (factors, entering, b))
-    d_before, d_states = jax.lax.scan(recur_back, d_after, (factors, c, d_out), reverse=True)
+    _, decayed = jax.lax.scan(recur, before, (factors, entering, b, starts))
+    d_before, d_states = jax.lax.scan(recur_back, d_after, (factors, c, d_out, starts), reverse=True)
 
     d_b = jnp.einsum("trnc,trc->trn", d_states, entering)
     d_c = jnp.einsum("trnc,trc->trn", decayed, d_out) + b * jnp.sum(entering * d_out, axis=-1, keepdims=True)

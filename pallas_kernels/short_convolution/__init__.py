@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import sequence
+from pallas_kernels import documents, sequence
 from pallas_kernels.depthwise_convolution import add_bias
 from pallas_kernels.dispatch import Implementation, Op
+from pallas_kernels.documents import Documents
 from pallas_kernels.short_convolution import distributed, reference, xla
 from pallas_kernels.short_convolution.call import ShortCall
 from pallas_kernels.short_convolution.cases import CASES
@@ -31,6 +32,7 @@ def short_convolution(
     bias: jax.Array | None = None,
     *,
     mask: jax.Array | None = None,
+    starts: jax.Array | None = None,
     state: jax.Array | None = None,
     causal: bool = True,
     return_state: bool = False,
@@ -50,9 +52,11 @@ def short_convolution(
       bias: (channels,).
       mask: bool (batch, length), True = real; padding is trailing. What masked positions hold, NaN included, changes nothing;
         their own outputs mean nothing.
+      starts: bool (batch, length), True where a document begins: tokens of different documents don't see each other, and those
+        before the first start see the state. False where masked. None: nowhere.
       state: (batch, size - 1, channels), the tokens before x; zeros by default. Causal only.
       causal: whether a token sees none after it.
-      return_state: also return the state after each row's last real token. Causal only.
+      return_state: also return the state after each row's last real token, zeros before its document's start. Causal only.
       implementation: the name of one, or None for the best that serves the call.
 
     Returns:
@@ -62,27 +66,28 @@ def short_convolution(
     Raises:
       ValueError: shapes that do not fit together; a state of a centered convolution.
     """
-    _check(x, kernel, bias, mask, state, causal, return_state)
+    _check(x, kernel, bias, mask, starts, state, causal, return_state)
     size = kernel.shape[-3]
     if mask is not None:
         x = jnp.where(mask[..., None], x, 0)
     dtype = jnp.promote_types(x.dtype, kernel.dtype)
     back = size - 1 if causal else (size - 1) // 2
     before = None if state is None or size == 1 else state.astype(dtype)
-    call = ShortCall(x.astype(dtype), kernel[..., 0, :].astype(dtype), before, None, (back, size - 1 - back))
+    call = ShortCall(x.astype(dtype), kernel[..., 0, :].astype(dtype), before, None, starts, (back, size - 1 - back))
     (y,) = _op(call, implementation)
     y = y if bias is None else add_bias(y, bias)
     if not return_state:
         return y
     start = jnp.zeros((x.shape[0], size - 1, x.shape[2]), x.dtype) if state is None else state
-    seen = jnp.concatenate([start, x.astype(start.dtype)], axis=1)
+    packed = Documents.of(starts)
+    seen = jnp.concatenate([packed.carried(start), packed.last(x, 1).astype(start.dtype)], axis=1)
     if mask is None:
         return y, seen[:, x.shape[1] :]
     rows = jnp.sum(mask, axis=1)[:, None] + jnp.arange(size - 1)
     return y, jnp.take_along_axis(seen, rows[..., None], axis=1)
 
 
-def _check(x: Any, kernel: Any, bias: Any, mask: Any, state: Any, causal: bool, return_state: bool) -> None:
+def _check(x: Any, kernel: Any, bias: Any, mask: Any, starts: Any, state: Any, causal: bool, return_state: bool) -> None:
     if x.ndim != 3:
         raise ValueError(f"short_convolution: x must be (batch, length, channels); got {x.shape}")
     batch, length, channels = x.shape
@@ -91,6 +96,7 @@ def _check(x: Any, kernel: Any, bias: Any, mask: Any, state: Any, causal: bool, 
         raise ValueError(
             f"short_convolution: kernel must be (size >= 1, 1, {channels}), or ({batch}, size, 1, {channels}) with one for each row; got {kernel.shape}"
         )
+    documents.check("short_convolution", starts, batch, length)
     if not causal and (state is not None or return_state):
         raise ValueError("short_convolution: a centered convolution sees tokens that are still to come and has no state; use causal=True")
     expected = {"bias": (bias, (channels,)), "mask": (mask, (batch, length)), "state": (state, (batch, size - 1, channels))}

@@ -22,14 +22,17 @@ class ShortCall(Call):
       kernel: (size, channels), or with the batch before; of x's dtype.
       before: (batch, look-back, channels), the tokens before x; None is zeros.
       after: (batch, look-ahead, channels), the tokens after x; None is zeros.
+      starts: bool (batch, length) or None, where a document begins: tokens of different ones don't see each other, those
+        before x are of the first and those after x of the last.
       reach: how many tokens back and ahead a token sees; their sum is size - 1.
     """
 
-    axes: ClassVar = {"x": "blh", "kernel": "nh bnh", "before": "bmh", "after": "bmh"}
+    axes: ClassVar = {"x": "blh", "kernel": "nh bnh", "before": "bmh", "after": "bmh", "starts": "bl"}
     results = ("blh",)
 
     x: jax.Array
     kernel: jax.Array
     before: jax.Array | None
     after: jax.Array | None
+    starts: jax.Array | None
     reach: Pair

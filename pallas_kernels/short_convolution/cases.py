@@ -6,13 +6,24 @@ from typing import Any
 
 import numpy as np
 
+from pallas_kernels import documents
 from pallas_kernels.dispatch import Case
 
 Arrays = dict[str, np.ndarray]
 
 
-def _case(name: str, length: int, size: int, *with_: str, lengths: tuple[int, ...] = (), scale: float = 1.0, offset: float = 0.0, **options: Any) -> Case:
-    """Normal arrays, the optional ones named in ``with_``, a kernel for each row among them; ``lengths`` of rows make a mask."""
+def _case(
+    name: str,
+    length: int,
+    size: int,
+    *with_: str,
+    lengths: tuple[int, ...] = (),
+    starts: tuple[tuple[int, ...], ...] = (),
+    scale: float = 1.0,
+    offset: float = 0.0,
+    **options: Any,
+) -> Case:
+    """Normal arrays, the optional ones named in ``with_``, a kernel for each row among them; ``lengths`` of rows make a mask, ``starts`` documents."""
     batch, channels = 2, 3
 
     def arrays(rng: np.random.Generator) -> Arrays:
@@ -26,6 +37,9 @@ def _case(name: str, length: int, size: int, *with_: str, lengths: tuple[int, ..
             made["state"] = rng.standard_normal((batch, size - 1, channels))
         if lengths:
             made["mask"] = np.arange(length) < np.asarray(lengths)[:, None]
+            made["x"][~made["mask"]] = np.nan
+        if starts:
+            made["starts"] = documents.at(length, *starts)
         return made
 
     return Case(name, arrays, options)
@@ -46,5 +60,12 @@ CASES = (
     _case("centered_beyond_input", 2, 9, causal=False),
     _case("each", 8, 4, "each", "bias", "state", return_state=True),
     _case("many_taps", 40, 33),
+    _case("packed", 19, 4, "bias", "state", starts=((0, 5, 6, 7, 13), (2, 11)), return_state=True),
+    _case("packed_padded", 19, 4, "state", lengths=(17, 8), starts=((3, 16), (1,)), return_state=True),
+    _case("packed_each", 9, 3, "each", "state", starts=((4,), ()), return_state=True),
+    _case("packed_one_token", 1, 4, "bias", "state", starts=((0,), ()), return_state=True),
+    _case("packed_centered", 19, 5, starts=((0, 5, 6, 7, 13), (2, 18)), causal=False),
+    _case("packed_centered_beyond_input", 3, 9, starts=((1,), (2,)), causal=False),
+    _case("packed_many_taps", 40, 33, starts=((7, 30), (39,)), return_state=True),
     _case("large_offset", 20, 4, "bias", offset=1e3),
 )

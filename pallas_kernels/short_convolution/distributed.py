@@ -7,6 +7,7 @@ import jax
 
 from pallas_kernels import sequence
 from pallas_kernels.dispatch import OPS
+from pallas_kernels.documents import Documents
 from pallas_kernels.short_convolution.call import ShortCall
 
 
@@ -24,8 +25,10 @@ def short_convolution(call: ShortCall) -> tuple[jax.Array]:
 
     def body(part: ShortCall) -> tuple[jax.Array]:
         back, ahead = part.reach
-        before = sequence.tail(part.x, back, 0 if part.before is None else part.before) if back else None
-        after = sequence.head(part.x, ahead, 0 if part.after is None else part.after) if ahead else None
+        # Of their tokens neighbors get those of the documents that go on: to the end of this part, and from its beginning.
+        packed = Documents.of(part.starts)
+        before = sequence.tail(packed.last(part.x, 1), back, 0 if part.before is None else part.before) if back else None
+        after = sequence.head(packed.continuing(part.x, 1), ahead, 0 if part.after is None else part.after) if ahead else None
         return OPS["short_convolution"].within(part.replace(before=before, after=after))
 
     return sequence.split_call(body, call)

@@ -67,6 +67,25 @@ def formula(layer: RoutingAttention, x: np.ndarray) -> tuple[np.ndarray, np.ndar
     return (out / np.maximum(times, 1)[..., None]).reshape(length, -1) @ weights["out.kernel"], times
 
 
+@pytest.mark.parametrize("causal", tiered([True, False], lambda causal: not causal))
+def test_documents_with_fixed_memberships_do_not_see_each_other(causal: bool) -> None:
+    """Clusters that hold the members of the clusters of each document by itself: of its queries and, apart from them, of its keys."""
+    lengths, relative_options = (8, 8, 8), {"relative": 4} if causal else {}
+    layer = make(causal=causal, window=3, **relative_options)
+    x, ids = inputs(sum(lengths)), jnp.repeat(jnp.asarray([3, 0, 1]), jnp.asarray(lengths))[None]
+    alone, members, start = [], [], 0
+    for length in lengths:
+        with collecting(Diagnostic, name="members") as sown:
+            alone.append(layer(x[:, start : start + length]))
+        pair = sown.entries[0][-1]
+        members.append([np.where(np.asarray(m) < length, np.asarray(m) + start, len(ids[0])) for m in pair])
+        start += length
+    union = tuple(jnp.asarray(np.sort(np.concatenate(parts, -1), -1)) for parts in zip(*members, strict=True))
+    packed = layer.mix(x, Tokens(segment_ids=ids), members=union)
+    assert relative(packed, jnp.concatenate(alone, 1)) < 1e-5
+    assert relative(layer.mix(x, Tokens(), members=union), packed) > 1e-2
+
+
 @pytest.mark.parametrize("length", tiered([5, 26], lambda length: length == 26))
 @pytest.mark.parametrize(
     "options",

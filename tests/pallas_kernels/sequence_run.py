@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import pallas_kernels
+from pallas_kernels import documents
 from pallas_kernels.dispatch import interpreting, recording, use
 from pallas_kernels.sequence import ROW_AXES
 
@@ -42,7 +44,7 @@ def linear(decay: tuple[int, ...] | None, initial: bool = False) -> tuple[Callab
         arrays["decay"] = -jnp.abs(normal(*decay))
     if initial:
         arrays["initial_state"] = normal(2, 4, 4, 6)
-    return lambda **arrays: pallas_kernels.linear_attention(**arrays, return_state=True), arrays
+    return functools.partial(pallas_kernels.linear_attention, return_state=True), arrays
 
 
 def delta(decay: bool, steps: int, initial: bool) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
@@ -52,7 +54,7 @@ def delta(decay: bool, steps: int, initial: bool) -> tuple[Callable[..., Any], d
         arrays["decay"] = -jnp.abs(normal(2, LENGTH, 4))
     if initial:
         arrays["initial_state"] = normal(2, 4, 4, 6)
-    return lambda **arrays: pallas_kernels.delta_rule(**arrays, return_state=True), arrays
+    return functools.partial(pallas_kernels.delta_rule, return_state=True), arrays
 
 
 def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
@@ -60,11 +62,30 @@ def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], 
     arrays |= {name: normal(2, LENGTH, *groups, 3) for name in ("B", "C")}
     if full:
         arrays |= {"D": normal(6), "gate": normal(2, LENGTH, 6), "delta_bias": normal(6), "initial_state": normal(2, 6, 3)}
-    return lambda **arrays: pallas_kernels.selective_scan(**arrays, delta_softplus=True, return_state=True), arrays
+    return functools.partial(pallas_kernels.selective_scan, delta_softplus=True, return_state=True), arrays
+
+
+# Documents that begin on a border between devices, cross one or two, and have one token.
+STARTS = documents.at(LENGTH, (0, 5, 8, 9), (13, 31))
+
+
+def convolution(causal: bool) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+    arrays = {"x": normal(2, LENGTH, 6), "kernel": normal(5, 1, 6)}
+    if causal:
+        arrays["state"] = normal(2, 4, 6)
+        return functools.partial(pallas_kernels.short_convolution, return_state=True), arrays
+    return lambda **arrays: (pallas_kernels.short_convolution(**arrays, causal=False),), arrays
+
+
+def packed(case: tuple[Callable[..., Any], dict[str, jax.Array]]) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+    call, arrays = case
+    return functools.partial(call, starts=STARTS), arrays
 
 
 PADDED = (jnp.arange(LENGTH)[None] < jnp.asarray([[LENGTH], [LENGTH - 11]]))[:, None, None]
 PLACES = jnp.asarray([[*range(LENGTH)], [*range(3, LENGTH), -1, -1, -1]], jnp.int32)
+IDS = jnp.asarray(np.repeat([[0, 1, 2], [5, 7, 6]], (9, 12, 11), axis=1), jnp.int32)
+SEGMENTS = {"query_segments": IDS, "key_segments": IDS}
 PASSED = ("state_passing", "xla")
 SEQUENCE = {"data": 2, "sequence": 4}
 ROWS = {"data": 2, "fsdp": 1, "tensor": 2}
@@ -74,10 +95,13 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "heads traded": (SEQUENCE, ("all_to_all", "xla"), attention()),
     "heads traded, causal, padded, window": (SEQUENCE, ("all_to_all", "xla"), attention(causal=True, mask=PADDED, window=(9, 0))),
     "heads traded, one mask for all keys": (SEQUENCE, ("all_to_all", "xla"), attention(mask=PADDED[..., :1])),
+    "heads traded, segments": (SEQUENCE, ("all_to_all", "xla"), attention(mask=PADDED, **SEGMENTS)),
     "ring": (SEQUENCE, ("ring", "xla"), attention(3, 1)),
     "ring, padded": (SEQUENCE, ("ring", "xla"), attention(3, 3, mask=PADDED)),
     "ring, causal": (SEQUENCE, ("ring", "xla"), attention(3, 3, causal=True)),
     "ring, causal, padded": (SEQUENCE, ("ring", "xla"), attention(6, 3, causal=True, mask=PADDED)),
+    "ring, segments": (SEQUENCE, ("ring", "xla"), attention(3, 3, mask=PADDED, **SEGMENTS)),
+    "ring, causal, segments": (SEQUENCE, ("ring", "xla"), attention(3, 3, causal=True, **SEGMENTS)),
     "no decay": (SEQUENCE, PASSED, linear(None, True)),
     "constant decay": (SEQUENCE, PASSED, linear((4,))),
     "decay of a token": (SEQUENCE, PASSED, linear((2, LENGTH, 4), True)),
@@ -86,8 +110,17 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "gated delta, two steps": (SEQUENCE, PASSED, delta(True, 2, False)),
     "scan": (SEQUENCE, PASSED, scan(False)),
     "scan with everything": (SEQUENCE, PASSED, scan(True)),
+    "packed, no decay": (SEQUENCE, PASSED, packed(linear(None, True))),
+    "packed, constant decay": (SEQUENCE, PASSED, packed(linear((4,)))),
+    "packed, decay of a key": (SEQUENCE, PASSED, packed(linear((2, LENGTH, 4, 4), True))),
+    "packed delta": (SEQUENCE, PASSED, packed(delta(False, 1, True))),
+    "packed gated delta, two steps": (SEQUENCE, PASSED, packed(delta(True, 2, False))),
+    "packed scan with everything": (SEQUENCE, PASSED, packed(scan(True))),
+    "packed convolution": (SEQUENCE, ("neighbors", "xla"), packed(convolution(True))),
+    "packed centered convolution": (SEQUENCE, ("neighbors", "xla"), packed(convolution(False))),
     "kernel: heads that share keys, bias, sinks": (ROWS, ("mosaic_tpu",), attention(4, 2, {"bias": (1, 4, LENGTH, LENGTH), "sinks": (4,)}, mask=PADDED)),
     "kernel: heads that can't be shared, positions": (ROWS, ("mosaic_tpu",), attention(3, 3, causal=True, query_positions=PLACES, key_positions=PLACES)),
+    "kernel: segments": (ROWS, ("mosaic_tpu",), attention(4, 2, causal=True, **SEGMENTS)),
     "kernel: constant decay": (ROWS, ("mosaic_tpu",), linear((4,), True)),
     "kernel: gated delta": (ROWS, ("mosaic_tpu",), delta(True, 1, True)),
     "kernel: scan with everything": (ROWS, ("mosaic_tpu",), scan(True, (2,))),

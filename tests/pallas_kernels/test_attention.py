@@ -31,6 +31,10 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
     q_positions = np.broadcast_to(arrays.get("query_positions", np.arange(q_length)), (batch, q_length))
     k_positions = np.broadcast_to(arrays.get("key_positions", np.arange(k_length)), (batch, k_length))
     score = options.get("score", lambda x, *_: x)
+    q_segments, k_segments = (
+        np.broadcast_to(arrays.get(f"{of}_segments", 0), (batch, n))
+        for of, n in (("query", q_length), ("key", k_length))
+    )
     left, right = options.get("window") or (None, None)
     routes = arrays.get("routes", np.zeros((1, 1, 1, 1), int))
     regions = routes.shape[2]
@@ -44,6 +48,7 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
             if p >= 0
             and mask[b, h, i, j]
             and pattern(at, p)
+            and q_segments[b, i] == k_segments[b, j]
             and j * regions // k_length in routes[b, h, i * regions // q_length]
             and not (options.get("causal") and p > at)
             and (left is None or p >= at - left)
@@ -74,6 +79,30 @@ def test_reference_agrees_with_loops(case: Case) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("implementation", tiered(["reference", "xla"], lambda name: name == "xla"))
+@pytest.mark.parametrize("causal", tiered([True, False], bool))
+def test_documents_of_a_row_are_as_if_alone(implementation: str, causal: bool) -> None:
+    """Outputs, log-sum-exps and gradients, in chunks and whole."""
+    lengths = (3, 400, 1, 197)
+    ids = jnp.repeat(jnp.arange(4), jnp.asarray(lengths), total_repeat_length=sum(lengths))[None]
+
+    def run(qkv: tuple[jax.Array, ...], cotangent: jax.Array, **segments: jax.Array) -> Any:
+        call = functools.partial(attention, causal=causal, return_lse=True, implementation=implementation, **segments)
+        (out, lse), pullback = jax.vjp(call, *qkv)
+        return (out, *pullback((cotangent, lse)), lse)
+
+    with jax.enable_x64(True):
+        *qkv, cotangent = jnp.asarray(np.random.default_rng(0).standard_normal((4, 1, sum(lengths), 2, 4)))
+        packed = jax.jit(run)(tuple(qkv), cotangent, query_segments=ids, key_segments=ids)
+        start = 0
+        for length in lengths:
+            part = slice(start, start + length)
+            alone = jax.jit(run)(tuple(x[:, part] for x in qkv), cotangent[:, part])
+            for got, want in zip(packed, alone, strict=True):
+                np.testing.assert_allclose(got[:, part], want, rtol=1e-10, atol=1e-10)
+            start += length
+
+
 def test_weights_times_values_are_the_output() -> None:
     q, k, v = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).standard_normal((3, 2, 9, 4, 8)))
     sinks, mask = jnp.arange(4.0), jnp.arange(9) != 3
@@ -87,7 +116,14 @@ def test_weights_times_values_are_the_output() -> None:
 @pytest.mark.parametrize(
     "options",
     tiered(
-        [{}, {"causal": True}, {"window": (128, 128)}, {"causal": True, "window": (128, None)}, {"normalize": "sigmoid"}],
+        [
+            {},
+            {"causal": True},
+            {"window": (128, 128)},
+            {"causal": True, "window": (128, None)},
+            {"normalize": "sigmoid"},
+            {"segments": True},
+        ],
         lambda options: options == {"causal": True},
     ),
     ids=str,
@@ -97,10 +133,15 @@ def test_temporary_memory_of_the_gradient_is_linear_in_length(options: dict) -> 
         x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
         mask = jax.ShapeDtypeStruct((1, 1, 1, length), jnp.bool_)
 
-        def loss(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-            return jnp.sum(attention(q, k, v, mask=mask, implementation="xla", **options) ** 2)
+        ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
-        return jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, mask).compile().memory_analysis().temp_size_in_bytes
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, ids: jax.Array) -> jax.Array:
+            given = {"query_segments": ids, "key_segments": ids} if "segments" in options else options
+            return jnp.sum(attention(q, k, v, mask=mask, implementation="xla", **given) ** 2)
+
+        return (
+            jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, mask, ids).compile().memory_analysis().temp_size_in_bytes
+        )
 
     assert temporary(8192) < 2.2 * temporary(4096)
 
@@ -217,7 +258,15 @@ def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStru
         ({"normalize": "sigmoid", "return_lse": True}, "no denominator"),
         ({"window": (-1, 2)}, "window must be (left, right)"),
         ({"query_positions": like((2, 4), np.int32)}, "query_positions must be integer (batch, length) = (2, 5)"),
-        ({"routes": like((2, 3, 5, 1), np.int32)}, "routes must be integer (batch, heads, regions, topk) = (2, 4, ...)"),
+        ({"query_segments": like((2, 5), np.int32)}, "query_segments and key_segments are given together"),
+        (
+            {"query_segments": like((2, 5), np.int32), "key_segments": like((2, 4), np.int32)},
+            "key_segments must be integer (batch, length) = (2, 5)",
+        ),
+        (
+            {"routes": like((2, 3, 5, 1), np.int32)},
+            "routes must be integer (batch, heads, regions, topk) = (2, 4, ...)",
+        ),
         ({"routes": like((2, 1, 2, 1), np.int32)}, "2 regions must divide 5 queries and 5 keys"),
         ({"routes": like((1, 4, 5, 6), np.int32)}, "of them 1 to all are attended to, not 6"),
         ({"implementation": "flash"}, "no implementation 'flash'"),

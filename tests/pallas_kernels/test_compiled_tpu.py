@@ -25,6 +25,7 @@ COMPILED = (
     ("attention", "causal_lse", jnp.bfloat16, "v5e"),
     ("attention", "mask", jnp.bfloat16, "v6e"),
     ("attention", "cache", jnp.bfloat16, "v5e"),
+    ("attention", "segments", jnp.bfloat16, "v5e"),
     ("attention", "image_windows", jnp.bfloat16, "v6e"),
     ("attention", "routed_padded", jnp.bfloat16, "v5e"),
     ("attention", "pattern", jnp.bfloat16, "v6e"),

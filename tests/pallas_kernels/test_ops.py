@@ -33,12 +33,13 @@ FLOAT64 = 1e-8  # of the float32 tolerance; the two epsilons stand as 1.9e-9
 INTERPRETED = {
     "attention": """cross grouped causal_more_keys mask padding_causal_grouped query_padding large_logits sinks_empty_rows sigmoid cache_chunk bias
         bias_per_head whole_blocks long_causal long_window long_padding long_cache bias_per_key routed long_routed pattern
-        pattern_cache long_pattern score long_score_routed""",
+        pattern_cache long_pattern score long_score_routed
+        segments segments_alone segments_cache segments_routed long_segments""",
     "linear_attention": """plain token key chunk_of_one grouped_head grouped_key both_ways_key abrupt_token abrupt_key fast_decay_token padded_tail_key
-        one_token_head both_ways_plain""",
+        one_token_head both_ways_plain packed_token""",
     "delta_rule": """plain three_steps_gated more_steps_than_chunk chunk_of_64 grouped unequal_dims identical_keys_beyond_one reflections abrupt fast_decay
-        padded_tail one_token""",
-    "selective_scan": "everything whole_chunks many_states one_channel grouped slow fast padded_tail one_token",
+        padded_tail one_token packed_two_steps""",
+    "selective_scan": "everything whole_chunks many_states one_channel grouped slow fast padded_tail one_token packed",
 }
 
 
@@ -58,9 +59,9 @@ PAIRS = [
 # What the quick tier compares, in float32: something of every option; of kernels the first. Of an op that is not here, the first cases.
 QUICK = {
     "attention": "padding_causal_grouped sinks_empty_rows bias_per_head cache_chunk whole_blocks long_window routed score",
-    "linear_attention": "token grouped_key both_ways_key padded_tail_key",
-    "delta_rule": "three_steps_gated grouped padded_tail",
-    "selective_scan": "everything grouped padded_tail",
+    "linear_attention": "token grouped_key both_ways_key padded_tail_key packed_token packed_key packed_both_ways",
+    "delta_rule": "three_steps_gated grouped padded_tail packed_two_steps",
+    "selective_scan": "everything grouped padded_tail packed",
 }
 
 

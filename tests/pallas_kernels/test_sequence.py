@@ -11,7 +11,13 @@ from tests.pallas_kernels.sequence_run import CASES
 from tests.tiers import tiered
 
 # Of each way of sharing one: heads traded, pieces going round, states passed on, kernels that get what is theirs.
-QUICK = {"heads traded, causal, padded, window", "ring, causal, padded", "gated delta, two steps", "kernel: constant decay"}
+QUICK = {
+    "heads traded, causal, padded, window",
+    "ring, causal, padded",
+    "gated delta, two steps",
+    "packed centered convolution",
+    "kernel: constant decay",
+}
 
 
 @pytest.mark.parametrize("case", tiered(CASES, lambda case: case in QUICK))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -17,8 +18,10 @@ import tensorflow_datasets as tfds
 import tasks
 import tokenization
 from tasks.datasets import stdlib_text, texts
+from tasks.datasets.split import SPLITS, split_of
 from tasks.datasets.stdlib_text import modules, source_of
 from tasks.language_modeling import LanguageModeling, Stream, Windows
+from tasks.packing import pack
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def test_evaluation_covers_exactly_the_split(folder: Path, length: int) -> None:
     texts_of: dict[str, list[str]] = {split: [] for split in task.splits}
     for path in sorted(folder.rglob("*.txt"), key=lambda path: path.relative_to(folder).as_posix()):
         if path.stat().st_size and ".hidden" not in path.parts:
-            texts_of[texts.split_of(path.relative_to(folder).as_posix())].append(path.read_text())
+            texts_of[split_of(path.relative_to(folder).as_posix())].append(path.read_text())
     for split, documents in texts_of.items():
         assert bytes(covered(task, split)) == b"".join(text.encode() + b"\0" for text in documents)
         sizes = [task.examples(split).get(i, None)["bytes"] for i in range(len(task.examples(split)))]
@@ -123,7 +126,7 @@ def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert source_of(root / names[0]) == f"# {names[0]}\nx = 1\n".encode()
     dataset = texts.create("stdlib", data_dir=str(tmp_path / "tfds"))
     found = {split: [document.decode().partition("\n")[0][2:] for document in dataset.documents(split)] for split in dataset.splits}
-    assert found == {split: [name for name in sorted(names[:300]) if texts.split_of(name) == split] for split in texts.SPLITS}
+    assert found == {split: [name for name in sorted(names[:300]) if split_of(name) == split] for split in SPLITS}
     assert sorted(name for split in found.values() for name in split) == sorted(names[:300])
     monkeypatch.setattr(stdlib_text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "nothing")})
     assert texts.create("stdlib", data_dir=str(tmp_path / "tfds")).documents("test")  # prepared once, read ever after
@@ -134,8 +137,8 @@ def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_split_of_a_name_is_fixed() -> None:
     """A change here would leak test text into training between versions."""
     held = {"test": ["chunk.py", "copyreg.py", "email/__init__.py"], "validation": ["bz2.py", "calendar.py", "enum.py"], "train": ["json/decoder.py", "ast.py"]}
-    assert all(texts.split_of(name) == split for split, names in held.items() for name in names)
-    share = [texts.split_of(str(i)) for i in range(4000)]
+    assert all(split_of(name) == split for split, names in held.items() for name in names)
+    share = [split_of(str(i)) for i in range(4000)]
     for split in ("test", "validation"):
         assert abs(share.count(split) / 4000 - 0.05) < 4 * (0.05 * 0.95 / 4000) ** 0.5
 
@@ -299,3 +302,79 @@ def test_streamed_text_holds_back_unfinished_characters() -> None:
     assert "".join(parts) == text
     assert len(parts) == len(text)
     assert "".join(tokenization.streamed(tokenization.Bytes(), [[0xE4, 0xB8]])) == "\ufffd"
+
+
+def documents_of(folder: Path, split: str) -> list[bytes]:
+    """The documents of a split, each between its separators."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt"))
+    return [
+        b"\0" + (folder / name).read_bytes() + b"\0"
+        for name in names
+        if split_of(name) == split and (folder / name).stat().st_size and name[0] != "."
+    ]
+
+
+@pytest.mark.parametrize(("length", "multiple"), [(1000, 1), (64, 16), (7, 1)])
+def test_packed_rows_hold_whole_documents_exactly_once(folder: Path, length: int, multiple: int) -> None:
+    task = task_on(folder, sequence_length=length, packing=True, multiple=multiple)
+    rows = task.examples("train")
+    found: list[bytes] = []
+    for index in range(len(rows)):
+        row = rows.get(index, np.random.default_rng(0))
+        jax.tree.map(np.testing.assert_array_equal, row, rows.get(index, None))
+        ids, real = row["segment_ids"], row["real"] > 0
+        assert ids.dtype == np.int32
+        assert ids[0] == 0
+        assert set(np.diff(ids)) <= {0, 1}
+        for number in range(ids[-1] + 1):
+            (own,) = np.nonzero(ids == number)
+            size = int(real[own].sum())
+            assert own[0] % multiple == 0
+            assert real[own][:size].all()
+            assert size > 0
+            tokens, targets = row["tokens"][own][:size], row["targets"][own][:size]
+            np.testing.assert_array_equal(tokens[1:], targets[:-1])
+            found.append(bytes([*tokens.tolist(), targets[-1]]))
+        assert float(row["bytes"]) == real.sum()  # these tokens are bytes
+    whole = documents_of(folder, "train")
+    pieces = [text[i : i + length + 1] for text in whole for i in range(0, len(text) - 1, length)]
+    assert sorted(found) == sorted(pieces), "a document that fits is whole, a longer one is cut as into windows"
+    assert f"{len(whole)} documents" in task.describe("train")
+    if length == 1000:
+        assert len(rows) <= 1.1 * sum(map(len, whole)) / length + 1
+
+
+def test_rows_are_filled_by_best_fit() -> None:
+    pieces = pack(np.cumsum([0, 6, 3, 25, 4, 7, 1, 2]), 10)
+    rows = [pieces.size[a:b].tolist() for a, b in itertools.pairwise(pieces.first)]
+    assert sorted(map(sorted, rows)) == sorted([[10], [10], [3, 7], [4, 6], [1, 2, 5]])
+    assert all((np.diff(pieces.start[a:b]) > 0).all() for a, b in itertools.pairwise(pieces.first))
+
+
+def test_packed_documents_are_predicted_as_if_alone(folder: Path) -> None:
+    """By a model that honors segments: the sums of the loss over the split are those of each document by itself."""
+    table = jnp.asarray(np.random.default_rng(0).standard_normal((256, 256)), jnp.float32)
+
+    def model(tokens: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        earlier = jnp.tril(segment_ids[:, :, None] == segment_ids[:, None])
+        return jnp.einsum("bqk,bkv->bqv", earlier, table[tokens]) / earlier.sum(2, keepdims=True)
+
+    task = task_on(folder, sequence_length=800, packing=True)
+    rows = task.examples("test")
+    stacked = [rows.get(i, None) for i in range(len(rows))]
+    batch = {key: jnp.asarray(np.stack([row[key] for row in stacked])) for key in stacked[0]}
+    total, count = task.evaluate(model, batch | {"weight": jnp.ones(len(rows))})["loss"]
+    whole = documents_of(folder, "test")
+    assert len(whole) > len(rows)
+    assert float(count) == sum(len(text) - 1 for text in whole)
+    alone = 0.0
+    for text in whole:
+        tokens = np.frombuffer(text, np.uint8)
+        logits = np.cumsum(np.asarray(table, np.float64)[tokens[:-1]], 0) / np.arange(1, len(text))[:, None]
+        alone += float((np.log(np.exp(logits).sum(1)) - logits[np.arange(len(text) - 1), tokens[1:]]).sum())
+    assert float(total) == pytest.approx(alone, rel=1e-5)
+
+
+def test_documents_begin_where_rows_can_be_cut(folder: Path) -> None:
+    with pytest.raises(ValueError, match="begin at multiples of 48 tokens, which must divide sequence_length=64"):
+        task_on(folder, sequence_length=64, packing=True, multiple=48)

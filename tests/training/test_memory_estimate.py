@@ -13,7 +13,7 @@ from layers.state import flatten
 from pallas_kernels.differentiation import differentiable
 from tests.compilation import OPTIMIZED
 from tests.training import toy
-from tests.zoo.test_models import FAMILIES, inputs, make
+from tests.zoo.test_models import inputs, make
 from training import memory, schedule
 from training import optimizer as optimizers
 from training.step import Skeleton, initial_state, make_step
@@ -68,8 +68,12 @@ class FirstClass:
         return losses.mean(), {"loss": (losses.sum(), jnp.float32(losses.size))}
 
 
+# One of each kind of program: what a family adds to one of these is proved to be right elsewhere, and this is an estimate.
+KINDS = ("vit", "maxvit", "biformer", "bert", "transformer", "mamba", "titans", "routing_transformer")
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_estimate_and_compiler_agree_within_a_factor_of_two(family: str) -> None:
     model = make(family)
     optimizer = optimizers.create(model, flatten(model, nnx.Param), toy.config().optimizer)

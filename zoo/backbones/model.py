@@ -40,8 +40,6 @@ class Model(Module):
       extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the configuration.
       neutral: parts that change nothing where all they hold is zero: written so where files of a naming hold them and the model does not.
       without: parts that a model may be made without, and, for a file that lacks one, what it lacks and what to do.
-      sharding: patterns of parameter names, and the mesh axis along which each of their axes is split; others follow the general rule of
-        ``training.sharding``.
       undecayed: as of every module; the first parts of names, here.
     """
 
@@ -55,11 +53,6 @@ class Model(Module):
     extras: ClassVar[tuple[str, ...]] = ()
     neutral: ClassVar[tuple[str, ...]] = ()
     without: ClassVar[Mapping[str, str]] = {}
-    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
-        # What makes heads and hidden features is split by columns, what sums them up by rows: one exchange for a mixer, one for an MLP.
-        **dict.fromkeys(("*.query.kernel", "*.key.kernel", "*.value.kernel", "*.gate.kernel", "*.up.kernel"), (None, "tensor")),
-        **dict.fromkeys(("*.out.kernel", "*.down.kernel"), ("tensor", None)),
-    }
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -149,6 +142,14 @@ class Model(Module):
         if path[0] == "blocks":
             return int(path[1]) + 1
         return 0 if path[0] in self.stem else self.config.depth + 1
+
+    def sharding_rules(self) -> dict[str, tuple[str | None, ...]]:
+        """The mesh axis along which each axis of a parameter is split, by its name: what the modules say of theirs."""
+        rules: dict[str, tuple[str | None, ...]] = {}
+        for path, module in nnx.iter_modules(self):
+            own = module.sharding if isinstance(module, Module) else {}
+            rules |= {".".join((*map(str, path), name)): axes for name, axes in own.items()}
+        return rules
 
     def no_decay(self) -> set[str]:
         """Names of the parameters that weight decay spares: vectors (biases, norms, scales), and what its modules name (tables, special tokens)."""

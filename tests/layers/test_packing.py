@@ -1,0 +1,143 @@
+"""Documents that share a row are as if each had a row of its own: outputs and gradients, whole and piece by piece; or the mixer says why not."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import layers
+from layers import Mixer, Place, Tokens
+from layers.state import flatten_state
+from tests.layers.mixer_cases import CASES, FEATURES, GRID, MixerCase, relative
+from tests.layers.packing import Rows, both, read
+from tests.tiers import tiered
+
+TOLERANCE = {np.float32: 1e-4, np.float64: 1e-5}
+
+
+@functools.cache
+def made(case: MixerCase) -> Mixer:
+    return case.make()
+
+
+def is_sequence(case: MixerCase) -> bool:
+    return "sequence" in made(case).layouts
+
+
+PACKED = [case for case in CASES if "segment_ids" in made(case).honors and is_sequence(case)]
+# Where the set that a token attends to is chosen among all tokens of the row, documents compete: see test_routing.py.
+ALIKE = [case for case in PACKED if case.exact]
+
+
+def close(a: Any, b: Any, tolerance: float) -> None:
+    """Output and gradients agree, each gradient by the scale of the largest."""
+    (y, slopes), (want, wanted) = a, b
+    assert np.std(want) > 0
+    assert relative(y, want) < tolerance
+    for mine, theirs in zip(slopes, wanted, strict=True):
+        found, expected = (flatten_state(s) if isinstance(s, nnx.State) else {"x": s} for s in (mine, theirs))
+        scale = max(float(np.abs(g).max()) for g in expected.values())
+        for name, g in expected.items():
+            assert np.abs(np.asarray(found[name]) - np.asarray(g)).max() < tolerance * scale, name
+
+
+@pytest.mark.parametrize("dtype", tiered([np.float32, np.float64], lambda dtype: dtype is np.float32))
+@pytest.mark.parametrize("case", tiered(ALIKE, lambda case: case.quick), ids=str)
+def test_documents_of_a_row_are_as_if_alone(case: MixerCase, dtype: type) -> None:
+    mixer = made(case)
+    rows = Rows.of(mixer.segment_multiple)
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((2, 2, rows.length, FEATURES)).astype(dtype)
+    with jax.enable_x64(dtype is np.float64):
+        graph, params, rest = nnx.split(mixer, nnx.Param, ...)
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+
+        def mix(params: Any, x: jax.Array, mask: jax.Array, ids: jax.Array | None) -> jax.Array:
+            return nnx.merge(graph, params, rest, copy=True)(x, Tokens(mask, segment_ids=ids))
+
+        close(*both(mix, rows, params, x, weight), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("case", tiered([case for case in ALIKE if case.causal], lambda case: case.quick), ids=str)
+def test_documents_read_piece_by_piece_are_as_if_alone(case: MixerCase) -> None:
+    """Cut anywhere, they may begin anywhere."""
+    mixer, rows = made(case), Rows.of(1)
+    x = np.random.default_rng(0).standard_normal((2, rows.length, FEATURES)).astype(np.float32)
+    graph, state = nnx.split(mixer)
+    alone = jax.jit(lambda x, mask: nnx.merge(graph, state, copy=True)(x, mask))
+    extend = jax.jit(lambda x, cache, mask, ids: nnx.merge(graph, state, copy=True).extend(x, cache, Tokens(mask, segment_ids=ids)))
+    mask = rows.alone(rows.mask, False)
+    got = read(extend, mixer.init_state(2, max_length=rows.longest), rows, x)
+    assert relative(got, np.asarray(alone(rows.alone(x), mask))[mask]) < TOLERANCE[np.float32]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "segment_ids" not in made(case).honors], ids=str)
+def test_who_can_not_keep_documents_apart_says_so(case: MixerCase) -> None:
+    shape = (2, 12) if is_sequence(case) else (2, *GRID)
+    tokens = Tokens(segment_ids=jnp.zeros(shape, jnp.int32))
+    with pytest.raises(ValueError, match=r"^\w+ does not honor segment_ids: \w.{20,}"):
+        made(case)(jnp.zeros((*shape, FEATURES)), tokens)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "segment_ids" in made(case).honors and not is_sequence(case)], ids=str)
+def test_parts_of_a_grid_do_not_see_each_other(case: MixerCase) -> None:
+    ids = jnp.broadcast_to(jnp.arange(GRID[0])[:, None] // 3, (2, *GRID))
+    graph, state = nnx.split(made(case))
+    mix = jax.jit(lambda x: nnx.merge(graph, state, copy=True)(x, Tokens(segment_ids=ids)))
+    x = np.random.default_rng(0).standard_normal((2, *GRID, FEATURES)).astype(np.float32)
+    changed = np.where(ids[..., None] == 1, x[::-1], x)
+    same, moved = np.asarray(ids) != 1, np.asarray(ids) == 1
+    y, other = np.asarray(mix(x)), np.asarray(mix(changed))
+    assert relative(other[same], y[same]) < 1e-6
+    assert relative(other[moved], y[moved]) > 1e-2
+
+
+class LeansForward(nnx.Module):
+    """A bias that knows where in its document a key is, not only how far away."""
+
+    def __init__(self, num_heads: int, rngs: nnx.Rngs):
+        del rngs
+        self.heads = num_heads
+
+    def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(0.3 * key_positions[:, None, None], (len(key_positions), self.heads, 1, key_positions.shape[1])) ** 2
+
+
+@pytest.mark.full
+def test_a_bias_sees_positions_in_documents() -> None:
+    rows = Rows.of(1)
+    place = Place(num_heads=2)
+    mixer = layers.create_mixer({"name": "attention", "bias": LeansForward}, FEATURES, causal=True, place=place, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(mixer)
+    mix = jax.jit(lambda x, mask, ids: nnx.merge(graph, state)(x, Tokens(mask, segment_ids=ids)))
+    x = np.random.default_rng(0).standard_normal((2, rows.length, FEATURES)).astype(np.float32)
+    mask = rows.alone(rows.mask, False)
+    packed = rows.alone(np.asarray(mix(x, rows.mask, rows.ids)))[mask]
+    assert relative(packed, np.asarray(mix(rows.alone(x), mask, None))[mask]) < TOLERANCE[np.float32]
+
+
+def test_documents_that_begin_between_multiples_are_refused() -> None:
+    mixer = layers.create_mixer("dilated_attention", 8, place=Place(num_heads=2), rngs=nnx.Rngs(0), segments=(4, 8), rates=(1, 2))
+    x = jnp.zeros((1, 8, 8))
+    message = "DilatedAttention counts tokens from the start of the row: documents must begin at multiples of 2, not at 3 (task.multiple=2)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mixer(x, Tokens(segment_ids=jnp.asarray([[0, 0, 0, 1, 1, 1, 2, 2]])))
+
+
+def test_combinators_align_what_is_inside() -> None:
+    def multiple(spec: Any) -> int:
+        return layers.create_mixer(spec, 8, causal=True, place=Place(num_heads=2), rngs=nnx.Rngs(0)).segment_multiple
+
+    aligned = {"name": "dilated_attention", "segments": (8,), "rates": (4,)}
+    assert multiple({"name": "parallel", "branches": (aligned, {**aligned, "segments": (6,), "rates": (6,)})}) == 12
+    assert multiple({"name": "dilated", "rate": 3, "inner": aligned}) == 12
+    assert multiple({"name": "dilated", "rate": 3}) == 1
+    turned = layers.create_mixer({"name": "bidirectional", "inner": aligned}, 8, place=Place(num_heads=2), rngs=nnx.Rngs(0))
+    assert "segment_ids" not in turned.honors
