@@ -9,6 +9,7 @@ from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
+from layers.focal import FocalModulation
 from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.lora import add_lora, merge_lora
@@ -58,6 +59,7 @@ __all__ = [
     "DilatedAttention",
     "DropPath",
     "Embed",
+    "FocalModulation",
     "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
