@@ -1,6 +1,7 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
-from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.differential import DifferentialAttention
+from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
@@ -54,6 +55,7 @@ __all__ = [
     "DepthwiseConv",
     "DepthwiseConvolution",
     "Diagnostic",
+    "DifferentialAttention",
     "Dilated",
     "DilatedAttention",
     "DropPath",
@@ -105,4 +107,5 @@ __all__ = [
     "on_grid",
     "parameter_count",
     "register_mixer",
+    "soft_cap",
 ]

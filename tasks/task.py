@@ -107,14 +107,10 @@ class DerivesFigures(Protocol):
 
 @runtime_checkable
 class Aligns(Protocol):
-    """A task whose rows may hold several documents."""
+    """A task whose rows may hold several documents, for models that count tokens in chunks from the start of a row."""
 
     def align(self, multiple: int) -> None:
-        """Makes documents begin at multiples of so many tokens, because the model counts chunks from a row's start.
-
-        Raises:
-          ValueError: the rows' length is no such multiple.
-        """
+        """Lets documents begin at multiples of so many tokens of a row. Called before any example is read."""
         ...
 
 

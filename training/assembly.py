@@ -3,7 +3,6 @@ specifies."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,8 @@ from ml_collections import ConfigDict
 
 import tasks
 import zoo
-from tasks.task import Aligns
 from training import sharding
 from training.processes import leads
-from zoo.backbones.model import mixers
 from zoo.sources import run_record, run_tokenizer
 
 NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
@@ -90,9 +87,9 @@ def build(config: ConfigDict, weights: str | None = None, run: str | Path | None
         **{option: True for option in ("remat", "scan") if config[option]},
     }
     places = sharding.of_model(sharding.create_mesh(config.mesh))
-    model = zoo.create(config.model, rngs=nnx.Rngs(config.seed), dtype=config.dtype, param_dtype=config.param_dtype, shardings=places, **given)
-    if isinstance(task, Aligns):
-        task.align(math.lcm(*(mixer.segment_multiple for mixer in mixers(model))))
+    model: Any = zoo.create(config.model, rngs=nnx.Rngs(config.seed), dtype=config.dtype, param_dtype=config.param_dtype, shardings=places, **given)
+    if isinstance(task, tasks.Aligns):
+        task.align(model.segment_multiple)
     lora = config.get("lora")
     if lora and lora.rank:
         zoo.add_lora(model, rank=lora.rank, alpha=lora.alpha or None, patterns=lora.patterns, rngs=nnx.Rngs(config.seed + 1))

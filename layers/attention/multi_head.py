@@ -27,7 +27,7 @@ from pallas_kernels.attention.masks import Score
 
 
 @functools.cache
-def soft_cap(cap: float) -> Score:
+def soft_cap(cap: float) -> Callable[..., jax.Array]:
     """The score ``cap tanh(x / cap)`` (Gemma 2, arXiv:2408.00118); one function for each cap, because programs are compiled for a function."""
     return lambda x, *_: cap * jnp.tanh(x / cap)
 
@@ -354,5 +354,9 @@ class MultiHeadAttention(Mixer):
             seen, more = attention(self._query_heads(x), pk, pv, scale=self.scale, return_lse=True)
             # One softmax over both: each part by its share of the denominator.
             y = y + jax.nn.sigmoid(more - lse)[..., None].astype(y.dtype) * (seen - y)
-        y = self.out(y.reshape(*y.shape[:2], self.num_heads * self.head_dim))
+        return self._project_out(y)
+
+    def _project_out(self, y: jax.Array) -> jax.Array:
+        """From what the heads found, (batch, length, heads, features of each), to the output."""
+        y = self.out(y.reshape(*y.shape[:2], -1))
         return y if self.dropout is None else self.dropout(y)

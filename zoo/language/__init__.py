@@ -1,9 +1,11 @@
 """Language architectures, one file each; importing this package registers them all."""
 
+from zoo.language import albert as albert
 from zoo.language import bert as bert
 from zoo.language import delta_net as delta_net
 from zoo.language import gemma as gemma
 from zoo.language import gpt2 as gpt2
+from zoo.language import gptj as gptj
 from zoo.language import llama as llama
 from zoo.language import longformer as longformer
 from zoo.language import longnet as longnet
