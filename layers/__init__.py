@@ -23,6 +23,7 @@ from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
+from layers.sparse.longformer import LongformerAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
@@ -67,6 +68,7 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "LongformerAttention",
     "Mamba",
     "Mamba2",
     "Memory",
