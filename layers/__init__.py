@@ -1,6 +1,7 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
 from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
@@ -15,10 +16,10 @@ from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
-from layers.mlp import MLP, GatedMLP
+from layers.mlp import MLP, ConvMLP, GatedMLP
 from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
 from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
-from layers.patch import ConvNorm, ConvStem, PatchEmbed
+from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.routing import RoutingAttention
@@ -44,6 +45,7 @@ __all__ = [
     "Branch",
     "CausalConvolution",
     "Constant",
+    "ConvMLP",
     "ConvNorm",
     "ConvStem",
     "DeltaNet",
@@ -76,12 +78,14 @@ __all__ = [
     "NeuralMemory",
     "Parallel",
     "PatchEmbed",
+    "PatchMerging",
     "Place",
     "RMSNorm",
     "RoutingAttention",
     "RowMajor",
     "Scan2D",
     "SelectiveState",
+    "SpatialReductionAttention",
     "Stack",
     "Statistic",
     "Tokens",
