@@ -322,7 +322,7 @@ def _text(architecture: LanguageArchitecture, variant: str, path: str = "", name
     config = _language_run(architecture, variant)
     data_dir = {"data_dir": placeholder(str)}
     dataset = {"name": "files", "path": path} if path else {"name": "tfds", "builder": name, **data_dir} if name else {"name": "stdlib", **data_dir}
-    task = {"name": "text", "dataset": dataset, "sequence_length": 256, "packing": False, "multiple": 1}
+    task = {"name": "text", "dataset": dataset, "sequence_length": 256, "packing": False}
     config.task = ConfigDict({**task, **{option: placeholder(str) for option in ("tokenizer", "separator", "prompt")}})
     if tokenizer:
         config.task.tokenizer = tokenizer

@@ -1,5 +1,6 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
+from layers.attention.differential import DifferentialAttention
 from layers.attention.multi_head import MultiHeadAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.block import Block, Branch
@@ -54,6 +55,7 @@ __all__ = [
     "DepthwiseConv",
     "DepthwiseConvolution",
     "Diagnostic",
+    "DifferentialAttention",
     "Dilated",
     "DilatedAttention",
     "DropPath",

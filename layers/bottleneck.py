@@ -159,7 +159,7 @@ class Bottleneck(_Residual):
         width = features // 4 if width is None else width
         pointwise: dict[str, Any] = {"use_bias": False, "kernel_init": _INIT, **common}
         self.reduce, self.reduce_norm = Linear(in_features, width, **pointwise), BatchNorm(width, **common)
-        conv = {"strides": strides, "padding": 1, "feature_group_count": groups}
+        conv: dict[str, Any] = {"strides": strides, "padding": 1, "feature_group_count": groups}
         self.mixer = Conv(width, width, (3, 3), **conv, **pointwise) if mixer is None else mixer
         self.mixer_norm = BatchNorm(width, **common)
         self.expand, self.expand_norm = Linear(width, features, **pointwise), BatchNorm(features, scale_init=zeros if zero_init else ones, **common)

@@ -153,7 +153,7 @@ class Mixer(Module):
         if len(off := begins[begins % multiple != 0]):
             raise ValueError(
                 f"{type(self).__name__} counts tokens from the start of the row: documents must begin at multiples of"
-                f" {multiple}, not at {off[0]} (task.multiple={multiple})"
+                f" {multiple}, not at {off[0]}"
             )
 
     def mix(self, x: jax.Array, tokens: Tokens, /, *beside: Any) -> Any:

@@ -51,17 +51,6 @@ class BatchNorm(nnx.BatchNorm):
             self.bias = nnx.Param(zeros(None, shape, param_dtype))
 
 
-class UnitNorm(nnx.Module):
-    """:func:`unit` as a norm, without parameters."""
-
-    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
-        """It has the options of other norms and no use for them."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (..., features) to vectors of length 1."""
-        return unit(x)
-
-
 class ZeroCenteredRMSNorm(nnx.RMSNorm):
     """``x / rms(x) * (1 + scale)`` with a scale that begins at 0 (Gemma, arXiv:2403.08295): decay and noise pull it to 1, not to 0."""
 
@@ -74,6 +63,17 @@ def _one_more(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
     """As :func:`_statistics_wide`, with a scale of 1 + the parameter."""
     x, scale = _statistics_wide(arrays, dtype=dtype, inexact=inexact)
     return x, 1 + scale
+
+
+class UnitNorm(nnx.Module):
+    """:func:`unit` as a norm, without parameters."""
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
+        """It has the options of other norms and no use for them."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., features) to vectors of length 1."""
+        return unit(x)
 
 
 NORMS: dict[str, Callable[..., nnx.Module]] = {

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.broadcast import broadcast
+from layers.broadcast import broadcast, widened
 from layers.initializers import create_initializer, truncated_normal, variance_scaling, zeros
 from layers.linear import Conv, Linear
 from layers.mlp import gelu
 from layers.module import Module
-from layers.norm import Norm, create_norm
+from layers.norm import BatchNorm, Norm, create_norm
 from layers.sequential import Sequential
 
 
@@ -157,6 +157,26 @@ class ConvNorm(Module):
         x = self.conv(x)
         x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
+
+    def merged(self) -> ConvNorm:
+        """A convolution that does what this one and its batch norm do in evaluation; itself, with another norm or none.
+
+            kernel' = kernel s;  bias' = beta + (bias - mean) s;  s = gamma / sqrt(variance + epsilon)
+        """
+        norm = self.norm
+        if not isinstance(norm, BatchNorm):
+            return self
+        copy = nnx.clone(self)
+        kernel, bias = copy.conv.kernel, copy.conv.bias
+        scale = jax.lax.rsqrt(widened(norm.var[...]) + norm.epsilon)
+        scale = scale if norm.scale is None else scale * widened(norm.scale[...])
+        offset = -widened(norm.mean[...]) if bias is None else widened(bias[...]) - widened(norm.mean[...])
+        offset = offset * scale if norm.bias is None else offset * scale + widened(norm.bias[...])
+        dtype = kernel[...].dtype
+        kernel.set_value((widened(kernel[...]) * scale).astype(dtype))
+        copy.conv.bias, copy.conv.use_bias = nnx.data(nnx.Param(offset.astype(dtype))), True
+        copy.norm = None
+        return copy
 
 
 class ConvStem(Sequential):

@@ -154,7 +154,7 @@ class Rotary:
     @classmethod
     def of(cls, given: Rotary | Mapping[str, Any] | float | None) -> Rotary | None:
         """The embedding of a base or of a mapping of options; None for none."""
-        if given is None or isinstance(given, cls):
+        if given is None or isinstance(given, Rotary):
             return given
         return cls(**given) if isinstance(given, Mapping) else cls(float(given))
 
@@ -237,7 +237,7 @@ class RelativePositionBias(Module):
     def __init__(self, window: tuple[int, int], num_heads: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         shape = (2 * window[0] - 1, 2 * window[1] - 1, num_heads)
         self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), shape, param_dtype))
-        self.window = window
+        self.window = (window[0], window[1])
 
     def resampled(self, table: jax.Array, shape: tuple[int, int]) -> jax.Array:
         """A table of this kind, of another window's shape."""
@@ -275,7 +275,8 @@ class ContinuousPositionBias(Module):
         common: dict[str, Any] = {"kernel_init": truncated_normal(0.02), "param_dtype": param_dtype, "rngs": rngs}
         self.offset_up = Linear(2, hidden, **common)
         self.offset_down = Linear(hidden, num_heads, use_bias=False, **common)
-        self.window, self.pretrained_window = window, pretrained_window or window
+        trained = pretrained_window or window
+        self.window, self.pretrained_window = (window[0], window[1]), (trained[0], trained[1])
 
     def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
         """As :meth:`RelativePositionBias.__call__`."""

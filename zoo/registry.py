@@ -30,7 +30,7 @@ class ModelConfig:
       pattern: mixers of successive blocks, repeated over the depth, or a mapping of blocks to mixers as
         ``{"every": "mamba", 5: "attention"}`` (:func:`zoo.backbones.model.choose`); None is one mixer for all.
       shared: all blocks of a stage are one: its parameters are used at every depth (ALBERT).
-      drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first.
+      drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first. Blocks that are one all have it.
       dropout: of tokens and branch outputs.
       remat: recompute each block in the backward pass.
       scan: compile equal neighboring blocks once.

@@ -22,6 +22,7 @@ from flax import nnx
 
 from layers.initializers import aligned
 from layers.lora import adapters
+from layers.stack import Stack
 from layers.state import assign, flatten
 from suggestions import near
 from zoo.descriptions import Description, describe
@@ -380,6 +381,8 @@ def _adopt(model: Any, entry: Variant, form: Form, source: Any, described: bool)
         setattr(model, part, None)
     for part in (part for part, names in theirs.items() if names != ours.get(part)):
         setattr(model, part, nnx.data(getattr(form.parts, part)))  # its arrays are among those that are about to be assigned
+    if form.config.shared and getattr(form.config, "depth", None) != getattr(model.config, "depth", None):
+        model.blocks = Stack([model.blocks[0]] * form.config.depth, remat=form.config.remat, scan=form.config.scan)
     changed = [f"{name}={value!r}" for name, value in vars(form.config).items() if value != getattr(model.config, name)]
     warnings.warn(f"{_told(source)} holds a model with {', '.join(changed)}: this one has become such a model", stacklevel=4)
     model.config = form.config
@@ -391,9 +394,13 @@ def _restate(model: nnx.Module, other: nnx.Module) -> None:
     ours = dict(nnx.iter_modules(model))
     for path, theirs in nnx.iter_modules(other):
         for name, value in vars(theirs).items():
-            plain = isinstance(value, bool | int | float | str | tuple) or (callable(value) and not isinstance(value, nnx.Pytree | nnx.Variable))
-            if plain and path in ours and not name.startswith("_") and vars(ours[path]).get(name) != value:
+            given = vars(ours[path]).get(name) if path in ours else value
+            if not name.startswith("_") and value != given and (_is_setting(value) or (value is None and _is_setting(given))):
                 setattr(ours[path], name, value)
+
+
+def _is_setting(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str | tuple) or (callable(value) and not isinstance(value, nnx.Pytree | nnx.Variable))
 
 
 def _parts(names: Iterable[str]) -> dict[str, set[str]]:

@@ -27,7 +27,7 @@ from pallas_kernels.attention.masks import Score
 
 
 @functools.cache
-def soft_cap(cap: float) -> Score:
+def soft_cap(cap: float) -> Callable[..., jax.Array]:
     """The score ``cap tanh(x / cap)`` (Gemma 2, arXiv:2408.00118); one function for each cap, because programs are compiled for a function."""
     return lambda x, *_: cap * jnp.tanh(x / cap)
 
@@ -145,8 +145,8 @@ class MultiHeadAttention(Mixer):
           dropout: of the output.
 
         Raises:
-          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or persistent tokens with a score, or for
-            sigmoid or cross attention, or two scales.
+          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or two scales, or persistent tokens with a score,
+            or for sigmoid or cross attention.
         """
         if scale is not None and logit_scale is not None:
             raise ValueError("scale= is the scale of the scores, and logit_scale= a learned one: give one of them")
@@ -352,5 +352,9 @@ class MultiHeadAttention(Mixer):
             seen, more = attention(self._query_heads(x), pk, pv, scale=self.scale, return_lse=True)
             # One softmax over both: each part by its share of the denominator.
             y = y + jax.nn.sigmoid(more - lse)[..., None].astype(y.dtype) * (seen - y)
-        y = self.out(y.reshape(*y.shape[:2], self.num_heads * self.head_dim))
+        return self._project_out(y)
+
+    def _project_out(self, y: jax.Array) -> jax.Array:
+        """From what the heads found, (batch, length, heads, features of each), to the output."""
+        y = self.out(y.reshape(*y.shape[:2], -1))
         return y if self.dropout is None else self.dropout(y)

@@ -126,7 +126,7 @@ def test_a_bias_sees_positions_in_documents() -> None:
 def test_documents_that_begin_between_multiples_are_refused() -> None:
     mixer = layers.create_mixer("dilated_attention", 8, place=Place(num_heads=2), rngs=nnx.Rngs(0), segments=(4, 8), rates=(1, 2))
     x = jnp.zeros((1, 8, 8))
-    message = "DilatedAttention counts tokens from the start of the row: documents must begin at multiples of 2, not at 3 (task.multiple=2)"
+    message = "DilatedAttention counts tokens from the start of the row: documents must begin at multiples of 2, not at 3"
     with pytest.raises(ValueError, match=re.escape(message)):
         mixer(x, Tokens(segment_ids=jnp.asarray([[0, 0, 0, 1, 1, 1, 2, 2]])))
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.attention.multi_head import soft_cap
-from layers.broadcast import lookup
+from layers.broadcast import broadcast, lookup
 from layers.initializers import normal
 from layers.linear import Embed, Linear
 from layers.mixer import Mixer, Place, create_mixer
@@ -28,7 +28,7 @@ from zoo.backbones.model import Model, mixers
 from zoo.registry import ModelConfig
 
 Mlp = Literal["swiglu", "geglu_tanh", "gelu", "gelu_tanh"]
-MLPS: Mapping[str, tuple[type[nnx.Module], Callable[[jax.Array], jax.Array]]] = {
+MLPS: Mapping[str, tuple[type[MLP] | type[GatedMLP], Callable[[jax.Array], jax.Array]]] = {
     "swiglu": (GatedMLP, silu),
     "geglu_tanh": (GatedMLP, gelu_tanh),
     "gelu": (MLP, gelu),
@@ -199,5 +199,7 @@ class Causal(Model):
         if self.position is not None:
             if tokens.shape[1] > self.config.max_length:
                 raise ValueError(f"a sequence of {tokens.shape[1]} tokens is longer than the position table: max_length is {self.config.max_length}")
-            x = x + lookup(self.position[...], positions, x.dtype)
+            # Rows may share their positions: narrowed before they are broadcast, their gradients would be summed narrow.
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            x = x + broadcast(lookup(self.position[...], positions, wide), x.shape, x.dtype)
         return x if self.dropout is None else self.dropout(x)

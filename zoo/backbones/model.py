@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -53,6 +55,11 @@ class Model(Module):
     extras: ClassVar[tuple[str, ...]] = ()
     neutral: ClassVar[tuple[str, ...]] = ()
     without: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def segment_multiple(self) -> int:
+        """Documents that share a row must begin at multiples of so many tokens: of what all mixers ask for."""
+        return math.lcm(*(mixer.segment_multiple for mixer in mixers(self)))
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -124,7 +131,7 @@ class Model(Module):
         if c.shared and c.pattern:
             raise ValueError("shared=True makes all blocks one: give mixer= instead of pattern=")
         if c.shared:
-            block = self.make_block(self.place(stage, 0), rngs=rngs)
+            block = self.make_block(dataclasses.replace(self.place(stage, 0), drop_path=c.drop_path or None), rngs=rngs)
             return Stack([block] * depth, remat=c.remat, scan=c.scan)
         return Stack([self.make_block(self.place(stage, i), rngs=rngs) for i in range(depth)], remat=c.remat, scan=c.scan)
 
@@ -141,7 +148,7 @@ class Model(Module):
         """Depth of the parameter at ``path``."""
         if path[0] == "blocks":
             return int(path[1]) + 1
-        return 0 if path[0] in self.stem else self.config.depth + 1
+        return 0 if path[0] in self.stem else (1 if self.config.shared else self.config.depth) + 1
 
     def sharding_rules(self) -> dict[str, tuple[str | None, ...]]:
         """The mesh axis along which each axis of a parameter is split, by its name: what the modules say of theirs."""

@@ -1,5 +1,6 @@
 """Language architectures, one file each; importing this package registers them all."""
 
+from zoo.language import albert as albert
 from zoo.language import bert as bert
 from zoo.language import delta_net as delta_net
 from zoo.language import gemma as gemma

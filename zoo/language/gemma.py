@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from layers.attention.multi_head import soft_cap
 from layers.block import Order
@@ -20,7 +20,7 @@ from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Mlp
 from zoo.language.llama import DESCRIBED as LLAMA_DESCRIBED
 from zoo.language.llama import RULES as LLAMA_RULES
-from zoo.language.llama import Llama, LlamaConfig, refusing, released_names, rotary_of
+from zoo.language.llama import Llama, LlamaConfig, refuse_other_forms, released_names, rotary_of
 from zoo.registry import Release, one_of, register_family
 
 
@@ -39,7 +39,7 @@ class GemmaConfig(LlamaConfig):
     mlp: Mlp | None = "geglu_tanh"
     norm: str = "zero_centered_rms"
     norm_epsilon: float = 1e-6
-    embedding_scale: Any = "sqrt"
+    embedding_scale: float | Literal["sqrt"] = "sqrt"
     norm_order: Order = "sandwich"
     attention_cap: float | None = None
     attention_scale: float | None = None
@@ -115,6 +115,12 @@ def _global_every(config: Mapping[str, Any]) -> Any:
     return period
 
 
+def _epsilon(config: Mapping[str, Any]) -> Any:
+    # The first files say "gelu" in hidden_act and mean the tanh form, which hidden_activation says since.
+    refuse_other_forms(config, "hidden_activation", "gelu_pytorch_tanh")
+    return config.get("rms_norm_eps")
+
+
 def _scale(config: Mapping[str, Any]) -> Any:
     return config["query_pre_attn_scalar"] ** -0.5 if config.get("query_pre_attn_scalar") else None
 
@@ -126,8 +132,7 @@ def _local_rotary(config: Mapping[str, Any]) -> Any:
 
 FIRST_DESCRIBED: dict[str, Any] = {
     **{field: LLAMA_DESCRIBED[field] for field in ("num_heads", "num_kv_heads", "tied")},
-    # Files from before the activation was settled call it "gelu" in hidden_act, which is not read.
-    "norm_epsilon": refusing(lambda config: config.get("rms_norm_eps"), "hidden_activation", "gelu_pytorch_tanh"),
+    "norm_epsilon": _epsilon,
     "rotary": lambda config: rotary_of(config, "full_attention"),
 }
 _TYPES = {"gemma2": False, "gemma3_text": True}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig, Mlp
@@ -25,7 +25,7 @@ class GPT2Config(CausalConfig):
     mlp: Mlp | None = "gelu_tanh"
     mlp_bias: bool = True
     norm: str = "layer"
-    position: Any = "learned"
+    position: Literal["learned"] | None = "learned"
     max_length: int = 1024
 
 

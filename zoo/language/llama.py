@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from layers.mixer import MixerSpec, Place
@@ -135,21 +135,34 @@ _LLAMA3_ROTARY = {
 }  # fmt: skip
 
 
-def refusing(read: Callable[[Mapping[str, Any]], Any], activation: str, spelled: str) -> Callable[[Mapping[str, Any]], Any]:
-    """``read`` for models without biases beyond those that ``qkv_bias`` gives, and of one activation."""
+def refuse_other_forms(config: Mapping[str, Any], activation: str, spelled: str) -> None:
+    """Refuses biases beyond those that ``qkv_bias`` gives, and another activation.
 
-    def checked(config: Mapping[str, Any]) -> Any:
-        for name in ("attention_bias", "mlp_bias"):
-            one_of(config, name, {False: False})
-        one_of(config, activation, {spelled: spelled})
-        return read(config)
+    Raises:
+      ValueError: the model has either.
+    """
+    for name in ("attention_bias", "mlp_bias"):
+        one_of(config, name, {False: False})
+    one_of(config, activation, {spelled: spelled})
 
-    return checked
+
+def _epsilon(config: Mapping[str, Any]) -> Any:
+    refuse_other_forms(config, "hidden_act", "silu")
+    return config.get("rms_norm_eps")
 
 
 def _window(config: Mapping[str, Any]) -> Any:
-    """The window of all blocks; transformers keeps one that is not used in files of Qwen."""
-    return config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    """The window of all blocks; files of Qwen keep one that is not used.
+
+    Raises:
+      ValueError: only some blocks have it.
+    """
+    window, first = config.get("sliding_window"), config.get("max_window_layers", 0)
+    if window is None or not config.get("use_sliding_window", True) or first >= config.get("num_hidden_layers", first + 1):
+        return None
+    if first:
+        raise ValueError(f"max_window_layers={first!r}: here all blocks have the window, or none")
+    return window
 
 
 def _heads(config: Mapping[str, Any]) -> Any:
@@ -161,7 +174,7 @@ _BIASED = {"llama": False, "mistral": False, "qwen2": True, "qwen3": False}
 _NORMED = {"llama": False, "mistral": False, "qwen2": False, "qwen3": True}
 
 DESCRIBED: dict[str, Any] = {
-    "norm_epsilon": refusing(lambda config: config.get("rms_norm_eps"), "hidden_act", "silu"),
+    "norm_epsilon": _epsilon,
     "num_heads": lambda config: config.get("num_attention_heads"),
     "num_kv_heads": _heads,
     "rotary": rotary_of,
@@ -178,7 +191,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     "llama3.2_1b": {"meta": Release("hf://meta-llama/Llama-3.2-1B", 0, licence="llama3.2")},
     "llama3.2_3b": {"meta": Release("hf://meta-llama/Llama-3.2-3B", 0, licence="llama3.2")},
     "tinyllama_1.1b": {"chat": Release("hf://TinyLlama/TinyLlama-1.1B-Chat-v1.0", 0)},
-    "mistral_7b": {"v0.3": Release("hf://mistralai/Mistral-7B-v0.3", 0)},
+    "mistral_7b": {"v3": Release("hf://mistralai/Mistral-7B-v0.3", 0)},
     **{f"qwen2.5_{size}": {"base": Release(f"hf://Qwen/Qwen2.5-{size.upper()}", 0)} for size in ("0.5b", "1.5b", "7b")},
     **{f"qwen3_{size}": {"base": Release(f"hf://Qwen/Qwen3-{size.upper()}-Base", 0)} for size in ("0.6b", "1.7b", "4b", "8b")},
     **{f"smollm2_{size}": {"base": Release(f"hf://HuggingFaceTB/SmolLM2-{size.upper()}", 0)} for size in ("135m", "360m", "1.7b")},

@@ -71,7 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 _BLOCK, _OURS = "gpt_neox.layers.{i}", "blocks.{i}"
 _FUSED = tuple(f"{_OURS}.mixer.{part}" for part in ("query", "key", "value"))
-_HEADS = {"h": "num_heads", "p": 3}
+_HEADS: dict[str, Any] = {"h": "num_heads", "p": 3}
 
 RULES: dict[str, Naming] = {
     "transformers": Naming(

@@ -14,6 +14,7 @@ with two overlapping 3x3 convolutions of stride 2.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,12 +93,12 @@ class ConvNeXt(Pyramid):
         c, common = self.config, self._common(rngs)
         if c.stem is None:
             return Sequential([PatchEmbed(4, c.in_channels, c.features[0], **common), self._norm(c.features[0], rngs)])
-        sizes = (c.in_channels, *c.stem)
-        return Sequential([*(_halving(*sizes[i : i + 2], 3, 1, common) for i in range(len(c.stem))), self._norm(c.features[0], rngs)])
+        pairs = itertools.pairwise((c.in_channels, *c.stem))
+        return Sequential([*(_halving(source, features, 3, 1, **common) for source, features in pairs), self._norm(c.features[0], rngs)])
 
     def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> Sequential:
         source, features = self.config.features[stage - 1 : stage + 1]
-        return Sequential([self._norm(source, rngs), _halving(source, features, 2, 0, self._common(rngs))])
+        return Sequential([self._norm(source, rngs), _halving(source, features, 2, 0, **self._common(rngs))])
 
     def own_mixer(self, place: Place) -> MixerSpec:
         return {"name": "depthwise_convolution", "kernel_size": self.config.kernel_size}
@@ -126,7 +127,7 @@ class ConvNeXt(Pyramid):
         return {"dtype": self.config.dtype, "param_dtype": self.config.param_dtype, "rngs": rngs}
 
 
-def _halving(source: int, features: int, size: int, padding: int, common: dict[str, Any]) -> Conv:
+def _halving(source: int, features: int, size: int, padding: int, **common: Any) -> Conv:
     """A convolution of stride 2."""
     return Conv(source, features, (size, size), strides=2, padding=padding, kernel_init=truncated_normal(0.02), **common)
 

@@ -79,7 +79,7 @@ class ResNetStem(Module):
         sizes, last = (in_channels, *widths), len(widths) - 1
         size = 3 if last else 7
         before = [ConvNorm(sizes[i], sizes[i + 1], strides=1 if i else 2, activation=jax.nn.relu, **conv) for i in range(last)]
-        final = Conv(*sizes[-2:], (size, size), strides=1 if last else 2, padding=size // 2, **conv)
+        final = Conv(sizes[-2], sizes[-1], (size, size), strides=1 if last else 2, padding=size // 2, **conv)
         self.conv = Sequential([*before, final]) if before else final
         self.norm = BatchNorm(widths[-1], **common)
 
