@@ -1,7 +1,7 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
 from layers.attention.differential import DifferentialAttention
-from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
@@ -10,6 +10,7 @@ from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
+from layers.focal import FocalModulation
 from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.lora import add_lora, merge_lora
@@ -60,6 +61,7 @@ __all__ = [
     "DilatedAttention",
     "DropPath",
     "Embed",
+    "FocalModulation",
     "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
@@ -107,4 +109,5 @@ __all__ = [
     "on_grid",
     "parameter_count",
     "register_mixer",
+    "soft_cap",
 ]

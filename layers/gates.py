@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.mixer import near
 from layers.squeeze_excite import SqueezeExcite
+from suggestions import unknown
 
 GATES: dict[str, Callable[..., nnx.Module]] = {"squeeze_excite": SqueezeExcite}
 
@@ -29,6 +29,6 @@ def create_gate(gate: Gate, features: int, *, dtype: Any = None, param_dtype: An
         gate = options.pop("name", None)
     if not callable(gate):
         if gate not in GATES:
-            raise ValueError(f"unknown gate {gate!r}{near(str(gate), GATES)}; known: {', '.join(GATES)}")
+            raise ValueError(unknown("gate", str(gate), GATES))
         gate = GATES[gate]
     return gate(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **options)

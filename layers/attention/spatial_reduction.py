@@ -24,9 +24,10 @@ from layers.tokens import Tokens
 
 @register_mixer("spatial_reduction")
 class SpatialReductionAttention(Mixer):
-    """Attention to a reduced map. Parameters: ``attention.*`` and, where the map is reduced, ``reduction.*`` (with its ``norm``).
+    """Attention of the tokens of a map to fewer: to patches of ``stride`` tokens a side, or to averages over parts of the map.
 
-    Patches that the map does not fill are left out, as the authors' convolution does.
+    Patches that the map does not fill are left out, as the authors' convolution does. Parameters: ``attention.*`` and, where
+    the map is reduced, ``reduction.*`` with its ``norm``.
     """
 
     layouts = ("grid",)

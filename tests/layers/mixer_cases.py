@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "dense": {"topk": None, "enhance": "input", "use_bias": False},
         "random": {"regions": 2, "topk": 1, "routing": "random", "enhancement_size": 0},
     },
+    "focal_modulation": {"plain": {}, "deep": {"levels": 3, "normalize": True, "inner_norm": True, "use_bias": False}, "mean": {"levels": 0}},
     "routing": {
         "plain": {"clusters": 1024},
         "window": {"clusters": 3, "window": 6},

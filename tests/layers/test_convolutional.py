@@ -108,7 +108,7 @@ def test_what_convolutional_parts_refuse() -> None:
         BasicBlock(4, 4, shortcut="pool", rngs=rngs)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="groups=2 are of the 3x3 convolution, in whose place there is MultiHeadAttention"):
         Bottleneck(8, 8, groups=2, mixer=MultiHeadAttention(2, num_heads=1, rngs=rngs), rngs=rngs)
-    with pytest.raises(ValueError, match="unknown gate 'squeeze': did you mean squeeze_excite"):
+    with pytest.raises(ValueError, match="unknown gate 'squeeze': did you mean 'squeeze_excite'"):
         create_gate("squeeze", 8, rngs=rngs)
     with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
         DepthwiseConvolution(4, kernel_size=4, rngs=rngs)

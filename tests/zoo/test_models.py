@@ -43,6 +43,7 @@ TINY: dict[str, dict[str, Any]] = {
     "convnext": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "kernel_size": 3, "layer_scale": 0.1},
     # The norm of each head's output magnifies rounding where a head reads next to nothing: bfloat16 weights alone move four blocks' logits by 4 %.
     "delta_net": {"depth": 2},
+    "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     # So does the norm inside Miras' memories, most of all behind the small weights of Memora.
     "miras": {"depth": 2, "memory": "yaad"},
     "titans": {"depth": 2},

@@ -5,6 +5,7 @@ from zoo.language import bert as bert
 from zoo.language import delta_net as delta_net
 from zoo.language import gemma as gemma
 from zoo.language import gpt2 as gpt2
+from zoo.language import gptj as gptj
 from zoo.language import llama as llama
 from zoo.language import longnet as longnet
 from zoo.language import mamba as mamba

@@ -260,7 +260,7 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
 
 
 def _ordered(cover: blocks.Cover, most: int | None = None) -> tuple[Any, Any]:
-    """A cover (batch, heads or none, tiles, blocks) as :func:`pallas_kernels.attention.gpu.tiles.visit` reads it: whole blocks first, ``most`` at most; numpy if that is."""
+    """A cover (batch, heads or none, tiles, blocks) as :func:`tiles.visit` reads it: whole blocks first, ``most`` at most; numpy if that is."""
     xp: Any = np if isinstance(cover.some, np.ndarray) else jnp
     kind = xp.where(cover.some, xp.where(cover.every, 0, 1), 2)
     kind = kind if kind.ndim == 4 else kind[:, None]
