@@ -237,7 +237,7 @@ class RelativePositionBias(Module):
     def __init__(self, window: tuple[int, int], num_heads: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         shape = (2 * window[0] - 1, 2 * window[1] - 1, num_heads)
         self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), shape, param_dtype))
-        self.window = tuple(window)
+        self.window = (window[0], window[1])
 
     def resampled(self, table: jax.Array, shape: tuple[int, int]) -> jax.Array:
         """A table of this kind, of another window's shape."""
@@ -291,7 +291,7 @@ def log_offsets(window: tuple[int, int], pretrained_window: tuple[int, int]) -> 
     return (np.sign(offsets) * np.log2(np.abs(offsets) + 1) / np.float32(3)).astype(np.float32)
 
 
-def _by_offset(table: jax.Array, window: tuple[int, ...], query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+def _by_offset(table: jax.Array, window: tuple[int, int], query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
     """Scores (1, heads, tokens, tokens) of a window in row-major order, of a table (2 height - 1, 2 width - 1, heads)."""
     height, width = window
     if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.broadcast import broadcast
+from layers.broadcast import broadcast, widened
 from layers.initializers import constant, normal, truncated_normal, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding, register_mixer
@@ -176,17 +176,15 @@ class MultiHeadAttention(Mixer):
         norm = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.key_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
-        self.logit_scale = None
-        if logit_scale is not None:
-            self.logit_scale = nnx.Param(constant(math.log(logit_scale))(rngs.params(), (num_heads,), param_dtype))
-            scale = 1.0
+        init = None if logit_scale is None else constant(math.log(logit_scale))
+        self.logit_scale = None if init is None else nnx.Param(init(None, (num_heads,), param_dtype))
         self.sinks = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype)) if sinks else None
         self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
         self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.causal, self.window, self.rotary = causal, window, Rotary.of(rotary)
-        self.normalize, self.scale, self.score, self.cross = normalize, scale, score, context_features is not None
+        self.normalize, self.scale, self.score, self.cross = normalize, scale if init is None else 1.0, score, context_features is not None
 
     @property
     def complexity(self) -> float:
@@ -302,7 +300,7 @@ class MultiHeadAttention(Mixer):
         q = q if self.query_norm is None else self.query_norm(q)
         if self.logit_scale is None:
             return q
-        factor = jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), math.log(100.0)))
+        factor = jnp.exp(jnp.minimum(widened(self.logit_scale[...]), math.log(100.0)))
         return q * factor[:, None].astype(q.dtype)
 
     def _project_key_value(self, x: jax.Array, positions: jax.Array | None) -> tuple[jax.Array, jax.Array]:
