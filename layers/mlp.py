@@ -72,7 +72,7 @@ class MLP(Module):
 
 
 class GatedMLP(Module):
-    """``W2 (f(W1 x) * V x)``: SwiGLU with ``f = silu``, GEGLU with ``f = gelu``.
+    """``W2 (f(W1 x) * V x)``: SwiGLU with ``f = silu``, GEGLU with ``f = gelu``; with ``norm``, ``W2 norm(f(W1 x) * V x)``.
 
     GLU Variants Improve Transformer (Shazeer, 2020), eq. 6.
     """
@@ -85,6 +85,7 @@ class GatedMLP(Module):
         hidden: int,
         *,
         activation: Callable[[jax.Array], jax.Array] = silu,
+        norm: Norm | None = None,
         use_bias: bool = False,
         dropout: float = 0.0,
         kernel_init: Any = truncated_normal(0.02),
@@ -96,13 +97,15 @@ class GatedMLP(Module):
         common = {"use_bias": use_bias, "kernel_init": kernel_init, "bias_init": bias_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.gate = Linear(features, hidden, **common)
         self.up = Linear(features, hidden, **common)
+        self.norm = create_norm(norm, hidden, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if norm else None
         self.down = Linear(hidden, features, **common)
         self.activation = activation
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``x`` (..., features) to the same shape."""
-        x = self.down(self.activation(self.gate(x)) * self.up(x))
+        x = self.activation(self.gate(x)) * self.up(x)
+        x = self.down(x if self.norm is None else self.norm(x))
         return x if self.dropout is None else self.dropout(x)
 
 

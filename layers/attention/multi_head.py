@@ -213,10 +213,10 @@ class MultiHeadAttention(Mixer):
         mask = None if tokens.mask is None else tokens.mask[:, None, None]
         return self._attend(q, k, v, mask, ordered, ordered, x, None if ids is None else (ids, ids))
 
-    @staticmethod
-    def _places(tokens: Tokens, length: int) -> jax.Array:
+    def _places(self, tokens: Tokens, length: int) -> jax.Array:
         """Where tokens are for a rotary embedding: rows and columns in a grid whose positions are not given."""
-        places = tokens.grid_places(length) if tokens.positions is None else None
+        stretched = None if self.rotary is None else self.rotary.grid
+        places = tokens.grid_places(length, stretched) if tokens.positions is None else None
         return tokens.places(length) if places is None else places
 
     def init_state(
