@@ -89,9 +89,9 @@ class Tokens:
         """
         if self.grid is None:
             return None
-        cells = grid_positions(*self.grid)
-        if stretched not in (None, self.grid):
-            cells = cells.astype(np.float32) / np.float32(self.grid) * np.float32(stretched)
+        cells: np.ndarray = grid_positions(*self.grid)
+        if stretched is not None and stretched != self.grid:
+            cells = cells.astype(np.float32) / np.asarray(self.grid, np.float32) * np.asarray(stretched, np.float32)
         prefix = np.zeros((length - len(cells), 2), cells.dtype)
         return jnp.asarray(np.concatenate([prefix, cells]))[None]
 
