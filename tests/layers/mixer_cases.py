@@ -32,6 +32,7 @@ ATTENTION = {
     "persistent": {"window": 5, "rotary": 100.0, "persistent": 3},
     "sinks": {"sinks": True, "bias": lambda num_heads, rngs: ALiBi(num_heads)},
     "sigmoid": {"normalize": "sigmoid", "scale": 0.5},
+    "cosine": {"qk_norm": "unit", "logit_scale": 10.0, "key_bias": False},
 }
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "attention": ATTENTION,
@@ -46,6 +47,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "window": {"clusters": 3, "window": 6},
         "last": {"clusters": 3, "window": 4, "membership": "causal", "relative": 3},
     },
+    "spatial_reduction": {"plain": {"stride": 2}, "linear": {"pool": 3}},
     "windowed": {
         "plain": {"window": 4},
         "oblong": {"window": (2, 3)},
