@@ -1,7 +1,8 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
 from layers.attention.differential import DifferentialAttention
-from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.multi_head import MultiHeadAttention, soft_cap
+from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
@@ -9,6 +10,7 @@ from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
+from layers.focal import FocalModulation
 from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.lora import add_lora, merge_lora
@@ -16,12 +18,13 @@ from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
-from layers.mlp import MLP, GatedMLP
+from layers.mlp import MLP, ConvMLP, GatedMLP
 from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
 from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
-from layers.patch import ConvNorm, ConvStem, PatchEmbed
+from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
+from layers.sparse.longformer import LongformerAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
@@ -45,6 +48,7 @@ __all__ = [
     "Branch",
     "CausalConvolution",
     "Constant",
+    "ConvMLP",
     "ConvNorm",
     "ConvStem",
     "DeltaNet",
@@ -58,6 +62,7 @@ __all__ = [
     "DilatedAttention",
     "DropPath",
     "Embed",
+    "FocalModulation",
     "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
@@ -65,6 +70,7 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "LongformerAttention",
     "Mamba",
     "Mamba2",
     "Memory",
@@ -78,12 +84,14 @@ __all__ = [
     "NeuralMemory",
     "Parallel",
     "PatchEmbed",
+    "PatchMerging",
     "Place",
     "RMSNorm",
     "RoutingAttention",
     "RowMajor",
     "Scan2D",
     "SelectiveState",
+    "SpatialReductionAttention",
     "Stack",
     "Statistic",
     "Tokens",
@@ -103,4 +111,5 @@ __all__ = [
     "on_grid",
     "parameter_count",
     "register_mixer",
+    "soft_cap",
 ]

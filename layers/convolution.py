@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
 from layers.initializers import create_initializer, variance_scaling, zeros
 from layers.mixer import Mixer
@@ -14,12 +14,26 @@ from layers.tokens import Tokens
 from pallas_kernels import short_convolution
 
 
+@struct.dataclass
+class ConvolutionState:
+    """What the next tokens see.
+
+    Attributes:
+      inputs: (batch, kernel_size - 1, features), the last ones, zeros before the start of their document.
+      segment: (batch,) int32, that document.
+    """
+
+    inputs: jax.Array
+    segment: jax.Array
+
+
 class CausalConvolution(Mixer):
     """Depth-wise 1-D convolution that looks back only: y_t = bias + sum_i kernel[i] x_{t - kernel_size + 1 + i}, zeros before the start.
 
     Parameters ``kernel`` (kernel_size, 1, features), the layout of a grouped ``nnx.Conv``, and ``bias`` (features,).
-    The state is the last kernel_size - 1 inputs of each row, (batch, kernel_size - 1, features).
     """
+
+    honors = frozenset({"mask", "segment_ids"})
 
     supports_causal = True
     supports_bidirectional = False
@@ -47,7 +61,7 @@ class CausalConvolution(Mixer):
         return 1.0
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        return short_convolution(*self._cast(x), mask=tokens.mask)
+        return short_convolution(*self._cast(x), mask=tokens.mask, starts=tokens.starts())
 
     def init_state(
         self,
@@ -56,12 +70,17 @@ class CausalConvolution(Mixer):
         dtype: Any = jnp.float32,
         context: jax.Array | None = None,
         context_mask: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> ConvolutionState:
         """The state before the first token: zeros."""
-        return jnp.zeros((batch_size, self.kernel_size - 1, self.features), dtype)
+        inputs = jnp.zeros((batch_size, self.kernel_size - 1, self.features), dtype)
+        return ConvolutionState(inputs, jnp.zeros((batch_size,), jnp.int32))
 
-    def mix_next(self, x: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
-        return short_convolution(*self._cast(x), mask=tokens.mask, state=state, return_state=True)
+    def mix_next(self, x: jax.Array, state: ConvolutionState, tokens: Tokens) -> tuple[jax.Array, ConvolutionState]:
+        starts = tokens.starts(state.segment)
+        y, inputs = short_convolution(
+            *self._cast(x), mask=tokens.mask, starts=starts, state=state.inputs, return_state=True
+        )
+        return y, ConvolutionState(inputs, tokens.segment_after(state.segment))
 
     def _cast(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """``x``, the kernel and the bias in the dtype of the computation."""

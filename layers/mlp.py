@@ -1,4 +1,4 @@
-"""Channel mixing: the two-layer MLP and its gated forms."""
+"""Channel mixing: the two-layer MLP, its gated form, and one with a convolution inside."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.initializers import truncated_normal, zeros
+from layers.depthwise import DepthwiseConv
+from layers.initializers import truncated_normal, variance_scaling, zeros
 from layers.linear import Linear
+from layers.mixer import Mixer, finite_padding, without_padding
 from layers.module import Module
 from layers.norm import Norm, create_norm
+from layers.tokens import Tokens
 from pallas_kernels.exponential import gated, normal_cdf, silu
 
 
@@ -103,4 +106,44 @@ class GatedMLP(Module):
         """Maps ``x`` (..., features) to the same shape."""
         x = self.activation(self.gate(x)) * self.up(x)
         x = self.down(x if self.norm is None else self.norm(x))
+        return x if self.dropout is None else self.dropout(x)
+
+
+class ConvMLP(Mixer):
+    """An MLP of maps with a depth-wise 3x3 convolution before its activation: ``W2 f(depthwise(g(W1 x)))``.
+
+    PVT v2 (Wang et al., 2022), section 3.3. It mixes tokens, and so is told which are real; g is nothing, or a relu in the linear form.
+    """
+
+    layouts = ("grid",)
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array] = gelu,
+        first_activation: Callable[[jax.Array], jax.Array] | None = None,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.up = Linear(features, hidden, kernel_init=kernel_init, **common)
+        self.depthwise = DepthwiseConv(hidden, 3, kernel_init=variance_scaling(2.0, "fan_in", "normal"), **common)
+        self.down = Linear(hidden, features, kernel_init=kernel_init, **common)
+        self.activation, self.first_activation = activation, first_activation
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        x = self.up(finite_padding(x, tokens.mask))
+        x = x if self.first_activation is None else self.first_activation(x)
+        x = self.activation(self.depthwise(without_padding(x, tokens.mask)))
+        x = self.down(x if self.dropout is None else self.dropout(x))
         return x if self.dropout is None else self.dropout(x)

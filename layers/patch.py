@@ -131,7 +131,7 @@ def soft_split(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
     Returns:
       (batch, rows, columns, channels * size * size): channel by channel its window, row by row.
     """
-    rows, columns = soft_split_grid(*x.shape[1:3], size, stride, padding)
+    rows, columns = soft_split_grid(x.shape[1], x.shape[2], size, stride, padding)
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     ends = rows * stride, columns * stride
     pixels = [x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i in range(size) for j in range(size)]

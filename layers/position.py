@@ -166,7 +166,7 @@ class Rotary:
     @classmethod
     def of(cls, given: Rotary | Mapping[str, Any] | float | None) -> Rotary | None:
         """The embedding of a base or of a mapping of options; None for none."""
-        if given is None or isinstance(given, cls):
+        if given is None or isinstance(given, Rotary):
             return given
         return cls(**given) if isinstance(given, Mapping) else cls(float(given))
 
@@ -249,7 +249,7 @@ class RelativePositionBias(Module):
     def __init__(self, window: tuple[int, int], num_heads: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         shape = (2 * window[0] - 1, 2 * window[1] - 1, num_heads)
         self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), shape, param_dtype))
-        self.window = tuple(window)
+        self.window = (window[0], window[1])
 
     def resampled(self, table: jax.Array, shape: tuple[int, int]) -> jax.Array:
         """A table of this kind, of another window's shape."""
@@ -287,7 +287,8 @@ class ContinuousPositionBias(Module):
         common: dict[str, Any] = {"kernel_init": truncated_normal(0.02), "param_dtype": param_dtype, "rngs": rngs}
         self.offset_up = Linear(2, hidden, **common)
         self.offset_down = Linear(hidden, num_heads, use_bias=False, **common)
-        self.window, self.pretrained_window = tuple(window), tuple(pretrained_window or window)
+        trained = pretrained_window or window
+        self.window, self.pretrained_window = (window[0], window[1]), (trained[0], trained[1])
 
     def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
         """As :meth:`RelativePositionBias.__call__`."""
@@ -302,7 +303,7 @@ def log_offsets(window: tuple[int, int], pretrained_window: tuple[int, int]) -> 
     return (np.sign(offsets) * np.log2(np.abs(offsets) + 1) / np.float32(3)).astype(np.float32)
 
 
-def _by_offset(table: jax.Array, window: tuple[int, ...], query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+def _by_offset(table: jax.Array, window: tuple[int, int], query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
     """Scores (1, heads, tokens, tokens) of a window in row-major order, of a table (2 height - 1, 2 width - 1, heads)."""
     height, width = window
     if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:

@@ -71,6 +71,17 @@ class Tokens:
             return index
         return index - jax.lax.cummax(jnp.where(starts(self.segment_ids), index, 0), axis=1)
 
+    def starts(self, last: jax.Array | None = None) -> jax.Array | None:
+        """Bool (batch, length): the real tokens at which another document begins, as :func:`starts`; None without ids."""
+        if self.segment_ids is None:
+            return None
+        begins = starts(self.segment_ids, last)
+        return begins if self.mask is None else begins & self.mask
+
+    def segment_after(self, last: jax.Array) -> jax.Array:
+        """(batch,) the document after these tokens, of which ``last`` is that before them."""
+        return last if self.segment_ids is None else last_segment(self.segment_ids, self.mask, last)
+
     def grid_places(self, length: int, stretched: tuple[int, int] | None = None) -> jax.Array | None:
         """Rows and columns (1, length, 2) of the tokens of the grid, 0 in the prefix; None without a grid.
 
@@ -78,9 +89,9 @@ class Tokens:
         """
         if self.grid is None:
             return None
-        cells = grid_positions(*self.grid)
-        if stretched not in (None, self.grid):
-            cells = cells.astype(np.float32) / np.float32(self.grid) * np.float32(stretched)
+        cells: np.ndarray = grid_positions(*self.grid)
+        if stretched is not None and stretched != self.grid:
+            cells = cells.astype(np.float32) / np.asarray(self.grid, np.float32) * np.asarray(stretched, np.float32)
         prefix = np.zeros((length - len(cells), 2), cells.dtype)
         return jnp.asarray(np.concatenate([prefix, cells]))[None]
 

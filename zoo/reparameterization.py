@@ -23,7 +23,7 @@ def reparameterize(model: M) -> M:
         for name, part in list(nnx.iter_children(module)):
             if hasattr(part, "merged") and (merged := part.merged()) is not part:
                 if isinstance(module, nnx.List):
-                    module[int(name)] = merged
+                    module[int(str(name))] = merged
                 else:
                     setattr(module, str(name), merged)
     model.eval()

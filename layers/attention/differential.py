@@ -60,13 +60,16 @@ class DifferentialAttention(MultiHeadAttention):
             raise ValueError(
                 f"{features} features can't be split over {num_heads} heads of two halves: heads must divide half of them"
             )
-        masked = {"causal": causal, "window": window, "rotary": rotary, "qk_norm": qk_norm}
-        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        masked: dict[str, Any] = {"causal": causal, "window": window, "rotary": rotary, "qk_norm": qk_norm}
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         biases = {"use_bias": use_bias, "out_bias": out_bias}
         super().__init__(features, num_heads=2 * num_heads, dropout=dropout, **biases, **masked, **common)
         self.inner_norm = RMSNorm(2 * self.head_dim, epsilon=1e-5, **common)
-        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
-            setattr(self, name, nnx.Param(normal(0.1)(rngs.params(), (self.head_dim,), param_dtype)))
+
+        def vector() -> nnx.Param:
+            return nnx.Param(normal(0.1)(rngs.params(), (self.head_dim,), param_dtype))
+
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = vector(), vector(), vector(), vector()
         # An array, so that the blocks of a stack stay one program.
         self.initial = Constant(constant(0.8 - 0.6 * math.exp(-0.3 * index))(None, ()))
 

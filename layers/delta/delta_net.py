@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.convolution import CausalConvolution
+from layers.convolution import CausalConvolution, ConvolutionState
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.norm import create_norm
@@ -35,12 +35,14 @@ class DeltaState:
     """The state of a delta rule mixer.
 
     Attributes:
-      convolutions: the last inputs of the convolutions of queries, keys and values; empty without convolutions.
+      convolutions: those of the convolutions of queries, keys and values; empty without convolutions.
       memory: (batch, value_heads, head_dim, value_dim), at least float32.
+      segment: (batch,) int32, the document that it is of.
     """
 
-    convolutions: tuple[jax.Array, ...]
+    convolutions: tuple[ConvolutionState, ...]
     memory: jax.Array
+    segment: jax.Array
 
 
 @register_mixer("delta_net")
@@ -54,6 +56,7 @@ class DeltaNet(Mixer):
     supports_causal = True
     supports_bidirectional = False
     paper = (179,)
+    honors = frozenset({"mask", "segment_ids"})
     causal = True
 
     own_steps: ClassVar[int] = 1
@@ -143,7 +146,8 @@ class DeltaNet(Mixer):
         """An empty state; its size does not depend on the length, and the memory is never narrower than float32."""
         convolutions = tuple(conv.init_state(batch_size, dtype=dtype) for conv in (self.query_conv, self.key_conv, self.value_conv) if conv is not None)
         memory = (batch_size, self.value_heads, self.head_dim, self.value_dim)
-        return DeltaState(convolutions, jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)))
+        segment = jnp.zeros((batch_size,), jnp.int32)
+        return DeltaState(convolutions, jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)), segment)
 
     def mix_next(self, x: jax.Array, state: DeltaState, tokens: Tokens) -> tuple[jax.Array, DeltaState]:
         y, new = self._mix(x, tokens, state)
@@ -154,7 +158,7 @@ class DeltaNet(Mixer):
         mask = tokens.mask
         if mask is not None:
             x = jnp.where(mask[..., None], x, 0)
-        (q, k, v), seen = self._read(x, mask, state)
+        (q, k, v), seen = self._read(x, tokens, state)
         batch, length = x.shape[:2]
         rows = length * self.steps
         q = _normalised(q.reshape(batch, length, self.num_heads, self.head_dim))
@@ -169,24 +173,30 @@ class DeltaNet(Mixer):
             # Nothing decays and nothing is written: the memory is unchanged.
             beta = jnp.where(mask[..., None], beta, 0)
             decay = None if decay is None else jnp.where(mask[..., None], decay, 0)
-        beta, before = beta.reshape(batch, rows, self.value_heads), None if state is None else state.memory
-        y, memory = delta_rule(q, k, v, beta, decay=decay, initial_state=before, return_state=True)
+        beta = beta.reshape(batch, rows, self.value_heads)
+        before, segment = (None, None) if state is None else (state.memory, state.segment)
+        starts = tokens.starts(segment)
+        y, memory = delta_rule(q, k, v, beta, decay=decay, initial_state=before, starts=starts, return_state=True)
         y = self.norm(y)
         if self.gate is not None:
             y = y * silu(self.gate(x)).reshape(y.shape)
         y = self.out(y.reshape(batch, length, -1))
-        return y, None if state is None else DeltaState(seen, memory.astype(state.memory.dtype))
+        if state is None:
+            return y, None
+        return y, DeltaState(seen, memory.astype(state.memory.dtype), tokens.segment_after(state.segment))
 
-    def _read(self, x: jax.Array, mask: jax.Array | None, state: DeltaState | None) -> tuple[list[jax.Array], tuple[jax.Array, ...]]:
+    def _read(
+        self, x: jax.Array, tokens: Tokens, state: DeltaState | None
+    ) -> tuple[list[jax.Array], tuple[ConvolutionState, ...]]:
         """Queries, keys and values before they are split into heads, and the convolutions' new states."""
         read, seen = [], []
         for i, (linear, conv) in enumerate(((self.query, self.query_conv), (self.key, self.key_conv), (self.value, self.value_conv))):
             projected = linear(x)
             if conv is not None and state is not None:
-                projected, last = conv.extend(projected, state.convolutions[i], mask)
+                projected, last = conv.extend(projected, state.convolutions[i], tokens)
                 seen.append(last)
             elif conv is not None:
-                projected = conv(projected)
+                projected = conv(projected, tokens.without("mask"))
             read.append(silu(projected))
         return read, tuple(seen)
 

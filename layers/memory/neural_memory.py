@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.broadcast import broadcast
-from layers.convolution import CausalConvolution
+from layers.convolution import CausalConvolution, ConvolutionState
 from layers.initializers import constant, normal, variance_scaling
 from layers.linear import Linear
 from layers.memory.choices import MEMORIES, Memory
@@ -43,12 +43,12 @@ class NeuralMemoryState:
     """What the layer remembers of the tokens read.
 
     Attributes:
-      convolution: the last inputs of the convolution.
+      convolution: that of the convolution; an empty array without one.
       memory: the memory.
       length: (batch,) int32, tokens read in each row, persistent ones included.
     """
 
-    convolution: jax.Array
+    convolution: jax.Array | ConvolutionState
     memory: MemoryState
     length: jax.Array
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx, struct
 
 from layers import portable
-from layers.convolution import CausalConvolution
+from layers.convolution import CausalConvolution, ConvolutionState
 from layers.initializers import SharedColumns, constant, ones, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
@@ -39,11 +39,11 @@ class SelectiveState:
     """The state of a selective state space.
 
     Attributes:
-      convolution: (batch, conv_size - 1, channels), the tokens that the convolution still sees.
+      convolution: the tokens that the convolution still sees, and the document that they are of.
       hidden: the state space's own: (batch, channels, state_dim) in :class:`Mamba`, (batch, heads, state_dim, head_dim) in :class:`Mamba2`.
     """
 
-    convolution: jax.Array
+    convolution: ConvolutionState
     hidden: jax.Array
 
 
@@ -59,6 +59,7 @@ class Mamba(Mixer):
     supports_bidirectional = False
     paper = (194,)
     undecayed = ("A_log",)
+    honors = frozenset({"mask", "segment_ids"})
     causal = True
 
     def __init__(
@@ -140,9 +141,9 @@ class Mamba(Mixer):
         u, z = jnp.split(self.in_proj(x), 2, axis=-1)
         seen: Any = None
         if state is None:
-            u = self.conv(u)
+            u = self.conv(u, tokens.without("mask"))
         else:
-            u, seen = self.conv.extend(u, state.convolution, mask)
+            u, seen = self.conv.extend(u, state.convolution, tokens)
         u = silu(u)
         steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
         steps = self.dt_proj(steps)
@@ -160,6 +161,7 @@ class Mamba(Mixer):
             delta_bias=self.dt_bias[...],
             delta_softplus=True,
             initial_state=None if state is None else state.hidden,
+            starts=tokens.starts(None if state is None else state.convolution.segment),
             return_state=state is not None,
         )
         if state is None:

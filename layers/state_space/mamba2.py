@@ -67,6 +67,7 @@ class Mamba2(Mixer):
     supports_causal = True
     supports_bidirectional = False
     paper = (194,)
+    honors = frozenset({"mask", "segment_ids"})
     causal = True
 
     def __init__(
@@ -153,9 +154,9 @@ class Mamba2(Mixer):
         z, u, steps = jnp.split(self.in_proj(x), [self.channels, self.channels + self.conv.features], axis=-1)
         seen: Any = None
         if state is None:
-            u = self.conv(u)
+            u = self.conv(u, tokens.without("mask"))
         else:
-            u, seen = self.conv.extend(u, state.convolution, mask)
+            u, seen = self.conv.extend(u, state.convolution, tokens)
         shared = self.groups * self.state_dim
         u, b, c = jnp.split(silu(u), [self.channels, self.channels + shared], axis=-1)
         u = u.reshape(*x.shape[:2], self.heads, -1)
@@ -171,6 +172,7 @@ class Mamba2(Mixer):
             decay=-jnp.exp(self.A_log[...].astype(wide)) * steps,
             scale=1.0,
             initial_state=None if state is None else state.hidden,
+            starts=tokens.starts(None if state is None else state.convolution.segment),
             return_state=state is not None,
         )
         y, hidden = (out, None) if state is None else out

@@ -377,6 +377,6 @@ def test_packed_documents_are_predicted_as_if_alone(folder: Path) -> None:
 
 
 def test_documents_begin_where_rows_can_be_cut(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"begin at multiples of 48 tokens .* which must divide sequence_length=64: take 48"):
+    with pytest.raises(ValueError, match=r"begin at multiples of 48 tokens .* must divide sequence_length=64: take 48"):
         task_on(folder, sequence_length=64, packing=True).align(48)
     task_on(folder, sequence_length=64).align(48)  # windows hold no documents to align

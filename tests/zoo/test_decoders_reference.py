@@ -39,6 +39,7 @@ CAPPED = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_
 LOCAL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "gpt2": ("gpt2", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4, "n_positions": 40}, {"max_length": 40}),
+    "gptj": ("gptj_nano", "GPTJForCausalLM", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4, "rotary_dim": 4}, {}),
     "llama": ("llama_nano", "LlamaForCausalLM", {**GROUPED, "rope_parameters": {"rope_type": "llama3", "rope_theta": 1000.0, **STRETCHED}},
               {"hidden": 48, "tied": False}),
     "mistral": ("llama_nano", "MistralForCausalLM",
@@ -124,7 +125,30 @@ def test_a_file_of_ours_loads_in_transformers(pair: Any, tmp_path: Path) -> None
     assert same_bits(released(again, tmp_path / "again"), file)
 
 
-PUBLISHED = [name for name in zoo.list_models() if variant(name).family in ("gpt2", "llama", "gemma", "pythia") and variant(name).parameters]
+# What files from before hold beside the parameters: masks and frequencies.
+OLD = {
+    "gpt2_nano": ("bare", ["h.0.attn.bias", "h.1.attn.masked_bias"]),
+    "llama_nano": ("transformers", ["model.layers.1.self_attn.rotary_emb.inv_freq"]),
+    "pythia_nano": ("transformers", [f"gpt_neox.layers.0.attention.{part}" for part in ("bias", "masked_bias", "rotary_emb.inv_freq")]),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_files_from_before(name: str) -> None:
+    """GPT-2's have no prefix either; heads that are embeddings may be written again."""
+    naming, more = OLD[name]
+    made = zoo.create(name, **OURS, rngs=nnx.Rngs(3))
+    file = export(made, naming=naming)
+    extra = dict.fromkeys(more, np.zeros(3, np.float32))
+    if name == "llama_nano":
+        extra["lm_head.weight"] = file["model.embed_tokens.weight"]
+    again = zoo.create(name, weights={**file, **extra}, **OURS)
+    assert same_bits(export(again, naming=naming), file)
+    with pytest.raises(zoo.WeightsError, match="1 unexpected"):
+        zoo.create(name, weights={**file, f"{more[0]}s": np.zeros(3)}, **OURS)
+
+
+PUBLISHED = [name for name in zoo.list_models() if variant(name).family in ("gpt2", "gptj", "llama", "gemma", "pythia") and variant(name).parameters]
 
 
 def theirs_counted(name: str, depth: int) -> int:
@@ -134,6 +158,8 @@ def theirs_counted(name: str, depth: int) -> int:
     cls: Any = transformers.GPTNeoXForCausalLM
     if variant(name).family == "gpt2":
         cls, sizes["n_positions"] = transformers.GPT2LMHeadModel, c.max_length
+    elif variant(name).family == "gptj":
+        cls = transformers.GPTJForCausalLM
     elif variant(name).family == "pythia":
         sizes["intermediate_size"] = 4 * c.features
     else:

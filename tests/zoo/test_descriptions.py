@@ -34,6 +34,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
                {"groups": 4, "state_dim": 8, "norm_epsilon": 0.1, "tied": False}),
     "gpt2": ("gpt2_nano", DECODER, {"layer_norm_epsilon": 0.1, "n_head": 4, "activation_function": "gelu"},
              {"norm_epsilon": 0.1, "num_heads": 4, "mlp": "gelu"}),
+    "gptj": ("gptj_nano", DECODER, {"layer_norm_epsilon": 0.1, "rotary_dim": 4, "activation_function": "gelu"},
+             {"norm_epsilon": 0.1, "rotary_dimensions": 4, "mlp": "gelu"}),
     "llama": ("llama_nano", {**DECODER, "num_kv_heads": 2},
               {"model_type": "llama", "rms_norm_eps": 0.1, "sliding_window": 3, "rope_theta": 100.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
               {"norm_epsilon": 0.1, "window": 3, "rotary": {"base": 100.0, "factor": 2.0}}),

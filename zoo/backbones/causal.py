@@ -28,7 +28,7 @@ from zoo.backbones.model import Model, mixers
 from zoo.registry import ModelConfig
 
 Mlp = Literal["swiglu", "geglu_tanh", "gelu", "gelu_tanh"]
-MLPS: Mapping[str, tuple[type[nnx.Module], Callable[[jax.Array], jax.Array]]] = {
+MLPS: Mapping[str, tuple[type[MLP] | type[GatedMLP], Callable[[jax.Array], jax.Array]]] = {
     "swiglu": (GatedMLP, silu),
     "geglu_tanh": (GatedMLP, gelu_tanh),
     "gelu": (MLP, gelu),
@@ -52,6 +52,7 @@ class CausalConfig(ModelConfig):
       position: "learned" adds a table of ``max_length`` rows; None leaves order to the mixers.
       max_length: rows of a learned position table; longer sequences are refused.
       tied: the head is the transposed embedding.
+      head_bias: a bias in a head of its own.
       embedding_std: of the initial embedding.
       embedding_scale: embeddings are multiplied by it; "sqrt" is the root of ``features``.
       logit_cap: logits are ``cap tanh(logits / cap)``; None for no cap.
@@ -69,6 +70,7 @@ class CausalConfig(ModelConfig):
     position: Literal["learned"] | None = None
     max_length: int = 2048
     tied: bool = True
+    head_bias: bool = False
     embedding_std: float = 0.02
     embedding_scale: float | Literal["sqrt"] = 1.0
     logit_cap: float | None = None
@@ -104,7 +106,7 @@ class Causal(Model):
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.blocks = self.make_stack(rngs=rngs)
         self.norm = create_norm(c.norm, c.features, epsilon=c.norm_epsilon, **common)
-        self.head = None if c.tied else Linear(c.features, c.vocab_size, use_bias=False, kernel_init=normal(c.embedding_std), **common)
+        self.head = None if c.tied else Linear(c.features, c.vocab_size, use_bias=c.head_bias, kernel_init=normal(c.embedding_std), **common)
         self.num_features = c.features
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:

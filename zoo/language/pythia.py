@@ -52,8 +52,8 @@ class Pythia(Causal):
 
     def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
         branches = super().make_branches(place, rngs=rngs)
-        if self.config.parallel and (channel := branches.get("channel")) is not None:
-            branches["channel"] = Branch(channel, order="parallel")  # type: ignore[arg-type]
+        if self.config.parallel and isinstance(channel := branches.get("channel"), nnx.Module):
+            branches["channel"] = Branch(channel, order="parallel")
         return branches
 
 
@@ -71,7 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 _BLOCK, _OURS = "gpt_neox.layers.{i}", "blocks.{i}"
 _FUSED = tuple(f"{_OURS}.mixer.{part}" for part in ("query", "key", "value"))
-_HEADS = {"h": "num_heads", "p": 3}
+_HEADS: dict[str, Any] = {"h": "num_heads", "p": 3}
 
 RULES: dict[str, Naming] = {
     "transformers": Naming(
