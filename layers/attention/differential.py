@@ -62,7 +62,7 @@ class DifferentialAttention(MultiHeadAttention):
             )
         masked: dict[str, Any] = {"causal": causal, "window": window, "rotary": rotary, "qk_norm": qk_norm}
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        biases = {"use_bias": use_bias, "out_bias": out_bias}
+        biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias}
         super().__init__(features, num_heads=2 * num_heads, dropout=dropout, **biases, **masked, **common)
         self.inner_norm = RMSNorm(2 * self.head_dim, epsilon=1e-5, **common)
 
