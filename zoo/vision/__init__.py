@@ -11,4 +11,5 @@ from zoo.vision import resnet as resnet
 from zoo.vision import s4d_pixels as s4d_pixels
 from zoo.vision import swin as swin
 from zoo.vision import swinv2 as swinv2
+from zoo.vision import t2t_vit as t2t_vit
 from zoo.vision import vit as vit

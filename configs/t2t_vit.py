@@ -1,0 +1,27 @@
+"""T2T-ViT (L. Yuan et al., arXiv:2101.11986), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
+
+The authors' commands have batch 512, a peak learning rate of 5e-4 or 1e-3 and a weight decay of 0.03 to 0.065 by size.
+Here the ImageNet-1k recipe is that of configs/vit.py, our choice.
+"""
+
+from __future__ import annotations
+
+from configs.common import Architecture, deit, vision
+
+ARCHITECTURE = Architecture(
+    digits={
+        "model": "t2t_vit_nano",
+        "train_for": "60 epochs",
+        "eval_every": "5 epochs",
+        "optimizer": {"learning_rate": 1e-3},
+        "schedule": {"warmup": "5 epochs"},
+    },
+    imagenet=deit(model_options={"drop_path": 0.1}),
+    variants={"7": {"model": "t2t_vit_7"}, "14": {"model": "t2t_vit_14"}, "t_14": {"model": "t2t_vit_t_14"}},
+    default="14",
+)
+
+
+def get_config(argument: str = ""):
+    """Returns the config; the argument is explained in configs/common.py."""
+    return vision(ARCHITECTURE, argument)
