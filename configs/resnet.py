@@ -1,8 +1,9 @@
 """ResNet (K. He et al., arXiv:1512.03385).
 
-The ImageNet-1k recipe is that of Bag of Tricks (T. He et al., arXiv:1812.01187, sections 2 to 5): SGD with Nesterov momentum 0.9, batch
-1024 at a peak learning rate of 0.4 (0.1 for each 256 images), 5 epochs of warm-up and a cosine to 0, weight decay 1e-4 on weights alone,
-the last scale of each block from 0, label smoothing 0.1, mixup 0.2 and therefore 200 epochs, color jitter 0.4.
+The ImageNet-1k recipe is that of Bag of Tricks (T. He et al., arXiv:1812.01187, sections 2 to 5): SGD with Nesterov
+momentum 0.9, batch 1024 at a peak learning rate of 0.4 (0.1 for each 256 images), 5 epochs of warm-up and a cosine to
+0, weight decay 1e-4 on weights alone, the last scale of each block from 0, label smoothing 0.1, mixup 0.2 and therefore
+200 epochs, color jitter 0.4.
 
 Left out: noise along the principal components of color, and distillation from a larger model.
 """

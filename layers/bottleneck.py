@@ -3,9 +3,10 @@
     basic:       y = relu(shortcut(x) + gate(N(conv3x3(relu(N(conv3x3(x)))))))
     bottleneck:  y = relu(shortcut(x) + gate(N(conv1x1(relu(N(mix(relu(N(conv1x1(x))))))))))
 
-N is batch norm; ``mix`` is a 3x3 convolution, which strides in the blocks that halve the map (ResNet v1.5), or a token mixer. The gate,
-if any, is a channel gate such as squeeze-excitation, after the last norm. The shortcut is x where the shapes agree, else a 1x1 convolution
-and a norm, of x itself (ResNet-B) or of its averages over 2x2 tokens (ResNet-D: He et al., Bag of Tricks, CVPR 2019).
+N is batch norm; ``mix`` is a 3x3 convolution, which strides in the blocks that halve the map (ResNet v1.5), or a token
+mixer. The gate, if any, is a channel gate such as squeeze-excitation, after the last norm. The shortcut is x where the
+shapes agree, else a 1x1 convolution and a norm, of x itself (ResNet-B) or of its averages over 2x2 tokens (ResNet-D: He
+et al., Bag of Tricks, CVPR 2019).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _INIT = variance_scaling(2.0, "fan_out", "normal")
 
 
 class _Residual(Module):
-    """What both blocks have besides their branch of convolutions: the gate after it, the shortcut, and the sum of both."""
+    """What both blocks have besides their branch of convolutions: a gate after it, the shortcut, and the sum."""
 
     def __init__(
         self,
@@ -65,10 +66,12 @@ class _Residual(Module):
         """Maps (batch, height, width, in_features) to (batch, height / strides, width / strides, features), rounded up.
 
         Raises:
-          ValueError: anything is known of the tokens, a mask say: convolutions and batch norms would mix what it masks into the rest.
+          ValueError: anything is known of the tokens, a mask say: convolutions and batch norms would mix what it masks
+            into the rest.
         """
         if given := Tokens.of(tokens).given():
-            raise ValueError(f"{type(self).__name__} does not honor {min(given)}: its convolutions and norms see all tokens alike; leave it out")
+            reason = "its convolutions and norms see all tokens alike; leave it out"
+            raise ValueError(f"{type(self).__name__} does not honor {min(given)}: {reason}")
         h = self.branch(x)
         for part in (self.gate, self.drop):
             h = h if part is None else part(h)
@@ -79,7 +82,9 @@ class _Residual(Module):
 def _shortcut(in_features: int, features: int, strides: int, kind: Shortcut, **common: Any) -> Sequential:
     """From one shape to another: averages, if of that kind, then a 1x1 convolution and a norm."""
     pool = [AveragePool(strides)] if kind == "average" else []
-    conv = Conv(in_features, features, (1, 1), strides=1 if pool else strides, use_bias=False, kernel_init=_INIT, **common)
+    conv = Conv(
+        in_features, features, (1, 1), strides=1 if pool else strides, use_bias=False, kernel_init=_INIT, **common
+    )
     return Sequential([*pool, conv, BatchNorm(features, **common)])
 
 
@@ -111,8 +116,12 @@ class BasicBlock(_Residual):
           ValueError: an unknown shortcut or gate.
         """
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(in_features, features, strides=strides, shortcut=shortcut, gate=gate, drop_path=drop_path, **common)
-        self.first = ConvNorm(in_features, features, strides=strides, activation=jax.nn.relu, use_bias=False, kernel_init=_INIT, **common)
+        super().__init__(
+            in_features, features, strides=strides, shortcut=shortcut, gate=gate, drop_path=drop_path, **common
+        )
+        self.first = ConvNorm(
+            in_features, features, strides=strides, activation=jax.nn.relu, use_bias=False, kernel_init=_INIT, **common
+        )
         self.second = ConvNorm(features, features, norm=None, use_bias=False, kernel_init=_INIT, **common)
         self.second_norm = BatchNorm(features, scale_init=zeros if zero_init else ones, **common)
 
@@ -121,10 +130,10 @@ class BasicBlock(_Residual):
 
 
 class Bottleneck(_Residual):
-    """Fewer features by a 1x1 convolution, a 3x3 convolution or a token mixer, more features by a 1x1 convolution; residual.
+    """Fewer features by a 1x1 convolution, a 3x3 convolution or a token mixer, more features again; residual.
 
-    A mixer keeps the size of the map; where the block strides, its output is averaged over as many tokens (BoTNet: Srinivas et al.,
-    CVPR 2021).
+    A mixer keeps the size of the map; where the block strides, its output is averaged over as many tokens (BoTNet:
+    Srinivas et al., CVPR 2021).
     """
 
     def __init__(
@@ -153,16 +162,21 @@ class Bottleneck(_Residual):
           ValueError: an unknown shortcut or gate, or groups and a mixer.
         """
         if mixer is not None and groups != 1:
-            raise ValueError(f"groups={groups} are of the 3x3 convolution, in whose place there is {type(mixer).__name__}")
+            raise ValueError(
+                f"groups={groups} are of the 3x3 convolution, in whose place there is {type(mixer).__name__}"
+            )
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(in_features, features, strides=strides, shortcut=shortcut, gate=gate, drop_path=drop_path, **common)
+        super().__init__(
+            in_features, features, strides=strides, shortcut=shortcut, gate=gate, drop_path=drop_path, **common
+        )
         width = features // 4 if width is None else width
         pointwise: dict[str, Any] = {"use_bias": False, "kernel_init": _INIT, **common}
         self.reduce, self.reduce_norm = Linear(in_features, width, **pointwise), BatchNorm(width, **common)
         conv: dict[str, Any] = {"strides": strides, "padding": 1, "feature_group_count": groups}
         self.mixer = Conv(width, width, (3, 3), **conv, **pointwise) if mixer is None else mixer
         self.mixer_norm = BatchNorm(width, **common)
-        self.expand, self.expand_norm = Linear(width, features, **pointwise), BatchNorm(features, scale_init=zeros if zero_init else ones, **common)
+        self.expand = Linear(width, features, **pointwise)
+        self.expand_norm = BatchNorm(features, scale_init=zeros if zero_init else ones, **common)
         self.pool = 1 if mixer is None else strides
 
     def branch(self, x: jax.Array) -> jax.Array:

@@ -45,10 +45,10 @@ class DepthwiseConv(Module):
 
 @register_mixer("depthwise_convolution")
 class DepthwiseConvolution(Mixer):
-    """Depth-wise convolution of a grid, the mixer of ConvNeXt (Liu et al., CVPR 2022): each channel with a kernel of its own.
+    """Depth-wise convolution of a grid, each channel with a kernel of its own: the mixer of ConvNeXt (Liu et al., 2022).
 
-    Tokens mix with their neighbors up to half the kernel away, by weights that do not depend on them. Masked tokens count as zeros,
-    as what lies beyond the grid.
+    Tokens mix with their neighbors up to half the kernel away, by weights that do not depend on them. Masked tokens
+    count as zeros, as what lies beyond the grid.
     """
 
     layouts = ("grid",)

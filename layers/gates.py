@@ -1,4 +1,4 @@
-"""Channel gates by name: modules that map (batch, height, width, features) to the same shape, by factors for each channel."""
+"""Channel gates by name: modules that multiply each channel of (batch, height, width, features) by a factor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from suggestions import unknown
 GATES: dict[str, Callable[..., nnx.Module]] = {"squeeze_excite": SqueezeExcite}
 
 Gate = str | Mapping[str, Any] | Callable[..., nnx.Module]
-"""A name in :data:`GATES`, ``{"name": ..., **options}``, or a callable ``(features, *, dtype, param_dtype, rngs) -> module``."""
+"""A name in :data:`GATES`, ``{"name": ..., **options}``, or a callable that makes a module of ``features`` and
+the keywords ``dtype``, ``param_dtype`` and ``rngs``."""
 
 
-def create_gate(gate: Gate, features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.Module:
+def create_gate(
+    gate: Gate, features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+) -> nnx.Module:
     """Makes the gate of a map of ``features`` channels.
 
     Raises:

@@ -13,7 +13,7 @@ from flax import nnx
 from layers.depthwise import DepthwiseConv
 from layers.initializers import truncated_normal, variance_scaling, zeros
 from layers.linear import Linear
-from layers.mixer import Mixer, without_padding
+from layers.mixer import Mixer, finite_padding, without_padding
 from layers.module import Module
 from layers.norm import Norm, create_norm
 from layers.tokens import Tokens
@@ -142,7 +142,7 @@ class ConvMLP(Mixer):
         return 1.0
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        x = self.up(x)
+        x = self.up(finite_padding(x, tokens.mask))
         x = x if self.first_activation is None else self.first_activation(x)
         x = self.activation(self.depthwise(without_padding(x, tokens.mask)))
         x = self.down(x if self.dropout is None else self.dropout(x))

@@ -301,7 +301,7 @@ class MultiHeadAttention(Mixer):
         if self.logit_scale is None:
             return q
         factor = jnp.exp(jnp.minimum(widened(self.logit_scale[...]), math.log(100.0)))
-        return q * factor[:, None].astype(q.dtype)
+        return q * broadcast(factor[:, None], q.shape, q.dtype)
 
     def _project_key_value(self, x: jax.Array, positions: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         k, v = self._key_value_heads(x)

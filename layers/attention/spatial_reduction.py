@@ -61,9 +61,10 @@ class SpatialReductionAttention(Mixer):
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         batch, height, width, features = x.shape
-        reduced, mask = self._reduced(without_padding(x, tokens.mask), tokens.mask)
-        context = Tokens(context=reduced.reshape(batch, -1, features), context_mask=None if mask is None else mask.reshape(batch, -1))
-        return self.attention(x.reshape(batch, height * width, features), context).reshape(x.shape)
+        reduced, kept = self._reduced(without_padding(x, tokens.mask), tokens.mask)
+        mask, context_mask = (None if m is None else m.reshape(batch, -1) for m in (tokens.mask, kept))
+        known = Tokens(mask=mask, context=reduced.reshape(batch, -1, features), context_mask=context_mask)
+        return self.attention(x.reshape(batch, height * width, features), known).reshape(x.shape)
 
     def _reduced(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
         """The reduced map, and which of its tokens had a real one.

@@ -1,4 +1,5 @@
-"""Patch embedding, stems, convolutions, pooling and bottlenecks equal the general operations, and refuse what they can't do."""
+"""Patch embedding, stems, convolutions, pooling and bottlenecks equal the general operations, and refuse what they
+can't do."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers import BasicBlock, Bottleneck, ConvNorm, ConvStem, DepthwiseConvolution, MultiHeadAttention, PatchEmbed, create_gate
+from layers import (
+    BasicBlock,
+    Bottleneck,
+    ConvNorm,
+    ConvStem,
+    DepthwiseConvolution,
+    MultiHeadAttention,
+    PatchEmbed,
+    create_gate,
+)
 from layers.depthwise import DepthwiseConv
 from layers.pool import average_pool, max_pool
 from tests.layers.mixer_cases import relative
@@ -48,20 +58,29 @@ def test_patch_embedding_names_the_divisor() -> None:
 @pytest.mark.parametrize("size", [16, 17])
 def test_each_convolution_of_a_stem_halves_rounding_up(size: int) -> None:
     stem = ConvStem(3, (4, 6), rngs=nnx.Rngs(0))
-    assert jax.eval_shape(lambda x: nnx.clone(stem)(x), normal(1, size, size, 3)).shape == (1, -(-size // 4), -(-size // 4), 6)
+    assert jax.eval_shape(lambda x: nnx.clone(stem)(x), normal(1, size, size, 3)).shape == (
+        1,
+        -(-size // 4),
+        -(-size // 4),
+        6,
+    )
 
 
 @pytest.mark.parametrize(("padding", "groups", "size"), [(None, 1, 4), (0, 2, 3), (2, 4, 5)])
 def test_padding_and_groups_of_a_convolution(padding: int | None, groups: int, size: int) -> None:
     ours = ConvNorm(4, 8, strides=2, padding=padding, groups=groups, norm=None, rngs=nnx.Rngs(0))
-    theirs = nnx.Conv(4, 8, (3, 3), strides=2, padding=1 if padding is None else padding, feature_group_count=groups, rngs=nnx.Rngs(0))
+    theirs = nnx.Conv(
+        4, 8, (3, 3), strides=2, padding=1 if padding is None else padding, feature_group_count=groups, rngs=nnx.Rngs(0)
+    )
     theirs.kernel[...] = ours.conv.kernel[...]
     x = normal(1, 7, 7, 4)
     assert ours(x).shape == (1, size, size, 8)
     assert relative(ours(x), theirs(x)) < 1e-6
 
 
-def reduced(x: np.ndarray, start: float, function: Any, size: int, strides: int, before: int, after: tuple[int, int]) -> np.ndarray:
+def reduced(
+    x: np.ndarray, start: float, function: Any, size: int, strides: int, before: int, after: tuple[int, int]
+) -> np.ndarray:
     """XLA's reduction over windows."""
     sides = ((0, 0), *((before, n) for n in after), (0, 0))
     return np.asarray(jax.lax.reduce_window(x, start, function, (1, size, size, 1), (1, strides, strides, 1), sides))
@@ -96,17 +115,25 @@ def test_a_block_that_strides_averages_what_a_mixer_gives() -> None:
 
 def test_a_block_of_zero_init_is_its_shortcut() -> None:
     x = normal(1, 5, 5, 8)
-    for block in (BasicBlock(8, 8, zero_init=True, rngs=nnx.Rngs(0)), Bottleneck(8, 8, zero_init=True, rngs=nnx.Rngs(0))):
+    for block in (
+        BasicBlock(8, 8, zero_init=True, rngs=nnx.Rngs(0)),
+        Bottleneck(8, 8, zero_init=True, rngs=nnx.Rngs(0)),
+    ):
         np.testing.assert_array_equal(block(x), np.maximum(x, 0))
 
 
 def test_what_convolutional_parts_refuse() -> None:
     rngs = nnx.Rngs(0)
-    with pytest.raises(ValueError, match="BasicBlock does not honor mask: its convolutions and norms see all tokens alike; leave it out"):
+    with pytest.raises(
+        ValueError,
+        match="BasicBlock does not honor mask: its convolutions and norms see all tokens alike; leave it out",
+    ):
         BasicBlock(4, 4, rngs=rngs)(normal(1, 3, 3, 4), np.ones((1, 3, 3), bool))
     with pytest.raises(ValueError, match='shortcut is "convolution" or "average", got \'pool\''):
         BasicBlock(4, 4, shortcut="pool", rngs=rngs)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="groups=2 are of the 3x3 convolution, in whose place there is MultiHeadAttention"):
+    with pytest.raises(
+        ValueError, match="groups=2 are of the 3x3 convolution, in whose place there is MultiHeadAttention"
+    ):
         Bottleneck(8, 8, groups=2, mixer=MultiHeadAttention(2, num_heads=1, rngs=rngs), rngs=rngs)
     with pytest.raises(ValueError, match="unknown gate 'squeeze': did you mean 'squeeze_excite'"):
         create_gate("squeeze", 8, rngs=rngs)

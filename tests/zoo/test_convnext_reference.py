@@ -53,7 +53,16 @@ def test_matches_timm(name: str, record_property: Any) -> None:
     expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
     found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x)], x)
     difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
-    record_property("parity", {"architecture": name, "reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state), "difference": difference})
+    record_property(
+        "parity",
+        {
+            "architecture": name,
+            "reference": f"timm {timm.__version__}",
+            "kind": "live",
+            "mapped": len(state),
+            "difference": difference,
+        },
+    )
     assert difference < TOLERANCE
     assert same_bits(export(ours, naming="timm"), state)
 
@@ -96,8 +105,13 @@ def test_a_release_for_larger_images_makes_a_model_for_them(monkeypatch: pytest.
     """ConvNeXt of 224 and of 384 pixels are one model: the release says for which, unless the user does."""
     small = {"features": (8, 16), "depths": (1, 1), "num_classes": 0}
     state = {name: np.asarray(array) for name, array in export(zoo.create("convnext_tiny", **small)).items()}
-    monkeypatch.setattr("zoo.weights.open_source", lambda source: {name: _Tensor(array) for name, array in state.items()})
-    sizes = {tag: zoo.preprocess(zoo.create("convnext_tiny", weights=tag, **small)).image_size for tag in ("fb_in1k", "fb_in22k_ft_in1k_384")}
+    monkeypatch.setattr(
+        "zoo.weights.open_source", lambda source: {name: _Tensor(array) for name, array in state.items()}
+    )
+    sizes = {
+        tag: zoo.preprocess(zoo.create("convnext_tiny", weights=tag, **small)).image_size
+        for tag in ("fb_in1k", "fb_in22k_ft_in1k_384")
+    }
     assert sizes == {"fb_in1k": 224, "fb_in22k_ft_in1k_384": 384}
     asked = zoo.create("convnext_tiny", weights="fb_in22k_ft_in1k_384", image_size=320, **small)
     assert zoo.preprocess(asked).image_size == 320

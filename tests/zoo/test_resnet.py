@@ -1,4 +1,4 @@
-"""What stands in ResNet's bottlenecks, and what is refused. Numbers are compared in tests/zoo/test_resnet_reference.py."""
+"""What stands in ResNet's bottlenecks, and what is refused; test_resnet_reference.py compares numbers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def test_a_gate_is_in_every_block() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block": "basic", "mixer": "attention"}, 'basic blocks have no place for a mixer, which stands between the 1x1 convolutions of block="bottleneck"'),
+        (
+            {"block": "basic", "mixer": "attention"},
+            'basic blocks have no place for a mixer: it stands between the 1x1 convolutions of block="bottleneck"',
+        ),
         ({"block": "wide"}, 'block is "bottleneck" or "basic", got \'wide\''),
         ({"shared": True}, "the first block of a ResNet's stage has another shape than the rest"),
         ({"gate": "squeeze_exite"}, "unknown gate 'squeeze_exite': did you mean 'squeeze_excite'"),

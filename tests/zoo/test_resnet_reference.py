@@ -1,4 +1,4 @@
-"""ResNet against timm with random weights and statistics: logits, features, gradients, names, sizes, released checkpoints."""
+"""ResNet against timm with random weights and statistics: logits, features, gradients, names, sizes, releases."""
 
 from __future__ import annotations
 
@@ -65,7 +65,16 @@ def test_matches_timm(name: str, record_property: Any) -> None:
     expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
     found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x)], x)
     difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
-    record_property("parity", {"architecture": name, "reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state), "difference": difference})
+    record_property(
+        "parity",
+        {
+            "architecture": name,
+            "reference": f"timm {timm.__version__}",
+            "kind": "live",
+            "mapped": len(state),
+            "difference": difference,
+        },
+    )
     assert difference < TOLERANCE
     assert same_bits(export(ours, naming="timm"), state)
 

@@ -1,14 +1,16 @@
 """ConvNeXt: A ConvNet for the 2020s (Liu et al., CVPR 2022).
 
-    image -> 4x4 patches, norm -> stage 1 -> norm, 2x2 convolution of stride 2 -> stage 2 -> ... -> stage 4 -> average pool -> norm -> head
+    image -> 4x4 patches, norm -> stage 1 -> norm, 2x2 convolution of stride 2 -> stage 2 -> ... -> stage 4
+          -> average pool -> norm -> head
 
     block: x = x + gamma * MLP(LN(depthwise7x7(x)))
 
-Both the mixing of tokens and that of channels are in one residual branch with one norm. Like the authors', a 2x2 convolution leaves out
-an odd last row or column.
-Published for ImageNet-1k at 224: tiny 28.6 M parameters, 82.1 % top-1; small 50.2 M, 83.1 %; base 88.6 M, 83.8 %; large 197.8 M,
-84.3 %; after ImageNet-22k: base 85.8 %, large 86.6 %, xlarge 350.2 M, 87.0 %. The sizes below tiny are timm's; those of name "ols" begin
-with two overlapping 3x3 convolutions of stride 2.
+Both the mixing of tokens and that of channels are in one residual branch with one norm. Like the authors', a 2x2
+convolution leaves out an odd last row or column.
+
+Published for ImageNet-1k at 224: tiny 28.6 M parameters, 82.1 % top-1; small 50.2 M, 83.1 %; base 88.6 M, 83.8 %; large
+197.8 M, 84.3 %; after ImageNet-22k: base 85.8 %, large 86.6 %, xlarge 350.2 M, 87.0 %. The sizes below tiny are timm's;
+those of name "ols" begin with two overlapping 3x3 convolutions of stride 2.
 """
 
 from __future__ import annotations
@@ -94,7 +96,12 @@ class ConvNeXt(Pyramid):
         if c.stem is None:
             return Sequential([PatchEmbed(4, c.in_channels, c.features[0], **common), self._norm(c.features[0], rngs)])
         pairs = itertools.pairwise((c.in_channels, *c.stem))
-        return Sequential([*(_halving(source, features, 3, 1, **common) for source, features in pairs), self._norm(c.features[0], rngs)])
+        return Sequential(
+            [
+                *(_halving(source, features, 3, 1, **common) for source, features in pairs),
+                self._norm(c.features[0], rngs),
+            ]
+        )
 
     def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> Sequential:
         source, features = self.config.features[stage - 1 : stage + 1]
@@ -129,7 +136,9 @@ class ConvNeXt(Pyramid):
 
 def _halving(source: int, features: int, size: int, padding: int, **common: Any) -> Conv:
     """A convolution of stride 2."""
-    return Conv(source, features, (size, size), strides=2, padding=padding, kernel_init=truncated_normal(0.02), **common)
+    return Conv(
+        source, features, (size, size), strides=2, padding=padding, kernel_init=truncated_normal(0.02), **common
+    )
 
 
 def _size(features: int, depths: tuple[int, ...], *, head_dim: int = 32, **more: Any) -> dict[str, Any]:
@@ -156,7 +165,14 @@ _AUTHORS = {
     "convnext_large": _size(192, (3, 3, 27, 3), drop_path=0.5),
     "convnext_xlarge": _size(256, (3, 3, 27, 3), drop_path=0.5),
     # Our choice, for two cores: 8x8 and 4x4 tokens from 32x32 pixels. timm's nano is 15.6 M parameters.
-    "convnext_mini": {"image_size": 32, "features": (48, 96), "depths": (2, 2), "num_heads": (3, 6), "mlp_ratio": 2.0, "drop_path": 0.1},
+    "convnext_mini": {
+        "image_size": 32,
+        "features": (48, 96),
+        "depths": (2, 2),
+        "num_heads": (3, 6),
+        "mlp_ratio": 2.0,
+        "drop_path": 0.1,
+    },
 }
 
 RELEASES = parse_releases("""
@@ -218,14 +234,18 @@ _BLOCK = "stages.{s}.blocks.{b}"
 
 
 def _timm(*mlp: Rearrange) -> Naming:
-    """timm's names; ``mlp`` is what lies between the weights of its MLPs and of ours, if not the usual transposition."""
+    """timm's names; ``mlp`` is what lies between its MLPs' weights and ours, if not the usual transposition."""
     return Naming(
         [
             ("stem.{i}", "stages.0.downsample.{i}"),
             ("stages.{s}.downsample.{i}", "stages.{s}.downsample.{i}"),
             (f"{_BLOCK}.conv_dw", f"{_BLOCK}.mixer.mixer.conv"),
             (f"{_BLOCK}.norm", f"{_BLOCK}.mixer.norm"),
-            *((f"{_BLOCK}.mlp.{fc}.weight", f"{_BLOCK}.mixer.channel.{ours}.kernel", *mlp) for fc, ours in (("fc1", "up"), ("fc2", "down")) if mlp),
+            *(
+                (f"{_BLOCK}.mlp.{fc}.weight", f"{_BLOCK}.mixer.channel.{ours}.kernel", *mlp)
+                for fc, ours in (("fc1", "up"), ("fc2", "down"))
+                if mlp
+            ),
             (f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mixer.channel.up"),
             (f"{_BLOCK}.mlp.fc2", f"{_BLOCK}.mixer.channel.down"),
             (f"{_BLOCK}.gamma", f"{_BLOCK}.mixer_scale.scale"),
@@ -254,5 +274,12 @@ SMALL_RULES: dict[str, Naming] = {"timm": _timm(Rearrange("o i 1 1 -> i o"))}
 
 for _sizes, _rules in ((_AUTHORS, RULES), (_SMALL, SMALL_RULES)):
     register_family(
-        "convnext", ConvNeXt, ConvNeXtConfig, _sizes, our_choice=("convnext_mini",), parameters=PARAMETERS, releases=RELEASES, rules=_rules
+        "convnext",
+        ConvNeXt,
+        ConvNeXtConfig,
+        _sizes,
+        our_choice=("convnext_mini",),
+        parameters=PARAMETERS,
+        releases=RELEASES,
+        rules=_rules,
     )

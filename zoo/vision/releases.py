@@ -29,7 +29,10 @@ def parse_releases(table: str) -> dict[str, dict[str, Release]]:
             interpolation = "bilinear" if "bilinear" in rest else "bicubic"
             crop_mode = "squash" if "squash" in rest else "center"
             pixels = next((int(word.removesuffix("px")) for word in rest if word.endswith("px")), None)
-            licence = next((word for word in rest if word not in ("bilinear", "squash") and not word.endswith("px")), "apache-2.0")
-            release = Release(f"hf://timm/{model}.{tag}", int(classes), licence, mean, std, interpolation, float(crop), crop_mode, pixels)
+            others = [word for word in rest if word not in ("bilinear", "squash") and not word.endswith("px")]
+            licence, source = next(iter(others), "apache-2.0"), f"hf://timm/{model}.{tag}"
+            release = Release(
+                source, int(classes), licence, mean, std, interpolation, float(crop), crop_mode, image_size=pixels
+            )
             releases.setdefault(model, {})[tag] = release
     return releases

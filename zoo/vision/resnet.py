@@ -5,17 +5,19 @@
     basic block:  x = relu(shortcut(x) + N(conv3x3(relu(N(conv3x3(x))))))
     bottleneck:   x = relu(shortcut(x) + N(conv1x1(relu(N(conv3x3(relu(N(conv1x1(x)))))))))
 
-The first block of stages 2 to 4 halves the map, in a bottleneck by its 3x3 convolution (v1.5). "d" models (He et al., Bag of Tricks,
-CVPR 2019) have three 3x3 convolutions in the stem, of 32, 32 and 64 features, and average 2x2 tokens in the shortcuts that halve the
-map; the first convolution of "t" models has 24 features. ResNeXt (Xie et al., CVPR 2017) is groups of the 3x3 convolution, Wide ResNet
-(Zagoruyko, Komodakis, 2016) a wider one; SE-ResNet (Hu et al., 2018) gates the channels of each block's output.
+The first block of stages 2 to 4 halves the map, in a bottleneck by its 3x3 convolution (v1.5). "d" models (He et al.,
+Bag of Tricks, CVPR 2019) have three 3x3 convolutions in the stem, of 32, 32 and 64 features, and average 2x2 tokens in
+the shortcuts that halve the map; the first convolution of "t" models has 24 features. ResNeXt (Xie et al., CVPR 2017)
+is groups of the 3x3 convolution, Wide ResNet (Zagoruyko, Komodakis, 2016) a wider one; SE-ResNet (Hu et al., 2018)
+gates the channels of each block's output.
 
-A ``mixer`` takes the place of the bottlenecks' 3x3 convolutions: it mixes at the bottleneck's width, and blocks that halve the map average
-its output over 2x2 tokens, as BoTNet does (Srinivas et al., CVPR 2021). What a ``pattern`` does not name stays a convolution: BoTNet-50 is
-``pattern={"3.every": "attention"}``. Basic blocks have no place for a mixer.
+A ``mixer`` takes the place of the bottlenecks' 3x3 convolutions: it mixes at the bottleneck's width, and blocks that
+halve the map average its output over 2x2 tokens, as BoTNet does (Srinivas et al., CVPR 2021). What a ``pattern`` does
+not name stays a convolution: BoTNet-50 is ``pattern={"3.every": "attention"}``. Basic blocks have no place for a mixer.
 
-Published for ImageNet-1k at 224: ResNet-50 25.6 M parameters, 75.3 % top-1; 101 44.5 M, 76.4 %; 152 60.2 M, 77.0 % (authors' models,
-center crop). Sizes and names are those of torchvision, which timm shares; its checkpoints are the releases listed here.
+Published for ImageNet-1k at 224: ResNet-50 25.6 M parameters, 75.3 % top-1; 101 44.5 M, 76.4 %; 152 60.2 M, 77.0 %
+(authors' models, center crop). Sizes and names are those of torchvision, which timm shares; its checkpoints are the
+releases listed here.
 """
 
 from __future__ import annotations
@@ -71,14 +73,24 @@ class ResNetConfig(PyramidConfig):
 
 
 class ResNetStem(Module):
-    """Convolutions, of which the first strides, each with a norm and a ReLU; then the maxima of 3x3 tokens, two apart."""
+    """Convolutions, each with a norm and a ReLU, of which the first strides; then maxima of 3x3 tokens, two apart."""
 
-    def __init__(self, in_channels: int, widths: tuple[int, ...], *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_channels: int,
+        widths: tuple[int, ...],
+        *,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         conv: dict[str, Any] = {"use_bias": False, "kernel_init": variance_scaling(2.0, "fan_out", "normal"), **common}
         sizes, last = (in_channels, *widths), len(widths) - 1
         size = 3 if last else 7
-        before = [ConvNorm(sizes[i], sizes[i + 1], strides=1 if i else 2, activation=jax.nn.relu, **conv) for i in range(last)]
+        before = [
+            ConvNorm(sizes[i], sizes[i + 1], strides=1 if i else 2, activation=jax.nn.relu, **conv) for i in range(last)
+        ]
         final = Conv(sizes[-2], sizes[-1], (size, size), strides=1 if last else 2, padding=size // 2, **conv)
         self.conv = Sequential([*before, final]) if before else final
         self.norm = BatchNorm(widths[-1], **common)
@@ -97,9 +109,11 @@ class ResNet(Pyramid):
         if config.block not in ("bottleneck", "basic"):
             raise ValueError(f'block is "bottleneck" or "basic", got {config.block!r}')
         if config.block == "basic" and (config.mixer is not None or config.pattern):
-            raise ValueError('basic blocks have no place for a mixer, which stands between the 1x1 convolutions of block="bottleneck"')
+            place = 'it stands between the 1x1 convolutions of block="bottleneck"'
+            raise ValueError(f"basic blocks have no place for a mixer: {place}")
         if config.shared:
-            raise ValueError("shared=True makes all blocks of a stage one: the first block of a ResNet's stage has another shape than the rest")
+            shape = "the first block of a ResNet's stage has another shape than the rest"
+            raise ValueError(f"shared=True makes all blocks of a stage one: {shape}")
         super().__init__(config, rngs=rngs)
 
     def make_stem(self, *, rngs: nnx.Rngs) -> ResNetStem:
@@ -123,7 +137,9 @@ class ResNet(Pyramid):
             return BasicBlock(source, features, **options)
         inside = dataclasses.replace(place, features=int(features * c.width))
         mixer = None if self.mixer_spec(inside) is None else self.make_mixer(inside, rngs=rngs)
-        return Bottleneck(source, features, width=inside.features, mixer=mixer, groups=c.groups if mixer is None else 1, **options)
+        return Bottleneck(
+            source, features, width=inside.features, mixer=mixer, groups=c.groups if mixer is None else 1, **options
+        )
 
     def _common(self, rngs: nnx.Rngs) -> dict[str, Any]:
         return {"dtype": self.config.dtype, "param_dtype": self.config.param_dtype, "rngs": rngs}
@@ -155,7 +171,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide_resnet101_2": {**_101, "width": 0.5},
     "seresnet50": {"gate": "squeeze_excite"},
     # Our choice, for two cores: 8x8 and 4x4 tokens from 32x32 pixels.
-    "resnet_nano": {**_D, "image_size": 32, "stem": (16, 16, 32), "features": (64, 128), "depths": (2, 2), "num_heads": (2, 4), "drop_path": 0.1},
+    "resnet_nano": {
+        **_D,
+        "image_size": 32,
+        "stem": (16, 16, 32),
+        "features": (64, 128),
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "drop_path": 0.1,
+    },
 }
 
 RELEASES = parse_releases("""
@@ -252,7 +276,10 @@ def _stage(stage: int) -> list[tuple[Any, ...]]:
         *(
             part
             for theirs, ours in (("fc1", "squeeze"), ("fc2", "excite"))
-            for part in (rule(f"se.{theirs}.weight", f"gate.{ours}.kernel", _POINTWISE), rule(f"se.{theirs}", f"gate.{ours}"))
+            for part in (
+                rule(f"se.{theirs}.weight", f"gate.{ours}.kernel", _POINTWISE),
+                rule(f"se.{theirs}", f"gate.{ours}"),
+            )
         ),
     ]
 
@@ -277,5 +304,12 @@ RULES: dict[str, Naming] = {
 }
 
 register_family(
-    "resnet", ResNet, ResNetConfig, VARIANTS, our_choice=("resnet_nano",), parameters=PARAMETERS, releases=RELEASES, rules=RULES
+    "resnet",
+    ResNet,
+    ResNetConfig,
+    VARIANTS,
+    our_choice=("resnet_nano",),
+    parameters=PARAMETERS,
+    releases=RELEASES,
+    rules=RULES,
 )
