@@ -1,4 +1,4 @@
-"""EVA-02 (Y. Fang et al., arXiv:2303.11331), trained without its masked pre-training, as DeiT (H. Touvron et al., arXiv:2012.12877).
+"""EVA-02 (Y. Fang et al., arXiv:2303.11331), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
 
 The authors pre-train on image features of EVA-CLIP and then fine-tune; that is not offered here. The ImageNet-1k recipe
 is the one of configs/vit.py, our choice.

@@ -25,10 +25,10 @@ from layers.norm import Norm, RMSNorm
 
 @register_mixer("differential_attention")
 class DifferentialAttention(MultiHeadAttention):
-    """Differential attention; as :class:`MultiHeadAttention` of twice as many heads of half the width, neighbors being a pair.
+    """Differential attention: :class:`MultiHeadAttention` of twice as many heads of half the width, in pairs of neighbors.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``inner_norm``, and ``lambda_q1``, ``lambda_k1``, ``lambda_q2``, ``lambda_k2``
-    (features of half a head), which all heads share.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``inner_norm``, and ``lambda_q1``, ``lambda_k1``,
+    ``lambda_q2``, ``lambda_k2`` (features of half a head), which all heads share.
     """
 
     def __init__(
@@ -57,10 +57,13 @@ class DifferentialAttention(MultiHeadAttention):
           ValueError: features that can't be shared out to two halves of each head.
         """
         if features % (2 * num_heads):
-            raise ValueError(f"{features} features can't be split over {num_heads} heads of two halves: give a number of heads that divides {features} / 2")
+            raise ValueError(
+                f"{features} features can't be split over {num_heads} heads of two halves: heads must divide half of them"
+            )
         masked: dict[str, Any] = {"causal": causal, "window": window, "rotary": rotary, "qk_norm": qk_norm}
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, num_heads=2 * num_heads, use_bias=use_bias, out_bias=out_bias, dropout=dropout, **masked, **common)
+        biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias}
+        super().__init__(features, num_heads=2 * num_heads, dropout=dropout, **biases, **masked, **common)
         self.inner_norm = RMSNorm(2 * self.head_dim, epsilon=1e-5, **common)
 
         def vector() -> nnx.Param:
@@ -75,7 +78,8 @@ class DifferentialAttention(MultiHeadAttention):
         return super()._attend(q, k, jnp.repeat(values, 2, axis=2), *known)
 
     def _project_out(self, y: jax.Array) -> jax.Array:
-        q1, k1, q2, k2 = (part[...].astype(jnp.float32) for part in (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2))
+        parts = (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2)
+        q1, k1, q2, k2 = (part[...].astype(jnp.float32) for part in parts)
         initial = self.initial[...]
         weight = jnp.exp(jnp.sum(q1 * k1)) - jnp.exp(jnp.sum(q2 * k2)) + initial
         first, second = y[:, :, ::2].astype(jnp.float32), y[:, :, 1::2].astype(jnp.float32)

@@ -124,6 +124,7 @@ class Isotropic(Classifier):
     config: Any
     takes_grid: bool
     prefix: int
+    prefix_position: Any
     pool: str
 
     def __init__(self, config: IsotropicConfig, *, rngs: nnx.Rngs):

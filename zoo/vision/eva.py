@@ -4,8 +4,8 @@
     block: x = x + attention(norm(x)); x = x + W2 norm(silu(W1 norm(x)) * V norm(x))
 
 A ViT whose attention also turns queries and keys by row and column (interleaved pairs, counted on the grid of
-pre-training at every image size; keys have no bias), with SwiGLU MLPs, which in base and large have a norm inside. Names
-and sizes are timm's (1.0.31); ``eva02_nano_patch4_32`` is our choice.
+pre-training at every image size; keys have no bias), with SwiGLU MLPs, which in base and large have a norm inside.
+Names and sizes are timm's (1.0.31); ``eva02_nano_patch4_32`` is our choice.
 """
 
 from __future__ import annotations
@@ -22,9 +22,15 @@ from layers.norm import LayerNorm
 from zoo.backbones.isotropic import Isotropic, IsotropicConfig
 from zoo.naming import Each, Naming, Rearrange, Split
 from zoo.registry import freeze, register_family
-from zoo.vision.releases import STATISTICS, parse_releases
+from zoo.vision.releases import parse_releases
 
-_ROTARY: Any = freeze({"interleaved": True, "grid": (16, 16)})
+
+def _rotary(grid: tuple[int, int]) -> Any:
+    """Options of :class:`layers.position.Rotary`; ``grid`` is that of pre-training."""
+    return freeze({"interleaved": True, "grid": grid})
+
+
+_ROTARY = _rotary((16, 16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +68,7 @@ TINY: dict[str, Any] = {"features": 192, "depth": 12, "num_heads": 3, "mlp_norm"
 SMALL: dict[str, Any] = {"features": 384, "depth": 12, "num_heads": 6, "mlp_norm": False}
 BASE: dict[str, Any] = {"features": 768, "depth": 12, "num_heads": 12}
 LARGE: dict[str, Any] = {"features": 1024, "depth": 24, "num_heads": 16}
-NANO: dict[str, Any] = {"features": 64, "depth": 6, "num_heads": 4, "rotary": freeze({"interleaved": True, "grid": (8, 8)})}
+NANO: dict[str, Any] = {"features": 64, "depth": 6, "num_heads": 4, "rotary": _rotary((8, 8))}
 VARIANTS: dict[str, dict[str, Any]] = {
     "eva02_nano_patch4_32": NANO | {"image_size": 32, "patch_size": 4},
     "eva02_tiny_patch14_224": TINY | {"num_classes": 0},
@@ -80,7 +86,8 @@ eva02_base_patch14_224: mim_in22k 0 clip 0.9 mit
 eva02_base_patch14_448: mim_in22k_ft_in22k_in1k 1000 clip 1.0 squash mit; mim_in22k_ft_in1k 1000 clip 1.0 mit
 eva02_base_patch14_448: mim_in22k_ft_in22k 21841 clip 1.0 squash mit
 eva02_large_patch14_224: mim_in22k 0 clip 0.9 mit; mim_m38m 0 clip 0.9 mit
-eva02_large_patch14_448: mim_in22k_ft_in22k_in1k 1000 clip 1.0 squash mit; mim_m38m_ft_in22k_in1k 1000 clip 1.0 squash mit
+eva02_large_patch14_448: mim_in22k_ft_in22k_in1k 1000 clip 1.0 squash mit
+eva02_large_patch14_448: mim_m38m_ft_in22k_in1k 1000 clip 1.0 squash mit
 eva02_large_patch14_448: mim_in22k_ft_in1k 1000 clip 1.0 mit; mim_m38m_ft_in1k 1000 clip 1.0 mit
 eva02_large_patch14_448: mim_in22k_ft_in22k 21841 clip 1.0 squash mit; mim_m38m_ft_in22k 21841 clip 1.0 squash mit
 eva02_small_patch14_224: mim_in22k 0 clip 0.9 mit
@@ -89,7 +96,7 @@ eva02_tiny_patch14_224: mim_in22k 0 clip 0.9 mit
 eva02_tiny_patch14_336: mim_in22k_ft_in1k 1000 clip 1.0 mit
 """
 
-_TOKENS = Rearrange("1 n d -> n d")
+_POSITIONS = Each((Rearrange("1 n d -> n d"), Rearrange("1 (h w) d -> h w d")))
 _MIXER = "blocks.{i}.mixer"
 _KERNELS = tuple(f"{_MIXER}.{part}.kernel" for part in ("query", "key", "value"))
 
@@ -111,8 +118,8 @@ def _rules(small: bool) -> dict[str, Naming]:
     ]
     rules = [
         ("patch_embed.proj", "patch_embed"),
-        ("cls_token", "class_token", _TOKENS),
-        ("pos_embed", ("prefix_position", "position.table"), Split(1), Each((_TOKENS, Rearrange("1 (h w) d -> h w d")))),
+        ("cls_token", "class_token", Rearrange("1 n d -> n d")),
+        ("pos_embed", ("prefix_position", "position.table"), Split(1), _POSITIONS),
         (f"{block}.norm1", f"{block}.mixer_norm"),
         *(fused if small else apart),
         (f"{block}.attn.proj", f"{_MIXER}.out"),
@@ -137,7 +144,6 @@ PARAMETERS = {
 }
 
 for _small in (True, False):
-    _mean, _std = STATISTICS["clip"]
     _variants = {name: options for name, options in VARIANTS.items() if options.get("mlp_norm", True) != _small}
     register_family(
         "eva",

@@ -20,6 +20,7 @@ Differential attention (dwee, dlittle, dpwee) is a mixer; norms after the residu
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -60,15 +61,15 @@ class ViT(Isotropic):
         if c.arrangement not in ("serial", "joined", "pairs"):
             raise ValueError(f'arrangement is "serial", "joined" or "pairs", got {c.arrangement!r}')
         if c.arrangement != "serial" and c.order != "pre":
-            raise ValueError(f'arrangement="{c.arrangement}" has its norms before the branches: order="pre", not {c.order!r}')
+            raise ValueError(f'arrangement="{c.arrangement}" has its norms before the branches, not order={c.order!r}')
         mixer, channel = self.make_mixer(place, rngs=rngs), self.make_channel(place, rngs=rngs)
         if c.arrangement == "serial":
             return {"mixer": mixer, "channel": channel}
         if c.arrangement == "joined":
             return {"mixer": mixer, "channel": Branch(channel, order="parallel", norm=None)}
         mixer_1, channel_1 = self.make_mixer(place, rngs=rngs), self.make_channel(place, rngs=rngs)
-        second = {name: Branch(module, order="parallel") for name, module in (("mixer_1", mixer_1), ("channel_1", channel_1))}
-        return {"mixer": mixer, "mixer_1": second["mixer_1"], "channel": channel, "channel_1": second["channel_1"]}
+        beside = functools.partial(Branch, order="parallel")
+        return {"mixer": mixer, "mixer_1": beside(mixer_1), "channel": channel, "channel_1": beside(channel_1)}
 
 
 VARIANTS: dict[str, dict[str, Any]] = PUBLISHED | {
