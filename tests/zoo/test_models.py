@@ -100,12 +100,12 @@ def inputs(family: str, size: int = 32, batch: int = 2) -> np.ndarray:
     return rng.integers(0, 11, (batch, size)).astype(np.int32)
 
 
-def run(model: nnx.Module, x: Any, method: str = "__call__") -> Any:
+def run(model: nnx.Module, x: Any, method: str = "__call__", **options: Any) -> Any:
     """The model's output in evaluation mode, compiled."""
     copy = nnx.clone(model)
     copy.eval()
     graphdef, state = nnx.split(copy)
-    return jax.jit(lambda state, x: getattr(nnx.merge(graphdef, state), method)(x))(state, x)
+    return jax.jit(lambda state, x: getattr(nnx.merge(graphdef, state), method)(x, **options))(state, x)
 
 
 def shallow(family: str) -> dict[str, Any]:
@@ -146,6 +146,16 @@ def test_features_are_maps(family: str) -> None:
             assert {m.shape for m in maps} == {(2, *model.patch_embed.grid(size, size), 16)}
             assert len(maps) == 4
         assert all(m.shape[1] == m.shape[2] for m in maps)
+
+
+@pytest.mark.parametrize("family", ["vit", "transformer", "swin", "bert"])  # one of each backbone
+def test_features_after_the_final_norm(family: str) -> None:
+    model = make(family, **({"norm_order": "pre"} if family == "bert" else {}))
+    x = inputs(family)
+    plain, normed = (run(model, x, "features", norm=norm) for norm in (False, True))
+    model.eval()
+    np.testing.assert_allclose(normed[-1], model.norm(plain[-1]), atol=1e-5)
+    assert not np.allclose(normed[-1], plain[-1], atol=1e-2)
 
 
 @every

@@ -242,12 +242,15 @@ class Encoder(Classifier):
         types: jax.Array | None = None,
         *,
         roles: jax.Array | None = None,
+        norm: bool = False,
     ) -> list[jax.Array]:
-        """Outputs (batch, length, features) of some blocks, by default the last of each quarter."""
+        """Outputs (batch, length, features) of some blocks, by default the last of each quarter, with ``norm`` after the
+        final one where there is one."""
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
         known = self.known(tokens, Tokens(mask, roles=roles))
-        return self.blocks(self._embed_real(tokens, known, types), known, capture=indices)[1]
+        found = self.blocks(self._embed_real(tokens, known, types), known, capture=indices)[1]
+        return [self._normed(x) for x in found] if norm else found
 
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         """Replaces the head by a fresh one for ``num_classes``; 0 removes it. The output is then the pooled one."""
