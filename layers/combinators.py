@@ -353,11 +353,16 @@ class Bidirectional(Mixer):
 
     Backwards, positions count down from the last one, so that they grow in the order of reading; rows and columns of a
     grid stay what they are.
+
+    Raises:
+      ValueError: an inner mixer whose rotary embedding counts on a reference grid, which is lost backwards.
     """
 
     def __init__(self, features: int, *, inner: MixerSpec = "attention", place: Place | None = None, rngs: nnx.Rngs):
         self.forward = create_mixer(inner, features, causal=True, rngs=rngs, place=place)
         self.backward = create_mixer(inner, features, causal=True, rngs=rngs, place=place)
+        if getattr(getattr(self.backward, "rotary", None), "grid", None) is not None:
+            raise ValueError("a rotary embedding on a reference grid can't be read in both directions: leave its grid out")
 
     @property
     def honors(self) -> frozenset[str]:  # type: ignore[override]

@@ -237,6 +237,12 @@ def test_combinators_map_positions(name: str) -> None:
     assert relative(apart, plain) > 1e-3
 
 
+def test_a_reference_grid_is_not_read_backwards() -> None:
+    inner = {"name": "attention", "num_heads": 2, "rotary": {"grid": (4, 4)}}
+    with pytest.raises(ValueError, match="can't be read in both directions: leave its grid out"):
+        layers.create_mixer("bidirectional", FEATURES, inner=inner, rngs=nnx.Rngs(0))
+
+
 class TestCreateMixer:
     """How a user names a mixer, and what a wrong name says."""
 
