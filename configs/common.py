@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from suggestions import unknown
 
 Fields = Mapping[str, Any]
 
@@ -239,12 +240,6 @@ _RECIPES: dict[str, tuple[Callable[..., ConfigDict], tuple[str, ...]]] = {
 }
 
 
-def _unknown(kind: str, name: str, known: Any) -> ValueError:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known) or 'none'}"
-    return ValueError(f"unknown {kind} {name!r}: {hint}")
-
-
 def _parse(argument: str) -> tuple[str, dict[str, str]]:
     """Splits "folder,path=DIR,variant=tiny" into its head and its settings; a part that does not begin with ``word=`` belongs to the value before it."""
     head, *parts = argument.split(",")
@@ -274,17 +269,17 @@ def vision(architecture: Architecture, argument: str | None) -> ConfigDict:
     """
     head, settings = _parse(argument or "")
     if head not in _RECIPES:
-        raise _unknown("config argument", head, _RECIPES)
+        raise ValueError(unknown("config argument", head, _RECIPES))
     recipe, takes = _RECIPES[head]
     for name in settings:
         if name not in takes:
-            raise _unknown(f"setting of the config argument {head!r}", name, takes)
+            raise ValueError(unknown(f"setting of the config argument {head!r}", name, takes))
     if "variant" in takes:
         own = head != "imagenet"
         settings.setdefault("variant", NANO if own else architecture.default)
         variants = [*([NANO] if own else []), *architecture.variants]
         if settings["variant"] not in variants:
-            raise _unknown("variant", settings["variant"], variants)
+            raise ValueError(unknown("variant", settings["variant"], variants))
     missing = [name for name in takes if not settings.get(name)]
     if missing:
         raise ValueError(f"the config argument {head!r} needs {', '.join(f'{name}=' for name in missing)}, as in {head},{missing[0]}=...")
@@ -327,7 +322,7 @@ def _text(architecture: LanguageArchitecture, variant: str, path: str = "", name
     config = _language_run(architecture, variant)
     data_dir = {"data_dir": placeholder(str)}
     dataset = {"name": "files", "path": path} if path else {"name": "tfds", "builder": name, **data_dir} if name else {"name": "stdlib", **data_dir}
-    task = {"name": "text", "dataset": dataset, "sequence_length": 256, "packing": False, "multiple": 1}
+    task = {"name": "text", "dataset": dataset, "sequence_length": 256, "packing": False}
     config.task = ConfigDict({**task, **{option: placeholder(str) for option in ("tokenizer", "separator", "prompt")}})
     if tokenizer:
         config.task.tokenizer = tokenizer
@@ -369,16 +364,16 @@ def language(architecture: LanguageArchitecture, argument: str | None) -> Config
     """
     head, settings = _parse(argument or "text")
     if head not in _LANGUAGE:
-        raise _unknown("config argument", head, _LANGUAGE)
+        raise ValueError(unknown("config argument", head, _LANGUAGE))
     recipe, needed, optional = _LANGUAGE[head]
     known = ("variant", *needed, *optional)
     for name in settings:
         if name not in known and head != "task":  # the options of a task are checked by the task
-            raise _unknown(f"setting of the config argument {head!r}", name, known)
+            raise ValueError(unknown(f"setting of the config argument {head!r}", name, known))
     missing = [name for name in needed if not settings.get(name)]
     if missing:
         raise ValueError(f"the config argument {head!r} needs {missing[0]}=, as in {head},{missing[0]}=...")
     settings.setdefault("variant", architecture.default)
     if settings["variant"] not in architecture.variants:
-        raise _unknown("variant", settings["variant"], architecture.variants)
+        raise ValueError(unknown("variant", settings["variant"], architecture.variants))
     return recipe(architecture, **settings)

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 
@@ -66,8 +67,22 @@ def mixers() -> str:
     for name in layers.list_mixers():
         cls = layers.mixer_class(name)
         sight = " and ".join(word for word, has in (("causal", cls.supports_causal), ("bidirectional", cls.supports_bidirectional)) if has)
-        rows.append([f"`{name}`", first_line(cls), ", ".join(cls.layouts), sight, cls.streaming if cls.supports_causal else ""])
-    return table(["mixer", "what it is", "takes", "sees", "streaming"], rows)
+        streaming = cls.streaming if cls.supports_causal else ""
+        rows.append([f"`{name}`", first_line(cls), ", ".join(cls.layouts), sight, streaming, documents(name)])
+    return table(["mixer", "what it is", "takes", "sees", "streaming", "documents of a row"], rows)
+
+
+def documents(name: str) -> str:
+    """What a mixer of sequences makes of documents that share a row, with its default options."""
+    cls = layers.mixer_class(name)
+    if "sequence" not in cls.layouts:
+        return ""
+    options: dict[str, Any] = {"causal": cls.supports_causal, "place": layers.Place(num_heads=2)}
+    mixer = nnx.eval_shape(lambda: layers.create_mixer(name, 16, **options, rngs=nnx.Rngs(0)))
+    if "segment_ids" in mixer.honors:
+        return "apart" if mixer.segment_multiple == 1 else f"apart, from multiples of {mixer.segment_multiple}"
+    reason = mixer.refusals.get("segment_ids", "")
+    return f"refused: {reason.partition(':')[0]}" if reason else "refused"
 
 
 def ops() -> str:

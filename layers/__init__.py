@@ -1,11 +1,16 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
-from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.differential import DifferentialAttention
+from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.block import Block, Branch
+from layers.bottleneck import BasicBlock, Bottleneck
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
+from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
+from layers.focal import FocalModulation
+from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.lora import add_lora, merge_lora
 from layers.memory.choices import MEMORIES, Memory
@@ -32,10 +37,12 @@ __all__ = [
     "S4D",
     "AuxLogits",
     "AuxLoss",
+    "BasicBlock",
     "BatchNorm",
     "Bidirectional",
     "BilevelRoutingAttention",
     "Block",
+    "Bottleneck",
     "Branch",
     "CausalConvolution",
     "Constant",
@@ -44,11 +51,15 @@ __all__ = [
     "DeltaNet",
     "DeltaProduct",
     "DeltaState",
+    "DepthwiseConv",
+    "DepthwiseConvolution",
     "Diagnostic",
+    "DifferentialAttention",
     "Dilated",
     "DilatedAttention",
     "DropPath",
     "Embed",
+    "FocalModulation",
     "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
@@ -83,6 +94,7 @@ __all__ = [
     "assign",
     "bidirectional",
     "collecting",
+    "create_gate",
     "create_mixer",
     "create_norm",
     "drop_path_rates",
@@ -93,4 +105,5 @@ __all__ = [
     "on_grid",
     "parameter_count",
     "register_mixer",
+    "soft_cap",
 ]

@@ -33,8 +33,9 @@ class Branch:
         post      x = norm(x + s(module(x)))                           the first transformer's
         res_post  x = x + s(norm(module(x)))                           Swin v2's
         sandwich  x = x + s(post_norm(module(norm(x))))                Gemma 2's
-        parallel  beside the branch before it: x = x + s(before(norm(x))) + s(module(norm(x))), each with its own norm; one
-                  without a norm reads what the branch before it reads after its norm (GPT-J)
+        parallel  beside the branch before it: x = x + s(before(norm(x))) + s(module(norm(x))), each with its own norm and s;
+                  one without a norm is part of the branch before it (GPT-J, ViT-22B): x = x + s(before(h) + module(h)) with
+                  h = norm(x); it has no scale, drop path or skip of its own
 
     Attributes:
       module: made already. One that is a :class:`Mixer` gets the tokens' object and keeps its share of the state; any other
@@ -85,19 +86,27 @@ class Block(Module):
             all its blocks a drop path rate, or none: 0.0 keeps the block's program equal to its neighbors'.)
 
         Raises:
-          ValueError: no branch, an unknown order, or a first branch that is parallel.
+          ValueError: no branch, an unknown order, a first branch that is parallel, or a part of another branch with a scale,
+            drop path or skip of its own.
         """
         if not branches:
             raise ValueError("a block needs at least one branch")
         own: dict[str, Any] = {"norm": norm, "order": order, "scale": layer_scale, "drop": drop_path}
-        plans: list[tuple[str, Order]] = []
+        plans: list[tuple[tuple[str, ...], Order]] = []
         for name, given in branches.items():
-            branch = given if isinstance(given, Branch) else Branch(given)
-            branch = dataclasses.replace(branch, **{option: value for option, value in own.items() if getattr(branch, option) is BLOCK})
+            stated = given if isinstance(given, Branch) else Branch(given)
+            branch = dataclasses.replace(stated, **{option: value for option, value in own.items() if getattr(stated, option) is BLOCK})
             if branch.order not in ORDERS:
                 raise ValueError(f"the order of a branch is one of {', '.join(ORDERS)}; {name!r} has {branch.order!r}")
             if branch.order == "parallel" and not plans:
                 raise ValueError(f"{name!r} is the first branch: there is none that it could be parallel to")
+            if branch.order == "parallel" and branch.norm is None:
+                before, order_before = plans[-1]
+                if stated.scale is not BLOCK or stated.drop is not BLOCK or stated.skip is not None:
+                    raise ValueError(f"{name!r} has no norm and so is part of {before[0]!r}: give that one its scale, drop or skip")
+                setattr(self, name, branch.module)
+                plans[-1] = ((*before, name), order_before)
+                continue
 
             def make_norm(branch: Branch = branch) -> nnx.Module | None:
                 options = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -111,8 +120,8 @@ class Block(Module):
                 parts["_post_norm"] = make_norm()
             for part, module in parts.items():
                 setattr(self, name + part, module)
-            plans.append((name, branch.order))
-        self.branches = tuple(plans)
+            plans.append(((name,), branch.order))
+        self.branches = tuple(plans)  # the names of the modules that are summed, the first being the branch's, and its order
 
     def __call__(self, x: jax.Array, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
         """Maps ``x`` to the same shape.
@@ -136,7 +145,7 @@ class Block(Module):
         context_mask: jax.Array | None = None,
     ) -> dict[str, Any]:
         """The states of the mixers, by the branch's name."""
-        mixers = {name: part for name, _ in self.branches if isinstance(part := getattr(self, name), Mixer)}
+        mixers = {name: part for name, part in self._parts().items() if isinstance(part, Mixer)}
         cross = {name: "context" in part.honors for name, part in mixers.items()}
         return {
             name: part.init_state(batch_size, max_length, dtype, *((context, context_mask) if cross[name] else ()))
@@ -155,27 +164,33 @@ class Block(Module):
           ValueError: a context that no branch reads.
         """
         tokens = Tokens.of(tokens)
-        if tokens.context is not None and not any("context" in getattr(getattr(self, name), "honors", ()) for name, _ in self.branches):
+        if tokens.context is not None and not any("context" in getattr(part, "honors", ()) for part in self._parts().values()):
             raise ValueError("no branch of the block reads the context: cross attention does (context_features=)")
         return tokens
+
+    def _parts(self) -> dict[str, Any]:
+        """The modules of the branches, by name."""
+        return {name: getattr(self, name) for names, _ in self.branches for name in names}
 
     def _run(self, x: jax.Array, tokens: Tokens, shared: Any, own: Any, state: dict[str, Any] | None) -> tuple[jax.Array, Any, Any]:
         """The branches; ``state``, if any, is updated in place."""
         x = finite_padding(x, tokens.mask)
-        before = h = x  # what the branch before read, before and after its norm
-        for name, order in self.branches:
+        before = x  # what the branch before read
+        for (name, *more), order in self.branches:
             norm = getattr(self, f"{name}_norm")
             if order != "parallel":
-                before = h = x = gradient_computed_once(x)
-            if norm is not None and order in ("pre", "sandwich", "parallel"):
-                h = norm(before)
+                before = x = gradient_computed_once(x)
+            h = norm(before) if norm is not None and order in ("pre", "sandwich", "parallel") else before
             y, shared = self._call(name, h, tokens, shared, own, state)
+            for part in more:
+                z, shared = self._call(part, h, tokens, shared, own, state)
+                y = y + z
             if order == "sandwich" and norm is not None:
                 y = getattr(self, f"{name}_post_norm")(y)
             if order == "res_post" and norm is not None:
                 y = norm(y)
-            for part in (getattr(self, f"{name}_scale"), getattr(self, f"{name}_drop")):
-                y = y if part is None else part(y)
+            for factor in (getattr(self, f"{name}_scale"), getattr(self, f"{name}_drop")):
+                y = y if factor is None else factor(y)
             skip: Callable[[jax.Array], jax.Array] | None = getattr(self, f"{name}_skip")
             x = (x if skip is None else skip(x)) + y.astype(x.dtype)
             if order == "post" and norm is not None:

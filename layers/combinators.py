@@ -11,10 +11,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, register_mixer
@@ -82,9 +83,8 @@ def on_sequence(mixer: Mixer) -> Mixer:
     return mixer
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    rows, columns = (size, size) if isinstance(size, int) else size
-    return int(rows), int(columns)
+def _pair(size: Any) -> tuple[Any, Any]:
+    return (size, size) if size is None or isinstance(size, int) else tuple(size)
 
 
 class _Partition(_Around):
@@ -99,7 +99,7 @@ class _Partition(_Around):
         self, features: int, *, window: int | Sequence[int] = 7, inner: MixerSpec = "attention", place: Place | None = None, rngs: nnx.Rngs
     ):
         self.window = _pair(window)
-        place = None if place is None else dataclasses.replace(place, grid=self.window)
+        place = None if place is None else dataclasses.replace(place, grid=self._known_window(place.grid))
         self.inner = on_grid(bidirectional(inner, features, rngs=rngs, place=place), features, rngs=rngs)
 
     @property
@@ -108,52 +108,147 @@ class _Partition(_Around):
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         height, width = x.shape[1:3]
-        bottom, right = (-size % window for size, window in zip((height, width), self.window, strict=True))
+        window = self._window_of((height, width))
+        padded = (x.shape[0], *(-(-size // side) * side for size, side in zip((height, width), window, strict=True)), x.shape[3])
+
+        def pad(a: jax.Array, value: Any = 0) -> jax.Array:
+            a = jnp.broadcast_to(a, (x.shape[0], *a.shape[1:]))
+            more = [(0, size - there) for size, there in zip(padded[1:3], a.shape[1:3], strict=True)]
+            return jnp.pad(a, ((0, 0), *more, *[(0, 0)] * (a.ndim - 3)), constant_values=value)
 
         def cut(a: jax.Array) -> jax.Array:
-            a = jnp.broadcast_to(a, (x.shape[0], *a.shape[1:]))
-            return self._cut(jnp.pad(a, ((0, 0), (0, bottom), (0, right), *[(0, 0)] * (a.ndim - 3))))
+            return self._cut(pad(a), window)
 
-        if bottom or right:
-            tokens = tokens.replace(mask=jnp.ones(x.shape[:3], bool) if tokens.mask is None else tokens.mask)
-        padded = (x.shape[0], height + bottom, width + right, x.shape[3])
+        tokens = self._prepared(tokens, x.shape[:3], padded[1:3], window, pad)
         with sequence.folded():
-            y = self._join(self.inner(cut(x), tokens.rearranged(cut)), padded)
+            y = self._join(self.inner(cut(x), tokens.rearranged(cut)), padded, window)
         return y[:, :height, :width]
 
-    def _cut(self, x: jax.Array) -> jax.Array:
+    def _known_window(self, grid: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The window on a grid that may not be known."""
+        return self.window
+
+    def _window_of(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The window on a grid."""
+        return self.window
+
+    def _prepared(
+        self, tokens: Tokens, shape: tuple[int, ...], padded: tuple[int, ...], window: tuple[int, int], pad: Callable[..., jax.Array]
+    ) -> Tokens:
+        """What is known of the tokens of the padded grid."""
+        if padded == shape[1:]:
+            return tokens
+        return tokens.replace(mask=pad(jnp.ones(shape, bool) if tokens.mask is None else tokens.mask))
+
+    def _cut(self, x: jax.Array, window: tuple[int, int]) -> jax.Array:
         raise NotImplementedError
 
-    def _join(self, groups: jax.Array, shape: Sequence[int]) -> jax.Array:
+    def _join(self, groups: jax.Array, shape: Sequence[int], window: tuple[int, int]) -> jax.Array:
         raise NotImplementedError
 
 
 @register_mixer("windowed")
 class Windowed(_Partition):
-    """The inner mixer in non-overlapping windows of neighboring tokens (MaxViT's block attention, Swin's windows)."""
+    """The inner mixer in non-overlapping windows of neighboring tokens (MaxViT's block attention, Swin's windows).
 
-    def _cut(self, x: jax.Array) -> jax.Array:
-        (batch, height, width), (rows, columns) = x.shape[:3], self.window
-        x = x.reshape(batch, height // rows, rows, width // columns, columns, *x.shape[3:])
+    Shifted windows are those of the grid moved cyclically: a window at the border holds tokens of two sides of the grid or
+    of four, which the inner mixer gets as different segments. Where one window covers the whole of a side nothing moves.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        window: int | None | Sequence[int | None] = 7,
+        shift: int | Sequence[int] = 0,
+        padding: Literal["masked", "zeros"] = "masked",
+        clamp: bool = False,
+        inner: MixerSpec = "attention",
+        place: Place | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          window: rows and columns of a window, or one number for both; None is the whole side of the grid (stripes).
+          shift: rows and columns by which the windows are moved to the bottom and the right.
+          padding: of a grid that the window does not divide, at the bottom and the right: masked, or zeros that are attended
+            to as tokens, with which Swin's weights were trained.
+          clamp: windows are no larger than the grid. (An inner mixer with a table of the window needs windows of one size.)
+
+        Raises:
+          ValueError: an unknown padding, or a shift around an inner mixer that can't keep segments apart.
+        """
+        if padding not in ("masked", "zeros"):
+            raise ValueError(f'padding is "masked" or "zeros", got {padding!r}')
+        self.shift, self.padding, self.clamp = _pair(shift), padding, clamp
+        super().__init__(features, window=window, inner=inner, place=place, rngs=rngs)  # type: ignore[arg-type]
+        if any(self.shift) and "segment_ids" not in self.inner.honors:
+            mixer = self.inner.inner if isinstance(self.inner, RowMajor) else self.inner
+            raise ValueError(
+                f"a shifted window holds tokens of several sides of the grid, and {type(mixer).__name__} does not honor segment_ids, "
+                "which keep them apart: give shift=0, or an inner mixer that does, as attention"
+            )
+
+    @property
+    def complexity(self) -> float:
+        # A whole side is the root of all tokens: n tokens in windows of m cost n / m times m ** (inner complexity).
+        return 1.0 + (self.inner.complexity - 1.0) * sum(side is None for side in self.window) / 2
+
+    def _known_window(self, grid: tuple[int, int] | None) -> tuple[int, int] | None:
+        if grid is not None:
+            return self._window_of(grid)
+        return None if None in self.window else self.window
+
+    def _window_of(self, grid: tuple[int, int]) -> tuple[int, int]:
+        rows, columns = (
+            size if side is None else min(side, size) if self.clamp else side for side, size in zip(self.window, grid, strict=True)
+        )
+        return rows, columns
+
+    def _shift_of(self, grid: Sequence[int], window: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns by which the windows of a padded grid are moved."""
+        rows, columns = (0 if side >= size else shift for shift, size, side in zip(self.shift, grid, window, strict=True))
+        return rows, columns
+
+    def _prepared(
+        self, tokens: Tokens, shape: tuple[int, ...], padded: tuple[int, ...], window: tuple[int, int], pad: Callable[..., jax.Array]
+    ) -> Tokens:
+        if self.padding == "masked":
+            tokens = super()._prepared(tokens, shape, padded, window, pad)
+        elif tokens.mask is not None:
+            tokens = tokens.replace(mask=pad(tokens.mask, True))
+        if any(shift := self._shift_of(padded, window)):
+            # Rows and columns that come around are other sides; four to a document that there may be already.
+            sides = np.add.outer(*(factor * (np.arange(size) < moved) for factor, size, moved in zip((2, 1), padded, shift, strict=True)))
+            ids = jnp.asarray(sides, jnp.int32)[None]
+            tokens = tokens.replace(segment_ids=ids if tokens.segment_ids is None else 4 * pad(tokens.segment_ids) + ids)
+        return tokens
+
+    def _cut(self, x: jax.Array, window: tuple[int, int]) -> jax.Array:
+        (batch, height, width), (rows, columns) = x.shape[:3], window
+        x = self._moved(x, window, -1).reshape(batch, height // rows, rows, width // columns, columns, *x.shape[3:])
         return jnp.swapaxes(x, 2, 3).reshape(-1, rows, columns, *x.shape[5:])
 
-    def _join(self, groups: jax.Array, shape: Sequence[int]) -> jax.Array:
-        (batch, height, width), (rows, columns) = shape[:3], self.window
+    def _join(self, groups: jax.Array, shape: Sequence[int], window: tuple[int, int]) -> jax.Array:
+        (batch, height, width), (rows, columns) = shape[:3], window
         x = groups.reshape(batch, height // rows, width // columns, rows, columns, -1)
-        return jnp.swapaxes(x, 2, 3).reshape(shape)
+        return self._moved(jnp.swapaxes(x, 2, 3).reshape(shape), window, 1)
+
+    def _moved(self, x: jax.Array, window: tuple[int, int], direction: int) -> jax.Array:
+        shift = self._shift_of(x.shape[1:3], window)
+        return jnp.roll(x, tuple(direction * moved for moved in shift), (1, 2)) if any(shift) else x
 
 
 @register_mixer("grid")
 class Grid(_Partition):
     """The inner mixer among tokens a fixed stride apart, ``window`` of them spread over the whole grid (MaxViT's grid attention)."""
 
-    def _cut(self, x: jax.Array) -> jax.Array:
-        (batch, height, width), (rows, columns) = x.shape[:3], self.window
+    def _cut(self, x: jax.Array, window: tuple[int, int]) -> jax.Array:
+        (batch, height, width), (rows, columns) = x.shape[:3], window
         x = x.reshape(batch, rows, height // rows, columns, width // columns, *x.shape[3:])
         return jnp.moveaxis(x, (2, 4), (1, 2)).reshape(-1, rows, columns, *x.shape[5:])
 
-    def _join(self, groups: jax.Array, shape: Sequence[int]) -> jax.Array:
-        (batch, height, width), (rows, columns) = shape[:3], self.window
+    def _join(self, groups: jax.Array, shape: Sequence[int], window: tuple[int, int]) -> jax.Array:
+        (batch, height, width), (rows, columns) = shape[:3], window
         x = groups.reshape(batch, height // rows, width // columns, rows, columns, -1)
         return jnp.moveaxis(x, (1, 2), (2, 4)).reshape(shape)
 

@@ -1,4 +1,4 @@
-"""Depth-wise convolution over a grid, as a layer."""
+"""Depth-wise convolution over a grid, as a layer and as a token mixer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.initializers import create_initializer, variance_scaling, zeros
+from layers.initializers import create_initializer, truncated_normal, variance_scaling, zeros
+from layers.mixer import Mixer, register_mixer, without_padding
 from layers.module import Module
+from layers.tokens import Tokens
 from pallas_kernels import depthwise_convolution
 from pallas_kernels.depthwise_convolution import Padding
 
@@ -39,3 +41,43 @@ class DepthwiseConv(Module):
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
         return depthwise_convolution(x.astype(dtype), self.kernel[...].astype(dtype), bias, strides=self.strides, padding=self.padding)
+
+
+@register_mixer("depthwise_convolution")
+class DepthwiseConvolution(Mixer):
+    """Depth-wise convolution of a grid, the mixer of ConvNeXt (Liu et al., CVPR 2022): each channel with a kernel of its own.
+
+    Tokens mix with their neighbors up to half the kernel away, by weights that do not depend on them. Masked tokens count as zeros,
+    as what lies beyond the grid.
+    """
+
+    layouts = ("grid",)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        kernel_size: int = 7,
+        use_bias: bool = True,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        kernel_size: tokens along each side of the kernel, an odd number.
+
+        Raises:
+          ValueError: an even size, which has no middle.
+        """
+        if kernel_size % 2 == 0:
+            raise ValueError(f"the kernel of a mixer has a middle: kernel_size must be odd, got {kernel_size}")
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv = DepthwiseConv(features, kernel_size, use_bias=use_bias, kernel_init=kernel_init, **common)
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        return self.conv(without_padding(x, tokens.mask))

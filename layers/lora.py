@@ -20,8 +20,8 @@ from flax.nnx.nn.dtypes import promote_dtype
 
 from layers.initializers import normal, zeros
 from layers.linear import Linear
-from layers.mixer import near
 from layers.state import flatten
+from suggestions import near
 
 LAYERS = ("*blocks.*",)
 """Patterns of all linear layers inside blocks, in any backbone."""

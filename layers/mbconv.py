@@ -16,7 +16,9 @@ from layers.linear import Linear
 from layers.mlp import gelu
 from layers.module import Module
 from layers.norm import Norm, create_norm
+from layers.pool import average_pool
 from layers.squeeze_excite import SqueezeExcite
+from pallas_kernels.exponential import silu
 
 
 class MBConv(Module):
@@ -64,7 +66,7 @@ class MBConv(Module):
         init = variance_scaling(2.0, "fan_in", "normal")
         self.depthwise = DepthwiseConv(hidden, 3, strides=strides, padding="same", use_bias=False, kernel_init=init, **common)
         self.depthwise_norm = create_norm(norm, hidden, epsilon=norm_epsilon, **common)
-        self.squeeze_excite = SqueezeExcite(hidden, int(features * squeeze), **common)
+        self.squeeze_excite = SqueezeExcite(hidden, int(features * squeeze), activation=silu, **common)
         self.project = Linear(hidden, features, **pointwise)
         self.shortcut = None if in_features == features else Linear(in_features, features, **pointwise)
         self.drop = None if drop_path is None else DropPath(drop_path, rngs=rngs)
@@ -76,14 +78,6 @@ class MBConv(Module):
         h = self.activation(self.depthwise_norm(self.depthwise(h)))
         h = self.project(self.squeeze_excite(h))
         h = h if self.drop is None else self.drop(h)
-        x = average_pairs(x) if self.strides == 2 else x
+        x = average_pool(x, 2) if self.strides == 2 else x
         x = x if self.shortcut is None else self.shortcut(x)
         return x + h.astype(x.dtype)
-
-
-def average_pairs(x: jax.Array) -> jax.Array:
-    """Averages 2x2 tokens of (batch, height, width, features); on an odd side the last row or column is repeated."""
-    odd = [(0, size % 2) for size in x.shape[1:3]]
-    x = jnp.pad(x, ((0, 0), *odd, (0, 0)), mode="edge") if any(after for _, after in odd) else x
-    # Four views, added: XLA's reductions over windows are slower on a CPU.
-    return 0.25 * (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2])

@@ -13,10 +13,9 @@ advance its position; windows, chunks and segments are counted from position 0 o
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
@@ -26,6 +25,7 @@ from flax import nnx
 
 from layers.module import Module
 from layers.tokens import Known, Tokens, starts
+from suggestions import near
 
 Layout = Literal["sequence", "grid", "image"]
 State = Any
@@ -109,6 +109,11 @@ class Mixer(Module):
     streaming: Literal["exact", "selection"] = "exact"
     shares: ClassVar[bool] = False
     paper: ClassVar[tuple[int, ...]] = ()
+    # What makes heads is split by columns, what sums them up by rows: one exchange a mixer.
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
+        **dict.fromkeys(("query.kernel", "key.kernel", "value.kernel", "gate.kernel"), (None, "tensor")),
+        "out.kernel": ("tensor", None),
+    }
     causal: bool = False
     ignored: tuple[str, ...] = ()
 
@@ -148,7 +153,7 @@ class Mixer(Module):
         if len(off := begins[begins % multiple != 0]):
             raise ValueError(
                 f"{type(self).__name__} counts tokens from the start of the row: documents must begin at multiples of"
-                f" {multiple}, not at {off[0]} (task.multiple={multiple})"
+                f" {multiple}, not at {off[0]}"
             )
 
     def mix(self, x: jax.Array, tokens: Tokens, /, *beside: Any) -> Any:
@@ -242,12 +247,6 @@ def mixer_class(name: str) -> type[Mixer]:
     if name not in _REGISTRY:
         raise ValueError(f"unknown mixer {name!r}{near(name, _REGISTRY)}; layers.list_mixers() lists all")
     return _REGISTRY[name]
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """": did you mean ...?" with the near matches of ``name`` among ``known``, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=4, cutoff=0.5)
-    return f": did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: nnx.Rngs, place: Place | None = None, **options: Any) -> Mixer:

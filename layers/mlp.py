@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,14 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return gated(x, math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
 
 
+# Hidden features are split by columns where they are made, and by rows where they are summed up: one exchange an MLP.
+_SHARDING: dict[str, tuple[str | None, ...]] = {"gate.kernel": (None, "tensor"), "up.kernel": (None, "tensor"), "down.kernel": ("tensor", None)}
+
+
 class MLP(Module):
     """Linear, activation, linear: ``W2 f(W1 x)``; with ``norm``, ``W2 norm(f(W1 x))`` (Foundation Transformers, arXiv:2210.06423)."""
+
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = _SHARDING
 
     def __init__(
         self,
@@ -67,6 +73,8 @@ class GatedMLP(Module):
 
     GLU Variants Improve Transformer (Shazeer, 2020), eq. 6.
     """
+
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = _SHARDING
 
     def __init__(
         self,

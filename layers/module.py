@@ -88,10 +88,13 @@ class Module(nnx.Module):
 
     Attributes:
       undecayed: names of its parameters that weight decay spares besides all vectors: tables, tokens, decays.
+      sharding: the mesh axis along which each axis of a parameter is split, by the parameter's name below the module
+        ("query.kernel"). Parameters without a rule follow the general one of ``training.sharding``.
       aux_losses: weights of the auxiliary losses that it sows, where the training config gives none.
     """
 
     undecayed: ClassVar[tuple[str, ...]] = ()
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
     aux_losses: ClassVar[Mapping[str, float]] = {}
 
     def sowing(self, kind: type, name: str) -> bool:

@@ -12,7 +12,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import canonicalize_dtype
 
 from layers.broadcast import widened
-from layers.initializers import ones, zeros
+from layers.initializers import InitializerSpec, create_initializer, ones, zeros
 
 # The two-pass variance: the one-pass form (E[x^2] - E[x]^2) cancels when the mean is large.
 LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False, scale_init=ones, bias_init=zeros)
@@ -29,7 +29,16 @@ def _statistics_wide(arrays: Any, *, dtype: Any = None, inexact: bool = True) ->
 class BatchNorm(nnx.BatchNorm):
     """``nnx.BatchNorm`` with a momentum of 0.9: the same parameters and statistics, the same function, in float32 inside."""
 
-    def __init__(self, num_features: int, *, momentum: float = 0.9, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any):
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        momentum: float = 0.9,
+        scale_init: InitializerSpec = ones,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
         """Further options are those of ``nnx.BatchNorm``."""
         # Flax makes the statistics with an XLA program for each size; made for one feature, they and the parameters are replaced.
         common: dict[str, Any] = {"momentum": momentum, "use_fast_variance": False, "promote_dtype": _statistics_wide}
@@ -37,12 +46,43 @@ class BatchNorm(nnx.BatchNorm):
         self.num_features, shape = num_features, (num_features,)
         self.mean, self.var = nnx.BatchStat(zeros(None, shape)), nnx.BatchStat(ones(None, shape))
         if self.scale is not None:
-            self.scale = nnx.Param(ones(None, shape, param_dtype))
+            self.scale = nnx.Param(create_initializer(scale_init)(None, shape, param_dtype))
         if self.bias is not None:
             self.bias = nnx.Param(zeros(None, shape, param_dtype))
 
 
-NORMS: dict[str, Callable[..., nnx.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm}
+class ZeroCenteredRMSNorm(nnx.RMSNorm):
+    """``x / rms(x) * (1 + scale)`` with a scale that begins at 0 (Gemma, arXiv:2403.08295): decay and noise pull it to 1, not to 0."""
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
+        """Further options are those of ``nnx.RMSNorm``."""
+        super().__init__(num_features, scale_init=zeros, promote_dtype=_one_more, rngs=rngs, **options)
+
+
+def _one_more(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """As :func:`_statistics_wide`, with a scale of 1 + the parameter."""
+    x, scale = _statistics_wide(arrays, dtype=dtype, inexact=inexact)
+    return x, 1 + scale
+
+
+class UnitNorm(nnx.Module):
+    """:func:`unit` as a norm, without parameters."""
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
+        """It has the options of other norms and no use for them."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., features) to vectors of length 1."""
+        return unit(x)
+
+
+NORMS: dict[str, Callable[..., nnx.Module]] = {
+    "layer": LayerNorm,
+    "rms": RMSNorm,
+    "zero_centered_rms": ZeroCenteredRMSNorm,
+    "batch": BatchNorm,
+    "unit": UnitNorm,
+}
 
 Norm = str | Callable[..., nnx.Module]
 """A name in :data:`NORMS`, or a callable ``(features, *, dtype, param_dtype, rngs) -> module``."""

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.broadcast import broadcast
+from layers.broadcast import broadcast, widened
 from layers.initializers import create_initializer, truncated_normal, variance_scaling, zeros
-from layers.linear import Conv
+from layers.linear import Conv, Linear
 from layers.mlp import gelu
 from layers.module import Module
-from layers.norm import Norm, create_norm
+from layers.norm import BatchNorm, Norm, create_norm
+from layers.sequential import Sequential
 
 
 class PatchEmbed(Module):
     """Cuts an image into patches and maps each to a token: a convolution whose stride is its size, computed as one matrix product.
 
-    Parameters: ``kernel`` (patch, patch, channels, features), ``bias``.
+    Parameters: ``kernel`` (patch, patch, channels, features), ``bias``, and ``norm.*`` where the tokens have a norm.
     """
 
     def __init__(
@@ -30,6 +31,8 @@ class PatchEmbed(Module):
         features: int,
         *,
         use_bias: bool = True,
+        norm: Norm | None = None,
+        norm_epsilon: float = 1e-5,
         kernel_init: Any = truncated_normal(0.02),
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -37,6 +40,8 @@ class PatchEmbed(Module):
     ):
         self.kernel = nnx.Param(create_initializer(kernel_init)(rngs.params(), (patch_size, patch_size, in_channels, features), param_dtype))
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
+        norms = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm = None if norm is None else create_norm(norm, features, **norms)
         self.patch_size, self.dtype = patch_size, dtype
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -65,13 +70,48 @@ class PatchEmbed(Module):
         patches = images.reshape(batch, height // p, p, width // p, p, channels)
         patches = jnp.swapaxes(patches, 2, 3).reshape(batch, height // p, width // p, p * p * channels)
         y = patches.astype(dtype) @ self.kernel[...].reshape(p * p * channels, -1).astype(dtype)
-        return y if self.bias is None else y + broadcast(self.bias[...], y.shape, dtype)
+        y = y if self.bias is None else y + broadcast(self.bias[...], y.shape, dtype)
+        return y if self.norm is None else self.norm(y)
+
+
+class PatchMerging(Module):
+    """Four neighboring tokens become one: side by side, (0, 0), (1, 0), (0, 1), (1, 1) by row and column, through a linear
+    layer without bias; the norm is before it (Swin) or after it (Swin v2). A grid of odd sides is padded with zeros.
+
+    Swin Transformer (Liu et al., 2021), section 3.1. Parameters: ``norm``, ``reduction``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        norm: Norm = "layer",
+        norm_epsilon: float = 1e-5,
+        norm_first: bool = True,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm = create_norm(norm, 4 * in_features if norm_first else features, epsilon=norm_epsilon, **common)
+        self.reduction = Linear(4 * in_features, features, use_bias=False, kernel_init=kernel_init, **common)
+        self.norm_first = norm_first
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, height, width, in_features) to (batch, height / 2, width / 2, features), rounded up."""
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        batch, height, width, features = x.shape
+        x = x.reshape(batch, height // 2, 2, width // 2, 2, features).transpose(0, 1, 3, 4, 2, 5)
+        x = x.reshape(batch, height // 2, width // 2, 4 * features)
+        return self.reduction(self.norm(x)) if self.norm_first else self.norm(self.reduction(x))
 
 
 class ConvNorm(Module):
-    """Dense convolution, then a norm, then an activation if there is one.
+    """Convolution, dense or in groups, then a norm and an activation where there are any.
 
-    ``padding`` None is half the kernel on each side; "SAME" is TensorFlow's, with the odd zero at the end.
+    ``padding`` is the zeros on each side, None for half the kernel; "SAME" is TensorFlow's, with the odd zero at the end.
     """
 
     def __init__(
@@ -81,8 +121,9 @@ class ConvNorm(Module):
         *,
         kernel_size: int = 3,
         strides: int = 1,
-        padding: Literal["SAME"] | None = None,
-        norm: Norm = "batch",
+        padding: int | Literal["SAME"] | None = None,
+        groups: int = 1,
+        norm: Norm | None = "batch",
         norm_epsilon: float = 1e-5,
         activation: Callable[[jax.Array], jax.Array] | None = None,
         use_bias: bool = True,
@@ -91,13 +132,14 @@ class ConvNorm(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        half = (kernel_size // 2, kernel_size // 2)
+        zeros_each_side = kernel_size // 2 if padding is None else padding
         self.conv = Conv(
             in_features,
             features,
             (kernel_size, kernel_size),
             strides=strides,
-            padding=padding or (half, half),
+            padding=zeros_each_side,
+            feature_group_count=groups,
             use_bias=use_bias,
             kernel_init=create_initializer(kernel_init),
             bias_init=zeros,
@@ -105,19 +147,43 @@ class ConvNorm(Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.norm = create_norm(norm, features, epsilon=norm_epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        norms = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm = None if norm is None else create_norm(norm, features, **norms)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, in_features) to (batch, height / strides, width / strides, features), rounded up."""
-        x = self.norm(self.conv(x))
+        """Maps (batch, height, width, in_features) to (batch, height', width', features); with half a kernel of padding
+        the sides are divided by ``strides`` and rounded up."""
+        x = self.conv(x)
+        x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
 
+    def merged(self) -> ConvNorm:
+        """A convolution that does what this one and its batch norm do in evaluation; itself, with another norm or none.
 
-class ConvStem(nnx.List):
+            kernel' = kernel s;  bias' = beta + (bias - mean) s;  s = gamma / sqrt(variance + epsilon)
+        """
+        norm = self.norm
+        if not isinstance(norm, BatchNorm):
+            return self
+        copy = nnx.clone(self)
+        kernel, bias = copy.conv.kernel, copy.conv.bias
+        scale = jax.lax.rsqrt(widened(norm.var[...]) + norm.epsilon)
+        scale = scale if norm.scale is None else scale * widened(norm.scale[...])
+        offset = -widened(norm.mean[...]) if bias is None else widened(bias[...]) - widened(norm.mean[...])
+        offset = offset * scale if norm.bias is None else offset * scale + widened(norm.bias[...])
+        dtype = kernel[...].dtype
+        kernel.set_value((widened(kernel[...]) * scale).astype(dtype))
+        copy.conv.bias, copy.conv.use_bias = nnx.data(nnx.Param(offset.astype(dtype))), True
+        copy.norm = None
+        return copy
+
+
+class ConvStem(Sequential):
     """3x3 convolutions of stride 2, each halving the image and followed by a norm; all but the last by an activation.
 
-    ``widths`` gives their features: two of them make tokens of 4x4 pixels.
+    ``widths`` gives their features: two of them make tokens of 4x4 pixels. n of them map (batch, height, width, channels) to
+    (batch, height / 2^n, width / 2^n, widths[-1]), rounded up.
     """
 
     def __init__(
@@ -141,9 +207,3 @@ class ConvStem(nnx.List):
                 for i in range(len(widths))
             ]
         )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, channels) to (batch, height / 2^n, width / 2^n, widths[-1]), rounded up."""
-        for layer in self:
-            x = layer(x)
-        return x

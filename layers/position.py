@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from layers.initializers import truncated_normal
+from layers.linear import Linear
 from layers.module import Module
 from layers.tokens import grid_positions as grid_positions
 
@@ -125,33 +128,73 @@ def rotation(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, 
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: jax.Array, positions: jax.Array, *, base: float = 10000.0, dimensions: int | None = None, interleaved: bool = False) -> jax.Array:
-    """Rotates pairs of features by angles proportional to position (RoFormer, Su et al., 2021, eq. 34).
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """A rotary embedding and its options: RoFormer (Su et al., 2021), eq. 34. Pairs of features turn by angles proportional to position.
 
-    Args:
-      x: (batch, length, heads, head_dim).
-      positions: (batch or 1, length), or (batch or 1, length, axes): the features are then shared out
-        evenly between the axes (2-D rotary embedding for grids).
+    Attributes:
       base: the longest wavelength is 2 pi times this.
-      dimensions: how many leading features to rotate; default all.
+      dimensions: how many leading features of a head turn; None for all (GPT-NeoX turns a quarter).
       interleaved: pairs are neighbors (0, 1), (2, 3), ...; else feature i pairs with i + half.
-
-    Raises:
-      ValueError: the rotated features can't be shared out in pairs.
+      factor: angles are divided by it (position interpolation, Chen et al., 2023, arXiv:2306.15595).
+      original_length: where it is given, only slow pairs are divided, as in Llama 3.1: those that turn less than
+        ``low_turns`` times within so many tokens wholly, those that turn more than ``high_turns`` times not at all, and
+        those between by the same line.
+      low_turns, high_turns: as said.
     """
-    dimensions = x.shape[-1] if dimensions is None else dimensions
-    positions = positions[..., None] if positions.ndim == 2 else positions
-    axes = positions.shape[-1]
-    if dimensions % (2 * axes):
-        raise ValueError(f"rotary embedding over {axes} axes needs a number of features divisible by {2 * axes}, got {dimensions}")
-    pairs = dimensions // (2 * axes)
-    frequencies = float(base) ** (-np.arange(pairs, dtype=np.float64) / pairs)
-    cos, sin = (a.reshape(*positions.shape[:2], 1, axes * pairs) for a in rotation(positions, frequencies))
-    turned, rest = x[..., :dimensions].astype(jnp.float32), x[..., dimensions:]
-    a, b = (turned[..., ::2], turned[..., 1::2]) if interleaved else jnp.split(turned, 2, axis=-1)
-    parts = (a * cos - b * sin, b * cos + a * sin)
-    turned = jnp.stack(parts, -1).reshape(turned.shape) if interleaved else jnp.concatenate(parts, -1)
-    return jnp.concatenate([turned.astype(x.dtype), rest], -1)
+
+    base: float = 10000.0
+    dimensions: int | None = None
+    interleaved: bool = False
+    factor: float = 1.0
+    original_length: int | None = None
+    low_turns: float = 1.0
+    high_turns: float = 4.0
+
+    @classmethod
+    def of(cls, given: Rotary | Mapping[str, Any] | float | None) -> Rotary | None:
+        """The embedding of a base or of a mapping of options; None for none."""
+        if given is None or isinstance(given, Rotary):
+            return given
+        return cls(**given) if isinstance(given, Mapping) else cls(float(given))
+
+    def frequencies(self, pairs: int) -> np.ndarray:
+        """Radians a position of each pair: (pairs,) float64, falling."""
+        plain = float(self.base) ** (-np.arange(pairs, dtype=np.float64) / pairs)
+        if self.original_length is None:
+            return plain / self.factor
+        turns = plain * self.original_length / (2 * np.pi)
+        kept = np.clip((turns - self.low_turns) / (self.high_turns - self.low_turns), 0, 1)
+        return plain * (kept + (1 - kept) / self.factor)
+
+    def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Turns the features of ``x``.
+
+        Args:
+          x: (batch, length, heads, head_dim).
+          positions: (batch or 1, length), or (batch or 1, length, axes): the features are then shared out
+            evenly between the axes (2-D rotary embedding for grids).
+
+        Raises:
+          ValueError: the turned features can't be shared out in pairs.
+        """
+        dimensions = x.shape[-1] if self.dimensions is None else self.dimensions
+        positions = positions[..., None] if positions.ndim == 2 else positions
+        axes = positions.shape[-1]
+        if dimensions % (2 * axes):
+            raise ValueError(f"rotary embedding over {axes} axes needs a number of features divisible by {2 * axes}, got {dimensions}")
+        pairs = dimensions // (2 * axes)
+        cos, sin = (a.reshape(*positions.shape[:2], 1, axes * pairs) for a in rotation(positions, self.frequencies(pairs)))
+        turned, rest = x[..., :dimensions].astype(jnp.float32), x[..., dimensions:]
+        a, b = (turned[..., ::2], turned[..., 1::2]) if self.interleaved else jnp.split(turned, 2, axis=-1)
+        parts = (a * cos - b * sin, b * cos + a * sin)
+        turned = jnp.stack(parts, -1).reshape(turned.shape) if self.interleaved else jnp.concatenate(parts, -1)
+        return jnp.concatenate([turned.astype(x.dtype), rest], -1)
+
+
+def rotate(x: jax.Array, positions: jax.Array, **options: Any) -> jax.Array:
+    """``x`` turned by a :class:`Rotary` of these options."""
+    return Rotary(**options)(x, positions)
 
 
 class LearnedPositions(Module):
@@ -206,12 +249,56 @@ class RelativePositionBias(Module):
         Raises:
           ValueError: the number of tokens is not the window's.
         """
-        height, width = self.window
-        if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:
-            raise ValueError(f"a relative bias of a {height}x{width} window got {query_positions.shape[1]} queries and {key_positions.shape[1]} keys")
-        cells = grid_positions(height, width)
-        offset = cells[:, None] - cells[None] + np.array([height - 1, width - 1])
-        return jnp.transpose(self.table[...][offset[..., 0], offset[..., 1]], (2, 0, 1))[None]
+        return _by_offset(self.table[...], self.window, query_positions, key_positions)
+
+
+class ContinuousPositionBias(Module):
+    """A score for every pair of offsets within a window, per head, that an MLP makes of the offset: 16 sigmoid(W2 relu(W1 d + b)).
+
+    Swin Transformer V2 (Liu et al., 2022), eq. 3 and 4: d are the row and the column of the offset on a logarithmic scale,
+    sign(o) log2(1 + 8 |o| / (side - 1)) / 3, with the side of the window that the weights were first trained with, so that they
+    serve other windows too. Parameters: ``offset_up``, ``offset_down`` (linear).
+    """
+
+    undecayed = ("offset_up", "offset_down")
+
+    def __init__(
+        self,
+        window: tuple[int, int],
+        num_heads: int,
+        *,
+        pretrained_window: tuple[int, int] | None = None,
+        hidden: int = 512,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common: dict[str, Any] = {"kernel_init": truncated_normal(0.02), "param_dtype": param_dtype, "rngs": rngs}
+        self.offset_up = Linear(2, hidden, **common)
+        self.offset_down = Linear(hidden, num_heads, use_bias=False, **common)
+        trained = pretrained_window or window
+        self.window, self.pretrained_window = (window[0], window[1]), (trained[0], trained[1])
+
+    def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """As :meth:`RelativePositionBias.__call__`."""
+        table = self.offset_down(jax.nn.relu(self.offset_up(jnp.asarray(log_offsets(self.window, self.pretrained_window)))))
+        return _by_offset(16 * jax.nn.sigmoid(table.astype(jnp.float32)), self.window, query_positions, key_positions)
+
+
+def log_offsets(window: tuple[int, int], pretrained_window: tuple[int, int]) -> np.ndarray:
+    """The offsets within a window on the scale of :class:`ContinuousPositionBias`: (2 height - 1, 2 width - 1, 2) float32."""
+    sides = [8 * np.arange(1 - side, side, dtype=np.float32) / max(first - 1, 1) for side, first in zip(window, pretrained_window, strict=True)]
+    offsets = np.stack(np.meshgrid(*sides, indexing="ij"), -1)
+    return (np.sign(offsets) * np.log2(np.abs(offsets) + 1) / np.float32(3)).astype(np.float32)
+
+
+def _by_offset(table: jax.Array, window: tuple[int, ...], query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+    """Scores (1, heads, tokens, tokens) of a window in row-major order, of a table (2 height - 1, 2 width - 1, heads)."""
+    height, width = window
+    if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:
+        raise ValueError(f"a relative bias of a {height}x{width} window got {query_positions.shape[1]} queries and {key_positions.shape[1]} keys")
+    cells = grid_positions(height, width)
+    offset = cells[:, None] - cells[None] + np.array([height - 1, width - 1])
+    return jnp.transpose(table[offset[..., 0], offset[..., 1]], (2, 0, 1))[None]
 
 
 class ALiBi(Module):

@@ -12,24 +12,24 @@ from flax import nnx
 from layers.initializers import variance_scaling
 from layers.linear import Linear
 from layers.module import Module
-from pallas_kernels.exponential import silu
 
 
 class SqueezeExcite(Module):
-    """``x * sigmoid(W2 f(W1 mean(x)))``, the mean over rows and columns; ``hidden`` features in between."""
+    """``x * sigmoid(W2 f(W1 mean(x)))``, the mean over rows and columns; ``hidden`` features in between, by default a 16th."""
 
     def __init__(
         self,
         features: int,
-        hidden: int,
+        hidden: int | None = None,
         *,
-        activation: Callable[[jax.Array], jax.Array] = silu,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
         kernel_init: Any = variance_scaling(2.0, "fan_out", "normal"),
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        hidden = max(features // 16, 1) if hidden is None else hidden
         self.squeeze = Linear(features, hidden, **common)
         self.excite = Linear(hidden, features, **common)
         self.activation = activation

@@ -9,9 +9,10 @@ from tasks.procedural import Procedural
 from tasks.recall import Copying, InductionHeads, MultiQueryRecall, Passkey, SelectiveCopying
 from tasks.registry import create, list_tasks, lookup, register
 from tasks.state_tracking import Parity, PermutationTracking
-from tasks.task import DerivesFigures, Describes, Examples, Explains, Metrics, Task
+from tasks.task import Aligns, DerivesFigures, Describes, Examples, Explains, Metrics, Task
 
 __all__ = [
+    "Aligns",
     "Classification",
     "Copying",
     "DerivesFigures",

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from suggestions import unknown
 from tasks import datasets
 from tasks.augment import Augment, Preprocess, Transform
 from tasks.distillation import Distillation, Teacher
 from tasks.mixing import Mixing, erase, mix, smoothed
-from tasks.registry import construct, register, unknown
+from tasks.registry import construct, register
 from tasks.task import Batch, Metrics, Model, ReportsLogits
 
 _PAIRS = 20  # of confused classes, in the file at the end of a run

@@ -182,8 +182,6 @@ class LanguageModeling:
       prompt: how the sample at the end of a run begins; None is the beginning of a held-out document.
       packing: rows of whole documents that do not see each other, for models that honor ``segment_ids``; one longer
         than a row fills rows of its own, and what is left of it is one document more.
-      multiple: with ``packing``, documents begin in their row at multiples of this many tokens, for models whose mixers
-        count chunks or segments from the row's start.
 
     Raises:
       ValueError: unknown names or options (near ones are named), or data that can't be used.
@@ -202,15 +200,9 @@ class LanguageModeling:
         special_tokens: bool = False,
         prompt: str | None = None,
         packing: bool = False,
-        multiple: int = 1,
     ):
         if sequence_length < 1:
             raise ValueError(f"sequence_length is at least 1, not {sequence_length}")
-        if multiple < 1 or sequence_length % multiple:
-            raise ValueError(
-                f"documents begin at multiples of {multiple} tokens, which must divide sequence_length="
-                f"{sequence_length}"
-            )
         options = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
         if "name" not in options:
             raise ValueError("dataset needs name=, such as 'stdlib'")
@@ -221,12 +213,26 @@ class LanguageModeling:
         self._dataset = texts.create(self.dataset_name, **options)
         self.splits = self._dataset.splits
         self.report = "; ".join(filter(None, (self._dataset.report, self.tokenizer.report)))
-        self._packing, self._multiple = packing, multiple
+        self._packing, self._multiple = packing, 1
         self._examples: dict[str, Windows | PackedDocuments] = {}
 
     def model_options(self) -> dict[str, Any]:
         """Returns vocab_size."""
         return {"vocab_size": self.tokenizer.vocab_size}
+
+    def align(self, multiple: int) -> None:
+        """As :class:`tasks.Aligns`, where documents are packed.
+
+        Raises:
+          ValueError: ``multiple`` does not divide the length of a row.
+        """
+        if self._packing and self._length % multiple:
+            nearest = max(round(self._length / multiple), 1) * multiple
+            raise ValueError(
+                f"packed documents begin at multiples of {multiple} tokens for this model, which must divide"
+                f" sequence_length={self._length}: take {nearest}"
+            )
+        self._multiple, self._examples = multiple, {}
 
     def examples(self, split: str) -> Windows | PackedDocuments:
         """Returns the windows of a split, or its rows of documents.

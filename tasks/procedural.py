@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.registry import unknown
+from suggestions import unknown
 from tasks.task import Batch, Metrics, Model
 
 SPLITS = ("train", "validation", "test")

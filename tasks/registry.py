@@ -1,25 +1,17 @@
-"""Tasks by name, and the error message for a misspelled name."""
+"""Tasks by name."""
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from suggestions import unknown
 from tasks.task import Task
 
 _TASKS: dict[str, Callable[..., Task]] = {}
 _Class = TypeVar("_Class", bound=Callable[..., Any])
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Returns the message for a name that does not exist: near matches first, else all there are."""
-    choices = sorted(known)
-    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
-    listed = ", ".join(choices[:30]) + (", ..." if len(choices) > 30 else "")
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {listed or 'none'}"
-    return f"unknown {kind} {name!r}: {hint}"
 
 
 def construct(kind: str, make: Callable[..., Any], options: dict[str, Any]) -> Any:
@@ -36,6 +28,22 @@ def construct(kind: str, make: Callable[..., Any], options: dict[str, Any]) -> A
     if missing:
         raise ValueError(f"{kind} needs {', '.join(f'{name}=' for name in missing)}")
     return make(**options)
+
+
+def construct_named(kind: str, classes: Mapping[str, str], name: str, options: dict[str, Any]) -> Any:
+    """Makes the one of several data sets that has a name; its file under tasks/datasets is imported only then: TFDS takes a second.
+
+    Args:
+      kind: of thing, for messages.
+      classes: "file.Class" by name.
+
+    Raises:
+      ValueError: an unknown name or option (near ones are named), or data that can't be used.
+    """
+    if name not in classes:
+        raise ValueError(unknown(kind, name, classes))
+    file, _, cls = classes[name].partition(".")
+    return construct(f"{kind} {name}", getattr(importlib.import_module(f"tasks.datasets.{file}"), cls), options)
 
 
 def register(name: str) -> Callable[[_Class], _Class]:

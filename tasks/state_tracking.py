@@ -10,8 +10,9 @@ import itertools
 
 import numpy as np
 
+from suggestions import unknown
 from tasks.procedural import Procedural
-from tasks.registry import register, unknown
+from tasks.registry import register
 
 
 def permutations(objects: int, even: bool = False) -> np.ndarray:

@@ -106,6 +106,15 @@ class DerivesFigures(Protocol):
 
 
 @runtime_checkable
+class Aligns(Protocol):
+    """A task whose rows may hold several documents, for models that count tokens in chunks from the start of a row."""
+
+    def align(self, multiple: int) -> None:
+        """Lets documents begin at multiples of so many tokens of a row. Called before any example is read."""
+        ...
+
+
+@runtime_checkable
 class Describes(Protocol):
     """A task that can describe its data."""
 

@@ -87,7 +87,9 @@ def build(config: ConfigDict, weights: str | None = None, run: str | Path | None
         **{option: True for option in ("remat", "scan") if config[option]},
     }
     places = sharding.of_model(sharding.create_mesh(config.mesh))
-    model = zoo.create(config.model, rngs=nnx.Rngs(config.seed), dtype=config.dtype, param_dtype=config.param_dtype, shardings=places, **given)
+    model: Any = zoo.create(config.model, rngs=nnx.Rngs(config.seed), dtype=config.dtype, param_dtype=config.param_dtype, shardings=places, **given)
+    if isinstance(task, tasks.Aligns):
+        task.align(model.segment_multiple)
     lora = config.get("lora")
     if lora and lora.rank:
         zoo.add_lora(model, rank=lora.rank, alpha=lora.alpha or None, patterns=lora.patterns, rngs=nnx.Rngs(config.seed + 1))

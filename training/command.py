@@ -19,7 +19,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from tasks.registry import unknown
+from suggestions import unknown
 
 _HOME = Path(__file__).resolve().parent.parent
 

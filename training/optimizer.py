@@ -18,7 +18,7 @@ from flax import nnx
 
 from layers import lora
 from layers.linear import linear_matrices
-from tasks.registry import unknown
+from suggestions import unknown
 from training.precision import ROUNDINGS, in_float32
 
 Rate = jax.Array | float

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tasks.registry import unknown
+from suggestions import unknown
 
 Schedule = Callable[[Any], jax.Array]
 

@@ -11,7 +11,6 @@ places arrays, except ops that exchange less than the compiler would, and kernel
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +22,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from layers.state import flatten
 from pallas_kernels.sequence import ROW_AXES as ROWS
-from tasks.registry import unknown
+from suggestions import unknown
+from zoo.backbones.model import Model
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 SMALLEST = 1024
@@ -97,7 +97,7 @@ def of_state(mesh: Mesh) -> NamedSharding:
 def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> NamedSharding:
     """Sharding of a parameter.
 
-    The first of ``rules`` whose pattern matches ``name`` places the axis ``tensor``; without one it takes the largest
+    The one of ``rules`` for ``name`` places the axis ``tensor``; without one it takes the largest
     axis of the parameter that it divides, once ``fsdp`` has taken its own. Small parameters, and those that nothing
     divides, are copied.
 
@@ -105,7 +105,7 @@ def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) ->
       ValueError: a rule names a mesh axis that does not divide the parameter's, or has another number of axes.
     """
     axes: list[str | None] = [None] * len(shape)
-    rule = next((axes for pattern, axes in rules.items() if fnmatch.fnmatchcase(name, pattern)), None)
+    rule = rules.get(name)
     if rule is not None and all(axis is None or mesh.shape[axis] == 1 for axis in rule):
         rule = None
     if rule is not None:
@@ -175,5 +175,5 @@ def of_model(mesh: Mesh) -> Callable[[nnx.Module], dict[str, NamedSharding]] | N
 
 
 def rules_of(model: Any) -> Rules:
-    """The sharding rules of an architecture: its attribute ``sharding``, or none."""
-    return getattr(model, "sharding", {})
+    """The sharding rules of a model of the zoo; none of another."""
+    return model.sharding_rules() if isinstance(model, Model) else {}

@@ -19,8 +19,8 @@ from flax import nnx
 
 from layers.module import AuxLogits, AuxLoss, Module, Sown, Statistic, collecting
 from layers.state import assign, flatten
+from suggestions import unknown
 from tasks import Explains, Task
-from tasks.registry import unknown
 from training import precision
 from training.optimizer import Optimizer
 from training.schedule import Schedule

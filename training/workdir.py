@@ -27,7 +27,7 @@ ADDED: dict[str, Any] = {
     "patience": 0,
     "optimizer": {"rounding": "master"},
     "task": {
-        "class_weights": "", "packing": False, "multiple": 1,
+        "class_weights": "", "packing": False,
         "distillation": {"teacher": {"name": "", "weights": ""}, "kind": "hard", "weight": 0.5, "temperature": 1.0},
     },
 }  # fmt: skip

@@ -10,6 +10,7 @@ from zoo.generation import Generation, generate, stream
 from zoo.inspection import capture
 from zoo.prediction import predict
 from zoo.registry import ModelConfig, Preprocess, list_models, register, register_family, variant
+from zoo.reparameterization import reparameterize
 from zoo.summaries import Summary, summary
 from zoo.version import __version__
 from zoo.weights import WeightsError, load, save
@@ -33,6 +34,7 @@ __all__ = [
     "preprocess",
     "register",
     "register_family",
+    "reparameterize",
     "save",
     "save_adapters",
     "stream",

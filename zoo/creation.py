@@ -78,10 +78,12 @@ def create(
 
 
 def _described(entry: Variant, weights: Any, asked: Collection[str]) -> dict[str, Any]:
-    """Fields in which a model whose weights come with a description differs from the variant, except those ``asked``
-    for."""
-    if not isinstance(weights, str | Path) or entry.release(str(weights)) is not None:
+    """Fields in which a model with weights that come with a description, or are released for images of another size,
+    differs from the variant, except those ``asked`` for."""
+    if not isinstance(weights, str | Path):
         return {}
+    if (release := entry.release(str(weights))) is not None:
+        return {} if release.image_size is None else {"image_size": release.image_size}
     if str(weights).startswith("hf://"):
         open_source(weights)  # first: an unreachable source is tried once, and reported as weights
     described = describe(entry, weights).fields

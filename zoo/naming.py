@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -239,6 +239,10 @@ class Naming:
       config: fields in which a model that holds all of such a file differs from the variant.
       prefix: what whole models put before all names but the head's, and bare backbones leave out.
       ignore: released names, as templates, that are not part of the model.
+      buffers: released constants that our model computes, by template: functions ``(config, where)`` of the configuration and
+        the template's fields, as numbers where they are; None where a module has no such constant. They belong to the modules
+        that have the template's name without its last component. Written always; files may leave them out, or have been
+        made for images of another size, whose constants have other shapes.
     """
 
     rules: Sequence[tuple[Any, ...]]
@@ -247,6 +251,7 @@ class Naming:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prefix: str = ""
     ignore: tuple[str, ...] = ()
+    buffers: Mapping[str, Callable[[Any, Mapping[str, Any]], np.ndarray | None]] = dataclasses.field(default_factory=dict)
 
     def ignores(self, name: str) -> bool:
         return any(re.fullmatch(template_pattern(template), name) for template in self.ignore)
@@ -257,7 +262,8 @@ class Naming:
 
     @functools.cached_property
     def _names(self) -> re.Pattern[str]:
-        patterns = (re.sub(r"\(\?P<\w+>", "(?:", template_pattern(template)) for released, *_ in self.rules for template in _tuple(released))
+        templates = [template for released, *_ in self.rules for template in _tuple(released)] + list(self.buffers)
+        patterns = (re.sub(r"\(\?P<\w+>", "(?:", template_pattern(template)) for template in templates)
         return re.compile(rf"(?:{'|'.join(patterns)})(?:[./][^./]+)?")
 
     def names_of(self, ours: Iterable[str]) -> list[str]:
@@ -284,6 +290,7 @@ class Entry:
       shapes: of our arrays.
       context: for the operations.
       constant: value of a released array that our model does not have.
+      computed: the constant is a buffer, whose value a file must have too.
       optional: released names that a file may leave out.
       table: index of our array that is resampled to another grid, or None.
     """
@@ -294,6 +301,7 @@ class Entry:
     shapes: tuple[Shape, ...]
     context: Context
     constant: np.ndarray | None = None
+    computed: bool = False
     optional: tuple[str, ...] = ()
     table: int | None = None
 
@@ -385,7 +393,25 @@ def plan(naming: Naming, shapes: Mapping[str, Shape], config: Any) -> list[Entry
         optional = released[1:] if any(isinstance(op, Tie) for op in operations) else ()
         entries += [Entry(released, ours, operations, own, where, optional=optional, table=table), *constants]
     firsts = {entry.released[0] for entry in entries}
+    entries += _buffers(naming, entries, context)
     return [entry.untied() if firsts & set(entry.optional) else entry for entry in entries]
+
+
+def _buffers(naming: Naming, entries: list[Entry], context: Context) -> list[Entry]:
+    """The constants of the modules that released names are of."""
+    parts = [name.split(".") for entry in entries for name in entry.released] if naming.buffers else []
+    modules = dict.fromkeys(".".join(name[:end]) for name in parts for end in range(len(name)))
+    found = []
+    for template, make in naming.buffers.items():
+        parent, _, last = template.rpartition(".")
+        for module in modules:
+            if (match := re.fullmatch(template_pattern(parent), module)) is None:
+                continue
+            value = make(context.config, {key: int(v) if v.isdigit() else v for key, v in match.groupdict().items()})
+            if value is not None:
+                name = f"{module}.{last}" if module else last
+                found.append(Entry((name,), (), (), (), context, value, computed=True, optional=(name,)))
+    return found
 
 
 def _leaf(
@@ -397,7 +423,8 @@ def _leaf(
     constants = []
     if leaf == "mean":  # PyTorch's batch norm also counts its batches; nothing depends on the count.
         constants = [
-            Entry((f"{name}.num_batches_tracked",), (), (), (), context, np.zeros((), np.int64), (f"{name}.num_batches_tracked",)) for name in released
+            Entry((count,), (), (), (), context, np.zeros((), np.int64), optional=(count,))
+            for count in (f"{name}.num_batches_tracked" for name in released)
         ]
     if leaf == "kernel" and len(shapes[0]) in _TORCH_KERNELS:
         operations = (*operations, _Permute(_TORCH_KERNELS[len(shapes[0])]))

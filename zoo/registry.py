@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers import making
-from layers.mixer import MixerSpec, near
+from layers.mixer import MixerSpec
+from suggestions import near
 from zoo.naming import Naming
 from zoo.preprocessing import Preprocess as Preprocess
 
@@ -29,7 +30,7 @@ class ModelConfig:
       pattern: mixers of successive blocks, repeated over the depth, or a mapping of blocks to mixers as
         ``{"every": "mamba", 5: "attention"}`` (:func:`zoo.backbones.model.choose`); None is one mixer for all.
       shared: all blocks of a stage are one: its parameters are used at every depth (ALBERT).
-      drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first.
+      drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first. Blocks that are one all have it.
       dropout: of tokens and branch outputs.
       remat: recompute each block in the backward pass.
       scan: compile equal neighboring blocks once.
@@ -57,6 +58,7 @@ class Release:
       classes: of its head; 0 for none.
       licence: SPDX name, as stated where it was released.
       mean, std, interpolation, crop_fraction, crop_mode: as in :class:`Preprocess`.
+      image_size: pixels of the square images that it was made for; None where they are the variant's.
     """
 
     source: str
@@ -67,6 +69,7 @@ class Release:
     interpolation: str = "bicubic"
     crop_fraction: float = 0.875
     crop_mode: str = "center"
+    image_size: int | None = None
 
     @property
     def preprocess(self) -> dict[str, Any]:

@@ -163,10 +163,11 @@ def _own_input_shape(model: nnx.Module) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What counting needs from a call of one part."""
+    """What counting needs from a call of one part; ``again`` says that its parameters are an earlier part's."""
 
     name: str
     kind: str
+    again: bool
     graphdef: nnx.GraphDef
     state: nnx.State
     arguments: tuple[Any, Any]
@@ -185,20 +186,26 @@ def _parts(module: nnx.Module, name: str = "") -> list[tuple[str, nnx.Module]]:
 
 def _watch(model: nnx.Module, calls: list[_Call]) -> None:
     """Makes every part of ``model``, a copy made for this trace alone, note its calls."""
-    for _, module in nnx.iter_modules(model):
+    again: set[str] = set()  # names of further places of one block, whose parameters count once
+    for path, module in nnx.iter_modules(model):
         if isinstance(module, Stack):
             # A scanned or recomputed block is another copy, which is not observed.
             module.scan = module.remat = False
+            for i, block in enumerate(module):
+                if any(block is module[before] for before in range(i)):
+                    setattr(module, str(i), nnx.clone(block))
+                    again.add(".".join(map(str, (*path, i))))
     for name, part in _parts(model):
         cls = type(part)
         if not callable(part):
             continue
         graphdef, state = nnx.split(part)
+        known = (name, name in again, graphdef, _abstract(state))
 
-        def call(self: Any, *args: Any, _cls: type = cls, _known: tuple[Any, ...] = (name, graphdef, _abstract(state)), **kwargs: Any) -> Any:
+        def call(self: Any, *args: Any, _cls: type = cls, _known: tuple[Any, ...] = known, **kwargs: Any) -> Any:
             y = _cls.__call__(self, *args, **kwargs)
-            name, graphdef, state = _known
-            calls.append(_Call(name, _cls.__name__, graphdef, state, (_abstract(args), _abstract(kwargs)), _output_shape(y)))
+            name, again, graphdef, state = _known
+            calls.append(_Call(name, _cls.__name__, again, graphdef, state, (_abstract(args), _abstract(kwargs)), _output_shape(y)))
             return y
 
         metaclass: Any = type(cls)
@@ -216,7 +223,7 @@ def _rows(calls: list[_Call]) -> list[Row]:
         key = (call.graphdef, treedef, tuple(leaves))
         if key not in counted:
             counted[key] = _flops(call)
-        parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.filter_state(call.state, nnx.Param)))
+        parameters = 0 if call.again else sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.filter_state(call.state, nnx.Param)))
         before = rows.get(call.name)
         rows[call.name] = Row(call.name, call.kind, call.output, parameters, counted[key] + (before.flops if before else 0))
     return list(rows.values())

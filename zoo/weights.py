@@ -22,8 +22,9 @@ from flax import nnx
 
 from layers.initializers import aligned
 from layers.lora import adapters
-from layers.mixer import near
+from layers.stack import Stack
 from layers.state import assign, flatten
+from suggestions import near
 from zoo.descriptions import Description, describe
 from zoo.files import write_arrays
 from zoo.naming import ZOO, Entry, Naming, Tie, plan
@@ -263,7 +264,7 @@ def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, r
 def _known(model: nnx.Module, rules: Naming, tensors: Tensors) -> int:
     """How many of the file's names the naming has a place for."""
     if rules is not ZOO:
-        return sum(rules.covers(name) for name in tensors)
+        return sum(rules.covers(name) or rules.ignores(name) for name in tensors)
     ours, extras = flatten(model), getattr(model, "extras", ())
     return sum(name in ours or name.split(".")[0] in extras for name in tensors)
 
@@ -307,7 +308,7 @@ def _compare(name: str, rules: Naming, form: Form, entries: list[Entry], tensors
         present = {n: tensors[n].shape for n in line.released if n in tensors}
         wrong = [f"{n} is {present[n]}, the model has {shape}" for n, shape in line.released_shapes().items() if n in present and present[n] != shape]
         other = line.with_grid_of(present) if wrong else None
-        misshaped += [] if other else wrong
+        misshaped += [] if other or line.computed else wrong
         chosen.append(other or line)
     spare = [re.compile(pattern) for pattern in ([rf"{part}\..*" for part in gone] if rules is ZOO else rules.names_of(gone))]
     unexpected = [n for n in tensors if n not in expected and not rules.ignores(n) and not any(pattern.fullmatch(n) for pattern in spare)]
@@ -320,6 +321,8 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
     tables: dict[str, Any] = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     resampled: dict[tuple[str, str], list[str]] = {}
     for line in match.entries:
+        if line.computed:
+            _check_computed(line, match.tensors, source)
         if not line.ours:
             continue
         held = [n for n in line.released if n in match.tensors]
@@ -346,6 +349,16 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
         warnings.warn(f"{which} made for a grid of {made_for} and {'are' if others else 'is'} resampled to {wanted_grid}", stacklevel=4)
 
 
+def _check_computed(line: Entry, tensors: Tensors, source: Any) -> None:
+    """Refuses a file whose constant of a size differs from what the model computes there."""
+    (name,), value = line.released, line.constant
+    if value is None or name not in tensors or tensors[name].shape != value.shape:
+        return
+    # Whole numbers exactly; another library's logarithm may differ in its last bit.
+    if not np.allclose(tensors[name].read(), value, rtol=1e-5, atol=1e-6):
+        raise WeightsError(f"{name} of {_told(source)} is not what the model computes: it is a constant, and the file holds other values")
+
+
 def _warn_of(model: Any, described: Description, source: Any, keep: Iterable[str]) -> None:
     """Reports what the description next to the weights says and is not followed."""
     theirs = described.fields
@@ -368,6 +381,8 @@ def _adopt(model: Any, entry: Variant, form: Form, source: Any, described: bool)
         setattr(model, part, None)
     for part in (part for part, names in theirs.items() if names != ours.get(part)):
         setattr(model, part, nnx.data(getattr(form.parts, part)))  # its arrays are among those that are about to be assigned
+    if form.config.shared and getattr(form.config, "depth", None) != getattr(model.config, "depth", None):
+        model.blocks = Stack([model.blocks[0]] * form.config.depth, remat=form.config.remat, scan=form.config.scan)
     changed = [f"{name}={value!r}" for name, value in vars(form.config).items() if value != getattr(model.config, name)]
     warnings.warn(f"{_told(source)} holds a model with {', '.join(changed)}: this one has become such a model", stacklevel=4)
     model.config = form.config
@@ -379,9 +394,13 @@ def _restate(model: nnx.Module, other: nnx.Module) -> None:
     ours = dict(nnx.iter_modules(model))
     for path, theirs in nnx.iter_modules(other):
         for name, value in vars(theirs).items():
-            plain = isinstance(value, bool | int | float | str | tuple) or (callable(value) and not isinstance(value, nnx.Pytree | nnx.Variable))
-            if plain and path in ours and not name.startswith("_") and vars(ours[path]).get(name) != value:
+            given = vars(ours[path]).get(name) if path in ours else value
+            if not name.startswith("_") and value != given and (_is_setting(value) or (value is None and _is_setting(given))):
                 setattr(ours[path], name, value)
+
+
+def _is_setting(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str | tuple) or (callable(value) and not isinstance(value, nnx.Pytree | nnx.Variable))
 
 
 def _parts(names: Iterable[str]) -> dict[str, set[str]]:

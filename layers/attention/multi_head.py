@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,14 +15,21 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.broadcast import broadcast
-from layers.initializers import normal, truncated_normal, zeros
+from layers.initializers import constant, normal, truncated_normal, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding, register_mixer
 from layers.module import Diagnostic
 from layers.norm import Norm, create_norm
-from layers.position import default_positions, rotate
+from layers.position import Rotary, default_positions
 from layers.tokens import Tokens, continued, numbered
 from pallas_kernels import attention, attention_weights
+from pallas_kernels.attention.masks import Score
+
+
+@functools.cache
+def soft_cap(cap: float) -> Callable[..., jax.Array]:
+    """The score ``cap tanh(x / cap)`` (Gemma 2, arXiv:2408.00118); one function for each cap, because programs are compiled for a function."""
+    return lambda x, *_: cap * jnp.tanh(x / cap)
 
 
 @struct.dataclass
@@ -82,7 +91,7 @@ class MultiHeadAttention(Mixer):
     """Multi-head softmax (or sigmoid) attention, to the sequence itself or to a context.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``,
-    ``sinks``, ``persistent``, ``bias.*`` where asked for.
+    ``logit_scale``, ``sinks``, ``persistent``, ``bias.*`` where asked for.
     """
 
     supports_causal = True
@@ -97,14 +106,17 @@ class MultiHeadAttention(Mixer):
         head_dim: int | None = None,
         causal: bool = False,
         window: int | None = None,
-        rotary: float | None = None,
+        rotary: Rotary | Mapping[str, Any] | float | None = None,
+        score: Score | None = None,
         bias: Callable[..., nnx.Module] | None = None,
         qk_norm: Norm | None = None,
+        logit_scale: float | None = None,
         sinks: bool = False,
         persistent: int = 0,
         normalize: str = "softmax",
         scale: float | None = None,
         use_bias: bool = True,
+        key_bias: bool | None = None,
         out_bias: bool | None = None,
         context_features: int | None = None,
         dropout: float = 0.0,
@@ -117,21 +129,29 @@ class MultiHeadAttention(Mixer):
           num_heads, num_kv_heads, head_dim: query heads; key and value heads, which divide them
             (grouped-query attention); features of a head (default features / num_heads).
           window: attend to tokens less than ``window`` away (causal: the last ``window``, this one included).
-          rotary: base of a rotary position embedding; None for none. 1-D or 2-D as the positions are.
+          rotary: base of a rotary position embedding, or the options of :class:`layers.position.Rotary`; None for none. 1-D or
+            2-D as the positions are.
+          score: of :func:`pallas_kernels.attention`, a function of the scaled logits, as ``soft_cap(50.0)``.
           bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
           qk_norm: norm of each query and key head.
+          logit_scale: initial value of a learned scale of the scores for each head, at most 100, in place of ``scale``: with
+            ``qk_norm="unit"`` cosine attention (Swin Transformer V2, Liu et al., 2022, eq. 2).
           sinks: a learned extra logit a head in the softmax's denominator.
           persistent: learned tokens that every query attends to, whatever the window; they have no position.
           normalize: "softmax" or "sigmoid".
           scale: of the scores; default head_dim ** -0.5.
+          use_bias, key_bias, out_bias: biases of all projections, and of those of keys and of the output where they differ.
           context_features: features of the context; makes this cross attention.
           dropout: of the output.
 
         Raises:
-          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or persistent tokens for sigmoid or cross attention.
+          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or two scales, or persistent tokens with a score,
+            or for sigmoid or cross attention.
         """
-        if persistent and (normalize != "softmax" or context_features is not None):
-            raise ValueError("persistent tokens need softmax attention to the sequence itself: leave them out, or the sigmoid or context")
+        if scale is not None and logit_scale is not None:
+            raise ValueError("scale= is the scale of the scores, and logit_scale= a learned one: give one of them")
+        if persistent and (normalize != "softmax" or context_features is not None or score is not None):
+            raise ValueError("persistent tokens need plain softmax attention to the sequence itself: leave them out, or the sigmoid, score or context")
         if head_dim is None and features % num_heads:
             raise ValueError(f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that divides it")
         num_kv_heads = num_kv_heads or num_heads
@@ -141,19 +161,23 @@ class MultiHeadAttention(Mixer):
         source = features if context_features is None else context_features
         common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query = Linear(features, num_heads * head_dim, use_bias=use_bias, **common)
-        self.key = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
+        self.key = Linear(source, num_kv_heads * head_dim, use_bias=use_bias if key_bias is None else key_bias, **common)
         self.value = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
         self.out = Linear(num_heads * head_dim, features, use_bias=use_bias if out_bias is None else out_bias, **common)
         norm = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.key_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
+        self.logit_scale = None
+        if logit_scale is not None:
+            self.logit_scale = nnx.Param(constant(math.log(logit_scale))(rngs.params(), (num_heads,), param_dtype))
+            scale = 1.0
         self.sinks = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype)) if sinks else None
         self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
         self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.causal, self.window, self.rotary = causal, window, rotary
-        self.normalize, self.scale, self.cross = normalize, scale, context_features is not None
+        self.causal, self.window, self.rotary = causal, window, Rotary.of(rotary)
+        self.normalize, self.scale, self.score, self.cross = normalize, scale, score, context_features is not None
 
     @property
     def complexity(self) -> float:
@@ -265,7 +289,11 @@ class MultiHeadAttention(Mixer):
 
     def _query_heads(self, x: jax.Array) -> jax.Array:
         q = self.query(x).reshape(*x.shape[:2], self.num_heads, self.head_dim)
-        return q if self.query_norm is None else self.query_norm(q)
+        q = q if self.query_norm is None else self.query_norm(q)
+        if self.logit_scale is None:
+            return q
+        factor = jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), math.log(100.0)))
+        return q * factor[:, None].astype(q.dtype)
 
     def _project_key_value(self, x: jax.Array, positions: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         k, v = self._key_value_heads(x)
@@ -279,7 +307,7 @@ class MultiHeadAttention(Mixer):
     def _place(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
         if self.rotary is None:
             return x
-        return rotate(x, default_positions(x.shape[1]) if positions is None else positions, base=self.rotary)
+        return self.rotary(x, default_positions(x.shape[1]) if positions is None else positions)
 
     def _attend(
         self,
@@ -303,6 +331,7 @@ class MultiHeadAttention(Mixer):
         options: dict[str, Any] = {
             "bias": bias,
             "mask": mask,
+            "score": self.score,
             "causal": self.causal and not self.cross,
             "window": window,
             "scale": self.scale,
@@ -325,5 +354,9 @@ class MultiHeadAttention(Mixer):
             seen, more = attention(self._query_heads(x), pk, pv, scale=self.scale, return_lse=True)
             # One softmax over both: each part by its share of the denominator.
             y = y + jax.nn.sigmoid(more - lse)[..., None].astype(y.dtype) * (seen - y)
-        y = self.out(y.reshape(*y.shape[:2], self.num_heads * self.head_dim))
+        return self._project_out(y)
+
+    def _project_out(self, y: jax.Array) -> jax.Array:
+        """From what the heads found, (batch, length, heads, features of each), to the output."""
+        y = self.out(y.reshape(*y.shape[:2], -1))
         return y if self.dropout is None else self.dropout(y)

@@ -27,11 +27,12 @@ from layers.initializers import constant, normal, variance_scaling
 from layers.linear import Linear
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.learning import MemoryInputs, MemoryState, initial_state, learn, parallel
-from layers.mixer import Mixer, near, register_mixer
+from layers.mixer import Mixer, register_mixer
 from layers.state_space.mamba2 import GatedRMSNorm
 from layers.tokens import Tokens, continued
 from pallas_kernels import sequence
 from pallas_kernels.exponential import silu, softplus
+from suggestions import near
 
 # Initial gates, our choice. Momentum prolongs a step; forgetting at each token limits how far back a memory can recall.
 STEP, MOMENTUM, FORGET = 0.25, 0.12, 0.0025

@@ -15,7 +15,7 @@ from pallas_kernels.attention.cases import CASES, SHAPES
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.dispatch import Implementation, Later, Op
 
-tpu, gpu, splash = (Later(f"{__name__}.{module}") for module in ("mosaic_tpu", "mosaic_gpu", "splash"))
+tpu, gpu, splash = (Later(f"{__name__}.{module}") for module in ("tpu.mosaic", "gpu.mosaic", "tpu.splash"))
 _op = Op(
     "attention",
     (

@@ -6,12 +6,11 @@ any image classification set that TFDS has prepared as array_record.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from PIL import Image
 
-from tasks.registry import construct, unknown
+from tasks.registry import construct_named
 
 
 class Source(Protocol):
@@ -46,26 +45,8 @@ class ImageDataset(Protocol):
         ...
 
 
-def _digits() -> Callable[..., ImageDataset]:
-    from tasks.datasets.digits import Digits
-
-    return Digits
-
-
-def _folder() -> Callable[..., ImageDataset]:
-    from tasks.datasets.folder import Folder
-
-    return Folder
-
-
-def _prepared() -> Callable[..., ImageDataset]:
-    from tasks.datasets.prepared import Prepared
-
-    return Prepared
-
-
-# imported when asked for: TFDS takes a second
-_DATASETS: dict[str, Callable[[], Callable[..., ImageDataset]]] = {"digits": _digits, "folder": _folder, "tfds": _prepared}
+DATASETS = {"digits": "digits.Digits", "folder": "folder.Folder", "tfds": "prepared.Prepared"}
+"""Classes by the name of the data set."""
 
 
 def create(name: str, **options: Any) -> ImageDataset:
@@ -74,6 +55,4 @@ def create(name: str, **options: Any) -> ImageDataset:
     Raises:
       ValueError: an unknown name or option (near ones are named), or data that can't be used.
     """
-    if name not in _DATASETS:
-        raise ValueError(unknown("data set", name, _DATASETS))
-    return construct(f"data set {name}", _DATASETS[name](), options)
+    return construct_named("data set", DATASETS, name, options)

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tasks.registry import unknown
+from suggestions import unknown
 
 _HELD_OUT_AT_MOST = 10_000  # enough to distinguish checkpoints: 0.4 % standard error of the accuracy
 

@@ -1,7 +1,7 @@
 """Any text set of TFDS that is on disk as array_record (lm1b, pg19, tiny_shakespeare, ...), read without TensorFlow.
 
 The set's own splits serve. One that it lacks, "validation" or "test", is the 5 % of "train" that
-:func:`tasks.datasets.texts.split_of` puts there by the example's number.
+:func:`tasks.datasets.split.split_of` puts there by the example's number.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from suggestions import unknown
 from tasks.datasets.prepared import open_builder
-from tasks.datasets.texts import SPLITS, split_of
-from tasks.registry import unknown
+from tasks.datasets.split import SPLITS, split_of
 
 
 class _Documents(Sequence[bytes]):

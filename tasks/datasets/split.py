@@ -11,6 +11,16 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 0.05
+"""The part of all documents that each of the validation and test splits gets."""
+
+
+def split_of(key: str) -> str:
+    """The split of the document named ``key``: by its SHA-256 alone, so that no other document moves it."""
+    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+    return "test" if place < HELD_OUT else "validation" if place < 2 * HELD_OUT else "train"
+
 
 def hold_out(keys: Sequence[str], labels: Sequence[int], count: int) -> list[int]:
     """Chooses ``count`` examples, from each class in proportion to its size.

@@ -5,7 +5,7 @@ installed packages, the manual that pydoc keeps as one file, and files written w
 array_record of TFDS, without TensorFlow.
 
 The split is by file: the SHA-256 of a module's path within the library ("json/decoder.py") puts 5 % of
-the modules into the test split and 5 % into the validation split (:func:`tasks.datasets.texts.split_of`).
+the modules into the test split and 5 % into the validation split (:func:`tasks.datasets.split.split_of`).
 A module that two versions of Python share is in the same split in both.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tasks.datasets.texts import SPLITS, split_of
+from tasks.datasets.split import SPLITS, split_of
 
 _LEFT_OUT = frozenset({"test", "tests", "idle_test", "pydoc_data", "__pycache__", "site-packages", "dist-packages", "lib-dynload"})
 _VERSION = f"python-{platform.python_version()}"

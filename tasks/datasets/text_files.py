@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.datasets.texts import HELD_OUT, SPLITS, split_of
+from tasks.datasets.split import HELD_OUT, SPLITS, split_of
 
 
 class TextFiles:

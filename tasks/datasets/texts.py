@@ -6,15 +6,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from tasks.registry import construct, unknown
-
-SPLITS = ("train", "validation", "test")
-HELD_OUT = 0.05
-"""The part of all documents that each of the validation and test splits gets."""
+from tasks.registry import construct_named
 
 
 class TextDataset(Protocol):
@@ -35,32 +30,8 @@ class TextDataset(Protocol):
         ...
 
 
-def split_of(key: str) -> str:
-    """The split of the document named ``key``: by its SHA-256 alone, so that no other document moves it."""
-    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
-    return "test" if place < HELD_OUT else "validation" if place < 2 * HELD_OUT else "train"
-
-
-def _stdlib() -> Callable[..., TextDataset]:
-    from tasks.datasets.stdlib_text import StandardLibrary
-
-    return StandardLibrary
-
-
-def _files() -> Callable[..., TextDataset]:
-    from tasks.datasets.text_files import TextFiles
-
-    return TextFiles
-
-
-def _prepared() -> Callable[..., TextDataset]:
-    from tasks.datasets.prepared_text import PreparedText
-
-    return PreparedText
-
-
-# imported when asked for: TFDS takes a second
-_DATASETS: dict[str, Callable[[], Callable[..., TextDataset]]] = {"stdlib": _stdlib, "files": _files, "tfds": _prepared}
+TEXTS = {"stdlib": "stdlib_text.StandardLibrary", "files": "text_files.TextFiles", "tfds": "prepared_text.PreparedText"}
+"""Classes by the name of the text set."""
 
 
 def create(name: str, **options: Any) -> TextDataset:
@@ -69,6 +40,4 @@ def create(name: str, **options: Any) -> TextDataset:
     Raises:
       ValueError: an unknown name or option (near ones are named), or data that can't be used.
     """
-    if name not in _DATASETS:
-        raise ValueError(unknown("text set", name, _DATASETS))
-    return construct(f"text set {name}", _DATASETS[name](), options)
+    return construct_named("text set", TEXTS, name, options)

@@ -80,7 +80,7 @@ def test_arguments_reach_their_fields(name):
     ("argument", "message"),
     [
         ("imagnet", "unknown config argument 'imagnet': did you mean 'imagenet'"),
-        ("zzz", "unknown config argument 'zzz': there are: digits, imagenet, folder, tfds"),
+        ("zzz", "unknown config argument 'zzz': there are: digits, folder, imagenet, tfds"),
         ("imagenet,varant=tiny", "'varant': did you mean 'variant'"),
         ("imagenet,variant=tinny", "unknown variant 'tinny': did you mean 'tiny'"),
         ("imagenet,tiny", "'tiny' is not of the form name=value"),

@@ -18,6 +18,7 @@ from flax import nnx
 
 import layers
 from layers import Mixer, Place
+from layers.attention.multi_head import soft_cap
 from layers.memory.choices import KL, MIRAS_STRUCTURE, GradientDescent, Memory, MLPMemory
 from layers.position import ALiBi
 
@@ -26,8 +27,8 @@ PADDED = LENGTH + 6
 
 ATTENTION = {
     "plain": {},
-    "grouped": {"num_heads": 4, "num_kv_heads": 2, "qk_norm": "rms", "rotary": 100.0},
-    "window": {"window": 5, "rotary": 100.0},
+    "grouped": {"num_heads": 4, "num_kv_heads": 2, "qk_norm": "rms", "rotary": {"base": 100.0, "dimensions": 2}},
+    "window": {"window": 5, "rotary": 100.0, "score": soft_cap(2.0)},
     "persistent": {"window": 5, "rotary": 100.0, "persistent": 3},
     "sinks": {"sinks": True, "bias": lambda num_heads, rngs: ALiBi(num_heads)},
     "sigmoid": {"normalize": "sigmoid", "scale": 0.5},
@@ -39,12 +40,18 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "dense": {"topk": None, "enhance": "input", "use_bias": False},
         "random": {"regions": 2, "topk": 1, "routing": "random", "enhancement_size": 0},
     },
+    "focal_modulation": {"plain": {}, "deep": {"levels": 3, "normalize": True, "inner_norm": True, "use_bias": False}, "mean": {"levels": 0}},
     "routing": {
         "plain": {"clusters": 1024},
         "window": {"clusters": 3, "window": 6},
         "last": {"clusters": 3, "window": 4, "membership": "causal", "relative": 3},
     },
-    "windowed": {"plain": {"window": 4}, "oblong": {"window": (2, 3)}},
+    "windowed": {
+        "plain": {"window": 4},
+        "oblong": {"window": (2, 3)},
+        "shifted": {"window": 4, "shift": 2, "padding": "zeros"},
+        "stripes": {"window": (None, 2)},
+    },
     "grid": {"plain": {"window": 4}, "oblong": {"window": (2, 3)}},
     "dilated": {"plain": {}, "window": {"rate": 3, "inner": {"name": "attention", "window": 2, "rotary": 100.0}}},
     "dilated_attention": {

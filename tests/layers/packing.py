@@ -77,11 +77,13 @@ def both(mix: Mix, rows: Rows, params: Any, x: np.ndarray, weight: np.ndarray) -
     mask = rows.alone(rows.mask, False)
     hidden = x.dtype.type(np.nan if floating else 0)
     given = np.where(rows.mask[..., None], x, hidden) if floating else x
-    (slope, y), (slope_alone, y_alone) = run(params, (given, weight, rows.mask, rows.ids), (rows.alone(x), rows.alone(weight), mask))
-    slopes = [slope, slope_alone] if floating else [(slope, ()), (slope_alone, ())]
-    moved = jax.tree.map(lambda g: rows.alone(np.asarray(g)), slopes[0][1])
+    (slope, y), (slope_alone, y_alone) = run(
+        params, (given, weight, rows.mask, rows.ids), (rows.alone(x), rows.alone(weight), mask)
+    )
     y, y_alone = rows.alone(np.asarray(y))[mask], np.asarray(y_alone)[mask]
-    return (y, (slopes[0][0], moved)), (y_alone, slopes[1])
+    if not floating:
+        return (y, (slope,)), (y_alone, (slope_alone,))
+    return (y, (slope[0], rows.alone(np.asarray(slope[1])))), (y_alone, slope_alone)
 
 
 def read(extend: Callable[..., Any], state: Any, rows: Rows, x: np.ndarray, size: int = 8, seed: int = 0) -> np.ndarray:

@@ -130,6 +130,17 @@ def test_parallel_branches_read_what_the_one_before_reads() -> None:
         Block({"mixer": Branch(Doubling(), order="parallel")}, features=8, rngs=nnx.Rngs(0))
 
 
+def test_a_parallel_branch_without_norm_has_the_scale_and_drop_path_of_the_one_before() -> None:
+    branches = {"mixer": Doubling(), "channel": Branch(Adding(1.0), order="parallel", norm=None)}
+    block = Block(branches, features=8, layer_scale=0.5, drop_path=0.5, rngs=nnx.Rngs(0))
+    assert {"channel_norm", "channel_scale", "channel_drop"}.isdisjoint(vars(block))
+    block.eval()
+    h = normalised(X)
+    np.testing.assert_allclose(block(X), X + 0.5 * (2 * h + h + 1), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="'channel' has no norm and so is part of 'mixer'"):
+        Block({"mixer": Doubling(), "channel": Branch(Adding(1.0), order="parallel", norm=None, scale=1.0)}, features=8, rngs=nnx.Rngs(0))
+
+
 def test_the_skip_may_be_scaled() -> None:
     block = Block({"mixer": Branch(Doubling(), norm=None, skip=Adding(5.0))}, features=8, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(block(X), (X + 5) + 2 * X, rtol=1e-6)

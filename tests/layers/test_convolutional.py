@@ -1,14 +1,17 @@
-"""Patch embedding, stems and depth-wise convolution equal the general convolution."""
+"""Patch embedding, stems, convolutions, pooling and bottlenecks equal the general operations, and refuse what they can't do."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from layers import ConvStem, PatchEmbed
+from layers import BasicBlock, Bottleneck, ConvNorm, ConvStem, DepthwiseConvolution, MultiHeadAttention, PatchEmbed, create_gate
 from layers.depthwise import DepthwiseConv
+from layers.pool import average_pool, max_pool
 from tests.layers.mixer_cases import relative
 
 RNG = np.random.default_rng(0)
@@ -46,3 +49,66 @@ def test_patch_embedding_names_the_divisor() -> None:
 def test_each_convolution_of_a_stem_halves_rounding_up(size: int) -> None:
     stem = ConvStem(3, (4, 6), rngs=nnx.Rngs(0))
     assert jax.eval_shape(lambda x: nnx.clone(stem)(x), normal(1, size, size, 3)).shape == (1, -(-size // 4), -(-size // 4), 6)
+
+
+@pytest.mark.parametrize(("padding", "groups", "size"), [(None, 1, 4), (0, 2, 3), (2, 4, 5)])
+def test_padding_and_groups_of_a_convolution(padding: int | None, groups: int, size: int) -> None:
+    ours = ConvNorm(4, 8, strides=2, padding=padding, groups=groups, norm=None, rngs=nnx.Rngs(0))
+    theirs = nnx.Conv(4, 8, (3, 3), strides=2, padding=1 if padding is None else padding, feature_group_count=groups, rngs=nnx.Rngs(0))
+    theirs.kernel[...] = ours.conv.kernel[...]
+    x = normal(1, 7, 7, 4)
+    assert ours(x).shape == (1, size, size, 8)
+    assert relative(ours(x), theirs(x)) < 1e-6
+
+
+def reduced(x: np.ndarray, start: float, function: Any, size: int, strides: int, before: int, after: tuple[int, int]) -> np.ndarray:
+    """XLA's reduction over windows."""
+    sides = ((0, 0), *((before, n) for n in after), (0, 0))
+    return np.asarray(jax.lax.reduce_window(x, start, function, (1, size, size, 1), (1, strides, strides, 1), sides))
+
+
+@pytest.mark.parametrize(("size", "strides", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 3, 0)])
+def test_maxima_of_windows(size: int, strides: int, padding: int) -> None:
+    x = normal(2, 9, 12, 3)
+    want = reduced(x, -np.inf, jax.lax.max, size, strides, padding, (padding, padding))
+    np.testing.assert_array_equal(max_pool(x, size, strides, padding), want)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_means_of_windows_count_the_tokens_there_are(size: int) -> None:
+    x = normal(2, 9, 11, 3)
+    rest = (-9 % size, -11 % size)
+    sums, counts = (reduced(a, 0.0, jax.lax.add, size, size, 0, rest) for a in (x, np.ones_like(x)))
+    assert relative(average_pool(x, size), sums / counts) < 1e-6
+
+
+def test_a_block_that_strides_averages_what_a_mixer_gives() -> None:
+    mixer = DepthwiseConvolution(4, kernel_size=3, rngs=nnx.Rngs(0))
+    block = Bottleneck(6, 16, mixer=mixer, strides=2, rngs=nnx.Rngs(1))
+    block.eval()
+    x = normal(1, 5, 6, 6)
+    h = jax.nn.relu(block.reduce_norm(block.reduce(x)))
+    h = jax.nn.relu(block.mixer_norm(average_pool(mixer(h), 2)))
+    want = jax.nn.relu(block.shortcut(x) + block.expand_norm(block.expand(h)))
+    assert want.shape == (1, 3, 3, 16)
+    assert relative(block(x), want) < 1e-6
+
+
+def test_a_block_of_zero_init_is_its_shortcut() -> None:
+    x = normal(1, 5, 5, 8)
+    for block in (BasicBlock(8, 8, zero_init=True, rngs=nnx.Rngs(0)), Bottleneck(8, 8, zero_init=True, rngs=nnx.Rngs(0))):
+        np.testing.assert_array_equal(block(x), np.maximum(x, 0))
+
+
+def test_what_convolutional_parts_refuse() -> None:
+    rngs = nnx.Rngs(0)
+    with pytest.raises(ValueError, match="BasicBlock does not honor mask: its convolutions and norms see all tokens alike; leave it out"):
+        BasicBlock(4, 4, rngs=rngs)(normal(1, 3, 3, 4), np.ones((1, 3, 3), bool))
+    with pytest.raises(ValueError, match='shortcut is "convolution" or "average", got \'pool\''):
+        BasicBlock(4, 4, shortcut="pool", rngs=rngs)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="groups=2 are of the 3x3 convolution, in whose place there is MultiHeadAttention"):
+        Bottleneck(8, 8, groups=2, mixer=MultiHeadAttention(2, num_heads=1, rngs=rngs), rngs=rngs)
+    with pytest.raises(ValueError, match="unknown gate 'squeeze': did you mean 'squeeze_excite'"):
+        create_gate("squeeze", 8, rngs=rngs)
+    with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
+        DepthwiseConvolution(4, kernel_size=4, rngs=rngs)

@@ -125,7 +125,7 @@ def test_in_a_model_of_ones_own() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="rank of adapters is at least 1, got 0"):
         layers.add_lora(vit(), rank=0)
-    with pytest.raises(ValueError, match=r"no linear layer matches 'blocks.0.mixer.qery': did you mean blocks.0.mixer.query"):
+    with pytest.raises(ValueError, match=r"no linear layer matches 'blocks.0.mixer.qery': did you mean 'blocks.0.mixer.query'"):
         layers.add_lora(vit(), patterns=("blocks.0.mixer.qery",))
     with pytest.raises(ValueError, match=r"has adapters already: merge_lora\(model\) first"):
         layers.add_lora(layers.add_lora(vit()))

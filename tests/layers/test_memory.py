@@ -327,7 +327,7 @@ def test_memory_of_training_is_linear_in_length() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="unknown memory 'titan': did you mean titans"):
+    with pytest.raises(ValueError, match="unknown memory 'titan': did you mean 'titans'"):
         NeuralMemory(8, num_heads=2, memory="titan", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="chunk must be at least 1; got 0"):
         NeuralMemory(8, num_heads=2, chunk=0, rngs=nnx.Rngs(0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers.position import ALiBi, LearnedPositions, RelativePositionBias, grid_positions, resample_table, rotate, rotation, sincos_table
+from layers.position import ALiBi, LearnedPositions, RelativePositionBias, Rotary, grid_positions, resample_table, rotate, rotation, sincos_table
 
 RNG = np.random.default_rng(0)
 
@@ -65,6 +65,19 @@ def test_rotary_scores_are_the_same_far_out(axes: int, interleaved: bool) -> Non
 
     for start in (10**6, 2**24, 10**8, 2**31 - 8):
         assert score(start) == pytest.approx(score(0), abs=1e-4)
+
+
+def test_rotary_divides_the_angles_of_all_pairs_or_of_slow_ones() -> None:
+    plain = Rotary(500_000.0).frequencies(32)
+    np.testing.assert_allclose(Rotary(500_000.0, factor=8.0).frequencies(32), plain / 8)
+    scaled = Rotary.of({"base": 500_000.0, "factor": 8.0, "original_length": 8192})
+    assert scaled is not None
+    turns, kept = 8192 * plain / (2 * np.pi), scaled.frequencies(32) / plain
+    np.testing.assert_allclose(kept[turns > 4], 1)
+    np.testing.assert_allclose(kept[turns < 1], 1 / 8)
+    between = kept[(turns > 1) & (turns < 4)]
+    assert len(between) > 1
+    assert ((between > 1 / 8) & (between < 1)).all()
 
 
 def test_rotary_refuses_what_makes_no_pairs() -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import attention, dispatch, hopper
-from pallas_kernels.attention import hopper_tiles, mosaic_gpu
 from pallas_kernels.attention.blocks import band_cover
+from pallas_kernels.attention.gpu import mosaic, tiles
 from pallas_kernels.dispatch import OPS
 
 needs_interpreter = pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing()))
@@ -52,7 +52,7 @@ def evaluate(implementation: str, options: dict[str, Any], arrays: dict[str, jax
 @needs_interpreter
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mosaic_gpu, "FEWEST_QUERIES", 1)
+    monkeypatch.setattr(mosaic, "FEWEST_QUERIES", 1)
     case = next(c for c in OPS["attention"].cases if c.name == name)
     made = {n: np.asarray(x) for n, x in case.arrays(np.random.default_rng(0)).items()}
     rounded = {n: x.astype(np.float16) if np.issubdtype(x.dtype, np.floating) else x for n, x in made.items()}
@@ -73,14 +73,14 @@ def test_agrees_with_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_blocks_by_arithmetic_are_those_of_the_cover(reach: tuple[int | None, int | None], transposed: bool) -> None:
     """Each visible block once, whole ones first, whatever the lengths."""
     for q_length, k_length in ((512, 512), (328, 1000), (1000, 328)):
-        spec = hopper_tiles.Spec(1, 1, 1, q_length, k_length, k_length, reach, 1.0, False, 2, 128, 64, False)
+        spec = tiles.Spec(1, 1, 1, q_length, k_length, k_length, reach, 1.0, False, 2, 128, 64, False)
         if transposed:
             left, right = reach
             cover = band_cover(right, left, k_length, q_length, spec.tile, spec.back_block)
         else:
             cover = band_cover(*reach, q_length, k_length, spec.tile, spec.block)
         for tile in range(spec.k_tiles if transposed else spec.q_tiles):
-            found = hopper_tiles.visit(spec, None, 0, 0, jnp.int32(tile), transposed=transposed)
+            found = tiles.visit(spec, None, 0, 0, jnp.int32(tile), transposed=transposed)
             visited = [int(found.block(jnp.int32(j))) for j in range(int(found.total))]
             assert sorted(visited) == np.flatnonzero(cover.some[tile]).tolist()
             assert visited[: int(found.whole)] == np.flatnonzero(cover.every[tile]).tolist()

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+
+from layers import flatten
+from zoo.naming import plan
+from zoo.registry import abstract, variant
 
 torch = pytest.importorskip("torch", reason="the reference implementation needs PyTorch")
 
@@ -57,6 +61,33 @@ def randomise(reference: Any, seed: int = 0) -> dict[str, np.ndarray]:
         value.copy_(torch.from_numpy(noise))
     reference.eval()
     return {name: value.numpy().copy() for name, value in reference.state_dict().items()}
+
+
+def released_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that a model would be saved with, under its family's first naming."""
+    rules = next(iter(variant(model.variant).rules.values()))
+    entries = plan(rules, {name: tuple(leaf.shape) for name, leaf in flatten(model).items()}, model.config)
+    return {name: shape for line in entries for name, shape in line.released_shapes().items()}
+
+
+def assert_listed_as_by_timm(name: str, reference: str, default_cfgs: Mapping[str, Any], leave_out: Collection[str] = ()) -> None:
+    """Names, shapes, parameter count and released checkpoints of a variant are those of timm's model ``reference``; nothing is
+    allocated. ``leave_out`` are tags that we do not list."""
+    entry = variant(name)
+    with torch.device("meta"):
+        theirs = timm.create_model(reference)
+    ours: Any = abstract(entry, entry.config)
+    ours.variant = name
+    assert released_shapes(ours) == {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
+    assert sum(p.numel() for p in theirs.parameters()) == entry.parameters
+    tagged = {tag: cfg for tag, cfg in default_cfgs[reference].cfgs.items() if tag not in leave_out}
+    assert list(entry.releases) == list(tagged)
+    for tag, release in entry.releases.items():
+        cfg = tagged[tag]
+        assert (release.source, release.classes, release.licence) == (f"hf://timm/{reference}.{tag}", cfg.num_classes, cfg.license or "unstated")
+        images_as = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation, "crop_fraction": cfg.crop_pct}
+        assert release.preprocess == {**images_as, "crop_mode": cfg.crop_mode or "center"}
+        assert (release.image_size or entry.config.image_size) == cfg.input_size[1]  # type: ignore[attr-defined]
 
 
 def released(reference: Any, folder: Path) -> dict[str, np.ndarray]:

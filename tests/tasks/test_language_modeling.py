@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 import tasks
 import tokenization
 from tasks.datasets import stdlib_text, texts
+from tasks.datasets.split import SPLITS, split_of
 from tasks.datasets.stdlib_text import modules, source_of
 from tasks.language_modeling import LanguageModeling, Stream, Windows
 from tasks.packing import pack
@@ -56,7 +57,7 @@ def test_evaluation_covers_exactly_the_split(folder: Path, length: int) -> None:
     texts_of: dict[str, list[str]] = {split: [] for split in task.splits}
     for path in sorted(folder.rglob("*.txt"), key=lambda path: path.relative_to(folder).as_posix()):
         if path.stat().st_size and ".hidden" not in path.parts:
-            texts_of[texts.split_of(path.relative_to(folder).as_posix())].append(path.read_text())
+            texts_of[split_of(path.relative_to(folder).as_posix())].append(path.read_text())
     for split, documents in texts_of.items():
         assert bytes(covered(task, split)) == b"".join(text.encode() + b"\0" for text in documents)
         sizes = [task.examples(split).get(i, None)["bytes"] for i in range(len(task.examples(split)))]
@@ -125,7 +126,7 @@ def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert source_of(root / names[0]) == f"# {names[0]}\nx = 1\n".encode()
     dataset = texts.create("stdlib", data_dir=str(tmp_path / "tfds"))
     found = {split: [document.decode().partition("\n")[0][2:] for document in dataset.documents(split)] for split in dataset.splits}
-    assert found == {split: [name for name in sorted(names[:300]) if texts.split_of(name) == split] for split in texts.SPLITS}
+    assert found == {split: [name for name in sorted(names[:300]) if split_of(name) == split] for split in SPLITS}
     assert sorted(name for split in found.values() for name in split) == sorted(names[:300])
     monkeypatch.setattr(stdlib_text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "nothing")})
     assert texts.create("stdlib", data_dir=str(tmp_path / "tfds")).documents("test")  # prepared once, read ever after
@@ -136,8 +137,8 @@ def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_split_of_a_name_is_fixed() -> None:
     """A change here would leak test text into training between versions."""
     held = {"test": ["chunk.py", "copyreg.py", "email/__init__.py"], "validation": ["bz2.py", "calendar.py", "enum.py"], "train": ["json/decoder.py", "ast.py"]}
-    assert all(texts.split_of(name) == split for split, names in held.items() for name in names)
-    share = [texts.split_of(str(i)) for i in range(4000)]
+    assert all(split_of(name) == split for split, names in held.items() for name in names)
+    share = [split_of(str(i)) for i in range(4000)]
     for split in ("test", "validation"):
         assert abs(share.count(split) / 4000 - 0.05) < 4 * (0.05 * 0.95 / 4000) ** 0.5
 
@@ -309,13 +310,14 @@ def documents_of(folder: Path, split: str) -> list[bytes]:
     return [
         b"\0" + (folder / name).read_bytes() + b"\0"
         for name in names
-        if texts.split_of(name) == split and (folder / name).stat().st_size and name[0] != "."
+        if split_of(name) == split and (folder / name).stat().st_size and name[0] != "."
     ]
 
 
 @pytest.mark.parametrize(("length", "multiple"), [(1000, 1), (64, 16), (7, 1)])
 def test_packed_rows_hold_whole_documents_exactly_once(folder: Path, length: int, multiple: int) -> None:
-    task = task_on(folder, sequence_length=length, packing=True, multiple=multiple)
+    task = task_on(folder, sequence_length=length, packing=True)
+    task.align(multiple)
     rows = task.examples("train")
     found: list[bytes] = []
     for index in range(len(rows)):
@@ -375,5 +377,6 @@ def test_packed_documents_are_predicted_as_if_alone(folder: Path) -> None:
 
 
 def test_documents_begin_where_rows_can_be_cut(folder: Path) -> None:
-    with pytest.raises(ValueError, match="begin at multiples of 48 tokens, which must divide sequence_length=64"):
-        task_on(folder, sequence_length=64, packing=True, multiple=48)
+    with pytest.raises(ValueError, match=r"begin at multiples of 48 tokens .* must divide sequence_length=64: take 48"):
+        task_on(folder, sequence_length=64, packing=True).align(48)
+    task_on(folder, sequence_length=64).align(48)  # windows hold no documents to align

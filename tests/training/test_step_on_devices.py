@@ -22,6 +22,7 @@ pytestmark = pytest.mark.full
 FAMILIES: dict[str, dict[str, Any]] = {
     "biformer": {"features": (8,), "depths": (1,), "num_heads": (2,), "topk": (2,)},
     "maxvit": {"features": (16,), "depths": (1,), "num_heads": (2,), "window": 4},
+    "gemma": {"depth": 1},
     "longnet": {"depth": 1, "segments": (16, 32), "rates": (1, 2)},
     "routing_transformer": {"depth": 1},
     "mamba": {"depth": 1},

@@ -1,4 +1,4 @@
-"""BERT against transformers: random weights mapped by name, and the released weights of all-MiniLM-L6-v2, without a download."""
+"""BERT and ALBERT against transformers: random weights mapped by name, and the released weights of all-MiniLM-L6-v2, without a download."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ transformers = pytest.importorskip("transformers", reason="the reference impleme
 pytestmark = pytest.mark.reference
 
 TOLERANCE = 1e-5
-DEPTH = 3
+DEPTH, EMBEDDED = 3, 12
 THEIRS = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 24}
 OURS = {"vocab_size": 61, "features": 32, "depth": DEPTH, "num_heads": 4, "mlp_ratio": 2.0, "max_length": 24}
 RNG = np.random.default_rng(1)
@@ -39,18 +39,30 @@ KINDS = [
     ("BertForPreTraining", {}, "prediction_logits", "transformers"),
     ("BertModel", {"output": "pooled"}, "pooler_output", "bare"),
     ("BertForSequenceClassification", {"num_classes": 7}, "logits", "transformers"),
+    ("AlbertForMaskedLM", {}, "logits", "transformers"),
+    ("AlbertForPreTraining", {}, "prediction_logits", "transformers"),
+    ("AlbertModel", {"output": "pooled"}, "pooler_output", "bare"),
+    ("AlbertForSequenceClassification", {"num_classes": 7}, "logits", "transformers"),
 ]
+QUICK = ("BertForMaskedLM", "AlbertForMaskedLM")
 
 
-@pytest.mark.parametrize(("kind", "options", "output", "naming"), tiered(KINDS, lambda kind: kind == KINDS[0]), ids=[kind[0] for kind in KINDS])
+def ours_of(kind: str, **options: Any) -> Any:
+    """Ours of the same sizes: three blocks of BERT, or ALBERT's one three times, with embeddings of another width."""
+    if kind.startswith("Albert"):
+        return zoo.create("albert_nano", **OURS, embedding_features=EMBEDDED, **options)
+    return zoo.create("bert_tiny", **OURS, **options)
+
+
+@pytest.mark.parametrize(("kind", "options", "output", "naming"), tiered(KINDS, lambda kind: kind[0] in QUICK), ids=[kind[0] for kind in KINDS])
 def test_matches_transformers(kind: str, options: dict[str, Any], output: str, naming: str, tmp_path: Path, record_property: Any) -> None:
     """Output, every hidden state, and the gradient with respect to words and to every parameter, on padded rows."""
     cls = getattr(transformers, kind)
-    theirs = cls(transformers.BertConfig(**THEIRS, num_labels=7, attn_implementation="eager"))
+    embedded = {"embedding_size": EMBEDDED} if kind.startswith("Albert") else {}
+    theirs = cls(cls.config_class(**THEIRS, **embedded, num_labels=options.get("num_classes", 2), attn_implementation="eager"))
     randomise(theirs)
     file = released(theirs, tmp_path)
-    ours = zoo.create("bert_tiny", weights=tmp_path, **OURS, **options)
-    ours.eval()
+    ours = ours_of(kind, weights=tmp_path, **options)
     assert same_bits(export(ours, naming=naming), file)
 
     words = theirs.get_input_embeddings()(torch.from_numpy(TOKENS))
@@ -82,7 +94,7 @@ def test_matches_transformers(kind: str, options: dict[str, Any], output: str, n
         assert np.abs(ours_by_name[name] - gradient).max() < TOLERANCE * scale, name
     differences = [relative(a, b) for a, b in pairs]
     reference = f"transformers {transformers.__version__} {kind}"
-    record_property("parity", {"architecture": "bert_tiny", "reference": reference, "kind": "live", "mapped": len(file), "difference": max(differences)})
+    record_property("parity", {"architecture": ours.variant, "reference": reference, "kind": "live", "mapped": len(file), "difference": max(differences)})
     assert max(differences) < TOLERANCE
 
 
@@ -95,27 +107,32 @@ def test_a_state_dict_with_its_tied_head() -> None:
     assert set(state) - set(ours) == {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
 
 
-def test_a_file_of_ours_loads_in_transformers(tmp_path: Path) -> None:
-    theirs = transformers.BertForMaskedLM(transformers.BertConfig(**THEIRS))
+@pytest.mark.parametrize("kind", QUICK)
+def test_a_file_of_ours_loads_in_transformers(kind: str, tmp_path: Path) -> None:
+    cls = getattr(transformers, kind)
+    embedded = {"embedding_size": EMBEDDED} if kind.startswith("Albert") else {}
+    theirs = cls(cls.config_class(**THEIRS, **embedded))
     randomise(theirs)
     theirs.save_pretrained(tmp_path)
-    ours = zoo.create("bert_tiny", **OURS, rngs=nnx.Rngs(4))
-    ours.eval()
+    ours = ours_of(kind, rngs=nnx.Rngs(4))
     zoo.save(ours, tmp_path / "model.safetensors")
-    again, told = transformers.BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    again, told = cls.from_pretrained(tmp_path, output_loading_info=True)
     assert not told["missing_keys"]
     assert not told["unexpected_keys"]
     again.eval()
     assert relative(ours(TOKENS, MASK), again(torch.from_numpy(TOKENS), torch.from_numpy(MASK).long()).logits.detach().numpy()) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", [*zoo.list_models("bert_*"), "minilm_l6"])
+@pytest.mark.parametrize("name", [*zoo.list_models("bert_*"), "minilm_l6", *zoo.list_models("albert_*")])
 def test_parameter_counts(name: str) -> None:
     c: Any = variant(name).config
     sizes = {"hidden_size": c.features, "num_hidden_layers": c.depth, "num_attention_heads": c.num_heads, "intermediate_size": 4 * c.features}
     with torch.device("meta"):
         config = transformers.BertConfig(**sizes)
-        theirs = transformers.BertForMaskedLM(config) if c.output == "vocabulary" else transformers.BertModel(config, add_pooling_layer=False)
+        if name.startswith("albert"):
+            theirs = transformers.AlbertForMaskedLM(transformers.AlbertConfig(**sizes, embedding_size=c.embedding_features))
+        else:
+            theirs = transformers.BertForMaskedLM(config) if c.output == "vocabulary" else transformers.BertModel(config, add_pooling_layer=False)
     assert parameter_count(abstract(variant(name), c)) == sum(p.numel() for p in theirs.parameters())
 
 

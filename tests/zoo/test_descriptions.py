@@ -18,6 +18,7 @@ from tests.tiers import tiered
 
 VIT: dict[str, Any] = {"features": 24, "depth": 2, "num_heads": 2, "image_size": 16, "patch_size": 8, "num_classes": 3}
 BERT: dict[str, Any] = {"features": 24, "depth": 2, "num_heads": 2, "vocab_size": 30, "num_classes": 3}
+DECODER: dict[str, Any] = {"features": 16, "depth": 2, "num_heads": 2, "vocab_size": 30}
 MAMBA2: dict[str, Any] = {"features": 16, "depth": 2, "vocab_size": 30, "head_dim": 8}
 IMAGES = np.random.default_rng(0).standard_normal((1, 16, 16, 3)).astype(np.float32)
 TOKENS = np.random.default_rng(0).integers(0, 30, (1, 7))
@@ -31,6 +32,19 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "bert": ("bert_tiny", BERT, {"layer_norm_eps": 0.1, "num_attention_heads": 4, "hidden_act": "gelu"}, {"norm_epsilon": 0.1, "num_heads": 4}),
     "mamba2": ("mamba2_nano", MAMBA2, {"n_groups": 4, "state_size": 8, "layer_norm_epsilon": 0.1, "tie_word_embeddings": False, "hidden_act": "silu"},
                {"groups": 4, "state_dim": 8, "norm_epsilon": 0.1, "tied": False}),
+    "gpt2": ("gpt2_nano", DECODER, {"layer_norm_epsilon": 0.1, "n_head": 4, "activation_function": "gelu"},
+             {"norm_epsilon": 0.1, "num_heads": 4, "mlp": "gelu"}),
+    "gptj": ("gptj_nano", DECODER, {"layer_norm_epsilon": 0.1, "rotary_dim": 4, "activation_function": "gelu"},
+             {"norm_epsilon": 0.1, "rotary_dimensions": 4, "mlp": "gelu"}),
+    "llama": ("llama_nano", {**DECODER, "num_kv_heads": 2},
+              {"model_type": "llama", "rms_norm_eps": 0.1, "sliding_window": 3, "rope_theta": 100.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+              {"norm_epsilon": 0.1, "window": 3, "rotary": {"base": 100.0, "factor": 2.0}}),
+    "gemma": ("gemma_nano", {**DECODER, "window": 2},
+              {"model_type": "gemma2", "layer_types": ["full_attention"] * 2, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 4},
+              {"global_every": 1, "attention_cap": 2.0, "attention_scale": 0.5}),
+    "pythia": ("pythia_nano", DECODER, {"use_parallel_residual": False, "rotary_pct": 0.5, "rotary_emb_base": 100},
+               {"parallel": False, "rotary_fraction": 0.5, "rotary": 100}),
+    "albert": ("albert_nano", {**DECODER, "embedding_features": 8}, {"num_hidden_layers": 3, "hidden_act": "gelu"}, {"depth": 3, "mlp": "gelu"}),
 }  # fmt: skip
 # What the same shapes are by default.
 SAME_SHAPES = {"mamba2": {"groups": 1, "state_dim": 32}}
@@ -120,6 +134,12 @@ def test_what_timm_writes_is_read(tmp_path: Path) -> None:
     [
         ("vit_small_patch16_224", VIT, {"hidden_act": "relu"}, "config.json of .* is of a model that vit_small_patch16_224 can't be: hidden_act='relu', which"),
         ("bert_tiny", BERT, {"position_embedding_type": "relative_key"}, "bert_tiny can't be: position_embedding_type='relative_key', which is none of"),
+        ("llama_nano", DECODER, {"model_type": "olmo2"}, "llama_nano can't be: model_type='olmo2', which is none of"),
+        ("llama_nano", DECODER, {"model_type": "llama", "attention_bias": True}, "llama_nano can't be: attention_bias=True, which is none of"),
+        ("llama_nano", DECODER, {"model_type": "llama", "rope_parameters": {"rope_type": "yarn"}}, "llama_nano can't be: rope_type='yarn', which is none of"),
+        ("llama_nano", DECODER, {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "max_window_layers=1: here"),
+        ("gemma_nano", DECODER, {"model_type": "gemma2", "layer_types": ["full_attention", "sliding_attention"]}, "full attention is not every"),
+        ("albert_nano", DECODER, {"num_hidden_groups": 2}, "albert_nano can't be: num_hidden_groups=2, which is none of"),
         ("mamba2_nano", MAMBA2, {"hidden_act": "gelu"}, "mamba2_nano can't be: hidden_act='gelu', which is none of 'silu'"),
     ],
 )

@@ -12,10 +12,19 @@ import pytest
 import zoo
 from layers import flatten
 from layers.position import resample_offsets
-from tests.references.live import images, ours_and_gradient, outputs_and_gradient, randomise, relative, same_bits, timm, torch
+from tests.references.live import (
+    assert_listed_as_by_timm,
+    images,
+    ours_and_gradient,
+    outputs_and_gradient,
+    randomise,
+    relative,
+    same_bits,
+    timm,
+    torch,
+)
 from tests.tiers import tiered
-from zoo.naming import plan
-from zoo.registry import Variant, abstract, variant
+from zoo.registry import Variant, variant
 from zoo.weights import export
 
 pytestmark = pytest.mark.reference
@@ -92,33 +101,11 @@ def test_whole_model_matches_timm(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name == RELEASED[0]))
 def test_names_sizes_and_releases_are_those_of_timm(name: str) -> None:
-    """Of every variant, without allocating it."""
     from timm.models.maxxvit import default_cfgs
 
-    entry = variant(name)
-    reference = _timm_name(entry)
-    assert variant(reference) is entry
-    with torch.device("meta"):
-        theirs = timm.create_model(reference)
-    ours: Any = abstract(entry, entry.config)
-    ours.variant = name
-    expected = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
-    assert released_shapes(ours) == expected
-    assert sum(p.numel() for p in theirs.parameters()) == entry.parameters
-    tagged = default_cfgs[reference].cfgs
-    assert list(entry.releases) == list(tagged)
-    for tag, release in entry.releases.items():
-        cfg = tagged[tag]
-        assert (release.source, release.classes, release.licence) == (f"hf://timm/{reference}.{tag}", cfg.num_classes, cfg.license)
-        images_as = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation, "crop_fraction": cfg.crop_pct}
-        assert release.preprocess == {**images_as, "crop_mode": cfg.crop_mode or "center"}
-    assert zoo.preprocess(name).image_size == theirs.img_size[0]
-
-
-def released_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that a model would be saved with."""
-    entries = plan(variant(model.variant).rules["timm"], {name: tuple(leaf.shape) for name, leaf in flatten(model).items()}, model.config)
-    return {name: shape for line in entries for name, shape in line.released_shapes().items()}
+    reference = _timm_name(variant(name))
+    assert variant(reference) is variant(name)
+    assert_listed_as_by_timm(name, reference, default_cfgs)
 
 
 def test_variants_are_those_of_timm() -> None:

@@ -36,14 +36,21 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 # What a family needs beyond that.
 TINY: dict[str, dict[str, Any]] = {
+    # Few small embeddings through small weights would leave scores whose gradients float16 rounds to 0.
+    "albert": {"embedding_features": 512},
     "biformer": {"stem": (8,), "features": (8, 16), "depths": (2, 2), "num_heads": (2, 2), "regions": 2, "topk": (2, None), "dense_heads": 2},
+    # The gradient behind a layer scale of 1e-6 is less than float16 can hold.
+    "convnext": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "kernel_size": 3, "layer_scale": 0.1},
     # The norm of each head's output magnifies rounding where a head reads next to nothing: bfloat16 weights alone move four blocks' logits by 4 %.
     "delta_net": {"depth": 2},
+    "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     # So does the norm inside Miras' memories, most of all behind the small weights of Memora.
     "miras": {"depth": 2, "memory": "yaad"},
     "titans": {"depth": 2},
     "longnet": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
     "maxvit": {"stem": 8, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "window": 2},
+    "resnet": {"stem": (8,), "features": (16, 32), "depths": (1, 2), "num_heads": (2, 2)},
+    "swin": {"patch_size": 4, "features": (8, 16), "depths": (2, 2), "num_heads": (2, 2), "window": 4},
     "routing_transformer": {"routed_heads": 1, "clusters": 3, "cluster_window": 12, "window": 8, "membership": "causal"},
 }
 VARIANTS = {name: variant(name) for name in zoo.list_models()}
@@ -270,7 +277,7 @@ def test_bfloat16(family: str) -> None:
 def test_gradients_keep_the_sum_over_many_rows(family: str, dtype: str, rows: int) -> None:
     """Tables, biases, scales, positions, tokens, tied heads: see tests/layers/test_gradient_sums.py."""
     shallow = {"depths": (1, 1)} if "depths" in TINY.get(family, {}) else {"depth": 1}
-    assert_kept(make(family, dtype=dtype, **shallow), inputs(family, 16, batch=1), rows)
+    assert_kept(make(family, dtype=dtype, **shallow), inputs(family, 16, batch=1), rows, scale=1024.0)
 
 
 @every
@@ -289,7 +296,7 @@ def test_tokens_beyond_the_vocabulary_are_refused(family: str) -> None:
 def test_names_come_and_go(family: str) -> None:
     """Under each naming, another model of the same sizes becomes the same bits."""
     for naming, options in {**{name: rules.config for name, rules in VARIANTS[smallest(family)].rules.items()}, "zoo": {}}.items():
-        options = {**options, "num_classes": 0} if naming == "bare" else options  # the model inside a classifier
+        options = {**options, "num_classes": 0} if naming == "bare" and hasattr(VARIANTS[smallest(family)].config, "num_classes") else options
         model, other = (make(family, **options, rngs=nnx.Rngs(seed)) for seed in (0, 1))
         zoo.load(other, export(model, naming=naming), naming=naming)
         ours, theirs = flatten(model), flatten(other)
@@ -312,12 +319,12 @@ def test_names_for_recipes_cover_every_parameter(family: str) -> None:
 
 @every
 def test_unknown_hyper_parameter_gives_near_ones(family: str) -> None:
-    with pytest.raises(ValueError, match=rf"{family} has no hyper-parameter 'drop_paths': did you mean drop_path"):
+    with pytest.raises(ValueError, match=rf"{family} has no hyper-parameter 'drop_paths': did you mean 'drop_path'"):
         zoo.create(smallest(family), drop_paths=0.1)
 
 
 def test_unknown_model_gives_near_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown model 'biformer_tyni': did you mean biformer_tiny"):
+    with pytest.raises(ValueError, match=r"unknown model 'biformer_tyni': did you mean 'biformer_tiny'"):
         zoo.create("biformer_tyni")
 
 
@@ -382,7 +389,7 @@ def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
 
 @classifiers
 def test_pattern_alternates_mixers(family: str) -> None:
-    model = make(family, pattern=("attention", {"name": "parallel", "branches": ("attention",)}))
+    model = make(family, pattern=("attention", {"name": "parallel", "branches": ("attention",)}), shared=False)
     names = [name for name in flatten(model) if "blocks" in name and "mixer." in name]
     assert any(".branches." in name for name in names)
     assert any(".branches." not in name for name in names)

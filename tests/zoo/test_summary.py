@@ -90,3 +90,12 @@ def test_a_model_without_input_shape_says_so() -> None:
     with pytest.raises(ValueError, match="give input_shape"):
         zoo.summary(model)
     assert zoo.summary(model, (3, 4), show=False).multiply_adds == 3 * 4 * 4
+
+
+def test_a_block_at_several_depths_costs_as_often_and_has_its_parameters_once() -> None:
+    summary = zoo.summary("albert_nano", (16,), show=False, depth=3)
+    first, *others = (row for row in summary.rows if row.name.startswith("blocks."))
+    assert [(row.parameters, row.flops) for row in others] == [(0, first.flops)] * 2
+    assert first.parameters > 0
+    assert sum(row.parameters for row in summary.rows) == summary.parameters
+    assert all(row.parameters >= 0 and row.flops >= 0 for row in summary.rows)

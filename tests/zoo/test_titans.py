@@ -92,5 +92,5 @@ def test_parts_of_the_memory_by_name() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match='joined is "mac", "mag", "mal" or "lmm", got \'map\''):
         zoo.create("titans_mac_nano", joined="map")
-    with pytest.raises(ValueError, match="unknown memory 'yad': did you mean yaad"):
+    with pytest.raises(ValueError, match="unknown memory 'yad': did you mean 'yaad'"):
         zoo.create("yaad_nano", memory="yad")

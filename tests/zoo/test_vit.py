@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.vision.vit import expand, outlier_norms
-
-
-def test_expand() -> None:
-    assert expand("a_{b,c}_{d,e} f") == ["a_b_d", "a_b_e", "a_c_d", "a_c_e", "f"]
+from zoo.vision.vit import outlier_norms
 
 
 def test_outlier_norms() -> None:

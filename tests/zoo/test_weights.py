@@ -385,7 +385,7 @@ def test_unknown_sources(tmp_path: Path) -> None:
     refused(small(), 3, "weights are a path, the name of a released checkpoint, or a dictionary of arrays; got int")
     refused(small(), {}, 'dtype is None, "file", or the name of a dtype', dtype="float33")
     refused(small(), {}, "does not fit", naming="timm")
-    refused(small(), {}, "vit has no naming 'tim': did you mean timm", naming="tim")
+    refused(small(), {}, "vit has no naming 'tim': did you mean 'timm'", naming="tim")
 
 
 def test_without_a_network(source: nnx.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

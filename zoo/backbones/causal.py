@@ -2,28 +2,39 @@
 
     tokens -> embedding (+ position) -> blocks -> norm -> head
 
-Transformers, Mamba, Titans, Routing Transformer and LongNet are this class with other mixers.
+GPT-2, Llama, Gemma, Mamba, Titans, Routing Transformer and LongNet are this class with other mixers and options.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.broadcast import lookup
+from layers.attention.multi_head import soft_cap
+from layers.broadcast import broadcast, lookup
 from layers.initializers import normal
 from layers.linear import Embed, Linear
 from layers.mixer import Mixer, Place, create_mixer
-from layers.mlp import MLP, GatedMLP, gelu
+from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh
 from layers.norm import create_norm
 from layers.tokens import Tokens, continued
+from pallas_kernels.exponential import silu
 from zoo.backbones.model import Model, mixers
 from zoo.registry import ModelConfig
+
+Mlp = Literal["swiglu", "geglu_tanh", "gelu", "gelu_tanh"]
+MLPS: Mapping[str, tuple[type[MLP] | type[GatedMLP], Callable[[jax.Array], jax.Array]]] = {
+    "swiglu": (GatedMLP, silu),
+    "geglu_tanh": (GatedMLP, gelu_tanh),
+    "gelu": (MLP, gelu),
+    "gelu_tanh": (MLP, gelu_tanh),
+}
+"""The channel mixers of decoders: their class and activation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,28 +44,36 @@ class CausalConfig(ModelConfig):
     Attributes:
       vocab_size: tokens; the embedding has a row for each.
       features, depth, num_heads: width, blocks, attention heads.
-      mlp: "swiglu", "gelu" or None: blocks without a channel mixer (Mamba).
-      hidden: hidden width of the MLP; None is 4 features for "gelu", and 8/3 features rounded up to a
-        multiple of 64 for "swiglu", which has the same number of parameters.
+      mlp: a key of :data:`MLPS`, or None: blocks without a channel mixer (Mamba).
+      hidden: hidden width of the MLP; None is 4 features, and of gated ones 8/3 features rounded up to a
+        multiple of 64, which has the same number of parameters.
+      mlp_bias: biases in the MLP.
       norm, norm_epsilon: of the blocks and of the end.
       position: "learned" adds a table of ``max_length`` rows; None leaves order to the mixers.
       max_length: rows of a learned position table; longer sequences are refused.
       tied: the head is the transposed embedding.
+      head_bias: a bias in a head of its own.
       embedding_std: of the initial embedding.
+      embedding_scale: embeddings are multiplied by it; "sqrt" is the root of ``features``.
+      logit_cap: logits are ``cap tanh(logits / cap)``; None for no cap.
     """
 
     vocab_size: int = 256
     features: int = 768
     depth: int = 12
     num_heads: int = 12
-    mlp: Literal["swiglu", "gelu"] | None = "swiglu"
+    mlp: Mlp | None = "swiglu"
     hidden: int | None = None
+    mlp_bias: bool = False
     norm: str = "rms"
     norm_epsilon: float = 1e-5
     position: Literal["learned"] | None = None
     max_length: int = 2048
     tied: bool = True
+    head_bias: bool = False
     embedding_std: float = 0.02
+    embedding_scale: float | Literal["sqrt"] = 1.0
+    logit_cap: float | None = None
 
 
 @struct.dataclass
@@ -87,7 +106,7 @@ class Causal(Model):
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.blocks = self.make_stack(rngs=rngs)
         self.norm = create_norm(c.norm, c.features, epsilon=c.norm_epsilon, **common)
-        self.head = None if c.tied else Linear(c.features, c.vocab_size, use_bias=False, kernel_init=normal(c.embedding_std), **common)
+        self.head = None if c.tied else Linear(c.features, c.vocab_size, use_bias=c.head_bias, kernel_init=normal(c.embedding_std), **common)
         self.num_features = c.features
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
@@ -95,12 +114,11 @@ class Causal(Model):
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module | None:
         c = self.config
-        options = {"dropout": c.dropout, "use_bias": False, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         if c.mlp is None:
             return None
-        if c.mlp == "swiglu":
-            return GatedMLP(c.features, c.hidden or -(-8 * c.features // 3 // 64) * 64, **options)
-        return MLP(c.features, c.hidden or 4 * c.features, activation=gelu, **options)
+        kind, activation = MLPS[c.mlp]
+        usual = -(-8 * c.features // 3 // 64) * 64 if kind is GatedMLP else 4 * c.features
+        return kind(c.features, c.hidden or usual, activation=activation, use_bias=c.mlp_bias, dropout=c.dropout, **place.dtypes, rngs=rngs)
 
     def block_options(self, place: Place) -> dict[str, Any]:
         return {"norm": self.config.norm, "norm_epsilon": self.config.norm_epsilon}
@@ -137,7 +155,8 @@ class Causal(Model):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head: (..., features) to (..., vocab_size)."""
-        return self.embedding.attend(hidden) if self.head is None else self.head(hidden)
+        logits = self.embedding.attend(hidden) if self.head is None else self.head(hidden)
+        return logits if self.config.logit_cap is None else soft_cap(self.config.logit_cap)(logits)
 
     def features(
         self, tokens: jax.Array, indices: Sequence[int] | None = None, mask: jax.Array | None = None, *, norm: bool = False
@@ -176,9 +195,13 @@ class Causal(Model):
         return x, known
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        x = self.embedding(tokens)
+        x, scale = self.embedding(tokens), self.config.embedding_scale
+        if scale != 1.0:
+            x = x * (self.config.features**0.5 if scale == "sqrt" else scale)
         if self.position is not None:
             if tokens.shape[1] > self.config.max_length:
                 raise ValueError(f"a sequence of {tokens.shape[1]} tokens is longer than the position table: max_length is {self.config.max_length}")
-            x = x + lookup(self.position[...], positions, x.dtype)
+            # Rows may share their positions: narrowed before they are broadcast, their gradients would be summed narrow.
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            x = x + broadcast(lookup(self.position[...], positions, wide), x.shape, x.dtype)
         return x if self.dropout is None else self.dropout(x)

@@ -1,7 +1,7 @@
 """The bidirectional text backbone: tokens in, a vector for each of them, or one for all, out.
 
-    tokens -> words + positions + types -> norm -> blocks -> logits over the vocabulary
-                                                          -> pool -> head
+    tokens -> words + positions + types -> norm (-> projection) -> blocks -> logits over the vocabulary
+                                                                         -> pool -> head
 
 BERT and similar models are this class with other hyper-parameters.
 """
@@ -9,7 +9,7 @@ BERT and similar models are this class with other hyper-parameters.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -22,7 +22,7 @@ from layers.combinators import bidirectional, on_sequence
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Embed, Linear
 from layers.mixer import Mixer, MixerSpec, Place, finite_padding, without_padding
-from layers.mlp import MLP, gelu
+from layers.mlp import MLP, gelu, gelu_tanh
 from layers.module import Module
 from layers.norm import create_norm, unit
 from zoo.backbones.classifier import Classifier
@@ -37,6 +37,8 @@ class EncoderConfig(ModelConfig):
       vocab_size: tokens; the embedding has a row for each.
       num_classes: classes of the head; with any, ``output`` is "pooled".
       features, depth, num_heads, mlp_ratio: width, blocks, attention heads, hidden width of the MLP / features.
+      mlp: activation of the MLP and of the head over the vocabulary.
+      embedding_features: width of the embeddings, which a linear layer maps to ``features``; None: they have that width.
       max_length: rows of the position table; longer sequences are refused.
       types: kinds of segments a token may belong to; 0 for none.
       norm_order, norm_epsilon: of the blocks.
@@ -54,6 +56,8 @@ class EncoderConfig(ModelConfig):
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
+    mlp: Literal["gelu", "gelu_tanh"] = "gelu"
+    embedding_features: int | None = None
     max_length: int = 512
     types: int = 2
     norm_order: Order = "post"
@@ -66,18 +70,23 @@ class EncoderConfig(ModelConfig):
     next_sentence: bool = False
 
 
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+
+
 class MaskedHead(Module):
     """``norm(gelu(W x)) E^T + b`` with E the embedding: BERT (Devlin et al., 2019), task 1, as its authors' code has it."""
 
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        self.transform = Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common)
-        self.norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common)
+        width = c.embedding_features or c.features
+        self.transform = Linear(c.features, width, kernel_init=truncated_normal(0.02), **common)
+        self.norm = create_norm("layer", width, epsilon=c.norm_epsilon, **common)
+        self.activation = ACTIVATIONS[c.mlp]
         self.bias = nnx.Param(zeros(rngs.params(), (c.vocab_size,), c.param_dtype))
 
     def __call__(self, hidden: jax.Array, embedding: Embed) -> jax.Array:
         """Maps (..., features) to logits (..., vocab_size)."""
-        logits = embedding.attend(self.norm(gelu(self.transform(hidden))))
+        logits = embedding.attend(self.norm(self.activation(self.transform(hidden))))
         return logits + broadcast(self.bias[...], logits.shape, logits.dtype)
 
 
@@ -85,11 +94,11 @@ class Encoder(Classifier):
     """A bidirectional text model.
 
     Masks are bool (batch, length), True for real tokens; padding trails. Names: ``embedding``, ``position``, ``types``,
-    ``embedding_norm``, ``blocks.N``, ``norm`` (pre-norm only), and as the configuration says ``pooler``, ``head``,
-    ``masked_lm``, ``next_sentence``.
+    ``embedding_norm``, ``blocks.N``, ``norm`` (pre-norm only), and as the configuration says ``projection``, ``pooler``,
+    ``head``, ``masked_lm``, ``next_sentence``.
     """
 
-    stem = ("embedding", "position", "types", "embedding_norm")
+    stem = ("embedding", "position", "types", "embedding_norm", "projection")
     undecayed: ClassVar[tuple[str, ...]] = ("embedding", "position", "types")
     extras: ClassVar[tuple[str, ...]] = ("pooler", "masked_lm", "next_sentence")
     before_head: ClassVar[tuple[str, ...]] = ("pooler",)
@@ -112,10 +121,13 @@ class Encoder(Classifier):
         masked_lm = output == "vocabulary" if config.masked_lm is None else config.masked_lm
         c = self.config = dataclasses.replace(config, output=output, pooler=pooler, masked_lm=masked_lm)
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        self.embedding = Embed(c.vocab_size, c.features, embedding_init=normal(0.02), **common)
-        self.position = nnx.Param(normal(0.02)(rngs.params(), (c.max_length, c.features), c.param_dtype))
-        self.types = Embed(c.types, c.features, embedding_init=normal(0.02), **common) if c.types else None
-        self.embedding_norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common)
+        width = c.embedding_features or c.features
+        self.embedding = Embed(c.vocab_size, width, embedding_init=normal(0.02), **common)
+        self.position = nnx.Param(normal(0.02)(rngs.params(), (c.max_length, width), c.param_dtype))
+        self.types = Embed(c.types, width, embedding_init=normal(0.02), **common) if c.types else None
+        self.embedding_norm = create_norm("layer", width, epsilon=c.norm_epsilon, **common)
+        projected = c.embedding_features is not None
+        self.projection = Linear(width, c.features, kernel_init=truncated_normal(0.02), **common) if projected else None
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.blocks = self.make_stack(rngs=rngs)
         self.norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common) if c.norm_order == "pre" else None
@@ -133,7 +145,7 @@ class Encoder(Classifier):
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
         c = self.config
-        return MLP(c.features, int(c.features * c.mlp_ratio), activation=gelu, dropout=c.dropout, **place.dtypes, rngs=rngs)
+        return MLP(c.features, int(c.features * c.mlp_ratio), activation=ACTIVATIONS[c.mlp], dropout=c.dropout, **place.dtypes, rngs=rngs)
 
     def block_options(self, place: Place) -> dict[str, Any]:
         return {"norm_epsilon": self.config.norm_epsilon, "order": self.config.norm_order}
@@ -142,7 +154,7 @@ class Encoder(Classifier):
         """Reads whole sequences.
 
         Args:
-          tokens: (batch, length) int32, or words already looked up, (batch, length, features).
+          tokens: (batch, length) int32, or words already looked up, (batch, length, features of the embedding).
           mask: True for real tokens.
           types: (batch, length) int32, the segment of each token; default 0.
 
@@ -214,7 +226,8 @@ class Encoder(Classifier):
         if self.types is not None:
             x = x + self.types(jnp.zeros(words.shape[:2], jnp.int32) if types is None else types)
         x = self.embedding_norm(x)
-        return x if self.dropout is None else self.dropout(x)
+        x = x if self.dropout is None else self.dropout(x)
+        return x if self.projection is None else self.projection(x)
 
     def _embed_real(self, tokens: jax.Array, mask: jax.Array | None, types: jax.Array | None) -> jax.Array:
         """:meth:`embed`, with what words already looked up hold in padding made finite."""

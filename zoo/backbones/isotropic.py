@@ -18,12 +18,12 @@ from flax import nnx
 
 from layers.broadcast import broadcast
 from layers.combinators import bidirectional, on_grid
-from layers.initializers import normal, truncated_normal
+from layers.initializers import constant, normal, truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, MixerSpec, Place
 from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh
 from layers.module import AuxLogits
-from layers.norm import LayerNorm, create_norm
+from layers.norm import NORMS, Norm, create_norm
 from layers.patch import PatchEmbed
 from layers.position import FixedPositions, LearnedPositions
 from layers.tokens import Tokens
@@ -65,7 +65,8 @@ class IsotropicConfig(ModelConfig):
       norm_after_pool: the final norm follows the pooling instead of preceding it.
       final_norm: whether there is one.
       pre_norm: a norm before the first block (CLIP).
-      norm_epsilon: added to the variance in every norm.
+      norm, norm_epsilon: the kind of all norms, "layer" or "rms", and what they add to the variance.
+      order: of the norms in blocks: "pre", or "res_post", after each branch (whose scales then start at ``layer_scale``).
       qk_norm, qkv_bias, layer_scale: as in the blocks.
       antialias: how position tables are resampled to other grids; False is what PyTorch does without antialiasing, as the authors
         of DINOv2 without registers and all of transformers' models but DINOv2 with registers have it.
@@ -95,7 +96,9 @@ class IsotropicConfig(ModelConfig):
     norm_after_pool: bool = False
     final_norm: bool = True
     pre_norm: bool = False
+    norm: Literal["layer", "rms"] = "layer"
     norm_epsilon: float = 1e-6
+    order: Literal["pre", "res_post"] = "pre"
     qk_norm: bool = False
     qkv_bias: bool = True
     layer_scale: float | None = None
@@ -138,7 +141,7 @@ class Isotropic(Classifier):
             raise ValueError(f'class_position is "first", "middle" or "last", got {c.class_position!r}')
         if c.class_position != "first" and (c.distilled or c.registers or c.prefix_positions != "all"):
             raise ValueError(f'class_position="{c.class_position}" is for a class token alone: without registers or distillation')
-        norm = functools.partial(LayerNorm, epsilon=c.norm_epsilon)
+        norm = self._norm_of()
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype}
         self.patch_embed = self.make_stem(rngs=rngs)
         grid = self.patch_embed.grid(c.image_size, c.image_size)
@@ -192,7 +195,7 @@ class Isotropic(Classifier):
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
-        norm = functools.partial(LayerNorm, epsilon=c.norm_epsilon) if c.qk_norm else None
+        norm = self._norm_of() if c.qk_norm else None
         return {"name": "attention", "use_bias": c.qkv_bias, "out_bias": True, "qk_norm": norm, "rotary": c.rotary}
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
@@ -206,7 +209,17 @@ class Isotropic(Classifier):
         return MLP(c.features, hidden, activation=ACTIVATIONS[c.mlp], dropout=c.dropout, **place.dtypes, rngs=rngs)
 
     def block_options(self, place: Place) -> dict[str, Any]:
-        return {"norm_epsilon": self.config.norm_epsilon, "layer_scale": self.config.layer_scale}
+        c = self.config
+        if c.order == "res_post" and c.layer_scale is not None:
+            return {"order": c.order, "norm": functools.partial(NORMS[c.norm], scale_init=constant(c.layer_scale)), "norm_epsilon": c.norm_epsilon}
+        return {"order": c.order, "norm": c.norm, "norm_epsilon": c.norm_epsilon, "layer_scale": c.layer_scale}
+
+    def _norm_of(self) -> Norm:
+        """The norm of the configuration, as a callable."""
+        c = self.config
+        if c.norm not in ("layer", "rms"):
+            raise ValueError(f'norm is "layer" or "rms", got {c.norm!r}')
+        return functools.partial(NORMS[c.norm], epsilon=c.norm_epsilon)
 
     def grid_of(self, stage: int) -> tuple[int, int] | None:
         return self.patch_embed.grid(self.config.image_size, self.config.image_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -40,8 +42,6 @@ class Model(Module):
       extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the configuration.
       neutral: parts that change nothing where all they hold is zero: written so where files of a naming hold them and the model does not.
       without: parts that a model may be made without, and, for a file that lacks one, what it lacks and what to do.
-      sharding: patterns of parameter names, and the mesh axis along which each of their axes is split; others follow the general rule of
-        ``training.sharding``.
       undecayed: as of every module; the first parts of names, here.
     """
 
@@ -55,11 +55,11 @@ class Model(Module):
     extras: ClassVar[tuple[str, ...]] = ()
     neutral: ClassVar[tuple[str, ...]] = ()
     without: ClassVar[Mapping[str, str]] = {}
-    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
-        # What makes heads and hidden features is split by columns, what sums them up by rows: one exchange for a mixer, one for an MLP.
-        **dict.fromkeys(("*.query.kernel", "*.key.kernel", "*.value.kernel", "*.gate.kernel", "*.up.kernel"), (None, "tensor")),
-        **dict.fromkeys(("*.out.kernel", "*.down.kernel"), ("tensor", None)),
-    }
+
+    @property
+    def segment_multiple(self) -> int:
+        """Documents that share a row must begin at multiples of so many tokens: of what all mixers ask for."""
+        return math.lcm(*(mixer.segment_multiple for mixer in mixers(self)))
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -131,7 +131,7 @@ class Model(Module):
         if c.shared and c.pattern:
             raise ValueError("shared=True makes all blocks one: give mixer= instead of pattern=")
         if c.shared:
-            block = self.make_block(self.place(stage, 0), rngs=rngs)
+            block = self.make_block(dataclasses.replace(self.place(stage, 0), drop_path=c.drop_path or None), rngs=rngs)
             return Stack([block] * depth, remat=c.remat, scan=c.scan)
         return Stack([self.make_block(self.place(stage, i), rngs=rngs) for i in range(depth)], remat=c.remat, scan=c.scan)
 
@@ -148,7 +148,15 @@ class Model(Module):
         """Depth of the parameter at ``path``."""
         if path[0] == "blocks":
             return int(path[1]) + 1
-        return 0 if path[0] in self.stem else self.config.depth + 1
+        return 0 if path[0] in self.stem else (1 if self.config.shared else self.config.depth) + 1
+
+    def sharding_rules(self) -> dict[str, tuple[str | None, ...]]:
+        """The mesh axis along which each axis of a parameter is split, by its name: what the modules say of theirs."""
+        rules: dict[str, tuple[str | None, ...]] = {}
+        for path, module in nnx.iter_modules(self):
+            own = module.sharding if isinstance(module, Module) else {}
+            rules |= {".".join((*map(str, path), name)): axes for name, axes in own.items()}
+        return rules
 
     def no_decay(self) -> set[str]:
         """Names of the parameters that weight decay spares: vectors (biases, norms, scales), and what its modules name (tables, special tokens)."""

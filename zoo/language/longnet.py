@@ -10,13 +10,13 @@ is the baseline decoder (:mod:`zoo.language.transformer`) but for its attention.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 from flax import nnx
 
 from layers.mixer import MixerSpec, Place
 from layers.mlp import MLP, gelu
-from zoo.backbones.causal import Causal, CausalConfig
+from zoo.backbones.causal import Causal, CausalConfig, Mlp
 from zoo.registry import register_family
 
 
@@ -30,7 +30,7 @@ class LongNetConfig(CausalConfig):
       rotary: base of the rotary embedding, None for no positions.
     """
 
-    mlp: Literal["swiglu", "gelu"] | None = "gelu"
+    mlp: Mlp | None = "gelu"
     norm: str = "layer"
     segments: tuple[int, ...] = (2048, 4096, 8192, 16384, 32768)
     rates: tuple[int, ...] = (1, 2, 4, 8, 16)

@@ -10,6 +10,7 @@ Deep Transformers, Irie et al., 2019). Sizes are our choice.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from layers.mixer import MixerSpec, Place
@@ -23,12 +24,12 @@ class TransformerConfig(CausalConfig):
 
     Attributes:
       num_kv_heads: key and value heads; None is one for each query head.
-      rotary: base of the rotary embedding, None for no positions.
+      rotary: base of the rotary embedding, or its options as in :class:`layers.position.Rotary`; None for no positions.
       window: tokens that attention looks back, this one included; None for all.
     """
 
     num_kv_heads: int | None = None
-    rotary: float | None = 10000.0
+    rotary: float | Mapping[str, Any] | None = 10000.0
     window: int | None = None
 
 

@@ -1,7 +1,11 @@
 """Image architectures, one file each; importing this package registers them all."""
 
 from zoo.vision import biformer as biformer
+from zoo.vision import convnext as convnext
+from zoo.vision import focalnet as focalnet
 from zoo.vision import longvit as longvit
 from zoo.vision import maxvit as maxvit
+from zoo.vision import resnet as resnet
 from zoo.vision import s4d_pixels as s4d_pixels
+from zoo.vision import swin as swin
 from zoo.vision import vit as vit

@@ -1,7 +1,8 @@
 """Notation for the checkpoints that timm has released on the Hugging Face hub.
 
 A line is ``model: tag classes statistics crop``, then "squash" if that is how images are cropped, the interpolation if it is
-not bicubic and the licence if it is not Apache-2.0; ``;`` separates checkpoints. ``zoo.create(model, weights=tag)`` takes one.
+not bicubic, the licence if it is not Apache-2.0 and the image size, as "384px", if it is not the model's; ``;`` separates
+checkpoints. ``zoo.create(model, weights=tag)`` takes one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def parse_releases(table: str) -> dict[str, dict[str, Release]]:
             mean, std = STATISTICS[statistics]
             interpolation = "bilinear" if "bilinear" in rest else "bicubic"
             crop_mode = "squash" if "squash" in rest else "center"
-            licence = next((word for word in rest if word not in ("bilinear", "squash")), "apache-2.0")
-            release = Release(f"hf://timm/{model}.{tag}", int(classes), licence, mean, std, interpolation, float(crop), crop_mode)
+            pixels = next((int(word.removesuffix("px")) for word in rest if word.endswith("px")), None)
+            licence = next((word for word in rest if word not in ("bilinear", "squash") and not word.endswith("px")), "apache-2.0")
+            release = Release(f"hf://timm/{model}.{tag}", int(classes), licence, mean, std, interpolation, float(crop), crop_mode, pixels)
             releases.setdefault(model, {})[tag] = release
     return releases

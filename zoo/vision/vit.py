@@ -4,139 +4,74 @@
 
 DeiT (Touvron et al., 2021) and DeiT III (2022), CLIP's and SigLIP's image towers, DINOv2 (Oquab et al., 2023) and its
 register tokens (Vision Transformers Need Registers, Darcet et al., 2024), I-JEPA, RADIO, TIPS. Names are timm's
-(1.0.31), and say what a model is; :func:`_overrides` reads them.
+(1.0.31); what they mean is in vit_variants.py.
 
-Not here, because they need another block: parallel branches (xp, 18x2, pwee), differential attention (dwee,
-dlittle, dpwee), norms after the residual branches (rpn).
+Blocks are arranged in one of three ways:
+
+    serial    x = x + attention(norm(x)); x = x + mlp(norm(x))
+    joined    x = x + attention(h) + mlp(h), h = norm(x)                  Scaling Vision Transformers to 22 Billion
+                                                                          Parameters (Dehghani et al., 2023): xp, pwee
+    pairs     x = x + attention(norm(x)) + attention_1(norm_1(x)); the    Three things everyone should know about Vision
+              same with two MLPs                                          Transformers (Touvron et al., 2022): 18x2
+
+Differential attention (dwee, dlittle, dpwee) is a mixer; norms after the residual branches (rpn) are an order of theirs.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from layers.block import Branch
+from layers.mixer import Place
 from zoo.backbones.isotropic import Isotropic, IsotropicConfig
 from zoo.naming import Each, Naming, Rearrange, Split, Unstack
-from zoo.registry import Variant, one_of, register
+from zoo.registry import Variant, freeze, one_of, register
 from zoo.vision.releases import STATISTICS
 from zoo.vision.vit_releases import RELEASES
-
-# Features, blocks, heads, and the hidden width of the MLP / features where that is not 4.
-SIZES: dict[str, tuple[float, ...]] = {
-    "tiny": (192, 12, 3),
-    "wee": (256, 14, 4, 5.0),
-    "xsmall": (256, 10, 4),
-    "little": (320, 14, 5, 5.6),
-    "small": (384, 12, 6),
-    "medium": (512, 12, 8),
-    "mediumd": (512, 20, 8),
-    "betwixt": (640, 12, 10),
-    "base": (768, 12, 12),
-    "so150m": (896, 18, 14, 2.572),
-    "so150m2": (832, 21, 13, 34 / 13),
-    "large": (1024, 24, 16),
-    "intern300m": (1024, 24, 16),
-    "so400m": (1152, 27, 16, 3.7362),
-    "huge": (1280, 32, 16),
-    "giant": (1408, 40, 16, 48 / 11),
-    "giantopt": (1536, 40, 16),
-    "gigantic": (1664, 48, 16, 64 / 13),
-}
-
-# Braces are alternatives.
-NAMES = """
-vit_tiny_patch16_{224,384} vit_small_patch8_224 vit_{small,base}_patch{16,32}_{224,384} vit_base_patch8_224
-vit_large_patch{16,32}_{224,384} vit_{large,huge,giant,gigantic}_patch14_224 vit_base_patch16_224_miil vit_small_patch16_36x1_224
-vit_base_patch16_plus_240 vit_base_patch32_plus_256 vit_medium_patch16_gap_{240,256,384} vit_betwixt_patch16_gap_256
-vit_{base,giant}_patch16_gap_224 vit_huge_patch14_gap_224 vit_huge_patch16_gap_448
-vit_{xsmall,medium}_patch16_clip_224 vit_{medium,betwixt}_patch32_clip_224 vit_base_patch32_clip_{224,256,384,448}
-vit_base_patch16_clip_{224,384} vit_base_patch16_plus_clip_240 vit_large_patch14_clip_{224,336} vit_huge_patch14_clip_{224,336,378}
-vit_giant_patch14_clip_224 vit_gigantic_patch14_clip_{224,378} vit_base_patch{16,32}_clip_quickgelu_224
-vit_large_patch14_clip_quickgelu_{224,336} vit_huge_patch14_clip_quickgelu_{224,378} vit_gigantic_patch14_clip_quickgelu_224
-vit_{small,base,large,giant}_patch14_{dinov2,reg4_dinov2} vit_{base,large,so400m,giant}_patch14_reg1_tipsv2
-vit_{base,large,huge,giant}_patch16_radio_v3 vit_{so400m,huge}_patch16_radio_v4 vit_intern300m_patch14_448
-vit_base_patch32_{siglip,siglip_gap}_256 vit_base_patch16_{siglip,siglip_gap}_{224,256,384,512}
-vit_large_patch16_{siglip,siglip_gap}_{256,384,512} vit_so400m_patch14_siglip_{224,378} vit_so400m_patch14_siglip_gap_{224,378,448,896}
-vit_so400m_patch16_{siglip,siglip_gap}_{256,384,512} vit_giantopt_patch16_{siglip,siglip_gap}_{256,384}
-vit_{wee,little,medium,betwixt}_patch16_reg1_gap_256 vit_{little,medium,mediumd,betwixt,base}_patch16_reg4_gap_256
-vit_{mediumd,betwixt}_patch16_reg4_gap_384 vit_so150m_patch16_{reg4_map_256,reg4_gap_256,reg4_gap_384} vit_so150m2_patch16_reg1_gap_{256,384,448}
-deit_{tiny,small,base}_patch16_224 deit_base_patch16_384 deit_{tiny,small,base}_distilled_patch16_224 deit_base_distilled_patch16_384
-deit3_{small,medium,base,large}_patch16_224 deit3_{small,base,large}_patch16_384 deit3_huge_patch14_224
-"""
+from zoo.vision.vit_variants import VARIANTS as PUBLISHED
 
 
-def expand(names: str) -> list[str]:
-    """Names with braces written out: "a_{b,c}" is "a_b" and "a_c"."""
-    done, todo = [], names.split()
-    while todo:
-        name = todo.pop(0)
-        match = re.search(r"\{([^}]*)\}", name)
-        if match is None:
-            done.append(name)
-        else:
-            todo[:0] = [name[: match.start()] + choice + name[match.end() :] for choice in match[1].split(",")]
-    return done
+@dataclasses.dataclass(frozen=True)
+class ViTConfig(IsotropicConfig):
+    """Hyper-parameters of ViT.
+
+    Attributes:
+      arrangement: of attention and MLPs in a block, "serial", "joined" or "pairs".
+    """
+
+    arrangement: Literal["serial", "joined", "pairs"] = "serial"
 
 
-def _overrides(name: str) -> dict[str, Any]:
-    """The meaning of a model's name."""
-    words = set(name.split("_"))
-    family, size = name.split("_")[:2]
-    features, depth, heads, *ratio = SIZES[size]
-    patch = int(re.search(r"_patch(\d+)", name)[1])  # type: ignore[index]
-    registers = next((int(word[3:]) for word in words if re.fullmatch(r"reg\d", word)), 0)
-    resolutions = [int(word) for word in name.split("_") if word.isdigit()]
-    c: dict[str, Any] = {"features": features, "depth": depth, "num_heads": heads, "patch_size": patch, "registers": registers}
-    c |= {"mlp_ratio": ratio[0]} if ratio else {}
-    c |= {"image_size": resolutions[0]} if resolutions else {}
-    if registers:
-        c |= {"prefix_positions": "none"}
-    if words & {"distilled"}:
-        c |= {"distilled": True}
-    if family == "deit3":
-        c |= {"layer_scale": 1e-6, "prefix_positions": "none"}
-    if words & {"plus"}:
-        c |= {"features": 896, "num_heads": 14} | ({} if words & {"clip"} else {"layer_scale": 1e-5})
-    if words & {"36x1"}:
-        c |= {"depth": 36, "layer_scale": 1e-5}
-    if words & {"miil"}:
-        c |= {"qkv_bias": False}
-    if words & {"clip"}:
-        c |= {"pre_norm": True, "norm_epsilon": 1e-5} | ({"mlp": "quick_gelu"} if words & {"quickgelu"} else {})
-    if words & {"dinov2", "tipsv2"}:
-        c |= {"layer_scale": 1e-5, "image_size": 518} if words & {"dinov2"} else {"layer_scale": 1.0, "image_size": 448}
-        c |= {"features": 1536, "num_heads": 24, "mlp": "swiglu", "mlp_ratio": 8 / 3} if size == "giant" else {}
-    if words & {"dinov2"}:
-        c |= {"antialias": bool(words & {"reg4"})}  # the authors began to antialias with the registers
-    if words & {"radio"}:
-        c |= {"image_size": 512, "registers": 7 if words & {"v3"} else 9, "prefix_positions": "none", "final_norm": False}
-        c |= {"layer_scale": 1e-5} if size in ("base", "large") else {}
-        c |= {"features": 1536, "num_heads": 24, "mlp_ratio": 4.0} if size == "giant" else {}
-    if size == "so400m" and words & {"radio", "tipsv2"}:
-        c |= {"mlp_ratio": 4304 / 1152}
-    if size == "intern300m":
-        c |= {"layer_scale": 0.1, "final_norm": False}
-    if words & {"gap", "map", "siglip"}:
-        c |= {"class_token": False, "pool": "attention" if words & {"map", "siglip"} and not words & {"gap"} else "average"}
-    if words & {"siglip"}:
-        new = size == "giantopt" or patch == 32 or (size, c["image_size"]) == ("large", 512) or (size, patch) == ("so400m", 16)
-        c |= {"mlp": "gelu_tanh"} if new else {}
-    elif words & {"gap"} and registers and size != "so150m":
-        c |= {"norm_after_pool": True} | ({} if size == "base" else {"layer_scale": 1e-5})
-    elif words & {"gap"} and size in ("medium", "betwixt"):
-        c |= {"qkv_bias": False, "layer_scale": 1e-6}
-    elif words & {"gap"} and size == "base":
-        c |= {"num_heads": 16}
-    if size in ("so150m", "so150m2"):
-        c |= {"prefix_positions": "all"} | ({"qkv_bias": False} if size == "so150m2" else {})
-    unreleased = 0 if words & {"gap"} and size in ("huge", "giant") else 1000  # those of I-JEPA have no classifier
-    return c | {"num_classes": next((release.classes for release in RELEASES.get(name, {}).values()), unreleased)}
+class ViT(Isotropic):
+    """ViT; names as in :class:`Isotropic`. The second of a pair is ``blocks.N.mixer_1`` or ``blocks.N.channel_1``."""
+
+    def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
+        """The branches of a block.
+
+        Raises:
+          ValueError: an unknown arrangement, or one that the order of norms does not go with.
+        """
+        c = self.config
+        if c.arrangement not in ("serial", "joined", "pairs"):
+            raise ValueError(f'arrangement is "serial", "joined" or "pairs", got {c.arrangement!r}')
+        if c.arrangement != "serial" and c.order != "pre":
+            raise ValueError(f'arrangement="{c.arrangement}" has its norms before the branches: order="pre", not {c.order!r}')
+        mixer, channel = self.make_mixer(place, rngs=rngs), self.make_channel(place, rngs=rngs)
+        if c.arrangement == "serial":
+            return {"mixer": mixer, "channel": channel}
+        if c.arrangement == "joined":
+            return {"mixer": mixer, "channel": Branch(channel, order="parallel", norm=None)}
+        mixer_1, channel_1 = self.make_mixer(place, rngs=rngs), self.make_channel(place, rngs=rngs)
+        second = {name: Branch(module, order="parallel") for name, module in (("mixer_1", mixer_1), ("channel_1", channel_1))}
+        return {"mixer": mixer, "mixer_1": second["mixer_1"], "channel": channel, "channel_1": second["channel_1"]}
 
 
-VARIANTS: dict[str, dict[str, Any]] = {name: _overrides(name) for name in expand(NAMES)} | {
+VARIANTS: dict[str, dict[str, Any]] = PUBLISHED | {
     "vit_nano_patch4_32": {"image_size": 32, "patch_size": 4, "features": 64, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0},
 }
 
@@ -154,11 +89,79 @@ PARAMETERS = {
 
 _TOKENS = Rearrange("1 n d -> n d")
 _POSITIONS = (("prefix_position", "position.table"), Split(1), Each((_TOKENS, Rearrange("1 (h w) d -> h w d"))))
-_QUERY_KEY_VALUE = ("blocks.{i}.mixer.query", "blocks.{i}.mixer.key", "blocks.{i}.mixer.value")
 _TABLES = ("position.table",)
 
 
-def _timm(up: str = "fc1", down: str = "fc2", registers: str = "reg_token") -> list[tuple[Any, ...]]:
+def _blocks(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return f"blocks.{{i}}.{names}" if isinstance(names, str) else tuple(f"blocks.{{i}}.{name}" for name in names)
+
+
+def _attention(theirs: str, ours: str) -> list[tuple[Any, ...]]:
+    return [
+        (f"{theirs}.qkv", (f"{ours}.query", f"{ours}.key", f"{ours}.value"), Split()),
+        (f"{theirs}.q_norm", f"{ours}.query_norm"),
+        (f"{theirs}.k_norm", f"{ours}.key_norm"),
+        (f"{theirs}.proj", f"{ours}.out"),
+        *_differential(theirs, ours),
+    ]
+
+
+def _differential(theirs: str, ours: str) -> list[tuple[Any, ...]]:
+    names = [f"lambda_{part}" for part in ("q1", "k1", "q2", "k2")]
+    return [(f"{theirs}.sub_norm", f"{ours}.inner_norm"), *((f"{theirs}.{name}", f"{ours}.{name}") for name in names)]
+
+
+def _serial_block(up: str = "fc1", down: str = "fc2") -> list[tuple[Any, ...]]:
+    return [
+        ("norm1", "mixer_norm"),
+        *_attention("attn", "mixer"),
+        ("ls1.gamma", "mixer_scale.scale"),
+        ("norm2", "channel_norm"),
+        (f"mlp.{up}", ("channel.gate", "channel.up"), Split()),
+        (f"mlp.{down}", "channel.down"),
+        ("ls2.gamma", "channel_scale.scale"),
+    ]
+
+
+# timm fuses what joined branches begin with, the last linear layers only beside differential attention.
+_FIRST = ("channel.up", "mixer.query", "mixer.key", "mixer.value")
+_JOINED_BLOCK: list[tuple[Any, ...]] = [
+    ("in_norm", "mixer_norm"),
+    ("in_proj", _FIRST, Split()),
+    ("q_norm", "mixer.query_norm"),
+    ("k_norm", "mixer.key_norm"),
+    ("attn_out_proj", "mixer.out"),
+    ("mlp_out_proj", "channel.down"),
+    ("ls.gamma", "mixer_scale.scale"),
+]
+_JOINED_BLOCKS: dict[str, list[tuple[Any, ...]]] = {
+    "plain": _JOINED_BLOCK,
+    "qkv without bias": [("mlp_bias", "channel.up.bias"), *_JOINED_BLOCK],
+    "differential": [
+        ("out_proj.bias", "channel.down.bias"),
+        ("out_proj", ("mixer.out", "channel.down"), Split(1)),
+        *((name, f"mixer.{name}") for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")),
+        ("sub_norm", "mixer.inner_norm"),
+        *_JOINED_BLOCK,
+    ],
+}
+
+_PAIRS_BLOCK: list[tuple[Any, ...]] = [
+    rule
+    for number, suffix in enumerate(("", "_1"))
+    for rule in (
+        (f"attns.{number}.norm", f"mixer{suffix}_norm"),
+        *_attention(f"attns.{number}.attn", f"mixer{suffix}"),
+        (f"attns.{number}.ls.gamma", f"mixer{suffix}_scale.scale"),
+        (f"ffns.{number}.norm", f"channel{suffix}_norm"),
+        (f"ffns.{number}.mlp.fc1", f"channel{suffix}.up"),
+        (f"ffns.{number}.mlp.fc2", f"channel{suffix}.down"),
+        (f"ffns.{number}.ls.gamma", f"channel{suffix}_scale.scale"),
+    )
+]
+
+
+def _timm(block: list[tuple[Any, ...]], registers: str = "reg_token") -> list[tuple[Any, ...]]:
     """timm's names; Facebook's differ in few."""
     return [
         ("patch_embed.proj", "patch_embed"),
@@ -168,16 +171,7 @@ def _timm(up: str = "fc1", down: str = "fc2", registers: str = "reg_token") -> l
         ("mask_token", "mask_token"),
         ("pos_embed", *_POSITIONS),
         ("norm_pre", "pre_norm"),
-        ("blocks.{i}.norm1", "blocks.{i}.mixer_norm"),
-        ("blocks.{i}.attn.qkv", _QUERY_KEY_VALUE, Split()),
-        ("blocks.{i}.attn.q_norm", "blocks.{i}.mixer.query_norm"),
-        ("blocks.{i}.attn.k_norm", "blocks.{i}.mixer.key_norm"),
-        ("blocks.{i}.attn.proj", "blocks.{i}.mixer.out"),
-        ("blocks.{i}.ls1.gamma", "blocks.{i}.mixer_scale.scale"),
-        ("blocks.{i}.norm2", "blocks.{i}.channel_norm"),
-        (f"blocks.{{i}}.mlp.{up}", ("blocks.{i}.channel.gate", "blocks.{i}.channel.up"), Split()),
-        (f"blocks.{{i}}.mlp.{down}", "blocks.{i}.channel.down"),
-        ("blocks.{i}.ls2.gamma", "blocks.{i}.channel_scale.scale"),
+        *[(f"blocks.{{i}}.{theirs}", _blocks(ours), *operations) for theirs, ours, *operations in block],
         ("norm", "norm"),
         ("fc_norm", "pool_norm"),
         ("attn_pool.latent", "attention_pool.latent", _TOKENS),
@@ -239,10 +233,6 @@ def _tower(prefix: str) -> list[tuple[Any, ...]]:
         (f"{pool}.mlp.fc2", "attention_pool.mlp.down"),
         ("visual_projection", "head"),
     ]
-
-
-def _blocks(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    return f"blocks.{{i}}.{names}" if isinstance(names, str) else tuple(f"blocks.{{i}}.{name}" for name in names)
 
 
 _VIT_BLOCK = [
@@ -325,7 +315,7 @@ def _library(prefix: str, block: list[tuple[Any, ...]], heads: tuple[str, ...] =
     }
 
 
-RULES: dict[str, Naming] = {"timm": Naming(_timm(), tables=_TABLES), **_library("vit.", _VIT_BLOCK), **JAX_RULES}
+RULES: dict[str, Naming] = {"timm": Naming(_timm(_serial_block()), tables=_TABLES), **_library("vit.", _VIT_BLOCK), **JAX_RULES}
 
 # DeiTForImageClassification has the second token, but not its head.
 DISTILLED_RULES: dict[str, Naming] = {
@@ -349,20 +339,25 @@ def _dinov2_rules(mlp: str, registers: int) -> dict[str, Naming]:
     """DINOv2: the authors' files also hold a mask token and, with registers, a position of the class token, which timm adds to it."""
     gated = mlp == "swiglu"
     whole: dict[str, Any] = {"mask_token": True, "prefix_positions": "class"}
-    names = _timm(*(("w12", "w3") if gated else ("fc1", "fc2")), "register_tokens")
+    names = _timm(_serial_block(*(("w12", "w3") if gated else ("fc1", "fc2"))), "register_tokens")
     block = _dinov2_block(*(("weights_in", "weights_out") if gated else ("fc1", "fc2")))
     prefix = "dinov2_with_registers." if registers else "dinov2."
     return {"timm": RULES["timm"], "dinov2": Naming(names, tables=_TABLES, config=whole), **_library(prefix, block, **whole)}
 
 
-def _rules(name: str, overrides: dict[str, Any]) -> dict[str, Naming]:
+def _rules(name: str, config: ViTConfig) -> dict[str, Naming]:
+    if config.arrangement == "joined":
+        kind = "differential" if config.mixer else "plain" if config.qkv_bias else "qkv without bias"
+        return {"timm": Naming(_timm(_JOINED_BLOCKS[kind]), tables=_TABLES)}
+    if config.arrangement == "pairs":
+        return {"timm": Naming(_timm(_PAIRS_BLOCK), tables=_TABLES)}
     if "dinov2" in name:
-        return _dinov2_rules(overrides.get("mlp", "gelu"), overrides.get("registers", 0))
-    if overrides.get("distilled"):
+        return _dinov2_rules(config.mlp, config.registers)
+    if config.distilled:
         return DISTILLED_RULES
     if "_clip_" in name or "_siglip_" in name:
         return TOWER_RULES
-    plain = overrides.get("registers", 0) == 0 and not {"pre_norm", "layer_scale", "qkv_bias"} & set(overrides)
+    plain = not config.registers and not config.pre_norm and config.layer_scale is None and config.qkv_bias
     return RULES if plain else {"timm": RULES["timm"]}
 
 
@@ -378,13 +373,13 @@ DESCRIBED: dict[str, Any] = {
 def _register() -> None:
     for name, overrides in VARIANTS.items():
         releases = RELEASES.get(name, {})
-        mean, std = STATISTICS["imagenet" if overrides.get("num_classes") == 0 else "half"]
+        config = ViTConfig(**{option: freeze(value) for option, value in overrides.items()})
+        mean, std = STATISTICS["half" if config.num_classes else "imagenet"]
         preprocess: dict[str, Any] = {} if releases else {"mean": mean, "std": std, "crop_fraction": 0.9}
-        config, rules = IsotropicConfig(**overrides), _rules(name, overrides)
         papers = (156,) if "reg" in name else ()
         own = name == "vit_nano_patch4_32"
         kept: dict[str, Any] = {"parameters": PARAMETERS.get(name), "published": not own, "described": DESCRIBED, "paper": papers}
-        register(Variant(name, Isotropic, config, "vit", rules, releases, preprocess, **kept))
+        register(Variant(name, ViT, config, "vit", _rules(name, config), releases, preprocess, **kept))
 
 
 _register()

@@ -38,6 +38,7 @@ vit_base_patch16_clip_384: openai_ft_in1k 1000 clip 1.0 squash
 vit_base_patch16_clip_quickgelu_224: metaclip_2pt5b 512 clip 1.0 cc-by-nc-4.0; metaclip_400m 512 clip 1.0 cc-by-nc-4.0; openai 512 clip 0.9
 vit_base_patch16_plus_clip_240: laion400m_e32 640 clip 1.0 mit
 vit_base_patch16_radio_v3: c_radio 0 clip 1.0 nvidia-open-model-license
+vit_base_patch16_rpn_224: sw_in1k 1000 half 0.9
 vit_base_patch16_siglip_224: v2_webli 0 half 0.9; webli 0 half 0.9
 vit_base_patch16_siglip_256: v2_webli 0 half 0.9; webli 0 half 0.9; webli_i18n 0 half 0.9
 vit_base_patch16_siglip_384: v2_webli 0 half 0.9; webli 0 half 0.9
@@ -65,6 +66,9 @@ vit_betwixt_patch16_reg4_gap_256: sbb2_e200_in12k_ft_in1k 1000 half 0.95; sbb_in
 vit_betwixt_patch16_reg4_gap_256: sbb2_e200_in12k 11821 half 0.95; sbb_in12k 11821 half 0.95
 vit_betwixt_patch16_reg4_gap_384: sbb2_e200_in12k_ft_in1k 1000 half 1.0
 vit_betwixt_patch32_clip_224: tinyclip_laion400m 512 clip 0.9 mit
+vit_dlittle_patch16_reg1_gap_256: sbb_nadamuon_in1k 1000 half 0.95
+vit_dpwee_patch16_reg1_gap_256: sbb_nadamuon_in1k 1000 half 0.95; sbb_in1k 1000 half 0.95
+vit_dwee_patch16_reg1_gap_256: sbb_nadamuon_in1k 1000 half 0.95; sbb_in1k 1000 half 0.95
 vit_giant_patch14_clip_224: laion2b 1024 clip 1.0
 vit_giant_patch14_dinov2: lvd142m 0 imagenet 1.0
 vit_giant_patch14_reg1_tipsv2: webli 0 none 1.0
@@ -125,6 +129,7 @@ vit_medium_patch32_clip_224: tinyclip_laion400m 512 clip 0.9 mit
 vit_mediumd_patch16_reg4_gap_256: sbb2_e200_in12k_ft_in1k 1000 half 0.95; sbb_in12k_ft_in1k 1000 half 0.95; sbb2_e200_in12k 11821 half 0.95
 vit_mediumd_patch16_reg4_gap_256: sbb_in12k 11821 half 0.95
 vit_mediumd_patch16_reg4_gap_384: sbb2_e200_in12k_ft_in1k 1000 half 1.0
+vit_pwee_patch16_reg1_gap_256: sbb_in1k 1000 half 0.95
 vit_small_patch14_dinov2: lvd142m 0 imagenet 1.0
 vit_small_patch14_reg4_dinov2: lvd142m 0 imagenet 1.0
 vit_small_patch16_224: augreg_in21k_ft_in1k 1000 half 0.9; augreg_in1k 1000 half 0.9; augreg_in21k 21843 half 0.9; dino 0 imagenet 0.9

@@ -4,10 +4,10 @@ A block of queries walks through a list of key blocks (:mod:`pallas_kernels.atte
 a whole is not masked. Windows and causality make the lists while tracing; masks, positions, segments and routes make
 them on the device. Short rows of the batch (windows of an image) share a block. Routed regions that are nearly whole
 blocks are lists; smaller ones are copied, since the matrix unit multiplies 128 by 128 numbers at once, and copied
-regions can share a block. The kernels are in :mod:`pallas_kernels.attention.flash_tpu`. Sinks and masks of queries are
+regions can share a block. The kernels are in :mod:`pallas_kernels.attention.tpu.flash`. Sinks and masks of queries are
 left to XLA: they act on the output and its log-sum-exp.
 
-JAX's own splash attention serves what it can (:mod:`pallas_kernels.attention.splash`). It lacks a log-sum-exp with a gradient, sigmoid
+JAX's own splash attention serves what it can (:mod:`pallas_kernels.attention.tpu.splash`). It lacks a log-sum-exp with a gradient, sigmoid
 weights, masks of single keys, lists that only the device knows, rows that attend nothing, padding that may hold NaN, and odd lengths.
 """
 
@@ -25,10 +25,10 @@ import numpy as np
 from pallas_kernels import dispatch, mesh
 from pallas_kernels.attention import blocks, regions
 from pallas_kernels.attention.call import AttentionCall
-from pallas_kernels.attention.flash_tpu import Walk, flash
 from pallas_kernels.attention.masks import Mask
 from pallas_kernels.attention.reference import visible
-from pallas_kernels.attention.tiles_tpu import Options, Where
+from pallas_kernels.attention.tpu.flash import Walk, flash
+from pallas_kernels.attention.tpu.tiles import Options, Where
 from pallas_kernels.mosaic_tpu import LANES
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 

@@ -17,8 +17,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention import tiles_tpu as tiles
-from pallas_kernels.attention.tiles_tpu import Options, Where
+from pallas_kernels.attention.tpu import tiles
+from pallas_kernels.attention.tpu.tiles import Options, Where
 from pallas_kernels.differentiation import differentiable
 from pallas_kernels.mosaic_tpu import column, row
 

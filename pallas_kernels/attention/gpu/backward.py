@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import hopper
-from pallas_kernels.attention import hopper_tiles as tiles
-from pallas_kernels.attention.hopper_forward import cost
-from pallas_kernels.attention.hopper_tiles import ROWS, Spec
+from pallas_kernels.attention.gpu import tiles
+from pallas_kernels.attention.gpu.forward import cost
+from pallas_kernels.attention.gpu.tiles import ROWS, Spec
 
 STAGES = 2
 
@@ -30,8 +30,8 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
 
     Args:
       spec: the constants.
-      arrays: as :func:`hopper_forward.forward` has them; do like the output; and for softmax lse and delta, float32 (batch, heads,
-        q_padded): the log-sum-exp to base 2, :data:`hopper_tiles.HIGHEST` where nothing is seen, and what is subtracted
+      arrays: as :func:`pallas_kernels.attention.gpu.forward.forward` has them; do like the output; and for softmax lse and delta, float32 (batch, heads,
+        q_padded): the log-sum-exp to base 2, :data:`tiles.HIGHEST` where nothing is seen, and what is subtracted
         from the weights' gradients.
       pairs: as there.
     """

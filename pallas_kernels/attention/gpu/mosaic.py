@@ -5,7 +5,7 @@ are compared inside the kernels, in blocks that they cut, and blocks that nobody
 lists made on the device (:mod:`pallas_kernels.attention.blocks`) where positions, masks or routes decide; routed regions that
 are not nearly whole blocks are copied. Sinks act on the output and its log-sum-exp. Beside the slope of a score, heads wider
 than 64 leave no register free: the gradient of keys at 128 with soft capping stores 72 bytes a thread. The kernels are in
-:mod:`pallas_kernels.attention.hopper_forward` and ``hopper_backward``.
+:mod:`pallas_kernels.attention.gpu.forward` and ``backward``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 from pallas_kernels import hopper, mesh
 from pallas_kernels.attention import blocks, regions
 from pallas_kernels.attention.call import AttentionCall
-from pallas_kernels.attention.hopper_backward import gradient_of_keys, gradient_of_queries
-from pallas_kernels.attention.hopper_forward import forward
-from pallas_kernels.attention.hopper_tiles import HIGHEST, LOG2E, ROWS, Spec
+from pallas_kernels.attention.gpu.backward import gradient_of_keys, gradient_of_queries
+from pallas_kernels.attention.gpu.forward import forward
+from pallas_kernels.attention.gpu.tiles import HIGHEST, LOG2E, ROWS, Spec
 from pallas_kernels.attention.reference import visible
 from pallas_kernels.differentiation import differentiable
 
@@ -260,7 +260,7 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
 
 
 def _ordered(cover: blocks.Cover, most: int | None = None) -> tuple[Any, Any]:
-    """A cover (batch, heads or none, tiles, blocks) as :func:`hopper_tiles.visit` reads it: whole blocks first, ``most`` at most; numpy if that is."""
+    """A cover (batch, heads or none, tiles, blocks) as :func:`tiles.visit` reads it: whole blocks first, ``most`` at most; numpy if that is."""
     xp: Any = np if isinstance(cover.some, np.ndarray) else jnp
     kind = xp.where(cover.some, xp.where(cover.every, 0, 1), 2)
     kind = kind if kind.ndim == 4 else kind[:, None]

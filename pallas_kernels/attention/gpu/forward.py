@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import hopper
-from pallas_kernels.attention import hopper_tiles as tiles
-from pallas_kernels.attention.hopper_tiles import ROWS, Spec
+from pallas_kernels.attention.gpu import tiles
+from pallas_kernels.attention.gpu.tiles import ROWS, Spec
 
 STAGES = 2  # blocks of keys and of values in flight
 
@@ -41,7 +41,7 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
       arrays: q, k, v as the op has them, in 16 bits, head_dim and value_dim multiples of 32; and where they are not None
         key_bias float32 (batch or 1, heads or 1, k_padded), bias float32 (batch or 1, heads or 1, q_padded, k_padded),
         both to base 2; q_positions int32 (batch or 1, 1, q_padded), k_positions int32 (batch or 1, 1, k_padded), negative is no key;
-        counts and blocks as :func:`hopper_tiles.visit` reads them.
+        counts and blocks as :func:`tiles.visit` reads them.
       pairs: of queries and keys that a head multiplies, for the estimate of the cost.
     """
     q, v = arrays["q"], arrays["v"]

@@ -1,0 +1,41 @@
+"""ResNet (K. He et al., arXiv:1512.03385).
+
+The ImageNet-1k recipe is that of Bag of Tricks (T. He et al., arXiv:1812.01187, sections 2 to 5): SGD with Nesterov momentum 0.9, batch
+1024 at a peak learning rate of 0.4 (0.1 for each 256 images), 5 epochs of warm-up and a cosine to 0, weight decay 1e-4 on weights alone,
+the last scale of each block from 0, label smoothing 0.1, mixup 0.2 and therefore 200 epochs, color jitter 0.4.
+
+Left out: noise along the principal components of color, and distillation from a larger model.
+"""
+
+from __future__ import annotations
+
+from configs.common import Architecture, imagenet, vision
+
+_OWN = {"model_options": {"zero_init": True}, "task": {"augment": {"color_jitter": 0.4}}}
+
+ARCHITECTURE = Architecture(
+    digits={
+        "model": "resnet_nano",
+        "train_for": "30 epochs",
+        "eval_every": "5 epochs",
+        "optimizer": {"learning_rate": 2e-3},
+        "schedule": {"warmup": "2 epochs"},
+    },
+    imagenet=imagenet(
+        1024,
+        0.4,
+        warmup="5 epochs",
+        final=0.0,
+        rand_augment="",
+        mix={"mixup": 0.2},
+        train_for="200 epochs",
+        optimizer={"name": "sgd", "weight_decay": 1e-4, "options": {"momentum": 0.9, "nesterov": True}},
+    ),
+    variants={size: {"model": f"resnet{size}", **_OWN} for size in ("18", "34", "50", "101", "152", "26d", "50d")},
+    default="50",
+)
+
+
+def get_config(argument: str = ""):
+    """Returns the config; the argument is explained in configs/common.py."""
+    return vision(ARCHITECTURE, argument)

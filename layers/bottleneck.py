@@ -1,0 +1,171 @@
+"""Deep Residual Learning for Image Recognition (He et al., CVPR 2016): the basic block and the bottleneck.
+
+    basic:       y = relu(shortcut(x) + gate(N(conv3x3(relu(N(conv3x3(x)))))))
+    bottleneck:  y = relu(shortcut(x) + gate(N(conv1x1(relu(N(mix(relu(N(conv1x1(x))))))))))
+
+N is batch norm; ``mix`` is a 3x3 convolution, which strides in the blocks that halve the map (ResNet v1.5), or a token mixer. The gate,
+if any, is a channel gate such as squeeze-excitation, after the last norm. The shortcut is x where the shapes agree, else a 1x1 convolution
+and a norm, of x itself (ResNet-B) or of its averages over 2x2 tokens (ResNet-D: He et al., Bag of Tricks, CVPR 2019).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.drop import DropPath
+from layers.gates import Gate, create_gate
+from layers.initializers import ones, variance_scaling, zeros
+from layers.linear import Conv, Linear
+from layers.mixer import Mixer
+from layers.module import Module
+from layers.norm import BatchNorm
+from layers.patch import ConvNorm
+from layers.pool import AveragePool, average_pool
+from layers.sequential import Sequential
+from layers.tokens import Known, Tokens
+
+Shortcut = Literal["convolution", "average"]
+# He et al., Delving Deep into Rectifiers (2015), over the outputs.
+_INIT = variance_scaling(2.0, "fan_out", "normal")
+
+
+class _Residual(Module):
+    """What both blocks have besides their branch of convolutions: the gate after it, the shortcut, and the sum of both."""
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        strides: int,
+        shortcut: Shortcut,
+        gate: Gate | None,
+        drop_path: float | None,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        if shortcut not in ("convolution", "average"):
+            raise ValueError(f'shortcut is "convolution" or "average", got {shortcut!r}')
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.gate = None if gate is None else create_gate(gate, features, **common)
+        self.drop = None if drop_path is None else DropPath(drop_path, rngs=rngs)
+        same = strides == 1 and in_features == features
+        self.shortcut = None if same else _shortcut(in_features, features, strides, shortcut, **common)
+
+    def branch(self, x: jax.Array) -> jax.Array:
+        """The convolutions, up to the last norm."""
+        raise NotImplementedError
+
+    def __call__(self, x: jax.Array, tokens: Known = None) -> jax.Array:
+        """Maps (batch, height, width, in_features) to (batch, height / strides, width / strides, features), rounded up.
+
+        Raises:
+          ValueError: anything is known of the tokens, a mask say: convolutions and batch norms would mix what it masks into the rest.
+        """
+        if given := Tokens.of(tokens).given():
+            raise ValueError(f"{type(self).__name__} does not honor {min(given)}: its convolutions and norms see all tokens alike; leave it out")
+        h = self.branch(x)
+        for part in (self.gate, self.drop):
+            h = h if part is None else part(h)
+        x = x if self.shortcut is None else self.shortcut(x)
+        return jax.nn.relu(x + h.astype(x.dtype))
+
+
+def _shortcut(in_features: int, features: int, strides: int, kind: Shortcut, **common: Any) -> Sequential:
+    """From one shape to another: averages, if of that kind, then a 1x1 convolution and a norm."""
+    pool = [AveragePool(strides)] if kind == "average" else []
+    conv = Conv(in_features, features, (1, 1), strides=1 if pool else strides, use_bias=False, kernel_init=_INIT, **common)
+    return Sequential([*pool, conv, BatchNorm(features, **common)])
+
+
+class BasicBlock(_Residual):
+    """Two 3x3 convolutions, residual; the equations are above."""
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        strides: int = 1,
+        shortcut: Shortcut = "convolution",
+        gate: Gate | None = None,
+        zero_init: bool = False,
+        drop_path: float | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          strides: of the first convolution.
+          shortcut: where the shapes differ: "convolution" (B) or "average" (D).
+          gate: of channels, after the last norm: see :func:`layers.gates.create_gate`.
+          zero_init: the last norm's scale starts at 0, and the block as its shortcut (Goyal et al., 2017).
+          drop_path: probability of dropping the branch; None for none.
+
+        Raises:
+          ValueError: an unknown shortcut or gate.
+        """
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(in_features, features, strides=strides, shortcut=shortcut, gate=gate, drop_path=drop_path, **common)
+        self.first = ConvNorm(in_features, features, strides=strides, activation=jax.nn.relu, use_bias=False, kernel_init=_INIT, **common)
+        self.second = ConvNorm(features, features, norm=None, use_bias=False, kernel_init=_INIT, **common)
+        self.second_norm = BatchNorm(features, scale_init=zeros if zero_init else ones, **common)
+
+    def branch(self, x: jax.Array) -> jax.Array:
+        return self.second_norm(self.second(self.first(x)))
+
+
+class Bottleneck(_Residual):
+    """Fewer features by a 1x1 convolution, a 3x3 convolution or a token mixer, more features by a 1x1 convolution; residual.
+
+    A mixer keeps the size of the map; where the block strides, its output is averaged over as many tokens (BoTNet: Srinivas et al.,
+    CVPR 2021).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        width: int | None = None,
+        mixer: Mixer | None = None,
+        groups: int = 1,
+        strides: int = 1,
+        shortcut: Shortcut = "convolution",
+        gate: Gate | None = None,
+        zero_init: bool = False,
+        drop_path: float | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          width: features between the 1x1 convolutions; default a quarter of ``features``.
+          mixer: of grids of ``width`` features; None is the 3x3 convolution, in ``groups`` (ResNeXt).
+          others: as in :class:`BasicBlock`.
+
+        Raises:
+          ValueError: an unknown shortcut or gate, or groups and a mixer.
+        """
+        if mixer is not None and groups != 1:
+            raise ValueError(f"groups={groups} are of the 3x3 convolution, in whose place there is {type(mixer).__name__}")
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(in_features, features, strides=strides, shortcut=shortcut, gate=gate, drop_path=drop_path, **common)
+        width = features // 4 if width is None else width
+        pointwise: dict[str, Any] = {"use_bias": False, "kernel_init": _INIT, **common}
+        self.reduce, self.reduce_norm = Linear(in_features, width, **pointwise), BatchNorm(width, **common)
+        conv: dict[str, Any] = {"strides": strides, "padding": 1, "feature_group_count": groups}
+        self.mixer = Conv(width, width, (3, 3), **conv, **pointwise) if mixer is None else mixer
+        self.mixer_norm = BatchNorm(width, **common)
+        self.expand, self.expand_norm = Linear(width, features, **pointwise), BatchNorm(features, scale_init=zeros if zero_init else ones, **common)
+        self.pool = 1 if mixer is None else strides
+
+    def branch(self, x: jax.Array) -> jax.Array:
+        h = self.mixer(jax.nn.relu(self.reduce_norm(self.reduce(x))))
+        h = h if self.pool == 1 else average_pool(h, self.pool)
+        return self.expand_norm(self.expand(jax.nn.relu(self.mixer_norm(h))))

