@@ -1,6 +1,6 @@
 """Packed documents: rows that hold several, each of which is computed as if it were alone.
 
-A recurrent op takes ``starts``, bool (batch, length), True where a document begins. No decay is changed for it, as minus
+A recurrent op takes ``starts``, bool (batch, length), True where a document begins. No decay is changed for it: minus
 infinity in a sum of logarithms makes NaN of their differences. What crosses a border is masked instead: tokens see one
 another where as many documents have begun, the state from before reaches those where none has, and the state handed on
 has only what the last document wrote.
@@ -24,7 +24,7 @@ class Documents:
     """The documents of a row, or of a chunk of one.
 
     Attributes:
-      number: (batch, tokens) int32, how many have begun up to each token and with it; None: none begins, nothing is masked.
+      number: (batch, tokens) int32, how many have begun up to each token and with it; None: none begins.
     """
 
     number: jax.Array | None

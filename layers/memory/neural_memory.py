@@ -157,9 +157,9 @@ class NeuralMemory(Mixer):
     ``momentum``, ``keep``, ``threshold`` (linear, one a head, those that the memory needs), ``initial.N`` (heads, in, out): the memory's
     first weights (accumulators, where its retention maps them), ``norm``, and ``persistent`` (tokens, features) where asked for.
 
-    A document that begins in a row has read nothing but the persistent tokens. Chunks are counted from the row's start, so
-    that documents must begin at multiples of ``chunk``; in :meth:`extend` they may begin anywhere, and calls that are given
-    ``segment_ids`` read token by token.
+    A document that begins in a row has read nothing but the persistent tokens. Chunks are counted from the row's start,
+    so that documents must begin at multiples of ``chunk``; in :meth:`extend` they may begin anywhere, and calls that are
+    given ``segment_ids`` read token by token.
     """
 
     supports_causal = True

@@ -158,8 +158,8 @@ class MemoryAsContext(Mixer):
     """Memory as context: each segment attends to itself, to persistent tokens, and to what the memory of all earlier segments recalls.
 
     A recollection is shown to its own token and later ones only, as it depends on it.
-    Segments are counted from the row's start, so that documents must begin at multiples of ``segment``; in :meth:`extend`
-    they may begin anywhere, and calls that are given ``segment_ids`` read token by token.
+    Segments are counted from the row's start, so that documents must begin at multiples of ``segment``; in
+    :meth:`extend` they may begin anywhere, and calls that are given ``segment_ids`` read token by token.
     Parameters: ``query``, ``key``, ``value``, ``out``, ``retrieve`` (linear), ``persistent``, ``recall_norm``, ``attention_norm``, ``memory_norm``, ``memory``.
     """
 

@@ -103,8 +103,8 @@ class S4DState:
 class S4D(Mixer):
     """The diagonal state space, GELU, and a linear layer with GLU.
 
-    Whole sequences are convolved by FFT, of rows with one document: a transform knows no borders within. Bidirectional, a
-    second kernel reads later tokens: K_0 applies to the token itself and those before, K_1 to those after.
+    Whole sequences are convolved by FFT, of rows with one document: a transform knows no borders within. Bidirectional,
+    a second kernel reads later tokens: K_0 applies to the token itself and those before, K_1 to those after.
 
     Parameters: ``log_dt`` and ``D`` (features,), ``log_A_real`` and ``A_imag`` (features, modes), ``C``
     (directions, features, modes, 2: real and imaginary part), ``out``. Real poles have no ``A_imag`` and no last axis of ``C``.
