@@ -2,6 +2,7 @@
 
 from layers.attention.differential import DifferentialAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
+from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
@@ -17,12 +18,13 @@ from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
-from layers.mlp import MLP, GatedMLP
+from layers.mlp import MLP, ConvMLP, GatedMLP
 from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
 from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
-from layers.patch import ConvNorm, ConvStem, PatchEmbed
+from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
+from layers.sparse.longformer import LongformerAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
@@ -46,6 +48,7 @@ __all__ = [
     "Branch",
     "CausalConvolution",
     "Constant",
+    "ConvMLP",
     "ConvNorm",
     "ConvStem",
     "DeltaNet",
@@ -67,6 +70,7 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "LongformerAttention",
     "Mamba",
     "Mamba2",
     "Memory",
@@ -80,12 +84,14 @@ __all__ = [
     "NeuralMemory",
     "Parallel",
     "PatchEmbed",
+    "PatchMerging",
     "Place",
     "RMSNorm",
     "RoutingAttention",
     "RowMajor",
     "Scan2D",
     "SelectiveState",
+    "SpatialReductionAttention",
     "Stack",
     "Statistic",
     "Tokens",

@@ -94,6 +94,7 @@ class _Partition(_Around):
     """
 
     layouts = ("grid",)
+    padding: Literal["masked", "zeros"] = "masked"
 
     def __init__(
         self, features: int, *, window: int | Sequence[int] = 7, inner: MixerSpec = "attention", place: Place | None = None, rngs: nnx.Rngs
@@ -107,21 +108,22 @@ class _Partition(_Around):
         return 1.0  # the groups have a fixed size
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        height, width = x.shape[1:3]
+        batch, height, width = x.shape[:3]
         window = self._window_of((height, width))
-        padded = (x.shape[0], *(-(-size // side) * side for size, side in zip((height, width), window, strict=True)), x.shape[3])
+        bottom, right = (-size % side for size, side in zip((height, width), window, strict=True))
 
         def pad(a: jax.Array, value: Any = 0) -> jax.Array:
-            a = jnp.broadcast_to(a, (x.shape[0], *a.shape[1:]))
-            more = [(0, size - there) for size, there in zip(padded[1:3], a.shape[1:3], strict=True)]
-            return jnp.pad(a, ((0, 0), *more, *[(0, 0)] * (a.ndim - 3)), constant_values=value)
+            return jnp.pad(a, ((0, 0), (0, bottom), (0, right), *[(0, 0)] * (a.ndim - 3)), constant_values=value)
 
         def cut(a: jax.Array) -> jax.Array:
-            return self._cut(pad(a), window)
+            return self._cut(jnp.broadcast_to(a, (batch, *a.shape[1:])), window)
 
-        tokens = self._prepared(tokens, x.shape[:3], padded[1:3], window, pad)
+        mask = tokens.mask
+        if (bottom or right) and (mask is not None or self.padding == "masked"):
+            mask = pad(jnp.ones(x.shape[:3], bool) if mask is None else mask, self.padding == "zeros")
+        x, tokens = pad(x), self._kept_apart(tokens.rearranged(pad).replace(mask=mask), (height + bottom, width + right), window)
         with sequence.folded():
-            y = self._join(self.inner(cut(x), tokens.rearranged(cut)), padded, window)
+            y = self._join(self.inner(cut(x), tokens.rearranged(cut)), x.shape, window)
         return y[:, :height, :width]
 
     def _known_window(self, grid: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -132,13 +134,9 @@ class _Partition(_Around):
         """The window on a grid."""
         return self.window
 
-    def _prepared(
-        self, tokens: Tokens, shape: tuple[int, ...], padded: tuple[int, ...], window: tuple[int, int], pad: Callable[..., jax.Array]
-    ) -> Tokens:
-        """What is known of the tokens of the padded grid."""
-        if padded == shape[1:]:
-            return tokens
-        return tokens.replace(mask=pad(jnp.ones(shape, bool) if tokens.mask is None else tokens.mask))
+    def _kept_apart(self, tokens: Tokens, grid: tuple[int, int], window: tuple[int, int]) -> Tokens:
+        """What is known of the tokens of a padded grid, with segments for those that share a window and must not see each other."""
+        return tokens
 
     def _cut(self, x: jax.Array, window: tuple[int, int]) -> jax.Array:
         raise NotImplementedError
@@ -209,19 +207,14 @@ class Windowed(_Partition):
         rows, columns = (0 if side >= size else shift for shift, size, side in zip(self.shift, grid, window, strict=True))
         return rows, columns
 
-    def _prepared(
-        self, tokens: Tokens, shape: tuple[int, ...], padded: tuple[int, ...], window: tuple[int, int], pad: Callable[..., jax.Array]
-    ) -> Tokens:
-        if self.padding == "masked":
-            tokens = super()._prepared(tokens, shape, padded, window, pad)
-        elif tokens.mask is not None:
-            tokens = tokens.replace(mask=pad(tokens.mask, True))
-        if any(shift := self._shift_of(padded, window)):
-            # Rows and columns that come around are other sides; four to a document that there may be already.
-            sides = np.add.outer(*(factor * (np.arange(size) < moved) for factor, size, moved in zip((2, 1), padded, shift, strict=True)))
-            ids = jnp.asarray(sides, jnp.int32)[None]
-            tokens = tokens.replace(segment_ids=ids if tokens.segment_ids is None else 4 * pad(tokens.segment_ids) + ids)
-        return tokens
+    def _kept_apart(self, tokens: Tokens, grid: tuple[int, int], window: tuple[int, int]) -> Tokens:
+        if not any(shift := self._shift_of(grid, window)):
+            return tokens
+        # Rows and columns that come around are other sides; four of each document that there may be already.
+        rows, columns = (np.arange(size) < moved for size, moved in zip(grid, shift, strict=True))
+        sides = jnp.asarray(2 * rows[:, None] + columns, jnp.int32)[None]
+        known = tokens.segment_ids
+        return tokens.replace(segment_ids=sides if known is None else 4 * known + sides)
 
     def _cut(self, x: jax.Array, window: tuple[int, int]) -> jax.Array:
         (batch, height, width), (rows, columns) = x.shape[:3], window

@@ -1,4 +1,4 @@
-"""Channel mixing: the two-layer MLP and its gated forms."""
+"""Channel mixing: the two-layer MLP, its gated form, and one with a convolution inside."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.initializers import truncated_normal, zeros
+from layers.depthwise import DepthwiseConv
+from layers.initializers import truncated_normal, variance_scaling, zeros
 from layers.linear import Linear
+from layers.mixer import Mixer, without_padding
 from layers.module import Module
 from layers.norm import Norm, create_norm
+from layers.tokens import Tokens
 from pallas_kernels.exponential import gated, normal_cdf, silu
 
 
@@ -69,7 +72,7 @@ class MLP(Module):
 
 
 class GatedMLP(Module):
-    """``W2 (f(W1 x) * V x)``: SwiGLU with ``f = silu``, GEGLU with ``f = gelu``.
+    """``W2 (f(W1 x) * V x)``: SwiGLU with ``f = silu``, GEGLU with ``f = gelu``; with ``norm``, ``W2 norm(f(W1 x) * V x)``.
 
     GLU Variants Improve Transformer (Shazeer, 2020), eq. 6.
     """
@@ -82,6 +85,7 @@ class GatedMLP(Module):
         hidden: int,
         *,
         activation: Callable[[jax.Array], jax.Array] = silu,
+        norm: Norm | None = None,
         use_bias: bool = False,
         dropout: float = 0.0,
         kernel_init: Any = truncated_normal(0.02),
@@ -93,11 +97,53 @@ class GatedMLP(Module):
         common = {"use_bias": use_bias, "kernel_init": kernel_init, "bias_init": bias_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.gate = Linear(features, hidden, **common)
         self.up = Linear(features, hidden, **common)
+        self.norm = create_norm(norm, hidden, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if norm else None
         self.down = Linear(hidden, features, **common)
         self.activation = activation
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``x`` (..., features) to the same shape."""
-        x = self.down(self.activation(self.gate(x)) * self.up(x))
+        x = self.activation(self.gate(x)) * self.up(x)
+        x = self.down(x if self.norm is None else self.norm(x))
+        return x if self.dropout is None else self.dropout(x)
+
+
+class ConvMLP(Mixer):
+    """An MLP of maps with a depth-wise 3x3 convolution before its activation: ``W2 f(depthwise(g(W1 x)))``.
+
+    PVT v2 (Wang et al., 2022), section 3.3. It mixes tokens, and so is told which are real; g is nothing, or a relu in the linear form.
+    """
+
+    layouts = ("grid",)
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array] = gelu,
+        first_activation: Callable[[jax.Array], jax.Array] | None = None,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.up = Linear(features, hidden, kernel_init=kernel_init, **common)
+        self.depthwise = DepthwiseConv(hidden, 3, kernel_init=variance_scaling(2.0, "fan_in", "normal"), **common)
+        self.down = Linear(hidden, features, kernel_init=kernel_init, **common)
+        self.activation, self.first_activation = activation, first_activation
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        x = self.up(x)
+        x = x if self.first_activation is None else self.first_activation(x)
+        x = self.activation(self.depthwise(without_padding(x, tokens.mask)))
+        x = self.down(x if self.dropout is None else self.dropout(x))
         return x if self.dropout is None else self.dropout(x)

@@ -108,6 +108,36 @@ class PatchMerging(Module):
         return self.reduction(self.norm(x)) if self.norm_first else self.norm(self.reduction(x))
 
 
+def soft_split_grid(height: int, width: int, size: int, stride: int, padding: int) -> tuple[int, int]:
+    """Rows and columns of the tokens that :func:`soft_split` makes of a map.
+
+    Raises:
+      ValueError: a map smaller than a window.
+    """
+    if min(height, width) + 2 * padding < size:
+        raise ValueError(f"a map of {height}x{width} is smaller than a window of {size}x{size} with {padding} zeros around it")
+    rows, columns = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
+    return rows, columns
+
+
+def soft_split(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    """Overlapping windows as tokens (T2T-ViT, L. Yuan et al., 2021, section 3.1).
+
+    Args:
+      x: (batch, height, width, channels).
+      size, stride: of the windows.
+      padding: zeros on each side of the map.
+
+    Returns:
+      (batch, rows, columns, channels * size * size): channel by channel its window, row by row.
+    """
+    rows, columns = soft_split_grid(x.shape[1], x.shape[2], size, stride, padding)
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    ends = rows * stride, columns * stride
+    pixels = [x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i in range(size) for j in range(size)]
+    return jnp.stack(pixels, -1).reshape(x.shape[0], rows, columns, -1)
+
+
 class ConvNorm(Module):
     """Convolution, dense or in groups, then a norm and an activation where there are any.
 

@@ -38,6 +38,15 @@ def sincos_table(grid: tuple[int, int], features: int, temperature: float = 1000
     return np.concatenate(parts, -1).astype(np.float32)
 
 
+def sinusoids(length: int, features: int, temperature: float = 10000.0) -> np.ndarray:
+    """Fixed table of the places of a sequence, (length, features): sines and cosines of each wavelength side by side.
+
+    Attention Is All You Need (Vaswani et al., 2017), section 3.5.
+    """
+    angles = np.arange(length)[:, None] / temperature ** (2 * (np.arange(features) // 2) / features)
+    return np.where(np.arange(features) % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
+
+
 def resample_table(table: jax.Array, grid: tuple[int, int], *, antialias: bool = True) -> jax.Array:
     """Resizes a table (height, width, ...) of a grid to another grid by bicubic interpolation.
 
@@ -141,6 +150,8 @@ class Rotary:
         ``low_turns`` times within so many tokens wholly, those that turn more than ``high_turns`` times not at all, and
         those between by the same line.
       low_turns, high_turns: as said.
+      grid: rows and columns on which tokens of an image whose grid is another are counted in equal steps (EVA-02, Fang et
+        al., 2023: the grid of pre-training); None counts rows and columns as they are.
     """
 
     base: float = 10000.0
@@ -150,6 +161,7 @@ class Rotary:
     original_length: int | None = None
     low_turns: float = 1.0
     high_turns: float = 4.0
+    grid: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, given: Rotary | Mapping[str, Any] | float | None) -> Rotary | None:
@@ -237,7 +249,7 @@ class RelativePositionBias(Module):
     def __init__(self, window: tuple[int, int], num_heads: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         shape = (2 * window[0] - 1, 2 * window[1] - 1, num_heads)
         self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), shape, param_dtype))
-        self.window = tuple(window)
+        self.window = (window[0], window[1])
 
     def resampled(self, table: jax.Array, shape: tuple[int, int]) -> jax.Array:
         """A table of this kind, of another window's shape."""
@@ -291,7 +303,7 @@ def log_offsets(window: tuple[int, int], pretrained_window: tuple[int, int]) -> 
     return (np.sign(offsets) * np.log2(np.abs(offsets) + 1) / np.float32(3)).astype(np.float32)
 
 
-def _by_offset(table: jax.Array, window: tuple[int, ...], query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+def _by_offset(table: jax.Array, window: tuple[int, int], query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
     """Scores (1, heads, tokens, tokens) of a window in row-major order, of a table (2 height - 1, 2 width - 1, heads)."""
     height, width = window
     if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:

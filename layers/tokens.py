@@ -82,12 +82,17 @@ class Tokens:
         """(batch,) the document after these tokens, of which ``last`` is that before them."""
         return last if self.segment_ids is None else last_segment(self.segment_ids, self.mask, last)
 
-    def grid_places(self, length: int) -> jax.Array | None:
-        """Rows and columns (1, length, 2) of the tokens of the grid, 0 in the prefix; None without a grid."""
+    def grid_places(self, length: int, stretched: tuple[int, int] | None = None) -> jax.Array | None:
+        """Rows and columns (1, length, 2) of the tokens of the grid, 0 in the prefix; None without a grid.
+
+        Those of a grid of ``stretched`` rows and columns are counted on it in equal steps, and are then no whole numbers.
+        """
         if self.grid is None:
             return None
-        cells = grid_positions(*self.grid)
-        prefix = np.zeros((length - len(cells), 2), np.int32)
+        cells: np.ndarray = grid_positions(*self.grid)
+        if stretched is not None and stretched != self.grid:
+            cells = cells.astype(np.float32) / np.asarray(self.grid, np.float32) * np.asarray(stretched, np.float32)
+        prefix = np.zeros((length - len(cells), 2), cells.dtype)
         return jnp.asarray(np.concatenate([prefix, cells]))[None]
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.broadcast import broadcast
+from layers.broadcast import broadcast, widened
 from layers.initializers import constant, normal, truncated_normal, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding, register_mixer
@@ -49,10 +49,19 @@ class AttentionCache:
     length: jax.Array
     segment: jax.Array
 
-    def write(self, key: jax.Array, value: jax.Array, tokens: Tokens, positions: jax.Array, length: jax.Array, segment: jax.Array) -> AttentionCache:
+    def write(
+        self,
+        key: jax.Array,
+        value: jax.Array,
+        tokens: Tokens,
+        positions: jax.Array,
+        length: jax.Array,
+        segment: jax.Array,
+    ) -> AttentionCache:
         """Stores new tokens (batch, new, ...) after the old ones, or instead of those of a document that has ended.
 
-        Masked ones are not stored. ``positions``, ``length`` and ``segment`` are as :func:`layers.tokens.continued` returns them.
+        Masked ones are not stored. ``positions``, ``length`` and ``segment`` are those of
+        :func:`layers.tokens.continued`.
         """
         capacity = self.positions.shape[1]
         real = jnp.ones(positions.shape, bool) if tokens.mask is None else tokens.mask
@@ -167,17 +176,15 @@ class MultiHeadAttention(Mixer):
         norm = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.key_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
-        self.logit_scale = None
-        if logit_scale is not None:
-            self.logit_scale = nnx.Param(constant(math.log(logit_scale))(rngs.params(), (num_heads,), param_dtype))
-            scale = 1.0
+        init = None if logit_scale is None else constant(math.log(logit_scale))
+        self.logit_scale = None if init is None else nnx.Param(init(None, (num_heads,), param_dtype))
         self.sinks = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype)) if sinks else None
         self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
         self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.causal, self.window, self.rotary = causal, window, Rotary.of(rotary)
-        self.normalize, self.scale, self.score, self.cross = normalize, scale, score, context_features is not None
+        self.normalize, self.scale, self.score, self.cross = normalize, scale if init is None else 1.0, score, context_features is not None
 
     @property
     def complexity(self) -> float:
@@ -200,15 +207,16 @@ class MultiHeadAttention(Mixer):
         # Sequences count from 0 unless positions are given; grid positions have no order, so they mask nothing.
         ordered = tokens.positions if tokens.positions is not None and tokens.positions.ndim == 2 else None
         ids = tokens.segment_ids
-        if ids is not None and self.bias is not None and tokens.positions is None and tokens.grid is None:
+        sees_places = self.bias is not None or self.score is not None
+        if ids is not None and sees_places and tokens.positions is None and tokens.grid is None:
             ordered = places  # a bias sees where in its document a token is; masks of one document see no difference
         mask = None if tokens.mask is None else tokens.mask[:, None, None]
         return self._attend(q, k, v, mask, ordered, ordered, x, None if ids is None else (ids, ids))
 
-    @staticmethod
-    def _places(tokens: Tokens, length: int) -> jax.Array:
+    def _places(self, tokens: Tokens, length: int) -> jax.Array:
         """Where tokens are for a rotary embedding: rows and columns in a grid whose positions are not given."""
-        places = tokens.grid_places(length) if tokens.positions is None else None
+        stretched = None if self.rotary is None else self.rotary.grid
+        places = tokens.grid_places(length, stretched) if tokens.positions is None else None
         return tokens.places(length) if places is None else places
 
     def init_state(
@@ -292,7 +300,7 @@ class MultiHeadAttention(Mixer):
         q = q if self.query_norm is None else self.query_norm(q)
         if self.logit_scale is None:
             return q
-        factor = jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), math.log(100.0)))
+        factor = jnp.exp(jnp.minimum(widened(self.logit_scale[...]), math.log(100.0)))
         return q * factor[:, None].astype(q.dtype)
 
     def _project_key_value(self, x: jax.Array, positions: jax.Array | None) -> tuple[jax.Array, jax.Array]:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 import layers
-from layers import Mixer, Place
+from layers import Mixer, Place, Tokens
 from layers.attention.multi_head import soft_cap
 from layers.memory.choices import KL, MIRAS_STRUCTURE, GradientDescent, Memory, MLPMemory
 from layers.position import ALiBi
@@ -32,6 +32,7 @@ ATTENTION = {
     "persistent": {"window": 5, "rotary": 100.0, "persistent": 3},
     "sinks": {"sinks": True, "bias": lambda num_heads, rngs: ALiBi(num_heads)},
     "sigmoid": {"normalize": "sigmoid", "scale": 0.5},
+    "cosine": {"qk_norm": "unit", "logit_scale": 10.0, "key_bias": False},
 }
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "attention": ATTENTION,
@@ -46,6 +47,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "window": {"clusters": 3, "window": 6},
         "last": {"clusters": 3, "window": 4, "membership": "causal", "relative": 3},
     },
+    "spatial_reduction": {"plain": {"stride": 2}, "linear": {"pool": 3}},
     "windowed": {
         "plain": {"window": 4},
         "oblong": {"window": (2, 3)},
@@ -58,6 +60,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
         "ragged": {"num_heads": 4, "segments": (3, 10, 64), "rates": (1, 3, 6), "rotary": 100.0, "qk_norm": "rms", "inner_norm": True},
     },
+    "longformer_attention": {"plain": {"window": 6, "max_global": 3}, "few": {"window": 3, "max_global": 2, "head_dim": 5, "use_bias": False}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4d": {
@@ -151,7 +154,7 @@ class Compiled:
         self.graphdef, self.state = nnx.split(self.mixer)
         self.grid = "sequence" not in self.mixer.layouts
         self.low = case.make(dtype=jnp.bfloat16)
-        self.whole = jax.jit(lambda x: self.merged()(x))
+        self.whole = jax.jit(lambda x: self.merged()(x, self.known(x)))
         self.gradient = jax.jit(lambda *args: jax.grad(self._loss, argnums=(0, 1), has_aux=True)(self.state, *args))
         self.half = jax.jit(self._half)
         self.extend = jax.jit(lambda x, state, mask: self.merged().extend(x, state, mask))
@@ -159,6 +162,12 @@ class Compiled:
 
     def merged(self) -> Mixer:
         return nnx.merge(self.graphdef, self.state, copy=True)  # a call may move its statistics
+
+    def known(self, x: jax.Array, mask: jax.Array | None = None) -> Tokens:
+        """The mask, and for a mixer that asks for roles two tokens of role 1 in each row."""
+        if "roles" not in self.mixer.honors:
+            return Tokens(mask)
+        return Tokens(mask, roles=jnp.broadcast_to(np.isin(np.arange(x.shape[1]), (0, 4)).astype(np.int32), x.shape[:2]))
 
     def inputs(self, seed: int = 0, batch: int = 2) -> np.ndarray:
         """Random tokens, of which :meth:`real` are the first, or a grid of them."""
@@ -179,11 +188,11 @@ class Compiled:
         return self.merged().init_state(batch, max_length=LENGTH, dtype=dtype)
 
     def _loss(self, state: nnx.State, x: jax.Array, weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = nnx.merge(self.graphdef, state)(x, mask)
+        y = nnx.merge(self.graphdef, state)(x, self.known(x, mask))
         return jnp.sum(jnp.where(mask[..., None], weight * y**2 + y, 0)), y
 
     def _half(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        return nnx.clone(self.low)(x.astype(jnp.bfloat16), mask)
+        return nnx.clone(self.low)(x.astype(jnp.bfloat16), self.known(x, mask))
 
     def _stepwise(self, x: jax.Array) -> jax.Array:
         mixer = self.merged()
@@ -206,7 +215,7 @@ def abstract_program(case: MixerCase, length: int) -> tuple[Any, ...]:
     c = compiled(case)
     side = math.isqrt(length)
     shape = (side, side) if c.grid else (length,)
-    return lambda state, x: nnx.merge(c.graphdef, state)(x), c.state, jax.ShapeDtypeStruct((1, *shape, FEATURES), jnp.float32)
+    return lambda state, x: nnx.merge(c.graphdef, state)(x, c.known(x)), c.state, jax.ShapeDtypeStruct((1, *shape, FEATURES), jnp.float32)
 
 
 def relative(a: Any, b: Any) -> float:

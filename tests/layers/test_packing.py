@@ -111,10 +111,11 @@ class LeansForward(nnx.Module):
 
 
 @pytest.mark.full
-def test_a_bias_sees_positions_in_documents() -> None:
+@pytest.mark.parametrize("option", [{"bias": LeansForward}, {"score": lambda x, head, q, k: x + 0.1 * k * k}], ids=lambda option: min(option))
+def test_biases_and_scores_see_positions_in_documents(option: dict[str, Any]) -> None:
     rows = Rows.of(1)
     place = Place(num_heads=2)
-    mixer = layers.create_mixer({"name": "attention", "bias": LeansForward}, FEATURES, causal=True, place=place, rngs=nnx.Rngs(0))
+    mixer = layers.create_mixer("attention", FEATURES, causal=True, place=place, rngs=nnx.Rngs(0), **option)
     graph, state = nnx.split(mixer)
     mix = jax.jit(lambda x, mask, ids: nnx.merge(graph, state)(x, Tokens(mask, segment_ids=ids)))
     x = np.random.default_rng(0).standard_normal((2, rows.length, FEATURES)).astype(np.float32)

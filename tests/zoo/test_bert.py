@@ -221,3 +221,24 @@ def test_words_in_padding_may_be_nan(norm_order: str) -> None:
 
     zeros, nans = (run(params, np.where(MASK[..., None], words, np.float32(fill))) for fill in (0, np.nan))
     jax.tree.map(np.testing.assert_array_equal, nans, zeros)
+
+
+def test_documents_of_a_row_are_as_if_alone() -> None:
+    """Positions and attention restart with each; of several documents there is no one vector."""
+    model = made()
+    ids = np.array([[0] * 4 + [3] * 5, [1] * 9, [2] * 6 + [0] * 3], np.int32)
+    graphdef, state = nnx.split(model)
+    packed = jax.jit(lambda state: nnx.merge(graphdef, state).hidden(TOKENS, segment_ids=ids))(state)
+    for row, part in ((0, slice(0, 4)), (0, slice(4, 9)), (1, slice(0, 9)), (2, slice(6, 9))):
+        length = part.stop - part.start
+        tokens = np.zeros((1, 9), np.int32)
+        tokens[0, :length] = TOKENS[row, part]
+        alone = call(model, tokens, np.arange(9)[None] < length, method="hidden")
+        assert relative(packed[row, part], alone[0, :length]) < 1e-5
+    with pytest.raises(ValueError, match="one vector for each row: give each document a row of its own"):
+        made(output="pooled")(TOKENS, segment_ids=ids)
+
+
+def test_roles_are_refused_by_mixers_that_have_no_use_for_them() -> None:
+    with pytest.raises(ValueError, match="MultiHeadAttention does not honor roles: its tokens have no roles"):
+        made()(TOKENS, roles=np.zeros_like(TOKENS))

@@ -43,14 +43,19 @@ TINY: dict[str, dict[str, Any]] = {
     "convnext": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "kernel_size": 3, "layer_scale": 0.1},
     # The norm of each head's output magnifies rounding where a head reads next to nothing: bfloat16 weights alone move four blocks' logits by 4 %.
     "delta_net": {"depth": 2},
-    "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     # So does the norm inside Miras' memories, most of all behind the small weights of Memora.
     "miras": {"depth": 2, "memory": "yaad"},
     "titans": {"depth": 2},
+    # The architecture's initial weights suit hundreds of features: three of them multiply, and the gradient is less than float16 can hold.
+    "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "mixer": "focal_modulation"},
+    # The first token alone would see nothing of the last block's local projections.
+    "longformer": {"pool": "average", "window": 6, "max_global": 2},
     "longnet": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
     "maxvit": {"stem": 8, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "window": 2},
     "resnet": {"stem": (8,), "features": (16, 32), "depths": (1, 2), "num_heads": (2, 2)},
-    "swin": {"patch_size": 4, "features": (8, 16), "depths": (2, 2), "num_heads": (2, 2), "window": 4},
+    "pvt": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
+    "swin": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4},
+    "swinv2": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4, "zero_init": False},
     "routing_transformer": {"routed_heads": 1, "clusters": 3, "cluster_window": 12, "window": 8, "membership": "causal"},
 }
 VARIANTS = {name: variant(name) for name in zoo.list_models()}

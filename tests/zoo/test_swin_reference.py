@@ -92,6 +92,7 @@ def test_authors_names_and_buffers() -> None:
     zoo.load(ours, {**state, **buffers})
 
 
+@pytest.mark.full
 def test_matches_transformers(tmp_path: Any) -> None:
     """Also where windows do not divide the map, which is padded before they are moved."""
     transformers = pytest.importorskip("transformers")

@@ -30,13 +30,13 @@ class Classifier(Model):
     )
     undecayed: ClassVar[tuple[str, ...]] = ("position", "prefix_position", "class_token", "distillation_token", "register_tokens", "mask_token")
 
-    def __call__(self, x: jax.Array, *more: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, *more: Any, **known: Any) -> jax.Array:
         """Maps images (batch, height, width, channels), or other input that ``pooled`` takes, to logits (batch,
         classes), or to pooled features without a head."""
-        x = self.pooled(x, *more)
+        x = self.pooled(x, *more, **known)
         return x if self.head is None else self.head(x)
 
-    def pooled(self, x: jax.Array, *more: Any) -> jax.Array:
+    def pooled(self, x: jax.Array, *more: Any, **known: Any) -> jax.Array:
         """What the head sees: (batch, features)."""
         raise NotImplementedError
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.block import Order
-from layers.broadcast import broadcast
+from layers.broadcast import broadcast, lookup
 from layers.combinators import bidirectional, on_sequence
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Embed, Linear
@@ -25,6 +25,7 @@ from layers.mixer import Mixer, MixerSpec, Place, finite_padding, without_paddin
 from layers.mlp import MLP, gelu, gelu_tanh
 from layers.module import Module
 from layers.norm import create_norm, unit
+from layers.tokens import Tokens
 from zoo.backbones.classifier import Classifier
 from zoo.registry import ModelConfig
 
@@ -39,7 +40,8 @@ class EncoderConfig(ModelConfig):
       features, depth, num_heads, mlp_ratio: width, blocks, attention heads, hidden width of the MLP / features.
       mlp: activation of the MLP and of the head over the vocabulary.
       embedding_features: width of the embeddings, which a linear layer maps to ``features``; None: they have that width.
-      max_length: rows of the position table; longer sequences are refused.
+      max_length: positions that the table has rows for; longer sequences are refused.
+      position_offset: rows of the table before that of the first position (RoBERTa's has two for padding).
       types: kinds of segments a token may belong to; 0 for none.
       norm_order, norm_epsilon: of the blocks.
       output: what ``model(tokens)`` gives: "vocabulary", logits for each token, or "pooled", a vector (with a head, logits of its classes).
@@ -59,6 +61,7 @@ class EncoderConfig(ModelConfig):
     mlp: Literal["gelu", "gelu_tanh"] = "gelu"
     embedding_features: int | None = None
     max_length: int = 512
+    position_offset: int = 0
     types: int = 2
     norm_order: Order = "post"
     norm_epsilon: float = 1e-12
@@ -123,7 +126,7 @@ class Encoder(Classifier):
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         width = c.embedding_features or c.features
         self.embedding = Embed(c.vocab_size, width, embedding_init=normal(0.02), **common)
-        self.position = nnx.Param(normal(0.02)(rngs.params(), (c.max_length, width), c.param_dtype))
+        self.position = nnx.Param(normal(0.02)(rngs.params(), (c.position_offset + c.max_length, width), c.param_dtype))
         self.types = Embed(c.types, width, embedding_init=normal(0.02), **common) if c.types else None
         self.embedding_norm = create_norm("layer", width, epsilon=c.norm_epsilon, **common)
         projected = c.embedding_features is not None
@@ -150,27 +153,53 @@ class Encoder(Classifier):
     def block_options(self, place: Place) -> dict[str, Any]:
         return {"norm_epsilon": self.config.norm_epsilon, "order": self.config.norm_order}
 
-    def __call__(self, tokens: jax.Array, mask: jax.Array | None = None, types: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        types: jax.Array | None = None,
+        *,
+        roles: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> jax.Array:
         """Reads whole sequences.
 
         Args:
           tokens: (batch, length) int32, or words already looked up, (batch, length, features of the embedding).
           mask: True for real tokens.
           types: (batch, length) int32, the segment of each token; default 0.
+          roles: (batch, length) int32, for mixers that ask for them: 1 for global tokens of Longformer.
+          segment_ids: (batch, length) int32, the document of each token of a row that holds several.
 
         Returns:
           Logits (batch, length, vocab_size); with ``output="pooled"`` vectors (batch, features), or logits (batch, classes).
 
         Raises:
-          ValueError: a sequence longer than the position table.
+          ValueError: a sequence longer than the position table, or several documents in a row of which the output is one vector.
         """
         if self.config.output == "vocabulary":
-            return self.logits(self.hidden(tokens, mask, types))
-        return super().__call__(tokens, mask, types)
+            return self.logits(self.hidden(tokens, mask, types, roles=roles, segment_ids=segment_ids))
+        if segment_ids is not None:
+            raise ValueError("the output is one vector for each row: give each document a row of its own, or take model.hidden(...)")
+        x = self.pooled(tokens, mask, types, roles=roles)
+        return x if self.head is None else self.head(x)
 
-    def hidden(self, tokens: jax.Array, mask: jax.Array | None = None, types: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        types: jax.Array | None = None,
+        *,
+        roles: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> jax.Array:
         """A vector for each token: (batch, length, features)."""
-        return self._normed(self.blocks(self._embed_real(tokens, mask, types), mask)[0])
+        known = self.known(tokens, Tokens(mask, segment_ids=segment_ids, roles=roles))
+        return self._normed(self.blocks(self._embed_real(tokens, known, types), known)[0])
+
+    def known(self, tokens: jax.Array, given: Tokens) -> Tokens:
+        """What the blocks are told of the tokens: what the caller gave, and what the architecture adds."""
+        return given
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head over the vocabulary: (..., features) to (..., vocab_size). A large vocabulary need not be applied to
@@ -183,9 +212,11 @@ class Encoder(Classifier):
             raise ValueError("the model has no head over the vocabulary: make it with masked_lm=True")
         return self.masked_lm(hidden, self.embedding)
 
-    def pooled(self, tokens: jax.Array, mask: jax.Array | None = None, types: jax.Array | None = None) -> jax.Array:  # type: ignore[override]
+    def pooled(  # type: ignore[override]
+        self, tokens: jax.Array, mask: jax.Array | None = None, types: jax.Array | None = None, *, roles: jax.Array | None = None
+    ) -> jax.Array:
         """One vector for all tokens: (batch, features)."""
-        return self.pool(self.hidden(tokens, mask, types), mask)
+        return self.pool(self.hidden(tokens, mask, types, roles=roles), mask)
 
     def pool(self, hidden: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Pools (batch, length, features) to (batch, features)."""
@@ -204,34 +235,44 @@ class Encoder(Classifier):
         return hidden[:, 0] if self.pooler is None else jnp.tanh(self.pooler(hidden[:, 0]))
 
     def features(
-        self, tokens: jax.Array, indices: Sequence[int] | None = None, mask: jax.Array | None = None, types: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        indices: Sequence[int] | None = None,
+        mask: jax.Array | None = None,
+        types: jax.Array | None = None,
+        *,
+        roles: jax.Array | None = None,
     ) -> list[jax.Array]:
         """Outputs (batch, length, features) of some blocks, by default the last of each quarter."""
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
-        return self.blocks(self._embed_real(tokens, mask, types), mask, capture=indices)[1]
+        known = self.known(tokens, Tokens(mask, roles=roles))
+        return self.blocks(self._embed_real(tokens, known, types), known, capture=indices)[1]
 
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         """Replaces the head by a fresh one for ``num_classes``; 0 removes it. The output is then the pooled one."""
         super().reset_head(num_classes, rngs=rngs)
         self.config = dataclasses.replace(self.config, output="pooled")
 
-    def embed(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
+    def embed(self, tokens: jax.Array, types: jax.Array | None = None, *, segment_ids: jax.Array | None = None) -> jax.Array:
         """What enters the first block: (batch, length, features); arguments as the model's."""
         words = self.embedding(tokens) if tokens.ndim == 2 else tokens
-        length, most = words.shape[1], self.config.max_length
+        length, first, most = words.shape[1], self.config.position_offset, self.config.max_length
         if length > most:
             raise ValueError(f"a sequence of {length} tokens is longer than the position table: max_length is {most}")
-        x = words + broadcast(self.position[:length], words.shape, words.dtype)
+        if segment_ids is None:
+            x = words + broadcast(self.position[first : first + length], words.shape, words.dtype)
+        else:
+            x = words + lookup(self.position[...], first + Tokens(segment_ids=segment_ids).places(length), words.dtype)
         if self.types is not None:
             x = x + self.types(jnp.zeros(words.shape[:2], jnp.int32) if types is None else types)
         x = self.embedding_norm(x)
         x = x if self.dropout is None else self.dropout(x)
         return x if self.projection is None else self.projection(x)
 
-    def _embed_real(self, tokens: jax.Array, mask: jax.Array | None, types: jax.Array | None) -> jax.Array:
+    def _embed_real(self, tokens: jax.Array, known: Tokens, types: jax.Array | None) -> jax.Array:
         """:meth:`embed`, with what words already looked up hold in padding made finite."""
-        return self.embed(tokens if tokens.ndim == 2 else finite_padding(tokens, mask), types)
+        return self.embed(tokens if tokens.ndim == 2 else finite_padding(tokens, known.mask), types, segment_ids=known.segment_ids)
 
     def _normed(self, x: jax.Array) -> jax.Array:
         return x if self.norm is None else self.norm(x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -55,7 +55,8 @@ class IsotropicConfig(ModelConfig):
       class_position: where the class token is among the patches: "first", before the registers, "middle" or "last".
       distilled: a second class token and head, averaged with the first (DeiT).
       position: "learned" adds a table, "sincos" a fixed one of sines and cosines of rows and columns; None leaves it to the mixer.
-      rotary: base of the rotary embedding of rows and columns in the architecture's own attention; None for none.
+      rotary: base of the rotary embedding of rows and columns in the architecture's own attention, or its options as in
+        :class:`layers.position.Rotary`; None for none.
       prefix_positions: which prefix tokens have positions of their own: "all", "class" (DINOv2 with registers) or "none".
       mask_token: a token that replaces masked patches (``embed(images, masked)``), as self-supervised training has it.
       distilled_head: whether the second class token has its head; without, it only takes part in attention.
@@ -84,7 +85,7 @@ class IsotropicConfig(ModelConfig):
     class_token: bool = True
     class_position: Literal["first", "middle", "last"] = "first"
     position: Literal["learned", "sincos"] | None = "learned"
-    rotary: float | None = None
+    rotary: float | Mapping[str, Any] | None = None
     registers: int = 0
     distilled: bool = False
     distilled_head: bool = True

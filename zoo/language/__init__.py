@@ -7,11 +7,13 @@ from zoo.language import gemma as gemma
 from zoo.language import gpt2 as gpt2
 from zoo.language import gptj as gptj
 from zoo.language import llama as llama
+from zoo.language import longformer as longformer
 from zoo.language import longnet as longnet
 from zoo.language import mamba as mamba
 from zoo.language import mamba2 as mamba2
 from zoo.language import miras as miras
 from zoo.language import pythia as pythia
+from zoo.language import roberta as roberta
 from zoo.language import routing_transformer as routing_transformer
 from zoo.language import s4d as s4d
 from zoo.language import titans as titans

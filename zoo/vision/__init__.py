@@ -2,10 +2,13 @@
 
 from zoo.vision import biformer as biformer
 from zoo.vision import convnext as convnext
+from zoo.vision import eva as eva
 from zoo.vision import focalnet as focalnet
 from zoo.vision import longvit as longvit
 from zoo.vision import maxvit as maxvit
+from zoo.vision import pvt as pvt
 from zoo.vision import resnet as resnet
 from zoo.vision import s4d_pixels as s4d_pixels
 from zoo.vision import swin as swin
+from zoo.vision import swinv2 as swinv2
 from zoo.vision import vit as vit

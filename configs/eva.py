@@ -1,0 +1,30 @@
+"""EVA-02 (Y. Fang et al., arXiv:2303.11331), trained without its masked pre-training, as DeiT (H. Touvron et al., arXiv:2012.12877).
+
+The authors pre-train on image features of EVA-CLIP and then fine-tune; that is not offered here. The ImageNet-1k recipe
+is the one of configs/vit.py, our choice.
+"""
+
+from __future__ import annotations
+
+from configs.common import Architecture, deit, vision
+
+ARCHITECTURE = Architecture(
+    digits={
+        "model": "eva02_nano_patch4_32",
+        "train_for": "60 epochs",
+        "eval_every": "5 epochs",
+        "optimizer": {"learning_rate": 1e-3},
+        "schedule": {"warmup": "5 epochs"},
+    },
+    imagenet=deit(model_options={"drop_path": 0.1}),
+    variants={
+        "tiny": {"model": "eva02_tiny_patch14_224", "model_options": {"num_classes": 1000}},
+        "small": {"model": "eva02_small_patch14_224", "model_options": {"num_classes": 1000}},
+    },
+    default="tiny",
+)
+
+
+def get_config(argument: str = ""):
+    """Returns the config; the argument is explained in configs/common.py."""
+    return vision(ARCHITECTURE, argument)

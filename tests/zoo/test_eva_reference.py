@@ -1,0 +1,72 @@
+"""EVA-02 against timm with random weights: logits, features, gradients, names, sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import zoo
+from layers import parameter_count
+from tests.references.live import images, ours_and_gradient, outputs_and_gradient, randomise, relative, same_bits, timm, torch
+from tests.tiers import tiered
+from zoo.registry import abstract, variant
+from zoo.weights import export
+
+pytestmark = pytest.mark.reference
+
+TOLERANCE = 5e-6
+DEPTH, PIXELS = 2, 56
+NAMES = [name for name in zoo.list_models("eva02_*") if variant(name).published]
+
+
+def test_sizes_and_releases_are_those_of_timm() -> None:
+    from timm.models.eva import default_cfgs
+
+    for name in NAMES:
+        with torch.device("meta"):
+            theirs = timm.create_model(name)
+        entry = variant(name)
+        count = sum(parameter.numel() for parameter in theirs.parameters())
+        assert parameter_count(abstract(entry, entry.config)) == entry.parameters == count, name
+        assert entry.config.image_size == theirs.patch_embed.img_size[0], name
+        assert entry.config.num_classes == next(iter(entry.releases.values())).classes, name
+        assert set(entry.releases) == set(default_cfgs[name].cfgs), name
+        for tag, release in entry.releases.items():
+            cfg = default_cfgs[name].cfgs[tag]
+            stated = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation, "crop_fraction": cfg.crop_pct}
+            expected = (f"hf://timm/{name}.{tag}", cfg.num_classes, cfg.license, {**stated, "crop_mode": cfg.crop_mode or "center"})
+            assert (release.source, release.classes, release.licence, release.preprocess) == expected, name
+
+
+def _pair(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
+    """timm's model and ours, narrow and shallow, with the same random weights."""
+    size = {"depth": DEPTH, "num_heads": 2, "patch_size": 14, "num_classes": 10}
+    theirs = timm.create_model(name, embed_dim=32, img_size=PIXELS, dynamic_img_size=True, **size)
+    state = randomise(theirs)
+    ours = zoo.create(name, features=32, image_size=PIXELS, weights=state, **size)
+    return theirs, ours, state
+
+
+@pytest.mark.parametrize("name", tiered(["eva02_tiny_patch14_336", "eva02_base_patch14_448"], lambda name: "base" in name))
+def test_matches_timm(name: str, record_property: Any) -> None:
+    """The grid of 4x4 tokens is not that of pre-training, 16x16: rows and columns are stretched."""
+    theirs, ours, state = _pair(name)
+    pixels = images(2, PIXELS, PIXELS, 3)
+
+    def reference(x: Any) -> list[Any]:
+        return [theirs(x), *theirs.forward_intermediates(x, indices=list(range(DEPTH)), norm=False, intermediates_only=True)]
+
+    expected, gradient = outputs_and_gradient(reference, pixels)
+    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x, range(DEPTH))], pixels)
+    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
+    difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
+    row = {"architecture": name, "reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state), "difference": difference}
+    record_property("parity", row)
+    assert difference < TOLERANCE
+    assert same_bits(export(ours, naming="timm"), state)
+    other = images(1, 42, 84, 3)
+    with torch.no_grad():
+        expected_logits = theirs(torch.from_numpy(other.transpose(0, 3, 1, 2).copy())).numpy()
+    assert relative(ours(other), expected_logits) < TOLERANCE

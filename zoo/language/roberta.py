@@ -1,0 +1,84 @@
+"""RoBERTa: A Robustly Optimized BERT Pretraining Approach (Liu et al., 2019, arXiv:1907.11692), and XLM-R (Conneau et al., ACL 2020).
+
+    x = norm(word + position + type);  N x [x = norm(x + Attention(x));  x = norm(x + MLP(x))]
+
+BERT trained longer on more text, without the prediction of the next sentence and with one token type. The first position is row 2 of
+the table: 0 and 1 were kept for padding. XLM-R is the same model with a vocabulary of 100 languages (arXiv:1911.02116). A classifier
+sees tanh of a linear map of the first token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoo.backbones.encoder import Encoder, EncoderConfig
+from zoo.naming import Naming, Tie
+from zoo.registry import Release, one_of, register_family
+
+COMMON: dict[str, Any] = {"vocab_size": 50265, "max_length": 512, "position_offset": 2, "types": 1, "norm_epsilon": 1e-5}
+LARGE: dict[str, Any] = {"features": 1024, "depth": 24, "num_heads": 16}
+XLM: dict[str, Any] = {"vocab_size": 250_002}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "roberta_base": COMMON,
+    "roberta_large": {**COMMON, **LARGE},
+    "xlm_roberta_base": {**COMMON, **XLM},
+    "xlm_roberta_large": {**COMMON, **LARGE, **XLM},
+}
+
+
+def names(prefix: str, projections: Mapping[str, str] | None = None, *, pooler: str = "classifier.dense") -> Naming:
+    """The names of the library transformers.
+
+    Args:
+      prefix: comes before all names but the heads'.
+      projections: names of the mixer's projections and of ours, besides query, key and value.
+      pooler: of the linear layer after the first token, which whole models keep in their classifier.
+    """
+    block, ours = f"{prefix}encoder.layer.{{i}}", "blocks.{i}"
+    inside: Sequence[tuple[str, str]] = [(part, part) for part in ("query", "key", "value")] + list((projections or {}).items())
+    return Naming(
+        [
+            # safetensors hold no array twice; PyTorch's own files do.
+            ((f"{prefix}embeddings.word_embeddings", "lm_head.decoder"), "embedding", Tie(written=False)),
+            (f"{prefix}embeddings.position_embeddings.weight", "position"),
+            (f"{prefix}embeddings.token_type_embeddings", "types"),
+            (f"{prefix}embeddings.LayerNorm", "embedding_norm"),
+            *[(f"{block}.attention.self.{theirs}", f"{ours}.mixer.{own}") for theirs, own in inside],
+            (f"{block}.attention.output.dense", f"{ours}.mixer.out"),
+            (f"{block}.attention.output.LayerNorm", f"{ours}.mixer_norm"),
+            (f"{block}.intermediate.dense", f"{ours}.channel.up"),
+            (f"{block}.output.dense", f"{ours}.channel.down"),
+            (f"{block}.output.LayerNorm", f"{ours}.channel_norm"),
+            (pooler, "pooler"),
+            ("lm_head.dense", "masked_lm.transform"),
+            ("lm_head.layer_norm", "masked_lm.norm"),
+            (("lm_head.bias", "lm_head.decoder.bias"), "masked_lm.bias", Tie(written=False)),
+            ("classifier.out_proj", "head"),
+        ],
+        prefix=prefix,
+        ignore=(f"{prefix}embeddings.position_ids",),
+    )
+
+
+def _epsilon(config: Mapping[str, Any]) -> Any:
+    """The epsilon of the norms, of a model that has the only activation and positions that this family has."""
+    one_of(config, "hidden_act", {"gelu": "gelu"})
+    one_of(config, "position_embedding_type", {"absolute": "learned"})
+    return config.get("layer_norm_eps")
+
+
+DESCRIBED: dict[str, Any] = {"norm_epsilon": _epsilon, "num_heads": lambda config: config.get("num_attention_heads")}
+RULES: dict[str, Naming] = {"transformers": names("roberta."), "bare": names("", pooler="pooler.dense")}
+RELEASES: dict[str, dict[str, Release]] = {
+    "roberta_base": {"facebook": Release("hf://FacebookAI/roberta-base", 0, "mit")},
+    "roberta_large": {"facebook": Release("hf://FacebookAI/roberta-large", 0, "mit")},
+    "xlm_roberta_base": {"facebook": Release("hf://FacebookAI/xlm-roberta-base", 0, "mit")},
+    "xlm_roberta_large": {"facebook": Release("hf://FacebookAI/xlm-roberta-large", 0, "mit")},
+}
+
+# Of transformers' RobertaForMaskedLM and XLMRobertaForMaskedLM.
+PARAMETERS = {"roberta_base": 124_697_433, "roberta_large": 355_412_057, "xlm_roberta_base": 278_295_186, "xlm_roberta_large": 560_142_482}
+
+register_family("roberta", Encoder, EncoderConfig, VARIANTS, parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED)
