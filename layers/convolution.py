@@ -76,11 +76,40 @@ class CausalConvolution(Mixer):
         return ConvolutionState(inputs, jnp.zeros((batch_size,), jnp.int32))
 
     def mix_next(self, x: jax.Array, state: ConvolutionState, tokens: Tokens) -> tuple[jax.Array, ConvolutionState]:
+        return self.read(x, state, tokens)
+
+    def read(
+        self, x: jax.Array, state: ConvolutionState, tokens: Tokens, opening: jax.Array | None = None
+    ) -> tuple[jax.Array, ConvolutionState]:
+        """:meth:`extend`, where the documents that begin among the tokens see ``opening`` before their first.
+
+        Args:
+          opening: (kernel_size - 1, features); None is zeros.
+        """
         starts = tokens.starts(state.segment)
         y, inputs = short_convolution(
             *self._cast(x), mask=tokens.mask, starts=starts, state=state.inputs, return_state=True
         )
+        if opening is not None and starts is not None and self.kernel_size > 1:
+            y, inputs = self._opened(y, inputs, opening, starts, tokens.mask)
         return y, ConvolutionState(inputs, tokens.segment_after(state.segment))
+
+    def _opened(
+        self, y: jax.Array, inputs: jax.Array, opening: jax.Array, starts: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Adds what documents see of their ``opening``: to outputs, by a token's place, and to the inputs left to see."""
+        size, (batch, length) = len(opening), starts.shape
+        nothing, kernel, _ = self._cast(jnp.zeros((1, size, self.features), y.dtype))
+        table = short_convolution(nothing, kernel, state=opening[None].astype(y.dtype))[0]
+        index = jnp.arange(length)
+        first = jax.lax.cummax(jnp.where(starts, index, -1), axis=1)
+        place = index - first
+        seen = (first >= 0) & (place < size)
+        y = y + jnp.where(seen[..., None], table[jnp.minimum(place, size - 1)], 0)
+        count = jnp.full((batch,), length) if mask is None else jnp.sum(mask, axis=1)
+        left = jnp.arange(size) + (count - first[:, -1])[:, None]  # in the opening, of each input that is left to see
+        missing = (first[:, -1:] >= 0) & (left < size)
+        return y, jnp.where(missing[..., None], opening[jnp.minimum(left, size - 1)].astype(inputs.dtype), inputs)
 
     def _cast(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """``x``, the kernel and the bias in the dtype of the computation."""

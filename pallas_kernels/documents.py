@@ -1,9 +1,9 @@
 """Packed documents: rows that hold several, each of which is computed as if it were alone.
 
-A recurrent op takes ``starts``, bool (batch, length), True where a document begins. No decay is changed for it, as minus infinity in
-a sum of logarithms makes NaN of their differences. What crosses a border is masked instead: tokens see one another where
-as many documents have begun, the state from before reaches those where none has, and the state handed on has
-only what the last document wrote.
+A recurrent op takes ``starts``, bool (batch, length), True where a document begins. No decay is changed for it: minus
+infinity in a sum of logarithms makes NaN of their differences. What crosses a border is masked instead: tokens see one
+another where as many documents have begun, the state from before reaches those where none has, and the state handed on
+has only what the last document wrote.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Documents:
     """The documents of a row, or of a chunk of one.
 
     Attributes:
-      number: (batch, tokens) int32, how many have begun up to each token and with it; None: none begins, and nothing is masked.
+      number: (batch, tokens) int32, how many have begun up to each token and with it; None: none begins.
     """
 
     number: jax.Array | None
@@ -85,7 +85,10 @@ def check(op: str, starts: Any, batch: int, length: int) -> None:
       ValueError: another shape than (batch, length), or another dtype than bool.
     """
     if starts is not None and (starts.shape != (batch, length) or starts.dtype != jnp.bool):
-        raise ValueError(f"{op}: starts must be bool (batch, length) = {(batch, length)}, True where a document begins; got {starts.dtype} {starts.shape}")
+        raise ValueError(
+            f"{op}: starts must be bool (batch, length) = {(batch, length)}, True where a document begins; got "
+            f"{starts.dtype} {starts.shape}"
+        )
 
 
 def at(length: int, *rows: tuple[int, ...]) -> np.ndarray:

@@ -29,7 +29,7 @@ from layers.memory.choices import MEMORIES, Memory
 from layers.memory.learning import MemoryInputs, MemoryState, initial_state, learn, parallel
 from layers.mixer import Mixer, register_mixer
 from layers.state_space.mamba2 import GatedRMSNorm
-from layers.tokens import Tokens
+from layers.tokens import Tokens, continued
 from pallas_kernels import sequence
 from pallas_kernels.exponential import silu, softplus
 from suggestions import near
@@ -43,14 +43,48 @@ class NeuralMemoryState:
     """What the layer remembers of the tokens read.
 
     Attributes:
-      convolution: that of the convolution; an empty array without one.
+      convolution: what the convolution still sees; empty without one.
       memory: the memory.
-      length: (batch,) int32, tokens read in each row, persistent ones included.
+      length: (batch,) int32, tokens read of each row's current document, persistent ones included.
+      segment: (batch,) int32, that document.
     """
 
-    convolution: jax.Array | ConvolutionState
+    convolution: ConvolutionState | jax.Array
     memory: MemoryState
     length: jax.Array
+    segment: jax.Array
+
+
+@struct.dataclass
+class Opened:
+    """Documents that begin among the tokens that a mixer reads in pieces.
+
+    Attributes:
+      starts: bool (batch, new), where they begin.
+      count: (batch, new) int32, tokens of its document up to each token and with it, persistent ones included.
+      state: of one row, before the first token of a document; batch first.
+    """
+
+    starts: jax.Array
+    count: jax.Array
+    state: Any
+
+    def of_pieces(self, pieces: Pieces, chunk: int) -> tuple[jax.Array, jax.Array]:
+        """Bool (pieces, batch) each: pieces that end a document's chunk, and those that begin a document.
+
+        Both are ends of pieces, as they are cut.
+        """
+        first = pieces.index[..., 0]
+        last = jnp.maximum(first + pieces.mask.sum(-1, dtype=jnp.int32) - 1, 0)
+        whole = jnp.take_along_axis(self.count, last, axis=1) % chunk == 0
+        begin = jnp.take_along_axis(self.starts, first, axis=1) & pieces.mask[..., 0]
+        return jnp.swapaxes(whole & pieces.finished, 0, 1), jnp.swapaxes(begin, 0, 1)
+
+    def reset(self, begin: jax.Array, state: Any) -> Any:
+        """``state`` in the rows where no document begins, that before a document in those where one does."""
+        return jax.tree.map(
+            lambda fresh, old: jnp.where(begin.reshape(-1, *(1,) * (old.ndim - 1)), fresh, old), self.state, state
+        )
 
 
 @struct.dataclass
@@ -122,10 +156,15 @@ class NeuralMemory(Mixer):
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``conv`` (of queries, keys and values), ``step``,
     ``momentum``, ``keep``, ``threshold`` (linear, one a head, those that the memory needs), ``initial.N`` (heads, in, out): the memory's
     first weights (accumulators, where its retention maps them), ``norm``, and ``persistent`` (tokens, features) where asked for.
+
+    A document that begins in a row has read nothing but the persistent tokens. Chunks are counted from the row's start,
+    so that documents must begin at multiples of ``chunk``; in :meth:`extend` they may begin anywhere, and calls that are
+    given ``segment_ids`` read token by token.
     """
 
     supports_causal = True
     undecayed = ("persistent",)
+    honors = frozenset({"mask", "segment_ids"})
     supports_bidirectional = False
     paper = (51, 214)
     causal = True
@@ -161,6 +200,7 @@ class NeuralMemory(Mixer):
         if chunk < 1:
             raise ValueError(f"NeuralMemory: chunk must be at least 1; got {chunk}")
         self.memory = memory_of(memory)
+        self.segment_multiple = chunk
         self.heads, self.head_dim, self.chunk = num_heads, head_dim or features // num_heads, chunk
         inner = num_heads * self.head_dim
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -193,8 +233,17 @@ class NeuralMemory(Mixer):
     def complexity(self) -> float:
         return 1.0
 
+    @property
+    def _opening(self) -> int:
+        """Tokens that are read before every document."""
+        return 0 if self.persistent is None else self.persistent.shape[0]
+
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         mask = tokens.mask
+        if tokens.segment_ids is not None:
+            # Chunks of all documents end, and documents begin, at multiples of this.
+            size = math.gcd(self.chunk, self._opening)
+            return self._read_rows(x, self.init_state(x.shape[0], dtype=x.dtype), tokens, size)[0]
         if sequence.objection(x.shape[1]) is None:
             return self._split(x, mask)
         count = 0
@@ -221,32 +270,57 @@ class NeuralMemory(Mixer):
             convolution=jnp.zeros((batch_size, 0, 0), dtype) if self.conv is None else self.conv.init_state(batch_size, dtype=dtype),
             memory=initial_state(self.memory, self.initial_weights(dtype), batch_size),
             length=jnp.zeros((batch_size,), jnp.int32),
+            segment=jnp.zeros((batch_size,), jnp.int32),
         )
         return state if self.persistent is None else self.extend(self._persistent_tokens(batch_size, dtype), state)[1]
 
     def mix_next(self, x: jax.Array, state: NeuralMemoryState, tokens: Tokens) -> tuple[jax.Array, NeuralMemoryState]:
+        # Documents may begin anywhere, and their chunks end anywhere: token by token.
+        return self._read_rows(x, state, tokens, self.chunk if tokens.segment_ids is None else 1)
+
+    def _read_rows(
+        self, x: jax.Array, state: NeuralMemoryState, tokens: Tokens, size: int
+    ) -> tuple[jax.Array, NeuralMemoryState]:
+        """:meth:`extend` in pieces of ``size`` tokens, which end where chunks do and where documents begin."""
         mask = tokens.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         qkv, seen = self.project(x), state.convolution
+        opened = before = None
+        places, length, segment = continued(
+            x.shape[1], state.length - self._opening, state.segment, mask, tokens.segment_ids
+        )
+        if (starts := tokens.starts(state.segment)) is not None:
+            opening = self.init_state(1, dtype=state.memory.accumulated[0].dtype)
+            opened = Opened(starts, places + self._opening + 1, opening.memory)
+            if self._opening and isinstance(opening.convolution, ConvolutionState):
+                before = opening.convolution.inputs[0]
         if self.conv is not None:
-            qkv, seen = self.conv.extend(qkv, seen, mask)
-        y, memory, length = self.read(state.memory, state.length, self.tokens(x, qkv, mask))
-        return self.answer(y, x), NeuralMemoryState(seen, memory, length)
+            assert isinstance(seen, ConvolutionState)
+            qkv, seen = self.conv.read(qkv, seen, tokens, before)
+        y, memory = self.read(state.memory, state.length, self.tokens(x, qkv, mask), size, opened)
+        return self.answer(y, x), NeuralMemoryState(seen, memory, length + self._opening, segment)
 
-    def read(self, memory: MemoryState, length: jax.Array, tokens: MemoryInputs) -> tuple[jax.Array, MemoryState, jax.Array]:
-        """The memory's output for tokens after ``length`` (batch,) others, (batch, heads, new, head_dim), the new
-        memory, and its token count."""
+    def read(
+        self, memory: MemoryState, length: jax.Array, tokens: MemoryInputs, size: int, opened: Opened | None = None
+    ) -> tuple[jax.Array, MemoryState]:
+        """The memory's output for tokens after ``length`` (batch,) others, (batch, heads, new, head_dim), and the new
+        memory. Pieces of ``size`` tokens are read at once."""
         new = tokens.step.shape[-1]
-        pieces = Pieces.cut(length, new, self.chunk, tokens.mask)
+        pieces = Pieces.cut(length, new, size, tokens.mask)
+        finished, begin = jnp.swapaxes(pieces.finished, 0, 1), None
+        if opened is not None:
+            finished, begin = opened.of_pieces(pieces, self.chunk)
 
-        def body(memory: MemoryState, piece: tuple[MemoryInputs, jax.Array]) -> tuple[MemoryState, jax.Array]:
-            y, memory = learn(self.memory, memory, *piece)
+        def body(memory: MemoryState, piece: tuple[MemoryInputs, jax.Array, Any]) -> tuple[MemoryState, jax.Array]:
+            inputs, finished, begin = piece
+            if opened is not None:
+                memory = opened.reset(begin, memory)
+            y, memory = learn(self.memory, memory, inputs, finished)
             return memory, y
 
         split = dataclasses.replace(tokens.map(lambda a: pieces.split(a, 2), lambda a: a), mask=jnp.swapaxes(pieces.mask, 0, 1))
-        along = (split, jnp.swapaxes(pieces.finished, 0, 1))
-        memory, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), memory, along)
-        return pieces.join(y, 2), memory, length + (new if tokens.mask is None else tokens.mask.sum(1, dtype=jnp.int32))
+        memory, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), memory, (split, finished, begin))
+        return pieces.join(y, 2), memory
 
     def _split(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         """:meth:`__call__` on a sequence that is split over devices: only reading the memory waits for the device before."""
@@ -257,8 +331,10 @@ class NeuralMemory(Mixer):
         number = sequence.groups(x.shape[0])
 
         def step(state: tuple[MemoryState, jax.Array], tokens: MemoryInputs) -> tuple[tuple[MemoryState, jax.Array], jax.Array]:
-            y, memory, length = self.read(*state, tokens)
-            return (memory, length), y
+            memory, length = state
+            y, memory = self.read(memory, length, tokens, self.chunk)
+            new = tokens.step.shape[-1] if tokens.mask is None else tokens.mask.sum(1, dtype=jnp.int32)
+            return (memory, length + new), y
 
         def body(tokens: MemoryInputs, mask: jax.Array | None, state: tuple[MemoryState, jax.Array]) -> jax.Array:
             return sequence.hand_over(step, state, dataclasses.replace(tokens, mask=mask), number)

@@ -21,11 +21,11 @@ from layers.initializers import normal, variance_scaling
 from layers.linear import Linear
 from layers.memory.choices import Memory
 from layers.memory.learning import Weights, choose, learn, recall, weights_of
-from layers.memory.neural_memory import NeuralMemory, NeuralMemoryState, Pieces
+from layers.memory.neural_memory import NeuralMemory, NeuralMemoryState, Opened, Pieces
 from layers.mixer import Mixer, register_mixer
 from layers.norm import RMSNorm
 from layers.position import rotate
-from layers.tokens import Tokens
+from layers.tokens import Tokens, continued
 from pallas_kernels import attention, sequence
 from pallas_kernels.exponential import gated
 
@@ -45,6 +45,7 @@ class _WithWindow(Mixer):
 
     supports_causal = True
     supports_bidirectional = False
+    honors = frozenset({"mask", "segment_ids"})
     paper = (51,)
     causal = True
 
@@ -73,6 +74,7 @@ class _WithWindow(Mixer):
         common = {"num_heads": num_heads, "persistent": persistent, "kernel_init": _INIT, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.attention = MultiHeadAttention(features, causal=True, window=window, rotary=rotary, use_bias=False, **common)
         self.memory = NeuralMemory(features, memory=memory, chunk=chunk, conv_size=conv_size, **common)
+        self.segment_multiple = self.memory.segment_multiple
         self.attention_norm = RMSNorm(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.memory_norm = RMSNorm(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if self._gates else None
 
@@ -156,11 +158,14 @@ class MemoryAsContext(Mixer):
     """Memory as context: each segment attends to itself, to persistent tokens, and to what the memory of all earlier segments recalls.
 
     A recollection is shown to its own token and later ones only, as it depends on it.
+    Segments are counted from the row's start, so that documents must begin at multiples of ``segment``; in
+    :meth:`extend` they may begin anywhere, and calls that are given ``segment_ids`` read token by token.
     Parameters: ``query``, ``key``, ``value``, ``out``, ``retrieve`` (linear), ``persistent``, ``recall_norm``, ``attention_norm``, ``memory_norm``, ``memory``.
     """
 
     supports_causal = True
     undecayed = ("persistent",)
+    honors = frozenset({"mask", "segment_ids"})
     supports_bidirectional = False
     paper = (51,)
     causal = True
@@ -207,6 +212,7 @@ class MemoryAsContext(Mixer):
         self.attention_norm = RMSNorm(features, **common)
         self.memory_norm = RMSNorm(features, **common)
         self.heads, self.segment, self.rotary = num_heads, segment, rotary
+        self.segment_multiple = segment
 
     @property
     def complexity(self) -> float:
@@ -215,14 +221,14 @@ class MemoryAsContext(Mixer):
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         mask = tokens.mask
         state = self._state(x.shape[0], x.dtype)
-        if sequence.objection(x.shape[1]) is not None:
-            return self._mix(x, state, mask)[0]
+        if sequence.objection(x.shape[1]) is not None or tokens.segment_ids is not None:
+            return self._mix(x, state, tokens, self.segment)[0]
         graph, params = nnx.split(self)
         number = sequence.groups(x.shape[0])
 
         def body(params: Any, x: jax.Array, mask: jax.Array | None, state: ContextState) -> jax.Array:
             def step(state: ContextState, part: tuple[jax.Array, jax.Array | None]) -> tuple[ContextState, jax.Array]:
-                y, state = nnx.merge(graph, params)._mix(part[0], state, part[1])
+                y, state = nnx.merge(graph, params)._mix(part[0], state, Tokens(part[1]), self.segment)
                 return state, y
 
             return sequence.hand_over(step, state, (x, mask), number)
@@ -241,7 +247,8 @@ class MemoryAsContext(Mixer):
         return self._state(batch_size, dtype)
 
     def mix_next(self, x: jax.Array, state: ContextState, tokens: Tokens) -> tuple[jax.Array, ContextState]:
-        return self._mix(x, state, tokens.mask)
+        # Documents may begin anywhere, and their segments end anywhere: token by token.
+        return self._mix(x, state, tokens, self.segment if tokens.segment_ids is None else 1)
 
     def _state(self, batch: int, dtype: Any) -> ContextState:
         shape = (batch, 2 * self.segment, self.heads, self.query.in_features // self.heads)
@@ -250,12 +257,27 @@ class MemoryAsContext(Mixer):
         start = tuple(jnp.copy(w) for w in weights_of(self.memory.memory, memory.memory.accumulated))
         return ContextState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), memory, start)
 
-    def _mix(self, x: jax.Array, state: ContextState, mask: jax.Array | None) -> tuple[jax.Array, ContextState]:
+    def _mix(self, x: jax.Array, state: ContextState, tokens: Tokens, size: int) -> tuple[jax.Array, ContextState]:
+        """The tokens in pieces of ``size``, which end where segments do and where documents begin."""
+        mask, memory = tokens.mask, state.memory
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
-        pieces = Pieces.cut(state.memory.length, x.shape[1], self.segment, mask)
-        along = (pieces.split(x, 1), jnp.swapaxes(pieces.mask, 0, 1), jnp.swapaxes(pieces.finished, 0, 1))
-        state, y = jax.lax.scan(jax.checkpoint(self._piece, prevent_cse=False), state, along)
-        return pieces.join(y, 1), state
+        pieces, opened = Pieces.cut(memory.length, x.shape[1], size, mask), None
+        finished, begin = jnp.swapaxes(pieces.finished, 0, 1), None
+        if (starts := tokens.starts(memory.segment)) is not None:
+            places, _, _ = continued(x.shape[1], memory.length, memory.segment, mask, tokens.segment_ids)
+            opened = Opened(starts, places + 1, self._state(1, state.key.dtype))
+            finished, begin = opened.of_pieces(pieces, self.segment)
+
+        def body(state: ContextState, piece: tuple[Any, Any]) -> tuple[ContextState, jax.Array]:
+            own, begin = piece
+            if opened is not None:
+                state = opened.reset(begin, state)
+            return self._piece(state, own)
+
+        along = (pieces.split(x, 1), jnp.swapaxes(pieces.mask, 0, 1), finished)
+        state, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), state, (along, begin))
+        segment = tokens.segment_after(memory.segment)
+        return pieces.join(y, 1), state.replace(memory=state.memory.replace(segment=segment))
 
     def _piece(self, state: ContextState, piece: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[ContextState, jax.Array]:
         """A segment, or a part of one that begins after the tokens the state holds of it."""
@@ -288,12 +310,12 @@ class MemoryAsContext(Mixer):
         qkv, seen = layer.project(y), state.convolution
         if layer.conv is not None:
             qkv, seen = layer.conv.extend(qkv, seen, mask)
-        tokens = layer.tokens(y, qkv, mask)
+        tokens, length = layer.tokens(y, qkv, mask), state.length + mask.sum(1, dtype=jnp.int32)
         if layer.chunk == self.segment:
             m, memory = learn(layer.memory, state.memory, tokens, finished)
-            return layer.answer(m, y), NeuralMemoryState(seen, memory, state.length + mask.sum(1, dtype=jnp.int32))
-        m, memory, length = layer.read(state.memory, state.length, tokens)
-        return layer.answer(m, y), NeuralMemoryState(seen, memory, length)
+        else:
+            m, memory = layer.read(state.memory, state.length, tokens, layer.chunk)
+        return layer.answer(m, y), NeuralMemoryState(seen, memory, length, state.segment)
 
     def _write(self, state: ContextState, said: jax.Array, x: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values of recollections and tokens, stored in the slots of their segment; a slot beyond it stores nothing."""

@@ -12,7 +12,8 @@ GELU and a linear layer with a GLU, which is all the channel mixing the paper's 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -102,8 +103,8 @@ class S4DState:
 class S4D(Mixer):
     """The diagonal state space, GELU, and a linear layer with GLU.
 
-    Whole sequences are convolved by FFT. Bidirectional, a second kernel reads later tokens: K_0 applies to the
-    token itself and those before, K_1 to those after.
+    Whole sequences are convolved by FFT, of rows with one document: a transform knows no borders within. Bidirectional,
+    a second kernel reads later tokens: K_0 applies to the token itself and those before, K_1 to those after.
 
     Parameters: ``log_dt`` and ``D`` (features,), ``log_A_real`` and ``A_imag`` (features, modes), ``C``
     (directions, features, modes, 2: real and imaginary part), ``out``. Real poles have no ``A_imag`` and no last axis of ``C``.
@@ -112,6 +113,9 @@ class S4D(Mixer):
     supports_causal = True
     paper = (123,)
     undecayed = ("log_A_real", "A_imag")
+    refusals: ClassVar[Mapping[str, str]] = {
+        "segment_ids": "its convolution is a Fourier transform of the whole row: give each document a row of its own"
+    }
 
     def __init__(
         self,

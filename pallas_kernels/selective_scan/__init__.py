@@ -65,8 +65,8 @@ def selective_scan(
       delta_bias: (channels,), added to delta before softplus.
       delta_softplus: the step is softplus(delta + delta_bias).
       initial_state: (batch, channels, state_dim), zeros by default.
-      starts: bool (batch, length), True where a document begins: it and what follows see nothing of before, the initial state
-        included. False for padding. None: nowhere.
+      starts: bool (batch, length), True where a document begins: it and what follows see nothing of before, the initial
+        state included. False for padding. None: nowhere.
       return_state: also return the state after the last token.
       implementation: the name of one, or None for the best that serves the call.
 

@@ -26,7 +26,9 @@ class ScanCall(Call):
       starts: bool (batch, length) or None, where a document begins: there h_{t-1} is 0.
     """
 
-    axes: ClassVar = {"x": "blh", "step": "blh", "A": "hn", "B": "bln blhn", "C": "bln blhn", "initial_state": "bhn", "starts": "bl"}
+    axes: ClassVar = {
+        "x": "blh", "step": "blh", "A": "hn", "B": "bln blhn", "C": "bln blhn", "initial_state": "bhn", "starts": "bl"
+    }  # fmt: skip
     results = ("blh", "bhn")
 
     x: jax.Array

@@ -29,8 +29,8 @@ def _case(
     change: Change | None = None,
     **options: Any,
 ) -> Case:
-    """Normal arrays, A negative, and the optional arrays named in ``with_``; delta is made positive unless softplus does it;
-    ``starts`` of documents for each row."""
+    """Normal arrays, A negative, and the optional arrays named in ``with_``; delta is made positive unless softplus does
+    it; ``starts`` of documents for each row."""
 
     def arrays(rng: np.random.Generator) -> Arrays:
         tokens, shared = (batch, length, channels), (batch, length, *([groups] if groups else []), state_dim)

@@ -1,7 +1,8 @@
 """The selective scan of a sequence that is split over devices.
 
 Each sends exp(A times the sum of its steps), 0 where a document begins, and the state that its own tokens leave. Then
-each reads its tokens again from the state that they find: two passes instead of one, for n times as many devices at work.
+each reads its tokens again from the state that they find: two passes instead of one, for n times as many devices at
+work.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     def body(part: ScanCall) -> tuple[jax.Array, jax.Array]:
         run = OPS["selective_scan"].within
         _, state = run(part.replace(initial_state=None))
-        factor = Documents.of(part.starts).carried(jnp.exp(jnp.sum(part.step, 1)[..., None] * part.A.astype(part.step.dtype)))
+        factor = jnp.exp(jnp.sum(part.step, 1)[..., None] * part.A.astype(part.step.dtype))
+        factor = Documents.of(part.starts).carried(factor)
         before, after = sequence.entering(factor, state, part.initial_state, jnp.multiply)
         return run(part.replace(initial_state=before))[0], after
 

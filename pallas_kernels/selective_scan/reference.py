@@ -25,6 +25,7 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
         return state, jnp.sum(c * state, axis=-1)
 
     starts = jnp.zeros((batch, length), bool) if call.starts is None else call.starts
-    tokens = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (call.x.astype(wide), call.step, per_channel(call.B), per_channel(call.C), starts))
+    by_token = (call.x.astype(wide), call.step, per_channel(call.B), per_channel(call.C), starts)
+    tokens = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), by_token)
     state, out = jax.lax.scan(step, call.start, tokens)
     return jnp.moveaxis(out, 0, 1), state

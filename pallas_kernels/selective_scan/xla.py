@@ -117,7 +117,8 @@ _recurrence.define(_forward, _backward)
 def _chunk_gradient(
     rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """Cotangents of the state before a chunk, of the rates and of its tokens' x, delta, B and C, from those of the state after it and of its outputs."""
+    """Cotangents of the state before a chunk, of the rates and of its tokens' x, delta, B and C, from those of the state
+    after it and of its outputs."""
     x, delta, b, c, starts = chunk
     entering = delta * x
     factors = exp2(delta[..., None, :] * (LOG2_E * rates))

@@ -52,11 +52,12 @@ def short_convolution(
       bias: (channels,).
       mask: bool (batch, length), True = real; padding is trailing. What masked positions hold, NaN included, changes nothing;
         their own outputs mean nothing.
-      starts: bool (batch, length), True where a document begins: tokens of different documents don't see each other, and those
-        before the first start see the state. False where masked. None: nowhere.
+      starts: bool (batch, length), True where a document begins: tokens of different documents don't see each other, and
+        those before the first start see the state. False where masked. None: nowhere.
       state: (batch, size - 1, channels), the tokens before x; zeros by default. Causal only.
       causal: whether a token sees none after it.
-      return_state: also return the state after each row's last real token, zeros before its document's start. Causal only.
+      return_state: also return the state after each row's last real token, zeros before its document's start. Causal
+        only.
       implementation: the name of one, or None for the best that serves the call.
 
     Returns:

@@ -22,8 +22,8 @@ class ShortCall(Call):
       kernel: (size, channels), or with the batch before; of x's dtype.
       before: (batch, look-back, channels), the tokens before x; None is zeros.
       after: (batch, look-ahead, channels), the tokens after x; None is zeros.
-      starts: bool (batch, length) or None, where a document begins: tokens of different ones don't see each other, those
-        before x are of the first and those after x of the last.
+      starts: bool (batch, length) or None, where a document begins: tokens of different ones don't see each other;
+        ``before`` is of what the first token continues, ``after`` of the last document.
       reach: how many tokens back and ahead a token sees; their sum is size - 1.
     """
 

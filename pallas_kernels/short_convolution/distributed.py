@@ -25,10 +25,10 @@ def short_convolution(call: ShortCall) -> tuple[jax.Array]:
 
     def body(part: ShortCall) -> tuple[jax.Array]:
         back, ahead = part.reach
-        # Of their tokens neighbors get those of the documents that go on: to the end of this part, and from its beginning.
-        packed = Documents.of(part.starts)
-        before = sequence.tail(packed.last(part.x, 1), back, 0 if part.before is None else part.before) if back else None
-        after = sequence.head(packed.continuing(part.x, 1), ahead, 0 if part.after is None else part.after) if ahead else None
+        # A neighbor gets tokens of the document that goes on there: the last one of this part, or the first.
+        packed, first, last = Documents.of(part.starts), part.before, part.after
+        before = sequence.tail(packed.last(part.x, 1), back, 0 if first is None else first) if back else None
+        after = sequence.head(packed.continuing(part.x, 1), ahead, 0 if last is None else last) if ahead else None
         return OPS["short_convolution"].within(part.replace(before=before, after=after))
 
     return sequence.split_call(body, call)

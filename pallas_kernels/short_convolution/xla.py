@@ -15,7 +15,8 @@ from pallas_kernels.short_convolution.call import ShortCall
 
 
 def short_convolution(call: ShortCall, form: str | None = None) -> tuple[jax.Array]:
-    """The op; ``form`` names one of :data:`pallas_kernels.depthwise_convolution.forms.FORMS`, None chooses. Packed documents have one form."""
+    """The op; ``form`` names one of :data:`pallas_kernels.depthwise_convolution.forms.FORMS`, None chooses. Packed
+    documents have one form."""
     if call.starts is not None:
         return (_packed(call),)
     known = [x for x in (call.before, call.x, call.after) if x is not None]
@@ -38,8 +39,9 @@ def _packed(call: ShortCall) -> jax.Array:
     @jax.checkpoint
     def convolve(x: jax.Array, before: jax.Array | None, after: jax.Array | None, kernel: jax.Array) -> jax.Array:
         wide: Any = jnp.promote_types(x.dtype, jnp.float32)
-        known = [e if e is not None else jnp.zeros((x.shape[0], n, x.shape[2]), x.dtype) for e, n in zip((before, after), reach)]
-        seen, kernel = jnp.concatenate([known[0], x, known[1]], axis=1), kernel.astype(wide)
+        nothing = [jnp.zeros((x.shape[0], count, x.shape[2]), x.dtype) for count in reach]
+        first, last = (none if known is None else known for known, none in zip((before, after), nothing))
+        seen, kernel = jnp.concatenate([first, x, last], axis=1), kernel.astype(wide)
 
         def tap(u: int) -> jax.Array:
             same = others[:, u : u + length] == number

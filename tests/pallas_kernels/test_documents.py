@@ -87,8 +87,8 @@ class Pieces:
         return x[self.document, self.place]
 
 
-def alone(op: str, case: Case, starts: np.ndarray, **arrays: Any) -> Any:
-    """The op on each document in a row of its own, from nothing, as the reference computes it; then all are put back."""
+def alone(op: str, case: Case, *, starts: np.ndarray, **arrays: Any) -> Any:
+    """The op on each document in a row of its own, as the reference computes it; then all are put back."""
     pieces = Pieces.cut(starts)
     length = starts.shape[1]
     if op == "linear_attention" and arrays.get("decay") is not None and arrays["decay"].ndim == 1:
@@ -121,8 +121,9 @@ def alone(op: str, case: Case, starts: np.ndarray, **arrays: Any) -> Any:
     return [pieces.together(out), *(s[pieces.last] for s in state)]
 
 
-def packed(op: str, case: Case, implementation: str, starts: np.ndarray, **arrays: Any) -> Any:
-    return jax.tree.leaves(getattr(pallas_kernels, op)(**arrays, starts=jnp.asarray(starts), implementation=implementation, **case.options))
+def packed(op: str, case: Case, *, implementation: str, starts: np.ndarray, **arrays: Any) -> Any:
+    options = {"starts": jnp.asarray(starts), "implementation": implementation, **case.options}
+    return jax.tree.leaves(getattr(pallas_kernels, op)(**arrays, **options))
 
 
 def run(call: Callable[..., Any], arrays: Arrays) -> tuple[Any, Any]:
@@ -148,7 +149,8 @@ def in_float64(op: str, name: str, implementation: str | None) -> Any:
     case = find(op, name)[1]
     arrays = arrays_of(case)
     starts = arrays.pop("starts")
-    call = functools.partial(alone, op, case, starts) if implementation is None else functools.partial(packed, op, case, implementation, starts)
+    form = alone if implementation is None else functools.partial(packed, implementation=implementation)
+    call = functools.partial(form, op, case, starts=starts)
     with jax.enable_x64(True):
         return run(call, {n: jnp.asarray(x) for n, x in arrays.items()})
 
@@ -191,17 +193,19 @@ def test_nothing_passes_between_documents(op: str, name: str, implementation: st
     def mine(x: np.ndarray) -> np.ndarray:
         return np.repeat(own, x.shape[1] // own.shape[1], axis=1)
 
+    form: Arrays = {"implementation": implementation, "starts": starts}
     other = dict(floats)
     for n in moving:
         keep = mine(floats[n]).reshape(len(own), -1, *(1,) * (floats[n].ndim - 2))
         noise = 100 * rng.standard_normal(floats[n].shape).astype(np.float32)
         # The delta rule is stable for keys and rates like its own.
-        others = {"delta": np.abs(noise), "decay": -np.abs(noise), "k": np.flip(floats[n], 1), "beta": np.flip(floats[n], 1)}
+        moved = np.flip(floats[n], 1)
+        others = {"delta": np.abs(noise), "decay": -np.abs(noise), "k": moved, "beta": moved}
         other[n] = np.where(keep, floats[n], others.get(n, noise))
 
     @jax.jit
     def both(floats: Arrays) -> Any:
-        out, pull = jax.vjp(lambda f: packed(op, case, implementation, starts, **f, **rest)[0], floats)
+        out, pull = jax.vjp(lambda f: packed(op, case, **form, **f, **rest)[0], floats)
         return out, pull(jnp.where(own.reshape(*own.shape, *(1,) * (out.ndim - 2)), jnp.cos(out), 0))[0]
 
     (out, gradients), (changed, _) = both(floats), both(other)
@@ -220,11 +224,12 @@ def test_nothing_passes_between_documents(op: str, name: str, implementation: st
 def test_sums_of_bfloat16_are_float32(op: str) -> None:
     name = QUICK[op][0]
     case = find(op, name)[1]
-    arrays = {n: jnp.asarray(np.nan_to_num(x), jnp.float32) if is_floating(x) else jnp.asarray(x) for n, x in arrays_of(case).items()}
-    starts = np.asarray(arrays.pop("starts"))
-    narrow = {n: x.astype(jnp.bfloat16) if is_floating(x) and n not in ("decay", "delta", "A", *STATES) else x for n, x in arrays.items()}
-    wide = {n: x.astype(jnp.float32) if is_floating(x) else x for n, x in narrow.items()}
-    call = functools.partial(packed, op, case, "xla", starts)
+    arrays = arrays_of(case)
+    starts = arrays.pop("starts")
+    exact = ("decay", "delta", "A", *STATES)
+    narrow = {n: jnp.asarray(x, jnp.float32 if n in exact else jnp.bfloat16) for n, x in arrays.items()}
+    wide = {n: x.astype(jnp.float32) for n, x in narrow.items()}
+    call = functools.partial(packed, op, case, implementation="xla", starts=starts)
     for a, b in zip(run(call, narrow)[0], run(call, wide)[0]):
         assert np.max(np.abs(a.astype(np.float32) - b)) <= 2.0**-8 * np.max(np.abs(b))
 
