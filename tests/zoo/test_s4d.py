@@ -23,7 +23,7 @@ def test_hyper_parameters_reach_the_layers() -> None:
 
 def test_pixels_are_read_in_both_directions_without_mlp() -> None:
     model = zoo.create("s4d_pixels_nano", image_size=4, features=8, depth=1, in_channels=1)
-    assert model.blocks[0].channel is None
+    assert [names for names, _ in model.blocks[0].branches] == [("mixer",)]
     assert model.blocks[0].mixer.C.shape[0] == 2
     image = np.random.default_rng(0).standard_normal((1, 4, 4, 1)).astype(np.float32)
     tokens = jax.jit(lambda image: model.features(image, [0])[0])
