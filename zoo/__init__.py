@@ -5,6 +5,7 @@ from layers.lora import add_lora, merge_lora
 from zoo import language as language
 from zoo import vision as vision
 from zoo.adapters import load_adapters, save_adapters
+from zoo.beams import Beams, beam_search
 from zoo.creation import create, preprocess
 from zoo.generation import Generation, generate, stream
 from zoo.inspection import capture
@@ -16,6 +17,7 @@ from zoo.version import __version__
 from zoo.weights import WeightsError, load, save
 
 __all__ = [
+    "Beams",
     "Generation",
     "ModelConfig",
     "Preprocess",
@@ -23,6 +25,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "add_lora",
+    "beam_search",
     "capture",
     "create",
     "generate",

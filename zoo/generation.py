@@ -290,13 +290,8 @@ def _stream(
     model: Any, rows: list[np.ndarray], capacity: int, new: int, sampling: _Sampling, settings: _Settings,
     key: jax.Array, dtype: Any, piece: int, ends: _Ends | None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    tokens, real = _padded(rows, model.config.max_length if model.position is not None else None)
-    graph, arrays = nnx.split(model)
-    batch, room = tokens.shape[0], 1 << (piece - 1).bit_length()
-    state, logits = _empty(graph, arrays, batch, capacity, dtype), None
-    for start in range(0, tokens.shape[1], _PREFILL):
-        part = slice(start, start + _PREFILL)
-        logits, state = _prefill(graph, arrays, tokens[:, part], real[:, part], state, logits)
+    graph, arrays, state, logits = read(model, rows, capacity, dtype)
+    batch, room = len(rows), 1 << (piece - 1).bit_length()
     running, seen = jnp.ones((batch,), bool), None
     if sampling.penalized:
         held = np.zeros((batch, model.config.vocab_size), bool)
@@ -314,6 +309,17 @@ def _stream(
         yield out[:, :used]
         if not still.any():
             return
+
+
+def read(model: Any, rows: list[np.ndarray], capacity: int, dtype: Any) -> tuple[Any, Any, Any, Any]:
+    """Reads prompts, a piece at a time: the model's static part and arrays, the states, and the logits of the next tokens (batch, vocab_size)."""
+    tokens, real = _padded(rows, model.config.max_length if model.position is not None else None)
+    graph, arrays = nnx.split(model)
+    state, logits = _empty(graph, arrays, tokens.shape[0], capacity, dtype), None
+    for start in range(0, tokens.shape[1], _PREFILL):
+        part = slice(start, start + _PREFILL)
+        logits, state = _prefill(graph, arrays, tokens[:, part], real[:, part], state, logits)
+    return graph, arrays, state, logits
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
