@@ -9,6 +9,7 @@ a (x) b is norm(a) * sigmoid(norm(b)). Attention and memory have persistent toke
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -277,7 +278,7 @@ class MemoryAsContext(Mixer):
         along = (pieces.split(x, 1), jnp.swapaxes(pieces.mask, 0, 1), finished)
         state, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), state, (along, begin))
         segment = tokens.segment_after(memory.segment)
-        return pieces.join(y, 1), state.replace(memory=state.memory.replace(segment=segment))
+        return pieces.join(y, 1), dataclasses.replace(state, memory=dataclasses.replace(state.memory, segment=segment))
 
     def _piece(self, state: ContextState, piece: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[ContextState, jax.Array]:
         """A segment, or a part of one that begins after the tokens the state holds of it."""
