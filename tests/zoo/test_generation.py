@@ -22,7 +22,7 @@ VOCABULARY = 61
 PROMPTS = [[5, 9, 2, 44, 17, 9, 2], [3], [60, 1, 1, 8, 30, 12, 7, 7, 50, 4, 23, 19, 2, 11, 0, 33, 41, 6, 58]]
 SHRUNK = {"vocab_size": VOCABULARY, "features": 32, "depth": 2, "num_heads": 2, "num_kv_heads": None, "tied": False, "embedding_std": 1.0}
 # And what makes a model that routes read a whole sequence as it generates one.
-SHRUNK_ROUTED = {**SHRUNK, "routed_heads": 1, "membership": "causal"}
+SHRUNK_ROUTED = {**SHRUNK, "routed_heads": 1, "membership": "causal", "rotary_dimensions": 8}
 
 
 def language_models() -> list[str]:
