@@ -1,4 +1,4 @@
-"""RoBERTa, XLM-R and Longformer against transformers: random weights mapped by name, padded rows, global tokens."""
+"""RoBERTa and Longformer against transformers: random weights mapped by name, padded rows, global tokens."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ KINDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("RobertaForMaskedLM", "roberta_base", {}, "transformers"),
     ("RobertaModel", "roberta_base", {"output": "pooled"}, "bare"),
     ("RobertaForSequenceClassification", "roberta_base", {"num_classes": 7}, "transformers"),
-    ("XLMRobertaForMaskedLM", "xlm_roberta_base", {}, "transformers"),
 ]
 
 
