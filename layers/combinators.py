@@ -293,14 +293,7 @@ class Dilated(_Around):
         y = self.inner(split(x), tokens.rearranged(split))
         return jnp.swapaxes(y.reshape(batch, self.rate, -1, features), 1, 2).reshape(batch, length + pad, features)[:, :length]
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> Any:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
         capacity = None if max_length is None else -(-max_length // self.rate)
         inner = self.inner.init_state(batch_size * self.rate, capacity, dtype)
         lanes = jax.tree.map(lambda leaf: leaf.reshape(batch_size, self.rate, *leaf.shape[1:]), inner)
@@ -474,14 +467,7 @@ class Parallel(Mixer):
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         return functools.reduce(jnp.add, (branch(x, tokens) for branch in self.branches)) / len(self.branches)
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> tuple[Any, ...]:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> tuple[Any, ...]:
         return tuple(branch.init_state(batch_size, max_length, dtype) for branch in self.branches)
 
     def mix_next(self, x: jax.Array, state: tuple[Any, ...], tokens: Tokens) -> tuple[jax.Array, tuple[Any, ...]]:

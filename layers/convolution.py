@@ -63,14 +63,7 @@ class CausalConvolution(Mixer):
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         return short_convolution(*self._cast(x), mask=tokens.mask, starts=tokens.starts())
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> ConvolutionState:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> ConvolutionState:
         """The state before the first token: zeros."""
         inputs = jnp.zeros((batch_size, self.kernel_size - 1, self.features), dtype)
         return ConvolutionState(inputs, jnp.zeros((batch_size,), jnp.int32))

@@ -165,15 +165,9 @@ class Mixer(Module):
         """Exponent of the cost in length for this instance's options (1.0 linear, 2.0 quadratic)."""
         raise NotImplementedError(f"{type(self).__name__} does not declare its complexity")
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> State:
-        """An empty state for ``batch_size`` rows; ``max_length`` is the capacity of a cache that needs one."""
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> State:
+        """An empty state for ``batch_size`` rows; ``max_length`` is the capacity of a cache that needs one. A mixer that reads a
+        context also takes ``context`` and ``context_mask``."""
         raise NotImplementedError(f"{type(self).__name__} can't be read piece by piece: it is not causal")
 
     def extend(self, x: jax.Array, state: State, tokens: Known = None, *beside: Any) -> Any:

@@ -112,7 +112,7 @@ class GatedMLP(Module):
 class ConvMLP(Mixer):
     """An MLP of maps with a depth-wise 3x3 convolution before its activation: ``W2 f(depthwise(g(W1 x)))``.
 
-    PVT v2 (Wang et al., 2022), section 3.3. It mixes tokens, and so is told which are real; g is nothing, or a relu in the linear form.
+    PVT v2 (Wang et al., 2022), section 3.3. It mixes tokens, and so needs their mask; g is nothing, or a relu in the linear form.
     """
 
     layouts = ("grid",)

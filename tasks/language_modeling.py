@@ -6,7 +6,7 @@ exactly once; what fills the last window counts nothing. Training windows are sh
 to a window, so that epochs differ in where they cut.
 
 With ``packing`` a row holds whole documents instead (:mod:`tasks.packing`), each with the separator before it, and the
-model is told which token is of which. A document's last token predicts the separator that ends it, as in windows; no
+model gets the document of each token. A document's last token predicts the separator that ends it, as in windows; no
 token sees another document, or predicts one. Training and evaluation have the same rows, and both predict every token
 of the stream but the first separator exactly once an epoch.
 

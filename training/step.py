@@ -83,7 +83,7 @@ def weights(state: Mapping[str, Any], averaged: bool) -> Arrays:
 
 
 class _Reporting:
-    """A model as a task sees it in training: it also tells the logits that its modules sowed."""
+    """A model as a task sees it in training: it also gives the logits that its modules sowed."""
 
     def __init__(self, model: Any, sown: Sown):
         self._model, self._sown = model, sown

@@ -135,14 +135,7 @@ class DeltaNet(Mixer):
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         return self._mix(x, tokens, None)[0]
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> DeltaState:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> DeltaState:
         """An empty state; its size does not depend on the length, and the memory is never narrower than float32."""
         convolutions = tuple(conv.init_state(batch_size, dtype=dtype) for conv in (self.query_conv, self.key_conv, self.value_conv) if conv is not None)
         memory = (batch_size, self.value_heads, self.head_dim, self.value_dim)

@@ -257,14 +257,7 @@ class NeuralMemory(Mixer):
         y = parallel(self.memory, self.initial_weights(qkv.dtype), self.tokens(x, qkv, mask), self.chunk)
         return self.answer(y, x)[:, count:]
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> NeuralMemoryState:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> NeuralMemoryState:
         """A state of constant size, which has read the persistent tokens; the memory's part is never narrower than float32."""
         state = NeuralMemoryState(
             convolution=jnp.zeros((batch_size, 0, 0), dtype) if self.conv is None else self.conv.init_state(batch_size, dtype=dtype),

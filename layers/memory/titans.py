@@ -85,14 +85,7 @@ class _WithWindow(Mixer):
     def complexity(self) -> float:
         return 1.0
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> WindowState:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> WindowState:
         """A state of constant size: the window and the memory."""
         return WindowState(self.attention.init_state(batch_size, None, dtype), self.memory.init_state(batch_size, None, dtype))
 
@@ -236,14 +229,7 @@ class MemoryAsContext(Mixer):
 
         return sequence.split(body, (params, x, mask, state), (None, 1, 1, None), 1)
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> ContextState:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> ContextState:
         """A state of constant size: a segment and the memory."""
         return self._state(batch_size, dtype)
 

@@ -250,17 +250,12 @@ class DilatedAttention(MultiHeadAttention):
         )  # fmt: skip
         return join(y, 0.0), join(lse, -jnp.inf)
 
-    def init_state(  # type: ignore[override]
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
+    def init_state(  # type: ignore[override]  # it reads no context
+        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32
     ) -> DilatedCache:
         """Room for the current segment of every pair: its length over its rate, or for ``max_length`` tokens if those are fewer."""
         if not self.causal:
-            return Mixer.init_state(self, batch_size, max_length, dtype, context)
+            return Mixer.init_state(self, batch_size, max_length, dtype)
         places = [-(-min(w, max_length or w) // r) for w, r in self.pairs]
         zeros = tuple(jnp.zeros((batch_size, self.num_heads, n, self.head_dim), dtype) for n in places)
         return DilatedCache(zeros, zeros, jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.int32))

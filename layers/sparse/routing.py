@@ -318,17 +318,10 @@ class RoutingAttention(Mixer):
         row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
         return jnp.zeros_like(y).at[row, head, order].set(y, unique_indices=True)
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> RoutingCache:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> RoutingCache:
         """The last ``window`` members of every cluster: its size does not depend on ``max_length``."""
         if not self.causal:
-            return super().init_state(batch_size, max_length, dtype, context)
+            return super().init_state(batch_size, max_length, dtype)
         shape = (batch_size, self.num_heads, self.clusters, self._last, self.head_dim)
         count, segment = jnp.zeros(shape[:3], jnp.int32), jnp.zeros((batch_size,), jnp.int32)
         return RoutingCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), count, segment)

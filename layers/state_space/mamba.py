@@ -117,14 +117,7 @@ class Mamba(Mixer):
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         return self._mix(x, tokens, None)[0]
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> SelectiveState:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> SelectiveState:
         """An empty state; its size does not depend on the length, and the state space's part is never narrower than float32."""
         wide = jnp.promote_types(dtype, jnp.float32)
         return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), jnp.zeros((batch_size, self.channels, self.state_dim), wide))

@@ -130,14 +130,7 @@ class Mamba2(Mixer):
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         return self._mix(x, tokens, None)[0]
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> SelectiveState:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> SelectiveState:
         """An empty state; its size does not depend on the length, and the state space's part is never narrower than float32."""
         hidden = (batch_size, self.heads, self.state_dim, self.channels // self.heads)
         return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), jnp.zeros(hidden, jnp.promote_types(dtype, jnp.float32)))

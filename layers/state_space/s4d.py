@@ -187,21 +187,14 @@ class S4D(Mixer):
         behind = jnp.flip(backward[0], -1) if backward else jnp.zeros_like(forward)
         return self._output(u, long_convolution(u, jnp.concatenate([forward, behind], axis=-1)), x)
 
-    def init_state(
-        self,
-        batch_size: int,
-        max_length: int | None = None,
-        dtype: Any = jnp.float32,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
-    ) -> S4DState:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> S4DState:
         """Systems at rest, in float32 or wider; the size does not depend on the length.
 
         Raises:
           NotImplementedError: a bidirectional mixer.
         """
         if not self.causal:
-            super().init_state(batch_size, max_length, dtype, context)
+            super().init_state(batch_size, max_length, dtype)
         wide = jnp.promote_types(dtype, jnp.float32 if self.A_imag is None else jnp.complex64)
         return S4DState(jnp.zeros((batch_size, self.features, self.modes), wide))
 

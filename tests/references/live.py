@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import jax
 import numpy as np
 import pytest
 
+import zoo
 from layers import flatten
 from zoo.naming import plan
 from zoo.registry import abstract, variant
+from zoo.weights import export
 
 torch = pytest.importorskip("torch", reason="the reference implementation needs PyTorch")
 
@@ -102,6 +104,57 @@ def released(reference: Any, folder: Path) -> dict[str, np.ndarray]:
 def images(*shape: int, seed: int = 1) -> np.ndarray:
     """Standard normal images, (batch, height, width, channels)."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def logits_of(reference: Any, pixels: np.ndarray) -> np.ndarray:
+    """Logits of a PyTorch model for channels-last ``pixels``."""
+    with torch.no_grad():
+        return reference(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).numpy()
+
+
+def assert_matches_timm(
+    name: str,
+    pair: tuple[Any, Any, Mapping[str, np.ndarray]],
+    pixels: np.ndarray,
+    record_property: Callable[[str, Any], None],
+    *,
+    tolerance: float,
+    indices: Sequence[int] | None = None,
+    blocks: Sequence[int] | None = None,
+) -> None:
+    """Logits, maps and the gradient of the input are timm's, and its names come back bit for bit; the difference is recorded.
+
+    Args:
+      name: of the row in the table of comparisons.
+      pair: timm's model, ours, and timm's state, which is loaded into ours.
+      indices, blocks: of the maps: timm's, and ours; None are those of all stages.
+    """
+    theirs, ours, state = pair
+    zoo.load(ours, state)
+    options = {} if indices is None else {"indices": list(indices)}
+    ours_of = () if blocks is None else (blocks,)
+    expected, gradient = outputs_and_gradient(
+        lambda x: [theirs(x), *theirs.forward_intermediates(x, norm=False, intermediates_only=True, **options)], pixels
+    )
+    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
+    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x, *ours_of)], pixels)
+    difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
+    about = {"reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state)}
+    record_property("parity", {**about, "architecture": name, "difference": difference})
+    assert difference < tolerance
+    assert same_bits(export(ours, naming="timm"), state)
+
+
+def assert_whole_model_matches_timm(name: str, file: Path, *, size: int = 224, tolerance: float, naming: str | None = None) -> None:
+    """A model of its published size gives timm's logits, and timm's own code loads our ``file`` of it, under ``naming``."""
+    theirs = timm.create_model(name)
+    state = randomise(theirs)
+    ours = zoo.create(name, weights=state)
+    x = images(1, size, size, 3)
+    assert relative(jax.jit(ours)(x), logits_of(theirs, x)) < tolerance
+    zoo.save(ours, file, **({} if naming is None else {"naming": naming}))
+    again = timm.create_model(name, checkpoint_path=str(file))
+    assert same_bits({k: v.numpy() for k, v in again.state_dict().items()}, state)
 
 
 def outputs_and_gradient(call: Callable[[Any], list[Any]], pixels: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

@@ -116,9 +116,9 @@ def test_a_file_of_ours_loads_in_transformers(kind: str, tmp_path: Path) -> None
     theirs.save_pretrained(tmp_path)
     ours = ours_of(kind, rngs=nnx.Rngs(4))
     zoo.save(ours, tmp_path / "model.safetensors")
-    again, told = cls.from_pretrained(tmp_path, output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    again, report = cls.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
     again.eval()
     assert relative(ours(TOKENS, MASK), again(torch.from_numpy(TOKENS), torch.from_numpy(MASK).long()).logits.detach().numpy()) < TOLERANCE
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 import zoo
 from tests.references.live import (
     assert_listed_as_by_timm,
+    assert_matches_timm,
+    assert_whole_model_matches_timm,
     images,
-    ours_and_gradient,
-    outputs_and_gradient,
     randomise,
     relative,
     same_bits,
@@ -42,29 +41,7 @@ def _small_pair(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
 @pytest.mark.parametrize("name", ["convnext_tiny", pytest.param("convnext_atto_ols", marks=pytest.mark.full)])
 def test_matches_timm(name: str, record_property: Any) -> None:
     """On a map of odd sides, of which 2x2 convolutions leave out the last row and column."""
-    theirs, ours, state = _small_pair(name)
-    zoo.load(ours, state)
-    x = images(2, 92, 76, 3)
-
-    def reference(x: Any) -> list[Any]:
-        return [theirs(x), *theirs.forward_intermediates(x, intermediates_only=True)]
-
-    expected, gradient = outputs_and_gradient(reference, x)
-    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x)], x)
-    difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
-    record_property(
-        "parity",
-        {
-            "architecture": name,
-            "reference": f"timm {timm.__version__}",
-            "kind": "live",
-            "mapped": len(state),
-            "difference": difference,
-        },
-    )
-    assert difference < TOLERANCE
-    assert same_bits(export(ours, naming="timm"), state)
+    assert_matches_timm(name, _small_pair(name), images(2, 92, 76, 3), record_property, tolerance=TOLERANCE)
 
 
 def test_the_authors_names_are_read_as_by_timm() -> None:
@@ -83,15 +60,7 @@ def test_the_authors_names_are_read_as_by_timm() -> None:
 @pytest.mark.full
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""
-    theirs = timm.create_model("convnext_tiny")
-    state = randomise(theirs)
-    ours = zoo.create("convnext_tiny", weights=state)
-    x = images(1, 224, 224, 3)
-    with torch.no_grad():
-        assert relative(jax.jit(ours)(x), theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()) < TOLERANCE
-    zoo.save(ours, tmp_path / "convnext.safetensors")
-    again = timm.create_model("convnext_tiny", checkpoint_path=str(tmp_path / "convnext.safetensors"))
-    assert same_bits({k: v.numpy() for k, v in again.state_dict().items()}, state)
+    assert_whole_model_matches_timm("convnext_tiny", tmp_path / "model.safetensors", tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name == "convnext_atto"))

@@ -119,9 +119,9 @@ def test_a_file_of_ours_loads_in_transformers(pair: Any, tmp_path: Path) -> None
     theirs, file, ours = pair
     theirs.save_pretrained(tmp_path)
     zoo.save(ours, tmp_path / "model.safetensors")
-    again, told = type(theirs).from_pretrained(tmp_path, output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    again, report = type(theirs).from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
     assert same_bits(released(again, tmp_path / "again"), file)
 
 

@@ -9,19 +9,9 @@ import pytest
 
 import zoo
 from layers import parameter_count
-from tests.references.live import (
-    images,
-    ours_and_gradient,
-    outputs_and_gradient,
-    randomise,
-    relative,
-    same_bits,
-    timm,
-    torch,
-)
+from tests.references.live import assert_matches_timm, images, randomise, relative, timm, torch
 from tests.tiers import tiered
 from zoo.registry import abstract, variant
-from zoo.weights import export
 
 pytestmark = pytest.mark.reference
 
@@ -65,20 +55,8 @@ KINDS = ["eva02_tiny_patch14_336", "eva02_base_patch14_448"]
 @pytest.mark.parametrize("name", tiered(KINDS, lambda name: "base" in name))
 def test_matches_timm(name: str, record_property: Any) -> None:
     """The grid of 4x4 tokens is not that of pre-training, 16x16: rows and columns are stretched."""
-    theirs, ours, state = _pair(name)
-    pixels = images(2, PIXELS, PIXELS, 3)
-
-    def reference(x: Any) -> list[Any]:
-        return [theirs(x), *theirs.forward_intermediates(x, indices=list(range(DEPTH)), intermediates_only=True)]
-
-    expected, gradient = outputs_and_gradient(reference, pixels)
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x, range(DEPTH))], pixels)
-    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
-    difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
-    about = {"reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state)}
-    record_property("parity", {**about, "architecture": name, "difference": difference})
-    assert difference < TOLERANCE
-    assert same_bits(export(ours, naming="timm"), state)
+    theirs, ours, _ = pair = _pair(name)
+    assert_matches_timm(name, pair, images(2, PIXELS, PIXELS, 3), record_property, tolerance=TOLERANCE, indices=range(DEPTH), blocks=range(DEPTH))
     other = images(1, 42, 84, 3)
     with torch.no_grad():
         expected_logits = theirs(torch.from_numpy(other.transpose(0, 3, 1, 2).copy())).numpy()

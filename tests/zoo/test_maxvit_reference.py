@@ -14,18 +14,17 @@ from layers import flatten
 from layers.position import resample_offsets
 from tests.references.live import (
     assert_listed_as_by_timm,
+    assert_matches_timm,
+    assert_whole_model_matches_timm,
     images,
-    ours_and_gradient,
-    outputs_and_gradient,
+    logits_of,
     randomise,
     relative,
-    same_bits,
     timm,
     torch,
 )
 from tests.tiers import tiered
 from zoo.registry import Variant, variant
-from zoo.weights import export
 
 pytestmark = pytest.mark.reference
 
@@ -59,44 +58,20 @@ def _small_pair(window: int = 2, seed: int = 0) -> tuple[Any, Any, dict[str, np.
 
 
 def test_matches_timm(record_property: Any) -> None:
-    theirs, ours, state = _small_pair()
-    zoo.load(ours, state)
-    x = images(2, PIXELS, PIXELS, 3)
-
-    def reference(x: Any) -> list[Any]:
-        return [theirs(x), *theirs.forward_intermediates(x, indices=[1, 2, 3], intermediates_only=True)]
-
-    expected, gradient = outputs_and_gradient(reference, x)
-    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x)], x)
-    difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
-    row = {"architecture": "maxvit_tiny", "reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state), "difference": difference}
-    record_property("parity", row)
-    assert difference < TOLERANCE
-    assert same_bits(export(ours, naming="timm"), state)
+    assert_matches_timm("maxvit_tiny", _small_pair(), images(2, PIXELS, PIXELS, 3), record_property, tolerance=TOLERANCE, indices=(1, 2, 3))
 
 
 def test_oblong_images_and_larger_windows_match_timm() -> None:
     theirs, ours, state = _small_pair(window=4)
     zoo.load(ours, state)
     x = images(1, 64, 128, 3)
-    with torch.no_grad():
-        assert relative(jax.jit(ours)(x), theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()) < TOLERANCE
+    assert relative(jax.jit(ours)(x), logits_of(theirs, x)) < TOLERANCE
 
 
 @pytest.mark.full
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""
-    theirs = timm.create_model("maxvit_tiny_tf_224")
-    state = randomise(theirs)
-    ours = zoo.create("maxvit_tiny_tf_224", weights=state)
-    ours.eval()
-    x = images(1, 224, 224, 3)
-    with torch.no_grad():
-        assert relative(jax.jit(ours)(x), theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()) < TOLERANCE
-    zoo.save(ours, tmp_path / "maxvit.safetensors")
-    again = timm.create_model("maxvit_tiny_tf_224", checkpoint_path=str(tmp_path / "maxvit.safetensors"))
-    assert same_bits({k: v.numpy() for k, v in again.state_dict().items()}, state)
+    assert_whole_model_matches_timm("maxvit_tiny_tf_224", tmp_path / "model.safetensors", tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name == RELEASED[0]))

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 import zoo
-from layers import flatten
-from tests.references.live import images, ours_and_gradient, outputs_and_gradient, randomise, relative, released, same_bits, timm, torch
+from tests.references.live import (
+    assert_listed_as_by_timm,
+    assert_matches_timm,
+    images,
+    logits_of,
+    randomise,
+    relative,
+    released,
+    same_bits,
+    timm,
+    torch,
+)
 from tests.tiers import tiered
-from zoo.naming import plan
-from zoo.registry import abstract, variant
+from zoo.registry import variant
 from zoo.weights import export
 
 pytestmark = pytest.mark.reference
@@ -33,31 +42,13 @@ def _pair(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
     return theirs, ours, state
 
 
-def _logits(theirs: Any, x: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
-
-
 @pytest.mark.parametrize("name", tiered(["pvt_v2_b0", "pvt_v2_b2_li"], lambda name: name == "pvt_v2_b0"))
 def test_matches_timm(name: str, record_property: Any) -> None:
-    theirs, ours, state = _pair(name)
-    zoo.load(ours, state)
-    x = images(2, 64, 64, 3)
-
-    def reference(x: Any) -> list[Any]:
-        return [theirs(x), *theirs.forward_intermediates(x, intermediates_only=True)]
-
-    expected, gradient = outputs_and_gradient(reference, x)
-    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x)], x)
-    difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
-    row = {"architecture": name, "reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state), "difference": difference}
-    record_property("parity", row)
-    assert difference < TOLERANCE
-    assert same_bits(export(ours, naming="timm"), state)
+    theirs, ours, _ = pair = _pair(name)
+    assert_matches_timm(name, pair, images(2, 64, 64, 3), record_property, tolerance=TOLERANCE)
     # Patches that the maps do not fill, and parts that overlap.
     x = images(1, 84, 116, 3)
-    assert relative(jax.jit(ours)(x), _logits(theirs, x)) < TOLERANCE
+    assert relative(jax.jit(ours)(x), logits_of(theirs, x)) < TOLERANCE
 
 
 def test_authors_names() -> None:
@@ -98,7 +89,7 @@ def test_whole_model_matches_timm() -> None:
     ours = zoo.create("pvt_v2_b0", weights=state)
     ours.eval()
     x = images(1, 224, 224, 3)
-    assert relative(jax.jit(ours)(x), _logits(theirs, x)) < TOLERANCE
+    assert relative(jax.jit(ours)(x), logits_of(theirs, x)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name in ("pvt_v2_b5", "pvt_v2_b2_li")))
@@ -106,21 +97,7 @@ def test_names_sizes_and_releases_are_those_of_timm(name: str) -> None:
     """Of every variant, without allocating it."""
     from timm.models.pvt_v2 import default_cfgs
 
-    entry = variant(name)
-    with torch.device("meta"):
-        theirs = timm.create_model(name)
-    ours: Any = abstract(entry, entry.config)
-    entries = plan(entry.rules["timm"], {leaf: tuple(value.shape) for leaf, value in flatten(ours).items()}, ours.config)
-    found = {key: shape for line in entries for key, shape in line.released_shapes().items()}
-    assert found == {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
-    assert sum(p.numel() for p in theirs.parameters()) == entry.parameters
-    tagged = default_cfgs[name].cfgs
-    assert list(entry.releases) == list(tagged)
-    for tag, release in entry.releases.items():
-        cfg = tagged[tag]
-        assert (release.source, release.classes, release.licence) == (f"hf://timm/{name}.{tag}", cfg.num_classes, cfg.license)
-        images_as = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation, "crop_fraction": cfg.crop_pct}
-        assert release.preprocess == {**images_as, "crop_mode": cfg.crop_mode or "center"}
+    assert_listed_as_by_timm(name, name, default_cfgs)
 
 
 def test_variants_are_those_of_timm() -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import pytest
 
 import zoo
 from tests.references.live import (
     assert_listed_as_by_timm,
+    assert_matches_timm,
+    assert_whole_model_matches_timm,
     images,
-    ours_and_gradient,
-    outputs_and_gradient,
     randomise,
     relative,
-    same_bits,
     timm,
     torch,
 )
@@ -54,29 +52,7 @@ def _small_pair(name: str, depths: tuple[int, ...] = (1, 2, 1, 1)) -> tuple[Any,
 @pytest.mark.parametrize("name", tiered(SMALL, ("resnet18", "resnet50d").__contains__))
 def test_matches_timm(name: str, record_property: Any) -> None:
     """On a map whose sides are odd in most stages."""
-    theirs, ours, state = _small_pair(name)
-    zoo.load(ours, state)
-    x = images(2, 69, 77, 3)
-
-    def reference(x: Any) -> list[Any]:
-        return [theirs(x), *theirs.forward_intermediates(x, indices=[1, 2, 3, 4], intermediates_only=True)]
-
-    expected, gradient = outputs_and_gradient(reference, x)
-    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x)], x)
-    difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
-    record_property(
-        "parity",
-        {
-            "architecture": name,
-            "reference": f"timm {timm.__version__}",
-            "kind": "live",
-            "mapped": len(state),
-            "difference": difference,
-        },
-    )
-    assert difference < TOLERANCE
-    assert same_bits(export(ours, naming="timm"), state)
+    assert_matches_timm(name, _small_pair(name), images(2, 69, 77, 3), record_property, tolerance=TOLERANCE, indices=(1, 2, 3, 4))
 
 
 def test_batch_statistics_move_as_in_timm() -> None:
@@ -99,15 +75,7 @@ def test_batch_statistics_move_as_in_timm() -> None:
 @pytest.mark.full
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""
-    theirs = timm.create_model("resnet50")
-    state = randomise(theirs)
-    ours = zoo.create("resnet50", weights=state)
-    x = images(1, 224, 224, 3)
-    with torch.no_grad():
-        assert relative(jax.jit(ours)(x), theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()) < TOLERANCE
-    zoo.save(ours, tmp_path / "resnet.safetensors")
-    again = timm.create_model("resnet50", checkpoint_path=str(tmp_path / "resnet.safetensors"))
-    assert same_bits({k: v.numpy() for k, v in again.state_dict().items()}, state)
+    assert_whole_model_matches_timm("resnet50", tmp_path / "model.safetensors", tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name == "resnet50"))

@@ -123,9 +123,9 @@ def test_a_file_of_ours_loads_in_transformers(tmp_path: Path) -> None:
         zoo.create("longformer_base_4096", weights=tmp_path, **OURS)
     ours = zoo.create("longformer_base_4096", **OURS, window=WINDOWS, rngs=nnx.Rngs(4))
     zoo.save(ours, tmp_path / "model.safetensors")
-    again, told = transformers.LongformerForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    again, report = transformers.LongformerForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
     again.eval()
     with torch.no_grad():
         expected = again(torch.from_numpy(TOKENS), torch.from_numpy(MASK).long()).logits.numpy()

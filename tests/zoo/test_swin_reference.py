@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 
 import zoo
-from layers import flatten
-from tests.references.live import images, ours_and_gradient, outputs_and_gradient, randomise, relative, released, same_bits, timm, torch
+from tests.references.live import (
+    assert_listed_as_by_timm,
+    assert_matches_timm,
+    assert_whole_model_matches_timm,
+    images,
+    logits_of,
+    randomise,
+    relative,
+    released,
+    same_bits,
+    timm,
+    torch,
+)
 from tests.tiers import tiered
-from zoo.naming import plan
-from zoo.registry import abstract, variant
+from zoo.registry import variant
 from zoo.sources import WeightsError
 from zoo.weights import export
 
@@ -42,27 +52,8 @@ def _pair(pixels: int = PIXELS) -> tuple[Any, Any, dict[str, np.ndarray]]:
     return theirs, ours, state
 
 
-def _logits(theirs: Any, x: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
-
-
 def test_matches_timm(record_property: Any) -> None:
-    theirs, ours, state = _pair()
-    zoo.load(ours, state)
-    x = images(2, PIXELS, PIXELS, 3)
-
-    def reference(x: Any) -> list[Any]:
-        return [theirs(x), *theirs.forward_intermediates(x, intermediates_only=True)]
-
-    expected, gradient = outputs_and_gradient(reference, x)
-    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x)], x)
-    difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
-    row = {"architecture": "swin_tiny", "reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state), "difference": difference}
-    record_property("parity", row)
-    assert difference < TOLERANCE
-    assert same_bits(export(ours, naming="timm"), state)
+    assert_matches_timm("swin_tiny", _pair(), images(2, PIXELS, PIXELS, 3), record_property, tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("shape", [(128, 128), (64, 128)])
@@ -71,7 +62,7 @@ def test_other_sizes_match_timm(shape: tuple[int, int]) -> None:
     theirs, ours, state = _pair(shape)
     zoo.load(ours, state)
     x = images(1, *shape, 3)
-    assert relative(jax.jit(ours)(x), _logits(theirs, x)) < TOLERANCE
+    assert relative(jax.jit(ours)(x), logits_of(theirs, x)) < TOLERANCE
 
 
 def test_authors_names_and_buffers() -> None:
@@ -113,15 +104,7 @@ def test_matches_transformers(tmp_path: Any) -> None:
 @pytest.mark.full
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""
-    theirs = timm.create_model("swin_tiny_patch4_window7_224")
-    state = randomise(theirs)
-    ours = zoo.create("swin_tiny_patch4_window7_224", weights=state)
-    ours.eval()
-    x = images(1, 224, 224, 3)
-    assert relative(jax.jit(ours)(x), _logits(theirs, x)) < TOLERANCE
-    zoo.save(ours, tmp_path / "swin.safetensors", naming="microsoft")
-    again = timm.create_model("swin_tiny_patch4_window7_224", checkpoint_path=str(tmp_path / "swin.safetensors"))
-    assert same_bits({k: v.numpy() for k, v in again.state_dict().items()}, state)
+    assert_whole_model_matches_timm("swin_tiny_patch4_window7_224", tmp_path / "model.safetensors", naming="microsoft", tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name in (RELEASED[0], "swin_s3_tiny_224")))
@@ -129,22 +112,7 @@ def test_names_sizes_and_releases_are_those_of_timm(name: str) -> None:
     """Of every variant, without allocating it."""
     from timm.models.swin_transformer import default_cfgs
 
-    entry = variant(name)
-    with torch.device("meta"):
-        theirs = timm.create_model(name)
-    ours: Any = abstract(entry, entry.config)
-    entries = plan(entry.rules["timm"], {leaf: tuple(value.shape) for leaf, value in flatten(ours).items()}, ours.config)
-    found = {key: shape for line in entries for key, shape in line.released_shapes().items()}
-    assert found == {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
-    assert sum(p.numel() for p in theirs.parameters()) == entry.parameters
-    tagged = default_cfgs[name].cfgs
-    assert list(entry.releases) == list(tagged)
-    for tag, release in entry.releases.items():
-        cfg = tagged[tag]
-        assert (release.source, release.classes, release.licence) == (f"hf://timm/{name}.{tag}", cfg.num_classes, cfg.license)
-        images_as = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation, "crop_fraction": cfg.crop_pct}
-        assert release.preprocess == {**images_as, "crop_mode": cfg.crop_mode or "center"}
-    assert zoo.preprocess(name).image_size == theirs.patch_embed.img_size[0]
+    assert_listed_as_by_timm(name, name, default_cfgs)
 
 
 def test_variants_are_those_of_timm() -> None:
@@ -162,4 +130,4 @@ def test_other_window_resamples_the_tables() -> None:
     theirs, _, _ = _pair()
     theirs.set_input_size(img_size=96, window_size=6)
     x = images(1, 96, 96, 3)
-    assert relative(jax.jit(ours)(x), _logits(theirs, x)) < TOLERANCE
+    assert relative(jax.jit(ours)(x), logits_of(theirs, x)) < TOLERANCE

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 import zoo
-from layers import flatten
-from tests.references.live import images, ours_and_gradient, outputs_and_gradient, randomise, relative, same_bits, timm, torch
+from tests.references.live import (
+    assert_listed_as_by_timm,
+    assert_matches_timm,
+    assert_whole_model_matches_timm,
+    images,
+    logits_of,
+    randomise,
+    relative,
+    same_bits,
+    timm,
+    torch,
+)
 from tests.tiers import tiered
-from zoo.naming import plan
-from zoo.registry import abstract, variant
+from zoo.registry import variant
 from zoo.weights import export
 
 pytestmark = pytest.mark.reference
@@ -45,34 +54,15 @@ def _pair(pixels: Any = PIXELS, pretrained: tuple[int, ...] | None = None) -> tu
     return theirs, ours, state
 
 
-def _logits(theirs: Any, x: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
-
-
 def test_matches_timm(record_property: Any) -> None:
-    theirs, ours, state = _pair()
-    zoo.load(ours, state)
-    x = images(2, PIXELS, PIXELS, 3)
-
-    def reference(x: Any) -> list[Any]:
-        return [theirs(x), *theirs.forward_intermediates(x, intermediates_only=True)]
-
-    expected, gradient = outputs_and_gradient(reference, x)
-    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x)], x)
-    difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
-    row = {"architecture": "swinv2_tiny", "reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state), "difference": difference}
-    record_property("parity", row)
-    assert difference < TOLERANCE
-    assert same_bits(export(ours, naming="timm"), state)
+    assert_matches_timm("swinv2_tiny", _pair(), images(2, PIXELS, PIXELS, 3), record_property, tolerance=TOLERANCE)
 
 
 def test_pretrained_windows_at_another_size_match_timm() -> None:
     theirs, ours, state = _pair((64, 128), pretrained=(3, 3, 2))
     zoo.load(ours, state)
     x = images(1, 64, 128, 3)
-    assert relative(jax.jit(ours)(x), _logits(theirs, x)) < TOLERANCE
+    assert relative(jax.jit(ours)(x), logits_of(theirs, x)) < TOLERANCE
 
 
 def test_authors_names_and_buffers() -> None:
@@ -94,15 +84,7 @@ def test_authors_names_and_buffers() -> None:
 @pytest.mark.full
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""
-    theirs = timm.create_model("swinv2_tiny_window16_256")
-    state = randomise(theirs)
-    ours = zoo.create("swinv2_tiny_window16_256", weights=state)
-    ours.eval()
-    x = images(1, 256, 256, 3)
-    assert relative(jax.jit(ours)(x), _logits(theirs, x)) < TOLERANCE
-    zoo.save(ours, tmp_path / "swinv2.safetensors", naming="microsoft")
-    again = timm.create_model("swinv2_tiny_window16_256", checkpoint_path=str(tmp_path / "swinv2.safetensors"))
-    assert same_bits({k: v.numpy() for k, v in again.state_dict().items()}, state)
+    assert_whole_model_matches_timm("swinv2_tiny_window16_256", tmp_path / "model.safetensors", size=256, naming="microsoft", tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name == "swinv2_base_window12to16_192to256"))
@@ -110,25 +92,13 @@ def test_names_sizes_and_releases_are_those_of_timm(name: str) -> None:
     """Of every variant, without allocating it."""
     from timm.models.swin_transformer_v2 import default_cfgs
 
-    entry = variant(name)
+    assert_listed_as_by_timm(name, name, default_cfgs)
+    config: Any = variant(name).config
     with torch.device("meta"):
         theirs = timm.create_model(name)
-    ours: Any = abstract(entry, entry.config)
-    entries = plan(entry.rules["timm"], {leaf: tuple(value.shape) for leaf, value in flatten(ours).items()}, ours.config)
-    found = {key: shape for line in entries for key, shape in line.released_shapes().items()}
-    assert found == {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
-    assert sum(p.numel() for p in theirs.parameters()) == entry.parameters
     attention = [block.attn for stage in theirs.layers for block in stage.blocks]
-    windows = [entry.config.pretrained_window_of(s) for s, depth in enumerate(entry.config.depths) for _ in range(depth)]
+    windows = [config.pretrained_window_of(stage) for stage, depth in enumerate(config.depths) for _ in range(depth)]
     assert windows == [a.pretrained_window_size if a.pretrained_window_size[0] else a.window_size for a in attention]
-    tagged = default_cfgs[name].cfgs
-    assert list(entry.releases) == list(tagged)
-    for tag, release in entry.releases.items():
-        cfg = tagged[tag]
-        assert (release.source, release.classes, release.licence) == (f"hf://timm/{name}.{tag}", cfg.num_classes, cfg.license)
-        images_as = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation, "crop_fraction": cfg.crop_pct}
-        assert release.preprocess == {**images_as, "crop_mode": cfg.crop_mode or "center"}
-    assert zoo.preprocess(name).image_size == theirs.patch_embed.img_size[0]
 
 
 def test_variants_are_those_of_timm() -> None:

@@ -12,7 +12,18 @@ from flax import nnx
 
 import zoo
 from layers import parameter_count
-from tests.references.live import images, ours_and_gradient, outputs_and_gradient, randomise, relative, released, same_bits, timm, torch
+from tests.references.live import (
+    assert_matches_timm,
+    images,
+    ours_and_gradient,
+    outputs_and_gradient,
+    randomise,
+    relative,
+    released,
+    same_bits,
+    timm,
+    torch,
+)
 from tests.tiers import tiered
 from zoo.registry import abstract, configure, variant
 from zoo.weights import export
@@ -145,21 +156,7 @@ def _pair(name: str, *, patch: int = 14, depth: int = DEPTH, seed: int = 0, **op
 
 @pytest.mark.parametrize("name", tiered(KINDS, lambda name: name in QUICK))
 def test_matches_timm(name: str, record_property: Any) -> None:
-    theirs, ours, state = _pair(name)
-    zoo.load(ours, state)
-    pixels = images(2, PIXELS, PIXELS, 3)
-
-    def reference(x: Any) -> list[Any]:
-        return [theirs(x), *theirs.forward_intermediates(x, indices=list(range(DEPTH)), norm=False, intermediates_only=True)]
-
-    expected, gradient = outputs_and_gradient(reference, pixels)
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x, range(DEPTH))], pixels)
-    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
-    differences = [relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True)]
-    difference = max(differences)
-    record_property("parity", {"architecture": name, "reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state), "difference": difference})
-    assert max(differences) < TOLERANCE
-    assert same_bits(export(ours, naming="timm"), state)
+    assert_matches_timm(name, _pair(name), images(2, PIXELS, PIXELS, 3), record_property, tolerance=TOLERANCE, indices=range(DEPTH), blocks=range(DEPTH))
 
 
 def test_another_input_size_matches_timm() -> None:

@@ -188,7 +188,7 @@ class Causal(Model):
         return self.norm(x), CausalState(blocks, length, segment)
 
     def _enter(self, tokens: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
-        """What enters the first block, and what the blocks are told: mixers that have no use for positions are spared those of the table."""
+        """What enters the first block, and what is handed to the blocks: mixers that have no use for positions are spared those of the table."""
         x = self._embed(tokens, known.places(tokens.shape[1]))
         if self.position is not None and not all("positions" in mixer.honors for mixer in mixers(self.blocks)):
             known = known.without("positions")

@@ -198,7 +198,7 @@ class Encoder(Classifier):
         return self._normed(self.blocks(self._embed_real(tokens, known, types), known)[0])
 
     def known(self, tokens: jax.Array, given: Tokens) -> Tokens:
-        """What the blocks are told of the tokens: what the caller gave, and what the architecture adds."""
+        """What is handed to the blocks: what the caller gave, and what the architecture adds."""
         return given
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from layers.initializers import Orthogonal
@@ -160,10 +161,10 @@ class SequencePositions(Module):
         self.before, self.width = before, features
         self.table = Statistic(self._made(grid))
 
-    def _made(self, grid: tuple[int, int]) -> jax.Array:
-        rows, columns = grid
-        table = sinusoids(self.before + rows * columns, self.width)[self.before :]
-        return jnp.asarray(table.reshape(rows, columns, self.width))
+    def _made(self, grid: tuple[int, int]) -> np.ndarray:
+        # An array of the host: making a model compiles nothing.
+        table = sinusoids(self.before + grid[0] * grid[1], self.width)[self.before :]
+        return table.reshape(*grid, self.width)
 
     def __call__(self, grid: tuple[int, int]) -> jax.Array:
         """The table for ``grid``: (rows, columns, features)."""
@@ -171,7 +172,7 @@ class SequencePositions(Module):
 
     def resampled(self, table: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """The table of another grid."""
-        return table if tuple(table.shape[:2]) == tuple(grid) else self._made(grid)
+        return table if tuple(table.shape[:2]) == tuple(grid) else jnp.asarray(self._made(grid))
 
 
 class T2TViT(Isotropic):
@@ -180,7 +181,7 @@ class T2TViT(Isotropic):
     def __init__(self, config: T2TViTConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         if self.prefix:
-            self.prefix_position = nnx.data(Statistic(jnp.asarray(sinusoids(self.prefix, config.features))))
+            self.prefix_position = nnx.data(Statistic(sinusoids(self.prefix, config.features)))
 
     def make_stem(self, *, rngs: nnx.Rngs) -> TokensToToken:
         return TokensToToken(self.config, rngs=rngs)
