@@ -7,7 +7,7 @@ A block of ``longnet_350m`` in bfloat16, one sequence, forward, and for the most
 weights and its input, compiled for a topology of v5p chips that share the sequence; attention is the kernel for TPUs. Segments grow
 fourfold from 4096 tokens to the whole sequence and rates with them, so that each segment keeps 4096 tokens. Of each program:
 
-    operations   of one device: those of the whole program as written (pallas_kernels/operations.py), shared by the devices
+    operations   of one device: those of the whole program as written (primitives/operations.py), shared by the devices
     memory       of one device, by the compiler's own account: arguments, results and temporaries; or what it says where that is too much
     sent         by one device, counted in the compiled program (benchmarks/collectives.py)
 """
@@ -50,7 +50,8 @@ def measure(length: int, devices: int, training: bool) -> dict[str, Any]:
 
     import zoo
     from benchmarks.collectives import count
-    from pallas_kernels import compilers, dispatch, operations
+    from pallas_kernels import compilers, dispatch
+    from primitives import operations
 
     chips = compilers.tpu_topology(CHIPS[devices]).devices[:devices]
     mesh = Mesh(np.array(chips), ("sequence",), axis_types=(AxisType.Auto,))

@@ -148,7 +148,7 @@ def main() -> None:
         print(f"{name:<36} KiB forward / training   {shown}", flush=True)
     import jax
 
-    from pallas_kernels import sequence
+    from primitives import sequence
 
     with jax.set_mesh(jax.make_mesh((DEVICES,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,))):
         idle = {f"batch of {rows}": round(sequence.idle_share(rows), 3) for rows in (1, DEVICES, 8 * DEVICES)}

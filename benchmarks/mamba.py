@@ -115,7 +115,7 @@ class Ours:
 
     def counted(self) -> dict[str, float]:
         """Operations of the forward pass, in 1e9: of matrix products and convolutions, and of all else (an exponential counts as one)."""
-        from pallas_kernels import operations
+        from primitives import operations
 
         total = operations.count(self.forward, self.params, self.tokens[:, :-1])
         return {"products": total.matmul_flops / 1e9, "others": (total.flops - total.matmul_flops) / 1e9}
@@ -153,7 +153,7 @@ def others(model: Any, length: int) -> dict[str, Callable[[], Any]]:
     from flax import nnx
 
     from pallas_kernels import selective_scan
-    from pallas_kernels.exponential import silu
+    from primitives.exponential import silu
 
     mixers = [block.mixer for block in model.blocks]
     if not hasattr(mixers[0], "x_proj"):

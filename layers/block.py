@@ -15,7 +15,7 @@ from layers.mixer import Mixer, finite_padding
 from layers.module import Module
 from layers.norm import Norm, create_norm
 from layers.tokens import Known, Tokens
-from pallas_kernels.fusion import gradient_computed_once
+from primitives.fusion import gradient_computed_once
 
 Order = Literal["pre", "post", "res_post", "sandwich", "parallel"]
 ORDERS: tuple[Order, ...] = ("pre", "post", "res_post", "sandwich", "parallel")

@@ -20,7 +20,7 @@ from flax import nnx
 
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, register_mixer
 from layers.tokens import Tokens, grid_positions, last_segment
-from pallas_kernels import sequence
+from primitives import sequence
 
 
 def _unaligned(inner: Mixer) -> frozenset[str]:

@@ -16,7 +16,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 
 from layers.broadcast import lookup, widened
 from layers.initializers import InitializerSpec, create_initializer, lecun_normal, zeros
-from pallas_kernels import sequence
+from primitives import sequence
 
 
 def _promoted(arrays: tuple[Any, ...], *, dtype: Any = None, inexact: bool = True) -> tuple[Any, ...]:

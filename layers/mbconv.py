@@ -18,7 +18,7 @@ from layers.module import Module
 from layers.norm import Norm, create_norm
 from layers.pool import average_pool
 from layers.squeeze_excite import SqueezeExcite
-from pallas_kernels.exponential import silu
+from primitives.exponential import silu
 
 
 class MBConv(Module):

@@ -17,7 +17,7 @@ from layers.mixer import Mixer, finite_padding, without_padding
 from layers.module import Module
 from layers.norm import Norm, create_norm
 from layers.tokens import Tokens
-from pallas_kernels.exponential import gated, normal_cdf, silu
+from primitives.exponential import gated, normal_cdf, silu
 
 
 def gelu(x: jax.Array) -> jax.Array:

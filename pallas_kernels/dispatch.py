@@ -23,6 +23,8 @@ import numpy as np
 
 from pallas_kernels import mesh
 from pallas_kernels.call import Call
+from primitives.platform import current_platform as current_platform
+from primitives.platform import platform as platform
 
 
 def always(_: Any) -> str | None:
@@ -117,7 +119,6 @@ class Choice:
 OPS: dict[str, Op] = {}
 
 _forced: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("forced", default=None)
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 _interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted", default=False)
 _record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("record", default=None)
 
@@ -198,27 +199,6 @@ def _objection(candidate: Implementation, call: Call) -> str | None:
 
 def _is_shared(candidate: Implementation) -> bool:
     return candidate.platforms is not None and mesh.is_split()
-
-
-def current_platform() -> str:
-    """The platform that programs traced now are meant for: "cpu", "gpu" or "tpu"."""
-    name = _platform.get() or jax.default_backend()
-    return "gpu" if name in ("cuda", "rocm") else name
-
-
-def compute_capability() -> str | None:
-    """Of the GPU that programs traced now run on, as "9.0"; None where there is none, or :func:`platform` only names it."""
-    return None if _platform.get() else getattr(jax.devices()[0], "compute_capability", None)
-
-
-@contextlib.contextmanager
-def platform(name: str) -> Iterator[None]:
-    """Chooses as if running on ``name``: for compiling for a device that is not present."""
-    token = _platform.set(name)
-    try:
-        yield
-    finally:
-        _platform.reset(token)
 
 
 @contextlib.contextmanager

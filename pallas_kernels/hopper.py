@@ -21,6 +21,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from primitives.platform import compute_capability
 
 WARPGROUP = "warpgroup"
 """The name of the axis of a kernel's warpgroups."""
@@ -32,7 +33,7 @@ _interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted
 
 def objection() -> str | None:
     """Why kernels for Hopper can't serve programs traced now, or None. A platform that is only named counts as Hopper."""
-    capability = dispatch.compute_capability()
+    capability = compute_capability()
     return None if capability in (None, "9.0") else f"is written for Hopper (compute capability 9.0), this GPU has {capability}"
 
 
@@ -75,7 +76,7 @@ def kernel(
       scratch: trees of ``plgpu.SMEM``, ``plgpu.Barrier`` and None; shared by the warpgroups.
       grid: axis names and sizes; the last runs fastest and may be long, the others at most 65535.
       warpgroups: of 128 threads; ``lax.axis_index(WARPGROUP)`` distinguishes them.
-      cost: what :mod:`pallas_kernels.operations` counts.
+      cost: what :mod:`primitives.operations` counts.
       approximate: lets exponentials and divisions be a few units in the last place off.
     """
 

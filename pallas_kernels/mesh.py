@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from pallas_kernels import sequence
 from pallas_kernels.call import Call
+from primitives import sequence
 
 C = TypeVar("C", bound=Call)
 
@@ -78,6 +78,26 @@ def run(function: Callable[[C], tuple[Any, ...]], call: C) -> tuple[Any, ...]:
         check_vma=False,
     )
     return jax.jit(mapped)({name: x for name, (x, _) in call.arrays.items()})
+
+
+def split_call(body: Callable[[C], tuple[Any, ...]], call: C, **others: int | None) -> tuple[Any, ...]:
+    """``body(call)`` of an op on every device, with its own tokens: of the axes of the call's arrays and results those called ``l``.
+
+    ``others`` names axes of arrays that are split along another.
+    """
+    arrays = call.arrays
+    axes = {name: _tokens(word) for name, (_, word) in arrays.items()} | others
+    names = tuple(arrays)
+    return sequence.split(
+        lambda *parts: body(call.replace(**dict(zip(names, parts, strict=True)))),
+        tuple(x for x, _ in arrays.values()),
+        tuple(axes[name] for name in names),
+        tuple(map(_tokens, call.results)),
+    )
+
+
+def _tokens(word: str) -> int | None:
+    return word.index("l") if "l" in word else None
 
 
 def _places(call: Call) -> dict[str, tuple[str, ...]]:

@@ -20,8 +20,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import operations
-from pallas_kernels.differentiation import differentiable
+from primitives import operations
+from primitives.differentiation import differentiable
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 LANES = 128

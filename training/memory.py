@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pallas_kernels import operations
+from primitives import operations
 
 
 def _names(text: str) -> frozenset[str]:

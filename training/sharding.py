@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from layers.state import flatten
-from pallas_kernels.sequence import ROW_AXES as ROWS
+from primitives.sequence import ROW_AXES as ROWS
 from suggestions import unknown
 from zoo.backbones.model import Model
 

@@ -16,7 +16,8 @@ from layers.mixer import Mixer
 from layers.module import Statistic
 from layers.stack import Stack
 from layers.state import parameter_count
-from pallas_kernels import dispatch, operations
+from pallas_kernels import dispatch
+from primitives import operations
 from zoo.creation import create_abstract
 
 

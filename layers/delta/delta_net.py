@@ -27,7 +27,7 @@ from layers.norm import create_norm
 from layers.state_space.initialisation import A_LOG, fan_in_uniform, step_bias
 from layers.tokens import Tokens
 from pallas_kernels import delta_rule
-from pallas_kernels.exponential import silu, softplus
+from primitives.exponential import silu, softplus
 
 
 @struct.dataclass

@@ -30,8 +30,8 @@ from layers.memory.learning import MemoryInputs, MemoryState, initial_state, lea
 from layers.mixer import Mixer, register_mixer
 from layers.state_space.mamba2 import GatedRMSNorm
 from layers.tokens import Tokens, continued
-from pallas_kernels import sequence
-from pallas_kernels.exponential import silu, softplus
+from primitives import sequence
+from primitives.exponential import silu, softplus
 from suggestions import near
 
 # Initial gates, our choice. Momentum prolongs a step; forgetting at each token limits how far back a memory can recall.

@@ -27,8 +27,9 @@ from layers.mixer import Mixer, register_mixer
 from layers.norm import RMSNorm
 from layers.position import rotate
 from layers.tokens import Tokens, continued
-from pallas_kernels import attention, sequence
-from pallas_kernels.exponential import gated
+from pallas_kernels import attention
+from primitives import sequence
+from primitives.exponential import gated
 
 _INIT = variance_scaling(1 / 3, "fan_in", "uniform")
 

@@ -28,7 +28,8 @@ from layers.initializers import truncated_normal
 from layers.mixer import Mixer, register_mixer
 from layers.norm import LayerNorm, Norm
 from layers.tokens import Tokens, continued, numbered
-from pallas_kernels import attention, sequence
+from pallas_kernels import attention
+from primitives import sequence
 
 Part = tuple[jax.Array, jax.Array]  # an output (batch, length, heads, head_dim) and its log-sum-exp (batch, length, heads)
 

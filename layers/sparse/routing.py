@@ -28,7 +28,8 @@ from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import AuxLoss, Diagnostic, Statistic
 from layers.tokens import Tokens, last_segment, numbered
-from pallas_kernels import attention, sequence
+from pallas_kernels import attention
+from primitives import sequence
 
 
 def on_sphere(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:

@@ -31,7 +31,7 @@ from layers.state_space.initialisation import (
 )
 from layers.tokens import Tokens
 from pallas_kernels import selective_scan
-from pallas_kernels.exponential import silu
+from primitives.exponential import silu
 
 
 @struct.dataclass

@@ -36,7 +36,7 @@ from layers.state_space.initialisation import (
 from layers.state_space.mamba import SelectiveState
 from layers.tokens import Tokens
 from pallas_kernels import linear_attention
-from pallas_kernels.exponential import silu, softplus
+from primitives.exponential import silu, softplus
 
 
 class GatedRMSNorm(Module):

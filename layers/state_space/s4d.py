@@ -27,7 +27,7 @@ from layers.mixer import Mixer, register_mixer
 from layers.mlp import gelu
 from layers.state_space.initialisation import fan_in_uniform
 from layers.tokens import Tokens
-from pallas_kernels.exponential import gated
+from primitives.exponential import gated
 
 Poles = Literal["lin", "inv", "legs", "real"]
 Discretisation = Literal["zoh", "bilinear"]

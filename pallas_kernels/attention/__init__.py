@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import sequence
 from pallas_kernels.attention import distributed, reference, xla
 from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.attention.cases import CASES, SHAPES
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.dispatch import Implementation, Later, Op
+from primitives import sequence
 
 tpu, gpu, splash = (Later(f"{__name__}.{module}") for module in ("tpu.mosaic", "gpu.mosaic", "tpu.splash"))
 _op = Op(

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import sequence
+from pallas_kernels import mesh
 from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.dispatch import OPS
+from primitives import sequence
 
 EVERYWHERE: Reach = (None, None)
 CAUSAL: Reach = (None, 0)
@@ -79,7 +80,7 @@ def all_to_all(call: AttentionCall) -> tuple[Any, ...]:
         found = OPS["attention"].within(part.replace(q=trade(part.q), k=trade(part.k), v=trade(part.v)))
         return jax.tree.map(functools.partial(trade, back=True), found)
 
-    return sequence.split_call(body, call, mask=3 if split else None)
+    return mesh.split_call(body, call, mask=3 if split else None)
 
 
 def ring(call: AttentionCall) -> tuple[Any, ...]:
@@ -129,7 +130,7 @@ def ring(call: AttentionCall) -> tuple[Any, ...]:
         out, lse = (_returned(a, b) for a, b in zip(low, high, strict=True))
         return out.astype(dtype), lse
 
-    return sequence.split_call(balanced if call.reach == CAUSAL else bidirectional, call, mask=3)
+    return mesh.split_call(balanced if call.reach == CAUSAL else bidirectional, call, mask=3)
 
 
 Result = tuple[jax.Array, jax.Array]

@@ -22,7 +22,7 @@ from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import visible
 from pallas_kernels.attention.scores import finite_gradient
-from pallas_kernels.differentiation import differentiable
+from primitives.differentiation import differentiable
 
 DIRECT_LENGTH = 512  # up to this length all queries go in one block where each attends to all keys
 CHUNK = 128  # queries per chunk

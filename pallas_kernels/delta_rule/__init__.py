@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 
-from pallas_kernels import documents, sequence
+from pallas_kernels import documents
 from pallas_kernels.delta_rule import distributed, reference, xla
 from pallas_kernels.delta_rule.call import DeltaCall
 from pallas_kernels.delta_rule.cases import CASES, SHAPES
 from pallas_kernels.dispatch import Implementation, Later, Op
+from primitives import sequence
 
 tpu, gpu = Later(f"{__name__}.mosaic_tpu"), Later(f"{__name__}.mosaic_gpu")
 _op = Op(

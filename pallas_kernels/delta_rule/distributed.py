@@ -10,9 +10,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import sequence
+from pallas_kernels import mesh
 from pallas_kernels.delta_rule.call import DeltaCall
 from pallas_kernels.dispatch import OPS
+from primitives import sequence
 
 
 def objection(call: DeltaCall) -> str | None:
@@ -36,4 +37,4 @@ def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
         )
         return run(part.replace(initial_state=before))[0], after
 
-    return sequence.split_call(body, call)
+    return mesh.split_call(body, call)

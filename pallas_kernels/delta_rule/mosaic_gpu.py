@@ -39,10 +39,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import documents, hopper
 from pallas_kernels.delta_rule.call import DeltaCall, spread
 from pallas_kernels.delta_rule.xla import unit_inverse
-from pallas_kernels.differentiation import differentiable
 from pallas_kernels.linear_attention import mosaic_gpu as linear
 from pallas_kernels.linear_attention.hopper_chunks import CHUNK, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
 from pallas_kernels.linear_attention.mosaic_gpu import Direction
+from primitives.differentiation import differentiable
 
 # Rows of a chunk's scalars: the decays as linear attention's ``sums_in_chunks`` sums them, and beta.
 SINCE, UNTIL, AGAIN, BETA = range(4)

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.delta_rule.call import DeltaCall
-from pallas_kernels.differentiation import differentiable
 from pallas_kernels.documents import Documents
 from pallas_kernels.linear_attention.xla import join, pairwise, split, split_starts
+from primitives.differentiation import differentiable
 
 BLOCK = 16
 

@@ -6,7 +6,7 @@ With x padded by zeros, strides s and dilation d, the sum
 
 is linear in each of the input x, the kernel and the output y. Its derivative in one of the three is a function of the other two: in y
 the convolution, in x and in the kernel its gradients. The primitive computes any one of the three, so that each of its derivatives,
-of any order and in either mode, is the primitive again. (:mod:`pallas_kernels.differentiation`, for functions that are
+of any order and in either mode, is the primitive again. (:mod:`primitives.differentiation`, for functions that are
 not linear, would differentiate the form's own operations, and map them one by one where more groups do.)
 """
 
@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from pallas_kernels import operations
 from pallas_kernels.depthwise_convolution.forms import FORMS
 from pallas_kernels.depthwise_convolution.geometry import Geometry, Part
+from primitives import operations
 
 
 def convolution(x: jax.Array, kernel: jax.Array, geometry: Geometry, form: str) -> jax.Array:

@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 
-from pallas_kernels import documents, sequence
+from pallas_kernels import documents
 from pallas_kernels.dispatch import Implementation, Later, Op
 from pallas_kernels.linear_attention import distributed, reference, xla
 from pallas_kernels.linear_attention.call import LinearCall
 from pallas_kernels.linear_attention.cases import CASES, SHAPES
+from primitives import sequence
 
 tpu, gpu = Later(f"{__name__}.mosaic_tpu"), Later(f"{__name__}.mosaic_gpu")
 _op = Op(

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import sequence
+from pallas_kernels import mesh
 from pallas_kernels.dispatch import OPS
 from pallas_kernels.documents import Documents
 from pallas_kernels.linear_attention.call import LinearCall
+from primitives import sequence
 
 
 def objection(call: LinearCall) -> str | None:
@@ -32,7 +33,7 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
         queries = jnp.repeat(packed.continuing(q, 1), v.shape[2] // q.shape[2], axis=2).astype(state.dtype) * jnp.exp(sums)
         return (out + part.scale * jnp.einsum("blhk,bhkv->blhv", queries, before)).astype(v.dtype), after
 
-    return sequence.split_call(body, call)
+    return mesh.split_call(body, call)
 
 
 def _sums(decay: jax.Array | None, v: jax.Array, dtype: Any) -> jax.Array:

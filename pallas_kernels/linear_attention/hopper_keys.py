@@ -22,10 +22,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
-from pallas_kernels.differentiation import differentiable
 from pallas_kernels.linear_attention import hopper_chunks
 from pallas_kernels.linear_attention.hopper_chunks import CHUNK, FORGOTTEN, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
 from pallas_kernels.linear_attention.xla import blocks, double, neighbours
+from primitives.differentiation import differentiable
 
 
 def recurrence(strict: bool, scale: float, dtype: Any, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, state: jax.Array) -> Any:

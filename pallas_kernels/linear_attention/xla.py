@@ -20,9 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.differentiation import differentiable
 from pallas_kernels.documents import Documents
 from pallas_kernels.linear_attention.call import LinearCall
+from primitives.differentiation import differentiable
 
 # The arrays of a chunk: q, k (batch, groups, chunk, key_dim), v (batch, groups, repeats, chunk, value_dim) and
 # decay (batch or 1, groups, repeats, chunk, key_dim or 1) or None; beside them starts (batch, chunk) or None. The state

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import documents, sequence
+from pallas_kernels import documents
 from pallas_kernels.dispatch import Implementation, Later, Op
-from pallas_kernels.exponential import silu, softplus
 from pallas_kernels.selective_scan import distributed, reference, xla
 from pallas_kernels.selective_scan.call import ScanCall
 from pallas_kernels.selective_scan.cases import CASES, SHAPES
+from primitives import sequence
+from primitives.exponential import silu, softplus
 
 tpu, gpu = Later(f"{__name__}.mosaic_tpu"), Later(f"{__name__}.mosaic_gpu")
 _op = Op(

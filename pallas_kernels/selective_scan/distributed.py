@@ -10,10 +10,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import sequence
+from pallas_kernels import mesh
 from pallas_kernels.dispatch import OPS
 from pallas_kernels.documents import Documents
 from pallas_kernels.selective_scan.call import ScanCall
+from primitives import sequence
 
 
 def objection(call: ScanCall) -> str | None:
@@ -32,4 +33,4 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
         before, after = sequence.entering(factor, state, part.initial_state, jnp.multiply)
         return run(part.replace(initial_state=before))[0], after
 
-    return sequence.split_call(body, call)
+    return mesh.split_call(body, call)

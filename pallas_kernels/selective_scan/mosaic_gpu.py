@@ -20,8 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import documents, hopper
-from pallas_kernels.differentiation import differentiable
 from pallas_kernels.selective_scan.call import ScanCall
+from primitives.differentiation import differentiable
 
 # Channels of a program: the rows of the registers' layout come in 64.
 CHANNELS = 64

@@ -17,10 +17,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import dispatch, documents
-from pallas_kernels.differentiation import differentiable
 from pallas_kernels.mosaic_tpu import LANES
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 from pallas_kernels.selective_scan.call import ScanCall
+from primitives.differentiation import differentiable
 
 CHUNK = 128
 SHORT_CHUNK = 16  # in interpret mode, so that short sequences have several chunks there

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.differentiation import differentiable
-from pallas_kernels.exponential import LOG2_E, exp2
 from pallas_kernels.selective_scan.call import ScanCall
+from primitives.differentiation import differentiable
+from primitives.exponential import LOG2_E, exp2
 
 # Tokens between two stored states. Short, so that a chunk's states, kept three times over in the gradient, stay in cache.
 CHUNK = 16

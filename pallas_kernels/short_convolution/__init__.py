@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import documents, sequence
+from pallas_kernels import documents
 from pallas_kernels.depthwise_convolution import add_bias
 from pallas_kernels.dispatch import Implementation, Op
 from pallas_kernels.documents import Documents
 from pallas_kernels.short_convolution import distributed, reference, xla
 from pallas_kernels.short_convolution.call import ShortCall
 from pallas_kernels.short_convolution.cases import CASES
+from primitives import sequence
 
 _op = Op(
     "short_convolution",

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import jax
 
-from pallas_kernels import sequence
+from pallas_kernels import mesh
 from pallas_kernels.dispatch import OPS
 from pallas_kernels.documents import Documents
 from pallas_kernels.short_convolution.call import ShortCall
+from primitives import sequence
 
 
 def objection(call: ShortCall) -> str | None:
@@ -31,4 +32,4 @@ def short_convolution(call: ShortCall) -> tuple[jax.Array]:
         after = sequence.head(packed.continuing(part.x, 1), ahead, 0 if last is None else last) if ahead else None
         return OPS["short_convolution"].within(part.replace(before=before, after=after))
 
-    return sequence.split_call(body, call)
+    return mesh.split_call(body, call)

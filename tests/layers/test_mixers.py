@@ -14,7 +14,7 @@ from flax import nnx
 import layers
 from layers import Mixer, Place, Tokens, flatten
 from layers.state import flatten_state
-from pallas_kernels import operations
+from primitives import operations
 from tests.layers.mixer_cases import CASES, FEATURES, HEADS, LENGTH, OPTIONS, WITHOUT_GRADIENT, MixerCase, abstract_program, compiled, relative
 from tests.tiers import tiered
 

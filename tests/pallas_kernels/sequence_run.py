@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import pallas_kernels
 from pallas_kernels import documents
 from pallas_kernels.dispatch import interpreting, recording, use
-from pallas_kernels.sequence import ROW_AXES
+from primitives.sequence import ROW_AXES
 
 LENGTH = 32
 RNG = np.random.default_rng(0)

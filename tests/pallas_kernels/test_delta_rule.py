@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import delta_rule, linear_attention, operations
+from pallas_kernels import delta_rule, linear_attention
 from pallas_kernels.delta_rule.xla import unit_inverse
+from primitives import operations
 from tests.references import delta_rule as recorded
 from tests.tiers import tiered
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 import pallas_kernels
-from pallas_kernels import operations
 from pallas_kernels.dispatch import OPS, platform
+from primitives import operations
 
 # How much more arithmetic a kernel does: it computes weights again in two kernels, adds up decays by products, inverts by doubling.
 MORE = {

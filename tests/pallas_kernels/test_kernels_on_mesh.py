@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from pallas_kernels import attention, sequence
+from pallas_kernels import attention
 from pallas_kernels.call import Call
 from pallas_kernels.dispatch import OPS, Implementation, Op, platform, recording, use
+from primitives import sequence
 
 ARRAYS = {"q": (8, 5, 4, 3), "k": (8, 5, 2, 3), "bias": (1, 4, 5), "rates": (4,)}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pallas_kernels import sequence
 from pallas_kernels.attention.distributed import _deal
+from primitives import sequence
 from tests.devices import EightDevices
 from tests.pallas_kernels.sequence_run import CASES
 from tests.tiers import tiered

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from layers.state import flatten
-from pallas_kernels.differentiation import differentiable
+from primitives.differentiation import differentiable
 from tests.compilation import OPTIMIZED
 from tests.training import toy
 from tests.zoo.test_models import inputs, make

@@ -23,7 +23,7 @@ from layers.mixer import Mixer, Place, create_mixer
 from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh
 from layers.norm import create_norm
 from layers.tokens import Tokens, continued
-from pallas_kernels.exponential import silu
+from primitives.exponential import silu
 from zoo.backbones.model import Model, mixers
 from zoo.registry import ModelConfig
 

@@ -27,7 +27,7 @@ from layers.norm import NORMS, Norm, create_norm
 from layers.patch import PatchEmbed
 from layers.position import FixedPositions, LearnedPositions
 from layers.tokens import Tokens
-from pallas_kernels.exponential import gated, silu
+from primitives.exponential import gated, silu
 from zoo.backbones.classifier import Classifier, check_images, make_head
 from zoo.backbones.model import mixers
 from zoo.backbones.pooling import AttentionPool

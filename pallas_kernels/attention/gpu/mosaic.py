@@ -23,7 +23,7 @@ from pallas_kernels.attention.gpu.backward import gradient_of_keys, gradient_of_
 from pallas_kernels.attention.gpu.forward import forward
 from pallas_kernels.attention.gpu.tiles import HIGHEST, LOG2E, ROWS, Spec
 from pallas_kernels.attention.reference import visible
-from pallas_kernels.differentiation import differentiable
+from primitives.differentiation import differentiable
 
 HEAD_DIM_LIMIT = 128  # accumulators of wider heads do not fit a warpgroup's registers together with the logits
 FEWEST_QUERIES = 8  # a tile has 64 rows: fewer queries than these leave it empty

@@ -19,8 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention.tpu import tiles
 from pallas_kernels.attention.tpu.tiles import Options, Where
-from pallas_kernels.differentiation import differentiable
 from pallas_kernels.mosaic_tpu import column, row
+from primitives.differentiation import differentiable
 
 
 class Walk(NamedTuple):

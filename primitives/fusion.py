@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.differentiation import differentiable
+from primitives.differentiation import differentiable
 
 
 @differentiable()

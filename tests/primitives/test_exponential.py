@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from layers.mlp import gelu, gelu_tanh
-from pallas_kernels import dispatch, exponential
+from pallas_kernels import dispatch
+from primitives import exponential
 from tests.compilation import OPTIMIZED
 
 # As for users: what is exact depends on what the compiler makes of it.

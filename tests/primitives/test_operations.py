@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import attention
-from pallas_kernels.operations import Operations, count, exponent, trips
+from primitives.operations import Operations, count, exponent, trips
 
 
 def array(*shape: int) -> jax.ShapeDtypeStruct:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.fusion import gradient_computed_once
+from primitives.fusion import gradient_computed_once
 
 Fork = Callable[[jax.Array], jax.Array]
 

@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import pallas_kernels
-from pallas_kernels.differentiation import differentiable
 from pallas_kernels.dispatch import OPS, interpreting
+from primitives.differentiation import differentiable
 from tests.pallas_kernels.test_ops import arrays_of, find, is_floating
 from tests.tiers import tiered
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels import dispatch
+from primitives.platform import current_platform
 
 LOG2_E = 1 / math.log(2)
 
@@ -59,7 +59,7 @@ def _evaluate(fit: _Fit, x: jax.Array) -> jax.Array:
 
 
 def _serves(x: jax.Array) -> bool:
-    return x.dtype == jnp.float32 and dispatch.current_platform() == "cpu"
+    return x.dtype == jnp.float32 and current_platform() == "cpu"
 
 
 @jax.custom_jvp

@@ -150,7 +150,7 @@ def _count_equation(equation: Any) -> Operations:
         return _inner(next(equation.params[key] for key in ("call_jaxpr", "jaxpr", "fun_jaxpr", "call") if key in equation.params))
     if (program := computed(equation)) is not None:
         return _inner(program)
-    raise ValueError(f"operations: no rule for the primitive {name!r}; add one to pallas_kernels/operations.py")
+    raise ValueError(f"operations: no rule for the primitive {name!r}; add one to primitives/operations.py")
 
 
 def _dot_general(equation: Any) -> Operations:

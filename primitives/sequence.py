@@ -10,16 +10,13 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels.call import Call
-
 AXIS = "sequence"
-C = TypeVar("C", bound=Call)
 
 ROW_AXES = ("data", "fsdp")
 """The axes of a mesh over which the rows of a batch are split."""
@@ -87,26 +84,6 @@ def split(body: Callable[..., Any], arrays: tuple[Any, ...], axes: tuple[int | N
     )
     # Partly manual programs must be compiled as a whole.
     return jax.jit(wrapped)(*arrays)
-
-
-def split_call(body: Callable[[C], tuple[Any, ...]], call: C, **others: int | None) -> tuple[Any, ...]:
-    """``body(call)`` of an op on every device, with its own tokens: of the axes of the call's arrays and results those called ``l``.
-
-    ``others`` names axes of arrays that are split along another.
-    """
-    arrays = call.arrays
-    axes = {name: _tokens(word) for name, (_, word) in arrays.items()} | others
-    names = tuple(arrays)
-    return split(
-        lambda *parts: body(call.replace(**dict(zip(names, parts, strict=True)))),
-        tuple(x for x, _ in arrays.values()),
-        tuple(axes[name] for name in names),
-        tuple(map(_tokens, call.results)),
-    )
-
-
-def _tokens(word: str) -> int | None:
-    return word.index("l") if "l" in word else None
 
 
 def shift(x: Any, by: int = 1) -> Any:
