@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -140,9 +140,17 @@ def last_segment(segment_ids: jax.Array, mask: jax.Array | None, last: jax.Array
     return jnp.where(count > 0, ids.astype(last.dtype), last)
 
 
+class Continuation(NamedTuple):
+    """Where tokens are that are read after others: positions (batch, new) in their documents, and what a state knows after them."""
+
+    positions: jax.Array
+    length: jax.Array
+    segment: jax.Array
+
+
 def continued(
     new: int, length: jax.Array, segment: jax.Array, mask: jax.Array | None = None, segment_ids: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> Continuation:
     """Where ``new`` tokens are that are read after others.
 
     Args:
@@ -152,15 +160,15 @@ def continued(
       segment_ids: int32 (batch, new); None: all belong to the current document.
 
     Returns:
-      The positions of the new tokens in their documents, (batch, new), and ``length`` and ``segment`` after them.
+      Their positions, and ``length`` and ``segment`` after them.
     """
     index = jnp.arange(new, dtype=jnp.int32)
     count = jnp.full_like(length, new) if mask is None else mask.sum(1, dtype=jnp.int32)
     places = length[:, None] + index
     if segment_ids is None:
-        return places, length + count, segment
+        return Continuation(places, length + count, segment)
     begins = starts(segment_ids, segment)
     first = jax.lax.cummax(jnp.where(begins, index, -1), axis=1)
     places = jnp.where(first < 0, places, index - first)
     last = jnp.take_along_axis(places, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-    return places, jnp.where(count > 0, last + 1, length), last_segment(segment_ids, mask, segment)
+    return Continuation(places, jnp.where(count > 0, last + 1, length), last_segment(segment_ids, mask, segment))
