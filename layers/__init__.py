@@ -1,7 +1,11 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
+from layers.attention.agent import AgentAttention
 from layers.attention.differential import DifferentialAttention
+from layers.attention.inline import InLineAttention
+from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
+from layers.attention.projected import ProjectedAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
@@ -10,10 +14,12 @@ from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
+from layers.feature_maps import create_feature_map
 from layers.focal import FocalModulation
 from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.lora import add_lora, merge_lora
+from layers.low_rank import LowRank
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
@@ -37,6 +43,7 @@ __all__ = [
     "MEMORIES",
     "MLP",
     "S4D",
+    "AgentAttention",
     "AuxLogits",
     "AuxLoss",
     "BasicBlock",
@@ -67,10 +74,13 @@ __all__ = [
     "GatedMLP",
     "GatedRMSNorm",
     "Grid",
+    "InLineAttention",
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "LinearAttention",
     "LongformerAttention",
+    "LowRank",
     "Mamba",
     "Mamba2",
     "Memory",
@@ -85,7 +95,9 @@ __all__ = [
     "Parallel",
     "PatchEmbed",
     "PatchMerging",
+    "PerformerAttention",
     "Place",
+    "ProjectedAttention",
     "RMSNorm",
     "RoutingAttention",
     "RowMajor",
@@ -100,6 +112,7 @@ __all__ = [
     "assign",
     "bidirectional",
     "collecting",
+    "create_feature_map",
     "create_gate",
     "create_mixer",
     "create_norm",

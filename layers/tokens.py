@@ -82,6 +82,16 @@ class Tokens:
         """(batch,) the document after these tokens, of which ``last`` is that before them."""
         return last if self.segment_ids is None else last_segment(self.segment_ids, self.mask, last)
 
+    def image(self, length: int) -> tuple[tuple[int, int], int]:
+        """Rows and columns of ``length`` tokens of an image, and how many prefix tokens there are before them.
+
+        Raises:
+          ValueError: the grid is not known.
+        """
+        if self.grid is None:
+            raise ValueError("the tokens' rows and columns are not known: give Tokens(grid=(rows, columns)), or x as (batch, rows, columns, features)")
+        return self.grid, length - self.grid[0] * self.grid[1]
+
     def grid_places(self, length: int, stretched: tuple[int, int] | None = None) -> jax.Array | None:
         """Rows and columns (1, length, 2) of the tokens of the grid, 0 in the prefix; None without a grid.
 

@@ -102,8 +102,7 @@ class BilevelRoutingAttention(ProjectedAttention):
         return x, tokens.replace(mask=mask)
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        assert tokens.grid is not None
-        mask, grid = tokens.mask, tokens.grid
+        (grid, _), mask = tokens.image(x.shape[1]), tokens.mask
         y = self._attend(q, k, v, mask, {}) if self.topk is None else self._routed(q, k, v, mask, grid)
         if self.enhancement is None:
             return y
