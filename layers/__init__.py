@@ -22,6 +22,7 @@ from layers.mlp import MLP, ConvMLP, GatedMLP
 from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
 from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
+from layers.reduction import TokenReduction, create_reduction, list_reductions, reduction_class, register_reduction
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.longformer import LongformerAttention
@@ -94,6 +95,7 @@ __all__ = [
     "SpatialReductionAttention",
     "Stack",
     "Statistic",
+    "TokenReduction",
     "Tokens",
     "Windowed",
     "add_lora",
@@ -103,13 +105,17 @@ __all__ = [
     "create_gate",
     "create_mixer",
     "create_norm",
+    "create_reduction",
     "drop_path_rates",
     "flatten",
     "list_mixers",
+    "list_reductions",
     "merge_lora",
     "mixer_class",
     "on_grid",
     "parameter_count",
+    "reduction_class",
     "register_mixer",
+    "register_reduction",
     "soft_cap",
 ]
