@@ -365,8 +365,8 @@ def _warn_of(model: Any, described: Description, source: Any, keep: Iterable[str
     differ = [field for field in keep if field in theirs and theirs[field] != getattr(model.config, field)]
     if others := [f"{field}={theirs[field]!r}" for field in differ]:
         warnings.warn(f"config.json of {source} has {', '.join(others)}: what was asked for is kept", stacklevel=4)
-    if described.unread:
-        warnings.warn(f"config.json of {source} has {described.unread}, which is not compared with {model.variant}", stacklevel=4)
+    for file, entries in described.unread.items():
+        warnings.warn(f"{file} of {source} has {entries}, which is not compared with {model.variant}", stacklevel=4)
 
 
 def _adopt(model: Any, entry: Variant, form: Form, source: Any, described: bool) -> None:
