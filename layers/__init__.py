@@ -29,6 +29,7 @@ from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Stat
 from layers.norm import BatchNorm, GatedRMSNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
 from layers.recurrent import Recurrent, RecurrentState
+from layers.reduction import TokenReduction, create_reduction, list_reductions, reduction_class, register_reduction
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.longformer import LongformerAttention
@@ -108,6 +109,7 @@ __all__ = [
     "SpatialReductionAttention",
     "Stack",
     "Statistic",
+    "TokenReduction",
     "Tokens",
     "Windowed",
     "add_lora",
@@ -118,13 +120,17 @@ __all__ = [
     "create_gate",
     "create_mixer",
     "create_norm",
+    "create_reduction",
     "drop_path_rates",
     "flatten",
     "list_mixers",
+    "list_reductions",
     "merge_lora",
     "mixer_class",
     "on_grid",
     "parameter_count",
+    "reduction_class",
     "register_mixer",
+    "register_reduction",
     "soft_cap",
 ]
