@@ -30,9 +30,10 @@ def _objection(call: AttentionCall) -> str | None:
         return reason
     if call.q.shape[1] != call.k.shape[1]:
         return "queries and keys are not of one sequence"
-    given = [name for name in ("bias", "score", "query_positions", "key_positions", "routes") if not call.lacks(name)]
+    tables = ("relative_bias", "relative_weight", "relative_keys")
+    given = [name for name in ("bias", "score", "query_positions", "key_positions", "routes", *tables) if not call.lacks(name)]
     if given:
-        return f"{given[0]} {'is' if given[0] in ('bias', 'score') else 'are'} given"
+        return f"{given[0]} {'are' if given[0].endswith('s') and given[0] != 'bias' and given[0] != 'relative_bias' else 'is'} given"
     if call.mask is not None and (call.mask.shape[1] != 1 or call.mask.shape[2] != 1):
         return "the mask is not one of keys"
     return None

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 Mask = Callable[[Any, Any], Any]
-Score = Callable[[Any, Any, Any, Any], Any]
-"""(logits, head, query_position, key_position) -> logits, elementwise: what the op changes logits by."""
+Score = Callable[..., Any]
+"""(logits, head, query_position, key_position, *rows) -> logits, elementwise: what the op changes logits by."""
 
 _FAR = 2**30
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import dispatch, mesh
-from pallas_kernels.attention import regions
+from pallas_kernels.attention import regions, relative
 from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import visible
@@ -31,6 +31,7 @@ BLOCK_BYTES = {"cpu": 2**23}  # of logits at a time: what leaves a CPU's caches 
 OTHER_BLOCK_BYTES = 2**30
 
 Arrays = dict[str, Any]
+TABLES = ("relative_bias", "relative_weight", "relative_keys")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Options:
     normalize: str
     pattern: Mask | None
     score: Score | None
+    relative_origin: int | None
 
 
 def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
@@ -49,7 +51,7 @@ def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     if call.routes is not None:
         out, lse = regions.gathered(attention, call)
         return out, lse
-    options = Options(call.reach, call.scale, call.normalize, call.pattern, call.score)
+    options = Options(call.reach, call.scale, call.normalize, call.pattern, call.score, call.relative_origin)
     q, sinks = call.q, call.sinks
     batch, length, heads, _ = q.shape
     kv_heads = call.k.shape[2]
@@ -64,6 +66,9 @@ def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
         "key_positions": call.key_positions,
         "query_segments": call.query_segments,
         "key_segments": call.key_segments,
+        "rows": None if call.rows is None else _group(jnp.moveaxis(call.rows, 1, 2), kv_heads),  # (batch, kv, rep, q, n)
+        "relative_query": None if call.relative_query is None else _group(jnp.moveaxis(call.relative_query, 1, 2), kv_heads),
+        **{name: _group_heads(getattr(call, name), kv_heads) for name in TABLES},  # (kv, rep, span, ...)
     }
     out, lse = _by_rows(options, grouped)
     return jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, -1), jnp.moveaxis(lse, 3, 1).reshape(batch, length, heads)
@@ -74,6 +79,10 @@ def _group(x: jax.Array | None, kv_heads: int) -> jax.Array | None:
         return None
     heads = (1, 1) if x.shape[1] == 1 else (kv_heads, x.shape[1] // kv_heads)
     return x.reshape(x.shape[0], *heads, *x.shape[2:])
+
+
+def _group_heads(x: jax.Array | None, kv_heads: int) -> jax.Array | None:
+    return None if x is None else x.reshape(*((1, 1) if x.shape[0] == 1 else (kv_heads, -1)), *x.shape[1:])
 
 
 def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
@@ -88,7 +97,7 @@ def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     # A few blocks at once cost less than computing them again, which chunks do anyway; devices that share the rows of a batch can't take turns.
     if together >= batch or (direct and batch * row_bytes <= 4 * block_bytes) or mesh.is_split():
         return _choose_form(options, arrays)
-    own = {name: x for name, x in arrays.items() if x is not None and name != "sinks" and x.shape[0] == batch}
+    own = {name: x for name, x in arrays.items() if x is not None and name not in OF_ALL and x.shape[0] == batch}
 
     def one(row: Arrays) -> tuple[jax.Array, jax.Array]:
         out, lse = _choose_form(options, {**arrays, **{name: x[None] for name, x in row.items()}})
@@ -108,8 +117,7 @@ def _choose_form(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array
         return _block(options, arrays, 0, 0)
     q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
     left, right = options.reach
-    indexed = arrays["query_positions"] is None and arrays["key_positions"] is None
-    if not indexed or left is not None or right is None:
+    if not _indexed(arrays) or left is not None or right is None:
         return _chunked(options, 0, arrays)
     step = CHUNK * -(-q_length // (CHUNK * CAUSAL_STEPS))
     parts = []
@@ -136,7 +144,12 @@ AXES = {
     "key_positions": {"k": 1},
     "query_segments": {"q": 1},
     "key_segments": {"k": 1},
+    "rows": {"q": 3},
+    "relative_query": {"q": 3},
+    **{name: {} for name in TABLES},
 }
+OF_ALL = ("sinks", *TABLES)
+"""Arrays that rows of the batch share."""
 
 
 def _axis(name: str, x: Any, over: str) -> int | None:
@@ -163,17 +176,29 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
         q = jnp.where(allowed.any(4)[..., None], q, 0)
         attended = allowed.any((2, 3))[..., None]
         k, v = jnp.where(attended, k, 0), jnp.where(attended, v, 0)
-    logits = options.scale * _product(q, jnp.swapaxes(k, 2, 3), wide)
+    logits = _product(q, jnp.swapaxes(k, 2, 3), wide)
+    if arrays["relative_keys"] is not None:
+        theirs = arrays["relative_query"]
+        if theirs is not None and allowed is not None:
+            theirs = jnp.where(allowed.any(4)[..., None], theirs, 0)
+        logits = logits + _relative_products(options, arrays, q if theirs is None else theirs, q_start, k_start)
+    logits = options.scale * logits
     if options.score is not None:
         heads = jnp.arange(q.shape[1] * q.shape[2], dtype=jnp.int32).reshape(1, q.shape[1], -1, 1, 1)
         q_positions, k_positions = _positions(arrays, q_start, k_start)
-        logits = finite_gradient(options.score)(logits, heads, q_positions[:, None, None, :, None], k_positions[:, None, None, None]).astype(wide)
+        rows = () if arrays["rows"] is None else jnp.moveaxis(arrays["rows"].astype(wide), 4, 0)[..., None]
+        where = q_positions[:, None, None, :, None], k_positions[:, None, None, None]
+        logits = finite_gradient(options.score)(logits, heads, *where, *rows).astype(wide)
     if arrays["bias"] is not None:
         logits = logits + arrays["bias"].astype(wide)
+    if arrays["relative_bias"] is not None:
+        logits = logits + _by_offset(options, arrays, "relative_bias", q_start, k_start)
     if allowed is not None:
-        logits = jnp.where(allowed, logits, -jnp.inf)
-    if options.normalize == "sigmoid":
-        out = _product(jax.nn.sigmoid(logits).astype(v.dtype), v, wide)
+        logits = jnp.where(allowed, logits, 0.0 if options.normalize == "none" else -jnp.inf)
+    factor = None if arrays["relative_weight"] is None else _by_offset(options, arrays, "relative_weight", q_start, k_start)
+    if options.normalize != "softmax":
+        weights = jax.nn.sigmoid(logits) if options.normalize == "sigmoid" else logits
+        out = _product((weights if factor is None else weights * factor).astype(v.dtype), v, wide)
         return out.astype(q.dtype), jnp.zeros(out.shape[:-1], wide)
     # The shift cancels in both results, so it carries no gradient.
     shift = lax.stop_gradient(jnp.max(logits, axis=-1))
@@ -188,8 +213,39 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     empty = total == 0
     total = jnp.where(empty, 1.0, total)
     # Dividing after the product touches q x value_dim numbers instead of q x k.
-    out = _product(weights.astype(v.dtype), v, wide) / total[..., None]
+    out = _product((weights if factor is None else weights * factor).astype(v.dtype), v, wide) / total[..., None]
     return out.astype(q.dtype), jnp.where(empty, -jnp.inf, shift + jnp.log(total))
+
+
+def _indexed(arrays: Arrays) -> bool:
+    """Whether positions are indices."""
+    return arrays["query_positions"] is None and arrays["key_positions"] is None
+
+
+def _by_offset(options: Options, arrays: Arrays, name: str, q_start: Any, k_start: Any) -> jax.Array:
+    """Entries of a table for a block: (batch or 1, kv or 1, rep or 1, q, k)."""
+    table = arrays[name]
+    table = table.astype(jnp.promote_types(table.dtype, jnp.float32))
+    first = relative.origin(table[:, 0], options.relative_origin)
+    if _indexed(arrays):
+        return relative.spread(table, first, q_start, k_start, arrays["q"].shape[3], arrays["k"].shape[2])[None]
+    at = relative.index(table[:, 0], first, *_positions(arrays, q_start, k_start))
+    return jnp.moveaxis(table[:, :, at], 2, 0)
+
+
+def _relative_products(options: Options, arrays: Arrays, q: jax.Array, q_start: Any, k_start: Any) -> jax.Array:
+    """Products of a block's queries with the entries of ``relative_keys``: (batch, kv, rep, q, k)."""
+    table = arrays["relative_keys"]
+    first, (queries, keys) = relative.origin(table[:, 0], options.relative_origin), (q.shape[3], arrays["k"].shape[2])
+    if _indexed(arrays):
+        offsets = k_start - q_start + jnp.arange(queries + keys) - (queries - 1)
+        table = jnp.take(table, jnp.clip(offsets - first, 0, table.shape[2] - 1), axis=2)
+    table = jnp.broadcast_to(table, (*q.shape[1:3], *table.shape[2:]))
+    products = jnp.einsum("bgrqd,grsd->bgrqs", q, table, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+    if _indexed(arrays):
+        return relative.shifted(products)
+    at = relative.index(table[:, 0], first, *_positions(arrays, q_start, k_start))
+    return jnp.take_along_axis(products, jnp.broadcast_to(at[:, None, None], (*products.shape[:4], keys)), 4)
 
 
 def _product(rows: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
@@ -237,7 +293,7 @@ def _plan(options: Options, arrays: Arrays, first: int) -> Plan:
     q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
     left, right = options.reach
     chunk, width = min(CHUNK, q_length), k_length
-    if left is not None and right is not None and arrays["query_positions"] is None and arrays["key_positions"] is None:
+    if left is not None and right is not None and _indexed(arrays):
         # A short window in a long chunk computes mostly masked logits.
         chunk = min(chunk, max(64, 1 << (left + right).bit_length()))
         width = min(k_length, chunk + left + right)
