@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import distributed, reference, xla
+from pallas_kernels.attention import distributed, masks, reference, xla
 from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.attention.cases import CASES, SHAPES
 from pallas_kernels.attention.masks import Mask, Score
+from pallas_kernels.attention.merging import merge as merge
 from pallas_kernels.dispatch import Implementation, Later, Op
 from primitives import sequence
 
@@ -72,7 +73,8 @@ def attention(
       v: (batch, k_length, kv_heads, value_dim).
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
       mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of positions,
-        (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as ``pallas_kernels.masks``.
+        (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as ``pallas_kernels.masks``. With
+        default positions the cost follows the blocks that it allows.
         With one, ``key_positions`` mark padding.
       score: a Python function (logits, head, query_position, key_position, *rows) -> logits of the scaled logits, before the bias and the mask:
         elementwise JAX arithmetic of arrays that broadcast, and of Python numbers. ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps
@@ -174,10 +176,10 @@ def _checked(
     if sinks is not None and sinks.shape != (q.shape[2],):
         raise ValueError(f"attention: sinks must be (heads,) = ({q.shape[2]},), got {sinks.shape}")
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    pattern = mask if callable(mask) else None
+    given = mask if callable(mask) else None
     mask = None if callable(mask) else mask
-    if pattern is not None:
-        _check_function("mask", pattern, jnp.bool_, _PLACES)
+    if given is not None:
+        _check_function("mask", given, jnp.bool_, _PLACES)
     numbers = _stacked(rows, full)
     if numbers is not None and score is None:
         raise ValueError("attention: rows are numbers for score=, which is not given")
@@ -210,7 +212,9 @@ def _checked(
             raise ValueError(f"attention: {name} must be (heads or 1, span{', head_dim' if shape else ''}) for {full[1]} heads, got {table.shape}")
     if relative_query is not None and (relative_keys is None or relative_query.shape != q.shape):
         raise ValueError(f"attention: relative_query is of q's shape {q.shape}, for relative_keys; got {relative_query.shape}")
-    left, right = window or (None, None)
+    included, pattern = masks.without_windows(given)
+    left, right = masks.narrower(window or (None, None), included)
+    right = 0 if causal and (right is None or right > 0) else right
     return AttentionCall(
         q=q,
         k=k,
@@ -231,7 +235,7 @@ def _checked(
         relative_origin=relative_origin,
         pattern=pattern,
         score=score,
-        reach=(left, 0 if causal else right),
+        reach=(left, right),
         scale=q.shape[3] ** -0.5 if scale is None else scale,
         normalize=normalize,
         return_lse=return_lse,

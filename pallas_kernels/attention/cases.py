@@ -230,6 +230,13 @@ CASES = (
     _case("pattern_cache", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, mask=masks.segments(4), return_lse=True),
     _case("pattern_routed", 20, change=_routes(4, 2), mask=masks.window(6, 2)),
     _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1), return_lse=True),
+    _case(
+        "long_listed", 700, 650, batch=2, heads=2, kv_heads=1, mask=masks.global_and_random(700, 32, window=1, random=1), return_lse=True,
+        score=_tempered,
+        change=_both(
+            _documents((700,), (300, 400), keys=650), _add(rows=(2, 700, 1), sinks=(2,), bias=(1, 1, 700, 650), relative_bias=(2, 99))
+        ),
+    ),
     _case("long_pattern_hidden", 300, batch=1, heads=1, change=_hidden_keys(200), mask=masks.segments(100), return_lse=True),
     _case(
         "segments", 12, heads=4, kv_heads=2, causal=True, return_lse=True,

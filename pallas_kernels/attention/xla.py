@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from pallas_kernels import dispatch, mesh
-from pallas_kernels.attention import regions, relative
+from pallas_kernels.attention import lists, regions, relative
 from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import visible
@@ -117,8 +118,12 @@ def _choose_form(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array
         return _block(options, arrays, 0, 0)
     q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
     left, right = options.reach
+    if options.pattern is not None and _indexed(arrays):
+        groups = lists.groups(options.pattern, options.reach, q_length, k_length)
+        if groups is not None:
+            return _listed(options, groups, arrays)
     if not _indexed(arrays) or left is not None or right is None:
-        return _chunked(options, 0, arrays)
+        return _in_order(options, 0, arrays)
     step = CHUNK * -(-q_length // (CHUNK * CAUSAL_STEPS))
     parts = []
     for start in range(0, q_length, step):
@@ -127,7 +132,7 @@ def _choose_form(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array
             name: _slice(name, _slice(name, x, "q", start, stop - start), "k", 0, min(stop + right, k_length))
             for name, x in arrays.items()
         }
-        parts.append(_chunked(options, start, part))
+        parts.append(_in_order(options, start, part))
     out, lse = zip(*parts, strict=True)
     return jnp.concatenate(out, axis=3), jnp.concatenate(lse, axis=3)
 
@@ -280,13 +285,39 @@ def _positions(arrays: Arrays, q_start: Any, k_start: Any) -> tuple[jax.Array, j
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a chunk loop cuts queries and keys."""
+    """How a chunk loop cuts queries and keys: a run of chunks in order, each with all keys or a band of them."""
 
     chunk: int
     count: int
     first: int  # position of the first query
     width: int  # keys that a chunk reads
     left: int | None  # None: every chunk reads all keys
+
+    def cut(self, arrays: Arrays, index: Any) -> tuple[Arrays, Any, Any]:
+        """Chunk ``index``: its arrays, and the positions of its first query and key."""
+        q_start = index * self.chunk
+        part = {name: _slice(name, x, "q", q_start, self.chunk) for name, x in arrays.items()}
+        k_start = self._key(index, arrays["k"].shape[2])
+        if self.left is not None:
+            part = {name: _slice(name, x, "k", k_start, self.width) for name, x in part.items()}
+        return part, self.first + q_start, k_start
+
+    def add(self, name: str, total: jax.Array, part: jax.Array, index: Any, k_length: int) -> jax.Array:
+        """Adds a chunk's gradient where the chunk was cut."""
+        starts = [jnp.int32(0)] * total.ndim
+        for over, start in (("q", index * self.chunk), ("k", self._key(index, k_length))):
+            axis = _axis(name, total, over)
+            if axis is not None:
+                starts[axis] = jnp.asarray(start, jnp.int32)
+        old = lax.dynamic_slice(total, starts, part.shape)
+        return lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
+
+    def padded(self, arrays: Arrays) -> Arrays:
+        """The arrays with whole chunks of queries."""
+        return _padded(arrays, "q", self.count * self.chunk)
+
+    def _key(self, index: Any, k_length: int) -> Any:
+        return 0 if self.left is None else jnp.clip(self.first + index * self.chunk - self.left, 0, k_length - self.width)
 
 
 def _plan(options: Options, arrays: Arrays, first: int) -> Plan:
@@ -300,31 +331,84 @@ def _plan(options: Options, arrays: Arrays, first: int) -> Plan:
     return Plan(chunk, -(-q_length // chunk), first, width, left if width < k_length else None)
 
 
-def _cut(plan: Plan, arrays: Arrays, index: Any) -> tuple[Arrays, Any, Any]:
-    """Chunk ``index``: its arrays, and the positions of its first query and key."""
-    q_start = index * plan.chunk
-    k_start: Any = 0
-    part = {name: _slice(name, x, "q", q_start, plan.chunk) for name, x in arrays.items()}
-    if plan.left is not None:
-        k_length = arrays["k"].shape[2]
-        k_start = jnp.clip(plan.first + q_start - plan.left, 0, k_length - plan.width)
-        part = {name: _slice(name, x, "k", k_start, plan.width) for name, x in part.items()}
-    return part, plan.first + q_start, k_start
+@dataclasses.dataclass(frozen=True)
+class ListedPlan:
+    """Chunks of queries that see equally many blocks of keys, which are copied together for each."""
+
+    group: lists.Group
+
+    @property
+    def count(self) -> int:
+        return len(self.group.chunks)
+
+    def cut(self, arrays: Arrays, index: Any) -> tuple[Arrays, Any, Any]:
+        """As :meth:`Plan.cut`; positions are among the arrays."""
+        chunk, ids, keys = (jnp.asarray(table)[index] for table in (self.group.chunks, self.group.blocks, self.group.positions))
+        part = {name: _slice(name, x, "q", chunk * lists.CHUNK, lists.CHUNK) for name, x in arrays.items()}
+
+        def blocks(name: str, x: Any) -> Any:
+            axis = _axis(name, x, "k")
+            if axis is None:
+                return x
+            x = x.reshape(*x.shape[:axis], -1, lists.BLOCK, *x.shape[axis + 1 :])
+            return jnp.take(x, ids, axis).reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+        part = {name: blocks(name, x) for name, x in part.items()}
+        places = chunk * lists.CHUNK + jnp.arange(lists.CHUNK, dtype=jnp.int32)
+        return part | {"query_positions": places[None], "key_positions": keys.reshape(1, -1)}, 0, 0
+
+    def add(self, name: str, total: jax.Array, part: jax.Array, index: Any, k_length: int) -> jax.Array:
+        """As :meth:`Plan.add`."""
+        chunk, ids = (jnp.asarray(table)[index] for table in (self.group.chunks, self.group.blocks))
+        q_axis, k_axis = (_axis(name, total, over) for over in ("q", "k"))
+        if k_axis is None:
+            starts = [jnp.int32(0)] * total.ndim
+            if q_axis is not None:
+                starts[q_axis] = chunk * lists.CHUNK
+            old = lax.dynamic_slice(total, starts, part.shape)
+            return lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
+        whole = total.reshape(*total.shape[:k_axis], -1, lists.BLOCK, *total.shape[k_axis + 1 :])
+        part = part.reshape(*part.shape[:k_axis], -1, lists.BLOCK, *part.shape[k_axis + 1 :]).astype(total.dtype)
+        # A list ends with repetitions, which nothing attends to: they add zeros.
+        at: list[Any] = [slice(None)] * whole.ndim
+        at[k_axis] = ids
+        if q_axis is None:
+            return whole.at[tuple(at)].add(part).reshape(total.shape)
+        strip = _slice(name, whole, "q", chunk * lists.CHUNK, lists.CHUNK).at[tuple(at)].add(part)
+        return lax.dynamic_update_slice_in_dim(whole, strip, chunk * lists.CHUNK, q_axis).reshape(total.shape)
+
+    def padded(self, arrays: Arrays) -> Arrays:
+        """The arrays with whole chunks of queries and whole blocks of keys."""
+        q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
+        return _padded(_padded(arrays, "q", q_length + -q_length % lists.CHUNK), "k", k_length + -k_length % lists.BLOCK)
 
 
-def _pad_queries(plan: Plan, arrays: Arrays) -> Arrays:
-    """Extends every array over queries to whole chunks; the extra rows are cut off afterwards."""
-    extra = plan.count * plan.chunk - arrays["q"].shape[3]
+def _padded(arrays: Arrays, over: str, length: int) -> Arrays:
+    """Extends every array over queries, or keys, to ``length``; the extra rows are cut off afterwards, extra keys have no position."""
 
     def pad(name: str, x: Any) -> Any:
-        axis = _axis(name, x, "q")
-        if axis is None or extra == 0:
+        axis = _axis(name, x, over)
+        if axis is None or (extra := length - x.shape[axis]) == 0:
             return x
         # What fills the last chunk is of no segment, so that it sees nothing.
         filling = jnp.iinfo(x.dtype).min if name == "query_segments" else 0
         return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)], constant_values=filling)
 
     return {name: pad(name, x) for name, x in arrays.items()}
+
+
+def _in_order(options: Options, first: int, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    """All queries, chunk after chunk; the first has the position ``first``."""
+    out, lse = _chunked(options, _plan(options, arrays, first), arrays)
+    return _unchunk(out, arrays["q"].shape[3]), _unchunk(lse, arrays["q"].shape[3])
+
+
+def _listed(options: Options, groups: tuple[lists.Group, ...], arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    """All queries, those together that see equally many blocks of keys."""
+    parts = [_chunked(options, ListedPlan(group), arrays) for group in groups]
+    order = np.argsort(np.concatenate([group.chunks for group in groups]))
+    out, lse = (jnp.concatenate(results)[order] for results in zip(*parts, strict=True))
+    return _unchunk(out, arrays["q"].shape[3]), _unchunk(lse, arrays["q"].shape[3])
 
 
 def _unchunk(x: jax.Array, length: int) -> jax.Array:
@@ -334,49 +418,38 @@ def _unchunk(x: jax.Array, length: int) -> jax.Array:
 
 
 @differentiable(2)
-def _chunked(options: Options, first: int, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    plan = _plan(options, arrays, first)
-    padded = _pad_queries(plan, arrays)
-    out, lse = lax.map(lambda i: _block(options, *_cut(plan, padded, i)), jnp.arange(plan.count))
-    length = arrays["q"].shape[3]
-    return _unchunk(out, length), _unchunk(lse, length)
+def _chunked(options: Options, plan: Plan | ListedPlan, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    padded = plan.padded(arrays)
+    return lax.map(lambda i: _block(options, *plan.cut(padded, i)), jnp.arange(plan.count))
 
 
-def _chunked_forward(options: Options, first: int, arrays: Arrays) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
-    return _chunked(options, first, arrays), arrays
+def _chunked_forward(options: Options, plan: Plan | ListedPlan, arrays: Arrays) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
+    return _chunked(options, plan, arrays), arrays
 
 
-def _chunked_backward(options: Options, first: int, arrays: Arrays, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Arrays]:
-    plan = _plan(options, arrays, first)
-    padded = _pad_queries(plan, arrays)
-    extra = plan.count * plan.chunk - arrays["q"].shape[3]
-    padded_cotangents = [jnp.pad(x, [(0, extra if a == 3 else 0) for a in range(x.ndim)]) for x in cotangents]
+def _chunked_backward(options: Options, plan: Plan | ListedPlan, arrays: Arrays, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Arrays]:
+    padded = plan.padded(arrays)
     floating = [name for name, x in arrays.items() if x is not None and jnp.issubdtype(x.dtype, jnp.floating)]
+    k_length = padded["k"].shape[2]
 
-    def step(sums: Arrays, index: jax.Array) -> tuple[Arrays, None]:
-        part, q_start, k_start = _cut(plan, padded, index)
+    def step(sums: Arrays, indexed: Any) -> tuple[Arrays, None]:
+        index, own = indexed
+        part, q_start, k_start = plan.cut(padded, index)
         rest = {name: x for name, x in part.items() if name not in floating}
         _, pullback = jax.vjp(lambda f: _block(options, {**f, **rest}, q_start, k_start), {name: part[name] for name in floating})
-        (gradients,) = pullback(tuple(lax.dynamic_slice_in_dim(x, index * plan.chunk, plan.chunk, 3) for x in padded_cotangents))
-        return {name: _add_at(name, sums[name], gradients[name], index * plan.chunk, k_start) for name in floating}, None
+        (gradients,) = pullback(own)
+        return {name: plan.add(name, sums[name], gradients[name], index, k_length) for name in floating}, None
 
     # A key collects from every chunk: in float32, whatever its dtype.
     zeros = {name: jnp.zeros(padded[name].shape, jnp.promote_types(padded[name].dtype, jnp.float32)) for name in floating}
-    sums, _ = lax.scan(step, zeros, jnp.arange(plan.count))
-    length = arrays["q"].shape[3]
-    gradients = {name: _slice(name, x, "q", 0, length).astype(arrays[name].dtype) for name, x in sums.items()}
+    sums, _ = lax.scan(step, zeros, (jnp.arange(plan.count), cotangents))
+    lengths = {"q": arrays["q"].shape[3], "k": arrays["k"].shape[2]}
+    gradients = {}
+    for name, x in sums.items():
+        for over, length in lengths.items():
+            x = _slice(name, x, over, 0, length)
+        gradients[name] = x.astype(arrays[name].dtype)
     return ({name: gradients.get(name) for name in arrays},)
-
-
-def _add_at(name: str, total: jax.Array, part: jax.Array, q_start: Any, k_start: Any) -> jax.Array:
-    """Adds a chunk's gradient where the chunk was cut."""
-    starts = [jnp.int32(0)] * total.ndim
-    for over, start in (("q", q_start), ("k", k_start)):
-        axis = _axis(name, total, over)
-        if axis is not None:
-            starts[axis] = jnp.asarray(start, jnp.int32)
-    old = lax.dynamic_slice(total, starts, part.shape)
-    return lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
 
 
 _chunked.define(_chunked_forward, _chunked_backward)
