@@ -28,7 +28,9 @@ from layers.tokens import Tokens
 
 @register_mixer("aaren")
 class Aaren(Recurrent):
-    """Softmax attention of a learned query over the tokens so far. Without a direction all tokens would get the same output: causal only.
+    """Softmax attention of a learned query over the tokens so far, in constant memory.
+
+    Causal only: in both directions all tokens would get the same output.
 
     Parameters: ``query`` (heads, head_dim), ``key``, ``value``, ``out`` (linear).
     """

@@ -8,6 +8,7 @@ the memory between them, which is how ``linear_attention`` runs. s are ALiBi's s
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -20,11 +21,16 @@ from layers.linear_attention.memory import per_head, remember
 from layers.mixer import register_mixer
 from layers.module import Constant
 from layers.norm import GatedRMSNorm
-from layers.position import ALiBi
 from layers.recurrent import Recurrent, RecurrentState
 from layers.state_space.initialisation import fan_in_uniform
 from layers.tokens import Tokens
 from primitives.exponential import silu
+
+
+def slopes(num_heads: int) -> list[float]:
+    """ALiBi's (arXiv:2108.12409): powers of 2^(-8 / heads); heads beyond a power of two have every other slope of the next power."""
+    power = 2 ** int(math.log2(num_heads))
+    return [2.0 ** (-8 * (i + 1) / power) for i in range(power)] + [2.0 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
 
 
 @register_mixer("lightning_attention")
@@ -75,7 +81,7 @@ class LightningAttention(Recurrent):
         self.out = Linear(inner, features, **common)
         factor = 1 - index / max(depth - 1, 1) + 1e-5
         # An array, so that the blocks of a stack stay one program.
-        self.slopes = Constant(constant(tuple(factor * slope for slope in ALiBi(num_heads).slopes))(None, (num_heads,)))
+        self.slopes = Constant(constant(tuple(factor * slope for slope in slopes(num_heads)))(None, (num_heads,)))
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
