@@ -82,7 +82,7 @@ class GatedLinearAttention(Recurrent):
 
     def recur(self, x: jax.Array, tokens: Tokens, state: RecurrentState | None) -> tuple[jax.Array, RecurrentState | None]:
         read, seen = self.convolve([linear(x) for linear in (self.query, self.key, self.value)], tokens, state)
-        read = [silu(a) for a in read] if seen else read
+        read = [silu(a) for a in read] if self.convolutions else read
         decay = self.decay(x)
         decay = -softplus(-decay.astype(jnp.promote_types(x.dtype, jnp.float32))) / self.decay_divisor
         q, k, v, decay = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (*read, decay))

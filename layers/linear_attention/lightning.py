@@ -35,7 +35,7 @@ def slopes(num_heads: int) -> list[float]:
 
 @register_mixer("lightning_attention")
 class LightningAttention(Recurrent):
-    """Linear attention whose heads forget at fixed rates, with a gate.
+    """Linear attention without scale whose heads forget at fixed rates, slower from layer to layer, with a gate.
 
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), and with ``use_scale`` ``norm``. The authors' learned turning of
     queries and keys (LRPE), which released models have in their first layer, is left out.

@@ -27,6 +27,7 @@ def per_head(features: float, num_heads: int) -> int:
     Raises:
       ValueError: heads of equal whole sizes don't add up to ``features``.
     """
+    features = round(features, 6)  # a product with an expansion
     if features % num_heads:
         raise ValueError(f"{features:g} features can't be split over {num_heads} heads: choose a number of heads that divides them")
     return int(features) // num_heads

@@ -50,7 +50,7 @@ class RetentionState(RecurrentState):
 
 @register_mixer("retention")
 class Retention(Recurrent):
-    """Multi-scale retention.
+    """Multi-scale retention: linear attention whose heads forget at fixed rates, with rotary positions and a gate.
 
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``norm`` of each head.
     """
