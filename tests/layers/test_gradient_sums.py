@@ -49,7 +49,7 @@ def lost(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCA
 
     # Scaled as the training step scales losses in float16, where small gradients would be rounded away, and large ones overflow.
     sums = gradient(params, jnp.full(rows, scale))
-    while scale > 1 and not all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(sums)):
+    while scale > 1 and not all(np.isfinite(g).all() for g in jax.tree.leaves(sums)):
         scale /= 2
         sums = gradient(params, jnp.full(rows, scale))
     one = gradient(params, jnp.zeros(rows).at[rows // 2].set(scale))
