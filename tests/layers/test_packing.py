@@ -43,8 +43,14 @@ def close(a: Any, b: Any, tolerance: float) -> None:
             assert np.abs(np.asarray(found[name]) - np.asarray(g)).max() < tolerance * scale, name
 
 
-@pytest.mark.parametrize("dtype", tiered([np.float32, np.float64], lambda dtype: dtype is np.float32))
-@pytest.mark.parametrize("case", tiered(ALIKE, lambda case: case.quick), ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(case, dtype, id=f"{case}-{dtype.__name__}", marks=() if case.quick and dtype is np.float32 else pytest.mark.full)
+        for case in ALIKE
+        for dtype in ((np.float32, np.float64) if case.quick else (np.float32,))
+    ],
+)
 def test_documents_of_a_row_are_as_if_alone(case: MixerCase, dtype: type) -> None:
     mixer = compiled(case).mixer
     rows = Rows.of(mixer.segment_multiple)
