@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import statistics
 from pathlib import Path
@@ -14,24 +15,6 @@ CLAIMS = HOME / "benchmarks" / "results" / "cpu" / "claims"
 PAGE = HOME / "docs" / "results.md"
 LEFT_OUT = ("loss", "perplexity", "top5", "exact")
 VERDICTS = {True: "It holds here", False: "**It does not hold here**", None: "Not judged, contestants or seeds are missing"}
-_FAIR = "no order is claimed, but that the comparison is fair: numbers of parameters within 2 % and the same number of steps"
-CRITERIA = {
-    "associative_recall": "the accuracy of delta_net is above those of mamba and mamba2 by 0.1",
-    "copying": "at their best start, the largest state copies the long string better than the smallest, and the smallest the short string better "
-    "than the long one; the largest state learns the short string to 0.9 in fewer steps from the mimetic start; and the transformer's accuracy on the "
-    "long string is at least that of the smallest state",
-    "induction_heads": "the accuracy of mamba at 8192 tokens is at least 0.95",
-    "language_models": _FAIR,
-    "long_context": _FAIR,
-    "needle": "titans_lmm finds the needle at the greatest length with an accuracy of at least 0.9, above that of every model without a memory",
-    "passkey": "at the length of training, full attention has an accuracy of at least 0.9 and the window of 32 a lower one",
-    "routing": "after the fewest steps shown, the accuracy of learned routing is at least that of all regions and above that of random ones",
-    "routing_membership": "read causally, the weights trained with balanced clusters lose, and are worse than those trained with causal ones",
-    "selective_copying": "the accuracy of mamba is at least 0.99, and of every other model below 0.9",
-    "state_tracking": "parity with one step and S3 with two, both with beta < 2, reach an accuracy of 0.95; A5 with two steps aside, all others stay below 0.9",
-    "titans_ablation": "taking away any part costs bits per byte; a third layer of memory is not counted",
-}
-"""What is asked of the medians of a claim, by its file: the function ``verdict`` of benchmarks/claims/NAME.py in words."""
 HEAD = """# Claims, measured
 
 Written by `python -m docs.results` from the files under `benchmarks/results/cpu/claims`; not edited by hand. Each row is a model,
@@ -47,6 +30,11 @@ def _figure(rows: list[dict[str, Any]], name: str) -> str:
         return ""
     middle = f"{statistics.median(values):.3f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _asked(name: str) -> str:
+    """What is asked of the medians of a claim: its module's function ``verdict`` in words."""
+    return " ".join(importlib.import_module(f"benchmarks.claims.{name}").verdict.__doc__.split())
 
 
 def section(report: dict[str, Any]) -> str:
@@ -69,7 +57,7 @@ def section(report: dict[str, Any]) -> str:
                 "" if chance is None else f"{chance:.3f}",
             ]
         )
-    verdict = f"{VERDICTS[report['holds']]}. What is asked: {CRITERIA[report['name']]}."
+    verdict = f"{VERDICTS[report['holds']]}. What is asked: {_asked(report['name'])}"
     return f"## {title}\n\n{rest}\n\n{verdict}\n\n{table(head, lines)}"
 
 

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+
+@struct.dataclass
+class Kept:
+    """Where the tokens lay that are left of a grid which is none any more.
+
+    Attributes:
+      cells: int32, (batch or 1, length, 2), row and column of each token on that grid, 0 in the prefix.
+      grid: its rows and columns.
+      prefix: how many tokens precede those of the grid.
+    """
+
+    cells: jax.Array
+    grid: tuple[int, int] = struct.field(pytree_node=False)
+    prefix: int = struct.field(pytree_node=False, default=0)
 
 
 @struct.dataclass
@@ -27,6 +42,8 @@ class Tokens:
       context_mask: bool (batch, context_length), True = real.
       grid: rows and columns of the tokens of an image in row-major order. The tokens before them in the sequence are its
         prefix. A mixer without use for it need not honor it: it says how the tokens lie and asks for nothing.
+      kept: in place of ``grid``, where a :class:`layers.reduction.TokenReduction` left none: what the tokens left lay on. It
+        asks for nothing either.
     """
 
     mask: jax.Array | None = None
@@ -36,6 +53,7 @@ class Tokens:
     context: jax.Array | None = None
     context_mask: jax.Array | None = None
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
+    kept: Kept | None = None
 
     @classmethod
     def of(cls, known: Known) -> Tokens:
@@ -43,7 +61,7 @@ class Tokens:
         return known if isinstance(known, Tokens) else cls(mask=known)
 
     def given(self) -> frozenset[str]:
-        """Names of the fields that ask something of a mixer: all that are known except the grid."""
+        """Names of the fields that ask something of a mixer: all that are known except where tokens lie on a grid."""
         return frozenset(name for name in FIELDS if getattr(self, name) is not None)
 
     def replace(self, **changes: Any) -> Tokens:
@@ -60,7 +78,22 @@ class Tokens:
         ``grid`` is that of the new order. Positions that all rows share move as they are, with a batch of 1.
         """
         moved = {name: move(value) for name in PER_TOKEN if (value := getattr(self, name)) is not None}
-        return self.replace(**moved, grid=grid)
+        kept = None if self.kept is None or grid is not None else dataclasses.replace(self.kept, cells=move(self.kept.cells))
+        return self.replace(**moved, grid=grid, kept=kept)
+
+    def prefix(self, length: int) -> int:
+        """How many of ``length`` tokens precede those of the grid; 0 where there is and was none."""
+        if self.grid is not None:
+            return length - self.grid[0] * self.grid[1]
+        return 0 if self.kept is None else self.kept.prefix
+
+    def off_grid(self, length: int) -> Tokens:
+        """The same tokens, ``length`` of them, with their rows and columns as ``kept`` in place of the grid, if any."""
+        if self.grid is None:
+            return self
+        cells = self.grid_places(length)
+        assert cells is not None
+        return self.replace(grid=None, kept=Kept(cells, self.grid, self.prefix(length)))
 
     def places(self, length: int) -> jax.Array:
         """Positions (batch or 1, length[, axes]): those given, else those in each document, else 0, 1, 2, ..."""
@@ -82,18 +115,33 @@ class Tokens:
         """(batch,) the document after these tokens, of which ``last`` is that before them."""
         return last if self.segment_ids is None else last_segment(self.segment_ids, self.mask, last)
 
+    def image(self, length: int) -> tuple[tuple[int, int], int]:
+        """Rows and columns of ``length`` tokens of an image, and how many prefix tokens there are before them.
+
+        Raises:
+          ValueError: the grid is not known.
+        """
+        if self.grid is None:
+            raise ValueError("the tokens' rows and columns are not known: give Tokens(grid=(rows, columns)), or x as (batch, rows, columns, features)")
+        return self.grid, length - self.grid[0] * self.grid[1]
+
     def grid_places(self, length: int, stretched: tuple[int, int] | None = None) -> jax.Array | None:
-        """Rows and columns (1, length, 2) of the tokens of the grid, 0 in the prefix; None without a grid.
+        """Rows and columns (batch or 1, length, 2) of the tokens of the grid, or of what is left of one, 0 in the prefix;
+        None without a grid.
 
         Those of a grid of ``stretched`` rows and columns are counted on it in equal steps, and are then no whole numbers.
         """
-        if self.grid is None:
+        cells: Any
+        if self.grid is not None:
+            numbers = grid_positions(*self.grid)
+            grid, cells = self.grid, np.pad(numbers, ((length - len(numbers), 0), (0, 0)))[None]
+        elif self.kept is not None:
+            grid, cells = self.kept.grid, self.kept.cells
+        else:
             return None
-        cells: np.ndarray = grid_positions(*self.grid)
-        if stretched is not None and stretched != self.grid:
-            cells = cells.astype(np.float32) / np.asarray(self.grid, np.float32) * np.asarray(stretched, np.float32)
-        prefix = np.zeros((length - len(cells), 2), cells.dtype)
-        return jnp.asarray(np.concatenate([prefix, cells]))[None]
+        if stretched is not None and stretched != grid:
+            cells = cells.astype(np.float32) / np.asarray(grid, np.float32) * np.asarray(stretched, np.float32)
+        return jnp.asarray(cells)
 
 
 Known = Tokens | jax.Array | None
@@ -140,9 +188,17 @@ def last_segment(segment_ids: jax.Array, mask: jax.Array | None, last: jax.Array
     return jnp.where(count > 0, ids.astype(last.dtype), last)
 
 
+class Continuation(NamedTuple):
+    """Where tokens are that are read after others: positions (batch, new) in their documents, and what a state knows after them."""
+
+    positions: jax.Array
+    length: jax.Array
+    segment: jax.Array
+
+
 def continued(
     new: int, length: jax.Array, segment: jax.Array, mask: jax.Array | None = None, segment_ids: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> Continuation:
     """Where ``new`` tokens are that are read after others.
 
     Args:
@@ -152,15 +208,15 @@ def continued(
       segment_ids: int32 (batch, new); None: all belong to the current document.
 
     Returns:
-      The positions of the new tokens in their documents, (batch, new), and ``length`` and ``segment`` after them.
+      Their positions, and ``length`` and ``segment`` after them.
     """
     index = jnp.arange(new, dtype=jnp.int32)
     count = jnp.full_like(length, new) if mask is None else mask.sum(1, dtype=jnp.int32)
     places = length[:, None] + index
     if segment_ids is None:
-        return places, length + count, segment
+        return Continuation(places, length + count, segment)
     begins = starts(segment_ids, segment)
     first = jax.lax.cummax(jnp.where(begins, index, -1), axis=1)
     places = jnp.where(first < 0, places, index - first)
     last = jnp.take_along_axis(places, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-    return places, jnp.where(count > 0, last + 1, length), last_segment(segment_ids, mask, segment)
+    return Continuation(places, jnp.where(count > 0, last + 1, length), last_segment(segment_ids, mask, segment))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -144,6 +145,26 @@ def groups(batch: int) -> int:
 def idle_share(batch: int) -> float:
     """The share of its time that a device has nothing to do in :func:`hand_over`."""
     return (parts() - 1) / (groups(batch) + parts() - 1)
+
+
+def serially(
+    step: Callable[[Any, Any, Any], tuple[Any, Any]], shared: Any, state: Any, tokens: tuple[Any, ...], axes: tuple[int, ...]
+) -> Any:
+    """A recurrence whose states can't be combined, over a sequence that devices share: :func:`hand_over` on each one's part.
+
+    Args:
+      step: (shared, state, tokens) of some rows to (state, what is said to the tokens, its axes like those of ``tokens[0]``).
+      shared: what every device needs whole, as parameters.
+      state: before the first token; each leaf (batch, ...).
+      tokens: trees of arrays (batch, ...), None allowed.
+      axes: which axis of each is the sequence.
+    """
+    number = groups(jax.tree.leaves(state)[0].shape[0])
+
+    def body(shared: Any, state: Any, *tokens: Any) -> Any:
+        return hand_over(functools.partial(step, shared), state, tokens, number)
+
+    return split(body, (shared, state, *tokens), (None, None, *axes), axes[0])
 
 
 def hand_over(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, tokens: Any, number: int) -> Any:

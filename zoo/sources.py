@@ -202,20 +202,20 @@ def _folder(path: Path) -> Tensors:
     raise WeightsError(f"the folder {path} holds neither {', '.join(_STEMS)} nor a checkpoint of a training run")
 
 
-def config_beside(source: Any) -> str | None:
-    """The text of the ``config.json`` in a folder of weights, next to a file, or in a repository of the hub; None where
+def file_beside(source: Any, name: str) -> str | None:
+    """The text of the file ``name`` in a folder of weights, next to a file, or in a repository of the hub; None where
     there is none."""
     if match := _HUB.fullmatch(str(source)):
         import huggingface_hub
 
         try:
             with _quiet(huggingface_hub.logging):
-                return Path(huggingface_hub.hf_hub_download(match["repository"], "config.json", revision=match["revision"])).read_text()
+                return Path(huggingface_hub.hf_hub_download(match["repository"], name, revision=match["revision"])).read_text()
         except (OSError, huggingface_hub.errors.HfHubHTTPError):
-            return None  # the weights are there, so it is not
+            return None  # the weights are there, so the file is not
     if not isinstance(source, str | Path) or not (path := Path(source)).exists() or _of_run(source, RECORD) is not None:
         return None
-    path = (path if path.is_dir() else path.parent) / "config.json"
+    path = (path if path.is_dir() else path.parent) / name
     return path.read_text() if path.is_file() else None
 
 

@@ -51,7 +51,10 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """Larger states and shorter strings are copied better; the larger state learns the shorter string sooner from the mimetic start."""
+    """At their best start, the largest state copies the long string better than the smallest, and the smallest the
+    short string better than the long one; the largest state learns the short string to 0.9 in fewer steps from the
+    mimetic start; and the transformer's accuracy on the long string is at least that of the smallest state.
+    """
     accuracy = medians(rows, "accuracy")
     (small, *_, large), (short, long) = STATES, LENGTHS
 

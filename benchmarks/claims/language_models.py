@@ -46,7 +46,9 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """Whether the comparison is a fair one."""
+    """No order is claimed, but that the comparison is fair: numbers of parameters within 2 % and the same number of
+    steps.
+    """
     sizes = [row["parameters"] for row in rows]
     return max(sizes) <= 1.02 * min(sizes) and len({row["steps"] for row in rows}) == 1
 

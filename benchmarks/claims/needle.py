@@ -54,7 +54,9 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """The memory finds the needle at the greatest length, and no model without one as often."""
+    """titans_lmm finds the needle at the greatest length with an accuracy of at least 0.9, above that of every
+    model without a memory.
+    """
     found = medians(rows, f"at_{LENGTHS[-1]}")
     return found["titans_lmm"] >= 0.9 and all(found["titans_lmm"] > value for label, value in found.items() if not label.startswith("titans"))
 

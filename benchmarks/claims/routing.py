@@ -28,6 +28,9 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
+    """After the fewest steps shown, the accuracy of learned routing is at least that of all regions and above that
+    of random ones.
+    """
     accuracy = medians(rows, "accuracy")
     return accuracy["learned, 4 of 16"] >= accuracy["all 16"] and accuracy["learned, 4 of 16"] > accuracy["random, 4 of 16"]
 

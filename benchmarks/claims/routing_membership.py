@@ -63,7 +63,9 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """Balanced-trained weights lose when read causally, and stay worse than the weights that were trained so."""
+    """Read causally, the weights trained with balanced clusters lose, and are worse than those trained with causal
+    ones.
+    """
     balanced, causal = (medians(rows, membership) for membership in MEMBERSHIPS)
     return balanced["balanced"] < causal["balanced"] and causal["causal"] < causal["balanced"]
 

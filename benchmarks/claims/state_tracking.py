@@ -52,7 +52,9 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """The capable solve their task at four times the length, all others do not."""
+    """Parity with one step and S3 with two, both with beta < 2, reach an accuracy of 0.95; A5 with two steps aside,
+    all others stay below 0.9.
+    """
     accuracy = medians(rows, "accuracy")
     capable = {label: accuracy[label] >= SOLVED for label in SOLVERS}
     return all(capable.values()) and all(value < FAILED for label, value in accuracy.items() if label not in (*SOLVERS, UNLEARNED))

@@ -45,7 +45,7 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """Every removal costs bits; a third layer of memory does not matter, as long as two are better than one."""
+    """Taking away any part costs bits per byte; a third layer of memory is not counted."""
     bits = medians(rows, "bits_per_byte")
     return all(bits[WHOLE] < value for label, value in bits.items() if label not in (WHOLE, "depth 3"))
 

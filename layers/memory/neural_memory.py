@@ -28,7 +28,7 @@ from layers.linear import Linear
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.learning import MemoryInputs, MemoryState, initial_state, learn, parallel
 from layers.mixer import Mixer, register_mixer
-from layers.state_space.mamba2 import GatedRMSNorm
+from layers.norm import GatedRMSNorm
 from layers.tokens import Tokens, continued
 from primitives import sequence
 from primitives.exponential import silu, softplus
@@ -321,18 +321,14 @@ class NeuralMemory(Mixer):
         state = self.init_state(x.shape[0], dtype=x.dtype)
         qkv = self.project(x)
         qkv = qkv if self.conv is None else self.conv.extend(qkv, state.convolution)[0]
-        number = sequence.groups(x.shape[0])
-
-        def step(state: tuple[MemoryState, jax.Array], tokens: MemoryInputs) -> tuple[tuple[MemoryState, jax.Array], jax.Array]:
-            memory, length = state
-            y, memory = self.read(memory, length, tokens, self.chunk)
-            new = tokens.step.shape[-1] if tokens.mask is None else tokens.mask.sum(1, dtype=jnp.int32)
+        def step(_: None, state: tuple[MemoryState, jax.Array], part: tuple[MemoryInputs, jax.Array | None]) -> Any:
+            (memory, length), (tokens, mask) = state, part
+            y, memory = self.read(memory, length, dataclasses.replace(tokens, mask=mask), self.chunk)
+            new = tokens.step.shape[-1] if mask is None else mask.sum(1, dtype=jnp.int32)
             return (memory, length + new), y
 
-        def body(tokens: MemoryInputs, mask: jax.Array | None, state: tuple[MemoryState, jax.Array]) -> jax.Array:
-            return sequence.hand_over(step, state, dataclasses.replace(tokens, mask=mask), number)
-
-        y = sequence.split(body, (self.tokens(x, qkv, None), mask, (state.memory, state.length)), (2, 1, None), 2)
+        start = state.memory, state.length
+        y = sequence.serially(step, None, start, (self.tokens(x, qkv, None), mask), (2, 1))
         return self.answer(y, x)
 
     def project(self, x: jax.Array) -> jax.Array:

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.attention.multi_head import AttentionCache, ContextCache, MultiHeadAttention
+from layers.attention.cache import AttentionCache, ContextCache
+from layers.attention.multi_head import MultiHeadAttention
 from layers.broadcast import broadcast
 from layers.initializers import normal, variance_scaling
 from layers.linear import Linear
@@ -219,16 +220,12 @@ class MemoryAsContext(Mixer):
         if sequence.objection(x.shape[1]) is not None or tokens.segment_ids is not None:
             return self._mix(x, state, tokens, self.segment)[0]
         graph, params = nnx.split(self)
-        number = sequence.groups(x.shape[0])
 
-        def body(params: Any, x: jax.Array, mask: jax.Array | None, state: ContextState) -> jax.Array:
-            def step(state: ContextState, part: tuple[jax.Array, jax.Array | None]) -> tuple[ContextState, jax.Array]:
-                y, state = nnx.merge(graph, params)._mix(part[0], state, Tokens(part[1]), self.segment)
-                return state, y
+        def step(params: Any, state: ContextState, part: tuple[jax.Array, jax.Array | None]) -> tuple[ContextState, jax.Array]:
+            y, state = nnx.merge(graph, params)._mix(part[0], state, Tokens(part[1]), self.segment)
+            return state, y
 
-            return sequence.hand_over(step, state, (x, mask), number)
-
-        return sequence.split(body, (params, x, mask, state), (None, 1, 1, None), 1)
+        return sequence.serially(step, params, state, (x, mask), (1, 1))
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> ContextState:
         """A state of constant size: a segment and the memory."""

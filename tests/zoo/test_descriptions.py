@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from flax import nnx
 
@@ -45,6 +46,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
               {"global_every": 1, "attention_cap": 2.0, "attention_scale": 0.5}),
     "pythia": ("pythia_nano", DECODER, {"use_parallel_residual": False, "rotary_pct": 0.5, "rotary_emb_base": 100},
                {"parallel": False, "rotary_fraction": 0.5, "rotary": 100}),
+    "delta_net": ("gated_delta_net_nano", {**DECODER, "head_dim": 8}, {"norm_eps": 0.1, "allow_neg_eigval": True},
+                  {"norm_epsilon": 0.1, "negative": True}),
     "albert": ("albert_nano", {**DECODER, "embedding_features": 8}, {"num_hidden_layers": 3, "hidden_act": "gelu"}, {"depth": 3, "mlp": "gelu"}),
 }  # fmt: skip
 # What the same shapes are by default.
@@ -132,6 +135,59 @@ def test_what_timm_writes_is_read(tmp_path: Path) -> None:
     assert (zoo.preprocess(model).mean, zoo.preprocess(model).crop_fraction) == ((0.1, 0.2, 0.3), 1.0)
 
 
+HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+# What image processors of transformers write, and the preprocessing that it means.
+PROCESSORS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "squash": ("ViTImageProcessor", {**HALVES, "size": {"height": 16, "width": 16}, "resample": 2},
+               {"crop_mode": "squash", "crop_fraction": 1.0, "interpolation": "bilinear", "mean": (0.5,) * 3}),
+    "squash and crop": ("DeiTImageProcessor", {"size": {"height": 20, "width": 20}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}},
+                        {"crop_mode": "squash", "crop_fraction": 0.8}),
+    "shorter side": ("BitImageProcessor", {"size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}, "resample": 3},
+                     {"crop_mode": "center", "crop_fraction": 0.8, "interpolation": "bicubic"}),
+    "one number": ("CLIPImageProcessor", {"size": 16, "do_center_crop": True, "crop_size": 16}, {"crop_mode": "center", "crop_fraction": 1.0}),
+    "share": ("ConvNextImageProcessor", {"size": {"shortest_edge": 16}, "crop_pct": 0.8}, {"crop_mode": "center", "crop_fraction": 0.8}),
+    "not normalized": ("SiglipImageProcessor", {"size": {"height": 16, "width": 16}, "do_normalize": False}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}),
+}  # fmt: skip
+
+
+def processed(case: str, folder: Path) -> Any:
+    """The preprocessing of a model whose folder has the processor's file; other than each family's own."""
+    kind, config, _ = PROCESSORS[case]
+    write(folder, zoo.create("vit_small_patch16_224", **VIT), {})
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, **config}))
+    return zoo.preprocess(zoo.create("vit_small_patch16_224", weights=folder, **VIT))
+
+
+def test_what_an_image_processor_writes_is_read(tmp_path: Path) -> None:
+    for number, (case, (_, _, fields)) in enumerate(PROCESSORS.items()):
+        (folder := tmp_path / str(number)).mkdir()
+        found = processed(case, folder)
+        assert {name: getattr(found, name) for name in fields} == fields, case
+    (folder / "preprocessor_config.json").write_text('{"resample": 1, "size": {"height": 16, "width": 8}}')
+    with pytest.warns(UserWarning, match=r"preprocessor_config\.json of .* has resample=1, size=.*, which is not compared"):
+        zoo.create("vit_small_patch16_224", weights=folder, **VIT)
+    (folder / "preprocessor_config.json").write_text("{")
+    with pytest.raises(zoo.WeightsError, match=r"preprocessor_config\.json of .* is damaged"):
+        zoo.create("vit_small_patch16_224", weights=folder, **VIT)
+
+
+@pytest.mark.full
+@pytest.mark.reference
+@pytest.mark.parametrize("case", PROCESSORS)
+def test_images_are_prepared_as_by_the_processor(case: str, tmp_path: Path) -> None:
+    """On a smooth image, on which resamplings differ little and crops differ much."""
+    transformers = pytest.importorskip("transformers")
+    kind, config, _ = PROCESSORS[case]
+    ours = processed(case, tmp_path)
+    rows, columns = np.meshgrid(np.linspace(0, 3, 96), np.linspace(0, 4, 160), indexing="ij")
+    image = np.stack([127 * (1 + f(rows + k) * np.cos(columns - k)) for k, f in enumerate((np.sin, np.cos, np.sin))], -1).astype(np.uint8)
+    defaults = {} if "resample" in config else {"resample": {"bilinear": 2, "bicubic": 3}[ours.interpolation]}
+    theirs = getattr(transformers, kind)(**{"image_mean": list(ours.mean), "image_std": list(ours.std), **defaults, **config})
+    expected = np.moveaxis(np.asarray(theirs(PIL.Image.fromarray(image), return_tensors="np")["pixel_values"]), 1, -1)
+    found = ours(PIL.Image.fromarray(image))
+    assert np.abs(found - expected).max() < 0.05 * np.ptp(expected)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "config", "message"),
     [
@@ -143,6 +199,7 @@ def test_what_timm_writes_is_read(tmp_path: Path) -> None:
         ("llama_nano", DECODER, {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "max_window_layers=1: here"),
         ("gemma_nano", DECODER, {"model_type": "gemma2", "layer_types": ["full_attention", "sliding_attention"]}, "full attention is not every"),
         ("albert_nano", DECODER, {"num_hidden_groups": 2}, "albert_nano can't be: num_hidden_groups=2, which is none of"),
+        ("delta_net_nano", DECODER, {"attn": {"layers": [1], "num_heads": 2}}, "delta_net_nano can't be: attn={'layers'"),
         ("mamba2_nano", MAMBA2, {"hidden_act": "gelu"}, "mamba2_nano can't be: hidden_act='gelu', which is none of 'silu'"),
     ],
 )

@@ -9,12 +9,13 @@ the sizes of DeltaProduct are our choice, each within 3 % of its name, and so ar
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.naming import Naming
-from zoo.registry import register_family
+from zoo.registry import one_of, register_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,40 @@ RULES = {
     )
 }
 
+
+def _epsilon(config: Mapping[str, Any]) -> float | None:
+    """Of the norms, in a configuration of flash-linear-attention's that our model can be.
+
+    Raises:
+      ValueError: it has attention in some blocks, or other activations, norms or gates.
+    """
+    if config.get("attn"):
+        raise ValueError(f"attn={config['attn']!r}: make such a model with pattern={{...}}")
+    one_of(config, "hidden_act", {"swish": None, "silu": None})
+    one_of(config, "qk_activation", {"silu": None})
+    one_of(config, "qk_norm", {"l2": None})
+    one_of(config, "use_beta", {True: None})
+    one_of(config, "use_output_norm", {True: None})
+    return config.get("norm_eps")
+
+
+def _unless(key: str, usual: Any) -> Callable[[Mapping[str, Any]], Any]:
+    """The value of ``key``, where it is not what the mixer does by itself."""
+    return lambda config: None if config.get(key) == usual else config.get(key)
+
+
+_DESCRIBED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "norm_epsilon": _epsilon,
+    "num_heads": lambda config: config.get("num_heads"),
+    "tied": lambda config: config.get("tie_word_embeddings"),
+}
+DESCRIBED = {
+    "delta_net": _DESCRIBED,
+    "gated_delta_net": {**_DESCRIBED, "negative": _unless("allow_neg_eigval", False)},
+    "delta_product": {**_DESCRIBED, "negative": _unless("allow_neg_eigval", True), "steps": _unless("num_householder", 2)},
+}
+
 _PAPER = {"delta_net": 179, "gated_delta_net": 148, "delta_product": 148}
 for _family, _variants in VARIANTS.items():
     _ours = tuple(name for name in _variants if _family == "delta_product" or name.endswith("_nano"))
-    register_family("delta_net", DeltaNetLM, DeltaNetConfig, _variants, our_choice=_ours, rules=RULES, paper=(_PAPER[_family],))
+    register_family("delta_net", DeltaNetLM, DeltaNetConfig, _variants, our_choice=_ours, rules=RULES, described=DESCRIBED[_family], paper=(_PAPER[_family],))
