@@ -123,7 +123,7 @@ def test_is_the_formula(options: dict[str, Any], length: int) -> None:
 
 def test_a_token_may_be_in_no_cluster_and_in_several() -> None:
     layer, x = make(window=5), inputs(26)
-    y, (want, times) = layer(x), formula(layer, np.asarray(x[0], np.float64))
+    y, (want, times) = program(layer)(x), formula(layer, np.asarray(x[0], np.float64))
     assert {0, 1, 2} <= set(times.ravel())
     assert relative(y[0], want) < 1e-5
     nowhere = times.sum(1) == 0
