@@ -59,7 +59,7 @@ def shared(item: pytest.Item) -> str:
 
 @functools.cache
 def compares(path: Path) -> bool:
-    """Whether a file's tests compare with models of other libraries, which take long to import and are no requirement."""
+    """Whether a file compares with models of other libraries, which take long to import and are no requirement."""
     return path.suffix == ".py" and "from tests.references.live import" in path.read_text()
 
 

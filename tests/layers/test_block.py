@@ -157,7 +157,8 @@ def test_only_cross_attention_gets_the_context() -> None:
     want = run(X, Tokens(context=context, context_mask=real))
     short = run(X[1:], Tokens(context=context[1:, :3]))
     assert relative(want[1:], short) < 1e-5
-    y, state = extend(X[:, :2], block.init_state(2, 5, context=np.where(real[..., None], context, np.nan), context_mask=real))
+    dirty = np.where(real[..., None], context, np.nan)
+    y, state = extend(X[:, :2], block.init_state(2, 5, context=dirty, context_mask=real))
     rest, _ = extend(X[:, 2:], state)
     assert relative(np.concatenate([y, rest], 1), want) < 1e-5
     with pytest.raises(ValueError, match="no branch of the block reads the context"):

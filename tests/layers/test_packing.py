@@ -46,9 +46,9 @@ def close(a: Any, b: Any, tolerance: float) -> None:
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [
-        pytest.param(case, dtype, id=f"{case}-{dtype.__name__}", marks=() if case.quick and dtype is np.float32 else pytest.mark.full)
+        pytest.param(case, dtype, id=f"{case}-{dtype.__name__}", marks=() if quick else pytest.mark.full)
         for case in ALIKE
-        for dtype in ((np.float32, np.float64) if case.quick else (np.float32,))
+        for dtype, quick in [(np.float32, case.quick), (np.float64, False)][: 1 + case.quick]
     ],
 )
 def test_documents_of_a_row_are_as_if_alone(case: MixerCase, dtype: type) -> None:

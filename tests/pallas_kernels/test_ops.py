@@ -75,8 +75,9 @@ def is_quick(op: Op, implementation: Implementation, case: Case) -> bool:
 
 
 def rows() -> Iterator[Any]:
-    """Every pair in every dtype. What users run is compiled as it is for them, at three times the cost, for the quick cases alone:
-    of an op's implementation the first in the quick tier, in place of the quickly compiled program."""
+    """Every pair in every dtype. As it is for users, a program is compiled for the quick cases alone, at three times the
+    cost: for the first of an implementation in the quick tier, in place of the quickly compiled one.
+    """
     for pair in PAIRS:
         op, implementation, case = pair.values
         quick = is_quick(*pair.values)
@@ -193,8 +194,8 @@ def test_agrees_with_reference(op: Op, implementation: Implementation, case: Cas
     if reasons := refusals(op.name, implementation.name, case.name):
         pytest.skip(str(reasons))
     (exact, exact_gradients), (single, single_gradients) = truth(op.name, case.name)
-    optimized = form == "optimized"
-    outputs, gradients = evaluate(op, implementation.name, case, np.float32 if optimized else np.dtype(form).type, optimized)
+    dtype = np.float64 if form == "float64" else np.float32
+    outputs, gradients = evaluate(op, implementation.name, case, dtype, optimized=form == "optimized")
     shrink = FLOAT64 if form == "float64" else 1.0
     compare(named(outputs), named(exact), named(single), shrink)
     assert gradients.keys() == exact_gradients.keys()

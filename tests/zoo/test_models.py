@@ -254,7 +254,10 @@ def test_forward_mode(family: str) -> None:
     rng = np.random.default_rng(0)
 
     def way() -> Any:
-        return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape) * np.std(np.asarray(leaf)), leaf.dtype), at)
+        def like(leaf: jax.Array) -> jax.Array:
+            return jnp.asarray(rng.standard_normal(leaf.shape) * np.std(np.asarray(leaf)), leaf.dtype)
+
+        return jax.tree.map(like, at)
 
     def predict(at: Any) -> jax.Array:
         return nnx.merge(graphdef, at["params"], rest)(at.get("x", x))
@@ -289,13 +292,15 @@ def test_bfloat16(family: str) -> None:
     assert relative(np.asarray(y, np.float32), run(tiny(family), x)) < 0.05
 
 
-# Where float16 says more than bfloat16: a family of each backbone, and those whose gradients come near the least that it can hold.
+# Where float16 says more than bfloat16: a family of each backbone, and those whose gradients come near the least that
+# it can hold.
 FLOAT16 = (*BACKBONES.values(), "albert", "convnext", "focalnet", "longformer")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("family", "dtype", "rows"), [*((family, "bfloat16", 1024) for family in FAMILIES), *((family, "float16", 2304) for family in FLOAT16)]
+    ("family", "dtype", "rows"),
+    [*((family, "bfloat16", 1024) for family in FAMILIES), *((family, "float16", 2304) for family in FLOAT16)],
 )
 def test_gradients_keep_the_sum_over_many_rows(family: str, dtype: str, rows: int, request: pytest.FixtureRequest) -> None:
     """Tables, biases, scales, positions, tokens, tied heads: see tests/layers/test_gradient_sums.py."""
