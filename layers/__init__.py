@@ -5,6 +5,7 @@ from layers.attention.differential import DifferentialAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
+from layers.attention.neighborhood import NeighborhoodAttention
 from layers.attention.projected import ProjectedAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.block import Block, Branch
@@ -92,6 +93,7 @@ __all__ = [
     "MixerSpec",
     "Module",
     "MultiHeadAttention",
+    "NeighborhoodAttention",
     "NeuralMemory",
     "Parallel",
     "PatchEmbed",
