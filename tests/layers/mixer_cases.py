@@ -20,6 +20,7 @@ import layers
 from layers import Mixer, Place, Tokens
 from layers.attention.multi_head import soft_cap
 from layers.initializers import truncated_normal
+from layers.making import abstract
 from layers.memory.choices import KL, MIRAS_STRUCTURE, GradientDescent, Memory, MLPMemory
 from pallas_kernels import masks
 
@@ -127,11 +128,20 @@ class MixerCase:
     @property
     def exact(self) -> bool:
         """Whether the future never shows: a class whose streaming is "selection" may have options that make it exact."""
-        return layers.mixer_class(self.name).streaming == "exact" or self.make().streaming == "exact"
+        return layers.mixer_class(self.name).streaming == "exact" or self.declared.streaming == "exact"
+
+    @functools.cached_property
+    def declared(self) -> Mixer:
+        """The mixer without arrays, for what it says of itself: a suite is collected without drawing weights."""
+        return abstract(self._build)
+
+    def _build(self, rngs: nnx.Rngs, **common: Any) -> Mixer:
+        place = Place(num_heads=HEADS, **common)
+        return layers.create_mixer(self.name, FEATURES, causal=self.causal, place=place, rngs=rngs, **self.options)
 
     def make(self, **common: Any) -> Mixer:
         """The mixer, always of the same weights."""
-        return layers.create_mixer(self.name, FEATURES, causal=self.causal, place=Place(num_heads=HEADS, **common), rngs=nnx.Rngs(0), **self.options)
+        return self._build(nnx.Rngs(0), **common)
 
 
 CASES = [
