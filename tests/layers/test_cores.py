@@ -42,7 +42,7 @@ def ours(name: str, state: dict[str, np.ndarray]) -> layers.Mixer:
             weights[f"{part}.bias"] = state[f"{theirs}.bias"]
     else:
         weights |= {"enhancement.kernel": state["dwc.weight"].transpose(2, 3, 1, 0), "enhancement.bias": state["dwc.bias"]}
-        weights |= {"agent_bias.table": state["an_bias"], "token_bias.table": state["na_bias"]}
+        weights |= {"agent_bias.coarse": state["an_bias"], "token_bias.coarse": state["na_bias"]}
         weights |= {"agent_bias.rows": state["ah_bias"][0, ..., 0], "agent_bias.columns": state["aw_bias"][0, :, :, 0]}
         weights |= {"token_bias.rows": state["ha_bias"][0, :, :, 0].swapaxes(1, 2), "token_bias.columns": state["wa_bias"][0, :, 0].swapaxes(1, 2)}
         if host == "deit":
