@@ -72,6 +72,17 @@ def mixers() -> str:
     return table(["mixer", "what it is", "takes", "sees", "streaming", "documents of a row"], rows)
 
 
+def reductions() -> str:
+    """One row a reduction: what it leaves of a grid."""
+    rows = []
+    for name in layers.list_reductions():
+        reduction = nnx.eval_shape(lambda name=name: layers.create_reduction(name, 16, extent=(14, 14), rngs=nnx.Rngs(0)))
+        left = reduction.extent_after((14, 14))
+        shown = f"{left} tokens, no grid" if isinstance(left, int) else f"{left[0]} x {left[1]}"
+        rows.append([f"`{name}`", first_line(type(reduction)), shown])
+    return table(["reduction", "what it is", "of 14 x 14 tokens"], rows)
+
+
 def documents(name: str) -> str:
     """What a mixer of sequences makes of documents that share a row, with its default options."""
     cls = layers.mixer_class(name)
@@ -99,7 +110,7 @@ def task_table() -> str:
     return table(["task", "what it is"], [[f"`{name}`", first_line(tasks.lookup(name))] for name in tasks.list_tasks()])
 
 
-TABLES = {"models": models, "mixers": mixers, "ops": ops, "tasks": task_table}
+TABLES = {"models": models, "mixers": mixers, "reductions": reductions, "ops": ops, "tasks": task_table}
 
 
 def refresh(text: str) -> str:

@@ -11,7 +11,7 @@ from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
-from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
+from layers.delta.delta_net import DeltaNet, DeltaProduct, GatedDeltaNet
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
 from layers.feature_maps import create_feature_map
@@ -26,8 +26,10 @@ from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, ConvMLP, GatedMLP
 from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
-from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
+from layers.norm import BatchNorm, GatedRMSNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
+from layers.recurrent import Recurrent, RecurrentState
+from layers.reduction import TokenReduction, create_reduction, list_reductions, reduction_class, register_reduction
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.longformer import LongformerAttention
@@ -35,7 +37,7 @@ from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
 from layers.state_space.mamba import Mamba, SelectiveState
-from layers.state_space.mamba2 import GatedRMSNorm, Mamba2
+from layers.state_space.mamba2 import Mamba2
 from layers.state_space.s4d import S4D
 from layers.tokens import Tokens
 
@@ -60,7 +62,6 @@ __all__ = [
     "ConvStem",
     "DeltaNet",
     "DeltaProduct",
-    "DeltaState",
     "DepthwiseConv",
     "DepthwiseConvolution",
     "Diagnostic",
@@ -99,6 +100,8 @@ __all__ = [
     "Place",
     "ProjectedAttention",
     "RMSNorm",
+    "Recurrent",
+    "RecurrentState",
     "RoutingAttention",
     "RowMajor",
     "Scan2D",
@@ -106,6 +109,7 @@ __all__ = [
     "SpatialReductionAttention",
     "Stack",
     "Statistic",
+    "TokenReduction",
     "Tokens",
     "Windowed",
     "add_lora",
@@ -116,13 +120,17 @@ __all__ = [
     "create_gate",
     "create_mixer",
     "create_norm",
+    "create_reduction",
     "drop_path_rates",
     "flatten",
     "list_mixers",
+    "list_reductions",
     "merge_lora",
     "mixer_class",
     "on_grid",
     "parameter_count",
+    "reduction_class",
     "register_mixer",
+    "register_reduction",
     "soft_cap",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -11,6 +11,7 @@ from flax import nnx
 from jax.extend.core import concrete_or_error
 
 from layers.module import Module, PureCall, pure_call
+from layers.reduction import TokenReduction
 from layers.tokens import Known, Tokens
 
 Carry = tuple[jax.Array, Any]
@@ -19,6 +20,8 @@ Call = Callable[[Any, Carry, Any], tuple[Carry, Any]]
 """How a block is applied: (block, carry, what it alone is given) to (carry, what it alone gives)."""
 Row = tuple[Any, Any]
 """A block and what it alone is given."""
+Passed = tuple[jax.Array, Tokens]
+"""Tokens and what is known of them."""
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float | None]:
@@ -28,6 +31,9 @@ def drop_path_rates(rate: float, depth: int) -> list[float | None]:
 
 class Stack(Module):
     """Blocks applied one after another; a block's name is its index.
+
+    Between two blocks a :class:`layers.reduction.TokenReduction` may leave fewer tokens: that after block N is
+    ``reductions.N``.
 
     A block is called as ``block(x, tokens)``, and where it looks back has ``init_state`` and ``extend`` as a
     :class:`Mixer`. Blocks may hand on more than x: where ``shared`` is given, each is called as ``block(x, tokens,
@@ -42,14 +48,35 @@ class Stack(Module):
 
     repeats: ClassVar[bool] = True  # one part may have several names; the first is its name
 
-    def __init__(self, blocks: Iterable[nnx.Module], *, remat: bool = False, scan: bool = False):
+    def __init__(
+        self,
+        blocks: Iterable[nnx.Module],
+        *,
+        reductions: Mapping[int, TokenReduction] | None = None,
+        remat: bool = False,
+        scan: bool = False,
+    ):
+        """Args:
+          reductions: what follows a block and leaves fewer tokens, by the index of the block.
+
+        Raises:
+          ValueError: a reduction after a block that there is not.
+        """
         self.remat, self.scan, self._length = remat, scan, 0
         for block in blocks:
             setattr(self, str(self._length), block)
             self._length += 1
+        if missing := [i for i in reductions or {} if not 0 <= i < self._length]:
+            raise ValueError(f"a reduction after block {missing[0]} of a stack of {self._length}")
+        self.reductions = nnx.Dict({str(i): reductions[i] for i in sorted(reductions)}) if reductions else None
 
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def reduced_after(self) -> dict[int, TokenReduction]:
+        """The reductions, by the index of the block that each follows."""
+        return {int(i): reduction for i, reduction in (self.reductions or {}).items()}
 
     def __getitem__(self, index: int) -> Any:
         if not -self._length <= index < self._length:
@@ -72,33 +99,57 @@ class Stack(Module):
 
         Args:
           x, tokens: as :class:`Mixer`.
-          capture: indices of blocks whose outputs are wanted.
+          capture: indices of blocks whose outputs are wanted; the reduction after a block is part of it.
           shared: what blocks hand on beside x, a tree of arrays whose form stays the same.
           per_block: a tree of arrays whose first axis is the depth: each block gets its slice.
 
         Returns:
           The last output, and the captured outputs in the order of ``capture``; where ``shared`` is given, also what
           the last block handed on.
+
+        Raises:
+          ValueError: ``shared`` beside reductions.
         """
-        tokens = Tokens.of(tokens)
+        (y, _), captured, last = self.through(x, tokens, capture=capture, shared=shared, per_block=per_block)
+        found = [output for output, _ in captured]
+        return (y, found) if shared is None else (y, found, last)
+
+    def through(
+        self,
+        x: jax.Array,
+        tokens: Known = None,
+        *,
+        capture: Sequence[int] = (),
+        shared: Any = None,
+        per_block: Any = None,
+    ) -> tuple[Passed, list[Passed], Any]:
+        """As :meth:`__call__`, each output with what is known of its tokens; last what the last block handed on, or None."""
+        tokens, reductions = Tokens.of(tokens), self.reduced_after
+        if reductions and shared is not None:
+            raise ValueError("what blocks hand on beside x may belong to tokens that a reduction takes away: leave reductions out")
+        depth = len(self)
+        own = _slices(per_block, depth)
+        wanted = {i % depth for i in capture}
+        ends = sorted({*(i + 1 for i in wanted), *(i + 1 for i in reductions), depth})
+        found: dict[int, Passed] = {}
+        carry, start = (x, shared), 0
+        for end in ends:
+            carry, _ = self._run(range(start, end), self._call_given(tokens), carry, own[start:end])
+            if (reduction := reductions.get(end - 1)) is not None:
+                y, tokens = reduction(carry[0], tokens)
+                carry = y, None
+            found[end - 1], start = (carry[0], tokens), end
+        return found[depth - 1], [found[i % depth] for i in capture], carry[1]
+
+    def _call_given(self, tokens: Tokens) -> Call:
+        """How a block is applied to tokens of which ``tokens`` is known."""
 
         def call(block: Any, carry: Carry, own: Any) -> tuple[Carry, None]:
             if not self.remat:
                 return _called(block, *carry, tokens, own), None
             return pure_call(block, _called, *carry, tokens, own, transform=jax.checkpoint), None
 
-        depth = len(self)
-        own = _slices(per_block, depth)
-        wanted = {i % depth for i in capture}
-        ends = sorted({*(i + 1 for i in wanted), depth})
-        found: dict[int, jax.Array] = {}
-        carry, start = (x, shared), 0
-        for end in ends:
-            carry, _ = self._run(range(start, end), call, carry, own[start:end])
-            found[end - 1], start = carry[0], end
-        x, last = carry
-        captured = [found[i % depth] for i in capture]
-        return (x, captured) if shared is None else (x, captured, last)
+        return call
 
     def init_state(
         self,
@@ -108,7 +159,13 @@ class Stack(Module):
         context: jax.Array | None = None,
         context_mask: jax.Array | None = None,
     ) -> tuple[Any, ...]:
-        """The states of all blocks."""
+        """The states of all blocks.
+
+        Raises:
+          ValueError: reductions, which choose among all tokens.
+        """
+        if self.reductions is not None:
+            raise ValueError("a stack that reduces tokens can't be read piece by piece: its reductions see all of them at once")
         more = () if context is None else (context, context_mask)
         return tuple(block.init_state(batch_size, max_length, dtype, *more) for block in self)
 

@@ -13,6 +13,21 @@ from flax import struct
 
 
 @struct.dataclass
+class Kept:
+    """Where the tokens lay that are left of a grid which is none any more.
+
+    Attributes:
+      cells: int32, (batch or 1, length, 2), row and column of each token on that grid, 0 in the prefix.
+      grid: its rows and columns.
+      prefix: how many tokens precede those of the grid.
+    """
+
+    cells: jax.Array
+    grid: tuple[int, int] = struct.field(pytree_node=False)
+    prefix: int = struct.field(pytree_node=False, default=0)
+
+
+@struct.dataclass
 class Tokens:
     """What is known of the tokens that a mixer is given; what is None is not known.
 
@@ -27,6 +42,8 @@ class Tokens:
       context_mask: bool (batch, context_length), True = real.
       grid: rows and columns of the tokens of an image in row-major order. The tokens before them in the sequence are its
         prefix. A mixer without use for it need not honor it: it says how the tokens lie and asks for nothing.
+      kept: in place of ``grid``, where a :class:`layers.reduction.TokenReduction` left none: what the tokens left lay on. It
+        asks for nothing either.
     """
 
     mask: jax.Array | None = None
@@ -36,6 +53,7 @@ class Tokens:
     context: jax.Array | None = None
     context_mask: jax.Array | None = None
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
+    kept: Kept | None = None
 
     @classmethod
     def of(cls, known: Known) -> Tokens:
@@ -43,7 +61,7 @@ class Tokens:
         return known if isinstance(known, Tokens) else cls(mask=known)
 
     def given(self) -> frozenset[str]:
-        """Names of the fields that ask something of a mixer: all that are known except the grid."""
+        """Names of the fields that ask something of a mixer: all that are known except where tokens lie on a grid."""
         return frozenset(name for name in FIELDS if getattr(self, name) is not None)
 
     def replace(self, **changes: Any) -> Tokens:
@@ -60,7 +78,22 @@ class Tokens:
         ``grid`` is that of the new order. Positions that all rows share move as they are, with a batch of 1.
         """
         moved = {name: move(value) for name in PER_TOKEN if (value := getattr(self, name)) is not None}
-        return self.replace(**moved, grid=grid)
+        kept = None if self.kept is None or grid is not None else dataclasses.replace(self.kept, cells=move(self.kept.cells))
+        return self.replace(**moved, grid=grid, kept=kept)
+
+    def prefix(self, length: int) -> int:
+        """How many of ``length`` tokens precede those of the grid; 0 where there is and was none."""
+        if self.grid is not None:
+            return length - self.grid[0] * self.grid[1]
+        return 0 if self.kept is None else self.kept.prefix
+
+    def off_grid(self, length: int) -> Tokens:
+        """The same tokens, ``length`` of them, with their rows and columns as ``kept`` in place of the grid, if any."""
+        if self.grid is None:
+            return self
+        cells = self.grid_places(length)
+        assert cells is not None
+        return self.replace(grid=None, kept=Kept(cells, self.grid, self.prefix(length)))
 
     def places(self, length: int) -> jax.Array:
         """Positions (batch or 1, length[, axes]): those given, else those in each document, else 0, 1, 2, ..."""
@@ -93,17 +126,22 @@ class Tokens:
         return self.grid, length - self.grid[0] * self.grid[1]
 
     def grid_places(self, length: int, stretched: tuple[int, int] | None = None) -> jax.Array | None:
-        """Rows and columns (1, length, 2) of the tokens of the grid, 0 in the prefix; None without a grid.
+        """Rows and columns (batch or 1, length, 2) of the tokens of the grid, or of what is left of one, 0 in the prefix;
+        None without a grid.
 
         Those of a grid of ``stretched`` rows and columns are counted on it in equal steps, and are then no whole numbers.
         """
-        if self.grid is None:
+        cells: Any
+        if self.grid is not None:
+            numbers = grid_positions(*self.grid)
+            grid, cells = self.grid, np.pad(numbers, ((length - len(numbers), 0), (0, 0)))[None]
+        elif self.kept is not None:
+            grid, cells = self.kept.grid, self.kept.cells
+        else:
             return None
-        cells: np.ndarray = grid_positions(*self.grid)
-        if stretched is not None and stretched != self.grid:
-            cells = cells.astype(np.float32) / np.asarray(self.grid, np.float32) * np.asarray(stretched, np.float32)
-        prefix = np.zeros((length - len(cells), 2), cells.dtype)
-        return jnp.asarray(np.concatenate([prefix, cells]))[None]
+        if stretched is not None and stretched != grid:
+            cells = cells.astype(np.float32) / np.asarray(grid, np.float32) * np.asarray(stretched, np.float32)
+        return jnp.asarray(cells)
 
 
 Known = Tokens | jax.Array | None

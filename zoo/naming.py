@@ -328,12 +328,15 @@ class Entry:
         return dict(zip(self.released, found, strict=not self.optional))
 
     def with_grid_of(self, released: Mapping[str, Shape]) -> Entry | None:
-        """This entry for a table over the square grid that a file with ``released`` shapes was made for; None if there is none."""
+        """This entry for a table over the square grid, or over the sequence where it has one row, that a file with ``released``
+        shapes was made for; None if there is none."""
         if self.table is None:
             return None
-        for side in range(1, 257):
+        rows, _, *rest = self.shapes[self.table]
+        lengths = sorted({size for shape in released.values() for size in shape})
+        for grid in [(1, length) for length in lengths] if rows == 1 else [(side, side) for side in range(1, 257)]:
             shapes = list(self.shapes)
-            shapes[self.table] = (side, side, *shapes[self.table][2:])
+            shapes[self.table] = (*grid, *rest)
             entry = dataclasses.replace(self, shapes=tuple(shapes))
             if all(tuple(released[name]) == shape for name, shape in entry.released_shapes().items() if name in released):
                 return entry

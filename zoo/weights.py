@@ -382,7 +382,8 @@ def _adopt(model: Any, entry: Variant, form: Form, source: Any, described: bool)
     for part in (part for part, names in theirs.items() if names != ours.get(part)):
         setattr(model, part, nnx.data(getattr(form.parts, part)))  # its arrays are among those that are about to be assigned
     if form.config.shared and getattr(form.config, "depth", None) != getattr(model.config, "depth", None):
-        model.blocks = Stack([model.blocks[0]] * form.config.depth, remat=form.config.remat, scan=form.config.scan)
+        options = {"reductions": model.blocks.reduced_after, "remat": form.config.remat, "scan": form.config.scan}
+        model.blocks = Stack([model.blocks[0]] * form.config.depth, **options)
     changed = [f"{name}={value!r}" for name, value in vars(form.config).items() if value != getattr(model.config, name)]
     warnings.warn(f"{_told(source)} holds a model with {', '.join(changed)}: this one has become such a model", stacklevel=4)
     model.config = form.config

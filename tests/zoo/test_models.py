@@ -48,6 +48,7 @@ TINY: dict[str, dict[str, Any]] = {
     "titans": {"depth": 2},
     # The architecture's initial weights suit hundreds of features: three of them multiply, and the gradient is less than float16 can hold.
     "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "mixer": "focal_modulation"},
+    "hvt": {"patch_size": 4, "pool_every": 2},
     # The first token alone would see nothing of the last block's local projections.
     "longformer": {"pool": "average", "window": 6, "max_global": 2},
     "longnet": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
@@ -142,6 +143,10 @@ def test_features_are_maps(family: str) -> None:
             heights = [m.shape[1] for m in maps]
             assert [m.shape[-1] for m in maps] == list(model.config.features)
             assert all(b == -(-a // 2) for a, b in itertools.pairwise(heights))
+        elif model.blocks.reductions is not None:
+            assert [m[0].shape[:2] for m in maps] == [(2, cells.shape[1]) for _, cells in maps]
+            assert [m[0].shape[1] for m in maps] == {32: [31, 31, 15, 15], 48: [71, 71, 35, 35]}[size]
+            continue
         else:
             assert {m.shape for m in maps} == {(2, *model.patch_embed.grid(size, size), 16)}
             assert len(maps) == 4
@@ -422,4 +427,4 @@ def test_features_of_a_shallow_model_come_in_order(family: str) -> None:
         state, inputs(family, 16)
     )
     for got, want in zip(maps, (last[0], last[0], last[0], last[1]), strict=True):
-        np.testing.assert_array_equal(got, want)
+        jax.tree.map(np.testing.assert_array_equal, got, want)

@@ -134,6 +134,7 @@ UNREAD = {
     "big_vision_scan": "big_vision, a repository; the same arrays as big_vision, stacked",
     "biformer": "BiFormer's repository",
     "fla": "flash-linear-attention, whose models run on GPUs alone",
+    "hvt": "HVT's repository",
     "torchscale": "LongViT's repository",
 }
 

@@ -1,8 +1,9 @@
-"""The isotropic image backbone: patches become tokens, and every block sees the same number of them.
+"""The isotropic image backbone: patches become tokens, and every block sees them at one width.
 
     image -> patches -> + positions, prefix tokens -> blocks -> norm -> pool -> head
 
-ViT, DeiT and all whose blocks keep one resolution are this class with other hyper-parameters.
+ViT, DeiT and all whose blocks keep one resolution are this class with other hyper-parameters. Between blocks,
+reductions may leave fewer tokens.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from layers.module import AuxLogits
 from layers.norm import NORMS, Norm, create_norm
 from layers.patch import PatchEmbed
 from layers.position import FixedPositions, LearnedPositions
+from layers.reduction import Extent, ReductionSpec, TokenReduction, create_reduction
+from layers.stack import Passed, Stack
 from layers.tokens import Tokens
 from primitives.exponential import gated, silu
 from zoo.backbones.classifier import Classifier, check_images, make_head
-from zoo.backbones.model import mixers
+from zoo.backbones.model import choose, mixers
 from zoo.backbones.pooling import AttentionPool
 from zoo.registry import ModelConfig
 
@@ -69,6 +72,8 @@ class IsotropicConfig(ModelConfig):
       norm, norm_epsilon: the kind of all norms, "layer" or "rms", and what they add to the variance.
       order: of the norms in blocks: "pre", or "res_post", after each branch (whose scales then start at ``layer_scale``).
       qk_norm, qkv_bias, layer_scale: as in the blocks.
+      reductions: what leaves fewer tokens after a block (:mod:`layers.reduction`), by the block's index, as a ``pattern``:
+        ``{3: "max_pool", 7: {"name": "top_k", "keep": 0.7}}``.
       antialias: how position tables are resampled to other grids; False is what PyTorch does without antialiasing, as the authors
         of DINOv2 without registers and all of transformers' models but DINOv2 with registers have it.
     """
@@ -103,16 +108,17 @@ class IsotropicConfig(ModelConfig):
     qk_norm: bool = False
     qkv_bias: bool = True
     layer_scale: float | None = None
+    reductions: Mapping[Any, ReductionSpec] | None = None
     antialias: bool = True
 
 
 class Isotropic(Classifier):
     """An isotropic image model.
 
-    Beside the hooks of :class:`Model`, a subclass may give ``make_stem`` and ``make_position``.
+    Beside the hooks of :class:`Model`, a subclass may give ``make_stem``, ``make_position`` and ``reduction_spec``.
 
     Names: ``patch_embed``, ``position``, ``class_token``, ``distillation_token``, ``register_tokens``, ``prefix_position``,
-    ``blocks.N``, ``norm`` or ``pool_norm``, ``attention_pool``, ``pooler``, ``head``, ``distilled_head``.
+    ``blocks.N``, ``blocks.reductions.N``, ``norm`` or ``pool_norm``, ``attention_pool``, ``pooler``, ``head``, ``distilled_head``.
     """
 
     heads = ("head", "distilled_head")
@@ -122,6 +128,7 @@ class Isotropic(Classifier):
     stem = ("patch_embed", "position", "class_token", "distillation_token", "register_tokens", "mask_token", "prefix_position", "pre_norm")
 
     config: Any
+    extents: tuple[Extent, ...]
     takes_grid: bool
     prefix: int
     prefix_position: Any
@@ -133,8 +140,8 @@ class Isotropic(Classifier):
         A mixer that takes grids only gets the grid alone: no prefix tokens, and average pooling (``adapted`` says so).
 
         Raises:
-          ValueError: a stem that does not fit the image size, pooling by a token that is not there, or a class token
-            among the patches beside other tokens.
+          ValueError: a stem that does not fit the image size, pooling by a token that is not there, a class token among
+            the patches beside other tokens or reductions, or a reduction that leaves no grid for mixers that take nothing else.
         """
         c = self.config = config
         if c.pool.startswith("token") and not c.class_token:
@@ -147,10 +154,13 @@ class Isotropic(Classifier):
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype}
         self.patch_embed = self.make_stem(rngs=rngs)
         grid = self.patch_embed.grid(c.image_size, c.image_size)
-        self.blocks = self.make_stack(rngs=rngs)
+        reductions = self._make_reductions(grid, c.class_token * (1 + c.distilled) + c.registers, rngs)
+        if reductions and c.class_position != "first":
+            raise ValueError(f'class_position="{c.class_position}" puts the token among those that reductions take away: leave these out')
+        self.blocks = self.make_stack(reductions=reductions, rngs=rngs)
         self.takes_grid = any(not {"sequence", "image"} & set(mixer.layouts) for mixer in mixers(self.blocks))
         if self.takes_grid:
-            self._put_on_grid(rngs)
+            self._put_on_grid(grid, rngs)
             self.adapted = "the mixer takes the grid alone: no prefix tokens, average pooling"
             c = dataclasses.replace(c, class_token=False, distilled=False, registers=0, pool="average" if c.pool.startswith("token") else c.pool)
 
@@ -181,6 +191,26 @@ class Isotropic(Classifier):
         """The module that maps images to a grid of tokens (batch, rows, columns, features); its ``grid(height, width)`` says of what size."""
         c = self.config
         return PatchEmbed(c.patch_size, c.in_channels, c.features, use_bias=not c.pre_norm, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
+
+    def reduction_spec(self, index: int) -> ReductionSpec | None:
+        """What leaves fewer tokens after block ``index``; None for nothing."""
+        c = self.config
+        return None if c.reductions is None else choose(c.reductions, 0, index, c.depth)
+
+    def _make_reductions(self, extent: Extent, prefix: int, rngs: nnx.Rngs) -> dict[int, TokenReduction]:
+        """The reductions, and in ``extents`` how the tokens lie that each block sees at the usual input size."""
+        c, made, extents = self.config, {}, [extent]
+        for i in range(c.depth):
+            if (spec := self.reduction_spec(i)) is not None:
+                options = {"prefix": prefix, "dtype": c.dtype, "param_dtype": c.param_dtype}
+                made[i] = create_reduction(spec, c.features, extent=extents[i], **options, rngs=rngs)
+            extents.append(made[i].extent_after(extents[i]) if i in made else extents[i])
+        self.extents = tuple(extents)
+        return made
+
+    def place(self, stage: int, index: int) -> Place:
+        extent = self.extents[index]
+        return dataclasses.replace(super().place(stage, index), grid=extent if isinstance(extent, tuple) else None)
 
     def make_position(self, grid: tuple[int, int], *, rngs: nnx.Rngs) -> Any:
         """What is added to the tokens of a grid: called with (rows, columns), it gives (rows, columns, features); None for nothing.
@@ -223,11 +253,13 @@ class Isotropic(Classifier):
             raise ValueError(f'norm is "layer" or "rms", got {c.norm!r}')
         return functools.partial(NORMS[c.norm], epsilon=c.norm_epsilon)
 
-    def grid_of(self, stage: int) -> tuple[int, int] | None:
-        return self.patch_embed.grid(self.config.image_size, self.config.image_size)
-
-    def _put_on_grid(self, rngs: nnx.Rngs) -> None:
-        """Gives the mixers of sequences the grid's tokens in row-major order."""
+    def _put_on_grid(self, grid: tuple[int, int], rngs: nnx.Rngs) -> None:
+        """Gives the mixers of sequences the grid's tokens in row-major order, and reductions no prefix."""
+        if self.blocks.reductions is not None:
+            if not all(isinstance(extent, tuple) for extent in self.extents):
+                raise ValueError("a mixer takes grids only, and a reduction leaves none: give another mixer or reduction")
+            c = self.config
+            self.blocks = Stack(self.blocks, reductions=self._make_reductions(grid, 0, rngs), remat=c.remat, scan=c.scan)
         for block in dict.fromkeys(self.blocks):
             for name, module in list(vars(block).items()):
                 if isinstance(module, Mixer):
@@ -236,7 +268,7 @@ class Isotropic(Classifier):
     def __call__(self, images: jax.Array) -> jax.Array:
         if self.distilled_head is None or self.head is None:
             return super().__call__(images)
-        x = self._normed(self._run(images)[0])
+        x = self._normed(self._run(images)[0][0])
         logits, distilled = self.head(x[:, 0]), self.distilled_head(x[:, 1])
         self.sow(AuxLogits, "class", logits)
         self.sow(AuxLogits, "distilled", distilled)
@@ -252,18 +284,25 @@ class Isotropic(Classifier):
           norm: after the final norm.
 
         Returns:
-          For each index a map (batch, rows, columns, features), or (map, other tokens (batch, count, features)).
+          For each index a map (batch, rows, columns, features), or (map, other tokens (batch, count, features)). Where a
+          reduction left no grid, the map is a pair: tokens (batch, length, features), and the row and column on the last grid
+          of each, (batch or 1, length, 2).
         """
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
-        _, found, (rows, columns) = self._run(images, capture=indices)
-        found = [self._normed(x) for x in found] if norm else found
-        maps = [self._apart(x) for x in found]
-        maps = [(patches.reshape(patches.shape[0], rows, columns, -1), others) for patches, others in maps]
+        maps: list[tuple[Any, jax.Array]] = []
+        for x, tokens in self._run(images, capture=indices)[1]:
+            patches: Any
+            patches, others = self._apart(self._normed(x) if norm else x)
+            if tokens.grid is not None:
+                patches = patches.reshape(patches.shape[0], *tokens.grid, -1)
+            elif (cells := tokens.grid_places(x.shape[1])) is not None:
+                patches = patches, cells[:, self.prefix :]
+            maps.append((patches, others))
         return maps if prefix else [patches for patches, _ in maps]
 
     def pooled(self, images: jax.Array) -> jax.Array:
-        x = self._normed(self._run(images)[0])
+        x = self._normed(self._run(images)[0][0])
         patches, others = self._apart(x)
         if self.attention_pool is not None:
             x = self.attention_pool(patches)
@@ -323,13 +362,16 @@ class Isotropic(Classifier):
     def _normed(self, x: jax.Array) -> jax.Array:
         return x if self.norm is None else self.norm(x)
 
-    def _run(self, images: jax.Array, capture: Sequence[int] = ()) -> tuple[jax.Array, list[jax.Array], tuple[int, int]]:
-        """Tokens (batch, tokens, features) after the last block, those after the blocks in ``capture``, and the grid."""
+    def _run(self, images: jax.Array, capture: Sequence[int] = ()) -> tuple[Passed, list[Passed]]:
+        """Tokens (batch, tokens, features) after the last block, and those after the blocks in ``capture``, each with the
+        grid of the patches."""
         x, grid = self._embed(images)
-        if not self.takes_grid:
-            # A class token among the patches leaves no grid that a sequence could be cut into.
-            tokens = Tokens(grid=grid if self.config.class_position == "first" else None)
-            return *self.blocks(x, tokens, capture=capture), grid
-        shape = x.shape
-        x, found = self.blocks(x.reshape(shape[0], *grid, shape[2]), capture=capture)
-        return x.reshape(shape), [f.reshape(shape) for f in found], grid
+        if self.takes_grid:
+            last, found, _ = self.blocks.through(x.reshape(x.shape[0], *grid, x.shape[2]), capture=capture)
+            last, *found = [(y.reshape(len(y), -1, y.shape[3]), Tokens(grid=(y.shape[1], y.shape[2]))) for y, _ in (last, *found)]
+            return last, found
+        if self.config.class_position == "first":
+            return self.blocks.through(x, Tokens(grid=grid), capture=capture)[:2]
+        # A class token among the patches leaves no grid that a sequence could be cut into.
+        y, captured = self.blocks(x, capture=capture)
+        return (y, Tokens(grid=grid)), [(z, Tokens(grid=grid)) for z in captured]

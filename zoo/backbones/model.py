@@ -13,6 +13,7 @@ from flax import nnx
 from layers.block import Block, Branch
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer
 from layers.module import Module
+from layers.reduction import TokenReduction
 from layers.stack import Stack, drop_path_rates
 from layers.state import flatten
 from zoo.registry import FrozenOptions
@@ -121,19 +122,20 @@ class Model(Module):
         options = {"features": self._width(place), "drop_path": place.drop_path, **place.dtypes, **self.block_options(place)}
         return Block(branches, **options, rngs=rngs)
 
-    def make_stack(self, stage: int = 0, *, rngs: nnx.Rngs) -> Stack:
-        """The blocks of a stage; with ``shared`` one block, as often as there are blocks.
+    def make_stack(self, stage: int = 0, *, reductions: Mapping[int, TokenReduction] | None = None, rngs: nnx.Rngs) -> Stack:
+        """The blocks of a stage, with the ``reductions`` between them; with ``shared`` one block, as often as there are blocks.
 
         Raises:
           ValueError: a pattern of mixers in blocks that are one.
         """
         c, depth = self.config, self.depths[stage]
+        options: dict[str, Any] = {"reductions": reductions, "remat": c.remat, "scan": c.scan}
         if c.shared and c.pattern:
             raise ValueError("shared=True makes all blocks one: give mixer= instead of pattern=")
         if c.shared:
             block = self.make_block(dataclasses.replace(self.place(stage, 0), drop_path=c.drop_path or None), rngs=rngs)
-            return Stack([block] * depth, remat=c.remat, scan=c.scan)
-        return Stack([self.make_block(self.place(stage, i), rngs=rngs) for i in range(depth)], remat=c.remat, scan=c.scan)
+            return Stack([block] * depth, **options)
+        return Stack([self.make_block(self.place(stage, i), rngs=rngs) for i in range(depth)], **options)
 
     @staticmethod
     def _width(place: Place) -> int:
@@ -147,7 +149,7 @@ class Model(Module):
     def depth_of(self, path: list[str]) -> int:
         """Depth of the parameter at ``path``."""
         if path[0] == "blocks":
-            return int(path[1]) + 1
+            return int(path[2] if path[1] == "reductions" else path[1]) + 1
         return 0 if path[0] in self.stem else (1 if self.config.shared else self.config.depth) + 1
 
     def sharding_rules(self) -> dict[str, tuple[str | None, ...]]:

@@ -1,0 +1,353 @@
+"""Reductions: between two blocks, fewer tokens in place of all.
+
+A reduction maps (x, what is known of the tokens) to both for the tokens that are left. Those before the tokens of a
+grid (class token, registers) stay. Where the tokens left form a grid, ``tokens.grid`` is that one; where they form
+none, ``tokens.kept`` says where on the last grid they lay, so that positions stay right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.broadcast import broadcast, widened
+from layers.initializers import truncated_normal
+from layers.linear import Conv, Linear
+from layers.module import Module
+from layers.norm import Norm, create_norm
+from layers.pool import average_pool
+from layers.position import LearnedPositions
+from layers.tokens import PER_TOKEN, Known, Tokens
+from suggestions import unknown
+
+Extent = tuple[int, int] | int
+"""Rows and columns of the tokens of an image, or, where they form no grid, how many there are."""
+ReductionSpec = Any
+"""How a user names a reduction: a registered name, ``{"name": ..., **options}``, or a callable that makes one."""
+
+
+class TokenReduction(Module):
+    """Base class. Constructor arguments of every registered reduction: ``features, *, extent, prefix, ..., dtype, param_dtype, rngs``.
+
+    A subclass gives :meth:`extent_after` and :meth:`reduce`, and :meth:`carry_prefix` where the prefix changes too.
+
+    Attributes:
+      honors: fields of :class:`layers.Tokens`, besides the context, that it reduces; one that is given and not honored is refused.
+      paper: rows of the zoo's roster that the class implements.
+    """
+
+    honors: ClassVar[frozenset[str]] = frozenset({"mask", "positions"})
+    paper: ClassVar[tuple[int, ...]] = ()
+
+    def extent_after(self, extent: Extent) -> Extent:
+        """How the tokens left of ``extent`` lie.
+
+        Raises:
+          ValueError: it can't be reduced.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it leaves")
+
+    def reduce(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, Tokens]:
+        """Maps tokens (batch, length, features) without their prefix, of which only honored fields are known, to those left."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it reduces")
+
+    def carry_prefix(self, x: jax.Array) -> jax.Array:
+        """Maps the tokens of the prefix, (batch, prefix, features), to the same number."""
+        return x
+
+    def __call__(self, x: jax.Array, tokens: Known = None) -> tuple[jax.Array, Tokens]:
+        """Leaves fewer tokens.
+
+        Args:
+          x: (batch, length, features), or (batch, rows, columns, features).
+          tokens: what is known of them, or their mask alone.
+
+        Returns:
+          The tokens left, of as many axes, and what is known of them.
+
+        Raises:
+          ValueError: a field is known that is not honored, or (batch, rows, columns, features) of which no grid is left.
+        """
+        tokens = Tokens.of(tokens)
+        for field in sorted(tokens.given() - self.honors - {"context", "context_mask"}):
+            raise ValueError(f"{type(self).__name__} does not honor {field}: leave {field} out, or the reduction")
+        if x.ndim == 4:
+            return self._reduce_grid(x, tokens)
+        prefix = tokens.prefix(x.shape[1])
+        if not prefix:
+            return self.reduce(x, tokens)
+        y, known = self.reduce(x[:, prefix:], _without_prefix(tokens, prefix))
+        return jnp.concatenate([self.carry_prefix(x[:, :prefix]), y], 1), _with_prefix(known, tokens, prefix)
+
+    def _reduce_grid(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, Tokens]:
+        batch, rows, columns, features = x.shape
+        flat = tokens.rearranged(lambda a: a.reshape(a.shape[0], rows * columns, *a.shape[3:]), (rows, columns))
+        y, known = self.reduce(x.reshape(batch, rows * columns, features), flat)
+        if (grid := known.grid) is None:
+            raise ValueError(f"{type(self).__name__} leaves no grid, and what follows takes grids only")
+
+        def put_back(a: jax.Array) -> jax.Array:
+            return a.reshape(a.shape[0], *grid, *a.shape[2:])
+
+        return put_back(y), known.rearranged(put_back)
+
+
+def _without_prefix(tokens: Tokens, prefix: int) -> Tokens:
+    known = tokens.rearranged(lambda a: a[:, prefix:], tokens.grid)
+    return known if known.kept is None else known.replace(kept=dataclasses.replace(known.kept, prefix=0))
+
+
+def _with_prefix(known: Tokens, before: Tokens, prefix: int) -> Tokens:
+    """What is ``known`` of the tokens left, after what was known of the ``prefix`` ``before``."""
+
+    def joined(first: jax.Array, rest: jax.Array) -> jax.Array:
+        batch = max(len(first), len(rest))
+        first, rest = (jnp.broadcast_to(part, (batch, *part.shape[1:])) for part in (first, rest))
+        return jnp.concatenate([first, rest], 1)
+
+    fields: dict[str, Any] = {name: joined(getattr(before, name)[:, :prefix], value) for name in PER_TOKEN if (value := getattr(known, name)) is not None}
+    if known.kept is not None:
+        cells = joined(jnp.zeros((1, prefix, 2), jnp.int32), known.kept.cells)
+        fields["kept"] = dataclasses.replace(known.kept, cells=cells, prefix=prefix)
+    return known.replace(**fields)
+
+
+R = TypeVar("R", bound=type[TokenReduction])
+_REGISTRY: dict[str, type[TokenReduction]] = {}
+
+
+def register_reduction(name: str) -> Callable[[R], R]:
+    """Class decorator: makes a reduction available by ``name``."""
+
+    def register(cls: R) -> R:
+        if name in _REGISTRY:
+            raise ValueError(f"reduction {name!r} is registered twice ({_REGISTRY[name].__name__}, {cls.__name__})")
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def list_reductions() -> list[str]:
+    """Names of all registered reductions."""
+    return sorted(_REGISTRY)
+
+
+def reduction_class(name: str) -> type[TokenReduction]:
+    """The class registered under ``name``.
+
+    Raises:
+      ValueError: unknown name; near ones are given.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(unknown("reduction", name, _REGISTRY))
+    return _REGISTRY[name]
+
+
+def create_reduction(spec: ReductionSpec, features: int, *, extent: Extent, prefix: int = 0, rngs: nnx.Rngs, **options: Any) -> TokenReduction:
+    """Makes a reduction of tokens of ``features`` channels.
+
+    Args:
+      spec: a registered name, ``{"name": ..., **options}``, or a callable as the constructors of :class:`TokenReduction`.
+      extent: of the tokens that enter it at the usual input size.
+      prefix: how many tokens precede these.
+      **options: the reduction's own, ``dtype`` and ``param_dtype``.
+
+    Raises:
+      ValueError: an unknown name, or tokens that can't be reduced.
+    """
+    if isinstance(spec, Mapping):
+        if "name" not in spec:
+            raise ValueError(f'a reduction given as a dict needs "name"; it has {sorted(spec)}')
+        options, spec = {**options, **{k: v for k, v in spec.items() if k != "name"}}, spec["name"]
+    make: Callable[..., TokenReduction] = reduction_class(spec) if isinstance(spec, str) else spec
+    return make(features, extent=extent, prefix=prefix, rngs=rngs, **options)
+
+
+def _count(extent: Extent) -> int:
+    return extent if isinstance(extent, int) else extent[0] * extent[1]
+
+
+@register_reduction("max_pool")
+class MaxPoolReduction(TokenReduction):
+    """Maxima over windows of the sequence, and positions of their own (HVT).
+
+    Scalable Vision Transformers with Hierarchical Pooling (Pan et al., 2021, arXiv:2103.10619), section 3.2. Windows of an
+    image's tokens run over them in row-major order, across the ends of rows, so that no grid is left. A token left has
+    the position of its window's middle.
+
+    Parameters: ``position.table`` (1, length, features), added to the tokens left; resampled for another length.
+    """
+
+    paper = (157,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        extent: Extent,
+        prefix: int = 0,
+        size: int = 3,
+        strides: int = 2,
+        position: bool = True,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          size, strides: of the windows.
+          position: whether there is a table.
+        """
+        self.size, self.strides = size, strides
+        grid = 1, _count(self.extent_after(extent))
+        self.position = LearnedPositions(grid, features, param_dtype=param_dtype, rngs=rngs) if position else None
+
+    def extent_after(self, extent: Extent) -> int:
+        count = _count(extent)
+        if count < self.size:
+            raise ValueError(f"{count} tokens can't be pooled over windows of {self.size}: reduce them less often, or give larger images")
+        return (count - self.size) // self.strides + 1
+
+    def reduce(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, Tokens]:
+        length = x.shape[1]
+        left = self.extent_after(length)
+        reach = (left - 1) * self.strides + 1
+
+        def views(a: jax.Array) -> list[jax.Array]:
+            return [a[:, i : i + reach : self.strides] for i in range(self.size)]
+
+        known = tokens.off_grid(length).rearranged(lambda a: views(a)[self.size // 2])
+        if tokens.mask is not None:
+            real = functools.reduce(jnp.logical_or, views(tokens.mask))
+            known, x = known.replace(mask=real), jnp.where(tokens.mask[..., None], x, -jnp.inf)
+        y = functools.reduce(jnp.maximum, views(x))
+        if known.mask is not None:
+            y = jnp.where(known.mask[..., None], y, 0)
+        if self.position is not None:
+            y = y + broadcast(self.position((1, left)), y.shape, y.dtype)
+        return y, known
+
+
+@register_reduction("residual_reduction")
+class ResidualReduction(TokenReduction):
+    """A convolution of stride 2 beside means of 2x2 tokens (ViT-ResNAS), with as many features after it as before.
+
+    Searching for Efficient Multi-Stage Vision Transformers (Liao et al., 2021, arXiv:2109.00642).
+
+        tokens = conv(norm(x)) + positions + mean_2x2(x);  prefix = linear(norm(x)) + x
+
+    A grid of odd sides is rounded up. Parameters: ``norm``, ``conv``, ``position.table`` (rows, columns, features), and
+    ``prefix_linear`` where there is a prefix.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        extent: Extent,
+        prefix: int = 0,
+        norm: Norm = "layer",
+        norm_epsilon: float = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm = create_norm(norm, features, epsilon=norm_epsilon, **common)
+        self.conv = Conv(features, features, (3, 3), strides=2, padding=1, kernel_init=truncated_normal(0.02), **common)
+        self.position = LearnedPositions(self.extent_after(extent), features, param_dtype=param_dtype, rngs=rngs)
+        linear = functools.partial(Linear, features, features, kernel_init=truncated_normal(0.02), **common)
+        self.prefix_linear = linear() if prefix else None
+
+    def extent_after(self, extent: Extent) -> tuple[int, int]:
+        if isinstance(extent, int):
+            raise ValueError("tokens that form no grid can't be convolved: put this reduction before those that leave none")
+        return -(-extent[0] // 2), -(-extent[1] // 2)
+
+    def reduce(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, Tokens]:
+        rows, columns = left = self.extent_after(x.shape[1] if tokens.grid is None else tokens.grid)
+
+        def on_grid(a: jax.Array) -> jax.Array:
+            assert tokens.grid is not None  # else extent_after has raised
+            return a.reshape(a.shape[0], *tokens.grid, *a.shape[2:])
+
+        def flat(a: jax.Array) -> jax.Array:
+            return a.reshape(a.shape[0], rows * columns, *a.shape[3:])
+
+        known = tokens.rearranged(lambda a: flat(on_grid(a)[:, ::2, ::2]), left)
+        maps, normed = on_grid(x), on_grid(self.norm(x))
+        if tokens.mask is None:
+            means = average_pool(maps, 2)
+        else:
+            real = on_grid(tokens.mask)[..., None]
+            share = average_pool(real.astype(jnp.float32), 2)
+            maps, normed = (jnp.where(real, a, 0) for a in (maps, normed))
+            means = (average_pool(maps, 2) / jnp.where(share > 0, share, 1)).astype(x.dtype)
+            known = known.replace(mask=flat(share[..., 0] > 0))
+        y = self.conv(normed) + means
+        y = y + broadcast(self.position(left), y.shape, y.dtype)
+        return flat(y).astype(x.dtype), known
+
+    def carry_prefix(self, x: jax.Array) -> jax.Array:
+        return x if self.prefix_linear is None else x + self.prefix_linear(self.norm(x)).astype(x.dtype)
+
+
+@register_reduction("top_k")
+class TopKReduction(TokenReduction):
+    """The tokens that lie farthest along a learned direction.
+
+    Graph U-Nets (Gao and Ji, 2019, arXiv:1905.05178), eq. 2, with the direction p:
+
+        y = x p / |p|;  the k largest are left, in their order, as x sigmoid(y)
+
+    All that is known of a token goes with it; no grid is left. Parameters: ``direction`` (features,).
+    """
+
+    honors = frozenset(PER_TOKEN)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        extent: Extent,
+        prefix: int = 0,
+        keep: float = 0.5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          keep: share of the tokens that are left, rounded up.
+
+        Raises:
+          ValueError: a share that is not above 0 and at most 1.
+        """
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep is a share of the tokens, above 0 and at most 1, got {keep}")
+        self.keep = keep
+        self.direction = nnx.Param(truncated_normal(features**-0.5)(rngs.params(), (features,), param_dtype))
+
+    def extent_after(self, extent: Extent) -> int:
+        return math.ceil(self.keep * _count(extent))
+
+    def reduce(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, Tokens]:
+        batch, length, _ = x.shape
+        p = widened(self.direction[...])
+        score = jnp.einsum("bnd,d->bn", x.astype(jnp.float32), p * jax.lax.rsqrt(jnp.sum(p * p)), precision="highest")
+        # Where a row has fewer real tokens than are left, its padding, which is trailing, stays after them.
+        ranked = score if tokens.mask is None else jnp.where(tokens.mask, score, -jnp.inf)
+        index = jnp.sort(jax.lax.top_k(ranked, self.extent_after(length))[1], axis=1)
+
+        def take(a: jax.Array) -> jax.Array:
+            a = jnp.broadcast_to(a, (batch, *a.shape[1:]))
+            return jnp.take_along_axis(a, index.reshape(*index.shape, *[1] * (a.ndim - 2)), axis=1)
+
+        gate = jax.nn.sigmoid(take(score))[..., None]
+        return take(x) * gate.astype(x.dtype), tokens.off_grid(length).rearranged(take)
