@@ -35,6 +35,9 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 # What a family needs beyond that.
 TINY: dict[str, dict[str, Any]] = {
+    # The class token alone sees nothing of the last block's convolution, nor the patches of its scores.
+    "agent": {"depth": 2, "pool": "token_and_average"},
+    "inline": {"depth": 2, "pool": "token_and_average"},
     # Few small embeddings through small weights would leave scores whose gradients float16 rounds to 0.
     "albert": {"embedding_features": 512},
     "biformer": {"stem": (8,), "features": (8, 16), "depths": (2, 2), "num_heads": (2, 2), "regions": 2, "topk": (2, None), "dense_heads": 2},
