@@ -19,6 +19,12 @@ from layers.feature_maps import create_feature_map
 from layers.focal import FocalModulation
 from layers.gates import create_gate
 from layers.linear import Embed, Linear
+from layers.linear_attention.aaren import Aaren
+from layers.linear_attention.gated_linear_attention import GatedLinearAttention
+from layers.linear_attention.hgrn2 import HGRN2
+from layers.linear_attention.lightning import LightningAttention
+from layers.linear_attention.mlstm import MLSTM
+from layers.linear_attention.retention import Retention
 from layers.lora import add_lora, merge_lora
 from layers.low_rank import LowRank
 from layers.memory.choices import MEMORIES, Memory
@@ -43,9 +49,12 @@ from layers.state_space.s4d import S4D
 from layers.tokens import Tokens
 
 __all__ = [
+    "HGRN2",
     "MEMORIES",
     "MLP",
+    "MLSTM",
     "S4D",
+    "Aaren",
     "AgentAttention",
     "AuxLogits",
     "AuxLoss",
@@ -73,12 +82,14 @@ __all__ = [
     "Embed",
     "FocalModulation",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "GatedMLP",
     "GatedRMSNorm",
     "Grid",
     "InLineAttention",
     "LayerNorm",
     "LayerScale",
+    "LightningAttention",
     "Linear",
     "LinearAttention",
     "LongformerAttention",
@@ -104,6 +115,7 @@ __all__ = [
     "RMSNorm",
     "Recurrent",
     "RecurrentState",
+    "Retention",
     "RoutingAttention",
     "RowMajor",
     "Scan2D",

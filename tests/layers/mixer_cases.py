@@ -78,6 +78,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "delta_net": {"plain": {}, "no_convolution": {"conv_size": None, "head_dim": 3}},
     "gated_delta_net": {"plain": {}, "grouped": {"num_value_heads": 4, "head_dim": 6, "value_expansion": 1.5, "conv_bias": True}},
     "delta_product": {"plain": {}, "gated": {"steps": 3, "use_decay": True, "value_expansion": 1.0}},
+    "retention": {"plain": {"key_expansion": 0.5}},
+    "gated_linear_attention": {"plain": {"conv_size": 3, "key_expansion": 1.0, "decay_rank": 3}},
+    "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
+    "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
+    "lightning_attention": {"plain": {"activate_values": True, "use_scale": True, "head_dim": 5, "index": 1, "depth": 3}},
     "neural_memory": {
         "plain": {},
         "deep": {"memory": Memory(MLPMemory(3, 1, residual=True), algorithm=GradientDescent(momentum=False)), "chunk": 5, "persistent": 3},
