@@ -10,6 +10,7 @@ from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
+from layers.extra_tokens import ExtraTokens
 from layers.focal import FocalModulation
 from layers.gates import create_gate
 from layers.linear import Embed, Linear
@@ -63,6 +64,7 @@ __all__ = [
     "DilatedAttention",
     "DropPath",
     "Embed",
+    "ExtraTokens",
     "FocalModulation",
     "GatedDeltaNet",
     "GatedMLP",

@@ -19,6 +19,7 @@ from flax import nnx
 
 from layers.broadcast import broadcast
 from layers.combinators import bidirectional, on_grid
+from layers.extra_tokens import ExtraTokens
 from layers.initializers import constant, normal, truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, MixerSpec, Place
@@ -173,6 +174,7 @@ class Isotropic(Classifier):
         self.mask_token = token(1, 0.02) if c.mask_token else None
         classes = c.class_token * (1 + c.distilled)
         self.prefix = classes + c.registers
+        self.extra = ExtraTokens(self.prefix, c.class_position)
         placed = {"all": self.prefix, "class": classes, "none": 0}[c.prefix_positions] if c.position == "learned" else 0
         self.prefix_position = nnx.Param(truncated_normal(0.02)(rngs.params(), (placed, c.features), c.param_dtype)) if placed else None
         self.position = self.make_position(grid, rngs=rngs)
@@ -293,7 +295,7 @@ class Isotropic(Classifier):
         maps: list[tuple[Any, jax.Array]] = []
         for x, tokens in self._run(images, capture=indices)[1]:
             patches: Any
-            patches, others = self._apart(self._normed(x) if norm else x)
+            patches, others = self.extra.take(self._normed(x) if norm else x)
             if tokens.grid is not None:
                 patches = patches.reshape(patches.shape[0], *tokens.grid, -1)
             elif (cells := tokens.grid_places(x.shape[1])) is not None:
@@ -303,7 +305,7 @@ class Isotropic(Classifier):
 
     def pooled(self, images: jax.Array) -> jax.Array:
         x = self._normed(self._run(images)[0][0])
-        patches, others = self._apart(x)
+        patches, others = self.extra.take(x)
         if self.attention_pool is not None:
             x = self.attention_pool(patches)
         else:
@@ -326,8 +328,8 @@ class Isotropic(Classifier):
         """
         return self._embed(images, masked)[0]
 
-    def _embed(self, images: jax.Array, masked: jax.Array | None = None) -> tuple[jax.Array, tuple[int, int]]:
-        """:meth:`embed`, and the rows and columns of the grid."""
+    def _embed(self, images: jax.Array, masked: jax.Array | None = None) -> tuple[jax.Array, Tokens, tuple[int, int]]:
+        """:meth:`embed`, what is known of these tokens, and the rows and columns of the patches."""
         check_images(images, self.config.in_channels)
         grid = self.patch_embed(images)
         batch, rows, columns, features = grid.shape
@@ -337,27 +339,16 @@ class Isotropic(Classifier):
             grid = jnp.where(masked[..., None], broadcast(self.mask_token[...], grid.shape, grid.dtype), grid)
         if self.position is not None:
             grid = grid + broadcast(self.position((rows, columns)), grid.shape, grid.dtype)
-        x = grid.reshape(batch, rows * columns, features)
+        x, tokens = grid.reshape(batch, rows * columns, features), Tokens(grid=(rows, columns))
         others = [token[...] for token in (self.class_token, self.distillation_token, self.register_tokens) if token is not None]
         if others:
-            tokens = jnp.concatenate(others)
+            learned = jnp.concatenate(others)
             if self.prefix_position is not None:
                 placed = self.prefix_position[...]
-                tokens = tokens.at[: len(placed)].add(placed)
-            tokens, at = broadcast(tokens, (batch, *tokens.shape), x.dtype), self._class_index(rows * columns)
-            x = jnp.concatenate([x[:, :at], tokens, x[:, at:]], 1) if at else jnp.concatenate([tokens, x], 1)
+                learned = learned.at[: len(placed)].add(placed)
+            x, tokens = self.extra.put(x, learned, tokens)
         x = x if self.dropout is None else self.dropout(x)
-        return x if self.pre_norm is None else self.pre_norm(x), (rows, columns)
-
-    def _class_index(self, patches: int) -> int:
-        """How many patches precede the other tokens."""
-        return {"first": 0, "middle": patches // 2, "last": patches}[self.config.class_position]
-
-    def _apart(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The tokens of the patches, and the others."""
-        at = self._class_index(x.shape[1] - self.prefix)
-        patches = jnp.concatenate([x[:, :at], x[:, at + self.prefix :]], 1) if at else x[:, self.prefix :]
-        return patches, x[:, at : at + self.prefix]
+        return x if self.pre_norm is None else self.pre_norm(x), tokens, (rows, columns)
 
     def _normed(self, x: jax.Array) -> jax.Array:
         return x if self.norm is None else self.norm(x)
@@ -365,13 +356,13 @@ class Isotropic(Classifier):
     def _run(self, images: jax.Array, capture: Sequence[int] = ()) -> tuple[Passed, list[Passed]]:
         """Tokens (batch, tokens, features) after the last block, and those after the blocks in ``capture``, each with the
         grid of the patches."""
-        x, grid = self._embed(images)
+        x, tokens, grid = self._embed(images)
         if self.takes_grid:
-            last, found, _ = self.blocks.through(x.reshape(x.shape[0], *grid, x.shape[2]), capture=capture)
+            last, found, _ = self.blocks.through(x.reshape(len(x), *grid, x.shape[2]), capture=capture)
             last, *found = [(y.reshape(len(y), -1, y.shape[3]), Tokens(grid=(y.shape[1], y.shape[2]))) for y, _ in (last, *found)]
             return last, found
-        if self.config.class_position == "first":
-            return self.blocks.through(x, Tokens(grid=grid), capture=capture)[:2]
-        # A class token among the patches leaves no grid that a sequence could be cut into.
-        y, captured = self.blocks(x, capture=capture)
-        return (y, Tokens(grid=grid)), [(z, Tokens(grid=grid)) for z in captured]
+        last, found, _ = self.blocks.through(x, tokens, capture=capture)
+        if self.config.class_position != "first":
+            # There was no grid for mixers, and nothing has been reduced.
+            last, *found = [(y, Tokens(grid=grid)) for y, _ in (last, *found)]
+        return last, found
