@@ -1,28 +1,35 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
+from layers.attention.agent import AgentAttention
 from layers.attention.differential import DifferentialAttention
+from layers.attention.inline import InLineAttention
+from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
+from layers.attention.projected import ProjectedAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
-from layers.delta.delta_net import DeltaNet, DeltaProduct, DeltaState, GatedDeltaNet
+from layers.delta.delta_net import DeltaNet, DeltaProduct, GatedDeltaNet
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
 from layers.extra_tokens import ExtraTokens
+from layers.feature_maps import create_feature_map
 from layers.focal import FocalModulation
 from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.lora import add_lora, merge_lora
+from layers.low_rank import LowRank
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mlp import MLP, ConvMLP, GatedMLP
 from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
-from layers.norm import BatchNorm, LayerNorm, RMSNorm, create_norm
+from layers.norm import BatchNorm, GatedRMSNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
+from layers.recurrent import Recurrent, RecurrentState
 from layers.reduction import TokenReduction, create_reduction, list_reductions, reduction_class, register_reduction
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
@@ -31,7 +38,7 @@ from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
 from layers.state_space.mamba import Mamba, SelectiveState
-from layers.state_space.mamba2 import GatedRMSNorm, Mamba2
+from layers.state_space.mamba2 import Mamba2
 from layers.state_space.s4d import S4D
 from layers.tokens import Tokens
 
@@ -39,6 +46,7 @@ __all__ = [
     "MEMORIES",
     "MLP",
     "S4D",
+    "AgentAttention",
     "AuxLogits",
     "AuxLoss",
     "BasicBlock",
@@ -55,7 +63,6 @@ __all__ = [
     "ConvStem",
     "DeltaNet",
     "DeltaProduct",
-    "DeltaState",
     "DepthwiseConv",
     "DepthwiseConvolution",
     "Diagnostic",
@@ -70,10 +77,13 @@ __all__ = [
     "GatedMLP",
     "GatedRMSNorm",
     "Grid",
+    "InLineAttention",
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "LinearAttention",
     "LongformerAttention",
+    "LowRank",
     "Mamba",
     "Mamba2",
     "Memory",
@@ -88,8 +98,12 @@ __all__ = [
     "Parallel",
     "PatchEmbed",
     "PatchMerging",
+    "PerformerAttention",
     "Place",
+    "ProjectedAttention",
     "RMSNorm",
+    "Recurrent",
+    "RecurrentState",
     "RoutingAttention",
     "RowMajor",
     "Scan2D",
@@ -104,6 +118,7 @@ __all__ = [
     "assign",
     "bidirectional",
     "collecting",
+    "create_feature_map",
     "create_gate",
     "create_mixer",
     "create_norm",

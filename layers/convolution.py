@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.initializers import create_initializer, variance_scaling, zeros
-from layers.mixer import Mixer
+from layers.recurrent import Recurrent
 from layers.tokens import Tokens
 from pallas_kernels import short_convolution
 
@@ -27,17 +27,11 @@ class ConvolutionState:
     segment: jax.Array
 
 
-class CausalConvolution(Mixer):
+class CausalConvolution(Recurrent):
     """Depth-wise 1-D convolution that looks back only: y_t = bias + sum_i kernel[i] x_{t - kernel_size + 1 + i}, zeros before the start.
 
     Parameters ``kernel`` (kernel_size, 1, features), the layout of a grouped ``nnx.Conv``, and ``bias`` (features,).
     """
-
-    honors = frozenset({"mask", "segment_ids"})
-
-    supports_causal = True
-    supports_bidirectional = False
-    causal = True
 
     def __init__(
         self,
@@ -56,19 +50,14 @@ class CausalConvolution(Mixer):
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
         self.features, self.kernel_size, self.dtype = features, kernel_size, dtype
 
-    @property
-    def complexity(self) -> float:
-        return 1.0
-
-    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        return short_convolution(*self._cast(x), mask=tokens.mask, starts=tokens.starts())
-
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> ConvolutionState:
         """The state before the first token: zeros."""
         inputs = jnp.zeros((batch_size, self.kernel_size - 1, self.features), dtype)
         return ConvolutionState(inputs, jnp.zeros((batch_size,), jnp.int32))
 
-    def mix_next(self, x: jax.Array, state: ConvolutionState, tokens: Tokens) -> tuple[jax.Array, ConvolutionState]:
+    def recur(self, x: jax.Array, tokens: Tokens, state: ConvolutionState | None) -> tuple[jax.Array, ConvolutionState | None]:
+        if state is None:
+            return short_convolution(*self._cast(x), starts=tokens.starts()), None
         return self.read(x, state, tokens)
 
     def read(

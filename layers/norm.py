@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from flax.nnx.nn.dtypes import canonicalize_dtype
 
 from layers.broadcast import widened
 from layers.initializers import InitializerSpec, create_initializer, ones, zeros
+from layers.module import Module
+from primitives.exponential import silu
 
 # The two-pass variance: the one-pass form (E[x^2] - E[x]^2) cancels when the mean is large.
 LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False, scale_init=ones, bias_init=zeros)
@@ -63,6 +65,42 @@ def _one_more(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
     """As :func:`_statistics_wide`, with a scale of 1 + the parameter."""
     x, scale = _statistics_wide(arrays, dtype=dtype, inexact=inexact)
     return x, 1 + scale
+
+
+class GatedRMSNorm(Module):
+    """``RMSNorm(x * f(gate))``, or ``RMSNorm(x) * f(gate)``, over each of ``groups`` equal parts of the features, in float32.
+
+    Parameter ``scale`` (features,).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        groups: int = 1,
+        gated: Literal["before", "after"] = "before",
+        activation: Callable[[jax.Array], jax.Array] = silu,
+        epsilon: float = 1e-5,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          gated: whether the gate is applied before or after the norm.
+          activation: f.
+        """
+        del rngs  # deterministic; taken so that all layers are made alike
+        self.scale = nnx.Param(ones(None, (features,), param_dtype))
+        self.groups, self.gated, self.activation, self.epsilon = groups, gated, activation, epsilon
+
+    def __call__(self, x: jax.Array, gate: jax.Array | None) -> jax.Array:
+        """Maps ``x`` and ``gate`` (..., features) to the same shape and x's dtype; without a gate it is RMSNorm."""
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        factor = 1 if gate is None else self.activation(gate.astype(y.dtype))
+        y = y * factor if self.gated == "before" else y
+        y = y.reshape(*x.shape[:-1], self.groups, -1)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        y = y.reshape(x.shape) * self.scale[...].astype(y.dtype)
+        return (y * factor if self.gated == "after" else y).astype(x.dtype)
 
 
 class UnitNorm(nnx.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,16 @@ class Tokens:
         """(batch,) the document after these tokens, of which ``last`` is that before them."""
         return last if self.segment_ids is None else last_segment(self.segment_ids, self.mask, last)
 
+    def image(self, length: int) -> tuple[tuple[int, int], int]:
+        """Rows and columns of ``length`` tokens of an image, and how many prefix tokens there are before them.
+
+        Raises:
+          ValueError: the grid is not known.
+        """
+        if self.grid is None:
+            raise ValueError("the tokens' rows and columns are not known: give Tokens(grid=(rows, columns)), or x as (batch, rows, columns, features)")
+        return self.grid, length - self.grid[0] * self.grid[1]
+
     def grid_places(self, length: int, stretched: tuple[int, int] | None = None) -> jax.Array | None:
         """Rows and columns (batch or 1, length, 2) of the tokens of the grid, or of what is left of one, 0 in the prefix;
         None without a grid.
@@ -178,9 +188,17 @@ def last_segment(segment_ids: jax.Array, mask: jax.Array | None, last: jax.Array
     return jnp.where(count > 0, ids.astype(last.dtype), last)
 
 
+class Continuation(NamedTuple):
+    """Where tokens are that are read after others: positions (batch, new) in their documents, and what a state knows after them."""
+
+    positions: jax.Array
+    length: jax.Array
+    segment: jax.Array
+
+
 def continued(
     new: int, length: jax.Array, segment: jax.Array, mask: jax.Array | None = None, segment_ids: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> Continuation:
     """Where ``new`` tokens are that are read after others.
 
     Args:
@@ -190,15 +208,15 @@ def continued(
       segment_ids: int32 (batch, new); None: all belong to the current document.
 
     Returns:
-      The positions of the new tokens in their documents, (batch, new), and ``length`` and ``segment`` after them.
+      Their positions, and ``length`` and ``segment`` after them.
     """
     index = jnp.arange(new, dtype=jnp.int32)
     count = jnp.full_like(length, new) if mask is None else mask.sum(1, dtype=jnp.int32)
     places = length[:, None] + index
     if segment_ids is None:
-        return places, length + count, segment
+        return Continuation(places, length + count, segment)
     begins = starts(segment_ids, segment)
     first = jax.lax.cummax(jnp.where(begins, index, -1), axis=1)
     places = jnp.where(first < 0, places, index - first)
     last = jnp.take_along_axis(places, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-    return places, jnp.where(count > 0, last + 1, length), last_segment(segment_ids, mask, segment)
+    return Continuation(places, jnp.where(count > 0, last + 1, length), last_segment(segment_ids, mask, segment))

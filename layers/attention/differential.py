@@ -73,15 +73,12 @@ class DifferentialAttention(MultiHeadAttention):
         # An array, so that the blocks of a stack stay one program.
         self.initial = Constant(constant(0.8 - 0.6 * math.exp(-0.3 * index))(None, ()))
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, *known: Any) -> jax.Array:
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, **known: Any) -> jax.Array:
         values = v.reshape(*v.shape[:2], self.num_heads // 2, 2 * self.head_dim)
-        return super()._attend(q, k, jnp.repeat(values, 2, axis=2), *known)
-
-    def _project_out(self, y: jax.Array) -> jax.Array:
+        y = super().attend(q, k, jnp.repeat(values, 2, axis=2), x, **known)
         parts = (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2)
         q1, k1, q2, k2 = (part[...].astype(jnp.float32) for part in parts)
         initial = self.initial[...]
         weight = jnp.exp(jnp.sum(q1 * k1)) - jnp.exp(jnp.sum(q2 * k2)) + initial
         first, second = y[:, :, ::2].astype(jnp.float32), y[:, :, 1::2].astype(jnp.float32)
-        wide = self.inner_norm(first - weight * second) * (1 - initial)
-        return super()._project_out(wide.astype(y.dtype))
+        return (self.inner_norm(first - weight * second) * (1 - initial)).astype(y.dtype)

@@ -18,46 +18,28 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 
-from layers.convolution import CausalConvolution, ConvolutionState
+from layers.convolution import CausalConvolution
 from layers.linear import Linear
-from layers.mixer import Mixer, register_mixer
-from layers.norm import create_norm
+from layers.mixer import register_mixer
+from layers.norm import GatedRMSNorm
+from layers.recurrent import Recurrent, RecurrentState
 from layers.state_space.initialisation import A_LOG, fan_in_uniform, step_bias
 from layers.tokens import Tokens
 from pallas_kernels import delta_rule
 from primitives.exponential import silu, softplus
 
 
-@struct.dataclass
-class DeltaState:
-    """The state of a delta rule mixer.
-
-    Attributes:
-      convolutions: those of the convolutions of queries, keys and values; empty without convolutions.
-      memory: (batch, value_heads, head_dim, value_dim), at least float32.
-      segment: (batch,) int32, the document that it is of.
-    """
-
-    convolutions: tuple[ConvolutionState, ...]
-    memory: jax.Array
-    segment: jax.Array
-
-
 @register_mixer("delta_net")
-class DeltaNet(Mixer):
+class DeltaNet(Recurrent):
     """The delta rule with a convolution in front; the options of all three papers.
 
     Parameters: ``query``, ``key``, ``value``, ``beta``, ``out`` (linear), ``query_conv``, ``key_conv``, ``value_conv``, ``norm`` of each
     head; with a decay ``decay`` (linear), ``A_log`` and ``dt_bias`` (value_heads,); with a gate ``gate`` (linear).
     """
 
-    supports_causal = True
-    supports_bidirectional = False
     paper = (179,)
-    honors = frozenset({"mask", "segment_ids"})
-    causal = True
 
     own_steps: ClassVar[int] = 1
     own_decay: ClassVar[bool] = False
@@ -125,33 +107,20 @@ class DeltaNet(Mixer):
             self.A_log = nnx.Param(A_LOG(rngs.params(), (value_heads,), param_dtype))
             self.dt_bias = nnx.Param(step_bias()(rngs.params(), (value_heads,), param_dtype))
         self.gate = Linear(features, values, **common) if (self.own_gate if use_gate is None else use_gate) else None
-        self.norm = create_norm("rms", self.value_dim, epsilon=norm_epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.norm = GatedRMSNorm(self.value_dim, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
         self.out = Linear(values, features, **common)
 
     @property
-    def complexity(self) -> float:
-        return 1.0
+    def memory_shape(self) -> tuple[int, ...]:
+        return self.value_heads, self.head_dim, self.value_dim
 
-    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        return self._mix(x, tokens, None)[0]
+    @property
+    def convolutions(self) -> tuple[CausalConvolution, ...]:
+        return tuple(conv for conv in (self.query_conv, self.key_conv, self.value_conv) if conv is not None)
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> DeltaState:
-        """An empty state; its size does not depend on the length, and the memory is never narrower than float32."""
-        convolutions = tuple(conv.init_state(batch_size, dtype=dtype) for conv in (self.query_conv, self.key_conv, self.value_conv) if conv is not None)
-        memory = (batch_size, self.value_heads, self.head_dim, self.value_dim)
-        segment = jnp.zeros((batch_size,), jnp.int32)
-        return DeltaState(convolutions, jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)), segment)
-
-    def mix_next(self, x: jax.Array, state: DeltaState, tokens: Tokens) -> tuple[jax.Array, DeltaState]:
-        y, new = self._mix(x, tokens, state)
-        assert new is not None
-        return y, new
-
-    def _mix(self, x: jax.Array, tokens: Tokens, state: DeltaState | None) -> tuple[jax.Array, DeltaState | None]:
-        mask = tokens.mask
-        if mask is not None:
-            x = jnp.where(mask[..., None], x, 0)
-        (q, k, v), seen = self._read(x, tokens, state)
+    def recur(self, x: jax.Array, tokens: Tokens, state: RecurrentState | None) -> tuple[jax.Array, RecurrentState | None]:
+        read, seen = self.convolve([linear(x) for linear in (self.query, self.key, self.value)], tokens, state)
+        q, k, v = map(silu, read)
         batch, length = x.shape[:2]
         rows = length * self.steps
         q = _normalised(q.reshape(batch, length, self.num_heads, self.head_dim))
@@ -162,36 +131,16 @@ class DeltaNet(Mixer):
         decay = None
         if self.decay is not None:
             decay = -jnp.exp(self.A_log[...].astype(wide)) * softplus(self.decay(x).astype(wide) + self.dt_bias[...].astype(wide))
-        if mask is not None:
+        if tokens.mask is not None:
             # Nothing decays and nothing is written: the memory is unchanged.
-            beta = jnp.where(mask[..., None], beta, 0)
-            decay = None if decay is None else jnp.where(mask[..., None], decay, 0)
+            beta = jnp.where(tokens.mask[..., None], beta, 0)
+            decay = None if decay is None else jnp.where(tokens.mask[..., None], decay, 0)
         beta = beta.reshape(batch, rows, self.value_heads)
-        before, segment = (None, None) if state is None else (state.memory, state.segment)
-        starts = tokens.starts(segment)
-        y, memory = delta_rule(q, k, v, beta, decay=decay, initial_state=before, starts=starts, return_state=True)
-        y = self.norm(y)
-        if self.gate is not None:
-            y = y * silu(self.gate(x)).reshape(y.shape)
+        before = None if state is None else state.memory
+        y, memory = delta_rule(q, k, v, beta, decay=decay, initial_state=before, starts=self.starts(tokens, state), return_state=True)
+        y = self.norm(y, None if self.gate is None else self.gate(x).reshape(y.shape))
         y = self.out(y.reshape(batch, length, -1))
-        if state is None:
-            return y, None
-        return y, DeltaState(seen, memory.astype(state.memory.dtype), tokens.segment_after(state.segment))
-
-    def _read(
-        self, x: jax.Array, tokens: Tokens, state: DeltaState | None
-    ) -> tuple[list[jax.Array], tuple[ConvolutionState, ...]]:
-        """Queries, keys and values before they are split into heads, and the convolutions' new states."""
-        read, seen = [], []
-        for i, (linear, conv) in enumerate(((self.query, self.query_conv), (self.key, self.key_conv), (self.value, self.value_conv))):
-            projected = linear(x)
-            if conv is not None and state is not None:
-                projected, last = conv.extend(projected, state.convolutions[i], tokens)
-                seen.append(last)
-            elif conv is not None:
-                projected = conv(projected, tokens.without("mask"))
-            read.append(silu(projected))
-        return read, tuple(seen)
+        return y, state and state.after(tokens, memory=memory, convolutions=seen)
 
 
 @register_mixer("gated_delta_net")

@@ -28,7 +28,7 @@ from layers.linear import Linear
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.learning import MemoryInputs, MemoryState, initial_state, learn, parallel
 from layers.mixer import Mixer, register_mixer
-from layers.state_space.mamba2 import GatedRMSNorm
+from layers.norm import GatedRMSNorm
 from layers.tokens import Tokens, continued
 from primitives import sequence
 from primitives.exponential import silu, softplus

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.attention.multi_head import AttentionCache, ContextCache, MultiHeadAttention
+from layers.attention.cache import AttentionCache, ContextCache
+from layers.attention.multi_head import MultiHeadAttention
 from layers.broadcast import broadcast
 from layers.initializers import normal, variance_scaling
 from layers.linear import Linear

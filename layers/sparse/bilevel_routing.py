@@ -17,17 +17,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.attention.projected import ProjectedAttention
 from layers.depthwise import DepthwiseConv
 from layers.initializers import truncated_normal
-from layers.linear import Linear
-from layers.mixer import Mixer, finite_padding, register_mixer
+from layers.mixer import register_mixer, without_padding
 from layers.module import Diagnostic
 from layers.tokens import Tokens
 from pallas_kernels import attention, attention_weights
 
 
 @register_mixer("bilevel_routing")
-class BilevelRoutingAttention(Mixer):
+class BilevelRoutingAttention(ProjectedAttention):
     """Attention of each region to its top-k regions, plus local enhancement.
 
     A grid that the regions do not divide is padded at the bottom and right with zeros before the
@@ -70,21 +70,16 @@ class BilevelRoutingAttention(Mixer):
         Raises:
           ValueError: heads that don't divide the features, or options out of range.
         """
-        if features % num_heads:
-            raise ValueError(f"{features} features can't be split over {num_heads} heads")
         if topk is not None and not 1 <= topk <= regions**2:
             raise ValueError(f"topk must lie between 1 and the {regions**2} regions, got {topk}")
         if routing not in ("learned", "random"):
             raise ValueError(f'routing is "learned" or "random", got {routing!r}')
         if enhance not in ("value", "input"):
             raise ValueError(f'enhance is "value" or "input", got {enhance!r}')
-        common = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.query = Linear(features, features, use_bias=use_bias, **common)
-        self.key = Linear(features, features, use_bias=use_bias, **common)
-        self.value = Linear(features, features, use_bias=use_bias, **common)
-        self.out = Linear(features, features, **common)
-        self.enhancement = DepthwiseConv(features, enhancement_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if enhancement_size else None
-        self.num_heads, self.regions, self.topk, self.routing, self.enhance = num_heads, regions, topk, routing, enhance
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(features, num_heads=num_heads, use_bias=use_bias, out_bias=True, kernel_init=kernel_init, **common)
+        self.enhancement = DepthwiseConv(features, enhancement_size, **common) if enhancement_size else None
+        self.regions, self.topk, self.routing, self.enhance = regions, topk, routing, enhance
         self.scale = features**-0.5 if scale is None else scale
 
     @property
@@ -92,46 +87,49 @@ class BilevelRoutingAttention(Mixer):
         return 2.0  # each token still sees the share topk / regions^2 of all tokens
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        mask = tokens.mask
         height, width = x.shape[1:3]
-        x = finite_padding(x, mask)
         if self.topk is not None:
-            x, mask = self._pad(x, mask)
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        y = self._dense(q, k, v, mask) if self.topk is None else self._routed(q, k, v, mask)
-        if self.enhancement is not None:
-            source = x if self.enhance == "input" else v
-            y = y + self.enhancement(source if mask is None else jnp.where(mask[..., None], source, 0))
-        return self.out(y)[:, :height, :width]
+            x, tokens = self._pad(x, tokens)
+        return super().mix(x, tokens)[:, :height, :width]
 
-    def _pad(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    def _pad(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, Tokens]:
         bottom, right = -x.shape[1] % self.regions, -x.shape[2] % self.regions
+        x, mask = without_padding(x, tokens.mask), tokens.mask
         if bottom or right:
             x = jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
             # With a mask of the user's own the grid has real padding already, and ours joins it.
             mask = None if mask is None else jnp.pad(mask, ((0, 0), (0, bottom), (0, right)))
-        return (x if mask is None else jnp.where(mask[..., None], x, 0)), mask
+        return x, tokens.replace(mask=mask)
 
-    def _dense(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-        tokens = [a.reshape(a.shape[0], -1, self.num_heads, a.shape[-1] // self.num_heads) for a in (q, k, v)]
-        key_mask = None if mask is None else mask.reshape(mask.shape[0], 1, 1, -1)
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        (grid, _), mask = tokens.image(x.shape[1]), tokens.mask
+        y = self._attend(q, k, v, mask, {}) if self.topk is None else self._routed(q, k, v, mask, grid)
+        if self.enhancement is None:
+            return y
+        source = without_padding((x if self.enhance == "input" else v).reshape(x.shape), mask)
+        return y.reshape(x.shape) + self.enhancement(source.reshape(x.shape[0], *grid, -1)).reshape(x.shape)
+
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, options: dict[str, Any]
+    ) -> jax.Array:
+        options = {"mask": None if mask is None else mask[:, None, None], "scale": self.scale, **options}
         if self.sowing(Diagnostic, "attention"):
-            self.sow(Diagnostic, "attention", attention_weights(*tokens[:2], mask=key_mask, scale=self.scale))
-        return attention(*tokens, mask=key_mask, scale=self.scale).reshape(q.shape)
+            self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
+        return attention(q, k, v, **options)
 
-    def _routed(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-        assert self.topk is not None
-        (batch, *_), heads, shape = q.shape, self.num_heads, q.shape
-        q, k, v = (self._cut(a) for a in (q, k, v))  # (batch, regions^2, tokens, features)
-        region_mask = None if mask is None else self._cut(mask[..., None])[..., 0]
-        routes = self.route(q, k, region_mask)  # (batch, regions^2, topk)
+    def _routed(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, grid: tuple[int, int]
+    ) -> jax.Array:
+        shape = q.shape
+        q, k, v = (self._cut(a, grid) for a in (q, k, v))  # (batch, regions^2, tokens, heads, head_dim)
+        region_mask = None if mask is None else self._cut(mask, grid)
+        whole_q, whole_k = (a.reshape(*a.shape[:3], -1) for a in (q, k))
+        routes = self.route(whole_q, whole_k, region_mask)  # (batch, regions^2, topk)
         self.sow(Diagnostic, "routes", routes)
-        queries, keys, values = (a.reshape(batch, -1, heads, shape[-1] // heads) for a in (q, k, v))
-        routes, key_mask = routes[:, None], None if region_mask is None else region_mask.reshape(batch, 1, 1, -1)
-        if self.sowing(Diagnostic, "attention"):
-            self.sow(Diagnostic, "attention", attention_weights(queries, keys, mask=key_mask, routes=routes, scale=self.scale))
-        y = attention(queries, keys, values, mask=key_mask, routes=routes, scale=self.scale)
-        return self._join(y.reshape(q.shape), shape)
+        queries, keys, values = (a.reshape(shape) for a in (q, k, v))
+        shown = None if region_mask is None else region_mask.reshape(shape[:2])
+        y = self._attend(queries, keys, values, shown, {"routes": routes[:, None]})
+        return self._join(y, grid)
 
     def route(self, q: jax.Array, k: jax.Array, region_mask: jax.Array | None = None) -> jax.Array:
         """Indices (batch, regions^2, topk) of the regions that each region attends to, for q, k (batch, regions^2, tokens, features)."""
@@ -151,12 +149,14 @@ class BilevelRoutingAttention(Mixer):
             scores = jnp.where(region_mask.any(2)[:, None], scores, -jnp.inf)
         return jax.lax.top_k(scores, self.topk)[1]
 
-    def _cut(self, x: jax.Array) -> jax.Array:
-        batch, height, width, features = x.shape
-        x = x.reshape(batch, self.regions, height // self.regions, self.regions, width // self.regions, features)
-        return jnp.swapaxes(x, 2, 3).reshape(batch, self.regions**2, -1, features)
+    def _cut(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Tokens (batch, length, ...) of a grid by regions: (batch, regions^2, tokens, ...)."""
+        height, width = (side // self.regions for side in grid)
+        x = x.reshape(x.shape[0], self.regions, height, self.regions, width, *x.shape[2:])
+        return jnp.swapaxes(x, 2, 3).reshape(x.shape[0], self.regions**2, height * width, *x.shape[5:])
 
-    def _join(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        batch, height, width, features = shape
-        x = x.reshape(batch, self.regions, self.regions, height // self.regions, width // self.regions, features)
-        return jnp.swapaxes(x, 2, 3).reshape(shape)
+    def _join(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Tokens (batch, length, ...) in the order of :meth:`_cut`, in that of the grid."""
+        height, width = (side // self.regions for side in grid)
+        cells = x.reshape(x.shape[0], self.regions, self.regions, height, width, *x.shape[2:])
+        return jnp.swapaxes(cells, 2, 3).reshape(x.shape)

@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.projected import ProjectedAttention
 from layers.initializers import truncated_normal
-from layers.mixer import Mixer, register_mixer
+from layers.mixer import register_mixer
 from layers.norm import LayerNorm, Norm
-from layers.tokens import Tokens, continued, numbered
+from layers.tokens import Continuation, Tokens, numbered
 from pallas_kernels import attention
 from primitives import sequence
 
@@ -62,7 +62,7 @@ def merge(parts: Sequence[Part]) -> jax.Array:
 
 
 @register_mixer("dilated_attention")
-class DilatedAttention(MultiHeadAttention):
+class DilatedAttention(ProjectedAttention):
     """Attention within segments, to every token of the short ones and ever fewer of the long ones.
 
     Segments are counted from the first token of the row, or of the document. A sequence shorter than a segment is one
@@ -99,7 +99,7 @@ class DilatedAttention(MultiHeadAttention):
         """Args:
           segments, rates: w and r of each pair.
           inner_norm: a layer norm before the output projection (Foundation Transformers, arXiv:2210.06423), as torchscale has it.
-          num_heads, head_dim, rotary, qk_norm, use_bias, dropout: as in :class:`MultiHeadAttention`.
+          num_heads, head_dim, rotary, qk_norm, use_bias, dropout: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or pairs that don't fit together.
@@ -111,7 +111,6 @@ class DilatedAttention(MultiHeadAttention):
             features,
             num_heads=num_heads,
             head_dim=head_dim,
-            causal=causal,
             rotary=rotary,
             qk_norm=qk_norm,
             use_bias=use_bias,
@@ -120,34 +119,30 @@ class DilatedAttention(MultiHeadAttention):
             **common,
         )
         self.inner_norm = LayerNorm(num_heads * self.head_dim, epsilon=1e-5, **common) if inner_norm else None
+        self.causal = causal
         self.pairs = tuple((int(w), int(r)) for w, r in zip(segments, rates, strict=True))
         self.segment_multiple = math.lcm(*(rate for _, rate in self.pairs))
 
     @property
     def honors(self) -> frozenset[str]:  # type: ignore[override]
-        return super().honors - ({"segment_ids"} if any(segment % rate for segment, rate in self.pairs) else set())
+        return frozenset({"mask", "positions", "segment_ids"}) - ({"segment_ids"} if any(segment % rate for segment, rate in self.pairs) else set())
 
     @property
     def complexity(self) -> float:
         return 1.0  # beyond the longest segment
 
-    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        """As :meth:`Mixer.mix`; positions turn the rotary embedding alone."""
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        """As :meth:`ProjectedAttention.core`; positions turn the rotary embedding alone."""
         mask, length = tokens.mask, x.shape[1]
-        x = x if mask is None else jnp.where(mask[..., None], x, 0)
-        q = self._project_query(x, self._places(tokens, length))
-        k, v = self._project_key_value(x, self._places(tokens, length))
         if tokens.segment_ids is None:
             parts = [self._anywhere(q, k, v, mask, *pair) for pair in self.pairs]
         else:
             places = Tokens(segment_ids=tokens.segment_ids).places(length)
             parts = [self._packed_pair(q, k, v, mask, places, *pair) for pair in self.pairs]
-        return self._finish(merge(parts))
+        return self._normed(merge(parts))
 
-    def _finish(self, y: jax.Array) -> jax.Array:
-        y = y.reshape(*y.shape[:2], -1)
-        y = self.out(y if self.inner_norm is None else self.inner_norm(y))
-        return y if self.dropout is None else self.dropout(y)
+    def _normed(self, y: jax.Array) -> jax.Array:
+        return y if self.inner_norm is None else self.inner_norm(y.reshape(*y.shape[:2], -1))
 
     def _offsets(self, rate: int) -> np.ndarray:
         """The first token of a segment that each head keeps."""
@@ -183,7 +178,7 @@ class DilatedAttention(MultiHeadAttention):
             real = jnp.moveaxis(gather(jnp.broadcast_to(mask[..., None], (batch, length, heads))), 1, 2)[:, :, None]
         positions = (first + jnp.arange(places, dtype=jnp.int32))[None]
         y, lse = attention(
-            keep(q), gather(k), gather(v), causal=self.causal, mask=real, scale=self.scale, query_positions=positions if self.causal else None,
+            keep(q), gather(k), gather(v), causal=self.causal, mask=real, query_positions=positions if self.causal else None,
             return_lse=True,
         )  # fmt: skip
 
@@ -217,7 +212,7 @@ class DilatedAttention(MultiHeadAttention):
             shown = jnp.ones((batch, length), bool) if mask is None else mask
             real = jnp.moveaxis(cut(jnp.broadcast_to(shown[..., None], (batch, length, heads))), 1, 2)[:, :, None]
         with sequence.folded():
-            y, lse = attention(cut(q), cut(k), cut(v), causal=self.causal, mask=real, scale=self.scale, return_lse=True)
+            y, lse = attention(cut(q), cut(k), cut(v), causal=self.causal, mask=real, return_lse=True)
         return join(y, 0.0), join(lse, -jnp.inf)
 
     def _packed_pair(
@@ -245,37 +240,32 @@ class DilatedAttention(MultiHeadAttention):
         shown = jnp.ones((batch, length), bool) if mask is None else mask
         reach = segment // rate - 1
         y, lse = attention(
-            keep(q), keep(k), keep(v), causal=self.causal, window=(reach, 0 if self.causal else reach), scale=self.scale,
+            keep(q), keep(k), keep(v), causal=self.causal, window=(reach, 0 if self.causal else reach),
             mask=jnp.moveaxis(keep(jnp.broadcast_to(shown[..., None], (batch, length, heads))), 1, 2)[:, :, None],
             query_segments=first, key_segments=first, return_lse=True,
         )  # fmt: skip
         return join(y, 0.0), join(lse, -jnp.inf)
 
-    def init_state(  # type: ignore[override]  # it reads no context
-        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32
-    ) -> DilatedCache:
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> DilatedCache:
         """Room for the current segment of every pair: its length over its rate, or for ``max_length`` tokens if those are fewer."""
         if not self.causal:
-            return Mixer.init_state(self, batch_size, max_length, dtype)
+            return super().init_state(batch_size, max_length, dtype)
         places = [-(-min(w, max_length or w) // r) for w, r in self.pairs]
         zeros = tuple(jnp.zeros((batch_size, self.num_heads, n, self.head_dim), dtype) for n in places)
         return DilatedCache(zeros, zeros, jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.int32))
 
-    def mix_next(  # type: ignore[override]
-        self, x: jax.Array, state: DilatedCache, tokens: Tokens
+    def core_next(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens, state: DilatedCache, after: Continuation
     ) -> tuple[jax.Array, DilatedCache]:
-        """As :meth:`Mixer.mix_next`.
+        """As :meth:`ProjectedAttention.core_next`.
 
         Raises:
           ValueError: more tokens than ``max_length`` of the state (outside ``jit``, where the lengths are known).
         """
         (batch, new, _), mask = x.shape, tokens.mask
-        x = x if mask is None else jnp.where(mask[..., None], x, 0)
         real = jnp.ones((batch, new), bool) if mask is None else mask
-        positions, length, document = continued(new, state.length, state.segment, mask, tokens.segment_ids)
+        positions, length, document = after
         begun = None if tokens.segment_ids is None else numbered(tokens.segment_ids, state.segment, mask)
-        q = self._project_query(x, positions)
-        k, v = self._project_key_value(x, positions)
         parts, keys, values = [], [], []
         row, head = jnp.arange(batch)[:, None, None], jnp.arange(self.num_heads)[:, None]
         for (segment, rate), old_k, old_v in zip(self.pairs, state.keys, state.values, strict=True):
@@ -305,7 +295,6 @@ class DilatedAttention(MultiHeadAttention):
                     jnp.concatenate([jnp.moveaxis(old_k, 1, 2).astype(q.dtype), k], 1),
                     jnp.concatenate([jnp.moveaxis(old_v, 1, 2).astype(q.dtype), v], 1),
                     mask=seen,
-                    scale=self.scale,
                     return_lse=True,
                 )
             )
@@ -313,7 +302,7 @@ class DilatedAttention(MultiHeadAttention):
             place = jnp.where(stays, inside // rate, places)
             keys.append(old_k.at[row, head, place].set(jnp.moveaxis(k, 1, 2).astype(old_k.dtype), mode="drop"))
             values.append(old_v.at[row, head, place].set(jnp.moveaxis(v, 1, 2).astype(old_v.dtype), mode="drop"))
-        return self._finish(merge(parts)), DilatedCache(tuple(keys), tuple(values), length, document)
+        return self._normed(merge(parts)), DilatedCache(tuple(keys), tuple(values), length, document)
 
     @staticmethod
     def _check_length(length: jax.Array, capacity: int) -> None:

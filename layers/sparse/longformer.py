@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.projected import ProjectedAttention
 from layers.initializers import truncated_normal
 from layers.linear import Linear
-from layers.mixer import Mixer, finite_padding, register_mixer
+from layers.mixer import Mixer, register_mixer
 from layers.module import Diagnostic
 from layers.sparse.dilated import merge
 from layers.tokens import Tokens
@@ -32,7 +32,7 @@ GLOBAL = 1
 
 
 @register_mixer("longformer_attention")
-class LongformerAttention(MultiHeadAttention):
+class LongformerAttention(ProjectedAttention):
     """Attention within a sliding window, and to and from global tokens: those of role 1.
 
     Without roles no token is global. A row may have ``max_global`` of them. One that has more is refused outside ``jit``;
@@ -41,7 +41,6 @@ class LongformerAttention(MultiHeadAttention):
     Parameters: ``query``, ``key``, ``value``, ``global_query``, ``global_key``, ``global_value``, ``out`` (linear).
     """
 
-    supports_causal = False
     honors = frozenset({"mask", "segment_ids", "roles"})
     refusals: ClassVar[Mapping[str, str]] = {"positions": "its window counts places in the sequence: leave positions out"}
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
@@ -66,7 +65,7 @@ class LongformerAttention(MultiHeadAttention):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads, head_dim, use_bias, dropout: as in :class:`MultiHeadAttention`.
+          num_heads, head_dim, use_bias, dropout: as in :class:`ProjectedAttention`.
           window: w; a token sees w // 2 tokens on each side, and itself.
           max_global: most global tokens of a row. Time and memory grow with it, however many there are.
 
@@ -87,20 +86,18 @@ class LongformerAttention(MultiHeadAttention):
     def complexity(self) -> float:
         return 1.0
 
-    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        """As :meth:`Mixer.mix`.
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        """As :meth:`ProjectedAttention.core`.
 
         Raises:
           ValueError: a row has more than ``max_global`` global tokens (outside ``jit``, where roles are known).
         """
         mask, ids = tokens.mask, tokens.segment_ids
-        x = finite_padding(x, mask)
-        q, (k, v) = self._query_heads(x), self._key_value_heads(x)
         band: dict[str, Any] = {"window": (self.reach, self.reach), "query_segments": ids, "key_segments": ids}
         if self.sowing(Diagnostic, "attention"):
             self.sow(Diagnostic, "attention", self._weights(x, q, k, tokens))
         if tokens.roles is None:
-            return self._finish(attention(q, k, v, mask=_of_keys(mask), **band))
+            return attention(q, k, v, mask=_of_keys(mask), **band)
 
         real = jnp.ones(x.shape[:2], bool) if mask is None else mask
         marked = (tokens.roles == GLOBAL) & real
@@ -115,13 +112,12 @@ class LongformerAttention(MultiHeadAttention):
         few = None if ids is None else gather(jnp.broadcast_to(ids, real.shape))
         near = attention(q, k, v, mask=_of_keys(real & ~marked), **band, return_lse=True)
         far = attention(q, gather(k), gather(v), mask=_of_keys(there), query_segments=ids, key_segments=few, return_lse=True)
-        heads = (*x.shape[:2], self.num_heads, self.head_dim)
-        global_q = self.global_query(gather(x)).reshape(*order.shape, *heads[2:])
-        global_k, global_v = self.global_key(x).reshape(heads), self.global_value(x).reshape(heads)
+        global_q = self.global_query(gather(x)).reshape(*order.shape, *q.shape[2:])
+        global_k, global_v = self.global_key(x).reshape(k.shape), self.global_value(x).reshape(v.shape)
         of_global = attention(global_q, global_k, global_v, mask=_of_keys(real), query_segments=few, key_segments=ids)
         rows = jnp.arange(x.shape[0])[:, None]
         y = merge([near, far]).at[rows, jnp.where(there, order, x.shape[1])].set(of_global, mode="drop")
-        return self._finish(jnp.where(fits[:, None, None, None], y, jnp.nan))
+        return jnp.where(fits[:, None, None, None], y, jnp.nan)
 
     def _weights(self, x: jax.Array, q: jax.Array, k: jax.Array, tokens: Tokens) -> jax.Array:
         """The weights of all tokens, (batch, heads, length, length)."""
@@ -143,10 +139,6 @@ class LongformerAttention(MultiHeadAttention):
         if not isinstance(count, jax.core.Tracer) and (most := int(count.max())) > slots:
             raise ValueError(f"a row has {most} global tokens and max_global is {slots}: make the mixer with a larger max_global")
         return count <= slots
-
-    def _finish(self, y: jax.Array) -> jax.Array:
-        y = self.out(y.reshape(*y.shape[:2], -1))
-        return y if self.dropout is None else self.dropout(y)
 
 
 def _of_keys(mask: jax.Array | None) -> jax.Array | None:

@@ -17,7 +17,8 @@ from layers import portable
 from layers.convolution import CausalConvolution, ConvolutionState
 from layers.initializers import SharedColumns, constant, ones, zeros
 from layers.linear import Linear
-from layers.mixer import Mixer, register_mixer
+from layers.mixer import register_mixer
+from layers.recurrent import Recurrent, empty
 from layers.state_space.initialisation import (
     MIMETIC_A_LOG,
     MIMETIC_STEP_BIAS,
@@ -46,21 +47,22 @@ class SelectiveState:
     convolution: ConvolutionState
     hidden: jax.Array
 
+    @property
+    def segment(self) -> jax.Array:
+        """(batch,) int32, the document that it is of."""
+        return self.convolution.segment
+
 
 @register_mixer("mamba")
-class Mamba(Mixer):
+class Mamba(Recurrent):
     """The selective state space with its convolution and gate.
 
     Parameters: ``in_proj`` (u and z in one product), ``conv``, ``x_proj`` (dt, B and C), ``dt_proj``, ``dt_bias``, ``A_log``
     (channels, state_dim), ``D`` (channels,), ``out_proj``.
     """
 
-    supports_causal = True
-    supports_bidirectional = False
     paper = (194,)
     undecayed = ("A_log",)
-    honors = frozenset({"mask", "segment_ids"})
-    causal = True
 
     def __init__(
         self,
@@ -110,40 +112,19 @@ class Mamba(Mixer):
         self.out_proj = Linear(channels, features, use_bias=use_bias, **{**common, "kernel_init": fan_in_uniform(depth)})
         self.channels, self.state_dim, self.step_rank = channels, state_dim, step_rank
 
-    @property
-    def complexity(self) -> float:
-        return 1.0
-
-    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        return self._mix(x, tokens, None)[0]
-
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> SelectiveState:
-        """An empty state; its size does not depend on the length, and the state space's part is never narrower than float32."""
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), jnp.zeros((batch_size, self.channels, self.state_dim), wide))
+        return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), empty((batch_size, self.channels, self.state_dim), dtype))
 
-    def mix_next(self, x: jax.Array, state: SelectiveState, tokens: Tokens) -> tuple[jax.Array, SelectiveState]:
-        y, new = self._mix(x, tokens, state)
-        assert new is not None
-        return y, new
-
-    def _mix(self, x: jax.Array, tokens: Tokens, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
-        mask = tokens.mask
-        if mask is not None:
-            x = jnp.where(mask[..., None], x, 0)
+    def recur(self, x: jax.Array, tokens: Tokens, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
         u, z = jnp.split(self.in_proj(x), 2, axis=-1)
-        seen: Any = None
-        if state is None:
-            u = self.conv(u, tokens.without("mask"))
-        else:
-            u, seen = self.conv.extend(u, state.convolution, tokens)
+        u, seen = self.conv.recur(u, tokens, None if state is None else state.convolution)
         u = silu(u)
         steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
         steps = self.dt_proj(steps)
-        if mask is not None:
-            steps = jnp.where(mask[..., None], steps, -jnp.inf)  # a step of 0 after softplus: the state is unchanged
+        if tokens.mask is not None:
+            steps = jnp.where(tokens.mask[..., None], steps, -jnp.inf)  # a step of 0 after softplus: the state is unchanged
         wide = jnp.promote_types(u.dtype, jnp.float32)
-        out = selective_scan(
+        y, hidden = selective_scan(
             u,
             steps,
             -jnp.exp(self.A_log[...].astype(wide)),
@@ -154,10 +135,7 @@ class Mamba(Mixer):
             delta_bias=self.dt_bias[...],
             delta_softplus=True,
             initial_state=None if state is None else state.hidden,
-            starts=tokens.starts(None if state is None else state.convolution.segment),
-            return_state=state is not None,
+            starts=self.starts(tokens, state),
+            return_state=True,
         )
-        if state is None:
-            return self.out_proj(out), None
-        y, hidden = out
-        return self.out_proj(y), SelectiveState(seen, hidden.astype(state.hidden.dtype))
+        return self.out_proj(y), None if seen is None else SelectiveState(seen, hidden)

@@ -19,8 +19,9 @@ from layers.broadcast import broadcast
 from layers.convolution import CausalConvolution
 from layers.initializers import SharedColumns, ones
 from layers.linear import Linear
-from layers.mixer import Mixer, register_mixer
-from layers.module import Module
+from layers.mixer import register_mixer
+from layers.norm import GatedRMSNorm
+from layers.recurrent import Recurrent, empty
 from layers.state_space.initialisation import (
     A_LOG,
     MIMETIC_A_LOG,
@@ -39,36 +40,15 @@ from pallas_kernels import linear_attention
 from primitives.exponential import silu, softplus
 
 
-class GatedRMSNorm(Module):
-    """RMSNorm(x * silu(gate)) over each of ``groups`` equal parts of the features, in float32; parameter ``scale`` (features,)."""
-
-    def __init__(self, features: int, *, groups: int = 1, epsilon: float = 1e-5, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        del rngs  # deterministic; taken so that all layers are made alike
-        self.scale = nnx.Param(ones(None, (features,), param_dtype))
-        self.groups, self.epsilon = groups, epsilon
-
-    def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
-        """Maps ``x`` and ``gate`` (..., features) to the same shape and x's dtype."""
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        y = x.astype(wide) * silu(gate.astype(wide))
-        y = y.reshape(*x.shape[:-1], self.groups, -1)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return (y.reshape(x.shape) * self.scale[...].astype(wide)).astype(x.dtype)
-
-
 @register_mixer("mamba2")
-class Mamba2(Mixer):
+class Mamba2(Recurrent):
     """The selective state space with one decay a head, its convolution, gate and norm.
 
     Parameters: ``in_proj`` (z, u, B, C and dt in one product), ``conv`` (of u, B and C), ``dt_bias``, ``A_log``, ``D`` (heads,),
     ``norm``, ``out_proj``.
     """
 
-    supports_causal = True
-    supports_bidirectional = False
     paper = (194,)
-    honors = frozenset({"mask", "segment_ids"})
-    causal = True
 
     def __init__(
         self,
@@ -123,52 +103,30 @@ class Mamba2(Mixer):
         self.norm = GatedRMSNorm(channels, groups=groups, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
         self.out_proj = Linear(channels, features, kernel_init=fan_in_uniform(depth), **common)
 
-    @property
-    def complexity(self) -> float:
-        return 1.0
-
-    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        return self._mix(x, tokens, None)[0]
-
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> SelectiveState:
-        """An empty state; its size does not depend on the length, and the state space's part is never narrower than float32."""
         hidden = (batch_size, self.heads, self.state_dim, self.channels // self.heads)
-        return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), jnp.zeros(hidden, jnp.promote_types(dtype, jnp.float32)))
+        return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), empty(hidden, dtype))
 
-    def mix_next(self, x: jax.Array, state: SelectiveState, tokens: Tokens) -> tuple[jax.Array, SelectiveState]:
-        y, new = self._mix(x, tokens, state)
-        assert new is not None
-        return y, new
-
-    def _mix(self, x: jax.Array, tokens: Tokens, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
-        mask = tokens.mask
-        if mask is not None:
-            x = jnp.where(mask[..., None], x, 0)
+    def recur(self, x: jax.Array, tokens: Tokens, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
         z, u, steps = jnp.split(self.in_proj(x), [self.channels, self.channels + self.conv.features], axis=-1)
-        seen: Any = None
-        if state is None:
-            u = self.conv(u, tokens.without("mask"))
-        else:
-            u, seen = self.conv.extend(u, state.convolution, tokens)
+        u, seen = self.conv.recur(u, tokens, None if state is None else state.convolution)
         shared = self.groups * self.state_dim
         u, b, c = jnp.split(silu(u), [self.channels, self.channels + shared], axis=-1)
         u = u.reshape(*x.shape[:2], self.heads, -1)
         b, c = (a.reshape(*x.shape[:2], self.groups, self.state_dim) for a in (b, c))
         wide = jnp.promote_types(u.dtype, jnp.float32)
         steps = softplus(steps.astype(wide) + self.dt_bias[...].astype(wide))
-        if mask is not None:
-            steps = jnp.where(mask[..., None], steps, 0)  # no decay and nothing written: the state is unchanged
-        out = linear_attention(
+        if tokens.mask is not None:
+            steps = jnp.where(tokens.mask[..., None], steps, 0)  # no decay and nothing written: the state is unchanged
+        y, hidden = linear_attention(
             c,
             b,
             (steps[..., None] * u).astype(u.dtype),
             decay=-jnp.exp(self.A_log[...].astype(wide)) * steps,
             scale=1.0,
             initial_state=None if state is None else state.hidden,
-            starts=tokens.starts(None if state is None else state.convolution.segment),
-            return_state=state is not None,
+            starts=self.starts(tokens, state),
+            return_state=True,
         )
-        y, hidden = (out, None) if state is None else out
         y = y + broadcast(self.D[...][:, None], u.shape, u.dtype) * u
-        y = self.out_proj(self.norm(y.reshape(z.shape), z))
-        return y, None if hidden is None or state is None else SelectiveState(seen, hidden.astype(state.hidden.dtype))
+        return self.out_proj(self.norm(y.reshape(z.shape), z)), None if seen is None else SelectiveState(seen, hidden)

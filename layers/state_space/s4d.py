@@ -23,8 +23,9 @@ from flax import nnx, struct
 from layers import portable
 from layers.initializers import Uniform, constant, normal
 from layers.linear import Linear
-from layers.mixer import Mixer, register_mixer
+from layers.mixer import register_mixer
 from layers.mlp import gelu
+from layers.recurrent import Recurrent, empty
 from layers.state_space.initialisation import fan_in_uniform
 from layers.tokens import Tokens
 from primitives.exponential import gated
@@ -100,7 +101,7 @@ class S4DState:
 
 
 @register_mixer("s4d")
-class S4D(Mixer):
+class S4D(Recurrent):
     """The diagonal state space, GELU, and a linear layer with GLU.
 
     Whole sequences are convolved by FFT, of rows with one document: a transform knows no borders within. Bidirectional,
@@ -110,7 +111,8 @@ class S4D(Mixer):
     (directions, features, modes, 2: real and imaginary part), ``out``. Real poles have no ``A_imag`` and no last axis of ``C``.
     """
 
-    supports_causal = True
+    supports_bidirectional = True
+    honors = frozenset({"mask"})
     paper = (123,)
     undecayed = ("log_A_real", "A_imag")
     refusals: ClassVar[Mapping[str, str]] = {
@@ -159,10 +161,6 @@ class S4D(Mixer):
         self.out = Linear(features, 2 * features, kernel_init=fan_in_uniform(), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.features, self.modes, self.discretisation, self.causal = features, len(start), discretisation, causal
 
-    @property
-    def complexity(self) -> float:
-        return 1.0  # a factor of log(length) for the FFT
-
     def system(self) -> tuple[jax.Array, jax.Array]:
         """log A' (features, modes) and C B' (directions, features, modes), at least float32."""
         wide = jnp.promote_types(self.C.dtype, jnp.float32)
@@ -180,13 +178,6 @@ class S4D(Mixer):
         log_decay, weights = self.system()
         return response(weights, log_decay, length)
 
-    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        u = self._inputs(x, tokens.mask)
-        forward, *backward = self.kernel(x.shape[1])
-        # The last entry of a circular kernel multiplies the next token.
-        behind = jnp.flip(backward[0], -1) if backward else jnp.zeros_like(forward)
-        return self._output(u, long_convolution(u, jnp.concatenate([forward, behind], axis=-1)), x)
-
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> S4DState:
         """Systems at rest, in float32 or wider; the size does not depend on the length.
 
@@ -194,40 +185,41 @@ class S4D(Mixer):
           NotImplementedError: a bidirectional mixer.
         """
         if not self.causal:
-            super().init_state(batch_size, max_length, dtype)
-        wide = jnp.promote_types(dtype, jnp.float32 if self.A_imag is None else jnp.complex64)
-        return S4DState(jnp.zeros((batch_size, self.features, self.modes), wide))
+            raise NotImplementedError(f"{type(self).__name__} can't be read piece by piece: it is not causal")
+        shape = (batch_size, self.features, self.modes)
+        return S4DState(empty(shape, dtype, jnp.float32 if self.A_imag is None else jnp.complex64))
 
-    def mix_next(self, x: jax.Array, state: S4DState, tokens: Tokens) -> tuple[jax.Array, S4DState]:
-        """One token by the recurrence, more by convolution: the state's contribution is added, and the state is updated
-        with the tokens."""
-        mask = tokens.mask
-        u = self._inputs(x, mask)
-        log_decay, (weights,) = self.system()
-        new = jnp.full((x.shape[0],), x.shape[1]) if mask is None else jnp.sum(mask, axis=1)
-        kept = jnp.exp(new[:, None, None] * log_decay) * state.hidden
-        if x.shape[1] == 1:
-            hidden = kept + u  # a masked token has u = 0 and kept it all
-            y = jnp.sum(weights * hidden, axis=-1, keepdims=True)
-            y = 2 * y.real if jnp.iscomplexobj(y) else y
-        else:
-            kernel = response(weights, log_decay, x.shape[1])
-            y = long_convolution(u, jnp.concatenate([kernel, jnp.zeros_like(kernel)], axis=-1))
-            y = y + response(weights * jnp.exp(log_decay) * state.hidden, log_decay, x.shape[1])
-            # Padding trails: the latest real token of a row is number new - 1.
-            index = new[:, None] - 1 - jnp.arange(x.shape[1])
-            latest_first = jnp.take_along_axis(u, jnp.maximum(index, 0)[:, None], axis=-1)
-            hidden = kept + absorb(jnp.where(index[:, None] >= 0, latest_first, 0), log_decay)
-        return self._output(u, y, x), S4DState(hidden.astype(state.hidden.dtype))
-
-    def _inputs(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """(batch, length, features) to (batch, features, length), at least float32, padding 0."""
-        x = x if mask is None else jnp.where(mask[..., None], x, 0)
-        return jnp.swapaxes(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 1, 2)
-
-    def _output(self, u: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+    def recur(self, x: jax.Array, tokens: Tokens, state: S4DState | None) -> tuple[jax.Array, S4DState | None]:
+        u = jnp.swapaxes(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 1, 2)
+        y, new = (self._whole(u), None) if state is None else self._after(u, tokens.mask, state)
         y = jnp.swapaxes(y + self.D[...].astype(u.dtype)[:, None] * u, 1, 2)
         y = gelu(y).astype(x.dtype)
         y = y if self.dropout is None else self.dropout(y)
         value, gate = jnp.split(self.out(y), 2, axis=-1)
-        return gated(value, gate)
+        return gated(value, gate), new
+
+    def _whole(self, u: jax.Array) -> jax.Array:
+        """K * u, of whole rows (batch, features, length)."""
+        forward, *backward = self.kernel(u.shape[-1])
+        # The last entry of a circular kernel multiplies the next token.
+        behind = jnp.flip(backward[0], -1) if backward else jnp.zeros_like(forward)
+        return long_convolution(u, jnp.concatenate([forward, behind], axis=-1))
+
+    def _after(self, u: jax.Array, mask: jax.Array | None, state: S4DState) -> tuple[jax.Array, S4DState]:
+        """One token by the recurrence, more by convolution: the state's contribution is added, and the state is updated
+        with the tokens (batch, features, new)."""
+        log_decay, (weights,) = self.system()
+        length = u.shape[-1]
+        new = jnp.full((u.shape[0],), length) if mask is None else jnp.sum(mask, axis=1)
+        kept = jnp.exp(new[:, None, None] * log_decay) * state.hidden
+        if length == 1:
+            hidden = kept + u  # a masked token has u = 0 and kept it all
+            y = jnp.sum(weights * hidden, axis=-1, keepdims=True)
+            return 2 * y.real if jnp.iscomplexobj(y) else y, S4DState(hidden)
+        kernel = response(weights, log_decay, length)
+        y = long_convolution(u, jnp.concatenate([kernel, jnp.zeros_like(kernel)], axis=-1))
+        y = y + response(weights * jnp.exp(log_decay) * state.hidden, log_decay, length)
+        # Padding trails: the latest real token of a row is number new - 1.
+        index = new[:, None] - 1 - jnp.arange(length)
+        latest_first = jnp.take_along_axis(u, jnp.maximum(index, 0)[:, None], axis=-1)
+        return y, S4DState(kept + absorb(jnp.where(index[:, None] >= 0, latest_first, 0), log_decay))

@@ -19,6 +19,7 @@ from flax import nnx
 import layers
 from layers import Mixer, Place, Tokens
 from layers.attention.multi_head import soft_cap
+from layers.initializers import truncated_normal
 from layers.memory.choices import KL, MIRAS_STRUCTURE, GradientDescent, Memory, MLPMemory
 from layers.position import ALiBi
 
@@ -36,6 +37,7 @@ ATTENTION = {
 }
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "attention": ATTENTION,
+    "agent": {"plain": {"agents": 4, "grid": (7, 5), "kernel_init": truncated_normal(0.2)}, "coarse": {"agents": 9, "use_bias": False}},
     "bilevel_routing": {
         "routed": {"regions": 2, "topk": 2},
         "dense": {"topk": None, "enhance": "input", "use_bias": False},
@@ -60,6 +62,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
         "ragged": {"num_heads": 4, "segments": (3, 10, 64), "rates": (1, 3, 6), "rotary": 100.0, "qk_norm": "rms", "inner_norm": True},
     },
+    "inline": {"plain": {}, "relu": {"residual": 0, "feature_map": "relu"}},
+    "linear_attention": {"plain": {}, "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4}},
     "longformer_attention": {"plain": {"window": 6, "max_global": 3}, "few": {"window": 3, "max_global": 2, "head_dim": 5, "use_bias": False}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},

@@ -197,7 +197,7 @@ def test_declaration(name: str) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name)
     assert (cls.__doc__ or "").strip()
     assert cls.__doc__ != Mixer.__doc__
-    assert set(cls.layouts) <= {"sequence", "grid"}
+    assert set(cls.layouts) <= {"sequence", "grid", "image"}
     assert cls.layouts
     assert cls.supports_causal or cls.supports_bidirectional
     assert cls.streaming in ("exact", "selection")

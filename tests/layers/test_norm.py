@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from layers.norm import NORMS, create_norm
+from layers.norm import NORMS, GatedRMSNorm, create_norm
 
 RNG = np.random.default_rng(0)
 
@@ -61,3 +64,16 @@ def test_batch_norm_moves_its_statistics_in_training_only() -> None:
 def test_unknown_norm() -> None:
     with pytest.raises(ValueError, match="unknown norm 'group'; known: layer, rms, zero_centered_rms, batch"):
         create_norm("group", 4, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("gated", ["before", "after"])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_gated_norm_is_over_each_group(gated: Literal["before", "after"], sigmoid: bool) -> None:
+    norm = GatedRMSNorm(6, groups=2, gated=gated, rngs=nnx.Rngs(0), **({"activation": jax.nn.sigmoid} if sigmoid else {}))
+    norm.scale[...] = jnp.arange(1.0, 7.0)
+    x, gate = RNG.standard_normal((2, 3, 6)).astype(np.float32)
+    factor = (1 if sigmoid else gate.astype(np.float64)) / (1 + np.exp(-gate.astype(np.float64)))
+    before, after = (factor, 1) if gated == "before" else (1, factor)
+    expected = exact("rms", (x * before).reshape(3, 2, 3), 1e-5).reshape(3, 6) * np.arange(1, 7) * after
+    np.testing.assert_allclose(norm(jnp.asarray(x), jnp.asarray(gate)), expected, rtol=1e-5)
+    np.testing.assert_allclose(norm(jnp.asarray(x), None), exact("rms", x.reshape(3, 2, 3), 1e-5).reshape(3, 6) * np.arange(1, 7), rtol=1e-5)

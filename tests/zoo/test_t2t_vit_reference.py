@@ -17,7 +17,6 @@ from tests.references import t2t_vit as recorded
 from tests.references.live import ours_and_gradient, relative, same_bits
 from tests.tiers import tiered
 from zoo.registry import variant
-from zoo.vision.t2t_vit import attend_by_features
 from zoo.weights import export
 
 pytestmark = pytest.mark.reference
@@ -75,18 +74,3 @@ def test_soft_split_takes_windows_channel_by_channel() -> None:
     assert np.array_equal(tokens[1, 2, 1], padded[1, 4:7, 2:5].transpose(2, 0, 1).reshape(-1))
     with pytest.raises(ValueError, match="2x2 is smaller than a window of 7x7"):
         soft_split(jnp.zeros((1, 2, 2, 3)), 7, 4, 2)
-
-
-def test_random_features_estimate_the_softmax() -> None:
-    """With many features, of normal projections, it approaches softmax attention."""
-    rng = np.random.default_rng(0)
-    q, k, v = (0.4 * rng.standard_normal((1, 9, 4)).astype(np.float32) for _ in range(3))
-    scores = np.exp(q[0] @ k[0].T)
-    expected = (scores / scores.sum(-1, keepdims=True)) @ v[0]
-
-    def error(count: int) -> float:
-        projection = jnp.asarray(rng.standard_normal((count, 4)), jnp.float32)
-        return relative(attend_by_features(*map(jnp.asarray, (q, k, v)), projection)[0], expected)
-
-    assert error(40_000) < 0.02
-    assert error(40) > 0.02

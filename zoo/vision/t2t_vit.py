@@ -29,6 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from layers.attention.linear import normalized_linear_attention
+from layers.feature_maps import positive_random_features
 from layers.initializers import Orthogonal
 from layers.linear import Linear
 from layers.mlp import MLP
@@ -62,25 +64,6 @@ class T2TViTConfig(IsotropicConfig):
     norm_epsilon: float = 1e-5
 
 
-def attend_by_features(q: jax.Array, k: jax.Array, v: jax.Array, projection: jax.Array) -> jax.Array:
-    """Attention by random features of the softmax's kernel, in float32; the module's docstring has the equation.
-
-    Args:
-      q, k, v: (batch, length, features).
-      projection: (m, features).
-    """
-
-    def phi(u: jax.Array) -> jax.Array:
-        u = u.astype(jnp.float32)
-        logits = jnp.einsum("bnd,md->bnm", u, projection) - jnp.sum(u * u, -1, keepdims=True) / 2
-        return jnp.exp(logits) * len(projection) ** -0.5
-
-    queries, keys = phi(q), phi(k)
-    summed = jnp.einsum("bnm,bnd->bmd", keys, v.astype(jnp.float32))
-    weight = jnp.einsum("bnm,bm->bn", queries, keys.sum(1))[..., None]
-    return (jnp.einsum("bnm,bmd->bnd", queries, summed) / (weight + 1e-8)).astype(v.dtype)
-
-
 class TokenBlock(Module):
     """A block of one head that maps tokens to fewer features.
 
@@ -107,12 +90,13 @@ class TokenBlock(Module):
         """Maps (batch, rows, columns, features_in) to (batch, rows, columns, features)."""
         batch, rows, columns, features = x.shape
         h = self.norm(x.reshape(batch, rows * columns, features))
-        q, k, v = self.query(h), self.key(h), self.value(h)
+        q, k, v = (linear(h)[:, :, None] for linear in (self.query, self.key, self.value))
         if self.projection is None:
-            y = attention(q[:, :, None], k[:, :, None], v[:, :, None], scale=self.scale)[:, :, 0]
+            y = attention(q, k, v, scale=self.scale)
         else:
-            y = attend_by_features(q, k, v, self.projection[...])
-        y = v + self._dropped(self.out(y))
+            q, k = (positive_random_features(heads, self.projection[...]) for heads in (q, k))
+            y, _ = normalized_linear_attention(q, k, v, causal=False, epsilon=1e-8)
+        y = (v + self._dropped(self.out(y)))[:, :, 0]
         y = y + self._dropped(self.mlp(self.mlp_norm(y)))
         return y.reshape(batch, rows, columns, -1)
 

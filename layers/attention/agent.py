@@ -1,0 +1,146 @@
+"""Agent attention: On the Integration of Softmax and Linear Attention (Han et al., ECCV 2024, arXiv:2312.08874), eqs. 4 to 6.
+
+    A = pool(Q)                                  a few agents, averages of the queries over parts of the map
+    V_A = softmax(A K^T / sqrt(d) + B_1) V       agents gather from all tokens
+    Y = softmax(Q A^T / sqrt(d) + B_2) V_A + DWC(V)
+
+and hand on to them; DWC is a depth-wise 3x3 convolution. The cost is tokens times agents. The biases B_1 and B_2 are sums
+of a coarse table of the map, resampled to it bilinearly, of a table of its rows and one of its columns.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.attention.projected import ProjectedAttention
+from layers.depthwise import DepthwiseConv
+from layers.initializers import truncated_normal
+from layers.mixer import register_mixer, without_padding
+from layers.module import Diagnostic, Module
+from layers.pool import adaptive_average_pool
+from layers.tokens import Tokens
+from pallas_kernels import attention, attention_weights
+
+COARSE = 7
+"""Rows and columns of the coarse tables."""
+
+
+class AgentBias(Module):
+    """Scores of agents and tokens by where they are, which start near 0.
+
+    Parameters: ``table`` (heads, agents, 7, 7); of a map of known size ``rows`` (heads, agents, rows) and ``columns``;
+    for prefix tokens ``prefix`` (heads, agents, prefix).
+    """
+
+    undecayed = ("table", "rows", "columns", "prefix")
+
+    def __init__(
+        self, num_heads: int, agents: int, grid: tuple[int, int] | None, prefix: int, *, param_dtype: Any, rngs: nnx.Rngs
+    ):
+        def table(*shape: int) -> nnx.Param:
+            return nnx.Param(truncated_normal(0.02)(rngs.params(), (num_heads, agents, *shape), param_dtype))
+
+        self.table = table(COARSE, COARSE)
+        self.rows = None if grid is None else table(grid[0])
+        self.columns = None if grid is None else table(grid[1])
+        self.prefix = table(prefix) if prefix else None
+
+    def __call__(self, grid: tuple[int, int], prefix: int) -> jax.Array:
+        """Float32 (heads, agents, prefix + rows * columns); prefix tokens that have no scores of their own get 0.
+
+        Tables of another grid are resampled bilinearly, as PyTorch's ``interpolate`` without aligned corners.
+        """
+
+        def resampled(table: nnx.Param, *sides: int) -> jax.Array:
+            wide = table[...].astype(jnp.promote_types(table.dtype, jnp.float32))
+            return jax.image.resize(wide, (*wide.shape[:2], *sides), "bilinear", antialias=False)
+
+        height, width = grid
+        scores = resampled(self.table, height, width)
+        if self.rows is not None and self.columns is not None:
+            scores = scores + resampled(self.rows, height)[..., None] + resampled(self.columns, width)[:, :, None]
+        scores = scores.reshape(*scores.shape[:2], height * width)
+        own = scores[..., :0] if self.prefix is None else self.prefix[...].astype(scores.dtype)[..., :prefix]
+        return jnp.concatenate([own, jnp.zeros_like(scores, shape=(*own.shape[:2], prefix - own.shape[2])), scores], -1)
+
+
+@register_mixer("agent")
+class AgentAttention(ProjectedAttention):
+    """Attention of the tokens of a map through a few agents, averages of their queries; with prefix tokens or without.
+
+    Masked tokens are in no average, are attended to by nobody, and count as zeros in the convolution.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``agent_bias.*`` (B_1), ``token_bias.*`` (B_2),
+    ``enhancement`` (convolution).
+    """
+
+    layouts = ("grid", "image")
+    paper = (2,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        agents: int = 49,
+        grid: tuple[int, int] | None = None,
+        prefix: int = 0,
+        use_bias: bool = True,
+        out_bias: bool | None = None,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          agents: a square number: so many rows and columns of the map become one query each.
+          grid: rows and columns that have biases of their own; None leaves them to the coarse tables.
+          prefix: prefix tokens that have biases.
+          num_heads, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+
+        Raises:
+          ValueError: features not divisible by num_heads, or agents that are no square.
+        """
+        self.side = math.isqrt(max(agents, 0))
+        if agents < 1 or self.side**2 != agents:
+            raise ValueError(f"agents are averages over a square of parts of the map: {agents} is not a square number")
+        biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias}
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(features, num_heads=num_heads, dropout=dropout, kernel_init=kernel_init, **biases, **common)
+        self.agent_bias = AgentBias(num_heads, agents, grid, prefix, param_dtype=param_dtype, rngs=rngs)
+        self.token_bias = AgentBias(num_heads, agents, grid, prefix, param_dtype=param_dtype, rngs=rngs)
+        self.enhancement = DepthwiseConv(features, 3, **common)
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        (grid, prefix), mask, batch = tokens.image(x.shape[1]), tokens.mask, x.shape[0]
+        on_map = None if mask is None else mask[:, prefix:].reshape(batch, *grid)
+
+        def as_map(heads: jax.Array) -> jax.Array:
+            return without_padding(heads[:, prefix:].reshape(batch, *grid, -1), on_map)
+
+        pooled, share = adaptive_average_pool(as_map(q), (self.side, self.side), on_map)
+        agents = pooled.reshape(batch, -1, *q.shape[2:])
+        gathering: dict[str, Any] = {
+            "bias": self.agent_bias(grid, prefix)[None],
+            "mask": None if mask is None else mask[:, None, None],
+        }
+        handing: dict[str, Any] = {
+            "bias": jnp.swapaxes(self.token_bias(grid, prefix), 1, 2)[None],
+            "mask": None if mask is None else (share > 0).reshape(batch, 1, 1, -1),
+        }
+        if self.sowing(Diagnostic, "attention"):
+            to_agents, to_tokens = attention_weights(q, agents, **handing), attention_weights(agents, k, **gathering)
+            self.sow(Diagnostic, "attention", to_agents @ to_tokens)
+        y = attention(q, agents, attention(agents, k, v, **gathering), **handing)
+        local = self.enhancement(as_map(v)).reshape(batch, -1, *v.shape[2:])
+        return y + jnp.pad(local, ((0, 0), (prefix, 0), (0, 0), (0, 0)))

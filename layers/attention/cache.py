@@ -1,0 +1,77 @@
+"""What attention keeps of the tokens that it has read: their keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from layers.tokens import Continuation, Tokens, numbered
+
+
+@struct.dataclass
+class AttentionCache:
+    """Keys and values read so far of each row's current document.
+
+    Attributes:
+      key, value: (batch, capacity, kv_heads, head_dim); slot = position modulo capacity.
+      positions: (batch, capacity) int32, position of the token in each slot, -1 if empty.
+      length: (batch,) int32, tokens read of the document.
+      segment: (batch,) int32, that document.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    positions: jax.Array
+    length: jax.Array
+    segment: jax.Array
+
+    @classmethod
+    def empty(cls, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any) -> AttentionCache:
+        """A cache without tokens."""
+        shape = (batch, capacity, kv_heads, head_dim)
+        return cls(
+            key=jnp.zeros(shape, dtype),
+            value=jnp.zeros(shape, dtype),
+            positions=jnp.full(shape[:2], -1, jnp.int32),
+            length=jnp.zeros((batch,), jnp.int32),
+            segment=jnp.zeros((batch,), jnp.int32),
+        )
+
+    def write(self, key: jax.Array, value: jax.Array, tokens: Tokens, after: Continuation) -> AttentionCache:
+        """Stores new tokens (batch, new, ...) after the old ones, or instead of those of a document that has ended.
+
+        Masked ones are not stored. ``after`` says where the tokens are.
+        """
+        capacity, positions = self.positions.shape[1], after.positions
+        real = jnp.ones(positions.shape, bool) if tokens.mask is None else tokens.mask
+        kept = self.positions
+        if tokens.segment_ids is not None:
+            document = numbered(tokens.segment_ids, self.segment, tokens.mask)
+            real &= document == document[:, -1:]
+            kept = jnp.where(document[:, -1:] > 0, -1, kept)
+        # Of tokens that share a slot only the last is kept; the rest are sent out of bounds and dropped.
+        slot = jnp.where(real & (positions >= after.length[:, None] - capacity), positions % capacity, capacity)
+        row = jnp.arange(key.shape[0])[:, None]
+        return AttentionCache(
+            key=self.key.at[row, slot].set(key.astype(self.key.dtype), mode="drop"),
+            value=self.value.at[row, slot].set(value.astype(self.value.dtype), mode="drop"),
+            positions=kept.at[row, slot].set(positions, mode="drop"),
+            length=after.length,
+            segment=after.segment,
+        )
+
+
+@struct.dataclass
+class ContextCache:
+    """Keys and values of a context that cross attention reads: (batch, context_length, kv_heads, head_dim).
+
+    Attributes:
+      mask: bool (batch, context_length), True = real.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    mask: jax.Array

@@ -1,0 +1,114 @@
+"""InLine attention: Bridging the Divide, Reconsidering Softmax and Linear Attention (Han et al., NeurIPS 2024, arXiv:2412.06590).
+
+    y_i = sum_j a_ij v_j + R(V)_i        a_ij = (s q_i . k_j + 1 - s q_i . mean(k)) / n        s = 1 / sqrt(d)
+
+(eq. 5 with the authors' scale.) The weights sum to 1 and may be negative, so that no two queries have the same. As sums
+over j they need products of n tokens and d^2 alone:
+
+    y_i = mean(v) + s q_i sum_j (k_j - mean(k)) v_j^T / n + R(V)_i
+
+R is a depth-wise 3x3 convolution of the map, whose kernel is made of the mean token of the example: W = G_2 gelu(G_1
+mean(x)), linear layers of each head apart (section 4.3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.attention.projected import ProjectedAttention
+from layers.feature_maps import FeatureMapSpec, create_feature_map
+from layers.initializers import truncated_normal
+from layers.linear import Conv
+from layers.mixer import register_mixer, without_padding
+from layers.mlp import gelu
+from layers.tokens import Tokens
+from pallas_kernels import linear_attention
+
+
+@register_mixer("inline")
+class InLineAttention(ProjectedAttention):
+    """Linear attention whose weights sum to 1 and differ between queries, and a convolution made for each image.
+
+    Masked tokens are in no mean and count as zeros in the convolution.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``kernel_hidden``, ``kernel_out`` (G_1 and G_2, convolutions
+    of size 1 in groups) where there is a residual.
+    """
+
+    layouts = ("grid", "image")
+    paper = (232,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        residual: int = 3,
+        feature_map: FeatureMapSpec = "identity",
+        use_bias: bool = True,
+        out_bias: bool | None = None,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          residual: tokens along each side of the convolution R, an odd number; 0 for none.
+          feature_map: of queries and keys, of :mod:`layers.feature_maps`; the authors' models have none.
+          num_heads, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+
+        Raises:
+          ValueError: features not divisible by num_heads, an even convolution, or an unknown feature map.
+        """
+        if residual and residual % 2 == 0:
+            raise ValueError(f"the convolution has a middle: residual must be odd, or 0 for none, got {residual}")
+        biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias}
+        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(features, num_heads=num_heads, dropout=dropout, **biases, **common)
+        self.feature_map = create_feature_map(feature_map, self.head_dim, rngs=rngs)
+        self.kernel_hidden, self.kernel_out = (
+            Conv(features, features * size, (1,), feature_group_count=num_heads, **common) if residual else None
+            for size in (1, residual**2)
+        )
+        self.residual = residual
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        (grid, prefix), mask = tokens.image(x.shape[1]), tokens.mask
+        heads = None if mask is None else mask[..., None]
+        q, k, v = self.feature_map(q), self.feature_map(k), without_padding(v, heads)
+        wide = jnp.promote_types(v.dtype, jnp.float32)
+        real = jnp.ones((1, x.shape[1]), wide) if mask is None else mask.astype(wide)
+        share = real / jnp.maximum(real.sum(1, keepdims=True), 1)
+
+        def mean(a: jax.Array) -> jax.Array:
+            return jnp.einsum("bn,bn...->b...", jnp.broadcast_to(share, a.shape[:2]), a.astype(wide))[:, None]
+
+        centered = (k - mean(k)) * share[..., None, None]
+        y = mean(v) + linear_attention(q, centered, v.astype(wide), causal=False, scale=self.head_dim**-0.5)
+        if self.kernel_hidden is None or self.kernel_out is None:
+            return y.astype(v.dtype)
+        kernel = self.kernel_out(gelu(self.kernel_hidden(mean(x).astype(x.dtype))))
+        kernel = kernel.reshape(x.shape[0], -1, self.residual, self.residual)
+        local = _convolution(v[:, prefix:].reshape(x.shape[0], *grid, -1), kernel)
+        local = local.reshape(x.shape[0], -1, *v.shape[2:])
+        return y.astype(v.dtype) + jnp.pad(local, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
+
+
+def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Each map (height, width, features) of ``x`` by its own depth-wise ``kernel`` (features, size, size), zeros around it."""
+    (height, width), size = x.shape[1:3], kernel.shape[-1]
+    padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
+    shifts = [(i, j) for i in range(size) for j in range(size)]
+    return sum(
+        (padded[:, i : i + height, j : j + width] * kernel[:, None, None, :, i, j] for i, j in shifts[1:]),
+        padded[:, :height, :width] * kernel[:, None, None, :, 0, 0],
+    )

@@ -1,0 +1,151 @@
+"""Attention cores against recorded outputs of their authors' code, and what feature maps and low-rank projections promise."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import layers
+from layers import LowRank, Tokens, assign
+from layers.attention.linear import normalized_linear_attention
+from layers.feature_maps import FEATURE_MAPS, create_feature_map, positive_random_features
+from tests.layers.mixer_cases import relative
+from tests.references import cores as recorded
+from tests.references import seeded
+
+ARRAYS = dict(np.load(recorded.PATH))
+ABOUT = json.loads(str(ARRAYS.pop("about")))
+TOLERANCE = 1e-5
+HEADS, SIDE = recorded.HEADS, recorded.SIDE
+
+
+def ours(name: str, state: dict[str, np.ndarray]) -> layers.Mixer:
+    """Our mixer with the authors' weights, of which queries, keys and values are one layer."""
+    kind, host = name.split("/")
+    options: dict[str, Any] = {"feature_map": "relu" if host == "relu" else "identity"}
+    if kind == "agent":
+        options = {"agents": recorded.AGENTS, "grid": (SIDE, SIDE), "prefix": int(host == "deit")}
+    mixer = layers.create_mixer(kind, recorded.FEATURES, num_heads=HEADS, rngs=nnx.Rngs(0), **options)
+    weights = {"out.kernel": state["proj.weight"].T, "out.bias": state["proj.bias"]}
+    for i, part in enumerate(("query", "key", "value")):
+        weights[f"{part}.kernel"] = np.split(state["qkv.weight"], 3)[i].T
+        weights[f"{part}.bias"] = np.split(state["qkv.bias"], 3)[i]
+    if kind == "inline":
+        for theirs, part in (("residual.0", "kernel_hidden"), ("residual.2", "kernel_out")):
+            weights[f"{part}.kernel"] = state[f"{theirs}.weight"].transpose(2, 1, 0)
+            weights[f"{part}.bias"] = state[f"{theirs}.bias"]
+    else:
+        weights |= {"enhancement.kernel": state["dwc.weight"].transpose(2, 3, 1, 0), "enhancement.bias": state["dwc.bias"]}
+        weights |= {"agent_bias.table": state["an_bias"], "token_bias.table": state["na_bias"]}
+        weights |= {"agent_bias.rows": state["ah_bias"][0, ..., 0], "agent_bias.columns": state["aw_bias"][0, :, :, 0]}
+        weights |= {"token_bias.rows": state["ha_bias"][0, :, :, 0].swapaxes(1, 2), "token_bias.columns": state["wa_bias"][0, :, 0].swapaxes(1, 2)}
+        if host == "deit":
+            weights |= {"agent_bias.prefix": state["ac_bias"][0], "token_bias.prefix": state["ca_bias"][0].swapaxes(1, 2)}
+    assert weights.keys() == layers.flatten(mixer).keys()
+    assign(mixer, {n: jnp.asarray(w) for n, w in weights.items()})
+    return mixer
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", list(recorded.LAYERS))
+def test_a_layer_and_its_gradient(name: str, record_property: Any) -> None:
+    state = seeded.weights({n: tuple(shape) for n, shape in ABOUT["shapes"][name].items()}, recorded.SEED)
+    graphdef, params = nnx.split(ours(name, state))
+    tokens = Tokens(grid=(SIDE, SIDE))
+    got, pull = jax.vjp(jax.jit(lambda x: nnx.merge(graphdef, params)(x, tokens)), jnp.asarray(recorded.tokens(name)))
+    difference = max(relative(got, ARRAYS[f"{name}/out"]), relative(pull(jnp.cos(got))[0], ARRAYS[f"{name}/gradient"]))
+    about = {"reference": ABOUT[recorded.LAYERS[name][0]], "kind": "recorded", "mapped": len(state)}
+    record_property("parity", {**about, "architecture": f"{name} (layer)", "difference": difference})
+    assert difference < TOLERANCE
+
+
+@pytest.mark.reference
+def test_linear_attention() -> None:
+    """Both ways, the causal one whole as the authors' has it step by step, and with their random features."""
+    given = recorded.heads()
+    q, k, v = (jnp.asarray(given[name]) for name in "qkv")
+    mask = np.arange(max(recorded.ROWS)) < np.array(recorded.ROWS)[:, None]
+    x = jnp.zeros((*mask.shape, 1))
+    elu, causal = (
+        layers.LinearAttention(HEADS * recorded.HEAD_DIM, num_heads=HEADS, causal=causal, rngs=nnx.Rngs(0)) for causal in (False, True)
+    )
+    assert relative(elu.core(q, k, v, x, Tokens(mask)), ARRAYS["linear/bidirectional"]) < TOLERANCE
+    assert relative(causal.core(q, k, v, x, Tokens()), ARRAYS["linear/causal"]) < TOLERANCE
+    features = 2 * recorded.RANDOM
+    options = {"feature_map": {"name": "positive_random", "features": features}}
+    random = layers.LinearAttention(HEADS * recorded.HEAD_DIM, num_heads=HEADS, rngs=nnx.Rngs(0), **options)
+    # The authors' features are those of a projection and of its negative.
+    assign(random, {"feature_map.projection": jnp.asarray(np.concatenate([given["omega"].T, -given["omega"].T]))})
+    assert relative(random.core(q, k, v, x, Tokens(mask)), ARRAYS["linear/random"]) < TOLERANCE
+
+
+def test_random_features_estimate_the_softmax() -> None:
+    """With many features, of normal projections, attention by them approaches softmax attention."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(0.5 * rng.standard_normal((1, 9, 1, 4)), jnp.float32) for _ in range(3))
+    scores = np.exp(np.asarray(q[0, :, 0] @ k[0, :, 0].T) / 2)
+    expected = (scores / scores.sum(-1, keepdims=True)) @ np.asarray(v[0, :, 0])
+
+    def error(count: int) -> float:
+        phi = create_feature_map({"name": "positive_random", "features": count}, 4, rngs=nnx.Rngs(0))
+        return relative(normalized_linear_attention(phi(q), phi(k), v, causal=False)[0][0, :, 0], expected)
+
+    assert error(20_000) < 0.02
+    assert error(4) > 0.02
+
+
+def test_feature_maps_have_the_promised_values() -> None:
+    x = jnp.asarray([[-2.0, 0.0, 1.0]])
+    rows = {"elu+1": [np.exp(-2), 1, 2], "relu": [0, 0, 1], "exp": np.exp([-2, 0, 1]), "identity": [-2, 0, 1]}
+    shifted = np.array([-2, 0, 1]) / (1 + np.exp([2, 0, -1]))
+    rows |= {"silu": shifted, "silu+0.5": (shifted + 0.5) / np.linalg.norm(shifted + 0.5), "sigmoid": 1 / (1 + np.exp([2, 0, -1]))}
+    for name, row in rows.items():
+        assert relative(create_feature_map(name, 3, rngs=nnx.Rngs(0))(x)[0], row) < 1e-6, name
+    projection = create_feature_map("positive_random", 3, rngs=nnx.Rngs(0)).projection[...]  # type: ignore[union-attr]
+    assert relative(projection @ projection.T, 3 * np.eye(3)) < 1e-5
+    expected = np.exp(np.asarray(projection) @ np.asarray(x[0]) - 2.5) / np.sqrt(3)
+    assert relative(positive_random_features(x, projection)[0], expected) < 1e-5
+    assert set(FEATURE_MAPS) == {*rows, "positive_random"}
+
+
+def test_a_wrong_feature_map_is_named() -> None:
+    with pytest.raises(ValueError, match=r"unknown feature map 'rely': did you mean 'relu'"):
+        create_feature_map("rely", 4, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="the feature map 'relu' has no options, got features"):
+        create_feature_map({"name": "relu", "features": 3}, 4, rngs=nnx.Rngs(0))
+
+
+def test_cores_of_images_need_the_grid() -> None:
+    mixer = layers.create_mixer("inline", 8, num_heads=2, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 7, 8)), jnp.float32)
+    with pytest.raises(ValueError, match="the tokens' rows and columns are not known"):
+        mixer(x)
+    flat = mixer(x[:, 1:], Tokens(grid=(2, 3)))
+    assert relative(mixer(x[:, 1:].reshape(1, 2, 3, 8)).reshape(flat.shape), flat) < 1e-6
+    with pytest.raises(ValueError, match="12 is not a square number"):
+        layers.create_mixer("agent", 8, num_heads=2, agents=12, rngs=nnx.Rngs(0))
+
+
+def test_agent_tables_fit_other_maps() -> None:
+    """A constant table is constant on any map; prefix tokens without scores of their own get 0."""
+    mixer = layers.AgentAttention(8, num_heads=2, agents=4, grid=(3, 5), prefix=1, rngs=nnx.Rngs(0))
+    bias = mixer.agent_bias
+    assign(bias, {name: jnp.full(value.shape, 2.0) for name, value in layers.flatten(bias).items()})
+    scores = np.asarray(bias((4, 6), 3))
+    assert scores.shape == (2, 4, 3 + 24)
+    assert np.array_equal(scores[0, 0, :3], [2, 0, 0])
+    assert np.allclose(scores[..., 3:], 6.0)
+
+
+def test_low_rank_is_two_products() -> None:
+    layer = LowRank(6, 2, 5, activation=jnp.tanh, bias_init=nnx.initializers.normal(1.0), rngs=nnx.Rngs(0))
+    assert {name: value.shape for name, value in layers.flatten(layer).items()} == {"down.kernel": (6, 2), "up.kernel": (2, 5), "up.bias": (5,)}
+    x = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
+    expected = np.tanh(x @ np.asarray(layer.down.kernel[...])) @ np.asarray(layer.up.kernel[...]) + np.asarray(layer.up.bias[...])
+    assert relative(layer(x), expected) < 1e-5
