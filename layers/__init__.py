@@ -7,8 +7,10 @@ from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.attention.projected import ProjectedAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
+from layers.attention.talking_heads import TalkingHeadsAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
+from layers.class_attention import ClassBlock
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, GatedDeltaNet
@@ -57,6 +59,7 @@ __all__ = [
     "Bottleneck",
     "Branch",
     "CausalConvolution",
+    "ClassBlock",
     "Constant",
     "ConvMLP",
     "ConvNorm",
@@ -111,6 +114,7 @@ __all__ = [
     "SpatialReductionAttention",
     "Stack",
     "Statistic",
+    "TalkingHeadsAttention",
     "TokenReduction",
     "Tokens",
     "Windowed",

@@ -1,6 +1,7 @@
 """Image architectures, one file each; importing this package registers them all."""
 
 from zoo.vision import biformer as biformer
+from zoo.vision import cait as cait
 from zoo.vision import convnext as convnext
 from zoo.vision import eva as eva
 from zoo.vision import focalnet as focalnet
