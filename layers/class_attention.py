@@ -45,7 +45,7 @@ class ClassBlock(Module):
           layer_scale: initial value of the per-feature factors of both branches, None for none.
         """
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        biases = {"use_bias": use_bias, "out_bias": True}
+        biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": True}
         self.mixer_norm, self.channel_norm = (create_norm(norm, features, epsilon=norm_epsilon, **common) for _ in range(2))
         self.mixer = MultiHeadAttention(features, num_heads=num_heads, context_features=features, **biases, **common)
         self.channel = MLP(features, int(features * mlp_ratio), activation=activation, **common)

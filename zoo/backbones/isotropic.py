@@ -137,6 +137,7 @@ class Isotropic(Classifier):
     extents: tuple[Extent, ...]
     takes_grid: bool
     prefix: int
+    class_token: Any
     prefix_position: Any
     pool: str
 
@@ -181,7 +182,7 @@ class Isotropic(Classifier):
         self.mask_token = token(1, 0.02) if c.mask_token else None
         classes = c.class_token * (1 + c.distilled)
         self.prefix = 0 if after else classes + c.registers
-        self.extra = ExtraTokens(self.prefix, "first" if after else c.class_position)
+        self.extra = ExtraTokens(self.prefix, "first" if c.class_position == "after" else c.class_position)
         self.class_blocks = nnx.List([self.make_class_block(rngs=rngs) for _ in range(c.class_blocks)]) if after else None
         placed = {"all": self.prefix, "class": classes, "none": 0}[c.prefix_positions] if c.position == "learned" else 0
         self.prefix_position = nnx.Param(truncated_normal(0.02)(rngs.params(), (placed, c.features), c.param_dtype)) if placed else None
