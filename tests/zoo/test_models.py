@@ -55,6 +55,7 @@ TINY: dict[str, dict[str, Any]] = {
     "longnet": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
     "maxvit": {"stem": 8, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "window": 2},
     "resnet": {"stem": (8,), "features": (16, 32), "depths": (1, 2), "num_heads": (2, 2)},
+    "pvt_v1": {"patch_size": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "pvt": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "swin": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4},
     "swinv2": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4, "zero_init": False},

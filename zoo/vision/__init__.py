@@ -9,6 +9,7 @@ from zoo.vision import hvt as hvt
 from zoo.vision import longvit as longvit
 from zoo.vision import maxvit as maxvit
 from zoo.vision import pvt as pvt
+from zoo.vision import pvt_v1 as pvt_v1
 from zoo.vision import resnet as resnet
 from zoo.vision import s4d_pixels as s4d_pixels
 from zoo.vision import swin as swin
