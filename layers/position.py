@@ -311,22 +311,3 @@ def _by_offset(table: jax.Array, window: tuple[int, int], query_positions: jax.A
     cells = grid_positions(height, width)
     offset = cells[:, None] - cells[None] + np.array([height - 1, width - 1])
     return jnp.transpose(table[offset[..., 0], offset[..., 1]], (2, 0, 1))[None]
-
-
-class ALiBi(Module):
-    """A fixed penalty on the score, proportional to distance, with a slope for each head.
-
-    Train Short, Test Long (Press et al., 2022): slopes are powers of 2^(-8 / heads).
-    """
-
-    def __init__(self, num_heads: int):
-        power = 2 ** int(np.floor(np.log2(num_heads)))
-        slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
-        # Heads beyond a power of two take every other slope of the next power, as the authors do.
-        slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(num_heads - power)]
-        self.slopes = tuple(slopes)
-
-    def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
-        """Scores (batch, heads, queries, keys) for positions (batch, length)."""
-        distance = jnp.abs(query_positions[:, None, :, None] - key_positions[:, None, None, :])
-        return -jnp.asarray(self.slopes, jnp.float32)[None, :, None, None] * distance

@@ -16,6 +16,7 @@ from flax import nnx
 
 from layers.attention.cache import AttentionCache, ContextCache
 from layers.attention.projected import ProjectedAttention
+from layers.attention.relative import RelativeSpec, create_relative
 from layers.broadcast import broadcast, widened
 from layers.initializers import constant, normal, truncated_normal, zeros
 from layers.mixer import finite_padding, register_mixer
@@ -23,8 +24,8 @@ from layers.module import Diagnostic
 from layers.norm import Norm
 from layers.position import Rotary, default_positions
 from layers.tokens import Continuation, Tokens, numbered
-from pallas_kernels import attention, attention_weights
-from pallas_kernels.attention.masks import Score
+from pallas_kernels import attention, attention_weights, merge
+from pallas_kernels.attention.masks import Mask, Score
 
 Pair = tuple[jax.Array | None, jax.Array | None]
 """What is known of queries and of keys."""
@@ -41,7 +42,7 @@ class MultiHeadAttention(ProjectedAttention):
     """Multi-head softmax (or sigmoid) attention, to the sequence itself or to a context.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``,
-    ``logit_scale``, ``sinks``, ``persistent``, ``bias.*`` where asked for.
+    ``logit_scale``, ``sinks``, ``persistent``, ``bias.*``, ``relative.*`` where asked for.
     """
 
     supports_causal = True
@@ -57,7 +58,9 @@ class MultiHeadAttention(ProjectedAttention):
         causal: bool = False,
         window: int | None = None,
         rotary: Rotary | Mapping[str, Any] | float | None = None,
+        visible: Mask | None = None,
         score: Score | None = None,
+        relative: RelativeSpec | None = None,
         bias: Callable[..., nnx.Module] | None = None,
         qk_norm: Norm | None = None,
         logit_scale: float | None = None,
@@ -78,24 +81,31 @@ class MultiHeadAttention(ProjectedAttention):
         """Args:
           num_heads, num_kv_heads, head_dim, rotary, qk_norm, use_bias, key_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
           window: attend to tokens less than ``window`` away (causal: the last ``window``, this one included).
+          visible: which positions see which, beside ``window``: a mask of :mod:`pallas_kernels.masks`, as ``masks.segments(64)``, whose
+            blocks alone are computed.
           score: of :func:`pallas_kernels.attention`, a function of the scaled logits, as ``soft_cap(50.0)``.
+          relative: what the distance of query and key does to their score: "alibi", "buckets" (T5), "learned" or "keys" (Shaw et al.),
+            ``{"name": ..., **options}``, or a callable (:mod:`layers.attention.relative`).
           bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
           logit_scale: initial value of a learned scale of the scores for each head, at most 100, in place of ``scale``: with
             ``qk_norm="unit"`` cosine attention (Swin Transformer V2, Liu et al., 2022, eq. 2).
           sinks: a learned extra logit a head in the softmax's denominator.
           persistent: learned tokens that every query attends to, whatever the window; they have no position.
-          normalize: "softmax" or "sigmoid".
+          normalize: "softmax", "sigmoid" or "none".
           scale: of the scores; default head_dim ** -0.5.
           context_features: features of the context; makes this cross attention.
 
         Raises:
-          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or two scales, or persistent tokens with a score,
-            or for sigmoid or cross attention.
+          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or two scales or two functions of the scores, or
+            persistent tokens with a score, or for sigmoid or cross attention.
         """
         if scale is not None and logit_scale is not None:
             raise ValueError("scale= is the scale of the scores, and logit_scale= a learned one: give one of them")
-        if persistent and (normalize != "softmax" or context_features is not None or score is not None):
-            raise ValueError("persistent tokens need plain softmax attention to the sequence itself: leave them out, or the sigmoid, score or context")
+        if persistent and (normalize != "softmax" or any(given is not None for given in (context_features, score, relative))):
+            raise ValueError(
+                "persistent tokens need plain softmax attention to the sequence itself: leave them out, or normalize=, score=,"
+                " relative= or context_features="
+            )
         super().__init__(
             features,
             num_heads=num_heads,
@@ -118,7 +128,11 @@ class MultiHeadAttention(ProjectedAttention):
         self.sinks = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype)) if sinks else None
         self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
         self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
-        self.causal, self.window, self.cross = causal, window, context_features is not None
+        heads: dict[str, Any] = {"num_heads": num_heads, "head_dim": self.head_dim, "causal": causal}
+        self.relative = None if relative is None else create_relative(relative, **heads, param_dtype=param_dtype, rngs=rngs)
+        if score is not None and self.relative is not None and "score" in self.relative.changes():
+            raise ValueError(f"score= and relative={relative!r} both change the scores by a function: give one of them")
+        self.causal, self.window, self.visible, self.cross = causal, window, visible, context_features is not None
         self.normalize, self.scale, self.score = normalize, scale if init is None else 1.0, score
 
     @property
@@ -143,7 +157,7 @@ class MultiHeadAttention(ProjectedAttention):
         # Sequences count from 0 unless positions are given; grid positions have no order, so they mask nothing.
         ordered = tokens.positions if tokens.positions is not None and tokens.positions.ndim == 2 else None
         ids = tokens.segment_ids
-        sees_places = self.bias is not None or self.score is not None
+        sees_places = any(part is not None for part in (self.bias, self.score, self.visible))
         if ids is not None and sees_places and tokens.positions is None and tokens.grid is None:
             ordered = tokens.places(x.shape[1])  # a bias sees where in its document a token is; masks of one document see no difference
         return self.attend(q, k, v, x, mask=tokens.mask, positions=(ordered, ordered), segments=(ids, ids))
@@ -241,15 +255,19 @@ class MultiHeadAttention(ProjectedAttention):
           mask: bool (batch, keys), True = real.
           positions, segments: of queries and of keys, int32 (batch or 1, queries) and (batch or 1, keys).
         """
-        batch, window, bias = q.shape[0], None, None
+        batch, window, bias, hidden = q.shape[0], None, None, self.visible
         if self.window is not None:
             window = (self.window - 1, 0 if self.causal else self.window - 1)
         if self.bias is not None:
             bias = self.bias(*(default_positions(t.shape[1]) if p is None else p for t, p in zip((q, k), positions, strict=True)))
         places = [None if p is None else jnp.broadcast_to(p, (batch, t.shape[1])) for t, p in zip((q, k), positions, strict=True)]
+        if hidden is not None and mask is not None:
+            # The op takes one of the two: padding is a document of its own.
+            own, theirs = (jnp.zeros((1, t.shape[1]), jnp.int32) if ids is None else ids for t, ids in zip((q, k), segments, strict=True))
+            segments, mask = (own, jnp.where(mask, theirs, jnp.iinfo(jnp.int32).min)), None
         options: dict[str, Any] = {
             "bias": bias,
-            "mask": None if mask is None else mask[:, None, None],
+            "mask": hidden if mask is None else mask[:, None, None],
             "score": self.score,
             "causal": self.causal and not self.cross,
             "window": window,
@@ -261,6 +279,8 @@ class MultiHeadAttention(ProjectedAttention):
             "query_segments": segments[0],
             "key_segments": segments[1],
         }
+        if self.relative is not None:
+            options |= self.relative.changes()
         if self.sowing(Diagnostic, "attention"):
             self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
         k, v = k.astype(q.dtype), v.astype(q.dtype)
@@ -269,5 +289,4 @@ class MultiHeadAttention(ProjectedAttention):
         y, lse = attention(q, k, v, **options, return_lse=True)
         pk, pv = self.key_value_heads(broadcast(self.persistent[...], (batch, *self.persistent.shape), x.dtype))
         seen, more = attention(self.query_heads(x), pk, pv, scale=self.scale, return_lse=True)
-        # One softmax over both: each part by its share of the denominator.
-        return y + jax.nn.sigmoid(more - lse)[..., None].astype(y.dtype) * (seen - y)
+        return merge([(y, lse), (seen, more)])[0]

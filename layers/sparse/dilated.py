@@ -28,10 +28,9 @@ from layers.initializers import truncated_normal
 from layers.mixer import register_mixer
 from layers.norm import LayerNorm, Norm
 from layers.tokens import Continuation, Tokens, numbered
-from pallas_kernels import attention
+from pallas_kernels import attention, merge
+from pallas_kernels.attention.merging import Part
 from primitives import sequence
-
-Part = tuple[jax.Array, jax.Array]  # an output (batch, length, heads, head_dim) and its log-sum-exp (batch, length, heads)
 
 
 @struct.dataclass
@@ -48,17 +47,6 @@ class DilatedCache:
     values: tuple[jax.Array, ...]
     length: jax.Array
     segment: jax.Array
-
-
-def merge(parts: Sequence[Part]) -> jax.Array:
-    """One softmax over what several attended to: each output by its share of the denominator; 0 where none attended to anything."""
-    lse = jnp.stack([lse for _, lse in parts])
-    shift = jax.lax.stop_gradient(jnp.max(lse, 0))
-    share = jnp.exp(lse - jnp.where(shift == -jnp.inf, 0.0, shift))
-    total = jnp.sum(share, 0)
-    share = share / jnp.where(total == 0, 1.0, total)
-    outs = [out for out, _ in parts]
-    return sum((out * w[..., None].astype(out.dtype) for out, w in zip(outs[1:], share[1:], strict=True)), outs[0] * share[0][..., None].astype(outs[0].dtype))
 
 
 @register_mixer("dilated_attention")
@@ -139,7 +127,7 @@ class DilatedAttention(ProjectedAttention):
         else:
             places = Tokens(segment_ids=tokens.segment_ids).places(length)
             parts = [self._packed_pair(q, k, v, mask, places, *pair) for pair in self.pairs]
-        return self._normed(merge(parts))
+        return self._normed(merge(parts)[0])
 
     def _normed(self, y: jax.Array) -> jax.Array:
         return y if self.inner_norm is None else self.inner_norm(y.reshape(*y.shape[:2], -1))
@@ -302,7 +290,7 @@ class DilatedAttention(ProjectedAttention):
             place = jnp.where(stays, inside // rate, places)
             keys.append(old_k.at[row, head, place].set(jnp.moveaxis(k, 1, 2).astype(old_k.dtype), mode="drop"))
             values.append(old_v.at[row, head, place].set(jnp.moveaxis(v, 1, 2).astype(old_v.dtype), mode="drop"))
-        return self._normed(merge(parts)), DilatedCache(tuple(keys), tuple(values), length, document)
+        return self._normed(merge(parts)[0]), DilatedCache(tuple(keys), tuple(values), length, document)
 
     @staticmethod
     def _check_length(length: jax.Array, capacity: int) -> None:

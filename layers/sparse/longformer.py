@@ -23,9 +23,8 @@ from layers.initializers import truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import Diagnostic
-from layers.sparse.dilated import merge
 from layers.tokens import Tokens
-from pallas_kernels import attention, attention_weights
+from pallas_kernels import attention, attention_weights, merge
 
 GLOBAL = 1
 """The role of a global token, in ``tokens.roles``."""
@@ -116,7 +115,7 @@ class LongformerAttention(ProjectedAttention):
         global_k, global_v = self.global_key(x).reshape(k.shape), self.global_value(x).reshape(v.shape)
         of_global = attention(global_q, global_k, global_v, mask=_of_keys(real), query_segments=few, key_segments=ids)
         rows = jnp.arange(x.shape[0])[:, None]
-        y = merge([near, far]).at[rows, jnp.where(there, order, x.shape[1])].set(of_global, mode="drop")
+        y = merge([near, far])[0].at[rows, jnp.where(there, order, x.shape[1])].set(of_global, mode="drop")
         return jnp.where(fits[:, None, None, None], y, jnp.nan)
 
     def _weights(self, x: jax.Array, q: jax.Array, k: jax.Array, tokens: Tokens) -> jax.Array:

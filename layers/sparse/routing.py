@@ -28,7 +28,7 @@ from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import AuxLoss, Diagnostic, Statistic
 from layers.tokens import Tokens, last_segment, numbered
-from pallas_kernels import attention
+from pallas_kernels import attention, merge
 from primitives import sequence
 
 
@@ -389,8 +389,7 @@ class RoutingAttention(Mixer):
             return_lse=True,
         )
         shape = (batch, heads, new)
-        share = jax.nn.sigmoid(old_lse.reshape(shape) - own_lse.reshape(shape))[..., None].astype(v.dtype)
-        y = (1 - share) * own.reshape(*shape, dim) + share * old.reshape(*shape, dim)
+        y, _ = merge([(y.reshape(*shape, dim), lse.reshape(shape)) for y, lse in ((old, old_lse), (own, own_lse))])
 
         # Of tokens that share a slot only the last is kept; the rest are sent out of bounds and dropped.
         kept = stays & (rank >= jnp.take_along_axis(count, cluster, 2) - window)

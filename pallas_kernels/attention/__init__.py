@@ -1,4 +1,4 @@
-"""Attention over softmax or sigmoid weights: grouped heads, masks, windows, routed regions, scores, sinks, cache positions."""
+"""Attention over softmax, sigmoid or plain weights: grouped heads, masks, windows, routed regions, scores, tables by offset, sinks, cache positions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import distributed, reference, xla
+from pallas_kernels.attention import distributed, masks, reference, xla
 from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.attention.cases import CASES, SHAPES
 from pallas_kernels.attention.masks import Mask, Score
+from pallas_kernels.attention.merging import merge as merge
 from pallas_kernels.dispatch import Implementation, Later, Op
 from primitives import sequence
 
@@ -50,6 +51,12 @@ def attention(
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
     routes: jax.Array | None = None,
+    rows: jax.Array | tuple[jax.Array, ...] | None = None,
+    relative_bias: jax.Array | None = None,
+    relative_weight: jax.Array | None = None,
+    relative_keys: jax.Array | None = None,
+    relative_query: jax.Array | None = None,
+    relative_origin: int | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
 ) -> Any:
@@ -66,9 +73,10 @@ def attention(
       v: (batch, k_length, kv_heads, value_dim).
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
       mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of positions,
-        (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as ``pallas_kernels.masks``.
+        (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as ``pallas_kernels.masks``. With
+        default positions the cost follows the blocks that it allows.
         With one, ``key_positions`` mark padding.
-      score: a Python function (logits, head, query_position, key_position) -> logits of the scaled logits, before the bias and the mask:
+      score: a Python function (logits, head, query_position, key_position, *rows) -> logits of the scaled logits, before the bias and the mask:
         elementwise JAX arithmetic of arrays that broadcast, and of Python numbers. ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps
         softly; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q - k)`` is ALiBi for 8 heads. ``head`` is that of the query.
         Differentiable in the logits, at any position, of keys that are masked too. Create it once and reuse it: each
@@ -77,7 +85,7 @@ def attention(
       window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
         With default positions the cost is linear in length when both sides are bounded.
       scale: of the logits, a Python number; 1 / sqrt(head_dim) by default. Multiply q by a learned one.
-      normalize: "softmax", or "sigmoid": sigmoid(logits) @ v (arXiv:2409.04431).
+      normalize: "softmax"; "sigmoid": sigmoid(logits) @ v (arXiv:2409.04431); or "none": logits @ v, those of a ``score``, say.
       sinks: (heads,) extra logits in the softmax denominator. Differentiable.
       query_positions: int32 (batch, q_length), arange by default.
       key_positions: int32 (batch, k_length), arange by default; negative is an empty slot, never attended.
@@ -87,6 +95,16 @@ def attention(
         those of a region attend only to those of the topk different regions that its row names (BiFormer,
         arXiv:2303.08810). The rest holds as well: a mask may hide what does not exist, positions are those of the
         tokens as stored.
+      rows: (batch or 1, q_length, heads or 1) numbers of each query, one array or a tuple, that ``score`` gets after the positions.
+        Differentiable.
+      relative_bias: (heads or 1, span), added to the logits as ``bias`` is: the entry of clip(key_position - query_position -
+        origin, 0, span - 1) (T5, arXiv:1910.10683). Differentiable, as all tables; memory is linear in the span.
+      relative_weight: (heads or 1, span), which multiplies the weights after they are normalized, in the same way (URPE,
+        arXiv:2205.13401). The log-sum-exp is without it.
+      relative_keys: (heads or 1, span, head_dim), whose products with the queries join those of the keys, before the scale
+        (arXiv:1803.02155).
+      relative_query: of q's shape, multiplied with ``relative_keys`` in place of q (Transformer-XL, arXiv:1901.02860).
+      relative_origin: the offset of the first entry of the tables; -(span // 2) of each by default.
       return_lse: also return the log-sum-exp of the logits, sink included. Differentiable.
       implementation: the name of one, or None for the best that serves the call.
 
@@ -99,7 +117,8 @@ def attention(
     call = _checked(
         q, k, v, bias=bias, mask=mask, score=score, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
         query_positions=query_positions, key_positions=key_positions, query_segments=query_segments,
-        key_segments=key_segments, routes=routes, return_lse=return_lse,
+        key_segments=key_segments, routes=routes, rows=rows, relative_bias=relative_bias, relative_weight=relative_weight,
+        relative_keys=relative_keys, relative_query=relative_query, relative_origin=relative_origin, return_lse=return_lse,
     )  # fmt: skip
     out, lse = _op(call, implementation)
     return (out, lse) if return_lse else out
@@ -132,6 +151,12 @@ def _checked(
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
     routes: jax.Array | None = None,
+    rows: jax.Array | tuple[jax.Array, ...] | None = None,
+    relative_bias: jax.Array | None = None,
+    relative_weight: jax.Array | None = None,
+    relative_keys: jax.Array | None = None,
+    relative_query: jax.Array | None = None,
+    relative_origin: int | None = None,
     return_lse: bool = False,
 ) -> AttentionCall:
     """Validates the arguments; expands bias and mask to four dimensions and sets the default scale."""
@@ -144,19 +169,24 @@ def _checked(
         raise ValueError(f"attention: v {v.shape} and k {k.shape} must agree in batch, length and heads (axes 0 to 2)")
     if 0 in (q.shape[1], k.shape[1], k.shape[2]) or q.shape[2] % k.shape[2]:
         raise ValueError(f"attention: lengths must be positive and the {k.shape[2]} heads of k divide the {q.shape[2]} of q: q {q.shape}, k {k.shape}")
-    if normalize not in ("softmax", "sigmoid"):
-        raise ValueError(f'attention: normalize is "softmax" or "sigmoid", got {normalize!r}')
-    if normalize == "sigmoid" and (sinks is not None or return_lse):
-        raise ValueError("attention: sigmoid weights have no denominator, so neither sinks nor return_lse; drop them or use softmax")
+    if normalize not in ("softmax", "sigmoid", "none"):
+        raise ValueError(f'attention: normalize is "softmax", "sigmoid" or "none", got {normalize!r}')
+    if normalize != "softmax" and (sinks is not None or return_lse):
+        raise ValueError(f"attention: {normalize} weights have no denominator, so neither sinks nor return_lse; drop them or use softmax")
     if sinks is not None and sinks.shape != (q.shape[2],):
         raise ValueError(f"attention: sinks must be (heads,) = ({q.shape[2]},), got {sinks.shape}")
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    pattern = mask if callable(mask) else None
+    given = mask if callable(mask) else None
     mask = None if callable(mask) else mask
-    if pattern is not None:
-        _check_function("mask", pattern, jnp.bool_, _PLACES)
+    if given is not None:
+        _check_function("mask", given, jnp.bool_, _PLACES)
+    numbers = _stacked(rows, full)
+    if numbers is not None and score is None:
+        raise ValueError("attention: rows are numbers for score=, which is not given")
     if score is not None:
-        _check_function("score", score, jnp.floating, (jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.int32), *_PLACES))
+        more = (jax.ShapeDtypeStruct((2, 1), jnp.float32),) * (0 if numbers is None else numbers.shape[3])
+        logits, heads = jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        _check_function("score", score, jnp.floating, (logits, heads, *_PLACES, *more))
     if mask is not None and mask.dtype != jnp.bool_:
         raise ValueError(f"attention: mask must be bool (True = attend), got {mask.dtype}; add numbers to the logits with bias")
     if scale is not None and not isinstance(scale, (int, float)):
@@ -175,7 +205,16 @@ def _checked(
             raise ValueError(f"attention: {name} must be integer (batch, length) = {(full[0], length)}, got {x.dtype}{list(x.shape)}")
     if routes is not None:
         _check_routes(routes, full)
-    left, right = window or (None, None)
+    for name, table, shape in (
+        ("relative_bias", relative_bias, ()), ("relative_weight", relative_weight, ()), ("relative_keys", relative_keys, q.shape[3:]),
+    ):  # fmt: skip
+        if table is not None and (table.ndim < 2 or table.shape[0] not in (1, full[1]) or table.shape[2:] != shape or not table.shape[1]):
+            raise ValueError(f"attention: {name} must be (heads or 1, span{', head_dim' if shape else ''}) for {full[1]} heads, got {table.shape}")
+    if relative_query is not None and (relative_keys is None or relative_query.shape != q.shape):
+        raise ValueError(f"attention: relative_query is of q's shape {q.shape}, for relative_keys; got {relative_query.shape}")
+    included, pattern = masks.without_windows(given)
+    left, right = masks.narrower(window or (None, None), included)
+    right = 0 if causal and (right is None or right > 0) else right
     return AttentionCall(
         q=q,
         k=k,
@@ -188,9 +227,15 @@ def _checked(
         query_segments=query_segments,
         key_segments=key_segments,
         routes=routes,
+        rows=numbers,
+        relative_bias=relative_bias,
+        relative_weight=relative_weight,
+        relative_keys=relative_keys,
+        relative_query=relative_query,
+        relative_origin=relative_origin,
         pattern=pattern,
         score=score,
-        reach=(left, 0 if causal else right),
+        reach=(left, right),
         scale=q.shape[3] ** -0.5 if scale is None else scale,
         normalize=normalize,
         return_lse=return_lse,
@@ -208,6 +253,18 @@ def _check_function(name: str, function: Any, dtype: Any, arguments: tuple[jax.S
         raise ValueError(f"attention: the function {name} must be elementwise and return {dtype.__name__.rstrip('_')}, got {traced.out_avals}")
     if any(getattr(x, "ndim", 0) for x in traced.consts):
         raise ValueError(f"attention: the function {name} uses an array from outside; kernels take only its arguments and Python numbers")
+
+
+def _stacked(rows: jax.Array | tuple[jax.Array, ...] | None, full: tuple[int, ...]) -> jax.Array | None:
+    """All rows as one array, (batch or 1, q_length, heads or 1, count)."""
+    given = () if rows is None else rows if isinstance(rows, tuple) else (rows,)
+    batch, heads, q_length, _ = full
+    for row in given:
+        fits = row.ndim == 3 and row.shape[0] in (1, batch) and row.shape[1] == q_length and row.shape[2] in (1, heads)
+        if not fits or not jnp.issubdtype(row.dtype, jnp.floating):
+            wanted = f"(batch or 1, q_length, heads or 1) = ({batch}, {q_length}, {heads})"
+            raise ValueError(f"attention: rows must be floating {wanted}, got {row.dtype}{list(row.shape)}")
+    return jnp.stack(jnp.broadcast_arrays(*given), -1) if given else None
 
 
 def _check_routes(routes: jax.Array, full: tuple[int, ...]) -> None:

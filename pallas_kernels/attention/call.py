@@ -24,6 +24,7 @@ class AttentionCall(Call):
     Attributes:
       bias, mask: (batch, heads, q_length, k_length), each dimension its size or 1.
       pattern: the mask that is a function of positions.
+      rows: (batch or 1, q_length, heads or 1, n), the numbers for the score of all its ``rows``.
       reach: of the window and causality together.
     """
 
@@ -39,6 +40,11 @@ class AttentionCall(Call):
         "query_segments": "bl",
         "key_segments": "bl",
         "routes": "bhrt",
+        "rows": "blhn",
+        "relative_bias": "hs",
+        "relative_weight": "hs",
+        "relative_keys": "hsd",
+        "relative_query": "blhd",
     }
     results = ("blhd", "blh")
 
@@ -53,6 +59,12 @@ class AttentionCall(Call):
     query_segments: jax.Array | None = None
     key_segments: jax.Array | None = None
     routes: jax.Array | None = None
+    rows: jax.Array | None = None
+    relative_bias: jax.Array | None = None
+    relative_weight: jax.Array | None = None
+    relative_keys: jax.Array | None = None
+    relative_query: jax.Array | None = None
+    relative_origin: int | None = None
     pattern: Mask | None = None
     score: Score | None = None
     reach: Reach = (None, None)
@@ -68,7 +80,19 @@ class AttentionCall(Call):
     @property
     def ordered(self) -> bool:
         """Whether positions matter."""
-        return self.bounded or self.score is not None
+        return self.bounded or self.score is not None or self.relative
+
+    @property
+    def relative(self) -> bool:
+        """Whether there are tables by offset."""
+        return not self.lacks("relative_bias", "relative_weight", "relative_keys")
+
+    def plain(self) -> str | None:
+        """Why a kernel that has only the older options can't serve the call, or None."""
+        given = [n for n in ("rows", "relative_bias", "relative_weight", "relative_keys") if not self.lacks(n)]
+        if given:
+            return f"{given[0]} {'is' if given[0] in ('relative_bias', 'relative_weight') else 'are'} given, which its tiles don't read"
+        return 'its weights are those of softmax or sigmoid, not "none"' if self.normalize == "none" else None
 
     @property
     def places(self) -> tuple[jax.Array, jax.Array]:

@@ -181,6 +181,10 @@ def _capped(x: Any, head: Any, q: Any, k: Any) -> Any:
     return 2.0 * jnp.tanh(x / 2.0) - jnp.exp2(-0.5 * (head + 1)) * abs(q - k)
 
 
+def _tempered(x: Any, head: Any, q: Any, k: Any, temperature: Any) -> Any:
+    return x * temperature - 0.1 * abs(q - k)
+
+
 CASES = (
     _case("plain", 7),
     _case("length_1", 1),
@@ -226,6 +230,13 @@ CASES = (
     _case("pattern_cache", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, mask=masks.segments(4), return_lse=True),
     _case("pattern_routed", 20, change=_routes(4, 2), mask=masks.window(6, 2)),
     _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1), return_lse=True),
+    _case(
+        "long_listed", 700, 650, batch=2, heads=2, kv_heads=1, mask=masks.global_and_random(700, 32, window=1, random=1), return_lse=True,
+        score=_tempered,
+        change=_both(
+            _documents((700,), (300, 400), keys=650), _add(rows=(2, 700, 1), sinks=(2,), bias=(1, 1, 700, 650), relative_bias=(2, 99))
+        ),
+    ),
     _case("long_pattern_hidden", 300, batch=1, heads=1, change=_hidden_keys(200), mask=masks.segments(100), return_lse=True),
     _case(
         "segments", 12, heads=4, kv_heads=2, causal=True, return_lse=True,
@@ -257,6 +268,32 @@ CASES = (
     _case("long_score_routed", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 2), score=_capped),
     _case("score_routed_heads", 18, change=_routes(6, 3, heads=2), score=_capped, normalize="sigmoid"),
     _case("long_score", 531, batch=1, heads=1, score=_capped, causal=True),
+    _case("none", 9, heads=4, kv_heads=2, causal=True, score=_capped, normalize="none"),
+    _case(
+        "rows", 9, heads=4, kv_heads=2, score=_tempered, return_lse=True, causal=True, change=_add(rows=(2, 9, 4)),
+    ),
+    _case("rows_shared", 11, batch=3, score=_tempered, normalize="none", change=_both(_padded(6), _add(rows=(1, 11, 1)))),
+    _case("rows_routed_heads", 18, score=_tempered, change=_both(_routes(6, 3, heads=2), _add(rows=(2, 18, 2), relative_bias=(2, 7)))),
+    _case("long_rows", 531, batch=1, score=_tempered, causal=True, change=_add(rows=(1, 531, 2))),
+    _case(
+        "relative", 13, heads=4, kv_heads=2, causal=True, return_lse=True,
+        change=_add(relative_bias=(4, 9), relative_weight=(1, 31), relative_keys=(4, 5, 8)),
+    ),
+    _case(
+        "relative_query", 7, 12, change=_add(relative_keys=(1, 40, 8), relative_query=(2, 7, 2, 8), relative_weight=(2, 3)),
+        relative_origin=-3, normalize="sigmoid",
+    ),
+    _case("relative_padding", 11, batch=3, change=_both(_padded(6), _add(relative_bias=(1, 4), relative_keys=(2, 9, 8))), return_lse=True),
+    _case(
+        "relative_cache", 3, 16, change=_both(_cache((4, 9), (7, 12)), _add(relative_bias=(2, 9), relative_weight=(2, 9), relative_keys=(1, 9, 8))),
+        causal=True, return_lse=True,
+    ),
+    _case("relative_routed", 20, 12, heads=4, kv_heads=2, change=_both(_routes(4, 2, hidden=1), _add(relative_bias=(4, 15), relative_keys=(4, 9, 8)))),
+    _case(
+        "long_relative", 531, 600, batch=1, heads=2, kv_heads=1, return_lse=True, window=(100, 30),
+        change=_add(relative_bias=(2, 61), relative_weight=(2, 1200), relative_keys=(2, 9, 8)),
+    ),
+    _case("long_relative_causal", 531, batch=1, heads=2, kv_heads=1, causal=True, change=_add(relative_bias=(1, 2000), relative_keys=(1, 700, 8))),
     _case("long_sigmoid", 531, batch=1, normalize="sigmoid", change=_add(bias=(1, 2, 1, 1)), causal=True),
 )  # fmt: skip
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import mesh
 from pallas_kernels.attention.call import AttentionCall, Reach
+from pallas_kernels.attention.merging import Part, merge
 from pallas_kernels.dispatch import OPS
 from primitives import sequence
 
@@ -30,9 +31,11 @@ def _objection(call: AttentionCall) -> str | None:
         return reason
     if call.q.shape[1] != call.k.shape[1]:
         return "queries and keys are not of one sequence"
-    given = [name for name in ("bias", "score", "query_positions", "key_positions", "routes") if not call.lacks(name)]
+    tables = ("relative_bias", "relative_weight", "relative_keys")
+    given = [name for name in ("bias", "score", "query_positions", "key_positions", "routes", *tables) if not call.lacks(name)]
     if given:
-        return f"{given[0]} {'is' if given[0] in ('bias', 'score') else 'are'} given"
+        singular = ("bias", "score", "relative_bias", "relative_weight")
+        return f"{given[0]} {'is' if given[0] in singular else 'are'} given"
     if call.mask is not None and (call.mask.shape[1] != 1 or call.mask.shape[2] != 1):
         return "the mask is not one of keys"
     return None
@@ -89,17 +92,17 @@ def ring(call: AttentionCall) -> tuple[Any, ...]:
     call = call.replace(mask=jnp.broadcast_to(mask, (mask.shape[0], 1, 1, call.k.shape[1])), return_lse=True)
     dtype = call.q.dtype
 
-    def attend(queries: Any, keys: Any, causal: bool = False) -> Result:
+    def attend(queries: Any, keys: Any, causal: bool = False) -> Part:
         (q, query_segments), (k, v, mask, key_segments) = queries, keys
         arrays = {"q": q, "k": k, "v": v, "mask": mask, "query_segments": query_segments, "key_segments": key_segments}
         out, lse = OPS["attention"].within(call.replace(**arrays, reach=CAUSAL if causal else EVERYWHERE))
         return out.astype(lse.dtype), lse
 
-    def bidirectional(part: AttentionCall) -> Result:
+    def bidirectional(part: AttentionCall) -> Part:
         def step(carry: Any, _: None) -> Any:
             result, keys = carry
             keys = sequence.shift(keys)
-            return (_merged(result, attend(queries, keys)), keys), None
+            return (merge((result, attend(queries, keys))), keys), None
 
         queries, keys = (part.q, part.query_segments), (part.k, part.v, part.mask, part.key_segments)
         (result, _), _ = jax.lax.scan(
@@ -107,7 +110,7 @@ def ring(call: AttentionCall) -> tuple[Any, ...]:
         )
         return result[0].astype(dtype), result[1]
 
-    def balanced(part: AttentionCall) -> Result:
+    def balanced(part: AttentionCall) -> Part:
         count, here = jax.lax.axis_size(sequence.AXIS), jax.lax.axis_index(sequence.AXIS)
         assert part.mask is not None
         low_q, high_q = _dealt_all((part.q, 1), (part.query_segments, 1))
@@ -117,15 +120,15 @@ def ring(call: AttentionCall) -> tuple[Any, ...]:
             low, high, keys = carry
             keys = sequence.shift(keys)
             low_keys, high_keys = keys
-            high = _merged(high, attend(high_q, low_keys))
+            high = merge((high, attend(high_q, low_keys)))
             earlier = (here - number) % count < here  # the keys' own device comes before this one
             found = attend(*jax.tree.map(lambda a, b: jnp.where(earlier, a, b), (low_q, low_keys), (high_q, high_keys)))
-            low, high = _merged(low, _only(found, earlier)), _merged(high, _only(found, ~earlier))
+            low, high = merge((low, _only(found, earlier))), merge((high, _only(found, ~earlier)))
             return (low, high, keys), None
 
         low_keys, high_keys = keys
         low = attend(low_q, low_keys, causal=True)
-        high = _merged(attend(high_q, low_keys), attend(high_q, high_keys, causal=True))
+        high = merge((attend(high_q, low_keys), attend(high_q, high_keys, causal=True)))
         (low, high, _), _ = jax.lax.scan(step, (low, high, keys), jnp.arange(1, count))
         out, lse = (_returned(a, b) for a, b in zip(low, high, strict=True))
         return out.astype(dtype), lse
@@ -133,24 +136,8 @@ def ring(call: AttentionCall) -> tuple[Any, ...]:
     return mesh.split_call(balanced if call.reach == CAUSAL else bidirectional, call, mask=3)
 
 
-Result = tuple[jax.Array, jax.Array]
-"""Outputs (batch, length, heads, value_dim) in float32 or wider, and the log-sum-exp of their logits (batch, length, heads)."""
-
-
-def _only(result: Result, wanted: jax.Array) -> Result:
+def _only(result: Part, wanted: jax.Array) -> Part:
     return result[0], jnp.where(wanted, result[1], -jnp.inf)
-
-
-def _merged(a: Result, b: Result) -> Result:
-    """The attention to two sets of keys from that to each."""
-    top = jnp.maximum(a[1], b[1])
-    top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0.0, top))
-    weights = [jnp.exp(lse - top) for _, lse in (a, b)]
-    total = weights[0] + weights[1]
-    empty = total == 0
-    safe = jnp.where(empty, 1.0, total)
-    out = a[0] * (weights[0] / safe)[..., None] + b[0] * (weights[1] / safe)[..., None]
-    return out, jnp.where(empty, -jnp.inf, jnp.log(safe) + top)
 
 
 def _deal(count: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

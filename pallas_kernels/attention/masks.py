@@ -1,13 +1,16 @@
 """Attention masks as functions of positions: ``attention(q, k, v, mask=masks.dilated(2048, 4))``.
 
-A mask here is a Python function ``(query_position, key_position) -> bool`` of two integer arrays that broadcast against each other,
-arithmetic and comparisons known while tracing: it is the same for numpy, for JAX and inside a kernel, which has it inline and
-skips the blocks that it rules out. Positions are those of the call: indices, unless it gives others. Write your own, or
-combine these with :func:`all_of` and :func:`any_of`. Make one once and keep it: programs are compiled and blocks are listed for each anew.
+A mask here is a function ``(query_position, key_position) -> bool`` of two integer arrays that broadcast against each other,
+arithmetic and comparisons known while tracing: it is the same for numpy, for JAX and inside a kernel, which has it inline.
+Blocks of keys that it rules out are skipped. Positions are those of the call: indices, unless it gives others.
+
+The masks below are data: they compare by value, and ``&``, ``|`` and ``~`` combine them. A Python function of your own serves
+as well. Make one once and keep it: programs are compiled and blocks are listed for each function anew.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
@@ -16,49 +19,168 @@ from typing import Any
 import numpy as np
 
 Mask = Callable[[Any, Any], Any]
-Score = Callable[[Any, Any, Any, Any], Any]
-"""(logits, head, query_position, key_position) -> logits, elementwise: what the op changes logits by."""
+Score = Callable[..., Any]
+"""(logits, head, query_position, key_position, *rows) -> logits, elementwise: what the op changes logits by."""
 
 _FAR = 2**30
 
 
-def causal() -> Mask:
-    """Keys up to the query."""
-    return lambda q, k: k <= q
+class Pattern:
+    """A mask that is data."""
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} does not say what it allows")
+
+    def __and__(self, other: Mask) -> AllOf:
+        return AllOf((self, other))
+
+    def __or__(self, other: Mask) -> AnyOf:
+        return AnyOf((self, other))
+
+    def __invert__(self) -> Not:
+        return Not(self)
 
 
-def window(left: int | None = None, right: int | None = None) -> Mask:
+@dataclasses.dataclass(frozen=True)
+class Window(Pattern):
     """Keys at [query - left, query + right]; None is unbounded."""
-    least, most = (-_FAR if left is None else -left), (_FAR if right is None else right)
-    return lambda q, k: (k - q >= least) & (k - q <= most)
+
+    left: int | None = None
+    right: int | None = None
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        least, most = (-_FAR if self.left is None else -self.left), (_FAR if self.right is None else self.right)
+        return (k - q >= least) & (k - q <= most)
 
 
-def segments(size: int) -> Mask:
+@dataclasses.dataclass(frozen=True)
+class Segments(Pattern):
     """Windows of ``size`` neighboring tokens, each attending to itself."""
-    return lambda q, k: q // size == k // size
+
+    size: int
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        return q // self.size == k // self.size
 
 
-def dilated(segment: int, rate: int, offset: int = 0) -> Mask:
+@dataclasses.dataclass(frozen=True)
+class Dilated(Pattern):
     """Every ``rate``-th token of each segment, from ``offset`` on, among themselves (LongNet, arXiv:2307.02486)."""
 
-    def visible(q: Any, k: Any) -> Any:
-        return (q // segment == k // segment) & (q % segment % rate == offset) & (k % segment % rate == offset)
+    segment: int
+    rate: int
+    offset: int = 0
 
-    return visible
+    def __call__(self, q: Any, k: Any) -> Any:
+        kept = [at % self.segment % self.rate == self.offset for at in (q, k)]
+        return (q // self.segment == k // self.segment) & kept[0] & kept[1]
 
 
-def grid_windows(width: int, window: int) -> Mask:
+@dataclasses.dataclass(frozen=True)
+class GridWindows(Pattern):
     """Square windows of an image whose tokens are in row-major order (block attention of MaxViT, arXiv:2204.01697)."""
-    return lambda q, k: (q // width // window == k // width // window) & (q % width // window == k % width // window)
+
+    width: int
+    window: int
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        width, window = self.width, self.window
+        return (q // width // window == k // width // window) & (q % width // window == k % width // window)
 
 
-def grid_strides(height: int, width: int, cells: int) -> Mask:
+@dataclasses.dataclass(frozen=True)
+class GridStrides(Pattern):
     """Tokens at the same place of each of ``cells`` x ``cells`` parts of an image (grid attention of MaxViT, arXiv:2204.01697)."""
-    down, across = height // cells, width // cells
-    return lambda q, k: (q // width % down == k // width % down) & (q % width % across == k % width % across)
+
+    height: int
+    width: int
+    cells: int
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        width, down, across = self.width, self.height // self.cells, self.width // self.cells
+        return (q // width % down == k // width % down) & (q % width % across == k % width % across)
 
 
-def global_and_random(length: int, block: int, *, first: int = 1, window: int = 3, random: int = 3, seed: int = 0) -> Mask:
+@dataclasses.dataclass(frozen=True)
+class Global(Pattern):
+    """The first ``count`` tokens see and are seen by all; ``~Global(n)`` is what they are no part of."""
+
+    count: int
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        return (q < self.count) | (k < self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockLines(Pattern):
+    """Whole blocks of tokens along lines through the table of blocks: of block i, those (slope * i + start) modulo ``count``.
+
+    Attributes:
+      block: tokens of a block.
+      count: of blocks.
+      lines: (slope, start) of each.
+    """
+
+    block: int
+    count: int
+    lines: tuple[tuple[int, int], ...]
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        i, j = q // self.block, k // self.block
+        parts = [j == (i * slope + start) % self.count for slope, start in self.lines]
+        return functools.reduce(operator.or_, parts, (i < 0) & (j < 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockWindow(Pattern):
+    """Whole blocks of tokens at most ``reach`` blocks away."""
+
+    block: int
+    reach: int
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        return abs(q // self.block - k // self.block) <= self.reach
+
+
+@dataclasses.dataclass(frozen=True)
+class AllOf(Pattern):
+    """What every part allows."""
+
+    parts: tuple[Mask, ...]
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        return functools.reduce(operator.and_, (part(q, k) for part in self.parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyOf(Pattern):
+    """What any part allows."""
+
+    parts: tuple[Mask, ...]
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        return functools.reduce(operator.or_, (part(q, k) for part in self.parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class Not(Pattern):
+    """What the part does not allow."""
+
+    part: Mask
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        return ~self.part(q, k)
+
+
+window, segments, dilated, grid_windows, grid_strides = Window, Segments, Dilated, GridWindows, GridStrides
+
+
+def causal() -> Window:
+    """Keys up to the query."""
+    return Window(None, 0)
+
+
+def global_and_random(length: int, block: int, *, first: int = 1, window: int = 3, random: int = 3, seed: int = 0) -> Pattern:
     """Whole blocks of tokens, after BigBird (arXiv:2007.14062): the first see and are seen by all, each sees those around it and some others.
 
     Args:
@@ -71,22 +193,32 @@ def global_and_random(length: int, block: int, *, first: int = 1, window: int = 
     """
     count = -(-length // block)
     lines = np.random.default_rng(seed).integers(0, count, (random, 2)).tolist()
-
-    def visible(q: Any, k: Any) -> Any:
-        i, j = q // block, k // block
-        seen = (i < first) | (j < first) | (abs(i - j) <= window // 2)
-        for slope, start in lines:
-            seen = seen | (j == (i * slope + start) % count)
-        return seen
-
-    return visible
+    return Global(first * block) | BlockWindow(block, window // 2) | BlockLines(block, count, tuple((slope, start) for slope, start in lines))
 
 
-def all_of(*parts: Mask) -> Mask:
+def all_of(*parts: Mask) -> Pattern:
     """What every part allows."""
-    return lambda q, k: functools.reduce(operator.and_, (part(q, k) for part in parts))
+    return AllOf(parts)
 
 
-def any_of(*parts: Mask) -> Mask:
+def any_of(*parts: Mask) -> Pattern:
     """What any part allows."""
-    return lambda q, k: functools.reduce(operator.or_, (part(q, k) for part in parts))
+    return AnyOf(parts)
+
+
+def without_windows(mask: Mask | None) -> tuple[tuple[int | None, int | None], Mask | None]:
+    """The window that a mask includes, (left, right), and what it asks beside it."""
+    if isinstance(mask, Window):
+        return (mask.left, mask.right), None
+    if not isinstance(mask, AllOf):
+        return (None, None), mask
+    found = [without_windows(part) for part in mask.parts]
+    reach = functools.reduce(narrower, (reach for reach, _ in found))
+    rest = tuple(part for _, part in found if part is not None)
+    return reach, (rest[0] if len(rest) == 1 else AllOf(rest)) if rest else None
+
+
+def narrower(a: tuple[int | None, int | None], b: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+    """What two windows share."""
+    left, right = (min((side for side in sides if side is not None), default=None) for sides in zip(a, b, strict=True))
+    return left, right

@@ -4,7 +4,8 @@
 
 (Attention Is All You Need, arXiv:1706.03762, equation 1). With ``sinks`` s, one logit a head joins the
 denominator: ``weights = exp(logits) / (exp(s) + sum exp(logits))`` (gpt-oss; arXiv:2309.17453 for the
-idea). With ``normalize="sigmoid"``, ``weights = sigmoid(logits)`` (arXiv:2409.04431).
+idea). With ``normalize="sigmoid"``, ``weights = sigmoid(logits)`` (arXiv:2409.04431), with "none" they are the logits.
+Tables r by offset (Shaw et al., 2018, arXiv:1803.02155, equation 4): ``logits = scale * (q k' + q r[key - query]')``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import regions
+from pallas_kernels.attention import regions, relative
 from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask
 from pallas_kernels.attention.scores import finite_gradient
@@ -64,19 +65,39 @@ def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     # 0 * NaN is NaN: keys that are never attended, and queries that attend to nothing, may hold anything.
     q = jnp.where(jnp.swapaxes(allowed.any(3), 1, 2)[..., None], q, 0)
     k = jnp.where(jnp.swapaxes(allowed.any(2), 1, 2)[..., None], jnp.repeat(k, q.shape[2] // k.shape[2], axis=2), 0)
-    logits = call.scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
+    if call.relative_keys is not None:
+        r = _widen(call.relative_keys)
+        r = jnp.broadcast_to(r, (q.shape[2], *r.shape[1:]))
+        products = jnp.einsum("bqhd,hsd->bhqs", q if call.relative_query is None else _queries(call, allowed), r, precision="highest")
+        at = relative.index(r, relative.origin(r, call.relative_origin), at_q, at_k)
+        logits = logits + jnp.take_along_axis(products, jnp.broadcast_to(at[:, None], logits.shape), 3)
+    logits = call.scale * logits
     if call.score is not None:
         heads = jnp.arange(q.shape[2], dtype=jnp.int32)[None, :, None, None]
-        logits = finite_gradient(call.score)(logits, heads, at_q[:, None, :, None], at_k[:, None, None, :]).astype(logits.dtype)
+        rows = () if call.rows is None else [jnp.swapaxes(row, 1, 2)[..., None] for row in jnp.moveaxis(_widen(call.rows), 3, 0)]
+        logits = finite_gradient(call.score)(logits, heads, at_q[:, None, :, None], at_k[:, None, None, :], *rows).astype(logits.dtype)
     if call.bias is not None:
         logits = logits + _widen(call.bias)
-    return jnp.where(allowed, logits, -jnp.inf), allowed
+    if call.relative_bias is not None:
+        logits = logits + _by_offset(call, call.relative_bias)
+    return jnp.where(allowed, logits, 0.0 if call.normalize == "none" else -jnp.inf), allowed
+
+
+def _queries(call: AttentionCall, allowed: jax.Array) -> jax.Array:
+    return jnp.where(jnp.swapaxes(allowed.any(3), 1, 2)[..., None], _widen(call.relative_query), 0)
+
+
+def _by_offset(call: AttentionCall, table: jax.Array) -> jax.Array:
+    """Entries of a table (heads or 1, span): (batch or 1, heads or 1, q_length, k_length)."""
+    at = relative.index(table, relative.origin(table, call.relative_origin), *call.places)
+    return jnp.moveaxis(_widen(table)[:, at], 0, 1)
 
 
 def _normalise(logits: jax.Array, sinks: jax.Array | None, normalize: str) -> tuple[jax.Array, jax.Array]:
     """Weights, and the log-sum-exp (batch, q_length, heads) of logits and sink."""
-    if normalize == "sigmoid":
-        return jax.nn.sigmoid(logits), jnp.zeros(())
+    if normalize != "softmax":
+        return jax.nn.sigmoid(logits) if normalize == "sigmoid" else logits, jnp.zeros(())
     if sinks is not None:
         logits = jnp.concatenate([logits, jnp.broadcast_to(sinks[:, None, None], (*logits.shape[:3], 1))], axis=3)
     top = jax.lax.stop_gradient(jnp.max(logits, axis=3, keepdims=True))
@@ -95,13 +116,21 @@ def _widen(x: Any) -> Any:
 
 def attention_weights(call: AttentionCall) -> jax.Array:
     """The weights (batch, heads, q_length, k_length), float32 or float64."""
-    return _normalise(_logits(call)[0], _widen(call.sinks), call.normalize)[0]
+    return _weights(call)[0]
+
+
+def _weights(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weights, the log-sum-exp, and the mask."""
+    logits, allowed = _logits(call)
+    weights, lse = _normalise(logits, _widen(call.sinks), call.normalize)
+    if call.relative_weight is not None:
+        weights = weights * _by_offset(call, call.relative_weight)
+    return weights, lse, allowed
 
 
 def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
-    logits, allowed = _logits(call)
-    weights, lse = _normalise(logits, _widen(call.sinks), call.normalize)
+    weights, lse, allowed = _weights(call)
     values = jnp.repeat(_widen(call.v), call.q.shape[2] // call.v.shape[2], axis=2)
     values = jnp.where(jnp.swapaxes(allowed.any(2), 1, 2)[..., None], values, 0)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, values, precision="highest").astype(call.q.dtype), lse

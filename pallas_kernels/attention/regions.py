@@ -75,6 +75,8 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
         query_segments=None if call.query_segments is None else queries(whole(call.query_segments)),
         key_segments=None if call.key_segments is None else keys(whole(call.key_segments)),
         routes=None,
+        rows=None if call.rows is None else queries(jnp.broadcast_to(call.rows, (batch, *call.rows.shape[1:]))),
+        relative_query=None if call.relative_query is None else queries(call.relative_query),
     )
     return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), attend(parts))
 
@@ -83,8 +85,8 @@ def _head_by_head(attend: Attend, call: AttentionCall, routes: jax.Array) -> tup
     """Heads whose keys are different copies, one after the other."""
     heads, repeats = call.q.shape[2], call.q.shape[2] // call.k.shape[2]
 
-    def one(x: jax.Array | None, head: int) -> jax.Array | None:
-        return x if x is None or x.shape[1] == 1 else x[:, head : head + 1]
+    def one(x: jax.Array | None, head: int, axis: int = 1) -> jax.Array | None:
+        return x if x is None or x.shape[axis] == 1 else jax.lax.slice_in_dim(x, head, head + 1, axis=axis)
 
     results = []
     for head in range(heads):
@@ -98,6 +100,9 @@ def _head_by_head(attend: Attend, call: AttentionCall, routes: jax.Array) -> tup
             sinks=None if call.sinks is None else call.sinks[head : head + 1],
             routes=routes[:, head : head + 1],
             score=_of_head(call.score, head),
+            rows=one(call.rows, head, 2),
+            relative_query=one(call.relative_query, head, 2),
+            **{name: one(getattr(call, name), head, 0) for name in ("relative_bias", "relative_weight", "relative_keys")},
         )
         results.append(gathered(attend, mine))
     return jax.tree.map(lambda *x: jnp.concatenate(x, 2), *results)
@@ -105,7 +110,7 @@ def _head_by_head(attend: Attend, call: AttentionCall, routes: jax.Array) -> tup
 
 def _of_head(score: Score | None, first: int) -> Score | None:
     """``score`` where heads are counted from ``first`` on."""
-    return score and (lambda logits, head, q, k: score(logits, first + head, q, k))
+    return score and (lambda logits, head, *others: score(logits, first + head, *others))
 
 
 def of_padded(score: Score | None, own: tuple[int, int], sizes: tuple[int, int]) -> Score | None:
@@ -113,9 +118,9 @@ def of_padded(score: Score | None, own: tuple[int, int], sizes: tuple[int, int])
     if score is None or own == sizes:
         return score
 
-    def scored(logits: Any, head: Any, q: Any, k: Any) -> Any:
+    def scored(logits: Any, head: Any, q: Any, k: Any, *rows: Any) -> Any:
         q, k = (at if n == size else at // size * n + at % size for at, n, size in zip((q, k), own, sizes, strict=True))
-        return score(logits, head, q, k)
+        return score(logits, head, q, k, *rows)
 
     return scored
 

@@ -36,19 +36,24 @@ def finite_gradient(score: Score) -> Score:
     """
 
     @jax.custom_jvp
-    def scored(logits: jax.Array, *where: Any) -> jax.Array:
-        return score(logits, *where)
+    def scored(logits: jax.Array, where: tuple[Any, ...], rows: tuple[jax.Array, ...]) -> jax.Array:
+        return score(logits, *where, *rows)
 
     @scored.defjvp
     def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-        logits, *where = primals
-        found, pushed = jax.linearize(lambda x: score(x, *where), logits)
+        logits, where, rows = primals
+        found, pushed = jax.linearize(lambda x, rows: score(x, *where, *rows), logits, rows)
         gone = found == -jnp.inf
         # Both sides: forward mode ends with the one, reverse mode with the other.
-        moved = jnp.where(jnp.broadcast_to(gone, logits.shape), 0, tangents[0])
-        return found, jnp.where(gone, 0, pushed(moved))
+        moved = jax.tree.map(lambda tangent: jnp.where(gone, 0, tangent), (tangents[0], tangents[2]))
+        return found, jnp.where(gone, 0, pushed(*moved))
 
-    return scored
+    def function(logits: jax.Array, head: Any, q: Any, k: Any, *rows: jax.Array) -> jax.Array:
+        # Rows as wide as the logits: a number whose derivative is not one must not meet those of other keys.
+        shape = jnp.broadcast_shapes(logits.shape, *(row.shape for row in rows))
+        return scored(jnp.broadcast_to(logits, shape), (head, q, k), tuple(jnp.broadcast_to(row, shape) for row in rows))
+
+    return function
 
 
 def _lowered(closed: ClosedJaxpr) -> ClosedJaxpr:

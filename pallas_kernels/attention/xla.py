@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from pallas_kernels import dispatch, mesh
-from pallas_kernels.attention import regions
+from pallas_kernels.attention import lists, regions, relative
 from pallas_kernels.attention.call import AttentionCall, Reach
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.reference import visible
@@ -31,6 +32,7 @@ BLOCK_BYTES = {"cpu": 2**23}  # of logits at a time: what leaves a CPU's caches 
 OTHER_BLOCK_BYTES = 2**30
 
 Arrays = dict[str, Any]
+TABLES = ("relative_bias", "relative_weight", "relative_keys")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Options:
     normalize: str
     pattern: Mask | None
     score: Score | None
+    relative_origin: int | None
 
 
 def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
@@ -49,7 +52,7 @@ def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     if call.routes is not None:
         out, lse = regions.gathered(attention, call)
         return out, lse
-    options = Options(call.reach, call.scale, call.normalize, call.pattern, call.score)
+    options = Options(call.reach, call.scale, call.normalize, call.pattern, call.score, call.relative_origin)
     q, sinks = call.q, call.sinks
     batch, length, heads, _ = q.shape
     kv_heads = call.k.shape[2]
@@ -64,6 +67,9 @@ def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
         "key_positions": call.key_positions,
         "query_segments": call.query_segments,
         "key_segments": call.key_segments,
+        "rows": None if call.rows is None else _group(jnp.moveaxis(call.rows, 1, 2), kv_heads),  # (batch, kv, rep, q, n)
+        "relative_query": None if call.relative_query is None else _group(jnp.moveaxis(call.relative_query, 1, 2), kv_heads),
+        **{name: _group_heads(getattr(call, name), kv_heads) for name in TABLES},  # (kv, rep, span, ...)
     }
     out, lse = _by_rows(options, grouped)
     return jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, -1), jnp.moveaxis(lse, 3, 1).reshape(batch, length, heads)
@@ -74,6 +80,10 @@ def _group(x: jax.Array | None, kv_heads: int) -> jax.Array | None:
         return None
     heads = (1, 1) if x.shape[1] == 1 else (kv_heads, x.shape[1] // kv_heads)
     return x.reshape(x.shape[0], *heads, *x.shape[2:])
+
+
+def _group_heads(x: jax.Array | None, kv_heads: int) -> jax.Array | None:
+    return None if x is None else x.reshape(*((1, 1) if x.shape[0] == 1 else (kv_heads, -1)), *x.shape[1:])
 
 
 def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
@@ -88,7 +98,7 @@ def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     # A few blocks at once cost less than computing them again, which chunks do anyway; devices that share the rows of a batch can't take turns.
     if together >= batch or (direct and batch * row_bytes <= 4 * block_bytes) or mesh.is_split():
         return _choose_form(options, arrays)
-    own = {name: x for name, x in arrays.items() if x is not None and name != "sinks" and x.shape[0] == batch}
+    own = {name: x for name, x in arrays.items() if x is not None and name not in OF_ALL and x.shape[0] == batch}
 
     def one(row: Arrays) -> tuple[jax.Array, jax.Array]:
         out, lse = _choose_form(options, {**arrays, **{name: x[None] for name, x in row.items()}})
@@ -108,9 +118,12 @@ def _choose_form(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array
         return _block(options, arrays, 0, 0)
     q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
     left, right = options.reach
-    indexed = arrays["query_positions"] is None and arrays["key_positions"] is None
-    if not indexed or left is not None or right is None:
-        return _chunked(options, 0, arrays)
+    if options.pattern is not None and _indexed(arrays):
+        groups = lists.groups(options.pattern, options.reach, q_length, k_length)
+        if groups is not None:
+            return _listed(options, groups, arrays)
+    if not _indexed(arrays) or left is not None or right is None:
+        return _in_order(options, 0, arrays)
     step = CHUNK * -(-q_length // (CHUNK * CAUSAL_STEPS))
     parts = []
     for start in range(0, q_length, step):
@@ -119,7 +132,7 @@ def _choose_form(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array
             name: _slice(name, _slice(name, x, "q", start, stop - start), "k", 0, min(stop + right, k_length))
             for name, x in arrays.items()
         }
-        parts.append(_chunked(options, start, part))
+        parts.append(_in_order(options, start, part))
     out, lse = zip(*parts, strict=True)
     return jnp.concatenate(out, axis=3), jnp.concatenate(lse, axis=3)
 
@@ -136,7 +149,12 @@ AXES = {
     "key_positions": {"k": 1},
     "query_segments": {"q": 1},
     "key_segments": {"k": 1},
+    "rows": {"q": 3},
+    "relative_query": {"q": 3},
+    **{name: {} for name in TABLES},
 }
+OF_ALL = ("sinks", *TABLES)
+"""Arrays that rows of the batch share."""
 
 
 def _axis(name: str, x: Any, over: str) -> int | None:
@@ -163,17 +181,29 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
         q = jnp.where(allowed.any(4)[..., None], q, 0)
         attended = allowed.any((2, 3))[..., None]
         k, v = jnp.where(attended, k, 0), jnp.where(attended, v, 0)
-    logits = options.scale * _product(q, jnp.swapaxes(k, 2, 3), wide)
+    logits = _product(q, jnp.swapaxes(k, 2, 3), wide)
+    if arrays["relative_keys"] is not None:
+        theirs = arrays["relative_query"]
+        if theirs is not None and allowed is not None:
+            theirs = jnp.where(allowed.any(4)[..., None], theirs, 0)
+        logits = logits + _relative_products(options, arrays, q if theirs is None else theirs, q_start, k_start)
+    logits = options.scale * logits
     if options.score is not None:
         heads = jnp.arange(q.shape[1] * q.shape[2], dtype=jnp.int32).reshape(1, q.shape[1], -1, 1, 1)
         q_positions, k_positions = _positions(arrays, q_start, k_start)
-        logits = finite_gradient(options.score)(logits, heads, q_positions[:, None, None, :, None], k_positions[:, None, None, None]).astype(wide)
+        rows = () if arrays["rows"] is None else jnp.moveaxis(arrays["rows"].astype(wide), 4, 0)[..., None]
+        where = q_positions[:, None, None, :, None], k_positions[:, None, None, None]
+        logits = finite_gradient(options.score)(logits, heads, *where, *rows).astype(wide)
     if arrays["bias"] is not None:
         logits = logits + arrays["bias"].astype(wide)
+    if arrays["relative_bias"] is not None:
+        logits = logits + _by_offset(options, arrays, "relative_bias", q_start, k_start)
     if allowed is not None:
-        logits = jnp.where(allowed, logits, -jnp.inf)
-    if options.normalize == "sigmoid":
-        out = _product(jax.nn.sigmoid(logits).astype(v.dtype), v, wide)
+        logits = jnp.where(allowed, logits, 0.0 if options.normalize == "none" else -jnp.inf)
+    factor = None if arrays["relative_weight"] is None else _by_offset(options, arrays, "relative_weight", q_start, k_start)
+    if options.normalize != "softmax":
+        weights = jax.nn.sigmoid(logits) if options.normalize == "sigmoid" else logits
+        out = _product((weights if factor is None else weights * factor).astype(v.dtype), v, wide)
         return out.astype(q.dtype), jnp.zeros(out.shape[:-1], wide)
     # The shift cancels in both results, so it carries no gradient.
     shift = lax.stop_gradient(jnp.max(logits, axis=-1))
@@ -188,8 +218,39 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     empty = total == 0
     total = jnp.where(empty, 1.0, total)
     # Dividing after the product touches q x value_dim numbers instead of q x k.
-    out = _product(weights.astype(v.dtype), v, wide) / total[..., None]
+    out = _product((weights if factor is None else weights * factor).astype(v.dtype), v, wide) / total[..., None]
     return out.astype(q.dtype), jnp.where(empty, -jnp.inf, shift + jnp.log(total))
+
+
+def _indexed(arrays: Arrays) -> bool:
+    """Whether positions are indices."""
+    return arrays["query_positions"] is None and arrays["key_positions"] is None
+
+
+def _by_offset(options: Options, arrays: Arrays, name: str, q_start: Any, k_start: Any) -> jax.Array:
+    """Entries of a table for a block: (batch or 1, kv or 1, rep or 1, q, k)."""
+    table = arrays[name]
+    table = table.astype(jnp.promote_types(table.dtype, jnp.float32))
+    first = relative.origin(table[:, 0], options.relative_origin)
+    if _indexed(arrays):
+        return relative.spread(table, first, q_start, k_start, arrays["q"].shape[3], arrays["k"].shape[2])[None]
+    at = relative.index(table[:, 0], first, *_positions(arrays, q_start, k_start))
+    return jnp.moveaxis(table[:, :, at], 2, 0)
+
+
+def _relative_products(options: Options, arrays: Arrays, q: jax.Array, q_start: Any, k_start: Any) -> jax.Array:
+    """Products of a block's queries with the entries of ``relative_keys``: (batch, kv, rep, q, k)."""
+    table = arrays["relative_keys"]
+    first, (queries, keys) = relative.origin(table[:, 0], options.relative_origin), (q.shape[3], arrays["k"].shape[2])
+    if _indexed(arrays):
+        offsets = k_start - q_start + jnp.arange(queries + keys) - (queries - 1)
+        table = jnp.take(table, jnp.clip(offsets - first, 0, table.shape[2] - 1), axis=2)
+    table = jnp.broadcast_to(table, (*q.shape[1:3], *table.shape[2:]))
+    products = jnp.einsum("bgrqd,grsd->bgrqs", q, table, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+    if _indexed(arrays):
+        return relative.shifted(products)
+    at = relative.index(table[:, 0], first, *_positions(arrays, q_start, k_start))
+    return jnp.take_along_axis(products, jnp.broadcast_to(at[:, None, None], (*products.shape[:4], keys)), 4)
 
 
 def _product(rows: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
@@ -224,7 +285,7 @@ def _positions(arrays: Arrays, q_start: Any, k_start: Any) -> tuple[jax.Array, j
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a chunk loop cuts queries and keys."""
+    """How a chunk loop cuts queries and keys: a run of chunks in order, each with all keys or a band of them."""
 
     chunk: int
     count: int
@@ -232,43 +293,122 @@ class Plan:
     width: int  # keys that a chunk reads
     left: int | None  # None: every chunk reads all keys
 
+    def cut(self, arrays: Arrays, index: Any) -> tuple[Arrays, Any, Any]:
+        """Chunk ``index``: its arrays, and the positions of its first query and key."""
+        q_start = index * self.chunk
+        part = {name: _slice(name, x, "q", q_start, self.chunk) for name, x in arrays.items()}
+        k_start = self._key(index, arrays["k"].shape[2])
+        if self.left is not None:
+            part = {name: _slice(name, x, "k", k_start, self.width) for name, x in part.items()}
+        return part, self.first + q_start, k_start
+
+    def add(self, name: str, total: jax.Array, part: jax.Array, index: Any, k_length: int) -> jax.Array:
+        """Adds a chunk's gradient where the chunk was cut."""
+        starts = [jnp.int32(0)] * total.ndim
+        for over, start in (("q", index * self.chunk), ("k", self._key(index, k_length))):
+            axis = _axis(name, total, over)
+            if axis is not None:
+                starts[axis] = jnp.asarray(start, jnp.int32)
+        old = lax.dynamic_slice(total, starts, part.shape)
+        return lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
+
+    def padded(self, arrays: Arrays) -> Arrays:
+        """The arrays with whole chunks of queries."""
+        return _padded(arrays, "q", self.count * self.chunk)
+
+    def _key(self, index: Any, k_length: int) -> Any:
+        return 0 if self.left is None else jnp.clip(self.first + index * self.chunk - self.left, 0, k_length - self.width)
+
 
 def _plan(options: Options, arrays: Arrays, first: int) -> Plan:
     q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
     left, right = options.reach
     chunk, width = min(CHUNK, q_length), k_length
-    if left is not None and right is not None and arrays["query_positions"] is None and arrays["key_positions"] is None:
+    if left is not None and right is not None and _indexed(arrays):
         # A short window in a long chunk computes mostly masked logits.
         chunk = min(chunk, max(64, 1 << (left + right).bit_length()))
         width = min(k_length, chunk + left + right)
     return Plan(chunk, -(-q_length // chunk), first, width, left if width < k_length else None)
 
 
-def _cut(plan: Plan, arrays: Arrays, index: Any) -> tuple[Arrays, Any, Any]:
-    """Chunk ``index``: its arrays, and the positions of its first query and key."""
-    q_start = index * plan.chunk
-    k_start: Any = 0
-    part = {name: _slice(name, x, "q", q_start, plan.chunk) for name, x in arrays.items()}
-    if plan.left is not None:
-        k_length = arrays["k"].shape[2]
-        k_start = jnp.clip(plan.first + q_start - plan.left, 0, k_length - plan.width)
-        part = {name: _slice(name, x, "k", k_start, plan.width) for name, x in part.items()}
-    return part, plan.first + q_start, k_start
+@dataclasses.dataclass(frozen=True)
+class ListedPlan:
+    """Chunks of queries that see equally many blocks of keys, which are copied together for each."""
+
+    group: lists.Group
+
+    @property
+    def count(self) -> int:
+        return len(self.group.chunks)
+
+    def cut(self, arrays: Arrays, index: Any) -> tuple[Arrays, Any, Any]:
+        """As :meth:`Plan.cut`; positions are among the arrays."""
+        chunk, ids, keys = (jnp.asarray(table)[index] for table in (self.group.chunks, self.group.blocks, self.group.positions))
+        part = {name: _slice(name, x, "q", chunk * lists.CHUNK, lists.CHUNK) for name, x in arrays.items()}
+
+        def blocks(name: str, x: Any) -> Any:
+            axis = _axis(name, x, "k")
+            if axis is None:
+                return x
+            x = x.reshape(*x.shape[:axis], -1, lists.BLOCK, *x.shape[axis + 1 :])
+            return jnp.take(x, ids, axis).reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+        part = {name: blocks(name, x) for name, x in part.items()}
+        places = chunk * lists.CHUNK + jnp.arange(lists.CHUNK, dtype=jnp.int32)
+        return part | {"query_positions": places[None], "key_positions": keys.reshape(1, -1)}, 0, 0
+
+    def add(self, name: str, total: jax.Array, part: jax.Array, index: Any, k_length: int) -> jax.Array:
+        """As :meth:`Plan.add`."""
+        chunk, ids = (jnp.asarray(table)[index] for table in (self.group.chunks, self.group.blocks))
+        q_axis, k_axis = (_axis(name, total, over) for over in ("q", "k"))
+        if k_axis is None:
+            starts = [jnp.int32(0)] * total.ndim
+            if q_axis is not None:
+                starts[q_axis] = chunk * lists.CHUNK
+            old = lax.dynamic_slice(total, starts, part.shape)
+            return lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
+        whole = total.reshape(*total.shape[:k_axis], -1, lists.BLOCK, *total.shape[k_axis + 1 :])
+        part = part.reshape(*part.shape[:k_axis], -1, lists.BLOCK, *part.shape[k_axis + 1 :]).astype(total.dtype)
+        # A list ends with repetitions, which nothing attends to: they add zeros.
+        at: list[Any] = [slice(None)] * whole.ndim
+        at[k_axis] = ids
+        if q_axis is None:
+            return whole.at[tuple(at)].add(part).reshape(total.shape)
+        strip = _slice(name, whole, "q", chunk * lists.CHUNK, lists.CHUNK).at[tuple(at)].add(part)
+        return lax.dynamic_update_slice_in_dim(whole, strip, chunk * lists.CHUNK, q_axis).reshape(total.shape)
+
+    def padded(self, arrays: Arrays) -> Arrays:
+        """The arrays with whole chunks of queries and whole blocks of keys."""
+        q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
+        return _padded(_padded(arrays, "q", q_length + -q_length % lists.CHUNK), "k", k_length + -k_length % lists.BLOCK)
 
 
-def _pad_queries(plan: Plan, arrays: Arrays) -> Arrays:
-    """Extends every array over queries to whole chunks; the extra rows are cut off afterwards."""
-    extra = plan.count * plan.chunk - arrays["q"].shape[3]
+def _padded(arrays: Arrays, over: str, length: int) -> Arrays:
+    """Extends every array over queries, or keys, to ``length``; the extra rows are cut off afterwards, extra keys have no position."""
 
     def pad(name: str, x: Any) -> Any:
-        axis = _axis(name, x, "q")
-        if axis is None or extra == 0:
+        axis = _axis(name, x, over)
+        if axis is None or (extra := length - x.shape[axis]) == 0:
             return x
         # What fills the last chunk is of no segment, so that it sees nothing.
         filling = jnp.iinfo(x.dtype).min if name == "query_segments" else 0
         return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)], constant_values=filling)
 
     return {name: pad(name, x) for name, x in arrays.items()}
+
+
+def _in_order(options: Options, first: int, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    """All queries, chunk after chunk; the first has the position ``first``."""
+    out, lse = _chunked(options, _plan(options, arrays, first), arrays)
+    return _unchunk(out, arrays["q"].shape[3]), _unchunk(lse, arrays["q"].shape[3])
+
+
+def _listed(options: Options, groups: tuple[lists.Group, ...], arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    """All queries, those together that see equally many blocks of keys."""
+    parts = [_chunked(options, ListedPlan(group), arrays) for group in groups]
+    order = np.argsort(np.concatenate([group.chunks for group in groups]))
+    out, lse = (jnp.concatenate(results)[order] for results in zip(*parts, strict=True))
+    return _unchunk(out, arrays["q"].shape[3]), _unchunk(lse, arrays["q"].shape[3])
 
 
 def _unchunk(x: jax.Array, length: int) -> jax.Array:
@@ -278,49 +418,38 @@ def _unchunk(x: jax.Array, length: int) -> jax.Array:
 
 
 @differentiable(2)
-def _chunked(options: Options, first: int, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    plan = _plan(options, arrays, first)
-    padded = _pad_queries(plan, arrays)
-    out, lse = lax.map(lambda i: _block(options, *_cut(plan, padded, i)), jnp.arange(plan.count))
-    length = arrays["q"].shape[3]
-    return _unchunk(out, length), _unchunk(lse, length)
+def _chunked(options: Options, plan: Plan | ListedPlan, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    padded = plan.padded(arrays)
+    return lax.map(lambda i: _block(options, *plan.cut(padded, i)), jnp.arange(plan.count))
 
 
-def _chunked_forward(options: Options, first: int, arrays: Arrays) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
-    return _chunked(options, first, arrays), arrays
+def _chunked_forward(options: Options, plan: Plan | ListedPlan, arrays: Arrays) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
+    return _chunked(options, plan, arrays), arrays
 
 
-def _chunked_backward(options: Options, first: int, arrays: Arrays, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Arrays]:
-    plan = _plan(options, arrays, first)
-    padded = _pad_queries(plan, arrays)
-    extra = plan.count * plan.chunk - arrays["q"].shape[3]
-    padded_cotangents = [jnp.pad(x, [(0, extra if a == 3 else 0) for a in range(x.ndim)]) for x in cotangents]
+def _chunked_backward(options: Options, plan: Plan | ListedPlan, arrays: Arrays, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Arrays]:
+    padded = plan.padded(arrays)
     floating = [name for name, x in arrays.items() if x is not None and jnp.issubdtype(x.dtype, jnp.floating)]
+    k_length = padded["k"].shape[2]
 
-    def step(sums: Arrays, index: jax.Array) -> tuple[Arrays, None]:
-        part, q_start, k_start = _cut(plan, padded, index)
+    def step(sums: Arrays, indexed: Any) -> tuple[Arrays, None]:
+        index, own = indexed
+        part, q_start, k_start = plan.cut(padded, index)
         rest = {name: x for name, x in part.items() if name not in floating}
         _, pullback = jax.vjp(lambda f: _block(options, {**f, **rest}, q_start, k_start), {name: part[name] for name in floating})
-        (gradients,) = pullback(tuple(lax.dynamic_slice_in_dim(x, index * plan.chunk, plan.chunk, 3) for x in padded_cotangents))
-        return {name: _add_at(name, sums[name], gradients[name], index * plan.chunk, k_start) for name in floating}, None
+        (gradients,) = pullback(own)
+        return {name: plan.add(name, sums[name], gradients[name], index, k_length) for name in floating}, None
 
     # A key collects from every chunk: in float32, whatever its dtype.
     zeros = {name: jnp.zeros(padded[name].shape, jnp.promote_types(padded[name].dtype, jnp.float32)) for name in floating}
-    sums, _ = lax.scan(step, zeros, jnp.arange(plan.count))
-    length = arrays["q"].shape[3]
-    gradients = {name: _slice(name, x, "q", 0, length).astype(arrays[name].dtype) for name, x in sums.items()}
+    sums, _ = lax.scan(step, zeros, (jnp.arange(plan.count), cotangents))
+    lengths = {"q": arrays["q"].shape[3], "k": arrays["k"].shape[2]}
+    gradients = {}
+    for name, x in sums.items():
+        for over, length in lengths.items():
+            x = _slice(name, x, over, 0, length)
+        gradients[name] = x.astype(arrays[name].dtype)
     return ({name: gradients.get(name) for name in arrays},)
-
-
-def _add_at(name: str, total: jax.Array, part: jax.Array, q_start: Any, k_start: Any) -> jax.Array:
-    """Adds a chunk's gradient where the chunk was cut."""
-    starts = [jnp.int32(0)] * total.ndim
-    for over, start in (("q", q_start), ("k", k_start)):
-        axis = _axis(name, total, over)
-        if axis is not None:
-            starts[axis] = jnp.asarray(start, jnp.int32)
-    old = lax.dynamic_slice(total, starts, part.shape)
-    return lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
 
 
 _chunked.define(_chunked_forward, _chunked_backward)

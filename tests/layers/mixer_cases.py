@@ -21,7 +21,7 @@ from layers import Mixer, Place, Tokens
 from layers.attention.multi_head import soft_cap
 from layers.initializers import truncated_normal
 from layers.memory.choices import KL, MIRAS_STRUCTURE, GradientDescent, Memory, MLPMemory
-from layers.position import ALiBi
+from pallas_kernels import masks
 
 FEATURES, HEADS, LENGTH, GRID = 16, 2, 21, (7, 6)
 PADDED = LENGTH + 6
@@ -31,7 +31,8 @@ ATTENTION = {
     "grouped": {"num_heads": 4, "num_kv_heads": 2, "qk_norm": "rms", "rotary": {"base": 100.0, "dimensions": 2}},
     "window": {"window": 5, "rotary": 100.0, "score": soft_cap(2.0)},
     "persistent": {"window": 5, "rotary": 100.0, "persistent": 3},
-    "sinks": {"sinks": True, "bias": lambda num_heads, rngs: ALiBi(num_heads)},
+    "sinks": {"sinks": True, "relative": "alibi"},
+    "relative": {"relative": {"name": "keys", "reach": 3}, "visible": masks.segments(6) | masks.window(2, 2)},
     "sigmoid": {"normalize": "sigmoid", "scale": 0.5},
     "cosine": {"qk_norm": "unit", "logit_scale": 10.0, "key_bias": False},
 }

@@ -1,4 +1,4 @@
-"""Positions: rotary, ALiBi, relative bias, tables and their resampling."""
+"""Positions: rotary, relative bias, tables and their resampling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers.position import ALiBi, LearnedPositions, RelativePositionBias, Rotary, grid_positions, resample_table, rotate, rotation, sincos_table
+from layers.position import LearnedPositions, RelativePositionBias, Rotary, grid_positions, resample_table, rotate, rotation, sincos_table
 
 RNG = np.random.default_rng(0)
 
@@ -83,16 +83,6 @@ def test_rotary_divides_the_angles_of_all_pairs_or_of_slow_ones() -> None:
 def test_rotary_refuses_what_makes_no_pairs() -> None:
     with pytest.raises(ValueError, match="over 2 axes needs a number of features divisible by 4, got 6"):
         rotate(jnp.zeros((1, 1, 1, 6)), jnp.zeros((1, 1, 2), jnp.int32))
-
-
-def test_alibi_slopes_and_distances() -> None:
-    positions = jnp.arange(4)[None]
-    bias = np.asarray(ALiBi(8)(positions, positions))
-    assert bias.shape == (1, 8, 4, 4)
-    for head in range(8):
-        np.testing.assert_allclose(bias[0, head], -(2.0 ** -(head + 1)) * np.abs(np.subtract.outer(range(4), range(4))), rtol=1e-6)
-    # 12 heads: the 8 slopes of a power of two, then every other slope of 16.
-    np.testing.assert_allclose(ALiBi(12).slopes[8:], [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
 
 
 def test_relative_bias_depends_on_offsets_alone() -> None:

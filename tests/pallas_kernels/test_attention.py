@@ -15,8 +15,11 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from pallas_kernels import attention, attention_weights, dispatch, masks
+from pallas_kernels.attention import lists
+from pallas_kernels.attention.blocks import cover
 from pallas_kernels.attention.cases import CASES
 from pallas_kernels.dispatch import Case
+from primitives import operations
 from tests.tiers import tiered
 
 
@@ -39,7 +42,15 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
     routes = arrays.get("routes", np.zeros((1, 1, 1, 1), int))
     regions = routes.shape[2]
     routes = np.broadcast_to(routes, (batch, heads, *routes.shape[2:]))
+    rows = np.broadcast_to(arrays.get("rows", np.zeros((1, 1, 1))), q.shape[:3]) if "rows" in arrays else None
     out, lse = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], -np.inf)
+
+    def entry(name: str, h: int, offset: int) -> Any:
+        if name not in arrays:
+            return None
+        table = np.broadcast_to(arrays[name], (heads, *arrays[name].shape[1:]))[h]
+        return table[np.clip(offset - options.get("relative_origin", -(len(table) // 2)), 0, len(table) - 1)]
+
     for b, h, i in np.ndindex(batch, heads, q_length):
         at, head = q_positions[b, i], h * kv_heads // heads
         attended = [
@@ -55,15 +66,25 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
             and (right is None or p <= at + right)
         ]
         scale = options.get("scale") or 1 / math.sqrt(q.shape[3])
-        logits = np.asarray(score(np.array([q[b, i, h] @ k[b, j, head] * scale for j in attended]), h, at, k_positions[b, attended]))
-        logits = logits + bias[b, h, i, attended]
-        if options.get("normalize") == "sigmoid":
-            out[b, i, h] = sum((v[b, j, head] / (1 + math.exp(-x)) for j, x in zip(attended, logits)), np.zeros(v.shape[3]))
+        offsets = [int(k_positions[b, j] - at) for j in attended]
+        other = arrays.get("relative_query", q)[b, i, h]
+        logits = np.array([q[b, i, h] @ k[b, j, head] for j in attended])
+        if "relative_keys" in arrays:
+            logits = logits + np.array([other @ entry("relative_keys", h, d) for d in offsets])
+        own = () if rows is None else (rows[b, i, h],)
+        logits = np.asarray(score(logits * scale, h, at, k_positions[b, attended], *own)) + bias[b, h, i, attended]
+        if "relative_bias" in arrays:
+            logits = logits + np.array([entry("relative_bias", h, d) for d in offsets])
+        factors = [entry("relative_weight", h, d) if "relative_weight" in arrays else 1.0 for d in offsets]
+        values = [v[b, j, head] * factor for j, factor in zip(attended, factors)]
+        if (normalize := options.get("normalize", "softmax")) != "softmax":
+            weights = 1 / (1 + np.exp(-logits)) if normalize == "sigmoid" else logits
+            out[b, i, h] = sum((x * w for x, w in zip(values, weights)), np.zeros(v.shape[3]))
             continue
         terms = np.append(logits, arrays["sinks"][h]) if "sinks" in arrays else logits
         if len(terms):
             lse[b, i, h] = np.logaddexp.reduce(terms)
-            out[b, i, h] = sum((v[b, j, head] * math.exp(x - lse[b, i, h]) for j, x in zip(attended, logits)), np.zeros(v.shape[3]))
+            out[b, i, h] = sum((value * math.exp(x - lse[b, i, h]) for value, x in zip(values, logits)), np.zeros(v.shape[3]))
     return out, lse
 
 
@@ -254,8 +275,13 @@ def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStru
         ({"mask": lambda q, k: q - k}, "the function mask must be elementwise and return bool"),
         ({"mask": lambda q, k: np.array([0, 1, 2]) < k - q}, "uses an array from outside"),
         ({"sinks": like((3,))}, "sinks must be (heads,) = (4,)"),
-        ({"normalize": "relu"}, 'normalize is "softmax" or "sigmoid"'),
-        ({"normalize": "sigmoid", "return_lse": True}, "no denominator"),
+        ({"normalize": "relu"}, 'normalize is "softmax", "sigmoid" or "none"'),
+        ({"normalize": "none", "return_lse": True}, "none weights have no denominator"),
+        ({"rows": like((2, 5, 4))}, "rows are numbers for score="),
+        ({"rows": like((2, 4, 4)), "score": lambda x, h, q, k, r: x * r}, "rows must be floating (batch or 1, q_length, heads or 1) = (2, 5, 4)"),
+        ({"relative_bias": like((3, 9))}, "relative_bias must be (heads or 1, span) for 4 heads"),
+        ({"relative_keys": like((4, 9, 7))}, "relative_keys must be (heads or 1, span, head_dim)"),
+        ({"relative_query": X}, "relative_query is of q's shape (2, 5, 4, 8), for relative_keys"),
         ({"window": (-1, 2)}, "window must be (left, right)"),
         ({"query_positions": like((2, 4), np.int32)}, "query_positions must be integer (batch, length) = (2, 5)"),
         ({"query_segments": like((2, 5), np.int32)}, "query_segments and key_segments are given together"),
@@ -284,8 +310,11 @@ def test_misfits_are_refused(arguments: dict, message: str) -> None:
     [
         ("tensor", "mosaic_tpu", {"score": lambda x, head, q, k: x * head}, "counts heads, which the mesh splits"),
         ("sequence", "all_to_all", {"score": lambda x, head, q, k: x * head}, "score is given"),
+        ("tensor", "mosaic_tpu", {"relative_bias": like((4, 9))}, "relative_bias is given, which its tiles don't read"),
+        ("tensor", "mosaic_tpu", {"normalize": "none"}, 'not "none"'),
+        ("sequence", "ring", {"relative_weight": like((4, 9))}, "relative_weight is given"),
         ("sequence", "all_to_all", {"routes": like((2, 1, 4, 2), np.int32)}, "routes are given"),
-        ("sequence", "ring", {"mask": masks.causal()}, "its masks are of keys, or causal"),
+        ("sequence", "ring", {"mask": masks.segments(4)}, "its masks are of keys, or causal"),
     ],
 )
 def test_what_devices_do_not_share_is_refused(axis: str, implementation: str, options: dict[str, Any], reason: str) -> None:
@@ -295,3 +324,16 @@ def test_what_devices_do_not_share_is_refused(axis: str, implementation: str, op
     mesh = AbstractMesh((2,), (axis,), axis_types=(AxisType.Auto,))
     with jax.sharding.use_abstract_mesh(mesh), dispatch.platform("tpu"), pytest.raises(dispatch.Refused, match=reason):
         jax.eval_shape(lambda x, arrays: attention(x, x, x, **arrays, **rest, implementation=implementation), x, arrays)
+
+
+@pytest.mark.parametrize("mask", [masks.segments(512), masks.global_and_random(4096, 64, first=1, random=2), masks.window(60, 3)])
+def test_the_cost_of_a_mask_follows_its_density(mask: masks.Mask) -> None:
+    """Operations of the form that computes blocks, over those of dense attention; density is counted in its own blocks."""
+    x = jax.ShapeDtypeStruct((1, 4096, 2, 16), jnp.float32)
+    dense, masked = (
+        operations.count(lambda q, m=m: jax.grad(lambda q: attention(q, q, q, mask=m, implementation="xla").sum())(q), x).total
+        for m in (None, mask)
+    )
+    density = cover(mask, 4096, 4096, lists.CHUNK, lists.BLOCK).some.mean()
+    assert density < 0.25
+    assert masked < 1.3 * density * dense

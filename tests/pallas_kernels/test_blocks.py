@@ -123,3 +123,16 @@ def test_global_and_random_blocks() -> None:
     others = (whole & ~near)[2:, 2:].sum(1)
     assert others.max() == 2
     assert others.sum() > 10
+
+
+def test_masks_are_data() -> None:
+    q, k = np.arange(40)[:, None], np.arange(40)
+    near, parts = masks.window(3, 2), masks.segments(8)
+    assert masks.causal() == masks.window(None, 0)
+    assert hash(masks.global_and_random(64, 4)) == hash(masks.global_and_random(64, 4)) != hash(masks.global_and_random(64, 4, seed=1))
+    assert near & parts == masks.all_of(near, parts) != near | parts
+    np.testing.assert_array_equal((near & ~parts | masks.Global(2))(q, k), near(q, k) & ~parts(q, k) | (q < 2) | (k < 2))
+    # A window among the parts is the op's window: what is known of bands serves it.
+    assert masks.without_windows(near & parts & masks.window(1, None)) == ((1, 2), parts)
+    assert masks.without_windows(near | parts) == ((None, None), near | parts)
+    assert masks.without_windows(masks.causal()) == ((None, 0), None)

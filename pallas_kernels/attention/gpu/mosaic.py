@@ -36,6 +36,8 @@ Arrays = dict[str, Any]
 def objection(call: AttentionCall) -> str | None:
     """Why the kernels can't serve the call, or None."""
     q, k, v, bias, mask = call.q, call.k, call.v, call.bias, call.mask
+    if (reason := call.plain()) is not None:
+        return reason
     if call.score is not None and mesh.splits_heads():
         return "its score counts heads, which the mesh splits"
     if call.segments is not None:

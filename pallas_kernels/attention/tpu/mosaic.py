@@ -40,6 +40,8 @@ LIST_LIMIT = 2**16  # entries of lists in scalar memory; rows of the batch share
 def objection(call: AttentionCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
     q, k, v, bias = call.q, call.k, call.v, call.bias
+    if (reason := call.plain()) is not None:
+        return reason
     if call.score is not None and mesh.splits_heads():
         return "its score counts heads, which the mesh splits"
     if call.routes is not None and not _lists_serve(call, call.routes):

@@ -22,6 +22,8 @@ def objection(call: AttentionCall) -> str | None:
     q, k, v = call.q, call.k, call.v
     if not call.lacks("bias", "mask", "query_positions", "key_positions", "query_segments", "routes"):
         return "its masks are known while tracing: no bias, mask, positions, segments or routes"
+    if (reason := call.plain()) is not None:
+        return reason
     if not call.lacks("pattern", "score"):
         return "its masks are causal or a window, and its logits plain"
     if call.normalize != "softmax" or call.return_lse:

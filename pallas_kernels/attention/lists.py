@@ -1,0 +1,63 @@
+"""Which blocks of keys each chunk of queries sees, for the XLA form of masks that are functions of positions.
+
+Chunks that see about equally many blocks make a group, which one loop computes with copies of its keys: the cost follows
+the mask's density, counted in blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from pallas_kernels.attention.blocks import static_cover
+from pallas_kernels.attention.call import Reach
+from pallas_kernels.attention.masks import Mask
+
+CHUNK, BLOCK = 128, 64
+LARGEST = 2**30
+"""Numbers of a mask that are looked at while tracing, at most."""
+WORTH = 0.75
+"""Share of all blocks up to which lists cost less than masks."""
+SLACK = 7 / 8
+"""Of a group's longest list: the least that a shorter one of the group has."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Chunks of queries that are computed alike.
+
+    Attributes:
+      chunks: int32 (count,), which.
+      blocks: int32 (count, longest), the blocks of keys that each sees; the last one again at the end of shorter lists.
+      positions: int32 (count, longest, BLOCK), of the keys; -1 in those repetitions and past the last key.
+    """
+
+    chunks: np.ndarray
+    blocks: np.ndarray
+    positions: np.ndarray
+
+
+@functools.lru_cache(64)
+def groups(pattern: Mask, reach: Reach, q_length: int, k_length: int) -> tuple[Group, ...] | None:
+    """The groups for positions that are indices; None where lists save little, or the mask is too large to look at."""
+    if q_length * k_length > LARGEST:
+        return None
+    seen = static_cover(*reach, pattern, q_length, k_length, CHUNK, BLOCK).some
+    count = np.maximum(seen.sum(1), 1)
+    found: list[Group] = []
+    order = np.argsort(-count, kind="stable")
+    while len(order):
+        longest = count[order[0]]
+        together = order[count[order] >= SLACK * longest]
+        order = order[len(together) :]
+        ids = np.argsort(~seen[together], axis=1, kind="stable")[:, :longest]
+        real = np.take_along_axis(seen[together], ids, 1)
+        ids = np.where(real, ids, ids[:, :1])
+        positions = ids[..., None] * BLOCK + np.arange(BLOCK)
+        positions = np.where(real[..., None] & (positions < k_length), positions, -1)
+        found.append(Group(together.astype(np.int32), ids.astype(np.int32), positions.astype(np.int32)))
+    if sum(group.blocks.size for group in found) > WORTH * seen.size:
+        return None
+    return tuple(found)

@@ -1,0 +1,107 @@
+"""What distances do to scores: against the papers' equations in numpy, and T5's buckets against transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from layers import MultiHeadAttention, Tokens
+from layers.attention.relative import BucketedDistances, DistancePenalty, create_relative
+from pallas_kernels import masks
+
+HEADS, WIDTH, LENGTH = 4, 8, 19
+X = np.random.default_rng(0).standard_normal((2, LENGTH, HEADS * WIDTH)).astype(np.float32)
+
+
+def layer(relative: Any, **options: Any) -> MultiHeadAttention:
+    made = MultiHeadAttention(HEADS * WIDTH, num_heads=HEADS, relative=relative, rngs=nnx.Rngs(1), **options)
+    if relative != "alibi":
+        table = made.relative.table
+        table[...] = jnp.asarray(np.random.default_rng(2).standard_normal(table.shape), jnp.float32)
+    return made
+
+
+def by_hand(made: MultiHeadAttention, score: Any) -> np.ndarray:
+    """Attention in float64 from the layer's own queries, keys and values; ``score(logits, q, offset)`` changes logits."""
+    q, k, v = (np.asarray(a, np.float64) for a in (made.query_heads(X), *made.key_value_heads(X)))
+    offset = np.arange(LENGTH) - np.arange(LENGTH)[:, None]
+    logits = score(np.einsum("bqhd,bkhd->bhqk", q, k) * WIDTH**-0.5, q, offset)
+    logits = np.where((offset <= 0) | (not made.causal), logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    heads = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
+    return heads.reshape(X.shape) @ np.asarray(made.out.kernel[...], np.float64) + np.asarray(made.out.bias[...])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_scores_are_those_of_the_papers(causal: bool) -> None:
+    def table(made: MultiHeadAttention) -> np.ndarray:
+        return np.asarray(made.relative.table[...], np.float64)
+
+    def clipped(offset: np.ndarray, reach: int) -> np.ndarray:
+        return np.clip(offset, -reach, 0 if causal else reach) + reach
+
+    made = layer("alibi", causal=causal)
+    slopes = 2.0 ** -np.array([2.0, 4.0, 6.0, 8.0])[:, None, None]
+    np.testing.assert_allclose(made(X), by_hand(made, lambda s, q, o: s - slopes * np.abs(o)), atol=1e-5)
+    made = layer({"name": "learned", "reach": 5}, causal=causal)
+    np.testing.assert_allclose(made(X), by_hand(made, lambda s, q, o: s + table(made)[:, clipped(o, 5)]), atol=1e-5)
+    made = layer({"name": "keys", "reach": 3}, causal=causal)
+    keys = table(made)
+    products = lambda s, q, o: s + np.einsum("bqhd,qkd->bhqk", q, keys[clipped(o, 3)]) * WIDTH**-0.5  # noqa: E731
+    np.testing.assert_allclose(made(X), by_hand(made, products), atol=1e-5)
+
+
+def test_slopes_of_heads_beyond_a_power_of_two() -> None:
+    np.testing.assert_allclose(DistancePenalty(12).exponent(np.arange(12))[8:], [-0.5, -1.5, -2.5, -3.5])
+    assert DistancePenalty(12) == DistancePenalty(12) != DistancePenalty(8)
+
+
+def test_visible_and_padding_together() -> None:
+    """Tokens of a segment see each other, padding is seen by none: as with a mask of both, and as without the padding."""
+    made = MultiHeadAttention(HEADS * WIDTH, num_heads=HEADS, visible=masks.segments(8), rngs=nnx.Rngs(1))
+    mask = np.arange(LENGTH) < np.array([[11], [LENGTH]])
+    y = np.asarray(made(X, Tokens(jnp.asarray(mask))))
+    parts = [made(X[:1, start : min(start + 8, 11)]) for start in (0, 8)]
+    np.testing.assert_allclose(y[:1, :11], jnp.concatenate(parts, 1), atol=1e-5)
+    np.testing.assert_allclose(y[1, 16:], made(X[1:, 16:])[0], atol=1e-5)
+
+
+def test_unknown_names_and_conflicts() -> None:
+    with pytest.raises(ValueError, match=r"unknown relative='alibbi'.*alibi"):
+        layer("alibbi")
+    with pytest.raises(ValueError, match="both change the scores by a function"):
+        layer("alibi", score=lambda x, *_: x)
+    with pytest.raises(ValueError, match="there must be 4 buckets"):
+        create_relative({"name": "buckets", "buckets": 3}, num_heads=2, head_dim=4, causal=False, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.reference
+@pytest.mark.full
+@pytest.mark.parametrize("causal", [True, False])
+def test_matches_the_attention_of_t5(causal: bool) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import T5Config
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    config = T5Config(d_model=HEADS * WIDTH, d_kv=WIDTH, num_heads=HEADS, is_decoder=causal, relative_attention_max_distance=40)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0).eval()
+    ours = layer({"name": "buckets", "max_distance": 40}, causal=causal, scale=1.0, use_bias=False)
+    for name, linear in (("query", theirs.q), ("key", theirs.k), ("value", theirs.v), ("out", theirs.o)):
+        getattr(ours, name).kernel[...] = jnp.asarray(linear.weight.detach().numpy().T)
+    ours.relative.table[...] = jnp.asarray(theirs.relative_attention_bias.weight.detach().numpy())
+    x = np.random.default_rng(3).standard_normal((1, 100, HEADS * WIDTH)).astype(np.float32)
+    mask = torch.tensor(np.where(np.tri(100, dtype=bool) | (not causal), 0.0, -1e30)[None, None], dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(x), mask=mask)[0].numpy()
+    np.testing.assert_allclose(ours(x), expected, atol=1e-4 * np.abs(expected).max())
+    offsets = np.arange(-300, 301)
+    buckets = T5Attention._relative_position_bucket(torch.tensor(offsets), not causal, 32, 40).numpy()
+    bucketed = ours.relative
+    assert isinstance(bucketed, BucketedDistances)
+    np.testing.assert_array_equal(bucketed.bucket(offsets), buckets)
