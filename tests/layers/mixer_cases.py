@@ -91,6 +91,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "yaad": {"memory": "yaad", "chunk": 4},
         "memora": {"memory": Memory(MIRAS_STRUCTURE, retention=KL(total=4.0, every_token=True)), "chunk": 4},
     },
+    "talking_heads": {
+        "plain": {"kernel_init": truncated_normal(0.5)},
+        "rotary": {"kernel_init": truncated_normal(0.5), "rotary": 100.0, "qk_norm": "rms", "use_bias": False},
+    },
     "titans_mac": {"plain": {"segment": 5, "persistent": 2}, "chunks": {"segment": 4, "chunk": 2, "persistent": 0}},
     "titans_mag": {"plain": {"window": 4, "persistent": 2, "chunk": 5}},
     "titans_mal": {"plain": {"window": 4, "persistent": 2, "chunk": 5}},
@@ -101,7 +105,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 CAUSAL_ONLY = {("routing", "last")}
 
 # Parameters that can't have a gradient, and why.
-WITHOUT_GRADIENT = {"key.bias": "a shift common to all keys of a query leaves its softmax as it was"}
+_SHIFT = "a shift common to all keys of a query leaves its softmax as it was"
+WITHOUT_GRADIENT = {"key.bias": _SHIFT, "score_mixing.bias": _SHIFT}
 
 
 @dataclasses.dataclass(frozen=True)
