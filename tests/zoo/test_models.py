@@ -35,9 +35,13 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 # What a family needs beyond that.
 TINY: dict[str, dict[str, Any]] = {
+    # The class token alone sees nothing of the last block's convolution, nor the patches of its scores.
+    "agent": {"depth": 2, "pool": "token_and_average"},
+    "inline": {"depth": 2, "pool": "token_and_average"},
     # Few small embeddings through small weights would leave scores whose gradients float16 rounds to 0.
     "albert": {"embedding_features": 512},
     "biformer": {"stem": (8,), "features": (8, 16), "depths": (2, 2), "num_heads": (2, 2), "regions": 2, "topk": (2, None), "dense_heads": 2},
+    "cait": {"class_blocks": 1, "layer_scale": 0.1},
     # The gradient behind a layer scale of 1e-6 is less than float16 can hold.
     "convnext": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "kernel_size": 3, "layer_scale": 0.1},
     # The norm of each head's output magnifies rounding where a head reads next to nothing: bfloat16 weights alone move four blocks' logits by 4 %.
@@ -53,6 +57,7 @@ TINY: dict[str, dict[str, Any]] = {
     "longnet": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
     "maxvit": {"stem": 8, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "window": 2},
     "resnet": {"stem": (8,), "features": (16, 32), "depths": (1, 2), "num_heads": (2, 2)},
+    "pvt_v1": {"patch_size": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "pvt": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "swin": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4},
     "swinv2": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4, "zero_init": False},
