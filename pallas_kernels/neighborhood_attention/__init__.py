@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels.dispatch import Implementation, Op
 from pallas_kernels.neighborhood_attention import reference, xla
 from pallas_kernels.neighborhood_attention.call import NeighborhoodCall
-from pallas_kernels.neighborhood_attention.cases import CASES, SHAPES
+from pallas_kernels.neighborhood_attention.cases import CASES
 from pallas_kernels.neighborhood_attention.geometry import Axis
 from pallas_kernels.neighborhood_attention.geometry import speedup as speedup
 
@@ -21,7 +21,6 @@ _op = Op(
     "neighborhood_attention",
     (Implementation("xla", xla.neighborhood_attention), Implementation("reference", reference.neighborhood_attention)),
     CASES,
-    SHAPES,
 )
 
 

@@ -1,4 +1,4 @@
-"""Inputs on which every implementation of neighborhood attention is tested and timed."""
+"""Inputs on which every implementation of neighborhood attention is tested."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_kernels.dispatch import Case, Shape
+from pallas_kernels.dispatch import Case
 
 Arrays = dict[str, np.ndarray]
 
@@ -54,8 +54,4 @@ CASES = (
     _case("map_causal", 6, 9, heads=4, kv_heads=2, kernel_size=(3, 4), causal=(True, False), stride=(2, 3)),
     _case("volume", 5, 6, 7, kernel_size=(3, 2, 3), stride=(1, 2, 1), causal=(True, False, False)),
     _case("volume_bias", 4, 5, 6, kernel_size=3, bias=True),
-)
-
-SHAPES = (
-    Shape("map", {"q": (1, 56, 56, 4, 32), "k": (1, 56, 56, 4, 32), "v": (1, 56, 56, 4, 32)}, {"kernel_size": 7}),
 )

@@ -162,6 +162,7 @@ class PVT(Pyramid):
     def pooled(self, images: jax.Array) -> jax.Array:
         check_images(images, self.config.in_channels)
         x, (*stages, last) = images, self.stages
+        assert isinstance(last, ClassStage)
         for stage in stages:
             x = stage(x)
         return self.norm(last.apart(x)[0])
