@@ -5,19 +5,29 @@ from layers.attention.differential import DifferentialAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
+from layers.attention.neighborhood import NeighborhoodAttention
 from layers.attention.projected import ProjectedAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
+from layers.attention.talking_heads import TalkingHeadsAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
+from layers.class_attention import ClassBlock
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, GatedDeltaNet
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
+from layers.extra_tokens import ExtraTokens
 from layers.feature_maps import create_feature_map
 from layers.focal import FocalModulation
 from layers.gates import create_gate
 from layers.linear import Embed, Linear
+from layers.linear_attention.aaren import Aaren
+from layers.linear_attention.gated_linear_attention import GatedLinearAttention
+from layers.linear_attention.hgrn2 import HGRN2
+from layers.linear_attention.lightning import LightningAttention
+from layers.linear_attention.mlstm import MLSTM
+from layers.linear_attention.retention import Retention
 from layers.lora import add_lora, merge_lora
 from layers.low_rank import LowRank
 from layers.memory.choices import MEMORIES, Memory
@@ -42,9 +52,12 @@ from layers.state_space.s4d import S4D
 from layers.tokens import Tokens
 
 __all__ = [
+    "HGRN2",
     "MEMORIES",
     "MLP",
+    "MLSTM",
     "S4D",
+    "Aaren",
     "AgentAttention",
     "AuxLogits",
     "AuxLoss",
@@ -56,6 +69,7 @@ __all__ = [
     "Bottleneck",
     "Branch",
     "CausalConvolution",
+    "ClassBlock",
     "Constant",
     "ConvMLP",
     "ConvNorm",
@@ -70,14 +84,17 @@ __all__ = [
     "DilatedAttention",
     "DropPath",
     "Embed",
+    "ExtraTokens",
     "FocalModulation",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "GatedMLP",
     "GatedRMSNorm",
     "Grid",
     "InLineAttention",
     "LayerNorm",
     "LayerScale",
+    "LightningAttention",
     "Linear",
     "LinearAttention",
     "LongformerAttention",
@@ -92,6 +109,7 @@ __all__ = [
     "MixerSpec",
     "Module",
     "MultiHeadAttention",
+    "NeighborhoodAttention",
     "NeuralMemory",
     "Parallel",
     "PatchEmbed",
@@ -102,6 +120,7 @@ __all__ = [
     "RMSNorm",
     "Recurrent",
     "RecurrentState",
+    "Retention",
     "RoutingAttention",
     "RowMajor",
     "Scan2D",
@@ -109,6 +128,7 @@ __all__ = [
     "SpatialReductionAttention",
     "Stack",
     "Statistic",
+    "TalkingHeadsAttention",
     "TokenReduction",
     "Tokens",
     "Windowed",
