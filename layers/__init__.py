@@ -5,6 +5,7 @@ from layers.attention.differential import DifferentialAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
+from layers.attention.neighborhood import NeighborhoodAttention
 from layers.attention.projected import ProjectedAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.attention.talking_heads import TalkingHeadsAttention
@@ -21,6 +22,12 @@ from layers.feature_maps import create_feature_map
 from layers.focal import FocalModulation
 from layers.gates import create_gate
 from layers.linear import Embed, Linear
+from layers.linear_attention.aaren import Aaren
+from layers.linear_attention.gated_linear_attention import GatedLinearAttention
+from layers.linear_attention.hgrn2 import HGRN2
+from layers.linear_attention.lightning import LightningAttention
+from layers.linear_attention.mlstm import MLSTM
+from layers.linear_attention.retention import Retention
 from layers.lora import add_lora, merge_lora
 from layers.low_rank import LowRank
 from layers.memory.choices import MEMORIES, Memory
@@ -45,9 +52,12 @@ from layers.state_space.s4d import S4D
 from layers.tokens import Tokens
 
 __all__ = [
+    "HGRN2",
     "MEMORIES",
     "MLP",
+    "MLSTM",
     "S4D",
+    "Aaren",
     "AgentAttention",
     "AuxLogits",
     "AuxLoss",
@@ -77,12 +87,14 @@ __all__ = [
     "ExtraTokens",
     "FocalModulation",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "GatedMLP",
     "GatedRMSNorm",
     "Grid",
     "InLineAttention",
     "LayerNorm",
     "LayerScale",
+    "LightningAttention",
     "Linear",
     "LinearAttention",
     "LongformerAttention",
@@ -97,6 +109,7 @@ __all__ = [
     "MixerSpec",
     "Module",
     "MultiHeadAttention",
+    "NeighborhoodAttention",
     "NeuralMemory",
     "Parallel",
     "PatchEmbed",
@@ -107,6 +120,7 @@ __all__ = [
     "RMSNorm",
     "Recurrent",
     "RecurrentState",
+    "Retention",
     "RoutingAttention",
     "RowMajor",
     "Scan2D",

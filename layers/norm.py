@@ -70,7 +70,7 @@ def _one_more(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
 class GatedRMSNorm(Module):
     """``RMSNorm(x * f(gate))``, or ``RMSNorm(x) * f(gate)``, over each of ``groups`` equal parts of the features, in float32.
 
-    Parameter ``scale`` (features,).
+    Parameter ``scale`` (features,), unless left out.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class GatedRMSNorm(Module):
         features: int,
         *,
         groups: int = 1,
+        use_scale: bool = True,
         gated: Literal["before", "after"] = "before",
         activation: Callable[[jax.Array], jax.Array] = silu,
         epsilon: float = 1e-5,
@@ -89,7 +90,7 @@ class GatedRMSNorm(Module):
           activation: f.
         """
         del rngs  # deterministic; taken so that all layers are made alike
-        self.scale = nnx.Param(ones(None, (features,), param_dtype))
+        self.scale = nnx.Param(ones(None, (features,), param_dtype)) if use_scale else None
         self.groups, self.gated, self.activation, self.epsilon = groups, gated, activation, epsilon
 
     def __call__(self, x: jax.Array, gate: jax.Array | None) -> jax.Array:
@@ -99,7 +100,8 @@ class GatedRMSNorm(Module):
         y = y * factor if self.gated == "before" else y
         y = y.reshape(*x.shape[:-1], self.groups, -1)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        y = y.reshape(x.shape) * self.scale[...].astype(y.dtype)
+        y = y.reshape(x.shape)
+        y = y if self.scale is None else y * self.scale[...].astype(y.dtype)
         return (y * factor if self.gated == "after" else y).astype(x.dtype)
 
 

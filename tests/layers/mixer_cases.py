@@ -20,6 +20,7 @@ import layers
 from layers import Mixer, Place, Tokens
 from layers.attention.multi_head import soft_cap
 from layers.initializers import truncated_normal
+from layers.making import abstract
 from layers.memory.choices import KL, MIRAS_STRUCTURE, GradientDescent, Memory, MLPMemory
 from pallas_kernels import masks
 
@@ -66,6 +67,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "inline": {"plain": {}, "relu": {"residual": 0, "feature_map": "relu"}},
     "linear_attention": {"plain": {}, "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4}},
     "longformer_attention": {"plain": {"window": 6, "max_global": 3}, "few": {"window": 3, "max_global": 2, "head_dim": 5, "use_bias": False}},
+    "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4d": {
@@ -76,6 +78,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "delta_net": {"plain": {}, "no_convolution": {"conv_size": None, "head_dim": 3}},
     "gated_delta_net": {"plain": {}, "grouped": {"num_value_heads": 4, "head_dim": 6, "value_expansion": 1.5, "conv_bias": True}},
     "delta_product": {"plain": {}, "gated": {"steps": 3, "use_decay": True, "value_expansion": 1.0}},
+    "retention": {"plain": {"key_expansion": 0.5}},
+    "gated_linear_attention": {"plain": {"conv_size": 3, "key_expansion": 1.0, "decay_rank": 3}},
+    "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
+    "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
+    "lightning_attention": {"plain": {"activate_values": True, "use_scale": True, "head_dim": 5, "index": 1, "depth": 3}},
     "neural_memory": {
         "plain": {},
         "deep": {"memory": Memory(MLPMemory(3, 1, residual=True), algorithm=GradientDescent(momentum=False)), "chunk": 5, "persistent": 3},
@@ -131,11 +138,20 @@ class MixerCase:
     @property
     def exact(self) -> bool:
         """Whether the future never shows: a class whose streaming is "selection" may have options that make it exact."""
-        return layers.mixer_class(self.name).streaming == "exact" or self.make().streaming == "exact"
+        return layers.mixer_class(self.name).streaming == "exact" or self.declared.streaming == "exact"
+
+    @functools.cached_property
+    def declared(self) -> Mixer:
+        """The mixer without arrays, for what it says of itself: a suite is collected without drawing weights."""
+        return abstract(self._build)
+
+    def _build(self, rngs: nnx.Rngs, **common: Any) -> Mixer:
+        place = Place(num_heads=HEADS, **common)
+        return layers.create_mixer(self.name, FEATURES, causal=self.causal, place=place, rngs=rngs, **self.options)
 
     def make(self, **common: Any) -> Mixer:
         """The mixer, always of the same weights."""
-        return layers.create_mixer(self.name, FEATURES, causal=self.causal, place=Place(num_heads=HEADS, **common), rngs=nnx.Rngs(0), **self.options)
+        return self._build(nnx.Rngs(0), **common)
 
 
 CASES = [

@@ -130,6 +130,7 @@ READ: dict[tuple[str, str], tuple[dict[str, Any], Callable[[Path], Any]]] = {
 
 # Namings that no installable library reads, and whose they are.
 UNREAD = {
+    "authors": "the repositories of Agent Attention and of InLine attention",
     "big_vision_scan": "big_vision, a repository; the same arrays as big_vision, stacked",
     "biformer": "BiFormer's repository",
     "fla": "flash-linear-attention, whose models run on GPUs alone",

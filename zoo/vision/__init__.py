@@ -1,11 +1,13 @@
 """Image architectures, one file each; importing this package registers them all."""
 
+from zoo.vision import agent as agent
 from zoo.vision import biformer as biformer
 from zoo.vision import cait as cait
 from zoo.vision import convnext as convnext
 from zoo.vision import eva as eva
 from zoo.vision import focalnet as focalnet
 from zoo.vision import hvt as hvt
+from zoo.vision import inline as inline
 from zoo.vision import longvit as longvit
 from zoo.vision import maxvit as maxvit
 from zoo.vision import pvt as pvt

@@ -161,10 +161,10 @@ class PVT(Pyramid):
 
     def pooled(self, images: jax.Array) -> jax.Array:
         check_images(images, self.config.in_channels)
-        x = images
-        for stage in self.stages[: self._last]:
+        x, (*stages, last) = images, self.stages
+        assert isinstance(last, ClassStage)
+        for stage in stages:
             x = stage(x)
-        last: Any = self.stages[self._last]
         return self.norm(last.apart(x)[0])
 
 

@@ -1,0 +1,80 @@
+"""HGRN2: Gated Linear RNNs with State Expansion (Qin et al., 2024, arXiv:2404.07904), section 3.2.
+
+    f = b + (1 - b) sigmoid(W_f x)        S_t = diag(f_t) S_{t-1} + (1 - f_t) v_t^T        o_t = silu(W_q x)_t S_t / sqrt(K)
+    y = W_o RMSNorm(o)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.linear import Linear
+from layers.linear_attention.memory import per_head, remember
+from layers.mixer import Mixer, register_mixer
+from layers.norm import create_norm
+from layers.recurrent import Recurrent, RecurrentState
+from layers.state_space.initialisation import fan_in_uniform
+from layers.tokens import Tokens
+from primitives.exponential import silu, softplus
+
+
+@register_mixer("hgrn2")
+class HGRN2(Recurrent):
+    """Gated linear attention whose keys are what the memory forgets, so that it stays an average of values.
+
+    Parameters: ``query``, ``forget``, ``value``, ``out`` (linear), ``norm`` of all heads at once.
+    """
+
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {**Mixer.sharding, "forget.kernel": (None, "tensor")}
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        head_dim: int | None = None,
+        lower_bound: float = 0.0,
+        norm_epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads: memories; each has features / num_heads values.
+          head_dim: keys of a memory; as many as values by default.
+          lower_bound: b, the least that is kept of a memory; models raise it from layer to layer.
+          norm_epsilon: of the norm of the output.
+
+        Raises:
+          ValueError: heads that do not divide the features, or a bound outside [0, 1).
+        """
+        if not 0 <= lower_bound < 1:
+            raise ValueError(f"HGRN2: lower_bound must be at least 0 and below 1; got {lower_bound}")
+        self.num_heads, self.value_dim, self.lower_bound = num_heads, per_head(features, num_heads), lower_bound
+        self.key_dim = head_dim or self.value_dim
+        common = {"use_bias": False, "kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.query = Linear(features, num_heads * self.key_dim, **common)
+        self.forget = Linear(features, num_heads * self.key_dim, **common)
+        self.value = Linear(features, features, **common)
+        self.norm = create_norm("rms", features, epsilon=norm_epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.out = Linear(features, features, **common)
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        return self.num_heads, self.key_dim, self.value_dim
+
+    def recur(self, x: jax.Array, tokens: Tokens, state: RecurrentState | None) -> tuple[jax.Array, RecurrentState | None]:
+        forget = self.forget(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        decay = -softplus(-forget)
+        if self.lower_bound:
+            decay = jnp.logaddexp(math.log(self.lower_bound), math.log1p(-self.lower_bound) + decay)
+        k = ((1 - self.lower_bound) * jax.nn.sigmoid(-forget)).astype(x.dtype)
+        q, k, v, decay = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (silu(self.query(x)), k, self.value(x), decay))
+        y, memory = remember(q, k, v, decay, tokens, state)
+        return self.out(self.norm(y.reshape(x.shape))), state and state.after(tokens, memory=memory)

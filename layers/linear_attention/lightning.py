@@ -1,0 +1,100 @@
+"""Lightning attention: TransNormerLLM (Qin et al., 2023, arXiv:2307.14995), section 3, and Lightning Attention-2 (2024, arXiv:2401.04658).
+
+    q, k = silu(W_q x), silu(W_k x)        S_t = exp(-s_h) S_{t-1} + k_t v_t^T        y = W_o (u * RMSNorm(q_t S_t))        u = W_u x
+
+The norm is over all heads at once and has no parameters. Lightning Attention-2 is the order of computation: exact products within chunks,
+the memory between them, which is how ``linear_attention`` runs. s are ALiBi's slopes, smaller from layer to layer: the last hardly forgets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.initializers import constant
+from layers.linear import Linear
+from layers.linear_attention.memory import per_head, remember
+from layers.mixer import register_mixer
+from layers.module import Constant
+from layers.norm import GatedRMSNorm
+from layers.recurrent import Recurrent, RecurrentState
+from layers.state_space.initialisation import fan_in_uniform
+from layers.tokens import Tokens
+from primitives.exponential import silu
+
+
+def slopes(num_heads: int) -> list[float]:
+    """ALiBi's (arXiv:2108.12409): powers of 2^(-8 / heads); heads beyond a power of two have every other slope of the next power."""
+    power = 2 ** int(math.log2(num_heads))
+    return [2.0 ** (-8 * (i + 1) / power) for i in range(power)] + [2.0 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
+
+
+@register_mixer("lightning_attention")
+class LightningAttention(Recurrent):
+    """Linear attention whose heads forget at fixed rates, with a gate.
+
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), and with ``use_scale`` ``norm``. The authors' learned turning of
+    queries and keys (LRPE), which released models have in their first layer, is left out.
+    """
+
+    paper = (71, 72)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        head_dim: int | None = None,
+        index: int = 0,
+        depth: int = 1,
+        activate_values: bool = False,
+        sigmoid_gate: bool = False,
+        use_scale: bool = False,
+        norm_epsilon: float = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads, head_dim: memories, and keys and values of each; features / num_heads by default.
+          index, depth: of the block, and blocks of the model: slopes are multiplied by 1 - index / (depth - 1) + 1e-5.
+          activate_values, sigmoid_gate, use_scale: silu of values, sigmoid of the gate, and a norm with parameters, all three as
+            MiniMax-01 (arXiv:2501.08313) has it.
+          norm_epsilon: of the norm.
+
+        Raises:
+          ValueError: heads that do not divide the features.
+        """
+        self.num_heads, self.head_dim = num_heads, head_dim or per_head(features, num_heads)
+        self.activate_values = activate_values
+        common = {"use_bias": False, "kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        inner = num_heads * self.head_dim
+        self.query, self.key, self.value, self.gate = (Linear(features, inner, **common) for _ in range(4))
+        activation = jax.nn.sigmoid if sigmoid_gate else _unchanged
+        self.norm = GatedRMSNorm(
+            inner, use_scale=use_scale, gated="after", activation=activation, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs
+        )
+        self.out = Linear(inner, features, **common)
+        factor = 1 - index / max(depth - 1, 1) + 1e-5
+        # An array, so that the blocks of a stack stay one program.
+        self.slopes = Constant(constant(tuple(factor * slope for slope in slopes(num_heads)))(None, (num_heads,)))
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        return self.num_heads, self.head_dim, self.head_dim
+
+    def recur(self, x: jax.Array, tokens: Tokens, state: RecurrentState | None) -> tuple[jax.Array, RecurrentState | None]:
+        q, k, v = silu(self.query(x)), silu(self.key(x)), self.value(x)
+        v = silu(v) if self.activate_values else v
+        q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
+        y, memory = remember(q, k, v, -self.slopes[...], tokens, state, scale=1.0)
+        y = self.out(self.norm(y.reshape(*x.shape[:2], -1), self.gate(x)))
+        return y, state and state.after(tokens, memory=memory)
+
+
+def _unchanged(x: jax.Array) -> jax.Array:
+    return x

@@ -1,0 +1,112 @@
+"""Retention: Retentive Network, a Successor to Transformer for Large Language Models (Sun et al., 2023, arXiv:2307.08621), section 2.
+
+    S_t = gamma_h S_{t-1} + k_t v_t^T        o_t = q_t S_t / sqrt(K)        y = W_o (RMSNorm(o) * silu(W_g x))
+
+Queries and keys turn by angles proportional to position. Each head has its gamma, which is no parameter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+
+from layers.linear import Linear
+from layers.linear_attention.memory import per_head, remember
+from layers.mixer import register_mixer
+from layers.norm import GatedRMSNorm
+from layers.position import Rotary
+from layers.recurrent import Recurrent, RecurrentState
+from layers.state_space.initialisation import fan_in_uniform
+from layers.tokens import Tokens, continued
+
+Decays = Literal["powers", "paper"]
+
+
+def log_decays(num_heads: int, kind: Decays) -> np.ndarray:
+    """log gamma (heads,): gamma = 1 - 2^(-5 - h), or the paper's, 1 - 1/32 to 1 - 1/512, equally far apart in log(1 - gamma)."""
+    if kind == "powers":
+        return np.asarray([math.log1p(-(2.0 ** (-5 - head))) for head in range(num_heads)], np.float32)
+    steps = np.linspace(5.0, 9.0, num_heads)
+    return np.asarray([math.log1p(-(2.0**-step)) for step in steps], np.float32)
+
+
+@struct.dataclass
+class RetentionState(RecurrentState):
+    """The state of a retention.
+
+    Attributes:
+      length: (batch,) int32, tokens read so far of the current document.
+    """
+
+    length: jax.Array
+
+
+@register_mixer("retention")
+class Retention(Recurrent):
+    """Multi-scale retention.
+
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``norm`` of each head.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        key_expansion: float = 1.0,
+        value_expansion: float = 2.0,
+        decays: Decays = "powers",
+        rotary: Rotary | Mapping[str, Any] | float | None = 10000.0,
+        norm_epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads: heads, each with its gamma.
+          key_expansion, value_expansion: features of all keys, and of all values, / features.
+          decays: "powers" is 1 - 2^(-5 - h), which code has; "paper" is what the paper's experiments had.
+          rotary: :class:`layers.position.Rotary`, its options or its base; None for no positions.
+          norm_epsilon: of the norm of each head's output.
+
+        Raises:
+          ValueError: an unknown ``decays``, or heads that do not divide the features.
+        """
+        if decays not in ("powers", "paper"):
+            raise ValueError(f'decays is "powers" or "paper", got {decays!r}')
+        self.num_heads, self.decays, self.rotary = num_heads, decays, Rotary.of(rotary)
+        self.key_dim, self.value_dim = per_head(key_expansion * features, num_heads), per_head(value_expansion * features, num_heads)
+        common = {"use_bias": False, "kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.query = Linear(features, num_heads * self.key_dim, **common)
+        self.key = Linear(features, num_heads * self.key_dim, **common)
+        self.value = Linear(features, num_heads * self.value_dim, **common)
+        self.gate = Linear(features, num_heads * self.value_dim, **common)
+        self.norm = GatedRMSNorm(self.value_dim, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
+        self.out = Linear(num_heads * self.value_dim, features, **common)
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        return self.num_heads, self.key_dim, self.value_dim
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> RetentionState:
+        state = super().init_state(batch_size, max_length, dtype)
+        return RetentionState(state.convolutions, state.memory, state.segment, length=jnp.zeros((batch_size,), jnp.int32))
+
+    def recur(self, x: jax.Array, tokens: Tokens, state: RetentionState | None) -> tuple[jax.Array, RetentionState | None]:
+        q, k, v, gate = (linear(x).reshape(*x.shape[:2], self.num_heads, -1) for linear in (self.query, self.key, self.value, self.gate))
+        if state is None:
+            places = tokens.places(x.shape[1])
+        else:
+            places, length, _ = continued(x.shape[1], state.length, state.segment, tokens.mask, tokens.segment_ids)
+        if self.rotary is not None:
+            q, k = self.rotary(q, places), self.rotary(k, places)
+        y, memory = remember(q, k, v, jnp.asarray(log_decays(self.num_heads, self.decays)), tokens, state)
+        y = self.out(self.norm(y, gate).reshape(*x.shape[:2], -1))
+        return y, None if state is None else dataclasses.replace(state.after(tokens, memory=memory), length=length)

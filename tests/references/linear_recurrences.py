@@ -1,0 +1,107 @@
+"""Records outputs of flash-linear-attention's layers: ``python -m tests.references.linear_recurrences CLONE`` writes an .npz beside this file.
+
+CLONE is a checkout of github.com/fla-org/flash-linear-attention (MIT), commit bc3b101d. Its kernels run through Triton's interpreter, each
+with the first of its configurations; over more than 64 tokens they are others than up to 64. Only numbers are kept: weights and inputs
+follow from a seed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.references import seeded
+
+PATH = Path(__file__).with_suffix(".npz")
+SEED, BATCH, FEATURES, HEADS, LENGTHS = 7, 2, 32, 4, (45, 100)
+# The mixer, its options by our names, the reference's module, class and options, and the names of its parameters.
+CASES: dict[str, tuple[str, dict[str, Any], str, str, dict[str, Any], dict[str, str]]] = {
+    "retention": (
+        "retention", {}, "multiscale_retention", "MultiScaleRetention", {},
+        {"query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj", "norm": "g_norm_swish_gate"},
+    ),
+    "gla": (
+        "gated_linear_attention", {}, "gla", "GatedLinearAttention", {},
+        {
+            "query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj", "norm": "g_norm_swish_gate",
+            "decay.down": "gk_proj.0", "decay.up": "gk_proj.1",
+        },
+    ),
+    "gla, convolutions": (
+        "gated_linear_attention", {"conv_size": 4}, "gla", "GatedLinearAttention", {"use_short_conv": True},
+        {
+            "query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj", "norm": "g_norm_swish_gate",
+            "decay.down": "gk_proj.0", "decay.up": "gk_proj.1",
+            "query_conv": "q_conv1d", "key_conv": "k_conv1d", "value_conv": "v_conv1d",
+        },
+    ),
+    "hgrn2": (
+        "hgrn2", {"head_dim": 8, "lower_bound": 0.25}, "hgrn2", "HGRN2Attention", {"expand_ratio": 8, "layer_idx": 1},
+        {"query": "q_proj", "forget": "f_proj", "value": "i_proj", "out": "o_proj", "norm": "g_norm"},
+    ),
+}  # fmt: skip
+
+
+def _input(length: int) -> np.ndarray:
+    return seeded.generator(f"x {length}", SEED).standard_normal((BATCH, length, FEATURES)).astype(np.float32)
+
+
+def _weights(made: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return seeded.weights(made, SEED)
+
+
+def _shapes(layer: Any, names: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by the reference's names, of our layer's parameters by ours."""
+    shapes = {}
+    for name, value in layer.items():
+        module, leaf = name.rsplit(".", 1)
+        shape = tuple(value.shape)
+        if leaf == "kernel":
+            shape = shape[::-1]
+        shapes[f"{names[module]}.{'bias' if leaf == 'bias' else 'weight'}"] = shape
+    return shapes
+
+
+def load(name: str, parameters: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
+    """Weights by our names, of a layer with these ``parameters``, and inputs with recorded outputs (batch, length, features)."""
+    names = CASES[name][-1]
+    theirs = _weights(_shapes(parameters, names))
+    weights = {}
+    for ours in parameters:
+        module, leaf = ours.rsplit(".", 1)
+        value = theirs[f"{names[module]}.{'bias' if leaf == 'bias' else 'weight'}"]
+        weights[ours] = value.T if leaf == "kernel" else value
+    with np.load(PATH) as file:
+        return weights, [(_input(length), file[f"{name}/{length}"]) for length in LENGTHS]
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    sys.path.insert(0, str(clone))
+    import importlib
+
+    import torch
+    from triton.runtime.autotuner import Autotuner
+
+    Autotuner.run = lambda self, *args, **kwargs: self.fn.run(*args, **kwargs, **self.configs[0].all_kwargs())
+    made: dict[str, np.ndarray] = {}
+    for name, (_, options, module, kind, theirs, names) in CASES.items():
+        layer = getattr(importlib.import_module(f"fla.layers.{module}"), kind)(hidden_size=FEATURES, num_heads=HEADS, **theirs)
+        state = layer.state_dict()
+        assert {key.rsplit(".", 1)[0] for key in state} == set(names.values())
+        weights = _weights({key: tuple(value.shape) for key, value in state.items()})
+        layer.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
+        bound = {"lower_bound": torch.full((FEATURES,), options["lower_bound"])} if "lower_bound" in options else {}
+        for length in LENGTHS:
+            with torch.no_grad():
+                made[f"{name}/{length}"] = layer(torch.from_numpy(_input(length)), **bound)[0].numpy()
+    return made
+
+
+if __name__ == "__main__":
+    np.savez_compressed(PATH, **record(Path(sys.argv[1])))
