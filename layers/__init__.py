@@ -5,15 +5,19 @@ from layers.attention.differential import DifferentialAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
+from layers.attention.neighborhood import NeighborhoodAttention
 from layers.attention.projected import ProjectedAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
+from layers.attention.talking_heads import TalkingHeadsAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
+from layers.class_attention import ClassBlock
 from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, GatedDeltaNet
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
+from layers.extra_tokens import ExtraTokens
 from layers.feature_maps import create_feature_map
 from layers.focal import FocalModulation
 from layers.gates import create_gate
@@ -65,6 +69,7 @@ __all__ = [
     "Bottleneck",
     "Branch",
     "CausalConvolution",
+    "ClassBlock",
     "Constant",
     "ConvMLP",
     "ConvNorm",
@@ -79,6 +84,7 @@ __all__ = [
     "DilatedAttention",
     "DropPath",
     "Embed",
+    "ExtraTokens",
     "FocalModulation",
     "GatedDeltaNet",
     "GatedLinearAttention",
@@ -103,6 +109,7 @@ __all__ = [
     "MixerSpec",
     "Module",
     "MultiHeadAttention",
+    "NeighborhoodAttention",
     "NeuralMemory",
     "Parallel",
     "PatchEmbed",
@@ -121,6 +128,7 @@ __all__ = [
     "SpatialReductionAttention",
     "Stack",
     "Statistic",
+    "TalkingHeadsAttention",
     "TokenReduction",
     "Tokens",
     "Windowed",

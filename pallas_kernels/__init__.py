@@ -8,7 +8,21 @@ from pallas_kernels.attention import attention, attention_weights, masks, merge
 from pallas_kernels.delta_rule import delta_rule
 from pallas_kernels.depthwise_convolution import depthwise_convolution
 from pallas_kernels.linear_attention import linear_attention
+from pallas_kernels.neighborhood_attention import neighborhood_attention, neighborhood_average, neighborhood_scores
 from pallas_kernels.selective_scan import selective_scan
 from pallas_kernels.short_convolution import short_convolution
 
-__all__ = ["attention", "attention_weights", "delta_rule", "depthwise_convolution", "linear_attention", "masks", "merge", "selective_scan", "short_convolution"]
+__all__ = [
+    "attention",
+    "attention_weights",
+    "delta_rule",
+    "depthwise_convolution",
+    "linear_attention",
+    "masks",
+    "merge",
+    "neighborhood_attention",
+    "neighborhood_average",
+    "neighborhood_scores",
+    "selective_scan",
+    "short_convolution",
+]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from flax import nnx
 
 # XLA had two generators of code for CPUs. The one that is not the default compiles unoptimized programs in a quarter of
 # the time.
@@ -47,3 +48,9 @@ def share_programs(folder: str) -> None:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(WORTH_KEEPING)
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
+
+
+def program(module: nnx.Module, method: str = "__call__") -> Callable[..., Any]:
+    """A method of ``module`` as one program: called as it is, each operation on each shape is a program of its own."""
+    graphdef, state = nnx.split(module)
+    return jax.jit(lambda *args, **options: getattr(nnx.merge(graphdef, state, copy=True), method)(*args, **options))

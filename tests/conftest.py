@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -55,16 +57,30 @@ def shared(item: pytest.Item) -> str:
     return file if any(found[-1].scope == "module" and found[-1].baseid.endswith(".py") for found in fixtures) else ""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@functools.cache
+def compares(path: Path) -> bool:
+    """Whether a file compares with models of other libraries, which take long to import and are no requirement."""
+    return path.suffix == ".py" and "from tests.references.live import" in path.read_text()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Those files are of the full tier, or run by name."""
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    ignored = compares(collection_path) and not config.getoption("--full") and collection_path.resolve() not in named
+    return True if ignored else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, and pytest the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if group := shared(item):
             item.add_marker(pytest.mark.xdist_group(group))
+        if compares(item.path) and config.getoption("--full"):
+            item.add_marker(pytest.mark.full)
     if config.getoption("--full"):
         return
-    full = [item for item in items if item.get_closest_marker("full")]
-    config.hook.pytest_deselected(items=full)
-    items[:] = [item for item in items if item not in set(full)]
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 @pytest.fixture(scope="session")

@@ -33,11 +33,11 @@ COARSE = 7
 class AgentBias(Module):
     """Scores of agents and tokens by where they are, which start near 0.
 
-    Parameters: ``table`` (heads, agents, 7, 7); of a map of known size ``rows`` (heads, agents, rows) and ``columns``;
+    Parameters: ``coarse`` (heads, agents, 7, 7); of a map of known size ``rows`` (heads, agents, rows) and ``columns``;
     for prefix tokens ``prefix`` (heads, agents, prefix).
     """
 
-    undecayed = ("table", "rows", "columns", "prefix")
+    undecayed = ("coarse", "rows", "columns", "prefix")
 
     def __init__(
         self, num_heads: int, agents: int, grid: tuple[int, int] | None, prefix: int, *, param_dtype: Any, rngs: nnx.Rngs
@@ -45,7 +45,7 @@ class AgentBias(Module):
         def table(*shape: int) -> nnx.Param:
             return nnx.Param(truncated_normal(0.02)(rngs.params(), (num_heads, agents, *shape), param_dtype))
 
-        self.table = table(COARSE, COARSE)
+        self.coarse = table(COARSE, COARSE)
         self.rows = None if grid is None else table(grid[0])
         self.columns = None if grid is None else table(grid[1])
         self.prefix = table(prefix) if prefix else None
@@ -61,7 +61,7 @@ class AgentBias(Module):
             return jax.image.resize(wide, (*wide.shape[:2], *sides), "bilinear", antialias=False)
 
         height, width = grid
-        scores = resampled(self.table, height, width)
+        scores = resampled(self.coarse, height, width)
         if self.rows is not None and self.columns is not None:
             scores = scores + resampled(self.rows, height)[..., None] + resampled(self.columns, width)[:, :, None]
         scores = scores.reshape(*scores.shape[:2], height * width)

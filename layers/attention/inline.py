@@ -2,8 +2,8 @@
 
     y_i = sum_j a_ij v_j + R(V)_i        a_ij = (s q_i . k_j + 1 - s q_i . mean(k)) / n        s = 1 / sqrt(d)
 
-(eq. 5 with the authors' scale.) The weights sum to 1 and may be negative, so that no two queries have the same. As sums
-over j they need products of n tokens and d^2 alone:
+(eq. 5 with the authors' scale.) The weights sum to 1 and may be negative: where the keys have full rank, different queries have different
+ones. As sums over j they cost n d^2 alone:
 
     y_i = mean(v) + s q_i sum_j (k_j - mean(k)) v_j^T / n + R(V)_i
 

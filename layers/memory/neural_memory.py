@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.broadcast import broadcast
 from layers.convolution import CausalConvolution, ConvolutionState
+from layers.extra_tokens import ExtraTokens, repeated
 from layers.initializers import constant, normal, variance_scaling
 from layers.linear import Linear
 from layers.memory.choices import MEMORIES, Memory
@@ -246,16 +246,15 @@ class NeuralMemory(Mixer):
             return self._read_rows(x, self.init_state(x.shape[0], dtype=x.dtype), tokens, size)[0]
         if sequence.objection(x.shape[1]) is None:
             return self._split(x, mask)
-        count = 0
+        extra = ExtraTokens(self._opening)
         if self.persistent is not None:
-            count = self.persistent.shape[0]
-            x = jnp.concatenate([self._persistent_tokens(x.shape[0], x.dtype), x], axis=1)
-            mask = None if mask is None else jnp.pad(mask, ((0, 0), (count, 0)), constant_values=True)
+            x, known = extra.put(x, self.persistent[...], mask)
+            mask = known.mask
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         qkv = self.project(x)
         qkv = qkv if self.conv is None else self.conv(qkv)
         y = parallel(self.memory, self.initial_weights(qkv.dtype), self.tokens(x, qkv, mask), self.chunk)
-        return self.answer(y, x)[:, count:]
+        return extra.take(self.answer(y, x))[0]
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> NeuralMemoryState:
         """A state of constant size, which has read the persistent tokens; the memory's part is never narrower than float32."""
@@ -265,7 +264,9 @@ class NeuralMemory(Mixer):
             length=jnp.zeros((batch_size,), jnp.int32),
             segment=jnp.zeros((batch_size,), jnp.int32),
         )
-        return state if self.persistent is None else self.extend(self._persistent_tokens(batch_size, dtype), state)[1]
+        if self.persistent is None:
+            return state
+        return self.extend(repeated(self.persistent[...], batch_size, dtype), state)[1]
 
     def mix_next(self, x: jax.Array, state: NeuralMemoryState, tokens: Tokens) -> tuple[jax.Array, NeuralMemoryState]:
         # Documents may begin anywhere, and their chunks end anywhere: token by token.
@@ -378,7 +379,3 @@ class NeuralMemory(Mixer):
     def _in_heads(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return jnp.swapaxes(x.reshape(*x.shape[:2], self.heads, self.head_dim), 1, 2)
-
-    def _persistent_tokens(self, batch: int, dtype: Any) -> jax.Array:
-        assert self.persistent is not None
-        return broadcast(self.persistent[...], (batch, *self.persistent.shape), dtype)

@@ -18,7 +18,7 @@ from flax import nnx, struct
 
 from layers.attention.cache import AttentionCache, ContextCache
 from layers.attention.multi_head import MultiHeadAttention
-from layers.broadcast import broadcast
+from layers.extra_tokens import repeated
 from layers.initializers import normal, variance_scaling
 from layers.linear import Linear
 from layers.memory.choices import Memory
@@ -276,7 +276,7 @@ class MemoryAsContext(Mixer):
         slots = jnp.broadcast_to(jnp.tile(jnp.arange(self.segment, dtype=jnp.int32), 2), keys.shape[:2])
         k, v = keys.astype(x.dtype), values.astype(x.dtype)
         if self.persistent is not None:
-            p = broadcast(self.persistent[...], (x.shape[0], *self.persistent.shape), x.dtype)
+            p = repeated(self.persistent[...], len(x), x.dtype)
             k = jnp.concatenate([self._heads(self.key(p)).astype(k.dtype), k], axis=1)
             v = jnp.concatenate([self._heads(self.value(p)).astype(v.dtype), v], axis=1)
             slots = jnp.pad(slots, ((0, 0), (p.shape[1], 0)))

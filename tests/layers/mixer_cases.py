@@ -20,6 +20,7 @@ import layers
 from layers import Mixer, Place, Tokens
 from layers.attention.multi_head import soft_cap
 from layers.initializers import truncated_normal
+from layers.making import abstract
 from layers.memory.choices import KL, MIRAS_STRUCTURE, GradientDescent, Memory, MLPMemory
 from pallas_kernels import masks
 
@@ -66,6 +67,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "inline": {"plain": {}, "relu": {"residual": 0, "feature_map": "relu"}},
     "linear_attention": {"plain": {}, "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4}},
     "longformer_attention": {"plain": {"window": 6, "max_global": 3}, "few": {"window": 3, "max_global": 2, "head_dim": 5, "use_bias": False}},
+    "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4d": {
@@ -89,6 +91,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "yaad": {"memory": "yaad", "chunk": 4},
         "memora": {"memory": Memory(MIRAS_STRUCTURE, retention=KL(total=4.0, every_token=True)), "chunk": 4},
     },
+    "talking_heads": {
+        "plain": {"kernel_init": truncated_normal(0.5)},
+        "rotary": {"kernel_init": truncated_normal(0.5), "rotary": 100.0, "qk_norm": "rms", "use_bias": False},
+    },
     "titans_mac": {"plain": {"segment": 5, "persistent": 2}, "chunks": {"segment": 4, "chunk": 2, "persistent": 0}},
     "titans_mag": {"plain": {"window": 4, "persistent": 2, "chunk": 5}},
     "titans_mal": {"plain": {"window": 4, "persistent": 2, "chunk": 5}},
@@ -99,7 +105,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 CAUSAL_ONLY = {("routing", "last")}
 
 # Parameters that can't have a gradient, and why.
-WITHOUT_GRADIENT = {"key.bias": "a shift common to all keys of a query leaves its softmax as it was"}
+_SHIFT = "a shift common to all keys of a query leaves its softmax as it was"
+WITHOUT_GRADIENT = {"key.bias": _SHIFT, "score_mixing.bias": _SHIFT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +138,20 @@ class MixerCase:
     @property
     def exact(self) -> bool:
         """Whether the future never shows: a class whose streaming is "selection" may have options that make it exact."""
-        return layers.mixer_class(self.name).streaming == "exact" or self.make().streaming == "exact"
+        return layers.mixer_class(self.name).streaming == "exact" or self.declared.streaming == "exact"
+
+    @functools.cached_property
+    def declared(self) -> Mixer:
+        """The mixer without arrays, for what it says of itself: a suite is collected without drawing weights."""
+        return abstract(self._build)
+
+    def _build(self, rngs: nnx.Rngs, **common: Any) -> Mixer:
+        place = Place(num_heads=HEADS, **common)
+        return layers.create_mixer(self.name, FEATURES, causal=self.causal, place=place, rngs=rngs, **self.options)
 
     def make(self, **common: Any) -> Mixer:
         """The mixer, always of the same weights."""
-        return layers.create_mixer(self.name, FEATURES, causal=self.causal, place=Place(num_heads=HEADS, **common), rngs=nnx.Rngs(0), **self.options)
+        return self._build(nnx.Rngs(0), **common)
 
 
 CASES = [

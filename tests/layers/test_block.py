@@ -10,6 +10,7 @@ from flax import nnx
 
 from layers import MLP, Block, Branch, DropPath, LayerScale, MultiHeadAttention, Tokens
 from layers.mixer import Mixer
+from tests.compilation import program
 from tests.layers.mixer_cases import relative
 
 X = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
@@ -83,13 +84,13 @@ def test_a_full_cache_refuses_more() -> None:
 
 def test_a_window_is_a_ring() -> None:
     attention = causal_attention(window=3)
-    state = attention.init_state(2, max_length=100)
+    extend, state = program(attention, "extend"), attention.init_state(2, max_length=100)
     assert state.key.shape[1] == 3  # no more than the window is kept
     parts = []
     for i in range(5):
-        y, state = attention.extend(X[:, i : i + 1], state)
+        y, state = extend(X[:, i : i + 1], state)
         parts.append(y)
-    assert relative(np.concatenate(parts, 1), attention(X)) < 1e-5
+    assert relative(np.concatenate(parts, 1), program(attention)(X)) < 1e-5
 
 
 def test_cross_attention_reads_its_context_from_the_state() -> None:
@@ -152,11 +153,13 @@ def test_only_cross_attention_gets_the_context() -> None:
     block = Block({"mixer": causal_attention(), "cross": cross}, features=8, rngs=rngs)
     context = np.random.default_rng(1).standard_normal((2, 7, 4)).astype(np.float32)
     real = np.arange(7) < np.array([[7], [3]])
-    want = block(X, Tokens(context=context, context_mask=real))
-    short = block(X[1:], Tokens(context=context[1:, :3]))
+    run, extend = program(block), program(block, "extend")
+    want = run(X, Tokens(context=context, context_mask=real))
+    short = run(X[1:], Tokens(context=context[1:, :3]))
     assert relative(want[1:], short) < 1e-5
-    y, state = block.extend(X[:, :2], block.init_state(2, 5, context=np.where(real[..., None], context, np.nan), context_mask=real))
-    rest, _ = block.extend(X[:, 2:], state)
+    dirty = np.where(real[..., None], context, np.nan)
+    y, state = extend(X[:, :2], block.init_state(2, 5, context=dirty, context_mask=real))
+    rest, _ = extend(X[:, 2:], state)
     assert relative(np.concatenate([y, rest], 1), want) < 1e-5
     with pytest.raises(ValueError, match="no branch of the block reads the context"):
         Block({"mixer": causal_attention()}, features=8, rngs=rngs)(X, Tokens(context=context))

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from layers.convolution import CausalConvolution
+from tests.compilation import program
 
 
 def make(kernel_size: int = 4) -> CausalConvolution:
@@ -39,15 +40,16 @@ def test_extends_cut_anywhere_with_rows_of_different_lengths(kernel_size: int) -
     """Three rows of 9, 5 and 0 tokens, in pieces whose padding is NaN, then three real tokens more for each."""
     layer, x = make(kernel_size), tokens(12)
     lengths, cuts = np.array([9, 5, 0]), (0, 1, 3, 7, 9)
-    state = layer.init_state(3)
+    run, extend, state = program(layer), program(layer, "extend"), layer.init_state(3)
+    whole = np.asarray(run(x))
     for start, end in itertools.pairwise(cuts):
         mask = np.arange(start, end) < lengths[:, None]
-        out, state = layer.extend(jnp.where(mask[..., None], x[:, start:end], jnp.nan), state, mask)
-        np.testing.assert_allclose(np.where(mask[..., None], out, 0), np.where(mask[..., None], layer(x)[:, start:end], 0), rtol=1e-5, atol=1e-6)
-    more, _ = layer.extend(x[:, 9:], state)
+        out, state = extend(np.where(mask[..., None], x[:, start:end], np.nan), state, mask)
+        np.testing.assert_allclose(np.asarray(out)[mask], whole[:, start:end][mask], rtol=1e-5, atol=1e-6)
+    more = np.asarray(extend(x[:, 9:], state)[0])
     for row, length in enumerate(lengths):
         joined = np.concatenate([x[row, :length], x[row, 9:]])[None]
-        np.testing.assert_allclose(more[row], layer(joined)[0, length:], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(more[row], np.asarray(run(joined))[0, length:], rtol=1e-5, atol=1e-6)
 
 
 def test_padding_of_nan_changes_neither_outputs_nor_gradients() -> None:
@@ -69,7 +71,8 @@ def test_gradients_are_the_sums_over_all_tokens(kernel_size: int, length: int) -
     """Lengths below, at and beyond the chunk that the kernel's gradient is summed by."""
     layer, x = make(kernel_size), tokens(length)
     errors = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
-    of_layer, of_x = nnx.grad(lambda layer, x: jnp.sum(layer(x) * errors), argnums=(0, 1))(layer, jnp.asarray(x))
+    gradient = nnx.jit(nnx.grad(lambda layer, x: jnp.sum(layer(x) * errors), argnums=(0, 1)))
+    of_layer, of_x = gradient(layer, jnp.asarray(x))
     want_kernel, want_x = np.zeros((kernel_size, 1, 5)), np.zeros(x.shape)
     for t in range(length):
         for back in range(min(kernel_size, t + 1)):

@@ -25,43 +25,27 @@ TOLERANCE = 1e-5
 HEADS, SIDE = recorded.HEADS, recorded.SIDE
 
 
-def ours(name: str, state: dict[str, np.ndarray]) -> layers.Mixer:
-    """Our mixer with the authors' weights, of which queries, keys and values are one layer."""
-    kind, host = name.split("/")
-    options: dict[str, Any] = {"feature_map": "relu" if host == "relu" else "identity"}
-    if kind == "agent":
-        options = {"agents": recorded.AGENTS, "grid": (SIDE, SIDE), "prefix": int(host == "deit")}
-    mixer = layers.create_mixer(kind, recorded.FEATURES, num_heads=HEADS, rngs=nnx.Rngs(0), **options)
+@pytest.mark.reference
+def test_inline_attention_with_a_feature_map(record_property: Any) -> None:
+    """The layer, whose queries, keys and values are one product of the authors'; their models have no feature map."""
+    name = "inline/relu"
+    state = seeded.weights({n: tuple(shape) for n, shape in ABOUT["shapes"][name].items()}, recorded.SEED)
+    mixer = layers.InLineAttention(recorded.FEATURES, num_heads=HEADS, feature_map="relu", rngs=nnx.Rngs(0))
     weights = {"out.kernel": state["proj.weight"].T, "out.bias": state["proj.bias"]}
     for i, part in enumerate(("query", "key", "value")):
         weights[f"{part}.kernel"] = np.split(state["qkv.weight"], 3)[i].T
         weights[f"{part}.bias"] = np.split(state["qkv.bias"], 3)[i]
-    if kind == "inline":
-        for theirs, part in (("residual.0", "kernel_hidden"), ("residual.2", "kernel_out")):
-            weights[f"{part}.kernel"] = state[f"{theirs}.weight"].transpose(2, 1, 0)
-            weights[f"{part}.bias"] = state[f"{theirs}.bias"]
-    else:
-        weights |= {"enhancement.kernel": state["dwc.weight"].transpose(2, 3, 1, 0), "enhancement.bias": state["dwc.bias"]}
-        weights |= {"agent_bias.table": state["an_bias"], "token_bias.table": state["na_bias"]}
-        weights |= {"agent_bias.rows": state["ah_bias"][0, ..., 0], "agent_bias.columns": state["aw_bias"][0, :, :, 0]}
-        weights |= {"token_bias.rows": state["ha_bias"][0, :, :, 0].swapaxes(1, 2), "token_bias.columns": state["wa_bias"][0, :, 0].swapaxes(1, 2)}
-        if host == "deit":
-            weights |= {"agent_bias.prefix": state["ac_bias"][0], "token_bias.prefix": state["ca_bias"][0].swapaxes(1, 2)}
+    for theirs, part in (("residual.0", "kernel_hidden"), ("residual.2", "kernel_out")):
+        weights[f"{part}.kernel"] = state[f"{theirs}.weight"].transpose(2, 1, 0)
+        weights[f"{part}.bias"] = state[f"{theirs}.bias"]
     assert weights.keys() == layers.flatten(mixer).keys()
     assign(mixer, {n: jnp.asarray(w) for n, w in weights.items()})
-    return mixer
-
-
-@pytest.mark.reference
-@pytest.mark.parametrize("name", list(recorded.LAYERS))
-def test_a_layer_and_its_gradient(name: str, record_property: Any) -> None:
-    state = seeded.weights({n: tuple(shape) for n, shape in ABOUT["shapes"][name].items()}, recorded.SEED)
-    graphdef, params = nnx.split(ours(name, state))
+    graphdef, params = nnx.split(mixer)
     tokens = Tokens(grid=(SIDE, SIDE))
-    got, pull = jax.vjp(jax.jit(lambda x: nnx.merge(graphdef, params)(x, tokens)), jnp.asarray(recorded.tokens(name)))
+    got, pull = jax.vjp(jax.jit(lambda x: nnx.merge(graphdef, params)(x, tokens)), jnp.asarray(recorded.tokens()))
     difference = max(relative(got, ARRAYS[f"{name}/out"]), relative(pull(jnp.cos(got))[0], ARRAYS[f"{name}/gradient"]))
-    about = {"reference": ABOUT[recorded.LAYERS[name][0]], "kind": "recorded", "mapped": len(state)}
-    record_property("parity", {**about, "architecture": f"{name} (layer)", "difference": difference})
+    about = {"reference": ABOUT["InLine"], "kind": "recorded", "mapped": len(state)}
+    record_property("parity", {**about, "architecture": "inline (layer, relu)", "difference": difference})
     assert difference < TOLERANCE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 
 import layers
 from layers import AuxLoss, Diagnostic, RoutingAttention, Tokens, assign, collecting, flatten
+from tests.compilation import program
 from tests.devices import EightDevices
 from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
@@ -30,6 +32,18 @@ def make(**options: Any) -> RoutingAttention:
 
 def inputs(length: int, seed: int = 0, batch: int = 1) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal((batch, length, FEATURES)), jnp.float32)
+
+
+def with_members(layer: RoutingAttention) -> Callable[[Any], Any]:
+    """The layer as one program, which returns the members of the clusters too."""
+
+    @jax.jit
+    def run(x: jax.Array) -> Any:
+        with collecting(Diagnostic, name="members") as sown:
+            y = layer(x)
+        return y, sown.entries[0][-1]
+
+    return run
 
 
 def sphere(x: np.ndarray) -> np.ndarray:
@@ -75,15 +89,15 @@ def test_documents_with_fixed_memberships_do_not_see_each_other(causal: bool) ->
     x, ids = inputs(sum(lengths)), jnp.repeat(jnp.asarray([3, 0, 1]), jnp.asarray(lengths))[None]
     alone, members, start = [], [], 0
     for length in lengths:
-        with collecting(Diagnostic, name="members") as sown:
-            alone.append(layer(x[:, start : start + length]))
-        pair = sown.entries[0][-1]
+        y, pair = with_members(layer)(x[:, start : start + length])
+        alone.append(y)
         members.append([np.where(np.asarray(m) < length, np.asarray(m) + start, len(ids[0])) for m in pair])
         start += length
     union = tuple(jnp.asarray(np.sort(np.concatenate(parts, -1), -1)) for parts in zip(*members, strict=True))
-    packed = layer.mix(x, Tokens(segment_ids=ids), members=union)
-    assert relative(packed, jnp.concatenate(alone, 1)) < 1e-5
-    assert relative(layer.mix(x, Tokens(), members=union), packed) > 1e-2
+    mix = program(layer, "mix")
+    packed = mix(x, Tokens(segment_ids=ids), members=union)
+    assert relative(packed, np.concatenate(alone, 1)) < 1e-5
+    assert relative(mix(x, Tokens(), members=union), packed) > 1e-2
 
 
 @pytest.mark.parametrize("length", tiered([5, 26], lambda length: length == 26))
@@ -109,7 +123,7 @@ def test_is_the_formula(options: dict[str, Any], length: int) -> None:
 
 def test_a_token_may_be_in_no_cluster_and_in_several() -> None:
     layer, x = make(window=5), inputs(26)
-    y, (want, times) = layer(x), formula(layer, np.asarray(x[0], np.float64))
+    y, (want, times) = program(layer)(x), formula(layer, np.asarray(x[0], np.float64))
     assert {0, 1, 2} <= set(times.ravel())
     assert relative(y[0], want) < 1e-5
     nowhere = times.sum(1) == 0
@@ -120,14 +134,14 @@ def test_a_token_may_be_in_no_cluster_and_in_several() -> None:
 def test_with_memberships_held_fixed_the_future_changes_nothing() -> None:
     """The choice of members knows later tokens ("selection"); attention within the clusters does not."""
     layer, x = make(relative=4), inputs(26)
-    with collecting(Diagnostic, name="members") as sown:
-        y = layer(x)
-    members = sown.entries[0][-1]
+    run, mix = with_members(layer), program(layer, "mix")
+    y, members = jax.device_get(run(x))
     for start in (1, 9, 20):
-        changed = x.at[:, start:].set(inputs(26, start)[:, start:])
-        assert relative(layer.mix(changed, Tokens(), members=members)[:, :start], y[:, :start]) < 1e-6
-        assert relative(layer.mix(changed, Tokens(), members=members)[:, start:], y[:, start:]) > 1e-3
-    chosen_again = layer(x.at[:, 13:].set(5 * inputs(26, 3)[:, 13:]))
+        changed = np.concatenate([x[:, :start], inputs(26, start)[:, start:]], 1)
+        other = np.asarray(mix(changed, Tokens(), members=members))
+        assert relative(other[:, :start], y[:, :start]) < 1e-6
+        assert relative(other[:, start:], y[:, start:]) > 1e-3
+    chosen_again = np.asarray(run(np.concatenate([x[:, :13], 5 * np.asarray(inputs(26, 3))[:, 13:]], 1))[0])
     assert relative(chosen_again[:, :13], y[:, :13]) > 1e-3, "later tokens do take the places of earlier ones"
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 import layers
 from layers import MLP, Block, Branch, Place, Stack, Statistic, drop_path_rates, flatten
 from layers.state import flatten_state
+from tests.compilation import program
 from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
 
@@ -168,9 +169,9 @@ def test_extend_equals_the_whole() -> None:
         for _ in range(2)
     ]
     stack = Stack(blocks)
-    want, state, got = stack(X)[0], stack.init_state(2, max_length=6), []
+    want, extend, state, got = program(stack)(X)[0], program(stack, "extend"), stack.init_state(2, max_length=6), []
     for start, stop in ((0, 4), (4, 5), (5, 6)):
-        y, state = stack.extend(X[:, start:stop], state)
+        y, state = extend(X[:, start:stop], state)
         got.append(y)
     assert relative(np.concatenate(got, 1), want) < 1e-5
 

@@ -13,6 +13,7 @@ import layers
 from layers import Place, Tokens
 from layers.combinators import Windowed
 from layers.position import RelativePositionBias
+from tests.compilation import program
 from tests.layers.mixer_cases import FEATURES, GRID, HEADS, relative
 
 TOKENS = GRID[0] * GRID[1]
@@ -38,8 +39,8 @@ def test_shifted_windows_are_attention_between_neighbors(window: Any, shift: Any
 
     rows, columns = (groups(*sizes) for sizes in zip(GRID, window, shift, strict=True))
     ids = jnp.asarray((100 * rows[:, None] + columns).reshape(1, TOKENS), jnp.int32)
-    expected = mixer.inner.inner(x.reshape(2, TOKENS, FEATURES), Tokens(segment_ids=ids))
-    assert relative(mixer(x), expected.reshape(x.shape)) < 1e-5
+    expected = program(mixer.inner.inner)(x.reshape(2, TOKENS, FEATURES), Tokens(segment_ids=ids))
+    assert relative(program(mixer)(x), expected.reshape(x.shape)) < 1e-5
 
 
 def test_segments_of_the_caller_stay_apart() -> None:
@@ -48,7 +49,8 @@ def test_segments_of_the_caller_stay_apart() -> None:
     ids = jnp.asarray(np.broadcast_to(np.arange(8) // 3, (1, 8, 8)), jnp.int32)
     changed = x.copy()
     changed[:, :, 3:] += 1
-    before, after = (np.asarray(mixer(a, Tokens(segment_ids=ids))) for a in (x, changed))
+    mix = program(mixer)
+    before, after = (np.asarray(mix(a, Tokens(segment_ids=ids))) for a in (x, changed))
     np.testing.assert_allclose(before[:, :, :3], after[:, :, :3], atol=1e-6)
     assert relative(before[:, :, 3:6], after[:, :, 3:6]) > 1e-2
 

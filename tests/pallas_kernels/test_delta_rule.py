@@ -115,6 +115,12 @@ def test_reflections_keep_the_norm_of_the_state() -> None:
     assert difference(jnp.linalg.norm(state), jnp.linalg.norm(start)) < 1e-3
 
 
+@jax.jit
+def inverse_and_gradient(lower: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out, pull = jax.vjp(unit_inverse, lower)
+    return out, pull(cotangent)[0]
+
+
 @pytest.mark.parametrize("steps", [1, 2, 6, 16, 20, 48, 64])
 @pytest.mark.parametrize("alike", [False, True], ids=["random", "identical"])
 def test_inverse(steps: int, alike: bool) -> None:
@@ -125,10 +131,10 @@ def test_inverse(steps: int, alike: bool) -> None:
     k /= np.linalg.norm(k, axis=-1, keepdims=True)
     lower = np.tril(1.95 * k @ k.T, -1)
     want = np.linalg.inv(np.eye(steps) + lower)
-    got, pull = jax.vjp(unit_inverse, jnp.asarray(lower, jnp.float32))
-    assert difference(got, want) < 1e-5
     cotangent = rng.standard_normal((steps, steps))
-    gradient = np.tril(pull(jnp.asarray(cotangent, jnp.float32))[0], -1)
+    got, pulled = inverse_and_gradient(lower.astype(np.float32), cotangent.astype(np.float32))
+    assert difference(got, want) < 1e-5
+    gradient = np.tril(pulled, -1)
     if steps > 1:
         assert difference(gradient, np.tril(-want.T @ cotangent @ want.T, -1)) < 3e-5
 

@@ -65,16 +65,29 @@ QUICK = {
 }
 
 
+def quick_cases(op: Op) -> list[str]:
+    return QUICK[op.name].split() if op.name in QUICK else [case.name for case in op.cases[:4]]
+
+
 def is_quick(op: Op, implementation: Implementation, case: Case) -> bool:
-    names = QUICK[op.name].split() if op.name in QUICK else [case.name for case in op.cases[:4]]
+    names = quick_cases(op)
     return case.name in (names if implementation.platforms is None else names[:1])
 
 
-ROWS = [
-    pytest.param(*pair.values, dtype, id=f"{np.dtype(dtype)}-{pair.id}", marks=() if dtype is np.float32 and is_quick(*pair.values) else pytest.mark.full)
-    for pair in PAIRS
-    for dtype in ((np.float32,) if pair.values[1].platforms == ("tpu",) else (np.float32, np.float64))
-]
+def rows() -> Iterator[Any]:
+    """Every pair in every dtype. As it is for users, a program is compiled for the quick cases alone, at three times the
+    cost: for the first of an implementation in the quick tier, in place of the quickly compiled one.
+    """
+    for pair in PAIRS:
+        op, implementation, case = pair.values
+        quick = is_quick(*pair.values)
+        if implementation.platforms is not None:
+            forms = [("float32", quick)]
+        else:
+            first = case.name == quick_cases(op)[0]
+            forms = [("float32", quick)] * (not first) + [("float64", False)] + [("optimized", first)] * quick
+        for form, is_fast in forms:
+            yield pytest.param(*pair.values, form, id=f"{form}-{pair.id}", marks=() if is_fast else pytest.mark.full)
 
 
 def is_floating(x: Any) -> bool:
@@ -96,7 +109,9 @@ def where_it_runs(op: Op, name: str) -> Iterator[None]:
         yield
 
 
-def evaluate(op: Op, name: str, case: Case, dtype: type) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+def evaluate(
+    op: Op, name: str, case: Case, dtype: type, optimized: bool = False
+) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """All outputs, and the gradients of all floating arrays under one random cotangent."""
     call = functools.partial(getattr(pallas_kernels, op.name), implementation=name, **case.options)
     with jax.enable_x64(dtype is np.float64), where_it_runs(op, name):
@@ -115,9 +130,7 @@ def evaluate(op: Op, name: str, case: Case, dtype: type) -> tuple[list[np.ndarra
         rng = np.random.default_rng(SEED + 1)
         shapes = jax.eval_shape(lambda f: split(f)[0], floats)
         cotangents = [jnp.asarray(rng.standard_normal(s.shape), s.dtype) for s in shapes]
-        # What users run is compiled here as it is for them; all else is compiled quickly.
-        as_users = dtype is np.float32 and name != "reference" and not for_tpus(op, name)
-        outputs, others, gradients = jax.jit(run, compiler_options=OPTIMIZED if as_users else None)(floats, cotangents)
+        outputs, others, gradients = jax.jit(run, compiler_options=OPTIMIZED if optimized else None)(floats, cotangents)
     assert all(x.dtype == dtype for x in [*outputs, *gradients.values()])
     return [np.asarray(x) for x in [*outputs, *others]], {n: np.asarray(g) for n, g in gradients.items()}
 
@@ -176,13 +189,14 @@ def refusals(op_name: str, name: str, case_name: str) -> tuple[tuple[str, str], 
     return ()
 
 
-@pytest.mark.parametrize(("op", "implementation", "case", "dtype"), ROWS)
-def test_agrees_with_reference(op: Op, implementation: Implementation, case: Case, dtype: type) -> None:
+@pytest.mark.parametrize(("op", "implementation", "case", "form"), rows())
+def test_agrees_with_reference(op: Op, implementation: Implementation, case: Case, form: str) -> None:
     if reasons := refusals(op.name, implementation.name, case.name):
         pytest.skip(str(reasons))
     (exact, exact_gradients), (single, single_gradients) = truth(op.name, case.name)
-    outputs, gradients = evaluate(op, implementation.name, case, dtype)
-    shrink = FLOAT64 if dtype is np.float64 else 1.0
+    dtype = np.float64 if form == "float64" else np.float32
+    outputs, gradients = evaluate(op, implementation.name, case, dtype, optimized=form == "optimized")
+    shrink = FLOAT64 if form == "float64" else 1.0
     compare(named(outputs), named(exact), named(single), shrink)
     assert gradients.keys() == exact_gradients.keys()
     compare(gradients, exact_gradients, single_gradients, shrink)

@@ -2,15 +2,18 @@
 
 CLONES holds checkouts of github.com/LeapLabTHU/Agent-Attention and github.com/LeapLabTHU/InLine (no license: run only)
 and github.com/idiap/fast-transformers (MIT), by the names of the repositories. Only numbers are kept: weights and inputs
-follow from seeds. Agent and InLine are the layers of their DeiT and Swin; of fast-transformers linear attention,
-its recurrent form, and positive random features are recorded.
+follow from seeds. Agent and InLine attention are recorded in narrow and shallow models of the authors' DeiT and Swin, of which
+some blocks have windows or plain attention, and InLine attention with a feature map as a layer; of fast-transformers
+linear attention, its recurrent form, and that of positive random features.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import json
+import math
 import subprocess
 import sys
 import types
@@ -26,20 +29,30 @@ SEED = 15
 FEATURES, HEADS, SIDE, AGENTS = 12, 3, 9, 4
 HEAD_DIM, ROWS, RANDOM = 4, (11, 7), 6
 
-# The authors' layers by repository, file, class and what else makes them; with a class token before the map where it is DeiT's.
-LAYERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
-    "agent/deit": ("Agent-Attention", "agent_transformer/models/agent_deit.py", "AgentAttention", {"window": SIDE}),
-    "agent/swin": ("Agent-Attention", "agent_transformer/models/agent_swin.py", "AgentAttention", {"window_size": (SIDE, SIDE)}),
-    "inline/deit": ("InLine", "models/inline_deit.py", "InLineAttention", {"window": SIDE}),
-    "inline/swin": ("InLine", "models/inline_swin.py", "InLineAttention", {"window_size": (SIDE, SIDE)}),
-    "inline/relu": ("InLine", "models/inline_swin.py", "InLineAttention", {"window_size": (SIDE, SIDE), "kernel_func": "relu"}),
+_DEIT: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": FEATURES, "depth": 2, "num_heads": HEADS, "num_classes": 10}
+# Windows of 7x7 tokens are moved on a map of 14x14 in the last block of Swin.
+_SWIN: dict[str, Any] = {
+    "img_size": 112, "embed_dim": FEATURES, "depths": [1, 2], "num_heads": [HEADS, 2 * HEADS], "window_size": 56, "num_classes": 10
+}  # fmt: skip
+# The authors' models by repository, files below its folder of models, class and options.
+MODELS: dict[str, tuple[str, tuple[str, ...], str, dict[str, Any]]] = {
+    "agent/deit": ("Agent-Attention", ("deit", "agent_deit"), "VisionTransformer", _DEIT | {"agent_num": [AGENTS] * 4, "agent_layer": 1}),
+    "agent/swin": ("Agent-Attention", ("agent_swin",), "AgentSwinTransformer", _SWIN | {"agent_num": [AGENTS] * 2, "attn_type": "AM1"}),
+    "inline/deit": ("InLine", ("inline_deit",), "VisionTransformer", _DEIT),
+    "inline/swin": ("InLine", ("inline_swin",), "InLineSwin", _SWIN | {"attn_type": "IM1"}),
 }
+FOLDERS = {"Agent-Attention": "agent_transformer/models", "InLine": "models"}
 
 
-def tokens(name: str) -> np.ndarray:
-    """Two images of tokens, (2, length, features)."""
-    length = SIDE * SIDE + name.endswith("deit")
-    return seeded.generator(name, SEED).standard_normal((2, length, FEATURES)).astype(np.float32)
+def pixels(name: str) -> np.ndarray:
+    """Two images."""
+    side = MODELS[name][3]["img_size"]
+    return seeded.images((2, side, side, 3), SEED)
+
+
+def tokens() -> np.ndarray:
+    """Two maps of tokens, (2, length, features)."""
+    return seeded.generator("tokens", SEED).standard_normal((2, SIDE * SIDE, FEATURES)).astype(np.float32)
 
 
 def heads() -> dict[str, np.ndarray]:
@@ -49,30 +62,46 @@ def heads() -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def _class(path: Path, name: str, known: dict[str, Any]) -> Any:
-    """A class of a file, without the rest of it and what that imports."""
-    tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    found = dict(known)
-    exec(compile(tree, str(path), "exec"), found)  # the authors' own class
-    return found[name]
+def _module(paths: list[Path]) -> dict[str, Any]:
+    """The classes and functions of files, without what these import besides PyTorch, and without the registered models."""
+    from tests.references.live import timm, torch
+
+    given = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "math": math, "partial": functools.partial}
+    parts = ("DropPath", "Mlp", "PatchEmbed", "lecun_normal_", "to_2tuple", "trunc_normal_")
+    found = given | {part: getattr(timm.layers, part) for part in parts}
+    for path in paths:
+        tree = ast.parse(path.read_text())
+        kept = (node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef))
+        tree.body = [node for node in kept if not any(isinstance(d, ast.Name) and d.id == "register_model" for d in node.decorator_list)]
+        exec(compile(tree, str(path), "exec"), found)
+    return found
 
 
-def _layers(clones: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Adds outputs of the authors' layers and gradients of the sum of their sines; returns the shapes of their parameters."""
+def _with_weights(module: Any, name: str, shapes: dict[str, Any]) -> Any:
+    """The module with weights that follow from the seed; its constants stay."""
     from tests.references.live import torch
 
+    constants = {n for n, _ in module.named_buffers()}
+    shapes[name] = {n: tuple(value.shape) for n, value in module.state_dict().items() if n not in constants}
+    module.load_state_dict({n: torch.from_numpy(a) for n, a in seeded.weights(shapes[name], SEED).items()}, strict=False)
+    return module.eval()
+
+
+def _models(clones: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Adds outputs of the authors' models and of a layer, and gradients of the sum of their sines; returns the shapes of their parameters."""
+    from tests.references.live import outputs_and_gradient, torch
+
     shapes: dict[str, Any] = {}
-    known = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "trunc_normal_": torch.nn.init.trunc_normal_}
-    for name, (repository, file, kind, options) in LAYERS.items():
-        agents = {"agent_num": AGENTS} if kind == "AgentAttention" else {}
-        layer = _class(clones / repository / file, kind, known)(dim=FEATURES, num_heads=HEADS, qkv_bias=True, **options, **agents)
-        shapes[name] = {n: tuple(value.shape) for n, value in layer.state_dict().items()}
-        layer.load_state_dict({n: torch.from_numpy(a) for n, a in seeded.weights(shapes[name], SEED).items()})
-        x = torch.from_numpy(tokens(name)).requires_grad_()
-        out = layer(x)
-        torch.sin(out).sum().backward()
-        arrays[f"{name}/out"], arrays[f"{name}/gradient"] = out.detach().numpy(), x.grad.numpy()
+    for name, (repository, files, kind, options) in MODELS.items():
+        found = _module([clones / repository / FOLDERS[repository] / f"{file}.py" for file in files])
+        model = _with_weights(found[kind](**options), name, shapes)
+        (out,), gradient = outputs_and_gradient(lambda x, model=model: [model(x)], pixels(name))
+        arrays[f"{name}/out"], arrays[f"{name}/gradient"] = out, gradient[:, ::4, 1::4]
+    layer = found["InLineAttention"](FEATURES, (SIDE, SIDE), HEADS, kernel_func="relu")
+    x = torch.from_numpy(tokens()).requires_grad_()
+    out = _with_weights(layer, "inline/relu", shapes)(x)
+    torch.sin(out).sum().backward()
+    arrays["inline/relu/out"], arrays["inline/relu/gradient"] = out.detach().numpy(), x.grad.numpy()
     return shapes
 
 
@@ -109,7 +138,7 @@ def record(clones: Path) -> dict[str, np.ndarray]:
     from tests.references.live import torch
 
     arrays: dict[str, np.ndarray] = {}
-    about: dict[str, Any] = {"shapes": _layers(clones, arrays), "torch": torch.__version__}
+    about: dict[str, Any] = {"shapes": _models(clones, arrays), "torch": torch.__version__}
     _linear(clones, arrays)
     for owner, name in (("LeapLabTHU", "Agent-Attention"), ("LeapLabTHU", "InLine"), ("idiap", "fast-transformers")):
         git = ["git", "-C", str(clones / name), "rev-parse", "HEAD"]

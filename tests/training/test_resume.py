@@ -37,11 +37,6 @@ def launch(workdir: Path, **options) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, dict, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, json.loads(out.splitlines()[-1]) if out else {}, err
-
-
 def final_state(workdir: Path):
     model = toy.ToyModel(dropout=0.2)
     optimizer = optimizers.create(model, flatten(model, nnx.Param), toy.config().optimizer)
@@ -82,7 +77,7 @@ def test_a_run_told_to_stop_goes_on_bit_for_bit_with_other_workers(tmp_path, uni
 
 
 @pytest.mark.full
-def test_a_run_killed_while_saving_loses_only_what_came_after_the_last_checkpoint(tmp_path, uninterrupted):
+def test_a_run_killed_while_saving_loses_only_what_came_after_the_last_checkpoint(tmp_path, uninterrupted, capsys):
     process = launch(tmp_path, changes={"save_every": "1 steps"})
     deadline = time.monotonic() + 240
     while not (any(tmp_path.glob("checkpoints/[1-9]")) and any(tmp_path.glob("checkpoints/*tmp*"))):
@@ -91,9 +86,8 @@ def test_a_run_killed_while_saving_loses_only_what_came_after_the_last_checkpoin
     process.send_signal(signal.SIGKILL)
     process.communicate()
     saved = max(int(p.name) for p in tmp_path.glob("checkpoints/*") if p.name.isdecimal())
-    code, told, err = finish(launch(tmp_path))
-    assert code == 0, err
-    assert f"going on from step {saved} " in err
+    told = toy_run.run(str(tmp_path), CHANGES)
+    assert f"going on from step {saved} " in capsys.readouterr().err
     assert_same_run(tmp_path, told, uninterrupted)
 
 
@@ -103,13 +97,12 @@ def test_a_full_disk_is_one_message_and_the_run_can_go_on(tmp_path, uninterrupte
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit then fails as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 
-    code, _, err = finish(launch(tmp_path, preexec_fn=small_disk))
-    assert code == 1
+    process = launch(tmp_path, preexec_fn=small_disk)
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 1
     assert "error: can't write" in err
     assert "Traceback" not in err
-    code, told, err = finish(launch(tmp_path))
-    assert code == 0, err
-    assert_same_run(tmp_path, told, uninterrupted)
+    assert_same_run(tmp_path, toy_run.run(str(tmp_path), CHANGES), uninterrupted)
 
 
 def test_four_devices_equal_one(tmp_path, uninterrupted, eight_devices):

@@ -9,12 +9,13 @@ import pytest
 from flax import nnx
 
 import zoo
-from tests.zoo.test_models import FAMILIES, tiny
+from tests.tiers import tiered
+from tests.zoo.test_models import BACKBONES, FAMILIES, tiny
 from tests.zoo.test_weights import MODELS, equal, refused
 from zoo.weights import export
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiered(FAMILIES, lambda family: family in BACKBONES.values()))
 def test_every_family_reports_what_does_not_fit(family: str) -> None:
     """A parameter missing, one too many, one of another shape, and another model's file: the strict report, under its first naming."""
     model: Any = tiny(family)

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.broadcast import broadcast
+from layers.class_attention import ClassBlock
 from layers.combinators import bidirectional, on_grid
+from layers.extra_tokens import ExtraTokens, repeated
 from layers.initializers import constant, normal, truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, MixerSpec, Place
@@ -55,7 +57,9 @@ class IsotropicConfig(ModelConfig):
       mlp: the activation "gelu", "gelu_tanh" or "quick_gelu", or "swiglu", gated: ``mlp_ratio * features`` is then the
         hidden width of each of the two halves.
       class_token, registers: tokens besides those of the patches; registers are placed before them.
-      class_position: where the class token is among the patches: "first", before the registers, "middle" or "last".
+      class_position: where the class token is among the patches: "first", before the registers, "middle" or "last"; or
+        "after" the body: it then reads the patches in blocks of its own (CaiT, :mod:`layers.class_attention`).
+      class_blocks: how many blocks of its own it has "after" the body.
       distilled: a second class token and head, averaged with the first (DeiT).
       position: "learned" adds a table, "sincos" a fixed one of sines and cosines of rows and columns; None leaves it to the mixer.
       rotary: base of the rotary embedding of rows and columns in the architecture's own attention, or its options as in
@@ -88,7 +92,8 @@ class IsotropicConfig(ModelConfig):
     mlp_ratio: float = 4.0
     mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
     class_token: bool = True
-    class_position: Literal["first", "middle", "last"] = "first"
+    class_position: Literal["first", "middle", "last", "after"] = "first"
+    class_blocks: int = 2
     position: Literal["learned", "sincos"] | None = "learned"
     rotary: float | Mapping[str, Any] | None = None
     registers: int = 0
@@ -115,10 +120,11 @@ class IsotropicConfig(ModelConfig):
 class Isotropic(Classifier):
     """An isotropic image model.
 
-    Beside the hooks of :class:`Model`, a subclass may give ``make_stem``, ``make_position`` and ``reduction_spec``.
+    Beside the hooks of :class:`Model`, a subclass may give ``make_stem``, ``make_position``, ``make_class_block``
+    and ``reduction_spec``.
 
     Names: ``patch_embed``, ``position``, ``class_token``, ``distillation_token``, ``register_tokens``, ``prefix_position``,
-    ``blocks.N``, ``blocks.reductions.N``, ``norm`` or ``pool_norm``, ``attention_pool``, ``pooler``, ``head``, ``distilled_head``.
+    ``blocks.N``, ``blocks.reductions.N``, ``class_blocks.N``, ``norm`` or ``pool_norm``, ``attention_pool``, ``pooler``, ``head``, ``distilled_head``.
     """
 
     heads = ("head", "distilled_head")
@@ -131,6 +137,7 @@ class Isotropic(Classifier):
     extents: tuple[Extent, ...]
     takes_grid: bool
     prefix: int
+    class_token: Any
     prefix_position: Any
     pool: str
 
@@ -146,21 +153,23 @@ class Isotropic(Classifier):
         c = self.config = config
         if c.pool.startswith("token") and not c.class_token:
             raise ValueError(f'pool="{c.pool}" needs class_token=True')
-        if c.class_position not in ("first", "middle", "last"):
-            raise ValueError(f'class_position is "first", "middle" or "last", got {c.class_position!r}')
+        if c.class_position not in ("first", "middle", "last", "after"):
+            raise ValueError(f'class_position is "first", "middle", "last" or "after", got {c.class_position!r}')
         if c.class_position != "first" and (c.distilled or c.registers or c.prefix_positions != "all"):
             raise ValueError(f'class_position="{c.class_position}" is for a class token alone: without registers or distillation')
         norm = self._norm_of()
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype}
         self.patch_embed = self.make_stem(rngs=rngs)
         grid = self.patch_embed.grid(c.image_size, c.image_size)
-        reductions = self._make_reductions(grid, c.class_token * (1 + c.distilled) + c.registers, rngs)
-        if reductions and c.class_position != "first":
+        after = c.class_token and c.class_position == "after"
+        reductions = self._make_reductions(grid, 0 if after else c.class_token * (1 + c.distilled) + c.registers, rngs)
+        if reductions and c.class_position in ("middle", "last"):
             raise ValueError(f'class_position="{c.class_position}" puts the token among those that reductions take away: leave these out')
         self.blocks = self.make_stack(reductions=reductions, rngs=rngs)
         self.takes_grid = any(not {"sequence", "image"} & set(mixer.layouts) for mixer in mixers(self.blocks))
         if self.takes_grid:
             self._put_on_grid(grid, rngs)
+        if self.takes_grid and not after:
             self.adapted = "the mixer takes the grid alone: no prefix tokens, average pooling"
             c = dataclasses.replace(c, class_token=False, distilled=False, registers=0, pool="average" if c.pool.startswith("token") else c.pool)
 
@@ -172,7 +181,9 @@ class Isotropic(Classifier):
         self.register_tokens = token(c.registers) if c.registers else None
         self.mask_token = token(1, 0.02) if c.mask_token else None
         classes = c.class_token * (1 + c.distilled)
-        self.prefix = classes + c.registers
+        self.prefix = 0 if after else classes + c.registers
+        self.extra = ExtraTokens(self.prefix, "first" if c.class_position == "after" else c.class_position)
+        self.class_blocks = nnx.List([self.make_class_block(rngs=rngs) for _ in range(c.class_blocks)]) if after else None
         placed = {"all": self.prefix, "class": classes, "none": 0}[c.prefix_positions] if c.position == "learned" else 0
         self.prefix_position = nnx.Param(truncated_normal(0.02)(rngs.params(), (placed, c.features), c.param_dtype)) if placed else None
         self.position = self.make_position(grid, rngs=rngs)
@@ -191,6 +202,13 @@ class Isotropic(Classifier):
         """The module that maps images to a grid of tokens (batch, rows, columns, features); its ``grid(height, width)`` says of what size."""
         c = self.config
         return PatchEmbed(c.patch_size, c.in_channels, c.features, use_bias=not c.pre_norm, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
+
+    def make_class_block(self, *, rngs: nnx.Rngs) -> Any:
+        """A block of the class token "after" the body: called with it and the patches, it gives the class token."""
+        c = self.config
+        options = {"num_heads": c.num_heads, "norm": c.norm, "norm_epsilon": c.norm_epsilon, "use_bias": c.qkv_bias}
+        common = {"layer_scale": c.layer_scale, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
+        return ClassBlock(c.features, activation=ACTIVATIONS[c.mlp], **options, **common)
 
     def reduction_spec(self, index: int) -> ReductionSpec | None:
         """What leaves fewer tokens after block ``index``; None for nothing."""
@@ -265,6 +283,12 @@ class Isotropic(Classifier):
                 if isinstance(module, Mixer):
                     setattr(block, name, on_grid(module, self.config.features, rngs=rngs))
 
+    def depth_of(self, path: list[str]) -> int:
+        depth = super().depth_of(path)
+        if self.class_blocks is None or path[0] in ("blocks", *self.stem):
+            return depth
+        return depth + (int(path[1]) if path[0] == "class_blocks" else len(self.class_blocks))
+
     def __call__(self, images: jax.Array) -> jax.Array:
         if self.distilled_head is None or self.head is None:
             return super().__call__(images)
@@ -293,7 +317,7 @@ class Isotropic(Classifier):
         maps: list[tuple[Any, jax.Array]] = []
         for x, tokens in self._run(images, capture=indices)[1]:
             patches: Any
-            patches, others = self._apart(self._normed(x) if norm else x)
+            patches, others = self.extra.take(self._normed(x) if norm else x)
             if tokens.grid is not None:
                 patches = patches.reshape(patches.shape[0], *tokens.grid, -1)
             elif (cells := tokens.grid_places(x.shape[1])) is not None:
@@ -302,8 +326,13 @@ class Isotropic(Classifier):
         return maps if prefix else [patches for patches, _ in maps]
 
     def pooled(self, images: jax.Array) -> jax.Array:
-        x = self._normed(self._run(images)[0][0])
-        patches, others = self._apart(x)
+        (x, _), _ = self._run(images)
+        patches, others = self.extra.take(x if self.class_blocks is not None else self._normed(x))
+        if self.class_blocks is not None:
+            others = repeated(self.class_token[...], len(x), x.dtype)
+            for block in self.class_blocks:
+                others = block(others, patches)
+            patches, others = self._normed(patches), self._normed(others)
         if self.attention_pool is not None:
             x = self.attention_pool(patches)
         else:
@@ -326,8 +355,8 @@ class Isotropic(Classifier):
         """
         return self._embed(images, masked)[0]
 
-    def _embed(self, images: jax.Array, masked: jax.Array | None = None) -> tuple[jax.Array, tuple[int, int]]:
-        """:meth:`embed`, and the rows and columns of the grid."""
+    def _embed(self, images: jax.Array, masked: jax.Array | None = None) -> tuple[jax.Array, Tokens, tuple[int, int]]:
+        """:meth:`embed`, what is known of these tokens, and the rows and columns of the patches."""
         check_images(images, self.config.in_channels)
         grid = self.patch_embed(images)
         batch, rows, columns, features = grid.shape
@@ -337,27 +366,16 @@ class Isotropic(Classifier):
             grid = jnp.where(masked[..., None], broadcast(self.mask_token[...], grid.shape, grid.dtype), grid)
         if self.position is not None:
             grid = grid + broadcast(self.position((rows, columns)), grid.shape, grid.dtype)
-        x = grid.reshape(batch, rows * columns, features)
-        others = [token[...] for token in (self.class_token, self.distillation_token, self.register_tokens) if token is not None]
-        if others:
-            tokens = jnp.concatenate(others)
+        x, tokens = grid.reshape(batch, rows * columns, features), Tokens(grid=(rows, columns))
+        if self.prefix:
+            others = [token[...] for token in (self.class_token, self.distillation_token, self.register_tokens) if token is not None]
+            learned = jnp.concatenate(others)
             if self.prefix_position is not None:
                 placed = self.prefix_position[...]
-                tokens = tokens.at[: len(placed)].add(placed)
-            tokens, at = broadcast(tokens, (batch, *tokens.shape), x.dtype), self._class_index(rows * columns)
-            x = jnp.concatenate([x[:, :at], tokens, x[:, at:]], 1) if at else jnp.concatenate([tokens, x], 1)
+                learned = learned.at[: len(placed)].add(placed)
+            x, tokens = self.extra.put(x, learned, tokens)
         x = x if self.dropout is None else self.dropout(x)
-        return x if self.pre_norm is None else self.pre_norm(x), (rows, columns)
-
-    def _class_index(self, patches: int) -> int:
-        """How many patches precede the other tokens."""
-        return {"first": 0, "middle": patches // 2, "last": patches}[self.config.class_position]
-
-    def _apart(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The tokens of the patches, and the others."""
-        at = self._class_index(x.shape[1] - self.prefix)
-        patches = jnp.concatenate([x[:, :at], x[:, at + self.prefix :]], 1) if at else x[:, self.prefix :]
-        return patches, x[:, at : at + self.prefix]
+        return x if self.pre_norm is None else self.pre_norm(x), tokens, (rows, columns)
 
     def _normed(self, x: jax.Array) -> jax.Array:
         return x if self.norm is None else self.norm(x)
@@ -365,13 +383,13 @@ class Isotropic(Classifier):
     def _run(self, images: jax.Array, capture: Sequence[int] = ()) -> tuple[Passed, list[Passed]]:
         """Tokens (batch, tokens, features) after the last block, and those after the blocks in ``capture``, each with the
         grid of the patches."""
-        x, grid = self._embed(images)
+        x, tokens, grid = self._embed(images)
         if self.takes_grid:
-            last, found, _ = self.blocks.through(x.reshape(x.shape[0], *grid, x.shape[2]), capture=capture)
+            last, found, _ = self.blocks.through(x.reshape(len(x), *grid, x.shape[2]), capture=capture)
             last, *found = [(y.reshape(len(y), -1, y.shape[3]), Tokens(grid=(y.shape[1], y.shape[2]))) for y, _ in (last, *found)]
             return last, found
-        if self.config.class_position == "first":
-            return self.blocks.through(x, Tokens(grid=grid), capture=capture)[:2]
-        # A class token among the patches leaves no grid that a sequence could be cut into.
-        y, captured = self.blocks(x, capture=capture)
-        return (y, Tokens(grid=grid)), [(z, Tokens(grid=grid)) for z in captured]
+        last, found, _ = self.blocks.through(x, tokens, capture=capture)
+        if self.extra.place != "first":
+            # There was no grid for mixers, and nothing has been reduced.
+            last, *found = [(y, Tokens(grid=grid)) for y, _ in (last, *found)]
+        return last, found

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.attention.multi_head import MultiHeadAttention
-from layers.broadcast import broadcast
+from layers.extra_tokens import repeated
 from layers.initializers import truncated_normal
 from layers.mlp import MLP, gelu
 from layers.module import Module
@@ -46,6 +46,5 @@ class AttentionPool(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, tokens, features) to (batch, features)."""
-        query = broadcast(self.latent[...], (x.shape[0], *self.latent.shape), x.dtype)
-        y = self.attention(query, Tokens(context=x))
+        y = self.attention(repeated(self.latent[...], len(x), x.dtype), Tokens(context=x))
         return (y + self.mlp(self.norm(y)))[:, 0]

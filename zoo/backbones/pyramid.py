@@ -60,16 +60,12 @@ class Pyramid(Classifier):
     """Base of pyramid models. Names: ``stages.S.downsample``, ``stages.S.blocks.N``, ``stages.S.norm``, ``norm``, ``head``.
 
     Beside the hooks of :class:`Model`, a subclass gives ``make_stem``, ``make_downsample`` and ``make_norm``, where it needs
-    them ``make_stage_norm`` and ``make_head``, and ``pool``, where the norm is not the last step before the mean.
+    them ``make_stage``, ``make_stage_norm`` and ``make_head``, and ``pool``, where the norm is not the last step before the mean.
     """
 
     def __init__(self, config: PyramidConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        stages = []
-        for stage in range(len(c.depths)):
-            downsample = self.make_downsample(stage, rngs=rngs) if stage else self.make_stem(rngs=rngs)
-            stages.append(Stage(downsample, self.make_stack(stage, rngs=rngs), self.make_stage_norm(stage, rngs=rngs)))
-        self.stages = nnx.List(stages)
+        self.stages = nnx.List([self.make_stage(stage, rngs=rngs) for stage in range(len(c.depths))])
         self.num_features = c.features[-1]
         self.norm = self.make_norm(rngs=rngs)
         self.head = self.make_head(rngs=rngs)
@@ -85,6 +81,11 @@ class Pyramid(Classifier):
     def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> Any:
         """The module that brings the last stage's map to this stage's size and features; None leaves it to the first block."""
         return None
+
+    def make_stage(self, stage: int, *, rngs: nnx.Rngs) -> Stage:
+        """A stage: a :class:`Stage`, or one that is called as it."""
+        downsample = self.make_downsample(stage, rngs=rngs) if stage else self.make_stem(rngs=rngs)
+        return Stage(downsample, self.make_stack(stage, rngs=rngs), self.make_stage_norm(stage, rngs=rngs))
 
     def make_stage_norm(self, stage: int, *, rngs: nnx.Rngs) -> Any:
         """The norm at the end of a stage; None for none."""

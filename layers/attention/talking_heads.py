@@ -1,0 +1,78 @@
+"""Talking-heads attention: Talking-Heads Attention (Shazeer et al., 2020, arXiv:2003.02436).
+
+    S_h = Q_h K_h^T / sqrt(head_dim)        A = softmax(P_l S)        y_h = (P_w A)_h V_h
+
+Linear maps P_l and P_w, with biases, mix the heads before and after the softmax: for each query and key, h scores
+become h others, and h weights h others. As CaiT has it (Touvron et al., 2021, arXiv:2103.17239).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.attention.projected import ProjectedAttention
+from layers.initializers import truncated_normal
+from layers.linear import Linear
+from layers.mixer import register_mixer
+from layers.norm import Norm
+from layers.tokens import Tokens
+
+
+@register_mixer("talking_heads")
+class TalkingHeadsAttention(ProjectedAttention):
+    """Softmax attention whose heads exchange scores and weights.
+
+    All scores are held at once, in float32: memory grows with the square of the length.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``score_mixing`` and ``weight_mixing`` (heads, heads).
+    """
+
+    honors = frozenset({"mask", "positions", "segment_ids"})
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        rotary: Any = None,
+        qk_norm: Norm | None = None,
+        use_bias: bool = True,
+        out_bias: bool | None = None,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads, rotary, qk_norm, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+        """
+        options: dict[str, Any] = {"rotary": rotary, "qk_norm": qk_norm, "use_bias": use_bias, "out_bias": out_bias}
+        common: dict[str, Any] = {"kernel_init": kernel_init, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(features, num_heads=num_heads, dropout=dropout, dtype=dtype, **options, **common)
+        self.score_mixing, self.weight_mixing = (
+            Linear(num_heads, num_heads, dtype=jnp.promote_types(param_dtype, jnp.float32), **common) for _ in range(2)
+        )
+
+    @property
+    def complexity(self) -> float:
+        return 2.0
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        scores = jnp.einsum("bqhd,bkhd->bqkh", q * self.head_dim**-0.5, k, preferred_element_type=jnp.float32)
+        scores, seen = self.score_mixing(scores), None
+        if tokens.mask is not None:
+            seen = tokens.mask[:, None]
+        if (ids := tokens.segment_ids) is not None:
+            same = ids[:, :, None] == ids[:, None]
+            seen = same if seen is None else seen & same
+        # Padding sees padding, so that no softmax is over nothing.
+        scores = scores if seen is None else jnp.where(seen[..., None], scores, jnp.finfo(scores.dtype).min)
+        weights = self.weight_mixing(jax.nn.softmax(scores, axis=2))
+        # The bias would give weight to what is not seen.
+        weights = weights if seen is None else jnp.where(seen[..., None], weights, 0)
+        return jnp.einsum("bqkh,bkhd->bqhd", weights.astype(v.dtype), v)
