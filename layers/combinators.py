@@ -235,6 +235,8 @@ class Windowed(_Partition):
 class Grid(_Partition):
     """The inner mixer among tokens a fixed stride apart, ``window`` of them spread over the whole grid (MaxViT's grid attention)."""
 
+    paper = (34,)
+
     def _cut(self, x: jax.Array, window: tuple[int, int]) -> jax.Array:
         (batch, height, width), (rows, columns) = x.shape[:3], window
         x = x.reshape(batch, rows, height // rows, columns, width // columns, *x.shape[3:])

@@ -59,6 +59,7 @@ class Implementation:
       platforms: where it runs ("cpu", "gpu", "tpu"), as a kernel; None is everywhere, in JAX's own operations, which the compiler can split.
       objection: called with the same, on a mesh with one device's part in shapes; returns why it can't serve it, or None.
       considered: whether to think of it at all where it is not named: on a mesh, say, and not off it.
+      paper: rows of the zoo's roster that it implements.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Implementation:
     platforms: tuple[str, ...] | None = None
     objection: Callable[[Any], str | None] = always
     considered: Callable[[], bool] = lambda: True
+    paper: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

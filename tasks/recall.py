@@ -112,6 +112,8 @@ class Copying(Procedural):
       letters: the alphabet; begin and copy token come on top.
     """
 
+    paper = (124,)
+
     def __init__(
         self, length: int = 64, test_length: int = 128, letters: int = 26, shortest_string: int = 1, num_eval: int = 512, seed: int = 0
     ):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
+PAPER = (179,)
 MARGIN = 0.1
 
 

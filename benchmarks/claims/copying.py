@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians, steps_to
 
+PAPER = (124, 165)
 STATES = (1, 4, 16)
 LENGTHS = (16, 32)
 LEARNED = 0.9

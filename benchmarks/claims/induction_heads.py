@@ -21,6 +21,9 @@ import numpy as np
 
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
+PAPER = (194,)
+
+
 if TYPE_CHECKING:
     import jax
     from flax import nnx

@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.claims.induction_heads import accuracy_by_state
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
+PAPER = (51,)
+
+
 if TYPE_CHECKING:
     from flax import nnx
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
+PAPER = (90,)
 DIGITS = {"name": "classification", "dataset": "digits"}
 
 

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.claims.long_context import bits_by_position
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
+PAPER = (35,)
+
+
 if TYPE_CHECKING:
     from flax import nnx
 

@@ -1,6 +1,7 @@
 """What the claims share: train each contestant with each seed by the one training loop, print a table, write JSON.
 
-A claim is a module with a docstring that states it, ``contest(quick)`` and ``verdict(rows)``; running it
+A claim is a module with a docstring that states it, ``contest(quick)`` and ``verdict(rows)``, and ``PAPER``, the rows of the roster
+whose claim it is, where there are any; running it
 
     python -m benchmarks.claims.NAME [--quick] [--seeds=0,1,2] [--steps=N] [--resume] [--output=DIR]
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
+PAPER = (194,)
 S4D = {"mixer": "s4d"}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
+PAPER = (148,)
 SOLVED, FAILED = 0.95, 0.9
 SOLVERS = ("parity, 1 step, beta < 2", "S3, 2 steps, beta < 2")
 UNLEARNED = "A5, 2 steps, beta < 2"

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.claims.run import Contest, Contestant, Row, main, medians
 
+PAPER = (51,)
 PARTS: dict[str, dict[str, Any]] = {
     "all parts, depth 2": {},
     "no momentum": {"momentum": False},

@@ -147,7 +147,7 @@ class DeltaNet(Recurrent):
 class GatedDeltaNet(DeltaNet):
     """The delta rule with a decay and an output gate."""
 
-    paper = (148,)
+    paper = ()
     own_decay = True
     own_gate = True
     own_value_expansion = 2.0

@@ -48,7 +48,6 @@ class Mamba2(Recurrent):
     ``norm``, ``out_proj``.
     """
 
-    paper = (194,)
 
     def __init__(
         self,

@@ -21,10 +21,10 @@ _op = Op(
     "attention",
     (
         Implementation("all_to_all", distributed.all_to_all, objection=distributed.all_to_all_objection, considered=sequence.is_split),
-        Implementation("ring", distributed.ring, objection=distributed.ring_objection, considered=sequence.is_split),
+        Implementation("ring", distributed.ring, objection=distributed.ring_objection, considered=sequence.is_split, paper=(23,)),
         Implementation("splash", splash.attention, platforms=("tpu",), objection=splash.objection),
-        Implementation("mosaic_tpu", tpu.attention, platforms=("tpu",), objection=tpu.objection),
-        Implementation("mosaic_gpu", gpu.attention, platforms=("gpu",), objection=gpu.objection),
+        Implementation("mosaic_tpu", tpu.attention, platforms=("tpu",), objection=tpu.objection, paper=(92, 140, 216)),
+        Implementation("mosaic_gpu", gpu.attention, platforms=("gpu",), objection=gpu.objection, paper=(92, 140, 216)),
         Implementation("xla", xla.attention),
         Implementation("reference", reference.attention),
     ),

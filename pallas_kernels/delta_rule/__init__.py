@@ -19,8 +19,8 @@ _op = Op(
     "delta_rule",
     (
         Implementation("state_passing", distributed.delta_rule, objection=distributed.objection, considered=sequence.is_split),
-        Implementation("mosaic_tpu", tpu.delta_rule, platforms=("tpu",), objection=tpu.objection),
-        Implementation("mosaic_gpu", gpu.delta_rule, platforms=("gpu",), objection=gpu.objection),
+        Implementation("mosaic_tpu", tpu.delta_rule, platforms=("tpu",), objection=tpu.objection, paper=(179,)),
+        Implementation("mosaic_gpu", gpu.delta_rule, platforms=("gpu",), objection=gpu.objection, paper=(179,)),
         Implementation("xla", xla.delta_rule),
         Implementation("reference", reference.delta_rule),
     ),

@@ -18,8 +18,8 @@ _op = Op(
     "linear_attention",
     (
         Implementation("state_passing", distributed.linear_attention, objection=distributed.objection, considered=sequence.is_split),
-        Implementation("mosaic_tpu", tpu.linear_attention, platforms=("tpu",), objection=tpu.objection),
-        Implementation("mosaic_gpu", gpu.linear_attention, platforms=("gpu",), objection=gpu.objection),
+        Implementation("mosaic_tpu", tpu.linear_attention, platforms=("tpu",), objection=tpu.objection, paper=(72,)),
+        Implementation("mosaic_gpu", gpu.linear_attention, platforms=("gpu",), objection=gpu.objection, paper=(72,)),
         Implementation("xla", xla.linear_attention),
         Implementation("reference", reference.linear_attention),
     ),

@@ -19,7 +19,10 @@ Sizes = int | tuple[int, ...]
 
 _op = Op(
     "neighborhood_attention",
-    (Implementation("xla", xla.neighborhood_attention), Implementation("reference", reference.neighborhood_attention)),
+    (
+        Implementation("xla", xla.neighborhood_attention, paper=(218,)),
+        Implementation("reference", reference.neighborhood_attention, paper=(218,)),
+    ),
     CASES,
 )
 

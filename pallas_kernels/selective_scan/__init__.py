@@ -20,8 +20,8 @@ _op = Op(
     "selective_scan",
     (
         Implementation("state_passing", distributed.selective_scan, objection=distributed.objection, considered=sequence.is_split),
-        Implementation("mosaic_tpu", tpu.selective_scan, platforms=("tpu",), objection=tpu.objection),
-        Implementation("mosaic_gpu", gpu.selective_scan, platforms=("gpu",), objection=gpu.objection),
+        Implementation("mosaic_tpu", tpu.selective_scan, platforms=("tpu",), objection=tpu.objection, paper=(194,)),
+        Implementation("mosaic_gpu", gpu.selective_scan, platforms=("gpu",), objection=gpu.objection, paper=(194,)),
         Implementation("xla", xla.selective_scan),
         Implementation("reference", reference.selective_scan),
     ),

@@ -130,7 +130,7 @@ DESCRIBED = {
     "delta_product": {**_DESCRIBED, "negative": _unless("allow_neg_eigval", True), "steps": _unless("num_householder", 2)},
 }
 
-_PAPER = {"delta_net": 179, "gated_delta_net": 148, "delta_product": 148}
+_PAPER: dict[str, tuple[int, ...]] = {"delta_net": (179,), "gated_delta_net": (), "delta_product": (148,)}
 for _family, _variants in VARIANTS.items():
     _ours = tuple(name for name in _variants if _family == "delta_product" or name.endswith("_nano"))
-    register_family("delta_net", DeltaNetLM, DeltaNetConfig, _variants, our_choice=_ours, rules=RULES, described=DESCRIBED[_family], paper=(_PAPER[_family],))
+    register_family("delta_net", DeltaNetLM, DeltaNetConfig, _variants, our_choice=_ours, rules=RULES, described=DESCRIBED[_family], paper=_PAPER[_family])

@@ -92,4 +92,4 @@ PARAMETERS = {
     "mamba2_2.7b": 2_702_599_680,
 }
 
-register_family("mamba2", Mamba2LM, Mamba2Config, VARIANTS, our_choice=("mamba2_nano",), parameters=PARAMETERS, rules=RULES, described=DESCRIBED, paper=(194,))
+register_family("mamba2", Mamba2LM, Mamba2Config, VARIANTS, our_choice=("mamba2_nano",), parameters=PARAMETERS, rules=RULES, described=DESCRIBED)
