@@ -32,7 +32,7 @@ def _figure(rows: list[dict[str, Any]], name: str) -> str:
     return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
 
 
-def _asked(name: str) -> str:
+def asked(name: str) -> str:
     """What is asked of the medians of a claim: its module's function ``verdict`` in words."""
     return " ".join(importlib.import_module(f"benchmarks.claims.{name}").verdict.__doc__.split())
 
@@ -57,7 +57,7 @@ def section(report: dict[str, Any]) -> str:
                 "" if chance is None else f"{chance:.3f}",
             ]
         )
-    verdict = f"{VERDICTS[report['holds']]}. What is asked: {_asked(report['name'])}"
+    verdict = f"{VERDICTS[report['holds']]}. What is asked: {asked(report['name'])}"
     return f"## {title}\n\n{rest}\n\n{verdict}\n\n{table(head, lines)}"
 
 

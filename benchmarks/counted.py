@@ -1,0 +1,90 @@
+"""What one layer of every mixer costs, counted by tracing: ``python -m benchmarks.counted`` writes benchmarks/results/counted/mixers.json.
+
+Nothing is computed or timed. Each mixer has its default options, four heads and 256 features, and reads one row; a mixer of maps
+has squares of as many tokens. Operations are those of :mod:`primitives.operations`, of a whole forward pass on a CPU: arithmetic, comparisons
+and moves. The file also says which mixers the models of each claim have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import layers
+import zoo
+from layers.making import abstract
+from pallas_kernels import dispatch
+from primitives import operations
+
+HOME = Path(__file__).resolve().parents[1]
+RESULTS = HOME / "benchmarks" / "results" / "counted" / "mixers.json"
+CLAIMS = HOME / "benchmarks" / "results" / "cpu" / "claims"
+FEATURES, HEADS = 256, 4
+LENGTHS = (256, 1024, 4096, 16384)  # squares, for maps
+
+
+def count(name: str) -> dict[str, Any]:
+    """Parameters, operations at each length, bytes of the state of one row, ops and exponent of a mixer, causal where it can be."""
+    cls = layers.mixer_class(name)
+    on_map = "sequence" not in cls.layouts
+    totals, states, ops = [], [], {}
+    for length in LENGTHS:
+        grid = (math.isqrt(length),) * 2
+        place = layers.Place(num_heads=HEADS, grid=grid if on_map else None, features=FEATURES)
+        mixer = abstract(lambda rngs: layers.create_mixer(name, FEATURES, causal=cls.supports_causal, place=place, rngs=rngs))  # noqa: B023
+        mixer.eval()
+        graph, variables = nnx.split(mixer)
+        x = jax.ShapeDtypeStruct((1, *(grid if on_map else (length,)), FEATURES), jnp.float32)
+        with dispatch.recording() as choices:
+            totals.append(operations.count(lambda variables, x: nnx.merge(graph, variables)(x), variables, x).total)  # noqa: B023
+        ops |= dict.fromkeys(choice.op for choice in choices)
+        if cls.supports_causal:
+            state = jax.eval_shape(lambda variables: nnx.merge(graph, variables).init_state(1, max_length=length), variables)  # noqa: B023
+            states.append(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)))
+    return {
+        "parameters": layers.parameter_count(mixer),
+        "exponent": mixer.complexity,
+        "operations": totals,
+        "state_bytes": states,
+        "ops": sorted(ops),
+    }
+
+
+def mixers_of(model: str, options: dict[str, Any]) -> list[str]:
+    """Registered names of the mixers in a model."""
+    built = zoo.create_abstract(model, **options)
+    names = {layers.mixer_class(name): name for name in layers.list_mixers()}
+    return [names[type(module)] for _, module in nnx.iter_modules(built) if type(module) in names]
+
+
+def contestants() -> dict[str, list[str]]:
+    """By claim, the mixers of the models that were compared."""
+    found: dict[str, set[str]] = {}
+    known: dict[str, list[str]] = {}
+    for path in sorted(CLAIMS.glob("*.json")):
+        report = json.loads(path.read_text())
+        for row in report["rows"]:
+            key = json.dumps([row["model"], row["options"]])
+            if key not in known:
+                known[key] = mixers_of(row["model"], row["options"])
+            found.setdefault(report["name"], set()).update(known[key])
+    return {claim: sorted(mixers) for claim, mixers in sorted(found.items())}
+
+
+def main() -> None:
+    """Counts all and writes the file."""
+    rows = {name: count(name) for name in layers.list_mixers()}
+    report = {"features": FEATURES, "heads": HEADS, "lengths": LENGTHS, "jax": jax.__version__, "mixers": rows, "claims": contestants()}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{RESULTS}: {len(rows)} mixers")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""The page that helps to choose a mixer, and its picture: ``python -m docs.which_mixer`` writes docs/which_mixer.md and docs/pictures/operations.svg.
+
+All of it, the list at its top too, is made of what ``python -m benchmarks.counted`` counted, what the registry declares, and the verdicts of
+the claims.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import layers
+from benchmarks.counted import CLAIMS, RESULTS
+from docs.catalogue import documents, table
+from docs.papers import VERDICTS as WORDS
+from docs.results import HOME, asked, merged
+from layers.mixer import accepted
+from pallas_kernels import dispatch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PAGE = HOME / "docs" / "which_mixer.md"
+PICTURE = HOME / "docs" / "pictures" / "operations.svg"
+HEAD = """# Which mixer?
+
+Written by `python -m docs.which_mixer` from `benchmarks/results/counted/mixers.json`, the registry and the claims; not
+edited by hand. Every figure is of one layer of {features} features and {heads} heads with its default options, causal
+where it can be, for one row of float32. Operations are counted from the program that a CPU gets (arithmetic,
+comparisons and moves of a forward pass), not timed: [speed.md](speed.md) and [kernels.md](kernels.md) have times. A
+map has the same number of tokens as a sequence, in a square.
+"""
+Report = dict[str, Any]
+Row = dict[str, Any]
+
+
+def load() -> Report:
+    """What was counted."""
+    report: Report = json.loads(RESULTS.read_text())
+    return report
+
+
+def wraps(name: str) -> bool:
+    """Whether a mixer is made of other mixers: its figures are those of attention inside it."""
+    return bool(accepted(layers.mixer_class(name))[0] & {"inner", "branches"})
+
+
+def on_map(name: str) -> bool:
+    """Whether a mixer takes maps only."""
+    return "sequence" not in layers.mixer_class(name).layouts
+
+
+def constant(row: Row) -> bool:
+    """Whether a state is as large for the longest sequence as for the shortest."""
+    return bool(row["state_bytes"]) and row["state_bytes"][0] == row["state_bytes"][-1]
+
+
+def size(count: int) -> str:
+    """Bytes, for people."""
+    for unit, least in (("MiB", 2**20), ("KiB", 2**10)):
+        if count >= least:
+            return f"{count / least:.3g} {unit}" if count < 1000 * least else f"{count / least:,.0f} {unit}"
+    return f"{count} B"
+
+
+def _billions(count: float) -> str:
+    return f"{count / 1e9:.3g}"
+
+
+def _state(row: Row) -> str:
+    if not row["state_bytes"]:
+        return ""
+    first, last = row["state_bytes"][0], row["state_bytes"][-1]
+    return size(first) if first == last else f"{size(first)} to {size(last)}"
+
+
+def _kernels(row: Row) -> str:
+    """Devices for which an op of the mixer has a kernel."""
+    found = {platform for op in row["ops"] for one in dispatch.OPS[op].implementations for platform in one.platforms or ()}
+    return ", ".join(sorted(platform.upper() for platform in found))
+
+
+def slug(title: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+@functools.cache
+def claims() -> dict[str, tuple[str, bool | None]]:
+    """By claim, its title and verdict."""
+    reports = merged([json.loads(path.read_text()) for path in sorted(CLAIMS.glob("*.json"))])
+    return {report["name"]: (report["claim"].partition(". ")[0], report["holds"]) for report in reports}
+
+
+def _names(rows: dict[str, Row], figure: Callable[[Row], float], show: Callable[[Row], str]) -> str:
+    """Mixers by a figure, the least first, with the figure; those of one figure together."""
+    together: dict[str, list[str]] = {}
+    for name in sorted(rows, key=lambda name: (figure(rows[name]), name)):
+        together.setdefault(show(rows[name]), []).append(f"`{name}`")
+    return "; ".join(f"{', '.join(names)} ({shown})" for shown, names in together.items())
+
+
+def decisions(report: Report) -> list[str]:
+    """The list at the top, each entry drawn from the figures below it."""
+    lengths = report["lengths"]
+    own = {name: row for name, row in report["mixers"].items() if not wraps(name)}
+    maps = {name: row for name, row in own.items() if on_map(name)}
+    sequences = {name: row for name, row in own.items() if not on_map(name)}
+    causal = {name: row for name, row in sequences.items() if row["state_bytes"]}
+    both = {name: row for name, row in sequences.items() if layers.mixer_class(name).supports_bidirectional}
+    fixed = {name: row for name, row in causal.items() if constant(row)}
+    growing = {name: row for name, row in causal.items() if not constant(row)}
+    linear = [row["operations"] for row in causal.values() if row["exponent"] == 1]
+    attention = causal["attention"]["operations"]
+    ratios = [attention[i] / statistics.median(row[i] for row in linear) for i in range(len(lengths))]
+    middle = lengths.index(4096)
+
+    def at_middle(row: Row) -> float:
+        return float(row["operations"][middle])
+
+    def told(row: Row) -> str:
+        return _billions(at_middle(row))
+
+    def all_of(names: Iterable[str]) -> str:
+        return ", ".join(f"`{name}`" for name in names)
+
+    steps = ", ".join(f"{ratio:.2g} at {length:,}" for ratio, length in zip(ratios, lengths, strict=True))
+    chosen = [name for name in own if layers.mixer_class(name).streaming == "selection"]
+    refused = [name for name in sequences if not documents(name).startswith("apart")]
+    bare = {name: row for name, row in own.items() if not _kernels(row)}
+    return [
+        f"**Does length matter?** `attention` takes these multiples of the median of the {len(linear)} causal mixers of exponent 1:"
+        f" {steps} tokens. Up to where that is about 1, its operations are no reason to leave it.",
+        f"**Images and other maps.** By 10^9 operations at 64 x 64 tokens, the fewest first: {_names(maps, at_middle, told)}."
+        f" Of these the exponent is above 1 for {all_of({n: r for n, r in maps.items() if r['exponent'] > 1})}. `row_major`, `scan_2d`,"
+        " `windowed` and `grid` bring any mixer of sequences to a map.",
+        f"**All of a sequence at once, seen from both ends.** With exponent 1: {all_of({n: r for n, r in both.items() if r['exponent'] == 1})};"
+        f" above: {all_of({n: r for n, r in both.items() if r['exponent'] > 1})}. `bidirectional` makes one of any causal mixer.",
+        "**One token after another, in constant memory.** The state of a row is as large for 16,384 tokens as for 256:"
+        f" {_names(fixed, lambda row: row['state_bytes'][0], _state)}.",
+        f"**One token after another, where memory may grow.** {_names(growing, lambda row: row['state_bytes'][-1], _state)}, from"
+        " 256 to 16,384 tokens.",
+        f"**Recall and copying** were measured, with small models: {_measured(RECALL)}; what is asked stands below.",
+        f"**Far beyond the length of training** too: {_measured(LENGTH)}.",
+        f"**Documents that share a row** are kept apart by all mixers of sequences but {all_of(refused)}.",
+        f"**No token may depend on later ones, ever.** With the default options {all_of(chosen)} chooses what a token"
+        " sees with knowledge of later ones; all other causal mixers give the same whole or piece by piece.",
+        f"**On a GPU or TPU.** No op of {all_of(bare)} has a kernel: XLA compiles them.",
+    ]
+
+
+LINES = 50
+"""Lines of text that fit beside a panel."""
+RECALL = ("associative_recall", "copying", "selective_copying", "state_tracking")
+LENGTH = ("induction_heads", "needle", "passkey")
+
+
+def _measured(names: tuple[str, ...]) -> str:
+    """Claims with their verdicts."""
+    return ", ".join(f"[{name}] {WORDS[claims()[name][1]]}" for name in names)
+
+
+def measured(report: Report) -> str:
+    """The table of claims: what was asked of which mixers, and the verdict."""
+    head = ["claim", "what it says", "what is asked", "verdict", "mixers"]
+    lines = []
+    for name, (title, holds) in claims().items():
+        compared = ", ".join(f"`{mixer}`" for mixer in report["claims"][name])
+        lines.append([f"[{name}]", title, asked(name), WORDS[holds], compared])
+    return table(head, lines)
+
+
+def mixers(report: Report) -> str:
+    """The table: one row a mixer."""
+    head = ["mixer", "takes", "sees", "exponent", "parameters", *(f"{length:,}" for length in report["lengths"])]
+    head += ["state of a row", "documents of a row", "kernels", "in the claims"]
+    lines = []
+    for name, row in report["mixers"].items():
+        cls = layers.mixer_class(name)
+        sight = " and ".join(word for word, has in (("back", cls.supports_causal), ("both ways", cls.supports_bidirectional)) if has)
+        streaming = "" if cls.streaming == "exact" else f" ({cls.streaming})"
+        shown = f"`{name}`{' of `attention`' if wraps(name) else ''}"
+        figures = [f"{row['exponent']:g}", f"{row['parameters']:,}", *map(_billions, row["operations"])]
+        compared = [f"[{claim}]" for claim, names in report["claims"].items() if name in names]
+        takes = ", ".join("map" if layout == "grid" else layout for layout in cls.layouts)
+        lines.append([shown, takes, sight + streaming, *figures, _state(row), documents(name), _kernels(row), ", ".join(compared)])
+    return table(head, lines)
+
+
+def page() -> str:
+    """All of the page."""
+    report = load()
+    listed = "\n".join(f"- {line}" for line in decisions(report))
+    return "\n".join(
+        [
+            HEAD.format(**report),
+            f"## In short\n\n{listed}\n",
+            f"## Operations against length\n\n![Operations of every mixer against length]({PICTURE.relative_to(PAGE.parent)})\n",
+            "## Every mixer\n\nThe columns of lengths are 10^9 operations at so many tokens. The exponent is what an instance says of its own growth in"
+            ' length. A state is that of one row with room for 256 tokens, and for 16,384 where that is more. "of `attention`" marks mixers that are made of'
+            ' others, with attention in them; "image" is a map after a class token or registers. Kernels are those that its ops have; whether one serves'
+            " a call, the op says.\n",
+            mixers(report),
+            f"## Measured\n\nFigures, sizes and seeds are in [results.md](results.md).\n\n{measured(report)}",
+            "".join(f"[{name}]: results.md#{slug(title)}\n" for name, (title, _) in claims().items()),
+        ]
+    )
+
+
+def draw(report: Report) -> Figure:
+    """Operations against length, a line a mixer: those of sequences that look back, and the others; mixers made of others are left out."""
+    from matplotlib.figure import Figure
+
+    own = {name: row for name, row in report["mixers"].items() if not wraps(name)}
+    back = {name: row for name, row in own.items() if row["state_bytes"]}
+    panels = {"Sequences, looking back": back, "Maps, and sequences seen from both ends only": {n: r for n, r in own.items() if n not in back}}
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    for axes, (title, rows) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        _panel(axes, rows, report["lengths"])
+        axes.set(title=title, xlabel="tokens", ylabel="operations of a forward pass" if rows is back else "")
+    figure.suptitle(f"One layer of {report['features']} features, one row")
+    return figure
+
+
+def _panel(axes: Axes, rows: dict[str, Row], lengths: list[int]) -> None:
+    """Lines with their names beside their ends, moved apart where they would overlap."""
+    values = [count for row in rows.values() for count in row["operations"]]
+    low, high = min(values) / 1.5, max(values) * 1.5
+    axes.set(xscale="log", yscale="log", xlim=(lengths[0] / 1.15, lengths[-1] * 8), ylim=(low, high))
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    ends = sorted(rows, key=lambda name: rows[name]["operations"][-1])
+    apart = (high / low) ** (1 / LINES)
+    places = _centered([rows[name]["operations"][-1] for name in ends], apart)
+    for number, (name, place) in enumerate(zip(ends, places, strict=True)):
+        style = ("-", "--", ":")[number // 10 % 3]
+        color = f"C{number % 10}"
+        axes.plot(lengths, rows[name]["operations"], style, marker="o", markersize=3, color=color, label=name)
+        axes.annotate(
+            name, (lengths[-1], rows[name]["operations"][-1]), (lengths[-1] * 1.5, place), fontsize=8.5, color=color, va="center",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "linestyle": style, "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def _centered(values: list[float], apart: float) -> list[float]:
+    """Places near ascending ``values``, each at least a factor ``apart`` above the one before: groups that touch share their middle."""
+    groups: list[list[float]] = []  # of logarithms to the base ``apart``: the least place, and the values
+
+    def start(group: list[float]) -> float:
+        return statistics.fmean(value - number for number, value in enumerate(group))
+
+    for value in values:
+        groups.append([math.log(value, apart)])
+        while len(groups) > 1 and start(groups[-2]) + len(groups[-2]) > start(groups[-1]):
+            last = groups.pop()
+            groups[-1] += last
+    return [apart ** (start(group) + number) for group in groups for number in range(len(group))]
+
+
+def main() -> None:
+    """Writes the page and draws the picture."""
+    from matplotlib import rc_context
+
+    PAGE.write_text(page())
+    PICTURE.parent.mkdir(exist_ok=True)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mixers"}):
+        draw(load()).savefig(PICTURE, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
