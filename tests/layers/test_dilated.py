@@ -12,7 +12,6 @@ from flax import nnx
 
 import layers
 from layers import DilatedAttention, MultiHeadAttention, assign
-from layers.sparse.dilated import merge
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
 from tests.references import longnet
@@ -120,15 +119,6 @@ def test_equal_to_torchscale(name: str) -> None:
 def test_heads_cover_every_offset(heads: int, rate: int) -> None:
     offsets = make(num_heads=heads, head_dim=4, segments=(16,), rates=(rate,))._offsets(rate)
     assert set(offsets) == set(range(rate)) if heads % rate == 0 else set(offsets) <= set(range(rate))
-
-
-def test_an_empty_part_takes_no_part() -> None:
-    a, b = jnp.ones((1, 2, 1, 3)), 2 * jnp.ones((1, 2, 1, 3))
-    none = jnp.full((1, 2, 1), -jnp.inf)
-    np.testing.assert_array_equal(merge([(a, jnp.zeros((1, 2, 1))), (b, none)]), a)
-    np.testing.assert_array_equal(merge([(a, none), (b, none)]), jnp.zeros_like(a))
-    gradient = jax.grad(lambda lse: merge([(a, lse), (b, none)]).sum())(none)
-    np.testing.assert_array_equal(gradient, jnp.zeros_like(none))
 
 
 def test_memory_is_linear_in_length() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from pallas_kernels import attention, attention_weights, dispatch, masks
+from pallas_kernels import attention, attention_weights, dispatch, masks, merge
 from pallas_kernels.attention import lists
 from pallas_kernels.attention.blocks import cover
 from pallas_kernels.attention.cases import CASES
@@ -339,3 +339,13 @@ def test_the_cost_of_a_mask_follows_its_density(mask: masks.Mask) -> None:
     density = cover(mask, 4096, 4096, lists.CHUNK, lists.BLOCK).some.mean()
     assert density < 0.25
     assert masked < 1.3 * density * dense
+
+
+def test_an_empty_part_takes_no_part() -> None:
+    a, b = jnp.ones((1, 2, 1, 3)), 2 * jnp.ones((1, 2, 1, 3))
+    some, none = jnp.zeros((1, 2, 1)), jnp.full((1, 2, 1), -jnp.inf)
+    for found, expected in ((merge([(a, some), (b, none)]), (a, some)), (merge([(a, none), (b, none)]), (jnp.zeros_like(a), none))):
+        for got, wanted in zip(found, expected):
+            np.testing.assert_array_equal(got, wanted)
+    gradient = jax.grad(lambda lse: merge([(a, lse), (b, none)])[0].sum())(none)
+    np.testing.assert_array_equal(gradient, jnp.zeros_like(none))
