@@ -7,20 +7,11 @@ and moves. The file also says which mixers the models of each claim have.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
 from typing import Any
-
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
-import layers
-import zoo
-from layers.making import abstract
-from pallas_kernels import dispatch
-from primitives import operations
 
 HOME = Path(__file__).resolve().parents[1]
 RESULTS = HOME / "benchmarks" / "results" / "counted" / "mixers.json"
@@ -31,9 +22,19 @@ LENGTHS = (256, 1024, 4096, 16384)  # squares, for maps
 
 def count(name: str) -> dict[str, Any]:
     """Parameters, operations at each length, bytes of the state of one row, ops and exponent of a mixer, causal where it can be."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import layers
+    from layers.making import abstract
+    from pallas_kernels import dispatch
+    from primitives import operations
+
     cls = layers.mixer_class(name)
     on_map = "sequence" not in cls.layouts
-    totals, states, ops = [], [], {}
+    totals, states = [], []
+    ops: dict[str, None] = {}
     for length in LENGTHS:
         grid = (math.isqrt(length),) * 2
         place = layers.Place(num_heads=HEADS, grid=grid if on_map else None, features=FEATURES)
@@ -58,8 +59,13 @@ def count(name: str) -> dict[str, Any]:
 
 def mixers_of(model: str, options: dict[str, Any]) -> list[str]:
     """Registered names of the mixers in a model."""
-    built = zoo.create_abstract(model, **options)
-    names = {layers.mixer_class(name): name for name in layers.list_mixers()}
+    from flax import nnx
+
+    import layers
+    from zoo.creation import create_abstract
+
+    built = create_abstract(model, **options)
+    names: dict[type, str] = {layers.mixer_class(name): name for name in layers.list_mixers()}
     return [names[type(module)] for _, module in nnx.iter_modules(built) if type(module) in names]
 
 
@@ -79,6 +85,11 @@ def contestants() -> dict[str, list[str]]:
 
 def main() -> None:
     """Counts all and writes the file."""
+    argparse.ArgumentParser(prog="python -m benchmarks.counted", description=__doc__).parse_args()
+    import jax
+
+    import layers
+
     rows = {name: count(name) for name in layers.list_mixers()}
     report = {"features": FEATURES, "heads": HEADS, "lengths": LENGTHS, "jax": jax.__version__, "mixers": rows, "claims": contestants()}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)

@@ -121,8 +121,8 @@ def parts() -> Iterator[tuple[int, Part]]:
             if _split(name):
                 yield row, Part("devices", name, cls.__module__)
     for name in layers.list_reductions():
-        cls = layers.reduction_class(name)
-        yield from ((row, Part("reduction", name, cls.__module__)) for row in cls.paper)
+        reduction = layers.reduction_class(name)
+        yield from ((row, Part("reduction", name, reduction.__module__)) for row in reduction.paper)
     for family, rows in _families():
         yield from ((row, Part("architecture", family, _module(family))) for row in rows)
     for op in dispatch.OPS.values():
@@ -130,8 +130,8 @@ def parts() -> Iterator[tuple[int, Part]]:
             kind = "kernel" if found.platforms else "devices" if found.considered is sequence.is_split else "op"
             yield from ((row, Part(kind, f"{op.name}: {found.name}", f"pallas_kernels.{op.name}")) for row in found.paper)
     for name in tasks.list_tasks():
-        cls = tasks.lookup(name)
-        yield from ((row, Part("task", name, cls.__module__)) for row in getattr(cls, "paper", ()))
+        task = tasks.lookup(name)
+        yield from ((row, Part("task", name, task.__module__)) for row in getattr(task, "paper", ()))
     for row, (kind, place) in FUNCTIONS.items():
         module, _, name = place.partition(":")
         if not hasattr(importlib.import_module(module), name):

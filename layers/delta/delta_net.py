@@ -39,7 +39,7 @@ class DeltaNet(Recurrent):
     head; with a decay ``decay`` (linear), ``A_log`` and ``dt_bias`` (value_heads,); with a gate ``gate`` (linear).
     """
 
-    paper = (179,)
+    paper: ClassVar[tuple[int, ...]] = (179,)
 
     own_steps: ClassVar[int] = 1
     own_decay: ClassVar[bool] = False
@@ -147,7 +147,7 @@ class DeltaNet(Recurrent):
 class GatedDeltaNet(DeltaNet):
     """The delta rule with a decay and an output gate."""
 
-    paper = ()
+    paper = ()  # Gated Delta Networks is no row of the roster
     own_decay = True
     own_gate = True
     own_value_expansion = 2.0
