@@ -1,4 +1,4 @@
-"""The site holds together: every page is in its navigation, links lead somewhere, and messages are those of the code."""
+"""The site holds together: every page is in its navigation, links lead somewhere, messages are those of the code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+import pallas_kernels
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -29,6 +31,11 @@ def test_marks_of_included_parts_have_both_ends() -> None:
         for file, part in re.findall(r'^--8<-- "([^":]+):(\w+)"$', (DOCS / page).read_text(), re.MULTILINE):
             marks = re.findall(rf"--8<-- \[(\w+):{part}\]", (ROOT / file).read_text())
             assert marks == ["start", "end"], (page, file, part)
+
+
+def test_every_op_is_in_the_reference() -> None:
+    page = (DOCS / "reference" / "pallas_kernels.md").read_text()
+    assert [name for name in pallas_kernels.__all__ if not re.search(rf"^::: [\w.]+\.{name}$", page, re.MULTILINE)] == []
 
 
 def test_messages_are_those_of_the_code() -> None:
