@@ -33,9 +33,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def first_line(thing: object) -> str:
-    """The first line of a docstring, without its full stop."""
-    return (inspect.getdoc(thing) or "").split("\n")[0].strip().rstrip(".").replace("|", "\\|")
+def first_paragraph(thing: object) -> str:
+    """The first paragraph of a docstring on one line, without its full stop."""
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split()).rstrip(".").replace("|", "\\|")
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def models() -> str:
     for family, members in sorted(families.items()):
         example = min(members, key=lambda member: (not member.published, len(member.name), member.name)).name
         module = next(m for n, m in sys.modules.items() if n in (f"zoo.vision.{family}", f"zoo.language.{family}"))
-        rows.append([f"`{family}`", first_line(module), str(len(members)), f"`{example}`", _size(parameter_count(example))])
+        rows.append([f"`{family}`", first_paragraph(module), str(len(members)), f"`{example}`", _size(parameter_count(example))])
     return table(["architecture", "what it is", "models", "for example", "parameters"], rows)
 
 
@@ -68,7 +68,7 @@ def mixers() -> str:
         cls = layers.mixer_class(name)
         sight = " and ".join(word for word, has in (("causal", cls.supports_causal), ("bidirectional", cls.supports_bidirectional)) if has)
         streaming = cls.streaming if cls.supports_causal else ""
-        rows.append([f"`{name}`", first_line(cls), ", ".join(cls.layouts), sight, streaming, documents(name)])
+        rows.append([f"`{name}`", first_paragraph(cls), ", ".join(cls.layouts), sight, streaming, documents(name)])
     return table(["mixer", "what it is", "takes", "sees", "streaming", "documents of a row"], rows)
 
 
@@ -79,7 +79,7 @@ def reductions() -> str:
         reduction = nnx.eval_shape(lambda name=name: layers.create_reduction(name, 16, extent=(14, 14), rngs=nnx.Rngs(0)))
         left = reduction.extent_after((14, 14))
         shown = f"{left} tokens, no grid" if isinstance(left, int) else f"{left[0]} x {left[1]}"
-        rows.append([f"`{name}`", first_line(type(reduction)), shown])
+        rows.append([f"`{name}`", first_paragraph(type(reduction)), shown])
     return table(["reduction", "what it is", "of 14 x 14 tokens"], rows)
 
 
@@ -101,13 +101,13 @@ def ops() -> str:
     rows = []
     for name, op in sorted(dispatch.OPS.items()):
         served = "; ".join(f"`{i.name}` ({' and '.join(i.platforms) if i.platforms else 'everywhere'})" for i in op.implementations)
-        rows.append([f"`{name}`", first_line(getattr(pallas_kernels, name)), served])
+        rows.append([f"`{name}`", first_paragraph(getattr(pallas_kernels, name)), served])
     return table(["op", "what it computes", "implementations"], rows)
 
 
 def task_table() -> str:
     """One row a task."""
-    return table(["task", "what it is"], [[f"`{name}`", first_line(tasks.lookup(name))] for name in tasks.list_tasks()])
+    return table(["task", "what it is"], [[f"`{name}`", first_paragraph(tasks.lookup(name))] for name in tasks.list_tasks()])
 
 
 TABLES = {"models": models, "mixers": mixers, "reductions": reductions, "ops": ops, "tasks": task_table}

@@ -169,7 +169,8 @@ def configs() -> str:
     for path in sorted((_HOME / "configs").glob("*.py")):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         if "def get_config" in path.read_text():
-            lines.append(f"  --config=configs/{path.name:<24} {text.splitlines()[0] if text else ''}")
+            about = " ".join(text.split("\n\n")[0].split())
+            lines.append(f"  --config=configs/{path.name:<24} {about}")
     more = "  after the file's name what to train on: configs/vit.py:folder,path=DIR or configs/mamba.py:text,path=DIR; configs/common.py explains all"
     return "\n".join([*lines, more])
 
