@@ -16,7 +16,9 @@ from ml_collections import config_flags
 from training import assembly, command, curve, loop, processes, sampling
 from training.workdir import begun
 
-config_flags.DEFINE_config_file("config", None, "A config file and its argument, as in configs/biformer.py:imagenet,variant=tiny.")
+config_flags.DEFINE_config_file(
+    "config", None, "A config file and its argument, as in configs/biformer.py:imagenet,variant=tiny."
+)
 flags.DEFINE_string("workdir", None, "Where the run is kept; default ./runs/NAME-TIME.")
 flags.DEFINE_boolean("extend", False, "Go on with a run for another duration than it began with.")
 flags.DEFINE_integer("profile", None, "Write a profiler trace of this many steps to the working directory.")
@@ -44,7 +46,10 @@ def main() -> None:
         print("\nnext:\n" + "\n".join(f"  {line}" for line in loop.following(task, workdir, result)))
         return
     again = [a for a in sys.orig_argv if not a.startswith("--workdir")]
-    print(f"stopped after step {result.step} of {result.total}; this goes on:\n{shlex.join([*again, f'--workdir={workdir}'])}")
+    print(
+        f"stopped after step {result.step} of {result.total}; this goes "
+        f"on:\n{shlex.join([*again, f'--workdir={workdir}'])}"
+    )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,10 @@ def main() -> None:
 
     from pallas_kernels import attention
 
-    print(f"{'':32}{'forward: ours':>14}{'jax.nn':>9}{'ratio':>7}{'gradient: ours':>16}{'jax.nn':>9}{'ratio':>7}   ms, {jax.devices()[0].device_kind}")
+    print(
+        f"{'':32}{'forward: ours':>14}{'jax.nn':>9}{'ratio':>7}{'gradient: ours':>16}{'jax.nn':>9}{'ratio':>7}   ms, "
+        f"{jax.devices()[0].device_kind}"
+    )
     for name, shape, options in SHAPES:
         q, k, v = (jax.random.normal(jax.random.key(i), shape) for i in range(3))
         theirs = {"is_causal": options.get("causal", False), "local_window_size": options.get("window")}
@@ -57,7 +60,9 @@ def main() -> None:
             lambda q, k, v, theirs=theirs: jax.nn.dot_product_attention(q, k, v, **theirs),
         ]
         forward = best_times([jax.jit(f) for f in pair], q, k, v)
-        gradient = best_times([jax.jit(jax.grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v) ** 2), (0, 1, 2))) for f in pair], q, k, v)
+        gradient = best_times(
+            [jax.jit(jax.grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v) ** 2), (0, 1, 2))) for f in pair], q, k, v
+        )
         cells = "".join(f"{a:{wide}.1f}{b:9.1f}{b / a:7.2f}" for wide, (a, b) in ((14, forward), (16, gradient)))
         print(f"{name:32}{cells}", flush=True)
 

@@ -1,11 +1,14 @@
-"""A billion tokens through one block of LongNet: what each device computes, holds and sends, from programs that the compiler for TPUs has made.
+"""A billion tokens through one block of LongNet: what each device computes, holds and sends, from programs that the
+compiler for TPUs has made.
 
-``python -m benchmarks.billion_tokens`` writes benchmarks/results/compiled/billion_tokens.json and docs/billion_tokens.md. No TPU is
-needed and none is used (``pip install libtpu`` brings the compiler): nothing here is a time.
+``python -m benchmarks.billion_tokens`` writes benchmarks/results/compiled/billion_tokens.json and
+docs/billion_tokens.md. No TPU is needed and none is used (``pip install libtpu`` brings the compiler): nothing here is
+a time.
 
-A block of ``longnet_350m`` in bfloat16, one sequence, forward, and for the most chips of each length with the gradients of its
-weights and its input, compiled for a topology of v5p chips that share the sequence; attention is the kernel for TPUs. Segments grow
-fourfold from 4096 tokens to the whole sequence and rates with them, so that each segment keeps 4096 tokens. Of each program:
+A block of ``longnet_350m`` in bfloat16, one sequence, forward, and for the most chips of each length with the gradients
+of its weights and its input, compiled for a topology of v5p chips that share the sequence; attention is the kernel for
+TPUs. Segments grow fourfold from 4096 tokens to the whole sequence and rates with them, so that each segment keeps 4096
+tokens. Of each program:
 
     operations   of one device: those of the whole program as written (primitives/operations.py), shared by the devices
     memory       of one device, by the compiler's own account: arguments, results and temporaries; or what it says where that is too much
@@ -41,7 +44,9 @@ def pairs(length: int) -> dict[str, tuple[int, ...]]:
 
 
 def measure(length: int, devices: int, training: bool) -> dict[str, Any]:
-    """What a device does for one block at this length, where ``devices`` share it; forward, and with the gradient where asked for."""
+    """What a device does for one block at this length, where ``devices`` share it; forward, and with the gradient where
+    asked for.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -75,7 +80,9 @@ def measure(length: int, devices: int, training: bool) -> dict[str, Any]:
         passes.append(("training", both, (params, x, x), (split, (whole, split))))
     for name, function, arguments, results in passes:
         # Of whole arrays, on no mesh: the ways of sharing a sequence compute what one device would.
-        flops = operations.count(function, *jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)).flops
+        flops = operations.count(
+            function, *jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+        ).flops
         row[name] = {"operations": flops // devices}
         started = time.perf_counter()
         try:
@@ -103,9 +110,12 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# A billion tokens",
         "",
-        f"Written by `python -m benchmarks.billion_tokens` from programs that the TPU compiler made for v5p chips: one block of `{MODEL}` in",
-        "bfloat16, one sequence, shared by all chips. Per chip: operations as counted in the program, memory by the compiler's account, and bytes",
-        "sent as counted in the compiled program. Segments grow fourfold from 4096 tokens to the whole sequence, and each keeps 4096 tokens.",
+        f"Written by `python -m benchmarks.billion_tokens` from programs that the TPU compiler made for v5p chips: one "
+        f"block of `{MODEL}` in",
+        "bfloat16, one sequence, shared by all chips. Per chip: operations as counted in the program, memory by the "
+        "compiler's account, and bytes",
+        "sent as counted in the compiled program. Segments grow fourfold from 4096 tokens to the whole sequence, and "
+        "each keeps 4096 tokens.",
         "Nothing was run: there is no time in this table.",
         "",
         "| tokens | chips | pass | operations | memory | sent |",
@@ -119,7 +129,9 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
                 else:
                     memory = _bytes(figures["argument_bytes"] + figures["result_bytes"] + figures["temporary_bytes"])
                     sent = _bytes(sum(figures["sent_bytes"].values()))
-                lines.append(f"| {int(length):,} | {devices} | {name} | {figures['operations']:.3g} | {memory} | {sent} |")
+                lines.append(
+                    f"| {int(length):,} | {devices} | {name} | {figures['operations']:.3g} | {memory} | {sent} |"
+                )
     return "\n".join(lines) + "\n"
 
 

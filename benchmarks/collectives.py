@@ -1,12 +1,13 @@
-"""What devices that share a sequence send each other: bytes counted in the compiled program, on eight virtual devices of the CPU.
+"""What devices that share a sequence send each other: bytes counted in the compiled program, on eight virtual devices
+of the CPU.
 
-``python -m benchmarks.collectives`` writes benchmarks/results/cpu/collectives.json: for one layer, forward and with all gradients,
-the bytes that each device sends at growing length, for the implementation picked or named, compared with what the
-compiler does by itself ("xla": the op written for whole arrays and split by the compiler). Bytes of a collective in a
-loop count once a turn. Of an all-gather or a reduce-scatter over n devices, each sends its own part n - 1 times; of an
-all-reduce twice that (a ring); of an all-to-all all but its own share; of a permutation all. Where a memory is handed
-over, the devices work one after the other: the share of its time that each has nothing to do is in the file, by the
-number of sequences.
+``python -m benchmarks.collectives`` writes benchmarks/results/cpu/collectives.json: for one layer, forward and with all
+gradients, the bytes that each device sends at growing length, for the implementation picked or named, compared with
+what the compiler does by itself ("xla": the op written for whole arrays and split by the compiler). Bytes of a
+collective in a loop count once a turn. Of an all-gather or a reduce-scatter over n devices, each sends its own part n -
+1 times; of an all-reduce twice that (a ring); of an all-to-all all but its own share; of a permutation all. Where a
+memory is handed over, the devices work one after the other: the share of its time that each has nothing to do is in the
+file, by the number of sequences.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ LAYERS: dict[str, tuple[str, dict[str, Any], dict[str, str] | None]] = {
     "attention, heads traded": ("attention", {"num_heads": HEADS}, {"attention": "all_to_all"}),
     "attention, ring": ("attention", {"num_heads": HEADS}, {"attention": "ring"}),
     "attention, by the compiler": ("attention", {"num_heads": HEADS}, {"attention": "xla"}),
-    "dilated attention, kept keys sent": ("dilated_attention", {"num_heads": HEADS, "segments": (128, 512, 2048), "rates": (1, 4, 16)}, None),
+    "dilated attention, kept keys sent": (
+        "dilated_attention",
+        {"num_heads": HEADS, "segments": (128, 512, 2048), "rates": (1, 4, 16)},
+        None,
+    ),
     "mamba, states passed": ("mamba", {}, {"selective_scan": "state_passing"}),
     "mamba2, states passed": ("mamba2", {"state_dim": 64, "head_dim": 32}, {"linear_attention": "state_passing"}),
     "mamba2, by the compiler": ("mamba2", {"state_dim": 64, "head_dim": 32}, {"linear_attention": "xla"}),
@@ -40,8 +45,24 @@ LAYERS: dict[str, tuple[str, dict[str, Any], dict[str, str] | None]] = {
 }
 """The mixer, its options, and the implementations it is told to use."""
 
-_SIZES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s8": 1, "u8": 1, "pred": 1}
-_COLLECTIVE = re.compile(r"= (?P<shape>.+?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+_SIZES = {
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "s8": 1,
+    "u8": 1,
+    "pred": 1,
+}
+_COLLECTIVE = re.compile(
+    r"= (?P<shape>.+?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 
@@ -51,13 +72,21 @@ def sent(line: str, devices: int = DEVICES) -> float:
     found = _COLLECTIVE.search(line)
     if found is None:
         return 0.0
-    size = sum(_SIZES.get(kind, 0) * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in _ARRAY.findall(found["shape"]))
+    size = sum(
+        _SIZES.get(kind, 0) * math.prod(int(n) for n in shape.split(",") if n)
+        for kind, shape in _ARRAY.findall(found["shape"])
+    )
     if found["kind"] == "collective-permute":
         return float(size)
     groups = _GROUPS.search(line)
     count = devices if groups is None else int(groups[2]) if groups[2] else len(groups[1].split(","))
     # Sizes are of results: all of an all-gather, a part of a reduce-scatter.
-    factor = {"all-gather": (count - 1) / count, "reduce-scatter": count - 1, "all-reduce": 2 * (count - 1) / count, "all-to-all": (count - 1) / count}
+    factor = {
+        "all-gather": (count - 1) / count,
+        "reduce-scatter": count - 1,
+        "all-reduce": 2 * (count - 1) / count,
+        "all-to-all": (count - 1) / count,
+    }
     return size * factor[found["kind"]]
 
 
@@ -83,7 +112,10 @@ def count(program: str, devices: int = DEVICES) -> dict[str, float]:
             if found := _COLLECTIVE.search(line):
                 sums[found["kind"]] = sums.get(found["kind"], 0.0) + sent(line, devices)
             turns = 1
-            called = re.findall(r"(?:body|to_apply|calls|branch_computations=\{?|true_computation|false_computation)=?%?([\w.\-]+)", line)
+            called = re.findall(
+                r"(?:body|to_apply|calls|branch_computations=\{?|true_computation|false_computation)=?%?([\w.\-]+)",
+                line,
+            )
             if " while(" in line:
                 known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
                 turns = int(known[1]) if known else 0
@@ -98,7 +130,9 @@ def count(program: str, devices: int = DEVICES) -> dict[str, float]:
     return total(entry)
 
 
-def measure(mixer: str, options: dict[str, Any], told: dict[str, str] | None, length: int) -> dict[str, dict[str, float]]:
+def measure(
+    mixer: str, options: dict[str, Any], told: dict[str, str] | None, length: int
+) -> dict[str, dict[str, float]]:
     """Bytes of the forward pass of a layer, and with the gradients of its parameters and its input."""
     import jax
     import jax.numpy as jnp
@@ -109,7 +143,9 @@ def measure(mixer: str, options: dict[str, Any], told: dict[str, str] | None, le
     from pallas_kernels.dispatch import use
 
     mesh = jax.make_mesh((DEVICES,), ("sequence",), axis_types=(AxisType.Auto,))
-    graph, params = nnx.split(nnx.eval_shape(lambda: layers.create_mixer(mixer, features=FEATURES, causal=True, rngs=nnx.Rngs(0), **options)))
+    graph, params = nnx.split(
+        nnx.eval_shape(lambda: layers.create_mixer(mixer, features=FEATURES, causal=True, rngs=nnx.Rngs(0), **options))
+    )
     split, whole = NamedSharding(mesh, PartitionSpec(None, "sequence")), NamedSharding(mesh, PartitionSpec())
     x = jax.ShapeDtypeStruct((BATCH, length, FEATURES), jnp.float32, sharding=split)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), params)
@@ -120,7 +156,10 @@ def measure(mixer: str, options: dict[str, Any], told: dict[str, str] | None, le
     def gradients(params: Any, x: Any) -> Any:
         return jax.grad(lambda params, x: jnp.sum(jnp.square(forward(params, x))), (0, 1))(params, x)
 
-    programs: dict[str, tuple[Callable[..., Any], Any]] = {"forward": (forward, split), "training": (gradients, (whole, split))}
+    programs: dict[str, tuple[Callable[..., Any], Any]] = {
+        "forward": (forward, split),
+        "training": (gradients, (whole, split)),
+    }
     row = {}
     for name, (function, places) in programs.items():
         with jax.set_mesh(mesh), use(**(told or {})):
@@ -144,7 +183,9 @@ def main() -> None:
             continue
         rows[name] = {str(length): measure(mixer, options, told, length) for length in given.lengths}
         sums = {length: [sum(kinds.values()) / 1024 for kinds in row.values()] for length, row in rows[name].items()}
-        shown = "   ".join(f"{length}: {forward:,.0f} / {training:,.0f}" for length, (forward, training) in sums.items())
+        shown = "   ".join(
+            f"{length}: {forward:,.0f} / {training:,.0f}" for length, (forward, training) in sums.items()
+        )
         print(f"{name:<36} KiB forward / training   {shown}", flush=True)
     import jax
 

@@ -1,8 +1,9 @@
-"""What one layer of every mixer costs, counted by tracing: ``python -m benchmarks.counted`` writes benchmarks/results/counted/mixers.json.
+"""What one layer of every mixer costs, counted by tracing: ``python -m benchmarks.counted`` writes
+benchmarks/results/counted/mixers.json.
 
-Nothing is computed or timed. Each mixer has its default options, four heads and 256 features, and reads one row; a mixer of maps
-has squares of as many tokens. Operations are those of :mod:`primitives.operations`, of a whole forward pass on a CPU: arithmetic, comparisons
-and moves. The file also says which mixers the models of each claim have.
+Nothing is computed or timed. Each mixer has its default options, four heads and 256 features, and reads one row; a
+mixer of maps has squares of as many tokens. Operations are those of :mod:`primitives.operations`, of a whole forward
+pass on a CPU: arithmetic, comparisons and moves. The file also says which mixers the models of each claim have.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ LENGTHS = (256, 1024, 4096, 16384)  # squares, for maps
 
 
 def count(name: str) -> dict[str, Any]:
-    """Parameters, operations at each length, bytes of the state of one row, ops and exponent of a mixer, causal where it can be."""
+    """Parameters, operations at each length, bytes of the state of one row, ops and exponent of a mixer, causal where
+    it can be.
+    """
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -38,7 +42,8 @@ def count(name: str) -> dict[str, Any]:
     for length in LENGTHS:
         grid = (math.isqrt(length),) * 2
         place = layers.Place(num_heads=HEADS, grid=grid if on_map else None, features=FEATURES)
-        mixer = abstract(lambda rngs: layers.create_mixer(name, FEATURES, causal=cls.supports_causal, place=place, rngs=rngs))  # noqa: B023
+        options = {"causal": cls.supports_causal, "place": place}
+        mixer = abstract(lambda rngs, options=options: layers.create_mixer(name, FEATURES, **options, rngs=rngs))
         mixer.eval()
         graph, variables = nnx.split(mixer)
         x = jax.ShapeDtypeStruct((1, *(grid if on_map else (length,)), FEATURES), jnp.float32)
@@ -46,7 +51,10 @@ def count(name: str) -> dict[str, Any]:
             totals.append(operations.count(lambda variables, x: nnx.merge(graph, variables)(x), variables, x).total)  # noqa: B023
         ops |= dict.fromkeys(choice.op for choice in choices)
         if cls.supports_causal:
-            state = jax.eval_shape(lambda variables: nnx.merge(graph, variables).init_state(1, max_length=length), variables)  # noqa: B023
+            empty = operator.methodcaller("init_state", 1, max_length=length)
+            state = jax.eval_shape(
+                lambda variables, graph=graph, empty=empty: empty(nnx.merge(graph, variables)), variables
+            )
             states.append(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)))
     return {
         "parameters": layers.parameter_count(mixer),
@@ -91,7 +99,14 @@ def main() -> None:
     import layers
 
     rows = {name: count(name) for name in layers.list_mixers()}
-    report = {"features": FEATURES, "heads": HEADS, "lengths": LENGTHS, "jax": jax.__version__, "mixers": rows, "claims": contestants()}
+    report = {
+        "features": FEATURES,
+        "heads": HEADS,
+        "lengths": LENGTHS,
+        "jax": jax.__version__,
+        "mixers": rows,
+        "claims": contestants(),
+    }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{RESULTS}: {len(rows)} mixers")

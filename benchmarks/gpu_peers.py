@@ -1,7 +1,8 @@
-"""The peers of :mod:`benchmarks.gpu`: cuDNN through JAX, PyTorch's attention, flash-linear-attention and mamba-ssm, each where it can be imported.
+"""The peers of :mod:`benchmarks.gpu`: cuDNN through JAX, PyTorch's attention, flash-linear-attention and mamba-ssm,
+each where it can be imported.
 
-A peer is made from a problem, the JAX inputs and what is timed ("forward" or "gradient"); it gives the i-th call and how to wait for it,
-or raises why it can't take part.
+A peer is made from a problem, the JAX inputs and what is timed ("forward" or "gradient"); it gives the i-th call and
+how to wait for it, or raises why it can't take part.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def tune_side_by_side() -> None:
-    """Makes Triton's autotuner compile its configurations by one thread a core, and measure them by one process at a time.
+    """Makes Triton's autotuner compile its configurations by one thread a core, and measure them by one process at a
+    time.
 
     Both go to Triton's cache on disk. Each is measured for 30 ms instead of 100.
     """
@@ -63,7 +65,9 @@ def tune_side_by_side() -> None:
         call = (id(self), *(str(getattr(given.get(name), "dtype", given.get(name))) for name in self.arg_names))
         if len(self.configs) > 1 and call not in compiled:
             compiled.add(call)
-            with triton.AsyncCompileMode(threads, ignore_errors=True):  # what does not compile is left out, as Triton does
+            with triton.AsyncCompileMode(
+                threads, ignore_errors=True
+            ):  # what does not compile is left out, as Triton does
                 self.warmup(*args, **{name: x for name, x in kwargs.items() if name != "warmup"})
         return run(self, *args, **kwargs)
 
@@ -93,8 +97,12 @@ def cudnn(problem: Problem, inputs: list[dict[str, jax.Array]], way: str) -> Con
     return lambda i: run(inputs[i % len(inputs)]), jax.block_until_ready
 
 
-def _torch_contestant(problem: Problem, inputs: list[Any], way: str, call: Callable[..., Any], order: str) -> Contestant:
-    """``call`` on PyTorch tensors by name; ``order`` "bhld" moves heads before length, which PyTorch's own attention wants."""
+def _torch_contestant(
+    problem: Problem, inputs: list[Any], way: str, call: Callable[..., Any], order: str
+) -> Contestant:
+    """``call`` on PyTorch tensors by name; ``order`` "bhld" moves heads before length, which PyTorch's own attention
+    wants.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -160,7 +168,9 @@ def torch_flex(problem: Problem, inputs: list[Any], way: str) -> Contestant:
     mask = create_block_mask(visible, None, None, length, length, device="cuda")
     compiled = torch.compile(flex_attention)
     grouped = heads != problem.shapes["k"][1]
-    return _torch_contestant(problem, inputs, way, lambda x: compiled(x["q"], x["k"], x["v"], block_mask=mask, enable_gqa=grouped), "bhld")
+    return _torch_contestant(
+        problem, inputs, way, lambda x: compiled(x["q"], x["k"], x["v"], block_mask=mask, enable_gqa=grouped), "bhld"
+    )
 
 
 def fla_linear(problem: Problem, inputs: list[Any], way: str) -> Contestant:

@@ -57,7 +57,9 @@ class Problem:
         return made
 
 
-def attention(name: str, batch: int, length: int, heads: int, head_dim: int, kv_heads: int | None = None, **options: Any) -> Problem:
+def attention(
+    name: str, batch: int, length: int, heads: int, head_dim: int, kv_heads: int | None = None, **options: Any
+) -> Problem:
     """Two products of visible pairs forward; 3.5 times as much with the gradients, which compute the logits again."""
     left, right = options.get("window", (None, None))
     right = 0 if options.get("causal") else right
@@ -69,12 +71,30 @@ def attention(name: str, batch: int, length: int, heads: int, head_dim: int, kv_
     keys = (length, kv_heads or heads, head_dim)
     shapes = {"q": (length, heads, head_dim), "k": keys, "v": keys}
     moved = 2 * batch * (2 * math.prod(shapes["q"]) + 2 * math.prod(keys))
-    return Problem("attention", name, batch, shapes, options, 4 * batch * heads * pairs * head_dim, batch * heads * pairs, moved, 3.5)
+    return Problem(
+        "attention",
+        name,
+        batch,
+        shapes,
+        options,
+        4 * batch * heads * pairs * head_dim,
+        batch * heads * pairs,
+        moved,
+        3.5,
+    )
 
 
-def recurrence(op: str, name: str, batch: int, length: int, heads: int, size: int, decay: tuple[int, ...] | None) -> Problem:
-    """A state of size x size is read and written once a token at the least: the floor is nearly always that of the bytes."""
-    shapes: dict[str, tuple[int, ...]] = {"q": (length, heads, size), "k": (length, heads, size), "v": (length, heads, size)}
+def recurrence(
+    op: str, name: str, batch: int, length: int, heads: int, size: int, decay: tuple[int, ...] | None
+) -> Problem:
+    """A state of size x size is read and written once a token at the least: the floor is nearly always that of the
+    bytes.
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        "q": (length, heads, size),
+        "k": (length, heads, size),
+        "v": (length, heads, size),
+    }
     if decay is not None:
         shapes["decay"] = (length, heads, *decay)
     if op == "delta_rule":
@@ -90,7 +110,9 @@ def scan(name: str, batch: int, length: int, channels: int, states: int) -> Prob
     wide, thin = (length, channels), (length, states)
     shapes = {"x": wide, "delta": wide, "A": (channels, states), "B": thin, "C": thin}
     moved = 4 * batch * (3 * math.prod(wide) + 2 * math.prod(thin))
-    return Problem("selective_scan", name, batch, shapes, {}, 0.0, float(batch * length * channels * states), moved, 2.0)
+    return Problem(
+        "selective_scan", name, batch, shapes, {}, 0.0, float(batch * length * channels * states), moved, 2.0
+    )
 
 
 def problems(dry: bool) -> tuple[Problem, ...]:

@@ -37,7 +37,12 @@ L2_BYTES = 64 * 2**20
 ROUNDS = 5
 # A result in bfloat16 is rounded by 2^-9 itself; weights, gradients and states on the way are rounded before.
 TOLERANCE = 2.0**-6
-NARROW = {"attention": ("q", "k", "v"), "linear_attention": ("q", "k", "v"), "delta_rule": ("q", "k", "v"), "selective_scan": ()}
+NARROW = {
+    "attention": ("q", "k", "v"),
+    "linear_attention": ("q", "k", "v"),
+    "delta_rule": ("q", "k", "v"),
+    "selective_scan": (),
+}
 WORST_FIRST = ("delta_rule", "linear_attention", "selective_scan", "attention")
 ROW_SECONDS = 75.0  # compiling included; beyond it a kernel counts as hanging
 
@@ -74,7 +79,9 @@ class Clock:
 
 
 def ceilings(clock: Clock, size: int) -> dict[str, float]:
-    """What this device reaches: TFLOP/s of a bfloat16 product, TB/s of a copy, exponentials a second, and what an empty call takes."""
+    """What this device reaches: TFLOP/s of a bfloat16 product, TB/s of a copy, exponentials a second, and what an empty
+    call takes.
+    """
     key = jax.random.key(0)
     a, b = (jax.random.normal(k, (size, size), jnp.bfloat16) for k in jax.random.split(key))
     product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.bfloat16))
@@ -108,7 +115,9 @@ def ceilings(clock: Clock, size: int) -> dict[str, float]:
     }
 
 
-def evaluate(op: str, options: dict[str, Any], arrays: dict[str, jax.Array], implementation: str) -> list[tuple[str, jax.Array]]:
+def evaluate(
+    op: str, options: dict[str, Any], arrays: dict[str, jax.Array], implementation: str
+) -> list[tuple[str, jax.Array]]:
     """Outputs and gradients by name, as the timed functions compute them."""
     outputs, gradients = jax.jit(gradient(op, options, implementation))(arrays)
     named = [(f"output {i}", x) for i, x in enumerate(jax.tree.leaves(outputs))]
@@ -137,10 +146,17 @@ def _cotangent(x: jax.Array) -> jax.Array:
     return ((places * 37 % 256).astype(jnp.float32) / 128 - 1).astype(x.dtype)
 
 
-def errors(op: str, options: dict[str, Any], made: dict[str, np.ndarray], ours: str, narrow: tuple[str, ...], truth: str) -> dict[str, float]:
-    """max|a - b| / max|b| of each output and gradient, b in float64 by ``truth``; infinite where a number is not one, or an infinity is missed."""
+def errors(
+    op: str, options: dict[str, Any], made: dict[str, np.ndarray], ours: str, narrow: tuple[str, ...], truth: str
+) -> dict[str, float]:
+    """max|a - b| / max|b| of each output and gradient, b in float64 by ``truth``; infinite where a number is not one,
+    or an infinity is missed.
+    """
     floating = {n for n, x in made.items() if np.issubdtype(x.dtype, np.floating)}
-    arrays = {n: jnp.asarray(x, (jnp.bfloat16 if n in narrow else jnp.float32) if n in floating else x.dtype) for n, x in made.items()}
+    arrays = {
+        n: jnp.asarray(x, (jnp.bfloat16 if n in narrow else jnp.float32) if n in floating else x.dtype)
+        for n, x in made.items()
+    }
     got = evaluate(op, options, arrays, ours)
     with jax.enable_x64(True):
         exact = {n: x.astype(jnp.float64) if n in floating else x for n, x in arrays.items()}
@@ -186,7 +202,10 @@ def _problem(job: Job, dry: bool) -> Problem:
 def _inputs(op: str, problem: str, ours: str, dry: bool) -> list[dict[str, jax.Array]]:
     """The timed problem's arrays, and copies of other content, beyond the L2 all together."""
     chosen = _problem({"op": op, "problem": problem}, dry)
-    one = {n: jnp.asarray(x, jnp.bfloat16 if n in NARROW[op] else jnp.float32) for n, x in chosen.arrays(chosen.batch).items()}
+    one = {
+        n: jnp.asarray(x, jnp.bfloat16 if n in NARROW[op] else jnp.float32)
+        for n, x in chosen.arrays(chosen.batch).items()
+    }
     copies = max(2, -(-2 * L2_BYTES // sum(x.nbytes for x in one.values()))) if ours == "mosaic_gpu" else 2
     return [one] + [jax.tree.map(lambda x, i=i: jnp.roll(x, i + 1, axis=1), one) for i in range(copies - 1)]
 
@@ -214,7 +233,9 @@ def contestants(job: Job, way: str, ours: str, dry: bool) -> tuple[dict[str, Con
 
 
 def prepared(job: Job, ours: str, dry: bool) -> dict[str, Any]:
-    """Compiles some of a problem's contestants, so that the process that times finds the programs in the caches on disk."""
+    """Compiles some of a problem's contestants, so that the process that times finds the programs in the caches on
+    disk.
+    """
     gpu_peers.tune_side_by_side()
     return {"absent": {way: contestants(job, way, ours, dry)[1] for way in job["ways"]}}
 
@@ -254,7 +275,9 @@ def done(job: Job, dry: bool) -> dict[str, Any]:
 
 
 def work(dry: bool) -> None:
-    """A worker: reads jobs from standard input, writes rows to standard output, one JSON object a line; ends after a fault."""
+    """A worker: reads jobs from standard input, writes rows to standard output, one JSON object a line; ends after a
+    fault.
+    """
     print(json.dumps({"ready": jax.devices()[0].device_kind}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -279,7 +302,12 @@ class Worker:
         end = time.monotonic() + seconds
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=self.environment,
             )
             self._lines: queue.Queue[str | None] = queue.Queue()
             self._noise: list[str] = []
@@ -312,7 +340,10 @@ class Worker:
             if line is None:
                 code = self.process.wait() if self.process else None
                 self.end()
-                return {"fault": f"the process ended with status {code}: {''.join(self._noise)[-1500:]}", "right": False}
+                return {
+                    "fault": f"the process ended with status {code}: {''.join(self._noise)[-1500:]}",
+                    "right": False,
+                }
             if line.startswith("{"):
                 return dict(json.loads(line))
 
@@ -329,7 +360,9 @@ class Worker:
         noise.extend(process.stderr)
 
 
-def spread(jobs: list[dict[str, Any]], workers: int, dry: bool, end: float, environment: dict[str, str]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def spread(
+    jobs: list[dict[str, Any]], workers: int, dry: bool, end: float, environment: dict[str, str]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Jobs with their rows as they come, by several processes; rows that there was no time for say so."""
     waiting, done = queue.SimpleQueue[dict[str, Any]](), queue.SimpleQueue[tuple[dict[str, Any], dict[str, Any]]]()
     for job in jobs:
@@ -355,12 +388,19 @@ def spread(jobs: list[dict[str, Any]], workers: int, dry: bool, end: float, envi
 
 
 class Report:
-    """The files of one device, rewritten after each row; rows of another version of JAX or of an earlier run are replaced by name."""
+    """The files of one device, rewritten after each row; rows of another version of JAX or of an earlier run are
+    replaced by name.
+    """
 
     def __init__(self, folder: pathlib.Path, dry: bool):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.head = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "dry": dry, "peers": gpu_peers.versions()}
+        self.head = {
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+            "dry": dry,
+            "peers": gpu_peers.versions(),
+        }
 
     def read(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / f"{name}.json"
@@ -400,7 +440,9 @@ def names(op: str) -> list[str]:
 
 
 def preparations(jobs: list[Job]) -> list[Job]:
-    """What compiles the contestants of the jobs: first those that take long, by problem, as they share kernels; then each job's others."""
+    """What compiles the contestants of the jobs: first those that take long, by problem, as they share kernels; then
+    each job's others.
+    """
     ways: dict[tuple[str, str], list[str]] = {}
     for job in jobs:
         ways.setdefault((job["op"], job["problem"]), []).append(job["way"])
@@ -408,7 +450,9 @@ def preparations(jobs: list[Job]) -> list[Job]:
              for (op, problem), both in ways.items() for name in names(op) if name in gpu_peers.SLOW]  # fmt: skip
     for job in jobs:
         quick = [name for name in names(job["op"]) if name not in gpu_peers.SLOW]
-        found.append({"op": job["op"], "problem": job["problem"], "ways": [job["way"]], "contestants": quick, "patient": False})
+        found.append(
+            {"op": job["op"], "problem": job["problem"], "ways": [job["way"]], "contestants": quick, "patient": False}
+        )
     return [{**job, "stage": "prepare"} for job in found]
 
 
@@ -417,9 +461,15 @@ def measure(report: Report, only: str, workers: int, dry: bool, end: float) -> N
     wrong = {_name(row) for row in report.read("correctness") if row.get("right") is False}
     ways = ("forward", "gradient")
     chosen = [problem for problem in problems(dry) if _chosen(f"{problem.op}/{problem.name}", only)]
-    jobs: list[Job] = [{"op": p.op, "problem": p.name, "way": way} for p in chosen if (p.op, p.name, "") not in wrong for way in ways]
+    jobs: list[Job] = [
+        {"op": p.op, "problem": p.name, "way": way} for p in chosen if (p.op, p.name, "") not in wrong for way in ways
+    ]
     caches = tempfile.mkdtemp()
-    with_caches = {"JAX_COMPILATION_CACHE_DIR": caches, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "TRITON_CACHE_DIR": f"{caches}/triton"}
+    with_caches = {
+        "JAX_COMPILATION_CACHE_DIR": caches,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TRITON_CACHE_DIR": f"{caches}/triton",
+    }
     half = (end + time.monotonic()) / 2
     absent: dict[tuple[str, str, str], dict[str, str]] = collections.defaultdict(dict)
     for job, row in spread(preparations(jobs), workers, dry, half, with_caches):
@@ -431,7 +481,9 @@ def measure(report: Report, only: str, workers: int, dry: bool, end: float) -> N
     worker = Worker(dry, with_caches)
     reached = worker.run({"stage": "ceilings"}, ROW_SECONDS)
     report.write("ceilings", reached)
-    rows: dict[str, dict[str, dict[str, Any]]] = {op: {row["problem"]: row for row in report.read(op)} for op in WORST_FIRST}
+    rows: dict[str, dict[str, dict[str, Any]]] = {
+        op: {row["problem"]: row for row in report.read(op)} for op in WORST_FIRST
+    }
     for problem in chosen:
         if (problem.op, problem.name, "") in wrong:
             rows[problem.op][problem.name] = {"op": problem.op, "problem": problem.name, "wrong": True}
@@ -448,6 +500,10 @@ def measure(report: Report, only: str, workers: int, dry: bool, end: float) -> N
         whole.pop("wrong", None)
         whole[job["way"]] = row
         report.write(job["op"], list(rows[job["op"]].values()))
-        brief = {key: row[key] for key in ("ms", "speed_over_best_peer", "share_of_floor", "fault", "not_reached") if key in row}
+        brief = {
+            key: row[key]
+            for key in ("ms", "speed_over_best_peer", "share_of_floor", "fault", "not_reached")
+            if key in row
+        }
         print(json.dumps({**job, **brief}), flush=True)
     worker.end()

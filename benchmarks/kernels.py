@@ -1,8 +1,9 @@
 """Every Pallas kernel at the realistic shapes of its op, compiled for devices that need not be here.
 
-``JAX_PLATFORMS=cpu python -m benchmarks.kernels`` compiles outputs and all gradients of each op and shape for an H100, TPU v5e and
-v6e (``pip install -e '.[compile]'``), and adds what the compilers say, under the version of JAX that it runs on, to
-benchmarks/results/compiled/kernels.json. ``python -m docs.kernels`` makes the page. Nothing here is a time: none of the devices is.
+``JAX_PLATFORMS=cpu python -m benchmarks.kernels`` compiles outputs and all gradients of each op and shape for an H100,
+TPU v5e and v6e (``pip install -e '.[compile]'``), and adds what the compilers say, under the version of JAX that it
+runs on, to benchmarks/results/compiled/kernels.json. ``python -m docs.kernels`` makes the page. Nothing here is a time:
+none of the devices is.
 """
 
 from __future__ import annotations
@@ -68,12 +69,21 @@ def row(op: Op, shape: Shape, device: str) -> dict[str, Any]:
     with dispatch.platform(platform), dispatch.recording() as choices:
         costs = list(estimates(jax.make_jaxpr(lambda a: function(a))(arrays).jaxpr))
     (choice,) = choices
-    found: dict[str, Any] = {"op": op.name, "shape": shape.name, "device": device, "jax": jax.__version__, "implementation": choice.implementation}
+    found: dict[str, Any] = {
+        "op": op.name,
+        "shape": shape.name,
+        "device": device,
+        "jax": jax.__version__,
+        "implementation": choice.implementation,
+    }
     if choice.implementation not in KERNELS[platform]:
         found["refused"] = {name: reason for name, reason in choice.rejected if name in KERNELS[platform]}
         return found
     program = compilers.compile_for(device, function, arrays)
-    found["kernels"] = [{k: v for k, v in dataclasses.asdict(kernel).items() if v is not None and k != "remarks"} for kernel in program.kernels]
+    found["kernels"] = [
+        {k: v for k, v in dataclasses.asdict(kernel).items() if v is not None and k != "remarks"}
+        for kernel in program.kernels
+    ]
     if None not in costs:  # JAX's own splash attention estimates its forward pass only
         found["gflop"] = _rounded(sum(cost.flops for cost in costs) / 1e9)
         found["exponentials_millions"] = _rounded(sum(cost.transcendentals for cost in costs) / 1e6)
@@ -91,8 +101,12 @@ def key(found: dict[str, Any]) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--devices", type=lambda text: text.split(","), help="of which to compile for, commas between; default all")
-    parser.add_argument("--ops", type=lambda text: text.split(","), help="of which to compile, commas between; default all")
+    parser.add_argument(
+        "--devices", type=lambda text: text.split(","), help="of which to compile for, commas between; default all"
+    )
+    parser.add_argument(
+        "--ops", type=lambda text: text.split(","), help="of which to compile, commas between; default all"
+    )
     parser.add_argument("--missing", action="store_true", help="only what the file does not have")
     given = parser.parse_args()
     import jax
@@ -118,7 +132,11 @@ def write(rows: dict[tuple[str, ...], dict[str, Any]]) -> None:
     """All rows of what the ops still have; those of another version of JAX stay as they were last compiled."""
     from pallas_kernels.dispatch import OPS
 
-    kept = [found for _, found in sorted(rows.items()) if found["op"] in OPS and found["shape"] in {shape.name for shape in OPS[found["op"]].shapes}]
+    kept = [
+        found
+        for _, found in sorted(rows.items())
+        if found["op"] in OPS and found["shape"] in {shape.name for shape in OPS[found["op"]].shapes}
+    ]
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text("[\n" + ",\n".join(json.dumps(found) for found in kept) + "\n]\n")
 

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 FEATURES, HEADS = 64, 4
 FORMS: dict[str, dict[str, Any]] = {
-    "longnet": {"name": "dilated_attention", "segments": (512, 1024, 2048, 4096), "rates": (1, 2, 4, 8), "rotary": 10000.0},
+    "longnet": {
+        "name": "dilated_attention",
+        "segments": (512, 1024, 2048, 4096),
+        "rates": (1, 2, 4, 8),
+        "rotary": 10000.0,
+    },
     "dense": {"name": "attention", "rotary": 10000.0},
 }
 LENGTHS = tuple(2**n for n in range(13, 21))
@@ -46,14 +51,20 @@ def measure(mixer: Mixer, length: int) -> dict[str, float]:
         since = time.perf_counter()
         jax.block_until_ready(compiled(state, x))
         times.append(time.perf_counter() - since)
-    return {"length": length, "seconds": round(min(times[1:]), 5), "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
+    return {
+        "length": length,
+        "seconds": round(min(times[1:]), 5),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
 
 
 def slope(rows: list[dict[str, float]], figure: str) -> float | None:
     """The growth exponent of a figure in length, by least squares on logarithms; None for fewer than two rows."""
     if len(rows) < 2:
         return None
-    return round(float(np.polyfit(np.log([row["length"] for row in rows]), np.log([row[figure] for row in rows]), 1)[0]), 3)
+    return round(
+        float(np.polyfit(np.log([row["length"] for row in rows]), np.log([row[figure] for row in rows]), 1)[0]), 3
+    )
 
 
 def scaling(options: dict[str, Any], lengths: tuple[int, ...], limit: float) -> list[dict[str, float]]:
@@ -83,11 +94,22 @@ def run(arguments: list[str] | None = None) -> None:
     folder = given.output or Path(__file__).parent / "results" / jax.default_backend()
     lengths = tuple(sorted(int(n) for n in given.lengths.split(",")))
     report: dict[str, Any] = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "jax": jax.__version__}
-    report |= {"features": FEATURES, "heads": HEADS, "segments": FORMS["longnet"]["segments"], "rates": FORMS["longnet"]["rates"]}
+    report |= {
+        "features": FEATURES,
+        "heads": HEADS,
+        "segments": FORMS["longnet"]["segments"],
+        "rates": FORMS["longnet"]["rates"],
+    }
     for form, options in FORMS.items():
         rows = scaling(options, lengths, given.limit)
-        report[form] = {"rows": rows, "slope_of_seconds": slope(rows, "seconds"), "slope_of_memory": slope(rows, "temporary_bytes")}
-        print(f"{form}: slope of seconds {report[form]['slope_of_seconds']}, of memory {report[form]['slope_of_memory']}")
+        report[form] = {
+            "rows": rows,
+            "slope_of_seconds": slope(rows, "seconds"),
+            "slope_of_memory": slope(rows, "temporary_bytes"),
+        }
+        print(
+            f"{form}: slope of seconds {report[form]['slope_of_seconds']}, of memory {report[form]['slope_of_memory']}"
+        )
     report["load_average_at_end"] = os.getloadavg()[0]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "longnet_scaling.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -1,11 +1,12 @@
 """Mamba on this device: ours against transformers' PyTorch path and against its matrix products alone, in one run.
 
-``python -m benchmarks.mamba`` writes benchmarks/results/<platform>/mamba.json, in which lengths that are not measured stay, and of a
-length that was measured before its ratio to the products. Both sides have the same weights, float32,
-batch 1 and as many threads as there are cores. Milliseconds are the least of several runs; ours and the products are taken before and after theirs,
-which run in a process of their own so that running out of memory or time there is a row and not the end. Their training step takes
-minutes (the gradient of each token's slice is an array of the whole sequence), so it is run once, the first time it is called; where it
-does not end within the limit, what is left to compare is the model with one layer.
+``python -m benchmarks.mamba`` writes benchmarks/results/<platform>/mamba.json, in which lengths that are not measured
+stay, and of a length that was measured before its ratio to the products. Both sides have the same weights, float32,
+batch 1 and as many threads as there are cores. Milliseconds are the least of several runs; ours and the products are
+taken before and after theirs, which run in a process of their own so that running out of memory or time there is a row
+and not the end. Their training step takes minutes (the gradient of each token's slice is an array of the whole
+sequence), so it is run once, the first time it is called; where it does not end within the limit, what is left to
+compare is the model with one layer.
 
     forward                     logits of all tokens
     training_step               mean cross-entropy of the next token, its gradient, AdamW
@@ -114,7 +115,9 @@ class Ours:
         return analysis.temp_size_in_bytes
 
     def counted(self) -> dict[str, float]:
-        """Operations of the forward pass, in 1e9: of matrix products and convolutions, and of all else (an exponential counts as one)."""
+        """Operations of the forward pass, in 1e9: of matrix products and convolutions, and of all else (an exponential
+        counts as one).
+        """
         from primitives import operations
 
         total = operations.count(self.forward, self.params, self.tokens[:, :-1])
@@ -165,7 +168,8 @@ def others(model: Any, length: int) -> dict[str, Callable[[], Any]]:
     graph, taps = convolutions[0][0], [taps for _, taps in convolutions]
     rates = [(-jnp.exp(mixer.A_log[...]), mixer.D[...], mixer.dt_bias[...]) for mixer in mixers]
 
-    # A layer at a time: in one program the compiler would make a layer's tokens once more for each of the next one's taps.
+    # A layer at a time: in one program the compiler would make a layer's tokens once more for each of the next one's
+    # taps.
     @jax.jit
     def scan(a: jax.Array, d: jax.Array, bias: jax.Array) -> jax.Array:
         return selective_scan(x, x, a, b, c, D=d, gate=gate, delta_bias=bias, delta_softplus=True)
@@ -181,7 +185,9 @@ def others(model: Any, length: int) -> dict[str, Callable[[], Any]]:
 
 
 def theirs(path: str, name: str, length: int, repeats: int) -> dict[str, float]:
-    """The same of transformers' model with the weights at ``path``; flushes each figure, so that what was measured outlives a crash."""
+    """The same of transformers' model with the weights at ``path``; flushes each figure, so that what was measured
+    outlives a crash.
+    """
     import torch
     import transformers
     from safetensors.torch import load_file
@@ -192,7 +198,13 @@ def theirs(path: str, name: str, length: int, repeats: int) -> dict[str, float]:
     c: Any = zoo.variant(name).config
     weights = load_file(path)
     depth = len({weight.split(".")[2] for weight in weights if ".layers." in weight})
-    common = {"vocab_size": c.vocab_size, "hidden_size": c.features, "num_hidden_layers": depth, "state_size": c.state_dim, "tie_word_embeddings": True}
+    common = {
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.features,
+        "num_hidden_layers": depth,
+        "state_size": c.state_dim,
+        "tie_word_embeddings": True,
+    }
     if name.startswith("mamba2"):
         heads = {"num_heads": c.expand * c.features // c.head_dim, "head_dim": c.head_dim, "n_groups": c.groups}
         model: Any = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**common, **heads))
@@ -225,7 +237,15 @@ def theirs(path: str, name: str, length: int, repeats: int) -> dict[str, float]:
 
 
 def run_theirs(path: str, name: str, length: int, repeats: int, limit: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.mamba", f"--model={name}", f"--lengths={length}", f"--repeats={repeats}", f"--theirs={path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.mamba",
+        f"--model={name}",
+        f"--lengths={length}",
+        f"--repeats={repeats}",
+        f"--theirs={path}",
+    ]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, timeout=limit, check=False)
         out, end = done.stdout, "" if done.returncode == 0 else f"ended with status {done.returncode}"
@@ -262,7 +282,9 @@ def measure(models: dict[str, Any], name: str, length: int, repeats: int, limit:
     checksum = float(np.abs(np.asarray(mine.forward(mine.params, mine.tokens[:, :-1]), np.float64)).mean())
     row: dict[str, Any] = {
         "ours_ms": {what: round(t, 2) for what, t in ours.items()},
-        "transformers_ms": {what: round(t, 2) if isinstance(t, float) else t for what, t in other.items() if what != "checksum"},
+        "transformers_ms": {
+            what: round(t, 2) if isinstance(t, float) else t for what, t in other.items() if what != "checksum"
+        },
         "times_faster": {what: round(other[what] / ours[what], 2) for what in RUNS if other.get(what)},
         "products_ms": round(alone, 2),
         "others_ms": {what: round(least(run, repeats), 2) for what, run in others(model, length).items()},
@@ -294,7 +316,10 @@ def main() -> None:
 
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
-        models = {f"{folder}/whole.safetensors": zoo.create(args.model), f"{folder}/layer.safetensors": zoo.create(args.model, depth=1)}
+        models = {
+            f"{folder}/whole.safetensors": zoo.create(args.model),
+            f"{folder}/layer.safetensors": zoo.create(args.model, depth=1),
+        }
         for path, model in models.items():
             zoo.save(model, path, naming="hf")
         for length in args.lengths:
@@ -309,12 +334,18 @@ def main() -> None:
         "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
         "load_average_at_end": os.getloadavg()[0],
     }
-    output = args.output or pathlib.Path(__file__).parent / "results" / jax.default_backend() / f"{zoo.variant(args.model).family}.json"
+    output = (
+        args.output
+        or pathlib.Path(__file__).parent / "results" / jax.default_backend() / f"{zoo.variant(args.model).family}.json"
+    )
     earlier = json.loads(output.read_text()) if output.exists() else {}
     before = earlier["lengths"] if earlier.get("model") == args.model else {}
     for length in before.keys() & rows.keys():
         old = before[length]
-        rows[length]["forward_over_products_before"] = [*old.get("forward_over_products_before", []), old["forward_over_products"]]
+        rows[length]["forward_over_products_before"] = [
+            *old.get("forward_over_products_before", []),
+            old["forward_over_products"],
+        ]
     report["lengths"] = before | rows
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,4 +1,5 @@
-"""The linear recurrences on this device: the XLA form against the one-token recurrence under plain autodiff, in one run.
+"""The linear recurrences on this device: the XLA form against the one-token recurrence under plain autodiff, in one
+run.
 
 ``python -m benchmarks.recurrences`` writes benchmarks/results/<platform>/recurrences.json: milliseconds (the least of
 several runs, the two forms taken in turn), their ratio, and the temporary memory of the gradient at two lengths.
@@ -24,7 +25,9 @@ REPEATS = 4
 FORMS = ("xla", "reference")
 
 
-def linear_attention(length: int, decay: str | None, *, heads: int = 8, groups: int = 8, state_dim: int = 64) -> dict[str, jax.Array]:
+def linear_attention(
+    length: int, decay: str | None, *, heads: int = 8, groups: int = 8, state_dim: int = 64
+) -> dict[str, jax.Array]:
     """Batch 2, values of 64."""
     import jax
     import jax.numpy as jnp
@@ -105,12 +108,20 @@ def measure(op: str, make: Callable[[int], dict[str, jax.Array]]) -> dict[str, A
         runs = {form: by_form[form][what] for form in FORMS}
         for run in runs.values():
             milliseconds(run, arrays)
-        times = {form: min(times) for form, times in zip(runs, zip(*([milliseconds(r, arrays) for r in runs.values()] for _ in range(REPEATS))))}
+        times = {
+            form: min(times)
+            for form, times in zip(
+                runs, zip(*([milliseconds(r, arrays) for r in runs.values()] for _ in range(REPEATS)))
+            )
+        }
         row[what] = {f"{form}_ms": round(t, 2) for form, t in times.items()}
         row[what]["ratio"] = round(times["reference"] / times["xla"], 2)
     for length in (LENGTH, 2 * LENGTH):
         shapes = jax.eval_shape(lambda length=length: make(length))
-        memory = {form: by_form[form]["gradient"].lower(shapes).compile().memory_analysis().temp_size_in_bytes for form in FORMS}
+        memory = {
+            form: by_form[form]["gradient"].lower(shapes).compile().memory_analysis().temp_size_in_bytes
+            for form in FORMS
+        }
         row[f"gradient_temporary_mib_at_{length}"] = {form: round(size / 2**20, 1) for form, size in memory.items()}
     return row
 
@@ -123,7 +134,14 @@ def main() -> None:
     for name, (op, make) in CASES.items():
         rows[name] = measure(op, make)
         print(name, json.dumps(rows[name]), flush=True)
-    report = {"length": LENGTH, "dtype": "float32", "jax": jax.__version__, "cores": os.cpu_count(), "load_average_at_end": os.getloadavg()[0], "rows": rows}
+    report = {
+        "length": LENGTH,
+        "dtype": "float32",
+        "jax": jax.__version__,
+        "cores": os.cpu_count(),
+        "load_average_at_end": os.getloadavg()[0],
+        "rows": rows,
+    }
     path = pathlib.Path(__file__).parent / "results" / jax.default_backend() / "recurrences.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")

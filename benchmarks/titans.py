@@ -1,11 +1,14 @@
-"""The memories of Titans and Miras on this device: learning in chunks against token by token, the same algorithm, in one run.
+"""The memories of Titans and Miras on this device: learning in chunks against token by token, the same algorithm, in
+one run.
 
-``python -m benchmarks.titans`` writes benchmarks/results/<platform>/titans.json: milliseconds of the forward pass and of its
-gradient (the least of several runs, the two forms taken in turn), their ratio, the greatest relative difference of their
-outputs, and the temporary memory of the gradient. One row, four heads of 32, float32.
+``python -m benchmarks.titans`` writes benchmarks/results/<platform>/titans.json: milliseconds of the forward pass and
+of its gradient (the least of several runs, the two forms taken in turn), their ratio, the greatest relative difference
+of their outputs, and the temporary memory of the gradient. One row, four heads of 32, float32.
 
-Moneta multiplies roundings: with its initial gates the two forms differ by 1e-6 after 64 tokens and by 1 after 2048, in float64 by
-1e-15 and 1e-7. They are the same algorithm, and its weights at the end are not determined by float32 arithmetic at such lengths.
+Moneta multiplies roundings: with its initial gates the two forms differ by 1e-6 after 64 tokens and by 1 after 2048, in
+  float64 by
+1e-15 and 1e-7. They are the same algorithm, and its weights at the end are not determined by float32 arithmetic at such
+lengths.
 """
 
 from __future__ import annotations
@@ -75,7 +78,9 @@ def measure(name: str, chunk: int, length: int, repeats: int) -> dict[str, Any]:
         row[what]["times_faster"] = round(least["sequential"] / least["chunked"], 2)
         pairs = zip(found["chunked"], found["sequential"], strict=True)
         row[what]["relative_difference"] = max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
-        row[what]["temporary_mib"] = {label: round(run.memory_analysis().temp_size_in_bytes / 2**20, 1) for label, run in runs.items()}
+        row[what]["temporary_mib"] = {
+            label: round(run.memory_analysis().temp_size_in_bytes / 2**20, 1) for label, run in runs.items()
+        }
     return row
 
 
@@ -96,7 +101,14 @@ def main() -> None:
         for chunk in args.chunks:
             rows[f"{name}, chunks of {chunk}"] = row = measure(name, chunk, args.length, args.repeats)
             print(f"{name}, chunks of {chunk}", json.dumps(row), flush=True)
-    report = {"length": args.length, "heads": HEADS, "size": SIZE, "dtype": "float32", "jax": jax.__version__, "cores": os.cpu_count()}
+    report = {
+        "length": args.length,
+        "heads": HEADS,
+        "size": SIZE,
+        "dtype": "float32",
+        "jax": jax.__version__,
+        "cores": os.cpu_count(),
+    }
     report |= {"load_average_at_end": os.getloadavg()[0], "rows": rows}
     path = args.output or pathlib.Path(__file__).parent / "results" / jax.default_backend() / "titans.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Vision models on this device: ours against timm's (PyTorch eager and compiled), in one run.
 
-``python -m benchmarks.vision`` writes benchmarks/results/<platform>/vision.json. Both sides have the same weights and images,
-float32, as many threads as there are cores, the same environment (so the same malloc settings) and a process of their own; ours is
-measured before and after theirs. Milliseconds are the least of several runs, compilation left out.
+``python -m benchmarks.vision`` writes benchmarks/results/<platform>/vision.json. Both sides have the same weights and
+images, float32, as many threads as there are cores, the same environment (so the same malloc settings) and a process of
+their own; ours is measured before and after theirs. Milliseconds are the least of several runs, compilation left out.
 
     forward         logits, in evaluation mode
     training_step   mean cross-entropy in training mode without dropout, its gradient, AdamW
@@ -41,7 +41,9 @@ PRODUCT = (1576, 384, 1536)
 
 
 def least(run: Callable[[], Any], repeats: int) -> float:
-    """Milliseconds of the quickest of ``repeats`` runs, or of at least two within ten seconds, after one that is not counted."""
+    """Milliseconds of the quickest of ``repeats`` runs, or of at least two within ten seconds, after one that is not
+    counted.
+    """
     run()
     times: list[float] = []
     while len(times) < 2 or (len(times) < repeats and sum(times) < 10):
@@ -170,7 +172,15 @@ def write_weights(name: str, path: str, clone: str) -> None:
 
 def in_process(side: str, name: str, path: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
     """The row that a process of its own prints last, and why it ended if it was not done."""
-    command = [sys.executable, "-m", "benchmarks.vision", f"--side={side}", f"--models={name}", f"--weights={path}", f"--batches={size}"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.vision",
+        f"--side={side}",
+        f"--models={name}",
+        f"--weights={path}",
+        f"--batches={size}",
+    ]
     command += [f"--repeats={args.repeats}", f"--biformer={args.biformer}"]
     try:
         # Ours is measured twice, and compiled once.
@@ -198,10 +208,14 @@ def compare(name: str, size: int, path: str, args: argparse.Namespace) -> dict[s
     for side, other in others.items():
         logits = other.pop("logits", None)
         row[side] = other
-        row[f"times_faster_than_{side}"] = {what: round(other[what] / mine, 2) for what, mine in times.items() if what in other}
+        row[f"times_faster_than_{side}"] = {
+            what: round(other[what] / mine, 2) for what, mine in times.items() if what in other
+        }
         if logits:
             largest = max(map(abs, logits))
-            row[side]["largest_relative_difference"] = float(f"{max(abs(a - b) for a, b in zip(first['logits'], logits, strict=True)) / largest:.1e}")
+            row[side]["largest_relative_difference"] = float(
+                f"{max(abs(a - b) for a, b in zip(first['logits'], logits, strict=True)) / largest:.1e}"
+            )
     return row
 
 
@@ -210,7 +224,12 @@ def main() -> None:
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS))
     parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=90.0, help="seconds for one side of one row; what is not done then is left out, and said so")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=90.0,
+        help="seconds for one side of one row; what is not done then is left out, and said so",
+    )
     parser.add_argument("--biformer", default="", help="a checkout of github.com/rayleizhu/BiFormer")
     parser.add_argument("--output", type=pathlib.Path, help="default benchmarks/results/<platform>/vision.json")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -244,7 +263,11 @@ def main() -> None:
                 rows[f"{name}, batch {size}"] = row = compare(name, size, path, args)
                 print(f"{name}, batch {size}", json.dumps(row), flush=True)
                 # After each row: what was measured outlives a run that is cut short.
-                report = {"versions": versions, "cores": os.cpu_count(), "malloc": os.environ.get("GLIBC_TUNABLES", "default")}
+                report = {
+                    "versions": versions,
+                    "cores": os.cpu_count(),
+                    "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
+                }
                 report |= {"load_average_at_end": os.getloadavg()[0], "milliseconds": rows}
                 output.write_text(json.dumps(report, indent=2) + "\n")
 

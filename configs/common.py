@@ -82,8 +82,8 @@ def run() -> ConfigDict:
                 "freeze": (),  # parameter-name patterns; one that begins with "!" frees again: ("*", "!head.*") trains the head alone
                 "no_decay": (),  # parameter-name patterns, besides what the model names
                 "options": {},  # of the optimizer, such as b1
-                # How updates reach parameters narrower than float32: "master" (a float32 copy of them in the optimizer's
-                # state) or "stochastic" (rounding); bytes a parameter: training/precision.py.
+                # How updates reach parameters narrower than float32: "master" (a float32 copy of them in the
+                # optimizer's state) or "stochastic" (rounding); bytes a parameter: training/precision.py.
                 "rounding": "master",
             },
             "schedule": {"name": "cosine", "warmup": "0 steps", "final": 0.0},  # final: as a part of the peak
@@ -94,11 +94,12 @@ def run() -> ConfigDict:
             "scan": False,
             "aux_losses": {},  # name of a loss that modules report: its weight
             "nonfinite": "stop",  # or "skip"
-            # Devices along each axis; -1 is all that are left. data and fsdp share the rows of a batch; fsdp and tensor, the parameters;
-            # sequence, the tokens.
+            # Devices along each axis; -1 is all that are left. data and fsdp share the rows of a batch; fsdp and
+            # tensor, the parameters; sequence, the tokens.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
-            # Several processes, one a host: the address "host:port" of the first, how many there are, and which this one is, from 0.
-            # Also from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID. "auto" asks the cluster's scheduler.
+            # Several processes, one a host: the address "host:port" of the first, how many there are, and which this
+            # one is, from 0. Also from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+            # "auto" asks the cluster's scheduler.
             "distributed": {"coordinator": "", "processes": 0, "process": -1},
             "workers": 2,
             "keep": 3,  # checkpoints, besides the best
@@ -131,16 +132,19 @@ def classification() -> ConfigDict:
                 "rand_augment": "",
             },
             "mix": {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch": 0.5, "mode": "batch", "erasing": 0.0},
-            # A teacher by its model and its weights, or the working directory of a run as weights; and how to learn from it: "hard" (its
-            # likeliest class) or "soft" (its probabilities), with so much of the loss.
+            # A teacher by its model and its weights, or the working directory of a run as weights; and how to learn
+            # from it: "hard" (its likeliest class) or "soft" (its probabilities), with so much of the loss.
             "distillation": {"teacher": {"name": "", "weights": ""}, "kind": "hard", "weight": 0.5, "temperature": 1.0},
         }
     )
     return config
 
 
-def imagenet(batch_size: int, learning_rate: float, *, warmup: str, final: float, rand_augment: str, mix: Fields, **more: Any) -> Fields:
-    """What recipes for vision transformers on ImageNet-1k have in common since DeiT: AdamW and a cosine over 300 epochs, bfloat16.
+def imagenet(
+    batch_size: int, learning_rate: float, *, warmup: str, final: float, rand_augment: str, mix: Fields, **more: Any
+) -> Fields:
+    """What recipes for vision transformers on ImageNet-1k have in common since DeiT: AdamW and a cosine over 300
+    epochs, bfloat16.
 
     Args:
       batch_size, learning_rate: the peak is for this batch.
@@ -163,7 +167,9 @@ def imagenet(batch_size: int, learning_rate: float, *, warmup: str, final: float
 
 
 def deit(**more: Any) -> Fields:
-    """The recipe of DeiT (H. Touvron et al., arXiv:2012.12877), table 9, which many took over; ``more`` as in :func:`imagenet`."""
+    """The recipe of DeiT (H. Touvron et al., arXiv:2012.12877), table 9, which many took over; ``more`` as in
+    :func:`imagenet`.
+    """
     mix = {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
     return imagenet(1024, 1e-3, warmup="5 epochs", final=0.01, rand_augment="rand-m9-mstd0.5-inc1", mix=mix, **more)
 
@@ -171,8 +177,12 @@ def deit(**more: Any) -> Fields:
 def _digits(architecture: Architecture) -> ConfigDict:
     config = classification()
     config.task.dataset = ConfigDict({"name": "digits", "data_dir": placeholder(str)})
-    config.task.augment.update({"fit": "whole", "flip": 0.0, "rotation": 10.0, "translation": 0.08, "zoom": 0.1, "shear": 0.1})
-    config.update({"train_for": "20 epochs", "save_every": "10 epochs", "schedule": {"warmup": "2 epochs", "final": 0.01}})
+    config.task.augment.update(
+        {"fit": "whole", "flip": 0.0, "rotation": 10.0, "translation": 0.08, "zoom": 0.1, "shear": 0.1}
+    )
+    config.update(
+        {"train_for": "20 epochs", "save_every": "10 epochs", "schedule": {"warmup": "2 epochs", "final": 0.01}}
+    )
     config.task.label_smoothing = 0.1
     config.update(architecture.digits)
     return config
@@ -198,12 +208,22 @@ def _small(config: ConfigDict) -> ConfigDict:
     published in steps (warm-up, the memory of averaged weights) may be longer than the whole run here.
     """
     config.optimizer.learning_rate *= math.sqrt(64 / config.batch_size)
-    config.update({"batch_size": 64, "train_for": "100 epochs", "dtype": "float32", "schedule": {"warmup": "5 epochs"}, "ema": 0.0})
+    config.update(
+        {
+            "batch_size": 64,
+            "train_for": "100 epochs",
+            "dtype": "float32",
+            "schedule": {"warmup": "5 epochs"},
+            "ema": 0.0,
+        }
+    )
     return config
 
 
 def _nano(architecture: Architecture) -> ConfigDict:
-    """The small model of the embedded digits for photos of 64 pixels and machines without an accelerator; our choice throughout."""
+    """The small model of the embedded digits for photos of 64 pixels and machines without an accelerator; our choice
+    throughout.
+    """
     config = classification()
     config.task.augment.crop_scale = (0.35, 1.0)
     config.update({"save_every": "5 epochs", "schedule": {"final": 0.01}})
@@ -241,7 +261,9 @@ _RECIPES: dict[str, tuple[Callable[..., ConfigDict], tuple[str, ...]]] = {
 
 
 def _parse(argument: str) -> tuple[str, dict[str, str]]:
-    """Splits "folder,path=DIR,variant=tiny" into its head and its settings; a part that does not begin with ``word=`` belongs to the value before it."""
+    """Splits "folder,path=DIR,variant=tiny" into its head and its settings; a part that does not begin with ``word=``
+    belongs to the value before it.
+    """
     head, *parts = argument.split(",")
     settings: dict[str, str] = {}
     name = ""
@@ -282,7 +304,10 @@ def vision(architecture: Architecture, argument: str | None) -> ConfigDict:
             raise ValueError(unknown("variant", settings["variant"], variants))
     missing = [name for name in takes if not settings.get(name)]
     if missing:
-        raise ValueError(f"the config argument {head!r} needs {', '.join(f'{name}=' for name in missing)}, as in {head},{missing[0]}=...")
+        raise ValueError(
+            f"the config argument {head!r} needs {', '.join(f'{name}=' for name in missing)}, as in "
+            f"{head},{missing[0]}=..."
+        )
     return recipe(architecture, **settings)
 
 
@@ -307,7 +332,15 @@ def _language_run(architecture: LanguageArchitecture, variant: str) -> ConfigDic
     config.optimizer.update({"weight_decay": 0.1, "clip_norm": 1.0})
     config.optimizer.options.b2 = 0.95
     config.schedule.update({"warmup": "100 steps", "final": 0.1})
-    config.update({"train_for": "1500 steps", "eval_every": "500 steps", "save_every": "500 steps", "log_every": 20, "batch_size": 16})
+    config.update(
+        {
+            "train_for": "1500 steps",
+            "eval_every": "500 steps",
+            "save_every": "500 steps",
+            "log_every": 20,
+            "batch_size": 16,
+        }
+    )
     _replace(config, architecture.variants[variant])
     return config
 
@@ -318,10 +351,18 @@ def _replace(config: ConfigDict, fields: Fields) -> None:
     config.update(fields)
 
 
-def _text(architecture: LanguageArchitecture, variant: str, path: str = "", name: str = "", tokenizer: str = "") -> ConfigDict:
+def _text(
+    architecture: LanguageArchitecture, variant: str, path: str = "", name: str = "", tokenizer: str = ""
+) -> ConfigDict:
     config = _language_run(architecture, variant)
     data_dir = {"data_dir": placeholder(str)}
-    dataset = {"name": "files", "path": path} if path else {"name": "tfds", "builder": name, **data_dir} if name else {"name": "stdlib", **data_dir}
+    dataset = (
+        {"name": "files", "path": path}
+        if path
+        else {"name": "tfds", "builder": name, **data_dir}
+        if name
+        else {"name": "stdlib", **data_dir}
+    )
     task = {"name": "text", "dataset": dataset, "sequence_length": 256, "packing": False}
     config.task = ConfigDict({**task, **{option: placeholder(str) for option in ("tokenizer", "separator", "prompt")}})
     if tokenizer:
@@ -331,7 +372,15 @@ def _text(architecture: LanguageArchitecture, variant: str, path: str = "", name
 
 def _any_task(architecture: LanguageArchitecture, variant: str, name: str, **options: str) -> ConfigDict:
     config = _language_run(architecture, variant)
-    config.update({"train_for": "10000 steps", "eval_every": "1000 steps", "save_every": "1000 steps", "log_every": 50, "batch_size": 64})
+    config.update(
+        {
+            "train_for": "10000 steps",
+            "eval_every": "1000 steps",
+            "save_every": "1000 steps",
+            "log_every": 50,
+            "batch_size": 64,
+        }
+    )
     _replace(config, architecture.task)
     config.task = ConfigDict({"name": name, **{option: _value(text) for option, text in options.items()}})
     return config
@@ -345,7 +394,9 @@ def _value(text: str) -> Any:
         return text
 
 
-_LANGUAGE: dict[str, tuple[Callable[..., ConfigDict], tuple[str, ...], tuple[str, ...]]] = {  # recipe, needed, optional settings
+_LANGUAGE: dict[
+    str, tuple[Callable[..., ConfigDict], tuple[str, ...], tuple[str, ...]]
+] = {  # recipe, needed, optional settings
     "text": (_text, (), ("path", "tokenizer")),
     "tfds": (_text, ("name",), ("tokenizer",)),
     "task": (_any_task, ("name",), ()),

@@ -1,6 +1,7 @@
 """HVT (Z. Pan et al., arXiv:2103.10619), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
 
-The recipe is DeiT's, with a weight decay of 0.025 and without repeated augmentation for all sizes (the authors' config/).
+The recipe is DeiT's, with a weight decay of 0.025 and without repeated augmentation for all sizes (the authors'
+config/).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ ARCHITECTURE = Architecture(
         "schedule": {"warmup": "5 epochs"},
     },
     imagenet=deit(model_options={"drop_path": 0.1}, optimizer={"weight_decay": 0.025}),
-    variants={name: {"model": f"hvt_{name}"} for name in ("tiny_1", "small_0", "small_1", "small_2", "small_3", "small_4")},
+    variants={
+        name: {"model": f"hvt_{name}"} for name in ("tiny_1", "small_0", "small_1", "small_2", "small_3", "small_4")
+    },
     default="small_1",
 )
 

@@ -1,6 +1,7 @@
 """LongNet (J. Ding et al., arXiv:2307.02486). Its settings are our choice.
 
-The nano's segments reach the 256 tokens of the text: 64 of them at every token, 128 at every second, 256 at every fourth.
+The nano's segments reach the 256 tokens of the text: 64 of them at every token, 128 at every second, 256 at every
+fourth.
 """
 
 from __future__ import annotations

@@ -11,7 +11,12 @@ from configs.common import LanguageArchitecture, language
 
 ARCHITECTURE = LanguageArchitecture(
     variants={
-        "nano": {"model": "mamba_nano", "batch_size": 8, "train_for": "1000 steps", "optimizer": {"learning_rate": 3e-3}},
+        "nano": {
+            "model": "mamba_nano",
+            "batch_size": 8,
+            "train_for": "1000 steps",
+            "optimizer": {"learning_rate": 3e-3},
+        },
         "130m": {"model": "mamba_130m", "optimizer": {"learning_rate": 3e-3}},
         "370m": {"model": "mamba_370m", "optimizer": {"learning_rate": 1.5e-3}},
         "790m": {"model": "mamba_790m", "optimizer": {"learning_rate": 1.25e-3}},

@@ -23,7 +23,14 @@ ARCHITECTURE = Architecture(
         "schedule": {"warmup": "2 epochs"},
     },
     imagenet=imagenet(
-        4096, 3e-3, warmup="10000 steps", final=1 / 300, rand_augment="rand-m10-n2-p1.0-inc1", mix={"mixup": 0.8}, optimizer={"clip_norm": 1.0}, ema=0.9999
+        4096,
+        3e-3,
+        warmup="10000 steps",
+        final=1 / 300,
+        rand_augment="rand-m10-n2-p1.0-inc1",
+        mix={"mixup": 0.8},
+        optimizer={"clip_norm": 1.0},
+        ema=0.9999,
     ),
     variants={size: {"model": f"maxvit_{size}"} for size in ("tiny", "small", "base", "large")},
     default="tiny",

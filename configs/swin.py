@@ -23,7 +23,8 @@ ARCHITECTURE = Architecture(
     },
     imagenet=deit(optimizer={"clip_norm": 5.0}),
     variants={
-        size: {"model": f"swin_{size}_patch4_window7_224", "schedule": {"warmup": "20 epochs"}} for size in ("tiny", "small", "base")
+        size: {"model": f"swin_{size}_patch4_window7_224", "schedule": {"warmup": "20 epochs"}}
+        for size in ("tiny", "small", "base")
     },
     default="tiny",
 )

@@ -18,7 +18,10 @@ ARCHITECTURE = Architecture(
         "schedule": {"warmup": "2 epochs"},
     },
     imagenet=deit(optimizer={"clip_norm": 5.0}),
-    variants={size: {"model": f"swinv2_{size}_window8_256", "schedule": {"warmup": "20 epochs"}} for size in ("tiny", "small", "base")},
+    variants={
+        size: {"model": f"swinv2_{size}_window8_256", "schedule": {"warmup": "20 epochs"}}
+        for size in ("tiny", "small", "base")
+    },
     default="tiny",
 )
 

@@ -14,7 +14,11 @@ SIZES = ("170m", "340m", "400m", "760m")
 
 ARCHITECTURE = LanguageArchitecture(
     variants={f"{joined}_nano": {"model": f"titans_{joined}_nano", **MINUTES} for joined in JOINED}
-    | {f"{joined}_{size}": {"model": f"titans_{joined}_{size}", "optimizer": {"learning_rate": 4e-4}} for joined in JOINED for size in SIZES},
+    | {
+        f"{joined}_{size}": {"model": f"titans_{joined}_{size}", "optimizer": {"learning_rate": 4e-4}}
+        for joined in JOINED
+        for size in SIZES
+    },
     default="mac_nano",
     task={"optimizer": {"learning_rate": 3e-3}, "model_options": {"features": 64, "depth": 2, "num_heads": 2}},
 )

@@ -57,7 +57,9 @@ def models() -> str:
     for family, members in sorted(families.items()):
         example = min(members, key=lambda member: (not member.published, len(member.name), member.name)).name
         module = next(m for n, m in sys.modules.items() if n in (f"zoo.vision.{family}", f"zoo.language.{family}"))
-        rows.append([f"`{family}`", first_paragraph(module), str(len(members)), f"`{example}`", _size(parameter_count(example))])
+        rows.append(
+            [f"`{family}`", first_paragraph(module), str(len(members)), f"`{example}`", _size(parameter_count(example))]
+        )
     return table(["architecture", "what it is", "models", "for example", "parameters"], rows)
 
 
@@ -66,7 +68,11 @@ def mixers() -> str:
     rows = []
     for name in layers.list_mixers():
         cls = layers.mixer_class(name)
-        sight = " and ".join(word for word, has in (("causal", cls.supports_causal), ("bidirectional", cls.supports_bidirectional)) if has)
+        sight = " and ".join(
+            word
+            for word, has in (("causal", cls.supports_causal), ("bidirectional", cls.supports_bidirectional))
+            if has
+        )
         streaming = cls.streaming if cls.supports_causal else ""
         rows.append([f"`{name}`", first_paragraph(cls), ", ".join(cls.layouts), sight, streaming, documents(name)])
     return table(["mixer", "what it is", "takes", "sees", "streaming", "documents of a row"], rows)
@@ -76,7 +82,9 @@ def reductions() -> str:
     """One row a reduction: what it leaves of a grid."""
     rows = []
     for name in layers.list_reductions():
-        reduction = nnx.eval_shape(lambda name=name: layers.create_reduction(name, 16, extent=(14, 14), rngs=nnx.Rngs(0)))
+        reduction = nnx.eval_shape(
+            lambda name=name: layers.create_reduction(name, 16, extent=(14, 14), rngs=nnx.Rngs(0))
+        )
         left = reduction.extent_after((14, 14))
         shown = f"{left} tokens, no grid" if isinstance(left, int) else f"{left[0]} x {left[1]}"
         rows.append([f"`{name}`", first_paragraph(type(reduction)), shown])
@@ -100,14 +108,18 @@ def ops() -> str:
     """One row an op: which implementation serves which hardware, in order of preference."""
     rows = []
     for name, op in sorted(dispatch.OPS.items()):
-        served = "; ".join(f"`{i.name}` ({' and '.join(i.platforms) if i.platforms else 'everywhere'})" for i in op.implementations)
+        served = "; ".join(
+            f"`{i.name}` ({' and '.join(i.platforms) if i.platforms else 'everywhere'})" for i in op.implementations
+        )
         rows.append([f"`{name}`", first_paragraph(getattr(pallas_kernels, name)), served])
     return table(["op", "what it computes", "implementations"], rows)
 
 
 def task_table() -> str:
     """One row a task."""
-    return table(["task", "what it is"], [[f"`{name}`", first_paragraph(tasks.lookup(name))] for name in tasks.list_tasks()])
+    return table(
+        ["task", "what it is"], [[f"`{name}`", first_paragraph(tasks.lookup(name))] for name in tasks.list_tasks()]
+    )
 
 
 TABLES = {"models": models, "mixers": mixers, "reductions": reductions, "ops": ops, "tasks": task_table}

@@ -1,4 +1,6 @@
-"""The page of kernels, from benchmarks/results/compiled/kernels.json and benchmarks/results/<GPU>: ``python -m docs.kernels`` writes docs/kernels.md."""
+"""The page of kernels, from benchmarks/results/compiled/kernels.json and benchmarks/results/<GPU>: ``python -m
+docs.kernels`` writes docs/kernels.md.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +67,19 @@ def correctness(report: dict[str, Any]) -> str:
     lines = []
     for op in dict.fromkeys(row["op"] for row in report["correctness"]):
         rows = [row for row in report["correctness"] if row["op"] == op]
-        wrong = [f"{_label(row)} ({max(row['errors'].values()):.2g})" for row in rows if row.get("right") is False and "errors" in row]
+        wrong = [
+            f"{_label(row)} ({max(row['errors'].values()):.2g})"
+            for row in rows
+            if row.get("right") is False and "errors" in row
+        ]
         failed = [f"{_label(row)}: {row['fault'][:160]}" for row in rows if "fault" in row]
         missed = sum("not_reached" in row for row in rows)
-        counts = [sum(row.get("right") is True for row in rows), len(wrong), sum("refused" in row for row in rows), missed]
+        counts = [
+            sum(row.get("right") is True for row in rows),
+            len(wrong),
+            sum("refused" in row for row in rows),
+            missed,
+        ]
         lines.append([op, *map(str, counts), ", ".join(wrong), "<br>".join(failed)])
     head = ["op", "right", "wrong", "not served", "not reached", "wrong, largest error", "did not run"]
     return f"{RUN}\n{report['device']}, JAX {report['jax']}.\n\n{table(head, lines)}"
@@ -87,12 +98,24 @@ def times(reports: list[dict[str, Any]]) -> str:
             for way in ("forward", "gradient"):
                 found = row.get(way, {})
                 if "ms" not in found:
-                    reason = found.get("fault") or ("the kernel is wrong" if row.get("wrong") else "not reached in the time there was")
+                    reason = found.get("fault") or (
+                        "the kernel is wrong" if row.get("wrong") else "not reached in the time there was"
+                    )
                     lines.append([op, row["problem"], way, reason, "", "", ""])
                     continue
                 peers = ", ".join(f"{name} {ms:.3g}" for name, ms in found["ms"].items() if name != "ours")
                 ratio = f"{found['speed_over_best_peer']:.2f} ({found['best_peer']})"
-                lines.append([op, row["problem"], way, f"{found['ms']['ours']:.3g}", peers, ratio, f"{found['share_of_floor']:.2f}"])
+                lines.append(
+                    [
+                        op,
+                        row["problem"],
+                        way,
+                        f"{found['ms']['ours']:.3g}",
+                        peers,
+                        ratio,
+                        f"{found['share_of_floor']:.2f}",
+                    ]
+                )
     versions = ", ".join(f"{name} {version}" for name, version in reports[0]["peers"].items())
     head = ["op", "problem", "", "ours, ms", "peers, ms", "best peer / ours", "share of the floor"]
     return f"{TIMES}\n{reports[0]['device']}, JAX {reports[0]['jax']}; {versions}.\n\n{table(head, lines)}{absent(reports)}"
@@ -124,7 +147,13 @@ def on_devices() -> list[str]:
 def page() -> str:
     """All of the page."""
     rows = json.loads(RESULTS.read_text())
-    return "\n".join([HEAD, *on_devices(), *(section(device, [row for row in rows if row["device"] == device]) for device in DEVICES)])
+    return "\n".join(
+        [
+            HEAD,
+            *on_devices(),
+            *(section(device, [row for row in rows if row["device"] == device]) for device in DEVICES),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""The catalogue of the roster: every paper, what the zoo owes it, and what of that is there. ``python -m docs.papers`` writes docs/papers.md.
+"""The catalogue of the roster: every paper, what the zoo owes it, and what of that is there. ``python -m docs.papers``
+writes docs/papers.md.
 
-What is owed stands in docs/papers.tsv, a row a paper; nothing there says what is done. What is done is what the registries and the
-results hold: whatever is registered names the rows that it implements (``paper``), and a row is "there" once all that it is owed is found.
+What is owed stands in docs/papers.tsv, a row a paper; nothing there says what is done. What is done is what the
+registries and the results hold: whatever is registered names the rows that it implements (``paper``), and a row is
+"there" once all that it is owed is found.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ def roster() -> list[Paper]:
     """All papers, in the order of their rows."""
 
     def owed(text: str) -> tuple[tuple[str, str], ...]:
-        return tuple((kind, name) for kind, _, name in (item.partition(" ") for item in text.split(", ") if item != "-"))
+        return tuple(
+            (kind, name) for kind, _, name in (item.partition(" ") for item in text.split(", ") if item != "-")
+        )
 
     with ROSTER.open(newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -104,7 +108,12 @@ def roster() -> list[Paper]:
 def forms(name: str) -> str:
     """The forms in which a mixer mixes."""
     cls = layers.mixer_class(name)
-    have = {"chunk": cls.supports_causal, "step": cls.supports_causal, "packed": documents(name).startswith("apart"), "devices": _split(name)}
+    have = {
+        "chunk": cls.supports_causal,
+        "step": cls.supports_causal,
+        "packed": documents(name).startswith("apart"),
+        "devices": _split(name),
+    }
     return ", ".join(["whole", *(form for form, has in have.items() if has)])
 
 
@@ -128,7 +137,9 @@ def parts() -> Iterator[tuple[int, Part]]:
     for op in dispatch.OPS.values():
         for found in op.implementations:
             kind = "kernel" if found.platforms else "devices" if found.considered is sequence.is_split else "op"
-            yield from ((row, Part(kind, f"{op.name}: {found.name}", f"pallas_kernels.{op.name}")) for row in found.paper)
+            yield from (
+                (row, Part(kind, f"{op.name}: {found.name}", f"pallas_kernels.{op.name}")) for row in found.paper
+            )
     for name in tasks.list_tasks():
         task = tasks.lookup(name)
         yield from ((row, Part("task", name, task.__module__)) for row in getattr(task, "paper", ()))
@@ -158,7 +169,9 @@ def _module(family: str) -> str:
 def comparisons() -> dict[int, list[str]]:
     """By row of the roster, the references that docs/weights.md compares it with."""
     found: dict[int, dict[str, None]] = {}
-    for what, reference, kind in re.findall(r"^\| (.+?) \| (.+?) \| (live|recorded) \|", WEIGHTS.read_text(), re.MULTILINE):
+    for what, reference, kind in re.findall(
+        r"^\| (.+?) \| (.+?) \| (live|recorded) \|", WEIGHTS.read_text(), re.MULTILINE
+    ):
         name, _, part = what.partition(" ")
         if part == "(layer)":
             rows = set(layers.mixer_class(name).paper)
@@ -179,7 +192,11 @@ def on_gpu(op: str) -> str:
     told = []
     for folder in GPU_RESULTS:
         if (path := folder / "correctness.json").exists():
-            right = [row["right"] for row in json.loads(path.read_text())["correctness"] if row["op"] == op and row.get("right") is not None]
+            right = [
+                row["right"]
+                for row in json.loads(path.read_text())["correctness"]
+                if row["op"] == op and row.get("right") is not None
+            ]
             told += [f"{folder.name.upper()}: {sum(right)} of {len(right)} calls of `{op}` right"] if right else []
     return "<br>".join(told)
 
@@ -194,11 +211,15 @@ class Entry:
     @property
     def missing(self) -> tuple[tuple[str, str], ...]:
         """(kind, name) of what is owed and not found."""
-        return tuple((kind, name) for kind, name in self.paper.owed if not any(p.kind == kind and name in ("", p.name) for p in self.parts))
+        return tuple(
+            (kind, name)
+            for kind, name in self.paper.owed
+            if not any(p.kind == kind and name in ("", p.name) for p in self.parts)
+        )
 
     @property
     def state(self) -> str:
-        """"there", "partly", "not yet", or "nothing to build"."""
+        """ "there", "partly", "not yet", or "nothing to build"."""
         if not self.paper.owed:
             return "nothing to build"
         return "there" if not self.missing else "partly" if self.parts else "not yet"
@@ -215,7 +236,10 @@ def entries() -> list[Entry]:
         found.setdefault(row, []).append(part)
     papers = roster()
     if stray := sorted(set(found) - {paper.row for paper in papers if paper.owed}):
-        raise ValueError(f"{found[stray[0]][0].module} names row {stray[0]} as its paper: docs/papers.tsv has no such row, or owes it nothing")
+        raise ValueError(
+            f"{found[stray[0]][0].module} names row {stray[0]} as its paper: docs/papers.tsv has no such row, or owes "
+            f"it nothing"
+        )
     return [Entry(paper, tuple(found.get(paper.row, ()))) for paper in papers]
 
 
@@ -255,7 +279,10 @@ def page() -> str:
     head = ["row", "paper", "owed", "where it lives", "forms", "compared with", "claim"]
     partly = [[*_found(entry)[:3], f"**{_listed(entry.missing)}**", *_found(entry)[3:]] for entry in states["partly"]]
     later = [[*_named(entry.paper), entry.paper.tier, entry.paper.what] for entry in states["not yet"]]
-    nothing = [[str(entry.paper.row), f"**{entry.paper.name}**<br>{entry.paper.title}", entry.paper.what] for entry in states["nothing to build"]]
+    nothing = [
+        [str(entry.paper.row), f"**{entry.paper.name}**<br>{entry.paper.title}", entry.paper.what]
+        for entry in states["nothing to build"]
+    ]
     return "\n".join(
         [
             HEAD,
@@ -271,8 +298,17 @@ def page() -> str:
 def _by_tier(states: dict[str, list[Entry]]) -> str:
     """What is there of each tier."""
     tiers = sorted({entry.paper.tier for found in states.values() for entry in found if entry.paper.owed})
-    there = {tier: [sum(entry.paper.tier == tier for entry in states[state]) for state in ("there", "partly", "not yet")] for tier in tiers}
-    return "; ".join(f"tier {tier}: {done} there and {some} partly of {done + some + none}" for tier, (done, some, none) in there.items()) + "."
+    there = {
+        tier: [sum(entry.paper.tier == tier for entry in states[state]) for state in ("there", "partly", "not yet")]
+        for tier in tiers
+    }
+    return (
+        "; ".join(
+            f"tier {tier}: {done} there and {some} partly of {done + some + none}"
+            for tier, (done, some, none) in there.items()
+        )
+        + "."
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The page of what was measured, from the files under benchmarks/results/: ``python -m docs.results`` writes docs/results.md."""
+"""The page of what was measured, from the files under benchmarks/results/: ``python -m docs.results`` writes
+docs/results.md.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ HOME = Path(__file__).resolve().parents[1]
 CLAIMS = HOME / "benchmarks" / "results" / "cpu" / "claims"
 PAGE = HOME / "docs" / "results.md"
 LEFT_OUT = ("loss", "perplexity", "top5", "exact")
-VERDICTS = {True: "It holds here", False: "**It does not hold here**", None: "Not judged, contestants or seeds are missing"}
+VERDICTS = {
+    True: "It holds here",
+    False: "**It does not hold here**",
+    None: "Not judged, contestants or seeds are missing",
+}
 HEAD = """# Claims, measured
 
 Written by `python -m docs.results` from the files under `benchmarks/results/cpu/claims`; not edited by hand. Each row is a model,

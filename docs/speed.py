@@ -29,7 +29,9 @@ def _number(value: float | None) -> str:
 def _load(report: Report) -> str:
     """The state of the machine, where the report has it."""
     load = f"; load average at the end {report['load_average_at_end']:.1f}" if "load_average_at_end" in report else ""
-    return load + (f"; `GLIBC_TUNABLES={report['malloc']}` on both sides" if report.get("malloc", "default") != "default" else "")
+    return load + (
+        f"; `GLIBC_TUNABLES={report['malloc']}` on both sides" if report.get("malloc", "default") != "default" else ""
+    )
 
 
 def vision(report: Report) -> str:
@@ -41,7 +43,10 @@ def vision(report: Report) -> str:
             ratios = [row.get(f"times_faster_than_{side}", {}).get(what) for side in ("eager", "compile")]
             rows.append([name, label, *map(_number, [*times, *ratios])])
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
-    rates = {side: [row[side]["product"] for row in report["milliseconds"].values() if "product" in row.get(side, {})] for side in ("ours", "eager")}
+    rates = {
+        side: [row[side]["product"] for row in report["milliseconds"].values() if "product" in row.get(side, {})]
+        for side in ("ours", "eager")
+    }
     told = ""
     if all(rates.values()):
         told = f" A matrix product by itself made {max(rates['ours']):.0f}e9 operations a second in JAX and {max(rates['eager']):.0f}e9 in PyTorch."
@@ -58,7 +63,11 @@ def mamba(report: Report) -> str:
             ratio = row["times_faster"].get(what)
             told = _number(theirs) if theirs else row["transformers_ms"].get("stopped", "")
             before = ", ".join(map(_number, row.get("forward_over_products_before", [])))
-            over = _number(row["forward_over_products"]) + (f" (runs before: {before})" if before else "") if what == "forward" else ""
+            over = (
+                _number(row["forward_over_products"]) + (f" (runs before: {before})" if before else "")
+                if what == "forward"
+                else ""
+            )
             rows.append([length, what.replace("_", " "), _number(ours), told, _number(ratio), over])
     head = ["tokens", "", "ours, ms", "transformers, ms", "times transformers", "over its matrix products alone"]
     return f"## {report['model']}\n\n`python -m benchmarks.mamba`, jax {report['jax']}{_load(report)}.\n\n{table(head, rows)}"
@@ -69,7 +78,9 @@ def recurrences(report: Report) -> str:
     rows = []
     for name, row in report["rows"].items():
         for what in ("forward", "gradient"):
-            rows.append([name, what, *map(_number, (row[what]["xla_ms"], row[what]["reference_ms"], row[what]["ratio"]))])
+            rows.append(
+                [name, what, *map(_number, (row[what]["xla_ms"], row[what]["reference_ms"], row[what]["ratio"]))]
+            )
     text = f"`python -m benchmarks.recurrences`, {report['length']} tokens, jax {report['jax']}{_load(report)}."
     return f"## The recurrences\n\n{text}\n\n{table(['op', '', 'in chunks, ms', 'token by token, ms', 'times'], rows)}"
 
@@ -93,9 +104,17 @@ def scaling(report: Report) -> str:
     found = {form: {row["length"]: row for row in report[form]["rows"]} for form in forms}
     rows = []
     for length in found["longnet"]:
-        cells = [(f"{row['seconds']:.3g}", f"{row['temporary_bytes'] / 2**20:,.0f}") if (row := found[form].get(length)) else ("", "") for form in forms]
+        cells = [
+            (f"{row['seconds']:.3g}", f"{row['temporary_bytes'] / 2**20:,.0f}")
+            if (row := found[form].get(length))
+            else ("", "")
+            for form in forms
+        ]
         rows.append([f"{length:,}", *cells[0], *cells[1]])
-    slopes = [f"{form} {report[form]['slope_of_seconds']} in time and {report[form]['slope_of_memory']} in memory" for form in forms]
+    slopes = [
+        f"{form} {report[form]['slope_of_seconds']} in time and {report[form]['slope_of_memory']} in memory"
+        for form in forms
+    ]
     text = f"`python -m benchmarks.longnet_scaling`, a forward pass, jax {report['jax']}{_load(report)}. Growth exponents: {'; '.join(slopes)}."
     head = ["tokens", "LongNet, s", "LongNet, MiB", "dense, s", "dense, MiB"]
     return f"## One layer from thousands of tokens to a million\n\n{text}\n\n{table(head, rows)}"
@@ -105,7 +124,10 @@ def collectives(report: Report) -> str:
     """Bytes that devices send."""
     found = report["bytes_sent_by_each_device"]
     lengths = list(next(iter(found.values())))
-    rows = [[name, *(f"{sum(by[n]['training'].values()) / 2**10:,.0f}" if n in by else "" for n in lengths)] for name, by in found.items()]
+    rows = [
+        [name, *(f"{sum(by[n]['training'].values()) / 2**10:,.0f}" if n in by else "" for n in lengths)]
+        for name, by in found.items()
+    ]
     idle = ", ".join(f"{share:.0%} at a {name}" for name, share in report["idle_share_of_handing_over"].items())
     text = f"`python -m benchmarks.collectives`: KiB that each of {report['devices']} devices sends in one layer's training step, as compiled."
     more = f"The sum of the parameters' gradients is in every row. Where a memory is handed over, devices stand idle: {idle}."
@@ -179,7 +201,9 @@ SECTIONS: dict[str, Callable[[Report], str]] = {
 def page(folder: Path = RESULTS) -> str:
     """All of the page: a section for each file that is there."""
     found = {name: folder / f"{name}.json" for name in SECTIONS}
-    return "\n".join([HEAD, *(SECTIONS[name](json.loads(path.read_text())) for name, path in found.items() if path.exists())])
+    return "\n".join(
+        [HEAD, *(SECTIONS[name](json.loads(path.read_text())) for name, path in found.items() if path.exists())]
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The page that helps to choose a mixer, and its picture: ``python -m docs.which_mixer`` writes docs/which_mixer.md and docs/pictures/operations.svg.
+"""The page that helps to choose a mixer, and its picture: ``python -m docs.which_mixer`` writes docs/which_mixer.md and
+docs/pictures/operations.svg.
 
-All of it, the list at its top too, is made of what ``python -m benchmarks.counted`` counted, what the registry declares, and the verdicts of
-the claims.
+All of it, the list at its top too, is made of what ``python -m benchmarks.counted`` counted, what the registry
+declares, and the verdicts of the claims.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def _state(row: Row) -> str:
 
 def _kernels(row: Row) -> str:
     """Devices for which an op of the mixer has a kernel."""
-    found = {platform for op in row["ops"] for one in dispatch.OPS[op].implementations for platform in one.platforms or ()}
+    found = {
+        platform for op in row["ops"] for one in dispatch.OPS[op].implementations for platform in one.platforms or ()
+    }
     return ", ".join(sorted(platform.upper() for platform in found))
 
 
@@ -135,16 +138,22 @@ def decisions(report: Report) -> list[str]:
     refused = [name for name in sequences if not documents(name).startswith("apart")]
     bare = {name: row for name, row in own.items() if not _kernels(row)}
     return [
-        f"**Does length matter?** `attention` takes these multiples of the median of the {len(linear)} causal mixers of exponent 1:"
+        f"**Does length matter?** `attention` takes these multiples of the median of the {len(linear)} causal mixers of "
+        f"exponent 1:"
         f" {steps} tokens. Up to where that is about 1, its operations are no reason to leave it.",
-        f"**Images and other maps.** By 10^9 operations at 64 x 64 tokens, the fewest first: {_names(maps, at_middle, told)}."
-        f" Of these the exponent is above 1 for {all_of({n: r for n, r in maps.items() if r['exponent'] > 1})}. `row_major`, `scan_2d`,"
+        f"**Images and other maps.** By 10^9 operations at 64 x 64 tokens, the fewest first: "
+        f"{_names(maps, at_middle, told)}."
+        f" Of these the exponent is above 1 for {all_of({n: r for n, r in maps.items() if r['exponent'] > 1})}. "
+        f"`row_major`, `scan_2d`,"
         " `windowed` and `grid` bring any mixer of sequences to a map.",
-        f"**All of a sequence at once, seen from both ends.** With exponent 1: {all_of({n: r for n, r in both.items() if r['exponent'] == 1})};"
-        f" above: {all_of({n: r for n, r in both.items() if r['exponent'] > 1})}. `bidirectional` makes one of any causal mixer.",
+        f"**All of a sequence at once, seen from both ends.** With exponent 1: "
+        f"{all_of({n: r for n, r in both.items() if r['exponent'] == 1})};"
+        f" above: {all_of({n: r for n, r in both.items() if r['exponent'] > 1})}. `bidirectional` makes one of any "
+        f"causal mixer.",
         "**One token after another, in constant memory.** The state of a row is as large for 16,384 tokens as for 256:"
         f" {_names(fixed, lambda row: row['state_bytes'][0], _state)}.",
-        f"**One token after another, where memory may grow.** {_names(growing, lambda row: row['state_bytes'][-1], _state)}, from"
+        f"**One token after another, where memory may grow.** "
+        f"{_names(growing, lambda row: row['state_bytes'][-1], _state)}, from"
         " 256 to 16,384 tokens.",
         f"**Recall and copying** were measured, with small models: {_measured(RECALL)}; what is asked stands below.",
         f"**Far beyond the length of training** too: {_measured(LENGTH)}.",
@@ -183,13 +192,26 @@ def mixers(report: Report) -> str:
     lines = []
     for name, row in report["mixers"].items():
         cls = layers.mixer_class(name)
-        sight = " and ".join(word for word, has in (("back", cls.supports_causal), ("both ways", cls.supports_bidirectional)) if has)
+        sight = " and ".join(
+            word for word, has in (("back", cls.supports_causal), ("both ways", cls.supports_bidirectional)) if has
+        )
         streaming = "" if cls.streaming == "exact" else f" ({cls.streaming})"
         shown = f"`{name}`{' of `attention`' if wraps(name) else ''}"
         figures = [f"{row['exponent']:g}", f"{row['parameters']:,}", *map(_billions, row["operations"])]
         compared = [f"[{claim}]" for claim, names in report["claims"].items() if name in names]
         takes = ", ".join("map" if layout == "grid" else layout for layout in cls.layouts)
-        lines.append([shown, takes, sight + streaming, *figures, _state(row), documents(name), _kernels(row), ", ".join(compared)])
+        lines.append(
+            [
+                shown,
+                takes,
+                sight + streaming,
+                *figures,
+                _state(row),
+                documents(name),
+                _kernels(row),
+                ", ".join(compared),
+            ]
+        )
     return table(head, lines)
 
 
@@ -201,10 +223,14 @@ def page() -> str:
         [
             HEAD.format(**report),
             f"## In short\n\n{listed}\n",
-            f"## Operations against length\n\n![Operations of every mixer against length]({PICTURE.relative_to(PAGE.parent)})\n",
-            "## Every mixer\n\nThe columns of lengths are 10^9 operations at so many tokens. The exponent is what an instance says of its own growth in"
-            ' length. A state is that of one row with room for 256 tokens, and for 16,384 where that is more. "of `attention`" marks mixers that are made of'
-            ' others, with attention in them; "image" is a map after a class token or registers. Kernels are those that its ops have; whether one serves'
+            f"## Operations against length\n\n![Operations of every mixer against "
+            f"length]({PICTURE.relative_to(PAGE.parent)})\n",
+            "## Every mixer\n\nThe columns of lengths are 10^9 operations at so many tokens. The exponent is what an "
+            "instance says of its own growth in"
+            ' length. A state is that of one row with room for 256 tokens, and for 16,384 where that is more. "of '
+            '`attention`" marks mixers that are made of'
+            ' others, with attention in them; "image" is a map after a class token or registers. Kernels are those that '
+            "its ops have; whether one serves"
             " a call, the op says.\n",
             mixers(report),
             f"## Measured\n\nFigures, sizes and seeds are in [results.md](results.md).\n\n{measured(report)}",
@@ -214,12 +240,17 @@ def page() -> str:
 
 
 def draw(report: Report) -> Figure:
-    """Operations against length, a line a mixer: those of sequences that look back, and the others; mixers made of others are left out."""
+    """Operations against length, a line a mixer: those of sequences that look back, and the others; mixers made of
+    others are left out.
+    """
     from matplotlib.figure import Figure
 
     own = {name: row for name, row in report["mixers"].items() if not wraps(name)}
     back = {name: row for name, row in own.items() if row["state_bytes"]}
-    panels = {"Sequences, looking back": back, "Maps, and sequences seen from both ends only": {n: r for n, r in own.items() if n not in back}}
+    panels = {
+        "Sequences, looking back": back,
+        "Maps, and sequences seen from both ends only": {n: r for n, r in own.items() if n not in back},
+    }
     figure = Figure(figsize=(13, 9), layout="constrained")
     for axes, (title, rows) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         _panel(axes, rows, report["lengths"])
@@ -250,7 +281,9 @@ def _panel(axes: Axes, rows: dict[str, Row], lengths: list[int]) -> None:
 
 
 def _centered(values: list[float], apart: float) -> list[float]:
-    """Places near ascending ``values``, each at least a factor ``apart`` above the one before: groups that touch share their middle."""
+    """Places near ascending ``values``, each at least a factor ``apart`` above the one before: groups that touch share
+    their middle.
+    """
     groups: list[list[float]] = []  # of logarithms to the base ``apart``: the least place, and the values
 
     def start(group: list[float]) -> float:

@@ -12,7 +12,17 @@ from layers.attention.talking_heads import TalkingHeadsAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
 from layers.class_attention import ClassBlock
-from layers.combinators import Bidirectional, Dilated, Grid, Parallel, RowMajor, Scan2D, Windowed, bidirectional, on_grid
+from layers.combinators import (
+    Bidirectional,
+    Dilated,
+    Grid,
+    Parallel,
+    RowMajor,
+    Scan2D,
+    Windowed,
+    bidirectional,
+    on_grid,
+)
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, GatedDeltaNet
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution

@@ -33,13 +33,14 @@ class Branch:
         post      x = norm(x + s(module(x)))                           the first transformer's
         res_post  x = x + s(norm(module(x)))                           Swin v2's
         sandwich  x = x + s(post_norm(module(norm(x))))                Gemma 2's
-        parallel  beside the branch before it: x = x + s(before(norm(x))) + s(module(norm(x))), each with its own norm and s;
-                  one without a norm is part of the branch before it (GPT-J, ViT-22B): x = x + s(before(h) + module(h)) with
-                  h = norm(x); it has no scale, drop path or skip of its own
+        parallel  beside the branch before it: x = x + s(before(norm(x))) + s(module(norm(x))), each with its own norm
+          and s;
+                  one without a norm is part of the branch before it (GPT-J, ViT-22B): x = x + s(before(h) + module(h))
+                  with h = norm(x); it has no scale, drop path or skip of its own
 
     Attributes:
-      module: made already. One that is a :class:`Mixer` gets the tokens' object and keeps its share of the state; any other
-        maps x alone, token by token.
+      module: made already. One that is a :class:`Mixer` gets the tokens' object and keeps its share of the state; any
+        other maps x alone, token by token.
       norm: a name or a callable, None for none.
       order: of the norm.
       scale: initial value of the per-feature factors, None for none.
@@ -63,7 +64,8 @@ class Block(Module):
         Block({"mixer": attention, "channel": mlp}, features=64, rngs=rngs)            x = x + mixer(norm(x)); ...
         Block({"position": Branch(conv, norm=None), "mixer": attention, "channel": mlp}, features=64, rngs=rngs)
 
-    Names of the parts of a branch: ``NAME``, ``NAME_norm``, ``NAME_post_norm`` (sandwich), ``NAME_scale``, ``NAME_drop``, ``NAME_skip``.
+    Names of the parts of a branch: ``NAME``, ``NAME_norm``, ``NAME_post_norm`` (sandwich), ``NAME_scale``,
+      ``NAME_drop``, ``NAME_skip``.
     """
 
     def __init__(
@@ -86,8 +88,8 @@ class Block(Module):
             all its blocks a drop path rate, or none: 0.0 keeps the block's program equal to its neighbors'.)
 
         Raises:
-          ValueError: no branch, an unknown order, a first branch that is parallel, or a part of another branch with a scale,
-            drop path or skip of its own.
+          ValueError: no branch, an unknown order, a first branch that is parallel, or a part of another branch with a
+            scale, drop path or skip of its own.
         """
         if not branches:
             raise ValueError("a block needs at least one branch")
@@ -95,7 +97,9 @@ class Block(Module):
         plans: list[tuple[tuple[str, ...], Order]] = []
         for name, given in branches.items():
             stated = given if isinstance(given, Branch) else Branch(given)
-            branch = dataclasses.replace(stated, **{option: value for option, value in own.items() if getattr(stated, option) is BLOCK})
+            branch = dataclasses.replace(
+                stated, **{option: value for option, value in own.items() if getattr(stated, option) is BLOCK}
+            )
             if branch.order not in ORDERS:
                 raise ValueError(f"the order of a branch is one of {', '.join(ORDERS)}; {name!r} has {branch.order!r}")
             if branch.order == "parallel" and not plans:
@@ -103,7 +107,9 @@ class Block(Module):
             if branch.order == "parallel" and branch.norm is None:
                 before, order_before = plans[-1]
                 if stated.scale is not BLOCK or stated.drop is not BLOCK or stated.skip is not None:
-                    raise ValueError(f"{name!r} has no norm and so is part of {before[0]!r}: give that one its scale, drop or skip")
+                    raise ValueError(
+                        f"{name!r} has no norm and so is part of {before[0]!r}: give that one its scale, drop or skip"
+                    )
                 setattr(self, name, branch.module)
                 plans[-1] = ((*before, name), order_before)
                 continue
@@ -112,7 +118,9 @@ class Block(Module):
                 options = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
                 return None if branch.norm is None else create_norm(branch.norm, features, **options)
 
-            scale = None if branch.scale is None else LayerScale(features, branch.scale, param_dtype=param_dtype, rngs=rngs)
+            scale = (
+                None if branch.scale is None else LayerScale(features, branch.scale, param_dtype=param_dtype, rngs=rngs)
+            )
             parts = {"_norm": make_norm(), "": branch.module, "_scale": scale}
             parts["_drop"] = None if branch.drop is None else DropPath(branch.drop, rngs=rngs)
             parts["_skip"] = branch.skip
@@ -121,7 +129,9 @@ class Block(Module):
             for part, module in parts.items():
                 setattr(self, name + part, module)
             plans.append(((name,), branch.order))
-        self.branches = tuple(plans)  # the names of the modules that are summed, the first being the branch's, and its order
+        self.branches = tuple(
+            plans
+        )  # the names of the modules that are summed, the first being the branch's, and its order
 
     def __call__(self, x: jax.Array, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
         """Maps ``x`` to the same shape.
@@ -152,7 +162,9 @@ class Block(Module):
             for name, part in mixers.items()
         }
 
-    def extend(self, x: jax.Array, state: dict[str, Any], tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
+    def extend(
+        self, x: jax.Array, state: dict[str, Any], tokens: Known = None, shared: Any = None, own: Any = None
+    ) -> Any:
         """As :meth:`Mixer.extend`; returns (y, state), or (y, state, shared) where ``shared`` is given."""
         x, shared, state = self._run(x, Tokens.of(tokens), shared, own, dict(state))
         return (x, state) if shared is None else (x, state, shared)
@@ -164,7 +176,9 @@ class Block(Module):
           ValueError: a context that no branch reads.
         """
         tokens = Tokens.of(tokens)
-        if tokens.context is not None and not any("context" in getattr(part, "honors", ()) for part in self._parts().values()):
+        if tokens.context is not None and not any(
+            "context" in getattr(part, "honors", ()) for part in self._parts().values()
+        ):
             raise ValueError("no branch of the block reads the context: cross attention does (context_features=)")
         return tokens
 
@@ -172,7 +186,9 @@ class Block(Module):
         """The modules of the branches, by name."""
         return {name: getattr(self, name) for names, _ in self.branches for name in names}
 
-    def _run(self, x: jax.Array, tokens: Tokens, shared: Any, own: Any, state: dict[str, Any] | None) -> tuple[jax.Array, Any, Any]:
+    def _run(
+        self, x: jax.Array, tokens: Tokens, shared: Any, own: Any, state: dict[str, Any] | None
+    ) -> tuple[jax.Array, Any, Any]:
         """The branches; ``state``, if any, is updated in place."""
         x = finite_padding(x, tokens.mask)
         before = x  # what the branch before read
@@ -197,7 +213,9 @@ class Block(Module):
                 x = norm(x)
         return x, shared, state
 
-    def _call(self, name: str, h: jax.Array, tokens: Tokens, shared: Any, own: Any, state: dict[str, Any] | None) -> tuple[jax.Array, Any]:
+    def _call(
+        self, name: str, h: jax.Array, tokens: Tokens, shared: Any, own: Any, state: dict[str, Any] | None
+    ) -> tuple[jax.Array, Any]:
         """A branch's module: its output, and what it hands on."""
         module: Any = getattr(self, name)
         if not isinstance(module, Mixer):

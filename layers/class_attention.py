@@ -41,22 +41,28 @@ class ClassBlock(Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-          use_bias: of queries, keys and values.
-          layer_scale: initial value of the per-feature factors of both branches, None for none.
+        use_bias: of queries, keys and values.
+        layer_scale: initial value of the per-feature factors of both branches, None for none.
         """
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": True}
-        self.mixer_norm, self.channel_norm = (create_norm(norm, features, epsilon=norm_epsilon, **common) for _ in range(2))
+        self.mixer_norm, self.channel_norm = (
+            create_norm(norm, features, epsilon=norm_epsilon, **common) for _ in range(2)
+        )
         self.mixer = MultiHeadAttention(features, num_heads=num_heads, context_features=features, **biases, **common)
         self.channel = MLP(features, int(features * mlp_ratio), activation=activation, **common)
 
         def scale() -> LayerScale | None:
-            return None if layer_scale is None else LayerScale(features, layer_scale, param_dtype=param_dtype, rngs=rngs)
+            return (
+                None if layer_scale is None else LayerScale(features, layer_scale, param_dtype=param_dtype, rngs=rngs)
+            )
 
         self.mixer_scale, self.channel_scale = scale(), scale()
 
     def __call__(self, classes: jax.Array, x: jax.Array) -> jax.Array:
-        """The class tokens (batch, count, features) after they have read themselves and ``x`` (batch, length, features)."""
+        """The class tokens (batch, count, features) after they have read themselves and ``x`` (batch, length,
+        features).
+        """
         seen = self.mixer_norm(jnp.concatenate([classes, x], 1))
         y = self.mixer(seen[:, : classes.shape[1]], Tokens(context=seen))
         classes = classes + (y if self.mixer_scale is None else self.mixer_scale(y))

@@ -97,7 +97,13 @@ class _Partition(_Around):
     padding: Literal["masked", "zeros"] = "masked"
 
     def __init__(
-        self, features: int, *, window: int | Sequence[int] = 7, inner: MixerSpec = "attention", place: Place | None = None, rngs: nnx.Rngs
+        self,
+        features: int,
+        *,
+        window: int | Sequence[int] = 7,
+        inner: MixerSpec = "attention",
+        place: Place | None = None,
+        rngs: nnx.Rngs,
     ):
         self.window = _pair(window)
         place = None if place is None else dataclasses.replace(place, grid=self._known_window(place.grid))
@@ -121,7 +127,10 @@ class _Partition(_Around):
         mask = tokens.mask
         if (bottom or right) and (mask is not None or self.padding == "masked"):
             mask = pad(jnp.ones(x.shape[:3], bool) if mask is None else mask, self.padding == "zeros")
-        x, tokens = pad(x), self._kept_apart(tokens.rearranged(pad).replace(mask=mask), (height + bottom, width + right), window)
+        x, tokens = (
+            pad(x),
+            self._kept_apart(tokens.rearranged(pad).replace(mask=mask), (height + bottom, width + right), window),
+        )
         with sequence.folded():
             y = self._join(self.inner(cut(x), tokens.rearranged(cut)), x.shape, window)
         return y[:, :height, :width]
@@ -135,7 +144,9 @@ class _Partition(_Around):
         return self.window
 
     def _kept_apart(self, tokens: Tokens, grid: tuple[int, int], window: tuple[int, int]) -> Tokens:
-        """What is known of the tokens of a padded grid, with segments for those that share a window and must not see each other."""
+        """What is known of the tokens of a padded grid, with segments for those that share a window and must not see
+        each other.
+        """
         return tokens
 
     def _cut(self, x: jax.Array, window: tuple[int, int]) -> jax.Array:
@@ -149,8 +160,10 @@ class _Partition(_Around):
 class Windowed(_Partition):
     """The inner mixer in non-overlapping windows of neighboring tokens (MaxViT's block attention, Swin's windows).
 
-    Shifted windows are those of the grid moved cyclically: a window at the border holds tokens of two sides of the grid or
-    of four, which the inner mixer gets as different segments. Where one window covers the whole of a side nothing moves.
+    Shifted windows are those of the grid moved cyclically: a window at the border holds tokens of two sides of the grid
+      or
+    of four, which the inner mixer gets as different segments. Where one window covers the whole of a side nothing
+    moves.
     """
 
     def __init__(
@@ -168,9 +181,10 @@ class Windowed(_Partition):
         """Args:
           window: rows and columns of a window, or one number for both; None is the whole side of the grid (stripes).
           shift: rows and columns by which the windows are moved to the bottom and the right.
-          padding: of a grid that the window does not divide, at the bottom and the right: masked, or zeros that are attended
-            to as tokens, with which Swin's weights were trained.
-          clamp: windows are no larger than the grid. (An inner mixer with a table of the window needs windows of one size.)
+          padding: of a grid that the window does not divide, at the bottom and the right: masked, or zeros that are
+            attended to as tokens, with which Swin's weights were trained.
+          clamp: windows are no larger than the grid. (An inner mixer with a table of the window needs windows of one
+            size.)
 
         Raises:
           ValueError: an unknown padding, or a shift around an inner mixer that can't keep segments apart.
@@ -182,7 +196,8 @@ class Windowed(_Partition):
         if any(self.shift) and "segment_ids" not in self.inner.honors:
             mixer = self.inner.inner if isinstance(self.inner, RowMajor) else self.inner
             raise ValueError(
-                f"a shifted window holds tokens of several sides of the grid, and {type(mixer).__name__} does not honor segment_ids, "
+                f"a shifted window holds tokens of several sides of the grid, and {type(mixer).__name__} does not honor "
+                f"segment_ids, "
                 "which keep them apart: give shift=0, or an inner mixer that does, as attention"
             )
 
@@ -198,13 +213,16 @@ class Windowed(_Partition):
 
     def _window_of(self, grid: tuple[int, int]) -> tuple[int, int]:
         rows, columns = (
-            size if side is None else min(side, size) if self.clamp else side for side, size in zip(self.window, grid, strict=True)
+            size if side is None else min(side, size) if self.clamp else side
+            for side, size in zip(self.window, grid, strict=True)
         )
         return rows, columns
 
     def _shift_of(self, grid: Sequence[int], window: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns by which the windows of a padded grid are moved."""
-        rows, columns = (0 if side >= size else shift for shift, size, side in zip(self.shift, grid, window, strict=True))
+        rows, columns = (
+            0 if side >= size else shift for shift, size, side in zip(self.shift, grid, window, strict=True)
+        )
         return rows, columns
 
     def _kept_apart(self, tokens: Tokens, grid: tuple[int, int], window: tuple[int, int]) -> Tokens:
@@ -233,7 +251,9 @@ class Windowed(_Partition):
 
 @register_mixer("grid")
 class Grid(_Partition):
-    """The inner mixer among tokens a fixed stride apart, ``window`` of them spread over the whole grid (MaxViT's grid attention)."""
+    """The inner mixer among tokens a fixed stride apart, ``window`` of them spread over the whole grid (MaxViT's grid
+    attention).
+    """
 
     paper = (34,)
 
@@ -293,13 +313,19 @@ class Dilated(_Around):
         if pad:
             tokens = tokens.replace(mask=jnp.ones((batch, length), bool) if tokens.mask is None else tokens.mask)
         y = self.inner(split(x), tokens.rearranged(split))
-        return jnp.swapaxes(y.reshape(batch, self.rate, -1, features), 1, 2).reshape(batch, length + pad, features)[:, :length]
+        return jnp.swapaxes(y.reshape(batch, self.rate, -1, features), 1, 2).reshape(batch, length + pad, features)[
+            :, :length
+        ]
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
         capacity = None if max_length is None else -(-max_length // self.rate)
         inner = self.inner.init_state(batch_size * self.rate, capacity, dtype)
         lanes = jax.tree.map(lambda leaf: leaf.reshape(batch_size, self.rate, *leaf.shape[1:]), inner)
-        return {"lanes": lanes, "length": jnp.zeros((batch_size,), jnp.int32), "segment": jnp.zeros((batch_size,), jnp.int32)}
+        return {
+            "lanes": lanes,
+            "length": jnp.zeros((batch_size,), jnp.int32),
+            "segment": jnp.zeros((batch_size,), jnp.int32),
+        }
 
     def mix_next(self, x: jax.Array, state: Any, tokens: Tokens) -> tuple[jax.Array, Any]:
         batch, new, features = x.shape
@@ -323,13 +349,19 @@ class Dilated(_Around):
 
         known = tokens.rearranged(gather).replace(mask=(mask[row, index] & inside).reshape(-1, steps))
         y, lanes = self.inner.extend(gather(x), lanes, known)
-        out = jnp.zeros_like(x).at[row, jnp.where(inside, index, new)].set(y.reshape(batch, self.rate, steps, features).astype(x.dtype), mode="drop")
+        out = (
+            jnp.zeros_like(x)
+            .at[row, jnp.where(inside, index, new)]
+            .set(y.reshape(batch, self.rate, steps, features).astype(x.dtype), mode="drop")
+        )
         lanes = jax.tree.map(lambda leaf: leaf.reshape(batch, self.rate, *leaf.shape[1:]), lanes)
         return out, {"lanes": lanes, "length": state["length"] + mask.sum(1, dtype=jnp.int32), "segment": segment}
 
     def _split(self, x: jax.Array) -> jax.Array:
         batch, length = x.shape[:2]
-        return jnp.swapaxes(x.reshape(batch, length // self.rate, self.rate, *x.shape[2:]), 1, 2).reshape(-1, length // self.rate, *x.shape[2:])
+        return jnp.swapaxes(x.reshape(batch, length // self.rate, self.rate, *x.shape[2:]), 1, 2).reshape(
+            -1, length // self.rate, *x.shape[2:]
+        )
 
 
 def reverse(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -357,7 +389,9 @@ class Bidirectional(Mixer):
         self.forward = create_mixer(inner, features, causal=True, rngs=rngs, place=place)
         self.backward = create_mixer(inner, features, causal=True, rngs=rngs, place=place)
         if getattr(getattr(self.backward, "rotary", None), "grid", None) is not None:
-            raise ValueError("a rotary embedding on a reference grid can't be read in both directions: leave its grid out")
+            raise ValueError(
+                "a rotary embedding on a reference grid can't be read in both directions: leave its grid out"
+            )
 
     @property
     def honors(self) -> frozenset[str]:  # type: ignore[override]
@@ -407,7 +441,9 @@ class Scan2D(Mixer):
             tokens = tokens.replace(positions=jnp.asarray(grid_positions(height, width)).reshape(1, height, width, 2))
         for i, mixer in enumerate(self.inner):
             move, back = self._order(batch, tokens.mask, by_columns=i >= 2, backwards=bool(i % 2))
-            y = back(mixer(move(x), tokens.rearranged(move))).reshape(batch, *((width, height) if i >= 2 else (height, width)), features)
+            y = back(mixer(move(x), tokens.rearranged(move))).reshape(
+                batch, *((width, height) if i >= 2 else (height, width)), features
+            )
             total = total + (jnp.swapaxes(y, 1, 2) if i >= 2 else y)
         return total / len(self.inner)
 
@@ -415,7 +451,9 @@ class Scan2D(Mixer):
     def _order(
         batch: int, mask: jax.Array | None, *, by_columns: bool, backwards: bool
     ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
-        """Functions that bring what tokens have from the grid to the order of reading, and from there to the sequence of the (turned) grid."""
+        """Functions that bring what tokens have from the grid to the order of reading, and from there to the sequence
+        of the (turned) grid.
+        """
 
         def line(a: jax.Array) -> jax.Array:
             a = jnp.swapaxes(a, 1, 2) if by_columns else a
@@ -451,7 +489,9 @@ class Parallel(Mixer):
         place: Place | None = None,
         rngs: nnx.Rngs,
     ):
-        self.branches = nnx.List([create_mixer(spec, features, causal=causal, rngs=rngs, place=place) for spec in branches])
+        self.branches = nnx.List(
+            [create_mixer(spec, features, causal=causal, rngs=rngs, place=place) for spec in branches]
+        )
         self.causal = causal
 
     @property

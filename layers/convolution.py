@@ -28,7 +28,8 @@ class ConvolutionState:
 
 
 class CausalConvolution(Recurrent):
-    """Depth-wise 1-D convolution that looks back only: y_t = bias + sum_i kernel[i] x_{t - kernel_size + 1 + i}, zeros before the start.
+    """Depth-wise 1-D convolution that looks back only: y_t = bias + sum_i kernel[i] x_{t - kernel_size + 1 + i}, zeros
+    before the start.
 
     Parameters ``kernel`` (kernel_size, 1, features), the layout of a grouped ``nnx.Conv``, and ``bias`` (features,).
     """
@@ -55,7 +56,9 @@ class CausalConvolution(Recurrent):
         inputs = jnp.zeros((batch_size, self.kernel_size - 1, self.features), dtype)
         return ConvolutionState(inputs, jnp.zeros((batch_size,), jnp.int32))
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: ConvolutionState | None) -> tuple[jax.Array, ConvolutionState | None]:
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: ConvolutionState | None
+    ) -> tuple[jax.Array, ConvolutionState | None]:
         if state is None:
             return short_convolution(*self._cast(x), starts=tokens.starts()), None
         return self.read(x, state, tokens)
@@ -96,4 +99,8 @@ class CausalConvolution(Recurrent):
     def _cast(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """``x``, the kernel and the bias in the dtype of the computation."""
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
-        return x.astype(dtype), self.kernel[...].astype(dtype), None if self.bias is None else self.bias[...].astype(dtype)
+        return (
+            x.astype(dtype),
+            self.kernel[...].astype(dtype),
+            None if self.bias is None else self.bias[...].astype(dtype),
+        )

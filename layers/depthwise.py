@@ -32,7 +32,9 @@ class DepthwiseConv(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(create_initializer(kernel_init)(rngs.params(), (kernel_size, kernel_size, 1, features), param_dtype))
+        self.kernel = nnx.Param(
+            create_initializer(kernel_init)(rngs.params(), (kernel_size, kernel_size, 1, features), param_dtype)
+        )
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
         self.strides, self.padding, self.dtype = strides, padding, dtype
 
@@ -40,12 +42,15 @@ class DepthwiseConv(Module):
         """Maps (batch, height, width, features) to (batch, height', width', features)."""
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
-        return depthwise_convolution(x.astype(dtype), self.kernel[...].astype(dtype), bias, strides=self.strides, padding=self.padding)
+        return depthwise_convolution(
+            x.astype(dtype), self.kernel[...].astype(dtype), bias, strides=self.strides, padding=self.padding
+        )
 
 
 @register_mixer("depthwise_convolution")
 class DepthwiseConvolution(Mixer):
-    """Depth-wise convolution of a grid, each channel with a kernel of its own: the mixer of ConvNeXt (Liu et al., 2022).
+    """Depth-wise convolution of a grid, each channel with a kernel of its own: the mixer of ConvNeXt (Liu et al.,
+    2022).
 
     Tokens mix with their neighbors up to half the kernel away, by weights that do not depend on them. Masked tokens
     count as zeros, as what lies beyond the grid.

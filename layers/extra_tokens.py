@@ -18,7 +18,9 @@ from layers.tokens import Known, Tokens
 
 
 def repeated(learned: jax.Array, batch: int, dtype: Any) -> jax.Array:
-    """Learned tokens (count, features) for each row: (batch, count, features) in ``dtype``; the gradient is summed in float32."""
+    """Learned tokens (count, features) for each row: (batch, count, features) in ``dtype``; the gradient is summed in
+    float32.
+    """
     return broadcast(learned, (batch, *learned.shape), dtype)
 
 

@@ -5,8 +5,8 @@
     identity, relu, sigmoid, silu, exp
     positive_random     exp(W x' - |x'|^2 / 2) / sqrt(m)    Performer (Choromanski et al., 2021, arXiv:2009.14794), lemma 1
 
-x' = x / head_dim^(1/4), so that the mean of phi(q) . phi(k) over W of standard normal rows is exp(q . k / sqrt(head_dim)). All of them
-map (..., head_dim) to (..., features) and act on the last axis alone.
+x' = x / head_dim^(1/4), so that the mean of phi(q) . phi(k) over W of standard normal rows is exp(q . k /
+sqrt(head_dim)). All of them map (..., head_dim) to (..., features) and act on the last axis alone.
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ def create_feature_map(spec: FeatureMapSpec, head_dim: int, *, rngs: nnx.Rngs) -
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("name", None)
     if name not in FEATURE_MAPS:
-        raise ValueError(f"unknown feature map {name!r}{near(str(name), FEATURE_MAPS)}; known: {', '.join(FEATURE_MAPS)}, or a function")
+        raise ValueError(
+            f"unknown feature map {name!r}{near(str(name), FEATURE_MAPS)}; known: {', '.join(FEATURE_MAPS)}, or a "
+            f"function"
+        )
     made = FEATURE_MAPS[name]
     if isinstance(made, type):
         return made(head_dim, **options, rngs=rngs)

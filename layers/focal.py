@@ -30,10 +30,12 @@ from layers.tokens import Tokens
 class FocalModulation(Mixer):
     """Depth-wise convolutions of growing windows and the map's mean, gated and summed, multiply each token's query.
 
-    Masked tokens are zeros to every convolution and are left out of the mean: a map padded at the bottom and right gives
+    Masked tokens are zeros to every convolution and are left out of the mean: a map padded at the bottom and right
+      gives
     what the smaller map gives.
 
-    Parameters: ``query``, ``context``, ``gates``, ``modulator``, ``out`` (linear), ``levels.N`` (depth-wise), and ``norm``
+    Parameters: ``query``, ``context``, ``gates``, ``modulator``, ``out`` (linear), ``levels.N`` (depth-wise), and
+      ``norm``
     where asked for.
     """
 
@@ -62,14 +64,16 @@ class FocalModulation(Mixer):
           inner_norm: a layer norm before ``out``, in the largest models.
           use_bias: of all linear layers but the last, which has one.
           dropout: of the output.
-          kernel_init: of the linear layers but the modulator, which starts as a convolution of PyTorch's does, as in the authors' code.
-            Three of them multiply: small numbers, as 0.02 for few features, make the output vanish.
+          kernel_init: of the linear layers but the modulator, which starts as a convolution of PyTorch's does, as in
+            the authors' code. Three of them multiply: small numbers, as 0.02 for few features, make the output vanish.
 
         Raises:
           ValueError: a negative number of levels, or a window that is not odd.
         """
         if levels < 0 or window < 1 or window % 2 == 0:
-            raise ValueError(f"levels must be at least 0 and the window odd, so that it has a center; got {levels} and {window}")
+            raise ValueError(
+                f"levels must be at least 0 and the window odd, so that it has a center; got {levels} and {window}"
+            )
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear: dict[str, Any] = {"use_bias": use_bias, "kernel_init": kernel_init, **common}
         self.query = Linear(features, features, **linear)
@@ -78,7 +82,9 @@ class FocalModulation(Mixer):
         self.levels = nnx.List(
             [DepthwiseConv(features, window + 2 * level, use_bias=False, **common) for level in range(levels)]
         )
-        self.modulator = Linear(features, features, **{**linear, "kernel_init": variance_scaling(1 / 3, "fan_in", "uniform")})
+        self.modulator = Linear(
+            features, features, **{**linear, "kernel_init": variance_scaling(1 / 3, "fan_in", "uniform")}
+        )
         self.norm = create_norm("layer", features, epsilon=1e-5, **common) if inner_norm else None
         self.out = Linear(features, features, kernel_init=kernel_init, **common)
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
@@ -105,7 +111,9 @@ class FocalModulation(Mixer):
 
 
 def _mean(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The mean of the real tokens of a map (batch, height, width, features), (batch, 1, 1, features), summed in float32."""
+    """The mean of the real tokens of a map (batch, height, width, features), (batch, 1, 1, features), summed in
+    float32.
+    """
     wide = without_padding(x, mask).astype(jnp.promote_types(x.dtype, jnp.float32))
     count = x.shape[1] * x.shape[2] if mask is None else jnp.maximum(mask.sum((1, 2)), 1)[:, None, None, None]
     return (jnp.sum(wide, (1, 2), keepdims=True) / count).astype(x.dtype)

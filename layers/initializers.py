@@ -1,8 +1,8 @@
 """Initializers: how a parameter starts, drawn by JAX for a layer on its own, on the host for a model.
 
 An initializer is called as JAX's are, ``init(key, shape, dtype)``, and draws with that key. While a model is being made
-(:mod:`layers.making`) it draws nothing yet and returns a :class:`Draw`: the number of XLA programs that a model's shapes would take is
-what made models slow to make, and weights that a file replaces need not be drawn at all.
+(:mod:`layers.making`) it draws nothing yet and returns a :class:`Draw`: the number of XLA programs that a model's
+shapes would take is what made models slow to make, and weights that a file replaces need not be drawn at all.
 
 Initializers compare by value: Flax keeps them in a layer's static structure, which scan compares between layers.
 """
@@ -49,7 +49,9 @@ class Initializer:
     whole: ClassVar[bool] = False
 
     def __call__(self, key: Any, shape: Shape, dtype: Any = jnp.float32, **options: Any) -> Any:
-        """The parameter: an array, or a :class:`Draw` of it while a model is being made. ``key`` is unused where nothing is random."""
+        """The parameter: an array, or a :class:`Draw` of it while a model is being made. ``key`` is unused where
+        nothing is random.
+        """
         model = making.get()
         if model is not None and model.here():
             return Draw(self, tuple(shape), np.dtype(dtype), key)
@@ -60,11 +62,15 @@ class Initializer:
         raise NotImplementedError
 
     def fill(self, stream: int, out: np.ndarray, shape: Shape, start: int) -> None:
-        """Writes numbers ``start`` and following of a flattened parameter of ``shape`` into ``out`` (numbers,); all if ``whole``."""
+        """Writes numbers ``start`` and following of a flattened parameter of ``shape`` into ``out`` (numbers,); all if
+        ``whole``.
+        """
         raise NotImplementedError
 
     def stream_name(self, name: str) -> str:
-        """What names the random words of the parameter ``name``; for one that is drawn with others of its module, the module's name."""
+        """What names the random words of the parameter ``name``; for one that is drawn with others of its module, the
+        module's name.
+        """
         return name
 
 
@@ -72,7 +78,8 @@ class Initializer:
 class Draw:
     """A parameter that is not drawn yet: it will be, with its name, when the model is whole.
 
-    Code that needs its numbers before that, as a module of the user's own may, gets them drawn by JAX with the key, and they stay.
+    Code that needs its numbers before that, as a module of the user's own may, gets them drawn by JAX with the key, and
+    they stay.
     """
 
     initializer: Initializer
@@ -91,9 +98,13 @@ class Draw:
         return math.prod(self.shape)
 
     def numbers(self, seed: bytes, name: str, index: Index | None = None) -> np.ndarray:
-        """The part ``index`` (default all) of the parameter ``name`` of the model ``seed``, aligned so that JAX on a CPU need not copy it."""
+        """The part ``index`` (default all) of the parameter ``name`` of the model ``seed``, aligned so that JAX on a
+        CPU need not copy it.
+        """
         stream = portable.stream(seed, self.initializer.stream_name(name), repr(self.shape))
-        index = tuple(slice(*s.indices(n)) for s, n in zip(index or (slice(None),) * self.ndim, self.shape, strict=True))
+        index = tuple(
+            slice(*s.indices(n)) for s, n in zip(index or (slice(None),) * self.ndim, self.shape, strict=True)
+        )
         wanted = tuple(s.stop - s.start for s in index)
         out = aligned(wanted, self.dtype)
         if not out.size:
@@ -109,7 +120,9 @@ class Draw:
         first = sum(s.start * stride for s, stride in zip(index, strides, strict=True))
         runs = out.reshape(-1, math.prod(wanted[outer:]))
         for run, place in zip(runs, np.ndindex(*wanted[:outer]), strict=True):
-            self.initializer.fill(stream, run, self.shape, first + sum(n * stride for n, stride in zip(place, strides, strict=False)))
+            self.initializer.fill(
+                stream, run, self.shape, first + sum(n * stride for n, stride in zip(place, strides, strict=False))
+            )
         return out
 
     def __jax_array__(self) -> jax.Array:
@@ -128,7 +141,21 @@ def _of_the_array(name: str) -> Callable[..., Any]:
     return lambda draw, *others: getattr(draw.__jax_array__(), name)(*others)
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "rmatmul", "pow", "neg", "getitem"):
+for _name in (
+    "add",
+    "radd",
+    "sub",
+    "rsub",
+    "mul",
+    "rmul",
+    "truediv",
+    "rtruediv",
+    "matmul",
+    "rmatmul",
+    "pow",
+    "neg",
+    "getitem",
+):
     setattr(Draw, f"__{_name}__", _of_the_array(f"__{_name}__"))
 for _name in ("astype", "reshape"):
     setattr(Draw, _name, _of_the_array(_name))
@@ -149,7 +176,9 @@ class Constant(Initializer):
     value: Any
 
     def by_jax(self, key: Any, shape: Shape, dtype: Any, **options: Any) -> jax.Array:
-        return nnx.initializers.constant(self.value if np.ndim(self.value) == 0 else np.asarray(self.value))(key, shape, dtype, **options)
+        return nnx.initializers.constant(self.value if np.ndim(self.value) == 0 else np.asarray(self.value))(
+            key, shape, dtype, **options
+        )
 
     def fill(self, stream: int, out: np.ndarray, shape: Shape, start: int) -> None:
         if np.ndim(self.value) == 0:
@@ -234,16 +263,23 @@ Distribution = Literal["normal", "truncated_normal", "uniform"]
 
 @dataclasses.dataclass(frozen=True)
 class VarianceScaling(Independent):
-    """Mean 0 and variance ``scale`` / fan (He et al., 2015, section 2.2): the last axis is outputs, the one before it inputs, others are taps."""
+    """Mean 0 and variance ``scale`` / fan (He et al., 2015, section 2.2): the last axis is outputs, the one before it
+    inputs, others are taps.
+    """
 
     scale: float
     mode: Mode
     distribution: Distribution
 
     def __post_init__(self) -> None:
-        for option, known in (("mode", ("fan_in", "fan_out", "fan_avg")), ("distribution", ("normal", "truncated_normal", "uniform"))):
+        for option, known in (
+            ("mode", ("fan_in", "fan_out", "fan_avg")),
+            ("distribution", ("normal", "truncated_normal", "uniform")),
+        ):
             if getattr(self, option) not in known:
-                raise ValueError(f"variance_scaling: {option} is one of {', '.join(known)}; got {getattr(self, option)!r}")
+                raise ValueError(
+                    f"variance_scaling: {option} is one of {', '.join(known)}; got {getattr(self, option)!r}"
+                )
 
     def by_jax(self, key: Any, shape: Shape, dtype: Any, **options: Any) -> jax.Array:
         return nnx.initializers.variance_scaling(self.scale, self.mode, self.distribution)(key, shape, dtype, **options)
@@ -256,7 +292,9 @@ class VarianceScaling(Independent):
             return _spread(-math.sqrt(3) * std, math.sqrt(3) * std)
         if self.distribution == "normal":
             return _scaled(portable.normal, std)
-        return _scaled(portable.truncated_normal, std / 0.87962566103423978)  # the standard deviation that the cut leaves
+        return _scaled(
+            portable.truncated_normal, std / 0.87962566103423978
+        )  # the standard deviation that the cut leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,8 +323,6 @@ class Transformed(Independent):
 def inverse_softplus(y: jax.Array) -> jax.Array:
     """x with softplus(x) = y > 0."""
     return y + jnp.log(-jnp.expm1(-y))
-
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,7 +378,9 @@ class OnSphere(Initializer):
 
 @dataclasses.dataclass(frozen=True)
 class Orthogonal(Initializer):
-    """Orthogonal rows or columns, whichever are fewer, uniform among all such (Saxe et al., 2014); leading axes count as inputs."""
+    """Orthogonal rows or columns, whichever are fewer, uniform among all such (Saxe et al., 2014); leading axes count
+    as inputs.
+    """
 
     scale: float = 1.0
     whole: ClassVar[bool] = True
@@ -370,7 +408,13 @@ def uniform(scale: float) -> Uniform:
     return Uniform(0.0, scale)
 
 
-constant, normal, truncated_normal, variance_scaling, orthogonal = Constant, Normal, TruncatedNormal, VarianceScaling, Orthogonal
+constant, normal, truncated_normal, variance_scaling, orthogonal = (
+    Constant,
+    Normal,
+    TruncatedNormal,
+    VarianceScaling,
+    Orthogonal,
+)
 zeros, ones = Constant(0.0), Constant(1.0)
 lecun_normal = VarianceScaling(1.0, "fan_in", "truncated_normal")
 """As ``nnx.Linear`` starts."""
@@ -399,5 +443,8 @@ def create_initializer(spec: InitializerSpec) -> Callable[..., Any]:
     if callable(spec):
         return spec
     if not isinstance(spec, str) or spec not in INITIALIZERS:
-        raise ValueError(f"unknown initializer {spec!r}; known: {', '.join(INITIALIZERS)}, or a callable (key, shape, dtype) -> array")
+        raise ValueError(
+            f"unknown initializer {spec!r}; known: {', '.join(INITIALIZERS)}, or a callable (key, shape, dtype) -> "
+            f"array"
+        )
     return INITIALIZERS[spec]

@@ -20,7 +20,9 @@ from primitives import sequence
 
 
 def _promoted(arrays: tuple[Any, ...], *, dtype: Any = None, inexact: bool = True) -> tuple[Any, ...]:
-    """Inputs and kernel in the dtype of the computation; a bias, which all rows share, in float32: see :mod:`layers.broadcast`."""
+    """Inputs and kernel in the dtype of the computation; a bias, which all rows share, in float32: see
+    :mod:`layers.broadcast`.
+    """
     *operands, bias = arrays
     return *promote_dtype(tuple(operands), dtype=dtype, inexact=inexact), None if bias is None else widened(bias)
 
@@ -39,7 +41,11 @@ class Linear(nnx.Linear):
         **options: Any,
     ):
         """Further options are those of ``nnx.Linear``."""
-        inits: dict[str, Any] = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init), "promote_dtype": _promoted}
+        inits: dict[str, Any] = {
+            "kernel_init": create_initializer(kernel_init),
+            "bias_init": create_initializer(bias_init),
+            "promote_dtype": _promoted,
+        }
         super().__init__(in_features, out_features, rngs=rngs, **inits, **options)
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
@@ -65,12 +71,20 @@ class Conv(nnx.Conv):
         **options: Any,
     ):
         """Further options are those of ``nnx.Conv``."""
-        inits: dict[str, Any] = {"kernel_init": create_initializer(kernel_init), "bias_init": create_initializer(bias_init), "promote_dtype": _promoted}
+        inits: dict[str, Any] = {
+            "kernel_init": create_initializer(kernel_init),
+            "bias_init": create_initializer(bias_init),
+            "promote_dtype": _promoted,
+        }
         super().__init__(in_features, out_features, kernel_size, **inits, **options)
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (batch, height, width, in_features) to (batch, height', width', out_features)."""
-        return super().__call__(inputs, *args, **kwargs).astype(self.dtype or jnp.promote_types(inputs.dtype, self.kernel.dtype))
+        return (
+            super()
+            .__call__(inputs, *args, **kwargs)
+            .astype(self.dtype or jnp.promote_types(inputs.dtype, self.kernel.dtype))
+        )
 
 
 class Embed(nnx.Embed):
@@ -80,7 +94,8 @@ class Embed(nnx.Embed):
         """Maps tokens (...) to their embeddings (..., features).
 
         Raises:
-          ValueError: a token beyond the table. Inside ``jit``, where tokens are not known, its embedding is not-a-number.
+          ValueError: a token beyond the table. Inside ``jit``, where tokens are not known, its embedding is
+            not-a-number.
         """
         self._check(inputs)
         return lookup(self.embedding[...], inputs, self.dtype or self.embedding.dtype, beyond="fill")
@@ -94,7 +109,10 @@ class Embed(nnx.Embed):
         if len(beyond):
             *row, place = beyond[0]
             where = f"row {', '.join(map(str, row))}, place {place}"
-            raise ValueError(f"token {found[tuple(beyond[0])]} in {where}: the table has {size} entries, 0 to {size - 1}; is it the model's own tokenizer?")
+            raise ValueError(
+                f"token {found[tuple(beyond[0])]} in {where}: the table has {size} entries, 0 to {size - 1}; is it the "
+                f"model's own tokenizer?"
+            )
 
     def attend(self, query: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (..., features) to logits (..., num_embeddings): products with every embedding."""

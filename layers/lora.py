@@ -46,14 +46,22 @@ class AdaptedLinear(Linear):
         return y + self.lora_scale * ((x @ a) @ b)
 
 
-def add_lora(model: nnx.Module, *, rank: int = 8, alpha: float | None = None, patterns: Iterable[str] = LAYERS, rngs: nnx.Rngs | None = None) -> nnx.Module:
+def add_lora(
+    model: nnx.Module,
+    *,
+    rank: int = 8,
+    alpha: float | None = None,
+    patterns: Iterable[str] = LAYERS,
+    rngs: nnx.Rngs | None = None,
+) -> nnx.Module:
     """Adds adapters to linear layers of ``model``, in place, and returns it; its outputs are unchanged.
 
     Args:
       model: any; those of the zoo are best given their weights first.
       rank: of the change to each kernel.
       alpha: the change is scaled by alpha / rank; default ``rank``.
-      patterns: globs over dotted names of layers, such as ``*.mixer.query``; every linear layer that one matches is adapted.
+      patterns: globs over dotted names of layers, such as ``*.mixer.query``; every linear layer that one matches is
+        adapted.
       rngs: for A, which is normal with variance 1 / in_features (our choice); default ``nnx.Rngs(0)``.
 
     Raises:
@@ -68,7 +76,10 @@ def add_lora(model: nnx.Module, *, rank: int = 8, alpha: float | None = None, pa
     for pattern in patterns:
         hits = fnmatch.filter(linear, pattern)
         if not hits:
-            raise ValueError(f"no linear layer matches {pattern!r}{near(pattern, linear)}; there are: {', '.join(list(linear)[:8]) or 'none'}, ...")
+            raise ValueError(
+                f"no linear layer matches {pattern!r}{near(pattern, linear)}; there are: "
+                f"{', '.join(list(linear)[:8]) or 'none'}, ..."
+            )
         chosen.update(hits)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     for name in sorted(chosen):
@@ -78,7 +89,11 @@ def add_lora(model: nnx.Module, *, rank: int = 8, alpha: float | None = None, pa
 
 def linear_layers(model: nnx.Module) -> dict[str, Any]:
     """The linear layers of a model that can be adapted, by dotted name."""
-    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if type(module) in (Linear, nnx.Linear)}
+    return {
+        ".".join(map(str, path)): module
+        for path, module in nnx.iter_modules(model)
+        if type(module) in (Linear, nnx.Linear)
+    }
 
 
 def adapt(layer: Any, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
@@ -92,7 +107,11 @@ def adapt(layer: Any, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
 
 def adapters(model: nnx.Module) -> dict[str, AdaptedLinear]:
     """The adapted layers of a model, by dotted name."""
-    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if isinstance(module, AdaptedLinear)}
+    return {
+        ".".join(map(str, path)): module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, AdaptedLinear)
+    }
 
 
 def merge_lora(model: nnx.Module) -> nnx.Module:

@@ -1,6 +1,7 @@
-"""Low-rank projections: gates and decays of recurrent mixers are made by them (GLA, Yang et al., 2023, arXiv:2312.06635, eq. 4).
+"""Low-rank projections: gates and decays of recurrent mixers are made by them (GLA, Yang et al., 2023,
+arXiv:2312.06635, eq. 4).
 
-    y = W_up f(W_down x) + b
+y = W_up f(W_down x) + b
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Making a model: its modules first, then its parameters, each drawn on the host as a function of the model's seed, its name and its shape.
+"""Making a model: its modules first, then its parameters, each drawn on the host as a function of the model's seed, its
+name and its shape.
 
     model = make(lambda rngs: Model(config, rngs=rngs), nnx.Rngs(0))
 
-So nothing compiles to draw, what a file replaces is never drawn, each process of a sharded model draws its own part, and the model is the
-same however it is made. A model takes one key of each stream of ``rngs``, from which the keys are made that modules of other libraries,
-and dropout, ask for.
+So nothing compiles to draw, what a file replaces is never drawn, each process of a sharded model draws its own part,
+and the model is the same however it is made. A model takes one key of each stream of ``rngs``, from which the keys are
+made that modules of other libraries, and dropout, ask for.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ def make(build: Build, rngs: nnx.Rngs, shardings: Shardings | None = None) -> nn
 
     Args:
       build: makes the model, of modules of this library or of any.
-      rngs: one key is taken from it for the parameters. Where it is traced, under ``jit``, the host draws when the program runs.
-      shardings: given the model with its arrays' shapes alone, the shardings of variables by name; those it does not name are copied to
-        every device.
+      rngs: one key is taken from it for the parameters. Where it is traced, under ``jit``, the host draws when the
+        program runs.
+      shardings: given the model with its arrays' shapes alone, the shardings of variables by name; those it does not
+        name are copied to every device.
 
     Raises:
       ValueError: two names share a parameter.
@@ -44,7 +46,9 @@ def make(build: Build, rngs: nnx.Rngs, shardings: Shardings | None = None) -> nn
 
 
 def abstract(build: Build) -> Any:
-    """The model that ``build`` makes with ``jax.ShapeDtypeStruct`` for arrays: names and shapes, nothing drawn or allocated."""
+    """The model that ``build`` makes with ``jax.ShapeDtypeStruct`` for arrays: names and shapes, nothing drawn or
+    allocated.
+    """
     made: list[Any] = []
 
     def arrays() -> list[jax.Array]:
@@ -58,12 +62,15 @@ def abstract(build: Build) -> Any:
 
     shapes = iter(jax.eval_shape(arrays))
     graphdef, leaves, structure = made
-    leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, Draw) else next(shapes) for leaf in leaves]
+    leaves = [
+        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, Draw) else next(shapes) for leaf in leaves
+    ]
     return nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))
 
 
 class Unfinished:
-    """A model whose parameters are still :class:`layers.initializers.Draw` objects: those that get an array before :meth:`finish` are never drawn.
+    """A model whose parameters are still :class:`layers.initializers.Draw` objects: those that get an array before
+    :meth:`finish` are never drawn.
 
     Attributes:
       model: it.
@@ -80,7 +87,9 @@ class Unfinished:
         variables = named(self.model)
         if shardings is not None:
             self._places = dict(shardings(self.model))
-            self._copied = jax.sharding.NamedSharding(next(iter(self._places.values())).mesh, jax.sharding.PartitionSpec())
+            self._copied = jax.sharding.NamedSharding(
+                next(iter(self._places.values())).mesh, jax.sharding.PartitionSpec()
+            )
             for name, variable in variables.items():
                 draw = variable.get_value()
                 if isinstance(draw, Draw):
@@ -116,8 +125,14 @@ class Unfinished:
         for (variable, _), array in zip(small, jax.device_put([array for _, array in small]), strict=True):
             variable.set_value(array)
         if self._copied is not None:
-            rest = {name: variable for name, (variable, _) in values.items() if name not in draws and name not in self._places}
-            copies = jax.jit(lambda arrays: arrays, out_shardings=self._copied)({name: variable.get_value() for name, variable in rest.items()})
+            rest = {
+                name: variable
+                for name, (variable, _) in values.items()
+                if name not in draws and name not in self._places
+            }
+            copies = jax.jit(lambda arrays: arrays, out_shardings=self._copied)(
+                {name: variable.get_value() for name, variable in rest.items()}
+            )
             for name, variable in rest.items():
                 variable.set_value(copies[name])
         return self.model
@@ -140,7 +155,9 @@ def named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
     seconds: dict[str, str] = {}
 
     def visit(node: Any, name: str) -> None:
-        is_variable = nnx.Variable in type(node).__mro__  # many times faster than isinstance, whose answer Flax computes
+        is_variable = (
+            nnx.Variable in type(node).__mro__
+        )  # many times faster than isinstance, whose answer Flax computes
         if not is_variable and not isinstance(node, nnx.Pytree | list | tuple | dict):
             return
         if id(node) in firsts:
@@ -150,7 +167,13 @@ def named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
         if is_variable:
             found[name] = node
             return
-        parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else vars(node).items()
+        parts = (
+            node.items()
+            if isinstance(node, dict)
+            else enumerate(node)
+            if isinstance(node, list | tuple)
+            else vars(node).items()
+        )
         if getattr(node, "repeats", False):
             first: dict[int, tuple[Any, Any]] = {}
             for key, part in parts:
@@ -165,7 +188,8 @@ def named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
         for name, variable in found.items():
             if (name == first or name.startswith(f"{first}.")) and isinstance(variable, nnx.Param | nnx.BatchStat):
                 raise ValueError(
-                    f"{name} and {second + name[len(first) :]} are one parameter: a parameter has one name, by which it is drawn, saved and loaded; "
+                    f"{name} and {second + name[len(first) :]} are one parameter: a parameter has one name, by which it "
+                    f"is drawn, saved and loaded; "
                     "keep it under one, and hand its value on in the call"
                 )
     return found
@@ -181,13 +205,17 @@ class ModelRngs(nnx.Rngs):
         """``alike``: all keys are one, for a model of which only shapes are wanted."""
         for name, stream in rngs.items():
             key, count = stream.key.get_value(), stream.count.get_value()
-            stream.count.set_value(count + 1 if isinstance(count, jax.core.Tracer) else jax.device_put(np.asarray(count) + np.uint32(1)))
+            stream.count.set_value(
+                count + 1 if isinstance(count, jax.core.Tracer) else jax.device_put(np.asarray(count) + np.uint32(1))
+            )
             impl = jax.random.key_impl(key)
             setattr(self, name, _Keys(_derived(jax.random.key_data(key), count), impl, alike, tag=name))
 
 
 class _Keys(nnx.RngStream):
-    """A stream whose keys are made on the host while a model is being made, in a tenth of the time: its own parameters need none."""
+    """A stream whose keys are made on the host while a model is being made, in a tenth of the time: its own parameters
+    need none.
+    """
 
     def __init__(self, data: Any, impl: Any, alike: bool, *, tag: str):
         super().__init__(jax.random.wrap_key_data(data, impl=impl), tag=tag)
@@ -216,7 +244,9 @@ def _derived(data: Any, count: Any) -> Any:
         return np.frombuffer(digest.digest(), "<u4").astype(np.uint32)
 
     if isinstance(data, jax.core.Tracer) or isinstance(count, jax.core.Tracer):
-        return jax.pure_callback(host, jax.ShapeDtypeStruct(data.shape, data.dtype), data, count, vmap_method="sequential")
+        return jax.pure_callback(
+            host, jax.ShapeDtypeStruct(data.shape, data.dtype), data, count, vmap_method="sequential"
+        )
     return host(data, count)
 
 

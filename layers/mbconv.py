@@ -1,4 +1,6 @@
-"""MBConv, the inverted bottleneck: MobileNetV2 (Sandler et al., 2018), with squeeze-excitation as in EfficientNet (Tan, Le, 2019)."""
+"""MBConv, the inverted bottleneck: MobileNetV2 (Sandler et al., 2018), with squeeze-excitation as in EfficientNet (Tan,
+Le, 2019).
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ class MBConv(Module):
         self.expand = Linear(in_features, hidden, use_bias=False, **pointwise)
         self.expand_norm = create_norm(norm, hidden, epsilon=norm_epsilon, **common)
         init = variance_scaling(2.0, "fan_in", "normal")
-        self.depthwise = DepthwiseConv(hidden, 3, strides=strides, padding="same", use_bias=False, kernel_init=init, **common)
+        self.depthwise = DepthwiseConv(
+            hidden, 3, strides=strides, padding="same", use_bias=False, kernel_init=init, **common
+        )
         self.depthwise_norm = create_norm(norm, hidden, epsilon=norm_epsilon, **common)
         self.squeeze_excite = SqueezeExcite(hidden, int(features * squeeze), activation=silu, **common)
         self.project = Linear(hidden, features, **pointwise)

@@ -30,7 +30,9 @@ from suggestions import near
 Layout = Literal["sequence", "grid", "image"]
 State = Any
 MixerSpec = Any
-"""How a user names a mixer: a registered name, ``{"name": ..., **options}``, a callable that makes one, or one already made."""
+"""How a user names a mixer: a registered name, ``{"name": ..., **options}``, a callable that makes one, or one already
+made.
+"""
 
 # Why a mixer may have no use for a field, and what to do about it.
 _UNUSED = {
@@ -75,13 +77,18 @@ class Place:
     def suggestions(self) -> dict[str, Any]:
         """What it suggests to a constructor, by the name of the argument."""
         skipped = ("features", "drop_path")
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in skipped}
+        fields = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in skipped
+        }
         nothing = {"dropout": 0.0}
-        return {name: value for name, value in fields.items() if value is not None and value != nothing.get(name)} | {"place": self}
+        return {name: value for name, value in fields.items() if value is not None and value != nothing.get(name)} | {
+            "place": self
+        }
 
 
 class Mixer(Module):
-    """Base class of token mixers. Constructor arguments of every registered mixer: ``features, *, ..., dtype, param_dtype, rngs``.
+    """Base class of token mixers. Constructor arguments of every registered mixer: ``features, *, ..., dtype,
+    param_dtype, rngs``.
 
     A subclass gives :meth:`mix` and, where it is causal, :meth:`init_state` and :meth:`mix_next`.
 
@@ -91,7 +98,8 @@ class Mixer(Module):
         sequence of prefix tokens and those of a grid, whose rows and columns ``tokens.grid`` must say.
       honors: fields of :class:`Tokens` that it uses. One that is given and not honored is refused.
       refusals: reasons of its own for refusing a field.
-      segment_multiple: documents of a row must start at multiples of it, because chunks are counted from the row's start.
+      segment_multiple: documents of a row must start at multiples of it, because chunks are counted from the row's
+        start.
       streaming: "exact", or "selection" where the set a token attends to is chosen with knowledge of
         later tokens (the class docstring says why). An instance whose options make it exact says so.
       shares: it takes and returns what blocks hand on beside x (:class:`layers.stack.Stack`).
@@ -138,8 +146,8 @@ class Mixer(Module):
             (y, what it hands on), others y alone.
 
         Raises:
-          ValueError: a field is known that the mixer does not honor, or, where that can be seen (outside ``jit``), documents do
-            not begin at multiples of ``segment_multiple``.
+          ValueError: a field is known that the mixer does not honor, or, where that can be seen (outside ``jit``),
+            documents do not begin at multiples of ``segment_multiple``.
         """
         tokens = self.checked(tokens)
         self._check_aligned(tokens.segment_ids)
@@ -166,22 +174,25 @@ class Mixer(Module):
         raise NotImplementedError(f"{type(self).__name__} does not declare its complexity")
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> State:
-        """An empty state for ``batch_size`` rows; ``max_length`` is the capacity of a cache that needs one. A mixer that reads a
-        context also takes ``context`` and ``context_mask``."""
+        """An empty state for ``batch_size`` rows; ``max_length`` is the capacity of a cache that needs one. A mixer
+        that reads a context also takes ``context`` and ``context_mask``."""
         raise NotImplementedError(f"{type(self).__name__} can't be read piece by piece: it is not causal")
 
     def extend(self, x: jax.Array, state: State, tokens: Known = None, *beside: Any) -> Any:
         """Mixes new tokens ``x`` (batch, new, features) given the state of those before; returns (y, state), or (y,
         state, what it hands on) where it ``shares``.
 
-        The state knows positions and context. Without ``segment_ids`` the new tokens belong to the document of the last one.
+        The state knows positions and context. Without ``segment_ids`` the new tokens belong to the document of the last
+        one.
 
         Raises:
           ValueError: a field is known that the mixer does not honor, or that is the state's to know.
         """
         tokens = self.checked(tokens)
         if known := tokens.given() & {"positions", "context", "context_mask"}:
-            raise ValueError(f"extend takes no {min(known)}: the state knows it, from init_state and the tokens read so far")
+            raise ValueError(
+                f"extend takes no {min(known)}: the state knows it, from init_state and the tokens read so far"
+            )
         return self.mix_next(x, state, tokens, *beside)
 
     def mix_next(self, x: jax.Array, state: State, tokens: Tokens, /, *beside: Any) -> Any:
@@ -202,12 +213,16 @@ class Mixer(Module):
 
 
 def without_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """``x`` (..., features) with zeros where ``mask`` (...) is False: padding may hold anything, and 0 * NaN is NaN in a gradient."""
+    """``x`` (..., features) with zeros where ``mask`` (...) is False: padding may hold anything, and 0 * NaN is NaN in
+    a gradient.
+    """
     return x if mask is None else jnp.where(mask[..., None], x, 0)
 
 
 def finite_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """``x`` (..., features) with zeros for what is not finite where ``mask`` (...) is False; finite padding is unchanged, as in released models."""
+    """``x`` (..., features) with zeros for what is not finite where ``mask`` (...) is False; finite padding is
+    unchanged, as in released models.
+    """
     return x if mask is None else jnp.where(mask[..., None] | jnp.isfinite(x), x, 0)
 
 
@@ -243,7 +258,9 @@ def mixer_class(name: str) -> type[Mixer]:
     return _REGISTRY[name]
 
 
-def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: nnx.Rngs, place: Place | None = None, **options: Any) -> Mixer:
+def create_mixer(
+    spec: MixerSpec, features: int, *, causal: bool = False, rngs: nnx.Rngs, place: Place | None = None, **options: Any
+) -> Mixer:
     """Makes a mixer of ``features`` channels.
 
     Args:
@@ -278,9 +295,13 @@ def create_mixer(spec: MixerSpec, features: int, *, causal: bool = False, rngs: 
         listed = ", ".join(sorted(taken - {"features", "rngs", "place"}))
         raise ValueError(f"mixer {label!r} has no option {unknown[0]!r}{near(unknown[0], taken)}; it takes: {listed}")
     offered = {**place.suggestions(), "causal": causal}
-    mixer = make(features, rngs=rngs, **{k: v for k, v in offered.items() if k in taken and k not in options}, **options)
+    mixer = make(
+        features, rngs=rngs, **{k: v for k, v in offered.items() if k in taken and k not in options}, **options
+    )
     if causal and not mixer.causal:
-        raise ValueError(f"{type(mixer).__name__} is bidirectional only: it can't stand where tokens may not see later ones")
+        raise ValueError(
+            f"{type(mixer).__name__} is bidirectional only: it can't stand where tokens may not see later ones"
+        )
     if place.dropout and "dropout" not in taken and "place" not in taken and not any_option:
         mixer.ignored = ("dropout",)
     return mixer

@@ -33,11 +33,17 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
 
 
 # Hidden features are split by columns where they are made, and by rows where they are summed up: one exchange an MLP.
-_SHARDING: dict[str, tuple[str | None, ...]] = {"gate.kernel": (None, "tensor"), "up.kernel": (None, "tensor"), "down.kernel": ("tensor", None)}
+_SHARDING: dict[str, tuple[str | None, ...]] = {
+    "gate.kernel": (None, "tensor"),
+    "up.kernel": (None, "tensor"),
+    "down.kernel": ("tensor", None),
+}
 
 
 class MLP(Module):
-    """Linear, activation, linear: ``W2 f(W1 x)``; with ``norm``, ``W2 norm(f(W1 x))`` (Foundation Transformers, arXiv:2210.06423)."""
+    """Linear, activation, linear: ``W2 f(W1 x)``; with ``norm``, ``W2 norm(f(W1 x))`` (Foundation Transformers,
+    arXiv:2210.06423).
+    """
 
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = _SHARDING
 
@@ -55,9 +61,17 @@ class MLP(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        common = {"use_bias": use_bias, "kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        common = {
+            "use_bias": use_bias,
+            "kernel_init": kernel_init,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         self.up = Linear(features, hidden, **common)
-        self.norm = create_norm(norm, hidden, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if norm else None
+        self.norm = (
+            create_norm(norm, hidden, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if norm else None
+        )
         self.down = Linear(hidden, features, **common)
         self.activation = activation
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
@@ -72,7 +86,8 @@ class MLP(Module):
 
 
 class GatedMLP(Module):
-    """``W2 (f(W1 x) * V x)``: SwiGLU with ``f = silu``, GEGLU with ``f = gelu``; with ``norm``, ``W2 norm(f(W1 x) * V x)``.
+    """``W2 (f(W1 x) * V x)``: SwiGLU with ``f = silu``, GEGLU with ``f = gelu``; with ``norm``, ``W2 norm(f(W1 x) * V
+    x)``.
 
     GLU Variants Improve Transformer (Shazeer, 2020), eq. 6.
     """
@@ -94,7 +109,14 @@ class GatedMLP(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        common = {"use_bias": use_bias, "kernel_init": kernel_init, "bias_init": bias_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        common = {
+            "use_bias": use_bias,
+            "kernel_init": kernel_init,
+            "bias_init": bias_init,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         self.gate = Linear(features, hidden, **common)
         self.up = Linear(features, hidden, **common)
         self.norm = create_norm(norm, hidden, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if norm else None
@@ -112,7 +134,8 @@ class GatedMLP(Module):
 class ConvMLP(Mixer):
     """An MLP of maps with a depth-wise 3x3 convolution before its activation: ``W2 f(depthwise(g(W1 x)))``.
 
-    PVT v2 (Wang et al., 2022), section 3.3. It mixes tokens, and so needs their mask; g is nothing, or a relu in the linear form.
+    PVT v2 (Wang et al., 2022), section 3.3. It mixes tokens, and so needs their mask; g is nothing, or a relu in the
+    linear form.
     """
 
     layouts = ("grid",)

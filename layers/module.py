@@ -27,11 +27,15 @@ Statistic = nnx.BatchStat
 
 
 class AuxLoss(nnx.Variable):
-    """Kind of a sown scalar that the training loop adds to the loss, with the weight that the config or else the module has for it."""
+    """Kind of a sown scalar that the training loop adds to the loss, with the weight that the config or else the module
+    has for it.
+    """
 
 
 class AuxLogits(nnx.Variable):
-    """Kind of sown logits (batch, classes) beside those that a classifier returns: of its heads apart, or of layers on the way."""
+    """Kind of sown logits (batch, classes) beside those that a classifier returns: of its heads apart, or of layers on
+    the way.
+    """
 
 
 class Diagnostic(nnx.Variable):
@@ -60,7 +64,9 @@ class Sown:
         return kind in self.kinds and self.name in (None, name)
 
     def named(self, root: nnx.Module, kind: type | None = None) -> dict[str, Any]:
-        """Values, of one ``kind`` if given, by dotted name below ``root``; a name sown n times holds a tuple of n values."""
+        """Values, of one ``kind`` if given, by dotted name below ``root``; a name sown n times holds a tuple of n
+        values.
+        """
         paths = {id(module): tuple(str(p) for p in path) for path, module in nnx.iter_modules(root)}
         gathered: dict[str, list[Any]] = {}
         for module, below, name, own, value in self.entries:
@@ -112,7 +118,8 @@ class Module(nnx.Module):
 
 
 class PureCall:
-    """``call(module, *args)`` as a function of arrays, for a transformation of JAX to trace, with the call's side effects.
+    """``call(module, *args)`` as a function of arrays, for a transformation of JAX to trace, with the call's side
+    effects.
 
     Calling it gives (output, effects). :meth:`apply`, after the transformation, does the effects to a module: it writes
     the variables that the call changed, and sows for the caller what was sown. A variable that was only read is left
@@ -147,7 +154,9 @@ class PureCall:
         if self._outer is not None and values:
             modules = dict(nnx.iter_modules(module))
             sources = zip(self._sown, values, strict=True)
-            self._outer.entries.extend((modules[path], below, name, kind, value) for (path, below, name, kind), value in sources)
+            self._outer.entries.extend(
+                (modules[path], below, name, kind, value) for (path, below, name, kind), value in sources
+            )
 
 
 def _variables(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
@@ -161,7 +170,9 @@ def pure_call(
     *args: Any,
     transform: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> Any:
-    """Calls ``call(module, *args)`` through ``transform`` (``jax.checkpoint``, say), which sees a function of arrays alone."""
+    """Calls ``call(module, *args)`` through ``transform`` (``jax.checkpoint``, say), which sees a function of arrays
+    alone.
+    """
     graphdef, state = nnx.split(module)
     pure = PureCall(call)
     out, effects = transform(functools.partial(pure, graphdef))(state, *args)

@@ -29,7 +29,9 @@ def _statistics_wide(arrays: Any, *, dtype: Any = None, inexact: bool = True) ->
 
 
 class BatchNorm(nnx.BatchNorm):
-    """``nnx.BatchNorm`` with a momentum of 0.9: the same parameters and statistics, the same function, in float32 inside."""
+    """``nnx.BatchNorm`` with a momentum of 0.9: the same parameters and statistics, the same function, in float32
+    inside.
+    """
 
     def __init__(
         self,
@@ -42,7 +44,8 @@ class BatchNorm(nnx.BatchNorm):
         **options: Any,
     ):
         """Further options are those of ``nnx.BatchNorm``."""
-        # Flax makes the statistics with an XLA program for each size; made for one feature, they and the parameters are replaced.
+        # Flax makes the statistics with an XLA program for each size; made for one feature, they and the parameters are
+        # replaced.
         common: dict[str, Any] = {"momentum": momentum, "use_fast_variance": False, "promote_dtype": _statistics_wide}
         super().__init__(1, **common, param_dtype=param_dtype, rngs=rngs, **options)
         self.num_features, shape = num_features, (num_features,)
@@ -54,7 +57,9 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class ZeroCenteredRMSNorm(nnx.RMSNorm):
-    """``x / rms(x) * (1 + scale)`` with a scale that begins at 0 (Gemma, arXiv:2403.08295): decay and noise pull it to 1, not to 0."""
+    """``x / rms(x) * (1 + scale)`` with a scale that begins at 0 (Gemma, arXiv:2403.08295): decay and noise pull it to
+    1, not to 0.
+    """
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
         """Further options are those of ``nnx.RMSNorm``."""
@@ -68,7 +73,8 @@ def _one_more(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
 
 
 class GatedRMSNorm(Module):
-    """``RMSNorm(x * f(gate))``, or ``RMSNorm(x) * f(gate)``, over each of ``groups`` equal parts of the features, in float32.
+    """``RMSNorm(x * f(gate))``, or ``RMSNorm(x) * f(gate)``, over each of ``groups`` equal parts of the features, in
+    float32.
 
     Parameter ``scale`` (features,), unless left out.
     """
@@ -86,8 +92,8 @@ class GatedRMSNorm(Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-          gated: whether the gate is applied before or after the norm.
-          activation: f.
+        gated: whether the gate is applied before or after the norm.
+        activation: f.
         """
         del rngs  # deterministic; taken so that all layers are made alike
         self.scale = nnx.Param(ones(None, (features,), param_dtype)) if use_scale else None
@@ -128,7 +134,9 @@ Norm = str | Callable[..., nnx.Module]
 """A name in :data:`NORMS`, or a callable ``(features, *, dtype, param_dtype, rngs) -> module``."""
 
 
-def create_norm(norm: Norm, features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
+def create_norm(
+    norm: Norm, features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any
+) -> nnx.Module:
     """Makes the norm over the last axis.
 
     Raises:

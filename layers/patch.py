@@ -19,7 +19,8 @@ from layers.sequential import Sequential
 
 
 class PatchEmbed(Module):
-    """Cuts an image into patches and maps each to a token: a convolution whose stride is its size, computed as one matrix product.
+    """Cuts an image into patches and maps each to a token: a convolution whose stride is its size, computed as one
+    matrix product.
 
     Parameters: ``kernel`` (patch, patch, channels, features), ``bias``, and ``norm.*`` where the tokens have a norm.
     """
@@ -38,7 +39,9 @@ class PatchEmbed(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(create_initializer(kernel_init)(rngs.params(), (patch_size, patch_size, in_channels, features), param_dtype))
+        self.kernel = nnx.Param(
+            create_initializer(kernel_init)(rngs.params(), (patch_size, patch_size, in_channels, features), param_dtype)
+        )
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
         norms = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm = None if norm is None else create_norm(norm, features, **norms)
@@ -52,7 +55,9 @@ class PatchEmbed(Module):
         """
         p = self.patch_size
         if height % p or width % p:
-            raise ValueError(f"an image of {height}x{width} can't be cut into {p}x{p} patches: both sides must be divisible by {p}")
+            raise ValueError(
+                f"an image of {height}x{width} can't be cut into {p}x{p} patches: both sides must be divisible by {p}"
+            )
         return height // p, width // p
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -75,8 +80,9 @@ class PatchEmbed(Module):
 
 
 class PatchMerging(Module):
-    """Four neighboring tokens become one: side by side, (0, 0), (1, 0), (0, 1), (1, 1) by row and column, through a linear
-    layer without bias; the norm is before it (Swin) or after it (Swin v2). A grid of odd sides is padded with zeros.
+    """Four neighboring tokens become one: side by side, (0, 0), (1, 0), (0, 1), (1, 1) by row and column, through a
+    linear layer without bias; the norm is before it (Swin) or after it (Swin v2). A grid of odd sides is padded with
+    zeros.
 
     Swin Transformer (Liu et al., 2021), section 3.1. Parameters: ``norm``, ``reduction``.
     """
@@ -115,7 +121,9 @@ def soft_split_grid(height: int, width: int, size: int, stride: int, padding: in
       ValueError: a map smaller than a window.
     """
     if min(height, width) + 2 * padding < size:
-        raise ValueError(f"a map of {height}x{width} is smaller than a window of {size}x{size} with {padding} zeros around it")
+        raise ValueError(
+            f"a map of {height}x{width} is smaller than a window of {size}x{size} with {padding} zeros around it"
+        )
     rows, columns = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
     return rows, columns
 
@@ -141,7 +149,8 @@ def soft_split(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
 class ConvNorm(Module):
     """Convolution, dense or in groups, then a norm and an activation where there are any.
 
-    ``padding`` is the zeros on each side, None for half the kernel; "SAME" is TensorFlow's, with the odd zero at the end.
+    ``padding`` is the zeros on each side, None for half the kernel; "SAME" is TensorFlow's, with the odd zero at the
+    end.
     """
 
     def __init__(
@@ -191,7 +200,7 @@ class ConvNorm(Module):
     def merged(self) -> ConvNorm:
         """A convolution that does what this one and its batch norm do in evaluation; itself, with another norm or none.
 
-            kernel' = kernel s;  bias' = beta + (bias - mean) s;  s = gamma / sqrt(variance + epsilon)
+        kernel' = kernel s;  bias' = beta + (bias - mean) s;  s = gamma / sqrt(variance + epsilon)
         """
         norm = self.norm
         if not isinstance(norm, BatchNorm):
@@ -212,7 +221,8 @@ class ConvNorm(Module):
 class ConvStem(Sequential):
     """3x3 convolutions of stride 2, each halving the image and followed by a norm; all but the last by an activation.
 
-    ``widths`` gives their features: two of them make tokens of 4x4 pixels. n of them map (batch, height, width, channels) to
+    ``widths`` gives their features: two of them make tokens of 4x4 pixels. n of them map (batch, height, width,
+      channels) to
     (batch, height / 2^n, width / 2^n, widths[-1]), rounded up.
     """
 
@@ -232,7 +242,14 @@ class ConvStem(Sequential):
         super().__init__(
             [
                 ConvNorm(
-                    sizes[i], sizes[i + 1], strides=2, norm=norm, activation=None if i == last else activation, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+                    sizes[i],
+                    sizes[i + 1],
+                    strides=2,
+                    norm=norm,
+                    activation=None if i == last else activation,
+                    dtype=dtype,
+                    param_dtype=param_dtype,
+                    rngs=rngs,
                 )
                 for i in range(len(widths))
             ]

@@ -1,13 +1,14 @@
 """Numbers whose bits are the same on every platform: random ones, drawn on the host, and the functions that shape them.
 
-Random bits are Philox's (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011), a function of a key and a counter, so that
-any part of an array can be drawn alone. What turns bits into numbers is +, -, *, /, sqrt and tables made with them, which IEEE 754 rounds
-alike everywhere; the logarithms and exponentials of a platform's library differ in the last bits, so the ones here are our own.
+Random bits are Philox's (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011), a function of a key and a
+counter, so that any part of an array can be drawn alone. What turns bits into numbers is +, -, *, /, sqrt and tables
+made with them, which IEEE 754 rounds alike everywhere; the logarithms and exponentials of a platform's library differ
+in the last bits, so the ones here are our own.
 
-Normal numbers are a table's: bits are a probability, whose floating-point exponent and first mantissa bits name a segment of the inverse
-distribution function, straight within 1e-6, and whose last bits are the place in it (Cheung, Lee, Luk & Villasenor, Hardware Generation of
-Arbitrary Random Number Distributions From Uniform Distributions Via the Inversion Method, 2007). No two draws depend on each other, as
-they would where numbers are rejected.
+Normal numbers are a table's: bits are a probability, whose floating-point exponent and first mantissa bits name a
+segment of the inverse distribution function, straight within 1e-6, and whose last bits are the place in it (Cheung,
+Lee, Luk & Villasenor, Hardware Generation of Arbitrary Random Number Distributions From Uniform Distributions Via the
+Inversion Method, 2007). No two draws depend on each other, as they would where numbers are rejected.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def truncated_normal(bits: np.ndarray) -> np.ndarray:
 
 
 def _inverted(bits: np.ndarray, offsets: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """Numbers of a symmetric distribution: the highest bit is the sign, the others are the probability of a greater magnitude."""
+    """Numbers of a symmetric distribution: the highest bit is the sign, the others are the probability of a greater
+    magnitude.
+    """
     # A probability of 0 names a segment before the table's first, whose magnitude is 0; one in 2^31 is.
     probability = (bits & np.uint32(0x7FFFFFFF)).view(np.int32).astype(np.float32).view(np.int32)
     segment = (probability >> _PLACE_BITS).astype(np.intp)
@@ -87,12 +90,15 @@ def _inverted(bits: np.ndarray, offsets: np.ndarray, slopes: np.ndarray) -> np.n
 
 @functools.cache
 def _table(bound: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Values at the segments' starts and slopes, float32, by exponent and first mantissa bits of a probability times 2^31.
+    """Values at the segments' starts and slopes, float32, by exponent and first mantissa bits of a probability times
+    2^31.
 
     The normal distribution's magnitude, or that of a normal number known to be at most ``bound``.
     """
     mantissas = 1 + np.arange(1 << _SEGMENT_BITS) / (1 << _SEGMENT_BITS)
-    starts = np.append(np.ldexp(mantissas[None], np.arange(_LARGEST)[:, None]).reshape(-1), 2.0**_LARGEST) * 2.0**-_LARGEST
+    starts = (
+        np.append(np.ldexp(mantissas[None], np.arange(_LARGEST)[:, None]).reshape(-1), 2.0**_LARGEST) * 2.0**-_LARGEST
+    )
     outside = 0.0 if bound is None else float(_beyond(np.array([bound]))[0])
     values = _magnitude(outside + (1 - outside) * starts)
     slopes = (values[1:] - values[:-1]) * 2.0**-_PLACE_BITS

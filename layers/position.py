@@ -51,27 +51,32 @@ def resample_table(table: jax.Array, grid: tuple[int, int], *, antialias: bool =
     """Resizes a table (height, width, ...) of a grid to another grid by bicubic interpolation.
 
     Args:
-      antialias: as timm, and PyTorch with ``antialias=True``: cubics of a = -0.5, widened where the grid shrinks, over the
-        cells that there are. False is PyTorch's plain form: a = -0.75, always four cells, the last one repeated beyond the edge.
+      antialias: as timm, and PyTorch with ``antialias=True``: cubics of a = -0.5, widened where the grid shrinks, over
+        the cells that there are. False is PyTorch's plain form: a = -0.75, always four cells, the last one repeated
+        beyond the edge.
     """
     if tuple(table.shape[:2]) == tuple(grid):
         return table
     wide = table.astype(jnp.float32)
     if antialias:
         return jax.image.resize(wide, (*grid, *table.shape[2:]), "bicubic", antialias=True).astype(table.dtype)
-    return _along_both_axes(wide, *(_cubic_weights(*sizes) for sizes in zip(table.shape, grid, strict=False))).astype(table.dtype)
+    return _along_both_axes(wide, *(_cubic_weights(*sizes) for sizes in zip(table.shape, grid, strict=False))).astype(
+        table.dtype
+    )
 
 
 def resample_offsets(table: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """Resizes a table (2 height - 1, 2 width - 1, ...) over offsets within a window to the offsets of another window.
 
-    BEiT (Bao et al., 2022) as its authors' code and timm have it: the old offsets lie 1, 1 + q, 1 + q + q^2, ... from the
-    middle, with the ratio q (from 1.01 to 1.5) that spreads them over the new window, so that near offsets keep their
-    meaning; between them the table is linear, and beyond the last it stays.
+    BEiT (Bao et al., 2022) as its authors' code and timm have it: the old offsets lie 1, 1 + q, 1 + q + q^2, ... from
+    the middle, with the ratio q (from 1.01 to 1.5) that spreads them over the new window, so that near offsets keep
+    their meaning; between them the table is linear, and beyond the last it stays.
     """
     if tuple(table.shape[:2]) == tuple(shape):
         return table
-    return _along_both_axes(table.astype(jnp.float32), *(_offset_weights(*sizes) for sizes in zip(table.shape, shape, strict=False))).astype(table.dtype)
+    return _along_both_axes(
+        table.astype(jnp.float32), *(_offset_weights(*sizes) for sizes in zip(table.shape, shape, strict=False))
+    ).astype(table.dtype)
 
 
 def _along_both_axes(table: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
@@ -80,7 +85,9 @@ def _along_both_axes(table: jax.Array, rows: np.ndarray, columns: np.ndarray) ->
 
 
 def _cubic_weights(old: int, new: int, a: float = -0.75) -> np.ndarray:
-    """Weights (new, old) of the four cells around each new one: cubic convolution (Keys, 1981), cells beyond an edge being those at it."""
+    """Weights (new, old) of the four cells around each new one: cubic convolution (Keys, 1981), cells beyond an edge
+    being those at it.
+    """
     place = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
     for shift in (-1, 0, 1, 2):
@@ -111,9 +118,11 @@ _DIGIT = 11
 def rotation(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of ``positions * frequencies``, within 1e-4 at every int32 position, negative ones included.
 
-    A product in float32 keeps 24 bits: at a position of 2^24 not one of them is left for the fraction of a turn. Angles are
-    counted in 2^-32 turns instead, in integers, which overflow at whole turns and so drop what does not matter. A position
-    has three digits of 11 bits, each with its own rounded multiple of the frequency: 3 * 2^11 / 2 units of error, 5e-6.
+    A product in float32 keeps 24 bits: at a position of 2^24 not one of them is left for the fraction of a turn. Angles
+      are
+    counted in 2^-32 turns instead, in integers, which overflow at whole turns and so drop what does not matter. A
+    position has three digits of 11 bits, each with its own rounded multiple of the frequency: 3 * 2^11 / 2 units of
+    error, 5e-6.
 
     Args:
       positions: integers (...); other numbers are multiplied in float32.
@@ -139,7 +148,8 @@ def rotation(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, 
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
-    """A rotary embedding and its options: RoFormer (Su et al., 2021), eq. 34. Pairs of features turn by angles proportional to position.
+    """A rotary embedding and its options: RoFormer (Su et al., 2021), eq. 34. Pairs of features turn by angles
+    proportional to position.
 
     Attributes:
       base: the longest wavelength is 2 pi times this.
@@ -150,8 +160,8 @@ class Rotary:
         ``low_turns`` times within so many tokens wholly, those that turn more than ``high_turns`` times not at all, and
         those between by the same line.
       low_turns, high_turns: as said.
-      grid: rows and columns on which tokens of an image whose grid is another are counted in equal steps (EVA-02, Fang et
-        al., 2023: the grid of pre-training); None counts rows and columns as they are.
+      grid: rows and columns on which tokens of an image whose grid is another are counted in equal steps (EVA-02, Fang
+        et al., 2023: the grid of pre-training); None counts rows and columns as they are.
     """
 
     base: float = 10000.0
@@ -194,9 +204,14 @@ class Rotary:
         positions = positions[..., None] if positions.ndim == 2 else positions
         axes = positions.shape[-1]
         if dimensions % (2 * axes):
-            raise ValueError(f"rotary embedding over {axes} axes needs a number of features divisible by {2 * axes}, got {dimensions}")
+            raise ValueError(
+                f"rotary embedding over {axes} axes needs a number of features divisible by {2 * axes}, got "
+                f"{dimensions}"
+            )
         pairs = dimensions // (2 * axes)
-        cos, sin = (a.reshape(*positions.shape[:2], 1, axes * pairs) for a in rotation(positions, self.frequencies(pairs)))
+        cos, sin = (
+            a.reshape(*positions.shape[:2], 1, axes * pairs) for a in rotation(positions, self.frequencies(pairs))
+        )
         turned, rest = x[..., :dimensions].astype(jnp.float32), x[..., dimensions:]
         a, b = (turned[..., ::2], turned[..., 1::2]) if self.interleaved else jnp.split(turned, 2, axis=-1)
         parts = (a * cos - b * sin, b * cos + a * sin)
@@ -214,7 +229,15 @@ class LearnedPositions(Module):
 
     undecayed = ("table",)
 
-    def __init__(self, grid: tuple[int, int], features: int, *, antialias: bool = True, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        features: int,
+        *,
+        antialias: bool = True,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), (*grid, features), param_dtype))
         self.antialias = antialias
 
@@ -239,7 +262,8 @@ class FixedPositions(Module):
 
 
 class RelativePositionBias(Module):
-    """A learned score for every pair of offsets within a window, per head: ``table[row_q - row_k, column_q - column_k]``.
+    """A learned score for every pair of offsets within a window, per head: ``table[row_q - row_k, column_q -
+    column_k]``.
 
     Swin Transformer (Liu et al., 2021), eq. 4. The table is (2 height - 1, 2 width - 1, heads).
     """
@@ -265,11 +289,12 @@ class RelativePositionBias(Module):
 
 
 class ContinuousPositionBias(Module):
-    """A score for every pair of offsets within a window, per head, that an MLP makes of the offset: 16 sigmoid(W2 relu(W1 d + b)).
+    """A score for every pair of offsets within a window, per head, that an MLP makes of the offset: 16 sigmoid(W2
+    relu(W1 d + b)).
 
-    Swin Transformer V2 (Liu et al., 2022), eq. 3 and 4: d are the row and the column of the offset on a logarithmic scale,
-    sign(o) log2(1 + 8 |o| / (side - 1)) / 3, with the side of the window that the weights were first trained with, so that they
-    serve other windows too. Parameters: ``offset_up``, ``offset_down`` (linear).
+    Swin Transformer V2 (Liu et al., 2022), eq. 3 and 4: d are the row and the column of the offset on a logarithmic
+    scale, sign(o) log2(1 + 8 |o| / (side - 1)) / 3, with the side of the window that the weights were first trained
+    with, so that they serve other windows too. Parameters: ``offset_up``, ``offset_down`` (linear).
     """
 
     undecayed = ("offset_up", "offset_down")
@@ -292,22 +317,34 @@ class ContinuousPositionBias(Module):
 
     def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
         """As :meth:`RelativePositionBias.__call__`."""
-        table = self.offset_down(jax.nn.relu(self.offset_up(jnp.asarray(log_offsets(self.window, self.pretrained_window)))))
+        table = self.offset_down(
+            jax.nn.relu(self.offset_up(jnp.asarray(log_offsets(self.window, self.pretrained_window))))
+        )
         return _by_offset(16 * jax.nn.sigmoid(table.astype(jnp.float32)), self.window, query_positions, key_positions)
 
 
 def log_offsets(window: tuple[int, int], pretrained_window: tuple[int, int]) -> np.ndarray:
-    """The offsets within a window on the scale of :class:`ContinuousPositionBias`: (2 height - 1, 2 width - 1, 2) float32."""
-    sides = [8 * np.arange(1 - side, side, dtype=np.float32) / max(first - 1, 1) for side, first in zip(window, pretrained_window, strict=True)]
+    """The offsets within a window on the scale of :class:`ContinuousPositionBias`: (2 height - 1, 2 width - 1, 2)
+    float32.
+    """
+    sides = [
+        8 * np.arange(1 - side, side, dtype=np.float32) / max(first - 1, 1)
+        for side, first in zip(window, pretrained_window, strict=True)
+    ]
     offsets = np.stack(np.meshgrid(*sides, indexing="ij"), -1)
     return (np.sign(offsets) * np.log2(np.abs(offsets) + 1) / np.float32(3)).astype(np.float32)
 
 
-def _by_offset(table: jax.Array, window: tuple[int, int], query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+def _by_offset(
+    table: jax.Array, window: tuple[int, int], query_positions: jax.Array, key_positions: jax.Array
+) -> jax.Array:
     """Scores (1, heads, tokens, tokens) of a window in row-major order, of a table (2 height - 1, 2 width - 1, heads)."""
     height, width = window
     if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:
-        raise ValueError(f"a relative bias of a {height}x{width} window got {query_positions.shape[1]} queries and {key_positions.shape[1]} keys")
+        raise ValueError(
+            f"a relative bias of a {height}x{width} window got {query_positions.shape[1]} queries and "
+            f"{key_positions.shape[1]} keys"
+        )
     cells = grid_positions(height, width)
     offset = cells[:, None] - cells[None] + np.array([height - 1, width - 1])
     return jnp.transpose(table[offset[..., 0], offset[..., 1]], (2, 0, 1))[None]

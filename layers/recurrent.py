@@ -1,4 +1,6 @@
-"""What all recurrent mixers have in common: a state whose size does not depend on the length, documents that share a row, padding."""
+"""What all recurrent mixers have in common: a state whose size does not depend on the length, documents that share a
+row, padding.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ class RecurrentState:
 class Recurrent(Mixer):
     """Base class of mixers that read tokens in order and remember them in a state of constant size.
 
-    A subclass gives its constructor, :meth:`recur`, and ``memory_shape``, or :meth:`init_state` where its state is another than
-    :class:`RecurrentState`; such a state has an attribute ``segment`` too.
+    A subclass gives its constructor, :meth:`recur`, and ``memory_shape``, or :meth:`init_state` where its state is
+    another than :class:`RecurrentState`; such a state has an attribute ``segment`` too.
 
     Attributes:
       memory_shape: of one row's memory.
@@ -65,7 +67,8 @@ class Recurrent(Mixer):
         """Reads tokens from the start of the row, or those after others.
 
         Args:
-          x: (batch, length, features), zeros where ``tokens.mask`` is False: such tokens must leave the state unchanged.
+          x: (batch, length, features), zeros where ``tokens.mask`` is False: such tokens must leave the state
+            unchanged.
           state: that of the tokens before; None at the start of the row, when no state is asked for.
 
         Returns:
@@ -79,7 +82,9 @@ class Recurrent(Mixer):
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
         """An empty state; its size does not depend on the length, and what it remembers is never narrower than float32."""
         convolutions = tuple(conv.init_state(batch_size, dtype=dtype) for conv in self.convolutions)
-        return RecurrentState(convolutions, empty((batch_size, *self.memory_shape), dtype), jnp.zeros((batch_size,), jnp.int32))
+        return RecurrentState(
+            convolutions, empty((batch_size, *self.memory_shape), dtype), jnp.zeros((batch_size,), jnp.int32)
+        )
 
     def mix_next(self, x: jax.Array, state: State, tokens: Tokens) -> tuple[jax.Array, State]:
         y, new = self.recur(without_padding(x, tokens.mask), tokens, state)
@@ -89,12 +94,19 @@ class Recurrent(Mixer):
         """Bool (batch, length), the real tokens at which another document begins; None without ids."""
         return tokens.starts(None if state is None else state.segment)
 
-    def convolve(self, arrays: Sequence[jax.Array], tokens: Tokens, state: RecurrentState | None) -> tuple[Sequence[jax.Array], tuple[Any, ...]]:
-        """Each of ``arrays`` (batch, length, features) after its convolution, and the convolutions' new states; as they are without convolutions."""
+    def convolve(
+        self, arrays: Sequence[jax.Array], tokens: Tokens, state: RecurrentState | None
+    ) -> tuple[Sequence[jax.Array], tuple[Any, ...]]:
+        """Each of ``arrays`` (batch, length, features) after its convolution, and the convolutions' new states; as they
+        are without convolutions.
+        """
         if not self.convolutions:
             return arrays, ()
         before = (None,) * len(arrays) if state is None else state.convolutions
-        read, seen = zip(*(conv.recur(a, tokens, last) for conv, a, last in zip(self.convolutions, arrays, before, strict=True)), strict=True)
+        read, seen = zip(
+            *(conv.recur(a, tokens, last) for conv, a, last in zip(self.convolutions, arrays, before, strict=True)),
+            strict=True,
+        )
         return read, seen
 
 

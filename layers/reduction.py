@@ -34,12 +34,14 @@ ReductionSpec = Any
 
 
 class TokenReduction(Module):
-    """Base class. Constructor arguments of every registered reduction: ``features, *, extent, prefix, ..., dtype, param_dtype, rngs``.
+    """Base class. Constructor arguments of every registered reduction: ``features, *, extent, prefix, ..., dtype,
+    param_dtype, rngs``.
 
     A subclass gives :meth:`extent_after` and :meth:`reduce`, and :meth:`carry_prefix` where the prefix changes too.
 
     Attributes:
-      honors: fields of :class:`layers.Tokens`, besides the context, that it reduces; one that is given and not honored is refused.
+      honors: fields of :class:`layers.Tokens`, besides the context, that it reduces; one that is given and not honored
+        is refused.
       paper: rows of the zoo's roster that the class implements.
     """
 
@@ -55,7 +57,9 @@ class TokenReduction(Module):
         raise NotImplementedError(f"{type(self).__name__} does not say what it leaves")
 
     def reduce(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, Tokens]:
-        """Maps tokens (batch, length, features) without their prefix, of which only honored fields are known, to those left."""
+        """Maps tokens (batch, length, features) without their prefix, of which only honored fields are known, to those
+        left.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how it reduces")
 
     def carry_prefix(self, x: jax.Array) -> jax.Array:
@@ -73,7 +77,8 @@ class TokenReduction(Module):
           The tokens left, of as many axes, and what is known of them.
 
         Raises:
-          ValueError: a field is known that is not honored, or (batch, rows, columns, features) of which no grid is left.
+          ValueError: a field is known that is not honored, or (batch, rows, columns, features) of which no grid is
+            left.
         """
         tokens = Tokens.of(tokens)
         for field in sorted(tokens.given() - self.honors - {"context", "context_mask"}):
@@ -112,7 +117,11 @@ def _with_prefix(known: Tokens, before: Tokens, prefix: int) -> Tokens:
         first, rest = (jnp.broadcast_to(part, (batch, *part.shape[1:])) for part in (first, rest))
         return jnp.concatenate([first, rest], 1)
 
-    fields: dict[str, Any] = {name: joined(getattr(before, name)[:, :prefix], value) for name in PER_TOKEN if (value := getattr(known, name)) is not None}
+    fields: dict[str, Any] = {
+        name: joined(getattr(before, name)[:, :prefix], value)
+        for name in PER_TOKEN
+        if (value := getattr(known, name)) is not None
+    }
     if known.kept is not None:
         cells = joined(jnp.zeros((1, prefix, 2), jnp.int32), known.kept.cells)
         fields["kept"] = dataclasses.replace(known.kept, cells=cells, prefix=prefix)
@@ -151,11 +160,14 @@ def reduction_class(name: str) -> type[TokenReduction]:
     return _REGISTRY[name]
 
 
-def create_reduction(spec: ReductionSpec, features: int, *, extent: Extent, prefix: int = 0, rngs: nnx.Rngs, **options: Any) -> TokenReduction:
+def create_reduction(
+    spec: ReductionSpec, features: int, *, extent: Extent, prefix: int = 0, rngs: nnx.Rngs, **options: Any
+) -> TokenReduction:
     """Makes a reduction of tokens of ``features`` channels.
 
     Args:
-      spec: a registered name, ``{"name": ..., **options}``, or a callable as the constructors of :class:`TokenReduction`.
+      spec: a registered name, ``{"name": ..., **options}``, or a callable as the constructors of
+        :class:`TokenReduction`.
       extent: of the tokens that enter it at the usual input size.
       prefix: how many tokens precede these.
       **options: the reduction's own, ``dtype`` and ``param_dtype``.
@@ -179,9 +191,9 @@ def _count(extent: Extent) -> int:
 class MaxPoolReduction(TokenReduction):
     """Maxima over windows of the sequence, and positions of their own (HVT).
 
-    Scalable Vision Transformers with Hierarchical Pooling (Pan et al., 2021, arXiv:2103.10619), section 3.2. Windows of an
-    image's tokens run over them in row-major order, across the ends of rows, so that no grid is left. A token left has
-    the position of its window's middle.
+    Scalable Vision Transformers with Hierarchical Pooling (Pan et al., 2021, arXiv:2103.10619), section 3.2. Windows of
+    an image's tokens run over them in row-major order, across the ends of rows, so that no grid is left. A token left
+    has the position of its window's middle.
 
     Parameters: ``position.table`` (1, length, features), added to the tokens left; resampled for another length.
     """
@@ -202,8 +214,8 @@ class MaxPoolReduction(TokenReduction):
         rngs: nnx.Rngs,
     ):
         """Args:
-          size, strides: of the windows.
-          position: whether there is a table.
+        size, strides: of the windows.
+        position: whether there is a table.
         """
         self.size, self.strides = size, strides
         grid = 1, _count(self.extent_after(extent))
@@ -212,7 +224,10 @@ class MaxPoolReduction(TokenReduction):
     def extent_after(self, extent: Extent) -> int:
         count = _count(extent)
         if count < self.size:
-            raise ValueError(f"{count} tokens can't be pooled over windows of {self.size}: reduce them less often, or give larger images")
+            raise ValueError(
+                f"{count} tokens can't be pooled over windows of {self.size}: reduce them less often, or give larger "
+                f"images"
+            )
         return (count - self.size) // self.strides + 1
 
     def reduce(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, Tokens]:
@@ -268,7 +283,9 @@ class ResidualReduction(TokenReduction):
 
     def extent_after(self, extent: Extent) -> tuple[int, int]:
         if isinstance(extent, int):
-            raise ValueError("tokens that form no grid can't be convolved: put this reduction before those that leave none")
+            raise ValueError(
+                "tokens that form no grid can't be convolved: put this reduction before those that leave none"
+            )
         return -(-extent[0] // 2), -(-extent[1] // 2)
 
     def reduce(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, Tokens]:

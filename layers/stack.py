@@ -1,4 +1,6 @@
-"""A stack of blocks: depth, patterns, rematerialization, scan over layers, what blocks hand on, and features on the way."""
+"""A stack of blocks: depth, patterns, rematerialization, scan over layers, what blocks hand on, and features on the
+way.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,8 @@ class Stack(Module):
 
     A block is called as ``block(x, tokens)``, and where it looks back has ``init_state`` and ``extend`` as a
     :class:`Mixer`. Blocks may hand on more than x: where ``shared`` is given, each is called as ``block(x, tokens,
-    shared, own)`` and returns (x, shared), and from ``extend`` (x, state, shared). ``own`` is its slice of what the model
-    made for each block. One block that stands at several places is one set of parameters (ALBERT).
+    shared, own)`` and returns (x, shared), and from ``extend`` (x, state, shared). ``own`` is its slice of what the
+    model made for each block. One block that stands at several places is one set of parameters (ALBERT).
 
     Under ``jax.jit`` equal blocks are traced once, wherever they are. ``scan`` runs equal neighbors (or equal
     groups of neighbors, for a pattern) as one ``lax.scan``, so that XLA compiles them once too. The leaves are
@@ -123,10 +125,14 @@ class Stack(Module):
         shared: Any = None,
         per_block: Any = None,
     ) -> tuple[Passed, list[Passed], Any]:
-        """As :meth:`__call__`, each output with what is known of its tokens; last what the last block handed on, or None."""
+        """As :meth:`__call__`, each output with what is known of its tokens; last what the last block handed on, or
+        None.
+        """
         tokens, reductions = Tokens.of(tokens), self.reduced_after
         if reductions and shared is not None:
-            raise ValueError("what blocks hand on beside x may belong to tokens that a reduction takes away: leave reductions out")
+            raise ValueError(
+                "what blocks hand on beside x may belong to tokens that a reduction takes away: leave reductions out"
+            )
         depth = len(self)
         own = _slices(per_block, depth)
         wanted = {i % depth for i in capture}
@@ -165,11 +171,15 @@ class Stack(Module):
           ValueError: reductions, which choose among all tokens.
         """
         if self.reductions is not None:
-            raise ValueError("a stack that reduces tokens can't be read piece by piece: its reductions see all of them at once")
+            raise ValueError(
+                "a stack that reduces tokens can't be read piece by piece: its reductions see all of them at once"
+            )
         more = () if context is None else (context, context_mask)
         return tuple(block.init_state(batch_size, max_length, dtype, *more) for block in self)
 
-    def extend(self, x: jax.Array, state: tuple[Any, ...], tokens: Known = None, *, shared: Any = None, per_block: Any = None) -> Any:
+    def extend(
+        self, x: jax.Array, state: tuple[Any, ...], tokens: Known = None, *, shared: Any = None, per_block: Any = None
+    ) -> Any:
         """As :meth:`Mixer.extend`, through all blocks: (y, state), or (y, state, shared) where ``shared`` is given."""
         tokens = Tokens.of(tokens)
 
@@ -188,7 +198,9 @@ class Stack(Module):
     def _run(
         self, indices: Sequence[int], call: Call, carry: Carry, inputs: Sequence[Any]
     ) -> tuple[Carry, tuple[Any, ...]]:
-        """Applies ``carry, output = call(block, carry, input)`` for each of the blocks; returns the last carry and all outputs."""
+        """Applies ``carry, output = call(block, carry, input)`` for each of the blocks; returns the last carry and all
+        outputs.
+        """
         rows = [(self[i], given) for i, given in zip(indices, inputs, strict=True)]
         staged = _is_staged(carry[0])
         # Stacked, the places of one block would each draw the same random numbers.
@@ -285,7 +297,9 @@ class _Program:
 
     def scan(self, groups: list[list[Row]], carry: Carry) -> tuple[Carry, list[Any]]:
         """Runs groups one after another as one ``lax.scan``."""
-        carry, found = jax.lax.scan(self._step, carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(_arrays, groups)))
+        carry, found = jax.lax.scan(
+            self._step, carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(_arrays, groups))
+        )
         outputs: list[Any] = []
         for i, group in enumerate(groups):
             values, effects = jax.tree.map(lambda leaf, i=i: leaf[i], found)

@@ -17,7 +17,8 @@ PERSISTENT = nnx.Any(nnx.Param, nnx.BatchStat)
 
 
 def flatten(model: nnx.Module, *filters: Any) -> dict[str, Any]:
-    """Returns ``{dotted name: array}`` of the variables that match any of ``filters`` (default: parameters and statistics).
+    """Returns ``{dotted name: array}`` of the variables that match any of ``filters`` (default: parameters and
+    statistics).
 
     Under ``nnx.eval_shape`` or ``jax.eval_shape`` the arrays are ``jax.ShapeDtypeStruct``.
     """
@@ -40,7 +41,11 @@ def assign(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
     unknown = sorted(set(arrays) - set(variables))
     if unknown:
         raise ValueError(f"the model has no variables named: {', '.join(unknown)}")
-    wrong = [f"{n} is {arrays[n].shape}, expected {variables[n].shape}" for n in arrays if tuple(arrays[n].shape) != tuple(variables[n].shape)]
+    wrong = [
+        f"{n} is {arrays[n].shape}, expected {variables[n].shape}"
+        for n in arrays
+        if tuple(arrays[n].shape) != tuple(variables[n].shape)
+    ]
     if wrong:
         raise ValueError("arrays of the wrong shape: " + "; ".join(wrong))
     graph = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}

@@ -40,10 +40,10 @@ class Tokens:
       roles: int32, what a token is to mixers that ask for it (a global token of Longformer, say).
       context: (batch, context_length, context_features), what cross attention reads.
       context_mask: bool (batch, context_length), True = real.
-      grid: rows and columns of the tokens of an image in row-major order. The tokens before them in the sequence are its
-        prefix. A mixer without use for it need not honor it: it says how the tokens lie and asks for nothing.
-      kept: in place of ``grid``, where a :class:`layers.reduction.TokenReduction` left none: what the tokens left lay on. It
-        asks for nothing either.
+      grid: rows and columns of the tokens of an image in row-major order. The tokens before them in the sequence are
+        its prefix. A mixer without use for it need not honor it: it says how the tokens lie and asks for nothing.
+      kept: in place of ``grid``, where a :class:`layers.reduction.TokenReduction` left none: what the tokens left lay
+        on. It asks for nothing either.
     """
 
     mask: jax.Array | None = None
@@ -73,12 +73,17 @@ class Tokens:
         return self.replace(**dict.fromkeys(names))
 
     def rearranged(self, move: Callable[[jax.Array], jax.Array], grid: tuple[int, int] | None = None) -> Tokens:
-        """What is known after ``move``, which takes what each token has, (batch, length, ...), to another order or shape.
+        """What is known after ``move``, which takes what each token has, (batch, length, ...), to another order or
+        shape.
 
         ``grid`` is that of the new order. Positions that all rows share move as they are, with a batch of 1.
         """
         moved = {name: move(value) for name in PER_TOKEN if (value := getattr(self, name)) is not None}
-        kept = None if self.kept is None or grid is not None else dataclasses.replace(self.kept, cells=move(self.kept.cells))
+        kept = (
+            None
+            if self.kept is None or grid is not None
+            else dataclasses.replace(self.kept, cells=move(self.kept.cells))
+        )
         return self.replace(**moved, grid=grid, kept=kept)
 
     def prefix(self, length: int) -> int:
@@ -122,14 +127,18 @@ class Tokens:
           ValueError: the grid is not known.
         """
         if self.grid is None:
-            raise ValueError("the tokens' rows and columns are not known: give Tokens(grid=(rows, columns)), or x as (batch, rows, columns, features)")
+            raise ValueError(
+                "the tokens' rows and columns are not known: give Tokens(grid=(rows, columns)), or x as (batch, rows, "
+                "columns, features)"
+            )
         return self.grid, length - self.grid[0] * self.grid[1]
 
     def grid_places(self, length: int, stretched: tuple[int, int] | None = None) -> jax.Array | None:
-        """Rows and columns (batch or 1, length, 2) of the tokens of the grid, or of what is left of one, 0 in the prefix;
-        None without a grid.
+        """Rows and columns (batch or 1, length, 2) of the tokens of the grid, or of what is left of one, 0 in the
+        prefix; None without a grid.
 
-        Those of a grid of ``stretched`` rows and columns are counted on it in equal steps, and are then no whole numbers.
+        Those of a grid of ``stretched`` rows and columns are counted on it in equal steps, and are then no whole
+        numbers.
         """
         cells: Any
         if self.grid is not None:
@@ -168,7 +177,8 @@ def starts(segment_ids: jax.Array, last: jax.Array | None = None) -> jax.Array:
 
 
 def numbered(segment_ids: jax.Array, last: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Documents (batch, new) int32 of tokens that are read after others: 0 is the one that these belong to, then 1, 2, ...
+    """Documents (batch, new) int32 of tokens that are read after others: 0 is the one that these belong to, then 1, 2,
+    ...
 
     Args:
       segment_ids: int32 (batch, new).
@@ -189,7 +199,9 @@ def last_segment(segment_ids: jax.Array, mask: jax.Array | None, last: jax.Array
 
 
 class Continuation(NamedTuple):
-    """Where tokens are that are read after others: positions (batch, new) in their documents, and what a state knows after them."""
+    """Where tokens are that are read after others: positions (batch, new) in their documents, and what a state knows
+    after them.
+    """
 
     positions: jax.Array
     length: jax.Array

@@ -1,4 +1,5 @@
-"""Compiles for accelerators that are not here, by their own compilers: an H100 (XLA and ptxas), TPU v5e and v6e (libtpu).
+"""Compiles for accelerators that are not here, by their own compilers: an H100 (XLA and ptxas), TPU v5e and v6e
+(libtpu).
 
 ``pip install -e '.[compile]'`` brings the compilers. What they refuse (too much shared memory or VMEM, a layout
 that does not exist) they refuse here as they would on the device, and they report what resources a kernel takes.
@@ -26,7 +27,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, SingleDev
 
 from pallas_kernels import dispatch
 
-# XLA's description of the chip (GpuTargetConfigProto): NVIDIA's data sheet and CUDA's device properties of the SXM5 form.
+# XLA's description of the chip (GpuTargetConfigProto): NVIDIA's data sheet and CUDA's device properties of the SXM5
+# form.
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
@@ -110,7 +112,9 @@ def missing(device: str) -> str | None:
 
 
 def mesh_of(device: str, sizes: Mapping[str, int]) -> Mesh:
-    """A mesh of devices that need not be present, four of a TPU at most, its axes by name; errors as :func:`compile_for`."""
+    """A mesh of devices that need not be present, four of a TPU at most, its axes by name; errors as
+    :func:`compile_for`.
+    """
     if (reason := missing(device)) is not None:
         raise RuntimeError(reason)
     count = math.prod(sizes.values())
@@ -118,8 +122,12 @@ def mesh_of(device: str, sizes: Mapping[str, int]) -> Mesh:
     return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def lower_for(device: str, function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None) -> jax.stages.Lowered:
-    """Lowers ``function(*arguments)`` for a device that need not be present, kernels included; arguments and errors as :func:`compile_for`."""
+def lower_for(
+    device: str, function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None
+) -> jax.stages.Lowered:
+    """Lowers ``function(*arguments)`` for a device that need not be present, kernels included; arguments and errors as
+    :func:`compile_for`.
+    """
     target = _known(device)
     if (reason := missing(device)) is not None:
         raise RuntimeError(reason)
@@ -185,7 +193,9 @@ def _topology(device: str, count: int = 1) -> Any:
 
 
 def tpu_topology(name: str) -> Any:
-    """JAX's description of TPU chips, "v5e:2x2" or "v5p:16x16x16", say: its ``devices`` can be compiled for, alone or in a mesh."""
+    """JAX's description of TPU chips, "v5e:2x2" or "v5p:16x16x16", say: its ``devices`` can be compiled for, alone or
+    in a mesh.
+    """
     # libtpu looks for chips and for other processes that hold it; here are none, and they do not matter.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -197,7 +207,11 @@ def tpu_topology(name: str) -> Any:
 @contextlib.contextmanager
 def _target(device: Device) -> Iterator[None]:
     """Tells Pallas' lowering, which asks the mesh, what it lowers for."""
-    abstract = AbstractDevice(device_kind=device.kind, num_cores=device.cores, platform="cuda" if device.platform == "gpu" else device.platform)
+    abstract = AbstractDevice(
+        device_kind=device.kind,
+        num_cores=device.cores,
+        platform="cuda" if device.platform == "gpu" else device.platform,
+    )
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), (AxisType.Auto,), abstract_device=abstract)):
         yield
 
@@ -229,8 +243,14 @@ def _gpu_kernels(folder: Path) -> tuple[Kernel, ...]:
                 name=re.sub(r"_\d+$", "", path.stem),
                 registers=_number(r"Used (\d+) registers", text),
                 spill_bytes=_number(r"(\d+) bytes spill stores", text),
-                shared_bytes=_number(r"dynamic_shared_memory_size %c(\d+)_i32", passes.read_text() if passes.exists() else ""),
-                remarks=tuple(line.strip() for line in text.splitlines() if re.search(r"warning|Performance Loss", line, re.IGNORECASE)),
+                shared_bytes=_number(
+                    r"dynamic_shared_memory_size %c(\d+)_i32", passes.read_text() if passes.exists() else ""
+                ),
+                remarks=tuple(
+                    line.strip()
+                    for line in text.splitlines()
+                    if re.search(r"warning|Performance Loss", line, re.IGNORECASE)
+                ),
             )
         )
     return tuple(kernels)

@@ -35,7 +35,8 @@ def always(_: Any) -> str | None:
 class Later:
     """The functions of a module that is imported when one of them is first called.
 
-    Kernels are written in frameworks that take more than a second to import, which no program should spend that runs no kernel.
+    Kernels are written in frameworks that take more than a second to import, which no program should spend that runs no
+    kernel.
     """
 
     def __init__(self, module: str):
@@ -54,10 +55,13 @@ class Implementation:
     """One way to compute an op.
 
     Attributes:
-      name: "reference", "xla", "mosaic_tpu", "mosaic_gpu", or the way in which devices that share a sequence work together.
+      name: "reference", "xla", "mosaic_tpu", "mosaic_gpu", or the way in which devices that share a sequence work
+        together.
       call: the function; takes the op's :class:`Call` and returns what its ``results`` name.
-      platforms: where it runs ("cpu", "gpu", "tpu"), as a kernel; None is everywhere, in JAX's own operations, which the compiler can split.
-      objection: called with the same, on a mesh with one device's part in shapes; returns why it can't serve it, or None.
+      platforms: where it runs ("cpu", "gpu", "tpu"), as a kernel; None is everywhere, in JAX's own operations, which
+        the compiler can split.
+      objection: called with the same, on a mesh with one device's part in shapes; returns why it can't serve it, or
+        None.
       considered: whether to think of it at all where it is not named: on a mesh, say, and not off it.
       paper: rows of the zoo's roster that it implements.
     """
@@ -88,7 +92,8 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A call of realistic size, by shapes alone: what is compiled for devices that are not here, and timed on those that are.
+    """A call of realistic size, by shapes alone: what is compiled for devices that are not here, and timed on those
+    that are.
 
     Attributes:
       name: unique within the op.
@@ -129,14 +134,24 @@ class Refused(ValueError):
     """No implementation that may be picked serves the call; ``reasons`` holds (name, reason) pairs."""
 
     def __init__(self, op: str, reasons: tuple[tuple[str, str], ...]):
-        super().__init__(f"op {op!r} can't serve this call (" + "; ".join(f"{name}: {reason}" for name, reason in reasons) + ")")
+        super().__init__(
+            f"op {op!r} can't serve this call (" + "; ".join(f"{name}: {reason}" for name, reason in reasons) + ")"
+        )
         self.reasons = reasons
 
 
 class Op:
-    """An op's implementations in order of preference ("reference" is the specification), its cases and its realistic shapes."""
+    """An op's implementations in order of preference ("reference" is the specification), its cases and its realistic
+    shapes.
+    """
 
-    def __init__(self, name: str, implementations: tuple[Implementation, ...], cases: tuple[Case, ...] = (), shapes: tuple[Shape, ...] = ()):
+    def __init__(
+        self,
+        name: str,
+        implementations: tuple[Implementation, ...],
+        cases: tuple[Case, ...] = (),
+        shapes: tuple[Shape, ...] = (),
+    ):
         if name in OPS:
             raise ValueError(f"op {name!r} is defined twice")
         self.name, self.implementations, self.cases, self.shapes = name, implementations, cases, shapes
@@ -183,9 +198,13 @@ class Op:
         return mesh.run(chosen.call, call) if _is_shared(chosen) else chosen.call(call)
 
     def within(self, call: Call) -> tuple[Any, ...]:
-        """The op on one device's part, for implementations that share a call among devices: their own name, if :func:`use` gave it, is followed already."""
+        """The op on one device's part, for implementations that share a call among devices: their own name, if
+        :func:`use` gave it, is followed already.
+        """
         followed = {i.name for i in self.implementations if not i.considered()}
-        token = _forced.set({op: name for op, name in (_forced.get() or {}).items() if op != self.name or name not in followed})
+        token = _forced.set(
+            {op: name for op, name in (_forced.get() or {}).items() if op != self.name or name not in followed}
+        )
         try:
             return self(call)
         finally:

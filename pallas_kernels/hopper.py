@@ -34,12 +34,20 @@ _interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted
 def objection() -> str | None:
     """Why kernels for Hopper can't serve programs traced now, or None. A platform that is only named counts as Hopper."""
     capability = compute_capability()
-    return None if capability in (None, "9.0") else f"is written for Hopper (compute capability 9.0), this GPU has {capability}"
+    return (
+        None
+        if capability in (None, "9.0")
+        else f"is written for Hopper (compute capability 9.0), this GPU has {capability}"
+    )
 
 
 def interpreter_missing() -> str | None:
     """Why :func:`interpreted` can't be used with this JAX, or None."""
-    return None if hasattr(plgpu, "force_gpu_interpret_mode") else f"JAX {jax.__version__}'s interpreter of GPU kernels can't transpose references"
+    return (
+        None
+        if hasattr(plgpu, "force_gpu_interpret_mode")
+        else f"JAX {jax.__version__}'s interpreter of GPU kernels can't transpose references"
+    )
 
 
 @contextlib.contextmanager
@@ -137,9 +145,13 @@ def products(*pairs: tuple[Any, Any]) -> tuple[jax.Array, ...]:
 
 
 def add_products(*sums: tuple[Any, ...]) -> tuple[jax.Array, ...]:
-    """``total + a @ b + c @ d + ...`` of each (total, a, b, c, d, ...), a float32 array and shared memory; all under way at once."""
+    """``total + a @ b + c @ d + ...`` of each (total, a, b, c, d, ...), a float32 array and shared memory; all under
+    way at once.
+    """
     if _interpreted.get():
-        return tuple(functools.reduce(operator.add, products(*zip(tiles[::2], tiles[1::2])), total) for total, *tiles in sums)
+        return tuple(
+            functools.reduce(operator.add, products(*zip(tiles[::2], tiles[1::2])), total) for total, *tiles in sums
+        )
 
     def run(totals: tuple[Any, ...]) -> None:
         for total, (_, *tiles) in zip(totals, sums, strict=True):
@@ -155,7 +167,9 @@ def transposed(reference: Any) -> Any:
 
 
 def arrange(x: jax.Array, layout: Any = plgpu.Layout.WGMMA) -> jax.Array:
-    """``x`` as a warpgroup holds products, or in ``layout``: ``Layout.WGMMA.reduce(1)`` is one number for each row of products."""
+    """``x`` as a warpgroup holds products, or in ``layout``: ``Layout.WGMMA.reduce(1)`` is one number for each row of
+    products.
+    """
     return plgpu.layout_cast(x, layout)
 
 
@@ -171,6 +185,8 @@ def iota(shape: tuple[int, int], axis: int) -> jax.Array:
 
 
 def tiled(shape: tuple[int, ...], dtype: Any, columns: int) -> Any:
-    """Shared memory of which wgmma reads the two last axes; ``columns`` of the last axis lie together: 64 or 32 of 16 bits."""
+    """Shared memory of which wgmma reads the two last axes; ``columns`` of the last axis lie together: 64 or 32 of 16
+    bits.
+    """
     swizzle = columns * jnp.dtype(dtype).itemsize
     return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(swizzle)))

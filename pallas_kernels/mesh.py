@@ -1,11 +1,12 @@
-"""Kernels on a mesh: the compiler splits programs over devices, but no Pallas call, so that each device calls the kernel on its own part.
+"""Kernels on a mesh: the compiler splits programs over devices, but no Pallas call, so that each device calls the
+kernel on its own part.
 
-Rows of a batch are split over ``data`` and ``fsdp`` as batches are, heads (or channels) over ``tensor`` as projections are. No row needs
-another, and no head: what travels are the gradients of arrays that all rows share. Where heads can't be split the devices
-of ``tensor`` compute the same; where rows can't, no kernel serves.
+Rows of a batch are split over ``data`` and ``fsdp`` as batches are, heads (or channels) over ``tensor`` as projections
+are. No row needs another, and no head: what travels are the gradients of arrays that all rows share. Where heads can't
+be split the devices of ``tensor`` compute the same; where rows can't, no kernel serves.
 
-The axes of a call's arrays have a letter each: ``b`` rows of the batch, ``h`` heads (groups, channels), any other what a device needs
-whole. An axis of one row or head for all, every device has.
+The axes of a call's arrays have a letter each: ``b`` rows of the batch, ``h`` heads (groups, channels), any other what
+a device needs whole. An axis of one row or head for all, every device has.
 """
 
 from __future__ import annotations
@@ -40,19 +41,31 @@ def splits_heads() -> bool:
 def _left(mesh: AbstractMesh, *kinds: AxisType) -> dict[str, int]:
     """The axes, and their sizes, that no ``jax.shard_map`` around here has taken; or of them those of some kinds."""
     kinds = kinds or (AxisType.Auto, AxisType.Explicit)
-    return {name: mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind in kinds}
+    return {
+        name: mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind in kinds
+    }
 
 
 def objection(call: Call) -> str | None:
     """Why the devices of the mesh can't each have a part of the call, or None."""
     mesh = jax.sharding.get_abstract_mesh()
-    others = [*_left(mesh, AxisType.Explicit), *(name for name in _parts() if name not in (*sequence.row_axes(), *HEAD_AXES))]
+    others = [
+        *_left(mesh, AxisType.Explicit),
+        *(name for name in _parts() if name not in (*sequence.row_axes(), *HEAD_AXES)),
+    ]
     if others:
         return f"the mesh splits along {others[0]!r} what a kernel needs whole; call it inside jax.shard_map"
     axes = _axes(sequence.row_axes())
     count = _count(axes)
-    rows = max((x.shape[axis] for x, word in call.arrays.values() for axis, letter in enumerate(word) if letter == "b"), default=1)
-    return f"{rows} rows can't be shared equally by the {count} devices of the mesh's {' and '.join(axes)}" if rows % count else None
+    rows = max(
+        (x.shape[axis] for x, word in call.arrays.values() for axis, letter in enumerate(word) if letter == "b"),
+        default=1,
+    )
+    return (
+        f"{rows} rows can't be shared equally by the {count} devices of the mesh's {' and '.join(axes)}"
+        if rows % count
+        else None
+    )
 
 
 def part(call: C) -> C:
@@ -81,7 +94,8 @@ def run(function: Callable[[C], tuple[Any, ...]], call: C) -> tuple[Any, ...]:
 
 
 def split_call(body: Callable[[C], tuple[Any, ...]], call: C, **others: int | None) -> tuple[Any, ...]:
-    """``body(call)`` of an op on every device, with its own tokens: of the axes of the call's arrays and results those called ``l``.
+    """``body(call)`` of an op on every device, with its own tokens: of the axes of the call's arrays and results those
+    called ``l``.
 
     ``others`` names axes of arrays that are split along another.
     """
@@ -103,7 +117,9 @@ def _tokens(word: str) -> int | None:
 def _places(call: Call) -> dict[str, tuple[str, ...]]:
     """The axes of the mesh over which each letter's are split: heads only if all of them can be."""
     axes = _axes(HEAD_AXES)
-    numbers = {x.shape[axis] for x, word in call.arrays.values() for axis, letter in enumerate(word) if letter == "h"} - {1}
+    numbers = {
+        x.shape[axis] for x, word in call.arrays.values() for axis, letter in enumerate(word) if letter == "h"
+    } - {1}
     can = bool(numbers) and all(n % _count(axes) == 0 for n in numbers)
     return {"b": _axes(sequence.row_axes()), "h": axes if can else ()}
 
@@ -123,4 +139,6 @@ def _count(axes: tuple[str, ...]) -> int:
 
 def _cuts(word: str, places: dict[str, tuple[str, ...]], shape: tuple[int, ...] | None = None) -> list[tuple[str, ...]]:
     """The axes of the mesh over which each axis of an array is split."""
-    return [() if shape is not None and shape[axis] == 1 else places.get(letter, ()) for axis, letter in enumerate(word)]
+    return [
+        () if shape is not None and shape[axis] == 1 else places.get(letter, ()) for axis, letter in enumerate(word)
+    ]

@@ -1,9 +1,11 @@
-"""What the TPU kernels share: products on the matrix unit, sums of decays as products, and recurrences that run chunk by chunk.
+"""What the TPU kernels share: products on the matrix unit, sums of decays as products, and recurrences that run chunk
+by chunk.
 
-A recurrence is given as one function of a chunk, of two-dimensional float32 arrays. The forward kernel walks through the chunks with
-the states of all heads that share keys in VMEM, where they find the keys too; for the gradient it also writes the states at each chunk's
-start. The backward kernel walks back, computes the chunk again and differentiates it inside the kernel. What the function holds
-therefore has to lower forward and backward: products, selections and elementwise arithmetic; neither sorts nor cumulative sums.
+A recurrence is given as one function of a chunk, of two-dimensional float32 arrays. The forward kernel walks through
+the chunks with the states of all heads that share keys in VMEM, where they find the keys too; for the gradient it also
+writes the states at each chunk's start. The backward kernel walks back, computes the chunk again and differentiates it
+inside the kernel. What the function holds therefore has to lower forward and backward: products, selections and
+elementwise arithmetic; neither sorts nor cumulative sums.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from primitives.differentiation import differentiable
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 LANES = 128
-# Elements of one state, of which a chunk makes several copies, and of the states of all heads that share keys: both in VMEM.
+# Elements of one state, of which a chunk makes several copies, and of the states of all heads that share keys: both in
+# VMEM.
 STATE_LIMIT, STATES_LIMIT = 256 * 256, 2**20
 # exp of it is 0 in float32; sums of a chunk's decays stay finite, which products with zeros need.
 LEAST_DECAY = -200.0
@@ -49,7 +52,8 @@ def state_objection(key_dim: int, value_dim: int, repeats: int) -> str | None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product(a: jax.Array, b: jax.Array, form: str = "nn", dtype: Any = jnp.float32) -> jax.Array:
-    """Matrix product in float32 of operands rounded to ``dtype``; float32 is exact to its last places, bfloat16 one pass of the matrix unit.
+    """Matrix product in float32 of operands rounded to ``dtype``; float32 is exact to its last places, bfloat16 one
+    pass of the matrix unit.
 
     Args:
       form: "nn" is a b, "nt" is a b^T, "tn" is a^T b.
@@ -88,7 +92,8 @@ def joins(n: int, size: int) -> jax.Array:
 
 
 def pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of a row (1, chunk) of log decays g: the sums over (j, i] (chunk, chunk), over [0, i] and over (j, end] (chunk, 1).
+    """Of a row (1, chunk) of log decays g: the sums over (j, i] (chunk, chunk), over [0, i] and over (j, end] (chunk,
+    1).
 
     Each is a sum of its own terms, never a difference of two longer ones. Entries of the first with j > i are 0.
     """
@@ -119,8 +124,8 @@ class Plan:
     """How a recurrence is run; hashable.
 
     Attributes:
-      chunk: (state (key_dim, value_dim), *tokens) to (state, out (size, value_dim)), all float32 and two-dimensional: an array over
-        tokens is (size, dim), or (1, size) if it has one number a token.
+      chunk: (state (key_dim, value_dim), *tokens) to (state, out (size, value_dim)), all float32 and two-dimensional:
+        an array over tokens is (size, dim), or (1, size) if it has one number a token.
       size: tokens of a chunk; on a TPU a multiple of 128 if any array has one number a token, else of 16.
       interpret: run the kernel as plain JAX.
     """
@@ -134,8 +139,8 @@ def recurrence(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array, dtyp
     """Runs all chunks in order.
 
     Args:
-      tokens: (batch, heads, length, dim), or (batch, heads, length) for one number a token; some arrays may have fewer heads, all
-        the same number, which divides the state's. Zeros past the end must leave the state unchanged.
+      tokens: (batch, heads, length, dim), or (batch, heads, length) for one number a token; some arrays may have fewer
+        heads, all the same number, which divides the state's. Zeros past the end must leave the state unchanged.
       state: float32 (batch, heads, key_dim, value_dim).
       dtype: of the outputs.
 
@@ -208,15 +213,21 @@ class _Walk:
 
     def boundary(self, dims: tuple[int, ...]) -> pl.BlockSpec:
         """The state at a chunk's start."""
-        return pl.BlockSpec((None, None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + r, self.chunk(c), 0, 0))
+        return pl.BlockSpec(
+            (None, None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + r, self.chunk(c), 0, 0)
+        )
 
     def entering(self, dims: tuple[int, ...]) -> pl.BlockSpec:
         """States that are read with the first chunk: later ones fetch none."""
-        return pl.BlockSpec((None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + jnp.where(c == 0, r, self.repeats - 1), 0, 0))
+        return pl.BlockSpec(
+            (None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + jnp.where(c == 0, r, self.repeats - 1), 0, 0)
+        )
 
     def leaving(self, dims: tuple[int, ...]) -> pl.BlockSpec:
         """States that are written with the last chunk: earlier ones store none."""
-        return pl.BlockSpec((None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + jnp.where(c == self.chunks - 1, r, 0), 0, 0))
+        return pl.BlockSpec(
+            (None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + jnp.where(c == self.chunks - 1, r, 0), 0, 0)
+        )
 
 
 def _walk(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array, back: bool) -> _Walk:
@@ -226,7 +237,9 @@ def _walk(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array, back: boo
 
 
 def _blocks(plan: Plan, tokens: tuple[jax.Array, ...]) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct((1, plan.size) if _is_row(x) else (plan.size, x.shape[3]), jnp.float32) for x in tokens]
+    return [
+        jax.ShapeDtypeStruct((1, plan.size) if _is_row(x) else (plan.size, x.shape[3]), jnp.float32) for x in tokens
+    ]
 
 
 def cost(steps: int, body: Callable[..., Any], blocks: Any, arrays: Any) -> pl.CostEstimate:
@@ -262,7 +275,10 @@ def _run_forward(plan: Plan, dtype: Any, keep: bool, tokens: tuple[jax.Array, ..
         def _() -> None:
             last[...] = states[r]
 
-    shapes = [jax.ShapeDtypeStruct((batch, heads, walk.chunks * plan.size, dims[1]), dtype), jax.ShapeDtypeStruct(state.shape, jnp.float32)]
+    shapes = [
+        jax.ShapeDtypeStruct((batch, heads, walk.chunks * plan.size, dims[1]), dtype),
+        jax.ShapeDtypeStruct(state.shape, jnp.float32),
+    ]
     specs = [walk.tokens(shapes[0]), walk.leaving(dims)]
     if keep:
         shapes.append(jax.ShapeDtypeStruct((batch, heads, walk.chunks, *dims), jnp.float32))
@@ -276,13 +292,17 @@ def _run_forward(plan: Plan, dtype: Any, keep: bool, tokens: tuple[jax.Array, ..
         out_shape=shapes,
         scratch_shapes=[pltpu.VMEM((walk.repeats, *dims), jnp.float32)],
         compiler_params=_params(),
-        cost_estimate=None if plan.interpret else cost(math.prod(walk.grid), plan.chunk, blocks, [tokens, state, shapes]),
+        cost_estimate=None
+        if plan.interpret
+        else cost(math.prod(walk.grid), plan.chunk, blocks, [tokens, state, shapes]),
         interpret=plan.interpret,
         name=f"{type(plan.chunk).__name__}_forward",
     )(*tokens, state)
 
 
-def _run_backward(plan: Plan, tokens: tuple[jax.Array, ...], boundaries: jax.Array, d_out: jax.Array, d_last: jax.Array) -> Any:
+def _run_backward(
+    plan: Plan, tokens: tuple[jax.Array, ...], boundaries: jax.Array, d_out: jax.Array, d_last: jax.Array
+) -> Any:
     walk = _walk(plan, tokens, d_last, True)
     dims = d_last.shape[2:]
 

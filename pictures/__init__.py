@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, features
 
-_SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "BMP": (".bmp",)}
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+}
 FORMATS = tuple(name for name in _SUFFIXES if name != "WEBP" or features.check("webp"))
 """Pillow's names of what is read here."""
 SUFFIXES = tuple(suffix for name in FORMATS for suffix in _SUFFIXES[name])
@@ -36,7 +42,9 @@ def upright(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow's convert would clip
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() >= 1 << 16:
-            raise ValueError(f"its pixels are whole numbers from {values.min()} to {values.max()}: save it with 8 or 16 bits")
+            raise ValueError(
+                f"its pixels are whole numbers from {values.min()} to {values.max()}: save it with 8 or 16 bits"
+            )
         return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("its pixels are floating point numbers, whose range is unknown: save it with 8 or 16 bits")
@@ -48,8 +56,8 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no image of a format that is read here, is damaged, or has more pixels than Pillow's limit allows
-        (``PIL.Image.MAX_IMAGE_PIXELS``, doubled).
+      ValueError: it is no image of a format that is read here, is damaged, or has more pixels than Pillow's limit
+        allows (``PIL.Image.MAX_IMAGE_PIXELS``, doubled).
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -73,8 +81,8 @@ def reason(error: Exception) -> str:
 def fault(path: Path, smallest: int = 1, thorough: bool = True) -> str | None:
     """Says what is wrong with an image file, or None.
 
-    A full decoding is expensive. Unless ``thorough``, it is left to those files whose end is not where the format has it
-    (a download that was cut short), and damage in the middle of a file goes unseen.
+    A full decoding is expensive. Unless ``thorough``, it is left to those files whose end is not where the format has
+    it (a download that was cut short), and damage in the middle of a file goes unseen.
 
     Args:
       path: the file.

@@ -1,9 +1,11 @@
-"""An exponential, a softplus, a SiLU and a normal distribution that take a CPU less time than XLA's: two thirds, a third, two thirds, a half.
+"""An exponential, a softplus, a SiLU and a normal distribution that take a CPU less time than XLA's: two thirds, a
+third, two thirds, a half.
 
 XLA's CPU compiler spends some twenty cycles on a vector of exponentials, and recurrences over tokens are
 mostly exponentials. Here 2^t = 2^n 2^f with n the integer nearest to t: 2^f is a polynomial of degree 6,
 and n is added to its exponent bits. log(1 + y) for 0 <= y <= 1 is a polynomial too, and so is the tail of the
-normal distribution over its density, in t = 1 / (1 + 0.35 |x|). Their relative errors, 4e-8 at most, are below float32's rounding.
+normal distribution over its density, in t = 1 / (1 + 0.35 |x|). Their relative errors, 4e-8 at most, are below
+float32's rounding.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _Fit = tuple[Callable[[np.ndarray], np.ndarray], int, float, float]
 
 @functools.cache
 def _polynomial(function: Callable[[np.ndarray], np.ndarray], degree: int, low: float, high: float) -> list[np.float32]:
-    """Coefficients, highest power first, of what ``function`` is close to between ``low`` and ``high``; found when they are first used."""
+    """Coefficients, highest power first, of what ``function`` is close to between ``low`` and ``high``; found when they
+    are first used.
+    """
     fit = np.polynomial.Chebyshev.interpolate(function, degree, domain=(low, high))
     return [np.float32(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef[::-1]]
 
@@ -64,7 +68,9 @@ def _serves(x: jax.Array) -> bool:
 
 @jax.custom_jvp
 def exp2(t: jax.Array) -> jax.Array:
-    """2^t: float32 on a CPU by the polynomial, to a relative error of 1e-7; ``jnp.exp2`` otherwise. Below -127 it is 0, from 128 on infinite."""
+    """2^t: float32 on a CPU by the polynomial, to a relative error of 1e-7; ``jnp.exp2`` otherwise. Below -127 it is 0,
+    from 128 on infinite.
+    """
     if not _serves(t):
         return jnp.exp2(t)
     # At both ends f is 0, so that exactly the bits of 0 and of infinity are left.
@@ -74,7 +80,9 @@ def exp2(t: jax.Array) -> jax.Array:
     power = 1 + f * _evaluate(_POWER_OF_TWO, f)
     # Added to 1.5 * 2^23, an integer is in the lowest bits of the float; an ordinary conversion would first compare
     # it with the range of the integers.
-    bits = lax.bitcast_convert_type(power, jnp.int32) + (lax.bitcast_convert_type(n + jnp.float32(1.5 * 2**23), jnp.int32) << 23)
+    bits = lax.bitcast_convert_type(power, jnp.int32) + (
+        lax.bitcast_convert_type(n + jnp.float32(1.5 * 2**23), jnp.int32) << 23
+    )
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
@@ -100,7 +108,9 @@ def _softplus_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tupl
 
 @jax.custom_jvp
 def gated(x: jax.Array, gate: jax.Array) -> jax.Array:
-    """x sigmoid(gate): float32 on a CPU as the quotient x / (1 + e^-gate), which XLA works out once, a product once for each reader."""
+    """x sigmoid(gate): float32 on a CPU as the quotient x / (1 + e^-gate), which XLA works out once, a product once for
+    each reader.
+    """
     if not _serves(gate):
         return x * jax.nn.sigmoid(gate)
     return x / (1 + exp2(-LOG2_E * gate))
@@ -120,7 +130,9 @@ def silu(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def normal_cdf(x: jax.Array) -> jax.Array:
-    """The normal distribution function: float32 on a CPU by the polynomial, in the lower tail too to a relative error of 1e-6; by erfc otherwise."""
+    """The normal distribution function: float32 on a CPU by the polynomial, in the lower tail too to a relative error
+    of 1e-6; by erfc otherwise.
+    """
     if not _serves(x):
         return 0.5 * lax.erfc(-math.sqrt(0.5) * x)
     t = 1 / (1 + _TAIL_SCALE * jnp.abs(x))

@@ -19,7 +19,9 @@ from primitives.differentiation import differentiable
 
 @differentiable()
 def gradient_computed_once(x: jax.Array) -> jax.Array:
-    """``x`` itself; on CPU its gradient is an array of its own rather than part of whatever reads it. Elsewhere nothing is changed."""
+    """``x`` itself; on CPU its gradient is an array of its own rather than part of whatever reads it. Elsewhere nothing
+    is changed.
+    """
     return x
 
 
@@ -28,7 +30,8 @@ def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _backward(first: jax.Array, dx: jax.Array) -> tuple[Any]:
-    # A branch is never fused across. Which one is taken can't be known to the compiler: of NaN it is the other, and NaN is what follows anyway.
+    # A branch is never fused across. Which one is taken can't be known to the compiler: of NaN it is the other, and NaN
+    # is what follows anyway.
     def on_cpu(dx: jax.Array) -> jax.Array:
         return lax.cond(first == first, lambda dx: dx, lambda dx: jnp.full_like(dx, jnp.nan), dx)
 

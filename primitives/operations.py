@@ -30,7 +30,8 @@ class Operations:
 
     Attributes:
       flops: arithmetic of every kind, a multiply-add as 2, any elementary function as 1.
-      matmul_flops: the part of ``flops`` in matrix products and convolutions (also those that :func:`multiply_adds` declares).
+      matmul_flops: the part of ``flops`` in matrix products and convolutions (also those that :func:`multiply_adds`
+        declares).
       comparisons: of sorts (n log2 n) and top-k (n log2 k).
       moved: elements written by copies that are not arithmetic: gather, scatter, slices, transposes.
       input_bytes: of the arguments.
@@ -67,7 +68,9 @@ def trips(count: int) -> Iterator[None]:
 
 
 def multiply_adds() -> contextlib.AbstractContextManager[None]:
-    """Declares that the arithmetic traced inside is a convolution, written as shifted additions say: it counts as ``matmul_flops``."""
+    """Declares that the arithmetic traced inside is a convolution, written as shifted additions say: it counts as
+    ``matmul_flops``.
+    """
     return jax.named_scope(_PRODUCTS)
 
 
@@ -147,7 +150,9 @@ def _count_equation(equation: Any) -> Operations:
     if name in _RULES:
         return _RULES[name](equation)
     if name in _CALLS:
-        return _inner(next(equation.params[key] for key in ("call_jaxpr", "jaxpr", "fun_jaxpr", "call") if key in equation.params))
+        return _inner(
+            next(equation.params[key] for key in ("call_jaxpr", "jaxpr", "fun_jaxpr", "call") if key in equation.params)
+        )
     if (program := computed(equation)) is not None:
         return _inner(program)
     raise ValueError(f"operations: no rule for the primitive {name!r}; add one to primitives/operations.py")
@@ -164,7 +169,9 @@ def _convolution(equation: Any) -> Operations:
     # The kernel's shape holds the features of one group. Dilating the input inserts zeros, which cost nothing.
     kernel = equation.invars[1].aval.shape
     outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    flops = 2 * _size(equation.outvars[0]) * (math.prod(kernel) // outputs) // math.prod(equation.params["lhs_dilation"])
+    flops = (
+        2 * _size(equation.outvars[0]) * (math.prod(kernel) // outputs) // math.prod(equation.params["lhs_dilation"])
+    )
     return Operations(flops=flops, matmul_flops=flops)
 
 
@@ -183,7 +190,9 @@ def _sort(equation: Any) -> Operations:
 
 
 def _top_k(equation: Any) -> Operations:
-    return Operations(comparisons=_size(equation.invars[0]) * max(1, math.ceil(math.log2(max(equation.params["k"], 1)))))
+    return Operations(
+        comparisons=_size(equation.invars[0]) * max(1, math.ceil(math.log2(max(equation.params["k"], 1))))
+    )
 
 
 def _window(equation: Any) -> Operations:
@@ -225,21 +234,28 @@ def _cond(equation: Any) -> Operations:
 def _while(equation: Any) -> Operations:
     declared = re.findall(rf"{_TRIPS}(\d+)", str(equation.source_info.name_stack))
     if not declared:
-        raise ValueError("operations: a while loop does not say how often it runs; use a scan, or trace it inside `operations.trips(count)`")
+        raise ValueError(
+            "operations: a while loop does not say how often it runs; use a scan, or trace it inside "
+            "`operations.trips(count)`"
+        )
     times = int(declared[-1])
     return _inner(equation.params["body_jaxpr"]) * times + _inner(equation.params["cond_jaxpr"]) * (times + 1)
 
 
 def _shard_map(equation: Any) -> Operations:
     mesh = equation.params["mesh"]
-    return _inner(equation.params["jaxpr"]) * math.prod(mesh.shape[axis] for axis in equation.params["newly_manual_axes"])
+    return _inner(equation.params["jaxpr"]) * math.prod(
+        mesh.shape[axis] for axis in equation.params["newly_manual_axes"]
+    )
 
 
 def _pallas_call(equation: Any) -> Operations:
     estimate = equation.params.get("cost_estimate")
     if estimate is None:
         name = equation.params.get("name") or equation.params.get("name_and_src_info") or equation.primitive.name
-        raise ValueError(f"operations: the Pallas call {name} has no cost estimate; give it cost_estimate=pl.CostEstimate(...)")
+        raise ValueError(
+            f"operations: the Pallas call {name} has no cost estimate; give it cost_estimate=pl.CostEstimate(...)"
+        )
     return Operations(flops=int(estimate.flops + estimate.transcendentals))
 
 
@@ -265,7 +281,9 @@ _RULES: dict[str, Callable[[Any], Operations]] = {
     "pallas_call": _pallas_call,
     "core_map": _pallas_call,
     "mpmd_map": _pallas_call,
-    **dict.fromkeys(_names("reduce_window reduce_window_sum reduce_window_max reduce_window_min select_and_gather_add"), _window),
+    **dict.fromkeys(
+        _names("reduce_window reduce_window_sum reduce_window_max reduce_window_min select_and_gather_add"), _window
+    ),
     "scatter": _scatter,
     **{f"scatter{mark}{kind}": _scatter for mark in "-_" for kind in ("add", "sub", "mul", "min", "max")},
 }
@@ -281,7 +299,10 @@ _FREE = _names(
     axis_index platform_index empty empty2 zeros_like broadcast_to pbroadcast debug_callback debug_print layout_constraint"""
 )
 
-_MOVING = _names("transpose concatenate pad gather dynamic_slice slice rev copy copy_p split stack unstack ppermute all_gather all_to_all tile")
+_MOVING = _names(
+    "transpose concatenate pad gather dynamic_slice slice rev copy copy_p split stack unstack ppermute all_gather "
+    "all_to_all tile"
+)
 
 _REDUCING = _names(
     """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce cumsum cumprod cummax cummin

@@ -21,7 +21,9 @@ def current_platform() -> str:
 
 
 def compute_capability() -> str | None:
-    """Of the GPU that programs traced now run on, as "9.0"; None where there is none, or :func:`platform` only names it."""
+    """Of the GPU that programs traced now run on, as "9.0"; None where there is none, or :func:`platform` only names
+    it.
+    """
     return None if _platform.get() else getattr(jax.devices()[0], "compute_capability", None)
 
 

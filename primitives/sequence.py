@@ -1,7 +1,7 @@
 """Sequences that are split over devices: what the ops share to exchange as little as they can.
 
-Where the ambient mesh (``jax.set_mesh``) has an axis ``sequence`` of more than one device, self-attention and the recurrences
-exchange keys or states themselves, under ``jax.shard_map``; the compiler would gather whole sequences.
+Where the ambient mesh (``jax.set_mesh``) has an axis ``sequence`` of more than one device, self-attention and the
+recurrences exchange keys or states themselves, under ``jax.shard_map``; the compiler would gather whole sequences.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _folded: contextvars.ContextVar[bool] = contextvars.ContextVar("folded", default
 
 @contextlib.contextmanager
 def folded() -> Iterator[None]:
-    """For mixers of pieces: the tokens of what is traced inside (windows, clusters, segments) are not the axis that devices share; the pieces are."""
+    """For mixers of pieces: the tokens of what is traced inside (windows, clusters, segments) are not the axis that
+    devices share; the pieces are.
+    """
     token = _folded.set(True)
     try:
         yield
@@ -37,7 +39,9 @@ def folded() -> Iterator[None]:
 
 
 def row_axes() -> tuple[str, ...]:
-    """The axes of a mesh over which rows are split where this is traced: those of pieces over that of their sequence too."""
+    """The axes of a mesh over which rows are split where this is traced: those of pieces over that of their sequence
+    too.
+    """
     return (*ROW_AXES, AXIS) if _folded.get() else ROW_AXES
 
 
@@ -113,8 +117,11 @@ def gather(x: jax.Array, axis: int, among: int) -> jax.Array:
     return jax.lax.all_gather(x, AXIS, axis=axis, tiled=True, axis_index_groups=groups)
 
 
-def entering(transition: Any, state: jax.Array, initial: jax.Array | None, apply: Callable[[Any, jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """States of a linear recurrence at the borders between devices: (before this device's tokens, after the last device's).
+def entering(
+    transition: Any, state: jax.Array, initial: jax.Array | None, apply: Callable[[Any, jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """States of a linear recurrence at the borders between devices: (before this device's tokens, after the last
+    device's).
 
     Each device sends its total transition and the state that its tokens alone would leave, and no token.
 
@@ -148,12 +155,18 @@ def idle_share(batch: int) -> float:
 
 
 def serially(
-    step: Callable[[Any, Any, Any], tuple[Any, Any]], shared: Any, state: Any, tokens: tuple[Any, ...], axes: tuple[int, ...]
+    step: Callable[[Any, Any, Any], tuple[Any, Any]],
+    shared: Any,
+    state: Any,
+    tokens: tuple[Any, ...],
+    axes: tuple[int, ...],
 ) -> Any:
-    """A recurrence whose states can't be combined, over a sequence that devices share: :func:`hand_over` on each one's part.
+    """A recurrence whose states can't be combined, over a sequence that devices share: :func:`hand_over` on each one's
+    part.
 
     Args:
-      step: (shared, state, tokens) of some rows to (state, what is said to the tokens, its axes like those of ``tokens[0]``).
+      step: (shared, state, tokens) of some rows to (state, what is said to the tokens, its axes like those of
+        ``tokens[0]``).
       shared: what every device needs whole, as parameters.
       state: before the first token; each leaf (batch, ...).
       tokens: trees of arrays (batch, ...), None allowed.
@@ -168,7 +181,8 @@ def serially(
 
 
 def hand_over(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, tokens: Any, number: int) -> Any:
-    """A recurrence whose states can't be combined, on the devices of :func:`split` one after the other: each hands its state to the next.
+    """A recurrence whose states can't be combined, on the devices of :func:`split` one after the other: each hands its
+    state to the next.
 
     The batch is cut into groups of rows. While one device reads a group, the device before it reads the next group: of
     ``number`` + devices - 1 turns each device works in ``number`` (:func:`idle_share`).
@@ -192,7 +206,10 @@ def hand_over(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, tokens: A
 
     def turn(arrived: Any, time: jax.Array) -> tuple[Any, Any]:
         group = time - here
-        start, own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, jnp.clip(group, 0, number - 1), keepdims=False), (states, pieces))
+        start, own = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, jnp.clip(group, 0, number - 1), keepdims=False),
+            (states, pieces),
+        )
         # A device with nothing to do repeats a group, whose result is not used: that delays no other device.
         working = (here > 0) & (group >= 0) & (group < number)
         left, said = step(jax.tree.map(lambda a, b: jnp.where(working, a, b), arrived, start), own)

@@ -22,7 +22,11 @@ from PIL import Image, ImageEnhance
 
 from tasks.rand_augment import RandAugment
 
-RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 
 
 class Preprocess(Protocol):
@@ -78,7 +82,9 @@ class Augment:
             raise ValueError(f"augment.fit is 'crop' or 'whole', not {self.fit!r}")
 
 
-def crop_box(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int]:
+def crop_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """Draws a random resized crop: (left, top, right, bottom), pixels, inside the image.
 
     Ten tries; where none fits, the largest centered box whose aspect ratio is in range.
@@ -128,7 +134,9 @@ class Transform:
         """Returns the evaluation form, a square of the model's size."""
         image = self.to_mode(image)
         if self.augment.fit == "whole":
-            return image if image.size == (self.size, self.size) else image.resize((self.size, self.size), self.resampling)
+            return (
+                image if image.size == (self.size, self.size) else image.resize((self.size, self.size), self.resampling)
+            )
         # the box that the center crop has in the original: one resampling, no larger image in between
         sides = image.size if self.crop_mode == "squash" else (min(image.size),) * 2
         width, height = (side * self.crop_fraction for side in sides)
@@ -152,7 +160,9 @@ class Transform:
             image = self.rand_augment(image, rng, self.gray_fill if image.mode == "L" else self.fill)
         if augment.color_jitter:
             for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-                image = enhance(image).enhance(rng.uniform(max(0.0, 1 - augment.color_jitter), 1 + augment.color_jitter))
+                image = enhance(image).enhance(
+                    rng.uniform(max(0.0, 1 - augment.color_jitter), 1 + augment.color_jitter)
+                )
         return image
 
     def to_array(self, image: Image.Image) -> np.ndarray:

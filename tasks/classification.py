@@ -39,7 +39,9 @@ class ImageExamples:
         self._source: datasets.Source = source
         self._labels = np.asarray(labels, np.int32)
         if in_memory:
-            self._source = [(transform.fitted(image), label) for image, label in (source[i] for i in range(len(source)))]
+            self._source = [
+                (transform.fitted(image), label) for image, label in (source[i] for i in range(len(source)))
+            ]
 
     def __len__(self) -> int:
         return len(self._source)
@@ -73,16 +75,17 @@ class Classification:
       mix: fields of :class:`tasks.mixing.Mixing`.
       label_smoothing: part of a target that is spread over all classes, in [0, 1).
       image_size: side of the model's input, pixels; None is the model's own.
-      class_weights: factor on the training loss of the images of a class: "" for none, "balanced" for N / (classes * images of
-        the class), so that each class counts the same and the mean is 1, or factors by name, as {"cat": 2.0} or "cat=2,dog=0.5",
-        1 where not named. Evaluation is not weighted.
-      class_names: names of the labels, in order, of the run that trained the model; None are the data set's own. The data set may
-        lack some, and have them in another order.
+      class_weights: factor on the training loss of the images of a class: "" for none, "balanced" for N / (classes *
+        images of the class), so that each class counts the same and the mean is 1, or factors by name, as {"cat": 2.0}
+        or "cat=2,dog=0.5", 1 where not named. Evaluation is not weighted.
+      class_names: names of the labels, in order, of the run that trained the model; None are the data set's own. The
+        data set may lack some, and have them in another order.
       distillation: fields of :class:`tasks.distillation.Distillation`.
       make_teacher: makes the teacher that it names, for images in [0, 1] and these classes.
 
     Raises:
-      ValueError: unknown fields or names (near ones are named), classes that ``class_names`` lacks, or data that can't be used.
+      ValueError: unknown fields or names (near ones are named), classes that ``class_names`` lacks, or data that can't
+        be used.
     """
 
     needs = ("preprocess", "class_names", "make_teacher")
@@ -146,14 +149,18 @@ class Classification:
           ValueError: there is no such split.
         """
         if split not in self.splits:
-            raise ValueError(f"the data set {self.dataset_name} has no split {split!r}; it has: {', '.join(self.splits)}")
+            raise ValueError(
+                f"the data set {self.dataset_name} has no split {split!r}; it has: {', '.join(self.splits)}"
+            )
         if split == "train" and self._distillation.wanted and self._teacher is None:
             # Made when training begins: evaluation needs none.
             if self._make_teacher is None:
                 raise ValueError("distillation needs make_teacher=, which makes the teacher of its name")
             self._teacher = self._make_teacher(self._distillation.teacher, self.class_names)
         if split not in self._examples:
-            self._examples[split] = ImageExamples(self._dataset.source(split), self._transform, self._dataset.in_memory, self._labels)
+            self._examples[split] = ImageExamples(
+                self._dataset.source(split), self._transform, self._dataset.in_memory, self._labels
+            )
         return self._examples[split]
 
     def _named(self, names: Sequence[str] | None) -> tuple[tuple[str, ...], list[int]]:
@@ -161,7 +168,9 @@ class Classification:
         own = self._dataset.class_names
         if names is None:
             if len(own) < 2:
-                raise ValueError(f"the data set {self.dataset_name} has one class only, {own[0]!r}: classification needs two or more")
+                raise ValueError(
+                    f"the data set {self.dataset_name} has one class only, {own[0]!r}: classification needs two or more"
+                )
             return own, list(range(len(own)))
         more = [name for name in own if name not in names]
         if more:
@@ -195,7 +204,9 @@ class Classification:
         return images * (1 / (255 * self._std)) - self._mean / self._std
 
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Returns the mean cross entropy with smoothed and mixed targets; "accuracy" is against the heaviest class of each target."""
+        """Returns the mean cross entropy with smoothed and mixed targets; "accuracy" is against the heaviest class of
+        each target.
+        """
         erase_key, mix_key = jax.random.split(rngs)
         images = erase(self.normalized(batch["image"]), self._mixing.erasing, erase_key)
         targets = smoothed(batch["label"], len(self.class_names), self._smoothing)
@@ -211,7 +222,9 @@ class Classification:
         return losses.mean(), metrics
 
     def _answers(self, model: Model, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The model's logits, and for distillation those of its heads apart, where it reports them: "class" and "distilled"."""
+        """The model's logits, and for distillation those of its heads apart, where it reports them: "class" and
+        "distilled".
+        """
         logits = model(images).astype(jnp.float32)
         if self._teacher is None or not isinstance(model, ReportsLogits):
             return logits, {}
@@ -233,7 +246,9 @@ class Classification:
         return metrics, {"label": batch["label"], "predicted": jnp.argmax(logits, axis=-1)}
 
     def explain(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Returns the images and accuracy of each class, and the pairs (class, taken for) most confused, with their counts."""
+        """Returns the images and accuracy of each class, and the pairs (class, taken for) most confused, with their
+        counts.
+        """
         count = len(self.class_names)
         pairs, counts = np.unique(rows["label"].astype(np.int64) * count + rows["predicted"], return_counts=True)
         images = np.bincount(rows["label"], minlength=count)
@@ -244,7 +259,10 @@ class Classification:
                 {"name": name, "images": int(images[i]), "accuracy": float(right[i] / images[i]) if images[i] else None}
                 for i, name in enumerate(self.class_names)
             ],
-            "confused": [{"class": self.class_names[pair // count], "taken_for": self.class_names[pair % count], "images": -n} for n, pair in wrong],
+            "confused": [
+                {"class": self.class_names[pair // count], "taken_for": self.class_names[pair % count], "images": -n}
+                for n, pair in wrong
+            ],
         }
 
     def _metrics(self, logits: jax.Array, labels: jax.Array, losses: jax.Array, weight: jax.Array) -> Metrics:

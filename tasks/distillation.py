@@ -1,7 +1,7 @@
 """Distillation: the targets of a classifier's training come from another one too.
 
-Training data-efficient image transformers & distillation through attention (Touvron et al., 2021), section 4. With y the
-label, Z_t the teacher's logits, Z_c and Z_d the student's of its class token and of its distillation token:
+Training data-efficient image transformers & distillation through attention (Touvron et al., 2021), section 4. With y
+the label, Z_t the teacher's logits, Z_c and Z_d the student's of its class token and of its distillation token:
 
     soft   (1 - weight) CE(Z_c, y) + weight T^2 KL(softmax(Z_t / T) || softmax(Z_d / T))
     hard   (1 - weight) CE(Z_c, y) + weight CE(Z_d, argmax Z_t)                                weight 1/2 is eq. 3
@@ -27,8 +27,8 @@ class Distillation:
     """How to train on a teacher's answers.
 
     Attributes:
-      teacher: arguments of ``zoo.create``: name and weights, or the working directory of a run as weights; all empty for
-        no distillation.
+      teacher: arguments of ``zoo.create``: name and weights, or the working directory of a run as weights; all empty
+        for no distillation.
       kind: "hard", the teacher's likeliest class, or "soft", all its probabilities.
       weight: of the teacher's part of the loss, in [0, 1].
       temperature: that divides logits, "soft" only.
@@ -46,7 +46,9 @@ class Distillation:
         if self.kind not in ("hard", "soft"):
             raise ValueError(f'distillation: kind is "hard" or "soft", got {self.kind!r}')
         if not 0 <= self.weight <= 1 or self.temperature <= 0:
-            raise ValueError(f"distillation: weight is in [0, 1] and temperature above 0, got {self.weight} and {self.temperature}")
+            raise ValueError(
+                f"distillation: weight is in [0, 1] and temperature above 0, got {self.weight} and {self.temperature}"
+            )
 
     @property
     def wanted(self) -> bool:

@@ -90,7 +90,10 @@ def _write(path: Path, dataset: texts.TextDataset, split: str, tokenizer: tokeni
             raise ValueError(f"the split {split!r} has no text")
         unfinished.replace(path)
     except OSError as error:
-        raise ValueError(f"can't write the tokens to {path} ({error.strerror or error}): make room, or prepare the set where you may write") from error
+        raise ValueError(
+            f"can't write the tokens to {path} ({error.strerror or error}): make room, or prepare the set where you may "
+            f"write"
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -98,8 +101,8 @@ def _write(path: Path, dataset: texts.TextDataset, split: str, tokenizer: tokeni
 class Windows:
     """Windows of a stream as examples.
 
-    "tokens" (length,) int32, and "targets" (length,) int32: the token that follows each; "real" (length,) float32: 1 for
-    predictions that count; "bytes" () float32: bytes that those represent.
+    "tokens" (length,) int32, and "targets" (length,) int32: the token that follows each; "real" (length,) float32: 1
+    for predictions that count; "bytes" () float32: bytes that those represent.
     """
 
     def __init__(self, stream: Stream, length: int, separator: int):
@@ -121,7 +124,12 @@ class Windows:
         real[: len(piece) - 1] = 1
         tokens = np.full(self._length + 1, self._separator, np.int32)
         tokens[: len(piece)] = piece
-        return {"tokens": tokens[:-1], "targets": tokens[1:], "real": real, "bytes": np.asarray((len(piece) - 1) * self._bytes_per_token, np.float32)}
+        return {
+            "tokens": tokens[:-1],
+            "targets": tokens[1:],
+            "real": real,
+            "bytes": np.asarray((len(piece) - 1) * self._bytes_per_token, np.float32),
+        }
 
 
 class PackedDocuments:
@@ -178,7 +186,8 @@ class LanguageModeling:
       sequence_length: tokens that a model reads at once.
       tokenizer: a ``tokenizer.json`` of Hugging Face's ``tokenizers``; None reads bytes.
       separator: the token of that file that ends a document; None looks for the usual ones.
-      special_tokens: whether a document that spells one of the file's special tokens means that token; else its letters are text.
+      special_tokens: whether a document that spells one of the file's special tokens means that token; else its letters
+        are text.
       prompt: how the sample at the end of a run begins; None is the beginning of a held-out document.
       packing: rows of whole documents that do not see each other, for models that honor ``segment_ids``; one longer
         than a row fills rows of its own, and what is left of it is one document more.
@@ -241,7 +250,9 @@ class LanguageModeling:
           ValueError: there is no such split, or it has no text.
         """
         if split not in self.splits:
-            raise ValueError(f"the text set {self.dataset_name} has no split {split!r}; it has: {', '.join(self.splits)}")
+            raise ValueError(
+                f"the text set {self.dataset_name} has no split {split!r}; it has: {', '.join(self.splits)}"
+            )
         if split not in self._examples:
             stream, separator = read(self._dataset, split, self.tokenizer), self.tokenizer.separator
             if self._packing:

@@ -62,13 +62,17 @@ def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, key: jax.Array) -
     n = 1 if mixing.mode == "batch" else images.shape[0]
     apply_key, switch_key, mixup_key, cutmix_key, y_key, x_key = jax.random.split(key, 6)
     applied = jax.random.bernoulli(apply_key, mixing.probability, (n,))
-    cut = jax.random.bernoulli(switch_key, mixing.switch if mixing.mixup and mixing.cutmix else float(mixing.cutmix > 0), (n,))
+    cut = jax.random.bernoulli(
+        switch_key, mixing.switch if mixing.mixup and mixing.cutmix else float(mixing.cutmix > 0), (n,)
+    )
     lam = jnp.ones((n,))  # what an image keeps of itself
     if mixing.mixup:
         lam = _beta(mixup_key, mixing.mixup, n)
     if mixing.cutmix:
         side = jnp.sqrt(1 - _beta(cutmix_key, mixing.cutmix, n))
-        box = _centred_box(height, width, side, jax.random.randint(y_key, (n,), 0, height), jax.random.randint(x_key, (n,), 0, width))
+        box = _centred_box(
+            height, width, side, jax.random.randint(y_key, (n,), 0, height), jax.random.randint(x_key, (n,), 0, width)
+        )
         inside = _inside(height, width, *box)
         lam = jnp.where(cut, 1 - inside.mean(axis=(1, 2)), lam)  # the box may have been clipped by the border
         other = (cut & applied)[:, None, None] & inside
@@ -114,8 +118,12 @@ def _beta(key: jax.Array, both: float, n: int) -> jax.Array:
     return jax.random.uniform(key, (n,)) if both == 1 else jax.random.beta(key, both, both, (n,))
 
 
-def _centred_box(height: int, width: int, side: jax.Array, y: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """A box of ``side`` times the image, both ways, about (y, x); what is outside the image is cut off by the image's end."""
+def _centred_box(
+    height: int, width: int, side: jax.Array, y: jax.Array, x: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """A box of ``side`` times the image, both ways, about (y, x); what is outside the image is cut off by the image's
+    end.
+    """
     half_height, half_width = (height * side).astype(int) // 2, (width * side).astype(int) // 2
     return y - half_height, x - half_width, y + half_height, x + half_width
 

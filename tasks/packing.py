@@ -3,8 +3,8 @@
     documents -> pieces of at most a row (a longer document fills rows of its own; what is left of it is one more piece)
               -> the longest first, each into the fullest row that has room for it
 
-(Fewer Truncations Improve Language Modeling, arXiv:2404.10830, section 3.) Cutting a stream into windows, in contrast, cuts
-two documents a row, however short they are.
+(Fewer Truncations Improve Language Modeling, arXiv:2404.10830, section 3.) Cutting a stream into windows, in contrast,
+cuts two documents a row, however short they are.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
         return str(builder.data_path)
     if importlib.util.find_spec("tensorflow") is None:  # found out now, and not after the download
         raise ValueError("preparing a TFDS set needs TensorFlow: python -m pip install -e '.[prepare]'")
-    builder.download_and_prepare(file_format="array_record", download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    builder.download_and_prepare(
+        file_format="array_record", download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+    )
     return str(builder.data_path)
 
 
@@ -44,7 +46,9 @@ def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m tasks.prepare", description=__doc__.partition("\n")[0])
     parser.add_argument("name", help="the set's name in TFDS, such as cifar10")
-    parser.add_argument("--data_dir", help="where TFDS keeps data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)")
+    parser.add_argument(
+        "--data_dir", help="where TFDS keeps data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"
+    )
     parser.add_argument("--manual_dir", help="where archives lie that were downloaded by hand")
     arguments = parser.parse_args()
     try:

@@ -36,7 +36,11 @@ class ProceduralExamples:
         del rng
         own = np.random.Generator(np.random.Philox(key=[self._task.seed, self._split], counter=[0, 0, 0, index]))
         tokens, targets, answers = self._task.make(own, self._size, self._split == 0)
-        return {"tokens": tokens.astype(np.int32), "targets": targets.astype(np.int32), "answers": answers.astype(np.float32)}
+        return {
+            "tokens": tokens.astype(np.int32),
+            "targets": targets.astype(np.int32),
+            "answers": answers.astype(np.float32),
+        }
 
 
 class Procedural:
@@ -85,7 +89,12 @@ class Procedural:
         """
         if split not in SPLITS:
             raise ValueError(unknown("split", split, SPLITS))
-        return ProceduralExamples(self, split, NUM_TRAIN if split == "train" else self.num_eval, self.test_length if split == "test" else self.length)
+        return ProceduralExamples(
+            self,
+            split,
+            NUM_TRAIN if split == "train" else self.num_eval,
+            self.test_length if split == "test" else self.length,
+        )
 
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
         """Returns the mean cross entropy of an answer, nats."""

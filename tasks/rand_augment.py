@@ -63,7 +63,9 @@ OPERATIONS: dict[str, Callable[[Image.Image, Settings], Image.Image]] = {
     "auto_contrast": lambda image, settings: ImageOps.autocontrast(image),
     "equalize": lambda image, settings: ImageOps.equalize(image),
     "invert": lambda image, settings: ImageOps.invert(image),
-    "rotate": lambda image, settings: image.rotate(30 * settings.sign * settings.level, resample=settings.resample, fillcolor=settings.fill),
+    "rotate": lambda image, settings: image.rotate(
+        30 * settings.sign * settings.level, resample=settings.resample, fillcolor=settings.fill
+    ),
     "posterize": _posterize,
     "solarize": _solarize,
     "solarize_add": _solarize_add,
@@ -73,8 +75,12 @@ OPERATIONS: dict[str, Callable[[Image.Image, Settings], Image.Image]] = {
     "sharpness": _enhance(ImageEnhance.Sharpness),
     "shear_x": lambda image, settings: _affine(image, (1, 0.3 * settings.sign * settings.level, 0, 0, 1, 0), settings),
     "shear_y": lambda image, settings: _affine(image, (1, 0, 0, 0.3 * settings.sign * settings.level, 1, 0), settings),
-    "translate_x": lambda image, settings: _affine(image, (1, 0, 0.45 * settings.sign * settings.level * image.width, 0, 1, 0), settings),
-    "translate_y": lambda image, settings: _affine(image, (1, 0, 0, 0, 1, 0.45 * settings.sign * settings.level * image.height), settings),
+    "translate_x": lambda image, settings: _affine(
+        image, (1, 0, 0.45 * settings.sign * settings.level * image.width, 0, 1, 0), settings
+    ),
+    "translate_y": lambda image, settings: _affine(
+        image, (1, 0, 0, 0, 1, 0.45 * settings.sign * settings.level * image.height), settings
+    ),
 }
 _NAMES = tuple(OPERATIONS)
 
@@ -106,7 +112,10 @@ class RandAugment:
         found = [re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d*)?)", section) for section in sections]
         pairs = {match[1]: match[2] for match in found if match}
         if head != "rand" or None in found or pairs.pop("inc", "0") != "1":
-            raise ValueError(f"rand_augment is written 'rand-m9-n2-p0.5-mstd0.5-inc1' (inc1 required, the rest optional), not {text!r}")
+            raise ValueError(
+                f"rand_augment is written 'rand-m9-n2-p0.5-mstd0.5-inc1' (inc1 required, the rest optional), not "
+                f"{text!r}"
+            )
         return cls(
             magnitude=float(pairs.get("m", cls.magnitude)),
             layers=int(float(pairs.get("n", cls.layers))),

@@ -1,4 +1,5 @@
-"""Recall: what was seen must be found again. Five procedural tasks; each docstring states its layout, its sizes' source, and chance.
+"""Recall: what was seen must be found again. Five procedural tasks; each docstring states its layout, its sizes'
+source, and chance.
 
 In the layouts below ``_`` is a filler and the answers, in brackets, are what the model must predict at
 the token above them.
@@ -30,7 +31,13 @@ class SelectiveCopying(Procedural):
     """
 
     def __init__(
-        self, length: int = 4096, test_length: int | None = None, memorize: int = 16, vocab_size: int = 16, num_eval: int = 512, seed: int = 0
+        self,
+        length: int = 4096,
+        test_length: int | None = None,
+        memorize: int = 16,
+        vocab_size: int = 16,
+        num_eval: int = 512,
+        seed: int = 0,
     ):
         if memorize < 1:
             raise ValueError(f"memorize is at least 1, not {memorize}")
@@ -53,7 +60,8 @@ class SelectiveCopying(Procedural):
 
 @register("induction_heads")
 class InductionHeads(Procedural):
-    """Induction heads (C. Olsson et al., arXiv:2209.11895; as a task with these sizes in arXiv:2312.00752, section 4.1 and appendix E.1).
+    """Induction heads (C. Olsson et al., arXiv:2209.11895; as a task with these sizes in arXiv:2312.00752, section 4.1
+    and appendix E.1).
 
         c b S a d b c S
                       [a]
@@ -73,7 +81,13 @@ class InductionHeads(Procedural):
     shortest = 3
 
     def __init__(
-        self, length: int = 256, test_length: int = 1024, shortest_length: int | None = None, vocab_size: int = 16, num_eval: int = 512, seed: int = 0
+        self,
+        length: int = 256,
+        test_length: int = 1024,
+        shortest_length: int | None = None,
+        vocab_size: int = 16,
+        num_eval: int = 512,
+        seed: int = 0,
     ):
         if vocab_size < 3:
             raise ValueError(f"vocab_size is at least 3, not {vocab_size}: the special token and two others")
@@ -97,14 +111,16 @@ class InductionHeads(Procedural):
 
 @register("copying")
 class Copying(Procedural):
-    """Copying a random string (S. Jelassi et al., arXiv:2402.01032, section 3.1), also the COPY of R. Ren et al., arXiv:2410.03810.
+    """Copying a random string (S. Jelassi et al., arXiv:2402.01032, section 3.1), also the COPY of R. Ren et al.,
+    arXiv:2410.03810.
 
         < b a c > b a
                 [b a c]
 
     A string of random letters between a begin and a copy token, then the string again; each letter is
     predicted from the true ones before it. Training strings have random lengths up to ``length``, those
-    of validation and test exactly the full length. Chance is 1 / letters. C. Cui et al., arXiv:2406.16168, examine MLPs with it.
+    of validation and test exactly the full length. Chance is 1 / letters. C. Cui et al., arXiv:2406.16168, examine MLPs
+    with it.
 
     Args:
       length: letters of the longest training string.
@@ -115,7 +131,13 @@ class Copying(Procedural):
     paper = (124,)
 
     def __init__(
-        self, length: int = 64, test_length: int = 128, letters: int = 26, shortest_string: int = 1, num_eval: int = 512, seed: int = 0
+        self,
+        length: int = 64,
+        test_length: int = 128,
+        letters: int = 26,
+        shortest_string: int = 1,
+        num_eval: int = 512,
+        seed: int = 0,
     ):
         if not 1 <= shortest_string <= length:
             raise ValueError(f"shortest_string is from 1 to length = {length}, not {shortest_string}")
@@ -162,7 +184,9 @@ class MultiQueryRecall(Procedural):
         random_filler: bool = True, num_eval: int = 512, seed: int = 0,
     ):  # fmt: skip
         if pairs < 2 or vocab_size % 2 or vocab_size // 2 <= pairs:
-            raise ValueError(f"at least 2 pairs, and an even vocab_size above {2 * pairs}: pairs={pairs}, vocab_size={vocab_size}")
+            raise ValueError(
+                f"at least 2 pairs, and an even vocab_size above {2 * pairs}: pairs={pairs}, vocab_size={vocab_size}"
+            )
         self.pairs, self.vocab_size, self.power, self.random_filler = pairs, vocab_size, power, random_filler
         self.chance, self.shortest = 1 / pairs, 4 * pairs
         super().__init__(length, test_length, num_eval, seed)
@@ -186,7 +210,8 @@ class MultiQueryRecall(Procedural):
 
 @register("passkey")
 class Passkey(Procedural):
-    """A pass key in irrelevant text, in bytes (A. Mohtashami, M. Jaggi, arXiv:2305.16300, section 4.2; a needle in a haystack).
+    """A pass key in irrelevant text, in bytes (A. Mohtashami, M. Jaggi, arXiv:2305.16300, section 4.2; a needle in a
+    haystack).
 
         ... The pass key is 48213. Keep it. ... What is the pass key? It is 48213
                                                                            [48213]

@@ -31,7 +31,8 @@ def construct(kind: str, make: Callable[..., Any], options: dict[str, Any]) -> A
 
 
 def construct_named(kind: str, classes: Mapping[str, str], name: str, options: dict[str, Any]) -> Any:
-    """Makes the one of several data sets that has a name; its file under tasks/datasets is imported only then: TFDS takes a second.
+    """Makes the one of several data sets that has a name; its file under tasks/datasets is imported only then: TFDS
+    takes a second.
 
     Args:
       kind: of thing, for messages.

@@ -39,13 +39,16 @@ class RunningProduct(Procedural):
     def make(self, rng: np.random.Generator, length: int, training: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         del training
         tokens = rng.integers(0, self.vocab_size, length)
-        targets = np.asarray(list(itertools.accumulate(tokens.tolist(), lambda product, new: int(self.table[new, product]))))
+        targets = np.asarray(
+            list(itertools.accumulate(tokens.tolist(), lambda product, new: int(self.table[new, product])))
+        )
         return tokens, targets, np.ones(length, bool)
 
 
 @register("parity")
 class Parity(RunningProduct):
-    """Parity of a bit string, at every bit (R. Grazzi et al., arXiv:2411.12537, section 5.1: trained up to 40 bits, tested up to 256).
+    """Parity of a bit string, at every bit (R. Grazzi et al., arXiv:2411.12537, section 5.1: trained up to 40 bits,
+    tested up to 256).
 
         1 0 1 1
        [1 1 0 1]
@@ -65,7 +68,8 @@ _GROUPS = {"S3": (3, False), "S4": (4, False), "S5": (5, False), "A4": (4, True)
 
 @register("permutation_tracking")
 class PermutationTracking(RunningProduct):
-    """The word problem of a permutation group (W. Merrill et al., arXiv:2404.08819, section 5): the product of all permutations so far.
+    """The word problem of a permutation group (W. Merrill et al., arXiv:2404.08819, section 5): the product of all
+    permutations so far.
 
     S3 and S4 are solvable, A5 (60 elements) and S5 (120) are not, which no fixed number of layers of a
     transformer or a diagonal state space model can follow at every length. Chance is 1 / order.

@@ -17,7 +17,9 @@ import numpy as np
 Model = Callable[..., jax.Array]
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
-"""Name to (sum, count), both scalars: pairs of microbatches, devices and batches add up exactly, and the figure is sum / count."""
+"""Name to (sum, count), both scalars: pairs of microbatches, devices and batches add up exactly, and the figure is sum
+/ count.
+"""
 
 
 @runtime_checkable

@@ -95,8 +95,8 @@ def eight_devices() -> Iterator[EightDevices]:
 def forget_programs() -> Iterator[None]:
     """What was compiled goes with the file that needed it.
 
-    A process may map 65,530 pieces of memory on Linux, a compiled program takes several, and the suite's thousands would
-    reach that.
+    A process may map 65,530 pieces of memory on Linux, a compiled program takes several, and the suite's thousands
+    would reach that.
     """
     yield
     jax.clear_caches()

@@ -54,7 +54,8 @@ _SEPARATORS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<s
 class FileTokenizer:
     """A ``tokenizer.json``.
 
-    Documents are encoded whole: truncation and padding that the file asks for are for batches of sentences, and switched
+    Documents are encoded whole: truncation and padding that the file asks for are for batches of sentences, and
+      switched
     off (``report`` says so). The letters of a special token, such as "<|endoftext|>", are text like any other.
 
     Args:
@@ -63,14 +64,18 @@ class FileTokenizer:
       special_tokens: whether those letters mean the token instead.
 
     Raises:
-      ValueError: the package ``tokenizers`` is missing, no such file, not a tokenizer, or no token that separates documents.
+      ValueError: the package ``tokenizers`` is missing, no such file, not a tokenizer, or no token that separates
+        documents.
     """
 
     def __init__(self, path: str, separator: str | None = None, special_tokens: bool = False):
         try:
             import tokenizers
         except ImportError as error:
-            raise ValueError("a tokenizer file needs the package tokenizers: python -m pip install tokenizers, or leave tokenizer= out for bytes") from error
+            raise ValueError(
+                "a tokenizer file needs the package tokenizers: python -m pip install tokenizers, or leave tokenizer= "
+                "out for bytes"
+            ) from error
         file = Path(path).expanduser()
         if not file.is_file():
             raise ValueError(f"there is no tokenizer file {path}: tokenizer= names a tokenizer.json")
@@ -84,7 +89,9 @@ class FileTokenizer:
         wanted = (separator,) if separator else _SEPARATORS
         found = [token for token in map(self._tokenizer.token_to_id, wanted) if token is not None]
         if not found:
-            raise ValueError(f"{path} has none of the tokens {', '.join(wanted)}: name the one that ends a document with separator=")
+            raise ValueError(
+                f"{path} has none of the tokens {', '.join(wanted)}: name the one that ends a document with separator="
+            )
         self.separator = found[0]
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.key = hashlib.sha256(f"{_USE} {special_tokens} ".encode() + content).hexdigest()[:16]
@@ -102,7 +109,9 @@ class FileTokenizer:
         return f"{' and '.join(limits)} of {path} switched off: documents are encoded whole" if limits else ""
 
     def encode(self, text: bytes) -> np.ndarray:
-        return np.asarray(self._tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids, self._dtype)
+        return np.asarray(
+            self._tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids, self._dtype
+        )
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode([token for token in tokens if token >= 0], skip_special_tokens=True)
@@ -114,7 +123,9 @@ def create(path: str | None = None, separator: str | None = None, special_tokens
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-    """Returns the text that ``tokens`` add to that of ``prompt``: some tokenizers drop the space that a text begins with."""
+    """Returns the text that ``tokens`` add to that of ``prompt``: some tokenizers drop the space that a text begins
+    with.
+    """
     before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens)
 
@@ -124,7 +135,9 @@ def until(text: str, stops: Sequence[str]) -> str:
     return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 
-def streamed(tokenizer: Tokenizer, pieces: Iterable[Sequence[int]], prompt: Sequence[int] = (), stops: Sequence[str] = ()) -> Iterator[str]:
+def streamed(
+    tokenizer: Tokenizer, pieces: Iterable[Sequence[int]], prompt: Sequence[int] = (), stops: Sequence[str] = ()
+) -> Iterator[str]:
     """Yields the text that tokens add to that of ``prompt``, as they come in pieces, up to the first of ``stops``.
 
     A character is held back until it is whole, and what one of ``stops`` may begin with until it is clear.

@@ -24,7 +24,9 @@ NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
     "class_names": lambda config, kept: kept.get("class_names"),
     "make_teacher": lambda config, kept: make_teacher,
 }
-"""What a task may name in ``needs``, and how it is had from the config and the run's record, which is empty for a new run."""
+"""What a task may name in ``needs``, and how it is had from the config and the run's record, which is empty for a new
+run.
+"""
 
 
 def make_teacher(teacher: Mapping[str, Any], class_names: Sequence[str]) -> Callable[[jax.Array], jax.Array]:
@@ -39,7 +41,10 @@ def make_teacher(teacher: Mapping[str, Any], class_names: Sequence[str]) -> Call
     model: Any = zoo.create(**{name: value for name, value in teacher.items() if value != ""})
     own, preprocess = model.class_names, zoo.preprocess(model)
     if own is None and model.config.num_classes != len(class_names):
-        raise ValueError(f"the teacher has {model.config.num_classes} classes, and the task {len(class_names)}: give the working directory of a run")
+        raise ValueError(
+            f"the teacher has {model.config.num_classes} classes, and the task {len(class_names)}: give the working "
+            f"directory of a run"
+        )
     if missing := sorted(set(class_names) - set(class_names if own is None else own)):
         raise ValueError(f"the teacher does not know the classes {', '.join(missing[:5])}: train it on the same data")
     order = np.arange(len(class_names)) if own is None else np.asarray([own.index(name) for name in class_names])
@@ -59,7 +64,9 @@ def record(config: ConfigDict, task: tasks.Task) -> dict[str, Any]:
     return kept
 
 
-def build(config: ConfigDict, weights: str | None = None, run: str | Path | None = None) -> tuple[tasks.Task, nnx.Module]:
+def build(
+    config: ConfigDict, weights: str | None = None, run: str | Path | None = None
+) -> tuple[tasks.Task, nnx.Module]:
     """Makes the task and the model of ``config``, with adapters if it specifies them.
 
     Args:
@@ -87,10 +94,19 @@ def build(config: ConfigDict, weights: str | None = None, run: str | Path | None
         **{option: True for option in ("remat", "scan") if config[option]},
     }
     places = sharding.of_model(sharding.create_mesh(config.mesh))
-    model: Any = zoo.create(config.model, rngs=nnx.Rngs(config.seed), dtype=config.dtype, param_dtype=config.param_dtype, shardings=places, **given)
+    model: Any = zoo.create(
+        config.model,
+        rngs=nnx.Rngs(config.seed),
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        shardings=places,
+        **given,
+    )
     if isinstance(task, tasks.Aligns):
         task.align(model.segment_multiple)
     lora = config.get("lora")
     if lora and lora.rank:
-        zoo.add_lora(model, rank=lora.rank, alpha=lora.alpha or None, patterns=lora.patterns, rngs=nnx.Rngs(config.seed + 1))
+        zoo.add_lora(
+            model, rank=lora.rank, alpha=lora.alpha or None, patterns=lora.patterns, rngs=nnx.Rngs(config.seed + 1)
+        )
     return task, model

@@ -43,12 +43,17 @@ class Best:
 
 
 def _flat(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
 
 
 def _unflat(like: Any, flat: Mapping[str, Any]) -> Any:
     paths, treedef = jax.tree_util.tree_flatten_with_path(like)
-    return jax.tree_util.tree_unflatten(treedef, [flat[jax.tree_util.keystr(path, simple=True, separator=".")] for path, _ in paths])
+    return jax.tree_util.tree_unflatten(
+        treedef, [flat[jax.tree_util.keystr(path, simple=True, separator=".")] for path, _ in paths]
+    )
 
 
 def _abstract(array: Any) -> jax.ShapeDtypeStruct:
@@ -83,7 +88,9 @@ def _optimizer(state: State) -> dict[str, Any]:
 
 def _arguments(items: Mapping[str, dict[str, Any]], meta: dict[str, Any]) -> ocp.args.Composite:
     meta = {**meta, "digest": {name: int(_digest(arrays)) for name, arrays in items.items()}}
-    return ocp.args.Composite(**{name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}, meta=ocp.args.JsonSave(meta))
+    return ocp.args.Composite(
+        **{name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}, meta=ocp.args.JsonSave(meta)
+    )
 
 
 class Checkpoints:
@@ -110,8 +117,11 @@ class Checkpoints:
                 raise CheckpointError(f"there is no {path}: the run has saved nothing yet")
             return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True))
         path.mkdir(parents=True, exist_ok=True)
-        # Several processes save between steps: they wait for each other, which in the background would run into the steps' own exchanges.
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=jax.process_count() == 1)
+        # Several processes save between steps: they wait for each other, which in the background would run into the
+        # steps' own exchanges.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=jax.process_count() == 1
+        )
         return ocp.CheckpointManager(path, options=options)
 
     @contextlib.contextmanager
@@ -123,7 +133,8 @@ class Checkpoints:
         except Exception as error:  # Orbax reports a full disk as several types, from another thread
             cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
-                f"can't write checkpoints under {self._path}: {cause}. Free space or make it writable, then run the same command to go on from the last one"
+                f"can't write checkpoints under {self._path}: {cause}. Free space or make it writable, then run the "
+                f"same command to go on from the last one"
             ) from error
 
     def steps(self) -> list[int]:
@@ -174,7 +185,10 @@ class Checkpoints:
             return {**weights, "optimizer": optimizer.pop("state"), **optimizer, "halted": jnp.zeros((), bool)}, step
         if faults:
             reasons = "; ".join(f"step {step}: {why}" for step, why in faults.items())
-            raise CheckpointError(f"no checkpoint under {self._path} can be read ({reasons}): remove that folder to start again, or use another --workdir")
+            raise CheckpointError(
+                f"no checkpoint under {self._path} can be read ({reasons}): remove that folder to start again, or use "
+                f"another --workdir"
+            )
         return None
 
     def restore_weights(self, which: str, like: State) -> tuple[State, int]:
@@ -190,16 +204,26 @@ class Checkpoints:
         else:
             wanted = int(which) if which.isdecimal() and int(which) in known else None
         if wanted is None:
-            raise CheckpointError(f"there is no checkpoint {which!r} under {manager.directory}; there are: {', '.join(map(str, known)) or 'none'}")
+            raise CheckpointError(
+                f"there is no checkpoint {which!r} under {manager.directory}; there are: "
+                f"{', '.join(map(str, known)) or 'none'}"
+            )
         try:
             flat = _read(manager, wanted, _weights(like))["weights"]
         except Exception as error:
-            raise CheckpointError(f"checkpoint {wanted} under {manager.directory} can't be read: {_reason(error)}; choose another with --checkpoint") from error
+            raise CheckpointError(
+                f"checkpoint {wanted} under {manager.directory} can't be read: {_reason(error)}; choose another with "
+                f"--checkpoint"
+            ) from error
         return _unflat({name: like[name] for name in _WEIGHTS}, flat), wanted
 
     def _set_aside(self, faults: Mapping[int, str], good: int) -> None:
         for step, why in faults.items() if leads() else ():
-            print(f"checkpoint {step} can't be read ({why}): moved to {self._path.parent / 'unreadable'}, going on from {good}", file=sys.stderr)
+            print(
+                f"checkpoint {step} can't be read ({why}): moved to {self._path.parent / 'unreadable'}, going on from "
+                f"{good}",
+                file=sys.stderr,
+            )
             target = self._path.parent / "unreadable" / str(step)
             with self._writing():
                 target.parent.mkdir(exist_ok=True)

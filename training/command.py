@@ -36,7 +36,9 @@ def _deliberate(error: BaseException) -> bool:
 
 
 def _drop_late_callbacks() -> None:
-    """Silences callbacks that reach Orbax's event loops after a failed save has closed them: the failure itself is raised to us."""
+    """Silences callbacks that reach Orbax's event loops after a failed save has closed them: the failure itself is
+    raised to us.
+    """
     otherwise = sys.unraisablehook
 
     def hook(report: Any) -> None:
@@ -48,9 +50,12 @@ def _drop_late_callbacks() -> None:
 
 @contextlib.contextmanager
 def one_message() -> Iterator[None]:
-    """Turns an error addressed to the user into its message on standard error and exit status 1; others keep their traceback."""
+    """Turns an error addressed to the user into its message on standard error and exit status 1; others keep their
+    traceback.
+    """
     _drop_late_callbacks()
-    # Orbax leaves the other failures of a save to asyncio, which logs each with a traceback; the loop reports the first.
+    # Orbax leaves the other failures of a save to asyncio, which logs each with a traceback; the loop reports the
+    # first.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         yield
@@ -66,12 +71,17 @@ def one_message() -> Iterator[None]:
 
 
 def _abandon(error: Exception, message: str | None) -> None:
-    """Ends one of several processes at once: a clean exit would wait for the others, which may wait for this one or be gone."""
+    """Ends one of several processes at once: a clean exit would wait for the others, which may wait for this one or be
+    gone.
+    """
     traceback.print_exception(error)
     # The runtime's words for it, under whatever exception they arrive here.
-    if any(sign in str(error) for sign in ("Gloo", "coordination service", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED")):
+    if any(
+        sign in str(error) for sign in ("Gloo", "coordination service", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+    ):
         message = (
-            f"error: process {jax.process_index()} of {jax.process_count()} has lost another process of the run (above is how it noticed). "
+            f"error: process {jax.process_index()} of {jax.process_count()} has lost another process of the run (above "
+            f"is how it noticed). "
             "Start all of them again with the same command and --workdir: the run goes on from the last checkpoint"
         )
     print(message or "", file=sys.stderr, flush=True)
@@ -92,7 +102,10 @@ def _load(value: str) -> ConfigDict:
     except SyntaxError as error:
         raise ValueError(f"--config={value}: {path} is not Python: {error.msg}, line {error.lineno}") from error
     if not callable(getattr(module, "get_config", None)):
-        raise ValueError(f"--config={value}: {path} is not a config file, which defines get_config(); train.py alone lists those there are")
+        raise ValueError(
+            f"--config={value}: {path} is not a config file, which defines get_config(); train.py alone lists those "
+            f"there are"
+        )
     return module.get_config(argument) if argument else module.get_config()
 
 
@@ -111,7 +124,10 @@ def check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
             name = part.split("[", 1)[0]
             if not isinstance(node, ConfigDict) or name not in node:
                 known = list(node.keys()) if isinstance(node, ConfigDict) else []
-                raise ValueError(f"--config.{path}: " + unknown("field of config" + "".join(f".{p}" for p in parts[:depth]), name, known))
+                raise ValueError(
+                    f"--config.{path}: "
+                    + unknown("field of config" + "".join(f".{p}" for p in parts[:depth]), name, known)
+                )
             node = node[name]
 
 
@@ -120,7 +136,9 @@ _options: dict[str, Any] = {}
 
 
 def _take_options(arguments: Sequence[str]) -> list[str]:
-    """Keeps ``--config.model_options.NAME=VALUE`` for :func:`required` and returns the rest: the model knows its hyper-parameters, the config does not."""
+    """Keeps ``--config.model_options.NAME=VALUE`` for :func:`required` and returns the rest: the model knows its
+    hyper-parameters, the config does not.
+    """
     rest = []
     for argument in arguments:
         if found := _OPTION.fullmatch(argument):
@@ -157,7 +175,9 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _keep_compiled() -> None:
-    """Keeps compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where, or is empty for nowhere."""
+    """Keeps compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where, or is empty
+    for nowhere.
+    """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "mixer-zoo" / "compiled"))

@@ -39,7 +39,9 @@ class Clock:
             return 0
         form = _FORM.fullmatch(str(duration))
         if not form:
-            raise ValueError(f'{field}={duration!r} is not a duration: write "20 epochs", "500 steps" or "10000 examples"')
+            raise ValueError(
+                f'{field}={duration!r} is not a duration: write "20 epochs", "500 steps" or "10000 examples"'
+            )
         unit = {"epoch": self.epoch, "step": self.batch_size, "example": 1}[form[2]]
         return math.ceil(float(form[1]) * unit)
 

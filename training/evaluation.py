@@ -68,7 +68,9 @@ class Evaluator:
         if isinstance(self._task, DerivesFigures):
             figures |= self._task.derived(figures)
         real = np.concatenate(counted) > 0
-        return Evaluation(figures, int(real.sum()), {name: np.concatenate([part[name] for part in rows])[real] for name in rows[0]})
+        return Evaluation(
+            figures, int(real.sum()), {name: np.concatenate([part[name] for part in rows])[real] for name in rows[0]}
+        )
 
 
 def find_data(config: ConfigDict, data: str | None) -> None:
@@ -88,13 +90,16 @@ def find_data(config: ConfigDict, data: str | None) -> None:
 
 
 def load(config: ConfigDict, model: nnx.Module, workdir: Path, which: str = "last") -> int:
-    """Puts the weights of a run's checkpoint into ``model``, averaged where the run keeps an average; returns their step.
+    """Puts the weights of a run's checkpoint into ``model``, averaged where the run keeps an average; returns their
+    step.
 
     Raises:
       OSError: there is no such checkpoint, or it can't be read.
     """
     optimizer = optimizers.create(model, flatten(model, nnx.Param), config.optimizer)
-    state, step = Checkpoints(workdir, read_only=True).restore_weights(which, initial_weights(model, optimizer, config.ema))
+    state, step = Checkpoints(workdir, read_only=True).restore_weights(
+        which, initial_weights(model, optimizer, config.ema)
+    )
     assign(model, weights(state, averaged=True))
     return step
 
@@ -109,7 +114,13 @@ def record(config: ConfigDict, model: nnx.Module, task: Task, split: str | None 
     mesh = sharding.create_mesh(config.mesh)
     evaluate = Evaluator(Skeleton(model), task, mesh, config.batch_size, config.workers)
     arrays = flatten(model, nnx.Param) | flatten(model, Statistic)
-    arrays = sharding.place(arrays, {name: sharding.of_parameter(mesh, name, leaf.shape, sharding.rules_of(model)) for name, leaf in arrays.items()})
+    arrays = sharding.place(
+        arrays,
+        {
+            name: sharding.of_parameter(mesh, name, leaf.shape, sharding.rules_of(model))
+            for name, leaf in arrays.items()
+        },
+    )
     with jax.set_mesh(mesh):
         done = evaluate(arrays, split)
     dataset = getattr(task, "dataset_name", config.task.name)

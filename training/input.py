@@ -36,8 +36,12 @@ def augmentation(seed: int, epoch: int, example: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed % _WORD, _AUGMENT], counter=[0, 0, epoch, example]))
 
 
-def train_batch(examples: Examples, step: int, batch_size: int, seed: int, accumulate: int = 1, process: int = 0, processes: int = 1) -> Batch:
-    """This process's rows of the global batch at ``step``, as (accumulate, rows, ...): a contiguous share of each microbatch."""
+def train_batch(
+    examples: Examples, step: int, batch_size: int, seed: int, accumulate: int = 1, process: int = 0, processes: int = 1
+) -> Batch:
+    """This process's rows of the global batch at ``step``, as (accumulate, rows, ...): a contiguous share of each
+    microbatch.
+    """
     micro = batch_size // accumulate
     share = micro // processes
     size = len(examples)
@@ -62,11 +66,15 @@ def train_batches(
     if not len(examples):
         raise ValueError("the split to train on is empty")
     process, processes = jax.process_index(), jax.process_count()
-    return ahead(lambda step: train_batch(examples, step, batch_size, seed, accumulate, process, processes), steps, workers)
+    return ahead(
+        lambda step: train_batch(examples, step, batch_size, seed, accumulate, process, processes), steps, workers
+    )
 
 
 def evaluation_batches(examples: Examples, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
-    """Yields this process's rows of batches over all examples in order, with "weight" (rows,): 0 for the rows that only fill the last batch."""
+    """Yields this process's rows of batches over all examples in order, with "weight" (rows,): 0 for the rows that only
+    fill the last batch.
+    """
     process, processes = jax.process_index(), jax.process_count()
     share = batch_size // processes
     size = len(examples)

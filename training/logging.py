@@ -62,13 +62,17 @@ class Log:
             (directory / "tensorboard").mkdir(exist_ok=True)
             # Written here and now: tensorboardX's own writer has a thread, in which a full disk would go unnoticed.
             self._events = EventsWriter(str(directory / "tensorboard" / "events"))
-            self._events.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._events.write_event(
+                Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
+            )
             (directory / "environment.json").write_text(json.dumps(environment(config), indent=2) + "\n")
 
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.close()
         if self._leads:
             with contextlib.suppress(OSError) if error else contextlib.nullcontext():  # reports the first error
@@ -84,10 +88,15 @@ class Log:
             self._file.write(json.dumps({"step": step, "split": split, **clean}) + "\n")
             self._file.flush()
             for name, value in values.items():
-                self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(f"{split}/{name}", value)))
+                self._events.write_event(
+                    Event(wall_time=time.time(), step=step, summary=scalar(f"{split}/{name}", value))
+                )
             self._events.flush()
         except OSError as error:
-            raise OSError(f"can't write {self._file.name}: {error.strerror or error}. Free space, then run the same command to go on") from error
+            raise OSError(
+                f"can't write {self._file.name}: {error.strerror or error}. Free space, then run the same command to go "
+                f"on"
+            ) from error
 
     def progress(self, step: int, values: Mapping[str, float] | None = None) -> None:
         """Moves the bar to ``step``; ``values`` are shown next to it. Without a terminal, a line is printed now and

@@ -39,7 +39,9 @@ from training.step import Skeleton, State, initial_state, make_step, weights
 from training.workdir import locked, open_workdir, plain, write_json
 
 EXPLAINED = "classes.json"
-"""What hides behind the final figures: for image classification, the accuracy of each class and the pairs most confused."""
+"""What hides behind the final figures: for image classification, the accuracy of each class and the pairs most
+confused.
+"""
 
 
 class NonFiniteError(ValueError):
@@ -73,7 +75,8 @@ class Result:
 
 @contextlib.contextmanager
 def _until_told() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether the process was asked to stop, by SIGTERM or Ctrl-C; only the main thread can be asked.
+    """Yields a function that says whether the process was asked to stop, by SIGTERM or Ctrl-C; only the main thread can
+    be asked.
 
     A second Ctrl-C stops at once, without saving.
     """
@@ -126,7 +129,11 @@ class _Window:
         }
         if "loss_scale" in reports[-1]:
             figures["loss_scale"] = float(reports[-1]["loss_scale"])
-        faults = [self._fault(first + number, r) for number, r in enumerate(reports) if not (r["kept"] or r.get("overflow", False))]
+        faults = [
+            self._fault(first + number, r)
+            for number, r in enumerate(reports)
+            if not (r["kept"] or r.get("overflow", False))
+        ]
         self.reports = []
         return figures, faults
 
@@ -142,7 +149,13 @@ class _Window:
 
 
 def train(
-    config: ConfigDict, model: nnx.Module, task: Task, workdir: Path, *, extend: bool = False, record: Mapping[str, Any] | None = None
+    config: ConfigDict,
+    model: nnx.Module,
+    task: Task,
+    workdir: Path,
+    *,
+    extend: bool = False,
+    record: Mapping[str, Any] | None = None,
 ) -> Result:
     """Trains ``model`` on ``task``, resuming from the state of ``workdir``.
 
@@ -171,10 +184,16 @@ def train(
     sharding.check_batch(mesh, size, config.accumulate)
     clock = Clock(size, len(examples))
     total = clock.steps(config.train_for, "train_for")
-    eval_every, save_every = clock.examples(config.eval_every, "eval_every"), clock.examples(config.save_every, "save_every")
+    eval_every, save_every = (
+        clock.examples(config.eval_every, "eval_every"),
+        clock.examples(config.save_every, "save_every"),
+    )
     log_every, patience = max(int(config.log_every), 1), int(config.patience)
     if patience and not (eval_every and "validation" in task.splits):
-        raise ValueError(f"patience={patience} counts evaluations of the validation split: set eval_every, and use data with such a split")
+        raise ValueError(
+            f"patience={patience} counts evaluations of the validation split: set eval_every, and use data with such a "
+            f"split"
+        )
     plan = config.schedule
     optimizer = optimizers.create(model, flatten(model, nnx.Param), config.optimizer)
     rates = schedule.create(plan.name, optimizer.peak, total, clock.steps(plan.warmup, "schedule.warmup"), plan.final)
@@ -200,7 +219,9 @@ def train(
 
         def is_enough() -> bool:
             """Whether the last ``patience`` evaluations have brought no better figure."""
-            waited = clock.times(step, eval_every) - clock.times(best.step if best else 0, eval_every) if patience else 0
+            waited = (
+                clock.times(step, eval_every) - clock.times(best.step if best else 0, eval_every) if patience else 0
+            )
             return patience > 0 and waited >= patience
 
         early = is_enough()
@@ -210,19 +231,32 @@ def train(
         with jax.set_mesh(mesh), Log(workdir, plain(config), step, total) as log, _until_told() as told_to_stop:
             log.say(f"workdir {workdir}")
             devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-            log.say(f"{config.model} on {devices}: {trained:,} of {count:,} parameters trained, {data}, {total:,} steps of {size}")
+            log.say(
+                f"{config.model} on {devices}: {trained:,} of {count:,} parameters trained, {data}, {total:,} steps of "
+                f"{size}"
+            )
             if restored:
                 log.say(f"going on from step {step} of {total}")
             window, first, compiled = _Window(optimizer.trainable), step, None
             trace = _Trace(workdir / "profile", config.profile)
             steps = range(step, step if early else total)
-            batches = train_batches(examples, steps, size, seed=config.seed, accumulate=config.accumulate, workers=config.workers)
+            batches = train_batches(
+                examples, steps, size, seed=config.seed, accumulate=config.accumulate, workers=config.workers
+            )
             with contextlib.closing(batches), trace:
                 for number, batch in batches:
                     placed = sharding.place_batch(mesh, batch, leading=1)
                     if compiled is None:
-                        traced = jax.jit(step_function, donate_argnums=0, out_shardings=(places, sharding.of_state(mesh))).trace(state, placed)
-                        log.say(memory.report(memory.needed(traced.jaxpr, (state, placed), sharding.row_parts(mesh)), memory.available(), config))
+                        traced = jax.jit(
+                            step_function, donate_argnums=0, out_shardings=(places, sharding.of_state(mesh))
+                        ).trace(state, placed)
+                        log.say(
+                            memory.report(
+                                memory.needed(traced.jaxpr, (state, placed), sharding.row_parts(mesh)),
+                                memory.available(),
+                                config,
+                            )
+                        )
                         log.say("compiling ...")
                         since = time.perf_counter()
                         compiled = traced.lower().compile()
@@ -251,8 +285,12 @@ def train(
                             log.say(f"skipped {fault}")
                         figures |= {"epoch": step * size / len(examples)} | ({"skipped": len(faults)} if faults else {})
                         log.write(step, "train", figures)
-                        shown = {name: figures[name] for name in dict.fromkeys(("loss", task.monitor)) if name in figures}
-                        log.progress(step, {"epoch": figures["epoch"], **shown, "examples/s": figures["examples_per_second"]})
+                        shown = {
+                            name: figures[name] for name in dict.fromkeys(("loss", task.monitor)) if name in figures
+                        }
+                        log.progress(
+                            step, {"epoch": figures["epoch"], **shown, "examples/s": figures["examples_per_second"]}
+                        )
                         if evaluating:
                             figures = evaluate(weights(state, averaged=True), "validation").figures
                             log.write(step, "validation", figures)
@@ -273,7 +311,10 @@ def train(
                     figures_of[name] = done.figures
                     log.write(step, f"{split}_{name}", done.figures)
                     if isinstance(task, Explains) and name == ("ema" if config.ema else "raw") and leads():
-                        write_json(workdir / EXPLAINED, {"split": split, "step": step, "weights": name, **task.explain(done.rows)})
+                        write_json(
+                            workdir / EXPLAINED,
+                            {"split": split, "step": step, "weights": name, **task.explain(done.rows)},
+                        )
         assign(model, weights(state, averaged=True))
         return Result(step, total, figures_of, best, time.perf_counter() - started, early)
 
@@ -285,15 +326,20 @@ def _stop(checkpoints: Checkpoints, state: State, fault: str) -> None:
         checkpoints.save(state, finite)
     checkpoints.close()
     raise NonFiniteError(
-        f"{fault}. The state after step {finite} is kept. Lower optimizer.learning_rate, lengthen schedule.warmup or set optimizer.clip_norm "
+        f"{fault}. The state after step {finite} is kept. Lower optimizer.learning_rate, lengthen schedule.warmup or "
+        f"set optimizer.clip_norm "
         f"for a new run, or go on without such steps with --config.nonfinite=skip"
     )
 
 
-def _better(best: Best | None, step: int, figures: dict[str, float], task: Task, checkpoints: Checkpoints, state: State) -> Best | None:
+def _better(
+    best: Best | None, step: int, figures: dict[str, float], task: Task, checkpoints: Checkpoints, state: State
+) -> Best | None:
     """Keeps the weights if their validation figure is the best so far."""
     if task.monitor not in figures:
-        raise ValueError(f"the task monitors {task.monitor!r}, which its evaluation does not report: it reports {', '.join(figures)}")
+        raise ValueError(
+            f"the task monitors {task.monitor!r}, which its evaluation does not report: it reports {', '.join(figures)}"
+        )
     value = figures[task.monitor]
     sign = 1 if task.higher_is_better else -1
     if math.isnan(value) or (best is not None and sign * value <= sign * best.value):
@@ -314,7 +360,9 @@ def summary(result: Result, task: Task, workdir: Path) -> str:
         rows.append((f"best validation {task.monitor}", f"{number(result.best.value)} at step {result.best.step}"))
     if getattr(task, "report", ""):
         rows.append(("data", task.report))  # type: ignore[attr-defined]
-    steps = f"{result.step:,}" + (f" of {result.total:,}: the last evaluations brought no better {task.monitor}" if result.early else "")
+    steps = f"{result.step:,}" + (
+        f" of {result.total:,}: the last evaluations brought no better {task.monitor}" if result.early else ""
+    )
     rows += [("steps", steps), ("time", duration(result.seconds)), ("workdir", str(workdir))]
     kept = {EXPLAINED: "each class", curve.FILE: "curve"}
     return table([*rows, *((what, str(workdir / name)) for name, what in kept.items() if (workdir / name).is_file())])

@@ -1,10 +1,11 @@
 """How much memory a step takes, estimated from its traced program before anything is compiled.
 
-What XLA does is simplified to one rule: a result is an array in memory, from the operation that makes it to the last that
+What XLA does is simplified to one rule: a result is an array in memory, from the operation that makes it to the last
+  that
 needs it, except elementwise results larger than what they are computed from (broadcasts, masks), which are fused into
-what reads them. Results that take the place of arguments take nothing. The estimate is the arguments of the step and the
-greatest sum of arrays that live at one time: within a factor of two of what the compiler says on CPUs, over the families of
-the zoo (tests/training/test_memory_estimate.py has the test; measured 0.6 to 1.2).
+what reads them. Results that take the place of arguments take nothing. The estimate is the arguments of the step and
+the greatest sum of arrays that live at one time: within a factor of two of what the compiler says on CPUs, over the
+families of the zoo (tests/training/test_memory_estimate.py has the test; measured 0.6 to 1.2).
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ _MATERIALIZED = _names(
 )
 _MATERIALIZED_KINDS = ("reduce_", "cum", "scatter", "select_and_", "custom_call", "ffi_call")
 _SAME = _names("reshape squeeze expand_dims stop_gradient sharding_constraint optimization_barrier name")
-_INLINED = _names("jit pjit closed_call core_call call checkpoint remat remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr run_state")
+_INLINED = _names(
+    "jit pjit closed_call core_call call checkpoint remat remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr "
+    "run_state"
+)
 
 
 class _Buffer:
@@ -59,9 +63,16 @@ class _Liveness:
     def add(self, jaxpr: Any, arguments: Sequence[_Sources]) -> list[_Sources]:
         """Adds the operations of ``jaxpr``, and returns the sources of its results."""
         known: dict[Any, _Sources] = dict(zip(jaxpr.invars, arguments, strict=True))
-        read = lambda variables: [known.get(v, frozenset()) if not hasattr(v, "val") else frozenset() for v in variables]  # noqa: E731
+
+        def read(variables: Any) -> list[_Sources]:
+            return [known.get(v, frozenset()) if not hasattr(v, "val") else frozenset() for v in variables]
+
         for equation in jaxpr.eqns:
-            name, given, sizes = equation.primitive.name, read(equation.invars), [_bytes(v.aval) for v in equation.outvars]
+            name, given, sizes = (
+                equation.primitive.name,
+                read(equation.invars),
+                [_bytes(v.aval) for v in equation.outvars],
+            )
             reads: _Sources = frozenset().union(*given)
             inner = [_inside(value) for value in _jaxprs(equation.params)]
             if (program := operations.computed(equation)) is not None:
@@ -69,7 +80,13 @@ class _Liveness:
             elif name in _INLINED and len(inner) == 1 and len(inner[0].invars) == len(given):
                 made = self.add(inner[0], given)
             elif name in _MATERIALIZED or name.startswith(_MATERIALIZED_KINDS):
-                made = self.make(reads, sizes, max((_loop_peak(name, equation.params, body) for body in inner), default=0) if name != "pallas_call" else 0)
+                made = self.make(
+                    reads,
+                    sizes,
+                    max((_loop_peak(name, equation.params, body) for body in inner), default=0)
+                    if name != "pallas_call"
+                    else 0,
+                )
             elif name in _SAME and len(given) == len(sizes):
                 made = given
             elif sum(buffer.size for buffer in reads) >= sum(sizes):
@@ -103,7 +120,11 @@ def _bytes(aval: Any) -> int:
 def _jaxprs(params: Mapping[str, Any]) -> list[Any]:
     found = []
     for value in params.values():
-        found += [v for v in (value if isinstance(value, tuple | list) else [value]) if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
+        found += [
+            v
+            for v in (value if isinstance(value, tuple | list) else [value])
+            if hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ]
     return found
 
 
@@ -147,7 +168,10 @@ def report(need: int, limit: int, config: Mapping[str, Any]) -> str:
         return what
     if need <= limit:
         return f"{what}, of {_size(limit)}"
-    ways = [f"--config.batch_size below {config['batch_size']}", f"--config.accumulate above {config['accumulate']} (same result, microbatches)"]
+    ways = [
+        f"--config.batch_size below {config['batch_size']}",
+        f"--config.accumulate above {config['accumulate']} (same result, microbatches)",
+    ]
     ways += [] if config["remat"] else ["--config.remat=True (slower, keeps less)"]
     return f"{what}, and there are {_size(limit)}: it will probably run out. Try {', '.join(ways)}, a smaller model or shorter inputs"
 

@@ -18,7 +18,9 @@ def add(a: Pairs, b: Pairs) -> dict[str, tuple[Any, Any]]:
 
 
 def figures(pairs: Iterable[Pairs]) -> dict[str, float]:
-    """The figures of all ``pairs`` together, fetched to the host and summed in float64; not-a-number where nothing was counted."""
+    """The figures of all ``pairs`` together, fetched to the host and summed in float64; not-a-number where nothing was
+    counted.
+    """
     totals: dict[str, list[float]] = {}
     for one in jax.device_get(list(pairs)):
         for name, (total, count) in one.items():

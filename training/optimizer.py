@@ -27,7 +27,9 @@ Mask = dict[str, bool]
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What an optimizer does to which parameter: weight decay, to those ``decayed``; orthogonal updates (Muon), to ``matrices``."""
+    """What an optimizer does to which parameter: weight decay, to those ``decayed``; orthogonal updates (Muon), to
+    ``matrices``.
+    """
 
     decay: float
     decayed: Mask
@@ -75,7 +77,9 @@ def _adafactor(rate: Rate, plan: _Plan, **options: Any) -> optax.GradientTransfo
 
 @_signed(optax.contrib.muon, "adam")
 def _muon(rate: Rate, plan: _Plan, *, adam: Iterable[str] = (), **options: Any) -> optax.GradientTransformation:
-    """Muon for the matrices of blocks, Adam for the rest and for what the patterns ``adam`` name; decay decoupled for both."""
+    """Muon for the matrices of blocks, Adam for the rest and for what the patterns ``adam`` name; decay decoupled for
+    both.
+    """
     kept = matching(adam, plan.decayed, "optimizer.options.adam")
 
     def dimensions(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +102,15 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 # Set by fields other than "options".
 _OURS = frozenset(
-    {"learning_rate", "weight_decay", "mask", "weight_decay_rate", "weight_decay_mask", "adam_learning_rate", "adam_weight_decay"}
+    {
+        "learning_rate",
+        "weight_decay",
+        "mask",
+        "weight_decay_rate",
+        "weight_decay_mask",
+        "adam_learning_rate",
+        "adam_weight_decay",
+    }
     | {"muon_weight_dimension_numbers"}
 )
 
@@ -151,7 +163,9 @@ class Optimizer:
         return in_float32(optax.chain(*parts, base, optax.stateless(self._scaled)), self.rounding)
 
     def _scaled(self, updates: Mapping[str, jax.Array], _: Any) -> dict[str, jax.Array]:
-        return {name: update * self.factors[name] if name in self.factors else update for name, update in updates.items()}
+        return {
+            name: update * self.factors[name] if name in self.factors else update for name, update in updates.items()
+        }
 
 
 def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, Any]) -> Optimizer:
@@ -186,7 +200,9 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
     trainable = tuple(n for n in params if n not in frozen)
     if not trainable:
         raise ValueError("optimizer.freeze leaves no parameter to train")
-    spared = matching(config.get("no_decay") or (), params, "optimizer.no_decay") | set(model.no_decay() if hasattr(model, "no_decay") else ())
+    spared = matching(config.get("no_decay") or (), params, "optimizer.no_decay") | set(
+        model.no_decay() if hasattr(model, "no_decay") else ()
+    )
     factors = _layer_factors(model, trainable, config.get("layer_decay") or 1.0)
     for pattern, factor in dict(config.get("multipliers") or {}).items():
         for hit in matching((pattern,), params, "optimizer.multipliers"):
@@ -230,10 +246,15 @@ def _layer_factors(model: nnx.Module, names: Iterable[str], decay: float) -> dic
     if decay == 1.0:
         return {}
     if not hasattr(model, "layer_ids"):
-        raise ValueError(f"optimizer.layer_decay={decay}: {type(model).__name__} does not say which layer its parameters belong to (no layer_ids())")
+        raise ValueError(
+            f"optimizer.layer_decay={decay}: {type(model).__name__} does not say which layer its parameters belong to "
+            f"(no layer_ids())"
+        )
     layers = model.layer_ids()
     lacking = [name for name in names if name not in layers]
     if lacking:
-        raise ValueError(f"optimizer.layer_decay={decay}: {type(model).__name__}.layer_ids() lacks {', '.join(lacking[:5])}")
+        raise ValueError(
+            f"optimizer.layer_decay={decay}: {type(model).__name__}.layer_ids() lacks {', '.join(lacking[:5])}"
+        )
     last = max(layers.values())
     return {name: decay ** (last - layers[name]) for name in names}

@@ -1,4 +1,5 @@
-"""What stays in float32 where parameters or activations are narrower: optimizer state, updates, and the scale of the loss.
+"""What stays in float32 where parameters or activations are narrower: optimizer state, updates, and the scale of the
+loss.
 
 Mixed Precision Training (Micikevicius et al., 2018): a copy of the weights in float32 (section 3.1), and a loss that is
 scaled so that its gradients do not vanish in float16 (section 3.2).
@@ -55,7 +56,10 @@ def in_float32(base: optax.GradientTransformation, rounding: str) -> optax.Gradi
         state, narrow = base.init(_wide(params)), {name: p for name, p in params.items() if _is_narrow(p)}
         if not narrow:
             return state
-        return {"base": state, **({"master": _wide(narrow)} if rounding == "master" else {"count": jnp.zeros((), jnp.int32)})}
+        return {
+            "base": state,
+            **({"master": _wide(narrow)} if rounding == "master" else {"count": jnp.zeros((), jnp.int32)}),
+        }
 
     def update(gradients: Arrays, state: Any, params: Arrays | None = None) -> tuple[dict[str, jax.Array], Any]:
         assert params is not None
@@ -69,10 +73,15 @@ def in_float32(base: optax.GradientTransformation, rounding: str) -> optax.Gradi
             state = {"base": inner, "master": moved}
         else:
             key = jax.random.fold_in(jax.random.key(0), state["count"])
-            moved = {name: round_stochastically(new, params[name].dtype, _named(key, name)) for name, new in moved.items()}
+            moved = {
+                name: round_stochastically(new, params[name].dtype, _named(key, name)) for name, new in moved.items()
+            }
             state = {"base": inner, "count": state["count"] + 1}
         # In float32 the difference from a narrow number is as good as exact: adding it gives the new value.
-        return {**updates, **{name: new.astype(jnp.float32) - params[name].astype(jnp.float32) for name, new in moved.items()}}, state
+        return {
+            **updates,
+            **{name: new.astype(jnp.float32) - params[name].astype(jnp.float32) for name, new in moved.items()},
+        }, state
 
     return optax.GradientTransformation(init, update)
 
@@ -82,7 +91,9 @@ def _named(key: jax.Array, name: str) -> jax.Array:
 
 
 def round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
-    """Rounds float32 numbers to one of their two neighbors in ``dtype``, so that the expected value is the number itself."""
+    """Rounds float32 numbers to one of their two neighbors in ``dtype``, so that the expected value is the number
+    itself.
+    """
     near = x.astype(dtype)
     wide = near.astype(jnp.float32)
     other = jnp.nextafter(near, jnp.where(x > wide, jnp.inf, -jnp.inf).astype(dtype))
@@ -96,7 +107,10 @@ def needs_loss_scale(model: nnx.Module) -> bool:
     def half(dtype: Any) -> bool:
         return dtype is not None and not isinstance(dtype, str) and dtype == jnp.float16
 
-    return any(half(getattr(m, "dtype", None)) or any(isinstance(v, nnx.Param) and half(v.dtype) for v in vars(m).values()) for _, m in nnx.iter_modules(model))
+    return any(
+        half(getattr(m, "dtype", None)) or any(isinstance(v, nnx.Param) and half(v.dtype) for v in vars(m).values())
+        for _, m in nnx.iter_modules(model)
+    )
 
 
 def first_loss_scale() -> dict[str, jax.Array]:

@@ -18,15 +18,17 @@ def join(settings: Mapping[str, Any]) -> None:
     """Joins the other processes of the run, if there are any; called before anything asks for a device.
 
     Args:
-      settings: ``coordinator``, the address "host:port" of the first process, how many ``processes`` there are, and which this
-        ``process`` is, from 0; what is not given is taken from the environment variables of ``VARIABLES``, and under a cluster's
-        scheduler (Slurm, MPI, Kubernetes, Cloud TPU) from that, where coordinator is "auto". With nothing given there
-        is a single process.
+      settings: ``coordinator``, the address "host:port" of the first process, how many ``processes`` there are, and
+        which this ``process`` is, from 0; what is not given is taken from the environment variables of ``VARIABLES``,
+        and under a cluster's scheduler (Slurm, MPI, Kubernetes, Cloud TPU) from that, where coordinator is "auto". With
+        nothing given there is a single process.
 
     Raises:
       ValueError: only some of the three are given, or the others can't be reached.
     """
-    given: dict[str, Any] = {field: settings.get(field) or os.environ.get(variable) for field, variable in VARIABLES.items()}
+    given: dict[str, Any] = {
+        field: settings.get(field) or os.environ.get(variable) for field, variable in VARIABLES.items()
+    }
     if settings.get("process") == 0:
         given["process"] = 0
     if given["coordinator"] == "auto":
@@ -44,7 +46,9 @@ def join(settings: Mapping[str, Any]) -> None:
     try:
         jax.distributed.initialize(given["coordinator"], count, number)
     except RuntimeError as error:
-        raise ValueError(f"process {number} of {count} can't join the others at {given['coordinator']}: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"process {number} of {count} can't join the others at {given['coordinator']}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def leads() -> bool:

@@ -45,7 +45,9 @@ def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
     if not isinstance(task, WritesText):
         return ""
     prompt = task.sample_prompt()
-    written = zoo.generate(model, [prompt], new_tokens, temperature=0.8, top_p=0.95, stop=task.tokenizer.separator).rows()[0]
+    written = zoo.generate(
+        model, [prompt], new_tokens, temperature=0.8, top_p=0.95, stop=task.tokenizer.separator
+    ).rows()[0]
     return f"{task.decode(prompt)}|{task.decode(written)}"
 
 
@@ -63,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top_p", type=float, default=0.95)
     parser.add_argument("--min_p", type=float, help="leaves out tokens less probable than this share of the likeliest")
     parser.add_argument("--repetition_penalty", type=float, help="above 1 makes tokens that the text has less likely")
-    parser.add_argument("--stop", action="append", default=[], help="a string before which the text ends; may be given several times")
+    parser.add_argument(
+        "--stop", action="append", default=[], help="a string before which the text ends; may be given several times"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep_going", action="store_true", help="also behind the end of the document")
     return parser
@@ -73,7 +77,9 @@ def _from_run(workdir: Path, checkpoint: str) -> tuple[Any, Any]:
     if run_record(workdir) and (options := run_tokenizer(workdir)) is not None:
         place = {"last": workdir, "best": workdir / "best"}.get(checkpoint, workdir / "checkpoints" / checkpoint)
         if not place.is_dir():
-            raise ValueError(f'there is no checkpoint {place}: --checkpoint is "last", "best" or a step of {workdir / "checkpoints"}')
+            raise ValueError(
+                f'there is no checkpoint {place}: --checkpoint is "last", "best" or a step of {workdir / "checkpoints"}'
+            )
         return zoo.create(weights=place), tokenization.create(**options)
     config = read_config(workdir)  # of an older version, whose data must be there
     task, model = assembly.build(config, weights="")
@@ -89,7 +95,9 @@ def _from_weights(name: str, weights: str, tokenizer: str | None) -> tuple[Any, 
     if size is None:
         raise ValueError(f"{name} is not a language model: zoo.list_models() lists all")
     if encoding.vocab_size > size:
-        raise ValueError(f"the tokenizer has {encoding.vocab_size} tokens, {name} has {size}: name the model's own with --tokenizer")
+        raise ValueError(
+            f"the tokenizer has {encoding.vocab_size} tokens, {name} has {size}: name the model's own with --tokenizer"
+        )
     if tokenizer is None and size != encoding.vocab_size:
         raise ValueError(f"{name} has {size} tokens, not bytes: name its tokenizer.json with --tokenizer")
     return zoo.create(name, weights=weights), encoding

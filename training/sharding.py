@@ -53,17 +53,27 @@ def create_mesh(sizes: Mapping[str, int]) -> Mesh:
     devices = jax.devices()
     given = math.prod(size for size in shape.values() if size != -1)
     if len(free) > 1 or any(size < 1 for size in shape.values() if size != -1):
-        raise ValueError(f"{named}: each size is at least 1, or -1 for all devices that are left, which one axis can take")
+        raise ValueError(
+            f"{named}: each size is at least 1, or -1 for all devices that are left, which one axis can take"
+        )
     if given > len(devices) or (free and len(devices) % given):
-        raise ValueError(f"{named}, but there are {len(devices)} devices: the sizes multiplied are {given}; --config.mesh.data=-1 takes all that are left")
+        raise ValueError(
+            f"{named}, but there are {len(devices)} devices: the sizes multiplied are {given}; --config.mesh.data=-1 "
+            f"takes all that are left"
+        )
     for axis in free:
         shape[axis] = len(devices) // given
     count = math.prod(shape.values())
     if jax.process_count() > 1 and count != len(devices):
-        raise ValueError(f"{named} takes {count} of {len(devices)} devices: with several processes the mesh takes them all")
+        raise ValueError(
+            f"{named} takes {count} of {len(devices)} devices: with several processes the mesh takes them all"
+        )
     mesh = Mesh(np.asarray(devices[:count]).reshape(*shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     if (shape["data"] * shape["fsdp"]) % jax.process_count():
-        raise ValueError(f"{named}: data times fsdp, {shape['data'] * shape['fsdp']}, is not divisible by the {jax.process_count()} processes")
+        raise ValueError(
+            f"{named}: data times fsdp, {shape['data'] * shape['fsdp']}, is not divisible by the {jax.process_count()} "
+            f"processes"
+        )
     return mesh
 
 
@@ -84,7 +94,8 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     if batch_size % parts:
         fit = max(round(batch_size / parts), 1) * parts
         raise ValueError(
-            f"batch_size={batch_size} is not divisible by accumulate={accumulate} times {row_parts(mesh)} devices (mesh axes data and fsdp): "
+            f"batch_size={batch_size} is not divisible by accumulate={accumulate} times {row_parts(mesh)} devices (mesh "
+            f"axes data and fsdp): "
             f"--config.batch_size={fit} would be"
         )
 
@@ -113,7 +124,10 @@ def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) ->
             raise ValueError(f"the sharding rule {rule} of {name} has {len(rule)} axes, and the parameter is {shape}")
         for number, axis in enumerate(rule):
             if axis is not None and shape[number] % mesh.shape[axis]:
-                raise ValueError(f"{name} is {shape}: its axis {number} can't be split into mesh.{axis}={mesh.shape[axis]} equal parts")
+                raise ValueError(
+                    f"{name} is {shape}: its axis {number} can't be split into mesh.{axis}={mesh.shape[axis]} equal "
+                    f"parts"
+                )
         axes = [axis if axis and mesh.shape[axis] > 1 else None for axis in rule]
     if math.prod(shape) >= SMALLEST:
         for axis in ("fsdp",) if rule is not None else ("fsdp", "tensor"):
@@ -124,7 +138,9 @@ def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) ->
 
 
 def of_tree(mesh: Mesh, state: Any, rules: Rules) -> Any:
-    """Shardings of a state: parameters by :func:`of_parameter`; moments and averages of a parameter's shape under its name follow it; the rest is copied."""
+    """Shardings of a state: parameters by :func:`of_parameter`; moments and averages of a parameter's shape under its
+    name follow it; the rest is copied.
+    """
     shapes = {name: leaf.shape for name, leaf in state["params"].items()}
 
     def place(path: Any, leaf: Any) -> NamedSharding:
@@ -147,14 +163,20 @@ def of_batch(mesh: Mesh, shape: tuple[int, ...], leading: int = 0) -> NamedShard
     axes: list[Any] = [*(None,) * leading, ROWS]
     if parts > 1 and len(shape) > leading + 1:
         if shape[leading + 1] % parts:
-            raise ValueError(f"an array of the batch has {shape[leading + 1]} tokens (or lines), which mesh.sequence={parts} devices can't share equally")
+            raise ValueError(
+                f"an array of the batch has {shape[leading + 1]} tokens (or lines), which mesh.sequence={parts} devices "
+                f"can't share equally"
+            )
         axes.append("sequence")
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], leading: int = 0) -> dict[str, jax.Array]:
     """Puts this process's rows of a batch on its devices. Raises ValueError where a sequence can't be split equally."""
-    return {name: jax.make_array_from_process_local_data(of_batch(mesh, rows.shape, leading), rows) for name, rows in batch.items()}
+    return {
+        name: jax.make_array_from_process_local_data(of_batch(mesh, rows.shape, leading), rows)
+        for name, rows in batch.items()
+    }
 
 
 def place(tree: Any, shardings: Any) -> Any:
@@ -163,7 +185,9 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def of_model(mesh: Mesh) -> Callable[[nnx.Module], dict[str, NamedSharding]] | None:
-    """What ``zoo.create`` needs to make a model whose parameters are split over devices as it is made; None where they are not split."""
+    """What ``zoo.create`` needs to make a model whose parameters are split over devices as it is made; None where they
+    are not split.
+    """
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return None
 

@@ -99,13 +99,21 @@ class _Reporting:
         return {path.rsplit(".", 1)[-1]: logits for path, logits in self._sown.named(self._model, AuxLogits).items()}
 
 
-def auxiliary(model: nnx.Module, sown: Mapping[str, Any], factors: Mapping[str, float]) -> tuple[Arrays, dict[str, float]]:
-    """Sums of the sown auxiliary losses by name, and the weights to multiply them by: those of ``factors``, else the modules' own.
+def auxiliary(
+    model: nnx.Module, sown: Mapping[str, Any], factors: Mapping[str, float]
+) -> tuple[Arrays, dict[str, float]]:
+    """Sums of the sown auxiliary losses by name, and the weights to multiply them by: those of ``factors``, else the
+    modules' own.
 
     Raises:
       ValueError: a factor for a loss that nothing sows, or a sown loss without a factor.
     """
-    own = {name: weight for _, module in nnx.iter_modules(model) if isinstance(module, Module) for name, weight in module.aux_losses.items()}
+    own = {
+        name: weight
+        for _, module in nnx.iter_modules(model)
+        if isinstance(module, Module)
+        for name, weight in module.aux_losses.items()
+    }
     sums: Arrays = {}
     for path, value in sown.items():
         name = path.rsplit(".", 1)[-1]
@@ -115,7 +123,10 @@ def auxiliary(model: nnx.Module, sown: Mapping[str, Any], factors: Mapping[str, 
             raise ValueError(f"aux_losses: {unknown('auxiliary loss', name, sums)}")
     for name in sums:
         if name not in factors and name not in own:
-            raise ValueError(f"the model reports the auxiliary loss {name!r}, which has no weight: set aux_losses={{{name!r}: ...}}, 0 to leave it out")
+            raise ValueError(
+                f"the model reports the auxiliary loss {name!r}, which has no weight: set aux_losses={{{name!r}: ...}}, "
+                f"0 to leave it out"
+            )
     return sums, {name: factors.get(name, own.get(name, 0.0)) for name in sums}
 
 
@@ -159,8 +170,8 @@ def make_step(
             pairs = {**pairs, **{name: (term * count, count) for name, term in extra.items()}}
             return value * scale, (flatten(model, Statistic), pairs, value * count)
 
-        # The gradient of a mean stays in the range of narrow numbers, whatever the number of tokens; its multiple by their count,
-        # which is what adds up over microbatches of unequal counts, is in float32.
+        # The gradient of a mean stays in the range of narrow numbers, whatever the number of tokens; its multiple by
+        # their count, which is what adds up over microbatches of unequal counts, is in float32.
         (_, (statistics, pairs, value)), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
         factor = jnp.asarray(pairs["loss"][1], jnp.float32) / scale
         return value, jax.tree.map(lambda g: g.astype(jnp.float32) * factor, gradients), statistics, pairs
@@ -173,15 +184,24 @@ def make_step(
         loss_scale = state.get("loss_scale")
         scale = jnp.float32(1) if loss_scale is None else loss_scale["value"]
 
-        def accumulated(carry: tuple[Arrays, Arrays], part: tuple[jax.Array, Arrays]) -> tuple[tuple[Arrays, Arrays], Any]:
+        def accumulated(
+            carry: tuple[Arrays, Arrays], part: tuple[jax.Array, Arrays]
+        ) -> tuple[tuple[Arrays, Arrays], Any]:
             number, rows = part
             total, statistics = carry
-            value, gradients, statistics, pairs = microbatch(trained, frozen, statistics, rows, jax.random.fold_in(key, number), scale)
+            value, gradients, statistics, pairs = microbatch(
+                trained, frozen, statistics, rows, jax.random.fold_in(key, number), scale
+            )
             return (jax.tree.map(jnp.add, total, gradients), statistics), (value, pairs)
 
         if accumulate == 1:
             value, gradients, statistics, pairs = microbatch(
-                trained, frozen, state["statistics"], {name: rows[0] for name, rows in batch.items()}, jax.random.fold_in(key, 0), scale
+                trained,
+                frozen,
+                state["statistics"],
+                {name: rows[0] for name, rows in batch.items()},
+                jax.random.fold_in(key, 0),
+                scale,
             )
         else:
             carry = (jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), trained), state["statistics"])
@@ -208,7 +228,9 @@ def make_step(
         moved |= {"step": state["step"] + jnp.where(halted, 0, 1).astype(jnp.int32), "halted": halted}
         report = {"pairs": pairs, "learning_rate": rate, "gradient_norm": norm, "squares": squares, "kept": kept}
         if loss_scale is not None:
-            moved["loss_scale"] = jax.tree.map(lambda a, b: jnp.where(halted, b, a), precision.next_loss_scale(loss_scale, overflow), loss_scale)
+            moved["loss_scale"] = jax.tree.map(
+                lambda a, b: jnp.where(halted, b, a), precision.next_loss_scale(loss_scale, overflow), loss_scale
+            )
             report |= {"overflow": overflow & ~halted, "loss_scale": scale}
         return moved, report
 
@@ -241,7 +263,9 @@ def make_evaluation(skeleton: Skeleton, task: Task) -> Callable[[Arrays, Arrays]
     def evaluate(arrays: Arrays, batch: Arrays) -> Any:
         model = skeleton.build(arrays, jax.random.key(0))
         model.eval()
-        pairs, rows = task.evaluate_rows(model, batch) if isinstance(task, Explains) else (task.evaluate(model, batch), {})
+        pairs, rows = (
+            task.evaluate_rows(model, batch) if isinstance(task, Explains) else (task.evaluate(model, batch), {})
+        )
         return pairs, batch["weight"], rows
 
     return evaluate

@@ -19,7 +19,9 @@ from ml_collections import ConfigDict
 from training.processes import leads, together
 from zoo.sources import RECORD, TOKENIZER
 
-INERT = frozenset({"patience", "log_every", "save_every", "workers", "mesh", "distributed", "keep", "profile", "nonfinite"})
+INERT = frozenset(
+    {"patience", "log_every", "save_every", "workers", "mesh", "distributed", "keep", "profile", "nonfinite"}
+)
 """Fields that can't change what was computed so far."""
 DURATIONS = frozenset({"train_for", "eval_every"})
 """Fields that may change when a run is extended."""
@@ -83,7 +85,9 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "just started"
-            raise ValueError(f"{path} is in use by another run ({holder}): wait for its end, or choose another --workdir") from None
+            raise ValueError(
+                f"{path} is in use by another run ({holder}): wait for its end, or choose another --workdir"
+            ) from None
         except (OSError, ImportError) as error:
             say(f"{path} can't be locked ({error}): see that no second run uses it")
         else:
@@ -105,11 +109,21 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> OSError:
-    return OSError(f"can't write to the working directory {path}: {error.strerror or error}; choose another with --workdir")
+    return OSError(
+        f"can't write to the working directory {path}: {error.strerror or error}; choose another with --workdir"
+    )
 
 
-def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record: Mapping[str, Any] | None = None, tokenizer: bytes = b"") -> None:
-    """Makes the directory, or checks that it holds a run of this config; writes the config, the model's record and its tokenizer's file.
+def open_workdir(
+    path: Path,
+    config: ConfigDict,
+    *,
+    extend: bool = False,
+    record: Mapping[str, Any] | None = None,
+    tokenizer: bytes = b"",
+) -> None:
+    """Makes the directory, or checks that it holds a run of this config; writes the config, the model's record and its
+    tokenizer's file.
 
     Raises:
       ValueError: it holds checkpoints of another config; the differing fields are listed.
@@ -117,11 +131,19 @@ def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record
     """
     new = plain(config)
     if begun(path):
-        changed = [d for d in differences(_completed(read_config(path).to_dict()), _completed(new)) if d[0].split(".")[0] not in INERT]
+        changed = [
+            d
+            for d in differences(_completed(read_config(path).to_dict()), _completed(new))
+            if d[0].split(".")[0] not in INERT
+        ]
         barred = [d for d in changed if not (extend and d[0] in DURATIONS)]
         if barred:
             listed = "\n".join(f"  {field}: {json.dumps(a)} there, {json.dumps(b)} here" for field, a, b in barred)
-            hint = "add --extend to go on with the new durations" if all(d[0] in DURATIONS for d in barred) else "use another --workdir, or the old values"
+            hint = (
+                "add --extend to go on with the new durations"
+                if all(d[0] in DURATIONS for d in barred)
+                else "use another --workdir, or the old values"
+            )
             raise ValueError(f"{path} holds a run of another config:\n{listed}\n{hint}")
     together("workdir checked")
     if not leads():
@@ -138,7 +160,10 @@ def open_workdir(path: Path, config: ConfigDict, *, extend: bool = False, record
 
 def _completed(old: dict[str, Any]) -> dict[str, Any]:
     """The config of an older run with the fields that came later."""
-    return {**ADDED, **{name: {**ADDED.get(name, {}), **value} if isinstance(value, dict) else value for name, value in old.items()}}
+    return {
+        **ADDED,
+        **{name: {**ADDED.get(name, {}), **value} if isinstance(value, dict) else value for name, value in old.items()},
+    }
 
 
 def read_config(path: Path) -> ConfigDict:
@@ -182,9 +207,14 @@ def _git() -> dict[str, Any] | None:
     """Commit of the source tree and whether it was changed since; None outside a repository."""
 
     def ask(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "commit": ask("rev-parse", "HEAD"),
+            "changed": bool(ask("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None

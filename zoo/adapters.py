@@ -27,13 +27,20 @@ def save_adapters(model: nnx.Module, path: str | Path) -> None:
     """
     adapted = adapters(model)
     if not adapted:
-        raise WeightsError("the model has no adapters to save: zoo.add_lora(model) gives it some, zoo.save(model, path) saves whole models")
+        raise WeightsError(
+            "the model has no adapters to save: zoo.add_lora(model) gives it some, zoo.save(model, path) saves whole "
+            "models"
+        )
     if Path(path).suffix != ".safetensors":
         raise WeightsError(f"adapters are saved as .safetensors, got {Path(path).name}")
     still = kept(model)
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(model, nnx.Param).items() if name not in still}
     scale = next(iter(adapted.values())).lora_scale
-    write_arrays(Path(path), arrays, {"format": "mixer-zoo adapters", "model": str(getattr(model, "variant", "")), "scale": repr(scale)})
+    write_arrays(
+        Path(path),
+        arrays,
+        {"format": "mixer-zoo adapters", "model": str(getattr(model, "variant", "")), "scale": repr(scale)},
+    )
 
 
 def load_adapters(model: nnx.Module, path: str | Path) -> nnx.Module:
@@ -57,7 +64,10 @@ def load_adapters(model: nnx.Module, path: str | Path) -> nnx.Module:
     wrong += [name for name in whole if name.split(".")[0] not in heads]
     if wrong or not names:
         made_for = f"{path} holds adapters of {about.get('model') or 'another model'}"
-        raise WeightsError(f"{made_for}: {getattr(made, 'variant', type(model).__name__)} has no such layers: {', '.join(wrong[:8]) or 'none are named'}")
+        raise WeightsError(
+            f"{made_for}: {getattr(made, 'variant', type(model).__name__)} has no such layers: "
+            f"{', '.join(wrong[:8]) or 'none are named'}"
+        )
     for name in names:
         rank = arrays[f"{name}.lora_a"].shape[1]
         adapt(linear[name], rank, float(about["scale"]) * rank, nnx.Rngs(0))

@@ -1,10 +1,11 @@
 """Beam search: the likeliest continuations, kept a few at a time.
 
-    live beams --extend--> log-probabilities of all their next tokens -> those that end join the finished, the best others live on
+    live beams --extend--> log-probabilities of all their next tokens -> those that end join the finished, the best
+    others live on
 
-The score of a continuation y of n tokens is log p(y) / n^length_penalty (Wu et al., Google's Neural Machine Translation System,
-2016, section 7, without its constants, as transformers has it). The search ends where no live beam can still come among the
-finished, so that ending early changes no result.
+The score of a continuation y of n tokens is log p(y) / n^length_penalty (Wu et al., Google's Neural Machine Translation
+System, 2016, section 7, without its constants, as transformers has it). The search ends where no live beam can still
+come among the finished, so that ending early changes no result.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Beams:
     Attributes:
       tokens: (batch, beams, new) int32, the stop token the last; ``PAST_END`` after it.
       lengths: (batch, beams) int32, the stop token counted.
-      scores: (batch, beams) float32, the log-probability over a power of the length; -inf where there were fewer continuations.
+      scores: (batch, beams) float32, the log-probability over a power of the length; -inf where there were fewer
+        continuations.
       texts: of the new tokens, where the prompts were texts, without the stop token.
     """
 
@@ -70,7 +72,9 @@ def beam_search(
     if generation._strings(stop):
         raise ValueError("a beam search ends at tokens: give stop= the number of a token")
     if not hasattr(model, "extend_hidden"):
-        raise ValueError(f"{getattr(model, 'variant', type(model).__name__)} is not a causal language model: it can't generate")
+        raise ValueError(
+            f"{getattr(model, 'variant', type(model).__name__)} is not a causal language model: it can't generate"
+        )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is at least 1, not {max_new_tokens}")
     is_text = generation._is_text(prompt)
@@ -82,13 +86,18 @@ def beam_search(
         stop = reader.separator
     stops = np.unique(np.asarray([] if stop is None else stop, np.int32))
     graph, arrays, state, logits = generation.read(model, rows, capacity, dtype)
-    found = _search(graph, beams, max_new_tokens, arrays, state, logits, jnp.asarray(stops), jnp.float32(length_penalty))
+    found = _search(
+        graph, beams, max_new_tokens, arrays, state, logits, jnp.asarray(stops), jnp.float32(length_penalty)
+    )
     tokens, scores = np.asarray(found[0]), np.asarray(found[1])
     lengths = (tokens != PAST_END).sum(-1).astype(np.int32)
     if reader is None:
         return Beams(tokens, lengths, scores)
     texts = [
-        [tokenization.continuation(reader, before, row[:length].tolist()) for row, length in zip(*of_prompt, strict=True)]
+        [
+            tokenization.continuation(reader, before, row[:length].tolist())
+            for row, length in zip(*of_prompt, strict=True)
+        ]
         for before, *of_prompt in zip(prompts, tokens, lengths, strict=True)
     ]
     return Beams(tokens, lengths, scores, texts)
@@ -98,7 +107,9 @@ def beam_search(
 def _search(
     graph: Any, beams: int, new: int, arrays: Any, state: Any, logits: jax.Array, stops: jax.Array, penalty: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens (batch, beams, new) and scores (batch, beams) after prompts whose states and next logits (batch, vocab_size) are given."""
+    """Tokens (batch, beams, new) and scores (batch, beams) after prompts whose states and next logits (batch,
+    vocab_size) are given.
+    """
     model = generation._model(graph, arrays)
     batch, vocabulary = logits.shape
     row = jnp.arange(batch)[:, None]

@@ -30,10 +30,12 @@ def create(
     shardings: Callable[[nnx.Module], Mapping[str, Any]] | None = None,
     **overrides: Any,
 ) -> nnx.Module:
-    """Makes a model, in evaluation mode: ``model.train()`` switches dropout, stochastic depth and batch statistics to training.
+    """Makes a model, in evaluation mode: ``model.train()`` switches dropout, stochastic depth and batch statistics to
+    training.
 
     Args:
-      name: one of ``zoo.list_models()``; None where ``weights`` is the working directory of a training run, which knows its model.
+      name: one of ``zoo.list_models()``; None where ``weights`` is the working directory of a training run, which knows
+        its model.
       weights: what to load, as in ``zoo.load``: a file, a folder, ``hf://owner/name``, or the name of a
         released checkpoint ("in1k"); None leaves the parameters random. Where it was made for another
         number of classes than ``num_classes``, the head stays random, with a notice.
@@ -51,7 +53,10 @@ def create(
     record = run_record(weights)
     if name is None:
         if record is None:
-            raise ValueError("zoo.create needs the name of a model, or weights= the working directory of a training run; zoo.list_models() lists the names")
+            raise ValueError(
+                "zoo.create needs the name of a model, or weights= the working directory of a training run; "
+                "zoo.list_models() lists the names"
+            )
         name = record["model"]
     entry = variant(name)
     if record is not None and entry.name == variant(record["model"]).name:
@@ -87,9 +92,17 @@ def _described(entry: Variant, weights: Any, asked: Collection[str]) -> dict[str
     if str(weights).startswith("hf://"):
         open_source(weights)  # first: an unreachable source is tried once, and reported as weights
     described = describe(entry, weights).fields
-    fields = {field: value for field, value in described.items() if field not in asked and value != getattr(entry.config, field)}
+    fields = {
+        field: value
+        for field, value in described.items()
+        if field not in asked and value != getattr(entry.config, field)
+    }
     if fields:
-        warnings.warn(f"config.json of {weights} has {', '.join(f'{field}={value!r}' for field, value in fields.items())}: the model is made so", stacklevel=3)
+        warnings.warn(
+            f"config.json of {weights} has {', '.join(f'{field}={value!r}' for field, value in fields.items())}: the "
+            f"model is made so",
+            stacklevel=3,
+        )
     return fields
 
 
@@ -97,7 +110,9 @@ def _dtype(field: str, value: Any) -> Any:
     try:
         return jnp.dtype(value)
     except TypeError:
-        raise ValueError(f'{field} is the name of a floating point type, as "float32", "bfloat16" or "float16"; got {value!r}') from None
+        raise ValueError(
+            f'{field} is the name of a floating point type, as "float32", "bfloat16" or "float16"; got {value!r}'
+        ) from None
 
 
 def create_abstract(name: str, **overrides: Any) -> Any:
@@ -113,10 +128,23 @@ def create_abstract(name: str, **overrides: Any) -> Any:
 
 
 def _configured(
-    entry: Variant, *, num_classes: Any = None, mixer: Any = None, dtype: Any = None, param_dtype: Any = jnp.float32, **overrides: Any
+    entry: Variant,
+    *,
+    num_classes: Any = None,
+    mixer: Any = None,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    **overrides: Any,
 ) -> ModelConfig:
     given = {"num_classes": num_classes, "mixer": mixer, "dtype": None if dtype is None else _dtype("dtype", dtype)}
-    return configure(entry, {**overrides, **{k: v for k, v in given.items() if v is not None}, "param_dtype": _dtype("param_dtype", param_dtype)})
+    return configure(
+        entry,
+        {
+            **overrides,
+            **{k: v for k, v in given.items() if v is not None},
+            "param_dtype": _dtype("param_dtype", param_dtype),
+        },
+    )
 
 
 def preprocess(model: str | nnx.Module) -> Preprocess:

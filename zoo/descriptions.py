@@ -1,5 +1,5 @@
-"""Descriptions of models next to their weights: the ``config.json`` of transformers, flash-linear-attention or timm, and the
-``preprocessor_config.json`` of transformers, in a folder or on the hub.
+"""Descriptions of models next to their weights: the ``config.json`` of transformers, flash-linear-attention or timm,
+and the ``preprocessor_config.json`` of transformers, in a folder or on the hub.
 
 Weights do not show all that a model is: the epsilon of its norms, its activation, its number of heads, the names of its
 classes, how its images are prepared. A family's ``described`` maps our fields to those of transformers
@@ -64,7 +64,9 @@ def _read(source: Any, name: str) -> dict[str, Any]:
     try:
         return {} if text is None else dict(json.loads(text))
     except (TypeError, ValueError) as error:
-        raise WeightsError(f"{name} of {source} is damaged ({error}): get it again, or give the file of weights alone") from error
+        raise WeightsError(
+            f"{name} of {source} is damaged ({error}): get it again, or give the file of weights alone"
+        ) from error
 
 
 def _of_transformers(entry: Variant, config: Mapping[str, Any]) -> Description:
@@ -74,17 +76,34 @@ def _of_transformers(entry: Variant, config: Mapping[str, Any]) -> Description:
     unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     found = {field: read(one) for field, read in entry.described.items()}
     unread = {} if entry.described else {"config.json": f"model_type={config['model_type']!r}"}
-    return Description({field: value for field, value in found.items() if value is not None}, () if unnamed else names, unread=unread)
+    return Description(
+        {field: value for field, value in found.items() if value is not None}, () if unnamed else names, unread=unread
+    )
 
 
 def _of_timm(entry: Variant, config: Mapping[str, Any]) -> Description:
     cfg = config.get("pretrained_cfg") or {}
-    kept = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "crop_fraction", "crop_mode": "crop_mode"}
+    kept = {
+        "mean": "mean",
+        "std": "std",
+        "interpolation": "interpolation",
+        "crop_pct": "crop_fraction",
+        "crop_mode": "crop_mode",
+    }
     preprocess = {ours: cfg[theirs] for theirs, ours in kept.items() if theirs in cfg}
     other = variant(config["architecture"]).config if config["architecture"] in list_models() else None
     fields = {field: getattr(other, field) for field in entry.described if hasattr(other, field)}
-    beyond = {name: value for name, value in (config.get("model_args") or {}).items() if name not in ("img_size", "num_classes", "in_chans")}
-    return Description(fields, tuple(map(str, cfg.get("label_names") or ())), preprocess, {"config.json": f"model_args={beyond}"} if beyond else {})
+    beyond = {
+        name: value
+        for name, value in (config.get("model_args") or {}).items()
+        if name not in ("img_size", "num_classes", "in_chans")
+    }
+    return Description(
+        fields,
+        tuple(map(str, cfg.get("label_names") or ())),
+        preprocess,
+        {"config.json": f"model_args={beyond}"} if beyond else {},
+    )
 
 
 # PIL's filters by number.
@@ -104,7 +123,11 @@ def _of_processor(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     if not config.get("do_normalize", True):
         found = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     else:
-        found |= {ours: tuple(config[theirs]) for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in config}
+        found |= {
+            ours: tuple(config[theirs])
+            for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
+            if theirs in config
+        }
     if (resample := config.get("resample")) in _FILTERS:
         found["interpolation"] = _FILTERS[resample]
     elif resample is not None:
@@ -114,7 +137,11 @@ def _of_processor(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     if side is None:
         unread |= {"size": config["size"]} if config.get("size") else {}
     elif "crop_pct" in config:  # ConvNeXt: a central crop of small images, none of larger ones
-        found |= {"crop_mode": "center", "crop_fraction": config["crop_pct"]} if side < 384 else {"crop_mode": "squash", "crop_fraction": 1.0}
+        found |= (
+            {"crop_mode": "center", "crop_fraction": config["crop_pct"]}
+            if side < 384
+            else {"crop_mode": "squash", "crop_fraction": 1.0}
+        )
     else:
         crop = _side(config.get("crop_size"), shorter)[0] if config.get("do_center_crop") else None
         found |= {"crop_mode": "center" if shorter else "squash", "crop_fraction": (crop or side) / side}
@@ -122,9 +149,15 @@ def _of_processor(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 
 def _side(size: Any, shorter: bool) -> tuple[int | None, bool]:
-    """Pixels of the side that images are resized to, and whether it is the shorter one; None where it is neither a square nor that."""
+    """Pixels of the side that images are resized to, and whether it is the shorter one; None where it is neither a
+    square nor that.
+    """
     if isinstance(size, Mapping):
         if "shortest_edge" in size:
             return int(size["shortest_edge"]), True
-        return (int(size["height"]), False) if size.get("height") and size.get("height") == size.get("width") else (None, False)
+        return (
+            (int(size["height"]), False)
+            if size.get("height") and size.get("height") == size.get("width")
+            else (None, False)
+        )
     return (int(size), shorter) if isinstance(size, int) else (None, shorter)

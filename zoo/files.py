@@ -14,8 +14,8 @@ import numpy as np
 def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Replaces ``path`` (.safetensors or .npz) by a file of ``arrays``; the old file is kept if writing fails.
 
-    Arrays that come from an accelerator may lie in memory in another order of axes, and safetensors 0.8 writes memory as
-    it lies, under the shape that it should have had. So all are brought into C order here.
+    Arrays that come from an accelerator may lie in memory in another order of axes, and safetensors 0.8 writes memory
+    as it lies, under the shape that it should have had. So all are brought into C order here.
 
     Args:
       metadata: text stored with the arrays of a .safetensors file; .npz can't hold it.

@@ -53,7 +53,8 @@ class Generation:
     Attributes:
       tokens: (batch, new) int32, the new tokens, a row's stop token the last; ``PAST_END`` after it.
       lengths: (batch,) int32, tokens of each row, the stop token counted.
-      texts: of the new tokens of each row, where the prompts were texts: without the stop token, and up to a stop string.
+      texts: of the new tokens of each row, where the prompts were texts: without the stop token, and up to a stop
+        string.
     """
 
     tokens: np.ndarray
@@ -86,16 +87,23 @@ class _Sampling:
         """
         logits = logits.astype(jnp.float32)
         if self.penalized and seen is not None:
-            # Keskar et al., CTRL, 2019, section 4.1; a negative logit is multiplied, so that it falls too, as transformers does.
+            # Keskar et al., CTRL, 2019, section 4.1; a negative logit is multiplied, so that it falls too, as
+            # transformers does.
             less = jnp.where(logits < 0, logits * settings.repetition_penalty, logits / settings.repetition_penalty)
             logits = jnp.where(seen, less, logits)
         if self.greedy:
             return logits
         logits = logits / settings.temperature
-        return jnp.where(logits >= logits.max(-1, keepdims=True) + jnp.log(settings.min_p), logits, -jnp.inf) if self.relative else logits
+        return (
+            jnp.where(logits >= logits.max(-1, keepdims=True) + jnp.log(settings.min_p), logits, -jnp.inf)
+            if self.relative
+            else logits
+        )
 
     def draw(self, logits: jax.Array, key: jax.Array, settings: _Settings, seen: jax.Array | None = None) -> jax.Array:
-        """Tokens (batch,) from logits (batch, vocab_size); a row's draw does not depend on the other rows. ``seen`` as in :meth:`scores`."""
+        """Tokens (batch,) from logits (batch, vocab_size); a row's draw does not depend on the other rows. ``seen`` as
+        in :meth:`scores`.
+        """
         logits = self.scores(logits, settings, seen)
         if self.greedy:
             return jnp.argmax(logits, -1).astype(jnp.int32)
@@ -143,26 +151,28 @@ def generate(
 
     Args:
       model: a causal language model; used in evaluation mode and left unchanged.
-      prompt: a text or several, each of which begins a document; or a list of token lists, one for each row and of any lengths;
-        one flat list of tokens; or an array (batch, length).
+      prompt: a text or several, each of which begins a document; or a list of token lists, one for each row and of any
+        lengths; one flat list of tokens; or an array (batch, length).
       max_new_tokens: tokens to generate in each row, fewer where it meets a stop.
       mask: (batch, length) bool for an array, True = real token; padding trails.
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: draw from the k likeliest tokens only.
       top_p: draw from the likeliest tokens that together have this probability, in (0, 1].
-      min_p: draw from the tokens at least this share as probable as the likeliest, in (0, 1] (Nguyen et al., 2024, arXiv:2407.01082).
-      repetition_penalty: divides the positive logits of tokens that the row has, prompt included, and multiplies the negative ones;
-        above 1 they become less likely (Keskar et al., 2019, arXiv:1909.05858).
-      stop: a token or a string, or several, that ends its row. None: texts end with their document, tokens do not; () stops nowhere.
-      tokenizer: of texts and stop strings: a tokenizer.json, or what :mod:`tokenization` makes. None: the one of the run that trained
-        the model, or bytes where the model has 256 tokens.
+      min_p: draw from the tokens at least this share as probable as the likeliest, in (0, 1] (Nguyen et al., 2024,
+        arXiv:2407.01082).
+      repetition_penalty: divides the positive logits of tokens that the row has, prompt included, and multiplies the
+        negative ones; above 1 they become less likely (Keskar et al., 2019, arXiv:1909.05858).
+      stop: a token or a string, or several, that ends its row. None: texts end with their document, tokens do not; ()
+        stops nowhere.
+      tokenizer: of texts and stop strings: a tokenizer.json, or what :mod:`tokenization` makes. None: the one of the
+        run that trained the model, or bytes where the model has 256 tokens.
       rngs: for the draws: ``nnx.Rngs`` (its stream "sample"), a key or a seed; None is the seed 0.
       max_length: capacity of caches of full attention, tokens; None fits prompt and new tokens.
       dtype: of caches and states.
 
     Raises:
-      ValueError: an empty prompt, a token outside the vocabulary, leading padding, an option out of range, text without a
-        tokenizer that fits the model, or more tokens than the caches or the position table hold.
+      ValueError: an empty prompt, a token outside the vocabulary, leading padding, an option out of range, text without
+        a tokenizer that fits the model, or more tokens than the caches or the position table hold.
     """
     reader = _tokenizer(model, tokenizer) if _needs_text(prompt, stop) else None
     prompts = _encoded(prompt, reader)
@@ -178,7 +188,10 @@ def generate(
     if not _is_text(prompt) or reader is None:
         return found
     ends = _strings(stop)
-    texts = [tokenization.until(tokenization.continuation(reader, before, row), ends) for before, row in zip(prompts, found.rows(), strict=True)]
+    texts = [
+        tokenization.until(tokenization.continuation(reader, before, row), ends)
+        for before, row in zip(prompts, found.rows(), strict=True)
+    ]
     return dataclasses.replace(found, texts=texts)
 
 
@@ -200,10 +213,22 @@ def stream(
     dtype: Any = jnp.float32,
     piece: int = 8,
 ) -> Iterator[np.ndarray]:
-    """As :func:`generate`, yielding (batch, up to ``piece``) int32 arrays of new tokens as they come; how they are cut changes no token."""
+    """As :func:`generate`, yielding (batch, up to ``piece``) int32 arrays of new tokens as they come; how they are cut
+    changes no token.
+    """
     if not hasattr(model, "extend_hidden"):
-        raise ValueError(f"{getattr(model, 'variant', type(model).__name__)} is not a causal language model: it can't generate")
-    _check(max_new_tokens, piece, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
+        raise ValueError(
+            f"{getattr(model, 'variant', type(model).__name__)} is not a causal language model: it can't generate"
+        )
+    _check(
+        max_new_tokens,
+        piece,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
     reader = _tokenizer(model, tokenizer) if _needs_text(prompt, stop) else None
     rows = _rows(_encoded(prompt, reader), mask, model.config.vocab_size)
     capacity = _capacity(model, max(row.size for row in rows), max_new_tokens, max_length)
@@ -220,21 +245,33 @@ def stream(
         penalized=repetition_penalty not in (None, 1),
     )
     numbers = {"temperature": temperature, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
-    settings = _Settings(**{name: jnp.float32(value or 1.0) for name, value in numbers.items()}, stops=jnp.asarray(stops))
-    key = jax.random.key(rngs or 0) if rngs is None or isinstance(rngs, int | np.integer) else rngs.sample() if isinstance(rngs, nnx.Rngs) else rngs
+    settings = _Settings(
+        **{name: jnp.float32(value or 1.0) for name, value in numbers.items()}, stops=jnp.asarray(stops)
+    )
+    key = (
+        jax.random.key(rngs or 0)
+        if rngs is None or isinstance(rngs, int | np.integer)
+        else rngs.sample()
+        if isinstance(rngs, nnx.Rngs)
+        else rngs
+    )
     ends = _Ends(reader, rows, _strings(stop)) if reader is not None and _strings(stop) else None
     return _stream(model, rows, capacity, max_new_tokens, sampling, settings, key, dtype, piece, ends)
 
 
 class _Ends:
-    """Finds the stop strings: they may begin and end inside tokens, so the text is looked at, a piece of tokens at a time."""
+    """Finds the stop strings: they may begin and end inside tokens, so the text is looked at, a piece of tokens at a
+    time.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompts: list[np.ndarray], strings: Sequence[str]):
         self._tokenizer, self._strings = tokenizer, strings
         self._prompts, self._tokens = [row.tolist() for row in prompts], [[] for _ in prompts]  # type: list[list[int]], list[list[int]]
 
     def cut(self, out: np.ndarray) -> np.ndarray:
-        """The rows of ``out`` (batch, new) that now hold a stop string, (batch,) bool; what follows the token that completed it is overwritten."""
+        """The rows of ``out`` (batch, new) that now hold a stop string, (batch,) bool; what follows the token that
+        completed it is overwritten.
+        """
         ended = np.zeros(len(out), bool)
         for number, row in enumerate(out):
             known, new = self._tokens[number], [int(token) for token in row if token != PAST_END]
@@ -267,11 +304,15 @@ def _tokenizer(model: Any, given: Any) -> Tokenizer:
     size = getattr(getattr(model, "config", None), "vocab_size", 0)
     found = given if given is not None else getattr(model, "tokenizer", None)
     if found is None and size != tokenization.Bytes.vocab_size:
-        raise ValueError(f"the model has {size} tokens, not bytes, and no run's tokenizer: name its tokenizer.json with tokenizer=")
+        raise ValueError(
+            f"the model has {size} tokens, not bytes, and no run's tokenizer: name its tokenizer.json with tokenizer="
+        )
     options = {} if found is None else {"path": str(found)} if isinstance(found, str | Path) else found
     reader: Tokenizer = tokenization.create(**options) if isinstance(options, Mapping) else options
     if reader.vocab_size > size:
-        raise ValueError(f"the tokenizer has {reader.vocab_size} tokens and the model {size}: give the model's own with tokenizer=")
+        raise ValueError(
+            f"the tokenizer has {reader.vocab_size} tokens and the model {size}: give the model's own with tokenizer="
+        )
     return reader
 
 
@@ -282,7 +323,9 @@ def _encoded(prompt: Any, tokenizer: Tokenizer | None) -> Any:
     assert tokenizer is not None
     texts = [prompt] if isinstance(prompt, str) else prompt
     if mixed := [number for number, text in enumerate(texts) if not isinstance(text, str)]:
-        raise ValueError(f"prompts are texts or tokens, not both: prompt {mixed[0]} is {type(texts[mixed[0]]).__name__}")
+        raise ValueError(
+            f"prompts are texts or tokens, not both: prompt {mixed[0]} is {type(texts[mixed[0]]).__name__}"
+        )
     return [[tokenizer.separator, *tokenizer.encode(text.encode()).tolist()] for text in texts]
 
 
@@ -300,7 +343,9 @@ def _stream(
         seen = jnp.asarray(held)
     for start in range(0, new, piece):
         limit = min(piece, new - start)
-        out, logits, state, running, seen = _decode(graph, sampling, room, arrays, logits, state, running, seen, key, start, limit, settings)
+        out, logits, state, running, seen = _decode(
+            graph, sampling, room, arrays, logits, state, running, seen, key, start, limit, settings
+        )
         out, still = np.array(out)[:, :limit], np.array(running)
         if ends is not None:
             still &= ~ends.cut(out)
@@ -312,7 +357,9 @@ def _stream(
 
 
 def read(model: Any, rows: list[np.ndarray], capacity: int, dtype: Any) -> tuple[Any, Any, Any, Any]:
-    """Reads prompts, a piece at a time: the model's static part and arrays, the states, and the logits of the next tokens (batch, vocab_size)."""
+    """Reads prompts, a piece at a time: the model's static part and arrays, the states, and the logits of the next
+    tokens (batch, vocab_size).
+    """
     tokens, real = _padded(rows, model.config.max_length if model.position is not None else None)
     graph, arrays = nnx.split(model)
     state, logits = _empty(graph, arrays, tokens.shape[0], capacity, dtype), None
@@ -328,7 +375,9 @@ def _empty(graph: Any, arrays: Any, batch: int, capacity: int, dtype: Any) -> An
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
-def _prefill(graph: Any, arrays: Any, tokens: jax.Array, real: jax.Array, state: Any, logits: jax.Array | None) -> tuple[jax.Array, Any]:
+def _prefill(
+    graph: Any, arrays: Any, tokens: jax.Array, real: jax.Array, state: Any, logits: jax.Array | None
+) -> tuple[jax.Array, Any]:
     """Reads a piece of the prompts; the logits are those of each row's last real token so far."""
     model = _model(graph, arrays)
     hidden, state = model.extend_hidden(tokens, state, real)
@@ -361,7 +410,9 @@ def _decode(
         return step + 1, out, model.logits(hidden[:, 0]).astype(jnp.float32), state, running, seen
 
     out = jnp.full((running.shape[0], room), PAST_END, jnp.int32)
-    _, out, logits, state, running, seen = jax.lax.while_loop(unfinished, body, (jnp.int32(0), out, logits, state, running, seen))
+    _, out, logits, state, running, seen = jax.lax.while_loop(
+        unfinished, body, (jnp.int32(0), out, logits, state, running, seen)
+    )
     return out, logits, state, running, seen
 
 
@@ -377,7 +428,10 @@ def _rows(prompt: Any, mask: Any, vocab_size: int) -> list[np.ndarray]:
     if mask is not None:
         tokens, real = np.asarray(prompt), np.asarray(mask, bool)
         if tokens.ndim != 2 or tokens.shape != real.shape:
-            raise ValueError(f"with a mask the prompt is an array (batch, length) of the mask's shape: prompt {tokens.shape}, mask {real.shape}")
+            raise ValueError(
+                f"with a mask the prompt is an array (batch, length) of the mask's shape: prompt {tokens.shape}, mask "
+                f"{real.shape}"
+            )
         if (real[:, 1:] & ~real[:, :-1]).any():
             raise ValueError("padding must trail: the mask of a row is True for its first tokens and False behind them")
         rows = [row[keep] for row, keep in zip(tokens, real, strict=True)]
@@ -391,7 +445,9 @@ def _rows(prompt: Any, mask: Any, vocab_size: int) -> list[np.ndarray]:
             raise ValueError(f"prompt {number} holds {row.dtype} values: tokens are integers (encode text first)")
         if row.min() < 0 or row.max() >= vocab_size:
             wrong = row[(row < 0) | (row >= vocab_size)][0]
-            raise ValueError(f"prompt {number} holds the token {wrong}: the model's vocabulary is 0 to {vocab_size - 1}")
+            raise ValueError(
+                f"prompt {number} holds the token {wrong}: the model's vocabulary is 0 to {vocab_size - 1}"
+            )
     return rows
 
 
@@ -400,7 +456,9 @@ def _padded(rows: list[np.ndarray], table: int | None) -> tuple[np.ndarray, np.n
     lengths = np.asarray([row.size for row in rows])
     longest = int(lengths.max())
     # Few shapes, few programs: powers of two up to a piece, then whole pieces.
-    width = -(-longest // _PREFILL) * _PREFILL if longest > _PREFILL else max(_SMALLEST, 1 << (longest - 1).bit_length())
+    width = (
+        -(-longest // _PREFILL) * _PREFILL if longest > _PREFILL else max(_SMALLEST, 1 << (longest - 1).bit_length())
+    )
     if table is not None and longest <= _PREFILL:
         width = min(width, table)
     tokens = np.zeros((len(rows), width), np.int32)
@@ -414,11 +472,15 @@ def _capacity(model: Any, longest: int, new: int, given: int | None) -> int:
     needed = longest + new
     if model.position is not None and needed > model.config.max_length:
         raise ValueError(
-            f"{longest} tokens of prompt and {new} new ones are {needed}, but the model has positions for {model.config.max_length}: "
+            f"{longest} tokens of prompt and {new} new ones are {needed}, but the model has positions for "
+            f"{model.config.max_length}: "
             "shorten the prompt or ask for fewer new tokens"
         )
     if given is not None and needed > given:
-        raise ValueError(f"{longest} tokens of prompt and {new} new ones are {needed}, but max_length={given}: shorten the prompt or raise max_length")
+        raise ValueError(
+            f"{longest} tokens of prompt and {new} new ones are {needed}, but max_length={given}: shorten the prompt or "
+            f"raise max_length"
+        )
     return given or -(-needed // _CAPACITY) * _CAPACITY
 
 

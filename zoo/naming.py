@@ -87,7 +87,8 @@ class Unstack(Operation):
 
 
 class Rearrange(Operation):
-    """Reshape and permute by a pattern such as ``"1 (h w) d -> h w d"``; parentheses join axes, ``1`` is an axis of one.
+    """Reshape and permute by a pattern such as ``"1 (h w) d -> h w d"``; parentheses join axes, ``1`` is an axis of
+    one.
 
     The sizes of joined axes follow from our shape; where they do not, name them, as a number or as a
     field of the configuration: ``Rearrange("d h k -> d (h k)", h="num_heads")``. Several arrays are alike.
@@ -112,15 +113,22 @@ class Rearrange(Operation):
 
     def load(self, arrays: list[np.ndarray], shapes: list[Shape], context: Context) -> list[np.ndarray]:
         sizes = self._solve(shapes[0], context)
-        return [a.reshape([sizes[name] for name in self.names]).transpose(self.order).reshape(shapes[0]) for a in arrays]
+        return [
+            a.reshape([sizes[name] for name in self.names]).transpose(self.order).reshape(shapes[0]) for a in arrays
+        ]
 
     def export(self, arrays: list[np.ndarray], context: Context) -> list[np.ndarray]:
         sizes = self._solve(arrays[0].shape, context)
-        inner, outer = [sizes[self.names[i]] for i in self.order], [int(np.prod([sizes[name] for name in group])) for group in self.released]
+        inner, outer = (
+            [sizes[self.names[i]] for i in self.order],
+            [int(np.prod([sizes[name] for name in group])) for group in self.released],
+        )
         return [a.reshape(inner).transpose(np.argsort(self.order)).reshape(outer) for a in arrays]
 
     def _solve(self, shape: Shape, context: Context) -> dict[str, int]:
-        sizes = {name: getattr(context.config, size) if isinstance(size, str) else size for name, size in self.sizes.items()} | {"1": 1}
+        sizes = {
+            name: getattr(context.config, size) if isinstance(size, str) else size for name, size in self.sizes.items()
+        } | {"1": 1}
         if len(shape) != len(self.ours):
             raise ValueError(f"{self.pattern!r} does not describe our array of shape {shape}")
         for group, size in zip(self.ours, shape, strict=True):
@@ -143,10 +151,15 @@ class Each(Operation):
     operations: tuple[Operation | None, ...]
 
     def export_shapes(self, shapes: list[Shape], context: Context) -> list[Shape]:
-        return [op.export_shapes([s], context)[0] if op else s for op, s in zip(self._chosen(context), shapes, strict=True)]
+        return [
+            op.export_shapes([s], context)[0] if op else s for op, s in zip(self._chosen(context), shapes, strict=True)
+        ]
 
     def load(self, arrays: list[np.ndarray], shapes: list[Shape], context: Context) -> list[np.ndarray]:
-        return [op.load([a], [s], context)[0] if op else a for op, a, s in zip(self._chosen(context), arrays, shapes, strict=True)]
+        return [
+            op.load([a], [s], context)[0] if op else a
+            for op, a, s in zip(self._chosen(context), arrays, shapes, strict=True)
+        ]
 
     def export(self, arrays: list[np.ndarray], context: Context) -> list[np.ndarray]:
         return [op.export([a], context)[0] if op else a for op, a in zip(self._chosen(context), arrays, strict=True)]
@@ -157,7 +170,9 @@ class Each(Operation):
 
 @dataclasses.dataclass(frozen=True)
 class Flip(Operation):
-    """Arrays read backwards along ``axes``: tables over offsets that are counted from key to query rather than from query to key."""
+    """Arrays read backwards along ``axes``: tables over offsets that are counted from key to query rather than from
+    query to key.
+    """
 
     axes: tuple[int, ...]
 
@@ -186,7 +201,8 @@ class Complex(Operation):
 
 @dataclasses.dataclass(frozen=True)
 class Tie(Operation):
-    """Several released names for one array of ours: an embedding that is also the output layer. A file may leave out all but the first.
+    """Several released names for one array of ours: an embedding that is also the output layer. A file may leave out
+    all but the first.
 
     With ``written`` False ours leave them out too, as files of safetensors do, which hold no array twice.
     """
@@ -222,8 +238,15 @@ class _Permute(Operation):
         return [a.transpose(np.argsort(self.axes)) for a in arrays]
 
 
-_TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
-# Linear (out, in); 1-D convolution (out, in, k); 2-D (out, in, kh, kw); depth-wise ones have in = 1. Ours end in (in, out).
+_TORCH_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+# Linear (out, in); 1-D convolution (out, in, k); 2-D (out, in, kh, kw); depth-wise ones have in = 1. Ours end in (in,
+# out).
 _TORCH_KERNELS = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
 
 
@@ -239,10 +262,10 @@ class Naming:
       config: fields in which a model that holds all of such a file differs from the variant.
       prefix: what whole models put before all names but the head's, and bare backbones leave out.
       ignore: released names, as templates, that are not part of the model.
-      buffers: released constants that our model computes, by template: functions ``(config, where)`` of the configuration and
-        the template's fields, as numbers where they are; None where a module has no such constant. They belong to the modules
-        that have the template's name without its last component. Written always; files may leave them out, or have been
-        made for images of another size, whose constants have other shapes.
+      buffers: released constants that our model computes, by template: functions ``(config, where)`` of the
+        configuration and the template's fields, as numbers where they are; None where a module has no such constant.
+        They belong to the modules that have the template's name without its last component. Written always; files may
+        leave them out, or have been made for images of another size, whose constants have other shapes.
     """
 
     rules: Sequence[tuple[Any, ...]]
@@ -251,7 +274,9 @@ class Naming:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prefix: str = ""
     ignore: tuple[str, ...] = ()
-    buffers: Mapping[str, Callable[[Any, Mapping[str, Any]], np.ndarray | None]] = dataclasses.field(default_factory=dict)
+    buffers: Mapping[str, Callable[[Any, Mapping[str, Any]], np.ndarray | None]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def ignores(self, name: str) -> bool:
         return any(re.fullmatch(template_pattern(template), name) for template in self.ignore)
@@ -328,8 +353,8 @@ class Entry:
         return dict(zip(self.released, found, strict=not self.optional))
 
     def with_grid_of(self, released: Mapping[str, Shape]) -> Entry | None:
-        """This entry for a table over the square grid, or over the sequence where it has one row, that a file with ``released``
-        shapes was made for; None if there is none."""
+        """This entry for a table over the square grid, or over the sequence where it has one row, that a file with
+        ``released`` shapes was made for; None if there is none."""
         if self.table is None:
             return None
         rows, _, *rest = self.shapes[self.table]
@@ -338,13 +363,20 @@ class Entry:
             shapes = list(self.shapes)
             shapes[self.table] = (*grid, *rest)
             entry = dataclasses.replace(self, shapes=tuple(shapes))
-            if all(tuple(released[name]) == shape for name, shape in entry.released_shapes().items() if name in released):
+            if all(
+                tuple(released[name]) == shape for name, shape in entry.released_shapes().items() if name in released
+            ):
                 return entry
         return None
 
     def untied(self) -> Entry:
         """This entry where its further names are those of another array: a head that is not the embedding."""
-        return dataclasses.replace(self, released=self.released[:1], operations=tuple(op for op in self.operations if not isinstance(op, Tie)), optional=())
+        return dataclasses.replace(
+            self,
+            released=self.released[:1],
+            operations=tuple(op for op in self.operations if not isinstance(op, Tie)),
+            optional=(),
+        )
 
     def _stages(self) -> list[list[Shape]]:
         stages = [list(self.shapes)]
@@ -366,8 +398,14 @@ def plan(naming: Naming, shapes: Mapping[str, Shape], config: Any) -> list[Entry
     """
     context = Context(config, (0,))
     if naming is ZOO:
-        return [Entry((name,), (name,), (), (shape,), context, table=0 if name.endswith(".table") else None) for name, shape in shapes.items()]
-    rules = [(_tuple(released), [re.compile(template_pattern(t)) for t in _tuple(ours)], ops) for released, ours, *ops in naming.rules]
+        return [
+            Entry((name,), (name,), (), (shape,), context, table=0 if name.endswith(".table") else None)
+            for name, shape in shapes.items()
+        ]
+    rules = [
+        (_tuple(released), [re.compile(template_pattern(t)) for t in _tuple(ours)], ops)
+        for released, ours, *ops in naming.rules
+    ]
     tables = [re.compile(template_pattern(template)) for template in naming.tables]
     grouped: dict[tuple[Any, ...], list[tuple[int, tuple[int, ...], str]]] = {}
     nameless = []
@@ -378,10 +416,15 @@ def plan(naming: Naming, shapes: Mapping[str, Shape], config: Any) -> list[Entry
             continue
         number, which, fields, leaf = found
         released = tuple(template.format(**fields) for template in rules[number][0])
-        extra = tuple(int(v) for k, v in sorted(fields.items()) if v.isdigit() and f"{{{k}}}" not in rules[number][0][0])
+        extra = tuple(
+            int(v) for k, v in sorted(fields.items()) if v.isdigit() and f"{{{k}}}" not in rules[number][0][0]
+        )
         grouped.setdefault((number, released, leaf), []).append((which, extra, name))
     if nameless:
-        raise ValueError(f"{len(nameless)} parameters have no released name: {', '.join(nameless[:5])}{', ...' if len(nameless) > 5 else ''}")
+        raise ValueError(
+            f"{len(nameless)} parameters have no released name: "
+            f"{', '.join(nameless[:5])}{', ...' if len(nameless) > 5 else ''}"
+        )
     entries = []
     for (number, released, leaf), members in grouped.items():
         members.sort()
@@ -418,7 +461,12 @@ def _buffers(naming: Naming, entries: list[Entry], context: Context) -> list[Ent
 
 
 def _leaf(
-    layout: str, released: tuple[str, ...], leaf: str, operations: tuple[Operation, ...], shapes: tuple[Shape, ...], context: Context
+    layout: str,
+    released: tuple[str, ...],
+    leaf: str,
+    operations: tuple[Operation, ...],
+    shapes: tuple[Shape, ...],
+    context: Context,
 ) -> tuple[tuple[str, ...], tuple[Operation, ...], list[Entry]]:
     """Names and operations of one leaf of a module that a rule maps as a whole."""
     if layout == "jax":
@@ -435,7 +483,9 @@ def _leaf(
 
 
 def _find(name: str, rules: list[tuple[Any, ...]]) -> tuple[int, int, dict[str, str], str | None] | None:
-    """The first rule that covers our ``name``: its number, which of its templates, the fields, and the leaf if it maps a module."""
+    """The first rule that covers our ``name``: its number, which of its templates, the fields, and the leaf if it maps
+    a module.
+    """
     module, _, leaf = name.rpartition(".")
     for number, (_, patterns, _) in enumerate(rules):
         for which, pattern in enumerate(patterns):

@@ -28,16 +28,19 @@ def predict(model: nnx.Module, images: Any, *, batch_size: int = 64, top_k: int 
     Args:
       model: an image classifier.
       images: paths or PIL images of any size, one or several, which are fitted as ``zoo.preprocess(model)`` says; or
-        floating point numbers (count, height, width, channels), or a list of such images of one size, already normalized.
+        floating point numbers (count, height, width, channels), or a list of such images of one size, already
+        normalized.
       batch_size: images a step.
       top_k: how many classes to name for each image; None gives the probabilities of all.
 
     Returns:
-      float32 (count, classes), each row summing to 1; with ``top_k``, for each image (class name, probability) from the most
-      probable on. Names are those of the run that trained the model (``model.class_names``), else "class 0", "class 1", ...
+      float32 (count, classes), each row summing to 1; with ``top_k``, for each image (class name, probability) from the
+      most probable on. Names are those of the run that trained the model (``model.class_names``), else "class 0",
+      "class 1", ...
 
     Raises:
-      ValueError: images of another form, or of a size that the architecture does not admit, a model without a head, or a ``top_k`` below 1.
+      ValueError: images of another form, or of a size that the architecture does not admit, a model without a head, or
+        a ``top_k`` below 1.
       OSError: a file can't be read.
     """
     if batch_size < 1:
@@ -59,7 +62,9 @@ def _predict_files(model: nnx.Module, images: Any, batch_size: int) -> np.ndarra
     prepare = preprocess(model)
     given = list(images) if isinstance(images, list | tuple) else [images]
     size = min(batch_size, len(given))
-    return np.concatenate([_predict_arrays(model, prepare(given[start : start + size]), size) for start in range(0, len(given), size)])
+    return np.concatenate(
+        [_predict_arrays(model, prepare(given[start : start + size]), size) for start in range(0, len(given), size)]
+    )
 
 
 def _named(model: Any, probabilities: np.ndarray, top_k: int) -> list[list[tuple[str, float]]]:
@@ -90,11 +95,19 @@ def _stack(images: Any) -> np.ndarray:
     if isinstance(images, Sequence):
         shapes = sorted({np.shape(image) for image in images})
         if len(shapes) > 1:
-            raise ValueError(f"images of one call must have one size, got {', '.join(map(str, shapes))}: resize them, or call once for each size")
+            raise ValueError(
+                f"images of one call must have one size, got {', '.join(map(str, shapes))}: resize them, or call once "
+                f"for each size"
+            )
     images = np.asarray(images)
     if images.ndim != 4 or not len(images):
         one = "; one image needs a batch axis in front: image[None]" if images.ndim == 3 else ""
-        raise ValueError(f"images must be (count, height, width, channels) with at least one image, got {images.shape}{one}")
+        raise ValueError(
+            f"images must be (count, height, width, channels) with at least one image, got {images.shape}{one}"
+        )
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be normalised floating point numbers, got {images.dtype}: zoo.preprocess(model) gives mean and std of values in [0, 1]")
+        raise ValueError(
+            f"images must be normalised floating point numbers, got {images.dtype}: zoo.preprocess(model) gives mean "
+            f"and std of values in [0, 1]"
+        )
     return images

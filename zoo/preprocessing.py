@@ -32,7 +32,8 @@ class Preprocess:
         """Images of any size as the model wants them.
 
         Args:
-          images: one or several, each a path, a ``PIL.Image`` or a uint8 array (height, width) or (height, width, channels).
+          images: one or several, each a path, a ``PIL.Image`` or a uint8 array (height, width) or (height, width,
+            channels).
 
         Returns:
           float32 (count, image_size, image_size, channels).
@@ -59,16 +60,22 @@ class Preprocess:
         width, height = (side * self.crop_fraction for side in sides)
         left, top = (picture.width - width) / 2, (picture.height - height) / 2
         resampling = Image.Resampling[self.interpolation.upper()]
-        picture = picture.resize((self.image_size, self.image_size), resampling, box=(left, top, left + width, top + height))
+        picture = picture.resize(
+            (self.image_size, self.image_size), resampling, box=(left, top, left + width, top + height)
+        )
         array = np.asarray(picture)
         return np.repeat(array[..., None], channels, axis=-1) if array.ndim == 2 else array
 
     def normalise(self, images: Any) -> np.ndarray:
-        """uint8 images (..., channels), already of the right size, as the model wants them: float32, less the mean, over the standard deviation."""
+        """uint8 images (..., channels), already of the right size, as the model wants them: float32, less the mean,
+        over the standard deviation.
+        """
         images = np.asarray(images)
         if images.dtype != np.uint8:
             raise ValueError(f"images to normalise must be uint8, 0 to 255, got {images.dtype}")
-        return ((images / np.float32(255) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)).astype(np.float32)
+        return (
+            (images / np.float32(255) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        ).astype(np.float32)
 
 
 def _is_one(images: Any) -> bool:
@@ -92,9 +99,14 @@ def _picture(image: Any) -> Any:
     if isinstance(image, str | os.PathLike):
         return pictures.read(image)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] not in (1, 3, 4)):
+        if (
+            image.dtype != np.uint8
+            or image.ndim not in (2, 3)
+            or (image.ndim == 3 and image.shape[-1] not in (1, 3, 4))
+        ):
             raise ValueError(
-                f"an image as an array is uint8 (height, width) or (height, width, 1, 3 or 4), got {image.dtype} {image.shape}; "
+                f"an image as an array is uint8 (height, width) or (height, width, 1, 3 or 4), got {image.dtype} "
+                f"{image.shape}; "
                 "normalized floating point images go to the model as they are, with a batch axis in front"
             )
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image)

@@ -30,7 +30,8 @@ class ModelConfig:
       pattern: mixers of successive blocks, repeated over the depth, or a mapping of blocks to mixers as
         ``{"every": "mamba", 5: "attention"}`` (:func:`zoo.backbones.model.choose`); None is one mixer for all.
       shared: all blocks of a stage are one: its parameters are used at every depth (ALBERT).
-      drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first. Blocks that are one all have it.
+      drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first. Blocks that are one
+        all have it.
       dropout: of tokens and branch outputs.
       remat: recompute each block in the backward pass.
       scan: compile equal neighboring blocks once.
@@ -88,9 +89,11 @@ class Variant:
       family: the architecture ("vit"), name of its file.
       rules: tables of released parameter names, by naming (see zoo/naming.py); ``save`` writes the first.
       releases: released checkpoints by tag ("augreg_in21k_ft_in1k"), the preferred ones first.
-      preprocess: fields of :class:`Preprocess` that differ from those of the preferred release, or from the defaults where there is none.
+      preprocess: fields of :class:`Preprocess` that differ from those of the preferred release, or from the defaults
+        where there is none.
       parameters: published parameter count, or None; ``published`` False says the sizes are our choice.
-      described: fields of the configuration that weights don't show, and how each is read from transformers' ``config.json``.
+      described: fields of the configuration that weights don't show, and how each is read from transformers'
+        ``config.json``.
       paper: rows of the roster.
     """
 
@@ -107,8 +110,12 @@ class Variant:
     paper: tuple[int, ...] = ()
 
     def release(self, tag: str) -> Release | None:
-        """The released checkpoint of this tag, or the first whose tag ends with it: "in1k" is the preferred one with ImageNet-1k classes."""
-        return self.releases.get(tag) or next((release for name, release in self.releases.items() if name.endswith(f"_{tag}")), None)
+        """The released checkpoint of this tag, or the first whose tag ends with it: "in1k" is the preferred one with
+        ImageNet-1k classes.
+        """
+        return self.releases.get(tag) or next(
+            (release for name, release in self.releases.items() if name.endswith(f"_{tag}")), None
+        )
 
     def how_to_load(self, tag: str = "") -> str:
         """How to request released weights: those of ``tag``, or, where there are none, the preferred ones."""
@@ -153,11 +160,18 @@ def register_family(
 ) -> None:
     """Registers all ``variants`` (name: overrides of ``config``'s fields) of one architecture.
 
-    ``our_choice`` names the unpublished ones; ``parameters``, ``releases`` and ``aliases`` hold what some have, by their names.
+    ``our_choice`` names the unpublished ones; ``parameters``, ``releases`` and ``aliases`` hold what some have, by
+    their names.
     """
     for name, overrides in variants.items():
-        own: dict[str, Any] = {"parameters": (parameters or {}).get(name), "releases": (releases or {}).get(name, {}), "published": name not in our_choice}
-        register(Variant(name, build, config(**overrides), family, **own, **common), aliases=(aliases or {}).get(name, ()))
+        own: dict[str, Any] = {
+            "parameters": (parameters or {}).get(name),
+            "releases": (releases or {}).get(name, {}),
+            "published": name not in our_choice,
+        }
+        register(
+            Variant(name, build, config(**overrides), family, **own, **common), aliases=(aliases or {}).get(name, ())
+        )
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -191,7 +205,10 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
         raise ValueError(f"there is no pretrained=: {entry.how_to_load()}; without weights= the parameters are random")
     unknown = sorted(set(overrides) - known)
     if unknown:
-        raise ValueError(f"{entry.family} has no hyper-parameter {unknown[0]!r}{near(unknown[0], known)}; it has: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{entry.family} has no hyper-parameter {unknown[0]!r}{near(unknown[0], known)}; it has: "
+            f"{', '.join(sorted(known))}"
+        )
     return dataclasses.replace(entry.config, **{name: freeze(value) for name, value in overrides.items()})
 
 
@@ -216,7 +233,9 @@ class FrozenOptions(Mapping[str, Any]):
     """A hashable mapping: a model's static structure must be hashable to be compiled."""
 
     def __init__(self, options: Mapping[str, Any]):
-        self._items = tuple((name, freeze(value)) for name, value in sorted(options.items(), key=lambda item: str(item[0])))
+        self._items = tuple(
+            (name, freeze(value)) for name, value in sorted(options.items(), key=lambda item: str(item[0]))
+        )
 
     def __getitem__(self, name: str) -> Any:
         return dict(self._items)[name]

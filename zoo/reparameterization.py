@@ -16,8 +16,8 @@ M = TypeVar("M", bound=nnx.Module)
 def reparameterize(model: M) -> M:
     """Puts, in place, its merged form for every module that has one, and the model into evaluation mode; returns it.
 
-    Its outputs in evaluation mode stay, up to rounding. It can't be trained on as before, and has other parameters: files of
-    released names fit the model before this, not after.
+    Its outputs in evaluation mode stay, up to rounding. It can't be trained on as before, and has other parameters:
+    files of released names fit the model before this, not after.
     """
     for _, module in list(nnx.iter_modules(model)):
         for name, part in list(nnx.iter_children(module)):

@@ -1,4 +1,5 @@
-"""Where weights come from: files in the formats that weights are released in, the Hugging Face hub, and our own checkpoints.
+"""Where weights come from: files in the formats that weights are released in, the Hugging Face hub, and our own
+checkpoints.
 
 Every source becomes ``{name: Tensor}``, whose arrays are read one by one, on demand: a file larger
 than memory, or sharded over several, is never held whole. No code of a checkpoint is ever run.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import zipfile
@@ -40,9 +42,20 @@ class Tensor:
 Tensors = dict[str, Tensor]
 
 _SAFETENSORS = {
-    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_, "C64": np.complex64},
+    **{
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "BOOL": np.bool_,
+        "C64": np.complex64,
+    },
     **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2},
-    **{f"{sign}{bits}": np.dtype(f"{kind}{bits}") for sign, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+    **{
+        f"{sign}{bits}": np.dtype(f"{kind}{bits}")
+        for sign, kind in (("I", "int"), ("U", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
 }
 
 _HUB = re.compile(r"hf://(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
@@ -60,10 +73,15 @@ def open_source(source: str | Path) -> Tensors:
     if match := _HUB.fullmatch(str(source)):
         return _hub(**match.groupdict())
     if re.match(r"(?!hf)\w+://", str(source)):
-        raise WeightsError(f"weights are not fetched from {source}: download the file and give its path, or give hf://owner/name[@revision][/file]")
+        raise WeightsError(
+            f"weights are not fetched from {source}: download the file and give its path, or give "
+            f"hf://owner/name[@revision][/file]"
+        )
     path = Path(source)
     if not path.exists():
-        raise WeightsError(f"there are no weights at {source}: neither a file, nor a folder, nor hf://owner/name[@revision][/file]")
+        raise WeightsError(
+            f"there are no weights at {source}: neither a file, nor a folder, nor hf://owner/name[@revision][/file]"
+        )
     return _folder(path) if path.is_dir() else _file(path)
 
 
@@ -106,7 +124,10 @@ def _safetensors(path: Path) -> Tensors:
     unknown = sorted({line["dtype"] for line in header.values()} - set(_SAFETENSORS))
     if unknown:
         raise WeightsError(f"{path} holds arrays of {', '.join(unknown)}, which NumPy has not")
-    return {name: Tensor(tuple(line["shape"]), reader(line["dtype"], tuple(line["shape"]), line["data_offsets"][0])) for name, line in header.items()}
+    return {
+        name: Tensor(tuple(line["shape"]), reader(line["dtype"], tuple(line["shape"]), line["data_offsets"][0]))
+        for name, line in header.items()
+    }
 
 
 def _npz(path: Path) -> Tensors:
@@ -127,7 +148,9 @@ def _npz_reader(path: Path, archive: zipfile.ZipFile, member: str) -> Callable[[
             with archive.open(member) as stream:
                 array = np.lib.format.read_array(stream, allow_pickle=False)
         except Exception as error:
-            raise WeightsError(f"{path} is damaged or cut short in {member} ({_first_line(error)}): get it again") from error
+            raise WeightsError(
+                f"{path} is damaged or cut short in {member} ({_first_line(error)}): get it again"
+            ) from error
         # NumPy has no bfloat16 of its own and writes it as two raw bytes.
         return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
 
@@ -138,21 +161,36 @@ def _torch(path: Path) -> Tensors:
     try:
         import torch
     except ImportError:
-        raise WeightsError(f"reading {path.name} needs PyTorch: pip install 'mixer-zoo[torch]', or convert the file to .safetensors") from None
+        raise WeightsError(
+            f"reading {path.name} needs PyTorch: pip install 'mixer-zoo[torch]', or convert the file to .safetensors"
+        ) from None
     import pickle
 
     with path.open("rb") as stream:
         start = stream.read(2)
     if start not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise WeightsError(f"{path} is damaged or cut short (neither a zip archive nor a pickle: it begins with {start!r}): get it again")
+        raise WeightsError(
+            f"{path} is damaged or cut short (neither a zip archive nor a pickle: it begins with {start!r}): get it "
+            f"again"
+        )
     try:
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error) and "Unsupported" not in str(error):
             raise
-        cause = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), _first_line(error)).strip().split(". ")[0]
-        raise WeightsError(f"{path} holds more than weights and would run code when loaded ({cause}): refused; ask its source for .safetensors") from None
+        cause = (
+            next(
+                (line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line),
+                _first_line(error),
+            )
+            .strip()
+            .split(". ")[0]
+        )
+        raise WeightsError(
+            f"{path} holds more than weights and would run code when loaded ({cause}): refused; ask its source for "
+            f".safetensors"
+        ) from None
     arrays = _peel(content)
     if not arrays:
         raise WeightsError(f"{path} holds no dictionary of tensors, plain or under {', '.join(_WRAPPERS)}")
@@ -160,7 +198,11 @@ def _torch(path: Path) -> Tensors:
     def reader(tensor: Any) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
             whole = tensor.detach().contiguous()
-            array = whole.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if whole.dtype == torch.bfloat16 else whole.numpy()
+            array = (
+                whole.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+                if whole.dtype == torch.bfloat16
+                else whole.numpy()
+            )
             return np.array(array)  # the file's pages are not kept
 
         return read
@@ -173,7 +215,9 @@ def _harmless() -> list[Any]:
     arrays of numbers."""
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
     makers = (multiarray.scalar, multiarray._reconstruct)
-    named = [(maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")]  # NumPy 1 and 2
+    named = [
+        (maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")
+    ]  # NumPy 1 and 2
     kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
     return [argparse.Namespace, np.ndarray, np.dtype, *kinds, *named]
 
@@ -193,7 +237,13 @@ def _folder(path: Path) -> Tensors:
     for stem in _STEMS:
         if (path / stem).exists():
             return _file(path / stem)
-    steps = [(int(p.name), p) for parent in (path / "checkpoints", path) if parent.is_dir() for p in parent.iterdir() if p.name.isdecimal() and p.is_dir()]
+    steps = [
+        (int(p.name), p)
+        for parent in (path / "checkpoints", path)
+        if parent.is_dir()
+        for p in parent.iterdir()
+        if p.name.isdecimal() and p.is_dir()
+    ]
     for folder in (max(steps)[1] if steps else path, path):
         if (folder / "weights").is_dir():
             return _without_adapters(_orbax(folder / "weights"), folder)
@@ -210,7 +260,9 @@ def file_beside(source: Any, name: str) -> str | None:
 
         try:
             with _quiet(huggingface_hub.logging):
-                return Path(huggingface_hub.hf_hub_download(match["repository"], name, revision=match["revision"])).read_text()
+                return Path(
+                    huggingface_hub.hf_hub_download(match["repository"], name, revision=match["revision"])
+                ).read_text()
         except (OSError, huggingface_hub.errors.HfHubHTTPError):
             return None  # the weights are there, so the file is not
     if not isinstance(source, str | Path) or not (path := Path(source)).exists() or _of_run(source, RECORD) is not None:
@@ -230,8 +282,8 @@ def run_record(source: Any) -> dict[str, Any] | None:
     else None.
 
     Returns:
-      "model" (the variant), "options" (hyper-parameters), "class_names" and "preprocess" (fields of :class:`zoo.Preprocess`),
-      the last two where the task has them.
+      "model" (the variant), "options" (hyper-parameters), "class_names" and "preprocess" (fields of
+      :class:`zoo.Preprocess`), the last two where the task has them.
 
     Raises:
       WeightsError: the record is damaged.
@@ -243,18 +295,26 @@ def run_record(source: Any) -> dict[str, Any] | None:
         record = dict(json.loads(path.read_text()))
         record["model"], record["options"] = str(record["model"]), dict(record["options"])
     except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path} is damaged ({_first_line(error)}): delete it and name the model and its options yourself") from error
+        raise WeightsError(
+            f"{path} is damaged ({_first_line(error)}): delete it and name the model and its options yourself"
+        ) from error
     return record
 
 
 def run_tokenizer(source: Any) -> dict[str, Any] | None:
-    """Options of ``tokenization.create`` for the texts of a training run, where ``source`` is its working directory or a checkpoint inside; else None."""
+    """Options of ``tokenization.create`` for the texts of a training run, where ``source`` is its working directory or
+    a checkpoint inside; else None.
+    """
     path = _of_run(source, "config.json") if _of_run(source, RECORD) else None
     task = {} if path is None else json.loads(path.read_text()).get("task", {})
     if "tokenizer" not in task:
         return None
     path = _of_run(source, TOKENIZER)  # runs of older versions name the file that they read
-    named = {"path": str(path) if path else task["tokenizer"], "separator": task.get("separator"), "special_tokens": task.get("special_tokens")}
+    named = {
+        "path": str(path) if path else task["tokenizer"],
+        "separator": task.get("separator"),
+        "special_tokens": task.get("special_tokens"),
+    }
     return {option: value for option, value in named.items() if value}
 
 
@@ -267,7 +327,9 @@ def _of_run(source: Any, name: str) -> Path | None:
 
 
 def _orbax(path: Path) -> Tensors:
-    """Weights that a training run saved: its running average where it kept one, else its parameters, and its statistics."""
+    """Weights that a training run saved: its running average where it kept one, else its parameters, and its
+    statistics.
+    """
     import orbax.checkpoint as ocp
 
     try:
@@ -280,7 +342,7 @@ def _orbax(path: Path) -> Tensors:
     for group in ("params.", "statistics.", "ema."):
         chosen |= {name.removeprefix(group): array for name, array in flat.items() if name.startswith(group)}
     chosen = chosen or flat
-    return {name: Tensor(tuple(np.shape(array)), lambda array=array: np.asarray(array)) for name, array in chosen.items()}  # type: ignore[misc]
+    return {name: Tensor(np.shape(array), functools.partial(np.asarray, array)) for name, array in chosen.items()}
 
 
 def _without_adapters(tensors: Tensors, folder: Path) -> Tensors:
@@ -289,9 +351,14 @@ def _without_adapters(tensors: Tensors, folder: Path) -> Tensors:
     layers = [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]
     if not layers:
         return tensors
-    record = next((parent / "config.json" for parent in folder.absolute().parents if (parent / "config.json").is_file()), None)
+    record = next(
+        (parent / "config.json" for parent in folder.absolute().parents if (parent / "config.json").is_file()), None
+    )
     if record is None:
-        raise WeightsError(f"{folder} holds adapters, whose scale is in the config.json of their run: leave the checkpoint in its working directory")
+        raise WeightsError(
+            f"{folder} holds adapters, whose scale is in the config.json of their run: leave the checkpoint in its "
+            f"working directory"
+        )
     lora = json.loads(record.read_text())["lora"]
     scale = (lora["alpha"] or lora["rank"]) / lora["rank"]
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith((".lora_a", ".lora_b"))}
@@ -308,7 +375,11 @@ def _without_adapters(tensors: Tensors, folder: Path) -> Tensors:
 def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix: tree}
-    return {name: array for key, value in tree.items() for name, array in _dotted(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {
+        name: array
+        for key, value in tree.items()
+        for name, array in _dotted(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def _index(path: Path, locate: Callable[[str], Path]) -> Tensors:
@@ -316,7 +387,9 @@ def _index(path: Path, locate: Callable[[str], Path]) -> Tensors:
     try:
         files = json.loads(path.read_text())["weight_map"]
     except (ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is not the index of a sharded checkpoint ({_first_line(error)}): get it again") from error
+        raise WeightsError(
+            f"{path} is not the index of a sharded checkpoint ({_first_line(error)}): get it again"
+        ) from error
     opened: dict[str, Tensors] = {}
     found = {}
     for name, file in files.items():
@@ -343,12 +416,14 @@ def _hub(repository: str, revision: str | None, file: str | None) -> Tensors:
         try:
             path = fetch(name)
         except errors.LocalEntryNotFoundError as error:
-            # Without a network a file may be missing only here: another of the names may be in the cache, where alone it is looked for.
+            # Without a network a file may be missing only here: another of the names may be in the cache, where alone
+            # it is looked for.
             offline = True
             if name == (file or _STEMS[-1]):
                 cache = huggingface_hub.constants.HF_HUB_CACHE
                 raise WeightsError(
-                    f"{where} can't be reached and {file or 'a file of weights'} is not in the cache {cache}: connect and unset HF_HUB_OFFLINE, or give a file"
+                    f"{where} can't be reached and {file or 'a file of weights'} is not in the cache {cache}: connect "
+                    f"and unset HF_HUB_OFFLINE, or give a file"
                 ) from error
             continue
         except errors.EntryNotFoundError:
@@ -373,7 +448,9 @@ def _quiet(logging: Any) -> Iterator[None]:
 
 
 def _discreet(error: BaseException) -> str:
-    """What the hub's error says, without the user's token; the error itself, which may hold the request and its headers, is not passed on."""
+    """What the hub's error says, without the user's token; the error itself, which may hold the request and its
+    headers, is not passed on.
+    """
     import huggingface_hub
 
     token = huggingface_hub.get_token()

@@ -68,9 +68,17 @@ class Summary:
 
     def __str__(self) -> str:
         header = ("part", "kind", "output", "parameters", "MFLOP")
-        lines = [header, *[(r.name, r.kind, _shape(r.output), f"{r.parameters:,}", f"{r.flops / 1e6:,.1f}") for r in self.rows]]
+        lines = [
+            header,
+            *[(r.name, r.kind, _shape(r.output), f"{r.parameters:,}", f"{r.flops / 1e6:,.1f}") for r in self.rows],
+        ]
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        table = ["  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+        table = [
+            "  ".join(
+                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        ]
         rule = "-" * len(table[0])
         statistics = f", {self.statistics:,} statistics" if self.statistics else ""
         return "\n".join(
@@ -81,14 +89,17 @@ class Summary:
                 rule,
                 *table[1:],
                 rule,
-                f"{self.parameters:,} parameters{statistics}; {self.multiply_adds / 1e9:,.3f} G multiply-adds, {self.flops / 1e9:,.3f} GFLOP forward",
+                f"{self.parameters:,} parameters{statistics}; {self.multiply_adds / 1e9:,.3f} G multiply-adds, "
+                f"{self.flops / 1e9:,.3f} GFLOP forward",
                 *[f"{count} x {choice}" for choice, count in self.choices.items()],
                 *[f"ignored {option}" for option in self.ignored],
             ]
         )
 
 
-def summary(model: str | nnx.Module, input_shape: tuple[int, ...] | None = None, *, show: bool = True, **overrides: Any) -> Summary:
+def summary(
+    model: str | nnx.Module, input_shape: tuple[int, ...] | None = None, *, show: bool = True, **overrides: Any
+) -> Summary:
     """What a model costs. Everything is traced abstractly: no parameter is allocated, nothing is compiled.
 
     Args:
@@ -127,7 +138,9 @@ def summary(model: str | nnx.Module, input_shape: tuple[int, ...] | None = None,
         total = operations.count(forward, state, x)
     rows = _rows(calls)
     parameters = parameter_count(made)
-    rest = Row("(rest)", "", output[0], parameters - sum(r.parameters for r in rows), total.flops - sum(r.flops for r in rows))
+    rest = Row(
+        "(rest)", "", output[0], parameters - sum(r.parameters for r in rows), total.flops - sum(r.flops for r in rows)
+    )
     result = Summary(
         name=name,
         input_shape=shape,
@@ -159,7 +172,9 @@ def _own_input_shape(model: nnx.Module) -> tuple[int, ...]:
         return config.image_size, config.image_size, config.in_channels
     if hasattr(config, "vocab_size") and hasattr(config, "max_length"):
         return (config.max_length,)
-    raise ValueError(f"{type(model).__name__} does not tell the shape of its input: give input_shape, without the batch axis")
+    raise ValueError(
+        f"{type(model).__name__} does not tell the shape of its input: give input_shape, without the batch axis"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +221,11 @@ def _watch(model: nnx.Module, calls: list[_Call]) -> None:
         def call(self: Any, *args: Any, _cls: type = cls, _known: tuple[Any, ...] = known, **kwargs: Any) -> Any:
             y = _cls.__call__(self, *args, **kwargs)
             name, again, graphdef, state = _known
-            calls.append(_Call(name, _cls.__name__, again, graphdef, state, (_abstract(args), _abstract(kwargs)), _output_shape(y)))
+            calls.append(
+                _Call(
+                    name, _cls.__name__, again, graphdef, state, (_abstract(args), _abstract(kwargs)), _output_shape(y)
+                )
+            )
             return y
 
         metaclass: Any = type(cls)
@@ -224,9 +243,15 @@ def _rows(calls: list[_Call]) -> list[Row]:
         key = (call.graphdef, treedef, tuple(leaves))
         if key not in counted:
             counted[key] = _flops(call)
-        parameters = 0 if call.again else sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.filter_state(call.state, nnx.Param)))
+        parameters = (
+            0
+            if call.again
+            else sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.filter_state(call.state, nnx.Param)))
+        )
         before = rows.get(call.name)
-        rows[call.name] = Row(call.name, call.kind, call.output, parameters, counted[key] + (before.flops if before else 0))
+        rows[call.name] = Row(
+            call.name, call.kind, call.output, parameters, counted[key] + (before.flops if before else 0)
+        )
     return list(rows.values())
 
 
@@ -237,14 +262,18 @@ def _flops(call: _Call) -> int:
 
     def run(state: nnx.State, given: list[Any]) -> Any:
         arrays = iter(given)
-        args, kwargs = jax.tree.unflatten(treedef, [next(arrays) if t else leaf for t, leaf in zip(traced, leaves, strict=True)])
+        args, kwargs = jax.tree.unflatten(
+            treedef, [next(arrays) if t else leaf for t, leaf in zip(traced, leaves, strict=True)]
+        )
         return nnx.merge(call.graphdef, state)(*args, **kwargs)
 
     return operations.count(run, call.state, [leaf for t, leaf in zip(traced, leaves, strict=True) if t]).flops
 
 
 def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf, tree
+    )
 
 
 def _output_shape(y: Any) -> tuple[int, ...]:

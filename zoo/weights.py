@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,7 +54,14 @@ class Form:
             few = {"depth": 1} if hasattr(self.config, "depth") else {}
             self.parts = abstract(entry, dataclasses.replace(self.config, **few))
             blocks = {name: leaf for name, leaf in leaves.items() if few and name.startswith("blocks.")}
-            leaves = {**{name: leaf for name, leaf in flatten(self.parts).items() if not few or not name.startswith("blocks.")}, **blocks}
+            leaves = {
+                **{
+                    name: leaf
+                    for name, leaf in flatten(self.parts).items()
+                    if not few or not name.startswith("blocks.")
+                },
+                **blocks,
+            }
         self.shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
@@ -88,7 +96,12 @@ class Match:
 
 
 def load(
-    model: nnx.Module, source: str | Path | Mapping[str, Any], *, head: Literal["reset"] | None = None, naming: str | None = None, dtype: Any = None
+    model: nnx.Module,
+    source: str | Path | Mapping[str, Any],
+    *,
+    head: Literal["reset"] | None = None,
+    naming: str | None = None,
+    dtype: Any = None,
 ) -> nnx.Module:
     """Loads weights into ``model``, in place, and returns it, in evaluation mode.
 
@@ -109,7 +122,13 @@ def load(
 
 
 def load_keeping(
-    model: nnx.Module, source: str | Path | Mapping[str, Any], keep: Iterable[str], *, head: str | None = None, naming: str | None = None, dtype: Any = None
+    model: nnx.Module,
+    source: str | Path | Mapping[str, Any],
+    keep: Iterable[str],
+    *,
+    head: str | None = None,
+    naming: str | None = None,
+    dtype: Any = None,
 ) -> nnx.Module:
     """As :func:`load`, for a model that keeps the fields ``keep`` of its configuration whatever the description next to
     the weights says."""
@@ -119,12 +138,21 @@ def load_keeping(
         try:
             jnp.dtype(dtype)
         except TypeError as error:
-            raise WeightsError(f'dtype is None, "file", or the name of a dtype, as "bfloat16"; got {dtype!r}') from error
+            raise WeightsError(
+                f'dtype is None, "file", or the name of a dtype, as "bfloat16"; got {dtype!r}'
+            ) from error
     made: Any = model
     entry = variant(made.variant)
     release, tensors = _tensors(entry, source)
     described = Description() if release is not None else describe(entry, source)
-    match = _match(model, entry, tensors, naming, head, {field: value for field, value in described.fields.items() if field not in keep})
+    match = _match(
+        model,
+        entry,
+        tensors,
+        naming,
+        head,
+        {field: value for field, value in described.fields.items() if field not in keep},
+    )
     if match.faults:
         raise WeightsError(_report(model, entry, match, source))
     _warn_of(made, described, source, keep)
@@ -184,15 +212,23 @@ def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndar
         raise WeightsError(f"the model has adapters, for which no released file has names: {remedy}")
     leaves = flatten(model)
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    form = Form(model, entry, {field: value for field, value in names[chosen].config.items() if getattr(made.config, field) != value})
-    added = {name: shape for name, shape in form.shapes.items() if name not in leaves and name.split(".")[0] in made.neutral}
+    form = Form(
+        model,
+        entry,
+        {field: value for field, value in names[chosen].config.items() if getattr(made.config, field) != value},
+    )
+    added = {
+        name: shape for name, shape in form.shapes.items() if name not in leaves and name.split(".")[0] in made.neutral
+    }
     arrays |= {name: np.zeros(shape, made.config.param_dtype) for name, shape in added.items()}
     try:
         if strays := [name for name in leaves if form.shapes.get(name) != leaves[name].shape]:
             raise ValueError(f"such files hold no {', '.join(strays)}")
         entries = plan(names[chosen], form.shapes, form.config)
     except ValueError as error:
-        raise WeightsError(f'this model can\'t be saved under the names of {chosen!r}: {error}; naming="zoo" saves any model') from error
+        raise WeightsError(
+            f'this model can\'t be saved under the names of {chosen!r}: {error}; naming="zoo" saves any model'
+        ) from error
     return {name: np.asarray(array, order="C") for line in entries for name, array in line.export(arrays).items()}
 
 
@@ -202,7 +238,11 @@ def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -
     _, tensors = _tensors(entry, source)
     model = abstract(entry, dataclasses.replace(config, num_classes=config.num_classes or 1))
     match = _best(model, entry, tensors, None)
-    head = {line.ours[0]: match.tensors.get(line.released[0]) for line in match.entries if line.ours and line.ours[0] in ("head.bias", "head.kernel")}
+    head = {
+        line.ours[0]: match.tensors.get(line.released[0])
+        for line in match.entries
+        if line.ours and line.ours[0] in ("head.bias", "head.kernel")
+    }
     # The only heads without a bias are PyTorch's, whose kernels begin with the classes.
     array = head.get("head.bias" if "head.bias" in head else "head.kernel")
     return None if array is None or not array.shape else array.shape[0]
@@ -214,15 +254,23 @@ def _namings(entry: Variant) -> dict[str, Naming]:
 
 def _tensors(entry: Variant, source: str | Path | Mapping[str, Any]) -> tuple[Release | None, Tensors]:
     if not isinstance(source, str | Path | Mapping):
-        raise WeightsError(f"weights are a path, the name of a released checkpoint, or a dictionary of arrays; got {type(source).__name__}")
+        raise WeightsError(
+            f"weights are a path, the name of a released checkpoint, or a dictionary of arrays; got "
+            f"{type(source).__name__}"
+        )
     if isinstance(source, Mapping):
-        return None, {name: Tensor(tuple(np.shape(array)), lambda array=array: np.array(array)) for name, array in source.items()}  # type: ignore[misc]
+        return None, {
+            name: Tensor(np.shape(array), functools.partial(np.array, array)) for name, array in source.items()
+        }
     if isinstance(source, str) and not Path(source).exists() and "/" not in source and "." not in source:
         release = entry.release(source)
         if release is None:
             known = ", ".join(entry.releases) or "none"
             guess = near(source, entry.releases)
-            raise WeightsError(f"unknown weights {source!r}{guess}; it is no file, and the released checkpoints of {entry.name} are: {known}")
+            raise WeightsError(
+                f"unknown weights {source!r}{guess}; it is no file, and the released checkpoints of {entry.name} are: "
+                f"{known}"
+            )
         return release, open_source(release.source)
     return None, open_source(source)
 
@@ -231,14 +279,29 @@ def _heads(model: nnx.Module) -> tuple[str, ...]:
     return getattr(model, "heads", ("head",))
 
 
-def _match(model: Any, entry: Variant, tensors: Tensors, naming: str | None, head: str | None, described: Mapping[str, Any]) -> Match:
+def _match(
+    model: Any, entry: Variant, tensors: Tensors, naming: str | None, head: str | None, described: Mapping[str, Any]
+) -> Match:
     if naming is not None and naming not in _namings(entry):
-        raise WeightsError(f"{entry.family} has no naming {naming!r}{near(naming, _namings(entry))}; it has: {', '.join(_namings(entry))}")
+        raise WeightsError(
+            f"{entry.family} has no naming {naming!r}{near(naming, _namings(entry))}; it has: "
+            f"{', '.join(_namings(entry))}"
+        )
     return _best(model, entry, tensors, naming, reset=head == "reset", described=described)
 
 
-def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, reset: bool = False, described: Mapping[str, Any] | None = None) -> Match:
-    """The naming, and the prefix to take off, under which the file fits the model best: the one that knows most of its names."""
+def _best(
+    model: Any,
+    entry: Variant,
+    tensors: Tensors,
+    naming: str | None,
+    *,
+    reset: bool = False,
+    described: Mapping[str, Any] | None = None,
+) -> Match:
+    """The naming, and the prefix to take off, under which the file fits the model best: the one that knows most of its
+    names.
+    """
     readings: dict[int, list[tuple[str, Naming, Tensors]]] = collections.defaultdict(list)
     for name, rules in _namings(entry).items():
         if naming in (None, name):
@@ -258,7 +321,7 @@ def _best(model: Any, entry: Variant, tensors: Tensors, naming: str | None, *, r
         if found:
             best = min(found, key=lambda match: (match.faults, -match.fits))
             return best if best.fits else found[0]  # where nothing fits, the naming of fewest names would seem nearest
-    raise WeightsError(f"{entry.family} has no naming for the parameters of this model but its own: naming=\"zoo\"")
+    raise WeightsError(f'{entry.family} has no naming for the parameters of this model but its own: naming="zoo"')
 
 
 def _known(model: nnx.Module, rules: Naming, tensors: Tensors) -> int:
@@ -269,15 +332,21 @@ def _known(model: nnx.Module, rules: Naming, tensors: Tensors) -> int:
     return sum(name in ours or name.split(".")[0] in extras for name in tensors)
 
 
-def _beyond(model: Any, rules: Naming, tensors: Tensors, reset: bool, described: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _beyond(
+    model: Any, rules: Naming, tensors: Tensors, reset: bool, described: Mapping[str, Any]
+) -> tuple[tuple[str, Any], ...]:
     """Fields of the configuration, and their values, in which the model of such a file, by its tensors and its
     description ``described``, differs from ``model``."""
-    fields = {field: value for field, value in {**rules.config, **described}.items() if getattr(model.config, field) != value}
+    fields = {
+        field: value for field, value in {**rules.config, **described}.items() if getattr(model.config, field) != value
+    }
     for part in getattr(model, "extras", ()):
         if reset and part in getattr(model, "before_head", ()):
             continue
         patterns = [rf"{part}\..*"] if rules is ZOO else rules.names_of((part,))
-        if getattr(model, part) is None and any(re.fullmatch(pattern, name) for pattern in patterns for name in tensors):
+        if getattr(model, part) is None and any(
+            re.fullmatch(pattern, name) for pattern in patterns for name in tensors
+        ):
             fields[part] = True
     return tuple(fields.items())
 
@@ -298,20 +367,39 @@ def _compare(name: str, rules: Naming, form: Form, entries: list[Entry], tensors
     model, heads = form.parts, _heads(form.parts)
     gone: tuple[str, ...] = ()
     if reset or all(getattr(model, head, None) is None for head in heads):
-        held = {line.ours[0].split(".")[0] for line in entries if line.ours and any(n in tensors for n in line.released)}
-        gone = (*heads, *(part for part in getattr(model, "before_head", ()) if getattr(model, part) is None or (reset and part not in held)))
+        held = {
+            line.ours[0].split(".")[0] for line in entries if line.ours and any(n in tensors for n in line.released)
+        }
+        gone = (
+            *heads,
+            *(
+                part
+                for part in getattr(model, "before_head", ())
+                if getattr(model, part) is None or (reset and part not in held)
+            ),
+        )
         entries = [line for line in entries if not (line.ours and line.ours[0].split(".")[0] in gone)]
     chosen, missing, misshaped, expected = [], [], [], set()
     for line in entries:
         expected |= set(line.released)
         missing += [n for n in line.released if n not in tensors and n not in line.optional]
         present = {n: tensors[n].shape for n in line.released if n in tensors}
-        wrong = [f"{n} is {present[n]}, the model has {shape}" for n, shape in line.released_shapes().items() if n in present and present[n] != shape]
+        wrong = [
+            f"{n} is {present[n]}, the model has {shape}"
+            for n, shape in line.released_shapes().items()
+            if n in present and present[n] != shape
+        ]
         other = line.with_grid_of(present) if wrong else None
         misshaped += [] if other or line.computed else wrong
         chosen.append(other or line)
-    spare = [re.compile(pattern) for pattern in ([rf"{part}\..*" for part in gone] if rules is ZOO else rules.names_of(gone))]
-    unexpected = [n for n in tensors if n not in expected and not rules.ignores(n) and not any(pattern.fullmatch(n) for pattern in spare)]
+    spare = [
+        re.compile(pattern) for pattern in ([rf"{part}\..*" for part in gone] if rules is ZOO else rules.names_of(gone))
+    ]
+    unexpected = [
+        n
+        for n in tensors
+        if n not in expected and not rules.ignores(n) and not any(pattern.fullmatch(n) for pattern in spare)
+    ]
     return Match(name, form, chosen, tensors, missing, unexpected, misshaped)
 
 
@@ -331,7 +419,11 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
         except WeightsError:
             raise
         except Exception as error:
-            remedy = ": make the model with tied=False" if getattr(model.config, "tied", False) and any(isinstance(op, Tie) for op in line.operations) else ""
+            remedy = (
+                ": make the model with tied=False"
+                if getattr(model.config, "tied", False) and any(isinstance(op, Tie) for op in line.operations)
+                else ""
+            )
             raise WeightsError(f"{', '.join(held)} of {_told(source)} can't be read: {error}{remedy}") from error
         for name, array in arrays.items():
             leaf = leaves.get(name)
@@ -339,14 +431,23 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
             if array.shape != shape:
                 resampled.setdefault((_by(array.shape), _by(shape)), []).append(name)
                 array = np.asarray(tables[name.rpartition(".")[0]].resampled(jnp.asarray(array), shape[:2]))
-            wanted = array.dtype if dtype == "file" else leaf.dtype if dtype is None and leaf is not None else jnp.dtype(dtype or array.dtype)
+            wanted = (
+                array.dtype
+                if dtype == "file"
+                else leaf.dtype
+                if dtype is None and leaf is not None
+                else jnp.dtype(dtype or array.dtype)
+            )
             if array.dtype != wanted or not array.flags.c_contiguous or array.ctypes.data % 64:
                 array, released = aligned(array.shape, wanted), array
                 array[...] = released
             yield name, jax.device_put(array, getattr(leaf, "sharding", None))
     for (made_for, wanted_grid), (first, *others) in resampled.items():
         which = f"{first} and {len(others)} more tables were" if others else f"{first} was"
-        warnings.warn(f"{which} made for a grid of {made_for} and {'are' if others else 'is'} resampled to {wanted_grid}", stacklevel=4)
+        warnings.warn(
+            f"{which} made for a grid of {made_for} and {'are' if others else 'is'} resampled to {wanted_grid}",
+            stacklevel=4,
+        )
 
 
 def _check_computed(line: Entry, tensors: Tensors, source: Any) -> None:
@@ -356,7 +457,10 @@ def _check_computed(line: Entry, tensors: Tensors, source: Any) -> None:
         return
     # Whole numbers exactly; another library's logarithm may differ in its last bit.
     if not np.allclose(tensors[name].read(), value, rtol=1e-5, atol=1e-6):
-        raise WeightsError(f"{name} of {_told(source)} is not what the model computes: it is a constant, and the file holds other values")
+        raise WeightsError(
+            f"{name} of {_told(source)} is not what the model computes: it is a constant, and the file holds other "
+            f"values"
+        )
 
 
 def _warn_of(model: Any, described: Description, source: Any, keep: Iterable[str]) -> None:
@@ -380,12 +484,16 @@ def _adopt(model: Any, entry: Variant, form: Form, source: Any, described: bool)
     for part in ours.keys() - theirs.keys():
         setattr(model, part, None)
     for part in (part for part, names in theirs.items() if names != ours.get(part)):
-        setattr(model, part, nnx.data(getattr(form.parts, part)))  # its arrays are among those that are about to be assigned
+        setattr(
+            model, part, nnx.data(getattr(form.parts, part))
+        )  # its arrays are among those that are about to be assigned
     if form.config.shared and getattr(form.config, "depth", None) != getattr(model.config, "depth", None):
         options = {"reductions": model.blocks.reduced_after, "remat": form.config.remat, "scan": form.config.scan}
         model.blocks = Stack([model.blocks[0]] * form.config.depth, **options)
     changed = [f"{name}={value!r}" for name, value in vars(form.config).items() if value != getattr(model.config, name)]
-    warnings.warn(f"{_told(source)} holds a model with {', '.join(changed)}: this one has become such a model", stacklevel=4)
+    warnings.warn(
+        f"{_told(source)} holds a model with {', '.join(changed)}: this one has become such a model", stacklevel=4
+    )
     model.config = form.config
 
 
@@ -396,12 +504,18 @@ def _restate(model: nnx.Module, other: nnx.Module) -> None:
     for path, theirs in nnx.iter_modules(other):
         for name, value in vars(theirs).items():
             given = vars(ours[path]).get(name) if path in ours else value
-            if not name.startswith("_") and value != given and (_is_setting(value) or (value is None and _is_setting(given))):
+            if (
+                not name.startswith("_")
+                and value != given
+                and (_is_setting(value) or (value is None and _is_setting(given)))
+            ):
                 setattr(ours[path], name, value)
 
 
 def _is_setting(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str | tuple) or (callable(value) and not isinstance(value, nnx.Pytree | nnx.Variable))
+    return isinstance(value, bool | int | float | str | tuple) or (
+        callable(value) and not isinstance(value, nnx.Pytree | nnx.Variable)
+    )
 
 
 def _parts(names: Iterable[str]) -> dict[str, set[str]]:
@@ -415,12 +529,21 @@ def _parts(names: Iterable[str]) -> dict[str, set[str]]:
 def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
     """One message for all that is wrong."""
     heads = set(_heads(model))
-    released_heads = {n for line in match.entries if line.ours and line.ours[0].split(".")[0] in heads for n in line.released}
+    released_heads = {
+        n for line in match.entries if line.ours and line.ours[0].split(".")[0] in heads for n in line.released
+    }
     classes = None
     wrong_heads = [line for line in match.misshaped if line.split(" is ")[0] in released_heads]
     if wrong_heads and len(wrong_heads) == match.faults:
         name = wrong_heads[0].split(" is ")[0]
-        theirs = next((match.tensors[n].shape[0] for n in released_heads if n in match.tensors and len(match.tensors[n].shape) == 1), None)
+        theirs = next(
+            (
+                match.tensors[n].shape[0]
+                for n in released_heads
+                if n in match.tensors and len(match.tensors[n].shape) == 1
+            ),
+            None,
+        )
         classes = theirs if theirs is not None else match.tensors[name].shape[0]
     if classes not in (None, getattr(model.config, "num_classes", classes)):
         return (
@@ -431,8 +554,15 @@ def _report(model: Any, entry: Variant, match: Match, source: Any) -> str:
     most = 12
     if not match.fits:  # it is of another architecture, whose names are all other ones
         namings, most = ", ".join(_namings(entry)), 5
-        parts = [f"{_told(source)} does not fit {entry.name}: none of its namings ({namings}) does, and the nearest is {match.name!r}"]
-    for title, names in (("missing", match.missing), ("unexpected", match.unexpected), ("of another shape", match.misshaped)):
+        parts = [
+            f"{_told(source)} does not fit {entry.name}: none of its namings ({namings}) does, and the nearest is "
+            f"{match.name!r}"
+        ]
+    for title, names in (
+        ("missing", match.missing),
+        ("unexpected", match.unexpected),
+        ("of another shape", match.misshaped),
+    ):
         if names:
             parts.append(f"{len(names)} {title}: {_listed(names, most)}")
     if remedy := _without(model, match):
@@ -451,10 +581,16 @@ def _without(model: Any, match: Match) -> str:
         if line.ours:
             names[line.ours[0].split(".")[0]] |= set(line.released) - set(line.optional)
     absent = [part for part, released in names.items() if released <= set(match.missing)]
-    if len(match.missing) < match.faults or set(match.missing) != set().union(*(names[part] for part in absent)) or not set(absent) <= set(model.without):
+    if (
+        len(match.missing) < match.faults
+        or set(match.missing) != set().union(*(names[part] for part in absent))
+        or not set(absent) <= set(model.without)
+    ):
         return ""
     if set(absent) & set(_heads(model)):
-        absent = [part for part in absent if part not in getattr(model, "before_head", ())]  # what is done about the head serves them
+        absent = [
+            part for part in absent if part not in getattr(model, "before_head", ())
+        ]  # what is done about the head serves them
     return f"the file has {', and '.join(dict.fromkeys(model.without[part] for part in absent))}"
 
 

@@ -77,16 +77,27 @@ def accuracy_by_state(model: Any, task: dict[str, Any], length: int, count: int,
 
 
 def contest(quick: bool) -> Contest:
-    task = {"name": "induction_heads", "length": 32 if quick else 256, "shortest_length": 8, "num_eval": 16 if quick else 256}
+    task = {
+        "name": "induction_heads",
+        "length": 32 if quick else 256,
+        "shortest_length": 8,
+        "num_eval": 16 if quick else 256,
+    }
     lengths = (300,) if quick else (64, 256, 1024, 8192, 65536)
     size = {"features": 16 if quick else 64, "depth": 1 if quick else 2}
     patient = {**size, "step_range": (1e-7, 1e-5)}
 
     def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
-        return {f"at_{n}": accuracy_by_state(model, dict(contestant.task), n, 16 if quick else 32 if n > 8192 else 128) for n in lengths}
+        return {
+            f"at_{n}": accuracy_by_state(model, dict(contestant.task), n, 16 if quick else 32 if n > 8192 else 128)
+            for n in lengths
+        }
 
     return Contest(
-        contestants=[Contestant("mamba", "mamba_nano", task, patient), Contestant("mamba, released steps", "mamba_nano", task, size)],
+        contestants=[
+            Contestant("mamba", "mamba_nano", task, patient),
+            Contestant("mamba, released steps", "mamba_nano", task, size),
+        ],
         steps=4 if quick else 2000,
         batch_size=8,
         learning_rate=3e-3,

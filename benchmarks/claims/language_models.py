@@ -34,7 +34,9 @@ def contest(quick: bool) -> Contest:
         task = {"name": "text", "dataset": {"name": "files", "path": __file__}, "sequence_length": 32}
     return Contest(
         contestants=[
-            Contestant(label, model, task, {**options, **_shrunk(options, quick)}, {"optimizer": {"options": {"b2": 0.95}}})
+            Contestant(
+                label, model, task, {**options, **_shrunk(options, quick)}, {"optimizer": {"options": {"b2": 0.95}}}
+            )
             for label, (model, options) in MODELS.items()
         ],
         steps=4 if quick else 800,

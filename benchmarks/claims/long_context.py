@@ -2,12 +2,13 @@
 bytes.
 
 Bits per byte of the held-out modules of Python's standard library, over all and by position: what falls with position
-is what context is worth. The sizes agree within 2 %, every run reads the same 1.6 million bytes, and no order of merit is claimed.
-Uniform bytes cost 8 bits. Of a step, loss and gradient of two windows: its seconds and the MiB it takes besides
-parameters. Routing is trained with causal membership, so that no figure knows later bytes.
+is what context is worth. The sizes agree within 2 %, every run reads the same 1.6 million bytes, and no order of merit
+is claimed. Uniform bytes cost 8 bits. Of a step, loss and gradient of two windows: its seconds and the MiB it takes
+besides parameters. Routing is trained with causal membership, so that no figure knows later bytes.
 
-After these 200 steps (seed 0) none of them makes anything of bytes farther back than some 256: bits a byte are the same from there to
-the end. What differs is how fast they learn, the local ones first, and what a step takes; seconds are of a machine with other work.
+After these 200 steps (seed 0) none of them makes anything of bytes farther back than some 256: bits a byte are the same
+from there to the end. What differs is how fast they learn, the local ones first, and what a step takes; seconds are of
+a machine with other work.
 """
 
 from __future__ import annotations
@@ -33,15 +34,27 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "window 256": ("transformer_nano", {"window": 256}),
     "routing": (
         "routing_transformer_nano",
-        {"window": 256, "clusters": 64, "cluster_window": 64, "relative": 64, "membership": "causal", "hidden": 400, "routed_layers": None},
+        {
+            "window": 256,
+            "clusters": 64,
+            "cluster_window": 64,
+            "relative": 64,
+            "membership": "causal",
+            "hidden": 400,
+            "routed_layers": None,
+        },
     ),
     "longnet": ("longnet_nano", {"segments": (256, 1024, 4096), "rates": (1, 4, 4)}),
 }
 SETTINGS: dict[str, dict[str, Any]] = {"routing": {"aux_losses": {"commitment": 1e-4}}}
 
 
-def bits_by_position(model: nnx.Module, task: tasks.Task, edges: Sequence[int], windows: int, batch_size: int = 2) -> dict[str, float]:
-    """Bits per byte of the first ``windows`` windows of the test split, by stretches of position: from one edge to the next."""
+def bits_by_position(
+    model: nnx.Module, task: tasks.Task, edges: Sequence[int], windows: int, batch_size: int = 2
+) -> dict[str, float]:
+    """Bits per byte of the first ``windows`` windows of the test split, by stretches of position: from one edge to the
+    next.
+    """
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -58,12 +71,18 @@ def bits_by_position(model: nnx.Module, task: tasks.Task, edges: Sequence[int], 
     total, count = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
     chosen = [examples.get(i, None) for i in range(min(windows, len(examples)) // batch_size * batch_size)]
     for start in range(0, len(chosen), batch_size):
-        batch = {name: np.stack([example[name] for example in chosen[start : start + batch_size]]) for name in ("tokens", "targets", "real")}
+        batch = {
+            name: np.stack([example[name] for example in chosen[start : start + batch_size]])
+            for name in ("tokens", "targets", "real")
+        }
         bits = np.asarray(losses(state, batch["tokens"], batch["targets"])) / math.log(2) * batch["real"]
         for i, (begin, end) in enumerate(itertools.pairwise(edges)):
             total[i] += bits[:, begin:end].sum()
             count[i] += batch["real"][:, begin:end].sum()
-    return {f"bytes_{begin}_to_{end}": float(total[i] / count[i]) for i, (begin, end) in enumerate(itertools.pairwise(edges))}
+    return {
+        f"bytes_{begin}_to_{end}": float(total[i] / count[i])
+        for i, (begin, end) in enumerate(itertools.pairwise(edges))
+    }
 
 
 def cost_of_a_step(model: nnx.Module, task: tasks.Task, batch_size: int = 2) -> dict[str, float]:
@@ -108,12 +127,20 @@ def contest(quick: bool) -> Contest:
 
     b2 = {"optimizer": {"options": {"b2": 0.95}}}
     return Contest(
-        contestants=[Contestant(label, name, task, {**options, **size}, {**b2, **SETTINGS.get(label, {})}) for label, (name, options) in MODELS.items()],
+        contestants=[
+            Contestant(label, name, task, {**options, **size}, {**b2, **SETTINGS.get(label, {})})
+            for label, (name, options) in MODELS.items()
+        ],
         steps=4 if quick else 200,
         batch_size=2,
         learning_rate=2e-3,
         evaluations=1,
-        figures=("bits_per_byte", *(f"bytes_{begin}_to_{end}" for begin, end in itertools.pairwise(edges)), "step_seconds", "step_mib"),
+        figures=(
+            "bits_per_byte",
+            *(f"bytes_{begin}_to_{end}" for begin, end in itertools.pairwise(edges)),
+            "step_seconds",
+            "step_mib",
+        ),
         measure=measure,
     )
 

@@ -1,15 +1,19 @@
-"""A needle in a haystack: trained at up to 64 tokens, Titans' memory finds it at up to 64 times that length better than recurrences and a window do.
+"""A needle in a haystack: trained at up to 64 tokens, Titans' memory finds it at up to 64 times that length better than
+recurrences and a window do.
 
-A. Behrouz et al., arXiv:2501.00663, section 5.3: there a pass key among up to 16,384 tokens, where Titans hold and Mamba-2 and
-DeltaNet fall. Ours is the token that follows a special one, once among random tokens (the induction heads of arXiv:2312.00752). Models
-of one size within 2 %: the memory alone (LMM), memory as context (MAC, segments of 32 tokens), both with a gradient a token (chunk 1),
-Mamba, Gated DeltaNet, and a transformer with a window of 64. Long sequences are read piece by piece, with a state. LMM is judged.
+A. Behrouz et al., arXiv:2501.00663, section 5.3: there a pass key among up to 16,384 tokens, where Titans hold and
+Mamba-2 and DeltaNet fall. Ours is the token that follows a special one, once among random tokens (the induction heads
+of arXiv:2312.00752). Models of one size within 2 %: the memory alone (LMM), memory as context (MAC, segments of 32
+tokens), both with a gradient a token (chunk 1), Mamba, Gated DeltaNet, and a transformer with a window of 64. Long
+sequences are read piece by piece, with a state. LMM is judged.
 
-LMM learns it with two seeds of three, as Gated DeltaNet does, and none of the models finds the needle at 4096: of the medians, Mamba's
-is the greatest there (0.25), LMM's 0.03, and 0.22 where its memory does not forget. The paper's ordering does not show at this size.
-What a memory needs to learn recall at all is a gradient a token: with the gradients of 16 tokens taken at the same weights, LMM stayed
-at chance for 1000 steps. MAC and the transformer, the two that see the token before by attention and not by a convolution, had not
-begun to learn when the steps ended: their loss is that of guessing among the symbols.
+LMM learns it with two seeds of three, as Gated DeltaNet does, and none of the models finds the needle at 4096: of the
+  medians, Mamba's
+is the greatest there (0.25), LMM's 0.03, and 0.22 where its memory does not forget. The paper's ordering does not show
+at this size. What a memory needs to learn recall at all is a gradient a token: with the gradients of 16 tokens taken at
+the same weights, LMM stayed at chance for 1000 steps. MAC and the transformer, the two that see the token before by
+attention and not by a convolution, had not begun to learn when the steps ended: their loss is that of guessing among
+the symbols.
 """
 
 from __future__ import annotations
@@ -38,15 +42,27 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def contest(quick: bool) -> Contest:
-    task = {"name": "induction_heads", "length": 32 if quick else 64, "shortest_length": 8, "test_length": 64, "num_eval": 16 if quick else 256}
+    task = {
+        "name": "induction_heads",
+        "length": 32 if quick else 64,
+        "shortest_length": 8,
+        "test_length": 64,
+        "num_eval": 16 if quick else 256,
+    }
     size = {"features": 16, "depth": 1, "num_heads": 2} if quick else {"features": 64, "num_heads": 2}
     lengths, models = (LENGTHS[:1], dict(list(MODELS.items())[:2])) if quick else (LENGTHS, MODELS)
 
     def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
-        return {f"at_{n}": accuracy_by_state(model, dict(contestant.task), n, 8 if quick else 128 if n < 1024 else 32) for n in lengths}
+        return {
+            f"at_{n}": accuracy_by_state(model, dict(contestant.task), n, 8 if quick else 128 if n < 1024 else 32)
+            for n in lengths
+        }
 
     return Contest(
-        contestants=[Contestant(label, model, task, {"depth": 2, **options, **size}) for label, (model, options) in models.items()],
+        contestants=[
+            Contestant(label, model, task, {"depth": 2, **options, **size})
+            for label, (model, options) in models.items()
+        ],
         steps=4 if quick else 800,
         batch_size=8,
         learning_rate=3e-3,
@@ -61,7 +77,9 @@ def verdict(rows: Sequence[Row]) -> bool:
     model without a memory.
     """
     found = medians(rows, f"at_{LENGTHS[-1]}")
-    return found["titans_lmm"] >= 0.9 and all(found["titans_lmm"] > value for label, value in found.items() if not label.startswith("titans"))
+    return found["titans_lmm"] >= 0.9 and all(
+        found["titans_lmm"] > value for label, value in found.items() if not label.startswith("titans")
+    )
 
 
 def run(arguments: list[str] | None = None) -> None:

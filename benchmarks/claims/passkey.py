@@ -1,13 +1,16 @@
-"""A pass key in irrelevant text, at growing length: full attention, a sliding window, routing and LongNet trained at 128 bytes.
+"""A pass key in irrelevant text, at growing length: full attention, a sliding window, routing and LongNet trained at
+128 bytes.
 
-A. Mohtashami and M. Jaggi, arXiv:2305.16300, section 4.2. The models of :mod:`benchmarks.claims.long_context`, of one size within 2 %;
-"at_n" is the share of the key's digits that the likeliest byte gets right in n bytes, given the digits before. Chance is 1/10.
-Claimed is only that a window of 32, by which three layers see 93 bytes back, finds less than full attention at the length of training;
-of greater lengths nothing is.
+A. Mohtashami and M. Jaggi, arXiv:2305.16300, section 4.2. The models of :mod:`benchmarks.claims.long_context`, of one
+size within 2 %; "at_n" is the share of the key's digits that the likeliest byte gets right in n bytes, given the digits
+before. Chance is 1/10. Claimed is only that a window of 32, by which three layers see 93 bytes back, finds less than
+full attention at the length of training; of greater lengths nothing is.
 
-Seed 0: full attention finds it at 128 bytes (0.997) and, its positions being unheard of, hardly beyond (0.12 at 2048). Routing finds the key
-by content and keeps most of it to sixteen times that length (0.89, 0.83 and 0.83). The window does not find it. LongNet, whose heads each
-see one in four of the bytes beyond 32, had only begun to learn when the steps ended (0.10 at step 500, 0.17 at 1000).
+Seed 0: full attention finds it at 128 bytes (0.997) and, its positions being unheard of, hardly beyond (0.12 at 2048).
+  Routing finds the key
+by content and keeps most of it to sixteen times that length (0.89, 0.83 and 0.83). The window does not find it.
+LongNet, whose heads each see one in four of the bytes beyond 32, had only begun to learn when the steps ended (0.10 at
+step 500, 0.17 at 1000).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Routing: on the digits, BiFormer's learned routing is at least as good as attending to all regions, and better than random regions.
+"""Routing: on the digits, BiFormer's learned routing is at least as good as attending to all regions, and better than
+random regions.
 
 Bi-level routing keeps 4 of 16 regions for each region (BiFormer, L. Zhu et al., arXiv:2303.08810). The
 contestants differ in nothing but which regions are attended to. The recipe is that of configs/biformer.py.
@@ -33,7 +34,10 @@ def verdict(rows: Sequence[Row]) -> bool:
     of random ones.
     """
     accuracy = medians(rows, "accuracy")
-    return accuracy["learned, 4 of 16"] >= accuracy["all 16"] and accuracy["learned, 4 of 16"] > accuracy["random, 4 of 16"]
+    return (
+        accuracy["learned, 4 of 16"] >= accuracy["all 16"]
+        and accuracy["learned, 4 of 16"] > accuracy["random, 4 of 16"]
+    )
 
 
 def run(arguments: list[str] | None = None) -> None:

@@ -1,11 +1,15 @@
-"""Balanced clusters know later tokens: the loss of a Routing Transformer trained with them is not kept where it must read from the past alone.
+"""Balanced clusters know later tokens: the loss of a Routing Transformer trained with them is not kept where it must
+read from the past alone.
 
-Each of the two memberships trains ``routing_transformer_nano`` on the same bytes; then the same weights read the test split by
-balanced and by causal membership. Generation is always causal, so "causal" is what a model is worth there; that
-"balanced" is below it, for weights trained with balanced clusters, is the future showing through the choice of members.
+Each of the two memberships trains ``routing_transformer_nano`` on the same bytes; then the same weights read the test
+split by balanced and by causal membership. Generation is always causal, so "causal" is what a model is worth there;
+that "balanced" is below it, for weights trained with balanced clusters, is the future showing through the choice of
+members.
 
-Here, after 800 steps at 256 bytes, by little: with each of three seeds the weights trained with balanced clusters lose 0.003 to 0.006 bits
-a byte where they read causally. Those trained causally are then better by 0.000 and 0.012 with two seeds and worse by 0.013 with one: by
+Here, after 800 steps at 256 bytes, by little: with each of three seeds the weights trained with balanced clusters lose
+  0.003 to 0.006 bits
+a byte where they read causally. Those trained causally are then better by 0.000 and 0.012 with two seeds and worse by
+  0.013 with one: by
 the median it holds, and it is less than what seeds differ by.
 """
 
@@ -44,18 +48,27 @@ def contest(quick: bool) -> Contest:
     task: dict[str, Any] = {"name": "text", "sequence_length": length}
     if quick:
         task["dataset"] = {"name": "files", "path": __file__}
-    size = {"features": 16, "num_heads": 2, "routed_heads": 1, "depth": 2, "clusters": 4, "cluster_window": 8} if quick else {}
+    size = (
+        {"features": 16, "num_heads": 2, "routed_heads": 1, "depth": 2, "clusters": 4, "cluster_window": 8}
+        if quick
+        else {}
+    )
     settings = {"optimizer": {"options": {"b2": 0.95}}, "aux_losses": {"commitment": 1e-4}}
 
     def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
         figures = {}
         for membership in MEMBERSHIPS:
             read_by(model, membership)
-            (figures[membership],) = bits_by_position(model, tasks.create(**task), (0, length), 4 if quick else 1024, 2 if quick else 16).values()
+            (figures[membership],) = bits_by_position(
+                model, tasks.create(**task), (0, length), 4 if quick else 1024, 2 if quick else 16
+            ).values()
         return figures
 
     return Contest(
-        contestants=[Contestant(name, "routing_transformer_nano", task, {"membership": name, **size}, settings) for name in MEMBERSHIPS],
+        contestants=[
+            Contestant(name, "routing_transformer_nano", task, {"membership": name, **size}, settings)
+            for name in MEMBERSHIPS
+        ],
         steps=4 if quick else 800,
         batch_size=4 if quick else 8,
         learning_rate=2e-3,

@@ -1,7 +1,7 @@
 """What the claims share: train each contestant with each seed by the one training loop, print a table, write JSON.
 
-A claim is a module with a docstring that states it, ``contest(quick)`` and ``verdict(rows)``, and ``PAPER``, the rows of the roster
-whose claim it is, where there are any; running it
+A claim is a module with a docstring that states it, ``contest(quick)`` and ``verdict(rows)``, and ``PAPER``, the rows
+of the roster whose claim it is, where there are any; running it
 
     python -m benchmarks.claims.NAME [--quick] [--seeds=0,1,2] [--steps=N] [--resume] [--output=DIR]
 
@@ -85,8 +85,18 @@ def config_of(contest: Contest, contestant: Contestant, seed: int, steps: int) -
         config.model_options = ConfigDict({**config.model_options, **contestant.options})
         return config
     config = runpy.run_path(str(HOME / "configs" / "common.py"))["run"]()
-    config.update({"seed": seed, "model": contestant.model, "batch_size": contest.batch_size, "train_for": f"{steps} steps", "save_every": ""})
-    config.update({"eval_every": f"{max(steps // contest.evaluations, 1)} steps", "log_every": max(steps // 100, 1), "keep": 1})
+    config.update(
+        {
+            "seed": seed,
+            "model": contestant.model,
+            "batch_size": contest.batch_size,
+            "train_for": f"{steps} steps",
+            "save_every": "",
+        }
+    )
+    config.update(
+        {"eval_every": f"{max(steps // contest.evaluations, 1)} steps", "log_every": max(steps // 100, 1), "keep": 1}
+    )
     config.optimizer.update({"learning_rate": contest.learning_rate, "weight_decay": 0.0, "clip_norm": 1.0})
     config.schedule.update({"warmup": f"{steps // 20} steps", "final": 0.1})
     config.update(dict(contestant.settings))
@@ -108,12 +118,19 @@ def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Ro
         result = loop.train(config, model, task, Path(directory))
         seconds = time.perf_counter() - since
         if not result.finished:
-            raise SystemExit(f"stopped in {contestant.label!r}, seed {seed}, after step {result.step} of {result.total}; the runs before it are kept")
+            raise SystemExit(
+                f"stopped in {contestant.label!r}, seed {seed}, after step {result.step} of {result.total}; the runs "
+                f"before it are kept"
+            )
         lines = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
     figures = dict(result.figures["raw"])
     if contest.measure is not None:
         figures |= contest.measure(model, contestant)
-    curve = [{name: value for name, value in line.items() if name != "split"} for line in lines if line["split"] == "validation"]
+    curve = [
+        {name: value for name, value in line.items() if name != "split"}
+        for line in lines
+        if line["split"] == "validation"
+    ]
     return {
         "label": contestant.label, "model": contestant.model, "options": dict(contestant.options), "task": config.task.to_dict(),
         "seed": seed, "parameters": parameters, "steps": result.step, "seconds": round(seconds, 1),
@@ -148,12 +165,24 @@ def medians(rows: Sequence[Row], figure: str) -> dict[str, float]:
 
 
 def steps_to(rows: Sequence[Row], label: str, figure: str, level: float) -> float:
-    """The median over seeds of the step at which the validation figure first reached ``level``; infinite where it never did."""
-    reached = [next((point["step"] for point in row["validation"] if point[figure] >= level), float("inf")) for row in rows if row["label"] == label]
+    """The median over seeds of the step at which the validation figure first reached ``level``; infinite where it never
+    did.
+    """
+    reached = [
+        next((point["step"] for point in row["validation"] if point[figure] >= level), float("inf"))
+        for row in rows
+        if row["label"] == label
+    ]
     return statistics.median(reached)
 
 
-def main(name: str, claim: str, contest: Callable[[bool], Contest], verdict: Callable[[Sequence[Row]], bool], arguments: list[str] | None = None) -> None:
+def main(
+    name: str,
+    claim: str,
+    contest: Callable[[bool], Contest],
+    verdict: Callable[[Sequence[Row]], bool],
+    arguments: list[str] | None = None,
+) -> None:
     """Runs the command of a claim.
 
     Args:
@@ -196,7 +225,10 @@ def main(name: str, claim: str, contest: Callable[[bool], Contest], verdict: Cal
     report = json.loads(path.read_text())
     told = {True: "holds", False: "does NOT hold here", None: "not judged"}[report["holds"]]
     fewest = min(map(len, report["seeds"].values()))
-    print(f"{claim.strip().partition(chr(10))[0]}\n{told}, by {fewest} seed{'s' if fewest != 1 else ''} or more of each; {path}")
+    print(
+        f"{claim.strip().partition(chr(10))[0]}\n{told}, by {fewest} seed{'s' if fewest != 1 else ''} or more of each; "
+        f"{path}"
+    )
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
@@ -206,7 +238,13 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 def _is_of(row: Row, contest: Contest, contestant: Contestant, steps: int) -> bool:
     """Whether ``row`` is a run of this contestant as it would be made now."""
     config = config_of(contest, contestant, row["seed"], steps)
-    now = {"label": contestant.label, "model": contestant.model, "options": dict(contestant.options), "task": config.task.to_dict(), "steps": steps}
+    now = {
+        "label": contestant.label,
+        "model": contestant.model,
+        "options": dict(contestant.options),
+        "task": config.task.to_dict(),
+        "steps": steps,
+    }
     return {name: row[name] for name in now} == json.loads(json.dumps(now))
 
 
@@ -221,7 +259,10 @@ def _report(
         "name": name,
         "claim": " ".join(claim.split()),
         "holds": bool(verdict(rows)) if complete else None,
-        "seeds": {label: [row["seed"] for row in rows if row["label"] == label] for label in dict.fromkeys(row["label"] for row in rows)},
+        "seeds": {
+            label: [row["seed"] for row in rows if row["label"] == label]
+            for label in dict.fromkeys(row["label"] for row in rows)
+        },
         "quick": quick,
         "batch_size": contest.batch_size,
         "learning_rate": contest.learning_rate,

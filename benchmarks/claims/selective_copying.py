@@ -18,7 +18,12 @@ S4D = {"mixer": "s4d"}
 
 
 def contest(quick: bool) -> Contest:
-    task = {"name": "selective_copying", "length": 32 if quick else 64, "memorize": 4 if quick else 8, "num_eval": 16 if quick else 256}
+    task = {
+        "name": "selective_copying",
+        "length": 32 if quick else 64,
+        "memorize": 4 if quick else 8,
+        "num_eval": 16 if quick else 256,
+    }
     size = {"features": 16 if quick else 64, "depth": 1 if quick else 2}
     deeper = {**size, **S4D, "depth": 2 * size["depth"]}
     return Contest(

@@ -6,7 +6,8 @@ arXiv:2411.12537 (parity by negative eigenvalues). Parity is one reflection a to
 tested at 128; a diagonal recurrence (Mamba-2), which can do none of them, for comparison. The papers train at 40 and
 128 and test at 256 and 512.
 
-A5 is shown and not judged: it takes longer to learn than two cores have minutes. With seed 0 two steps with beta < 2 had an
+A5 is shown and not judged: it takes longer to learn than two cores have minutes. With seed 0 two steps with beta < 2
+  had an
 accuracy of 0.05 within the length of training after 2000 steps, as one step and Mamba-2 had; so it was with S4 (0.11).
 """
 
@@ -33,14 +34,23 @@ def contest(quick: bool) -> Contest:
 
     def delta(name: str, steps: int, negative: bool) -> Contestant:
         label = f"{name}, {steps} step{'s' * (steps > 1)}, beta < {1 + negative}"
-        return Contestant(label, "delta_net_nano", task(name), {**size, "steps": steps, "negative": negative, "conv_size": None})
+        return Contestant(
+            label, "delta_net_nano", task(name), {**size, "steps": steps, "negative": negative, "conv_size": None}
+        )
 
     contestants = []
     for name in ("parity", "S3"):
         contestants += [delta(name, 1, False), delta(name, 1, True)]
         if name != "parity":
             contestants += [delta(name, 2, False), delta(name, 2, True)]
-        contestants.append(Contestant(f"{name}, mamba2", "mamba2_nano", task(name), {**size, "state_dim": 16, "head_dim": 8 if quick else 32, "mlp": "swiglu"}))
+        contestants.append(
+            Contestant(
+                f"{name}, mamba2",
+                "mamba2_nano",
+                task(name),
+                {**size, "state_dim": 16, "head_dim": 8 if quick else 32, "mlp": "swiglu"},
+            )
+        )
     contestants.append(delta("A5", 2, True))
     return Contest(
         contestants=contestants,
@@ -58,7 +68,9 @@ def verdict(rows: Sequence[Row]) -> bool:
     """
     accuracy = medians(rows, "accuracy")
     capable = {label: accuracy[label] >= SOLVED for label in SOLVERS}
-    return all(capable.values()) and all(value < FAILED for label, value in accuracy.items() if label not in (*SOLVERS, UNLEARNED))
+    return all(capable.values()) and all(
+        value < FAILED for label, value in accuracy.items() if label not in (*SOLVERS, UNLEARNED)
+    )
 
 
 def run(arguments: list[str] | None = None) -> None:

@@ -1,10 +1,12 @@
-"""Titans' ablation: the memory alone (LMM) predicts bytes best with all its parts, and deep memories better than a linear one.
+"""Titans' ablation: the memory alone (LMM) predicts bytes best with all its parts, and deep memories better than a
+linear one.
 
-A. Behrouz et al., arXiv:2501.00663, section 5.9 (a linear memory in the place of a deep one; no convolution, momentum, forgetting or
-persistent tokens) and section 5.5 (depths). Bits per byte of held-out text, Python's standard library, after the same bytes in the
-same order. The paper trains 340M to 760M parameters on 15 to 30 billion tokens; ours have two layers of 64 channels and read 0.6 million
-bytes. What is removed is not given back elsewhere, as in the paper: the sizes differ as shown. The convolution is what counts most by
-far. The medians are in the paper's order, by 0.02 to 0.05 bits a byte, and that is less than seeds differ; depth 3 is not better than 2.
+A. Behrouz et al., arXiv:2501.00663, section 5.9 (a linear memory in the place of a deep one; no convolution, momentum,
+forgetting or persistent tokens) and section 5.5 (depths). Bits per byte of held-out text, Python's standard library,
+after the same bytes in the same order. The paper trains 340M to 760M parameters on 15 to 30 billion tokens; ours have
+two layers of 64 channels and read 0.6 million bytes. What is removed is not given back elsewhere, as in the paper: the
+sizes differ as shown. The convolution is what counts most by far. The medians are in the paper's order, by 0.02 to 0.05
+bits a byte, and that is less than seeds differ; depth 3 is not better than 2.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def contest(quick: bool) -> Contest:
     size = {"features": 16, "depth": 1, "num_heads": 2} if quick else {"features": 64, "depth": 2, "num_heads": 2}
     return Contest(
         contestants=[
-            Contestant(label, "titans_lmm_nano", task, {**size, **options}, {"optimizer": {"options": {"b2": 0.95}}}) for label, options in parts.items()
+            Contestant(label, "titans_lmm_nano", task, {**size, **options}, {"optimizer": {"options": {"b2": 0.95}}})
+            for label, options in parts.items()
         ],
         steps=4 if quick else 300,
         batch_size=4 if quick else 8,

@@ -1,11 +1,12 @@
-"""Agent attention: On the Integration of Softmax and Linear Attention (Han et al., ECCV 2024, arXiv:2312.08874), eqs. 4 to 6.
+"""Agent attention: On the Integration of Softmax and Linear Attention (Han et al., ECCV 2024, arXiv:2312.08874), eqs. 4
+to 6.
 
     A = pool(Q)                                  a few agents, averages of the queries over parts of the map
     V_A = softmax(A K^T / sqrt(d) + B_1) V       agents gather from all tokens
     Y = softmax(Q A^T / sqrt(d) + B_2) V_A + DWC(V)
 
-and hand on to them; DWC is a depth-wise 3x3 convolution. The cost is tokens times agents. The biases B_1 and B_2 are sums
-of a coarse table of the map, resampled to it bilinearly, of a table of its rows and one of its columns.
+and hand on to them; DWC is a depth-wise 3x3 convolution. The cost is tokens times agents. The biases B_1 and B_2 are
+sums of a coarse table of the map, resampled to it bilinearly, of a table of its rows and one of its columns.
 """
 
 from __future__ import annotations
@@ -40,7 +41,14 @@ class AgentBias(Module):
     undecayed = ("coarse", "rows", "columns", "prefix")
 
     def __init__(
-        self, num_heads: int, agents: int, grid: tuple[int, int] | None, prefix: int, *, param_dtype: Any, rngs: nnx.Rngs
+        self,
+        num_heads: int,
+        agents: int,
+        grid: tuple[int, int] | None,
+        prefix: int,
+        *,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
     ):
         def table(*shape: int) -> nnx.Param:
             return nnx.Param(truncated_normal(0.02)(rngs.params(), (num_heads, agents, *shape), param_dtype))

@@ -25,7 +25,8 @@ from layers.norm import Norm, RMSNorm
 
 @register_mixer("differential_attention")
 class DifferentialAttention(MultiHeadAttention):
-    """Differential attention: :class:`MultiHeadAttention` of twice as many heads of half the width, in pairs of neighbors.
+    """Differential attention: :class:`MultiHeadAttention` of twice as many heads of half the width, in pairs of
+    neighbors.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``inner_norm``, and ``lambda_q1``, ``lambda_k1``,
     ``lambda_q2``, ``lambda_k2`` (features of half a head), which all heads share.
@@ -58,7 +59,8 @@ class DifferentialAttention(MultiHeadAttention):
         """
         if features % (2 * num_heads):
             raise ValueError(
-                f"{features} features can't be split over {num_heads} heads of two halves: heads must divide half of them"
+                f"{features} features can't be split over {num_heads} heads of two halves: heads must divide half of "
+                f"them"
             )
         masked: dict[str, Any] = {"causal": causal, "window": window, "rotary": rotary, "qk_norm": qk_norm}
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}

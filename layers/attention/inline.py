@@ -1,9 +1,10 @@
-"""InLine attention: Bridging the Divide, Reconsidering Softmax and Linear Attention (Han et al., NeurIPS 2024, arXiv:2412.06590).
+"""InLine attention: Bridging the Divide, Reconsidering Softmax and Linear Attention (Han et al., NeurIPS 2024,
+arXiv:2412.06590).
 
     y_i = sum_j a_ij v_j + R(V)_i        a_ij = (s q_i . k_j + 1 - s q_i . mean(k)) / n        s = 1 / sqrt(d)
 
-(eq. 5 with the authors' scale.) The weights sum to 1 and may be negative: where the keys have full rank, different queries have different
-ones. As sums over j they cost n d^2 alone:
+(eq. 5 with the authors' scale.) The weights sum to 1 and may be negative: where the keys have full rank, different
+queries have different ones. As sums over j they cost n d^2 alone:
 
     y_i = mean(v) + s q_i sum_j (k_j - mean(k)) v_j^T / n + R(V)_i
 
@@ -35,7 +36,8 @@ class InLineAttention(ProjectedAttention):
 
     Masked tokens are in no mean and count as zeros in the convolution.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``kernel_hidden``, ``kernel_out`` (G_1 and G_2, convolutions
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``kernel_hidden``, ``kernel_out`` (G_1 and G_2,
+      convolutions
     of size 1 in groups) where there is a residual.
     """
 
@@ -104,7 +106,9 @@ class InLineAttention(ProjectedAttention):
 
 
 def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Each map (height, width, features) of ``x`` by its own depth-wise ``kernel`` (features, size, size), zeros around it."""
+    """Each map (height, width, features) of ``x`` by its own depth-wise ``kernel`` (features, size, size), zeros around
+    it.
+    """
     (height, width), size = x.shape[1:3], kernel.shape[-1]
     padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
     shifts = [(i, j) for i in range(size) for j in range(size)]

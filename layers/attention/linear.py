@@ -2,8 +2,8 @@
 
     y_i = phi(q_i) sum_j phi(k_j) v_j^T / (phi(q_i) . sum_j phi(k_j) + epsilon)
 
-over all j, or over j <= i where causal: then two sums are all that is kept of the past. With positive random features of
-the softmax's kernel for phi it is Performer's (Choromanski et al., 2021, arXiv:2009.14794).
+over all j, or over j <= i where causal: then two sums are all that is kept of the past. With positive random features
+of the softmax's kernel for phi it is Performer's (Choromanski et al., 2021, arXiv:2009.14794).
 """
 
 from __future__ import annotations

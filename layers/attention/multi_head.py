@@ -1,6 +1,6 @@
 """Softmax attention: Attention Is All You Need (Vaswani et al., 2017), eq. 1, and what later models added to it.
 
-    Attention(Q, K, V) = softmax(Q K^T / sqrt(head_dim) + bias) V
+Attention(Q, K, V) = softmax(Q K^T / sqrt(head_dim) + bias) V
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ Pair = tuple[jax.Array | None, jax.Array | None]
 
 @functools.cache
 def soft_cap(cap: float) -> Callable[..., jax.Array]:
-    """The score ``cap tanh(x / cap)`` (Gemma 2, arXiv:2408.00118); one function for each cap, because programs are compiled for a function."""
+    """The score ``cap tanh(x / cap)`` (Gemma 2, arXiv:2408.00118); one function for each cap, because programs are
+    compiled for a function.
+    """
     return lambda x, *_: cap * jnp.tanh(x / cap)
 
 
@@ -79,16 +81,17 @@ class MultiHeadAttention(ProjectedAttention):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads, num_kv_heads, head_dim, rotary, qk_norm, use_bias, key_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+          num_heads, num_kv_heads, head_dim, rotary, qk_norm, use_bias, key_bias, out_bias, dropout: as of
+            :class:`ProjectedAttention`.
           window: attend to tokens less than ``window`` away (causal: the last ``window``, this one included).
-          visible: which positions see which, beside ``window``: a mask of :mod:`pallas_kernels.masks`, as ``masks.segments(64)``, whose
-            blocks alone are computed.
+          visible: which positions see which, beside ``window``: a mask of :mod:`pallas_kernels.masks`, as
+            ``masks.segments(64)``, whose blocks alone are computed.
           score: of :func:`pallas_kernels.attention`, a function of the scaled logits, as ``soft_cap(50.0)``.
-          relative: what the distance of query and key does to their score: "alibi", "buckets" (T5), "learned" or "keys" (Shaw et al.),
-            ``{"name": ..., **options}``, or a callable (:mod:`layers.attention.relative`).
+          relative: what the distance of query and key does to their score: "alibi", "buckets" (T5), "learned" or "keys"
+            (Shaw et al.), ``{"name": ..., **options}``, or a callable (:mod:`layers.attention.relative`).
           bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
-          logit_scale: initial value of a learned scale of the scores for each head, at most 100, in place of ``scale``: with
-            ``qk_norm="unit"`` cosine attention (Swin Transformer V2, Liu et al., 2022, eq. 2).
+          logit_scale: initial value of a learned scale of the scores for each head, at most 100, in place of ``scale``:
+            with ``qk_norm="unit"`` cosine attention (Swin Transformer V2, Liu et al., 2022, eq. 2).
           sinks: a learned extra logit a head in the softmax's denominator.
           persistent: learned tokens that every query attends to, whatever the window; they have no position.
           normalize: "softmax", "sigmoid" or "none".
@@ -96,14 +99,17 @@ class MultiHeadAttention(ProjectedAttention):
           context_features: features of the context; makes this cross attention.
 
         Raises:
-          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or two scales or two functions of the scores, or
-            persistent tokens with a score, or for sigmoid or cross attention.
+          ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or two scales or two functions
+            of the scores, or persistent tokens with a score, or for sigmoid or cross attention.
         """
         if scale is not None and logit_scale is not None:
             raise ValueError("scale= is the scale of the scores, and logit_scale= a learned one: give one of them")
-        if persistent and (normalize != "softmax" or any(given is not None for given in (context_features, score, relative))):
+        if persistent and (
+            normalize != "softmax" or any(given is not None for given in (context_features, score, relative))
+        ):
             raise ValueError(
-                "persistent tokens need plain softmax attention to the sequence itself: leave them out, or normalize=, score=,"
+                "persistent tokens need plain softmax attention to the sequence itself: leave them out, or normalize=, "
+                "score=,"
                 " relative= or context_features="
             )
         super().__init__(
@@ -126,10 +132,14 @@ class MultiHeadAttention(ProjectedAttention):
         init = None if logit_scale is None else constant(math.log(logit_scale))
         self.logit_scale = None if init is None else nnx.Param(init(None, (num_heads,), param_dtype))
         self.sinks = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype)) if sinks else None
-        self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
+        self.persistent = (
+            nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
+        )
         self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
         heads: dict[str, Any] = {"num_heads": num_heads, "head_dim": self.head_dim, "causal": causal}
-        self.relative = None if relative is None else create_relative(relative, **heads, param_dtype=param_dtype, rngs=rngs)
+        self.relative = (
+            None if relative is None else create_relative(relative, **heads, param_dtype=param_dtype, rngs=rngs)
+        )
         if score is not None and self.relative is not None and "score" in self.relative.changes():
             raise ValueError(f"score= and relative={relative!r} both change the scores by a function: give one of them")
         self.causal, self.window, self.visible, self.cross = causal, window, visible, context_features is not None
@@ -159,7 +169,9 @@ class MultiHeadAttention(ProjectedAttention):
         ids = tokens.segment_ids
         sees_places = any(part is not None for part in (self.bias, self.score, self.visible))
         if ids is not None and sees_places and tokens.positions is None and tokens.grid is None:
-            ordered = tokens.places(x.shape[1])  # a bias sees where in its document a token is; masks of one document see no difference
+            ordered = tokens.places(
+                x.shape[1]
+            )  # a bias sees where in its document a token is; masks of one document see no difference
         return self.attend(q, k, v, x, mask=tokens.mask, positions=(ordered, ordered), segments=(ids, ids))
 
     def init_state(
@@ -202,7 +214,14 @@ class MultiHeadAttention(ProjectedAttention):
         return self.finish(self.attend(self.queries(x, None), state.key, state.value, x, mask=state.mask)), state
 
     def core_next(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens, state: AttentionCache, after: Continuation
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        x: jax.Array,
+        tokens: Tokens,
+        state: AttentionCache,
+        after: Continuation,
     ) -> tuple[jax.Array, AttentionCache]:
         self._check_room(state, after.length)
         mask, ids = tokens.mask, tokens.segment_ids
@@ -223,12 +242,16 @@ class MultiHeadAttention(ProjectedAttention):
         return self.attend(q, keys, values, x, positions=(after.positions, key_positions), segments=segments), written
 
     def _check_room(self, state: AttentionCache, length: jax.Array) -> None:
-        """Refuses tokens that a cache has no room for, where lengths are known: under ``jit`` they are not, and the caller counts."""
+        """Refuses tokens that a cache has no room for, where lengths are known: under ``jit`` they are not, and the
+        caller counts.
+        """
         capacity = state.positions.shape[1]
         if capacity == self.window or isinstance(length, jax.core.Tracer):
             return
         if (needed := int(jnp.max(length))) > capacity:
-            raise ValueError(f"the cache holds {capacity} tokens and {needed} are needed: give init_state a larger max_length")
+            raise ValueError(
+                f"the cache holds {capacity} tokens and {needed} are needed: give init_state a larger max_length"
+            )
 
     def query_heads(self, x: jax.Array) -> jax.Array:
         q = super().query_heads(x)
@@ -259,11 +282,19 @@ class MultiHeadAttention(ProjectedAttention):
         if self.window is not None:
             window = (self.window - 1, 0 if self.causal else self.window - 1)
         if self.bias is not None:
-            bias = self.bias(*(default_positions(t.shape[1]) if p is None else p for t, p in zip((q, k), positions, strict=True)))
-        places = [None if p is None else jnp.broadcast_to(p, (batch, t.shape[1])) for t, p in zip((q, k), positions, strict=True)]
+            bias = self.bias(
+                *(default_positions(t.shape[1]) if p is None else p for t, p in zip((q, k), positions, strict=True))
+            )
+        places = [
+            None if p is None else jnp.broadcast_to(p, (batch, t.shape[1]))
+            for t, p in zip((q, k), positions, strict=True)
+        ]
         if hidden is not None and mask is not None:
             # The op takes one of the two: padding is a document of its own.
-            own, theirs = (jnp.zeros((1, t.shape[1]), jnp.int32) if ids is None else ids for t, ids in zip((q, k), segments, strict=True))
+            own, theirs = (
+                jnp.zeros((1, t.shape[1]), jnp.int32) if ids is None else ids
+                for t, ids in zip((q, k), segments, strict=True)
+            )
             segments, mask = (own, jnp.where(mask, theirs, jnp.iinfo(jnp.int32).min)), None
         options: dict[str, Any] = {
             "bias": bias,

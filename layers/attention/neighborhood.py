@@ -1,5 +1,5 @@
-"""Neighborhood attention as a mixer: Neighborhood Attention Transformer (Hassani et al., 2023, arXiv:2204.07143), with the
-dilation of arXiv:2209.15001 and the strides of Generalized Neighborhood Attention (2025, arXiv:2504.16922).
+"""Neighborhood attention as a mixer: Neighborhood Attention Transformer (Hassani et al., 2023, arXiv:2204.07143), with
+the dilation of arXiv:2209.15001 and the strides of Generalized Neighborhood Attention (2025, arXiv:2504.16922).
 
     y_i = softmax_j(q_i k_j / sqrt(d) + b[j - i]) v_j        over the window of tokens j around i
 """
@@ -26,7 +26,8 @@ class NeighborhoodAttention(ProjectedAttention):
     A map that is smaller than the window, or than the window stretched by the dilation, is seen as far as it reaches.
     Windows of a sequence are those of :class:`MultiHeadAttention` (``window=``).
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``bias`` (heads, 2 window - 1, 2 window - 1) where asked for.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``bias`` (heads, 2 window - 1, 2 window - 1) where
+      asked for.
     """
 
     layouts = ("grid",)
@@ -60,7 +61,9 @@ class NeighborhoodAttention(ProjectedAttention):
         if not 1 <= stride <= window or (bias and stride > 1):
             raise ValueError(f"a stride is 1 to the window's {window} tokens, and 1 with a bias; got {stride}")
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, num_heads=num_heads, use_bias=use_bias, dropout=dropout, kernel_init=kernel_init, **common)
+        super().__init__(
+            features, num_heads=num_heads, use_bias=use_bias, dropout=dropout, kernel_init=kernel_init, **common
+        )
         shape = (num_heads, 2 * window - 1, 2 * window - 1)
         self.bias = nnx.Param(truncated_normal(0.02)(rngs.params(), shape, param_dtype)) if bias else None
         self.window, self.stride, self.dilation = window, stride, dilation

@@ -1,4 +1,5 @@
-"""What all attention has in common: heads of queries, keys and values, a core that mixes them, and the output projection.
+"""What all attention has in common: heads of queries, keys and values, a core that mixes them, and the output
+projection.
 
     q, k, v = heads(W_q x), heads(W_k x), heads(W_v x)        y = W_o core(q, k, v)
 
@@ -55,10 +56,11 @@ class ProjectedAttention(Mixer):
         """Args:
           num_heads, num_kv_heads, head_dim: query heads; key and value heads, which divide them
             (grouped-query attention); features of a head (default features / num_heads).
-          rotary: base of a rotary position embedding, or the options of :class:`layers.position.Rotary`; None for none. 1-D or
-            2-D as the positions are.
+          rotary: base of a rotary position embedding, or the options of :class:`layers.position.Rotary`; None for none.
+            1-D or 2-D as the positions are.
           qk_norm: norm of each query and key head.
-          use_bias, key_bias, out_bias: biases of all projections, and of those of keys and of the output where they differ.
+          use_bias, key_bias, out_bias: biases of all projections, and of those of keys and of the output where they
+            differ.
           context_features: features of what keys and values are projected from, where that is not x itself.
           dropout: of the output.
 
@@ -66,7 +68,10 @@ class ProjectedAttention(Mixer):
           ValueError: features not divisible by num_heads, or num_heads by num_kv_heads.
         """
         if head_dim is None and features % num_heads:
-            raise ValueError(f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that divides it")
+            raise ValueError(
+                f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that "
+                f"divides it"
+            )
         num_kv_heads = num_kv_heads or num_heads
         if num_heads % num_kv_heads:
             raise ValueError(f"num_kv_heads {num_kv_heads} must divide num_heads {num_heads}")
@@ -74,7 +79,9 @@ class ProjectedAttention(Mixer):
         source = features if context_features is None else context_features
         common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query = Linear(features, num_heads * head_dim, use_bias=use_bias, **common)
-        self.key = Linear(source, num_kv_heads * head_dim, use_bias=use_bias if key_bias is None else key_bias, **common)
+        self.key = Linear(
+            source, num_kv_heads * head_dim, use_bias=use_bias if key_bias is None else key_bias, **common
+        )
         self.value = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
         self.out = Linear(num_heads * head_dim, features, use_bias=use_bias if out_bias is None else out_bias, **common)
         norm: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}

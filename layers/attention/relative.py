@@ -5,8 +5,8 @@
     buckets   s + b_h[bucket(j - i)]                      T5: Raffel et al., 2020 (arXiv:1910.10683), section 2.1
     keys      s + q_i . r[clip(j - i)] / sqrt(head_dim)   Shaw et al., 2018 (arXiv:1803.02155), eq. 5
 
-Each is a module whose :meth:`Relative.changes` are arguments of :func:`pallas_kernels.attention`: no matrix of queries and keys
-is made of them, and the attention op decides how to apply them.
+Each is a module whose :meth:`Relative.changes` are arguments of :func:`pallas_kernels.attention`: no matrix of queries
+and keys is made of them, and the attention op decides how to apply them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ RelativeSpec = str | Mapping[str, Any] | Callable[..., "Relative"]
 
 
 class Relative(Module):
-    """Base of the modules here. Constructors take ``num_heads``, ``head_dim``, ``causal``, ``param_dtype`` and ``rngs``, and what is theirs."""
+    """Base of the modules here. Constructors take ``num_heads``, ``head_dim``, ``causal``, ``param_dtype`` and
+    ``rngs``, and what is theirs.
+    """
 
     undecayed = ("table",)
 
@@ -64,9 +66,20 @@ class ALiBi(Relative):
 
 
 class LearnedDistances(Relative):
-    """A learned number for each distance up to ``reach`` and head; parameter ``table`` (heads, span), by ascending key - query."""
+    """A learned number for each distance up to ``reach`` and head; parameter ``table`` (heads, span), by ascending key
+    - query.
+    """
 
-    def __init__(self, *, num_heads: int, head_dim: int, causal: bool, reach: int = 128, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        head_dim: int,
+        causal: bool,
+        reach: int = 128,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         """Args:
         reach: greatest distance with a number of its own; a causal table has none for keys after the query.
         """
@@ -80,20 +93,30 @@ class LearnedDistances(Relative):
 
 
 class BucketedDistances(Relative):
-    """A learned number for each bucket of distances and head: half of the buckets hold one distance each, the rest are logarithmic.
+    """A learned number for each bucket of distances and head: half of the buckets hold one distance each, the rest are
+    logarithmic.
 
     Parameter ``table`` (buckets, heads), as T5's ``relative_attention_bias``.
     """
 
     def __init__(
-        self, *, num_heads: int, head_dim: int, causal: bool, buckets: int = 32, max_distance: int = 128, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self,
+        *,
+        num_heads: int,
+        head_dim: int,
+        causal: bool,
+        buckets: int = 32,
+        max_distance: int = 128,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         """Args:
           buckets: half of them are for keys after the query, unless attention is causal.
           max_distance: from which on all distances are in the last bucket.
 
         Raises:
-          ValueError: too few buckets for both kinds of distances, or distances that end before the logarithmic buckets begin.
+          ValueError: too few buckets for both kinds of distances, or distances that end before the logarithmic buckets
+            begin.
         """
         exact = buckets // (2 if causal else 4)
         if exact < 1 or max_distance <= exact:
@@ -110,7 +133,9 @@ class BucketedDistances(Relative):
         after = np.zeros_like(offset) if self.causal else count * (offset > 0)
         distance = np.maximum(-offset, 0) if self.causal else np.abs(offset)
         exact = count // 2
-        ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(math.log(self.max_distance / exact))
+        ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+            math.log(self.max_distance / exact)
+        )
         far = np.minimum(exact + (ratio * (count - exact)).astype(np.int32), count - 1)
         return np.asarray(after + np.where(distance < exact, distance, far))
 
@@ -121,9 +146,20 @@ class BucketedDistances(Relative):
 
 
 class RelativeKeys(Relative):
-    """Learned keys of distances up to ``reach``, which all heads share, beside the tokens' own; parameter ``table`` (span, head_dim)."""
+    """Learned keys of distances up to ``reach``, which all heads share, beside the tokens' own; parameter ``table``
+    (span, head_dim).
+    """
 
-    def __init__(self, *, num_heads: int, head_dim: int, causal: bool, reach: int = 16, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        head_dim: int,
+        causal: bool,
+        reach: int = 16,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         """Args:
         reach: greatest distance with a key of its own.
         """
@@ -142,7 +178,12 @@ def _check_reach(reach: int) -> None:
         raise ValueError(f"reach is the greatest distance that counts, at least 1; got {reach}")
 
 
-KINDS: dict[str, Callable[..., Relative]] = {"alibi": ALiBi, "buckets": BucketedDistances, "keys": RelativeKeys, "learned": LearnedDistances}
+KINDS: dict[str, Callable[..., Relative]] = {
+    "alibi": ALiBi,
+    "buckets": BucketedDistances,
+    "keys": RelativeKeys,
+    "learned": LearnedDistances,
+}
 
 
 def create_relative(spec: RelativeSpec, **common: Any) -> Relative:

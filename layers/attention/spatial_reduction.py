@@ -1,8 +1,8 @@
 """Attention of every token of a map to fewer tokens: Pyramid Vision Transformer (Wang et al., ICCV 2021; v2, 2022).
 
-    y = attention(Q = x, K = V = r(x))
-    r(x) = LN(W patches(x))                 of stride x stride tokens each (PVT, eq. 2)
-    r(x) = gelu(LN(W average_pool(x)))      of pool x pool tokens for the whole map (PVT v2, "linear")
+y = attention(Q = x, K = V = r(x))
+r(x) = LN(W patches(x))                 of stride x stride tokens each (PVT, eq. 2)
+r(x) = gelu(LN(W average_pool(x)))      of pool x pool tokens for the whole map (PVT v2, "linear")
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from layers.tokens import Tokens
 
 @register_mixer("spatial_reduction")
 class SpatialReductionAttention(Mixer):
-    """Attention of the tokens of a map to fewer: to patches of ``stride`` tokens a side, or to averages over parts of the map.
+    """Attention of the tokens of a map to fewer: to patches of ``stride`` tokens a side, or to averages over parts of
+    the map.
 
-    Patches that the map does not fill are left out, as the authors' convolution does. Parameters: ``attention.*`` and, where
-    the map is reduced, ``reduction.*`` with its ``norm``.
+    Patches that the map does not fill are left out, as the authors' convolution does. Parameters: ``attention.*`` and,
+    where the map is reduced, ``reduction.*`` with its ``norm``.
     """
 
     layouts = ("grid",)
@@ -45,11 +46,13 @@ class SpatialReductionAttention(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          stride: tokens along each side of a patch that becomes one; 1 leaves the map as it is.
-          pool: tokens along each side of the reduced map, instead of a stride.
+        stride: tokens along each side of a patch that becomes one; 1 leaves the map as it is.
+        pool: tokens along each side of the reduced map, instead of a stride.
         """
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.attention = MultiHeadAttention(features, num_heads=num_heads, context_features=features, dropout=dropout, **common)
+        self.attention = MultiHeadAttention(
+            features, num_heads=num_heads, context_features=features, dropout=dropout, **common
+        )
         patches = {"norm": "layer", "kernel_init": variance_scaling(2.0, "fan_out", "normal"), **common}
         reduced = stride > 1 or pool is not None
         self.reduction = PatchEmbed(1 if pool else stride, features, features, **patches) if reduced else None
@@ -80,7 +83,10 @@ class SpatialReductionAttention(Mixer):
         batch, side = x.shape[0], self.stride
         rows, columns = (size // side for size in x.shape[1:3])
         if not rows * columns:
-            raise ValueError(f"a map of {x.shape[1]}x{x.shape[2]} tokens can't be reduced by {side}: the image must be larger, or the stride smaller")
+            raise ValueError(
+                f"a map of {x.shape[1]}x{x.shape[2]} tokens can't be reduced by {side}: the image must be larger, or "
+                f"the stride smaller"
+            )
         if mask is not None:
             mask = mask[:, : rows * side, : columns * side].reshape(batch, rows, side, columns, side).any((2, 4))
         return self.reduction(x[:, : rows * side, : columns * side]), mask

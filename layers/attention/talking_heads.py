@@ -49,7 +49,7 @@ class TalkingHeadsAttention(ProjectedAttention):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads, rotary, qk_norm, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+        num_heads, rotary, qk_norm, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
         """
         options: dict[str, Any] = {"rotary": rotary, "qk_norm": qk_norm, "use_bias": use_bias, "out_bias": out_bias}
         common: dict[str, Any] = {"kernel_init": kernel_init, "param_dtype": param_dtype, "rngs": rngs}

@@ -7,8 +7,10 @@
 
 - ``DeltaNet``: one step, no decay, no gate. Parallelizing Linear Transformers with the Delta Rule over Sequence Length
   (Yang et al., 2024, arXiv:2406.06484).
-- ``GatedDeltaNet``: one step, decay and gate. Gated Delta Networks (Yang, Kautz and Hatamizadeh, 2024, arXiv:2412.06464).
-- ``DeltaProduct``: several steps, and beta in (0, 2), which reflects: DeltaProduct (Siems et al., 2025, arXiv:2502.10297). A
+- ``GatedDeltaNet``: one step, decay and gate. Gated Delta Networks (Yang, Kautz and Hatamizadeh, 2024,
+arXiv:2412.06464).
+- ``DeltaProduct``: several steps, and beta in (0, 2), which reflects: DeltaProduct (Siems et al., 2025,
+arXiv:2502.10297). A
   product of n reflections is any rotation of n dimensions, which is what tracking a state takes.
 """
 
@@ -35,7 +37,8 @@ from primitives.exponential import silu, softplus
 class DeltaNet(Recurrent):
     """The delta rule with a convolution in front; the options of all three papers.
 
-    Parameters: ``query``, ``key``, ``value``, ``beta``, ``out`` (linear), ``query_conv``, ``key_conv``, ``value_conv``, ``norm`` of each
+    Parameters: ``query``, ``key``, ``value``, ``beta``, ``out`` (linear), ``query_conv``, ``key_conv``, ``value_conv``,
+      ``norm`` of each
     head; with a decay ``decay`` (linear), ``A_log`` and ``dt_bias`` (value_heads,); with a gate ``gate`` (linear).
     """
 
@@ -68,12 +71,14 @@ class DeltaNet(Recurrent):
     ):
         """Args, of which those that are None are the class's own:
           num_heads, head_dim: heads of queries and keys, and features of one, features / num_heads by default.
-          num_value_heads: heads of values, each with its memory; a multiple of num_heads, which share their queries and keys. Default num_heads.
+          num_value_heads: heads of values, each with its memory; a multiple of num_heads, which share their queries and
+            keys. Default num_heads.
           value_expansion: features of a value head / head_dim.
           steps: of the delta rule, each with a key, a value and a beta of its own, that a token takes.
           use_decay: memories fade, at a rate that depends on the token.
           use_gate: of the output.
-          negative: beta in (0, 2) instead of (0, 1): transitions with a negative eigenvalue (Grazzi et al., 2024, arXiv:2411.12537).
+          negative: beta in (0, 2) instead of (0, 1): transitions with a negative eigenvalue (Grazzi et al., 2024,
+            arXiv:2411.12537).
           conv_size: tokens that the convolutions see; None for no convolution.
           norm_epsilon: of the norm of each head's output.
 
@@ -81,18 +86,33 @@ class DeltaNet(Recurrent):
           ValueError: heads that do not fit together, or a head size that is not a whole number.
         """
         if head_dim is None and features % num_heads:
-            raise ValueError(f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that divides it")
+            raise ValueError(
+                f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that "
+                f"divides it"
+            )
         value_heads, head_dim = num_value_heads or num_heads, head_dim or features // num_heads
         value_dim = head_dim * (self.own_value_expansion if value_expansion is None else value_expansion)
         if value_heads % num_heads or value_dim != int(value_dim):
             raise ValueError(
-                f"num_value_heads {value_heads} must be a multiple of num_heads {num_heads}, and {value_dim} features of a value head a whole number"
+                f"num_value_heads {value_heads} must be a multiple of num_heads {num_heads}, and {value_dim} features "
+                f"of a value head a whole number"
             )
         self.steps = self.own_steps if steps is None else steps
         self.negative = self.own_negative if negative is None else negative
-        self.num_heads, self.value_heads, self.head_dim, self.value_dim = num_heads, value_heads, head_dim, int(value_dim)
+        self.num_heads, self.value_heads, self.head_dim, self.value_dim = (
+            num_heads,
+            value_heads,
+            head_dim,
+            int(value_dim),
+        )
         keys, values = num_heads * head_dim, value_heads * self.value_dim
-        common = {"use_bias": False, "kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        common = {
+            "use_bias": False,
+            "kernel_init": fan_in_uniform(),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         self.query = Linear(features, keys, **common)
         self.key = Linear(features, self.steps * keys, **common)
         self.value = Linear(features, self.steps * values, **common)
@@ -107,7 +127,9 @@ class DeltaNet(Recurrent):
             self.A_log = nnx.Param(A_LOG(rngs.params(), (value_heads,), param_dtype))
             self.dt_bias = nnx.Param(step_bias()(rngs.params(), (value_heads,), param_dtype))
         self.gate = Linear(features, values, **common) if (self.own_gate if use_gate is None else use_gate) else None
-        self.norm = GatedRMSNorm(self.value_dim, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
+        self.norm = GatedRMSNorm(
+            self.value_dim, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs
+        )
         self.out = Linear(values, features, **common)
 
     @property
@@ -118,7 +140,9 @@ class DeltaNet(Recurrent):
     def convolutions(self) -> tuple[CausalConvolution, ...]:
         return tuple(conv for conv in (self.query_conv, self.key_conv, self.value_conv) if conv is not None)
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: RecurrentState | None) -> tuple[jax.Array, RecurrentState | None]:
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: RecurrentState | None
+    ) -> tuple[jax.Array, RecurrentState | None]:
         read, seen = self.convolve([linear(x) for linear in (self.query, self.key, self.value)], tokens, state)
         q, k, v = map(silu, read)
         batch, length = x.shape[:2]
@@ -130,14 +154,18 @@ class DeltaNet(Recurrent):
         beta = (2 if self.negative else 1) * jax.nn.sigmoid(self.beta(x).astype(wide))
         decay = None
         if self.decay is not None:
-            decay = -jnp.exp(self.A_log[...].astype(wide)) * softplus(self.decay(x).astype(wide) + self.dt_bias[...].astype(wide))
+            decay = -jnp.exp(self.A_log[...].astype(wide)) * softplus(
+                self.decay(x).astype(wide) + self.dt_bias[...].astype(wide)
+            )
         if tokens.mask is not None:
             # Nothing decays and nothing is written: the memory is unchanged.
             beta = jnp.where(tokens.mask[..., None], beta, 0)
             decay = None if decay is None else jnp.where(tokens.mask[..., None], decay, 0)
         beta = beta.reshape(batch, rows, self.value_heads)
         before = None if state is None else state.memory
-        y, memory = delta_rule(q, k, v, beta, decay=decay, initial_state=before, starts=self.starts(tokens, state), return_state=True)
+        y, memory = delta_rule(
+            q, k, v, beta, decay=decay, initial_state=before, starts=self.starts(tokens, state), return_state=True
+        )
         y = self.norm(y, None if self.gate is None else self.gate(x).reshape(y.shape))
         y = self.out(y.reshape(batch, length, -1))
         return y, state and state.after(tokens, memory=memory, convolutions=seen)
@@ -155,7 +183,9 @@ class GatedDeltaNet(DeltaNet):
 
 @register_mixer("delta_product")
 class DeltaProduct(DeltaNet):
-    """Two steps of the delta rule a token, with negative eigenvalues and an output gate; ``use_decay=True`` is Gated DeltaProduct."""
+    """Two steps of the delta rule a token, with negative eigenvalues and an output gate; ``use_decay=True`` is Gated
+    DeltaProduct.
+    """
 
     paper = (148,)
     own_steps = 2

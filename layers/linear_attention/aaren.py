@@ -2,7 +2,8 @@
 
     y_t = W_o sum_{s <= t} a_s v_s / sum_{s <= t} a_s        a_s = exp(q . k_s / sqrt(K))
 
-The query q is one learned vector a head, so that softmax over all tokens so far is a recurrence: the sums of weights and of weighted
+The query q is one learned vector a head, so that softmax over all tokens so far is a recurrence: the sums of weights
+  and of weighted
 values, and the largest logit, relative to which weights are kept (:mod:`layers.linear_attention.memory`).
 """
 
@@ -70,7 +71,9 @@ class Aaren(Recurrent):
         largest = jnp.full((batch_size, self.num_heads), -jnp.inf, state.memory.dtype)
         return WeightedState(state.convolutions, state.memory, state.segment, largest=largest)
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: WeightedState | None) -> tuple[jax.Array, WeightedState | None]:
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: WeightedState | None
+    ) -> tuple[jax.Array, WeightedState | None]:
         k, v = (linear(x).reshape(*x.shape[:2], self.num_heads, -1) for linear in (self.key, self.value))
         query = widened(self.query[...])
         logits = jnp.einsum("bthk,hk->bth", k.astype(query.dtype), query) / math.sqrt(self.head_dim)
@@ -80,4 +83,6 @@ class Aaren(Recurrent):
         value, count = sums(y)
         y = (value / jnp.where(count > 0, count, 1)).astype(v.dtype)  # a row may begin with padding only
         y = self.out(y.reshape(x.shape))
-        return y, None if state is None else dataclasses.replace(state.after(tokens, memory=memory), largest=largest[:, -1])
+        return y, None if state is None else dataclasses.replace(
+            state.after(tokens, memory=memory), largest=largest[:, -1]
+        )

@@ -1,7 +1,8 @@
-"""Gated Linear Attention Transformers with Hardware-Efficient Training (Yang et al., 2023, arXiv:2312.06635), section 4.
+"""Gated Linear Attention Transformers with Hardware-Efficient Training (Yang et al., 2023, arXiv:2312.06635), section
+4.
 
-    S_t = diag(exp g_t) S_{t-1} + k_t v_t^T        o_t = q_t S_t / sqrt(K)        g = log sigmoid(W_2 W_1 x + b) / 16
-    y = W_o (RMSNorm(o) * silu(W_g x))
+S_t = diag(exp g_t) S_{t-1} + k_t v_t^T        o_t = q_t S_t / sqrt(K)        g = log sigmoid(W_2 W_1 x + b) / 16
+y = W_o (RMSNorm(o) * silu(W_g x))
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from primitives.exponential import silu, softplus
 class GatedLinearAttention(Recurrent):
     """Linear attention in which every key's part of the memory fades at a rate of its own, which depends on the token.
 
-    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``decay`` (low rank), ``norm`` of each head; with
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``decay`` (low rank), ``norm`` of each head;
+      with
     convolutions ``query_conv``, ``key_conv``, ``value_conv``.
     """
 
@@ -52,24 +54,34 @@ class GatedLinearAttention(Recurrent):
           key_expansion, value_expansion: features of all keys, and of all values, / features.
           decay_rank: of the map from a token to its decays.
           decay_divisor: log decays are divided by it: memories last that much longer.
-          conv_size: tokens that convolutions of queries, keys and values see, after which silu is applied; None for neither.
+          conv_size: tokens that convolutions of queries, keys and values see, after which silu is applied; None for
+            neither.
           norm_epsilon: of the norm of each head's output.
 
         Raises:
           ValueError: heads that do not divide the features.
         """
         self.num_heads, self.decay_divisor = num_heads, decay_divisor
-        self.key_dim, self.value_dim = per_head(key_expansion * features, num_heads), per_head(value_expansion * features, num_heads)
+        self.key_dim, self.value_dim = (
+            per_head(key_expansion * features, num_heads),
+            per_head(value_expansion * features, num_heads),
+        )
         keys, values = num_heads * self.key_dim, num_heads * self.value_dim
         made = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         common = {"use_bias": False, "kernel_init": fan_in_uniform(), **made}
-        self.query, self.key, self.value = Linear(features, keys, **common), Linear(features, keys, **common), Linear(features, values, **common)
+        self.query, self.key, self.value = (
+            Linear(features, keys, **common),
+            Linear(features, keys, **common),
+            Linear(features, values, **common),
+        )
         self.query_conv = CausalConvolution(keys, conv_size, use_bias=False, **made) if conv_size else None
         self.key_conv = CausalConvolution(keys, conv_size, use_bias=False, **made) if conv_size else None
         self.value_conv = CausalConvolution(values, conv_size, use_bias=False, **made) if conv_size else None
         self.decay = LowRank(features, decay_rank, keys, use_bias=True, **made)
         self.gate = Linear(features, values, **common)
-        self.norm = GatedRMSNorm(self.value_dim, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
+        self.norm = GatedRMSNorm(
+            self.value_dim, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs
+        )
         self.out = Linear(values, features, **common)
 
     @property
@@ -80,7 +92,9 @@ class GatedLinearAttention(Recurrent):
     def convolutions(self) -> tuple[CausalConvolution, ...]:
         return tuple(conv for conv in (self.query_conv, self.key_conv, self.value_conv) if conv is not None)
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: RecurrentState | None) -> tuple[jax.Array, RecurrentState | None]:
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: RecurrentState | None
+    ) -> tuple[jax.Array, RecurrentState | None]:
         read, seen = self.convolve([linear(x) for linear in (self.query, self.key, self.value)], tokens, state)
         read = [silu(a) for a in read] if self.convolutions else read
         decay = self.decay(x)

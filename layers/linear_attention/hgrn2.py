@@ -1,7 +1,7 @@
 """HGRN2: Gated Linear RNNs with State Expansion (Qin et al., 2024, arXiv:2404.07904), section 3.2.
 
-    f = b + (1 - b) sigmoid(W_f x)        S_t = diag(f_t) S_{t-1} + (1 - f_t) v_t^T        o_t = silu(W_q x)_t S_t / sqrt(K)
-    y = W_o RMSNorm(o)
+f = b + (1 - b) sigmoid(W_f x)        S_t = diag(f_t) S_{t-1} + (1 - f_t) v_t^T        o_t = silu(W_q x)_t S_t / sqrt(K)
+y = W_o RMSNorm(o)
 """
 
 from __future__ import annotations
@@ -58,7 +58,13 @@ class HGRN2(Recurrent):
             raise ValueError(f"HGRN2: lower_bound must be at least 0 and below 1; got {lower_bound}")
         self.num_heads, self.value_dim, self.lower_bound = num_heads, per_head(features, num_heads), lower_bound
         self.key_dim = head_dim or self.value_dim
-        common = {"use_bias": False, "kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        common = {
+            "use_bias": False,
+            "kernel_init": fan_in_uniform(),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         self.query = Linear(features, num_heads * self.key_dim, **common)
         self.forget = Linear(features, num_heads * self.key_dim, **common)
         self.value = Linear(features, features, **common)
@@ -69,12 +75,16 @@ class HGRN2(Recurrent):
     def memory_shape(self) -> tuple[int, ...]:
         return self.num_heads, self.key_dim, self.value_dim
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: RecurrentState | None) -> tuple[jax.Array, RecurrentState | None]:
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: RecurrentState | None
+    ) -> tuple[jax.Array, RecurrentState | None]:
         forget = self.forget(x).astype(jnp.promote_types(x.dtype, jnp.float32))
         decay = -softplus(-forget)
         if self.lower_bound:
             decay = jnp.logaddexp(math.log(self.lower_bound), math.log1p(-self.lower_bound) + decay)
         k = ((1 - self.lower_bound) * jax.nn.sigmoid(-forget)).astype(x.dtype)
-        q, k, v, decay = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (silu(self.query(x)), k, self.value(x), decay))
+        q, k, v, decay = (
+            a.reshape(*x.shape[:2], self.num_heads, -1) for a in (silu(self.query(x)), k, self.value(x), decay)
+        )
         y, memory = remember(q, k, v, decay, tokens, state)
         return self.out(self.norm(y.reshape(x.shape))), state and state.after(tokens, memory=memory)

@@ -1,9 +1,11 @@
-"""Lightning attention: TransNormerLLM (Qin et al., 2023, arXiv:2307.14995), section 3, and Lightning Attention-2 (2024, arXiv:2401.04658).
+"""Lightning attention: TransNormerLLM (Qin et al., 2023, arXiv:2307.14995), section 3, and Lightning Attention-2 (2024,
+arXiv:2401.04658).
 
     q, k = silu(W_q x), silu(W_k x)        S_t = exp(-s_h) S_{t-1} + k_t v_t^T        y = W_o (u * RMSNorm(q_t S_t))        u = W_u x
 
-The norm is over all heads at once and has no parameters. Lightning Attention-2 is the order of computation: exact products within chunks,
-the memory between them, which is how ``linear_attention`` runs. s are ALiBi's slopes, smaller from layer to layer: the last hardly forgets.
+The norm is over all heads at once and has no parameters. Lightning Attention-2 is the order of computation: exact
+products within chunks, the memory between them, which is how ``linear_attention`` runs. s are ALiBi's slopes, smaller
+from layer to layer: the last hardly forgets.
 """
 
 from __future__ import annotations
@@ -28,16 +30,21 @@ from primitives.exponential import silu
 
 
 def slopes(num_heads: int) -> list[float]:
-    """ALiBi's (arXiv:2108.12409): powers of 2^(-8 / heads); heads beyond a power of two have every other slope of the next power."""
+    """ALiBi's (arXiv:2108.12409): powers of 2^(-8 / heads); heads beyond a power of two have every other slope of the
+    next power.
+    """
     power = 2 ** int(math.log2(num_heads))
-    return [2.0 ** (-8 * (i + 1) / power) for i in range(power)] + [2.0 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
+    return [2.0 ** (-8 * (i + 1) / power) for i in range(power)] + [
+        2.0 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)
+    ]
 
 
 @register_mixer("lightning_attention")
 class LightningAttention(Recurrent):
     """Linear attention without scale whose heads forget at fixed rates, slower from layer to layer, with a gate.
 
-    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), and with ``use_scale`` ``norm``. The authors' learned turning of
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), and with ``use_scale`` ``norm``. The authors'
+      learned turning of
     queries and keys (LRPE), which released models have in their first layer, is left out.
     """
 
@@ -62,8 +69,8 @@ class LightningAttention(Recurrent):
         """Args:
           num_heads, head_dim: memories, and keys and values of each; features / num_heads by default.
           index, depth: of the block, and blocks of the model: slopes are multiplied by 1 - index / (depth - 1) + 1e-5.
-          activate_values, sigmoid_gate, use_scale: silu of values, sigmoid of the gate, and a norm with parameters, all three as
-            MiniMax-01 (arXiv:2501.08313) has it.
+          activate_values, sigmoid_gate, use_scale: silu of values, sigmoid of the gate, and a norm with parameters, all
+            three as MiniMax-01 (arXiv:2501.08313) has it.
           norm_epsilon: of the norm.
 
         Raises:
@@ -71,12 +78,24 @@ class LightningAttention(Recurrent):
         """
         self.num_heads, self.head_dim = num_heads, head_dim or per_head(features, num_heads)
         self.activate_values = activate_values
-        common = {"use_bias": False, "kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        common = {
+            "use_bias": False,
+            "kernel_init": fan_in_uniform(),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         inner = num_heads * self.head_dim
         self.query, self.key, self.value, self.gate = (Linear(features, inner, **common) for _ in range(4))
         activation = jax.nn.sigmoid if sigmoid_gate else _unchanged
         self.norm = GatedRMSNorm(
-            inner, use_scale=use_scale, gated="after", activation=activation, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs
+            inner,
+            use_scale=use_scale,
+            gated="after",
+            activation=activation,
+            epsilon=norm_epsilon,
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
         self.out = Linear(inner, features, **common)
         factor = 1 - index / max(depth - 1, 1) + 1e-5
@@ -87,7 +106,9 @@ class LightningAttention(Recurrent):
     def memory_shape(self) -> tuple[int, ...]:
         return self.num_heads, self.head_dim, self.head_dim
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: RecurrentState | None) -> tuple[jax.Array, RecurrentState | None]:
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: RecurrentState | None
+    ) -> tuple[jax.Array, RecurrentState | None]:
         q, k, v = silu(self.query(x)), silu(self.key(x)), self.value(x)
         v = silu(v) if self.activate_values else v
         q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))

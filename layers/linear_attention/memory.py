@@ -1,11 +1,12 @@
 """Reading and writing matrix memories, and memories whose entries have exponential weights.
 
-A memory S sums up keys and values, S_t = exp(g_t) S_{t-1} + w_t k_t v_t^T. Weights w_t = exp(s_t) overflow; kept relative to the
-largest so far they don't:
+A memory S sums up keys and values, S_t = exp(g_t) S_{t-1} + w_t k_t v_t^T. Weights w_t = exp(s_t) overflow; kept
+relative to the largest so far they don't:
 
     m_t = max(f_t + m_{t-1}, s_t)        w_t = exp(s_t - m_t)        g_t = f_t + m_{t-1} - m_t
 
-which multiplies the memory by exp(-m_t). Where an output is a quotient of two sums of the memory, m cancels, and so does its gradient.
+which multiplies the memory by exp(-m_t). Where an output is a quotient of two sums of the memory, m cancels, and so
+does its gradient.
 """
 
 from __future__ import annotations
@@ -29,12 +30,20 @@ def per_head(features: float, num_heads: int) -> int:
     """
     features = round(features, 6)  # a product with an expansion
     if features % num_heads:
-        raise ValueError(f"{features:g} features can't be split over {num_heads} heads: choose a number of heads that divides them")
+        raise ValueError(
+            f"{features:g} features can't be split over {num_heads} heads: choose a number of heads that divides them"
+        )
     return int(features) // num_heads
 
 
 def remember(
-    q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, tokens: Tokens, state: RecurrentState | None, scale: float | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    decay: jax.Array,
+    tokens: Tokens,
+    state: RecurrentState | None,
+    scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """``linear_attention`` after ``state``, and the new memory, which padding leaves unchanged."""
     if state is not None and tokens.mask is not None:
@@ -43,7 +52,9 @@ def remember(
         decay = jnp.where(real[..., None] if decay.ndim == 4 else real, decay, 0)
     before, segment = (None, None) if state is None else (state.memory, state.segment)
     starts = tokens.starts(segment)
-    y, memory = linear_attention(q, k, v, decay=decay, scale=scale, initial_state=before, starts=starts, return_state=True)
+    y, memory = linear_attention(
+        q, k, v, decay=decay, scale=scale, initial_state=before, starts=starts, return_state=True
+    )
     return y, memory
 
 
@@ -103,6 +114,8 @@ def with_ones(v: jax.Array) -> jax.Array:
 
 
 def sums(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What a memory of :func:`with_ones` gave, as sums of values (..., value_dim) and of weights (..., 1), at least float32."""
+    """What a memory of :func:`with_ones` gave, as sums of values (..., value_dim) and of weights (..., 1), at least
+    float32.
+    """
     wide: Any = y.astype(jnp.promote_types(y.dtype, jnp.float32))
     return wide[..., :-1], wide[..., -1:]

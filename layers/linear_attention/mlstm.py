@@ -1,4 +1,5 @@
-"""The matrix LSTM: xLSTM (Beck et al., 2024, arXiv:2405.04517), section 2.3, in the form of xLSTM 7B (2025, arXiv:2503.13427), section 2.
+"""The matrix LSTM: xLSTM (Beck et al., 2024, arXiv:2405.04517), section 2.3, in the form of xLSTM 7B (2025,
+arXiv:2503.13427), section 2.
 
     i, f = cap(W_i x + b_i), cap(W_f x + b_f)        cap(a) = c tanh(a / c)
     C_t = sigmoid(f_t) C_{t-1} + exp(i_t) k_t v_t^T        n_t = sigmoid(f_t) n_{t-1} + exp(i_t) k_t
@@ -31,7 +32,8 @@ from primitives.exponential import softplus
 class MLSTM(Recurrent):
     """An LSTM with a matrix for a memory and an exponential input gate, by which a token can outweigh all before it.
 
-    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``input_gate`` and ``forget_gate`` (linear, one a head, with
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``input_gate`` and ``forget_gate`` (linear,
+      one a head, with
     bias), ``norm`` of each head.
     """
 
@@ -54,7 +56,8 @@ class MLSTM(Recurrent):
           num_heads: memories.
           key_expansion, value_expansion: features of all keys, and of all values, / features.
           cap: gates stay within +-cap before their activation.
-          input_bias: first bias of the input gates; by default, as in the released model, memories begin to be written little.
+          input_bias: first bias of the input gates; by default, as in the released model, memories begin to be written
+            little.
           use_bias: of all projections but the gates of the memory, which have one.
           norm_epsilon: of the norm of each head's output, and added to what divides it.
 
@@ -62,7 +65,10 @@ class MLSTM(Recurrent):
           ValueError: heads that do not divide the features.
         """
         self.num_heads, self.cap, self.epsilon = num_heads, cap, norm_epsilon
-        self.key_dim, self.value_dim = per_head(key_expansion * features, num_heads), per_head(value_expansion * features, num_heads)
+        self.key_dim, self.value_dim = (
+            per_head(key_expansion * features, num_heads),
+            per_head(value_expansion * features, num_heads),
+        )
         made = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         common = {"use_bias": use_bias, "kernel_init": fan_in_uniform(), **made}
         values = num_heads * self.value_dim
@@ -70,11 +76,19 @@ class MLSTM(Recurrent):
         self.key = Linear(features, num_heads * self.key_dim, **common)
         self.value = Linear(features, values, **common)
         self.gate = Linear(features, values, **common)
-        self.input_gate = Linear(features, num_heads, kernel_init=fan_in_uniform(), bias_init=constant(input_bias), **made)
+        self.input_gate = Linear(
+            features, num_heads, kernel_init=fan_in_uniform(), bias_init=constant(input_bias), **made
+        )
         biases = tuple(3.0 + 3.0 * head / max(num_heads - 1, 1) for head in range(num_heads))
         self.forget_gate = Linear(features, num_heads, kernel_init=fan_in_uniform(), bias_init=constant(biases), **made)
         self.norm = GatedRMSNorm(
-            values, groups=num_heads, gated="after", activation=jax.nn.sigmoid, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs
+            values,
+            groups=num_heads,
+            gated="after",
+            activation=jax.nn.sigmoid,
+            epsilon=norm_epsilon,
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
         self.out = Linear(values, features, **common)
 
@@ -84,16 +98,26 @@ class MLSTM(Recurrent):
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> WeightedState:
         state = super().init_state(batch_size, max_length, dtype)
-        return WeightedState(state.convolutions, state.memory, state.segment, largest=empty((batch_size, self.num_heads), dtype))
+        return WeightedState(
+            state.convolutions, state.memory, state.segment, largest=empty((batch_size, self.num_heads), dtype)
+        )
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: WeightedState | None) -> tuple[jax.Array, WeightedState | None]:
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: WeightedState | None
+    ) -> tuple[jax.Array, WeightedState | None]:
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        written, kept = (self.cap * jnp.tanh(gate(x).astype(wide) / self.cap) for gate in (self.input_gate, self.forget_gate))
+        written, kept = (
+            self.cap * jnp.tanh(gate(x).astype(wide) / self.cap) for gate in (self.input_gate, self.forget_gate)
+        )
         weight, decay, largest = exponential_weights(written, -softplus(-kept), 0.0, tokens, state)
         q, k, v = (linear(x).reshape(*x.shape[:2], self.num_heads, -1) for linear in (self.query, self.key, self.value))
         y, memory = remember(q, (weight[..., None] * k).astype(k.dtype), with_ones(v), decay, tokens, state)
         value, count = sums(y)
         h = value / (jnp.maximum(jnp.abs(count), jnp.exp(-largest)[..., None]) + self.epsilon)
-        h = (h - jnp.mean(h, axis=-1, keepdims=True)).astype(x.dtype).reshape(*x.shape[:2], -1)  # RMSNorm of which is LayerNorm
+        h = (
+            (h - jnp.mean(h, axis=-1, keepdims=True)).astype(x.dtype).reshape(*x.shape[:2], -1)
+        )  # RMSNorm of which is LayerNorm
         y = self.out(self.norm(h, self.gate(x)))
-        return y, None if state is None else dataclasses.replace(state.after(tokens, memory=memory), largest=largest[:, -1])
+        return y, None if state is None else dataclasses.replace(
+            state.after(tokens, memory=memory), largest=largest[:, -1]
+        )

@@ -1,4 +1,5 @@
-"""Retention: Retentive Network, a Successor to Transformer for Large Language Models (Sun et al., 2023, arXiv:2307.08621), section 2.
+"""Retention: Retentive Network, a Successor to Transformer for Large Language Models (Sun et al., 2023,
+arXiv:2307.08621), section 2.
 
     S_t = gamma_h S_{t-1} + k_t v_t^T        o_t = q_t S_t / sqrt(K)        y = W_o (RMSNorm(o) * silu(W_g x))
 
@@ -30,7 +31,9 @@ Decays = Literal["powers", "paper"]
 
 
 def log_decays(num_heads: int, kind: Decays) -> np.ndarray:
-    """log gamma (heads,): gamma = 1 - 2^(-5 - h), or the paper's, 1 - 1/32 to 1 - 1/512, equally far apart in log(1 - gamma)."""
+    """log gamma (heads,): gamma = 1 - 2^(-5 - h), or the paper's, 1 - 1/32 to 1 - 1/512, equally far apart in log(1 -
+    gamma).
+    """
     if kind == "powers":
         return np.asarray([math.log1p(-(2.0 ** (-5 - head))) for head in range(num_heads)], np.float32)
     steps = np.linspace(5.0, 9.0, num_heads)
@@ -82,13 +85,24 @@ class Retention(Recurrent):
         if decays not in ("powers", "paper"):
             raise ValueError(f'decays is "powers" or "paper", got {decays!r}')
         self.num_heads, self.decays, self.rotary = num_heads, decays, Rotary.of(rotary)
-        self.key_dim, self.value_dim = per_head(key_expansion * features, num_heads), per_head(value_expansion * features, num_heads)
-        common = {"use_bias": False, "kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.key_dim, self.value_dim = (
+            per_head(key_expansion * features, num_heads),
+            per_head(value_expansion * features, num_heads),
+        )
+        common = {
+            "use_bias": False,
+            "kernel_init": fan_in_uniform(),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         self.query = Linear(features, num_heads * self.key_dim, **common)
         self.key = Linear(features, num_heads * self.key_dim, **common)
         self.value = Linear(features, num_heads * self.value_dim, **common)
         self.gate = Linear(features, num_heads * self.value_dim, **common)
-        self.norm = GatedRMSNorm(self.value_dim, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
+        self.norm = GatedRMSNorm(
+            self.value_dim, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs
+        )
         self.out = Linear(num_heads * self.value_dim, features, **common)
 
     @property
@@ -97,10 +111,17 @@ class Retention(Recurrent):
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> RetentionState:
         state = super().init_state(batch_size, max_length, dtype)
-        return RetentionState(state.convolutions, state.memory, state.segment, length=jnp.zeros((batch_size,), jnp.int32))
+        return RetentionState(
+            state.convolutions, state.memory, state.segment, length=jnp.zeros((batch_size,), jnp.int32)
+        )
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: RetentionState | None) -> tuple[jax.Array, RetentionState | None]:
-        q, k, v, gate = (linear(x).reshape(*x.shape[:2], self.num_heads, -1) for linear in (self.query, self.key, self.value, self.gate))
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: RetentionState | None
+    ) -> tuple[jax.Array, RetentionState | None]:
+        q, k, v, gate = (
+            linear(x).reshape(*x.shape[:2], self.num_heads, -1)
+            for linear in (self.query, self.key, self.value, self.gate)
+        )
         if state is None:
             places = tokens.places(x.shape[1])
         else:

@@ -1,12 +1,13 @@
-"""The four choices of an associative memory whose weights are its state: Miras (A. Behrouz et al., 2025, arXiv:2504.13173).
+"""The four choices of an associative memory whose weights are its state: Miras (A. Behrouz et al., 2025,
+arXiv:2504.13173).
 
     structure    what maps a key to a value: a matrix, or a small network of matrices
     bias         the attentional bias, the inner loss of which one step is taken for each token
     retention    how what was learned is kept: the accumulated gradients decay, and a map makes the weights from them
     algorithm    how the gradients accumulate: gradient descent, with or without momentum
 
-Titans' memory (arXiv:2501.00663) and Moneta, Yaad and Memora are four such :class:`Memory` values at the end of this file;
-a new one is as short. Steps, momentum and decay themselves come with each token, from the layer.
+Titans' memory (arXiv:2501.00663) and Moneta, Yaad and Memora are four such :class:`Memory` values at the end of this
+file; a new one is as short. Steps, momentum and decay themselves come with each token, from the layer.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class MLPMemory:
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.expansion < 1:
-            raise ValueError(f"MLPMemory: depth and expansion must be at least 1; got {self.depth} and {self.expansion}")
+            raise ValueError(
+                f"MLPMemory: depth and expansion must be at least 1; got {self.depth} and {self.expansion}"
+            )
 
     def shapes(self, size: int) -> tuple[tuple[int, int], ...]:
         sizes = [size, *[self.expansion * size] * (self.depth - 1), size]
@@ -129,9 +132,10 @@ class Huber:
     """Quadratic up to the token's threshold, linear beyond it.
 
     Attributes:
-      kind: "coordinate": each coordinate by itself (Miras, eq. 14); "norm": by the error's norm (eq. 15); "mixture": the l2
-        gradient where the error's norm is below the threshold, threshold times the l1 gradient elsewhere (eq. 16, Yaad's). The
-        last jumps at the threshold, where bfloat16 and float32 part; Yaad here has the second, which does not: our choice.
+      kind: "coordinate": each coordinate by itself (Miras, eq. 14); "norm": by the error's norm (eq. 15); "mixture":
+        the l2 gradient where the error's norm is below the threshold, threshold times the l1 gradient elsewhere (eq.
+        16, Yaad's). The last jumps at the threshold, where bfloat16 and float32 part; Yaad here has the second, which
+        does not: our choice.
       smoothing: of the l1 gradient: sign(e) is e / sqrt(e^2 + smoothing^2).
     """
 
@@ -212,7 +216,9 @@ class Lq(Retention):
 
 @dataclasses.dataclass(frozen=True)
 class Elastic(Retention):
-    """W = sign(A) max(|A| - threshold, 0): the elastic net's retention, which forgets small entries outright (Miras, eq. 23)."""
+    """W = sign(A) max(|A| - threshold, 0): the elastic net's retention, which forgets small entries outright (Miras,
+    eq. 23).
+    """
 
     threshold: float = 0.01
     linear: ClassVar[bool] = False
@@ -223,7 +229,8 @@ class Elastic(Retention):
 
 @dataclasses.dataclass(frozen=True)
 class KL(Retention):
-    """W = total softmax(A) over the entries that feed one output: the retention by Kullback-Leibler divergence (Miras, eq. 21).
+    """W = total softmax(A) over the entries that feed one output: the retention by Kullback-Leibler divergence (Miras,
+    eq. 21).
 
     A is log W up to constants, which the softmax ignores.
     """
@@ -264,12 +271,14 @@ class Bounded(Retention):
 
 @dataclasses.dataclass(frozen=True)
 class GradientDescent:
-    """S_t = eta_t S_(t-1) - theta_t g_t,  A_t = keep_t A_(t-1) + S_t (Titans, eq. 13 and 14); without momentum S_t = -theta_t g_t.
+    """S_t = eta_t S_(t-1) - theta_t g_t,  A_t = keep_t A_(t-1) + S_t (Titans, eq. 13 and 14); without momentum S_t =
+    -theta_t g_t.
 
     Attributes:
       momentum: whether past surprise is kept.
-      clip: greatest Frobenius norm of one token's gradient of one matrix; None for any. Not in the papers: without it the weights
-        of a deep memory can grow without bound from finite inputs, as each layer's step grows with the weights of the others.
+      clip: greatest Frobenius norm of one token's gradient of one matrix; None for any. Not in the papers: without it
+        the weights of a deep memory can grow without bound from finite inputs, as each layer's step grows with the
+        weights of the others.
     """
 
     momentum: bool = True

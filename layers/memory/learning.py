@@ -1,16 +1,18 @@
-"""How a memory learns from tokens and is read by them, chunk by chunk: Titans (A. Behrouz et al., 2024, arXiv:2501.00663), section 3.2.
+"""How a memory learns from tokens and is read by them, chunk by chunk: Titans (A. Behrouz et al., 2024,
+arXiv:2501.00663), section 3.2.
 
 Within a chunk all gradients g_j are taken at the weights W with which the chunk began:
 
     S_i = eta_i S_(i-1) - theta_i g_i        A_i = keep_i A_(i-1) + S_i        y_i = M(W_i; q_i)        W_i = retention(A_i)
 
-Chunks of one token are the papers' recurrence; longer ones are another algorithm, which runs in matrix products. A token's
-gradient of a matrix is the outer product of its input, h_j, and the error at its output, d_j. So, with C a lower
-triangular matrix made of products of keeps and momenta,
+Chunks of one token are the papers' recurrence; longer ones are another algorithm, which runs in matrix products. A
+token's gradient of a matrix is the outer product of its input, h_j, and the error at its output, d_j. So, with C a
+lower triangular matrix made of products of keeps and momenta,
 
     A_i = a_i A_0 + b_i S_0 - sum_(j <= i) C_ij h_j d_j^T        x A_i = a_i x A_0 + b_i x S_0 - sum_j (C_ij <x, h_j>) d_j
 
-and reading, layer by layer, is an attention over the chunk: nothing of the size chunk x weights is stored. A scan goes through the
+and reading, layer by layer, is an attention over the chunk: nothing of the size chunk x weights is stored. A scan goes
+  through the
 chunks and keeps only the states between them for the backward pass. :mod:`layers.memory.sequential` does the same token
 by token.
 """
@@ -56,7 +58,9 @@ class MemoryInputs:
     def map(self, along: Callable[[jax.Array], jax.Array], masks: Callable[[jax.Array], jax.Array]) -> MemoryInputs:
         """The tokens with ``along`` applied to every array whose axis 2 is the length, and ``masks`` to the mask, at
         axis 1."""
-        fields: dict[str, Any] = {name: None if x is None else along(x) for name, x in vars(self).items() if name != "mask"}
+        fields: dict[str, Any] = {
+            name: None if x is None else along(x) for name, x in vars(self).items() if name != "mask"
+        }
         return MemoryInputs(**fields, mask=None if self.mask is None else masks(self.mask))
 
 
@@ -68,7 +72,8 @@ class MemoryState:
       accumulated: A, from which the retention computes the weights.
       surprise: S, the momentum; None without it.
       start: the weights at the start of the chunk; None: the chunk begins here, and they follow from A.
-      reading: what accumulates linearly from ``start``, where the retention's map is taken at boundaries only; else None.
+      reading: what accumulates linearly from ``start``, where the retention's map is taken at boundaries only; else
+        None.
     """
 
     accumulated: Weights
@@ -161,7 +166,9 @@ def _coefficients(tokens: MemoryInputs, momentum: bool) -> _Coefficients:
         """Products of the factors up to i, and of those after j up to i: exponentials of differences, which are never
         positive."""
         if logs is None:
-            return jnp.ones_like(tokens.step), jnp.broadcast_to(below, (*tokens.step.shape, length)).astype(tokens.step.dtype)
+            return jnp.ones_like(tokens.step), jnp.broadcast_to(below, (*tokens.step.shape, length)).astype(
+                tokens.step.dtype
+            )
         total = jnp.cumsum(logs if real is None else jnp.where(real, logs, 0), axis=-1)
         between = jnp.where(below, total[..., :, None] - total[..., None, :], 0)
         return jnp.exp(total), jnp.where(below, jnp.exp(between), 0)
@@ -179,12 +186,15 @@ def _coefficients(tokens: MemoryInputs, momentum: bool) -> _Coefficients:
     return _Coefficients(kept, keeps @ momenta, b, surprise[..., -1], momenta[..., -1, :])
 
 
-def learn(memory: Memory, state: MemoryState, tokens: MemoryInputs, finished: jax.Array | None = None) -> tuple[jax.Array, MemoryState]:
+def learn(
+    memory: Memory, state: MemoryState, tokens: MemoryInputs, finished: jax.Array | None = None
+) -> tuple[jax.Array, MemoryState]:
     """Reads and learns from tokens of one chunk, or of a part of one.
 
     Args:
       state: as it was before them; without ``start`` they begin a chunk.
-      finished: bool (batch,), rows whose chunk ends with these tokens; None: all do, and the new state has no ``start`` either.
+      finished: bool (batch,), rows whose chunk ends with these tokens; None: all do, and the new state has no ``start``
+        either.
 
     Returns:
       The memory's output for each token, (batch, heads, length, size), and the new state.

@@ -1,14 +1,16 @@
-"""The neural memory as a token mixer: Titans: Learning to Memorize at Test Time (A. Behrouz et al., 2024, arXiv:2501.00663), sections 3 and 4.4.
+"""The neural memory as a token mixer: Titans: Learning to Memorize at Test Time (A. Behrouz et al., 2024,
+arXiv:2501.00663), sections 3 and 4.4.
 
     q, k, v = silu(conv(W x));  q, k = q / |q|, k / |k|      theta C, eta, keep = sigmoid(W x): one of each a head
     y = W_out (RMSNorm(M_t(q_t) * silu(W_gate x)))           M_t: the memory after token t (layers/memory/learning.py)
 
-The gradients of a chunk of C tokens are taken at the same weights and add up: a key that comes back in it is written as often, and with
+The gradients of a chunk of C tokens are taken at the same weights and add up: a key that comes back in it is written as
+  often, and with
 steps above 2 / C the memory of one key would overshoot further each time. So the tokens of a chunk share a step of at
 most 1.
 
-With other choices of structure, bias, retention and algorithm (layers/memory/choices.py) this is the Miras layer (arXiv:2504.13173),
-whose steps and kept shares are one a channel; ours are one a head.
+With other choices of structure, bias, retention and algorithm (layers/memory/choices.py) this is the Miras layer
+(arXiv:2504.13173), whose steps and kept shares are one a channel; ours are one a head.
 """
 
 from __future__ import annotations
@@ -145,7 +147,10 @@ def memory_of(memory: str | Memory) -> Memory:
     if not isinstance(memory, str):
         return memory
     if memory not in MEMORIES:
-        raise ValueError(f"unknown memory {memory!r}{near(memory, MEMORIES)}; there are {', '.join(MEMORIES)}, or give a layers.Memory")
+        raise ValueError(
+            f"unknown memory {memory!r}{near(memory, MEMORIES)}; there are {', '.join(MEMORIES)}, or give a "
+            f"layers.Memory"
+        )
     return MEMORIES[memory]
 
 
@@ -153,13 +158,15 @@ def memory_of(memory: str | Memory) -> Memory:
 class NeuralMemory(Mixer):
     """A memory that learns while it reads.
 
-    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``conv`` (of queries, keys and values), ``step``,
-    ``momentum``, ``keep``, ``threshold`` (linear, one a head, those that the memory needs), ``initial.N`` (heads, in, out): the memory's
-    first weights (accumulators, where its retention maps them), ``norm``, and ``persistent`` (tokens, features) where asked for.
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``conv`` (of queries, keys and values),
+      ``step``,
+    ``momentum``, ``keep``, ``threshold`` (linear, one a head, those that the memory needs), ``initial.N`` (heads, in,
+    out): the memory's first weights (accumulators, where its retention maps them), ``norm``, and ``persistent``
+    (tokens, features) where asked for.
 
     A document that begins in a row has read nothing but the persistent tokens. Chunks are counted from the row's start,
-    so that documents must begin at multiples of ``chunk``; in :meth:`extend` they may begin anywhere, and calls that are
-    given ``segment_ids`` read token by token.
+    so that documents must begin at multiples of ``chunk``; in :meth:`extend` they may begin anywhere, and calls that
+    are given ``segment_ids`` read token by token.
     """
 
     supports_causal = True
@@ -196,7 +203,10 @@ class NeuralMemory(Mixer):
           ValueError: an unknown memory, a chunk below 1, or features not divisible by num_heads.
         """
         if head_dim is None and features % num_heads:
-            raise ValueError(f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that divides it")
+            raise ValueError(
+                f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that "
+                f"divides it"
+            )
         if chunk < 1:
             raise ValueError(f"NeuralMemory: chunk must be at least 1; got {chunk}")
         self.memory = memory_of(memory)
@@ -222,12 +232,16 @@ class NeuralMemory(Mixer):
         self.threshold = gate(0.5) if self.memory.bias.thresholded else None
         self.initial = nnx.List(
             [
-                nnx.Param(normal(self.memory.retention.initial_scale(shape))(rngs.params(), (num_heads, *shape), param_dtype))
+                nnx.Param(
+                    normal(self.memory.retention.initial_scale(shape))(rngs.params(), (num_heads, *shape), param_dtype)
+                )
                 for shape in self.memory.structure.shapes(self.head_dim)
             ]
         )
         self.norm = GatedRMSNorm(inner, groups=num_heads, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
-        self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
+        self.persistent = (
+            nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
+        )
 
     @property
     def complexity(self) -> float:
@@ -257,9 +271,13 @@ class NeuralMemory(Mixer):
         return extra.take(self.answer(y, x))[0]
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> NeuralMemoryState:
-        """A state of constant size, which has read the persistent tokens; the memory's part is never narrower than float32."""
+        """A state of constant size, which has read the persistent tokens; the memory's part is never narrower than
+        float32.
+        """
         state = NeuralMemoryState(
-            convolution=jnp.zeros((batch_size, 0, 0), dtype) if self.conv is None else self.conv.init_state(batch_size, dtype=dtype),
+            convolution=jnp.zeros((batch_size, 0, 0), dtype)
+            if self.conv is None
+            else self.conv.init_state(batch_size, dtype=dtype),
             memory=initial_state(self.memory, self.initial_weights(dtype), batch_size),
             length=jnp.zeros((batch_size,), jnp.int32),
             segment=jnp.zeros((batch_size,), jnp.int32),
@@ -312,16 +330,21 @@ class NeuralMemory(Mixer):
             y, memory = learn(self.memory, memory, inputs, finished)
             return memory, y
 
-        split = dataclasses.replace(tokens.map(lambda a: pieces.split(a, 2), lambda a: a), mask=jnp.swapaxes(pieces.mask, 0, 1))
+        split = dataclasses.replace(
+            tokens.map(lambda a: pieces.split(a, 2), lambda a: a), mask=jnp.swapaxes(pieces.mask, 0, 1)
+        )
         memory, y = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), memory, (split, finished, begin))
         return pieces.join(y, 2), memory
 
     def _split(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """:meth:`__call__` on a sequence that is split over devices: only reading the memory waits for the device before."""
+        """:meth:`__call__` on a sequence that is split over devices: only reading the memory waits for the device
+        before.
+        """
         x = x if mask is None else jnp.where(mask[..., None], x, 0)
         state = self.init_state(x.shape[0], dtype=x.dtype)
         qkv = self.project(x)
         qkv = qkv if self.conv is None else self.conv.extend(qkv, state.convolution)[0]
+
         def step(_: None, state: tuple[MemoryState, jax.Array], part: tuple[MemoryInputs, jax.Array | None]) -> Any:
             (memory, length), (tokens, mask) = state, part
             y, memory = self.read(memory, length, dataclasses.replace(tokens, mask=mask), self.chunk)
@@ -337,7 +360,9 @@ class NeuralMemory(Mixer):
         return jnp.concatenate([self.query(x), self.key(x), self.value(x)], axis=-1)
 
     def normalised(self, x: jax.Array) -> jax.Array:
-        """Queries or keys (batch, length, inner), as the memory takes them: (batch, heads, length, head_dim), of norm 1."""
+        """Queries or keys (batch, length, inner), as the memory takes them: (batch, heads, length, head_dim), of norm
+        1.
+        """
         x = self._in_heads(silu(x))
         return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 

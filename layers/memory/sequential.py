@@ -47,7 +47,9 @@ def sequential(memory: Memory, weights: Weights, tokens: MemoryInputs, chunk: in
 
     accumulated = tuple(jnp.broadcast_to(w, (batch, *w.shape)) for w in weights)
     start = tuple(retention.weights(a) for a in accumulated)
-    along = [jnp.moveaxis(x, 2, 0) for x in (tokens.query, tokens.key, tokens.value, tokens.step, keep, momentum, threshold)]
+    along = [
+        jnp.moveaxis(x, 2, 0) for x in (tokens.query, tokens.key, tokens.value, tokens.step, keep, momentum, threshold)
+    ]
     carry = (accumulated, tuple(jnp.zeros_like(a) for a in accumulated), start, start)
     _, y = jax.lax.scan(body, carry, (jnp.arange(length), *along, jnp.moveaxis(real, 1, 0)))
     return jnp.moveaxis(y, 0, 2)

@@ -44,7 +44,9 @@ class WindowState:
 
 
 class _WithWindow(Mixer):
-    """A sliding-window attention and a neural memory; parameters ``attention``, ``memory``, ``attention_norm``, ``memory_norm``."""
+    """A sliding-window attention and a neural memory; parameters ``attention``, ``memory``, ``attention_norm``,
+    ``memory_norm``.
+    """
 
     supports_causal = True
     supports_bidirectional = False
@@ -74,8 +76,17 @@ class _WithWindow(Mixer):
         memory, chunk, conv_size: as in :class:`NeuralMemory`.
         rotary: base of the attention's position embedding; None for none.
         """
-        common = {"num_heads": num_heads, "persistent": persistent, "kernel_init": _INIT, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.attention = MultiHeadAttention(features, causal=True, window=window, rotary=rotary, use_bias=False, **common)
+        common = {
+            "num_heads": num_heads,
+            "persistent": persistent,
+            "kernel_init": _INIT,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        self.attention = MultiHeadAttention(
+            features, causal=True, window=window, rotary=rotary, use_bias=False, **common
+        )
         self.memory = NeuralMemory(features, memory=memory, chunk=chunk, conv_size=conv_size, **common)
         self.segment_multiple = self.memory.segment_multiple
         self.attention_norm = RMSNorm(features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -89,7 +100,9 @@ class _WithWindow(Mixer):
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> WindowState:
         """A state of constant size: the window and the memory."""
-        return WindowState(self.attention.init_state(batch_size, None, dtype), self.memory.init_state(batch_size, None, dtype))
+        return WindowState(
+            self.attention.init_state(batch_size, None, dtype), self.memory.init_state(batch_size, None, dtype)
+        )
 
 
 @register_mixer("titans_mag")
@@ -115,7 +128,9 @@ class MemoryAsGate(_WithWindow):
 
 @register_mixer("titans_mal")
 class MemoryAsLayer(_WithWindow):
-    """Memory as layer: m = M(x), then m + SlidingWindowAttention(norm(x + m)), so that each part has its residual around the block."""
+    """Memory as layer: m = M(x), then m + SlidingWindowAttention(norm(x + m)), so that each part has its residual
+    around the block.
+    """
 
     _gates = False
 
@@ -151,12 +166,14 @@ class ContextState:
 
 @register_mixer("titans_mac")
 class MemoryAsContext(Mixer):
-    """Memory as context: each segment attends to itself, to persistent tokens, and to what the memory of all earlier segments recalls.
+    """Memory as context: each segment attends to itself, to persistent tokens, and to what the memory of all earlier
+    segments recalls.
 
     A recollection is shown to its own token and later ones only, as it depends on it.
     Segments are counted from the row's start, so that documents must begin at multiples of ``segment``; in
     :meth:`extend` they may begin anywhere, and calls that are given ``segment_ids`` read token by token.
-    Parameters: ``query``, ``key``, ``value``, ``out``, ``retrieve`` (linear), ``persistent``, ``recall_norm``, ``attention_norm``, ``memory_norm``, ``memory``.
+    Parameters: ``query``, ``key``, ``value``, ``out``, ``retrieve`` (linear), ``persistent``, ``recall_norm``,
+      ``attention_norm``, ``memory_norm``, ``memory``.
     """
 
     supports_causal = True
@@ -197,13 +214,17 @@ class MemoryAsContext(Mixer):
             raise ValueError(f"the memory's chunk of {chunk} tokens must divide the segment of {segment}")
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         weights = {"use_bias": False, "kernel_init": _INIT, **common}
-        self.memory = NeuralMemory(features, num_heads=num_heads, memory=memory, chunk=chunk, conv_size=conv_size, kernel_init=_INIT, **common)
+        self.memory = NeuralMemory(
+            features, num_heads=num_heads, memory=memory, chunk=chunk, conv_size=conv_size, kernel_init=_INIT, **common
+        )
         self.query = Linear(features, features, **weights)
         self.key = Linear(features, features, **weights)
         self.value = Linear(features, features, **weights)
         self.out = Linear(features, features, **weights)
         self.retrieve = Linear(features, features, **weights)
-        self.persistent = nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
+        self.persistent = (
+            nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
+        )
         self.recall_norm = RMSNorm(features, **common)
         self.attention_norm = RMSNorm(features, **common)
         self.memory_norm = RMSNorm(features, **common)
@@ -221,7 +242,9 @@ class MemoryAsContext(Mixer):
             return self._mix(x, state, tokens, self.segment)[0]
         graph, params = nnx.split(self)
 
-        def step(params: Any, state: ContextState, part: tuple[jax.Array, jax.Array | None]) -> tuple[ContextState, jax.Array]:
+        def step(
+            params: Any, state: ContextState, part: tuple[jax.Array, jax.Array | None]
+        ) -> tuple[ContextState, jax.Array]:
             y, state = nnx.merge(graph, params)._mix(part[0], state, Tokens(part[1]), self.segment)
             return state, y
 
@@ -264,7 +287,9 @@ class MemoryAsContext(Mixer):
         segment = tokens.segment_after(memory.segment)
         return pieces.join(y, 1), dataclasses.replace(state, memory=dataclasses.replace(state.memory, segment=segment))
 
-    def _piece(self, state: ContextState, piece: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[ContextState, jax.Array]:
+    def _piece(
+        self, state: ContextState, piece: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[ContextState, jax.Array]:
         """A segment, or a part of one that begins after the tokens the state holds of it."""
         x, mask, finished = piece
         x = jnp.where(mask[..., None], x, 0)
@@ -289,7 +314,9 @@ class MemoryAsContext(Mixer):
         start = choose(finished, weights_of(self.memory.memory, memory.memory.accumulated), state.start)
         return ContextState(keys, values, memory, start), gated(y, self.memory_norm(m))
 
-    def _learn(self, y: jax.Array, state: NeuralMemoryState, mask: jax.Array, finished: jax.Array) -> tuple[jax.Array, NeuralMemoryState]:
+    def _learn(
+        self, y: jax.Array, state: NeuralMemoryState, mask: jax.Array, finished: jax.Array
+    ) -> tuple[jax.Array, NeuralMemoryState]:
         """The memory's own layer, within one segment."""
         layer = self.memory
         qkv, seen = layer.project(y), state.convolution
@@ -302,8 +329,12 @@ class MemoryAsContext(Mixer):
             m, memory = layer.read(state.memory, state.length, tokens, layer.chunk)
         return layer.answer(m, y), NeuralMemoryState(seen, memory, length, state.segment)
 
-    def _write(self, state: ContextState, said: jax.Array, x: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of recollections and tokens, stored in the slots of their segment; a slot beyond it stores nothing."""
+    def _write(
+        self, state: ContextState, said: jax.Array, x: jax.Array, slots: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of recollections and tokens, stored in the slots of their segment; a slot beyond it stores
+        nothing.
+        """
         length, source = x.shape[1], jnp.concatenate([said, x], axis=1)
         slots = jnp.tile(slots, 2)
         # No index twice, for which the derivative of writing is simple: what is not stored has indices beyond the end.

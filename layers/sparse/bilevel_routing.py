@@ -77,7 +77,9 @@ class BilevelRoutingAttention(ProjectedAttention):
         if enhance not in ("value", "input"):
             raise ValueError(f'enhance is "value" or "input", got {enhance!r}')
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, num_heads=num_heads, use_bias=use_bias, out_bias=True, kernel_init=kernel_init, **common)
+        super().__init__(
+            features, num_heads=num_heads, use_bias=use_bias, out_bias=True, kernel_init=kernel_init, **common
+        )
         self.enhancement = DepthwiseConv(features, enhancement_size, **common) if enhancement_size else None
         self.regions, self.topk, self.routing, self.enhance = regions, topk, routing, enhance
         self.scale = features**-0.5 if scale is None else scale
@@ -132,7 +134,9 @@ class BilevelRoutingAttention(ProjectedAttention):
         return self._join(y, grid)
 
     def route(self, q: jax.Array, k: jax.Array, region_mask: jax.Array | None = None) -> jax.Array:
-        """Indices (batch, regions^2, topk) of the regions that each region attends to, for q, k (batch, regions^2, tokens, features)."""
+        """Indices (batch, regions^2, topk) of the regions that each region attends to, for q, k (batch, regions^2,
+        tokens, features).
+        """
         assert self.topk is not None, "dense attention has no routes"
         count = self.regions**2
         if self.routing == "random":

@@ -38,7 +38,8 @@ class DilatedCache:
     """What later tokens of the current segments may attend to.
 
     Attributes:
-      keys, values: for each pair, (batch, heads, places, head_dim); a token's place is its position in the segment // rate.
+      keys, values: for each pair, (batch, heads, places, head_dim); a token's place is its position in the segment //
+        rate.
       length: (batch,) int32, tokens read of each row's current document.
       segment: (batch,) int32, that document.
     """
@@ -54,14 +55,16 @@ class DilatedAttention(ProjectedAttention):
     """Attention within segments, to every token of the short ones and ever fewer of the long ones.
 
     Segments are counted from the first token of the row, or of the document. A sequence shorter than a segment is one
-    segment. Documents of a row must begin at multiples of every rate, so that their heads keep the tokens that they keep
-    in a row of their own; in :meth:`extend` they may begin anywhere.
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``, ``inner_norm`` where asked for.
+    segment. Documents of a row must begin at multiples of every rate, so that their heads keep the tokens that they
+    keep in a row of their own; in :meth:`extend` they may begin anywhere.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm``, ``inner_norm`` where
+      asked for.
     """
 
     supports_causal = True
     refusals: ClassVar[Mapping[str, str]] = {
-        "segment_ids": "its segments are not multiples of their rates, so that documents keep other tokens than alone: choose others, or rows of one document"
+        "segment_ids": "its segments are not multiples of their rates, so that documents keep other tokens than alone: "
+        "choose others, or rows of one document"
     }
     paper = (131,)
 
@@ -86,14 +89,22 @@ class DilatedAttention(ProjectedAttention):
     ):
         """Args:
           segments, rates: w and r of each pair.
-          inner_norm: a layer norm before the output projection (Foundation Transformers, arXiv:2210.06423), as torchscale has it.
+          inner_norm: a layer norm before the output projection (Foundation Transformers, arXiv:2210.06423), as
+            torchscale has it.
           num_heads, head_dim, rotary, qk_norm, use_bias, dropout: as in :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or pairs that don't fit together.
         """
-        if len(segments) != len(rates) or not segments or any(not 1 <= r <= w for w, r in zip(segments, rates, strict=True)):
-            raise ValueError(f"each segment length needs a rate between 1 and itself: segments {tuple(segments)}, rates {tuple(rates)}")
+        if (
+            len(segments) != len(rates)
+            or not segments
+            or any(not 1 <= r <= w for w, r in zip(segments, rates, strict=True))
+        ):
+            raise ValueError(
+                f"each segment length needs a rate between 1 and itself: segments {tuple(segments)}, rates "
+                f"{tuple(rates)}"
+            )
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(
             features,
@@ -113,7 +124,9 @@ class DilatedAttention(ProjectedAttention):
 
     @property
     def honors(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"mask", "positions", "segment_ids"}) - ({"segment_ids"} if any(segment % rate for segment, rate in self.pairs) else set())
+        return frozenset({"mask", "positions", "segment_ids"}) - (
+            {"segment_ids"} if any(segment % rate for segment, rate in self.pairs) else set()
+        )
 
     @property
     def complexity(self) -> float:
@@ -136,20 +149,29 @@ class DilatedAttention(ProjectedAttention):
         """The first token of a segment that each head keeps."""
         return np.arange(self.num_heads) // -(-self.num_heads // rate)
 
-    def _anywhere(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, segment: int, rate: int) -> Part:
+    def _anywhere(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, segment: int, rate: int
+    ) -> Part:
         """One pair, on one device or on several that share the sequence (section 3.1 of the paper).
 
-        Segments within a device's part stay there; of longer ones only the kept keys and values travel, among the devices of a segment.
+        Segments within a device's part stay there; of longer ones only the kept keys and values travel, among the
+        devices of a segment.
         """
         length, count = q.shape[1], sequence.parts()
         local, size = length // count, min(segment, length)
         shared = size > local and size % local == 0 and local % rate == 0
         if count == 1 or length % count or length % size or not (shared or local % size == 0):
             return self._pair(q, k, v, mask, segment, rate)
-        body = functools.partial(self._shared_pair, size // local, rate) if shared else functools.partial(self._pair, segment=segment, rate=rate)
+        body = (
+            functools.partial(self._shared_pair, size // local, rate)
+            if shared
+            else functools.partial(self._pair, segment=segment, rate=rate)
+        )
         return sequence.split(body, (q, k, v, mask), (1, 1, 1, None if mask is None else 1), (1, 1))
 
-    def _shared_pair(self, devices: int, rate: int, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
+    def _shared_pair(
+        self, devices: int, rate: int, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
+    ) -> Part:
         """A device's part of segments that each cover ``devices`` of them."""
         batch, length, heads, _ = q.shape
         places, rows, heads_index = length // rate, self._offsets(rate), np.arange(heads)
@@ -184,14 +206,20 @@ class DilatedAttention(ProjectedAttention):
         rows, heads_index = self._offsets(rate), np.arange(heads)
 
         def cut(a: jax.Array) -> jax.Array:
-            a = jnp.pad(a, ((0, 0), (0, count * size - length), *[(0, 0)] * (a.ndim - 2))).reshape(batch * count, size, *a.shape[2:])
+            a = jnp.pad(a, ((0, 0), (0, count * size - length), *[(0, 0)] * (a.ndim - 2))).reshape(
+                batch * count, size, *a.shape[2:]
+            )
             a = jnp.pad(a, ((0, 0), (0, places * rate - size), *[(0, 0)] * (a.ndim - 2)))
             return a if rate == 1 else a.reshape(batch * count, places, rate, *a.shape[2:])[:, :, rows, heads_index]
 
         def join(a: jax.Array, fill: float) -> jax.Array:
             if rate > 1:
                 wide = jnp.full((batch * count, places, rate, *a.shape[2:]), fill, a.dtype)
-                a = wide.at[:, :, rows, heads_index].set(a, unique_indices=True).reshape(batch * count, places * rate, *a.shape[2:])
+                a = (
+                    wide.at[:, :, rows, heads_index]
+                    .set(a, unique_indices=True)
+                    .reshape(batch * count, places * rate, *a.shape[2:])
+                )
             return a[:, :size].reshape(batch, count * size, *a.shape[2:])[:, :length]
 
         real = None
@@ -204,9 +232,17 @@ class DilatedAttention(ProjectedAttention):
         return join(y, 0.0), join(lse, -jnp.inf)
 
     def _packed_pair(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, places: jax.Array, segment: int, rate: int
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array | None,
+        places: jax.Array,
+        segment: int,
+        rate: int,
     ) -> Part:
-        """As :meth:`_pair` for documents, whose segments may begin at any multiple of the rate: a band of kept tokens, which see their own segment.
+        """As :meth:`_pair` for documents, whose segments may begin at any multiple of the rate: a band of kept tokens,
+        which see their own segment.
 
         Args:
           places: (batch, length) int32, of the tokens in their documents.
@@ -235,7 +271,9 @@ class DilatedAttention(ProjectedAttention):
         return join(y, 0.0), join(lse, -jnp.inf)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> DilatedCache:
-        """Room for the current segment of every pair: its length over its rate, or for ``max_length`` tokens if those are fewer."""
+        """Room for the current segment of every pair: its length over its rate, or for ``max_length`` tokens if those
+        are fewer.
+        """
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype)
         places = [-(-min(w, max_length or w) // r) for w, r in self.pairs]
@@ -243,7 +281,14 @@ class DilatedAttention(ProjectedAttention):
         return DilatedCache(zeros, zeros, jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.int32))
 
     def core_next(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens, state: DilatedCache, after: Continuation
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        x: jax.Array,
+        tokens: Tokens,
+        state: DilatedCache,
+        after: Continuation,
     ) -> tuple[jax.Array, DilatedCache]:
         """As :meth:`ProjectedAttention.core_next`.
 
@@ -295,4 +340,7 @@ class DilatedAttention(ProjectedAttention):
     @staticmethod
     def _check_length(length: jax.Array, capacity: int) -> None:
         if not isinstance(length, jax.core.Tracer) and int(length.max()) > capacity:
-            raise ValueError(f"the state holds {capacity} tokens and {int(length.max())} are needed: give init_state a larger max_length")
+            raise ValueError(
+                f"the state holds {capacity} tokens and {int(length.max())} are needed: give init_state a larger "
+                f"max_length"
+            )

@@ -1,12 +1,13 @@
-"""Longformer's attention: Longformer: The Long-Document Transformer (I. Beltagy et al., 2020, arXiv:2004.05150), section 3.1.
+"""Longformer's attention: Longformer: The Long-Document Transformer (I. Beltagy et al., 2020, arXiv:2004.05150),
+section 3.1.
 
 With G the global tokens and w the window,
 
     y_i = softmax(q_i k_j / sqrt(d)) v_j  over j in G and |i - j| <= w / 2         i not in G
     y_i = softmax(q'_i k'_j / sqrt(d)) v'_j  over all j                            i in G
 
-where q', k', v' are projections of their own. A global token inside the window counts once. The cost is linear in length: a
-band, a few keys for all queries, and a few queries for all keys, of which the first two share one softmax.
+where q', k', v' are projections of their own. A global token inside the window counts once. The cost is linear in
+length: a band, a few keys for all queries, and a few queries for all keys, of which the first two share one softmax.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ GLOBAL = 1
 class LongformerAttention(ProjectedAttention):
     """Attention within a sliding window, and to and from global tokens: those of role 1.
 
-    Without roles no token is global. A row may have ``max_global`` of them. One that has more is refused outside ``jit``;
-    inside, where roles are not known, its output is not-a-number.
+    Without roles no token is global. A row may have ``max_global`` of them. One that has more is refused outside
+    ``jit``; inside, where roles are not known, its output is not-a-number.
 
     Parameters: ``query``, ``key``, ``value``, ``global_query``, ``global_key``, ``global_value``, ``out`` (linear).
     """
 
     honors = frozenset({"mask", "segment_ids", "roles"})
-    refusals: ClassVar[Mapping[str, str]] = {"positions": "its window counts places in the sequence: leave positions out"}
+    refusals: ClassVar[Mapping[str, str]] = {
+        "positions": "its window counts places in the sequence: leave positions out"
+    }
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         **Mixer.sharding,
         **dict.fromkeys(("global_query.kernel", "global_key.kernel", "global_value.kernel"), (None, "tensor")),
@@ -73,7 +76,13 @@ class LongformerAttention(ProjectedAttention):
         """
         if window < 0 or max_global < 1:
             raise ValueError(f"the window must be at least 0 and max_global at least 1; got {window} and {max_global}")
-        common: dict[str, Any] = {"use_bias": use_bias, "kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        common: dict[str, Any] = {
+            "use_bias": use_bias,
+            "kernel_init": kernel_init,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         super().__init__(features, num_heads=num_heads, head_dim=head_dim, dropout=dropout, **common)
         inner = num_heads * self.head_dim
         self.global_query = Linear(features, inner, **common)
@@ -110,7 +119,9 @@ class LongformerAttention(ProjectedAttention):
         there = gather(marked)
         few = None if ids is None else gather(jnp.broadcast_to(ids, real.shape))
         near = attention(q, k, v, mask=_of_keys(real & ~marked), **band, return_lse=True)
-        far = attention(q, gather(k), gather(v), mask=_of_keys(there), query_segments=ids, key_segments=few, return_lse=True)
+        far = attention(
+            q, gather(k), gather(v), mask=_of_keys(there), query_segments=ids, key_segments=few, return_lse=True
+        )
         global_q = self.global_query(gather(x)).reshape(*order.shape, *q.shape[2:])
         global_k, global_v = self.global_key(x).reshape(k.shape), self.global_value(x).reshape(v.shape)
         of_global = attention(global_q, global_k, global_v, mask=_of_keys(real), query_segments=few, key_segments=ids)
@@ -128,7 +139,9 @@ class LongformerAttention(ProjectedAttention):
         usual = attention_weights(q, k, mask=((near | marked[:, None]) & real[:, None])[:, None], **documents)
         if tokens.roles is None:
             return usual
-        theirs = attention_weights(self.global_query(x).reshape(q.shape), self.global_key(x).reshape(k.shape), mask=_of_keys(real), **documents)
+        theirs = attention_weights(
+            self.global_query(x).reshape(q.shape), self.global_key(x).reshape(k.shape), mask=_of_keys(real), **documents
+        )
         return jnp.where(marked[:, None, :, None], theirs, usual)
 
     @staticmethod
@@ -136,7 +149,9 @@ class LongformerAttention(ProjectedAttention):
         """Bool (batch,): rows that have no more global tokens than there are slots."""
         count = marked.sum(1)
         if not isinstance(count, jax.core.Tracer) and (most := int(count.max())) > slots:
-            raise ValueError(f"a row has {most} global tokens and max_global is {slots}: make the mixer with a larger max_global")
+            raise ValueError(
+                f"a row has {most} global tokens and max_global is {slots}: make the mixer with a larger max_global"
+            )
         return count <= slots
 
 

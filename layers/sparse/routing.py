@@ -1,4 +1,5 @@
-"""Routing attention: Efficient Content-Based Sparse Attention with Routing Transformers (A. Roy et al., 2020, arXiv:2003.05997).
+"""Routing attention: Efficient Content-Based Sparse Attention with Routing Transformers (A. Roy et al., 2020,
+arXiv:2003.05997).
 
 Tokens attend within clusters that online k-means finds among their queries and keys. With R the
 layer norm without scale and bias, which puts vectors on one sphere, and centroids m_1 .. m_k:
@@ -67,10 +68,11 @@ class RoutingAttention(Mixer):
     causal membership, for which tokens that have passed can't be taken back.
 
     Documents of a row do not see each other. By causal membership each is as if alone. By balanced membership they
-    compete for the places of a cluster, as the parts of one long text do, so that which tokens a document's clusters hold
-    depends on the others; with memberships held fixed, nothing else does.
+    compete for the places of a cluster, as the parts of one long text do, so that which tokens a document's clusters
+    hold depends on the others; with memberships held fixed, nothing else does.
 
-    Parameters: ``query``, ``key`` (bidirectional only), ``value``, ``out`` (linear), ``relative``; the statistic ``centroids``.
+    Parameters: ``query``, ``key`` (bidirectional only), ``value``, ``out`` (linear), ``relative``; the statistic
+      ``centroids``.
     """
 
     supports_causal = True
@@ -103,7 +105,8 @@ class RoutingAttention(Mixer):
         """Args:
           clusters: k, centroids of each head.
           window: w, members of a cluster that attend to each other. None is, for balanced membership, n / k with
-            k = sqrt(n) of the ``clusters`` (all of them from clusters^2 tokens on): a cost of n^1.5; for causal membership, ``clusters``.
+            k = sqrt(n) of the ``clusters`` (all of them from clusters^2 tokens on): a cost of n^1.5; for causal
+            membership, ``clusters``.
           membership: "balanced" or "causal".
           relative: learned vectors of so many distances, which a query scores as well as the keys (P. Shaw et al.,
             arXiv:1803.02155); distance is counted in members of the cluster, as the authors do, whose values have
@@ -116,15 +119,32 @@ class RoutingAttention(Mixer):
           ValueError: heads that don't divide the features, or options out of range.
         """
         if head_dim is None and features % num_heads:
-            raise ValueError(f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that divides it")
+            raise ValueError(
+                f"{features} features can't be split over {num_heads} heads: give head_dim, or a number of heads that "
+                f"divides it"
+            )
         if membership not in ("balanced", "causal"):
             raise ValueError(f'membership is "balanced" or "causal", got {membership!r}')
         if not causal and (membership == "causal" or relative is not None):
             raise ValueError('membership="causal" and relative= order the tokens of a cluster: they need causal=True')
         head_dim = head_dim or features // num_heads
-        if head_dim < 2 or clusters < 1 or (window is not None and window < 1) or (relative is not None and relative < 1):
-            raise ValueError(f"head_dim must be at least 2, clusters, window and relative at least 1: got {head_dim}, {clusters}, {window}, {relative}")
-        common = {"use_bias": use_bias, "kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        if (
+            head_dim < 2
+            or clusters < 1
+            or (window is not None and window < 1)
+            or (relative is not None and relative < 1)
+        ):
+            raise ValueError(
+                f"head_dim must be at least 2, clusters, window and relative at least 1: got {head_dim}, {clusters}, "
+                f"{window}, {relative}"
+            )
+        common = {
+            "use_bias": use_bias,
+            "kernel_init": kernel_init,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         self.query = Linear(features, num_heads * head_dim, **common)
         self.key = None if causal else Linear(features, num_heads * head_dim, **common)
         self.value = Linear(features, num_heads * head_dim, **common)
@@ -179,10 +199,14 @@ class RoutingAttention(Mixer):
         if self.window is not None or self.membership == "causal":
             return self.clusters, min(self.window or self.clusters, length)
         used = min(self.clusters, math.isqrt(length))
-        return used, min(length, -(-length // used) + 2)  # a shorter row may have fewer clusters, and then up to two places more
+        return used, min(
+            length, -(-length // used) + 2
+        )  # a shorter row may have fewer clusters, and then up to two places more
 
     def _scores(self, r: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Products of vectors and centroids (batch, heads, clusters in use, length); -inf for clusters that a row does not use."""
+        """Products of vectors and centroids (batch, heads, clusters in use, length); -inf for clusters that a row does
+        not use.
+        """
         used = self._sizes(r.shape[2])[0]
         centroids = jax.lax.stop_gradient(self.centroids[...][:, :used]).astype(r.dtype)
         scores = jnp.einsum("bhnd,hkd->bhkn", jax.lax.stop_gradient(r), centroids)
@@ -245,7 +269,11 @@ class RoutingAttention(Mixer):
             )
         row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
         place = queries.reshape(batch, heads, -1)
-        total = jnp.zeros(v.shape, jnp.float32).at[row, head, place].add(y.reshape(batch, heads, -1, v.shape[-1]), mode="drop")
+        total = (
+            jnp.zeros(v.shape, jnp.float32)
+            .at[row, head, place]
+            .add(y.reshape(batch, heads, -1, v.shape[-1]), mode="drop")
+        )
         count = jnp.zeros(v.shape[:3], jnp.float32).at[row, head, place].add(1.0, mode="drop")
         return total / jnp.maximum(count, 1)[..., None]
 
@@ -340,7 +368,8 @@ class RoutingAttention(Mixer):
         real = jnp.ones((batch, 1, new), bool) if mask is None else mask[:, None]
         joins = (jax.nn.one_hot(cluster, self.clusters, dtype=jnp.int32) * real[..., None]).astype(jnp.int32)
         count = state.count + joins.sum(2, dtype=jnp.int32)
-        # The number of a new token among those of its call, and among all members of its cluster that are of its document.
+        # The number of a new token among those of its call, and among all members of its cluster that are of its
+        # document.
         numbers = jnp.cumsum(joins, 2) - joins
         number = jnp.take_along_axis(numbers, cluster[..., None], 3)[..., 0]
         before = jnp.take_along_axis(state.count, cluster, 2)
@@ -348,12 +377,16 @@ class RoutingAttention(Mixer):
         if tokens.segment_ids is not None:
             segment = last_segment(tokens.segment_ids, mask, state.segment)
             document = numbered(tokens.segment_ids, state.segment, mask)
-            first = jnp.argmax(document[:, :, None] == document[:, None], axis=2)  # the first token of a token's document
+            first = jnp.argmax(
+                document[:, :, None] == document[:, None], axis=2
+            )  # the first token of a token's document
             earlier = jnp.take_along_axis(numbers, first[:, None, :, None], 2)
             before = jnp.where(document[:, None] == 0, before, 0)
             rank = before + number - jnp.take_along_axis(earlier, cluster[..., None], 3)[..., 0]
             last = document == document[:, -1:]
-            count = jnp.where(document[:, -1, None, None] == 0, state.count, 0) + (joins * last[:, None, :, None]).sum(2)
+            count = jnp.where(document[:, -1, None, None] == 0, state.count, 0) + (joins * last[:, None, :, None]).sum(
+                2
+            )
             stays = real & last[:, None]
             documents = jnp.broadcast_to(document[:, None], cluster.shape).reshape(-1, new)
 
@@ -419,7 +452,9 @@ class RoutingAttention(Mixer):
         if training:
             belongs = jax.nn.one_hot(nearest, used, dtype=jnp.float32) * real[..., None]
             count = belongs.sum((0, 2))[..., None]
-            mean = jnp.einsum("bhnk,bhnd->hkd", belongs, jax.lax.stop_gradient(r).astype(jnp.float32)) / jnp.maximum(count, 1)
+            mean = jnp.einsum("bhnk,bhnd->hkd", belongs, jax.lax.stop_gradient(r).astype(jnp.float32)) / jnp.maximum(
+                count, 1
+            )
             own = centroids[:, :used]
             moved = on_sphere(self.decay * own + (1 - self.decay) * mean)
             self.centroids[...] = centroids.at[:, :used].set(jnp.where(count > 0, moved, own))

@@ -1,12 +1,12 @@
 """How selective state spaces start: the released models' way, and the mimetic one.
 
-"mimetic" is Mimetic Initialization Helps State Space Models Learn to Recall (Trockman et al., 2024, arXiv:2410.11135): the layer
-starts close to linear attention, whose state forgets nothing and whose keys and queries agree.
+"mimetic" is Mimetic Initialization Helps State Space Models Learn to Recall (Trockman et al., 2024, arXiv:2410.11135):
+the layer starts close to linear attention, whose state forgets nothing and whose keys and queries agree.
 
     A ~ 0, so that the decay exp(step A) ~ 1      step = 1 for every token      W_C = W_B      conv = identity
 
-Here A = -exp(-8), the weights that make the step depend on the token are 0, and its bias is softplus^-1(1): the constants with which
-the PFN library starts its recurrent layers "mimetically" too.
+Here A = -exp(-8), the weights that make the step depend on the token are 0, and its bias is softplus^-1(1): the
+constants with which the PFN library starts its recurrent layers "mimetically" too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023, arXiv:2312.00752), sections 3.4 and 3.5.
+"""Mamba: Linear-Time Sequence Modeling with Selective State Spaces (Gu and Dao, 2023, arXiv:2312.00752), sections 3.4
+and 3.5.
 
-    u, z = split(W_in x);  u = silu(conv(u));  dt, B, C = split(W_x u)
-    h_t = exp(softplus(W_dt dt_t + b_dt) A) h_{t-1} + softplus(...) u_t B_t        y = W_out ((C h + D u) * silu(z))
+u, z = split(W_in x);  u = silu(conv(u));  dt, B, C = split(W_x u)
+h_t = exp(softplus(W_dt dt_t + b_dt) A) h_{t-1} + softplus(...) u_t B_t        y = W_out ((C h + D u) * silu(z))
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class SelectiveState:
 
     Attributes:
       convolution: the tokens that the convolution still sees, and the document that they are of.
-      hidden: the state space's own: (batch, channels, state_dim) in :class:`Mamba`, (batch, heads, state_dim, head_dim) in :class:`Mamba2`.
+      hidden: the state space's own: (batch, channels, state_dim) in :class:`Mamba`, (batch, heads, state_dim, head_dim)
+        in :class:`Mamba2`.
     """
 
     convolution: ConvolutionState
@@ -57,7 +59,8 @@ class SelectiveState:
 class Mamba(Recurrent):
     """The selective state space with its convolution and gate.
 
-    Parameters: ``in_proj`` (u and z in one product), ``conv``, ``x_proj`` (dt, B and C), ``dt_proj``, ``dt_bias``, ``A_log``
+    Parameters: ``in_proj`` (u and z in one product), ``conv``, ``x_proj`` (dt, B and C), ``dt_proj``, ``dt_bias``,
+      ``A_log``
     (channels, state_dim), ``D`` (channels,), ``out_proj``.
     """
 
@@ -86,7 +89,8 @@ class Mamba(Recurrent):
           expand: channels / features.
           conv_size: tokens that the convolution sees.
           step_rank: rank of the map from a token to its steps (R); default features / 16, rounded up.
-          initialisation: "mimetic" starts as a linear attention without decay (:mod:`layers.state_space.initialisation`).
+          initialisation: "mimetic" starts as a linear attention without decay
+            (:mod:`layers.state_space.initialisation`).
           step_range: the first steps are log-uniform in it, unless mimetic; a state lasts about 1 / step tokens.
           depth: blocks of the model; the output starts smaller by its square root.
           use_bias, conv_bias: of the input and output projections, and of the convolution.
@@ -101,28 +105,46 @@ class Mamba(Recurrent):
         mimetic = initialisation == "mimetic"
         self.in_proj = Linear(features, 2 * channels, use_bias=use_bias, **common)
         taps = {"kernel_init": identity_kernel(conv_size)} if mimetic else {}
-        self.conv = CausalConvolution(channels, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **taps)
-        keys = {"kernel_init": SharedColumns(fan_in_uniform(), same=(step_rank, step_rank + state_dim, state_dim))} if mimetic else {}
+        self.conv = CausalConvolution(
+            channels, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **taps
+        )
+        keys = (
+            {"kernel_init": SharedColumns(fan_in_uniform(), same=(step_rank, step_rank + state_dim, state_dim))}
+            if mimetic
+            else {}
+        )
         self.x_proj = Linear(channels, step_rank + 2 * state_dim, use_bias=False, **{**common, **keys})
-        self.dt_proj = Linear(step_rank, channels, use_bias=False, **{**common, **({"kernel_init": zeros} if mimetic else {})})
-        self.dt_bias = nnx.Param((MIMETIC_STEP_BIAS if mimetic else step_bias(step_range))(rngs.params(), (channels,), param_dtype))
+        self.dt_proj = Linear(
+            step_rank, channels, use_bias=False, **{**common, **({"kernel_init": zeros} if mimetic else {})}
+        )
+        self.dt_bias = nnx.Param(
+            (MIMETIC_STEP_BIAS if mimetic else step_bias(step_range))(rngs.params(), (channels,), param_dtype)
+        )
         rates = constant(tuple(portable.log(np.arange(1, state_dim + 1)).tolist()))
         self.A_log = nnx.Param((MIMETIC_A_LOG if mimetic else rates)(rngs.params(), (channels, state_dim), param_dtype))
         self.D = nnx.Param(ones(rngs.params(), (channels,), param_dtype))
-        self.out_proj = Linear(channels, features, use_bias=use_bias, **{**common, "kernel_init": fan_in_uniform(depth)})
+        self.out_proj = Linear(
+            channels, features, use_bias=use_bias, **{**common, "kernel_init": fan_in_uniform(depth)}
+        )
         self.channels, self.state_dim, self.step_rank = channels, state_dim, step_rank
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> SelectiveState:
-        return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), empty((batch_size, self.channels, self.state_dim), dtype))
+        return SelectiveState(
+            self.conv.init_state(batch_size, dtype=dtype), empty((batch_size, self.channels, self.state_dim), dtype)
+        )
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: SelectiveState | None
+    ) -> tuple[jax.Array, SelectiveState | None]:
         u, z = jnp.split(self.in_proj(x), 2, axis=-1)
         u, seen = self.conv.recur(u, tokens, None if state is None else state.convolution)
         u = silu(u)
         steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
         steps = self.dt_proj(steps)
         if tokens.mask is not None:
-            steps = jnp.where(tokens.mask[..., None], steps, -jnp.inf)  # a step of 0 after softplus: the state is unchanged
+            steps = jnp.where(
+                tokens.mask[..., None], steps, -jnp.inf
+            )  # a step of 0 after softplus: the state is unchanged
         wide = jnp.promote_types(u.dtype, jnp.float32)
         y, hidden = selective_scan(
             u,

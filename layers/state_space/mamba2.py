@@ -44,10 +44,10 @@ from primitives.exponential import silu, softplus
 class Mamba2(Recurrent):
     """The selective state space with one decay a head, its convolution, gate and norm.
 
-    Parameters: ``in_proj`` (z, u, B, C and dt in one product), ``conv`` (of u, B and C), ``dt_bias``, ``A_log``, ``D`` (heads,),
+    Parameters: ``in_proj`` (z, u, B, C and dt in one product), ``conv`` (of u, B and C), ``dt_bias``, ``A_log``, ``D``
+      (heads,),
     ``norm``, ``out_proj``.
     """
-
 
     def __init__(
         self,
@@ -72,9 +72,11 @@ class Mamba2(Recurrent):
           state_dim: rows of a head's state (N), the size of B and C.
           expand: channels / features.
           head_dim: channels of a head (P); default the greatest divisor of the channels up to 64.
-          groups: sets of B and C; each serves channels / head_dim / groups heads, and the norm is over each group's channels.
+          groups: sets of B and C; each serves channels / head_dim / groups heads, and the norm is over each group's
+            channels.
           conv_size: tokens that the convolution sees.
-          initialisation: "mimetic" starts as a linear attention without decay (:mod:`layers.state_space.initialisation`).
+          initialisation: "mimetic" starts as a linear attention without decay
+            (:mod:`layers.state_space.initialisation`).
           step_range: the first steps are log-uniform in it, unless mimetic; a state lasts about 1 / step tokens.
           depth: blocks of the model; the output starts smaller by its square root.
           use_bias, conv_bias: of the input and output projections, and of the convolution.
@@ -86,17 +88,28 @@ class Mamba2(Recurrent):
         channels = expand * features
         head_dim = head_dim or next(size for size in range(64, 0, -1) if channels % size == 0)
         if channels % head_dim or channels // head_dim % groups:
-            raise ValueError(f"{expand} * {features} channels can't be split into heads of {head_dim} in {groups} equal groups: choose others")
+            raise ValueError(
+                f"{expand} * {features} channels can't be split into heads of {head_dim} in {groups} equal groups: "
+                f"choose others"
+            )
         self.heads, self.groups, self.channels, self.state_dim = channels // head_dim, groups, channels, state_dim
         common = {"use_bias": use_bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         convolved = channels + 2 * groups * state_dim
         mimetic = initialisation == "mimetic"
         before, shared = 2 * channels, groups * state_dim
-        same = SharedColumns(fan_in_uniform(), same=(before, before + shared, shared), zeros=(before + 2 * shared, self.heads))
-        self.in_proj = Linear(features, channels + convolved + self.heads, kernel_init=same if mimetic else fan_in_uniform(), **common)
+        same = SharedColumns(
+            fan_in_uniform(), same=(before, before + shared, shared), zeros=(before + 2 * shared, self.heads)
+        )
+        self.in_proj = Linear(
+            features, channels + convolved + self.heads, kernel_init=same if mimetic else fan_in_uniform(), **common
+        )
         taps = {"kernel_init": identity_kernel(conv_size)} if mimetic else {}
-        self.conv = CausalConvolution(convolved, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **taps)
-        self.dt_bias = nnx.Param((MIMETIC_STEP_BIAS if mimetic else step_bias(step_range))(rngs.params(), (self.heads,), param_dtype))
+        self.conv = CausalConvolution(
+            convolved, conv_size, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **taps
+        )
+        self.dt_bias = nnx.Param(
+            (MIMETIC_STEP_BIAS if mimetic else step_bias(step_range))(rngs.params(), (self.heads,), param_dtype)
+        )
         self.A_log = nnx.Param((MIMETIC_A_LOG if mimetic else A_LOG)(rngs.params(), (self.heads,), param_dtype))
         self.D = nnx.Param(ones(rngs.params(), (self.heads,), param_dtype))
         self.norm = GatedRMSNorm(channels, groups=groups, epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
@@ -106,7 +119,9 @@ class Mamba2(Recurrent):
         hidden = (batch_size, self.heads, self.state_dim, self.channels // self.heads)
         return SelectiveState(self.conv.init_state(batch_size, dtype=dtype), empty(hidden, dtype))
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: SelectiveState | None) -> tuple[jax.Array, SelectiveState | None]:
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: SelectiveState | None
+    ) -> tuple[jax.Array, SelectiveState | None]:
         z, u, steps = jnp.split(self.in_proj(x), [self.channels, self.channels + self.conv.features], axis=-1)
         u, seen = self.conv.recur(u, tokens, None if state is None else state.convolution)
         shared = self.groups * self.state_dim

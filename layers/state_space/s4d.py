@@ -35,7 +35,9 @@ Discretisation = Literal["zoh", "bilinear"]
 
 
 def poles(initialisation: Poles, state_dim: int) -> np.ndarray:
-    """A of S4D-Lin, -Inv, -LegS (complex128, one of each of the state_dim / 2 conjugate pairs) or -Real (float64, all of them)."""
+    """A of S4D-Lin, -Inv, -LegS (complex128, one of each of the state_dim / 2 conjugate pairs) or -Real (float64, all
+    of them).
+    """
     n = np.arange(state_dim // 2)
     if initialisation == "lin":
         return -0.5 + 1j * np.pi * n
@@ -58,7 +60,8 @@ def discretise(poles: jax.Array, step: jax.Array, rule: Discretisation) -> tuple
 
 
 def _powers(log_decay: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """A'^s (features, modes, size) for s < size, and A'^(size a) (features, modes, count), which together reach ``length`` powers.
+    """A'^s (features, modes, size) for s < size, and A'^(size a) (features, modes, count), which together reach
+    ``length`` powers.
 
     A power is one of each: so few exponentials are taken that what is left are matrix products.
     """
@@ -68,7 +71,9 @@ def _powers(log_decay: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
 
 
 def response(weights: jax.Array, log_decay: jax.Array, length: int) -> jax.Array:
-    """sum_n w_n A'_n^l for l < length (twice its real part, if complex): weights (..., features, modes) to (..., features, length)."""
+    """sum_n w_n A'_n^l for l < length (twice its real part, if complex): weights (..., features, modes) to (...,
+    features, length).
+    """
     fine, coarse = _powers(log_decay, length)
     weighted = weights[..., None] * coarse
     if jnp.iscomplexobj(weighted):
@@ -81,14 +86,18 @@ def response(weights: jax.Array, log_decay: jax.Array, length: int) -> jax.Array
 def absorb(u: jax.Array, log_decay: jax.Array) -> jax.Array:
     """sum_r A'^r u_r: inputs (batch, features, length), the latest first, to a state (batch, features, modes)."""
     fine, coarse = _powers(log_decay, u.shape[-1])
-    blocks = jnp.pad(u, ((0, 0), (0, 0), (0, fine.shape[-1] * coarse.shape[-1] - u.shape[-1]))).reshape(*u.shape[:2], -1, fine.shape[-1])
+    blocks = jnp.pad(u, ((0, 0), (0, 0), (0, fine.shape[-1] * coarse.shape[-1] - u.shape[-1]))).reshape(
+        *u.shape[:2], -1, fine.shape[-1]
+    )
     parts = (fine.real, fine.imag) if jnp.iscomplexobj(fine) else (fine,)
     inner = [jnp.einsum("bhas,hns->bhna", blocks, part) for part in parts]
     return jnp.sum(coarse * (jax.lax.complex(*inner) if len(inner) == 2 else inner[0]), axis=-1)
 
 
 def long_convolution(u: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Circular convolution over twice the length: u (batch, features, length), kernel (features, 2 * length); causal if its second half is 0."""
+    """Circular convolution over twice the length: u (batch, features, length), kernel (features, 2 * length); causal if
+    its second half is 0.
+    """
     size = kernel.shape[-1]
     return jnp.fft.irfft(jnp.fft.rfft(u, n=size) * jnp.fft.rfft(kernel), n=size)[..., : u.shape[-1]]
 
@@ -108,7 +117,8 @@ class S4D(Recurrent):
     a second kernel reads later tokens: K_0 applies to the token itself and those before, K_1 to those after.
 
     Parameters: ``log_dt`` and ``D`` (features,), ``log_A_real`` and ``A_imag`` (features, modes), ``C``
-    (directions, features, modes, 2: real and imaginary part), ``out``. Real poles have no ``A_imag`` and no last axis of ``C``.
+    (directions, features, modes, 2: real and imaginary part), ``out``. Real poles have no ``A_imag`` and no last axis
+    of ``C``.
     """
 
     supports_bidirectional = True
@@ -145,20 +155,33 @@ class S4D(Recurrent):
         """
         if initialisation not in get_args(Poles) or discretisation not in get_args(Discretisation):
             known = f"{', '.join(get_args(Poles))}; {', '.join(get_args(Discretisation))}"
-            raise ValueError(f"S4D knows the initialisations and discretisations {known}; got {initialisation!r} and {discretisation!r}")
+            raise ValueError(
+                f"S4D knows the initialisations and discretisations {known}; got {initialisation!r} and "
+                f"{discretisation!r}"
+            )
         if state_dim < 2 or state_dim % 2:
             raise ValueError(f"S4D keeps conjugate pairs: state_dim must be even and at least 2, got {state_dim}")
         start = poles(initialisation, state_dim)
         shape, pairs = (features, len(start)), np.iscomplexobj(start)
         low, high = (math.log(step) for step in step_range)
         self.log_dt = nnx.Param(Uniform(low, high)(rngs.params(), (features,), param_dtype))
-        self.log_A_real = nnx.Param(constant(tuple(portable.log(-start.real).tolist()))(rngs.params(), shape, param_dtype))
-        self.A_imag = nnx.Param(constant(tuple(start.imag.tolist()))(rngs.params(), shape, param_dtype)) if pairs else None
+        self.log_A_real = nnx.Param(
+            constant(tuple(portable.log(-start.real).tolist()))(rngs.params(), shape, param_dtype)
+        )
+        self.A_imag = (
+            nnx.Param(constant(tuple(start.imag.tolist()))(rngs.params(), shape, param_dtype)) if pairs else None
+        )
         # A complex number of variance 1.
-        self.C = nnx.Param(normal(0.5**0.5 if pairs else 1.0)(rngs.params(), (1 if causal else 2, *shape, *((2,) if pairs else ())), param_dtype))
+        self.C = nnx.Param(
+            normal(0.5**0.5 if pairs else 1.0)(
+                rngs.params(), (1 if causal else 2, *shape, *((2,) if pairs else ())), param_dtype
+            )
+        )
         self.D = nnx.Param(normal(1.0)(rngs.params(), (features,), param_dtype))
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
-        self.out = Linear(features, 2 * features, kernel_init=fan_in_uniform(), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.out = Linear(
+            features, 2 * features, kernel_init=fan_in_uniform(), dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
         self.features, self.modes, self.discretisation, self.causal = features, len(start), discretisation, causal
 
     def system(self) -> tuple[jax.Array, jax.Array]:
@@ -169,7 +192,10 @@ class S4D(Recurrent):
         if self.A_imag is None:
             a = real
         else:
-            a, output = jax.lax.complex(real, self.A_imag[...].astype(wide)), jax.lax.complex(output[..., 0], output[..., 1])
+            a, output = (
+                jax.lax.complex(real, self.A_imag[...].astype(wide)),
+                jax.lax.complex(output[..., 0], output[..., 1]),
+            )
         log_decay, entering = discretise(a, jnp.exp(self.log_dt[...].astype(wide)), self.discretisation)
         return log_decay, output * entering
 

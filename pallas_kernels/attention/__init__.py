@@ -1,4 +1,6 @@
-"""Attention over softmax, sigmoid or plain weights: grouped heads, masks, windows, routed regions, scores, tables by offset, sinks, cache positions."""
+"""Attention over softmax, sigmoid or plain weights: grouped heads, masks, windows, routed regions, scores, tables by
+offset, sinks, cache positions.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,15 @@ tpu, gpu, splash = (Later(f"{__name__}.{module}") for module in ("tpu.mosaic", "
 _op = Op(
     "attention",
     (
-        Implementation("all_to_all", distributed.all_to_all, objection=distributed.all_to_all_objection, considered=sequence.is_split),
-        Implementation("ring", distributed.ring, objection=distributed.ring_objection, considered=sequence.is_split, paper=(23,)),
+        Implementation(
+            "all_to_all",
+            distributed.all_to_all,
+            objection=distributed.all_to_all_objection,
+            considered=sequence.is_split,
+        ),
+        Implementation(
+            "ring", distributed.ring, objection=distributed.ring_objection, considered=sequence.is_split, paper=(23,)
+        ),
         Implementation("splash", splash.attention, platforms=("tpu",), objection=splash.objection),
         Implementation("mosaic_tpu", tpu.attention, platforms=("tpu",), objection=tpu.objection, paper=(92, 140, 216)),
         Implementation("mosaic_gpu", gpu.attention, platforms=("gpu",), objection=gpu.objection, paper=(92, 140, 216)),
@@ -72,20 +81,21 @@ def attention(
         key-value head h // (heads // kv_heads).
       v: (batch, k_length, kv_heads, value_dim).
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
-      mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of positions,
-        (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as ``pallas_kernels.masks``. With
-        default positions the cost follows the blocks that it allows.
-        With one, ``key_positions`` mark padding.
-      score: a Python function (logits, head, query_position, key_position, *rows) -> logits of the scaled logits, before the bias and the mask:
-        elementwise JAX arithmetic of arrays that broadcast, and of Python numbers. ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps
-        softly; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q - k)`` is ALiBi for 8 heads. ``head`` is that of the query.
-        Differentiable in the logits, at any position, of keys that are masked too. Create it once and reuse it: each
-        new function compiles programs anew.
+      mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of
+        positions, (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as
+        ``pallas_kernels.masks``. With default positions the cost follows the blocks that it allows. With one,
+        ``key_positions`` mark padding.
+      score: a Python function (logits, head, query_position, key_position, *rows) -> logits of the scaled logits,
+        before the bias and the mask: elementwise JAX arithmetic of arrays that broadcast, and of Python numbers.
+        ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps softly; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q -
+        k)`` is ALiBi for 8 heads. ``head`` is that of the query. Differentiable in the logits, at any position, of keys
+        that are masked too. Create it once and reuse it: each new function compiles programs anew.
       causal: a query attends keys at positions up to its own.
       window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
         With default positions the cost is linear in length when both sides are bounded.
       scale: of the logits, a Python number; 1 / sqrt(head_dim) by default. Multiply q by a learned one.
-      normalize: "softmax"; "sigmoid": sigmoid(logits) @ v (arXiv:2409.04431); or "none": logits @ v, those of a ``score``, say.
+      normalize: "softmax"; "sigmoid": sigmoid(logits) @ v (arXiv:2409.04431); or "none": logits @ v, those of a
+        ``score``, say.
       sinks: (heads,) extra logits in the softmax denominator. Differentiable.
       query_positions: int32 (batch, q_length), arange by default.
       key_positions: int32 (batch, k_length), arange by default; negative is an empty slot, never attended.
@@ -95,14 +105,15 @@ def attention(
         those of a region attend only to those of the topk different regions that its row names (BiFormer,
         arXiv:2303.08810). The rest holds as well: a mask may hide what does not exist, positions are those of the
         tokens as stored.
-      rows: (batch or 1, q_length, heads or 1) numbers of each query, one array or a tuple, that ``score`` gets after the positions.
-        Differentiable.
-      relative_bias: (heads or 1, span), added to the logits as ``bias`` is: the entry of clip(key_position - query_position -
-        origin, 0, span - 1) (T5, arXiv:1910.10683). Differentiable, as all tables; memory is linear in the span.
-      relative_weight: (heads or 1, span), which multiplies the weights after they are normalized, in the same way (URPE,
-        arXiv:2205.13401). The log-sum-exp is without it.
-      relative_keys: (heads or 1, span, head_dim), whose products with the queries join those of the keys, before the scale
-        (arXiv:1803.02155).
+      rows: (batch or 1, q_length, heads or 1) numbers of each query, one array or a tuple, that ``score`` gets after
+        the positions. Differentiable.
+      relative_bias: (heads or 1, span), added to the logits as ``bias`` is: the entry of clip(key_position -
+        query_position - origin, 0, span - 1) (T5, arXiv:1910.10683). Differentiable, as all tables; memory is linear in
+        the span.
+      relative_weight: (heads or 1, span), which multiplies the weights after they are normalized, in the same way
+        (URPE, arXiv:2205.13401). The log-sum-exp is without it.
+      relative_keys: (heads or 1, span, head_dim), whose products with the queries join those of the keys, before the
+        scale (arXiv:1803.02155).
       relative_query: of q's shape, multiplied with ``relative_keys`` in place of q (Transformer-XL, arXiv:1901.02860).
       relative_origin: the offset of the first entry of the tables; -(span // 2) of each by default.
       return_lse: also return the log-sum-exp of the logits, sink included. Differentiable.
@@ -127,7 +138,8 @@ def attention(
 def attention_weights(q: jax.Array, k: jax.Array, **options: Any) -> jax.Array:
     """The weights of :func:`attention`, for attention maps: float32 (batch, heads, q_length, k_length).
 
-    Quadratic in memory and only the plain equation: for looking at, not for running a model. ``options`` are those of :func:`attention`
+    Quadratic in memory and only the plain equation: for looking at, not for running a model. ``options`` are those of
+      :func:`attention`
     that concern the weights.
     """
     return reference.attention_weights(_checked(q, k, None, **options))
@@ -162,17 +174,25 @@ def _checked(
     """Validates the arguments; expands bias and mask to four dimensions and sets the default scale."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x is not None and (x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating)):
-            raise ValueError(f"attention: {name} must be floating (batch, length, heads, head_dim), got {x.dtype}{list(x.shape)}")
+            raise ValueError(
+                f"attention: {name} must be floating (batch, length, heads, head_dim), got {x.dtype}{list(x.shape)}"
+            )
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"attention: q {q.shape} and k {k.shape} must agree in batch and head_dim (axes 0 and 3)")
     if v is not None and v.shape[:3] != k.shape[:3]:
         raise ValueError(f"attention: v {v.shape} and k {k.shape} must agree in batch, length and heads (axes 0 to 2)")
     if 0 in (q.shape[1], k.shape[1], k.shape[2]) or q.shape[2] % k.shape[2]:
-        raise ValueError(f"attention: lengths must be positive and the {k.shape[2]} heads of k divide the {q.shape[2]} of q: q {q.shape}, k {k.shape}")
+        raise ValueError(
+            f"attention: lengths must be positive and the {k.shape[2]} heads of k divide the {q.shape[2]} of q: q "
+            f"{q.shape}, k {k.shape}"
+        )
     if normalize not in ("softmax", "sigmoid", "none"):
         raise ValueError(f'attention: normalize is "softmax", "sigmoid" or "none", got {normalize!r}')
     if normalize != "softmax" and (sinks is not None or return_lse):
-        raise ValueError(f"attention: {normalize} weights have no denominator, so neither sinks nor return_lse; drop them or use softmax")
+        raise ValueError(
+            f"attention: {normalize} weights have no denominator, so neither sinks nor return_lse; drop them or use "
+            f"softmax"
+        )
     if sinks is not None and sinks.shape != (q.shape[2],):
         raise ValueError(f"attention: sinks must be (heads,) = ({q.shape[2]},), got {sinks.shape}")
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
@@ -188,9 +208,13 @@ def _checked(
         logits, heads = jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.int32)
         _check_function("score", score, jnp.floating, (logits, heads, *_PLACES, *more))
     if mask is not None and mask.dtype != jnp.bool_:
-        raise ValueError(f"attention: mask must be bool (True = attend), got {mask.dtype}; add numbers to the logits with bias")
+        raise ValueError(
+            f"attention: mask must be bool (True = attend), got {mask.dtype}; add numbers to the logits with bias"
+        )
     if scale is not None and not isinstance(scale, (int, float)):
-        raise ValueError(f"attention: scale must be a Python number, got {type(scale).__name__}; multiply q by a learned scale")
+        raise ValueError(
+            f"attention: scale must be a Python number, got {type(scale).__name__}; multiply q by a learned scale"
+        )
     if window is not None and (len(window) != 2 or any(side is not None and side < 0 for side in window)):
         raise ValueError(f"attention: window must be (left, right), each None or an int of at least 0, got {window}")
     if (query_segments is None) != (key_segments is None):
@@ -201,17 +225,28 @@ def _checked(
         ("query_positions", query_positions, full[2]), ("key_positions", key_positions, full[3]),
         ("query_segments", query_segments, full[2]), ("key_segments", key_segments, full[3]),
     ):  # fmt: skip
-        if x is not None and (x.shape not in ((full[0], length), (1, length)) or not jnp.issubdtype(x.dtype, jnp.integer)):
-            raise ValueError(f"attention: {name} must be integer (batch, length) = {(full[0], length)}, got {x.dtype}{list(x.shape)}")
+        if x is not None and (
+            x.shape not in ((full[0], length), (1, length)) or not jnp.issubdtype(x.dtype, jnp.integer)
+        ):
+            raise ValueError(
+                f"attention: {name} must be integer (batch, length) = {(full[0], length)}, got {x.dtype}{list(x.shape)}"
+            )
     if routes is not None:
         _check_routes(routes, full)
     for name, table, shape in (
         ("relative_bias", relative_bias, ()), ("relative_weight", relative_weight, ()), ("relative_keys", relative_keys, q.shape[3:]),
     ):  # fmt: skip
-        if table is not None and (table.ndim < 2 or table.shape[0] not in (1, full[1]) or table.shape[2:] != shape or not table.shape[1]):
-            raise ValueError(f"attention: {name} must be (heads or 1, span{', head_dim' if shape else ''}) for {full[1]} heads, got {table.shape}")
+        if table is not None and (
+            table.ndim < 2 or table.shape[0] not in (1, full[1]) or table.shape[2:] != shape or not table.shape[1]
+        ):
+            raise ValueError(
+                f"attention: {name} must be (heads or 1, span{', head_dim' if shape else ''}) for {full[1]} heads, got "
+                f"{table.shape}"
+            )
     if relative_query is not None and (relative_keys is None or relative_query.shape != q.shape):
-        raise ValueError(f"attention: relative_query is of q's shape {q.shape}, for relative_keys; got {relative_query.shape}")
+        raise ValueError(
+            f"attention: relative_query is of q's shape {q.shape}, for relative_keys; got {relative_query.shape}"
+        )
     included, pattern = masks.without_windows(given)
     left, right = masks.narrower(window or (None, None), included)
     right = 0 if causal and (right is None or right > 0) else right
@@ -250,9 +285,15 @@ def _check_function(name: str, function: Any, dtype: Any, arguments: tuple[jax.S
     traced = jax.make_jaxpr(function)(*arguments)
     (result,) = traced.out_avals if len(traced.out_avals) == 1 else (None,)
     if result is None or not jnp.issubdtype(result.dtype, dtype) or np.broadcast_shapes(result.shape, (2, 3)) != (2, 3):
-        raise ValueError(f"attention: the function {name} must be elementwise and return {dtype.__name__.rstrip('_')}, got {traced.out_avals}")
+        raise ValueError(
+            f"attention: the function {name} must be elementwise and return {dtype.__name__.rstrip('_')}, got "
+            f"{traced.out_avals}"
+        )
     if any(getattr(x, "ndim", 0) for x in traced.consts):
-        raise ValueError(f"attention: the function {name} uses an array from outside; kernels take only its arguments and Python numbers")
+        raise ValueError(
+            f"attention: the function {name} uses an array from outside; kernels take only its arguments and Python "
+            f"numbers"
+        )
 
 
 def _stacked(rows: jax.Array | tuple[jax.Array, ...] | None, full: tuple[int, ...]) -> jax.Array | None:
@@ -270,10 +311,21 @@ def _stacked(rows: jax.Array | tuple[jax.Array, ...] | None, full: tuple[int, ..
 def _check_routes(routes: jax.Array, full: tuple[int, ...]) -> None:
     batch, heads, q_length, k_length = full
     shape = routes.shape
-    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1] not in (1, heads) or not jnp.issubdtype(routes.dtype, jnp.integer):
-        raise ValueError(f"attention: routes must be integer (batch, heads, regions, topk) = ({batch}, {heads}, ...), got {routes.dtype}{list(shape)}")
+    if (
+        len(shape) != 4
+        or shape[0] not in (1, batch)
+        or shape[1] not in (1, heads)
+        or not jnp.issubdtype(routes.dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"attention: routes must be integer (batch, heads, regions, topk) = ({batch}, {heads}, ...), got "
+            f"{routes.dtype}{list(shape)}"
+        )
     if q_length % shape[2] or k_length % shape[2] or not 1 <= shape[3] <= shape[2]:
-        raise ValueError(f"attention: {shape[2]} regions must divide {q_length} queries and {k_length} keys; of them 1 to all are attended to, not {shape[3]}")
+        raise ValueError(
+            f"attention: {shape[2]} regions must divide {q_length} queries and {k_length} keys; of them 1 to all are "
+            f"attended to, not {shape[3]}"
+        )
 
 
 def _four_dimensions(name: str, x: jax.Array | None, full: tuple[int, ...]) -> jax.Array | None:
@@ -281,5 +333,7 @@ def _four_dimensions(name: str, x: jax.Array | None, full: tuple[int, ...]) -> j
         return None
     shape = (1,) * (4 - x.ndim) + x.shape
     if len(shape) != 4 or any(n not in (1, m) for n, m in zip(shape, full, strict=True)):
-        raise ValueError(f"attention: {name} {x.shape} does not broadcast to (batch, heads, q_length, k_length) = {full}")
+        raise ValueError(
+            f"attention: {name} {x.shape} does not broadcast to (batch, heads, q_length, k_length) = {full}"
+        )
     return x.reshape(shape)

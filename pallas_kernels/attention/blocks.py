@@ -66,7 +66,9 @@ def cover(visible: Mask, q_length: int, k_length: int, block_q: int, block_k: in
 
 
 @functools.lru_cache(_KEPT)
-def seen(left: int | None, right: int | None, pattern: Mask, q_length: int, k_length: int) -> tuple[np.ndarray, np.ndarray]:
+def seen(
+    left: int | None, right: int | None, pattern: Mask, q_length: int, k_length: int
+) -> tuple[np.ndarray, np.ndarray]:
     """As :func:`band_seen`, of a window and what a pattern allows in it."""
     band = window(left, right)
     k = np.arange(k_length, dtype=np.int32)[None]
@@ -100,7 +102,9 @@ def band_seen(left: int | None, right: int | None, q_length: int, k_length: int)
 
     def meets(length: int, others: int, below: int | None, above: int | None) -> np.ndarray:
         at = np.arange(length)
-        return ((np.zeros_like(at) if below is None else at - below) < others) & ((np.zeros_like(at) if above is None else at + above) >= 0)
+        return ((np.zeros_like(at) if below is None else at - below) < others) & (
+            (np.zeros_like(at) if above is None else at + above) >= 0
+        )
 
     return meets(q_length, k_length, left, right), meets(k_length, q_length, right, left)
 
@@ -110,7 +114,9 @@ def _ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     return first, np.minimum(first + block, length) - 1
 
 
-def static_cover(left: int | None, right: int | None, pattern: Mask | None, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
+def static_cover(
+    left: int | None, right: int | None, pattern: Mask | None, q_length: int, k_length: int, block_q: int, block_k: int
+) -> Cover:
     """Of a window and what a pattern allows in it, both of indices."""
     band = band_cover(left, right, q_length, k_length, block_q, block_k)
     return band if pattern is None else both(band, cover(pattern, q_length, k_length, block_q, block_k))
@@ -125,8 +131,11 @@ def pattern_cover(pattern: Mask, q_positions: jax.Array, k_positions: jax.Array,
     return mask_cover(jnp.broadcast_to(pattern(q_positions[:, :, None], k_positions[:, None]), shape), block_q, block_k)
 
 
-def position_cover(q_positions: jax.Array, k_positions: jax.Array, left: int | None, right: int | None, block_q: int, block_k: int) -> Cover:
-    """Of positions (batch, length), whole blocks: by the ends of each block, so ``some`` may hold where gaps leave nothing to attend.
+def position_cover(
+    q_positions: jax.Array, k_positions: jax.Array, left: int | None, right: int | None, block_q: int, block_k: int
+) -> Cover:
+    """Of positions (batch, length), whole blocks: by the ends of each block, so ``some`` may hold where gaps leave
+    nothing to attend.
 
     A negative key position is an empty slot.
     """
@@ -192,7 +201,9 @@ def transposed(a: Cover) -> Cover:
 
 
 def lists(a: Cover, most: int | None = None) -> Lists:
-    """The lists of a summary: in numpy as short as the longest, on the device ``most`` entries long, by default as many as there are blocks."""
+    """The lists of a summary: in numpy as short as the longest, on the device ``most`` entries long, by default as many
+    as there are blocks.
+    """
     static = isinstance(a.some, np.ndarray)
     xp: Any = np if static else jnp
     count = a.some.sum(-1).astype(np.int32)

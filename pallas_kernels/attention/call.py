@@ -19,7 +19,8 @@ Reach = tuple[int | None, int | None]
 class AttentionCall(Call):
     """Those of :func:`pallas_kernels.attention.attention`, which describes them.
 
-    Implementations return (batch, q_length, heads, value_dim) in q's dtype, and the log-sum-exp (batch, q_length, heads) where it is asked for.
+    Implementations return (batch, q_length, heads, value_dim) in q's dtype, and the log-sum-exp (batch, q_length,
+    heads) where it is asked for.
 
     Attributes:
       bias, mask: (batch, heads, q_length, k_length), each dimension its size or 1.

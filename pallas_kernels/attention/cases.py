@@ -81,7 +81,9 @@ def _padded(real: int) -> Change:
 
 
 def _hidden_keys(real: int) -> Change:
-    """A pattern's function takes the place of a mask, so what hides keys from ``real`` on is their positions; they are NaN."""
+    """A pattern's function takes the place of a mask, so what hides keys from ``real`` on is their positions; they are
+    NaN.
+    """
 
     def change(arrays: Arrays, _: np.random.Generator) -> None:
         length = arrays["k"].shape[1]
@@ -124,13 +126,17 @@ def _cache(starts: tuple[int, ...], filled: tuple[int, ...]) -> Change:
         for name in ("k", "v"):
             arrays[name][keys < 0] = np.nan
         arrays["key_positions"] = keys
-        arrays["query_positions"] = np.array(starts, np.int32)[:, None] + np.arange(arrays["q"].shape[1], dtype=np.int32)
+        arrays["query_positions"] = np.array(starts, np.int32)[:, None] + np.arange(
+            arrays["q"].shape[1], dtype=np.int32
+        )
 
     return change
 
 
 def _routes(regions: int, topk: int, heads: int = 1, rows: int | None = None, hidden: int = 0) -> Change:
-    """Random routes, of ``rows`` batch elements (all by default); the last ``hidden`` keys of each region are NaN and masked, the last region as a whole."""
+    """Random routes, of ``rows`` batch elements (all by default); the last ``hidden`` keys of each region are NaN and
+    masked, the last region as a whole.
+    """
 
     def change(arrays: Arrays, rng: np.random.Generator) -> None:
         batch, length = arrays["k"].shape[:2]
@@ -298,9 +304,12 @@ CASES = (
 )  # fmt: skip
 
 
-
 def _shape(
-    name: str, q: tuple[int, ...], k: tuple[int, ...] | None = None, change: dict[str, jax.ShapeDtypeStruct] | None = None, **options: Any
+    name: str,
+    q: tuple[int, ...],
+    k: tuple[int, ...] | None = None,
+    change: dict[str, jax.ShapeDtypeStruct] | None = None,
+    **options: Any,
 ) -> Shape:
     """q and k as (batch, length, heads, head_dim), v as k."""
     return Shape(name, {"q": q, "k": k or q, "v": k or q, **(change or {})}, options)

@@ -32,7 +32,11 @@ def _objection(call: AttentionCall) -> str | None:
     if call.q.shape[1] != call.k.shape[1]:
         return "queries and keys are not of one sequence"
     tables = ("relative_bias", "relative_weight", "relative_keys")
-    given = [name for name in ("bias", "score", "query_positions", "key_positions", "routes", *tables) if not call.lacks(name)]
+    given = [
+        name
+        for name in ("bias", "score", "query_positions", "key_positions", "routes", *tables)
+        if not call.lacks(name)
+    ]
     if given:
         singular = ("bias", "score", "relative_bias", "relative_weight")
         return f"{given[0]} {'is' if given[0] in singular else 'are'} given"
@@ -144,14 +148,19 @@ def _deal(count: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Which device sends its first half, and its second half, to which: piece p of 2n goes to device min(p, 2n - 1 -
     p)."""
     to = [min(piece, 2 * count - 1 - piece) for piece in range(2 * count)]
-    return [(device, to[2 * device]) for device in range(count)], [(device, to[2 * device + 1]) for device in range(count)]
+    return [(device, to[2 * device]) for device in range(count)], [
+        (device, to[2 * device + 1]) for device in range(count)
+    ]
 
 
 def _dealt(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """This device's early piece and its late one, from contiguous parts."""
     firsts, seconds = _deal(jax.lax.axis_size(sequence.AXIS))
     first, second = jnp.split(x, 2, axis)
-    from_first, from_second = jax.lax.ppermute(first, sequence.AXIS, firsts), jax.lax.ppermute(second, sequence.AXIS, seconds)
+    from_first, from_second = (
+        jax.lax.ppermute(first, sequence.AXIS, firsts),
+        jax.lax.ppermute(second, sequence.AXIS, seconds),
+    )
     # Pieces before the middle keep their parity: even ones are first halves, and so are the odd devices' late pieces.
     even = jax.lax.axis_index(sequence.AXIS) % 2 == 0
     return jnp.where(even, from_first, from_second), jnp.where(even, from_second, from_first)

@@ -1,10 +1,12 @@
 """Attention masks as functions of positions: ``attention(q, k, v, mask=masks.dilated(2048, 4))``.
 
-A mask here is a function ``(query_position, key_position) -> bool`` of two integer arrays that broadcast against each other,
-arithmetic and comparisons known while tracing: it is the same for numpy, for JAX and inside a kernel, which has it inline.
-Blocks of keys that it rules out are skipped. Positions are those of the call: indices, unless it gives others.
+A mask here is a function ``(query_position, key_position) -> bool`` of two integer arrays that broadcast against each
+other, arithmetic and comparisons known while tracing: it is the same for numpy, for JAX and inside a kernel, which has
+it inline. Blocks of keys that it rules out are skipped. Positions are those of the call: indices, unless it gives
+others.
 
-The masks below are data: they compare by value, and ``&``, ``|`` and ``~`` combine them. A Python function of your own serves
+The masks below are data: they compare by value, and ``&``, ``|`` and ``~`` combine them. A Python function of your own
+  serves
 as well. Make one once and keep it: programs are compiled and blocks are listed for each function anew.
 """
 
@@ -90,7 +92,9 @@ class GridWindows(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class GridStrides(Pattern):
-    """Tokens at the same place of each of ``cells`` x ``cells`` parts of an image (grid attention of MaxViT, arXiv:2204.01697)."""
+    """Tokens at the same place of each of ``cells`` x ``cells`` parts of an image (grid attention of MaxViT,
+    arXiv:2204.01697).
+    """
 
     height: int
     width: int
@@ -113,7 +117,8 @@ class Global(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class BlockLines(Pattern):
-    """Whole blocks of tokens along lines through the table of blocks: of block i, those (slope * i + start) modulo ``count``.
+    """Whole blocks of tokens along lines through the table of blocks: of block i, those (slope * i + start) modulo
+    ``count``.
 
     Attributes:
       block: tokens of a block.
@@ -180,20 +185,28 @@ def causal() -> Window:
     return Window(None, 0)
 
 
-def global_and_random(length: int, block: int, *, first: int = 1, window: int = 3, random: int = 3, seed: int = 0) -> Pattern:
-    """Whole blocks of tokens, after BigBird (arXiv:2007.14062): the first see and are seen by all, each sees those around it and some others.
+def global_and_random(
+    length: int, block: int, *, first: int = 1, window: int = 3, random: int = 3, seed: int = 0
+) -> Pattern:
+    """Whole blocks of tokens, after BigBird (arXiv:2007.14062): the first see and are seen by all, each sees those
+    around it and some others.
 
     Args:
       length: of the sequence.
       block: tokens of a block.
       first: blocks that see and are seen by all.
       window: blocks around each that it sees, itself included.
-      random: others that each sees, at most: random lines through the table of blocks, which a kernel can compute and which may meet the rest.
+      random: others that each sees, at most: random lines through the table of blocks, which a kernel can compute and
+        which may meet the rest.
       seed: of their choice.
     """
     count = -(-length // block)
     lines = np.random.default_rng(seed).integers(0, count, (random, 2)).tolist()
-    return Global(first * block) | BlockWindow(block, window // 2) | BlockLines(block, count, tuple((slope, start) for slope, start in lines))
+    return (
+        Global(first * block)
+        | BlockWindow(block, window // 2)
+        | BlockLines(block, count, tuple((slope, start) for slope, start in lines))
+    )
 
 
 def all_of(*parts: Mask) -> Pattern:

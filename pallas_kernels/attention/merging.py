@@ -1,4 +1,6 @@
-"""One softmax over what several attended to: partial results of attention, merged by their log-sum-exp (arXiv:2310.01889)."""
+"""One softmax over what several attended to: partial results of attention, merged by their log-sum-exp
+(arXiv:2310.01889).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 Part = tuple[jax.Array, jax.Array]
-"""Outputs (..., value_dim), and the log-sum-exp (...) of the logits that they are of; minus infinity where there were none."""
+"""Outputs (..., value_dim), and the log-sum-exp (...) of the logits that they are of; minus infinity where there were
+none.
+"""
 
 
 def merge(parts: Sequence[Part]) -> Part:
@@ -23,5 +27,7 @@ def merge(parts: Sequence[Part]) -> Part:
     total = sum(shares[1:], shares[0])
     empty = total == 0
     total = jnp.where(empty, 1.0, total)
-    weighted = [out * (share / total)[..., None].astype(out.dtype) for (out, _), share in zip(parts, shares, strict=True)]
+    weighted = [
+        out * (share / total)[..., None].astype(out.dtype) for (out, _), share in zip(parts, shares, strict=True)
+    ]
     return sum(weighted[1:], weighted[0]), jnp.where(empty, -jnp.inf, jnp.log(total) + top)

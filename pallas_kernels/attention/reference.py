@@ -69,14 +69,22 @@ def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     if call.relative_keys is not None:
         r = _widen(call.relative_keys)
         r = jnp.broadcast_to(r, (q.shape[2], *r.shape[1:]))
-        products = jnp.einsum("bqhd,hsd->bhqs", q if call.relative_query is None else _queries(call, allowed), r, precision="highest")
+        products = jnp.einsum(
+            "bqhd,hsd->bhqs", q if call.relative_query is None else _queries(call, allowed), r, precision="highest"
+        )
         at = relative.index(r, relative.origin(r, call.relative_origin), at_q, at_k)
         logits = logits + jnp.take_along_axis(products, jnp.broadcast_to(at[:, None], logits.shape), 3)
     logits = call.scale * logits
     if call.score is not None:
         heads = jnp.arange(q.shape[2], dtype=jnp.int32)[None, :, None, None]
-        rows = () if call.rows is None else [jnp.swapaxes(row, 1, 2)[..., None] for row in jnp.moveaxis(_widen(call.rows), 3, 0)]
-        logits = finite_gradient(call.score)(logits, heads, at_q[:, None, :, None], at_k[:, None, None, :], *rows).astype(logits.dtype)
+        rows = (
+            ()
+            if call.rows is None
+            else [jnp.swapaxes(row, 1, 2)[..., None] for row in jnp.moveaxis(_widen(call.rows), 3, 0)]
+        )
+        logits = finite_gradient(call.score)(
+            logits, heads, at_q[:, None, :, None], at_k[:, None, None, :], *rows
+        ).astype(logits.dtype)
     if call.bias is not None:
         logits = logits + _widen(call.bias)
     if call.relative_bias is not None:

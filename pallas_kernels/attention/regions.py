@@ -2,9 +2,11 @@
 
 Tokens are stored region by region; ``routes`` is int (batch or 1, heads or 1, regions, topk), different regions in each
 row. There are three
-forms: a mask (:func:`mask`), the equation; copies of the keys of each region's regions (:func:`gathered`), which make regions rows of
-the batch; and, for kernels that walk through lists of blocks, regions that are whole blocks (:func:`padded`) and no copies.
-A copied key is read once and written once before it is read; padding a region by up to a half moves less than that.
+forms: a mask (:func:`mask`), the equation; copies of the keys of each region's regions (:func:`gathered`), which make
+  regions rows of
+the batch; and, for kernels that walk through lists of blocks, regions that are whole blocks (:func:`padded`) and no
+copies. A copied key is read once and written once before it is read; padding a region by up to a half moves less than
+that.
 """
 
 from __future__ import annotations
@@ -53,7 +55,11 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
             return None
         x = jnp.moveaxis(jnp.broadcast_to(x, (batch, *x.shape[1:])), 1, 3)  # (batch, q, k, heads)
         rows, columns, heads = x.shape[1:]
-        x = x.reshape(batch, count, -1, columns, heads) if rows > 1 else jnp.broadcast_to(x[:, None], (batch, count, 1, columns, heads))
+        x = (
+            x.reshape(batch, count, -1, columns, heads)
+            if rows > 1
+            else jnp.broadcast_to(x[:, None], (batch, count, 1, columns, heads))
+        )
         if columns > 1:
             x = jnp.swapaxes(x.reshape(batch, count, x.shape[2], count, -1, heads), 2, 3)
             x = jnp.swapaxes(x[row, jnp.arange(count)[:, None], chosen], 2, 3)
@@ -102,7 +108,10 @@ def _head_by_head(attend: Attend, call: AttentionCall, routes: jax.Array) -> tup
             score=_of_head(call.score, head),
             rows=one(call.rows, head, 2),
             relative_query=one(call.relative_query, head, 2),
-            **{name: one(getattr(call, name), head, 0) for name in ("relative_bias", "relative_weight", "relative_keys")},
+            **{
+                name: one(getattr(call, name), head, 0)
+                for name in ("relative_bias", "relative_weight", "relative_keys")
+            },
         )
         results.append(gathered(attend, mine))
     return jax.tree.map(lambda *x: jnp.concatenate(x, 2), *results)
@@ -114,7 +123,9 @@ def _of_head(score: Score | None, first: int) -> Score | None:
 
 
 def of_padded(score: Score | None, own: tuple[int, int], sizes: tuple[int, int]) -> Score | None:
-    """``score`` for regions of queries and keys of ``sizes`` tokens that had their ``own``, at the positions that these have."""
+    """``score`` for regions of queries and keys of ``sizes`` tokens that had their ``own``, at the positions that these
+    have.
+    """
     if score is None or own == sizes:
         return score
 
@@ -126,7 +137,9 @@ def of_padded(score: Score | None, own: tuple[int, int], sizes: tuple[int, int])
 
 
 def objection(asked: Callable[[AttentionCall], str | None], call: AttentionCall) -> str | None:
-    """Why an implementation can't serve the call with copies of keys, or None; ``asked`` is its answer for a call without routes."""
+    """Why an implementation can't serve the call with copies of keys, or None; ``asked`` is its answer for a call
+    without routes.
+    """
     answers: list[str | None] = []
 
     def attend(part: AttentionCall) -> tuple[Any, ...]:
@@ -148,13 +161,18 @@ def padded_size(length: int, regions: int, block: int) -> int | None:
 def cleaned(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Zeros for keys that a mask (batch or 1, 1, 1, k_length) hides and for queries whose regions hold no other: 0 * NaN is NaN."""
+    """Zeros for keys that a mask (batch or 1, 1, 1, k_length) hides and for queries whose regions hold no other: 0 *
+    NaN is NaN.
+    """
     if mask is None:
         return q, k, v
     regions = routes.shape[2]
     k, v = (jnp.where(mask[:, 0, 0, :, None, None], x, 0) for x in (k, v))
     real = mask.reshape(mask.shape[0], regions, -1).any(2)
-    real, routes = jnp.broadcast_to(real, (q.shape[0], regions)), jnp.broadcast_to(routes, (q.shape[0], *routes.shape[1:]))
+    real, routes = (
+        jnp.broadcast_to(real, (q.shape[0], regions)),
+        jnp.broadcast_to(routes, (q.shape[0], *routes.shape[1:])),
+    )
     seeing = real[jnp.arange(q.shape[0])[:, None, None, None], routes].any(3)
     seeing = jnp.repeat(jnp.swapaxes(seeing, 1, 2), q.shape[1] // regions, 1)
     return jnp.where(seeing[..., None], q, 0), k, v
@@ -173,4 +191,8 @@ def padded(x: jax.Array, regions: int, size: int, axis: int = 1) -> jax.Array:
 def unpadded(x: jax.Array, regions: int, own: int) -> jax.Array:
     """The inverse of :func:`padded`, for the length on axis 1; ``own`` tokens of each region."""
     size = x.shape[1] // regions
-    return x if size == own else x.reshape(x.shape[0], regions, size, *x.shape[2:])[:, :, :own].reshape(x.shape[0], -1, *x.shape[2:])
+    return (
+        x
+        if size == own
+        else x.reshape(x.shape[0], regions, size, *x.shape[2:])[:, :, :own].reshape(x.shape[0], -1, *x.shape[2:])
+    )

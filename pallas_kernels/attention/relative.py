@@ -1,4 +1,5 @@
-"""Tables by offset: what attention adds to a logit, or multiplies a weight by, as a function of key position less query position.
+"""Tables by offset: what attention adds to a logit, or multiplies a weight by, as a function of key position less query
+position.
 
     index = clip(key - query - origin, 0, span - 1)
 
@@ -35,8 +36,8 @@ def spread(table: jax.Array, first: int, q_start: Any, k_start: Any, queries: in
 
 
 def shifted(products: jax.Array) -> jax.Array:
-    """Products of queries with a line of offsets, (..., queries, queries + keys) ascending from the last query's first key,
-    to those of each query with its own: (..., queries, keys)."""
+    """Products of queries with a line of offsets, (..., queries, queries + keys) ascending from the last query's first
+    key, to those of each query with its own: (..., queries, keys)."""
     queries, length = products.shape[-2:]
     flat = products.reshape(*products.shape[:-2], -1)[..., queries - 1 :]
     flat = jnp.pad(flat, [(0, 0)] * (flat.ndim - 1) + [(0, max(queries * (length - 1) - flat.shape[-1], 0))])

@@ -13,7 +13,8 @@ from pallas_kernels.attention.masks import Score
 
 
 def with_slope(score: Score, logits: jax.Array, *where: Any) -> tuple[jax.Array, jax.Array]:
-    """``score(logits, *where)`` and its derivative in the logits: as it is elementwise, forward mode gives all of it at once.
+    """``score(logits, *where)`` and its derivative in the logits: as it is elementwise, forward mode gives all of it at
+    once.
 
     The derivative is 0 where the score is minus infinity, as that of :func:`finite_gradient`.
     """
@@ -31,8 +32,8 @@ def with_slope(score: Score, logits: jax.Array, *where: Any) -> tuple[jax.Array,
 def finite_gradient(score: Score) -> Score:
     """``score`` with a derivative of 0 where it is minus infinity: a key of no weight has no gradient.
 
-    Its own derivative need not be a number there (that of a logarithm of 0 is not), and the product with the gradient, 0,
-    would not be one either.
+    Its own derivative need not be a number there (that of a logarithm of 0 is not), and the product with the gradient,
+    0, would not be one either.
     """
 
     @jax.custom_jvp
@@ -51,7 +52,9 @@ def finite_gradient(score: Score) -> Score:
     def function(logits: jax.Array, head: Any, q: Any, k: Any, *rows: jax.Array) -> jax.Array:
         # Rows as wide as the logits: a number whose derivative is not one must not meet those of other keys.
         shape = jnp.broadcast_shapes(logits.shape, *(row.shape for row in rows))
-        return scored(jnp.broadcast_to(logits, shape), (head, q, k), tuple(jnp.broadcast_to(row, shape) for row in rows))
+        return scored(
+            jnp.broadcast_to(logits, shape), (head, q, k), tuple(jnp.broadcast_to(row, shape) for row in rows)
+        )
 
     return function
 
@@ -61,6 +64,8 @@ def _lowered(closed: ClosedJaxpr) -> ClosedJaxpr:
 
     def replaced(equation: Any) -> Any:
         params = {name: _lowered(x) if isinstance(x, ClosedJaxpr) else x for name, x in equation.params.items()}
-        return equation.replace(primitive=add_p if equation.primitive is add_jaxvals_p else equation.primitive, params=params)
+        return equation.replace(
+            primitive=add_p if equation.primitive is add_jaxvals_p else equation.primitive, params=params
+        )
 
     return ClosedJaxpr(closed.jaxpr.replace(eqns=[replaced(equation) for equation in closed.jaxpr.eqns]), closed.consts)

@@ -67,12 +67,18 @@ def attention(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
         "key_positions": call.key_positions,
         "query_segments": call.query_segments,
         "key_segments": call.key_segments,
-        "rows": None if call.rows is None else _group(jnp.moveaxis(call.rows, 1, 2), kv_heads),  # (batch, kv, rep, q, n)
-        "relative_query": None if call.relative_query is None else _group(jnp.moveaxis(call.relative_query, 1, 2), kv_heads),
+        "rows": None
+        if call.rows is None
+        else _group(jnp.moveaxis(call.rows, 1, 2), kv_heads),  # (batch, kv, rep, q, n)
+        "relative_query": None
+        if call.relative_query is None
+        else _group(jnp.moveaxis(call.relative_query, 1, 2), kv_heads),
         **{name: _group_heads(getattr(call, name), kv_heads) for name in TABLES},  # (kv, rep, span, ...)
     }
     out, lse = _by_rows(options, grouped)
-    return jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, -1), jnp.moveaxis(lse, 3, 1).reshape(batch, length, heads)
+    return jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, -1), jnp.moveaxis(lse, 3, 1).reshape(
+        batch, length, heads
+    )
 
 
 def _group(x: jax.Array | None, kv_heads: int) -> jax.Array | None:
@@ -87,7 +93,9 @@ def _group_heads(x: jax.Array | None, kv_heads: int) -> jax.Array | None:
 
 
 def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    """All rows of the batch together, or, where their logits are too many, some at a time, which are computed again in the backward pass."""
+    """All rows of the batch together, or, where their logits are too many, some at a time, which are computed again in
+    the backward pass.
+    """
     batch, kv_heads, rep, q_length, _ = arrays["q"].shape
     plan = _plan(options, arrays, 0)
     direct = _is_direct(options, arrays)
@@ -95,7 +103,8 @@ def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     row_bytes = 4 * kv_heads * rep * queries * keys
     block_bytes = BLOCK_BYTES.get(dispatch.current_platform(), OTHER_BLOCK_BYTES)
     together = max(1, block_bytes // row_bytes)
-    # A few blocks at once cost less than computing them again, which chunks do anyway; devices that share the rows of a batch can't take turns.
+    # A few blocks at once cost less than computing them again, which chunks do anyway; devices that share the rows of a
+    # batch can't take turns.
     if together >= batch or (direct and batch * row_bytes <= 4 * block_bytes) or mesh.is_split():
         return _choose_form(options, arrays)
     own = {name: x for name, x in arrays.items() if x is not None and name not in OF_ALL and x.shape[0] == batch}
@@ -200,7 +209,9 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
         logits = logits + _by_offset(options, arrays, "relative_bias", q_start, k_start)
     if allowed is not None:
         logits = jnp.where(allowed, logits, 0.0 if options.normalize == "none" else -jnp.inf)
-    factor = None if arrays["relative_weight"] is None else _by_offset(options, arrays, "relative_weight", q_start, k_start)
+    factor = (
+        None if arrays["relative_weight"] is None else _by_offset(options, arrays, "relative_weight", q_start, k_start)
+    )
     if options.normalize != "softmax":
         weights = jax.nn.sigmoid(logits) if options.normalize == "sigmoid" else logits
         out = _product((weights if factor is None else weights * factor).astype(v.dtype), v, wide)
@@ -256,7 +267,8 @@ def _relative_products(options: Options, arrays: Arrays, q: jax.Array, q_start: 
 def _product(rows: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
     """(batch, kv, rep, q, n) times (batch, kv, n, m).
 
-    Heads that share keys are more rows of one product: with two axes of rows the compiler would transpose the weights for each gradient.
+    Heads that share keys are more rows of one product: with two axes of rows the compiler would transpose the weights
+      for each gradient.
     """
     flat = rows.reshape(*rows.shape[:2], -1, rows.shape[-1])
     return jnp.matmul(flat, matrix, preferred_element_type=dtype).reshape(*rows.shape[:-1], matrix.shape[-1])
@@ -279,7 +291,10 @@ def _allowed(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> ja
 def _positions(arrays: Arrays, q_start: Any, k_start: Any) -> tuple[jax.Array, jax.Array]:
     """Of a block's queries and keys, (batch or 1, q or k)."""
     lengths = {"query_positions": (q_start, arrays["q"].shape[3]), "key_positions": (k_start, arrays["k"].shape[2])}
-    q, k = ((start + jnp.arange(n, dtype=jnp.int32))[None] if arrays[name] is None else arrays[name] for name, (start, n) in lengths.items())
+    q, k = (
+        (start + jnp.arange(n, dtype=jnp.int32))[None] if arrays[name] is None else arrays[name]
+        for name, (start, n) in lengths.items()
+    )
     return q, k
 
 
@@ -317,7 +332,9 @@ class Plan:
         return _padded(arrays, "q", self.count * self.chunk)
 
     def _key(self, index: Any, k_length: int) -> Any:
-        return 0 if self.left is None else jnp.clip(self.first + index * self.chunk - self.left, 0, k_length - self.width)
+        return (
+            0 if self.left is None else jnp.clip(self.first + index * self.chunk - self.left, 0, k_length - self.width)
+        )
 
 
 def _plan(options: Options, arrays: Arrays, first: int) -> Plan:
@@ -343,7 +360,9 @@ class ListedPlan:
 
     def cut(self, arrays: Arrays, index: Any) -> tuple[Arrays, Any, Any]:
         """As :meth:`Plan.cut`; positions are among the arrays."""
-        chunk, ids, keys = (jnp.asarray(table)[index] for table in (self.group.chunks, self.group.blocks, self.group.positions))
+        chunk, ids, keys = (
+            jnp.asarray(table)[index] for table in (self.group.chunks, self.group.blocks, self.group.positions)
+        )
         part = {name: _slice(name, x, "q", chunk * lists.CHUNK, lists.CHUNK) for name, x in arrays.items()}
 
         def blocks(name: str, x: Any) -> Any:
@@ -380,11 +399,15 @@ class ListedPlan:
     def padded(self, arrays: Arrays) -> Arrays:
         """The arrays with whole chunks of queries and whole blocks of keys."""
         q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
-        return _padded(_padded(arrays, "q", q_length + -q_length % lists.CHUNK), "k", k_length + -k_length % lists.BLOCK)
+        return _padded(
+            _padded(arrays, "q", q_length + -q_length % lists.CHUNK), "k", k_length + -k_length % lists.BLOCK
+        )
 
 
 def _padded(arrays: Arrays, over: str, length: int) -> Arrays:
-    """Extends every array over queries, or keys, to ``length``; the extra rows are cut off afterwards, extra keys have no position."""
+    """Extends every array over queries, or keys, to ``length``; the extra rows are cut off afterwards, extra keys have
+    no position.
+    """
 
     def pad(name: str, x: Any) -> Any:
         axis = _axis(name, x, over)
@@ -423,11 +446,15 @@ def _chunked(options: Options, plan: Plan | ListedPlan, arrays: Arrays) -> tuple
     return lax.map(lambda i: _block(options, *plan.cut(padded, i)), jnp.arange(plan.count))
 
 
-def _chunked_forward(options: Options, plan: Plan | ListedPlan, arrays: Arrays) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
+def _chunked_forward(
+    options: Options, plan: Plan | ListedPlan, arrays: Arrays
+) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
     return _chunked(options, plan, arrays), arrays
 
 
-def _chunked_backward(options: Options, plan: Plan | ListedPlan, arrays: Arrays, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Arrays]:
+def _chunked_backward(
+    options: Options, plan: Plan | ListedPlan, arrays: Arrays, cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[Arrays]:
     padded = plan.padded(arrays)
     floating = [name for name, x in arrays.items() if x is not None and jnp.issubdtype(x.dtype, jnp.floating)]
     k_length = padded["k"].shape[2]
@@ -436,12 +463,16 @@ def _chunked_backward(options: Options, plan: Plan | ListedPlan, arrays: Arrays,
         index, own = indexed
         part, q_start, k_start = plan.cut(padded, index)
         rest = {name: x for name, x in part.items() if name not in floating}
-        _, pullback = jax.vjp(lambda f: _block(options, {**f, **rest}, q_start, k_start), {name: part[name] for name in floating})
+        _, pullback = jax.vjp(
+            lambda f: _block(options, {**f, **rest}, q_start, k_start), {name: part[name] for name in floating}
+        )
         (gradients,) = pullback(own)
         return {name: plan.add(name, sums[name], gradients[name], index, k_length) for name in floating}, None
 
     # A key collects from every chunk: in float32, whatever its dtype.
-    zeros = {name: jnp.zeros(padded[name].shape, jnp.promote_types(padded[name].dtype, jnp.float32)) for name in floating}
+    zeros = {
+        name: jnp.zeros(padded[name].shape, jnp.promote_types(padded[name].dtype, jnp.float32)) for name in floating
+    }
     sums, _ = lax.scan(step, zeros, (jnp.arange(plan.count), cotangents))
     lengths = {"q": arrays["q"].shape[3], "k": arrays["k"].shape[2]}
     gradients = {}

@@ -18,7 +18,9 @@ tpu, gpu = Later(f"{__name__}.mosaic_tpu"), Later(f"{__name__}.mosaic_gpu")
 _op = Op(
     "delta_rule",
     (
-        Implementation("state_passing", distributed.delta_rule, objection=distributed.objection, considered=sequence.is_split),
+        Implementation(
+            "state_passing", distributed.delta_rule, objection=distributed.objection, considered=sequence.is_split
+        ),
         Implementation("mosaic_tpu", tpu.delta_rule, platforms=("tpu",), objection=tpu.objection, paper=(179,)),
         Implementation("mosaic_gpu", gpu.delta_rule, platforms=("gpu",), objection=gpu.objection, paper=(179,)),
         Implementation("xla", xla.delta_rule),
@@ -61,17 +63,19 @@ def delta_rule(
         heads, and head h reads group h // (heads // groups).
       v: (batch, length * steps, heads, value_dim).
       beta: (batch, length * steps, heads), how far each step goes.
-      decay: (batch, length, heads), the LOGARITHM of the factor on the state, <= 0, -inf forgets everything. Pass float32.
+      decay: (batch, length, heads), the LOGARITHM of the factor on the state, <= 0, -inf forgets everything. Pass
+        float32.
       scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned one.
       initial_state: (batch, heads, key_dim, value_dim), zeros by default.
-      starts: bool (batch, length), True where a document begins, before all steps of that token: it and what follows see
-        nothing of before, the initial state included. False for padding. None: nowhere.
+      starts: bool (batch, length), True where a document begins, before all steps of that token: it and what follows
+        see nothing of before, the initial state included. False for padding. None: nowhere.
       return_state: also return the state after the last token.
       chunk_size: steps that the XLA form handles at once, a power of two. Changes speed, not the result.
       implementation: the name of one, or None for the best that serves the call.
 
     Returns:
-      (batch, length, heads, value_dim) in v's dtype; with ``return_state`` also float32 (batch, heads, key_dim, value_dim).
+      (batch, length, heads, value_dim) in v's dtype; with ``return_state`` also float32 (batch, heads, key_dim,
+      value_dim).
 
     Raises:
       ValueError: shapes or options that do not fit together.
@@ -80,16 +84,31 @@ def delta_rule(
     documents.check("delta_rule", starts, *q.shape[:2])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = DeltaCall(
-        q=q, k=k, v=v, beta=beta, decay=decay, initial_state=initial_state, starts=starts, scale=scale, chunk_size=chunk_size
+        q=q,
+        k=k,
+        v=v,
+        beta=beta,
+        decay=decay,
+        initial_state=initial_state,
+        starts=starts,
+        scale=scale,
+        chunk_size=chunk_size,
     )
     out, state = _op(call, implementation)
     return (out, state) if return_state else out
 
 
 def _check(q: Any, k: Any, v: Any, beta: Any, decay: Any, initial_state: Any, chunk_size: int) -> None:
-    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]) or v.shape[:2] != k.shape[:2]:
+    if (
+        q.ndim != 4
+        or k.ndim != 4
+        or v.ndim != 4
+        or (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:])
+        or v.shape[:2] != k.shape[:2]
+    ):
         raise ValueError(
-            "delta_rule: q is (batch, length, groups, key_dim), k (batch, length * steps, groups, key_dim), v (batch, length * steps, heads, value_dim); "
+            "delta_rule: q is (batch, length, groups, key_dim), k (batch, length * steps, groups, key_dim), v (batch, "
+            "length * steps, heads, value_dim); "
             f"got {q.shape}, {k.shape}, {v.shape}"
         )
     batch, length, groups, key_dim = q.shape
@@ -102,9 +121,13 @@ def _check(q: Any, k: Any, v: Any, beta: Any, decay: Any, initial_state: Any, ch
     if beta.shape != v.shape[:3]:
         raise ValueError(f"delta_rule: beta must be (batch, length * steps, heads) = {v.shape[:3]}; got {beta.shape}")
     if decay is not None and decay.shape != (batch, length, heads):
-        raise ValueError(f"delta_rule: decay must be (batch, length, heads) = {(batch, length, heads)}; got {decay.shape}")
+        raise ValueError(
+            f"delta_rule: decay must be (batch, length, heads) = {(batch, length, heads)}; got {decay.shape}"
+        )
     state = (batch, heads, key_dim, value_dim)
     if initial_state is not None and initial_state.shape != state:
-        raise ValueError(f"delta_rule: initial_state must be (batch, heads, key_dim, value_dim) = {state}; got {initial_state.shape}")
+        raise ValueError(
+            f"delta_rule: initial_state must be (batch, heads, key_dim, value_dim) = {state}; got {initial_state.shape}"
+        )
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
         raise ValueError(f"delta_rule: chunk_size must be a power of two; got {chunk_size}")

@@ -15,7 +15,15 @@ from pallas_kernels.linear_attention.call import MatrixCall
 class DeltaCall(MatrixCall):
     """The arguments of :func:`pallas_kernels.delta_rule.delta_rule`, which describes them."""
 
-    axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "beta": "blh", "decay": "blh", "initial_state": "bhkv", "starts": "bl"}
+    axes: ClassVar = {
+        "q": "blhd",
+        "k": "blhd",
+        "v": "blhd",
+        "beta": "blh",
+        "decay": "blh",
+        "initial_state": "bhkv",
+        "starts": "bl",
+    }
 
     beta: jax.Array
 
@@ -26,7 +34,9 @@ class DeltaCall(MatrixCall):
 
 
 def spread(x: jax.Array, steps: int, place: int) -> jax.Array:
-    """(batch, tokens, ...) to (batch, tokens * steps, ...), for kernels that know rows only: each at row ``place`` of its token, zeros in the others."""
+    """(batch, tokens, ...) to (batch, tokens * steps, ...), for kernels that know rows only: each at row ``place`` of
+    its token, zeros in the others.
+    """
     if steps == 1:
         return x
     wide = jnp.pad(x[:, :, None], ((0, 0), (0, 0), (place, steps - 1 - place), *((0, 0),) * (x.ndim - 2)))

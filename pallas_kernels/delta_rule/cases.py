@@ -77,7 +77,9 @@ def _alike_and_reflecting(arrays: Arrays, rng: np.random.Generator) -> None:
 
 
 def _abrupt(arrays: Arrays, rng: np.random.Generator) -> None:
-    """Nearly all tokens keep everything; a few forget so much that exp underflows, and long sums of decays lose what follows."""
+    """Nearly all tokens keep everything; a few forget so much that exp underflows, and long sums of decays lose what
+    follows.
+    """
     decay = arrays["decay"]
     arrays["decay"] = np.where(rng.random(decay.shape) < 0.15, -3e4, 0.01 * decay)
 
@@ -127,20 +129,55 @@ CASES = (
     _case("padded_tail", 37, rate=0.3, change=_padded_tail, return_state=True),
     _case("packed", 37, strongest=2.0, starts=STARTS, state=True, return_state=True),
     _case("packed_gated", 37, rate=0.3, heads=4, groups=2, starts=STARTS, state=True, return_state=True),
-    _case("packed_two_steps", 21, steps=2, strongest=2.0, rate=0.3, starts=((0, 7, 8, 9, 16), (20,)), state=True, return_state=True),
-    _case("packed_three_steps", 21, steps=3, strongest=2.0, starts=((0, 5, 6, 15), (10,)), state=True, return_state=True),
-    _case("packed_more_steps_than_chunk", 3, steps=5, rate=0.3, chunk_size=4, starts=((1, 2), (0,)), state=True, return_state=True),
+    _case(
+        "packed_two_steps",
+        21,
+        steps=2,
+        strongest=2.0,
+        rate=0.3,
+        starts=((0, 7, 8, 9, 16), (20,)),
+        state=True,
+        return_state=True,
+    ),
+    _case(
+        "packed_three_steps", 21, steps=3, strongest=2.0, starts=((0, 5, 6, 15), (10,)), state=True, return_state=True
+    ),
+    _case(
+        "packed_more_steps_than_chunk",
+        3,
+        steps=5,
+        rate=0.3,
+        chunk_size=4,
+        starts=((1, 2), (0,)),
+        state=True,
+        return_state=True,
+    ),
     _case("packed_one_token", 1, steps=2, rate=0.3, starts=((0,), ()), state=True, return_state=True),
-    _case("packed_identical_keys", 70, strongest=2.0, starts=STARTS, change=_identical_keys, state=True, return_state=True, chunk_size=64),
+    _case(
+        "packed_identical_keys",
+        70,
+        strongest=2.0,
+        starts=STARTS,
+        change=_identical_keys,
+        state=True,
+        return_state=True,
+        chunk_size=64,
+    ),
     _case("packed_abrupt", 70, rate=0.3, starts=STARTS, change=_abrupt, state=True, return_state=True, chunk_size=64),
     _case("packed_padded", 37, rate=0.3, starts=((3, 19), STARTS[0]), change=_padded_tail, return_state=True),
 )
 
 
-
-def _shape(name: str, length: int, heads: int, groups: int, key_dim: int, value_dim: int, steps: int = 1, gated: bool = False) -> Shape:
+def _shape(
+    name: str, length: int, heads: int, groups: int, key_dim: int, value_dim: int, steps: int = 1, gated: bool = False
+) -> Shape:
     keys = (2, length * steps, groups, key_dim)
-    arrays: Any = {"q": (2, length, groups, key_dim), "k": keys, "v": (2, length * steps, heads, value_dim), "beta": (2, length * steps, heads)}
+    arrays: Any = {
+        "q": (2, length, groups, key_dim),
+        "k": keys,
+        "v": (2, length * steps, heads, value_dim),
+        "beta": (2, length * steps, heads),
+    }
     if gated:
         arrays["decay"] = jax.ShapeDtypeStruct((2, length, heads), jnp.float32)
     return Shape(name, arrays, {"return_state": True})

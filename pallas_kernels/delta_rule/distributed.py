@@ -1,8 +1,8 @@
 """The delta rule of a sequence that is split over devices.
 
-Each sends the product of its transitions and the state that its own tokens leave. The product is the rule itself, started
-from the identity with nothing to write, and 0 where a document begins. Then each device reads its tokens again from the
-state that they find. That is two passes instead of one, for n times as many devices at work.
+Each sends the product of its transitions and the state that its own tokens leave. The product is the rule itself,
+started from the identity with nothing to write, and 0 where a document begins. Then each device reads its tokens again
+from the state that they find. That is two passes instead of one, for n times as many devices at work.
 """
 
 from __future__ import annotations
@@ -29,11 +29,16 @@ def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
         batch, _, heads, value_dim = part.v.shape
         size = part.k.shape[3]
         # State and product in one pass, as columns of one wider state.
-        start = jnp.broadcast_to(jnp.eye(size, value_dim + size, value_dim, dtype=part.wide), (batch, heads, size, value_dim + size))
+        start = jnp.broadcast_to(
+            jnp.eye(size, value_dim + size, value_dim, dtype=part.wide), (batch, heads, size, value_dim + size)
+        )
         _, both = run(part.replace(v=jnp.pad(part.v, ((0, 0), (0, 0), (0, 0), (0, size))), initial_state=start))
         state, product = both[..., :value_dim], both[..., value_dim:]
         before, after = sequence.entering(
-            product, state, part.initial_state, lambda product, state: jnp.einsum("bhij,bhjv->bhiv", product, state, precision="highest")
+            product,
+            state,
+            part.initial_state,
+            lambda product, state: jnp.einsum("bhij,bhjv->bhiv", product, state, precision="highest"),
         )
         return run(part.replace(initial_state=before))[0], after
 

@@ -1,19 +1,22 @@
-"""The delta rule on Hopper GPUs: a linear attention whose values, what each step adds under its key, are found on the way.
+"""The delta rule on Hopper GPUs: a linear attention whose values, what each step adds under its key, are found on the
+way.
 
-A program owns 64 columns of one head's values and goes through the sequence in chunks of 64 tokens. With e_i the decay from a
-chunk's start to token i, D_ij that from token j to i, M_ij = D_ij k_i . k_j below the diagonal and S the state at the start,
+A program owns 64 columns of one head's values and goes through the sequence in chunks of 64 tokens. With e_i the decay
+from a chunk's start to token i, D_ij that from token j to i, M_ij = D_ij k_i . k_j below the diagonal and S the state
+at the start,
 
     r = T (v - e K S),  T = (I + M beta)^-1        u = beta r        O = (Q K^T * D, at and below the diagonal) u + e Q S
 
-where r is how far the memory is from each value and u what the step adds. T is inverted for all chunks at once by XLA, in
-float32; the products read 16 bits, and sums and states are float32. Where beta is near 2 and nothing is forgotten each step reflects the
-state, and the product of all steps, of which T is made, keeps its size only to T's last place: rounded to 16 bits it multiplies errors
-from chunk to chunk. T is therefore read in two parts, for a product more to ten (six, of keys of 64) in a chunk and 16 KiB more of
-shared memory. What else is rounded, above all r, u and the values that T multiplies, adds up like a random walk: on one key, or on
-random ones, with beta 2 the interpreted kernel is 6 or 2 % of the largest output from float64 after 512 tokens (44 and 5 % with T in
-16 bits) where XLA's form, in float32, is at the 0.2 % of its results' own rounding; with beta below 1 and random keys 0.6 %.
-Two parts for r, u and what T multiplies as well, four products more in a chunk of eleven (keys of 128), would halve the error on one key
-with beta up to 2, and leave that of the gradients of q and the decays: it is not done. Such inputs are for XLA's form.
+where r is how far the memory is from each value and u what the step adds. T is inverted for all chunks at once by XLA,
+in float32; the products read 16 bits, and sums and states are float32. Where beta is near 2 and nothing is forgotten
+each step reflects the state, and the product of all steps, of which T is made, keeps its size only to T's last place:
+rounded to 16 bits it multiplies errors from chunk to chunk. T is therefore read in two parts, for a product more to ten
+(six, of keys of 64) in a chunk and 16 KiB more of shared memory. What else is rounded, above all r, u and the values
+that T multiplies, adds up like a random walk: on one key, or on random ones, with beta 2 the interpreted kernel is 6 or
+2 % of the largest output from float64 after 512 tokens (44 and 5 % with T in 16 bits) where XLA's form, in float32, is
+at the 0.2 % of its results' own rounding; with beta below 1 and random keys 0.6 %. Two parts for r, u and what T
+multiplies as well, four products more in a chunk of eleven (keys of 128), would halve the error on one key with beta up
+to 2, and leave that of the gradients of q and the decays: it is not done. Such inputs are for XLA's form.
 
 Several steps a token are tokens of their own, of which the first decays and the last is read.
 
@@ -40,7 +43,17 @@ from pallas_kernels import documents, hopper
 from pallas_kernels.delta_rule.call import DeltaCall, spread
 from pallas_kernels.delta_rule.xla import unit_inverse
 from pallas_kernels.linear_attention import mosaic_gpu as linear
-from pallas_kernels.linear_attention.hopper_chunks import CHUNK, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
+from pallas_kernels.linear_attention.hopper_chunks import (
+    CHUNK,
+    STAGES,
+    across,
+    as_read,
+    by_row,
+    columns_of,
+    padded_dim,
+    tile,
+    whole,
+)
 from pallas_kernels.linear_attention.mosaic_gpu import Direction
 from primitives.differentiation import differentiable
 
@@ -69,7 +82,10 @@ def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
     # A chunk always has 64 steps, the rows of one product. Of a token's steps the first decays and the last is read.
     steps = call.steps
-    q, logs = spread(call.q, steps, steps - 1), None if call.decay is None else spread(call.decay.astype(jnp.float32), steps, 0)
+    q, logs = (
+        spread(call.q, steps, steps - 1),
+        None if call.decay is None else spread(call.decay.astype(jnp.float32), steps, 0),
+    )
     out, state = _recurrence(call.scale, q, call.k, call.v, call.beta.astype(jnp.float32), logs, call.start)
     return out[:, steps - 1 :: steps], state
 
@@ -82,7 +98,9 @@ def _recurrence(
     return _forward(scale, q, k, v, beta, logs, state)[0]
 
 
-def _forward(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, logs: jax.Array | None, state: jax.Array) -> tuple[Any, Any]:
+def _forward(
+    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, logs: jax.Array | None, state: jax.Array
+) -> tuple[Any, Any]:
     out, residual, last = _run(scale, q, k, v, None, beta, logs, state)
     return (out, last), (q, k, residual, beta, logs, state)
 
@@ -94,14 +112,20 @@ def _backward(scale: float, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     u = (beta[..., None] * residual.astype(jnp.float32)).astype(residual.dtype)
     # Rounded once, so that what cancels in the decays' cotangents is the same everywhere.
     d_read = (scale * d_out.astype(jnp.float32)).astype(q.dtype)
-    read, held, back = (Direction(reverse, strict, 1.0, jnp.dtype(jnp.float32)) for reverse, strict in ((False, False), (False, True), (True, False)))
+    read, held, back = (
+        Direction(reverse, strict, 1.0, jnp.dtype(jnp.float32))
+        for reverse, strict in ((False, False), (False, True), (True, False))
+    )
     memory, behind = jnp.swapaxes(state, 2, 3), jnp.swapaxes(d_last, 2, 3)
     probes = (None, None) if logs is None else (q, k)
     d_q, before, late = linear.sweep(read, d_read, u, k, logs, memory, probes[0])
     d_k_held, _, late_held = linear.sweep(held, d_v, u, k, logs, memory, probes[1])
-    # What reads a token's u is the cotangent of the state: what the outputs add to it, less what the later steps take away. Each alone
-    # grows with the length where nothing decays, their difference does not: one sweep over both, of each token its step before its output.
-    taken, under = (jnp.stack(pair, axis=2).reshape(q.shape[0], -1, *pair[0].shape[2:]) for pair in ((d_v, d_read), (-k, q)))
+    # What reads a token's u is the cotangent of the state: what the outputs add to it, less what the later steps take
+    # away. Each alone grows with the length where nothing decays, their difference does not: one sweep over both, of
+    # each token its step before its output.
+    taken, under = (
+        jnp.stack(pair, axis=2).reshape(q.shape[0], -1, *pair[0].shape[2:]) for pair in ((d_v, d_read), (-k, q))
+    )
     wide_logs = None if logs is None else spread(logs, 2, 0)
     d_k_read, after, _ = linear.sweep(back, spread(u, 2, 1), taken, under, wide_logs, behind)
     d_k_read = d_k_read[:, 1::2]
@@ -110,7 +134,9 @@ def _backward(scale: float, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
     if logs is not None:
         early = jnp.sum(d_k_read * jnp.repeat(k, shared, axis=2), axis=3)
         met = linear.meeting(before, as_read(after[:, :, ::2]), as_read(behind))
-        d_logs = linear.decay_cotangent((late - late_held)[:, :, : q.shape[1]] - jnp.moveaxis(early, 1, 2), met, q.shape[1])
+        d_logs = linear.decay_cotangent(
+            (late - late_held)[:, :, : q.shape[1]] - jnp.moveaxis(early, 1, 2), met, q.shape[1]
+        )
     d_q, d_k = (x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) for x in (d_q, d_k_read - d_k_held))
     return d_q, d_k, d_v, d_beta, d_logs, d_state
 
@@ -119,12 +145,21 @@ _recurrence.define(_forward, _backward)
 
 
 def _run(
-    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, residual: jax.Array | None, beta: jax.Array, logs: jax.Array | None, state: jax.Array
+    scale: float,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    residual: jax.Array | None,
+    beta: jax.Array,
+    logs: jax.Array | None,
+    state: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A kernel, around which everything else is XLA: zeros to whole tiles, sums of the decays, and the inverses.
 
-    Forward: outputs and residuals (batch, length, heads, value_dim), and the last state. With ``residual`` back: for ``v`` the
-    cotangent of the outputs and for ``state`` that of the last state; cotangents of the values, of beta, and of the first state.
+    Forward: outputs and residuals (batch, length, heads, value_dim), and the last state. With ``residual`` back: for
+      ``v`` the
+    cotangent of the outputs and for ``state`` that of the last state; cotangents of the values, of beta, and of the
+    first state.
     """
     back, length, dtype = residual is not None, q.shape[1], q.dtype
     heads, key_dim, value_dim = state.shape[1:]
@@ -133,8 +168,14 @@ def _run(
     batch, padded = arrays["q"].shape[:2]
     width = columns_of(keys)
     chunks, blocks = padded // CHUNK, values // width
-    rates = jnp.moveaxis(jnp.pad(beta, ((0, 0), (0, padded - length), (0, 0))), 1, 2).reshape(batch, heads, chunks, 1, CHUNK)
-    sums = jnp.zeros((batch, heads, chunks, 3, CHUNK), jnp.float32) if logs is None else linear.sums_in_chunks(logs, chunks)
+    rates = jnp.moveaxis(jnp.pad(beta, ((0, 0), (0, padded - length), (0, 0))), 1, 2).reshape(
+        batch, heads, chunks, 1, CHUNK
+    )
+    sums = (
+        jnp.zeros((batch, heads, chunks, 3, CHUNK), jnp.float32)
+        if logs is None
+        else linear.sums_in_chunks(logs, chunks)
+    )
     arrays["scalars"] = jnp.concatenate([sums, rates], axis=3)
     transition = _transition(arrays["k"], None if logs is None else sums[..., SINCE, :], rates, back)
     # Not by a cast there and back, which the compiler may take for nothing.
@@ -206,7 +247,9 @@ def _transition(k: jax.Array, since: jax.Array | None, beta: jax.Array, back: bo
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """One program, its references by name: all chunks for 64 columns of one head's values, ``made`` and ``shared`` as :func:`_run` lays them out."""
+    """One program, its references by name: all chunks for 64 columns of one head's values, ``made`` and ``shared`` as
+    :func:`_run` lays them out.
+    """
 
     scale: float
     given: dict[str, Any]
@@ -279,7 +322,9 @@ class _Program:
         return into
 
     def number(self, slot: Any, row: int) -> jax.Array:
-        """What a row of the scalars has for each row of values, for all columns. Loaded where it is used: registers are short."""
+        """What a row of the scalars has for each row of values, for all columns. Loaded where it is used: registers are
+        short.
+        """
         return across(by_row(self.shared["scalars"].at[slot, row]), self.width)
 
     def moved(self, slot: Any, read: Callable[[Any], Any]) -> jax.Array:
@@ -295,7 +340,9 @@ class _Program:
         q, k = shared["q"].at[slot], shared["k"].at[slot]
         left = self.left(slot)
         scores, carried, held = hopper.products((q, hopper.transposed(k)), (q, shared["state"]), (k, shared["state"]))
-        self.store("values", hopper.load(shared["v"].at[slot]).astype(jnp.float32) - jnp.exp2(self.number(slot, SINCE)) * held)
+        self.store(
+            "values", hopper.load(shared["v"].at[slot]).astype(jnp.float32) - jnp.exp2(self.number(slot, SINCE)) * held
+        )
         score_tile = self.store_scores(way, slot, scores)
         plgpu.commit_smem()
         residual = self.moved(slot, lambda tile: tile)
@@ -309,7 +356,9 @@ class _Program:
         plgpu.commit_smem()
         carried = self.scale * jnp.exp2(self.number(slot, SINCE)) * carried
         state = left * hopper.load(shared["memory"])
-        result, state = hopper.add_products((carried, score_tile, shared["values"]), (state, hopper.transposed(k), shared["written"]))
+        result, state = hopper.add_products(
+            (carried, score_tile, shared["values"]), (state, hopper.transposed(k), shared["written"])
+        )
         self.store("written", result)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(shared["written"], self.rows(self.made[0], step, self.columns()))
@@ -317,7 +366,9 @@ class _Program:
         return state
 
     def back(self, way: Direction, step: Any, slot: Any) -> jax.Array:
-        """Cotangents of the values of a chunk, and the products of those of u with the residuals; returns that of the state before it."""
+        """Cotangents of the values of a chunk, and the products of those of u with the residuals; returns that of the
+        state before it.
+        """
         shared = self.shared
         q, k, d_out = (shared[name].at[slot] for name in ("q", "k", "v"))
         left = self.left(slot)
@@ -340,5 +391,7 @@ class _Program:
         dots = self.made[1].at[lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("columns"), rows]
         plgpu.copy_smem_to_gmem(shared["dots"], dots)
         state = left * hopper.load(shared["memory"])
-        (state,) = hopper.add_products((state, hopper.transposed(q), shared["written"], hopper.transposed(k), shared["values"]))
+        (state,) = hopper.add_products(
+            (state, hopper.transposed(q), shared["written"], hopper.transposed(k), shared["values"])
+        )
         return state

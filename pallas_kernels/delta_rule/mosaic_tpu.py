@@ -1,8 +1,8 @@
 """The delta rule on TPU: one pass over the chunks of a head, the state in VMEM, forward and backward.
 
-The mathematics is that of :mod:`pallas_kernels.delta_rule.xla`. A chunk's triangular matrix is inverted by doubling the size of the
-inverted diagonal blocks up to the whole, two products over the chunk each. The kernel knows rows only: of a token with several steps the
-first row decays, the last one is read, and the queries of the others are zeros.
+The mathematics is that of :mod:`pallas_kernels.delta_rule.xla`. A chunk's triangular matrix is inverted by doubling the
+size of the inverted diagonal blocks up to the whole, two products over the chunk each. The kernel knows rows only: of a
+token with several steps the first row decays, the last one is read, and the queries of the others are zeros.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ import jax.numpy as jnp
 
 from pallas_kernels import dispatch, documents
 from pallas_kernels.delta_rule.call import DeltaCall, spread
-from pallas_kernels.mosaic_tpu import Plan, column, joins, pairwise, product, recurrence, rows_and_columns, state_objection
+from pallas_kernels.mosaic_tpu import (
+    Plan,
+    column,
+    joins,
+    pairwise,
+    product,
+    recurrence,
+    rows_and_columns,
+    state_objection,
+)
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 
 CHUNK = 128
@@ -28,7 +37,9 @@ def objection(call: DeltaCall) -> str | None:
     q, k, v = call.q, call.k, call.v
     if q.shape[1] == 1:
         return "a single token needs no chunks"
-    return state_objection(q.shape[3], v.shape[3], v.shape[2] // q.shape[2]) or tpu_objection(q, k, v, call.beta, call.decay)
+    return state_objection(q.shape[3], v.shape[3], v.shape[2] // q.shape[2]) or tpu_objection(
+        q, k, v, call.beta, call.decay
+    )
 
 
 def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
@@ -38,7 +49,13 @@ def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
     """
     steps = call.steps
     logs = None if call.decay is None else spread(call.decay.astype(jnp.float32), steps, 0)
-    tokens = [spread(call.q, steps, steps - 1), call.k, call.v, call.beta.astype(jnp.float32), *([] if logs is None else [logs])]
+    tokens = [
+        spread(call.q, steps, steps - 1),
+        call.k,
+        call.v,
+        call.beta.astype(jnp.float32),
+        *([] if logs is None else [logs]),
+    ]
     size = call.chunk_size if dispatch.interpreted() else CHUNK
     plan = Plan(DeltaRule(call.scale, call.v.dtype), size, dispatch.interpreted())
     out, state = recurrence(plan, tuple(jnp.swapaxes(x, 1, 2) for x in tokens), call.start, call.v.dtype)
@@ -58,7 +75,13 @@ class DeltaRule:
     dtype: Any
 
     def __call__(
-        self, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, decay: jax.Array | None = None
+        self,
+        state: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        beta: jax.Array,
+        decay: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         i, j = rows_and_columns(q.shape[0])
         beta = column(beta)
@@ -79,7 +102,9 @@ class DeltaRule:
 
 @jax.custom_vjp
 def inverse(lower: jax.Array) -> jax.Array:
-    """(I + lower)^-1 of (n, n), n a power of two, zero on the diagonal and above; in full precision, because what follows amplifies its errors."""
+    """(I + lower)^-1 of (n, n), n a power of two, zero on the diagonal and above; in full precision, because what
+    follows amplifies its errors.
+    """
     n = lower.shape[0]
     i, j = rows_and_columns(n)
     done = jnp.where(i == j, 1.0, 0.0)

@@ -30,6 +30,8 @@ def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
         return state, call.scale * jnp.sum(query[..., None] * state, axis=-2)
 
     by_token = [jnp.moveaxis(x, 1, 0) for x in (queries, logs, starts)]
-    by_step = [jnp.moveaxis(x.astype(wide).reshape(batch, length, -1, *x.shape[2:]), 0, 2) for x in (keys, call.v, call.beta)]
+    by_step = [
+        jnp.moveaxis(x.astype(wide).reshape(batch, length, -1, *x.shape[2:]), 0, 2) for x in (keys, call.v, call.beta)
+    ]
     state, out = jax.lax.scan(token, call.start, (*by_token, *by_step))
     return jnp.moveaxis(out, 0, 1).astype(call.v.dtype), state

@@ -3,7 +3,8 @@
 With the state S at a chunk's start, D_ij the decay from step j to step i and e_i that from the chunk's
 start, what step i adds to the memory under its key is
 
-    u_i = beta_i (v_i - e_i k_i S - sum_{j<i} D_ij (k_i . k_j) u_j),   so   u = T beta (v - e k S)   with   T = (I + beta D K K^T, below the diagonal)^-1
+    u_i = beta_i (v_i - e_i k_i S - sum_{j<i} D_ij (k_i . k_j) u_j),   so   u = T beta (v - e k S)   with   T = (I +
+    beta D K K^T, below the diagonal)^-1
 
 and the outputs and the state after the chunk are those of a linear attention with values u. A diagonal
 block of 16 of T is inverted by doubling its size, the blocks below by substitution: all entries of T and
@@ -55,7 +56,9 @@ def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
     return out.astype(v.dtype).reshape(batch, length, heads, value_dim), state.reshape(batch, heads, key_dim, value_dim)
 
 
-def _token(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, decay: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _token(
+    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, decay: jax.Array | None, state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """One token, step by step: what decoding runs."""
     q, k, v, beta = (x.astype(state.dtype) for x in (q, k, v, beta))
     if decay is not None:
@@ -110,8 +113,14 @@ def _backward(chunk_tokens: int, scale: float, residuals: Any, cotangents: Any) 
         return pull((d_state, d_out))
 
     chunks, begins = _chunks(chunk_tokens, tokens), split_starts(starts, chunk_tokens)
-    d_state, d_chunks = jax.lax.scan(body, d_state, (boundaries, chunks, begins, split(d_out, chunk_tokens)), reverse=True)
-    return (*(None if x is None else join(x, was.shape[1]) for x, was in zip(d_chunks, tokens, strict=True)), None, d_state)
+    d_state, d_chunks = jax.lax.scan(
+        body, d_state, (boundaries, chunks, begins, split(d_out, chunk_tokens)), reverse=True
+    )
+    return (
+        *(None if x is None else join(x, was.shape[1]) for x, was in zip(d_chunks, tokens, strict=True)),
+        None,
+        d_state,
+    )
 
 
 _recurrence.define(_forward, _backward)
@@ -126,7 +135,9 @@ def _chunk(scale: float, packed: Documents, state: jax.Array, chunk: Chunk) -> t
     alike = jnp.einsum("bgik,bgjk->bgij", k, k)[:, :, None]
     scores = scale * jnp.einsum("bgik,bgjk->bgij", q, k)[:, :, None]
     below = by_step.seen(jnp.tril(jnp.ones(alike.shape[-2:], bool), -1), between=2)
-    visible = packed.seen(jnp.repeat(jnp.tril(jnp.ones((q.shape[-2],) * 2, bool)), steps, axis=-1), between=2, keys=by_step)
+    visible = packed.seen(
+        jnp.repeat(jnp.tril(jnp.ones((q.shape[-2],) * 2, bool)), steps, axis=-1), between=2, keys=by_step
+    )
     held = by_step.continuing(jnp.einsum("bgik,bgrkv->bgriv", k, state), -2)
     read = packed.continuing(scale * jnp.einsum("bgik,bgrkv->bgriv", q, state), -2)
     state = packed.carried(state)
@@ -152,12 +163,18 @@ def unit_inverse(lower: jax.Array) -> jax.Array:
     size = min(BLOCK, steps & -steps)
     diagonal = jnp.stack([lower[..., i : i + size, i : i + size] for i in range(0, steps, size)], axis=-3)
     first = min(2, size)
-    inverse = jnp.eye(first, dtype=lower.dtype) - jnp.stack([diagonal[..., i : i + first, i : i + first] for i in range(0, size, first)], axis=-3)
+    inverse = jnp.eye(first, dtype=lower.dtype) - jnp.stack(
+        [diagonal[..., i : i + first, i : i + first] for i in range(0, size, first)], axis=-3
+    )
     while (done := inverse.shape[-1]) < size:
         # Two neighbors A and D with C below A: the inverse of the block of twice the size has -D^-1 C A^-1 there.
-        corners = jnp.stack([diagonal[..., i + done : i + 2 * done, i : i + done] for i in range(0, size, 2 * done)], axis=-3)
+        corners = jnp.stack(
+            [diagonal[..., i + done : i + 2 * done, i : i + done] for i in range(0, size, 2 * done)], axis=-3
+        )
         a, d = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        inverse = jnp.concatenate([_beside(a, jnp.zeros_like(a)), _beside(-_product(_product(d, corners), a), d)], axis=-2)
+        inverse = jnp.concatenate(
+            [_beside(a, jnp.zeros_like(a)), _beside(-_product(_product(d, corners), a), d)], axis=-2
+        )
     blocks = inverse[..., 0, :, :]
     done_rows = blocks[..., 0, :, :]
     for i in range(1, steps // size):

@@ -14,8 +14,8 @@ from pallas_kernels.depthwise_convolution.geometry import Pair
 from pallas_kernels.dispatch import Implementation, Op
 
 Padding = tuple[Pair, Pair] | Literal["same"] | None
-"""Zeros before and after rows, and columns; "same" is TensorFlow's, ceil(size / strides) outputs with the odd zero after;
-None is half the kernel on each side."""
+"""Zeros before and after rows, and columns; "same" is TensorFlow's, ceil(size / strides) outputs with the odd zero
+after; None is half the kernel on each side."""
 
 _op = Op(
     "depthwise_convolution",
@@ -38,16 +38,17 @@ def depthwise_convolution(
 
         y[i, j, c] = bias[c] + sum_{u, v} kernel[u, v, 0, c] x[i s + u d - before, j s + v d - before, c],    0 outside x
 
-    Sums are float32 (float64 for float64 arrays), those of the gradients too. It can be differentiated any number of times, in
-    forward and reverse mode, and mapped.
+    Sums are float32 (float64 for float64 arrays), those of the gradients too. It can be differentiated any number of
+    times, in forward and reverse mode, and mapped.
 
-    Where taps are many, a CPU computes by Fourier transforms. Their errors are relative to the largest value of a channel's map, and a
-    NaN or infinity anywhere in a map makes all outputs of its example and channel NaN, not those alone that see it: a
-    layer that masks sets masked positions to zero before.
+    Where taps are many, a CPU computes by Fourier transforms. Their errors are relative to the largest value of a
+    channel's map, and a NaN or infinity anywhere in a map makes all outputs of its example and channel NaN, not those
+    alone that see it: a layer that masks sets masked positions to zero before.
 
     Args:
       x: (batch, rows, columns, channels).
-      kernel: (kernel_rows, kernel_columns, 1, channels), the layout of a grouped ``nnx.Conv``; or (batch, ...), one for each example.
+      kernel: (kernel_rows, kernel_columns, 1, channels), the layout of a grouped ``nnx.Conv``; or (batch, ...), one for
+        each example.
       bias: (channels,).
       strides: steps between outputs, of rows and columns.
       dilation: steps between taps.
@@ -64,9 +65,14 @@ def depthwise_convolution(
         raise ValueError(f"depthwise_convolution: x must be (batch, rows, columns, channels); got {x.shape}")
     batch, *size, channels = x.shape
     taps = kernel.shape[-4:-2]
-    if kernel.ndim not in (4, 5) or kernel.shape not in ((*taps, 1, channels), (batch, *taps, 1, channels)) or 0 in taps:
+    if (
+        kernel.ndim not in (4, 5)
+        or kernel.shape not in ((*taps, 1, channels), (batch, *taps, 1, channels))
+        or 0 in taps
+    ):
         raise ValueError(
-            f"depthwise_convolution: kernel must be (kernel_rows, kernel_columns, 1, {channels}), or ({batch}, ...) with one for each "
+            f"depthwise_convolution: kernel must be (kernel_rows, kernel_columns, 1, {channels}), or ({batch}, ...) "
+            f"with one for each "
             f"example; got {kernel.shape}"
         )
     if bias is not None and bias.shape != (channels,):
@@ -85,7 +91,8 @@ def depthwise_convolution(
     call = DepthwiseCall(x.astype(dtype), kernel[..., 0, :].astype(dtype), strides, dilation, (rows, columns))
     if 0 in call.geometry.output:
         raise ValueError(
-            f"depthwise_convolution: a kernel of {tuple(taps)} with dilation {dilation} reaches over {call.geometry.reach} and does not fit "
+            f"depthwise_convolution: a kernel of {tuple(taps)} with dilation {dilation} reaches over "
+            f"{call.geometry.reach} and does not fit "
             f"into x of {tuple(size)} with padding {(rows, columns)}"
         )
     (y,) = _op(call, implementation)

@@ -13,7 +13,8 @@ from pallas_kernels.depthwise_convolution.geometry import Geometry, Pair
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DepthwiseCall(Call):
-    """What :func:`pallas_kernels.depthwise_convolution.depthwise_convolution` leaves to an implementation: all but the bias.
+    """What :func:`pallas_kernels.depthwise_convolution.depthwise_convolution` leaves to an implementation: all but the
+    bias.
 
     Implementations return y (batch, output_rows, output_columns, channels) in the arrays' dtype.
 

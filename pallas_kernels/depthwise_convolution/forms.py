@@ -1,6 +1,7 @@
 """The forms of a depth-wise convolution and of its two gradients, in JAX's own operations.
 
-Arrays are those of :mod:`pallas_kernels.depthwise_convolution.primitive`. Sums are float32, or float64 for float64 arrays.
+Arrays are those of :mod:`pallas_kernels.depthwise_convolution.primitive`. Sums are float32, or float64 for float64
+arrays.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import jax.numpy as jnp
 from pallas_kernels.depthwise_convolution.geometry import Geometry, Pair, Part
 from primitives import operations
 
-# Products of the kernel's gradient that are written out, for XLA's CPU compiler: a view that more than 15 terms read is made before the
-# loop over its elements, which then vectorizes; up to 15 its fusion computes the view's place anew for each element, 6 times slower.
+# Products of the kernel's gradient that are written out, for XLA's CPU compiler: a view that more than 15 terms read is
+# made before the loop over its elements, which then vectorizes; up to 15 its fusion computes the view's place anew for
+# each element, 6 times slower.
 FEWEST, MOST = 16, 32
 
 
@@ -59,9 +61,18 @@ def _taps_input(dy: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
     # differ by a stride (one phase) share their taps, whose outputs are shifted by the same number.
     phases, sizes, edges = [], [], []
     for axis in range(2):
-        stride, step, before, size = geometry.strides[axis], geometry.dilation[axis], geometry.padding[axis][0], geometry.size[axis]
+        stride, step, before, size = (
+            geometry.strides[axis],
+            geometry.dilation[axis],
+            geometry.padding[axis][0],
+            geometry.size[axis],
+        )
         reads = [
-            [(u, (phase + before - u * step) // stride) for u in range(geometry.kernel[axis]) if (phase + before - u * step) % stride == 0]
+            [
+                (u, (phase + before - u * step) // stride)
+                for u in range(geometry.kernel[axis])
+                if (phase + before - u * step) % stride == 0
+            ]
             for phase in range(stride)
         ]
         length = -(-size // stride)
@@ -80,26 +91,37 @@ def _taps_input(dy: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
     def phase(rows: list[Pair], columns: list[Pair]) -> jax.Array:
         if not rows or not columns:
             return jnp.zeros(shape, kernel.dtype)
-        return _sum(view(down, across) * kernel[:, :, i, j] for (i, down), (j, across) in itertools.product(rows, columns))
+        return _sum(
+            view(down, across) * kernel[:, :, i, j] for (i, down), (j, across) in itertools.product(rows, columns)
+        )
 
     if geometry.strides == (1, 1):
         return phase(phases[0][0], phases[1][0])
     # (groups, n, rows, row phases, columns, column phases, channels): the phases lie between one another.
-    dx = jnp.stack([jnp.stack([phase(rows, columns).astype(dy.dtype) for columns in phases[1]], 4) for rows in phases[0]], 3)
+    dx = jnp.stack(
+        [jnp.stack([phase(rows, columns).astype(dy.dtype) for columns in phases[1]], 4) for rows in phases[0]], 3
+    )
     dx = dx.reshape(*shape[:2], sizes[0] * geometry.strides[0], sizes[1] * geometry.strides[1], -1)
     return dx[:, :, : geometry.size[0], : geometry.size[1]]
 
 
 def _taps_kernel(x: jax.Array, dy: jax.Array, geometry: Geometry) -> jax.Array:
-    # A scan over blocks of outputs adds their products with the views of the input that all taps read, one array of the kernel's
-    # shape for each example: no reduction, which XLA's CPU compiler does not vectorize, and no product as large as the input.
+    # A scan over blocks of outputs adds their products with the views of the input that all taps read, one array of the
+    # kernel's shape for each example: no reduction, which XLA's CPU compiler does not vectorize, and no product as
+    # large as the input.
     (height, width), (down, across), (below, beside) = geometry.output, geometry.strides, geometry.dilation
     reach_down, reach_across = geometry.reach
     columns = -(-width // -(-width // MOST))
-    rows = min(range(min(-(-FEWEST // columns), height), min(max(MOST // columns, 1), height) + 1), key=lambda n: (-(-height // n) * n, n))
+    rows = min(
+        range(min(-(-FEWEST // columns), height), min(max(MOST // columns, 1), height) + 1),
+        key=lambda n: (-(-height // n) * n, n),
+    )
     blocks = -(-height // rows), -(-width // columns)
     (before, _), (left, _) = geometry.padding
-    whole = [(number * size - 1) * stride + reach for number, size, stride, reach in zip(blocks, (rows, columns), geometry.strides, geometry.reach)]
+    whole = [
+        (number * size - 1) * stride + reach
+        for number, size, stride, reach in zip(blocks, (rows, columns), geometry.strides, geometry.reach)
+    ]
     x = _pad(x, (before, whole[0] - geometry.size[0] - before), (left, whole[1] - geometry.size[1] - left))
     dy = _pad(dy, (0, blocks[0] * rows - height), (0, blocks[1] * columns - width))
     seen = (*x.shape[:2], (rows - 1) * down + reach_down, (columns - 1) * across + reach_across, x.shape[-1])
@@ -123,7 +145,9 @@ def _taps_kernel(x: jax.Array, dy: jax.Array, geometry: Geometry) -> jax.Array:
 def fft_size(geometry: Geometry) -> Pair:
     """Of the transforms: the padded input, without zeros at its end that those at its start can replace."""
     sizes = []
-    for size, (before, _), output, stride, reach in zip(geometry.size, geometry.padding, geometry.output, geometry.strides, geometry.reach):
+    for size, (before, _), output, stride, reach in zip(
+        geometry.size, geometry.padding, geometry.output, geometry.strides, geometry.reach
+    ):
         outputs = (output - 1) * stride + 1
         sizes.append(_smooth(max(size + before, outputs + reach - 1 - before, outputs, reach)))
     return sizes[0], sizes[1]
@@ -142,7 +166,9 @@ def _smooth(size: int) -> int:
 
 
 def fft(wanted: Part, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Array:
-    """Products of Fourier transforms: as fast for any number of taps. Errors are relative to a whole map, and NaN spreads over one."""
+    """Products of Fourier transforms: as fast for any number of taps. Errors are relative to a whole map, and NaN
+    spreads over one.
+    """
     size = fft_size(geometry)
     spread: dict[Part, list[tuple[int, int, int]]] = {
         "x": [(before, 0, 0) for before, _ in geometry.padding],
@@ -165,7 +191,8 @@ def fft(wanted: Part, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Arr
         product = jnp.sum(spectrum("x", a) * jnp.conj(spectrum("y", b)), 1)
     found = jnp.moveaxis(jnp.fft.irfft2(product, size), -3, -1)
     rows, columns = (
-        slice(start, start + (count - 1) * (step + 1) + 1, step + 1) for (start, _, step), count in zip(spread[wanted], geometry.of(wanted))
+        slice(start, start + (count - 1) * (step + 1) + 1, step + 1)
+        for (start, _, step), count in zip(spread[wanted], geometry.of(wanted))
     )
     return found[..., rows, columns, :].astype(a.dtype)
 
@@ -194,10 +221,18 @@ def library(wanted: Part, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax
     if wanted == "y":
         return convolve(a, b)
     if wanted == "x":
-        (dx,) = jax.linear_transpose(lambda x: convolve(x, b), jax.ShapeDtypeStruct((*a.shape[:2], *geometry.size, channels), a.dtype))(a)
+        (dx,) = jax.linear_transpose(
+            lambda x: convolve(x, b), jax.ShapeDtypeStruct((*a.shape[:2], *geometry.size, channels), a.dtype)
+        )(a)
         return dx
-    (dk,) = jax.linear_transpose(lambda kernel: convolve(a, kernel), jax.ShapeDtypeStruct((groups, *geometry.kernel, channels), a.dtype))(b)
+    (dk,) = jax.linear_transpose(
+        lambda kernel: convolve(a, kernel), jax.ShapeDtypeStruct((groups, *geometry.kernel, channels), a.dtype)
+    )(b)
     return dk
 
 
-FORMS: dict[str, Callable[[Part, jax.Array, jax.Array, Geometry], jax.Array]] = {"taps": taps, "fft": fft, "library": library}
+FORMS: dict[str, Callable[[Part, jax.Array, jax.Array, Geometry], jax.Array]] = {
+    "taps": taps,
+    "fft": fft,
+    "library": library,
+}

@@ -43,7 +43,9 @@ class Geometry:
     @property
     def output(self) -> Pair:
         """Positions of the kernel that fit into the padded input."""
-        rows, columns = (max((n - reach) // stride + 1, 0) for n, reach, stride in zip(self.padded, self.reach, self.strides))
+        rows, columns = (
+            max((n - reach) // stride + 1, 0) for n, reach, stride in zip(self.padded, self.reach, self.strides)
+        )
         return rows, columns
 
     @property

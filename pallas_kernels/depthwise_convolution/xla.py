@@ -12,8 +12,8 @@ from pallas_kernels.depthwise_convolution.call import DepthwiseCall
 from pallas_kernels.depthwise_convolution.geometry import Geometry
 from pallas_kernels.depthwise_convolution.primitive import convolution
 
-# Taps that cost as much as the transforms, for each of their points (36 to 46 on two cores, for maps of 14x14 to 56x56; see
-# ``python -m benchmarks.convolutions``).
+# Taps that cost as much as the transforms, for each of their points (36 to 46 on two cores, for maps of 14x14 to 56x56;
+# see ``python -m benchmarks.convolutions``).
 TAPS_PER_POINT = 44
 # Beyond this many written-out taps compilation is what takes the time.
 MOST_TAPS = 100
@@ -30,8 +30,9 @@ def depthwise_convolution(call: DepthwiseCall, form: str | None = None) -> tuple
 def choose(geometry: Geometry) -> str:
     """The form that is fastest, or near it and quick to compile.
 
-    A GPU has cuDNN. XLA's grouped convolution is 10 to 50 times slower on a CPU than shifted additions of few taps, and than
-    Fourier transforms where taps are many. On a TPU nothing was measured: few taps are additions there too, and many the library's.
+    A GPU has cuDNN. XLA's grouped convolution is 10 to 50 times slower on a CPU than shifted additions of few taps, and
+    than Fourier transforms where taps are many. On a TPU nothing was measured: few taps are additions there too, and
+    many the library's.
     """
     platform = dispatch.current_platform()
     if platform == "gpu":

@@ -17,7 +17,9 @@ tpu, gpu = Later(f"{__name__}.mosaic_tpu"), Later(f"{__name__}.mosaic_gpu")
 _op = Op(
     "linear_attention",
     (
-        Implementation("state_passing", distributed.linear_attention, objection=distributed.objection, considered=sequence.is_split),
+        Implementation(
+            "state_passing", distributed.linear_attention, objection=distributed.objection, considered=sequence.is_split
+        ),
         Implementation("mosaic_tpu", tpu.linear_attention, platforms=("tpu",), objection=tpu.objection, paper=(72,)),
         Implementation("mosaic_gpu", gpu.linear_attention, platforms=("gpu",), objection=gpu.objection, paper=(72,)),
         Implementation("xla", xla.linear_attention),
@@ -42,7 +44,8 @@ def linear_attention(
     chunk_size: int = 64,
     implementation: str | None = None,
 ) -> Any:
-    """Linear attention (arXiv:2006.16236) with decay: none, RetNet's (arXiv:2307.08621), Mamba-2's (arXiv:2405.21060) or GLA's (arXiv:2312.06635).
+    """Linear attention (arXiv:2006.16236) with decay: none, RetNet's (arXiv:2307.08621), Mamba-2's (arXiv:2405.21060)
+    or GLA's (arXiv:2312.06635).
 
         S_t = exp(g_t) S_{t-1} + k_t v_t^T        o_t = scale * q_t S_t        g = decay <= 0
 
@@ -68,7 +71,8 @@ def linear_attention(
       implementation: the name of one, or None for the best that serves the call.
 
     Returns:
-      (batch, length, heads, value_dim) in v's dtype; with ``return_state`` also float32 (batch, heads, key_dim, value_dim).
+      (batch, length, heads, value_dim) in v's dtype; with ``return_state`` also float32 (batch, heads, key_dim,
+      value_dim).
 
     Raises:
       ValueError: shapes or options that do not fit together.
@@ -77,28 +81,48 @@ def linear_attention(
     documents.check("linear_attention", starts, *q.shape[:2])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = LinearCall(
-        q=q, k=k, v=v, decay=decay, initial_state=initial_state, starts=starts, scale=scale, chunk_size=chunk_size, causal=causal
+        q=q,
+        k=k,
+        v=v,
+        decay=decay,
+        initial_state=initial_state,
+        starts=starts,
+        scale=scale,
+        chunk_size=chunk_size,
+        causal=causal,
     )
     out, state = _op(call, implementation)
     return (out, state) if return_state else out
 
 
-def _check(q: Any, k: Any, v: Any, decay: Any, causal: bool, initial_state: Any, return_state: bool, chunk_size: int) -> None:
+def _check(
+    q: Any, k: Any, v: Any, decay: Any, causal: bool, initial_state: Any, return_state: bool, chunk_size: int
+) -> None:
     if q.ndim != 4 or q.shape != k.shape or v.ndim != 4 or v.shape[:2] != q.shape[:2]:
         raise ValueError(
-            f"linear_attention: q and k are (batch, length, groups, key_dim), v is (batch, length, heads, value_dim); got {q.shape}, {k.shape}, {v.shape}"
+            f"linear_attention: q and k are (batch, length, groups, key_dim), v is (batch, length, heads, value_dim); "
+            f"got {q.shape}, {k.shape}, {v.shape}"
         )
     batch, length, groups, key_dim = q.shape
     heads, value_dim = v.shape[2:]
     if length == 0 or heads % groups:
-        raise ValueError(f"linear_attention: length must be at least 1 and heads a multiple of groups; got length {length}, {heads} heads, {groups} groups")
+        raise ValueError(
+            f"linear_attention: length must be at least 1 and heads a multiple of groups; got length {length}, {heads} "
+            f"heads, {groups} groups"
+        )
     shapes = ((heads,), (batch, length, heads), (batch, length, heads, key_dim))
     if decay is not None and decay.shape not in shapes:
         raise ValueError(f"linear_attention: decay must have one of the shapes {shapes}; got {decay.shape}")
     state = (batch, heads, key_dim, value_dim)
     if initial_state is not None and initial_state.shape != state:
-        raise ValueError(f"linear_attention: initial_state must be (batch, heads, key_dim, value_dim) = {state}; got {initial_state.shape}")
+        raise ValueError(
+            f"linear_attention: initial_state must be (batch, heads, key_dim, value_dim) = {state}; got "
+            f"{initial_state.shape}"
+        )
     if not causal and (initial_state is not None or return_state):
-        raise ValueError("linear_attention: with causal=False there is no state to pass in or return; drop initial_state and return_state")
+        raise ValueError(
+            "linear_attention: with causal=False there is no state to pass in or return; drop initial_state and "
+            "return_state"
+        )
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
         raise ValueError(f"linear_attention: chunk_size must be a power of two; got {chunk_size}")

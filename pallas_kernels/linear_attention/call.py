@@ -44,6 +44,13 @@ class LinearCall(MatrixCall):
     """The arguments of :func:`pallas_kernels.linear_attention.linear_attention`, which describes them; without
     causality the last state has no meaning."""
 
-    axes: ClassVar = {"q": "blhd", "k": "blhd", "v": "blhd", "decay": "h blh blhd", "initial_state": "bhkv", "starts": "bl"}
+    axes: ClassVar = {
+        "q": "blhd",
+        "k": "blhd",
+        "v": "blhd",
+        "decay": "h blh blhd",
+        "initial_state": "bhkv",
+        "starts": "bl",
+    }
 
     causal: bool

@@ -38,7 +38,11 @@ def _case(
 
     def arrays(rng: np.random.Generator) -> Arrays:
         shared = (batch, length, groups or heads, key_dim)
-        made = {"q": rng.standard_normal(shared), "k": rng.standard_normal(shared), "v": rng.standard_normal((batch, length, heads, value_dim))}
+        made = {
+            "q": rng.standard_normal(shared),
+            "k": rng.standard_normal(shared),
+            "v": rng.standard_normal((batch, length, heads, value_dim)),
+        }
         if decay is not None:
             made["decay"] = -rate * rng.exponential(size=decays[decay])
         if state:
@@ -57,7 +61,9 @@ def _correlated_keys(arrays: Arrays, rng: np.random.Generator) -> None:
 
 
 def _abrupt(arrays: Arrays, rng: np.random.Generator) -> None:
-    """Nearly all tokens keep everything; a few forget so much that exp underflows, and long sums of decays lose what follows."""
+    """Nearly all tokens keep everything; a few forget so much that exp underflows, and long sums of decays lose what
+    follows.
+    """
     decay = arrays["decay"]
     arrays["decay"] = np.where(rng.random(decay.shape) < 0.15, -3e4, 0.01 * decay)
 
@@ -108,7 +114,9 @@ CASES = (
     _case("packed_whole_chunks", 48, "token", starts=((), (16, 32, 47)), state=True, return_state=True),
     _case("packed_chunk_of_one", 5, "key", starts=((0, 2), (3, 4)), state=True, chunk_size=1, return_state=True),
     _case("packed_one_token", 1, "token", starts=((0,), ()), state=True, return_state=True),
-    _case("packed_abrupt_token", 70, "token", starts=STARTS, change=_abrupt, state=True, return_state=True, chunk_size=64),
+    _case(
+        "packed_abrupt_token", 70, "token", starts=STARTS, change=_abrupt, state=True, return_state=True, chunk_size=64
+    ),
     _case("packed_abrupt_key", 70, "key", starts=STARTS, change=_abrupt, state=True, return_state=True, chunk_size=64),
     _case("packed_fast_decay", 37, "token", rate=50.0, starts=STARTS, state=True, return_state=True),
     _case("packed_padded_key", 37, "key", starts=((3, 19), STARTS[0]), change=_padded_tail, return_state=True),
@@ -119,12 +127,23 @@ CASES = (
 )
 
 
-
-def _shape(name: str, decay: str | None, batch: int, length: int, heads: int, groups: int, key_dim: int, value_dim: int, **options: Any) -> Shape:
+def _shape(
+    name: str,
+    decay: str | None,
+    batch: int,
+    length: int,
+    heads: int,
+    groups: int,
+    key_dim: int,
+    value_dim: int,
+    **options: Any,
+) -> Shape:
     shared = (batch, length, groups, key_dim)
     arrays: Any = {"q": shared, "k": shared, "v": (batch, length, heads, value_dim)}
     if decay is not None:
-        arrays["decay"] = jax.ShapeDtypeStruct((batch, length, heads, key_dim)[: 3 if decay == "token" else 4], jnp.float32)
+        arrays["decay"] = jax.ShapeDtypeStruct(
+            (batch, length, heads, key_dim)[: 3 if decay == "token" else 4], jnp.float32
+        )
     return Shape(name, arrays, options)
 
 

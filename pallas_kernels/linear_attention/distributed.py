@@ -1,6 +1,8 @@
-"""Linear attention of a sequence that is split over devices: each sends its decay and the state that its own tokens leave.
+"""Linear attention of a sequence that is split over devices: each sends its decay and the state that its own tokens
+leave.
 
-The outputs of a device's own tokens are computed while the states travel; what came before is one more product, q exp(G) S.
+The outputs of a device's own tokens are computed while the states travel; what came before is one more product, q
+exp(G) S.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from primitives import sequence
 
 def objection(call: LinearCall) -> str | None:
     """Why states can't be passed for the call, or None."""
-    return sequence.objection(call.q.shape[1]) or (None if call.causal else "without causality there is no state to pass")
+    return sequence.objection(call.q.shape[1]) or (
+        None if call.causal else "without causality there is no state to pass"
+    )
 
 
 def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
@@ -29,8 +33,15 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
         q, v, packed = part.q, part.v, Documents.of(part.starts)
         out, state = OPS["linear_attention"].within(part.replace(initial_state=None))
         sums = _sums(part.decay, v, state.dtype)
-        before, after = sequence.entering(packed.carried(jnp.exp(sums[:, -1])), state, part.initial_state, lambda factor, state: factor[..., None] * state)
-        queries = jnp.repeat(packed.continuing(q, 1), v.shape[2] // q.shape[2], axis=2).astype(state.dtype) * jnp.exp(sums)
+        before, after = sequence.entering(
+            packed.carried(jnp.exp(sums[:, -1])),
+            state,
+            part.initial_state,
+            lambda factor, state: factor[..., None] * state,
+        )
+        queries = jnp.repeat(packed.continuing(q, 1), v.shape[2] // q.shape[2], axis=2).astype(state.dtype) * jnp.exp(
+            sums
+        )
         return (out + part.scale * jnp.einsum("blhk,bhkv->blhv", queries, before)).astype(v.dtype), after
 
     return mesh.split_call(body, call)

@@ -1,4 +1,6 @@
-"""What the Hopper kernels of recurrences share: tokens in chunks of 64, the rows of one wgmma, and how a program's arrays lie in shared memory."""
+"""What the Hopper kernels of recurrences share: tokens in chunks of 64, the rows of one wgmma, and how a program's
+arrays lie in shared memory.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ CHUNK = 64
 STAGES = 2
 # A decay of 2^-150 is 0 in float32: stronger decays are clipped here, so that sums over a chunk stay exact to 2^-11.
 FORGOTTEN = -150.0
-# Chunks between the states that the gradient of the decays meets at: sums over longer segments lose what cancels in them.
+# Chunks between the states that the gradient of the decays meets at: sums over longer segments lose what cancels in
+# them.
 SEGMENT = 16
 
 

@@ -1,12 +1,14 @@
-"""Linear attention with a decay per key on Hopper: XLA weighs queries, keys and scores, chunk by chunk; the kernel carries the states.
+"""Linear attention with a decay per key on Hopper: XLA weighs queries, keys and scores, chunk by chunk; the kernel
+carries the states.
 
-With G the sums of a key's log decays from its chunk's start, a chunk reads (Q exp(G)) S + A V and leaves exp(G_C) S + (K exp(G_C - G))^T V.
-A, the scores inside the chunk, is built by halving as in the XLA form, from products of late queries and early keys that have each
-been weighed up to the boundary between them: only sums of non-positive numbers are exponentiated.
+With G the sums of a key's log decays from its chunk's start, a chunk reads (Q exp(G)) S + A V and leaves exp(G_C) S +
+(K exp(G_C - G))^T V. A, the scores inside the chunk, is built by halving as in the XLA form, from products of late
+queries and early keys that have each been weighed up to the boundary between them: only sums of non-positive numbers
+are exponentiated.
 
-The kernel's own gradient is the same kernel: from the end for V, and with the decays on the columns of the state for Q and K. That of a
-chunk's whole decay is what its keys and queries give, summed to the end of a segment, plus the product of the states
-that meet there.
+The kernel's own gradient is the same kernel: from the end for V, and with the decays on the columns of the state for Q
+and K. That of a chunk's whole decay is what its keys and queries give, summed to the end of a segment, plus the product
+of the states that meet there.
 """
 
 from __future__ import annotations
@@ -23,12 +25,25 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
 from pallas_kernels.linear_attention import hopper_chunks
-from pallas_kernels.linear_attention.hopper_chunks import CHUNK, FORGOTTEN, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
+from pallas_kernels.linear_attention.hopper_chunks import (
+    CHUNK,
+    FORGOTTEN,
+    STAGES,
+    across,
+    as_read,
+    by_row,
+    columns_of,
+    padded_dim,
+    tile,
+    whole,
+)
 from pallas_kernels.linear_attention.xla import blocks, double, neighbours
 from primitives.differentiation import differentiable
 
 
-def recurrence(strict: bool, scale: float, dtype: Any, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, state: jax.Array) -> Any:
+def recurrence(
+    strict: bool, scale: float, dtype: Any, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, state: jax.Array
+) -> Any:
     """All tokens in order: results (batch, length, heads, value_dim) in ``dtype`` and the last state.
 
     Args:
@@ -49,7 +64,9 @@ def recurrence(strict: bool, scale: float, dtype: Any, q: jax.Array, k: jax.Arra
 
 
 def _weigh(strict: bool, scale: float, q: jax.Array, k: jax.Array, decay: jax.Array) -> tuple[jax.Array, ...]:
-    """What :func:`_pass` takes: queries weighed from their chunk's start, keys to its end, scores, and the base-2 logs of whole chunks."""
+    """What :func:`_pass` takes: queries weighed from their chunk's start, keys to its end, scores, and the base-2 logs
+    of whole chunks.
+    """
     batch, length, heads, key_dim = decay.shape
     dtype = k.dtype
 
@@ -74,18 +91,27 @@ def _weigh(strict: bool, scale: float, q: jax.Array, k: jax.Array, decay: jax.Ar
         scores = jnp.concatenate([upper, jnp.concatenate([corner, second], axis=-1)], axis=-2)
         since, until = double(since, until)
     since, until = since[..., 0, :, :], until[..., 0, :, :]
-    return join(queries * jnp.exp2(since)), join(keys * jnp.exp2(until)), scores[..., 0, :, :].astype(dtype), since[..., -1, :]
+    return (
+        join(queries * jnp.exp2(since)),
+        join(keys * jnp.exp2(until)),
+        scores[..., 0, :, :].astype(dtype),
+        since[..., -1, :],
+    )
 
 
 def _scores(late: jax.Array, early: jax.Array) -> jax.Array:
-    """(..., n, n), the products of (..., n, key_dim) with (..., n, key_dim); those of a few tokens are no matter for matrix units."""
+    """(..., n, n), the products of (..., n, key_dim) with (..., n, key_dim); those of a few tokens are no matter for
+    matrix units.
+    """
     if late.shape[-2] < 8:
         return jnp.sum(late[..., :, None, :].astype(jnp.float32) * early[..., None, :, :].astype(jnp.float32), axis=-1)
     return jnp.einsum("...ik,...jk->...ij", late, early, preferred_element_type=jnp.float32)
 
 
 @differentiable(1, kernel=True)
-def _states(dtype: Any, q: jax.Array, k: jax.Array, scores: jax.Array, total: jax.Array, v: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _states(
+    dtype: Any, q: jax.Array, k: jax.Array, scores: jax.Array, total: jax.Array, v: jax.Array, state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Results in ``dtype`` and the last state, of what :func:`_weigh` made."""
     out, states = _pass(False, False, dtype, q, k, v, scores, total, state)
     return out, states[:, :, -1]
@@ -102,7 +128,11 @@ def _backward(dtype: Any, arrays: Any, cotangents: Any) -> tuple[jax.Array, ...]
     d_v, memory = _pass(True, False, v.dtype, k, q, d_out, scores, total, d_last)
     d_q, before = _pass(False, True, single, d_out, v, k, None, total, jnp.swapaxes(state, 2, 3))
     d_k, behind = _pass(True, True, single, v, d_out, q, None, total, jnp.swapaxes(d_last, 2, 3))
-    d_scores = jnp.einsum("bcihv,bcjhv->bhcij", *(x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]) for x in (d_out, v)), preferred_element_type=single)
+    d_scores = jnp.einsum(
+        "bcihv,bcjhv->bhcij",
+        *(x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]) for x in (d_out, v)),
+        preferred_element_type=single,
+    )
     d_total = _total_cotangent(d_q * q, d_k * k, before, behind, d_last)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_scores.astype(scores.dtype), d_total, d_v, memory[:, :, 0]
 
@@ -110,11 +140,17 @@ def _backward(dtype: Any, arrays: Any, cotangents: Any) -> tuple[jax.Array, ...]
 _states.define(_forward, _backward)
 
 
-def _total_cotangent(of_queries: jax.Array, of_keys: jax.Array, before: jax.Array, behind: jax.Array, d_last: jax.Array) -> jax.Array:
-    """Cotangents of the chunks' base-2 logs, (batch, heads, chunks, key_dim), from q dq and k dk by token and the states at segments' ends."""
+def _total_cotangent(
+    of_queries: jax.Array, of_keys: jax.Array, before: jax.Array, behind: jax.Array, d_last: jax.Array
+) -> jax.Array:
+    """Cotangents of the chunks' base-2 logs, (batch, heads, chunks, key_dim), from q dq and k dk by token and the
+    states at segments' ends.
+    """
     batch, length, heads, key_dim = of_keys.shape
     chunks, segments = length // CHUNK, before.shape[2]
-    of_queries, of_keys = (jnp.moveaxis(x.reshape(batch, chunks, CHUNK, heads, key_dim).sum(2), 1, 2) for x in (of_queries, of_keys))
+    of_queries, of_keys = (
+        jnp.moveaxis(x.reshape(batch, chunks, CHUNK, heads, key_dim).sum(2), 1, 2) for x in (of_queries, of_keys)
+    )
     behind = jnp.concatenate([behind[:, :, 1:], jnp.swapaxes(d_last, 2, 3)[:, :, None]], axis=2)
     met = jnp.sum(before * as_read(behind), axis=3)
 
@@ -129,7 +165,15 @@ def _total_cotangent(of_queries: jax.Array, of_keys: jax.Array, before: jax.Arra
 
 
 def _pass(
-    reverse: bool, by_column: bool, dtype: Any, q: jax.Array, k: jax.Array, v: jax.Array, scores: jax.Array | None, total: jax.Array, state: jax.Array
+    reverse: bool,
+    by_column: bool,
+    dtype: Any,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scores: jax.Array | None,
+    total: jax.Array,
+    state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The kernel: out = q S + scores v, then S <- 2^total S + k^T v, chunk by chunk.
 
@@ -143,7 +187,8 @@ def _pass(
       state: (batch, heads, key_dim, value_dim), before the first chunk.
 
     Returns:
-      the results (batch, length, heads, value_dim); the states after each segment of SEGMENT chunks, by place and not by time.
+      the results (batch, length, heads, value_dim); the states after each segment of SEGMENT chunks, by place and not
+      by time.
     """
     heads, key_dim, value_dim = state.shape[1:]
     keys, values = padded_dim(key_dim), padded_dim(value_dim)
@@ -156,9 +201,15 @@ def _pass(
     batch, length = q.shape[:2]
     struct = jax.ShapeDtypeStruct
     segments = -(-length // CHUNK // hopper_chunks.SEGMENT)
-    out: list[Any] = [struct((batch, length, heads, values), dtype), struct((batch, heads, segments, keys, values), jnp.float32)]
+    out: list[Any] = [
+        struct((batch, length, heads, values), dtype),
+        struct((batch, heads, segments, keys, values), jnp.float32),
+    ]
     scratch: dict[str, Any] = {name: tile(width, STAGES, CHUNK, keys) for name in ("q", "k")}
-    scratch |= {"v": tile(width, STAGES, CHUNK, width), "total": plgpu.SMEM((STAGES, width if by_column else keys), jnp.float32)}
+    scratch |= {
+        "v": tile(width, STAGES, CHUNK, width),
+        "total": plgpu.SMEM((STAGES, width if by_column else keys), jnp.float32),
+    }
     scratch |= {"state": tile(width, keys, width), "out": tile(width, CHUNK, width, dtype=dtype)}
     if scores is not None:
         scratch["scores"] = tile(width, STAGES, CHUNK, CHUNK)
@@ -201,7 +252,9 @@ def _body(reverse: bool, by_column: bool, given: dict[str, Any], out: Any, state
                 source = source.at[columns] if name == "total" and by_column else source
             else:
                 own = lax.div(head, jnp.int32(out.shape[2] // given[name].shape[2]))
-                source = given[name].at[batch, pl.ds(chunk * CHUNK, CHUNK), own, columns if name == "v" else slice(None)]
+                source = given[name].at[
+                    batch, pl.ds(chunk * CHUNK, CHUNK), own, columns if name == "v" else slice(None)
+                ]
             plgpu.copy_gmem_to_smem(source, shared[name].at[slot], shared["ready"].at[slot])
 
     for step in range(min(STAGES, chunks)):

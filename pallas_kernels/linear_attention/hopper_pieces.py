@@ -1,7 +1,8 @@
 """Two passes where heads are few: pieces of the sequence run side by side from empty states, then each gets the state
 of those before it.
 
-One pass keeps a program per head and 64 columns busy; with fewer of these than cores, most of the GPU would have nothing to do.
+One pass keeps a program per head and 64 columns busy; with fewer of these than cores, most of the GPU would have
+nothing to do.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ def count(batch: int, length: int, heads: int, key_dim: int, value_dim: int) -> 
 
 
 def run(
-    one_pass: Callable[..., Any], pieces: int, scale: float, q: jax.Array, k: jax.Array, v: jax.Array, logs: jax.Array | None, state: jax.Array
+    one_pass: Callable[..., Any],
+    pieces: int,
+    scale: float,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    logs: jax.Array | None,
+    state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """``one_pass(q, k, v, logs, state)``, in pieces.
 

@@ -1,17 +1,20 @@
-"""Linear attention on Hopper GPUs: one pass over the chunks, the state in registers; where heads are few, two (hopper_pieces.py).
+"""Linear attention on Hopper GPUs: one pass over the chunks, the state in registers; where heads are few, two
+(hopper_pieces.py).
 
-A program owns 64 columns of one head's values, 32 where keys are long, and goes through the sequence in chunks of 64 tokens, while
-the tensor memory accelerator fetches those ahead. In a chunk, with G the sums of the log decays from its start,
+A program owns 64 columns of one head's values, 32 where keys are long, and goes through the sequence in chunks of 64
+tokens, while the tensor memory accelerator fetches those ahead. In a chunk, with G the sums of the log decays from its
+start,
 
     O = (Q K^T * exp(G_i - G_j), at and below the diagonal) V + (Q exp(G)) S        S <- exp(G_C) S + K^T (V exp(G_C - G))
 
-in products of 16 bits with float32 sums; the state and the decays are float32. Only differences <= 0 are exponentiated, by
-exp2, and the mask comes before it. Run from the end with the roles of reading and writing exchanged, the same kernel computes
-what a token gets from later ones. hopper_keys.py handles a decay per key.
+in products of 16 bits with float32 sums; the state and the decays are float32. Only differences <= 0 are exponentiated,
+by exp2, and the mask comes before it. Run from the end with the roles of reading and writing exchanged, the same kernel
+computes what a token gets from later ones. hopper_keys.py handles a decay per key.
 
-The gradient is three more linear attentions: dQ reads dO against the memory of V^T K; dK and dV are read from the end, V and K
-against the memories of dO^T Q and Q^T dO. With a_i = q_i . dq_i and b_j = k_j . dk_j the cotangent of a token's log decay is the
-sum of a - b from the token to the end of its segment, plus the product of the two states that meet there.
+The gradient is three more linear attentions: dQ reads dO against the memory of V^T K; dK and dV are read from the end,
+  V and K
+against the memories of dO^T Q and Q^T dO. With a_i = q_i . dq_i and b_j = k_j . dk_j the cotangent of a token's log
+decay is the sum of a - b from the token to the end of its segment, plus the product of the two states that meet there.
 """
 
 from __future__ import annotations
@@ -30,7 +33,18 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import documents, hopper
 from pallas_kernels.linear_attention import hopper_chunks, hopper_keys, hopper_pieces
 from pallas_kernels.linear_attention.call import LinearCall
-from pallas_kernels.linear_attention.hopper_chunks import CHUNK, FORGOTTEN, STAGES, across, as_read, by_row, columns_of, padded_dim, tile, whole
+from pallas_kernels.linear_attention.hopper_chunks import (
+    CHUNK,
+    FORGOTTEN,
+    STAGES,
+    across,
+    as_read,
+    by_row,
+    columns_of,
+    padded_dim,
+    tile,
+    whole,
+)
 from primitives.differentiation import differentiable
 
 LARGEST = 256
@@ -70,7 +84,11 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
         if per_key:
             forward = functools.partial(hopper_keys.recurrence, False, scale, v.dtype)
         pieces = hopper_pieces.count(batch, length, heads, q.shape[3], value_dim)
-        return forward(q, k, v, logs, state) if pieces == 1 else hopper_pieces.run(forward, pieces, scale, q, k, v, logs, state)
+        return (
+            forward(q, k, v, logs, state)
+            if pieces == 1
+            else hopper_pieces.run(forward, pieces, scale, q, k, v, logs, state)
+        )
     assert logs is not None
     if per_key:
         return _per_key_both_ways(scale, q, k, v, logs, state), state
@@ -81,7 +99,9 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     return (before + behind).astype(v.dtype), state
 
 
-def _per_key_both_ways(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, state: jax.Array) -> jax.Array:
+def _per_key_both_ways(
+    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, state: jax.Array
+) -> jax.Array:
     """The other direction reads the arrays turned round."""
     single = jnp.dtype(jnp.float32)
     before, _ = hopper_keys.recurrence(False, scale, single, q, k, v, decay, state)
@@ -111,8 +131,12 @@ class Direction:
 
 
 @differentiable(1, kernel=True)
-def _recurrence(way: Direction, q: jax.Array, k: jax.Array, v: jax.Array, logs: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All tokens in order of ``way``: what they read, and the last state; ``logs`` (batch, length, heads), ``state`` the one before."""
+def _recurrence(
+    way: Direction, q: jax.Array, k: jax.Array, v: jax.Array, logs: jax.Array | None, state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """All tokens in order of ``way``: what they read, and the last state; ``logs`` (batch, length, heads), ``state``
+    the one before.
+    """
     out, states, _ = sweep(way, q, k, v, logs, state)
     return out, states[:, :, 0 if way.reverse else -1]
 
@@ -138,8 +162,12 @@ def _backward(way: Direction, arrays: Any, cotangents: Any) -> tuple[Any, ...]:
         last = jnp.swapaxes(d_last, 2, 3)
         if way.reverse:  # never given a state: nothing is past the end
             reading, writing, late, early, last = writing, reading, early, late, jnp.zeros_like(last)
-        d_logs = decay_cotangent(late - early, way.scale * meeting(reading, as_read(writing), as_read(last)), q.shape[1])
-    d_q, d_k = (x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) if shared > 1 else x for x in (d_q, d_k))
+        d_logs = decay_cotangent(
+            late - early, way.scale * meeting(reading, as_read(writing), as_read(last)), q.shape[1]
+        )
+    d_q, d_k = (
+        x.reshape(*q.shape[:3], shared, q.shape[3]).sum(3).astype(q.dtype) if shared > 1 else x for x in (d_q, d_k)
+    )
     return d_q, d_k, d_v, d_logs, way.scale * memory[:, :, -1 if way.reverse else 0]
 
 
@@ -157,16 +185,26 @@ def meeting(before: jax.Array, behind: jax.Array, last: jax.Array) -> jax.Array:
 
 
 def decay_cotangent(difference: jax.Array, met: jax.Array, length: int) -> jax.Array:
-    """(batch, length, heads), of the log decays, from each token's a - b, (batch, heads, whole chunks), and from :func:`meeting`."""
+    """(batch, length, heads), of the log decays, from each token's a - b, (batch, heads, whole chunks), and from
+    :func:`meeting`.
+    """
     batch, heads, padded = difference.shape
     segments, size = met.shape[2], hopper_chunks.SEGMENT * CHUNK
-    difference = jnp.pad(difference, ((0, 0), (0, 0), (0, segments * size - padded))).reshape(batch, heads, segments, size)
+    difference = jnp.pad(difference, ((0, 0), (0, 0), (0, segments * size - padded))).reshape(
+        batch, heads, segments, size
+    )
     sums = lax.cumsum(difference, 3, reverse=True) + met[..., None]
     return jnp.moveaxis(sums.reshape(batch, heads, -1)[:, :, :length], 1, 2)
 
 
 def sweep(
-    way: Direction, q: jax.Array, k: jax.Array, v: jax.Array, logs: jax.Array | None, state: jax.Array, probe: jax.Array | None = None
+    way: Direction,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    logs: jax.Array | None,
+    state: jax.Array,
+    probe: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Any]:
     """The kernel around which everything else is XLA: zeros to whole tiles, and sums of the decays.
 
@@ -178,8 +216,9 @@ def sweep(
       probe: (batch, length, heads or a divisor, value_dim), to be multiplied with the results.
 
     Returns:
-      the results (batch, length, heads, value_dim); the states after each segment of SEGMENT chunks, (batch, heads, segments, key_dim,
-      value_dim), by place and not by time; with ``probe`` the products (batch, heads, whole chunks), else None.
+      the results (batch, length, heads, value_dim); the states after each segment of SEGMENT chunks, (batch, heads,
+      segments, key_dim, value_dim), by place and not by time; with ``probe`` the products (batch, heads, whole chunks),
+      else None.
     """
     batch, length = q.shape[:2]
     heads, key_dim, value_dim = state.shape[1:]
@@ -194,7 +233,10 @@ def sweep(
     if probe is not None:
         operands["probe"] = whole(probe, values)
     struct = jax.ShapeDtypeStruct
-    out: list[Any] = [struct((batch, padded, heads, values), way.dtype), struct((batch, heads, segments, keys, values), jnp.float32)]
+    out: list[Any] = [
+        struct((batch, padded, heads, values), way.dtype),
+        struct((batch, heads, segments, keys, values), jnp.float32),
+    ]
     scratch: dict[str, Any] = {
         "ready": plgpu.Barrier(num_arrivals=len(operands) - 1, num_barriers=STAGES),
         "q": tile(width, STAGES, CHUNK, keys),
@@ -206,7 +248,8 @@ def sweep(
     # Else the state's tile has room for them: it has been read when they come.
     if width < CHUNK:
         scratch["scores"] = tile(width, CHUNK, CHUNK)
-    # With wide results one program fills a core's shared memory anyway: the state waits there while other things need the registers.
+    # With wide results one program fills a core's shared memory anyway: the state waits there while other things need
+    # the registers.
     if way.dtype != q.dtype:
         scratch["memory"] = tile(width, keys, width, dtype=jnp.float32)
     if logs is not None:
@@ -232,7 +275,8 @@ def sweep(
         cost=pl.CostEstimate(
             flops=2 * batch * heads * padded * (blocks * CHUNK * keys + CHUNK * values + 2 * keys * values),
             transcendentals=batch * heads * padded * CHUNK * blocks if logs is not None else 0,
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in operands.values()) + sum(math.prod(x.shape) * x.dtype.itemsize for x in out),
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in operands.values())
+            + sum(math.prod(x.shape) * x.dtype.itemsize for x in out),
         ),
     )
     results, states, *dots = kernel(*operands.values())
@@ -243,7 +287,8 @@ def sums_in_chunks(logs: jax.Array, chunks: int) -> jax.Array:
     """Base-2 logarithms, (batch, heads, chunks, 3, CHUNK): summed from a chunk's start through the token, from after it
     to the end, the first again.
 
-    Twice, because the compiler makes one of two loads from one place, and a number per row is not laid out as a number per column.
+    Twice, because the compiler makes one of two loads from one place, and a number per row is not laid out as a number
+    per column.
     """
     logs = jnp.maximum(logs * math.log2(math.e), FORGOTTEN)
     logs = jnp.moveaxis(jnp.pad(logs, ((0, 0), (0, chunks * CHUNK - logs.shape[1]), (0, 0))), 1, 2)
@@ -279,7 +324,9 @@ def _body(way: Direction, given: dict[str, Any], made: list[Any], shared: dict[s
             source = given[name].at[batch, pl.ds(chunk * CHUNK, CHUNK), own, dims]
             plgpu.copy_gmem_to_smem(source, shared[name].at[slot], shared["ready"].at[slot])
         if "decays" in given:
-            plgpu.copy_gmem_to_smem(given["decays"].at[batch, head, chunk], shared["decays"].at[slot], shared["ready"].at[slot])
+            plgpu.copy_gmem_to_smem(
+                given["decays"].at[batch, head, chunk], shared["decays"].at[slot], shared["ready"].at[slot]
+            )
 
     for step in range(min(STAGES, chunks)):
         fetch(jnp.int32(step), step)
@@ -350,8 +397,13 @@ def scores_of(shared: dict[str, Any]) -> Any:
 
 
 def weights(way: Direction, since: Any, again: Any) -> jax.Array:
-    """What is left of each token of a chunk (columns) when a token (rows) reads it; both refer to the decays from the start."""
-    row, column = across(by_row(since), CHUNK), lax.broadcast_in_dim(hopper.load(again, plgpu.Layout.WGMMA.reduce(0)), (CHUNK, CHUNK), (1,))
+    """What is left of each token of a chunk (columns) when a token (rows) reads it; both refer to the decays from the
+    start.
+    """
+    row, column = (
+        across(by_row(since), CHUNK),
+        lax.broadcast_in_dim(hopper.load(again, plgpu.Layout.WGMMA.reduce(0)), (CHUNK, CHUNK), (1,)),
+    )
     return jnp.exp2(jnp.where(seen(way), column - row if way.reverse else row - column, -jnp.inf))
 
 

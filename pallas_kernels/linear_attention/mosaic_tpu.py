@@ -1,9 +1,10 @@
 """Linear attention on TPU: one pass over the chunks of a head, the state in VMEM, forward and backward.
 
-The mathematics is that of :mod:`pallas_kernels.linear_attention.xla`. A decay per head and token makes one matrix of sums of decays,
-itself a product. A decay per key goes through blocks of 1, 2, 4, ... tokens: late queries times exp(sum since their block's start) with
-early keys times exp(sum until their block's end), one product over the whole chunk each, of which the pairs of
-neighboring blocks are kept. A TPU has one core or two, which a few heads fill: there is no two-pass form.
+The mathematics is that of :mod:`pallas_kernels.linear_attention.xla`. A decay per head and token makes one matrix of
+sums of decays, itself a product. A decay per key goes through blocks of 1, 2, 4, ... tokens: late queries times exp(sum
+since their block's start) with early keys times exp(sum until their block's end), one product over the whole chunk
+each, of which the pairs of neighboring blocks are kept. A TPU has one core or two, which a few heads fill: there is no
+two-pass form.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ import jax.numpy as jnp
 
 from pallas_kernels import dispatch, documents
 from pallas_kernels.linear_attention.call import LinearCall
-from pallas_kernels.mosaic_tpu import LEAST_DECAY, Plan, joins, pairwise, product, recurrence, rows_and_columns, state_objection
+from pallas_kernels.mosaic_tpu import (
+    LEAST_DECAY,
+    Plan,
+    joins,
+    pairwise,
+    product,
+    recurrence,
+    rows_and_columns,
+    state_objection,
+)
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 
 CHUNK, CHUNK_PER_KEY = 128, 64
@@ -75,7 +85,9 @@ class LinearAttention:
     scale: float
     dtype: Any
 
-    def __call__(self, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         if decay is not None and self.per_key:
             return self._per_key(state, self.scale * q, k, v, jnp.maximum(decay, LEAST_DECAY))
         i, j = rows_and_columns(q.shape[0])
@@ -88,7 +100,9 @@ class LinearAttention:
         out = self._product(scores * jnp.where(visible, jnp.exp(between), 0.0), v) + jnp.exp(since) * carried
         return jnp.exp(since[-1:]) * state + self._product(k * jnp.exp(until), v, "tn"), out
 
-    def _per_key(self, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _per_key(
+        self, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         chunk = q.shape[0]
         i, j = rows_and_columns(chunk)
 

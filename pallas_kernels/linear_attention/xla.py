@@ -61,7 +61,9 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     return out.astype(v.dtype).reshape(v.shape), state.reshape(batch, heads, key_dim, value_dim)
 
 
-def _step(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _step(
+    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """One token: what decoding runs."""
     query, key, value = (x[:, 0].astype(state.dtype) for x in (q, k, v))
     if decay is not None:
@@ -139,7 +141,9 @@ def join(x: jax.Array, length: int) -> jax.Array:
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
-def _chunk(strict: bool, scale: float, packed: Documents, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+def _chunk(
+    strict: bool, scale: float, packed: Documents, state: jax.Array, chunk: Chunk
+) -> tuple[jax.Array, jax.Array]:
     """One chunk: the state after it, and its outputs (batch, groups, repeats, chunk, value_dim)."""
     q, k, v, decay = chunk
     q, k, v = scale * q.astype(state.dtype), k.astype(state.dtype), v.astype(state.dtype)
@@ -174,7 +178,9 @@ def _chunk_per_key(
         _, late_q = neighbours(blocks(q, size))
         early_k, _ = neighbours(blocks(k, size))
         early_v, _ = neighbours(blocks(v, size))
-        scores = (late_q * jnp.exp(since[..., 1::2, :, :])) @ jnp.swapaxes(early_k * jnp.exp(until[..., 0::2, :, :]), -1, -2)
+        scores = (late_q * jnp.exp(since[..., 1::2, :, :])) @ jnp.swapaxes(
+            early_k * jnp.exp(until[..., 0::2, :, :]), -1, -2
+        )
         if packed.number is not None:
             early, late = neighbours(blocks(packed.number[..., None], size))
             scores = jnp.where(late == jnp.swapaxes(early, -1, -2), scores, 0)

@@ -55,7 +55,8 @@ def neighborhood_attention(
       dilation: tokens from one of a window to the next.
       causal: of each axis: only keys up to the query.
       border: "shift" moves windows inward, so that every query has as many keys; "masked" cuts them off.
-      bias: (heads, *(2 kernel_size - 1)), added to the logits by key - query in steps of the dilation. Differentiable. Of stride 1.
+      bias: (heads, *(2 kernel_size - 1)), added to the logits by key - query in steps of the dilation. Differentiable.
+        Of stride 1.
       mask: bool (batch or 1, *grid), True = real. Keys that are not may hold anything, NaN included.
       scale: of the logits, 1 / sqrt(head_dim) by default.
       implementation: the name of one, or None for the best that serves the call.
@@ -67,18 +68,30 @@ def neighborhood_attention(
       ValueError: shapes or sizes that do not fit together.
     """
     axes = grid_of(q.shape[1:-2], kernel_size, stride, dilation, causal, border)
-    if k.shape[:-2] != q.shape[:-2] or v.shape[:-1] != k.shape[:-1] or k.shape[-1] != q.shape[-1] or q.shape[-2] % k.shape[-2]:
+    if (
+        k.shape[:-2] != q.shape[:-2]
+        or v.shape[:-1] != k.shape[:-1]
+        or k.shape[-1] != q.shape[-1]
+        or q.shape[-2] % k.shape[-2]
+    ):
         raise ValueError(
-            f"neighborhood_attention: q {q.shape}, k {k.shape} and v {v.shape} must agree in batch, grid and head_dim, and the heads"
+            f"neighborhood_attention: q {q.shape}, k {k.shape} and v {v.shape} must agree in batch, grid and head_dim, "
+            f"and the heads"
             " of k and v divide those of q"
         )
     offsets = tuple(2 * axis.window - 1 for axis in axes)
     if bias is not None and (bias.shape != (q.shape[-2], *offsets) or any(axis.stride > 1 for axis in axes)):
         raise ValueError(
-            f"neighborhood_attention: bias is (heads, *(2 kernel_size - 1)) = {(q.shape[-2], *offsets)} of windows with stride 1, got {bias.shape}"
+            f"neighborhood_attention: bias is (heads, *(2 kernel_size - 1)) = {(q.shape[-2], *offsets)} of windows with "
+            f"stride 1, got {bias.shape}"
         )
-    if mask is not None and (mask.dtype != jnp.bool_ or mask.shape[1:] != q.shape[1:-2] or mask.shape[0] not in (1, q.shape[0])):
-        raise ValueError(f"neighborhood_attention: mask must be bool (batch or 1, *grid) of {q.shape[:-2]}, got {mask.dtype}{list(mask.shape)}")
+    if mask is not None and (
+        mask.dtype != jnp.bool_ or mask.shape[1:] != q.shape[1:-2] or mask.shape[0] not in (1, q.shape[0])
+    ):
+        raise ValueError(
+            f"neighborhood_attention: mask must be bool (batch or 1, *grid) of {q.shape[:-2]}, got "
+            f"{mask.dtype}{list(mask.shape)}"
+        )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _op(NeighborhoodCall(q, k, v, bias, mask, axes, scale), implementation)[0]
 
@@ -86,8 +99,8 @@ def neighborhood_attention(
 def neighborhood_scores(q: jax.Array, k: jax.Array, **window: Any) -> jax.Array:
     """The first half: products of each query with the keys of its window, not scaled, (batch, *grid, heads, neighbors).
 
-    ``window`` are kernel_size, stride, dilation, causal and border of :func:`neighborhood_attention`; neighbors are in row-major
-    order of the window. Keys that there are not have 0. float32 or wider.
+    ``window`` are kernel_size, stride, dilation, causal and border of :func:`neighborhood_attention`; neighbors are in
+    row-major order of the window. Keys that there are not have 0. float32 or wider.
     """
     return xla.scores(q, k, grid_of(q.shape[1:-2], **window))
 
@@ -102,7 +115,12 @@ def neighborhood_average(weights: jax.Array, v: jax.Array, **window: Any) -> jax
 
 
 def grid_of(
-    shape: tuple[int, ...], kernel_size: Sizes, stride: Sizes = 1, dilation: Sizes = 1, causal: bool | tuple[bool, ...] = False, border: Border = "shift"
+    shape: tuple[int, ...],
+    kernel_size: Sizes,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    causal: bool | tuple[bool, ...] = False,
+    border: Border = "shift",
 ) -> tuple[Axis, ...]:
     """The axes of a grid.
 
@@ -110,14 +128,19 @@ def grid_of(
       ValueError: sizes that do not fit it.
     """
     if not 1 <= len(shape) <= 3:
-        raise ValueError(f"neighborhood_attention: arrays are (batch, *grid, heads, features) with one to three axes of the grid, here it is {shape}")
+        raise ValueError(
+            f"neighborhood_attention: arrays are (batch, *grid, heads, features) with one to three axes of the grid, "
+            f"here it is {shape}"
+        )
     if border not in ("shift", "masked"):
         raise ValueError(f'neighborhood_attention: border is "shift" or "masked", got {border!r}')
     given: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "causal": causal}
     each = {name: value if isinstance(value, tuple) else (value,) * len(shape) for name, value in given.items()}
     for name, value in each.items():
         if len(value) != len(shape):
-            raise ValueError(f"neighborhood_attention: {name} is one number or one for each axis of {shape}, got {value}")
+            raise ValueError(
+                f"neighborhood_attention: {name} is one number or one for each axis of {shape}, got {value}"
+            )
     axes = tuple(
         Axis(length, window, step, apart, only_before, border == "shift")
         for length, window, step, apart, only_before in zip(shape, *each.values(), strict=True)
@@ -125,12 +148,14 @@ def grid_of(
     for axis in axes:
         if not 1 <= axis.stride <= axis.window or axis.dilation < 1 or axis.window < 1:
             raise ValueError(
-                f"neighborhood_attention: of a window of {axis.window} tokens the stride is 1 to as many, and the dilation at least 1;"
+                f"neighborhood_attention: of a window of {axis.window} tokens the stride is 1 to as many, and the "
+                f"dilation at least 1;"
                 f" got {axis.stride} and {axis.dilation}"
             )
         if axis.shifted and axis.window * axis.dilation > axis.length:
             raise ValueError(
-                f"neighborhood_attention: a window of {axis.window} tokens, {axis.dilation} apart, is wider than the {axis.length} there are:"
+                f"neighborhood_attention: a window of {axis.window} tokens, {axis.dilation} apart, is wider than the "
+                f"{axis.length} there are:"
                 ' take a smaller one, or border="masked"'
             )
     return axes

@@ -21,7 +21,13 @@ class NeighborhoodCall(Call):
       grid: the axes of the grid, one to three.
     """
 
-    axes: ClassVar = {"q": "bnhd bxyhd bxyzhd", "k": "bnhd bxyhd bxyzhd", "v": "bnhd bxyhd bxyzhd", "bias": "ho hop hopr", "mask": "bn bxy bxyz"}
+    axes: ClassVar = {
+        "q": "bnhd bxyhd bxyzhd",
+        "k": "bnhd bxyhd bxyzhd",
+        "v": "bnhd bxyhd bxyzhd",
+        "bias": "ho hop hopr",
+        "mask": "bn bxy bxyz",
+    }
     results = ("bnhd",)
 
     q: jax.Array

@@ -1,8 +1,8 @@
 """Which keys the queries of a grid see, one axis at a time, and how an axis is cut into tiles.
 
-Generalized neighborhood attention (Hassani et al., 2025, arXiv:2504.16922). Along an axis of L tokens, with a window of k,
-stride s and dilation d, the tokens of one residue modulo d are an axis of their own, of L' tokens. On it query i has the
-leader l = min(s floor(i / s) + floor(s / 2), L' - 1), the middle of its group, and sees the k keys from
+Generalized neighborhood attention (Hassani et al., 2025, arXiv:2504.16922). Along an axis of L tokens, with a window of
+k, stride s and dilation d, the tokens of one residue modulo d are an axis of their own, of L' tokens. On it query i has
+the leader l = min(s floor(i / s) + floor(s / 2), L' - 1), the middle of its group, and sees the k keys from
 
     clip(l - floor(k / 2), 0, L' - k)                         border "shift": every query sees k keys
     l - floor(k / 2), of those that there are                 border "masked"
@@ -71,7 +71,9 @@ class Axis:
         allowed = (seen[:, :, None] == keys[:, None, :, None]).any(3) & (queries >= 0)[:, :, None]
         where = np.empty(self.length, int)
         where[queries[queries >= 0]] = np.flatnonzero(queries >= 0)
-        offset = np.clip((keys[:, None] - queries[:, :, None]) // self.dilation + self.window - 1, 0, 2 * self.window - 2)
+        offset = np.clip(
+            (keys[:, None] - queries[:, :, None]) // self.dilation + self.window - 1, 0, 2 * self.window - 2
+        )
         return Tiles(np.maximum(queries, 0), np.maximum(keys, 0), allowed, offset, where)
 
 
@@ -109,10 +111,11 @@ def speedup(
     key_tile: tuple[int, ...],
     causal: tuple[bool, ...] | None = None,
 ) -> float:
-    """How many times fewer pairs of tiles a kernel visits than dense attention does (the paper's simulator, section 3.3).
+    """How many times fewer pairs of tiles a kernel visits than dense attention does (the paper's simulator, section
+    3.3).
 
-    A kernel computes every tile of keys that any query of a tile of queries sees; tiles are of the tokens of one residue.
-    Products along the axes of the shares that each visits.
+    A kernel computes every tile of keys that any query of a tile of queries sees; tiles are of the tokens of one
+    residue. Products along the axes of the shares that each visits.
     """
     share = 1.0
     for number, (length, window, step, apart, queries, keys) in enumerate(
@@ -125,6 +128,8 @@ def speedup(
             for start in range(0, len(own), queries):
                 seen = own[start : start + queries]
                 visited += len(np.unique((seen[seen >= 0] - residue) // apart // keys))
-            dense += -(-len(own) // queries) * sum(-(-len(range(other, length, apart)) // keys) for other in range(apart))
+            dense += -(-len(own) // queries) * sum(
+                -(-len(range(other, length, apart)) // keys) for other in range(apart)
+            )
         share *= visited / dense
     return 1 / share

@@ -33,7 +33,9 @@ def _lists(grid: tuple[Axis, ...]) -> list[np.ndarray]:
 
 
 def _offsets(keys: np.ndarray, number: int, axis: Axis) -> np.ndarray:
-    """Where a table of offsets along one axis has those of ``keys`` (*grid, neighbors), the first entry being 1 - window."""
+    """Where a table of offsets along one axis has those of ``keys`` (*grid, neighbors), the first entry being 1 -
+    window.
+    """
     own = np.arange(axis.length).reshape([-1 if n == number else 1 for n in range(keys.ndim)])
     return np.clip((keys - own) // axis.dilation + axis.window - 1, 0, 2 * axis.window - 2)
 
@@ -51,7 +53,10 @@ def neighborhood_attention(call: NeighborhoodCall) -> tuple[jax.Array]:
     q = jnp.where(allowed.any(-1)[..., None, None], call.q.astype(wide), 0)
     logits = call.scale * jnp.einsum("b...hd,b...nhd->b...hn", q, k, precision="highest")
     if call.bias is not None:
-        places = [_offsets(at, number, axis) for number, (at, axis) in enumerate(zip(_lists(call.grid), call.grid, strict=True))]
+        places = [
+            _offsets(at, number, axis)
+            for number, (at, axis) in enumerate(zip(_lists(call.grid), call.grid, strict=True))
+        ]
         logits = logits + jnp.moveaxis(call.bias.astype(wide)[(slice(None), *places)], 0, -2)
     logits = jnp.where(allowed[..., None, :], logits, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))

@@ -46,7 +46,11 @@ def _returned(y: jax.Array, batch: int, cut: list[Tiles]) -> jax.Array:
     count, shapes = len(cut), [tile.queries.shape for tile in cut]
     rest = y.shape[2:]
     y = y.reshape(batch, *(shape[0] for shape in shapes), *(shape[1] for shape in shapes), *rest)
-    order = [0] + [n for number in range(count) for n in (1 + number, 1 + count + number)] + list(range(2 * count + 1, y.ndim))
+    order = (
+        [0]
+        + [n for number in range(count) for n in (1 + number, 1 + count + number)]
+        + list(range(2 * count + 1, y.ndim))
+    )
     y = y.transpose(order).reshape(batch, *(math.prod(shape) for shape in shapes), *rest)
     for number, tile in enumerate(cut):
         y = jnp.take(y, tile.where, 1 + number)
@@ -72,7 +76,9 @@ def neighborhood_attention(call: NeighborhoodCall) -> tuple[jax.Array]:
     queries, keys = [tile.queries for tile in cut], [tile.keys for tile in cut]
     q, k, v = _taken(call.q, queries), _taken(call.k, keys), _taken(call.v, keys)
     # From small arrays of the axes, so that programs hold no large ones.
-    allowed = _together([jnp.asarray(tile.allowed) for tile in cut], lambda parts: functools.reduce(operator.and_, parts))
+    allowed = _together(
+        [jnp.asarray(tile.allowed) for tile in cut], lambda parts: functools.reduce(operator.and_, parts)
+    )
     mask = jnp.broadcast_to(allowed, (batch, *allowed.shape))
     if call.mask is not None:
         seen = _taken(jnp.broadcast_to(call.mask, (batch, *call.mask.shape[1:])), keys)
@@ -80,7 +86,9 @@ def neighborhood_attention(call: NeighborhoodCall) -> tuple[jax.Array]:
     bias = None
     if call.bias is not None:
         table = call.bias
-        bias = _together([jnp.asarray(tile.offset) for tile in cut], lambda parts: table[(slice(None), *parts)])  # (heads, tiles, queries, keys)
+        bias = _together(
+            [jnp.asarray(tile.offset) for tile in cut], lambda parts: table[(slice(None), *parts)]
+        )  # (heads, tiles, queries, keys)
         bias = jnp.broadcast_to(jnp.moveaxis(bias, 1, 0), (batch, bias.shape[1], bias.shape[0], *bias.shape[2:]))
         bias = bias.reshape(-1, *bias.shape[2:])
     y = attention(q, k, v, mask=mask.reshape(-1, 1, *mask.shape[2:]), bias=bias, scale=call.scale)
@@ -92,7 +100,10 @@ def scores(q: jax.Array, k: jax.Array, grid: tuple[Axis, ...]) -> jax.Array:
 
     def one(place: jax.Array) -> jax.Array:
         near, real = _at(k, grid, place)
-        return jnp.einsum("b...hd,b...hd->b...h", q, near, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32)) * real
+        return (
+            jnp.einsum("b...hd,b...hd->b...h", q, near, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+            * real
+        )
 
     return jnp.moveaxis(jax.lax.map(jax.checkpoint(one), _places(grid)), 0, -1)
 
@@ -112,7 +123,11 @@ def average(weights: jax.Array, v: jax.Array, grid: tuple[Axis, ...]) -> jax.Arr
 
 def _places(grid: tuple[Axis, ...]) -> jax.Array:
     """The neighbors by their place in each axis' window: int (neighbors, axes)."""
-    return jnp.asarray(np.stack(np.unravel_index(np.arange(math.prod(axis.window for axis in grid)), [axis.window for axis in grid]), -1))
+    return jnp.asarray(
+        np.stack(
+            np.unravel_index(np.arange(math.prod(axis.window for axis in grid)), [axis.window for axis in grid]), -1
+        )
+    )
 
 
 def _at(x: jax.Array, grid: tuple[Axis, ...], place: jax.Array) -> tuple[jax.Array, jax.Array]:

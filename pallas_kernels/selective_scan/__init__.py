@@ -19,7 +19,9 @@ tpu, gpu = Later(f"{__name__}.mosaic_tpu"), Later(f"{__name__}.mosaic_gpu")
 _op = Op(
     "selective_scan",
     (
-        Implementation("state_passing", distributed.selective_scan, objection=distributed.objection, considered=sequence.is_split),
+        Implementation(
+            "state_passing", distributed.selective_scan, objection=distributed.objection, considered=sequence.is_split
+        ),
         Implementation("mosaic_tpu", tpu.selective_scan, platforms=("tpu",), objection=tpu.objection, paper=(194,)),
         Implementation("mosaic_gpu", gpu.selective_scan, platforms=("gpu",), objection=gpu.objection, paper=(194,)),
         Implementation("xla", xla.selective_scan),
@@ -99,12 +101,19 @@ def _check(x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, gate: Any, delta_
         raise ValueError(f"selective_scan: x must be (batch, length >= 1, channels); got {x.shape}")
     batch, length, channels = x.shape
     if A.ndim != 2 or A.shape[0] != channels or A.shape[1] < 1:
-        raise ValueError(f"selective_scan: A must be (channels, state_dim >= 1) with {channels} channels; got {A.shape}")
+        raise ValueError(
+            f"selective_scan: A must be (channels, state_dim >= 1) with {channels} channels; got {A.shape}"
+        )
     state_dim = A.shape[1]
     if B.shape != C.shape or B.ndim not in (3, 4) or B.shape[:2] != (batch, length) or B.shape[-1] != state_dim:
-        raise ValueError(f"selective_scan: B and C must both be {(batch, length, state_dim)}, or with groups before the last axis; got {B.shape} and {C.shape}")
+        raise ValueError(
+            f"selective_scan: B and C must both be {(batch, length, state_dim)}, or with groups before the last axis; "
+            f"got {B.shape} and {C.shape}"
+        )
     if B.ndim == 4 and channels % B.shape[2]:
-        raise ValueError(f"selective_scan: the groups of B and C must divide the channels; got {B.shape[2]} and {channels}")
+        raise ValueError(
+            f"selective_scan: the groups of B and C must divide the channels; got {B.shape[2]} and {channels}"
+        )
     expected = {
         "delta": (delta, x.shape),
         "D": (D, (channels,)),

@@ -13,9 +13,11 @@ from pallas_kernels.call import Call
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScanCall(Call):
-    """What :func:`pallas_kernels.selective_scan.selective_scan` leaves to an implementation: h_t = exp(step_t A) h_{t-1} + step_t x_t B_t, y_t = C_t . h_t.
+    """What :func:`pallas_kernels.selective_scan.selective_scan` leaves to an implementation: h_t = exp(step_t A)
+    h_{t-1} + step_t x_t B_t, y_t = C_t . h_t.
 
-    Implementations return y (batch, length, channels) and the last state (batch, channels, state_dim), both float32 (float64 for float64 inputs).
+    Implementations return y (batch, length, channels) and the last state (batch, channels, state_dim), both float32
+    (float64 for float64 inputs).
 
     Attributes:
       x: (batch, length, channels).
@@ -48,4 +50,8 @@ class ScanCall(Call):
     def start(self) -> jax.Array:
         """The state before the first token, in float32 or wider."""
         wide: Any = self.step.dtype
-        return jnp.zeros((self.x.shape[0], *self.A.shape), wide) if self.initial_state is None else self.initial_state.astype(wide)
+        return (
+            jnp.zeros((self.x.shape[0], *self.A.shape), wide)
+            if self.initial_state is None
+            else self.initial_state.astype(wide)
+        )

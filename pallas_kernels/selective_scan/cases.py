@@ -29,8 +29,8 @@ def _case(
     change: Change | None = None,
     **options: Any,
 ) -> Case:
-    """Normal arrays, A negative, and the optional arrays named in ``with_``; delta is made positive unless softplus does
-    it; ``starts`` of documents for each row."""
+    """Normal arrays, A negative, and the optional arrays named in ``with_``; delta is made positive unless softplus
+    does it; ``starts`` of documents for each row."""
 
     def arrays(rng: np.random.Generator) -> Arrays:
         tokens, shared = (batch, length, channels), (batch, length, *([groups] if groups else []), state_dim)
@@ -42,9 +42,19 @@ def _case(
             "B": rng.standard_normal(shared),
             "C": rng.standard_normal(shared),
         }
-        shapes = {"D": (channels,), "gate": tokens, "delta_bias": (channels,), "initial_state": (batch, channels, state_dim)}
+        shapes = {
+            "D": (channels,),
+            "gate": tokens,
+            "delta_bias": (channels,),
+            "initial_state": (batch, channels, state_dim),
+        }
         # Non-negative, so that the step stays so without softplus.
-        made |= {name: np.abs(rng.standard_normal(shapes[name])) if name == "delta_bias" else rng.standard_normal(shapes[name]) for name in with_}
+        made |= {
+            name: np.abs(rng.standard_normal(shapes[name]))
+            if name == "delta_bias"
+            else rng.standard_normal(shapes[name])
+            for name in with_
+        }
         if starts:
             made["starts"] = documents.at(length, *starts)
         if change is not None:
@@ -103,11 +113,19 @@ CASES = (
 )
 
 
-
 def _shape(name: str, length: int, channels: int, state_dim: int, groups: int | None = None) -> Shape:
     tokens, shared = (2, length, channels), (2, length, *([groups] if groups else []), state_dim)
     wide = jax.ShapeDtypeStruct((channels, state_dim), jnp.float32)
-    arrays: Any = {"x": tokens, "delta": tokens, "A": wide, "B": shared, "C": shared, "D": (channels,), "gate": tokens, "delta_bias": (channels,)}
+    arrays: Any = {
+        "x": tokens,
+        "delta": tokens,
+        "A": wide,
+        "B": shared,
+        "C": shared,
+        "D": (channels,),
+        "gate": tokens,
+        "delta_bias": (channels,),
+    }
     return Shape(name, arrays, {"delta_softplus": True})
 
 

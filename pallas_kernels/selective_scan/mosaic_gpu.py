@@ -1,11 +1,12 @@
 """The selective scan on Hopper GPUs: token after token, the states of 64 channels in the registers of one warpgroup.
 
-An exponential per channel, state and token is what it costs (the special function units do 16 a cycle and core), so a program
-does nothing else for them: x, the step, B and C come by the tensor memory accelerator, a chunk ahead. Everything is float32.
+An exponential per channel, state and token is what it costs (the special function units do 16 a cycle and core), so a
+program does nothing else for them: x, the step, B and C come by the tensor memory accelerator, a chunk ahead.
+Everything is float32.
 
-The forward pass keeps the states at chunk boundaries when a gradient is wanted. The gradient takes the chunks from the last to
-the first, computes a chunk's states again into shared memory, and goes back through them. Softplus, skip connection and gate
-stay with XLA, and so do the sums of dB and dC over programs.
+The forward pass keeps the states at chunk boundaries when a gradient is wanted. The gradient takes the chunks from the
+last to the first, computes a chunk's states again into shared memory, and goes back through them. Softplus, skip
+connection and gate stay with XLA, and so do the sums of dB and dC over programs.
 """
 
 from __future__ import annotations
@@ -68,13 +69,17 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
         return a.reshape(a.shape[0], -1, a.shape[3])
 
     def shared(a: jax.Array) -> jax.Array:
-        return jnp.pad(a.astype(single).reshape(batch, length, groups, state_dim), ((0, 0), (0, longer), (0, 0), (0, wider)))
+        return jnp.pad(
+            a.astype(single).reshape(batch, length, groups, state_dim), ((0, 0), (0, longer), (0, 0), (0, wider))
+        )
 
     out, last = _recurrence(
         chunk, states(call.A)[0], states(call.start), tokens(call.x.astype(single)), tokens(call.step), shared(call.B), shared(call.C)
     )  # fmt: skip
     out = out.reshape(batch, length + longer, groups, -1)[:, :length, :, :own].reshape(call.x.shape)
-    return out, last.reshape(batch, groups, -1, last.shape[2])[:, :, :own, :state_dim].reshape(batch, channels, state_dim)
+    return out, last.reshape(batch, groups, -1, last.shape[2])[:, :, :own, :state_dim].reshape(
+        batch, channels, state_dim
+    )
 
 
 def chunk_length(state_dim: int) -> int:
@@ -84,7 +89,9 @@ def chunk_length(state_dim: int) -> int:
 
 
 @differentiable(1, kernel=True)
-def _recurrence(chunk: int, rates: jax.Array, state: jax.Array, x: jax.Array, step: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _recurrence(
+    chunk: int, rates: jax.Array, state: jax.Array, x: jax.Array, step: jax.Array, b: jax.Array, c: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Outputs (batch, length, channels) and the last state, of whole chunks and programs.
 
     Args:
@@ -120,11 +127,19 @@ def _struct(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _kernel(body: Any, chunk: int, arrays: dict[str, jax.Array], out: dict[str, Any], scratch: dict[str, Any], exponentials: int) -> list[jax.Array]:
-    """Runs ``body(given, made, shared)``, references by name; what comes ahead by TMA, all that has a length, has a ring of tiles."""
+def _kernel(
+    body: Any, chunk: int, arrays: dict[str, jax.Array], out: dict[str, Any], scratch: dict[str, Any], exponentials: int
+) -> list[jax.Array]:
+    """Runs ``body(given, made, shared)``, references by name; what comes ahead by TMA, all that has a length, has a
+    ring of tiles.
+    """
     batch, length, channels = arrays["x"].shape
     state_dim = arrays["rates"].shape[1]
-    ahead = {n: (STAGES, chunk, state_dim if n in ("b", "c") else CHANNELS) for n in arrays if n in ("x", "step", "b", "c", "d_out")}
+    ahead = {
+        n: (STAGES, chunk, state_dim if n in ("b", "c") else CHANNELS)
+        for n in arrays
+        if n in ("x", "step", "b", "c", "d_out")
+    }
     memory: dict[str, Any] = {n: plgpu.SMEM(shape, jnp.float32) for n, shape in (ahead | scratch).items()}
     memory["ready"] = plgpu.Barrier(num_arrivals=len(ahead), num_barriers=STAGES)
 
@@ -149,7 +164,16 @@ def _kernel(body: Any, chunk: int, arrays: dict[str, jax.Array], out: dict[str, 
     return kernel(*arrays.values())
 
 
-def _scan(chunk: int, keep: bool, rates: jax.Array, state: jax.Array, x: jax.Array, step: jax.Array, b: jax.Array, c: jax.Array) -> list[jax.Array]:
+def _scan(
+    chunk: int,
+    keep: bool,
+    rates: jax.Array,
+    state: jax.Array,
+    x: jax.Array,
+    step: jax.Array,
+    b: jax.Array,
+    c: jax.Array,
+) -> list[jax.Array]:
     """Outputs, the last state, and with ``keep`` the state before each chunk, (batch, chunks, channels, state_dim)."""
     batch, length, channels = x.shape
     out = {"out": _struct(*x.shape), "last": _struct(*state.shape)}
@@ -160,16 +184,40 @@ def _scan(chunk: int, keep: bool, rates: jax.Array, state: jax.Array, x: jax.Arr
 
 
 def _scan_back(
-    chunk: int, rates: jax.Array, boundaries: jax.Array, x: jax.Array, step: jax.Array, b: jax.Array, c: jax.Array, d_out: jax.Array, d_last: jax.Array
+    chunk: int,
+    rates: jax.Array,
+    boundaries: jax.Array,
+    x: jax.Array,
+    step: jax.Array,
+    b: jax.Array,
+    c: jax.Array,
+    d_out: jax.Array,
+    d_last: jax.Array,
 ) -> list[jax.Array]:
-    """Cotangents of x and of the step; those of b and c by program, (batch, programs, length, state_dim); of the rates by batch; of the first state."""
+    """Cotangents of x and of the step; those of b and c by program, (batch, programs, length, state_dim); of the rates
+    by batch; of the first state.
+    """
     batch, length, channels = x.shape
     state_dim = rates.shape[1]
     by_program = _struct(batch, channels // CHANNELS, length, state_dim)
     out = {"d_x": _struct(*x.shape), "d_step": _struct(*x.shape), "d_b": by_program, "d_c": by_program}
     out |= {"d_rates": _struct(*d_last.shape), "d_state": _struct(*d_last.shape)}
-    scratch: dict[str, Any] = {"d_x": (chunk, CHANNELS), "d_step": (chunk, CHANNELS), "d_b": (chunk, state_dim), "d_c": (chunk, state_dim)}
-    arrays = {"rates": rates, "boundaries": boundaries, "x": x, "step": step, "b": b, "c": c, "d_out": d_out, "d_last": d_last}
+    scratch: dict[str, Any] = {
+        "d_x": (chunk, CHANNELS),
+        "d_step": (chunk, CHANNELS),
+        "d_b": (chunk, state_dim),
+        "d_c": (chunk, state_dim),
+    }
+    arrays = {
+        "rates": rates,
+        "boundaries": boundaries,
+        "x": x,
+        "step": step,
+        "b": b,
+        "c": c,
+        "d_out": d_out,
+        "d_last": d_last,
+    }
     return _kernel(_selective_scan_back, chunk, arrays, out, scratch | {"history": (chunk, CHANNELS, state_dim)}, 2)
 
 
@@ -275,7 +323,12 @@ def _selective_scan_back(given: dict[str, Any], made: dict[str, Any], shared: di
         d_h, d_rates, _ = lax.fori_loop(0, size, token, (*carry, lax.fori_loop(0, size, again, before)))
         plgpu.commit_smem()
         rows = pl.ds(index * size, size)
-        for name, place in (("d_x", (batch, rows, own)), ("d_step", (batch, rows, own)), ("d_b", (batch, block, rows)), ("d_c", (batch, block, rows))):
+        for name, place in (
+            ("d_x", (batch, rows, own)),
+            ("d_step", (batch, rows, own)),
+            ("d_b", (batch, block, rows)),
+            ("d_c", (batch, block, rows)),
+        ):
             plgpu.copy_smem_to_gmem(shared[name], made[name].at[place])
 
         @pl.when(done + STAGES < chunks)

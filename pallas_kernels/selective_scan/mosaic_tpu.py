@@ -1,6 +1,8 @@
-"""The selective scan on TPU: token by token with the state in VMEM, channels along the lanes and the state dimension along the sublanes.
+"""The selective scan on TPU: token by token with the state in VMEM, channels along the lanes and the state dimension
+along the sublanes.
 
-The gradient keeps the states at chunk boundaries only: its kernel walks the chunks backwards, computes a chunk's states again into VMEM
+The gradient keeps the states at chunk boundaries only: its kernel walks the chunks backwards, computes a chunk's states
+  again into VMEM
 and then runs the recurrence of their cotangent. Softplus, skip connection and gate are left to XLA.
 """
 
@@ -70,9 +72,18 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
 
     def channels_last(a: jax.Array) -> jax.Array:
         """(..., channels, state_dim) to float32 (... * groups, state_dim, channels of a group)."""
-        return jnp.pad(jnp.swapaxes(a.astype(jnp.float32).reshape(-1, each, state_dim), 1, 2), ((0, 0), (0, 0), (0, more)))
+        return jnp.pad(
+            jnp.swapaxes(a.astype(jnp.float32).reshape(-1, each, state_dim), 1, 2), ((0, 0), (0, 0), (0, more))
+        )
 
-    arrays = (per_channel(call.x), per_channel(call.step), per_state(call.B), per_state(call.C), channels_last(call.A), channels_last(call.start))
+    arrays = (
+        per_channel(call.x),
+        per_channel(call.step),
+        per_state(call.B),
+        per_state(call.C),
+        channels_last(call.A),
+        channels_last(call.start),
+    )
     out, last = _scan(plan, *arrays)
     out = jnp.moveaxis(out[:, :length, :each].reshape(batch, groups, length, each), 1, 2).reshape(call.x.shape)
     return out, jnp.swapaxes(last[:, :, :each], 1, 2).reshape(batch, channels, state_dim)
@@ -82,12 +93,18 @@ def _plan(length: int, channels: int, state_dim: int, groups: int) -> Plan:
     interpret = dispatch.interpreted()
     widest = max(LANES, STATES // (CHUNK * state_dim) // LANES * LANES)
     padded = -(-channels // LANES) * LANES
-    block = channels if channels <= LANES else next(w for w in (4 * LANES, 3 * LANES, 2 * LANES, LANES) if w <= widest and padded % w == 0)
+    block = (
+        channels
+        if channels <= LANES
+        else next(w for w in (4 * LANES, 3 * LANES, 2 * LANES, LANES) if w <= widest and padded % w == 0)
+    )
     return Plan(SHORT_CHUNK if interpret else CHUNK, block, groups, interpret)
 
 
 @differentiable(1, kernel=True)
-def _scan(plan: Plan, x: jax.Array, delta: jax.Array, b: jax.Array, c: jax.Array, rates: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _scan(
+    plan: Plan, x: jax.Array, delta: jax.Array, b: jax.Array, c: jax.Array, rates: jax.Array, start: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """float32 outputs as x, and the last state as ``start``."""
     out, last = _run_forward(plan, False, x, delta, b, c, rates, start)
     return out, last
@@ -135,7 +152,9 @@ def _parallel() -> pltpu.CompilerParams:
 
 def _cost(per_state: int, elements: int, state_dim: int, *arrays: Any) -> pl.CostEstimate:
     moved = sum(a.size * a.dtype.itemsize for a in arrays)
-    return pl.CostEstimate(flops=per_state * elements * state_dim, transcendentals=elements * state_dim, bytes_accessed=moved)
+    return pl.CostEstimate(
+        flops=per_state * elements * state_dim, transcendentals=elements * state_dim, bytes_accessed=moved
+    )
 
 
 def _run_forward(plan: Plan, keep: bool, *arrays: jax.Array) -> Any:
@@ -176,7 +195,10 @@ def _run_forward(plan: Plan, keep: bool, *arrays: jax.Array) -> Any:
         in_specs=[spec[n] for n in ("token", "token", "shared", "shared", "rates", "state")],
         out_specs=specs,
         out_shape=shapes,
-        scratch_shapes=[pltpu.VMEM((plan.chunk, plan.channels), jnp.float32), pltpu.VMEM((state_dim, plan.channels), jnp.float32)],
+        scratch_shapes=[
+            pltpu.VMEM((plan.chunk, plan.channels), jnp.float32),
+            pltpu.VMEM((state_dim, plan.channels), jnp.float32),
+        ],
         compiler_params=_parallel(),
         cost_estimate=_cost(6, x.size, state_dim, *arrays, *shapes),
         interpret=plan.interpret,
@@ -189,7 +211,9 @@ def _run_backward(plan: Plan, *arrays: jax.Array) -> Any:
     rows, length, channels = x.shape
     state_dim, chunks, blocks = d_last.shape[1], length // plan.chunk, channels // plan.channels
 
-    def kernel(x: Any, delta: Any, b: Any, c: Any, rates: Any, before: Any, d_out: Any, d_last: Any, *rest: Any) -> None:
+    def kernel(
+        x: Any, delta: Any, b: Any, c: Any, rates: Any, before: Any, d_out: Any, d_last: Any, *rest: Any
+    ) -> None:
         d_x, d_delta, d_b, d_c, d_rates, d_start, wide, entering, decayed, d_state = rest
 
         @pl.when(pl.program_id(2) == 0)
@@ -224,7 +248,9 @@ def _run_backward(plan: Plan, *arrays: jax.Array) -> Any:
             return d_h * jnp.exp(step * a), d_a + d_exponent * step, d_b, d_c
 
         nothing = jnp.zeros((state_dim, plan.chunk), jnp.float32)
-        d_h, d_a, d_b[...], d_c[...] = lax.fori_loop(0, plan.chunk, token, (d_state[...], d_rates[...], nothing, nothing))
+        d_h, d_a, d_b[...], d_c[...] = lax.fori_loop(
+            0, plan.chunk, token, (d_state[...], d_rates[...], nothing, nothing)
+        )
         d_state[...], d_rates[...], d_start[...] = d_h, d_a, d_h
 
     spec = _specs(plan, state_dim, lambda t: chunks - 1 - t)

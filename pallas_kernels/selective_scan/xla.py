@@ -21,15 +21,17 @@ from pallas_kernels.selective_scan.call import ScanCall
 from primitives.differentiation import differentiable
 from primitives.exponential import LOG2_E, exp2
 
-# Tokens between two stored states. Short, so that a chunk's states, kept three times over in the gradient, stay in cache.
+# Tokens between two stored states. Short, so that a chunk's states, kept three times over in the gradient, stay in
+# cache.
 CHUNK = 16
-# Terms of a sum over the state dimension that are written out: XLA's CPU reductions over an axis that is not last do not vectorize.
+# Terms of a sum over the state dimension that are written out: XLA's CPU reductions over an axis that is not last do
+# not vectorize.
 UNROLL = 16
 
 # What depends on the token: x, delta (batch, length, groups, channels), B, C (batch, length, groups, state_dim), and
 # starts (batch, length, groups, 1) or None; channels counts those of one group. In the scans batch and groups are one
-# axis, "rows": an axis of size 1 next to them makes XLA's CPU reductions several times slower. There a token's arrays are
-# (rows, channels), (rows, state_dim) and (rows, 1), a state is (rows, state_dim, channels), and the rates, A, are
+# axis, "rows": an axis of size 1 next to them makes XLA's CPU reductions several times slower. There a token's arrays
+# are (rows, channels), (rows, state_dim) and (rows, 1), a state is (rows, state_dim, channels), and the rates, A, are
 # (rows, state_dim, channels), or (1, ...) where all rows share them.
 Tokens = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
 
@@ -51,7 +53,9 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     shape = (batch * groups, *rates.shape[1:])
     state = jnp.zeros(shape, wide) if call.initial_state is None else channels_last(call.initial_state)
     starts = None if call.starts is None else jnp.repeat(call.starts[:, :, None], groups, axis=2)
-    tokens: Any = jax.tree.map(lambda a: a.reshape(batch, length, groups, -1), (call.x, call.step, call.B, call.C, starts))
+    tokens: Any = jax.tree.map(
+        lambda a: a.reshape(batch, length, groups, -1), (call.x, call.step, call.B, call.C, starts)
+    )
     if length == 1:
         state, out = _token(rates, state, _widen(jax.tree.map(lambda a: a.reshape(batch * groups, -1), tokens), wide))
     else:
@@ -72,7 +76,9 @@ def _reset(starts: jax.Array | None, state: jax.Array) -> jax.Array:
 
 def _token(rates: jax.Array, state: jax.Array, token: Tokens) -> tuple[jax.Array, jax.Array]:
     x, delta, b, c, starts = token
-    state = _reset(starts, exp2(delta[..., None, :] * (LOG2_E * rates)) * state) + b[..., None] * (delta * x)[..., None, :]
+    state = (
+        _reset(starts, exp2(delta[..., None, :] * (LOG2_E * rates)) * state) + b[..., None] * (delta * x)[..., None, :]
+    )
     # Written out: as a reduction this is nine times slower for a single row.
     terms = (c[:, n, None] * state[:, n] for n in range(state.shape[1]))
     return state, functools.reduce(operator.add, terms)
@@ -117,8 +123,8 @@ _recurrence.define(_forward, _backward)
 def _chunk_gradient(
     rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """Cotangents of the state before a chunk, of the rates and of its tokens' x, delta, B and C, from those of the state
-    after it and of its outputs."""
+    """Cotangents of the state before a chunk, of the rates and of its tokens' x, delta, B and C, from those of the
+    state after it and of its outputs."""
     x, delta, b, c, starts = chunk
     entering = delta * x
     factors = exp2(delta[..., None, :] * (LOG2_E * rates))
@@ -149,7 +155,9 @@ def _chunk_gradient(
 
     zeros = jnp.zeros_like(entering)
     state_dim = rates.shape[-2]
-    (d_entering, d_delta), d_rates = jax.lax.scan(accumulate, (zeros, zeros), jnp.arange(state_dim), unroll=math.gcd(state_dim, UNROLL))
+    (d_entering, d_delta), d_rates = jax.lax.scan(
+        accumulate, (zeros, zeros), jnp.arange(state_dim), unroll=math.gcd(state_dim, UNROLL)
+    )
     tokens = (d_entering * delta, d_delta + d_entering * x, d_b, d_c)
     return d_before, jnp.moveaxis(d_rates, 0, -2).reshape(rates.shape), tokens
 

@@ -19,7 +19,9 @@ from primitives import sequence
 _op = Op(
     "short_convolution",
     (
-        Implementation("neighbors", distributed.short_convolution, objection=distributed.objection, considered=sequence.is_split),
+        Implementation(
+            "neighbors", distributed.short_convolution, objection=distributed.objection, considered=sequence.is_split
+        ),
         Implementation("xla", xla.short_convolution),
         Implementation("reference", reference.short_convolution),
     ),
@@ -43,18 +45,19 @@ def short_convolution(
 
         y[t, c] = bias[c] + sum_u kernel[u, 0, c] x[t + u - back, c]
 
-    ``back`` is size - 1 where it is causal and (size - 1) // 2 where it is centered; x is 0 before its start (before the state's, with
-    one), after its end and where it is masked. Sums are float32 (float64 for float64 arrays), those of the gradients too. It can be
-    differentiated any number of times, in forward and reverse mode, and mapped.
+    ``back`` is size - 1 where it is causal and (size - 1) // 2 where it is centered; x is 0 before its start (before
+    the state's, with one), after its end and where it is masked. Sums are float32 (float64 for float64 arrays), those
+    of the gradients too. It can be differentiated any number of times, in forward and reverse mode, and mapped.
 
     Args:
       x: (batch, length, channels).
-      kernel: (size, 1, channels), the layout of a grouped ``nnx.Conv``; or (batch, size, 1, channels), one for each row.
+      kernel: (size, 1, channels), the layout of a grouped ``nnx.Conv``; or (batch, size, 1, channels), one for each
+        row.
       bias: (channels,).
-      mask: bool (batch, length), True = real; padding is trailing. What masked positions hold, NaN included, changes nothing;
-        their own outputs mean nothing.
-      starts: bool (batch, length), True where a document begins: tokens of different documents don't see each other, and
-        those before the first start see the state. False where masked. None: nowhere.
+      mask: bool (batch, length), True = real; padding is trailing. What masked positions hold, NaN included, changes
+        nothing; their own outputs mean nothing.
+      starts: bool (batch, length), True where a document begins: tokens of different documents don't see each other,
+        and those before the first start see the state. False where masked. None: nowhere.
       state: (batch, size - 1, channels), the tokens before x; zeros by default. Causal only.
       causal: whether a token sees none after it.
       return_state: also return the state after each row's last real token, zeros before its document's start. Causal
@@ -62,8 +65,8 @@ def short_convolution(
       implementation: the name of one, or None for the best that serves the call.
 
     Returns:
-      (batch, length, channels), in the dtype to which x and kernel promote; with ``return_state`` also the state, in the
-      dtype of the one given, or x's.
+      (batch, length, channels), in the dtype to which x and kernel promote; with ``return_state`` also the state, in
+      the dtype of the one given, or x's.
 
     Raises:
       ValueError: shapes that do not fit together; a state of a centered convolution.
@@ -89,19 +92,29 @@ def short_convolution(
     return y, jnp.take_along_axis(seen, rows[..., None], axis=1)
 
 
-def _check(x: Any, kernel: Any, bias: Any, mask: Any, starts: Any, state: Any, causal: bool, return_state: bool) -> None:
+def _check(
+    x: Any, kernel: Any, bias: Any, mask: Any, starts: Any, state: Any, causal: bool, return_state: bool
+) -> None:
     if x.ndim != 3:
         raise ValueError(f"short_convolution: x must be (batch, length, channels); got {x.shape}")
     batch, length, channels = x.shape
     size = kernel.shape[-3] if kernel.ndim in (3, 4) else 0
     if size < 1 or kernel.shape not in ((size, 1, channels), (batch, size, 1, channels)):
         raise ValueError(
-            f"short_convolution: kernel must be (size >= 1, 1, {channels}), or ({batch}, size, 1, {channels}) with one for each row; got {kernel.shape}"
+            f"short_convolution: kernel must be (size >= 1, 1, {channels}), or ({batch}, size, 1, {channels}) with one "
+            f"for each row; got {kernel.shape}"
         )
     documents.check("short_convolution", starts, batch, length)
     if not causal and (state is not None or return_state):
-        raise ValueError("short_convolution: a centered convolution sees tokens that are still to come and has no state; use causal=True")
-    expected = {"bias": (bias, (channels,)), "mask": (mask, (batch, length)), "state": (state, (batch, size - 1, channels))}
+        raise ValueError(
+            "short_convolution: a centered convolution sees tokens that are still to come and has no state; use "
+            "causal=True"
+        )
+    expected = {
+        "bias": (bias, (channels,)),
+        "mask": (mask, (batch, length)),
+        "state": (state, (batch, size - 1, channels)),
+    }
     for name, (array, shape) in expected.items():
         if array is not None and array.shape != shape:
             raise ValueError(f"short_convolution: {name} must have shape {shape}; got {array.shape}")

@@ -13,7 +13,8 @@ from pallas_kernels.depthwise_convolution.geometry import Pair
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShortCall(Call):
-    """What :func:`pallas_kernels.short_convolution.short_convolution` leaves to an implementation: all but bias, mask and the state after.
+    """What :func:`pallas_kernels.short_convolution.short_convolution` leaves to an implementation: all but bias, mask
+    and the state after.
 
     Implementations return y (batch, length, channels) in the arrays' dtype.
 

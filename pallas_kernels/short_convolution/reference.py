@@ -12,7 +12,10 @@ def short_convolution(call: ShortCall) -> tuple[jax.Array]:
     """The op."""
     wide = jnp.promote_types(call.x.dtype, jnp.float32)
     batch, length, channels = call.x.shape
-    before, after = (jnp.zeros((batch, count, channels)) if x is None else x for x, count in zip((call.before, call.after), call.reach))
+    before, after = (
+        jnp.zeros((batch, count, channels)) if x is None else x
+        for x, count in zip((call.before, call.after), call.reach)
+    )
     seen = jnp.concatenate([before.astype(wide), call.x.astype(wide), after.astype(wide)], axis=1)
     places = jnp.arange(length)[:, None] + jnp.arange(call.kernel.shape[-2])
     windows = seen[:, places]

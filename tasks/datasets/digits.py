@@ -65,9 +65,13 @@ class MixerZooDigits(tfds.core.GeneratorBasedBuilder):
 
         images, labels = load_digits(return_X_y=True)
         images = images.reshape(-1, 8, 8).astype(np.uint8)
-        return {split: self._generate_examples(images, labels, indices) for split, indices in split_indices(labels).items()}
+        return {
+            split: self._generate_examples(images, labels, indices) for split, indices in split_indices(labels).items()
+        }
 
-    def _generate_examples(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in indices.tolist():
             yield index, {"image": images[index], "label": int(labels[index]), "index": index}
 
@@ -96,7 +100,10 @@ def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
         builder = MixerZooDigits(data_dir=data_dir, file_format="array_record")
         if not _is_ready(builder):  # else another process was quicker
             root = os.fspath(builder._data_dir_root)
-            raise ValueError(f"can't write the digits data set under {root} ({error}): set TFDS_DATA_DIR to a directory that can be written to") from error
+            raise ValueError(
+                f"can't write the digits data set under {root} ({error}): set TFDS_DATA_DIR to a directory that can be "
+                f"written to"
+            ) from error
     return builder
 
 
@@ -119,7 +126,13 @@ class Digits:
         self._splits: dict[str, list[tuple[Image.Image, int]]] = {}
         for split in ("train", "validation", "test"):
             source = builder.as_data_source(split=split)
-            self._splits[split] = [(Image.fromarray((np.asarray(e["image"]).astype(np.uint16) * 255 // 16).astype(np.uint8)), int(e["label"])) for e in source]
+            self._splits[split] = [
+                (
+                    Image.fromarray((np.asarray(e["image"]).astype(np.uint16) * 255 // 16).astype(np.uint8)),
+                    int(e["label"]),
+                )
+                for e in source
+            ]
         self.splits = tuple(self._splits)
         self.report = ""
 

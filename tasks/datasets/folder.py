@@ -41,7 +41,8 @@ class Files:
             return read(self.paths[index]), self.labels[index]
         except ValueError as error:
             raise ValueError(
-                f"{error}. Remove it, or set --config.task.dataset.corrupt=skip, which decodes every image once at the start and leaves out those it can't"
+                f"{error}. Remove it, or set --config.task.dataset.corrupt=skip, which decodes every image once at the "
+                f"start and leaves out those it can't"
             ) from error
 
 
@@ -54,7 +55,8 @@ class Folder:
       smallest: least width and height of an image, pixels; smaller ones are treated as corrupt.
 
     Raises:
-      ValueError: nothing is there, no images, classes of val/ or test/ that train/ lacks, faulty images (unless they are skipped), or too few images to divide.
+      ValueError: nothing is there, no images, classes of val/ or test/ that train/ lacks, faulty images (unless they
+        are skipped), or too few images to divide.
     """
 
     in_memory = False
@@ -64,7 +66,9 @@ class Folder:
             raise ValueError(f"corrupt is 'refuse' or 'skip', not {corrupt!r}")
         self._root = Path(path).expanduser()
         if not self._root.is_dir():
-            raise ValueError(f"there is no folder {self._root}: path= names the folder that holds one folder of images a class")
+            raise ValueError(
+                f"there is no folder {self._root}: path= names the folder that holds one folder of images a class"
+            )
         layout = self._layout()
         unused = _Unused(self._root)
         found = {split: _images(folder, unused) for split, folder in layout.items()}
@@ -75,7 +79,10 @@ class Folder:
         paths = {split: [p for files in classes.values() for p in files] for split, classes in found.items()}
         faulty = self._faulty([p for of in paths.values() for p in of], corrupt, smallest)
         label = {name: i for i, name in enumerate(self.class_names)}
-        self._files = {split: [(p, label[name]) for name, files in classes.items() for p in files if p not in faulty] for split, classes in found.items()}
+        self._files = {
+            split: [(p, label[name]) for name, files in classes.items() for p in files if p not in faulty]
+            for split, classes in found.items()
+        }
         self._divide()
         self.splits = tuple(split for split in SPLIT_FOLDERS if split in self._files)
 
@@ -84,7 +91,9 @@ class Folder:
         return Files(*zip(*self._files[split]))
 
     def _layout(self) -> dict[str, Path]:
-        """The folder of each split that has one; all images are under "train" where none has, or where "train" is itself a class."""
+        """The folder of each split that has one; all images are under "train" where none has, or where "train" is
+        itself a class.
+        """
         layout = {}
         for split, names in SPLIT_FOLDERS.items():
             there = [self._root / name for name in names if (self._root / name).is_dir()]
@@ -99,11 +108,15 @@ class Folder:
         names = tuple(found["train"])
         where = self._root / "train" if self._divided else self._root
         if not names:
-            raise ValueError(f"{where} holds no images: it needs one folder a class with {', '.join(SUFFIXES)} files inside")
+            raise ValueError(
+                f"{where} holds no images: it needs one folder a class with {', '.join(SUFFIXES)} files inside"
+            )
         for split, classes in found.items():
             more = [name for name in classes if name not in names]
             if more:
-                raise ValueError(f"the {split} folder of {self._root} has classes that train/ lacks: {', '.join(more[:_SHOWN])}")
+                raise ValueError(
+                    f"the {split} folder of {self._root} has classes that train/ lacks: {', '.join(more[:_SHOWN])}"
+                )
             if not classes:
                 raise ValueError(f"the {split} folder of {self._root} holds no images: fill it, or remove it")
         return names
@@ -118,7 +131,10 @@ class Folder:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         count = f"{len(faults)} of {len(paths)} images in {self._root}"
         if corrupt == "refuse":
-            raise ValueError(f"{count} can't be used: {named}{more}. Remove them, or leave them out with --config.task.dataset.corrupt=skip")
+            raise ValueError(
+                f"{count} can't be used: {named}{more}. Remove them, or leave them out with "
+                f"--config.task.dataset.corrupt=skip"
+            )
         self.report = "; ".join(filter(None, (f"left out {count}: {named}{more}", self.report)))
         return set(faults)
 
@@ -134,14 +150,21 @@ class Folder:
             self._files["train"] = [file for i, file in enumerate(files) if i not in held]
         for split, files in self._files.items():
             if not files:
-                raise ValueError(f"{self._root} has too few usable images for a {split} split: {everything} in train; add images, or folders train/ and val/")
+                raise ValueError(
+                    f"{self._root} has too few usable images for a {split} split: {everything} in train; add images, or "
+                    f"folders train/ and val/"
+                )
         for label, name in enumerate(self.class_names):
             if label not in {of for _, of in self._files["train"]}:
-                raise ValueError(f"class {name!r} of {self._root} has no usable image to train on: add some, or remove its folder")
+                raise ValueError(
+                    f"class {name!r} of {self._root} has no usable image to train on: add some, or remove its folder"
+                )
 
 
 def _images(folder: Path, unused: _Unused) -> dict[str, list[Path]]:
-    """The image files below each class folder, both sorted; folders that hold none are no classes. All else is added to ``unused``."""
+    """The image files below each class folder, both sorted; folders that hold none are no classes. All else is added to
+    ``unused``.
+    """
     classes = {}
     for entry in sorted(folder.iterdir()):
         there = _below(entry) if entry.is_dir() and not entry.name.startswith(".") else []
@@ -177,13 +200,18 @@ class _Unused:
             if not files:
                 self._empty.append(entry)
             self._images += [path for path in files if path.suffix.lower() in SUFFIXES]
-            self._others.update(path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in SUFFIXES)
+            self._others.update(
+                path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in SUFFIXES
+            )
 
     def report(self) -> str:
         """A sentence; "" where everything is used."""
         parts = []
         if self._images:
-            parts.append(f"images outside of the folders of classes: {len(self._images)}, such as {min(self._images).relative_to(self._root)}")
+            parts.append(
+                f"images outside of the folders of classes: {len(self._images)}, such as "
+                f"{min(self._images).relative_to(self._root)}"
+            )
         if self._others:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self._others.most_common(_SHOWN))
             parts.append(f"files of formats that are not read: {self._others.total()} ({kinds})")

@@ -79,7 +79,8 @@ class Prepared:
         label = next((key for key in [*named, *labels] if key in labels), "")
         if not image or not label or features[image].np_dtype != np.uint8:
             raise ValueError(
-                f"the TFDS set {self._name!r} is not image classification: it needs an 8-bit Image and a ClassLabel, and has {', '.join(features)}"
+                f"the TFDS set {self._name!r} is not image classification: it needs an 8-bit Image and a ClassLabel, "
+                f"and has {', '.join(features)}"
             )
         return image, label
 
@@ -91,10 +92,13 @@ class Prepared:
             where = self._builder.data_path
             if where.exists():
                 message = (
-                    f"{where} is not array_record: prepare the set once more elsewhere ({command} --data_dir=DIR), then set --config.task.dataset.data_dir=DIR"
+                    f"{where} is not array_record: prepare the set once more elsewhere ({command} --data_dir=DIR),"
+                    " then set --config.task.dataset.data_dir=DIR"
                 )
             else:
-                message = f"the TFDS set {self._name!r} is not prepared at {where}: run {command}" + (f" --data_dir={data_dir}" if data_dir else "")
+                message = f"the TFDS set {self._name!r} is not prepared at {where}: run {command}" + (
+                    f" --data_dir={data_dir}" if data_dir else ""
+                )
             raise ValueError(message) from error
 
     def _assign(self, train: Sequence[Any], data_dir: str | None) -> dict[str, Records]:

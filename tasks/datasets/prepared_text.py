@@ -54,7 +54,10 @@ class PreparedText:
         texts = [key for key, of in self._builder.info.features.items() if isinstance(of, tfds.features.Text)]
         feature = feature or ("text" if "text" in texts else texts[0] if len(texts) == 1 else None)
         if feature is None:
-            raise ValueError(f"the TFDS set {builder!r} has {len(texts) or 'no'} texts{': ' * bool(texts)}{', '.join(texts)}: name one with feature=")
+            raise ValueError(
+                f"the TFDS set {builder!r} has {len(texts) or 'no'} texts{': ' * bool(texts)}{', '.join(texts)}: name "
+                f"one with feature="
+            )
         if feature not in texts:
             raise ValueError(unknown(f"text feature of the TFDS set {builder}", feature, texts))
         command = f"python -m tasks.prepare {builder}" + (f" --data_dir={data_dir}" if data_dir else "")
@@ -62,7 +65,9 @@ class PreparedText:
         try:
             sources = {name: self._builder.as_data_source(split=name) for name in SPLITS if name in names}
         except (KeyError, NotImplementedError) as error:
-            raise ValueError(f"{self._builder.data_path} does not hold the TFDS set {builder!r} as array_record: run {command}") from error
+            raise ValueError(
+                f"{self._builder.data_path} does not hold the TFDS set {builder!r} as array_record: run {command}"
+            ) from error
         if "train" not in sources:
             raise ValueError(f"the TFDS set {builder!r} has no split to train on: it has {', '.join(names)}")
         self._splits = {name: _Documents(source, feature, np.arange(len(source))) for name, source in sources.items()}

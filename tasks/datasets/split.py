@@ -39,7 +39,9 @@ def hold_out(keys: Sequence[str], labels: Sequence[int], count: int) -> list[int
     members: dict[int, list[int]] = defaultdict(list)
     for position, label in enumerate(labels):
         members[label].append(position)
-    exact = {label: (count * len(of), len(labels)) for label, of in members.items()}  # share as a fraction: no rounding error
+    exact = {
+        label: (count * len(of), len(labels)) for label, of in members.items()
+    }  # share as a fraction: no rounding error
     quota = {label: part // whole for label, (part, whole) in exact.items()}
     by_remainder = sorted(exact, key=lambda label: (-(exact[label][0] % exact[label][1]), label))
     for label in by_remainder[: count - sum(quota.values())]:

@@ -1,8 +1,8 @@
 """The embedded text: the source of Python's own standard library, real text on any machine, with no download.
 
 Some 11 MB in about a thousand modules. Left out are the test suites, which some systems don't install,
-installed packages, the manual that pydoc keeps as one file, and files written when Python was built. Prepared once per Python version into an
-array_record of TFDS, without TensorFlow.
+installed packages, the manual that pydoc keeps as one file, and files written when Python was built. Prepared once per
+Python version into an array_record of TFDS, without TensorFlow.
 
 The split is by file: the SHA-256 of a module's path within the library ("json/decoder.py") puts 5 % of
 the modules into the test split and 5 % into the validation split (:func:`tasks.datasets.split.split_of`).
@@ -25,7 +25,9 @@ import tensorflow_datasets as tfds
 
 from tasks.datasets.split import SPLITS, split_of
 
-_LEFT_OUT = frozenset({"test", "tests", "idle_test", "pydoc_data", "__pycache__", "site-packages", "dist-packages", "lib-dynload"})
+_LEFT_OUT = frozenset(
+    {"test", "tests", "idle_test", "pydoc_data", "__pycache__", "site-packages", "dist-packages", "lib-dynload"}
+)
 _VERSION = f"python-{platform.python_version()}"
 _FEWEST = 200
 """Modules below which this is no standard library with its source."""
@@ -54,7 +56,9 @@ class MixerZooPythonSource(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Source of Python's standard library, one module an example.",
-            features=tfds.features.FeaturesDict({"path": tfds.features.Text(), "text": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}),
+            features=tfds.features.FeaturesDict(
+                {"path": tfds.features.Text(), "text": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}
+            ),
             homepage="https://docs.python.org/3/library/",
             disable_shuffling=True,
         )
@@ -64,8 +68,14 @@ class MixerZooPythonSource(tfds.core.GeneratorBasedBuilder):
         root = Path(sysconfig.get_paths()["stdlib"])
         paths = modules(root)
         if len(paths) < _FEWEST:
-            raise ValueError(f"this Python has no source of its standard library under {root}: name your own text, as in dataset.name=files dataset.path=DIR")
-        return {split: self._generate_examples(root, [p for p in paths if split_of(p.as_posix()) == split]) for split in SPLITS}
+            raise ValueError(
+                f"this Python has no source of its standard library under {root}: name your own text, as in "
+                f"dataset.name=files dataset.path=DIR"
+            )
+        return {
+            split: self._generate_examples(root, [p for p in paths if split_of(p.as_posix()) == split])
+            for split in SPLITS
+        }
 
     def _generate_examples(self, root: Path, paths: list[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, path in enumerate(paths):
@@ -94,7 +104,10 @@ def prepare(data_dir: str | None = None) -> tfds.core.DatasetBuilder:
         builder = MixerZooPythonSource(config=_VERSION, data_dir=data_dir, file_format="array_record")
         if not builder.is_prepared():  # else another process was quicker
             root = os.fspath(builder._data_dir_root)
-            raise ValueError(f"can't write the text data set under {root} ({error}): set TFDS_DATA_DIR to a directory that can be written to") from error
+            raise ValueError(
+                f"can't write the text data set under {root} ({error}): set TFDS_DATA_DIR to a directory that can be "
+                f"written to"
+            ) from error
     return builder
 
 

@@ -44,7 +44,10 @@ class TextFiles:
             elif content:
                 texts[name] = content
         if not texts:
-            raise ValueError(f"there is no UTF-8 text at {path}" + (f": {len(refused)} files are something else ({refused[0]}, ...)" if refused else ""))
+            raise ValueError(
+                f"there is no UTF-8 text at {path}"
+                + (f": {len(refused)} files are something else ({refused[0]}, ...)" if refused else "")
+            )
         self.report = f"left out {len(refused)} files that are not UTF-8 text, such as {refused[0]}" if refused else ""
         self._documents = {split: [text for name, text in texts.items() if split_of(name) == split] for split in SPLITS}
         if not all(self._documents.values()):

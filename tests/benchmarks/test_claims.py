@@ -14,14 +14,24 @@ from flax import nnx
 
 import tasks
 import zoo
-from benchmarks.claims import copying, induction_heads, language_models, long_context, passkey, routing_membership, selective_copying
+from benchmarks.claims import (
+    copying,
+    induction_heads,
+    language_models,
+    long_context,
+    passkey,
+    routing_membership,
+    selective_copying,
+)
 from benchmarks.claims import run as claims
 from benchmarks.claims.run import HOME, steps_to
 from layers.state import parameter_count
 from tests.tiers import tiered
 from training import assembly
 
-NAMES = sorted(path.stem for path in (HOME / "benchmarks" / "claims").glob("*.py") if path.stem not in ("run", "__init__"))
+NAMES = sorted(
+    path.stem for path in (HOME / "benchmarks" / "claims").glob("*.py") if path.stem not in ("run", "__init__")
+)
 
 
 @pytest.mark.parametrize("name", tiered(NAMES, lambda name: name == "copying"))
@@ -47,9 +57,17 @@ def test_quick(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             task = assembly.build(config)[0]
         options = {**task.model_options(), **config.model_options.to_dict()}
         model = nnx.eval_shape(lambda model=config.model, options=options: zoo.create(model, **options))
-        batch = {key: np.asarray(value)[None] for key, value in task.examples(task.splits[0]).get(0, np.random.default_rng(0)).items()}
+        batch = {
+            key: np.asarray(value)[None]
+            for key, value in task.examples(task.splits[0]).get(0, np.random.default_rng(0)).items()
+        }
         graph, state = nnx.split(model)
-        loss, _ = jax.eval_shape(lambda state, graph=graph, task=task, batch=batch: task.loss(nnx.merge(graph, state), batch, jax.random.key(0)), state)
+        loss, _ = jax.eval_shape(
+            lambda state, graph=graph, task=task, batch=batch: task.loss(
+                nnx.merge(graph, state), batch, jax.random.key(0)
+            ),
+            state,
+        )
         assert loss.shape == ()
 
 
@@ -77,13 +95,22 @@ def test_resume_makes_only_the_runs_that_are_missing(tmp_path: Path, monkeypatch
     assert made[-1] == ("mamba", 0), "a run of other steps is another run"
 
 
-def row(label: str, seed: int = 0, steps: int = 1, parameters: int = 1000, curve: tuple[tuple[int, float], ...] = (), **test: float) -> dict[str, object]:
+def row(
+    label: str,
+    seed: int = 0,
+    steps: int = 1,
+    parameters: int = 1000,
+    curve: tuple[tuple[int, float], ...] = (),
+    **test: float,
+) -> dict[str, object]:
     points = [{"step": step, "accuracy": value} for step, value in curve]
     return {"label": label, "seed": seed, "steps": steps, "parameters": parameters, "test": test, "validation": points}
 
 
 def test_selective_copying_is_judged_by_medians() -> None:
-    rows = [row("mamba", s, accuracy=a) for s, a in enumerate((0.995, 0.2, 0.999))] + [row("s4d", s, accuracy=0.5) for s in range(3)]
+    rows = [row("mamba", s, accuracy=a) for s, a in enumerate((0.995, 0.2, 0.999))] + [
+        row("s4d", s, accuracy=0.5) for s in range(3)
+    ]
     assert selective_copying.verdict(rows)
     assert not selective_copying.verdict([*rows, *[row("s4d, twice as deep", s, accuracy=0.95) for s in range(3)]])
     assert not selective_copying.verdict([*rows[:3], *[row("s4d", s, accuracy=0.95) for s in range(3)]])
@@ -92,7 +119,9 @@ def test_selective_copying_is_judged_by_medians() -> None:
 
 def test_induction_heads_are_judged_by_the_median_at_8192() -> None:
     assert induction_heads.verdict([row("mamba", s, at_8192=a, at_65536=0.5) for s, a in enumerate((0.99, 0.2, 0.96))])
-    assert not induction_heads.verdict([row("mamba", s, at_8192=a, at_65536=1.0) for s, a in enumerate((0.99, 0.2, 0.94))])
+    assert not induction_heads.verdict(
+        [row("mamba", s, at_8192=a, at_65536=1.0) for s, a in enumerate((0.99, 0.2, 0.94))]
+    )
 
 
 def test_copying_is_judged_by_size_and_by_the_time_to_learn() -> None:
@@ -103,7 +132,13 @@ def test_copying_is_judged_by_size_and_by_the_time_to_learn() -> None:
         for length, accuracies in zip(copying.LENGTHS, ((0.6, 0.99), (smallest, 0.97))):
             for state, accuracy in zip((small, large), accuracies):
                 for start, step in (("standard", 900), ("mimetic", mimetic)):
-                    found.append(row(f"mamba, state {state}, {start}, string {length}", accuracy=accuracy, curve=((100, 0.1), (step, accuracy))))
+                    found.append(
+                        row(
+                            f"mamba, state {state}, {start}, string {length}",
+                            accuracy=accuracy,
+                            curve=((100, 0.1), (step, accuracy)),
+                        )
+                    )
         return found
 
     short = copying.LENGTHS[0]
@@ -120,13 +155,18 @@ def test_language_models_must_be_of_one_size() -> None:
 
 
 def test_language_models_are_of_one_size() -> None:
-    sizes = [parameter_count(nnx.eval_shape(lambda name=name, o=options: zoo.create(name, **o))) for name, options in language_models.MODELS.values()]
+    sizes = [
+        parameter_count(nnx.eval_shape(lambda name=name, o=options: zoo.create(name, **o)))
+        for name, options in language_models.MODELS.values()
+    ]
     assert max(sizes) <= 1.02 * min(sizes)
 
 
 def test_reading_by_state_is_reading_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(induction_heads, "PIECE", 16)
-    model = zoo.create("transformer_nano", features=32, depth=2, num_heads=2, vocab_size=16, tied=False, embedding_std=1.0)
+    model = zoo.create(
+        "transformer_nano", features=32, depth=2, num_heads=2, vocab_size=16, tied=False, embedding_std=1.0
+    )
     tokens = np.random.default_rng(0).integers(0, 16, (24, 70))
     whole = np.asarray(nnx.jit(lambda model, tokens: model(tokens)[:, -1].argmax(-1))(model, jnp.asarray(tokens)))
     assert len(set(whole.tolist())) > 3
@@ -152,7 +192,10 @@ def test_accuracy_by_state_counts_every_example(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("claim", [long_context, passkey], ids=["long_context", "passkey"])
 def test_long_context_models_are_of_one_size(claim: object) -> None:
-    sizes = [parameter_count(nnx.eval_shape(lambda c=c: zoo.create(c.model, **c.options))) for c in claim.contest(False).contestants]
+    sizes = [
+        parameter_count(nnx.eval_shape(lambda c=c: zoo.create(c.model, **c.options)))
+        for c in claim.contest(False).contestants
+    ]
     assert max(sizes) <= 1.02 * min(sizes)
 
 
@@ -185,7 +228,10 @@ def test_bits_by_position_add_up_to_the_figure_of_the_split() -> None:
     parts = long_context.bits_by_position(model, task, (0, 8, 32), 10_000, batch_size=1)
     assert list(parts) == ["bytes_0_to_8", "bytes_8_to_32"]
     examples = task.examples("test")
-    batch = {name: np.stack([examples.get(i, None)[name] for i in range(len(examples))]) for name in ("tokens", "targets", "real", "bytes")}
+    batch = {
+        name: np.stack([examples.get(i, None)[name] for i in range(len(examples))])
+        for name in ("tokens", "targets", "real", "bytes")
+    }
     total, count = task.evaluate(model, {**batch, "weight": np.ones(len(examples), np.float32)})["bits_per_byte"]
     real = batch["real"].sum(0)
     mixed = (parts["bytes_0_to_8"] * real[:8].sum() + parts["bytes_8_to_32"] * real[8:].sum()) / real.sum()

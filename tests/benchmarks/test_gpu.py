@@ -1,4 +1,6 @@
-"""The script for a GPU, as far as it goes without one: tiny, on a CPU, XLA in the kernels' place; its figures mean nothing and are not kept."""
+"""The script for a GPU, as far as it goes without one: tiny, on a CPU, XLA in the kernels' place; its figures mean
+nothing and are not kept.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,15 @@ def test_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are right, a kernel found wrong is not timed, and rows of other problems stay in the files."""
     monkeypatch.setattr(gpu_stages, "Worker", Here)
     monkeypatch.setattr(gpu_stages, "ROUNDS", 1)
-    run = ("--dry", "--output", str(tmp_path), "--workers", "1", "--only", "selective_scan/mamba,linear_attention/retention")
+    run = (
+        "--dry",
+        "--output",
+        str(tmp_path),
+        "--workers",
+        "1",
+        "--only",
+        "selective_scan/mamba,linear_attention/retention",
+    )
     gpu.main(["correct", *run])
     found = json.loads((tmp_path / "correctness.json").read_text())
     assert [(row["problem"], row["right"]) for row in found["correctness"]] == [("retention", True), ("mamba", True)]
@@ -62,9 +72,16 @@ def test_a_row_that_hangs_or_breaks_costs_itself_only() -> None:
 
 
 def test_what_tunes_itself_for_long_is_compiled_first_and_both_ways_by_one_process() -> None:
-    jobs: list[gpu_stages.Job] = [{"op": op, "problem": "p", "way": way} for op in ("attention", "delta_rule") for way in ("forward", "gradient")]
+    jobs: list[gpu_stages.Job] = [
+        {"op": op, "problem": "p", "way": way} for op in ("attention", "delta_rule") for way in ("forward", "gradient")
+    ]
     first, *others = gpu_stages.preparations(jobs)
-    assert (first["op"], first["contestants"], first["ways"], first["patient"]) == ("delta_rule", ["fla"], ["forward", "gradient"], True)
+    assert (first["op"], first["contestants"], first["ways"], first["patient"]) == (
+        "delta_rule",
+        ["fla"],
+        ["forward", "gradient"],
+        True,
+    )
     assert [(job["op"], job["ways"]) for job in others] == [(job["op"], [job["way"]]) for job in jobs]
     assert not any(job["patient"] or "fla" in job["contestants"] for job in others)
 
@@ -75,7 +92,12 @@ def test_a_dry_run_leaves_no_results_behind() -> None:
 
 
 def test_every_op_with_kernels_has_problems_and_peers() -> None:
-    assert {problem.op for problem in problems(dry=False)} == WITH_KERNELS == gpu_stages.gpu_peers.PEERS.keys() == set(gpu_stages.WORST_FIRST)
+    assert (
+        {problem.op for problem in problems(dry=False)}
+        == WITH_KERNELS
+        == gpu_stages.gpu_peers.PEERS.keys()
+        == set(gpu_stages.WORST_FIRST)
+    )
 
 
 def test_the_work_of_a_window_is_counted_pair_by_pair() -> None:

@@ -20,8 +20,14 @@ def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_form_ends_where_it_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(longnet_scaling, "measure", lambda mixer, length: {"length": length, "seconds": (length / 100) ** mixer.complexity})
-    lengths = [row["length"] for row in longnet_scaling.scaling(longnet_scaling.FORMS["dense"], (100, 200, 400, 800), limit=16)]
+    monkeypatch.setattr(
+        longnet_scaling,
+        "measure",
+        lambda mixer, length: {"length": length, "seconds": (length / 100) ** mixer.complexity},
+    )
+    lengths = [
+        row["length"] for row in longnet_scaling.scaling(longnet_scaling.FORMS["dense"], (100, 200, 400, 800), limit=16)
+    ]
     assert lengths == [100, 200, 400]
     assert len(longnet_scaling.scaling(longnet_scaling.FORMS["longnet"], (100, 200, 400, 800), limit=16)) == 4
 

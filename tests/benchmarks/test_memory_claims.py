@@ -16,7 +16,11 @@ def rows(figure: str, **values: float) -> list[dict[str, Any]]:
 
 
 def test_associative_recall_needs_a_margin_over_both() -> None:
-    judged = lambda delta, mamba2: associative_recall.verdict(rows("accuracy", delta_net=delta, gated_delta_net=0.0, mamba2=mamba2, mamba=0.2))  # noqa: E731
+    def judged(delta: float, mamba2: float) -> bool:
+        return associative_recall.verdict(
+            rows("accuracy", delta_net=delta, gated_delta_net=0.0, mamba2=mamba2, mamba=0.2)
+        )
+
     assert judged(0.9, 0.7)
     assert not judged(0.9, 0.85)
     assert not judged(0.25, 0.1)
@@ -41,7 +45,9 @@ def test_the_needle_is_judged_at_the_greatest_length() -> None:
 def test_every_removed_part_must_cost() -> None:
     found = dict.fromkeys(titans_ablation.PARTS, 3.0)
     assert titans_ablation.verdict(rows("bits_per_byte", **{**found, titans_ablation.WHOLE: 2.9, "depth 3": 2.8}))
-    assert not titans_ablation.verdict(rows("bits_per_byte", **{**found, titans_ablation.WHOLE: 2.9, "no momentum": 2.85}))
+    assert not titans_ablation.verdict(
+        rows("bits_per_byte", **{**found, titans_ablation.WHOLE: 2.9, "no momentum": 2.85})
+    )
 
 
 def test_needle_seekers_are_of_one_size() -> None:

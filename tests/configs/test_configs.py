@@ -14,14 +14,21 @@ from tasks.augment import Augment
 from tasks.mixing import Mixing
 from tasks.rand_augment import RandAugment
 
-FILES = sorted(path.stem for path in Path(common.__file__).parent.glob("*.py") if path.stem not in ("__init__", "common"))
+FILES = sorted(
+    path.stem for path in Path(common.__file__).parent.glob("*.py") if path.stem not in ("__init__", "common")
+)
 MODULES = {name: importlib.import_module(f"configs.{name}") for name in FILES}
 VISION = [name for name in FILES if isinstance(getattr(MODULES[name], "ARCHITECTURE", None), common.Architecture)]
 CASES = [
     (name, argument)
     for name in VISION
     for variant in MODULES[name].ARCHITECTURE.variants
-    for argument in ("", f"imagenet,variant={variant}", f"folder,path=/some/where,variant={variant}", f"tfds,name=cifar10,variant={variant}")
+    for argument in (
+        "",
+        f"imagenet,variant={variant}",
+        f"folder,path=/some/where,variant={variant}",
+        f"tfds,name=cifar10,variant={variant}",
+    )
 ] + [(name, argument) for name in VISION for argument in ("folder,path=/some/where", "tfds,name=cifar10")]
 
 
@@ -98,5 +105,10 @@ def test_the_published_recipe_of_biformer():
     drop_path = {"tiny": 0.1, "small": 0.15, "base": 0.4}
     for variant, rate in drop_path.items():
         config = MODULES["biformer"].get_config(f"imagenet,variant={variant}")
-        assert (config.train_for, config.batch_size, config.optimizer.learning_rate, config.optimizer.weight_decay) == ("300 epochs", 1024, 1e-3, 0.05)
+        assert (config.train_for, config.batch_size, config.optimizer.learning_rate, config.optimizer.weight_decay) == (
+            "300 epochs",
+            1024,
+            1e-3,
+            0.05,
+        )
         assert config.model_options.drop_path == rate

@@ -1,4 +1,6 @@
-"""Configs of language models: every file, recipe and variant builds; their tasks and models exist; mistakes are answered."""
+"""Configs of language models: every file, recipe and variant builds; their tasks and models exist; mistakes are
+answered.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,21 @@ import tasks
 import zoo
 from configs import common
 
-NAMES = sorted(path.stem for path in Path(common.__file__).parent.glob("*.py") if "language(" in path.read_text() and path.stem != "common")
+NAMES = sorted(
+    path.stem
+    for path in Path(common.__file__).parent.glob("*.py")
+    if "language(" in path.read_text() and path.stem != "common"
+)
 CASES = [
     (name, recipe + separator + f"variant={variant}")
     for name in NAMES
     for variant in importlib.import_module(f"configs.{name}").ARCHITECTURE.variants
-    for recipe, separator in (("text", ","), ("text,path=DIR,with,commas", ","), ("tfds,name=lm1b", ","), ("task,name=parity,length=12", ","))
+    for recipe, separator in (
+        ("text", ","),
+        ("text,path=DIR,with,commas", ","),
+        ("tfds,name=lm1b", ","),
+        ("task,name=parity,length=12", ","),
+    )
 ]
 
 
@@ -45,7 +56,10 @@ def test_a_config_says_only_what_the_task_and_the_run_know(name: str, argument: 
 def test_arguments(name: str) -> None:
     assert config_of(name, "").to_dict() == config_of(name, "text").to_dict()
     assert config_of(name, "").task.dataset.name == "stdlib"
-    assert config_of(name, "text,path=DIR,with,commas").task.dataset.to_dict() == {"name": "files", "path": "DIR,with,commas"}
+    assert config_of(name, "text,path=DIR,with,commas").task.dataset.to_dict() == {
+        "name": "files",
+        "path": "DIR,with,commas",
+    }
     assert config_of(name, "text,tokenizer=FILE").task.tokenizer == "FILE"
     assert config_of(name, "tfds,name=wiki40b/en").task.dataset.builder == "wiki40b/en"
     task = config_of(name, "task,name=selective_copying,length=64,memorize=4").task

@@ -30,9 +30,13 @@ def test_readme_tables_are_fresh() -> None:
     assert catalogue.refresh(text) == text, "run: python -m docs.catalogue --write README.md"
 
 
-# Blocks of Python in README.md and the pages under docs/, by the last heading before them. All run as they are written, each on its own, in a folder
-# that has the files it names, made here: nothing else is given to them, and nothing is left out.
-FILES: dict[str, tuple[str, ...]] = {"In a notebook": ("cat.jpg", "dog.png"), "In a notebook 2": ("runs/NAME", "FILE.safetensors", "tokenizer.json")}
+# Blocks of Python in README.md and the pages under docs/, by the last heading before them. All run as they are written,
+# each on its own, in a folder that has the files it names, made here: nothing else is given to them, and nothing is
+# left out.
+FILES: dict[str, tuple[str, ...]] = {
+    "In a notebook": ("cat.jpg", "dog.png"),
+    "In a notebook 2": ("runs/NAME", "FILE.safetensors", "tokenizer.json"),
+}
 QUICK = {"A layer in your own model", "Add a mixer"}
 
 
@@ -115,7 +119,9 @@ def _causal(scope: dict[str, Any]) -> None:
 
 def _architecture(scope: dict[str, Any]) -> None:
     assert scope["logits"].shape == (1, 16, 256)
-    windows = [module.window for _, module in nnx.iter_modules(scope["model"]) if isinstance(module, layers.MultiHeadAttention)]
+    windows = [
+        module.window for _, module in nnx.iter_modules(scope["model"]) if isinstance(module, layers.MultiHeadAttention)
+    ]
     assert windows.count(8) == 3
     assert windows.count(None) == 1
 
@@ -129,5 +135,15 @@ def _adapters(scope: dict[str, Any]) -> None:
     assert Path("adapters.safetensors").stat().st_size < Path("tuned.safetensors").stat().st_size
 
 
-RESULTS = {"A layer in your own model": _layer, "Add a mixer": _mixer, "Released weights": _sentences, "In a notebook": _images}
-RESULTS |= {"A causal mixer": _causal, "Add an architecture": _architecture, "See and steer it": _dispatched, "By hand": _adapters}
+RESULTS = {
+    "A layer in your own model": _layer,
+    "Add a mixer": _mixer,
+    "Released weights": _sentences,
+    "In a notebook": _images,
+}
+RESULTS |= {
+    "A causal mixer": _causal,
+    "Add an architecture": _architecture,
+    "See and steer it": _dispatched,
+    "By hand": _adapters,
+}

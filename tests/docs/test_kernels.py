@@ -1,4 +1,6 @@
-"""The page of compiled kernels says what the file says, and the file knows every op, shape and device, on two versions of JAX."""
+"""The page of compiled kernels says what the file says, and the file knows every op, shape and device, on two versions
+of JAX.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,15 @@ def test_the_page_is_fresh() -> None:
 
 def test_every_shape_was_compiled_for_every_device() -> None:
     rows = json.loads(RESULTS.read_text())
-    wanted = {(op.name, shape.name, device) for op in OPS.values() for shape, device in itertools.product(op.shapes, DEVICES)}
+    wanted = {
+        (op.name, shape.name, device) for op in OPS.values() for shape, device in itertools.product(op.shapes, DEVICES)
+    }
     versions = {row["jax"] for row in rows}
     assert len(versions) >= 2
     for version in versions:
-        assert {(row["op"], row["shape"], row["device"]) for row in rows if row["jax"] == version} == wanted, "run: python -m benchmarks.kernels"
+        assert {(row["op"], row["shape"], row["device"]) for row in rows if row["jax"] == version} == wanted, (
+            "run: python -m benchmarks.kernels"
+        )
 
 
 def test_every_row_names_its_kernels_or_the_reason() -> None:
@@ -48,4 +54,7 @@ def test_what_ran_on_a_gpu_is_shown_with_its_failures() -> None:
 def test_a_peer_that_is_missing_is_named_with_the_reason() -> None:
     reasons = {"fla": "RuntimeError: wrong on Hopper", "flex": "NotImplementedError: no"}
     row = {"problem": "gated", "forward": {"absent": {}}, "gradient": {"absent": reasons}}
-    assert kernels.absent([{"delta_rule": [row]}]) == "\nNot in delta_rule gated gradient: fla: RuntimeError: wrong on Hopper\n"
+    assert (
+        kernels.absent([{"delta_rule": [row]}])
+        == "\nNot in delta_rule gated gradient: fla: RuntimeError: wrong on Hopper\n"
+    )

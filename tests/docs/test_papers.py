@@ -18,7 +18,9 @@ def test_every_paper_stands_on_the_page_once() -> None:
     assert [entry.paper.row for entry in found] == list(range(243))
     lines = papers.page().splitlines()
     assert [sum(line.startswith(f"| {entry.paper.row} |") for line in lines) for entry in found] == [1] * 243
-    assert {kind for entry in found for kind, _ in entry.paper.owed} >= {part.kind for entry in found for part in entry.parts} - {"reduction", "op"}
+    assert {kind for entry in found for kind, _ in entry.paper.owed} >= {
+        part.kind for entry in found for part in entry.parts
+    } - {"reduction", "op"}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,9 @@ def test_every_paper_stands_on_the_page_once() -> None:
         ((), (), "nothing to build"),
     ],
 )
-def test_a_paper_is_there_when_all_that_it_is_owed_is_found(owed: tuple[tuple[str, str], ...], kinds: tuple[str, ...], state: str) -> None:
+def test_a_paper_is_there_when_all_that_it_is_owed_is_found(
+    owed: tuple[tuple[str, str], ...], kinds: tuple[str, ...], state: str
+) -> None:
     entry = Entry(Paper(0, "1", "name", "title", owed, "what"), tuple(Part(kind, "it", "module") for kind in kinds))
     assert entry.state == state
 

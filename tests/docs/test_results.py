@@ -15,13 +15,21 @@ def test_the_page_is_fresh() -> None:
 
 def test_the_page_of_speeds_is_fresh_and_tells_losses() -> None:
     assert speed.PAGE.read_text() == speed.page(), "run: python -m docs.speed"
-    measured = {"ours": {"forward": 2.0}, "eager": {"forward": 1.0}, "compile": {}, "times_faster_than_eager": {"forward": 0.5}}
+    measured = {
+        "ours": {"forward": 2.0},
+        "eager": {"forward": 1.0},
+        "compile": {},
+        "times_faster_than_eager": {"forward": 0.5},
+    }
     text = speed.vision({"versions": {"jax": "1"}, "milliseconds": {"m, batch 1": measured}})
     assert "| m, batch 1 | forward | 2 | 1 |  | 0.5 |  |" in text
 
 
 def test_starting_is_shown_with_what_was_stopped() -> None:
-    row = {"ours": {"create": {"cpu": 2.0, "wall": 1.5}}, "baseline": {"create": {"cpu": 1.0, "wall": 1.0}, "stopped": "not done after 9 s"}}
+    row = {
+        "ours": {"create": {"cpu": 2.0, "wall": 1.5}},
+        "baseline": {"create": {"cpu": 1.0, "wall": 1.0}, "stopped": "not done after 9 s"},
+    }
     row |= {"times_faster_than_baseline": {"create": 0.5}, "baseline_commit": "1234567"}
     loading = {"ours": {"load": {"cpu": 1.0, "wall": 1.0}, "load, peak": 1.1}}
     text = speed.startup({"versions": {"jax": "1"}, "rows": {"m": row, "loading": loading}})
@@ -37,8 +45,13 @@ def test_the_page_of_a_billion_tokens_is_fresh() -> None:
 
 
 def test_a_claim_that_does_not_hold_is_told_so() -> None:
-    rows = [{"label": "m", "parameters": 1000, "steps": 5, "seed": seed, "test": {"accuracy": 0.1 * seed}, "chance": 0.5} for seed in range(3)]
-    text = results.section({"name": "routing", "claim": "A is better. As somebody found.", "holds": False, "rows": rows})
+    rows = [
+        {"label": "m", "parameters": 1000, "steps": 5, "seed": seed, "test": {"accuracy": 0.1 * seed}, "chance": 0.5}
+        for seed in range(3)
+    ]
+    text = results.section(
+        {"name": "routing", "claim": "A is better. As somebody found.", "holds": False, "rows": rows}
+    )
     assert f"**It does not hold here**. What is asked: {' '.join((routing.verdict.__doc__ or '').split())}" in text
     assert "| m | 1,000 | 5 | 0, 1, 2 | 0.100 (0.000 to 0.200) | 0.500 |" in text
 

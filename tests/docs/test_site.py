@@ -35,7 +35,9 @@ def test_marks_of_included_parts_have_both_ends() -> None:
 
 def test_every_op_is_in_the_reference() -> None:
     page = (DOCS / "reference" / "pallas_kernels.md").read_text()
-    assert [name for name in pallas_kernels.__all__ if not re.search(rf"^::: [\w.]+\.{name}$", page, re.MULTILINE)] == []
+    assert [
+        name for name in pallas_kernels.__all__ if not re.search(rf"^::: [\w.]+\.{name}$", page, re.MULTILINE)
+    ] == []
 
 
 def test_messages_are_those_of_the_code() -> None:

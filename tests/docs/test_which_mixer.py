@@ -17,7 +17,9 @@ def test_the_page_is_fresh() -> None:
 
 def test_every_mixer_and_claim_was_counted() -> None:
     report = which_mixer.load()
-    assert list(report["mixers"]) == layers.list_mixers(), "run: python -m benchmarks.counted, and python -m docs.which_mixer"
+    assert list(report["mixers"]) == layers.list_mixers(), (
+        "run: python -m benchmarks.counted, and python -m docs.which_mixer"
+    )
     assert set(report["claims"]) == set(which_mixer.claims())
 
 

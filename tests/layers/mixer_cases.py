@@ -39,13 +39,20 @@ ATTENTION = {
 }
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "attention": ATTENTION,
-    "agent": {"plain": {"agents": 4, "grid": (7, 5), "kernel_init": truncated_normal(0.2)}, "coarse": {"agents": 9, "use_bias": False}},
+    "agent": {
+        "plain": {"agents": 4, "grid": (7, 5), "kernel_init": truncated_normal(0.2)},
+        "coarse": {"agents": 9, "use_bias": False},
+    },
     "bilevel_routing": {
         "routed": {"regions": 2, "topk": 2},
         "dense": {"topk": None, "enhance": "input", "use_bias": False},
         "random": {"regions": 2, "topk": 1, "routing": "random", "enhancement_size": 0},
     },
-    "focal_modulation": {"plain": {}, "deep": {"levels": 3, "normalize": True, "inner_norm": True, "use_bias": False}, "mean": {"levels": 0}},
+    "focal_modulation": {
+        "plain": {},
+        "deep": {"levels": 3, "normalize": True, "inner_norm": True, "use_bias": False},
+        "mean": {"levels": 0},
+    },
     "routing": {
         "plain": {"clusters": 1024},
         "window": {"clusters": 3, "window": 6},
@@ -62,11 +69,24 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "dilated": {"plain": {}, "window": {"rate": 3, "inner": {"name": "attention", "window": 2, "rotary": 100.0}}},
     "dilated_attention": {
         "plain": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
-        "ragged": {"num_heads": 4, "segments": (3, 10, 64), "rates": (1, 3, 6), "rotary": 100.0, "qk_norm": "rms", "inner_norm": True},
+        "ragged": {
+            "num_heads": 4,
+            "segments": (3, 10, 64),
+            "rates": (1, 3, 6),
+            "rotary": 100.0,
+            "qk_norm": "rms",
+            "inner_norm": True,
+        },
     },
     "inline": {"plain": {}, "relu": {"residual": 0, "feature_map": "relu"}},
-    "linear_attention": {"plain": {}, "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4}},
-    "longformer_attention": {"plain": {"window": 6, "max_global": 3}, "few": {"window": 3, "max_global": 2, "head_dim": 5, "use_bias": False}},
+    "linear_attention": {
+        "plain": {},
+        "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4},
+    },
+    "longformer_attention": {
+        "plain": {"window": 6, "max_global": 3},
+        "few": {"window": 3, "max_global": 2, "head_dim": 5, "use_bias": False},
+    },
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
@@ -76,16 +96,25 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "real": {"initialisation": "real", "state_dim": 4},
     },
     "delta_net": {"plain": {}, "no_convolution": {"conv_size": None, "head_dim": 3}},
-    "gated_delta_net": {"plain": {}, "grouped": {"num_value_heads": 4, "head_dim": 6, "value_expansion": 1.5, "conv_bias": True}},
+    "gated_delta_net": {
+        "plain": {},
+        "grouped": {"num_value_heads": 4, "head_dim": 6, "value_expansion": 1.5, "conv_bias": True},
+    },
     "delta_product": {"plain": {}, "gated": {"steps": 3, "use_decay": True, "value_expansion": 1.0}},
     "retention": {"plain": {"key_expansion": 0.5}},
     "gated_linear_attention": {"plain": {"conv_size": 3, "key_expansion": 1.0, "decay_rank": 3}},
     "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
     "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
-    "lightning_attention": {"plain": {"activate_values": True, "use_scale": True, "head_dim": 5, "index": 1, "depth": 3}},
+    "lightning_attention": {
+        "plain": {"activate_values": True, "use_scale": True, "head_dim": 5, "index": 1, "depth": 3}
+    },
     "neural_memory": {
         "plain": {},
-        "deep": {"memory": Memory(MLPMemory(3, 1, residual=True), algorithm=GradientDescent(momentum=False)), "chunk": 5, "persistent": 3},
+        "deep": {
+            "memory": Memory(MLPMemory(3, 1, residual=True), algorithm=GradientDescent(momentum=False)),
+            "chunk": 5,
+            "persistent": 3,
+        },
         "linear": {"memory": Memory(MLPMemory(1)), "chunk": 1, "conv_size": None},
         "moneta": {"memory": "moneta", "chunk": 4},
         "yaad": {"memory": "yaad", "chunk": 4},
@@ -193,12 +222,18 @@ class Compiled:
         """The mask, and for a mixer that asks for roles two tokens of role 1 in each row."""
         if "roles" not in self.mixer.honors:
             return Tokens(mask)
-        return Tokens(mask, roles=jnp.broadcast_to(np.isin(np.arange(x.shape[1]), (0, 4)).astype(np.int32), x.shape[:2]))
+        return Tokens(
+            mask, roles=jnp.broadcast_to(np.isin(np.arange(x.shape[1]), (0, 4)).astype(np.int32), x.shape[:2])
+        )
 
     def inputs(self, seed: int = 0, batch: int = 2) -> np.ndarray:
         """Random tokens, of which :meth:`real` are the first, or a grid of them."""
         rng = np.random.default_rng(seed)
-        shapes = [(batch, *GRID, FEATURES)] if self.grid else [(batch, length, FEATURES) for length in (LENGTH, PADDED - LENGTH)]
+        shapes = (
+            [(batch, *GRID, FEATURES)]
+            if self.grid
+            else [(batch, length, FEATURES) for length in (LENGTH, PADDED - LENGTH)]
+        )
         return np.concatenate([rng.standard_normal(shape).astype(np.float32) for shape in shapes], axis=1)
 
     def real(self, seed: int = 0) -> np.ndarray:
@@ -241,7 +276,11 @@ def abstract_program(case: MixerCase, length: int) -> tuple[Any, ...]:
     c = compiled(case)
     side = math.isqrt(length)
     shape = (side, side) if c.grid else (length,)
-    return lambda state, x: nnx.merge(c.graphdef, state)(x, c.known(x)), c.state, jax.ShapeDtypeStruct((1, *shape, FEATURES), jnp.float32)
+    return (
+        lambda state, x: nnx.merge(c.graphdef, state)(x, c.known(x)),
+        c.state,
+        jax.ShapeDtypeStruct((1, *shape, FEATURES), jnp.float32),
+    )
 
 
 def relative(a: Any, b: Any) -> float:

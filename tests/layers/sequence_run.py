@@ -54,8 +54,13 @@ def run(case: str) -> dict[str, Any]:
     pairs |= {parameter: (ours[parameter], theirs[parameter]) for parameter in ours}
     # A gradient that cancels to nothing, as that of a key's bias, is compared at the scale of the others.
     scale = max(float(jnp.abs(b).max()) for _, b in pairs.values())
-    differences = {key: float(jnp.abs(a - b).max() / jnp.maximum(jnp.abs(b).max(), 1e-2 * scale)) for key, (a, b) in pairs.items()}
-    gathered = [int(np.prod([int(n) for n in shape.split(",")])) for shape in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", compiled.as_text())]
+    differences = {
+        key: float(jnp.abs(a - b).max() / jnp.maximum(jnp.abs(b).max(), 1e-2 * scale)) for key, (a, b) in pairs.items()
+    }
+    gathered = [
+        int(np.prod([int(n) for n in shape.split(",")]))
+        for shape in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
+    ]
     return {"differences": differences, "largest_gathered": max(gathered, default=0)}
 
 
@@ -82,4 +87,3 @@ def flatten_of(module: nnx.Module, state: Any) -> dict[str, jax.Array]:
     copy = nnx.clone(module)
     nnx.update(copy, state)
     return flatten(copy, nnx.Param)
-

@@ -36,14 +36,18 @@ def test_pre_and_post_norm() -> None:
 
 
 def test_layer_scale_multiplies_the_branches() -> None:
-    plain, scaled = (Block({"mixer": Doubling()}, features=8, layer_scale=scale, rngs=nnx.Rngs(0)) for scale in (None, 0.1))
+    plain, scaled = (
+        Block({"mixer": Doubling()}, features=8, layer_scale=scale, rngs=nnx.Rngs(0)) for scale in (None, 0.1)
+    )
     np.testing.assert_allclose(scaled(X) - X, 0.1 * (plain(X) - X), rtol=1e-4, atol=1e-5)
     assert LayerScale(3, 1e-5, rngs=nnx.Rngs(0)).scale.shape == (3,)
 
 
 def test_position_comes_first_and_the_channel_mixer_last() -> None:
     mlp = MLP(8, 16, rngs=nnx.Rngs(0))
-    block = Block({"position": Branch(Doubling(), norm=None), "mixer": Doubling(), "channel": mlp}, features=8, rngs=nnx.Rngs(0))
+    block = Block(
+        {"position": Branch(Doubling(), norm=None), "mixer": Doubling(), "channel": mlp}, features=8, rngs=nnx.Rngs(0)
+    )
     h = 3 * X
     h = h + 2 * normalised(h)
     np.testing.assert_allclose(block(X), h + mlp(normalised(h)), rtol=1e-4, atol=1e-4)
@@ -113,15 +117,25 @@ class Adding(nnx.Module):
 
 
 def test_sandwich_and_res_post_norm() -> None:
-    sandwich, res_post = (Block({"mixer": Doubling()}, features=8, order=order, rngs=nnx.Rngs(0)) for order in ("sandwich", "res_post"))
+    sandwich, res_post = (
+        Block({"mixer": Doubling()}, features=8, order=order, rngs=nnx.Rngs(0)) for order in ("sandwich", "res_post")
+    )
     scale = np.linspace(0.5, 2, 8).astype(np.float32)
-    sandwich.mixer_norm.scale[...], sandwich.mixer_post_norm.scale[...], res_post.mixer_norm.scale[...] = scale, scale, scale
+    sandwich.mixer_norm.scale[...], sandwich.mixer_post_norm.scale[...], res_post.mixer_norm.scale[...] = (
+        scale,
+        scale,
+        scale,
+    )
     np.testing.assert_allclose(sandwich(X), X + scale * normalised(2 * scale * normalised(X)), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(res_post(X), X + scale * normalised(2 * X), rtol=1e-4, atol=1e-4)
 
 
 def test_parallel_branches_read_what_the_one_before_reads() -> None:
-    branches = {"mixer": Doubling(), "channel": Branch(Adding(1.0), order="parallel", norm=None), "more": Branch(Adding(2.0), order="parallel")}
+    branches = {
+        "mixer": Doubling(),
+        "channel": Branch(Adding(1.0), order="parallel", norm=None),
+        "more": Branch(Adding(2.0), order="parallel"),
+    }
     block = Block({**branches, "last": Branch(Adding(3.0), norm=None)}, features=8, rngs=nnx.Rngs(0))
     block.mixer_norm.scale[...] = 2.0
     h = 2 * normalised(X)
@@ -139,7 +153,11 @@ def test_a_parallel_branch_without_norm_has_the_scale_and_drop_path_of_the_one_b
     h = normalised(X)
     np.testing.assert_allclose(block(X), X + 0.5 * (2 * h + h + 1), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="'channel' has no norm and so is part of 'mixer'"):
-        Block({"mixer": Doubling(), "channel": Branch(Adding(1.0), order="parallel", norm=None, scale=1.0)}, features=8, rngs=nnx.Rngs(0))
+        Block(
+            {"mixer": Doubling(), "channel": Branch(Adding(1.0), order="parallel", norm=None, scale=1.0)},
+            features=8,
+            rngs=nnx.Rngs(0),
+        )
 
 
 def test_the_skip_may_be_scaled() -> None:

@@ -1,4 +1,6 @@
-"""Attention cores against recorded outputs of their authors' code, and what feature maps and low-rank projections promise."""
+"""Attention cores against recorded outputs of their authors' code, and what feature maps and low-rank projections
+promise.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ def test_linear_attention() -> None:
     mask = np.arange(max(recorded.ROWS)) < np.array(recorded.ROWS)[:, None]
     x = jnp.zeros((*mask.shape, 1))
     elu, causal = (
-        layers.LinearAttention(HEADS * recorded.HEAD_DIM, num_heads=HEADS, causal=causal, rngs=nnx.Rngs(0)) for causal in (False, True)
+        layers.LinearAttention(HEADS * recorded.HEAD_DIM, num_heads=HEADS, causal=causal, rngs=nnx.Rngs(0))
+        for causal in (False, True)
     )
     assert relative(elu.core(q, k, v, x, Tokens(mask)), ARRAYS["linear/bidirectional"]) < TOLERANCE
     assert relative(causal.core(q, k, v, x, Tokens()), ARRAYS["linear/causal"]) < TOLERANCE
@@ -88,7 +91,11 @@ def test_feature_maps_have_the_promised_values() -> None:
     x = jnp.asarray([[-2.0, 0.0, 1.0]])
     rows = {"elu+1": [np.exp(-2), 1, 2], "relu": [0, 0, 1], "exp": np.exp([-2, 0, 1]), "identity": [-2, 0, 1]}
     shifted = np.array([-2, 0, 1]) / (1 + np.exp([2, 0, -1]))
-    rows |= {"silu": shifted, "silu+0.5": (shifted + 0.5) / np.linalg.norm(shifted + 0.5), "sigmoid": 1 / (1 + np.exp([2, 0, -1]))}
+    rows |= {
+        "silu": shifted,
+        "silu+0.5": (shifted + 0.5) / np.linalg.norm(shifted + 0.5),
+        "sigmoid": 1 / (1 + np.exp([2, 0, -1])),
+    }
     for name, row in rows.items():
         assert relative(create_feature_map(name, 3, rngs=nnx.Rngs(0))(x)[0], row) < 1e-6, name
     projection = create_feature_map("positive_random", 3, rngs=nnx.Rngs(0)).projection[...]  # type: ignore[union-attr]
@@ -129,7 +136,13 @@ def test_agent_tables_fit_other_maps() -> None:
 
 def test_low_rank_is_two_products() -> None:
     layer = LowRank(6, 2, 5, activation=jnp.tanh, bias_init=nnx.initializers.normal(1.0), rngs=nnx.Rngs(0))
-    assert {name: value.shape for name, value in layers.flatten(layer).items()} == {"down.kernel": (6, 2), "up.kernel": (2, 5), "up.bias": (5,)}
+    assert {name: value.shape for name, value in layers.flatten(layer).items()} == {
+        "down.kernel": (6, 2),
+        "up.kernel": (2, 5),
+        "up.bias": (5,),
+    }
     x = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
-    expected = np.tanh(x @ np.asarray(layer.down.kernel[...])) @ np.asarray(layer.up.kernel[...]) + np.asarray(layer.up.bias[...])
+    expected = np.tanh(x @ np.asarray(layer.down.kernel[...])) @ np.asarray(layer.up.kernel[...]) + np.asarray(
+        layer.up.bias[...]
+    )
     assert relative(layer(x), expected) < 1e-5

@@ -59,18 +59,24 @@ def formula(layer: DeltaNet, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("make", "options"),
-    tiered([
-        (DeltaNet, {}),
-        (GatedDeltaNet, {"num_value_heads": 4, "conv_bias": True, "head_dim": 4, "value_expansion": 1.5}),
-        (DeltaProduct, {}),
-        (DeltaProduct, {"steps": 3, "use_decay": True, "use_gate": False, "negative": False}),
-    ], lambda case: case[0] is GatedDeltaNet or "steps" in case[1]),
+    tiered(
+        [
+            (DeltaNet, {}),
+            (GatedDeltaNet, {"num_value_heads": 4, "conv_bias": True, "head_dim": 4, "value_expansion": 1.5}),
+            (DeltaProduct, {}),
+            (DeltaProduct, {"steps": 3, "use_decay": True, "use_gate": False, "negative": False}),
+        ],
+        lambda case: case[0] is GatedDeltaNet or "steps" in case[1],
+    ),
     ids=["delta_net", "gated_delta_net", "delta_product", "gated_three_steps"],
 )
 def test_is_the_formula(make: Any, options: dict[str, Any]) -> None:
     layer = make(12, num_heads=2, rngs=nnx.Rngs(0), **options)
     rng = np.random.default_rng(0)
-    assign(layer, {n: jnp.asarray(w + 0.1 * rng.standard_normal(w.shape), jnp.float32) for n, w in layers.flatten(layer).items()})
+    assign(
+        layer,
+        {n: jnp.asarray(w + 0.1 * rng.standard_normal(w.shape), jnp.float32) for n, w in layers.flatten(layer).items()},
+    )
     x = rng.standard_normal((1, 19, 12))
     assert relative(nnx.jit(lambda m, x: m(x))(layer, jnp.asarray(x, jnp.float32))[0], formula(layer, x[0])) < 1e-5
 
@@ -78,23 +84,41 @@ def test_is_the_formula(make: Any, options: dict[str, Any]) -> None:
 def test_options_of_the_papers() -> None:
     """The three classes are one with other defaults, each of which can be given."""
     everything = {"steps": 2, "use_decay": True, "use_gate": True, "negative": True, "value_expansion": 2.0}
-    shapes = [{n: w.shape for n, w in layers.flatten(make(8, num_heads=2, rngs=nnx.Rngs(0), **everything)).items()} for make in (DeltaNet, GatedDeltaNet)]
+    shapes = [
+        {n: w.shape for n, w in layers.flatten(make(8, num_heads=2, rngs=nnx.Rngs(0), **everything)).items()}
+        for make in (DeltaNet, GatedDeltaNet)
+    ]
     assert shapes[0] == shapes[1]
     has = lambda layer: (layer.steps, layer.negative, layer.decay is not None, layer.gate is not None, layer.value_dim)  # noqa: E731
-    made = [has(layers.create_mixer(name, 8, causal=True, num_heads=2, rngs=nnx.Rngs(0))) for name in ("delta_net", "gated_delta_net", "delta_product")]
+    made = [
+        has(layers.create_mixer(name, 8, causal=True, num_heads=2, rngs=nnx.Rngs(0)))
+        for name in ("delta_net", "gated_delta_net", "delta_product")
+    ]
     assert made == [(1, False, False, False, 4), (1, False, True, True, 8), (2, True, False, True, 8)]
 
 
 @pytest.mark.parametrize("negative", [False, True])
 def test_a_reflection_counts_the_ones(negative: bool) -> None:
-    """With weights by hand, a memory written by the first token is turned round by every 1 after it, a thousand times over; with beta < 1 it is erased."""
+    """With weights by hand, a memory written by the first token is turned round by every 1 after it, a thousand times
+    over; with beta < 1 it is erased.
+    """
     layer = DeltaNet(4, num_heads=1, negative=negative, conv_size=None, rngs=nnx.Rngs(0))
     unit = 30 * np.eye(4, dtype=np.float32)
-    # Token features: first, one, zero, constant. One key for all; the first token writes (beta 1 or near it), a one has the greatest beta, a zero none.
+    # Token features: first, one, zero, constant. One key for all; the first token writes (beta 1 or near it), a one has
+    # the greatest beta, a zero none.
     constant = np.outer(unit[3], np.eye(4)[0])
     beta = np.asarray([[0 if negative else 30], [30], [-30], [0]], np.float32)
     value = np.outer(unit[0], np.eye(4)[1])
-    assign(layer, {"query.kernel": constant, "key.kernel": constant, "beta.kernel": beta, "value.kernel": value, "out.kernel": np.eye(4, dtype=np.float32)})
+    assign(
+        layer,
+        {
+            "query.kernel": constant,
+            "key.kernel": constant,
+            "beta.kernel": beta,
+            "value.kernel": value,
+            "out.kernel": np.eye(4, dtype=np.float32),
+        },
+    )
     bits = np.random.default_rng(0).integers(0, 2, 1000)
     x = np.zeros((1, 1001, 4), np.float32)
     x[..., 3], x[0, 0, 0] = 1, 1

@@ -1,4 +1,6 @@
-"""Gated DeltaNet against transformers' Qwen3-Next (PyTorch path): its layer and its recurrence, random weights, no download."""
+"""Gated DeltaNet against transformers' Qwen3-Next (PyTorch path): its layer and its recurrence, random weights, no
+download.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from tests.tiers import tiered
 pytestmark = pytest.mark.reference
 
 transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
-qwen3_next = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next", reason="the reference implementation needs transformers")
+qwen3_next = pytest.importorskip(
+    "transformers.models.qwen3_next.modeling_qwen3_next", reason="the reference implementation needs transformers"
+)
 
 FEATURES, HEADS, VALUE_HEADS, KEY, VALUE, EPSILON = 24, 2, 4, 6, 5, 1e-6
 TOLERANCE = 2e-5
@@ -38,9 +42,17 @@ def reference() -> Any:
 
 
 def ours(reference: Any) -> GatedDeltaNet:
-    """Our layer with its weights: there queries, keys, values and gates of a key head lie side by side, and one convolution serves three."""
+    """Our layer with its weights: there queries, keys, values and gates of a key head lie side by side, and one
+    convolution serves three.
+    """
     layer = GatedDeltaNet(
-        FEATURES, num_heads=HEADS, num_value_heads=VALUE_HEADS, head_dim=KEY, value_expansion=VALUE / KEY, norm_epsilon=EPSILON, rngs=nnx.Rngs(0)
+        FEATURES,
+        num_heads=HEADS,
+        num_value_heads=VALUE_HEADS,
+        head_dim=KEY,
+        value_expansion=VALUE / KEY,
+        norm_epsilon=EPSILON,
+        rngs=nnx.Rngs(0),
     )
     theirs = {name: value.numpy() for name, value in reference.state_dict().items()}
     per_head, widths = VALUE_HEADS // HEADS, [KEY, KEY, VALUE_HEADS // HEADS * VALUE]
@@ -50,7 +62,12 @@ def ours(reference: Any) -> GatedDeltaNet:
     weights = {f"{name}.kernel": w.reshape(-1, FEATURES).T for name, w in linear.items()}
     convs = np.split(theirs["conv1d.weight"].transpose(2, 1, 0), [HEADS * KEY, 2 * HEADS * KEY], axis=2)
     weights |= {f"{name}_conv.kernel": w for name, w in zip(("query", "key", "value"), convs, strict=True)}
-    weights |= {"A_log": theirs["A_log"], "dt_bias": theirs["dt_bias"], "norm.scale": theirs["norm.weight"], "out.kernel": theirs["out_proj.weight"].T}
+    weights |= {
+        "A_log": theirs["A_log"],
+        "dt_bias": theirs["dt_bias"],
+        "norm.scale": theirs["norm.weight"],
+        "out.kernel": theirs["out_proj.weight"].T,
+    }
     assign(layer, {name: jnp.asarray(w) for name, w in weights.items()})
     return layer
 
@@ -66,7 +83,16 @@ def test_layer_and_its_gradient(reference: Any, length: int, record_property: An
     difference = max(relative(got, want.detach().numpy()), relative(pull(jnp.cos(got))[0], given.grad.numpy()))
     name = f"transformers {transformers.__version__} Qwen3NextGatedDeltaNet, {length} tokens"
     mapped = len(reference.state_dict())
-    record_property("parity", {"architecture": "gated_delta_net (layer)", "reference": name, "kind": "live", "mapped": mapped, "difference": difference})
+    record_property(
+        "parity",
+        {
+            "architecture": "gated_delta_net (layer)",
+            "reference": name,
+            "kind": "live",
+            "mapped": mapped,
+            "difference": difference,
+        },
+    )
     assert difference < TOLERANCE
 
 
@@ -84,6 +110,8 @@ def test_op(form: str) -> None:
     arrays["k"] /= np.linalg.norm(arrays["k"], axis=-1, keepdims=True)
     q, k, v, beta, g, start = (torch.from_numpy(x).float() for x in arrays.values())
     want, last = getattr(qwen3_next, form)(q, k, v, g=g, beta=beta, initial_state=start, output_final_state=True)
-    got, state = jax.jit(lambda a: delta_rule(**a, return_state=True))({n: jnp.asarray(x, jnp.float32) for n, x in arrays.items()})
+    got, state = jax.jit(lambda a: delta_rule(**a, return_state=True))(
+        {n: jnp.asarray(x, jnp.float32) for n, x in arrays.items()}
+    )
     assert relative(got, want.numpy()) < TOLERANCE
     assert relative(state, last.numpy()) < TOLERANCE

@@ -1,4 +1,6 @@
-"""Dilated attention against the paper's equations in float64 and against outputs of torchscale; what each head sees, what it costs, what it refuses."""
+"""Dilated attention against the paper's equations in float64 and against outputs of torchscale; what each head sees,
+what it costs, what it refuses.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,14 @@ def seen(length: int, segment: int, rate: int, offset: int, causal: bool) -> np.
 
 
 def formula(layer: DilatedAttention, weights: dict[str, jax.Array], x: jax.Array, real: np.ndarray) -> jax.Array:
-    """y of one row x (length, features): O_i by its own softmax, mixed by denominators, in the precision of the arguments."""
+    """y of one row x (length, features): O_i by its own softmax, mixed by denominators, in the precision of the
+    arguments.
+    """
     length, heads = len(x), layer.num_heads
-    q, k, v = ((x @ weights[f"{n}.kernel"] + weights[f"{n}.bias"]).reshape(length, heads, -1) for n in ("query", "key", "value"))
+    q, k, v = (
+        (x @ weights[f"{n}.kernel"] + weights[f"{n}.bias"]).reshape(length, heads, -1)
+        for n in ("query", "key", "value")
+    )
     outs = []
     for h in range(heads):
         exponentials = jnp.exp(q[:, h] @ k[:, h].T / np.sqrt(layer.head_dim))
@@ -46,23 +53,34 @@ def formula(layer: DilatedAttention, weights: dict[str, jax.Array], x: jax.Array
 
 def make(**options: Any) -> DilatedAttention:
     """A layer with weights that spread the scores."""
-    layer = DilatedAttention(16, **{"num_heads": 4, "segments": (4, 8, 16), "rates": (1, 2, 4), **options}, rngs=nnx.Rngs(0))
+    layer = DilatedAttention(
+        16, **{"num_heads": 4, "segments": (4, 8, 16), "rates": (1, 2, 4), **options}, rngs=nnx.Rngs(0)
+    )
     rng = np.random.default_rng(1)
-    assign(layer, {n: jnp.asarray(0.4 * rng.standard_normal(w.shape), jnp.float32) for n, w in layers.flatten(layer).items()})
+    assign(
+        layer,
+        {n: jnp.asarray(0.4 * rng.standard_normal(w.shape), jnp.float32) for n, w in layers.flatten(layer).items()},
+    )
     return layer
 
 
 @pytest.mark.parametrize("causal", tiered([True, False], lambda causal: causal))
 @pytest.mark.parametrize(
     ("length", "options"),
-    tiered([
-        (32, {}),
-        (23, {}),
-        (3, {}),
-        (29, {"segments": (5, 7, 50), "rates": (1, 3, 4)}),
-        (21, {"segments": (8, 16), "rates": (2, 8)}),  # four heads at a rate of eight: some tokens are seen by no head of a pair
-        (18, {"segments": (6,), "rates": (4,), "num_heads": 2}),
-    ], lambda case: case[0] in (21, 23)),
+    tiered(
+        [
+            (32, {}),
+            (23, {}),
+            (3, {}),
+            (29, {"segments": (5, 7, 50), "rates": (1, 3, 4)}),
+            (
+                21,
+                {"segments": (8, 16), "rates": (2, 8)},
+            ),  # four heads at a rate of eight: some tokens are seen by no head of a pair
+            (18, {"segments": (6,), "rates": (4,), "num_heads": 2}),
+        ],
+        lambda case: case[0] in (21, 23),
+    ),
 )
 def test_is_the_formula_and_so_is_its_gradient(length: int, options: dict[str, Any], causal: bool) -> None:
     layer = make(causal=causal, **options)
@@ -83,7 +101,9 @@ def test_is_the_formula_and_so_is_its_gradient(length: int, options: dict[str, A
             y = formula(layer, weights, x, real)
             return jnp.sum(jnp.where(real[:, None], y * weight[0], 0)), y
 
-        (_, want), (want_gradient, want_dx) = jax.jit(jax.value_and_grad(wanted_loss, (0, 1), has_aux=True))(weights, jnp.asarray(x[0]))
+        (_, want), (want_gradient, want_dx) = jax.jit(jax.value_and_grad(wanted_loss, (0, 1), has_aux=True))(
+            weights, jnp.asarray(x[0])
+        )
     assert relative(y[0][real], want[real]) < 1e-5
     assert relative(dx[0], want_dx) < 1e-5
     got = layers.state.flatten_state(gradient)

@@ -27,7 +27,9 @@ def test_put_and_taken_out(place: Any) -> None:
     extra = ExtraTokens(2, place)
     order = np.array(PLACES[place])
     rows = jnp.arange(7)[None]
-    y, known = extra.put(X, LEARNED, Tokens(positions=10 + rows, segment_ids=rows // 4, roles=jnp.ones_like(rows)), role=5)
+    y, known = extra.put(
+        X, LEARNED, Tokens(positions=10 + rows, segment_ids=rows // 4, roles=jnp.ones_like(rows)), role=5
+    )
     np.testing.assert_array_equal(y[1, :, 0], np.where(order < 0, order, order + 7))
     own = order[order >= 0]
     for name, of_own in {"positions": own + 10, "segment_ids": own // 4, "roles": 1 + 0 * own}.items():

@@ -35,7 +35,9 @@ narrow = pytest.mark.parametrize(
 
 
 def lost(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCALE) -> dict[str, float]:
-    """For each parameter, how far the gradient of many equal rows is from that of one, as a part of it; ``x`` is the row, (1, ...)."""
+    """For each parameter, how far the gradient of many equal rows is from that of one, as a part of it; ``x`` is the
+    row, (1, ...).
+    """
     module.eval()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     many = np.broadcast_to(x, (rows, *x.shape[1:]))
@@ -49,14 +51,22 @@ def lost(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCA
 
         return jax.grad(loss)(params)
 
-    # Scaled as the training step scales losses in float16, where small gradients would be rounded away, and large ones overflow.
+    # Scaled as the training step scales losses in float16, where small gradients would be rounded away, and large ones
+    # overflow.
     sums = gradient(params, jnp.full(rows, scale))
     while scale > 1 and not all(np.isfinite(g).all() for g in jax.tree.leaves(sums)):
         scale /= 2
         sums = gradient(params, jnp.full(rows, scale))
     one = gradient(params, jnp.zeros(rows).at[rows // 2].set(scale))
-    a, b = ({n: np.asarray(g, np.float64) for n, g in flatten(nnx.merge(graphdef, g, rest), nnx.Param).items()} for g in (sums, one))
-    return {n: float(np.linalg.norm(a[n] / rows - b[n]) / max(np.linalg.norm(b[n]), 1e-30)) for n in a if not n.endswith(tuple(WITHOUT_GRADIENT))}
+    a, b = (
+        {n: np.asarray(g, np.float64) for n, g in flatten(nnx.merge(graphdef, g, rest), nnx.Param).items()}
+        for g in (sums, one)
+    )
+    return {
+        n: float(np.linalg.norm(a[n] / rows - b[n]) / max(np.linalg.norm(b[n]), 1e-30))
+        for n in a
+        if not n.endswith(tuple(WITHOUT_GRADIENT))
+    }
 
 
 def assert_kept(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCALE) -> None:
@@ -118,15 +128,21 @@ LAYERS: dict[str, tuple[Callable[..., nnx.Module], np.ndarray]] = {
 
 
 @narrow
-@pytest.mark.parametrize("param_dtype", [jnp.float32, pytest.param(None, marks=pytest.mark.full)], ids=["float32", "narrow"])
+@pytest.mark.parametrize(
+    "param_dtype", [jnp.float32, pytest.param(None, marks=pytest.mark.full)], ids=["float32", "narrow"]
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name: str, param_dtype: Any, dtype: Any) -> None:
     make, x = LAYERS[name]
     module = make(dtype=dtype, rngs=nnx.Rngs(0))
     if param_dtype is None:  # the sum is then rounded once, to the parameter's own dtype
         graphdef, state = nnx.split(module)
-        module = nnx.merge(graphdef, jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, state))
-    assert_kept(module, x if x.dtype == np.int32 else x.astype(dtype), scale=SCALE if param_dtype else 1.0)  # float16 ends at 65,504
+        module = nnx.merge(
+            graphdef, jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
+        )
+    assert_kept(
+        module, x if x.dtype == np.int32 else x.astype(dtype), scale=SCALE if param_dtype else 1.0
+    )  # float16 ends at 65,504
 
 
 @narrow
@@ -141,7 +157,9 @@ def test_a_token_that_is_a_seventh_of_all(dtype: Any) -> None:
     tokens = np.where(rng.random((64, 1024)) < 0.15, 3, rng.integers(0, 256, (64, 1024))).astype(np.int32)
     weight = jnp.asarray(rng.uniform(0.5, 1.5, (64, 1024, 8)), dtype)
     embed = Embed(256, 8, dtype=dtype, rngs=nnx.Rngs(0))
-    gradient = jax.jit(nnx.grad(lambda embed: jnp.sum((embed(tokens) * weight).astype(jnp.float32))))(embed)["embedding"][...]
+    gradient = jax.jit(nnx.grad(lambda embed: jnp.sum((embed(tokens) * weight).astype(jnp.float32))))(embed)[
+        "embedding"
+    ][...]
     right = np.zeros((256, 8))
     np.add.at(right, tokens.reshape(-1), np.asarray(weight, np.float64).reshape(-1, 8))
     np.testing.assert_allclose(gradient, right, rtol=1e-3)

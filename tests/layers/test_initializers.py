@@ -65,13 +65,17 @@ DISTRIBUTIONS: dict[str, tuple[Initializer, object, float, float]] = {
 }  # fmt: skip
 
 
-def drawn(init: Initializer, shape: tuple[int, ...] = SHAPE, name: str = "blocks.0.kernel", dtype=np.float32) -> np.ndarray:
+def drawn(
+    init: Initializer, shape: tuple[int, ...] = SHAPE, name: str = "blocks.0.kernel", dtype=np.float32
+) -> np.ndarray:
     return Draw(init, shape, np.dtype(dtype), None).numbers(b"seed", name)
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_distributions(name: str) -> None:
-    """Drawn on the host and by JAX, numbers are of the same distribution: its moments, and its distribution function everywhere."""
+    """Drawn on the host and by JAX, numbers are of the same distribution: its moments, and its distribution function
+    everywhere.
+    """
     init, cdf, mean, std = DISTRIBUTIONS[name]
     count = math.prod(SHAPE)
     by_jax = np.asarray(init.by_jax(jax.random.key(0), SHAPE, jnp.float32))
@@ -88,7 +92,9 @@ def test_distributions(name: str) -> None:
 
 
 def test_tails() -> None:
-    """The table's ends: normal numbers go beyond five standard deviations as often as they should, cut ones stop at two."""
+    """The table's ends: normal numbers go beyond five standard deviations as often as they should, cut ones stop at
+    two.
+    """
     x = drawn(Normal(1.0), (4, 1000, 1000))
     for bound, most in ((3.0, 10800 * 1.06), (4.0, 253 * 1.4), (4.5, 27 * 2.4)):
         expected = x.size * 2 * stats.norm.sf(bound)
@@ -107,7 +113,8 @@ def test_exponentials_and_logarithms() -> None:
     np.testing.assert_allclose(portable.log(np.exp(x)), x, rtol=1e-14, atol=1e-15)
 
 
-# Recorded once: the bits are the same for every platform and version of NumPy and JAX. A change changes every random model.
+# Recorded once: the bits are the same for every platform and version of NumPy and JAX. A change changes every random
+# model.
 HASHES = {
     "normal": "25e705fcd19ab42d",
     "truncated_normal": "8d5a17adea9c2379",
@@ -125,13 +132,20 @@ HASHES = {
 
 @pytest.mark.parametrize("name", [*DISTRIBUTIONS, "on_sphere", "orthogonal", "shared_columns"])
 def test_bits_are_the_same_everywhere(name: str) -> None:
-    others = {"on_sphere": OnSphere(), "orthogonal": Orthogonal(), "shared_columns": SharedColumns(Normal(1.0), (0, 8, 4), (20, 3))}
+    others = {
+        "on_sphere": OnSphere(),
+        "orthogonal": Orthogonal(),
+        "shared_columns": SharedColumns(Normal(1.0), (0, 8, 4), (20, 3)),
+    }
     init = DISTRIBUTIONS[name][0] if name in DISTRIBUTIONS else others[name]
     assert hashlib.sha256(drawn(init, (5, 24, 40)).astype("<f4").tobytes()).hexdigest()[:16] == HASHES[name]
 
 
 @pytest.mark.parametrize("name", INITIALIZERS)
-@pytest.mark.parametrize("index", [(slice(2, 5), slice(None)), (slice(None), slice(8, 12)), (slice(1, 2), slice(3, 4)), (slice(0, 0), slice(None))])
+@pytest.mark.parametrize(
+    "index",
+    [(slice(2, 5), slice(None)), (slice(None), slice(8, 12)), (slice(1, 2), slice(3, 4)), (slice(0, 0), slice(None))],
+)
 def test_a_part_is_that_of_the_whole(name: str, index: tuple[slice, ...]) -> None:
     draw = Draw(INITIALIZERS[name], (7, 16), np.dtype(np.float32), None)
     np.testing.assert_array_equal(draw.numbers(b"s", "a", index), draw.numbers(b"s", "a")[index])
@@ -142,7 +156,11 @@ def test_what_a_draw_depends_on() -> None:
     draw = Draw(init, shape, np.dtype(np.float32), None)
     first = draw.numbers(b"s", "a")
     np.testing.assert_array_equal(first, draw.numbers(b"s", "a"))
-    others = [draw.numbers(b"t", "a"), draw.numbers(b"s", "b"), Draw(init, (64,), np.dtype(np.float32), None).numbers(b"s", "a").reshape(shape)]
+    others = [
+        draw.numbers(b"t", "a"),
+        draw.numbers(b"s", "b"),
+        Draw(init, (64,), np.dtype(np.float32), None).numbers(b"s", "a").reshape(shape),
+    ]
     assert all(abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.6 for other in others)
     np.testing.assert_array_equal(drawn(init, dtype=jnp.bfloat16), drawn(init).astype(jnp.bfloat16))
 

@@ -32,7 +32,12 @@ def test_recorded_layers(case: str, record_property: Any) -> None:
     weights, recorded = linear_recurrences.load(case, flatten(mixer))
     assign(mixer, {key: jnp.asarray(value).reshape(flatten(mixer)[key].shape) for key, value in weights.items()})
     difference = max(relative(run(mixer, x), y) for x, y in recorded)
-    about = {"architecture": f"{name} (layer)", "reference": f"flash-linear-attention, {case}", "kind": "recorded", "mapped": len(weights)}
+    about = {
+        "architecture": f"{name} (layer)",
+        "reference": f"flash-linear-attention, {case}",
+        "kind": "recorded",
+        "mapped": len(weights),
+    }
     record_property("parity", {**about, "difference": difference})
     assert difference < 2e-5
 
@@ -69,7 +74,9 @@ def test_lightning_attention_is_the_formula() -> None:
 
 
 def test_decays_of_retention() -> None:
-    np.testing.assert_allclose(np.exp(log_decays(3, "powers").astype(np.float64)), [1 - 1 / 32, 1 - 1 / 64, 1 - 1 / 128], rtol=1e-7)
+    np.testing.assert_allclose(
+        np.exp(log_decays(3, "powers").astype(np.float64)), [1 - 1 / 32, 1 - 1 / 64, 1 - 1 / 128], rtol=1e-7
+    )
     expected = 1 - np.exp(np.linspace(np.log(1 / 32), np.log(1 / 512), 8))
     np.testing.assert_allclose(np.exp(log_decays(8, "paper").astype(np.float64)), expected, rtol=1e-7)
 
@@ -78,7 +85,11 @@ def test_decays_of_retention() -> None:
     ("name", "options", "message"),
     [
         ("retention", {"decays": "xpos"}, 'decays is "powers" or "paper", got \'xpos\''),
-        ("gated_linear_attention", {"key_expansion": 0.25}, "4 features can't be split over 3 heads: choose a number of heads that divides them"),
+        (
+            "gated_linear_attention",
+            {"key_expansion": 0.25},
+            "4 features can't be split over 3 heads: choose a number of heads that divides them",
+        ),
         ("hgrn2", {"lower_bound": 1.0}, "lower_bound must be at least 0 and below 1; got 1.0"),
     ],
 )

@@ -17,8 +17,12 @@ from tests.references.live import randomise, torch
 pytestmark = pytest.mark.reference
 
 transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
-minimax = pytest.importorskip("transformers.models.minimax.modeling_minimax", reason="the reference implementation needs transformers")
-xlstm = pytest.importorskip("transformers.models.xlstm.modeling_xlstm", reason="the reference implementation needs transformers")
+minimax = pytest.importorskip(
+    "transformers.models.minimax.modeling_minimax", reason="the reference implementation needs transformers"
+)
+xlstm = pytest.importorskip(
+    "transformers.models.xlstm.modeling_xlstm", reason="the reference implementation needs transformers"
+)
 
 FEATURES, HEADS, LENGTH = 24, 4, 37
 TOLERANCE = 5e-5
@@ -35,7 +39,9 @@ def kernels(layer: Any, names: dict[str, str]) -> dict[str, np.ndarray]:
     return made
 
 
-def compare(mixer: Mixer, call: Any, weights: dict[str, np.ndarray], record_property: Any, name: str, reference: str) -> None:
+def compare(
+    mixer: Mixer, call: Any, weights: dict[str, np.ndarray], record_property: Any, name: str, reference: str
+) -> None:
     """Outputs and the gradient of the input."""
     assign(mixer, {key: jnp.asarray(value) for key, value in weights.items()})
     x = np.random.default_rng(1).standard_normal((2, LENGTH, FEATURES)).astype(np.float32)
@@ -45,7 +51,11 @@ def compare(mixer: Mixer, call: Any, weights: dict[str, np.ndarray], record_prop
     graph, state = nnx.split(mixer)
     got, pull = jax.vjp(jax.jit(lambda x: nnx.merge(graph, state)(x)), jnp.asarray(x))
     difference = max(relative(got, want.detach().numpy()), relative(pull(jnp.cos(got))[0], given.grad.numpy()))
-    about = {"architecture": f"{name} (layer)", "reference": f"transformers {transformers.__version__} {reference}", "kind": "live"}
+    about = {
+        "architecture": f"{name} (layer)",
+        "reference": f"transformers {transformers.__version__} {reference}",
+        "kind": "live",
+    }
     record_property("parity", {**about, "mapped": len(weights), "difference": difference})
     assert difference < TOLERANCE
 
@@ -61,21 +71,45 @@ def test_lightning_attention(record_property: Any) -> None:
     theirs.load_state_dict({**theirs.state_dict(), **fixed})
     weights = kernels(theirs, {"gate": "output_gate", "out": "out_proj"})
     fused = theirs.qkv_proj.weight.detach().numpy().reshape(HEADS, 3, 6, FEATURES)
-    weights |= {f"{name}.kernel": fused[:, i].reshape(-1, FEATURES).T for i, name in enumerate(("query", "key", "value"))}
+    weights |= {
+        f"{name}.kernel": fused[:, i].reshape(-1, FEATURES).T for i, name in enumerate(("query", "key", "value"))
+    }
     weights["norm.scale"] = theirs.norm.weight.detach().numpy()
     options = {"activate_values": True, "sigmoid_gate": True, "use_scale": True}
     ours = LightningAttention(FEATURES, num_heads=HEADS, head_dim=6, index=1, depth=4, rngs=nnx.Rngs(0), **options)
-    compare(ours, lambda x: theirs(x, None, None)[0], weights, record_property, "lightning_attention", "MiniMaxLightningAttention")
+    compare(
+        ours,
+        lambda x: theirs(x, None, None)[0],
+        weights,
+        record_property,
+        "lightning_attention",
+        "MiniMaxLightningAttention",
+    )
 
 
 def test_mlstm(record_property: Any) -> None:
-    config = xlstm.xLSTMConfig(hidden_size=FEATURES, num_heads=HEADS, qk_dim_factor=1.0, num_hidden_layers=1, autocast_kernel_dtype="float32", chunk_size=16)
+    config = xlstm.xLSTMConfig(
+        hidden_size=FEATURES,
+        num_heads=HEADS,
+        qk_dim_factor=1.0,
+        num_hidden_layers=1,
+        autocast_kernel_dtype="float32",
+        chunk_size=16,
+    )
     theirs = xlstm.xLSTMLayer(config)
     randomise(theirs)
     with torch.no_grad():
         theirs.igate_preact.weight.mul_(6)
         theirs.fgate_preact.weight.mul_(6)
-    linear = {"query": "q", "key": "k", "value": "v", "gate": "ogate_preact", "input_gate": "igate_preact", "forget_gate": "fgate_preact", "out": "out_proj"}
+    linear = {
+        "query": "q",
+        "key": "k",
+        "value": "v",
+        "gate": "ogate_preact",
+        "input_gate": "igate_preact",
+        "forget_gate": "fgate_preact",
+        "out": "out_proj",
+    }
     weights = {**kernels(theirs, linear), "norm.scale": theirs.multihead_norm.weight.detach().numpy()}
     ours = MLSTM(FEATURES, num_heads=HEADS, key_expansion=1.0, rngs=nnx.Rngs(0))
     compare(ours, lambda x: theirs(x)[0], weights, record_property, "mlstm", "xLSTMLayer")

@@ -24,7 +24,9 @@ IDS = np.repeat(np.array([[0, 1], [0, 0]]), (6, 7), axis=1).astype(np.int32)
 
 
 def made(**options: Any) -> layers.LongformerAttention:
-    return layers.LongformerAttention(8, num_heads=2, window=2 * REACH, kernel_init=nnx.initializers.normal(0.5), rngs=nnx.Rngs(0), **options)
+    return layers.LongformerAttention(
+        8, num_heads=2, window=2 * REACH, kernel_init=nnx.initializers.normal(0.5), rngs=nnx.Rngs(0), **options
+    )
 
 
 def dense(mixer: layers.LongformerAttention, x: np.ndarray, tokens: Tokens) -> jax.Array:
@@ -35,15 +37,21 @@ def dense(mixer: layers.LongformerAttention, x: np.ndarray, tokens: Tokens) -> j
 
     marked = (np.asarray(tokens.roles) == 1) & MASK
     place = np.arange(LENGTH)
-    alike = MASK[:, None] & (np.ones((2, LENGTH, LENGTH), bool) if tokens.segment_ids is None else IDS[:, :, None] == IDS[:, None])
+    alike = MASK[:, None] & (
+        np.ones((2, LENGTH, LENGTH), bool) if tokens.segment_ids is None else IDS[:, :, None] == IDS[:, None]
+    )
     near = (np.abs(place[:, None] - place) <= REACH) | marked[:, None]
 
     def weights(q: jax.Array, k: jax.Array, seen: np.ndarray) -> jax.Array:
         logits = jnp.einsum("bihd,bjhd->bhij", q, k) / 2
         return jax.nn.softmax(jnp.where(seen[:, None], logits, -1e30))
 
-    usual = jnp.einsum("bhij,bjhd->bihd", weights(heads(mixer.query), heads(mixer.key), near & alike), heads(mixer.value))
-    theirs = jnp.einsum("bhij,bjhd->bihd", weights(heads(mixer.global_query), heads(mixer.global_key), alike), heads(mixer.global_value))
+    usual = jnp.einsum(
+        "bhij,bjhd->bihd", weights(heads(mixer.query), heads(mixer.key), near & alike), heads(mixer.value)
+    )
+    theirs = jnp.einsum(
+        "bhij,bjhd->bihd", weights(heads(mixer.global_query), heads(mixer.global_key), alike), heads(mixer.global_value)
+    )
     return mixer.out(jnp.where(marked[..., None, None], theirs, usual).reshape(2, LENGTH, 8))
 
 
@@ -79,4 +87,3 @@ def test_more_global_tokens_than_there_is_room_for() -> None:
     y = jax.jit(lambda state, x, roles: nnx.merge(graphdef, state)(x, Tokens(MASK, roles=roles)))(state, x, ROLES)
     assert np.isnan(y[0]).all()
     assert np.isfinite(y[1]).all()
-

@@ -30,18 +30,30 @@ def outputs(model: nnx.Module, x: Any = X) -> jax.Array:
     """In float64: two orders of the same arithmetic differ by less than any mistake."""
     graphdef, state = nnx.split(model)
     with jax.enable_x64(True):
-        state, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64) if leaf.dtype == jnp.float32 else jnp.asarray(leaf), (state, x))
+        state, x = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, jnp.float64) if leaf.dtype == jnp.float32 else jnp.asarray(leaf), (state, x)
+        )
         return jax.jit(lambda state: nnx.merge(graphdef, state)(x))(state)
 
 
 def move(model: nnx.Module) -> nnx.Module:
     """Random adapters, as training would leave them."""
     rng = np.random.default_rng(1)
-    layers.assign(model, {name: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype) for name, leaf in flatten(model, nnx.LoRAParam).items()})
+    layers.assign(
+        model,
+        {
+            name: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
+            for name, leaf in flatten(model, nnx.LoRAParam).items()
+        },
+    )
     return model
 
 
-@pytest.mark.parametrize("form", tiered([{}, {"scan": True}, {"scan": True, "remat": True}], lambda form: not form), ids=["loop", "scan", "scan+remat"])
+@pytest.mark.parametrize(
+    "form",
+    tiered([{}, {"scan": True}, {"scan": True, "remat": True}], lambda form: not form),
+    ids=["loop", "scan", "scan+remat"],
+)
 def test_equation(form: dict[str, Any]) -> None:
     """Fresh adapters change no bit, trained ones add alpha / rank (x A) B, and merged is unmerged."""
     plain = vit()
@@ -57,7 +69,9 @@ def test_equation(form: dict[str, Any]) -> None:
     for name, layer in adapters(adapted).items():
         a, b = np.asarray(layer.lora_a[...], np.float64), np.asarray(layer.lora_b[...], np.float64)
         assert (a.shape[1], layer.lora_scale) == (3, 2.0)
-        layers.assign(by_hand, {f"{name}.kernel": jnp.asarray(np.asarray(layer.kernel[...]) + 6 / 3 * a @ b, jnp.float32)})
+        layers.assign(
+            by_hand, {f"{name}.kernel": jnp.asarray(np.asarray(layer.kernel[...]) + 6 / 3 * a @ b, jnp.float32)}
+        )
     assert relative(outputs(adapted), outputs(plain)) > 1e-2
     assert relative(outputs(adapted), outputs(by_hand)) < 1e-6
 
@@ -80,9 +94,17 @@ def test_patterns_name_layers() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "x"),
     [
-        ("mamba_nano", {"depth": 2, "features": 16, "state_dim": 4, "vocab_size": 11, "scan": True}, np.arange(20, dtype=np.int32).reshape(2, 10) % 11),
+        (
+            "mamba_nano",
+            {"depth": 2, "features": 16, "state_dim": 4, "vocab_size": 11, "scan": True},
+            np.arange(20, dtype=np.int32).reshape(2, 10) % 11,
+        ),
         ("bert_tiny", {"features": 16, "vocab_size": 11}, np.arange(20, dtype=np.int32).reshape(2, 10) % 11),
-        ("biformer_nano", {"features": (8, 16), "stem": (4, 8), "num_heads": (1, 2), "depths": (1, 1), "num_classes": 4}, X),
+        (
+            "biformer_nano",
+            {"features": (8, 16), "stem": (4, 8), "num_heads": (1, 2), "depths": (1, 1), "num_classes": 4},
+            X,
+        ),
     ],
 )
 def test_other_backbones(name: str, options: dict[str, Any], x: np.ndarray) -> None:
@@ -90,7 +112,9 @@ def test_other_backbones(name: str, options: dict[str, Any], x: np.ndarray) -> N
     model = move(layers.add_lora(zoo.create(name, **options), rank=2))
     model.eval()
     graphdef, params, rest = nnx.split(model, nnx.LoRAParam, ...)
-    gradient = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(nnx.merge(graphdef, params, rest, copy=True)(x)))))(params)
+    gradient = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(nnx.merge(graphdef, params, rest, copy=True)(x)))))(
+        params
+    )
     assert all(np.abs(g).max() > 0 for g in flatten_state(gradient).values())
     before = outputs(model, x)
     assert relative(outputs(layers.merge_lora(model), x), before) < 1e-5
@@ -125,7 +149,9 @@ def test_in_a_model_of_ones_own() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="rank of adapters is at least 1, got 0"):
         layers.add_lora(vit(), rank=0)
-    with pytest.raises(ValueError, match=r"no linear layer matches 'blocks.0.mixer.qery': did you mean 'blocks.0.mixer.query'"):
+    with pytest.raises(
+        ValueError, match=r"no linear layer matches 'blocks.0.mixer.qery': did you mean 'blocks.0.mixer.query'"
+    ):
         layers.add_lora(vit(), patterns=("blocks.0.mixer.qery",))
     with pytest.raises(ValueError, match=r"has adapters already: merge_lora\(model\) first"):
         layers.add_lora(layers.add_lora(vit()))

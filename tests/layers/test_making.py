@@ -1,4 +1,6 @@
-"""Making models: parameters drawn by name, the same however the model is made; what is not drawn; two names for one parameter."""
+"""Making models: parameters drawn by name, the same however the model is made; what is not drawn; two names for one
+parameter.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,10 @@ def test_a_model_is_a_function_of_its_seed_and_names() -> None:
     assert {str(leaf.dtype) for leaf in flatten(made).values()} == {"float32", "bfloat16"}
     assert same(whole, arrays(make(build, nnx.Rngs(0))))
     other = arrays(make(build, nnx.Rngs(1)))
-    assert not any(np.array_equal(whole[name], other[name]) for name in ("first.kernel", "last.kernel", "foreign.kernel", "doubled"))
+    assert not any(
+        np.array_equal(whole[name], other[name])
+        for name in ("first.kernel", "last.kernel", "foreign.kernel", "doubled")
+    )
     # Our layers' parameters do not depend on what was made before them.
     moved = arrays(make(lambda rngs: Tower(rngs=rngs, foreign_first=True), nnx.Rngs(0)))
     assert same(whole, moved, "foreign.kernel", "doubled")
@@ -75,14 +80,18 @@ def test_under_jit_the_model_is_the_same() -> None:
     assert same(whole, {name: np.asarray(leaf) for name, leaf in inside.items()})
     traced = jax.jit(lambda seed: flatten(make(build, nnx.Rngs(seed))))(jax.random.key(5))
     assert same(whole, {name: np.asarray(leaf) for name, leaf in traced.items()})
-    assert jax.tree.map(jnp.shape, flatten(nnx.eval_shape(lambda: make(build, nnx.Rngs(5))))) == jax.tree.map(np.shape, whole)
+    assert jax.tree.map(jnp.shape, flatten(nnx.eval_shape(lambda: make(build, nnx.Rngs(5))))) == jax.tree.map(
+        np.shape, whole
+    )
 
 
 def test_layers_inside_a_function_that_the_model_has_transformed() -> None:
     class Stacked(Module):
         def __init__(self, rngs: nnx.Rngs):
             split = nnx.split_rngs(splits=3)
-            self.layers = split(nnx.vmap(lambda rngs: Linear(2, 2, rngs=rngs), in_axes=(0,), out_axes=0))(nnx.Rngs(params=rngs.params()))
+            self.layers = split(nnx.vmap(lambda rngs: Linear(2, 2, rngs=rngs), in_axes=(0,), out_axes=0))(
+                nnx.Rngs(params=rngs.params())
+            )
             self.own = Linear(2, 2, rngs=rngs)
 
     model = make(lambda rngs: Stacked(rngs), nnx.Rngs(0))
@@ -95,7 +104,12 @@ def test_nothing_compiles_for_a_size(caplog: pytest.LogCaptureFixture) -> None:
     """What the first model of a process compiles (scalars, a norm of one feature) serves all sizes."""
 
     def made(rows: int, columns: int) -> nnx.Module:
-        return make(lambda rngs: nnx.List([Linear(rows, columns, rngs=rngs), BatchNorm(columns, rngs=rngs), DropPath(0.1, rngs=rngs)]), nnx.Rngs(0))
+        return make(
+            lambda rngs: nnx.List(
+                [Linear(rows, columns, rngs=rngs), BatchNorm(columns, rngs=rngs), DropPath(0.1, rngs=rngs)]
+            ),
+            nnx.Rngs(0),
+        )
 
     made(2, 3)
     with jax.log_compiles(), caplog.at_level("WARNING"):
@@ -107,7 +121,9 @@ def test_nothing_compiles_for_a_size(caplog: pytest.LogCaptureFixture) -> None:
 def test_what_gets_an_array_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
     numbers = Draw.numbers
-    monkeypatch.setattr(Draw, "numbers", lambda self, seed, name, *index: (drawn.append(name), numbers(self, seed, name, *index))[1])
+    monkeypatch.setattr(
+        Draw, "numbers", lambda self, seed, name, *index: (drawn.append(name), numbers(self, seed, name, *index))[1]
+    )
     unfinished = Unfinished(lambda rngs: nnx.List([Linear(2, 2, rngs=rngs)]), nnx.Rngs(0))
     assert not drawn
     assign(unfinished.model, {"0.kernel": jnp.ones((2, 2))})

@@ -1,4 +1,6 @@
-"""The memories of Titans and Miras: both forms of learning, the papers' recurrence by ``jax.grad``, mixers that are points of the framework, long runs."""
+"""The memories of Titans and Miras: both forms of learning, the papers' recurrence by ``jax.grad``, mixers that are
+points of the framework, long runs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,20 @@ from flax import nnx
 
 import layers
 from layers import MEMORIES, Memory, NeuralMemory
-from layers.memory.choices import KL, Bounded, DotProduct, Elastic, GradientDescent, Huber, Lp, Lq, MLPMemory, Retention, Robust, Sigmoid
+from layers.memory.choices import (
+    KL,
+    Bounded,
+    DotProduct,
+    Elastic,
+    GradientDescent,
+    Huber,
+    Lp,
+    Lq,
+    MLPMemory,
+    Retention,
+    Robust,
+    Sigmoid,
+)
 from layers.memory.learning import MemoryInputs, parallel
 from layers.memory.sequential import sequential
 from pallas_kernels import delta_rule, linear_attention
@@ -47,7 +62,10 @@ def tokens_of(memory: Memory, dtype: Any = np.float64, length: int = LENGTH, sca
 
 def weights_of(memory: Memory, dtype: Any = np.float64) -> tuple[jax.Array, ...]:
     rng = np.random.default_rng(1)
-    return tuple(jnp.asarray(memory.retention.initial_scale(shape) * rng.standard_normal((HEADS, *shape)), dtype) for shape in memory.structure.shapes(SIZE))
+    return tuple(
+        jnp.asarray(memory.retention.initial_scale(shape) * rng.standard_normal((HEADS, *shape)), dtype)
+        for shape in memory.structure.shapes(SIZE)
+    )
 
 
 def run(form: Any, memory: Memory, tokens: MemoryInputs, chunk: int) -> jax.Array:
@@ -67,7 +85,10 @@ FORMS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "chunk"), tiered([("titans", 1), ("memora", 1), *[(name, 5) for name in FORMS]], lambda case: case[0] in ("titans", "memora"))
+    ("name", "chunk"),
+    tiered(
+        [("titans", 1), ("memora", 1), *[(name, 5) for name in FORMS]], lambda case: case[0] in ("titans", "memora")
+    ),
 )
 def test_chunks_equal_the_sequential_form(name: str, chunk: int) -> None:
     """13 tokens, of which the second row has 9: whatever the length is no multiple of, and with padding that holds NaN."""
@@ -85,7 +106,10 @@ def test_chunks_equal_the_sequential_form_in_float32(name: str) -> None:
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 75, 16)), jnp.float32)
     assert layer.conv is not None
     tokens = layer.tokens(x, layer.conv(layer.project(x)), None)
-    got, want = (jax.jit(lambda w, t, form=form: form(layer.memory, w, t, 16))(layer.initial_weights(x.dtype), tokens) for form in (parallel, sequential))
+    got, want = (
+        jax.jit(lambda w, t, form=form: form(layer.memory, w, t, 16))(layer.initial_weights(x.dtype), tokens)
+        for form in (parallel, sequential)
+    )
     assert relative(got, want) < 1e-4
 
 
@@ -106,7 +130,8 @@ def test_gradients_equal_those_of_the_sequential_form() -> None:
 def formula(layer: NeuralMemory, x: np.ndarray, chunk: int) -> np.ndarray:
     """y of one row x (length, features), written from Titans' equations 8 to 15 with ``jax.grad``, in float64.
 
-    The loss is the paper's |M(k) - v|^2, whose factor 2 the layer has in its step: theta here is half of the layer's. The tokens of a chunk share a step.
+    The loss is the paper's |M(k) - v|^2, whose factor 2 the layer has in its step: theta here is half of the layer's.
+    The tokens of a chunk share a step.
     """
     weights = {name: np.asarray(value, np.float64) for name, value in layers.flatten(layer).items()}
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
@@ -121,7 +146,9 @@ def formula(layer: NeuralMemory, x: np.ndarray, chunk: int) -> np.ndarray:
         return silu(sum(before[i : i + len(x)] * tap for i, tap in enumerate(kernel))).reshape(len(x), layer.heads, -1)
 
     q, k, v = norm(read(0, "query")), norm(read(1, "key")), read(2, "value")
-    theta, eta, keep = (sigmoid(x @ weights[f"{name}.kernel"] + weights[f"{name}.bias"]) for name in ("step", "momentum", "keep"))
+    theta, eta, keep = (
+        sigmoid(x @ weights[f"{name}.kernel"] + weights[f"{name}.bias"]) for name in ("step", "momentum", "keep")
+    )
     theta = theta / chunk
     depth = len(layer.initial)
 
@@ -153,7 +180,13 @@ def test_the_layer_is_the_paper(depth: int, chunk: int) -> None:
         layer = NeuralMemory(6, num_heads=2, memory=memory, chunk=chunk, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
         rng = np.random.default_rng(0)
         # Gates well inside (0, 1) and different at every token.
-        layers.assign(layer, {n: jnp.asarray(w / (1 + 2 * n.endswith("bias")) + 0.5 * rng.standard_normal(w.shape)) for n, w in layers.flatten(layer).items()})
+        layers.assign(
+            layer,
+            {
+                n: jnp.asarray(w / (1 + 2 * n.endswith("bias")) + 0.5 * rng.standard_normal(w.shape))
+                for n, w in layers.flatten(layer).items()
+            },
+        )
         x = rng.standard_normal((1, 11, 6))
         got = np.asarray(nnx.jit(lambda m, x: m(x))(layer, jnp.asarray(x)))[0]
         assert relative(got, formula(layer, x[0], chunk)) < 1e-10
@@ -161,7 +194,10 @@ def test_the_layer_is_the_paper(depth: int, chunk: int) -> None:
 
 def along_length(tokens: MemoryInputs, **fields: jax.Array) -> dict[str, jax.Array]:
     """Queries, keys and values as the ops have them: (batch, length, heads, size)."""
-    return {name: jnp.swapaxes(x, 1, 2) for name, x in {"q": tokens.query, "k": tokens.key, "v": tokens.value, **fields}.items()}
+    return {
+        name: jnp.swapaxes(x, 1, 2)
+        for name, x in {"q": tokens.query, "k": tokens.key, "v": tokens.value, **fields}.items()
+    }
 
 
 def start_of(memory: Memory) -> jax.Array:
@@ -169,7 +205,9 @@ def start_of(memory: Memory) -> jax.Array:
 
 
 def test_linear_memory_is_the_gated_delta_rule_under_another_name() -> None:
-    """One token a chunk. Titans takes its gradient where the memory has not decayed yet: beta = theta / alpha, v' = alpha v."""
+    """One token a chunk. Titans takes its gradient where the memory has not decayed yet: beta = theta / alpha, v' =
+    alpha v.
+    """
     with jax.enable_x64(True):
         tokens = tokens_of(LINEAR)
         assert tokens.log_keep is not None
@@ -178,7 +216,9 @@ def test_linear_memory_is_the_gated_delta_rule_under_another_name() -> None:
         want = delta_rule(**rule, scale=1.0, initial_state=start_of(LINEAR))
         assert relative(jnp.swapaxes(run(parallel, LINEAR, tokens, 1), 1, 2), want) < 1e-12
         # Under their own names the two are different, and so are longer chunks.
-        plain = delta_rule(**along_length(tokens, beta=tokens.step, decay=tokens.log_keep), scale=1.0, initial_state=start_of(LINEAR))
+        plain = delta_rule(
+            **along_length(tokens, beta=tokens.step, decay=tokens.log_keep), scale=1.0, initial_state=start_of(LINEAR)
+        )
         assert relative(plain, want) > 1e-2
         assert relative(jnp.swapaxes(run(parallel, LINEAR, tokens, 2), 1, 2), want) > 1e-2
 
@@ -194,7 +234,9 @@ def test_linear_memory_that_keeps_all_is_the_delta_rule() -> None:
 @pytest.mark.parametrize("forget", [False, True], ids=["linear attention", "gated linear attention"])
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_the_dot_product_bias_is_linear_attention(forget: bool, chunk: int) -> None:
-    """Its gradient does not depend on the weights: for any chunk. A kept share a token is the decay of Mamba-2 and gated linear attention."""
+    """Its gradient does not depend on the weights: for any chunk. A kept share a token is the decay of Mamba-2 and
+    gated linear attention.
+    """
     memory = Memory(MLPMemory(1), DotProduct(), Retention(forget=forget), PLAIN)
     with jax.enable_x64(True):
         tokens = tokens_of(memory)
@@ -217,7 +259,10 @@ def test_the_dot_product_bias_is_linear_attention(forget: bool, chunk: int) -> N
 )
 def test_the_choices_meet_at_titans_memory(memory: Memory) -> None:
     with jax.enable_x64(True):
-        assert relative(run(parallel, memory, tokens_of(memory), 4), run(parallel, Memory(), tokens_of(Memory()), 4)) < 1e-10
+        assert (
+            relative(run(parallel, memory, tokens_of(memory), 4), run(parallel, Memory(), tokens_of(Memory()), 4))
+            < 1e-10
+        )
 
 
 @pytest.mark.parametrize("kind", ["coordinate", "norm", "mixture"])
@@ -249,7 +294,9 @@ def test_a_bias_is_the_derivative_of_its_loss(bias: Any) -> None:
 
 def test_one_gradient_is_clipped() -> None:
     """From a token with a huge value the linear memory moves by step times clip, in the gradient's own direction."""
-    memory = Memory(MLPMemory(1), retention=Retention(forget=False), algorithm=GradientDescent(momentum=False, clip=2.0))
+    memory = Memory(
+        MLPMemory(1), retention=Retention(forget=False), algorithm=GradientDescent(momentum=False, clip=2.0)
+    )
     with jax.enable_x64(True):
         tokens = tokens_of(memory, length=1, scale=1.0)
         tokens = dataclasses.replace(tokens, value=1e6 * tokens.value, query=tokens.key)
@@ -267,8 +314,12 @@ def test_extreme_tokens_leave_it_finite(name: str) -> None:
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     for log_keep in (0.0, -1e3):
         tokens = tokens_of(memory, np.float32, 40, scale=1.0)
-        tokens = dataclasses.replace(tokens, key=jnp.ones_like(tokens.key) / 2, value=1e4 * tokens.value, step=jnp.full_like(tokens.step, 0.999))
-        tokens = dataclasses.replace(tokens, log_keep=None if tokens.log_keep is None else jnp.full_like(tokens.log_keep, log_keep))
+        tokens = dataclasses.replace(
+            tokens, key=jnp.ones_like(tokens.key) / 2, value=1e4 * tokens.value, step=jnp.full_like(tokens.step, 0.999)
+        )
+        tokens = dataclasses.replace(
+            tokens, log_keep=None if tokens.log_keep is None else jnp.full_like(tokens.log_keep, log_keep)
+        )
         value, gradient = run(weights_of(memory, np.float32), tokens)
         assert np.isfinite(value)
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
@@ -288,7 +339,10 @@ def test_a_hundred_thousand_tokens_of_decoding(name: str) -> None:
         def step(state: Any, i: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             x = jax.random.normal(jax.random.fold_in(key, i), (1, 1, 4)) * jnp.where(i % 97 == 0, 1e6, 1.0)
             y, state = mixer.extend(x, state)
-            return state, (jnp.max(jnp.abs(y)), jnp.max(jnp.stack([jnp.max(jnp.abs(w)) for w in jax.tree.leaves(state.memory)])))
+            return state, (
+                jnp.max(jnp.abs(y)),
+                jnp.max(jnp.stack([jnp.max(jnp.abs(w)) for w in jax.tree.leaves(state.memory)])),
+            )
 
         return jax.lax.scan(step, mixer.init_state(1), jnp.arange(100_000))[1]
 
@@ -314,10 +368,15 @@ def test_memory_of_training_is_linear_in_length() -> None:
 
     def temporary(length: int) -> int:
         """Bytes of the gradient of one head, for a length that is no multiple of the chunk."""
-        long, flat = jax.ShapeDtypeStruct((1, 1, length, size), jnp.float32), jax.ShapeDtypeStruct((1, 1, length), jnp.float32)
+        long, flat = (
+            jax.ShapeDtypeStruct((1, 1, length, size), jnp.float32),
+            jax.ShapeDtypeStruct((1, 1, length), jnp.float32),
+        )
         tokens = MemoryInputs(query=long, key=long, value=long, step=flat, log_keep=flat, log_momentum=flat)
         weights = tuple(jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes)
-        gradient = jax.jit(jax.grad(lambda weights, tokens: jnp.sum(parallel(memory, weights, tokens, 16) ** 2), argnums=(0, 1)))
+        gradient = jax.jit(
+            jax.grad(lambda weights, tokens: jnp.sum(parallel(memory, weights, tokens, 16) ** 2), argnums=(0, 1))
+        )
         return gradient.lower(weights, tokens).compile().memory_analysis().temp_size_in_bytes
 
     short, long = temporary(1003), temporary(4003)

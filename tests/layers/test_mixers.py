@@ -15,7 +15,18 @@ import layers
 from layers import Mixer, Place, Tokens, flatten
 from layers.state import flatten_state
 from primitives import operations
-from tests.layers.mixer_cases import CASES, FEATURES, HEADS, LENGTH, OPTIONS, WITHOUT_GRADIENT, MixerCase, abstract_program, compiled, relative
+from tests.layers.mixer_cases import (
+    CASES,
+    FEATURES,
+    HEADS,
+    LENGTH,
+    OPTIONS,
+    WITHOUT_GRADIENT,
+    MixerCase,
+    abstract_program,
+    compiled,
+    relative,
+)
 from tests.tiers import tiered
 
 CLOSE = 2e-5  # float32: another order of the same sums
@@ -142,7 +153,9 @@ def test_a_padded_sequence_equals_the_shorter_one(case: MixerCase) -> None:
     if c.grid:
         # Regions and strides are shares of the grid: only a mask of everything must be as none.
         x = c.inputs()[:, :6, :6]
-        assert relative(jax.jit(lambda x, mask: c.merged()(x, mask))(x, np.ones(x.shape[:-1], bool)), c.whole(x)) < CLOSE
+        assert (
+            relative(jax.jit(lambda x, mask: c.merged()(x, mask))(x, np.ones(x.shape[:-1], bool)), c.whole(x)) < CLOSE
+        )
         return
     assert relative(c.gradient(c.inputs(), c.inputs(1), c.all_real())[1][:, :LENGTH], c.whole(c.real())) < CLOSE
 
@@ -171,7 +184,10 @@ def test_padding_gives_no_gradient(case: MixerCase) -> None:
     scale = max(float(np.abs(g).max()) for g in want.values())
     for other in others:
         assert relative(other[1], zeros[1]) < CLOSE
-        assert all(np.abs(np.asarray(g) - np.asarray(want[name])).max() < CLOSE * scale for name, g in flatten_state(other[0]).items())
+        assert all(
+            np.abs(np.asarray(g) - np.asarray(want[name])).max() < CLOSE * scale
+            for name, g in flatten_state(other[0]).items()
+        )
 
 
 @every
@@ -256,7 +272,10 @@ class TestCreateMixer:
         assert self.make(mixer) is mixer
         assert self.make({"name": "attention", "window": 3}).window == 3
         assert self.make({"name": "attention", "window": 3}, window=4).window == 4
-        assert self.make(lambda features, *, rngs: layers.MultiHeadAttention(features, num_heads=4, rngs=rngs)).num_heads == 4
+        assert (
+            self.make(lambda features, *, rngs: layers.MultiHeadAttention(features, num_heads=4, rngs=rngs)).num_heads
+            == 4
+        )
 
     def test_a_place_suggests_and_options_are_orders(self) -> None:
         assert self.make("attention").num_heads == 2
@@ -268,12 +287,16 @@ class TestCreateMixer:
         assert low.inner.inner.num_heads == 4
         assert low.inner.inner.query.dtype == jnp.bfloat16
         place = Place(num_heads=2, dropout=0.1)
-        assert layers.create_mixer("delta_net", FEATURES, causal=True, place=place, rngs=nnx.Rngs(0)).ignored == ("dropout",)
+        assert layers.create_mixer("delta_net", FEATURES, causal=True, place=place, rngs=nnx.Rngs(0)).ignored == (
+            "dropout",
+        )
         assert layers.create_mixer("attention", FEATURES, place=place, rngs=nnx.Rngs(0)).ignored == ()
 
     def test_unknown_name_gives_near_ones(self) -> None:
         near = r"'attention' or 'retention' or 'linear_attention'"
-        with pytest.raises(ValueError, match=rf"unknown mixer 'atention': did you mean {near}\?; layers.list_mixers\(\) lists all"):
+        with pytest.raises(
+            ValueError, match=rf"unknown mixer 'atention': did you mean {near}\?; layers.list_mixers\(\) lists all"
+        ):
             self.make("atention")
 
     def test_unknown_option_gives_near_ones(self) -> None:

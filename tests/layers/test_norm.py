@@ -47,7 +47,12 @@ def test_half_precision_has_float32_statistics(kind: str) -> None:
     norm = create_norm(kind, 16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     y = norm(x)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(y, np.float64), exact(kind, np.asarray(x, np.float64), getattr(norm, "epsilon", 0)), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64),
+        exact(kind, np.asarray(x, np.float64), getattr(norm, "epsilon", 0)),
+        rtol=0.02,
+        atol=0.02,
+    )
 
 
 def test_batch_norm_moves_its_statistics_in_training_only() -> None:
@@ -69,11 +74,15 @@ def test_unknown_norm() -> None:
 @pytest.mark.parametrize("gated", ["before", "after"])
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_gated_norm_is_over_each_group(gated: Literal["before", "after"], sigmoid: bool) -> None:
-    norm = GatedRMSNorm(6, groups=2, gated=gated, rngs=nnx.Rngs(0), **({"activation": jax.nn.sigmoid} if sigmoid else {}))
+    norm = GatedRMSNorm(
+        6, groups=2, gated=gated, rngs=nnx.Rngs(0), **({"activation": jax.nn.sigmoid} if sigmoid else {})
+    )
     norm.scale[...] = jnp.arange(1.0, 7.0)
     x, gate = RNG.standard_normal((2, 3, 6)).astype(np.float32)
     factor = (1 if sigmoid else gate.astype(np.float64)) / (1 + np.exp(-gate.astype(np.float64)))
     before, after = (factor, 1) if gated == "before" else (1, factor)
     expected = exact("rms", (x * before).reshape(3, 2, 3), 1e-5).reshape(3, 6) * np.arange(1, 7) * after
     np.testing.assert_allclose(norm(jnp.asarray(x), jnp.asarray(gate)), expected, rtol=1e-5)
-    np.testing.assert_allclose(norm(jnp.asarray(x), None), exact("rms", x.reshape(3, 2, 3), 1e-5).reshape(3, 6) * np.arange(1, 7), rtol=1e-5)
+    np.testing.assert_allclose(
+        norm(jnp.asarray(x), None), exact("rms", x.reshape(3, 2, 3), 1e-5).reshape(3, 6) * np.arange(1, 7), rtol=1e-5
+    )

@@ -1,4 +1,6 @@
-"""Documents that share a row are as if each had a row of its own: outputs and gradients, whole and piece by piece; or the mixer says why not."""
+"""Documents that share a row are as if each had a row of its own: outputs and gradients, whole and piece by piece; or
+the mixer says why not.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def test_documents_read_piece_by_piece_are_as_if_alone(case: MixerCase) -> None:
     x = np.random.default_rng(0).standard_normal((2, rows.length, FEATURES)).astype(np.float32)
     graph, state = nnx.split(mixer)
     alone = jax.jit(lambda x, mask: nnx.merge(graph, state, copy=True)(x, mask))
-    extend = jax.jit(lambda x, cache, mask, ids: nnx.merge(graph, state, copy=True).extend(x, cache, Tokens(mask, segment_ids=ids)))
+    extend = jax.jit(
+        lambda x, cache, mask, ids: nnx.merge(graph, state, copy=True).extend(x, cache, Tokens(mask, segment_ids=ids))
+    )
     mask = rows.alone(rows.mask, False)
     got = read(extend, mixer.init_state(2, max_length=rows.longest), rows, x)
     assert relative(got, np.asarray(alone(rows.alone(x), mask))[mask]) < TOLERANCE[np.float32]
@@ -109,11 +113,18 @@ class LeansForward(nnx.Module):
         self.heads = num_heads
 
     def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(0.3 * key_positions[:, None, None], (len(key_positions), self.heads, 1, key_positions.shape[1])) ** 2
+        return (
+            jnp.broadcast_to(
+                0.3 * key_positions[:, None, None], (len(key_positions), self.heads, 1, key_positions.shape[1])
+            )
+            ** 2
+        )
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("option", [{"bias": LeansForward}, {"score": lambda x, head, q, k: x + 0.1 * k * k}], ids=lambda option: min(option))
+@pytest.mark.parametrize(
+    "option", [{"bias": LeansForward}, {"score": lambda x, head, q, k: x + 0.1 * k * k}], ids=lambda option: min(option)
+)
 def test_biases_and_scores_see_positions_in_documents(option: dict[str, Any]) -> None:
     rows = Rows.of(1)
     place = Place(num_heads=2)
@@ -127,9 +138,13 @@ def test_biases_and_scores_see_positions_in_documents(option: dict[str, Any]) ->
 
 
 def test_documents_that_begin_between_multiples_are_refused() -> None:
-    mixer = layers.create_mixer("dilated_attention", 8, place=Place(num_heads=2), rngs=nnx.Rngs(0), segments=(4, 8), rates=(1, 2))
+    mixer = layers.create_mixer(
+        "dilated_attention", 8, place=Place(num_heads=2), rngs=nnx.Rngs(0), segments=(4, 8), rates=(1, 2)
+    )
     x = jnp.zeros((1, 8, 8))
-    message = "DilatedAttention counts tokens from the start of the row: documents must begin at multiples of 2, not at 3"
+    message = (
+        "DilatedAttention counts tokens from the start of the row: documents must begin at multiples of 2, not at 3"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         mixer(x, Tokens(segment_ids=jnp.asarray([[0, 0, 0, 1, 1, 1, 2, 2]])))
 
@@ -142,5 +157,7 @@ def test_combinators_align_what_is_inside() -> None:
     assert multiple({"name": "parallel", "branches": (aligned, {**aligned, "segments": (6,), "rates": (6,)})}) == 12
     assert multiple({"name": "dilated", "rate": 3, "inner": aligned}) == 12
     assert multiple({"name": "dilated", "rate": 3}) == 1
-    turned = layers.create_mixer({"name": "bidirectional", "inner": aligned}, 8, place=Place(num_heads=2), rngs=nnx.Rngs(0))
+    turned = layers.create_mixer(
+        {"name": "bidirectional", "inner": aligned}, 8, place=Place(num_heads=2), rngs=nnx.Rngs(0)
+    )
     assert "segment_ids" not in turned.honors

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers.position import LearnedPositions, RelativePositionBias, Rotary, grid_positions, resample_table, rotate, rotation, sincos_table
+from layers.position import (
+    LearnedPositions,
+    RelativePositionBias,
+    Rotary,
+    grid_positions,
+    resample_table,
+    rotate,
+    rotation,
+    sincos_table,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -22,7 +31,10 @@ def test_rotary_scores_depend_on_distance_alone(axes: int, interleaved: bool) ->
     q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8)
 
     def score(at: list[int], to: list[int]) -> float:
-        turned = [rotate(jnp.asarray(x), jnp.asarray([[p]], jnp.int32), base=100.0, interleaved=interleaved) for x, p in ((q, at), (k, to))]
+        turned = [
+            rotate(jnp.asarray(x), jnp.asarray([[p]], jnp.int32), base=100.0, interleaved=interleaved)
+            for x, p in ((q, at), (k, to))
+        ]
         return float(jnp.sum(turned[0] * turned[1]))
 
     shift = np.array([7, 11][:axes])
@@ -41,16 +53,22 @@ def test_rotary_keeps_lengths_position_zero_and_the_unturned_rest() -> None:
 
 @pytest.mark.parametrize("base", [100.0, 10_000.0, 500_000.0])
 def test_rotary_angles_hold_at_every_position(base: float) -> None:
-    """As in float64 up to the last int32, where float32 has lost the fraction of a turn long since; and so do negative positions."""
+    """As in float64 up to the last int32, where float32 has lost the fraction of a turn long since; and so do negative
+    positions.
+    """
     far = RNG.integers(0, 2**31 - 1, 4000)
-    near = np.concatenate([np.arange(4096), 2 ** np.arange(31), 2 ** np.arange(1, 32) - 1, [10**6, 10**8, 10**8 + 1, 2**31 - 1]])
+    near = np.concatenate(
+        [np.arange(4096), 2 ** np.arange(31), 2 ** np.arange(1, 32) - 1, [10**6, 10**8, 10**8 + 1, 2**31 - 1]]
+    )
     positions = np.concatenate([near, far, -near[:100], -far[:100]]).astype(np.int32)
     frequencies = base ** (-np.arange(32) / 32)
     cos, sin = rotation(jnp.asarray(positions), frequencies)
     angle = positions[:, None].astype(np.float64) * frequencies
     np.testing.assert_allclose(cos, np.cos(angle), atol=1e-5)
     np.testing.assert_allclose(sin, np.sin(angle), atol=1e-5)
-    np.testing.assert_allclose(rotation(jnp.float32([0.5, 2.0]), frequencies)[0], np.cos(np.outer([0.5, 2.0], frequencies)), atol=1e-6)
+    np.testing.assert_allclose(
+        rotation(jnp.float32([0.5, 2.0]), frequencies)[0], np.cos(np.outer([0.5, 2.0], frequencies)), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -1,4 +1,6 @@
-"""Reductions leave the right tokens, and say what is known of those: mask, positions, where on the grid they lay, prefix."""
+"""Reductions leave the right tokens, and say what is known of those: mask, positions, where on the grid they lay,
+prefix.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ REAL = 8  # tokens of the grid: its first two rows
 
 @pytest.mark.parametrize("name", list_reductions())
 def test_padding_has_no_part_in_what_is_left(name: str) -> None:
-    """Tokens left of a grid whose last row is padding are those of the grid without it; their table alone is another one's."""
+    """Tokens left of a grid whose last row is padding are those of the grid without it; their table alone is another
+    one's.
+    """
     reduction = make(name)
     mask = jnp.broadcast_to(jnp.arange(LENGTH) < PREFIX + REAL, (2, LENGTH))
     y, known = reduction(jnp.where(mask[..., None], X, jnp.nan), Tokens(mask=mask, grid=GRID))
@@ -59,7 +63,10 @@ def test_padding_has_no_part_in_what_is_left(name: str) -> None:
     assert real.tolist() == [[True] * PREFIX + expected[name]] * 2
     if name != "top_k":
         alone, _ = reduction(X[:, : PREFIX + REAL], Tokens(grid=(2, 4)))
-        table, other = (np.asarray(reduction.position(grid)).reshape(-1, FEATURES) for grid in ({"max_pool": [(1, 5), (1, 3)]}.get(name, [(2, 2), (1, 2)])))
+        table, other = (
+            np.asarray(reduction.position(grid)).reshape(-1, FEATURES)
+            for grid in ({"max_pool": [(1, 5), (1, 3)]}.get(name, [(2, 2), (1, 2)]))
+        )
         count = len(other)
         np.testing.assert_allclose(y[:, PREFIX : PREFIX + count] - table[:count], alone[:, PREFIX:] - other, atol=1e-5)
 
@@ -127,7 +134,10 @@ def test_what_is_refused() -> None:
 def _stack(reductions: dict[int, Any], **form: Any) -> Stack:
     rngs, place = nnx.Rngs(0), Place(num_heads=1)
     options = {"name": "attention", "rotary": 100.0, "kernel_init": normal(1.0)}
-    blocks = [Block({"mixer": create_mixer(options, FEATURES, place=place, rngs=rngs)}, features=FEATURES, rngs=rngs) for _ in range(4)]
+    blocks = [
+        Block({"mixer": create_mixer(options, FEATURES, place=place, rngs=rngs)}, features=FEATURES, rngs=rngs)
+        for _ in range(4)
+    ]
     return Stack(blocks, reductions=reductions, **form)
 
 
@@ -185,5 +195,7 @@ def test_a_backbone_knows_how_its_tokens_lie() -> None:
         zoo.create("vit_nano_patch4_32", class_position="middle", reductions={0: "max_pool"})
     with pytest.raises(ValueError, match="a mixer takes grids only, and a reduction leaves none"):
         zoo.create("vit_nano_patch4_32", mixer="focal_modulation", reductions={0: "max_pool"})
-    grids: Any = zoo.create("vit_nano_patch4_32", mixer="focal_modulation", reductions={0: "residual_reduction"}, **options)
+    grids: Any = zoo.create(
+        "vit_nano_patch4_32", mixer="focal_modulation", reductions={0: "residual_reduction"}, **options
+    )
     assert jax.eval_shape(lambda x: grids.features(x, [3])[0], images).shape == (2, 3, 5, 16)

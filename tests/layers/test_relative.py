@@ -87,7 +87,9 @@ def test_matches_the_attention_of_t5(causal: bool) -> None:
     from transformers import T5Config
     from transformers.models.t5.modeling_t5 import T5Attention
 
-    config = T5Config(d_model=HEADS * WIDTH, d_kv=WIDTH, num_heads=HEADS, is_decoder=causal, relative_attention_max_distance=40)
+    config = T5Config(
+        d_model=HEADS * WIDTH, d_kv=WIDTH, num_heads=HEADS, is_decoder=causal, relative_attention_max_distance=40
+    )
     config._attn_implementation = "eager"
     torch.manual_seed(0)
     theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0).eval()

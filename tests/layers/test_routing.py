@@ -23,9 +23,14 @@ FEATURES, HEADS = 12, 2
 
 def make(**options: Any) -> RoutingAttention:
     """A causal layer with weights that spread the scores, in evaluation mode."""
-    layer = RoutingAttention(FEATURES, **{"num_heads": HEADS, "causal": True, "clusters": 3, "window": 6, **options}, rngs=nnx.Rngs(0))
+    layer = RoutingAttention(
+        FEATURES, **{"num_heads": HEADS, "causal": True, "clusters": 3, "window": 6, **options}, rngs=nnx.Rngs(0)
+    )
     rng = np.random.default_rng(1)
-    assign(layer, {n: jnp.asarray(0.5 * rng.standard_normal(w.shape), jnp.float32) for n, w in flatten(layer, nnx.Param).items()})
+    assign(
+        layer,
+        {n: jnp.asarray(0.5 * rng.standard_normal(w.shape), jnp.float32) for n, w in flatten(layer, nnx.Param).items()},
+    )
     layer.eval()
     return layer
 
@@ -52,7 +57,9 @@ def sphere(x: np.ndarray) -> np.ndarray:
 
 
 def formula(layer: RoutingAttention, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """y of one row x (length, features) by the docstrings, in float64, query by query, and in how many clusters each token was, by head."""
+    """y of one row x (length, features) by the docstrings, in float64, query by query, and in how many clusters each
+    token was, by head.
+    """
     weights = {n: np.asarray(w, np.float64) for n, w in flatten(layer).items()}
     length, heads = len(x), layer.num_heads
     q = sphere((x @ weights["query.kernel"]).reshape(length, heads, -1))
@@ -67,7 +74,9 @@ def formula(layer: RoutingAttention, x: np.ndarray) -> tuple[np.ndarray, np.ndar
             nearest = np.argmax(q[:, h] @ centroids.T, 1)
             groups = [([t], [s for s in range(t + 1) if nearest[s] == nearest[t]][-window:]) for t in range(length)]
         else:
-            groups = [tuple(sorted(np.argsort(-(r[:, h] @ centroid))[:window]) for r in (q, k)) for centroid in centroids]
+            groups = [
+                tuple(sorted(np.argsort(-(r[:, h] @ centroid))[:window]) for r in (q, k)) for centroid in centroids
+            ]
         for queries, keys in groups:
             for t in queries:
                 shown = [s for s in keys if s <= t or not layer.causal]
@@ -83,7 +92,9 @@ def formula(layer: RoutingAttention, x: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize("causal", tiered([True, False], lambda causal: not causal))
 def test_documents_with_fixed_memberships_do_not_see_each_other(causal: bool) -> None:
-    """Clusters that hold the members of the clusters of each document by itself: of its queries and, apart from them, of its keys."""
+    """Clusters that hold the members of the clusters of each document by itself: of its queries and, apart from them,
+    of its keys.
+    """
     lengths, relative_options = (8, 8, 8), {"relative": 4} if causal else {}
     layer = make(causal=causal, window=3, **relative_options)
     x, ids = inputs(sum(lengths)), jnp.repeat(jnp.asarray([3, 0, 1]), jnp.asarray(lengths))[None]
@@ -168,7 +179,9 @@ def test_centroids_follow_their_tokens_in_training_only(membership: str) -> None
     mask = np.arange(9) < np.array([9, 4])[:, None]
     with collecting(AuxLoss) as sown:
         layer(jnp.where(mask[..., None], x, jnp.nan), mask)
-    q = sphere((np.asarray(x, np.float64) @ np.asarray(layer.query.kernel[...], np.float64)).reshape(2, 9, HEADS, -1))[mask]
+    q = sphere((np.asarray(x, np.float64) @ np.asarray(layer.query.kernel[...], np.float64)).reshape(2, 9, HEADS, -1))[
+        mask
+    ]
     want, squares = before.copy(), []
     for h in range(HEADS):
         nearest = np.argmax(q[:, h] @ before[h].T, 1)
@@ -214,4 +227,6 @@ def test_refusals() -> None:
         make(window=0)
     with pytest.raises(NotImplementedError, match="not causal"):
         make(causal=False).init_state(1)
-    assert isinstance(layers.create_mixer("routing", FEATURES, causal=True, num_heads=2, rngs=nnx.Rngs(0)), RoutingAttention)
+    assert isinstance(
+        layers.create_mixer("routing", FEATURES, causal=True, num_heads=2, rngs=nnx.Rngs(0)), RoutingAttention
+    )

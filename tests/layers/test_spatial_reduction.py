@@ -22,8 +22,12 @@ def _map(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"pool": 3}])
 def test_padding_changes_nothing_where_patches_agree(options: Any) -> None:
-    """A map in a larger one, at multiples of the stride: the pool is over real tokens, whose parts are then others, so only finite."""
-    mixer = layers.create_mixer("spatial_reduction", FEATURES, place=Place(num_heads=HEADS), rngs=nnx.Rngs(0), **options)
+    """A map in a larger one, at multiples of the stride: the pool is over real tokens, whose parts are then others, so
+    only finite.
+    """
+    mixer = layers.create_mixer(
+        "spatial_reduction", FEATURES, place=Place(num_heads=HEADS), rngs=nnx.Rngs(0), **options
+    )
     x = _map(6, 8)
     mask = np.ones(x.shape[:3], bool)
     mask[:, 4:] = mask[:, :, 6:] = False
@@ -47,7 +51,13 @@ def test_adaptive_pool_is_the_mean_of_its_parts(size: tuple[int, int], grid: tup
     whole, _ = adaptive_average_pool(x, grid)
     masked, share = adaptive_average_pool(np.where(mask[..., None], x, 0), grid, mask)
     for i, j in np.ndindex(*grid):
-        part = (slice(None), *(slice(at * n // count, -(-(at + 1) * n // count)) for at, n, count in zip((i, j), size, grid, strict=True)))
+        part = (
+            slice(None),
+            *(
+                slice(at * n // count, -(-(at + 1) * n // count))
+                for at, n, count in zip((i, j), size, grid, strict=True)
+            ),
+        )
         np.testing.assert_allclose(whole[:, i, j], x[part].mean((1, 2)), atol=1e-6)
         for row in range(2):
             real = x[part][row][mask[part][row]]

@@ -1,4 +1,6 @@
-"""Mixers on sequences split over devices: equal to one device, outputs and gradients; dilated attention sends only what its long segments keep."""
+"""Mixers on sequences split over devices: equal to one device, outputs and gradients; dilated attention sends only what
+its long segments keep.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,12 @@ def test_equal_to_one_device(eight_devices: EightDevices, case: str) -> None:
         ("bilevel_routing", {"num_heads": 4, "regions": 2, "topk": 2}, (2, 8, 8, 8), {"xla"}),
     ],
 )
-def test_pieces_do_not_trade_heads(mixer: str, options: dict[str, Any], shape: tuple[int, ...], expected: set[str]) -> None:
-    """Attention inside windows, segments and regions is on its own device or the compiler's to move; heads are traded for whole sequences."""
+def test_pieces_do_not_trade_heads(
+    mixer: str, options: dict[str, Any], shape: tuple[int, ...], expected: set[str]
+) -> None:
+    """Attention inside windows, segments and regions is on its own device or the compiler's to move; heads are traded
+    for whole sequences.
+    """
     mesh = AbstractMesh((4,), ("sequence",), axis_types=(AxisType.Auto,))
     made = layers.create_mixer(mixer, features=8, rngs=nnx.Rngs(0), **options)
     graph, params = nnx.split(made)

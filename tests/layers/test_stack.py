@@ -248,7 +248,9 @@ def test_drop_path_rates_grow_linearly() -> None:
 
 
 class Handing(layers.Mixer):
-    """Adds to x what it alone is given and a third of what the block before hands on, and hands on twice that plus its input."""
+    """Adds to x what it alone is given and a third of what the block before hands on, and hands on twice that plus its
+    input.
+    """
 
     shares = causal = supports_causal = True
 
@@ -268,7 +270,9 @@ class Handing(layers.Mixer):
 @pytest.mark.parametrize("form", [{}, {"scan": True}, {"remat": True}, {"scan": True, "remat": True}], ids=str)
 def test_blocks_hand_on_a_tree_and_get_their_own(form: dict[str, bool]) -> None:
     depth, rngs = 4, nnx.Rngs(0)
-    stack = Stack([Block({"mixer": Branch(Handing(), norm=None)}, features=FEATURES, rngs=rngs) for _ in range(depth)], **form)
+    stack = Stack(
+        [Block({"mixer": Branch(Handing(), norm=None)}, features=FEATURES, rngs=rngs) for _ in range(depth)], **form
+    )
     own, shared = {"factor": jnp.linspace(0.1, 1, depth)}, {"sum": jnp.ones_like(X)}
     x, handed = jnp.asarray(X), shared["sum"]
     want = []
@@ -287,7 +291,11 @@ def test_blocks_hand_on_a_tree_and_get_their_own(form: dict[str, bool]) -> None:
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_one_block_at_all_depths_is_one_set_of_parameters(scan: bool) -> None:
-    block = Block({"mixer": layers.MultiHeadAttention(FEATURES, num_heads=2, rngs=nnx.Rngs(0))}, features=FEATURES, rngs=nnx.Rngs(0))
+    block = Block(
+        {"mixer": layers.MultiHeadAttention(FEATURES, num_heads=2, rngs=nnx.Rngs(0))},
+        features=FEATURES,
+        rngs=nnx.Rngs(0),
+    )
     stack = Stack([block] * 3, scan=scan)
     assert all(name.startswith("0.") for name in flatten(stack))
     assert relative(jax.jit(lambda x: stack(x)[0])(X), block(block(block(X)))) < 1e-6

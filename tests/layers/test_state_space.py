@@ -1,4 +1,6 @@
-"""State spaces against their papers' formulas: kernels and recurrences written out, and the numbers that layers start from."""
+"""State spaces against their papers' formulas: kernels and recurrences written out, and the numbers that layers start
+from.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ from layers.state_space.s4d import poles
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
 
-FORMS = [(initialisation, discretisation) for initialisation in ("lin", "inv", "legs", "real") for discretisation in ("zoh", "bilinear")]
+FORMS = [
+    (initialisation, discretisation)
+    for initialisation in ("lin", "inv", "legs", "real")
+    for discretisation in ("zoh", "bilinear")
+]
 forms = pytest.mark.parametrize(("initialisation", "discretisation"), FORMS)
 
 
@@ -33,7 +39,9 @@ def s4d(initialisation: Any = "legs", discretisation: Any = "zoh", **options: An
 
 
 def written_out(layer: S4D) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A', B' and C (features, modes) in numpy, by the paper's table of discretisations with B = 1; conjugates are added, so that nothing is halved."""
+    """A', B' and C (features, modes) in numpy, by the paper's table of discretisations with B = 1; conjugates are
+    added, so that nothing is halved.
+    """
     a = -np.exp(np.asarray(layer.log_A_real[...])) + 1j * (0 if layer.A_imag is None else np.asarray(layer.A_imag[...]))
     c = np.asarray(layer.C[0])
     c = c + 0j if layer.A_imag is None else c[..., 0] + 1j * c[..., 1]
@@ -125,7 +133,9 @@ def test_s4d_refuses_what_it_does_not_know() -> None:
 
 @pytest.mark.parametrize("make", [Mamba, Mamba2])
 def test_selective_layers_start_as_released(make: type) -> None:
-    """Steps in [0.001, 0.1], A in [-16, -1], D = 1, projections within 1 / sqrt(fan_in), the output's divided by sqrt(depth)."""
+    """Steps in [0.001, 0.1], A in [-16, -1], D = 1, projections within 1 / sqrt(fan_in), the output's divided by
+    sqrt(depth).
+    """
     layer = make(64, depth=16, rngs=nnx.Rngs(0))
     steps = jax.nn.softplus(layer.dt_bias[...])
     assert float(steps.min()) > 0.99e-3
@@ -142,7 +152,9 @@ def test_selective_layers_start_as_released(make: type) -> None:
 
 @pytest.mark.parametrize("kind", ["mamba", "mamba2"])
 def test_mimetic_layers_start_as_linear_attention(kind: str) -> None:
-    """y_t = W (sum_{s <= t} (C_t . C_s) u_s + D u_t) with the token's own u: nothing is convolved, forgotten or rescaled."""
+    """y_t = W (sum_{s <= t} (C_t . C_s) u_s + D u_t) with the token's own u: nothing is convolved, forgotten or
+    rescaled.
+    """
     make: Any = Mamba if kind == "mamba" else Mamba2
     layer = make(8, state_dim=4, initialisation="mimetic", rngs=nnx.Rngs(0))
 

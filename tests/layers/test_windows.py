@@ -28,10 +28,13 @@ def _inputs(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("window", "shift"), [((4, 4), (2, 2)), ((3, 2), (1, 0)), ((2, 6), (1, 3)), ((None, 2), (0, 1)), ((7, None), (3, 0)), ((9, 3), (4, 2))]
+    ("window", "shift"),
+    [((4, 4), (2, 2)), ((3, 2), (1, 0)), ((2, 6), (1, 3)), ((None, 2), (0, 1)), ((7, None), (3, 0)), ((9, 3), (4, 2))],
 )
 def test_shifted_windows_are_attention_between_neighbors(window: Any, shift: Any) -> None:
-    """Tokens see each other whose rows and columns are of one group, the groups being counted from the shift: nothing comes around."""
+    """Tokens see each other whose rows and columns are of one group, the groups being counted from the shift: nothing
+    comes around.
+    """
     mixer, x = _windowed(window=window, shift=shift), _inputs(*GRID)
 
     def groups(size: int, side: int | None, moved: int) -> np.ndarray:
@@ -84,7 +87,9 @@ def test_a_bias_fits_stripes_of_the_grid_that_the_model_has() -> None:
 
 
 def test_a_shift_needs_segments() -> None:
-    with pytest.raises(ValueError, match="BilevelRoutingAttention does not honor segment_ids, which keep them apart: give shift=0"):
+    with pytest.raises(
+        ValueError, match="BilevelRoutingAttention does not honor segment_ids, which keep them apart: give shift=0"
+    ):
         Windowed(FEATURES, window=4, shift=2, inner="bilevel_routing", place=Place(num_heads=HEADS), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match='padding is "masked" or "zeros", got \'same\''):
         _windowed(padding="same")

@@ -1,4 +1,6 @@
-"""Every op on eight devices that share its sequences, rows or heads, against one device. Kernels are those of TPUs, interpreted."""
+"""Every op on eight devices that share its sequences, rows or heads, against one device. Kernels are those of TPUs,
+interpreted.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ def unit(x: jax.Array) -> jax.Array:
 def attention(
     heads: int = 8, kv_heads: int = 4, more: dict[str, tuple[int, ...]] | None = None, **options: Any
 ) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
-    arrays = {"q": normal(2, LENGTH, heads, 8), "k": normal(2, LENGTH, kv_heads, 8), "v": normal(2, LENGTH, kv_heads, 8)}
+    arrays = {
+        "q": normal(2, LENGTH, heads, 8),
+        "k": normal(2, LENGTH, kv_heads, 8),
+        "v": normal(2, LENGTH, kv_heads, 8),
+    }
     arrays |= {name: normal(*shape) for name, shape in (more or {}).items()}
     return lambda **arrays: pallas_kernels.attention(**arrays, return_lse=True, **options), arrays
 
@@ -48,7 +54,11 @@ def linear(decay: tuple[int, ...] | None, initial: bool = False) -> tuple[Callab
 
 
 def delta(decay: bool, steps: int, initial: bool) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
-    arrays = {"q": normal(2, LENGTH, 2, 4), "k": unit(normal(2, LENGTH * steps, 2, 4)), "v": normal(2, LENGTH * steps, 4, 6)}
+    arrays = {
+        "q": normal(2, LENGTH, 2, 4),
+        "k": unit(normal(2, LENGTH * steps, 2, 4)),
+        "v": normal(2, LENGTH * steps, 4, 6),
+    }
     arrays["beta"] = 2 * jax.nn.sigmoid(normal(2, LENGTH * steps, 4))
     if decay:
         arrays["decay"] = -jnp.abs(normal(2, LENGTH, 4))
@@ -61,7 +71,12 @@ def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], 
     arrays = {"x": normal(2, LENGTH, 6), "delta": normal(2, LENGTH, 6), "A": -jnp.abs(normal(6, 3))}
     arrays |= {name: normal(2, LENGTH, *groups, 3) for name in ("B", "C")}
     if full:
-        arrays |= {"D": normal(6), "gate": normal(2, LENGTH, 6), "delta_bias": normal(6), "initial_state": normal(2, 6, 3)}
+        arrays |= {
+            "D": normal(6),
+            "gate": normal(2, LENGTH, 6),
+            "delta_bias": normal(6),
+            "initial_state": normal(2, 6, 3),
+        }
     return functools.partial(pallas_kernels.selective_scan, delta_softplus=True, return_state=True), arrays
 
 
@@ -93,7 +108,11 @@ ALL = {"fsdp": 2, "tensor": 2, "sequence": 2}
 # The mesh, what is chosen from the outermost in, and the call.
 CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any], dict[str, jax.Array]]]] = {
     "heads traded": (SEQUENCE, ("all_to_all", "xla"), attention()),
-    "heads traded, causal, padded, window": (SEQUENCE, ("all_to_all", "xla"), attention(causal=True, mask=PADDED, window=(9, 0))),
+    "heads traded, causal, padded, window": (
+        SEQUENCE,
+        ("all_to_all", "xla"),
+        attention(causal=True, mask=PADDED, window=(9, 0)),
+    ),
     "heads traded, one mask for all keys": (SEQUENCE, ("all_to_all", "xla"), attention(mask=PADDED[..., :1])),
     "heads traded, segments": (SEQUENCE, ("all_to_all", "xla"), attention(mask=PADDED, **SEGMENTS)),
     "ring": (SEQUENCE, ("ring", "xla"), attention(3, 1)),
@@ -118,13 +137,25 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "packed scan with everything": (SEQUENCE, PASSED, packed(scan(True))),
     "packed convolution": (SEQUENCE, ("neighbors", "xla"), packed(convolution(True))),
     "packed centered convolution": (SEQUENCE, ("neighbors", "xla"), packed(convolution(False))),
-    "kernel: heads that share keys, bias, sinks": (ROWS, ("mosaic_tpu",), attention(4, 2, {"bias": (1, 4, LENGTH, LENGTH), "sinks": (4,)}, mask=PADDED)),
-    "kernel: heads that can't be shared, positions": (ROWS, ("mosaic_tpu",), attention(3, 3, causal=True, query_positions=PLACES, key_positions=PLACES)),
+    "kernel: heads that share keys, bias, sinks": (
+        ROWS,
+        ("mosaic_tpu",),
+        attention(4, 2, {"bias": (1, 4, LENGTH, LENGTH), "sinks": (4,)}, mask=PADDED),
+    ),
+    "kernel: heads that can't be shared, positions": (
+        ROWS,
+        ("mosaic_tpu",),
+        attention(3, 3, causal=True, query_positions=PLACES, key_positions=PLACES),
+    ),
     "kernel: segments": (ROWS, ("mosaic_tpu",), attention(4, 2, causal=True, **SEGMENTS)),
     "kernel: constant decay": (ROWS, ("mosaic_tpu",), linear((4,), True)),
     "kernel: gated delta": (ROWS, ("mosaic_tpu",), delta(True, 1, True)),
     "kernel: scan with everything": (ROWS, ("mosaic_tpu",), scan(True, (2,))),
-    "kernel: heads traded, causal, padded": (ALL, ("all_to_all", "mosaic_tpu"), attention(4, 4, causal=True, mask=PADDED)),
+    "kernel: heads traded, causal, padded": (
+        ALL,
+        ("all_to_all", "mosaic_tpu"),
+        attention(4, 4, causal=True, mask=PADDED),
+    ),
     "kernel: ring, causal, padded": (ALL, ("ring", "mosaic_tpu"), attention(2, 1, causal=True, mask=PADDED)),
     "kernel: decay of a token, split": (ALL, ("state_passing", "mosaic_tpu"), linear((2, LENGTH, 4), True)),
     "kernel: delta, split": (ALL, ("state_passing", "mosaic_tpu"), delta(False, 1, True)),
@@ -164,7 +195,10 @@ def run(case: str) -> dict[str, Any]:
         wanted = jax.jit(both(call))(arrays)
     kernels = interpreting() if "mosaic_tpu" in expected else contextlib.nullcontext()
     with kernels, jax.set_mesh(mesh), recording() as choices:
-        placed = {n: jax.device_put(x, rows if x.shape[0] == 2 else NamedSharding(mesh, PartitionSpec())) for n, x in arrays.items()}
+        placed = {
+            n: jax.device_put(x, rows if x.shape[0] == 2 else NamedSharding(mesh, PartitionSpec()))
+            for n, x in arrays.items()
+        }
         found = jax.jit(both(call))(placed)
     return {
         "chosen": list(dict.fromkeys(choice.implementation for choice in choices)),

@@ -84,7 +84,9 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
         terms = np.append(logits, arrays["sinks"][h]) if "sinks" in arrays else logits
         if len(terms):
             lse[b, i, h] = np.logaddexp.reduce(terms)
-            out[b, i, h] = sum((value * math.exp(x - lse[b, i, h]) for value, x in zip(values, logits)), np.zeros(v.shape[3]))
+            out[b, i, h] = sum(
+                (value * math.exp(x - lse[b, i, h]) for value, x in zip(values, logits)), np.zeros(v.shape[3])
+            )
     return out, lse
 
 
@@ -170,7 +172,10 @@ def test_temporary_memory_of_the_gradient_is_linear_in_length(options: dict) -> 
 
 @pytest.mark.parametrize(
     "name",
-    tiered(["padding_causal_grouped", "bias_per_head", "sinks", "cache_step", "long_cache"], lambda name: name == "padding_causal_grouped"),
+    tiered(
+        ["padding_causal_grouped", "bias_per_head", "sinks", "cache_step", "long_cache"],
+        lambda name: name == "padding_causal_grouped",
+    ),
 )
 def test_rows_that_take_turns_are_as_those_computed_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(case for case in CASES if case.name == name)
@@ -182,7 +187,9 @@ def test_rows_that_take_turns_are_as_those_computed_together(name: str, monkeypa
 
     def run(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
         rest = {n: x for n, x in arrays.items() if n not in ("q", "k", "v")}
-        out, pullback = jax.vjp(lambda *qkv: attention(*qkv, **rest, **shared, **case.options, implementation="xla"), q, k, v)
+        out, pullback = jax.vjp(
+            lambda *qkv: attention(*qkv, **rest, **shared, **case.options, implementation="xla"), q, k, v
+        )
         return out, pullback(jax.tree.map(jnp.cos, out))
 
     given = (arrays["q"], arrays["k"], arrays["v"])
@@ -205,12 +212,16 @@ def test_many_rows_do_not_hold_all_their_logits() -> None:
 
 @pytest.mark.parametrize("length", [9, 600])
 def test_bfloat16_keeps_float32_statistics(length: int) -> None:
-    """With 600 nearly equal weights a bfloat16 sum would stop at 256; the inputs and outputs are rounded, nothing between."""
+    """With 600 nearly equal weights a bfloat16 sum would stop at 256; the inputs and outputs are rounded, nothing
+    between.
+    """
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in np.random.default_rng(0).standard_normal((3, 1, length, 2, 8)))
 
     @functools.partial(jax.jit, static_argnames="implementation")
     def run(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> Any:
-        out, pullback, lse = jax.vjp(lambda *a: attention(*a, scale=0.03, return_lse=True, implementation=implementation), q, k, v, has_aux=True)
+        out, pullback, lse = jax.vjp(
+            lambda *a: attention(*a, scale=0.03, return_lse=True, implementation=implementation), q, k, v, has_aux=True
+        )
         return out, lse, pullback(jnp.cos(v))
 
     out, lse, gradients = run(q, k, v, "xla")
@@ -223,7 +234,8 @@ def test_bfloat16_keeps_float32_statistics(length: int) -> None:
         assert jnp.max(jnp.abs(got.astype(jnp.float32) - want)) < 2**-6 * jnp.max(jnp.abs(want))
 
 
-# Keys that a score takes away; of all but the first, the score's own derivative is no number there, or rows are left with no key at all.
+# Keys that a score takes away; of all but the first, the score's own derivative is no number there, or rows are left
+# with no key at all.
 GONE = {
     "chosen": lambda x, head, q, k: jnp.where(q - k < 3, x, -jnp.inf),
     "added": lambda x, head, q, k: x + jnp.where(q > 4, 0.0, -jnp.inf),
@@ -246,7 +258,10 @@ def test_a_score_of_minus_infinity_gives_no_gradient(score: str, implementation:
         found = gradients(q, k, v)
     assert all(np.isfinite(g).all() for g in found)
     # A logarithm of 0 plus a small number is finite, and takes away as much, unless it takes away all.
-    kept = {"logarithm": lambda x, head, q, k: jnp.log(jax.nn.sigmoid(x) * (k <= q) + 1e-30), "rectified": lambda x, *_: jnp.log(jnp.maximum(x, 1e-30))}
+    kept = {
+        "logarithm": lambda x, head, q, k: jnp.log(jax.nn.sigmoid(x) * (k <= q) + 1e-30),
+        "rectified": lambda x, *_: jnp.log(jnp.maximum(x, 1e-30)),
+    }
     if score in kept:
         plain = functools.partial(attention, score=kept[score], implementation="reference")
         wanted = jax.jit(jax.grad(lambda *qkv: jnp.sum(jnp.sin(plain(*qkv))), (0, 1, 2)))(q, k, v)
@@ -280,7 +295,10 @@ def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStru
         ({"normalize": "relu"}, 'normalize is "softmax", "sigmoid" or "none"'),
         ({"normalize": "none", "return_lse": True}, "none weights have no denominator"),
         ({"rows": like((2, 5, 4))}, "rows are numbers for score="),
-        ({"rows": like((2, 4, 4)), "score": lambda x, h, q, k, r: x * r}, "rows must be floating (batch or 1, q_length, heads or 1) = (2, 5, 4)"),
+        (
+            {"rows": like((2, 4, 4)), "score": lambda x, h, q, k, r: x * r},
+            "rows must be floating (batch or 1, q_length, heads or 1) = (2, 5, 4)",
+        ),
         ({"relative_bias": like((3, 9))}, "relative_bias must be (heads or 1, span) for 4 heads"),
         ({"relative_keys": like((4, 9, 7))}, "relative_keys must be (heads or 1, span, head_dim)"),
         ({"relative_query": X}, "relative_query is of q's shape (2, 5, 4, 8), for relative_keys"),
@@ -319,7 +337,9 @@ def test_misfits_are_refused(arguments: dict, message: str) -> None:
         ("sequence", "ring", {"mask": masks.segments(4)}, "its masks are of keys, or causal"),
     ],
 )
-def test_what_devices_do_not_share_is_refused(axis: str, implementation: str, options: dict[str, Any], reason: str) -> None:
+def test_what_devices_do_not_share_is_refused(
+    axis: str, implementation: str, options: dict[str, Any], reason: str
+) -> None:
     x = like((2, 8, 4, 8))
     arrays = {n: a for n, a in options.items() if isinstance(a, jax.ShapeDtypeStruct)}
     rest = {n: a for n, a in options.items() if n not in arrays}
@@ -328,12 +348,16 @@ def test_what_devices_do_not_share_is_refused(axis: str, implementation: str, op
         jax.eval_shape(lambda x, arrays: attention(x, x, x, **arrays, **rest, implementation=implementation), x, arrays)
 
 
-@pytest.mark.parametrize("mask", [masks.segments(512), masks.global_and_random(4096, 64, first=1, random=2), masks.window(60, 3)])
+@pytest.mark.parametrize(
+    "mask", [masks.segments(512), masks.global_and_random(4096, 64, first=1, random=2), masks.window(60, 3)]
+)
 def test_the_cost_of_a_mask_follows_its_density(mask: masks.Mask) -> None:
     """Operations of the form that computes blocks, over those of dense attention; density is counted in its own blocks."""
     x = jax.ShapeDtypeStruct((1, 4096, 2, 16), jnp.float32)
     dense, masked = (
-        operations.count(lambda q, m=m: jax.grad(lambda q: attention(q, q, q, mask=m, implementation="xla").sum())(q), x).total
+        operations.count(
+            lambda q, m=m: jax.grad(lambda q: attention(q, q, q, mask=m, implementation="xla").sum())(q), x
+        ).total
         for m in (None, mask)
     )
     density = cover(mask, 4096, 4096, lists.CHUNK, lists.BLOCK).some.mean()
@@ -344,7 +368,10 @@ def test_the_cost_of_a_mask_follows_its_density(mask: masks.Mask) -> None:
 def test_an_empty_part_takes_no_part() -> None:
     a, b = jnp.ones((1, 2, 1, 3)), 2 * jnp.ones((1, 2, 1, 3))
     some, none = jnp.zeros((1, 2, 1)), jnp.full((1, 2, 1), -jnp.inf)
-    for found, expected in ((merge([(a, some), (b, none)]), (a, some)), (merge([(a, none), (b, none)]), (jnp.zeros_like(a), none))):
+    for found, expected in (
+        (merge([(a, some), (b, none)]), (a, some)),
+        (merge([(a, none), (b, none)]), (jnp.zeros_like(a), none)),
+    ):
         for got, wanted in zip(found, expected):
             np.testing.assert_array_equal(got, wanted)
     gradient = jax.grad(lambda lse: merge([(a, lse), (b, none)])[0].sum())(none)

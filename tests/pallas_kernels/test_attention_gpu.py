@@ -1,4 +1,5 @@
-"""Hopper's attention kernels, interpreted with their copies and barriers: outputs and all gradients against the reference, and no races.
+"""Hopper's attention kernels, interpreted with their copies and barriers: outputs and all gradients against the
+reference, and no races.
 
 The truth is the reference in float64 on the inputs as the kernels get them, rounded to float16.
 """
@@ -18,14 +19,27 @@ from pallas_kernels.attention.blocks import band_cover
 from pallas_kernels.attention.gpu import mosaic, tiles
 from pallas_kernels.dispatch import OPS
 
-needs_interpreter = pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing()))
+needs_interpreter = pytest.mark.skipif(
+    hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing())
+)
 
-# Between them: both loops over blocks, one and two warpgroups, lists from masks and from positions, every term of the logits.
+# Between them: both loops over blocks, one and two warpgroups, lists from masks and from positions, every term of the
+# logits.
 CASES = (
-    *("padding_causal_grouped", "mask", "bias", "sinks_empty_rows", "sigmoid_masked", "cache_chunk", "long_padding", "long_routed"),
+    *(
+        "padding_causal_grouped",
+        "mask",
+        "bias",
+        "sinks_empty_rows",
+        "sigmoid_masked",
+        "cache_chunk",
+        "long_padding",
+        "long_routed",
+    ),
     *("long_pattern", "score", "long_score_routed"),
 )
-# Half a unit in the last place of float16 is 2^-11; weights, gradients of logits and results are rounded to it once each.
+# Half a unit in the last place of float16 is 2^-11; weights, gradients of logits and results are rounded to it once
+# each.
 TOLERANCE = 4 * 2.0**-11
 
 
@@ -44,8 +58,12 @@ def evaluate(implementation: str, options: dict[str, Any], arrays: dict[str, jax
 
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(call, floating)
-    outputs, gradients = run(floating, [jnp.asarray(rng.standard_normal(s.shape).astype(np.float16), s.dtype) for s in shapes])
-    return {n: np.asarray(x, np.float64) for n, x in ({f"output {i}": x for i, x in enumerate(outputs)} | gradients).items()}
+    outputs, gradients = run(
+        floating, [jnp.asarray(rng.standard_normal(s.shape).astype(np.float16), s.dtype) for s in shapes]
+    )
+    return {
+        n: np.asarray(x, np.float64) for n, x in ({f"output {i}": x for i, x in enumerate(outputs)} | gradients).items()
+    }
 
 
 @pytest.mark.full
@@ -59,7 +77,11 @@ def test_agrees_with_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     with hopper.interpreted(detect_races=True):
         got = evaluate("mosaic_gpu", case.options, {n: jnp.asarray(x) for n, x in rounded.items()})
     with jax.enable_x64(True):
-        want = evaluate("reference", case.options, {n: jnp.asarray(x, jnp.float64 if x.dtype == np.float16 else x.dtype) for n, x in rounded.items()})
+        want = evaluate(
+            "reference",
+            case.options,
+            {n: jnp.asarray(x, jnp.float64 if x.dtype == np.float16 else x.dtype) for n, x in rounded.items()},
+        )
     assert got.keys() == want.keys()
     for key, exact in want.items():
         finite = np.isfinite(exact)

@@ -11,7 +11,9 @@ from pallas_kernels.attention import blocks
 
 
 def tiles(seen: np.ndarray, block_q: int, block_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """any and all of the blocks of a (q, k) matrix, one at a time; queries behind the end do not count, keys there are not attended."""
+    """any and all of the blocks of a (q, k) matrix, one at a time; queries behind the end do not count, keys there are
+    not attended.
+    """
     count = [-(-n // b) for n, b in zip(seen.shape, (block_q, block_k))]
     some, every = np.zeros(count, bool), np.zeros(count, bool)
     for i, j in np.ndindex(*count):
@@ -129,9 +131,15 @@ def test_masks_are_data() -> None:
     q, k = np.arange(40)[:, None], np.arange(40)
     near, parts = masks.window(3, 2), masks.segments(8)
     assert masks.causal() == masks.window(None, 0)
-    assert hash(masks.global_and_random(64, 4)) == hash(masks.global_and_random(64, 4)) != hash(masks.global_and_random(64, 4, seed=1))
+    assert (
+        hash(masks.global_and_random(64, 4))
+        == hash(masks.global_and_random(64, 4))
+        != hash(masks.global_and_random(64, 4, seed=1))
+    )
     assert near & parts == masks.all_of(near, parts) != near | parts
-    np.testing.assert_array_equal((near & ~parts | masks.Global(2))(q, k), near(q, k) & ~parts(q, k) | (q < 2) | (k < 2))
+    np.testing.assert_array_equal(
+        (near & ~parts | masks.Global(2))(q, k), near(q, k) & ~parts(q, k) | (q < 2) | (k < 2)
+    )
     # A window among the parts is the op's window: what is known of bands serves it.
     assert masks.without_windows(near & parts & masks.window(1, None)) == ((1, 2), parts)
     assert masks.without_windows(near | parts) == ((None, None), near | parts)

@@ -1,4 +1,6 @@
-"""Hopper kernels at realistic shapes, forward and backward, compiled for an H100 by XLA and ptxas: nothing overflows, and accumulators stay in registers."""
+"""Hopper kernels at realistic shapes, forward and backward, compiled for an H100 by XLA and ptxas: nothing overflows,
+and accumulators stay in registers.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ needs_compiler = pytest.mark.skipif(compilers.missing("h100") is not None, reaso
 
 SPILL_LIMIT = 32  # bytes a thread: some addresses, and none of the accumulators
 
-# A program takes seconds to compile: here those that differ in their kernels. ``python -m benchmarks.kernels`` compiles all shapes.
+# A program takes seconds to compile: here those that differ in their kernels. ``python -m benchmarks.kernels`` compiles
+# all shapes.
 COMPILED = (
     ("attention", "causal_grouped"),
     ("attention", "padding"),
@@ -59,7 +62,9 @@ def test_compiles_for_h100(op_name: str, shape_name: str) -> None:
 
 @needs_compiler
 def test_sums_over_few_tokens_compile_for_h100() -> None:
-    """XLA compiles no cumulative sum of fewer than 16 numbers after a padding of zeros (findings/xla_gpu_cumsum_after_zeros.sh)."""
+    """XLA compiles no cumulative sum of fewer than 16 numbers after a padding of zeros
+    (findings/xla_gpu_cumsum_after_zeros.sh).
+    """
     tokens, met = jax.ShapeDtypeStruct((2, 2, 5), jnp.float32), jax.ShapeDtypeStruct((2, 2, 1), jnp.float32)
     compilers.compile_for("h100", lambda tokens, met: mosaic_gpu.decay_cotangent(tokens, met, 5), tokens, met)
     logs = jax.ShapeDtypeStruct((2, 5, 2), jnp.float32)

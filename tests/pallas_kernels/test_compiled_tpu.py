@@ -1,4 +1,5 @@
-"""TPU kernels at realistic shapes, forward and backward, through the TPU's own compiler: what does not lower or overflows VMEM is refused there.
+"""TPU kernels at realistic shapes, forward and backward, through the TPU's own compiler: what does not lower or
+overflows VMEM is refused there.
 
 ``python -m benchmarks.kernels`` compiles all shapes for all devices.
 """

@@ -1,4 +1,6 @@
-"""The delta rule against its definition as matrices, cut anywhere, with keys that are alike, over long times, and what it costs."""
+"""The delta rule against its definition as matrices, cut anywhere, with keys that are alike, over long times, and what
+it costs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,16 @@ Arrays = dict[str, np.ndarray]
 compiled = jax.jit(delta_rule, static_argnames=("return_state", "chunk_size", "scale"))
 
 
-def inputs(length: int, *, steps: int = 1, gated: bool = True, heads: int = 4, groups: int = 2, dim: int = 8, strongest: float = 2.0) -> Arrays:
+def inputs(
+    length: int,
+    *,
+    steps: int = 1,
+    gated: bool = True,
+    heads: int = 4,
+    groups: int = 2,
+    dim: int = 8,
+    strongest: float = 2.0,
+) -> Arrays:
     rng = np.random.default_rng(0)
     k = rng.standard_normal((2, length * steps, groups, dim))
     arrays = {
@@ -47,7 +58,9 @@ def difference(a: jax.Array, b: jax.Array) -> float:
 def test_reference_is_a_product_of_householder_matrices(steps: int, gated: bool) -> None:
     arrays = inputs(6, steps=steps, gated=gated)
     with jax.enable_x64(True):
-        got, last = delta_rule(**{n: jnp.asarray(x) for n, x in arrays.items()}, return_state=True, implementation="reference")
+        got, last = delta_rule(
+            **{n: jnp.asarray(x) for n, x in arrays.items()}, return_state=True, implementation="reference"
+        )
     for b, h in np.ndindex(2, 4):
         state = np.zeros((8, 8))
         for t in range(6):
@@ -55,7 +68,9 @@ def test_reference_is_a_product_of_householder_matrices(steps: int, gated: bool)
             for j in range(t * steps, (t + 1) * steps):
                 k, v, beta = arrays["k"][b, j, h // 2], arrays["v"][b, j, h], arrays["beta"][b, j, h]
                 state = (np.eye(8) - beta * np.outer(k, k)) @ state + beta * np.outer(k, v)
-            np.testing.assert_allclose(got[b, t, h], arrays["q"][b, t, h // 2] @ state / np.sqrt(8), rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                got[b, t, h], arrays["q"][b, t, h // 2] @ state / np.sqrt(8), rtol=1e-9, atol=1e-12
+            )
         np.testing.assert_allclose(last[b, h], state, rtol=1e-9, atol=1e-12)
 
 
@@ -64,7 +79,12 @@ def test_recorded_outputs_of_flash_linear_attention(name: str, record_property: 
     arrays, want, last = recorded.load(name)
     got, state = compiled(**single(arrays), return_state=True)
     largest = max(difference(got, want), difference(state, last))
-    row = {"architecture": f"delta_rule (op, {name})", "reference": "github.com/fla-org/flash-linear-attention", "kind": "recorded", "mapped": 0}
+    row = {
+        "architecture": f"delta_rule (op, {name})",
+        "reference": "github.com/fla-org/flash-linear-attention",
+        "kind": "recorded",
+        "mapped": 0,
+    }
     record_property("parity", {**row, "difference": largest})
     assert largest < 5e-6
 
@@ -81,7 +101,10 @@ def test_chunk_size_and_cuts_change_nothing(steps: int) -> None:
     for cuts in ((0, 10, 23), tuple(range(24))):
         state, pieces = None, []
         for start, end in itertools.pairwise(cuts):
-            piece = {n: x[:, start:end] if n in ("q", "decay") else x[:, start * steps : end * steps] for n, x in arrays.items()}
+            piece = {
+                n: x[:, start:end] if n in ("q", "decay") else x[:, start * steps : end * steps]
+                for n, x in arrays.items()
+            }
             out, state = compiled(**piece, initial_state=state, return_state=True, chunk_size=8)
             pieces.append(out)
         assert difference(jnp.concatenate(pieces, axis=1), whole) < 3e-6
@@ -93,7 +116,10 @@ def test_writes_to_orthogonal_keys_are_linear_attention() -> None:
     arrays = single(inputs(8, gated=True, groups=4))
     arrays["k"] = jnp.broadcast_to(jnp.eye(8)[None, :, None], arrays["k"].shape)
     written = arrays["beta"][..., None] * arrays["v"]
-    assert difference(compiled(**arrays), linear_attention(arrays["q"], arrays["k"], written, decay=arrays["decay"])) < 1e-6
+    assert (
+        difference(compiled(**arrays), linear_attention(arrays["q"], arrays["k"], written, decay=arrays["decay"]))
+        < 1e-6
+    )
 
 
 def test_one_key_written_again_holds_the_last_value() -> None:
@@ -124,7 +150,9 @@ def inverse_and_gradient(lower: jax.Array, cotangent: jax.Array) -> tuple[jax.Ar
 @pytest.mark.parametrize("steps", [1, 2, 6, 16, 20, 48, 64])
 @pytest.mark.parametrize("alike", [False, True], ids=["random", "identical"])
 def test_inverse(steps: int, alike: bool) -> None:
-    """(I + lower)^-1 and its gradient against NumPy in float64; identical keys with beta near 2 are where powers of the matrix explode."""
+    """(I + lower)^-1 and its gradient against NumPy in float64; identical keys with beta near 2 are where powers of the
+    matrix explode.
+    """
     rng = np.random.default_rng(0)
     k = rng.standard_normal((steps, 8))
     k = np.repeat(k[:1], steps, axis=0) if alike else k
@@ -158,7 +186,9 @@ def gradient_program(length: int, steps: int = 1) -> tuple:
 
 @pytest.mark.parametrize("steps", tiered([1, 2], lambda steps: steps == 2))
 def test_memory_of_the_gradient_is_linear_and_small(steps: int) -> None:
-    """Doubling the length doubles it, and it stays far below one state per step, which autodiff of the recurrence keeps."""
+    """Doubling the length doubles it, and it stays far below one state per step, which autodiff of the recurrence
+    keeps.
+    """
 
     def temporary(length: int) -> int:
         program, arrays = gradient_program(length, steps)

@@ -79,7 +79,9 @@ def test_unknown_name_lists_the_known(op: Op) -> None:
 
 def test_nothing_serves() -> None:
     try:
-        only = Op("toy", (Implementation("short", adding(0), objection=too_long), Implementation("reference", adding(0))))
+        only = Op(
+            "toy", (Implementation("short", adding(0), objection=too_long), Implementation("reference", adding(0)))
+        )
         with pytest.raises(Refused, match="short: length 5 is over 4"):
             only(ToyCall(jnp.zeros(5)))
     finally:

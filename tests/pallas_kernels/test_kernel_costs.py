@@ -13,7 +13,8 @@ import pallas_kernels
 from pallas_kernels.dispatch import OPS, platform
 from primitives import operations
 
-# How much more arithmetic a kernel does: it computes weights again in two kernels, adds up decays by products, inverts by doubling.
+# How much more arithmetic a kernel does: it computes weights again in two kernels, adds up decays by products, inverts
+# by doubling.
 MORE = {
     ("attention", "dense"): 1.2,
     ("attention", "causal_lse"): 1.2,

@@ -1,4 +1,6 @@
-"""Kernels on a mesh: what each device gets, and when none serves. That the results are those of one device is in test_sequence.py."""
+"""Kernels on a mesh: what each device gets, and when none serves. That the results are those of one device is in
+test_sequence.py.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,22 @@ def got() -> Iterator[list[dict[str, Any]]]:
     def objection(call: ToyCall) -> str | None:
         return f"{call.q.shape[0]} rows are over 4" if call.q.shape[0] > 4 else None
 
-    Op("toy", (Implementation("kernel", kernel, ("tpu",), objection), Implementation("xla", kernel), Implementation("reference", kernel)))
+    Op(
+        "toy",
+        (
+            Implementation("kernel", kernel, ("tpu",), objection),
+            Implementation("xla", kernel),
+            Implementation("reference", kernel),
+        ),
+    )
     yield shapes
     del OPS["toy"]
 
 
 def on(sizes: dict[str, int], kind: AxisType = AxisType.Auto) -> contextlib.AbstractContextManager[Any]:
-    return jax.sharding.use_abstract_mesh(AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes)))
+    return jax.sharding.use_abstract_mesh(
+        AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes))
+    )
 
 
 def run(sizes: dict[str, int], kind: AxisType = AxisType.Auto, **arrays: tuple[int, ...]) -> tuple[str, Any]:
@@ -71,7 +82,9 @@ def run(sizes: dict[str, int], kind: AxisType = AxisType.Auto, **arrays: tuple[i
         ({"data": 8, "tensor": 4}, 1, 4, 2),  # two groups for four devices: each computes all heads
     ],
 )
-def test_each_device_gets_its_rows_and_its_heads(got: list[dict[str, Any]], sizes: dict[str, int], rows: int, heads: int, groups: int) -> None:
+def test_each_device_gets_its_rows_and_its_heads(
+    got: list[dict[str, Any]], sizes: dict[str, int], rows: int, heads: int, groups: int
+) -> None:
     chosen, results = run(sizes)
     assert chosen == "toy: kernel"
     assert got == [{"q": (rows, 5, heads, 3), "k": (rows, 5, groups, 3), "bias": (1, heads, 5), "rates": (heads,)}]
@@ -86,14 +99,20 @@ def test_arrays_of_other_axes(got: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("sizes", "kind", "reason"),
     [
-        ({"data": 3, "fsdp": 2}, AxisType.Auto, "8 rows can't be shared equally by the 6 devices of the mesh's data and fsdp"),
+        (
+            {"data": 3, "fsdp": 2},
+            AxisType.Auto,
+            "8 rows can't be shared equally by the 6 devices of the mesh's data and fsdp",
+        ),
         ({"tensor": 2}, AxisType.Auto, "8 rows are over 4"),
         ({"data": 2, "sequence": 2}, AxisType.Auto, "the mesh splits along 'sequence' what a kernel needs whole"),
         ({"data": 2, "mine": 2}, AxisType.Auto, "the mesh splits along 'mine' what a kernel needs whole"),
         ({"data": 2}, AxisType.Explicit, "the mesh splits along 'data' what a kernel needs whole"),
     ],
 )
-def test_else_the_compiler_splits(got: list[dict[str, Any]], sizes: dict[str, int], kind: AxisType, reason: str) -> None:
+def test_else_the_compiler_splits(
+    got: list[dict[str, Any]], sizes: dict[str, int], kind: AxisType, reason: str
+) -> None:
     chosen, _ = run(sizes, kind)
     assert chosen.startswith(f"toy: xla; not kernel: {reason}")
     assert got[0]["q"] == (8, 5, 4, 3)

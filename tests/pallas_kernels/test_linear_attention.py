@@ -66,7 +66,9 @@ def as_one_sum(arrays: Arrays, causal: bool) -> np.ndarray:
 def test_reference_is_the_decayed_sum(decay: str | None, causal: bool) -> None:
     arrays = inputs(9, decay)
     with jax.enable_x64(True):
-        got = linear_attention(**{n: jnp.asarray(x) for n, x in arrays.items()}, causal=causal, implementation="reference")
+        got = linear_attention(
+            **{n: jnp.asarray(x) for n, x in arrays.items()}, causal=causal, implementation="reference"
+        )
     np.testing.assert_allclose(got, as_one_sum(arrays, causal), rtol=1e-10, atol=1e-12)
 
 
@@ -92,7 +94,9 @@ def test_chunk_size_and_cuts_change_nothing(decay: str | None) -> None:
 @pytest.mark.parametrize("decay", tiered(["token", "key"], lambda decay: decay == "key"))
 @pytest.mark.parametrize(("rate", "survives"), [(1e-4, True), (1e-1, False)], ids=["survives", "vanishes"])
 def test_state_after_ten_thousand_steps(decay: str, rate: float, survives: bool) -> None:
-    """The first state and the first token are read at the end with the right factor, and so are their gradients; or neither leaves a trace."""
+    """The first state and the first token are read at the end with the right factor, and so are their gradients; or
+    neither leaves a trace.
+    """
     length, dim = LENGTH, 4
     arrays = inputs(length, decay, batch=1, heads=1, groups=1, dim=dim)
     arrays["decay"] = -2 * rate * np.random.default_rng(1).random(arrays["decay"].shape)
@@ -107,7 +111,9 @@ def test_state_after_ten_thousand_steps(decay: str, rate: float, survives: bool)
 
     got, pull = jax.vjp(last, jnp.asarray(start, jnp.float32), single(arrays))
     d_start, d_arrays = pull(jnp.ones_like(got))
-    total = np.broadcast_to(np.asarray(arrays["decay"], np.float32).astype(np.float64).reshape(length, -1), (length, dim))
+    total = np.broadcast_to(
+        np.asarray(arrays["decay"], np.float32).astype(np.float64).reshape(length, -1), (length, dim)
+    )
     query = arrays["q"][0, -1, 0] / np.sqrt(dim)
     first = query * np.exp(total[1:].sum(0))
     want = (query * np.exp(total.sum(0))) @ start[0, 0] + first @ arrays["k"][0, 0, 0] * arrays["v"][0, 0, 0]
@@ -140,7 +146,9 @@ def test_minus_infinity_forgets_everything(decay: str) -> None:
 
 @pytest.mark.parametrize("decay", tiered(["token", "key"], lambda decay: decay == "key"))
 def test_memory_of_the_gradient_is_linear_and_small(decay: str) -> None:
-    """Doubling the length doubles it, and it stays far below one state per token, which autodiff of the recurrence keeps."""
+    """Doubling the length doubles it, and it stays far below one state per token, which autodiff of the recurrence
+    keeps.
+    """
     heads, dim = 4, 32
 
     def temporary(length: int) -> int:

@@ -1,4 +1,6 @@
-"""TPU kernels, interpreted, in bfloat16: the inputs and what the matrix unit multiplies are rounded, sums and statistics are not."""
+"""TPU kernels, interpreted, in bfloat16: the inputs and what the matrix unit multiplies are rounded, sums and
+statistics are not.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def test_bfloat16(op_name: str, case_name: str) -> None:
     def run(implementation: str, arrays: dict[str, jax.Array]) -> Any:
         call = functools.partial(getattr(pallas_kernels, op_name), implementation=implementation, **case.options)
         outputs, pullback = jax.vjp(lambda arrays: jax.tree.leaves(call(**arrays)), arrays)
-        return outputs, pullback([jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape).astype(x.dtype) for x in outputs])[0]
+        return outputs, pullback(
+            [jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape).astype(x.dtype) for x in outputs]
+        )[0]
 
     with interpreting(), recording() as record:
         outputs, gradients = run("mosaic_tpu", narrow)
@@ -44,6 +48,9 @@ def test_bfloat16(op_name: str, case_name: str) -> None:
     exact_outputs, exact_gradients = run("reference", {name: x.astype(jnp.float32) for name, x in narrow.items()})
     assert outputs[0].dtype == jnp.bfloat16
     assert {name: x.dtype for name, x in gradients.items()} == {name: x.dtype for name, x in narrow.items()}
-    for name, got, want in [*zip(("output", "second output"), outputs, exact_outputs), *((n, gradients[n], exact_gradients[n]) for n in narrow)]:
+    for name, got, want in [
+        *zip(("output", "second output"), outputs, exact_outputs),
+        *((n, gradients[n], exact_gradients[n]) for n in narrow),
+    ]:
         error = jnp.max(jnp.abs(got.astype(jnp.float32) - want)) / jnp.max(jnp.abs(want))
         assert error < ROUNDED, f"{name}: {error:.2g}"

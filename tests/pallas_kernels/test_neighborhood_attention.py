@@ -50,7 +50,10 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict[str, Any]) -> np.ndarr
         head = h * k.shape[-2] // heads
         logits = np.array([scale * q[(b, *at, h)] @ k[(b, *key, head)] for key in keys])
         if "bias" in arrays:
-            offsets = [tuple((j - i) // d + w - 1 for i, j, d, w in zip(at, key, each["dilation"], each["kernel_size"])) for key in keys]
+            offsets = [
+                tuple((j - i) // d + w - 1 for i, j, d, w in zip(at, key, each["dilation"], each["kernel_size"]))
+                for key in keys
+            ]
             logits = logits + np.array([arrays["bias"][(h, *offset)] for offset in offsets])
         weights = np.exp(logits - logits.max(initial=0.0))
         for weight, key in zip(weights / max(weights.sum(), 1e-300), keys):
@@ -58,7 +61,11 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict[str, Any]) -> np.ndarr
     return out
 
 
-@pytest.mark.parametrize("case", tiered(CASES, lambda case: case.name in ("line_strides", "map_padding", "map_causal")), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    tiered(CASES, lambda case: case.name in ("line_strides", "map_padding", "map_causal")),
+    ids=lambda case: case.name,
+)
 def test_agrees_with_loops(case: Case) -> None:
     arrays = case.arrays(np.random.default_rng(0))
     with jax.enable_x64(True):
@@ -76,7 +83,9 @@ def test_the_halves_make_the_whole(border: Any) -> None:
     products = neighborhood_scores(q, k, **window) / 2
     real = neighborhood_scores(jnp.ones_like(q), jnp.ones_like(k), **window) != 0  # 0 for keys that there are not
     weights = jax.nn.softmax(jnp.where(real, products, -jnp.inf), -1)
-    np.testing.assert_allclose(neighborhood_average(weights, v, **window), neighborhood_attention(q, k, v, **window), atol=1e-6)
+    np.testing.assert_allclose(
+        neighborhood_average(weights, v, **window), neighborhood_attention(q, k, v, **window), atol=1e-6
+    )
     gradient = jax.grad(lambda w, v: neighborhood_average(w, v, **window).sum(), (0, 1))(weights, v)
     assert all(np.isfinite(x).all() for x in gradient)
 

@@ -2,8 +2,8 @@
 
 The reference in float64 is the truth. How far the reference itself strays in float32 is the
 yardstick: a case with large logits or cancelling terms loosens its own tolerance, nothing else does.
-TPU kernels are interpreted, in float32, which is what they serve. GPU kernels have test_attention_gpu.py and test_recurrences_gpu.py,
-implementations for several devices test_sequence.py.
+TPU kernels are interpreted, in float32, which is what they serve. GPU kernels have test_attention_gpu.py and
+test_recurrences_gpu.py, implementations for several devices test_sequence.py.
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ PAIRS = [
     for implementation in op.implementations
     if is_tested(op, implementation, case)
 ]
-# What the quick tier compares, in float32: something of every option; of kernels the first. Of an op that is not here, the first cases.
+# What the quick tier compares, in float32: something of every option; of kernels the first. Of an op that is not here,
+# the first cases.
 QUICK = {
-    "attention": "padding_causal_grouped sinks_empty_rows bias_per_head cache_chunk whole_blocks long_window routed score",
+    "attention": "padding_causal_grouped sinks_empty_rows bias_per_head cache_chunk whole_blocks long_window routed "
+    "score",
     "linear_attention": "token grouped_key both_ways_key padded_tail_key packed_token packed_key packed_both_ways",
     "delta_rule": "three_steps_gated grouped padded_tail packed_two_steps",
     "selective_scan": "everything grouped padded_tail packed",
@@ -75,7 +77,8 @@ def is_quick(op: Op, implementation: Implementation, case: Case) -> bool:
 
 
 def rows() -> Iterator[Any]:
-    """Every pair in every dtype. As it is for users, a program is compiled for the quick cases alone, at three times the
+    """Every pair in every dtype. As it is for users, a program is compiled for the quick cases alone, at three times
+    the
     cost: for the first of an implementation in the quick tier, in place of the quickly compiled one.
     """
     for pair in PAIRS:
@@ -159,7 +162,9 @@ def scale(a: np.ndarray) -> float:
     return float(np.max(np.abs(a[np.isfinite(a)]), initial=0.0))
 
 
-def compare(got: dict[str, np.ndarray], exact: dict[str, np.ndarray], single: dict[str, np.ndarray], shrink: float) -> None:
+def compare(
+    got: dict[str, np.ndarray], exact: dict[str, np.ndarray], single: dict[str, np.ndarray], shrink: float
+) -> None:
     common = max(map(scale, exact.values()), default=0.0)
     for name, want in exact.items():
         assert not np.isnan(want).any(), f"{name}: the reference gives NaN"
@@ -167,7 +172,9 @@ def compare(got: dict[str, np.ndarray], exact: dict[str, np.ndarray], single: di
         if not is_floating(want):
             np.testing.assert_array_equal(got[name], want, err_msg=name)
             continue
-        tolerance = shrink * (OWN_ERROR * distance(single[name], want) + OWN_SCALE * scale(want) + COMMON_SCALE * common)
+        tolerance = shrink * (
+            OWN_ERROR * distance(single[name], want) + OWN_SCALE * scale(want) + COMMON_SCALE * common
+        )
         error = distance(got[name], want)
         assert error <= tolerance, f"{name}: error {error:.3g}, allowed {tolerance:.3g}, scale {scale(want):.3g}"
 
@@ -183,7 +190,9 @@ def refusals(op_name: str, name: str, case_name: str) -> tuple[tuple[str, str], 
     arrays = {n: jnp.asarray(x, np.float32 if is_floating(x) else x.dtype) for n, x in arrays_of(case).items()}
     try:
         with where_it_runs(op, name):
-            jax.eval_shape(functools.partial(getattr(pallas_kernels, op.name), implementation=name, **case.options), **arrays)
+            jax.eval_shape(
+                functools.partial(getattr(pallas_kernels, op.name), implementation=name, **case.options), **arrays
+            )
     except Refused as refused:
         return refused.reasons
     return ()
@@ -204,7 +213,10 @@ def test_agrees_with_reference(op: Op, implementation: Implementation, case: Cas
 
 @pytest.mark.parametrize(
     ("op", "implementation", "case"),
-    [pytest.param(*pair.values, id=pair.id, marks=() if is_quick(*pair.values) else pytest.mark.full) for pair in PAIRS],
+    [
+        pytest.param(*pair.values, id=pair.id, marks=() if is_quick(*pair.values) else pytest.mark.full)
+        for pair in PAIRS
+    ],
 )
 def test_refusal_gives_its_reason(op: Op, implementation: Implementation, case: Case) -> None:
     for name, reason in refusals(op.name, implementation.name, case.name):

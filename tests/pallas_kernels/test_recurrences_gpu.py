@@ -1,6 +1,8 @@
-"""The Hopper kernels of the recurrences, interpreted with their copies and barriers: outputs and all gradients against the reference.
+"""The Hopper kernels of the recurrences, interpreted with their copies and barriers: outputs and all gradients against
+the reference.
 
-The truth is the reference in float64 on the inputs as the kernel gets them: rounded to bfloat16 where its products take 16 bits.
+The truth is the reference in float64 on the inputs as the kernel gets them: rounded to bfloat16 where its products take
+  16 bits.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ from pallas_kernels import hopper
 from pallas_kernels.dispatch import OPS, use
 from pallas_kernels.linear_attention import hopper_chunks, hopper_pieces
 
-pytestmark = [pytest.mark.full, pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing()))]
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(hopper.interpreter_missing() is not None, reason=str(hopper.interpreter_missing())),
+]
 
-# Half a unit in the last place of bfloat16 is 2^-9. Rounded are scores, states that are read, values that are written, inverses,
-# cotangents and results: six times, if all fall together.
+# Half a unit in the last place of bfloat16 is 2^-9. Rounded are scores, states that are read, values that are written,
+# inverses, cotangents and results: six times, if all fall together.
 SIXTEEN_BITS = 6 * 2.0**-9
 FLOAT32 = 2e-6
 
@@ -37,7 +42,10 @@ class Inputs:
     narrow: tuple[str, ...] = ()
 
     def cast(self, wide: Any, narrow: Any) -> dict[str, jax.Array]:
-        rounded = {n: np.asarray(jnp.asarray(x, jnp.bfloat16 if n in self.narrow else jnp.float32), np.float64) for n, x in self.arrays.items()}
+        rounded = {
+            n: np.asarray(jnp.asarray(x, jnp.bfloat16 if n in self.narrow else jnp.float32), np.float64)
+            for n, x in self.arrays.items()
+        }
         return {n: jnp.asarray(x, narrow if n in self.narrow else wide) for n, x in rounded.items()}
 
 
@@ -104,17 +112,23 @@ def test_several_steps_of_the_delta_rule() -> None:
 
 
 def test_reflections_do_not_multiply_what_is_rounded() -> None:
-    """Every step reflects one key and nothing is forgotten: two chunks, after which inverses rounded to 16 bits are 13 to 45 % off."""
+    """Every step reflects one key and nothing is forgotten: two chunks, after which inverses rounded to 16 bits are 13
+    to 45 % off.
+    """
     length, rng = 2 * hopper_chunks.CHUNK, np.random.default_rng(0)
     k = rng.standard_normal((1, 1, 1, 8))
-    arrays = {name: rng.standard_normal((1, length, 1, 8)) for name in ("q", "v")} | {"initial_state": rng.standard_normal((1, 1, 8, 8))}
+    arrays = {name: rng.standard_normal((1, length, 1, 8)) for name in ("q", "v")} | {
+        "initial_state": rng.standard_normal((1, 1, 8, 8))
+    }
     arrays |= {"k": np.repeat(k / np.linalg.norm(k), length, 1), "beta": np.full((1, length, 1), 2.0)}
     # What each step reads, holds and adds is rounded, and twice the first is added: a random walk.
     check("delta_rule", Inputs(arrays, {"return_state": True}, ("q", "k", "v")), 4 * length**0.5 * 2.0**-9)
 
 
 def test_the_delta_rule_is_as_right_after_many_chunks_as_after_few() -> None:
-    """Nothing decays; the cotangent of the state is a difference of two sums, each of which grows with the length: 2.3 % of k's gradient here."""
+    """Nothing decays; the cotangent of the state is a difference of two sums, each of which grows with the length: 2.3
+    % of k's gradient here.
+    """
     length, rng = 16 * hopper_chunks.CHUNK, np.random.default_rng(0)
     k = rng.standard_normal((1, length, 1, 8))
     arrays = {name: rng.standard_normal((1, length, 1, 8)) for name in ("q", "v")}
@@ -122,7 +136,9 @@ def test_the_delta_rule_is_as_right_after_many_chunks_as_after_few() -> None:
     check("delta_rule", Inputs(arrays, {}, ("q", "k", "v")), SIXTEEN_BITS)
 
 
-@pytest.mark.parametrize(("op", "dims"), [("linear_attention", (130,)), ("linear_attention", (8, 8)), ("delta_rule", (8,))])
+@pytest.mark.parametrize(
+    ("op", "dims"), [("linear_attention", (130,)), ("linear_attention", (8, 8)), ("delta_rule", (8,))]
+)
 def test_states_meet_between_segments(op: str, dims: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper_chunks, "SEGMENT", 1)
     check(op, long(op, *dims), SIXTEEN_BITS)

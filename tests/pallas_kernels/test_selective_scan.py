@@ -43,21 +43,33 @@ def difference(a: jax.Array, b: jax.Array) -> float:
 
 
 def test_reference_is_the_closed_form() -> None:
-    """y_t = sum over s <= t of (C_t . exp(A (delta_{s+1} + ... + delta_t)) B_s) delta_s x_s + D x_t, gated; groups by repetition."""
+    """y_t = sum over s <= t of (C_t . exp(A (delta_{s+1} + ... + delta_t)) B_s) delta_s x_s + D x_t, gated; groups by
+    repetition.
+    """
     arrays = inputs(7, groups=2)
     rng = np.random.default_rng(1)
-    arrays |= {"D": rng.standard_normal(6), "delta_bias": rng.standard_normal(6), "gate": rng.standard_normal((2, 7, 6))}
+    arrays |= {
+        "D": rng.standard_normal(6),
+        "delta_bias": rng.standard_normal(6),
+        "gate": rng.standard_normal((2, 7, 6)),
+    }
     delta = np.log1p(np.exp(arrays["delta"] + arrays["delta_bias"]))
     want = np.zeros((2, 7, 6))
     for b, t, c in np.ndindex(2, 7, 6):
         group = c // 3
         for s in range(t + 1):
             kept = np.exp(arrays["A"][c] * delta[b, s + 1 : t + 1, c].sum())
-            want[b, t, c] += np.sum(arrays["C"][b, t, group] * kept * arrays["B"][b, s, group]) * delta[b, s, c] * arrays["x"][b, s, c]
+            want[b, t, c] += (
+                np.sum(arrays["C"][b, t, group] * kept * arrays["B"][b, s, group])
+                * delta[b, s, c]
+                * arrays["x"][b, s, c]
+            )
         z = arrays["gate"][b, t, c]
         want[b, t, c] = (want[b, t, c] + arrays["D"][c] * arrays["x"][b, t, c]) * z / (1 + np.exp(-z))
     with jax.enable_x64(True):
-        got = selective_scan(**{n: jnp.asarray(x) for n, x in arrays.items()}, delta_softplus=True, implementation="reference")
+        got = selective_scan(
+            **{n: jnp.asarray(x) for n, x in arrays.items()}, delta_softplus=True, implementation="reference"
+        )
     np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
 
 
@@ -78,11 +90,16 @@ def test_cuts_change_nothing(groups: int | None) -> None:
 
 @pytest.mark.parametrize(("rate", "survives"), [(1e-4, True), (1e-1, False)], ids=["survives", "vanishes"])
 def test_state_after_ten_thousand_steps(rate: float, survives: bool) -> None:
-    """The first state and the first token are read at the end with the right factor, and so are their gradients; or neither leaves a trace."""
+    """The first state and the first token are read at the end with the right factor, and so are their gradients; or
+    neither leaves a trace.
+    """
     length, channels, state_dim = LENGTH, 2, 3
     arrays = inputs(length, batch=1, channels=channels, state_dim=state_dim)
     rng = np.random.default_rng(1)
-    arrays["delta"], arrays["A"] = 0.5 + rng.random((1, length, channels)), -rate * (1 + rng.random((channels, state_dim)))
+    arrays["delta"], arrays["A"] = (
+        0.5 + rng.random((1, length, channels)),
+        -rate * (1 + rng.random((channels, state_dim))),
+    )
     # One sign, so that no sum cancels and relative errors are those of the decays.
     arrays |= {n: np.abs(arrays[n]) for n in "xBC"}
     arrays["x"][:, 1:] = 0
@@ -123,7 +140,9 @@ def test_minus_infinity_before_softplus_is_padding() -> None:
 
 
 def test_memory_of_the_gradient_is_linear_and_small() -> None:
-    """Doubling the length doubles it, and it stays far below one state per token, which autodiff of the recurrence keeps."""
+    """Doubling the length doubles it, and it stays far below one state per token, which autodiff of the recurrence
+    keeps.
+    """
     channels, state_dim = 64, 16
 
     def temporary(length: int) -> int:

@@ -69,19 +69,29 @@ def test_orientation_is_followed(tmp_path: Path, suffix: str) -> None:
 
 def test_a_photo_of_several_frames_is_its_first(tmp_path: Path) -> None:
     """Cameras write JPEG files with a preview behind the image, which Pillow calls MPO."""
-    Image.fromarray(COLORS).save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.fromarray(255 - COLORS)])
+    Image.fromarray(COLORS).save(
+        tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.fromarray(255 - COLORS)]
+    )
     assert pictures.fault(tmp_path / "a.jpg", thorough=False) is None
-    off = [np.abs(np.asarray(pictures.read(tmp_path / "a.jpg")).astype(int) - frame).mean() for frame in (COLORS, 255 - COLORS)]
+    off = [
+        np.abs(np.asarray(pictures.read(tmp_path / "a.jpg")).astype(int) - frame).mean()
+        for frame in (COLORS, 255 - COLORS)
+    ]
     assert off[0] < off[1] / 2
 
 
 @pytest.mark.parametrize(
     ("pixels", "message"),
-    [(np.ones((4, 4), np.float32), "floating point numbers"), (np.full((4, 4), 1 << 20, np.int32), "whole numbers from 1048576 to 1048576")],
+    [
+        (np.ones((4, 4), np.float32), "floating point numbers"),
+        (np.full((4, 4), 1 << 20, np.int32), "whole numbers from 1048576 to 1048576"),
+    ],
 )
 def test_pixels_without_a_known_range_are_refused(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=rf"a.tif can't be decoded: its pixels are {message}.*save it with 8 or 16 bits"):
+    with pytest.raises(
+        ValueError, match=rf"a.tif can't be decoded: its pixels are {message}.*save it with 8 or 16 bits"
+    ):
         pictures.read(tmp_path / "a.tif")
     assert message in str(pictures.fault(tmp_path / "a.tif", thorough=False))
 
@@ -100,7 +110,10 @@ def test_files_cut_short_are_noticed(tmp_path: Path, suffix: str) -> None:
 def test_a_decompression_bomb_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(COLORS).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"a.png can't be decoded: it is too large to decode safely, make it smaller first \(.*480 pixels"):
+    with pytest.raises(
+        ValueError,
+        match=r"a.png can't be decoded: it is too large to decode safely, make it smaller first \(.*480 pixels",
+    ):
         pictures.read(tmp_path / "a.png")
     assert "too large" in str(pictures.fault(tmp_path / "a.png", thorough=False))
 

@@ -1,4 +1,6 @@
-"""The CPU's own exponential, softplus, SiLU and normal distribution against float64, at the ends of float32, and their gradients."""
+"""The CPU's own exponential, softplus, SiLU and normal distribution against float64, at the ends of float32, and their
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from tests.compilation import OPTIMIZED
 # As for users: what is exact depends on what the compiler makes of it.
 compiled = functools.partial(jax.jit, compiler_options=OPTIMIZED)
 
-# Each with the same in float64, and the relative error that is allowed beside that of rounding the argument, (1 + |x|) 2^-23 or so.
+# Each with the same in float64, and the relative error that is allowed beside that of rounding the argument, (1 + |x|)
+# 2^-23 or so.
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[np.ndarray], np.ndarray]]] = {
     "exp2": (exponential.exp2, np.exp2),
     "softplus": (exponential.softplus, lambda x: np.logaddexp(x, 0)),
@@ -32,7 +35,9 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[np.ndarray], np.ndarray
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_values_are_those_of_float64(name: str) -> None:
     function, exact = FUNCTIONS[name]
-    x = np.concatenate([np.linspace(-80, 80, 160_001), np.linspace(-1, 1, 20_001), np.linspace(-1e-3, 1e-3, 2_001)]).astype(np.float32)
+    x = np.concatenate(
+        [np.linspace(-80, 80, 160_001), np.linspace(-1, 1, 20_001), np.linspace(-1e-3, 1e-3, 2_001)]
+    ).astype(np.float32)
     wanted = exact(x.astype(np.float64))
     values = np.asarray(compiled(function)(x), np.float64)
     allowed = 2e-7 if name == "exp2" else 2e-7 * (1 + np.abs(x))
@@ -56,13 +61,19 @@ def test_ends_of_float32() -> None:
     ends = jnp.asarray([-np.inf, -3e38, -127, 0, 128, 3e38, np.inf, np.nan], jnp.float32)
     np.testing.assert_array_equal(compiled(exponential.exp2)(ends), [0, 0, 0, 1, np.inf, np.inf, np.inf, np.nan])
     np.testing.assert_array_equal(compiled(exponential.softplus)(ends), jax.nn.softplus(ends))
-    np.testing.assert_allclose(compiled(exponential.normal_cdf)(ends), [0, 0, 0, 0.5, 1, 1, 1, np.nan], rtol=1e-7, atol=0)
-    np.testing.assert_array_equal(compiled(exponential.silu)(ends), np.asarray([np.nan, 0, 0, 0, 128, 3e38, np.inf, np.nan], np.float32))
+    np.testing.assert_allclose(
+        compiled(exponential.normal_cdf)(ends), [0, 0, 0, 0.5, 1, 1, 1, np.nan], rtol=1e-7, atol=0
+    )
+    np.testing.assert_array_equal(
+        compiled(exponential.silu)(ends), np.asarray([np.nan, 0, 0, 0, 128, 3e38, np.inf, np.nan], np.float32)
+    )
 
 
 def test_a_state_that_hardly_decays_keeps_its_value() -> None:
     """10,000 factors 2^-1e-6: an error that always has one sign would add up."""
-    last = compiled(lambda rate: jax.lax.fori_loop(0, 10_000, lambda _, state: exponential.exp2(rate) * state, jnp.float32(1)))
+    last = compiled(
+        lambda rate: jax.lax.fori_loop(0, 10_000, lambda _, state: exponential.exp2(rate) * state, jnp.float32(1))
+    )
     for rate in (-1e-6, -1.3e-4):
         factor = float(exponential.exp2(jnp.float32(rate)))
         # The rounding of one factor is repeated in each; that of the products is not.

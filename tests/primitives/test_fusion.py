@@ -29,13 +29,17 @@ def loss(fork: Fork) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 def arguments(depth: int, dtype: jnp.dtype = jnp.float32) -> tuple[jax.Array, jax.Array]:
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.standard_normal((2, 5, 32)), dtype), jnp.asarray(0.2 * rng.standard_normal((depth, 32, 32)), dtype)
+    return jnp.asarray(rng.standard_normal((2, 5, 32)), dtype), jnp.asarray(
+        0.2 * rng.standard_normal((depth, 32, 32)), dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_the_same(dtype: jnp.dtype) -> None:
     x, weights = arguments(4, dtype)
-    plain, once = (jax.jit(jax.grad(loss(fork), argnums=(0, 1)))(x, weights) for fork in (lambda x: x, gradient_computed_once))
+    plain, once = (
+        jax.jit(jax.grad(loss(fork), argnums=(0, 1)))(x, weights) for fork in (lambda x: x, gradient_computed_once)
+    )
     for a, b in zip(once, plain, strict=True):
         assert a.dtype == dtype
         assert float(jnp.abs(a - b).max() / jnp.abs(b).max()) < (1e-6 if dtype == jnp.float32 else 0.03)

@@ -42,7 +42,9 @@ def test_scan_multiplies_its_body() -> None:
 @pytest.mark.parametrize(("groups", "stride"), [(1, 1), (4, 1), (8, 2)])
 def test_convolution(groups: int, stride: int) -> None:
     def f(x: jax.Array, w: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
 
     outputs = 2 * (12 // stride) ** 2 * 16
     assert count(f, array(2, 12, 12, 8), array(3, 3, 8 // groups, 16)).matmul_flops == 2 * outputs * 9 * 8 // groups
@@ -54,7 +56,9 @@ def test_gradient_of_a_strided_convolution_costs_twice_the_convolution() -> None
 
     args = array(2, 12, 12, 8), array(2, 2, 8, 16)
     forward = count(f, *args).matmul_flops
-    assert count(jax.grad(lambda x, w: f(x, w).sum(), (0, 1)), *args).matmul_flops == pytest.approx(3 * forward, rel=0.01)
+    assert count(jax.grad(lambda x, w: f(x, w).sum(), (0, 1)), *args).matmul_flops == pytest.approx(
+        3 * forward, rel=0.01
+    )
 
 
 def test_vit_attention() -> None:

@@ -1,4 +1,5 @@
-"""Records outputs of the authors' BiFormer: ``python -m tests.references.biformer CLONE`` writes biformer.npz beside this file.
+"""Records outputs of the authors' BiFormer: ``python -m tests.references.biformer CLONE`` writes biformer.npz beside
+this file.
 
 CLONE is a checkout of github.com/rayleizhu/BiFormer (MIT). Only numbers are kept. The model is the
 authors' class, narrow and shallow, with weights and images from :mod:`tests.references.seeded`; the
@@ -59,7 +60,9 @@ def record(clone: Path) -> dict[str, np.ndarray]:
         auto_pad=True,
     )
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in seeded.weights(shapes, SEED, sharpness=SHARPNESS).items()})
+    model.load_state_dict(
+        {name: torch.from_numpy(value) for name, value in seeded.weights(shapes, SEED, sharpness=SHARPNESS).items()}
+    )
     model.eval()
     seen: dict[str, Any] = {}
     for name, module in model.named_modules():
@@ -67,9 +70,13 @@ def record(clone: Path) -> dict[str, np.ndarray]:
         if kind in ("BiLevelRoutingAttention", "AttentionLePE"):
             module.register_forward_hook(lambda _, __, out, name=name: seen.update({f"attention/{name}": out}))
         if kind == "TopkRouting":
-            module.register_forward_hook(lambda m, args, out, name=name: seen.update({f"routes/{name}": out[1], f"gap/{name}": _gap(m, *args)}))
+            module.register_forward_hook(
+                lambda m, args, out, name=name: seen.update({f"routes/{name}": out[1], f"gap/{name}": _gap(m, *args)})
+            )
         if name.startswith("stages.") and name.count(".") == 1:
-            module.register_forward_hook(lambda _, __, out, name=name: seen.update({f"features/{name}": out.permute(0, 2, 3, 1)}))
+            module.register_forward_hook(
+                lambda _, __, out, name=name: seen.update({f"features/{name}": out.permute(0, 2, 3, 1)})
+            )
 
     arrays: dict[str, np.ndarray] = {}
     for title, shape in SIZES.items():
@@ -87,9 +94,20 @@ def record(clone: Path) -> dict[str, np.ndarray]:
                 arrays[f"{title}/{name}"] = value.astype(np.float32)
             elif name == "features/stages.3":
                 arrays[f"{title}/{name}"] = value
-    counts = {name: sum(p.numel() for p in getattr(module, name)().parameters()) for name in ("biformer_tiny", "biformer_small", "biformer_base")}
-    commit = subprocess.run(["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    about = {"repository": "github.com/rayleizhu/BiFormer", "commit": commit, "torch": torch.__version__, "counts": counts, "shapes": shapes}
+    counts = {
+        name: sum(p.numel() for p in getattr(module, name)().parameters())
+        for name in ("biformer_tiny", "biformer_small", "biformer_base")
+    }
+    commit = subprocess.run(
+        ["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    about = {
+        "repository": "github.com/rayleizhu/BiFormer",
+        "commit": commit,
+        "torch": torch.__version__,
+        "counts": counts,
+        "shapes": shapes,
+    }
     return {**arrays, "about": np.array(json.dumps(about))}
 
 

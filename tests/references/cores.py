@@ -1,10 +1,11 @@
-"""Records outputs of the authors' attention cores: ``python -m tests.references.cores CLONES`` writes cores.npz beside this file.
+"""Records outputs of the authors' attention cores: ``python -m tests.references.cores CLONES`` writes cores.npz beside
+this file.
 
 CLONES holds checkouts of github.com/LeapLabTHU/Agent-Attention and github.com/LeapLabTHU/InLine (no license: run only)
-and github.com/idiap/fast-transformers (MIT), by the names of the repositories. Only numbers are kept: weights and inputs
-follow from seeds. Agent and InLine attention are recorded in narrow and shallow models of the authors' DeiT and Swin, of which
-some blocks have windows or plain attention, and InLine attention with a feature map as a layer; of fast-transformers
-linear attention, its recurrent form, and that of positive random features.
+and github.com/idiap/fast-transformers (MIT), by the names of the repositories. Only numbers are kept: weights and
+inputs follow from seeds. Agent and InLine attention are recorded in narrow and shallow models of the authors' DeiT and
+Swin, of which some blocks have windows or plain attention, and InLine attention with a feature map as a layer; of
+fast-transformers linear attention, its recurrent form, and that of positive random features.
 """
 
 from __future__ import annotations
@@ -29,15 +30,32 @@ SEED = 15
 FEATURES, HEADS, SIDE, AGENTS = 12, 3, 9, 4
 HEAD_DIM, ROWS, RANDOM = 4, (11, 7), 6
 
-_DEIT: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": FEATURES, "depth": 2, "num_heads": HEADS, "num_classes": 10}
+_DEIT: dict[str, Any] = {
+    "img_size": 64,
+    "patch_size": 8,
+    "embed_dim": FEATURES,
+    "depth": 2,
+    "num_heads": HEADS,
+    "num_classes": 10,
+}
 # Windows of 7x7 tokens are moved on a map of 14x14 in the last block of Swin.
 _SWIN: dict[str, Any] = {
     "img_size": 112, "embed_dim": FEATURES, "depths": [1, 2], "num_heads": [HEADS, 2 * HEADS], "window_size": 56, "num_classes": 10
 }  # fmt: skip
 # The authors' models by repository, files below its folder of models, class and options.
 MODELS: dict[str, tuple[str, tuple[str, ...], str, dict[str, Any]]] = {
-    "agent/deit": ("Agent-Attention", ("deit", "agent_deit"), "VisionTransformer", _DEIT | {"agent_num": [AGENTS] * 4, "agent_layer": 1}),
-    "agent/swin": ("Agent-Attention", ("agent_swin",), "AgentSwinTransformer", _SWIN | {"agent_num": [AGENTS] * 2, "attn_type": "AM1"}),
+    "agent/deit": (
+        "Agent-Attention",
+        ("deit", "agent_deit"),
+        "VisionTransformer",
+        _DEIT | {"agent_num": [AGENTS] * 4, "agent_layer": 1},
+    ),
+    "agent/swin": (
+        "Agent-Attention",
+        ("agent_swin",),
+        "AgentSwinTransformer",
+        _SWIN | {"agent_num": [AGENTS] * 2, "attn_type": "AM1"},
+    ),
     "inline/deit": ("InLine", ("inline_deit",), "VisionTransformer", _DEIT),
     "inline/swin": ("InLine", ("inline_swin",), "InLineSwin", _SWIN | {"attn_type": "IM1"}),
 }
@@ -56,7 +74,9 @@ def tokens() -> np.ndarray:
 
 
 def heads() -> dict[str, np.ndarray]:
-    """Queries, keys and values (2, length, heads, head_dim), and half of the projection of random features (head_dim, RANDOM)."""
+    """Queries, keys and values (2, length, heads, head_dim), and half of the projection of random features (head_dim,
+    RANDOM).
+    """
     rng = seeded.generator("heads", SEED)
     shapes = dict.fromkeys("qkv", (2, max(ROWS), HEADS, HEAD_DIM)) | {"omega": (HEAD_DIM, RANDOM)}
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
@@ -72,7 +92,11 @@ def _module(paths: list[Path]) -> dict[str, Any]:
     for path in paths:
         tree = ast.parse(path.read_text())
         kept = (node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef))
-        tree.body = [node for node in kept if not any(isinstance(d, ast.Name) and d.id == "register_model" for d in node.decorator_list)]
+        tree.body = [
+            node
+            for node in kept
+            if not any(isinstance(d, ast.Name) and d.id == "register_model" for d in node.decorator_list)
+        ]
         exec(compile(tree, str(path), "exec"), found)
     return found
 
@@ -83,12 +107,16 @@ def _with_weights(module: Any, name: str, shapes: dict[str, Any]) -> Any:
 
     constants = {n for n, _ in module.named_buffers()}
     shapes[name] = {n: tuple(value.shape) for n, value in module.state_dict().items() if n not in constants}
-    module.load_state_dict({n: torch.from_numpy(a) for n, a in seeded.weights(shapes[name], SEED).items()}, strict=False)
+    module.load_state_dict(
+        {n: torch.from_numpy(a) for n, a in seeded.weights(shapes[name], SEED).items()}, strict=False
+    )
     return module.eval()
 
 
 def _models(clones: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Adds outputs of the authors' models and of a layer, and gradients of the sum of their sines; returns the shapes of their parameters."""
+    """Adds outputs of the authors' models and of a layer, and gradients of the sum of their sines; returns the shapes
+    of their parameters.
+    """
     from tests.references.live import outputs_and_gradient, torch
 
     shapes: dict[str, Any] = {}

@@ -1,7 +1,8 @@
-"""Records outputs of flash-linear-attention's delta rules: ``python -m tests.references.delta_rule CLONE`` writes delta_rule.npz beside this file.
+"""Records outputs of flash-linear-attention's delta rules: ``python -m tests.references.delta_rule CLONE`` writes
+delta_rule.npz beside this file.
 
-CLONE is a checkout of github.com/fla-org/flash-linear-attention (MIT), of which the plain PyTorch recurrences are run, each in its own
-layout. Only numbers are kept: the inputs follow from a seed.
+CLONE is a checkout of github.com/fla-org/flash-linear-attention (MIT), of which the plain PyTorch recurrences are run,
+each in its own layout. Only numbers are kept: the inputs follow from a seed.
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ PATH = Path(__file__).with_suffix(".npz")
 SEED = 4
 BATCH, LENGTH, HEADS, KEY, VALUE = 2, 45, 3, 8, 6
 # Steps a token, and whether the memory decays.
-CASES: dict[str, tuple[int, bool]] = {"delta_rule": (1, False), "gated_delta_rule": (1, True), "gated_delta_product": (3, True)}
+CASES: dict[str, tuple[int, bool]] = {
+    "delta_rule": (1, False),
+    "gated_delta_rule": (1, True),
+    "gated_delta_product": (3, True),
+}
 
 
 def inputs(name: str) -> dict[str, np.ndarray]:
-    """The op's arrays, time before heads: keys of norm 1, beta in (0, 2) where there are several steps and in (0, 1) elsewhere."""
+    """The op's arrays, time before heads: keys of norm 1, beta in (0, 2) where there are several steps and in (0, 1)
+    elsewhere.
+    """
     steps, gated = CASES[name]
     rng = seeded.generator(name, SEED)
     k = rng.standard_normal((BATCH, LENGTH * steps, HEADS, KEY))
@@ -63,13 +70,19 @@ def record(clone: Path) -> dict[str, np.ndarray]:
         module, arrays = _recurrences(clone, name), {n: torch.from_numpy(x) for n, x in inputs(name).items()}
         q, k, v, beta, start, g = (arrays.get(n) for n in ("q", "k", "v", "beta", "initial_state", "decay"))
         if name == "delta_rule":  # heads before time
-            out, state = module.delta_rule_recurrence(*(x.transpose(1, 2) for x in (q, k, v, beta)), initial_state=start)
+            out, state = module.delta_rule_recurrence(
+                *(x.transpose(1, 2) for x in (q, k, v, beta)), initial_state=start
+            )
             out = out.transpose(1, 2)
         elif name == "gated_delta_rule":
-            out, state = module.naive_recurrent_gated_delta_rule(q, k, v, beta, g, initial_state=start, output_final_state=True)
+            out, state = module.naive_recurrent_gated_delta_rule(
+                q, k, v, beta, g, initial_state=start, output_final_state=True
+            )
         else:  # its scale is not applied
             scaled = q * KEY**-0.5
-            out, state = module.naive_recurrent_gated_delta_product(scaled, k, v, g, beta, 1.0, None, start, True, num_householder=CASES[name][0])
+            out, state = module.naive_recurrent_gated_delta_product(
+                scaled, k, v, g, beta, 1.0, None, start, True, num_householder=CASES[name][0]
+            )
         made[f"{name}/out"], made[f"{name}/state"] = out.numpy(), state.numpy()
     return made
 

@@ -1,8 +1,9 @@
-"""Records outputs of flash-linear-attention's layers: ``python -m tests.references.linear_recurrences CLONE`` writes an .npz beside this file.
+"""Records outputs of flash-linear-attention's layers: ``python -m tests.references.linear_recurrences CLONE`` writes an
+.npz beside this file.
 
-CLONE is a checkout of github.com/fla-org/flash-linear-attention (MIT), commit bc3b101d. Its kernels run through Triton's interpreter, each
-with the first of its configurations; over more than 64 tokens they are others than up to 64. Only numbers are kept: weights and inputs
-follow from a seed.
+CLONE is a checkout of github.com/fla-org/flash-linear-attention (MIT), commit bc3b101d. Its kernels run through
+Triton's interpreter, each with the first of its configurations; over more than 64 tokens they are others than up to 64.
+Only numbers are kept: weights and inputs follow from a seed.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def _shapes(layer: Any, names: dict[str, str]) -> dict[str, tuple[int, ...]]:
 
 
 def load(name: str, parameters: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
-    """Weights by our names, of a layer with these ``parameters``, and inputs with recorded outputs (batch, length, features)."""
+    """Weights by our names, of a layer with these ``parameters``, and inputs with recorded outputs (batch, length,
+    features).
+    """
     names = CASES[name][-1]
     theirs = _weights(_shapes(parameters, names))
     weights = {}
@@ -91,7 +94,9 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     Autotuner.run = lambda self, *args, **kwargs: self.fn.run(*args, **kwargs, **self.configs[0].all_kwargs())
     made: dict[str, np.ndarray] = {}
     for name, (_, options, module, kind, theirs, names) in CASES.items():
-        layer = getattr(importlib.import_module(f"fla.layers.{module}"), kind)(hidden_size=FEATURES, num_heads=HEADS, **theirs)
+        layer = getattr(importlib.import_module(f"fla.layers.{module}"), kind)(
+            hidden_size=FEATURES, num_heads=HEADS, **theirs
+        )
         state = layer.state_dict()
         assert {key.rsplit(".", 1)[0] for key in state} == set(names.values())
         weights = _weights({key: tuple(value.shape) for key, value in state.items()})

@@ -25,7 +25,9 @@ torch = pytest.importorskip("torch", reason="the reference implementation needs 
 
 
 def _import_timm() -> Any:
-    """timm imports torchvision, whose compiled operators may be built for another PyTorch: timm only needs two of them to be declared."""
+    """timm imports torchvision, whose compiled operators may be built for another PyTorch: timm only needs two of them
+    to be declared.
+    """
     found = importlib.util.find_spec("torchvision")
     if found is not None and found.origin is not None:
         try:
@@ -122,7 +124,8 @@ def assert_matches_timm(
     indices: Sequence[int] | None = None,
     blocks: Sequence[int] | None = None,
 ) -> None:
-    """Logits, maps and the gradient of the input are timm's, and its names come back bit for bit; the difference is recorded.
+    """Logits, maps and the gradient of the input are timm's, and its names come back bit for bit; the difference is
+    recorded.
 
     Args:
       name: of the row in the table of comparisons.
@@ -145,8 +148,12 @@ def assert_matches_timm(
     assert same_bits(export(ours, naming="timm"), state)
 
 
-def assert_whole_model_matches_timm(name: str, file: Path, *, size: int = 224, tolerance: float, naming: str | None = None) -> None:
-    """A model of its published size gives timm's logits, and timm's own code loads our ``file`` of it, under ``naming``."""
+def assert_whole_model_matches_timm(
+    name: str, file: Path, *, size: int = 224, tolerance: float, naming: str | None = None
+) -> None:
+    """A model of its published size gives timm's logits, and timm's own code loads our ``file`` of it, under
+    ``naming``.
+    """
     theirs = timm.create_model(name)
     state = randomise(theirs)
     ours = zoo.create(name, weights=state)
@@ -158,7 +165,9 @@ def assert_whole_model_matches_timm(name: str, file: Path, *, size: int = 224, t
 
 
 def outputs_and_gradient(call: Callable[[Any], list[Any]], pixels: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """A PyTorch function's outputs for channels-last ``pixels``, and the gradient of ``sum(sin(output))`` of the first with respect to them."""
+    """A PyTorch function's outputs for channels-last ``pixels``, and the gradient of ``sum(sin(output))`` of the first
+    with respect to them.
+    """
     x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).requires_grad_()
     outputs = call(x)
     torch.sin(outputs[0]).sum().backward()
@@ -190,5 +199,8 @@ def relative(ours: Any, theirs: Any) -> float:
 def same_bits(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
     """Whether two state dicts have the same names, shapes, dtypes and bits."""
     return set(ours) == set(theirs) and all(
-        ours[name].shape == theirs[name].shape and ours[name].dtype == theirs[name].dtype and ours[name].tobytes() == theirs[name].tobytes() for name in theirs
+        ours[name].shape == theirs[name].shape
+        and ours[name].dtype == theirs[name].dtype
+        and ours[name].tobytes() == theirs[name].tobytes()
+        for name in theirs
     )

@@ -1,7 +1,9 @@
-"""Records outputs of torchscale's dilated attention: ``python -m tests.references.longnet CLONE`` writes longnet.npz beside this file.
+"""Records outputs of torchscale's dilated attention: ``python -m tests.references.longnet CLONE`` writes longnet.npz
+beside this file.
 
-CLONE is a checkout of github.com/microsoft/torchscale (MIT), commit 4d1e0e82. Its attention kernel, which needs a GPU, is replaced by
-a softmax in PyTorch that also returns the log-sum-exp. Only numbers are kept: weights and inputs follow from a seed.
+CLONE is a checkout of github.com/microsoft/torchscale (MIT), commit 4d1e0e82. Its attention kernel, which needs a GPU,
+is replaced by a softmax in PyTorch that also returns the log-sum-exp. Only numbers are kept: weights and inputs follow
+from a seed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Records outputs of torchscale's LongViT: ``python -m tests.references.longvit CLONE`` writes longvit.npz beside this file.
+"""Records outputs of torchscale's LongViT: ``python -m tests.references.longvit CLONE`` writes longvit.npz beside this
+file.
 
-CLONE is a checkout of github.com/microsoft/torchscale (MIT), commit 4d1e0e82; its classifier of examples/longvit is run with an attention
-of PyTorch in place of its GPU kernel. Only numbers are kept: weights and images follow from a seed.
+CLONE is a checkout of github.com/microsoft/torchscale (MIT), commit 4d1e0e82; its classifier of examples/longvit is run
+with an attention of PyTorch in place of its GPU kernel. Only numbers are kept: weights and images follow from a seed.
 """
 
 from __future__ import annotations
@@ -32,8 +33,16 @@ def shapes() -> dict[str, tuple[int, ...]]:
     for i in range(DEPTH):
         layer = f"model.encoder.layers.{i}"
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            found |= {f"{layer}.self_attn.{part}.weight": (FEATURES, FEATURES), f"{layer}.self_attn.{part}.bias": (FEATURES,)}
-        for norm, width in (("self_attn.inner_attn_ln", 1), ("self_attn_layer_norm", 1), ("final_layer_norm", 1), ("ffn.ffn_layernorm", 4)):
+            found |= {
+                f"{layer}.self_attn.{part}.weight": (FEATURES, FEATURES),
+                f"{layer}.self_attn.{part}.bias": (FEATURES,),
+            }
+        for norm, width in (
+            ("self_attn.inner_attn_ln", 1),
+            ("self_attn_layer_norm", 1),
+            ("final_layer_norm", 1),
+            ("ffn.ffn_layernorm", 4),
+        ):
             found |= {f"{layer}.{norm}.{leaf}": (width * FEATURES,) for leaf in ("weight", "bias")}
         found |= {f"{layer}.ffn.fc1.weight": (4 * FEATURES, FEATURES), f"{layer}.ffn.fc1.bias": (4 * FEATURES,)}
         found |= {f"{layer}.ffn.fc2.weight": (FEATURES, 4 * FEATURES), f"{layer}.ffn.fc2.bias": (FEATURES,)}

@@ -53,7 +53,9 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     counts = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
     options: dict[str, Any] = {"embed_dims": WIDTHS, "num_heads": HEADS, "mlp_ratios": RATIOS, "depths": (1, 1, 1, 2)}
     norm = partial(torch.nn.LayerNorm, eps=1e-6)
-    model = module.PyramidVisionTransformer(IMAGES[0], 4, num_classes=CLASSES, qkv_bias=True, norm_layer=norm, **options)
+    model = module.PyramidVisionTransformer(
+        IMAGES[0], 4, num_classes=CLASSES, qkv_bias=True, norm_layer=norm, **options
+    )
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     model.load_state_dict({name: torch.from_numpy(array) for name, array in seeded.weights(shapes, SEED).items()})
     model.eval()

@@ -1,4 +1,6 @@
-"""Weights and inputs that a stated seed and a name determine, the same where outputs are recorded and where they are compared. NumPy only."""
+"""Weights and inputs that a stated seed and a name determine, the same where outputs are recorded and where they are
+compared. NumPy only.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int, *, sharpness: floa
             noise = 1 + np.float32(0.2) * np.abs(noise)
         elif name.endswith("weight"):
             gain = 0.7 * sharpness if "qkv" in name else 0.7
-            noise = noise * np.float32(gain * np.prod(shape[1:]) ** -0.5) if len(shape) > 1 else 1 + np.float32(0.1) * noise
+            noise = (
+                noise * np.float32(gain * np.prod(shape[1:]) ** -0.5) if len(shape) > 1 else 1 + np.float32(0.1) * noise
+            )
         else:
             noise = noise * np.float32(0.3)
         made[name] = noise.astype(np.float32)

@@ -47,13 +47,20 @@ class Collector:
 def main() -> int:
     """Runs the comparisons and writes the table; refuses to write one with rows left out."""
     collector = Collector()
-    tests = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if 'record_property("parity"' in path.read_text()]
+    tests = [
+        str(path)
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if 'record_property("parity"' in path.read_text()
+    ]
     status = pytest.main(["-q", "--full", "-n", "0", "-p", "no:cacheprovider", *tests], plugins=[collector])
     if status or collector.skipped:
         print(f"not written: a comparison failed or was skipped {collector.skipped}", file=sys.stderr)
         return 1
     rows = sorted(collector.rows, key=lambda row: (row["architecture"], row["reference"]))
-    lines = [f"| {r['architecture']} | {r['reference']} | {r['kind']} | {r['mapped']} | {r['difference']:.0e} |" for r in rows]
+    lines = [
+        f"| {r['architecture']} | {r['reference']} | {r['kind']} | {r['mapped']} | {r['difference']:.0e} |"
+        for r in rows
+    ]
     PATH.parent.mkdir(exist_ok=True)
     PATH.write_text(ABOUT + "\n".join(lines) + "\n")
     print(f"{PATH}: {len(rows)} rows")

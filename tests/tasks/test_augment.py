@@ -16,7 +16,11 @@ def picture(width=40, height=30, mode="RGB", seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
-EVERYTHING = {"crop": Augment(rotation=9, translation=0.1, zoom=0.2, shear=0.1, color_jitter=0.4, rand_augment="rand-m9-mstd0.5-inc1")}
+EVERYTHING = {
+    "crop": Augment(
+        rotation=9, translation=0.1, zoom=0.2, shear=0.1, color_jitter=0.4, rand_augment="rand-m9-mstd0.5-inc1"
+    )
+}
 EVERYTHING["whole"] = dataclasses.replace(EVERYTHING["crop"], fit="whole")
 
 
@@ -45,7 +49,9 @@ def test_gray_is_repeated_and_colour_is_weighed(preprocess, gray):
 
 
 def test_the_evaluation_crop_is_the_centre(preprocess):
-    transform = Transform(Augment(), dataclasses.replace(preprocess, image_size=7, crop_fraction=0.7, interpolation="nearest"))
+    transform = Transform(
+        Augment(), dataclasses.replace(preprocess, image_size=7, crop_fraction=0.7, interpolation="nearest")
+    )
     ramp = np.add.outer(np.arange(10) * 20, np.arange(16)).astype(np.uint8)
     expected = np.asarray(Image.fromarray(ramp).resize((7, 7), Image.Resampling.NEAREST, box=(4.5, 1.5, 11.5, 8.5)))
     assert np.array_equal(transform.to_array(transform.fitted(Image.fromarray(ramp)))[..., 0], expected)
@@ -53,7 +59,10 @@ def test_the_evaluation_crop_is_the_centre(preprocess):
 
 
 def test_squashed_images_keep_nothing_of_their_proportions(preprocess):
-    transform = Transform(Augment(), dataclasses.replace(preprocess, image_size=8, crop_fraction=0.5, crop_mode="squash", interpolation="nearest"))
+    transform = Transform(
+        Augment(),
+        dataclasses.replace(preprocess, image_size=8, crop_fraction=0.5, crop_mode="squash", interpolation="nearest"),
+    )
     image = picture(32, 16)
     assert np.array_equal(transform.fitted(image), image.resize((8, 8), Image.Resampling.NEAREST, box=(8, 4, 24, 12)))
     with pytest.raises(ValueError, match="crop_mode is 'center' or 'squash', not 'border'"):
@@ -87,7 +96,9 @@ def test_rotation_and_translation_are_exact_where_they_can_be(preprocess):
     turned = Transform(Augment(fit="whole", flip=0, rotation=90), preprocess).varied(image, Extreme([1, 0, 0, 0, 0]))
     quarter = np.rot90(np.asarray(image), -1).astype(int)
     assert np.abs(np.asarray(turned) - quarter).max() <= 1  # Pillow cuts off fractions
-    moved = np.asarray(Transform(Augment(fit="whole", flip=0, translation=0.25), preprocess).varied(image, Extreme([0, 1, 0.5, 0, 0])))
+    moved = np.asarray(
+        Transform(Augment(fit="whole", flip=0, translation=0.25), preprocess).varied(image, Extreme([0, 1, 0.5, 0, 0]))
+    )
     assert np.array_equal(moved[:-4, :-8], np.asarray(image)[4:, 8:])
     assert not moved[:, -8:].any()
     assert not moved[-4:].any()
@@ -167,7 +178,9 @@ def test_other_policies_are_refused(text):
 
 def test_jitter_and_options(preprocess):
     image = picture()
-    changed = Transform(Augment(fit="whole", flip=0, color_jitter=0.4), preprocess).varied(image, np.random.default_rng(0))
+    changed = Transform(Augment(fit="whole", flip=0, color_jitter=0.4), preprocess).varied(
+        image, np.random.default_rng(0)
+    )
     assert not np.array_equal(np.asarray(changed), np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)))
     with pytest.raises(ValueError, match="fit is 'crop' or 'whole'"):
         Augment(fit="squash")
@@ -185,4 +198,6 @@ def test_small_images_are_varied_fast(preprocess):
             transform.to_array(transform.varied(image, np.random.Generator(np.random.Philox(key=[seed, 0]))))
         return 500 / (time.thread_time() - start)
 
-    assert max(rate() for _ in range(5)) > 5000  # examples a second of one thread's own time, whatever else the machine does
+    assert (
+        max(rate() for _ in range(5)) > 5000
+    )  # examples a second of one thread's own time, whatever else the machine does

@@ -12,10 +12,19 @@ import tasks
 def make(digits_dir):
     from dataclasses import make_dataclass
 
-    fields = {"image_size": 16, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "interpolation": "bicubic", "crop_fraction": 0.9, "crop_mode": "center"}
+    fields = {
+        "image_size": 16,
+        "mean": (0.4, 0.5, 0.6),
+        "std": (0.2, 0.25, 0.3),
+        "interpolation": "bicubic",
+        "crop_fraction": 0.9,
+        "crop_mode": "center",
+    }
     preprocess = make_dataclass("Preprocess", fields)(**fields)
     return lambda **options: tasks.create(
-        "classification", **{"preprocess": preprocess, "dataset": {"name": "digits", "data_dir": digits_dir}, "augment": {"fit": "whole"}} | options
+        "classification",
+        **{"preprocess": preprocess, "dataset": {"name": "digits", "data_dir": digits_dir}, "augment": {"fit": "whole"}}
+        | options,
     )
 
 
@@ -28,12 +37,18 @@ def test_the_contract(make):
     assert tasks.lookup("classification").needs == ("preprocess", "class_names", "make_teacher")
     assert task.model_options() == {"num_classes": 10, "in_channels": 3}
     assert make(image_size=24).model_options()["image_size"] == 24
-    assert {split: len(task.examples(split)) for split in task.splits} == {"train": 1293, "validation": 144, "test": 360}
+    assert {split: len(task.examples(split)) for split in task.splits} == {
+        "train": 1293,
+        "validation": 144,
+        "test": 360,
+    }
     assert task.class_names == tuple("0123456789")
 
 
 def test_an_example_depends_on_index_and_generator_alone(make):
-    one, other = (make(augment={"fit": "whole", "rotation": 10.0, "translation": 0.1}).examples("train") for _ in range(2))
+    one, other = (
+        make(augment={"fit": "whole", "rotation": 10.0, "translation": 0.1}).examples("train") for _ in range(2)
+    )
     order = [5, 0, 1292, 5]
     first = [one.get(i, np.random.Generator(np.random.Philox(key=[i, 1]))) for i in order]
     second = [other.get(i, np.random.Generator(np.random.Philox(key=[i, 1]))) for i in reversed(order)][::-1]
@@ -44,7 +59,9 @@ def test_an_example_depends_on_index_and_generator_alone(make):
     assert not np.array_equal(first[0]["image"], one.get(5, np.random.Generator(np.random.Philox(key=[5, 2])))["image"])
     assert not np.array_equal(first[0]["image"], one.get(5, None)["image"])
     assert np.array_equal(one.get(5, None)["image"], one.get(5, None)["image"])
-    assert {(e["image"].shape, e["image"].dtype.name, e["label"].shape, e["label"].dtype.name) for e in first} == {((16, 16, 3), "uint8", (), "int32")}
+    assert {(e["image"].shape, e["image"].dtype.name, e["label"].shape, e["label"].dtype.name) for e in first} == {
+        ((16, 16, 3), "uint8", (), "int32")
+    }
 
 
 def stacked(examples, count):
@@ -155,7 +172,10 @@ def test_class_weights_are_factors_on_the_training_loss(make):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(16, 10)), jnp.float32)
     batch = stacked(plain.examples("train"), 16)
     own = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch["label"][:, None], 1)[:, 0]
-    cases = {"balanced": len(labels) / (10 * counts), "3=2.5,7=0": np.where(np.arange(10) == 3, 2.5, np.arange(10) != 7)}
+    cases = {
+        "balanced": len(labels) / (10 * counts),
+        "3=2.5,7=0": np.where(np.arange(10) == 3, 2.5, np.arange(10) != 7),
+    }
     for given, weights in cases.items():
         task = make(class_weights=given)
         loss, _ = task.loss(lambda images: logits, batch, jax.random.key(0))
@@ -163,12 +183,20 @@ def test_class_weights_are_factors_on_the_training_loss(make):
         rows = {**batch, "weight": np.ones(16, np.float32)}
         assert task.evaluate(lambda images: logits, rows) == plain.evaluate(lambda images: logits, rows)
     np.testing.assert_allclose(np.mean((len(labels) / (10 * counts))[labels]), 1)
-    assert make(class_weights={"3": 2.5, "7": 0})._class_weights.tolist() == make(class_weights="3=2.5,7=0")._class_weights.tolist()
+    assert (
+        make(class_weights={"3": 2.5, "7": 0})._class_weights.tolist()
+        == make(class_weights="3=2.5,7=0")._class_weights.tolist()
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("ballanced", '"balanced", or factors by name'), ("11=2", "unknown class '11'"), ("3=-1", "at least 0"), ("3=nan", "at least 0")],
+    [
+        ("ballanced", '"balanced", or factors by name'),
+        ("11=2", "unknown class '11'"),
+        ("3=-1", "at least 0"),
+        ("3=nan", "at least 0"),
+    ],
 )
 def test_wrong_class_weights_are_refused(make, given, message):
     with pytest.raises(ValueError, match=message):
@@ -179,8 +207,16 @@ def test_each_class_and_the_pairs_most_confused(make):
     task = make()
     label, predicted = np.asarray([0, 0, 0, 1, 1, 2]), np.asarray([0, 4, 4, 1, 0, 2])
     said = task.explain({"label": label, "predicted": predicted})
-    assert [(line["name"], line["images"], line["accuracy"]) for line in said["classes"][:4]] == [("0", 3, 1 / 3), ("1", 2, 0.5), ("2", 1, 1.0), ("3", 0, None)]
-    assert said["confused"] == [{"class": "0", "taken_for": "4", "images": 2}, {"class": "1", "taken_for": "0", "images": 1}]
+    assert [(line["name"], line["images"], line["accuracy"]) for line in said["classes"][:4]] == [
+        ("0", 3, 1 / 3),
+        ("1", 2, 0.5),
+        ("2", 1, 1.0),
+        ("3", 0, None),
+    ]
+    assert said["confused"] == [
+        {"class": "0", "taken_for": "4", "images": 2},
+        {"class": "1", "taken_for": "0", "images": 1},
+    ]
     assert task.describe("train") == "1,293 images of 10 classes"
 
 
@@ -205,7 +241,9 @@ def test_a_teacher_gives_half_of_the_loss(make):
     np.testing.assert_allclose(images_of["images"], batch["image"] / 255, atol=1e-5)
     logits, answers = model(plain.normalized(batch["image"])), jnp.flip(model(images_of["images"]), -1)
     log, log_2, target = jax.nn.log_softmax(logits), jax.nn.log_softmax(logits / 2), jax.nn.softmax(answers / 2)
-    np.testing.assert_allclose(got_hard, 0.5 * base - 0.5 * np.mean(np.take_along_axis(log, jnp.argmax(answers, -1)[:, None], -1)), rtol=1e-5)
+    np.testing.assert_allclose(
+        got_hard, 0.5 * base - 0.5 * np.mean(np.take_along_axis(log, jnp.argmax(answers, -1)[:, None], -1)), rtol=1e-5
+    )
     divergence = 4 * np.mean(np.sum(target * (np.log(target) - log_2), -1))
     np.testing.assert_allclose(got_soft, 0.75 * base + 0.25 * divergence, rtol=1e-5)
     with pytest.raises(ValueError, match='kind is "hard" or "soft"'):

@@ -61,7 +61,10 @@ def test_the_images_use_all_of_the_range(digits_dir):
 @pytest.mark.full
 def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path):
     code = f"import sys; from tasks.datasets import digits; print(len(digits.Digits({str(tmp_path)!r}).source('train')), 'tensorflow' in sys.modules)"
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     for process in both:
         out, error = process.communicate(timeout=300)
         assert (process.returncode, out.strip()) == (0, "1293 False"), error

@@ -25,7 +25,9 @@ def fill(root, classes=("cat", "dog"), count=10, suffix=".png"):
 
 
 def members(folder):
-    return {split: {p.relative_to(folder._root).as_posix() for p in folder.source(split).paths} for split in folder.splits}
+    return {
+        split: {p.relative_to(folder._root).as_posix() for p in folder.source(split).paths} for split in folder.splits
+    }
 
 
 def test_a_plain_folder_is_divided_by_a_fixed_rule(tmp_path):
@@ -61,7 +63,9 @@ def test_folders_of_splits_are_taken_as_they_are(tmp_path, folders, splits):
     folder = Folder(str(tmp_path))
     assert folder.splits == splits
     given = {"train": len(folder.source("train")), "validation": len(folder.source("validation"))}
-    assert given == ({"train": 20, "validation": 20} if len(folders) > 1 and folders[1] != "test" else {"train": 18, "validation": 2})
+    assert given == (
+        {"train": 20, "validation": 20} if len(folders) > 1 and folders[1] != "test" else {"train": 18, "validation": 2}
+    )
     if "test" in splits:
         assert all(path.startswith("test/") for path in members(folder)["test"])
 
@@ -101,7 +105,9 @@ def test_missing(tmp_path):
         Folder(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("make", [lambda root: None, lambda root: write(root / "a.png"), lambda root: (root / "cat").mkdir()])
+@pytest.mark.parametrize(
+    "make", [lambda root: None, lambda root: write(root / "a.png"), lambda root: (root / "cat").mkdir()]
+)
 def test_empty(tmp_path, make):
     make(tmp_path)
     with pytest.raises(ValueError, match="holds no images: it needs one folder a class"):
@@ -109,7 +115,9 @@ def test_empty(tmp_path, make):
 
 
 def classification(root, preprocess, **options):
-    return tasks.create("classification", dataset={"name": "folder", "path": str(root)}, preprocess=preprocess, **options)
+    return tasks.create(
+        "classification", dataset={"name": "folder", "path": str(root)}, preprocess=preprocess, **options
+    )
 
 
 def test_one_class(tmp_path, preprocess):
@@ -125,7 +133,11 @@ def test_labels_are_those_of_the_run_whatever_the_folder_holds(tmp_path, preproc
     task = classification(tmp_path, preprocess, class_names=run)
     assert task.class_names == run
     assert task.model_options()["num_classes"] == 3
-    labels = {int(examples.get(i, None)["label"]) for examples in map(task.examples, task.splits) for i in range(len(examples))}
+    labels = {
+        int(examples.get(i, None)["label"])
+        for examples in map(task.examples, task.splits)
+        for i in range(len(examples))
+    }
     assert labels == {1, 2}
     shutil.rmtree(tmp_path / "dog")
     only = classification(tmp_path, preprocess, class_names=run).examples("train")

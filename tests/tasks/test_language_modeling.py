@@ -1,4 +1,6 @@
-"""Language modelling: the embedded text, the user's files, TFDS sets; windows cover a split exactly; figures; tokenizers."""
+"""Language modelling: the embedded text, the user's files, TFDS sets; windows cover a split exactly; figures;
+tokenizers.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,9 @@ def test_figures(folder: Path) -> None:
     task = task_on(folder, sequence_length=50)
     examples = task.examples("validation")
     rows = [examples.get(i, None) for i in (0, len(examples) - 1, 0)]
-    batch = {key: jnp.asarray(np.stack([row[key] for row in rows])) for key in rows[0]} | {"weight": jnp.asarray([1.0, 1, 0])}
+    batch = {key: jnp.asarray(np.stack([row[key] for row in rows])) for key in rows[0]} | {
+        "weight": jnp.asarray([1.0, 1, 0])
+    }
     count = float(sum(row["real"].sum() for row in rows[:2]))
 
     def uniform(tokens: jax.Array) -> jax.Array:
@@ -117,7 +121,12 @@ def test_figures(folder: Path) -> None:
 
 def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "lib"
-    names = [f"package{i % 7}/module{i}.py" for i in range(300)] + ["test/test_it.py", "_sysconfigdata__linux.py", "site-packages/other.py", "json/tests/a.py"]
+    names = [f"package{i % 7}/module{i}.py" for i in range(300)] + [
+        "test/test_it.py",
+        "_sysconfigdata__linux.py",
+        "site-packages/other.py",
+        "json/tests/a.py",
+    ]
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(f"# {name}\r\nx = 1\r\n".encode())
@@ -125,7 +134,10 @@ def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [path.as_posix() for path in modules(root)] == sorted(names[:300])
     assert source_of(root / names[0]) == f"# {names[0]}\nx = 1\n".encode()
     dataset = texts.create("stdlib", data_dir=str(tmp_path / "tfds"))
-    found = {split: [document.decode().partition("\n")[0][2:] for document in dataset.documents(split)] for split in dataset.splits}
+    found = {
+        split: [document.decode().partition("\n")[0][2:] for document in dataset.documents(split)]
+        for split in dataset.splits
+    }
     assert found == {split: [name for name in sorted(names[:300]) if split_of(name) == split] for split in SPLITS}
     assert sorted(name for split in found.values() for name in split) == sorted(names[:300])
     monkeypatch.setattr(stdlib_text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "nothing")})
@@ -136,7 +148,11 @@ def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_split_of_a_name_is_fixed() -> None:
     """A change here would leak test text into training between versions."""
-    held = {"test": ["chunk.py", "copyreg.py", "email/__init__.py"], "validation": ["bz2.py", "calendar.py", "enum.py"], "train": ["json/decoder.py", "ast.py"]}
+    held = {
+        "test": ["chunk.py", "copyreg.py", "email/__init__.py"],
+        "validation": ["bz2.py", "calendar.py", "enum.py"],
+        "train": ["json/decoder.py", "ast.py"],
+    }
     assert all(split_of(name) == split for split, names in held.items() for name in names)
     share = [split_of(str(i)) for i in range(4000)]
     for split in ("test", "validation"):
@@ -156,7 +172,10 @@ def test_a_single_file_is_cut(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda root: root / "nothing", "there is no text at"),
-        (lambda root: (root / "x.bin").write_bytes(b"\xff\xfe\x00") and root, "no UTF-8 text at .* 1 files are something else"),
+        (
+            lambda root: (root / "x.bin").write_bytes(b"\xff\xfe\x00") and root,
+            "no UTF-8 text at .* 1 files are something else",
+        ),
         (lambda root: root, "no UTF-8 text at"),
     ],
 )
@@ -229,7 +248,9 @@ def test_a_tokenizer_file(folder: Path, tokenizer_file: Path) -> None:
     predictions = covered(task, "test")
     assert set(predictions) <= {0, 1, *range(3, 63)}
     size = sum(float(task.examples("test").get(i, None)["bytes"]) for i in range(len(task.examples("test"))))
-    assert size == pytest.approx(len(covered(task_on(folder), "test")), rel=1e-6), "bits per byte are of the same bytes for every tokenizer"
+    assert size == pytest.approx(len(covered(task_on(folder), "test")), rel=1e-6), (
+        "bits per byte are of the same bytes for every tokenizer"
+    )
     with pytest.raises(ValueError, match="none of the tokens <end>"):
         task_on(folder, tokenizer=str(tokenizer_file), separator="<end>")
     with pytest.raises(ValueError, match="there is no tokenizer file"):
@@ -247,7 +268,14 @@ def test_a_tokenizer_file_cuts_no_document_and_reads_no_special_token(folder: Pa
     tokenizer_file.write_text(json.dumps(content))
     plain = tokenization.create(str(tokenizer_file))
     content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
-    content["padding"] = {"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 2, "pad_type_id": 0, "pad_token": "[UNK]"}
+    content["padding"] = {
+        "strategy": {"Fixed": 16},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 2,
+        "pad_type_id": 0,
+        "pad_token": "[UNK]",
+    }
     limited_file = tokenizer_file.with_name("limited.json")
     limited_file.write_text(json.dumps(content))
     limited = tokenization.create(str(limited_file))
@@ -255,7 +283,9 @@ def test_a_tokenizer_file_cuts_no_document_and_reads_no_special_token(folder: Pa
         assert limited.encode(text).tolist() == plain.encode(text).tolist()
     assert plain.report == ""
     task = task_on(folder, tokenizer=str(limited_file))
-    assert task.report.endswith(f"truncation to 8 tokens and padding of {limited_file} switched off: documents are encoded whole")
+    assert task.report.endswith(
+        f"truncation to 8 tokens and padding of {limited_file} switched off: documents are encoded whole"
+    )
 
     spelled = b"file <|endoftext|> 7"
     assert 0 not in plain.encode(spelled)

@@ -38,7 +38,12 @@ def test_cifar10_is_read_with_a_tenth_of_train_for_validation(cifar):
 
 def test_examples_are_sized_for_the_model(tmp_path, preprocess):
     with tfds.testing.mock_data(num_examples=20):
-        task = tasks.create("classification", dataset={"name": "tfds", "builder": "cifar10", "data_dir": str(tmp_path)}, preprocess=preprocess, image_size=48)
+        task = tasks.create(
+            "classification",
+            dataset={"name": "tfds", "builder": "cifar10", "data_dir": str(tmp_path)},
+            preprocess=preprocess,
+            image_size=48,
+        )
         assert task.model_options() == {"num_classes": 10, "in_channels": 3, "image_size": 48}
         for rng in (None, np.random.default_rng(0)):
             example = task.examples("train").get(3, rng)
@@ -48,12 +53,22 @@ def test_examples_are_sized_for_the_model(tmp_path, preprocess):
 
 def test_imagenet_is_tested_on_its_validation_split(tmp_path):
     def source(self, split, **_):
-        return [{"image": np.zeros((4, 4, 3), np.uint8), "label": -1 if split == "test" else 1}] * {"train": 200, "validation": 30, "test": 40}[split]
+        return [{"image": np.zeros((4, 4, 3), np.uint8), "label": -1 if split == "test" else 1}] * {
+            "train": 200,
+            "validation": 30,
+            "test": 40,
+        }[split]
 
     with pytest.MonkeyPatch.context() as patch, tfds.testing.mock_data(as_data_source_fn=source):
-        patch.setattr(tfds.core.DatasetInfo, "splits", property(lambda _: dict.fromkeys(("train", "validation", "test"))))
+        patch.setattr(
+            tfds.core.DatasetInfo, "splits", property(lambda _: dict.fromkeys(("train", "validation", "test")))
+        )
         dataset = Prepared("imagenet2012", str(tmp_path))
-    assert {split: len(dataset.source(split)) for split in dataset.splits} == {"train": 180, "validation": 20, "test": 30}
+    assert {split: len(dataset.source(split)) for split in dataset.splits} == {
+        "train": 180,
+        "validation": 20,
+        "test": 30,
+    }
 
 
 def test_large_sets_hold_out_about_ten_thousand(tmp_path):
@@ -76,7 +91,10 @@ def test_gray_images_stay_gray(tmp_path):
 
 
 def test_a_set_that_is_not_prepared_names_the_command(tmp_path):
-    with pytest.raises(ValueError, match=rf"'cifar10' is not prepared at .*: run python -m tasks.prepare cifar10 --data_dir={tmp_path}$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"'cifar10' is not prepared at .*: run python -m tasks.prepare cifar10 --data_dir={tmp_path}$",
+    ):
         Prepared("cifar10", str(tmp_path))
 
 
@@ -94,12 +112,17 @@ def test_an_unknown_set_names_near_ones(tmp_path):
 
 
 def test_a_set_of_another_kind_is_refused(tmp_path):
-    with tfds.testing.mock_data(num_examples=20), pytest.raises(ValueError, match="'imdb_reviews' is not image classification"):
+    with (
+        tfds.testing.mock_data(num_examples=20),
+        pytest.raises(ValueError, match="'imdb_reviews' is not image classification"),
+    ):
         Prepared("imdb_reviews", str(tmp_path))
 
 
 def test_preparing_again_does_nothing_or_says_why_not(tmp_path, digits_dir):
-    with pytest.raises(ValueError, match="not image classification"):  # the digits are a Tensor: seen, and not written again
+    with pytest.raises(
+        ValueError, match="not image classification"
+    ):  # the digits are a Tensor: seen, and not written again
         prepare.prepare("mixer_zoo_digits", digits_dir)
 
 
@@ -116,7 +139,9 @@ def test_prepare_asks_for_tensorflow_before_it_downloads(tmp_path, monkeypatch):
 
 
 def test_the_command_ends_with_one_line(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "tasks.prepare", "cifar11", "--data_dir", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.prepare", "cifar11", "--data_dir", str(tmp_path)], capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("unknown TFDS set 'cifar11'")
     assert "Traceback" not in done.stderr

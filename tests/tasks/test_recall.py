@@ -22,7 +22,11 @@ SMALL = {
     "parity": {"length": 12, "test_length": 20},
     "permutation_tracking": {"length": 10, "test_length": 16, "group": "S3"},
 }
-ALL = sorted(name for name in tasks.list_tasks() if isinstance(tasks.lookup(name), type) and issubclass(tasks.lookup(name), Procedural))
+ALL = sorted(
+    name
+    for name in tasks.list_tasks()
+    if isinstance(tasks.lookup(name), type) and issubclass(tasks.lookup(name), Procedural)
+)
 
 
 def task_of(name: str, **options: object) -> Procedural:
@@ -133,7 +137,9 @@ def test_induction_heads_of_many_lengths() -> None:
     task = tasks.create("induction_heads", length=64, test_length=64, shortest_length=4)
     ends = []
     for index in range(300):
-        tokens, targets, answers = (task.examples("train").get(index, None)[name] for name in ("tokens", "targets", "answers"))
+        tokens, targets, answers = (
+            task.examples("train").get(index, None)[name] for name in ("tokens", "targets", "answers")
+        )
         first, end = np.flatnonzero(tokens == 15)
         assert np.flatnonzero(answers).tolist() == [end]
         assert targets[end] == tokens[first + 1]
@@ -141,7 +147,10 @@ def test_induction_heads_of_many_lengths() -> None:
     assert (min(ends), max(ends)) == (3, 63)
     assert 0.4 < np.mean(np.asarray(ends) < 15) < 0.6  # half of the lengths are below the geometric mean, 16
     assert all(task.examples("validation").get(index, None)["answers"][63] == 1 for index in range(20))
-    assert all(tasks.create("induction_heads", length=64).examples("train").get(index, None)["answers"][63] == 1 for index in range(20))
+    assert all(
+        tasks.create("induction_heads", length=64).examples("train").get(index, None)["answers"][63] == 1
+        for index in range(20)
+    )
 
 
 @pytest.mark.parametrize(("group", "order"), [((3, False), 6), ((4, True), 12), ((5, True), 60), ((5, False), 120)])

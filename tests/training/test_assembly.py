@@ -12,7 +12,9 @@ from training import assembly
 
 
 def test_packed_documents_begin_where_the_models_chunks_do(tmp_path: Path) -> None:
-    """A mixer that counts from the row's start says of what its documents' starts must be multiples; the task aligns them."""
+    """A mixer that counts from the row's start says of what its documents' starts must be multiples; the task aligns
+    them.
+    """
     for index in range(60):
         (tmp_path / f"{index}.txt").write_text(f"document {index}: " + "abc " * (index % 7))
     config = longnet.get_config()

@@ -104,7 +104,9 @@ def test_damage_is_noticed_and_the_one_before_used(directory, how, item, capsys)
 def test_damage_to_all_is_refused_and_nothing_removed(directory):
     for meta in directory.glob("checkpoints/*/meta/metadata"):
         meta.write_text("{")
-    with pytest.raises(CheckpointError, match=r"no checkpoint under .* can be read \(step 3: .*; step 2: .*remove that folder"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint under .* can be read \(step 3: .*; step 2: .*remove that folder"
+    ):
         Checkpoints(directory, keep=2).restore(state_of(0))
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["2", "3"]
 

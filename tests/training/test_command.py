@@ -1,4 +1,6 @@
-"""The commands, from one end to the other on a task of a second, and their flags and errors: one message each, no traceback."""
+"""The commands, from one end to the other on a task of a second, and their flags and errors: one message each, no
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SMALL = {
 def run(*arguments: str) -> str:
     """What a command printed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -33,7 +37,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run, and what it printed."""
     workdir = tmp_path_factory.mktemp("run")
     task = "--config=configs/transformer.py:task,name=parity,length=8,num_eval=16,test_length=12"
-    return workdir, run("train.py", task, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in SMALL.items()))
+    return workdir, run(
+        "train.py", task, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in SMALL.items())
+    )
 
 
 def test_train(trained):
@@ -52,7 +58,10 @@ def test_eval(trained):
     ("flag", "message"),
     [
         ("--config.batch_sise=3", "unknown field of config 'batch_sise': did you mean 'batch_size'"),
-        ("--config.optimizer.learning_rte=3", "unknown field of config.optimizer 'learning_rte': did you mean 'learning_rate'"),
+        (
+            "--config.optimizer.learning_rte=3",
+            "unknown field of config.optimizer 'learning_rte': did you mean 'learning_rate'",
+        ),
         ("--config.seed.x=3", "unknown field of config.seed 'x'"),
     ],
 )
@@ -62,7 +71,13 @@ def test_an_unknown_field_is_refused_with_near_ones(flag, message):
 
 
 def test_known_fields_pass():
-    flags = ["--config=x", "--config.seed=3", "--config.optimizer.learning_rate", "1", "--config.optimizer.freeze=('a',)"]
+    flags = [
+        "--config=x",
+        "--config.seed=3",
+        "--config.optimizer.learning_rate",
+        "1",
+        "--config.optimizer.freeze=('a',)",
+    ]
     command.check_fields(toy.config(), ["train.py", *flags])
 
 
@@ -90,7 +105,9 @@ def test_a_missing_config_file_is_named(tmp_path):
         command.parse(["train.py", f"--config={tmp_path}/absent.py"])
 
 
-@pytest.mark.parametrize(("text", "message"), [("x = 1", r"defines get_config\(\)"), ("def", "is not Python: invalid syntax, line 1")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("x = 1", r"defines get_config\(\)"), ("def", "is not Python: invalid syntax, line 1")]
+)
 def test_a_file_that_is_no_config_is_one_line(tmp_path, text, message):
     (tmp_path / "none.py").write_text(text)
     with pytest.raises(SystemExit, match=message):

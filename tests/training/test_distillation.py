@@ -31,7 +31,17 @@ def test_each_head_learns_from_its_own(tmp_path: Any) -> None:
     config.task.distillation.weight = 1.0
     task, model = assembly.build(config)
     chosen = optimizers.create(model, flatten(model), {"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0})
-    step = make_step(Skeleton(model), task, chosen, lambda step: jnp.float32(0.1), seed=0, accumulate=1, ema=0.0, aux_losses={}, sticky=True)
+    step = make_step(
+        Skeleton(model),
+        task,
+        chosen,
+        lambda step: jnp.float32(0.1),
+        seed=0,
+        accumulate=1,
+        ema=0.0,
+        aux_losses={},
+        sticky=True,
+    )
     state = initial_state(model, chosen, 0.0)
     moved, report = jax.jit(step)(state, train_batch(task.examples("train"), 0, 4, 0, 1))
     changed = {name for name, value in moved["params"].items() if not np.array_equal(value, state["params"][name])}
@@ -41,6 +51,8 @@ def test_each_head_learns_from_its_own(tmp_path: Any) -> None:
 
 
 def test_a_teacher_must_know_the_classes() -> None:
-    with pytest.raises(ValueError, match="the teacher has 7 classes, and the task 2: give the working directory of a run"):
+    with pytest.raises(
+        ValueError, match="the teacher has 7 classes, and the task 2: give the working directory of a run"
+    ):
         assembly.make_teacher({"name": "vit_nano_patch4_32", "num_classes": 7, **TINY}, ("a", "b"))
     assert zoo.create("vit_nano_patch4_32", num_classes=7, **TINY).class_names is None

@@ -1,4 +1,6 @@
-"""Runs that start from a file of weights: the whole model, the head alone, or adapters; each is a field or two of the config."""
+"""Runs that start from a file of weights: the whole model, the head alone, or adapters; each is a field or two of the
+config.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,14 @@ from training import assembly, evaluation, loop
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"features": (8, 16), "stem": (4, 8), "depths": (1, 1), "num_heads": (1, 2)}
-FLAGS = {"train_for": "3 steps", "save_every": "3 steps", "eval_every": "1 epoch", "workers": 0, "log_every": 1, "schedule.warmup": "0 steps"}
+FLAGS = {
+    "train_for": "3 steps",
+    "save_every": "3 steps",
+    "eval_every": "1 epoch",
+    "workers": 0,
+    "log_every": 1,
+    "schedule.warmup": "0 steps",
+}
 CHANGES = {**FLAGS, "schedule.name": "constant", "optimizer.learning_rate": 0.01}
 
 
@@ -40,7 +49,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 7 classes, whose statistics are not those of a fresh one, under its authors' names."""
     model = zoo.create("biformer_nano", num_classes=7, **SMALL, rngs=nnx.Rngs(9))
     rng = np.random.default_rng(0)
-    statistics = {name: 1 + 0.1 * rng.standard_normal(leaf.shape) for name, leaf in flatten(model, nnx.BatchStat).items()}
+    statistics = {
+        name: 1 + 0.1 * rng.standard_normal(leaf.shape) for name, leaf in flatten(model, nnx.BatchStat).items()
+    }
     zoo.load(model, {**flatten(model), **statistics}, naming="zoo")
     path = tmp_path_factory.mktemp("weights") / "seven.safetensors"
     zoo.save(model, path)
@@ -52,7 +63,9 @@ def config(data_dir: str, file: Path, **changes: Any) -> Any:
     result.model_options.update(SMALL)
     result.task.dataset.data_dir = data_dir
     result.weights = str(file)
-    result.update_from_flattened_dict({**CHANGES, **{name.replace("__", "."): value for name, value in changes.items()}})
+    result.update_from_flattened_dict(
+        {**CHANGES, **{name.replace("__", "."): value for name, value in changes.items()}}
+    )
     return result
 
 
@@ -74,7 +87,9 @@ def logits(model: Any) -> jax.Array:
     return jax.jit(lambda state: nnx.merge(graphdef, state)(x))(state)
 
 
-def test_a_file_of_another_number_of_classes_is_where_training_starts(tmp_path: Path, data_dir: str, file: Path) -> None:
+def test_a_file_of_another_number_of_classes_is_where_training_starts(
+    tmp_path: Path, data_dir: str, file: Path
+) -> None:
     task, model, before = start(config(data_dir, file))
     released = flatten(zoo.create("biformer_nano", weights=file, num_classes=7, **SMALL))
     assert before["head.kernel"].shape == (16, 10)
@@ -93,7 +108,9 @@ def test_the_head_alone(tmp_path: Path, data_dir: str, file: Path) -> None:
 
 @pytest.mark.full
 def test_adapters(tmp_path: Path, data_dir: str, file: Path) -> None:
-    """Only they and the head move, a run that is cut goes on bit for bit, and the plain model that a run leaves gives the same outputs."""
+    """Only they and the head move, a run that is cut goes on bit for bit, and the plain model that a run leaves gives
+    the same outputs.
+    """
     chosen = config(data_dir, file, lora__rank=2, lora__alpha=4.0)
     task, model, before = start(chosen)
     loop.train(chosen, model, task, tmp_path / "whole")
@@ -123,12 +140,15 @@ def test_by_the_commands(tmp_path: Path, data_dir: str, file: Path) -> None:
     small = tmp_path / "small.py"
     small.write_text(
         "from configs import biformer\n\n\ndef get_config():\n    config = biformer.get_config()\n"
-        f"    config.model_options.update({SMALL!r})\n    config.task.dataset.data_dir = {data_dir!r}\n    return config\n"
+        f"    config.model_options.update({SMALL!r})\n    config.task.dataset.data_dir = {data_dir!r}\n    return "
+        f"config\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
     def run(*command: str) -> str:
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -25,14 +25,24 @@ def fill(root: Path, names: tuple[str, ...] = CLASSES) -> None:
     for name in names:
         (root / name).mkdir(parents=True)
         for i in range(10):
-            Image.fromarray(np.full((20, 24, 3), 20 + 60 * (sum(map(ord, name)) % 4) + i, np.uint8)).save(root / name / f"{i}.png")
+            Image.fromarray(np.full((20, 24, 3), 20 + 60 * (sum(map(ord, name)) % 4) + i, np.uint8)).save(
+                root / name / f"{i}.png"
+            )
 
 
 def config(data: Path) -> ConfigDict:
     made = vit.get_config(f"folder,path={data}")
     made.model_options = ConfigDict({"features": 16, "depth": 1, "num_heads": 2})
     made.task.update({"image_size": 16, "class_weights": "balanced"})
-    made.update({"train_for": "4 steps", "eval_every": "2 steps", "batch_size": 6, "schedule": {"warmup": "1 steps"}, "workers": 0})
+    made.update(
+        {
+            "train_for": "4 steps",
+            "eval_every": "2 steps",
+            "batch_size": 6,
+            "schedule": {"warmup": "1 steps"},
+            "workers": 0,
+        }
+    )
     return made
 
 
@@ -70,7 +80,9 @@ def test_what_a_run_leaves(trained: tuple[Path, Path, loop.Result, Any]) -> None
     assert commands[2] == f"tensorboard --logdir={workdir}/tensorboard"
 
 
-def test_a_run_is_used_when_its_folder_has_changed_or_gone(trained: tuple[Path, Path, loop.Result, Any], tmp_path: Path) -> None:
+def test_a_run_is_used_when_its_folder_has_changed_or_gone(
+    trained: tuple[Path, Path, loop.Result, Any], tmp_path: Path
+) -> None:
     data, workdir, result, _ = trained
     assert begun(workdir)
     moved = tmp_path / "elsewhere"

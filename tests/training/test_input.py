@@ -16,7 +16,9 @@ def batches(steps: range, **options):
 
 
 def same(a, b) -> bool:
-    return set(a) == set(b) and all(np.array_equal(a[s][n].reshape(BATCH, -1), b[s][n].reshape(BATCH, -1)) for s in a for n in ("input", "label"))
+    return set(a) == set(b) and all(
+        np.array_equal(a[s][n].reshape(BATCH, -1), b[s][n].reshape(BATCH, -1)) for s in a for n in ("input", "label")
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -42,7 +44,10 @@ def test_each_epoch_has_every_example_once_in_another_order():
 
 
 def test_augmentation_depends_on_seed_epoch_and_example_alone():
-    draws = {key: feed.augmentation(*key).random() for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**33, 0, 5), (-1, 2, 3)]}
+    draws = {
+        key: feed.augmentation(*key).random()
+        for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**33, 0, 5), (-1, 2, 3)]
+    }
     assert len(set(draws.values())) == len(draws)
     assert all(feed.augmentation(*key).random() == value for key, value in draws.items())
 

@@ -53,7 +53,16 @@ def test_the_workdir_has_everything(finished):
     workdir = finished[0]
     train = records(workdir, "train")
     assert [line["step"] for line in train] == [5, 10, 13, 18, 23, 25, 30, 35, 38, 43, 48, 50]
-    assert {"loss", "accuracy", "learning_rate", "gradient_norm", "step_seconds", "examples_per_second", "peak_memory_mib", "epoch"} <= set(train[0])
+    assert {
+        "loss",
+        "accuracy",
+        "learning_rate",
+        "gradient_norm",
+        "step_seconds",
+        "examples_per_second",
+        "peak_memory_mib",
+        "epoch",
+    } <= set(train[0])
     assert [line["step"] for line in records(workdir, "validation")] == [13, 25, 38, 50]
     assert json.loads((workdir / "config.json").read_text())["ema"] == 0.9
     environment = json.loads((workdir / "environment.json").read_text())
@@ -86,7 +95,11 @@ def test_a_finished_run_only_evaluates_again(finished):
 
 def test_another_config_is_refused_and_listed_but_for_what_changes_nothing(finished):
     workdir = finished[0]
-    with pytest.raises(ValueError, match=r"another config:\n  optimizer.learning_rate: 0.01 there, 0.5 here\n  seed: 0 there, 1 here\nuse another --workdir"):
+    with pytest.raises(
+        ValueError,
+        match=r"another config:\n  optimizer.learning_rate: 0.01 there, 0.5 here\n  seed: 0 there, 1 here\nuse another "
+        r"--workdir",
+    ):
         run(workdir, ema=0.9, seed=1, optimizer__learning_rate=0.5, workers=1, keep=5, log_every=1)
     with pytest.raises(ValueError, match="add --extend"):
         run(workdir, ema=0.9, train_for="5 epochs")
@@ -99,12 +112,16 @@ def test_evaluation_does_not_depend_on_the_batch_size(finished, batch_size):
     _, _, model, task = finished
     got = evaluation.record(toy.config(batch_size=batch_size), model, task)
     expected = evaluation.record(toy.config(batch_size=8), model, task)
-    assert got == {name: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value for name, value in expected.items()}
+    assert got == {
+        name: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value for name, value in expected.items()
+    }
     assert got["examples"] == 41
 
 
 def test_a_step_that_is_not_finite_stops_the_run_and_keeps_the_last_finite_state(tmp_path):
-    with pytest.raises(loop.NonFiniteError, match=r"step \d+, learning rate [\d.e-]+: gradients of first, head, norm not finite") as caught:
+    with pytest.raises(
+        loop.NonFiniteError, match=r"step \d+, learning rate [\d.e-]+: gradients of first, head, norm not finite"
+    ) as caught:
         run(tmp_path, task=toy.ToyTask(poison=5), save_every="")
     step = int(str(caught.value).split()[1].rstrip(","))
     assert f"after step {step - 1} is kept" in str(caught.value)
@@ -118,7 +135,10 @@ def test_a_step_that_is_not_finite_stops_the_run_and_keeps_the_last_finite_state
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 9, "accumulate": 2}, r"batch_size=9 is not divisible by accumulate=2 times 1 devices .*--config.batch_size=8 would be"),
+        (
+            {"batch_size": 9, "accumulate": 2},
+            r"batch_size=9 is not divisible by accumulate=2 times 1 devices .*--config.batch_size=8 would be",
+        ),
         ({"mesh": {"data": 64}}, "mesh.data=64, but there are"),
         ({"mesh": {"dat": 1}}, "unknown mesh axis 'dat': did you mean 'data'"),
         ({"nonfinite": "ignore"}, '"stop" or "skip"'),
@@ -149,7 +169,10 @@ def test_an_error_in_an_example_ends_the_run_with_its_message(tmp_path):
 
 
 def test_a_second_run_in_a_workdir_is_refused(tmp_path):
-    with workdirs.locked(tmp_path, pytest.fail), pytest.raises(ValueError, match=rf"is in use by another run \(process {os.getpid()} on .*another --workdir"):
+    with (
+        workdirs.locked(tmp_path, pytest.fail),
+        pytest.raises(ValueError, match=rf"is in use by another run \(process {os.getpid()} on .*another --workdir"),
+    ):
         run(tmp_path)
     assert not (tmp_path / "config.json").exists()
     with workdirs.locked(tmp_path, pytest.fail):
@@ -163,14 +186,20 @@ def test_what_can_not_be_locked_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     said = []
     with workdirs.locked(tmp_path, said.append):
-        assert said == [f"{tmp_path} can't be locked ([Errno {errno.ENOLCK}] No locks available): see that no second run uses it"]
+        assert said == [
+            f"{tmp_path} can't be locked ([Errno {errno.ENOLCK}] No locks available): see that no second run uses it"
+        ]
 
 
 def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     still = {"optimizer__learning_rate": 0.0, "save_every": ""}
     plain = lambda: toy.ToyModel(norm=False)  # noqa: E731  (statistics would move without a learning rate)
     result, *_ = run(tmp_path, model=plain(), patience=2, **still)
-    assert (result.step, result.early, result.finished) == (38, True, True)  # the first evaluation is the best; two more are no better
+    assert (result.step, result.early, result.finished) == (
+        38,
+        True,
+        True,
+    )  # the first evaluation is the best; two more are no better
     assert result.best.step == 13
     assert "38 of 50: the last evaluations brought no better accuracy" in loop.summary(result, toy.ToyTask(), tmp_path)
     again, *_ = run(tmp_path, model=plain(), patience=2, **still)

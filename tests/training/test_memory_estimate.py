@@ -45,7 +45,10 @@ def test_a_gradient_keeps_what_it_needs_and_remat_does_not() -> None:
             x = (jax.checkpoint(layer) if remat else layer)(x)
         return jnp.sum(x)
 
-    kept, made_again = (memory.temporaries(jax.make_jaxpr(jax.grad(lambda x, w: loss(x, w, remat), 1))(SQUARE, SQUARE)) for remat in (False, True))  # noqa: B023
+    kept, made_again = (
+        memory.temporaries(jax.make_jaxpr(jax.grad(lambda x, w, remat=remat: loss(x, w, remat), 1))(SQUARE, SQUARE))
+        for remat in (False, True)
+    )
     assert kept >= 16 * KIB
     assert made_again < 0.75 * kept
 
@@ -55,7 +58,15 @@ def test_what_to_change_is_said() -> None:
     assert memory.report(3 << 20, 1 << 30, config) == "a step takes about 3 MiB of memory, of 1.0 GiB"
     line = memory.report(9 << 30, 8 << 30, config)
     assert "9.0 GiB of memory, and there are 8.0 GiB" in line
-    assert all(field in line for field in ("--config.batch_size below 64", "--config.accumulate above 1", "--config.remat=True", "smaller model"))
+    assert all(
+        field in line
+        for field in (
+            "--config.batch_size below 64",
+            "--config.accumulate above 1",
+            "--config.remat=True",
+            "smaller model",
+        )
+    )
     assert "remat" not in memory.report(9 << 30, 8 << 30, {**config, "remat": True})
     assert memory.available() > 1 << 28
 
@@ -68,7 +79,8 @@ class FirstClass:
         return losses.mean(), {"loss": (losses.sum(), jnp.float32(losses.size))}
 
 
-# One of each kind of program: what a family adds to one of these is proved to be right elsewhere, and this is an estimate.
+# One of each kind of program: what a family adds to one of these is proved to be right elsewhere, and this is an
+# estimate.
 KINDS = ("vit", "maxvit", "biformer", "bert", "transformer", "mamba", "titans", "routing_transformer")
 
 
@@ -80,7 +92,9 @@ def test_estimate_and_compiler_agree_within_a_factor_of_two(family: str) -> None
     rates = schedule.create("cosine", optimizer.peak, 10, 1, 0.0)
     losses = {"commitment": 0.1} if family == "routing_transformer" else {}
     task: Any = FirstClass()
-    step = make_step(Skeleton(model), task, optimizer, rates, seed=0, accumulate=1, ema=0.0, aux_losses=losses, sticky=True)
+    step = make_step(
+        Skeleton(model), task, optimizer, rates, seed=0, accumulate=1, ema=0.0, aux_losses=losses, sticky=True
+    )
     arguments = initial_state(model, optimizer, 0.0), {"x": jnp.asarray(inputs(family, 32, 16))[None]}
     traced = jax.jit(step, donate_argnums=0).trace(*arguments)
     said = traced.lower().compile(compiler_options=OPTIMIZED).memory_analysis()

@@ -1,4 +1,6 @@
-"""Meshes: the same run on one device and on many, born in parts, taken up on another mesh, by several processes, and after one of them is killed."""
+"""Meshes: the same run on one device and on many, born in parts, taken up on another mesh, by several processes, and
+after one of them is killed.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ STEPS = 4
 
 def start(runs: list[dict[str, Any]], devices: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.training.mesh_run", json.dumps(runs)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def results(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
@@ -33,12 +37,19 @@ def results(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
 
 
-def together(workdir: Path, processes: int, devices: int, mesh: dict[str, int], steps: int = STEPS, **fields: Any) -> list[subprocess.Popen[str]]:
+def together(
+    workdir: Path, processes: int, devices: int, mesh: dict[str, int], steps: int = STEPS, **fields: Any
+) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    whom = [{"coordinator": f"localhost:{port}", "processes": processes, "process": number} for number in range(processes)]
-    return [start([{"workdir": str(workdir), "mesh": mesh, "steps": steps, "distributed": me, **fields}], devices) for me in whom]
+    whom = [
+        {"coordinator": f"localhost:{port}", "processes": processes, "process": number} for number in range(processes)
+    ]
+    return [
+        start([{"workdir": str(workdir), "mesh": mesh, "steps": steps, "distributed": me, **fields}], devices)
+        for me in whom
+    ]
 
 
 PLAN: dict[str, dict[str, Any]] = {
@@ -52,7 +63,9 @@ PLAN: dict[str, dict[str, Any]] = {
 
 
 class Runs:
-    """Runs of one process of eight devices, each made when it is first asked for; "split" is broken off after two steps, and taken up on two devices."""
+    """Runs of one process of eight devices, each made when it is first asked for; "split" is broken off after two
+    steps, and taken up on two devices.
+    """
 
     def __init__(self, eight_devices: EightDevices, home: Path) -> None:
         self.eight_devices, self.home = eight_devices, home
@@ -73,7 +86,9 @@ def runs(eight_devices: EightDevices, tmp_path_factory: pytest.TempPathFactory) 
 def agree(found: dict[str, Any], expected: dict[str, Any], steps: int = STEPS) -> None:
     numbers = [str(step) for step in range(1, steps + 1)]
     assert sorted(found["losses"]) == numbers
-    np.testing.assert_allclose([found["losses"][n] for n in numbers], [expected["losses"][n] for n in numbers], rtol=1e-5)
+    np.testing.assert_allclose(
+        [found["losses"][n] for n in numbers], [expected["losses"][n] for n in numbers], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", tiered(["fsdp", "taken up"], lambda name: name == "fsdp"))

@@ -48,7 +48,9 @@ PLAIN = {
     "sgd": optax.chain(optax.add_decayed_weights(0.3, MASK), optax.sgd(0.1)),
     "lion": optax.lion(0.1, weight_decay=0.3, mask=MASK),
     "lamb": optax.lamb(0.1, weight_decay=0.3, mask=MASK),
-    "adafactor": optax.adafactor(0.1, weight_decay_rate=0.1 * 0.3, weight_decay_mask=MASK),  # of optax the share of a step
+    "adafactor": optax.adafactor(
+        0.1, weight_decay_rate=0.1 * 0.3, weight_decay_mask=MASK
+    ),  # of optax the share of a step
 }
 
 
@@ -71,7 +73,9 @@ def test_muon_is_for_matrices_and_adam_for_the_rest():
     np.testing.assert_allclose(ours["head.kernel"], adam["head.kernel"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(ours["head.bias"], adam["head.bias"], rtol=1e-4, atol=1e-5)
     decayed = updates(make(name="muon", weight_decay=0.3), steps=1)[0]
-    np.testing.assert_allclose(decayed["first.kernel"], muon["first.kernel"] - 0.1 * 0.3 * PARAMS["first.kernel"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        decayed["first.kernel"], muon["first.kernel"] - 0.1 * 0.3 * PARAMS["first.kernel"], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_decay_spares_vectors_patterns_and_what_the_model_names():
@@ -81,7 +85,8 @@ def test_decay_spares_vectors_patterns_and_what_the_model_names():
 
 EVERY = pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS))
 RATES = (0.1, 0.0, 0.03, 0.2)
-# L2 penalties that statistics of the gradient divide by their own size, and steps as long as the weights: a rate of their own.
+# L2 penalties that statistics of the gradient divide by their own size, and steps as long as the weights: a rate of
+# their own.
 NORMALIZED = ("adam", "lamb")
 
 
@@ -104,8 +109,12 @@ def test_nothing_moves_at_a_rate_of_zero(name):
 
 @EVERY
 def test_decay_follows_the_schedule_the_factors_and_the_mask(name):
-    """A step takes rate times factor times decay of a weight; of an optimizer that normalizes decay too, a part in proportion to rate times factor."""
-    optimizer = make(name=name, weight_decay=0.3, layer_decay=0.5, multipliers={"first.*": 3.0}, no_decay=("head.bias",))
+    """A step takes rate times factor times decay of a weight; of an optimizer that normalizes decay too, a part in
+    proportion to rate times factor.
+    """
+    optimizer = make(
+        name=name, weight_decay=0.3, layer_decay=0.5, multipliers={"first.*": 3.0}, no_decay=("head.bias",)
+    )
     assert optimizer.decayed == {"first.kernel"}
     factor = 0.5**2 * 3.0
     after, _ = decayed_alone(optimizer, RATES if name not in NORMALIZED else RATES[:1])
@@ -115,16 +124,22 @@ def test_decay_follows_the_schedule_the_factors_and_the_mask(name):
     start = PARAMS["first.kernel"] + 0.1
     if name in NORMALIZED:
         full, _ = decayed_alone(make(name=name, weight_decay=0.3), RATES[:1])
-        np.testing.assert_allclose(after["first.kernel"] - start, factor * (full["first.kernel"] - start), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            after["first.kernel"] - start, factor * (full["first.kernel"] - start), rtol=1e-4, atol=1e-6
+        )
     else:
-        np.testing.assert_allclose(after["first.kernel"], start * np.prod([1 - rate * factor * 0.3 for rate in RATES]), rtol=1e-5)
+        np.testing.assert_allclose(
+            after["first.kernel"], start * np.prod([1 - rate * factor * 0.3 for rate in RATES]), rtol=1e-5
+        )
 
 
 def test_muon_is_for_linear_layers_inside_blocks():
     model = zoo.create("mamba_nano", features=16, depth=2, vocab_size=11)
     params = flatten(model, nnx.Param)
     optimizer = optimizers.create(model, params, {"name": "muon", "learning_rate": 0.1})
-    assert {name.split(".", 2)[-1] for name in optimizer.matrices} == {f"mixer.{part}.kernel" for part in ("in_proj", "x_proj", "dt_proj", "out_proj")}
+    assert {name.split(".", 2)[-1] for name in optimizer.matrices} == {
+        f"mixer.{part}.kernel" for part in ("in_proj", "x_proj", "dt_proj", "out_proj")
+    }
     state = jax.eval_shape(optimizer.transformation(0.1).init, params)
     paths = [path for path, _ in jax.tree.leaves_with_path(state) if jax.tree_util.DictKey("muon") in path]
     assert {path[-1].key for path in paths if isinstance(path[-1], jax.tree_util.DictKey)} == optimizer.matrices

@@ -1,4 +1,6 @@
-"""Narrow parameters under every optimizer, and float16: state and updates in float32, losses scaled so that no gradient is lost."""
+"""Narrow parameters under every optimizer, and float16: state and updates in float32, losses scaled so that no gradient
+is lost.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Matrix(nnx.Module):
 
 
 def trained(model, name, gradient, steps, rate=1e-4, **config):
-    """Parameters and optimizer state after ``steps`` steps whose gradients are ``gradient(step)`` times fixed eighths, exact in every dtype."""
+    """Parameters and optimizer state after ``steps`` steps whose gradients are ``gradient(step)`` times fixed eighths,
+    exact in every dtype.
+    """
     params = flatten(model, nnx.Param)
     optimizer = optimizers.create(model, params, {"name": name, "learning_rate": rate, "weight_decay": 0.1, **config})
     tx = optimizer.transformation(rate)
@@ -67,11 +71,19 @@ def eighths(shape):
 def widened(model):
     """A copy of ``model`` with its parameters in float32."""
     graphdef, state = nnx.split(model)
-    return nnx.merge(graphdef, jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, state))
+    return nnx.merge(
+        graphdef, jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
+    )
 
 
 def moved(after, model):
-    return np.concatenate([np.ravel(np.asarray(after[n], np.float64) - np.asarray(p, np.float64)) for n, p in flatten(model, nnx.Param).items() if n in after])
+    return np.concatenate(
+        [
+            np.ravel(np.asarray(after[n], np.float64) - np.asarray(p, np.float64))
+            for n, p in flatten(model, nnx.Param).items()
+            if n in after
+        ]
+    )
 
 
 @EVERY
@@ -102,7 +114,9 @@ def test_stochastic_rounding_is_right_on_average(name, dtype):
 
 
 def test_second_moments_forget_in_bfloat16():
-    """Gradients ten times smaller after step 200: in bfloat16 the moment would stand still at a multiple of its right value."""
+    """Gradients ten times smaller after step 200: in bfloat16 the moment would stand still at a multiple of its right
+    value.
+    """
     _, state = trained(Matrix(jnp.bfloat16), "adamw", lambda step: jnp.where(step < 200, 1.0, 0.125), 2200)
     nu = state["base"][0][0].nu["linear.bias"]
     right = (1 - 0.999**200) * 0.999**2000 + 0.125**2 * (1 - 0.999**2000)
@@ -127,7 +141,9 @@ def test_rounding_stays_within_the_neighbors(dtype):
     x = jnp.linspace(-3, 3, 4001, dtype=jnp.float32)
     draws = jnp.stack([precision.round_stochastically(x, dtype, jax.random.key(i)) for i in range(256)])
     near = x.astype(dtype)
-    spacing = jnp.max(jnp.stack([jnp.abs(jnp.nextafter(near, jnp.asarray(end, dtype)) - near) for end in (-jnp.inf, jnp.inf)]), 0).astype(jnp.float32)
+    spacing = jnp.max(
+        jnp.stack([jnp.abs(jnp.nextafter(near, jnp.asarray(end, dtype)) - near) for end in (-jnp.inf, jnp.inf)]), 0
+    ).astype(jnp.float32)
     assert draws.dtype == dtype
     assert np.all(np.abs(draws.astype(jnp.float32) - x) <= spacing)
     np.testing.assert_allclose(np.mean(draws.astype(jnp.float32) - x, 0) / np.maximum(spacing, 1e-9), 0, atol=0.17)

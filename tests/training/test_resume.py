@@ -34,7 +34,9 @@ CHANGES = {"accumulate": 2, "ema": 0.9, "train_for": "3 epochs", "workers": 2}
 def launch(workdir: Path, **options) -> subprocess.Popen:
     changes = json.dumps({**CHANGES, **options.pop("changes", {})})
     command = [sys.executable, "-m", "tests.training.toy_run", str(workdir), changes]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def final_state(workdir: Path):
@@ -125,7 +127,15 @@ def test_a_run_of_commit_07b107a_evaluates_and_goes_on(tmp_path):
     before = evaluation.record(read_config(tmp_path), model, task)
     config = mamba.get_config("task,name=parity,length=8")
     config.model_options = ConfigDict({"depth": 1, "features": 8})
-    config.update({"train_for": "3 steps", "eval_every": "3 steps", "save_every": "3 steps", "batch_size": 4, "schedule": {"warmup": "1 steps"}})
+    config.update(
+        {
+            "train_for": "3 steps",
+            "eval_every": "3 steps",
+            "save_every": "3 steps",
+            "batch_size": 4,
+            "schedule": {"warmup": "1 steps"},
+        }
+    )
     result = loop.train(config, assembly.build(config)[1], task, tmp_path)  # only evaluates
     assert result.step == 3
     assert {name: before[name] for name in result.figures["raw"]} == pytest.approx(result.figures["raw"])

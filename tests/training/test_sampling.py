@@ -22,7 +22,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     (root / "text.txt").write_text(TEXT)
     config: ConfigDict = transformer.get_config(f"text,path={root / 'text.txt'}")
-    config.update({"train_for": "30 steps", "schedule": {"warmup": "3 steps"}, "batch_size": 8, "eval_every": "", "workers": 0})
+    config.update(
+        {"train_for": "30 steps", "schedule": {"warmup": "3 steps"}, "batch_size": 8, "eval_every": "", "workers": 0}
+    )
     config.task.update({"sequence_length": 32, "prompt": "the quick"})
     config.optimizer.learning_rate = 1e-2
     config.model_options = ConfigDict({"features": 32, "depth": 1, "num_heads": 2})
@@ -45,7 +47,9 @@ def test_text_from_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sampling.evaluation.load(sampling.read_config(run / "workdir"), model, run / "workdir")
     tokens = zoo.generate(model, [[0, *b"the quick"]], 24, temperature=0).rows()[0]
     assert greedy == "the quick" + bytes(tokens).replace(b"\0", b"").decode(errors="replace") + "\n"
-    first, again, other = (printed(capsys, workdir, "--prompt=the", "--max_new_tokens=30", f"--seed={seed}") for seed in (1, 1, 2))
+    first, again, other = (
+        printed(capsys, workdir, "--prompt=the", "--max_new_tokens=30", f"--seed={seed}") for seed in (1, 1, 2)
+    )
     assert first == again != other
 
 
@@ -54,7 +58,14 @@ def test_text_from_python(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     model = zoo.create(weights=run / "workdir")
     options = {"temperature": 0, "repetition_penalty": 1.2, "stop": ()}
     (text,) = zoo.generate(model, ["the quick"], 24, **options).texts
-    command = (f"--workdir={run / 'workdir'}", "--prompt=the quick", "--temperature=0", "--max_new_tokens=24", "--repetition_penalty=1.2", "--keep_going")
+    command = (
+        f"--workdir={run / 'workdir'}",
+        "--prompt=the quick",
+        "--temperature=0",
+        "--max_new_tokens=24",
+        "--repetition_penalty=1.2",
+        "--keep_going",
+    )
     assert printed(capsys, *command) == f"the quick{text}\n"
     stop = text[6:9]
     before = text.partition(stop)[0]
@@ -69,11 +80,15 @@ def test_text_when_the_data_and_the_tokenizer_are_gone(tmp_path: Path, capsys: p
 
     text, file = tmp_path / "text.txt", tmp_path / "words.json"
     text.write_text(TEXT)
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(["</s>", *sorted(set(TEXT.split()))])}, "</s>"))
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(["</s>", *sorted(set(TEXT.split()))])}, "</s>")
+    )
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words.save(str(file))
     config: ConfigDict = transformer.get_config(f"text,path={text}")
-    config.update({"train_for": "4 steps", "schedule": {"warmup": "1 steps"}, "batch_size": 4, "eval_every": "", "workers": 0})
+    config.update(
+        {"train_for": "4 steps", "schedule": {"warmup": "1 steps"}, "batch_size": 4, "eval_every": "", "workers": 0}
+    )
     config.task.update({"sequence_length": 16, "prompt": "the quick", "tokenizer": str(file)})
     config.model_options = ConfigDict({"features": 16, "depth": 1, "num_heads": 2})
     task, model = assembly.build(config)
@@ -94,12 +109,20 @@ def test_text_when_the_data_and_the_tokenizer_are_gone(tmp_path: Path, capsys: p
 def test_text_from_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = zoo.create("transformer_nano")
     zoo.save(model, tmp_path / "model.safetensors")
-    options = ("--model=transformer_nano", f"--weights={tmp_path / 'model.safetensors'}", "--temperature=0", "--keep_going", "--max_new_tokens=9")
+    options = (
+        "--model=transformer_nano",
+        f"--weights={tmp_path / 'model.safetensors'}",
+        "--temperature=0",
+        "--keep_going",
+        "--max_new_tokens=9",
+    )
     expected = bytes(zoo.generate(model, [[0, *b"ab"]], 9, temperature=0).rows()[0]).replace(b"\0", b"")
     assert printed(capsys, *options, "--prompt=ab") == "ab" + expected.decode(errors="replace") + "\n"
 
 
-def test_the_prompt_from_standard_input(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prompt_from_standard_input(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("over the"))
     assert printed(capsys, f"--workdir={run / 'workdir'}", "--prompt=-", "--max_new_tokens=3").startswith("over the")
 

@@ -42,7 +42,12 @@ def test_events_fall_after_each_multiple():
 
 @pytest.mark.parametrize(
     ("name", "middle", "end"),
-    [("cosine", 0.5 * (1 + 0.1), 0.1), ("linear", 0.5 * (1 + 0.1), 0.1), ("constant", 1.0, 1.0), ("rsqrt", (10 / 60) ** 0.5, (10 / 110) ** 0.5)],
+    [
+        ("cosine", 0.5 * (1 + 0.1), 0.1),
+        ("linear", 0.5 * (1 + 0.1), 0.1),
+        ("constant", 1.0, 1.0),
+        ("rsqrt", (10 / 60) ** 0.5, (10 / 110) ** 0.5),
+    ],
 )
 def test_shapes(name, middle, end):
     rate = schedule.create(name, peak=2.0, total=110, warmup=10, final=0.1)
@@ -55,7 +60,12 @@ def test_no_warmup_starts_at_the_peak():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"name": "cosin"}, "did you mean 'cosine'"), ({"warmup": 20}, "longer than the run"), ({"peak": -1.0}, "negative")]
+    ("options", "message"),
+    [
+        ({"name": "cosin"}, "did you mean 'cosine'"),
+        ({"warmup": 20}, "longer than the run"),
+        ({"peak": -1.0}, "negative"),
+    ],
 )
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):

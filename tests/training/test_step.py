@@ -1,4 +1,6 @@
-"""One step as a function of (state, batch): accumulation, averages, auxiliary losses, freezing, randomness, steps that are not finite."""
+"""One step as a function of (state, batch): accumulation, averages, auxiliary losses, freezing, randomness, steps that
+are not finite.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ def test_the_average_follows_parameters_and_statistics():
     moved, _ = step(state, batch())
     for name, value in {**moved["params"], **moved["statistics"]}.items():
         before = {**state["params"], **state["statistics"]}[name]
-        np.testing.assert_allclose(moved["ema"][name], 0.1 * before + 0.9 * value, rtol=1e-5, atol=1e-6)  # 1/10 at first, 0.5 later
+        np.testing.assert_allclose(
+            moved["ema"][name], 0.1 * before + 0.9 * value, rtol=1e-5, atol=1e-6
+        )  # 1/10 at first, 0.5 later
     assert weights(moved, averaged=True)["head.kernel"] is not moved["params"]["head.kernel"]
     assert weights(moved, averaged=False)["head.kernel"] is moved["params"]["head.kernel"]
 
@@ -106,11 +110,17 @@ def test_auxiliary_losses_are_weighted_and_reported():
 
     value, slope = jax.value_and_grad(activity)(state["params"]["first.kernel"])
     np.testing.assert_allclose(told["pairs"]["activity"][0] / told["pairs"]["activity"][1], value, rtol=1e-5)
-    np.testing.assert_allclose(plain["params"]["first.kernel"] - moved["params"]["first.kernel"], 0.1 * 0.5 * slope, atol=1e-6)
+    np.testing.assert_allclose(
+        plain["params"]["first.kernel"] - moved["params"]["first.kernel"], 0.1 * 0.5 * slope, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
-    ("aux", "message"), [({}, "reports the auxiliary loss 'activity', which has no weight"), ({"activity": 1.0, "activty": 1.0}, "did you mean 'activity'")]
+    ("aux", "message"),
+    [
+        ({}, "reports the auxiliary loss 'activity', which has no weight"),
+        ({"activity": 1.0, "activty": 1.0}, "did you mean 'activity'"),
+    ],
 )
 def test_auxiliary_losses_without_a_weight_or_a_source_are_refused(aux, message):
     step, state = setup(toy.ToyModel(aux=True), aux=aux)
@@ -177,7 +187,11 @@ def test_evaluation_ignores_rows_of_weight_zero():
     model = toy.ToyModel(dropout=0.5)
     evaluate = jax.jit(make_evaluation(Skeleton(model), TASK))
     arrays = {**flatten(model, nnx.Param), **flatten(model, nnx.BatchStat)}
-    rows = {"input": TASK.examples("test").inputs[:6], "label": TASK.examples("test").labels[:6], "weight": np.ones(6, np.float32)}
+    rows = {
+        "input": TASK.examples("test").inputs[:6],
+        "label": TASK.examples("test").labels[:6],
+        "weight": np.ones(6, np.float32),
+    }
     padded = {n: np.concatenate([v, v[:2] * 0 if n == "weight" else v[:2]]) for n, v in rows.items()}
     (pairs, weight, _), (pairs_padded, weight_padded, _) = evaluate(arrays, rows), evaluate(arrays, padded)
     assert weight.sum() == weight_padded.sum() == 6

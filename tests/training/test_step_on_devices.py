@@ -1,4 +1,6 @@
-"""The whole training step of each family of architectures, lowered for a GPU and a TPU that need not be here, through its kernels."""
+"""The whole training step of each family of architectures, lowered for a GPU and a TPU that need not be here, through
+its kernels.
+"""
 
 from __future__ import annotations
 

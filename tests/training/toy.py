@@ -1,4 +1,6 @@
-"""A small model and a small task, with everything that the loop must carry: dropout, batch statistics, an auxiliary loss, augmentation."""
+"""A small model and a small task, with everything that the loop must carry: dropout, batch statistics, an auxiliary
+loss, augmentation.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ FEATURES, CLASSES = 6, 3
 class ToyModel(Module):
     """Two linear layers around a batch norm and a dropout."""
 
-    def __init__(self, width: int = 16, *, dropout: float = 0.0, norm: bool = True, aux: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, width: int = 16, *, dropout: float = 0.0, norm: bool = True, aux: bool = False, seed: int = 0
+    ) -> None:
         rngs = nnx.Rngs(seed)
         self.first = nnx.Linear(FEATURES, width, use_bias=not norm, rngs=rngs)  # the norm would take a bias away again
         self.norm = nnx.BatchNorm(width, rngs=rngs) if norm else None
@@ -76,7 +80,11 @@ class ToyTask:
     splits = ("train", "validation", "test")
 
     def __init__(self, count: int = 100, poison: int | None = None, broken: int | None = None) -> None:
-        self._splits = {"train": ToyExamples(count, 1, poison, broken), "validation": ToyExamples(37, 2), "test": ToyExamples(41, 3)}
+        self._splits = {
+            "train": ToyExamples(count, 1, poison, broken),
+            "validation": ToyExamples(37, 2),
+            "test": ToyExamples(41, 3),
+        }
 
     def model_options(self) -> dict[str, Any]:
         return {"num_classes": CLASSES}

@@ -32,7 +32,12 @@ def run(workdir: str, changes: dict[str, Any], stop: int | None = None) -> dict[
 
         examples.get = counted  # type: ignore[method-assign]
     result = loop.train(toy.config(**changes), toy.ToyModel(dropout=0.2), task, Path(workdir))
-    return {"step": result.step, "finished": result.finished, "best": result.best and result.best.step, "figures": result.figures}
+    return {
+        "step": result.step,
+        "finished": result.finished,
+        "best": result.best and result.best.step,
+        "figures": result.figures,
+    }
 
 
 def main() -> None:

@@ -61,7 +61,11 @@ class FromAccelerator:
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_files_are_in_c_order(suffix: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    arrays = {"matrix": rng.standard_normal((3, 5)), "kernel": rng.standard_normal((2, 3, 4, 5)), "scalar": np.float32(2.0)}
+    arrays = {
+        "matrix": rng.standard_normal((3, 5)),
+        "kernel": rng.standard_normal((2, 3, 4, 5)),
+        "scalar": np.float32(2.0),
+    }
     given = {name: FromAccelerator(np.asarray(array, np.float32)) for name, array in arrays.items()}
     path = tmp_path / f"arrays{suffix}"
     write_arrays(path, given, {"format": "pt"})
@@ -73,16 +77,23 @@ def test_files_are_in_c_order(suffix: str, tmp_path: Path) -> None:
 def test_one_place_writes_files() -> None:
     """Others would have to remember the order of axes and to replace files as a whole."""
     folder = Path(zoo.__file__).parent
-    writers = {path.name for path in folder.rglob("*.py") if re.search(r"save_file|np\.savez?\(|serialize", path.read_text())}
+    writers = {
+        path.name for path in folder.rglob("*.py") if re.search(r"save_file|np\.savez?\(|serialize", path.read_text())
+    }
     assert writers == {"files.py"}
 
 
 def test_whole_models_are_merged_first(tmp_path: Path) -> None:
     model = trained()
-    with pytest.raises(WeightsError, match=r"has adapters, for which no released file has names: zoo.merge_lora\(model\) puts them into its weights"):
+    with pytest.raises(
+        WeightsError,
+        match=r"has adapters, for which no released file has names: zoo.merge_lora\(model\) puts them into its weights",
+    ):
         zoo.save(model, tmp_path / "model.safetensors")
     zoo.save(model, tmp_path / "ours.safetensors", naming="zoo")
-    again = zoo.load(zoo.add_lora(vit(), rank=3, alpha=5.0, patterns=("*.query", "*.value")), tmp_path / "ours.safetensors")
+    again = zoo.load(
+        zoo.add_lora(vit(), rank=3, alpha=5.0, patterns=("*.query", "*.value")), tmp_path / "ours.safetensors"
+    )
     assert all(np.array_equal(a, b) for a, b in zip(flatten(again).values(), flatten(model).values(), strict=True))
     names = set(export(vit()))
     zoo.merge_lora(model)
@@ -105,7 +116,9 @@ def test_refusals(tmp_path: Path) -> None:
         zoo.load_adapters(trained(), path)
     for other in (vit(depth=1), vit(features=32), vit(mixer="mamba")):
         before = nnx.graphdef(other)
-        with pytest.raises(WeightsError, match="holds adapters of vit_nano_patch4_32: vit_nano_patch4_32 has no such layers: blocks"):
+        with pytest.raises(
+            WeightsError, match="holds adapters of vit_nano_patch4_32: vit_nano_patch4_32 has no such layers: blocks"
+        ):
             zoo.load_adapters(other, path)
         assert nnx.graphdef(other) == before
     zoo.save(vit(), tmp_path / "whole.safetensors")

@@ -1,4 +1,6 @@
-"""Agent Attention and InLine attention in DeiT and Swin against recorded outputs of the authors' models: logits, gradients, names."""
+"""Agent Attention and InLine attention in DeiT and Swin against recorded outputs of the authors' models: logits,
+gradients, names.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,15 @@ def _options(name: str) -> tuple[str, dict[str, Any]]:
     mixer = AGENT if kind == "agent" else {"name": "inline"}
     if host == "deit":
         size = {"image_size": 64, "patch_size": 8, "features": WIDTH, "depth": 2, "num_heads": recorded.HEADS}
-        return f"{kind}_deit_tiny_patch16_224", size | ({"pattern": {0: {**mixer, "prefix": 1}}} if kind == "agent" else {})
-    size = {"image_size": 112, "features": (WIDTH, 2 * WIDTH), "depths": (1, 2), "num_heads": (recorded.HEADS, 2 * recorded.HEADS)}
+        return f"{kind}_deit_tiny_patch16_224", size | (
+            {"pattern": {0: {**mixer, "prefix": 1}}} if kind == "agent" else {}
+        )
+    size = {
+        "image_size": 112,
+        "features": (WIDTH, 2 * WIDTH),
+        "depths": (1, 2),
+        "num_heads": (recorded.HEADS, 2 * recorded.HEADS),
+    }
     return f"{kind}_swin_tiny_224", size | {"pattern": in_stages("A", lambda _: mixer) | {"1.0": mixer}}
 
 
@@ -41,12 +50,17 @@ def test_matches_the_authors(name: str, record_property: Any) -> None:
     variant, options = _options(name)
     model = zoo.create(variant, weights=state, num_classes=10, **options)
     (logits,), gradient = ours_and_gradient(lambda x: [model(x)], recorded.pixels(name))
-    differences = [relative(logits, ARRAYS[f"{name}/out"]), relative(gradient[:, ::4, 1::4], ARRAYS[f"{name}/gradient"])]
+    differences = [
+        relative(logits, ARRAYS[f"{name}/out"]),
+        relative(gradient[:, ::4, 1::4], ARRAYS[f"{name}/gradient"]),
+    ]
     about = {"reference": ABOUT[recorded.MODELS[name][0]], "kind": "recorded", "mapped": len(state)}
     record_property("parity", {**about, "architecture": variant, "difference": max(differences)})
     assert max(differences) < TOLERANCE
     written = export(model, naming="authors")
     # Of the constants only those of blocks with windows are there.
     constants = {n for n in written.keys() - state.keys() if n.endswith(("relative_position_index", "attn_mask"))}
-    assert constants == ({f"layers.1.blocks.1.{n}" for n in ("attn.relative_position_index", "attn_mask")} if "swin" in name else set())
+    assert constants == (
+        {f"layers.1.blocks.1.{n}" for n in ("attn.relative_position_index", "attn_mask")} if "swin" in name else set()
+    )
     assert same_bits({n: array for n, array in written.items() if n not in constants}, state)

@@ -72,14 +72,27 @@ def test_texts_and_refusals(model: Any) -> None:
 def test_beams_are_those_of_transformers() -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=61, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    config = transformers.GPT2Config(
+        vocab_size=61,
+        n_positions=32,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     theirs = transformers.GPT2LMHeadModel(config)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     theirs.eval()
     sizes = {"vocab_size": 61, "max_length": 32, "features": 32, "depth": 2, "num_heads": 2}
-    ours = zoo.create("gpt2", weights={name: value.detach().numpy() for name, value in theirs.state_dict().items()}, **sizes)
+    ours = zoo.create(
+        "gpt2", weights={name: value.detach().numpy() for name, value in theirs.state_dict().items()}, **sizes
+    )
     prompt = [[5, 9, 2, 44, 17]]
-    want = theirs.generate(torch.tensor(prompt), num_beams=4, num_return_sequences=4, do_sample=False, max_new_tokens=12)[:, 5:].numpy()
+    want = theirs.generate(
+        torch.tensor(prompt), num_beams=4, num_return_sequences=4, do_sample=False, max_new_tokens=12
+    )[:, 5:].numpy()
     np.testing.assert_array_equal(zoo.beam_search(ours, prompt, 12, beams=4).tokens[0], want)

@@ -53,7 +53,13 @@ def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
 # Published for BertModel with its pooler (bert-base, bert-large) and counted by shapes for the rest.
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("bert_tiny", 4_385_920), ("bert_small", 28_763_648), ("bert_base", 109_482_240), ("bert_large", 335_141_888), ("minilm_l6", 22_713_216)],
+    [
+        ("bert_tiny", 4_385_920),
+        ("bert_small", 28_763_648),
+        ("bert_base", 109_482_240),
+        ("bert_large", 335_141_888),
+        ("minilm_l6", 22_713_216),
+    ],
 )
 def test_parameter_counts_with_the_pooler(name: str, count: int) -> None:
     entry = variant(name)
@@ -61,7 +67,13 @@ def test_parameter_counts_with_the_pooler(name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "shape"), [({}, (3, 9, 29)), ({"output": "pooled"}, (3, 16)), ({"output": "pooled", "pool": "average"}, (3, 16)), ({"num_classes": 5}, (3, 5))]
+    ("options", "shape"),
+    [
+        ({}, (3, 9, 29)),
+        ({"output": "pooled"}, (3, 16)),
+        ({"output": "pooled", "pool": "average"}, (3, 16)),
+        ({"num_classes": 5}, (3, 5)),
+    ],
 )
 def test_padding_changes_nothing(options: dict[str, Any], shape: tuple[int, ...]) -> None:
     model = made(**options)
@@ -143,14 +155,22 @@ def test_a_head_that_is_not_there() -> None:
 USES: list[dict[str, Any]] = [{}, {"output": "pooled"}, {"output": "pooled", "pool": "average"}, {"num_classes": 3}]
 
 
-@pytest.mark.parametrize(("naming", "options"), [("original", USES[0]), ("zoo", USES[1]), *(("transformers", use) for use in USES)])
+@pytest.mark.parametrize(
+    ("naming", "options"), [("original", USES[0]), ("zoo", USES[1]), *(("transformers", use) for use in USES)]
+)
 def test_a_file_of_pretraining_fits_whatever_the_model_is_for(naming: str, options: dict[str, Any]) -> None:
     """Files hold heads that a use has no need of: they are kept, and saved again."""
     whole = made(pooler=True, next_sentence=True, rngs=5)
     file = export(whole, naming=naming)
-    with pytest.warns(UserWarning, match="the head for 3 classes stays random") if options == USES[3] else contextlib.nullcontext():
+    with (
+        pytest.warns(UserWarning, match="the head for 3 classes stays random")
+        if options == USES[3]
+        else contextlib.nullcontext()
+    ):
         model = zoo.create("bert_tiny", weights=file, **SIZE, **options)
-    assert same({k: v for k, v in export(model, naming=naming).items() if k.split(".")[0] not in ("classifier", "head")}, file)
+    assert same(
+        {k: v for k, v in export(model, naming=naming).items() if k.split(".")[0] not in ("classifier", "head")}, file
+    )
     assert model.next_sentence(model.first(jnp.ones((3, 9, 16)))).shape == (3, 2)
 
 
@@ -184,7 +204,11 @@ def test_another_size_is_named() -> None:
     tiny = nnx.eval_shape(lambda: zoo.create("bert_tiny", max_length=8))
     lines = plan(RULES["transformers"], shapes(tiny), tiny.config)
     file = {name: np.zeros(shape, np.float32) for line in lines for name, shape in line.released_shapes().items()}
-    with pytest.raises(WeightsError, match=r"does not fit bert_small: none of its namings .* the nearest is 'transformers'.* by its shapes it is bert_tiny"):
+    with pytest.raises(
+        WeightsError,
+        match=r"does not fit bert_small: none of its namings .* the nearest is 'transformers'.* by its shapes it is "
+        r"bert_tiny",
+    ):
         zoo.create("bert_small", depth=1, vocab_size=64, weights=file)
 
 
@@ -217,7 +241,9 @@ def test_words_in_padding_may_be_nan(norm_order: str) -> None:
 
     @jax.jit
     def run(params: Any, words: jax.Array) -> Any:
-        return jax.value_and_grad(lambda p, words: jnp.sum(nnx.merge(graphdef, p, rest)(words, MASK) ** 2 * jnp.arange(16)), (0, 1))(params, words)
+        return jax.value_and_grad(
+            lambda p, words: jnp.sum(nnx.merge(graphdef, p, rest)(words, MASK) ** 2 * jnp.arange(16)), (0, 1)
+        )(params, words)
 
     zeros, nans = (run(params, np.where(MASK[..., None], words, np.float32(fill))) for fill in (0, np.nan))
     jax.tree.map(np.testing.assert_array_equal, nans, zeros)

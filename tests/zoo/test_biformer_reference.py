@@ -1,4 +1,6 @@
-"""BiFormer against recorded outputs of the authors' code: logits, features, attention, routed regions, gradients, names, sizes."""
+"""BiFormer against recorded outputs of the authors' code: logits, features, attention, routed regions, gradients,
+names, sizes.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,16 @@ def _relative(ours: Any, theirs: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def model() -> nnx.Module:
-    size = {"features": recorded.FEATURES, "stem": (4, 8), "depths": recorded.DEPTHS, "num_heads": (1, 2, 4, 8), "num_classes": recorded.CLASSES}
-    made = zoo.create("biformer_tiny", weights=seeded.weights(SHAPES, recorded.SEED, sharpness=recorded.SHARPNESS), **size)
+    size = {
+        "features": recorded.FEATURES,
+        "stem": (4, 8),
+        "depths": recorded.DEPTHS,
+        "num_heads": (1, 2, 4, 8),
+        "num_classes": recorded.CLASSES,
+    }
+    made = zoo.create(
+        "biformer_tiny", weights=seeded.weights(SHAPES, recorded.SEED, sharpness=recorded.SHARPNESS), **size
+    )
     made.eval()
     return made
 
@@ -81,7 +91,9 @@ def test_matches_the_authors(model: nnx.Module, size: str, record_property: Any)
         assert np.array_equal(found[name], expected[name]), name
     differences = {name: _relative(found[name], array) for name, array in expected.items() if name not in routed}
     about = {"architecture": "biformer_tiny", "reference": f"{ABOUT['repository']} {ABOUT['commit'][:8]} ({size} size)"}
-    record_property("parity", {**about, "kind": "recorded", "mapped": len(SHAPES), "difference": max(differences.values())})
+    record_property(
+        "parity", {**about, "kind": "recorded", "mapped": len(SHAPES), "difference": max(differences.values())}
+    )
     assert max(differences.values()) < TOLERANCE, differences
 
 
@@ -94,7 +106,9 @@ def test_export_gives_the_same_bits(model: nnx.Module) -> None:
         assert found[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("name", tiered(["biformer_tiny", "biformer_small", "biformer_base"], lambda name: name == "biformer_tiny"))
+@pytest.mark.parametrize(
+    "name", tiered(["biformer_tiny", "biformer_small", "biformer_base"], lambda name: name == "biformer_tiny")
+)
 def test_parameter_counts(name: str) -> None:
     entry = variant(name)
     assert parameter_count(abstract(entry, entry.config)) == ABOUT["counts"][name]

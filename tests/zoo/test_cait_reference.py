@@ -32,4 +32,6 @@ def test_matches_timm(record_property: Any) -> None:
     ours: Any = zoo.create("cait_s36_384", features=32, image_size=PIXELS, **size)
     pair = theirs, ours, state
     options = {"indices": range(DEPTH), "blocks": range(DEPTH)}
-    assert_matches_timm("cait_s36_384", pair, images(2, PIXELS, PIXELS, 3), record_property, tolerance=TOLERANCE, **options)
+    assert_matches_timm(
+        "cait_s36_384", pair, images(2, PIXELS, PIXELS, 3), record_property, tolerance=TOLERANCE, **options
+    )

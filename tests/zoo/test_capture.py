@@ -31,7 +31,10 @@ def test_routes_of_bilevel_routing() -> None:
 
 def test_the_model_is_left_as_it_was() -> None:
     model = zoo.create("biformer_nano", dropout=0.5, drop_path=0.5)
-    before = [np.asarray(x) for x in jax.tree.leaves(zoo.create("biformer_nano", dropout=0.5, drop_path=0.5).stages[0].downsample)]
+    before = [
+        np.asarray(x)
+        for x in jax.tree.leaves(zoo.create("biformer_nano", dropout=0.5, drop_path=0.5).stages[0].downsample)
+    ]
     model.train()
     first, second = zoo.capture(model, IMAGES), zoo.capture(model, IMAGES)
     assert all(np.array_equal(first[name], second[name]) for name in first)  # evaluation mode: no dropout

@@ -35,7 +35,9 @@ BEFORE = json.loads((HERE / "names_before_0_2.json").read_text())
 
 def python(code: str, *arguments: str) -> dict[str, Any]:
     """What a fresh process prints last, as JSON."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -63,13 +65,19 @@ def test_a_run_made_before_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_drawn_by_name(family: str) -> None:
-    """No parameter of a model is drawn with a key, of which each shape would be a program to compile; tables are the host's."""
+    """No parameter of a model is drawn with a key, of which each shape would be a program to compile; tables are the
+    host's.
+    """
     name = smallest(family)
     drawn: list[Any] = []
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         model = variant(name).build(variant(name).config, rngs=rngs)
-        drawn.extend(variable.get_value() for variable in named(model).values() if isinstance(variable, nnx.Param | nnx.BatchStat))
+        drawn.extend(
+            variable.get_value()
+            for variable in named(model).values()
+            if isinstance(variable, nnx.Param | nnx.BatchStat)
+        )
         return model
 
     Unfinished(build, nnx.Rngs(0))
@@ -90,7 +98,9 @@ def test_loading_draws_only_what_the_file_leaves(monkeypatch: pytest.MonkeyPatch
     arrays = {name: np.asarray(array) for name, array in flatten(source).items()}
     drawn: list[str] = []
     numbers = Draw.numbers
-    monkeypatch.setattr(Draw, "numbers", lambda self, seed, name, *index: (drawn.append(name), numbers(self, seed, name, *index))[1])
+    monkeypatch.setattr(
+        Draw, "numbers", lambda self, seed, name, *index: (drawn.append(name), numbers(self, seed, name, *index))[1]
+    )
     model = make("vit", weights=arrays)
     assert drawn == []
     for name, array in flatten(model).items():
@@ -141,11 +151,23 @@ def test_peak_memory_is_that_of_the_parameters(loaded: bool, tmp_path: Path) -> 
     assert measured["peak"] < 1.2 * measured["parameters"]
 
 
-LATE = ("jax.experimental.pallas", "jax.experimental.mosaic", "orbax", "tensorflow_datasets", "huggingface_hub", "matplotlib", "torch", "transformers", "PIL")
+LATE = (
+    "jax.experimental.pallas",
+    "jax.experimental.mosaic",
+    "orbax",
+    "tensorflow_datasets",
+    "huggingface_hub",
+    "matplotlib",
+    "torch",
+    "transformers",
+    "PIL",
+)
 
 
 def test_what_an_import_leaves_out() -> None:
-    """Frameworks of kernels, of data, of checkpoints and of files are imported when they are used: not to list models, sum them up, or run one here."""
+    """Frameworks of kernels, of data, of checkpoints and of files are imported when they are used: not to list models,
+    sum them up, or run one here.
+    """
     measured = python(
         f"""
 import json, sys, time
@@ -202,12 +224,20 @@ def test_a_parameter_that_two_names_share_is_refused() -> None:
         mixer.out = shared[0]
         return mixer
 
-    with pytest.raises(ValueError, match=r"blocks\.0\.mixer\.out\.kernel and blocks\.1\.mixer\.out\.kernel are one parameter"):
+    with pytest.raises(
+        ValueError, match=r"blocks\.0\.mixer\.out\.kernel and blocks\.1\.mixer\.out\.kernel are one parameter"
+    ):
         zoo.create("vit_nano_patch4_32", depth=2, mixer=tied)
 
 
-@pytest.mark.parametrize("change", [lambda names: names, lambda names: {f"model.{name}": array for name, array in names.items()}], ids=["plain", "prefixed"])
-def test_the_naming_is_found_by_names_alone(change: Callable[[dict[str, Any]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [lambda names: names, lambda names: {f"model.{name}": array for name, array in names.items()}],
+    ids=["plain", "prefixed"],
+)
+def test_the_naming_is_found_by_names_alone(
+    change: Callable[[dict[str, Any]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One naming is planned and compared, whatever the architecture has: not all with all prefixes."""
     model = make("bert")
     planned: list[Any] = []

@@ -30,8 +30,8 @@ TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, (2, LENGTH))
 OURS: dict[str, Any] = {"vocab_size": VOCABULARY, "features": 32, "depth": DEPTH, "num_heads": 4}
 NO_ENDS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
-# Name of a family's variant, how transformers makes a small model of its kind, and how we do. What the file's description
-# says is not given to ours.
+# Name of a family's variant, how transformers makes a small model of its kind, and how we do. What the file's
+# description says is not given to ours.
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 STRETCHED = {"factor": 8.0, "original_max_position_embeddings": 16, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -64,7 +64,9 @@ def theirs_of(case: str) -> Any:
 
 
 @pytest.fixture(scope="module", params=tiered(CASES, QUICK.__contains__))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Mapping[str, np.ndarray], Any]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Mapping[str, np.ndarray], Any]:
     """Theirs, the arrays of its file, and ours with the file's weights."""
     folder = tmp_path_factory.mktemp(request.param)
     theirs = theirs_of(request.param)
@@ -76,7 +78,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_logits_features_and_gradients(pair: Any, record_property: Any) -> None:
-    """Logits, every block's output and the gradient of every parameter, by its released name; the file comes back bit for bit."""
+    """Logits, every block's output and the gradient of every parameter, by its released name; the file comes back bit
+    for bit.
+    """
     theirs, file, ours = pair
     assert same_bits(export(ours), file)
     theirs.zero_grad()
@@ -96,14 +100,31 @@ def test_logits_features_and_gradients(pair: Any, record_property: Any) -> None:
     assign(carrier, flatten_state(gradients))
     by_name = export(carrier)
     # Pythia's head is called so in memory alone.
-    named = {name if name in file else name.replace("lm_head", "embed_out"): p.grad.numpy() for name, p in theirs.named_parameters()}
+    named = {
+        name if name in file else name.replace("lm_head", "embed_out"): p.grad.numpy()
+        for name, p in theirs.named_parameters()
+    }
     assert named.keys() == by_name.keys()
     scale = max(float(np.abs(gradient).max()) for gradient in named.values())
-    assert {name: g for name, gradient in named.items() if (g := np.abs(by_name[name] - gradient).max() / scale) > TOLERANCE} == {}
+    assert {
+        name: g for name, gradient in named.items() if (g := np.abs(by_name[name] - gradient).max() / scale) > TOLERANCE
+    } == {}
     # The last of theirs is normed, the others are not.
-    differences = [relative(logits, out.logits.detach().numpy()), relative(features[-1], out.hidden_states[-1].detach().numpy())]
+    differences = [
+        relative(logits, out.logits.detach().numpy()),
+        relative(features[-1], out.hidden_states[-1].detach().numpy()),
+    ]
     reference = f"transformers {transformers.__version__} {type(theirs).__name__}"
-    record_property("parity", {"architecture": ours.variant, "reference": reference, "kind": "live", "mapped": len(file), "difference": max(differences)})
+    record_property(
+        "parity",
+        {
+            "architecture": ours.variant,
+            "reference": reference,
+            "kind": "live",
+            "mapped": len(file),
+            "difference": max(differences),
+        },
+    )
     assert max(differences) < TOLERANCE
 
 
@@ -129,7 +150,10 @@ def test_a_file_of_ours_loads_in_transformers(pair: Any, tmp_path: Path) -> None
 OLD = {
     "gpt2_nano": ("bare", ["h.0.attn.bias", "h.1.attn.masked_bias"]),
     "llama_nano": ("transformers", ["model.layers.1.self_attn.rotary_emb.inv_freq"]),
-    "pythia_nano": ("transformers", [f"gpt_neox.layers.0.attention.{part}" for part in ("bias", "masked_bias", "rotary_emb.inv_freq")]),
+    "pythia_nano": (
+        "transformers",
+        [f"gpt_neox.layers.0.attention.{part}" for part in ("bias", "masked_bias", "rotary_emb.inv_freq")],
+    ),
 }
 
 
@@ -148,13 +172,22 @@ def test_files_from_before(name: str) -> None:
         zoo.create(name, weights={**file, f"{more[0]}s": np.zeros(3)}, **OURS)
 
 
-PUBLISHED = [name for name in zoo.list_models() if variant(name).family in ("gpt2", "gptj", "llama", "gemma", "pythia") and variant(name).parameters]
+PUBLISHED = [
+    name
+    for name in zoo.list_models()
+    if variant(name).family in ("gpt2", "gptj", "llama", "gemma", "pythia") and variant(name).parameters
+]
 
 
 def theirs_counted(name: str, depth: int) -> int:
     """Parameters of transformers' model of a variant's sizes."""
     c: Any = variant(name).config
-    sizes = {"vocab_size": c.vocab_size, "hidden_size": c.features, "num_hidden_layers": depth, "num_attention_heads": c.num_heads}
+    sizes = {
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.features,
+        "num_hidden_layers": depth,
+        "num_attention_heads": c.num_heads,
+    }
     cls: Any = transformers.GPTNeoXForCausalLM
     if variant(name).family == "gpt2":
         cls, sizes["n_positions"] = transformers.GPT2LMHeadModel, c.max_length
@@ -163,9 +196,19 @@ def theirs_counted(name: str, depth: int) -> int:
     elif variant(name).family == "pythia":
         sizes["intermediate_size"] = 4 * c.features
     else:
-        classes = {"gemma_": "Gemma", "gemma2": "Gemma2", "gemma3": "Gemma3", "mistra": "Mistral", "qwen2.": "Qwen2", "qwen3_": "Qwen3"}
+        classes = {
+            "gemma_": "Gemma",
+            "gemma2": "Gemma2",
+            "gemma3": "Gemma3",
+            "mistra": "Mistral",
+            "qwen2.": "Qwen2",
+            "qwen3_": "Qwen3",
+        }
         cls = getattr(transformers, f"{classes.get(name[:6], 'Llama')}ForCausalLM")
-        heads = {"num_key_value_heads": c.num_kv_heads or c.num_heads, "head_dim": c.head_dim or c.features // c.num_heads}
+        heads = {
+            "num_key_value_heads": c.num_kv_heads or c.num_heads,
+            "head_dim": c.head_dim or c.features // c.num_heads,
+        }
         sizes |= {"intermediate_size": c.hidden, "tie_word_embeddings": c.tied, **heads}
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in cls(cls.config_class(**sizes)).parameters())

@@ -13,9 +13,22 @@ from zoo.weights import export, load
 
 SIZES = {"vocab_size": 99, "features": 64, "hidden": 256, "depth": 2, "num_heads": 2}
 # Of a layer of their models with these options: (out, in) of linear layers, (channels, 1, size) of convolutions.
-_PLAIN = {"q_proj": (64, 64), "k_proj": (64, 64), "v_proj": (64, 64), "b_proj": (2, 64), "o_proj": (64, 64), "o_norm": (32,)}
+_PLAIN = {
+    "q_proj": (64, 64),
+    "k_proj": (64, 64),
+    "v_proj": (64, 64),
+    "b_proj": (2, 64),
+    "o_proj": (64, 64),
+    "o_norm": (32,),
+}
 _PLAIN |= {"q_conv1d": (64, 1, 4), "k_conv1d": (64, 1, 4), "v_conv1d": (64, 1, 4)}
-_WIDE = _PLAIN | {"v_proj": (128, 64), "v_conv1d": (128, 1, 4), "g_proj": (128, 64), "o_proj": (64, 128), "o_norm": (64,)}
+_WIDE = _PLAIN | {
+    "v_proj": (128, 64),
+    "v_conv1d": (128, 1, 4),
+    "g_proj": (128, 64),
+    "o_proj": (64, 128),
+    "o_norm": (64,),
+}
 _STEPS = {"k_proj": (128, 64), "v_proj": (256, 64), "b_proj": (4, 64), "k_conv1d": (128, 1, 4), "v_conv1d": (256, 1, 4)}
 LAYERS = {
     "delta_net_340m": _PLAIN,
@@ -27,12 +40,22 @@ OPTIONS = {"gated_delta_net_340m": {"head_dim": 32}, "delta_product_340m": {"val
 
 def released(name: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a file of theirs."""
-    shapes: dict[str, tuple[int, ...]] = {"model.embeddings.weight": (99, 64), "model.norm.weight": (64,), "lm_head.weight": (99, 64)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embeddings.weight": (99, 64),
+        "model.norm.weight": (64,),
+        "lm_head.weight": (99, 64),
+    }
     for i in range(2):
         block = f"model.layers.{i}"
-        shapes |= {f"{block}.attn.{part}" + ("" if part in ("A_log", "dt_bias") else ".weight"): shape for part, shape in LAYERS[name].items()}
+        shapes |= {
+            f"{block}.attn.{part}" + ("" if part in ("A_log", "dt_bias") else ".weight"): shape
+            for part, shape in LAYERS[name].items()
+        }
         shapes |= {f"{block}.{norm}_norm.weight": (64,) for norm in ("attn", "mlp")}
-        shapes |= {f"{block}.mlp.{part}_proj.weight": (64, 256) if part == "down" else (256, 64) for part in ("gate", "up", "down")}
+        shapes |= {
+            f"{block}.mlp.{part}_proj.weight": (64, 256) if part == "down" else (256, 64)
+            for part in ("gate", "up", "down")
+        }
     return shapes
 
 
@@ -45,11 +68,17 @@ def test_released_names(name: str) -> None:
     assert exported.keys() == weights.keys()
     for n, weight in weights.items():
         np.testing.assert_array_equal(exported[n], weight)
-    np.testing.assert_array_equal(flatten(model)["blocks.1.mixer.key.kernel"][...], weights["model.layers.1.attn.k_proj.weight"].T)
+    np.testing.assert_array_equal(
+        flatten(model)["blocks.1.mixer.key.kernel"][...], weights["model.layers.1.attn.k_proj.weight"].T
+    )
 
 
-def counted(width: int, hidden: int, depth: int, keys: int, values: int, steps: int, heads: int, gate: bool, decay: bool) -> int:
-    """Parameters by hand: embedding and head of 32,000 tokens, norms, the mixer's projections and convolutions of 4, the MLP."""
+def counted(
+    width: int, hidden: int, depth: int, keys: int, values: int, steps: int, heads: int, gate: bool, decay: bool
+) -> int:
+    """Parameters by hand: embedding and head of 32,000 tokens, norms, the mixer's projections and convolutions of 4,
+    the MLP.
+    """
     mixer = width * (keys + steps * (keys + values) + values * (1 + gate) + heads * (steps + decay))
     mixer += 4 * (keys + steps * (keys + values)) + values // heads + 2 * heads * decay
     return 2 * 32000 * width + width + depth * (mixer + 2 * width + 3 * width * hidden)

@@ -90,13 +90,19 @@ def test_a_model_becomes_what_is_described(case: str, scan: bool, tmp_path: Path
 
 
 def test_what_is_asked_for_is_kept(tmp_path: Path) -> None:
-    folder = write(tmp_path, zoo.create("vit_small_patch16_224", **VIT), {"layer_norm_eps": 0.1, "num_attention_heads": 2})
+    folder = write(
+        tmp_path, zoo.create("vit_small_patch16_224", **VIT), {"layer_norm_eps": 0.1, "num_attention_heads": 2}
+    )
     with pytest.warns(UserWarning, match=r"config\.json of .* has norm_epsilon=0\.1: what was asked for is kept"):
         assert zoo.create("vit_small_patch16_224", weights=folder, **VIT, norm_epsilon=1e-5).config.norm_epsilon == 1e-5
 
 
 def test_what_agrees_is_not_told(tmp_path: Path) -> None:
-    folder = write(tmp_path, zoo.create("vit_small_patch16_224", **VIT), {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "num_attention_heads": 2})
+    folder = write(
+        tmp_path,
+        zoo.create("vit_small_patch16_224", **VIT),
+        {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "num_attention_heads": 2},
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         zoo.create("vit_small_patch16_224", weights=folder, **VIT)
@@ -117,7 +123,9 @@ def test_labels_are_class_names(tmp_path: Path) -> None:
     folder = write(tmp_path, zoo.create("vit_small_patch16_224", **VIT), {"id2label": labels})
     assert zoo.create("vit_small_patch16_224", weights=folder, **VIT).class_names == ("cat", "dog", "fox")
     assert zoo.load(zoo.create("vit_small_patch16_224", **VIT), folder, head="reset").class_names is None
-    (folder / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": {str(i): f"LABEL_{i}" for i in range(3)}}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "vit", "id2label": {str(i): f"LABEL_{i}" for i in range(3)}})
+    )
     assert zoo.create("vit_small_patch16_224", weights=folder, **VIT).class_names is None
 
 
@@ -125,7 +133,11 @@ def test_what_timm_writes_is_read(tmp_path: Path) -> None:
     """Preprocessing and labels; and the architecture, of which another may have the same shapes."""
     folder = write(tmp_path, zoo.create("vit_base_patch32_clip_224", **VIT), {}, naming="timm")
     cfg = {"mean": [0.1, 0.2, 0.3], "crop_pct": 1.0, "label_names": ["a", "b", "c"]}
-    described = {"architecture": "vit_base_patch32_clip_quickgelu_224", "pretrained_cfg": cfg, "model_args": {"act_layer": "relu"}}
+    described = {
+        "architecture": "vit_base_patch32_clip_quickgelu_224",
+        "pretrained_cfg": cfg,
+        "model_args": {"act_layer": "relu"},
+    }
     (folder / "config.json").write_text(json.dumps(described))
     with pytest.warns(UserWarning, match="mlp='quick_gelu'") as notices:
         model = zoo.create("vit_base_patch32_clip_224", weights=folder, **VIT)
@@ -164,7 +176,9 @@ def test_what_an_image_processor_writes_is_read(tmp_path: Path) -> None:
         found = processed(case, folder)
         assert {name: getattr(found, name) for name in fields} == fields, case
     (folder / "preprocessor_config.json").write_text('{"resample": 1, "size": {"height": 16, "width": 8}}')
-    with pytest.warns(UserWarning, match=r"preprocessor_config\.json of .* has resample=1, size=.*, which is not compared"):
+    with pytest.warns(
+        UserWarning, match=r"preprocessor_config\.json of .* has resample=1, size=.*, which is not compared"
+    ):
         zoo.create("vit_small_patch16_224", weights=folder, **VIT)
     (folder / "preprocessor_config.json").write_text("{")
     with pytest.raises(zoo.WeightsError, match=r"preprocessor_config\.json of .* is damaged"):
@@ -180,9 +194,13 @@ def test_images_are_prepared_as_by_the_processor(case: str, tmp_path: Path) -> N
     kind, config, _ = PROCESSORS[case]
     ours = processed(case, tmp_path)
     rows, columns = np.meshgrid(np.linspace(0, 3, 96), np.linspace(0, 4, 160), indexing="ij")
-    image = np.stack([127 * (1 + f(rows + k) * np.cos(columns - k)) for k, f in enumerate((np.sin, np.cos, np.sin))], -1).astype(np.uint8)
+    image = np.stack(
+        [127 * (1 + f(rows + k) * np.cos(columns - k)) for k, f in enumerate((np.sin, np.cos, np.sin))], -1
+    ).astype(np.uint8)
     defaults = {} if "resample" in config else {"resample": {"bilinear": 2, "bicubic": 3}[ours.interpolation]}
-    theirs = getattr(transformers, kind)(**{"image_mean": list(ours.mean), "image_std": list(ours.std), **defaults, **config})
+    theirs = getattr(transformers, kind)(
+        **{"image_mean": list(ours.mean), "image_std": list(ours.std), **defaults, **config}
+    )
     expected = np.moveaxis(np.asarray(theirs(PIL.Image.fromarray(image), return_tensors="np")["pixel_values"]), 1, -1)
     found = ours(PIL.Image.fromarray(image))
     assert np.abs(found - expected).max() < 0.05 * np.ptp(expected)
@@ -191,19 +209,66 @@ def test_images_are_prepared_as_by_the_processor(case: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "options", "config", "message"),
     [
-        ("vit_small_patch16_224", VIT, {"hidden_act": "relu"}, "config.json of .* is of a model that vit_small_patch16_224 can't be: hidden_act='relu', which"),
-        ("bert_tiny", BERT, {"position_embedding_type": "relative_key"}, "bert_tiny can't be: position_embedding_type='relative_key', which is none of"),
+        (
+            "vit_small_patch16_224",
+            VIT,
+            {"hidden_act": "relu"},
+            "config.json of .* is of a model that vit_small_patch16_224 can't be: hidden_act='relu', which",
+        ),
+        (
+            "bert_tiny",
+            BERT,
+            {"position_embedding_type": "relative_key"},
+            "bert_tiny can't be: position_embedding_type='relative_key', which is none of",
+        ),
         ("llama_nano", DECODER, {"model_type": "olmo2"}, "llama_nano can't be: model_type='olmo2', which is none of"),
-        ("llama_nano", DECODER, {"model_type": "llama", "attention_bias": True}, "llama_nano can't be: attention_bias=True, which is none of"),
-        ("llama_nano", DECODER, {"model_type": "llama", "rope_parameters": {"rope_type": "yarn"}}, "llama_nano can't be: rope_type='yarn', which is none of"),
-        ("llama_nano", DECODER, {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "max_window_layers=1: here"),
-        ("gemma_nano", DECODER, {"model_type": "gemma2", "layer_types": ["full_attention", "sliding_attention"]}, "full attention is not every"),
-        ("albert_nano", DECODER, {"num_hidden_groups": 2}, "albert_nano can't be: num_hidden_groups=2, which is none of"),
-        ("delta_net_nano", DECODER, {"attn": {"layers": [1], "num_heads": 2}}, "delta_net_nano can't be: attn={'layers'"),
-        ("mamba2_nano", MAMBA2, {"hidden_act": "gelu"}, "mamba2_nano can't be: hidden_act='gelu', which is none of 'silu'"),
+        (
+            "llama_nano",
+            DECODER,
+            {"model_type": "llama", "attention_bias": True},
+            "llama_nano can't be: attention_bias=True, which is none of",
+        ),
+        (
+            "llama_nano",
+            DECODER,
+            {"model_type": "llama", "rope_parameters": {"rope_type": "yarn"}},
+            "llama_nano can't be: rope_type='yarn', which is none of",
+        ),
+        (
+            "llama_nano",
+            DECODER,
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+            "max_window_layers=1: here",
+        ),
+        (
+            "gemma_nano",
+            DECODER,
+            {"model_type": "gemma2", "layer_types": ["full_attention", "sliding_attention"]},
+            "full attention is not every",
+        ),
+        (
+            "albert_nano",
+            DECODER,
+            {"num_hidden_groups": 2},
+            "albert_nano can't be: num_hidden_groups=2, which is none of",
+        ),
+        (
+            "delta_net_nano",
+            DECODER,
+            {"attn": {"layers": [1], "num_heads": 2}},
+            "delta_net_nano can't be: attn={'layers'",
+        ),
+        (
+            "mamba2_nano",
+            MAMBA2,
+            {"hidden_act": "gelu"},
+            "mamba2_nano can't be: hidden_act='gelu', which is none of 'silu'",
+        ),
     ],
 )
-def test_what_a_model_cannot_be_is_refused(name: str, options: dict[str, Any], config: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_a_model_cannot_be_is_refused(
+    name: str, options: dict[str, Any], config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     model = zoo.create(name, **options)
     before = {n: np.asarray(leaf) for n, leaf in flatten(model).items()}
     folder = write(tmp_path, model, config)

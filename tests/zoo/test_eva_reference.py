@@ -56,7 +56,15 @@ KINDS = ["eva02_tiny_patch14_336", "eva02_base_patch14_448"]
 def test_matches_timm(name: str, record_property: Any) -> None:
     """The grid of 4x4 tokens is not that of pre-training, 16x16: rows and columns are stretched."""
     theirs, ours, _ = pair = _pair(name)
-    assert_matches_timm(name, pair, images(2, PIXELS, PIXELS, 3), record_property, tolerance=TOLERANCE, indices=range(DEPTH), blocks=range(DEPTH))
+    assert_matches_timm(
+        name,
+        pair,
+        images(2, PIXELS, PIXELS, 3),
+        record_property,
+        tolerance=TOLERANCE,
+        indices=range(DEPTH),
+        blocks=range(DEPTH),
+    )
     other = images(1, 42, 84, 3)
     with torch.no_grad():
         expected_logits = theirs(torch.from_numpy(other.transpose(0, 3, 1, 2).copy())).numpy()

@@ -20,7 +20,15 @@ from zoo.generation import PAST_END
 
 VOCABULARY = 61
 PROMPTS = [[5, 9, 2, 44, 17, 9, 2], [3], [60, 1, 1, 8, 30, 12, 7, 7, 50, 4, 23, 19, 2, 11, 0, 33, 41, 6, 58]]
-SHRUNK = {"vocab_size": VOCABULARY, "features": 32, "depth": 2, "num_heads": 2, "num_kv_heads": None, "tied": False, "embedding_std": 1.0}
+SHRUNK = {
+    "vocab_size": VOCABULARY,
+    "features": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "num_kv_heads": None,
+    "tied": False,
+    "embedding_std": 1.0,
+}
 # And what makes a model that routes read a whole sequence as it generates one.
 SHRUNK_ROUTED = {**SHRUNK, "routed_heads": 1, "membership": "causal", "rotary_dimensions": 8}
 
@@ -61,9 +69,13 @@ class Letters:
 
 
 def rerun(model: nnx.Module, new: int, room: int = 40) -> list[list[int]]:
-    """Greedy continuations of PROMPTS by the whole sequences, padded to one length, at each step; a row ends before the likeliest token is a near tie."""
+    """Greedy continuations of PROMPTS by the whole sequences, padded to one length, at each step; a row ends before the
+    likeliest token is a near tie.
+    """
     graph, state = nnx.split(model)
-    logits = jax.jit(lambda tokens: nnx.merge(graph, state, copy=True)(tokens))  # a call in training mode may move statistics
+    logits = jax.jit(
+        lambda tokens: nnx.merge(graph, state, copy=True)(tokens)
+    )  # a call in training mode may move statistics
     tokens = np.zeros((len(PROMPTS), room), np.int32)
     for row, prompt in zip(tokens, PROMPTS):
         row[: len(prompt)] = prompt
@@ -96,7 +108,10 @@ def test_equal_to_the_whole_sequence_again(name: str) -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    tiered([{"window": 5}, {"rotary": None}, {"position": "learned", "max_length": 31}, {"num_kv_heads": 1}], lambda overrides: "window" in overrides),
+    tiered(
+        [{"window": 5}, {"rotary": None}, {"position": "learned", "max_length": 31}, {"num_kv_heads": 1}],
+        lambda overrides: "window" in overrides,
+    ),
     ids=str,
 )
 def test_forms_of_the_decoder(overrides: dict[str, object]) -> None:
@@ -149,7 +164,9 @@ def test_draws_follow_the_distribution(options: dict[str, float], allowed: set[i
     from zoo.generation import _Sampling, _Settings
 
     probability = np.asarray([0.1, 0.05, 0.5, 0.04, 0.01, 0.3], np.float32)
-    sampling = _Sampling(greedy=False, top_k=options.get("top_k"), nucleus="top_p" in options, relative="min_p" in options)
+    sampling = _Sampling(
+        greedy=False, top_k=options.get("top_k"), nucleus="top_p" in options, relative="min_p" in options
+    )
     settings = _Settings(0.7, options.get("top_p", 1.0), options.get("min_p", 1.0), 1.0, ())
     rows = 20_000
     logits = jnp.tile(jnp.log(probability) * 0.7, (rows, 1))
@@ -157,7 +174,9 @@ def test_draws_follow_the_distribution(options: dict[str, float], allowed: set[i
     assert set(drawn.tolist()) == allowed
     kept = np.where(np.isin(np.arange(6), list(allowed)), probability, 0)
     frequency = np.bincount(drawn, minlength=6) / rows
-    np.testing.assert_allclose(frequency, kept / kept.sum(), atol=5 * (0.25 / rows) ** 0.5)  # five standard deviations at most
+    np.testing.assert_allclose(
+        frequency, kept / kept.sum(), atol=5 * (0.25 / rows) ** 0.5
+    )  # five standard deviations at most
 
 
 def test_stop_tokens_end_their_row_only() -> None:
@@ -187,7 +206,9 @@ def test_text_in_and_out() -> None:
 
 
 def test_stop_strings_end_their_row_only() -> None:
-    """Wherever they begin and end inside tokens; the text ends before them, the tokens with the one that completes them."""
+    """Wherever they begin and end inside tokens; the text ends before them, the tokens with the one that completes
+    them.
+    """
     options = {"tokenizer": Letters(), "temperature": 0, "stop": ()}
     free = zoo.generate(tiny(), ["abc", "xyz"], 40, **options)
     stop = free.texts[0][3:6]
@@ -212,7 +233,10 @@ def test_a_penalty_on_repetition() -> None:
         assert len({*row}) == len(row)
         assert not {*row} & {*prompt}
     assert found[:1] == zoo.generate(model, PROMPTS[:1], 12, temperature=0, repetition_penalty=1e9).rows()
-    assert zoo.generate(model, PROMPTS, 12, temperature=0, repetition_penalty=1).rows() == zoo.generate(model, PROMPTS, 12, temperature=0).rows()
+    assert (
+        zoo.generate(model, PROMPTS, 12, temperature=0, repetition_penalty=1).rows()
+        == zoo.generate(model, PROMPTS, 12, temperature=0).rows()
+    )
 
 
 def test_seeds_are_keys_too_and_names_are_public() -> None:

@@ -35,7 +35,11 @@ def test_scores_are_those_of_transformers(temperature: float, min_p: float | Non
     seen = np.zeros(logits.shape, bool)
     np.put_along_axis(seen, tokens, True, -1)
     sampling = _Sampling(greedy=False, relative=min_p is not None, penalized=penalty is not None)
-    found = np.asarray(sampling.scores(jnp.asarray(logits), _Settings(temperature, 1.0, min_p or 1.0, penalty or 1.0, ()), jnp.asarray(seen)))
+    found = np.asarray(
+        sampling.scores(
+            jnp.asarray(logits), _Settings(temperature, 1.0, min_p or 1.0, penalty or 1.0, ()), jnp.asarray(seen)
+        )
+    )
     assert min_p is None or 0 < np.isinf(expected).sum() < expected.size
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -48,10 +52,14 @@ def test_a_penalized_continuation_is_that_of_transformers() -> None:
         for parameter in theirs.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     theirs.eval()
-    ours = zoo.create("mamba_nano", weights={name: value.detach().numpy() for name, value in theirs.state_dict().items()}, **SIZES)
+    ours = zoo.create(
+        "mamba_nano", weights={name: value.detach().numpy() for name, value in theirs.state_dict().items()}, **SIZES
+    )
     prompt = [[5, 9, 2, 44, 17, 9, 2]]
     options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 16}
-    plain, penalized = (theirs.generate(torch.tensor(prompt), repetition_penalty=p, **options)[0, 7:].tolist() for p in (1.0, 1.4))
+    plain, penalized = (
+        theirs.generate(torch.tensor(prompt), repetition_penalty=p, **options)[0, 7:].tolist() for p in (1.0, 1.4)
+    )
     assert plain != penalized
     assert zoo.generate(ours, prompt, 16, temperature=0).rows() == [plain]
     assert zoo.generate(ours, prompt, 16, temperature=0, repetition_penalty=1.4).rows() == [penalized]

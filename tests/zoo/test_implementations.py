@@ -1,4 +1,6 @@
-"""A model gives the same output whichever implementation serves its ops: XLA's form against the TPU kernels, interpreted."""
+"""A model gives the same output whichever implementation serves its ops: XLA's form against the TPU kernels,
+interpreted.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,17 @@ MODELS: dict[str, dict[str, Any]] = {
     "mamba2": {"depth": 1},
     "delta_net": {"depth": 1},
 }
-KERNELS = {implementation.name for op in OPS.values() for implementation in op.implementations if implementation.platforms == ("tpu",)}
+KERNELS = {
+    implementation.name
+    for op in OPS.values()
+    for implementation in op.implementations
+    if implementation.platforms == ("tpu",)
+}
 
 
-def outputs(model: nnx.Module, x: np.ndarray, where: contextlib.AbstractContextManager[Any]) -> tuple[np.ndarray, list[Choice]]:
+def outputs(
+    model: nnx.Module, x: np.ndarray, where: contextlib.AbstractContextManager[Any]
+) -> tuple[np.ndarray, list[Choice]]:
     graph, state = nnx.split(model)
     with where, recording() as record:
         return np.asarray(jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)), record
@@ -47,7 +56,9 @@ def test_output_does_not_depend_on_the_implementation(family: str) -> None:
     want, choices = outputs(model, x, use("xla"))
     assert choices
     got, chosen = outputs(model, x, interpreting())
-    assert {choice.op for choice in chosen if choice.implementation in KERNELS} == {choice.op for choice in choices} - WITHOUT_KERNELS, list(map(str, chosen))
+    assert {choice.op for choice in chosen if choice.implementation in KERNELS} == {
+        choice.op for choice in choices
+    } - WITHOUT_KERNELS, list(map(str, chosen))
     assert relative(got, want) < TOLERANCE
 
 

@@ -41,15 +41,21 @@ def test_segments_grow_with_the_image() -> None:
         patches = (config.image_size // config.patch_size) ** 2
         assert max(config.mixer["segments"]) == patches
         assert len(config.mixer["segments"]) == len(config.mixer["rates"]) == 5
-    # By hand: patches, positions, twelve blocks with five norms' worth of widths, the norm behind the pooling, the head.
+    # By hand: patches, positions, twelve blocks with five norms' worth of widths, the norm behind the pooling, the
+    # head.
     block = 4 * (384 * 384 + 384) + 2 * 384 * 1536 + 1536 + 384 + 2 * (3 * 384 + 1536)
     count = 32 * 32 * 3 * 384 + 384 + 1024 * 384 + 12 * block + 2 * 384 + 384 * 1000 + 1000
-    assert parameter_count(abstract(variant("longvit_small_patch32_1024"), variant("longvit_small_patch32_1024").config)) == count
+    assert (
+        parameter_count(abstract(variant("longvit_small_patch32_1024"), variant("longvit_small_patch32_1024").config))
+        == count
+    )
 
 
 @pytest.mark.parametrize("norm", [None, "layer"])
 def test_mlp_with_a_norm_inside(norm: str | None) -> None:
     mlp, x = MLP(6, 9, norm=norm, rngs=nnx.Rngs(0)), np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
     hidden = mlp.activation(mlp.up(x))
-    want = mlp.down((hidden - hidden.mean(-1, keepdims=True)) / np.sqrt(hidden.var(-1, keepdims=True) + 1e-5) if norm else hidden)
+    want = mlp.down(
+        (hidden - hidden.mean(-1, keepdims=True)) / np.sqrt(hidden.var(-1, keepdims=True) + 1e-5) if norm else hidden
+    )
     assert relative(mlp(x), want) < 1e-6

@@ -35,7 +35,11 @@ def _reference(kind: str) -> Any:
         config = transformers.MambaConfig(**common, state_size=8, time_step_rank=5)
         model = transformers.MambaForCausalLM(config)
     else:
-        groups = {"n_groups": 8, "tie_word_embeddings": False} if kind == "codestral" else {"n_groups": 2, "tie_word_embeddings": True}
+        groups = (
+            {"n_groups": 8, "tie_word_embeddings": False}
+            if kind == "codestral"
+            else {"n_groups": 2, "tie_word_embeddings": True}
+        )
         config = transformers.Mamba2Config(**common, num_heads=8, head_dim=8, state_size=16, chunk_size=16, **groups)
         model = transformers.Mamba2ForCausalLM(config)
     with torch.no_grad():
@@ -46,7 +50,11 @@ def _reference(kind: str) -> Any:
 
 def _ours(kind: str) -> nnx.Module:
     mamba2 = {"head_dim": 8, "state_dim": 16, "groups": 2}
-    sizes = {"mamba": {"state_dim": 8, "step_rank": 5}, "mamba2": mamba2, "codestral": {**mamba2, "groups": 8, "tied": False}}
+    sizes = {
+        "mamba": {"state_dim": 8, "step_rank": 5},
+        "mamba2": mamba2,
+        "codestral": {**mamba2, "groups": 8, "tied": False},
+    }
     return zoo.create("mamba_nano" if kind == "mamba" else "mamba2_nano", **SIZES, **sizes[kind])
 
 
@@ -68,10 +76,14 @@ def tokens() -> np.ndarray:
 
 @pytest.mark.parametrize("naming", tiered(["hf", "state_spaces"], lambda naming: naming == "hf"))
 def test_logits_and_gradients(pair: Any, tokens: np.ndarray, naming: str, record_property: Any) -> None:
-    """Logits, every block's output, and the gradient of every parameter, by its released name; the file in both namings."""
+    """Logits, every block's output, and the gradient of every parameter, by its released name; the file in both
+    namings.
+    """
     reference, model = pair
     plural = {name: value.detach().numpy() for name, value in reference.state_dict().items()}
-    file = plural if naming == "hf" else {name.replace("embeddings", "embedding"): value for name, value in plural.items()}
+    file = (
+        plural if naming == "hf" else {name.replace("embeddings", "embedding"): value for name, value in plural.items()}
+    )
     assign(model, {name: jnp.zeros_like(leaf) for name, leaf in flatten(model).items()})
     load(model, file)
     assert same_bits(export(model, naming=naming), file)
@@ -92,12 +104,21 @@ def test_logits_and_gradients(pair: Any, tokens: np.ndarray, naming: str, record
     carrier = nnx.clone(model)
     assign(carrier, flatten_state(grads))
     ours = export(carrier, naming="hf")
-    pairs = {"logits": (logits, out.logits), **{f"block {i}": (feature, out.hidden_states[i]) for i, feature in enumerate(features)}}
+    pairs = {
+        "logits": (logits, out.logits),
+        **{f"block {i}": (feature, out.hidden_states[i]) for i, feature in enumerate(features)},
+    }
     pairs |= {name: (ours[name], parameter.grad) for name, parameter in reference.named_parameters()}
     differences = {name: _difference(found, expected.detach().numpy()) for name, (found, expected) in pairs.items()}
     untied = "" if model.config.tied else " (untied, 8 groups)"
     name = f"transformers {transformers.__version__} {type(reference).__name__}{untied}, {naming} names"
-    row = {"architecture": model.variant, "reference": name, "kind": "live", "mapped": len(file), "difference": max(differences.values())}
+    row = {
+        "architecture": model.variant,
+        "reference": name,
+        "kind": "live",
+        "mapped": len(file),
+        "difference": max(differences.values()),
+    }
     record_property("parity", row)
     assert max(differences.values()) < TOLERANCE, differences
 
@@ -121,7 +142,10 @@ def test_decoding_steps(pair: Any, tokens: np.ndarray) -> None:
 def test_state_spaces_names(pair: Any) -> None:
     """The original files call the embedding's table in the singular and may leave out a tied head."""
     reference, model = pair
-    weights = {name.replace("embeddings", "embedding"): value.detach().numpy() for name, value in reference.state_dict().items()}
+    weights = {
+        name.replace("embeddings", "embedding"): value.detach().numpy()
+        for name, value in reference.state_dict().items()
+    }
     if model.config.tied:
         del weights["lm_head.weight"]
     assign(model, {"embedding.embedding": jnp.zeros_like(model.embedding.embedding[...])})
@@ -147,14 +171,22 @@ RELEASED = {
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_parameter_counts(name: str) -> None:
-    """Those of transformers' models with the released hyper-parameters, from shapes alone; every further block adds the same number."""
+    """Those of transformers' models with the released hyper-parameters, from shapes alone; every further block adds the
+    same number.
+    """
     width, depth = RELEASED[name]
 
     def theirs(blocks: int) -> int:
         common = {"hidden_size": width, "num_hidden_layers": blocks}
         with torch.device("meta"):
             if name.startswith("mamba2"):
-                heads = {"num_heads": 2 * width // 64, "head_dim": 64, "state_size": 128, "n_groups": 1, "tie_word_embeddings": True}
+                heads = {
+                    "num_heads": 2 * width // 64,
+                    "head_dim": 64,
+                    "state_size": 128,
+                    "n_groups": 1,
+                    "tie_word_embeddings": True,
+                }
                 model = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**common, **heads, vocab_size=50288))
             else:
                 model = transformers.MambaForCausalLM(transformers.MambaConfig(**common, vocab_size=50280))

@@ -30,7 +30,14 @@ pytestmark = pytest.mark.reference
 
 TOLERANCE = 5e-6
 PIXELS = 64  # windows and grids of 2x2 tokens
-SMALL = {"features": (32, 64, 64), "num_heads": (1, 2, 2), "depths": (1, 2, 1), "stem": 16, "image_size": PIXELS, "num_classes": 10}
+SMALL = {
+    "features": (32, 64, 64),
+    "num_heads": (1, 2, 2),
+    "depths": (1, 2, 1),
+    "stem": 16,
+    "image_size": PIXELS,
+    "num_classes": 10,
+}
 RELEASED = [name for name in zoo.list_models("maxvit_*") if variant(name).published]
 
 
@@ -58,7 +65,14 @@ def _small_pair(window: int = 2, seed: int = 0) -> tuple[Any, Any, dict[str, np.
 
 
 def test_matches_timm(record_property: Any) -> None:
-    assert_matches_timm("maxvit_tiny", _small_pair(), images(2, PIXELS, PIXELS, 3), record_property, tolerance=TOLERANCE, indices=(1, 2, 3))
+    assert_matches_timm(
+        "maxvit_tiny",
+        _small_pair(),
+        images(2, PIXELS, PIXELS, 3),
+        record_property,
+        tolerance=TOLERANCE,
+        indices=(1, 2, 3),
+    )
 
 
 def test_oblong_images_and_larger_windows_match_timm() -> None:
@@ -93,18 +107,25 @@ def test_other_input_size_resamples_the_tables(window: int) -> None:
     zoo.load(made, state)
     ours = zoo.create("maxvit_tiny", **{**SMALL, "image_size": 32 * window})
     side = 2 * window - 1
-    with pytest.warns(UserWarning, match=rf"bias.table and 7 more tables were made for a grid of 3x3 and are resampled to {side}x{side}"):
+    with pytest.warns(
+        UserWarning,
+        match=rf"bias.table and 7 more tables were made for a grid of 3x3 and are resampled to {side}x{side}",
+    ):
         zoo.load(ours, state)
     for name, table in flatten(made).items():
         if name.endswith("bias.table"):
-            np.testing.assert_allclose(flatten(ours)[name], _resized_by_timm(np.asarray(table), (window, window)), atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(
+                flatten(ours)[name], _resized_by_timm(np.asarray(table), (window, window)), atol=1e-5, err_msg=name
+            )
 
 
 def _resized_by_timm(table: np.ndarray, window: tuple[int, int]) -> np.ndarray:
     from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 
     shape = (2 * window[0] - 1, 2 * window[1] - 1)
-    theirs = resize_rel_pos_bias_table(torch.from_numpy(table.transpose(2, 0, 1).copy()), window, (table.shape[2], *shape))
+    theirs = resize_rel_pos_bias_table(
+        torch.from_numpy(table.transpose(2, 0, 1).copy()), window, (table.shape[2], *shape)
+    )
     return theirs.numpy().transpose(1, 2, 0)
 
 

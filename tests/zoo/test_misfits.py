@@ -1,4 +1,6 @@
-"""Files that do not fit, over all families, and other libraries' ways to ask for weights: one message each, with the remedy."""
+"""Files that do not fit, over all families, and other libraries' ways to ask for weights: one message each, with the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from zoo.weights import export
 
 @pytest.mark.parametrize("family", tiered(FAMILIES, lambda family: family in BACKBONES.values()))
 def test_every_family_reports_what_does_not_fit(family: str) -> None:
-    """A parameter missing, one too many, one of another shape, and another model's file: the strict report, under its first naming."""
+    """A parameter missing, one too many, one of another shape, and another model's file: the strict report, under its
+    first naming.
+    """
     model: Any = tiny(family)
     arrays = export(model)
     first, last = min(arrays), max(arrays)
@@ -25,7 +29,9 @@ def test_every_family_reports_what_does_not_fit(family: str) -> None:
     assert f"; 1 missing: {first}; " in refused(model, {n: a for n, a in arrays.items() if n != first}, read)
     assert "; 1 unexpected: one.more; " in refused(model, {**arrays, "one.more": np.zeros(3)}, read)
     shape = tuple(arrays[last].shape)
-    assert f"; 1 of another shape: {last} is {(7, *shape)}, the model has {shape}; " in refused(model, {**arrays, last: np.zeros((7, *shape))}, read)
+    assert f"; 1 of another shape: {last} is {(7, *shape)}, the model has {shape}; " in refused(
+        model, {**arrays, last: np.zeros((7, *shape))}, read
+    )
     other = arrays if family == "bert" else export(tiny("bert"))
     model = tiny("vit") if family == "bert" else model
     message = refused(model, other, f"does not fit {model.variant}")
@@ -39,7 +45,12 @@ def test_an_untied_head() -> None:
     arrays = export(untied)
     assert np.array_equal(arrays["lm_head.weight"], np.asarray(untied.head.kernel[...]).T)
     assert equal(zoo.load(zoo.create("mamba2_nano", **options, tied=False, rngs=nnx.Rngs(1)), arrays), untied)
-    refused(tied, arrays, "lm_head.weight of the dictionary can't be read: they are one array in the model, and differ in the file: .*tied=False")
+    refused(
+        tied,
+        arrays,
+        "lm_head.weight of the dictionary can't be read: they are one array in the model, and differ in the file: "
+        ".*tied=False",
+    )
     headless = {name: array for name, array in export(tied).items() if name != "lm_head.weight"}
     refused(untied, headless, "1 missing: lm_head.weight; the file has no head: make the model with tied=True")
 
@@ -47,19 +58,37 @@ def test_an_untied_head() -> None:
 def test_a_bare_encoder_says_what_to_pass() -> None:
     options = MODELS["bert_tiny"]
     bare = export(zoo.create("bert_tiny", **options, output="pooled"), naming="bare")
-    refused(zoo.create("bert_tiny", **options), bare, 'the file has no head over the vocabulary: make the model with output="pooled"')
-    refused(zoo.create("bert_tiny", **options, num_classes=3), bare, 'the file has no classifier: load it with head="reset"')
+    refused(
+        zoo.create("bert_tiny", **options),
+        bare,
+        'the file has no head over the vocabulary: make the model with output="pooled"',
+    )
+    refused(
+        zoo.create("bert_tiny", **options, num_classes=3), bare, 'the file has no classifier: load it with head="reset"'
+    )
     without = {name: array for name, array in bare.items() if "pooler" not in name}
-    refused(zoo.create("bert_tiny", **options, output="pooled"), without, "the file has no pooler: make the model with pooler=False")
+    refused(
+        zoo.create("bert_tiny", **options, output="pooled"),
+        without,
+        "the file has no pooler: make the model with pooler=False",
+    )
 
 
 def test_other_libraries_ways_to_ask_for_weights() -> None:
     """One message each, with the argument that does it."""
-    with pytest.raises(ValueError, match=r'there is no pretrained=: .* zoo.create\("vit_tiny_patch16_224", weights="augreg_in21k_ft_in1k"\)'):
+    with pytest.raises(
+        ValueError,
+        match=r'there is no pretrained=: .* zoo.create\("vit_tiny_patch16_224", weights="augreg_in21k_ft_in1k"\)',
+    ):
         zoo.create("vit_tiny_patch16_224", pretrained=True)
-    with pytest.raises(ValueError, match=r"no released checkpoint of mamba_130m is listed: .* takes a file, a folder or hf://owner/name"):
+    with pytest.raises(
+        ValueError,
+        match=r"no released checkpoint of mamba_130m is listed: .* takes a file, a folder or hf://owner/name",
+    ):
         zoo.create("mamba_130m", pretrained=True)
-    with pytest.raises(ValueError, match=r'unknown model .*: .*zoo.create\("vit_tiny_patch16_224", weights="augreg_in21k"\)$'):
+    with pytest.raises(
+        ValueError, match=r'unknown model .*: .*zoo.create\("vit_tiny_patch16_224", weights="augreg_in21k"\)$'
+    ):
         zoo.create("vit_tiny_patch16_224.augreg_in21k")
     with pytest.raises(ValueError, match=r"its released checkpoints are: augreg_in21k_ft_in1k, augreg_in21k$"):
         zoo.create("vit_tiny_patch16_224.augreg_in22k")

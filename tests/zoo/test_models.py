@@ -40,16 +40,26 @@ TINY: dict[str, dict[str, Any]] = {
     "inline": {"depth": 2, "pool": "token_and_average"},
     # Few small embeddings through small weights would leave scores whose gradients float16 rounds to 0.
     "albert": {"embedding_features": 512},
-    "biformer": {"stem": (8,), "features": (8, 16), "depths": (2, 2), "num_heads": (2, 2), "regions": 2, "topk": (2, None), "dense_heads": 2},
+    "biformer": {
+        "stem": (8,),
+        "features": (8, 16),
+        "depths": (2, 2),
+        "num_heads": (2, 2),
+        "regions": 2,
+        "topk": (2, None),
+        "dense_heads": 2,
+    },
     "cait": {"class_blocks": 1, "layer_scale": 0.1},
     # The gradient behind a layer scale of 1e-6 is less than float16 can hold.
     "convnext": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "kernel_size": 3, "layer_scale": 0.1},
-    # The norm of each head's output magnifies rounding where a head reads next to nothing: bfloat16 weights alone move four blocks' logits by 4 %.
+    # The norm of each head's output magnifies rounding where a head reads next to nothing: bfloat16 weights alone move
+    # four blocks' logits by 4 %.
     "delta_net": {"depth": 2},
     # So does the norm inside Miras' memories, most of all behind the small weights of Memora.
     "miras": {"depth": 2, "memory": "yaad"},
     "titans": {"depth": 2},
-    # The architecture's initial weights suit hundreds of features: three of them multiply, and the gradient is less than float16 can hold.
+    # The architecture's initial weights suit hundreds of features: three of them multiply, and the gradient is less
+    # than float16 can hold.
     "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "mixer": "focal_modulation"},
     "hvt": {"patch_size": 4, "pool_every": 2},
     # The first token alone would see nothing of the last block's local projections.
@@ -60,8 +70,21 @@ TINY: dict[str, dict[str, Any]] = {
     "pvt_v1": {"patch_size": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "pvt": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "swin": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4},
-    "swinv2": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4, "zero_init": False},
-    "routing_transformer": {"routed_heads": 1, "clusters": 3, "cluster_window": 12, "window": 8, "membership": "causal"},
+    "swinv2": {
+        "patch_size": 4,
+        "features": (8, 16),
+        "depths": (2, 1),
+        "num_heads": (2, 2),
+        "window": 4,
+        "zero_init": False,
+    },
+    "routing_transformer": {
+        "routed_heads": 1,
+        "clusters": 3,
+        "cluster_window": 12,
+        "window": 8,
+        "membership": "causal",
+    },
 }
 VARIANTS = {name: variant(name) for name in zoo.list_models()}
 FAMILIES = sorted({entry.family for entry in VARIANTS.values()})
@@ -169,9 +192,13 @@ def test_features_after_the_final_norm(family: str) -> None:
 
 @every
 def test_what_decays_and_what_muon_takes(family: str) -> None:
-    """Weights that multiply features decay: no table, no token, no rate of a state space. Muon's are the linear ones inside blocks."""
+    """Weights that multiply features decay: no table, no token, no rate of a state space. Muon's are the linear ones
+    inside blocks.
+    """
     model = abstract(VARIANTS[smallest(family)], VARIANTS[smallest(family)].config)
-    optimizer = optimizers.create(model, flatten(model, nnx.Param), {"name": "muon", "learning_rate": 0.1, "weight_decay": 0.1})
+    optimizer = optimizers.create(
+        model, flatten(model, nnx.Param), {"name": "muon", "learning_rate": 0.1, "weight_decay": 0.1}
+    )
     weights = re.compile(r"(^|\.)(kernel|C|initial\.\d+)$")
     assert {name for name in optimizer.decayed if not weights.search(name)} == set()
     assert optimizer.matrices
@@ -242,7 +269,9 @@ def test_scan_and_remat_change_nothing(family: str, form: tuple[str, ...]) -> No
     assert relative(other_again, again) < 1e-5
     assert other_gradient.keys() == gradient.keys()
     scale = max(float(np.abs(g).max()) for g in gradient.values())
-    assert all(np.abs(np.asarray(other_gradient[name]) - np.asarray(g)).max() < 1e-5 * scale for name, g in gradient.items())
+    assert all(
+        np.abs(np.asarray(other_gradient[name]) - np.asarray(g)).max() < 1e-5 * scale for name, g in gradient.items()
+    )
     assert other_statistics.keys() == statistics.keys()
     for name, value in statistics.items():
         np.testing.assert_allclose(other_statistics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -307,11 +336,15 @@ FLOAT16 = (*BACKBONES.values(), "albert", "convnext", "focalnet", "longformer")
     ("family", "dtype", "rows"),
     [*((family, "bfloat16", 1024) for family in FAMILIES), *((family, "float16", 2304) for family in FLOAT16)],
 )
-def test_gradients_keep_the_sum_over_many_rows(family: str, dtype: str, rows: int, request: pytest.FixtureRequest) -> None:
+def test_gradients_keep_the_sum_over_many_rows(
+    family: str, dtype: str, rows: int, request: pytest.FixtureRequest
+) -> None:
     """Tables, biases, scales, positions, tokens, tied heads: see tests/layers/test_gradient_sums.py."""
     if (family, dtype) == ("longformer", "float16"):
         # No sum of many rows: one global query spreads over all keys, and its softmax's gradient cancels in 11 bits.
-        request.applymarker(pytest.mark.xfail(reason="the keys of a global row are off by 1.06 %, and 1 % is asked", strict=False))
+        request.applymarker(
+            pytest.mark.xfail(reason="the keys of a global row are off by 1.06 %, and 1 % is asked", strict=False)
+        )
     shallow = {"depths": (1, 1)} if "depths" in TINY.get(family, {}) else {"depth": 1}
     assert_kept(make(family, dtype=dtype, **shallow), inputs(family, 16, batch=1), rows, scale=1024.0)
 
@@ -331,8 +364,15 @@ def test_tokens_beyond_the_vocabulary_are_refused(family: str) -> None:
 @every
 def test_names_come_and_go(family: str) -> None:
     """Under each naming, another model of the same sizes becomes the same bits."""
-    for naming, options in {**{name: rules.config for name, rules in VARIANTS[smallest(family)].rules.items()}, "zoo": {}}.items():
-        options = {**options, "num_classes": 0} if naming == "bare" and hasattr(VARIANTS[smallest(family)].config, "num_classes") else options
+    for naming, options in {
+        **{name: rules.config for name, rules in VARIANTS[smallest(family)].rules.items()},
+        "zoo": {},
+    }.items():
+        options = (
+            {**options, "num_classes": 0}
+            if naming == "bare" and hasattr(VARIANTS[smallest(family)].config, "num_classes")
+            else options
+        )
         model, other = make(family, **options) if options else tiny(family), make(family, **options, rngs=nnx.Rngs(1))
         zoo.load(other, export(model, naming=naming), naming=naming)
         ours, theirs = flatten(model), flatten(other)
@@ -367,7 +407,9 @@ def test_unknown_model_gives_near_ones() -> None:
 def counted() -> list[Any]:
     """Variants whose papers count their parameters, the smallest of a family quick."""
     published = [(name, entry.family) for name, entry in VARIANTS.items() if entry.parameters is not None]
-    least = {family: min((VARIANTS[n].parameters or 0, n) for n, f in published if f == family)[1] for _, family in published}
+    least = {
+        family: min((VARIANTS[n].parameters or 0, n) for n, f in published if f == family)[1] for _, family in published
+    }
     return tiered(published, lambda row: least[row[1]] == row[0])
 
 
@@ -385,8 +427,12 @@ def test_registration(entry: Any) -> None:
 
 def cells() -> list[Any]:
     """Every mixer in every backbone, of which one is quick; attention in every family, which may make its own blocks."""
-    quick = {mixer: "transformer" if layers.mixer_class(mixer).supports_causal else "vit" for mixer in layers.list_mixers()}
-    every = dict.fromkeys([*itertools.product(BACKBONES.values(), layers.list_mixers()), *((family, "attention") for family in FAMILIES)])
+    quick = {
+        mixer: "transformer" if layers.mixer_class(mixer).supports_causal else "vit" for mixer in layers.list_mixers()
+    }
+    every = dict.fromkeys(
+        [*itertools.product(BACKBONES.values(), layers.list_mixers()), *((family, "attention") for family in FAMILIES)]
+    )
     return tiered(every, lambda cell: quick[cell[1]] == cell[0])
 
 
@@ -411,7 +457,9 @@ def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
         return
     graphdef, params, rest = nnx.split(make(family, mixer=options, **shallow(family)), nnx.Param, ...)
     x = inputs(family)
-    out, gradient = jax.eval_shape(jax.value_and_grad(lambda params: jnp.sum(nnx.merge(graphdef, params, rest, copy=True)(x))), params)
+    out, gradient = jax.eval_shape(
+        jax.value_and_grad(lambda params: jnp.sum(nnx.merge(graphdef, params, rest, copy=True)(x))), params
+    )
     assert out.shape == ()
     assert flatten_state(gradient).keys() == flatten_state(params).keys()
     model = nnx.merge(graphdef, params, rest)
@@ -436,8 +484,11 @@ def test_features_of_a_shallow_model_come_in_order(family: str) -> None:
     model = make(family, depth=2)
     model.eval()
     graphdef, state = nnx.split(model)
-    maps, last = jax.jit(lambda state, x: (nnx.merge(graphdef, state).features(x), nnx.merge(graphdef, state).features(x, indices=[0, 1])))(
-        state, inputs(family, 16)
-    )
+    maps, last = jax.jit(
+        lambda state, x: (
+            nnx.merge(graphdef, state).features(x),
+            nnx.merge(graphdef, state).features(x, indices=[0, 1]),
+        )
+    )(state, inputs(family, 16))
     for got, want in zip(maps, (last[0], last[0], last[0], last[1]), strict=True):
         jax.tree.map(np.testing.assert_array_equal, got, want)

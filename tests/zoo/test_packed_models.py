@@ -1,4 +1,6 @@
-"""Documents that share a row of a language model are as if each had a row of its own, for every family that can; the others say why not."""
+"""Documents that share a row of a language model are as if each had a row of its own, for every family that can; the
+others say why not.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tests.zoo.test_models import FAMILIES, kind_of, make
 from zoo.backbones.causal import Causal
 from zoo.backbones.model import mixers
 
-FORMS = [(family, {}) for family in FAMILIES if issubclass(kind_of(family), Causal)] + [("transformer", {"position": "learned", "max_length": 32})]
+FORMS = [(family, {}) for family in FAMILIES if issubclass(kind_of(family), Causal)] + [
+    ("transformer", {"position": "learned", "max_length": 32})
+]
 
 
 # Of float64 the mixers are proved one by one in tests/layers/test_packing.py.
@@ -56,4 +60,6 @@ def test_documents_of_a_row_are_as_if_alone(family: str, options: dict[str, Any]
             return nnx.merge(graph, params, rest, copy=True).extend(tokens, state, mask, ids)
 
         state = model.init_state(2, max_length=rows.longest, dtype=dtype)
-        np.testing.assert_allclose(read(extend, state, rows, tokens), alone[0], atol=TOLERANCE[dtype] * np.abs(alone[0]).max())
+        np.testing.assert_allclose(
+            read(extend, state, rows, tokens), alone[0], atol=TOLERANCE[dtype] * np.abs(alone[0]).max()
+        )

@@ -15,7 +15,9 @@ IMAGES = np.random.default_rng(0).standard_normal((7, 16, 16, 3)).astype(np.floa
 
 @pytest.fixture(scope="module")
 def model() -> nnx.Module:
-    return zoo.create("biformer_nano", num_classes=5, drop_path=0.5, features=(8, 16), stem=(8,), depths=(1, 1), num_heads=(1, 2))
+    return zoo.create(
+        "biformer_nano", num_classes=5, drop_path=0.5, features=(8, 16), stem=(8,), depths=(1, 1), num_heads=(1, 2)
+    )
 
 
 def test_batches_do_not_matter(model: nnx.Module) -> None:

@@ -29,7 +29,9 @@ def test_images_of_any_size_and_kind_become_one_batch(tmp_path: Path) -> None:
     prepare = zoo.Preprocess(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
     path = tmp_path / "a.png"
     picture(40, 24).save(path)
-    batch = prepare([str(path), path, picture(16, 16), picture(30, 20, "L"), RNG.integers(0, 256, (20, 18, 3), dtype=np.uint8)])
+    batch = prepare(
+        [str(path), path, picture(16, 16), picture(30, 20, "L"), RNG.integers(0, 256, (20, 18, 3), dtype=np.uint8)]
+    )
     assert (batch.shape, batch.dtype) == ((5, 16, 16, 3), np.float32)
     np.testing.assert_array_equal(batch[0], batch[1])
     np.testing.assert_array_equal(batch[3, ..., 0], batch[3, ..., 2])  # gray
@@ -88,7 +90,9 @@ def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_raw_images_and_single_ones_are_refused_with_the_remedy(name: str) -> None:
     model = zoo.create(name, **({"depth": 1} if name.startswith("vit") else {}))
     size = zoo.preprocess(model).image_size
-    with pytest.raises(ValueError, match=r"normalized floating point images, got uint8: zoo.preprocess\(model\)\(images\)"):
+    with pytest.raises(
+        ValueError, match=r"normalized floating point images, got uint8: zoo.preprocess\(model\)\(images\)"
+    ):
         model(np.zeros((1, size, size, 3), np.uint8))
     with pytest.raises(ValueError, match=r"a batch axis in front: image\[None\]"):
         model(np.zeros((size, size, 3), np.float32))

@@ -1,4 +1,6 @@
-"""PVT v2 against timm and transformers with random weights: logits, features, gradients, names, sizes, released checkpoints."""
+"""PVT v2 against timm and transformers with random weights: logits, features, gradients, names, sizes, released
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,24 @@ from zoo.weights import export
 pytestmark = pytest.mark.reference
 
 TOLERANCE = 5e-6
-SMALL: dict[str, Any] = {"features": (8, 16, 24), "depths": (1, 2, 1), "num_heads": (1, 2, 3), "mlp_ratios": (2.0, 2.0, 2.0), "num_classes": 10}
+SMALL: dict[str, Any] = {
+    "features": (8, 16, 24),
+    "depths": (1, 2, 1),
+    "num_heads": (1, 2, 3),
+    "mlp_ratios": (2.0, 2.0, 2.0),
+    "num_classes": 10,
+}
 RELEASED = [name for name in zoo.list_models("pvt_v2_*") if variant(name).published]
 
 
 def _pair(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """timm's model and ours, narrow and shallow, with the same random weights."""
-    sizes = {"embed_dims": SMALL["features"], "depths": SMALL["depths"], "num_heads": SMALL["num_heads"], "mlp_ratios": SMALL["mlp_ratios"]}
+    sizes = {
+        "embed_dims": SMALL["features"],
+        "depths": SMALL["depths"],
+        "num_heads": SMALL["num_heads"],
+        "mlp_ratios": SMALL["mlp_ratios"],
+    }
     theirs = timm.create_model(name, **sizes, num_classes=10)
     state = randomise(theirs)
     ours = zoo.create(name, **SMALL)
@@ -67,9 +80,16 @@ def test_authors_names() -> None:
 @pytest.mark.full
 def test_matches_transformers(tmp_path: Any) -> None:
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "num_attention_heads": [1, 2, 3], "mlp_ratios": [2, 2, 2]}
+    sizes = {
+        "hidden_sizes": [8, 16, 24],
+        "depths": [1, 2, 1],
+        "num_attention_heads": [1, 2, 3],
+        "mlp_ratios": [2, 2, 2],
+    }
     patches = {"num_encoder_blocks": 3, "patch_sizes": [7, 3, 3], "strides": [4, 2, 2], "sr_ratios": [8, 4, 2]}
-    theirs = transformers.PvtV2ForImageClassification(transformers.PvtV2Config(image_size=64, num_labels=10, **sizes, **patches))
+    theirs = transformers.PvtV2ForImageClassification(
+        transformers.PvtV2Config(image_size=64, num_labels=10, **sizes, **patches)
+    )
     randomise(theirs)
     state = released(theirs, tmp_path)
     ours = zoo.create("pvt_v2_b0", **SMALL)

@@ -28,7 +28,12 @@ def test_matches_the_authors(side: int, record_property: Any) -> None:
     """At the size of the tables, and at another."""
     shapes = {name: tuple(shape) for name, shape in ABOUT["shapes"].items()}
     state = seeded.weights(shapes, recorded.SEED)
-    size = {"features": recorded.WIDTHS, "num_heads": recorded.HEADS, "mlp_ratios": recorded.RATIOS, "depths": (1, 1, 1, 2)}
+    size = {
+        "features": recorded.WIDTHS,
+        "num_heads": recorded.HEADS,
+        "mlp_ratios": recorded.RATIOS,
+        "depths": (1, 1, 1, 2),
+    }
     more = {"image_size": recorded.IMAGES[0], "num_classes": recorded.CLASSES}
     model: Any = zoo.create("pvt_tiny", weights=state, **size, **more)
 

@@ -20,7 +20,11 @@ def trained(model: Any) -> Any:
     """The model with statistics, scales and biases of no simple value."""
     rng = np.random.default_rng(0)
     for path, variable in nnx.iter_graph(model):
-        if isinstance(variable, nnx.BatchStat | nnx.Param) and variable.ndim == 1 and not isinstance(variable, nnx.RngState):
+        if (
+            isinstance(variable, nnx.BatchStat | nnx.Param)
+            and variable.ndim == 1
+            and not isinstance(variable, nnx.RngState)
+        ):
             variable.set_value(jax.numpy.asarray(rng.uniform(0.5, 1.5, variable.shape), variable.dtype))
         del path
     model.eval()

@@ -52,7 +52,9 @@ def _small_pair(name: str, depths: tuple[int, ...] = (1, 2, 1, 1)) -> tuple[Any,
 @pytest.mark.parametrize("name", tiered(SMALL, ("resnet18", "resnet50d").__contains__))
 def test_matches_timm(name: str, record_property: Any) -> None:
     """On a map whose sides are odd in most stages."""
-    assert_matches_timm(name, _small_pair(name), images(2, 69, 77, 3), record_property, tolerance=TOLERANCE, indices=(1, 2, 3, 4))
+    assert_matches_timm(
+        name, _small_pair(name), images(2, 69, 77, 3), record_property, tolerance=TOLERANCE, indices=(1, 2, 3, 4)
+    )
 
 
 def test_batch_statistics_move_as_in_timm() -> None:

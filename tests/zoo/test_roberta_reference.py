@@ -25,9 +25,28 @@ pytestmark = pytest.mark.reference
 
 TOLERANCE = 1e-5
 LENGTH, PAD = 19, 1
-THEIRS: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-THEIRS |= {"max_position_embeddings": 26, "pad_token_id": PAD, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "num_labels": 7}
-OURS: dict[str, Any] = {"vocab_size": 61, "features": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0, "max_length": 24}
+THEIRS: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+THEIRS |= {
+    "max_position_embeddings": 26,
+    "pad_token_id": PAD,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "num_labels": 7,
+}
+OURS: dict[str, Any] = {
+    "vocab_size": 61,
+    "features": 32,
+    "depth": 2,
+    "num_heads": 4,
+    "mlp_ratio": 2.0,
+    "max_length": 24,
+}
 RNG = np.random.default_rng(1)
 MASK = np.arange(LENGTH) < np.array([LENGTH, 7, 12])[:, None]
 TOKENS = np.where(MASK, RNG.integers(2, 61, MASK.shape), PAD)
@@ -41,7 +60,12 @@ WINDOWS = (4, 6)
 KINDS: list[tuple[str, str, dict[str, Any], str]] = [
     ("LongformerForMaskedLM", "longformer_base_4096", {"window": WINDOWS}, "transformers"),
     ("LongformerModel", "longformer_base_4096", {"window": WINDOWS, "output": "pooled"}, "bare"),
-    ("LongformerForSequenceClassification", "longformer_base_4096", {"window": WINDOWS, "num_classes": 7}, "transformers"),
+    (
+        "LongformerForSequenceClassification",
+        "longformer_base_4096",
+        {"window": WINDOWS, "num_classes": 7},
+        "transformers",
+    ),
     ("RobertaForMaskedLM", "roberta_base", {}, "transformers"),
     ("RobertaModel", "roberta_base", {"output": "pooled"}, "bare"),
     ("RobertaForSequenceClassification", "roberta_base", {"num_classes": 7}, "transformers"),
@@ -54,8 +78,14 @@ def theirs_of(kind: str) -> Any:
     return cls(cls.config_class(**THEIRS, **own))
 
 
-@pytest.mark.parametrize(("kind", "name", "options", "naming"), tiered(KINDS, lambda kind: kind[0] == "RobertaForMaskedLM"), ids=[kind[0] for kind in KINDS])
-def test_matches_transformers(kind: str, name: str, options: dict[str, Any], naming: str, tmp_path: Path, record_property: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "options", "naming"),
+    tiered(KINDS, lambda kind: kind[0] == "RobertaForMaskedLM"),
+    ids=[kind[0] for kind in KINDS],
+)
+def test_matches_transformers(
+    kind: str, name: str, options: dict[str, Any], naming: str, tmp_path: Path, record_property: Any
+) -> None:
     """Output of real tokens, its gradient with respect to words and to every parameter."""
     theirs = theirs_of(kind)
     randomise(theirs)
@@ -66,7 +96,8 @@ def test_matches_transformers(kind: str, name: str, options: dict[str, Any], nam
 
     words = theirs.get_input_embeddings()(torch.from_numpy(TOKENS))
     words.retain_grad()
-    # Where their output is one vector the first token is global by default, which transformers can't see to where it is given words.
+    # Where their output is one vector the first token is global by default, which transformers can't see to where it is
+    # given words.
     marked = ROLES if roles else np.arange(LENGTH) == np.zeros((3, 1))
     more = {"global_attention_mask": torch.from_numpy(marked).long()} if kind.startswith("Longformer") else {}
     out = theirs(inputs_embeds=words, attention_mask=torch.from_numpy(MASK).long(), **more)
@@ -98,7 +129,10 @@ def test_matches_transformers(kind: str, name: str, options: dict[str, Any], nam
     pairs = [(np.asarray(found)[MASK], answer[MASK]) if wide else (found, answer), (of_words, words.grad.numpy())]
     difference = max(relative(a, b) for a, b in pairs)
     reference = f"transformers {transformers.__version__} {kind}"
-    record_property("parity", {"architecture": name, "reference": reference, "kind": "live", "mapped": len(file), "difference": difference})
+    record_property(
+        "parity",
+        {"architecture": name, "reference": reference, "kind": "live", "mapped": len(file), "difference": difference},
+    )
     assert difference < TOLERANCE
 
 
@@ -109,7 +143,9 @@ def test_tokens_with_and_without_roles(roles: np.ndarray | None) -> None:
     ours = zoo.create("longformer_base_4096", **OURS, window=WINDOWS, weights=randomise(theirs))
     marked = None if roles is None else torch.from_numpy(roles).long()
     with torch.no_grad():
-        expected = theirs(torch.from_numpy(TOKENS), torch.from_numpy(MASK).long(), global_attention_mask=marked).logits.numpy()
+        expected = theirs(
+            torch.from_numpy(TOKENS), torch.from_numpy(MASK).long(), global_attention_mask=marked
+        ).logits.numpy()
     graphdef, state = nnx.split(ours)
     found = jax.jit(lambda state: nnx.merge(graphdef, state)(TOKENS, MASK, roles=roles))(state)
     assert relative(found[MASK], expected[MASK]) < TOLERANCE
@@ -138,8 +174,17 @@ COUNTED = [name for family in ("longformer", "roberta", "xlm_roberta") for name 
 @pytest.mark.parametrize("name", tiered(COUNTED, lambda name: name.endswith("base_4096")))
 def test_parameter_counts(name: str) -> None:
     c: Any = variant(name).config
-    kind = next(k for n, k in (("longformer", "Longformer"), ("roberta", "Roberta"), ("xlm", "XLMRoberta")) if name.startswith(n))
-    sizes = {"hidden_size": c.features, "num_hidden_layers": c.depth, "num_attention_heads": c.num_heads, "intermediate_size": 4 * c.features}
+    kind = next(
+        k
+        for n, k in (("longformer", "Longformer"), ("roberta", "Roberta"), ("xlm", "XLMRoberta"))
+        if name.startswith(n)
+    )
+    sizes = {
+        "hidden_size": c.features,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.num_heads,
+        "intermediate_size": 4 * c.features,
+    }
     sizes |= {"vocab_size": c.vocab_size, "max_position_embeddings": c.max_length + 2, "type_vocab_size": 1}
     cls = getattr(transformers, f"{kind}ForMaskedLM")
     with torch.device("meta"):

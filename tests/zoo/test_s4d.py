@@ -15,10 +15,14 @@ from layers import S4D, flatten
 
 
 def test_hyper_parameters_reach_the_layers() -> None:
-    model = nnx.eval_shape(lambda: zoo.create("s4d_nano", depth=2, state_dim=6, initialisation="real", discretisation="bilinear"))
+    model = nnx.eval_shape(
+        lambda: zoo.create("s4d_nano", depth=2, state_dim=6, initialisation="real", discretisation="bilinear")
+    )
     layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, S4D)]
     assert len(layers) == 2
-    assert {(layer.modes, layer.A_imag, layer.discretisation, layer.causal) for layer in layers} == {(6, None, "bilinear", True)}
+    assert {(layer.modes, layer.A_imag, layer.discretisation, layer.causal) for layer in layers} == {
+        (6, None, "bilinear", True)
+    }
 
 
 def test_pixels_are_read_in_both_directions_without_mlp() -> None:
@@ -41,7 +45,11 @@ def test_weight_decay_spares_the_poles() -> None:
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [("mamba_nano", {}), ("transformer_nano", {"mixer": "mamba"}), ("vit_nano_patch4_32", {"mixer": {"name": "bidirectional", "inner": "mamba"}})],
+    [
+        ("mamba_nano", {}),
+        ("transformer_nano", {"mixer": "mamba"}),
+        ("vit_nano_patch4_32", {"mixer": {"name": "bidirectional", "inner": "mamba"}}),
+    ],
 )
 def test_weight_decay_spares_the_rates_of_decay_wherever_the_mixer_stands(model: str, options: dict[str, Any]) -> None:
     spared = nnx.eval_shape(lambda: zoo.create(model, depth=2, **options)).no_decay()
@@ -54,6 +62,8 @@ def test_residual_stream_is_float32() -> None:
     for name in ("s4d_nano", "mamba_nano", "mamba2_nano"):
         model = nnx.eval_shape(lambda name=name: zoo.create(name, depth=1, features=16, dtype="bfloat16"))
         graphdef, state = nnx.split(model)
-        outputs = jax.eval_shape(lambda state, x, g=graphdef: nnx.merge(g, state).features(x, [0]), state, jnp.zeros((1, 4), jnp.int32))
+        outputs = jax.eval_shape(
+            lambda state, x, g=graphdef: nnx.merge(g, state).features(x, [0]), state, jnp.zeros((1, 4), jnp.int32)
+        )
         assert outputs[0].dtype == jnp.float32
         assert {leaf.dtype for leaf in flatten(model).values()} == {jnp.dtype(jnp.float32)}

@@ -1,4 +1,6 @@
-"""What ``zoo.save`` writes, read by the libraries whose names it has: nothing is missing, nothing left over, and the outputs are equal."""
+"""What ``zoo.save`` writes, read by the libraries whose names it has: nothing is missing, nothing left over, and the
+outputs are equal.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,21 @@ SIZE = 28
 ISOTROPIC = {"features": 32, "depth": 2, "num_heads": 2, "image_size": SIZE, "patch_size": 14, "num_classes": 5}
 BARE = {"num_classes": 0}
 TEXT = {"vocab_size": 61, "features": 32, "depth": 2}
-MAXVIT = {"features": (32, 64, 64), "num_heads": (1, 2, 2), "depths": (1, 2, 1), "stem": 16, "image_size": 64, "window": 2, "num_classes": 5}
+MAXVIT = {
+    "features": (32, 64, 64),
+    "num_heads": (1, 2, 2),
+    "depths": (1, 2, 1),
+    "stem": 16,
+    "image_size": 64,
+    "window": 2,
+    "num_classes": 5,
+}
 
 
 def _theirs(kind: str, **size: Any) -> Callable[[Path], Any]:
-    """Reads the file by ``from_pretrained`` of a class of transformers, which lists what it misses, and what it does not use."""
+    """Reads the file by ``from_pretrained`` of a class of transformers, which lists what it misses, and what it does
+    not use.
+    """
 
     def read(file: Path) -> Any:
         cls = getattr(transformers, kind)
@@ -61,7 +73,9 @@ def _timm(name: str, **size: Any) -> Callable[[Path], Any]:
     def read(file: Path) -> Any:
         model = timm.create_model(name, **size)
         if file.suffix == ".npz":
-            model.load_pretrained(str(file))  # which has no place for a head of other classes than its own: left out here
+            model.load_pretrained(
+                str(file)
+            )  # which has no place for a head of other classes than its own: left out here
             return model.eval()
         from timm.models import load_checkpoint
         from timm.models.vision_transformer import checkpoint_filter_fn
@@ -72,15 +86,47 @@ def _timm(name: str, **size: Any) -> Callable[[Path], Any]:
     return read
 
 
-_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 14, "num_labels": 5}
+_VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": SIZE,
+    "patch_size": 14,
+    "num_labels": 5,
+}
 _TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": SIZE, "patch_size": 14, "num_classes": 5}
-_TIMM_MAXVIT = {"embed_dim": (32, 64, 64), "depths": (1, 2, 1), "stem_width": 16, "head_hidden_size": 64, "transformer_window_size": (2, 2)}
+_TIMM_MAXVIT = {
+    "embed_dim": (32, 64, 64),
+    "depths": (1, 2, 1),
+    "stem_width": 16,
+    "head_hidden_size": 64,
+    "transformer_window_size": (2, 2),
+}
 _TIMM_MAXVIT |= {"img_size": 64, "num_classes": 5}
 _PLAIN = {**_VIT, "intermediate_size": 128, "layer_norm_eps": 1e-6}
 _CLIP = {**_PLAIN, "layer_norm_eps": 1e-5, "projection_dim": 5}
-_BERT = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-_MAMBA = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 5, "pad_token_id": 0}
-_MAMBA2 = {**{k: v for k, v in _MAMBA.items() if k != "time_step_rank"}, "num_heads": 8, "head_dim": 8, "n_groups": 8, "chunk_size": 16}
+_BERT = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+}
+_MAMBA = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "state_size": 8,
+    "time_step_rank": 5,
+    "pad_token_id": 0,
+}
+_MAMBA2 = {
+    **{k: v for k, v in _MAMBA.items() if k != "time_step_rank"},
+    "num_heads": 8,
+    "head_dim": 8,
+    "n_groups": 8,
+    "chunk_size": 16,
+}
 _POOLED = {"output": "pooled"}
 _BERT_SIZE = {**TEXT, "num_heads": 2}
 _MAMBA_SIZE = {**TEXT, "state_dim": 8, "step_rank": 5}
@@ -92,19 +138,37 @@ READ: dict[tuple[str, str], tuple[dict[str, Any], Callable[[Path], Any]]] = {
     ("vit_small_patch16_224", "timm"): (ISOTROPIC, _timm("vit_small_patch16_224", **_TIMM)),
     ("vit_small_patch16_224", "transformers"): (ISOTROPIC, _theirs("ViTForImageClassification", **_PLAIN)),
     ("vit_small_patch16_224", "bare"): ({**ISOTROPIC, **BARE, "pooler": True}, _theirs("ViTModel", **_PLAIN)),
-    ("vit_small_patch16_224", "vision_transformer"): ({**ISOTROPIC, **BARE}, _timm("vit_small_patch16_224", **{**_TIMM, **BARE})),
+    ("vit_small_patch16_224", "vision_transformer"): (
+        {**ISOTROPIC, **BARE},
+        _timm("vit_small_patch16_224", **{**_TIMM, **BARE}),
+    ),
     ("vit_small_patch16_224", "big_vision"): (
         {**ISOTROPIC, **BARE, "prefix_positions": "none"},
         _timm("vit_small_patch16_224", **{**_TIMM, **BARE}, no_embed_class=True),
     ),
     ("deit_small_distilled_patch16_224", "timm"): (ISOTROPIC, _timm("deit_small_distilled_patch16_224", **_TIMM)),
-    ("deit_small_distilled_patch16_224", "transformers"): (ISOTROPIC, _theirs("DeiTForImageClassificationWithTeacher", **_PLAIN)),
-    ("deit_small_distilled_patch16_224", "transformers_single"): ({**ISOTROPIC, "distilled_head": False}, _theirs("DeiTForImageClassification", **_PLAIN)),
-    ("deit_small_distilled_patch16_224", "bare"): ({**ISOTROPIC, **BARE, "pooler": True}, _theirs("DeiTModel", **_PLAIN)),
+    ("deit_small_distilled_patch16_224", "transformers"): (
+        ISOTROPIC,
+        _theirs("DeiTForImageClassificationWithTeacher", **_PLAIN),
+    ),
+    ("deit_small_distilled_patch16_224", "transformers_single"): (
+        {**ISOTROPIC, "distilled_head": False},
+        _theirs("DeiTForImageClassification", **_PLAIN),
+    ),
+    ("deit_small_distilled_patch16_224", "bare"): (
+        {**ISOTROPIC, **BARE, "pooler": True},
+        _theirs("DeiTModel", **_PLAIN),
+    ),
     ("vit_base_patch32_clip_quickgelu_224", "timm"): (ISOTROPIC, _timm("vit_base_patch32_clip_quickgelu_224", **_TIMM)),
-    ("vit_base_patch32_clip_quickgelu_224", "transformers"): ({**ISOTROPIC, "head_bias": False}, _theirs("CLIPVisionModelWithProjection", **_CLIP)),
+    ("vit_base_patch32_clip_quickgelu_224", "transformers"): (
+        {**ISOTROPIC, "head_bias": False},
+        _theirs("CLIPVisionModelWithProjection", **_CLIP),
+    ),
     ("vit_base_patch32_clip_quickgelu_224", "bare"): ({**ISOTROPIC, **BARE}, _theirs("CLIPVisionModel", **_CLIP)),
-    ("vit_base_patch32_siglip_256", "big_vision"): ({**ISOTROPIC, **BARE}, _timm("vit_base_patch32_siglip_256", **{**_TIMM, **BARE})),
+    ("vit_base_patch32_siglip_256", "big_vision"): (
+        {**ISOTROPIC, **BARE},
+        _timm("vit_base_patch32_siglip_256", **{**_TIMM, **BARE}),
+    ),
     **{
         (f"vit_small_patch14_{kind}", naming): (options, reader)
         for kind, title in _DINO.items()
@@ -112,7 +176,11 @@ READ: dict[tuple[str, str], tuple[dict[str, Any], Callable[[Path], Any]]] = {
             ("timm", ISOTROPIC, _timm(f"vit_small_patch14_{kind}", **_TIMM)),
             ("dinov2", {**ISOTROPIC, **BARE}, _timm(f"vit_small_patch14_{kind}", **{**_TIMM, **BARE})),
             ("bare", {**ISOTROPIC, **BARE}, _theirs(f"{title}Model", **_VIT)),
-            ("transformers", {**ISOTROPIC, "pool": "token_and_average"}, _theirs(f"{title}ForImageClassification", **_VIT)),
+            (
+                "transformers",
+                {**ISOTROPIC, "pool": "token_and_average"},
+                _theirs(f"{title}ForImageClassification", **_VIT),
+            ),
         )
     },
     ("maxvit_tiny", "timm"): (
@@ -124,8 +192,14 @@ READ: dict[tuple[str, str], tuple[dict[str, Any], Callable[[Path], Any]]] = {
     ("bert_tiny", "original"): (_BERT_SIZE, _theirs("BertForMaskedLM", **_BERT)),
     ("mamba_nano", "hf"): (_MAMBA_SIZE, _theirs("MambaForCausalLM", **_MAMBA)),
     ("mamba_nano", "state_spaces"): (_MAMBA_SIZE, _state_dict("MambaForCausalLM", **_MAMBA)),
-    ("mamba2_nano", "hf"): ({**_MAMBA2_SIZE, "tied": False}, _theirs("Mamba2ForCausalLM", **_MAMBA2, tie_word_embeddings=False)),
-    ("mamba2_nano", "state_spaces"): (_MAMBA2_SIZE, _state_dict("Mamba2ForCausalLM", **_MAMBA2, tie_word_embeddings=True)),
+    ("mamba2_nano", "hf"): (
+        {**_MAMBA2_SIZE, "tied": False},
+        _theirs("Mamba2ForCausalLM", **_MAMBA2, tie_word_embeddings=False),
+    ),
+    ("mamba2_nano", "state_spaces"): (
+        _MAMBA2_SIZE,
+        _state_dict("Mamba2ForCausalLM", **_MAMBA2, tie_word_embeddings=True),
+    ),
 }
 
 # Namings that no installable library reads, and whose they are.
@@ -200,5 +274,9 @@ def test_its_library_reads_the_file(name: str, naming: str, tmp_path: Path) -> N
     file = tmp_path / ("a.npz" if zoo.variant(name).rules[naming].layout == "jax" else "a.safetensors")
     zoo.save(model, file, naming=naming)
     theirs = read(file)
-    x = images(2, *2 * (options["image_size"],), 3) if "image_size" in options else np.random.default_rng(0).integers(1, 61, (2, 9))
+    x = (
+        images(2, *2 * (options["image_size"],), 3)
+        if "image_size" in options
+        else np.random.default_rng(0).integers(1, 61, (2, 9))
+    )
     assert relative(_output(model, x), _output(theirs, x)) < 1e-5

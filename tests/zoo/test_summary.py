@@ -47,7 +47,9 @@ def test_biformer_tiny_equals_the_hand_count() -> None:
     summary = zoo.summary("biformer_tiny", show=False)
     by_hand = biformer_multiply_adds()
     assert summary.multiply_adds == pytest.approx(by_hand, rel=0.01)
-    assert by_hand == pytest.approx(2.22e9, rel=0.01)  # the authors' program, counted by its convolutions and matrix products
+    assert by_hand == pytest.approx(
+        2.22e9, rel=0.01
+    )  # the authors' program, counted by its convolutions and matrix products
     assert 2 * by_hand < summary.flops < 2 * 1.05 * by_hand
 
 

@@ -1,4 +1,6 @@
-"""Swin against timm and transformers with random weights: logits, features, gradients, names, buffers, sizes, released checkpoints."""
+"""Swin against timm and transformers with random weights: logits, features, gradients, names, buffers, sizes, released
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,14 @@ pytestmark = pytest.mark.reference
 
 TOLERANCE = 5e-6
 PIXELS = 64  # maps of 16x16, 8x8 and 4x4 tokens, in windows of 4x4
-SMALL: dict[str, Any] = {"features": (16, 32, 64), "depths": (2, 2, 2), "num_heads": (2, 2, 4), "image_size": PIXELS, "num_classes": 10, "window": 4}
+SMALL: dict[str, Any] = {
+    "features": (16, 32, 64),
+    "depths": (2, 2, 2),
+    "num_heads": (2, 2, 4),
+    "image_size": PIXELS,
+    "num_classes": 10,
+    "window": 4,
+}
 RELEASED = [name for name in zoo.list_models("swin_*") if variant(name).published]
 
 
@@ -70,7 +79,10 @@ def test_authors_names_and_buffers() -> None:
     theirs, ours, state = _pair()
     authors = {name.replace("head.fc", "head"): array for name, array in state.items()}
     for stage in (1, 2):
-        authors = {name.replace(f"layers.{stage}.downsample", f"layers.{stage - 1}.downsample"): array for name, array in authors.items()}
+        authors = {
+            name.replace(f"layers.{stage}.downsample", f"layers.{stage - 1}.downsample"): array
+            for name, array in authors.items()
+        }
     buffers = {name: value.numpy() for name, value in theirs.named_buffers()}
     assert {name.rpartition(".")[2] for name in buffers} == {"relative_position_index", "attn_mask"}
     zoo.load(ours, authors)
@@ -87,24 +99,37 @@ def test_authors_names_and_buffers() -> None:
 def test_matches_transformers(tmp_path: Any) -> None:
     """Also where windows do not divide the map, which is padded before they are moved."""
     transformers = pytest.importorskip("transformers")
-    options = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4, "num_labels": 10}
+    options = {
+        "embed_dim": 16,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "window_size": 4,
+        "patch_size": 4,
+        "num_labels": 10,
+    }
     theirs = transformers.SwinForImageClassification(transformers.SwinConfig(image_size=64, **options))
     randomise(theirs)
     state = released(theirs, tmp_path)
-    ours = zoo.create("swin_tiny_patch4_window7_224", **{**SMALL, "features": (16, 32), "depths": (2, 2), "num_heads": (2, 4)})
+    ours = zoo.create(
+        "swin_tiny_patch4_window7_224", **{**SMALL, "features": (16, 32), "depths": (2, 2), "num_heads": (2, 4)}
+    )
     zoo.load(ours, tmp_path)
     assert same_bits(export(ours, naming="transformers"), state)
     for shape in ((64, 64), (44, 84)):
         x = images(1, *shape, 3)
         with torch.no_grad():
-            logits = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), interpolate_pos_encoding=True).logits.numpy()
+            logits = theirs(
+                torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), interpolate_pos_encoding=True
+            ).logits.numpy()
         assert relative(jax.jit(ours)(x), logits) < TOLERANCE
 
 
 @pytest.mark.full
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""
-    assert_whole_model_matches_timm("swin_tiny_patch4_window7_224", tmp_path / "model.safetensors", naming="microsoft", tolerance=TOLERANCE)
+    assert_whole_model_matches_timm(
+        "swin_tiny_patch4_window7_224", tmp_path / "model.safetensors", naming="microsoft", tolerance=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name in (RELEASED[0], "swin_s3_tiny_224")))
@@ -125,7 +150,9 @@ def test_other_window_resamples_the_tables() -> None:
     zoo.load(made, state)
     authors = export(made, naming="microsoft")
     ours = zoo.create("swin_tiny_patch4_window7_224", **{**SMALL, "image_size": 96, "window": 6})
-    with pytest.warns(UserWarning, match=r"bias.table and 5 more tables were made for a grid of 7x7 and are resampled to 11x11"):
+    with pytest.warns(
+        UserWarning, match=r"bias.table and 5 more tables were made for a grid of 7x7 and are resampled to 11x11"
+    ):
         zoo.load(ours, authors)
     theirs, _, _ = _pair()
     theirs.set_input_size(img_size=96, window_size=6)

@@ -29,7 +29,14 @@ pytestmark = pytest.mark.reference
 
 TOLERANCE = 5e-5  # a scale of 100 makes the softmax so sharp that rounding shows: 1e-5 in the gradient
 PIXELS = 64  # maps of 16x16, 8x8 and 4x4 tokens, in windows of 4x4
-SMALL: dict[str, Any] = {"features": (16, 32, 64), "depths": (2, 2, 2), "num_heads": (2, 2, 4), "image_size": PIXELS, "num_classes": 10, "window": 4}
+SMALL: dict[str, Any] = {
+    "features": (16, 32, 64),
+    "depths": (2, 2, 2),
+    "num_heads": (2, 2, 4),
+    "image_size": PIXELS,
+    "num_classes": 10,
+    "window": 4,
+}
 RELEASED = [name for name in zoo.list_models("swinv2_*") if variant(name).published]
 
 
@@ -69,10 +76,17 @@ def test_authors_names_and_buffers() -> None:
     theirs, ours, state = _pair(pretrained=(3, 3, 2))
     authors = {name.replace("head.fc", "head"): array for name, array in state.items()}
     for stage in (1, 2):
-        authors = {name.replace(f"layers.{stage}.downsample", f"layers.{stage - 1}.downsample"): array for name, array in authors.items()}
+        authors = {
+            name.replace(f"layers.{stage}.downsample", f"layers.{stage - 1}.downsample"): array
+            for name, array in authors.items()
+        }
     # timm alone keeps a bias of the keys, of zeros.
     buffers = {name: value.numpy() for name, value in theirs.named_buffers() if not name.endswith("k_bias")}
-    assert {name.rpartition(".")[2] for name in buffers} == {"relative_coords_table", "relative_position_index", "attn_mask"}
+    assert {name.rpartition(".")[2] for name in buffers} == {
+        "relative_coords_table",
+        "relative_position_index",
+        "attn_mask",
+    }
     zoo.load(ours, {**authors, **buffers})
     assert same_bits(export(ours, naming="timm"), state)
     found = export(ours, naming="microsoft")
@@ -84,7 +98,9 @@ def test_authors_names_and_buffers() -> None:
 @pytest.mark.full
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""
-    assert_whole_model_matches_timm("swinv2_tiny_window16_256", tmp_path / "model.safetensors", size=256, naming="microsoft", tolerance=TOLERANCE)
+    assert_whole_model_matches_timm(
+        "swinv2_tiny_window16_256", tmp_path / "model.safetensors", size=256, naming="microsoft", tolerance=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name == "swinv2_base_window12to16_192to256"))

@@ -22,7 +22,9 @@ NAMES = [name for family in ("titans", "moneta", "yaad", "memora") for name in z
 SMALL: dict[str, Any] = {"vocab_size": 13, "features": 16, "num_heads": 2, "depth": 2}
 
 
-@pytest.mark.parametrize("name", tiered([name for name in NAMES if not name.endswith("nano")], lambda name: name.endswith("_170m")))
+@pytest.mark.parametrize(
+    "name", tiered([name for name in NAMES if not name.endswith("nano")], lambda name: name.endswith("_170m"))
+)
 def test_sizes_are_those_of_the_names(name: str) -> None:
     size = name.rpartition("_")[2]
     named = float(size[:-1]) * {"m": 1e6, "b": 1e9}[size[-1]]
@@ -63,7 +65,10 @@ class SquaredHinge:
 
 @pytest.mark.parametrize(
     "memory",
-    [Memory(MLPMemory(1), SquaredHinge(), Elastic(0.01), GradientDescent()), Memory(bias=SquaredHinge(), retention=Retention(forget=False))],
+    [
+        Memory(MLPMemory(1), SquaredHinge(), Elastic(0.01), GradientDescent()),
+        Memory(bias=SquaredHinge(), retention=Retention(forget=False)),
+    ],
     ids=["linear", "deep"],
 )
 def test_a_memory_of_ones_own(memory: Memory) -> None:
@@ -77,13 +82,19 @@ def test_a_memory_of_ones_own(memory: Memory) -> None:
         logits, state = extend(model, tokens[:, i : i + 1], state)
         stepwise.append(logits)
     assert relative(jnp.concatenate(stepwise, axis=1), whole) < 1e-4
-    plain = zoo.create("yaad_nano", **SMALL, memory=dataclasses.replace(memory, bias=SquaredHinge(1e9)), chunk=4, embedding_std=1.0)
-    assert relative(nnx.jit(lambda model, tokens: model(tokens))(plain, tokens), whole) > 1e-3, "a margin that nothing exceeds must change what is read"
+    plain = zoo.create(
+        "yaad_nano", **SMALL, memory=dataclasses.replace(memory, bias=SquaredHinge(1e9)), chunk=4, embedding_std=1.0
+    )
+    assert relative(nnx.jit(lambda model, tokens: model(tokens))(plain, tokens), whole) > 1e-3, (
+        "a margin that nothing exceeds must change what is read"
+    )
 
 
 def test_parts_of_the_memory_by_name() -> None:
     memory = zoo.create("titans_mag_nano", **SMALL, memory_depth=3, momentum=False, forget=False).blocks[0].mixer.memory
-    assert memory.memory == Memory(MLPMemory(3), retention=Retention(forget=False), algorithm=GradientDescent(momentum=False))
+    assert memory.memory == Memory(
+        MLPMemory(3), retention=Retention(forget=False), algorithm=GradientDescent(momentum=False)
+    )
     assert len(memory.initial) == 3
     assert memory.momentum is None
     assert memory.keep is None

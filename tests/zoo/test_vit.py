@@ -11,7 +11,9 @@ from zoo.vision.vit import outlier_norms
 
 
 def test_outlier_norms() -> None:
-    """Two patches of eight are given tokens of a known large norm; registers and class token don't count, whatever their norm."""
+    """Two patches of eight are given tokens of a known large norm; registers and class token don't count, whatever
+    their norm.
+    """
     model = zoo.create("vit_small_patch14_reg4_dinov2", features=16, num_heads=2, depth=2, image_size=28, patch_size=14)
     model.eval()
     images = np.random.default_rng(0).standard_normal((2, 28, 28, 3)).astype(np.float32)

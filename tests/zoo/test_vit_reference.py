@@ -46,7 +46,11 @@ LEFT_OUT = {
 def _timm_names() -> list[str]:
     from timm.models._registry import _model_to_module
 
-    return [name for name in timm.list_models() if name.startswith(("vit_", "deit")) and _model_to_module[name] in ("vision_transformer", "deit")]
+    return [
+        name
+        for name in timm.list_models()
+        if name.startswith(("vit_", "deit")) and _model_to_module[name] in ("vision_transformer", "deit")
+    ]
 
 
 def test_variants_are_those_of_timm() -> None:
@@ -78,12 +82,19 @@ def test_sizes_are_those_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes = (parameter_count(ours), entry.config.depth, entry.config.num_heads, entry.config.image_size)
         block = theirs.blocks[0]
         attention = block.attns[0].attn if hasattr(block, "attns") else getattr(block, "attn", block)
-        expected = (sum(p.numel() for p in theirs.parameters()), depths["timm"], attention.num_heads, theirs.patch_embed.img_size[0])
+        expected = (
+            sum(p.numel() for p in theirs.parameters()),
+            depths["timm"],
+            attention.num_heads,
+            theirs.patch_embed.img_size[0],
+        )
         wrong += [f"{name}: {sizes}, timm {expected}"] if sizes != expected else []
     assert not wrong
 
 
-@pytest.mark.parametrize(("name", "count"), [("vit_tiny_patch16_224", 5_717_416), ("vit_small_patch14_reg4_dinov2", 22_057_344)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("vit_tiny_patch16_224", 5_717_416), ("vit_small_patch14_reg4_dinov2", 22_057_344)]
+)
 def test_whole_counts(name: str, count: int) -> None:
     entry = variant(name)
     assert parameter_count(abstract(entry, entry.config)) == count
@@ -98,7 +109,12 @@ def test_releases_are_those_of_timm() -> None:
     for name in zoo.list_models("vit_*") + zoo.list_models("deit*"):
         for tag, release in variant(name).releases.items():
             cfg = {**of_vit, **of_deit}[name].cfgs[tag]
-            stated = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation, "crop_fraction": cfg.crop_pct}
+            stated = {
+                "mean": cfg.mean,
+                "std": cfg.std,
+                "interpolation": cfg.interpolation,
+                "crop_fraction": cfg.crop_pct,
+            }
             expected = (f"hf://timm/{name}.{tag}", cfg.num_classes, {**stated, "crop_mode": cfg.crop_mode or "center"})
             found = (release.source, release.classes, release.preprocess)
             wrong += [f"{name}.{tag}: {found}, timm {expected}"] if found != expected else []
@@ -129,14 +145,29 @@ KINDS = [
     "vit_dpwee_patch16_reg1_gap_256",
 ]
 # Between them the quick ones have all kinds of blocks.
-QUICK = ("deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_18x2_224", "vit_dpwee_patch16_reg1_gap_256")
+QUICK = (
+    "deit3_small_patch16_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_small_patch16_18x2_224",
+    "vit_dpwee_patch16_reg1_gap_256",
+)
 
 
-def _pair(name: str, *, patch: int = 14, depth: int = DEPTH, seed: int = 0, **options: Any) -> tuple[Any, Any, dict[str, np.ndarray]]:
+def _pair(
+    name: str, *, patch: int = 14, depth: int = DEPTH, seed: int = 0, **options: Any
+) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """timm's model and ours, narrow and shallow, with the same random weights."""
     config = variant(name).config
     heads = 2
-    ours_options = {"depth": depth, "features": 32, "num_heads": heads, "image_size": PIXELS, "patch_size": patch, "num_classes": 10, **options}
+    ours_options = {
+        "depth": depth,
+        "features": 32,
+        "num_heads": heads,
+        "image_size": PIXELS,
+        "patch_size": patch,
+        "num_classes": 10,
+        **options,
+    }
     theirs = timm.create_model(
         name,
         depth=depth,
@@ -156,30 +187,50 @@ def _pair(name: str, *, patch: int = 14, depth: int = DEPTH, seed: int = 0, **op
 
 @pytest.mark.parametrize("name", tiered(KINDS, lambda name: name in QUICK))
 def test_matches_timm(name: str, record_property: Any) -> None:
-    assert_matches_timm(name, _pair(name), images(2, PIXELS, PIXELS, 3), record_property, tolerance=TOLERANCE, indices=range(DEPTH), blocks=range(DEPTH))
+    assert_matches_timm(
+        name,
+        _pair(name),
+        images(2, PIXELS, PIXELS, 3),
+        record_property,
+        tolerance=TOLERANCE,
+        indices=range(DEPTH),
+        blocks=range(DEPTH),
+    )
 
 
 def test_another_input_size_matches_timm() -> None:
     theirs, ours, state = _pair("vit_small_patch14_reg4_dinov2")
     zoo.load(ours, state)
     pixels = images(1, 84, 42, 3)
-    assert relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy()) < TOLERANCE
+    assert (
+        relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy())
+        < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("larger", [True, False])
 def test_resampled_position_table_matches_timm(larger: bool) -> None:
     _, _, state = _pair("vit_small_patch16_224")
     size = 98 if larger else 28
-    ours = zoo.create("vit_small_patch16_224", depth=DEPTH, features=32, num_heads=2, image_size=size, patch_size=14, num_classes=10)
-    with pytest.warns(UserWarning, match=rf"position.table was made for a grid of 4x4 and is resampled to {size // 14}x{size // 14}"):
+    ours = zoo.create(
+        "vit_small_patch16_224", depth=DEPTH, features=32, num_heads=2, image_size=size, patch_size=14, num_classes=10
+    )
+    with pytest.warns(
+        UserWarning, match=rf"position.table was made for a grid of 4x4 and is resampled to {size // 14}x{size // 14}"
+    ):
         zoo.load(ours, state)
-    resized = timm.create_model("vit_small_patch16_224", depth=DEPTH, embed_dim=32, num_heads=2, img_size=size, patch_size=14, num_classes=10)
+    resized = timm.create_model(
+        "vit_small_patch16_224", depth=DEPTH, embed_dim=32, num_heads=2, img_size=size, patch_size=14, num_classes=10
+    )
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     resized.load_state_dict(checkpoint_filter_fn({k: torch.from_numpy(v) for k, v in state.items()}, resized))
     resized.eval()
     pixels = images(1, size, size, 3)
-    assert relative(ours(pixels), resized(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy()) < TOLERANCE
+    assert (
+        relative(ours(pixels), resized(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy())
+        < TOLERANCE
+    )
 
 
 @pytest.mark.full
@@ -189,13 +240,19 @@ def test_whole_model_matches_timm(tmp_path: Any) -> None:
     state = randomise(theirs)
     ours = zoo.create("vit_tiny_patch16_224", weights=state)
     pixels = images(1, 224, 224, 3)
-    assert relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy()) < TOLERANCE
+    assert (
+        relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy())
+        < TOLERANCE
+    )
     zoo.save(ours, tmp_path / "vit.safetensors")
     again = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(tmp_path / "vit.safetensors"))
     assert same_bits({k: v.numpy() for k, v in again.state_dict().items()}, state)
 
 
-@pytest.mark.parametrize(("model", "naming"), [("vit_small_patch16_224", "vision_transformer"), ("vit_base_patch16_siglip_224", "big_vision")])
+@pytest.mark.parametrize(
+    ("model", "naming"),
+    [("vit_small_patch16_224", "vision_transformer"), ("vit_base_patch16_siglip_224", "big_vision")],
+)
 def test_npz_of_ours_loads_in_timm(model: str, naming: str, tmp_path: Any, record_property: Any) -> None:
     """The JAX namings, read by timm's converter: outputs equal."""
     theirs, ours, state = _pair(model)
@@ -208,7 +265,16 @@ def test_npz_of_ours_loads_in_timm(model: str, naming: str, tmp_path: Any, recor
     loaded = {k: v.numpy() for k, v in theirs.state_dict().items()}
     different = [k for k in state if not np.array_equal(state[k], loaded[k])]
     assert not different
-    again = zoo.create(model, weights=tmp_path / "vit.npz", depth=DEPTH, features=32, num_heads=2, image_size=PIXELS, patch_size=14, num_classes=10)
+    again = zoo.create(
+        model,
+        weights=tmp_path / "vit.npz",
+        depth=DEPTH,
+        features=32,
+        num_heads=2,
+        image_size=PIXELS,
+        patch_size=14,
+        num_classes=10,
+    )
     assert same_bits(export(again), state)
     _record_as_read_by_timm(record_property, again, theirs, naming)
 
@@ -217,10 +283,19 @@ def _record_as_read_by_timm(record_property: Any, ours: Any, theirs: Any, naming
     """A row of the table, and its check: logits and the gradient with respect to the image."""
     ours.eval()
     pixels = images(2, PIXELS, PIXELS, 3)
-    (expected, gradient), (found, our_gradient) = outputs_and_gradient(lambda x: [theirs(x)], pixels), ours_and_gradient(lambda x: [ours(x)], pixels)
+    (expected, gradient), (found, our_gradient) = (
+        outputs_and_gradient(lambda x: [theirs(x)], pixels),
+        ours_and_gradient(lambda x: [ours(x)], pixels),
+    )
     difference = max(relative(found[0], expected[0]), relative(our_gradient, gradient))
     reference = f"timm {timm.__version__}, {naming} names read by timm"
-    row = {"architecture": ours.variant, "reference": reference, "kind": "live", "mapped": len(export(ours, naming=naming)), "difference": difference}
+    row = {
+        "architecture": ours.variant,
+        "reference": reference,
+        "kind": "live",
+        "mapped": len(export(ours, naming=naming)),
+        "difference": difference,
+    }
     record_property("parity", row)
     assert difference < TOLERANCE
 
@@ -243,7 +318,14 @@ transformers = pytest.importorskip("transformers", reason="the reference impleme
 
 
 def _size(**more: Any) -> dict[str, Any]:
-    common = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_labels": 10}
+    common = {
+        "hidden_size": 32,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": 2,
+        "image_size": PIXELS,
+        "patch_size": 14,
+        "num_labels": 10,
+    }
     return {**common, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **more}
 
 
@@ -259,11 +341,29 @@ TRANSFORMERS: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
     ("deit_small_distilled_patch16_224", "DeiTModel", _VIT, _BARE, "bare"),
     ("vit_small_patch14_dinov2", "Dinov2Model", _size(), _BARE, "bare"),
     ("vit_small_patch14_dinov2", "Dinov2Backbone", _size(), _BARE, "bare"),
-    ("vit_small_patch14_dinov2", "Dinov2ForImageClassification", _size(), {"pool": "token_and_average"}, "transformers"),
+    (
+        "vit_small_patch14_dinov2",
+        "Dinov2ForImageClassification",
+        _size(),
+        {"pool": "token_and_average"},
+        "transformers",
+    ),
     ("vit_small_patch14_reg4_dinov2", "Dinov2WithRegistersModel", _size(num_register_tokens=4), _BARE, "bare"),
     ("vit_small_patch14_reg4_dinov2", "Dinov2WithRegistersBackbone", _size(), _BARE, "bare"),
-    ("vit_small_patch14_reg4_dinov2", "Dinov2WithRegistersForImageClassification", _size(), {"pool": "token_and_average"}, "transformers"),
-    ("vit_giant_patch14_reg4_dinov2", "Dinov2WithRegistersModel", _size(use_swiglu_ffn=True), {**_BARE, "mlp_ratio": 88 / 32}, "bare"),
+    (
+        "vit_small_patch14_reg4_dinov2",
+        "Dinov2WithRegistersForImageClassification",
+        _size(),
+        {"pool": "token_and_average"},
+        "transformers",
+    ),
+    (
+        "vit_giant_patch14_reg4_dinov2",
+        "Dinov2WithRegistersModel",
+        _size(use_swiglu_ffn=True),
+        {**_BARE, "mlp_ratio": 88 / 32},
+        "bare",
+    ),
     ("vit_base_patch16_clip_224", "CLIPVisionModel", {**_TOWER, "hidden_act": "gelu"}, _BARE, "bare"),
     ("vit_base_patch32_clip_quickgelu_224", "CLIPVisionModelWithProjection", _TOWER, {}, "transformers"),
     ("vit_base_patch32_siglip_256", "SiglipVisionModel", _VIT, _BARE, "bare"),
@@ -275,15 +375,33 @@ TRANSFORMERS: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
     tiered(TRANSFORMERS, lambda row: row[1] in ("ViTForImageClassification", "CLIPVisionModelWithProjection")),
     ids=[row[1] for row in TRANSFORMERS],
 )
-def test_matches_transformers(name: str, kind: str, size: dict[str, Any], options: dict[str, Any], naming: str, tmp_path: Any, record_property: Any) -> None:
+def test_matches_transformers(
+    name: str,
+    kind: str,
+    size: dict[str, Any],
+    options: dict[str, Any],
+    naming: str,
+    tmp_path: Any,
+    record_property: Any,
+) -> None:
     cls = getattr(transformers, kind)
     theirs = cls(cls.config_class(**size))
     randomise(theirs)
     state = released(theirs, tmp_path)
-    ours_options = {"depth": DEPTH, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 10, **options}
+    ours_options = {
+        "depth": DEPTH,
+        "features": 32,
+        "num_heads": 2,
+        "image_size": PIXELS,
+        "patch_size": 14,
+        "num_classes": 10,
+        **options,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", ".*this one has become such a model")  # a file's form that is adopted is reported
+        warnings.filterwarnings(
+            "ignore", ".*this one has become such a model"
+        )  # a file's form that is adopted is reported
         ours = zoo.create(name, weights=tmp_path, **ours_options)
     ours.eval()
     pixels = images(2, PIXELS, PIXELS, 3)
@@ -291,7 +409,11 @@ def test_matches_transformers(name: str, kind: str, size: dict[str, Any], option
 
     def call(x: Any) -> list[Any]:
         out = theirs(x, output_hidden_states=True)
-        first = out.feature_maps[0].permute(0, 2, 3, 1) if backbone else next(out[key] for key in ("logits", "image_embeds", "pooler_output") if key in out)
+        first = (
+            out.feature_maps[0].permute(0, 2, 3, 1)
+            if backbone
+            else next(out[key] for key in ("logits", "image_embeds", "pooler_output") if key in out)
+        )
         return [first, *out.hidden_states[1:]]
 
     def found_by(x: Any) -> list[Any]:
@@ -299,11 +421,23 @@ def test_matches_transformers(name: str, kind: str, size: dict[str, Any], option
         first = ours.norm(ours.features(x, [-1])[0]) if backbone else ours(x)
         return [first, *tokens]
 
-    (expected, gradient), (found, our_gradient) = outputs_and_gradient(call, pixels), ours_and_gradient(found_by, pixels)
+    (expected, gradient), (found, our_gradient) = (
+        outputs_and_gradient(call, pixels),
+        ours_and_gradient(found_by, pixels),
+    )
     pairs = [*zip(found, expected, strict=True), (our_gradient, gradient)]
     differences = [relative(a, b) for a, b in pairs]
     reference = f"transformers {transformers.__version__} {kind}"
-    record_property("parity", {"architecture": name, "reference": reference, "kind": "live", "mapped": len(state), "difference": max(differences)})
+    record_property(
+        "parity",
+        {
+            "architecture": name,
+            "reference": reference,
+            "kind": "live",
+            "mapped": len(state),
+            "difference": max(differences),
+        },
+    )
     assert max(differences) < TOLERANCE
     assert same_bits(export(ours, naming=naming), state)
 
@@ -312,24 +446,49 @@ def test_matches_transformers(name: str, kind: str, size: dict[str, Any], option
 OTHER_SIZES: list[tuple[str, str, dict[str, Any], dict[str, Any], list[tuple[int, int]]]] = [
     ("vit_small_patch14_dinov2", "Dinov2Model", _size(image_size=518), {"image_size": 518}, [(224, 224), (252, 336)]),
     ("vit_giant_patch14_dinov2", "Dinov2Model", _size(use_swiglu_ffn=True), {"mlp_ratio": 88 / 32}, [(28, 42)]),
-    ("vit_small_patch14_reg4_dinov2", "Dinov2WithRegistersModel", _size(image_size=518), {"image_size": 518}, [(224, 224), (252, 336)]),
+    (
+        "vit_small_patch14_reg4_dinov2",
+        "Dinov2WithRegistersModel",
+        _size(image_size=518),
+        {"image_size": 518},
+        [(224, 224), (252, 336)],
+    ),
     ("vit_small_patch16_224", "ViTModel", _VIT, {"antialias": False}, [(28, 42)]),
     ("deit_small_distilled_patch16_224", "DeiTModel", _VIT, {"antialias": False}, [(28, 42)]),
-    ("vit_base_patch16_clip_224", "CLIPVisionModel", {**_TOWER, "hidden_act": "gelu"}, {"antialias": False}, [(28, 42)]),
+    (
+        "vit_base_patch16_clip_224",
+        "CLIPVisionModel",
+        {**_TOWER, "hidden_act": "gelu"},
+        {"antialias": False},
+        [(28, 42)],
+    ),
     ("vit_base_patch32_siglip_256", "SiglipVisionModel", _VIT, {"antialias": False}, [(28, 42)]),
 ]
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "size", "options", "others"),
-    [pytest.param(*row, id=row[0], marks=() if row[0] == "vit_giant_patch14_dinov2" else pytest.mark.full) for row in OTHER_SIZES],
+    [
+        pytest.param(*row, id=row[0], marks=() if row[0] == "vit_giant_patch14_dinov2" else pytest.mark.full)
+        for row in OTHER_SIZES
+    ],
 )
-def test_other_sizes_match_transformers(name: str, kind: str, size: dict[str, Any], options: dict[str, Any], others: list[Any], tmp_path: Any) -> None:
+def test_other_sizes_match_transformers(
+    name: str, kind: str, size: dict[str, Any], options: dict[str, Any], others: list[Any], tmp_path: Any
+) -> None:
     cls = getattr(transformers, kind)
     theirs = cls(cls.config_class(**size))
     randomise(theirs)
     released(theirs, tmp_path)
-    ours_options = {"depth": DEPTH, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 0, **options}
+    ours_options = {
+        "depth": DEPTH,
+        "features": 32,
+        "num_heads": 2,
+        "image_size": PIXELS,
+        "patch_size": 14,
+        "num_classes": 0,
+        **options,
+    }
     ours = zoo.create(name, weights=tmp_path, **ours_options)
     ours.eval()
     asked = {} if name.endswith("dinov2") else {"interpolate_pos_encoding": True}
@@ -340,18 +499,30 @@ def test_other_sizes_match_transformers(name: str, kind: str, size: dict[str, An
         assert relative(ours(pixels), expected) < 1e-5, (height, width)
 
 
-@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_base_patch16_clip_224", "vit_base_patch32_siglip_256"])
+@pytest.mark.parametrize(
+    "name", ["deit3_small_patch16_224", "vit_base_patch16_clip_224", "vit_base_patch32_siglip_256"]
+)
 def test_other_families_resample_as_timm(name: str) -> None:
     theirs, ours, state = _pair(name)
     zoo.load(ours, state)
     pixels = images(1, 84, 42, 3)
-    assert relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy()) < TOLERANCE
+    assert (
+        relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy())
+        < TOLERANCE
+    )
 
 
 def test_a_fresh_head_does_without_the_pooler(tmp_path: Any) -> None:
     """As fine-tuning has it in transformers, and in the paper; a pooler that was asked for is loaded."""
     state = released(transformers.ViTModel(transformers.ViTConfig(**_VIT)), tmp_path)
-    options = {"depth": DEPTH, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 10}
+    options = {
+        "depth": DEPTH,
+        "features": 32,
+        "num_heads": 2,
+        "image_size": PIXELS,
+        "patch_size": 14,
+        "num_classes": 10,
+    }
     told = "has no classifier: the head for 10 classes stays random"
     with pytest.warns(UserWarning, match=told):
         assert zoo.create("vit_small_patch16_224", weights=tmp_path, **options).pooler is None
@@ -361,12 +532,28 @@ def test_a_fresh_head_does_without_the_pooler(tmp_path: Any) -> None:
 
 
 def test_the_image_tower_of_a_whole_clip_model(tmp_path: Any) -> None:
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 11, "max_position_embeddings": 4}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 11,
+        "max_position_embeddings": 4,
+    }
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    theirs = transformers.CLIPModel(transformers.CLIPConfig(vision_config=_TOWER, text_config={**small, **ids}, projection_dim=10))
+    theirs = transformers.CLIPModel(
+        transformers.CLIPConfig(vision_config=_TOWER, text_config={**small, **ids}, projection_dim=10)
+    )
     randomise(theirs)
     theirs.save_pretrained(tmp_path)
-    options = {"depth": DEPTH, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 10}
+    options = {
+        "depth": DEPTH,
+        "features": 32,
+        "num_heads": 2,
+        "image_size": PIXELS,
+        "patch_size": 14,
+        "num_classes": 10,
+    }
     ours = zoo.create("vit_base_patch32_clip_quickgelu_224", weights=tmp_path, **options)
     pixels = images(1, PIXELS, PIXELS, 3)
     expected = theirs.get_image_features(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
@@ -388,7 +575,9 @@ def test_facebook_names(gated: bool, record_property: Any) -> None:
     ours = zoo.load(zoo.create(name, **options), state)
     assert same_bits(export(ours, naming="dinov2"), state)
     ratio = 16 / 3 if gated else 4.0
-    theirs = timm.create_model(name, depth=DEPTH, embed_dim=32, num_heads=2, img_size=PIXELS, patch_size=14, num_classes=0, mlp_ratio=ratio)
+    theirs = timm.create_model(
+        name, depth=DEPTH, embed_dim=32, num_heads=2, img_size=PIXELS, patch_size=14, num_classes=0, mlp_ratio=ratio
+    )
     theirs.load_state_dict(checkpoint_filter_fn({k: torch.from_numpy(v.copy()) for k, v in state.items()}, theirs))
     theirs.eval()
     _record_as_read_by_timm(record_property, ours, theirs, "dinov2")

@@ -1,4 +1,6 @@
-"""Loading and saving weights: formats, prefixes, heads, sizes, dtypes, and every kind of bad input. No reference implementation needed."""
+"""Loading and saving weights: formats, prefixes, heads, sizes, dtypes, and every kind of bad input. No reference
+implementation needed.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,14 @@ from training.workdir import environment
 from zoo.naming import Complex, Context, Each, Naming, Rearrange, Split, Tie, Unstack, plan
 from zoo.weights import WeightsError, export
 
-SMALL: dict[str, Any] = {"features": 16, "depth": 2, "num_heads": 2, "image_size": 16, "patch_size": 8, "num_classes": 4}
+SMALL: dict[str, Any] = {
+    "features": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+    "num_classes": 4,
+}
 NAME = "vit_small_patch16_224"
 
 
@@ -150,7 +159,10 @@ def test_formats(form: str, source: nnx.Module, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "opt/target/", "params/"])
 def test_npz(prefix: str, source: nnx.Module, tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **{prefix + name: array for name, array in export(source, naming="vision_transformer").items()})
+    np.savez(
+        tmp_path / "a.npz",
+        **{prefix + name: array for name, array in export(source, naming="vision_transformer").items()},
+    )
     assert equal(zoo.load(small(), tmp_path / "a.npz"), source)
 
 
@@ -166,10 +178,17 @@ def test_training_checkpoint(source: nnx.Module, tmp_path: Path) -> None:
     import orbax.checkpoint as ocp
 
     leaves = flatten(source)
-    weights = {f"params.{name}": leaf * 0 for name, leaf in leaves.items()} | {f"ema.{name}": leaf for name, leaf in leaves.items()}
+    weights = {f"params.{name}": leaf * 0 for name, leaf in leaves.items()} | {
+        f"ema.{name}": leaf for name, leaf in leaves.items()
+    }
     for step in (5, 10):
         with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
-            manager.save(step, args=ocp.args.Composite(weights=ocp.args.StandardSave(weights), optimizer=ocp.args.StandardSave({"step": jnp.zeros((2,))})))
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    weights=ocp.args.StandardSave(weights), optimizer=ocp.args.StandardSave({"step": jnp.zeros((2,))})
+                ),
+            )
     assert equal(zoo.load(small(), tmp_path), source)
     assert equal(zoo.load(small(), tmp_path / "checkpoints" / "5"), source)
 
@@ -214,7 +233,11 @@ def test_dtype(source: nnx.Module) -> None:
 
 def test_another_number_of_classes(source: nnx.Module) -> None:
     arrays = export(source)
-    refused(small(num_classes=7), arrays, r'has 4 classes and vit_small_patch16_224 7: make the model with num_classes=4, or load with head="reset"')
+    refused(
+        small(num_classes=7),
+        arrays,
+        r'has 4 classes and vit_small_patch16_224 7: make the model with num_classes=4, or load with head="reset"',
+    )
     model = small(num_classes=7)
     head = np.asarray(model.head.kernel[...])
     zoo.load(model, arrays, head="reset")
@@ -233,7 +256,9 @@ def test_create_keeps_the_head_random_for_other_classes(source: nnx.Module) -> N
 
 def test_a_file_without_head(source: nnx.Module) -> None:
     arrays = {name: array for name, array in export(source).items() if not name.startswith("head")}
-    refused(small(), arrays, r'2 missing: head\.bias, head\.weight; the file has no classifier: load it with head="reset"')
+    refused(
+        small(), arrays, r'2 missing: head\.bias, head\.weight; the file has no classifier: load it with head="reset"'
+    )
     zoo.load(small(), arrays, head="reset")
 
 
@@ -255,7 +280,9 @@ def test_position_table_is_resampled(source: nnx.Module) -> None:
     assert np.array_equal(model.prefix_position[...], source.prefix_position[...])
 
 
-def test_released_checkpoints_carry_their_preprocessing(source: nnx.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_released_checkpoints_carry_their_preprocessing(
+    source: nnx.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from zoo import weights
 
     asked = []
@@ -278,7 +305,11 @@ def test_all_faults_are_listed_together(source: nnx.Module) -> None:
     arrays["other.weight"] = arrays.pop("norm.weight")
     arrays["blocks.1.mlp.fc2.weight"] = arrays["blocks.1.mlp.fc2.weight"][:, :3]
     message = refused(small(), arrays, "does not fit")
-    for part in ("1 missing: norm.weight", "1 unexpected: other.weight", "blocks.1.mlp.fc2.weight is (16, 3), the model has (16, 64)"):
+    for part in (
+        "1 missing: norm.weight",
+        "1 unexpected: other.weight",
+        "blocks.1.mlp.fc2.weight is (16, 3), the model has (16, 64)",
+    ):
         assert part in message
 
 
@@ -287,7 +318,11 @@ def test_wrong_architecture_names_the_nearest() -> None:
     assert "by its shapes it is deit_tiny_patch16_224 or vit_tiny_patch16_224 or vit_tiny_patch16_384" in refused(
         zoo.create("biformer_nano"), arrays, "does not fit biformer_nano"
     )
-    message = refused(small(), {"a.weight": np.zeros((3, 3))}, r"does not fit vit_small_patch16_224: none of its namings .* the nearest is 'timm'")
+    message = refused(
+        small(),
+        {"a.weight": np.zeros((3, 3))},
+        r"does not fit vit_small_patch16_224: none of its namings .* the nearest is 'timm'",
+    )
     assert "it fits no model of this zoo" in message
     assert len(message) < 400  # of another architecture's names a few are enough
 
@@ -352,7 +387,9 @@ def test_pickle_with_code_is_refused(tmp_path: Path) -> None:
     import torch
 
     torch.save({"state_dict": {"a": torch.zeros(2)}, "args": evil}, tmp_path / "new.pth")
-    torch.save({"state_dict": {"a": torch.zeros(2)}, "args": evil}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"state_dict": {"a": torch.zeros(2)}, "args": evil}, tmp_path / "old.pth", _use_new_zipfile_serialization=False
+    )
     (tmp_path / "plain.bin").write_bytes(pickle.dumps({"a": evil}))
     for file in ("new.pth", "old.pth", "plain.bin"):
         refused(small(), tmp_path / file, "would run code when loaded .*: refused")
@@ -361,14 +398,24 @@ def test_pickle_with_code_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_training_scripts_keep_beside_tensors(zipped: bool, source: nnx.Module, tmp_path: Path) -> None:
-    """A namespace of options, NumPy's numbers and arrays: data, which load without running code, in either form of PyTorch's files."""
+    """A namespace of options, NumPy's numbers and arrays: data, which load without running code, in either form of
+    PyTorch's files.
+    """
     torch = pytest.importorskip("torch")
     options = argparse.Namespace(lr=0.1, name="run", best=np.float32(0.5), layers=[1, 2])
-    kept = {"epoch": np.int64(3), "best": np.float64(0.75), "done": np.bool_(True), "curve": np.arange(4.0), "args": options}
+    kept = {
+        "epoch": np.int64(3),
+        "best": np.float64(0.75),
+        "done": np.bool_(True),
+        "curve": np.arange(4.0),
+        "args": options,
+    }
     weights = {name: torch.from_numpy(array.copy()) for name, array in export(source).items()}
     torch.save({"model": weights, **kept}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     assert equal(zoo.load(small(), tmp_path / "a.pth"), source)
-    torch.save({"model": weights, "rng": np.random.default_rng(0)}, tmp_path / "b.pth", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"model": weights, "rng": np.random.default_rng(0)}, tmp_path / "b.pth", _use_new_zipfile_serialization=zipped
+    )
     refused(small(), tmp_path / "b.pth", "holds more than weights and would run code when loaded .*: refused")
 
 
@@ -381,7 +428,11 @@ def test_unknown_sources(tmp_path: Path) -> None:
     for file in ("a.pth", "b.bin"):  # what a server sends in place of a file
         (tmp_path / file).write_bytes(b"<html>not found</html>")
         refused(small(), tmp_path / file, "is damaged or cut short .neither a zip archive nor a pickle")
-    refused(small(), "https://example.org/a.safetensors", "weights are not fetched from https://example.org/a.safetensors: download the file")
+    refused(
+        small(),
+        "https://example.org/a.safetensors",
+        "weights are not fetched from https://example.org/a.safetensors: download the file",
+    )
     refused(small(), 3, "weights are a path, the name of a released checkpoint, or a dictionary of arrays; got int")
     refused(small(), {}, 'dtype is None, "file", or the name of a dtype', dtype="float33")
     refused(small(), {}, "does not fit", naming="timm")
@@ -407,7 +458,9 @@ def test_without_a_network(source: nnx.Module, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_network_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Every attempt takes the library half a minute of retries, of which it logs each: the other names are looked for in the cache alone."""
+    """Every attempt takes the library half a minute of retries, of which it logs each: the other names are looked for
+    in the cache alone.
+    """
     hub = pytest.importorskip("huggingface_hub")
     asked = []
 
@@ -422,7 +475,9 @@ def test_a_network_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch, cap
     assert not caplog.records
 
 
-def test_the_hubs_token_is_not_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_the_hubs_token_is_not_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     """Neither in a message, nor in what it was caused by, nor in a log, nor in what is saved or written down of a run."""
     hub = pytest.importorskip("huggingface_hub")
     token = "hf_abcdefghijklmnop"
@@ -458,4 +513,7 @@ def test_a_mixer_of_ones_own_is_saved_under_our_names(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match='naming="zoo" saves any model'):
         zoo.save(model, tmp_path / "a.safetensors")
     zoo.save(model, tmp_path / "a.safetensors", naming="zoo")
-    assert equal(zoo.load(small(5, mixer={"name": "bilevel_routing", "regions": 2, "topk": 1}), tmp_path / "a.safetensors"), model)
+    assert equal(
+        zoo.load(small(5, mixer={"name": "bilevel_routing", "regions": 2, "topk": 1}), tmp_path / "a.safetensors"),
+        model,
+    )

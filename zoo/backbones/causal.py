@@ -102,11 +102,19 @@ class Causal(Model):
         c = self.config = config
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         self.embedding = Embed(c.vocab_size, c.features, embedding_init=normal(c.embedding_std), **common)
-        self.position = nnx.Param(normal(0.02)(rngs.params(), (c.max_length, c.features), c.param_dtype)) if c.position == "learned" else None
+        self.position = (
+            nnx.Param(normal(0.02)(rngs.params(), (c.max_length, c.features), c.param_dtype))
+            if c.position == "learned"
+            else None
+        )
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.blocks = self.make_stack(rngs=rngs)
         self.norm = create_norm(c.norm, c.features, epsilon=c.norm_epsilon, **common)
-        self.head = None if c.tied else Linear(c.features, c.vocab_size, use_bias=c.head_bias, kernel_init=normal(c.embedding_std), **common)
+        self.head = (
+            None
+            if c.tied
+            else Linear(c.features, c.vocab_size, use_bias=c.head_bias, kernel_init=normal(c.embedding_std), **common)
+        )
         self.num_features = c.features
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
@@ -118,7 +126,15 @@ class Causal(Model):
             return None
         kind, activation = MLPS[c.mlp]
         usual = -(-8 * c.features // 3 // 64) * 64 if kind is GatedMLP else 4 * c.features
-        return kind(c.features, c.hidden or usual, activation=activation, use_bias=c.mlp_bias, dropout=c.dropout, **place.dtypes, rngs=rngs)
+        return kind(
+            c.features,
+            c.hidden or usual,
+            activation=activation,
+            use_bias=c.mlp_bias,
+            dropout=c.dropout,
+            **place.dtypes,
+            rngs=rngs,
+        )
 
     def block_options(self, place: Place) -> dict[str, Any]:
         return {"norm": self.config.norm, "norm_epsilon": self.config.norm_epsilon}
@@ -159,9 +175,16 @@ class Causal(Model):
         return logits if self.config.logit_cap is None else soft_cap(self.config.logit_cap)(logits)
 
     def features(
-        self, tokens: jax.Array, indices: Sequence[int] | None = None, mask: jax.Array | None = None, *, norm: bool = False
+        self,
+        tokens: jax.Array,
+        indices: Sequence[int] | None = None,
+        mask: jax.Array | None = None,
+        *,
+        norm: bool = False,
     ) -> list[jax.Array]:
-        """Outputs (batch, length, features) of some blocks, by default the last of each quarter, with ``norm`` after the final one."""
+        """Outputs (batch, length, features) of some blocks, by default the last of each quarter, with ``norm`` after
+        the final one.
+        """
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
         found = self.blocks(*self._enter(tokens, Tokens(mask)), capture=indices)[1]
@@ -175,7 +198,9 @@ class Causal(Model):
     def extend(
         self, tokens: jax.Array, state: CausalState, mask: jax.Array | None = None, segment_ids: jax.Array | None = None
     ) -> tuple[jax.Array, CausalState]:
-        """Reads new tokens (batch, new); returns their logits and the new state. Without ``segment_ids`` they continue the document of the last token."""
+        """Reads new tokens (batch, new); returns their logits and the new state. Without ``segment_ids`` they continue
+        the document of the last token.
+        """
         hidden, state = self.extend_hidden(tokens, state, mask, segment_ids)
         return self.logits(hidden), state
 
@@ -188,7 +213,9 @@ class Causal(Model):
         return self.norm(x), CausalState(blocks, length, segment)
 
     def _enter(self, tokens: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
-        """What enters the first block, and what is handed to the blocks: mixers that have no use for positions are spared those of the table."""
+        """What enters the first block, and what is handed to the blocks: mixers that have no use for positions are
+        spared those of the table.
+        """
         x = self._embed(tokens, known.places(tokens.shape[1]))
         if self.position is not None and not all("positions" in mixer.honors for mixer in mixers(self.blocks)):
             known = known.without("positions")
@@ -200,8 +227,12 @@ class Causal(Model):
             x = x * (self.config.features**0.5 if scale == "sqrt" else scale)
         if self.position is not None:
             if tokens.shape[1] > self.config.max_length:
-                raise ValueError(f"a sequence of {tokens.shape[1]} tokens is longer than the position table: max_length is {self.config.max_length}")
-            # Rows may share their positions: narrowed before they are broadcast, their gradients would be summed narrow.
+                raise ValueError(
+                    f"a sequence of {tokens.shape[1]} tokens is longer than the position table: max_length is "
+                    f"{self.config.max_length}"
+                )
+            # Rows may share their positions: narrowed before they are broadcast, their gradients would be summed
+            # narrow.
             wide = jnp.promote_types(x.dtype, jnp.float32)
             x = x + broadcast(lookup(self.position[...], positions, wide), x.shape, x.dtype)
         return x if self.dropout is None else self.dropout(x)

@@ -17,9 +17,11 @@ from zoo.registry import ModelConfig
 
 
 class Classifier(Model):
-    """Base of the backbones that see all of their input: ``model(x)`` gives logits; subclasses give ``pooled`` and ``features``.
+    """Base of the backbones that see all of their input: ``model(x)`` gives logits; subclasses give ``pooled`` and
+    ``features``.
 
-    ``before_head`` names the parts that belong to the head they were trained with: where a checkpoint's head is not taken,
+    ``before_head`` names the parts that belong to the head they were trained with: where a checkpoint's head is not
+      taken,
     the model does not get them either, and may have ones that the checkpoint lacks.
     """
 
@@ -28,7 +30,14 @@ class Classifier(Model):
     without: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("head", "distilled_head"), 'no classifier: load it with head="reset", or make the model with num_classes=0'
     )
-    undecayed: ClassVar[tuple[str, ...]] = ("position", "prefix_position", "class_token", "distillation_token", "register_tokens", "mask_token")
+    undecayed: ClassVar[tuple[str, ...]] = (
+        "position",
+        "prefix_position",
+        "class_token",
+        "distillation_token",
+        "register_tokens",
+        "mask_token",
+    )
 
     def __call__(self, x: jax.Array, *more: Any, **known: Any) -> jax.Array:
         """Maps images (batch, height, width, channels), or other input that ``pooled`` takes, to logits (batch,

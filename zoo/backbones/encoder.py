@@ -39,12 +39,14 @@ class EncoderConfig(ModelConfig):
       num_classes: classes of the head; with any, ``output`` is "pooled".
       features, depth, num_heads, mlp_ratio: width, blocks, attention heads, hidden width of the MLP / features.
       mlp: activation of the MLP and of the head over the vocabulary.
-      embedding_features: width of the embeddings, which a linear layer maps to ``features``; None: they have that width.
+      embedding_features: width of the embeddings, which a linear layer maps to ``features``; None: they have that
+        width.
       max_length: positions that the table has rows for; longer sequences are refused.
       position_offset: rows of the table before that of the first position (RoBERTa's has two for padding).
       types: kinds of segments a token may belong to; 0 for none.
       norm_order, norm_epsilon: of the blocks.
-      output: what ``model(tokens)`` gives: "vocabulary", logits for each token, or "pooled", a vector (with a head, logits of its classes).
+      output: what ``model(tokens)`` gives: "vocabulary", logits for each token, or "pooled", a vector (with a head,
+        logits of its classes).
       pool: "token" (the first) or "average" (of the real tokens).
       normalize: pooled vectors have length 1.
       pooler: a linear layer and tanh after pooling by token; None: where the output needs it.
@@ -77,7 +79,9 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "ge
 
 
 class MaskedHead(Module):
-    """``norm(gelu(W x)) E^T + b`` with E the embedding: BERT (Devlin et al., 2019), task 1, as its authors' code has it."""
+    """``norm(gelu(W x)) E^T + b`` with E the embedding: BERT (Devlin et al., 2019), task 1, as its authors' code has
+    it.
+    """
 
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
@@ -97,8 +101,8 @@ class Encoder(Classifier):
     """A bidirectional text model.
 
     Masks are bool (batch, length), True for real tokens; padding trails. Names: ``embedding``, ``position``, ``types``,
-    ``embedding_norm``, ``blocks.N``, ``norm`` (pre-norm only), and as the configuration says ``projection``, ``pooler``,
-    ``head``, ``masked_lm``, ``next_sentence``.
+    ``embedding_norm``, ``blocks.N``, ``norm`` (pre-norm only), and as the configuration says ``projection``,
+    ``pooler``, ``head``, ``masked_lm``, ``next_sentence``.
     """
 
     stem = ("embedding", "position", "types", "embedding_norm", "projection")
@@ -119,7 +123,10 @@ class Encoder(Classifier):
         """
         output = "pooled" if config.num_classes else config.output
         if output not in ("vocabulary", "pooled") or config.pool not in ("token", "average"):
-            raise ValueError(f'output is "vocabulary" or "pooled", pool "token" or "average"; got {config.output!r} and {config.pool!r}')
+            raise ValueError(
+                f'output is "vocabulary" or "pooled", pool "token" or "average"; got {config.output!r} and '
+                f"{config.pool!r}"
+            )
         pooler = output == "pooled" and config.pool == "token" if config.pooler is None else config.pooler
         masked_lm = output == "vocabulary" if config.masked_lm is None else config.masked_lm
         c = self.config = dataclasses.replace(config, output=output, pooler=pooler, masked_lm=masked_lm)
@@ -133,10 +140,14 @@ class Encoder(Classifier):
         self.projection = Linear(width, c.features, kernel_init=truncated_normal(0.02), **common) if projected else None
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.blocks = self.make_stack(rngs=rngs)
-        self.norm = create_norm("layer", c.features, epsilon=c.norm_epsilon, **common) if c.norm_order == "pre" else None
+        self.norm = (
+            create_norm("layer", c.features, epsilon=c.norm_epsilon, **common) if c.norm_order == "pre" else None
+        )
         self.pooler = Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common) if c.pooler else None
         self.masked_lm = MaskedHead(c, rngs=rngs) if c.masked_lm else None
-        self.next_sentence = Linear(c.features, 2, kernel_init=truncated_normal(0.02), **common) if c.next_sentence else None
+        self.next_sentence = (
+            Linear(c.features, 2, kernel_init=truncated_normal(0.02), **common) if c.next_sentence else None
+        )
         self.num_features = c.features
         self.head = self.make_head(rngs=rngs)
 
@@ -148,7 +159,14 @@ class Encoder(Classifier):
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
         c = self.config
-        return MLP(c.features, int(c.features * c.mlp_ratio), activation=ACTIVATIONS[c.mlp], dropout=c.dropout, **place.dtypes, rngs=rngs)
+        return MLP(
+            c.features,
+            int(c.features * c.mlp_ratio),
+            activation=ACTIVATIONS[c.mlp],
+            dropout=c.dropout,
+            **place.dtypes,
+            rngs=rngs,
+        )
 
     def block_options(self, place: Place) -> dict[str, Any]:
         return {"norm_epsilon": self.config.norm_epsilon, "order": self.config.norm_order}
@@ -172,15 +190,19 @@ class Encoder(Classifier):
           segment_ids: (batch, length) int32, the document of each token of a row that holds several.
 
         Returns:
-          Logits (batch, length, vocab_size); with ``output="pooled"`` vectors (batch, features), or logits (batch, classes).
+          Logits (batch, length, vocab_size); with ``output="pooled"`` vectors (batch, features), or logits (batch,
+          classes).
 
         Raises:
-          ValueError: a sequence longer than the position table, or several documents in a row of which the output is one vector.
+          ValueError: a sequence longer than the position table, or several documents in a row of which the output is
+            one vector.
         """
         if self.config.output == "vocabulary":
             return self.logits(self.hidden(tokens, mask, types, roles=roles, segment_ids=segment_ids))
         if segment_ids is not None:
-            raise ValueError("the output is one vector for each row: give each document a row of its own, or take model.hidden(...)")
+            raise ValueError(
+                "the output is one vector for each row: give each document a row of its own, or take model.hidden(...)"
+            )
         x = self.pooled(tokens, mask, types, roles=roles)
         return x if self.head is None else self.head(x)
 
@@ -213,7 +235,12 @@ class Encoder(Classifier):
         return self.masked_lm(hidden, self.embedding)
 
     def pooled(  # type: ignore[override]
-        self, tokens: jax.Array, mask: jax.Array | None = None, types: jax.Array | None = None, *, roles: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        types: jax.Array | None = None,
+        *,
+        roles: jax.Array | None = None,
     ) -> jax.Array:
         """One vector for all tokens: (batch, features)."""
         return self.pool(self.hidden(tokens, mask, types, roles=roles), mask)
@@ -244,8 +271,8 @@ class Encoder(Classifier):
         roles: jax.Array | None = None,
         norm: bool = False,
     ) -> list[jax.Array]:
-        """Outputs (batch, length, features) of some blocks, by default the last of each quarter, with ``norm`` after the
-        final one where there is one."""
+        """Outputs (batch, length, features) of some blocks, by default the last of each quarter, with ``norm`` after
+        the final one where there is one."""
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
         known = self.known(tokens, Tokens(mask, roles=roles))
@@ -257,7 +284,9 @@ class Encoder(Classifier):
         super().reset_head(num_classes, rngs=rngs)
         self.config = dataclasses.replace(self.config, output="pooled")
 
-    def embed(self, tokens: jax.Array, types: jax.Array | None = None, *, segment_ids: jax.Array | None = None) -> jax.Array:
+    def embed(
+        self, tokens: jax.Array, types: jax.Array | None = None, *, segment_ids: jax.Array | None = None
+    ) -> jax.Array:
         """What enters the first block: (batch, length, features); arguments as the model's."""
         words = self.embedding(tokens) if tokens.ndim == 2 else tokens
         length, first, most = words.shape[1], self.config.position_offset, self.config.max_length
@@ -275,7 +304,9 @@ class Encoder(Classifier):
 
     def _embed_real(self, tokens: jax.Array, known: Tokens, types: jax.Array | None) -> jax.Array:
         """:meth:`embed`, with what words already looked up hold in padding made finite."""
-        return self.embed(tokens if tokens.ndim == 2 else finite_padding(tokens, known.mask), types, segment_ids=known.segment_ids)
+        return self.embed(
+            tokens if tokens.ndim == 2 else finite_padding(tokens, known.mask), types, segment_ids=known.segment_ids
+        )
 
     def _normed(self, x: jax.Array) -> jax.Array:
         return x if self.norm is None else self.norm(x)

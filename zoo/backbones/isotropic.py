@@ -44,7 +44,12 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return gated(x, 1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "swiglu": silu}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "swiglu": silu,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +58,8 @@ class IsotropicConfig(ModelConfig):
 
     Attributes:
       image_size: pixels of the square image that the position table is made for; others are resampled to.
-      features, depth, num_heads, mlp_ratio: width of a token, blocks, attention heads, hidden width of the MLP / features.
+      features, depth, num_heads, mlp_ratio: width of a token, blocks, attention heads, hidden width of the MLP /
+        features.
       mlp: the activation "gelu", "gelu_tanh" or "quick_gelu", or "swiglu", gated: ``mlp_ratio * features`` is then the
         hidden width of each of the two halves.
       class_token, registers: tokens besides those of the patches; registers are placed before them.
@@ -61,25 +67,29 @@ class IsotropicConfig(ModelConfig):
         "after" the body: it then reads the patches in blocks of its own (CaiT, :mod:`layers.class_attention`).
       class_blocks: how many blocks of its own it has "after" the body.
       distilled: a second class token and head, averaged with the first (DeiT).
-      position: "learned" adds a table, "sincos" a fixed one of sines and cosines of rows and columns; None leaves it to the mixer.
+      position: "learned" adds a table, "sincos" a fixed one of sines and cosines of rows and columns; None leaves it to
+        the mixer.
       rotary: base of the rotary embedding of rows and columns in the architecture's own attention, or its options as in
         :class:`layers.position.Rotary`; None for none.
-      prefix_positions: which prefix tokens have positions of their own: "all", "class" (DINOv2 with registers) or "none".
+      prefix_positions: which prefix tokens have positions of their own: "all", "class" (DINOv2 with registers) or
+        "none".
       mask_token: a token that replaces masked patches (``embed(images, masked)``), as self-supervised training has it.
       distilled_head: whether the second class token has its head; without, it only takes part in attention.
-      pool: "token" (the class token), "average" (patches), "token_and_average" (both, side by side), or "attention" (a learned query).
+      pool: "token" (the class token), "average" (patches), "token_and_average" (both, side by side), or "attention" (a
+        learned query).
       pooler: a linear layer and tanh after the pooling, as heads have at pre-training (section 3.1 of ViT).
       head_bias: whether the head has one (CLIP's projection has none).
       norm_after_pool: the final norm follows the pooling instead of preceding it.
       final_norm: whether there is one.
       pre_norm: a norm before the first block (CLIP).
       norm, norm_epsilon: the kind of all norms, "layer" or "rms", and what they add to the variance.
-      order: of the norms in blocks: "pre", or "res_post", after each branch (whose scales then start at ``layer_scale``).
+      order: of the norms in blocks: "pre", or "res_post", after each branch (whose scales then start at
+        ``layer_scale``).
       qk_norm, qkv_bias, layer_scale: as in the blocks.
-      reductions: what leaves fewer tokens after a block (:mod:`layers.reduction`), by the block's index, as a ``pattern``:
-        ``{3: "max_pool", 7: {"name": "top_k", "keep": 0.7}}``.
-      antialias: how position tables are resampled to other grids; False is what PyTorch does without antialiasing, as the authors
-        of DINOv2 without registers and all of transformers' models but DINOv2 with registers have it.
+      reductions: what leaves fewer tokens after a block (:mod:`layers.reduction`), by the block's index, as a
+        ``pattern``: ``{3: "max_pool", 7: {"name": "top_k", "keep": 0.7}}``.
+      antialias: how position tables are resampled to other grids; False is what PyTorch does without antialiasing, as
+        the authors of DINOv2 without registers and all of transformers' models but DINOv2 with registers have it.
     """
 
     num_classes: int = 1000
@@ -123,15 +133,26 @@ class Isotropic(Classifier):
     Beside the hooks of :class:`Model`, a subclass may give ``make_stem``, ``make_position``, ``make_class_block``
     and ``reduction_spec``.
 
-    Names: ``patch_embed``, ``position``, ``class_token``, ``distillation_token``, ``register_tokens``, ``prefix_position``,
-    ``blocks.N``, ``blocks.reductions.N``, ``class_blocks.N``, ``norm`` or ``pool_norm``, ``attention_pool``, ``pooler``, ``head``, ``distilled_head``.
+    Names: ``patch_embed``, ``position``, ``class_token``, ``distillation_token``, ``register_tokens``,
+      ``prefix_position``,
+    ``blocks.N``, ``blocks.reductions.N``, ``class_blocks.N``, ``norm`` or ``pool_norm``, ``attention_pool``,
+    ``pooler``, ``head``, ``distilled_head``.
     """
 
     heads = ("head", "distilled_head")
     extras = before_head = ("pooler",)
     neutral = ("prefix_position", "mask_token")
 
-    stem = ("patch_embed", "position", "class_token", "distillation_token", "register_tokens", "mask_token", "prefix_position", "pre_norm")
+    stem = (
+        "patch_embed",
+        "position",
+        "class_token",
+        "distillation_token",
+        "register_tokens",
+        "mask_token",
+        "prefix_position",
+        "pre_norm",
+    )
 
     config: Any
     extents: tuple[Extent, ...]
@@ -148,7 +169,8 @@ class Isotropic(Classifier):
 
         Raises:
           ValueError: a stem that does not fit the image size, pooling by a token that is not there, a class token among
-            the patches beside other tokens or reductions, or a reduction that leaves no grid for mixers that take nothing else.
+            the patches beside other tokens or reductions, or a reduction that leaves no grid for mixers that take
+            nothing else.
         """
         c = self.config = config
         if c.pool.startswith("token") and not c.class_token:
@@ -156,7 +178,9 @@ class Isotropic(Classifier):
         if c.class_position not in ("first", "middle", "last", "after"):
             raise ValueError(f'class_position is "first", "middle", "last" or "after", got {c.class_position!r}')
         if c.class_position != "first" and (c.distilled or c.registers or c.prefix_positions != "all"):
-            raise ValueError(f'class_position="{c.class_position}" is for a class token alone: without registers or distillation')
+            raise ValueError(
+                f'class_position="{c.class_position}" is for a class token alone: without registers or distillation'
+            )
         norm = self._norm_of()
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype}
         self.patch_embed = self.make_stem(rngs=rngs)
@@ -164,14 +188,23 @@ class Isotropic(Classifier):
         after = c.class_token and c.class_position == "after"
         reductions = self._make_reductions(grid, 0 if after else c.class_token * (1 + c.distilled) + c.registers, rngs)
         if reductions and c.class_position in ("middle", "last"):
-            raise ValueError(f'class_position="{c.class_position}" puts the token among those that reductions take away: leave these out')
+            raise ValueError(
+                f'class_position="{c.class_position}" puts the token among those that reductions take away: leave these '
+                f"out"
+            )
         self.blocks = self.make_stack(reductions=reductions, rngs=rngs)
         self.takes_grid = any(not {"sequence", "image"} & set(mixer.layouts) for mixer in mixers(self.blocks))
         if self.takes_grid:
             self._put_on_grid(grid, rngs)
         if self.takes_grid and not after:
             self.adapted = "the mixer takes the grid alone: no prefix tokens, average pooling"
-            c = dataclasses.replace(c, class_token=False, distilled=False, registers=0, pool="average" if c.pool.startswith("token") else c.pool)
+            c = dataclasses.replace(
+                c,
+                class_token=False,
+                distilled=False,
+                registers=0,
+                pool="average" if c.pool.startswith("token") else c.pool,
+            )
 
         def token(count: int, std: float = 1e-6) -> nnx.Param:
             return nnx.Param(normal(std)(rngs.params(), (count, c.features), c.param_dtype))
@@ -183,25 +216,53 @@ class Isotropic(Classifier):
         classes = c.class_token * (1 + c.distilled)
         self.prefix = 0 if after else classes + c.registers
         self.extra = ExtraTokens(self.prefix, "first" if c.class_position == "after" else c.class_position)
-        self.class_blocks = nnx.List([self.make_class_block(rngs=rngs) for _ in range(c.class_blocks)]) if after else None
+        self.class_blocks = (
+            nnx.List([self.make_class_block(rngs=rngs) for _ in range(c.class_blocks)]) if after else None
+        )
         placed = {"all": self.prefix, "class": classes, "none": 0}[c.prefix_positions] if c.position == "learned" else 0
-        self.prefix_position = nnx.Param(truncated_normal(0.02)(rngs.params(), (placed, c.features), c.param_dtype)) if placed else None
+        self.prefix_position = (
+            nnx.Param(truncated_normal(0.02)(rngs.params(), (placed, c.features), c.param_dtype)) if placed else None
+        )
         self.position = self.make_position(grid, rngs=rngs)
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.pre_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.pre_norm else None
-        self.norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
-        self.pool_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
+        self.norm = (
+            create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
+        )
+        self.pool_norm = (
+            create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
+        )
         pooling = {"norm": norm, "activation": ACTIVATIONS[c.mlp], **common}
-        self.attention_pool = AttentionPool(c.features, c.num_heads, c.mlp_ratio, **pooling, rngs=rngs) if c.pool == "attention" else None
+        self.attention_pool = (
+            AttentionPool(c.features, c.num_heads, c.mlp_ratio, **pooling, rngs=rngs) if c.pool == "attention" else None
+        )
         self.num_features, self.pool = c.features * (1 + (c.pool == "token_and_average")), c.pool
-        self.pooler = Linear(self.num_features, self.num_features, kernel_init=truncated_normal(0.02), **common, rngs=rngs) if c.pooler else None
+        self.pooler = (
+            Linear(self.num_features, self.num_features, kernel_init=truncated_normal(0.02), **common, rngs=rngs)
+            if c.pooler
+            else None
+        )
         self.head = self.make_head(rngs=rngs)
-        self.distilled_head = make_head(c.features, c.num_classes, c, rngs) if self.distillation_token is not None and c.distilled_head else None
+        self.distilled_head = (
+            make_head(c.features, c.num_classes, c, rngs)
+            if self.distillation_token is not None and c.distilled_head
+            else None
+        )
 
     def make_stem(self, *, rngs: nnx.Rngs) -> Any:
-        """The module that maps images to a grid of tokens (batch, rows, columns, features); its ``grid(height, width)`` says of what size."""
+        """The module that maps images to a grid of tokens (batch, rows, columns, features); its ``grid(height, width)``
+        says of what size.
+        """
         c = self.config
-        return PatchEmbed(c.patch_size, c.in_channels, c.features, use_bias=not c.pre_norm, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
+        return PatchEmbed(
+            c.patch_size,
+            c.in_channels,
+            c.features,
+            use_bias=not c.pre_norm,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            rngs=rngs,
+        )
 
     def make_class_block(self, *, rngs: nnx.Rngs) -> Any:
         """A block of the class token "after" the body: called with it and the patches, it gives the class token."""
@@ -231,7 +292,8 @@ class Isotropic(Classifier):
         return dataclasses.replace(super().place(stage, index), grid=extent if isinstance(extent, tuple) else None)
 
     def make_position(self, grid: tuple[int, int], *, rngs: nnx.Rngs) -> Any:
-        """What is added to the tokens of a grid: called with (rows, columns), it gives (rows, columns, features); None for nothing.
+        """What is added to the tokens of a grid: called with (rows, columns), it gives (rows, columns, features); None
+        for nothing.
 
         Raises:
           ValueError: an unknown kind of position.
@@ -261,7 +323,11 @@ class Isotropic(Classifier):
     def block_options(self, place: Place) -> dict[str, Any]:
         c = self.config
         if c.order == "res_post" and c.layer_scale is not None:
-            return {"order": c.order, "norm": functools.partial(NORMS[c.norm], scale_init=constant(c.layer_scale)), "norm_epsilon": c.norm_epsilon}
+            return {
+                "order": c.order,
+                "norm": functools.partial(NORMS[c.norm], scale_init=constant(c.layer_scale)),
+                "norm_epsilon": c.norm_epsilon,
+            }
         return {"order": c.order, "norm": c.norm, "norm_epsilon": c.norm_epsilon, "layer_scale": c.layer_scale}
 
     def _norm_of(self) -> Norm:
@@ -275,9 +341,13 @@ class Isotropic(Classifier):
         """Gives the mixers of sequences the grid's tokens in row-major order, and reductions no prefix."""
         if self.blocks.reductions is not None:
             if not all(isinstance(extent, tuple) for extent in self.extents):
-                raise ValueError("a mixer takes grids only, and a reduction leaves none: give another mixer or reduction")
+                raise ValueError(
+                    "a mixer takes grids only, and a reduction leaves none: give another mixer or reduction"
+                )
             c = self.config
-            self.blocks = Stack(self.blocks, reductions=self._make_reductions(grid, 0, rngs), remat=c.remat, scan=c.scan)
+            self.blocks = Stack(
+                self.blocks, reductions=self._make_reductions(grid, 0, rngs), remat=c.remat, scan=c.scan
+            )
         for block in dict.fromkeys(self.blocks):
             for name, module in list(vars(block).items()):
                 if isinstance(module, Mixer):
@@ -298,7 +368,9 @@ class Isotropic(Classifier):
         self.sow(AuxLogits, "distilled", distilled)
         return (logits + distilled) / 2
 
-    def features(self, images: jax.Array, indices: Sequence[int] | None = None, *, prefix: bool = False, norm: bool = False) -> list[Any]:
+    def features(
+        self, images: jax.Array, indices: Sequence[int] | None = None, *, prefix: bool = False, norm: bool = False
+    ) -> list[Any]:
         """Outputs of some blocks as maps.
 
         Args:
@@ -308,9 +380,9 @@ class Isotropic(Classifier):
           norm: after the final norm.
 
         Returns:
-          For each index a map (batch, rows, columns, features), or (map, other tokens (batch, count, features)). Where a
-          reduction left no grid, the map is a pair: tokens (batch, length, features), and the row and column on the last grid
-          of each, (batch or 1, length, 2).
+          For each index a map (batch, rows, columns, features), or (map, other tokens (batch, count, features)). Where
+          a reduction left no grid, the map is a pair: tokens (batch, length, features), and the row and column on the
+          last grid of each, (batch or 1, length, 2).
         """
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
@@ -344,7 +416,9 @@ class Isotropic(Classifier):
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         super().reset_head(num_classes, rngs=rngs)
         if self.distilled_head is not None:
-            self.distilled_head = nnx.data(make_head(self.num_features, num_classes, self.config, nnx.Rngs(1) if rngs is None else rngs))
+            self.distilled_head = nnx.data(
+                make_head(self.num_features, num_classes, self.config, nnx.Rngs(1) if rngs is None else rngs)
+            )
 
     def embed(self, images: jax.Array, masked: jax.Array | None = None) -> jax.Array:
         """Tokens that enter the first block: (batch, tokens, features).
@@ -368,7 +442,11 @@ class Isotropic(Classifier):
             grid = grid + broadcast(self.position((rows, columns)), grid.shape, grid.dtype)
         x, tokens = grid.reshape(batch, rows * columns, features), Tokens(grid=(rows, columns))
         if self.prefix:
-            others = [token[...] for token in (self.class_token, self.distillation_token, self.register_tokens) if token is not None]
+            others = [
+                token[...]
+                for token in (self.class_token, self.distillation_token, self.register_tokens)
+                if token is not None
+            ]
             learned = jnp.concatenate(others)
             if self.prefix_position is not None:
                 placed = self.prefix_position[...]
@@ -381,12 +459,14 @@ class Isotropic(Classifier):
         return x if self.norm is None else self.norm(x)
 
     def _run(self, images: jax.Array, capture: Sequence[int] = ()) -> tuple[Passed, list[Passed]]:
-        """Tokens (batch, tokens, features) after the last block, and those after the blocks in ``capture``, each with the
-        grid of the patches."""
+        """Tokens (batch, tokens, features) after the last block, and those after the blocks in ``capture``, each with
+        the grid of the patches."""
         x, tokens, grid = self._embed(images)
         if self.takes_grid:
             last, found, _ = self.blocks.through(x.reshape(len(x), *grid, x.shape[2]), capture=capture)
-            last, *found = [(y.reshape(len(y), -1, y.shape[3]), Tokens(grid=(y.shape[1], y.shape[2]))) for y, _ in (last, *found)]
+            last, *found = [
+                (y.reshape(len(y), -1, y.shape[3]), Tokens(grid=(y.shape[1], y.shape[2]))) for y, _ in (last, *found)
+            ]
             return last, found
         last, found, _ = self.blocks.through(x, tokens, capture=capture)
         if self.extra.place != "first":

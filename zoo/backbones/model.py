@@ -22,8 +22,8 @@ from zoo.registry import FrozenOptions
 class Model(Module):
     """Base of the backbones.
 
-    A backbone says where the hooks below are called from; an architecture overrides those in which it differs. Each takes
-    the :class:`layers.Place` of what it makes:
+    A backbone says where the hooks below are called from; an architecture overrides those in which it differs. Each
+    takes the :class:`layers.Place` of what it makes:
 
         own_mixer(place)        the architecture's mixer, as a spec
         make_mixer(place)       the user's mixer if given, else the architecture's, made and adapted to the backbone
@@ -40,8 +40,10 @@ class Model(Module):
       tokenizer: options of ``tokenization.create`` for the texts that a run trained it on, if any; set by ``zoo.load``.
       num_features: features that the head sees.
       stem: first parts of the names of the parameters before the first block.
-      extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the configuration.
-      neutral: parts that change nothing where all they hold is zero: written so where files of a naming hold them and the model does not.
+      extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the
+        configuration.
+      neutral: parts that change nothing where all they hold is zero: written so where files of a naming hold them and
+        the model does not.
       without: parts that a model may be made without, and, for a file that lacks one, what it lacks and what to do.
       undecayed: as of every module; the first parts of names, here.
     """
@@ -70,7 +72,9 @@ class Model(Module):
     def place(self, stage: int, index: int) -> Place:
         """Where block ``index`` of a stage is; widths and heads of a pyramid are those of the stage."""
         c = self.config
-        features, heads = (value[stage] if isinstance(value, Sequence) else value for value in (c.features, c.num_heads))
+        features, heads = (
+            value[stage] if isinstance(value, Sequence) else value for value in (c.features, c.num_heads)
+        )
         rate = drop_path_rates(c.drop_path, sum(self.depths))[sum(self.depths[:stage]) + index]
         sizes = {"depth": sum(self.depths), "features": features, "num_heads": heads, "grid": self.grid_of(stage)}
         return Place(stage, index, drop_path=rate, dropout=c.dropout, dtype=c.dtype, param_dtype=c.param_dtype, **sizes)
@@ -94,7 +98,8 @@ class Model(Module):
         spec = choose(c.pattern, stage, index, self.depths[stage]) if c.pattern else c.mixer
         if not c.shared and _is_made(spec):
             raise ValueError(
-                "mixer= is a mixer already made, whose parameters all blocks would share: give its name, a dict or a callable, "
+                "mixer= is a mixer already made, whose parameters all blocks would share: give its name, a dict or a "
+                "callable, "
                 "or shared=True for one block at all depths"
             )
         return self.own_mixer(place) if spec is None else spec
@@ -119,11 +124,19 @@ class Model(Module):
     def make_block(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
         """A block: a :class:`layers.Block`, or a module that is called as one."""
         branches = self.make_branches(place, rngs=rngs)
-        options = {"features": self._width(place), "drop_path": place.drop_path, **place.dtypes, **self.block_options(place)}
+        options = {
+            "features": self._width(place),
+            "drop_path": place.drop_path,
+            **place.dtypes,
+            **self.block_options(place),
+        }
         return Block(branches, **options, rngs=rngs)
 
-    def make_stack(self, stage: int = 0, *, reductions: Mapping[int, TokenReduction] | None = None, rngs: nnx.Rngs) -> Stack:
-        """The blocks of a stage, with the ``reductions`` between them; with ``shared`` one block, as often as there are blocks.
+    def make_stack(
+        self, stage: int = 0, *, reductions: Mapping[int, TokenReduction] | None = None, rngs: nnx.Rngs
+    ) -> Stack:
+        """The blocks of a stage, with the ``reductions`` between them; with ``shared`` one block, as often as there are
+        blocks.
 
         Raises:
           ValueError: a pattern of mixers in blocks that are one.
@@ -161,17 +174,23 @@ class Model(Module):
         return rules
 
     def no_decay(self) -> set[str]:
-        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), and what its modules name (tables, special tokens)."""
+        """Names of the parameters that weight decay spares: vectors (biases, norms, scales), and what its modules name
+        (tables, special tokens).
+        """
         spared = set().union(*(module.undecayed for _, module in nnx.iter_modules(self) if isinstance(module, Module)))
-        return {name for name, leaf in flatten(self, nnx.Param).items() if leaf.ndim <= 1 or spared & set(name.split("."))}
+        return {
+            name for name, leaf in flatten(self, nnx.Param).items() if leaf.ndim <= 1 or spared & set(name.split("."))
+        }
 
 
-def choose(pattern: Sequence[MixerSpec] | Mapping[Any, MixerSpec], stage: int, index: int, depth: int) -> MixerSpec | None:
+def choose(
+    pattern: Sequence[MixerSpec] | Mapping[Any, MixerSpec], stage: int, index: int, depth: int
+) -> MixerSpec | None:
     """What a pattern says of block ``index`` of the ``depth`` of a stage; None leaves it to the architecture.
 
     Args:
-      pattern: mixers of successive blocks of a stage, repeated; or a mapping whose keys are an index ("5", or "-1" for the
-        last), a stage and an index ("2.5"), a stage ("2.every") or "every". The closest one holds.
+      pattern: mixers of successive blocks of a stage, repeated; or a mapping whose keys are an index ("5", or "-1" for
+        the last), a stage and an index ("2.5"), a stage ("2.every") or "every". The closest one holds.
 
     Raises:
       ValueError: a key that is none of these.

@@ -44,7 +44,9 @@ class Stage(Module):
     """One resolution: ``downsample`` (the stem, for the first stage; None where the first block shrinks the map), then
     ``blocks``, then ``norm``, if any."""
 
-    def __init__(self, downsample: Callable[[jax.Array], jax.Array] | None, blocks: Stack, norm: nnx.Module | None = None):
+    def __init__(
+        self, downsample: Callable[[jax.Array], jax.Array] | None, blocks: Stack, norm: nnx.Module | None = None
+    ):
         self.downsample, self.blocks = downsample, blocks
         if norm is not None:
             self.norm = norm
@@ -57,10 +59,12 @@ class Stage(Module):
 
 
 class Pyramid(Classifier):
-    """Base of pyramid models. Names: ``stages.S.downsample``, ``stages.S.blocks.N``, ``stages.S.norm``, ``norm``, ``head``.
+    """Base of pyramid models. Names: ``stages.S.downsample``, ``stages.S.blocks.N``, ``stages.S.norm``, ``norm``,
+    ``head``.
 
-    Beside the hooks of :class:`Model`, a subclass gives ``make_stem``, ``make_downsample`` and ``make_norm``, where it needs
-    them ``make_stage``, ``make_stage_norm`` and ``make_head``, and ``pool``, where the norm is not the last step before the mean.
+    Beside the hooks of :class:`Model`, a subclass gives ``make_stem``, ``make_downsample`` and ``make_norm``, where it
+    needs them ``make_stage``, ``make_stage_norm`` and ``make_head``, and ``pool``, where the norm is not the last step
+    before the mean.
     """
 
     def __init__(self, config: PyramidConfig, *, rngs: nnx.Rngs):
@@ -79,7 +83,9 @@ class Pyramid(Classifier):
         raise NotImplementedError
 
     def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> Any:
-        """The module that brings the last stage's map to this stage's size and features; None leaves it to the first block."""
+        """The module that brings the last stage's map to this stage's size and features; None leaves it to the first
+        block.
+        """
         return None
 
     def make_stage(self, stage: int, *, rngs: nnx.Rngs) -> Stage:
@@ -102,7 +108,9 @@ class Pyramid(Classifier):
         spec = {**within, "inner": spec} if within else spec
         return on_grid(bidirectional(spec, features, place=place, rngs=rngs), features, rngs=rngs)
 
-    def features(self, images: jax.Array, indices: Sequence[int] | None = None, *, norm: bool = False) -> list[jax.Array]:
+    def features(
+        self, images: jax.Array, indices: Sequence[int] | None = None, *, norm: bool = False
+    ) -> list[jax.Array]:
         """The map after each stage: (batch, height, width, features) each.
 
         Args:

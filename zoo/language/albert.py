@@ -1,10 +1,11 @@
-"""ALBERT: A Lite BERT for Self-supervised Learning of Language Representations (Lan et al., ICLR 2020, arXiv:1909.11942).
+"""ALBERT: A Lite BERT for Self-supervised Learning of Language Representations (Lan et al., ICLR 2020,
+arXiv:1909.11942).
 
     x = W norm(word + position + type);  N x [x = norm(x + Attention(x));  x = norm(x + MLP(x))]
 
-BERT (:mod:`zoo.language.bert`) with one set of parameters for all blocks (section 3.1), embeddings of 128 features whatever
-the width, and a second task that asks whether two segments are in their order (``next_sentence`` here). Sizes and the tanh
-form of GELU are those of the second released version; ``albert_nano`` is our choice.
+BERT (:mod:`zoo.language.bert`) with one set of parameters for all blocks (section 3.1), embeddings of 128 features
+whatever the width, and a second task that asks whether two segments are in their order (``next_sentence`` here). Sizes
+and the tanh form of GELU are those of the second released version; ``albert_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -79,15 +80,30 @@ DESCRIBED: dict[str, Any] = {
     "depth": _depth,
     "norm_epsilon": lambda config: config.get("layer_norm_eps"),
     "num_heads": lambda config: config.get("num_attention_heads"),
-    "mlp": lambda config: one_of(config, "hidden_act", {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}),
+    "mlp": lambda config: one_of(
+        config, "hidden_act", {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+    ),
 }
 
 _RELEASED = [name for name in VARIANTS if name != "albert_nano"]
 RELEASES = {name: {"v2": Release(f"hf://albert/{name.replace('_', '-')}-v2", 0)} for name in _RELEASED}
 
 # Of transformers' AlbertForMaskedLM.
-PARAMETERS = {"albert_base": 11_221_680, "albert_large": 16_795_824, "albert_xlarge": 54_821_040, "albert_xxlarge": 206_368_944}
+PARAMETERS = {
+    "albert_base": 11_221_680,
+    "albert_large": 16_795_824,
+    "albert_xlarge": 54_821_040,
+    "albert_xxlarge": 206_368_944,
+}
 
 register_family(
-    "albert", Encoder, AlbertConfig, VARIANTS, our_choice=("albert_nano",), parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED
+    "albert",
+    Encoder,
+    AlbertConfig,
+    VARIANTS,
+    our_choice=("albert_nano",),
+    parameters=PARAMETERS,
+    rules=RULES,
+    releases=RELEASES,
+    described=DESCRIBED,
 )

@@ -3,7 +3,8 @@
     x = norm(word + position + type);  N x [x = norm(x + Attention(x));  x = norm(x + MLP(x))]
 
 with exact GELU. ``model(tokens, mask, types)`` gives logits over the vocabulary for every token, or, made with
-``output="pooled"``, one vector for all: tanh of a linear map of the first token. ``num_classes=N`` puts a classifier on it.
+``output="pooled"``, one vector for all: tanh of a linear map of the first token. ``num_classes=N`` puts a classifier on
+it.
 
 ``bert_tiny`` and ``bert_small`` are two of the miniatures of Well-Read Students Learn Better (Turc et al., 2019,
 arXiv:1908.08962). ``minilm_l6`` is the sentence encoder all-MiniLM-L6-v2 (from MiniLM, Wang et al., 2020,
@@ -26,12 +27,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bert_large": {"features": 1024, "depth": 24, "num_heads": 16},
 }
 SENTENCE_VARIANTS: dict[str, dict[str, Any]] = {
-    "minilm_l6": {"features": 384, "depth": 6, "num_heads": 12, "output": "pooled", "pool": "average", "normalize": True},
+    "minilm_l6": {
+        "features": 384,
+        "depth": 6,
+        "num_heads": 12,
+        "output": "pooled",
+        "pool": "average",
+        "normalize": True,
+    },
 }
 
 
 def _norm(theirs: str, ours: str, leaves: tuple[str, str]) -> list[tuple[Any, ...]]:
-    return [(f"{theirs}.LayerNorm.{leaf}", f"{ours}.{own}") for leaf, own in zip(leaves, ("scale", "bias"), strict=True)]
+    return [
+        (f"{theirs}.LayerNorm.{leaf}", f"{ours}.{own}") for leaf, own in zip(leaves, ("scale", "bias"), strict=True)
+    ]
 
 
 def _names(prefix: str, leaves: tuple[str, str] = ("weight", "bias")) -> Naming:
@@ -64,8 +74,13 @@ def _names(prefix: str, leaves: tuple[str, str] = ("weight", "bias")) -> Naming:
 
 
 # The last are those of the first files, bert-base-uncased and bert-large-uncased.
-RULES: dict[str, Naming] = {"transformers": _names("bert."), "bare": _names(""), "original": _names("bert.", ("gamma", "beta"))}
+RULES: dict[str, Naming] = {
+    "transformers": _names("bert."),
+    "bare": _names(""),
+    "original": _names("bert.", ("gamma", "beta")),
+}
 SENTENCE_RULES: dict[str, Naming] = {"bare": RULES["bare"], "transformers": RULES["transformers"]}
+
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
     """The epsilon of the norms, of a model that has the only activation and positions that this family has."""
@@ -85,7 +100,24 @@ RELEASES: dict[str, dict[str, Release]] = {
 }
 
 # Of transformers' BertForMaskedLM and, for the sentence encoder, of BertModel without its pooler.
-PARAMETERS = {"bert_tiny": 4_416_698, "bert_small": 28_795_194, "bert_base": 109_514_298, "bert_large": 335_174_458, "minilm_l6": 22_565_376}
+PARAMETERS = {
+    "bert_tiny": 4_416_698,
+    "bert_small": 28_795_194,
+    "bert_base": 109_514_298,
+    "bert_large": 335_174_458,
+    "minilm_l6": 22_565_376,
+}
 
-register_family("bert", Encoder, EncoderConfig, VARIANTS, parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED)
-register_family("bert", Encoder, EncoderConfig, SENTENCE_VARIANTS, parameters=PARAMETERS, rules=SENTENCE_RULES, releases=RELEASES, described=DESCRIBED)
+register_family(
+    "bert", Encoder, EncoderConfig, VARIANTS, parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED
+)
+register_family(
+    "bert",
+    Encoder,
+    EncoderConfig,
+    SENTENCE_VARIANTS,
+    parameters=PARAMETERS,
+    rules=SENTENCE_RULES,
+    releases=RELEASES,
+    described=DESCRIBED,
+)

@@ -1,9 +1,11 @@
-"""Language models on the delta rule: DeltaNet, Gated DeltaNet and DeltaProduct (:mod:`layers.delta.delta_net` has the papers).
+"""Language models on the delta rule: DeltaNet, Gated DeltaNet and DeltaProduct (:mod:`layers.delta.delta_net` has the
+papers).
 
     x = x + DeltaRule(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-Sizes of DeltaNet and Gated DeltaNet are those of flash-linear-attention's training configurations, 1.3b those of its "1B";
-the sizes of DeltaProduct are our choice, each within 3 % of its name, and so are the nanos. Released names are flash-linear-attention's.
+Sizes of DeltaNet and Gated DeltaNet are those of flash-linear-attention's training configurations, 1.3b those of its
+"1B"; the sizes of DeltaProduct are our choice, each within 3 % of its name, and so are the nanos. Released names are
+flash-linear-attention's.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class DeltaNetConfig(CausalConfig):
 
     Attributes:
       rule: the mixer, whose own options apply where the ones below are None.
-      num_value_heads, head_dim, value_expansion, steps, use_decay, use_gate, negative, conv_size: as in :class:`layers.DeltaNet`.
+      num_value_heads, head_dim, value_expansion, steps, use_decay, use_gate, negative, conv_size: as in
+        :class:`layers.DeltaNet`.
     """
 
     rule: str = "delta_net"
@@ -48,7 +51,17 @@ class DeltaNetLM(Causal):
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
-        options = ("num_value_heads", "head_dim", "value_expansion", "steps", "use_decay", "use_gate", "negative", "conv_size", "norm_epsilon")
+        options = (
+            "num_value_heads",
+            "head_dim",
+            "value_expansion",
+            "steps",
+            "use_decay",
+            "use_gate",
+            "negative",
+            "conv_size",
+            "norm_epsilon",
+        )
         return {"name": c.rule, **{name: getattr(c, name) for name in options}}
 
 
@@ -127,10 +140,23 @@ _DESCRIBED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 DESCRIBED = {
     "delta_net": _DESCRIBED,
     "gated_delta_net": {**_DESCRIBED, "negative": _unless("allow_neg_eigval", False)},
-    "delta_product": {**_DESCRIBED, "negative": _unless("allow_neg_eigval", True), "steps": _unless("num_householder", 2)},
+    "delta_product": {
+        **_DESCRIBED,
+        "negative": _unless("allow_neg_eigval", True),
+        "steps": _unless("num_householder", 2),
+    },
 }
 
 _PAPER: dict[str, tuple[int, ...]] = {"delta_net": (179,), "gated_delta_net": (), "delta_product": (148,)}
 for _family, _variants in VARIANTS.items():
     _ours = tuple(name for name in _variants if _family == "delta_product" or name.endswith("_nano"))
-    register_family("delta_net", DeltaNetLM, DeltaNetConfig, _variants, our_choice=_ours, rules=RULES, described=DESCRIBED[_family], paper=_PAPER[_family])
+    register_family(
+        "delta_net",
+        DeltaNetLM,
+        DeltaNetConfig,
+        _variants,
+        our_choice=_ours,
+        rules=RULES,
+        described=DESCRIBED[_family],
+        paper=_PAPER[_family],
+    )

@@ -2,10 +2,10 @@
 
     x = sqrt(d) word;  N x [x = x + Attention(norm(x));  x = x + GeGLU(norm(x))]
 
-with norms ``x / rms(x) * (1 + scale)`` and the tanh form of GELU. Gemma 2 (arXiv:2408.00118) norms what a branch gives too,
-``x + norm(branch(norm(x)))``, caps scores and logits by tanh, and looks back through a window in every other block. Gemma 3
-(arXiv:2503.19786) norms queries and keys in place of the caps, and has windows in five blocks of six, whose rotary
-embedding has a base of its own. ``gemma_nano`` is our choice.
+with norms ``x / rms(x) * (1 + scale)`` and the tanh form of GELU. Gemma 2 (arXiv:2408.00118) norms what a branch gives
+too, ``x + norm(branch(norm(x)))``, caps scores and logits by tanh, and looks back through a window in every other
+block. Gemma 3 (arXiv:2503.19786) norms queries and keys in place of the caps, and has windows in five blocks of six,
+whose rotary embedding has a base of its own. ``gemma_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def _scale(config: Mapping[str, Any]) -> Any:
 
 
 def _local_rotary(config: Mapping[str, Any]) -> Any:
-    local = rotary_of(config, "sliding_attention") if "full_attention" in (config.get("rope_parameters") or {}) else None
+    local = (
+        rotary_of(config, "sliding_attention") if "full_attention" in (config.get("rope_parameters") or {}) else None
+    )
     return config.get("rope_local_base_freq", local)
 
 
@@ -147,9 +149,18 @@ DESCRIBED: dict[str, Any] = {
     "logit_cap": lambda config: config.get("final_logit_softcapping"),
 }
 
-_SIZES = {"gemma_2b": "gemma-2b", "gemma_7b": "gemma-7b", "gemma2_2b": "gemma-2-2b", "gemma2_9b": "gemma-2-9b", "gemma2_27b": "gemma-2-27b"}
+_SIZES = {
+    "gemma_2b": "gemma-2b",
+    "gemma_7b": "gemma-7b",
+    "gemma2_2b": "gemma-2-2b",
+    "gemma2_9b": "gemma-2-9b",
+    "gemma2_27b": "gemma-2-27b",
+}
 _PRETRAINED = {"gemma3_270m": "gemma-3-270m", "gemma3_1b": "gemma-3-1b-pt"}
-RELEASES = {name: {"google": Release(f"hf://google/{theirs}", 0, licence="gemma")} for name, theirs in {**_SIZES, **_PRETRAINED}.items()}
+RELEASES = {
+    name: {"google": Release(f"hf://google/{theirs}", 0, licence="gemma")}
+    for name, theirs in {**_SIZES, **_PRETRAINED}.items()
+}
 
 # Of transformers' models of the released sizes; the tied head counts once.
 PARAMETERS = {
@@ -164,4 +175,6 @@ PARAMETERS = {
 
 _COMMON: dict[str, Any] = {"parameters": PARAMETERS, "releases": RELEASES}
 register_family("gemma", Gemma, GemmaConfig, FIRST_VARIANTS, rules=LLAMA_RULES, described=FIRST_DESCRIBED, **_COMMON)
-register_family("gemma", Gemma, GemmaConfig, VARIANTS, our_choice=("gemma_nano",), rules=RULES, described=DESCRIBED, **_COMMON)
+register_family(
+    "gemma", Gemma, GemmaConfig, VARIANTS, our_choice=("gemma_nano",), rules=RULES, described=DESCRIBED, **_COMMON
+)

@@ -1,6 +1,7 @@
 """GPT-2: Language Models are Unsupervised Multitask Learners (Radford et al., 2019).
 
-    x = word + position;  N x [x = x + Attention(LayerNorm(x));  x = x + MLP(LayerNorm(x))];  logits = LayerNorm(x) word^T
+    x = word + position;  N x [x = x + Attention(LayerNorm(x));  x = x + MLP(LayerNorm(x))];  logits = LayerNorm(x)
+    word^T
 
 with the tanh form of GELU, biases everywhere and learned positions of 1024 tokens. Sizes are those of the four released
 models; ``gpt2_nano`` is our choice.
@@ -46,7 +47,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def _names(prefix: str) -> Naming:
-    """The names of the library transformers: ``prefix`` comes before all but the head's, and is missing in the released files."""
+    """The names of the library transformers: ``prefix`` comes before all but the head's, and is missing in the released
+    files.
+    """
     block, ours = f"{prefix}h.{{i}}", "blocks.{i}"
     linear = {"attn.c_proj": "mixer.out", "mlp.c_fc": "channel.up", "mlp.c_proj": "channel.down"}
     fused = tuple(f"{ours}.mixer.{part}" for part in ("query", "key", "value"))
@@ -83,16 +86,28 @@ def _epsilon(config: Mapping[str, Any]) -> Any:
 DESCRIBED: dict[str, Any] = {
     "norm_epsilon": _epsilon,
     "num_heads": lambda config: config.get("n_head"),
-    "mlp": lambda config: one_of(config, "activation_function", {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}),
+    "mlp": lambda config: one_of(
+        config, "activation_function", {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+    ),
     "tied": lambda config: config.get("tie_word_embeddings"),
 }
 
 _SIZES = {"gpt2": "gpt2", "gpt2_medium": "gpt2-medium", "gpt2_large": "gpt2-large", "gpt2_xl": "gpt2-xl"}
-RELEASES = {name: {"openai": Release(f"hf://openai-community/{theirs}", 0, licence="mit")} for name, theirs in _SIZES.items()}
+RELEASES = {
+    name: {"openai": Release(f"hf://openai-community/{theirs}", 0, licence="mit")} for name, theirs in _SIZES.items()
+}
 
 # Of the released files; the tied head counts once.
 PARAMETERS = {"gpt2": 124_439_808, "gpt2_medium": 354_823_168, "gpt2_large": 774_030_080, "gpt2_xl": 1_557_611_200}
 
 register_family(
-    "gpt2", GPT2, GPT2Config, VARIANTS, our_choice=("gpt2_nano",), parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED
+    "gpt2",
+    GPT2,
+    GPT2Config,
+    VARIANTS,
+    our_choice=("gpt2_nano",),
+    parameters=PARAMETERS,
+    rules=RULES,
+    releases=RELEASES,
+    described=DESCRIBED,
 )

@@ -2,8 +2,8 @@
 
     h = LayerNorm(x);  x = x + Attention(h) + MLP(h)
 
-Both branches read x through the same norm; neighboring features of a head turn as pairs, the first 64 of them. Attention has
-no biases, the MLP (tanh form of GELU) and the head have. ``gptj_nano`` is our choice.
+Both branches read x through the same norm; neighboring features of a head turn as pairs, the first 64 of them.
+Attention has no biases, the MLP (tanh form of GELU) and the head have. ``gptj_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ class GPTJ(Causal):
     config: GPTJConfig
 
     def own_mixer(self, place: Place) -> MixerSpec:
-        return {"name": "attention", "rotary": {"dimensions": self.config.rotary_dimensions, "interleaved": True}, "use_bias": False}
+        return {
+            "name": "attention",
+            "rotary": {"dimensions": self.config.rotary_dimensions, "interleaved": True},
+            "use_bias": False,
+        }
 
     def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
         branches = super().make_branches(place, rngs=rngs)
@@ -79,7 +83,9 @@ RULES: dict[str, Naming] = {
 
 
 def _activation(config: Mapping[str, Any]) -> Any:
-    return one_of(config, "activation_function", {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"})
+    return one_of(
+        config, "activation_function", {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+    )
 
 
 DESCRIBED: dict[str, Any] = {
@@ -96,5 +102,13 @@ RELEASES = {"gptj_6b": {"eleuther": Release("hf://EleutherAI/gpt-j-6b", 0)}}
 PARAMETERS = {"gptj_6b": 6_050_882_784}
 
 register_family(
-    "gptj", GPTJ, GPTJConfig, VARIANTS, our_choice=("gptj_nano",), parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED
+    "gptj",
+    GPTJ,
+    GPTJConfig,
+    VARIANTS,
+    our_choice=("gptj_nano",),
+    parameters=PARAMETERS,
+    rules=RULES,
+    releases=RELEASES,
+    described=DESCRIBED,
 )

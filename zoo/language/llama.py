@@ -46,12 +46,20 @@ class Llama(Transformer):
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         norm = functools.partial(NORMS[c.norm], epsilon=c.norm_epsilon) if c.qk_norm else None
-        return {**super().own_mixer(place), "head_dim": c.head_dim, "use_bias": c.qkv_bias, "out_bias": False, "qk_norm": norm}
+        return {
+            **super().own_mixer(place),
+            "head_dim": c.head_dim,
+            "use_bias": c.qkv_bias,
+            "out_bias": False,
+            "qk_norm": norm,
+        }
 
 
 def _slowed(factor: float) -> Mapping[str, Any]:
     """Llama 3's rotary embedding, made for 8192 tokens and stretched by ``factor``."""
-    return FrozenOptions({"base": 500000.0, "factor": factor, "original_length": 8192, "low_turns": 1.0, "high_turns": 4.0})
+    return FrozenOptions(
+        {"base": 500000.0, "factor": factor, "original_length": 8192, "low_turns": 1.0, "high_turns": 4.0}
+    )
 
 
 _LLAMA3: dict[str, Any] = {"vocab_size": 128256, "num_kv_heads": 8}
@@ -91,7 +99,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def released_names(norms: Mapping[str, str]) -> Naming:
     """The names of the library transformers; ``norms`` maps those of a block's norms to ours."""
     theirs, ours = "model.layers.{i}", "blocks.{i}"
-    mixer = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out", "q_norm": "query_norm", "k_norm": "key_norm"}
+    mixer = {
+        "q_proj": "query",
+        "k_proj": "key",
+        "v_proj": "value",
+        "o_proj": "out",
+        "q_norm": "query_norm",
+        "k_norm": "key_norm",
+    }
     return Naming(
         [
             (("model.embed_tokens", "lm_head"), "embedding", Tie(written=False)),
@@ -121,11 +136,15 @@ def rotary_of(config: Mapping[str, Any], layers: str | None = None) -> Any:
     """
     given = config.get("rope_parameters") or {}
     given = given.get(layers, given) or {}
-    given = given or {name: config[name] for name in ("rope_theta",) if config.get(name)} | dict(config.get("rope_scaling") or {})
+    given = given or {name: config[name] for name in ("rope_theta",) if config.get(name)} | dict(
+        config.get("rope_scaling") or {}
+    )
     if not given:
         return None
     kind = given.get("rope_type") or given.get("type") or "default"
-    names = one_of({"rope_type": kind}, "rope_type", {"default": {}, "linear": {"factor": "factor"}, "llama3": _LLAMA3_ROTARY})
+    names = one_of(
+        {"rope_type": kind}, "rope_type", {"default": {}, "linear": {"factor": "factor"}, "llama3": _LLAMA3_ROTARY}
+    )
     options = {"base": given.get("rope_theta", 10000.0), **{own: given[name] for own, name in names.items()}}
     return FrozenOptions(options) if names else options["base"]
 
@@ -158,7 +177,11 @@ def _window(config: Mapping[str, Any]) -> Any:
       ValueError: only some blocks have it.
     """
     window, first = config.get("sliding_window"), config.get("max_window_layers", 0)
-    if window is None or not config.get("use_sliding_window", True) or first >= config.get("num_hidden_layers", first + 1):
+    if (
+        window is None
+        or not config.get("use_sliding_window", True)
+        or first >= config.get("num_hidden_layers", first + 1)
+    ):
         return None
     if first:
         raise ValueError(f"max_window_layers={first!r}: here all blocks have the window, or none")
@@ -193,8 +216,14 @@ RELEASES: dict[str, dict[str, Release]] = {
     "tinyllama_1.1b": {"chat": Release("hf://TinyLlama/TinyLlama-1.1B-Chat-v1.0", 0)},
     "mistral_7b": {"v3": Release("hf://mistralai/Mistral-7B-v0.3", 0)},
     **{f"qwen2.5_{size}": {"base": Release(f"hf://Qwen/Qwen2.5-{size.upper()}", 0)} for size in ("0.5b", "1.5b", "7b")},
-    **{f"qwen3_{size}": {"base": Release(f"hf://Qwen/Qwen3-{size.upper()}-Base", 0)} for size in ("0.6b", "1.7b", "4b", "8b")},
-    **{f"smollm2_{size}": {"base": Release(f"hf://HuggingFaceTB/SmolLM2-{size.upper()}", 0)} for size in ("135m", "360m", "1.7b")},
+    **{
+        f"qwen3_{size}": {"base": Release(f"hf://Qwen/Qwen3-{size.upper()}-Base", 0)}
+        for size in ("0.6b", "1.7b", "4b", "8b")
+    },
+    **{
+        f"smollm2_{size}": {"base": Release(f"hf://HuggingFaceTB/SmolLM2-{size.upper()}", 0)}
+        for size in ("135m", "360m", "1.7b")
+    },
 }
 
 # Of transformers' models of the released sizes; a tied head counts once.
@@ -218,5 +247,13 @@ PARAMETERS = {
 }
 
 register_family(
-    "llama", Llama, LlamaConfig, VARIANTS, our_choice=("llama_nano",), parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED
+    "llama",
+    Llama,
+    LlamaConfig,
+    VARIANTS,
+    our_choice=("llama_nano",),
+    parameters=PARAMETERS,
+    rules=RULES,
+    releases=RELEASES,
+    described=DESCRIBED,
 )

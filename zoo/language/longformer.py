@@ -2,9 +2,9 @@
 
     x = norm(word + position + type);  N x [x = norm(x + LongformerAttention(x));  x = norm(x + MLP(x))]
 
-RoBERTa with 4096 positions, whose tokens see a window of 512 and the global tokens; those see all. ``model(tokens, mask,
-roles=roles)`` says by role 1 which tokens are global: those of the question, in question answering. Without roles none is, and
-the first one is where the output is one vector for all tokens, as in classification.
+RoBERTa with 4096 positions, whose tokens see a window of 512 and the global tokens; those see all. ``model(tokens,
+mask, roles=roles)`` says by role 1 which tokens are global: those of the question, in question answering. Without roles
+none is, and the first one is where the output is one vector for all tokens, as in classification.
 
 Published: base, 148.7 M parameters, and large, 434.7 M.
 """

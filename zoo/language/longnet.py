@@ -45,13 +45,26 @@ class LongNet(Causal):
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
-        return {"name": "dilated_attention", "segments": c.segments, "rates": c.rates, "rotary": c.rotary, "inner_norm": c.inner_norm, "use_bias": False}
+        return {
+            "name": "dilated_attention",
+            "segments": c.segments,
+            "rates": c.rates,
+            "rotary": c.rotary,
+            "inner_norm": c.inner_norm,
+            "use_bias": False,
+        }
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module | None:
         c = self.config
         if c.mlp != "gelu" or not c.inner_norm:
             return super().make_channel(place, rngs=rngs)
-        options = {"dropout": c.dropout, "use_bias": False, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
+        options = {
+            "dropout": c.dropout,
+            "use_bias": False,
+            "dtype": c.dtype,
+            "param_dtype": c.param_dtype,
+            "rngs": rngs,
+        }
         return MLP(c.features, c.hidden or 4 * c.features, activation=gelu, norm="layer", **options)
 
 

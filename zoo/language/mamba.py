@@ -81,7 +81,9 @@ _MIXER = "backbone.layers.{i}.mixer"
 
 
 def released_names(embedding: str, *mixer: tuple[Any, ...]) -> Naming:
-    """The names of a released state-space language model: ``embedding`` is its table's, ``mixer`` are the rules of the mixer."""
+    """The names of a released state-space language model: ``embedding`` is its table's, ``mixer`` are the rules of the
+    mixer.
+    """
     return Naming(
         rules=(
             ((f"backbone.{embedding}", "lm_head"), "embedding", Tie()),
@@ -94,7 +96,6 @@ def released_names(embedding: str, *mixer: tuple[Any, ...]) -> Naming:
     )
 
 
-
 def _epsilon(config: Mapping[str, Any]) -> Any:
     """The epsilon of the norms, of a model that has the only activation that this family has."""
     one_of(config, "hidden_act", {"silu": "silu"})
@@ -104,7 +105,10 @@ def _epsilon(config: Mapping[str, Any]) -> Any:
 DESCRIBED: dict[str, Any] = {"norm_epsilon": _epsilon, "tied": lambda config: config.get("tie_word_embeddings")}
 
 _RULES = (
-    *((f"{_MIXER}.{name}", f"blocks.{{i}}.mixer.{name}") for name in ("in_proj", "x_proj", "dt_proj", "out_proj", "A_log", "D")),
+    *(
+        (f"{_MIXER}.{name}", f"blocks.{{i}}.mixer.{name}")
+        for name in ("in_proj", "x_proj", "dt_proj", "out_proj", "A_log", "D")
+    ),
     (f"{_MIXER}.conv1d", "blocks.{i}.mixer.conv"),
     (f"{_MIXER}.dt_proj.bias", "blocks.{i}.mixer.dt_bias"),
 )
@@ -112,6 +116,22 @@ _RULES = (
 RULES = {"hf": released_names("embeddings", *_RULES), "state_spaces": released_names("embedding", *_RULES)}
 
 # Of transformers' models of these sizes, as of the released files; the tied head counts once.
-PARAMETERS = {"mamba_130m": 129_135_360, "mamba_370m": 371_516_416, "mamba_790m": 793_204_224, "mamba_1.4b": 1_372_178_432, "mamba_2.8b": 2_768_345_600}
+PARAMETERS = {
+    "mamba_130m": 129_135_360,
+    "mamba_370m": 371_516_416,
+    "mamba_790m": 793_204_224,
+    "mamba_1.4b": 1_372_178_432,
+    "mamba_2.8b": 2_768_345_600,
+}
 
-register_family("mamba", MambaLM, MambaConfig, VARIANTS, our_choice=("mamba_nano",), parameters=PARAMETERS, rules=RULES, described=DESCRIBED, paper=(194,))
+register_family(
+    "mamba",
+    MambaLM,
+    MambaConfig,
+    VARIANTS,
+    our_choice=("mamba_nano",),
+    parameters=PARAMETERS,
+    rules=RULES,
+    described=DESCRIBED,
+    paper=(194,),
+)

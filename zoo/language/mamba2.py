@@ -69,7 +69,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 _MIXER = "backbone.layers.{i}.mixer"
 _RULES = (
-    *((f"{_MIXER}.{name}", f"blocks.{{i}}.mixer.{name}") for name in ("in_proj", "out_proj", "norm", "A_log", "D", "dt_bias")),
+    *(
+        (f"{_MIXER}.{name}", f"blocks.{{i}}.mixer.{name}")
+        for name in ("in_proj", "out_proj", "norm", "A_log", "D", "dt_bias")
+    ),
     (f"{_MIXER}.conv1d", "blocks.{i}.mixer.conv"),
 )
 
@@ -92,4 +95,13 @@ PARAMETERS = {
     "mamba2_2.7b": 2_702_599_680,
 }
 
-register_family("mamba2", Mamba2LM, Mamba2Config, VARIANTS, our_choice=("mamba2_nano",), parameters=PARAMETERS, rules=RULES, described=DESCRIBED)
+register_family(
+    "mamba2",
+    Mamba2LM,
+    Mamba2Config,
+    VARIANTS,
+    our_choice=("mamba2_nano",),
+    parameters=PARAMETERS,
+    rules=RULES,
+    described=DESCRIBED,
+)

@@ -1,16 +1,19 @@
-"""Miras: It's All Connected (A. Behrouz et al., 2025, arXiv:2504.13173): Moneta, Yaad and Memora, three memories of one framework, as language models.
+"""Miras: It's All Connected (A. Behrouz et al., 2025, arXiv:2504.13173): Moneta, Yaad and Memora, three memories of one
+framework, as language models.
 
     x = x + NeuralMemory(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
     Moneta  l3 attentional bias, l4 retention     Yaad  Huber bias, l2 retention     Memora  l2 bias, Kullback-Leibler retention
 
-:mod:`layers.memory.choices` has the four choices that make a memory. A new one is composed of them and joins any model or backbone:
+:mod:`layers.memory.choices` has the four choices that make a memory. A new one is composed of them and joins any model
+or backbone:
 
     from layers.memory.choices import Elastic, GradientDescent, Huber, Memory, MLPMemory
-    memory = Memory(MLPMemory(depth=1), bias=Huber("coordinate"), retention=Elastic(0.01), algorithm=GradientDescent(momentum=True))
-    model = zoo.create("yaad_nano", memory=memory)
+    memory = Memory(MLPMemory(depth=1), bias=Huber("coordinate"), retention=Elastic(0.01),
+    algorithm=GradientDescent(momentum=True)) model = zoo.create("yaad_nano", memory=memory)
 
-A choice that is not there is a small frozen dataclass with one method: what ``Bias`` and ``Retention`` say. Widths, depths and
+A choice that is not there is a small frozen dataclass with one method: what ``Bias`` and ``Retention`` say. Widths,
+  depths and
 heads are our choice, each model within 3 % of its name; the paper's sizes are 340M, 760M and 1.3B.
 """
 
@@ -57,7 +60,9 @@ _SIZES: dict[str, dict[str, Any]] = {
     "nano": {"features": 128, "depth": 3, "num_heads": 4, "tied": True},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    f"{memory}_{size}": {"memory": memory, **options} for memory in ("moneta", "yaad", "memora") for size, options in _SIZES.items()
+    f"{memory}_{size}": {"memory": memory, **options}
+    for memory in ("moneta", "yaad", "memora")
+    for size, options in _SIZES.items()
 }
 
 register_family("miras", Miras, MirasConfig, VARIANTS, our_choice=tuple(VARIANTS), paper=(214,))

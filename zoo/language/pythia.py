@@ -2,9 +2,9 @@
 
     x = x + Attention(LayerNorm(x)) + MLP(LayerNorm'(x))
 
-The blocks of GPT-NeoX-20B (Black et al., 2022, arXiv:2204.06745): both branches read the same x, each through a norm of its
-own; a quarter of each head's features turns with position; exact GELU, biases everywhere, and a head of its own without one.
-``pythia_nano`` is our choice.
+The blocks of GPT-NeoX-20B (Black et al., 2022, arXiv:2204.06745): both branches read the same x, each through a norm of
+its own; a quarter of each head's features turns with position; exact GELU, biases everywhere, and a head of its own
+without one. ``pythia_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class Pythia(Causal):
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
-        return {"name": "attention", "rotary": {"base": c.rotary, "dimensions": int(c.features // c.num_heads * c.rotary_fraction)}}
+        return {
+            "name": "attention",
+            "rotary": {"base": c.rotary, "dimensions": int(c.features // c.num_heads * c.rotary_fraction)},
+        }
 
     def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
         branches = super().make_branches(place, rngs=rngs)
@@ -113,11 +116,17 @@ DESCRIBED: dict[str, Any] = {
     "parallel": lambda config: config.get("use_parallel_residual"),
     "rotary": lambda config: _rope(config, "rope_theta", "rotary_emb_base"),
     "rotary_fraction": lambda config: _rope(config, "partial_rotary_factor", "rotary_pct"),
-    "mlp": lambda config: one_of(config, "hidden_act", {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}),
+    "mlp": lambda config: one_of(
+        config, "hidden_act", {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+    ),
     "tied": lambda config: config.get("tie_word_embeddings"),
 }
 
-RELEASES = {name: {"eleuther": Release(f"hf://EleutherAI/{name.replace('_', '-')}", 0)} for name in VARIANTS if name != "pythia_nano"}
+RELEASES = {
+    name: {"eleuther": Release(f"hf://EleutherAI/{name.replace('_', '-')}", 0)}
+    for name in VARIANTS
+    if name != "pythia_nano"
+}
 
 # Of transformers' models of the released sizes.
 PARAMETERS = {
@@ -132,5 +141,13 @@ PARAMETERS = {
 }
 
 register_family(
-    "pythia", Pythia, PythiaConfig, VARIANTS, our_choice=("pythia_nano",), parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED
+    "pythia",
+    Pythia,
+    PythiaConfig,
+    VARIANTS,
+    our_choice=("pythia_nano",),
+    parameters=PARAMETERS,
+    rules=RULES,
+    releases=RELEASES,
+    described=DESCRIBED,
 )

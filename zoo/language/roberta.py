@@ -1,10 +1,11 @@
-"""RoBERTa: A Robustly Optimized BERT Pretraining Approach (Liu et al., 2019, arXiv:1907.11692), and XLM-R (Conneau et al., ACL 2020).
+"""RoBERTa: A Robustly Optimized BERT Pretraining Approach (Liu et al., 2019, arXiv:1907.11692), and XLM-R (Conneau et
+al., ACL 2020).
 
     x = norm(word + position + type);  N x [x = norm(x + Attention(x));  x = norm(x + MLP(x))]
 
-BERT trained longer on more text, without the prediction of the next sentence and with one token type. The first position is row 2 of
-the table: 0 and 1 were kept for padding. XLM-R is the same model with a vocabulary of 100 languages (arXiv:1911.02116). A classifier
-sees tanh of a linear map of the first token.
+BERT trained longer on more text, without the prediction of the next sentence and with one token type. The first
+position is row 2 of the table: 0 and 1 were kept for padding. XLM-R is the same model with a vocabulary of 100
+languages (arXiv:1911.02116). A classifier sees tanh of a linear map of the first token.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from zoo.backbones.encoder import Encoder, EncoderConfig
 from zoo.naming import Naming, Tie
 from zoo.registry import Release, one_of, register_family
 
-COMMON: dict[str, Any] = {"vocab_size": 50265, "max_length": 512, "position_offset": 2, "types": 1, "norm_epsilon": 1e-5}
+COMMON: dict[str, Any] = {
+    "vocab_size": 50265,
+    "max_length": 512,
+    "position_offset": 2,
+    "types": 1,
+    "norm_epsilon": 1e-5,
+}
 LARGE: dict[str, Any] = {"features": 1024, "depth": 24, "num_heads": 16}
 XLM: dict[str, Any] = {"vocab_size": 250_002}
 
@@ -37,7 +44,9 @@ def names(prefix: str, projections: Mapping[str, str] | None = None, *, pooler: 
       pooler: of the linear layer after the first token, which whole models keep in their classifier.
     """
     block, ours = f"{prefix}encoder.layer.{{i}}", "blocks.{i}"
-    inside: Sequence[tuple[str, str]] = [(part, part) for part in ("query", "key", "value")] + list((projections or {}).items())
+    inside: Sequence[tuple[str, str]] = [(part, part) for part in ("query", "key", "value")] + list(
+        (projections or {}).items()
+    )
     return Naming(
         [
             # safetensors hold no array twice; PyTorch's own files do.
@@ -79,6 +88,20 @@ RELEASES: dict[str, dict[str, Release]] = {
 }
 
 # Of transformers' RobertaForMaskedLM and XLMRobertaForMaskedLM.
-PARAMETERS = {"roberta_base": 124_697_433, "roberta_large": 355_412_057, "xlm_roberta_base": 278_295_186, "xlm_roberta_large": 560_142_482}
+PARAMETERS = {
+    "roberta_base": 124_697_433,
+    "roberta_large": 355_412_057,
+    "xlm_roberta_base": 278_295_186,
+    "xlm_roberta_large": 560_142_482,
+}
 
-register_family("roberta", Encoder, EncoderConfig, VARIANTS, parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED)
+register_family(
+    "roberta",
+    Encoder,
+    EncoderConfig,
+    VARIANTS,
+    parameters=PARAMETERS,
+    rules=RULES,
+    releases=RELEASES,
+    described=DESCRIBED,
+)

@@ -1,4 +1,5 @@
-"""Routing Transformer: Efficient Content-Based Sparse Attention with Routing Transformers (A. Roy et al., 2020, arXiv:2003.05997).
+"""Routing Transformer: Efficient Content-Based Sparse Attention with Routing Transformers (A. Roy et al., 2020,
+arXiv:2003.05997).
 
     x = x + (LocalAttention(norm(x)) + RoutingAttention(norm(x))) / 2;  x = x + MLP(norm(x))
 
@@ -11,7 +12,8 @@ branches, SwiGLU) replaces theirs (norms after them, GEGLU). Their heads on PG-1
 
 ``membership`` says how a model was trained: "balanced", the paper's, chooses the members of a cluster with
 knowledge of later tokens, so the loss of such a model is not that of predicting from the past alone.
-Generation always reads by "causal" membership (``zoo.create(name, membership="causal")`` for the same in whole sequences).
+Generation always reads by "causal" membership (``zoo.create(name, membership="causal")`` for the same in whole
+sequences).
 """
 
 from __future__ import annotations
@@ -68,8 +70,21 @@ class RoutingTransformer(Causal):
             raise ValueError(f"routed_heads={c.routed_heads} must be between 0 and num_heads={c.num_heads}")
         routed = c.routed_heads if c.routed_layers is None or (place.index or 0) >= c.depth - c.routed_layers else 0
         head_dim = c.head_dim or c.features // c.num_heads
-        local = {"name": "attention", "num_heads": c.num_heads - routed, "head_dim": head_dim, "window": c.window, "rotary": c.rotary, "use_bias": False}
-        routing = {"name": "routing", "num_heads": routed, "head_dim": head_dim, "clusters": c.clusters, "window": c.cluster_window}
+        local = {
+            "name": "attention",
+            "num_heads": c.num_heads - routed,
+            "head_dim": head_dim,
+            "window": c.window,
+            "rotary": c.rotary,
+            "use_bias": False,
+        }
+        routing = {
+            "name": "routing",
+            "num_heads": routed,
+            "head_dim": head_dim,
+            "clusters": c.clusters,
+            "window": c.cluster_window,
+        }
         routing |= {"membership": c.membership, "relative": c.relative, "decay": c.decay, "scale": c.scale}
         branches = [branch for branch in (local, routing) if branch["num_heads"]]
         return branches[0] if len(branches) == 1 else {"name": "parallel", "branches": tuple(branches)}
@@ -94,4 +109,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-register_family("routing_transformer", RoutingTransformer, RoutingTransformerConfig, VARIANTS, our_choice=("routing_transformer_nano",), paper=(35,))
+register_family(
+    "routing_transformer",
+    RoutingTransformer,
+    RoutingTransformerConfig,
+    VARIANTS,
+    our_choice=("routing_transformer_nano",),
+    paper=(35,),
+)

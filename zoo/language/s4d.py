@@ -1,4 +1,5 @@
-"""S4D as a language model: On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022, arXiv:2206.11893).
+"""S4D as a language model: On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022,
+arXiv:2206.11893).
 
     x = x + S4D(RMSNorm(x))
 
@@ -39,7 +40,12 @@ class S4DLM(StateSpaceLM):
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
-        return {"name": "s4d", "state_dim": c.state_dim, "initialisation": c.initialisation, "discretisation": c.discretisation}
+        return {
+            "name": "s4d",
+            "state_dim": c.state_dim,
+            "initialisation": c.initialisation,
+            "discretisation": c.discretisation,
+        }
 
 
 VARIANTS: dict[str, dict[str, Any]] = {"s4d_nano": {"features": 192, "depth": 6, "num_heads": 4}}

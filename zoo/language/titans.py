@@ -1,16 +1,20 @@
-"""Titans: Learning to Memorize at Test Time (A. Behrouz et al., 2024, arXiv:2501.00663): language models with a memory that learns as it reads.
+"""Titans: Learning to Memorize at Test Time (A. Behrouz et al., 2024, arXiv:2501.00663): language models with a memory
+that learns as it reads.
 
     x = x + Titans(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-    MAC  memory as context   x -+-> M reads -> [persistent; recalled; x] -> attention in the segment -> y -+-> y (x) M(y)
+    MAC  memory as context   x -+-> M reads -> [persistent; recalled; x] -> attention in the segment -> y -+-> y (x)
+    M(y)
                                                                              M learns y  <-----------------+
     MAG  memory as gate      x -+-> attention in a window --(x)-->
                                 +-> M reads and learns -----+
     MAL  memory as layer     x -> M reads and learns -> attention in a window ->
     LMM  memory alone        x -> M reads and learns ->
 
-:mod:`layers.memory.titans` has the formulas. The paper states sizes (170M, 340M, 400M, 760M), the vocabulary of 32,000 and no
-more: widths, depths, heads, segments and windows are our choice, each model within 3 % of its name. The state is of constant size.
+:mod:`layers.memory.titans` has the formulas. The paper states sizes (170M, 340M, 400M, 760M), the vocabulary of 32,000
+and no
+more: widths, depths, heads, segments and windows are our choice, each model within 3 % of its name. The state is of
+  constant size.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ class TitansConfig(CausalConfig):
     Attributes:
       joined: how memory and attention are: "mac", "mag", "mal", or "lmm" for no attention.
       memory: a name in ``layers.MEMORIES`` or a ``layers.Memory``.
-      memory_depth, momentum, forget: matrices of the memory (one is a linear memory), past surprise, decay; None is as ``memory`` has it.
+      memory_depth, momentum, forget: matrices of the memory (one is a linear memory), past surprise, decay; None is as
+        ``memory`` has it.
       segment: tokens of a segment; MAC only.
       window: tokens that attention sees; MAG and MAL only.
       chunk: tokens whose gradients are taken at the same weights; None is 16, and the segment for MAC.
@@ -75,10 +80,16 @@ class Titans(Causal):
 
     def _memory(self) -> Memory:
         c, memory = self.config, memory_of(self.config.memory)
-        changes = (("structure", "depth", c.memory_depth), ("algorithm", "momentum", c.momentum), ("retention", "forget", c.forget))
+        changes = (
+            ("structure", "depth", c.memory_depth),
+            ("algorithm", "momentum", c.momentum),
+            ("retention", "forget", c.forget),
+        )
         for choice, option, value in changes:
             if value is not None:
-                memory = dataclasses.replace(memory, **{choice: dataclasses.replace(getattr(memory, choice), **{option: value})})
+                memory = dataclasses.replace(
+                    memory, **{choice: dataclasses.replace(getattr(memory, choice), **{option: value})}
+                )
         return memory
 
 

@@ -40,7 +40,13 @@ class Transformer(Causal):
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
-        return {"name": "attention", "num_kv_heads": c.num_kv_heads, "rotary": c.rotary, "window": c.window, "use_bias": False}
+        return {
+            "name": "attention",
+            "num_kv_heads": c.num_kv_heads,
+            "rotary": c.rotary,
+            "window": c.window,
+            "use_bias": False,
+        }
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

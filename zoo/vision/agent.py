@@ -2,10 +2,10 @@
 
     x = x + AgentAttention(norm(x));  x = x + MLP(norm(x))        in DeiT and in the first stages of Swin
 
-The agents of Swin's stages are 9, 16, 49 and 49, of the whole map; the other blocks have Swin's windows. Blocks with agents
-are, as the authors write it, A, those with windows B: tiny AAAB, small AABB, base AA and two blocks of stage 3. Of DeiT's base
-they are the first four. Published top-1 accuracy on ImageNet-1k: DeiT 74.9, 80.5, 82.0 (tiny, small, base); Swin
-82.6, 83.7, 84.0, and base at 384 84.9. Parameters are those of the released code.
+The agents of Swin's stages are 9, 16, 49 and 49, of the whole map; the other blocks have Swin's windows. Blocks with
+agents are, as the authors write it, A, those with windows B: tiny AAAB, small AABB, base AA and two blocks of stage 3.
+Of DeiT's base they are the first four. Published top-1 accuracy on ImageNet-1k: DeiT 74.9, 80.5, 82.0 (tiny, small,
+base); Swin 82.6, 83.7, 84.0, and base at 384 84.9. Parameters are those of the released code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from zoo.vision.vit import ViT, ViTConfig
 AGENTS = (9, 16, 49, 49)
 
 
-def _deit(features: int, num_heads: int, agents: int = 49, blocks: tuple[int, ...] = tuple(range(12))) -> dict[str, Any]:
+def _deit(
+    features: int, num_heads: int, agents: int = 49, blocks: tuple[int, ...] = tuple(range(12))
+) -> dict[str, Any]:
     mixer = {"name": "agent", "agents": agents, "prefix": 1}
     return {"features": features, "num_heads": num_heads, "pattern": dict.fromkeys(blocks, mixer)}
 
@@ -35,7 +37,8 @@ def in_stages(kinds: str, of_stage: Callable[[int], Mapping[str, Any]]) -> dict[
     """A pattern of Swin whose own windows are left in some blocks.
 
     Args:
-      kinds: a letter for each stage: "W" for windows, "M" for the mixer in the first two blocks alone, another for the mixer.
+      kinds: a letter for each stage: "W" for windows, "M" for the mixer in the first two blocks alone, another for the
+        mixer.
       of_stage: the mixer of a stage.
     """
     keys = {"W": (), "M": ("0", "1")}
@@ -67,13 +70,19 @@ def only_in_windows(buffers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_swin(own: list[tuple[Any, ...]]) -> dict[str, Naming]:
-    """The authors' names of a Swin some of whose mixers are others: Swin's, and ``own``, (theirs, ours, ...) inside these."""
+    """The authors' names of a Swin some of whose mixers are others: Swin's, and ``own``, (theirs, ours, ...) inside
+    these.
+    """
     theirs, mixer = "layers.{s}.blocks.{b}.attn", f"{swin.OURS}.mixer"
     parts = tuple(f"{mixer}.{part}" for part in ("query", "key", "value"))
     projections = [(f"{theirs}.qkv", parts, swin.Split()), (f"{theirs}.proj", f"{mixer}.out")]
     names = swin.RULES["microsoft"]
     inside = [(f"{theirs}.{released}", f"{mixer}.{ours}", *rest) for released, ours, *rest in own]
-    return {"authors": dataclasses.replace(names, rules=[*inside, *projections, *names.rules], buffers=only_in_windows(names.buffers))}
+    return {
+        "authors": dataclasses.replace(
+            names, rules=[*inside, *projections, *names.rules], buffers=only_in_windows(names.buffers)
+        )
+    }
 
 
 def in_deit(own: list[tuple[Any, ...]]) -> dict[str, Naming]:
@@ -103,7 +112,9 @@ DEIT: dict[str, dict[str, Any]] = {
 }
 SWIN = {
     f"agent_swin_{name}": options
-    for name, options in swin_sizes(("AAAW", "AAWW", "AAMW"), lambda stage: {"name": "agent", "agents": AGENTS[stage]}).items()
+    for name, options in swin_sizes(
+        ("AAAW", "AAWW", "AAMW"), lambda stage: {"name": "agent", "agents": AGENTS[stage]}
+    ).items()
 }
 PARAMETERS = {
     "agent_deit_tiny_patch16_224": 6_015_640,

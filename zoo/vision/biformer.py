@@ -90,7 +90,10 @@ class BiFormer(Pyramid):
 
     def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
         position = DepthwiseConv(self._width(place), 3, **self._common(rngs))
-        return {"position": Branch(position, norm=None, scale=None, drop=None), **super().make_branches(place, rngs=rngs)}
+        return {
+            "position": Branch(position, norm=None, scale=None, drop=None),
+            **super().make_branches(place, rngs=rngs),
+        }
 
     def make_norm(self, *, rngs: nnx.Rngs) -> Any:
         return create_norm("batch", self.config.features[-1], **self._common(rngs))
@@ -102,7 +105,13 @@ class BiFormer(Pyramid):
 VARIANTS: dict[str, dict[str, Any]] = {
     "biformer_tiny": {},
     "biformer_small": {"depths": (4, 4, 18, 4), "drop_path": 0.15},
-    "biformer_base": {"depths": (4, 4, 18, 4), "features": (96, 192, 384, 768), "num_heads": (3, 6, 12, 24), "stem": (48, 96), "drop_path": 0.4},
+    "biformer_base": {
+        "depths": (4, 4, 18, 4),
+        "features": (96, 192, 384, 768),
+        "num_heads": (3, 6, 12, 24),
+        "stem": (48, 96),
+        "drop_path": 0.4,
+    },
     # Our choice, for two cores: 8x8 and 4x4 tokens from 32x32 pixels, 4x4 regions, 4 of them attended to.
     "biformer_nano": {
         "image_size": 32,
@@ -154,4 +163,13 @@ RULES: dict[str, Naming] = {
 # Of the authors' models, made by their code.
 PARAMETERS = {"biformer_tiny": 13_142_760, "biformer_small": 25_536_232, "biformer_base": 56_804_968}
 
-register_family("biformer", BiFormer, BiFormerConfig, VARIANTS, our_choice=("biformer_nano",), parameters=PARAMETERS, rules=RULES, paper=(90,))
+register_family(
+    "biformer",
+    BiFormer,
+    BiFormerConfig,
+    VARIANTS,
+    our_choice=("biformer_nano",),
+    parameters=PARAMETERS,
+    rules=RULES,
+    paper=(90,),
+)

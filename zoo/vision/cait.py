@@ -4,8 +4,8 @@
     block: x = x + s1 talking_heads(norm(x)); x = x + s2 mlp(norm(x))
 
 The class token enters after the body, and reads the patches in two blocks of its own (:mod:`layers.class_attention`).
-All branches have a scale of each feature that starts at 1e-5, or at 1e-6 from 36 blocks of small on. Names and sizes are
-timm's (1.0.31); ``cait_nano_32`` is our choice.
+All branches have a scale of each feature that starts at 1e-5, or at 1e-6 from 36 blocks of small on. Names and sizes
+are timm's (1.0.31); ``cait_nano_32`` is our choice.
 """
 
 from __future__ import annotations
@@ -43,7 +43,14 @@ class CaiT(Isotropic):
 _XXS: dict[str, Any] = {"features": 192, "num_heads": 4}
 _SMALL: dict[str, Any] = {"features": 384, "num_heads": 8}
 _MEDIUM: dict[str, Any] = {"features": 768, "num_heads": 16, "layer_scale": 1e-6}
-_NANO: dict[str, Any] = {"image_size": 32, "patch_size": 4, "features": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0}
+_NANO: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 4,
+    "features": 64,
+    "depth": 4,
+    "num_heads": 4,
+    "mlp_ratio": 2.0,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "cait_nano_32": _NANO | {"layer_scale": 0.1},
     "cait_xxs24_224": _XXS | {"depth": 24},

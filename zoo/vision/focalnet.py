@@ -1,16 +1,17 @@
 """FocalNet: Focal Modulation Networks (Yang et al., NeurIPS 2022).
 
-    image -> 4x4 convolution of stride 4 -> LN -> stage 1 -> 2x2 convolution of stride 2 -> LN -> stage 2 -> ... -> stage 4 -> LN -> mean
+    image -> 4x4 convolution of stride 4 -> LN -> stage 1 -> 2x2 convolution of stride 2 -> LN -> stage 2 -> ... ->
+    stage 4 -> LN -> mean
 
     block: x = x + FocalModulation(LN(x));  x = x + MLP(LN(x))
 
-"srf" models have the kernels 3 and 5, "lrf" ones 3, 5 and 7. The large models, pretrained on ImageNet-22k, have "fl3" and "fl4" levels,
-convolutions that overlap (7x7 of stride 4, 3x3 of stride 2), the norm after a branch, with layer scale, and the huge ones a norm in the
-modulation too. Published for ImageNet-1k at 224 (srf / lrf): tiny 28.4 / 28.6 M parameters, 82.1 / 82.3 % top-1; small 49.9 / 50.3 M,
-83.4 / 83.5 %; base 88.1 / 88.7 M, 83.7 / 83.9 %.
+"srf" models have the kernels 3 and 5, "lrf" ones 3, 5 and 7. The large models, pretrained on ImageNet-22k, have "fl3"
+and "fl4" levels, convolutions that overlap (7x7 of stride 4, 3x3 of stride 2), the norm after a branch, with layer
+scale, and the huge ones a norm in the modulation too. Published for ImageNet-1k at 224 (srf / lrf): tiny 28.4 / 28.6 M
+parameters, 82.1 / 82.3 % top-1; small 49.9 / 50.3 M, 83.4 / 83.5 %; base 88.1 / 88.7 M, 83.7 / 83.9 %.
 
-The authors' configuration of large_fl4 divides the modulator by the number of levels, timm's of the same weights does not;
-``normalize_modulator`` does, and is off as in timm, whose file is the listed one.
+The authors' configuration of large_fl4 divides the modulator by the number of levels, timm's of the same weights does
+not; ``normalize_modulator`` does, and is off as in timm, whose file is the listed one.
 """
 
 from __future__ import annotations
@@ -78,8 +79,14 @@ class FocalNet(Pyramid):
 
     def _shrink(self, source: int, stage: int, strides: int, rngs: nnx.Rngs) -> nnx.Module:
         size, padding = {4: (7, 2), 2: (3, 1)}[strides] if self.config.overlap else (strides, 0)
-        options: dict[str, Any] = {"norm": "layer", "kernel_init": variance_scaling(1 / 3, "fan_in", "uniform"), **self._common(rngs)}
-        return ConvNorm(source, self.config.features[stage], kernel_size=size, strides=strides, padding=padding, **options)
+        options: dict[str, Any] = {
+            "norm": "layer",
+            "kernel_init": variance_scaling(1 / 3, "fan_in", "uniform"),
+            **self._common(rngs),
+        }
+        return ConvNorm(
+            source, self.config.features[stage], kernel_size=size, strides=strides, padding=padding, **options
+        )
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
         features = self._width(place)
@@ -113,15 +120,28 @@ _SIZES: dict[str, dict[str, Any]] = {
     "small": {**_DEEP, "drop_path": 0.3},
     "base": {**_width(128), **_DEEP, "drop_path": 0.5},
 }
-_LARGE = {**_DEEP, "drop_path": 0.5, "overlap": True, "norm_order": "res_post", "layer_scale": 1e-4, "num_classes": 21842}
+_LARGE = {
+    **_DEEP,
+    "drop_path": 0.5,
+    "overlap": True,
+    "norm_order": "res_post",
+    "layer_scale": 1e-4,
+    "num_classes": 21842,
+}
 _LARGE_SIZES: dict[str, dict[str, Any]] = {
     "large": {**_LARGE, **_width(192), "image_size": 384},
     "xlarge": {**_LARGE, **_width(256), "image_size": 384},
     "huge": {**_LARGE, **_width(352), "modulation_norm": True},
 }
 
-VARIANTS = {f"focalnet_{size}_{levels}": {**_SIZES[size], **_LEVELS[levels]} for size in _SIZES for levels in ("srf", "lrf")}
-LARGE_VARIANTS = {f"focalnet_{size}_{levels}": {**_LARGE_SIZES[size], **_LEVELS[levels]} for size in _LARGE_SIZES for levels in ("fl3", "fl4")}
+VARIANTS = {
+    f"focalnet_{size}_{levels}": {**_SIZES[size], **_LEVELS[levels]} for size in _SIZES for levels in ("srf", "lrf")
+}
+LARGE_VARIANTS = {
+    f"focalnet_{size}_{levels}": {**_LARGE_SIZES[size], **_LEVELS[levels]}
+    for size in _LARGE_SIZES
+    for levels in ("fl3", "fl4")
+}
 LARGE_VARIANTS["focalnet_huge_fl3"]["windows"] = (3, 3, 3, 3)
 LARGE_VARIANTS["focalnet_huge_fl4"]["num_classes"] = 0  # released without a head
 
@@ -180,7 +200,14 @@ def _linear(theirs: str, ours: str, pointwise: bool) -> list[tuple[Any, ...]]:
 def _names(pointwise: bool, inner_norm: str) -> list[tuple[Any, ...]]:
     """What is in blocks of both namings; ``pointwise``: their linear layers are 1x1 convolutions."""
     fused, parts = f"{_BLOCK[0]}.modulation.f", tuple(f"{_BLOCK[1]}.mixer.{part}" for part in _PARTS)
-    kernels = [(f"{fused}.weight", tuple(f"{part}.kernel" for part in parts), Split(), Each((Rearrange("o i 1 1 -> i o"),) * 3))]
+    kernels = [
+        (
+            f"{fused}.weight",
+            tuple(f"{part}.kernel" for part in parts),
+            Split(),
+            Each((Rearrange("o i 1 1 -> i o"),) * 3),
+        )
+    ]
     return [
         *(kernels if pointwise else []),
         (fused, parts, Split()),
@@ -217,7 +244,10 @@ def _authors() -> Naming:
     """The authors' names: the convolution between two stages belongs to the first of them."""
     rules: list[tuple[Any, ...]] = []
     for stage, theirs in enumerate(("patch_embed", *(f"layers.{s}.downsample" for s in range(3)))):
-        rules += [(f"{theirs}.proj", f"stages.{stage}.downsample.conv"), (f"{theirs}.norm", f"stages.{stage}.downsample.norm")]
+        rules += [
+            (f"{theirs}.proj", f"stages.{stage}.downsample.conv"),
+            (f"{theirs}.norm", f"stages.{stage}.downsample.norm"),
+        ]
     for number, branch in (("1", "mixer"), ("2", "channel")):
         rules.append((f"{_BLOCK[0]}.norm{number}", f"{_BLOCK[1]}.{branch}_norm"))
         rules.append((f"{_BLOCK[0]}.gamma_{number}", f"{_BLOCK[1]}.{branch}_scale.scale"))

@@ -24,8 +24,8 @@ class HVTConfig(IsotropicConfig):
     """Hyper-parameters of HVT.
 
     Attributes:
-      pool_every: blocks from one pooling to the next, the first being after block 0; None for no pooling. ``reductions``
-        takes its place.
+      pool_every: blocks from one pooling to the next, the first being after block 0; None for no pooling.
+        ``reductions`` takes its place.
     """
 
     pool_every: int | None = 12

@@ -36,21 +36,42 @@ class LongViT(Isotropic):
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
         c = self.config
-        return MLP(c.features, int(c.features * c.mlp_ratio), norm="layer", dropout=c.dropout, **place.dtypes, rngs=rngs)
+        return MLP(
+            c.features, int(c.features * c.mlp_ratio), norm="layer", dropout=c.dropout, **place.dtypes, rngs=rngs
+        )
 
 
 def _dilated(*segments: int) -> Any:
-    return freeze({"name": "dilated_attention", "segments": segments, "rates": tuple(2**i for i in range(len(segments))), "inner_norm": True})
+    return freeze(
+        {
+            "name": "dilated_attention",
+            "segments": segments,
+            "rates": tuple(2**i for i in range(len(segments))),
+            "inner_norm": True,
+        }
+    )
 
 
 _SMALL = {"patch_size": 32, "features": 384, "depth": 12, "num_heads": 16}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "longvit_nano_patch4_32": {"image_size": 32, "patch_size": 4, "features": 64, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0, "mixer": _dilated(16, 32, 64)},
+    "longvit_nano_patch4_32": {
+        "image_size": 32,
+        "patch_size": 4,
+        "features": 64,
+        "depth": 6,
+        "num_heads": 4,
+        "mlp_ratio": 2.0,
+        "mixer": _dilated(16, 32, 64),
+    },
     "longvit_small_patch32_1024": {**_SMALL, "image_size": 1024, "mixer": _dilated(64, 128, 256, 512, 1024)},
     "longvit_small_patch32_4096": {**_SMALL, "image_size": 4096, "mixer": _dilated(1024, 2048, 4096, 8192, 16384)},
     "longvit_small_patch32_8192": {**_SMALL, "image_size": 8192, "mixer": _dilated(1024, 4096, 8192, 16384, 65536)},
     "longvit_small_patch32_16384": {**_SMALL, "image_size": 16384, "mixer": _dilated(1024, 4096, 16384, 65536, 262144)},
-    "longvit_small_patch32_32768": {**_SMALL, "image_size": 32768, "mixer": _dilated(1024, 4096, 32768, 262144, 1048576)},
+    "longvit_small_patch32_32768": {
+        **_SMALL,
+        "image_size": 32768,
+        "mixer": _dilated(1024, 4096, 32768, 262144, 1048576),
+    },
 }
 
 _BLOCK = "model.encoder.layers.{i}"
@@ -61,7 +82,10 @@ RULES = {
             ("model.patch_embed.proj", "patch_embed"),
             ("model.pos_embed", "position.table", Rearrange("1 (h w) d -> h w d")),
             (f"{_BLOCK}.self_attn_layer_norm", "blocks.{i}.mixer_norm"),
-            *((f"{_BLOCK}.self_attn.{theirs}_proj", f"blocks.{{i}}.mixer.{ours}") for theirs, ours in _PROJECTIONS.items()),
+            *(
+                (f"{_BLOCK}.self_attn.{theirs}_proj", f"blocks.{{i}}.mixer.{ours}")
+                for theirs, ours in _PROJECTIONS.items()
+            ),
             (f"{_BLOCK}.self_attn.inner_attn_ln", "blocks.{i}.mixer.inner_norm"),
             (f"{_BLOCK}.final_layer_norm", "blocks.{i}.channel_norm"),
             (f"{_BLOCK}.ffn.fc1", "blocks.{i}.channel.up"),
@@ -75,4 +99,6 @@ RULES = {
     )
 }
 
-register_family("longvit", LongViT, LongViTConfig, VARIANTS, our_choice=("longvit_nano_patch4_32",), rules=RULES, paper=(131,))
+register_family(
+    "longvit", LongViT, LongViTConfig, VARIANTS, our_choice=("longvit_nano_patch4_32",), rules=RULES, paper=(131,)
+)

@@ -1,6 +1,7 @@
 """MaxViT: Multi-Axis Vision Transformer (Tu et al., ECCV 2022).
 
-    image -> 3x3 convolution of stride 2, norm, GELU, 3x3 convolution -> 4 stages -> average pool -> norm -> linear, tanh -> head
+    image -> 3x3 convolution of stride 2, norm, GELU, 3x3 convolution -> 4 stages -> average pool -> norm -> linear,
+    tanh -> head
 
     block: x = MBConv(x)                                     the first of a stage halves the map
            x = x + Windowed(attention)(LN(x));  x = x + MLP(LN(x))
@@ -60,9 +61,18 @@ class MaxViTConfig(PyramidConfig):
 class MaxViTStem(Module):
     """Two 3x3 convolutions, the first of stride 2 and followed by a norm and an activation."""
 
-    def __init__(self, in_channels: int, features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        common = {"kernel_init": variance_scaling(2.0, "fan_out", "normal"), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.first = ConvNorm(in_channels, features, strides=2, padding="SAME", norm_epsilon=1e-3, activation=gelu_tanh, **common)
+    def __init__(
+        self, in_channels: int, features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ):
+        common = {
+            "kernel_init": variance_scaling(2.0, "fan_out", "normal"),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        self.first = ConvNorm(
+            in_channels, features, strides=2, padding="SAME", norm_epsilon=1e-3, activation=gelu_tanh, **common
+        )
         self.second = Conv(features, features, (3, 3), padding="SAME", **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -77,12 +87,16 @@ class MaxViTBlock(Module):
         self.conv, self.window, self.grid = conv, window, grid
 
     def __call__(self, x: jax.Array, tokens: Known = None) -> jax.Array:
-        """Maps (batch, height, width, in_features) to (batch, height', width', features); the convolution knows no mask."""
+        """Maps (batch, height, width, in_features) to (batch, height', width', features); the convolution knows no
+        mask.
+        """
         return self.grid(self.window(self.conv(x), tokens), tokens)
 
 
 class MaxViT(Pyramid):
-    """MaxViT; names as in :class:`Pyramid`. The user's mixer takes the place of the attention inside both windows and grids."""
+    """MaxViT; names as in :class:`Pyramid`. The user's mixer takes the place of the attention inside both windows and
+    grids.
+    """
 
     config: MaxViTConfig
 
@@ -93,14 +107,23 @@ class MaxViT(Pyramid):
         self.pre_logits = Linear(self.num_features, self.num_features, **self._common(rngs))
 
     def own_mixer(self, place: Place) -> MixerSpec:
-        return {"name": "attention", "bias": functools.partial(RelativePositionBias, self.window, param_dtype=self.config.param_dtype)}
+        return {
+            "name": "attention",
+            "bias": functools.partial(RelativePositionBias, self.window, param_dtype=self.config.param_dtype),
+        }
 
     def make_stem(self, *, rngs: nnx.Rngs) -> MaxViTStem:
         return MaxViTStem(self.config.in_channels, self.config.stem, **self._common(rngs))
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
         features = self._width(place)
-        return MLP(features, int(features * self.config.mlp_ratio), activation=gelu_tanh, dropout=place.dropout, **self._common(rngs))
+        return MLP(
+            features,
+            int(features * self.config.mlp_ratio),
+            activation=gelu_tanh,
+            dropout=place.dropout,
+            **self._common(rngs),
+        )
 
     def make_block(self, place: Place, *, rngs: nnx.Rngs) -> MaxViTBlock:
         c, features, stage = self.config, self._width(place), place.stage or 0
@@ -113,7 +136,15 @@ class MaxViT(Pyramid):
             return Block(branches, features=features, norm_epsilon=1e-5, drop_path=place.drop_path, **common)
 
         strides = 1 if place.index else 2
-        conv = MBConv(source, features, strides=strides, expansion=c.expansion, activation=gelu_tanh, drop_path=place.drop_path, **common)
+        conv = MBConv(
+            source,
+            features,
+            strides=strides,
+            expansion=c.expansion,
+            activation=gelu_tanh,
+            drop_path=place.drop_path,
+            **common,
+        )
         return MaxViTBlock(conv, attend("windowed"), attend("grid"))
 
     def make_norm(self, *, rngs: nnx.Rngs) -> Any:
@@ -128,7 +159,13 @@ class MaxViT(Pyramid):
 
 def _size(features: int, stem: int, depths: tuple[int, ...], drop_path: float) -> dict[str, Any]:
     widths = tuple(features * 2**stage for stage in range(4))
-    return {"features": widths, "num_heads": tuple(width // 32 for width in widths), "stem": stem, "depths": depths, "drop_path": drop_path}
+    return {
+        "features": widths,
+        "num_heads": tuple(width // 32 for width in widths),
+        "stem": stem,
+        "depths": depths,
+        "drop_path": drop_path,
+    }
 
 
 # Stochastic depth as in the authors' ImageNet-1k recipes; xlarge has none there, and takes large's.
@@ -176,7 +213,11 @@ for _name, _fields in _SIZES.items():
     for (_suffix, _pixels), _count in zip(_RESOLUTIONS.items(), _PARAMETERS[_name], strict=True):
         _variant, _timm = f"maxvit_{_name}{_suffix}", f"maxvit_{_name}_tf_{_pixels}"
         RELEASES[_variant], ALIASES[_variant], PARAMETERS[_variant] = _RELEASES[_timm], (_timm,), _count
-        VARIANTS[_variant] = {**_fields, "image_size": _pixels, "num_classes": next(iter(_RELEASES[_timm].values())).classes}
+        VARIANTS[_variant] = {
+            **_fields,
+            "image_size": _pixels,
+            "num_classes": next(iter(_RELEASES[_timm].values())).classes,
+        }
 
 # Our choice, for two cores: 8x8 and 4x4 tokens from 32x32 pixels, in windows and grids of 4x4.
 VARIANTS["maxvit_nano"] = {
@@ -205,7 +246,12 @@ def _attention(theirs: str, ours: str) -> list[tuple[Any, ...]]:
     return [
         (f"{theirs}.norm1", f"{ours}.mixer_norm"),
         (f"{theirs}.attn.qkv", tuple(f"{mixer}.{part}" for part in ("query", "key", "value")), Split()),
-        (f"{theirs}.attn.rel_pos.relative_position_bias_table", f"{mixer}.bias.table", Rearrange("n h w -> h w n"), Flip((0, 1))),
+        (
+            f"{theirs}.attn.rel_pos.relative_position_bias_table",
+            f"{mixer}.bias.table",
+            Rearrange("n h w -> h w n"),
+            Flip((0, 1)),
+        ),
         (f"{theirs}.attn.proj", f"{mixer}.out"),
         (f"{theirs}.norm2", f"{ours}.channel_norm"),
         (f"{theirs}.mlp.fc1", f"{ours}.channel.up"),

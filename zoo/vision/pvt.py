@@ -1,13 +1,16 @@
 """PVT v2: Improved Baselines with Pyramid Vision Transformer (Wang et al., Computational Visual Media 2022).
 
-    image -> 7x7 convolution of stride 4, LN -> stage 1 -> 3x3 convolution of stride 2, LN -> stage 2 -> ... -> stage 4 -> average pool -> head
+    image -> 7x7 convolution of stride 4, LN -> stage 1 -> 3x3 convolution of stride 2, LN -> stage 2 -> ... -> stage 4
+    -> average pool -> head
 
     block: x = x + SRA(LN(x));  x = x + ConvMLP(LN(x))            each stage ends with LN
 
-SRA is attention to a reduced map: patches of 8, 4, 2 and 1 tokens a side become one in the four stages, or, in the linear form,
-all maps are pooled to 7x7. There are no position tables: the depth-wise convolution inside the MLP sees where tokens are.
-Published for ImageNet-1k at 224: b0 3.7 M parameters, 70.5 % top-1; b1 14.0 M, 78.7 %; b2 25.4 M, 82.0 %; b2_li 22.6 M, 82.1 %;
-b3 45.2 M, 83.1 %; b4 62.6 M, 83.6 %; b5 82.0 M, 83.8 %.
+SRA is attention to a reduced map: patches of 8, 4, 2 and 1 tokens a side become one in the four stages, or, in the
+  linear form,
+all maps are pooled to 7x7. There are no position tables: the depth-wise convolution inside the MLP sees where tokens
+  are.
+Published for ImageNet-1k at 224: b0 3.7 M parameters, 70.5 % top-1; b1 14.0 M, 78.7 %; b2 25.4 M, 82.0 %; b2_li 22.6 M,
+82.1 %; b3 45.2 M, 83.1 %; b4 62.6 M, 83.6 %; b5 82.0 M, 83.8 %.
 """
 
 from __future__ import annotations
@@ -147,7 +150,11 @@ def _in_blocks(block: str, rules: list[tuple[Any, ...]], stage: str = "{s}") -> 
     """Rules of the names inside a block, whose template is ``block``; for one stage where it is named."""
 
     def ours(names: Any) -> Any:
-        return names.replace("{s}", stage) if isinstance(names, str) else tuple(name.replace("{s}", stage) for name in names)
+        return (
+            names.replace("{s}", stage)
+            if isinstance(names, str)
+            else tuple(name.replace("{s}", stage) for name in names)
+        )
 
     return [(f"{block}.{theirs}", ours(names), *operations) for theirs, names, *operations in rules]
 
@@ -157,7 +164,9 @@ def _of_authors(stage: int) -> list[tuple[Any, ...]]:
     return [
         (f"patch_embed{stage + 1}.proj", f"stages.{stage}.downsample.conv"),
         (f"patch_embed{stage + 1}.norm", f"stages.{stage}.downsample.norm"),
-        *_in_blocks(f"block{stage + 1}.{{b}}", [*_AUTHORS, ("mlp.dwconv.dwconv", f"{_OURS}.channel.depthwise")], str(stage)),
+        *_in_blocks(
+            f"block{stage + 1}.{{b}}", [*_AUTHORS, ("mlp.dwconv.dwconv", f"{_OURS}.channel.depthwise")], str(stage)
+        ),
         (f"norm{stage + 1}", f"stages.{stage}.norm"),
     ]
 
@@ -188,7 +197,9 @@ RULES: dict[str, Naming] = {
 }
 
 # What transformers' config.json says of it that weights do not show.
-DESCRIBED: dict[str, Any] = {"num_heads": lambda config: tuple(config["num_attention_heads"]) if "num_attention_heads" in config else None}
+DESCRIBED: dict[str, Any] = {
+    "num_heads": lambda config: tuple(config["num_attention_heads"]) if "num_attention_heads" in config else None
+}
 
 register_family(
     "pvt",

@@ -1,12 +1,15 @@
-"""PVT: Pyramid Vision Transformer, a Versatile Backbone for Dense Prediction without Convolutions (Wang et al., ICCV 2021).
+"""PVT: Pyramid Vision Transformer, a Versatile Backbone for Dense Prediction without Convolutions (Wang et al., ICCV
+2021).
 
-    image -> patches of 4, LN, + positions -> stage 1 -> patches of 2, LN, + positions -> stage 2 -> ... -> stage 4 -> LN -> head
+    image -> patches of 4, LN, + positions -> stage 1 -> patches of 2, LN, + positions -> stage 2 -> ... -> stage 4 ->
+    LN -> head
 
     block: x = x + SRA(LN(x));  x = x + MLP(LN(x))
 
-SRA is attention to a reduced map: patches of 8, 4 and 2 tokens a side become one. The last stage has a class token, which
-the head sees, and attends to all of its tokens. Top-1 accuracy on ImageNet-1k at 224: tiny 75.1, small 79.8, medium 81.2,
-large 81.7 %. ``pvt_nano`` is our choice.
+SRA is attention to a reduced map: patches of 8, 4 and 2 tokens a side become one. The last stage has a class token,
+  which
+the head sees, and attends to all of its tokens. Top-1 accuracy on ImageNet-1k at 224: tiny 75.1, small 79.8, medium
+81.2, large 81.7 %. ``pvt_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -59,13 +62,24 @@ class BilinearPositions(LearnedPositions):
     def resampled(self, table: jax.Array, grid: tuple[int, int]) -> jax.Array:
         if tuple(table.shape[:2]) == tuple(grid):
             return table
-        return jax.image.resize(widened(table), (*grid, table.shape[2]), "bilinear", antialias=False).astype(table.dtype)
+        return jax.image.resize(widened(table), (*grid, table.shape[2]), "bilinear", antialias=False).astype(
+            table.dtype
+        )
 
 
 class Embedding(Module):
     """Patches, a norm, and positions. Parameters: ``patches`` (with ``norm``), ``position.table``."""
 
-    def __init__(self, patch_size: int, in_features: int, features: int, grid: tuple[int, int], config: PVTConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        patch_size: int,
+        in_features: int,
+        features: int,
+        grid: tuple[int, int],
+        config: PVTConfig,
+        *,
+        rngs: nnx.Rngs,
+    ):
         common: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype, "rngs": rngs}
         self.patches = PatchEmbed(patch_size, in_features, features, norm="layer", **common)
         self.position = BilinearPositions(grid, features, param_dtype=config.param_dtype, rngs=rngs)
@@ -79,7 +93,9 @@ class Embedding(Module):
 
 
 class ClassStage(Stage):
-    """A stage whose blocks see a class token before those of the map. Parameters also: ``class_token``, ``class_position``."""
+    """A stage whose blocks see a class token before those of the map. Parameters also: ``class_token``,
+    ``class_position``.
+    """
 
     undecayed = ("class_token", "class_position")
 
@@ -115,7 +131,10 @@ class PVT(Pyramid):
     def grid_of(self, stage: int) -> tuple[int, int]:
         side, patch = self.config.image_size, self.config.patch_size * 2**stage
         if side % patch:
-            raise ValueError(f"stage {stage} cuts images into patches of {patch}x{patch} pixels: image_size={side} must be divisible by {patch}")
+            raise ValueError(
+                f"stage {stage} cuts images into patches of {patch}x{patch} pixels: image_size={side} must be divisible "
+                f"by {patch}"
+            )
         return side // patch, side // patch
 
     def own_mixer(self, place: Place) -> MixerSpec:

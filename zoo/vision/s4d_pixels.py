@@ -1,4 +1,5 @@
-"""S4D as a classifier of pixel sequences: On the Parameterization and Initialization of Diagonal State Space Models (Gu et al., 2022, arXiv:2206.11893).
+"""S4D as a classifier of pixel sequences: On the Parameterization and Initialization of Diagonal State Space Models (Gu
+et al., 2022, arXiv:2206.11893).
 
     pixels in row-major order -> linear -> N x [x = x + S4D(norm(x))] -> norm -> average -> head
 

@@ -1,12 +1,13 @@
 """Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (Liu et al., ICCV 2021).
 
-    image -> 4x4 patches, LN -> stage 1 -> merge 2x2 tokens -> stage 2 -> merge -> stage 3 -> merge -> stage 4 -> LN -> average pool -> head
+    image -> 4x4 patches, LN -> stage 1 -> merge 2x2 tokens -> stage 2 -> merge -> stage 3 -> merge -> stage 4 -> LN ->
+    average pool -> head
 
     block: x = x + Windowed(attention)(LN(x));  x = x + MLP(LN(x))
 
-Windows are 7x7 tokens, 12x12 at 384 pixels; every second block moves them by half a window. Attention has a relative position
-bias. Published for ImageNet-1k at 224: tiny 28 M parameters, 81.3 % top-1; small 50 M, 83.0 %; base 88 M, 83.5 %, and 84.5 % at
-384; pretrained on ImageNet-22k base has 85.2 % and large, 197 M, 86.3 %, at 384 86.4 % and 87.3 %.
+Windows are 7x7 tokens, 12x12 at 384 pixels; every second block moves them by half a window. Attention has a relative
+position bias. Published for ImageNet-1k at 224: tiny 28 M parameters, 81.3 % top-1; small 50 M, 83.0 %; base 88 M, 83.5
+%, and 84.5 % at 384; pretrained on ImageNet-22k base has 85.2 % and large, 197 M, 86.3 %, at 384 86.4 % and 87.3 %.
 
 S3 (Chen et al., 2021, arXiv:2111.14725) searched for the size of the windows: of 14x14 tokens in some stages.
 """
@@ -72,7 +73,9 @@ class SwinConfig(PyramidConfig):
 
 
 class Swin(Pyramid):
-    """Swin; names as in :class:`Pyramid`. The user's mixer takes the place of windows and all: {"name": "windowed", ...} has windows too."""
+    """Swin; names as in :class:`Pyramid`. The user's mixer takes the place of windows and all: {"name": "windowed",
+    ...} has windows too.
+    """
 
     config: SwinConfig
 
@@ -85,7 +88,10 @@ class Swin(Pyramid):
     def own_attention(self, stage: int) -> dict[str, Any]:
         """The attention inside the windows of a stage, as a spec."""
         c = self.config
-        return {"name": "attention", "bias": functools.partial(RelativePositionBias, c.window_of(stage), param_dtype=c.param_dtype)}
+        return {
+            "name": "attention",
+            "bias": functools.partial(RelativePositionBias, c.window_of(stage), param_dtype=c.param_dtype),
+        }
 
     def grid_of(self, stage: int) -> tuple[int, int]:
         return self.config.grid(stage)
@@ -115,11 +121,21 @@ class Swin(Pyramid):
 def published_size(features: int, depth: int, drop_path: float) -> dict[str, Any]:
     """The published sizes: the first stage's width, the third's blocks, and stochastic depth."""
     widths = tuple(features * 2**stage for stage in range(4))
-    return {"features": widths, "num_heads": tuple(width // 32 for width in widths), "depths": (2, 2, depth, 2), "drop_path": drop_path}
+    return {
+        "features": widths,
+        "num_heads": tuple(width // 32 for width in widths),
+        "depths": (2, 2, depth, 2),
+        "drop_path": drop_path,
+    }
 
 
 # Stochastic depth as in the authors' ImageNet-1k recipes; large was only fine-tuned there.
-_TINY, _SMALL, _BASE, _LARGE = published_size(96, 6, 0.2), published_size(96, 18, 0.3), published_size(128, 18, 0.5), published_size(192, 18, 0.2)
+_TINY, _SMALL, _BASE, _LARGE = (
+    published_size(96, 6, 0.2),
+    published_size(96, 18, 0.3),
+    published_size(128, 18, 0.5),
+    published_size(192, 18, 0.2),
+)
 _LARGER: dict[str, Any] = {"image_size": 384, "window": 12}
 
 # Names as in timm. Parameters of timm 1.0.31.
@@ -170,13 +186,19 @@ def relative_position_index(config: SwinConfig, where: Mapping[str, Any]) -> np.
 
 
 def attention_mask(config: SwinConfig, where: Mapping[str, Any]) -> np.ndarray | None:
-    """What the authors add to the scores of shifted windows, 0 or -100: (windows, tokens, tokens) float32; None where nothing is shifted."""
+    """What the authors add to the scores of shifted windows, 0 or -100: (windows, tokens, tokens) float32; None where
+    nothing is shifted.
+    """
     grid, window, shift = config.grid(where["s"]), config.window_of(where["s"]), config.shift_of(where["s"], where["b"])
     if window == grid or not any(shift) or any(size % side for size, side in zip(grid, window, strict=True)):
         return None
     rows, columns = (np.arange(size) >= size - moved for size, moved in zip(grid, shift, strict=True))
     sides = 2 * rows[:, None] + columns
-    windows = sides.reshape(grid[0] // window[0], window[0], grid[1] // window[1], window[1]).swapaxes(1, 2).reshape(-1, window[0] * window[1])
+    windows = (
+        sides.reshape(grid[0] // window[0], window[0], grid[1] // window[1], window[1])
+        .swapaxes(1, 2)
+        .reshape(-1, window[0] * window[1])
+    )
     return np.where(windows[:, None] == windows[..., None], 0.0, -100.0).astype(np.float32)
 
 
@@ -186,9 +208,13 @@ QUERY_KEY_VALUE = tuple(f"{ATTENTION}.{part}" for part in ("query", "key", "valu
 
 
 def merging(stage: str, *, at_end: bool) -> list[tuple[str, str]]:
-    """Rules for the merging of tokens, which the authors have at the end of the stage before: ``stage`` is the template of a stage."""
+    """Rules for the merging of tokens, which the authors have at the end of the stage before: ``stage`` is the template
+    of a stage.
+    """
     return [
-        (f"{stage.format(s=s - at_end)}.downsample.{part}", f"stages.{s}.downsample.{part}") for s in (1, 2, 3) for part in ("norm", "reduction")
+        (f"{stage.format(s=s - at_end)}.downsample.{part}", f"stages.{s}.downsample.{part}")
+        for s in (1, 2, 3)
+        for part in ("norm", "reduction")
     ]
 
 
@@ -244,7 +270,9 @@ _INDEX = "encoder.layers.{s}.blocks.{b}.attention.self.relative_position_index"
 RULES: dict[str, Naming] = {
     "timm": Naming(named_as_authors(_ATTENTION, "head.fc", at_end=False), tables=_TABLES, ignore=tuple(_BUFFERS)),
     "microsoft": Naming(named_as_authors(_ATTENTION, "head", at_end=True), tables=_TABLES, buffers=_BUFFERS),
-    "transformers": Naming(_transformers("swin.", [("classifier", "head")]), tables=_TABLES, prefix="swin.", ignore=(f"swin.{_INDEX}",)),
+    "transformers": Naming(
+        _transformers("swin.", [("classifier", "head")]), tables=_TABLES, prefix="swin.", ignore=(f"swin.{_INDEX}",)
+    ),
     "bare": Naming(_transformers("", []), tables=_TABLES, ignore=(_INDEX,)),
 }
 

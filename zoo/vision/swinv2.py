@@ -2,11 +2,11 @@
 
     block: x = x + LN(Windowed(attention)(x));  x = x + LN(MLP(x))
 
-Swin with the norms after the branches, at the end of merging too; with cosine attention, whose scale is learned for each head;
-and with a position bias that an MLP makes of the logarithm of the offset, so that weights serve windows of other sizes:
-"12to16" were trained with windows of 12x12 tokens and fine-tuned with 16x16. Published for ImageNet-1k: tiny 28 M parameters,
-81.8 % top-1 at 256 pixels with windows of 8x8; small 50 M, 83.7 %; base 88 M, 84.2 %; pretrained on ImageNet-22k base has 87.1 %
-at 384 pixels and large, 197 M, 87.7 %.
+Swin with the norms after the branches, at the end of merging too; with cosine attention, whose scale is learned for
+each head; and with a position bias that an MLP makes of the logarithm of the offset, so that weights serve windows of
+other sizes: "12to16" were trained with windows of 12x12 tokens and fine-tuned with 16x16. Published for ImageNet-1k:
+tiny 28 M parameters, 81.8 % top-1 at 256 pixels with windows of 8x8; small 50 M, 83.7 %; base 88 M, 84.2 %; pretrained
+on ImageNet-22k base has 87.1 % at 384 pixels and large, 197 M, 87.7 %.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ from layers.position import ContinuousPositionBias, log_offsets
 from zoo.naming import Naming, Rearrange, Split
 from zoo.registry import register_family
 from zoo.vision.releases import parse_releases
-from zoo.vision.swin import ATTENTION, QUERY_KEY_VALUE, Swin, SwinConfig, attention_mask, named_as_authors, published_size, relative_position_index
+from zoo.vision.swin import (
+    ATTENTION,
+    QUERY_KEY_VALUE,
+    Swin,
+    SwinConfig,
+    attention_mask,
+    named_as_authors,
+    published_size,
+    relative_position_index,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +44,8 @@ class SwinV2Config(SwinConfig):
     """Hyper-parameters of Swin V2.
 
     Attributes:
-      pretrained_window: tokens along each side of the windows that the weights of each stage were first trained with; None
-        for those of the model.
+      pretrained_window: tokens along each side of the windows that the weights of each stage were first trained with;
+        None for those of the model.
       zero_init: the scales of the blocks' norms start at 0, and the blocks as nothing.
     """
 
@@ -58,7 +67,9 @@ class SwinV2(Swin):
     def own_attention(self, stage: int) -> dict[str, Any]:
         c = self.config
         first = c.pretrained_window_of(stage)
-        bias = functools.partial(ContinuousPositionBias, c.window_of(stage), pretrained_window=first, param_dtype=c.param_dtype)
+        bias = functools.partial(
+            ContinuousPositionBias, c.window_of(stage), pretrained_window=first, param_dtype=c.param_dtype
+        )
         return {"name": "attention", "qk_norm": "unit", "logit_scale": 10.0, "key_bias": False, "bias": bias}
 
     def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -70,7 +81,12 @@ class SwinV2(Swin):
         return {**super().block_options(place), "order": "res_post", "norm": norm}
 
 
-_TINY, _SMALL, _BASE, _LARGE = published_size(96, 6, 0.2), published_size(96, 18, 0.3), published_size(128, 18, 0.5), published_size(192, 18, 0.2)
+_TINY, _SMALL, _BASE, _LARGE = (
+    published_size(96, 6, 0.2),
+    published_size(96, 18, 0.3),
+    published_size(128, 18, 0.5),
+    published_size(192, 18, 0.2),
+)
 
 
 def _fine_tuned(pixels: int) -> dict[str, Any]:
@@ -86,7 +102,10 @@ _PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "swinv2_small_window16_256": ({**_SMALL, "window": 16}, 49_728_418),
     "swinv2_base_window8_256": (_BASE, 87_918_816),
     "swinv2_base_window16_256": ({**_BASE, "window": 16}, 87_918_816),
-    "swinv2_base_window12_192": ({**_BASE, "image_size": 192, "window": 12, "num_classes": 21841, "drop_path": 0.2}, 109_280_841),
+    "swinv2_base_window12_192": (
+        {**_BASE, "image_size": 192, "window": 12, "num_classes": 21841, "drop_path": 0.2},
+        109_280_841,
+    ),
     "swinv2_base_window12to16_192to256": ({**_BASE, **_fine_tuned(256)}, 87_918_816),
     "swinv2_base_window12to24_192to384": ({**_BASE, **_fine_tuned(384)}, 87_918_816),
     "swinv2_large_window12_192": ({**_LARGE, "image_size": 192, "window": 12, "num_classes": 21841}, 228_772_549),

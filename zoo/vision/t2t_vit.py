@@ -67,7 +67,8 @@ class T2TViTConfig(IsotropicConfig):
 class TokenBlock(Module):
     """A block of one head that maps tokens to fewer features.
 
-    Parameters: ``norm``, ``query``, ``key``, ``value``, ``out``, ``mlp_norm``, ``mlp``; the performer's projection is the
+    Parameters: ``norm``, ``query``, ``key``, ``value``, ``out``, ``mlp_norm``, ``mlp``; the performer's projection is
+      the
     statistic ``projection``.
     """
 

@@ -1,6 +1,8 @@
-"""ViT: An Image is Worth 16x16 Words (Dosovitskiy et al., 2021), and all models that are it with other hyper-parameters.
+"""ViT: An Image is Worth 16x16 Words (Dosovitskiy et al., 2021), and all models that are it with other
+hyper-parameters.
 
-    image -> patches -> linear -> + positions, class token -> blocks of (attention, MLP) -> norm -> class token -> linear
+    image -> patches -> linear -> + positions, class token -> blocks of (attention, MLP) -> norm -> class token ->
+    linear
 
 DeiT (Touvron et al., 2021) and DeiT III (2022), CLIP's and SigLIP's image towers, DINOv2 (Oquab et al., 2023) and its
 register tokens (Vision Transformers Need Registers, Darcet et al., 2024), I-JEPA, RADIO, TIPS. Names are timm's
@@ -14,7 +16,8 @@ Blocks are arranged in one of three ways:
     pairs     x = x + attention(norm(x)) + attention_1(norm_1(x)); the    Three things everyone should know about Vision
               same with two MLPs                                          Transformers (Touvron et al., 2022): 18x2
 
-Differential attention (dwee, dlittle, dpwee) is a mixer; norms after the residual branches (rpn) are an order of theirs.
+Differential attention (dwee, dlittle, dpwee) is a mixer; norms after the residual branches (rpn) are an order of
+theirs.
 """
 
 from __future__ import annotations
@@ -73,7 +76,14 @@ class ViT(Isotropic):
 
 
 VARIANTS: dict[str, dict[str, Any]] = PUBLISHED | {
-    "vit_nano_patch4_32": {"image_size": 32, "patch_size": 4, "features": 64, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0},
+    "vit_nano_patch4_32": {
+        "image_size": 32,
+        "patch_size": 4,
+        "features": 64,
+        "depth": 6,
+        "num_heads": 4,
+        "mlp_ratio": 2.0,
+    },
 }
 
 # Of timm 1.0.31; the tests compare the sizes of all variants with timm's.
@@ -201,7 +211,10 @@ def _transformers(prefix: str, block: list[tuple[Any, ...]], heads: tuple[str, .
         (f"{prefix}embeddings.register_tokens", "register_tokens", _TOKENS),
         (f"{prefix}embeddings.mask_token", "mask_token"),
         (f"{prefix}embeddings.position_embeddings", *_POSITIONS),
-        *[(f"{prefix}encoder.layer.{{i}}.{theirs}", _blocks(ours), *operations) for theirs, ours, *operations in inside],
+        *[
+            (f"{prefix}encoder.layer.{{i}}.{theirs}", _blocks(ours), *operations)
+            for theirs, ours, *operations in inside
+        ],
         (f"{prefix}layernorm", "norm"),
         (f"{prefix}pooler.dense", "pooler"),
         *zip(heads, ("head", "distilled_head"), strict=False),
@@ -217,7 +230,12 @@ def _tower(prefix: str) -> list[tuple[Any, ...]]:
     return [
         (f"{prefix}embeddings.patch_embedding", "patch_embed"),
         (f"{prefix}embeddings.class_embedding", "class_token", Rearrange("d -> 1 d")),
-        (f"{prefix}embeddings.position_embedding.weight", ("prefix_position", "position.table"), Split(), Each((None, places))),
+        (
+            f"{prefix}embeddings.position_embedding.weight",
+            ("prefix_position", "position.table"),
+            Split(),
+            Each((None, places)),
+        ),
         (f"{prefix}pre_layrnorm", "pre_norm"),  # spelled so in the released files
         (f"{block}.layer_norm1", "blocks.{i}.mixer_norm"),
         *[(f"{block}.self_attn.{theirs}", f"blocks.{{i}}.mixer.{ours}") for theirs, ours in parts.items()],
@@ -226,7 +244,12 @@ def _tower(prefix: str) -> list[tuple[Any, ...]]:
         (f"{block}.mlp.fc2", "blocks.{i}.channel.down"),
         (f"{prefix}post_layernorm", "norm"),
         (f"{pool}.probe", "attention_pool.latent", _TOKENS),
-        (f"{pool}.attention.in_proj_weight", tuple(f"{part}.kernel" for part in pooled), Split(), Rearrange("o i -> i o")),
+        (
+            f"{pool}.attention.in_proj_weight",
+            tuple(f"{part}.kernel" for part in pooled),
+            Split(),
+            Rearrange("o i -> i o"),
+        ),
         (f"{pool}.attention.in_proj_bias", tuple(f"{part}.bias" for part in pooled), Split()),
         (f"{pool}.attention.out_proj", "attention_pool.attention.out"),
         (f"{pool}.layernorm", "attention_pool.norm"),
@@ -300,14 +323,24 @@ _BIG = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0", "pos_embe
 
 JAX_RULES: dict[str, Naming] = {
     "vision_transformer": Naming(
-        _jax("encoderblock_{i}", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3", "Transformer/posembed_input/pos_embedding"), "jax", _TABLES
+        _jax(
+            "encoderblock_{i}",
+            "MultiHeadDotProductAttention_1",
+            "LayerNorm_2",
+            "MlpBlock_3",
+            "Transformer/posembed_input/pos_embedding",
+        ),
+        "jax",
+        _TABLES,
     ),
     "big_vision": Naming(_jax("encoderblock_{i}", *_BIG), "jax", _TABLES, _UNPLACED),
     "big_vision_scan": Naming(_jax("encoderblock", *_BIG), "jax", _TABLES, _UNPLACED),
 }
 
 
-def _library(prefix: str, block: list[tuple[Any, ...]], heads: tuple[str, ...] = ("classifier",), **whole: Any) -> dict[str, Naming]:
+def _library(
+    prefix: str, block: list[tuple[Any, ...]], heads: tuple[str, ...] = ("classifier",), **whole: Any
+) -> dict[str, Naming]:
     """A classifier of transformers and, under "bare", the model inside."""
     names = _transformers(prefix, block, heads)
     return {
@@ -316,20 +349,29 @@ def _library(prefix: str, block: list[tuple[Any, ...]], heads: tuple[str, ...] =
     }
 
 
-RULES: dict[str, Naming] = {"timm": Naming(_timm(_serial_block()), tables=_TABLES), **_library("vit.", _VIT_BLOCK), **JAX_RULES}
+RULES: dict[str, Naming] = {
+    "timm": Naming(_timm(_serial_block()), tables=_TABLES),
+    **_library("vit.", _VIT_BLOCK),
+    **JAX_RULES,
+}
 
 # DeiTForImageClassification has the second token, but not its head.
 DISTILLED_RULES: dict[str, Naming] = {
     "timm": RULES["timm"],
     **_library("deit.", _VIT_BLOCK, ("cls_classifier", "distillation_classifier")),
-    "transformers_single": Naming(_transformers("deit.", _VIT_BLOCK, ("classifier",)), tables=_TABLES, config={"distilled_head": False}),
+    "transformers_single": Naming(
+        _transformers("deit.", _VIT_BLOCK, ("classifier",)), tables=_TABLES, config={"distilled_head": False}
+    ),
 }
 
 # The projection of CLIP has no bias; where the model has no projection, there is nothing to differ in.
 TOWER_RULES: dict[str, Naming] = {
     "timm": RULES["timm"],
     "transformers": Naming(
-        _tower("vision_model."), tables=_TABLES, config={"head_bias": False}, ignore=("text_{part}.**", "logit_{part}", "vision_model.embeddings.position_ids")
+        _tower("vision_model."),
+        tables=_TABLES,
+        config={"head_bias": False},
+        ignore=("text_{part}.**", "logit_{part}", "vision_model.embeddings.position_ids"),
     ),
     "bare": Naming(_tower(""), tables=_TABLES, config={"head_bias": False}),
     **{name: RULES[name] for name in ("big_vision", "big_vision_scan")},
@@ -337,13 +379,19 @@ TOWER_RULES: dict[str, Naming] = {
 
 
 def _dinov2_rules(mlp: str, registers: int) -> dict[str, Naming]:
-    """DINOv2: the authors' files also hold a mask token and, with registers, a position of the class token, which timm adds to it."""
+    """DINOv2: the authors' files also hold a mask token and, with registers, a position of the class token, which timm
+    adds to it.
+    """
     gated = mlp == "swiglu"
     whole: dict[str, Any] = {"mask_token": True, "prefix_positions": "class"}
     names = _timm(_serial_block(*(("w12", "w3") if gated else ("fc1", "fc2"))), "register_tokens")
     block = _dinov2_block(*(("weights_in", "weights_out") if gated else ("fc1", "fc2")))
     prefix = "dinov2_with_registers." if registers else "dinov2."
-    return {"timm": RULES["timm"], "dinov2": Naming(names, tables=_TABLES, config=whole), **_library(prefix, block, **whole)}
+    return {
+        "timm": RULES["timm"],
+        "dinov2": Naming(names, tables=_TABLES, config=whole),
+        **_library(prefix, block, **whole),
+    }
 
 
 def _rules(name: str, config: ViTConfig) -> dict[str, Naming]:
@@ -379,7 +427,12 @@ def _register() -> None:
         preprocess: dict[str, Any] = {} if releases else {"mean": mean, "std": std, "crop_fraction": 0.9}
         papers = (156,) if "reg" in name else ()
         own = name == "vit_nano_patch4_32"
-        kept: dict[str, Any] = {"parameters": PARAMETERS.get(name), "published": not own, "described": DESCRIBED, "paper": papers}
+        kept: dict[str, Any] = {
+            "parameters": PARAMETERS.get(name),
+            "published": not own,
+            "described": DESCRIBED,
+            "paper": papers,
+        }
         register(Variant(name, ViT, config, "vit", _rules(name, config), releases, preprocess, **kept))
 
 

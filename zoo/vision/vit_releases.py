@@ -1,4 +1,6 @@
-"""Released checkpoints of ViT and DeiT on the Hugging Face hub, as timm 1.0.31 lists them; notation in zoo/vision/releases.py."""
+"""Released checkpoints of ViT and DeiT on the Hugging Face hub, as timm 1.0.31 lists them; notation in
+zoo/vision/releases.py.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Flash attention's gradients on Hopper: of the queries, tile by tile of queries; of keys and values, tile by tile of keys.
+"""Flash attention's gradients on Hopper: of the queries, tile by tile of queries; of keys and values, tile by tile of
+keys.
 
-Both compute the weights again from the log-sum-exp that the forward pass kept (arXiv:2205.14135, algorithm 4; without its
-atomic additions, so that results are the same each time). Tiles of keys hold everything transposed: wgmma then takes the
-weights directly from registers. A tile of keys meets the queries of all heads that share it.
+Both compute the weights again from the log-sum-exp that the forward pass kept (arXiv:2205.14135, algorithm 4; without
+its atomic additions, so that results are the same each time). Tiles of keys hold everything transposed: wgmma then
+takes the weights directly from registers. A tile of keys meets the queries of all heads that share it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ STAGES = 2
 
 
 def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[jax.Array]:
-    """Of q, (batch, q_length, heads, head_dim); with ``spec.every_block`` also of bias, float32 (batch, heads, q_padded, k_padded).
+    """Of q, (batch, q_length, heads, head_dim); with ``spec.every_block`` also of bias, float32 (batch, heads,
+    q_padded, k_padded).
 
     Args:
       spec: the constants.
-      arrays: as :func:`pallas_kernels.attention.gpu.forward.forward` has them; do like the output; and for softmax lse and delta, float32 (batch, heads,
-        q_padded): the log-sum-exp to base 2, :data:`tiles.HIGHEST` where nothing is seen, and what is subtracted
-        from the weights' gradients.
+      arrays: as :func:`pallas_kernels.attention.gpu.forward.forward` has them; do like the output; and for softmax lse
+        and delta, float32 (batch, heads, q_padded): the log-sum-exp to base 2, :data:`tiles.HIGHEST` where nothing is
+        seen, and what is subtracted from the weights' gradients.
       pairs: as there.
     """
     q, v = arrays["q"], arrays["v"]
@@ -70,7 +72,9 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
             plgpu.copy_gmem_to_smem(inputs["q"].at[batch, rows, head], queries, ready)
             plgpu.copy_gmem_to_smem(inputs["do"].at[batch, rows, head], outputs, ready)
             for name in rows_of:
-                plgpu.copy_gmem_to_smem(inputs[name].at[(*tiles.layer(inputs[name], batch, head), rows)], memory[name].at[group], ready)
+                plgpu.copy_gmem_to_smem(
+                    inputs[name].at[(*tiles.layer(inputs[name], batch, head), rows)], memory[name].at[group], ready
+                )
             plgpu.barrier_wait(ready)
             row = {name: hopper.load(memory[name].at[group], plgpu.Layout.WGMMA.reduce(1)) for name in rows_of}
 
@@ -84,13 +88,17 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
 
             def add_part(cut: bool, first: Any, slot: Any, part: Any, total: jax.Array) -> jax.Array:
                 keys, values = memory["k"].at[slot, part], memory["v"].at[slot, part]
-                x, slope = tiles.logits(spec, hopper.multiply(queries, hopper.transposed(keys)), head, lambda: places(first, slot, part))
+                x, slope = tiles.logits(
+                    spec, hopper.multiply(queries, hopper.transposed(keys)), head, lambda: places(first, slot, part)
+                )
                 if "key_bias" in inputs:
                     x += tiles.vector(memory["key_bias"].at[slot, part], shape, 1)
                 if "bias" in inputs:
                     x += hopper.load(memory["bias"].at[slot, pl.ds(group * ROWS, ROWS), part])
                 if cut:
-                    x = jnp.where(tiles.visible(spec, *places(first, slot, part), given="k_positions" in inputs), x, -math.inf)
+                    x = jnp.where(
+                        tiles.visible(spec, *places(first, slot, part), given="k_positions" in inputs), x, -math.inf
+                    )
                 weight = tiles.weights(spec, x, spread("lse"))
                 if not spec.every_block:
                     weight, slope = tiles.joined(spec, weight, slope)
@@ -100,7 +108,9 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
                     plgpu.wait_smem_to_gmem(0)
                     memory["dbias"][group] = gradient
                     plgpu.commit_smem()
-                    plgpu.copy_smem_to_gmem(memory["dbias"].at[group], results[1].at[batch, head, rows, pl.ds(first, width)])
+                    plgpu.copy_smem_to_gmem(
+                        memory["dbias"].at[group], results[1].at[batch, head, rows, pl.ds(first, width)]
+                    )
                 gradient = gradient if slope is None else gradient * slope
                 return hopper.multiply(gradient.astype(q.dtype), keys, total)
 
@@ -159,8 +169,8 @@ def gradient_of_keys(spec: Spec, arrays: dict[str, Any], pairs: int, key_bias_gr
 
     Args:
       spec: the constants.
-      arrays: as :func:`gradient_of_queries` has them, but bias with its two last axes exchanged, and counts and blocks those of
-        tiles of keys.
+      arrays: as :func:`gradient_of_queries` has them, but bias with its two last axes exchanged, and counts and blocks
+        those of tiles of keys.
       pairs: as there.
       key_bias_gradient: whether that one is wanted.
     """
@@ -192,7 +202,11 @@ def gradient_of_keys(spec: Spec, arrays: dict[str, Any], pairs: int, key_bias_gr
 
                 def more(names: Sequence[str], ready: Any) -> None:
                     for name in names:
-                        plgpu.copy_gmem_to_smem(inputs[name].at[(*tiles.layer(inputs[name], batch, head), rows)], memory[name].at[slot], ready)
+                        plgpu.copy_gmem_to_smem(
+                            inputs[name].at[(*tiles.layer(inputs[name], batch, head), rows)],
+                            memory[name].at[slot],
+                            ready,
+                        )
 
                 ready = barriers["q"].at[slot]
                 plgpu.copy_gmem_to_smem(inputs["q"].at[batch, rows, head], memory["q"].at[slot], ready)
@@ -220,13 +234,17 @@ def gradient_of_keys(spec: Spec, arrays: dict[str, Any], pairs: int, key_bias_gr
             plgpu.copy_gmem_to_smem(inputs["k"].at[batch, rows, kv_head], keys, ready)
             plgpu.copy_gmem_to_smem(inputs["v"].at[batch, rows, kv_head], values, ready)
             for name in rows_of:
-                plgpu.copy_gmem_to_smem(inputs[name].at[(*tiles.layer(inputs[name], batch, kv_head), rows)], memory[name].at[group], ready)
+                plgpu.copy_gmem_to_smem(
+                    inputs[name].at[(*tiles.layer(inputs[name], batch, kv_head), rows)], memory[name].at[group], ready
+                )
             plgpu.barrier_wait(ready)
             row = {name: hopper.load(memory[name].at[group], plgpu.Layout.WGMMA.reduce(1)) for name in rows_of}
 
             def places(block: Any, slot: Any) -> tuple[jax.Array, jax.Array]:
                 if "k_positions" in inputs:
-                    return tiles.vector(memory["q_positions"].at[slot], shape, 1), lax.broadcast_in_dim(row["k_positions"], shape, [0])
+                    return tiles.vector(memory["q_positions"].at[slot], shape, 1), lax.broadcast_in_dim(
+                        row["k_positions"], shape, [0]
+                    )
                 return tiles.indices(shape, block * size, 1), tiles.indices(shape, start, 0)
 
             def step(cut: bool, turn: Any, index: Any, carry: Any) -> Any:
@@ -234,14 +252,22 @@ def gradient_of_keys(spec: Spec, arrays: dict[str, Any], pairs: int, key_bias_gr
                 slot = tiles.ring(turn * blocks.total + index, STAGES)
                 plgpu.barrier_wait(barriers["q"].at[slot])
                 products = hopper.multiply(keys, hopper.transposed(memory["q"].at[slot]))
-                x, slope = tiles.logits(spec, products, kv_head * spec.group + turn, lambda: places(blocks.block(index), slot))
+                x, slope = tiles.logits(
+                    spec, products, kv_head * spec.group + turn, lambda: places(blocks.block(index), slot)
+                )
                 if "key_bias" in inputs:
                     x += lax.broadcast_in_dim(row["key_bias"], shape, [0])
                 if "bias" in inputs:
                     x += hopper.load(memory["bias"].at[slot, pl.ds(group * ROWS, ROWS)])
                 if cut:
-                    x = jnp.where(tiles.visible(spec, *places(blocks.block(index), slot), given="k_positions" in inputs), x, -math.inf)
-                weight = tiles.weights(spec, x, tiles.vector(memory["lse"].at[slot], shape, 1) if "lse" in inputs else None)
+                    x = jnp.where(
+                        tiles.visible(spec, *places(blocks.block(index), slot), given="k_positions" in inputs),
+                        x,
+                        -math.inf,
+                    )
+                weight = tiles.weights(
+                    spec, x, tiles.vector(memory["lse"].at[slot], shape, 1) if "lse" in inputs else None
+                )
                 plgpu.barrier_wait(barriers["do"].at[slot])
                 of_values = hopper.multiply(weight.astype(q.dtype), memory["do"].at[slot], of_values)
                 if not key_bias_gradient:
@@ -262,7 +288,11 @@ def gradient_of_keys(spec: Spec, arrays: dict[str, Any], pairs: int, key_bias_gr
                 return tiles.loop(blocks.whole, blocks.total, lambda j, c: step(True, turn, j, c), carry)
 
             carry: Any = tuple(hopper.arrange(jnp.zeros((ROWS, width), jnp.float32)) for width in (head_dim, value_dim))
-            carry += (hopper.arrange(jnp.zeros((ROWS,), jnp.float32), plgpu.Layout.WGMMA.reduce(1)) if key_bias_gradient else None,)
+            carry += (
+                hopper.arrange(jnp.zeros((ROWS,), jnp.float32), plgpu.Layout.WGMMA.reduce(1))
+                if key_bias_gradient
+                else None,
+            )
             carry = one_head(jnp.int32(0), carry) if spec.group == 1 else tiles.loop(0, spec.group, one_head, carry)
             of_keys, of_values, of_bias = carry
             keys[...] = (of_keys * spec.scale).astype(q.dtype)

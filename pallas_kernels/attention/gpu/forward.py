@@ -25,23 +25,29 @@ STAGES = 2  # blocks of keys and of values in flight
 def cost(spec: Spec, q: jax.Array, v: jax.Array, products: int, pairs: int) -> pl.CostEstimate:
     """Of a kernel with ``products`` matrix products over ``pairs`` of queries and keys in each head.
 
-    A product is counted with the mean width of keys and values, an exponential once a pair; the bytes are those of the tiles read.
+    A product is counted with the mean width of keys and values, an exponential once a pair; the bytes are those of the
+    tiles read.
     """
     heads = spec.batch * spec.heads
     width = (q.shape[3] + v.shape[3]) / 2
     reads = heads * (spec.q_length + pairs / spec.tile) * 2 * width * q.dtype.itemsize
-    return pl.CostEstimate(flops=int(2 * products * heads * pairs * width), transcendentals=int(heads * pairs), bytes_accessed=int(2 * reads))
+    return pl.CostEstimate(
+        flops=int(2 * products * heads * pairs * width),
+        transcendentals=int(heads * pairs),
+        bytes_accessed=int(2 * reads),
+    )
 
 
 def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, jax.Array]:
-    """Output (batch, q_length, heads, value_dim) and log-sum-exp (batch, heads, q_padded); the latter undefined for sigmoid.
+    """Output (batch, q_length, heads, value_dim) and log-sum-exp (batch, heads, q_padded); the latter undefined for
+    sigmoid.
 
     Args:
       spec: the constants.
-      arrays: q, k, v as the op has them, in 16 bits, head_dim and value_dim multiples of 32; and where they are not None
-        key_bias float32 (batch or 1, heads or 1, k_padded), bias float32 (batch or 1, heads or 1, q_padded, k_padded),
-        both to base 2; q_positions int32 (batch or 1, 1, q_padded), k_positions int32 (batch or 1, 1, k_padded), negative is no key;
-        counts and blocks as :func:`tiles.visit` reads them.
+      arrays: q, k, v as the op has them, in 16 bits, head_dim and value_dim multiples of 32; and where they are not
+        None key_bias float32 (batch or 1, heads or 1, k_padded), bias float32 (batch or 1, heads or 1, q_padded,
+        k_padded), both to base 2; q_positions int32 (batch or 1, 1, q_padded), k_positions int32 (batch or 1, 1,
+        k_padded), negative is no key; counts and blocks as :func:`tiles.visit` reads them.
       pairs: of queries and keys that a head multiplies, for the estimate of the cost.
     """
     q, v = arrays["q"], arrays["v"]
@@ -49,7 +55,11 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
     present = {name: x for name, x in arrays.items() if x is not None}
     extra = [name for name in tiles.ALONG_KEYS if name in present]
     # With a positive scale and nothing to add, scaling waits until the exponential, where it costs nothing.
-    late = spec.scale * tiles.LOG2E if spec.scale > 0 and spec.score is None and not {"key_bias", "bias"} & present.keys() else 1.0
+    late = (
+        spec.scale * tiles.LOG2E
+        if spec.scale > 0 and spec.score is None and not {"key_bias", "bias"} & present.keys()
+        else 1.0
+    )
 
     def flash_forward(*references: Any) -> None:
         inputs = dict(zip(present, references, strict=False))
@@ -77,7 +87,9 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
             plgpu.copy_gmem_to_smem(inputs["q"].at[batch, rows, head], queries, barriers["q"].at[group])
             if "q_positions" in inputs:
                 where = (*tiles.layer(inputs["q_positions"], batch, head), rows)
-                plgpu.copy_gmem_to_smem(inputs["q_positions"].at[where], memory["q_positions"].at[group], barriers["q"].at[group])
+                plgpu.copy_gmem_to_smem(
+                    inputs["q_positions"].at[where], memory["q_positions"].at[group], barriers["q"].at[group]
+                )
             plgpu.barrier_wait(barriers["q"].at[group])
             shape = (ROWS, size)
 
@@ -101,7 +113,9 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
 
             def places(step: Any, slot: Any) -> tuple[jax.Array, jax.Array]:
                 if "k_positions" in inputs:
-                    return tiles.vector(memory["q_positions"].at[group], shape, 0), tiles.vector(memory["k_positions"].at[slot], shape, 1)
+                    return tiles.vector(memory["q_positions"].at[group], shape, 0), tiles.vector(
+                        memory["k_positions"].at[slot], shape, 1
+                    )
                 return tiles.indices(shape, start, 0), tiles.indices(shape, blocks.block(step) * size, 1)
 
             def allowed(step: Any, slot: Any) -> jax.Array:
@@ -164,7 +178,12 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
         "v": tiles.shared((STAGES, size, value_dim), q.dtype),
         "lse": plgpu.SMEM((spec.consumers, ROWS), jnp.float32),
     }
-    shapes = {"key_bias": (STAGES, size), "k_positions": (STAGES, size), "q_positions": (spec.consumers, ROWS), "bias": (STAGES, spec.tile, size)}
+    shapes = {
+        "key_bias": (STAGES, size),
+        "k_positions": (STAGES, size),
+        "q_positions": (spec.consumers, ROWS),
+        "bias": (STAGES, spec.tile, size),
+    }
     memory |= {name: plgpu.SMEM(shape, present[name].dtype) for name, shape in shapes.items() if name in present}
     barriers = {
         "q": plgpu.Barrier(num_barriers=spec.consumers, num_arrivals=1 + ("q_positions" in present)),

@@ -1,11 +1,11 @@
 """Block-sparse flash attention on Hopper GPUs (arXiv:2205.14135, arXiv:2407.08608), forward and backward.
 
-Masks of keys and biases that are the same for all queries add a row to the logits; others add a tile. Windows and causality
-are compared inside the kernels, in blocks that they cut, and blocks that nobody sees are not read: by arithmetic, or by
-lists made on the device (:mod:`pallas_kernels.attention.blocks`) where positions, masks or routes decide; routed regions that
-are not nearly whole blocks are copied. Sinks act on the output and its log-sum-exp. Beside the slope of a score, heads wider
-than 64 leave no register free: the gradient of keys at 128 with soft capping stores 72 bytes a thread. The kernels are in
-:mod:`pallas_kernels.attention.gpu.forward` and ``backward``.
+Masks of keys and biases that are the same for all queries add a row to the logits; others add a tile. Windows and
+causality are compared inside the kernels, in blocks that they cut, and blocks that nobody sees are not read: by
+arithmetic, or by lists made on the device (:mod:`pallas_kernels.attention.blocks`) where positions, masks or routes
+decide; routed regions that are not nearly whole blocks are copied. Sinks act on the output and its log-sum-exp. Beside
+the slope of a score, heads wider than 64 leave no register free: the gradient of keys at 128 with soft capping stores
+72 bytes a thread. The kernels are in :mod:`pallas_kernels.attention.gpu.forward` and ``backward``.
 """
 
 from __future__ import annotations
@@ -132,8 +132,12 @@ def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
     return call.mask is None or _of_keys(call.mask)
 
 
-def _whole_regions(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array) -> tuple[Any, ...]:
-    """The arrays with regions of whole blocks, the mask that hides what was added, and the sizes of regions of queries and keys."""
+def _whole_regions(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array
+) -> tuple[Any, ...]:
+    """The arrays with regions of whole blocks, the mask that hides what was added, and the sizes of regions of queries
+    and keys.
+    """
     count = routes.shape[2]
     sizes = [size for x in (q, k) if (size := regions.padded_size(x.shape[1], count, ROWS)) is not None]
     if mask is None and count * sizes[1] > k.shape[1]:
@@ -145,12 +149,15 @@ def _whole_regions(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | N
 
 
 def _padded(x: jax.Array, length: int) -> jax.Array:
-    """``x`` (batch, length, heads, head_dim) with whole groups of 8 tokens and of 32 features, in which TMA and wgmma count."""
+    """``x`` (batch, length, heads, head_dim) with whole groups of 8 tokens and of 32 features, in which TMA and wgmma
+    count.
+    """
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, -x.shape[3] % 32)))
 
 
 def _cleaned(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """q, k and v with zeros where a query sees nothing and where a key is seen by none, which may hold anything: 0 * NaN is NaN.
+    """q, k and v with zeros where a query sees nothing and where a key is seen by none, which may hold anything: 0 *
+    NaN is NaN.
 
     Where both a mask and positions hide, only what one of them hides by itself is found.
     """
@@ -175,7 +182,9 @@ def _cleaned(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
         seeing, seen = seeing & sees[:, :, None, None], seen & is_seen[:, :, None, None]
     elif left is not None or right is not None or pattern is not None:
         lengths = q.shape[1], k.shape[1]
-        bands = blocks.band_seen(left, right, *lengths) if pattern is None else blocks.seen(left, right, pattern, *lengths)
+        bands = (
+            blocks.band_seen(left, right, *lengths) if pattern is None else blocks.seen(left, right, pattern, *lengths)
+        )
         if not all(x.all() for x in bands):
             seeing, seen = (x & band[None, :, None, None] for x, band in zip((seeing, seen), bands, strict=True))
     q = q if seeing is True else jnp.where(seeing, q, 0)
@@ -200,7 +209,9 @@ def _added_to_logits(spec: Spec, bias: Any, mask: Any, positions: bool) -> Array
     if "bias" in terms:
         tile = terms["bias"]
         tile = jnp.broadcast_to(tile, (*tile.shape[:2], tile.shape[2], spec.keys))
-        terms["bias"] = jnp.pad(tile, ((0, 0), (0, 0), (0, spec.q_padded - tile.shape[2]), (0, spec.k_padded - spec.keys)))
+        terms["bias"] = jnp.pad(
+            tile, ((0, 0), (0, 0), (0, spec.q_padded - tile.shape[2]), (0, spec.k_padded - spec.keys))
+        )
     return terms
 
 
@@ -225,7 +236,9 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
             return blocks.both(routed, blocks.Cover(some, jnp.ones_like(some)))  # masked keys of a whole block as below
 
         # Those of a region are the same however its own blocks are cut.
-        lists = _ordered(cover(block_q=spec.tile, block_k=spec.block), routes.shape[3] * (spec.k_length // count // spec.block))
+        lists = _ordered(
+            cover(block_q=spec.tile, block_k=spec.block), routes.shape[3] * (spec.k_length // count // spec.block)
+        )
         back = _ordered(blocks.transposed(cover(block_q=spec.back_block, block_k=spec.tile)))
         return {"counts": lists[0], "blocks": lists[1], "back_counts": back[0], "back_blocks": back[1]}
     if query_positions is not None or key_positions is not None:
@@ -248,7 +261,9 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
             static = blocks.static_cover(left, right, spec.pattern, spec.q_length, spec.keys, block_q, block_k)
             if mask is None or not _of_keys(mask):
                 return blocks.Cover(static.some[None], static.every[None])
-            real = jnp.pad(jnp.broadcast_to(mask[:, 0, 0], (mask.shape[0], spec.keys)), ((0, 0), (0, spec.k_padded - spec.keys)))
+            real = jnp.pad(
+                jnp.broadcast_to(mask[:, 0, 0], (mask.shape[0], spec.keys)), ((0, 0), (0, spec.k_padded - spec.keys))
+            )
             some = real.reshape(real.shape[0], 1, -1, block_k).any(3)[:, :, : static.some.shape[1]]
             # Masked keys of a whole block are hidden by what is added to the logits.
             return blocks.both(blocks.Cover(static.some, static.every), blocks.Cover(some, jnp.ones_like(some)))
@@ -262,7 +277,9 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
 
 
 def _ordered(cover: blocks.Cover, most: int | None = None) -> tuple[Any, Any]:
-    """A cover (batch, heads or none, tiles, blocks) as :func:`tiles.visit` reads it: whole blocks first, ``most`` at most; numpy if that is."""
+    """A cover (batch, heads or none, tiles, blocks) as :func:`tiles.visit` reads it: whole blocks first, ``most`` at
+    most; numpy if that is.
+    """
     xp: Any = np if isinstance(cover.some, np.ndarray) else jnp
     kind = xp.where(cover.some, xp.where(cover.every, 0, 1), 2)
     kind = kind if kind.ndim == 4 else kind[:, None]
@@ -284,7 +301,9 @@ def _all_cut(spec: Spec) -> Arrays:
 
 
 def _pairs(spec: Spec) -> int:
-    """About how many pairs of queries and keys a head multiplies where positions are counted, blocks that a window or causality cuts included."""
+    """About how many pairs of queries and keys a head multiplies where positions are counted, blocks that a window or
+    causality cuts included.
+    """
     left, right = spec.reach
     width = spec.keys
     if left is not None and right is not None:
@@ -310,7 +329,9 @@ def _flash_forward(spec: Spec, pairs: int, gradient_of_key_bias: bool, arrays: A
     return (out, lse), (arrays, out, lse)
 
 
-def _flash_backward(spec: Spec, pairs: int, gradient_of_key_bias: bool, residuals: Any, cotangents: Any) -> tuple[Arrays]:
+def _flash_backward(
+    spec: Spec, pairs: int, gradient_of_key_bias: bool, residuals: Any, cotangents: Any
+) -> tuple[Arrays]:
     arrays, out, lse = residuals
     of_out, of_lse = cotangents
     inputs = {name: arrays.get(name) for name in FORWARD} | {"do": of_out.astype(out.dtype)}

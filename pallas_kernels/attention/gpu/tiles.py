@@ -1,6 +1,7 @@
 """Block-sparse flash attention on Hopper: which blocks a tile reads, and how a tile of logits is computed.
 
-A tile is 64 rows for each consumer warpgroup of a thread block: queries in the forward pass and for their gradient, keys
+A tile is 64 rows for each consumer warpgroup of a thread block: queries in the forward pass and for their gradient,
+  keys
 for theirs (the logits are then transposed). It reads blocks of the other side in turn: first those that it sees whole,
 then those that a mask cuts. For masks that depend on the distance of positions alone the blocks are found by
 arithmetic; otherwise they come as lists, which may be computed on the device.
@@ -28,7 +29,10 @@ ROWS = 64  # of one warpgroup: those of one wgmma
 LOG2E = math.log2(math.e)
 LOWEST = -1e30  # where running maxima start: finite, so that a row that sees nothing gives no NaN
 HIGHEST = 1e30  # the log-sum-exp of rows whose weights must come out as zeros
-COPYING, MULTIPLYING = 24, 240  # registers of a thread of the warpgroup that copies, and of the two that multiply: 512 together at most
+COPYING, MULTIPLYING = (
+    24,
+    240,
+)  # registers of a thread of the warpgroup that copies, and of the two that multiply: 512 together at most
 ALONG_KEYS = ("key_bias", "k_positions")
 
 
@@ -106,12 +110,15 @@ class Visit:
     block: Callable[[jax.Array], jax.Array]
 
 
-def visit(spec: Spec, lists: tuple[Any, Any] | None, batch: Any, head: Any, tile: Any, *, transposed: bool = False) -> Visit:
+def visit(
+    spec: Spec, lists: tuple[Any, Any] | None, batch: Any, head: Any, tile: Any, *, transposed: bool = False
+) -> Visit:
     """The blocks of a tile of queries, or with ``transposed`` of a tile of keys.
 
     Args:
       spec: the kernels' constants.
-      lists: references to counts (batch or 1, heads or 1, tiles, 2) and blocks (batch or 1, heads or 1, tiles, most), or None.
+      lists: references to counts (batch or 1, heads or 1, tiles, 2) and blocks (batch or 1, heads or 1, tiles, most),
+        or None.
       batch, head, tile: which one.
       transposed: whether the tile holds keys and the blocks queries.
     """
@@ -121,12 +128,16 @@ def visit(spec: Spec, lists: tuple[Any, Any] | None, batch: Any, head: Any, tile
         return Visit(counts[(*row, 0)], counts[(*row, 1)], lambda j: blocks[(*row, j)])
     left, right = spec.reach
     before, after = (right, left) if transposed else (left, right)
-    own, length, size = (spec.keys, spec.q_length, spec.back_block) if transposed else (spec.q_length, spec.keys, spec.block)
+    own, length, size = (
+        (spec.keys, spec.q_length, spec.back_block) if transposed else (spec.q_length, spec.keys, spec.block)
+    )
     start = tile * spec.tile
     return _span(start, jnp.minimum(start + spec.tile, own) - 1, before, after, length, size, spec.every_block)
 
 
-def _span(start: Any, end: Any, before: int | None, after: int | None, length: int, size: int, every_block: bool) -> Visit:
+def _span(
+    start: Any, end: Any, before: int | None, after: int | None, length: int, size: int, every_block: bool
+) -> Visit:
     """Blocks of ``size`` out of ``length`` at a distance of [-before, after] from the rows ``start`` to ``end``."""
     count = -(-length // size)
 
@@ -141,7 +152,11 @@ def _span(start: Any, end: Any, before: int | None, after: int | None, length: i
         first = jnp.where(start - before < length, floor(start - before), count)
     last = jnp.int32(count) if after is None or every_block else clip(floor(end + after) + 1, first, count)
     whole_first = first if before is None else clip(floor(end - before + size - 1), first, last)
-    whole_last = clip(jnp.int32(length // size) if after is None else jnp.minimum(floor(start + after + 1), length // size), whole_first, last)
+    whole_last = clip(
+        jnp.int32(length // size) if after is None else jnp.minimum(floor(start + after + 1), length // size),
+        whole_first,
+        last,
+    )
     whole = whole_last - whole_first
 
     def block(j: Any) -> Any:
@@ -183,7 +198,8 @@ def visible(spec: Spec, q_positions: jax.Array, k_positions: jax.Array, given: b
 def logits(
     spec: Spec, products: jax.Array, head: Any, places: Callable[[], tuple[jax.Array, jax.Array]]
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Logits to base 2 of products of queries and keys, before anything is added, and the derivative of those to base e in the scaled products; None is 1.
+    """Logits to base 2 of products of queries and keys, before anything is added, and the derivative of those to base e
+    in the scaled products; None is 1.
 
     Args:
       head: of the queries.
@@ -203,7 +219,9 @@ def weights(spec: Spec, logits: jax.Array, log_sum: Any) -> jax.Array:
 
 
 def joined(spec: Spec, weight: jax.Array, slope: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """Weights and slope for a gradient of products, which is linear in softmax's weights: their product, and one matrix less to keep."""
+    """Weights and slope for a gradient of products, which is linear in softmax's weights: their product, and one matrix
+    less to keep.
+    """
     return (weight, slope) if slope is None or spec.sigmoid else (weight * slope, None)
 
 
@@ -225,7 +243,9 @@ def ring(step: Any, stages: int) -> Any:
 
 
 def produce(total: Any, stages: int, copy: Callable[[Any, Any], None], released: Callable[[Any], None]) -> None:
-    """The producer's side of a ring of buffers: ``copy(step, slot)`` for each step, after ``released(slot)`` where the slot was used before."""
+    """The producer's side of a ring of buffers: ``copy(step, slot)`` for each step, after ``released(slot)`` where the
+    slot was used before.
+    """
 
     def fill(step: Any, _: None) -> None:
         copy(step, ring(step, stages))
@@ -241,7 +261,9 @@ def produce(total: Any, stages: int, copy: Callable[[Any, Any], None], released:
     loop(total - first, total, lambda step, _: released(ring(step, stages)), None)
 
 
-def produce_keys(spec: Spec, blocks: Visit, stages: int, inputs: Any, memory: Any, barriers: Any, batch: Any, head: Any, tile: Any) -> None:
+def produce_keys(
+    spec: Spec, blocks: Visit, stages: int, inputs: Any, memory: Any, barriers: Any, batch: Any, head: Any, tile: Any
+) -> None:
     """The producer of a tile of queries: the keys and values of its blocks, and other arrays along keys, into buffers
     of both."""
     kv_head = lax.div(head, jnp.int32(spec.group))
@@ -251,7 +273,9 @@ def produce_keys(spec: Spec, blocks: Visit, stages: int, inputs: Any, memory: An
         plgpu.copy_gmem_to_smem(inputs["k"].at[batch, rows, kv_head], memory["k"].at[slot], ready)
         for name in ALONG_KEYS:
             if name in inputs:
-                plgpu.copy_gmem_to_smem(inputs[name].at[(*layer(inputs[name], batch, head), rows)], memory[name].at[slot], ready)
+                plgpu.copy_gmem_to_smem(
+                    inputs[name].at[(*layer(inputs[name], batch, head), rows)], memory[name].at[slot], ready
+                )
         if "bias" in inputs:
             where = (*layer(inputs["bias"], batch, head), pl.ds(tile * spec.tile, spec.tile), rows)
             plgpu.copy_gmem_to_smem(inputs["bias"].at[where], memory["bias"].at[slot], ready)

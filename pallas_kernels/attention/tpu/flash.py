@@ -1,8 +1,10 @@
-"""The kernels of flash attention on TPU: one for the output, and for the gradients one of queries, one of keys and values, one of a bias.
+"""The kernels of flash attention on TPU: one for the output, and for the gradients one of queries, one of keys and
+values, one of a bias.
 
-Each walks, for a block of queries (or keys), through a list of blocks of the other side that is fetched ahead of it by scalar prefetch.
-That of keys and values holds its logits transposed, so that a query's values lie in a row and no product needs a
-transpose. That of the bias goes through all blocks: a bias is as large as the logits of one row of the batch at least.
+Each walks, for a block of queries (or keys), through a list of blocks of the other side that is fetched ahead of it by
+scalar prefetch. That of keys and values holds its logits transposed, so that a query's values lie in a row and no
+product needs a transpose. That of the bias goes through all blocks: a bias is as large as the logits of one row of the
+batch at least.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from primitives.differentiation import differentiable
 
 
 class Walk(NamedTuple):
-    """Lists as the kernels read them: 2 * block + full, and how many, both flat; ``rows`` of them, (batch or 1, heads or 1)."""
+    """Lists as the kernels read them: 2 * block + full, and how many, both flat; ``rows`` of them, (batch or 1, heads
+    or 1).
+    """
 
     entries: Any
     counts: Any
@@ -32,24 +36,51 @@ class Walk(NamedTuple):
 
 @differentiable(2, kernel=True)
 def flash(
-    options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, forth: Walk, back: Walk
+    options: Options,
+    rows: tuple[int, int],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    where: Where,
+    forth: Walk,
+    back: Walk,
 ) -> tuple[jax.Array, jax.Array]:
     """(batch, heads, q_length, value_dim) and the float32 log-sum-exp (batch, heads, q_length), of whole blocks."""
     return _flash_forward(options, rows, q, k, v, where, forth, back)[0]
 
 
-def _flash_forward(options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, forth: Walk, back: Walk) -> Any:
+def _flash_forward(
+    options: Options,
+    rows: tuple[int, int],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    where: Where,
+    forth: Walk,
+    back: Walk,
+) -> Any:
     out, top, total = _run_forward(options, rows, q, k, v, where, forth)
     empty = total == 0
     # Of a query that attends nothing all logits are -inf: any finite shift gives weights of 0.
     top, total = jnp.where(empty, 0.0, top), jnp.where(empty, 1.0, total)
-    return (out, jnp.where(empty, -jnp.inf, top + jnp.log(total))[:, :, 0]), (q, k, v, where, forth, back, out, top, total)
+    return (out, jnp.where(empty, -jnp.inf, top + jnp.log(total))[:, :, 0]), (
+        q,
+        k,
+        v,
+        where,
+        forth,
+        back,
+        out,
+        top,
+        total,
+    )
 
 
 def _flash_backward(options: Options, rows: tuple[int, int], residuals: Any, cotangents: Any) -> Any:
     q, k, v, where, forth, back, out, top, total = residuals
     d_out, d_lse = (x.astype(jnp.float32) for x in cotangents)
-    # Weights are exp(logits - top) / total, and total divides what they are multiplied with: subtracting the log-sum-exp would round large logits.
+    # Weights are exp(logits - top) / total, and total divides what they are multiplied with: subtracting the
+    # log-sum-exp would round large logits.
     if options.normalize == "softmax":
         delta = (jnp.sum(d_out * out.astype(jnp.float32), -1) - d_lse)[:, :, None] / total
         d_out = d_out / total[:, :, 0, :, None]
@@ -76,7 +107,8 @@ class Layout:
     """The block specs of one kernel.
 
     Attributes:
-      at: from the grid's indices and the prefetched arrays to (batch, query head, key-value head, query block, key block).
+      at: from the grid's indices and the prefetched arrays to (batch, query head, key-value head, query block, key
+        block).
       transposed: logits have keys as rows.
     """
 
@@ -85,10 +117,16 @@ class Layout:
     transposed: bool
 
     def per_query(self, x: Any) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, self.options.block_q, x.shape[3]), lambda *g: (self.at(*g)[0], self.at(*g)[1], self.at(*g)[3], 0))
+        return pl.BlockSpec(
+            (None, None, self.options.block_q, x.shape[3]),
+            lambda *g: (self.at(*g)[0], self.at(*g)[1], self.at(*g)[3], 0),
+        )
 
     def per_key(self, x: Any) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, self.options.block_k, x.shape[3]), lambda *g: (self.at(*g)[0], self.at(*g)[2], self.at(*g)[4], 0))
+        return pl.BlockSpec(
+            (None, None, self.options.block_k, x.shape[3]),
+            lambda *g: (self.at(*g)[0], self.at(*g)[2], self.at(*g)[4], 0),
+        )
 
     def numbers(self, x: Any, keys: bool = False) -> pl.BlockSpec:
         """One number a query (or key) of (batch or 1, heads or 1, 1, length), as a row."""
@@ -100,9 +138,18 @@ class Layout:
 
         return pl.BlockSpec((None, None, 1, size), at)
 
-    def backward(self, q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, shift: jax.Array, delta: jax.Array) -> list[pl.BlockSpec]:
+    def backward(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, shift: jax.Array, delta: jax.Array
+    ) -> list[pl.BlockSpec]:
         """Of what every kernel of a gradient reads."""
-        return [self.per_query(q), self.per_key(k), self.per_key(v), self.per_query(d_out), self.numbers(shift), self.numbers(delta)]
+        return [
+            self.per_query(q),
+            self.per_key(k),
+            self.per_key(v),
+            self.per_query(d_out),
+            self.numbers(shift),
+            self.numbers(delta),
+        ]
 
     def where(self, where: Where) -> tuple[list[pl.BlockSpec], list[jax.Array]]:
         specs, arrays = [], []
@@ -123,7 +170,11 @@ class Layout:
 
     def pairs(self, x: Any) -> pl.BlockSpec:
         """One number a query and key of (batch or 1, heads or 1, q_length, k_length)."""
-        shape = (self.options.block_k, self.options.block_q) if self.transposed else (self.options.block_q, self.options.block_k)
+        shape = (
+            (self.options.block_k, self.options.block_q)
+            if self.transposed
+            else (self.options.block_q, self.options.block_k)
+        )
 
         def place(*g: Any) -> tuple[Any, Any, Any, Any]:
             b, h, _, i, j = self.at(*g)
@@ -143,7 +194,9 @@ def _list_row(rows: tuple[int, int], b: Any, h: Any) -> Any:
     return (b if rows[0] > 1 else 0) * rows[1] + (h if rows[1] > 1 else 0)
 
 
-def _query_layout(options: Options, rows: tuple[int, int], repeats: int, count: int) -> tuple[Layout, Callable[..., Any]]:
+def _query_layout(
+    options: Options, rows: tuple[int, int], repeats: int, count: int
+) -> tuple[Layout, Callable[..., Any]]:
     """Of the grid (batch, head, query block, step)."""
 
     def line(b: Any, h: Any, i: Any) -> Any:
@@ -171,7 +224,9 @@ def _params(axes: int, serial: int) -> pltpu.CompilerParams:
 def _run_forward(
     options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, walk: Walk
 ) -> tuple[jax.Array, ...]:
-    """Output, and of each query the largest logit and the sum of exp(logits - largest), (batch, heads, 1, q_length); -inf and 0 for sigmoid weights."""
+    """Output, and of each query the largest logit and the sum of exp(logits - largest), (batch, heads, 1, q_length);
+    -inf and 0 for sigmoid weights.
+    """
     batch, heads, length, _ = q.shape
     count, steps, value_dim = length // options.block_q, options.steps[0], v.shape[3]
     layout, line = _query_layout(options, rows, heads // k.shape[1], count)
@@ -195,7 +250,9 @@ def _run_forward(
             )
             allowed = tiles.allowed(options, i, entry >> 1, seen, False) if masked else None
             if options.normalize == "sigmoid":
-                summed[...] += tiles.dot(tiles.weights(options, logits, logits, allowed).astype(v.dtype), v[...], (1, 0))
+                summed[...] += tiles.dot(
+                    tiles.weights(options, logits, logits, allowed).astype(v.dtype), v[...], (1, 0)
+                )
                 return
             if allowed is not None:
                 logits = jnp.where(allowed, logits, -jnp.inf)
@@ -237,7 +294,16 @@ def _run_forward(
 
 
 def _run_queries(
-    options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, walk: Walk, d_out: Any, shift: Any, delta: Any
+    options: Options,
+    rows: tuple[int, int],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    where: Where,
+    walk: Walk,
+    d_out: Any,
+    shift: Any,
+    delta: Any,
 ) -> jax.Array:
     """The gradient of the queries."""
     batch, heads, length, head_dim = q.shape
@@ -245,7 +311,9 @@ def _run_queries(
     layout, line = _query_layout(options, rows, heads // k.shape[1], count)
     where_specs, where_arrays = layout.where(where)
 
-    def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
+    def kernel(
+        entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any
+    ) -> None:
         seen, (d_q, summed, shifts, deltas) = _unpack(where, refs)
         b, h, i, s = (pl.program_id(axis) for axis in range(4))
         at = line(b, h, i)
@@ -289,7 +357,16 @@ def _run_queries(
 
 
 def _run_keys(
-    options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, walk: Walk, d_out: Any, shift: Any, delta: Any
+    options: Options,
+    rows: tuple[int, int],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    where: Where,
+    walk: Walk,
+    d_out: Any,
+    shift: Any,
+    delta: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """The gradients of keys and values: grid (batch, key-value head, key block, query head of it, step)."""
     batch, kv_heads, length, head_dim = k.shape
@@ -305,7 +382,9 @@ def _run_keys(
     layout = Layout(options, at, True)
     where_specs, where_arrays = layout.where(where)
 
-    def kernel(entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any) -> None:
+    def kernel(
+        entries: Any, counts: Any, q: Any, k: Any, v: Any, d_out: Any, shift: Any, delta: Any, *refs: Any
+    ) -> None:
         seen, (d_k, d_v, summed_k, summed_v) = _unpack(where, refs)
         b, g, j, r, s = (pl.program_id(axis) for axis in range(5))
         at = line(b, g * repeats + r, j)
@@ -352,7 +431,9 @@ def _run_keys(
     )(*walk, q, k, v, d_out, shift, delta, *where_arrays)
 
 
-def _run_bias(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, where: Where, d_out: Any, shift: Any, delta: Any) -> jax.Array:
+def _run_bias(
+    options: Options, q: jax.Array, k: jax.Array, v: jax.Array, where: Where, d_out: Any, shift: Any, delta: Any
+) -> jax.Array:
     """The gradient of the bias: grid (its batch, its heads, query block, key block, batch and head that share it)."""
     assert where.bias is not None
     (batch, heads), (own_batch, own_heads) = q.shape[:2], where.bias.shape[:2]
@@ -379,7 +460,9 @@ def _run_bias(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, where:
             options, q[...], k[...], seen.bias, head, lambda: tiles.positions(options, i, j, seen, False)
         )[0]
         weights = tiles.weights(options, logits, column(shift[...]), allowed)
-        d_bias[...] += tiles.gradient_of_logits(options, weights, tiles.dot(d_out[...], v[...], (1, 1)), column(delta[...]))
+        d_bias[...] += tiles.gradient_of_logits(
+            options, weights, tiles.dot(d_out[...], v[...], (1, 1)), column(delta[...])
+        )
 
     blocks = q.shape[2] // options.block_q, k.shape[2] // options.block_k
     shape = jax.ShapeDtypeStruct(where.bias.shape, jnp.float32)

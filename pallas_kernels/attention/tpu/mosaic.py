@@ -7,8 +7,9 @@ blocks are lists; smaller ones are copied, since the matrix unit multiplies 128 
 regions can share a block. The kernels are in :mod:`pallas_kernels.attention.tpu.flash`. Sinks and masks of queries are
 left to XLA: they act on the output and its log-sum-exp.
 
-JAX's own splash attention serves what it can (:mod:`pallas_kernels.attention.tpu.splash`). It lacks a log-sum-exp with a gradient, sigmoid
-weights, masks of single keys, lists that only the device knows, rows that attend nothing, padding that may hold NaN, and odd lengths.
+JAX's own splash attention serves what it can (:mod:`pallas_kernels.attention.tpu.splash`). It lacks a log-sum-exp with
+a gradient, sigmoid weights, masks of single keys, lists that only the device knows, rows that attend nothing, padding
+that may hold NaN, and odd lengths.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ def objection(call: AttentionCall) -> str | None:
 def attention(call: AttentionCall) -> tuple[Any, ...]:
     """The op."""
     if call.routes is not None:
-        return _finish(call, *_routed(call, call.routes)) if _lists_serve(call, call.routes) else regions.gathered(attention, call)
+        return (
+            _finish(call, *_routed(call, call.routes))
+            if _lists_serve(call, call.routes)
+            else regions.gathered(attention, call)
+        )
     q, k, v, bias, scale = call.q, call.k, call.v, call.bias, call.scale
     (batch, q_length, _, _), (k_length, kv_heads) = q.shape, k.shape[1:3]
     (left, right), pattern = call.reach, call.pattern
@@ -70,7 +75,8 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
     if keys_seen is not None:
         k, v = (jnp.where(jnp.swapaxes(keys_seen, 1, 2)[..., None], x, 0) for x in (k, v))
     if q.dtype == jnp.float32:
-        # Large logits are rounded once, in the product, alike forward and backward. In bfloat16 it is the queries that would be rounded twice.
+        # Large logits are rounded once, in the product, alike forward and backward. In bfloat16 it is the queries that
+        # would be rounded twice.
         q, scale = scale * q, 1.0
     where, attending = _where(call.replace(query_positions=query_positions))
     fold = _fold(batch, q_length, k_length) if where.mask is None and (bias is None or bias.shape[0] == 1) else None
@@ -80,7 +86,10 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
         where = _pad(where, size_q, size_k)
         indexed = query_positions is None and key_positions is None
         cover = _cover(where, left, right, pattern, indexed, q_length, k_length, block_q, block_k)
-        q, k, v = (jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0), (0, 0))) for x, size in ((q, size_q), (k, size_k), (v, size_k)))
+        q, k, v = (
+            jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0), (0, 0)))
+            for x, size in ((q, size_q), (k, size_k), (v, size_k))
+        )
     else:
         where = _fold_where(fold, batch, _pad(where, fold.q, fold.k))
         block_q, block_k = fold.together * fold.q, fold.together * fold.k
@@ -94,7 +103,9 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
         left, right, scale, call.normalize, k_length, block_q, block_k, folded, visits, steps, dispatch.interpreted(),
         pattern, call.score,
     )  # fmt: skip
-    out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
+    out, lse = flash(
+        options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back)
+    )
     out, lse = (jnp.swapaxes(x, 1, 2) for x in (out, lse))
     if fold is not None:
         out, lse = (x.reshape(-1, fold.q, *x.shape[2:])[:batch] for x in (out, lse))
@@ -140,7 +151,9 @@ def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
 
 
 def _routed(call: AttentionCall, routes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Routed regions by lists of blocks: (batch, q_length, heads, value_dim) and the log-sum-exp (batch, q_length, heads)."""
+    """Routed regions by lists of blocks: (batch, q_length, heads, value_dim) and the log-sum-exp (batch, q_length,
+    heads).
+    """
     q, k, v, mask, scale = call.q, call.k, call.v, call.mask, call.scale
     batch, count, topk, own, dtype = q.shape[0], *routes.shape[2:], q.shape[1] // routes.shape[2], q.dtype
     size_q, size_k = _region_sizes(q.shape[1], k.shape[1], count)
@@ -160,7 +173,20 @@ def _routed(call: AttentionCall, routes: jax.Array) -> tuple[jax.Array, jax.Arra
     per_region = size_q // block_q, size_k // block_k
     visits = count * per_region[0] * topk * per_region[1]
     steps = topk * per_region[1], count * per_region[0]
-    options = Options(None, None, scale, call.normalize, k.shape[1], block_q, block_k, None, visits, steps, dispatch.interpreted(), score=score)
+    options = Options(
+        None,
+        None,
+        scale,
+        call.normalize,
+        k.shape[1],
+        block_q,
+        block_k,
+        None,
+        visits,
+        steps,
+        dispatch.interpreted(),
+        score=score,
+    )
 
     def run(arrays: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         q, k, v, mask, routes = arrays
@@ -170,7 +196,9 @@ def _routed(call: AttentionCall, routes: jax.Array) -> tuple[jax.Array, jax.Arra
             keys = jnp.where(mask[:, :, 0], jnp.arange(mask.shape[3], dtype=jnp.int32), -1)
         forth, back = blocks.lists(cover, steps[0]), blocks.lists(blocks.transposed(cover))
         where = Where(None, keys, None, None, None, None)
-        out, lse = flash(options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back))
+        out, lse = flash(
+            options, cover.some.shape[:2], *(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), where, _walk(forth), _walk(back)
+        )
         return jnp.swapaxes(out, 1, 2), jnp.swapaxes(lse, 1, 2)
 
     lists = routes.shape[1] * steps[1] * count * per_region[1]  # entries of the longer ones of a row of the batch
@@ -233,7 +261,9 @@ def _block(length: int, least: int) -> int:
 
 
 def _seen(call: AttentionCall, kv_heads: int) -> tuple[Any, ...]:
-    """Which queries attend anything (batch or 1, heads or 1, q_length), and which keys are attended, (..., kv_heads or 1, k_length); None is all."""
+    """Which queries attend anything (batch or 1, heads or 1, q_length), and which keys are attended, (..., kv_heads or
+    1, k_length); None is all.
+    """
     q_length, k_length, pattern = call.q.shape[1], call.k.shape[1], call.pattern
     if call.lacks("mask", "query_positions", "key_positions", "query_segments"):
         if pattern is not None:
@@ -279,19 +309,43 @@ def _pad(where: Where, q_length: int, k_length: int) -> Where:
     queries, query_ids, key_ids = extend(queries, q_length), extend(query_ids, q_length), extend(key_ids, k_length)
     if keys is not None:
         keys = jnp.pad(keys, ((0, 0), (0, 0), (0, k_length - keys.shape[2])), constant_values=-1)
-    mask, bias = (None if x is None else jnp.pad(x, ((0, 0), (0, 0), (0, q_length - x.shape[2]), (0, k_length - x.shape[3]))) for x in tiles)
+    mask, bias = (
+        None if x is None else jnp.pad(x, ((0, 0), (0, 0), (0, q_length - x.shape[2]), (0, k_length - x.shape[3])))
+        for x in tiles
+    )
     return Where(queries, keys, query_ids, key_ids, mask, bias)
 
 
 def _cover(
-    where: Where, left: int | None, right: int | None, pattern: Mask | None, indexed: bool, q_length: int, k_length: int, block_q: int, block_k: int
+    where: Where,
+    left: int | None,
+    right: int | None,
+    pattern: Mask | None,
+    indexed: bool,
+    q_length: int,
+    k_length: int,
+    block_q: int,
+    block_k: int,
 ) -> blocks.Cover:
-    """(batch or 1, heads or 1, q_blocks, k_blocks); in numpy if nothing depends on data. ``indexed``: positions are indices."""
+    """(batch or 1, heads or 1, q_blocks, k_blocks); in numpy if nothing depends on data. ``indexed``: positions are
+    indices.
+    """
     parts: list[blocks.Cover] = []
     if indexed:
-        parts.append(blocks.Cover(*(x[None, None] for x in blocks.static_cover(left, right, pattern, q_length, k_length, block_q, block_k))))
+        parts.append(
+            blocks.Cover(
+                *(
+                    x[None, None]
+                    for x in blocks.static_cover(left, right, pattern, q_length, k_length, block_q, block_k)
+                )
+            )
+        )
     if where.queries is not None or where.keys is not None:
-        q_at = jnp.arange(_round_up(q_length, block_q), dtype=jnp.int32)[None, None] if where.queries is None else where.queries
+        q_at = (
+            jnp.arange(_round_up(q_length, block_q), dtype=jnp.int32)[None, None]
+            if where.queries is None
+            else where.queries
+        )
         k_at = _places(k_length, block_k) if where.keys is None else where.keys
         rows = jnp.broadcast_shapes(q_at.shape[:2], k_at.shape[:2])
         q_at, k_at = (jnp.broadcast_to(x, (*rows, x.shape[2])).reshape(-1, x.shape[2]) for x in (q_at, k_at))

@@ -72,7 +72,9 @@ class Where(NamedTuple):
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """The product of two matrices over one axis of each, in float32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+    return lax.dot_general(
+        a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
 
 
 def places(options: Options, i: Any, j: Any, transposed: bool) -> tuple[jax.Array, jax.Array]:
@@ -128,7 +130,12 @@ def allowed(options: Options, i: Any, j: Any, where: Where, transposed: bool) ->
 
 
 def logits(
-    options: Options, rows: jax.Array, columns: jax.Array, bias: Any, head: Any, places: Callable[[], tuple[jax.Array, jax.Array]]
+    options: Options,
+    rows: jax.Array,
+    columns: jax.Array,
+    bias: Any,
+    head: Any,
+    places: Callable[[], tuple[jax.Array, jax.Array]],
 ) -> tuple[jax.Array, jax.Array | None]:
     """Logits, and their derivative in the scaled products; None is 1.
 
