@@ -90,7 +90,7 @@ def test_shared_memory_that_an_h100_does_not_have_is_refused() -> None:
 
 
 def test_other_gpus_get_the_portable_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "compute_capability", lambda: "8.0")
+    monkeypatch.setattr(hopper, "compute_capability", lambda: "8.0")
     q = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16)
     with dispatch.platform("gpu"), dispatch.recording() as choices:
         jax.eval_shape(pallas_kernels.attention, q, q, q)
