@@ -1,4 +1,7 @@
-"""Writes docs/weights.md from the comparisons with reference implementations: ``python -m tests.references.table``."""
+"""Writes docs/weights.md from the comparisons with reference implementations: ``python -m tests.references.table``.
+
+With files of tests, it runs these alone and keeps the rows of the others.
+"""
 
 from __future__ import annotations
 
@@ -44,28 +47,34 @@ class Collector:
             self.skipped.append(report.nodeid)
 
 
-def main() -> int:
-    """Runs the comparisons and writes the table; refuses to write one with rows left out."""
+def main(files: list[str]) -> int:
+    """Runs the comparisons in some files of tests, or all, and writes the table; refuses to write one with rows left out.
+
+    Rows of other files stay as they are.
+    """
     collector = Collector()
-    tests = [
-        str(path)
-        for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if 'record_property("parity"' in path.read_text()
-    ]
-    status = pytest.main(["-q", "--full", "-n", "0", "-p", "no:cacheprovider", *tests], plugins=[collector])
+    tests = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "record_property" in path.read_text()]
+    status = pytest.main(["-q", "--full", "-n", "0", "-p", "no:cacheprovider", *(files or tests)], plugins=[collector])
     if status or collector.skipped:
         print(f"not written: a comparison failed or was skipped {collector.skipped}", file=sys.stderr)
         return 1
-    rows = sorted(collector.rows, key=lambda row: (row["architecture"], row["reference"]))
-    lines = [
-        f"| {r['architecture']} | {r['reference']} | {r['kind']} | {r['mapped']} | {r['difference']:.0e} |"
-        for r in rows
+    rows = [
+        (r["architecture"], r["reference"], r["kind"], str(r["mapped"]), f"{r['difference']:.0e}")
+        for r in collector.rows
     ]
+    if files:
+        written = [tuple(cell.strip() for cell in line.strip("| \n").split(" | ")) for line in _written()]
+        rows += [row for row in written if row[:3] not in {row[:3] for row in rows}]
     PATH.parent.mkdir(exist_ok=True)
-    PATH.write_text(ABOUT + "\n".join(lines) + "\n")
+    PATH.write_text(ABOUT + "".join(f"| {' | '.join(row)} |\n" for row in sorted(rows)))
     print(f"{PATH}: {len(rows)} rows")
     return 0
 
 
+def _written() -> list[str]:
+    """The rows of the table as it is."""
+    return PATH.read_text().split("| ---: |\n", 1)[1].splitlines()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
