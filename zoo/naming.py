@@ -357,9 +357,11 @@ class Entry:
         ``released`` shapes was made for; None if there is none."""
         if self.table is None:
             return None
-        rows, _, *rest = self.shapes[self.table]
-        lengths = sorted({size for shape in released.values() for size in shape})
-        for grid in [(1, length) for length in lengths] if rows == 1 else [(side, side) for side in range(1, 257)]:
+        rows, columns, *rest = self.shapes[self.table]
+        grids = [(side, side) for side in range(1, 257)]
+        if rows == 1 < columns:
+            grids = [(1, length) for length in sorted({size for shape in released.values() for size in shape})]
+        for grid in grids:
             shapes = list(self.shapes)
             shapes[self.table] = (*grid, *rest)
             entry = dataclasses.replace(self, shapes=tuple(shapes))
