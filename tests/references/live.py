@@ -148,18 +148,14 @@ def assert_matches_timm(
     assert same_bits(export(ours, naming="timm"), state)
 
 
-def assert_whole_model_matches_timm(
-    name: str, file: Path, *, size: int = 224, tolerance: float, naming: str | None = None
-) -> None:
-    """A model of its published size gives timm's logits, and timm's own code loads our ``file`` of it, under
-    ``naming``.
-    """
+def assert_whole_model_matches_timm(name: str, file: Path, *, size: int = 224, tolerance: float) -> None:
+    """A model of its published size gives timm's logits, and timm's own code loads our ``file`` of it."""
     theirs = timm.create_model(name)
     state = randomise(theirs)
     ours = zoo.create(name, weights=state)
     x = images(1, size, size, 3)
     assert relative(jax.jit(ours)(x), logits_of(theirs, x)) < tolerance
-    zoo.save(ours, file, **({} if naming is None else {"naming": naming}))
+    zoo.save(ours, file, naming="timm")
     again = timm.create_model(name, checkpoint_path=str(file))
     assert same_bits({k: v.numpy() for k, v in again.state_dict().items()}, state)
 

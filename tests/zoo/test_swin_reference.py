@@ -127,9 +127,7 @@ def test_matches_transformers(tmp_path: Any) -> None:
 @pytest.mark.full
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""
-    assert_whole_model_matches_timm(
-        "swin_tiny_patch4_window7_224", tmp_path / "model.safetensors", naming="microsoft", tolerance=TOLERANCE
-    )
+    assert_whole_model_matches_timm("swin_tiny_patch4_window7_224", tmp_path / "model.safetensors", tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name in (RELEASED[0], "swin_s3_tiny_224")))

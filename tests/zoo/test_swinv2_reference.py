@@ -99,7 +99,7 @@ def test_authors_names_and_buffers() -> None:
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""
     assert_whole_model_matches_timm(
-        "swinv2_tiny_window16_256", tmp_path / "model.safetensors", size=256, naming="microsoft", tolerance=TOLERANCE
+        "swinv2_tiny_window16_256", tmp_path / "model.safetensors", size=256, tolerance=TOLERANCE
     )
 
 
