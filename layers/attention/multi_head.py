@@ -278,7 +278,7 @@ class MultiHeadAttention(ProjectedAttention):
           mask: bool (batch, keys), True = real.
           positions, segments: of queries and of keys, int32 (batch or 1, queries) and (batch or 1, keys).
         """
-        batch, window, bias, hidden = q.shape[0], None, None, self.visible
+        batch, window, bias = q.shape[0], None, None
         if self.window is not None:
             window = (self.window - 1, 0 if self.causal else self.window - 1)
         if self.bias is not None:
@@ -289,7 +289,7 @@ class MultiHeadAttention(ProjectedAttention):
             None if p is None else jnp.broadcast_to(p, (batch, t.shape[1]))
             for t, p in zip((q, k), positions, strict=True)
         ]
-        if hidden is not None and mask is not None:
+        if self.visible is not None and mask is not None:
             # The op takes one of the two: padding is a document of its own.
             own, theirs = (
                 jnp.zeros((1, t.shape[1]), jnp.int32) if ids is None else ids
@@ -298,7 +298,7 @@ class MultiHeadAttention(ProjectedAttention):
             segments, mask = (own, jnp.where(mask, theirs, jnp.iinfo(jnp.int32).min)), None
         options: dict[str, Any] = {
             "bias": bias,
-            "mask": hidden if mask is None else mask[:, None, None],
+            "mask": self.visible if mask is None else mask[:, None, None],
             "score": self.score,
             "causal": self.causal and not self.cross,
             "window": window,

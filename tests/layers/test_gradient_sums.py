@@ -2,7 +2,7 @@
 
 All rows are equal here, and so are their gradients: a sum over thousands of them is that many times the gradient
 of one row. Both come from one program, in which rows count by a weight: rounding is the same, adding up is all
-that differs. A sum that is kept in bfloat16 stands still at 256 equal terms, in float16 at 2,048.
+that differs. A sum that is kept in bfloat16 stops growing at 256 equal terms, in float16 at 2,048.
 """
 
 from __future__ import annotations
