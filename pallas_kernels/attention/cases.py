@@ -191,6 +191,8 @@ def _tempered(x: Any, head: Any, q: Any, k: Any, temperature: Any) -> Any:
     return x * temperature - 0.1 * abs(q - k)
 
 
+_UP = masks.FieldOfView(4, 90.0, prefix=2)
+
 CASES = (
     _case("plain", 7),
     _case("length_1", 1),
@@ -233,6 +235,10 @@ CASES = (
     _case("long_routed", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 1, hidden=7), return_lse=True),
     _case("long_routed_heads", 192, batch=2, change=_routes(3, 2, heads=2, rows=1), normalize="sigmoid"),
     _case("pattern", 23, 19, heads=4, kv_heads=2, mask=masks.dilated(8, 2), return_lse=True),
+    _case(
+        "pattern_by_head", 20, 17, heads=4, kv_heads=2, score=_capped, return_lse=True,
+        mask=masks.ByHead((_UP, masks.window(4, 3), _UP, masks.FieldOfView(4, 202.5, 45.0, 2))), change=_add(bias=(4, 20, 17), sinks=(4,)),
+    ),
     _case("pattern_cache", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, mask=masks.segments(4), return_lse=True),
     _case("pattern_routed", 20, change=_routes(4, 2), mask=masks.window(6, 2)),
     _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1), return_lse=True),
