@@ -60,6 +60,7 @@ def attention(
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
     routes: jax.Array | None = None,
+    key_regions: int | None = None,
     rows: jax.Array | tuple[jax.Array, ...] | None = None,
     relative_bias: jax.Array | None = None,
     relative_weight: jax.Array | None = None,
@@ -104,7 +105,9 @@ def attention(
       routes: int (batch or 1, heads or 1, regions, topk): tokens are stored region by region, equally many in each, and
         those of a region attend only to those of the topk different regions that its row names (BiFormer,
         arXiv:2303.08810). The rest holds as well: a mask may hide what does not exist, positions are those of the
-        tokens as stored.
+        tokens as stored. Keys are copied for each region.
+      key_regions: how many regions of the keys there are, where not as many as of the queries. ``routes`` may then hold
+        -1, which names none.
       rows: (batch or 1, q_length, heads or 1) numbers of each query, one array or a tuple, that ``score`` gets after
         the positions. Differentiable.
       relative_bias: (heads or 1, span), added to the logits as ``bias`` is: the entry of clip(key_position -
@@ -128,8 +131,8 @@ def attention(
     parts = _checked(
         q, k, v, bias=bias, mask=mask, score=score, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
         query_positions=query_positions, key_positions=key_positions, query_segments=query_segments,
-        key_segments=key_segments, routes=routes, rows=rows, relative_bias=relative_bias, relative_weight=relative_weight,
-        relative_keys=relative_keys, relative_query=relative_query, relative_origin=relative_origin, return_lse=return_lse,
+        key_segments=key_segments, routes=routes, key_regions=key_regions, rows=rows, relative_bias=relative_bias,
+        relative_weight=relative_weight, relative_keys=relative_keys, relative_query=relative_query, relative_origin=relative_origin, return_lse=return_lse,
     )  # fmt: skip
     results = [_op(call, implementation) for _, call in parts]
     out = _joined([out for out, _ in results], parts, 2)
@@ -177,6 +180,7 @@ def _checked(
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
     routes: jax.Array | None = None,
+    key_regions: int | None = None,
     rows: jax.Array | tuple[jax.Array, ...] | None = None,
     relative_bias: jax.Array | None = None,
     relative_weight: jax.Array | None = None,
@@ -255,7 +259,9 @@ def _checked(
                 f"attention: {name} must be integer (batch, length) = {(full[0], length)}, got {x.dtype}{list(x.shape)}"
             )
     if routes is not None:
-        _check_routes(routes, full)
+        _check_routes(routes, full, key_regions)
+    elif key_regions is not None:
+        raise ValueError("attention: key_regions is for routes=, which is not given")
     for name, table, shape in (
         ("relative_bias", relative_bias, ()), ("relative_weight", relative_weight, ()), ("relative_keys", relative_keys, q.shape[3:]),
     ):  # fmt: skip
@@ -282,6 +288,7 @@ def _checked(
         query_segments=query_segments,
         key_segments=key_segments,
         routes=routes,
+        key_regions=key_regions,
         rows=numbers,
         relative_bias=relative_bias,
         relative_weight=relative_weight,
@@ -331,7 +338,7 @@ def _stacked(rows: jax.Array | tuple[jax.Array, ...] | None, full: tuple[int, ..
     return jnp.stack(jnp.broadcast_arrays(*given), -1) if given else None
 
 
-def _check_routes(routes: jax.Array, full: tuple[int, ...]) -> None:
+def _check_routes(routes: jax.Array, full: tuple[int, ...], key_regions: int | None) -> None:
     batch, heads, q_length, k_length = full
     shape = routes.shape
     if (
@@ -344,10 +351,11 @@ def _check_routes(routes: jax.Array, full: tuple[int, ...]) -> None:
             f"attention: routes must be integer (batch, heads, regions, topk) = ({batch}, {heads}, ...), got "
             f"{routes.dtype}{list(shape)}"
         )
-    if q_length % shape[2] or k_length % shape[2] or not 1 <= shape[3] <= shape[2]:
+    regions = shape[2] if key_regions is None else key_regions
+    if regions < 1 or q_length % shape[2] or k_length % regions or not 1 <= shape[3] <= regions:
         raise ValueError(
-            f"attention: {shape[2]} regions must divide {q_length} queries and {k_length} keys; of them 1 to all are "
-            f"attended to, not {shape[3]}"
+            f"attention: {shape[2]} regions must divide {q_length} queries, and {regions} regions {k_length} keys; of "
+            f"them 1 to all are attended to, not {shape[3]}"
         )
 
 

@@ -80,6 +80,7 @@ class AttentionCall(Call):
     relative_weight: jax.Array | None = None
     relative_keys: jax.Array | None = None
     relative_query: jax.Array | None = None
+    key_regions: int | None = None
     relative_origin: int | None = None
     pattern: Mask | None = None
     score: Score | None = None
