@@ -64,15 +64,17 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
             return None
         x = jnp.moveaxis(jnp.broadcast_to(x, (batch, *x.shape[1:])), 1, 3)  # (batch, q, k, heads)
         rows, columns, heads = x.shape[1:]
-        x = (
-            x.reshape(batch, count, -1, columns, heads)
-            if rows > 1
-            else jnp.broadcast_to(x[:, None], (batch, count, 1, columns, heads))
-        )
-        if columns > 1:
-            x = jnp.swapaxes(x.reshape(batch, count, x.shape[2], key_count, -1, heads), 2, 3)
-            x = jnp.swapaxes(x[row, jnp.arange(count)[:, None], chosen], 2, 3)
-        return jnp.moveaxis(x.reshape(batch * count, x.shape[2], -1, heads), 3, 1)
+        if rows == 1 and columns > 1:
+            x = keys(x[:, 0])[:, None]
+        elif rows == 1:
+            x = jnp.repeat(x, count, 0)
+        else:
+            x = x.reshape(batch, count, -1, columns, heads)
+            if columns > 1:
+                x = jnp.swapaxes(x.reshape(batch, count, x.shape[2], key_count, -1, heads), 2, 3)
+                x = jnp.swapaxes(x[row, jnp.arange(count)[:, None], chosen], 2, 3)
+            x = x.reshape(batch * count, x.shape[2], -1, heads)
+        return jnp.moveaxis(x, 3, 1)
 
     def whole(x: jax.Array) -> jax.Array:
         """(batch or 1, length) for each row of the batch."""
