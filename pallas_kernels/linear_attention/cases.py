@@ -167,7 +167,7 @@ def _shape(
 ) -> Shape:
     shared = (batch, length, groups, key_dim)
     arrays: Any = {"q": shared, "k": shared, "v": (batch, length, heads, value_dim)}
-    forms = {
+    forms: dict[str, dict[str, tuple[int, ...]]] = {
         "token": {"decay": (batch, length, heads)},
         "key": {"decay": (batch, length, heads, key_dim)},
         "value": {"value_decay": (batch, length, heads, value_dim)},

@@ -44,6 +44,18 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str, dict[str, Any], dict[str, 
         "hgrn2", {"head_dim": 8, "lower_bound": 0.25}, "hgrn2", "HGRN2Attention", {"expand_ratio": 8, "layer_idx": 1},
         {"query": "q_proj", "forget": "f_proj", "value": "i_proj", "out": "o_proj", "norm": "g_norm"},
     ),
+    "gsa": (
+        "gated_slot_attention", {"num_slots": 16}, "gsa", "GatedSlotAttention", {"num_slots": 16},
+        {"query": "q_proj", "key": "k_proj", "value": "v_proj", "forget": "f_proj", "out": "o_proj", "norm": "g_norm"},
+    ),
+    "gsa, convolutions": (
+        "gated_slot_attention", {"num_slots": 16, "conv_size": 4}, "gsa", "GatedSlotAttention",
+        {"num_slots": 16, "use_short_conv": True},
+        {
+            "query": "q_proj", "key": "k_proj", "value": "v_proj", "forget": "f_proj", "out": "o_proj", "norm": "g_norm",
+            "query_conv": "q_conv1d", "key_conv": "k_conv1d", "value_conv": "v_conv1d",
+        },
+    ),
 }  # fmt: skip
 
 
