@@ -94,16 +94,22 @@ def load(name: str, parameters: dict[str, Any]) -> tuple[dict[str, np.ndarray], 
         return weights, [(_input(length), file[f"{name}/{length}"]) for length in LENGTHS]
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def interpreted(clone: Path) -> None:
+    """Makes the reference importable, its kernels interpreted."""
     os.environ["TRITON_INTERPRET"] = "1"
     sys.path.insert(0, str(clone))
-    import importlib
-
-    import torch
     from triton.runtime.autotuner import Autotuner
 
     Autotuner.run = lambda self, *args, **kwargs: self.fn.run(*args, **kwargs, **self.configs[0].all_kwargs())
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    interpreted(clone)
+    import importlib
+
+    import torch
+
     made: dict[str, np.ndarray] = {}
     for name, (_, options, module, kind, theirs, names) in CASES.items():
         layer = getattr(importlib.import_module(f"fla.layers.{module}"), kind)(
