@@ -81,10 +81,11 @@ class HGRN2(Recurrent):
     ) -> tuple[jax.Array, RecurrentState | None]:
         forget = self.forget(x).astype(jnp.promote_types(x.dtype, jnp.float32))
         decay = -softplus(-forget)
-        (bound,) = own if self.shares else (jnp.asarray(self.lower_bound, forget.dtype),)
-        # A bound of 0 has no logarithm, and the logarithm's gradient there is not to be asked for.
-        log_bound = jnp.where(bound > 0, jnp.log(jnp.where(bound > 0, bound, 1)), -jnp.inf)
-        decay = jnp.logaddexp(log_bound, jnp.log1p(-bound) + decay)
+        bound: Any = own[0] if self.shares else self.lower_bound
+        if self.shares or bound:
+            # A bound of 0 has no logarithm, and the logarithm's gradient there is not to be asked for.
+            log_bound = jnp.where(bound > 0, jnp.log(jnp.where(bound > 0, bound, 1)), -jnp.inf)
+            decay = jnp.logaddexp(log_bound, jnp.log1p(-bound) + decay)
         k = ((1 - bound) * jax.nn.sigmoid(-forget)).astype(x.dtype)
         q, k, v, decay = (
             a.reshape(*x.shape[:2], self.num_heads, -1) for a in (silu(self.query(x)), k, self.value(x), decay)
