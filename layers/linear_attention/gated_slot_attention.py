@@ -1,10 +1,10 @@
 """Gated Slot Attention for Efficient Linear-Time Sequence Modeling (Zhang et al., 2024, arXiv:2409.07146), section 3.
 
-    K_t = diag(f_t) K_{t-1} + (1 - f_t) k_t^T        V_t = diag(f_t) V_{t-1} + (1 - f_t) v_t^T        f = sigmoid(W_f x)^(1/8)
-    o_t = V_t^T softmax(scale K_t q_t)               y = W_o RMSNorm(silu(o))
+    K_t = diag(f_t) K_{t-1} + (1 - f_t) k_t^T        f = sigmoid(W_f x)^(1/8)
+    V_t = diag(f_t) V_{t-1} + (1 - f_t) v_t^T        o_t = V_t^T softmax(scale K_t q_t)        y = W_o RMSNorm(silu(o))
 
-with q, k and v each silu of a projection. The slots' keys and values are two linear attentions: of the first the memory
-fades by value, which is the slot, of the second by key.
+with q, k and v each silu of a projection, and a key and a value in each row of K and V. Both are linear attentions: the
+memory of the first fades by value, which is the slot, that of the second by key.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class SlotState(RecurrentState):
 class GatedSlotAttention(Recurrent):
     """Softmax attention to a fixed number of slots, each an average of tokens that fades at a rate of its own.
 
-    A slot's rate depends on the token. A slot that has read nothing has a key and a value of zeros, and takes its share of
-    the softmax.
+    A slot's rate depends on the token. A slot that has read nothing has a key and a value of zeros, and takes its share
+    of the softmax.
 
     Parameters: ``query``, ``key``, ``value``, ``forget``, ``out`` (linear), ``norm`` of all heads at once; with
       convolutions ``query_conv``, ``key_conv``, ``value_conv``.

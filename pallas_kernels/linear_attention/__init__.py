@@ -71,7 +71,7 @@ def linear_attention(
         (batch, length, heads) per token, or (batch, length, heads, key_dim) per token and key. Pass float32.
       value_decay: (batch, length, heads, value_dim), the same per token and value, S_t = S_{t-1} diag(exp g_t) + k_t
         v_t^T; instead of ``decay``.
-      backward_decay: of the direction from the right, with ``causal=False``; ``decay``'s shape, and by default the same.
+      backward_decay: of the direction from the right, with ``causal=False``; as ``decay``, and by default the same.
       scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned one.
       causal: token t reads tokens up to t; otherwise all.
       exclusive: token t reads tokens before t; causal only.

@@ -5,7 +5,7 @@ arXiv:2312.06635), HGRN2 (Qin et al., 2024, arXiv:2404.07904) and GSA (Zhang et 
 
 Sizes and names are those of flash-linear-attention's models; the nanos are our choice. In HGRN2 block i of L forgets no
 faster than its lower bound, which rises with depth and is learned for each key: b_i = p_1 + ... + p_i with p the softmax
-of ``lower_bounds`` (L, features) over the blocks 0 to L - 1, and b_0 = 0.
+of ``lower_bounds`` (L, keys) over the blocks 0 to L - 1, and b_0 = 0.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class LinearAttentionLM(Causal):
 
     def __init__(self, config: LinearAttentionConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
+        keys = config.num_heads * (config.head_dim or config.features // config.num_heads)
         bounded = any(mixer.shares for mixer in mixers(self.blocks))
-        zeros = jnp.zeros((config.depth, config.features), config.param_dtype)
-        self.lower_bounds = nnx.Param(zeros) if bounded else None
+        self.lower_bounds = nnx.Param(jnp.zeros((config.depth, keys), config.param_dtype)) if bounded else None
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
@@ -76,7 +76,7 @@ class LinearAttentionLM(Causal):
         return {"name": c.kind, **given}
 
     def per_block(self) -> jax.Array | None:
-        """Of HGRN2 the lower bounds (depth, features) float32."""
+        """Of HGRN2 the lower bounds (depth, keys of all heads) float32."""
         if self.lower_bounds is None:
             return None
         shares = jax.nn.softmax(self.lower_bounds[...].astype(jnp.float32), axis=0)
