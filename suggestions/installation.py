@@ -23,6 +23,7 @@ PACKAGES = (
 # What is not required, the extra that brings it, and what it is for.
 OPTIONAL = {
     "matplotlib": ("plot", "pictures and the curve of a run"),
+    "flatbuffers": ("export", "files of exported models"),
     "torch": ("torch", "weights in .pth, .pt and .bin files"),
     "tokenizers": ("reference", "tokenizer.json files"),
     "tensorflow": ("prepare", "preparing TFDS sets"),

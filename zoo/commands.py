@@ -20,9 +20,12 @@ import jax
 
 import tokenization
 from layers.state import flatten
+from primitives.memory import size
 from suggestions import installation, near
 from zoo.backbones.causal import Causal
 from zoo.creation import create
+from zoo.exporting import PLATFORMS, export, serialized
+from zoo.files import write_file
 from zoo.generation import next_tokens
 from zoo.prediction import predict
 from zoo.registry import Variant, list_models, variant
@@ -240,6 +243,26 @@ def _tell(given: argparse.Namespace, kind: str, thing: str, what: str, found: li
         print(f"{thing}: " + ", ".join(f"{name} {p:.3f}" for name, p in shown))
 
 
+def _export_arguments(parser: Parser) -> None:
+    parser.add_argument("output", type=Path, help="the file")
+    _model_arguments(parser, required=False)
+    parser.add_argument("--form", default="stablehlo", help="stablehlo, which jax.export.deserialize reads")
+    parser.add_argument("--input", type=int, nargs="+", metavar="SIZE", help="shape of one input, without the batch")
+    parser.add_argument("--batch_size", type=int, help="of all calls; default: any")
+    parser.add_argument("--platforms", default=",".join(PLATFORMS), help="where it is to run")
+
+
+def _export(given: argparse.Namespace) -> None:
+    model = _make(given)
+    shape = None if given.input is None else tuple(given.input)
+    platforms = given.platforms.split(",")
+    exported = export(model, given.form, input_shape=shape, batch_size=given.batch_size, platforms=platforms)
+    data = serialized(exported)
+    write_file(given.output, data)
+    takes, gives = (", ".join(map(str, avals)) for avals in (exported.in_avals, exported.out_avals))
+    print(f"{given.output}: {model.variant}, {size(len(data))}, {takes} to {gives}, for {', '.join(platforms)}")
+
+
 def _convert_arguments(parser: Parser) -> None:
     parser.add_argument("output", type=Path, help="a .safetensors or .npz file, replaced as a whole")
     _model_arguments(parser, required=True)
@@ -259,6 +282,7 @@ COMMANDS = {
         "Says what a model costs: parameters, operations, memory of a step.", _summary_arguments, _summary
     ),
     "predict": Command("Names what is on images, or the likeliest next tokens of texts.", _predict_arguments, _predict),
+    "export": Command("Writes a model as one file that runs without the zoo.", _export_arguments, _export),
     "convert": Command("Writes weights under other names.", _convert_arguments, _convert),
     "doctor": Command(
         "Says what is installed, what is missing, and how to get it.", lambda _: None, lambda _: installation.doctor()
