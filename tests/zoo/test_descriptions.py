@@ -68,8 +68,12 @@ def output(model: Any) -> np.ndarray:
     return np.asarray(jax.jit(lambda state: nnx.merge(graphdef, state)(x))(state))
 
 
-@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.full)])
-@pytest.mark.parametrize("case", tiered(CASES, lambda case: case == "vit"))
+@pytest.mark.parametrize(
+    ("case", "scan"),
+    tiered(
+        [*((case, False) for case in CASES), ("vit", True), ("delta_net", True)], lambda given: given == ("vit", False)
+    ),
+)
 def test_a_model_becomes_what_is_described(case: str, scan: bool, tmp_path: Path) -> None:
     """By ``zoo.create`` and by ``zoo.load``; with one notice, and the outputs of a model that was made so."""
     name, options, config, differing = CASES[case]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,24 @@ SHRUNK_ROUTED = {**SHRUNK, "routed_heads": 1, "membership": "causal", "rotary_di
 
 
 def language_models() -> list[str]:
-    """Every causal model of the registry, once for each architecture that shrinking leaves different."""
+    """Every causal model of the registry, once for each architecture that differs in more than numbers."""
     found: dict[object, str] = {}
-    for name in zoo.list_models():
+    for name in sorted(zoo.list_models(), key=lambda name: "nano" not in name):
         entry = zoo.variant(name)
         if isinstance(entry.build, type) and issubclass(entry.build, Causal):
-            found.setdefault((entry.build, shrunk(name)), name)
+            found.setdefault((entry.build, without_numbers(shrunk(name))), name)
     return list(found.values())
+
+
+def without_numbers(value: object) -> object:
+    """What a config says apart from sizes, rates and how often something is repeated."""
+    if dataclasses.is_dataclass(value):
+        return tuple((field.name, without_numbers(getattr(value, field.name))) for field in dataclasses.fields(value))
+    if isinstance(value, Mapping):
+        return tuple((key, without_numbers(part)) for key, part in value.items())
+    if isinstance(value, tuple | list):
+        return tuple(dict.fromkeys(map(without_numbers, value)))
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def shrunk(name: str) -> object:
