@@ -2,8 +2,11 @@
 
 from layers.attention.agent import AgentAttention
 from layers.attention.differential import DifferentialAttention
+from layers.attention.forgetting import ForgettingAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
+from layers.attention.look_here import DirectedAttention
+from layers.attention.manhattan import ManhattanAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.attention.neighborhood import NeighborhoodAttention
 from layers.attention.projected import ProjectedAttention
@@ -51,6 +54,7 @@ from layers.norm import BatchNorm, GatedRMSNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
 from layers.recurrent import Recurrent, RecurrentState
 from layers.reduction import TokenReduction, create_reduction, list_reductions, reduction_class, register_reduction
+from layers.sparse.big_bird import BigBirdAttention
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.longformer import LongformerAttention
@@ -78,6 +82,7 @@ __all__ = [
     "BasicBlock",
     "BatchNorm",
     "Bidirectional",
+    "BigBirdAttention",
     "BilevelRoutingAttention",
     "Block",
     "Bottleneck",
@@ -96,10 +101,12 @@ __all__ = [
     "DifferentialAttention",
     "Dilated",
     "DilatedAttention",
+    "DirectedAttention",
     "DropPath",
     "Embed",
     "ExtraTokens",
     "FocalModulation",
+    "ForgettingAttention",
     "GatedDeltaNet",
     "GatedLinearAttention",
     "GatedMLP",
@@ -115,6 +122,7 @@ __all__ = [
     "LowRank",
     "Mamba",
     "Mamba2",
+    "ManhattanAttention",
     "Memory",
     "MemoryAsContext",
     "MemoryAsGate",
