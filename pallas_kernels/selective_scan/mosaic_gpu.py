@@ -35,6 +35,8 @@ LARGEST = 64
 
 def objection(call: ScanCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    if call.A is None:
+        return "its transitions are exponentials; this one is implicit"
     if call.starts is not None:
         return documents.OBJECTION
     if (reason := hopper.objection()) is not None:
