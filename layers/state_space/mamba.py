@@ -70,7 +70,7 @@ class Mamba(Recurrent):
     """
 
     paper = (194,)
-    undecayed = ("A_log",)
+    undecayed: ClassVar[tuple[str, ...]] = ("A_log",)
     transition: ClassVar[Literal["exp", "implicit"]] = "exp"
 
     def __init__(

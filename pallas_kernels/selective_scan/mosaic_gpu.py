@@ -52,6 +52,7 @@ def objection(call: ScanCall) -> str | None:
 
 def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
+    assert call.A is not None  # or it is refused
     single = jnp.float32
     batch, length, channels = call.x.shape
     groups, state_dim = call.groups, call.A.shape[1]

@@ -55,6 +55,7 @@ class Plan:
 
 def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
+    assert call.A is not None  # or it is refused
     batch, length, channels = call.x.shape
     state_dim, groups = call.A.shape[1], call.groups
     each = channels // groups

@@ -116,11 +116,11 @@ def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array | None, jax.Ar
         d_state, d_rates = carry
         before, chunk, d_out = inputs
         d_state, d_more, d_chunk = _chunk_gradient(rates, before, _widen(chunk, before.dtype), d_out, d_state)
-        return (d_state, None if d_rates is None else d_rates + d_more), d_chunk
+        return (d_state, jax.tree.map(jnp.add, d_rates, d_more)), d_chunk
 
     inputs = (boundaries, jax.tree.map(_split, tokens), _split(d_out))
-    none_yet = None if rates is None else jnp.zeros_like(rates)
-    (d_state, d_rates), d_chunks = jax.lax.scan(body, (d_last, none_yet), inputs, reverse=True)
+    start = (d_last, jax.tree.map(jnp.zeros_like, rates))
+    (d_state, d_rates), d_chunks = jax.lax.scan(body, start, inputs, reverse=True)
     return d_rates, d_state, (*(_join(d, a.shape).astype(a.dtype) for d, a in zip(d_chunks, tokens)), None)
 
 
