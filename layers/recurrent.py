@@ -64,21 +64,23 @@ class Recurrent(Mixer):
     def convolutions(self) -> tuple[Recurrent, ...]:
         return ()
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: Any) -> tuple[jax.Array, Any]:
+    def recur(self, x: jax.Array, tokens: Tokens, state: Any, /, *own: Any) -> tuple[jax.Array, Any]:
         """Reads tokens from the start of the row, or those after others.
 
         Args:
           x: (batch, length, features), zeros where ``tokens.mask`` is False: such tokens must leave the state
             unchanged.
           state: that of the tokens before; None at the start of the row, when no state is asked for.
+          *own: for a mixer that ``shares``, what its block alone is given. What blocks hand on passes by it.
 
         Returns:
           (batch, length, features) and the new state, or None.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it reads tokens")
 
-    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        return self.recur(without_padding(x, tokens.mask), tokens, None)[0]
+    def mix(self, x: jax.Array, tokens: Tokens, /, *beside: Any) -> Any:
+        y = self.recur(without_padding(x, tokens.mask), tokens, None, *beside[1:])[0]
+        return (y, beside[0]) if self.shares else y
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
         """An empty state; its size does not depend on the length, and what it remembers is never narrower than float32."""
@@ -87,9 +89,10 @@ class Recurrent(Mixer):
             convolutions, empty((batch_size, *self.memory_shape), dtype), jnp.zeros((batch_size,), jnp.int32)
         )
 
-    def mix_next(self, x: jax.Array, state: State, tokens: Tokens) -> tuple[jax.Array, State]:
-        y, new = self.recur(without_padding(x, tokens.mask), tokens, state)
-        return y, jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+    def mix_next(self, x: jax.Array, state: State, tokens: Tokens, /, *beside: Any) -> Any:
+        y, new = self.recur(without_padding(x, tokens.mask), tokens, state, *beside[1:])
+        new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+        return (y, new, beside[0]) if self.shares else (y, new)
 
     def starts(self, tokens: Tokens, state: Any) -> jax.Array | None:
         """Bool (batch, length), the real tokens at which another document begins; None without ids."""

@@ -48,6 +48,18 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str, dict[str, Any], dict[str, 
         "hgrn", {"lower_bound": 0.25}, "hgrn", "HGRNAttention", {"layer_idx": 1},
         {"input": "i_proj", "forget": "f_proj", "gate": "g_proj", "out": "o_proj", "norm": "g_norm"},
     ),
+    "gsa": (
+        "gated_slot_attention", {"num_slots": 16}, "gsa", "GatedSlotAttention", {"num_slots": 16},
+        {"query": "q_proj", "key": "k_proj", "value": "v_proj", "forget": "f_proj", "out": "o_proj", "norm": "g_norm"},
+    ),
+    "gsa, convolutions": (
+        "gated_slot_attention", {"num_slots": 16, "conv_size": 4}, "gsa", "GatedSlotAttention",
+        {"num_slots": 16, "use_short_conv": True},
+        {
+            "query": "q_proj", "key": "k_proj", "value": "v_proj", "forget": "f_proj", "out": "o_proj", "norm": "g_norm",
+            "query_conv": "q_conv1d", "key_conv": "k_conv1d", "value_conv": "v_conv1d",
+        },
+    ),
 }  # fmt: skip
 
 
@@ -86,17 +98,23 @@ def load(name: str, parameters: dict[str, Any]) -> tuple[dict[str, np.ndarray], 
         return weights, [(_input(length), file[f"{name}/{length}"]) for length in LENGTHS]
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def interpreted(clone: Path) -> None:
+    """Makes the reference importable, its kernels interpreted."""
     os.environ["TRITON_INTERPRET"] = "1"
     sys.path.insert(0, str(clone))
+    from triton.runtime.autotuner import Autotuner
+
+    Autotuner.run = lambda self, *args, **kwargs: self.fn.run(*args, **kwargs, **self.configs[0].all_kwargs())
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    interpreted(clone)
     import importlib
     import inspect
 
     import torch
-    from triton.runtime.autotuner import Autotuner
 
-    Autotuner.run = lambda self, *args, **kwargs: self.fn.run(*args, **kwargs, **self.configs[0].all_kwargs())
     made: dict[str, np.ndarray] = {}
     for name, (_, options, module, kind, theirs, names) in CASES.items():
         make = getattr(importlib.import_module(f"fla.layers.{module}"), kind)
