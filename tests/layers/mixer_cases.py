@@ -102,6 +102,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
+    "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4d": {
         "plain": {},

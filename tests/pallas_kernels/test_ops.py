@@ -64,7 +64,7 @@ QUICK = {
     "score",
     "linear_attention": "token grouped_key both_ways_key padded_tail_key packed_token packed_key packed_both_ways value",
     "delta_rule": "three_steps_gated grouped padded_tail packed_two_steps",
-    "selective_scan": "everything grouped padded_tail packed",
+    "selective_scan": "everything grouped implicit padded_tail packed",
 }
 
 
