@@ -37,6 +37,7 @@ from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.linear_attention.aaren import Aaren
 from layers.linear_attention.gated_linear_attention import GatedLinearAttention
+from layers.linear_attention.hgrn import HGRN
 from layers.linear_attention.hgrn2 import HGRN2
 from layers.linear_attention.lightning import LightningAttention
 from layers.linear_attention.mlstm import MLSTM
@@ -62,14 +63,17 @@ from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
 from layers.state_space.mamba import Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
+from layers.state_space.rg_lru import RGLRU
 from layers.state_space.s4d import S4D
 from layers.tokens import Tokens
 
 __all__ = [
+    "HGRN",
     "HGRN2",
     "MEMORIES",
     "MLP",
     "MLSTM",
+    "RGLRU",
     "S4D",
     "Aaren",
     "AgentAttention",
