@@ -1,5 +1,5 @@
 """Forgetting attention: Forgetting Transformer, Softmax Attention with a Forget Gate (Lin et al., ICLR 2025,
-arXiv:2503.02130), eqs. 3 to 6.
+arXiv:2503.02130).
 
     y_i = sum_j softmax_j(q_i . k_j / sqrt(d) + sum_{l = j+1..i} log f_l) v_j        f_l = sigmoid(W_f x_l + b_f)
 

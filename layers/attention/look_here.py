@@ -1,5 +1,5 @@
 """Directed attention: LookHere, Vision Transformers with Directed Attention Generalize and Extrapolate (Fuller et al.,
-NeurIPS 2024, arXiv:2405.13985), section 3.
+NeurIPS 2024, arXiv:2405.13985).
 
     y_i = sum_j softmax_j(q_i . k_j / sqrt(d) - G s m_h |p_i - p_j|) v_j        over the tokens j in the head's field
 
@@ -74,7 +74,8 @@ class DirectedAttention(ProjectedAttention):
         """Args:
           fields: names of :data:`FIELDS`, which share out the heads in groups of four, the first ones the groups that
             are left over.
-          slope, layer_slopes: G, and s of the first and the last of ``depth`` blocks, those between in equal steps.
+          slope, layer_slopes: G, and s of the first and the last of ``depth`` blocks, those between in equal steps. The
+            defaults are our choice: released models have theirs in their checkpoints.
           index, depth: of the block and of the model.
           num_heads, qk_norm, use_bias, dropout: as of :class:`ProjectedAttention`.
 
