@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.initializers import zeros
 from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.backbones.model import mixers
@@ -64,7 +65,9 @@ class LinearAttentionLM(Causal):
         super().__init__(config, rngs=rngs)
         keys = config.num_heads * (config.head_dim or config.features // config.num_heads)
         bounded = any(mixer.shares for mixer in mixers(self.blocks))
-        self.lower_bounds = nnx.Param(jnp.zeros((config.depth, keys), config.param_dtype)) if bounded else None
+        self.lower_bounds = (
+            nnx.Param(zeros(rngs.params(), (config.depth, keys), config.param_dtype)) if bounded else None
+        )
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
