@@ -14,6 +14,7 @@ from flax import struct
 
 from layers.mixer import Mixer, State, without_padding
 from layers.tokens import Tokens
+from pallas_kernels import linear_scan
 
 
 @struct.dataclass
@@ -116,3 +117,17 @@ class Recurrent(Mixer):
 def empty(shape: tuple[int, ...], dtype: Any, least: Any = jnp.float32) -> jax.Array:
     """Zeros in ``dtype``, or in ``least`` where that is wider."""
     return jnp.zeros(shape, jnp.promote_types(dtype, least))
+
+
+def accumulate(
+    x: jax.Array, decay: jax.Array, tokens: Tokens, state: RecurrentState | None
+) -> tuple[jax.Array, jax.Array]:
+    """``linear_scan`` after ``state``, and the new memory (batch, channels), which padding leaves unchanged.
+
+    Args:
+      x, decay: (batch, length, channels).
+    """
+    before, segment = (None, None) if state is None else (state.memory, state.segment)
+    if state is not None and tokens.mask is not None:
+        x, decay = (jnp.where(tokens.mask[..., None], a, 0) for a in (x, decay))
+    return linear_scan(x, decay, initial_state=before, starts=tokens.starts(segment), return_state=True)

@@ -82,6 +82,13 @@ def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], 
     return functools.partial(pallas_kernels.selective_scan, delta_softplus=True, return_state=True), arrays
 
 
+def elementwise(decay: bool, **options: Any) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+    arrays = {"x": normal(2, LENGTH, 6), "initial_state": normal(2, 6)}
+    if decay:
+        arrays["decay"] = -jnp.abs(normal(2, LENGTH, 6))
+    return functools.partial(pallas_kernels.linear_scan, return_state=True, **options), arrays
+
+
 # Documents that begin on a border between devices, cross one or two, and have one token.
 STARTS = documents.at(LENGTH, (0, 5, 8, 9), (13, 31))
 
@@ -132,6 +139,8 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "gated delta, two steps": (SEQUENCE, PASSED, delta(True, 2, False)),
     "scan": (SEQUENCE, PASSED, scan(False)),
     "scan with everything": (SEQUENCE, PASSED, scan(True)),
+    "elementwise sum": (SEQUENCE, PASSED, elementwise(False)),
+    "packed elementwise": (SEQUENCE, PASSED, packed(elementwise(True))),
     "packed, no decay": (SEQUENCE, PASSED, packed(linear(None, True))),
     "packed, constant decay": (SEQUENCE, PASSED, packed(linear((4,)))),
     "packed, decay of a key": (SEQUENCE, PASSED, packed(linear((2, LENGTH, 4, 4), True))),

@@ -25,6 +25,7 @@ TOKENS = {
     "short_convolution": ("x", "mask"),
     "selective_scan": ("x", "delta", "B", "C", "gate"),
     "linear_attention": ("q", "k", "v", "decay"),
+    "linear_scan": ("x", "decay"),
     "delta_rule": ("q", "k", "v", "beta", "decay"),
 }
 """The arrays that have tokens, at axis 1."""
@@ -34,6 +35,7 @@ QUICK = {
     "short_convolution": ("packed", "packed_centered"),
     "selective_scan": ("packed_grouped",),
     "linear_attention": ("packed_token", "packed_key", "packed_both_ways"),
+    "linear_scan": ("packed",),
     "delta_rule": ("packed_two_steps",),
 }
 PACKED = [(op, case.name) for op in TOKENS for case in OPS[op].cases if case.name.startswith("packed")]
@@ -102,7 +104,7 @@ def alone(op: str, case: Case, *, starts: np.ndarray, **arrays: Any) -> Any:
 
     # Padding that changes no state.
     nothing = {"mask": False, "delta": -jnp.inf if case.options.get("delta_softplus") else 0, "beta": 0, "decay": 0}
-    nothing |= {"k": 0} if op == "linear_attention" else {}
+    nothing |= {"linear_attention": {"k": 0}, "linear_scan": {"x": 0}}.get(op, {})
     given: Arrays = {}
     for name, x in arrays.items():
         if name in TOKENS[op]:

@@ -44,6 +44,10 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str, dict[str, Any], dict[str, 
         "hgrn2", {"head_dim": 8, "lower_bound": 0.25}, "hgrn2", "HGRN2Attention", {"expand_ratio": 8, "layer_idx": 1},
         {"query": "q_proj", "forget": "f_proj", "value": "i_proj", "out": "o_proj", "norm": "g_norm"},
     ),
+    "hgrn": (
+        "hgrn", {"lower_bound": 0.25}, "hgrn", "HGRNAttention", {"layer_idx": 1},
+        {"input": "i_proj", "forget": "f_proj", "gate": "g_proj", "out": "o_proj", "norm": "g_norm"},
+    ),
     "gsa": (
         "gated_slot_attention", {"num_slots": 16}, "gsa", "GatedSlotAttention", {"num_slots": 16},
         {"query": "q_proj", "key": "k_proj", "value": "v_proj", "forget": "f_proj", "out": "o_proj", "norm": "g_norm"},
@@ -107,14 +111,15 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
     interpreted(clone)
     import importlib
+    import inspect
 
     import torch
 
     made: dict[str, np.ndarray] = {}
     for name, (_, options, module, kind, theirs, names) in CASES.items():
-        layer = getattr(importlib.import_module(f"fla.layers.{module}"), kind)(
-            hidden_size=FEATURES, num_heads=HEADS, **theirs
-        )
+        make = getattr(importlib.import_module(f"fla.layers.{module}"), kind)
+        heads = {"num_heads": HEADS} if "num_heads" in inspect.signature(make).parameters else {}
+        layer = make(hidden_size=FEATURES, **heads, **theirs)
         state = layer.state_dict()
         assert {key.rsplit(".", 1)[0] for key in state} == set(names.values())
         weights = _weights({key: tuple(value.shape) for key, value in state.items()})
