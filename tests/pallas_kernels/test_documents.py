@@ -25,7 +25,7 @@ TOKENS = {
     "short_convolution": ("x", "mask"),
     "selective_scan": ("x", "delta", "B", "C", "gate"),
     "linear_attention": ("q", "k", "v", "decay"),
-    "delta_rule": ("q", "k", "v", "beta", "decay"),
+    "delta_rule": ("q", "k", "v", "beta", "decay", "read_key"),
 }
 """The arrays that have tokens, at axis 1."""
 STATES = ("state", "initial_state")
