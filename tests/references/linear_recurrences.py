@@ -146,7 +146,7 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     for name, (_, options, module, kind, theirs, names) in CASES.items():
         make = getattr(importlib.import_module(f"fla.layers.{module}"), kind)
         heads = {"num_heads": HEADS} if "num_heads" in inspect.signature(make).parameters else {}
-        layer = make(hidden_size=FEATURES, **heads, **theirs)
+        layer = make(hidden_size=FEATURES, **heads, **theirs).eval()
         state = layer.state_dict()
         assert {key if key in names.values() else key.rsplit(".", 1)[0] for key in state} == set(names.values())
         weights = _weights({key: tuple(value.shape) for key, value in state.items()})
