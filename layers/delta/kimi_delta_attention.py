@@ -147,4 +147,6 @@ class KimiDeltaAttention(Recurrent):
         logits = self.decay(x).astype(wide) + self.dt_bias[...].astype(wide)
         logits = logits.reshape(*x.shape[:2], self.value_heads, self.head_dim)
         rate = jnp.exp(self.A_log[...].astype(wide))[:, None]
-        return -rate * softplus(logits) if self.lower_bound is None else self.lower_bound * jax.nn.sigmoid(rate * logits)
+        return (
+            -rate * softplus(logits) if self.lower_bound is None else self.lower_bound * jax.nn.sigmoid(rate * logits)
+        )
