@@ -37,8 +37,8 @@ from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.linear_attention.aaren import Aaren
 from layers.linear_attention.gated_linear_attention import GatedLinearAttention
-from layers.linear_attention.hgrn import HGRN
 from layers.linear_attention.gated_slot_attention import GatedSlotAttention
+from layers.linear_attention.hgrn import HGRN
 from layers.linear_attention.hgrn2 import HGRN2
 from layers.linear_attention.lightning import LightningAttention
 from layers.linear_attention.mlstm import MLSTM
