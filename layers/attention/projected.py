@@ -132,10 +132,10 @@ class ProjectedAttention(Mixer):
         places = self.places(tokens, x.shape[1])
         q, (k, v) = self.queries(x, places), self.keys_and_values(x, places)
         if self.weighs_values and self.sowing(Diagnostic, "attention"):
-            self.sow(Diagnostic, "attention", self._weights(q, k, x, tokens))
+            self.sow(Diagnostic, "attention", self._weights_of_units(q, k, x, tokens))
         return self.finish(self.core(q, k, v, x, tokens)).reshape(shape)
 
-    def _weights(self, q: jax.Array, k: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+    def _weights_of_units(self, q: jax.Array, k: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         """Float32 (batch, heads, length, length): the weights of the values in what heads find."""
         (batch, length, heads, width), kv_heads = q.shape, k.shape[2]
         pieces = -(-length // width)
