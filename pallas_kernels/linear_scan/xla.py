@@ -1,7 +1,7 @@
-"""The elementwise linear recurrence as a loop over tokens, in place, and a gradient that is such a loop too.
+"""The elementwise linear recurrence as a loop over tokens, and a gradient that is such a loop too.
 
 On a CPU a token at a time is fastest: an associative scan reads and writes everything for each of its levels. The loop
-takes each token where it lies, at axis 1, and writes the state over it; as a ``lax.scan`` it would copy every array to
+takes each token where it lies, at axis 1, and writes the state there; as a ``lax.scan`` it would copy every array to
 bring tokens to the front, which takes as long as the recurrence itself.
 
 With F_t = exp(decay_t), 0 where a document begins, the loop and its transpose are
@@ -52,15 +52,16 @@ def _loop(
         state, y = carry
         token = length - 1 - count if back else count
         value, log, begins = (
-            None if a is None else jax.lax.dynamic_index_in_dim(a, token, 1, keepdims=False) for a in (y, decay, starts)
+            None if a is None else jax.lax.dynamic_index_in_dim(a, token, 1, keepdims=False) for a in (x, decay, starts)
         )
         assert value is not None
-        factor = _factor(log, state.dtype)
+        factor, value = _factor(log, state.dtype), value.astype(state.dtype)
         state = state + value if back else _times(factor, begins, state) + value
         y = jax.lax.dynamic_update_index_in_dim(y, state, token, 1)
         return _times(factor, begins, state) if back else state, y
 
-    last, y = jax.lax.fori_loop(0, length, step, (state, x.astype(state.dtype)))
+    # Not written over x: where both are read in a step, XLA would copy all of it in every step.
+    last, y = jax.lax.fori_loop(0, length, step, (state, jnp.empty(x.shape, state.dtype)))
     return y, last
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from pallas_kernels import documents, linear_scan
 from primitives.operations import count
+from tests.compilation import OPTIMIZED
 
 LENGTH = 11
 RNG = np.random.default_rng(0)
@@ -92,3 +93,19 @@ def test_memory_of_the_gradient() -> None:
 def test_misfits(change: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         linear_scan(**{"x": jnp.asarray(X), **{name: jnp.zeros(shape) for name, shape in change.items()}})
+
+
+def test_no_step_of_the_gradient_copies_the_sequence() -> None:
+    """Where a loop reads and writes one array, XLA may copy all of it in every step: time is then quadratic in length."""
+
+    def loss(x: jax.Array, decay: jax.Array) -> jax.Array:
+        return jnp.sum(linear_scan(x, decay) ** 2)
+
+    arrays = [jnp.zeros((1, 96, 5))] * 2
+    program = jax.jit(jax.grad(loss, (0, 1)), compiler_options=OPTIMIZED).lower(*arrays).compile().as_text()
+    bodies = set(re.findall(r"body=%([\w.]+)", program))
+    assert bodies
+    for body in bodies:
+        text = re.search(rf"^%{re.escape(body)} .*?^}}", program, re.MULTILINE | re.DOTALL)
+        assert text is not None
+        assert not re.search(r"f32\[1,96,5\]\S* copy\(", text[0])
