@@ -1,5 +1,5 @@
-"""A card for each family of models: ``python -m docs.cards`` writes docs/cards.md, the drawings beside it, and docs/cards.json,
-the parameters of each model: of models that it does not have, and all of a family by ``--family NAME``.
+"""A card for each family of models: ``python -m docs.cards`` writes docs/cards.md, the drawings beside it, and
+docs/cards.json, the parameters of each model. Those that it has are not counted again, but for ``--family NAME``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ model that a card names: a kind of block is drawn once, with the numbers of its 
 the residual branch goes through. In a table, models whose sizes are the zoo's own choice are marked "ours".
 
 Weights named in the last column load as `zoo.create(NAME, weights=TAG)`; [released weights](how_to/released_weights.md)
-has the other ways, and [weights](weights.md) what was compared. Their licenses are those stated where they were released:
-read them there before you rely on them.
+has the other ways, and [weights](weights.md) what was compared. Their licenses are those stated where they were
+released: read them there before you rely on them.
 """
 
 

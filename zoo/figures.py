@@ -33,8 +33,9 @@ def draw_maps(maps: Mapping[str, np.ndarray], *, example: int = 0) -> Figure:
 
 
 def draw_matrix(matrix: np.ndarray, title: str = "") -> Figure:
-    """What each token of a mixer's output takes from each of its input, as a heat map whose colors are logarithmic: what
-    is under a ten-thousandth of the largest entry looks like nothing.
+    """What each token of a mixer's output takes from each of its input, as a heat map.
+
+    Its colors are logarithmic: what is under a ten-thousandth of the largest entry looks like nothing.
 
     Args:
       matrix: of :func:`zoo.materialize`.

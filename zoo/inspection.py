@@ -53,8 +53,8 @@ def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
       x: its input, with the batch axis.
 
     Returns:
-      ``{path of the mixer: float32 (batch, heads, queries, keys)}``, in the order of the layers; of windows, each window
-      is a row of the batch. A mixer that runs several times has a tuple's entries numbered: "path#0", "path#1".
+      ``{path of the mixer: float32 (batch, heads, queries, keys)}``, in the order of the layers. Of attention in windows
+      each window is a row of the batch. Where a mixer runs several times, its runs are "path#0", "path#1", ...
 
     Raises:
       ValueError: no mixer has weights; what can be drawn instead is said.
@@ -62,8 +62,8 @@ def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
     if "attention" not in (names := _names(model, x)):
         reports = f"capture shows what it reports: {', '.join(names)}; " if names else ""
         raise ValueError(
-            f"no mixer of the model has attention weights. {reports}zoo.materialize(mixer, x) shows what any mixer makes of "
-            f"each token"
+            f"no mixer of the model has attention weights. {reports}zoo.materialize(mixer, x) shows what any mixer makes "
+            "of each token"
         )
     found: dict[str, np.ndarray] = {}
     for path, value in _sown(model, x, "attention").items():
@@ -95,8 +95,8 @@ def attention_rollout(maps: Mapping[str, np.ndarray], *, residual: float = 0.5) 
     shapes = sorted({(weights.shape[0], *weights.shape[2:]) for weights in maps.values()})
     if len(shapes) != 1 or shapes[0][1] != shapes[0][2]:
         raise ValueError(
-            f"rollout multiplies layers of the same tokens, and these have (batch, queries, keys) {shapes}: draw the maps "
-            f"themselves (zoo.draw_maps)"
+            f"rollout multiplies layers of the same tokens, and these have (batch, queries, keys) {shapes}: draw the "
+            "maps themselves (zoo.draw_maps)"
         )
     batch, length, _ = shapes[0]
     flow = np.broadcast_to(np.eye(length, dtype=np.float32), (batch, length, length))
