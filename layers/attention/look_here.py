@@ -50,6 +50,7 @@ class DirectedAttention(ProjectedAttention):
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
     """
 
+    weighs_values = True
     layouts = ("grid", "image")
     paper = (164,)
 
