@@ -28,6 +28,7 @@ from layers.combinators import (
 )
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, GatedDeltaNet
+from layers.delta.kimi_delta_attention import KimiDeltaAttention
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
 from layers.extra_tokens import ExtraTokens
@@ -115,6 +116,7 @@ __all__ = [
     "GatedSlotAttention",
     "Grid",
     "InLineAttention",
+    "KimiDeltaAttention",
     "LayerNorm",
     "LayerScale",
     "LightningAttention",

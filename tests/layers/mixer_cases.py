@@ -115,11 +115,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "grouped": {"num_value_heads": 4, "head_dim": 6, "value_expansion": 1.5, "conv_bias": True},
     },
     "delta_product": {"plain": {}, "gated": {"steps": 3, "use_decay": True, "value_expansion": 1.0}},
+    "kimi_delta_attention": {
+        "plain": {"num_value_heads": 4, "head_dim": 6, "lower_bound": -5.0, "negative": True, "conv_size": 3},
+    },
     "retention": {"plain": {"key_expansion": 0.5}},
     "gated_linear_attention": {"plain": {"conv_size": 3, "key_expansion": 1.0, "decay_rank": 3}},
     "hgrn": {"plain": {"lower_bound": 0.3, "expand": 2, "conv_size": 3}},
     "rg_lru": {"plain": {"channels": 12}},
-    "gated_slot_attention": {"plain": {"num_slots": 3, "conv_size": 3, "key_expansion": 0.5}},
+    "gated_slot_attention": {"plain": {"num_slots": 3, "key_expansion": 0.5}},
     "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
     "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
     "lightning_attention": {

@@ -55,7 +55,9 @@ def linear(
     return functools.partial(pallas_kernels.linear_attention, return_state=True, **options), arrays
 
 
-def delta(decay: bool, steps: int, initial: bool) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+def delta(
+    decay: bool, steps: int, initial: bool, keys: bool = False
+) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
     arrays = {
         "q": normal(2, LENGTH, 2, 4),
         "k": unit(normal(2, LENGTH * steps, 2, 4)),
@@ -63,7 +65,9 @@ def delta(decay: bool, steps: int, initial: bool) -> tuple[Callable[..., Any], d
     }
     arrays["beta"] = 2 * jax.nn.sigmoid(normal(2, LENGTH * steps, 4))
     if decay:
-        arrays["decay"] = -jnp.abs(normal(2, LENGTH, 4))
+        arrays["decay"] = -jnp.abs(normal(2, LENGTH, 4, *((4,) if keys else ())))
+    if keys:
+        arrays["read_key"] = 0.6 * arrays["k"]
     if initial:
         arrays["initial_state"] = normal(2, 4, 4, 6)
     return functools.partial(pallas_kernels.delta_rule, return_state=True), arrays
@@ -150,6 +154,11 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "packed, constant decay": (SEQUENCE, PASSED, packed(linear((4,)))),
     "packed, decay of a key": (SEQUENCE, PASSED, packed(linear((2, LENGTH, 4, 4), True))),
     "packed delta": (SEQUENCE, PASSED, packed(delta(False, 1, True))),
+    "packed delta, decays and readings of its own for each key": (
+        SEQUENCE,
+        PASSED,
+        packed(delta(True, 2, True, keys=True)),
+    ),
     "packed gated delta, two steps": (SEQUENCE, PASSED, packed(delta(True, 2, False))),
     "packed scan with everything": (SEQUENCE, PASSED, packed(scan(True))),
     "packed implicit scan": (SEQUENCE, PASSED, packed(scan(True, implicit=True))),

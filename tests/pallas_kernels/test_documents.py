@@ -26,7 +26,7 @@ TOKENS = {
     "selective_scan": ("x", "delta", "B", "C", "gate"),
     "linear_attention": ("q", "k", "v", "decay"),
     "linear_scan": ("x", "decay"),
-    "delta_rule": ("q", "k", "v", "beta", "decay"),
+    "delta_rule": ("q", "k", "v", "beta", "decay", "read_key"),
 }
 """The arrays that have tokens, at axis 1."""
 STATES = ("state", "initial_state")
