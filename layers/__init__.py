@@ -64,7 +64,7 @@ from layers.sparse.longformer import LongformerAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
-from layers.state_space.mamba import Mamba, SelectiveState
+from layers.state_space.mamba import Longhorn, Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
 from layers.state_space.rg_lru import RGLRU
 from layers.state_space.s4d import S4D
@@ -126,6 +126,7 @@ __all__ = [
     "Linear",
     "LinearAttention",
     "LongformerAttention",
+    "Longhorn",
     "LowRank",
     "Mamba",
     "Mamba2",

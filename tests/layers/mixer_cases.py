@@ -102,6 +102,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
+    "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4d": {
         "plain": {},
@@ -122,7 +123,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "gated_linear_attention": {"plain": {"conv_size": 3, "key_expansion": 1.0, "decay_rank": 3}},
     "hgrn": {"plain": {"lower_bound": 0.3, "expand": 2, "conv_size": 3}},
     "rg_lru": {"plain": {"channels": 12}},
-    "gated_slot_attention": {"plain": {"num_slots": 3, "conv_size": 3, "key_expansion": 0.5}},
+    "gated_slot_attention": {"plain": {"num_slots": 3, "key_expansion": 0.5}},
     "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
     "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
     "lightning_attention": {

@@ -73,8 +73,12 @@ def delta(
     return functools.partial(pallas_kernels.delta_rule, return_state=True), arrays
 
 
-def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+def scan(
+    full: bool, groups: tuple[int, ...] = (), implicit: bool = False
+) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
     arrays = {"x": normal(2, LENGTH, 6), "delta": normal(2, LENGTH, 6), "A": -jnp.abs(normal(6, 3))}
+    if implicit:
+        del arrays["A"]
     arrays |= {name: normal(2, LENGTH, *groups, 3) for name in ("B", "C")}
     if full:
         arrays |= {
@@ -83,7 +87,8 @@ def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], 
             "delta_bias": normal(6),
             "initial_state": normal(2, 6, 3),
         }
-    return functools.partial(pallas_kernels.selective_scan, delta_softplus=True, return_state=True), arrays
+    form: dict[str, Any] = {"A": None, "transition": "implicit"} if implicit else {"delta_softplus": True}
+    return functools.partial(pallas_kernels.selective_scan, return_state=True, **form), arrays
 
 
 def elementwise(decay: bool, **options: Any) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
@@ -156,6 +161,7 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     ),
     "packed gated delta, two steps": (SEQUENCE, PASSED, packed(delta(True, 2, False))),
     "packed scan with everything": (SEQUENCE, PASSED, packed(scan(True))),
+    "packed implicit scan": (SEQUENCE, PASSED, packed(scan(True, implicit=True))),
     "packed convolution": (SEQUENCE, ("neighbors", "xla"), packed(convolution(True))),
     "packed centered convolution": (SEQUENCE, ("neighbors", "xla"), packed(convolution(False))),
     "kernel: heads that share keys, bias, sinks": (

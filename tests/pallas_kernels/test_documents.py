@@ -103,7 +103,8 @@ def alone(op: str, case: Case, *, starts: np.ndarray, **arrays: Any) -> Any:
         return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, otherwise)
 
     # Padding that changes no state.
-    nothing = {"mask": False, "delta": -jnp.inf if case.options.get("delta_softplus") else 0, "beta": 0, "decay": 0}
+    logits = case.options.get("delta_softplus") or case.options.get("transition") == "implicit"
+    nothing = {"mask": False, "delta": -jnp.inf if logits else 0, "beta": 0, "decay": 0}
     nothing |= {"linear_attention": {"k": 0}, "linear_scan": {"x": 0}}.get(op, {})
     given: Arrays = {}
     for name, x in arrays.items():

@@ -12,7 +12,9 @@ import pytest
 
 from pallas_kernels import documents, linear_scan
 from primitives.operations import count
+from primitives.platform import platform
 from tests.compilation import OPTIMIZED
+from tests.pallas_kernels.test_ops import evaluate, find
 
 LENGTH = 11
 RNG = np.random.default_rng(0)
@@ -50,6 +52,17 @@ def test_closed_form_and_cuts(reverse: bool) -> None:
                 jnp.concatenate(pieces[::-1] if reverse else pieces, 1), wanted, rtol=1e-12, atol=1e-14
             )
             np.testing.assert_allclose(state, last, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["reverse", "packed", "packed_sum", "abrupt"])
+def test_form_of_other_platforms(name: str) -> None:
+    """The associative scan, traced as for a GPU: outputs and gradients in float64."""
+    op, case = find("linear_scan", name)
+    wanted, wanted_gradients = evaluate(op, "reference", case, np.float64)
+    with platform("gpu"):
+        found, gradients = evaluate(op, "xla", case, np.float64)
+    for a, b in zip([*found, *gradients.values()], [*wanted, *wanted_gradients.values()], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_are_linear_in_length() -> None:

@@ -63,8 +63,8 @@ QUICK = {
     "attention": "padding_causal_grouped sinks_empty_rows bias_per_head cache_chunk whole_blocks long_window routed "
     "score",
     "linear_attention": "token grouped_key both_ways_key padded_tail_key packed_token packed_key packed_both_ways value",
+    "selective_scan": "everything grouped implicit padded_tail packed",
     "delta_rule": "three_steps_gated grouped padded_tail key read packed_two_steps packed_key_two_steps",
-    "selective_scan": "everything grouped padded_tail packed",
 }
 
 
