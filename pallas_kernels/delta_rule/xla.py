@@ -191,6 +191,7 @@ def _chunk_per_key(
     q, k, read = (jnp.broadcast_to(x[:, :, None], (*decay.shape[:3], *x.shape[-2:])) for x in (scale * q, k, read))
     q, k, v, beta, decay, read, state = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v, beta, decay, read, state))
     packed = packed.of_each(q.shape[0] // state_shape[0])
+    by_step = packed.repeat(steps)
     # Of each token the keys under which its steps read, then its query: all that reads the memory.
     readers = jnp.concatenate([x.reshape(-1, tokens, x.shape[-2] // tokens, dim) for x in (read, q)], axis=-2)
     keys = k.reshape(-1, tokens, steps, dim)
@@ -208,13 +209,13 @@ def _chunk_per_key(
     since, until = since[:, 0, :, None], until[:, 0, :, None]
     scores = scores.reshape(-1, tokens, steps + 1, tokens * steps)
     if packed.number is not None:
-        same = packed.number[:, :, None] == packed.repeat(steps).number[:, None]
+        same = packed.seen(jnp.ones((tokens, tokens * steps), bool), between=0, keys=by_step)
         scores = jnp.where(same[:, :, None], scores, 0)
     lower = scores[:, :, :steps].reshape(-1, tokens * steps, tokens * steps)
     held = packed.continuing((readers * jnp.exp(since)) @ state[:, None], 1)
     u = unit_inverse(beta * lower) @ (beta * (v - _joined(held[:, :, :steps])))
     out = held[:, :, steps] + scores[:, :, steps] @ u
-    update = jnp.swapaxes(_joined(keys * jnp.exp(until)), -1, -2) @ packed.repeat(steps).last(u, -2)
+    update = jnp.swapaxes(_joined(keys * jnp.exp(until)), -1, -2) @ by_step.last(u, -2)
     state = jnp.exp(since[:, -1, 0])[..., None] * packed.carried(state) + update
     return state.reshape(state_shape), out.reshape(out_shape)
 
