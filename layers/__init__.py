@@ -2,8 +2,11 @@
 
 from layers.attention.agent import AgentAttention
 from layers.attention.differential import DifferentialAttention
+from layers.attention.forgetting import ForgettingAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
+from layers.attention.look_here import DirectedAttention
+from layers.attention.manhattan import ManhattanAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.attention.neighborhood import NeighborhoodAttention
 from layers.attention.projected import ProjectedAttention
@@ -34,6 +37,8 @@ from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.linear_attention.aaren import Aaren
 from layers.linear_attention.gated_linear_attention import GatedLinearAttention
+from layers.linear_attention.gated_slot_attention import GatedSlotAttention
+from layers.linear_attention.hgrn import HGRN
 from layers.linear_attention.hgrn2 import HGRN2
 from layers.linear_attention.lightning import LightningAttention
 from layers.linear_attention.mlstm import MLSTM
@@ -50,6 +55,7 @@ from layers.norm import BatchNorm, GatedRMSNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
 from layers.recurrent import Recurrent, RecurrentState
 from layers.reduction import TokenReduction, create_reduction, list_reductions, reduction_class, register_reduction
+from layers.sparse.big_bird import BigBirdAttention
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.longformer import LongformerAttention
@@ -58,14 +64,17 @@ from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
 from layers.state_space.mamba import Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
+from layers.state_space.rg_lru import RGLRU
 from layers.state_space.s4d import S4D
 from layers.tokens import Tokens
 
 __all__ = [
+    "HGRN",
     "HGRN2",
     "MEMORIES",
     "MLP",
     "MLSTM",
+    "RGLRU",
     "S4D",
     "Aaren",
     "AgentAttention",
@@ -74,6 +83,7 @@ __all__ = [
     "BasicBlock",
     "BatchNorm",
     "Bidirectional",
+    "BigBirdAttention",
     "BilevelRoutingAttention",
     "Block",
     "Bottleneck",
@@ -92,14 +102,17 @@ __all__ = [
     "DifferentialAttention",
     "Dilated",
     "DilatedAttention",
+    "DirectedAttention",
     "DropPath",
     "Embed",
     "ExtraTokens",
     "FocalModulation",
+    "ForgettingAttention",
     "GatedDeltaNet",
     "GatedLinearAttention",
     "GatedMLP",
     "GatedRMSNorm",
+    "GatedSlotAttention",
     "Grid",
     "InLineAttention",
     "LayerNorm",
@@ -111,6 +124,7 @@ __all__ = [
     "LowRank",
     "Mamba",
     "Mamba2",
+    "ManhattanAttention",
     "Memory",
     "MemoryAsContext",
     "MemoryAsGate",

@@ -299,14 +299,19 @@ class VarianceScaling(Independent):
 
 @dataclasses.dataclass(frozen=True)
 class Transformed(Independent):
-    """A function of independent numbers: "log", or "inverse_softplus_exp", whose softplus is e to their power."""
+    """A function of independent numbers: "log"; "inverse_softplus_exp", whose softplus is e to their power; or
+    "inverse_softplus_rate", whose softplus y is such that they are e^(-2y).
+    """
 
-    function: Literal["log", "inverse_softplus_exp"]
+    function: Literal["log", "inverse_softplus_exp", "inverse_softplus_rate"]
     numbers: Independent
 
     def by_jax(self, key: Any, shape: Shape, dtype: Any, **options: Any) -> jax.Array:
         x = self.numbers.by_jax(key, shape, jnp.float32, **options)
-        return (jnp.log(x) if self.function == "log" else inverse_softplus(jnp.exp(x))).astype(dtype)
+        if self.function == "log":
+            return jnp.log(x).astype(dtype)
+        y = jnp.exp(x) if self.function == "inverse_softplus_exp" else -jnp.log(x) / 2
+        return inverse_softplus(y).astype(dtype)
 
     def shaping(self, shape: Shape) -> portable.Fill:
         draw = self.numbers.shaping(shape)
@@ -314,7 +319,8 @@ class Transformed(Independent):
             return lambda bits: portable.log(draw(bits))
 
         def fill(bits: np.ndarray) -> np.ndarray:
-            y = portable.exp(draw(bits))
+            x = draw(bits)
+            y = portable.exp(x) if self.function == "inverse_softplus_exp" else -portable.log(x) / 2
             return y + portable.log(1 - portable.exp(-y))
 
         return fill

@@ -1,4 +1,4 @@
-"""The linear layer, the convolution and the table of embeddings, in the forms of their products that compilers do well.
+"""Linear layers, the convolution and the table of embeddings, in the forms of their products that compilers do well.
 
 Over several axes of rows, XLA's CPU compiler copies transposes of input and gradient in front of the
 product that is the kernel's gradient; over one axis it needs none (MaxViT's gradient: 1.4 times as fast).
@@ -15,7 +15,8 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
 from layers.broadcast import lookup, widened
-from layers.initializers import InitializerSpec, create_initializer, lecun_normal, zeros
+from layers.initializers import InitializerSpec, create_initializer, lecun_normal, variance_scaling, zeros
+from layers.module import Module
 from primitives import sequence
 
 
@@ -55,6 +56,33 @@ class Linear(nnx.Linear):
         if inputs.ndim < 3 or args or kwargs or sequence.is_split():
             return super().__call__(inputs, *args, **kwargs).astype(dtype)
         return super().__call__(inputs.reshape(-1, inputs.shape[-1])).astype(dtype).reshape(*inputs.shape[:-1], -1)
+
+
+class BlockLinear(Module):
+    """A linear layer whose matrix has ``blocks`` equal blocks on its diagonal and zeros elsewhere.
+
+    Parameters ``kernel`` (blocks, features / blocks, features / blocks), inputs before outputs, and ``bias``
+    (features,).
+    """
+
+    def __init__(
+        self, features: int, blocks: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ):
+        """Raises ValueError where the blocks do not divide the features."""
+        if features % blocks:
+            raise ValueError(f"BlockLinear: {features} features can't be split into {blocks} equal blocks")
+        size = features // blocks
+        # The variance is that of one block's inputs; the initializer counts those of all.
+        init = variance_scaling(float(blocks), "fan_in", "normal")
+        self.kernel = nnx.Param(init(rngs.params(), (blocks, size, size), param_dtype))
+        self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., features) to the same shape."""
+        x, kernel, bias = _promoted((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        parts = x.reshape(*x.shape[:-1], len(kernel), -1)
+        return (jnp.einsum("...ni,nio->...no", parts, kernel).reshape(x.shape) + bias).astype(x.dtype)
 
 
 class Conv(nnx.Conv):

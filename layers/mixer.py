@@ -115,7 +115,7 @@ class Mixer(Module):
     refusals: ClassVar[Mapping[str, str]] = {}
     segment_multiple: int = 1
     streaming: Literal["exact", "selection"] = "exact"
-    shares: ClassVar[bool] = False
+    shares: bool = False
     paper: ClassVar[tuple[int, ...]] = ()
     # What makes heads is split by columns, what sums them up by rows: one exchange a mixer.
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {

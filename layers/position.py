@@ -154,6 +154,8 @@ class Rotary:
     Attributes:
       base: the longest wavelength is 2 pi times this.
       dimensions: how many leading features of a head turn; None for all (GPT-NeoX turns a quarter).
+      endpoint: the slowest pair turns ``base`` times slower than the fastest, as the equal steps between them go to both
+        ends (RetNet, Sun et al., 2023); else it is the next one that would.
       interleaved: pairs are neighbors (0, 1), (2, 3), ...; else feature i pairs with i + half.
       factor: angles are divided by it (position interpolation, Chen et al., 2023, arXiv:2306.15595).
       original_length: where it is given, only slow pairs are divided, as in Llama 3.1: those that turn less than
@@ -172,6 +174,7 @@ class Rotary:
     low_turns: float = 1.0
     high_turns: float = 4.0
     grid: tuple[int, int] | None = None
+    endpoint: bool = False
 
     @classmethod
     def of(cls, given: Rotary | Mapping[str, Any] | float | None) -> Rotary | None:
@@ -182,7 +185,8 @@ class Rotary:
 
     def frequencies(self, pairs: int) -> np.ndarray:
         """Radians a position of each pair: (pairs,) float64, falling."""
-        plain = float(self.base) ** (-np.arange(pairs, dtype=np.float64) / pairs)
+        steps = max(pairs - 1, 1) if self.endpoint else pairs
+        plain = float(self.base) ** (-np.arange(pairs, dtype=np.float64) / steps)
         if self.original_length is None:
             return plain / self.factor
         turns = plain * self.original_length / (2 * np.pi)

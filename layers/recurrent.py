@@ -14,6 +14,7 @@ from flax import struct
 
 from layers.mixer import Mixer, State, without_padding
 from layers.tokens import Tokens
+from pallas_kernels import linear_scan
 
 
 @struct.dataclass
@@ -63,21 +64,23 @@ class Recurrent(Mixer):
     def convolutions(self) -> tuple[Recurrent, ...]:
         return ()
 
-    def recur(self, x: jax.Array, tokens: Tokens, state: Any) -> tuple[jax.Array, Any]:
+    def recur(self, x: jax.Array, tokens: Tokens, state: Any, /, *own: Any) -> tuple[jax.Array, Any]:
         """Reads tokens from the start of the row, or those after others.
 
         Args:
           x: (batch, length, features), zeros where ``tokens.mask`` is False: such tokens must leave the state
             unchanged.
           state: that of the tokens before; None at the start of the row, when no state is asked for.
+          *own: for a mixer that ``shares``, what its block alone is given. What blocks hand on passes by it.
 
         Returns:
           (batch, length, features) and the new state, or None.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it reads tokens")
 
-    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        return self.recur(without_padding(x, tokens.mask), tokens, None)[0]
+    def mix(self, x: jax.Array, tokens: Tokens, /, *beside: Any) -> Any:
+        y = self.recur(without_padding(x, tokens.mask), tokens, None, *beside[1:])[0]
+        return (y, beside[0]) if self.shares else y
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
         """An empty state; its size does not depend on the length, and what it remembers is never narrower than float32."""
@@ -86,9 +89,10 @@ class Recurrent(Mixer):
             convolutions, empty((batch_size, *self.memory_shape), dtype), jnp.zeros((batch_size,), jnp.int32)
         )
 
-    def mix_next(self, x: jax.Array, state: State, tokens: Tokens) -> tuple[jax.Array, State]:
-        y, new = self.recur(without_padding(x, tokens.mask), tokens, state)
-        return y, jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+    def mix_next(self, x: jax.Array, state: State, tokens: Tokens, /, *beside: Any) -> Any:
+        y, new = self.recur(without_padding(x, tokens.mask), tokens, state, *beside[1:])
+        new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+        return (y, new, beside[0]) if self.shares else (y, new)
 
     def starts(self, tokens: Tokens, state: Any) -> jax.Array | None:
         """Bool (batch, length), the real tokens at which another document begins; None without ids."""
@@ -113,3 +117,17 @@ class Recurrent(Mixer):
 def empty(shape: tuple[int, ...], dtype: Any, least: Any = jnp.float32) -> jax.Array:
     """Zeros in ``dtype``, or in ``least`` where that is wider."""
     return jnp.zeros(shape, jnp.promote_types(dtype, least))
+
+
+def accumulate(
+    x: jax.Array, decay: jax.Array, tokens: Tokens, state: RecurrentState | None
+) -> tuple[jax.Array, jax.Array]:
+    """``linear_scan`` after ``state``, and the new memory (batch, channels), which padding leaves unchanged.
+
+    Args:
+      x, decay: (batch, length, channels).
+    """
+    before, segment = (None, None) if state is None else (state.memory, state.segment)
+    if state is not None and tokens.mask is not None:
+        x, decay = (jnp.where(tokens.mask[..., None], a, 0) for a in (x, decay))
+    return linear_scan(x, decay, initial_state=before, starts=tokens.starts(segment), return_state=True)

@@ -8,6 +8,7 @@ from pallas_kernels.attention import attention, attention_weights, masks, merge
 from pallas_kernels.delta_rule import delta_rule
 from pallas_kernels.depthwise_convolution import depthwise_convolution
 from pallas_kernels.linear_attention import linear_attention
+from pallas_kernels.linear_scan import linear_scan
 from pallas_kernels.neighborhood_attention import neighborhood_attention, neighborhood_average, neighborhood_scores
 from pallas_kernels.selective_scan import selective_scan
 from pallas_kernels.short_convolution import short_convolution
@@ -18,6 +19,7 @@ __all__ = [
     "delta_rule",
     "depthwise_convolution",
     "linear_attention",
+    "linear_scan",
     "masks",
     "merge",
     "neighborhood_attention",

@@ -20,19 +20,9 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from suggestions import unknown
+from zoo.commands import deliberate, keep_compiled
 
 _HOME = Path(__file__).resolve().parent.parent
-
-
-def _deliberate(error: BaseException) -> bool:
-    """Whether an error is addressed to the user: the system's, or raised as a ValueError by this repository's own code."""
-    if isinstance(error, OSError):
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_in = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
-    return isinstance(error, ValueError) and raised_in.is_relative_to(_HOME)
 
 
 def _drop_late_callbacks() -> None:
@@ -62,7 +52,7 @@ def one_message() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command with the same --workdir goes on from the last checkpoint")
     except Exception as error:
-        message = f"error: {error}" if _deliberate(error) else None
+        message = f"error: {error}" if deliberate(error) else None
         if jax.process_count() > 1:
             _abandon(error, message)
         if message is None:
@@ -169,18 +159,9 @@ def run(main: Callable[[], None]) -> None:
                 raise ValueError(f"unknown argument {arguments[1]!r}: flags begin with --; --help lists them")
             main()
 
-    _keep_compiled()
+    keep_compiled()
     absl_logging.set_verbosity(absl_logging.WARNING)  # libraries report every file that they open
     app.run(guarded, flags_parser=parse)
-
-
-def _keep_compiled() -> None:
-    """Keeps compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where, or is empty
-    for nowhere.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "mixer-zoo" / "compiled"))
 
 
 def configs() -> str:

@@ -1,4 +1,5 @@
-"""Text from a trained model: the sample at the end of a run, and the command ``python generate.py``."""
+"""Text from a trained model: the sample at the end of a run, and the command that generates, ``mixer-zoo generate`` or
+``python generate.py``."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 import tokenization
 import zoo
 from tasks import Task
-from training import assembly, command, evaluation
+from training import assembly, evaluation
 from training.workdir import read_config
+from zoo import commands
 from zoo.sources import run_record, run_tokenizer
 
 SAMPLE_TOKENS = 400
@@ -51,8 +53,7 @@ def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
     return f"{task.decode(prompt)}|{task.decode(written)}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python generate.py", description="Goes on with a text.")
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", help="a run of train.py")
     parser.add_argument("--checkpoint", default="last", help='of the run: "last", "best" or a step')
     parser.add_argument("--model", help="a name of zoo.list_models(), with --weights")
@@ -69,8 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "--stop", action="append", default=[], help="a string before which the text ends; may be given several times"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep_going", action="store_true", help="also behind the end of the document")
-    return parser
+    parser.add_argument("--keep_going", action="store_true", help="also after the end of the document")
 
 
 def _from_run(workdir: Path, checkpoint: str) -> tuple[Any, Any]:
@@ -103,27 +103,33 @@ def _from_weights(name: str, weights: str, tokenizer: str | None) -> tuple[Any, 
     return zoo.create(name, weights=weights), encoding
 
 
+def _generate(given: argparse.Namespace) -> None:
+    if bool(given.workdir) == bool(given.model):
+        raise ValueError("give either --workdir=DIR, or --model=NAME with --weights=FILE")
+    if given.model and not given.weights:
+        raise ValueError("--weights is missing: a file, folder or hf://owner/name with the weights of --model")
+    if given.workdir:
+        model, tokenizer = _from_run(Path(given.workdir), given.checkpoint)
+    else:
+        model, tokenizer = _from_weights(given.model, given.weights, given.tokenizer)
+    text = sys.stdin.read() if given.prompt == "-" else given.prompt
+    stops = [*given.stop, *([] if given.keep_going else [tokenizer.separator])]
+    pieces = zoo.stream(
+        model, text, given.max_new_tokens, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty, stop=stops, tokenizer=tokenizer, rngs=given.seed,
+    )  # fmt: skip
+    prompt = [tokenizer.separator, *tokenizer.encode(text.encode()).tolist()]
+    sys.stdout.write(text)
+    for part in tokenization.streamed(tokenizer, (piece[0] for piece in pieces), prompt, given.stop):
+        sys.stdout.write(part)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+GENERATE = commands.Command("Goes on with a text.", _arguments, _generate)
+"""The command ``generate``."""
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command."""
-    given = _parser().parse_args(arguments)
-    with command.one_message():
-        if bool(given.workdir) == bool(given.model):
-            raise ValueError("give either --workdir=DIR, or --model=NAME with --weights=FILE")
-        if given.model and not given.weights:
-            raise ValueError("--weights is missing: a file, folder or hf://owner/name with the weights of --model")
-        if given.workdir:
-            model, tokenizer = _from_run(Path(given.workdir), given.checkpoint)
-        else:
-            model, tokenizer = _from_weights(given.model, given.weights, given.tokenizer)
-        text = sys.stdin.read() if given.prompt == "-" else given.prompt
-        stops = [*given.stop, *([] if given.keep_going else [tokenizer.separator])]
-        pieces = zoo.stream(
-            model, text, given.max_new_tokens, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, min_p=given.min_p,
-            repetition_penalty=given.repetition_penalty, stop=stops, tokenizer=tokenizer, rngs=given.seed,
-        )  # fmt: skip
-        prompt = [tokenizer.separator, *tokenizer.encode(text.encode()).tolist()]
-        sys.stdout.write(text)
-        for part in tokenization.streamed(tokenizer, (piece[0] for piece in pieces), prompt, given.stop):
-            sys.stdout.write(part)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+    """Runs ``python generate.py``."""
+    commands.alone(GENERATE, "python generate.py", arguments)

@@ -1,5 +1,5 @@
 """The model zoo: ``zoo.create(name)``, ``zoo.list_models()``, ``zoo.summary(name)``, ``zoo.predict(model, images)``,
-``zoo.generate(model, prompt, max_new_tokens)``."""
+``zoo.generate(model, prompt, max_new_tokens)``, ``zoo.export(model)``."""
 
 from layers.lora import add_lora, merge_lora
 from zoo import language as language
@@ -7,6 +7,7 @@ from zoo import vision as vision
 from zoo.adapters import load_adapters, save_adapters
 from zoo.beams import Beams, beam_search
 from zoo.creation import create, preprocess
+from zoo.exporting import ExportError, export
 from zoo.generation import Generation, generate, stream
 from zoo.inspection import capture
 from zoo.prediction import predict
@@ -18,6 +19,7 @@ from zoo.weights import WeightsError, load, save
 
 __all__ = [
     "Beams",
+    "ExportError",
     "Generation",
     "ModelConfig",
     "Preprocess",
@@ -28,6 +30,7 @@ __all__ = [
     "beam_search",
     "capture",
     "create",
+    "export",
     "generate",
     "list_models",
     "load",

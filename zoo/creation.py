@@ -43,6 +43,7 @@ def create(
       mixer: another token mixer: a name of ``layers.list_mixers()``, a dict with its options, or a callable.
       rngs: for the parameters; default ``nnx.Rngs(0)``.
       dtype: of the computation ("bfloat16" or a jnp dtype); parameters stay in ``param_dtype``.
+      param_dtype: of the parameters; "file" keeps that of the weights.
       shardings: given the abstract model, where its parameters live, by name: a model too large for one device is
         made, and loaded, in parts.
       **overrides: any hyper-parameter of the architecture.
@@ -65,7 +66,11 @@ def create(
         num_classes = overrides.pop("num_classes", None) if num_classes is None else num_classes
     asked = tuple(overrides)
     overrides = {**_described(entry, weights, asked), **overrides}
-    config = _configured(entry, num_classes=num_classes, mixer=mixer, dtype=dtype, param_dtype=param_dtype, **overrides)
+    keep = isinstance(param_dtype, str) and param_dtype == "file"
+    if keep and weights is None:
+        raise ValueError('param_dtype="file" is the type of weights: give weights=, or a type')
+    chosen = jnp.float32 if keep else param_dtype
+    config = _configured(entry, num_classes=num_classes, mixer=mixer, dtype=dtype, param_dtype=chosen, **overrides)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     unfinished = Unfinished(lambda rngs: entry.build(config, rngs=rngs), rngs, shardings)
     unfinished.model.variant = entry.name
@@ -74,7 +79,8 @@ def create(
         return unfinished.finish()
     theirs = classes_of(name, weights, config) if num_classes else None
     fresh = bool(num_classes) and theirs != num_classes
-    load_keeping(unfinished.model, weights, asked, head="reset" if fresh else None)
+    head = "reset" if fresh else None
+    load_keeping(unfinished.model, weights, asked, head=head, dtype="file" if keep else None)
     if fresh:
         source = weights if isinstance(weights, str | Path) else "the checkpoint"
         had = "no classifier" if theirs is None else f"{theirs} classes"

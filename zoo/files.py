@@ -1,10 +1,10 @@
-"""The one place that writes files of arrays: whole or not at all, every array in C order."""
+"""The one place that writes files: whole or not at all; arrays in C order."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, s
       metadata: text stored with the arrays of a .safetensors file; .npz can't hold it.
     """
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-    try:
+
+    def write(temporary: Path) -> None:
         if path.suffix == ".npz":
             with temporary.open("wb") as stream:
                 np.savez(stream, **ordered)  # type: ignore[arg-type]
@@ -31,6 +30,21 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, s
             from safetensors.numpy import save_file
 
             save_file(ordered, temporary, metadata=dict(metadata))
+
+    _replace(path, write)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replaces ``path`` by a file of ``data``; the old file is kept if writing fails."""
+    _replace(path, lambda temporary: temporary.write_bytes(data))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """``write`` gets a file beside ``path``, which then takes its place."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+    try:
+        write(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         temporary.replace(path)
     finally:

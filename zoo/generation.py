@@ -356,6 +356,30 @@ def _stream(
             return
 
 
+def next_tokens(
+    model: LanguageModel, prompt: str, top_k: int, *, tokenizer: str | Path | Tokenizer | None = None
+) -> list[tuple[str, float]]:
+    """The likeliest tokens after a text: (token as text, probability), from the most probable on.
+
+    Args:
+      model: a causal language model; used in evaluation mode and left unchanged.
+      prompt: begins a document.
+      top_k: how many tokens.
+      tokenizer: as of :func:`generate`.
+
+    Raises:
+      ValueError: no tokenizer that fits the model, or a ``top_k`` below 1.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    reader = _tokenizer(model, tokenizer)
+    rows = [np.asarray(row, np.int32) for row in _encoded(prompt, reader)]
+    *_, logits = read(model, rows, _capacity(model, len(rows[0]), 1, None), jnp.float32)
+    probabilities = np.asarray(jax.nn.softmax(logits[0]))
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [(reader.decode([int(token)]), float(probabilities[token])) for token in best]
+
+
 def read(model: Any, rows: list[np.ndarray], capacity: int, dtype: Any) -> tuple[Any, Any, Any, Any]:
     """Reads prompts, a piece at a time: the model's static part and arrays, the states, and the logits of the next
     tokens (batch, vocab_size).

@@ -1,11 +1,14 @@
-"""What a model costs, found without building it: parameters, operations, and the implementations that dispatch
-picks."""
+"""What a model costs, found without building it: parameters, operations, memory of a training step, and the
+implementations that dispatch picks."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ from layers.module import Statistic
 from layers.stack import Stack
 from layers.state import parameter_count
 from pallas_kernels import dispatch
-from primitives import operations
+from primitives import memory, operations
 from zoo.creation import create_abstract
 
 
@@ -31,6 +34,8 @@ class Row:
       output: shape of what it returns, batch 1.
       parameters: numbers that training updates by gradient.
       flops: arithmetic operations of one input.
+      activations: bytes of what its forward pass on a batch keeps for the backward pass, its input included where it is
+        needed again; 0 where no batch was asked for.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Row:
     output: tuple[int, ...]
     parameters: int
     flops: int
+    activations: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,9 @@ class Summary:
       choices: how often dispatch picked what, and why.
       ignored: options that the model suggests to its mixers and that these mixers do not take, as "dropout: DeltaNet".
       rows: the parts: stem, every block, norm, head.
+      batch_size: of the step whose memory was estimated; None where none was asked for.
+      step_bytes: what a forward and a backward pass on that batch take at their peak besides the parameters, gradients
+        included: an estimate by :mod:`primitives.memory`, in evaluation mode, without the optimizer.
     """
 
     name: str
@@ -65,13 +74,47 @@ class Summary:
     choices: dict[str, int]
     ignored: tuple[str, ...]
     rows: tuple[Row, ...]
+    batch_size: int | None = None
+    step_bytes: int = 0
+
+    def by_stage(self) -> Summary:
+        """The same with one row for the blocks of each stage."""
+        stages: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found = re.match(r"(\w+\.\d+)\.|[^.]+", row.name)
+            assert found is not None
+            stages.setdefault(found[1] or found[0], []).append(row)
+        rows = [
+            rows[0]
+            if len(rows) == 1
+            else Row(
+                name,
+                ", ".join(f"{count} {kind}" for kind, count in collections.Counter(r.kind for r in rows).items()),
+                rows[-1].output,
+                *(sum(getattr(row, field) for row in rows) for field in ("parameters", "flops", "activations")),
+            )
+            for name, rows in stages.items()
+        ]
+        return dataclasses.replace(self, rows=tuple(rows))
 
     def __str__(self) -> str:
-        header = ("part", "kind", "output", "parameters", "MFLOP")
+        header = ["part", "kind", "output", "parameters", "MFLOP"]
         lines = [
             header,
-            *[(r.name, r.kind, _shape(r.output), f"{r.parameters:,}", f"{r.flops / 1e6:,.1f}") for r in self.rows],
+            *[[r.name, r.kind, _shape(r.output), f"{r.parameters:,}", f"{r.flops / 1e6:,.1f}"] for r in self.rows],
         ]
+        if self.batch_size is not None:
+            header.append("kept MiB")
+            for line, row in zip(lines[1:], self.rows, strict=True):
+                line.append(f"{row.activations / 2**20:,.1f}")
+        step = (
+            []
+            if self.batch_size is None
+            else [
+                f"a forward and a backward pass on {self.batch_size}: about {memory.size(self.step_bytes)} besides "
+                "the parameters"
+            ]
+        )
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
         table = [
             "  ".join(
@@ -91,6 +134,7 @@ class Summary:
                 rule,
                 f"{self.parameters:,} parameters{statistics}; {self.multiply_adds / 1e9:,.3f} G multiply-adds, "
                 f"{self.flops / 1e9:,.3f} GFLOP forward",
+                *step,
                 *[f"{count} x {choice}" for choice, count in self.choices.items()],
                 *[f"ignored {option}" for option in self.ignored],
             ]
@@ -98,19 +142,28 @@ class Summary:
 
 
 def summary(
-    model: str | nnx.Module, input_shape: tuple[int, ...] | None = None, *, show: bool = True, **overrides: Any
+    model: str | nnx.Module,
+    input_shape: tuple[int, ...] | None = None,
+    *,
+    batch_size: int | None = None,
+    show: bool = True,
+    **overrides: Any,
 ) -> Summary:
     """What a model costs. Everything is traced abstractly: no parameter is allocated, nothing is compiled.
 
     Args:
       model: a name of ``zoo.list_models()``, or a model.
       input_shape: of one example, without the batch axis; default the model's own image size.
+      batch_size: also estimate the memory of a training step on so many inputs: what each part keeps for the backward
+        pass, and the peak.
       show: print the table.
       **overrides: as ``zoo.create`` takes them; only with a name.
 
     Raises:
-      ValueError: overrides for a model already made, or a model whose input shape is unknown.
+      ValueError: overrides for a model already made, a model whose input shape is unknown, or a batch_size below 1.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     made: Any = model
     if isinstance(model, str):
         name, made = model, create_abstract(model, **overrides)
@@ -118,29 +171,38 @@ def summary(
         raise ValueError(f"the model is already made: {', '.join(overrides)} can be given with a name only")
     else:
         name = getattr(model, "variant", type(model).__name__)
-    shape = (1, *(_own_input_shape(made) if input_shape is None else input_shape))
+    shape = (1, *(own_input_shape(made) if input_shape is None else input_shape))
     # Two axes are token ids, more are pixels.
     x = jax.ShapeDtypeStruct(shape, jnp.int32 if len(shape) == 2 else jnp.float32)
     graphdef, state = nnx.split(made)
     state = _abstract(state)
-    calls: list[_Call] = []
     output: list[tuple[int, ...]] = []
 
-    def forward(state: nnx.State, x: Any) -> Any:
+    def forward(calls: list[_Call] | None, state: nnx.State, x: Any) -> Any:
         copy = nnx.merge(graphdef, state)
         copy.eval()
-        _watch(copy, calls)
+        if calls is not None:
+            _watch(copy, calls)
         y = copy(x)
         output.append(_output_shape(y))
         return y
 
+    calls: list[_Call] = []
     with dispatch.recording() as choices:
-        total = operations.count(forward, state, x)
+        total = operations.count(functools.partial(forward, calls), state, x)
     rows = _rows(calls)
     parameters = parameter_count(made)
     rest = Row(
         "(rest)", "", output[0], parameters - sum(r.parameters for r in rows), total.flops - sum(r.flops for r in rows)
     )
+    step_bytes = 0
+    if batch_size is not None:
+        batch = jax.ShapeDtypeStruct((batch_size, *shape[1:]), x.dtype)
+        step_bytes = memory.temporaries(jax.make_jaxpr(_gradient(functools.partial(forward, None)))(state, batch))
+        calls = []
+        jax.eval_shape(functools.partial(forward, calls), state, batch)
+        held = _activations(calls)
+        rows = [dataclasses.replace(row, activations=held.get(row.name, 0)) for row in rows]
     result = Summary(
         name=name,
         input_shape=shape,
@@ -151,6 +213,8 @@ def summary(
         choices=dict(collections.Counter(map(str, choices))),
         ignored=ignored(made),
         rows=(*rows, rest),
+        batch_size=batch_size,
+        step_bytes=step_bytes,
     )
     if show:
         print(result)
@@ -166,7 +230,12 @@ def ignored(model: nnx.Module) -> tuple[str, ...]:
     return tuple(f"{option}: {', '.join(sorted(names))}" for option, names in sorted(classes.items()))
 
 
-def _own_input_shape(model: nnx.Module) -> tuple[int, ...]:
+def own_input_shape(model: nnx.Module) -> tuple[int, ...]:
+    """The shape of one input of a model, without the batch axis.
+
+    Raises:
+      ValueError: the model does not say.
+    """
     config: Any = getattr(model, "config", None)
     if hasattr(config, "image_size"):
         return config.image_size, config.image_size, config.in_channels
@@ -179,11 +248,13 @@ def _own_input_shape(model: nnx.Module) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What counting needs from a call of one part; ``again`` says that its parameters are an earlier part's."""
+    """What counting needs from a call of one part; ``again`` says that its parameters are an earlier part's, ``remat``
+    that it is computed again in the backward pass."""
 
     name: str
     kind: str
     again: bool
+    remat: bool
     graphdef: nnx.GraphDef
     state: nnx.State
     arguments: tuple[Any, Any]
@@ -203,8 +274,10 @@ def _parts(module: nnx.Module, name: str = "") -> list[tuple[str, nnx.Module]]:
 def _watch(model: nnx.Module, calls: list[_Call]) -> None:
     """Makes every part of ``model``, a copy made for this trace alone, note its calls."""
     again: set[str] = set()  # names of further places of one block, whose parameters count once
+    remat: set[str] = set()
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Stack):
+            remat |= {".".join(map(str, (*path, i))) for i in range(len(module)) if module.remat}
             # A scanned or recomputed block is another copy, which is not observed.
             module.scan = module.remat = False
             for i, block in enumerate(module):
@@ -216,16 +289,13 @@ def _watch(model: nnx.Module, calls: list[_Call]) -> None:
         if not callable(part):
             continue
         graphdef, state = nnx.split(part)
-        known = (name, name in again, graphdef, _abstract(state))
+        known = (name, name in again, name in remat, graphdef, _abstract(state))
 
         def call(self: Any, *args: Any, _cls: type = cls, _known: tuple[Any, ...] = known, **kwargs: Any) -> Any:
             y = _cls.__call__(self, *args, **kwargs)
-            name, again, graphdef, state = _known
-            calls.append(
-                _Call(
-                    name, _cls.__name__, again, graphdef, state, (_abstract(args), _abstract(kwargs)), _output_shape(y)
-                )
-            )
+            name, again, remat, graphdef, state = _known
+            given = (_abstract(args), _abstract(kwargs))
+            calls.append(_Call(name, _cls.__name__, again, remat, graphdef, state, given, _output_shape(y)))
             return y
 
         metaclass: Any = type(cls)
@@ -236,26 +306,40 @@ def _watch(model: nnx.Module, calls: list[_Call]) -> None:
 
 def _rows(calls: list[_Call]) -> list[Row]:
     rows: dict[str, Row] = {}
-    counted: dict[Any, int] = {}
-    for call in calls:
-        # Equal blocks cost the same: count each kind once.
-        leaves, treedef = jax.tree.flatten((call.state, call.arguments))
-        key = (call.graphdef, treedef, tuple(leaves))
-        if key not in counted:
-            counted[key] = _flops(call)
+    for call, flops in zip(calls, _of_each(calls, lambda call: operations.count(*_program(call)).flops), strict=True):
         parameters = (
             0
             if call.again
             else sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.filter_state(call.state, nnx.Param)))
         )
         before = rows.get(call.name)
-        rows[call.name] = Row(
-            call.name, call.kind, call.output, parameters, counted[key] + (before.flops if before else 0)
-        )
+        rows[call.name] = Row(call.name, call.kind, call.output, parameters, flops + (before.flops if before else 0))
     return list(rows.values())
 
 
-def _flops(call: _Call) -> int:
+def _activations(calls: list[_Call]) -> dict[str, int]:
+    """Bytes that each part keeps for its backward pass."""
+    held: collections.Counter[str] = collections.Counter()
+    for call, size in zip(calls, _of_each(calls, lambda call: memory.kept(*_program(call))), strict=True):
+        held[call.name] += size
+    return dict(held)
+
+
+def _of_each(calls: list[_Call], measure: Callable[[_Call], int]) -> list[int]:
+    """``measure`` of every call. Equal blocks cost the same: each kind is measured once."""
+    measured: dict[Any, int] = {}
+    found = []
+    for call in calls:
+        leaves, treedef = jax.tree.flatten((call.state, call.arguments))
+        key = (call.graphdef, call.remat, treedef, tuple(leaves))
+        if key not in measured:
+            measured[key] = measure(call)
+        found.append(measured[key])
+    return found
+
+
+def _program(call: _Call) -> tuple[Callable[..., Any], nnx.State, list[Any]]:
+    """A call as a function of arrays, its parameters and its inputs."""
     leaves, treedef = jax.tree.flatten(call.arguments)
     # Anything that is not an array (a grid's size) is not an argument of the program.
     traced = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
@@ -267,7 +351,24 @@ def _flops(call: _Call) -> int:
         )
         return nnx.merge(call.graphdef, state)(*args, **kwargs)
 
-    return operations.count(run, call.state, [leaf for t, leaf in zip(traced, leaves, strict=True) if t]).flops
+    given = [leaf for t, leaf in zip(traced, leaves, strict=True) if t]
+    return (jax.checkpoint(run) if call.remat else run), call.state, given
+
+
+def _gradient(forward: Callable[[nnx.State, Any], Any]) -> Callable[[nnx.State, Any], nnx.State]:
+    """The gradient of the sum of all outputs with respect to the parameters."""
+
+    def gradient(state: nnx.State, x: Any) -> nnx.State:
+        parameters, rest = nnx.split_state(state, nnx.Param, ...)
+
+        def loss(parameters: nnx.State) -> jax.Array:
+            leaves = jax.tree.leaves(forward(nnx.merge_state(parameters, rest), x))
+            floating = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+            return sum((jnp.sum(leaf.astype(jnp.float32)) for leaf in floating), jnp.float32(0))
+
+        return jax.grad(loss)(parameters)
+
+    return gradient
 
 
 def _abstract(tree: Any) -> Any:

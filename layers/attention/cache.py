@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +42,9 @@ class AttentionCache:
             segment=jnp.zeros((batch,), jnp.int32),
         )
 
-    def write(self, key: jax.Array, value: jax.Array, tokens: Tokens, after: Continuation) -> AttentionCache:
-        """Stores new tokens (batch, new, ...) after the old ones, or instead of those of a document that has ended.
+    def write(self, new: Mapping[str, jax.Array], tokens: Tokens, after: Continuation) -> Self:
+        """Stores what new tokens have, (batch, new, ...) by field, after what the old ones had, or instead of those of
+        a document that has ended.
 
         Masked ones are not stored. ``after`` says where the tokens are.
         """
@@ -54,14 +57,11 @@ class AttentionCache:
             kept = jnp.where(document[:, -1:] > 0, -1, kept)
         # Of tokens that share a slot only the last is kept; the rest are sent out of bounds and dropped.
         slot = jnp.where(real & (positions >= after.length[:, None] - capacity), positions % capacity, capacity)
-        row = jnp.arange(key.shape[0])[:, None]
-        return AttentionCache(
-            key=self.key.at[row, slot].set(key.astype(self.key.dtype), mode="drop"),
-            value=self.value.at[row, slot].set(value.astype(self.value.dtype), mode="drop"),
-            positions=kept.at[row, slot].set(positions, mode="drop"),
-            length=after.length,
-            segment=after.segment,
-        )
+        row = jnp.arange(positions.shape[0])[:, None]
+        fields: dict[str, tuple[jax.Array, jax.Array]] = {name: (getattr(self, name), x) for name, x in new.items()}
+        fields["positions"] = kept, positions
+        stored = {name: old.at[row, slot].set(x.astype(old.dtype), mode="drop") for name, (old, x) in fields.items()}
+        return dataclasses.replace(self, **stored, length=after.length, segment=after.segment)
 
 
 @struct.dataclass

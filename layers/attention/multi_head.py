@@ -5,6 +5,7 @@ Attention(Q, K, V) = softmax(Q K^T / sqrt(head_dim) + bias) V
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -223,23 +224,32 @@ class MultiHeadAttention(ProjectedAttention):
         state: AttentionCache,
         after: Continuation,
     ) -> tuple[jax.Array, AttentionCache]:
+        written, seen, segments = self.read({"key": k, "value": v}, tokens, state, after)
+        places = after.positions, seen.positions
+        return self.attend(q, seen.key, seen.value, x, positions=places, segments=segments), written
+
+    def read(
+        self, new: Mapping[str, jax.Array], tokens: Tokens, state: Any, after: Continuation
+    ) -> tuple[Any, Any, Pair]:
+        """Stores what new tokens have, (batch, new, ...) by field of the cache ``state``.
+
+        Returns:
+          The new state, a cache of all that these tokens attend to, and the documents of both where they are known.
+        """
         self._check_room(state, after.length)
         mask, ids = tokens.mask, tokens.segment_ids
+        written = state.write(new, tokens, after)
+        if after.positions.shape[1] == 1 or (self.window is None and ids is None):
+            return written, written, (None, None)
+        # A write may evict what the first of these tokens still see.
         segments: Pair = (None, None)
-        written = state.write(k, v, tokens, after)
-        if x.shape[1] == 1 or (self.window is None and ids is None):
-            # All that is attended to is in the cache after the write.
-            keys, values, key_positions = written.key, written.value, written.positions
-        else:
-            # A write may evict what the first of these tokens still see.
-            if ids is not None:
-                document = numbered(ids, state.segment, mask)
-                segments = document, jnp.concatenate([jnp.zeros_like(state.positions), document], 1)
-            seen = after.positions if mask is None else jnp.where(mask, after.positions, -1)
-            keys = jnp.concatenate([state.key, k.astype(state.key.dtype)], 1)
-            values = jnp.concatenate([state.value, v.astype(state.value.dtype)], 1)
-            key_positions = jnp.concatenate([state.positions, seen], 1)
-        return self.attend(q, keys, values, x, positions=(after.positions, key_positions), segments=segments), written
+        if ids is not None:
+            document = numbered(ids, state.segment, mask)
+            segments = document, jnp.concatenate([jnp.zeros_like(state.positions), document], 1)
+        new = {**new, "positions": after.positions if mask is None else jnp.where(mask, after.positions, -1)}
+        old = {name: getattr(state, name) for name in new}
+        both = {name: jnp.concatenate([old[name], x.astype(old[name].dtype)], 1) for name, x in new.items()}
+        return written, dataclasses.replace(state, **both), segments
 
     def _check_room(self, state: AttentionCache, length: jax.Array) -> None:
         """Refuses tokens that a cache has no room for, where lengths are known: under ``jit`` they are not, and the
@@ -270,6 +280,7 @@ class MultiHeadAttention(ProjectedAttention):
         mask: jax.Array | None = None,
         positions: Pair = (None, None),
         segments: Pair = (None, None),
+        added: jax.Array | None = None,
     ) -> jax.Array:
         """What the heads of ``q`` find among ``k`` and ``v``.
 
@@ -277,6 +288,7 @@ class MultiHeadAttention(ProjectedAttention):
           x: the tokens that ask.
           mask: bool (batch, keys), True = real.
           positions, segments: of queries and of keys, int32 (batch or 1, queries) and (batch or 1, keys).
+          added: (batch, keys, num_heads), to the scores of each key.
         """
         batch, window, bias = q.shape[0], None, None
         if self.window is not None:
@@ -285,6 +297,9 @@ class MultiHeadAttention(ProjectedAttention):
             bias = self.bias(
                 *(default_positions(t.shape[1]) if p is None else p for t, p in zip((q, k), positions, strict=True))
             )
+        if added is not None:
+            added = jnp.swapaxes(added, 1, 2)[:, :, None]
+            bias = added if bias is None else bias + added
         places = [
             None if p is None else jnp.broadcast_to(p, (batch, t.shape[1]))
             for t, p in zip((q, k), positions, strict=True)

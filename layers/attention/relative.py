@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,30 @@ class DistancePenalty:
         """The binary logarithm of a head's slope; of heads beyond a power of two, every other slope of the next power."""
         power = 2 ** int(math.log2(self.num_heads))
         return jnp.where(head < power, -8.0 * (head + 1) / power, -4.0 * (2 * (head - power) + 1) / power)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridPenalty:
+    """The score less a slope, which ``rows=`` of the attention op gives for each head, times the distance of two tokens
+    of an image.
+
+    Attributes:
+      width: columns of the image, whose tokens are in row-major order.
+      metric: "manhattan" (rows and columns apart) or "euclidean".
+      prefix: tokens before those of the image, which are at no distance.
+    """
+
+    width: int
+    metric: Literal["manhattan", "euclidean"]
+    prefix: int = 0
+
+    def __call__(self, logits: Any, head: Any, q: Any, k: Any, slope: Any) -> Any:
+        at = [(x - self.prefix) // self.width for x in (q, k)], [(x - self.prefix) % self.width for x in (q, k)]
+        down, across = (abs(a - b).astype(logits.dtype) for a, b in at)
+        distance = down + across if self.metric == "manhattan" else jnp.sqrt(down * down + across * across)
+        if self.prefix:
+            distance = jnp.where((q < self.prefix) | (k < self.prefix), 0, distance)
+        return logits - slope * distance
 
 
 class ALiBi(Relative):

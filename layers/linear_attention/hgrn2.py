@@ -6,7 +6,6 @@ y = W_o RMSNorm(o)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -39,7 +38,7 @@ class HGRN2(Recurrent):
         *,
         num_heads: int,
         head_dim: int | None = None,
-        lower_bound: float = 0.0,
+        lower_bound: float | None = 0.0,
         norm_epsilon: float = 1e-5,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -48,15 +47,17 @@ class HGRN2(Recurrent):
         """Args:
           num_heads: memories; each has features / num_heads values.
           head_dim: keys of a memory; as many as values by default.
-          lower_bound: b, the least that is kept of a memory; models raise it from layer to layer.
+          lower_bound: b, the least that is kept of a memory. Models raise it from layer to layer, by a parameter of
+            theirs: with None each call is given b, (keys of all heads,) float32.
           norm_epsilon: of the norm of the output.
 
         Raises:
           ValueError: heads that do not divide the features, or a bound outside [0, 1).
         """
-        if not 0 <= lower_bound < 1:
+        if lower_bound is not None and not 0 <= lower_bound < 1:
             raise ValueError(f"HGRN2: lower_bound must be at least 0 and below 1; got {lower_bound}")
         self.num_heads, self.value_dim, self.lower_bound = num_heads, per_head(features, num_heads), lower_bound
+        self.shares = lower_bound is None
         self.key_dim = head_dim or self.value_dim
         common = {
             "use_bias": False,
@@ -76,13 +77,16 @@ class HGRN2(Recurrent):
         return self.num_heads, self.key_dim, self.value_dim
 
     def recur(
-        self, x: jax.Array, tokens: Tokens, state: RecurrentState | None
+        self, x: jax.Array, tokens: Tokens, state: RecurrentState | None, /, *own: jax.Array
     ) -> tuple[jax.Array, RecurrentState | None]:
         forget = self.forget(x).astype(jnp.promote_types(x.dtype, jnp.float32))
         decay = -softplus(-forget)
-        if self.lower_bound:
-            decay = jnp.logaddexp(math.log(self.lower_bound), math.log1p(-self.lower_bound) + decay)
-        k = ((1 - self.lower_bound) * jax.nn.sigmoid(-forget)).astype(x.dtype)
+        bound: Any = own[0] if self.shares else self.lower_bound
+        if self.shares or bound:
+            # A bound of 0 has no logarithm, and the logarithm's gradient there is not to be asked for.
+            log_bound = jnp.where(bound > 0, jnp.log(jnp.where(bound > 0, bound, 1)), -jnp.inf)
+            decay = jnp.logaddexp(log_bound, jnp.log1p(-bound) + decay)
+        k = ((1 - bound) * jax.nn.sigmoid(-forget)).astype(x.dtype)
         q, k, v, decay = (
             a.reshape(*x.shape[:2], self.num_heads, -1) for a in (silu(self.query(x)), k, self.value(x), decay)
         )

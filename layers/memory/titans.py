@@ -301,7 +301,7 @@ class MemoryAsContext(Mixer):
         slots = jnp.broadcast_to(jnp.tile(jnp.arange(self.segment, dtype=jnp.int32), 2), keys.shape[:2])
         k, v = keys.astype(x.dtype), values.astype(x.dtype)
         if self.persistent is not None:
-            p = repeated(self.persistent[...], len(x), x.dtype)
+            p = repeated(self.persistent[...], x.shape[0], x.dtype)
             k = jnp.concatenate([self._heads(self.key(p)).astype(k.dtype), k], axis=1)
             v = jnp.concatenate([self._heads(self.value(p)).astype(v.dtype), v], axis=1)
             slots = jnp.pad(slots, ((0, 0), (p.shape[1], 0)))

@@ -283,7 +283,7 @@ class RoutingAttention(Mixer):
             return None
         table = self.relative[...].astype(q.dtype)
         scores = self.scale * jnp.einsum("nqd,rd->nqr", q[:, :, 0], table)
-        index = jnp.broadcast_to(jnp.clip(distance, 0, len(table) - 1), (len(q), *distance.shape[1:]))
+        index = jnp.broadcast_to(jnp.clip(distance, 0, len(table) - 1), (q.shape[0], *distance.shape[1:]))
         return jnp.take_along_axis(scores, index, 2)[:, None]
 
     # Causal membership.

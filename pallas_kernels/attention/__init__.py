@@ -13,7 +13,7 @@ import numpy as np
 from pallas_kernels.attention import distributed, masks, reference, xla
 from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.attention.cases import CASES, SHAPES
-from pallas_kernels.attention.masks import Mask, Score
+from pallas_kernels.attention.masks import ByHead, Mask, Score
 from pallas_kernels.attention.merging import merge as merge
 from pallas_kernels.dispatch import Implementation, Later, Op
 from primitives import sequence
@@ -48,7 +48,7 @@ def attention(
     v: jax.Array,
     *,
     bias: jax.Array | None = None,
-    mask: jax.Array | Mask | None = None,
+    mask: jax.Array | Mask | ByHead | None = None,
     score: Score | None = None,
     causal: bool = False,
     window: tuple[int | None, int | None] | None = None,
@@ -60,6 +60,7 @@ def attention(
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
     routes: jax.Array | None = None,
+    key_regions: int | None = None,
     rows: jax.Array | tuple[jax.Array, ...] | None = None,
     relative_bias: jax.Array | None = None,
     relative_weight: jax.Array | None = None,
@@ -84,7 +85,7 @@ def attention(
       mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of
         positions, (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as
         ``pallas_kernels.masks``. With default positions the cost follows the blocks that it allows. With one,
-        ``key_positions`` mark padding.
+        ``key_positions`` mark padding. ``masks.ByHead`` has one for each head.
       score: a Python function (logits, head, query_position, key_position, *rows) -> logits of the scaled logits,
         before the bias and the mask: elementwise JAX arithmetic of arrays that broadcast, and of Python numbers.
         ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps softly; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q -
@@ -104,7 +105,9 @@ def attention(
       routes: int (batch or 1, heads or 1, regions, topk): tokens are stored region by region, equally many in each, and
         those of a region attend only to those of the topk different regions that its row names (BiFormer,
         arXiv:2303.08810). The rest holds as well: a mask may hide what does not exist, positions are those of the
-        tokens as stored.
+        tokens as stored. Keys are copied for each region.
+      key_regions: how many regions of the keys there are, where not as many as of the queries. ``routes`` may then hold
+        -1, which names none.
       rows: (batch or 1, q_length, heads or 1) numbers of each query, one array or a tuple, that ``score`` gets after
         the positions. Differentiable.
       relative_bias: (heads or 1, span), added to the logits as ``bias`` is: the entry of clip(key_position -
@@ -125,14 +128,15 @@ def attention(
     Raises:
       ValueError: shapes, dtypes or options that do not fit together.
     """
-    call = _checked(
+    parts = _checked(
         q, k, v, bias=bias, mask=mask, score=score, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
         query_positions=query_positions, key_positions=key_positions, query_segments=query_segments,
-        key_segments=key_segments, routes=routes, rows=rows, relative_bias=relative_bias, relative_weight=relative_weight,
-        relative_keys=relative_keys, relative_query=relative_query, relative_origin=relative_origin, return_lse=return_lse,
+        key_segments=key_segments, routes=routes, key_regions=key_regions, rows=rows, relative_bias=relative_bias,
+        relative_weight=relative_weight, relative_keys=relative_keys, relative_query=relative_query, relative_origin=relative_origin, return_lse=return_lse,
     )  # fmt: skip
-    out, lse = _op(call, implementation)
-    return (out, lse) if return_lse else out
+    results = [_op(call, implementation) for _, call in parts]
+    out = _joined([out for out, _ in results], parts, 2)
+    return (out, _joined([lse for _, lse in results], parts, 2)) if return_lse else out
 
 
 def attention_weights(q: jax.Array, k: jax.Array, **options: Any) -> jax.Array:
@@ -142,7 +146,20 @@ def attention_weights(q: jax.Array, k: jax.Array, **options: Any) -> jax.Array:
       :func:`attention`
     that concern the weights.
     """
-    return reference.attention_weights(_checked(q, k, None, **options))
+    parts = _checked(q, k, None, **options)
+    return _joined([reference.attention_weights(call) for _, call in parts], parts, 1)
+
+
+Parts = list[tuple[tuple[int, ...], AttentionCall]]
+"""Calls that have one mask each, and which heads of the queries they are of."""
+
+
+def _joined(results: list[jax.Array], parts: Parts, axis: int) -> jax.Array:
+    """The results of calls of some heads, with the heads in order along ``axis``."""
+    if len(results) == 1:
+        return results[0]
+    order = np.argsort(np.concatenate([heads for heads, _ in parts]))
+    return jnp.take(jnp.concatenate(results, axis), order, axis, mode="clip")
 
 
 def _checked(
@@ -151,7 +168,7 @@ def _checked(
     v: jax.Array | None,
     *,
     bias: jax.Array | None = None,
-    mask: jax.Array | Mask | None = None,
+    mask: jax.Array | Mask | ByHead | None = None,
     score: Score | None = None,
     causal: bool = False,
     window: tuple[int | None, int | None] | None = None,
@@ -163,6 +180,7 @@ def _checked(
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
     routes: jax.Array | None = None,
+    key_regions: int | None = None,
     rows: jax.Array | tuple[jax.Array, ...] | None = None,
     relative_bias: jax.Array | None = None,
     relative_weight: jax.Array | None = None,
@@ -170,8 +188,10 @@ def _checked(
     relative_query: jax.Array | None = None,
     relative_origin: int | None = None,
     return_lse: bool = False,
-) -> AttentionCall:
-    """Validates the arguments; expands bias and mask to four dimensions and sets the default scale."""
+) -> Parts:
+    """Validates the arguments; expands bias and mask to four dimensions, sets the default scale, and parts heads whose
+    masks are different functions.
+    """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x is not None and (x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating)):
             raise ValueError(
@@ -196,10 +216,17 @@ def _checked(
     if sinks is not None and sinks.shape != (q.shape[2],):
         raise ValueError(f"attention: sinks must be (heads,) = ({q.shape[2]},), got {sinks.shape}")
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    given = mask if callable(mask) else None
-    mask = None if callable(mask) else mask
-    if given is not None:
-        _check_function("mask", given, jnp.bool_, _PLACES)
+    heads_of: dict[Mask, tuple[int, ...]] = {}
+    if isinstance(mask, ByHead):
+        if len(mask.parts) != full[1]:
+            raise ValueError(f"attention: masks of {len(mask.parts)} heads are given, for {full[1]} heads of queries")
+        for head, part in enumerate(mask.parts):
+            heads_of[part] = (*heads_of.get(part, ()), head)
+        mask = None
+    elif callable(mask):
+        heads_of, mask = {mask: tuple(range(full[1]))}, None
+    for part in heads_of:
+        _check_function("mask", part, jnp.bool_, _PLACES)
     numbers = _stacked(rows, full)
     if numbers is not None and score is None:
         raise ValueError("attention: rows are numbers for score=, which is not given")
@@ -232,7 +259,9 @@ def _checked(
                 f"attention: {name} must be integer (batch, length) = {(full[0], length)}, got {x.dtype}{list(x.shape)}"
             )
     if routes is not None:
-        _check_routes(routes, full)
+        _check_routes(routes, full, key_regions)
+    elif key_regions is not None:
+        raise ValueError("attention: key_regions is for routes=, which is not given")
     for name, table, shape in (
         ("relative_bias", relative_bias, ()), ("relative_weight", relative_weight, ()), ("relative_keys", relative_keys, q.shape[3:]),
     ):  # fmt: skip
@@ -247,10 +276,7 @@ def _checked(
         raise ValueError(
             f"attention: relative_query is of q's shape {q.shape}, for relative_keys; got {relative_query.shape}"
         )
-    included, pattern = masks.without_windows(given)
-    left, right = masks.narrower(window or (None, None), included)
-    right = 0 if causal and (right is None or right > 0) else right
-    return AttentionCall(
+    call = AttentionCall(
         q=q,
         k=k,
         v=k if v is None else v,
@@ -262,19 +288,23 @@ def _checked(
         query_segments=query_segments,
         key_segments=key_segments,
         routes=routes,
+        key_regions=key_regions,
         rows=numbers,
         relative_bias=relative_bias,
         relative_weight=relative_weight,
         relative_keys=relative_keys,
         relative_query=relative_query,
         relative_origin=relative_origin,
-        pattern=pattern,
         score=score,
-        reach=(left, right),
+        reach=masks.narrower(window or (None, None), (None, 0 if causal else None)),
         scale=q.shape[3] ** -0.5 if scale is None else scale,
         normalize=normalize,
         return_lse=return_lse,
     )
+    if len(heads_of) > 1:
+        return [(heads, call.of_heads(heads).within(part)) for part, heads in heads_of.items()]
+    everyone = tuple(range(full[1]))
+    return [(everyone, call.within(part)) for part in heads_of] or [(everyone, call)]
 
 
 _PLACES = (jax.ShapeDtypeStruct((2, 1), jnp.int32), jax.ShapeDtypeStruct((1, 3), jnp.int32))
@@ -308,7 +338,7 @@ def _stacked(rows: jax.Array | tuple[jax.Array, ...] | None, full: tuple[int, ..
     return jnp.stack(jnp.broadcast_arrays(*given), -1) if given else None
 
 
-def _check_routes(routes: jax.Array, full: tuple[int, ...]) -> None:
+def _check_routes(routes: jax.Array, full: tuple[int, ...], key_regions: int | None) -> None:
     batch, heads, q_length, k_length = full
     shape = routes.shape
     if (
@@ -321,10 +351,11 @@ def _check_routes(routes: jax.Array, full: tuple[int, ...]) -> None:
             f"attention: routes must be integer (batch, heads, regions, topk) = ({batch}, {heads}, ...), got "
             f"{routes.dtype}{list(shape)}"
         )
-    if q_length % shape[2] or k_length % shape[2] or not 1 <= shape[3] <= shape[2]:
+    regions = shape[2] if key_regions is None else key_regions
+    if regions < 1 or q_length % shape[2] or k_length % regions or not 1 <= shape[3] <= regions:
         raise ValueError(
-            f"attention: {shape[2]} regions must divide {q_length} queries and {k_length} keys; of them 1 to all are "
-            f"attended to, not {shape[3]}"
+            f"attention: {shape[2]} regions must divide {q_length} queries, and {regions} regions {k_length} keys; of "
+            f"them 1 to all are attended to, not {shape[3]}"
         )
 
 

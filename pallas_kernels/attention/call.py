@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from pallas_kernels.attention.masks import Mask, Score
+from pallas_kernels.attention.masks import Mask, Score, narrower, without_windows
 from pallas_kernels.call import Call
 
 Reach = tuple[int | None, int | None]
 """(left, right): least and greatest of key position minus query position; None is unbounded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OfHeads:
+    """``score`` for some of the heads, by the numbers that these have."""
+
+    score: Score
+    heads: tuple[int, ...]
+
+    def __call__(self, logits: Any, head: Any, *others: Any) -> Any:
+        number = head * 0 + self.heads[0]
+        for i, other in enumerate(self.heads):
+            number = jnp.where(head == i, other, number)
+        return self.score(logits, number, *others)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,6 +80,7 @@ class AttentionCall(Call):
     relative_weight: jax.Array | None = None
     relative_keys: jax.Array | None = None
     relative_query: jax.Array | None = None
+    key_regions: int | None = None
     relative_origin: int | None = None
     pattern: Mask | None = None
     score: Score | None = None
@@ -110,6 +126,20 @@ class AttentionCall(Call):
             if self.query_segments is None or self.key_segments is None
             else (self.query_segments, self.key_segments)
         )
+
+    def of_heads(self, heads: tuple[int, ...]) -> AttentionCall:
+        """The call of some heads of the queries, each with keys and values of its own; a score sees their own numbers."""
+        numbers, count, changes = np.array(heads), self.q.shape[2], {}
+        for name, (x, axes) in self.arrays.items():
+            axis, own = axes.find("h"), numbers // (count // self.k.shape[2]) if name in ("k", "v") else numbers
+            if axis >= 0 and (x.shape[axis] > 1 or name in ("k", "v")):
+                changes[name] = jnp.take(x, own, axis, mode="clip")
+        return self.replace(**changes, score=self.score and OfHeads(self.score, heads))
+
+    def within(self, mask: Mask) -> AttentionCall:
+        """The call limited by a mask that is a function of positions, whose windows become part of the reach."""
+        included, pattern = without_windows(mask)
+        return self.replace(reach=narrower(self.reach, included), pattern=pattern)
 
     def lacks(self, *names: str) -> bool:
         """Whether none of these arguments is given."""

@@ -133,6 +133,19 @@ def _cache(starts: tuple[int, ...], filled: tuple[int, ...]) -> Change:
     return change
 
 
+def _key_regions(regions: int, key_regions: int, topk: int, heads: int) -> Change:
+    """Random routes to other regions of keys, of which some are none, and all of the first region."""
+
+    def change(arrays: Arrays, rng: np.random.Generator) -> None:
+        shape = (arrays["q"].shape[0], heads, regions, key_regions)
+        routes = rng.permuted(np.broadcast_to(np.arange(key_regions), shape), axis=-1)[..., :topk]
+        routes = np.where(rng.random(routes.shape) < 0.3, -1, routes).astype(np.int32)
+        routes[:, :, 0] = -1
+        arrays["routes"] = routes
+
+    return change
+
+
 def _routes(regions: int, topk: int, heads: int = 1, rows: int | None = None, hidden: int = 0) -> Change:
     """Random routes, of ``rows`` batch elements (all by default); the last ``hidden`` keys of each region are NaN and
     masked, the last region as a whole.
@@ -191,6 +204,8 @@ def _tempered(x: Any, head: Any, q: Any, k: Any, temperature: Any) -> Any:
     return x * temperature - 0.1 * abs(q - k)
 
 
+_UP = masks.FieldOfView(4, 90.0, prefix=2)
+
 CASES = (
     _case("plain", 7),
     _case("length_1", 1),
@@ -230,9 +245,21 @@ CASES = (
     _case("long_cache", 300, 530, change=_cache((4, 200), (304, 500)), causal=True, window=(64, None), return_lse=True),
     _case("routed", 20, 12, heads=4, kv_heads=2, change=_both(_routes(4, 2, hidden=1), _add(sinks=(4,))), return_lse=True),
     _case("routed_heads_causal", 18, change=_both(_routes(6, 3, heads=2), _add(sinks=(2,), bias=(2, 18, 18))), causal=True, return_lse=True),
+    _case(
+        "routed_key_regions", 12, 20, heads=4, kv_heads=2, key_regions=5, return_lse=True,
+        change=_both(_key_regions(4, 5, 3, 1), _add(bias=(4, 12, 20))),
+    ),
+    _case(
+        "routed_key_regions_heads", 12, 20, heads=4, kv_heads=2, key_regions=10, causal=True, return_lse=True, score=_capped,
+        change=_both(_key_regions(12, 10, 4, 4), _add(sinks=(4,), relative_keys=(4, 9, 8))),
+    ),
     _case("long_routed", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 1, hidden=7), return_lse=True),
     _case("long_routed_heads", 192, batch=2, change=_routes(3, 2, heads=2, rows=1), normalize="sigmoid"),
     _case("pattern", 23, 19, heads=4, kv_heads=2, mask=masks.dilated(8, 2), return_lse=True),
+    _case(
+        "pattern_by_head", 20, 17, heads=4, kv_heads=2, score=_capped, return_lse=True,
+        mask=masks.ByHead((_UP, masks.window(4, 3), _UP, masks.FieldOfView(4, 202.5, 45.0, 2))), change=_add(bias=(4, 20, 17), sinks=(4,)),
+    ),
     _case("pattern_cache", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, mask=masks.segments(4), return_lse=True),
     _case("pattern_routed", 20, change=_routes(4, 2), mask=masks.window(6, 2)),
     _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1), return_lse=True),

@@ -5,15 +5,16 @@ other, arithmetic and comparisons known while tracing: it is the same for numpy,
 it inline. Blocks of keys that it rules out are skipped. Positions are those of the call: indices, unless it gives
 others.
 
-The masks below are data: they compare by value, and ``&``, ``|`` and ``~`` combine them. A Python function of your own
-  serves
-as well. Make one once and keep it: programs are compiled and blocks are listed for each function anew.
+The masks below are data: they compare by value, and ``&``, ``|`` and ``~`` combine them; :class:`ByHead` gives each
+head its own. A Python function of your own serves as well. Make one once and keep it: programs are compiled and blocks
+are listed for each function anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -106,6 +107,48 @@ class GridStrides(Pattern):
 
 
 @dataclasses.dataclass(frozen=True)
+class FieldOfView(Pattern):
+    """What a token of an image in row-major order sees when it looks in one direction, edges and itself included
+    (LookHere, arXiv:2405.13985).
+
+    Attributes:
+      width: columns of the image.
+      direction: of the middle of the field, in degrees counterclockwise: 0 is right, 90 up.
+      angle: of the field, in degrees: 180 is half of the image.
+      prefix: tokens before those of the image, which see and are seen by all.
+
+    Raises:
+      ValueError: a field that is wider than 180 degrees, or whose edges are not at multiples of 45 degrees, which
+        comparisons of whole rows and columns find.
+    """
+
+    width: int
+    direction: float
+    angle: float = 180.0
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.angle <= 180 or any(edge % 45 for edge in self._edges):
+            raise ValueError(
+                f"a field of view is at most 180 degrees wide and has its edges at multiples of 45 degrees, not "
+                f"{self.angle} degrees around {self.direction}"
+            )
+
+    @property
+    def _edges(self) -> tuple[float, float]:
+        """Directions of the right and of the left edge."""
+        return self.direction - self.angle / 2, self.direction + self.angle / 2
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        up = (q - self.prefix) // self.width - (k - self.prefix) // self.width
+        across = (k - self.prefix) % self.width - (q - self.prefix) % self.width
+        # Edges as steps of whole columns and rows, so that nothing is rounded.
+        (x, y), (x2, y2) = ([round(f(math.radians(edge))) for f in (math.cos, math.sin)] for edge in self._edges)
+        within = (x * up >= y * across) & (x2 * up <= y2 * across)
+        return within | (q < self.prefix) | (k < self.prefix)
+
+
+@dataclasses.dataclass(frozen=True)
 class Global(Pattern):
     """The first ``count`` tokens see and are seen by all; ``~Global(n)`` is what they are no part of."""
 
@@ -175,6 +218,13 @@ class Not(Pattern):
 
     def __call__(self, q: Any, k: Any) -> Any:
         return ~self.part(q, k)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByHead:
+    """A mask for each head of the queries. Heads of equal masks are computed together."""
+
+    parts: tuple[Mask, ...]
 
 
 window, segments, dilated, grid_windows, grid_strides = Window, Segments, Dilated, GridWindows, GridStrides

@@ -60,7 +60,7 @@ def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     at_q, at_k = call.places
     allowed = visible(at_q, at_k, call.reach, call.pattern, call.mask, call.segments)
     if call.routes is not None:
-        allowed &= regions.mask(call.routes, q.shape[1], k.shape[1])
+        allowed &= regions.mask(call.routes, q.shape[1], k.shape[1], call.key_regions)
     allowed = jnp.broadcast_to(allowed, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
     # 0 * NaN is NaN: keys that are never attended, and queries that attend to nothing, may hold anything.
     q = jnp.where(jnp.swapaxes(allowed.any(3), 1, 2)[..., None], q, 0)

@@ -1,16 +1,16 @@
 """Routed regions (BiFormer, arXiv:2303.08810): the tokens of a region attend to the regions that its routes name.
 
 Tokens are stored region by region; ``routes`` is int (batch or 1, heads or 1, regions, topk), different regions in each
-row. There are three
+row. Keys may have another number of regions, and routes that are none, -1, then (``key_regions``). There are three
 forms: a mask (:func:`mask`), the equation; copies of the keys of each region's regions (:func:`gathered`), which make
-  regions rows of
-the batch; and, for kernels that walk through lists of blocks, regions that are whole blocks (:func:`padded`) and no
-copies. A copied key is read once and written once before it is read; padding a region by up to a half moves less than
-that.
+regions rows of the batch; and, for kernels that walk through lists of blocks, regions that are whole blocks
+(:func:`padded`) and no copies. A copied key is read once and written once before it is read; padding a region by up to
+a half moves less than that.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -24,21 +24,28 @@ Attend = Callable[[AttentionCall], tuple[Any, ...]]
 """An implementation of the op, for calls with or without routes."""
 
 
-def mask(routes: jax.Array, q_length: int, k_length: int) -> jax.Array:
+def mask(routes: jax.Array, q_length: int, k_length: int, key_regions: int | None = None) -> jax.Array:
     """What the routes allow: bool (batch or 1, heads or 1, q_length, k_length)."""
     regions = routes.shape[2]
-    allowed = (routes[..., None] == jnp.arange(regions)).any(3)
-    return jnp.repeat(jnp.repeat(allowed, q_length // regions, 2), k_length // regions, 3)
+    key_regions = key_regions or regions
+    allowed = (routes[..., None] == jnp.arange(key_regions)).any(3)
+    return jnp.repeat(jnp.repeat(allowed, q_length // regions, 2), k_length // key_regions, 3)
 
 
 def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
-    """The op by ``attend`` without routes: regions are rows of the batch, each with copies of its keys."""
+    """The op by ``attend`` without routes: regions are rows of the batch, each with copies of its keys.
+
+    Memory is linear in the number of regions times that of the keys that each attends to. Heads with routes of their
+    own take turns, and are computed again in the backward pass.
+    """
     q, routes = call.q, call.routes
     assert routes is not None
     if routes.shape[1] > 1:
-        return _head_by_head(attend, call, routes)
-    batch, count = q.shape[0], routes.shape[2]
+        return _head_by_head(attend, call)
+    batch, count, key_count = q.shape[0], routes.shape[2], call.key_regions or routes.shape[2]
     row, chosen = jnp.arange(batch)[:, None, None], routes[:, 0]
+    if call.key_regions is not None:
+        chosen = jnp.maximum(chosen, 0)
 
     def queries(x: jax.Array) -> jax.Array:
         """(batch, q_length, ...) by regions."""
@@ -47,7 +54,9 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
     def keys(x: jax.Array) -> jax.Array:
         """(batch, k_length, ...), those of each region's regions."""
         # The widest rows that can be copied: a token's heads together.
-        return x.reshape(batch, count, x.shape[1] // count, -1)[row, chosen].reshape(batch * count, -1, *x.shape[2:])
+        return x.reshape(batch, key_count, x.shape[1] // key_count, -1)[row, chosen].reshape(
+            batch * count, -1, *x.shape[2:]
+        )
 
     def pairs(x: jax.Array | None) -> jax.Array | None:
         """(batch or 1, heads or 1, q_length or 1, k_length or 1), rows of each region and columns of its regions."""
@@ -55,21 +64,29 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
             return None
         x = jnp.moveaxis(jnp.broadcast_to(x, (batch, *x.shape[1:])), 1, 3)  # (batch, q, k, heads)
         rows, columns, heads = x.shape[1:]
-        x = (
-            x.reshape(batch, count, -1, columns, heads)
-            if rows > 1
-            else jnp.broadcast_to(x[:, None], (batch, count, 1, columns, heads))
-        )
-        if columns > 1:
-            x = jnp.swapaxes(x.reshape(batch, count, x.shape[2], count, -1, heads), 2, 3)
-            x = jnp.swapaxes(x[row, jnp.arange(count)[:, None], chosen], 2, 3)
-        return jnp.moveaxis(x.reshape(batch * count, x.shape[2], -1, heads), 3, 1)
+        if rows == 1 and columns > 1:
+            x = keys(x[:, 0])[:, None]
+        elif rows == 1:
+            x = jnp.repeat(x, count, 0)
+        else:
+            x = x.reshape(batch, count, -1, columns, heads)
+            if columns > 1:
+                x = jnp.swapaxes(x.reshape(batch, count, x.shape[2], key_count, -1, heads), 2, 3)
+                x = jnp.swapaxes(x[row, jnp.arange(count)[:, None], chosen], 2, 3)
+            x = x.reshape(batch * count, x.shape[2], -1, heads)
+        return jnp.moveaxis(x, 3, 1)
 
     def whole(x: jax.Array) -> jax.Array:
         """(batch or 1, length) for each row of the batch."""
         return jnp.broadcast_to(x, (batch, x.shape[1]))
 
     at_q, at_k = map(whole, call.places)
+    key_positions = keys(at_k) if call.ordered or not call.lacks("key_positions") else None
+    if call.key_regions is not None:
+        # What is copied for no route at all takes no place.
+        real = jnp.repeat(routes[:, 0] >= 0, call.k.shape[1] // key_count, 2)
+        real = jnp.broadcast_to(real, (batch, *real.shape[1:])).reshape(batch * count, -1)
+        key_positions = jnp.where(real, keys(at_k), -1)
     parts = call.replace(
         q=queries(q),
         k=keys(call.k),
@@ -77,49 +94,47 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
         bias=pairs(call.bias),
         mask=pairs(call.mask),
         query_positions=queries(at_q) if call.ordered else None,
-        key_positions=keys(at_k) if call.ordered or call.key_positions is not None else None,
+        key_positions=key_positions,
         query_segments=None if call.query_segments is None else queries(whole(call.query_segments)),
         key_segments=None if call.key_segments is None else keys(whole(call.key_segments)),
         routes=None,
+        key_regions=None,
         rows=None if call.rows is None else queries(jnp.broadcast_to(call.rows, (batch, *call.rows.shape[1:]))),
         relative_query=None if call.relative_query is None else queries(call.relative_query),
     )
     return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), attend(parts))
 
 
-def _head_by_head(attend: Attend, call: AttentionCall, routes: jax.Array) -> tuple[Any, ...]:
+def _head_by_head(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
     """Heads whose keys are different copies, one after the other."""
-    heads, repeats = call.q.shape[2], call.q.shape[2] // call.k.shape[2]
+    heads, own = call.q.shape[2], {}
+    for name, (x, axes) in call.arrays.items():
+        if "h" in axes and (x.shape[axis := axes.index("h")] > 1 or name in ("k", "v")):
+            own[name] = jnp.moveaxis(jnp.repeat(x, heads // x.shape[axis], axis), axis, 0)
 
-    def one(x: jax.Array | None, head: int, axis: int = 1) -> jax.Array | None:
-        return x if x is None or x.shape[axis] == 1 else jax.lax.slice_in_dim(x, head, head + 1, axis=axis)
+    def one(turn: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[Any, ...]:
+        head, arrays = turn
+        mine = call.replace(**{n: jnp.expand_dims(x, call.axes[n].index("h")) for n, x in arrays.items()})
+        if call.score is not None:
+            # In a loop the head is no longer known while tracing, but a number as others of the queries.
+            number = jnp.full((1, call.q.shape[1], 1, 1), head, jnp.float32)
+            rows = [] if mine.rows is None else [mine.rows]
+            number = jnp.broadcast_to(number, (*(rows[0].shape[:3] if rows else number.shape[:3]), 1))
+            mine = mine.replace(score=ReadingHead(call.score), rows=jnp.concatenate([number, *rows], 3))
+        return gathered(attend, mine)
 
-    results = []
-    for head in range(heads):
-        group = slice(head // repeats, head // repeats + 1)
-        mine = call.replace(
-            q=call.q[:, :, head : head + 1],
-            k=call.k[:, :, group],
-            v=call.v[:, :, group],
-            bias=one(call.bias, head),
-            mask=one(call.mask, head),
-            sinks=None if call.sinks is None else call.sinks[head : head + 1],
-            routes=routes[:, head : head + 1],
-            score=_of_head(call.score, head),
-            rows=one(call.rows, head, 2),
-            relative_query=one(call.relative_query, head, 2),
-            **{
-                name: one(getattr(call, name), head, 0)
-                for name in ("relative_bias", "relative_weight", "relative_keys")
-            },
-        )
-        results.append(gathered(attend, mine))
-    return jax.tree.map(lambda *x: jnp.concatenate(x, 2), *results)
+    found = jax.lax.map(jax.checkpoint(one), (jnp.arange(heads, dtype=jnp.int32), own))
+    return jax.tree.map(lambda x: jnp.moveaxis(x[:, :, :, 0], 0, 2), found)
 
 
-def _of_head(score: Score | None, first: int) -> Score | None:
-    """``score`` where heads are counted from ``first`` on."""
-    return score and (lambda logits, head, *others: score(logits, first + head, *others))
+@dataclasses.dataclass(frozen=True)
+class ReadingHead:
+    """``score`` with the head as the first of its rows."""
+
+    score: Score
+
+    def __call__(self, logits: Any, _: Any, q: Any, k: Any, head: Any, *rows: Any) -> Any:
+        return self.score(logits, head.astype(jnp.int32), q, k, *rows)
 
 
 def of_padded(score: Score | None, own: tuple[int, int], sizes: tuple[int, int]) -> Score | None:
@@ -140,6 +155,8 @@ def objection(asked: Callable[[AttentionCall], str | None], call: AttentionCall)
     """Why an implementation can't serve the call with copies of keys, or None; ``asked`` is its answer for a call
     without routes.
     """
+    if call.score is not None and call.routes is not None and call.routes.shape[1] > 1:
+        return "heads with routes of their own take turns, in which a score can't know its head"
     answers: list[str | None] = []
 
     def attend(part: AttentionCall) -> tuple[Any, ...]:

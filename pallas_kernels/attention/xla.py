@@ -104,8 +104,9 @@ def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     block_bytes = BLOCK_BYTES.get(dispatch.current_platform(), OTHER_BLOCK_BYTES)
     together = max(1, block_bytes // row_bytes)
     # A few blocks at once cost less than computing them again, which chunks do anyway; devices that share the rows of a
-    # batch can't take turns.
-    if together >= batch or (direct and batch * row_bytes <= 4 * block_bytes) or mesh.is_split():
+    # batch can't take turns, nor can rows whose number is left open (jax.export).
+    all_rows = jax.export.is_symbolic_dim(batch) or together >= batch
+    if all_rows or (direct and batch * row_bytes <= 4 * block_bytes) or mesh.is_split():
         return _choose_form(options, arrays)
     own = {name: x for name, x in arrays.items() if x is not None and name not in OF_ALL and x.shape[0] == batch}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels import documents
 from pallas_kernels.dispatch import Implementation, Later, Op
@@ -36,18 +37,25 @@ def linear_attention(
     v: jax.Array,
     *,
     decay: jax.Array | None = None,
+    value_decay: jax.Array | None = None,
+    backward_decay: jax.Array | None = None,
     scale: float | None = None,
     causal: bool = True,
+    exclusive: bool = False,
+    bonus: jax.Array | None = None,
     initial_state: jax.Array | None = None,
     starts: jax.Array | None = None,
     return_state: bool = False,
     chunk_size: int = 64,
     implementation: str | None = None,
 ) -> Any:
-    """Linear attention (arXiv:2006.16236) with decay: none, RetNet's (arXiv:2307.08621), Mamba-2's (arXiv:2405.21060)
-    or GLA's (arXiv:2312.06635).
+    """Linear attention (arXiv:2006.16236) with decay: none, RetNet's (arXiv:2307.08621), Mamba-2's (arXiv:2405.21060),
+    GLA's (arXiv:2312.06635), or one on values, as the first pass of gated slot attention has it (arXiv:2409.07146).
 
         S_t = exp(g_t) S_{t-1} + k_t v_t^T        o_t = scale * q_t S_t        g = decay <= 0
+
+    ``exclusive`` reads the state before the token, to which this token's decay is not yet applied, and with ``bonus`` u
+    the token itself by another weight (RWKV-6, arXiv:2404.05892): o_t = scale * q_t (S_{t-1} + diag(u) k_t v_t^T).
 
     ``causal=False`` runs the same recurrence from both ends and counts the diagonal once: token s
     reaches t with exp(g_{s+1} + ... + g_t) from the left and exp(g_t + ... + g_{s-1}) from the right;
@@ -61,8 +69,13 @@ def linear_attention(
       v: (batch, length, heads, value_dim).
       decay: the LOGARITHM of the factor on the state, <= 0, -inf forgets everything. (heads,) constant,
         (batch, length, heads) per token, or (batch, length, heads, key_dim) per token and key. Pass float32.
+      value_decay: (batch, length, heads, value_dim), the same per token and value, S_t = S_{t-1} diag(exp g_t) + k_t
+        v_t^T; instead of ``decay``.
+      backward_decay: of the direction from the right, with ``causal=False``; as ``decay``, and by default the same.
       scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned one.
       causal: token t reads tokens up to t; otherwise all.
+      exclusive: token t reads tokens before t; causal only.
+      bonus: (heads, key_dim), u; with ``exclusive``.
       initial_state: (batch, heads, key_dim, value_dim), zeros by default; causal only.
       starts: bool (batch, length), True where a document begins: tokens of different documents don't see each other,
         and those from the first start on don't see the initial state. False for padding. None: nowhere.
@@ -78,13 +91,17 @@ def linear_attention(
       ValueError: shapes or options that do not fit together.
     """
     _check(q, k, v, decay, causal, initial_state, return_state, chunk_size)
+    _check_options(v, q.shape[-1], decay, value_decay, backward_decay, causal, exclusive, bonus)
     documents.check("linear_attention", starts, *q.shape[:2])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = LinearCall(
-        q=q,
+        # A query one token early reads the state before its own token.
+        q=jnp.concatenate([q[:, 1:], jnp.zeros_like(q[:, :1])], axis=1) if exclusive else q,
         k=k,
         v=v,
         decay=decay,
+        value_decay=value_decay,
+        backward_decay=backward_decay,
         initial_state=initial_state,
         starts=starts,
         scale=scale,
@@ -92,7 +109,25 @@ def linear_attention(
         causal=causal,
     )
     out, state = _op(call, implementation)
+    if exclusive:
+        out = _exclusive(call, q, bonus, out)
     return (out, state) if return_state else out
+
+
+def _exclusive(call: LinearCall, q: jax.Array, bonus: jax.Array | None, early: jax.Array) -> jax.Array:
+    """The outputs, of those that queries ``q`` gave one token ``early``."""
+    k, v, wide = call.k, call.v, call.wide
+    repeats = v.shape[2] // q.shape[2]
+    first = jnp.repeat(q[:, 0].astype(wide), repeats, axis=1)
+    first = call.scale * jnp.einsum("bhk,bhkv->bhv", first, call.start)
+    out = jnp.concatenate([first[:, None].astype(v.dtype), early[:, :-1]], axis=1)
+    if call.starts is not None:
+        out = jnp.where(call.starts[..., None, None], 0, out)
+    if bonus is None:
+        return out
+    weights = (q.astype(wide) * k.astype(wide)).reshape(*q.shape[:3], 1, -1)
+    weights = call.scale * jnp.sum(weights * bonus.astype(wide).reshape(q.shape[2], repeats, -1), axis=-1)
+    return (out + weights.reshape(*v.shape[:3], 1) * v).astype(v.dtype)
 
 
 def _check(
@@ -126,3 +161,28 @@ def _check(
         )
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
         raise ValueError(f"linear_attention: chunk_size must be a power of two; got {chunk_size}")
+
+
+def _check_options(
+    v: Any, key_dim: int, decay: Any, value_decay: Any, backward_decay: Any, causal: bool, exclusive: bool, bonus: Any
+) -> None:
+    if value_decay is not None and decay is not None:
+        raise ValueError("linear_attention: decay and value_decay are both given; drop one")
+    if value_decay is not None and value_decay.shape != v.shape:
+        raise ValueError(
+            f"linear_attention: value_decay must have v's shape {v.shape}, (batch, length, heads, value_dim); got "
+            f"{value_decay.shape}"
+        )
+    if backward_decay is not None and (causal or decay is None or backward_decay.shape != decay.shape):
+        raise ValueError(
+            "linear_attention: backward_decay needs causal=False and a decay of the same shape for the direction from "
+            f"the left; got causal={causal}, decay {None if decay is None else decay.shape} and backward_decay "
+            f"{backward_decay.shape}"
+        )
+    if exclusive and not causal:
+        raise ValueError("linear_attention: exclusive reads tokens before the own one, and needs causal=True")
+    if bonus is not None and (not exclusive or bonus.shape != (v.shape[2], key_dim)):
+        raise ValueError(
+            f"linear_attention: bonus must be (heads, key_dim) = {(v.shape[2], key_dim)}, with exclusive=True; got "
+            f"{bonus.shape} and exclusive={exclusive}"
+        )

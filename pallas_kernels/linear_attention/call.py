@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import documents
 from pallas_kernels.call import Call
 
 
@@ -49,8 +50,22 @@ class LinearCall(MatrixCall):
         "k": "blhd",
         "v": "blhd",
         "decay": "h blh blhd",
+        "value_decay": "blhd",
+        "backward_decay": "h blh blhd",
         "initial_state": "bhkv",
         "starts": "bl",
     }
 
     causal: bool
+    value_decay: jax.Array | None = None
+    backward_decay: jax.Array | None = None
+
+    def kernel_objection(self) -> str | None:
+        """Why the call is for XLA's form, or None: what all kernels lack."""
+        if self.starts is not None:
+            return documents.OBJECTION
+        if self.value_decay is not None:
+            return "value_decay is given, and its chunks weigh keys, not values"
+        if self.backward_decay is not None:
+            return "backward_decay is given, and both of its directions run with one decay"
+        return None

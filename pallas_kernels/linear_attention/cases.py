@@ -29,12 +29,21 @@ def _case(
     rate: float = 0.3,
     state: bool = False,
     starts: tuple[tuple[int, ...], ...] = (),
+    bonus: bool = False,
+    backward: bool = False,
     change: Change | None = None,
     **options: Any,
 ) -> Case:
-    """Standard normal arrays and, for ``decay`` of "head", "token" or "key", exponential decays of mean ``rate``;
-    ``starts`` of documents for each row; then ``change`` edits them."""
-    decays = {"head": (heads,), "token": (batch, length, heads), "key": (batch, length, heads, key_dim)}
+    """Standard normal arrays and, for ``decay`` of "head", "token", "key" or "value", exponential decays of mean
+    ``rate``, with ``backward`` others from the right; ``starts`` of documents for each row; then ``change`` edits
+    them."""
+    named = "value_decay" if decay == "value" else "decay"
+    decays = {
+        "head": (heads,),
+        "token": (batch, length, heads),
+        "key": (batch, length, heads, key_dim),
+        "value": (batch, length, heads, value_dim),
+    }
 
     def arrays(rng: np.random.Generator) -> Arrays:
         shared = (batch, length, groups or heads, key_dim)
@@ -44,7 +53,11 @@ def _case(
             "v": rng.standard_normal((batch, length, heads, value_dim)),
         }
         if decay is not None:
-            made["decay"] = -rate * rng.exponential(size=decays[decay])
+            made[named] = -rate * rng.exponential(size=decays[decay])
+        if backward:
+            made["backward_decay"] = -rate * rng.exponential(size=decays[str(decay)])
+        if bonus:
+            made["bonus"] = rng.standard_normal((heads, key_dim))
         if state:
             made["initial_state"] = rng.standard_normal((batch, heads, key_dim, value_dim))
         if starts:
@@ -64,8 +77,9 @@ def _abrupt(arrays: Arrays, rng: np.random.Generator) -> None:
     """Nearly all tokens keep everything; a few forget so much that exp underflows, and long sums of decays lose what
     follows.
     """
-    decay = arrays["decay"]
-    arrays["decay"] = np.where(rng.random(decay.shape) < 0.15, -3e4, 0.01 * decay)
+    name = "value_decay" if "value_decay" in arrays else "decay"
+    decay = arrays[name]
+    arrays[name] = np.where(rng.random(decay.shape) < 0.15, -3e4, 0.01 * decay)
 
 
 def _large(arrays: Arrays, rng: np.random.Generator) -> None:
@@ -75,7 +89,8 @@ def _large(arrays: Arrays, rng: np.random.Generator) -> None:
 def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
     """What a layer passes for trailing padding: k = 0 and decay 0."""
     arrays["k"][0, 20:] = 0
-    arrays["decay"][0, 20:] = 0
+    for name in {"decay", "value_decay"} & arrays.keys():
+        arrays[name][0, 20:] = 0
 
 
 # From the first token, of one token, at the border of a chunk of 16 and beside it.
@@ -124,6 +139,18 @@ CASES = (
     _case("packed_both_ways", 37, "token", starts=STARTS, causal=False),
     _case("packed_both_ways_key", 37, "key", starts=((0, 16), (36,)), causal=False),
     _case("packed_both_ways_one_token", 1, "token", starts=((0,), ()), causal=False),
+    _case("value", 9, "value", heads=4, groups=2, key_dim=5, value_dim=3, state=True, return_state=True, chunk_size=4),
+    _case("one_token_value", 1, "value", state=True, return_state=True),
+    _case("abrupt_value", 70, "value", change=_abrupt, state=True, return_state=True, chunk_size=64),
+    _case("packed_padded_value", 37, "value", starts=((3, 19), STARTS[0]), change=_padded_tail, return_state=True),
+    _case("both_ways_value", 9, "value", starts=((0, 4), (8,)), causal=False, chunk_size=4),
+    _case("two_decays_token", 9, "token", backward=True, causal=False, chunk_size=4),
+    _case("two_decays_key", 9, "key", backward=True, starts=((0, 4), (8,)), causal=False, chunk_size=4),
+    _case("exclusive", 9, "key", bonus=True, state=True, return_state=True, exclusive=True, chunk_size=4),
+    _case(
+        "packed_exclusive", 9, "token", groups=1, bonus=True, state=True, starts=STARTS, exclusive=True, chunk_size=4
+    ),
+    _case("exclusive_one_token", 1, "value", state=True, return_state=True, exclusive=True),
 )
 
 
@@ -140,10 +167,13 @@ def _shape(
 ) -> Shape:
     shared = (batch, length, groups, key_dim)
     arrays: Any = {"q": shared, "k": shared, "v": (batch, length, heads, value_dim)}
-    if decay is not None:
-        arrays["decay"] = jax.ShapeDtypeStruct(
-            (batch, length, heads, key_dim)[: 3 if decay == "token" else 4], jnp.float32
-        )
+    forms: dict[str, dict[str, tuple[int, ...]]] = {
+        "token": {"decay": (batch, length, heads)},
+        "key": {"decay": (batch, length, heads, key_dim)},
+        "value": {"value_decay": (batch, length, heads, value_dim)},
+        "two": dict.fromkeys(("decay", "backward_decay"), (batch, length, heads)),
+    }
+    arrays |= {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in forms.get(str(decay), {}).items()}
     return Shape(name, arrays, options)
 
 
@@ -153,4 +183,6 @@ SHAPES = (
     _shape("mamba2", "token", 1, 4096, 32, 1, 128, 64, scale=1.0),
     _shape("key", "key", 2, 2048, 4, 4, 128, 256, return_state=True),
     _shape("both_ways", "token", 2, 1000, 8, 8, 64, 64, causal=False),
+    _shape("value", "value", 2, 2048, 4, 4, 128, 64, return_state=True),
+    _shape("two_decays", "two", 2, 1000, 8, 8, 64, 64, causal=False),
 )

@@ -2,7 +2,7 @@
 leave.
 
 The outputs of a device's own tokens are computed while the states travel; what came before is one more product, q
-exp(G) S.
+exp(G) S with a decay on keys and (q S) exp(G) with one on values.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     def body(part: LinearCall) -> tuple[jax.Array, jax.Array]:
         q, v, packed = part.q, part.v, Documents.of(part.starts)
         out, state = OPS["linear_attention"].within(part.replace(initial_state=None))
-        sums = _sums(part.decay, v, state.dtype)
+        of_values = part.value_decay is not None
+        factors = jnp.exp(_sums(part.value_decay if of_values else part.decay, v, state.dtype))
         before, after = sequence.entering(
-            packed.carried(jnp.exp(sums[:, -1])),
+            packed.carried(jnp.expand_dims(factors[:, -1], -2 if of_values else -1)),
             state,
             part.initial_state,
-            lambda factor, state: factor[..., None] * state,
+            lambda factor, state: factor * state,
         )
-        queries = jnp.repeat(packed.continuing(q, 1), v.shape[2] // q.shape[2], axis=2).astype(state.dtype) * jnp.exp(
-            sums
-        )
-        return (out + part.scale * jnp.einsum("blhk,bhkv->blhv", queries, before)).astype(v.dtype), after
+        queries = jnp.repeat(packed.continuing(q, 1), v.shape[2] // q.shape[2], axis=2).astype(state.dtype)
+        queries = queries if of_values else queries * factors
+        read = part.scale * jnp.einsum("blhk,bhkv->blhv", queries, before)
+        return (out + (read * factors if of_values else read)).astype(v.dtype), after
 
     return mesh.split_call(body, call)
 
 
 def _sums(decay: jax.Array | None, v: jax.Array, dtype: Any) -> jax.Array:
-    """Sums of the decays up to each token and with it: (batch, length, heads, key_dim or 1)."""
+    """Sums of the decays up to each token and with it: (batch, length, heads, dim or 1)."""
     batch, length, heads, _ = v.shape
     if decay is None:
         return jnp.zeros((batch, length, heads, 1), dtype)

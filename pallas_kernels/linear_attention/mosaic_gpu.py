@@ -30,7 +30,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import documents, hopper
+from pallas_kernels import hopper
 from pallas_kernels.linear_attention import hopper_chunks, hopper_keys, hopper_pieces
 from pallas_kernels.linear_attention.call import LinearCall
 from pallas_kernels.linear_attention.hopper_chunks import (
@@ -52,8 +52,8 @@ LARGEST = 256
 
 def objection(call: LinearCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
-    if call.starts is not None:
-        return documents.OBJECTION
+    if (reason := call.kernel_objection()) is not None:
+        return reason
     q, k, v = call.q, call.k, call.v
     if (reason := hopper.objection()) is not None:
         return reason

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import dispatch, documents
+from pallas_kernels import dispatch
 from pallas_kernels.linear_attention.call import LinearCall
 from pallas_kernels.mosaic_tpu import (
     LEAST_DECAY,
@@ -34,8 +34,8 @@ CHUNK, CHUNK_PER_KEY = 128, 64
 
 def objection(call: LinearCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
-    if call.starts is not None:
-        return documents.OBJECTION
+    if (reason := call.kernel_objection()) is not None:
+        return reason
     q, k, v, decay = call.q, call.k, call.v, call.decay
     if q.shape[1] == 1:
         return "a single token needs no chunks"

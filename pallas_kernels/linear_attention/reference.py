@@ -13,24 +13,30 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     wide = call.wide
     batch, length, heads, _ = call.v.shape
     repeats = heads // call.q.shape[2]
-    full = (batch, length, heads, call.q.shape[3])
     queries, keys = (jnp.repeat(x.astype(wide), repeats, axis=2) for x in (call.q, call.k))
     values = call.v.astype(wide)
-    log = jnp.zeros((heads,), wide) if call.decay is None else call.decay.astype(wide)
-    logs = jnp.broadcast_to(log if log.ndim == 4 else log[..., None], full)
 
+    def factors(decay: jax.Array | None, axis: int) -> jax.Array:
+        """On the state's keys or, along the other axis, its values: (batch, length, heads, dim or 1, dim or 1)."""
+        log = jnp.zeros((heads,), wide) if decay is None else decay.astype(wide)
+        log = log if log.ndim == 4 else log[..., None]
+        return jnp.exp(jnp.expand_dims(jnp.broadcast_to(log, (batch, length, heads, log.shape[-1])), axis))
+
+    forward = factors(call.decay, -1) * factors(call.value_decay, -2)
+    backward = forward if call.backward_decay is None else factors(call.backward_decay, -1)
     starts = jnp.zeros((batch, length), bool) if call.starts is None else call.starts
 
     def step(state: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        query, key, value, g, begins = token
+        query, key, value, factor, begins = token
         state = jnp.where(begins[:, None, None, None], 0, state)
-        state = jnp.exp(g)[..., None] * state + key[..., None] * value[..., None, :]
+        state = factor * state + key[..., None] * value[..., None, :]
         return state, call.scale * jnp.sum(query[..., None] * state, axis=-2)
 
     def run(reverse: bool) -> tuple[jax.Array, jax.Array]:
         # From the right a document begins with its last token.
         begins = jnp.roll(starts, -1, axis=1) if reverse else starts
-        tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (queries, keys, values, logs, begins))
+        tokens = (queries, keys, values, backward if reverse else forward, begins)
+        tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens)
         state, out = jax.lax.scan(step, call.start, tokens, reverse=reverse)
         return state, jnp.moveaxis(out, 0, 1)
 

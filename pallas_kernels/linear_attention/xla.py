@@ -5,7 +5,8 @@ are built by halving: for every block of 2, 4, 8, ... tokens, `since` (from the 
 and `until` (from after j to the block's end) join two neighbors. Every exponent is so a sum of
 non-positive numbers, never a difference of two long sums: nothing overflows, nothing cancels, and
 -inf is allowed. A decay per head weighs the scores; a decay per key turns each pair of neighboring
-blocks into one matrix product, late queries times exp(since) with early keys times exp(until).
+blocks into one matrix product, late queries times exp(since) with early keys times exp(until); a decay per value
+weighs early values by exp(until), and what late tokens read of them by exp(since).
 
 Of packed documents the pairs of tokens of one document remain: masks of scores and states, no change of decays.
 
@@ -25,49 +26,62 @@ from pallas_kernels.linear_attention.call import LinearCall
 from primitives.differentiation import differentiable
 
 # The arrays of a chunk: q, k (batch, groups, chunk, key_dim), v (batch, groups, repeats, chunk, value_dim) and
-# decay (batch or 1, groups, repeats, chunk, key_dim or 1) or None; beside them starts (batch, chunk) or None. The state
-# is (batch, groups, repeats, key_dim, value_dim).
-Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
+# decay (batch or 1, groups, repeats, chunk, key_dim or 1) and value_decay (batch, groups, repeats, chunk, value_dim), one
+# of them or none; beside them starts (batch, chunk) or None. The state is (batch, groups, repeats, key_dim, value_dim).
+Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 
 
 def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
-    q, k, v, decay, starts, scale, wide = call.q, call.k, call.v, call.decay, call.starts, call.scale, call.wide
+    q, k, v, starts, scale, wide = call.q, call.k, call.v, call.starts, call.scale, call.wide
     batch, length, heads, value_dim = v.shape
     groups, key_dim = q.shape[2:]
     repeats = heads // groups
     values = v.reshape(batch, length, groups, repeats, value_dim)
-    logs = None
-    if decay is not None:
+
+    def by_group(decay: jax.Array | None) -> jax.Array | None:
+        if decay is None:
+            return None
         logs = jnp.broadcast_to(decay, (1, length, heads)) if decay.ndim == 1 else decay
-        logs = logs.astype(wide).reshape(*logs.shape[:2], groups, repeats, -1)
+        return logs.astype(wide).reshape(*logs.shape[:2], groups, repeats, -1)
+
+    logs, value_logs = by_group(call.decay), by_group(call.value_decay)
     shape = (batch, groups, repeats, key_dim, value_dim)
     state = call.start.reshape(shape)
 
-    if not call.causal and logs is None and starts is None:
+    if not call.causal and logs is None and value_logs is None and starts is None:
         summary = jnp.einsum("btgk,btgrv->bgrkv", k.astype(wide), values.astype(wide))
         out = scale * jnp.einsum("btgk,bgrkv->btgrv", q.astype(wide), summary)
     elif length == 1:
-        out, state = _step(scale, q, k, values, logs, Documents.of(starts).carried(state))
+        out, state = _step(scale, q, k, values, logs, value_logs, Documents.of(starts).carried(state))
     else:
         # A sequence shorter than a chunk is one chunk of the next power of two.
         chunk_size = min(call.chunk_size, 1 << (length - 1).bit_length())
-        out, state = _recurrence(chunk_size, False, scale, q, k, values, logs, starts, state)
+        out, state = _recurrence(chunk_size, False, scale, q, k, values, logs, value_logs, starts, state)
         if not call.causal:
             # From the right a document begins with its last token.
             begins = None if starts is None else jnp.roll(starts, -1, axis=1)
-            flipped = [None if x is None else jnp.flip(x, 1) for x in (q, k, values, logs, begins)]
+            backward = logs if call.backward_decay is None else by_group(call.backward_decay)
+            flipped = [None if x is None else jnp.flip(x, 1) for x in (q, k, values, backward, value_logs, begins)]
             out = out + jnp.flip(_recurrence(chunk_size, True, scale, *flipped, jnp.zeros(shape, wide))[0], 1)
     return out.astype(v.dtype).reshape(v.shape), state.reshape(batch, heads, key_dim, value_dim)
 
 
 def _step(
-    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, state: jax.Array
+    scale: float,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    decay: jax.Array | None,
+    value_decay: jax.Array | None,
+    state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One token: what decoding runs."""
     query, key, value = (x[:, 0].astype(state.dtype) for x in (q, k, v))
     if decay is not None:
         state = jnp.exp(decay[:, 0])[..., None] * state
+    if value_decay is not None:
+        state = jnp.exp(value_decay[:, 0])[..., None, :] * state
     state = state + key[:, :, None, :, None] * value[..., None, :]
     return scale * jnp.einsum("bgk,bgrkv->bgrv", query, state)[:, None], state
 
@@ -81,11 +95,12 @@ def _recurrence(
     k: jax.Array,
     v: jax.Array,
     decay: jax.Array | None,
+    value_decay: jax.Array | None,
     starts: jax.Array | None,
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """All tokens in order, in the state's dtype; ``strict`` leaves out what a token reads of itself."""
-    return _forward(chunk_size, strict, scale, q, k, v, decay, starts, state)[0]
+    return _forward(chunk_size, strict, scale, q, k, v, decay, value_decay, starts, state)[0]
 
 
 def _forward(chunk_size: int, strict: bool, scale: float, *arrays: Any) -> tuple[Any, Any]:
@@ -145,10 +160,12 @@ def _chunk(
     strict: bool, scale: float, packed: Documents, state: jax.Array, chunk: Chunk
 ) -> tuple[jax.Array, jax.Array]:
     """One chunk: the state after it, and its outputs (batch, groups, repeats, chunk, value_dim)."""
-    q, k, v, decay = chunk
+    q, k, v, decay, value_decay = chunk
     q, k, v = scale * q.astype(state.dtype), k.astype(state.dtype), v.astype(state.dtype)
+    if value_decay is not None:
+        return _chunk_per_feature(strict, packed, state, q, k, v, value_decay, of_keys=False)
     if decay is not None and decay.shape[-1] > 1:
-        return _chunk_per_key(strict, packed, state, q, k, v, decay)
+        return _chunk_per_feature(strict, packed, state, q, k, v, decay, of_keys=True)
     scores = jnp.einsum("bgik,bgjk->bgij", q, k)[:, :, None]
     visible = packed.seen(jnp.tril(jnp.ones(scores.shape[-2:], bool), -1 if strict else 0), between=2)
     carried = packed.continuing(jnp.einsum("bgik,bgrkv->bgriv", q, state), -2)
@@ -164,12 +181,28 @@ def _chunk(
     return jnp.exp(since[..., -1])[..., None, None] * state + update, out
 
 
-def _chunk_per_key(
-    strict: bool, packed: Documents, state: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array
+def _chunk_per_feature(
+    strict: bool,
+    packed: Documents,
+    state: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    decay: jax.Array,
+    *,
+    of_keys: bool,
 ) -> tuple[jax.Array, jax.Array]:
+    """With a decay for each key, or for each value."""
+
+    def keys(x: jax.Array, log: jax.Array) -> jax.Array:
+        return x * jnp.exp(log) if of_keys else x
+
+    def values(x: jax.Array, log: jax.Array) -> jax.Array:
+        return x if of_keys else x * jnp.exp(log)
+
     # Batch, groups and repeats as one axis: XLA is slower with axes of size 1 between.
     state_shape, shape = state.shape, v.shape
-    q, k = (jnp.broadcast_to(x[:, :, None], decay.shape) for x in (q, k))
+    q, k = (jnp.broadcast_to(x[:, :, None], (*decay.shape[:-1], x.shape[-1])) for x in (q, k))
     q, k, v, decay, state = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v, decay, state))
     packed = packed.of_each(q.shape[0] // state_shape[0])
     out = jnp.zeros_like(v) if strict else jnp.sum(q * k, axis=-1, keepdims=True) * v
@@ -178,19 +211,19 @@ def _chunk_per_key(
         _, late_q = neighbours(blocks(q, size))
         early_k, _ = neighbours(blocks(k, size))
         early_v, _ = neighbours(blocks(v, size))
-        scores = (late_q * jnp.exp(since[..., 1::2, :, :])) @ jnp.swapaxes(
-            early_k * jnp.exp(until[..., 0::2, :, :]), -1, -2
-        )
+        late_since, early_until = since[..., 1::2, :, :], until[..., 0::2, :, :]
+        scores = keys(late_q, late_since) @ jnp.swapaxes(keys(early_k, early_until), -1, -2)
         if packed.number is not None:
             early, late = neighbours(blocks(packed.number[..., None], size))
             scores = jnp.where(late == jnp.swapaxes(early, -1, -2), scores, 0)
+        read = values(scores @ values(early_v, early_until), late_since)
         early_out, late_out = neighbours(blocks(out, size))
-        out = jnp.concatenate([early_out, late_out + scores @ early_v], axis=-2).reshape(out.shape)
+        out = jnp.concatenate([early_out, late_out + read], axis=-2).reshape(out.shape)
         since, until = double(since, until)
     since, until = since[..., 0, :, :], until[..., 0, :, :]
-    out = out + packed.continuing((q * jnp.exp(since)) @ state, -2)
-    update = jnp.swapaxes(k * jnp.exp(until), -1, -2) @ packed.last(v, -2)
-    state = jnp.exp(since[..., -1, :])[..., None] * packed.carried(state) + update
+    out = out + packed.continuing(values(keys(q, since) @ state, since), -2)
+    update = jnp.swapaxes(keys(k, until), -1, -2) @ packed.last(values(v, until), -2)
+    state = jnp.exp(jnp.expand_dims(since[..., -1, :], -1 if of_keys else -2)) * packed.carried(state) + update
     return state.reshape(state_shape), out.reshape(shape)
 
 

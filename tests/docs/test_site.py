@@ -42,7 +42,7 @@ def test_every_op_is_in_the_reference() -> None:
 
 def test_messages_are_those_of_the_code() -> None:
     messages = re.findall(r"^\| `(.+?)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
-    folders = ("layers", "pallas_kernels", "pictures", "tasks", "training", "zoo")
+    folders = ("layers", "pallas_kernels", "pictures", "suggestions", "tasks", "training", "zoo")
     code = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     assert len(messages) > 30
     assert [message for message in messages if message not in code] == []

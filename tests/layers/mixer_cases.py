@@ -43,10 +43,18 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"agents": 4, "grid": (7, 5), "kernel_init": truncated_normal(0.2)},
         "coarse": {"agents": 9, "use_bias": False},
     },
+    "bigbird": {
+        "plain": {"block": 2, "random": 2},
+        "first": {"block": 3, "random": 0, "choice": "first", "num_kv_heads": 1},
+    },
     "bilevel_routing": {
         "routed": {"regions": 2, "topk": 2},
         "dense": {"topk": None, "enhance": "input", "use_bias": False},
         "random": {"regions": 2, "topk": 1, "routing": "random", "enhancement_size": 0},
+    },
+    "forgetting_attention": {
+        "plain": {"num_heads": 4, "num_kv_heads": 2, "window": 5, "gated": True},
+        "whole": {"qk_norm": "rms", "rotary": 100.0, "use_bias": True},
     },
     "focal_modulation": {
         "plain": {},
@@ -83,10 +91,15 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {},
         "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4},
     },
+    "lookhere": {
+        "plain": {"fields": ("halves",), "index": 1, "depth": 3},
+        "mixed": {"num_heads": 8, "fields": ("eighths1", "none"), "use_bias": False},
+    },
     "longformer_attention": {
         "plain": {"window": 6, "max_global": 3},
         "few": {"window": 3, "max_global": 2, "head_dim": 5, "use_bias": False},
     },
+    "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
@@ -103,6 +116,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "delta_product": {"plain": {}, "gated": {"steps": 3, "use_decay": True, "value_expansion": 1.0}},
     "retention": {"plain": {"key_expansion": 0.5}},
     "gated_linear_attention": {"plain": {"conv_size": 3, "key_expansion": 1.0, "decay_rank": 3}},
+    "hgrn": {"plain": {"lower_bound": 0.3, "expand": 2, "conv_size": 3}},
+    "rg_lru": {"plain": {"channels": 12}},
+    "gated_slot_attention": {"plain": {"num_slots": 3, "conv_size": 3, "key_expansion": 0.5}},
     "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
     "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
     "lightning_attention": {

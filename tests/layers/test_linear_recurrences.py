@@ -27,8 +27,8 @@ def run(mixer: layers.Mixer, x: np.ndarray) -> jax.Array:
 @pytest.mark.parametrize("case", tiered(linear_recurrences.CASES, lambda case: "," not in case))
 def test_recorded_layers(case: str, record_property: Any) -> None:
     name, options, *_ = linear_recurrences.CASES[case]
-    options = {"num_heads": linear_recurrences.HEADS, **options}
-    mixer = layers.create_mixer(name, linear_recurrences.FEATURES, rngs=nnx.Rngs(0), **options)
+    place = layers.Place(num_heads=linear_recurrences.HEADS)
+    mixer = layers.create_mixer(name, linear_recurrences.FEATURES, place=place, rngs=nnx.Rngs(0), **options)
     weights, recorded = linear_recurrences.load(case, flatten(mixer))
     assign(mixer, {key: jnp.asarray(value).reshape(flatten(mixer)[key].shape) for key, value in weights.items()})
     difference = max(relative(run(mixer, x), y) for x, y in recorded)
@@ -90,9 +90,11 @@ def test_decays_of_retention() -> None:
             {"key_expansion": 0.25},
             "4 features can't be split over 3 heads: choose a number of heads that divides them",
         ),
+        ("rg_lru", {}, "16 features can't be split into 3 equal blocks"),
+        ("hgrn", {"lower_bound": -0.1}, "lower_bound must be at least 0 and below 1; got -0.1"),
         ("hgrn2", {"lower_bound": 1.0}, "lower_bound must be at least 0 and below 1; got 1.0"),
     ],
 )
 def test_misfits(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        layers.create_mixer(name, 16, num_heads=3, rngs=nnx.Rngs(0), **options)
+        layers.create_mixer(name, 16, place=layers.Place(num_heads=3), rngs=nnx.Rngs(0), **options)

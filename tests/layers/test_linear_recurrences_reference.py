@@ -1,4 +1,4 @@
-"""Lightning attention and the mLSTM against transformers' layers: random weights, no download."""
+"""Lightning attention, the mLSTM and the RG-LRU against transformers' layers: random weights, no download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers import MLSTM, LightningAttention, Mixer, assign
+from layers import MLSTM, RGLRU, LightningAttention, Mixer, assign
 from tests.layers.mixer_cases import relative
 from tests.references.live import randomise, torch
 
@@ -22,6 +22,10 @@ minimax = pytest.importorskip(
 )
 xlstm = pytest.importorskip(
     "transformers.models.xlstm.modeling_xlstm", reason="the reference implementation needs transformers"
+)
+recurrent_gemma = pytest.importorskip(
+    "transformers.models.recurrent_gemma.modeling_recurrent_gemma",
+    reason="the reference implementation needs transformers",
 )
 
 FEATURES, HEADS, LENGTH = 24, 4, 37
@@ -113,3 +117,33 @@ def test_mlstm(record_property: Any) -> None:
     weights = {**kernels(theirs, linear), "norm.scale": theirs.multihead_norm.weight.detach().numpy()}
     ours = MLSTM(FEATURES, num_heads=HEADS, key_expansion=1.0, rngs=nnx.Rngs(0))
     compare(ours, lambda x: theirs(x)[0], weights, record_property, "mlstm", "xLSTMLayer")
+
+
+def test_rg_lru(record_property: Any) -> None:
+    config = recurrent_gemma.RecurrentGemmaConfig(
+        hidden_size=FEATURES, lru_width=32, num_attention_heads=HEADS, num_hidden_layers=1
+    )
+    theirs = recurrent_gemma.RecurrentGemmaRecurrentBlock(config, 0)
+    randomise(theirs)
+    weights = kernels(theirs, {"input": "linear_x", "gate": "linear_y", "out": "linear_out"})
+    gates = theirs.rg_lru
+    arrays = {
+        "conv.bias": theirs.conv_1d.bias,
+        "conv.kernel": theirs.conv_1d.weight.permute(2, 1, 0),
+        "rates": gates.recurrent_param,
+        "input_gate.kernel": gates.input_gate_weight,
+        "input_gate.bias": gates.input_gate_bias.flatten(),
+        "recurrence_gate.kernel": gates.recurrent_gate_weight,
+        "recurrence_gate.bias": gates.recurrent_gate_bias.flatten(),
+    }
+    weights |= {name: value.detach().numpy() for name, value in arrays.items()}
+    ours = RGLRU(FEATURES, num_heads=HEADS, channels=32, rngs=nnx.Rngs(0))
+    places = torch.arange(LENGTH).expand(2, -1)
+    compare(
+        ours,
+        lambda x: theirs(x, places, None, use_cache=False)[0],
+        weights,
+        record_property,
+        "rg_lru",
+        "RecurrentGemmaRecurrentBlock",
+    )

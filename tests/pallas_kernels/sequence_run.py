@@ -44,13 +44,15 @@ def attention(
     return lambda **arrays: pallas_kernels.attention(**arrays, return_lse=True, **options), arrays
 
 
-def linear(decay: tuple[int, ...] | None, initial: bool = False) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+def linear(
+    decay: tuple[int, ...] | None, initial: bool = False, of_values: bool = False, **options: Any
+) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
     arrays = {"q": normal(2, LENGTH, 2, 4), "k": normal(2, LENGTH, 2, 4), "v": normal(2, LENGTH, 4, 6)}
     if decay is not None:
-        arrays["decay"] = -jnp.abs(normal(*decay))
+        arrays["value_decay" if of_values else "decay"] = -jnp.abs(normal(*decay))
     if initial:
         arrays["initial_state"] = normal(2, 4, 4, 6)
-    return functools.partial(pallas_kernels.linear_attention, return_state=True), arrays
+    return functools.partial(pallas_kernels.linear_attention, return_state=True, **options), arrays
 
 
 def delta(decay: bool, steps: int, initial: bool) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
@@ -78,6 +80,13 @@ def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], 
             "initial_state": normal(2, 6, 3),
         }
     return functools.partial(pallas_kernels.selective_scan, delta_softplus=True, return_state=True), arrays
+
+
+def elementwise(decay: bool, **options: Any) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+    arrays = {"x": normal(2, LENGTH, 6), "initial_state": normal(2, 6)}
+    if decay:
+        arrays["decay"] = -jnp.abs(normal(2, LENGTH, 6))
+    return functools.partial(pallas_kernels.linear_scan, return_state=True, **options), arrays
 
 
 # Documents that begin on a border between devices, cross one or two, and have one token.
@@ -125,10 +134,13 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "constant decay": (SEQUENCE, PASSED, linear((4,))),
     "decay of a token": (SEQUENCE, PASSED, linear((2, LENGTH, 4), True)),
     "decay of a key": (SEQUENCE, PASSED, linear((2, LENGTH, 4, 4))),
+    "decay of a value, the state before": (SEQUENCE, PASSED, linear((2, LENGTH, 4, 6), True, True, exclusive=True)),
     "delta": (SEQUENCE, PASSED, delta(False, 1, True)),
     "gated delta, two steps": (SEQUENCE, PASSED, delta(True, 2, False)),
     "scan": (SEQUENCE, PASSED, scan(False)),
     "scan with everything": (SEQUENCE, PASSED, scan(True)),
+    "elementwise sum": (SEQUENCE, PASSED, elementwise(False)),
+    "packed elementwise": (SEQUENCE, PASSED, packed(elementwise(True))),
     "packed, no decay": (SEQUENCE, PASSED, packed(linear(None, True))),
     "packed, constant decay": (SEQUENCE, PASSED, packed(linear((4,)))),
     "packed, decay of a key": (SEQUENCE, PASSED, packed(linear((2, LENGTH, 4, 4), True))),

@@ -31,6 +31,7 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
     bias = np.broadcast_to(arrays.get("bias", np.zeros(())), full)
     mask = np.broadcast_to(arrays.get("mask", np.ones((), bool)), full)
     pattern = options.get("mask", lambda q, k: True)
+    patterns = pattern.parts if isinstance(pattern, masks.ByHead) else (pattern,) * heads
     q_positions = np.broadcast_to(arrays.get("query_positions", np.arange(q_length)), (batch, q_length))
     k_positions = np.broadcast_to(arrays.get("key_positions", np.arange(k_length)), (batch, k_length))
     score = options.get("score", lambda x, *_: x)
@@ -41,6 +42,7 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
     left, right = options.get("window") or (None, None)
     routes = arrays.get("routes", np.zeros((1, 1, 1, 1), int))
     regions = routes.shape[2]
+    key_regions = options.get("key_regions", regions)
     routes = np.broadcast_to(routes, (batch, heads, *routes.shape[2:]))
     rows = np.broadcast_to(arrays.get("rows", np.zeros((1, 1, 1))), q.shape[:3]) if "rows" in arrays else None
     out, lse = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], -np.inf)
@@ -58,9 +60,9 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
             for j, p in enumerate(k_positions[b])
             if p >= 0
             and mask[b, h, i, j]
-            and pattern(at, p)
+            and patterns[h](at, p)
             and q_segments[b, i] == k_segments[b, j]
-            and j * regions // k_length in routes[b, h, i * regions // q_length]
+            and j * key_regions // k_length in routes[b, h, i * regions // q_length]
             and not (options.get("causal") and p > at)
             and (left is None or p >= at - left)
             and (right is None or p <= at + right)
@@ -302,6 +304,7 @@ def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStru
         ({"relative_bias": like((3, 9))}, "relative_bias must be (heads or 1, span) for 4 heads"),
         ({"relative_keys": like((4, 9, 7))}, "relative_keys must be (heads or 1, span, head_dim)"),
         ({"relative_query": X}, "relative_query is of q's shape (2, 5, 4, 8), for relative_keys"),
+        ({"mask": masks.ByHead((masks.causal(),) * 3)}, "masks of 3 heads are given, for 4 heads of queries"),
         ({"window": (-1, 2)}, "window must be (left, right)"),
         ({"query_positions": like((2, 4), np.int32)}, "query_positions must be integer (batch, length) = (2, 5)"),
         ({"query_segments": like((2, 5), np.int32)}, "query_segments and key_segments are given together"),
@@ -313,7 +316,9 @@ def like(shape: tuple[int, ...], dtype: type = np.float32) -> jax.ShapeDtypeStru
             {"routes": like((2, 3, 5, 1), np.int32)},
             "routes must be integer (batch, heads, regions, topk) = (2, 4, ...)",
         ),
-        ({"routes": like((2, 1, 2, 1), np.int32)}, "2 regions must divide 5 queries and 5 keys"),
+        ({"routes": like((2, 1, 2, 1), np.int32)}, "2 regions must divide 5 queries, and 2 regions 5 keys"),
+        ({"routes": like((2, 1, 5, 1), np.int32), "key_regions": 2}, "2 regions 5 keys"),
+        ({"key_regions": 5}, "key_regions is for routes="),
         ({"routes": like((1, 4, 5, 6), np.int32)}, "of them 1 to all are attended to, not 6"),
         ({"implementation": "flash"}, "no implementation 'flash'"),
     ],
@@ -349,7 +354,13 @@ def test_what_devices_do_not_share_is_refused(
 
 
 @pytest.mark.parametrize(
-    "mask", [masks.segments(512), masks.global_and_random(4096, 64, first=1, random=2), masks.window(60, 3)]
+    "mask",
+    [
+        masks.segments(512),
+        masks.global_and_random(4096, 64, first=1, random=2),
+        masks.Global(40) | masks.window(60, 3),
+        masks.FieldOfView(64, 90.0),
+    ],
 )
 def test_the_cost_of_a_mask_follows_its_density(mask: masks.Mask) -> None:
     """Operations of the form that computes blocks, over those of dense attention; density is counted in its own blocks."""
@@ -361,8 +372,38 @@ def test_the_cost_of_a_mask_follows_its_density(mask: masks.Mask) -> None:
         for m in (None, mask)
     )
     density = cover(mask, 4096, 4096, lists.CHUNK, lists.BLOCK).some.mean()
-    assert density < 0.25
+    assert density < lists.WORTH
     assert masked < 1.3 * density * dense
+
+
+@pytest.mark.parametrize("angle", [45.0, 90.0, 180.0])
+def test_a_field_of_view_is_what_its_angle_says(angle: float) -> None:
+    """Against the angles between directions, computed; fields of equal values are equal."""
+    height, width, prefix = 5, 7, 2
+    at = np.arange(prefix + height * width)
+    rows, columns = (at - prefix) // width, (at - prefix) % width
+    across, up = columns[None] - columns[:, None], rows[:, None] - rows[None]
+    for middle in np.arange(8) * 45 + angle / 2:
+        seen = masks.FieldOfView(width, float(middle), angle, prefix)
+        between = (np.degrees(np.arctan2(up, across)) - middle + 180) % 360 - 180
+        expected = (abs(between) <= angle / 2 + 1e-9) | ((across == 0) & (up == 0))
+        expected[:prefix] = expected[:, :prefix] = True
+        np.testing.assert_array_equal(seen(at[:, None], at[None]), expected)
+        assert {seen: 0} == {masks.FieldOfView(width, float(middle), angle, prefix): 0}
+    with pytest.raises(ValueError, match="edges at multiples of 45 degrees"):
+        masks.FieldOfView(width, 10.0, angle)
+
+
+def test_heads_with_routes_of_their_own_are_one_loop() -> None:
+    """The program has as many equations for 12 heads as for 2."""
+
+    def equations(heads: int) -> int:
+        x = jax.ShapeDtypeStruct((1, 64, heads, 8), jnp.float32)
+        routes = jax.ShapeDtypeStruct((1, heads, 8, 3), jnp.int32)
+        step = jax.grad(lambda x, routes: attention(x, x, x, routes=routes, implementation="xla").sum())
+        return str(jax.make_jaxpr(step)(x, routes)).count(" = ")
+
+    assert equations(2) == equations(12) > 0
 
 
 def test_an_empty_part_takes_no_part() -> None:

@@ -25,6 +25,7 @@ TOKENS = {
     "short_convolution": ("x", "mask"),
     "selective_scan": ("x", "delta", "B", "C", "gate"),
     "linear_attention": ("q", "k", "v", "decay"),
+    "linear_scan": ("x", "decay"),
     "delta_rule": ("q", "k", "v", "beta", "decay"),
 }
 """The arrays that have tokens, at axis 1."""
@@ -34,6 +35,7 @@ QUICK = {
     "short_convolution": ("packed", "packed_centered"),
     "selective_scan": ("packed_grouped",),
     "linear_attention": ("packed_token", "packed_key", "packed_both_ways"),
+    "linear_scan": ("packed",),
     "delta_rule": ("packed_two_steps",),
 }
 PACKED = [(op, case.name) for op in TOKENS for case in OPS[op].cases if case.name.startswith("packed")]
@@ -102,7 +104,7 @@ def alone(op: str, case: Case, *, starts: np.ndarray, **arrays: Any) -> Any:
 
     # Padding that changes no state.
     nothing = {"mask": False, "delta": -jnp.inf if case.options.get("delta_softplus") else 0, "beta": 0, "decay": 0}
-    nothing |= {"k": 0} if op == "linear_attention" else {}
+    nothing |= {"linear_attention": {"k": 0}, "linear_scan": {"x": 0}}.get(op, {})
     given: Arrays = {}
     for name, x in arrays.items():
         if name in TOKENS[op]:
@@ -158,12 +160,15 @@ def in_float64(op: str, name: str, implementation: str | None) -> Any:
 truth = functools.cache(functools.partial(in_float64, implementation=None))
 
 
-def is_quick(row: tuple[str, str]) -> bool:
+def is_quick(row: tuple[str, ...]) -> bool:
     return row[1] in QUICK[row[0]]
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
-@pytest.mark.parametrize(("op", "name"), tiered(PACKED, is_quick))
+# Of the reference, which reads one token after another, a form of each path.
+FORMS = [(*row, form) for row in PACKED for form in ("reference", "xla") if form == "xla" or is_quick(row)]
+
+
+@pytest.mark.parametrize(("op", "name", "implementation"), tiered(FORMS, is_quick))
 def test_a_row_is_its_documents_alone(op: str, name: str, implementation: str) -> None:
     found, wanted = in_float64(op, name, implementation), truth(op, name)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
@@ -174,8 +179,7 @@ def test_a_row_is_its_documents_alone(op: str, name: str, implementation: str) -
         assert np.max(np.abs(a - wanted[1][n]), initial=0.0) <= 1e-10 * scale, n
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
-@pytest.mark.parametrize(("op", "name"), tiered(PACKED, is_quick))
+@pytest.mark.parametrize(("op", "name", "implementation"), tiered(FORMS, is_quick))
 def test_nothing_passes_between_documents(op: str, name: str, implementation: str) -> None:
     """What others hold changes no bit of a document's outputs, and these give them a gradient of exactly zero."""
     case = find(op, name)[1]

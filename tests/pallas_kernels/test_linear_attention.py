@@ -31,8 +31,9 @@ def inputs(length: int, decay: str | None, *, batch: int = 2, heads: int = 4, gr
         "v": rng.standard_normal((batch, length, heads, dim)),
     }
     if decay is not None:
-        shape = {"head": (heads,), "token": (batch, length, heads), "key": (batch, length, heads, dim)}[decay]
-        arrays["decay"] = -0.2 * rng.exponential(size=shape)
+        each = (batch, length, heads, dim)
+        shape = {"head": (heads,), "token": each[:3], "key": each, "value": each}[decay]
+        arrays["value_decay" if decay == "value" else "decay"] = -0.2 * rng.exponential(size=shape)
     return arrays
 
 
@@ -44,35 +45,49 @@ def difference(a: jax.Array, b: jax.Array) -> float:
     return float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / np.max(np.abs(np.asarray(b))))
 
 
-def as_one_sum(arrays: Arrays, causal: bool) -> np.ndarray:
+def as_one_sum(arrays: Arrays, causal: bool, exclusive: bool) -> np.ndarray:
     """Every output as a sum over every token that it reads, each weighed by the decays on the way."""
     q, k, v = (arrays[n] for n in "qkv")
     batch, length, heads, dim = v.shape
-    decay = arrays.get("decay", np.zeros(heads))
+    on_values = "value_decay" in arrays
+    decay = arrays.get("decay", arrays.get("value_decay", np.zeros(heads)))
     decay = np.broadcast_to(decay if decay.ndim == 4 else decay[..., None], (batch, length, heads, dim))
+    backward = arrays.get("backward_decay", decay)
     out = np.zeros_like(v)
     for b, t, h, s in np.ndindex(batch, length, heads, length):
         if causal and s > t:
             continue
-        way = decay[b, s + 1 : t + 1, h] if s <= t else decay[b, t:s, h]
+        way = decay[b, s + 1 : t + (not exclusive), h] if s <= t else backward[b, t:s, h]
+        weight = np.exp(way.sum(0))
+        if exclusive and s == t:
+            weight = arrays["bonus"][h]
         group = h * q.shape[2] // heads
-        weight = np.sum(q[b, t, group] * np.exp(way.sum(0)) * k[b, s, group]) / np.sqrt(dim)
-        out[b, t, h] += weight * v[b, s, h]
+        on_keys, on_value = (1, weight) if on_values else (weight, 1)
+        out[b, t, h] += np.sum(q[b, t, group] * on_keys * k[b, s, group]) / np.sqrt(dim) * on_value * v[b, s, h]
     return out
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both_ways"])
-@pytest.mark.parametrize("decay", [None, *DECAYS])
-def test_reference_is_the_decayed_sum(decay: str | None, causal: bool) -> None:
-    arrays = inputs(9, decay)
+@pytest.mark.parametrize("direction", ["causal", "both_ways", "exclusive"])
+@pytest.mark.parametrize("decay", [None, *DECAYS, "value"])
+def test_reference_is_the_decayed_sum(decay: str | None, direction: str) -> None:
+    """From the right with a decay of its own where it can have one; before the token with a bonus."""
+    arrays, causal, exclusive = inputs(9, decay), direction != "both_ways", direction == "exclusive"
+    rng = np.random.default_rng(1)
+    if exclusive:
+        arrays["bonus"] = rng.standard_normal((4, 8)) * (decay != "value")
+    if decay == "key" and not causal:
+        arrays["backward_decay"] = -0.2 * rng.exponential(size=arrays["decay"].shape)
     with jax.enable_x64(True):
         got = linear_attention(
-            **{n: jnp.asarray(x) for n, x in arrays.items()}, causal=causal, implementation="reference"
+            **{n: jnp.asarray(x) for n, x in arrays.items()},
+            causal=causal,
+            exclusive=exclusive,
+            implementation="reference",
         )
-    np.testing.assert_allclose(got, as_one_sum(arrays, causal), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(got, as_one_sum(arrays, causal, exclusive), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("decay", tiered([None, *DECAYS], lambda decay: decay in ("head", "key")))
+@pytest.mark.parametrize("decay", tiered([None, *DECAYS, "value"], lambda decay: decay in ("head", "key")))
 def test_chunk_size_and_cuts_change_nothing(decay: str | None) -> None:
     """One call, other chunks, and two or many calls that hand the state over: token by token is how a model decodes."""
     arrays = single(inputs(23, decay))
@@ -126,11 +141,11 @@ def test_state_after_ten_thousand_steps(decay: str, rate: float, survives: bool)
             np.testing.assert_array_equal(x, np.zeros_like(x))
 
 
-@pytest.mark.parametrize("decay", ["token", "key"])
+@pytest.mark.parametrize("decay", ["token", "key", "value"])
 def test_minus_infinity_forgets_everything(decay: str) -> None:
     """What follows a reset is what a fresh start gives, and the gradients are those of a reset by a huge number."""
-    arrays = single(inputs(21, decay))
-    arrays["decay"] = arrays["decay"].at[:, 9].set(-jnp.inf)
+    arrays, given = single(inputs(21, decay)), "value_decay" if decay == "value" else "decay"
+    arrays[given] = arrays[given].at[:, 9].set(-jnp.inf)
     after = compiled(**arrays)[:, 9:]
     fresh = compiled(**{n: x[:, 9:] for n, x in arrays.items()})
     assert difference(after, fresh) < 1e-6
@@ -139,12 +154,12 @@ def test_minus_infinity_forgets_everything(decay: str) -> None:
     def gradients(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return jax.grad(lambda a: jnp.sum(jnp.sin(linear_attention(**a))))(arrays)
 
-    exact, finite = gradients(arrays), gradients(arrays | {"decay": jnp.maximum(arrays["decay"], -1e4)})
+    exact, finite = gradients(arrays), gradients(arrays | {given: jnp.maximum(arrays[given], -1e4)})
     for name in arrays:
         np.testing.assert_array_equal(exact[name], finite[name])
 
 
-@pytest.mark.parametrize("decay", tiered(["token", "key"], lambda decay: decay == "key"))
+@pytest.mark.parametrize("decay", tiered(["token", "key", "value"], lambda decay: decay == "key"))
 def test_memory_of_the_gradient_is_linear_and_small(decay: str) -> None:
     """Doubling the length doubles it, and it stays far below one state per token, which autodiff of the recurrence
     keeps.
@@ -182,6 +197,11 @@ def test_low_precision_keeps_a_float32_state() -> None:
         ({"initial_state": (2, 4, 8, 7)}, "initial_state must be (batch, heads, key_dim, value_dim)"),
         ({"causal": False, "return_state": True}, "drop initial_state and return_state"),
         ({"chunk_size": 48}, "power of two; got 48"),
+        ({"value_decay": (2, 5, 4, 8)}, "decay and value_decay are both given; drop one"),
+        ({"decay": None, "value_decay": (2, 5, 4, 7)}, "value_decay must have v's shape"),
+        ({"backward_decay": (2, 5, 4)}, "backward_decay needs causal=False"),
+        ({"causal": False, "exclusive": True}, "exclusive reads tokens before the own one, and needs causal=True"),
+        ({"bonus": (4, 8)}, "bonus must be (heads, key_dim) = (4, 8), with exclusive=True"),
     ],
 )
 def test_refusals_say_what_is_wrong(change: dict, message: str) -> None:

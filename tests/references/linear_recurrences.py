@@ -44,6 +44,22 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str, dict[str, Any], dict[str, 
         "hgrn2", {"head_dim": 8, "lower_bound": 0.25}, "hgrn2", "HGRN2Attention", {"expand_ratio": 8, "layer_idx": 1},
         {"query": "q_proj", "forget": "f_proj", "value": "i_proj", "out": "o_proj", "norm": "g_norm"},
     ),
+    "hgrn": (
+        "hgrn", {"lower_bound": 0.25}, "hgrn", "HGRNAttention", {"layer_idx": 1},
+        {"input": "i_proj", "forget": "f_proj", "gate": "g_proj", "out": "o_proj", "norm": "g_norm"},
+    ),
+    "gsa": (
+        "gated_slot_attention", {"num_slots": 16}, "gsa", "GatedSlotAttention", {"num_slots": 16},
+        {"query": "q_proj", "key": "k_proj", "value": "v_proj", "forget": "f_proj", "out": "o_proj", "norm": "g_norm"},
+    ),
+    "gsa, convolutions": (
+        "gated_slot_attention", {"num_slots": 16, "conv_size": 4}, "gsa", "GatedSlotAttention",
+        {"num_slots": 16, "use_short_conv": True},
+        {
+            "query": "q_proj", "key": "k_proj", "value": "v_proj", "forget": "f_proj", "out": "o_proj", "norm": "g_norm",
+            "query_conv": "q_conv1d", "key_conv": "k_conv1d", "value_conv": "v_conv1d",
+        },
+    ),
 }  # fmt: skip
 
 
@@ -82,21 +98,28 @@ def load(name: str, parameters: dict[str, Any]) -> tuple[dict[str, np.ndarray], 
         return weights, [(_input(length), file[f"{name}/{length}"]) for length in LENGTHS]
 
 
-def record(clone: Path) -> dict[str, np.ndarray]:
-    """All recorded arrays by name."""
+def interpreted(clone: Path) -> None:
+    """Makes the reference importable, its kernels interpreted."""
     os.environ["TRITON_INTERPRET"] = "1"
     sys.path.insert(0, str(clone))
-    import importlib
-
-    import torch
     from triton.runtime.autotuner import Autotuner
 
     Autotuner.run = lambda self, *args, **kwargs: self.fn.run(*args, **kwargs, **self.configs[0].all_kwargs())
+
+
+def record(clone: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    interpreted(clone)
+    import importlib
+    import inspect
+
+    import torch
+
     made: dict[str, np.ndarray] = {}
     for name, (_, options, module, kind, theirs, names) in CASES.items():
-        layer = getattr(importlib.import_module(f"fla.layers.{module}"), kind)(
-            hidden_size=FEATURES, num_heads=HEADS, **theirs
-        )
+        make = getattr(importlib.import_module(f"fla.layers.{module}"), kind)
+        heads = {"num_heads": HEADS} if "num_heads" in inspect.signature(make).parameters else {}
+        layer = make(hidden_size=FEATURES, **heads, **theirs)
         state = layer.state_dict()
         assert {key.rsplit(".", 1)[0] for key in state} == set(names.values())
         weights = _weights({key: tuple(value.shape) for key, value in state.items()})

@@ -11,6 +11,7 @@ from flax import nnx
 
 from layers.state import flatten
 from primitives.differentiation import differentiable
+from primitives.memory import temporaries
 from tests.compilation import OPTIMIZED
 from tests.training import toy
 from tests.zoo.test_models import inputs, make
@@ -35,7 +36,7 @@ SQUARE = jax.ShapeDtypeStruct((16, 16), jnp.float32)  # 1 KiB
     ],
 )  # fmt: skip
 def test_by_hand(program: Any, kib: int) -> None:
-    assert memory.temporaries(jax.make_jaxpr(program)(SQUARE, SQUARE)) == kib * KIB
+    assert temporaries(jax.make_jaxpr(program)(SQUARE, SQUARE)) == kib * KIB
 
 
 def test_a_gradient_keeps_what_it_needs_and_remat_does_not() -> None:
@@ -46,7 +47,7 @@ def test_a_gradient_keeps_what_it_needs_and_remat_does_not() -> None:
         return jnp.sum(x)
 
     kept, made_again = (
-        memory.temporaries(jax.make_jaxpr(jax.grad(lambda x, w, remat=remat: loss(x, w, remat), 1))(SQUARE, SQUARE))
+        temporaries(jax.make_jaxpr(jax.grad(lambda x, w, remat=remat: loss(x, w, remat), 1))(SQUARE, SQUARE))
         for remat in (False, True)
     )
     assert kept >= 16 * KIB

@@ -263,6 +263,12 @@ def test_images_are_prepared_as_by_the_processor(case: str, tmp_path: Path) -> N
             "delta_net_nano can't be: attn={'layers'",
         ),
         (
+            "gla_nano",
+            DECODER,
+            {"num_heads": 4, "num_kv_heads": 2},
+            "gla_nano can't be: num_kv_heads=2: heads that share keys and values",
+        ),
+        (
             "mamba2_nano",
             MAMBA2,
             {"hidden_act": "gelu"},

@@ -119,6 +119,11 @@ classifiers = pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *ENCODERS])
 every = pytest.mark.parametrize("family", FAMILIES)
 # What is between the blocks, and a family of each whose blocks do not ask for more than any mixer gives.
 BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encoder: "bert"}
+# Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
+# modules are joined, and is expensive to try, is tried with the others.
+OF_KNOWN_PARTS = ("eva", "gpt2", "gptj", "llama", "longvit", "pythia", "roberta", "s4d_pixels", "swin")
+PARTS = [family for family in FAMILIES if family not in OF_KNOWN_PARTS]
+of_new_parts = pytest.mark.parametrize("family", PARTS)
 
 
 def inputs(family: str, size: int = 32, batch: int = 2) -> np.ndarray:
@@ -139,6 +144,17 @@ def run(model: nnx.Module, x: Any, method: str = "__call__", **options: Any) -> 
 def shallow(family: str) -> dict[str, Any]:
     """One block, or one in each of two stages."""
     return {"depths": (1, 1)} if issubclass(kind_of(family), Pyramid) else {"depth": 1}
+
+
+def modules(family: str) -> set[type]:
+    """The classes of a family's modules, the model apart."""
+    model = tiny(family)
+    return {type(part) for _, part in nnx.iter_graph(model) if isinstance(part, nnx.Module) and part is not model}
+
+
+@pytest.mark.parametrize("family", OF_KNOWN_PARTS)
+def test_other_families_have_its_parts(family: str) -> None:
+    assert modules(family) <= set().union(*map(modules, PARTS))
 
 
 @every
@@ -259,7 +275,7 @@ def test_training_mode_is_random_and_reaches_every_parameter(family: str) -> Non
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("family", "form"),
-    [*((family, ("scan", "remat")) for family in FAMILIES), *((family, ("scan",)) for family in BACKBONES.values())],
+    [*((family, ("scan", "remat")) for family in PARTS), *((family, ("scan",)) for family in BACKBONES.values())],
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
 def test_scan_and_remat_change_nothing(family: str, form: tuple[str, ...]) -> None:
@@ -316,7 +332,7 @@ def test_forward_mode(family: str) -> None:
 
 
 @pytest.mark.full
-@every
+@of_new_parts
 def test_bfloat16(family: str) -> None:
     model = make(family, dtype="bfloat16")
     assert {leaf.dtype for leaf in flatten(model, nnx.Param).values()} == {jnp.dtype(jnp.float32)}
@@ -334,7 +350,7 @@ FLOAT16 = (*BACKBONES.values(), "albert", "convnext", "focalnet", "longformer")
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("family", "dtype", "rows"),
-    [*((family, "bfloat16", 1024) for family in FAMILIES), *((family, "float16", 2304) for family in FLOAT16)],
+    [*((family, "bfloat16", 1024) for family in PARTS), *((family, "float16", 2304) for family in FLOAT16)],
 )
 def test_gradients_keep_the_sum_over_many_rows(
     family: str, dtype: str, rows: int, request: pytest.FixtureRequest

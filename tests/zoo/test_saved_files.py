@@ -208,6 +208,7 @@ UNREAD = {
     "big_vision_scan": "big_vision, a repository; the same arrays as big_vision, stacked",
     "biformer": "BiFormer's repository",
     "fla": "flash-linear-attention, whose models run on GPUs alone",
+    "fla_unfused": "the same, with another name of a norm",
     "pvt": "PVT's repository",
     "hvt": "HVT's repository",
     "t2t": "T2T-ViT's repository",

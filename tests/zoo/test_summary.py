@@ -101,3 +101,18 @@ def test_a_block_at_several_depths_costs_as_often_and_has_its_parameters_once() 
     assert first.parameters > 0
     assert sum(row.parameters for row in summary.rows) == summary.parameters
     assert all(row.parameters >= 0 and row.flops >= 0 for row in summary.rows)
+
+
+def test_memory_of_a_step() -> None:
+    """Of a linear layer its input is kept; of what is computed again, a block's input."""
+    layer = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    assert zoo.summary(nnx.Sequential(layer), (3, 4), batch_size=5, show=False).rows[0].activations == 5 * 3 * 4 * 4
+    kept, again = (
+        zoo.summary("vit_nano_patch4_32", show=False, batch_size=8, depth=2, remat=remat) for remat in (False, True)
+    )
+    blocks = [[row.activations for row in found.rows if row.name.startswith("blocks.")] for found in (kept, again)]
+    assert blocks[1] == [8 * 65 * 64 * 4] * 2
+    assert blocks[0] > blocks[1]
+    assert again.step_bytes < kept.step_bytes
+    assert kept.by_stage().rows[2].activations == sum(blocks[0])
+    assert "kept MiB" in str(kept)

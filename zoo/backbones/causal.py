@@ -94,8 +94,8 @@ class CausalState:
 class Causal(Model):
     """A causal language model. Names: ``embedding``, ``position``, ``blocks.N``, ``norm``, ``head``."""
 
-    stem = ("embedding", "position")
-    undecayed = ("embedding", "position")
+    stem: ClassVar[tuple[str, ...]] = ("embedding", "position")
+    undecayed: ClassVar[tuple[str, ...]] = ("embedding", "position")
     without: ClassVar[Mapping[str, str]] = {"head": "no head: make the model with tied=True"}
 
     def __init__(self, config: CausalConfig, *, rngs: nnx.Rngs):
@@ -136,6 +136,10 @@ class Causal(Model):
             rngs=rngs,
         )
 
+    def per_block(self) -> Any:
+        """What each block alone is given: a tree of arrays whose first axis is the depth; None for nothing."""
+        return None
+
     def block_options(self, place: Place) -> dict[str, Any]:
         return {"norm": self.config.norm, "norm_epsilon": self.config.norm_epsilon}
 
@@ -167,7 +171,8 @@ class Causal(Model):
         segment_ids: jax.Array | None = None,
     ) -> jax.Array:
         """What the head sees: (batch, length, features). A large vocabulary need not be applied to every token."""
-        return self.norm(self.blocks(*self._enter(tokens, Tokens(mask, positions, segment_ids)))[0])
+        x, known = self._enter(tokens, Tokens(mask, positions, segment_ids))
+        return self.norm(self.blocks(x, known, per_block=self.per_block())[0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head: (..., features) to (..., vocab_size)."""
@@ -187,7 +192,7 @@ class Causal(Model):
         """
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
-        found = self.blocks(*self._enter(tokens, Tokens(mask)), capture=indices)[1]
+        found = self.blocks(*self._enter(tokens, Tokens(mask)), capture=indices, per_block=self.per_block())[1]
         return [self.norm(x) for x in found] if norm else found
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> CausalState:
@@ -209,7 +214,8 @@ class Causal(Model):
     ) -> tuple[jax.Array, CausalState]:
         """As :meth:`extend`, without the head."""
         places, length, segment = continued(tokens.shape[1], state.length, state.segment, mask, segment_ids)
-        x, blocks = self.blocks.extend(self._embed(tokens, places), state.blocks, Tokens(mask, segment_ids=segment_ids))
+        known = Tokens(mask, segment_ids=segment_ids)
+        x, blocks = self.blocks.extend(self._embed(tokens, places), state.blocks, known, per_block=self.per_block())
         return self.norm(x), CausalState(blocks, length, segment)
 
     def _enter(self, tokens: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:

@@ -401,7 +401,7 @@ class Isotropic(Classifier):
         (x, _), _ = self._run(images)
         patches, others = self.extra.take(x if self.class_blocks is not None else self._normed(x))
         if self.class_blocks is not None:
-            others = repeated(self.class_token[...], len(x), x.dtype)
+            others = repeated(self.class_token[...], x.shape[0], x.dtype)
             for block in self.class_blocks:
                 others = block(others, patches)
             patches, others = self._normed(patches), self._normed(others)
@@ -463,7 +463,7 @@ class Isotropic(Classifier):
         the grid of the patches."""
         x, tokens, grid = self._embed(images)
         if self.takes_grid:
-            last, found, _ = self.blocks.through(x.reshape(len(x), *grid, x.shape[2]), capture=capture)
+            last, found, _ = self.blocks.through(x.reshape(x.shape[0], *grid, x.shape[2]), capture=capture)
             last, *found = [
                 (y.reshape(len(y), -1, y.shape[3]), Tokens(grid=(y.shape[1], y.shape[2]))) for y, _ in (last, *found)
             ]

@@ -46,5 +46,5 @@ class AttentionPool(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, tokens, features) to (batch, features)."""
-        y = self.attention(repeated(self.latent[...], len(x), x.dtype), Tokens(context=x))
+        y = self.attention(repeated(self.latent[...], x.shape[0], x.dtype), Tokens(context=x))
         return (y + self.mlp(self.norm(y)))[:, 0]

@@ -11,13 +11,12 @@ flash-linear-attention's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
-from zoo.naming import Naming
-from zoo.registry import one_of, register_family
+from zoo.flash_linear_attention import fla_described, fla_names, unless
+from zoo.registry import register_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,62 +88,20 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-_BLOCK, _OURS = "model.layers.{i}", "blocks.{i}"
 _MIXER = {
     "q_proj": "query", "k_proj": "key", "v_proj": "value", "b_proj": "beta", "a_proj": "decay", "g_proj": "gate", "o_proj": "out", "o_norm": "norm",
     "q_conv1d": "query_conv", "k_conv1d": "key_conv", "v_conv1d": "value_conv", "A_log": "A_log", "dt_bias": "dt_bias",
 }  # fmt: skip
 
-RULES = {
-    "fla": Naming(
-        rules=(
-            ("model.embeddings", "embedding"),
-            (f"{_BLOCK}.attn_norm", f"{_OURS}.mixer_norm"),
-            *((f"{_BLOCK}.attn.{theirs}", f"{_OURS}.mixer.{ours}") for theirs, ours in _MIXER.items()),
-            (f"{_BLOCK}.mlp_norm", f"{_OURS}.channel_norm"),
-            *((f"{_BLOCK}.mlp.{name}_proj", f"{_OURS}.channel.{name}") for name in ("gate", "up", "down")),
-            ("model.norm", "norm"),
-            ("lm_head", "head"),
-        ),
-        prefix="model.",
-    )
-}
+RULES = {"fla": fla_names(_MIXER)}
 
-
-def _epsilon(config: Mapping[str, Any]) -> float | None:
-    """Of the norms, in a configuration of flash-linear-attention's that our model can be.
-
-    Raises:
-      ValueError: it has attention in some blocks, or other activations, norms or gates.
-    """
-    if config.get("attn"):
-        raise ValueError(f"attn={config['attn']!r}: make such a model with pattern={{...}}")
-    one_of(config, "hidden_act", {"swish": None, "silu": None})
-    one_of(config, "qk_activation", {"silu": None})
-    one_of(config, "qk_norm", {"l2": None})
-    one_of(config, "use_beta", {True: None})
-    one_of(config, "use_output_norm", {True: None})
-    return config.get("norm_eps")
-
-
-def _unless(key: str, usual: Any) -> Callable[[Mapping[str, Any]], Any]:
-    """The value of ``key``, where it is not what the mixer does by itself."""
-    return lambda config: None if config.get(key) == usual else config.get(key)
-
-
-_DESCRIBED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "norm_epsilon": _epsilon,
-    "num_heads": lambda config: config.get("num_heads"),
-    "tied": lambda config: config.get("tie_word_embeddings"),
-}
+_ONLY = {"qk_activation": ("silu",), "qk_norm": ("l2",), "use_beta": (True,), "use_output_norm": (True,)}
 DESCRIBED = {
-    "delta_net": _DESCRIBED,
-    "gated_delta_net": {**_DESCRIBED, "negative": _unless("allow_neg_eigval", False)},
-    "delta_product": {
-        **_DESCRIBED,
-        "negative": _unless("allow_neg_eigval", True),
-        "steps": _unless("num_householder", 2),
-    },
+    "delta_net": fla_described(_ONLY),
+    "gated_delta_net": fla_described(_ONLY, negative=unless("allow_neg_eigval", False)),
+    "delta_product": fla_described(
+        _ONLY, negative=unless("allow_neg_eigval", True), steps=unless("num_householder", 2)
+    ),
 }
 
 _PAPER: dict[str, tuple[int, ...]] = {"delta_net": (179,), "gated_delta_net": (), "delta_product": (148,)}

@@ -125,7 +125,7 @@ def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
     """Whether lists of blocks make copies of the routed keys unnecessary."""
     if any(regions.padded_size(x.shape[1], routes.shape[2], ROWS) is None for x in (call.q, call.k)):
         return False
-    if call.bounded or not call.lacks("bias", "query_positions", "key_positions"):
+    if call.bounded or call.key_regions is not None or not call.lacks("bias", "query_positions", "key_positions"):
         return False
     if routes.shape[1] > 1 and call.q.shape[2] > call.k.shape[2]:
         return False  # a list of keys' blocks serves all heads that share them

@@ -141,6 +141,7 @@ def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
         size_q is None
         or size_k is None
         or call.bounded
+        or call.key_regions is not None
         or not call.lacks("bias", "query_positions", "key_positions", "query_segments")
     ):
         return False

@@ -1,0 +1,109 @@
+"""Forgetting attention: Forgetting Transformer, Softmax Attention with a Forget Gate (Lin et al., ICLR 2025,
+arXiv:2503.02130), eqs. 3 to 6.
+
+    y_i = sum_j softmax_j(q_i . k_j / sqrt(d) + sum_{l = j+1..i} log f_l) v_j        f_l = sigmoid(W_f x_l + b_f)
+
+with a gate f for each head. The sum is the difference of a number of the query, which leaves its softmax as it was, and
+one of the key, which is added to the key's scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from layers.attention.cache import AttentionCache
+from layers.attention.multi_head import MultiHeadAttention
+from layers.linear import Linear
+from layers.mixer import register_mixer, without_padding
+from layers.norm import Norm
+from layers.position import Rotary
+from layers.tokens import Continuation, Tokens
+
+
+@struct.dataclass
+class FadingCache(AttentionCache):
+    """Keys and values, and how far they have faded.
+
+    Attributes:
+      fade: (batch, capacity, heads) float32, the logarithm of what the tokens after each have left of it.
+    """
+
+    fade: jax.Array
+
+
+@register_mixer("forgetting_attention")
+class ForgettingAttention(MultiHeadAttention):
+    """Causal softmax attention whose keys fade at a rate that depends on the tokens after them.
+
+    Parameters: ``query``, ``key``, ``value``, ``out``, ``forget`` (linear), ``query_norm``, ``key_norm`` and ``gate``
+    (linear) where asked for.
+    """
+
+    supports_bidirectional = False
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        window: int | None = None,
+        rotary: Rotary | Mapping[str, Any] | float | None = None,
+        qk_norm: Norm | None = None,
+        gated: bool = False,
+        use_bias: bool = False,
+        dropout: float = 0.0,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        num_heads, num_kv_heads, head_dim, window, rotary, qk_norm, use_bias, dropout: as of
+          :class:`MultiHeadAttention`; the paper has no rotary embedding.
+        gated: a sigmoid gate of what the heads found, made of the token.
+        """
+        heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+        options: dict[str, Any] = {"window": window, "rotary": rotary, "qk_norm": qk_norm, "dropout": dropout}
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(features, causal=True, use_bias=use_bias, **heads, **options, **common)
+        self.forget = Linear(features, num_heads, **common)
+        self.gate = Linear(features, num_heads * self.head_dim, use_bias=False, **common) if gated else None
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        # Counted from the first token, so that what comes later changes no bit of it.
+        ids, fade = (tokens.segment_ids,) * 2, -jnp.cumsum(self._rates(x, tokens), axis=1)
+        return self.attend(q, k, v, x, mask=tokens.mask, segments=ids, added=fade)
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, **_: Any) -> Any:
+        """As of :class:`MultiHeadAttention`."""
+        cache = super().init_state(batch_size, max_length, dtype)
+        fade = jnp.zeros((*cache.positions.shape, self.num_heads), jnp.float32)
+        return FadingCache(**{field.name: getattr(cache, field.name) for field in dataclasses.fields(cache)}, fade=fade)
+
+    def core_next(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens, state: Any, after: Continuation
+    ) -> tuple[jax.Array, Any]:
+        # Counted up to the last token, so that in a long text the numbers of the tokens nearby stay small.
+        rates = self._rates(x, tokens)
+        total = jnp.cumsum(rates[:, ::-1], axis=1)[:, ::-1]
+        state = state.replace(fade=jnp.where(state.positions[..., None] >= 0, state.fade + total[:, :1], 0))
+        new = {"key": k, "value": v, "fade": total - rates}
+        written, seen, segments = self.read(new, tokens, state, after)
+        places = after.positions, seen.positions
+        y = self.attend(q, seen.key, seen.value, x, positions=places, segments=segments, added=seen.fade)
+        return y, written
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, **known: Any) -> jax.Array:
+        y = super().attend(q, k, v, x, **known)
+        return y if self.gate is None else y * jax.nn.sigmoid(self.gate(x)).reshape(y.shape)
+
+    def _rates(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        """The logarithm of what each token leaves of those before it, float32 (batch, length, heads)."""
+        return without_padding(jax.nn.log_sigmoid(self.forget(x).astype(jnp.float32)), tokens.mask)

@@ -1,0 +1,128 @@
+"""Directed attention: LookHere, Vision Transformers with Directed Attention Generalize and Extrapolate (Fuller et al.,
+NeurIPS 2024, arXiv:2405.13985), section 3.
+
+    y_i = sum_j softmax_j(q_i . k_j / sqrt(d) - G s m_h |p_i - p_j|) v_j        over the tokens j in the head's field
+
+Each head looks in one direction of the image, at what lies within an angle of it, and no other position is known. |.|
+is the Euclidean distance in tokens, m_h a slope of the head, s one of the layer and G one of the model. Prefix tokens
+see all and are seen by all, without a penalty. Nothing that is learned depends on the size of the image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from layers.attention.projected import ProjectedAttention
+from layers.attention.relative import GridPenalty
+from layers.initializers import truncated_normal
+from layers.mixer import register_mixer
+from layers.module import Constant
+from layers.tokens import Tokens
+from pallas_kernels import attention, masks
+from suggestions import unknown
+
+Field = tuple[float, float] | None
+"""Direction and angle in degrees, as of :class:`pallas_kernels.masks.FieldOfView`; None sees all."""
+
+FIELDS: dict[str, tuple[Field, ...]] = {
+    "halves": tuple((middle, 180.0) for middle in (90.0, 270.0, 180.0, 0.0)),
+    "corners": tuple((middle, 90.0) for middle in (135.0, 45.0, 225.0, 315.0)),
+    "triangles": tuple((middle, 90.0) for middle in (90.0, 270.0, 180.0, 0.0)),
+    "diagonals": tuple((middle, 180.0) for middle in (45.0, 135.0, 315.0, 225.0)),
+    "eighths1": tuple((middle, 45.0) for middle in (112.5, 247.5, 157.5, 22.5)),
+    "eighths2": tuple((middle, 45.0) for middle in (67.5, 292.5, 202.5, 337.5)),
+    "none": (None,) * 4,
+}
+"""The fields of four heads, by the authors' names."""
+
+
+@register_mixer("lookhere")
+class DirectedAttention(ProjectedAttention):
+    """Softmax attention whose heads have fields of view in an image, and scores that fall with distance.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
+    """
+
+    layouts = ("grid", "image")
+    paper = (164,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        fields: Sequence[str] = ("triangles",),
+        slope: float = 1.0,
+        layer_slopes: tuple[float, float] = (1.5, 0.5),
+        index: int = 0,
+        depth: int = 1,
+        qk_norm: Any = None,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          fields: names of :data:`FIELDS`, which share out the heads in groups of four, the first ones the groups that
+            are left over.
+          slope, layer_slopes: G, and s of the first and the last of ``depth`` blocks, those between in equal steps.
+          index, depth: of the block and of the model.
+          num_heads, qk_norm, use_bias, dropout: as of :class:`ProjectedAttention`.
+
+        Raises:
+          ValueError: features not divisible by num_heads, an unknown name, or more names than groups of heads.
+        """
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"qk_norm": qk_norm, "use_bias": use_bias, "dropout": dropout}
+        super().__init__(features, num_heads=num_heads, kernel_init=kernel_init, **options, **common)
+        names = _by_head(tuple(fields), num_heads)
+        self.fields = tuple(FIELDS[name][head % 4] for head, name in enumerate(names))
+        # An array, so that the blocks of a stack stay one program.
+        layer = np.linspace(*layer_slopes, depth)[index]
+        self.slopes = Constant(jnp.asarray(slope * layer * _slopes(names), jnp.float32))
+
+    @property
+    def complexity(self) -> float:
+        return 2.0
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        ((_, width), prefix), length = tokens.image(x.shape[1]), x.shape[1]
+        views = (masks.FieldOfView(width, *field, prefix) if field else masks.window() for field in self.fields)
+        ids = None, None
+        if tokens.mask is not None:
+            # The op takes one mask: padding is a document of its own.
+            ids = jnp.zeros((1, length), jnp.int32), jnp.where(tokens.mask, 0, -1)
+        return attention(
+            q, k, v, mask=masks.ByHead(tuple(views)), score=GridPenalty(width, "euclidean", prefix),
+            rows=jnp.broadcast_to(self.slopes[...], (1, length, self.num_heads)), query_segments=ids[0], key_segments=ids[1],
+        )  # fmt: skip
+
+
+def _by_head(fields: tuple[str, ...], num_heads: int) -> list[str]:
+    """The name of each head's fields."""
+    for name in fields:
+        if name not in FIELDS:
+            raise ValueError(unknown("field of view", name, FIELDS))
+    groups = np.array_split(np.arange(-(-num_heads // 4)), max(len(fields), 1))
+    if not all(len(group) for group in groups):
+        raise ValueError(f"{num_heads} heads are {-(-num_heads // 4)} groups of four, too few for {len(fields)} fields")
+    return [name for name, group in zip(fields, groups, strict=True) for _ in range(4 * len(group))][:num_heads]
+
+
+def _slopes(names: list[str]) -> np.ndarray:
+    """m of each head: 1/2, 1/4, ... for each four of heads of one name; powers of 1/4 where all is seen."""
+    made: list[float] = []
+    for name, group in itertools.groupby(names):
+        count = len(list(group))
+        each, base = (max(count // 4, 1), 4.0) if name == "none" else (4, 2.0)
+        made += [base ** -(1 + head // each) for head in range(count)]
+    return np.asarray(made)

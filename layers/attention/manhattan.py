@@ -1,0 +1,108 @@
+"""Manhattan self-attention: RMT, Retentive Networks Meet Vision Transformers (Fan et al., CVPR 2024,
+arXiv:2309.11523), eqs. 6 and 7.
+
+    Y = softmax(R Q (R K)^T / sqrt(d) - s_h D) V + C(V)        D_ij = |row_i - row_j| + |column_i - column_j|
+    s_h = -log(1 - 2^(-2 - range h / heads))                   h = 0, 1, ... of ``heads``
+
+as the authors' code has it: the penalty is added to the scores before the softmax. R turns pairs of features by the
+token's index in row-major order, C is a depth-wise 5x5 convolution. The decomposed form mixes the tokens of each row,
+then what came of it along each column, with the same queries and keys:
+
+    U = softmax(R Q (R K)^T / sqrt(d) - s_h |column_i - column_j|) V     in each row
+    Y = softmax(R Q (R K)^T / sqrt(d) - s_h |row_i - row_j|) U + C(V)    in each column
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from layers.attention.projected import ProjectedAttention
+from layers.attention.relative import GridPenalty
+from layers.depthwise import DepthwiseConv
+from layers.initializers import truncated_normal
+from layers.mixer import register_mixer, without_padding
+from layers.position import Rotary, default_positions
+from layers.tokens import Tokens
+from pallas_kernels import attention
+
+
+@register_mixer("manhattan")
+class ManhattanAttention(ProjectedAttention):
+    """Softmax attention of a map whose scores fall with the distance along rows and columns.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``enhancement``, the convolution C.
+    """
+
+    layouts = ("grid",)
+    paper = (9,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        decomposed: bool = False,
+        decay_range: float = 4.0,
+        use_bias: bool = True,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          decomposed: the decomposed form, for large maps.
+          decay_range: ``range`` of the equation, which spreads the penalties of the heads.
+          num_heads, use_bias: as of :class:`ProjectedAttention`.
+
+        Raises:
+          ValueError: features not divisible by num_heads.
+        """
+        rotary = Rotary(interleaved=True, endpoint=True)
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"use_bias": use_bias, "kernel_init": kernel_init}
+        super().__init__(features, num_heads=num_heads, rotary=rotary, **options, **common)
+        self.enhancement = DepthwiseConv(features, 5, **common)
+        self.decomposed, self.decay_range = decomposed, decay_range
+
+    @property
+    def complexity(self) -> float:
+        return 1.5 if self.decomposed else 2.0
+
+    @property
+    def slopes(self) -> np.ndarray:
+        """s of each head, (num_heads,)."""
+        exponent = 2 + self.decay_range * np.arange(self.num_heads) / self.num_heads
+        return (-np.log1p(-np.exp2(-exponent))).astype(np.float32)
+
+    def places(self, tokens: Tokens, length: int) -> jax.Array:
+        return default_positions(length)
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        (grid, _), mask = tokens.image(x.shape[1]), tokens.mask
+        if not self.decomposed:
+            y = self._attend(q, k, v, mask, grid[1])
+        else:
+            q, k, y = (a.reshape(-1, grid[1], *a.shape[2:]) for a in (q, k, v))
+            y = self._attend(q, k, y, None if mask is None else mask.reshape(-1, grid[1]), grid[1])
+            q, k, y = (_turned(a, grid) for a in (q, k, y))
+            y = self._attend(q, k, y, None if mask is None else _turned(mask.reshape(-1, grid[1]), grid), grid[0])
+            y = _turned(y, grid[::-1])
+        local = self.enhancement(without_padding(v.reshape(x.shape), mask).reshape(-1, *grid, x.shape[2]))
+        return y.reshape(x.shape) + local.reshape(x.shape)
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, width: int) -> jax.Array:
+        """Attention of all tokens of maps, or of single rows, of ``width`` columns."""
+        rows = jnp.broadcast_to(self.slopes, (1, q.shape[1], self.num_heads))
+        seen = None if mask is None else mask[:, None, None]
+        return attention(q, k, v, mask=seen, score=GridPenalty(width, "manhattan"), rows=rows)
+
+
+def _turned(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Rows of maps (batch * height, width, ...) as columns (batch * width, height, ...)."""
+    x = x.reshape(-1, *grid, *x.shape[2:])
+    return jnp.swapaxes(x, 1, 2).reshape(-1, grid[0], *x.shape[3:])

@@ -1,0 +1,136 @@
+"""Gated Slot Attention for Efficient Linear-Time Sequence Modeling (Zhang et al., 2024, arXiv:2409.07146), section 3.
+
+    K_t = diag(f_t) K_{t-1} + (1 - f_t) k_t^T        f = sigmoid(W_f x)^(1/8)
+    V_t = diag(f_t) V_{t-1} + (1 - f_t) v_t^T        o_t = V_t^T softmax(scale K_t q_t)        y = W_o RMSNorm(silu(o))
+
+with q, k and v each silu of a projection, and a key and a value in each row of K and V. Both are linear attentions: the
+memory of the first fades by value, which is the slot, that of the second by key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from layers.convolution import CausalConvolution
+from layers.feature_maps import FeatureMapSpec, create_feature_map
+from layers.linear import Linear
+from layers.linear_attention.memory import per_head
+from layers.mixer import Mixer, register_mixer
+from layers.norm import create_norm
+from layers.recurrent import Recurrent, RecurrentState, empty
+from layers.state_space.initialisation import fan_in_uniform
+from layers.tokens import Tokens
+from pallas_kernels import linear_attention
+from primitives.exponential import silu, softplus
+
+
+@struct.dataclass
+class SlotState(RecurrentState):
+    """The state of gated slot attention; ``memory`` is the slots' values (batch, heads, slots, value_dim).
+
+    Attributes:
+      keys: (batch, heads, key_dim, slots), of the slots.
+    """
+
+    keys: jax.Array
+
+
+@register_mixer("gated_slot_attention")
+class GatedSlotAttention(Recurrent):
+    """Softmax attention to a fixed number of slots, each an average of tokens that fades at a rate of its own.
+
+    A slot's rate depends on the token. A slot that has read nothing has a key and a value of zeros, and takes its share
+    of the softmax.
+
+    Parameters: ``query``, ``key``, ``value``, ``forget``, ``out`` (linear), ``norm`` of all heads at once; with
+      convolutions ``query_conv``, ``key_conv``, ``value_conv``.
+    """
+
+    paper = (197,)
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {**Mixer.sharding, "forget.kernel": (None, "tensor")}
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        num_slots: int = 64,
+        key_expansion: float = 1.0,
+        value_expansion: float = 1.0,
+        decay_divisor: float = 8.0,
+        feature_map: FeatureMapSpec = "silu",
+        scale: float = 1.0,
+        conv_size: int | None = None,
+        norm_epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads: heads, each with slots of its own.
+          num_slots: of a head.
+          key_expansion, value_expansion: features of all keys, and of all values, / features.
+          decay_divisor: log decays are divided by it: slots remember that much longer.
+          feature_map: of queries and keys (:mod:`layers.feature_maps`).
+          scale: of the slots' logits. It is 1, as in released models, not 1 / sqrt(key_dim).
+          conv_size: tokens that convolutions of queries, keys and values see, after which silu is applied; None for
+            neither.
+          norm_epsilon: of the norm of the output.
+
+        Raises:
+          ValueError: heads that do not divide the features, or fewer than one slot.
+        """
+        if num_slots < 1:
+            raise ValueError(f"gated slot attention needs at least one slot, got num_slots={num_slots}")
+        self.num_heads, self.num_slots, self.decay_divisor, self.scale = num_heads, num_slots, decay_divisor, scale
+        self.key_dim, self.value_dim = (
+            per_head(key_expansion * features, num_heads),
+            per_head(value_expansion * features, num_heads),
+        )
+        keys, values = num_heads * self.key_dim, num_heads * self.value_dim
+        made = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        common = {"use_bias": False, "kernel_init": fan_in_uniform(), **made}
+        self.query, self.key = Linear(features, keys, **common), Linear(features, keys, **common)
+        self.value = Linear(features, values, **common)
+        self.forget = Linear(features, num_heads * num_slots, **common)
+        self.query_conv = CausalConvolution(keys, conv_size, use_bias=False, **made) if conv_size else None
+        self.key_conv = CausalConvolution(keys, conv_size, use_bias=False, **made) if conv_size else None
+        self.value_conv = CausalConvolution(values, conv_size, use_bias=False, **made) if conv_size else None
+        self.feature_map = create_feature_map(feature_map, self.key_dim, rngs=rngs)
+        self.norm = create_norm("rms", values, epsilon=norm_epsilon, **made)
+        self.out = Linear(values, features, **common)
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        return self.num_heads, self.num_slots, self.value_dim
+
+    @property
+    def convolutions(self) -> tuple[CausalConvolution, ...]:
+        return tuple(conv for conv in (self.query_conv, self.key_conv, self.value_conv) if conv is not None)
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> SlotState:
+        state = super().init_state(batch_size, max_length, dtype)
+        keys = empty((batch_size, self.num_heads, self.key_dim, self.num_slots), dtype)
+        return SlotState(state.convolutions, state.memory, state.segment, keys=keys)
+
+    def recur(self, x: jax.Array, tokens: Tokens, state: SlotState | None) -> tuple[jax.Array, SlotState | None]:
+        read, seen = self.convolve([linear(x) for linear in (self.query, self.key, self.value)], tokens, state)
+        read = [silu(a) for a in read] if self.convolutions else read
+        decay = -softplus(-self.forget(x).astype(jnp.promote_types(x.dtype, jnp.float32))) / self.decay_divisor
+        if tokens.mask is not None:
+            decay = jnp.where(tokens.mask[..., None], decay, 0)  # and with it what is written
+        q, k, v, decay = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (*read, decay))
+        q, k, v, write = self.feature_map(q), self.feature_map(k), silu(v), -jnp.expm1(decay)
+        keys, memory = (None, None) if state is None else (state.keys, state.memory)
+        common: dict[str, Any] = {"starts": self.starts(tokens, state), "return_state": True}
+        # The logits are float32, as what is written.
+        logits, keys = linear_attention(q, k, write, value_decay=decay, scale=self.scale, initial_state=keys, **common)
+        shares, write = jax.nn.softmax(logits, axis=-1).astype(v.dtype), write.astype(v.dtype)
+        y, memory = linear_attention(shares, write, v, decay=decay, scale=1.0, initial_state=memory, **common)
+        y = self.out(self.norm(silu(y).reshape(*x.shape[:2], -1)))
+        return y, state and state.after(tokens, memory=memory, keys=keys, convolutions=seen)

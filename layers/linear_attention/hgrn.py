@@ -1,0 +1,99 @@
+"""HGRN: Hierarchically Gated Recurrent Neural Network for Sequence Modeling (Qin et al., 2023, arXiv:2311.04823),
+section 3, in the real form of flash-linear-attention; the paper's states also turn, by an angle of each channel.
+
+f = b + (1 - b) sigmoid(W_f x)        h_t = f_t h_{t-1} + (1 - f_t) silu(W_i x_t)
+y = W_o (RMSNorm(h) * silu(W_g x))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.convolution import CausalConvolution
+from layers.linear import Linear
+from layers.mixer import Mixer, register_mixer
+from layers.norm import GatedRMSNorm
+from layers.recurrent import Recurrent, RecurrentState, accumulate
+from layers.state_space.initialisation import fan_in_uniform
+from layers.tokens import Tokens
+from primitives.exponential import silu, softplus
+
+
+def forget_gate(logits: jax.Array, bound: float | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The gate f = b + (1 - b) sigmoid(logits): (log f, 1 - f), at least float32, each right where f is near 0 or 1."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    bound = jnp.asarray(bound, logits.dtype)
+    # A bound of 0 has no logarithm, and the logarithm's gradient there is not to be asked for.
+    log_bound = jnp.where(bound > 0, jnp.log(jnp.where(bound > 0, bound, 1)), -jnp.inf)
+    return jnp.logaddexp(log_bound, jnp.log1p(-bound) - softplus(-logits)), (1 - bound) * jax.nn.sigmoid(-logits)
+
+
+@register_mixer("hgrn")
+class HGRN(Recurrent):
+    """A memory of one number a channel, an average of inputs, whose forget gate has a lower bound.
+
+    Parameters: ``input``, ``forget``, ``gate``, ``out`` (linear), ``norm`` of all channels at once; with convolutions
+    ``input_conv``, ``forget_conv``.
+    """
+
+    paper = (185,)
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
+        **Mixer.sharding,
+        "input.kernel": (None, "tensor"),
+        "forget.kernel": (None, "tensor"),
+    }
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        expand: int = 1,
+        lower_bound: float = 0.0,
+        conv_size: int | None = None,
+        norm_epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          expand: channels / features.
+          lower_bound: b, the least that is kept of a memory; models raise it from layer to layer.
+          conv_size: tokens that convolutions of inputs and forget gates see; None for neither.
+          norm_epsilon: of the norm of the output.
+
+        Raises:
+          ValueError: a bound outside [0, 1).
+        """
+        if not 0 <= lower_bound < 1:
+            raise ValueError(f"HGRN: lower_bound must be at least 0 and below 1; got {lower_bound}")
+        self.lower_bound, self.channels = lower_bound, expand * features
+        made = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        common = {"use_bias": False, "kernel_init": fan_in_uniform(), **made}
+        self.input = Linear(features, self.channels, **common)
+        self.forget = Linear(features, self.channels, **common)
+        self.gate = Linear(features, self.channels, **common)
+        self.input_conv = CausalConvolution(self.channels, conv_size, use_bias=False, **made) if conv_size else None
+        self.forget_conv = CausalConvolution(self.channels, conv_size, use_bias=False, **made) if conv_size else None
+        self.norm = GatedRMSNorm(self.channels, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs)
+        self.out = Linear(self.channels, features, **common)
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        return (self.channels,)
+
+    @property
+    def convolutions(self) -> tuple[CausalConvolution, ...]:
+        return tuple(conv for conv in (self.input_conv, self.forget_conv) if conv is not None)
+
+    def recur(
+        self, x: jax.Array, tokens: Tokens, state: RecurrentState | None
+    ) -> tuple[jax.Array, RecurrentState | None]:
+        (read, forget), seen = self.convolve([self.input(x), self.forget(x)], tokens, state)
+        decay, written = forget_gate(forget, self.lower_bound)
+        y, memory = accumulate((silu(read) * written).astype(read.dtype), decay, tokens, state)
+        return self.out(self.norm(y, self.gate(x))), state and state.after(tokens, memory=memory, convolutions=seen)

@@ -1,0 +1,147 @@
+"""BigBird: Big Bird, Transformers for Longer Sequences (Zaheer et al., NeurIPS 2020, arXiv:2007.14062), section 2, in
+the form that adds no tokens (ITC).
+
+The sequence is cut into blocks. Those of the first and of the last block attend to all tokens and are attended to by
+all; the tokens of block i attend, in one softmax, to the blocks
+
+    0, i - 1, i, i + 1, last, and a few random others
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from layers.attention.projected import ProjectedAttention
+from layers.initializers import truncated_normal
+from layers.mixer import register_mixer
+from layers.norm import Norm
+from layers.tokens import Tokens
+from pallas_kernels import attention
+
+
+@register_mixer("bigbird")
+class BigBirdAttention(ProjectedAttention):
+    """Softmax attention to neighboring, first, last and random blocks, in time linear in the length.
+
+    The last block of a row is that of its last real token, and random blocks are drawn among those up to it, for each
+    head: padding changes nothing. Sequences of at most (5 + 2 random) blocks, where little would be left out, attend to
+    all tokens, as transformers' models do.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm`` where asked for.
+    """
+
+    paper = (166,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        block: int = 64,
+        random: int = 3,
+        choice: Literal["random", "first"] = "random",
+        seed: int = 0,
+        qk_norm: Norm | None = None,
+        use_bias: bool = True,
+        out_bias: bool | None = None,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          block: tokens of a block.
+          random: random blocks that each block attends to, others than those of the pattern.
+          choice: "random", or "first": what transformers' models compute in evaluation, where the random blocks are the
+            first one again, which then counts 1 + random times.
+          seed: of the random blocks, the same in all blocks of a model unless given.
+          num_heads, num_kv_heads, qk_norm, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+
+        Raises:
+          ValueError: features not divisible by num_heads, no tokens in a block, or an unknown choice.
+        """
+        if block < 1 or random < 0 or choice not in ("random", "first"):
+            raise ValueError(
+                f'block is at least 1, random at least 0 and choice "random" or "first", got {block}, {random} and '
+                f"{choice!r}"
+            )
+        heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm}
+        options: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias, "dropout": dropout}
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(features, kernel_init=kernel_init, **heads, **options, **common)
+        self.block, self.random, self.choice, self.seed = block, random, choice, seed
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        (batch, length), mask = x.shape[:2], tokens.mask
+        if length <= (5 + 2 * self.random) * self.block:
+            return attention(q, k, v, mask=None if mask is None else mask[:, None, None])
+        count = -(-length // self.block)
+        real = jnp.ones((1, length), bool) if mask is None else mask
+        last = jnp.maximum(real.sum(1, dtype=jnp.int32) - 1, 0) // self.block
+        q, k, v, real = (
+            jnp.pad(a, ((0, 0), (0, count * self.block - length), *[(0, 0)] * (a.ndim - 2))) for a in (q, k, v, real)
+        )
+        seen = None if real.shape[0] == 1 and count * self.block == length else real[:, None, None]
+        bias = None
+        if self.choice == "first":
+            bias = jnp.where(jnp.arange(count * self.block) < self.block, np.log(1 + self.random), 0)[None, None, None]
+        routes = self.routes(count, last)
+        y = attention(q, k, v, mask=seen, bias=bias, routes=routes, key_regions=count)
+        # The first and the last block of each row see all.
+        ends, rows = jnp.stack([jnp.zeros_like(last), last], 1), jnp.arange(batch)[:, None]
+        y, q = (a.reshape(batch, count, self.block, *a.shape[2:]) for a in (y, q))
+        theirs = attention(q[rows, ends].reshape(batch, -1, *q.shape[3:]), k, v, mask=seen)
+        y = y.at[rows, ends].set(theirs.reshape(batch, 2, *y.shape[2:]))
+        return y.reshape(batch, -1, *y.shape[3:])[:, :length]
+
+    def routes(self, count: int, last: jax.Array) -> jax.Array:
+        """The blocks that each block attends to, -1 for none: int32 (rows, heads or 1, count, 5 + random).
+
+        Args:
+          count: of blocks.
+          last: (rows,), the last block of each row.
+        """
+        i, last = jnp.arange(count, dtype=jnp.int32)[:, None], last[:, None, None, None]
+        near = i + jnp.arange(-1, 2, dtype=jnp.int32)
+        # A block that is one of another kind already is none.
+        near = jnp.where((near > 0) & (near < last), near, -1)
+        ends = jnp.concatenate([jnp.zeros_like(last), jnp.where(last > 0, last, -1)], 3)
+        parts = [near, jnp.broadcast_to(ends, (*ends.shape[:2], count, 2))]
+        if self.random and self.choice == "random":
+            parts.append(self._drawn(count, last[..., 0]))
+        shape = np.broadcast_shapes(*((*part.shape[:-1], 1) for part in parts))[:-1]
+        return jnp.concatenate([jnp.broadcast_to(part, (*shape, part.shape[-1])) for part in parts], 3)
+
+    def _drawn(self, count: int, last: jax.Array) -> jax.Array:
+        """Random blocks that are none of the others (rows, heads, count, random), -1 where there are too few.
+
+        Floyd's algorithm, of random numbers of each block that do not depend on how many blocks there are.
+        """
+        numbers = np.random.default_rng(self.seed).random((count, self.random, self.num_heads), np.float32).T
+        i = jnp.arange(count, dtype=jnp.int32)
+        before = jnp.maximum(i - 1, 1)
+        near = jnp.maximum(jnp.minimum(i + 1, last - 1) - before + 1, 0)
+        others = jnp.maximum(last - 1, 0) - near
+        chosen: list[jax.Array] = []
+        for turn in range(self.random):
+            most = others - self.random + turn
+            drawn = jnp.floor(numbers[:, turn] * (most + 1)).astype(jnp.int32)
+            taken = jnp.zeros(drawn.shape, bool)
+            for other in chosen:
+                taken |= drawn == other
+            chosen.append(jnp.where(most < 0, -1, jnp.where(taken, most, drawn)))
+        found = jnp.stack(chosen, -1)
+        # Counted past the first block and those nearby.
+        places = found + 1 + jnp.where(found + 1 >= before[:, None], near[..., None], 0)
+        return jnp.where(found < 0, -1, places)

@@ -1,0 +1,86 @@
+"""The elementwise linear recurrence as a loop over tokens, in place, and a gradient that is such a loop too.
+
+On a CPU a token at a time is fastest: an associative scan reads and writes everything for each of its levels. The loop
+takes each token where it lies, at axis 1, and writes the state over it; as a ``lax.scan`` it would copy every array to
+bring tokens to the front, which takes as long as the recurrence itself.
+
+With F_t = exp(decay_t), 0 where a document begins, the loop and its transpose are
+
+    forth, t = 1, 2, ...     s <- F_t s;  s <- s + x_t;  y_t = s
+    back, t = ..., 2, 1      s <- s + x_t;  y_t = s;  s <- F_t s
+
+so that the gradient of either with respect to x is the other, applied to the cotangents; where h are the outputs of the
+loop that goes forth, d those of the loop back, and h_0 its initial state, that with respect to the decay is
+F_t h_{t-1} d_t in both cases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.linear_scan.call import LinearCall
+from primitives.differentiation import differentiable
+from primitives.exponential import LOG2_E, exp2
+
+
+def linear_scan(call: LinearCall) -> tuple[jax.Array, jax.Array]:
+    """The op."""
+    return _loop(False, call.x, call.decay, call.start, call.starts)
+
+
+def _factor(decay: jax.Array | None, dtype: Any) -> jax.Array | None:
+    return None if decay is None else exp2(LOG2_E * decay.astype(dtype))
+
+
+def _times(factor: jax.Array | None, starts: jax.Array | None, state: jax.Array) -> jax.Array:
+    """``factor * state``, and zeros where a document begins."""
+    kept = state if factor is None else factor * state
+    return kept if starts is None else jnp.where(starts[..., None], 0, kept)
+
+
+@differentiable(1)
+def _loop(
+    back: bool, x: jax.Array, decay: jax.Array | None, state: jax.Array, starts: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """y (batch, length, channels) and the last s, both in the state's dtype."""
+    length = x.shape[1]
+
+    def step(count: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        state, y = carry
+        token = length - 1 - count if back else count
+        value, log, begins = (
+            None if a is None else jax.lax.dynamic_index_in_dim(a, token, 1, keepdims=False) for a in (y, decay, starts)
+        )
+        assert value is not None
+        factor = _factor(log, state.dtype)
+        state = state + value if back else _times(factor, begins, state) + value
+        y = jax.lax.dynamic_update_index_in_dim(y, state, token, 1)
+        return _times(factor, begins, state) if back else state, y
+
+    last, y = jax.lax.fori_loop(0, length, step, (state, x.astype(state.dtype)))
+    return y, last
+
+
+def _forward(
+    back: bool, x: jax.Array, decay: jax.Array | None, state: jax.Array, starts: jax.Array | None
+) -> tuple[Any, Any]:
+    y, last = _loop(back, x, decay, state, starts)
+    return (y, last), (x, y, decay, state, starts)
+
+
+def _backward(back: bool, residuals: Any, cotangents: Any) -> tuple[jax.Array | None, ...]:
+    x, y, decay, state, starts = residuals
+    d_y, d_last = cotangents
+    d, d_state = _loop(not back, d_y, decay, d_last, starts)
+    d_decay = None
+    if decay is not None:
+        forth, first, away = (d, d_last, y) if back else (y, state, d)
+        entering = jnp.concatenate([first[:, None], forth[:, :-1]], axis=1)
+        d_decay = (_times(_factor(decay, y.dtype), starts, entering) * away).astype(decay.dtype)
+    return d.astype(x.dtype), d_decay, d_state, None
+
+
+_loop.define(_forward, _backward)

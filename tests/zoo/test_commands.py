@@ -1,0 +1,124 @@
+"""The commands of ``python -m zoo`` and ``mixer-zoo``: what they print and write, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import zoo
+from layers.state import flatten
+from suggestions import installation
+from zoo import commands
+
+ROOT = Path(__file__).resolve().parents[2]
+MICRO = {"depth": 1, "features": 16, "num_heads": 2}
+OPTIONS = [f"--option={name}={value}" for name, value in MICRO.items()]
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    commands.main(["list", "vit_nano*"])
+    assert capsys.readouterr().out.split() == zoo.list_models("vit_nano*")
+    commands.main(["list", "--json"])
+    found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert list(found) == zoo.list_models()
+    assert found["vit_base_patch16_224"]["image_size"] == 224
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "biformer_tny"], "no model is named 'biformer_tny': did you mean 'biformer_tiny'"),
+        (["summary", "biformer_tny"], "unknown model 'biformer_tny': did you mean 'biformer_tiny'"),
+        (["summary", "vit_nano_patch4_32", "--option=dept=2"], "no hyper-parameter 'dept': did you mean 'depth'"),
+        (["summary", "vit_nano_patch4_32", "--option=depth"], "give NAME=VALUE"),
+        (["predict", "a.png", "--model=vit_nano_patch4_32", "--weights=absent.npz"], "there are no weights at absent"),
+    ],
+)
+def test_what_can_not_be_done_is_a_message(arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        commands.main(arguments)
+
+
+def test_an_unknown_command_lists_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["sumary"])
+    assert ended.value.code == 2
+    assert "unknown command 'sumary': did you mean 'summary'" in capsys.readouterr().err
+
+
+def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["summary", "vit_nano_patch4_32", *OPTIONS, "--batch_size=8"]
+    commands.main(asked)
+    assert "kept MiB" in capsys.readouterr().out
+    commands.main([*asked, "--blocks", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    want = zoo.summary("vit_nano_patch4_32", batch_size=8, show=False, **MICRO)
+    assert [(row["name"], row["activations"]) for row in told["rows"]] == [(r.name, r.activations) for r in want.rows]
+    assert told["step_bytes"] == want.step_bytes
+
+
+def test_convert_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = zoo.create("vit_nano_patch4_32", param_dtype="bfloat16", **MICRO)
+    ours, timms = tmp_path / "ours.safetensors", tmp_path / "timms.safetensors"
+    zoo.save(model, ours, naming="zoo")
+    named = ["--model=vit_nano_patch4_32", *OPTIONS]
+    commands.main(["convert", str(timms), *named, f"--weights={ours}", "--naming=timm"])
+    assert "under the names of 'timm'" in capsys.readouterr().out
+    read = zoo.create("vit_nano_patch4_32", weights=timms, param_dtype="file", **MICRO)
+    want, found = flatten(model), flatten(read)
+    assert {name: array.dtype for name, array in found.items()} == {name: array.dtype for name, array in want.items()}
+    assert all(np.array_equal(found[name], want[name]) for name in want)
+
+    image = tmp_path / "image.png"
+    Image.fromarray(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)).save(image)
+    commands.main(["predict", str(image), str(image), *named, f"--weights={timms}", "--top_k=2", "--json"])
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == second
+    assert first["image"] == str(image)
+    classes = zoo.predict(zoo.create("vit_nano_patch4_32", weights=timms, **MICRO), [image, image], top_k=2)[0]
+    assert [entry["name"] for entry in first["classes"]] == [name for name, _ in classes]
+
+
+def test_predict_names_the_next_tokens_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = zoo.create("transformer_nano", **MICRO)
+    zoo.save(model, tmp_path / "a.safetensors", naming="zoo")
+    weights = f"--weights={tmp_path / 'a.safetensors'}"
+    commands.main(["predict", "def ", "--model=transformer_nano", weights, "--top_k=1", "--json", *OPTIONS])
+    ((likeliest, probability),) = (
+        (entry["name"], entry["probability"]) for entry in json.loads(capsys.readouterr().out)["next"]
+    )
+    logits = np.asarray(model(np.array([[0, *b"def "]])), np.float64)[0, -1]
+    assert likeliest == bytes([int(logits.argmax())]).decode(errors="replace")
+    assert probability == pytest.approx(1 / np.exp(logits - logits.max()).sum(), rel=1e-4)
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    commands.main(["doctor"])
+    told = capsys.readouterr().out
+    assert f"Mixer Zoo in {ROOT}" in told
+    assert "device " in told
+    monkeypatch.setattr(installation, "requirements", lambda: ["numpy>=99.1", "nothing_of_this_name"])
+    with pytest.raises(
+        SystemExit, match=r"(?s)numpy>=99.1: [\d.]+ is installed; .*nothing_of_this_name: not installed"
+    ):
+        commands.main(["doctor"])
+
+
+def test_a_folder_that_shadows_the_library_is_refused(tmp_path: Path) -> None:
+    for name in ("zoo", "tasks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT)))}
+    done = subprocess.run(
+        [sys.executable, "-m", "mixer_zoo", "list"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert f"zoo is {tmp_path / 'zoo'}; tasks is {tmp_path / 'tasks'}, not that of Mixer Zoo" in done.stderr
+    assert installation.misplaced(["zoo"], tmp_path) == {"zoo": str(ROOT / "zoo")}

@@ -1,0 +1,291 @@
+"""The commands of ``python -m zoo``, and how a command is run: ``mixer-zoo`` has these and those of training.
+
+A command ends with 0 where it did what was asked, 1 where it could not, with one message on standard error, and 2 for
+arguments that are none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import tokenization
+from layers.state import flatten
+from primitives.memory import size
+from suggestions import installation, near
+from zoo.backbones.causal import Causal
+from zoo.creation import create
+from zoo.exporting import PLATFORMS, export, serialized
+from zoo.files import write_file
+from zoo.generation import next_tokens
+from zoo.prediction import predict
+from zoo.registry import Variant, list_models, variant
+from zoo.summaries import Summary, summary
+from zoo.weights import save
+
+_HOME = Path(__file__).resolve().parents[1]
+Parser = argparse.ArgumentParser
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+      about: what it does, in a line.
+      arguments: adds its arguments to a parser.
+      run: does it; an error addressed to the user is a ValueError or OSError.
+    """
+
+    about: str
+    arguments: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def deliberate(error: BaseException) -> bool:
+    """Whether an error is addressed to the user: the system's, or raised as a ValueError by this repository's code."""
+    if isinstance(error, OSError):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
+    return isinstance(error, ValueError) and raised_in.is_relative_to(_HOME)
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where, or is empty
+    for nowhere.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(installation.caches()["compiled programs"]))
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    commands: Mapping[str, Command] | None = None,
+    prog: str = "python -m zoo",
+) -> None:
+    """Runs the command that the arguments name.
+
+    Args:
+      arguments: default those of the process.
+      commands: by name; default those of this module.
+      prog: how the user called it.
+
+    Raises:
+      SystemExit: with the message, where it can't be done; 2 for arguments that are none.
+    """
+    table = COMMANDS if commands is None else commands
+    parser = Parser(prog=prog, description="Mixer Zoo: models of attention and token mixing.")
+    named = parser.add_subparsers(dest="command", metavar="COMMAND")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for name, command in table.items():
+        command.arguments(named.add_parser(name, help=command.about, description=command.about))
+    if given and not given[0].startswith("-") and given[0] not in table:
+        parser.error(f"unknown command {given[0]!r}{near(given[0], table)}; there are: {', '.join(table)}")
+    options = parser.parse_args(given)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    _run(table[options.command], options)
+
+
+def alone(command: Command, prog: str, arguments: Sequence[str] | None = None) -> None:
+    """Runs one command that has a script of its own; raises as :func:`main`."""
+    parser = Parser(prog=prog, description=command.about)
+    command.arguments(parser)
+    _run(command, parser.parse_args(arguments))
+
+
+def _run(command: Command, options: argparse.Namespace) -> None:
+    try:
+        installation.refuse_others()
+        keep_compiled()
+        command.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except BrokenPipeError:  # whoever reads has enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if not deliberate(error):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def _list_arguments(parser: Parser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", help='a name, or a pattern as "vit_*"')
+    parser.add_argument("--json", action="store_true", help="one JSON list of all that is known of them")
+
+
+def _list(given: argparse.Namespace) -> None:
+    names = list_models(given.pattern)
+    if not names:
+        raise ValueError(f"no model is named {given.pattern!r}{near(given.pattern, list_models())}")
+    print(json.dumps([described(variant(name)) for name in names], indent=2) if given.json else "\n".join(names))
+
+
+def described(entry: Variant) -> dict[str, Any]:
+    """What is known of a model without making it, as JSON holds it."""
+    config: Any = entry.config
+    takes = {field: getattr(config, field) for field in ("image_size", "vocab_size") if hasattr(config, field)}
+    return {
+        "name": entry.name,
+        "family": entry.family,
+        **takes,
+        "published": entry.published,
+        "parameters": entry.parameters,
+        "weights": {tag: release.source for tag, release in entry.releases.items()},
+        "namings": [*entry.rules, "zoo"],
+    }
+
+
+def _model_arguments(parser: Parser, *, required: bool) -> None:
+    without = "" if required else "; default: random ones"
+    source = f"a run's folder, a file, a folder, a released name or hf://owner/name{without}"
+    parser.add_argument("--model", help="a name of the list; not needed for a run")
+    parser.add_argument("--weights", required=required, help=source)
+    _option_arguments(parser)
+
+
+def _option_arguments(parser: Parser) -> None:
+    use = "a hyper-parameter, as mixer=agent; may be given several times"
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=use)
+
+
+def options_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The hyper-parameters that the command line gives.
+
+    Raises:
+      ValueError: one without a value.
+    """
+    found = {}
+    for text in given.option:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--option {text}: give NAME=VALUE, as --option depth=2")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
+
+
+def _make(given: argparse.Namespace, **more: Any) -> Any:
+    return create(given.model, weights=given.weights, **more, **options_of(given))
+
+
+def _summary_arguments(parser: Parser) -> None:
+    parser.add_argument("name", help="a name of the list")
+    parser.add_argument("--input", type=int, nargs="+", metavar="SIZE", help="shape of one input, without the batch")
+    parser.add_argument("--batch_size", type=int, default=1, help="of the step whose memory is estimated")
+    parser.add_argument("--blocks", action="store_true", help="a row for every block, not for every stage")
+    parser.add_argument("--json", action="store_true")
+    _option_arguments(parser)
+
+
+def _summary(given: argparse.Namespace) -> None:
+    shape = None if given.input is None else tuple(given.input)
+    found: Summary = summary(given.name, shape, batch_size=given.batch_size, show=False, **options_of(given))
+    found = found if given.blocks else found.by_stage()
+    print(json.dumps(dataclasses.asdict(found), indent=2) if given.json else found)
+
+
+def _predict_arguments(parser: Parser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files of images of any size, or texts")
+    _model_arguments(parser, required=True)
+    parser.add_argument("--tokenizer", help="a tokenizer.json for texts; default: the run's, else bytes")
+    parser.add_argument("--top_k", type=int, default=5, help="how many classes, or next tokens, to name")
+    parser.add_argument("--batch_size", type=int, default=32, help="images at a time")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _predict(given: argparse.Namespace) -> None:
+    if given.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {given.batch_size}")
+    model = _make(given)
+    if isinstance(model, Causal):
+        tokenizer = tokenization.create(given.tokenizer) if given.tokenizer else None
+        for text in given.inputs:
+            _tell(given, "text", text, "next", next_tokens(model, text, given.top_k, tokenizer=tokenizer))
+        return
+    if not hasattr(model.config, "image_size"):
+        raise ValueError(
+            f"{model.variant} neither names images nor goes on with a text: call the model in Python with the tokens"
+        )
+    from tqdm import tqdm
+
+    hidden = given.quiet or not sys.stderr.isatty() or len(given.inputs) <= given.batch_size
+    for start in tqdm(range(0, len(given.inputs), given.batch_size), unit="batch", disable=hidden):
+        batch = given.inputs[start : start + given.batch_size]
+        # A last batch that is smaller would be a second program.
+        full = [*batch, *[batch[-1]] * (min(given.batch_size, len(given.inputs)) - len(batch))]
+        for path, found in zip(batch, predict(model, full, batch_size=len(full), top_k=given.top_k), strict=False):
+            _tell(given, "image", path, "classes", found)
+
+
+def _tell(given: argparse.Namespace, kind: str, thing: str, what: str, found: list[tuple[str, float]]) -> None:
+    if given.json:
+        print(json.dumps({kind: thing, what: [{"name": name, "probability": p} for name, p in found]}))
+    else:
+        shown = [(repr(name) if kind == "text" else name, p) for name, p in found]
+        print(f"{thing}: " + ", ".join(f"{name} {p:.3f}" for name, p in shown))
+
+
+def _export_arguments(parser: Parser) -> None:
+    parser.add_argument("output", type=Path, help="the file")
+    _model_arguments(parser, required=False)
+    parser.add_argument("--form", default="stablehlo", help="stablehlo, which jax.export.deserialize reads")
+    parser.add_argument("--input", type=int, nargs="+", metavar="SIZE", help="shape of one input, without the batch")
+    parser.add_argument("--batch_size", type=int, help="of all calls; default: any")
+    parser.add_argument("--platforms", default=",".join(PLATFORMS), help="where it is to run")
+
+
+def _export(given: argparse.Namespace) -> None:
+    model = _make(given)
+    shape = None if given.input is None else tuple(given.input)
+    platforms = given.platforms.split(",")
+    exported = export(model, given.form, input_shape=shape, batch_size=given.batch_size, platforms=platforms)
+    data = serialized(exported)
+    write_file(given.output, data)
+    takes, gives = (", ".join(map(str, avals)) for avals in (exported.in_avals, exported.out_avals))
+    print(f"{given.output}: {model.variant}, {size(len(data))}, {takes} to {gives}, for {', '.join(platforms)}")
+
+
+def _convert_arguments(parser: Parser) -> None:
+    parser.add_argument("output", type=Path, help="a .safetensors or .npz file, replaced as a whole")
+    _model_arguments(parser, required=True)
+    parser.add_argument("--naming", help="under which names; default the architecture's first, zoo for ours")
+
+
+def _convert(given: argparse.Namespace) -> None:
+    model = _make(given, param_dtype="file")
+    naming = given.naming or next(iter([*variant(model.variant).rules, "zoo"]))
+    save(model, given.output, naming=naming)
+    print(f"{given.output}: {model.variant} under the names of {naming!r}, {len(flatten(model))} arrays")
+
+
+COMMANDS = {
+    "list": Command("Lists the models.", _list_arguments, _list),
+    "summary": Command(
+        "Says what a model costs: parameters, operations, memory of a step.", _summary_arguments, _summary
+    ),
+    "predict": Command("Names what is on images, or the likeliest next tokens of texts.", _predict_arguments, _predict),
+    "export": Command("Writes a model as one file that runs without the zoo.", _export_arguments, _export),
+    "convert": Command("Writes weights under other names.", _convert_arguments, _convert),
+    "doctor": Command(
+        "Says what is installed, what is missing, and how to get it.", lambda _: None, lambda _: installation.doctor()
+    ),
+}
+"""The commands by name."""

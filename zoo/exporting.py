@@ -1,0 +1,146 @@
+"""A model as one file that runs without the zoo: its forward pass with its weights, as StableHLO, by ``jax.export``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.state import flatten
+from pallas_kernels import dispatch
+from primitives import operations
+from primitives.memory import size
+from suggestions import near
+from zoo.summaries import own_input_shape
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""Where an exported model runs unless fewer are asked for."""
+LIMIT = 2**31 - 2**20
+"""Bytes that one file of ``jax.export`` holds."""
+# Primitives that are a call of something outside StableHLO.
+_CALLS = frozenset(
+    (
+        "pallas_call",
+        "core_map",
+        "mpmd_map",
+        "ffi_call",
+        "pure_callback",
+        "io_callback",
+        "debug_callback",
+        "custom_partitioning",
+    )
+)
+
+
+class ExportError(ValueError):
+    """A model can't be exported; the message names the operation or the reason, and the remedy."""
+
+
+def export(
+    model: nnx.Module,
+    form: Literal["stablehlo"] = "stablehlo",
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    batch_size: int | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> jax.export.Exported:
+    """Exports the forward pass ``model(x)``, in evaluation mode, with its weights and the portable implementation
+    ("xla") of every op.
+
+    ``exported.serialize()`` (of the package flatbuffers) gives the bytes of a file;
+    ``jax.export.deserialize(data).call(x)`` runs them with JAX alone, and any program that reads StableHLO can.
+
+    Args:
+      model: images (batch, height, width, channels) in float32, or tokens (batch, length) in int32, to what the model
+        returns.
+      form: "stablehlo".
+      input_shape: of one input, without the batch axis; default the model's own.
+      batch_size: of all calls; None leaves it open: any.
+      platforms: of "cpu", "cuda", "rocm" and "tpu", where it is to run; one file serves all.
+
+    Raises:
+      ExportError: another form; an operation that is a call of something outside StableHLO, named; code that needs the
+        size of the batch; or more weights than a file holds (2 GiB).
+      ValueError: the model's input shape is unknown.
+    """
+    if form != "stablehlo":
+        raise ExportError(f"unknown form {form!r}{near(form, ['stablehlo'])}: models are exported as 'stablehlo'")
+    if batch_size is not None and batch_size < 1:
+        raise ExportError(f"batch_size must be at least 1, got {batch_size}")
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in flatten(model).values())
+    if held > LIMIT:
+        raise ExportError(
+            f"the weights take {size(held)}, and a file holds 2 GiB: make the model with "
+            'param_dtype="bfloat16", or a smaller one'
+        )
+    shape = own_input_shape(model) if input_shape is None else tuple(input_shape)
+    dtype = jnp.int32 if len(shape) == 1 else jnp.float32
+    (batch,) = jax.export.symbolic_shape("batch") if batch_size is None else (batch_size,)
+    graphdef, state = nnx.split(model)
+
+    def forward(x: jax.Array) -> Any:
+        copy = nnx.merge(graphdef, state)
+        copy.eval()
+        return copy(x)
+
+    given = jax.ShapeDtypeStruct((batch, *shape), dtype)
+    with dispatch.use("xla"), _told(batch_size is None):
+        program = jax.jit(forward)
+        if calls := sorted(set(_calls(program.trace(given).jaxpr))):
+            raise ExportError(
+                f"{', '.join(calls)} is a call of something outside StableHLO, which no file can hold: "
+                "give a mixer that does without"
+            )
+        return jax.export.export(program, platforms=list(platforms))(given)
+
+
+def serialized(exported: jax.export.Exported) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      ExportError: the package that writes them is missing.
+    """
+    try:
+        return bytes(exported.serialize())
+    except ImportError as error:
+        raise ExportError("writing a file needs flatbuffers: python -m pip install -e '.[export]'") from error
+
+
+@contextlib.contextmanager
+def _told(open_batch: bool) -> Iterator[None]:
+    """Turns what JAX says of a model that it can't export into an :class:`ExportError`."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:  # the types are many: of symbolic sizes, of lowering, of custom calls
+        said = " ".join(str(error).split())[:300]
+        if open_batch:
+            raise ExportError(
+                f"the model can't be exported for any batch: give batch_size=. JAX says {type(error).__name__}: {said}"
+            ) from error
+        raise ExportError(f"JAX can't export the model, {type(error).__name__}: {said}") from error
+
+
+def _calls(jaxpr: Any) -> Iterator[str]:
+    """Names of the operations in a program that are calls of something outside StableHLO."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name = equation.primitive.name
+        if name in _CALLS:
+            info = (
+                equation.params.get("name_and_src_info")
+                or equation.params.get("target_name")
+                or equation.params.get("callback")
+            )
+            yield f"{name} ({getattr(info, 'name', info)})" if info is not None else name
+            continue
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    yield from _calls(inner)
+        if (program := operations.computed(equation)) is not None:
+            yield from _calls(program)

@@ -1,0 +1,192 @@
+"""Language models on linear attention with decay: RetNet (Sun et al., 2023, arXiv:2307.08621), GLA (Yang et al., 2023,
+arXiv:2312.06635), HGRN2 (Qin et al., 2024, arXiv:2404.07904) and GSA (Zhang et al., 2024, arXiv:2409.07146).
+
+    x = x + Mixer(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
+
+Sizes and names are those of flash-linear-attention's models; the nanos are our choice. In HGRN2 block i of L forgets no
+faster than its lower bound, which rises with depth and is learned for each key: b_i = p_1 + ... + p_i with p the softmax
+of ``lower_bounds`` (L, keys) over the blocks 0 to L - 1, and b_0 = 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.mixer import MixerSpec, Place
+from zoo.backbones.causal import Causal, CausalConfig
+from zoo.backbones.model import mixers
+from zoo.flash_linear_attention import Reader, entry, fla_described, fla_names
+from zoo.registry import one_of, register_family
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearAttentionConfig(CausalConfig):
+    """Hyper-parameters of a language model on linear attention.
+
+    Attributes:
+      kind: the mixer, whose own options apply where the ones below are None.
+      key_expansion, value_expansion, head_dim, decay_divisor, num_slots, feature_map, conv_size: as in
+        :class:`layers.Retention`, :class:`layers.GatedLinearAttention`, :class:`layers.HGRN2` or
+        :class:`layers.GatedSlotAttention`, of those that have them.
+    """
+
+    kind: str = "gated_linear_attention"
+    key_expansion: float | None = None
+    value_expansion: float | None = None
+    head_dim: int | None = None
+    decay_divisor: float | None = None
+    num_slots: int | None = None
+    feature_map: str | None = None
+    conv_size: int | None = None
+    depth: int = 24
+    norm_epsilon: float = 1e-6
+    tied: bool = False
+
+
+_OPTIONS = ("key_expansion", "value_expansion", "head_dim", "decay_divisor", "num_slots", "feature_map", "conv_size")
+# Mixers whose norm has the model's epsilon. In flash-linear-attention those of HGRN2 and GSA keep 1e-5 whatever it is.
+_MODELS_EPSILON = ("gated_linear_attention", "retention")
+
+
+class LinearAttentionLM(Causal):
+    """A language model on linear attention; names as in :class:`Causal`, and in HGRN2 ``lower_bounds``."""
+
+    config: LinearAttentionConfig
+    stem = (*Causal.stem, "lower_bounds")
+    undecayed = (*Causal.undecayed, "lower_bounds")
+
+    def __init__(self, config: LinearAttentionConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        keys = config.num_heads * (config.head_dim or config.features // config.num_heads)
+        bounded = any(mixer.shares for mixer in mixers(self.blocks))
+        self.lower_bounds = nnx.Param(jnp.zeros((config.depth, keys), config.param_dtype)) if bounded else None
+
+    def own_mixer(self, place: Place) -> MixerSpec:
+        c = self.config
+        given = {name: getattr(c, name) for name in _OPTIONS if getattr(c, name) is not None}
+        if c.kind in _MODELS_EPSILON:
+            given["norm_epsilon"] = c.norm_epsilon
+        if c.kind == "hgrn2":
+            given["lower_bound"] = None
+        return {"name": c.kind, **given}
+
+    def per_block(self) -> jax.Array | None:
+        """Of HGRN2 the lower bounds (depth, keys of all heads) float32."""
+        if self.lower_bounds is None:
+            return None
+        shares = jax.nn.softmax(self.lower_bounds[...].astype(jnp.float32), axis=0)
+        return jnp.cumsum(shares, axis=0) - shares[0]
+
+
+_340M: dict[str, Any] = {"vocab_size": 32000, "features": 1024, "hidden": 2816, "tied": True}
+_1B: dict[str, Any] = {"vocab_size": 32000, "features": 2048, "hidden": 5632}
+_NANO: dict[str, Any] = {"features": 128, "depth": 4, "num_heads": 4, "tied": True}
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "gla": {
+        "gla_340m": {**_340M, "num_heads": 4},
+        "gla_1.3b": {**_1B, "num_heads": 4},
+        "gla_nano": _NANO,
+    },
+    "retnet": {
+        "retnet_1.3b": {**_1B, "hidden": 2816, "num_heads": 8},
+        "retnet_nano": _NANO,
+    },
+    # The smallest, because its blocks ask for most.
+    "hgrn2": {
+        "hgrn2_1.3b": {**_1B, "num_heads": 16},
+        "hgrn2_nano": {**_NANO, "depth": 3},
+    },
+    "gsa": {
+        "gsa_1.3b": {**_1B, "num_heads": 4},
+        "gsa_nano": {**_NANO, "num_slots": 16},
+    },
+}
+KINDS = {
+    "gla": "gated_linear_attention",
+    "retnet": "retention",
+    "hgrn2": "hgrn2",
+    "gsa": "gated_slot_attention",
+}
+
+# Of flash-linear-attention's models of these configurations.
+PARAMETERS = {
+    "gla_340m": 341_707_776,
+    "gla_1.3b": 1_365_514_240,
+    "retnet_1.3b": 1_351_727_104,
+    "hgrn2_1.3b": 1_364_396_032,
+    "gsa_1.3b": 1_376_929_792,
+}
+
+_PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out"}
+_CONVOLUTIONS = {"q_conv1d": "query_conv", "k_conv1d": "key_conv", "v_conv1d": "value_conv"}
+_GATED = {**_PROJECTIONS, "g_proj": "gate"}
+_GLA = {**_GATED, "gk_proj.0": "decay.down", "gk_proj.1": "decay.up", **_CONVOLUTIONS}
+# The norm's name says whether it is computed together with the gate.
+_FUSED, _ALONE = {"g_norm_swish_gate": "norm"}, {"g_norm": "norm"}
+
+RULES = {
+    "gla": {"fla": fla_names(_GLA | _FUSED), "fla_unfused": fla_names(_GLA | _ALONE)},
+    "retnet": {"fla": fla_names(_GATED | _FUSED), "fla_unfused": fla_names(_GATED | _ALONE)},
+    "hgrn2": {
+        "fla": fla_names(
+            {"q_proj": "query", "f_proj": "forget", "i_proj": "value", "o_proj": "out", **_ALONE},
+            ("model.lower_bounds", "lower_bounds"),
+        )
+    },
+    "gsa": {"fla": fla_names({**_PROJECTIONS, "f_proj": "forget", **_CONVOLUTIONS, **_ALONE})},
+}
+
+
+def _heads(config: Any) -> int | None:
+    """Heads, of which all have keys and values of their own."""
+    heads = config.get("num_heads")
+    if config.get("num_kv_heads") not in (None, heads):
+        raise ValueError(f"num_kv_heads={config['num_kv_heads']!r}: heads that share keys and values are not here")
+    return heads
+
+
+def _convolution(config: Any) -> int | None:
+    return config.get("conv_size") if config.get("use_short_conv") else None
+
+
+_EXPANSIONS: dict[str, Reader] = {
+    "num_heads": _heads,
+    "key_expansion": entry("expand_k"),
+    "value_expansion": entry("expand_v"),
+}
+_NO_CONVOLUTION = {"use_short_conv": (False,)}
+_GATE = {"use_output_gate": (True,), "feature_map": (None,)}
+DESCRIBED = {
+    "gla": fla_described(
+        {**_GATE, "use_gk": (True,), "use_gv": (False,), "clamp_min": (None,)}, conv_size=_convolution, **_EXPANSIONS
+    ),
+    "retnet": fla_described({**_GATE, **_NO_CONVOLUTION}, **_EXPANSIONS),
+    "hgrn2": fla_described({**_NO_CONVOLUTION, "use_lower_bound": (True,)}, head_dim=entry("expand_ratio")),
+    "gsa": fla_described(
+        {"use_norm": (True,), "elementwise_affine": (True,)},
+        conv_size=_convolution,
+        num_slots=entry("num_slots"),
+        decay_divisor=entry("gate_logit_normalizer"),
+        feature_map=lambda config: one_of(config, "feature_map", {"swish": "silu", "relu": "relu"}),
+        **_EXPANSIONS,
+    ),
+}
+
+for _family, _variants in VARIANTS.items():
+    register_family(
+        "linear_attention",
+        LinearAttentionLM,
+        LinearAttentionConfig,
+        {name: {"kind": KINDS[_family], **options} for name, options in _variants.items()},
+        our_choice=(f"{_family}_nano",),
+        parameters=PARAMETERS,
+        rules=RULES[_family],
+        described=DESCRIBED[_family],
+        paper=(197,) if _family == "gsa" else (),
+    )
