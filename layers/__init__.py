@@ -28,6 +28,8 @@ from layers.combinators import (
 )
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import DeltaNet, DeltaProduct, GatedDeltaNet
+from layers.delta.kimi_delta_attention import KimiDeltaAttention
+from layers.delta.rwkv7 import RWKV7
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
 from layers.extra_tokens import ExtraTokens
@@ -62,10 +64,11 @@ from layers.sparse.longformer import LongformerAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
-from layers.state_space.mamba import Mamba, SelectiveState
+from layers.state_space.mamba import Longhorn, Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
 from layers.state_space.rg_lru import RGLRU
 from layers.state_space.s4d import S4D
+from layers.token_shift import TokenShift
 from layers.tokens import Tokens
 
 __all__ = [
@@ -75,6 +78,7 @@ __all__ = [
     "MLP",
     "MLSTM",
     "RGLRU",
+    "RWKV7",
     "S4D",
     "Aaren",
     "AgentAttention",
@@ -115,12 +119,14 @@ __all__ = [
     "GatedSlotAttention",
     "Grid",
     "InLineAttention",
+    "KimiDeltaAttention",
     "LayerNorm",
     "LayerScale",
     "LightningAttention",
     "Linear",
     "LinearAttention",
     "LongformerAttention",
+    "Longhorn",
     "LowRank",
     "Mamba",
     "Mamba2",
@@ -154,6 +160,7 @@ __all__ = [
     "Statistic",
     "TalkingHeadsAttention",
     "TokenReduction",
+    "TokenShift",
     "Tokens",
     "Windowed",
     "add_lora",

@@ -32,6 +32,7 @@ class LowRank(Module):
         activation: Callable[[jax.Array], jax.Array] | None = None,
         use_bias: bool = True,
         kernel_init: InitializerSpec = lecun_normal,
+        down_init: InitializerSpec | None = None,
         bias_init: InitializerSpec = zeros,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -42,10 +43,11 @@ class LowRank(Module):
         out: features of the result.
         activation: f; None for none.
         use_bias: of ``up``.
+        kernel_init, down_init: of both kernels, and of that of ``down`` where it is another.
         """
-        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.down = Linear(features, rank, use_bias=False, **common)
-        self.up = Linear(rank, out, use_bias=use_bias, bias_init=bias_init, **common)
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.down = Linear(features, rank, use_bias=False, kernel_init=down_init or kernel_init, **common)
+        self.up = Linear(rank, out, use_bias=use_bias, kernel_init=kernel_init, bias_init=bias_init, **common)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:

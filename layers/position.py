@@ -154,8 +154,8 @@ class Rotary:
     Attributes:
       base: the longest wavelength is 2 pi times this.
       dimensions: how many leading features of a head turn; None for all (GPT-NeoX turns a quarter).
-      endpoint: the slowest pair turns ``base`` times slower than the fastest, as the equal steps between them go to both
-        ends (RetNet, Sun et al., 2023); else it is the next one that would.
+      endpoint: the slowest pair turns exactly ``base`` times slower than the fastest, as in the code of RetNet (Sun et
+        al., 2023); else one more pair would.
       interleaved: pairs are neighbors (0, 1), (2, 3), ...; else feature i pairs with i + half.
       factor: angles are divided by it (position interpolation, Chen et al., 2023, arXiv:2306.15595).
       original_length: where it is given, only slow pairs are divided, as in Llama 3.1: those that turn less than

@@ -12,6 +12,7 @@ from pallas_kernels.linear_scan import linear_scan
 from pallas_kernels.neighborhood_attention import neighborhood_attention, neighborhood_average, neighborhood_scores
 from pallas_kernels.selective_scan import selective_scan
 from pallas_kernels.short_convolution import short_convolution
+from pallas_kernels.toeplitz_product import toeplitz_product
 
 __all__ = [
     "attention",
@@ -27,4 +28,5 @@ __all__ = [
     "neighborhood_scores",
     "selective_scan",
     "short_convolution",
+    "toeplitz_product",
 ]

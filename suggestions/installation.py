@@ -52,8 +52,8 @@ def refuse_others(packages: Iterable[str] = PACKAGES, home: Path = HOME) -> None
     if others := misplaced(packages, home):
         places = "; ".join(f"{name} is {place}" for name, place in others.items())
         raise ValueError(
-            f"{places}, not that of Mixer Zoo, which is under {home}: run the command in another folder, rename yours, or "
-            f"take it from PYTHONPATH"
+            f"{places}, not that of Mixer Zoo, which is under {home}: run the command in another folder, rename yours, "
+            "or take it from PYTHONPATH"
         )
 
 

@@ -8,8 +8,9 @@ from zoo.adapters import load_adapters, save_adapters
 from zoo.beams import Beams, beam_search
 from zoo.creation import create, preprocess
 from zoo.exporting import ExportError, export
+from zoo.figures import draw_maps, draw_matrix, draw_over_image
 from zoo.generation import Generation, generate, stream
-from zoo.inspection import capture
+from zoo.inspection import attention_maps, attention_rollout, capture, materialize
 from zoo.prediction import predict
 from zoo.registry import ModelConfig, Preprocess, list_models, register, register_family, variant
 from zoo.reparameterization import reparameterize
@@ -27,14 +28,20 @@ __all__ = [
     "WeightsError",
     "__version__",
     "add_lora",
+    "attention_maps",
+    "attention_rollout",
     "beam_search",
     "capture",
     "create",
+    "draw_maps",
+    "draw_matrix",
+    "draw_over_image",
     "export",
     "generate",
     "list_models",
     "load",
     "load_adapters",
+    "materialize",
     "merge_lora",
     "predict",
     "preprocess",

@@ -17,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import tokenization
 from layers.state import flatten
 from primitives.memory import size
 from suggestions import installation, near
 from zoo.backbones.causal import Causal
-from zoo.creation import create
+from zoo.creation import create, preprocess
 from zoo.exporting import PLATFORMS, export, serialized
+from zoo.figures import draw_maps, draw_matrix, draw_over_image
 from zoo.files import write_file
-from zoo.generation import next_tokens
+from zoo.generation import encoded, next_tokens
+from zoo.inspection import attention_maps, attention_rollout
 from zoo.prediction import predict
 from zoo.registry import Variant, list_models, variant
 from zoo.summaries import Summary, summary
@@ -243,6 +246,35 @@ def _tell(given: argparse.Namespace, kind: str, thing: str, what: str, found: li
         print(f"{thing}: " + ", ".join(f"{name} {p:.3f}" for name, p in shown))
 
 
+def _draw_arguments(parser: Parser) -> None:
+    parser.add_argument("input", metavar="INPUT", help="the file of an image, or a text")
+    parser.add_argument("output", type=Path, help="the file of the picture, as attention.png")
+    _model_arguments(parser, required=False)
+    parser.add_argument("--tokenizer", help="a tokenizer.json for a text; default: the run's, else bytes")
+    use = "the weights of every mixer, or what reaches the first token through all layers"
+    parser.add_argument("--what", choices=("maps", "rollout"), default="maps", help=use)
+
+
+def _draw(given: argparse.Namespace) -> None:
+    model = _make(given)
+    is_image = hasattr(model.config, "image_size")
+    if is_image:
+        x = preprocess(model)([given.input])
+    else:
+        x = np.asarray(encoded(model, given.input, tokenizer=given.tokenizer), np.int32)[None]
+    maps = attention_maps(model, x)
+    if given.what == "maps":
+        figure = draw_maps(maps)
+    elif is_image:
+        flow = attention_rollout(maps)[0]  # which a model of one stage has
+        grid = model.extents[0]
+        figure = draw_over_image(x[0], flow[0], grid, title="rollout to the first token")
+    else:
+        figure = draw_matrix(attention_rollout(maps)[0], "rollout")
+    figure.savefig(given.output, dpi=120)
+    print(f"{given.output}: {given.what} of {len(maps)} mixers of {model.variant}")
+
+
 def _export_arguments(parser: Parser) -> None:
     parser.add_argument("output", type=Path, help="the file")
     _model_arguments(parser, required=False)
@@ -282,6 +314,7 @@ COMMANDS = {
         "Says what a model costs: parameters, operations, memory of a step.", _summary_arguments, _summary
     ),
     "predict": Command("Names what is on images, or the likeliest next tokens of texts.", _predict_arguments, _predict),
+    "draw": Command("Draws the attention of a model over an image or a text.", _draw_arguments, _draw),
     "export": Command("Writes a model as one file that runs without the zoo.", _export_arguments, _export),
     "convert": Command("Writes weights under other names.", _convert_arguments, _convert),
     "doctor": Command(

@@ -356,6 +356,16 @@ def _stream(
             return
 
 
+def encoded(model: Any, text: str, *, tokenizer: str | Path | Tokenizer | None = None) -> list[int]:
+    """The tokens of a text, which begins a document, by the model's tokenizer.
+
+    Raises:
+      ValueError: no tokenizer that fits the model.
+    """
+    (tokens,) = _encoded(text, _tokenizer(model, tokenizer))
+    return list(tokens)
+
+
 def next_tokens(
     model: LanguageModel, prompt: str, top_k: int, *, tokenizer: str | Path | Tokenizer | None = None
 ) -> list[tuple[str, float]]:

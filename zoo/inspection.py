@@ -1,10 +1,17 @@
-"""Looking inside a model: what its modules report while it runs."""
+"""Looking inside a model: what its modules report while it runs, attention and what follows from it, and what a mixer
+makes of each token.
+"""
 
 from __future__ import annotations
 
+import functools
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from layers.module import Diagnostic, collecting
@@ -32,11 +39,124 @@ def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any
     """
     found = _sown(model, x, name)
     if not found:
-        # The last part of a path is the name. Tracing shapes is enough: nothing is computed.
-        names = sorted({path.rsplit(".", 1)[-1] for path in jax.eval_shape(lambda x: _sown(model, x, None), x)})
+        names = _names(model, x)
         has = f"it can capture: {', '.join(names)}" if names else "its modules report nothing"
         raise ValueError(f"the model sows nothing named {name!r}; {has}")
     return found
+
+
+def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
+    """The attention weights of every mixer that has some, computed again by the reference of its op.
+
+    Args:
+      model: any model or layer of the zoo, or an ``nnx.Module`` that contains some.
+      x: its input, with the batch axis.
+
+    Returns:
+      ``{path of the mixer: float32 (batch, heads, queries, keys)}``, in the order of the layers. Of attention in windows
+      each window is a row of the batch. Where a mixer runs several times, its runs are "path#0", "path#1", ...
+
+    Raises:
+      ValueError: no mixer has weights; what can be drawn instead is said.
+    """
+    if "attention" not in (names := _names(model, x)):
+        reports = f"capture shows what it reports: {', '.join(names)}; " if names else ""
+        raise ValueError(
+            f"no mixer of the model has attention weights. {reports}zoo.materialize(mixer, x) shows what any mixer makes "
+            "of each token"
+        )
+    found: dict[str, np.ndarray] = {}
+    for path, value in _sown(model, x, "attention").items():
+        mixer = path.rpartition(".")[0]
+        several = value if isinstance(value, tuple) else (value,)
+        for number, weights in enumerate(several):
+            found[mixer if len(several) == 1 else f"{mixer}#{number}"] = np.asarray(weights, np.float32)
+    return dict(sorted(found.items(), key=lambda item: [int(n) for n in re.findall(r"\d+", item[0])]))
+
+
+def attention_rollout(maps: Mapping[str, np.ndarray], *, residual: float = 0.5) -> np.ndarray:
+    """How much of each input token reaches each token through all layers: the product over layers of
+
+        residual I + (1 - residual) mean over heads of the weights
+
+    with rows divided by their sums (S. Abnar, W. Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020,
+    arXiv:2005.00928, section 3).
+
+    Args:
+      maps: of :func:`attention_maps`.
+      residual: the share of the residual connection.
+
+    Returns:
+      float32 (batch, tokens, tokens); each row sums to 1.
+
+    Raises:
+      ValueError: layers have different tokens, as in a pyramid, in windows or after a reduction.
+    """
+    shapes = sorted({(weights.shape[0], *weights.shape[2:]) for weights in maps.values()})
+    if len(shapes) != 1 or shapes[0][1] != shapes[0][2]:
+        raise ValueError(
+            f"rollout multiplies layers of the same tokens, and these have (batch, queries, keys) {shapes}: draw the "
+            "maps themselves (zoo.draw_maps)"
+        )
+    batch, length, _ = shapes[0]
+    flow = np.broadcast_to(np.eye(length, dtype=np.float32), (batch, length, length))
+    for weights in maps.values():
+        mixed = residual * np.eye(length, dtype=np.float32) + (1 - residual) * weights.mean(1)
+        flow = mixed / mixed.sum(-1, keepdims=True) @ flow
+    return flow
+
+
+def materialize(mixer: nnx.Module, x: Any) -> np.ndarray:
+    """How much each token of a mixer's output depends on each of its input: the norm of the Jacobian's blocks.
+
+        M[i, j] = | d y_i / d x_j |       (Frobenius)
+
+    For a mixer that is linear in its input, the matrix that mixes its tokens, times the norm of its projection; for
+    attention also what queries and keys add. It costs as many backward passes as the input has numbers.
+
+    Args:
+      mixer: any mixer or layer that maps tokens to tokens, or the grid of an image to one.
+      x: one example, (1, length, features) or (1, height, width, features).
+
+    Returns:
+      float32 (tokens out, tokens in); tokens of grids in row-major order.
+
+    Raises:
+      ValueError: x is not one example of tokens.
+    """
+    x = jnp.asarray(x)
+    if x.ndim not in (3, 4) or len(x) != 1:
+        raise ValueError(
+            f"x is one example of tokens, (1, length, features) or (1, height, width, features); got {x.shape}"
+        )
+    graphdef, state = nnx.split(mixer)
+    return np.asarray(_jacobian_norms(graphdef, state, x))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _jacobian_norms(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
+    def forward(x: jax.Array) -> jax.Array:
+        copy = nnx.merge(graphdef, state)
+        copy.eval()
+        y = copy(x)
+        return y.reshape(-1, y.shape[-1]).astype(jnp.float32)
+
+    with dispatch.use("reference"):
+        y, back = jax.vjp(forward, x)
+
+    def row(token: jax.Array) -> jax.Array:
+        """Of one token of the output: all its features, one backward pass each."""
+        directions = jnp.zeros((y.shape[1], *y.shape), jnp.float32).at[:, token].set(jnp.eye(y.shape[1]))
+        (gradients,) = jax.vmap(back)(directions)
+        squares = jnp.square(gradients.astype(jnp.float32)).reshape(y.shape[1], -1, x.shape[-1])
+        return jnp.sqrt(squares.sum((0, 2)))
+
+    return jax.lax.map(row, jnp.arange(len(y)))
+
+
+def _names(model: nnx.Module, x: Any) -> list[str]:
+    """What the model reports. Tracing shapes is enough: nothing is computed."""
+    return sorted({path.rsplit(".", 1)[-1] for path in jax.eval_shape(lambda x: _sown(model, x, None), x)})
 
 
 def _sown(model: nnx.Module, x: Any, name: str | None) -> dict[str, Any]:

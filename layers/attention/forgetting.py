@@ -1,5 +1,5 @@
 """Forgetting attention: Forgetting Transformer, Softmax Attention with a Forget Gate (Lin et al., ICLR 2025,
-arXiv:2503.02130), eqs. 3 to 6.
+arXiv:2503.02130).
 
     y_i = sum_j softmax_j(q_i . k_j / sqrt(d) + sum_{l = j+1..i} log f_l) v_j        f_l = sigmoid(W_f x_l + b_f)
 
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from layers.attention.cache import AttentionCache
+from layers.attention.cache import AttentionCache, ContextCache
 from layers.attention.multi_head import MultiHeadAttention
 from layers.linear import Linear
 from layers.mixer import register_mixer, without_padding
@@ -81,9 +81,16 @@ class ForgettingAttention(MultiHeadAttention):
         ids, fade = (tokens.segment_ids,) * 2, -jnp.cumsum(self._rates(x, tokens), axis=1)
         return self.attend(q, k, v, x, mask=tokens.mask, segments=ids, added=fade)
 
-    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, **_: Any) -> Any:
-        """As of :class:`MultiHeadAttention`."""
-        cache = super().init_state(batch_size, max_length, dtype)
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: Any = jnp.float32,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> AttentionCache | ContextCache:
+        cache = super().init_state(batch_size, max_length, dtype, context, context_mask)
+        assert isinstance(cache, AttentionCache)  # it reads no context
         fade = jnp.zeros((*cache.positions.shape, self.num_heads), jnp.float32)
         return FadingCache(**{field.name: getattr(cache, field.name) for field in dataclasses.fields(cache)}, fade=fade)
 

@@ -73,6 +73,7 @@ class LinearAttention(ProjectedAttention):
     """
 
     supports_causal = True
+    weighs_values = True
     own_feature_map: ClassVar[str] = "elu+1"
 
     def __init__(

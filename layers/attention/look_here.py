@@ -1,5 +1,5 @@
 """Directed attention: LookHere, Vision Transformers with Directed Attention Generalize and Extrapolate (Fuller et al.,
-NeurIPS 2024, arXiv:2405.13985), section 3.
+NeurIPS 2024, arXiv:2405.13985).
 
     y_i = sum_j softmax_j(q_i . k_j / sqrt(d) - G s m_h |p_i - p_j|) v_j        over the tokens j in the head's field
 
@@ -50,6 +50,7 @@ class DirectedAttention(ProjectedAttention):
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
     """
 
+    weighs_values = True
     layouts = ("grid", "image")
     paper = (164,)
 
@@ -74,7 +75,8 @@ class DirectedAttention(ProjectedAttention):
         """Args:
           fields: names of :data:`FIELDS`, which share out the heads in groups of four, the first ones the groups that
             are left over.
-          slope, layer_slopes: G, and s of the first and the last of ``depth`` blocks, those between in equal steps.
+          slope, layer_slopes: G, and s of the first and the last of ``depth`` blocks, those between in equal steps. The
+            defaults are our choice: released models have theirs in their checkpoints.
           index, depth: of the block and of the model.
           num_heads, qk_norm, use_bias, dropout: as of :class:`ProjectedAttention`.
 
@@ -97,14 +99,14 @@ class DirectedAttention(ProjectedAttention):
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         ((_, width), prefix), length = tokens.image(x.shape[1]), x.shape[1]
         views = (masks.FieldOfView(width, *field, prefix) if field else masks.window() for field in self.fields)
-        ids = None, None
+        own, theirs = None, None
         if tokens.mask is not None:
             # The op takes one mask: padding is a document of its own.
-            ids = jnp.zeros((1, length), jnp.int32), jnp.where(tokens.mask, 0, -1)
-        return attention(
-            q, k, v, mask=masks.ByHead(tuple(views)), score=GridPenalty(width, "euclidean", prefix),
-            rows=jnp.broadcast_to(self.slopes[...], (1, length, self.num_heads)), query_segments=ids[0], key_segments=ids[1],
-        )  # fmt: skip
+            own, theirs = jnp.zeros((1, length), jnp.int32), jnp.where(tokens.mask, 0, -1)
+        rows = jnp.broadcast_to(self.slopes[...], (1, length, self.num_heads))
+        known: dict[str, Any] = {"query_segments": own, "key_segments": theirs, "rows": rows}
+        score = GridPenalty(width, "euclidean", prefix)
+        return attention(q, k, v, mask=masks.ByHead(tuple(views)), score=score, **known)
 
 
 def _by_head(fields: tuple[str, ...], num_heads: int) -> list[str]:

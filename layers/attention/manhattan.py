@@ -1,5 +1,5 @@
 """Manhattan self-attention: RMT, Retentive Networks Meet Vision Transformers (Fan et al., CVPR 2024,
-arXiv:2309.11523), eqs. 6 and 7.
+arXiv:2309.11523).
 
     Y = softmax(R Q (R K)^T / sqrt(d) - s_h D) V + C(V)        D_ij = |row_i - row_j| + |column_i - column_j|
     s_h = -log(1 - 2^(-2 - range h / heads))                   h = 0, 1, ... of ``heads``

@@ -32,6 +32,7 @@ class NeighborhoodAttention(ProjectedAttention):
 
     layouts = ("grid",)
     paper = (218,)
+    weighs_values = True
     undecayed = ("bias",)
 
     def __init__(

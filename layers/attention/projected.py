@@ -9,7 +9,7 @@ A new kind of attention is a subclass whose method ``core`` is its equation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from flax import nnx
 from layers.initializers import truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding
+from layers.module import Diagnostic
 from layers.norm import Norm, create_norm
 from layers.position import Rotary, default_positions
 from layers.tokens import Continuation, Tokens, continued
@@ -32,7 +33,13 @@ class ProjectedAttention(Mixer):
     "image") is given their tokens in row-major order, with ``tokens.grid`` known.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm`` where asked for.
+
+    Attributes:
+      weighs_values: ``core`` is a matrix of weights for each head, times the values. Such a class need not report its
+        weights ("attention"): where somebody collects them, they are what becomes of unit vectors in place of values.
     """
+
+    weighs_values: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -123,8 +130,23 @@ class ProjectedAttention(Mixer):
             tokens = tokens.rearranged(lambda a: a.reshape(a.shape[0], height * width, *a.shape[3:]), (height, width))
         x = finite_padding(x, tokens.mask)
         places = self.places(tokens, x.shape[1])
-        y = self.core(self.queries(x, places), *self.keys_and_values(x, places), x, tokens)
-        return self.finish(y).reshape(shape)
+        q, (k, v) = self.queries(x, places), self.keys_and_values(x, places)
+        if self.weighs_values and self.sowing(Diagnostic, "attention"):
+            self.sow(Diagnostic, "attention", self._weights_of_units(q, k, x, tokens))
+        return self.finish(self.core(q, k, v, x, tokens)).reshape(shape)
+
+    def _weights_of_units(self, q: jax.Array, k: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        """Float32 (batch, heads, length, length): the weights of the values in what heads find."""
+        (batch, length, heads, width), kv_heads = q.shape, k.shape[2]
+        pieces = -(-length // width)
+        units = jnp.eye(length, pieces * width, dtype=jnp.float32).reshape(length, pieces, width)
+
+        def of_some(unit: jax.Array) -> jax.Array:
+            values = jnp.broadcast_to(unit[None, :, None], (batch, length, kv_heads, width))
+            return self.core(q, k, values, x, tokens).reshape(batch, length, heads, width)
+
+        found = jax.lax.map(of_some, jnp.moveaxis(units, 1, 0))
+        return jnp.moveaxis(found, (0, 2, 3), (3, 2, 1)).reshape(batch, heads, length, -1)[..., :length]
 
     def mix_next(self, x: jax.Array, state: Any, tokens: Tokens) -> tuple[jax.Array, Any]:
         x = finite_padding(x, tokens.mask)

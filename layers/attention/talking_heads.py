@@ -32,6 +32,7 @@ class TalkingHeadsAttention(ProjectedAttention):
     """
 
     honors = frozenset({"mask", "positions", "segment_ids"})
+    weighs_values = True
 
     def __init__(
         self,

@@ -23,13 +23,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.convolution import CausalConvolution
+from layers.delta.memory import correct, normalised
 from layers.linear import Linear
 from layers.mixer import register_mixer
 from layers.norm import GatedRMSNorm
 from layers.recurrent import Recurrent, RecurrentState
 from layers.state_space.initialisation import A_LOG, fan_in_uniform, step_bias
 from layers.tokens import Tokens
-from pallas_kernels import delta_rule
 from primitives.exponential import silu, softplus
 
 
@@ -147,8 +147,8 @@ class DeltaNet(Recurrent):
         q, k, v = map(silu, read)
         batch, length = x.shape[:2]
         rows = length * self.steps
-        q = _normalised(q.reshape(batch, length, self.num_heads, self.head_dim))
-        k = _normalised(k.reshape(batch, rows, self.num_heads, self.head_dim))
+        q = normalised(q.reshape(batch, length, self.num_heads, self.head_dim))
+        k = normalised(k.reshape(batch, rows, self.num_heads, self.head_dim))
         v = v.reshape(batch, rows, self.value_heads, self.value_dim)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         beta = (2 if self.negative else 1) * jax.nn.sigmoid(self.beta(x).astype(wide))
@@ -157,15 +157,7 @@ class DeltaNet(Recurrent):
             decay = -jnp.exp(self.A_log[...].astype(wide)) * softplus(
                 self.decay(x).astype(wide) + self.dt_bias[...].astype(wide)
             )
-        if tokens.mask is not None:
-            # Nothing decays and nothing is written: the memory is unchanged.
-            beta = jnp.where(tokens.mask[..., None], beta, 0)
-            decay = None if decay is None else jnp.where(tokens.mask[..., None], decay, 0)
-        beta = beta.reshape(batch, rows, self.value_heads)
-        before = None if state is None else state.memory
-        y, memory = delta_rule(
-            q, k, v, beta, decay=decay, initial_state=before, starts=self.starts(tokens, state), return_state=True
-        )
+        y, memory = correct(q, k, v, beta.reshape(batch, rows, self.value_heads), decay, tokens, state)
         y = self.norm(y, None if self.gate is None else self.gate(x).reshape(y.shape))
         y = self.out(y.reshape(batch, length, -1))
         return y, state and state.after(tokens, memory=memory, convolutions=seen)
@@ -192,9 +184,3 @@ class DeltaProduct(DeltaNet):
     own_gate = True
     own_negative = True
     own_value_expansion = 2.0
-
-
-def _normalised(x: jax.Array) -> jax.Array:
-    """x / |x| over the last axis, in float32; vectors near 0 stay small."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)

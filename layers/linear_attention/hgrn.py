@@ -24,13 +24,25 @@ from layers.tokens import Tokens
 from primitives.exponential import silu, softplus
 
 
-def forget_gate(logits: jax.Array, bound: float | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The gate f = b + (1 - b) sigmoid(logits): (log f, 1 - f), at least float32, each right where f is near 0 or 1."""
+def forget_gate(logits: jax.Array, bound: Any) -> tuple[jax.Array, jax.Array]:
+    """The gate f = b + (1 - b) sigmoid(logits): (log f, 1 - f), at least float32, each right where f is near 0 or 1.
+
+    Args:
+      bound: b, a number in [0, 1) or an array of them.
+    """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    bound = jnp.asarray(bound, logits.dtype)
-    # A bound of 0 has no logarithm, and the logarithm's gradient there is not to be asked for.
-    log_bound = jnp.where(bound > 0, jnp.log(jnp.where(bound > 0, bound, 1)), -jnp.inf)
-    return jnp.logaddexp(log_bound, jnp.log1p(-bound) - softplus(-logits)), (1 - bound) * jax.nn.sigmoid(-logits)
+    decay = -softplus(-logits)
+    if isinstance(bound, jax.Array) or bound:
+        # A bound of 0 has no logarithm, and the logarithm's gradient there is not to be asked for.
+        log_bound = jnp.where(bound > 0, jnp.log(jnp.where(bound > 0, bound, 1)), -jnp.inf)
+        decay = jnp.logaddexp(log_bound, jnp.log1p(-bound) + decay)
+    return decay, (1 - bound) * jax.nn.sigmoid(-logits)
+
+
+def check_lower_bound(mixer: str, bound: float | None) -> None:
+    """Raises ValueError unless a bound is below 1 and not below 0."""
+    if bound is not None and not 0 <= bound < 1:
+        raise ValueError(f"{mixer}: lower_bound must be at least 0 and below 1; got {bound}")
 
 
 @register_mixer("hgrn")
@@ -53,7 +65,7 @@ class HGRN(Recurrent):
         features: int,
         *,
         expand: int = 1,
-        lower_bound: float = 0.0,
+        lower_bound: float | None = 0.0,
         conv_size: int | None = None,
         norm_epsilon: float = 1e-5,
         dtype: Any = None,
@@ -62,16 +74,16 @@ class HGRN(Recurrent):
     ):
         """Args:
           expand: channels / features.
-          lower_bound: b, the least that is kept of a memory; models raise it from layer to layer.
+          lower_bound: b, the least that is kept of a memory. Models raise it from layer to layer, by a parameter of
+            theirs: with None each call is given b, (channels,) float32.
           conv_size: tokens that convolutions of inputs and forget gates see; None for neither.
           norm_epsilon: of the norm of the output.
 
         Raises:
           ValueError: a bound outside [0, 1).
         """
-        if not 0 <= lower_bound < 1:
-            raise ValueError(f"HGRN: lower_bound must be at least 0 and below 1; got {lower_bound}")
-        self.lower_bound, self.channels = lower_bound, expand * features
+        check_lower_bound("HGRN", lower_bound)
+        self.lower_bound, self.shares, self.channels = lower_bound, lower_bound is None, expand * features
         made = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         common = {"use_bias": False, "kernel_init": fan_in_uniform(), **made}
         self.input = Linear(features, self.channels, **common)
@@ -91,9 +103,9 @@ class HGRN(Recurrent):
         return tuple(conv for conv in (self.input_conv, self.forget_conv) if conv is not None)
 
     def recur(
-        self, x: jax.Array, tokens: Tokens, state: RecurrentState | None
+        self, x: jax.Array, tokens: Tokens, state: RecurrentState | None, /, *own: jax.Array
     ) -> tuple[jax.Array, RecurrentState | None]:
         (read, forget), seen = self.convolve([self.input(x), self.forget(x)], tokens, state)
-        decay, written = forget_gate(forget, self.lower_bound)
+        decay, written = forget_gate(forget, own[0] if self.shares else self.lower_bound)
         y, memory = accumulate((silu(read) * written).astype(read.dtype), decay, tokens, state)
         return self.out(self.norm(y, self.gate(x))), state and state.after(tokens, memory=memory, convolutions=seen)

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.linear import Linear
+from layers.linear_attention.hgrn import check_lower_bound, forget_gate
 from layers.linear_attention.memory import per_head, remember
 from layers.mixer import Mixer, register_mixer
 from layers.norm import create_norm
 from layers.recurrent import Recurrent, RecurrentState
 from layers.state_space.initialisation import fan_in_uniform
 from layers.tokens import Tokens
-from primitives.exponential import silu, softplus
+from primitives.exponential import silu
 
 
 @register_mixer("hgrn2")
@@ -54,8 +55,7 @@ class HGRN2(Recurrent):
         Raises:
           ValueError: heads that do not divide the features, or a bound outside [0, 1).
         """
-        if lower_bound is not None and not 0 <= lower_bound < 1:
-            raise ValueError(f"HGRN2: lower_bound must be at least 0 and below 1; got {lower_bound}")
+        check_lower_bound("HGRN2", lower_bound)
         self.num_heads, self.value_dim, self.lower_bound = num_heads, per_head(features, num_heads), lower_bound
         self.shares = lower_bound is None
         self.key_dim = head_dim or self.value_dim
@@ -79,16 +79,10 @@ class HGRN2(Recurrent):
     def recur(
         self, x: jax.Array, tokens: Tokens, state: RecurrentState | None, /, *own: jax.Array
     ) -> tuple[jax.Array, RecurrentState | None]:
-        forget = self.forget(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-        decay = -softplus(-forget)
-        bound: Any = own[0] if self.shares else self.lower_bound
-        if self.shares or bound:
-            # A bound of 0 has no logarithm, and the logarithm's gradient there is not to be asked for.
-            log_bound = jnp.where(bound > 0, jnp.log(jnp.where(bound > 0, bound, 1)), -jnp.inf)
-            decay = jnp.logaddexp(log_bound, jnp.log1p(-bound) + decay)
-        k = ((1 - bound) * jax.nn.sigmoid(-forget)).astype(x.dtype)
+        decay, k = forget_gate(self.forget(x), own[0] if self.shares else self.lower_bound)
         q, k, v, decay = (
-            a.reshape(*x.shape[:2], self.num_heads, -1) for a in (silu(self.query(x)), k, self.value(x), decay)
+            a.reshape(*x.shape[:2], self.num_heads, -1)
+            for a in (silu(self.query(x)), k.astype(x.dtype), self.value(x), decay)
         )
         y, memory = remember(q, k, v, decay, tokens, state)
         return self.out(self.norm(y.reshape(x.shape))), state and state.after(tokens, memory=memory)

@@ -1,5 +1,5 @@
-"""BigBird: Big Bird, Transformers for Longer Sequences (Zaheer et al., NeurIPS 2020, arXiv:2007.14062), section 2, in
-the form that adds no tokens (ITC).
+"""BigBird: Big Bird, Transformers for Longer Sequences (Zaheer et al., NeurIPS 2020, arXiv:2007.14062), in the form
+that adds no tokens (ITC).
 
 The sequence is cut into blocks. Those of the first and of the last block attend to all tokens and are attended to by
 all; the tokens of block i attend, in one softmax, to the blocks
@@ -59,9 +59,9 @@ class BigBirdAttention(ProjectedAttention):
         """Args:
           block: tokens of a block.
           random: random blocks that each block attends to, others than those of the pattern.
-          choice: "random", or "first": what transformers' models compute in evaluation, where the random blocks are the
-            first one again, which then counts 1 + random times.
-          seed: of the random blocks, the same in all blocks of a model unless given.
+          choice: "random", or "first": what transformers' models compute in evaluation, released ones too, where the
+            random blocks are the first one again, which then counts 1 + random times.
+          seed: of the random blocks, which all layers of a model with the same seed share.
           num_heads, num_kv_heads, qk_norm, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
 
         Raises:

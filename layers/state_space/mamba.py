@@ -3,11 +3,16 @@ and 3.5.
 
 u, z = split(W_in x);  u = silu(conv(u));  dt, B, C = split(W_x u)
 h_t = exp(softplus(W_dt dt_t + b_dt) A) h_{t-1} + softplus(...) u_t B_t        y = W_out ((C h + D u) * silu(z))
+
+And Longhorn: State Space Models are Amortized Online Learners (Liu et al., 2024, arXiv:2407.14207), section 3, whose
+state solves a regression from B to u, one token after the other; of the exact transition it keeps the diagonal.
+
+s = sigmoid(W_dt dt_t + b_dt);  e = s / (1 + s |B_t|^2)        h_t = (1 - e B_t^2) h_{t-1} + e u_t B_t
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +21,7 @@ from flax import nnx, struct
 
 from layers import portable
 from layers.convolution import CausalConvolution, ConvolutionState
-from layers.initializers import SharedColumns, constant, ones, zeros
+from layers.initializers import SharedColumns, Uniform, constant, ones, zeros
 from layers.linear import Linear
 from layers.mixer import register_mixer
 from layers.recurrent import Recurrent, empty
@@ -65,7 +70,8 @@ class Mamba(Recurrent):
     """
 
     paper = (194,)
-    undecayed = ("A_log",)
+    undecayed: ClassVar[tuple[str, ...]] = ("A_log",)
+    transition: ClassVar[Literal["exp", "implicit"]] = "exp"
 
     def __init__(
         self,
@@ -121,7 +127,9 @@ class Mamba(Recurrent):
             (MIMETIC_STEP_BIAS if mimetic else step_bias(step_range))(rngs.params(), (channels,), param_dtype)
         )
         rates = constant(tuple(portable.log(np.arange(1, state_dim + 1)).tolist()))
-        self.A_log = nnx.Param((MIMETIC_A_LOG if mimetic else rates)(rngs.params(), (channels, state_dim), param_dtype))
+        if self.transition == "exp":
+            logs = MIMETIC_A_LOG if mimetic else rates
+            self.A_log = nnx.Param(logs(rngs.params(), (channels, state_dim), param_dtype))
         self.D = nnx.Param(ones(rngs.params(), (channels,), param_dtype))
         self.out_proj = Linear(
             channels, features, use_bias=use_bias, **{**common, "kernel_init": fan_in_uniform(depth)}
@@ -142,22 +150,66 @@ class Mamba(Recurrent):
         steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
         steps = self.dt_proj(steps)
         if tokens.mask is not None:
-            steps = jnp.where(
-                tokens.mask[..., None], steps, -jnp.inf
-            )  # a step of 0 after softplus: the state is unchanged
+            # A step of 0 after softplus or sigmoid: the state is unchanged.
+            steps = jnp.where(tokens.mask[..., None], steps, -jnp.inf)
         wide = jnp.promote_types(u.dtype, jnp.float32)
         y, hidden = selective_scan(
             u,
             steps,
-            -jnp.exp(self.A_log[...].astype(wide)),
+            -jnp.exp(self.A_log[...].astype(wide)) if self.transition == "exp" else None,
             b,
             c,
             D=self.D[...],
             gate=z,
             delta_bias=self.dt_bias[...],
-            delta_softplus=True,
+            delta_softplus=self.transition == "exp",
+            transition=self.transition,
             initial_state=None if state is None else state.hidden,
             starts=self.starts(tokens, state),
             return_state=True,
         )
         return self.out_proj(y), None if seen is None else SelectiveState(seen, hidden)
+
+
+@register_mixer("longhorn")
+class Longhorn(Mamba):
+    """The state space whose step is that of an online regression, with the convolution and gate of Mamba.
+
+    Parameters: those of Mamba without ``A_log``: what a token forgets is what it writes over.
+    """
+
+    paper = (125,)
+    undecayed = ()
+    transition = "implicit"
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        state_dim: int = 16,
+        expand: int = 2,
+        conv_size: int = 4,
+        step_rank: int | None = None,
+        depth: int = 1,
+        use_bias: bool = False,
+        conv_bias: bool = True,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args: as :class:`Mamba`."""
+        super().__init__(
+            features,
+            state_dim=state_dim,
+            expand=expand,
+            conv_size=conv_size,
+            step_rank=step_rank,
+            depth=depth,
+            use_bias=use_bias,
+            conv_bias=conv_bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        reach = self.step_rank**-0.5
+        self.dt_bias = nnx.Param(Uniform(-reach, reach)(rngs.params(), (self.channels,), param_dtype))

@@ -108,7 +108,9 @@ class RGLRU(Recurrent):
         decay = -SHARPNESS * kept * softplus(self.rates[...].astype(wide))
         # 1 - a^2 without the cancellation where a is near 1.
         written = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * decay), LEAST_WRITTEN))
-        first = jnp.arange(x.shape[1]) == 0 if state is None else self._first(tokens, state, x.shape[:2])
+        first = (jnp.arange(x.shape[1]) == 0)[None]
+        if state is not None:
+            first = first & ~state.begun[:, None]
         starts = self.starts(tokens, state)
         first = first if starts is None else first | starts
         written = jnp.where(first[..., None], 1, written)
@@ -118,7 +120,3 @@ class RGLRU(Recurrent):
             return y, None
         read = jnp.ones_like(state.begun) if tokens.mask is None else jnp.any(tokens.mask, axis=1)
         return y, state.after(tokens, memory=memory, convolutions=seen, begun=state.begun | read)
-
-    def _first(self, tokens: Tokens, state: GriffinState, shape: tuple[int, ...]) -> jax.Array:
-        """Bool (batch, length), the first token of a row."""
-        return (jnp.arange(shape[1]) == 0) & ~state.begun[:, None]

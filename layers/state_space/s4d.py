@@ -28,6 +28,7 @@ from layers.mlp import gelu
 from layers.recurrent import Recurrent, empty
 from layers.state_space.initialisation import fan_in_uniform
 from layers.tokens import Tokens
+from pallas_kernels import toeplitz_product
 from primitives.exponential import gated
 
 Poles = Literal["lin", "inv", "legs", "real"]
@@ -92,14 +93,6 @@ def absorb(u: jax.Array, log_decay: jax.Array) -> jax.Array:
     parts = (fine.real, fine.imag) if jnp.iscomplexobj(fine) else (fine,)
     inner = [jnp.einsum("bhas,hns->bhna", blocks, part) for part in parts]
     return jnp.sum(coarse * (jax.lax.complex(*inner) if len(inner) == 2 else inner[0]), axis=-1)
-
-
-def long_convolution(u: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Circular convolution over twice the length: u (batch, features, length), kernel (features, 2 * length); causal if
-    its second half is 0.
-    """
-    size = kernel.shape[-1]
-    return jnp.fft.irfft(jnp.fft.rfft(u, n=size) * jnp.fft.rfft(kernel), n=size)[..., : u.shape[-1]]
 
 
 @struct.dataclass
@@ -216,36 +209,34 @@ class S4D(Recurrent):
         return S4DState(empty(shape, dtype, jnp.float32 if self.A_imag is None else jnp.complex64))
 
     def recur(self, x: jax.Array, tokens: Tokens, state: S4DState | None) -> tuple[jax.Array, S4DState | None]:
-        u = jnp.swapaxes(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 1, 2)
+        u = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         y, new = (self._whole(u), None) if state is None else self._after(u, tokens.mask, state)
-        y = jnp.swapaxes(y + self.D[...].astype(u.dtype)[:, None] * u, 1, 2)
-        y = gelu(y).astype(x.dtype)
+        y = gelu(y + self.D[...].astype(u.dtype) * u).astype(x.dtype)
         y = y if self.dropout is None else self.dropout(y)
         value, gate = jnp.split(self.out(y), 2, axis=-1)
         return gated(value, gate), new
 
     def _whole(self, u: jax.Array) -> jax.Array:
-        """K * u, of whole rows (batch, features, length)."""
-        forward, *backward = self.kernel(u.shape[-1])
-        # The last entry of a circular kernel multiplies the next token.
-        behind = jnp.flip(backward[0], -1) if backward else jnp.zeros_like(forward)
-        return long_convolution(u, jnp.concatenate([forward, behind], axis=-1))
+        """K * u, of whole rows (batch, length, features)."""
+        forward, *backward = self.kernel(u.shape[1])
+        offsets = [*(jnp.flip(kernel[:, :-1], 1) for kernel in backward), forward]
+        return toeplitz_product(u, jnp.concatenate(offsets, axis=1).T, causal=not backward)
 
     def _after(self, u: jax.Array, mask: jax.Array | None, state: S4DState) -> tuple[jax.Array, S4DState]:
         """One token by the recurrence, more by convolution: the state's contribution is added, and the state is updated
-        with the tokens (batch, features, new)."""
+        with the tokens (batch, new, features)."""
         log_decay, (weights,) = self.system()
-        length = u.shape[-1]
+        length = u.shape[1]
         new = jnp.full((u.shape[0],), length) if mask is None else jnp.sum(mask, axis=1)
         kept = jnp.exp(new[:, None, None] * log_decay) * state.hidden
         if length == 1:
-            hidden = kept + u  # a masked token has u = 0 and kept it all
-            y = jnp.sum(weights * hidden, axis=-1, keepdims=True)
+            hidden = kept + u[:, 0, :, None]  # a masked token has u = 0 and kept it all
+            y = jnp.sum(weights * hidden, axis=-1)[:, None]
             return 2 * y.real if jnp.iscomplexobj(y) else y, S4DState(hidden)
-        kernel = response(weights, log_decay, length)
-        y = long_convolution(u, jnp.concatenate([kernel, jnp.zeros_like(kernel)], axis=-1))
-        y = y + response(weights * jnp.exp(log_decay) * state.hidden, log_decay, length)
+        y = toeplitz_product(u, response(weights, log_decay, length).T)
+        y = y + jnp.swapaxes(response(weights * jnp.exp(log_decay) * state.hidden, log_decay, length), 1, 2)
         # Padding trails: the latest real token of a row is number new - 1.
         index = new[:, None] - 1 - jnp.arange(length)
-        latest_first = jnp.take_along_axis(u, jnp.maximum(index, 0)[:, None], axis=-1)
-        return y, S4DState(kept + absorb(jnp.where(index[:, None] >= 0, latest_first, 0), log_decay))
+        latest_first = jnp.take_along_axis(u, jnp.maximum(index, 0)[..., None], axis=1)
+        entered = jnp.swapaxes(jnp.where(index[..., None] >= 0, latest_first, 0), 1, 2)
+        return y, S4DState(kept + absorb(entered, log_decay))

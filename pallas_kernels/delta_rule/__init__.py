@@ -38,6 +38,7 @@ def delta_rule(
     beta: jax.Array,
     *,
     decay: jax.Array | None = None,
+    read_key: jax.Array | None = None,
     scale: float | None = None,
     initial_state: jax.Array | None = None,
     starts: jax.Array | None = None,
@@ -45,15 +46,17 @@ def delta_rule(
     chunk_size: int = 64,
     implementation: str | None = None,
 ) -> Any:
-    """The delta rule (arXiv:2406.06484), gated (arXiv:2412.06464), with any number of steps a token (arXiv:2502.10297).
+    """The delta rule (arXiv:2406.06484), gated (arXiv:2412.06464), gated per key (arXiv:2510.26692), with any number of
+    steps a token (arXiv:2502.10297), each with a key p to read under (arXiv:2503.14456).
 
         S <- exp(g_t) S                                        once a token: g = decay <= 0
-        S <- (I - beta_j k_j k_j^T) S + beta_j k_j v_j^T       for each of the token's steps j
+        S <- (I - beta_j k_j p_j^T) S + beta_j k_j v_j^T       for each of the token's steps j; p = read_key, or k
         o_t = scale * q_t S                                    after the last one
 
     A step moves what the memory S holds under the key k toward v: all the way with beta = 1 and a key
     of norm 1, beyond it with beta in (1, 2), which gives the transition a negative eigenvalue. It is
-    stable for beta |k|^2 <= 2: keys are not normalized here. There is no mask: a step with beta = 0 of
+    stable for beta |k|^2 <= 2: keys are not normalized here. With a p of another direction than k a step alone may
+    lengthen S: that the recurrence is stable is then the caller's care. There is no mask: a step with beta = 0 of
     a token with decay 0 changes no state, which is how a layer skips padding. The state and the sums
     are float32 (float64 for float64 inputs) whatever the dtype; memory is linear in length, for the gradient too.
 
@@ -63,8 +66,9 @@ def delta_rule(
         heads, and head h reads group h // (heads // groups).
       v: (batch, length * steps, heads, value_dim).
       beta: (batch, length * steps, heads), how far each step goes.
-      decay: (batch, length, heads), the LOGARITHM of the factor on the state, <= 0, -inf forgets everything. Pass
-        float32.
+      decay: the LOGARITHM of the factor on the state, <= 0, -inf forgets everything. (batch, length, heads), or
+        (batch, length, heads, key_dim), a factor for each key. Pass float32.
+      read_key: as k: under which a step reads what it replaces; None: under k.
       scale: a Python number; 1 / sqrt(key_dim) by default. Multiply q by a learned one.
       initial_state: (batch, heads, key_dim, value_dim), zeros by default.
       starts: bool (batch, length), True where a document begins, before all steps of that token: it and what follows
@@ -80,7 +84,7 @@ def delta_rule(
     Raises:
       ValueError: shapes or options that do not fit together.
     """
-    _check(q, k, v, beta, decay, initial_state, chunk_size)
+    _check(q, k, v, beta, decay, read_key, initial_state, chunk_size)
     documents.check("delta_rule", starts, *q.shape[:2])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = DeltaCall(
@@ -89,6 +93,7 @@ def delta_rule(
         v=v,
         beta=beta,
         decay=decay,
+        read_key=read_key,
         initial_state=initial_state,
         starts=starts,
         scale=scale,
@@ -98,7 +103,7 @@ def delta_rule(
     return (out, state) if return_state else out
 
 
-def _check(q: Any, k: Any, v: Any, beta: Any, decay: Any, initial_state: Any, chunk_size: int) -> None:
+def _check(q: Any, k: Any, v: Any, beta: Any, decay: Any, read_key: Any, initial_state: Any, chunk_size: int) -> None:
     if (
         q.ndim != 4
         or k.ndim != 4
@@ -120,10 +125,11 @@ def _check(q: Any, k: Any, v: Any, beta: Any, decay: Any, initial_state: Any, ch
         )
     if beta.shape != v.shape[:3]:
         raise ValueError(f"delta_rule: beta must be (batch, length * steps, heads) = {v.shape[:3]}; got {beta.shape}")
-    if decay is not None and decay.shape != (batch, length, heads):
-        raise ValueError(
-            f"delta_rule: decay must be (batch, length, heads) = {(batch, length, heads)}; got {decay.shape}"
-        )
+    shapes = ((batch, length, heads), (batch, length, heads, key_dim))
+    if decay is not None and decay.shape not in shapes:
+        raise ValueError(f"delta_rule: decay must have one of the shapes {shapes}; got {decay.shape}")
+    if read_key is not None and read_key.shape != k.shape:
+        raise ValueError(f"delta_rule: read_key must have the shape of k, {k.shape}; got {read_key.shape}")
     state = (batch, heads, key_dim, value_dim)
     if initial_state is not None and initial_state.shape != state:
         raise ValueError(

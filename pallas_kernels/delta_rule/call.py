@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import documents
 from pallas_kernels.linear_attention.call import MatrixCall
 
 
@@ -20,17 +21,30 @@ class DeltaCall(MatrixCall):
         "k": "blhd",
         "v": "blhd",
         "beta": "blh",
-        "decay": "blh",
+        "decay": "blh blhd",
+        "read_key": "blhd",
         "initial_state": "bhkv",
         "starts": "bl",
     }
 
     beta: jax.Array
+    read_key: jax.Array | None = None
 
     @property
     def steps(self) -> int:
         """Of a token."""
         return self.v.shape[1] // self.q.shape[1]
+
+
+def unserved(call: DeltaCall) -> str | None:
+    """What a call asks for that no kernel computes, or None."""
+    if call.starts is not None:
+        return documents.OBJECTION
+    if call.decay is not None and call.decay.ndim == 4:
+        return "its chunks weigh scores by one decay for each head; this call has one for each key"
+    if call.read_key is not None:
+        return "it reads the memory under the keys that it writes to; this call has keys of its own to read under"
+    return None
 
 
 def spread(x: jax.Array, steps: int, place: int) -> jax.Array:

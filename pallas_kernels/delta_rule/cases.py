@@ -14,6 +14,7 @@ from pallas_kernels.dispatch import Case, Shape
 
 Arrays = dict[str, np.ndarray]
 Change = Callable[[Arrays, np.random.Generator], None]
+Read = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def _case(
@@ -27,14 +28,17 @@ def _case(
     key_dim: int = 8,
     value_dim: int = 8,
     rate: float | None = None,
+    per_key: bool = False,
+    read: Read | None = None,
     strongest: float = 1.0,
     state: bool = False,
     starts: tuple[tuple[int, ...], ...] = (),
     change: Change | None = None,
     **options: Any,
 ) -> Case:
-    """Keys of norm 1, beta uniform up to ``strongest``, exponential decays of mean ``rate`` if given;
-    ``starts`` of documents for each row; then ``change`` edits them."""
+    """Keys of norm 1, beta uniform up to ``strongest``, exponential decays of mean ``rate`` if given, a key's own if
+    ``per_key``; keys to ``read`` under, made of those to write to; ``starts`` of documents for each row; then ``change``
+    edits them."""
 
     def arrays(rng: np.random.Generator) -> Arrays:
         k = rng.standard_normal((batch, length * steps, groups or heads, key_dim))
@@ -45,7 +49,9 @@ def _case(
             "beta": strongest * rng.random((batch, length * steps, heads)),
         }
         if rate is not None:
-            made["decay"] = -rate * rng.exponential(size=(batch, length, heads))
+            made["decay"] = -rate * rng.exponential(size=(batch, length, heads, *((key_dim,) if per_key else ())))
+        if read is not None:
+            made["read_key"] = read(made["k"], rng)
         if state:
             made["initial_state"] = rng.standard_normal((batch, heads, key_dim, value_dim))
         if starts:
@@ -94,6 +100,42 @@ def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
     arrays["decay"][0, 20:] = 0
 
 
+def _down_to_five(arrays: Arrays, rng: np.random.Generator) -> None:
+    """KDA's safe gate: log decays from 0 to -5 for each key; and a token of one key that forgets everything."""
+    arrays["decay"] = -5 * rng.random(arrays["decay"].shape)
+    arrays["decay"][0, 3, 0, 0] = -np.inf
+
+
+def _hard(arrays: Arrays, rng: np.random.Generator) -> None:
+    """All at once: one key, reflections, decays from none to -5."""
+    _alike_and_reflecting(arrays, rng)
+    arrays["decay"] = np.where(rng.random(arrays["decay"].shape) < 0.5, 0, -5 * rng.random(arrays["decay"].shape))
+
+
+def _shorter(k: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Comba's: the same direction."""
+    return 0.6 * k
+
+
+def _of_other_direction(k: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    read = k + 0.5 * rng.standard_normal(k.shape)
+    return read / np.linalg.norm(read, axis=-1, keepdims=True)
+
+
+def _erase_then_write(arrays: Arrays, rng: np.random.Generator) -> None:
+    """RWKV-7's two steps a token: a removal that reads the state before the decay, and a write that reads nothing."""
+    batch, length, heads, key_dim = arrays["decay"].shape
+    arrays["decay"] = -np.exp(-0.5) * rng.random(arrays["decay"].shape)
+    pairs = arrays["k"].reshape(batch, length, 2, heads, key_dim)
+    removed = pairs[:, :, 0].copy()
+    pairs[:, :, 0] *= rng.random((batch, length, heads, 1))
+    read = np.zeros_like(pairs)
+    read[:, :, 0] = removed / np.exp(arrays["decay"])
+    arrays["read_key"] = read.reshape(arrays["k"].shape)
+    arrays["v"].reshape(batch, length, 2, heads, -1)[:, :, 0] = 0
+    arrays["beta"] = np.ones(arrays["beta"].shape)
+
+
 # From the first token, of one token, at the border of a chunk of 16 and beside it.
 STARTS = ((0, 5, 6, 15, 16, 33), (9, 32, 36))
 
@@ -127,6 +169,16 @@ CASES = (
     _case("fast_decay", 37, rate=50.0, state=True, return_state=True),
     _case("large", 37, rate=0.3, change=_large),
     _case("padded_tail", 37, rate=0.3, change=_padded_tail, return_state=True),
+    _case("key", 37, rate=0.3, per_key=True, heads=4, groups=2, state=True, return_state=True),
+    _case("key_down_to_five", 37, rate=0.3, per_key=True, strongest=2.0, change=_down_to_five, return_state=True),
+    _case("key_hard", 70, rate=0.3, per_key=True, change=_hard, state=True, chunk_size=64),
+    _case("key_one_token", 1, rate=0.3, per_key=True, steps=2, read=_shorter, state=True, return_state=True),
+    _case("key_abrupt", 70, rate=0.3, per_key=True, change=_abrupt, return_state=True, chunk_size=64),
+    _case("key_padded_tail", 37, rate=0.3, per_key=True, read=_shorter, change=_padded_tail, return_state=True),
+    _case("read", 37, rate=0.3, read=_shorter, heads=4, groups=2, state=True, return_state=True),
+    _case("read_plain", 21, steps=2, read=_of_other_direction, state=True, return_state=True),
+    _case("key_read", 37, rate=0.3, per_key=True, read=_of_other_direction, state=True, return_state=True),
+    _case("erase_then_write", 19, steps=2, rate=0.3, per_key=True, change=_erase_then_write, return_state=True),
     _case("packed", 37, strongest=2.0, starts=STARTS, state=True, return_state=True),
     _case("packed_gated", 37, rate=0.3, heads=4, groups=2, starts=STARTS, state=True, return_state=True),
     _case(
@@ -152,6 +204,17 @@ CASES = (
         state=True,
         return_state=True,
     ),
+    _case(
+        "packed_key_two_steps",
+        21,
+        steps=2,
+        rate=0.3,
+        per_key=True,
+        read=_shorter,
+        starts=((0, 7, 8, 9, 16), (20,)),
+        state=True,
+        return_state=True,
+    ),
     _case("packed_one_token", 1, steps=2, rate=0.3, starts=((0,), ()), state=True, return_state=True),
     _case(
         "packed_identical_keys",
@@ -169,7 +232,16 @@ CASES = (
 
 
 def _shape(
-    name: str, length: int, heads: int, groups: int, key_dim: int, value_dim: int, steps: int = 1, gated: bool = False
+    name: str,
+    length: int,
+    heads: int,
+    groups: int,
+    key_dim: int,
+    value_dim: int,
+    steps: int = 1,
+    gated: bool = False,
+    per_key: bool = False,
+    read: bool = False,
 ) -> Shape:
     keys = (2, length * steps, groups, key_dim)
     arrays: Any = {
@@ -179,7 +251,9 @@ def _shape(
         "beta": (2, length * steps, heads),
     }
     if gated:
-        arrays["decay"] = jax.ShapeDtypeStruct((2, length, heads), jnp.float32)
+        arrays["decay"] = jax.ShapeDtypeStruct((2, length, heads, *((key_dim,) if per_key else ())), jnp.float32)
+    if read:
+        arrays["read_key"] = keys
     return Shape(name, arrays, {"return_state": True})
 
 
@@ -188,4 +262,6 @@ SHAPES = (
     _shape("gated", 2048, 6, 6, 256, 256, gated=True),
     _shape("gated_grouped", 2048, 32, 16, 128, 128, gated=True),
     _shape("two_steps", 1024, 8, 8, 64, 64, steps=2),
+    _shape("key", 2048, 16, 16, 128, 128, gated=True, per_key=True),
+    _shape("read", 2048, 6, 6, 256, 256, gated=True, read=True),
 )

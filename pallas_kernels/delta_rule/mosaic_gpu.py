@@ -39,8 +39,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import documents, hopper
-from pallas_kernels.delta_rule.call import DeltaCall, spread
+from pallas_kernels import hopper
+from pallas_kernels.delta_rule.call import DeltaCall, spread, unserved
 from pallas_kernels.delta_rule.xla import unit_inverse
 from pallas_kernels.linear_attention import mosaic_gpu as linear
 from pallas_kernels.linear_attention.hopper_chunks import (
@@ -64,8 +64,8 @@ LARGEST = 128
 
 def objection(call: DeltaCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
-    if call.starts is not None:
-        return documents.OBJECTION
+    if (reason := unserved(call)) is not None:
+        return reason
     q, k, v = call.q, call.k, call.v
     if (reason := hopper.objection()) is not None:
         return reason

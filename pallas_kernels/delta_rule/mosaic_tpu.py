@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import dispatch, documents
-from pallas_kernels.delta_rule.call import DeltaCall, spread
+from pallas_kernels import dispatch
+from pallas_kernels.delta_rule.call import DeltaCall, spread, unserved
 from pallas_kernels.mosaic_tpu import (
     Plan,
     column,
@@ -32,8 +32,8 @@ CHUNK = 128
 
 def objection(call: DeltaCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
-    if call.starts is not None:
-        return documents.OBJECTION
+    if (reason := unserved(call)) is not None:
+        return reason
     q, k, v = call.q, call.k, call.v
     if q.shape[1] == 1:
         return "a single token needs no chunks"

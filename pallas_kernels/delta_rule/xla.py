@@ -10,6 +10,10 @@ and the outputs and the state after the chunk are those of a linear attention wi
 block of 16 of T is inverted by doubling its size, the blocks below by substitution: all entries of T and
 of what leads to it stay of the size of beta. The powers of a Neumann series do not: they explode when keys are alike.
 
+A decay per key is inside the products of keys. The scores of a chunk are then built by doubling, as in
+:mod:`pallas_kernels.linear_attention.xla`, those of queries and of keys at once: no exponent is ever positive. A step
+that reads the memory under another key than it writes to has that key in place of the first k of both lines above.
+
 Of packed documents the pairs of steps of one document remain, in T too, which has then a block for each.
 
 The gradient keeps the states at chunk boundaries and computes everything else again.
@@ -25,47 +29,55 @@ import jax.numpy as jnp
 
 from pallas_kernels.delta_rule.call import DeltaCall
 from pallas_kernels.documents import Documents
-from pallas_kernels.linear_attention.xla import join, pairwise, split, split_starts
+from pallas_kernels.linear_attention.xla import double, join, neighbours, pairwise, split, split_starts
 from primitives.differentiation import differentiable
 
 BLOCK = 16
 
 # The arrays of a chunk: q (batch, groups, tokens, key_dim), k (batch, groups, steps, key_dim),
-# v (batch, groups, repeats, steps, value_dim), beta (batch, groups, repeats, steps, 1) and
-# decay (batch, groups, repeats, tokens, 1) or None; beside them starts (batch, tokens) or None. The state is
-# (batch, groups, repeats, key_dim, value_dim).
-Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
+# v (batch, groups, repeats, steps, value_dim), beta (batch, groups, repeats, steps, 1),
+# decay (batch, groups, repeats, tokens, 1 or key_dim) or None and the key to read under, as k, or None for k; beside
+# them starts (batch, tokens) or None. The state is (batch, groups, repeats, key_dim, value_dim).
+Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 
 
 def delta_rule(call: DeltaCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
-    q, k, v, beta, decay, scale = call.q, call.k, call.v, call.beta, call.decay, call.scale
+    q, k, v, beta, decay, read, scale = call.q, call.k, call.v, call.beta, call.decay, call.read_key, call.scale
     batch, length, groups, key_dim = q.shape
     rows, heads, value_dim = v.shape[1:]
     repeats = heads // groups
     values, rates = (x.reshape(batch, rows, groups, repeats, -1) for x in (v, beta))
-    logs = None if decay is None else decay.reshape(batch, length, groups, repeats, 1)
+    logs = None if decay is None else decay.reshape(batch, length, groups, repeats, -1)
     state = call.start.reshape(batch, groups, repeats, key_dim, value_dim)
     if length == 1:
-        out, state = _token(scale, q, k, values, rates, logs, Documents.of(call.starts).carried(state))
+        out, state = _token(scale, q, k, values, rates, logs, read, Documents.of(call.starts).carried(state))
     else:
         # A sequence shorter than a chunk is one chunk of the next power of two of tokens.
         steps = 1 << (call.steps - 1).bit_length()
         chunk_tokens = min(max(call.chunk_size // steps, 1), 1 << (length - 1).bit_length())
-        out, state = _recurrence(chunk_tokens, scale, q, k, values, rates, logs, call.starts, state)
+        out, state = _recurrence(chunk_tokens, scale, q, k, values, rates, logs, read, call.starts, state)
     return out.astype(v.dtype).reshape(batch, length, heads, value_dim), state.reshape(batch, heads, key_dim, value_dim)
 
 
 def _token(
-    scale: float, q: jax.Array, k: jax.Array, v: jax.Array, beta: jax.Array, decay: jax.Array | None, state: jax.Array
+    scale: float,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    decay: jax.Array | None,
+    read: jax.Array | None,
+    state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One token, step by step: what decoding runs."""
-    q, k, v, beta = (x.astype(state.dtype) for x in (q, k, v, beta))
+    read = k if read is None else read
+    q, k, v, beta, read = (x.astype(state.dtype) for x in (q, k, v, beta, read))
     if decay is not None:
         state = jnp.exp(decay[:, 0].astype(state.dtype))[..., None] * state
     for j in range(k.shape[1]):
         key = k[:, j, :, None]
-        update = beta[:, j] * (v[:, j] - jnp.einsum("bgrk,bgrkv->bgrv", key, state))
+        update = beta[:, j] * (v[:, j] - jnp.einsum("bgrk,bgrkv->bgrv", read[:, j, :, None], state))
         state = state + key[..., None] * update[..., None, :]
     return scale * jnp.einsum("bgk,bgrkv->bgrv", q[:, 0], state)[:, None], state
 
@@ -79,11 +91,12 @@ def _recurrence(
     v: jax.Array,
     beta: jax.Array,
     decay: jax.Array | None,
+    read: jax.Array | None,
     starts: jax.Array | None,
     state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """All tokens in order, in the state's dtype."""
-    return _forward(chunk_tokens, scale, q, k, v, beta, decay, starts, state)[0]
+    return _forward(chunk_tokens, scale, q, k, v, beta, decay, read, starts, state)[0]
 
 
 def _chunks(chunk_tokens: int, tokens: Any) -> Any:
@@ -128,22 +141,27 @@ _recurrence.define(_forward, _backward)
 
 def _chunk(scale: float, packed: Documents, state: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     """One chunk: the state after it, and its outputs (batch, groups, repeats, tokens, value_dim)."""
-    *arrays, decay = chunk
+    *arrays, decay, read = chunk
     q, k, v, beta = (x.astype(state.dtype) for x in arrays)
+    read = k if read is None else read.astype(state.dtype)
+    if decay is not None and decay.shape[-1] > 1:
+        return _chunk_per_key(scale, packed, state, q, k, v, beta, decay.astype(state.dtype), read)
     steps = k.shape[-2] // q.shape[-2]
     by_step = packed.repeat(steps)
-    alike = jnp.einsum("bgik,bgjk->bgij", k, k)[:, :, None]
+    alike = jnp.einsum("bgik,bgjk->bgij", read, k)[:, :, None]
     scores = scale * jnp.einsum("bgik,bgjk->bgij", q, k)[:, :, None]
     below = by_step.seen(jnp.tril(jnp.ones(alike.shape[-2:], bool), -1), between=2)
     visible = packed.seen(
         jnp.repeat(jnp.tril(jnp.ones((q.shape[-2],) * 2, bool)), steps, axis=-1), between=2, keys=by_step
     )
-    held = by_step.continuing(jnp.einsum("bgik,bgrkv->bgriv", k, state), -2)
-    read = packed.continuing(scale * jnp.einsum("bgik,bgrkv->bgriv", q, state), -2)
+    held = by_step.continuing(jnp.einsum("bgik,bgrkv->bgriv", read, state), -2)
+    carried = packed.continuing(scale * jnp.einsum("bgik,bgrkv->bgriv", q, state), -2)
     state = packed.carried(state)
     if decay is None:
         u = unit_inverse(jnp.where(below, beta * alike, 0)) @ (beta * (v - held))
-        return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, by_step.last(u, -2)), read + jnp.where(visible, scores, 0) @ u
+        return state + jnp.einsum("bgjk,bgrjv->bgrkv", k, by_step.last(u, -2)), carried + jnp.where(
+            visible, scores, 0
+        ) @ u
     between, since, until = pairwise(decay[..., 0].astype(state.dtype))
     since, until = jnp.exp(since)[..., None], jnp.exp(until)[..., None]
     # All steps of a token have the same decay.
@@ -151,9 +169,60 @@ def _chunk(scale: float, packed: Documents, state: jax.Array, chunk: Chunk) -> t
     to_steps = jnp.repeat(to_tokens, steps, axis=-2)
     lower = beta * alike * jnp.exp(jnp.where(below, to_steps, -jnp.inf))
     u = unit_inverse(lower) @ (beta * (v - jnp.repeat(since, steps, axis=-2) * held))
-    out = since * read + (scores * jnp.exp(jnp.where(visible, to_tokens, -jnp.inf))) @ u
+    out = since * carried + (scores * jnp.exp(jnp.where(visible, to_tokens, -jnp.inf))) @ u
     update = jnp.einsum("bgjk,bgrjv->bgrkv", k, jnp.repeat(until, steps, axis=-2) * by_step.last(u, -2))
     return since[..., -1:, :] * state + update, out
+
+
+def _chunk_per_key(
+    scale: float,
+    packed: Documents,
+    state: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    decay: jax.Array,
+    read: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    # Batch, groups and repeats as one axis: XLA is slower with axes of size 1 between.
+    state_shape, out_shape, (tokens, dim) = state.shape, (*decay.shape[:-1], v.shape[-1]), decay.shape[-2:]
+    steps = k.shape[-2] // tokens
+    q, k, read = (jnp.broadcast_to(x[:, :, None], (*decay.shape[:3], *x.shape[-2:])) for x in (scale * q, k, read))
+    q, k, v, beta, decay, read, state = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v, beta, decay, read, state))
+    packed = packed.of_each(q.shape[0] // state_shape[0])
+    by_step = packed.repeat(steps)
+    # Of each token the keys under which its steps read, then its query: all that reads the memory.
+    readers = jnp.concatenate([x.reshape(-1, tokens, x.shape[-2] // tokens, dim) for x in (read, q)], axis=-2)
+    keys = k.reshape(-1, tokens, steps, dim)
+    # A step sees those before it, a query all steps of its token.
+    own = jnp.tril(jnp.ones((steps + 1, steps), bool), -1)
+    scores = jnp.where(own, readers @ jnp.swapaxes(keys, -1, -2), 0)  # of blocks of one token
+    since, until = decay[..., None, :], jnp.zeros_like(decay)[..., None, :]
+    while (size := since.shape[-2]) < tokens:
+        late = readers.reshape(-1, tokens // size, size, steps + 1, dim)[:, 1::2] * jnp.exp(since[:, 1::2, :, None])
+        early = keys.reshape(-1, tokens // size, size, steps, dim)[:, 0::2] * jnp.exp(until[:, 0::2, :, None])
+        across = _joined(late) @ jnp.swapaxes(_joined(early), -1, -2)
+        above, below = neighbours(scores)
+        scores = jnp.concatenate([_beside(above, jnp.zeros_like(above)), _beside(across, below)], axis=-2)
+        since, until = double(since, until)
+    since, until = since[:, 0, :, None], until[:, 0, :, None]
+    scores = scores.reshape(-1, tokens, steps + 1, tokens * steps)
+    if packed.number is not None:
+        same = packed.seen(jnp.ones((tokens, tokens * steps), bool), between=0, keys=by_step)
+        scores = jnp.where(same[:, :, None], scores, 0)
+    lower = scores[:, :, :steps].reshape(-1, tokens * steps, tokens * steps)
+    held = packed.continuing((readers * jnp.exp(since)) @ state[:, None], 1)
+    u = unit_inverse(beta * lower) @ (beta * (v - _joined(held[:, :, :steps])))
+    out = held[:, :, steps] + scores[:, :, steps] @ u
+    update = jnp.swapaxes(_joined(keys * jnp.exp(until)), -1, -2) @ by_step.last(u, -2)
+    state = jnp.exp(since[:, -1, 0])[..., None] * packed.carried(state) + update
+    return state.reshape(state_shape), out.reshape(out_shape)
+
+
+def _joined(x: jax.Array) -> jax.Array:
+    """(..., tokens, rows, dim) to (..., tokens * rows, dim)."""
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
 
 
 @differentiable()

@@ -1,8 +1,9 @@
-"""The elementwise linear recurrence as a loop over tokens, in place, and a gradient that is such a loop too.
+"""The elementwise linear recurrence as a loop over tokens, and a gradient that is such a loop too.
 
 On a CPU a token at a time is fastest: an associative scan reads and writes everything for each of its levels. The loop
-takes each token where it lies, at axis 1, and writes the state over it; as a ``lax.scan`` it would copy every array to
-bring tokens to the front, which takes as long as the recurrence itself.
+takes each token where it lies, at axis 1, and writes the state there; as a ``lax.scan`` it would copy every array to
+bring tokens to the front, which takes as long as the recurrence itself. Elsewhere, where steps that wait for each other
+cost more than bytes, it is an associative scan.
 
 With F_t = exp(decay_t), 0 where a document begins, the loop and its transpose are
 
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 from pallas_kernels.linear_scan.call import LinearCall
 from primitives.differentiation import differentiable
 from primitives.exponential import LOG2_E, exp2
+from primitives.platform import current_platform
 
 
 def linear_scan(call: LinearCall) -> tuple[jax.Array, jax.Array]:
@@ -46,22 +48,45 @@ def _loop(
     back: bool, x: jax.Array, decay: jax.Array | None, state: jax.Array, starts: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """y (batch, length, channels) and the last s, both in the state's dtype."""
+    if current_platform() != "cpu":
+        return _levels(back, x.astype(state.dtype), decay, state, starts)
     length = x.shape[1]
 
     def step(count: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         state, y = carry
         token = length - 1 - count if back else count
         value, log, begins = (
-            None if a is None else jax.lax.dynamic_index_in_dim(a, token, 1, keepdims=False) for a in (y, decay, starts)
+            None if a is None else jax.lax.dynamic_index_in_dim(a, token, 1, keepdims=False) for a in (x, decay, starts)
         )
         assert value is not None
-        factor = _factor(log, state.dtype)
+        factor, value = _factor(log, state.dtype), value.astype(state.dtype)
         state = state + value if back else _times(factor, begins, state) + value
         y = jax.lax.dynamic_update_index_in_dim(y, state, token, 1)
         return _times(factor, begins, state) if back else state, y
 
-    last, y = jax.lax.fori_loop(0, length, step, (state, x.astype(state.dtype)))
+    # Not written over x: where both are read in a step, XLA would copy all of it in every step.
+    last, y = jax.lax.fori_loop(0, length, step, (state, jnp.empty(x.shape, state.dtype)))
     return y, last
+
+
+def _levels(
+    back: bool, x: jax.Array, decay: jax.Array | None, state: jax.Array, starts: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """:func:`_loop` as an associative scan: in as many steps as the length has bits."""
+    factors = jnp.ones_like(x) if decay is None else jnp.exp(decay.astype(x.dtype))
+    factors = factors if starts is None else jnp.where(starts[..., None], 0, factors)
+    first = factors[:, 0]
+    if back:
+        # A token reads what the next one has kept.
+        x, factors = x.at[:, -1].add(state), jnp.concatenate([factors[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
+    else:
+        x = x.at[:, 0].add(first * state)
+
+    def join(read: tuple[jax.Array, jax.Array], then: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return read[0] * then[0], then[0] * read[1] + then[1]
+
+    y = jax.lax.associative_scan(join, (factors, x), reverse=back, axis=1)[1]
+    return y, first * y[:, 0] if back else y[:, -1]
 
 
 def _forward(

@@ -13,8 +13,8 @@ from pallas_kernels.call import Call
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScanCall(Call):
-    """What :func:`pallas_kernels.selective_scan.selective_scan` leaves to an implementation: h_t = exp(step_t A)
-    h_{t-1} + step_t x_t B_t, y_t = C_t . h_t.
+    """What :func:`pallas_kernels.selective_scan.selective_scan` leaves to an implementation: h_t = f_t h_{t-1} +
+    step_t x_t B_t with f_t = exp(step_t A), or 1 - step_t B_t^2 without A; y_t = C_t . h_t.
 
     Implementations return y (batch, length, channels) and the last state (batch, channels, state_dim), both float32
     (float64 for float64 inputs).
@@ -22,7 +22,7 @@ class ScanCall(Call):
     Attributes:
       x: (batch, length, channels).
       step: the same, float32 or wider; 0 leaves the state unchanged.
-      A: (channels, state_dim).
+      A: (channels, state_dim), or None: the transition is implicit.
       B, C: (batch, length, state_dim), or (batch, length, groups, state_dim).
       initial_state: (batch, channels, state_dim) or None.
       starts: bool (batch, length) or None, where a document begins: there h_{t-1} is 0.
@@ -35,7 +35,7 @@ class ScanCall(Call):
 
     x: jax.Array
     step: jax.Array
-    A: jax.Array
+    A: jax.Array | None
     B: jax.Array
     C: jax.Array
     initial_state: jax.Array | None
@@ -47,11 +47,16 @@ class ScanCall(Call):
         return self.B.shape[2] if self.B.ndim == 4 else 1
 
     @property
+    def state_dim(self) -> int:
+        """Numbers remembered for each channel."""
+        return self.B.shape[-1]
+
+    @property
     def start(self) -> jax.Array:
         """The state before the first token, in float32 or wider."""
         wide: Any = self.step.dtype
         return (
-            jnp.zeros((self.x.shape[0], *self.A.shape), wide)
+            jnp.zeros((self.x.shape[0], self.x.shape[2], self.state_dim), wide)
             if self.initial_state is None
             else self.initial_state.astype(wide)
         )

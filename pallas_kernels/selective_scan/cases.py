@@ -30,15 +30,16 @@ def _case(
     **options: Any,
 ) -> Case:
     """Normal arrays, A negative, and the optional arrays named in ``with_``; delta is made positive unless softplus
-    does it; ``starts`` of documents for each row."""
+    does it or the transition is implicit, which has no A; ``starts`` of documents for each row."""
+    implicit = options.get("transition") == "implicit"
 
     def arrays(rng: np.random.Generator) -> Arrays:
         tokens, shared = (batch, length, channels), (batch, length, *([groups] if groups else []), state_dim)
         delta = rng.standard_normal(tokens)
         made = {
             "x": rng.standard_normal(tokens),
-            "delta": delta if options.get("delta_softplus") else 0.5 * np.abs(delta),
-            "A": -np.exp(rng.standard_normal((channels, state_dim))),
+            "delta": delta if implicit or options.get("delta_softplus") else 0.5 * np.abs(delta),
+            **({} if implicit else {"A": -np.exp(rng.standard_normal((channels, state_dim)))}),
             "B": rng.standard_normal(shared),
             "C": rng.standard_normal(shared),
         }
@@ -61,7 +62,7 @@ def _case(
             change(made, rng)
         return made
 
-    return Case(name, arrays, options)
+    return Case(name, arrays, {"A": None, **options} if implicit else options)
 
 
 def _slow(arrays: Arrays, rng: np.random.Generator) -> None:
@@ -80,6 +81,12 @@ def _large(arrays: Arrays, rng: np.random.Generator) -> None:
 
 def _padded_tail(arrays: Arrays, rng: np.random.Generator) -> None:
     arrays["delta"][0, 20:] = 0
+
+
+def _sure(arrays: Arrays, rng: np.random.Generator) -> None:
+    """Large B and steps: of what a token writes to, 1 - e B^2 keeps next to nothing; and padding."""
+    arrays["B"], arrays["delta"] = 30 * arrays["B"], 10 * arrays["delta"]
+    arrays["delta"][0, 20:] = -np.inf
 
 
 # From the first token, of one token, at the border of a chunk of 16 and beside it.
@@ -109,6 +116,9 @@ CASES = (
     _case("packed_slow", 37, "initial_state", starts=STARTS, change=_slow, return_state=True),
     _case("packed_fast", 37, "initial_state", starts=STARTS, change=_fast, return_state=True),
     _case("packed_padded", 37, "initial_state", starts=((3, 19), STARTS[0]), change=_padded_tail, return_state=True),
+    _case("implicit", 37, *OPTIONAL, groups=3, transition="implicit", return_state=True),
+    _case("implicit_sure", 37, "initial_state", change=_sure, transition="implicit", return_state=True),
+    _case("packed_implicit", 37, *OPTIONAL, starts=STARTS, transition="implicit", return_state=True),
     _case("packed_one_token", 1, "initial_state", starts=((0,), ()), return_state=True),
 )
 

@@ -1,6 +1,6 @@
 """The selective scan of a sequence that is split over devices.
 
-Each sends exp(A times the sum of its steps), 0 where a document begins, and the state that its own tokens leave. Then
+Each sends the product of its tokens' factors, 0 where a document begins, and the state that its own tokens leave. Then
 each reads its tokens again from the state that they find: two passes instead of one, for n times as many devices at
 work.
 """
@@ -28,8 +28,13 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     def body(part: ScanCall) -> tuple[jax.Array, jax.Array]:
         run = OPS["selective_scan"].within
         _, state = run(part.replace(initial_state=None))
-        factor = jnp.exp(jnp.sum(part.step, 1)[..., None] * part.A.astype(part.step.dtype))
-        factor = Documents.of(part.starts).carried(factor)
+        if part.A is None:
+            # What the tokens leave of ones, if they write nothing.
+            ones = jnp.ones_like(state)
+            _, factor = run(part.replace(x=jnp.zeros_like(part.x), initial_state=ones))
+        else:
+            factor = jnp.exp(jnp.sum(part.step, 1)[..., None] * part.A.astype(part.step.dtype))
+            factor = Documents.of(part.starts).carried(factor)
         before, after = sequence.entering(factor, state, part.initial_state, jnp.multiply)
         return run(part.replace(initial_state=before))[0], after
 

@@ -35,6 +35,8 @@ LARGEST = 64
 
 def objection(call: ScanCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    if call.A is None:
+        return "its transitions are exponentials; this one is implicit"
     if call.starts is not None:
         return documents.OBJECTION
     if (reason := hopper.objection()) is not None:
@@ -50,6 +52,7 @@ def objection(call: ScanCall) -> str | None:
 
 def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
+    assert call.A is not None  # or it is refused
     single = jnp.float32
     batch, length, channels = call.x.shape
     groups, state_dim = call.groups, call.A.shape[1]

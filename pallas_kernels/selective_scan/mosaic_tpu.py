@@ -32,6 +32,8 @@ STATE_DIM_LIMIT = STATES // (CHUNK * LANES)
 
 def objection(call: ScanCall) -> str | None:
     """Why the kernel can't serve the call, or None."""
+    if call.A is None:
+        return "its transitions are exponentials; this one is implicit"
     if call.starts is not None:
         return documents.OBJECTION
     if call.x.shape[1] == 1:
@@ -53,6 +55,7 @@ class Plan:
 
 def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
+    assert call.A is not None  # or it is refused
     batch, length, channels = call.x.shape
     state_dim, groups = call.A.shape[1], call.groups
     each = channels // groups

@@ -12,16 +12,17 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
     wide = call.step.dtype
     batch, length, channels = call.x.shape
-    rates = call.A.astype(wide)
+    rates = None if call.A is None else call.A.astype(wide)
 
     def per_channel(matrix: jax.Array) -> jax.Array:
-        grouped = matrix.astype(wide).reshape(batch, length, -1, rates.shape[1])
+        grouped = matrix.astype(wide).reshape(batch, length, -1, call.state_dim)
         return jnp.repeat(grouped, channels // grouped.shape[2], axis=2)
 
     def step(state: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         value, dt, b, c, begins = token
         state = jnp.where(begins[:, None, None], 0, state)
-        state = jnp.exp(dt[..., None] * rates) * state + (dt * value)[..., None] * b
+        factor = 1 - dt[..., None] * jnp.square(b) if rates is None else jnp.exp(dt[..., None] * rates)
+        state = factor * state + (dt * value)[..., None] * b
         return state, jnp.sum(c * state, axis=-1)
 
     starts = jnp.zeros((batch, length), bool) if call.starts is None else call.starts

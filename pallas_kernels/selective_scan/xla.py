@@ -3,7 +3,8 @@
 One token at a time beats an associative scan on a CPU: the state stays in the nearest cache, where
 the other form writes it out for every token. The gradient goes through the chunks from the last to
 the first and computes a chunk's states again. Only the two recurrences, of the state and of its
-cotangent, run token by token; everything that is summed out of them is done for the chunk at once.
+cotangent, run token by token; everything that is summed out of them is done for the chunk at once. An implicit
+transition has no rates, and takes its factors from the tokens alone.
 Channels are the last axis of every array here, for the vector units. Where a document begins the decayed state is 0.
 """
 
@@ -40,17 +41,17 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
     wide = call.step.dtype
     batch, length, channels = call.x.shape
-    state_dim, groups = call.A.shape[1], call.groups
+    state_dim, groups = call.state_dim, call.groups
 
     def channels_last(matrix: jax.Array) -> jax.Array:
         """(..., channels, state_dim) to (... * groups, state_dim, channels of a group)."""
         return jnp.swapaxes(matrix.astype(wide).reshape(-1, channels // groups, state_dim), -1, -2)
 
-    rates = channels_last(call.A)
+    rates = None if call.A is None else channels_last(call.A)
     # Groups have different rates, batch elements the same.
-    if groups > 1:
+    if rates is not None and groups > 1:
         rates = jnp.tile(rates, (batch, 1, 1))
-    shape = (batch * groups, *rates.shape[1:])
+    shape = (batch * groups, state_dim, channels // groups)
     state = jnp.zeros(shape, wide) if call.initial_state is None else channels_last(call.initial_state)
     starts = None if call.starts is None else jnp.repeat(call.starts[:, :, None], groups, axis=2)
     tokens: Any = jax.tree.map(
@@ -74,18 +75,23 @@ def _reset(starts: jax.Array | None, state: jax.Array) -> jax.Array:
     return state if starts is None else jnp.where(starts[..., None], 0, state)
 
 
-def _token(rates: jax.Array, state: jax.Array, token: Tokens) -> tuple[jax.Array, jax.Array]:
+def _factors(rates: jax.Array | None, delta: jax.Array, b: jax.Array) -> jax.Array:
+    """What tokens keep of the state: (..., rows, state_dim, channels)."""
+    if rates is None:
+        return 1 - delta[..., None, :] * jnp.square(b)[..., None]
+    return exp2(delta[..., None, :] * (LOG2_E * rates))
+
+
+def _token(rates: jax.Array | None, state: jax.Array, token: Tokens) -> tuple[jax.Array, jax.Array]:
     x, delta, b, c, starts = token
-    state = (
-        _reset(starts, exp2(delta[..., None, :] * (LOG2_E * rates)) * state) + b[..., None] * (delta * x)[..., None, :]
-    )
+    state = _reset(starts, _factors(rates, delta, b) * state) + b[..., None] * (delta * x)[..., None, :]
     # Written out: as a reduction this is nine times slower for a single row.
     terms = (c[:, n, None] * state[:, n] for n in range(state.shape[1]))
     return state, functools.reduce(operator.add, terms)
 
 
 @differentiable()
-def _recurrence(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+def _recurrence(rates: jax.Array | None, state: jax.Array, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
     """Outputs (batch, length, groups, channels) and the last state, both in the state's dtype."""
     # Nothing is kept for a gradient here, so tokens are not cut into chunks, which would copy them.
     rows: Any = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0).reshape(a.shape[1], -1, a.shape[3]), tokens)
@@ -93,7 +99,7 @@ def _recurrence(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[jax
     return _join(out, tokens[0].shape), last
 
 
-def _forward(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[Any, Any]:
+def _forward(rates: jax.Array | None, state: jax.Array, tokens: Tokens) -> tuple[Any, Any]:
     def body(state: jax.Array, chunk: Any) -> tuple[jax.Array, Any]:
         after, out = jax.lax.scan(lambda h, token: _token(rates, h, token), state, _widen(chunk, state.dtype))
         return after, (out, state)
@@ -102,18 +108,19 @@ def _forward(rates: jax.Array, state: jax.Array, tokens: Tokens) -> tuple[Any, A
     return (_join(out, tokens[0].shape), last), (rates, tokens, boundaries)
 
 
-def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, Any]:
+def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array | None, jax.Array, Any]:
     rates, tokens, boundaries = residuals
     d_out, d_last = cotangents
 
-    def body(carry: tuple[jax.Array, jax.Array], inputs: Any) -> tuple[Any, Any]:
+    def body(carry: tuple[jax.Array, jax.Array | None], inputs: Any) -> tuple[Any, Any]:
         d_state, d_rates = carry
         before, chunk, d_out = inputs
-        d_state, d_more, d_chunk = _chunk_gradient(rates, before, _widen(chunk, rates.dtype), d_out, d_state)
-        return (d_state, d_rates + d_more), d_chunk
+        d_state, d_more, d_chunk = _chunk_gradient(rates, before, _widen(chunk, before.dtype), d_out, d_state)
+        return (d_state, jax.tree.map(jnp.add, d_rates, d_more)), d_chunk
 
     inputs = (boundaries, jax.tree.map(_split, tokens), _split(d_out))
-    (d_state, d_rates), d_chunks = jax.lax.scan(body, (d_last, jnp.zeros_like(rates)), inputs, reverse=True)
+    start = (d_last, jax.tree.map(jnp.zeros_like, rates))
+    (d_state, d_rates), d_chunks = jax.lax.scan(body, start, inputs, reverse=True)
     return d_rates, d_state, (*(_join(d, a.shape).astype(a.dtype) for d, a in zip(d_chunks, tokens)), None)
 
 
@@ -121,25 +128,26 @@ _recurrence.define(_forward, _backward)
 
 
 def _chunk_gradient(
-    rates: jax.Array, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array
-) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    rates: jax.Array | None, before: jax.Array, chunk: Tokens, d_out: jax.Array, d_after: jax.Array
+) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, ...]]:
     """Cotangents of the state before a chunk, of the rates and of its tokens' x, delta, B and C, from those of the
     state after it and of its outputs."""
     x, delta, b, c, starts = chunk
     entering = delta * x
-    factors = exp2(delta[..., None, :] * (LOG2_E * rates))
+    factors = _factors(rates, delta, b)
 
-    def recur(state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
+    def recur(state: jax.Array, token: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
         factor, entry, b, starts = token
         decayed = _reset(starts, factor * state)
-        return decayed + b[..., None] * entry[..., None, :], decayed
+        # The slope of an exponential is itself; that of another factor needs what it multiplied.
+        return decayed + b[..., None] * entry[..., None, :], (decayed, _reset(starts, state) if rates is None else None)
 
     def recur_back(d_state: jax.Array, token: Any) -> tuple[jax.Array, jax.Array]:
         factor, c, d_out, starts = token
         d_state = d_state + c[..., None] * d_out[..., None, :]
         return _reset(starts, d_state * factor), d_state
 
-    _, decayed = jax.lax.scan(recur, before, (factors, entering, b, starts))
+    _, (decayed, read) = jax.lax.scan(recur, before, (factors, entering, b, starts))
     d_before, d_states = jax.lax.scan(recur_back, d_after, (factors, c, d_out, starts), reverse=True)
 
     d_b = jnp.einsum("trnc,trc->trn", d_states, entering)
@@ -148,18 +156,26 @@ def _chunk_gradient(
     def accumulate(sums: Any, n: jax.Array) -> tuple[Any, jax.Array]:
         d_entering, d_delta = sums
         pick = lambda a, axis: jax.lax.dynamic_index_in_dim(a, n, axis, keepdims=False)  # noqa: E731
-        d_state = pick(d_states, -2)
+        d_state, one_b = pick(d_states, -2), pick(b, -1)
+        d_entering = d_entering + d_state * one_b[..., None]
+        if rates is None:
+            d_factor = d_state * pick(read, -2)
+            d_delta = d_delta - d_factor * jnp.square(one_b)[..., None]
+            return (d_entering, d_delta), -2 * one_b * jnp.sum(d_factor * delta, axis=-1)
         d_exponent = d_state * pick(decayed, -2)
-        sums = (d_entering + d_state * pick(b, -1)[..., None], d_delta + d_exponent * pick(rates, -2))
-        return sums, jnp.sum(d_exponent * delta, axis=(0, 1) if rates.shape[0] == 1 else 0)
+        d_delta = d_delta + d_exponent * pick(rates, -2)
+        return (d_entering, d_delta), jnp.sum(d_exponent * delta, axis=(0, 1) if rates.shape[0] == 1 else 0)
 
     zeros = jnp.zeros_like(entering)
-    state_dim = rates.shape[-2]
-    (d_entering, d_delta), d_rates = jax.lax.scan(
+    state_dim = b.shape[-1]
+    (d_entering, d_delta), by_state = jax.lax.scan(
         accumulate, (zeros, zeros), jnp.arange(state_dim), unroll=math.gcd(state_dim, UNROLL)
     )
-    tokens = (d_entering * delta, d_delta + d_entering * x, d_b, d_c)
-    return d_before, jnp.moveaxis(d_rates, 0, -2).reshape(rates.shape), tokens
+    by_state = jnp.moveaxis(by_state, 0, -1 if rates is None else -2)
+    if rates is None:
+        d_b = d_b + by_state
+    d_rates = None if rates is None else by_state.reshape(rates.shape)
+    return d_before, d_rates, (d_entering * delta, d_delta + d_entering * x, d_b, d_c)
 
 
 def _split(a: jax.Array) -> jax.Array:

@@ -102,6 +102,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
+    "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4d": {
         "plain": {},
@@ -114,11 +115,15 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "grouped": {"num_value_heads": 4, "head_dim": 6, "value_expansion": 1.5, "conv_bias": True},
     },
     "delta_product": {"plain": {}, "gated": {"steps": 3, "use_decay": True, "value_expansion": 1.0}},
+    "kimi_delta_attention": {
+        "plain": {"num_value_heads": 4, "head_dim": 6, "lower_bound": -5.0, "negative": True, "conv_size": 3},
+    },
+    "rwkv7": {"plain": {"index": 1, "depth": 3, "zero_init": False, "decay_rank": 3, "rate_rank": 3, "gate_rank": 3}},
     "retention": {"plain": {"key_expansion": 0.5}},
     "gated_linear_attention": {"plain": {"conv_size": 3, "key_expansion": 1.0, "decay_rank": 3}},
     "hgrn": {"plain": {"lower_bound": 0.3, "expand": 2, "conv_size": 3}},
     "rg_lru": {"plain": {"channels": 12}},
-    "gated_slot_attention": {"plain": {"num_slots": 3, "conv_size": 3, "key_expansion": 0.5}},
+    "gated_slot_attention": {"plain": {"num_slots": 3, "key_expansion": 0.5}},
     "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
     "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
     "lightning_attention": {

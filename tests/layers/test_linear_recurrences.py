@@ -81,6 +81,18 @@ def test_decays_of_retention() -> None:
     np.testing.assert_allclose(np.exp(log_decays(8, "paper").astype(np.float64)), expected, rtol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["hgrn", "hgrn2"])
+def test_bounds_from_the_model(name: str) -> None:
+    """A bound that each call is given is as one that the mixer is made with; what blocks hand on passes by it."""
+    place, x = layers.Place(num_heads=2), np.random.default_rng(0).standard_normal((1, 9, 8)).astype(np.float32)
+    fixed, given = (
+        layers.create_mixer(name, 8, place=place, lower_bound=bound, rngs=nnx.Rngs(0)) for bound in (0.3, None)
+    )
+    y, handed = given(x, None, "shared", jnp.full((8,), 0.3))
+    assert handed == "shared"
+    assert relative(y, fixed(x)) < 1e-6
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

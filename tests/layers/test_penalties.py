@@ -25,7 +25,7 @@ pytestmark = pytest.mark.reference
 
 
 def note(record_property: Any, name: str, reference: str, kind: str, mapped: int, difference: float) -> None:
-    about = {"architecture": name, "reference": reference, "kind": kind, "mapped": mapped}
+    about = {"architecture": f"{name} (layer)", "reference": reference, "kind": kind, "mapped": mapped}
     record_property("parity", {**about, "difference": difference})
     assert difference < TOLERANCE
 
@@ -42,9 +42,9 @@ def test_forgetting_attention(window: int | None, record_property: Any) -> None:
     )
     x = jnp.pad(-jnp.log(jnp.expm1(-g)), ((0, 0), (0, 0), (0, recorded.FEATURES - recorded.HEADS)))
     got = mixer.core(q, k, v, x.astype(jnp.float32), Tokens())
-    name = f"forgetting_attention ({'op' if window is None else 'op, window'})"
     difference = relative(got, ARRAYS[f"forgetting/{window}"])
-    note(record_property, name, "fla-org/flash-linear-attention bc3b101d", "recorded", 0, difference)
+    reference = f"flash-linear-attention, naive_forgetting_attn, window {window}"
+    note(record_property, "forgetting_attention", reference, "recorded", 0, difference)
 
 
 @pytest.mark.parametrize("form", ["whole", "decomposed"])
@@ -64,7 +64,7 @@ def test_manhattan_attention(form: str, record_property: Any) -> None:
     got, pull = jax.vjp(jax.jit(lambda x: nnx.merge(graphdef, params)(x)), jnp.asarray(recorded.inputs()["map"]))
     found = {"out": got, "gradient": pull(jnp.cos(got))[0]}
     difference = max(relative(x, ARRAYS[f"manhattan/{form}/{name}"]) for name, x in found.items())
-    note(record_property, f"manhattan (layer, {form})", "qhfan/RMT 32ea2141", "recorded", len(state), difference)
+    note(record_property, "manhattan", f"github.com/qhfan/RMT 32ea2141, {form}", "recorded", len(state), difference)
 
 
 @pytest.mark.parametrize("view", recorded.VIEWS)
@@ -84,7 +84,8 @@ def test_lookhere(view: str, record_property: Any) -> None:
     penalty = np.pad(0.7 * 1.25 * ARRAYS[f"lookhere/{view}"], ((0, 0), (1, 0), (1, 0)))
     weights = np.exp(np.einsum("bqhd,bkhd->bhqk", q, k, dtype=np.float64) / dim**0.5 - penalty)
     want = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
-    note(record_property, f"lookhere ({view})", "GreenCUBIC/lookhere 641deab8", "recorded", 0, relative(got, want))
+    reference = f"github.com/GreenCUBIC/lookhere 641deab8, {view}"
+    note(record_property, "lookhere", reference, "recorded", 0, relative(got, want))
 
 
 @pytest.mark.parametrize("choice", ["random", "first"])
@@ -133,5 +134,5 @@ def test_bigbird(choice: str, record_property: Any) -> None:
 
     got, pull = jax.vjp(jax.jit(run), jnp.asarray(x))
     difference = max(relative(got, want.detach().numpy()), relative(pull(jnp.cos(got))[0], given.grad.numpy()))
-    reference = f"transformers {transformers.__version__} BigBirdBlockSparseAttention"
-    note(record_property, f"bigbird (layer, {choice} blocks)", reference, "live", len(weights) - 1, difference)
+    reference = f"transformers {transformers.__version__} BigBirdBlockSparseAttention, {choice} blocks"
+    note(record_property, "bigbird", reference, "live", len(weights) - 1, difference)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers import S4D, Mamba, Mamba2
+from layers import S4D, Longhorn, Mamba, Mamba2, flatten
 from layers.state_space.s4d import poles
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
@@ -195,3 +195,23 @@ def test_first_steps_are_in_their_range(kind: Any) -> None:
     assert 5e-3 < float(steps.max()) < 1.01e-2
     with pytest.raises(ValueError, match="step_range is two positive numbers"):
         kind(64, step_range=(0.1, 0.001), rngs=nnx.Rngs(0))
+
+
+def test_longhorn_is_the_formula(double: Any) -> None:
+    """The layer written out, token by token."""
+    layer = Longhorn(6, state_dim=3, step_rank=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((9, 6))
+    weights = {name: np.asarray(value) for name, value in flatten(layer).items()}
+    u, z = np.split(x @ weights["in_proj.kernel"], 2, axis=1)
+    padded = np.concatenate([np.zeros((3, 12)), u])
+    u = sum(padded[tap : tap + 9] * weights["conv.kernel"][tap, 0] for tap in range(4)) + weights["conv.bias"]
+    u = u / (1 + np.exp(-u))
+    steps, k, q = np.split(u @ weights["x_proj.kernel"], [2, 5], axis=1)
+    s = 1 / (1 + np.exp(-(steps @ weights["dt_proj.kernel"] + weights["dt_bias"])))
+    e = s / (1 + s * np.sum(k**2, axis=1, keepdims=True))
+    h, y = np.zeros((12, 3)), np.zeros((9, 12))
+    for t in range(9):
+        h = (1 - np.outer(e[t], k[t] ** 2)) * h + np.outer(e[t] * u[t], k[t])
+        y[t] = h @ q[t] + weights["D"] * u[t]
+    want = (y * z / (1 + np.exp(-z))) @ weights["out_proj.kernel"]
+    assert relative(layer(jnp.asarray(x[None]))[0], want) < 1e-12

@@ -55,7 +55,9 @@ def linear(
     return functools.partial(pallas_kernels.linear_attention, return_state=True, **options), arrays
 
 
-def delta(decay: bool, steps: int, initial: bool) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+def delta(
+    decay: bool, steps: int, initial: bool, keys: bool = False
+) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
     arrays = {
         "q": normal(2, LENGTH, 2, 4),
         "k": unit(normal(2, LENGTH * steps, 2, 4)),
@@ -63,14 +65,20 @@ def delta(decay: bool, steps: int, initial: bool) -> tuple[Callable[..., Any], d
     }
     arrays["beta"] = 2 * jax.nn.sigmoid(normal(2, LENGTH * steps, 4))
     if decay:
-        arrays["decay"] = -jnp.abs(normal(2, LENGTH, 4))
+        arrays["decay"] = -jnp.abs(normal(2, LENGTH, 4, *((4,) if keys else ())))
+    if keys:
+        arrays["read_key"] = 0.6 * arrays["k"]
     if initial:
         arrays["initial_state"] = normal(2, 4, 4, 6)
     return functools.partial(pallas_kernels.delta_rule, return_state=True), arrays
 
 
-def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
+def scan(
+    full: bool, groups: tuple[int, ...] = (), implicit: bool = False
+) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
     arrays = {"x": normal(2, LENGTH, 6), "delta": normal(2, LENGTH, 6), "A": -jnp.abs(normal(6, 3))}
+    if implicit:
+        del arrays["A"]
     arrays |= {name: normal(2, LENGTH, *groups, 3) for name in ("B", "C")}
     if full:
         arrays |= {
@@ -79,7 +87,8 @@ def scan(full: bool, groups: tuple[int, ...] = ()) -> tuple[Callable[..., Any], 
             "delta_bias": normal(6),
             "initial_state": normal(2, 6, 3),
         }
-    return functools.partial(pallas_kernels.selective_scan, delta_softplus=True, return_state=True), arrays
+    form: dict[str, Any] = {"A": None, "transition": "implicit"} if implicit else {"delta_softplus": True}
+    return functools.partial(pallas_kernels.selective_scan, return_state=True, **form), arrays
 
 
 def elementwise(decay: bool, **options: Any) -> tuple[Callable[..., Any], dict[str, jax.Array]]:
@@ -145,8 +154,14 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
     "packed, constant decay": (SEQUENCE, PASSED, packed(linear((4,)))),
     "packed, decay of a key": (SEQUENCE, PASSED, packed(linear((2, LENGTH, 4, 4), True))),
     "packed delta": (SEQUENCE, PASSED, packed(delta(False, 1, True))),
+    "packed delta, decays and readings of its own for each key": (
+        SEQUENCE,
+        PASSED,
+        packed(delta(True, 2, True, keys=True)),
+    ),
     "packed gated delta, two steps": (SEQUENCE, PASSED, packed(delta(True, 2, False))),
     "packed scan with everything": (SEQUENCE, PASSED, packed(scan(True))),
+    "packed implicit scan": (SEQUENCE, PASSED, packed(scan(True, implicit=True))),
     "packed convolution": (SEQUENCE, ("neighbors", "xla"), packed(convolution(True))),
     "packed centered convolution": (SEQUENCE, ("neighbors", "xla"), packed(convolution(False))),
     "kernel: heads that share keys, bias, sinks": (

@@ -360,20 +360,22 @@ def test_what_devices_do_not_share_is_refused(
         masks.global_and_random(4096, 64, first=1, random=2),
         masks.Global(40) | masks.window(60, 3),
         masks.FieldOfView(64, 90.0),
+        masks.ByHead((masks.FieldOfView(64, 270.0, 90.0), masks.segments(256))),
     ],
 )
-def test_the_cost_of_a_mask_follows_its_density(mask: masks.Mask) -> None:
+def test_the_cost_of_a_mask_follows_its_density(mask: masks.Mask | masks.ByHead) -> None:
     """Operations of the form that computes blocks, over those of dense attention; density is counted in its own blocks."""
     x = jax.ShapeDtypeStruct((1, 4096, 2, 16), jnp.float32)
-    dense, masked = (
-        operations.count(
-            lambda q, m=m: jax.grad(lambda q: attention(q, q, q, mask=m, implementation="xla").sum())(q), x
-        ).total
-        for m in (None, mask)
-    )
-    density = cover(mask, 4096, 4096, lists.CHUNK, lists.BLOCK).some.mean()
+    parts = mask.parts if isinstance(mask, masks.ByHead) else (mask,)
+    density = np.mean([cover(part, 4096, 4096, lists.CHUNK, lists.BLOCK).some.mean() for part in parts])
     assert density < lists.WORTH
-    assert masked < 1.3 * density * dense
+
+    def forward(q: jax.Array, m: Any) -> jax.Array:
+        return attention(q, q, q, mask=m, implementation="xla").sum()
+
+    for run in (forward, jax.grad(forward)):
+        dense, masked = (operations.count(lambda q, m=m, run=run: run(q, m), x).total for m in (None, mask))
+        assert masked < 1.3 * density * dense
 
 
 @pytest.mark.parametrize("angle", [45.0, 90.0, 180.0])

@@ -26,7 +26,7 @@ TOKENS = {
     "selective_scan": ("x", "delta", "B", "C", "gate"),
     "linear_attention": ("q", "k", "v", "decay"),
     "linear_scan": ("x", "decay"),
-    "delta_rule": ("q", "k", "v", "beta", "decay"),
+    "delta_rule": ("q", "k", "v", "beta", "decay", "read_key"),
 }
 """The arrays that have tokens, at axis 1."""
 STATES = ("state", "initial_state")
@@ -103,7 +103,8 @@ def alone(op: str, case: Case, *, starts: np.ndarray, **arrays: Any) -> Any:
         return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, otherwise)
 
     # Padding that changes no state.
-    nothing = {"mask": False, "delta": -jnp.inf if case.options.get("delta_softplus") else 0, "beta": 0, "decay": 0}
+    logits = case.options.get("delta_softplus") or case.options.get("transition") == "implicit"
+    nothing = {"mask": False, "delta": -jnp.inf if logits else 0, "beta": 0, "decay": 0}
     nothing |= {"linear_attention": {"k": 0}, "linear_scan": {"x": 0}}.get(op, {})
     given: Arrays = {}
     for name, x in arrays.items():

@@ -12,6 +12,9 @@ import pytest
 
 from pallas_kernels import documents, linear_scan
 from primitives.operations import count
+from primitives.platform import platform
+from tests.compilation import OPTIMIZED
+from tests.pallas_kernels.test_ops import evaluate, find
 
 LENGTH = 11
 RNG = np.random.default_rng(0)
@@ -49,6 +52,17 @@ def test_closed_form_and_cuts(reverse: bool) -> None:
                 jnp.concatenate(pieces[::-1] if reverse else pieces, 1), wanted, rtol=1e-12, atol=1e-14
             )
             np.testing.assert_allclose(state, last, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["reverse", "packed", "packed_sum", "abrupt"])
+def test_form_of_other_platforms(name: str) -> None:
+    """The associative scan, traced as for a GPU: outputs and gradients in float64."""
+    op, case = find("linear_scan", name)
+    wanted, wanted_gradients = evaluate(op, "reference", case, np.float64)
+    with platform("gpu"):
+        found, gradients = evaluate(op, "xla", case, np.float64)
+    for a, b in zip([*found, *gradients.values()], [*wanted, *wanted_gradients.values()], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_are_linear_in_length() -> None:
@@ -92,3 +106,19 @@ def test_memory_of_the_gradient() -> None:
 def test_misfits(change: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         linear_scan(**{"x": jnp.asarray(X), **{name: jnp.zeros(shape) for name, shape in change.items()}})
+
+
+def test_no_step_of_the_gradient_copies_the_sequence() -> None:
+    """Where a loop reads and writes one array, XLA may copy all of it in every step: time is then quadratic in length."""
+
+    def loss(x: jax.Array, decay: jax.Array) -> jax.Array:
+        return jnp.sum(linear_scan(x, decay) ** 2)
+
+    arrays = [jnp.zeros((1, 96, 5))] * 2
+    program = jax.jit(jax.grad(loss, (0, 1)), compiler_options=OPTIMIZED).lower(*arrays).compile().as_text()
+    bodies = set(re.findall(r"body=%([\w.]+)", program))
+    assert bodies
+    for body in bodies:
+        text = re.search(rf"^%{re.escape(body)} .*?^}}", program, re.MULTILINE | re.DOTALL)
+        assert text is not None
+        assert not re.search(r"f32\[1,96,5\]\S* copy\(", text[0])

@@ -39,7 +39,7 @@ INTERPRETED = {
     "linear_attention": """plain token key chunk_of_one grouped_head grouped_key both_ways_key abrupt_token abrupt_key fast_decay_token padded_tail_key
         one_token_head both_ways_plain packed_token value two_decays_token""",
     "delta_rule": """plain three_steps_gated more_steps_than_chunk chunk_of_64 grouped unequal_dims identical_keys_beyond_one reflections abrupt fast_decay
-        padded_tail one_token packed_two_steps""",
+        padded_tail one_token key read packed_two_steps""",
     "selective_scan": "everything whole_chunks many_states one_channel grouped slow fast padded_tail one_token packed",
 }
 
@@ -63,8 +63,8 @@ QUICK = {
     "attention": "padding_causal_grouped sinks_empty_rows bias_per_head cache_chunk whole_blocks long_window routed "
     "score",
     "linear_attention": "token grouped_key both_ways_key padded_tail_key packed_token packed_key packed_both_ways value",
-    "delta_rule": "three_steps_gated grouped padded_tail packed_two_steps",
-    "selective_scan": "everything grouped padded_tail packed",
+    "selective_scan": "everything grouped implicit padded_tail packed",
+    "delta_rule": "three_steps_gated grouped padded_tail key read packed_two_steps packed_key_two_steps",
 }
 
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,11 +178,15 @@ def test_low_precision_keeps_a_float32_state() -> None:
         ({"C": (2, 5, 3)}, "B and C must both be"),
         ({"B": (2, 5, 4, 4), "C": (2, 5, 4, 4)}, "must divide the channels; got 4 and 6"),
         ({"delta": (2, 4, 6)}, "delta must have shape (2, 5, 6)"),
+        ({"A": None}, "A must be (channels, state_dim >= 1) with 6 channels; got None"),
+        ({"transition": "implicit"}, "the implicit transition has no A and no softplus; pass A=None"),
+        ({"transition": "euler"}, 'transition is "exp" or "implicit"; got \'euler\''),
         ({"gate": (2, 5, 1)}, "gate must have shape (2, 5, 6)"),
         ({"initial_state": (2, 4, 6)}, "initial_state must have shape (2, 6, 4)"),
     ],
 )
 def test_refusals_say_what_is_wrong(change: dict, message: str) -> None:
-    arguments = single(inputs(5)) | {n: jnp.zeros(shape) for n, shape in change.items()}
+    changed = {n: jnp.zeros(x) if isinstance(x, tuple) else x for n, x in change.items()}
+    arguments: dict[str, Any] = single(inputs(5)) | changed
     with pytest.raises(ValueError, match=re.escape(message)):
         selective_scan(**arguments)

@@ -24,6 +24,8 @@ CASES: dict[str, tuple[int, bool]] = {
     "delta_rule": (1, False),
     "gated_delta_rule": (1, True),
     "gated_delta_product": (3, True),
+    "kda": (1, True),  # a decay for each key
+    "comba": (1, True),  # a key of its own to read under
 }
 
 
@@ -42,7 +44,9 @@ def inputs(name: str) -> dict[str, np.ndarray]:
         "initial_state": rng.standard_normal((BATCH, HEADS, KEY, VALUE)),
     }
     if gated:
-        arrays["decay"] = -0.3 * rng.exponential(size=(BATCH, LENGTH, HEADS))
+        arrays["decay"] = -0.3 * rng.exponential(size=(BATCH, LENGTH, HEADS, *((KEY,) if name == "kda" else ())))
+    if name == "comba":
+        arrays["read_key"] = 0.8 * arrays["k"] + 0.1 * rng.standard_normal(arrays["k"].shape)
     return {n: x.astype(np.float32) for n, x in arrays.items()}
 
 
@@ -78,6 +82,11 @@ def record(clone: Path) -> dict[str, np.ndarray]:
             out, state = module.naive_recurrent_gated_delta_rule(
                 q, k, v, beta, g, initial_state=start, output_final_state=True
             )
+        elif name == "kda":
+            out, state = module.naive_recurrent_kda(q, k, v, g, beta, initial_state=start, output_final_state=True)
+        elif name == "comba":
+            p = arrays["read_key"]
+            out, state = module.naive_recurrent_comba(q, k, v, p, beta, g, None, start, True)
         else:  # its scale is not applied
             scaled = q * KEY**-0.5
             out, state = module.naive_recurrent_gated_delta_product(

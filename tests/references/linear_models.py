@@ -24,6 +24,7 @@ SIZES = {"vocab_size": VOCABULARY, "features": 32, "hidden": 48, "depth": 3, "nu
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gla_nano": ("gla", "GLA", {"num_heads": 2}),
     "retnet_nano": ("retnet", "RetNet", {"num_heads": 2}),
+    "hgrn_nano": ("hgrn", "HGRN", {}),
     "hgrn2_nano": ("hgrn2", "HGRN2", {"expand_ratio": 16}),
     "gsa_nano": ("gsa", "GSA", {"num_heads": 2, "num_slots": 16}),
 }

@@ -3,6 +3,7 @@
 
 CLONE is a checkout of github.com/fla-org/flash-linear-attention (MIT), commit bc3b101d. Its kernels run through
 Triton's interpreter, each with the first of its configurations; over more than 64 tokens they are others than up to 64.
+(KDA's for more than 64 do not run there: its recurrent ones are recorded at both lengths.)
 Only numbers are kept: weights and inputs follow from a seed.
 """
 
@@ -60,6 +61,28 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str, dict[str, Any], dict[str, 
             "query_conv": "q_conv1d", "key_conv": "k_conv1d", "value_conv": "v_conv1d",
         },
     ),
+    "kda": (
+        "kimi_delta_attention", {}, "kda", "KimiDeltaAttention", {"head_dim": 8, "mode": "fused_recurrent"},
+        {
+            "query": "q_proj", "key": "k_proj", "value": "v_proj", "beta": "b_proj", "out": "o_proj", "norm": "o_norm",
+            "decay.down": "f_proj.0", "decay.up": "f_proj.1", "gate.down": "g_proj.0", "gate.up": "g_proj.1",
+            "A_log": "A_log", "dt_bias": "dt_bias",
+            "query_conv": "q_conv1d", "key_conv": "k_conv1d", "value_conv": "v_conv1d",
+        },
+    ),
+    "kda, safe gate": (
+        "kimi_delta_attention", {"num_value_heads": 8, "negative": True, "lower_bound": -5.0}, "kda", "KimiDeltaAttention",
+        {
+            "head_dim": 8, "num_v_heads": 8, "allow_neg_eigval": True, "safe_gate": True, "lower_bound": -5.0,
+            "mode": "fused_recurrent",
+        },
+        {
+            "query": "q_proj", "key": "k_proj", "value": "v_proj", "beta": "b_proj", "out": "o_proj", "norm": "o_norm",
+            "decay.down": "f_proj.0", "decay.up": "f_proj.1", "gate.down": "g_proj.0", "gate.up": "g_proj.1",
+            "A_log": "A_log", "dt_bias": "dt_bias",
+            "query_conv": "q_conv1d", "key_conv": "k_conv1d", "value_conv": "v_conv1d",
+        },
+    ),
 }  # fmt: skip
 
 
@@ -71,15 +94,20 @@ def _weights(made: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     return seeded.weights(made, SEED)
 
 
+def _theirs(name: str, names: dict[str, str]) -> str:
+    """The reference's name of our parameter ``name``."""
+    if name in names:
+        return names[name]
+    module, leaf = name.rsplit(".", 1)
+    return f"{names[module]}.{'bias' if leaf == 'bias' else 'weight'}"
+
+
 def _shapes(layer: Any, names: dict[str, str]) -> dict[str, tuple[int, ...]]:
     """Shapes by the reference's names, of our layer's parameters by ours."""
     shapes = {}
     for name, value in layer.items():
-        module, leaf = name.rsplit(".", 1)
         shape = tuple(value.shape)
-        if leaf == "kernel":
-            shape = shape[::-1]
-        shapes[f"{names[module]}.{'bias' if leaf == 'bias' else 'weight'}"] = shape
+        shapes[_theirs(name, names)] = shape[::-1] if name.endswith(".kernel") else shape
     return shapes
 
 
@@ -91,9 +119,8 @@ def load(name: str, parameters: dict[str, Any]) -> tuple[dict[str, np.ndarray], 
     theirs = _weights(_shapes(parameters, names))
     weights = {}
     for ours in parameters:
-        module, leaf = ours.rsplit(".", 1)
-        value = theirs[f"{names[module]}.{'bias' if leaf == 'bias' else 'weight'}"]
-        weights[ours] = value.T if leaf == "kernel" else value
+        value = theirs[_theirs(ours, names)]
+        weights[ours] = value.T if ours.endswith(".kernel") else value
     with np.load(PATH) as file:
         return weights, [(_input(length), file[f"{name}/{length}"]) for length in LENGTHS]
 
@@ -119,12 +146,14 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     for name, (_, options, module, kind, theirs, names) in CASES.items():
         make = getattr(importlib.import_module(f"fla.layers.{module}"), kind)
         heads = {"num_heads": HEADS} if "num_heads" in inspect.signature(make).parameters else {}
-        layer = make(hidden_size=FEATURES, **heads, **theirs)
+        layer = make(hidden_size=FEATURES, **heads, **theirs).eval()
         state = layer.state_dict()
-        assert {key.rsplit(".", 1)[0] for key in state} == set(names.values())
+        assert {key if key in names.values() else key.rsplit(".", 1)[0] for key in state} == set(names.values())
         weights = _weights({key: tuple(value.shape) for key, value in state.items()})
         layer.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
-        bound = {"lower_bound": torch.full((FEATURES,), options["lower_bound"])} if "lower_bound" in options else {}
+        bound = {}
+        if "lower_bound" in inspect.signature(layer.forward).parameters:
+            bound["lower_bound"] = torch.full((FEATURES,), options["lower_bound"])
         for length in LENGTHS:
             with torch.no_grad():
                 made[f"{name}/{length}"] = layer(torch.from_numpy(_input(length)), **bound)[0].numpy()

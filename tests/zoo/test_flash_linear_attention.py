@@ -50,6 +50,7 @@ LAYERS = {
     | {"gk_proj.0": (16, 64), "gk_proj.1": (32, 16), "gk_proj.1.bias": (32,)},
     "retnet_1.3b": _SQUARE
     | {"v_proj": (128, 64), "g_proj": (128, 64), "o_proj": (64, 128), "g_norm_swish_gate": (64,)},
+    "hgrn_1.3b": {"i_proj": (64, 64), "f_proj": (64, 64), "g_proj": (64, 64), "o_proj": (64, 64), "g_norm": (64,)},
     "hgrn2_1.3b": {"q_proj": (64, 64), "f_proj": (64, 64), "i_proj": (64, 64), "o_proj": (64, 64), "g_norm": (64,)},
     "gsa_1.3b": _SQUARE | {"f_proj": (32, 64), "g_norm": (64,)},
 }
@@ -78,7 +79,7 @@ def released(name: str) -> dict[str, tuple[int, ...]]:
             f"{block}.mlp.{part}_proj.weight": (64, 256) if part == "down" else (256, 64)
             for part in ("gate", "up", "down")
         }
-    return shapes | ({"model.lower_bounds": (2, 64)} if name.startswith("hgrn2") else {})
+    return shapes | ({"model.lower_bounds": (2, 64)} if name.startswith("hgrn") else {})
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -91,7 +92,7 @@ def test_released_names(name: str) -> None:
     for n, weight in weights.items():
         np.testing.assert_array_equal(exported[n], weight)
     np.testing.assert_array_equal(
-        flatten(model)["blocks.1.mixer.query.kernel"][...], weights["model.layers.1.attn.q_proj.weight"].T
+        flatten(model)["blocks.1.mixer.out.kernel"][...], weights["model.layers.1.attn.o_proj.weight"].T
     )
 
 

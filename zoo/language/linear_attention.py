@@ -1,9 +1,10 @@
 """Language models on linear attention with decay: RetNet (Sun et al., 2023, arXiv:2307.08621), GLA (Yang et al., 2023,
-arXiv:2312.06635), HGRN2 (Qin et al., 2024, arXiv:2404.07904) and GSA (Zhang et al., 2024, arXiv:2409.07146).
+arXiv:2312.06635), HGRN and HGRN2 (Qin et al., 2023, arXiv:2311.04823; 2024, arXiv:2404.07904) and GSA (Zhang et al.,
+2024, arXiv:2409.07146).
 
     x = x + Mixer(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-Sizes and names are those of flash-linear-attention's models; the nanos are our choice. In HGRN2 block i of L forgets no
+Sizes and names are those of flash-linear-attention's models; the nanos are our choice. In HGRN and HGRN2 block i of L forgets no
 faster than its lower bound, which rises with depth and is learned for each key: b_i = p_1 + ... + p_i with p the softmax
 of ``lower_bounds`` (L, keys) over the blocks 0 to L - 1, and b_0 = 0.
 """
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.initializers import zeros
 from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.backbones.model import mixers
@@ -31,8 +33,8 @@ class LinearAttentionConfig(CausalConfig):
     Attributes:
       kind: the mixer, whose own options apply where the ones below are None.
       key_expansion, value_expansion, head_dim, decay_divisor, num_slots, feature_map, conv_size: as in
-        :class:`layers.Retention`, :class:`layers.GatedLinearAttention`, :class:`layers.HGRN2` or
-        :class:`layers.GatedSlotAttention`, of those that have them.
+        :class:`layers.Retention`, :class:`layers.GatedLinearAttention`, :class:`layers.HGRN`, :class:`layers.HGRN2`
+        or :class:`layers.GatedSlotAttention`, of those that have them.
     """
 
     kind: str = "gated_linear_attention"
@@ -50,11 +52,13 @@ class LinearAttentionConfig(CausalConfig):
 
 _OPTIONS = ("key_expansion", "value_expansion", "head_dim", "decay_divisor", "num_slots", "feature_map", "conv_size")
 # Mixers whose norm has the model's epsilon. In flash-linear-attention those of HGRN2 and GSA keep 1e-5 whatever it is.
-_MODELS_EPSILON = ("gated_linear_attention", "retention")
+_MODELS_EPSILON = ("gated_linear_attention", "retention", "hgrn")
+# Mixers that forget no faster than a bound of the model's.
+_BOUNDED = ("hgrn", "hgrn2")
 
 
 class LinearAttentionLM(Causal):
-    """A language model on linear attention; names as in :class:`Causal`, and in HGRN2 ``lower_bounds``."""
+    """A language model on linear attention; names as in :class:`Causal`, and in HGRN and HGRN2 ``lower_bounds``."""
 
     config: LinearAttentionConfig
     stem = (*Causal.stem, "lower_bounds")
@@ -64,19 +68,21 @@ class LinearAttentionLM(Causal):
         super().__init__(config, rngs=rngs)
         keys = config.num_heads * (config.head_dim or config.features // config.num_heads)
         bounded = any(mixer.shares for mixer in mixers(self.blocks))
-        self.lower_bounds = nnx.Param(jnp.zeros((config.depth, keys), config.param_dtype)) if bounded else None
+        self.lower_bounds = (
+            nnx.Param(zeros(rngs.params(), (config.depth, keys), config.param_dtype)) if bounded else None
+        )
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
         given = {name: getattr(c, name) for name in _OPTIONS if getattr(c, name) is not None}
         if c.kind in _MODELS_EPSILON:
             given["norm_epsilon"] = c.norm_epsilon
-        if c.kind == "hgrn2":
+        if c.kind in _BOUNDED:
             given["lower_bound"] = None
         return {"name": c.kind, **given}
 
     def per_block(self) -> jax.Array | None:
-        """Of HGRN2 the lower bounds (depth, keys of all heads) float32."""
+        """Of HGRN and HGRN2 the lower bounds (depth, channels or keys of all heads) float32."""
         if self.lower_bounds is None:
             return None
         shares = jax.nn.softmax(self.lower_bounds[...].astype(jnp.float32), axis=0)
@@ -97,6 +103,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "retnet_1.3b": {**_1B, "hidden": 2816, "num_heads": 8},
         "retnet_nano": _NANO,
     },
+    "hgrn": {
+        "hgrn_1.3b": {**_1B, "num_heads": 16},
+        "hgrn_2.7b": {"vocab_size": 32000, "features": 2560, "hidden": 6912, "depth": 32, "num_heads": 20},
+        "hgrn_nano": _NANO,
+    },
     # The smallest, because its blocks ask for most.
     "hgrn2": {
         "hgrn2_1.3b": {**_1B, "num_heads": 16},
@@ -110,6 +121,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 KINDS = {
     "gla": "gated_linear_attention",
     "retnet": "retention",
+    "hgrn": "hgrn",
     "hgrn2": "hgrn2",
     "gsa": "gated_slot_attention",
 }
@@ -119,6 +131,8 @@ PARAMETERS = {
     "gla_340m": 341_707_776,
     "gla_1.3b": 1_365_514_240,
     "retnet_1.3b": 1_351_727_104,
+    "hgrn_1.3b": 1_364_396_032,
+    "hgrn_2.7b": 2_701_724_160,
     "hgrn2_1.3b": 1_364_396_032,
     "gsa_1.3b": 1_376_929_792,
 }
@@ -128,16 +142,21 @@ _CONVOLUTIONS = {"q_conv1d": "query_conv", "k_conv1d": "key_conv", "v_conv1d": "
 _GATED = {**_PROJECTIONS, "g_proj": "gate"}
 _GLA = {**_GATED, "gk_proj.0": "decay.down", "gk_proj.1": "decay.up", **_CONVOLUTIONS}
 # The norm's name says whether it is computed together with the gate.
+_BOUNDS = ("model.lower_bounds", "lower_bounds")
 _FUSED, _ALONE = {"g_norm_swish_gate": "norm"}, {"g_norm": "norm"}
 
 RULES = {
     "gla": {"fla": fla_names(_GLA | _FUSED), "fla_unfused": fla_names(_GLA | _ALONE)},
     "retnet": {"fla": fla_names(_GATED | _FUSED), "fla_unfused": fla_names(_GATED | _ALONE)},
-    "hgrn2": {
+    "hgrn": {
         "fla": fla_names(
-            {"q_proj": "query", "f_proj": "forget", "i_proj": "value", "o_proj": "out", **_ALONE},
-            ("model.lower_bounds", "lower_bounds"),
+            {"i_proj": "input", "f_proj": "forget", "g_proj": "gate", "o_proj": "out", **_ALONE}
+            | {"i_conv1d": "input_conv", "f_conv1d": "forget_conv"},
+            _BOUNDS,
         )
+    },
+    "hgrn2": {
+        "fla": fla_names({"q_proj": "query", "f_proj": "forget", "i_proj": "value", "o_proj": "out", **_ALONE}, _BOUNDS)
     },
     "gsa": {"fla": fla_names({**_PROJECTIONS, "f_proj": "forget", **_CONVOLUTIONS, **_ALONE})},
 }
@@ -167,6 +186,7 @@ DESCRIBED = {
         {**_GATE, "use_gk": (True,), "use_gv": (False,), "clamp_min": (None,)}, conv_size=_convolution, **_EXPANSIONS
     ),
     "retnet": fla_described({**_GATE, **_NO_CONVOLUTION}, **_EXPANSIONS),
+    "hgrn": fla_described({"expand_ratio": (1,), "use_lower_bound": (True,)}, conv_size=_convolution),
     "hgrn2": fla_described({**_NO_CONVOLUTION, "use_lower_bound": (True,)}, head_dim=entry("expand_ratio")),
     "gsa": fla_described(
         {"use_norm": (True,), "elementwise_affine": (True,)},
@@ -188,5 +208,5 @@ for _family, _variants in VARIANTS.items():
         parameters=PARAMETERS,
         rules=RULES[_family],
         described=DESCRIBED[_family],
-        paper=(197,) if _family == "gsa" else (),
+        paper={"gsa": (197,), "hgrn": (185,), "hgrn2": (185,)}.get(_family, ()),
     )

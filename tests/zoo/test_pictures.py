@@ -1,0 +1,99 @@
+"""Attention, its rollout and the Jacobian of a mixer: right by definition, and drawn with their data and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import layers
+import zoo
+from layers import Place
+from layers.attention.projected import ProjectedAttention
+from layers.module import Diagnostic, collecting
+from layers.tokens import Tokens
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.standard_normal((2, 16, 16, 3)).astype(np.float32)
+WEIGHING = [name for name in layers.list_mixers() if getattr(layers.mixer_class(name), "weighs_values", False)]
+
+
+@pytest.mark.parametrize("name", WEIGHING)
+def test_weights_times_values_are_what_a_core_gives(name: str) -> None:
+    cls = layers.mixer_class(name)
+    assert issubclass(cls, ProjectedAttention)
+    options = {"causal": True} if cls.supports_causal else {}
+    mixer = layers.create_mixer(name, 16, place=Place(num_heads=2), **options, rngs=nnx.Rngs(0))
+    grid = None if "sequence" in cls.layouts else (3, 4)
+    x = jnp.asarray(RNG.standard_normal((2, 12, 16)), jnp.float32)
+    given = x if grid is None else x.reshape(2, *grid, 16)
+    with collecting(Diagnostic, name="attention") as sown:
+        mixer(given)
+    (weights,) = sown.named(mixer).values()
+    assert weights.shape == (2, 2, 12, 12)
+    q, (k, v) = mixer.queries(x, None), mixer.keys_and_values(x, None)
+    want = mixer.core(q, k, v, x, Tokens(grid=grid)).reshape(2, 12, 2, 8)
+    np.testing.assert_allclose(jnp.einsum("bhij,bjhd->bihd", weights, v), want, rtol=1e-4, atol=1e-5)
+    if options:
+        assert np.all(np.triu(np.asarray(weights)[0, 0], 1) == 0)
+
+
+def test_maps_and_rollout() -> None:
+    model = zoo.create("vit_nano_patch4_32", depth=2, features=16, num_heads=2, image_size=16)
+    maps = zoo.attention_maps(model, IMAGES)
+    assert list(maps) == ["blocks.0.mixer", "blocks.1.mixer"]
+    flow = zoo.attention_rollout(maps)
+    first, second = (0.5 * np.eye(17) + 0.5 * weights[1].mean(0) for weights in maps.values())
+    np.testing.assert_allclose(flow[1], second @ first, rtol=1e-5)
+    np.testing.assert_allclose(flow.sum(-1), 1, rtol=1e-5)
+    figure = zoo.draw_maps(maps, example=1)
+    drawn = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in drawn] == list(maps)
+    assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in drawn} == {("key", "query")}
+    for axes, weights in zip(drawn, maps.values(), strict=True):
+        np.testing.assert_array_equal(axes.get_images()[0].get_array(), weights[1].mean(0))
+    over = zoo.draw_over_image(IMAGES[1], flow[1, 0], (4, 4), title="class token")
+    image, share = over.axes[1].get_images()
+    assert image.get_array().shape == (16, 16, 3)
+    np.testing.assert_array_equal(share.get_array(), flow[1, 0, 1:].reshape(4, 4))
+    assert over.axes[1].get_title() == "class token"
+    with pytest.raises(ValueError, match="fewer than the 5 x 4 patches"):
+        zoo.draw_over_image(IMAGES[1], flow[1, 0], (5, 4))
+
+
+class Mean(nnx.Module):
+    """y_i = (mean of x up to i) W."""
+
+    def __init__(self) -> None:
+        self.kernel = nnx.Param(jnp.asarray(RNG.standard_normal((4, 4)), jnp.float32))
+
+    def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
+        return jnp.cumsum(x, 1) / jnp.arange(1, x.shape[1] + 1)[:, None] @ self.kernel[...]
+
+
+def test_a_linear_mixer_is_its_matrix(tmp_path: Path) -> None:
+    mixer, x = Mean(), RNG.standard_normal((1, 5, 4)).astype(np.float32)
+    found = zoo.materialize(mixer, x)
+    want = np.tril(np.ones((5, 5))) / np.arange(1, 6)[:, None] * np.linalg.norm(mixer.kernel[...])
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+    figure = zoo.draw_matrix(found, "mean")
+    (image,) = figure.axes[0].get_images()
+    np.testing.assert_array_equal(image.get_array(), found)
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("input token", "output token")
+    figure.savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="x is one example of tokens"):
+        zoo.materialize(mixer, x[0])
+
+
+def test_what_has_no_weights_says_what_can_be_drawn() -> None:
+    model = zoo.create("s4d_nano", depth=1, features=16)
+    with pytest.raises(
+        ValueError, match=r"no mixer of the model has attention weights\..* zoo.materialize\(mixer, x\)"
+    ):
+        zoo.attention_maps(model, np.zeros((1, 4), np.int32))
+    with pytest.raises(ValueError, match="rollout multiplies layers of the same tokens"):
+        zoo.attention_rollout({"a": np.ones((1, 2, 4, 4)), "b": np.ones((1, 2, 2, 2))})
