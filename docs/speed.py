@@ -85,6 +85,37 @@ def recurrences(report: Report) -> str:
     return f"## The recurrences\n\n{text}\n\n{table(['op', '', 'in chunks, ms', 'token by token, ms', 'times'], rows)}"
 
 
+def mixers(report: Report) -> str:
+    """Against flash-linear-attention's PyTorch code, with growth in length."""
+    rows, others = [], []
+    for name, row in report["rows"].items():
+        if "asked" not in row:
+            others.extend([name, what, _compact(found)] for what, found in row.items() if what not in _MACHINE)
+            continue
+        for what in ("forward", "gradient"):
+            for peer, asked in row["asked"].items():
+                times, ratio = row[what]["ms"], row[what]["times"][peer]
+                cells = [_number(times["ours"]), _number(times[peer]), _number(ratio), _number(asked)]
+                missed = "" if ratio >= asked else "missed"
+                rows.append([name, what, peer, *cells, missed, _number(row["memory_exponent"])])
+    text = "`python -m benchmarks.mixers_speed`: 1 x 2048 tokens x 8 heads x 64, the op alone, beside the PyTorch code of fla-core 0.6.0,"
+    more = " token by token or in chunks. The last column is the exponent with which the gradient's memory grows, 2k to 32k tokens."
+    head = ["recurrence", "", "peer", "ours, ms", "peer, ms", "times", "asked", "", "memory"]
+    parts = [f"## The recurrences beside flash-linear-attention\n\n{text}{more}\n\n{table(head, rows)}"]
+    if others:
+        parts.append(table(["what", "", "measured"], others))
+    return "\n".join(parts)
+
+
+_MACHINE = ("versions", "cores", "load_average_at_end")
+
+
+def _compact(found: Any) -> str:
+    if not isinstance(found, dict):
+        return _number(found)
+    return "; ".join(f"{key}: {_compact(value)}" for key, value in found.items())
+
+
 def titans(report: Report) -> str:
     """In chunks against token by token, the same algorithm."""
     rows = []
@@ -190,6 +221,7 @@ SECTIONS: dict[str, Callable[[Report], str]] = {
     "vision": vision,
     "mamba": mamba,
     "recurrences": recurrences,
+    "mixers_speed": mixers,
     "titans": titans,
     "longnet_scaling": scaling,
     "collectives": collectives,

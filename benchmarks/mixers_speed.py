@@ -1,0 +1,371 @@
+"""Recurrences and masked attention on this device, each beside PyTorch code of the same function, in one run.
+
+``python -m benchmarks.mixers_speed [--only=ROW,...]`` writes benchmarks/results/<platform>/mixers_speed.json after each
+row, and keeps rows that it does not measure. 1 x 2048 tokens x 8 heads x 64, float32, the same arrays on both sides:
+
+    recurrences  forward and gradient beside flash-linear-attention's PyTorch code, token by token (asked: 5 times as
+                 fast) or in chunks (1.5 times), where it has such code; transformers' where it has it
+    memory       the exponent with which the gradient's temporary memory grows in length, 2k to 32k (asked: 1.05)
+    density      a windowed attention's time over the dense one's times the density of pairs that see each other, at
+                 4,096 tokens (asked: 1.3 with the density of the blocks that the form computes, which is greater)
+    constant     microseconds a token of the forward pass, from 1k to 128k tokens, which should not grow
+
+Outputs are compared before anything is timed: a row of other numbers is an error, not a time. The peers' code is read
+from ``pip install --no-deps fla-core==0.6.0`` file by file, because importing the package needs Triton.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BATCH, LENGTH, HEADS, SIZE = 1, 2048, 8, 64
+ROUNDS, ENOUGH = 5, 20.0
+"""Runs of each contestant, and the seconds after which there are no more."""
+LENGTHS = (2048, 8192, 32768)
+CONSTANT = (1024, 8192, 65536, 131072)
+DENSITIES = (4096, 2048, 1024, 512, 256)
+Arrays = dict[str, np.ndarray]
+
+
+def arrays(names: str, length: int = LENGTH) -> Arrays:
+    """Inputs by name: queries and keys of norm 1, decays as an untrained layer has them."""
+    rng = np.random.default_rng(0)
+    made: Arrays = {}
+    for name in names.split():
+        if name in ("gate", "write"):
+            shape: tuple[int, ...] = (BATCH, length, HEADS)
+        elif name in ("x", "fade"):
+            shape = (BATCH, length, HEADS * SIZE)
+        else:
+            shape = (BATCH, length, HEADS, SIZE)
+        x = rng.standard_normal(shape, np.float32)
+        if name in ("q", "k"):
+            x /= np.linalg.norm(x, axis=-1, keepdims=True)
+        elif name in ("gate", "gates", "fade"):  # logarithms of factors
+            x = -np.logaddexp(0, -x - 3)
+        elif name == "write":
+            x = 1 / (1 + np.exp(-x))
+        made[name] = x.astype(np.float32)
+    return made
+
+
+class Peer(NamedTuple):
+    """A function of fla-core: its file and name, and how it is called with tensors named as ours."""
+
+    file: str
+    function: str
+    call: Callable[[Any, dict[str, Any]], Any]
+    asked: float
+
+
+class Row(NamedTuple):
+    """Arrays by name, our call, and the peers."""
+
+    names: str
+    ours: Callable[[dict[str, Any]], Any]
+    peers: tuple[Peer, ...]
+
+
+def _op(name: str, **arguments: str) -> Callable[[dict[str, Any]], Any]:
+    """A call of our op: ``arguments`` says which array each keyword takes."""
+
+    def call(given: dict[str, Any]) -> Any:
+        import pallas_kernels
+
+        return getattr(pallas_kernels, name)(**{keyword: given[array] for keyword, array in arguments.items()})
+
+    return call
+
+
+def _time_first(*order: str) -> Callable[[Any, dict[str, Any]], Any]:
+    return lambda function, t: function(*(t[name] for name in order))[0]
+
+
+def _head_first(*order: str) -> Callable[[Any, dict[str, Any]], Any]:
+    def call(function: Any, t: dict[str, Any]) -> Any:
+        out = function(*(t[name].transpose(1, 2) for name in order))
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+    return call
+
+
+def _slots(given: dict[str, Any]) -> Any:
+    """Gated slot attention: a memory of keys whose slots compete, and one of values."""
+    import jax
+    import jax.numpy as jnp
+
+    from pallas_kernels import linear_attention
+
+    write = -jnp.expm1(given["gates"])
+    logits = linear_attention(given["q"], given["k"], write, value_decay=given["gates"])
+    return linear_attention(jax.nn.softmax(logits, -1), write, given["v"], decay=given["gates"], scale=1.0)
+
+
+TOKEN_BY_TOKEN, IN_CHUNKS = 5.0, 1.5
+ROWS = {
+    "linear_attention": Row(
+        "q k v",
+        _op("linear_attention", q="q", k="k", v="v"),
+        (
+            Peer("linear_attn", "naive_recurrent_linear_attn", _time_first("q", "k", "v"), TOKEN_BY_TOKEN),
+            Peer("linear_attn", "naive_chunk_linear_attn", _time_first("q", "k", "v"), IN_CHUNKS),
+        ),
+    ),
+    "scalar decay": Row(
+        "q k v gate",
+        _op("linear_attention", q="q", k="k", v="v", decay="gate"),
+        (
+            Peer("simple_gla", "naive_recurrent_simple_gla", _time_first("q", "k", "v", "gate"), TOKEN_BY_TOKEN),
+            Peer("simple_gla", "naive_chunk_simple_gla", _time_first("q", "k", "v", "gate"), IN_CHUNKS),
+        ),
+    ),
+    "gated_linear_attention, hgrn2": Row(
+        "q k v gates",
+        _op("linear_attention", q="q", k="k", v="v", decay="gates"),
+        (Peer("gla", "naive_recurrent_gla", _time_first("q", "k", "v", "gates"), TOKEN_BY_TOKEN),),
+    ),
+    "delta_net": Row(
+        "q k v write",
+        _op("delta_rule", q="q", k="k", v="v", beta="write"),
+        (
+            Peer("delta_rule", "delta_rule_recurrence", _head_first("q", "k", "v", "write"), TOKEN_BY_TOKEN),
+            Peer("delta_rule", "delta_rule_chunkwise", _head_first("q", "k", "v", "write"), IN_CHUNKS),
+        ),
+    ),
+    "gated_delta_net": Row(
+        "q k v write gate",
+        _op("delta_rule", q="q", k="k", v="v", beta="write", decay="gate"),
+        (
+            Peer(
+                "gated_delta_rule",
+                "naive_recurrent_gated_delta_rule",
+                _time_first("q", "k", "v", "write", "gate"),
+                TOKEN_BY_TOKEN,
+            ),
+            Peer(
+                "gated_delta_rule",
+                "naive_chunk_gated_delta_rule",
+                _time_first("q", "k", "v", "gate", "write"),
+                IN_CHUNKS,
+            ),
+        ),
+    ),
+    "kimi_delta_attention": Row(
+        "q k v gates write",
+        _op("delta_rule", q="q", k="k", v="v", beta="write", decay="gates"),
+        (
+            Peer("kda", "naive_recurrent_kda", _time_first("q", "k", "v", "gates", "write"), TOKEN_BY_TOKEN),
+            Peer("kda", "naive_chunk_kda", _time_first("q", "k", "v", "gates", "write"), IN_CHUNKS),
+        ),
+    ),
+    "hgrn": Row(
+        "x fade",
+        _op("linear_scan", x="x", decay="fade"),
+        (Peer("hgrn", "naive_recurrent_hgrn", _time_first("x", "fade"), TOKEN_BY_TOKEN),),
+    ),
+    "gated_slot_attention": Row(
+        "q k v gates",
+        _slots,
+        (
+            Peer(
+                "gsa",
+                "naive_recurrent_gsa",
+                lambda function, t: function(t["q"], t["k"], t["v"], 1 - t["gates"].exp(), t["gates"])[0],
+                TOKEN_BY_TOKEN,
+            ),
+        ),
+    ),
+}
+
+
+def fla(peer: Peer) -> Callable[..., Any]:
+    """The peer's function, from its file alone."""
+    found = importlib.util.find_spec("fla")
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit("the peers' code is missing: python -m pip install --no-deps fla-core==0.6.0 (and einops)")
+    path = pathlib.Path(found.submodule_search_locations[0]) / "ops" / peer.file / "naive.py"
+    spec = importlib.util.spec_from_file_location(f"peer_{peer.file}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, peer.function)
+
+
+def take_turns(contestants: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """The least milliseconds of each, called in turn, after one call that is not counted."""
+    for run in contestants.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    begin = time.perf_counter()
+    for _ in range(ROUNDS):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - start))
+        if time.perf_counter() - begin > ENOUGH:
+            break
+    return {name: round(min(values), 2) for name, values in times.items()}
+
+
+def programs(row: Row) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    def loss(given: Any) -> Any:
+        return jnp.sum(row.ours(given) ** 2)
+
+    return {"forward": jax.jit(row.ours), "gradient": jax.jit(jax.grad(loss))}
+
+
+def compare(name: str) -> dict[str, Any]:
+    """Forward and gradient of ours and of each peer."""
+    import jax
+    import torch
+
+    row = ROWS[name]
+    given = arrays(row.names)
+    ours, here = programs(row), jax.tree.map(jax.numpy.asarray, given)
+    result: dict[str, Any] = {}
+    runs: dict[str, dict[str, Callable[[], Any]]] = {
+        what: {"ours": lambda run=run: jax.block_until_ready(run(here))} for what, run in ours.items()
+    }
+    asked = {}
+    for peer in row.peers:
+        function, label = fla(peer), peer.function
+        asked[label] = peer.asked
+
+        def forward(function: Any = function, peer: Peer = peer) -> Any:
+            with torch.no_grad():
+                return peer.call(function, {key: torch.from_numpy(value) for key, value in given.items()})
+
+        def gradient(function: Any = function, peer: Peer = peer) -> dict[str, Any]:
+            leaves = {key: torch.from_numpy(value).requires_grad_() for key, value in given.items()}
+            peer.call(function, leaves).square().sum().backward()
+            return {key: leaf.grad for key, leaf in leaves.items()}
+
+        check(label, np.asarray(runs["forward"]["ours"]()), forward().numpy())
+        for key, value in gradient().items():
+            check(f"{label}, gradient in {key}", np.asarray(runs["gradient"]["ours"]()[key]), value.numpy())
+        runs["forward"][label], runs["gradient"][label] = forward, gradient
+    for what, contestants in runs.items():
+        times = take_turns(contestants)
+        result[what] = {
+            "ms": times,
+            "times": {label: round(times[label] / times["ours"], 2) for label in asked},
+        }
+    result["asked"] = asked
+    sizes = [temporary(ours["gradient"], row.names, length) for length in LENGTHS]
+    result["gradient_temporary_mib"] = {length: round(size / 2**20, 1) for length, size in zip(LENGTHS, sizes)}
+    result["memory_exponent"] = round(slope(LENGTHS, sizes), 3)
+    return result
+
+
+def check(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+    apart = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    if not apart < 1e-3:
+        raise SystemExit(f"{what}: the outputs are not the same function's, {apart:.1e} apart")
+
+
+def temporary(program: Any, names: str, length: int) -> int:
+    import jax
+
+    shapes = {
+        key: jax.ShapeDtypeStruct((BATCH, length, *value.shape[2:]), value.dtype)
+        for key, value in arrays(names, 1).items()
+    }
+    return program.lower(shapes).compile().memory_analysis().temp_size_in_bytes
+
+
+def slope(x: Any, y: Any) -> float:
+    """The exponent of the power of ``x`` that fits ``y``."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def density() -> dict[str, Any]:
+    """Windowed attention beside the dense one at 4,096 tokens: what of the dense time is left."""
+    import jax
+    import jax.numpy as jnp
+
+    import pallas_kernels
+
+    length = DENSITIES[0]
+    here = jax.tree.map(jnp.asarray, arrays("q k v", length))
+
+    def call(window: int | None, causal: bool = True) -> Callable[[Any], Any]:
+        return lambda given: pallas_kernels.attention(given["q"], given["k"], given["v"], causal=causal, window=window)
+
+    result: dict[str, Any] = {}
+    forms = {"dense": call(None, causal=False), **{str(window): call(window) for window in DENSITIES[1:]}}
+    for what, wrap in (
+        ("forward", lambda f: f),
+        ("gradient", lambda f: jax.grad(lambda given: jnp.sum(f(given) ** 2))),
+    ):
+        runs = {name: jax.jit(wrap(form)) for name, form in forms.items()}
+        times = take_turns({name: lambda run=run: jax.block_until_ready(run(here)) for name, run in runs.items()})
+        result[what] = {"ms": times}
+        for window in DENSITIES[1:]:
+            part = window * (length - (window - 1) / 2) / length**2
+            result[what][f"window {window}, over density times dense"] = round(
+                times[str(window)] / (times["dense"] * part), 2
+            )
+    return result
+
+
+def constant() -> dict[str, Any]:
+    """Lightning attention's forward pass: microseconds a token, 1k to 128k tokens."""
+    import jax
+    import jax.numpy as jnp
+
+    import pallas_kernels
+
+    decay = jnp.asarray(-np.exp2(-np.arange(1, HEADS + 1, dtype=np.float32)))
+    run = jax.jit(lambda g: pallas_kernels.linear_attention(g["q"], g["k"], g["v"], decay=decay))
+    micro = {}
+    for length in CONSTANT:
+        here = jax.tree.map(jnp.asarray, arrays("q k v", length))
+        micro[length] = round(
+            1e3 * take_turns({"ours": lambda here=here: jax.block_until_ready(run(here))})["ours"] / length, 3
+        )
+    return {
+        "microseconds_a_token": micro,
+        "time_exponent": round(slope(list(micro), [n * t for n, t in micro.items()]), 3),
+    }
+
+
+OTHERS: dict[str, Callable[[], dict[str, Any]]] = {"window": density, "lightning_attention": constant}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help=f"rows, separated by semicolons, of: {'; '.join([*ROWS, *OTHERS])}")
+    options = parser.parse_args()
+    names = [name.strip() for name in options.only.split(";") if name.strip()] or [*ROWS, *OTHERS]
+    if unknown := [name for name in names if name not in {**ROWS, **OTHERS}]:
+        parser.error(f"no row {unknown[0]!r}; there are: {'; '.join([*ROWS, *OTHERS])}")
+    import jax
+
+    path = pathlib.Path(__file__).parent / "results" / jax.default_backend() / "mixers_speed.json"
+    report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    for name in names:
+        result = compare(name) if name in ROWS else OTHERS[name]()
+        versions = {package: importlib.metadata.version(package) for package in ("jax", "torch", "fla-core")}
+        load = round(os.getloadavg()[0], 1)
+        report["rows"][name] = {**result, "versions": versions, "cores": os.cpu_count(), "load_average_at_end": load}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n")
+        print(name, json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
