@@ -73,8 +73,8 @@ def card(family: str, members: list[Variant], counts: Mapping[str, int]) -> str:
     lines += [f"The blocks of `{shown.name}`; `{module.__name__}` has the code.", "", _sizes(members, counts)]
     facts = [("Names of weights", ", ".join(f"`{naming}`" for naming in [*shown.rules, "zoo"]))]
     facts += [("Input", _input(shown))]
-    if licences := sorted({release.licence for member in members for release in member.releases.values()}):
-        facts.append(("License of the weights", ", ".join(licences)))
+    if licenses := sorted({release.license for member in members for release in member.releases.values()}):
+        facts.append(("License of the weights", ", ".join(licenses)))
     else:
         facts.append(
             ("License of the weights", "not known here: no released checkpoint is listed by a name of its own")

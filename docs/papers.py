@@ -34,7 +34,7 @@ VERDICTS = {True: "holds", False: "**does not hold here**", None: "not judged"}
 # What belongs to a paper and no registry lists.
 FUNCTIONS = {
     156: ("analysis", "zoo.vision.vit:outlier_norms"),
-    165: ("training", "layers.state_space.initialisation:MIMETIC_A_LOG"),
+    165: ("training", "layers.state_space.initialization:MIMETIC_A_LOG"),
     218: ("tool", "pallas_kernels.neighborhood_attention:speedup"),
 }
 HEAD = """# The roster: papers, and what of them is here

@@ -70,7 +70,7 @@ def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, key: jax.Array) -
         lam = _beta(mixup_key, mixing.mixup, n)
     if mixing.cutmix:
         side = jnp.sqrt(1 - _beta(cutmix_key, mixing.cutmix, n))
-        box = _centred_box(
+        box = _centered_box(
             height, width, side, jax.random.randint(y_key, (n,), 0, height), jax.random.randint(x_key, (n,), 0, width)
         )
         inside = _inside(height, width, *box)
@@ -118,7 +118,7 @@ def _beta(key: jax.Array, both: float, n: int) -> jax.Array:
     return jax.random.uniform(key, (n,)) if both == 1 else jax.random.beta(key, both, both, (n,))
 
 
-def _centred_box(
+def _centered_box(
     height: int, width: int, side: jax.Array, y: jax.Array, x: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """A box of ``side`` times the image, both ways, about (y, x); what is outside the image is cut off by the image's

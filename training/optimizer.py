@@ -187,12 +187,12 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
     """
     name = config["name"]
     if name not in OPTIMIZERS:
-        raise ValueError(unknown("optimiser", name, OPTIMIZERS))
+        raise ValueError(unknown("optimizer", name, OPTIMIZERS))
     options = dict(config.get("options") or {})
     taken = set(inspect.signature(OPTIMIZERS[name]).parameters) - _OURS
     for option in options:
         if option not in taken:
-            raise ValueError(unknown(f"option of optimiser {name}", option, taken))
+            raise ValueError(unknown(f"option of optimizer {name}", option, taken))
     rounding = config.get("rounding") or "master"
     if rounding not in ROUNDINGS:
         raise ValueError(unknown("optimizer.rounding", rounding, ROUNDINGS))

@@ -1,7 +1,7 @@
 """The commands of ``python -m zoo``, and how a command is run: ``mixer-zoo`` has these and those of training.
 
-A command ends with 0 where it did what was asked, 1 where it could not, with one message on standard error, and 2 for
-arguments that are none.
+A command ends with 0 where it did what was asked, 1 where it could not, with one message on standard error, and 2 for bad
+arguments.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main(
       prog: how the user called it.
 
     Raises:
-      SystemExit: with the message, where it can't be done; 2 for arguments that are none.
+      SystemExit: with the message, where it can't be done; 2 for bad arguments.
     """
     table = COMMANDS if commands is None else commands
     parser = Parser(prog=prog, description="Mixer Zoo: models of attention and token mixing.")

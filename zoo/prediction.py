@@ -107,7 +107,7 @@ def _stack(images: Any) -> np.ndarray:
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            f"images must be normalised floating point numbers, got {images.dtype}: zoo.preprocess(model) gives mean "
+            f"images must be normalized floating point numbers, got {images.dtype}: zoo.preprocess(model) gives mean "
             f"and std of values in [0, 1]"
         )
     return images

@@ -45,7 +45,7 @@ class Preprocess:
         given = [images] if _is_one(images) else list(images)
         if not given:
             raise ValueError("there are no images: give paths, PIL images or uint8 arrays")
-        return self.normalise(np.stack([self.fitted(image) for image in given]))
+        return self.normalize(np.stack([self.fitted(image) for image in given]))
 
     def fitted(self, image: Any) -> np.ndarray:
         """One image, as :meth:`__call__` takes it, resized and cropped: uint8 (image_size, image_size, channels)."""
@@ -66,13 +66,13 @@ class Preprocess:
         array = np.asarray(picture)
         return np.repeat(array[..., None], channels, axis=-1) if array.ndim == 2 else array
 
-    def normalise(self, images: Any) -> np.ndarray:
+    def normalize(self, images: Any) -> np.ndarray:
         """uint8 images (..., channels), already of the right size, as the model wants them: float32, less the mean,
         over the standard deviation.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8:
-            raise ValueError(f"images to normalise must be uint8, 0 to 255, got {images.dtype}")
+            raise ValueError(f"images to normalize must be uint8, 0 to 255, got {images.dtype}")
         return (
             (images / np.float32(255) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         ).astype(np.float32)

@@ -57,14 +57,14 @@ class Release:
     Attributes:
       source: ``hf://owner/name[/file]``.
       classes: of its head; 0 for none.
-      licence: SPDX name, as stated where it was released.
+      license: SPDX name, as stated where it was released.
       mean, std, interpolation, crop_fraction, crop_mode: as in :class:`Preprocess`.
       image_size: pixels of the square images that it was made for; None where they are the variant's.
     """
 
     source: str
     classes: int = 1000
-    licence: str = "apache-2.0"
+    license: str = "apache-2.0"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"

@@ -40,7 +40,7 @@ def contest(quick: bool) -> Contest:
     for length in lengths:
         for state in states:
             for start in ("standard", "mimetic"):
-                options = {**size, "state_dim": state, "initialisation": start}
+                options = {**size, "state_dim": state, "initialization": start}
                 contestants.append(Contestant(_label(state, start, length), "mamba_nano", task(length), options))
         contestants.append(Contestant(f"transformer, string {length}", "transformer_nano", task(length), size))
     return Contest(

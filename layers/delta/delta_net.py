@@ -23,12 +23,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.convolution import CausalConvolution
-from layers.delta.memory import correct, normalised
+from layers.delta.memory import correct, normalized
 from layers.linear import Linear
 from layers.mixer import register_mixer
 from layers.norm import GatedRMSNorm
 from layers.recurrent import Recurrent, RecurrentState
-from layers.state_space.initialisation import A_LOG, fan_in_uniform, step_bias
+from layers.state_space.initialization import A_LOG, fan_in_uniform, step_bias
 from layers.tokens import Tokens
 from primitives.exponential import silu, softplus
 
@@ -147,8 +147,8 @@ class DeltaNet(Recurrent):
         q, k, v = map(silu, read)
         batch, length = x.shape[:2]
         rows = length * self.steps
-        q = normalised(q.reshape(batch, length, self.num_heads, self.head_dim))
-        k = normalised(k.reshape(batch, rows, self.num_heads, self.head_dim))
+        q = normalized(q.reshape(batch, length, self.num_heads, self.head_dim))
+        k = normalized(k.reshape(batch, rows, self.num_heads, self.head_dim))
         v = v.reshape(batch, rows, self.value_heads, self.value_dim)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         beta = (2 if self.negative else 1) * jax.nn.sigmoid(self.beta(x).astype(wide))

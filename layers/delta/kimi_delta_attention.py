@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layers.convolution import CausalConvolution
-from layers.delta.memory import correct, normalised
+from layers.delta.memory import correct, normalized
 from layers.initializers import zeros
 from layers.linear import Linear
 from layers.linear_attention.memory import per_head
@@ -27,7 +27,7 @@ from layers.low_rank import LowRank
 from layers.mixer import Mixer, register_mixer
 from layers.norm import GatedRMSNorm
 from layers.recurrent import Recurrent, RecurrentState
-from layers.state_space.initialisation import A_LOG, fan_in_uniform, step_bias
+from layers.state_space.initialization import A_LOG, fan_in_uniform, step_bias
 from layers.tokens import Tokens
 from primitives.exponential import silu, softplus
 
@@ -138,7 +138,7 @@ class KimiDeltaAttention(Recurrent):
         )
         wide = jnp.promote_types(x.dtype, jnp.float32)
         beta = (2 if self.negative else 1) * jax.nn.sigmoid(self.beta(x).astype(wide))
-        y, memory = correct(normalised(q), normalised(k), v, beta, self._log_decay(x, wide), tokens, state)
+        y, memory = correct(normalized(q), normalized(k), v, beta, self._log_decay(x, wide), tokens, state)
         y = self.norm(y, self.gate(x).reshape(y.shape))
         return self.out(y.reshape(*x.shape[:2], -1)), state and state.after(tokens, memory=memory, convolutions=seen)
 

@@ -28,7 +28,7 @@ from layers.linear_attention.memory import per_head
 from layers.low_rank import LowRank
 from layers.mixer import State, register_mixer, without_padding
 from layers.recurrent import Recurrent, RecurrentState
-from layers.state_space.initialisation import fan_in_uniform
+from layers.state_space.initialization import fan_in_uniform
 from layers.token_shift import TokenShift, shifted
 from layers.tokens import Tokens
 
@@ -175,14 +175,14 @@ class RWKV7(Recurrent):
             scale=1.0,
         )
         bonus = jnp.sum((q * k * self._heads(self.bonus[...].astype(k.dtype))).astype(wide), axis=-1, keepdims=True)
-        y = self._normalised(y.astype(wide)) + (bonus * v).reshape(x.shape)
+        y = self._normalized(y.astype(wide)) + (bonus * v).reshape(x.shape)
         y = self.out((y * self.gate(xg).astype(wide)).astype(v.dtype))
         return y, values, state and state.after(tokens, memory=memory, convolutions=seen)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
 
-    def _normalised(self, y: jax.Array) -> jax.Array:
+    def _normalized(self, y: jax.Array) -> jax.Array:
         """GroupNorm of (batch, length, heads, head_dim), a group being a head; (batch, length, features)."""
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)

@@ -23,7 +23,7 @@ from layers.linear import Linear
 from layers.linear_attention.memory import WeightedState, exponential_weights, per_head, remember, sums, with_ones
 from layers.mixer import register_mixer
 from layers.recurrent import Recurrent
-from layers.state_space.initialisation import fan_in_uniform
+from layers.state_space.initialization import fan_in_uniform
 from layers.tokens import Tokens
 
 

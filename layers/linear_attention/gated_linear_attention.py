@@ -20,7 +20,7 @@ from layers.low_rank import LowRank
 from layers.mixer import register_mixer
 from layers.norm import GatedRMSNorm
 from layers.recurrent import Recurrent, RecurrentState
-from layers.state_space.initialisation import fan_in_uniform
+from layers.state_space.initialization import fan_in_uniform
 from layers.tokens import Tokens
 from primitives.exponential import silu, softplus
 

@@ -23,7 +23,7 @@ from layers.linear_attention.memory import per_head
 from layers.mixer import Mixer, register_mixer
 from layers.norm import create_norm
 from layers.recurrent import Recurrent, RecurrentState, empty
-from layers.state_space.initialisation import fan_in_uniform
+from layers.state_space.initialization import fan_in_uniform
 from layers.tokens import Tokens
 from pallas_kernels import linear_attention
 from primitives.exponential import silu, softplus

@@ -19,7 +19,7 @@ from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.norm import GatedRMSNorm
 from layers.recurrent import Recurrent, RecurrentState, accumulate
-from layers.state_space.initialisation import fan_in_uniform
+from layers.state_space.initialization import fan_in_uniform
 from layers.tokens import Tokens
 from primitives.exponential import silu, softplus
 

@@ -19,7 +19,7 @@ from layers.linear_attention.memory import per_head, remember
 from layers.mixer import Mixer, register_mixer
 from layers.norm import create_norm
 from layers.recurrent import Recurrent, RecurrentState
-from layers.state_space.initialisation import fan_in_uniform
+from layers.state_space.initialization import fan_in_uniform
 from layers.tokens import Tokens
 from primitives.exponential import silu
 

@@ -23,7 +23,7 @@ from layers.linear_attention.memory import WeightedState, exponential_weights, p
 from layers.mixer import register_mixer
 from layers.norm import GatedRMSNorm
 from layers.recurrent import Recurrent, empty
-from layers.state_space.initialisation import fan_in_uniform
+from layers.state_space.initialization import fan_in_uniform
 from layers.tokens import Tokens
 from primitives.exponential import softplus
 

@@ -24,7 +24,7 @@ from layers.mixer import register_mixer
 from layers.norm import GatedRMSNorm
 from layers.position import Rotary
 from layers.recurrent import Recurrent, RecurrentState
-from layers.state_space.initialisation import fan_in_uniform
+from layers.state_space.initialization import fan_in_uniform
 from layers.tokens import Tokens, continued
 
 Decays = Literal["powers", "paper"]

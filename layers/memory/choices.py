@@ -38,7 +38,7 @@ class Structure(Protocol):
         ...
 
 
-def _normalise(x: jax.Array) -> jax.Array:
+def _normalize(x: jax.Array) -> jax.Array:
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
@@ -72,7 +72,7 @@ class MLPMemory:
         h = linear(0, x)
         for i in range(1, self.depth):
             h = linear(i, getattr(jax.nn, self.activation)(h))
-        return x + _normalise(h) if self.residual else h
+        return x + _normalize(h) if self.residual else h
 
 
 class Bias(Protocol):

@@ -359,7 +359,7 @@ class NeuralMemory(Mixer):
         """Queries, keys and values before the convolution: (batch, length, 3 inner)."""
         return jnp.concatenate([self.query(x), self.key(x), self.value(x)], axis=-1)
 
-    def normalised(self, x: jax.Array) -> jax.Array:
+    def normalized(self, x: jax.Array) -> jax.Array:
         """Queries or keys (batch, length, inner), as the memory takes them: (batch, heads, length, head_dim), of norm
         1.
         """
@@ -381,8 +381,8 @@ class NeuralMemory(Mixer):
         assert step is not None
         step = step / self.chunk
         return MemoryInputs(
-            query=self.normalised(q),
-            key=self.normalised(k),
+            query=self.normalized(q),
+            key=self.normalized(k),
             value=self._in_heads(silu(v)),
             step=step,
             log_keep=gate(self.keep, jax.nn.log_sigmoid),

@@ -294,7 +294,7 @@ class MemoryAsContext(Mixer):
         x, mask, finished = piece
         x = jnp.where(mask[..., None], x, 0)
         memory = state.memory
-        said = recall(self.memory.memory, state.start, self.memory.normalised(self.retrieve(x)))
+        said = recall(self.memory.memory, state.start, self.memory.normalized(self.retrieve(x)))
         said = self.recall_norm(jnp.swapaxes(said, 1, 2).reshape(x.shape).astype(x.dtype))
         places = memory.length[:, None] % self.segment + jnp.arange(x.shape[1], dtype=jnp.int32)
         keys, values = self._write(state, said, x, jnp.where(mask, places, self.segment))

@@ -25,13 +25,13 @@ from layers.initializers import SharedColumns, Uniform, constant, ones, zeros
 from layers.linear import Linear
 from layers.mixer import register_mixer
 from layers.recurrent import Recurrent, empty
-from layers.state_space.initialisation import (
+from layers.state_space.initialization import (
     MIMETIC_A_LOG,
     MIMETIC_STEP_BIAS,
     STEP_RANGE,
-    Initialisation,
+    Initialization,
     StepRange,
-    check_initialisation,
+    check_initialization,
     fan_in_uniform,
     identity_kernel,
     step_bias,
@@ -81,7 +81,7 @@ class Mamba(Recurrent):
         expand: int = 2,
         conv_size: int = 4,
         step_rank: int | None = None,
-        initialisation: Initialisation = "standard",
+        initialization: Initialization = "standard",
         step_range: StepRange = STEP_RANGE,
         depth: int = 1,
         use_bias: bool = False,
@@ -95,8 +95,8 @@ class Mamba(Recurrent):
           expand: channels / features.
           conv_size: tokens that the convolution sees.
           step_rank: rank of the map from a token to its steps (R); default features / 16, rounded up.
-          initialisation: "mimetic" starts as a linear attention without decay
-            (:mod:`layers.state_space.initialisation`).
+          initialization: "mimetic" starts as a linear attention without decay
+            (:mod:`layers.state_space.initialization`).
           step_range: the first steps are log-uniform in it, unless mimetic; a state lasts about 1 / step tokens.
           depth: blocks of the model; the output starts smaller by its square root.
           use_bias, conv_bias: of the input and output projections, and of the convolution.
@@ -104,11 +104,11 @@ class Mamba(Recurrent):
         Raises:
           ValueError: an unknown initialization.
         """
-        check_initialisation(initialisation)
+        check_initialization(initialization)
         channels = expand * features
         step_rank = step_rank or -(-features // 16)
         common = {"kernel_init": fan_in_uniform(), "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        mimetic = initialisation == "mimetic"
+        mimetic = initialization == "mimetic"
         self.in_proj = Linear(features, 2 * channels, use_bias=use_bias, **common)
         taps = {"kernel_init": identity_kernel(conv_size)} if mimetic else {}
         self.conv = CausalConvolution(

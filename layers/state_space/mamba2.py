@@ -22,14 +22,14 @@ from layers.linear import Linear
 from layers.mixer import register_mixer
 from layers.norm import GatedRMSNorm
 from layers.recurrent import Recurrent, empty
-from layers.state_space.initialisation import (
+from layers.state_space.initialization import (
     A_LOG,
     MIMETIC_A_LOG,
     MIMETIC_STEP_BIAS,
     STEP_RANGE,
-    Initialisation,
+    Initialization,
     StepRange,
-    check_initialisation,
+    check_initialization,
     fan_in_uniform,
     identity_kernel,
     step_bias,
@@ -58,7 +58,7 @@ class Mamba2(Recurrent):
         head_dim: int | None = None,
         groups: int = 1,
         conv_size: int = 4,
-        initialisation: Initialisation = "standard",
+        initialization: Initialization = "standard",
         step_range: StepRange = STEP_RANGE,
         depth: int = 1,
         use_bias: bool = False,
@@ -75,8 +75,8 @@ class Mamba2(Recurrent):
           groups: sets of B and C; each serves channels / head_dim / groups heads, and the norm is over each group's
             channels.
           conv_size: tokens that the convolution sees.
-          initialisation: "mimetic" starts as a linear attention without decay
-            (:mod:`layers.state_space.initialisation`).
+          initialization: "mimetic" starts as a linear attention without decay
+            (:mod:`layers.state_space.initialization`).
           step_range: the first steps are log-uniform in it, unless mimetic; a state lasts about 1 / step tokens.
           depth: blocks of the model; the output starts smaller by its square root.
           use_bias, conv_bias: of the input and output projections, and of the convolution.
@@ -84,7 +84,7 @@ class Mamba2(Recurrent):
         Raises:
           ValueError: an unknown initialization, or channels that heads, or heads that groups, do not divide.
         """
-        check_initialisation(initialisation)
+        check_initialization(initialization)
         channels = expand * features
         head_dim = head_dim or next(size for size in range(64, 0, -1) if channels % size == 0)
         if channels % head_dim or channels // head_dim % groups:
@@ -95,7 +95,7 @@ class Mamba2(Recurrent):
         self.heads, self.groups, self.channels, self.state_dim = channels // head_dim, groups, channels, state_dim
         common = {"use_bias": use_bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         convolved = channels + 2 * groups * state_dim
-        mimetic = initialisation == "mimetic"
+        mimetic = initialization == "mimetic"
         before, shared = 2 * channels, groups * state_dim
         same = SharedColumns(
             fan_in_uniform(), same=(before, before + shared, shared), zeros=(before + 2 * shared, self.heads)

@@ -26,25 +26,25 @@ from layers.linear import Linear
 from layers.mixer import register_mixer
 from layers.mlp import gelu
 from layers.recurrent import Recurrent, empty
-from layers.state_space.initialisation import fan_in_uniform
+from layers.state_space.initialization import fan_in_uniform
 from layers.tokens import Tokens
 from pallas_kernels import toeplitz_product
 from primitives.exponential import gated
 
 Poles = Literal["lin", "inv", "legs", "real"]
-Discretisation = Literal["zoh", "bilinear"]
+Discretization = Literal["zoh", "bilinear"]
 
 
-def poles(initialisation: Poles, state_dim: int) -> np.ndarray:
+def poles(initialization: Poles, state_dim: int) -> np.ndarray:
     """A of S4D-Lin, -Inv, -LegS (complex128, one of each of the state_dim / 2 conjugate pairs) or -Real (float64, all
     of them).
     """
     n = np.arange(state_dim // 2)
-    if initialisation == "lin":
+    if initialization == "lin":
         return -0.5 + 1j * np.pi * n
-    if initialisation == "inv":
+    if initialization == "inv":
         return -0.5 + 1j * state_dim / np.pi * (state_dim / (2 * n + 1) - 1)
-    if initialisation == "legs":
+    if initialization == "legs":
         # The normal part of HiPPO-LegS is -1/2 plus a skew-symmetric matrix.
         root = np.sqrt(np.arange(state_dim) + 0.5)
         skew = np.triu(np.outer(root, root), 1)
@@ -52,7 +52,7 @@ def poles(initialisation: Poles, state_dim: int) -> np.ndarray:
     return -(np.arange(state_dim) + 1.0)
 
 
-def discretise(poles: jax.Array, step: jax.Array, rule: Discretisation) -> tuple[jax.Array, jax.Array]:
+def discretize(poles: jax.Array, step: jax.Array, rule: Discretization) -> tuple[jax.Array, jax.Array]:
     """log A' and B' (features, modes) of poles (features, modes) and steps (features,)."""
     z = step[:, None] * poles
     if rule == "zoh":
@@ -127,8 +127,8 @@ class S4D(Recurrent):
         features: int,
         *,
         state_dim: int = 64,
-        initialisation: Poles = "legs",
-        discretisation: Discretisation = "zoh",
+        initialization: Poles = "legs",
+        discretization: Discretization = "zoh",
         step_range: tuple[float, float] = (1e-3, 0.1),
         dropout: float = 0.0,
         causal: bool = False,
@@ -138,23 +138,23 @@ class S4D(Recurrent):
     ):
         """Args:
           state_dim: N, even.
-          initialisation: of the poles: "lin", "inv", "legs" or "real".
-          discretisation: "zoh" or "bilinear".
+          initialization: of the poles: "lin", "inv", "legs" or "real".
+          discretization: "zoh" or "bilinear".
           step_range: the features' steps start log-uniform in it.
           dropout: before the output layer.
 
         Raises:
           ValueError: an unknown initialization or discretization, or an odd state_dim.
         """
-        if initialisation not in get_args(Poles) or discretisation not in get_args(Discretisation):
-            known = f"{', '.join(get_args(Poles))}; {', '.join(get_args(Discretisation))}"
+        if initialization not in get_args(Poles) or discretization not in get_args(Discretization):
+            known = f"{', '.join(get_args(Poles))}; {', '.join(get_args(Discretization))}"
             raise ValueError(
-                f"S4D knows the initialisations and discretisations {known}; got {initialisation!r} and "
-                f"{discretisation!r}"
+                f"S4D knows the initializations and discretizations {known}; got {initialization!r} and "
+                f"{discretization!r}"
             )
         if state_dim < 2 or state_dim % 2:
             raise ValueError(f"S4D keeps conjugate pairs: state_dim must be even and at least 2, got {state_dim}")
-        start = poles(initialisation, state_dim)
+        start = poles(initialization, state_dim)
         shape, pairs = (features, len(start)), np.iscomplexobj(start)
         low, high = (math.log(step) for step in step_range)
         self.log_dt = nnx.Param(Uniform(low, high)(rngs.params(), (features,), param_dtype))
@@ -175,7 +175,7 @@ class S4D(Recurrent):
         self.out = Linear(
             features, 2 * features, kernel_init=fan_in_uniform(), dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        self.features, self.modes, self.discretisation, self.causal = features, len(start), discretisation, causal
+        self.features, self.modes, self.discretization, self.causal = features, len(start), discretization, causal
 
     def system(self) -> tuple[jax.Array, jax.Array]:
         """log A' (features, modes) and C B' (directions, features, modes), at least float32."""
@@ -189,7 +189,7 @@ class S4D(Recurrent):
                 jax.lax.complex(real, self.A_imag[...].astype(wide)),
                 jax.lax.complex(output[..., 0], output[..., 1]),
             )
-        log_decay, entering = discretise(a, jnp.exp(self.log_dt[...].astype(wide)), self.discretisation)
+        log_decay, entering = discretize(a, jnp.exp(self.log_dt[...].astype(wide)), self.discretization)
         return log_decay, output * entering
 
     def kernel(self, length: int) -> jax.Array:

@@ -102,18 +102,18 @@ def _by_offset(call: AttentionCall, table: jax.Array) -> jax.Array:
     return jnp.moveaxis(_widen(table)[:, at], 0, 1)
 
 
-def _normalise(logits: jax.Array, sinks: jax.Array | None, normalize: str) -> tuple[jax.Array, jax.Array]:
+def _normalize(logits: jax.Array, sinks: jax.Array | None, normalize: str) -> tuple[jax.Array, jax.Array]:
     """Weights, and the log-sum-exp (batch, q_length, heads) of logits and sink."""
     if normalize != "softmax":
         return jax.nn.sigmoid(logits) if normalize == "sigmoid" else logits, jnp.zeros(())
     if sinks is not None:
         logits = jnp.concatenate([logits, jnp.broadcast_to(sinks[:, None, None], (*logits.shape[:3], 1))], axis=3)
     top = jax.lax.stop_gradient(jnp.max(logits, axis=3, keepdims=True))
-    unnormalised = jnp.exp(logits - jnp.where(top == -jnp.inf, 0.0, top))
-    total = jnp.sum(unnormalised, axis=3, keepdims=True)
+    unnormalized = jnp.exp(logits - jnp.where(top == -jnp.inf, 0.0, top))
+    total = jnp.sum(unnormalized, axis=3, keepdims=True)
     empty = total == 0
     total = jnp.where(empty, 1.0, total)
-    weights = unnormalised / total
+    weights = unnormalized / total
     lse = jnp.where(empty, -jnp.inf, jnp.log(total) + top)
     return weights if sinks is None else weights[..., :-1], jnp.swapaxes(lse[..., 0], 1, 2)
 
@@ -130,7 +130,7 @@ def attention_weights(call: AttentionCall) -> jax.Array:
 def _weights(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Weights, the log-sum-exp, and the mask."""
     logits, allowed = _logits(call)
-    weights, lse = _normalise(logits, _widen(call.sinks), call.normalize)
+    weights, lse = _normalize(logits, _widen(call.sinks), call.normalize)
     if call.relative_weight is not None:
         weights = weights * _by_offset(call, call.relative_weight)
     return weights, lse, allowed

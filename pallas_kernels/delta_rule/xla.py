@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.delta_rule.call import DeltaCall
 from pallas_kernels.documents import Documents
-from pallas_kernels.linear_attention.xla import double, join, neighbours, pairwise, split, split_starts
+from pallas_kernels.linear_attention.xla import double, join, neighbors, pairwise, split, split_starts
 from primitives.differentiation import differentiable
 
 BLOCK = 16
@@ -203,7 +203,7 @@ def _chunk_per_key(
         late = readers.reshape(-1, tokens // size, size, steps + 1, dim)[:, 1::2] * jnp.exp(since[:, 1::2, :, None])
         early = keys.reshape(-1, tokens // size, size, steps, dim)[:, 0::2] * jnp.exp(until[:, 0::2, :, None])
         across = _joined(late) @ jnp.swapaxes(_joined(early), -1, -2)
-        above, below = neighbours(scores)
+        above, below = neighbors(scores)
         scores = jnp.concatenate([_beside(above, jnp.zeros_like(above)), _beside(across, below)], axis=-2)
         since, until = double(since, until)
     since, until = since[:, 0, :, None], until[:, 0, :, None]

@@ -37,7 +37,7 @@ from pallas_kernels.linear_attention.hopper_chunks import (
     tile,
     whole,
 )
-from pallas_kernels.linear_attention.xla import blocks, double, neighbours
+from pallas_kernels.linear_attention.xla import blocks, double, neighbors
 from primitives.differentiation import differentiable
 
 
@@ -83,10 +83,10 @@ def _weigh(strict: bool, scale: float, q: jax.Array, k: jax.Array, decay: jax.Ar
     scores = jnp.zeros_like(own) if strict else own
     since, until = logs[..., None, :], jnp.zeros_like(logs)[..., None, :]
     while (size := since.shape[-2]) < CHUNK:
-        late = (neighbours(blocks(queries, size))[1] * jnp.exp2(since[..., 1::2, :, :])).astype(dtype)
-        early = (neighbours(blocks(keys, size))[0] * jnp.exp2(until[..., 0::2, :, :])).astype(dtype)
+        late = (neighbors(blocks(queries, size))[1] * jnp.exp2(since[..., 1::2, :, :])).astype(dtype)
+        early = (neighbors(blocks(keys, size))[0] * jnp.exp2(until[..., 0::2, :, :])).astype(dtype)
         corner = _scores(late, early)
-        first, second = neighbours(scores)
+        first, second = neighbors(scores)
         upper = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
         scores = jnp.concatenate([upper, jnp.concatenate([corner, second], axis=-1)], axis=-2)
         since, until = double(since, until)

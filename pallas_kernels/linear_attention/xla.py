@@ -208,16 +208,16 @@ def _chunk_per_feature(
     out = jnp.zeros_like(v) if strict else jnp.sum(q * k, axis=-1, keepdims=True) * v
     since, until = decay[..., None, :], jnp.zeros_like(decay)[..., None, :]
     while (size := since.shape[-2]) < v.shape[-2]:
-        _, late_q = neighbours(blocks(q, size))
-        early_k, _ = neighbours(blocks(k, size))
-        early_v, _ = neighbours(blocks(v, size))
+        _, late_q = neighbors(blocks(q, size))
+        early_k, _ = neighbors(blocks(k, size))
+        early_v, _ = neighbors(blocks(v, size))
         late_since, early_until = since[..., 1::2, :, :], until[..., 0::2, :, :]
         scores = keys(late_q, late_since) @ jnp.swapaxes(keys(early_k, early_until), -1, -2)
         if packed.number is not None:
-            early, late = neighbours(blocks(packed.number[..., None], size))
+            early, late = neighbors(blocks(packed.number[..., None], size))
             scores = jnp.where(late == jnp.swapaxes(early, -1, -2), scores, 0)
         read = values(scores @ values(early_v, early_until), late_since)
-        early_out, late_out = neighbours(blocks(out, size))
+        early_out, late_out = neighbors(blocks(out, size))
         out = jnp.concatenate([early_out, late_out + read], axis=-2).reshape(out.shape)
         since, until = double(since, until)
     since, until = since[..., 0, :, :], until[..., 0, :, :]
@@ -235,7 +235,7 @@ def pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     since, until = decay[..., None, None], jnp.zeros_like(decay)[..., None, None]
     between = jnp.zeros_like(since)
     while since.shape[-3] > 1:
-        early, late = neighbours(between)
+        early, late = neighbors(between)
         across = since[..., 1::2, :, :] + jnp.swapaxes(until[..., 0::2, :, :], -1, -2)
         upper = jnp.concatenate([early, jnp.zeros_like(early)], axis=-1)
         between = jnp.concatenate([upper, jnp.concatenate([across, late], axis=-1)], axis=-2)
@@ -248,15 +248,15 @@ def blocks(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
 
 
-def neighbours(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def neighbors(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The early and the late block of every pair, of (..., blocks, size, dim)."""
     return x[..., 0::2, :, :], x[..., 1::2, :, :]
 
 
 def double(since: jax.Array, until: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`since` and `until` of blocks of twice the size."""
-    since_early, since_late = neighbours(since)
-    until_early, until_late = neighbours(until)
+    since_early, since_late = neighbors(since)
+    until_early, until_late = neighbors(until)
     early_total, late_total = since_early[..., -1:, :], since_late[..., -1:, :]
     return (
         jnp.concatenate([since_early, since_late + early_total], axis=-2),

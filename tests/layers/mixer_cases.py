@@ -106,8 +106,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4d": {
         "plain": {},
-        "bilinear": {"initialisation": "inv", "discretisation": "bilinear", "state_dim": 6},
-        "real": {"initialisation": "real", "state_dim": 4},
+        "bilinear": {"initialization": "inv", "discretization": "bilinear", "state_dim": 6},
+        "real": {"initialization": "real", "state_dim": 4},
     },
     "delta_net": {"plain": {}, "no_convolution": {"conv_size": None, "head_dim": 3}},
     "gated_delta_net": {

@@ -23,14 +23,14 @@ class Doubling(Mixer):
         return 2 * x
 
 
-def normalised(x: np.ndarray) -> np.ndarray:
+def normalized(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
 
 
 def test_pre_and_post_norm() -> None:
     pre, post = (Block({"mixer": Doubling()}, features=8, order=order, rngs=nnx.Rngs(0)) for order in ("pre", "post"))
-    np.testing.assert_allclose(pre(X), X + 2 * normalised(X), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(post(X), normalised(3 * X), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pre(X), X + 2 * normalized(X), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(post(X), normalized(3 * X), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="is one of pre, post"):
         Block({"mixer": Doubling()}, features=8, order="beside", rngs=nnx.Rngs(0))
 
@@ -49,8 +49,8 @@ def test_position_comes_first_and_the_channel_mixer_last() -> None:
         {"position": Branch(Doubling(), norm=None), "mixer": Doubling(), "channel": mlp}, features=8, rngs=nnx.Rngs(0)
     )
     h = 3 * X
-    h = h + 2 * normalised(h)
-    np.testing.assert_allclose(block(X), h + mlp(normalised(h)), rtol=1e-4, atol=1e-4)
+    h = h + 2 * normalized(h)
+    np.testing.assert_allclose(block(X), h + mlp(normalized(h)), rtol=1e-4, atol=1e-4)
 
 
 def test_drop_path_drops_examples_at_its_rate_and_keeps_the_mean() -> None:
@@ -126,8 +126,8 @@ def test_sandwich_and_res_post_norm() -> None:
         scale,
         scale,
     )
-    np.testing.assert_allclose(sandwich(X), X + scale * normalised(2 * scale * normalised(X)), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(res_post(X), X + scale * normalised(2 * X), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(sandwich(X), X + scale * normalized(2 * scale * normalized(X)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(res_post(X), X + scale * normalized(2 * X), rtol=1e-4, atol=1e-4)
 
 
 def test_parallel_branches_read_what_the_one_before_reads() -> None:
@@ -138,8 +138,8 @@ def test_parallel_branches_read_what_the_one_before_reads() -> None:
     }
     block = Block({**branches, "last": Branch(Adding(3.0), norm=None)}, features=8, rngs=nnx.Rngs(0))
     block.mixer_norm.scale[...] = 2.0
-    h = 2 * normalised(X)
-    y = X + 2 * h + (h + 1) + (normalised(X) + 2)
+    h = 2 * normalized(X)
+    y = X + 2 * h + (h + 1) + (normalized(X) + 2)
     np.testing.assert_allclose(block(X), y + (y + 3), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="'mixer' is the first branch"):
         Block({"mixer": Branch(Doubling(), order="parallel")}, features=8, rngs=nnx.Rngs(0))
@@ -150,7 +150,7 @@ def test_a_parallel_branch_without_norm_has_the_scale_and_drop_path_of_the_one_b
     block = Block(branches, features=8, layer_scale=0.5, drop_path=0.5, rngs=nnx.Rngs(0))
     assert {"channel_norm", "channel_scale", "channel_drop"}.isdisjoint(vars(block))
     block.eval()
-    h = normalised(X)
+    h = normalized(X)
     np.testing.assert_allclose(block(X), X + 0.5 * (2 * h + h + 1), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="'channel' has no norm and so is part of 'mixer'"):
         Block(

@@ -32,11 +32,11 @@ def formula(layer: DeltaNet, x: np.ndarray) -> np.ndarray:
         y = sum(before[i : i + len(x)] * tap for i, tap in enumerate(kernel)) + weights.get(f"{name}_conv.bias", 0)
         return y * sigmoid(y)
 
-    def normalised(a: np.ndarray) -> np.ndarray:
+    def normalized(a: np.ndarray) -> np.ndarray:
         return a / np.sqrt(np.sum(a**2, -1, keepdims=True) + 1e-6)
 
-    q = normalised(read("query").reshape(len(x), heads, -1))
-    k = normalised(read("key").reshape(len(x), steps, heads, -1))
+    q = normalized(read("query").reshape(len(x), heads, -1))
+    k = normalized(read("key").reshape(len(x), steps, heads, -1))
     v = read("value").reshape(len(x), steps, value_heads, -1)
     beta = (1 + layer.negative) * sigmoid(x @ weights["beta.kernel"]).reshape(len(x), steps, value_heads)
     decay = np.zeros((len(x), value_heads))

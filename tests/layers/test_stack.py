@@ -139,7 +139,7 @@ def scans(stack: Stack) -> list[int]:
     return [equation.params["length"] for equation in jaxpr.eqns if equation.primitive.name == "scan"]
 
 
-def test_equal_neighbours_become_one_scan() -> None:
+def test_equal_neighbors_become_one_scan() -> None:
     assert scans(make()) == []
     assert scans(make(scan=True)) == [4]
     assert scans(make(scan=True, drop_path=0.2)) == [4]

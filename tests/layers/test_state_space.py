@@ -19,11 +19,11 @@ from tests.compilation import program
 from tests.layers.mixer_cases import relative
 
 FORMS = [
-    (initialisation, discretisation)
-    for initialisation in ("lin", "inv", "legs", "real")
-    for discretisation in ("zoh", "bilinear")
+    (initialization, discretization)
+    for initialization in ("lin", "inv", "legs", "real")
+    for discretization in ("zoh", "bilinear")
 ]
-forms = pytest.mark.parametrize(("initialisation", "discretisation"), FORMS)
+forms = pytest.mark.parametrize(("initialization", "discretization"), FORMS)
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def double() -> Any:
         yield
 
 
-def s4d(initialisation: Any = "legs", discretisation: Any = "zoh", **options: Any) -> S4D:
+def s4d(initialization: Any = "legs", discretization: Any = "zoh", **options: Any) -> S4D:
     widest = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
     options = {"state_dim": 8, "causal": True, "param_dtype": widest, **options}
-    return S4D(3, initialisation=initialisation, discretisation=discretisation, rngs=nnx.Rngs(0), **options)
+    return S4D(3, initialization=initialization, discretization=discretization, rngs=nnx.Rngs(0), **options)
 
 
 def written_out(layer: S4D) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A', B' and C (features, modes) in numpy, by the paper's table of discretisations with B = 1; conjugates are
+    """A', B' and C (features, modes) in numpy, by the paper's table of discretizations with B = 1; conjugates are
     added, so that nothing is halved.
     """
     a = -np.exp(np.asarray(layer.log_A_real[...])) + 1j * (0 if layer.A_imag is None else np.asarray(layer.A_imag[...]))
@@ -48,15 +48,15 @@ def written_out(layer: S4D) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     step = np.exp(np.asarray(layer.log_dt[...]))[:, None]
     if layer.A_imag is not None:
         a, c = (np.concatenate([v, v.conj()], axis=-1) for v in (a, c))
-    if layer.discretisation == "zoh":
+    if layer.discretization == "zoh":
         return np.exp(step * a), (np.exp(step * a) - 1) / a, c
     return (1 + step * a / 2) / (1 - step * a / 2), step / (1 - step * a / 2), c
 
 
 @forms
-def test_s4d_kernel_is_the_papers(double: Any, initialisation: str, discretisation: str) -> None:
+def test_s4d_kernel_is_the_papers(double: Any, initialization: str, discretization: str) -> None:
     """K_l = sum_n C_n B'_n A'_n^l in float64, at lengths that are no squares and at one."""
-    layer = s4d(initialisation, discretisation)
+    layer = s4d(initialization, discretization)
     decay, entering, output = written_out(layer)
     for length in (1, 2, 50, 301):
         expected = np.einsum("hn,hn,hnl->hl", output, entering, decay[..., None] ** np.arange(length))
@@ -65,9 +65,9 @@ def test_s4d_kernel_is_the_papers(double: Any, initialisation: str, discretisati
 
 
 @forms
-def test_s4d_is_its_recurrence(double: Any, initialisation: str, discretisation: str) -> None:
+def test_s4d_is_its_recurrence(double: Any, initialization: str, discretization: str) -> None:
     """Whole by FFT, against h_t = A' h + B' u_t, y_t = C h_t + D u_t token by token."""
-    layer = s4d(initialisation, discretisation)
+    layer = s4d(initialization, discretization)
     decay, entering, output = written_out(layer)
     u = np.random.default_rng(0).standard_normal((2, 40, 3))
     hidden, expected = np.zeros((2, *decay.shape), complex), []
@@ -156,7 +156,7 @@ def test_mimetic_layers_start_as_linear_attention(kind: str) -> None:
     rescaled.
     """
     make: Any = Mamba if kind == "mamba" else Mamba2
-    layer = make(8, state_dim=4, initialisation="mimetic", rngs=nnx.Rngs(0))
+    layer = make(8, state_dim=4, initialization="mimetic", rngs=nnx.Rngs(0))
 
     @jax.jit
     def attended(x: jax.Array) -> jax.Array:
@@ -173,10 +173,10 @@ def test_mimetic_layers_start_as_linear_attention(kind: str) -> None:
     assert relative(program(layer)(x), attended(x)) < 12 * np.exp(-8.0)
 
 
-def test_unknown_initialisation() -> None:
+def test_unknown_initialization() -> None:
     for make in (Mamba, Mamba2):
-        with pytest.raises(ValueError, match='initialisation is "standard" or "mimetic", got \'orthogonal\''):
-            make(8, initialisation="orthogonal", rngs=nnx.Rngs(0))
+        with pytest.raises(ValueError, match='initialization is "standard" or "mimetic", got \'orthogonal\''):
+            make(8, initialization="orthogonal", rngs=nnx.Rngs(0))
 
 
 def test_mamba2_heads() -> None:

@@ -16,7 +16,7 @@ Fork = Callable[[jax.Array], jax.Array]
 
 
 def loss(fork: Fork) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """A chain of residual branches, each a normalised linear layer, in three dimensions as tokens are."""
+    """A chain of residual branches, each a normalized linear layer, in three dimensions as tokens are."""
 
     def run(x: jax.Array, weights: jax.Array) -> jax.Array:
         for w in weights:

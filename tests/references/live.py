@@ -89,7 +89,7 @@ def assert_listed_as_by_timm(name: str, reference: str, default_cfgs: Mapping[st
     for tag, release in entry.releases.items():
         cfg = tagged[tag]
         assert release.source == f"hf://timm/{reference}.{tag}"
-        assert (release.classes, release.licence) == (cfg.num_classes, cfg.license or "unstated")
+        assert (release.classes, release.license) == (cfg.num_classes, cfg.license or "unstated")
         values = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation}
         assert release.preprocess == {**values, "crop_fraction": cfg.crop_pct, "crop_mode": cfg.crop_mode or "center"}
         assert (release.image_size or entry.config.image_size) == cfg.input_size[1]  # type: ignore[attr-defined]

@@ -39,7 +39,7 @@ def test_shape_and_dtype_and_purity(fit, mode, channels, preprocess, gray):
     assert np.array_equal(np.asarray(image), before)
 
 
-def test_gray_is_repeated_and_colour_is_weighed(preprocess, gray):
+def test_gray_is_repeated_and_color_is_weighed(preprocess, gray):
     repeated = Transform(Augment(fit="whole"), preprocess)
     array = repeated.to_array(repeated.fitted(picture(mode="L")))
     assert np.array_equal(array[..., 0], array[..., 2])
@@ -48,7 +48,7 @@ def test_gray_is_repeated_and_colour_is_weighed(preprocess, gray):
     assert np.all(weighed.to_array(weighed.fitted(green)) == 150)  # ITU-R 601: 0.587
 
 
-def test_the_evaluation_crop_is_the_centre(preprocess):
+def test_the_evaluation_crop_is_the_center(preprocess):
     transform = Transform(
         Augment(), dataclasses.replace(preprocess, image_size=7, crop_fraction=0.7, interpolation="nearest")
     )
@@ -104,7 +104,7 @@ def test_rotation_and_translation_are_exact_where_they_can_be(preprocess):
     assert not moved[-4:].any()
 
 
-def test_zoom_keeps_the_centre_and_enlarges(preprocess):
+def test_zoom_keeps_the_center_and_enlarges(preprocess):
     disc = Image.fromarray((np.hypot(*np.mgrid[-15.5:16, -15.5:16]) < 8).astype(np.uint8) * 255)
     transform = Transform(Augment(fit="whole", flip=0, zoom=0.5), preprocess)
     larger = np.asarray(transform.varied(disc, Extreme([0, 0, 0, 1, 0])), float)
@@ -128,7 +128,7 @@ def test_crops_lie_inside_and_have_the_asked_area_and_shape():
     assert aspect.max() < 1.36
 
 
-def test_a_crop_that_never_fits_falls_back_to_the_centre():
+def test_a_crop_that_never_fits_falls_back_to_the_center():
     assert crop_box(1000, 10, (1.0, 1.0), (3 / 4, 4 / 3), np.random.default_rng(0)) == (493, 0, 506, 10)
 
 

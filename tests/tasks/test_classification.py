@@ -69,7 +69,7 @@ def stacked(examples, count):
     return {name: jnp.asarray(np.stack([e[name] for e in found])) for name in found[0]}
 
 
-def test_images_are_normalised_as_the_model_wants(make):
+def test_images_are_normalized_as_the_model_wants(make):
     task = make()
     batch = stacked(task.examples("test"), 4)
     expected = (np.asarray(batch["image"]) / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3]

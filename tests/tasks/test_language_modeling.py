@@ -1,4 +1,4 @@
-"""Language modelling: the embedded text, the user's files, TFDS sets; windows cover a split exactly; figures;
+"""Language modeling: the embedded text, the user's files, TFDS sets; windows cover a split exactly; figures;
 tokenizers.
 """
 

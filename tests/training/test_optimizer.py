@@ -1,4 +1,4 @@
-"""Optimisers by name: against optax itself, and what patterns, decay, factors and freezing do to which parameter."""
+"""Optimizers by name: against optax itself, and what patterns, decay, factors and freezing do to which parameter."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PLAIN = {
 }
 
 
-def test_every_optimiser_is_covered():
+def test_every_optimizer_is_covered():
     assert set(PLAIN) | {"muon"} == set(optimizers.OPTIMIZERS)
 
 
@@ -185,8 +185,8 @@ class Plain(nnx.Module):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "adamv"}, "unknown optimiser 'adamv': did you mean 'adam"),
-        ({"options": {"b11": 0.9}}, "unknown option of optimiser adamw 'b11': did you mean 'b1'"),
+        ({"name": "adamv"}, "unknown optimizer 'adamv': did you mean 'adam"),
+        ({"options": {"b11": 0.9}}, "unknown option of optimizer adamw 'b11': did you mean 'b1'"),
         ({"options": {"weight_decay": 0.9}}, "unknown option"),
         ({"freeze": ("hea.*",)}, "optimizer.freeze: no parameter matches 'hea"),
         ({"freeze": ("*", "!hea.*")}, "optimizer.freeze: no parameter matches 'hea"),

@@ -37,7 +37,7 @@ def test_sizes_and_releases_are_those_of_timm() -> None:
             shown = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation}
             expected = {**shown, "crop_fraction": cfg.crop_pct, "crop_mode": cfg.crop_mode or "center"}
             assert release.preprocess == expected, name
-            assert (release.classes, release.licence) == (cfg.num_classes, cfg.license), name
+            assert (release.classes, release.license) == (cfg.num_classes, cfg.license), name
 
 
 def _pair(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:

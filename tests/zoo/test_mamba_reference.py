@@ -28,7 +28,7 @@ def _difference(a: Any, b: Any) -> float:
 
 
 def _reference(kind: str) -> Any:
-    """A small transformers model whose every parameter is random: their initialisation leaves A and D at constants."""
+    """A small transformers model whose every parameter is random: their initialization leaves A and D at constants."""
     torch.manual_seed(0)
     common = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "pad_token_id": 0}
     if kind == "mamba":

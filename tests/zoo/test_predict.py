@@ -46,7 +46,7 @@ def test_one_program_and_the_callers_mode_kept(model: nnx.Module) -> None:
         (IMAGES[0], r"must be \(count, height, width, channels\)"),
         (IMAGES[:0], "at least one image"),
         ([IMAGES[0], IMAGES[0, :8]], "must have one size"),
-        ((IMAGES * 255).astype(np.uint8), "normalised floating point.*zoo.preprocess"),
+        ((IMAGES * 255).astype(np.uint8), "normalized floating point.*zoo.preprocess"),
         (IMAGES[..., :1], "takes images of 3 channels, got 1"),
     ],
 )
@@ -65,12 +65,12 @@ def test_headless() -> None:
         zoo.predict(zoo.create("vit_nano_patch4_32", depth=1, num_classes=0), IMAGES)
 
 
-def test_normalising_pixels():
+def test_normalizing_pixels():
     preprocess = zoo.Preprocess(image_size=2, mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, 2.0))
     pixels = np.zeros((1, 2, 2, 3), np.uint8)
     pixels[..., 0] = 255
-    normalised = preprocess.normalise(pixels)
-    assert normalised.dtype == np.float32
-    np.testing.assert_allclose(normalised[0, 0, 0], [1.0, 0.0, -0.5])
+    normalized = preprocess.normalize(pixels)
+    assert normalized.dtype == np.float32
+    np.testing.assert_allclose(normalized[0, 0, 0], [1.0, 0.0, -0.5])
     with pytest.raises(ValueError, match="must be uint8"):
-        preprocess.normalise(normalised)
+        preprocess.normalize(normalized)

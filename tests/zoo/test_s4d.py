@@ -16,11 +16,11 @@ from layers import S4D, flatten
 
 def test_hyper_parameters_reach_the_layers() -> None:
     model = nnx.eval_shape(
-        lambda: zoo.create("s4d_nano", depth=2, state_dim=6, initialisation="real", discretisation="bilinear")
+        lambda: zoo.create("s4d_nano", depth=2, state_dim=6, initialization="real", discretization="bilinear")
     )
     layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, S4D)]
     assert len(layers) == 2
-    assert {(layer.modes, layer.A_imag, layer.discretisation, layer.causal) for layer in layers} == {
+    assert {(layer.modes, layer.A_imag, layer.discretization, layer.causal) for layer in layers} == {
         (6, None, "bilinear", True)
     }
 

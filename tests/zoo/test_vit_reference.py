@@ -101,7 +101,7 @@ def test_whole_counts(name: str, count: int) -> None:
 
 
 def test_releases_are_those_of_timm() -> None:
-    """Source, classes, licence and preprocessing of every released checkpoint that is listed."""
+    """Source, classes, license and preprocessing of every released checkpoint that is listed."""
     from timm.models.deit import default_cfgs as of_deit
     from timm.models.vision_transformer import default_cfgs as of_vit
 

@@ -158,7 +158,7 @@ _SIZES = {
 }
 _PRETRAINED = {"gemma3_270m": "gemma-3-270m", "gemma3_1b": "gemma-3-1b-pt"}
 RELEASES = {
-    name: {"google": Release(f"hf://google/{theirs}", 0, licence="gemma")}
+    name: {"google": Release(f"hf://google/{theirs}", 0, license="gemma")}
     for name, theirs in {**_SIZES, **_PRETRAINED}.items()
 }
 

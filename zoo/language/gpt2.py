@@ -94,7 +94,7 @@ DESCRIBED: dict[str, Any] = {
 
 _SIZES = {"gpt2": "gpt2", "gpt2_medium": "gpt2-medium", "gpt2_large": "gpt2-large", "gpt2_xl": "gpt2-xl"}
 RELEASES = {
-    name: {"openai": Release(f"hf://openai-community/{theirs}", 0, licence="mit")} for name, theirs in _SIZES.items()
+    name: {"openai": Release(f"hf://openai-community/{theirs}", 0, license="mit")} for name, theirs in _SIZES.items()
 }
 
 # Of the released files; the tied head counts once.

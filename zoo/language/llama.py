@@ -207,12 +207,12 @@ DESCRIBED: dict[str, Any] = {
     "tied": lambda config: config.get("tie_word_embeddings"),
 }
 
-# Meta's files ask for a signed licence first; the others are open.
+# Meta's files ask for a signed license first; the others are open.
 RELEASES: dict[str, dict[str, Release]] = {
-    "llama2_7b": {"meta": Release("hf://meta-llama/Llama-2-7b-hf", 0, licence="llama2")},
-    "llama3.1_8b": {"meta": Release("hf://meta-llama/Llama-3.1-8B", 0, licence="llama3.1")},
-    "llama3.2_1b": {"meta": Release("hf://meta-llama/Llama-3.2-1B", 0, licence="llama3.2")},
-    "llama3.2_3b": {"meta": Release("hf://meta-llama/Llama-3.2-3B", 0, licence="llama3.2")},
+    "llama2_7b": {"meta": Release("hf://meta-llama/Llama-2-7b-hf", 0, license="llama2")},
+    "llama3.1_8b": {"meta": Release("hf://meta-llama/Llama-3.1-8B", 0, license="llama3.1")},
+    "llama3.2_1b": {"meta": Release("hf://meta-llama/Llama-3.2-1B", 0, license="llama3.2")},
+    "llama3.2_3b": {"meta": Release("hf://meta-llama/Llama-3.2-3B", 0, license="llama3.2")},
     "tinyllama_1.1b": {"chat": Release("hf://TinyLlama/TinyLlama-1.1B-Chat-v1.0", 0)},
     "mistral_7b": {"v3": Release("hf://mistralai/Mistral-7B-v0.3", 0)},
     **{f"qwen2.5_{size}": {"base": Release(f"hf://Qwen/Qwen2.5-{size.upper()}", 0)} for size in ("0.5b", "1.5b", "7b")},

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from layers.mixer import MixerSpec, Place
-from layers.state_space.initialisation import STEP_RANGE, Initialisation, StepRange
+from layers.state_space.initialization import STEP_RANGE, Initialization, StepRange
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.naming import Naming, Tie
 from zoo.registry import one_of, register_family
@@ -29,7 +29,7 @@ class MambaConfig(CausalConfig):
     """Hyper-parameters of Mamba.
 
     Attributes:
-      state_dim, expand, conv_size, step_rank, initialisation, step_range: as in :class:`layers.Mamba`.
+      state_dim, expand, conv_size, step_rank, initialization, step_range: as in :class:`layers.Mamba`.
     """
 
     depth: int = 24
@@ -38,7 +38,7 @@ class MambaConfig(CausalConfig):
     expand: int = 2
     conv_size: int = 4
     step_rank: int | None = None
-    initialisation: Initialisation = "standard"
+    initialization: Initialization = "standard"
     step_range: StepRange = STEP_RANGE
 
 
@@ -63,7 +63,7 @@ class MambaLM(StateSpaceLM):
             "expand": c.expand,
             "conv_size": c.conv_size,
             "step_rank": c.step_rank,
-            "initialisation": c.initialisation,
+            "initialization": c.initialization,
             "step_range": c.step_range,
         }
 

@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from layers.mixer import MixerSpec, Place
-from layers.state_space.initialisation import STEP_RANGE, Initialisation, StepRange
+from layers.state_space.initialization import STEP_RANGE, Initialization, StepRange
 from zoo.backbones.causal import CausalConfig
 from zoo.language.mamba import DESCRIBED as MAMBA_DESCRIBED
 from zoo.language.mamba import StateSpaceLM, released_names
@@ -24,7 +24,7 @@ class Mamba2Config(CausalConfig):
     """Hyper-parameters of Mamba-2.
 
     Attributes:
-      state_dim, expand, head_dim, groups, conv_size, initialisation, step_range: as in :class:`layers.Mamba2`.
+      state_dim, expand, head_dim, groups, conv_size, initialization, step_range: as in :class:`layers.Mamba2`.
     """
 
     depth: int = 24
@@ -34,7 +34,7 @@ class Mamba2Config(CausalConfig):
     head_dim: int = 64
     groups: int = 1
     conv_size: int = 4
-    initialisation: Initialisation = "standard"
+    initialization: Initialization = "standard"
     step_range: StepRange = STEP_RANGE
 
 
@@ -52,7 +52,7 @@ class Mamba2LM(StateSpaceLM):
             "head_dim": c.head_dim,
             "groups": c.groups,
             "conv_size": c.conv_size,
-            "initialisation": c.initialisation,
+            "initialization": c.initialization,
             "step_range": c.step_range,
             "norm_epsilon": c.norm_epsilon,
         }

@@ -13,7 +13,7 @@ import dataclasses
 from typing import Any
 
 from layers.mixer import MixerSpec, Place
-from layers.state_space.s4d import Discretisation, Poles
+from layers.state_space.s4d import Discretization, Poles
 from zoo.backbones.causal import CausalConfig
 from zoo.language.mamba import StateSpaceLM
 from zoo.registry import register_family
@@ -24,13 +24,13 @@ class S4DConfig(CausalConfig):
     """Hyper-parameters of S4D.
 
     Attributes:
-      state_dim, initialisation, discretisation: as in :class:`layers.S4D`.
+      state_dim, initialization, discretization: as in :class:`layers.S4D`.
     """
 
     mlp: None = None
     state_dim: int = 64
-    initialisation: Poles = "legs"
-    discretisation: Discretisation = "zoh"
+    initialization: Poles = "legs"
+    discretization: Discretization = "zoh"
 
 
 class S4DLM(StateSpaceLM):
@@ -43,8 +43,8 @@ class S4DLM(StateSpaceLM):
         return {
             "name": "s4d",
             "state_dim": c.state_dim,
-            "initialisation": c.initialisation,
-            "discretisation": c.discretisation,
+            "initialization": c.initialization,
+            "discretization": c.discretization,
         }
 
 

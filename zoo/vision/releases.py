@@ -2,7 +2,7 @@
 
 A line is ``model: tag classes statistics crop``, then "squash" if that is how images are cropped, the interpolation if
   it is
-not bicubic, the licence if it is not Apache-2.0 and the image size, as "384px", if it is not the model's; ``;``
+not bicubic, the license if it is not Apache-2.0 and the image size, as "384px", if it is not the model's; ``;``
 separates checkpoints. ``zoo.create(model, weights=tag)`` takes one.
 """
 
@@ -31,9 +31,9 @@ def parse_releases(table: str) -> dict[str, dict[str, Release]]:
             crop_mode = "squash" if "squash" in rest else "center"
             pixels = next((int(word.removesuffix("px")) for word in rest if word.endswith("px")), None)
             others = [word for word in rest if word not in ("bilinear", "squash") and not word.endswith("px")]
-            licence, source = next(iter(others), "apache-2.0"), f"hf://timm/{model}.{tag}"
+            license, source = next(iter(others), "apache-2.0"), f"hf://timm/{model}.{tag}"
             release = Release(
-                source, int(classes), licence, mean, std, interpolation, float(crop), crop_mode, image_size=pixels
+                source, int(classes), license, mean, std, interpolation, float(crop), crop_mode, image_size=pixels
             )
             releases.setdefault(model, {})[tag] = release
     return releases

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from layers.initializers import Initializer, Transformed, Uniform, constant, variance_scaling
 
-Initialisation = Literal["standard", "mimetic"]
+Initialization = Literal["standard", "mimetic"]
 StepRange = tuple[float, float]
 
 STEP_RANGE: StepRange = (1e-3, 0.1)
@@ -30,10 +30,10 @@ MIMETIC_STEP_BIAS = constant(math.log(math.e - 1))
 """softplus^-1(1): every step is 1."""
 
 
-def check_initialisation(initialisation: str) -> None:
-    """Raises ValueError unless ``initialisation`` is a known one."""
-    if initialisation not in ("standard", "mimetic"):
-        raise ValueError(f'initialisation is "standard" or "mimetic", got {initialisation!r}')
+def check_initialization(initialization: str) -> None:
+    """Raises ValueError unless ``initialization`` is a known one."""
+    if initialization not in ("standard", "mimetic"):
+        raise ValueError(f'initialization is "standard" or "mimetic", got {initialization!r}')
 
 
 def fan_in_uniform(branches: int = 1) -> Any:
