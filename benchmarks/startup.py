@@ -161,7 +161,12 @@ def planning() -> None:
     from zoo.registry import abstract
 
     def match(naming: str | None) -> Any:
-        return weights._match(model, entry, weights._tensors(entry, file)[1], naming, None)
+        tensors = weights._tensors(entry, file)[1]
+        if hasattr(weights, "_match"):  # the baseline's
+            return weights._match(model, entry, tensors, naming, None)
+        from zoo.matching import match_file
+
+        return match_file(model, entry, tensors, naming, None, {})
 
     entry: Any = zoo.variant(PLANNED)
     model: Any = abstract(entry, entry.config)

@@ -24,7 +24,7 @@ from layers.initializers import Draw
 from layers.making import Unfinished, named
 from layers.state import flatten
 from tests.zoo.test_models import FAMILIES, make, smallest
-from zoo import weights
+from zoo import matching, weights
 from zoo.registry import abstract, variant
 
 HERE = Path(__file__).parent
@@ -241,7 +241,7 @@ def test_the_naming_is_found_by_names_alone(
     """One naming is planned and compared, whatever the architecture has: not all with all prefixes."""
     model = make("bert")
     planned: list[Any] = []
-    plan = weights.plan
-    monkeypatch.setattr(weights, "plan", lambda rules, *rest: (planned.append(rules), plan(rules, *rest))[1])
+    plan = matching.plan
+    monkeypatch.setattr(matching, "plan", lambda rules, *rest: (planned.append(rules), plan(rules, *rest))[1])
     zoo.load(model, change(weights.export(model)))
     assert len(planned) <= 2  # the export's is one
