@@ -292,7 +292,7 @@ def create_mixer(
     unknown = [] if any_option else sorted(set(options) - taken)
     if unknown:
         label = spec if isinstance(spec, str) else getattr(make, "__name__", repr(make))
-        listed = ", ".join(sorted(taken - {"features", "rngs", "place"}))
+        listed = ", ".join(sorted(taken - {"self", "features", "rngs", "place"}))
         raise ValueError(f"mixer {label!r} has no option {unknown[0]!r}{near(unknown[0], taken)}; it takes: {listed}")
     offered = {**place.suggestions(), "causal": causal}
     mixer = make(

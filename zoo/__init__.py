@@ -12,6 +12,7 @@ from zoo.figures import draw_maps, draw_matrix, draw_over_image
 from zoo.generation import Generation, generate, stream
 from zoo.inspection import attention_maps, attention_rollout, capture, materialize
 from zoo.prediction import predict
+from zoo.publishing import push_to_hub, save_folder
 from zoo.registry import ModelConfig, Preprocess, list_models, register, register_family, variant
 from zoo.reparameterization import reparameterize
 from zoo.summaries import Summary, summary
@@ -45,11 +46,13 @@ __all__ = [
     "merge_lora",
     "predict",
     "preprocess",
+    "push_to_hub",
     "register",
     "register_family",
     "reparameterize",
     "save",
     "save_adapters",
+    "save_folder",
     "stream",
     "summary",
     "variant",

@@ -14,7 +14,7 @@ from layers.making import Unfinished
 from layers.mixer import MixerSpec
 from zoo.descriptions import describe
 from zoo.registry import ModelConfig, Preprocess, Variant, abstract, configure, variant
-from zoo.sources import open_source, run_record
+from zoo.sources import on_hub, open_source, run_record
 from zoo.weights import classes_of, load_keeping
 
 
@@ -34,8 +34,8 @@ def create(
     training.
 
     Args:
-      name: one of ``zoo.list_models()``; None where ``weights`` is the working directory of a training run, which knows
-        its model.
+      name: one of ``zoo.list_models()``; None where ``weights`` is the working directory of a training run, or what
+        ``zoo.save_folder`` or ``zoo.push_to_hub`` wrote, which know their model.
       weights: what to load, as in ``zoo.load``: a file, a folder, ``hf://owner/name``, or the name of a
         released checkpoint ("in1k"); None leaves the parameters random. Where it was made for another
         number of classes than ``num_classes``, the head stays random, with a notice.
@@ -51,19 +51,22 @@ def create(
     Raises:
       ValueError: an unknown name, hyper-parameter or mixer (near ones are given), or weights that don't fit.
     """
+    if on_hub(weights):
+        open_source(str(weights))  # first: an unreachable source is tried once, and reported as weights
     record = run_record(weights)
     if name is None:
         if record is None:
             raise ValueError(
-                "zoo.create needs the name of a model, or weights= the working directory of a training run; "
-                "zoo.list_models() lists the names"
+                "zoo.create needs the name of a model, or weights= the working directory of a training run or what "
+                "zoo.save_folder or zoo.push_to_hub wrote; zoo.list_models() lists the names"
             )
         name = record["model"]
     entry = variant(name)
     if record is not None and entry.name == variant(record["model"]).name:
-        kept = {option: value for option, value in record["options"].items() if option not in overrides}
-        overrides = {**kept, **overrides}
-        num_classes = overrides.pop("num_classes", None) if num_classes is None else num_classes
+        overrides = {**record["options"], **overrides}
+        stored = {name: overrides.pop(name, None) for name in ("num_classes", "mixer")}
+        num_classes = stored["num_classes"] if num_classes is None else num_classes
+        mixer = stored["mixer"] if mixer is None else mixer
     asked = tuple(overrides)
     overrides = {**_described(entry, weights, asked), **overrides}
     keep = isinstance(param_dtype, str) and param_dtype == "file"
@@ -95,8 +98,6 @@ def _described(entry: Variant, weights: Any, asked: Collection[str]) -> dict[str
         return {}
     if (release := entry.release(str(weights))) is not None:
         return {} if release.image_size is None else {"image_size": release.image_size}
-    if str(weights).startswith("hf://"):
-        open_source(weights)  # first: an unreachable source is tried once, and reported as weights
     described = describe(entry, weights).fields
     fields = {
         field: value

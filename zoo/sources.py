@@ -278,33 +278,36 @@ TOKENIZER = "tokenizer.json"
 
 
 def run_record(source: Any) -> dict[str, Any] | None:
-    """What a training run stored about its model, where ``source`` is its working directory or a checkpoint inside;
-    else None.
+    """What a training run stored about its model, where ``source`` is its working directory or a checkpoint inside, or
+    what :mod:`zoo.publishing` wrote to a folder or to the hub; else None.
 
     Returns:
-      "model" (the variant), "options" (hyper-parameters), "class_names" and "preprocess" (fields of
-      :class:`zoo.Preprocess`), the last two where the task has them.
+      "model" (the variant), "options" (hyper-parameters), "class_names", "preprocess" (fields of
+      :class:`zoo.Preprocess`) and "tokenizer" (options of ``tokenization.create``), the last three where it has them.
 
     Raises:
       WeightsError: the record is damaged.
     """
     path = _of_run(source, RECORD)
-    if path is None:
+    text = path.read_text() if path is not None else file_beside(source, RECORD) if on_hub(source) else None
+    if text is None:
         return None
     try:
-        record = dict(json.loads(path.read_text()))
+        record = dict(json.loads(text))
         record["model"], record["options"] = str(record["model"]), dict(record["options"])
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"{path} is damaged ({_first_line(error)}): delete it and name the model and its options yourself"
+            f"{path or f'{source}/{RECORD}'} is damaged ({_first_line(error)}): delete it and name the model and its "
+            "options yourself"
         ) from error
     return record
 
 
 def run_tokenizer(source: Any) -> dict[str, Any] | None:
-    """Options of ``tokenization.create`` for the texts of a training run, where ``source`` is its working directory or
-    a checkpoint inside; else None.
-    """
+    """Options of ``tokenization.create`` for the texts of what :func:`run_record` describes; else None."""
+    stored = (run_record(source) or {}).get("tokenizer")
+    if stored is not None:
+        return {**stored, "path": _stored_tokenizer(source)} if stored.get("path") == TOKENIZER else dict(stored)
     path = _of_run(source, "config.json") if _of_run(source, RECORD) else None
     task = {} if path is None else json.loads(path.read_text()).get("task", {})
     if "tokenizer" not in task:
@@ -316,6 +319,22 @@ def run_tokenizer(source: Any) -> dict[str, Any] | None:
         "special_tokens": task.get("special_tokens"),
     }
     return {option: value for option, value in named.items() if value}
+
+
+def _stored_tokenizer(source: Any) -> str:
+    """The path of the tokenizer's file next to a record."""
+    if not on_hub(source):
+        return str(_of_run(source, TOKENIZER))
+    import huggingface_hub
+
+    match = _HUB.fullmatch(str(source))
+    assert match is not None
+    return huggingface_hub.hf_hub_download(match["repository"], TOKENIZER, revision=match["revision"])
+
+
+def on_hub(source: Any) -> bool:
+    """Whether weights are of the form ``hf://owner/name[@revision][/file]``."""
+    return isinstance(source, str) and _HUB.fullmatch(source) is not None
 
 
 def _of_run(source: Any, name: str) -> Path | None:
@@ -429,9 +448,9 @@ def _hub(repository: str, revision: str | None, file: str | None) -> Tensors:
         except errors.EntryNotFoundError:
             continue
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
-            raise WeightsError(f"the hub has no {where}, or it needs a login ({_discreet(error)})") from None
+            raise WeightsError(f"the hub has no {where}, or it needs a login ({discreet(error)})") from None
         except (OSError, errors.HfHubHTTPError) as error:
-            raise WeightsError(f"{where} can't be reached ({_discreet(error)}): connect, or give a file") from None
+            raise WeightsError(f"{where} can't be reached ({discreet(error)}): connect, or give a file") from None
         return _index(path, fetch) if name.endswith(".index.json") else _file(path)
     raise WeightsError(f"{where} has no {file or 'file named ' + ', '.join(_STEMS)}: name one as {where}/FILE")
 
@@ -447,13 +466,13 @@ def _quiet(logging: Any) -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _discreet(error: BaseException) -> str:
-    """What the hub's error says, without the user's token; the error itself, which may hold the request and its
-    headers, is not passed on.
+def discreet(error: BaseException, token: str | None = None) -> str:
+    """What the hub's error says, without the user's token, or ``token``; the error itself, which may hold the request
+    and its headers, is not passed on.
     """
     import huggingface_hub
 
-    token = huggingface_hub.get_token()
+    token = token or huggingface_hub.get_token()
     return _first_line(error).replace(token, "...") if token else _first_line(error)
 
 
