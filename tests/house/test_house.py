@@ -102,6 +102,12 @@ def test_files_are_short() -> None:
     assert {name: count for name, count in lengths.items() if count > LONGEST} == {}
 
 
+def test_names_of_test_files_are_unique() -> None:
+    """pytest imports them by their names alone."""
+    names = collections.Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_names_say_something() -> None:
     assert [
         str(p.relative_to(ROOT))

@@ -78,7 +78,9 @@ def test_one_place_writes_files() -> None:
     """Others would have to remember the order of axes and to replace files as a whole."""
     folder = Path(zoo.__file__).parent
     writers = {
-        path.name for path in folder.rglob("*.py") if re.search(r"save_file|np\.savez?\(|serialize", path.read_text())
+        path.name
+        for path in folder.rglob("*.py")
+        if re.search(r"save_file|serialize_file|np\.savez?\(", path.read_text())
     }
     assert writers == {"files.py"}
 
