@@ -114,7 +114,13 @@ class Costs:
                 )
             for name in members:
                 write(f"{seconds[name]:8.1f}  {name} ({count[name]})")
-        write(f"the {SLOWEST} slowest, and every quick one above {LISTED:g}:")
+        functions: collections.Counter[str] = collections.Counter()
+        for name, cost in self.tests.items():
+            functions[name.partition("[")[0]] += cost.seconds
+        write(f"the {SLOWEST} most expensive functions, all cases together:")
+        for name, all_cases in functions.most_common(SLOWEST):
+            write(f"{all_cases:8.1f}  {name}")
+        write(f"the {SLOWEST} slowest tests, and every quick one above {LISTED:g}:")
         for place, (name, cost) in enumerate(sorted(self.tests.items(), key=lambda entry: -entry[1].seconds)):
             if place < SLOWEST or (cost.quick and cost.seconds > LISTED):
                 write(f"{cost.seconds:8.1f}  {name}{'' if cost.quick else ' (full)'}")
