@@ -177,10 +177,10 @@ class Transform:
         a, b = math.cos(angle) * factor, math.sin(angle) * factor
         shear *= augment.shear
         matrix = (a, b + a * shear, -b, a - b * shear)  # output to input coordinates, about the center
-        centre = self.size / 2  # PIL maps pixel centers, which lie at halves
+        center = self.size / 2  # PIL maps pixel centers, which lie at halves
         offset = (
-            centre - matrix[0] * centre - matrix[1] * centre + x * augment.translation * self.size,
-            centre - matrix[2] * centre - matrix[3] * centre + y * augment.translation * self.size,
+            center - matrix[0] * center - matrix[1] * center + x * augment.translation * self.size,
+            center - matrix[2] * center - matrix[3] * center + y * augment.translation * self.size,
         )
         data = (*matrix[:2], offset[0], *matrix[2:], offset[1])
         return image.transform(image.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)

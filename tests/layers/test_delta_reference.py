@@ -15,7 +15,7 @@ from flax import nnx
 from layers import GatedDeltaNet, assign
 from pallas_kernels import delta_rule
 from tests.layers.mixer_cases import relative
-from tests.references.live import randomise, torch
+from tests.references.live import randomize, torch
 from tests.tiers import tiered
 
 pytestmark = pytest.mark.reference
@@ -37,7 +37,7 @@ def reference() -> Any:
     )  # fmt: skip
     layer = qwen3_next.Qwen3NextGatedDeltaNet(config, 0)
     with torch.no_grad():
-        randomise(layer)
+        randomize(layer)
     return layer
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from layers import MLSTM, RGLRU, LightningAttention, Mixer, assign
 from tests.layers.mixer_cases import relative
-from tests.references.live import randomise, torch
+from tests.references.live import randomize, torch
 
 pytestmark = pytest.mark.reference
 
@@ -71,7 +71,7 @@ def test_lightning_attention(record_property: Any) -> None:
     )  # fmt: skip
     theirs = minimax.MiniMaxLightningAttention(config, 1)
     fixed = {name: value.clone() for name, value in theirs.named_buffers()}
-    randomise(theirs)
+    randomize(theirs)
     theirs.load_state_dict({**theirs.state_dict(), **fixed})
     weights = kernels(theirs, {"gate": "output_gate", "out": "out_proj"})
     fused = theirs.qkv_proj.weight.detach().numpy().reshape(HEADS, 3, 6, FEATURES)
@@ -101,7 +101,7 @@ def test_mlstm(record_property: Any) -> None:
         chunk_size=16,
     )
     theirs = xlstm.xLSTMLayer(config)
-    randomise(theirs)
+    randomize(theirs)
     with torch.no_grad():
         theirs.igate_preact.weight.mul_(6)
         theirs.fgate_preact.weight.mul_(6)
@@ -124,7 +124,7 @@ def test_rg_lru(record_property: Any) -> None:
         hidden_size=FEATURES, lru_width=32, num_attention_heads=HEADS, num_hidden_layers=1
     )
     theirs = recurrent_gemma.RecurrentGemmaRecurrentBlock(config, 0)
-    randomise(theirs)
+    randomize(theirs)
     weights = kernels(theirs, {"input": "linear_x", "gate": "linear_y", "out": "linear_out"})
     gates = theirs.rg_lru
     arrays = {

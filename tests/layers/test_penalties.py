@@ -94,14 +94,14 @@ def test_bigbird(choice: str, record_property: Any) -> None:
     transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
     from transformers.models.big_bird import modeling_big_bird
 
-    from tests.references.live import randomise, torch
+    from tests.references.live import randomize, torch
 
     features, heads, block, random, length = 16, 2, 4, 2, 44
     config = transformers.BigBirdConfig(
         hidden_size=features, num_attention_heads=heads, block_size=block, num_random_blocks=random, max_position_embeddings=64
     )  # fmt: skip
     theirs = modeling_big_bird.BigBirdBlockSparseAttention(config)
-    randomise(theirs)
+    randomize(theirs)
     ours = layers.BigBirdAttention(
         features, num_heads=heads, block=block, random=random, choice=choice, out_bias=False, rngs=nnx.Rngs(0)
     )

@@ -1,7 +1,7 @@
 """Every op x implementation x case: outputs and all gradients against the reference.
 
 The reference in float64 is the truth. How far the reference itself strays in float32 is the
-yardstick: a case with large logits or cancelling terms loosens its own tolerance, nothing else does.
+yardstick: a case with large logits or canceling terms loosens its own tolerance, nothing else does.
 TPU kernels are interpreted, in float32, which is what they serve. GPU kernels have test_attention_gpu.py and
 test_recurrences_gpu.py, implementations for several devices test_sequence.py.
 """

@@ -44,7 +44,7 @@ def _import_timm() -> Any:
 timm = _import_timm()
 
 
-def randomise(reference: Any, seed: int = 0) -> dict[str, np.ndarray]:
+def randomize(reference: Any, seed: int = 0) -> dict[str, np.ndarray]:
     """Gives every parameter and statistic of a PyTorch module a random value of its usual size; returns its state dict.
 
     Fresh modules have zeros and ones where a mistake would not show: biases, norms, layer scales, tokens.
@@ -151,7 +151,7 @@ def assert_matches_timm(
 def assert_whole_model_matches_timm(name: str, file: Path, *, size: int = 224, tolerance: float) -> None:
     """A model of its published size gives timm's logits, and timm's own code loads our ``file`` of it."""
     theirs = timm.create_model(name)
-    state = randomise(theirs)
+    state = randomize(theirs)
     ours = zoo.create(name, weights=state)
     x = images(1, size, size, 3)
     assert relative(jax.jit(ours)(x), logits_of(theirs, x)) < tolerance

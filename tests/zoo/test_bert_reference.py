@@ -17,7 +17,7 @@ from flax import nnx
 import zoo
 from layers import assign, parameter_count
 from layers.state import flatten_state
-from tests.references.live import randomise, relative, released, same_bits, torch
+from tests.references.live import randomize, relative, released, same_bits, torch
 from tests.tiers import tiered
 from zoo.registry import abstract, variant
 from zoo.weights import export
@@ -77,7 +77,7 @@ def test_matches_transformers(
     theirs = cls(
         cls.config_class(**THEIRS, **embedded, num_labels=options.get("num_classes", 2), attn_implementation="eager")
     )
-    randomise(theirs)
+    randomize(theirs)
     file = released(theirs, tmp_path)
     ours = ours_of(kind, weights=tmp_path, **options)
     assert same_bits(export(ours, naming=naming), file)
@@ -135,7 +135,7 @@ def test_matches_transformers(
 
 def test_a_state_dict_with_its_tied_head() -> None:
     theirs = transformers.BertForMaskedLM(transformers.BertConfig(**THEIRS))
-    state = randomise(theirs)
+    state = randomize(theirs)
     assert {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"} <= set(state)
     ours = export(zoo.create("bert_tiny", weights=state, **OURS))
     assert all(np.array_equal(ours[name], state[name]) for name in ours)
@@ -147,7 +147,7 @@ def test_a_file_of_ours_loads_in_transformers(kind: str, tmp_path: Path) -> None
     cls = getattr(transformers, kind)
     embedded = {"embedding_size": EMBEDDED} if kind.startswith("Albert") else {}
     theirs = cls(cls.config_class(**THEIRS, **embedded))
-    randomise(theirs)
+    randomize(theirs)
     theirs.save_pretrained(tmp_path)
     ours = ours_of(kind, rngs=nnx.Rngs(4))
     zoo.save(ours, tmp_path / "model.safetensors")

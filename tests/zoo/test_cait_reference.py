@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import zoo
-from tests.references.live import assert_listed_as_by_timm, assert_matches_timm, images, randomise, timm
+from tests.references.live import assert_listed_as_by_timm, assert_matches_timm, images, randomize, timm
 from tests.tiers import tiered
 from zoo.registry import variant
 
@@ -28,7 +28,7 @@ def test_listed_as_by_timm(name: str) -> None:
 def test_matches_timm(record_property: Any) -> None:
     size = {"depth": DEPTH, "num_heads": 4, "num_classes": 10}
     theirs = timm.create_model("cait_s36_384", embed_dim=32, img_size=PIXELS, **size)
-    state = randomise(theirs)
+    state = randomize(theirs)
     ours: Any = zoo.create("cait_s36_384", features=32, image_size=PIXELS, **size)
     pair = theirs, ours, state
     options = {"indices": range(DEPTH), "blocks": range(DEPTH)}

@@ -13,7 +13,7 @@ from tests.references.live import (
     assert_matches_timm,
     assert_whole_model_matches_timm,
     images,
-    randomise,
+    randomize,
     relative,
     same_bits,
     timm,
@@ -35,7 +35,7 @@ def _small_pair(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
     theirs = timm.create_model(name, dims=FEATURES, depths=DEPTHS, num_classes=10)
     stem = {"stem": (8, 8)} if name.endswith("_ols") else {}
     ours = zoo.create(name, features=FEATURES, depths=DEPTHS, num_classes=10, **stem)
-    return theirs, ours, randomise(theirs)
+    return theirs, ours, randomize(theirs)
 
 
 @pytest.mark.parametrize("name", ["convnext_tiny", pytest.param("convnext_atto_ols", marks=pytest.mark.full)])

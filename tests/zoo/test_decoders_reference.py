@@ -15,7 +15,7 @@ from flax import nnx
 import zoo
 from layers import assign, parameter_count
 from layers.state import flatten_state
-from tests.references.live import randomise, relative, released, same_bits, torch
+from tests.references.live import randomize, relative, released, same_bits, torch
 from tests.tiers import tiered
 from zoo.registry import abstract, variant
 from zoo.weights import export
@@ -59,7 +59,7 @@ def theirs_of(case: str) -> Any:
     _, name, sizes, _ = CASES[case]
     cls = getattr(transformers, name)
     model = cls(cls.config_class(**NO_ENDS, **sizes, attn_implementation="eager"))
-    randomise(model)
+    randomize(model)
     return model
 
 

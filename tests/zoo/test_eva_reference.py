@@ -9,7 +9,7 @@ import pytest
 
 import zoo
 from layers import parameter_count
-from tests.references.live import assert_matches_timm, images, randomise, relative, timm, torch
+from tests.references.live import assert_matches_timm, images, randomize, relative, timm, torch
 from tests.tiers import tiered
 from zoo.registry import abstract, variant
 
@@ -44,7 +44,7 @@ def _pair(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """timm's model and ours, narrow and shallow, with the same random weights."""
     size = {"depth": DEPTH, "num_heads": 2, "patch_size": 14, "num_classes": 10}
     theirs = timm.create_model(name, embed_dim=32, img_size=PIXELS, dynamic_img_size=True, **size)
-    state = randomise(theirs)
+    state = randomize(theirs)
     ours = zoo.create(name, features=32, image_size=PIXELS, weights=state, **size)
     return theirs, ours, state
 

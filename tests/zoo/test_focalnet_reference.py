@@ -13,7 +13,7 @@ from tests.references.live import (
     assert_matches_timm,
     assert_whole_model_matches_timm,
     images,
-    randomise,
+    randomize,
     same_bits,
     timm,
     torch,
@@ -43,7 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def pair(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """timm's model and ours, narrow and shallow, with the same random weights."""
     theirs = timm.models.focalnet.FocalNet(embed_dim=16, depths=(1, 1), num_classes=10, **KINDS[name])
-    state = randomise(theirs)
+    state = randomize(theirs)
     options = {"features": (16, 32), "depths": (1, 1), "num_heads": (1, 1), "num_classes": 10}
     ours = zoo.create(name, **options, normalize_modulator="normalize_modulator" in KINDS[name])
     zoo.load(ours, state)

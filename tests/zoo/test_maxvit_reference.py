@@ -18,7 +18,7 @@ from tests.references.live import (
     assert_whole_model_matches_timm,
     images,
     logits_of,
-    randomise,
+    randomize,
     relative,
     timm,
     torch,
@@ -58,7 +58,7 @@ def _small_pair(window: int = 2, seed: int = 0) -> tuple[Any, Any, dict[str, np.
         img_size=PIXELS,
         num_classes=10,
     )
-    state = randomise(theirs, seed)
+    state = randomize(theirs, seed)
     ours = zoo.create("maxvit_tiny", **SMALL, window=window)
     ours.eval()
     return theirs, ours, state

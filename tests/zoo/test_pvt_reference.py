@@ -16,7 +16,7 @@ from tests.references.live import (
     assert_matches_timm,
     images,
     logits_of,
-    randomise,
+    randomize,
     relative,
     released,
     same_bits,
@@ -49,7 +49,7 @@ def _pair(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
         "mlp_ratios": SMALL["mlp_ratios"],
     }
     theirs = timm.create_model(name, **sizes, num_classes=10)
-    state = randomise(theirs)
+    state = randomize(theirs)
     ours = zoo.create(name, **SMALL)
     ours.eval()
     return theirs, ours, state
@@ -90,7 +90,7 @@ def test_matches_transformers(tmp_path: Any) -> None:
     theirs = transformers.PvtV2ForImageClassification(
         transformers.PvtV2Config(image_size=64, num_labels=10, **sizes, **patches)
     )
-    randomise(theirs)
+    randomize(theirs)
     state = released(theirs, tmp_path)
     ours = zoo.create("pvt_v2_b0", **SMALL)
     zoo.load(ours, tmp_path)
@@ -105,7 +105,7 @@ def test_matches_transformers(tmp_path: Any) -> None:
 @pytest.mark.full
 def test_whole_model_matches_timm() -> None:
     theirs = timm.create_model("pvt_v2_b0")
-    state = randomise(theirs)
+    state = randomize(theirs)
     ours = zoo.create("pvt_v2_b0", weights=state)
     ours.eval()
     x = images(1, 224, 224, 3)

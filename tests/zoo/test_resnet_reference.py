@@ -12,7 +12,7 @@ from tests.references.live import (
     assert_matches_timm,
     assert_whole_model_matches_timm,
     images,
-    randomise,
+    randomize,
     relative,
     timm,
     torch,
@@ -46,7 +46,7 @@ def _small_pair(name: str, depths: tuple[int, ...] = (1, 2, 1, 1)) -> tuple[Any,
     if name == "seresnet50":  # timm rounds the hidden features to multiples of 8
         assert {module.fc1.out_channels for module in theirs.modules() if hasattr(module, "fc1")} == {8}
     ours = zoo.create(name, depths=depths, num_classes=10, **options)
-    return theirs, ours, randomise(theirs)
+    return theirs, ours, randomize(theirs)
 
 
 @pytest.mark.parametrize("name", tiered(SMALL, ("resnet18", "resnet50d").__contains__))

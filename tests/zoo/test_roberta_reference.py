@@ -14,7 +14,7 @@ from flax import nnx
 import zoo
 from layers import assign, parameter_count
 from layers.state import flatten_state
-from tests.references.live import randomise, relative, released, same_bits, torch
+from tests.references.live import randomize, relative, released, same_bits, torch
 from tests.tiers import tiered
 from zoo.registry import abstract, variant
 from zoo.weights import export
@@ -88,7 +88,7 @@ def test_matches_transformers(
 ) -> None:
     """Output of real tokens, its gradient with respect to words and to every parameter."""
     theirs = theirs_of(kind)
-    randomise(theirs)
+    randomize(theirs)
     file = released(theirs, tmp_path)
     ours = zoo.create(name, weights=tmp_path, **OURS, **options)
     assert same_bits(export(ours, naming=naming), file)
@@ -140,7 +140,7 @@ def test_matches_transformers(
 def test_tokens_with_and_without_roles(roles: np.ndarray | None) -> None:
     """Positions count real tokens from row 2, whether words or tokens are read."""
     theirs = theirs_of("LongformerForMaskedLM")
-    ours = zoo.create("longformer_base_4096", **OURS, window=WINDOWS, weights=randomise(theirs))
+    ours = zoo.create("longformer_base_4096", **OURS, window=WINDOWS, weights=randomize(theirs))
     marked = None if roles is None else torch.from_numpy(roles).long()
     with torch.no_grad():
         expected = theirs(

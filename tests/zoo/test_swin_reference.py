@@ -17,7 +17,7 @@ from tests.references.live import (
     assert_whole_model_matches_timm,
     images,
     logits_of,
-    randomise,
+    randomize,
     relative,
     released,
     same_bits,
@@ -55,7 +55,7 @@ def _pair(pixels: int = PIXELS) -> tuple[Any, Any, dict[str, np.ndarray]]:
         img_size=pixels,
         num_classes=10,
     )
-    state = randomise(theirs)
+    state = randomize(theirs)
     ours = zoo.create("swin_tiny_patch4_window7_224", **SMALL)
     ours.eval()
     return theirs, ours, state
@@ -108,7 +108,7 @@ def test_matches_transformers(tmp_path: Any) -> None:
         "num_labels": 10,
     }
     theirs = transformers.SwinForImageClassification(transformers.SwinConfig(image_size=64, **options))
-    randomise(theirs)
+    randomize(theirs)
     state = released(theirs, tmp_path)
     ours = zoo.create(
         "swin_tiny_patch4_window7_224", **{**SMALL, "features": (16, 32), "depths": (2, 2), "num_heads": (2, 4)}

@@ -15,7 +15,7 @@ from tests.references.live import (
     assert_whole_model_matches_timm,
     images,
     logits_of,
-    randomise,
+    randomize,
     relative,
     same_bits,
     timm,
@@ -52,7 +52,7 @@ def _pair(pixels: Any = PIXELS, pretrained: tuple[int, ...] | None = None) -> tu
         img_size=pixels,
         num_classes=10,
     )
-    state = randomise(theirs)
+    state = randomize(theirs)
     with torch.no_grad():  # one scale that is at its limit
         theirs.layers[0].blocks[1].attn.logit_scale += 6
     state = {name: value.numpy().copy() for name, value in theirs.state_dict().items()}

@@ -17,7 +17,7 @@ from tests.references.live import (
     images,
     ours_and_gradient,
     outputs_and_gradient,
-    randomise,
+    randomize,
     relative,
     released,
     same_bits,
@@ -179,7 +179,7 @@ def _pair(
         dynamic_img_size=True,
         mlp_ratio=config.mlp_ratio * (2 if config.mlp == "swiglu" else 1),
     )
-    state = randomise(theirs, seed)
+    state = randomize(theirs, seed)
     ours = zoo.create(name, **ours_options)
     ours.eval()
     return theirs, ours, state
@@ -237,7 +237,7 @@ def test_resampled_position_table_matches_timm(larger: bool) -> None:
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""
     theirs = timm.create_model("vit_tiny_patch16_224")
-    state = randomise(theirs)
+    state = randomize(theirs)
     ours = zoo.create("vit_tiny_patch16_224", weights=state)
     pixels = images(1, 224, 224, 3)
     assert (
@@ -258,7 +258,7 @@ def test_npz_of_ours_loads_in_timm(model: str, naming: str, tmp_path: Any, recor
     theirs, ours, state = _pair(model)
     zoo.load(ours, state)
     zoo.save(ours, tmp_path / "vit.npz", naming=naming)
-    randomise(theirs, seed=5)
+    randomize(theirs, seed=5)
     with torch.no_grad():
         theirs.load_pretrained(str(tmp_path / "vit.npz"))
         theirs.head.load_state_dict({name: torch.from_numpy(state[f"head.{name}"]) for name in ("weight", "bias")})
@@ -386,7 +386,7 @@ def test_matches_transformers(
 ) -> None:
     cls = getattr(transformers, kind)
     theirs = cls(cls.config_class(**size))
-    randomise(theirs)
+    randomize(theirs)
     state = released(theirs, tmp_path)
     ours_options = {
         "depth": DEPTH,
@@ -478,7 +478,7 @@ def test_other_sizes_match_transformers(
 ) -> None:
     cls = getattr(transformers, kind)
     theirs = cls(cls.config_class(**size))
-    randomise(theirs)
+    randomize(theirs)
     released(theirs, tmp_path)
     ours_options = {
         "depth": DEPTH,
@@ -544,7 +544,7 @@ def test_the_image_tower_of_a_whole_clip_model(tmp_path: Any) -> None:
     theirs = transformers.CLIPModel(
         transformers.CLIPConfig(vision_config=_TOWER, text_config={**small, **ids}, projection_dim=10)
     )
-    randomise(theirs)
+    randomize(theirs)
     theirs.save_pretrained(tmp_path)
     options = {
         "depth": DEPTH,
