@@ -1,17 +1,20 @@
 """Recurrences and masked attention on this device, each beside PyTorch code of the same function, in one run.
 
-``python -m benchmarks.mixers_speed [--only=ROW,...]`` writes benchmarks/results/<platform>/mixers_speed.json after each
+``python -m benchmarks.mixers_speed [--only="ROW;ROW"]`` writes benchmarks/results/<platform>/mixers_speed.json after each
 row, and keeps rows that it does not measure. 1 x 2048 tokens x 8 heads x 64, float32, the same arrays on both sides:
 
     recurrences  forward and gradient beside flash-linear-attention's PyTorch code, token by token (asked: 5 times as
-                 fast) or in chunks (1.5 times), where it has such code; transformers' where it has it
+                 fast) or in chunks (1.5 times), where it has such code
     memory       the exponent with which the gradient's temporary memory grows in length, 2k to 32k (asked: 1.05)
     density      a windowed attention's time over the dense one's times the density of pairs that see each other, at
                  4,096 tokens (asked: 1.3 with the density of the blocks that the form computes, which is greater)
     constant     microseconds a token of the forward pass, from 1k to 128k tokens, which should not grow
 
 Outputs are compared before anything is timed: a row of other numbers is an error, not a time. The peers' code is read
-from ``pip install --no-deps fla-core==0.6.0`` file by file, because importing the package needs Triton.
+from fla-core 0.6.0 file by file, because importing the package needs Triton. Put it in a folder of its own, since
+transformers would use its kernels wherever it is installed:
+
+    python -m pip install --no-deps --target=FOLDER fla-core==0.6.0 && PYTHONPATH=FOLDER python -m benchmarks.mixers_speed
 """
 
 from __future__ import annotations
@@ -192,7 +195,9 @@ def fla(peer: Peer) -> Callable[..., Any]:
     """The peer's function, from its file alone."""
     found = importlib.util.find_spec("fla")
     if found is None or not found.submodule_search_locations:
-        raise SystemExit("the peers' code is missing: python -m pip install --no-deps fla-core==0.6.0 (and einops)")
+        raise SystemExit(
+            "the peers' code is missing: python -m pip install --no-deps --target=FOLDER fla-core==0.6.0, and PYTHONPATH=FOLDER"
+        )
     path = pathlib.Path(found.submodule_search_locations[0]) / "ops" / peer.file / "naive.py"
     spec = importlib.util.spec_from_file_location(f"peer_{peer.file}", path)
     assert spec is not None

@@ -196,7 +196,7 @@ def test_metrics(name: str) -> None:
     ("name", "options", "message"),
     [
         ("selective_copying", {"length": 4, "memorize": 5}, "length is at least 5"),
-        ("selective_copying", {"memorize": 5}, "did you mean 'memorize'"),
+        ("selective_copying", {"memorizes": 5}, "did you mean 'memorize'"),
         ("induction_heads", {"length": 2}, "length is at least 3"),
         ("induction_heads", {"length": 8, "shortest_length": 9}, "shortest_length is from 3 to length = 8, not 9"),
         ("multi_query_recall", {"vocab_size": 7}, "even vocab_size"),
