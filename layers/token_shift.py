@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from layers.broadcast import broadcast
 from layers.convolution import CausalConvolution
 
 
@@ -24,4 +25,4 @@ class TokenShift(CausalConvolution):
 def shifted(x: jax.Array, before: jax.Array, weights: jax.Array) -> tuple[jax.Array, ...]:
     """x + (before - x) weight for each row of ``weights`` (count, features)."""
     difference = before - x
-    return tuple(x + difference * weight.astype(x.dtype) for weight in weights)
+    return tuple(x + difference * broadcast(weight, x.shape, x.dtype) for weight in weights)

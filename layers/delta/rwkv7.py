@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.broadcast import broadcast, widened
 from layers.convolution import CausalConvolution
 from layers.delta.memory import correct
 from layers.initializers import Initializer, constant, orthogonal, zeros
@@ -158,9 +159,9 @@ class RWKV7(Recurrent):
                 v = v + (values.astype(v.dtype) - v) * jax.nn.sigmoid(self.residual(xv))
         decay = -math.exp(-0.5) * jax.nn.sigmoid(self.decay(xw).astype(wide))
         rate = jax.nn.sigmoid(self.rate(xa))
-        removed = self._heads((k * self.removal[...].astype(k.dtype)).astype(wide))
+        removed = self._heads(k.astype(wide) * widened(self.removal[...]))
         removed = removed * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(removed), axis=-1, keepdims=True), 1e-24))
-        k = k * (1 + (rate - 1) * self.replacement[...].astype(k.dtype))
+        k = k * (1 + (rate - 1) * broadcast(self.replacement[...], x.shape, k.dtype))
         q, k, v, decay, rate = map(self._heads, (q, k, v, decay, rate))
         ones = jnp.ones((x.shape[0], 2 * x.shape[1], self.num_heads), wide)
         y, memory = correct(
@@ -174,7 +175,8 @@ class RWKV7(Recurrent):
             read_key=_pairs((removed * jnp.exp(-decay)).astype(k.dtype), jnp.zeros_like(k)),
             scale=1.0,
         )
-        bonus = jnp.sum((q * k * self._heads(self.bonus[...].astype(k.dtype))).astype(wide), axis=-1, keepdims=True)
+        weights = self._heads(broadcast(self.bonus[...], x.shape, k.dtype))
+        bonus = jnp.sum((q * k * weights).astype(wide), axis=-1, keepdims=True)
         y = self._normalized(y.astype(wide)) + (bonus * v).reshape(x.shape)
         y = self.out((y * self.gate(xg).astype(wide)).astype(v.dtype))
         return y, values, state and state.after(tokens, memory=memory, convolutions=seen)
