@@ -24,7 +24,7 @@ Arrays = dict[str, Any]
 TOKENS = {
     "short_convolution": ("x", "mask"),
     "selective_scan": ("x", "delta", "B", "C", "gate"),
-    "linear_attention": ("q", "k", "v", "decay"),
+    "linear_attention": ("q", "k", "v", "decay", "value_decay"),
     "linear_scan": ("x", "decay"),
     "delta_rule": ("q", "k", "v", "beta", "decay", "read_key"),
 }
@@ -104,7 +104,7 @@ def alone(op: str, case: Case, *, starts: np.ndarray, **arrays: Any) -> Any:
 
     # Padding that changes no state.
     logits = case.options.get("delta_softplus") or case.options.get("transition") == "implicit"
-    nothing = {"mask": False, "delta": -jnp.inf if logits else 0, "beta": 0, "decay": 0}
+    nothing = {"mask": False, "delta": -jnp.inf if logits else 0, "beta": 0, "decay": 0, "value_decay": 0}
     nothing |= {"linear_attention": {"k": 0}, "linear_scan": {"x": 0}}.get(op, {})
     given: Arrays = {}
     for name, x in arrays.items():
@@ -205,7 +205,13 @@ def test_nothing_passes_between_documents(op: str, name: str, implementation: st
         noise = 100 * rng.standard_normal(floats[n].shape).astype(np.float32)
         # The delta rule is stable for keys and rates like its own.
         moved = np.flip(floats[n], 1)
-        others = {"delta": np.abs(noise), "decay": -np.abs(noise), "k": moved, "beta": moved}
+        others = {
+            "delta": np.abs(noise),
+            "decay": -np.abs(noise),
+            "value_decay": -np.abs(noise),
+            "k": moved,
+            "beta": moved,
+        }
         other[n] = np.where(keep, floats[n], others.get(n, noise))
 
     @jax.jit
