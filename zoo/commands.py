@@ -221,7 +221,7 @@ def _predict(given: argparse.Namespace) -> None:
     if isinstance(model, Causal):
         tokenizer = tokenization.create(given.tokenizer) if given.tokenizer else None
         for text in given.inputs:
-            _tell(given, "text", text, "next", next_tokens(model, text, given.top_k, tokenizer=tokenizer))
+            _show(given, "text", text, "next", next_tokens(model, text, given.top_k, tokenizer=tokenizer))
         return
     if not hasattr(model.config, "image_size"):
         raise ValueError(
@@ -235,10 +235,10 @@ def _predict(given: argparse.Namespace) -> None:
         # A last batch that is smaller would be a second program.
         full = [*batch, *[batch[-1]] * (min(given.batch_size, len(given.inputs)) - len(batch))]
         for path, found in zip(batch, predict(model, full, batch_size=len(full), top_k=given.top_k), strict=False):
-            _tell(given, "image", path, "classes", found)
+            _show(given, "image", path, "classes", found)
 
 
-def _tell(given: argparse.Namespace, kind: str, thing: str, what: str, found: list[tuple[str, float]]) -> None:
+def _show(given: argparse.Namespace, kind: str, thing: str, what: str, found: list[tuple[str, float]]) -> None:
     if given.json:
         print(json.dumps({kind: thing, what: [{"name": name, "probability": p} for name, p in found]}))
     else:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels import documents
 from pallas_kernels.dispatch import Implementation, Op
 from pallas_kernels.linear_scan import distributed, reference, xla
-from pallas_kernels.linear_scan.call import LinearCall
+from pallas_kernels.linear_scan.call import LinearScanCall
 from pallas_kernels.linear_scan.cases import CASES
 from primitives import sequence
 
@@ -71,7 +71,7 @@ def linear_scan(
         if array is not None and array.shape != shape:
             raise ValueError(f"linear_scan: {name} must have shape {shape}; got {array.shape}")
     documents.check("linear_scan", starts, *x.shape[:2])
-    call = LinearCall(x, decay, initial_state, starts)
+    call = LinearScanCall(x, decay, initial_state, starts)
     if reverse:
         # Backwards a document begins with its last token, which is the one before another's first.
         ends = None if starts is None else jnp.pad(starts[:, 1:], ((0, 0), (0, 1)))

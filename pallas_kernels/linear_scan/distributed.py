@@ -12,19 +12,19 @@ import jax.numpy as jnp
 from pallas_kernels import mesh
 from pallas_kernels.dispatch import OPS
 from pallas_kernels.documents import Documents
-from pallas_kernels.linear_scan.call import LinearCall
+from pallas_kernels.linear_scan.call import LinearScanCall
 from primitives import sequence
 
 
-def objection(call: LinearCall) -> str | None:
+def objection(call: LinearScanCall) -> str | None:
     """Why states can't be passed for the call, or None."""
     return sequence.objection(call.x.shape[1])
 
 
-def linear_scan(call: LinearCall) -> tuple[jax.Array, jax.Array]:
+def linear_scan(call: LinearScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
 
-    def body(part: LinearCall) -> tuple[jax.Array, jax.Array]:
+    def body(part: LinearScanCall) -> tuple[jax.Array, jax.Array]:
         run = OPS["linear_scan"].within
         _, state = run(part.replace(initial_state=None))
         kept = jnp.zeros_like(state) if part.decay is None else jnp.sum(part.decay.astype(state.dtype), 1)

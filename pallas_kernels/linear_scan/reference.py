@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_scan.call import LinearCall
+from pallas_kernels.linear_scan.call import LinearScanCall
 
 
-def linear_scan(call: LinearCall) -> tuple[jax.Array, jax.Array]:
+def linear_scan(call: LinearScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
     start = call.start
 

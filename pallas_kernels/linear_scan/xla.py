@@ -22,13 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_scan.call import LinearCall
+from pallas_kernels.linear_scan.call import LinearScanCall
 from primitives.differentiation import differentiable
 from primitives.exponential import LOG2_E, exp2
 from primitives.platform import current_platform
 
 
-def linear_scan(call: LinearCall) -> tuple[jax.Array, jax.Array]:
+def linear_scan(call: LinearScanCall) -> tuple[jax.Array, jax.Array]:
     """The op."""
     return _loop(False, call.x, call.decay, call.start, call.starts)
 

@@ -58,10 +58,12 @@ def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
     commands.main(asked)
     assert "kept MiB" in capsys.readouterr().out
     commands.main([*asked, "--blocks", "--json"])
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     want = zoo.summary("vit_nano_patch4_32", batch_size=8, show=False, **MICRO)
-    assert [(row["name"], row["activations"]) for row in told["rows"]] == [(r.name, r.activations) for r in want.rows]
-    assert told["step_bytes"] == want.step_bytes
+    assert [(row["name"], row["activations"]) for row in printed["rows"]] == [
+        (r.name, r.activations) for r in want.rows
+    ]
+    assert printed["step_bytes"] == want.step_bytes
 
 
 def test_convert_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,9 +114,9 @@ def test_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> 
 
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     commands.main(["doctor"])
-    told = capsys.readouterr().out
-    assert f"Mixer Zoo in {ROOT}" in told
-    assert "device " in told
+    printed = capsys.readouterr().out
+    assert f"Mixer Zoo in {ROOT}" in printed
+    assert "device " in printed
     monkeypatch.setattr(installation, "requirements", lambda: ["numpy>=99.1", "nothing_of_this_name"])
     with pytest.raises(
         SystemExit, match=r"(?s)numpy>=99.1: [\d.]+ is installed; .*nothing_of_this_name: not installed"
