@@ -303,12 +303,14 @@ def density() -> dict[str, Any]:
     import jax.numpy as jnp
 
     import pallas_kernels
+    from primitives import operations
 
     length = DENSITIES[0]
     here = jax.tree.map(jnp.asarray, arrays("q k v", length))
 
     def call(window: int | None, causal: bool = True) -> Callable[[Any], Any]:
-        return lambda given: pallas_kernels.attention(given["q"], given["k"], given["v"], causal=causal, window=window)
+        sides = None if window is None else (window - 1, 0)
+        return lambda given: pallas_kernels.attention(given["q"], given["k"], given["v"], causal=causal, window=sides)
 
     result: dict[str, Any] = {}
     forms = {"dense": call(None, causal=False), **{str(window): call(window) for window in DENSITIES[1:]}}
@@ -319,11 +321,14 @@ def density() -> dict[str, Any]:
         runs = {name: jax.jit(wrap(form)) for name, form in forms.items()}
         times = take_turns({name: lambda run=run: jax.block_until_ready(run(here)) for name, run in runs.items()})
         result[what] = {"ms": times}
+        whole = operations.count(wrap(forms["dense"]), here).matmul_flops
         for window in DENSITIES[1:]:
-            part = window * (length - (window - 1) / 2) / length**2
-            result[what][f"window {window}, over density times dense"] = round(
-                times[str(window)] / (times["dense"] * part), 2
-            )
+            pairs = window * (length - (window - 1) / 2) / length**2
+            blocks = operations.count(wrap(forms[str(window)]), here).matmul_flops / whole
+            for name, part in (("density", pairs), ("density of the blocks computed", blocks)):
+                result[what][f"window {window}, over {name} times dense"] = round(
+                    times[str(window)] / (times["dense"] * part), 2
+                )
     return result
 
 
