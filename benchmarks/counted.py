@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import operator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ FEATURES, HEADS = 256, 4
 LENGTHS = (256, 1024, 4096, 16384)  # squares, for maps
 
 
-def count(name: str) -> dict[str, Any]:
+def count(name: str, lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
     """Parameters, operations at each length, bytes of the state of one row, ops and exponent of a mixer, causal where
     it can be.
     """
@@ -39,7 +40,7 @@ def count(name: str) -> dict[str, Any]:
     on_map = "sequence" not in cls.layouts
     totals, states = [], []
     ops: dict[str, None] = {}
-    for length in LENGTHS:
+    for length in lengths:
         grid = (math.isqrt(length),) * 2
         place = layers.Place(num_heads=HEADS, grid=grid if on_map else None, features=FEATURES)
         options = {"causal": cls.supports_causal, "place": place}

@@ -13,10 +13,8 @@ from typing import Any
 
 import zoo
 from docs.blocks import draw
-from docs.catalogue import first_paragraph, table
+from docs.catalogue import built, first_paragraph, parameter_count, table
 from docs.results import HOME
-from layers.state import parameter_count
-from zoo.creation import create_abstract
 from zoo.registry import Variant, variant
 
 PAGE = HOME / "docs" / "cards.md"
@@ -121,12 +119,7 @@ def _listed(value: Any) -> str:
 
 def drawing(family: str) -> str:
     """The drawing of a family's blocks."""
-    return draw(create_abstract(example(families()[family]).name))
-
-
-def count(name: str) -> int:
-    """Parameters of a model, from its shapes."""
-    return parameter_count(create_abstract(name))
+    return draw(built(example(families()[family]).name))
 
 
 def main() -> None:
@@ -136,7 +129,7 @@ def main() -> None:
     again = parser.parse_args().family
     known = load()
     counts = {
-        name: known[name] if name in known and variant(name).family != again else count(name)
+        name: known[name] if name in known and variant(name).family != again else parameter_count(name)
         for name in zoo.list_models()
     }
     COUNTS.write_text(json.dumps(dict(sorted(counts.items())), indent=1) + "\n")

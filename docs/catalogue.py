@@ -21,7 +21,9 @@ import layers
 import pallas_kernels
 import tasks
 import zoo
+from layers.making import abstract
 from pallas_kernels import dispatch
+from zoo.creation import create_abstract
 from zoo.registry import Variant, variant
 
 MARKED = re.compile(r"(<!-- catalogue:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -33,15 +35,26 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def as_code(text: str) -> str:
+    """References of docstrings, such as ``:class:`Name```, as code."""
+    return re.sub(r":(?:class|func|mod|meth|attr|data):`~?([^`]+)`", r"`\1`", text)
+
+
 def first_paragraph(thing: object) -> str:
     """The first paragraph of a docstring on one line, without its full stop."""
-    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split()).rstrip(".").replace("|", "\\|")
+    paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    return as_code(paragraph).rstrip(".").replace("|", "\\|")
 
 
 @functools.cache
+def built(name: str) -> Any:
+    """A model with shapes for arrays, built once for all pages."""
+    return create_abstract(name)
+
+
 def parameter_count(name: str) -> int:
     """Parameters of a model, from shapes alone."""
-    return layers.parameter_count(nnx.eval_shape(lambda: zoo.create(name)))
+    return layers.parameter_count(built(name))
 
 
 def _size(count: int) -> str:
@@ -97,7 +110,7 @@ def documents(name: str) -> str:
     if "sequence" not in cls.layouts:
         return ""
     options: dict[str, Any] = {"causal": cls.supports_causal, "place": layers.Place(num_heads=2)}
-    mixer = nnx.eval_shape(lambda: layers.create_mixer(name, 16, **options, rngs=nnx.Rngs(0)))
+    mixer = abstract(lambda rngs: layers.create_mixer(name, 16, **options, rngs=rngs))
     if "segment_ids" in mixer.honors:
         return "apart" if mixer.segment_multiple == 1 else f"apart, from multiples of {mixer.segment_multiple}"
     reason = mixer.refusals.get("segment_ids", "")

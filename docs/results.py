@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from docs.catalogue import table
+from docs.catalogue import as_code, table
 
 HOME = Path(__file__).resolve().parents[1]
 CLAIMS = HOME / "benchmarks" / "results" / "cpu" / "claims"
@@ -64,7 +64,7 @@ def section(report: dict[str, Any]) -> str:
             ]
         )
     verdict = f"{VERDICTS[report['holds']]}. What is asked: {asked(report['name'])}"
-    return f"## {title}\n\n{rest}\n\n{verdict}\n\n{table(head, lines)}"
+    return f"## {title}\n\n{as_code(rest)}\n\n{verdict}\n\n{table(head, lines)}"
 
 
 def merged(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:

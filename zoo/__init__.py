@@ -8,7 +8,7 @@ from zoo.adapters import load_adapters, save_adapters
 from zoo.beams import Beams, beam_search
 from zoo.creation import create, preprocess
 from zoo.exporting import ExportError, export
-from zoo.figures import draw_maps, draw_matrix, draw_over_image
+from zoo.figures import draw_clusters, draw_maps, draw_matrix, draw_over_image, draw_routes
 from zoo.generation import Generation, generate, stream
 from zoo.inspection import attention_maps, attention_rollout, capture, materialize
 from zoo.prediction import predict
@@ -34,9 +34,11 @@ __all__ = [
     "beam_search",
     "capture",
     "create",
+    "draw_clusters",
     "draw_maps",
     "draw_matrix",
     "draw_over_image",
+    "draw_routes",
     "export",
     "generate",
     "list_models",

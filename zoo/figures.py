@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,15 @@ if TYPE_CHECKING:
 
 COLUMNS = 4
 COLORS = "magma"
+SIGNED_COLORS = "RdBu_r"  # of weights of either sign
+LABELED = 64  # positions of a sequence whose tokens are written below them
 
 
 def draw_maps(maps: Mapping[str, np.ndarray], *, example: int = 0) -> Figure:
     """Attention weights as heat maps, the mean of the heads, one for each mixer: queries down, keys across.
+
+    Colors go by the square root, so that weak weights are seen beside strong ones. Where some are negative, as in-line
+    attention's may be, white is zero and blue is below it.
 
     Args:
       maps: of :func:`zoo.attention_maps`.
@@ -27,8 +33,15 @@ def draw_maps(maps: Mapping[str, np.ndarray], *, example: int = 0) -> Figure:
     if not maps:
         raise ValueError("there are no maps to draw")
     figure, places = _figure(len(maps))
+    from matplotlib.colors import PowerNorm
+
     for axes, (name, weights) in zip(places, maps.items(), strict=False):
-        _heat(figure, axes, weights[example].mean(0), name, "key", "query")
+        mean = weights[example].mean(0)
+        largest = float(np.abs(mean).max())
+        options: dict[str, Any] = {"norm": PowerNorm(0.5, 0, largest)}
+        if mean.min() < 0:
+            options = {"cmap": SIGNED_COLORS, "vmin": -largest, "vmax": largest}
+        _heat(figure, axes, mean, name, "key", "query", **options)
     return figure
 
 
@@ -74,28 +87,122 @@ def draw_over_image(image: np.ndarray, share: np.ndarray, grid: tuple[int, int],
     if len(share) < rows * columns:
         raise ValueError(f"{len(share)} tokens are fewer than the {rows} x {columns} patches of the grid")
     figure, places = _figure(2)
-    low, high = float(np.min(image)), float(np.max(image))
-    shown = (np.asarray(image, np.float32) - low) / max(high - low, 1e-12)
-    shown = shown[..., 0] if shown.shape[-1] == 1 else shown
-    height, width = shown.shape[:2]
+    height, width = image.shape[:2]
     patches = np.asarray(share[len(share) - rows * columns :]).reshape(rows, columns)
     for axes in places:
-        axes.imshow(shown, cmap="gray", extent=(0, width, height, 0))
-        axes.set(xlabel="column", ylabel="row", title="image")
+        _image(axes, image, "image")
     drawn = places[1].imshow(patches, cmap=COLORS, alpha=0.6, extent=(0, width, height, 0), interpolation="bilinear")
     places[1].set_title(title or "share of each patch")
     figure.colorbar(drawn, ax=places[1])
     return figure
 
 
-def _figure(count: int) -> tuple[Figure, list[Any]]:
+def draw_routes(
+    image: np.ndarray, routes: Mapping[str, np.ndarray], region: int | None = None, *, example: int = 0
+) -> Figure:
+    """The regions that the tokens of one region attend to, over the image, for each mixer that routes.
+
+    The asking region has a blue frame, those that it attends to have yellow ones, and all others are darkened. The map
+    is taken to be cut into regions evenly, without padding.
+
+    Args:
+      image: (height, width, channels) of any range, which is stretched.
+      routes: of ``zoo.capture(model, x, "routes")``: (batch, regions, chosen) int, regions in row-major order.
+      region: the one that asks; None is the middle one.
+      example: row of the batch.
+
+    Raises:
+      ValueError: no routes, there is no such region, or matplotlib is not installed.
+    """
+    if not routes:
+        raise ValueError("there are no routes to draw")
+    figure, places = _figure(len(routes))
+    height, width = image.shape[:2]
+    for axes, (name, chosen) in zip(places, routes.items(), strict=True):
+        side = math.isqrt(chosen.shape[1])
+        asking = side // 2 * (side + 1) if region is None else region
+        if not 0 <= asking < side * side:
+            raise ValueError(f"{name} has the regions 0 to {side * side - 1}, and not {asking}")
+        hidden = np.ones(side * side, np.float32)
+        hidden[np.asarray(chosen[example, asking])] = 0
+        _image(axes, image, name.removesuffix(".routes"))
+        over = {"extent": (0, width, height, 0), "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+        axes.imshow(hidden.reshape(side, side), cmap="gray_r", alpha=0.7 * hidden.reshape(side, side), **over)
+        corners = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 0, 0]])
+        framed = [*((seen, "gold", "attended to") for seen in chosen[example, asking]), (asking, "deepskyblue", "asks")]
+        for frame, color, label in framed:
+            rows, columns = corners + np.array(divmod(int(frame), side))[:, None]
+            axes.plot(columns * width / side, rows * height / side, color=color, linewidth=2.5, label=label)
+    handles = dict(zip(*places[0].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def draw_clusters(
+    members: Mapping[str, Any], tokens: Sequence[Any] | int, *, example: int = 0, head: int = 0
+) -> Figure:
+    """Which tokens share a cluster, for each mixer that has some: clusters down, positions across.
+
+    Tokens attend within their row. By balanced membership one may be in several rows or in none.
+
+    Args:
+      members: of ``zoo.capture(model, x, "members")``: for each mixer the cluster of each token, (batch, heads, length)
+        int, or the positions that clusters hold, (batch, heads, clusters, places) int with ``length`` for an empty
+        place, of queries and of keys.
+      tokens: what stands at each position, which is written there if there are few; or how many there are.
+      example: row of the batch.
+      head: each has clusters of its own.
+
+    Raises:
+      ValueError: no members, or matplotlib is not installed.
+    """
+    if not members:
+        raise ValueError("there are no clusters to draw")
+    length = tokens if isinstance(tokens, int) else len(tokens)
+    held: dict[str, np.ndarray] = {}
+    for path, found in members.items():
+        name = path.removesuffix(".members")
+        queries, keys = (
+            _held(np.asarray(part)[example, head], length)
+            for part in (found if isinstance(found, tuple) else (found,) * 2)
+        )
+        alike = np.array_equal(queries, keys)
+        held |= {name: queries} if alike else {f"{name}, queries": queries, f"{name}, keys": keys}
+    figure, places = _figure(len(held), columns=1, width=max(6.0, 0.16 * min(length, LABELED) + 2), height=2.6)
+    for axes, (name, inside) in zip(places, held.items(), strict=True):
+        numbers = np.broadcast_to(np.arange(len(inside))[:, None], inside.shape)
+        shown = np.ma.masked_array(numbers % 10, ~inside)
+        axes.imshow(shown, cmap="tab10", vmin=0, vmax=9, aspect="auto", interpolation="nearest")
+        axes.set(title=name, xlabel="position", ylabel="cluster")
+        if not isinstance(tokens, int) and length <= LABELED:
+            axes.set_xticks(range(length), [str(token) for token in tokens], fontsize=8)
+            axes.set_xlabel("token")
+    return figure
+
+
+def _held(found: np.ndarray, length: int) -> np.ndarray:
+    """bool (clusters, length): which tokens a cluster holds."""
+    if found.ndim == 1:
+        return found == np.arange(found.max(initial=0) + 1)[:, None]
+    return (found[..., None] == np.arange(length)).any(1)
+
+
+def _image(axes: Any, image: np.ndarray, title: str) -> None:
+    low, high = float(np.min(image)), float(np.max(image))
+    shown = (np.asarray(image, np.float32) - low) / max(high - low, 1e-12)
+    height, width = shown.shape[:2]
+    axes.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", extent=(0, width, height, 0))
+    axes.set(xlabel="column", ylabel="row", title=title)
+
+
+def _figure(count: int, columns: int = COLUMNS, width: float = 4, height: float = 3.4) -> tuple[Figure, list[Any]]:
     try:
         from matplotlib.figure import Figure  # without pyplot, which would look for a display
     except ImportError as error:
         raise ValueError("drawing needs matplotlib: python -m pip install -e '.[plot]'") from error
-    columns = min(count, COLUMNS)
+    columns = min(count, columns)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4 * columns, 3.4 * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in places[count:]:
         axes.remove()
@@ -103,6 +210,6 @@ def _figure(count: int) -> tuple[Figure, list[Any]]:
 
 
 def _heat(figure: Figure, axes: Any, matrix: np.ndarray, title: str, across: str, down: str, **options: Any) -> None:
-    drawn = axes.imshow(matrix, cmap=COLORS, aspect="auto", interpolation="nearest", **options)
+    drawn = axes.imshow(matrix, aspect="auto", interpolation="nearest", **{"cmap": COLORS, **options})
     axes.set(title=title, xlabel=across, ylabel=down)
     figure.colorbar(drawn, ax=axes)

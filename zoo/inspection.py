@@ -17,6 +17,9 @@ from flax import nnx
 from layers.module import Diagnostic, collecting
 from pallas_kernels import dispatch
 
+DRAWN_BY = {"routes": ", which zoo.draw_routes draws", "members": ", which zoo.draw_clusters draws"}
+"""How what modules report is drawn."""
+
 
 def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any]:
     """Runs the model once more and returns what its modules sow under ``name``.
@@ -29,7 +32,7 @@ def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any
       model: any model or layer of the zoo, or an ``nnx.Module`` that contains some.
       x: its input, with the batch axis.
       name: of the sown values: "attention" is (batch, heads, queries, keys) or as the mixer says,
-        "routes" the regions that bi-level routing picks.
+        "routes" the regions that bi-level routing picks, "members" of routing attention's clusters.
 
     Returns:
       ``{path: value}``, for instance ``{"blocks.0.mixer.attention": ...}``.
@@ -60,10 +63,13 @@ def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
       ValueError: no mixer has weights; what can be drawn instead is said.
     """
     if "attention" not in (names := _names(model, x)):
-        reports = f"capture shows what it reports: {', '.join(names)}; " if names else ""
+        reports = "".join(
+            f'zoo.capture(model, x, "{name}") gives the {name} that it reports{DRAWN_BY.get(name, "")}; '
+            for name in names
+        )
         raise ValueError(
             f"no mixer of the model has attention weights. {reports}zoo.materialize(mixer, x) shows what any mixer makes "
-            "of each token"
+            "of each token, and zoo.draw_matrix draws it"
         )
     found: dict[str, np.ndarray] = {}
     for path, value in _sown(model, x, "attention").items():

@@ -26,6 +26,7 @@ from layers.initializers import truncated_normal
 from layers.linear import Conv
 from layers.mixer import register_mixer, without_padding
 from layers.mlp import gelu
+from layers.module import Diagnostic
 from layers.tokens import Tokens
 from pallas_kernels import linear_attention
 
@@ -95,6 +96,9 @@ class InLineAttention(ProjectedAttention):
             return jnp.einsum("bn,bn...->b...", jnp.broadcast_to(share, a.shape[:2]), a.astype(wide))[:, None]
 
         centered = (k - mean(k)) * share[..., None, None]
+        if self.sowing(Diagnostic, "attention"):
+            scores = jnp.einsum("bqhd,bkhd->bhqk", q.astype(wide), centered, precision="highest")
+            self.sow(Diagnostic, "attention", share[:, None, None] + self.head_dim**-0.5 * scores)
         y = mean(v) + linear_attention(q, centered, v.astype(wide), causal=False, scale=self.head_dim**-0.5)
         if self.kernel_hidden is None or self.kernel_out is None:
             return y.astype(v.dtype)

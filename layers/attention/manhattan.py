@@ -26,9 +26,10 @@ from layers.attention.relative import GridPenalty
 from layers.depthwise import DepthwiseConv
 from layers.initializers import truncated_normal
 from layers.mixer import register_mixer, without_padding
+from layers.module import Diagnostic
 from layers.position import Rotary, default_positions
 from layers.tokens import Tokens
-from pallas_kernels import attention
+from pallas_kernels import attention, attention_weights
 
 
 @register_mixer("manhattan")
@@ -99,7 +100,10 @@ class ManhattanAttention(ProjectedAttention):
         """Attention of all tokens of maps, or of single rows, of ``width`` columns."""
         rows = jnp.broadcast_to(self.slopes, (1, q.shape[1], self.num_heads))
         seen = None if mask is None else mask[:, None, None]
-        return attention(q, k, v, mask=seen, score=GridPenalty(width, "manhattan"), rows=rows)
+        options: dict[str, Any] = {"mask": seen, "score": GridPenalty(width, "manhattan"), "rows": rows}
+        if self.sowing(Diagnostic, "attention"):
+            self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
+        return attention(q, k, v, **options)
 
 
 def _turned(x: jax.Array, grid: tuple[int, int]) -> jax.Array:

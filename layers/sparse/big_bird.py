@@ -36,6 +36,7 @@ class BigBirdAttention(ProjectedAttention):
     """
 
     paper = (166,)
+    weighs_values = True
 
     def __init__(
         self,

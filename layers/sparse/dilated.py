@@ -67,6 +67,7 @@ class DilatedAttention(ProjectedAttention):
         "choose others, or rows of one document"
     }
     paper = (131,)
+    weighs_values = True
 
     def __init__(
         self,
@@ -140,10 +141,10 @@ class DilatedAttention(ProjectedAttention):
         else:
             places = Tokens(segment_ids=tokens.segment_ids).places(length)
             parts = [self._packed_pair(q, k, v, mask, places, *pair) for pair in self.pairs]
-        return self._normed(merge(parts)[0])
+        return merge(parts)[0]
 
-    def _normed(self, y: jax.Array) -> jax.Array:
-        return y if self.inner_norm is None else self.inner_norm(y.reshape(*y.shape[:2], -1))
+    def finish(self, y: jax.Array) -> jax.Array:
+        return super().finish(y if self.inner_norm is None else self.inner_norm(y.reshape(*y.shape[:2], -1)))
 
     def _offsets(self, rate: int) -> np.ndarray:
         """The first token of a segment that each head keeps."""
@@ -335,7 +336,7 @@ class DilatedAttention(ProjectedAttention):
             place = jnp.where(stays, inside // rate, places)
             keys.append(old_k.at[row, head, place].set(jnp.moveaxis(k, 1, 2).astype(old_k.dtype), mode="drop"))
             values.append(old_v.at[row, head, place].set(jnp.moveaxis(v, 1, 2).astype(old_v.dtype), mode="drop"))
-        return self._normed(merge(parts)[0]), DilatedCache(tuple(keys), tuple(values), length, document)
+        return merge(parts)[0], DilatedCache(tuple(keys), tuple(values), length, document)
 
     @staticmethod
     def _check_length(length: jax.Array, capacity: int) -> None:

@@ -8,7 +8,7 @@ import xml.etree.ElementTree
 import pytest
 
 import zoo
-from docs import blocks, cards
+from docs import blocks, cards, catalogue
 from tests.tiers import tiered
 
 FAMILIES = list(cards.families())
@@ -27,7 +27,7 @@ def test_drawings_and_counts_are_fresh(family: str) -> None:
     drawn = cards.drawing(family)
     assert (cards.DRAWINGS / f"{family}.svg").read_text() == drawn, STALE + family
     name = cards.example(cards.families()[family]).name
-    assert cards.load()[name] == cards.count(name), STALE + family
+    assert cards.load()[name] == catalogue.parameter_count(name), STALE + family
 
 
 def test_a_drawing_shows_every_branch_and_its_parts() -> None:

