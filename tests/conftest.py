@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import shutil
 import tempfile
@@ -99,13 +100,21 @@ def eight_devices() -> Iterator[EightDevices]:
     process.close()
 
 
+def mapped_pieces() -> float:
+    """Of memory, that this process maps; unknown elsewhere than on Linux."""
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else math.inf
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
-    """What was compiled goes with the file that needed it.
+    """What was compiled goes with a file when there is much of it: looking for it takes a second, and compiling again
+    what every file needs as much.
 
     A process may map 65,530 pieces of memory on Linux, a compiled program takes several, and the suite's thousands
     would reach that.
     """
     yield
-    jax.clear_caches()
-    gc.collect()
+    if mapped_pieces() > 10_000:
+        jax.clear_caches()
+        gc.collect()

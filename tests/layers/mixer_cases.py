@@ -218,9 +218,10 @@ class Compiled:
 
     Attributes:
       whole: of tokens that are all real.
-      gradient: of parameters and input, and the output, of tokens that may be padding.
+      gradient: of parameters and input, and the output, of tokens that may be padding, and of documents.
       half: the output in bfloat16 of tokens that may be padding.
       extend: a few tokens more, of which a row may have fewer.
+      extend_documents: the same where documents begin.
       stepwise: one token at a time from an empty state.
     """
 
@@ -234,15 +235,18 @@ class Compiled:
         self.gradient = jax.jit(lambda *args: jax.grad(self._loss, argnums=(0, 1), has_aux=True)(self.state, *args))
         self.half = jax.jit(self._half)
         self.extend = jax.jit(lambda x, state, mask: self.merged().extend(x, state, mask))
+        self.extend_documents = jax.jit(
+            lambda x, state, mask, ids: self.merged().extend(x, state, Tokens(mask, segment_ids=ids))
+        )
         self.stepwise = jax.jit(self._stepwise)
 
     def merged(self) -> Mixer:
         return nnx.merge(self.graphdef, self.state, copy=True)  # a call may move its statistics
 
-    def known(self, x: jax.Array, mask: jax.Array | None = None) -> Tokens:
-        """The mask, and for a mixer that asks for roles two tokens of role 1 in each row."""
-        if "roles" not in self.mixer.honors:
-            return Tokens(mask)
+    def known(self, x: jax.Array, mask: jax.Array | None = None, ids: jax.Array | None = None) -> Tokens:
+        """The mask, segment ids, and without them, for a mixer that asks for roles, two tokens of role 1 in each row."""
+        if "roles" not in self.mixer.honors or ids is not None:
+            return Tokens(mask, segment_ids=ids)
         return Tokens(
             mask, roles=jnp.broadcast_to(np.isin(np.arange(x.shape[1]), (0, 4)).astype(np.int32), x.shape[:2])
         )
@@ -269,8 +273,10 @@ class Compiled:
         """An empty state that can hold LENGTH tokens."""
         return self.merged().init_state(batch, max_length=LENGTH, dtype=dtype)
 
-    def _loss(self, state: nnx.State, x: jax.Array, weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = nnx.merge(self.graphdef, state)(x, self.known(x, mask))
+    def _loss(
+        self, state: nnx.State, x: jax.Array, weight: jax.Array, mask: jax.Array, ids: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        y = nnx.merge(self.graphdef, state)(x, self.known(x, mask, ids))
         return jnp.sum(jnp.where(mask[..., None], weight * y**2 + y, 0)), y
 
     def _half(self, x: jax.Array, mask: jax.Array) -> jax.Array:

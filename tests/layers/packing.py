@@ -8,9 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
+
+from layers.state import flatten_state
+from tests.layers.mixer_cases import relative
 
 Mix = Callable[[Any, Any, Any, Any], jax.Array]
 """(parameters, what is read, mask, segment ids or None) to an output for each token."""
+TOLERANCE = {np.float32: 1e-4, np.float64: 1e-5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +89,18 @@ def both(mix: Mix, rows: Rows, params: Any, x: np.ndarray, weight: np.ndarray) -
     if not floating:
         return (y, (slope,)), (y_alone, (slope_alone,))
     return (y, (slope[0], rows.alone(np.asarray(slope[1])))), (y_alone, slope_alone)
+
+
+def close(a: Any, b: Any, tolerance: float) -> None:
+    """Output and gradients agree, each gradient by the scale of the largest."""
+    (y, slopes), (want, wanted) = a, b
+    assert np.std(want) > 0
+    assert relative(y, want) < tolerance
+    for mine, theirs in zip(slopes, wanted, strict=True):
+        found, expected = (flatten_state(s) if isinstance(s, nnx.State) else {"x": s} for s in (mine, theirs))
+        scale = max(float(np.abs(g).max()) for g in expected.values())
+        for name, g in expected.items():
+            assert np.abs(np.asarray(found[name]) - np.asarray(g)).max() < tolerance * scale, name
 
 
 def read(extend: Callable[..., Any], state: Any, rows: Rows, x: np.ndarray, size: int = 8, seed: int = 0) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,9 +79,13 @@ def causal_attention(**options: object) -> MultiHeadAttention:
 
 def test_a_full_cache_refuses_more() -> None:
     attention = causal_attention()
-    _, state = attention.extend(X, attention.init_state(2, max_length=6))
-    mask = np.array([[True, False], [False, False]])
-    _, state = attention.extend(X[:, :2], state, mask)  # one more real token in the first row: full
+    mask = np.array([[True, False], [False, False]])  # one more real token in the first row: full
+
+    @jax.jit
+    def fill(state: Any) -> Any:
+        return attention.extend(X[:, :2], attention.extend(X, state)[1], mask)[1]
+
+    state = fill(attention.init_state(2, max_length=6))
     with pytest.raises(ValueError, match=r"holds 6 tokens.*max_length"):
         attention.extend(X[:, :1], state)
     with pytest.raises(ValueError, match="needs max_length"):
@@ -100,8 +106,13 @@ def test_a_window_is_a_ring() -> None:
 def test_cross_attention_reads_its_context_from_the_state() -> None:
     attention = MultiHeadAttention(8, num_heads=2, context_features=4, rngs=nnx.Rngs(0))
     context = np.random.default_rng(1).standard_normal((2, 7, 4)).astype(np.float32)
-    y, _ = attention.extend(X, attention.init_state(2, context=context))
-    assert relative(y, attention(X, Tokens(context=context))) < 1e-5
+
+    @jax.jit
+    def both(x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y, _ = attention.extend(x, attention.init_state(2, context=context))
+        return y, attention(x, Tokens(context=context))
+
+    assert relative(*both(X, context)) < 1e-5
     with pytest.raises(ValueError, match="needs a context"):
         attention(X)
 

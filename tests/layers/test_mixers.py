@@ -21,15 +21,20 @@ from tests.layers.mixer_cases import (
     HEADS,
     LENGTH,
     OPTIONS,
+    PADDED,
     WITHOUT_GRADIENT,
+    Compiled,
     MixerCase,
     abstract_program,
     compiled,
     relative,
 )
+from tests.layers.packing import TOLERANCE, Rows, close, read
+from tests.layers.test_packing import ALIKE
 from tests.tiers import tiered
 
 CLOSE = 2e-5  # float32: another order of the same sums
+CHUNK = 8  # tokens that a call of extend brings at most
 
 
 def of(cases: list[MixerCase]) -> pytest.MarkDecorator:
@@ -106,11 +111,10 @@ def test_random_chunks_with_ragged_rows_equal_the_whole(case: MixerCase) -> None
     want = np.asarray(c.whole(x))
     rng = np.random.default_rng(3)
     state, read, got = c.init_state(), np.zeros(2, int), np.zeros_like(want)
-    size = 8
     while (read < LENGTH).any():
-        counts = np.minimum(rng.integers(0, size + 1, 2), LENGTH - read)
-        mask = np.arange(size) < counts[:, None]
-        chunk = np.full((2, size, FEATURES), np.nan, np.float32)
+        counts = np.minimum(rng.integers(0, CHUNK + 1, 2), LENGTH - read)
+        mask = np.arange(CHUNK) < counts[:, None]
+        chunk = np.full((2, CHUNK, FEATURES), np.nan, np.float32)
         for row in range(2):
             chunk[row, : counts[row]] = x[row, read[row] : read[row] + counts[row]]
         y, new = c.extend(chunk, state, mask)
@@ -126,11 +130,11 @@ def test_random_chunks_with_ragged_rows_equal_the_whole(case: MixerCase) -> None
 def test_state_has_batch_first_and_keeps_its_form(case: MixerCase) -> None:
     c = compiled(case)
     for dtype in (jnp.float32, jnp.bfloat16):
-        state = jax.eval_shape(lambda dtype=dtype: c.init_state(5, dtype))
+        five, state = (jax.eval_shape(lambda n=n, dtype=dtype: c.init_state(n, dtype)) for n in (5, 2))
         assert jax.tree.leaves(state)
-        assert {leaf.shape[0] for leaf in jax.tree.leaves(state)} == {5}
-        x = jax.ShapeDtypeStruct((5, 4, FEATURES), dtype)
-        y, after = jax.eval_shape(lambda x, state: c.merged().extend(x, state), x, state)
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(five)} == {5}
+        x, mask = (jax.ShapeDtypeStruct((2, CHUNK, *more), kind) for more, kind in (((FEATURES,), dtype), ((), bool)))
+        y, after = c.extend.eval_shape(x, state, mask)
         assert y.shape == x.shape
         assert after == state
 
@@ -188,6 +192,47 @@ def test_padding_gives_no_gradient(case: MixerCase) -> None:
             np.abs(np.asarray(g) - np.asarray(want[name])).max() < CLOSE * scale
             for name, g in flatten_state(other[0]).items()
         )
+
+
+def alone(c: Compiled, rows: Rows, x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
+    """The output, and the gradients of parameters and input, of each document of ``rows`` in a row of its own, two at a
+    time.
+    """
+    more = (0, PADDED - rows.longest)
+    given = [np.pad(rows.alone(a), ((0, 0), more, (0, 0))[: a.ndim]) for a in (x, weight, rows.mask)]
+    # With ids a mixer is given no roles.
+    ids = [np.zeros((2, PADDED), np.int32)] if "roles" in c.mixer.honors else []
+    runs = [c.gradient(*(a[i : i + 2] for a in given), *ids) for i in range(0, len(given[0]), 2)]
+    y, of_x = (np.concatenate(parts)[:, : rows.longest] for parts in ([r[1] for r in runs], [r[0][1] for r in runs]))
+    return y, jax.tree.map(lambda *parts: sum(parts), *(r[0][0] for r in runs)), of_x
+
+
+@pytest.mark.parametrize("case", tiered(ALIKE, lambda case: case.quick and not case.causal), ids=str)
+def test_documents_of_a_row_are_as_if_alone(case: MixerCase) -> None:
+    """Outputs and gradients. In the quick tier a mixer with a state shows it piece by piece, below."""
+    c = compiled(case)
+    rows = Rows.of(c.mixer.segment_multiple)
+    x, weight = np.random.default_rng(0).standard_normal((2, 2, rows.length, FEATURES)).astype(np.float32)
+    given = np.where(rows.mask[..., None], x, np.float32(np.nan))
+    (of_parameters, of_x), y = c.gradient(given, weight, rows.mask, rows.ids)
+    wanted, *slopes = alone(c, rows, x, weight)
+    real = rows.alone(rows.mask, False)
+    found = rows.alone(np.asarray(y))[real], (of_parameters, rows.alone(np.asarray(of_x)))
+    close(found, (wanted[real], slopes), TOLERANCE[np.float32])
+
+
+@pytest.mark.parametrize("case", tiered([case for case in ALIKE if case.causal], lambda case: case.quick), ids=str)
+def test_documents_read_piece_by_piece_are_as_if_alone(case: MixerCase) -> None:
+    """Cut anywhere, they may begin anywhere; a cache has room for a document, not for a row."""
+    c, rows = compiled(case), Rows(((13, 2, 9), (2, 13, 4)), 24)
+    assert rows.longest <= LENGTH < rows.length
+    x = np.random.default_rng(0).standard_normal((2, rows.length, FEATURES)).astype(np.float32)
+
+    def extend(x: np.ndarray, state: Any, mask: np.ndarray, ids: np.ndarray | None) -> Any:
+        return c.extend(x, state, mask) if ids is None else c.extend_documents(x, state, mask, ids)
+
+    got = read(extend, c.init_state(), rows, x, size=CHUNK)
+    assert relative(got, alone(c, rows, x, x)[0][rows.alone(rows.mask, False)]) < TOLERANCE[np.float32]
 
 
 @every

@@ -1,5 +1,5 @@
-"""Documents that share a row are as if each had a row of its own: outputs and gradients, whole and piece by piece; or
-the mixer says why not.
+"""Documents that share a row are as if each had a row of its own: outputs and gradients in float64 (in float32, and
+piece by piece, in test_mixers.py); or the mixer says why not.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ from flax import nnx
 
 import layers
 from layers import Place, Tokens
-from layers.state import flatten_state
 from tests.layers.mixer_cases import CASES, FEATURES, GRID, MixerCase, relative
-from tests.layers.packing import Rows, both, read
-from tests.tiers import tiered
-
-TOLERANCE = {np.float32: 1e-4, np.float64: 1e-5}
+from tests.layers.packing import TOLERANCE, Rows, both, close
 
 
 def is_sequence(case: MixerCase) -> bool:
@@ -33,55 +29,26 @@ PACKED = [case for case in KEEPS_APART if is_sequence(case)]
 ALIKE = [case for case in PACKED if case.exact]
 
 
-def close(a: Any, b: Any, tolerance: float) -> None:
-    """Output and gradients agree, each gradient by the scale of the largest."""
-    (y, slopes), (want, wanted) = a, b
-    assert np.std(want) > 0
-    assert relative(y, want) < tolerance
-    for mine, theirs in zip(slopes, wanted, strict=True):
-        found, expected = (flatten_state(s) if isinstance(s, nnx.State) else {"x": s} for s in (mine, theirs))
-        scale = max(float(np.abs(g).max()) for g in expected.values())
-        for name, g in expected.items():
-            assert np.abs(np.asarray(found[name]) - np.asarray(g)).max() < tolerance * scale, name
+# One of each way to mix.
+FLOAT64 = (
+    "attention", "gated_delta_net", "gated_linear_attention", "hgrn", "linear_attention", "mamba", "neural_memory", "rwkv7", "s4d",
+)  # fmt: skip
 
 
-# In the quick tier a mixer with a state shows it piece by piece, below.
-@pytest.mark.parametrize(
-    ("case", "dtype"),
-    tiered(
-        [(case, dtype) for case in ALIKE for dtype in (np.float32, np.float64)[: 1 + case.quick]],
-        lambda row: row[0].quick and not row[0].causal and row[1] is np.float32,
-    ),
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-def test_documents_of_a_row_are_as_if_alone(case: MixerCase, dtype: type) -> None:
+@pytest.mark.full
+@pytest.mark.parametrize("case", [case for case in ALIKE if case.quick and case.name in FLOAT64], ids=str)
+def test_documents_of_a_row_are_as_if_alone_in_float64(case: MixerCase) -> None:
     mixer = case.make()
     rows = Rows.of(mixer.segment_multiple)
-    rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal((2, 2, rows.length, FEATURES)).astype(dtype)
-    with jax.enable_x64(dtype is np.float64):
+    x, weight = np.random.default_rng(0).standard_normal((2, 2, rows.length, FEATURES))
+    with jax.enable_x64(True):
         graph, params, rest = nnx.split(mixer, nnx.Param, ...)
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
 
         def mix(params: Any, x: jax.Array, mask: jax.Array, ids: jax.Array | None) -> jax.Array:
             return nnx.merge(graph, params, rest, copy=True)(x, Tokens(mask, segment_ids=ids))
 
-        close(*both(mix, rows, params, x, weight), TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("case", tiered([case for case in ALIKE if case.causal], lambda case: case.quick), ids=str)
-def test_documents_read_piece_by_piece_are_as_if_alone(case: MixerCase) -> None:
-    """Cut anywhere, they may begin anywhere."""
-    mixer, rows = case.make(), Rows.of(1)
-    x = np.random.default_rng(0).standard_normal((2, rows.length, FEATURES)).astype(np.float32)
-    graph, state = nnx.split(mixer)
-    alone = jax.jit(lambda x, mask: nnx.merge(graph, state, copy=True)(x, mask))
-    extend = jax.jit(
-        lambda x, cache, mask, ids: nnx.merge(graph, state, copy=True).extend(x, cache, Tokens(mask, segment_ids=ids))
-    )
-    mask = rows.alone(rows.mask, False)
-    got = read(extend, mixer.init_state(2, max_length=rows.longest), rows, x)
-    assert relative(got, np.asarray(alone(rows.alone(x), mask))[mask]) < TOLERANCE[np.float32]
+        close(*both(mix, rows, params, x, weight), TOLERANCE[np.float64])
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in KEEPS_APART], ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from flax import nnx
 from layers import MultiHeadAttention, Tokens
 from layers.attention.relative import BucketedDistances, DistancePenalty, create_relative
 from pallas_kernels import masks
+from tests.compilation import program
 
 HEADS, WIDTH, LENGTH = 4, 8, 19
 X = np.random.default_rng(0).standard_normal((2, LENGTH, HEADS * WIDTH)).astype(np.float32)
@@ -46,13 +48,15 @@ def test_scores_are_those_of_the_papers(causal: bool) -> None:
 
     made = layer("alibi", causal=causal)
     slopes = 2.0 ** -np.array([2.0, 4.0, 6.0, 8.0])[:, None, None]
-    np.testing.assert_allclose(made(X), by_hand(made, lambda s, q, o: s - slopes * np.abs(o)), atol=1e-5)
+    np.testing.assert_allclose(program(made)(X), by_hand(made, lambda s, q, o: s - slopes * np.abs(o)), atol=1e-5)
     made = layer({"name": "learned", "reach": 5}, causal=causal)
-    np.testing.assert_allclose(made(X), by_hand(made, lambda s, q, o: s + table(made)[:, clipped(o, 5)]), atol=1e-5)
+    np.testing.assert_allclose(
+        program(made)(X), by_hand(made, lambda s, q, o: s + table(made)[:, clipped(o, 5)]), atol=1e-5
+    )
     made = layer({"name": "keys", "reach": 3}, causal=causal)
     keys = table(made)
     products = lambda s, q, o: s + np.einsum("bqhd,qkd->bhqk", q, keys[clipped(o, 3)]) * WIDTH**-0.5  # noqa: E731
-    np.testing.assert_allclose(made(X), by_hand(made, products), atol=1e-5)
+    np.testing.assert_allclose(program(made)(X), by_hand(made, products), atol=1e-5)
 
 
 def test_slopes_of_heads_beyond_a_power_of_two() -> None:
@@ -64,10 +68,11 @@ def test_visible_and_padding_together() -> None:
     """Tokens of a segment see each other, padding is seen by none: as with a mask of both, and as without the padding."""
     made = MultiHeadAttention(HEADS * WIDTH, num_heads=HEADS, visible=masks.segments(8), rngs=nnx.Rngs(1))
     mask = np.arange(LENGTH) < np.array([[11], [LENGTH]])
-    y = np.asarray(made(X, Tokens(jnp.asarray(mask))))
-    parts = [made(X[:1, start : min(start + 8, 11)]) for start in (0, 8)]
-    np.testing.assert_allclose(y[:1, :11], jnp.concatenate(parts, 1), atol=1e-5)
-    np.testing.assert_allclose(y[1, 16:], made(X[1:, 16:])[0], atol=1e-5)
+    y, *parts = jax.jit(
+        lambda x: (made(x, Tokens(jnp.asarray(mask))), made(x[:1, :8]), made(x[:1, 8:11]), made(x[1:, 16:]))
+    )(X)
+    np.testing.assert_allclose(y[:1, :11], jnp.concatenate(parts[:2], 1), atol=1e-5)
+    np.testing.assert_allclose(y[1, 16:], parts[2][0], atol=1e-5)
 
 
 def test_unknown_names_and_conflicts() -> None:

@@ -51,6 +51,14 @@ def with_members(layer: RoutingAttention) -> Callable[[Any], Any]:
     return run
 
 
+@nnx.jit
+def train(layer: RoutingAttention, x: jax.Array, mask: Any = None) -> list[jax.Array]:
+    """Moves the centroids of a layer that is in training mode, and returns its auxiliary losses."""
+    with collecting(AuxLoss) as sown:
+        layer(x, mask)
+    return [entry[-1] for entry in sown.entries]
+
+
 def sphere(x: np.ndarray) -> np.ndarray:
     x = x - x.mean(-1, keepdims=True)
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
@@ -173,12 +181,11 @@ def test_what_is_read_piece_by_piece_is_causal_membership() -> None:
 def test_centroids_follow_their_tokens_in_training_only(membership: str) -> None:
     layer, x = make(membership=membership, decay=0.9, clusters=40, window=2), inputs(9, batch=2)
     before = np.asarray(layer.centroids[...], np.float64)
-    layer(x)
+    mask = np.arange(9) < np.array([9, 4])[:, None]
+    train(layer, x, mask)
     np.testing.assert_array_equal(layer.centroids[...], before)
     layer.train()
-    mask = np.arange(9) < np.array([9, 4])[:, None]
-    with collecting(AuxLoss) as sown:
-        layer(jnp.where(mask[..., None], x, jnp.nan), mask)
+    losses = train(layer, jnp.where(mask[..., None], x, jnp.nan), mask)
     q = sphere((np.asarray(x, np.float64) @ np.asarray(layer.query.kernel[...], np.float64)).reshape(2, 9, HEADS, -1))[
         mask
     ]
@@ -191,16 +198,16 @@ def test_centroids_follow_their_tokens_in_training_only(membership: str) -> None
     assert relative(layer.centroids[...], want) < 1e-5
     moved = (np.asarray(layer.centroids[...]) != before).any(-1)
     assert 0 < moved.sum() < 0.7 * moved.size, "centroids without a token stay"
-    assert float(sown.entries[0][-1]) == pytest.approx(np.mean(squares), rel=1e-5)
+    assert float(losses[0]) == pytest.approx(np.mean(squares), rel=1e-5)
 
 
 def test_centroids_are_saved_and_are_no_parameters() -> None:
     layer = make()
     assert "centroids" in flatten(layer)
     assert "centroids" not in flatten(layer, nnx.Param)
+    layer.train()
     for _ in range(3):
-        layer.train()
-        layer(jnp.zeros((1, 8, FEATURES)))  # tokens without a direction
+        train(layer, jnp.zeros((1, 8, FEATURES)))  # tokens without a direction
         assert np.isfinite(layer.centroids[...]).all()
 
 
@@ -209,7 +216,7 @@ def test_centroids_agree_across_devices(eight_devices: EightDevices) -> None:
     shards = eight_devices("tests.layers.sequence_run:centroids", 4)
     layer = make(decay=0.5)
     layer.train()
-    layer(inputs(20, batch=4))
+    train(layer, inputs(20, batch=4))
     assert len(shards) == 4
     assert all(shard == shards[0] for shard in shards)
     assert relative(shards[0], layer.centroids[...]) < 1e-6

@@ -58,9 +58,8 @@ def difference(a: jax.Array, b: jax.Array) -> float:
 def test_reference_is_a_product_of_householder_matrices(steps: int, gated: bool) -> None:
     arrays = inputs(6, steps=steps, gated=gated)
     with jax.enable_x64(True):
-        got, last = delta_rule(
-            **{n: jnp.asarray(x) for n, x in arrays.items()}, return_state=True, implementation="reference"
-        )
+        run = jax.jit(functools.partial(delta_rule, return_state=True, implementation="reference"))
+        got, last = run(**{n: jnp.asarray(x) for n, x in arrays.items()})
     for b, h in np.ndindex(2, 4):
         state = np.zeros((8, 8))
         for t in range(6):

@@ -77,13 +77,9 @@ def test_reference_is_the_decayed_sum(decay: str | None, direction: str) -> None
         arrays["bonus"] = rng.standard_normal((4, 8)) * (decay != "value")
     if decay == "key" and not causal:
         arrays["backward_decay"] = -0.2 * rng.exponential(size=arrays["decay"].shape)
+    options = {"causal": causal, "exclusive": exclusive, "implementation": "reference"}
     with jax.enable_x64(True):
-        got = linear_attention(
-            **{n: jnp.asarray(x) for n, x in arrays.items()},
-            causal=causal,
-            exclusive=exclusive,
-            implementation="reference",
-        )
+        got = jax.jit(functools.partial(linear_attention, **options))(**{n: jnp.asarray(x) for n, x in arrays.items()})
     np.testing.assert_allclose(got, as_one_sum(arrays, causal, exclusive), rtol=1e-10, atol=1e-12)
 
 
