@@ -213,6 +213,14 @@ CASES = [
 ]
 
 
+# Both directions of a form have the same parameters and sums: the last is that which looks back, where there is one.
+FORMS = list({(case.name, case.label): case for case in CASES}.values())
+# One of each way to mix.
+VARIOUS = (
+    "attention", "gated_delta_net", "gated_linear_attention", "hgrn", "linear_attention", "mamba", "neural_memory", "rwkv7", "s4d",
+)  # fmt: skip
+
+
 class Compiled:
     """A mixer and its compiled forms, made once for all tests of a case.
 
@@ -230,7 +238,7 @@ class Compiled:
         self.causal = case.causal
         self.graphdef, self.state = nnx.split(self.mixer)
         self.grid = "sequence" not in self.mixer.layouts
-        self.low = case.make(dtype=jnp.bfloat16)
+        self._case = case
         self.whole = jax.jit(lambda x: self.merged()(x, self.known(x)))
         self.gradient = jax.jit(lambda *args: jax.grad(self._loss, argnums=(0, 1), has_aux=True)(self.state, *args))
         self.half = jax.jit(self._half)
@@ -239,6 +247,11 @@ class Compiled:
             lambda x, state, mask, ids: self.merged().extend(x, state, Tokens(mask, segment_ids=ids))
         )
         self.stepwise = jax.jit(self._stepwise)
+
+    @functools.cached_property
+    def low(self) -> Mixer:
+        """The mixer that computes in bfloat16."""
+        return self._case.make(dtype=jnp.bfloat16)
 
     def merged(self) -> Mixer:
         return nnx.merge(self.graphdef, self.state, copy=True)  # a call may move its statistics

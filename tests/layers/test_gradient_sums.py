@@ -25,7 +25,7 @@ from layers.mlp import MLP
 from layers.norm import NORMS, create_norm
 from layers.patch import ConvStem, PatchEmbed
 from layers.state import flatten
-from tests.layers.mixer_cases import CASES, FEATURES, WITHOUT_GRADIENT, MixerCase
+from tests.layers.mixer_cases import FEATURES, FORMS, WITHOUT_GRADIENT, MixerCase
 
 ROWS, SCALE = 512, 64.0
 NARROW = (jnp.bfloat16, jnp.float16)
@@ -74,8 +74,6 @@ def assert_kept(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: floa
     assert not bad
 
 
-# Both directions of a form have the same parameters and sums: the last is that which looks back, where there is one.
-FORMS = list({(case.name, case.label): case for case in CASES}.values())
 # Float16 keeps more of a sum than bfloat16, and less of a range: one of each way to mix shows what that does.
 FLOAT16 = (
     "attention", "bilevel_routing", "focal_modulation", "longformer_attention", "mamba", "gated_delta_net",

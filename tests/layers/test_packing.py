@@ -15,7 +15,7 @@ from flax import nnx
 
 import layers
 from layers import Place, Tokens
-from tests.layers.mixer_cases import CASES, FEATURES, GRID, MixerCase, relative
+from tests.layers.mixer_cases import CASES, FEATURES, GRID, VARIOUS, MixerCase, relative
 from tests.layers.packing import TOLERANCE, Rows, both, close
 
 
@@ -29,14 +29,8 @@ PACKED = [case for case in KEEPS_APART if is_sequence(case)]
 ALIKE = [case for case in PACKED if case.exact]
 
 
-# One of each way to mix.
-FLOAT64 = (
-    "attention", "gated_delta_net", "gated_linear_attention", "hgrn", "linear_attention", "mamba", "neural_memory", "rwkv7", "s4d",
-)  # fmt: skip
-
-
 @pytest.mark.full
-@pytest.mark.parametrize("case", [case for case in ALIKE if case.quick and case.name in FLOAT64], ids=str)
+@pytest.mark.parametrize("case", [case for case in ALIKE if case.quick and case.name in VARIOUS], ids=str)
 def test_documents_of_a_row_are_as_if_alone_in_float64(case: MixerCase) -> None:
     mixer = case.make()
     rows = Rows.of(mixer.segment_multiple)

@@ -71,7 +71,9 @@ QUICK = {
 
 
 # What float32 could get wrong and float64 does not: extreme and correlated numbers, and sums of many terms.
-STRESS = re.compile("large|offset|peaks|identical|correlated|parallel|reflect|negative|abrupt|fast|slow|decay|empty|^long$")
+STRESS = re.compile(
+    "large|offset|peaks|identical|correlated|parallel|reflect|negative|abrupt|fast|slow|decay|empty|^long$"
+)
 
 
 def quick_cases(op: Op) -> list[str]:
