@@ -43,7 +43,7 @@ def lost(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCA
     many = np.broadcast_to(x, (rows, *x.shape[1:]))
 
     @jax.jit
-    def gradient(params: Any, weight: jax.Array) -> Any:
+    def gradient(params: Any, weight: np.ndarray) -> Any:
         def loss(params: Any) -> jax.Array:
             y = nnx.merge(graphdef, params, rest, copy=True)(many)
             wide = y.astype(jnp.float32).reshape(rows, -1)
@@ -53,11 +53,11 @@ def lost(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCA
 
     # Scaled as the training step scales losses in float16, where small gradients would be rounded away, and large ones
     # overflow.
-    sums = gradient(params, jnp.full(rows, scale))
+    sums = gradient(params, np.full(rows, scale, np.float32))
     while scale > 1 and not all(np.isfinite(g).all() for g in jax.tree.leaves(sums)):
         scale /= 2
-        sums = gradient(params, jnp.full(rows, scale))
-    one = gradient(params, jnp.zeros(rows).at[rows // 2].set(scale))
+        sums = gradient(params, np.full(rows, scale, np.float32))
+    one = gradient(params, np.where(np.arange(rows) == rows // 2, np.float32(scale), np.float32(0)))
     a, b = (
         {n: np.asarray(g, np.float64) for n, g in flatten(nnx.merge(graphdef, g, rest), nnx.Param).items()}
         for g in (sums, one)
