@@ -68,7 +68,7 @@ from layers.state_space.mamba import Longhorn, Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
 from layers.state_space.rg_lru import RGLRU
 from layers.state_space.s4d import S4D
-from layers.token_shift import TokenShift
+from layers.token_shift import ShiftedMLP, TokenShift
 from layers.tokens import Tokens
 
 __all__ = [
@@ -154,6 +154,7 @@ __all__ = [
     "RoutingAttention",
     "RowMajor",
     "Scan2D",
+    "ShiftedMLP",
     "SelectiveState",
     "SpatialReductionAttention",
     "Stack",

@@ -1,4 +1,9 @@
-"""The token shift of RWKV (Peng et al., 2023, arXiv:2305.13048, section 3.1): each token sees the one before it."""
+"""The token shift of RWKV (Peng et al., 2023, arXiv:2305.13048, section 3.1): each token sees the one before it.
+
+The channel mixing of RWKV-7 (2025, arXiv:2503.14456, section 4):
+
+    y = W_v relu(W_k (x_t + (x_{t-1} - x_t) m))^2
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from layers.broadcast import broadcast
 from layers.convolution import CausalConvolution
+from layers.initializers import constant, orthogonal, zeros
+from layers.linear import Linear
+from layers.recurrent import Recurrent
+from layers.tokens import Tokens
 
 
 class TokenShift(CausalConvolution):
@@ -26,3 +36,46 @@ def shifted(x: jax.Array, before: jax.Array, weights: jax.Array) -> tuple[jax.Ar
     """x + (before - x) weight for each row of ``weights`` (count, features)."""
     difference = before - x
     return tuple(x + difference * broadcast(weight, x.shape, x.dtype) for weight in weights)
+
+
+class ShiftedMLP(Recurrent):
+    """Linear, squared relu, linear, of a mixture of each token and the one before it.
+
+    Parameters: ``shift`` (features,), m; ``up`` and ``down`` (linear).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        index: int = 0,
+        depth: int = 1,
+        zero_init: bool = True,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        index, depth: of the block, and blocks of the model: they set where m begins.
+        zero_init: ``down`` begins at 0, as the authors'.
+        """
+        made: dict[str, Any] = {"use_bias": False, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        begun = tuple(1 - (n / features) ** ((1 - index / depth) ** 4) for n in range(features))
+        self.shift = nnx.Param(constant(begun)(None, (features,), param_dtype))
+        self.before = TokenShift(features, dtype=dtype)
+        self.up = Linear(features, hidden, kernel_init=orthogonal(), **made)
+        self.down = Linear(hidden, features, **(made | ({"kernel_init": zeros} if zero_init else {})))
+
+    @property
+    def convolutions(self) -> tuple[CausalConvolution, ...]:
+        return (self.before,)
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
+        """That of the token before."""
+        return self.before.init_state(batch_size, dtype=dtype)
+
+    def recur(self, x: jax.Array, tokens: Tokens, state: Any) -> tuple[jax.Array, Any]:
+        before, state = self.before.recur(x, tokens, state)
+        (x,) = shifted(x, before, self.shift[...][None])
+        return self.down(jnp.square(jax.nn.relu(self.up(x)))), state

@@ -86,6 +86,20 @@ class Unstack(Operation):
         return [np.stack(arrays, self.axis)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Join(Operation):
+    """Several released arrays are one of ours, on its first axis."""
+
+    def export_shapes(self, shapes: list[Shape], context: Context) -> list[Shape]:
+        return [shapes[0][1:]] * shapes[0][0]
+
+    def load(self, arrays: list[np.ndarray], shapes: list[Shape], context: Context) -> list[np.ndarray]:
+        return [np.stack(arrays)]
+
+    def export(self, arrays: list[np.ndarray], context: Context) -> list[np.ndarray]:
+        return list(arrays[0])
+
+
 class Rearrange(Operation):
     """Reshape and permute by a pattern such as ``"1 (h w) d -> h w d"``; parentheses join axes, ``1`` is an axis of
     one.

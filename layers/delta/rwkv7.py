@@ -51,6 +51,8 @@ class RWKV7(Recurrent):
     ``removal``, ``replacement`` and ``bonus`` (features,), m_k, m_a and u; ``norm`` and ``norm_bias`` (features,).
     """
 
+    undecayed = ("shift",)
+
     def __init__(
         self,
         features: int,

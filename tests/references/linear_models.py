@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hgrn_nano": ("hgrn", "HGRN", {}),
     "hgrn2_nano": ("hgrn2", "HGRN2", {"expand_ratio": 16}),
     "gsa_nano": ("gsa", "GSA", {"num_heads": 2, "num_slots": 16}),
+    "rwkv7_nano": ("rwkv7", "RWKV7", {"head_dim": 16, **RANKS}),
 }
 
 

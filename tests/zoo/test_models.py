@@ -69,6 +69,7 @@ TINY: dict[str, dict[str, Any]] = {
     "resnet": {"stem": (8,), "features": (16, 32), "depths": (1, 2), "num_heads": (2, 2)},
     "pvt_v1": {"patch_size": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "pvt": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
+    "rwkv7": {"depth": 2, "zero_init": False},
     "swin": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4},
     "swinv2": {
         "patch_size": 4,

@@ -2,7 +2,7 @@
 
     tokens -> embedding (+ position) -> blocks -> norm -> head
 
-GPT-2, Llama, Gemma, Mamba, Titans, Routing Transformer and LongNet are this class with other mixers and options.
+GPT-2, Llama, Gemma, Mamba, RWKV-7, Titans, Routing Transformer and LongNet are this class with other mixers and options.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class CausalConfig(ModelConfig):
       head_bias: a bias in a head of its own.
       embedding_std: of the initial embedding.
       embedding_scale: embeddings are multiplied by it; "sqrt" is the root of ``features``.
+      embedding_norm: a norm of the embeddings.
       logit_cap: logits are ``cap tanh(logits / cap)``; None for no cap.
     """
 
@@ -73,6 +74,7 @@ class CausalConfig(ModelConfig):
     head_bias: bool = False
     embedding_std: float = 0.02
     embedding_scale: float | Literal["sqrt"] = 1.0
+    embedding_norm: bool = False
     logit_cap: float | None = None
 
 
@@ -92,9 +94,9 @@ class CausalState:
 
 
 class Causal(Model):
-    """A causal language model. Names: ``embedding``, ``position``, ``blocks.N``, ``norm``, ``head``."""
+    """A causal language model. Names: ``embedding``, ``embedding_norm``, ``position``, ``blocks.N``, ``norm``, ``head``."""
 
-    stem: ClassVar[tuple[str, ...]] = ("embedding", "position")
+    stem: ClassVar[tuple[str, ...]] = ("embedding", "embedding_norm", "position")
     undecayed: ClassVar[tuple[str, ...]] = ("embedding", "position")
     without: ClassVar[Mapping[str, str]] = {"head": "no head: make the model with tied=True"}
 
@@ -107,9 +109,11 @@ class Causal(Model):
             if c.position == "learned"
             else None
         )
+        norm = {"epsilon": c.norm_epsilon, **common}
+        self.embedding_norm = create_norm(c.norm, c.features, **norm) if c.embedding_norm else None
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.blocks = self.make_stack(rngs=rngs)
-        self.norm = create_norm(c.norm, c.features, epsilon=c.norm_epsilon, **common)
+        self.norm = create_norm(c.norm, c.features, **norm)
         self.head = (
             None
             if c.tied
@@ -138,6 +142,10 @@ class Causal(Model):
 
     def per_block(self) -> Any:
         """What each block alone is given: a tree of arrays whose first axis is the depth; None for nothing."""
+        return None
+
+    def handed_on(self, x: jax.Array) -> Any:
+        """What the first block is handed beside ``x`` (batch, length, features), and blocks hand on; None for nothing."""
         return None
 
     def block_options(self, place: Place) -> dict[str, Any]:
@@ -172,7 +180,7 @@ class Causal(Model):
     ) -> jax.Array:
         """What the head sees: (batch, length, features). A large vocabulary need not be applied to every token."""
         x, known = self._enter(tokens, Tokens(mask, positions, segment_ids))
-        return self.norm(self.blocks(x, known, per_block=self.per_block())[0])
+        return self.norm(self.blocks(x, known, shared=self.handed_on(x), per_block=self.per_block())[0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head: (..., features) to (..., vocab_size)."""
@@ -192,7 +200,9 @@ class Causal(Model):
         """
         depth = len(self.blocks)
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
-        found = self.blocks(*self._enter(tokens, Tokens(mask)), capture=indices, per_block=self.per_block())[1]
+        x, known = self._enter(tokens, Tokens(mask))
+        beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
+        found = self.blocks(x, known, capture=indices, **beside)[1]
         return [self.norm(x) for x in found] if norm else found
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> CausalState:
@@ -215,7 +225,9 @@ class Causal(Model):
         """As :meth:`extend`, without the head."""
         places, length, segment = continued(tokens.shape[1], state.length, state.segment, mask, segment_ids)
         known = Tokens(mask, segment_ids=segment_ids)
-        x, blocks = self.blocks.extend(self._embed(tokens, places), state.blocks, known, per_block=self.per_block())
+        x = self._embed(tokens, places)
+        beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
+        x, blocks, *_ = self.blocks.extend(x, state.blocks, known, **beside)
         return self.norm(x), CausalState(blocks, length, segment)
 
     def _enter(self, tokens: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
@@ -231,6 +243,8 @@ class Causal(Model):
         x, scale = self.embedding(tokens), self.config.embedding_scale
         if scale != 1.0:
             x = x * (self.config.features**0.5 if scale == "sqrt" else scale)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         if self.position is not None:
             if tokens.shape[1] > self.config.max_length:
                 raise ValueError(
