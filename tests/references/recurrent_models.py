@@ -62,7 +62,7 @@ def rwkv7(clone: Path) -> Any:
     for name, rank in RANKS.items():
         source = re.sub(rf"D_{name}_LORA = \d+", f"D_{name}_LORA = {rank}", source)
     space: dict[str, Any] = {}
-    exec(source, space)  # noqa: S102
+    exec(source, space)
     model = space["RWKV"](space["args"])
     for index, block in enumerate(model.blocks):
         block.att.ln_x.eps = 1e-5 * (FEATURES // HEADS)

@@ -49,6 +49,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "gemma": ("gemma_2b", "GemmaForCausalLM", {**SIZES, "num_key_value_heads": 1, "head_dim": 16}, {"hidden": 48, "head_dim": 16}),
     "gemma2": ("gemma_nano", "Gemma2ForCausalLM", {**GROUPED, **LOCAL, **CAPPED, "head_dim": 16}, {"hidden": 48, "head_dim": 16}),
     "gemma3": ("gemma3_270m", "Gemma3ForCausalLM", {**GROUPED, **LOCAL, "head_dim": 16}, {"hidden": 48, "head_dim": 16}),
+    "griffin": ("recurrentgemma_nano", "RecurrentGemmaForCausalLM",
+                {**SIZES, "num_key_value_heads": 1, "block_types": ["recurrent", "attention"], "attention_window_size": 6, "intermediate_size": 96,
+                 "lru_width": 32, "logits_soft_cap": 3.0}, {"hidden": 48}),
+    "xlstm": ("xlstm_nano", "xLSTMForCausalLM",
+              {"hidden_size": 64, "num_hidden_layers": DEPTH, "num_heads": 4, "qk_dim_factor": 1.0, "autocast_kernel_dtype": "float32",
+               "output_logit_soft_cap": 3.0}, {"features": 64, "hidden": 192}),
     "pythia": ("pythia_nano", "GPTNeoXForCausalLM", {**SIZES, "intermediate_size": 128}, {}),
 }  # fmt: skip
 QUICK = {"gpt2", "llama", "gemma2", "pythia"}
@@ -84,7 +90,7 @@ def test_logits_features_and_gradients(pair: Any, record_property: Any) -> None:
     theirs, file, ours = pair
     assert same_bits(export(ours), file)
     theirs.zero_grad()
-    out = theirs(torch.from_numpy(TOKENS), output_hidden_states=True)
+    out = theirs(torch.from_numpy(TOKENS), output_hidden_states=True, use_cache=False)
     torch.sin(out.logits).sum().backward()
 
     @nnx.jit

@@ -111,14 +111,20 @@ def test_the_norm_may_be_named_alone(tmp_path: Path) -> None:
         np.testing.assert_array_equal(flatten(read)[n], leaf)
 
 
+RECORDED_OPTIONS = {
+    "gsa_nano": {"num_slots": 16},
+    "rwkv7_nano": {"decay_rank": 64, "rate_rank": 64, "residual_rank": 16, "gate_rank": 128},
+}
+
+
 @pytest.mark.parametrize("name", tiered(linear_models.CASES, lambda name: name == "hgrn2_nano"))
 def test_recorded_logits(name: str, record_property: Any) -> None:
-    options = {**linear_models.SIZES, **({"num_slots": 16} if name == "gsa_nano" else {})}
+    options = {**linear_models.SIZES, **RECORDED_OPTIONS.get(name, {})}
     model = zoo.create(name, **options)
     shapes = {n: x.shape for n, x in export(model, naming="fla").items()}
     model = load(model, linear_models.weights(shapes))
     graph, state = nnx.split(model)
-    logits = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, linear_models.tokens())
+    logits = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, linear_models.tokens(name))
     difference = relative(logits, linear_models.load(name))
     about = {"architecture": name.removesuffix("_nano"), "kind": "recorded", "mapped": len(shapes)}
     record_property("parity", {**about, "reference": "flash-linear-attention", "difference": difference})

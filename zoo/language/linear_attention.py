@@ -4,7 +4,8 @@ arXiv:2312.06635), HGRN and HGRN2 (Qin et al., 2023, arXiv:2311.04823; 2024, arX
 
     x = x + Mixer(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-Sizes and names are those of flash-linear-attention's models; the nanos are our choice. In HGRN and HGRN2 block i of L forgets no
+Sizes and names are those of flash-linear-attention's models, and of xLSTM 7B those of transformers', whose logits are
+capped; the nanos are our choice. In HGRN and HGRN2 block i of L forgets no
 faster than its lower bound, which rises with depth and is learned for each key: b_i = p_1 + ... + p_i with p the softmax
 of ``lower_bounds`` (L, keys) over the blocks 0 to L - 1, and b_0 = 0.
 """
@@ -23,7 +24,8 @@ from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.backbones.model import mixers
 from zoo.flash_linear_attention import Reader, entry, fla_described, fla_names
-from zoo.registry import one_of, register_family
+from zoo.naming import Naming
+from zoo.registry import Release, one_of, register_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,9 @@ class LinearAttentionConfig(CausalConfig):
     Attributes:
       kind: the mixer, whose own options apply where the ones below are None.
       key_expansion, value_expansion, head_dim, decay_divisor, num_slots, feature_map, conv_size: as in
-        :class:`layers.Retention`, :class:`layers.GatedLinearAttention`, :class:`layers.HGRN`, :class:`layers.HGRN2`
-        or :class:`layers.GatedSlotAttention`, of those that have them.
+        :class:`layers.Retention`, :class:`layers.GatedLinearAttention`, :class:`layers.HGRN`, :class:`layers.HGRN2`,
+        :class:`layers.GatedSlotAttention` or :class:`layers.MLSTM`, of those that have them.
+      cap: of the gates of :class:`layers.MLSTM`.
     """
 
     kind: str = "gated_linear_attention"
@@ -45,14 +48,24 @@ class LinearAttentionConfig(CausalConfig):
     num_slots: int | None = None
     feature_map: str | None = None
     conv_size: int | None = None
+    cap: float | None = None
     depth: int = 24
     norm_epsilon: float = 1e-6
     tied: bool = False
 
 
-_OPTIONS = ("key_expansion", "value_expansion", "head_dim", "decay_divisor", "num_slots", "feature_map", "conv_size")
+_OPTIONS = (
+    "key_expansion",
+    "value_expansion",
+    "head_dim",
+    "decay_divisor",
+    "num_slots",
+    "feature_map",
+    "conv_size",
+    "cap",
+)
 # Mixers whose norm has the model's epsilon. In flash-linear-attention those of HGRN2 and GSA keep 1e-5 whatever it is.
-_MODELS_EPSILON = ("gated_linear_attention", "retention", "hgrn")
+_MODELS_EPSILON = ("gated_linear_attention", "retention", "hgrn", "mlstm")
 # Mixers that forget no faster than a bound of the model's.
 _BOUNDED = ("hgrn", "hgrn2")
 
@@ -117,6 +130,17 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "gsa_1.3b": {**_1B, "num_heads": 4},
         "gsa_nano": {**_NANO, "num_slots": 16},
     },
+    "xlstm": {
+        "xlstm_7b": {
+            "vocab_size": 50304,
+            "features": 4096,
+            "hidden": 10944,
+            "depth": 32,
+            "num_heads": 8,
+            "logit_cap": 30.0,
+        },
+        "xlstm_nano": {**_NANO, "logit_cap": 30.0},
+    },
 }
 KINDS = {
     "gla": "gated_linear_attention",
@@ -124,9 +148,10 @@ KINDS = {
     "hgrn": "hgrn",
     "hgrn2": "hgrn2",
     "gsa": "gated_slot_attention",
+    "xlstm": "mlstm",
 }
 
-# Of flash-linear-attention's models of these configurations.
+# Of flash-linear-attention's models of these configurations, and of transformers' xLSTM.
 PARAMETERS = {
     "gla_340m": 341_707_776,
     "gla_1.3b": 1_365_514_240,
@@ -135,7 +160,10 @@ PARAMETERS = {
     "hgrn_2.7b": 2_701_724_160,
     "hgrn2_1.3b": 1_364_396_032,
     "gsa_1.3b": 1_376_929_792,
+    "xlstm_7b": 6_865_424_896,
 }
+
+RELEASES = {"xlstm_7b": {"nx_ai": Release("hf://NX-AI/xLSTM-7b", 0, license="other")}}
 
 _PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out"}
 _CONVOLUTIONS = {"q_conv1d": "query_conv", "k_conv1d": "key_conv", "v_conv1d": "value_conv"}
@@ -145,7 +173,28 @@ _GLA = {**_GATED, "gk_proj.0": "decay.down", "gk_proj.1": "decay.up", **_CONVOLU
 _BOUNDS = ("model.lower_bounds", "lower_bounds")
 _FUSED, _ALONE = {"g_norm_swish_gate": "norm"}, {"g_norm": "norm"}
 
+_XLSTM, _BLOCK = "backbone.blocks.{i}", "blocks.{i}"
+_MLSTM = {
+    "q": "query", "k": "key", "v": "value", "ogate_preact": "gate", "igate_preact": "input_gate", "fgate_preact": "forget_gate",
+    "multihead_norm": "norm", "out_proj": "out",
+}  # fmt: skip
+_XLSTM_RULES = Naming(
+    [
+        ("backbone.embeddings", "embedding"),
+        (f"{_XLSTM}.norm_mlstm", f"{_BLOCK}.mixer_norm"),
+        *((f"{_XLSTM}.mlstm_layer.{theirs}", f"{_BLOCK}.mixer.{ours}") for theirs, ours in _MLSTM.items()),
+        (f"{_XLSTM}.norm_ffn", f"{_BLOCK}.channel_norm"),
+        (f"{_XLSTM}.ffn.proj_up_gate", f"{_BLOCK}.channel.gate"),
+        (f"{_XLSTM}.ffn.proj_up", f"{_BLOCK}.channel.up"),
+        (f"{_XLSTM}.ffn.proj_down", f"{_BLOCK}.channel.down"),
+        ("backbone.out_norm", "norm"),
+        ("lm_head", "head"),
+    ],
+    prefix="backbone.",
+)
+
 RULES = {
+    "xlstm": {"transformers": _XLSTM_RULES},
     "gla": {"fla": fla_names(_GLA | _FUSED), "fla_unfused": fla_names(_GLA | _ALONE)},
     "retnet": {"fla": fla_names(_GATED | _FUSED), "fla_unfused": fla_names(_GATED | _ALONE)},
     "hgrn": {
@@ -198,6 +247,23 @@ DESCRIBED = {
     ),
 }
 
+
+def _xlstm_epsilon(config: Any) -> float | None:
+    for key, only in {"use_bias": False, "weight_mode": "single", "add_out_norm": True}.items():
+        one_of(config, key, {only: only})
+    return config.get("norm_eps")
+
+
+DESCRIBED["xlstm"] = {
+    "norm_epsilon": _xlstm_epsilon,
+    "num_heads": entry("num_heads"),
+    "key_expansion": entry("qk_dim_factor"),
+    "value_expansion": entry("v_dim_factor"),
+    "cap": entry("gate_soft_cap"),
+    "logit_cap": entry("output_logit_soft_cap"),
+    "tied": entry("tie_word_embeddings"),
+}
+
 for _family, _variants in VARIANTS.items():
     register_family(
         "linear_attention",
@@ -206,6 +272,7 @@ for _family, _variants in VARIANTS.items():
         {name: {"kind": KINDS[_family], **options} for name, options in _variants.items()},
         our_choice=(f"{_family}_nano",),
         parameters=PARAMETERS,
+        releases=RELEASES,
         rules=RULES[_family],
         described=DESCRIBED[_family],
         paper={"gsa": (197,), "hgrn": (185,), "hgrn2": (185,)}.get(_family, ()),
