@@ -27,7 +27,7 @@ from layers.combinators import (
     on_grid,
 )
 from layers.convolution import CausalConvolution
-from layers.delta.delta_net import DeltaNet, DeltaProduct, GatedDeltaNet
+from layers.delta.delta_net import Comba, DeltaNet, DeltaProduct, GatedDeltaNet
 from layers.delta.kimi_delta_attention import KimiDeltaAttention
 from layers.delta.rwkv7 import RWKV7
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
@@ -94,6 +94,7 @@ __all__ = [
     "Branch",
     "CausalConvolution",
     "ClassBlock",
+    "Comba",
     "Constant",
     "ConvMLP",
     "ConvNorm",

@@ -12,18 +12,24 @@ arXiv:2412.06464).
 - ``DeltaProduct``: several steps, and beta in (0, 2), which reflects: DeltaProduct (Siems et al., 2025,
 arXiv:2502.10297). A
   product of n reflections is any rotation of n dimensions, which is what tracking a state takes.
+- ``Comba``: a decay, a sigmoid gate, and a share b of a key under which the memory is read, both for what is corrected
+  and for what a query already knows: S <- exp(g_t) S + beta k (v - b k^T S)^T, y_t = (q - d b k) S. Comba: Improving
+  Bilinear RNNs with Closed-loop Control (Hu et al., 2025, arXiv:2506.02475).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.broadcast import widened
 from layers.convolution import CausalConvolution
 from layers.delta.memory import correct, normalized
+from layers.initializers import constant
 from layers.linear import Linear
 from layers.mixer import register_mixer
 from layers.norm import GatedRMSNorm
@@ -49,6 +55,7 @@ class DeltaNet(Recurrent):
     own_gate: ClassVar[bool] = False
     own_negative: ClassVar[bool] = False
     own_value_expansion: ClassVar[float] = 1.0
+    activation: Callable[[jax.Array], jax.Array] = staticmethod(silu)  # of the gate
 
     def __init__(
         self,
@@ -127,9 +134,8 @@ class DeltaNet(Recurrent):
             self.A_log = nnx.Param(A_LOG(rngs.params(), (value_heads,), param_dtype))
             self.dt_bias = nnx.Param(step_bias()(rngs.params(), (value_heads,), param_dtype))
         self.gate = Linear(features, values, **common) if (self.own_gate if use_gate is None else use_gate) else None
-        self.norm = GatedRMSNorm(
-            self.value_dim, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs
-        )
+        norm: dict[str, Any] = {"epsilon": norm_epsilon, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm = GatedRMSNorm(self.value_dim, gated="after", activation=self.activation, **norm)
         self.out = Linear(values, features, **common)
 
     @property
@@ -147,8 +153,8 @@ class DeltaNet(Recurrent):
         q, k, v = map(silu, read)
         batch, length = x.shape[:2]
         rows = length * self.steps
-        q = normalized(q.reshape(batch, length, self.num_heads, self.head_dim))
-        k = normalized(k.reshape(batch, rows, self.num_heads, self.head_dim))
+        q = q.reshape(batch, length, self.num_heads, self.head_dim)
+        q, k, read_key = self.keys(q, k.reshape(batch, rows, self.num_heads, self.head_dim))
         v = v.reshape(batch, rows, self.value_heads, self.value_dim)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         beta = (2 if self.negative else 1) * jax.nn.sigmoid(self.beta(x).astype(wide))
@@ -157,10 +163,17 @@ class DeltaNet(Recurrent):
             decay = -jnp.exp(self.A_log[...].astype(wide)) * softplus(
                 self.decay(x).astype(wide) + self.dt_bias[...].astype(wide)
             )
-        y, memory = correct(q, k, v, beta.reshape(batch, rows, self.value_heads), decay, tokens, state)
+        beta = beta.reshape(batch, rows, self.value_heads)
+        y, memory = correct(q, k, v, beta, decay, tokens, state, read_key=read_key)
         y = self.norm(y, None if self.gate is None else self.gate(x).reshape(y.shape))
         y = self.out(y.reshape(batch, length, -1))
         return y, state and state.after(tokens, memory=memory, convolutions=seen)
+
+    def keys(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Queries and keys of norm 1, and the keys under which the memory is read, (..., heads, head_dim); None for the
+        same.
+        """
+        return normalized(q), normalized(k), None
 
 
 @register_mixer("gated_delta_net")
@@ -184,3 +197,58 @@ class DeltaProduct(DeltaNet):
     own_gate = True
     own_negative = True
     own_value_expansion = 2.0
+
+
+@register_mixer("comba")
+class Comba(DeltaNet):
+    """The gated delta rule with a feedback of each head's own strength, and queries without what the token's key says.
+
+    Parameters: those of :class:`DeltaNet`, and ``feedback`` and ``correction`` (heads,), from which b and d are made.
+    """
+
+    paper = ()
+    own_decay = True
+    own_gate = True
+    own_value_expansion = 2.0
+    activation = staticmethod(jax.nn.sigmoid)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        head_dim: int | None = None,
+        value_expansion: float | None = None,
+        normalize_read: bool = False,
+        correction: float = 1.0,
+        conv_size: int | None = 4,
+        conv_bias: bool = False,
+        norm_epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads, head_dim, value_expansion, conv_size, norm_epsilon: as in :class:`DeltaNet`.
+          normalize_read: keys that are read under have norm 1 too, so that b acts in queries alone, and queries are
+            corrected before they are normalized, as in flash-linear-attention; the paper's keep the length b.
+          correction: first value of d; the authors also name 0.02, for small models.
+
+        Raises:
+          ValueError: heads that do not fit together, or a head size that is not a whole number.
+        """
+        sizes: dict[str, Any] = {"head_dim": head_dim, "value_expansion": value_expansion, "norm_epsilon": norm_epsilon}
+        convolution: dict[str, Any] = {"conv_size": conv_size, "conv_bias": conv_bias}
+        made: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(features, num_heads=num_heads, **sizes, **convolution, **made)
+        self.normalize_read = normalize_read
+        self.feedback = nnx.Param(constant(1.0)(None, (num_heads,), param_dtype))
+        self.correction = nnx.Param(constant(correction)(None, (num_heads,), param_dtype))
+
+    def keys(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        share, correction = jax.nn.sigmoid(widened(self.feedback[...])), widened(self.correction[...])
+        if not self.normalize_read:
+            q, k = normalized(q), normalized(k)
+        read = (k * share[:, None]).astype(k.dtype)
+        q = (q - correction[:, None] * read).astype(q.dtype)
+        return (normalized(q), normalized(k), normalized(read)) if self.normalize_read else (q, k, read)

@@ -75,8 +75,64 @@ def rwkv7(clone: Path) -> Any:
     return model
 
 
+def fla(module: str, kind: str, replaced: str, plain: Callable[[Any], Any], **options: Any) -> Callable[[Path], Any]:
+    """fla-org/flash-linear-attention (MIT), commit bc3b101d, with its plain recurrence in place of the kernel ``replaced``
+    (module and name) of a layer; its other kernels run as those of :mod:`tests.references.linear_recurrences`.
+    """
+
+    def make(clone: Path) -> Any:
+        import importlib
+
+        from tests.references import live
+        from tests.references.linear_recurrences import interpreted
+
+        assert live.torch
+        interpreted(clone)
+        place, name = replaced.split(":")
+        setattr(importlib.import_module(place), name, plain(importlib))
+        models = importlib.import_module(f"fla.models.{module}")
+        common = {"hidden_size": FEATURES, "num_hidden_layers": DEPTH, "vocab_size": VOCABULARY, "num_heads": HEADS}
+        config = getattr(models, f"{kind}Config")(**common, intermediate_size=24, fuse_cross_entropy=False, **options)
+        return getattr(models, f"{kind}ForCausalLM")(config).eval()
+
+    return make
+
+
+def _unit(x: Any) -> Any:
+    return x * ((x * x).sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def _comba(importlib: Any) -> Any:
+    naive = importlib.import_module("fla.ops.comba.naive").naive_recurrent_comba
+    return lambda q, k, v, p, g, beta, **_: naive(_unit(q), _unit(k), v, _unit(p), beta, g)
+
+
+def _kda(importlib: Any) -> Any:
+    naive = importlib.import_module("fla.ops.kda.naive").naive_recurrent_kda
+    gate = importlib.import_module("fla.ops.kda.gate").naive_kda_gate
+    return lambda q, k, v, g, beta, A_log, dt_bias, **_: naive(
+        _unit(q), _unit(k), v, gate(g, A_log, dt_bias), beta.sigmoid()
+    )
+
+
+def _forgetting(importlib: Any) -> Any:
+    naive = importlib.import_module("fla.ops.forgetting_attn.naive").naive_forgetting_attn
+    return lambda q, k, v, f, **_: naive(q, k, v, f)
+
+
 RANKS = {"DECAY": 3, "AAA": 4, "MV": 5, "GATE": 6}
-RECORDED: dict[str, Callable[[Path], Any]] = {"rwkv7": rwkv7}
+RECORDED: dict[str, Callable[[Path], Any]] = {
+    "rwkv7": rwkv7,
+    "comba": fla("comba", "Comba", "fla.layers.comba:fused_recurrent_comba", _comba, head_dim=8, expand_v=1.0),
+    "kda": fla("kda", "KDA", "fla.layers.kda:fused_recurrent_kda", _kda, head_dim=8),
+    "forgetting_transformer": fla(
+        "forgetting_transformer",
+        "ForgettingTransformer",
+        "fla.layers.forgetting_attn:parallel_forgetting_attn",
+        _forgetting,
+        use_output_gate=True,
+    ),
+}
 
 
 def record(name: str, clone: Path) -> dict[str, np.ndarray]:

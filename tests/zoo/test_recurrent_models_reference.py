@@ -21,6 +21,7 @@ TOLERANCE = 1e-4
 SIZES = {
     "vocab_size": recorded.VOCABULARY, "features": recorded.FEATURES, "depth": recorded.DEPTH, "num_heads": recorded.HEADS
 }  # fmt: skip
+FLA: dict[str, Any] = {"hidden": 24, "tied": False}
 # Of each recorded model: ours, its options, the naming, and what the reference is called.
 CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "rwkv7": (
@@ -28,6 +29,14 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         {"decay_rank": 3, "rate_rank": 4, "residual_rank": 5, "gate_rank": 6},
         "authors",
         "BlinkDL/RWKV-LM",
+    ),
+    "comba": ("comba_nano", FLA, "fla", "flash-linear-attention"),
+    "kda": ("kda_nano", FLA, "fla", "flash-linear-attention"),
+    "forgetting_transformer": (
+        "forgetting_transformer_nano",
+        {**FLA, "gated": True},
+        "fla",
+        "flash-linear-attention",
     ),
 }
 

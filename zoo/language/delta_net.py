@@ -1,10 +1,11 @@
-"""Language models on the delta rule: DeltaNet, Gated DeltaNet and DeltaProduct (:mod:`layers.delta.delta_net` has the
-papers).
+"""Language models on the delta rule: DeltaNet, Gated DeltaNet, DeltaProduct, Comba and KDA (:mod:`layers.delta.delta_net` and
+:mod:`layers.delta.kimi_delta_attention` have the papers).
 
     x = x + DeltaRule(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
 Sizes of DeltaNet and Gated DeltaNet are those of flash-linear-attention's training configurations, 1.3b those of its
-"1B"; the sizes of DeltaProduct are our choice, each within 3 % of its name, and so are the nanos. Released names are
+"1B", and those of Comba and KDA its defaults. (Kimi Linear has KDA in three blocks of four, and in the fourth attention
+through a latent, which is not here.) The sizes of DeltaProduct are our choice, each within 3 % of its name, and so are the nanos. Released names are
 flash-linear-attention's.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
-from zoo.flash_linear_attention import fla_described, fla_names, unless
+from zoo.flash_linear_attention import entry, fla_described, fla_names, unless
 from zoo.registry import register_family
 
 
@@ -25,8 +26,9 @@ class DeltaNetConfig(CausalConfig):
 
     Attributes:
       rule: the mixer, whose own options apply where the ones below are None.
-      num_value_heads, head_dim, value_expansion, steps, use_decay, use_gate, negative, conv_size: as in
-        :class:`layers.DeltaNet`.
+      num_value_heads, head_dim, value_expansion, steps, use_decay, use_gate, negative, lower_bound, normalize_read,
+        conv_size: as in :class:`layers.DeltaNet`, :class:`layers.Comba` or :class:`layers.KimiDeltaAttention`, of those
+        that have them.
     """
 
     rule: str = "delta_net"
@@ -37,10 +39,17 @@ class DeltaNetConfig(CausalConfig):
     use_decay: bool | None = None
     use_gate: bool | None = None
     negative: bool | None = None
+    lower_bound: float | None = None
+    normalize_read: bool | None = None
     conv_size: int | None = 4
     depth: int = 24
     norm_epsilon: float = 1e-6
     tied: bool = False
+
+
+_OPTIONS = (
+    "num_value_heads", "head_dim", "value_expansion", "steps", "use_decay", "use_gate", "negative", "lower_bound", "normalize_read"
+)  # fmt: skip
 
 
 class DeltaNetLM(Causal):
@@ -50,24 +59,15 @@ class DeltaNetLM(Causal):
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
-        options = (
-            "num_value_heads",
-            "head_dim",
-            "value_expansion",
-            "steps",
-            "use_decay",
-            "use_gate",
-            "negative",
-            "conv_size",
-            "norm_epsilon",
-        )
-        return {"name": c.rule, **{name: getattr(c, name) for name in options}}
+        given = {name: getattr(c, name) for name in _OPTIONS if getattr(c, name) is not None}
+        return {"name": c.rule, "conv_size": c.conv_size, "norm_epsilon": c.norm_epsilon, **given}
 
 
 _340M = {"vocab_size": 32000, "features": 1024, "hidden": 2816}
 _1B = {"vocab_size": 32000, "features": 2048, "hidden": 5632}
 _NANO = {"features": 128, "depth": 4, "num_heads": 4, "tied": True}
 _GATED = {"depth": 21, "num_heads": 6, "head_dim": 256, "rule": "gated_delta_net"}
+_COMBA = {"rule": "comba", "normalize_read": True}
 _PRODUCT = {"value_expansion": 1.0, "rule": "delta_product"}
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -86,12 +86,25 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "delta_product_1.3b": {**_1B, **_PRODUCT, "depth": 18, "num_heads": 16},
         "delta_product_nano": {**_NANO, **_PRODUCT},
     },
+    "comba": {
+        "comba_1.3b": {**_1B, "depth": 21, "num_heads": 6, "head_dim": 256, **_COMBA},
+        "comba_nano": {**_NANO, "depth": 6, "value_expansion": 1.0, **_COMBA},
+    },
+    "kda": {
+        "kda_1.3b": {**_1B, "num_heads": 16, "rule": "kimi_delta_attention"},
+        "kda_nano": {**_NANO, "depth": 6, "rule": "kimi_delta_attention"},
+    },
 }
 
 _MIXER = {
     "q_proj": "query", "k_proj": "key", "v_proj": "value", "b_proj": "beta", "a_proj": "decay", "g_proj": "gate", "o_proj": "out", "o_norm": "norm",
     "q_conv1d": "query_conv", "k_conv1d": "key_conv", "v_conv1d": "value_conv", "A_log": "A_log", "dt_bias": "dt_bias",
+    "f_proj.0": "decay.down", "f_proj.1": "decay.up", "g_proj.0": "gate.down", "g_proj.1": "gate.up",
+    "decay": "feedback", "D": "correction",
 }  # fmt: skip
+
+# Of flash-linear-attention's models of these configurations.
+PARAMETERS = {"comba_1.3b": 1_387_348_984, "kda_1.3b": 1_390_941_568}
 
 RULES = {"fla": fla_names(_MIXER)}
 
@@ -102,9 +115,18 @@ DESCRIBED = {
     "delta_product": fla_described(
         _ONLY, negative=unless("allow_neg_eigval", True), steps=unless("num_householder", 2)
     ),
+    "comba": fla_described(
+        {
+            "use_output_gate": (True,),
+            "use_output_correction": (True,),
+            "use_inner_decay": (True,),
+            "num_v_heads": (None,),
+        }
+    ),
+    "kda": fla_described(negative=unless("allow_neg_eigval", False), lower_bound=entry("lower_bound")),
 }
 
-_PAPER: dict[str, tuple[int, ...]] = {"delta_net": (179,), "gated_delta_net": (), "delta_product": (148,)}
+_PAPER: dict[str, tuple[int, ...]] = {"delta_net": (179,), "delta_product": (148,)}
 for _family, _variants in VARIANTS.items():
     _ours = tuple(name for name in _variants if _family == "delta_product" or name.endswith("_nano"))
     register_family(
@@ -113,7 +135,8 @@ for _family, _variants in VARIANTS.items():
         DeltaNetConfig,
         _variants,
         our_choice=_ours,
+        parameters=PARAMETERS,
         rules=RULES,
         described=DESCRIBED[_family],
-        paper=_PAPER[_family],
+        paper=_PAPER.get(_family, ()),
     )

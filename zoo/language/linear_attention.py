@@ -1,4 +1,4 @@
-"""Language models on linear attention with decay: RetNet (Sun et al., 2023, arXiv:2307.08621), GLA (Yang et al., 2023,
+"""Language models that forget at rates of their own: RetNet (Sun et al., 2023, arXiv:2307.08621), GLA (Yang et al., 2023,
 arXiv:2312.06635), HGRN and HGRN2 (Qin et al., 2023, arXiv:2311.04823; 2024, arXiv:2404.07904) and GSA (Zhang et al.,
 2024, arXiv:2409.07146).
 
@@ -38,6 +38,7 @@ class LinearAttentionConfig(CausalConfig):
         :class:`layers.Retention`, :class:`layers.GatedLinearAttention`, :class:`layers.HGRN`, :class:`layers.HGRN2`,
         :class:`layers.GatedSlotAttention` or :class:`layers.MLSTM`, of those that have them.
       cap: of the gates of :class:`layers.MLSTM`.
+      gated, num_kv_heads: as in :class:`layers.ForgettingAttention`.
     """
 
     kind: str = "gated_linear_attention"
@@ -49,6 +50,8 @@ class LinearAttentionConfig(CausalConfig):
     feature_map: str | None = None
     conv_size: int | None = None
     cap: float | None = None
+    gated: bool | None = None
+    num_kv_heads: int | None = None
     depth: int = 24
     norm_epsilon: float = 1e-6
     tied: bool = False
@@ -130,6 +133,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "gsa_1.3b": {**_1B, "num_heads": 4},
         "gsa_nano": {**_NANO, "num_slots": 16},
     },
+    "forgetting_transformer": {
+        "forgetting_transformer_1.3b": {**_1B, "num_heads": 32},
+        "forgetting_transformer_nano": _NANO,
+    },
     "xlstm": {
         "xlstm_7b": {
             "vocab_size": 50304,
@@ -149,6 +156,7 @@ KINDS = {
     "hgrn2": "hgrn2",
     "gsa": "gated_slot_attention",
     "xlstm": "mlstm",
+    "forgetting_transformer": "forgetting_attention",
 }
 
 # Of flash-linear-attention's models of these configurations, and of transformers' xLSTM.
@@ -195,6 +203,7 @@ _XLSTM_RULES = Naming(
 
 RULES = {
     "xlstm": {"transformers": _XLSTM_RULES},
+    "forgetting_transformer": {"fla": fla_names({**_GATED, "f_proj": "forget"})},
     "gla": {"fla": fla_names(_GLA | _FUSED), "fla_unfused": fla_names(_GLA | _ALONE)},
     "retnet": {"fla": fla_names(_GATED | _FUSED), "fla_unfused": fla_names(_GATED | _ALONE)},
     "hgrn": {
@@ -254,6 +263,11 @@ def _xlstm_epsilon(config: Any) -> float | None:
     return config.get("norm_eps")
 
 
+DESCRIBED["forgetting_transformer"] = fla_described(
+    {"qkv_bias": (False,), "qk_norm": (False,), "window_size": (None,), "attnres_block_size": (None,)},
+    num_kv_heads=entry("num_kv_heads"),
+    gated=entry("use_output_gate"),
+)
 DESCRIBED["xlstm"] = {
     "norm_epsilon": _xlstm_epsilon,
     "num_heads": entry("num_heads"),
