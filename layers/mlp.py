@@ -32,6 +32,11 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return gated(x, math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
 
 
+def unchanged(x: jax.Array) -> jax.Array:
+    """``x``: no activation."""
+    return x
+
+
 # Hidden features are split by columns where they are made, and by rows where they are summed up: one exchange an MLP.
 _SHARDING: dict[str, tuple[str | None, ...]] = {
     "gate.kernel": (None, "tensor"),

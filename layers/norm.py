@@ -125,6 +125,7 @@ class UnitNorm(nnx.Module):
 NORMS: dict[str, Callable[..., nnx.Module]] = {
     "layer": LayerNorm,
     "rms": RMSNorm,
+    "simple_rms": functools.partial(nnx.RMSNorm, use_scale=False),
     "zero_centered_rms": ZeroCenteredRMSNorm,
     "batch": BatchNorm,
     "unit": UnitNorm,

@@ -6,6 +6,9 @@ arXiv:2401.04658).
 The norm is over all heads at once and has no parameters. Lightning Attention-2 is the order of computation: exact
 products within chunks, the memory between them, which is how ``linear_attention`` runs. s are ALiBi's slopes, smaller
 from layer to layer: the last hardly forgets.
+
+In the released models' first layer q and k turn by learned angles a (LRPE: Qin et al., 2023, arXiv:2307.09270), q <- [q
+cos(t a), q sin(t a)], so that their product depends on the distance.
 """
 
 from __future__ import annotations
@@ -15,17 +18,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
+from layers.broadcast import widened
 from layers.initializers import constant
 from layers.linear import Linear
 from layers.linear_attention.memory import per_head, remember
 from layers.mixer import register_mixer
+from layers.mlp import unchanged
 from layers.module import Constant
 from layers.norm import GatedRMSNorm
 from layers.recurrent import Recurrent, RecurrentState
 from layers.state_space.initialization import fan_in_uniform
-from layers.tokens import Tokens
+from layers.tokens import Tokens, continued
 from primitives.exponential import silu
 
 
@@ -39,13 +44,23 @@ def slopes(num_heads: int) -> list[float]:
     ]
 
 
+@struct.dataclass
+class TurningState(RecurrentState):
+    """The state of a mixer whose queries and keys turn with their place.
+
+    Attributes:
+      length: (batch,) int32, tokens read of the current document.
+    """
+
+    length: jax.Array
+
+
 @register_mixer("lightning_attention")
 class LightningAttention(Recurrent):
     """Linear attention without scale whose heads forget at fixed rates, slower from layer to layer, with a gate.
 
-    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), and with ``use_scale`` ``norm``. The authors'
-      learned turning of
-    queries and keys (LRPE), which released models have in their first layer, is left out.
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), with ``use_scale`` ``norm``, and with
+    ``turning`` ``angles`` (heads * head_dim,).
     """
 
     paper = (71, 72)
@@ -61,6 +76,7 @@ class LightningAttention(Recurrent):
         activate_values: bool = False,
         sigmoid_gate: bool = False,
         use_scale: bool = False,
+        turning: bool = False,
         norm_epsilon: float = 1e-6,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -71,6 +87,7 @@ class LightningAttention(Recurrent):
           index, depth: of the block, and blocks of the model: slopes are multiplied by 1 - index / (depth - 1) + 1e-5.
           activate_values, sigmoid_gate, use_scale: silu of values, sigmoid of the gate, and a norm with parameters, all
             three as MiniMax-01 (arXiv:2501.08313) has it.
+          turning: queries and keys turn with their place, by learned angles; keys are twice as wide in the memory.
           norm_epsilon: of the norm.
 
         Raises:
@@ -87,7 +104,7 @@ class LightningAttention(Recurrent):
         }
         inner = num_heads * self.head_dim
         self.query, self.key, self.value, self.gate = (Linear(features, inner, **common) for _ in range(4))
-        activation = jax.nn.sigmoid if sigmoid_gate else _unchanged
+        activation = jax.nn.sigmoid if sigmoid_gate else unchanged
         self.norm = GatedRMSNorm(
             inner,
             use_scale=use_scale,
@@ -101,10 +118,19 @@ class LightningAttention(Recurrent):
         factor = 1 - index / max(depth - 1, 1) + 1e-5
         # An array, so that the blocks of a stack stay one program.
         self.slopes = Constant(constant(tuple(factor * slope for slope in slopes(num_heads)))(None, (num_heads,)))
+        angles = tuple(10000.0 ** (-2 * n / inner) for n in range(inner))
+        first = constant(angles)(None, (inner,), param_dtype) if turning else None
+        self.angles = nnx.Param(first) if turning else None
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
-        return self.num_heads, self.head_dim, self.head_dim
+        return self.num_heads, (1 if self.angles is None else 2) * self.head_dim, self.head_dim
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> RecurrentState:
+        state = super().init_state(batch_size, max_length, dtype)
+        if self.angles is None:
+            return state
+        return TurningState(state.convolutions, state.memory, state.segment, length=jnp.zeros((batch_size,), jnp.int32))
 
     def recur(
         self, x: jax.Array, tokens: Tokens, state: RecurrentState | None
@@ -112,10 +138,16 @@ class LightningAttention(Recurrent):
         q, k, v = silu(self.query(x)), silu(self.key(x)), self.value(x)
         v = silu(v) if self.activate_values else v
         q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
+        changes: dict[str, Any] = {}
+        if self.angles is not None:
+            places = tokens.places(x.shape[1])
+            if isinstance(state, TurningState):
+                known = (state.length, state.segment, tokens.mask, tokens.segment_ids)
+                places, changes["length"], _ = continued(x.shape[1], *known)
+            angles = widened(self.angles[...]).reshape(self.num_heads, -1) * places[..., None, None]
+            q, k = (
+                jnp.concatenate([a * jnp.cos(angles), a * jnp.sin(angles)], axis=-1).astype(a.dtype) for a in (q, k)
+            )
         y, memory = remember(q, k, v, -self.slopes[...], tokens, state, scale=1.0)
         y = self.out(self.norm(y.reshape(*x.shape[:2], -1), self.gate(x)))
-        return y, state and state.after(tokens, memory=memory)
-
-
-def _unchanged(x: jax.Array) -> jax.Array:
-    return x
+        return y, state and state.after(tokens, memory=memory, **changes)

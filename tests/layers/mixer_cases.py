@@ -128,7 +128,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
     "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
     "lightning_attention": {
-        "plain": {"activate_values": True, "use_scale": True, "head_dim": 5, "index": 1, "depth": 3}
+        "plain": {
+            "activate_values": True, "use_scale": True, "turning": True, "head_dim": 5, "index": 1, "depth": 3
+        }
     },
     "neural_memory": {
         "plain": {},

@@ -75,6 +75,25 @@ def rwkv7(clone: Path) -> Any:
     return model
 
 
+def transnormer(clone: Path) -> Any:
+    """weigao266/TNL-MoE (Apache-2.0), commit 007576f: TransNormerLLM's own code, without its kernels, as in training."""
+    import os
+
+    from tests.references import live
+
+    assert live.torch
+    os.environ.update(use_triton="False")
+    sys.path.insert(0, str(clone / "smoe" / "models"))
+    import importlib
+
+    sizes = {"decoder_embed_dim": FEATURES, "hidden_dim": FEATURES, "decoder_layers": DEPTH}
+    config = importlib.import_module("tnl.configuration_transnormer").TransnormerConfig(
+        **sizes, decoder_attention_heads=HEADS, glu_dim=24, vocab_size=VOCABULARY, linear_use_lrpe_list=[1, 0],
+        use_cache=False, tie_word_embeddings=False,
+    )  # fmt: skip
+    return importlib.import_module("tnl.modeling_transnormer").TransnormerForCausalLM(config).train()
+
+
 def fla(module: str, kind: str, replaced: str, plain: Callable[[Any], Any], **options: Any) -> Callable[[Path], Any]:
     """fla-org/flash-linear-attention (MIT), commit bc3b101d, with its plain recurrence in place of the kernel ``replaced``
     (module and name) of a layer; its other kernels run as those of :mod:`tests.references.linear_recurrences`.
@@ -123,6 +142,7 @@ def _forgetting(importlib: Any) -> Any:
 RANKS = {"DECAY": 3, "AAA": 4, "MV": 5, "GATE": 6}
 RECORDED: dict[str, Callable[[Path], Any]] = {
     "rwkv7": rwkv7,
+    "transnormer": transnormer,
     "comba": fla("comba", "Comba", "fla.layers.comba:fused_recurrent_comba", _comba, head_dim=8, expand_v=1.0),
     "kda": fla("kda", "KDA", "fla.layers.kda:fused_recurrent_kda", _kda, head_dim=8),
     "forgetting_transformer": fla(

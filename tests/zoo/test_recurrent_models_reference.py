@@ -30,6 +30,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "authors",
         "BlinkDL/RWKV-LM",
     ),
+    "transnormer": ("transnormer_nano", FLA, "authors", "weigao266/TNL-MoE"),
     "comba": ("comba_nano", FLA, "fla", "flash-linear-attention"),
     "kda": ("kda_nano", FLA, "fla", "flash-linear-attention"),
     "forgetting_transformer": (

@@ -20,17 +20,18 @@ from layers.broadcast import broadcast, lookup
 from layers.initializers import normal
 from layers.linear import Embed, Linear
 from layers.mixer import Mixer, Place, create_mixer
-from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh
+from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh, unchanged
 from layers.norm import create_norm
 from layers.tokens import Tokens, continued
 from primitives.exponential import silu
 from zoo.backbones.model import Model, mixers
 from zoo.registry import ModelConfig
 
-Mlp = Literal["swiglu", "geglu_tanh", "gelu", "gelu_tanh"]
+Mlp = Literal["swiglu", "geglu_tanh", "glu", "gelu", "gelu_tanh"]
 MLPS: Mapping[str, tuple[type[MLP] | type[GatedMLP], Callable[[jax.Array], jax.Array]]] = {
     "swiglu": (GatedMLP, silu),
     "geglu_tanh": (GatedMLP, gelu_tanh),
+    "glu": (GatedMLP, unchanged),
     "gelu": (MLP, gelu),
     "gelu_tanh": (MLP, gelu_tanh),
 }

@@ -24,7 +24,7 @@ from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.backbones.model import mixers
 from zoo.flash_linear_attention import Reader, entry, fla_described, fla_names
-from zoo.naming import Naming
+from zoo.naming import Naming, Rearrange, Split, Tie
 from zoo.registry import Release, one_of, register_family
 
 
@@ -38,6 +38,7 @@ class LinearAttentionConfig(CausalConfig):
         :class:`layers.Retention`, :class:`layers.GatedLinearAttention`, :class:`layers.HGRN`, :class:`layers.HGRN2`,
         :class:`layers.GatedSlotAttention` or :class:`layers.MLSTM`, of those that have them.
       cap: of the gates of :class:`layers.MLSTM`.
+      turning: of the first block's :class:`layers.LightningAttention`.
       gated, num_kv_heads: as in :class:`layers.ForgettingAttention`.
     """
 
@@ -50,6 +51,7 @@ class LinearAttentionConfig(CausalConfig):
     feature_map: str | None = None
     conv_size: int | None = None
     cap: float | None = None
+    turning: bool = False
     gated: bool | None = None
     num_kv_heads: int | None = None
     depth: int = 24
@@ -68,7 +70,7 @@ _OPTIONS = (
     "cap",
 )
 # Mixers whose norm has the model's epsilon. In flash-linear-attention those of HGRN2 and GSA keep 1e-5 whatever it is.
-_MODELS_EPSILON = ("gated_linear_attention", "retention", "hgrn", "mlstm")
+_MODELS_EPSILON = ("gated_linear_attention", "retention", "hgrn", "mlstm", "lightning_attention")
 # Mixers that forget no faster than a bound of the model's.
 _BOUNDED = ("hgrn", "hgrn2")
 
@@ -95,6 +97,8 @@ class LinearAttentionLM(Causal):
             given["norm_epsilon"] = c.norm_epsilon
         if c.kind in _BOUNDED:
             given["lower_bound"] = None
+        if c.turning:
+            given["turning"] = not place.index
         return {"name": c.kind, **given}
 
     def per_block(self) -> jax.Array | None:
@@ -107,6 +111,7 @@ class LinearAttentionLM(Causal):
 
 _340M: dict[str, Any] = {"vocab_size": 32000, "features": 1024, "hidden": 2816, "tied": True}
 _1B: dict[str, Any] = {"vocab_size": 32000, "features": 2048, "hidden": 5632}
+_TRANSNORMER: dict[str, Any] = {"mlp": "glu", "norm": "simple_rms", "embedding_scale": "sqrt", "turning": True}
 _NANO: dict[str, Any] = {"features": 128, "depth": 4, "num_heads": 4, "tied": True}
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -137,6 +142,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "forgetting_transformer_1.3b": {**_1B, "num_heads": 32},
         "forgetting_transformer_nano": _NANO,
     },
+    "transnormer": {
+        "transnormer_385m": {**_340M, "vocab_size": 64000, "num_heads": 8, **_TRANSNORMER},
+        "transnormer_nano": {**_NANO, **_TRANSNORMER},
+    },
     "xlstm": {
         "xlstm_7b": {
             "vocab_size": 50304,
@@ -155,11 +164,12 @@ KINDS = {
     "hgrn": "hgrn",
     "hgrn2": "hgrn2",
     "gsa": "gated_slot_attention",
+    "transnormer": "lightning_attention",
     "xlstm": "mlstm",
     "forgetting_transformer": "forgetting_attention",
 }
 
-# Of flash-linear-attention's models of these configurations, and of transformers' xLSTM.
+# Of flash-linear-attention's models of these configurations, of TransNormerLLM's released code and of transformers' xLSTM.
 PARAMETERS = {
     "gla_340m": 341_707_776,
     "gla_1.3b": 1_365_514_240,
@@ -168,6 +178,8 @@ PARAMETERS = {
     "hgrn_2.7b": 2_701_724_160,
     "hgrn2_1.3b": 1_364_396_032,
     "gsa_1.3b": 1_376_929_792,
+    "forgetting_transformer_1.3b": 1_365_871_360,
+    "transnormer_385m": 398_984_192,
     "xlstm_7b": 6_865_424_896,
 }
 
@@ -201,7 +213,28 @@ _XLSTM_RULES = Naming(
     prefix="backbone.",
 )
 
+_TNL = "model.layers.{i}"
+_TNL_RULES = Naming(
+    [
+        (("model.embed_tokens", "lm_head"), "embedding", Tie()),
+        ("lm_head", "head"),
+        (
+            f"{_TNL}.token_mixer.qkvu_proj",
+            tuple(f"{_BLOCK}.mixer.{name}" for name in ("query", "key", "value", "gate")),
+            Split(),
+        ),
+        (f"{_TNL}.token_mixer.out_proj", f"{_BLOCK}.mixer.out"),
+        (f"{_TNL}.token_mixer.lrpe.theta", f"{_BLOCK}.mixer.angles", Rearrange("h 1 d -> (h d)", h="num_heads")),
+        *(
+            (f"{_TNL}.channel_mixer.{theirs}", f"{_BLOCK}.channel.{ours}")
+            for theirs, ours in {"l1": "gate", "l2": "up", "l3": "down"}.items()
+        ),
+    ],
+    prefix="model.",
+)
+
 RULES = {
+    "transnormer": {"authors": _TNL_RULES},
     "xlstm": {"transformers": _XLSTM_RULES},
     "forgetting_transformer": {"fla": fla_names({**_GATED, "f_proj": "forget"})},
     "gla": {"fla": fla_names(_GLA | _FUSED), "fla_unfused": fla_names(_GLA | _ALONE)},
@@ -268,6 +301,28 @@ DESCRIBED["forgetting_transformer"] = fla_described(
     num_kv_heads=entry("num_kv_heads"),
     gated=entry("use_output_gate"),
 )
+
+
+def _tnl_heads(config: Any) -> int | None:
+    only = {"norm_type": "simplermsnorm", "linear_act_fun": "silu", "no_scale_embedding": False, "bias": False}
+    for key, value in only.items():
+        one_of(config, key, {value: value})
+    return config.get("decoder_attention_heads")
+
+
+def _turning(config: Any) -> bool | None:
+    """Whether the first block turns.
+
+    Raises:
+      ValueError: another block does.
+    """
+    which = config.get("linear_use_lrpe_list") or []
+    if any(which[1:]):
+        raise ValueError(f"linear_use_lrpe_list={which!r}: here the first block turns, or none")
+    return bool(which[0]) if which else None
+
+
+DESCRIBED["transnormer"] = {"num_heads": _tnl_heads, "turning": _turning, "tied": entry("tie_word_embeddings")}
 DESCRIBED["xlstm"] = {
     "norm_epsilon": _xlstm_epsilon,
     "num_heads": entry("num_heads"),
@@ -278,6 +333,7 @@ DESCRIBED["xlstm"] = {
     "tied": entry("tie_word_embeddings"),
 }
 
+_PAPER = {"gsa": (197,), "hgrn": (185,), "hgrn2": (185,), "transnormer": (71,)}
 for _family, _variants in VARIANTS.items():
     register_family(
         "linear_attention",
@@ -289,5 +345,5 @@ for _family, _variants in VARIANTS.items():
         releases=RELEASES,
         rules=RULES[_family],
         described=DESCRIBED[_family],
-        paper={"gsa": (197,), "hgrn": (185,), "hgrn2": (185,)}.get(_family, ()),
+        paper=_PAPER.get(_family, ()),
     )
