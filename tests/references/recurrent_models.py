@@ -1,5 +1,5 @@
 """Records logits and gradients of authors' language models: ``python -m tests.references.recurrent_models NAME CLONE``
-adds one to the .npz beside this file.
+writes recurrent_NAME.npz beside this file.
 
 CLONE is a checkout of the repository that the model's function names. Only numbers are kept: weights and tokens follow
 from a seed, and gradients are those of the sum of sin(logits).
@@ -17,8 +17,12 @@ import numpy as np
 
 from tests.references import seeded
 
-PATH = Path(__file__).with_suffix(".npz")
 SEED, BATCH, LENGTH, VOCABULARY, FEATURES, DEPTH, HEADS = 5, 2, 21, 11, 16, 2, 2
+
+
+def path(name: str) -> Path:
+    """The file of one model."""
+    return Path(__file__).with_name(f"recurrent_{name}.npz")
 
 
 def tokens() -> np.ndarray:
@@ -33,8 +37,8 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 def load(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The recorded logits (batch, length, vocabulary), and gradients by the reference's names."""
-    with np.load(PATH) as file:
-        own = {key.removeprefix(f"{name}/"): file[key] for key in file.files if key.startswith(f"{name}/")}
+    with np.load(path(name)) as file:
+        own = {key: file[key] for key in file.files}
     return own.pop("logits"), own
 
 
@@ -94,6 +98,44 @@ def transnormer(clone: Path) -> Any:
     return importlib.import_module("tnl.modeling_transnormer").TransnormerForCausalLM(config).train()
 
 
+def longhorn(clone: Path) -> Any:
+    """Cranial-XIX/longhorn, commit 4ea1745: its model, with its step (Longhorn.step) for a kernel and a plain RMSNorm."""
+    import types
+
+    import torch
+
+    class RMSNorm(torch.nn.RMSNorm):
+        bias = None
+
+    def scan(x: Any, q: Any, k: Any, dt: Any, D: Any, t_bias: Any, z: Any, return_last_state: bool) -> Any:
+        dt = torch.sigmoid(dt + t_bias[:, None])
+        dt = dt / (1 + dt * k.square().sum(1, keepdim=True))
+        state, out = 0, []
+        for t in range(x.shape[-1]):
+            step, key = dt[:, :, None, t], k[:, None, :, t]
+            state = state * (1 - step * key**2) + x[:, :, None, t] * step * key
+            out.append((state * q[:, None, :, t]).sum(-1) + D * x[:, :, t])
+        return torch.stack(out, -1) * torch.nn.functional.silu(z)
+
+    names = {
+        "ops.selective_scan_interface": {"longhorn_inner_fn": None, "selective_scan_online7_fn": scan},
+        "utils.generation": {"GenerationMixin": object},
+        "utils.hf": {"load_config_hf": None, "load_state_dict_hf": None},
+        "ops.triton.layernorm": {"RMSNorm": RMSNorm, "layer_norm_fn": None, "rms_norm_fn": None},
+    }
+    for name, things in names.items():
+        sys.modules[f"mamba_ssm.{name}"] = module = types.ModuleType(name)
+        vars(module).update(things)
+    module = types.ModuleType("longhorn")
+    sys.modules["longhorn"] = module
+    exec((clone / "models" / "longhorn.py").read_text(), vars(module))
+    config = module.LonghornConfig(
+        d_model=FEATURES, n_layer=DEPTH, vocab_size=VOCABULARY, ssm_cfg={"d_state": 4}, fused_add_norm=False,
+        pad_vocab_size_multiple=1, tie_embeddings=False,
+    )  # fmt: skip
+    return module.LonghornLMHeadModel(config)
+
+
 def fla(module: str, kind: str, replaced: str, plain: Callable[[Any], Any], **options: Any) -> Callable[[Path], Any]:
     """fla-org/flash-linear-attention (MIT), commit bc3b101d, with its plain recurrence in place of the kernel ``replaced``
     (module and name) of a layer; its other kernels run as those of :mod:`tests.references.linear_recurrences`.
@@ -142,6 +184,7 @@ def _forgetting(importlib: Any) -> Any:
 RANKS = {"DECAY": 3, "AAA": 4, "MV": 5, "GATE": 6}
 RECORDED: dict[str, Callable[[Path], Any]] = {
     "rwkv7": rwkv7,
+    "longhorn": longhorn,
     "transnormer": transnormer,
     "comba": fla("comba", "Comba", "fla.layers.comba:fused_recurrent_comba", _comba, head_dim=8, expand_v=1.0),
     "kda": fla("kda", "KDA", "fla.layers.kda:fused_recurrent_kda", _kda, head_dim=8),
@@ -169,9 +212,8 @@ def record(name: str, clone: Path) -> dict[str, np.ndarray]:
     logits = getattr(logits, "logits", logits)
     torch.sin(logits).sum().backward()
     made = {key: value.grad.numpy() for key, value in parameters.items()}
-    return {f"{name}/{key}": value for key, value in {"logits": logits.detach().numpy(), **made}.items()}
+    return {"logits": logits.detach().numpy(), **made}
 
 
 if __name__ == "__main__":
-    before = dict(np.load(PATH)) if PATH.exists() else {}
-    np.savez_compressed(PATH, **before | record(sys.argv[1], Path(sys.argv[2])))
+    np.savez_compressed(path(sys.argv[1]), **record(sys.argv[1], Path(sys.argv[2])))

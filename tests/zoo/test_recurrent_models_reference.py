@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "BlinkDL/RWKV-LM",
     ),
     "transnormer": ("transnormer_nano", FLA, "authors", "weigao266/TNL-MoE"),
+    "longhorn": ("longhorn_nano", {"state_dim": 4, "tied": False}, "authors", "Cranial-XIX/longhorn"),
     "comba": ("comba_nano", FLA, "fla", "flash-linear-attention"),
     "kda": ("kda_nano", FLA, "fla", "flash-linear-attention"),
     "forgetting_transformer": (

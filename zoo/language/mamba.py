@@ -4,7 +4,8 @@
 
 and no channel mixer: the gate inside the mixer takes its place, two such blocks for one of a transformer.
 The residual stream is float32 whatever the compute dtype. Sizes are those of the models released as
-state-spaces/mamba-*; ``mamba_nano`` is our choice. Other mixers join by pattern, as
+state-spaces/mamba-*; ``mamba_nano`` is our choice. Longhorn (Liu et al., 2024, arXiv:2407.14207) is the same with its
+state space; the widths and depths of its sizes are Mamba's. Other mixers join by pattern, as
 ``zoo.create("mamba_nano", pattern=("mamba", "mamba", "attention"))``.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,13 @@ class MambaConfig(CausalConfig):
     """Hyper-parameters of Mamba.
 
     Attributes:
+      kind: "mamba" or "longhorn".
       state_dim, expand, conv_size, step_rank, initialization, step_range: as in :class:`layers.Mamba`.
     """
 
     depth: int = 24
     mlp: None = None
+    kind: Literal["mamba", "longhorn"] = "mamba"
     state_dim: int = 16
     expand: int = 2
     conv_size: int = 4
@@ -57,15 +60,9 @@ class MambaLM(StateSpaceLM):
 
     def own_mixer(self, place: Place) -> MixerSpec:
         c = self.config
-        return {
-            "name": "mamba",
-            "state_dim": c.state_dim,
-            "expand": c.expand,
-            "conv_size": c.conv_size,
-            "step_rank": c.step_rank,
-            "initialization": c.initialization,
-            "step_range": c.step_range,
-        }
+        sizes = {"state_dim": c.state_dim, "expand": c.expand, "conv_size": c.conv_size, "step_rank": c.step_rank}
+        start = {} if c.kind == "longhorn" else {"initialization": c.initialization, "step_range": c.step_range}
+        return {"name": c.kind, **sizes, **start}
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -75,6 +72,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mamba_1.4b": {"vocab_size": 50280, "features": 2048, "depth": 48},
     "mamba_2.8b": {"vocab_size": 50280, "features": 2560, "depth": 64},
     "mamba_nano": {"features": 128, "depth": 4, "num_heads": 4},
+}
+LONGHORN_VARIANTS: dict[str, dict[str, Any]] = {
+    "longhorn_130m": {**VARIANTS["mamba_130m"], "kind": "longhorn"},
+    "longhorn_370m": {**VARIANTS["mamba_370m"], "kind": "longhorn"},
+    "longhorn_nano": {**VARIANTS["mamba_nano"], "kind": "longhorn", "depth": 6},
 }
 
 _MIXER = "backbone.layers.{i}.mixer"
@@ -113,6 +115,14 @@ _RULES = (
     (f"{_MIXER}.dt_proj.bias", "blocks.{i}.mixer.dt_bias"),
 )
 
+_LONGHORN = (
+    *((f"{_MIXER}.{name}", f"blocks.{{i}}.mixer.{name}") for name in ("in_proj", "x_proj", "out_proj", "D")),
+    (f"{_MIXER}.conv1d", "blocks.{i}.mixer.conv"),
+    (f"{_MIXER}.dt_head", "blocks.{i}.mixer.dt_proj"),
+    (f"{_MIXER}.dt_head.bias", "blocks.{i}.mixer.dt_bias"),
+)
+LONGHORN_RULES = {"authors": released_names("embedding", *_LONGHORN)}
+
 RULES = {"hf": released_names("embeddings", *_RULES), "state_spaces": released_names("embedding", *_RULES)}
 
 # Of transformers' models of these sizes, as of the released files; the tied head counts once.
@@ -134,4 +144,13 @@ register_family(
     rules=RULES,
     described=DESCRIBED,
     paper=(194,),
+)
+register_family(
+    "mamba",
+    MambaLM,
+    MambaConfig,
+    LONGHORN_VARIANTS,
+    our_choice=tuple(LONGHORN_VARIANTS),
+    rules=LONGHORN_RULES,
+    paper=(125,),
 )
