@@ -5,6 +5,7 @@ from layers.attention.differential import DifferentialAttention
 from layers.attention.forgetting import ForgettingAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
+from layers.attention.lion import LionAttention
 from layers.attention.look_here import DirectedAttention
 from layers.attention.manhattan import ManhattanAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
@@ -64,6 +65,7 @@ from layers.sparse.longformer import LongformerAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
+from layers.state_space.hydra import Hydra
 from layers.state_space.mamba import Longhorn, Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
 from layers.state_space.rg_lru import RGLRU
@@ -119,6 +121,7 @@ __all__ = [
     "GatedRMSNorm",
     "GatedSlotAttention",
     "Grid",
+    "Hydra",
     "InLineAttention",
     "KimiDeltaAttention",
     "LayerNorm",
@@ -126,6 +129,7 @@ __all__ = [
     "LightningAttention",
     "Linear",
     "LinearAttention",
+    "LionAttention",
     "LongformerAttention",
     "Longhorn",
     "LowRank",

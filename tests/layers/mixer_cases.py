@@ -91,6 +91,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {},
         "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4},
     },
+    "lion": {"plain": {"kernel_init": truncated_normal(0.2)}, "fixed": {"decay": "fixed"}},
     "lookhere": {
         "plain": {"fields": ("halves",), "index": 1, "depth": 3},
         "mixed": {"num_heads": 8, "fields": ("eighths1", "none"), "use_bias": False},
@@ -104,6 +105,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
+    "hydra": {"plain": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4d": {
         "plain": {},
         "bilinear": {"initialization": "inv", "discretization": "bilinear", "state_dim": 6},
@@ -128,9 +130,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
     "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
     "lightning_attention": {
-        "plain": {
-            "activate_values": True, "use_scale": True, "turning": True, "head_dim": 5, "index": 1, "depth": 3
-        }
+        "plain": {"activate_values": True, "use_scale": True, "turning": True, "head_dim": 5, "index": 1, "depth": 3}
     },
     "neural_memory": {
         "plain": {},
