@@ -1,6 +1,7 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
 from layers.attention.agent import AgentAttention
+from layers.attention.causal_relation import CausalRelation
 from layers.attention.differential import DifferentialAttention
 from layers.attention.forgetting import ForgettingAttention
 from layers.attention.inline import InLineAttention
@@ -95,6 +96,7 @@ __all__ = [
     "Bottleneck",
     "Branch",
     "CausalConvolution",
+    "CausalRelation",
     "ClassBlock",
     "Comba",
     "Constant",

@@ -1,4 +1,4 @@
-"""What attention keeps of the tokens that it has read: their keys and values."""
+"""What is kept of the tokens that have been read: of attention their keys and values."""
 
 from __future__ import annotations
 
@@ -14,33 +14,25 @@ from layers.tokens import Continuation, Tokens, numbered
 
 
 @struct.dataclass
-class AttentionCache:
-    """Keys and values read so far of each row's current document.
+class TokenCache:
+    """Something of each token read so far of each row's current document; a subclass says what.
 
     Attributes:
-      key, value: (batch, capacity, kv_heads, head_dim); slot = position modulo capacity.
-      positions: (batch, capacity) int32, position of the token in each slot, -1 if empty.
+      positions: (batch, capacity) int32, position of the token in each slot, -1 if empty; slot = position modulo
+        capacity.
       length: (batch,) int32, tokens read of the document.
       segment: (batch,) int32, that document.
     """
 
-    key: jax.Array
-    value: jax.Array
     positions: jax.Array
     length: jax.Array
     segment: jax.Array
 
-    @classmethod
-    def empty(cls, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any) -> AttentionCache:
-        """A cache without tokens."""
-        shape = (batch, capacity, kv_heads, head_dim)
-        return cls(
-            key=jnp.zeros(shape, dtype),
-            value=jnp.zeros(shape, dtype),
-            positions=jnp.full(shape[:2], -1, jnp.int32),
-            length=jnp.zeros((batch,), jnp.int32),
-            segment=jnp.zeros((batch,), jnp.int32),
-        )
+    @staticmethod
+    def nothing(batch: int, capacity: int) -> dict[str, jax.Array]:
+        """The fields of a cache without tokens."""
+        zeros = jnp.zeros((batch,), jnp.int32)
+        return {"positions": jnp.full((batch, capacity), -1, jnp.int32), "length": zeros, "segment": zeros}
 
     def write(self, new: Mapping[str, jax.Array], tokens: Tokens, after: Continuation) -> Self:
         """Stores what new tokens have, (batch, new, ...) by field, after what the old ones had, or instead of those of
@@ -62,6 +54,24 @@ class AttentionCache:
         fields["positions"] = kept, positions
         stored = {name: old.at[row, slot].set(x.astype(old.dtype), mode="drop") for name, (old, x) in fields.items()}
         return dataclasses.replace(self, **stored, length=after.length, segment=after.segment)
+
+
+@struct.dataclass
+class AttentionCache(TokenCache):
+    """Keys and values read so far of each row's current document.
+
+    Attributes:
+      key, value: (batch, capacity, kv_heads, head_dim).
+    """
+
+    key: jax.Array
+    value: jax.Array
+
+    @classmethod
+    def empty(cls, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any) -> AttentionCache:
+        """A cache without tokens."""
+        shape = (batch, capacity, kv_heads, head_dim)
+        return cls(**cls.nothing(batch, capacity), key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype))
 
 
 @struct.dataclass

@@ -117,6 +117,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "grouped": {"num_value_heads": 4, "head_dim": 6, "value_expansion": 1.5, "conv_bias": True},
     },
     "delta_product": {"plain": {}, "gated": {"steps": 3, "use_decay": True, "value_expansion": 1.0}},
+    "causal_relation": {"plain": {"hidden": 12}, "linear": {"form": "linear"}},
     "comba": {"plain": {"head_dim": 6, "value_expansion": 1.5, "conv_size": 3}},
     "kimi_delta_attention": {
         "plain": {"num_value_heads": 4, "head_dim": 6, "lower_bound": -5.0, "negative": True, "conv_size": 3},

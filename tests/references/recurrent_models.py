@@ -98,6 +98,29 @@ def transnormer(clone: Path) -> Any:
     return importlib.import_module("tnl.modeling_transnormer").TransnormerForCausalLM(config).train()
 
 
+def causal_relation(clone: Path, name: str = "Relation Network") -> Any:
+    """FrankCuiCN/causal-relation-networks (Apache-2.0), commit 780d292: the model of its copying task."""
+    import types
+
+    import torch
+
+    config = types.ModuleType("config")
+    sizes = {"context_window": LENGTH, "vocab_size": VOCABULARY, "num_class": VOCABULARY, "num_block": DEPTH}
+    widths = {"emb_size": FEATURES, "hid_size": FEATURES, "num_head": 1, "head_size": FEATURES, "batch_size": BATCH}
+    norm = {"normalization_type": "Layer Normalization", "normalization_eps": 0.0}
+    biases = {f"enable_relation_network_bias_{number}": number != 2 for number in (1, 2, 3)}
+    vars(config).update(sizes | widths | norm | biases, model_name=name, enable_causal_mode=True)
+    sys.modules["config"] = config
+    sys.path.insert(0, str(clone / "src_copying"))
+    # It puts constants on a GPU.
+    torch.Tensor.cuda = lambda self: self  # type: ignore[method-assign, assignment]
+    arange = torch.arange
+    torch.arange = lambda *args, device=None, **options: arange(*args, **options)  # type: ignore[assignment]
+    import importlib
+
+    return importlib.import_module("model_all.model").Model()
+
+
 def longhorn(clone: Path) -> Any:
     """Cranial-XIX/longhorn, commit 4ea1745: its model, with its step (Longhorn.step) for a kernel and a plain RMSNorm."""
     import types
@@ -184,6 +207,8 @@ def _forgetting(importlib: Any) -> Any:
 RANKS = {"DECAY": 3, "AAA": 4, "MV": 5, "GATE": 6}
 RECORDED: dict[str, Callable[[Path], Any]] = {
     "rwkv7": rwkv7,
+    "causal_relation": causal_relation,
+    "causal_relation_linear": lambda clone: causal_relation(clone, "Linear Relation Network"),
     "longhorn": longhorn,
     "transnormer": transnormer,
     "comba": fla("comba", "Comba", "fla.layers.comba:fused_recurrent_comba", _comba, head_dim=8, expand_v=1.0),

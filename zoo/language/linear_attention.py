@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from layers.initializers import zeros
@@ -38,6 +39,7 @@ class LinearAttentionConfig(CausalConfig):
         :class:`layers.Retention`, :class:`layers.GatedLinearAttention`, :class:`layers.HGRN`, :class:`layers.HGRN2`,
         :class:`layers.GatedSlotAttention` or :class:`layers.MLSTM`, of those that have them.
       cap: of the gates of :class:`layers.MLSTM`.
+      form: as in :class:`layers.CausalRelation`.
       turning: of the first block's :class:`layers.LightningAttention`.
       gated, num_kv_heads: as in :class:`layers.ForgettingAttention`.
     """
@@ -51,6 +53,7 @@ class LinearAttentionConfig(CausalConfig):
     feature_map: str | None = None
     conv_size: int | None = None
     cap: float | None = None
+    form: str | None = None
     turning: bool = False
     gated: bool | None = None
     num_kv_heads: int | None = None
@@ -112,6 +115,9 @@ class LinearAttentionLM(Causal):
 _340M: dict[str, Any] = {"vocab_size": 32000, "features": 1024, "hidden": 2816, "tied": True}
 _1B: dict[str, Any] = {"vocab_size": 32000, "features": 2048, "hidden": 5632}
 _TRANSNORMER: dict[str, Any] = {"mlp": "glu", "norm": "simple_rms", "embedding_scale": "sqrt", "turning": True}
+_RELATION: dict[str, Any] = {
+    "mlp": None, "norm": "plain_layer", "norm_epsilon": 1e-12, "position": "learned", "num_heads": 1, "tied": False
+}  # fmt: skip
 _NANO: dict[str, Any] = {"features": 128, "depth": 4, "num_heads": 4, "tied": True}
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -142,6 +148,19 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "forgetting_transformer_1.3b": {**_1B, "num_heads": 32},
         "forgetting_transformer_nano": _NANO,
     },
+    "causal_relation": {
+        # The paper's for copying, of strings of 16.
+        "causalrn_copying": {"vocab_size": 29, "features": 192, "depth": 12, "max_length": 34, **_RELATION},
+        "causalrn_linear_copying": {
+            "vocab_size": 29,
+            "features": 192,
+            "depth": 12,
+            "max_length": 34,
+            **_RELATION,
+            "form": "linear",
+        },
+        "causalrn_nano": {**_NANO, **_RELATION},
+    },
     "transnormer": {
         "transnormer_385m": {**_340M, "vocab_size": 64000, "num_heads": 8, **_TRANSNORMER},
         "transnormer_nano": {**_NANO, **_TRANSNORMER},
@@ -165,11 +184,12 @@ KINDS = {
     "hgrn2": "hgrn2",
     "gsa": "gated_slot_attention",
     "transnormer": "lightning_attention",
+    "causal_relation": "causal_relation",
     "xlstm": "mlstm",
     "forgetting_transformer": "forgetting_attention",
 }
 
-# Of flash-linear-attention's models of these configurations, of TransNormerLLM's released code and of transformers' xLSTM.
+# Of flash-linear-attention's models of these configurations, of TransNormerLLM's and causal relation networks' code and of transformers' xLSTM.
 PARAMETERS = {
     "gla_340m": 341_707_776,
     "gla_1.3b": 1_365_514_240,
@@ -179,6 +199,8 @@ PARAMETERS = {
     "hgrn2_1.3b": 1_364_396_032,
     "gsa_1.3b": 1_376_929_792,
     "forgetting_transformer_1.3b": 1_365_871_360,
+    "causalrn_copying": 1_349_376,
+    "causalrn_linear_copying": 1_349_376,
     "transnormer_385m": 398_984_192,
     "xlstm_7b": 6_865_424_896,
 }
@@ -233,7 +255,21 @@ _TNL_RULES = Naming(
     prefix="model.",
 )
 
+_RELATION_RULES = Naming(
+    [
+        ("pre_block.wte", "embedding"),
+        ("pre_block.wpe.weight", "position"),
+        *(
+            (f"block_all.{{i}}.fc_{number}", f"{_BLOCK}.mixer.{name}")
+            for number, name in enumerate(("query", "key", "out"), 1)
+        ),
+        ("post_block.fc_cls", "head"),
+    ],
+    buffers={"pre_block.pos": lambda config, where: np.arange(config.max_length)[None]},
+)
+
 RULES = {
+    "causal_relation": {"authors": _RELATION_RULES},
     "transnormer": {"authors": _TNL_RULES},
     "xlstm": {"transformers": _XLSTM_RULES},
     "forgetting_transformer": {"fla": fla_names({**_GATED, "f_proj": "forget"})},
@@ -333,17 +369,17 @@ DESCRIBED["xlstm"] = {
     "tied": entry("tie_word_embeddings"),
 }
 
-_PAPER = {"gsa": (197,), "hgrn": (185,), "hgrn2": (185,), "transnormer": (71,)}
+_PAPER = {"gsa": (197,), "hgrn": (185,), "hgrn2": (185,), "transnormer": (71,), "causal_relation": (182,)}
 for _family, _variants in VARIANTS.items():
     register_family(
         "linear_attention",
         LinearAttentionLM,
         LinearAttentionConfig,
         {name: {"kind": KINDS[_family], **options} for name, options in _variants.items()},
-        our_choice=(f"{_family}_nano",),
+        our_choice=tuple(name for name in _variants if name.endswith("_nano")),
         parameters=PARAMETERS,
         releases=RELEASES,
         rules=RULES[_family],
-        described=DESCRIBED[_family],
+        described=DESCRIBED.get(_family, {}),
         paper=_PAPER.get(_family, ()),
     )
