@@ -51,12 +51,13 @@ class CenteredConvolution(Module):
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         x, reach, length = x.astype(dtype), len(self.kernel) // 2, x.shape[1]
         padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
-        ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (reach, reach)))
+        ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (reach, reach)))[..., None]
         y = broadcast(self.bias[...], x.shape, dtype)
         for place in range(2 * reach + 1):
             seen = padded[:, place : place + length]
-            if ids is not None:
-                seen = jnp.where((ids[:, place : place + length] == segment_ids)[..., None], seen, 0)
+            if ids is not None and segment_ids is not None:
+                same = jnp.equal(ids[:, place : place + length], segment_ids[..., None])
+                seen = jnp.where(same, seen, 0)
             y = y + seen * broadcast(self.kernel[place, 0], x.shape, dtype)
         return y
 

@@ -87,7 +87,7 @@ def transnormer(clone: Path) -> Any:
 
     assert live.torch
     os.environ.update(use_triton="False")
-    sys.path.insert(0, str(clone / "smoe" / "models"))
+    sys.path.insert(0, str(next(clone.glob("*/models/tnl")).parent))
     import importlib
 
     sizes = {"decoder_embed_dim": FEATURES, "hidden_dim": FEATURES, "decoder_layers": DEPTH}
