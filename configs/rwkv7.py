@@ -1,6 +1,4 @@
-"""RWKV-7 (B. Peng et al., arXiv:2503.14456, appendix on training): Adam with decay 0.1 of matrices, peak rates of its
-table for the released sizes; the settings of the nano are our choice.
-"""
+"""RWKV-7 (B. Peng et al., arXiv:2503.14456): decay of matrices alone; all settings are our choice."""
 
 from __future__ import annotations
 

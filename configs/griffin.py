@@ -1,0 +1,23 @@
+"""Griffin and RecurrentGemma (S. De et al., arXiv:2402.19427); all settings are our choice."""
+
+from __future__ import annotations
+
+from configs.common import LanguageArchitecture, language
+
+ARCHITECTURE = LanguageArchitecture(
+    variants={
+        "nano": {
+            "model": "recurrentgemma_nano",
+            "batch_size": 8,
+            "train_for": "1000 steps",
+            "optimizer": {"learning_rate": 2e-3},
+        },
+        "2b": {"model": "recurrentgemma_2b", "optimizer": {"learning_rate": 3e-4}},
+    },
+    task={"optimizer": {"learning_rate": 1e-3}, "model_options": {"features": 64}},
+)
+
+
+def get_config(argument: str = ""):
+    """Returns the config; the argument is explained in configs/common.py."""
+    return language(ARCHITECTURE, argument)
