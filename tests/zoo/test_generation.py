@@ -28,6 +28,7 @@ SHRUNK = {
     "num_kv_heads": None,
     "tied": False,
     "embedding_std": 1.0,
+    "zero_init": False,
 }
 # And what makes a model that routes read a whole sequence as it generates one.
 SHRUNK_ROUTED = {**SHRUNK, "routed_heads": 1, "membership": "causal", "rotary_dimensions": 8}

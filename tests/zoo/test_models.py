@@ -61,6 +61,7 @@ TINY: dict[str, dict[str, Any]] = {
     # The architecture's initial weights suit hundreds of features: three of them multiply, and the gradient is less
     # than float16 can hold.
     "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "mixer": "focal_modulation"},
+    "griffin": {"depth": 2, "attention_every": 2},
     "hvt": {"patch_size": 4, "pool_every": 2},
     # The first token alone would see nothing of the last block's local projections.
     "longformer": {"pool": "average", "window": 6, "max_global": 2},
