@@ -6,7 +6,7 @@ from layers.attention.differential import DifferentialAttention
 from layers.attention.forgetting import ForgettingAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
-from layers.attention.lion import LionAttention
+from layers.attention.lion import LionAttention, NaturalLionAttention
 from layers.attention.look_here import DirectedAttention
 from layers.attention.manhattan import ManhattanAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
@@ -146,6 +146,7 @@ __all__ = [
     "MixerSpec",
     "Module",
     "MultiHeadAttention",
+    "NaturalLionAttention",
     "NeighborhoodAttention",
     "NeuralMemory",
     "Parallel",

@@ -8,7 +8,8 @@ and 4.
     LION-S      d_ij = a_j ... a_{i-1} for j < i,  a_{i+1} ... a_j for j > i,  a = 1 - sigmoid(W x + b); phi as above
 
 Both directions are one linear recurrence from each end. That of LION-S gives a_i d_ij, whose first factor is that of the
-whole row and cancels.
+whole row and is divided out. In the natural order of an image d is the mean of that along two curves, with decays of their
+own: row after row, to the right and back to the left in turn, and column after column, down and up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from layers.attention.projected import ProjectedAttention
@@ -83,19 +85,85 @@ class LionAttention(ProjectedAttention):
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         q, k = self.feature_map(q), self.feature_map(k)
-        wide = jnp.promote_types(v.dtype, jnp.float32)
-        decay, epsilon = None, jnp.full((1, 1, 1), self.epsilon, wide)
-        if self.rates is not None:
-            decay = jnp.maximum(jax.nn.log_sigmoid(widened(self.rates[...])), LEAST_DECAY)
-        elif self.decay is not None:
-            decay = jnp.maximum(jax.nn.log_sigmoid(-self.decay(x).astype(wide)), LEAST_DECAY)
-            decays = jnp.arange(x.shape[1]) >= tokens.prefix(x.shape[1])
-            decay = jnp.where(decays[:, None], decay, 0)
+        decays = jnp.arange(x.shape[1]) >= tokens.prefix(x.shape[1])
+        return self._mean(self._read(q, k, v, self._log_decay(self.rates, self.decay, x, decays), tokens), v)
+
+    def _log_decay(
+        self, rates: nnx.Param | None, decay: Linear | None, x: jax.Array, decays: jax.Array
+    ) -> jax.Array | None:
+        """log a, (heads,) or (batch, length, heads), 0 where ``decays`` (length,) is False; None for no decay."""
+        if rates is not None:
+            return jnp.maximum(jax.nn.log_sigmoid(widened(rates[...])), LEAST_DECAY)
+        if decay is None:
+            return None
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.where(decays[:, None], jnp.maximum(jax.nn.log_sigmoid(-decay(x).astype(wide)), LEAST_DECAY), 0)
+
+    def _read(self, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array | None, tokens: Tokens) -> jax.Array:
+        """Sums of weighted values and, last, of weights (batch, length, heads, head_dim + 1), float32."""
+        if decay is not None and decay.ndim == 3:
             if tokens.mask is not None:
                 decay = jnp.where(tokens.mask[..., None], decay, 0)
-            # What a row is multiplied by, of which its sum of weights is no exception.
-            k, epsilon = (k * jnp.exp(decay)[..., None]).astype(k.dtype), self.epsilon * jnp.exp(decay)
+            k = (k * jnp.exp(decay)[..., None]).astype(k.dtype)
         k = without_padding(k, None if tokens.mask is None else tokens.mask[..., None])
-        y = linear_attention(q, k, with_ones(v.astype(wide)), decay=decay, causal=False, starts=tokens.starts())
+        values = with_ones(v.astype(jnp.promote_types(v.dtype, jnp.float32)))
+        y = linear_attention(q, k, values, decay=decay, causal=False, starts=tokens.starts())
+        return y if decay is None or decay.ndim == 1 else y * jnp.exp(-decay)[..., None]
+
+    def _mean(self, y: jax.Array, v: jax.Array) -> jax.Array:
         value, weight = sums(y)
-        return (value / (weight + epsilon[..., None])).astype(v.dtype)
+        return (value / (weight + self.epsilon)).astype(v.dtype)
+
+
+@register_mixer("lion_natural")
+class NaturalLionAttention(LionAttention):
+    """LION on images: distances are those along two curves that visit neighbors one after the other.
+
+    Parameters: those of :class:`LionAttention`, and ``column_rates`` or ``column_decay`` of the second curve.
+    """
+
+    layouts = ("grid", "image")
+    honors = frozenset({"mask"})
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        decay: Literal["fixed", "selective"] = "selective",
+        epsilon: float = 1e-6,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args: as of :class:`LionAttention`.
+
+        Raises:
+          ValueError: features not divisible by num_heads, or another decay.
+        """
+        if decay not in ("fixed", "selective"):
+            raise ValueError(f"NaturalLionAttention: decay is fixed or selective; got {decay!r}")
+        made: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"use_bias": use_bias, "dropout": dropout, "kernel_init": kernel_init}
+        super().__init__(features, num_heads=num_heads, decay=decay, epsilon=epsilon, **options, **made)
+        fixed = decay == "fixed"
+        self.column_rates = nnx.Param(normal(1.0)(rngs.params(), (num_heads,), param_dtype)) if fixed else None
+        self.column_decay = None if fixed else Linear(features, num_heads, kernel_init=kernel_init, **made)
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        (rows, columns), prefix = tokens.image(x.shape[1])
+        q, k = self.feature_map(q), self.feature_map(k)
+        places = np.arange(rows * columns).reshape(rows, columns)
+        curves = ((places, self.rates, self.decay), (places.T, self.column_rates, self.column_decay))
+        found: Any = 0
+        for grid, rates, decay in curves:
+            turned = np.where(np.arange(len(grid))[:, None] % 2, grid[:, ::-1], grid).reshape(-1)
+            order = np.concatenate([np.arange(prefix), prefix + turned])
+            along = tokens.without("segment_ids").replace(mask=None if tokens.mask is None else tokens.mask[:, order])
+            log = self._log_decay(rates, decay, x[:, order], np.arange(x.shape[1]) >= prefix)
+            y = self._read(q[:, order], k[:, order], v[:, order], log, along)
+            found = found + y[:, np.argsort(order)] / 2
+        return self._mean(found, v)

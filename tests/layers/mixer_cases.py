@@ -92,6 +92,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4},
     },
     "lion": {"plain": {"kernel_init": truncated_normal(0.2)}, "fixed": {"decay": "fixed"}},
+    "lion_natural": {"plain": {"kernel_init": truncated_normal(0.2)}},
     "lookhere": {
         "plain": {"fields": ("halves",), "index": 1, "depth": 3},
         "mixed": {"num_heads": 8, "fields": ("eighths1", "none"), "use_bias": False},

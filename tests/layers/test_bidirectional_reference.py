@@ -10,25 +10,32 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers import Hydra, LionAttention, Mixer, Tokens, assign, flatten
+from layers import Hydra, LionAttention, Mixer, NaturalLionAttention, Tokens, assign, flatten
 from layers.state import flatten_state
 from tests.layers.mixer_cases import relative
 from tests.references import bidirectional as recorded
 from tests.tiers import tiered
 
-NAMES = ("lion selective", "lion fixed", "lion none", "hydra")
+NAMES = ("lion selective", "lion fixed", "lion none", "lion_natural fixed", "lion_natural selective", "hydra")
 _HYDRA = {
     "in_proj.kernel": "in_proj.weight", "out_proj.kernel": "out_proj.weight", "conv.kernel": "conv1d.weight", "conv.bias": "conv1d.bias",
     "diagonal.kernel": "fc_D.weight", "norm.scale": "norm.weight", "dt_bias": "dt_bias", "A_log": "A_log", "D": "D",
 }  # fmt: skip
 _LION = {"out.kernel": "proj.weight", "out.bias": "proj.bias", "decay.kernel": "a_i.weight", "decay.bias": "a_i.bias"}
+_LION |= {
+    "column_decay.kernel": "a2_i.weight",
+    "column_decay.bias": "a2_i.bias",
+    "rates": "a_i",
+    "column_rates": "a2_i",
+}
 
 
 def layer(name: str) -> Mixer:
     if name == "hydra":
         return Hydra(recorded.FEATURES, state_dim=4, conv_size=5, head_dim=8, groups=2, rngs=nnx.Rngs(0))
-    kind: Any = name.split()[1]
-    return LionAttention(recorded.FEATURES, num_heads=recorded.HEADS, decay=kind, rngs=nnx.Rngs(0))
+    mixer, kind = name.split()
+    made: Any = NaturalLionAttention if mixer == "lion_natural" else LionAttention
+    return made(recorded.FEATURES, num_heads=recorded.HEADS, decay=kind, rngs=nnx.Rngs(0))
 
 
 def ours(name: str, theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -40,12 +47,10 @@ def ours(name: str, theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for leaf, part in (("kernel", "weight"), ("bias", "bias")):
             split = np.split(theirs[f"qkv.{part}"], 3)
             found |= {f"{own}.{leaf}": a for own, a in zip(("query", "key", "value"), split, strict=True)}
-        if "a_i" in theirs:
-            found["rates"] = theirs["a_i"]
     return {own: a.transpose(*reversed(range(a.ndim))) if own.endswith("kernel") else a for own, a in found.items()}
 
 
-@pytest.mark.parametrize("name", tiered(NAMES, ("lion selective", "hydra").__contains__))
+@pytest.mark.parametrize("name", tiered(NAMES, ("lion_natural selective", "hydra").__contains__))
 def test_recorded_outputs_and_gradients(name: str, record_property: Any) -> None:
     expected, gradients = recorded.load(name)
     mixer = layer(name)

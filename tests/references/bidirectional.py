@@ -47,11 +47,16 @@ def _lion(clone: Path) -> dict[str, Any]:
     source = (clone / "img_classification/lion/models_lion.py").read_text()
     space: dict[str, Any] = {"torch": torch, "nn": nn, "np": np}
     exec("# Mask" + source.split("# Mask", 1)[1].split("class Lion_Block", 1)[0], space)
+    curves: dict[str, Any] = {"np": np}
+    exec((clone / "img_classification/lion/curves.py").read_text(), curves)
+    space |= {name: curves[name] for name in ("compute_curve_order", "coords_to_index", "index_to_coords_indexes")}
     kinds = {"none": "Lit", "fixed": "Decay", "selective": "Selective"}
-    return {
-        f"lion {ours}": space["Lion_Attention"](FEATURES, HEADS, qkv_bias=True, mask_type=theirs)
-        for ours, theirs in kinds.items()
-    }
+    made = {}
+    for ours, theirs in kinds.items():
+        for label, order in {"": "Normal", "_natural": "S"}.items() if ours != "none" else [("", "Normal")]:
+            options: dict[str, Any] = {"mask_type": theirs, "order": order, "num_patches": LENGTH}
+            made[f"lion{label} {ours}"] = space["Lion_Attention"](FEATURES, HEADS, qkv_bias=True, **options)
+    return made
 
 
 def _hydra(clone: Path) -> dict[str, Any]:
