@@ -93,7 +93,7 @@ def transnormer(clone: Path) -> Any:
     sizes = {"decoder_embed_dim": FEATURES, "hidden_dim": FEATURES, "decoder_layers": DEPTH}
     config = importlib.import_module("tnl.configuration_transnormer").TransnormerConfig(
         **sizes, decoder_attention_heads=HEADS, glu_dim=24, vocab_size=VOCABULARY, linear_use_lrpe_list=[1, 0],
-        use_cache=False, tie_word_embeddings=False,
+        use_cache=False, tie_word_embeddings=False, pad_token_id=None,
     )  # fmt: skip
     return importlib.import_module("tnl.modeling_transnormer").TransnormerForCausalLM(config).train()
 

@@ -71,6 +71,9 @@ _OPTIONS = (
     "feature_map",
     "conv_size",
     "cap",
+    "form",
+    "gated",
+    "num_kv_heads",
 )
 # Mixers whose norm has the model's epsilon. In flash-linear-attention those of HGRN2 and GSA keep 1e-5 whatever it is.
 _MODELS_EPSILON = ("gated_linear_attention", "retention", "hgrn", "mlstm", "lightning_attention")
