@@ -49,12 +49,16 @@ class GriffinState(RecurrentState):
 class RGLRU(Recurrent):
     """A memory of one number a channel that keeps its size, read through a gate; gates come from heads of channels.
 
-    Parameters: ``input``, ``gate``, ``out`` (linear, with biases), ``conv``, ``input_gate``, ``recurrence_gate``
+    Parameters: ``input``, ``gate``, ``out_proj`` (linear, with biases), ``conv``, ``input_gate``, ``recurrence_gate``
     (linear, each head by itself), ``rates`` (channels,).
     """
 
     undecayed = ("rates",)
-    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {**Mixer.sharding, "input.kernel": (None, "tensor")}
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
+        **Mixer.sharding,
+        "input.kernel": (None, "tensor"),
+        "out_proj.kernel": ("tensor", None),
+    }
 
     def __init__(
         self,
@@ -83,7 +87,7 @@ class RGLRU(Recurrent):
         self.input_gate = BlockLinear(channels, num_heads, **made)
         self.recurrence_gate = BlockLinear(channels, num_heads, **made)
         self.rates = nnx.Param(RATES(rngs.params(), (channels,), param_dtype))
-        self.out = Linear(channels, features, **made)
+        self.out_proj = Linear(channels, features, **made)
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
@@ -115,7 +119,7 @@ class RGLRU(Recurrent):
         first = first if starts is None else first | starts
         written = jnp.where(first[..., None], 1, written)
         h, memory = accumulate((opened * written * u).astype(u.dtype), decay, tokens, state)
-        y = self.out(h * jax.nn.gelu(self.gate(x)))
+        y = self.out_proj(h * jax.nn.gelu(self.gate(x)))
         if state is None:
             return y, None
         read = jnp.ones_like(state.begun) if tokens.mask is None else jnp.any(tokens.mask, axis=1)

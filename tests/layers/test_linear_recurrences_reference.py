@@ -125,7 +125,7 @@ def test_rg_lru(record_property: Any) -> None:
     )
     theirs = recurrent_gemma.RecurrentGemmaRecurrentBlock(config, 0)
     randomize(theirs)
-    weights = kernels(theirs, {"input": "linear_x", "gate": "linear_y", "out": "linear_out"})
+    weights = kernels(theirs, {"input": "linear_x", "gate": "linear_y", "out_proj": "linear_out"})
     gates = theirs.rg_lru
     arrays = {
         "conv.bias": theirs.conv_1d.bias,

@@ -90,7 +90,7 @@ RELEASES = {
 
 _BLOCK, _OURS = "model.layers.{i}", "blocks.{i}"
 _MODULES = {
-    "temporal_block.linear_x": "mixer.input", "temporal_block.linear_y": "mixer.gate", "temporal_block.linear_out": "mixer.out",
+    "temporal_block.linear_x": "mixer.input", "temporal_block.linear_y": "mixer.gate", "temporal_block.linear_out": "mixer.out_proj",
     "temporal_block.conv_1d": "mixer.conv",
     "temporal_block.q_proj": "mixer.query", "temporal_block.k_proj": "mixer.key", "temporal_block.v_proj": "mixer.value",
     "temporal_block.o_proj": "mixer.out",
