@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import pallas_kernels
+from docs import notebook_pages
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1].split("\nplugins:\n")[0]
-    assert sorted(re.findall(r": ([\w/]+\.md)$", navigation, re.MULTILINE)) == PAGES
+    pages = sorted([*PAGES, *(f"notebooks/{path.stem}.md" for path in NOTEBOOKS)])
+    assert sorted(re.findall(r": ([\w/]+\.md)$", navigation, re.MULTILINE)) == pages
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_a_page_with_all_its_outputs(path: Path) -> None:
+    notebook = json.loads(path.read_text())
+    text, pictures = notebook_pages.page(path.stem, notebook)
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    assert len(pictures) == sum("image/png" in output.get("data", {}) for output in outputs) > 0
+    assert re.findall(r"\]\((\w+\.png)\)", text) == list(pictures)
+    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+    assert [line for output in outputs for line in output.get("text", ()) if line.strip("\n") not in text] == []
+    links = re.findall(r"\]\((\.\./[^)#]+)", text)
+    assert [link for link in links if not (DOCS / "notebooks" / link).resolve().exists()] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
