@@ -33,6 +33,9 @@ PAGE = HOME / "docs" / "papers.md"
 VERDICTS = {True: "holds", False: "**does not hold here**", None: "not judged"}
 # What belongs to a paper and no registry lists.
 FUNCTIONS = {
+    17: ("block", "layers.subspace_attention:SubspaceAttention"),
+    25: ("block", "layers.efficient_local_attention:EfficientLocalAttention"),
+    41: ("block", "layers.efficient_channel_attention:EfficientChannelAttention"),
     156: ("analysis", "zoo.vision.vit:outlier_norms"),
     165: ("training", "layers.state_space.initialization:MIMETIC_A_LOG"),
     218: ("tool", "pallas_kernels.neighborhood_attention:speedup"),

@@ -2,8 +2,11 @@
 
 from layers.attention.agent import AgentAttention
 from layers.attention.causal_relation import CausalRelation
+from layers.attention.cross_shaped import CrossShapedAttention
 from layers.attention.differential import DifferentialAttention
+from layers.attention.direction_gated import DirectionGatedLinearAttention
 from layers.attention.forgetting import ForgettingAttention
+from layers.attention.halo import HaloAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.lion import LionAttention, NaturalLionAttention
@@ -12,6 +15,8 @@ from layers.attention.manhattan import ManhattanAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.attention.neighborhood import NeighborhoodAttention
 from layers.attention.projected import ProjectedAttention
+from layers.attention.rank_augmented import RankAugmentedLinearAttention
+from layers.attention.relu_linear import ReLULinearAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.attention.talking_heads import TalkingHeadsAttention
 from layers.block import Block, Branch
@@ -37,6 +42,7 @@ from layers.drop import DropPath, LayerScale
 from layers.extra_tokens import ExtraTokens
 from layers.feature_maps import create_feature_map
 from layers.focal import FocalModulation
+from layers.gated_convolution import GatedConvolution
 from layers.gates import create_gate
 from layers.linear import Embed, Linear
 from layers.linear_attention.aaren import Aaren
@@ -103,6 +109,7 @@ __all__ = [
     "ConvMLP",
     "ConvNorm",
     "ConvStem",
+    "CrossShapedAttention",
     "DeltaNet",
     "DeltaProduct",
     "DepthwiseConv",
@@ -112,17 +119,20 @@ __all__ = [
     "Dilated",
     "DilatedAttention",
     "DirectedAttention",
+    "DirectionGatedLinearAttention",
     "DropPath",
     "Embed",
     "ExtraTokens",
     "FocalModulation",
     "ForgettingAttention",
+    "GatedConvolution",
     "GatedDeltaNet",
     "GatedLinearAttention",
     "GatedMLP",
     "GatedRMSNorm",
     "GatedSlotAttention",
     "Grid",
+    "HaloAttention",
     "Hydra",
     "InLineAttention",
     "KimiDeltaAttention",
@@ -156,6 +166,8 @@ __all__ = [
     "Place",
     "ProjectedAttention",
     "RMSNorm",
+    "RankAugmentedLinearAttention",
+    "ReLULinearAttention",
     "Recurrent",
     "RecurrentState",
     "Retention",

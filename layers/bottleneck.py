@@ -3,6 +3,8 @@
     basic:       y = relu(shortcut(x) + gate(N(conv3x3(relu(N(conv3x3(x)))))))
     bottleneck:  y = relu(shortcut(x) + gate(N(conv1x1(relu(N(mix(relu(N(conv1x1(x))))))))))
 
+where another activation may stand for relu in bottlenecks, and the gate before the last convolution.
+
 N is batch norm; ``mix`` is a 3x3 convolution, which strides in the blocks that halve the map (ResNet v1.5), or a token
 mixer. The gate, if any, is a channel gate such as squeeze-excitation, after the last norm. The shortcut is x where the
 shapes agree, else a 1x1 convolution and a norm, of x itself (ResNet-B) or of its averages over 2x2 tokens (ResNet-D: He
@@ -11,6 +13,7 @@ et al., Bag of Tricks, CVPR 2019).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -44,8 +47,9 @@ class _Residual(Module):
         *,
         strides: int,
         shortcut: Shortcut,
-        gate: Gate | None,
+        gate: nnx.Module | None,
         drop_path: float | None,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
         dtype: Any,
         param_dtype: Any,
         rngs: nnx.Rngs,
@@ -53,7 +57,7 @@ class _Residual(Module):
         if shortcut not in ("convolution", "average"):
             raise ValueError(f'shortcut is "convolution" or "average", got {shortcut!r}')
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.gate = None if gate is None else create_gate(gate, features, **common)
+        self.gate, self.gate_inside, self.activation = gate, False, activation
         self.drop = None if drop_path is None else DropPath(drop_path, rngs=rngs)
         same = strides == 1 and in_features == features
         self.shortcut = None if same else _shortcut(in_features, features, strides, shortcut, **common)
@@ -73,10 +77,14 @@ class _Residual(Module):
             reason = "its convolutions and norms see all tokens alike; leave it out"
             raise ValueError(f"{type(self).__name__} does not honor {min(given)}: {reason}")
         h = self.branch(x)
-        for part in (self.gate, self.drop):
-            h = h if part is None else part(h)
+        h = h if self.gate_inside else self._gated(h)
+        h = h if self.drop is None else self.drop(h)
         x = x if self.shortcut is None else self.shortcut(x)
-        return jax.nn.relu(x + h.astype(x.dtype))
+        return self.activation(x + h.astype(x.dtype))
+
+    def _gated(self, x: jax.Array) -> jax.Array:
+        gate: Any = self.gate
+        return x if gate is None else gate(x)
 
 
 def _shortcut(in_features: int, features: int, strides: int, kind: Shortcut, **common: Any) -> Sequential:
@@ -116,8 +124,9 @@ class BasicBlock(_Residual):
           ValueError: an unknown shortcut or gate.
         """
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        gates = None if gate is None else create_gate(gate, features, **common)
         super().__init__(
-            in_features, features, strides=strides, shortcut=shortcut, gate=gate, drop_path=drop_path, **common
+            in_features, features, strides=strides, shortcut=shortcut, gate=gates, drop_path=drop_path, **common
         )
         self.first = ConvNorm(
             in_features, features, strides=strides, activation=jax.nn.relu, use_bias=False, kernel_init=_INIT, **common
@@ -133,7 +142,7 @@ class Bottleneck(_Residual):
     """Fewer features by a 1x1 convolution, a 3x3 convolution or a token mixer, more features again; residual.
 
     A mixer keeps the size of the map; where the block strides, its output is averaged over as many tokens (BoTNet:
-    Srinivas et al., CVPR 2021).
+    Srinivas et al., CVPR 2021), unless it strides itself.
     """
 
     def __init__(
@@ -147,6 +156,8 @@ class Bottleneck(_Residual):
         strides: int = 1,
         shortcut: Shortcut = "convolution",
         gate: Gate | None = None,
+        gate_inside: bool = False,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
         zero_init: bool = False,
         drop_path: float | None = None,
         dtype: Any = None,
@@ -156,6 +167,8 @@ class Bottleneck(_Residual):
         """Args:
           width: features between the 1x1 convolutions; default a quarter of ``features``.
           mixer: of grids of ``width`` features; None is the 3x3 convolution, in ``groups`` (ResNeXt).
+          gate_inside: the gate is before the last convolution, of ``width`` channels.
+          activation: in place of relu.
           others: as in :class:`BasicBlock`.
 
         Raises:
@@ -166,10 +179,11 @@ class Bottleneck(_Residual):
                 f"groups={groups} are of the 3x3 convolution, in whose place there is {type(mixer).__name__}"
             )
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(
-            in_features, features, strides=strides, shortcut=shortcut, gate=gate, drop_path=drop_path, **common
-        )
         width = features // 4 if width is None else width
+        gates = None if gate is None else create_gate(gate, width if gate_inside else features, **common)
+        options: dict[str, Any] = {"strides": strides, "shortcut": shortcut, "activation": activation}
+        super().__init__(in_features, features, gate=gates, drop_path=drop_path, **options, **common)
+        self.gate_inside = gate_inside
         pointwise: dict[str, Any] = {"use_bias": False, "kernel_init": _INIT, **common}
         self.reduce, self.reduce_norm = Linear(in_features, width, **pointwise), BatchNorm(width, **common)
         conv: dict[str, Any] = {"strides": strides, "padding": 1, "feature_group_count": groups}
@@ -177,9 +191,10 @@ class Bottleneck(_Residual):
         self.mixer_norm = BatchNorm(width, **common)
         self.expand = Linear(width, features, **pointwise)
         self.expand_norm = BatchNorm(features, scale_init=zeros if zero_init else ones, **common)
-        self.pool = 1 if mixer is None else strides
+        self.pool = 1 if mixer is None else strides // mixer.strides
 
     def branch(self, x: jax.Array) -> jax.Array:
-        h = self.mixer(jax.nn.relu(self.reduce_norm(self.reduce(x))))
+        h = self.mixer(self.activation(self.reduce_norm(self.reduce(x))))
         h = h if self.pool == 1 else average_pool(h, self.pool)
-        return self.expand_norm(self.expand(jax.nn.relu(self.mixer_norm(h))))
+        h = self.activation(self.mixer_norm(h))
+        return self.expand_norm(self.expand(self._gated(h) if self.gate_inside else h))

@@ -1,4 +1,6 @@
-"""Channel gates by name: modules that multiply each channel of (batch, height, width, features) by a factor."""
+"""Gates by name: modules that multiply each channel of (batch, height, width, features), or each place of it, by a
+factor.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,18 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from layers.efficient_channel_attention import EfficientChannelAttention
+from layers.efficient_local_attention import EfficientLocalAttention
 from layers.squeeze_excite import SqueezeExcite
+from layers.subspace_attention import SubspaceAttention
 from suggestions import unknown
 
-GATES: dict[str, Callable[..., nnx.Module]] = {"squeeze_excite": SqueezeExcite}
+GATES: dict[str, Callable[..., nnx.Module]] = {
+    "eca": EfficientChannelAttention,
+    "ela": EfficientLocalAttention,
+    "squeeze_excite": SqueezeExcite,
+    "ulsam": SubspaceAttention,
+}
 
 Gate = str | Mapping[str, Any] | Callable[..., nnx.Module]
 """A name in :data:`GATES`, ``{"name": ..., **options}``, or a callable that makes a module of ``features`` and

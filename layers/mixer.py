@@ -96,6 +96,7 @@ class Mixer(Module):
       supports_causal, supports_bidirectional: what ``causal=`` accepts.
       layouts: "sequence" for (batch, length, features), "grid" for (batch, height, width, features), "image" for a
         sequence of prefix tokens and those of a grid, whose rows and columns ``tokens.grid`` must say.
+      strides: a map of (height, width) comes out as one of (height / strides, width / strides), rounded up.
       honors: fields of :class:`Tokens` that it uses. One that is given and not honored is refused.
       refusals: reasons of its own for refusing a field.
       segment_multiple: documents of a row must start at multiples of it, because chunks are counted from the row's
@@ -111,6 +112,7 @@ class Mixer(Module):
     supports_causal: ClassVar[bool] = False
     supports_bidirectional: ClassVar[bool] = True
     layouts: ClassVar[tuple[Layout, ...]] = ("sequence",)
+    strides: int = 1
     honors: frozenset[str] = frozenset({"mask"})
     refusals: ClassVar[Mapping[str, str]] = {}
     segment_multiple: int = 1

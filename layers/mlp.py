@@ -140,7 +140,8 @@ class ConvMLP(Mixer):
     """An MLP of maps with a depth-wise 3x3 convolution before its activation: ``W2 f(depthwise(g(W1 x)))``.
 
     PVT v2 (Wang et al., 2022), section 3.3. It mixes tokens, and so needs their mask; g is nothing, or a relu in the
-    linear form.
+    linear form. With ``residual`` the convolution is after the activation, and what it sees is added: ``W2 (h +
+    depthwise(h))`` with ``h = f(W1 x)`` (RMT, Fan et al., 2024).
     """
 
     layouts = ("grid",)
@@ -152,6 +153,7 @@ class ConvMLP(Mixer):
         *,
         activation: Callable[[jax.Array], jax.Array] = gelu,
         first_activation: Callable[[jax.Array], jax.Array] | None = None,
+        residual: bool = False,
         dropout: float = 0.0,
         kernel_init: Any = truncated_normal(0.02),
         dtype: Any = None,
@@ -162,7 +164,7 @@ class ConvMLP(Mixer):
         self.up = Linear(features, hidden, kernel_init=kernel_init, **common)
         self.depthwise = DepthwiseConv(hidden, 3, kernel_init=variance_scaling(2.0, "fan_in", "normal"), **common)
         self.down = Linear(hidden, features, kernel_init=kernel_init, **common)
-        self.activation, self.first_activation = activation, first_activation
+        self.activation, self.first_activation, self.residual = activation, first_activation, residual
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     @property
@@ -172,6 +174,10 @@ class ConvMLP(Mixer):
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
         x = self.up(finite_padding(x, tokens.mask))
         x = x if self.first_activation is None else self.first_activation(x)
-        x = self.activation(self.depthwise(without_padding(x, tokens.mask)))
+        if self.residual:
+            x = self.activation(x)
+            x = x + self.depthwise(without_padding(x, tokens.mask))
+        else:
+            x = self.activation(self.depthwise(without_padding(x, tokens.mask)))
         x = self.down(x if self.dropout is None else self.dropout(x))
         return x if self.dropout is None else self.dropout(x)

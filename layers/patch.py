@@ -147,7 +147,8 @@ def soft_split(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
 
 
 class ConvNorm(Module):
-    """Convolution, dense or in groups, then a norm and an activation where there are any.
+    """Convolution, dense or in groups, then a norm and an activation where there are any; or the norm before it, with
+    ``norm_first``.
 
     ``padding`` is the zeros on each side, None for half the kernel; "SAME" is TensorFlow's, with the odd zero at the
     end.
@@ -164,6 +165,7 @@ class ConvNorm(Module):
         groups: int = 1,
         norm: Norm | None = "batch",
         norm_epsilon: float = 1e-5,
+        norm_first: bool = False,
         activation: Callable[[jax.Array], jax.Array] | None = None,
         use_bias: bool = True,
         kernel_init: Any = variance_scaling(2.0, "fan_out", "truncated_normal"),
@@ -187,14 +189,16 @@ class ConvNorm(Module):
             rngs=rngs,
         )
         norms = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.norm = None if norm is None else create_norm(norm, features, **norms)
-        self.activation = activation
+        self.norm = None if norm is None else create_norm(norm, in_features if norm_first else features, **norms)
+        self.norm_first, self.activation = norm_first, activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, height, width, in_features) to (batch, height', width', features); with half a kernel of padding
         the sides are divided by ``strides`` and rounded up."""
-        x = self.conv(x)
-        x = x if self.norm is None else self.norm(x)
+        if self.norm is None:
+            x = self.conv(x)
+        else:
+            x = self.conv(self.norm(x)) if self.norm_first else self.norm(self.conv(x))
         return x if self.activation is None else self.activation(x)
 
     def merged(self) -> ConvNorm:
@@ -203,7 +207,7 @@ class ConvNorm(Module):
         kernel' = kernel s;  bias' = beta + (bias - mean) s;  s = gamma / sqrt(variance + epsilon)
         """
         norm = self.norm
-        if not isinstance(norm, BatchNorm):
+        if self.norm_first or not isinstance(norm, BatchNorm):
             return self
         copy = nnx.clone(self)
         kernel, bias = copy.conv.kernel, copy.conv.bias
@@ -221,9 +225,8 @@ class ConvNorm(Module):
 class ConvStem(Sequential):
     """3x3 convolutions of stride 2, each halving the image and followed by a norm; all but the last by an activation.
 
-    ``widths`` gives their features: two of them make tokens of 4x4 pixels. n of them map (batch, height, width,
-      channels) to
-    (batch, height / 2^n, width / 2^n, widths[-1]), rounded up.
+    ``widths`` gives their features, ``strides`` their strides where they are not all 2. n of stride 2 map (batch,
+    height, width, channels) to (batch, height / 2^n, width / 2^n, widths[-1]), rounded up: two make tokens of 4x4 pixels.
     """
 
     def __init__(
@@ -231,8 +234,10 @@ class ConvStem(Sequential):
         in_channels: int,
         widths: tuple[int, ...],
         *,
+        strides: tuple[int, ...] | None = None,
         norm: Norm = "batch",
         activation: Callable[[jax.Array], jax.Array] = gelu,
+        kernel_init: Any = variance_scaling(2.0, "fan_out", "truncated_normal"),
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -244,9 +249,10 @@ class ConvStem(Sequential):
                 ConvNorm(
                     sizes[i],
                     sizes[i + 1],
-                    strides=2,
+                    strides=2 if strides is None else strides[i],
                     norm=norm,
                     activation=None if i == last else activation,
+                    kernel_init=kernel_init,
                     dtype=dtype,
                     param_dtype=param_dtype,
                     rngs=rngs,

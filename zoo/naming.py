@@ -278,8 +278,9 @@ class Naming:
       ignore: released names, as templates, that are not part of the model.
       buffers: released constants that our model computes, by template: functions ``(config, where)`` of the
         configuration and the template's fields, as numbers where they are; None where a module has no such constant.
-        They belong to the modules that have the template's name without its last component. Written always; files may
-        leave them out, or have been made for images of another size, whose constants have other shapes.
+        They belong to the modules that have the template's name without its last component, or, where that one has no
+        parameters, to those whose name ends at a slash ("layers.{s}/position.angle"). Written always; files may leave
+        them out, or have been made for images of another size, whose constants have other shapes.
     """
 
     rules: Sequence[tuple[Any, ...]]
@@ -301,7 +302,8 @@ class Naming:
 
     @functools.cached_property
     def _names(self) -> re.Pattern[str]:
-        templates = [template for released, *_ in self.rules for template in _tuple(released)] + list(self.buffers)
+        templates = [template for released, *_ in self.rules for template in _tuple(released)]
+        templates += [name.replace("/", ".") for name in self.buffers]
         patterns = (re.sub(r"\(\?P<\w+>", "(?:", template_pattern(template)) for template in templates)
         return re.compile(rf"(?:{'|'.join(patterns)})(?:[./][^./]+)?")
 
@@ -465,7 +467,7 @@ def _buffers(naming: Naming, entries: list[Entry], context: Context) -> list[Ent
     modules = dict.fromkeys(".".join(name[:end]) for name in parts for end in range(len(name)))
     found = []
     for template, make in naming.buffers.items():
-        parent, _, last = template.rpartition(".")
+        parent, _, last = template.partition("/") if "/" in template else template.rpartition(".")
         for module in modules:
             if (match := re.fullmatch(template_pattern(parent), module)) is None:
                 continue

@@ -61,7 +61,7 @@ _SAFETENSORS = {
 _HUB = re.compile(r"hf://(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
 # In the order of preference; an index names the files of a sharded checkpoint.
 _STEMS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher", "weights")
 
 
 def open_source(source: str | Path) -> Tensors:

@@ -62,6 +62,7 @@ class DirectedAttention(ProjectedAttention):
         fields: Sequence[str] = ("triangles",),
         slope: float = 1.0,
         layer_slopes: tuple[float, float] = (1.5, 0.5),
+        rounded: bool = False,
         index: int = 0,
         depth: int = 1,
         qk_norm: Any = None,
@@ -77,6 +78,7 @@ class DirectedAttention(ProjectedAttention):
             are left over.
           slope, layer_slopes: G, and s of the first and the last of ``depth`` blocks, those between in equal steps. The
             defaults are our choice: released models have theirs in their checkpoints.
+          rounded: penalties are rounded to bfloat16, as in the authors' code.
           index, depth: of the block and of the model.
           num_heads, qk_norm, use_bias, dropout: as of :class:`ProjectedAttention`.
 
@@ -90,6 +92,7 @@ class DirectedAttention(ProjectedAttention):
         self.fields = tuple(FIELDS[name][head % 4] for head, name in enumerate(names))
         # An array, so that the blocks of a stack stay one program.
         layer = np.linspace(*layer_slopes, depth)[index]
+        self.rounded = rounded
         self.slopes = Constant(jnp.asarray(slope * layer * _slopes(names), jnp.float32))
 
     @property
@@ -105,7 +108,7 @@ class DirectedAttention(ProjectedAttention):
             own, theirs = jnp.zeros((1, length), jnp.int32), jnp.where(tokens.mask, 0, -1)
         rows = jnp.broadcast_to(self.slopes[...], (1, length, self.num_heads))
         known: dict[str, Any] = {"query_segments": own, "key_segments": theirs, "rows": rows}
-        score = GridPenalty(width, "euclidean", prefix)
+        score = GridPenalty(width, "euclidean", prefix, self.rounded)
         return attention(q, k, v, mask=masks.ByHead(tuple(views)), score=score, **known)
 
 

@@ -64,11 +64,13 @@ class GridPenalty:
       width: columns of the image, whose tokens are in row-major order.
       metric: "manhattan" (rows and columns apart) or "euclidean".
       prefix: tokens before those of the image, which are at no distance.
+      rounded: penalties are rounded to bfloat16, as LookHere's authors keep them.
     """
 
     width: int
     metric: Literal["manhattan", "euclidean"]
     prefix: int = 0
+    rounded: bool = False
 
     def __call__(self, logits: Any, head: Any, q: Any, k: Any, slope: Any) -> Any:
         at = [(x - self.prefix) // self.width for x in (q, k)], [(x - self.prefix) % self.width for x in (q, k)]
@@ -76,7 +78,16 @@ class GridPenalty:
         distance = down + across if self.metric == "manhattan" else jnp.sqrt(down * down + across * across)
         if self.prefix:
             distance = jnp.where((q < self.prefix) | (k < self.prefix), 0, distance)
-        return logits - slope * distance
+        penalty = slope * distance
+        return logits - (_to_bfloat16(penalty) if self.rounded else penalty)
+
+
+def _to_bfloat16(x: jax.Array) -> jax.Array:
+    """The nearest numbers of bfloat16, in the dtype they are in: by their bits, for compilers leave out a conversion
+    that is undone at once."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+    return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(x.dtype)
 
 
 class ALiBi(Relative):

@@ -52,6 +52,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "dense": {"topk": None, "enhance": "input", "use_bias": False},
         "random": {"regions": 2, "topk": 1, "routing": "random", "enhancement_size": 0},
     },
+    "cross_shaped": {"plain": {"stripe": 2}, "whole": {"stripe": None, "use_bias": False}},
+    "direction_gated_linear": {"plain": {"activated": True, "temperature": 2.0}, "wide": {"key_expansion": 1.0}},
     "forgetting_attention": {
         "plain": {"num_heads": 4, "num_kv_heads": 2, "window": 5, "gated": True},
         "whole": {"qk_norm": "rms", "rotary": 100.0, "use_bias": True},
@@ -61,6 +63,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "deep": {"levels": 3, "normalize": True, "inner_norm": True, "use_bias": False},
         "mean": {"levels": 0},
     },
+    "gated_convolution": {
+        "plain": {"kernel_init": truncated_normal(0.2)},
+        "part": {"conv_ratio": 0.5, "kernel_size": 3, "expansion": 1.5, "use_bias": False},
+    },
+    "relu_linear": {"plain": {"floor": 0.5}},
     "routing": {
         "plain": {"clusters": 1024},
         "window": {"clusters": 3, "window": 6},
@@ -86,6 +93,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "inner_norm": True,
         },
     },
+    "halo": {
+        "plain": {"block": 4, "halo": 1},
+        "masked": {"block": 3, "halo": 2, "head_dim": 5, "padding": "masked", "use_bias": True},
+    },
     "inline": {"plain": {}, "relu": {"residual": 0, "feature_map": "relu"}},
     "linear_attention": {
         "plain": {},
@@ -102,6 +113,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "few": {"window": 3, "max_global": 2, "head_dim": 5, "use_bias": False},
     },
     "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
+    "rala": {"plain": {"kernel_init": truncated_normal(0.5)}, "softmax": {"softmax": True, "use_bias": False}},
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},

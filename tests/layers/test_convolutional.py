@@ -3,6 +3,7 @@ can't do."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jax
@@ -18,11 +19,14 @@ from layers import (
     DepthwiseConvolution,
     MultiHeadAttention,
     PatchEmbed,
+    assign,
     create_gate,
+    parameter_count,
 )
 from layers.depthwise import DepthwiseConv
 from layers.pool import average_pool, max_pool
 from tests.layers.mixer_cases import relative
+from tests.references import ulsam
 
 RNG = np.random.default_rng(0)
 
@@ -139,3 +143,65 @@ def test_what_convolutional_parts_refuse() -> None:
         create_gate("squeeze", 8, rngs=rngs)
     with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
         DepthwiseConvolution(4, kernel_size=4, rngs=rngs)
+
+
+def test_efficient_channel_attention_is_its_equation() -> None:
+    """Against sums written out, with kernels as wide as the paper's rule has them."""
+    sizes = {16: 3, 64: 3, 256: 5, 512: 5, 1024: 5, 2048: 7}
+    assert {features: len(create_gate("eca", features, rngs=nnx.Rngs(0)).kernel) for features in sizes} == sizes
+    gate = create_gate({"name": "eca", "kernel_size": 5}, 6, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 6)).astype(np.float32)
+    means, kernel = x.mean((1, 2)), np.asarray(gate.kernel)
+    mixed = np.array(
+        [[sum(kernel[k] * row[c + k - 2] for k in range(5) if 0 <= c + k - 2 < 6) for c in range(6)] for row in means]
+    )
+    np.testing.assert_allclose(gate(x), x / (1 + np.exp(-mixed))[:, None, None], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
+        create_gate({"name": "eca", "kernel_size": 4}, 6, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(("size", "count"), [("tiny", 7 * 32), ("large", 7 * 8 * 32 + 2 * 32)])
+def test_efficient_local_attention_is_its_equation(size: str, count: int) -> None:
+    """Against loops over groups; and the gate of a map is a product of one of rows and one of columns."""
+    gate = create_gate({"name": "ela", "size": size}, 32, rngs=nnx.Rngs(0))
+    assert parameter_count(gate) == count
+    rng = np.random.default_rng(0)
+    scale, bias = 1 + 0.3 * rng.standard_normal(32), 0.3 * rng.standard_normal(32)
+    gate.scale.set_value(scale.astype(np.float32))
+    gate.bias.set_value(bias.astype(np.float32))
+    x = rng.standard_normal((2, 5, 4, 32)).astype(np.float32)
+    kernel = np.asarray(gate.conv.kernel)
+    reach, inside, norm_groups = len(kernel) // 2, kernel.shape[1], gate.groups
+
+    def expected(strip: np.ndarray) -> np.ndarray:
+        h = np.zeros_like(strip)
+        for c in range(32):
+            first = c // inside * inside
+            for k in range(len(kernel)):
+                for t in range(len(strip)):
+                    if 0 <= t + k - reach < len(strip):
+                        h[t, c] += strip[t + k - reach, first : first + inside] @ kernel[k, :, c]
+        groups = np.split(h, norm_groups, axis=1)
+        h = np.concatenate([(part - part.mean()) / np.sqrt(part.var() + 1e-5) for part in groups], 1)
+        return 1 / (1 + np.exp(-(h * scale + bias)))
+
+    gates = [expected(x[i].mean(1))[:, None] * expected(x[i].mean(0)) for i in range(2)]
+    np.testing.assert_allclose(jax.jit(gate)(x), x * np.stack(gates), rtol=2e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="24 features can't be split into groups of 1 and into 16 groups"):
+        create_gate("ela", 24, rngs=nnx.Rngs(0))
+
+
+def test_subspace_attention_is_the_authors(record_property: Any) -> None:
+    """Groups of channels with a map each, recorded; and the paper's count of parameters."""
+    arrays = dict(np.load(ulsam.PATH))
+    about = json.loads(str(arrays.pop("about")))
+    gate = create_gate({"name": "ulsam", "groups": ulsam.GROUPS}, ulsam.FEATURES, rngs=nnx.Rngs(0))
+    assert parameter_count(create_gate("ulsam", 64, rngs=nnx.Rngs(0))) == 332
+    gate.eval()
+    assign(gate, ulsam.ours())
+    loss = lambda x: jax.numpy.sin(gate(x)).sum()  # noqa: E731
+    out, gradient = jax.jit(lambda x: (gate(x), jax.grad(loss)(x)))(ulsam.maps())
+    difference = max(relative(out, arrays["out"]), relative(gradient, arrays["gradient"]))
+    row = {"architecture": "layer ulsam", "reference": f"{about['repository']} {about['commit'][:8]}"}
+    record_property("parity", {**row, "kind": "recorded", "mapped": len(ulsam.ours()), "difference": difference})
+    assert difference < 1e-5

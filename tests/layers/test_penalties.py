@@ -14,6 +14,7 @@ from flax import nnx
 
 import layers
 from layers import Tokens, assign
+from layers.attention.relative import GridPenalty
 from tests.layers.mixer_cases import relative
 from tests.references import penalties as recorded
 from tests.references import seeded
@@ -136,3 +137,15 @@ def test_bigbird(choice: str, record_property: Any) -> None:
     difference = max(relative(got, want.detach().numpy()), relative(pull(jnp.cos(got))[0], given.grad.numpy()))
     reference = f"transformers {transformers.__version__} BigBirdBlockSparseAttention, {choice} blocks"
     note(record_property, "bigbird", reference, "live", len(weights) - 1, difference)
+
+
+def test_penalties_can_be_rounded_to_bfloat16() -> None:
+    """As LookHere's authors keep them."""
+    rows = np.random.default_rng(0).uniform(0, 2, 12).astype(np.float32)[:, None]
+    q, k = np.arange(12)[:, None], np.arange(12)[None]
+    exact, rounded = (
+        -np.asarray(jax.jit(GridPenalty(4, "euclidean", 0, rounded))(np.zeros((12, 12), np.float32), 0, q, k, rows))
+        for rounded in (False, True)
+    )
+    np.testing.assert_array_equal(rounded, np.asarray(jnp.asarray(exact).astype(jnp.bfloat16), np.float32))
+    assert (rounded != exact).any()

@@ -17,6 +17,7 @@ from flax import nnx
 import layers
 import zoo
 from layers import Statistic, flatten
+from layers.initializers import lecun_normal
 from layers.state import flatten_state, parameter_count
 from tests.layers.mixer_cases import relative
 from tests.layers.test_gradient_sums import assert_kept
@@ -52,6 +53,7 @@ TINY: dict[str, dict[str, Any]] = {
     "cait": {"class_blocks": 1, "layer_scale": 0.1},
     # The gradient behind a layer scale of 1e-6 is less than float16 can hold.
     "convnext": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "kernel_size": 3, "layer_scale": 0.1},
+    "cswin": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
     # The norm of each head's output magnifies rounding where a head reads next to nothing: bfloat16 weights alone move
     # four blocks' logits by 4 %.
     "delta_net": {"depth": 2},
@@ -62,7 +64,19 @@ TINY: dict[str, dict[str, Any]] = {
     # than float16 can hold.
     "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "mixer": "focal_modulation"},
     "griffin": {"depth": 2, "attention_every": 2},
+    "halonet": {"stem": (4, 4, 8), "features": (16, 32), "widths": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "hvt": {"patch_size": 4, "pool_every": 2},
+    "lookhere": {"depth": 2, "fields": ("triangles",)},
+    # Initial weights of 0.02 suit hundreds of features: of few, a product of three leaves next to nothing.
+    "mambaout": {
+        "features": (8, 16),
+        "depths": (1, 2),
+        "num_heads": (2, 2),
+        "mixer": {"name": "gated_convolution", "kernel_init": lecun_normal},
+    },
+    "nat": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
+    "ravlt": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
+    "rmt": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
     # The first token alone would see nothing of the last block's local projections.
     "longformer": {"pool": "average", "window": 6, "max_global": 2},
     "longnet": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
@@ -80,6 +94,7 @@ TINY: dict[str, dict[str, Any]] = {
         "window": 4,
         "zero_init": False,
     },
+    "vig": {"depth": 2},
     "routing_transformer": {
         "routed_heads": 1,
         "clusters": 3,

@@ -77,7 +77,8 @@ class IsotropicConfig(ModelConfig):
       distilled_head: whether the second class token has its head; without, it only takes part in attention.
       pool: "token" (the class token), "average" (patches), "token_and_average" (both, side by side), or "attention" (a
         learned query).
-      pooler: a linear layer and tanh after the pooling, as heads have at pre-training (section 3.1 of ViT).
+      pooler, pooler_ratio: a linear layer and tanh after the pooling, as heads have at pre-training (section 3.1 of
+        ViT); its features / those of the pooling.
       head_bias: whether the head has one (CLIP's projection has none).
       norm_after_pool: the final norm follows the pooling instead of preceding it.
       final_norm: whether there is one.
@@ -113,6 +114,7 @@ class IsotropicConfig(ModelConfig):
     mask_token: bool = False
     pool: Literal["token", "average", "token_and_average", "attention"] = "token"
     pooler: bool = False
+    pooler_ratio: float = 1.0
     head_bias: bool = True
     norm_after_pool: bool = False
     final_norm: bool = True
@@ -236,9 +238,10 @@ class Isotropic(Classifier):
         self.attention_pool = (
             AttentionPool(c.features, c.num_heads, c.mlp_ratio, **pooling, rngs=rngs) if c.pool == "attention" else None
         )
-        self.num_features, self.pool = c.features * (1 + (c.pool == "token_and_average")), c.pool
+        pooled, self.pool = c.features * (1 + (c.pool == "token_and_average")), c.pool
+        self.num_features = int(c.pooler_ratio * pooled) if c.pooler else pooled
         self.pooler = (
-            Linear(self.num_features, self.num_features, kernel_init=truncated_normal(0.02), **common, rngs=rngs)
+            Linear(pooled, self.num_features, kernel_init=truncated_normal(0.02), **common, rngs=rngs)
             if c.pooler
             else None
         )

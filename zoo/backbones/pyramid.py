@@ -70,9 +70,14 @@ class Pyramid(Classifier):
     def __init__(self, config: PyramidConfig, *, rngs: nnx.Rngs):
         c = self.config = config
         self.stages = nnx.List([self.make_stage(stage, rngs=rngs) for stage in range(len(c.depths))])
-        self.num_features = c.features[-1]
+        self.num_features = self.pooled_features
         self.norm = self.make_norm(rngs=rngs)
         self.head = self.make_head(rngs=rngs)
+
+    @property
+    def pooled_features(self) -> int:
+        """Features of what ``pool`` gives."""
+        return self.config.features[-1]
 
     @property
     def depths(self) -> tuple[int, ...]:

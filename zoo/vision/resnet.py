@@ -8,21 +8,23 @@
 The first block of stages 2 to 4 halves the map, in a bottleneck by its 3x3 convolution (v1.5). "d" models (He et al.,
 Bag of Tricks, CVPR 2019) have three 3x3 convolutions in the stem, of 32, 32 and 64 features, and average 2x2 tokens in
 the shortcuts that halve the map; the first convolution of "t" models has 24 features. ResNeXt (Xie et al., CVPR 2017)
-is groups of the 3x3 convolution, Wide ResNet (Zagoruyko, Komodakis, 2016) a wider one; SE-ResNet (Hu et al., 2018)
-gates the channels of each block's output.
+is groups of the 3x3 convolution, Wide ResNet (Zagoruyko, Komodakis, 2016) a wider one; SE-ResNet (Hu et al., 2018) and
+ECA-Net (Wang et al., CVPR 2020) gate the channels of each block's output.
 
 A ``mixer`` takes the place of the bottlenecks' 3x3 convolutions: it mixes at the bottleneck's width, and blocks that
 halve the map average its output over 2x2 tokens, as BoTNet does (Srinivas et al., CVPR 2021). What a ``pattern`` does
 not name stays a convolution: BoTNet-50 is ``pattern={"3.every": "attention"}``. Basic blocks have no place for a mixer.
 
 Published for ImageNet-1k at 224: ResNet-50 25.6 M parameters, 75.3 % top-1; 101 44.5 M, 76.4 %; 152 60.2 M, 77.0 %
-(authors' models, center crop). Sizes and names are those of torchvision, which timm shares; its checkpoints are the
-releases listed here.
+(authors' models, center crop); with ECA, 18 to 152 70.9, 74.2, 77.4, 78.7 and 78.9 % (the ``eca_resnet*``, whose names
+end with the kernel sizes of the four stages). Sizes and names are those of torchvision, which timm shares; its
+checkpoints are the releases listed here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -41,7 +43,7 @@ from layers.pool import max_pool
 from layers.sequential import Sequential
 from zoo.backbones.pyramid import Pyramid, PyramidConfig
 from zoo.naming import Naming, Rearrange
-from zoo.registry import register_family
+from zoo.registry import freeze, register_family
 from zoo.vision.releases import parse_releases
 
 
@@ -57,7 +59,7 @@ class ResNetConfig(PyramidConfig):
       width: features between a bottleneck's 1x1 convolutions / features of its output.
       groups: of a bottleneck's 3x3 convolution.
       shortcut: where a block changes the shape: "convolution", or "average" before it.
-      gate: of channels, at the end of each block: see :func:`layers.gates.create_gate`.
+      gate: of channels, at the end of each block: see :func:`layers.gates.create_gate`; a tuple is one for each stage.
       zero_init: the last scale of each block starts at 0.
     """
 
@@ -68,18 +70,22 @@ class ResNetConfig(PyramidConfig):
     width: float = 0.25
     groups: int = 1
     shortcut: Shortcut = "convolution"
-    gate: Gate | None = None
+    gate: Gate | tuple[Gate, ...] | None = None
     zero_init: bool = False
 
 
 class ResNetStem(Module):
-    """Convolutions, each with a norm and a ReLU, of which the first strides; then maxima of 3x3 tokens, two apart."""
+    """Convolutions, each with a norm and an activation, of which the first strides; then maxima of 3x3 tokens, two
+    apart, or, without ``pool``, the last convolution strides too.
+    """
 
     def __init__(
         self,
         in_channels: int,
         widths: tuple[int, ...],
         *,
+        pool: bool = True,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -89,15 +95,18 @@ class ResNetStem(Module):
         sizes, last = (in_channels, *widths), len(widths) - 1
         size = 3 if last else 7
         before = [
-            ConvNorm(sizes[i], sizes[i + 1], strides=1 if i else 2, activation=jax.nn.relu, **conv) for i in range(last)
+            ConvNorm(sizes[i], sizes[i + 1], strides=1 if i else 2, activation=activation, **conv) for i in range(last)
         ]
-        final = Conv(sizes[-2], sizes[-1], (size, size), strides=1 if last else 2, padding=size // 2, **conv)
+        strides = 1 if last and pool else 2
+        final = Conv(sizes[-2], sizes[-1], (size, size), strides=strides, padding=size // 2, **conv)
         self.conv = Sequential([*before, final]) if before else final
         self.norm = BatchNorm(widths[-1], **common)
+        self.pool, self.activation = pool, activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, height, width, channels) to (batch, height / 4, width / 4, widths[-1]), rounded up."""
-        return max_pool(jax.nn.relu(self.norm(self.conv(x))), 3, strides=2, padding=1)
+        x = self.activation(self.norm(self.conv(x)))
+        return max_pool(x, 3, strides=2, padding=1) if self.pool else x
 
 
 class ResNet(Pyramid):
@@ -128,7 +137,7 @@ class ResNet(Pyramid):
         options: dict[str, Any] = {
             "strides": 2 if stage and not place.index else 1,
             "shortcut": c.shortcut,
-            "gate": c.gate,
+            "gate": c.gate[stage] if isinstance(c.gate, tuple) else c.gate,
             "zero_init": c.zero_init,
             "drop_path": place.drop_path,
             **self._common(rngs),
@@ -148,6 +157,7 @@ class ResNet(Pyramid):
 _BASIC: dict[str, Any] = {"block": "basic", "features": (64, 128, 256, 512)}
 _D: dict[str, Any] = {"stem": (32, 32, 64), "shortcut": "average"}
 _T: dict[str, Any] = {**_D, "stem": (24, 32, 64)}
+_ECA: dict[str, Any] = {"gate": "eca"}
 _18, _34, _101, _152 = ({"depths": depths} for depths in ((2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)))
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -170,6 +180,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide_resnet50_2": {"width": 0.5},
     "wide_resnet101_2": {**_101, "width": 0.5},
     "seresnet50": {"gate": "squeeze_excite"},
+    "ecaresnetlight": {**_ECA, "shortcut": "average", "depths": (1, 1, 11, 3)},
+    "ecaresnet26t": {**_ECA, **_T, **_18, "image_size": 256},
+    "ecaresnet50t": {**_ECA, **_T, "image_size": 256},
+    "ecaresnet50d": {**_ECA, **_D},
+    "ecaresnet101d": {**_ECA, **_D, **_101},
+    "ecaresnet200d": {**_ECA, **_D, "depths": (3, 24, 36, 3), "image_size": 256},
+    "ecaresnet269d": {**_ECA, **_D, "depths": (3, 30, 48, 8), "image_size": 320},
     # Our choice, for two cores: 8x8 and 4x4 tokens from 32x32 pixels.
     "resnet_nano": {
         **_D,
@@ -180,6 +197,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_heads": (2, 4),
         "drop_path": 0.1,
     },
+}
+
+# The authors' of ECA-Net, named by the sizes of the gates' kernels in each stage.
+ECA_VARIANTS = {
+    f"eca_resnet{name}_k{sizes}": {**size, "gate": freeze([{"name": "eca", "kernel_size": int(k)} for k in sizes])}
+    for name, size, sizes in (
+        ("18", {**_BASIC, **_18}, "3577"),
+        ("34", {**_BASIC, **_34}, "3357"),
+        ("50", {}, "3557"),
+        ("101", _101, "3357"),
+        ("152", _152, "3357"),
+    )
 }
 
 RELEASES = parse_releases("""
@@ -227,6 +256,13 @@ wide_resnet101_2: tv_in1k 1000 imagenet 0.875 bilinear bsd-3-clause
 wide_resnet101_2: tv2_in1k 1000 imagenet 0.875 bilinear bsd-3-clause 176px
 seresnet50: a1_in1k 1000 imagenet 0.95; a2_in1k 1000 imagenet 0.95; a3_in1k 1000 imagenet 0.95 160px
 seresnet50: ra2_in1k 1000 imagenet 0.875
+ecaresnetlight: miil_in1k 1000 imagenet 0.875
+ecaresnet26t: ra2_in1k 1000 imagenet 0.875
+ecaresnet50t: ra2_in1k 1000 imagenet 0.875; a1_in1k 1000 imagenet 0.95 224px; a2_in1k 1000 imagenet 0.95 224px
+ecaresnet50t: a3_in1k 1000 imagenet 0.95 160px
+ecaresnet50d: miil_in1k 1000 imagenet 0.875
+ecaresnet101d: miil_in1k 1000 imagenet 0.875
+ecaresnet269d: ra2_in1k 1000 imagenet 0.95
 """)
 
 # Of timm 1.0.31.
@@ -250,13 +286,28 @@ PARAMETERS = {
     "wide_resnet50_2": 68_883_240,
     "wide_resnet101_2": 126_886_696,
     "seresnet50": 28_088_024,
+    "ecaresnetlight": 30_162_046,
+    "ecaresnet26t": 16_011_916,
+    "ecaresnet50t": 25_573_814,
+    "ecaresnet50d": 25_576_350,
+    "ecaresnet101d": 44_568_563,
+    "ecaresnet200d": 64_693_400,
+    "ecaresnet269d": 102_093_077,
+}
+# Of the authors' code.
+ECA_PARAMETERS = {
+    "eca_resnet18_k3577": 11_689_556,
+    "eca_resnet34_k3357": 21_797_744,
+    "eca_resnet50_k3557": 25_557_112,
+    "eca_resnet101_k3357": 44_549_317,
+    "eca_resnet152_k3357": 60_193_042,
 }
 
 _POINTWISE = Rearrange("o i 1 1 -> i o")
 
 
-def _stage(stage: int) -> list[tuple[Any, ...]]:
-    """The rules of a stage, whose numbers are counted from 1 on the released side."""
+def _stage(stage: int, eca: str) -> list[tuple[Any, ...]]:
+    """The rules of a stage, whose numbers are counted from 1 on the released side; ``eca`` is their name of that gate."""
 
     def rule(theirs: str, ours: str, *operations: Any) -> tuple[Any, ...]:
         return f"layer{stage + 1}.{{b}}.{theirs}", f"stages.{stage}.blocks.{{b}}.{ours}", *operations
@@ -281,14 +332,15 @@ def _stage(stage: int) -> list[tuple[Any, ...]]:
                 rule(f"se.{theirs}", f"gate.{ours}"),
             )
         ),
+        rule(f"{eca}.conv.weight", "gate.kernel", Rearrange("1 1 k -> k")),
     ]
 
 
 _STEM = "stages.0.downsample"
 
-# torchvision's names, and timm's.
-RULES: dict[str, Naming] = {
-    "timm": Naming(
+
+def _naming(eca: str) -> Naming:
+    return Naming(
         [
             ("conv1", f"{_STEM}.conv"),
             ("conv1.0", f"{_STEM}.conv.0.conv"),
@@ -297,11 +349,14 @@ RULES: dict[str, Naming] = {
             ("conv1.4", f"{_STEM}.conv.1.norm"),
             ("conv1.6", f"{_STEM}.conv.2"),
             ("bn1", f"{_STEM}.norm"),
-            *(rule for stage in range(4) for rule in _stage(stage)),
+            *(rule for stage in range(4) for rule in _stage(stage, eca)),
             ("fc", "head"),
         ]
     )
-}
+
+
+# torchvision's names, and timm's.
+RULES: dict[str, Naming] = {"timm": _naming("se")}
 
 register_family(
     "resnet",
@@ -312,4 +367,13 @@ register_family(
     parameters=PARAMETERS,
     releases=RELEASES,
     rules=RULES,
+)
+register_family(
+    "resnet",
+    ResNet,
+    ResNetConfig,
+    ECA_VARIANTS,
+    parameters=ECA_PARAMETERS,
+    rules={"ecanet": _naming("eca")},
+    paper=(41,),
 )

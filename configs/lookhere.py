@@ -1,0 +1,41 @@
+"""LookHere (A. Fuller et al., arXiv:2405.13985), trained as DeiT III (H. Touvron et al., arXiv:2204.07118).
+
+The published models were trained for 150 epochs on ImageNet-1k at 224 pixels (the README of GreenCUBIC/lookhere), the
+body being DeiT III's; their other settings are in the paper alone. What is here besides is DeiT III's recipe for
+ImageNet-1k (its table 1): LAMB, batch 2048, peak learning rate 3e-3, weight decay 0.02, cosine after 5 epochs of
+warm-up, gradients clipped at 1, mixup 0.8, CutMix 1, no erasing and no label smoothing.
+
+Different: cross entropy takes the place of binary cross entropy, RandAugment that of three augmentations; repeated
+augmentation is left out.
+"""
+
+from __future__ import annotations
+
+from configs.common import Architecture, imagenet, vision
+
+ARCHITECTURE = Architecture(
+    digits={
+        "model": "lookhere_nano_patch4_32",
+        "train_for": "60 epochs",
+        "eval_every": "5 epochs",
+        "optimizer": {"learning_rate": 1e-3},
+        "schedule": {"warmup": "5 epochs"},
+    },
+    imagenet=imagenet(
+        2048,
+        3e-3,
+        warmup="5 epochs",
+        final=0.0003,
+        rand_augment="rand-m9-mstd0.5-inc1",
+        mix={"mixup": 0.8, "cutmix": 1.0, "erasing": 0.0},
+        train_for="150 epochs",
+        optimizer={"name": "lamb", "weight_decay": 0.02, "clip_norm": 1.0},
+    ),
+    variants={angle: {"model": f"lookhere_{angle}_base_patch16_224"} for angle in ("180", "90", "45")},
+    default="180",
+)
+
+
+def get_config(argument: str = ""):
+    """Returns the config; the argument is explained in configs/common.py."""
+    return vision(ARCHITECTURE, argument)

@@ -1,0 +1,39 @@
+"""RMT (Q. Fan et al., arXiv:2309.11523).
+
+The ImageNet-1k recipe is DeiT's with a batch of 2048 and a peak learning rate of 2e-3 (5e-4 for each 512 images), which
+the authors' logs show (qhfan/RMT: RMT_log; the paper says 1024 and 1e-3): 300 epochs at 224 pixels, AdamW, weight decay
+0.05, cosine to 1e-5 after 5 epochs of warm-up, averaged weights, whose figures are the published ones but for tiny's;
+stochastic depth 0.1, 0.15, 0.4 and 0.5.
+
+Not offered here: repeated augmentation (three views of an image in an epoch, of a third of the images).
+"""
+
+from __future__ import annotations
+
+from configs.common import Architecture, imagenet, vision
+
+ARCHITECTURE = Architecture(
+    digits={
+        "model": "rmt_nano",
+        "train_for": "30 epochs",
+        "eval_every": "5 epochs",
+        "optimizer": {"learning_rate": 2e-3},
+        "schedule": {"warmup": "2 epochs"},
+    },
+    imagenet=imagenet(
+        2048,
+        2e-3,
+        warmup="5 epochs",
+        final=0.005,
+        rand_augment="rand-m9-mstd0.5-inc1",
+        mix={"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25},
+        ema=0.99996,
+    ),
+    variants={size: {"model": f"rmt_{size}"} for size in ("tiny", "small", "base", "large")},
+    default="tiny",
+)
+
+
+def get_config(argument: str = ""):
+    """Returns the config; the argument is explained in configs/common.py."""
+    return vision(ARCHITECTURE, argument)

@@ -1,0 +1,121 @@
+"""Cross-shaped window attention: CSWin Transformer (Dong et al., CVPR 2022, arXiv:2107.00652).
+
+Half of the heads attend in vertical stripes of the map, s tokens wide and as high as the map, the other half in
+horizontal ones, so that two layers connect all tokens:
+
+    y = W_o [attention_vertical(q_1, k_1, v_1) + C_1(v_1); attention_horizontal(q_2, k_2, v_2) + C_2(v_2)]
+
+C is a depth-wise 3x3 convolution of the values inside each stripe, with zeros at its border ("locally-enhanced
+positional encoding"). In the last stage the stripe is the whole map: one attention of all heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.attention.projected import ProjectedAttention
+from layers.depthwise import DepthwiseConv
+from layers.initializers import truncated_normal
+from layers.mixer import register_mixer, without_padding
+from layers.tokens import Tokens
+from pallas_kernels import attention
+
+
+@register_mixer("cross_shaped")
+class CrossShapedAttention(ProjectedAttention):
+    """Softmax attention in vertical and in horizontal stripes of a map.
+
+    A map whose side is no multiple of the stripe is padded there with tokens that no one attends to.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``enhancement.N``, the convolution of the vertical
+    stripes, then of the horizontal ones; the only one where the stripe is the map.
+    """
+
+    layouts = ("grid",)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        stripe: int | None = 7,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          stripe: s, tokens across; None is the whole map.
+          num_heads, use_bias, dropout: as of :class:`ProjectedAttention`.
+
+        Raises:
+          ValueError: features not divisible by num_heads, a stripe of no tokens, or stripes and an odd number of heads.
+        """
+        if stripe is not None and (num_heads % 2 or stripe < 1):
+            raise ValueError(
+                f"half of the heads see vertical stripes of at least one token: got {num_heads} heads and stripes of {stripe}"
+            )
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"use_bias": use_bias, "dropout": dropout, "kernel_init": kernel_init}
+        super().__init__(features, num_heads=num_heads, **options, **common)
+        branches = 1 if stripe is None else 2
+        self.enhancement = nnx.List([DepthwiseConv(features // branches, 3, **common) for _ in range(branches)])
+        self.stripe = stripe
+
+    @property
+    def complexity(self) -> float:
+        return 2.0 if self.stripe is None else 1.5
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        (height, width), _ = tokens.image(x.shape[1])
+        stripe = self.stripe
+        windows = [(height, width)] if stripe is None else [(height, stripe), (stripe, width)]
+        maps = [a.reshape(len(a), height, width, *a.shape[2:]) for a in (q, k, v)]
+        mask = None if tokens.mask is None else tokens.mask.reshape(-1, height, width)
+        queries, keys, values = (jnp.split(a, len(windows), axis=3) for a in maps)
+        found = [
+            self._attend(queries[i], keys[i], values[i], mask, window, self.enhancement[i])
+            for i, window in enumerate(windows)
+        ]
+        return jnp.concatenate(found, axis=3).reshape(x.shape)
+
+    def _attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array | None,
+        window: tuple[int, int],
+        convolution: DepthwiseConv,
+    ) -> jax.Array:
+        """Attention, and the convolution, inside windows of maps (batch, height, width, heads, head_dim)."""
+        batch, height, width = q.shape[:3]
+        count = -(-height // window[0]), -(-width // window[1])
+        sides = tuple((0, n * size - has) for n, size, has in zip(count, window, (height, width), strict=True))
+        if mask is None and any(end for _, end in sides):
+            mask = jnp.ones((batch, height, width), bool)
+
+        def cut(a: jax.Array) -> jax.Array:
+            a = jnp.pad(a, ((0, 0), *sides, *((0, 0),) * (a.ndim - 3)))
+            a = a.reshape(batch, count[0], window[0], count[1], window[1], *a.shape[3:]).swapaxes(2, 3)
+            return a.reshape(-1, *window, *a.shape[5:])
+
+        def joined(a: jax.Array) -> jax.Array:
+            a = a.reshape(batch, *count, *window, *a.shape[3:]).swapaxes(2, 3)
+            a = a.reshape(batch, count[0] * window[0], count[1] * window[1], *a.shape[5:])
+            return a[:, :height, :width]
+
+        size = window[0] * window[1]
+        queries, keys, values = (cut(a) for a in (q, k, v))
+        seen = None if mask is None else cut(mask)
+        flat = (a.reshape(len(a), size, *a.shape[3:]) for a in (queries, keys, values))
+        y = attention(*flat, mask=None if seen is None else seen.reshape(-1, 1, 1, size))
+        merged = values.reshape(*values.shape[:3], -1)
+        local = convolution(without_padding(merged, seen))
+        return joined(y.reshape(values.shape) + local.reshape(values.shape))

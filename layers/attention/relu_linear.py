@@ -1,0 +1,74 @@
+"""Linear global attention: The Linear Attention Resurrection in Vision Transformer (Zheng, 2025, arXiv:2501.16182).
+
+    y_i = t_h relu(q_i) sum_j relu(k_j) v_j^T / max(relu(q_i) . sum_j relu(k_j), c)
+
+with c = 100 and a learned temperature t of each head, 1 / sqrt(d) at first. The floor c, far above a usual epsilon, bounds
+the quotient: it depends on the number of tokens and on the scale of queries and keys, and is part of the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.attention.projected import ProjectedAttention
+from layers.initializers import constant, truncated_normal
+from layers.mixer import register_mixer, without_padding
+from layers.tokens import Tokens
+from pallas_kernels import linear_attention
+
+
+@register_mixer("relu_linear")
+class ReLULinearAttention(ProjectedAttention):
+    """Linear attention of rectified queries and keys, whose sum of weights has a floor.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``temperature`` (heads,).
+    """
+
+    layouts = ("sequence", "grid")
+    paper = (227,)
+    weighs_values = True
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        floor: float = 100.0,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          floor: c.
+          num_heads, use_bias, dropout: as of :class:`ProjectedAttention`.
+
+        Raises:
+          ValueError: features not divisible by num_heads, or a floor that is not positive.
+        """
+        if floor <= 0:
+            raise ValueError(f"the floor of the sum of weights must be positive, got {floor}")
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"use_bias": use_bias, "dropout": dropout, "kernel_init": kernel_init}
+        super().__init__(features, num_heads=num_heads, **options, **common)
+        self.temperature = nnx.Param(constant(self.head_dim**-0.5)(rngs.params(), (num_heads,), param_dtype))
+        self.floor = floor
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        wide = jnp.promote_types(v.dtype, jnp.float32)
+        heads = None if tokens.mask is None else tokens.mask[..., None]
+        q, k = jax.nn.relu(q.astype(wide)), without_padding(jax.nn.relu(k.astype(wide)), heads)
+        y = linear_attention(q, k, v.astype(wide), scale=1.0, causal=False)
+        total = jnp.einsum("blhd,bhd->blh", q, jnp.sum(k, 1))
+        factor = self.temperature[...].astype(wide) / jnp.maximum(total, self.floor)
+        return (y * factor[..., None]).astype(v.dtype)
