@@ -11,10 +11,7 @@ import os
 import pathlib
 import queue
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
-from benchmarks import gpu_peers
+from benchmarks import gpu_peers, worker
 from benchmarks.gpu_peers import Contestant
 from benchmarks.gpu_problems import Problem, problems
 from pallas_kernels import dispatch
@@ -275,89 +272,19 @@ def done(job: Job, dry: bool) -> dict[str, Any]:
 
 
 def work(dry: bool) -> None:
-    """A worker: reads jobs from standard input, writes rows to standard output, one JSON object a line; ends after a
-    fault.
-    """
-    print(json.dumps({"ready": jax.devices()[0].device_kind}), flush=True)
-    for line in sys.stdin:
-        job = json.loads(line)
-        try:
-            row = done(job, dry)
-        except Exception as fault:  # a kernel that does not run is a finding, and no reason to lose the others
-            print(json.dumps({"fault": f"{type(fault).__name__}: {str(fault)[:2000]}", "right": False}), flush=True)
-            return  # what broke may have broken the device's context
-        print(json.dumps(row), flush=True)
+    """A worker: reads jobs from standard input, writes rows to standard output."""
+    worker.serve(functools.partial(done, dry=dry), jax.devices()[0].device_kind)
 
 
-class Worker:
-    """A process that does jobs; it is replaced where it hangs or ends."""
+class Worker(worker.Worker):
+    """A process that does jobs; a kernel that it does not get done is not right."""
 
     def __init__(self, dry: bool, environment: dict[str, str]):
-        self.command = [sys.executable, "-m", "benchmarks.gpu", "work", *(["--dry"] if dry else [])]
-        self.environment = {**os.environ, **environment}
-        self.process: subprocess.Popen[str] | None = None
+        super().__init__(["benchmarks.gpu", "work", *(["--dry"] if dry else [])], environment)
 
-    def run(self, job: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The job's row; a fault where it takes longer than ``seconds``, or its process ends."""
-        end = time.monotonic() + seconds
-        if self.process is None or self.process.poll() is not None:
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=self.environment,
-            )
-            self._lines: queue.Queue[str | None] = queue.Queue()
-            self._noise: list[str] = []
-            threading.Thread(target=self._read, args=(self.process, self._lines), daemon=True).start()
-            threading.Thread(target=self._listen, args=(self.process, self._noise), daemon=True).start()
-            started = self._answer(end)
-            if "ready" not in started:
-                return started
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        row = self._answer(end)
-        if "fault" in row:
-            self.end()
-        return row
-
-    def end(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    def _answer(self, end: float) -> dict[str, Any]:
-        while True:
-            try:
-                line = self._lines.get(timeout=max(0.1, end - time.monotonic()))
-            except queue.Empty:
-                self.end()
-                return {"fault": "no answer in time", "right": False}
-            if line is None:
-                code = self.process.wait() if self.process else None
-                self.end()
-                return {
-                    "fault": f"the process ended with status {code}: {''.join(self._noise)[-1500:]}",
-                    "right": False,
-                }
-            if line.startswith("{"):
-                return dict(json.loads(line))
-
-    @staticmethod
-    def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line)
-        lines.put(None)
-
-    @staticmethod
-    def _listen(process: subprocess.Popen[str], noise: list[str]) -> None:
-        assert process.stderr is not None
-        noise.extend(process.stderr)
+    def run(self, job: Job, seconds: float) -> dict[str, Any]:
+        row = super().run(job, seconds)
+        return {**row, "right": False} if "fault" in row else row
 
 
 def spread(
@@ -369,7 +296,7 @@ def spread(
         waiting.put(job)
 
     def serve() -> None:
-        worker = Worker(dry, environment)
+        process = Worker(dry, environment)
         while True:
             try:
                 job = waiting.get_nowait()
@@ -377,8 +304,8 @@ def spread(
                 break
             left = end - time.monotonic()
             limit = left if job.get("patient") else min(ROW_SECONDS, left + 10)
-            done.put((job, worker.run(job, limit) if left > 0 else {"not_reached": True}))
-        worker.end()
+            done.put((job, process.run(job, limit) if left > 0 else {"not_reached": True}))
+        process.end()
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for _ in range(workers):
@@ -478,8 +405,8 @@ def measure(report: Report, only: str, workers: int, dry: bool, end: float) -> N
             absent[job["op"], job["problem"], way] |= row.get("absent", {}).get(way, late)
         if "fault" in row:
             print(json.dumps({**job, **row}), flush=True)
-    worker = Worker(dry, with_caches)
-    reached = worker.run({"stage": "ceilings"}, ROW_SECONDS)
+    process = Worker(dry, with_caches)
+    reached = process.run({"stage": "ceilings"}, ROW_SECONDS)
     report.write("ceilings", reached)
     rows: dict[str, dict[str, dict[str, Any]]] = {
         op: {row["problem"]: row for row in report.read(op)} for op in WORST_FIRST
@@ -493,7 +420,7 @@ def measure(report: Report, only: str, workers: int, dry: bool, end: float) -> N
         missing = absent[job["op"], job["problem"], job["way"]]
         wanted = {"contestants": [name for name in names(job["op"]) if name not in missing], "absent": missing}
         task = {**job, **wanted, "stage": "time", "reached": reached}
-        row = worker.run(task, min(ROW_SECONDS, left + 10)) if left > 0 else {"not_reached": True}
+        row = process.run(task, min(ROW_SECONDS, left + 10)) if left > 0 else {"not_reached": True}
         problem = _problem(job, dry)
         whole = rows[job["op"]].setdefault(job["problem"], {"op": job["op"], "problem": job["problem"]})
         whole["shapes"] = {n: [*([] if n == "A" else [problem.batch]), *shape] for n, shape in problem.shapes.items()}
@@ -506,4 +433,4 @@ def measure(report: Report, only: str, workers: int, dry: bool, end: float) -> N
             if key in row
         }
         print(json.dumps({**job, **brief}), flush=True)
-    worker.end()
+    process.end()

@@ -13,129 +13,17 @@ with a file that was cut short, or adds seeds to it.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
-import runpy
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from flax import nnx
-    from ml_collections import ConfigDict
+from training.contest import HOME, Contest, Contestant, Row, config_of, train
 
-HOME = Path(__file__).resolve().parents[2]
-Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """One model on one task.
-
-    Attributes:
-      label: its name in the table.
-      model: a name of ``zoo.list_models()``.
-      task: the task's name and options.
-      options: overrides for ``zoo.create``.
-      settings: fields of the run's config that replace the contest's.
-    """
-
-    label: str
-    model: str
-    task: Mapping[str, Any]
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Contest:
-    """What is run, and what of it is shown.
-
-    Attributes:
-      contestants: the rows.
-      steps, batch_size, learning_rate, evaluations: of every run; evaluations of the validation split on the way.
-      figures: the names shown, of the test split, or of ``measure``.
-      measure: more figures of a trained model, given it and its contestant.
-      recipe: a config file whose default run is taken as it is, but for its length and the contestants' options.
-    """
-
-    contestants: Sequence[Contestant]
-    steps: int
-    batch_size: int
-    learning_rate: float
-    figures: Sequence[str]
-    evaluations: int = 10
-    measure: Callable[[nnx.Module, Contestant], dict[str, float]] | None = None
-    recipe: str | None = None
-
-
-def config_of(contest: Contest, contestant: Contestant, seed: int, steps: int) -> ConfigDict:
-    """The config of one run, from configs/, which is data and therefore read, not imported."""
-    from ml_collections import ConfigDict
-
-    if contest.recipe is not None:
-        config = runpy.run_path(str(HOME / contest.recipe))["get_config"]()
-        config.update({"seed": seed, "train_for": f"{steps} steps", "save_every": ""})
-        config.update({"eval_every": f"{max(steps // contest.evaluations, 1)} steps", "keep": 1, **contestant.settings})
-        config.model_options = ConfigDict({**config.model_options, **contestant.options})
-        return config
-    config = runpy.run_path(str(HOME / "configs" / "common.py"))["run"]()
-    config.update(
-        {
-            "seed": seed,
-            "model": contestant.model,
-            "batch_size": contest.batch_size,
-            "train_for": f"{steps} steps",
-            "save_every": "",
-        }
-    )
-    config.update(
-        {"eval_every": f"{max(steps // contest.evaluations, 1)} steps", "log_every": max(steps // 100, 1), "keep": 1}
-    )
-    config.optimizer.update({"learning_rate": contest.learning_rate, "weight_decay": 0.0, "clip_norm": 1.0})
-    config.schedule.update({"warmup": f"{steps // 20} steps", "final": 0.1})
-    config.update(dict(contestant.settings))
-    config.model_options = ConfigDict(dict(contestant.options))
-    config.task = ConfigDict(dict(contestant.task))
-    return config
-
-
-def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Row:
-    """Trains one contestant with one seed and returns its row."""
-    from layers.state import parameter_count
-    from training import assembly, loop
-
-    config = config_of(contest, contestant, seed, steps)
-    task, model = assembly.build(config)
-    parameters = parameter_count(model)
-    with tempfile.TemporaryDirectory() as directory:
-        since = time.perf_counter()
-        result = loop.train(config, model, task, Path(directory))
-        seconds = time.perf_counter() - since
-        if not result.finished:
-            raise SystemExit(
-                f"stopped in {contestant.label!r}, seed {seed}, after step {result.step} of {result.total}; the runs "
-                f"before it are kept"
-            )
-        lines = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
-    figures = dict(result.figures["raw"])
-    if contest.measure is not None:
-        figures |= contest.measure(model, contestant)
-    curve = [
-        {name: value for name, value in line.items() if name != "split"}
-        for line in lines
-        if line["split"] == "validation"
-    ]
-    return {
-        "label": contestant.label, "model": contestant.model, "options": dict(contestant.options), "task": config.task.to_dict(),
-        "seed": seed, "parameters": parameters, "steps": result.step, "seconds": round(seconds, 1),
-        "chance": getattr(task, "chance", None), "test": figures, "validation": curve,
-    }  # fmt: skip
+__all__ = ["HOME", "Contest", "Contestant", "Row", "main", "medians", "shown", "steps_to"]
 
 
 def shown(rows: Sequence[Row], figures: Sequence[str]) -> str:
