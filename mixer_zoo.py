@@ -1,6 +1,6 @@
 """The command line: ``mixer-zoo list "vit_*"``, ``mixer-zoo summary biformer_tiny``, ``mixer-zoo --help``.
 
-It has the commands of ``python -m zoo`` and ``generate``; train.py and eval.py train and evaluate.
+It has the commands of ``python -m zoo``, ``generate`` and ``compare``; train.py and eval.py train and evaluate.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ def main() -> None:
         if sys.argv[1:] == ["doctor"]:  # which also says why what follows can't be imported
             return installation.doctor()
         installation.refuse_others(home=_HOME)
-        from training import sampling
+        from training import comparison, sampling
         from zoo import commands
     except ImportError as error:
         sys.exit(f"error: {error}; Mixer Zoo is in {_HOME}: mixer-zoo doctor says what is missing or in the way")
     except ValueError as error:
         sys.exit(f"error: {error}")
-    commands.main(commands={**commands.COMMANDS, "generate": sampling.GENERATE}, prog="mixer-zoo")
+    more = {"generate": sampling.GENERATE, "compare": comparison.COMPARE}
+    commands.main(commands={**commands.COMMANDS, **more}, prog="mixer-zoo")
 
 
 if __name__ == "__main__":

@@ -9,18 +9,38 @@ pass on a CPU: arithmetic, comparisons and moves. The file also says which mixer
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from layers.mixer import Mixer
 
 HOME = Path(__file__).resolve().parents[1]
 RESULTS = HOME / "benchmarks" / "results" / "counted" / "mixers.json"
 CLAIMS = HOME / "benchmarks" / "results" / "cpu" / "claims"
 FEATURES, HEADS = 256, 4
 LENGTHS = (256, 1024, 4096, 16384)  # squares, for maps
+
+
+def layer(name: str, length: int) -> tuple[Callable[[nnx.Rngs], Mixer], tuple[int, ...]]:
+    """A mixer with its default options, causal where it can be: what makes it, and the shape of a row of so many
+    tokens, a square for one of maps.
+    """
+    import layers
+
+    cls = layers.mixer_class(name)
+    on_map = "sequence" not in cls.layouts
+    grid = (math.isqrt(length),) * 2
+    place = layers.Place(num_heads=HEADS, grid=grid if on_map else None, features=FEATURES)
+    make = functools.partial(layers.create_mixer, name, FEATURES, causal=cls.supports_causal, place=place)
+    return (lambda rngs: make(rngs=rngs)), (1, *(grid if on_map else (length,)), FEATURES)
 
 
 def count(name: str, lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
@@ -37,17 +57,14 @@ def count(name: str, lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
     from primitives import operations
 
     cls = layers.mixer_class(name)
-    on_map = "sequence" not in cls.layouts
     totals, states = [], []
     ops: dict[str, None] = {}
     for length in lengths:
-        grid = (math.isqrt(length),) * 2
-        place = layers.Place(num_heads=HEADS, grid=grid if on_map else None, features=FEATURES)
-        options = {"causal": cls.supports_causal, "place": place}
-        mixer = abstract(lambda rngs, options=options: layers.create_mixer(name, FEATURES, **options, rngs=rngs))
+        build, shape = layer(name, length)
+        mixer = abstract(build)
         mixer.eval()
         graph, variables = nnx.split(mixer)
-        x = jax.ShapeDtypeStruct((1, *(grid if on_map else (length,)), FEATURES), jnp.float32)
+        x = jax.ShapeDtypeStruct(shape, jnp.float32)
         with dispatch.recording() as choices:
             totals.append(operations.count(lambda variables, x: nnx.merge(graph, variables)(x), variables, x).total)  # noqa: B023
         ops |= dict.fromkeys(choice.op for choice in choices)

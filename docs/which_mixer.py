@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
 import statistics
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import layers
 from benchmarks.counted import CLAIMS, RESULTS
+from benchmarks.curves import against_length
 from docs.catalogue import documents, table
 from docs.papers import VERDICTS as WORDS
 from docs.results import HOME, asked, merged
@@ -24,7 +24,6 @@ from layers.mixer import accepted
 from pallas_kernels import dispatch
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PAGE = HOME / "docs" / "which_mixer.md"
@@ -164,8 +163,6 @@ def decisions(report: Report) -> list[str]:
     ]
 
 
-LINES = 50
-"""Lines of text that fit beside a panel."""
 RECALL = ("associative_recall", "copying", "selective_copying", "state_tracking")
 LENGTH = ("induction_heads", "needle", "passkey")
 
@@ -253,48 +250,11 @@ def draw(report: Report) -> Figure:
     }
     figure = Figure(figsize=(13, 9), layout="constrained")
     for axes, (title, rows) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        _panel(axes, rows, report["lengths"])
+        lengths = report["lengths"]
+        against_length(axes, {n: list(zip(lengths, r["operations"], strict=True)) for n, r in rows.items()}, lengths)
         axes.set(title=title, xlabel="tokens", ylabel="operations of a forward pass" if rows is back else "")
     figure.suptitle(f"One layer of {report['features']} features, one row")
     return figure
-
-
-def _panel(axes: Axes, rows: dict[str, Row], lengths: list[int]) -> None:
-    """Lines with their names beside their ends, moved apart where they would overlap."""
-    values = [count for row in rows.values() for count in row["operations"]]
-    low, high = min(values) / 1.5, max(values) * 1.5
-    axes.set(xscale="log", yscale="log", xlim=(lengths[0] / 1.15, lengths[-1] * 8), ylim=(low, high))
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    ends = sorted(rows, key=lambda name: rows[name]["operations"][-1])
-    apart = (high / low) ** (1 / LINES)
-    places = _centered([rows[name]["operations"][-1] for name in ends], apart)
-    for number, (name, place) in enumerate(zip(ends, places, strict=True)):
-        style = ("-", "--", ":")[number // 10 % 3]
-        color = f"C{number % 10}"
-        axes.plot(lengths, rows[name]["operations"], style, marker="o", markersize=3, color=color, label=name)
-        axes.annotate(
-            name, (lengths[-1], rows[name]["operations"][-1]), (lengths[-1] * 1.5, place), fontsize=8.5, color=color, va="center",
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "linestyle": style, "relpos": (0, 0.5)},
-        )  # fmt: skip
-
-
-def _centered(values: list[float], apart: float) -> list[float]:
-    """Places near ascending ``values``, each at least a factor ``apart`` above the one before: groups that touch share
-    their middle.
-    """
-    groups: list[list[float]] = []  # of logarithms to the base ``apart``: the least place, and the values
-
-    def start(group: list[float]) -> float:
-        return statistics.fmean(value - number for number, value in enumerate(group))
-
-    for value in values:
-        groups.append([math.log(value, apart)])
-        while len(groups) > 1 and start(groups[-2]) + len(groups[-2]) > start(groups[-1]):
-            last = groups.pop()
-            groups[-1] += last
-    return [apart ** (start(group) + number) for group in groups for number in range(len(group))]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -123,5 +124,6 @@ def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Ro
     return {
         "label": contestant.label, "model": contestant.model, "options": dict(contestant.options), "task": config.task.to_dict(),
         "seed": seed, "parameters": parameters, "steps": result.step, "seconds": round(seconds, 1),
+        "step_seconds": statistics.median(line["step_seconds"] for line in lines if line["split"] == "train"),
         "chance": getattr(task, "chance", None), "test": figures, "validation": curve,
     }  # fmt: skip

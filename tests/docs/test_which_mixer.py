@@ -8,7 +8,7 @@ import json
 import pytest
 
 import layers
-from benchmarks import counted
+from benchmarks import counted, curves
 from docs import which_mixer
 
 
@@ -51,7 +51,7 @@ def test_the_picture_shows_every_mixer() -> None:
 
 
 def test_names_beside_lines_do_not_overlap() -> None:
-    places = which_mixer._centered([1.0, 1.0, 1.1, 100.0], 2.0)
+    places = curves.centered([1.0, 1.0, 1.1, 100.0], 2.0)
     assert [round(b / a, 6) >= 2 for a, b in itertools.pairwise(places)] == [True] * 3
     assert places[-1] == pytest.approx(100)
     assert places[0] < 1 < places[2]
