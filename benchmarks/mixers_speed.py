@@ -4,7 +4,8 @@
 row, and keeps rows that it does not measure. 1 x 2048 tokens x 8 heads x 64, float32, the same arrays on both sides:
 
     recurrences  forward and gradient beside flash-linear-attention's PyTorch code, token by token (asked: 5 times as
-                 fast) or in chunks (1.5 times), where it has such code
+                 fast) or in chunks (1.5 times), where it has such code; and beside our own reference, the paper's
+                 equation token by token in JAX under plain autodiff, of which nothing is asked
     memory       the exponent with which the gradient's temporary memory grows in length, 2k to 32k (asked: 1.05)
     density      a windowed attention's time over the dense one's times the density of pairs that see each other, at
                  4,096 tokens (asked: 1.3 with the density of the blocks that the form computes, which is greater)
@@ -20,6 +21,7 @@ transformers would use its kernels wherever it is installed:
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -31,13 +33,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-BATCH, LENGTH, HEADS, SIZE = 1, 2048, 8, 64
+BATCH, LENGTH, HEADS, SIZE, STATE = 1, 2048, 8, 64, 16
 ROUNDS, ENOUGH = 5, 20.0
 """Runs of each contestant, and the seconds after which there are no more."""
 LENGTHS = (2048, 8192, 32768)
 CONSTANT = (1024, 8192, 65536, 131072)
 DENSITIES = (4096, 2048, 1024, 512, 256)
 Arrays = dict[str, np.ndarray]
+REFERENCE = "our reference"
 
 
 def arrays(names: str, length: int = LENGTH) -> Arrays:
@@ -47,7 +50,11 @@ def arrays(names: str, length: int = LENGTH) -> Arrays:
     for name in names.split():
         if name in ("gate", "write"):
             shape: tuple[int, ...] = (BATCH, length, HEADS)
-        elif name in ("x", "fade"):
+        elif name == "A":
+            shape = (HEADS * SIZE, STATE)
+        elif name in ("B", "C"):
+            shape = (BATCH, length, STATE)
+        elif name in ("x", "fade", "delta"):
             shape = (BATCH, length, HEADS * SIZE)
         else:
             shape = (BATCH, length, HEADS, SIZE)
@@ -58,6 +65,10 @@ def arrays(names: str, length: int = LENGTH) -> Arrays:
             x = -np.logaddexp(0, -x - 3)
         elif name == "write":
             x = 1 / (1 + np.exp(-x))
+        elif name == "delta":
+            x = np.logaddexp(0, x - 3)
+        elif name == "A":
+            x = -np.exp(0.3 * x)
         made[name] = x.astype(np.float32)
     return made
 
@@ -72,20 +83,21 @@ class Peer(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Arrays by name, our call, and the peers."""
+    """Arrays by name, our call, given the arrays and the implementation (None for what dispatch picks), and the peers."""
 
     names: str
-    ours: Callable[[dict[str, Any]], Any]
+    ours: Callable[..., Any]
     peers: tuple[Peer, ...]
 
 
-def _op(name: str, **arguments: str) -> Callable[[dict[str, Any]], Any]:
+def _op(name: str, **arguments: str) -> Callable[..., Any]:
     """A call of our op: ``arguments`` says which array each keyword takes."""
 
-    def call(given: dict[str, Any]) -> Any:
+    def call(given: dict[str, Any], implementation: str | None = None) -> Any:
         import pallas_kernels
 
-        return getattr(pallas_kernels, name)(**{keyword: given[array] for keyword, array in arguments.items()})
+        arrays = {keyword: given[array] for keyword, array in arguments.items()}
+        return getattr(pallas_kernels, name)(**arrays, implementation=implementation)
 
     return call
 
@@ -102,13 +114,14 @@ def _head_first(*order: str) -> Callable[[Any, dict[str, Any]], Any]:
     return call
 
 
-def _slots(given: dict[str, Any]) -> Any:
+def _slots(given: dict[str, Any], implementation: str | None = None) -> Any:
     """Gated slot attention: a memory of keys whose slots compete, and one of values."""
     import jax
     import jax.numpy as jnp
 
-    from pallas_kernels import linear_attention
+    import pallas_kernels
 
+    linear_attention = functools.partial(pallas_kernels.linear_attention, implementation=implementation)
     write = -jnp.expm1(given["gates"])
     logits = linear_attention(given["q"], given["k"], write, value_decay=given["gates"])
     return linear_attention(jax.nn.softmax(logits, -1), write, given["v"], decay=given["gates"], scale=1.0)
@@ -176,6 +189,7 @@ ROWS = {
         _op("linear_scan", x="x", decay="fade"),
         (Peer("hgrn", "naive_recurrent_hgrn", _time_first("x", "fade"), TOKEN_BY_TOKEN),),
     ),
+    "mamba": Row("x delta A B C", _op("selective_scan", **{name: name for name in ("x", "delta", "A", "B", "C")}), ()),
     "gated_slot_attention": Row(
         "q k v gates",
         _slots,
@@ -223,20 +237,22 @@ def take_turns(contestants: dict[str, Callable[[], None]]) -> dict[str, float]:
     return {name: round(min(values), 2) for name, values in times.items()}
 
 
-def programs(row: Row) -> dict[str, Any]:
+def programs(row: Row, implementation: str | None = None) -> dict[str, Any]:
+    """The forward pass and the gradient of our op."""
     import jax
     import jax.numpy as jnp
 
-    def loss(given: Any) -> Any:
-        return jnp.sum(row.ours(given) ** 2)
+    call = functools.partial(row.ours, implementation=implementation)
 
-    return {"forward": jax.jit(row.ours), "gradient": jax.jit(jax.grad(loss))}
+    def loss(given: Any) -> Any:
+        return jnp.sum(call(given) ** 2)
+
+    return {"forward": jax.jit(call), "gradient": jax.jit(jax.grad(loss))}
 
 
 def compare(name: str) -> dict[str, Any]:
-    """Forward and gradient of ours and of each peer."""
+    """Forward and gradient of ours, of our reference, and of each peer."""
     import jax
-    import torch
 
     row = ROWS[name]
     given = arrays(row.names)
@@ -245,8 +261,16 @@ def compare(name: str) -> dict[str, Any]:
     runs: dict[str, dict[str, Callable[[], Any]]] = {
         what: {"ours": lambda run=run: jax.block_until_ready(run(here))} for what, run in ours.items()
     }
-    asked = {}
+    for what, run in programs(row, "reference").items():
+        runs[what][REFERENCE] = lambda run=run: jax.block_until_ready(run(here))
+    for what, contestants in runs.items():
+        mine, plain = (jax.tree.leaves(run()) for run in contestants.values())
+        for one, other in zip(mine, plain, strict=True):
+            check(f"{REFERENCE}, {what}", np.asarray(one), np.asarray(other))
+    asked: dict[str, float | None] = {REFERENCE: None}
     for peer in row.peers:
+        import torch
+
         function, label = fla(peer), peer.function
         asked[label] = peer.asked
 
@@ -286,7 +310,7 @@ def temporary(program: Any, names: str, length: int) -> int:
     import jax
 
     shapes = {
-        key: jax.ShapeDtypeStruct((BATCH, length, *value.shape[2:]), value.dtype)
+        key: jax.ShapeDtypeStruct(value.shape if key == "A" else (BATCH, length, *value.shape[2:]), value.dtype)
         for key, value in arrays(names, 1).items()
     }
     return program.lower(shapes).compile().memory_analysis().temp_size_in_bytes
@@ -369,7 +393,8 @@ def main() -> None:
     report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     for name in names:
         result = compare(name) if name in ROWS else OTHERS[name]()
-        versions = {package: importlib.metadata.version(package) for package in ("jax", "torch", "fla-core")}
+        packages = ("jax", "torch", "fla-core") if name in ROWS and ROWS[name].peers else ("jax",)
+        versions = {package: importlib.metadata.version(package) for package in packages}
         load = round(os.getloadavg()[0], 1)
         report["rows"][name] = {**result, "versions": versions, "cores": os.cpu_count(), "load_average_at_end": load}
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -103,8 +103,8 @@ PROBLEMS = {
         task={"name": "classification", "dataset": {"name": "digits"}, "augment": {"fit": "whole", "flip": 0.0}},
         figure="accuracy",
         higher=True,
-        steps=400,
-        batch_size=64,
+        steps=800,
+        batch_size=32,
         learning_rate=2e-3,
         input_shape=(32, 32, 3),
     ),
@@ -199,6 +199,17 @@ def fitted(mixer: str, task: str) -> Size:
     return least
 
 
+def _options(mixer: str, task: str) -> dict[str, Any]:
+    on, size = problem(task), fitted(mixer, task)
+    return {**on.options, **on.width(size.features, size.hidden), "mixer": mixer}
+
+
+@functools.cache
+def _cost(mixer: str, task: str) -> zoo.Summary:
+    on = problem(task)
+    return zoo.summary(on.model, on.input_shape, batch_size=on.batch_size, show=False, **_options(mixer, task))
+
+
 def check(names: Iterable[str]) -> None:
     """Raises unless all are mixers.
 
@@ -235,10 +246,9 @@ def run(job: Job) -> Row:
         if not deliberate(error):
             raise
         return {"refused": str(error)}
-    options = {**on.options, **on.width(size.features, size.hidden), "mixer": job["mixer"]}
-    cost = zoo.summary(on.model, on.input_shape, batch_size=on.batch_size, show=False, **options)
+    options, cost = _options(job["mixer"], job["task"]), _cost(job["mixer"], job["task"])
     contestant = Contestant(job["mixer"], on.model, on.task, options)
-    budget = Contest([contestant], on.steps, on.batch_size, on.learning_rate, (on.figure,))
+    budget = Contest([contestant], on.steps, on.batch_size, on.learning_rate, (on.figure,), evaluations=5)
     found = contest.train(budget, contestant, job["seed"], job["steps"])
     kept = ("chance", "seconds", "step_seconds", "test", "validation")
     return {
