@@ -17,6 +17,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import statistics
@@ -109,10 +110,10 @@ PROBLEMS = {
         input_shape=(32, 32, 3),
     ),
     "recall": _tokens(
-        "multi-query associative recall, 8 pairs in 64 tokens of 128",
-        128,
+        "multi-query associative recall, 8 pairs in 32 tokens of 64",
         64,
-        {"name": "multi_query_recall", "length": 64, "test_length": 64, "pairs": 8, "vocab_size": 128, **_SYNTHETIC},
+        32,
+        {"name": "multi_query_recall", "length": 32, "test_length": 32, "pairs": 8, "vocab_size": 64, **_SYNTHETIC},
         steps=1000,
         batch_size=32,
     ),
@@ -222,11 +223,20 @@ def check(names: Iterable[str]) -> None:
         layers.mixer_class(name)
 
 
+def setting(task: str) -> str:
+    """What stands for all that a problem specifies: another one where anything of it changes."""
+    on = problem(task)
+    said = [on.model, dict(on.options), on.width(FEATURES, on.hidden), dict(on.task), on.batch_size, on.learning_rate]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def jobs(names: Iterable[str], tasks: Iterable[str], seeds: Iterable[int], steps: int | None = None) -> list[Job]:
-    """All runs, each mixer's first seed before any one's second."""
+    """All runs, each mixer's first seed before any one's second. A job has all that its row depends on: "setting" stands
+    for the backbone, the data and the budget.
+    """
     names = list(names)
     return [
-        {"task": task, "mixer": name, "seed": seed, "steps": steps or problem(task).steps}
+        {"task": task, "mixer": name, "seed": seed, "steps": steps or problem(task).steps, "setting": setting(task)}
         for seed in seeds
         for task in tasks
         for name in names
@@ -330,7 +340,8 @@ class Results:
 
 def told(job: Job) -> str:
     """A job, for people."""
-    return ", ".join(str(value) if isinstance(value, str) else f"{name} {value}" for name, value in job.items())
+    shown = {name: value for name, value in job.items() if name not in ("setting", "steps")}
+    return ", ".join(value if isinstance(value, str) else f"{name} {value:,}" for name, value in shown.items())
 
 
 def outcome(row: Row) -> str:

@@ -63,7 +63,7 @@ def test_rows_are_kept_and_drawn(
     asked: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    run = ["--quick", "--only=attention,mamba2", f"--output={tmp_path}"]
+    run = ["--quick", "--only=attention,mamba2", "--lengths=1024,256,4096", f"--output={tmp_path}"]
     with pytest.raises(SystemExit, match="16 of 16 rows were not begun"):
         mixers.main([*run, "--minutes=-1"])
     mixers.main([*run, "--tasks=none"])
