@@ -15,7 +15,12 @@ LINES = 50
 
 
 def against_length(
-    axes: Axes, curves: Mapping[str, Sequence[tuple[int, float]]], lengths: Sequence[int], *, lines: int = LINES
+    axes: Axes,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    lengths: Sequence[int],
+    *,
+    lines: int = LINES,
+    names: Sequence[str] = (),
 ) -> None:
     """Draws curves on logarithmic axes, with their names beside their ends, moved apart where they would overlap.
 
@@ -24,6 +29,7 @@ def against_length(
       curves: by name, its points: a length and what was found there; at least one each.
       lengths: all of them, for the axis.
       lines: of text that fit beside the panel.
+      names: of all contestants, for the same colors in several panels; default by the curves' ends.
     """
     values = [value for points in curves.values() for _, value in points]
     low, high = min(values) / 1.5, max(values) * 1.5
@@ -33,7 +39,8 @@ def against_length(
     axes.grid(alpha=0.3)
     ends = sorted(curves, key=lambda name: curves[name][-1][1])
     places = centered([curves[name][-1][1] for name in ends], (high / low) ** (1 / lines))
-    for number, (name, place) in enumerate(zip(ends, places, strict=True)):
+    for name, place in zip(ends, places, strict=True):
+        number = (names or ends).index(name)
         style = ("-", "--", ":")[number // 10 % 3]
         color = f"C{number % 10}"
         axes.plot(*zip(*curves[name], strict=True), style, marker="o", markersize=3, color=color, label=name)

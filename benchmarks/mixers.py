@@ -142,14 +142,14 @@ def draw_costs(rows: Sequence[Row]) -> Figure:
     from matplotlib.figure import Figure
 
     lengths = sorted({row["job"]["length"] for row in rows if "length" in row["job"]})
-    count = len({row["job"]["mixer"] for row in rows if "length" in row["job"]})
-    height = max(3.5, 0.19 * count)
+    names = sorted({row["job"]["mixer"] for row in rows if "length" in row["job"]})
+    height = max(3.5, 0.19 * len(names))
     figure = Figure(figsize=(14, 2 * height), layout="constrained")
     shown = {"milliseconds": "time, ms", "mib": "memory, MiB"}
     for line, (what, label) in zip(figure.subplots(2, 2, squeeze=False), shown.items(), strict=True):
         for axes, way in zip(line, WAYS, strict=True):
             if found := curves(rows, way, what):
-                against_length(axes, found, lengths, lines=int(5.5 * height))
+                against_length(axes, found, lengths, lines=int(5.5 * height), names=names)
             axes.set(title=f"{way}: {label}", xlabel="tokens", ylabel=label)
     figure.suptitle(f"One layer of {FEATURES} features and {HEADS} heads, one row, float32")
     return figure

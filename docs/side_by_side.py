@@ -14,7 +14,7 @@ from training import comparison
 
 RESULTS = HOME / "benchmarks" / "results" / "cpu"
 PAGE = HOME / "docs" / "side_by_side.md"
-FORMS = {"mixers": "All mixers", "mixers_quick": "Eight mixers, in five minutes"}
+FORMS = {"mixers": "All mixers", "mixers_quick": "Eight mixers, the quick form"}
 HEAD = """# Mixers side by side
 
 Written by `python -m docs.side_by_side` from what `python -m benchmarks.mixers` wrote under `benchmarks/results/cpu`; not edited by
@@ -23,8 +23,8 @@ hand. [A how-to page](how_to/compare.md) says how to compare mixers of your own 
 **Learning.** One backbone for tokens and one for images, two blocks of 64 features: only the mixer differs, with its default options. The
 MLP is as wide as gives a model the number of parameters of the one with plain attention; where a mixer alone has more, the
 whole model is narrower; "over attention's" is what is left. Data, steps, batches and learning rate are the same for all, and nothing
-is tuned for one of them: a figure says what so many steps teach, not what a mixer can do. Mixers that look both ways, or
-take maps, can't read tokens from left to right; images are read by all, those that look back in both directions.
+is tuned for one of them: a figure says what so many steps teach, not what a mixer can do. Mixers that only look
+both ways, or take maps, read no tokens from left to right; images are read by all, by those that only look back in both directions.
 
 **Costs.** One layer of 256 features and four heads, causal where it can be, reads one row in float32, a square for mixers of
 maps. Operations are counted from the program, times are the least of several runs, and memory is what the compiled program takes,
@@ -77,7 +77,11 @@ def _cell(row: Report | None) -> str:
         return "not measured"
     if "milliseconds" not in row:
         return " ".join(str(row["fault"]).split())[:100]
-    return f"{row['milliseconds']:,.3g}, {row['mib']:,.3g}, {row['operations'] / 1e9:,.3g}"
+    return ", ".join(map(_number, (row["milliseconds"], row["mib"], row["operations"] / 1e9)))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def section(report: Report, name: str) -> str:

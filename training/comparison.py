@@ -453,6 +453,8 @@ def draw(rows: Sequence[Row], tasks: Sequence[str]) -> Figure:
             axes.legend(loc="lower right")
         axes.set_yticks(places, [one.mixer for one in standing])
         axes.set_ylim(len(standing) - 0.5, -0.5)
+        if on.figure == "accuracy":
+            axes.set_xlim(0, 1.02)
         better = "more" if on.higher else "less"
         axes.set(title=f"{task}: {on.about}", xlabel=f"{on.figure.replace('_', ' ')}, {better} is better")
         axes.grid(alpha=0.3)
