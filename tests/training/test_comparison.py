@@ -21,7 +21,7 @@ from training.comparison import PROBLEMS, fitted
 QUICK = {"attention", "mamba2", "rwkv7", "neighborhood", "titans_mac"}
 
 
-@pytest.mark.parametrize("task", PROBLEMS)
+@pytest.mark.parametrize("task", tiered(PROBLEMS, lambda task: task != "bytes"))
 def test_the_backbone_has_what_the_task_specifies(task: str) -> None:
     on = PROBLEMS[task]
     options = dict(on.task)
@@ -154,7 +154,8 @@ def test_a_mixer_that_fails_is_a_row_and_the_command_ends_with_1(
     assert "none: RuntimeError: out of memory" in lines[2]
 
 
-@pytest.mark.parametrize("task", tiered(PROBLEMS, lambda task: task == "recall"))
+@pytest.mark.full
+@pytest.mark.parametrize("task", PROBLEMS)
 def test_a_run(task: str) -> None:
     row = comparison.run({"task": task, "mixer": "linear_attention", "seed": 0, "steps": 2})
     assert row["figure"] == row["test"][PROBLEMS[task].figure]
