@@ -63,7 +63,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     ("arguments", "message"),
     [
         (["attenion", "--task=recall"], "unknown mixer 'attenion': did you mean 'attention'"),
-        (["attention", "--task=recal"], "unknown task to compare on 'recal': did you mean 'recall'"),
+        (["attention", "--task=recalls"], "unknown task to compare on 'recalls': did you mean 'recall'"),
         (["biformer_tiny", "--task=digits"], "biformer_tiny is a model: what is compared are mixers"),
         (["attention", "bigbird", "--task=recall"], "bidirectional only"),
         (["attention", "--task=recall", "--seeds=a"], "--seeds=a: whole numbers separated by commas"),
