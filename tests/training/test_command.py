@@ -10,15 +10,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flax import nnx
 
+import zoo
+from layers.lora import adapters
+from layers.state import flatten
 from tests.training import toy
-from training import command
+from training import assembly, command, evaluation
+from training.workdir import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
+MODEL = {"features": 16, "depth": 1, "num_heads": 2}
 SMALL = {
     "train_for": "2 steps", "eval_every": "2 steps", "save_every": "2 steps", "schedule.warmup": "0 steps", "batch_size": 8,
-    "model_options.features": 16, "model_options.depth": 1, "model_options.num_heads": 2,
+    **{f"model_options.{name}": value for name, value in MODEL.items()},
 }  # fmt: skip
 
 
@@ -34,11 +41,15 @@ def run(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a run, and what it printed."""
+    """The folder of a run that trains adapters of a file's weights, and what it printed."""
     workdir = tmp_path_factory.mktemp("run")
+    file = workdir.with_name("weights") / "a.safetensors"
+    file.parent.mkdir()
+    zoo.save(zoo.create("transformer_nano", vocab_size=2, **MODEL, rngs=nnx.Rngs(9)), file)
     task = "--config=configs/transformer.py:task,name=parity,length=8,num_eval=16,test_length=12"
+    flags = {**SMALL, "weights": file, "lora.rank": 2}
     return workdir, run(
-        "train.py", task, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in SMALL.items())
+        "train.py", task, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in flags.items())
     )
 
 
@@ -46,6 +57,13 @@ def test_train(trained):
     workdir, printed = trained
     assert "test (raw weights)" in printed
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
+    config = read_config(workdir)
+    model = assembly.build(config, weights="")[1]
+    assert adapters(model)
+    assert evaluation.load(config, model, workdir) == 2
+    given = flatten(zoo.create("transformer_nano", weights=config.weights, vocab_size=2, **MODEL))
+    frozen = {name for name, leaf in flatten(model).items() if name in given and np.array_equal(leaf, given[name])}
+    assert {"blocks.0.mixer.query.kernel", "embedding.embedding"} <= frozen
 
 
 @pytest.mark.full  # a second process, which with the run that it evaluates is beyond what a quick test may take

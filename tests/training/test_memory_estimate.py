@@ -14,7 +14,7 @@ from primitives.differentiation import differentiable
 from primitives.memory import temporaries
 from tests.compilation import OPTIMIZED
 from tests.training import toy
-from tests.zoo.test_models import inputs, make
+from tests.zoo.test_models import inputs, make, shallow
 from training import memory, schedule
 from training import optimizer as optimizers
 from training.step import Skeleton, initial_state, make_step
@@ -81,14 +81,14 @@ class FirstClass:
 
 
 # One of each kind of program: what a family adds to one of these is proved to be right elsewhere, and this is an
-# estimate.
-KINDS = ("vit", "maxvit", "biformer", "bert", "transformer", "mamba", "titans", "routing_transformer")
+# estimate. The compiler is that of users, whose optimizations take long: a block of each is enough.
+KINDS = ("maxvit", "biformer", "transformer", "mamba", "titans", "routing_transformer")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("family", KINDS)
 def test_estimate_and_compiler_agree_within_a_factor_of_two(family: str) -> None:
-    model = make(family)
+    model = make(family, **shallow(family))
     optimizer = optimizers.create(model, flatten(model, nnx.Param), toy.config().optimizer)
     rates = schedule.create("cosine", optimizer.peak, 10, 1, 0.0)
     losses = {"commitment": 0.1} if family == "routing_transformer" else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,9 +38,15 @@ def made(rngs: int = 0, **options: Any) -> nnx.Module:
     return model
 
 
-def call(model: nnx.Module, *args: Any, method: str = "__call__") -> jax.Array:
+@functools.cache
+def compiled(model: nnx.Module, method: str) -> Callable[..., jax.Array]:
     graphdef, state = nnx.split(model)
-    return jax.jit(lambda state, *args: getattr(nnx.merge(graphdef, state), method)(*args))(state, *args)
+    run = jax.jit(lambda state, *args: getattr(nnx.merge(graphdef, state), method)(*args))
+    return functools.partial(run, state)
+
+
+def call(model: nnx.Module, *args: Any, method: str = "__call__") -> jax.Array:
+    return compiled(model, method)(*args)
 
 
 def shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:

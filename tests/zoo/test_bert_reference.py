@@ -17,6 +17,7 @@ from flax import nnx
 import zoo
 from layers import assign, parameter_count
 from layers.state import flatten_state
+from tests.compilation import program
 from tests.references.live import randomize, relative, released, same_bits, torch
 from tests.tiers import tiered
 from zoo.registry import abstract, variant
@@ -157,7 +158,8 @@ def test_a_file_of_ours_loads_in_transformers(kind: str, tmp_path: Path) -> None
     again.eval()
     assert (
         relative(
-            ours(TOKENS, MASK), again(torch.from_numpy(TOKENS), torch.from_numpy(MASK).long()).logits.detach().numpy()
+            program(ours)(TOKENS, MASK),
+            again(torch.from_numpy(TOKENS), torch.from_numpy(MASK).long()).logits.detach().numpy(),
         )
         < TOLERANCE
     )

@@ -15,11 +15,11 @@ from flax import nnx
 from tests.layers.packing import Rows, both, read
 from tests.layers.test_packing import TOLERANCE, close
 from tests.tiers import tiered
-from tests.zoo.test_models import FAMILIES, kind_of, make
+from tests.zoo.test_models import PARTS, kind_of, make
 from zoo.backbones.causal import Causal
 from zoo.backbones.model import mixers
 
-FORMS = [(family, {}) for family in FAMILIES if issubclass(kind_of(family), Causal)] + [
+FORMS = [(family, {}) for family in PARTS if issubclass(kind_of(family), Causal)] + [
     ("transformer", {"position": "learned", "max_length": 32})
 ]
 

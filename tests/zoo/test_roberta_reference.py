@@ -14,6 +14,7 @@ from flax import nnx
 import zoo
 from layers import assign, parameter_count
 from layers.state import flatten_state
+from tests.compilation import program
 from tests.references.live import randomize, relative, released, same_bits, torch
 from tests.tiers import tiered
 from zoo.registry import abstract, variant
@@ -165,7 +166,7 @@ def test_a_file_of_ours_loads_in_transformers(tmp_path: Path) -> None:
     again.eval()
     with torch.no_grad():
         expected = again(torch.from_numpy(TOKENS), torch.from_numpy(MASK).long()).logits.numpy()
-    assert relative(ours(TOKENS, MASK)[MASK], expected[MASK]) < TOLERANCE
+    assert relative(program(ours)(TOKENS, MASK)[MASK], expected[MASK]) < TOLERANCE
 
 
 COUNTED = [name for family in ("longformer", "roberta", "xlm_roberta") for name in zoo.list_models(f"{family}_*")]

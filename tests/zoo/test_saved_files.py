@@ -16,6 +16,7 @@ from flax import nnx
 
 import zoo
 from layers.state import assign, flatten
+from tests.compilation import program
 from tests.references.live import images, relative, timm, torch
 
 transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
@@ -269,7 +270,7 @@ def _model(name: str, **options: Any) -> Any:
 def _output(model: Any, x: np.ndarray) -> np.ndarray:
     """Of either kind of model."""
     if isinstance(model, nnx.Module):
-        return np.asarray(model(x))
+        return np.asarray(program(model)(x))
     with torch.no_grad():
         out = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy() if x.ndim == 4 else x))
     for key in ("logits", "image_embeds", "pooler_output"):

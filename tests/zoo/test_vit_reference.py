@@ -12,9 +12,11 @@ from flax import nnx
 
 import zoo
 from layers import parameter_count
+from tests.compilation import program
 from tests.references.live import (
     assert_matches_timm,
     images,
+    logits_of,
     ours_and_gradient,
     outputs_and_gradient,
     randomize,
@@ -202,10 +204,7 @@ def test_another_input_size_matches_timm() -> None:
     theirs, ours, state = _pair("vit_small_patch14_reg4_dinov2")
     zoo.load(ours, state)
     pixels = images(1, 84, 42, 3)
-    assert (
-        relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy())
-        < TOLERANCE
-    )
+    assert relative(program(ours)(pixels), logits_of(theirs, pixels)) < TOLERANCE
 
 
 @pytest.mark.parametrize("larger", [True, False])
@@ -227,10 +226,7 @@ def test_resampled_position_table_matches_timm(larger: bool) -> None:
     resized.load_state_dict(checkpoint_filter_fn({k: torch.from_numpy(v) for k, v in state.items()}, resized))
     resized.eval()
     pixels = images(1, size, size, 3)
-    assert (
-        relative(ours(pixels), resized(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy())
-        < TOLERANCE
-    )
+    assert relative(program(ours)(pixels), logits_of(resized, pixels)) < TOLERANCE
 
 
 @pytest.mark.full
@@ -240,10 +236,7 @@ def test_whole_model_matches_timm(tmp_path: Any) -> None:
     state = randomize(theirs)
     ours = zoo.create("vit_tiny_patch16_224", weights=state)
     pixels = images(1, 224, 224, 3)
-    assert (
-        relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy())
-        < TOLERANCE
-    )
+    assert relative(program(ours)(pixels), logits_of(theirs, pixels)) < TOLERANCE
     zoo.save(ours, tmp_path / "vit.safetensors")
     again = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(tmp_path / "vit.safetensors"))
     assert same_bits({k: v.numpy() for k, v in again.state_dict().items()}, state)
@@ -311,7 +304,7 @@ def test_big_vision_round_trip(model: str, naming: str) -> None:
     ours = zoo.load(zoo.create(model, **options), arrays)
     assert same_bits(export(ours, naming=naming), arrays)
     pixels = images(1, 28, 28, 3)
-    assert np.array_equal(ours(pixels), source(pixels))
+    assert np.array_equal(program(ours)(pixels), program(source)(pixels))
 
 
 transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
@@ -496,7 +489,7 @@ def test_other_sizes_match_transformers(
         pixels = images(1, height, width, 3)
         with torch.no_grad():
             expected = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), **asked).pooler_output.numpy()
-        assert relative(ours(pixels), expected) < 1e-5, (height, width)
+        assert relative(program(ours)(pixels), expected) < 1e-5, (height, width)
 
 
 @pytest.mark.parametrize(
@@ -506,10 +499,7 @@ def test_other_families_resample_as_timm(name: str) -> None:
     theirs, ours, state = _pair(name)
     zoo.load(ours, state)
     pixels = images(1, 84, 42, 3)
-    assert (
-        relative(ours(pixels), theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).detach().numpy())
-        < TOLERANCE
-    )
+    assert relative(program(ours)(pixels), logits_of(theirs, pixels)) < TOLERANCE
 
 
 def test_a_fresh_head_does_without_the_pooler(tmp_path: Any) -> None:
@@ -558,7 +548,7 @@ def test_the_image_tower_of_a_whole_clip_model(tmp_path: Any) -> None:
     pixels = images(1, PIXELS, PIXELS, 3)
     expected = theirs.get_image_features(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
     expected = getattr(expected, "pooler_output", expected)
-    assert relative(ours(pixels), expected.detach().numpy()) < TOLERANCE
+    assert relative(program(ours)(pixels), expected.detach().numpy()) < TOLERANCE
 
 
 @pytest.mark.parametrize("gated", [False, True])
