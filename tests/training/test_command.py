@@ -57,6 +57,18 @@ def test_train(trained):
     workdir, printed = trained
     assert "test (raw weights)" in printed
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
+
+
+@pytest.mark.full  # a second process, which with the run that it evaluates is beyond what a quick test may take
+def test_eval(trained):
+    found = json.loads(run("eval.py", f"--workdir={trained[0]}").splitlines()[-1])
+    assert (found["examples"], found["step"], found["split"]) == (16, 2, "test")
+
+
+@pytest.mark.full
+def test_what_was_trained(trained):
+    """Adapters; the rest is as in the file."""
+    workdir, _ = trained
     config = read_config(workdir)
     model = assembly.build(config, weights="")[1]
     assert adapters(model)
@@ -64,12 +76,6 @@ def test_train(trained):
     given = flatten(zoo.create("transformer_nano", weights=config.weights, vocab_size=2, **MODEL))
     frozen = {name for name, leaf in flatten(model).items() if name in given and np.array_equal(leaf, given[name])}
     assert {"blocks.0.mixer.query.kernel", "embedding.embedding"} <= frozen
-
-
-@pytest.mark.full  # a second process, which with the run that it evaluates is beyond what a quick test may take
-def test_eval(trained):
-    found = json.loads(run("eval.py", f"--workdir={trained[0]}").splitlines()[-1])
-    assert (found["examples"], found["step"], found["split"]) == (16, 2, "test")
 
 
 @pytest.mark.parametrize(
