@@ -29,6 +29,7 @@ SHRUNK = {
     "tied": False,
     "embedding_std": 1.0,
     "zero_init": False,
+    "max_length": 256,
 }
 # And what makes a model that routes read a whole sequence as it generates one.
 SHRUNK_ROUTED = {**SHRUNK, "routed_heads": 1, "membership": "causal", "rotary_dimensions": 8}
