@@ -28,11 +28,16 @@ SHRUNK = {
     "num_kv_heads": None,
     "tied": False,
     "embedding_std": 1.0,
+}
+# And what makes a model that routes read a whole sequence as it generates one, blocks do something, and tables hold it.
+SHRUNK_ROUTED = {
+    **SHRUNK,
+    "routed_heads": 1,
+    "membership": "causal",
+    "rotary_dimensions": 8,
     "zero_init": False,
     "max_length": 256,
 }
-# And what makes a model that routes read a whole sequence as it generates one.
-SHRUNK_ROUTED = {**SHRUNK, "routed_heads": 1, "membership": "causal", "rotary_dimensions": 8}
 
 
 def language_models() -> list[str]:
@@ -65,7 +70,8 @@ def shrunk(name: str) -> object:
 @functools.cache
 def tiny(name: str = "transformer_nano", **overrides: object) -> nnx.Module:
     fields = {field.name for field in dataclasses.fields(zoo.variant(name).config)}
-    return zoo.create(name, **{field: value for field, value in SHRUNK_ROUTED.items() if field in fields}, **overrides)
+    own = {field: value for field, value in SHRUNK_ROUTED.items() if field in fields}
+    return zoo.create(name, **{**own, **overrides})
 
 
 class Letters:
