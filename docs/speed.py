@@ -73,6 +73,26 @@ def mamba(report: Report) -> str:
     return f"## {report['model']}\n\n`python -m benchmarks.mamba`, jax {report['jax']}{_load(report)}.\n\n{table(head, rows)}"
 
 
+def decoding(report: Report) -> str:
+    """Against transformers, and a floor of products alone."""
+    rows = []
+    for name, row in report["rows"].items():
+        other, asked = row.get("transformers_ms", {}), row["asked"]
+        times = row.get("times_faster", {})
+        missed = times.get("token", 0) < asked["times_faster"] and row["over_floor"] > asked["or_over_floor"]
+        cells = [row["ours_ms"]["token"], other.get("token"), times.get("token"), row["floor_ms"], row["over_floor"]]
+        prompt = [row["ours_ms"]["prompt"], other.get("prompt"), times.get("prompt")]
+        rows.append(
+            [name, *map(_number, cells), other.get("stopped", "missed" if missed else ""), *map(_number, prompt)]
+        )
+    text = f"`python -m benchmarks.decoding`: new tokens after {report['prompt']} others, all rows of a batch a step, greedy. The"
+    more = " floor is the model's matrix products alone, one after the other. Asked is 3 times transformers at batch 1 and 2 times at"
+    more += " batch 16, or at most 1.25 times the floor."
+    head = ["model", "token, ms", "transformers, ms", "times", "floor, ms", "over the floor", ""]
+    head += ["prompt, ms", "transformers, ms", "times"]
+    return f"## Decoding\n\n{text}{more}\n\n{table(head, rows)}"
+
+
 def mixers(report: Report) -> str:
     """Against flash-linear-attention's PyTorch code, with growth in length."""
     rows, others = [], []
@@ -209,6 +229,7 @@ def _form(found: Report) -> str:
 SECTIONS: dict[str, Callable[[Report], str]] = {
     "vision": vision,
     "mamba": mamba,
+    "decoding": decoding,
     "mixers_speed": mixers,
     "titans": titans,
     "longnet_scaling": scaling,

@@ -1,0 +1,263 @@
+"""Decoding on this device: tokens one at a time, beside transformers with the same weights and beside a floor, in one run.
+
+``python -m benchmarks.decoding [--only=MODEL,...]`` writes benchmarks/results/<platform>/decoding.json after each row, and
+keeps rows that it does not measure. Greedy decoding, float32, as many threads as there are cores, batches of 1 and 16:
+
+    token    milliseconds of one step of all rows: what the second half of the new tokens took, so that neither the prompt
+             nor compiling is in it; the least of several runs
+    prompt   milliseconds until the first new token, from the same runs
+    floor    the model's matrix products alone, each on the result of the one before, as many steps in one loop. It reads
+             every weight once a token; states and cached keys, which a model reads as well, are not in it
+
+Asked is 3 times the peer at batch 1 and 2 times at batch 16, or at most 1.25 times the floor. Transformers' model is made
+with random weights and saved; ours reads that folder, and the tokens that both generate are compared. Where transformers
+has no model of a family, or needs an accelerator for it, the floor is what is left. Transformers runs in a process of its
+own: a crash there, or more than ``--limit`` seconds, is a row that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+PROMPT = 256
+BATCHES = {1: 3.0, 16: 2.0}
+"""Batch sizes, and how many times as fast as the peer is asked of each."""
+NEAR = 1.25
+"""Times the floor that are good enough."""
+_COMMON = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+# The model of transformers by its class and the options of its configuration, for ours by name.
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba_130m": ("MambaForCausalLM", {"hidden_size": 768, "num_hidden_layers": 24}),
+    "mamba2_130m": (
+        "Mamba2ForCausalLM",
+        {
+            "hidden_size": 768,
+            "num_hidden_layers": 24,
+            "num_heads": 24,
+            "head_dim": 64,
+            "n_groups": 1,
+            "state_size": 128,
+            "vocab_size": 50288,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gpt2": ("GPT2LMHeadModel", {}),
+    "pythia_160m": (
+        "GPTNeoXForCausalLM",
+        {
+            "vocab_size": 50304,
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+        },
+    ),
+    "qwen2.5_0.5b": (
+        "Qwen2ForCausalLM",
+        {
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "intermediate_size": 4864,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    ),
+}
+ALONE = ("gla_340m",)
+
+
+def prompts(batch: int, vocab_size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab_size, (batch, PROMPT))
+
+
+def peers() -> tuple[Any, Any]:
+    """PyTorch and transformers."""
+    from tests.references.live import torch  # declares what transformers may ask of torchvision
+
+    return torch, importlib.import_module("transformers")
+
+
+def two_times(generate: Callable[[int], Any], new: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of a token and of the prompt, from runs of all and of half of the new tokens."""
+    took: dict[int, float] = {}
+    for count in (new, new // 2 + 1):
+        generate(count)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            generate(count)
+            times.append(time.perf_counter() - start)
+        took[count] = 1e3 * min(times)
+    token = (took[new] - took[new // 2 + 1]) / (new - new // 2 - 1)
+    return {"token": round(token, 3), "prompt": round(took[new] - (new - 1) * token, 1)}
+
+
+def floor(model: Any, batch: int, steps: int, repeats: int) -> float:
+    """Milliseconds of the products of one step."""
+    import jax
+    import jax.numpy as jnp
+
+    from layers import flatten
+
+    tied = model.head is None
+    weights = []
+    for name, parameter in flatten(model).items():
+        table = name.endswith("embedding.embedding")
+        if parameter.ndim != 2 or "position" in name or (table and not tied) or not (table or name.endswith("kernel")):
+            continue
+        weights.append(jnp.asarray(parameter).T if table else jnp.asarray(parameter))
+
+    @jax.jit
+    def run(weights: list[jax.Array], x: jax.Array) -> jax.Array:
+        def step(_: int, x: jax.Array) -> jax.Array:
+            for weight in weights:
+                rows = weight.shape[0]
+                x = jnp.tile(x, (1, -(-rows // x.shape[1])))[:, :rows] @ weight
+                x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=1, keepdims=True) + 1e-6)
+            return x[:, :width]
+
+        return jax.lax.fori_loop(0, steps, step, x)
+
+    width = min(weight.shape[1] for weight in weights)
+    x = jax.random.normal(jax.random.key(0), (batch, width))
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(run(weights, x))
+        times.append(time.perf_counter() - start)
+    return round(1e3 * min(times[1:]) / steps, 3)
+
+
+def ours(model: Any, batch: int, new: int, repeats: int) -> tuple[dict[str, float], np.ndarray]:
+    """Times of our model, and the tokens of the last run."""
+    import zoo
+
+    tokens = prompts(batch, model.config.vocab_size)
+    made: list[np.ndarray] = []
+
+    def generate(count: int) -> None:
+        made[:] = [zoo.generate(model, tokens, count, temperature=0, stop=()).tokens]
+
+    times = two_times(generate, new, repeats)
+    return times, made[0]
+
+
+def theirs(folder: str, batch: int, new: int, repeats: int) -> None:
+    """Prints times and tokens of the model in ``folder``."""
+    torch, transformers = peers()
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.from_numpy(prompts(batch, model.config.vocab_size))
+    made: list[Any] = []
+
+    def generate(count: int) -> None:
+        out = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=count,
+            min_new_tokens=count,
+        )
+        made[:] = [out[:, PROMPT:].tolist()]
+
+    print(json.dumps({**two_times(generate, new, repeats), "tokens": made[0]}))
+
+
+def run_theirs(folder: str, batch: int, new: int, repeats: int, limit: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.decoding", f"--theirs={folder}", f"--batch={batch}"]
+    command += [f"--new={new}", f"--repeats={repeats}"]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return {"stopped": f"not done after {limit:.0f} s"}
+    if done.returncode:
+        return {"stopped": f"ended with status {done.returncode}"}
+    return json.loads(done.stdout.decode().splitlines()[-1])
+
+
+def measure(name: str, batch: int, new: int, repeats: int, limit: float) -> dict[str, Any]:
+    """The row of one model and batch."""
+    import zoo
+
+    with tempfile.TemporaryDirectory() as folder:
+        if name in PEERS:
+            kind, options = PEERS[name]
+            cls: Any = getattr(peers()[1], kind)
+            cls(cls.config_class(**_COMMON, **options)).save_pretrained(folder)
+            model = zoo.create(name, weights=folder)
+        else:
+            model = zoo.create(name)
+        # In turn, so that what slows the machine for a while slows all of them.
+        lowest = floor(model, batch, new // 4, repeats)
+        times, tokens = ours(model, batch, new, repeats)
+        row: dict[str, Any] = {"ours_ms": times}
+        if name in PEERS:
+            other = run_theirs(folder, batch, new, repeats, limit)
+            generated = other.pop("tokens", None)
+            if generated is not None:
+                row["equal_tokens"] = round(float(np.mean(np.asarray(generated)[:, : tokens.shape[1]] == tokens)), 3)
+                row["times_faster"] = {what: round(other[what] / times[what], 2) for what in times}
+            row["transformers_ms"] = other
+        row["floor_ms"] = min(lowest, floor(model, batch, new // 4, repeats))
+    row["over_floor"] = round(times["token"] / row["floor_ms"], 2)
+    row["tokens_per_second"] = round(1e3 * batch / times["token"], 1)
+    row["asked"] = {"times_faster": BATCHES[batch], "or_over_floor": NEAR}
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help=f"models, separated by commas, of: {', '.join([*PEERS, *ALONE])}")
+    parser.add_argument("--new", type=int, default=256, help="tokens to generate")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for transformers' side of one row")
+    parser.add_argument("--batch", type=int, choices=list(BATCHES), help="this batch only")
+    parser.add_argument("--theirs", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.new < 8:
+        parser.error(f"--new is at least 8, not {args.new}: times are differences of a half of the tokens")
+    if args.theirs:
+        theirs(args.theirs, args.batch, args.new, args.repeats)
+        return
+    names = [name.strip() for name in args.only.split(",") if name.strip()] or [*PEERS, *ALONE]
+    if unknown := [name for name in names if name not in {*PEERS, *ALONE}]:
+        parser.error(f"no row {unknown[0]!r}; there are: {', '.join([*PEERS, *ALONE])}")
+    import jax
+
+    path = pathlib.Path(__file__).parent / "results" / jax.default_backend() / "decoding.json"
+    report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"prompt": PROMPT, "rows": {}}
+    for name in names:
+        for batch in [args.batch] if args.batch else BATCHES:
+            row = measure(name, batch, args.new, args.repeats, args.limit)
+            row |= {
+                "new": args.new,
+                "versions": {
+                    package: importlib.metadata.version(package) for package in ("jax", "torch", "transformers")
+                },
+                "cores": os.cpu_count(),
+                "load_average_at_end": round(os.getloadavg()[0], 1),
+            }
+            report["rows"][f"{name}, batch {batch}"] = row
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(report, indent=2) + "\n")
+            print(name, batch, json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
