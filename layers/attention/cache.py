@@ -31,8 +31,9 @@ class TokenCache:
     @staticmethod
     def nothing(batch: int, capacity: int) -> dict[str, jax.Array]:
         """The fields of a cache without tokens."""
-        zeros = jnp.zeros((batch,), jnp.int32)
-        return {"positions": jnp.full((batch, capacity), -1, jnp.int32), "length": zeros, "segment": zeros}
+        # An array each: a state is donated, and no array can be donated twice.
+        length, segment = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), jnp.int32)
+        return {"positions": jnp.full((batch, capacity), -1, jnp.int32), "length": length, "segment": segment}
 
     def write(self, new: Mapping[str, jax.Array], tokens: Tokens, after: Continuation) -> Self:
         """Stores what new tokens have, (batch, new, ...) by field, after what the old ones had, or instead of those of
