@@ -76,7 +76,7 @@ class CrossShapedAttention(ProjectedAttention):
         (height, width), _ = tokens.image(x.shape[1])
         stripe = self.stripe
         windows = [(height, width)] if stripe is None else [(height, stripe), (stripe, width)]
-        maps = [a.reshape(len(a), height, width, *a.shape[2:]) for a in (q, k, v)]
+        maps = [a.reshape(a.shape[0], height, width, *a.shape[2:]) for a in (q, k, v)]
         mask = None if tokens.mask is None else tokens.mask.reshape(-1, height, width)
         queries, keys, values = (jnp.split(a, len(windows), axis=3) for a in maps)
         found = [
@@ -114,7 +114,7 @@ class CrossShapedAttention(ProjectedAttention):
         size = window[0] * window[1]
         queries, keys, values = (cut(a) for a in (q, k, v))
         seen = None if mask is None else cut(mask)
-        flat = (a.reshape(len(a), size, *a.shape[3:]) for a in (queries, keys, values))
+        flat = (a.reshape(a.shape[0], size, *a.shape[3:]) for a in (queries, keys, values))
         y = attention(*flat, mask=None if seen is None else seen.reshape(-1, 1, 1, size))
         merged = values.reshape(*values.shape[:3], -1)
         local = convolution(without_padding(merged, seen))

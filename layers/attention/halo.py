@@ -119,13 +119,13 @@ class HaloAttention(Mixer):
         down = jnp.einsum("byxhd,yjd->byxhj", q, rows)
         across = jnp.einsum("byxhd,xjd->byxhj", q, columns)
         q = jnp.concatenate([q * self.head_dim**-0.5, down, across], -1).reshape(
-            len(q), side * side, self.num_heads, -1
+            q.shape[0], side * side, self.num_heads, -1
         )
         places = jnp.eye(window, dtype=k.dtype)
         at = jnp.concatenate([jnp.repeat(places, window, 0), jnp.tile(places, (window, 1))], -1)
         k = jnp.concatenate([k, jnp.broadcast_to(at[:, None], (*k.shape[:3], 2 * window))], -1)
         y = attention(q, k, v, mask=mask, scale=1.0)
-        return y.reshape(len(q), side, side, -1)
+        return y.reshape(q.shape[0], side, side, -1)
 
     def _windows(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """(batch, height, width, features) as the windows of blocks, (batch, rows, columns, window, window, features)."""

@@ -163,7 +163,7 @@ class NaturalLionAttention(LionAttention):
             turned = np.where(np.arange(len(grid))[:, None] % 2, grid[:, ::-1], grid).reshape(-1)
             order = np.concatenate([np.arange(prefix), prefix + turned])
             along = tokens.without("segment_ids").replace(mask=None if tokens.mask is None else tokens.mask[:, order])
-            log = self._log_decay(rates, decay, x[:, order], np.arange(x.shape[1]) >= prefix)
+            log = self._log_decay(rates, decay, x[:, order], jnp.arange(x.shape[1]) >= prefix)
             y = self._read(q[:, order], k[:, order], v[:, order], log, along)
             found = found + y[:, np.argsort(order)] / 2
         return self._mean(found, v)
