@@ -468,7 +468,8 @@ class Isotropic(Classifier):
         if self.takes_grid:
             last, found, _ = self.blocks.through(x.reshape(x.shape[0], *grid, x.shape[2]), capture=capture)
             last, *found = [
-                (y.reshape(y.shape[0], -1, y.shape[3]), Tokens(grid=(y.shape[1], y.shape[2]))) for y, _ in (last, *found)
+                (y.reshape(y.shape[0], -1, y.shape[3]), Tokens(grid=(y.shape[1], y.shape[2])))
+                for y, _ in (last, *found)
             ]
             return last, found
         last, found, _ = self.blocks.through(x, tokens, capture=capture)
