@@ -115,6 +115,6 @@ def forget_programs() -> Iterator[None]:
     would reach that.
     """
     yield
-    if mapped_pieces() > 10_000:
+    if mapped_pieces() > 3_000:  # of programs some 3 GB
         jax.clear_caches()
         gc.collect()
