@@ -287,7 +287,7 @@ def training_step(family: str, form: tuple[str, ...], **sizes: Any) -> tuple[Any
     return y, again, flatten_state(gradient), flatten_state(nnx.filter_state(rest, Statistic))
 
 
-@every
+@pytest.mark.parametrize("family", tiered(FAMILIES, PARTS.__contains__))
 def test_training_mode_is_random_and_reaches_every_parameter(family: str) -> None:
     """Of stages one block each, the other being the same function."""
     sizes = shallow(family) if issubclass(kind_of(family), Pyramid) else {}
