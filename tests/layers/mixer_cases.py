@@ -65,7 +65,13 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "gated_convolution": {
         "plain": {"kernel_init": truncated_normal(0.2)},
-        "part": {"conv_ratio": 0.5, "kernel_size": 3, "expansion": 1.5, "use_bias": False},
+        "part": {
+            "conv_ratio": 0.5,
+            "kernel_size": 3,
+            "expansion": 1.5,
+            "use_bias": False,
+            "kernel_init": truncated_normal(0.2),
+        },
     },
     "relu_linear": {"plain": {"floor": 0.5}},
     "routing": {
