@@ -121,7 +121,8 @@ class CausalRelation(Mixer):
             return self._finish(found, x), new
         after = continued(x.shape[1], state.length, state.segment, tokens.mask, tokens.segment_ids)
         # Those of the cache are of the document that the first tokens may continue.
-        places = jnp.concatenate([state.positions, after.positions], axis=1)
+        real = after.positions if tokens.mask is None else jnp.where(tokens.mask, after.positions, -1)
+        places = jnp.concatenate([state.positions, real], axis=1)
         visible = (places[:, None] >= 0) & (places[:, None] <= after.positions[:, :, None])
         if tokens.segment_ids is not None:
             document = numbered(tokens.segment_ids, state.segment, tokens.mask)
