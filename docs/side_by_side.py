@@ -88,9 +88,11 @@ def section(report: Report, name: str) -> str:
     """A form of the benchmark: what was run, and of what was asked for, what was not."""
     rows = report["rows"]
     missing = report["rows_asked_for"] - len(rows)
-    told = f"{len(rows)} rows were measured" + (f", and {missing} of those asked for were not" if missing > 0 else "")
+    counted = f"{len(rows)} rows were measured" + (
+        f", and {missing} of those asked for were not" if missing > 0 else ""
+    )
     command = f"python -m benchmarks.mixers{' --quick' if report['quick'] else ''}"
-    text = f"`{command}` on {report['cores']} cores, jax {report['jax']}: {told}. Load average {_load(rows)}: above the cores, times are too long."
+    text = f"`{command}` on {report['cores']} cores, jax {report['jax']}: {counted}. Load average {_load(rows)}: above the cores, times are too long."
     return "\n".join([f"## {FORMS[name]}\n\n{text}\n", *learning(rows, name), *costs(rows, name)])
 
 

@@ -305,7 +305,7 @@ class Results:
         Args:
           wanted: the jobs.
           do: makes a row.
-          say: is told what was done, and how much time is left.
+          say: is called with a line about what was done and how much time is left.
           until: when no row is begun any more, by ``time.monotonic()``.
         """
         rows = {number: row for number, job in enumerate(wanted) if (row := self.of(job)) and not self._fresh}
@@ -319,7 +319,7 @@ class Results:
             row = rows[place] = self.add(wanted[place], do(wanted[place]))
             spent = time.monotonic() - since
             left = f", about {duration(spent / count * (len(missing) - count))} left" if count < len(missing) else ""
-            say(f"{told(wanted[place])}: {outcome(row)}; {len(rows)} of {len(wanted)} rows{left}")
+            say(f"{label(wanted[place])}: {outcome(row)}; {len(rows)} of {len(wanted)} rows{left}")
         return [rows[number] for number in sorted(rows)]
 
     def write_csv(self) -> Path:
@@ -338,7 +338,7 @@ class Results:
         return path
 
 
-def told(job: Job) -> str:
+def label(job: Job) -> str:
     """A job, for people."""
     shown = {name: value for name, value in job.items() if name not in ("setting", "steps")}
     return ", ".join(value if isinstance(value, str) else f"{name} {value:,}" for name, value in shown.items())
