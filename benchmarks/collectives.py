@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[str, dict[str, Any], dict[str, str] | None]] = {
     "titans as context, memory handed over": ("titans_mac", {"num_heads": 4, "segment": 64}, None),
     "gated delta net, by the compiler": ("gated_delta_net", {"num_heads": 4}, {"delta_rule": "xla"}),
 }
-"""The mixer, its options, and the implementations it is told to use."""
+"""The mixer, its options, and the implementations it is to use."""
 
 _SIZES = {
     "f64": 8,
@@ -131,7 +131,7 @@ def count(program: str, devices: int = DEVICES) -> dict[str, float]:
 
 
 def measure(
-    mixer: str, options: dict[str, Any], told: dict[str, str] | None, length: int
+    mixer: str, options: dict[str, Any], chosen: dict[str, str] | None, length: int
 ) -> dict[str, dict[str, float]]:
     """Bytes of the forward pass of a layer, and with the gradients of its parameters and its input."""
     import jax
@@ -162,7 +162,7 @@ def measure(
     }
     row = {}
     for name, (function, places) in programs.items():
-        with jax.set_mesh(mesh), use(**(told or {})):
+        with jax.set_mesh(mesh), use(**(chosen or {})):
             row[name] = count(jax.jit(function, out_shardings=places).lower(params, x).compile().as_text())
     return row
 
@@ -178,10 +178,10 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.collectives", *sys.argv[1:]]
         sys.exit(subprocess.call(command, env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}))
     rows: dict[str, Any] = {}
-    for name, (mixer, options, told) in LAYERS.items():
+    for name, (mixer, options, chosen) in LAYERS.items():
         if given.only not in name:
             continue
-        rows[name] = {str(length): measure(mixer, options, told, length) for length in given.lengths}
+        rows[name] = {str(length): measure(mixer, options, chosen, length) for length in given.lengths}
         sums = {length: [sum(kinds.values()) / 1024 for kinds in row.values()] for length, row in rows[name].items()}
         shown = "   ".join(
             f"{length}: {forward:,.0f} / {training:,.0f}" for length, (forward, training) in sums.items()

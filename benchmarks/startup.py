@@ -331,8 +331,8 @@ def main(given: list[str] | None = None) -> None:
         prog="python -m benchmarks.startup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     rows = f"{', '.join(FIRST)}, one model of each other family, {', '.join(WAYS)}"
-    told = f"rows, commas between; any model may be one; default {rows}"
-    parser.add_argument("--only", type=lambda text: text.split(","), help=told)
+    about = f"rows, commas between; any model may be one; default {rows}"
+    parser.add_argument("--only", type=lambda text: text.split(","), help=about)
     parser.add_argument("--baseline", help="a commit of this repository that is measured beside this tree")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one side of one row")
     parser.add_argument("--output", type=pathlib.Path, help="default benchmarks/results/<platform>/startup.json")

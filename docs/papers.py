@@ -192,7 +192,7 @@ def comparisons() -> dict[int, list[str]]:
 @functools.cache
 def on_gpu(op: str) -> str:
     """How many of an op's calls its kernels computed right on GPUs; empty where none ran."""
-    told = []
+    lines = []
     for folder in GPU_RESULTS:
         if (path := folder / "correctness.json").exists():
             right = [
@@ -200,8 +200,8 @@ def on_gpu(op: str) -> str:
                 for row in json.loads(path.read_text())["correctness"]
                 if row["op"] == op and row.get("right") is not None
             ]
-            told += [f"{folder.name.upper()}: {sum(right)} of {len(right)} calls of `{op}` right"] if right else []
-    return "<br>".join(told)
+            lines += [f"{folder.name.upper()}: {sum(right)} of {len(right)} calls of `{op}` right"] if right else []
+    return "<br>".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,11 +47,11 @@ def vision(report: Report) -> str:
         side: [row[side]["product"] for row in report["milliseconds"].values() if "product" in row.get(side, {})]
         for side in ("ours", "eager")
     }
-    told = ""
+    product = ""
     if all(rates.values()):
-        told = f" A matrix product by itself made {max(rates['ours']):.0f}e9 operations a second in JAX and {max(rates['eager']):.0f}e9 in PyTorch."
+        product = f" A matrix product by itself made {max(rates['ours']):.0f}e9 operations a second in JAX and {max(rates['eager']):.0f}e9 in PyTorch."
     head = ["model", "", "ours, ms", "PyTorch eager, ms", "torch.compile, ms", "times eager", "times torch.compile"]
-    return f"## Vision models\n\n`python -m benchmarks.vision`, {versions}{_load(report)}.{told}\n\n{table(head, rows)}"
+    return f"## Vision models\n\n`python -m benchmarks.vision`, {versions}{_load(report)}.{product}\n\n{table(head, rows)}"
 
 
 def mamba(report: Report) -> str:
@@ -61,14 +61,14 @@ def mamba(report: Report) -> str:
         for what, ours in row["ours_ms"].items():
             theirs = row["transformers_ms"].get(what)
             ratio = row["times_faster"].get(what)
-            told = _number(theirs) if theirs else row["transformers_ms"].get("stopped", "")
+            theirs_shown = _number(theirs) if theirs else row["transformers_ms"].get("stopped", "")
             before = ", ".join(map(_number, row.get("forward_over_products_before", [])))
             over = (
                 _number(row["forward_over_products"]) + (f" (runs before: {before})" if before else "")
                 if what == "forward"
                 else ""
             )
-            rows.append([length, what.replace("_", " "), _number(ours), told, _number(ratio), over])
+            rows.append([length, what.replace("_", " "), _number(ours), theirs_shown, _number(ratio), over])
     head = ["tokens", "", "ours, ms", "transformers, ms", "times transformers", "over its matrix products alone"]
     return f"## {report['model']}\n\n`python -m benchmarks.mamba`, jax {report['jax']}{_load(report)}.\n\n{table(head, rows)}"
 

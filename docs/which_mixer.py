@@ -126,7 +126,7 @@ def decisions(report: Report) -> list[str]:
     def at_middle(row: Row) -> float:
         return float(row["operations"][middle])
 
-    def told(row: Row) -> str:
+    def described(row: Row) -> str:
         return _billions(at_middle(row))
 
     def all_of(names: Iterable[str]) -> str:
@@ -141,7 +141,7 @@ def decisions(report: Report) -> list[str]:
         f"exponent 1:"
         f" {steps} tokens. Up to where that is about 1, its operations are no reason to leave it.",
         f"**Images and other maps.** By 10^9 operations at 64 x 64 tokens, the fewest first: "
-        f"{_names(maps, at_middle, told)}."
+        f"{_names(maps, at_middle, described)}."
         f" Of these the exponent is above 1 for {all_of({n: r for n, r in maps.items() if r['exponent'] > 1})}. "
         f"`row_major`, `scan_2d`,"
         " `windowed` and `grid` bring any mixer of sequences to a map.",

@@ -111,10 +111,10 @@ def main(
     _write(path, _report(name, claim, what, given.quick, rows, verdict))
     print(shown(rows, what.figures))
     report = json.loads(path.read_text())
-    told = {True: "holds", False: "does NOT hold here", None: "not judged"}[report["holds"]]
+    outcome = {True: "holds", False: "does NOT hold here", None: "not judged"}[report["holds"]]
     fewest = min(map(len, report["seeds"].values()))
     print(
-        f"{claim.strip().partition(chr(10))[0]}\n{told}, by {fewest} seed{'s' if fewest != 1 else ''} or more of each; "
+        f"{claim.strip().partition(chr(10))[0]}\n{outcome}, by {fewest} seed{'s' if fewest != 1 else ''} or more of each; "
         f"{path}"
     )
 

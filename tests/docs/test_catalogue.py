@@ -41,12 +41,7 @@ FILES: dict[str, tuple[str, ...]] = {
 QUICK = {"A layer in your own model", "Add a mixer"}
 # Behind these names are smaller models here: the examples are the same, and their programs small.
 SMALLER: dict[str, dict[str, Any]] = {
-    "biformer_tiny": {
-        "depths": (1, 1, 1, 1),
-        "features": (16, 32, 64, 128),
-        "num_heads": (1, 2, 4, 8),
-        "stem": (8, 16),
-    },
+    "biformer_tiny": {"depths": (1, 1), "features": (16, 32), "num_heads": (1, 2), "topk": (1, 4), "stem": (8, 16)},
     "mamba_130m": {"depth": 1, "features": 64},
     "vit_tiny_patch16_224": {"depth": 1},
 }

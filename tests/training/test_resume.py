@@ -1,4 +1,4 @@
-"""Runs that end early: told to stop, killed while saving, out of disk. What goes on equals what never stopped."""
+"""Runs that end early: asked to stop, killed while saving, out of disk. What goes on equals what never stopped."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def final_state(workdir: Path):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    told = toy_run.run(str(workdir), CHANGES)
-    assert told["finished"]
-    return workdir, told
+    outcome = toy_run.run(str(workdir), CHANGES)
+    assert outcome["finished"]
+    return workdir, outcome
 
 
-def assert_same_run(workdir: Path, told: dict, uninterrupted) -> None:
+def assert_same_run(workdir: Path, outcome: dict, uninterrupted) -> None:
     """The end is the same bit for bit, and so is the record of the figures."""
-    whole, told_whole = uninterrupted
+    whole, whole_outcome = uninterrupted
     (state, step), (expected, last) = final_state(workdir), final_state(whole)
     assert step == last
     assert jax.tree.all(jax.tree.map(np.array_equal, state, expected))
-    assert {**told, "step": 0} == {**told_whole, "step": 0}
+    assert {**outcome, "step": 0} == {**whole_outcome, "step": 0}
     assert validation(workdir) == validation(whole)
 
 
@@ -68,14 +68,14 @@ def validation(workdir: Path) -> list[dict]:
     return [line for line in lines if line["split"] == "validation"]
 
 
-def test_a_run_told_to_stop_goes_on_bit_for_bit_with_other_workers(tmp_path, uninterrupted, capsys):
-    told = toy_run.run(str(tmp_path), {**CHANGES, "workers": 1}, stop=150)
-    assert 0 < told["step"] < 38
-    assert not told["finished"]
-    assert told["step"] % 13 != 0, "the stop is meant to fall inside an epoch"
-    told = toy_run.run(str(tmp_path), {**CHANGES, "workers": 0})
+def test_a_run_asked_to_stop_goes_on_bit_for_bit_with_other_workers(tmp_path, uninterrupted, capsys):
+    outcome = toy_run.run(str(tmp_path), {**CHANGES, "workers": 1}, stop=150)
+    assert 0 < outcome["step"] < 38
+    assert not outcome["finished"]
+    assert outcome["step"] % 13 != 0, "the stop is meant to fall inside an epoch"
+    outcome = toy_run.run(str(tmp_path), {**CHANGES, "workers": 0})
     assert "going on from step" in capsys.readouterr().err
-    assert_same_run(tmp_path, told, uninterrupted)
+    assert_same_run(tmp_path, outcome, uninterrupted)
 
 
 @pytest.mark.full
@@ -88,9 +88,9 @@ def test_a_run_killed_while_saving_loses_only_what_came_after_the_last_checkpoin
     process.send_signal(signal.SIGKILL)
     process.communicate()
     saved = max(int(p.name) for p in tmp_path.glob("checkpoints/*") if p.name.isdecimal())
-    told = toy_run.run(str(tmp_path), CHANGES)
+    outcome = toy_run.run(str(tmp_path), CHANGES)
     assert f"going on from step {saved} " in capsys.readouterr().err
-    assert_same_run(tmp_path, told, uninterrupted)
+    assert_same_run(tmp_path, outcome, uninterrupted)
 
 
 @pytest.mark.full
@@ -108,13 +108,13 @@ def test_a_full_disk_is_one_message_and_the_run_can_go_on(tmp_path, uninterrupte
 
 
 def test_four_devices_equal_one(tmp_path, uninterrupted, eight_devices):
-    told = eight_devices("tests.training.toy_run:run", str(tmp_path), {**CHANGES, "mesh": {"data": 4}})
-    whole, told_whole = uninterrupted
+    outcome = eight_devices("tests.training.toy_run:run", str(tmp_path), {**CHANGES, "mesh": {"data": 4}})
+    whole, whole_outcome = uninterrupted
     (state, _), (expected, _) = final_state(tmp_path), final_state(whole)
     for name, value in expected["params"].items():
         difference = np.abs(state["params"][name] - value).max() / np.abs(value).max()
         assert difference < 1e-5, name
-    assert told["figures"]["raw"]["loss"] == pytest.approx(told_whole["figures"]["raw"]["loss"], rel=1e-5)
+    assert outcome["figures"]["raw"]["loss"] == pytest.approx(whole_outcome["figures"]["raw"]["loss"], rel=1e-5)
 
 
 @pytest.mark.full

@@ -12,6 +12,7 @@ import zoo
 from training import assembly, loop, sampling
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 200
+PIECE = 8  # new tokens: a command writes so many at a time, and one program serves all
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.model_options = ConfigDict({"features": 32, "depth": 1, "num_heads": 2})
     task, model = assembly.build(config)
     loop.train(config, model, task, root / "workdir", record=assembly.record(config, task))
-    assert sampling.sample(task, model, 20).startswith("the quick|")
+    assert sampling.sample(task, model, PIECE).startswith("the quick|")
     return root
 
 
@@ -41,14 +42,17 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_text_from_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workdir = f"--workdir={run / 'workdir'}"
-    greedy = printed(capsys, workdir, "--prompt=the quick", "--temperature=0", "--max_new_tokens=24", "--keep_going")
+    greedy = printed(
+        capsys, workdir, "--prompt=the quick", "--temperature=0", f"--max_new_tokens={PIECE}", "--keep_going"
+    )
     assert greedy.startswith("the quick")
     _, model = assembly.build(sampling.read_config(run / "workdir"))
     sampling.evaluation.load(sampling.read_config(run / "workdir"), model, run / "workdir")
-    tokens = zoo.generate(model, [[0, *b"the quick"]], 24, temperature=0).rows()[0]
+    tokens = zoo.generate(model, [[0, *b"the quick"]], PIECE, temperature=0).rows()[0]
     assert greedy == "the quick" + bytes(tokens).replace(b"\0", b"").decode(errors="replace") + "\n"
     first, again, other = (
-        printed(capsys, workdir, "--prompt=the", "--max_new_tokens=30", f"--seed={seed}") for seed in (1, 1, 2)
+        printed(capsys, workdir, "--prompt=the", "--temperature=2", f"--max_new_tokens={3 * PIECE}", f"--seed={seed}")
+        for seed in (1, 1, 2)
     )
     assert first == again != other
 
@@ -57,19 +61,19 @@ def test_text_from_python(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     """A run has its tokenizer; the command has the same options."""
     model = zoo.create(weights=run / "workdir")
     options = {"temperature": 0, "repetition_penalty": 1.2, "stop": ()}
-    (text,) = zoo.generate(model, ["the quick"], 24, **options).texts
+    (text,) = zoo.generate(model, ["the quick"], PIECE, **options).texts
     command = (
         f"--workdir={run / 'workdir'}",
         "--prompt=the quick",
         "--temperature=0",
-        "--max_new_tokens=24",
+        f"--max_new_tokens={PIECE}",
         "--repetition_penalty=1.2",
         "--keep_going",
     )
     assert printed(capsys, *command) == f"the quick{text}\n"
-    stop = text[6:9]
+    stop = text[4:6]
     before = text.partition(stop)[0]
-    assert zoo.generate(model, ["the quick"], 24, **{**options, "stop": [stop]}).texts == [before]
+    assert zoo.generate(model, ["the quick"], PIECE, **{**options, "stop": [stop]}).texts == [before]
     assert printed(capsys, *command, f"--stop={stop}", "--stop=\t") == f"the quick{before}\n"
 
 
@@ -96,9 +100,9 @@ def test_text_when_the_data_and_the_tokenizer_are_gone(tmp_path: Path, capsys: p
     loop.train(config, model, task, workdir, record=assembly.record(config, task))
     text.unlink()
     file.unlink()
-    (found,) = zoo.generate(zoo.create(weights=workdir), "the quick", 5, temperature=0, stop=()).texts
+    (found,) = zoo.generate(zoo.create(weights=workdir), "the quick", PIECE, temperature=0, stop=()).texts
     assert set(found.split()) <= set(TEXT.split())
-    options = ("--prompt=the quick", "--temperature=0", "--max_new_tokens=5", "--keep_going")
+    options = ("--prompt=the quick", "--temperature=0", f"--max_new_tokens={PIECE}", "--keep_going")
     assert printed(capsys, f"--workdir={workdir}", *options) == f"the quick{found}\n"
     assert printed(capsys, f"--workdir={workdir}", "--checkpoint=4", *options) == f"the quick{found}\n"
     with pytest.raises(SystemExit, match=r"checkpoints/9"):
@@ -124,7 +128,9 @@ def test_the_prompt_from_standard_input(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("over the"))
-    assert printed(capsys, f"--workdir={run / 'workdir'}", "--prompt=-", "--max_new_tokens=3").startswith("over the")
+    assert printed(capsys, f"--workdir={run / 'workdir'}", "--prompt=-", f"--max_new_tokens={PIECE}").startswith(
+        "over the"
+    )
 
 
 def test_other_tasks_have_no_sample() -> None:

@@ -52,9 +52,9 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(accumulate):
     # The weights in ExactTask leave microbatches with unequal counts, which a plain mean would get wrong.
     task, model = ExactTask(), toy.ToyModel(norm=False)
     (one, state), (many, _) = setup(model, task=task), setup(model, accumulate, task=task)
-    (a, told), (b, told_too) = one(state, batch()), many(state, batch(accumulate=accumulate))
+    (a, report), (b, report_too) = one(state, batch()), many(state, batch(accumulate=accumulate))
     close(a["params"], b["params"])
-    np.testing.assert_allclose(told["pairs"]["loss"], told_too["pairs"]["loss"], rtol=1e-6)
+    np.testing.assert_allclose(report["pairs"]["loss"], report_too["pairs"]["loss"], rtol=1e-6)
 
 
 def test_statistics_pass_through_every_microbatch():
@@ -100,7 +100,7 @@ def test_auxiliary_losses_are_weighted_and_reported():
     model = toy.ToyModel(aux=True, norm=False)
     step, state = setup(model, aux={"activity": 0.0})
     weighted, _ = setup(model, aux={"activity": 0.5})
-    (plain, told), (moved, _) = step(state, batch()), weighted(state, batch())
+    (plain, report), (moved, _) = step(state, batch()), weighted(state, batch())
     x = batch()["input"][0]
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0)
     x = x * (1 + 0.01 * jax.random.normal(jax.random.fold_in(key, zlib.crc32(b"task"))))
@@ -109,7 +109,7 @@ def test_auxiliary_losses_are_weighted_and_reported():
         return jnp.mean(jnp.square(nnx.gelu(x @ kernel + state["params"]["first.bias"])))
 
     value, slope = jax.value_and_grad(activity)(state["params"]["first.kernel"])
-    np.testing.assert_allclose(told["pairs"]["activity"][0] / told["pairs"]["activity"][1], value, rtol=1e-5)
+    np.testing.assert_allclose(report["pairs"]["activity"][0] / report["pairs"]["activity"][1], value, rtol=1e-5)
     np.testing.assert_allclose(
         plain["params"]["first.kernel"] - moved["params"]["first.kernel"], 0.1 * 0.5 * slope, atol=1e-6
     )
@@ -158,12 +158,12 @@ def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(sticky):
     state, _ = step(state, batch())
     bad = batch(1)
     bad["input"][0, 0, 0] = np.nan
-    moved, told = step(state, bad)
-    assert not told["kept"]
+    moved, report = step(state, bad)
+    assert not report["kept"]
     for part in ("params", "statistics", "optimizer", "ema"):
         assert jax.tree.all(jax.tree.map(np.array_equal, moved[part], state[part])), part
-    after, told = step(moved, batch(2))
-    assert bool(told["kept"]) == (not sticky)
+    after, report = step(moved, batch(2))
+    assert bool(report["kept"]) == (not sticky)
     assert int(after["step"]) == (1 if sticky else 3)
 
 
@@ -176,11 +176,11 @@ def test_gradients_that_overflow_alone_are_caught_and_named():
 
     task, model = Cliff(), toy.ToyModel()
     step, state = setup(model, task=task)
-    _, told = step(state, batch(task=task))
-    assert np.isfinite(told["pairs"]["loss"][0])
-    assert not told["kept"]
+    _, report = step(state, batch(task=task))
+    assert np.isfinite(report["pairs"]["loss"][0])
+    assert not report["kept"]
     names = sorted(state["params"])
-    assert [n for n, s in zip(names, told["squares"]) if not np.isfinite(s)] == ["head.bias"]
+    assert [n for n, s in zip(names, report["squares"]) if not np.isfinite(s)] == ["head.bias"]
 
 
 def test_evaluation_ignores_rows_of_weight_zero():
