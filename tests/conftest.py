@@ -100,6 +100,16 @@ def eight_devices() -> Iterator[EightDevices]:
     process.close()
 
 
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of TFDS with the embedded digits, prepared once: that imports scikit-learn, which takes long."""
+    from tasks.datasets import digits
+
+    where = str(tmp_path_factory.mktemp("tfds"))
+    digits.prepare(where)
+    return where
+
+
 def mapped_pieces() -> float:
     """Of memory, that this process maps; unknown elsewhere than on Linux."""
     maps = Path("/proc/self/maps")

@@ -1,4 +1,4 @@
-"""The embedded digits, prepared once for all tests of the tasks."""
+"""What small models want of their images."""
 
 import dataclasses
 
@@ -15,15 +15,6 @@ class Preprocess:
     interpolation: str = "bicubic"
     crop_fraction: float = 0.875
     crop_mode: str = "center"
-
-
-@pytest.fixture(scope="session")
-def digits_dir(tmp_path_factory):
-    from tasks.datasets import digits
-
-    where = tmp_path_factory.mktemp("tfds")
-    digits.prepare(str(where))
-    return str(where)
 
 
 @pytest.fixture

@@ -296,7 +296,7 @@ def test_a_tokenizer_file_cuts_no_document_and_reads_no_special_token(folder: Pa
     assert len({plain.key, asked.key, before}) == 3
 
 
-def test_ties_are_not_right() -> None:
+def test_ties_are_not_right(folder: Path) -> None:
     """A head of zeros guesses: of uniform targets it gets one in as many as there are tokens."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 256, (64, 257)).astype(np.int32)
@@ -304,7 +304,7 @@ def test_ties_are_not_right() -> None:
         "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "real": np.ones((64, 256), np.float32), "bytes": np.full(64, 256, np.float32),
         "weight": np.ones(64, np.float32),
     }  # fmt: skip
-    metrics = tasks.create("text").evaluate(lambda tokens: jnp.zeros((*tokens.shape, 256)), batch)
+    metrics = task_on(folder).evaluate(lambda tokens: jnp.zeros((*tokens.shape, 256)), batch)
     right, count = metrics["accuracy"]
     assert float(right / count) == np.mean(tokens[:, 1:] == 0)
     assert float(right / count) == pytest.approx(1 / 256, rel=0.2)

@@ -29,9 +29,9 @@ SMALL = {
 }  # fmt: skip
 
 
-def run(*arguments: str) -> str:
-    """What a command printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+def run(*arguments: str, first: Path = ROOT) -> str:
+    """What a command printed; it finds modules in ``first`` before others."""
+    environment = {**os.environ, "PYTHONPATH": f"{first}{os.pathsep}{ROOT}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
     )
@@ -41,21 +41,25 @@ def run(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a run that trains adapters of a file's weights, and what it printed."""
+    """The folder of a run that trains adapters of a file's weights, and what it printed; without matplotlib, which
+    takes longer than this run.
+    """
     workdir = tmp_path_factory.mktemp("run")
     file = workdir.with_name("weights") / "a.safetensors"
     file.parent.mkdir()
+    absent = tmp_path_factory.mktemp("absent")
+    (absent / "matplotlib.py").write_text("raise ImportError")
     zoo.save(zoo.create("transformer_nano", vocab_size=2, **MODEL, rngs=nnx.Rngs(9)), file)
     task = "--config=configs/transformer.py:task,name=parity,length=8,num_eval=16,test_length=12"
     flags = {**SMALL, "weights": file, "lora.rank": 2}
-    return workdir, run(
-        "train.py", task, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in flags.items())
-    )
+    fields = [f"--config.{name}={value}" for name, value in flags.items()]
+    return workdir, run("train.py", task, f"--workdir={workdir}", *fields, first=absent)
 
 
 def test_train(trained):
     workdir, printed = trained
     assert "test (raw weights)" in printed
+    assert "no curve.png: python -m pip install matplotlib" in printed
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,6 @@ import pytest
 import zoo
 from configs import vit
 from layers.state import flatten
-from tasks.datasets import digits
 from training import assembly
 from training import optimizer as optimizers
 from training.input import train_batch
@@ -21,12 +18,11 @@ from training.step import Skeleton, initial_state, make_step
 TINY = {"depth": 1, "features": 8, "num_heads": 1}
 
 
-def test_each_head_learns_from_its_own(tmp_path: Any) -> None:
+def test_each_head_learns_from_its_own(digits_dir: str) -> None:
     """The label moves the class token's head, the teacher's answer the distillation token's."""
-    digits.prepare(str(tmp_path))
     config = vit.get_config()
     config.model_options.update({**TINY, "distilled": True})
-    config.task.dataset.data_dir = str(tmp_path)
+    config.task.dataset.data_dir = digits_dir
     config.task.distillation.teacher.update({"name": "vit_nano_patch4_32", "num_classes": 10, **TINY})
     config.task.distillation.weight = 1.0
     task, model = assembly.build(config)

@@ -17,7 +17,6 @@ import zoo
 from configs import biformer
 from layers.lora import adapters
 from layers.state import flatten
-from tasks.datasets import digits
 from training import assembly, evaluation, loop
 
 SMALL = {"features": (8,), "stem": (4, 8), "depths": (1,), "num_heads": (1,)}
@@ -34,13 +33,6 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    where = str(tmp_path_factory.mktemp("tfds"))
-    digits.prepare(where)
-    return where
-
-
-@pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 7 classes, whose statistics are not those of a fresh one, under its authors' names."""
     model = zoo.create("biformer_nano", num_classes=7, **SMALL, rngs=nnx.Rngs(9))
@@ -54,10 +46,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config(data_dir: str, file: Path, **changes: Any) -> Any:
+def config(digits_dir: str, file: Path, **changes: Any) -> Any:
     result = biformer.get_config()
     result.model_options.update(SMALL)
-    result.task.dataset.data_dir = data_dir
+    result.task.dataset.data_dir = digits_dir
     result.weights = str(file)
     result.update_from_flattened_dict(
         {**CHANGES, **{name.replace("__", "."): value for name, value in changes.items()}}
@@ -84,37 +76,37 @@ def logits(model: Any) -> jax.Array:
 
 
 def test_a_file_of_another_number_of_classes_is_where_training_starts(
-    tmp_path: Path, data_dir: str, file: Path
+    tmp_path: Path, digits_dir: str, file: Path
 ) -> None:
-    task, model, before = start(config(data_dir, file))
+    task, model, before = start(config(digits_dir, file))
     released = flatten(zoo.create("biformer_nano", weights=file, num_classes=7, **SMALL))
     assert before["head.kernel"].shape == (8, 10)
     assert all(np.array_equal(before[name], released[name]) for name in released if not name.startswith("head"))
-    result = loop.train(config(data_dir, file), model, task, tmp_path)
+    result = loop.train(config(digits_dir, file), model, task, tmp_path)
     assert result.finished
     assert moved(model, before) == set(before)
 
 
-def test_the_head_alone(tmp_path: Path, data_dir: str, file: Path) -> None:
-    chosen = config(data_dir, file, optimizer__freeze=("*", "!head.*"))
+def test_the_head_alone(tmp_path: Path, digits_dir: str, file: Path) -> None:
+    chosen = config(digits_dir, file, optimizer__freeze=("*", "!head.*"))
     task, model, before = start(chosen)
     loop.train(chosen, model, task, tmp_path)
     assert moved(model, before) == {"head.kernel", "head.bias"}
 
 
 @pytest.mark.full
-def test_adapters(tmp_path: Path, data_dir: str, file: Path) -> None:
+def test_adapters(tmp_path: Path, digits_dir: str, file: Path) -> None:
     """Only they and the head move, a run that is cut goes on bit for bit, and the plain model that a run leaves gives
     the same outputs.
     """
-    chosen = config(data_dir, file, lora__rank=2, lora__alpha=4.0)
+    chosen = config(digits_dir, file, lora__rank=2, lora__alpha=4.0)
     task, model, before = start(chosen)
     loop.train(chosen, model, task, tmp_path / "whole")
     expected = {name for name in before if ".lora_" in name} | {"head.kernel", "head.bias"}
     assert moved(model, before) == expected
     assert len(expected) > 10
 
-    cut = config(data_dir, file, lora__rank=2, lora__alpha=4.0, train_for="1 steps")
+    cut = config(digits_dir, file, lora__rank=2, lora__alpha=4.0, train_for="1 steps")
     task, first, _ = start(cut)
     assert loop.train(cut, first, task, tmp_path / "cut").step == 1
     task, again, _ = start(chosen)
