@@ -41,8 +41,8 @@ def run(*arguments: str, first: Path = ROOT) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a run that trains adapters of a file's weights, and what it printed; without matplotlib, which
-    takes longer than this run.
+    """The folder of a run that trains adapters of a file's weights, and what it printed; without matplotlib, whose
+    import and picture take more than a second.
     """
     workdir = tmp_path_factory.mktemp("run")
     file = workdir.with_name("weights") / "a.safetensors"
