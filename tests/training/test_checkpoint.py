@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 from flax import nnx
 
 from layers.state import flatten
+from tests.tiers import tiered
 from tests.training import toy
 from training import optimizer as optimizers
 from training.checkpoint import Best, CheckpointError, Checkpoints
@@ -84,9 +86,14 @@ def damage(path, how):
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
-@pytest.mark.parametrize("item", ["weights", "optimizer"])
-def test_damage_is_noticed_and_the_one_before_used(directory, how, item, capsys):
+QUICK = {("weights", "flipped"), ("weights", "missing"), ("optimizer", "truncated")}
+
+
+@pytest.mark.parametrize(
+    ("item", "how"),
+    tiered(itertools.product(("weights", "optimizer"), ("missing", "truncated", "flipped")), QUICK.__contains__),
+)
+def test_damage_is_noticed_and_the_one_before_used(directory, item, how, capsys):
     # Every data file: Orbax may leave some that the checkpoint does not refer to.
     for path in [p for p in (directory / "checkpoints/3" / item).rglob("d/*") if p.is_file()]:
         damage(path, how)

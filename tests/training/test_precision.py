@@ -203,9 +203,16 @@ def _frequencies():
     return share / share.sum()
 
 
-@NARROW
-@pytest.mark.parametrize(("tokens", "accumulate"), [(262_144, 1), (65_536, 4)])
-def test_gradients_over_many_tokens_are_those_of_float32(dtype, accumulate, tokens):
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "accumulate"),
+    [
+        pytest.param(jnp.bfloat16, 262_144, 1, id="bfloat16-262144"),
+        pytest.param(jnp.float16, 65_536, 4, id="float16-65536-4"),
+        pytest.param(jnp.float16, 262_144, 1, id="float16-262144", marks=pytest.mark.full),
+        pytest.param(jnp.bfloat16, 65_536, 4, id="bfloat16-65536-4", marks=pytest.mark.full),
+    ],
+)
+def test_gradients_over_many_tokens_are_those_of_float32(dtype, tokens, accumulate):
     batch = words(tokens, accumulate)
     (narrow, state), (wide, right_state) = (stepper(Words(d), accumulate=accumulate) for d in (dtype, None))
     (after, report), (right, _) = narrow(state, batch), wide(right_state, batch)
