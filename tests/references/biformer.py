@@ -8,8 +8,7 @@ published models' parameter counts are recorded as well.
 
 from __future__ import annotations
 
-import json
-import subprocess
+import importlib
 import sys
 import types
 from pathlib import Path
@@ -17,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from tests.references import seeded
+from tests.references import recording, seeded
 
 PATH = Path(__file__).with_suffix(".npz")
 SEED = 10
 SHARPNESS = 3.0
 FEATURES, DEPTHS, HEAD_DIM, TOPK, CLASSES = (8, 16, 32, 64), (2, 1, 1, 2), 8, (1, 4, 16, -2), 10
-SIZES = {"even": (1, 112, 112, 3), "odd": (1, 101, 105, 3)}
+IMAGES = {"even": (1, 112, 112, 3), "odd": (1, 101, 105, 3)}
+KEPT = {"gradient": np.s_[:, ::4, 1::4]}
 SMALLEST_GAP = 1e-3
 
 
@@ -34,20 +34,17 @@ def authors(clone: Path) -> Any:
     package.__path__ = [str(clone / "models")]
     sys.modules["models"] = package
     # Gradient checkpointing, which they import from fairscale, is not used here.
-    for name in ("fairscale", "fairscale.nn", "fairscale.nn.checkpoint"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules["fairscale.nn.checkpoint"].checkpoint_wrapper = lambda module: module  # type: ignore[attr-defined]
-    import importlib
-
+    checkpoint = {"checkpoint_wrapper": lambda module: module}
+    recording.stand_in({"fairscale": {}, "fairscale.nn": {}, "fairscale.nn.checkpoint": checkpoint})
     return importlib.import_module("models.biformer")
 
 
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
-    from tests.references.live import outputs_and_gradient, torch
+    from tests.references.live import outputs_and_gradient
 
-    module = authors(clone)
-    model = module.BiFormer(
+    source = authors(clone)
+    model = source.BiFormer(
         depth=list(DEPTHS),
         embed_dim=list(FEATURES),
         qk_dims=list(FEATURES),
@@ -59,11 +56,7 @@ def record(clone: Path) -> dict[str, np.ndarray]:
         num_classes=CLASSES,
         auto_pad=True,
     )
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    model.load_state_dict(
-        {name: torch.from_numpy(value) for name, value in seeded.weights(shapes, SEED, sharpness=SHARPNESS).items()}
-    )
-    model.eval()
+    shapes = recording.give_weights(model, SEED, sharpness=SHARPNESS)
     seen: dict[str, Any] = {}
     for name, module in model.named_modules():
         kind = type(module).__name__
@@ -79,7 +72,7 @@ def record(clone: Path) -> dict[str, np.ndarray]:
             )
 
     arrays: dict[str, np.ndarray] = {}
-    for title, shape in SIZES.items():
+    for title, shape in IMAGES.items():
         seen.clear()
         (logits,), gradient = outputs_and_gradient(lambda x: [model(x)], seeded.images(shape, SEED))
         found = {name: value.detach().numpy() for name, value in seen.items()}
@@ -95,20 +88,9 @@ def record(clone: Path) -> dict[str, np.ndarray]:
             elif name == "features/stages.3":
                 arrays[f"{title}/{name}"] = value
     counts = {
-        name: sum(p.numel() for p in getattr(module, name)().parameters())
-        for name in ("biformer_tiny", "biformer_small", "biformer_base")
+        name: recording.count(getattr(source, name)()) for name in ("biformer_tiny", "biformer_small", "biformer_base")
     }
-    commit = subprocess.run(
-        ["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    about = {
-        "repository": "github.com/rayleizhu/BiFormer",
-        "commit": commit,
-        "torch": torch.__version__,
-        "counts": counts,
-        "shapes": shapes,
-    }
-    return {**arrays, "about": np.array(json.dumps(about))}
+    return arrays | recording.about("github.com/rayleizhu/BiFormer", clone, counts=counts, shapes=shapes)
 
 
 def _gap(router: Any, query: Any, key: Any) -> Any:
@@ -118,5 +100,4 @@ def _gap(router: Any, query: Any, key: Any) -> Any:
 
 
 if __name__ == "__main__":
-    np.savez_compressed(PATH, **record(Path(sys.argv[1])))  # type: ignore[arg-type]
-    print(f"{PATH}: {PATH.stat().st_size} bytes")
+    recording.write(PATH, record)

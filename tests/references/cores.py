@@ -15,7 +15,6 @@ import functools
 import importlib
 import json
 import math
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.references import seeded
+from tests.references import recording, seeded
 
 PATH = Path(__file__).with_suffix(".npz")
 SEED = 15
@@ -59,13 +58,9 @@ MODELS: dict[str, tuple[str, tuple[str, ...], str, dict[str, Any]]] = {
     "inline/deit": ("InLine", ("inline_deit",), "VisionTransformer", _DEIT),
     "inline/swin": ("InLine", ("inline_swin",), "InLineSwin", _SWIN | {"attn_type": "IM1"}),
 }
+IMAGES = {name: (2, model[3]["img_size"], model[3]["img_size"], 3) for name, model in MODELS.items()}
+KEPT = {"gradient": np.s_[:, ::4, 1::4]}
 FOLDERS = {"Agent-Attention": "agent_transformer/models", "InLine": "models"}
-
-
-def pixels(name: str) -> np.ndarray:
-    """Two images."""
-    side = MODELS[name][3]["img_size"]
-    return seeded.images((2, side, side, 3), SEED)
 
 
 def tokens() -> np.ndarray:
@@ -101,33 +96,23 @@ def _module(paths: list[Path]) -> dict[str, Any]:
     return found
 
 
-def _with_weights(module: Any, name: str, shapes: dict[str, Any]) -> Any:
-    """The module with weights that follow from the seed; its constants stay."""
-    from tests.references.live import torch
-
-    constants = {n for n, _ in module.named_buffers()}
-    shapes[name] = {n: tuple(value.shape) for n, value in module.state_dict().items() if n not in constants}
-    module.load_state_dict(
-        {n: torch.from_numpy(a) for n, a in seeded.weights(shapes[name], SEED).items()}, strict=False
-    )
-    return module.eval()
-
-
 def _models(clones: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Adds outputs of the authors' models and of a layer, and gradients of the sum of their sines; returns the shapes
     of their parameters.
     """
-    from tests.references.live import outputs_and_gradient, torch
+    from tests.references.live import torch
 
     shapes: dict[str, Any] = {}
     for name, (repository, files, kind, options) in MODELS.items():
         found = _module([clones / repository / FOLDERS[repository] / f"{file}.py" for file in files])
-        model = _with_weights(found[kind](**options), name, shapes)
-        (out,), gradient = outputs_and_gradient(lambda x, model=model: [model(x)], pixels(name))
-        arrays[f"{name}/out"], arrays[f"{name}/gradient"] = out, gradient[:, ::4, 1::4]
+        model = found[kind](**options)
+        shapes[name] = recording.give_weights(model, SEED, leave=("relative_position_index", "attn_mask"))
+        made = recording.outputs(model, [], seeded.images(IMAGES[name], SEED), KEPT)
+        arrays |= {f"{name}/out": made["logits"], f"{name}/gradient": made["gradient"]}  # as a layer's
     layer = found["InLineAttention"](FEATURES, (SIDE, SIDE), HEADS, kernel_func="relu")
+    shapes["inline/relu"] = recording.give_weights(layer, SEED)
     x = torch.from_numpy(tokens()).requires_grad_()
-    out = _with_weights(layer, "inline/relu", shapes)(x)
+    out = layer(x)
     torch.sin(out).sum().backward()
     arrays["inline/relu/out"], arrays["inline/relu/gradient"] = out.detach().numpy(), x.grad.numpy()
     return shapes
@@ -169,12 +154,9 @@ def record(clones: Path) -> dict[str, np.ndarray]:
     about: dict[str, Any] = {"shapes": _models(clones, arrays), "torch": torch.__version__}
     _linear(clones, arrays)
     for owner, name in (("LeapLabTHU", "Agent-Attention"), ("LeapLabTHU", "InLine"), ("idiap", "fast-transformers")):
-        git = ["git", "-C", str(clones / name), "rev-parse", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-        about[name] = f"github.com/{owner}/{name} {commit[:8]}"
+        about[name] = f"github.com/{owner}/{name} {recording.commit(clones / name)[:8]}"
     return {**arrays, "about": np.array(json.dumps(about))}
 
 
 if __name__ == "__main__":
-    np.savez_compressed(PATH, **record(Path(sys.argv[1])))  # type: ignore[arg-type]
-    print(f"{PATH}: {PATH.stat().st_size} bytes")
+    recording.write(PATH, record)

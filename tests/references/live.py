@@ -17,6 +17,7 @@ import pytest
 
 import zoo
 from layers import flatten
+from tests.references.comparing import ours_and_gradient, relative, same_bits
 from zoo.naming import plan
 from zoo.registry import abstract, variant
 from zoo.weights import export
@@ -168,35 +169,3 @@ def outputs_and_gradient(call: Callable[[Any], list[Any]], pixels: np.ndarray) -
     outputs = call(x)
     torch.sin(outputs[0]).sum().backward()
     return [output.detach().numpy() for output in outputs], x.grad.numpy().transpose(0, 2, 3, 1)
-
-
-def ours_and_gradient(call: Callable[[Any], list[Any]], pixels: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """The same of ours."""
-
-    @jax.jit
-    def run(x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        def loss(x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-            outputs = call(x)
-            return jax.numpy.sin(outputs[0]).sum(), outputs
-
-        gradient, outputs = jax.grad(loss, has_aux=True)(x)
-        return gradient, outputs
-
-    gradient, outputs = run(pixels)
-    return [np.asarray(output) for output in outputs], np.asarray(gradient)
-
-
-def relative(ours: Any, theirs: Any) -> float:
-    """max|ours - theirs| / max|theirs|."""
-    assert np.shape(ours) == np.shape(theirs)
-    return float(np.max(np.abs(np.asarray(ours) - np.asarray(theirs))) / np.max(np.abs(np.asarray(theirs))))
-
-
-def same_bits(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
-    """Whether two state dicts have the same names, shapes, dtypes and bits."""
-    return set(ours) == set(theirs) and all(
-        ours[name].shape == theirs[name].shape
-        and ours[name].dtype == theirs[name].dtype
-        and ours[name].tobytes() == theirs[name].tobytes()
-        for name in theirs
-    )

@@ -11,19 +11,17 @@ query's keys, written after its documented rule.
 from __future__ import annotations
 
 import importlib
-import json
-import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.references import seeded
+from tests.references import recording, seeded
 
 PATH = Path(__file__).with_suffix(".npz")
 SEED, CLASSES = 17, 10
+KEPT = {"gradient": np.s_[:, ::2, 1::2], "features": np.s_[:, ::2]}
 # NAT has layer scale, DiNAT dilation; sides are odd where the dilation does not divide them.
 IMAGES: dict[str, tuple[int, ...]] = {"nat": (1, 48, 64, 3), "dinat": (1, 56, 76, 3), "dinat_s": (1, 56, 80, 3)}
 WIDTH, DEPTHS, HEADS, WINDOW = 16, (2, 1), (2, 4), 3
@@ -79,55 +77,35 @@ def _attention(torch: Any) -> Any:
 
 def authors(clone: Path) -> dict[str, Any]:
     """Their modules of image classification."""
-    from tests.references.live import timm, torch
+    from tests.references.live import torch
 
-    layers = {name: getattr(timm.layers, name) for name in ("DropPath", "to_2tuple")}
-    wanted: dict[str, dict[str, Any]] = {
-        # Initial values are replaced.
-        "timm.models.layers": {**layers, "trunc_normal_": lambda *_, **__: None},
-        "timm.models.registry": {"register_model": lambda function: function},
-        "natten": {"NeighborhoodAttention2D": _attention(torch)},
-    }
-    for name, parts in wanted.items():
-        stub = sys.modules[name] = types.ModuleType(name)
-        vars(stub).update(parts)
+    recording.stand_in_timm()
+    recording.stand_in({"natten": {"NeighborhoodAttention2D": _attention(torch)}})
     sys.path.insert(0, str(clone / "classification"))
     return {name: importlib.import_module(module) for name, (module, _, _) in MODULES.items()}
 
 
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
-    from tests.references.live import outputs_and_gradient, torch
-
     found, arrays = authors(clone), {}
     counts: dict[str, int] = {}
     shapes: dict[str, Any] = {}
     for name, (_, kind, sizes) in MODULES.items():
         for size in sizes:
             model = getattr(found[name], f"{name}_{size}")(num_classes=21841 if "21k" in size else 1000)
-            counts[f"{name}_{size}"] = sum(parameter.numel() for parameter in model.parameters())
+            counts[f"{name}_{size}"] = recording.count(model)
         options: dict[str, Any] = {"embed_dim": WIDTH, "depths": DEPTHS, "num_heads": HEADS, "kernel_size": WINDOW}
         more: dict[str, Any] = {"mlp_ratio": 2, "dilations": DILATIONS[name], "num_classes": CLASSES}
         if name == "nat":
             more["layer_scale"] = 1.0
         model = getattr(found[name], kind)(**options, **more)
-        shapes[name] = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        weights = seeded.weights(shapes[name], SEED)
-        model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.items()})
-        model.eval()
-        maps: list[Any] = []
-        for stage in getattr(model, "levels", None) or model.layers:
-            stage.blocks[-1].register_forward_hook(lambda _, __, out, maps=maps: maps.append(out.detach().numpy()))
-        (logits,), gradient = outputs_and_gradient(lambda x, model=model: [model(x)], seeded.images(IMAGES[name], SEED))
-        arrays[f"{name}/logits"], arrays[f"{name}/gradient"] = logits, gradient[:, ::2, 1::2]
-        arrays |= {f"{name}/features/{stage}": feature[:, ::2] for stage, feature in enumerate(maps)}
-    git = ["git", "-C", str(clone), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        shapes[name] = recording.give_weights(model, SEED)
+        last = [stage.blocks[-1] for stage in getattr(model, "levels", None) or model.layers]
+        images = seeded.images(IMAGES[name], SEED)
+        arrays |= recording.under(name, recording.outputs(model, last, images, KEPT))
     repository = "github.com/SHI-Labs/Neighborhood-Attention-Transformer"
-    about = {"repository": repository, "commit": commit, "torch": torch.__version__}
-    return {**arrays, "about": np.array(json.dumps({**about, "counts": counts, "shapes": shapes}))}
+    return arrays | recording.about(repository, clone, counts=counts, shapes=shapes)
 
 
 if __name__ == "__main__":
-    np.savez_compressed(PATH, **record(Path(sys.argv[1])))  # type: ignore[arg-type]
-    print(f"{PATH}: {PATH.stat().st_size} bytes")
+    recording.write(PATH, record)

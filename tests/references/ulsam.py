@@ -7,15 +7,12 @@ from seeds. The file makes CUDA the default device where it is imported: its cla
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.references import seeded
+from tests.references import recording, seeded
 
 PATH = Path(__file__).with_suffix(".npz")
 SEED, FEATURES, GROUPS = 22, 12, 3
@@ -81,13 +78,9 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     out = module.eval()(x)
     torch.sin(out).sum().backward()
     arrays = {"out": out.detach().numpy(), "gradient": x.grad.numpy()}
-    git = ["git", "-C", str(clone), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    about = {"repository": "github.com/Nandan91/ULSAM", "commit": commit, "torch": torch.__version__}
     arrays = {name: value.transpose(0, 2, 3, 1) for name, value in arrays.items()}
-    return {**arrays, "about": np.array(json.dumps(about))}
+    return arrays | recording.about("github.com/Nandan91/ULSAM", clone)
 
 
 if __name__ == "__main__":
-    np.savez_compressed(PATH, **record(Path(sys.argv[1])))  # type: ignore[arg-type]
-    print(f"{PATH}: {PATH.stat().st_size} bytes")
+    recording.write(PATH, record)

@@ -10,9 +10,6 @@ the layer halves them again.
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
-import sys
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from tests.references import seeded
+from tests.references import recording, seeded
 
 PATH = Path(__file__).with_suffix(".npz")
 SEED, CLASSES, SIDE = 24, 10, 80
+KEPT = {"gradient": np.s_[:, ::2, 1::2]}
 SIZE: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 3}
 COUNTED = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 KINDS = {"tiny": True, "small": False}  # with SiLU after the convolution and before the output, or without
+IMAGES = dict.fromkeys(KINDS, (1, SIDE, SIDE, 3))
 _NAMES = (
     "GatedLinearAttention",
     "MLP",
@@ -92,37 +91,25 @@ def authors(
 
 def record(clone: Path) -> dict[str, np.ndarray]:
     """All recorded arrays by name."""
-    from tests.references.live import outputs_and_gradient, torch
-
     build = authors(clone)
     options: dict[str, Any] = {"if_cls_token": False, "patch_embed_version": "v2", "attn_model": "fused_chunk"}
 
     def kind(activated: bool) -> dict[str, Any]:
         return {**options, "use_out_act": activated, "use_act_in_conv": activated}
 
-    counts = {}
-    for name, (features, heads) in COUNTED.items():
-        model = build(embed_dim=features, num_heads=heads, **kind(name == "tiny"))
-        counts[name] = sum(parameter.numel() for parameter in model.parameters())
+    counts = {
+        name: recording.count(build(embed_dim=features, num_heads=heads, **kind(name == "tiny")))
+        for name, (features, heads) in COUNTED.items()
+    }
     arrays: dict[str, np.ndarray] = {}
     for name, activated in KINDS.items():
         model = build(img_size=SIDE, num_classes=CLASSES, **SIZE, **kind(activated))
-        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        model.load_state_dict({key: torch.from_numpy(array) for key, array in seeded.weights(shapes, SEED).items()})
-        model.eval()
-        features: list[Any] = []
-        for block in model.blocks:
-            block.register_forward_hook(lambda _, __, out, kept=features: kept.append(out[0].detach().numpy()))
-        images = seeded.images((1, SIDE, SIDE, 3), SEED)
-        (logits,), gradient = outputs_and_gradient(lambda x, model=model: [model(x)], images)
-        arrays |= {f"{name}/logits": logits, f"{name}/gradient": gradient[:, ::2, 1::2]}
-        arrays |= {f"{name}/features/{i}": feature for i, feature in enumerate(features)}
-    git = ["git", "-C", str(clone), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    about = {"repository": "github.com/hustvl/ViG", "commit": commit, "torch": torch.__version__}
-    return {**arrays, "about": np.array(json.dumps({**about, "counts": counts, "shapes": shapes}))}
+        shapes = recording.give_weights(model, SEED)
+        images = seeded.images(IMAGES[name], SEED)
+        found = recording.outputs(model, model.blocks, images, KEPT, lambda out: out[0].detach().numpy())
+        arrays |= recording.under(name, found)
+    return arrays | recording.about("github.com/hustvl/ViG", clone, counts=counts, shapes=shapes)
 
 
 if __name__ == "__main__":
-    np.savez_compressed(PATH, **record(Path(sys.argv[1])))  # type: ignore[arg-type]
-    print(f"{PATH}: {PATH.stat().st_size} bytes")
+    recording.write(PATH, record)

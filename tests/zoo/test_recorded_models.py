@@ -1,0 +1,305 @@
+"""Image models against recorded outputs of their authors' code: logits, maps, gradients of the image, names, sizes.
+
+A family is a row of MODELS and one of SIZES; ``tests/references`` has the scripts that recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from layers.position import sinusoids
+from tests.references import (
+    biformer,
+    cores,
+    cswin,
+    eca,
+    hvt,
+    lookhere,
+    nat,
+    pvt_v1,
+    ravlt,
+    recording,
+    rmt,
+    t2t_vit,
+    vig,
+)
+from tests.references.comparing import ours_and_gradient, relative, same_bits
+from zoo.registry import variant
+from zoo.vision.agent import in_stages
+from zoo.vision.nat import neighborhood
+from zoo.weights import export
+
+TOLERANCE = 1e-5
+Outputs = Callable[[Any, jax.Array], dict[str, jax.Array]]
+
+
+def stages(model: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """Maps of all stages."""
+    return {f"features/{i}": map_ for i, map_ in enumerate(model.features(x))}
+
+
+def stages_of_tokens(model: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """The same as sequences."""
+    return {name: map_.reshape(len(x), -1, map_.shape[-1]) for name, map_ in stages(model, x).items()}
+
+
+def blocks(model: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """All tokens after each block."""
+    found = {}
+    for i, (patches, others) in enumerate(model.features(x, range(len(model.blocks)), prefix=True)):
+        patches = patches[0] if isinstance(patches, tuple) else patches.reshape(len(x), -1, others.shape[-1])
+        found[f"features/{i}"] = jnp.concatenate([others, patches], 1)
+    return found
+
+
+def last_rows(model: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """The last row of the tokens that enter the first block, and of those after each."""
+    maps = [model.patch_embed(x), *model.features(x, range(len(model.blocks)))]
+    return {"features": jnp.concatenate([map_[:, -1] for map_ in maps])}
+
+
+def nothing(model: Any, x: jax.Array) -> dict[str, jax.Array]:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A recorded model and ours.
+
+    Attributes:
+      script: recorded it.
+      name: of our variant.
+      naming: of the authors' weights.
+      options: make ours as narrow and shallow as what was recorded.
+      outputs: of ours beside the logits, by their names in the recording.
+      cases: of the recording, with the same weights.
+      fixed: weights that are not drawn.
+      buffers: in the names of recorded constants, which are loaded with the weights.
+      constants: names that we write beside what was recorded.
+      reference: of the table in docs; by default the repository and the commit.
+    """
+
+    script: ModuleType
+    name: str
+    naming: str | None
+    options: Mapping[str, Any]
+    outputs: Outputs = stages
+    cases: tuple[str, ...] = ("",)
+    fixed: Callable[[], dict[str, np.ndarray]] = dict
+    buffers: str | None = None
+    constants: tuple[str, ...] = ()
+    reference: str | None = None
+
+
+def isotropic(script: ModuleType, **more: Any) -> dict[str, Any]:
+    """Our options of a model without stages, from the authors' in ``SIZE``."""
+    names = ("depth", "num_heads", "mlp_ratio")
+    size = {name: script.SIZE[name] for name in names if name in script.SIZE}
+    return {"features": script.SIZE["embed_dim"], **size, "num_classes": script.CLASSES, **more}
+
+
+WIDTH = cores.FEATURES
+_AGENT: dict[str, Any] = {"name": "agent", "agents": cores.AGENTS}
+_DEIT = {"image_size": 64, "patch_size": 8, "features": WIDTH, "depth": 2, "num_heads": cores.HEADS, "num_classes": 10}
+_SWIN = {"image_size": 112, "features": (WIDTH, 2 * WIDTH), "depths": (1, 2), "num_heads": (cores.HEADS, 2 * cores.HEADS), "num_classes": 10}  # fmt: skip
+_OF_WINDOWS = ("layers.1.blocks.1.attn.relative_position_index", "layers.1.blocks.1.attn_mask")
+
+
+def _core(name: str, case: str, options: dict[str, Any]) -> Row:
+    constants = _OF_WINDOWS if "swin" in name else ()
+    repository = cores.MODELS[case][0]
+    return Row(cores, name, "authors", options, nothing, (case,), constants=constants, reference=repository)
+
+
+def _swin_of(mixer: dict[str, Any]) -> dict[str, Any]:
+    return {**_SWIN, "pattern": in_stages("A", lambda _: mixer) | {"1.0": mixer}}
+
+
+_RALA = {**ravlt.SIZE, "features": ravlt.WIDTHS, "projection": ravlt.PROJECTION, "num_classes": ravlt.CLASSES}
+_RMT = {**rmt.SIZE, "features": rmt.WIDTHS, "projection": rmt.PROJECTION, "num_classes": rmt.CLASSES}
+_NAT: dict[str, Any] = {
+    "features": (nat.WIDTH, 2 * nat.WIDTH), "depths": nat.DEPTHS, "num_heads": nat.HEADS, "mlp_ratio": 2.0, "num_classes": nat.CLASSES
+}  # fmt: skip
+_T2T = {"token_features": 8, "image_size": t2t_vit.SIDES[0]}
+
+
+def _t2t(tokens: str, name: str) -> Row:
+    """At the size of the table of positions, which is fixed, and at another."""
+    cases = tuple(f"{tokens}/{side}" for side in t2t_vit.SIDES)
+    length, features = (t2t_vit.SIDES[0] // 16) ** 2 + 1, t2t_vit.SIZE["embed_dim"]
+    fixed = lambda: {"pos_embed": sinusoids(length, features)[None]}  # noqa: E731
+    return Row(t2t_vit, name, "t2t", isotropic(t2t_vit, **_T2T), last_rows, cases, fixed)
+
+
+MODELS = [
+    # On maps whose sides are odd in most stages.
+    Row(
+        eca,
+        "eca_resnet18_k3577",
+        "ecanet",
+        {
+            "depths": (1, 1, 1, 1),
+            "num_classes": eca.CLASSES,
+            "gate": [{"name": "eca", "kernel_size": size} for size in eca.KERNELS],
+        },
+    ),
+    # With stripes in two stages; in the third they are as wide as the map.
+    Row(
+        cswin,
+        "cswin_tiny_224",
+        "cswin",
+        {
+            "features": tuple(cswin.WIDTH * 2**stage for stage in range(4)),
+            "depths": cswin.DEPTHS,
+            "num_heads": cswin.HEADS,
+            "stripes": (*cswin.STRIPES[:3], None),
+            "mlp_ratio": cswin.RATIO,
+            "image_size": cswin.SIDE,
+            "num_classes": cswin.CLASSES,
+        },
+        stages_of_tokens,
+    ),
+    # On maps of odd sides, with linear attention and attention by softmax.
+    Row(
+        ravlt,
+        "ravlt_base",
+        "ravlt",
+        {**_RALA, "linear": ravlt.LINEAR, "layer_scales": (1.0, 1.0)},
+        buffers=".RoPE.",
+    ),
+    # With both forms of attention.
+    Row(
+        rmt,
+        "rmt_base",
+        "rmt",
+        {
+            **_RMT,
+            "decay_ranges": rmt.RANGES,
+            "decomposed": tuple(not whole for whole in rmt.WHOLE),
+            "layer_scales": tuple(1e-6 if scaled else None for scaled in rmt.SCALED),
+        },
+        buffers=".Relpos.",
+    ),
+    # At the size of the tables, and at another.
+    Row(
+        pvt_v1,
+        "pvt_tiny",
+        "pvt",
+        {
+            "features": pvt_v1.WIDTHS,
+            "num_heads": pvt_v1.HEADS,
+            "mlp_ratios": pvt_v1.RATIOS,
+            "depths": (1, 1, 1, 2),
+            "image_size": pvt_v1.SIDE,
+            "num_classes": pvt_v1.CLASSES,
+        },
+        stages_of_tokens,
+        ("64", "96"),
+    ),
+    # With the penalties rounded as the authors' are.
+    Row(
+        lookhere,
+        "lookhere_45_base_patch16_224",
+        "lookhere",
+        isotropic(
+            lookhere,
+            patch_size=lookhere.PATCH,
+            image_size=lookhere.IMAGES[""][1],
+            pooler_ratio=lookhere.SIZE["mlp_ratio"],
+            fields=lookhere.FIELDS,
+            slope=lookhere.SLOPE,
+            layer_slopes=lookhere.SLOPES,
+        ),
+        blocks,
+    ),
+    Row(hvt, "hvt_small_4", "hvt", isotropic(hvt, image_size=80, pool_every=hvt.POOL_EVERY), blocks),
+    *(Row(vig, f"vig_{kind}", "vig", isotropic(vig, image_size=vig.SIDE), blocks, (kind,)) for kind in vig.KINDS),
+    # On maps whose sides the dilation does not divide.
+    Row(nat, "nat_small", None, {**_NAT, "window": nat.WINDOW}, cases=("nat",)),
+    Row(nat, "dinat_tiny", None, {**_NAT, "window": nat.WINDOW, "dilations": (4, 1)}, cases=("dinat",)),
+    Row(
+        nat,
+        "dinat_s_tiny",
+        None,
+        {
+            **_NAT,
+            "pattern": {f"0.{index}": neighborhood(nat.WINDOW, 4, index) for index in range(2)}
+            | {"1.0": neighborhood(nat.WINDOW, 1, 0)},
+        },
+        cases=("dinat_s",),
+    ),
+    _t2t("performer", "t2t_vit_14"),
+    _t2t("transformer", "t2t_vit_t_14"),
+    _core("agent_deit_tiny_patch16_224", "agent/deit", {**_DEIT, "pattern": {0: {**_AGENT, "prefix": 1}}}),
+    _core("agent_swin_tiny_224", "agent/swin", _swin_of(_AGENT)),
+    _core("inline_deit_tiny_patch16_224", "inline/deit", _DEIT),
+    _core("inline_swin_tiny_224", "inline/swin", _swin_of({"name": "inline"})),
+]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in MODELS])
+def test_matches_the_authors(row: Row, record_property: Any) -> None:
+    """And the weights come back bit for bit."""
+    recorded = recording.Recording(row.script)
+    buffers = {name: value for name, value in recorded.all.items() if row.buffers and row.buffers in name}
+    state = recorded.weights(row.cases[0]) | row.fixed()
+    model: Any = zoo.create(row.name, weights={**state, **buffers}, **row.options)
+    differences = []
+    for case in row.cases:
+        theirs = {name: value for name, value in recorded.arrays(case).items() if name not in buffers}
+        theirs.pop("pos_embed", None)  # compared in test_t2t_vit_reference.py
+        names: list[str] = []
+
+        def outputs(x: jax.Array, names: list[str] = names) -> list[jax.Array]:
+            found = {"logits": model(x), **row.outputs(model, x)}
+            names[:] = found
+            return list(found.values())
+
+        found, gradient = ours_and_gradient(outputs, recorded.images(case))
+        ours = recording.kept({**dict(zip(names, found, strict=True)), "gradient": gradient}, row.script.KEPT)
+        assert ours.keys() == theirs.keys()
+        differences += [relative(value, theirs[name]) for name, value in ours.items()]
+    about = {"reference": (row.reference and recorded.about[row.reference]) or recorded.named(), "kind": "recorded"}
+    about |= {"architecture": row.name, "mapped": len(state)}
+    record_property("parity", {**about, "difference": max(differences)})
+    assert max(differences) < TOLERANCE
+    written = export(model, naming=row.naming)
+    for name, value in buffers.items():  # logarithms and powers of another library differ in their last bits
+        np.testing.assert_allclose(written.pop(name), value, rtol=1e-6)
+    assert {name for name in row.constants if written.pop(name, None) is not None} == set(row.constants)
+    assert same_bits(written, state)
+
+
+# Of each script: what its counted names begin with in ours.
+SIZES: list[tuple[ModuleType, str]] = [
+    (biformer, ""),
+    (cswin, ""),
+    (eca, ""),
+    (hvt, "hvt_"),
+    (nat, ""),
+    (pvt_v1, "pvt_"),
+    (ravlt, "ravlt_"),
+    (rmt, "rmt_"),
+    (t2t_vit, "t2t_vit_"),
+    (vig, "vig_"),
+]
+
+
+@pytest.mark.parametrize(("script", "start"), [pytest.param(*row, id=row[0].__name__) for row in SIZES])
+def test_sizes_are_those_of_the_authors(script: ModuleType, start: str) -> None:
+    """Of all models that they have; the registry-driven tests compare ours with the declared counts."""
+    counts = {f"{start}{name}": count for name, count in recording.Recording(script).about["counts"].items()}
+    assert {name: variant(name).parameters for name in counts} == counts
+    families = {variant(name).family for name in counts}
+    published = {name for name in zoo.list_models() if variant(name).family in families and variant(name).published}
+    assert published == counts.keys()
