@@ -18,7 +18,7 @@ import numpy as np
 from tests.references import recording, seeded
 
 PATH = Path(__file__).with_suffix(".npz")
-SEED = 11
+SEED, CLASSES = 11, 10
 KEPT = {"gradient": np.s_[:, ::4, 1::4]}
 SIZE: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "token_dim": 8}
 SIDES = (64, 96)
@@ -44,7 +44,7 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     shapes: dict[str, Any] = {}
     for case, images in IMAGES.items():
         tokens, side = case.split("/")[0], images[1]
-        model = module.T2T_ViT(img_size=side, tokens_type=tokens, num_classes=10, **SIZE)
+        model = module.T2T_ViT(img_size=side, tokens_type=tokens, num_classes=CLASSES, **SIZE)
         shapes[tokens] = recording.give_weights(model, SEED, leave=["pos_embed"])
         parts = (model.tokens_to_token, *model.blocks)
         found = recording.outputs(model, parts, seeded.images(images, SEED), KEPT)
