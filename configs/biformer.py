@@ -12,16 +12,10 @@ augmentation (three views of an image in an epoch, of a third of the images).
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "biformer_nano",
-        "train_for": "40 epochs",
-        "eval_every": "4 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "3 epochs"},
-    },
+    digits=digits("biformer_nano", epochs=40, evaluated=4, warmup=3),
     imagenet=deit(),
     variants={
         "tiny": {"model": "biformer_tiny", "model_options": {"drop_path": 0.1}},

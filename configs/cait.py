@@ -6,16 +6,10 @@ released weights are also distilled, and those of larger images fine-tuned, whic
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "cait_nano_32",
-        "train_for": "60 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"warmup": "5 epochs"},
-    },
+    digits=digits("cait_nano_32", epochs=60, learning_rate=1e-3, warmup=5),
     imagenet=deit(train_for="400 epochs"),
     variants={
         "xxs24": {"model": "cait_xxs24_224", "model_options": {"drop_path": 0.05}},

@@ -166,12 +166,37 @@ def imagenet(
     }
 
 
-def deit(**more: Any) -> Fields:
-    """The recipe of DeiT (H. Touvron et al., arXiv:2012.12877), table 9, which many took over; ``more`` as in
-    :func:`imagenet`.
+def deit(
+    batch_size: int = 1024, learning_rate: float = 1e-3, *, warmup: str = "5 epochs", final: float = 0.01, **more: Any
+) -> Fields:
+    """The recipe of DeiT (H. Touvron et al., arXiv:2012.12877), table 9, and those that took over its augmentation;
+    arguments as in :func:`imagenet`.
     """
     mix = {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
-    return imagenet(1024, 1e-3, warmup="5 epochs", final=0.01, rand_augment="rand-m9-mstd0.5-inc1", mix=mix, **more)
+    augment = "rand-m9-mstd0.5-inc1"
+    return imagenet(batch_size, learning_rate, warmup=warmup, final=final, rand_augment=augment, mix=mix, **more)
+
+
+def bag_of_tricks(**more: Any) -> Fields:
+    """The recipe of Bag of Tricks (T. He et al., arXiv:1812.01187) for convolutional networks; ``more`` as in
+    :func:`imagenet`.
+    """
+    sgd = {"name": "sgd", "weight_decay": 1e-4, "options": {"momentum": 0.9, "nesterov": True}}
+    recipe = imagenet(1024, 0.4, warmup="5 epochs", final=0.0, rand_augment="", mix={"mixup": 0.2}, optimizer=sgd)
+    return {**recipe, "train_for": "200 epochs", "model_options": {"zero_init": True}, **more}
+
+
+def digits(model: str, *, epochs: int = 30, evaluated: int = 5, learning_rate: float = 2e-3, warmup: int = 2) -> Fields:
+    """The settings of a small model on the embedded digits; durations in epochs, ``evaluated`` is from one evaluation
+    to the next.
+    """
+    return {
+        "model": model,
+        "train_for": f"{epochs} epochs",
+        "eval_every": f"{evaluated} epochs",
+        "optimizer": {"learning_rate": learning_rate},
+        "schedule": {"warmup": f"{warmup} epochs"},
+    }
 
 
 def _digits(architecture: Architecture) -> ConfigDict:

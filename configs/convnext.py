@@ -8,25 +8,11 @@ The ImageNet-1k recipe is the paper's (table 5): 300 epochs at 224 pixels, AdamW
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "convnext_mini",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 4e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
-    imagenet=imagenet(
-        4096,
-        4e-3,
-        warmup="20 epochs",
-        final=1e-6 / 4e-3,
-        rand_augment="rand-m9-mstd0.5-inc1",
-        mix={"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25},
-        ema=0.9999,
-    ),
+    digits=digits("convnext_mini", learning_rate=4e-3),
+    imagenet=deit(4096, 4e-3, warmup="20 epochs", final=1e-6 / 4e-3, ema=0.9999),
     variants={size: {"model": f"convnext_{size}"} for size in ("tiny", "small", "base", "large")},
     default="tiny",
 )

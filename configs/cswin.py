@@ -11,25 +11,11 @@ where both are on.
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "cswin_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
-    imagenet=imagenet(
-        2048,
-        2e-3,
-        warmup="20 epochs",
-        final=0.005,
-        rand_augment="rand-m9-mstd0.5-inc1",
-        mix={"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25},
-        ema=0.99984,
-    ),
+    digits=digits("cswin_nano"),
+    imagenet=deit(2048, 2e-3, warmup="20 epochs", final=0.005, ema=0.99984),
     variants={
         "tiny": {"model": "cswin_tiny_224"},
         "small": {"model": "cswin_small_224"},

@@ -6,16 +6,10 @@ is the one of configs/vit.py, our choice.
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "eva02_nano_patch4_32",
-        "train_for": "60 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"warmup": "5 epochs"},
-    },
+    digits=digits("eva02_nano_patch4_32", epochs=60, learning_rate=1e-3, warmup=5),
     imagenet=deit(model_options={"drop_path": 0.1}),
     variants={
         "tiny": {"model": "eva02_tiny_patch14_224", "model_options": {"num_classes": 1000}},

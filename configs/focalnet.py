@@ -12,18 +12,12 @@ have no recipe here.
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, digits, imagenet, vision
 
 MIX = {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "focalnet_nano",
-        "train_for": "40 epochs",
-        "eval_every": "4 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "3 epochs"},
-    },
+    digits=digits("focalnet_nano", epochs=40, evaluated=4, warmup=3),
     imagenet=imagenet(
         1024,
         1e-3,

@@ -6,27 +6,11 @@ our choice: that of our ResNets (configs/resnet.py), of T. He et al. (arXiv:1812
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, bag_of_tricks, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "halonet_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
-    imagenet=imagenet(
-        1024,
-        0.4,
-        warmup="5 epochs",
-        final=0.0,
-        rand_augment="",
-        mix={"mixup": 0.2},
-        train_for="200 epochs",
-        optimizer={"name": "sgd", "weight_decay": 1e-4, "options": {"momentum": 0.9, "nesterov": True}},
-        model_options={"zero_init": True},
-    ),
+    digits=digits("halonet_nano"),
+    imagenet=bag_of_tricks(),
     variants={
         "26t": {"model": "halonet26t"},
         "50ts": {"model": "halonet50ts"},

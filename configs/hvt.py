@@ -6,16 +6,10 @@ config/).
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "hvt_nano_patch4_32",
-        "train_for": "60 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"warmup": "5 epochs"},
-    },
+    digits=digits("hvt_nano_patch4_32", epochs=60, learning_rate=1e-3, warmup=5),
     imagenet=deit(model_options={"drop_path": 0.1}, optimizer={"weight_decay": 0.025}),
     variants={
         name: {"model": f"hvt_{name}"} for name in ("tiny_1", "small_0", "small_1", "small_2", "small_3", "small_4")

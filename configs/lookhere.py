@@ -11,16 +11,10 @@ augmentation is left out.
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, digits, imagenet, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "lookhere_nano_patch4_32",
-        "train_for": "60 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"warmup": "5 epochs"},
-    },
+    digits=digits("lookhere_nano_patch4_32", epochs=60, learning_rate=1e-3, warmup=5),
     imagenet=imagenet(
         2048,
         3e-3,

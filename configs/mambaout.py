@@ -10,24 +10,11 @@ Different: RandAugment drops color jitter 0.4, as timm does where both are on.
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "mambaout_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
-    imagenet=imagenet(
-        4096,
-        4e-3,
-        warmup="20 epochs",
-        final=0.0025,
-        rand_augment="rand-m9-mstd0.5-inc1",
-        mix={"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25},
-    ),
+    digits=digits("mambaout_nano"),
+    imagenet=deit(4096, 4e-3, warmup="20 epochs", final=0.0025),
     variants={size: {"model": f"mambaout_{size}"} for size in ("femto", "kobe", "tiny", "small", "base")},
     default="tiny",
 )

@@ -12,16 +12,10 @@ xlarge was trained on ImageNet-21k alone and has no recipe here.
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, digits, imagenet, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "maxvit_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
+    digits=digits("maxvit_nano"),
     imagenet=imagenet(
         4096,
         3e-3,

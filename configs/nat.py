@@ -12,25 +12,11 @@ where both are on.
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "dinat_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
-    imagenet=imagenet(
-        1024,
-        1e-3,
-        warmup="20 epochs",
-        final=0.005,
-        rand_augment="rand-m9-mstd0.5-inc1",
-        mix={"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25},
-        optimizer={"clip_norm": 5.0},
-    ),
+    digits=digits("dinat_nano"),
+    imagenet=deit(warmup="20 epochs", final=0.005, optimizer={"clip_norm": 5.0}),
     variants={
         **{
             name: {"model": name}

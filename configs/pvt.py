@@ -10,16 +10,10 @@ Not offered here: repeated augmentation (three views of an image in an epoch, of
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "pvt_v2_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
+    digits=digits("pvt_v2_nano"),
     imagenet=deit(),
     variants={
         **{size: {"model": f"pvt_v2_{size}"} for size in ("b0", "b1", "b2", "b2_li")},

@@ -5,16 +5,10 @@ Stochastic depth is the variant's own: 0.3 in the large model and 0.1 in the oth
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "pvt_nano",
-        "train_for": "60 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"warmup": "5 epochs"},
-    },
+    digits=digits("pvt_nano", epochs=60, learning_rate=1e-3, warmup=5),
     imagenet=deit(),
     variants={name: {"model": f"pvt_{name}"} for name in ("tiny", "small", "medium", "large")},
     default="small",

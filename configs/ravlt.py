@@ -10,16 +10,10 @@ Not offered here: repeated augmentation (three views of an image in an epoch, of
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "ravlt_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
+    digits=digits("ravlt_nano"),
     imagenet=deit(),
     variants={size: {"model": f"ravlt_{size}"} for size in ("tiny", "small", "base", "large")},
     default="tiny",

@@ -13,28 +13,13 @@ Left out: noise along the principal components of color, and distillation from a
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, bag_of_tricks, digits, vision
 
-_OWN = {"model_options": {"zero_init": True}, "task": {"augment": {"color_jitter": 0.4}}}
+_OWN = {"task": {"augment": {"color_jitter": 0.4}}}
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "resnet_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
-    imagenet=imagenet(
-        1024,
-        0.4,
-        warmup="5 epochs",
-        final=0.0,
-        rand_augment="",
-        mix={"mixup": 0.2},
-        train_for="200 epochs",
-        optimizer={"name": "sgd", "weight_decay": 1e-4, "options": {"momentum": 0.9, "nesterov": True}},
-    ),
+    digits=digits("resnet_nano"),
+    imagenet=bag_of_tricks(),
     variants={
         **{size: {"model": f"resnet{size}", **_OWN} for size in ("18", "34", "50", "101", "152", "26d", "50d")},
         **{f"eca_{size}": {"model": f"eca_resnet{size}", **_OWN} for size in ("18_k3577", "50_k3557")},

@@ -10,25 +10,11 @@ Not offered here: repeated augmentation (three views of an image in an epoch, of
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "rmt_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
-    imagenet=imagenet(
-        2048,
-        2e-3,
-        warmup="5 epochs",
-        final=0.005,
-        rand_augment="rand-m9-mstd0.5-inc1",
-        mix={"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25},
-        ema=0.99996,
-    ),
+    digits=digits("rmt_nano"),
+    imagenet=deit(2048, 2e-3, final=0.005, ema=0.99996),
     variants={size: {"model": f"rmt_{size}"} for size in ("tiny", "small", "base", "large")},
     default="tiny",
 )

@@ -11,16 +11,10 @@ and has no recipe here.
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "swin_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
+    digits=digits("swin_nano"),
     imagenet=deit(optimizer={"clip_norm": 5.0}),
     variants={
         size: {"model": f"swin_{size}_patch4_window7_224", "schedule": {"warmup": "20 epochs"}}

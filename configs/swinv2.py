@@ -7,16 +7,10 @@ ImageNet-22k and has no recipe here.
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "swinv2_nano",
-        "train_for": "30 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 2e-3},
-        "schedule": {"warmup": "2 epochs"},
-    },
+    digits=digits("swinv2_nano"),
     imagenet=deit(optimizer={"clip_norm": 5.0}),
     variants={
         size: {"model": f"swinv2_{size}_window8_256", "schedule": {"warmup": "20 epochs"}}

@@ -6,16 +6,10 @@ Here the ImageNet-1k recipe is that of configs/vit.py, our choice.
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "t2t_vit_nano",
-        "train_for": "60 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"warmup": "5 epochs"},
-    },
+    digits=digits("t2t_vit_nano", epochs=60, learning_rate=1e-3, warmup=5),
     imagenet=deit(model_options={"drop_path": 0.1}),
     variants={"7": {"model": "t2t_vit_7"}, "14": {"model": "t2t_vit_14"}, "t_14": {"model": "t2t_vit_t_14"}},
     default="14",

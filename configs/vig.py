@@ -10,25 +10,11 @@ Different: RandAugment drops color jitter 0.4, as timm does where both are on.
 
 from __future__ import annotations
 
-from configs.common import Architecture, imagenet, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "vig_nano_patch4_32",
-        "train_for": "60 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"warmup": "5 epochs"},
-    },
-    imagenet=imagenet(
-        1024,
-        2e-3,
-        warmup="20 epochs",
-        final=0.005,
-        rand_augment="rand-m9-mstd0.5-inc1",
-        mix={"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25},
-        optimizer={"clip_norm": 5.0},
-    ),
+    digits=digits("vig_nano_patch4_32", epochs=60, learning_rate=1e-3, warmup=5),
+    imagenet=deit(1024, 2e-3, warmup="20 epochs", final=0.005, optimizer={"clip_norm": 5.0}),
     variants={
         "tiny": {"model": "vig_tiny"},
         "small": {

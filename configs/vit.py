@@ -12,16 +12,10 @@ augmentation (three views of an image in an epoch, of a third of the images).
 
 from __future__ import annotations
 
-from configs.common import Architecture, deit, vision
+from configs.common import Architecture, deit, digits, vision
 
 ARCHITECTURE = Architecture(
-    digits={
-        "model": "vit_nano_patch4_32",
-        "train_for": "60 epochs",
-        "eval_every": "5 epochs",
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"warmup": "5 epochs"},
-    },
+    digits=digits("vit_nano_patch4_32", epochs=60, learning_rate=1e-3, warmup=5),
     imagenet=deit(model_options={"drop_path": 0.1}),
     variants={
         "tiny": {"model": "vit_tiny_patch16_224"},
