@@ -18,12 +18,22 @@ Reader = Callable[[Mapping[str, Any]], Any]
 """A field of ours, from a configuration of theirs; None where it says nothing."""
 
 
-def fla_names(mixer: Mapping[str, str], *more: tuple[Any, ...]) -> Naming:
+MLP = {f"mlp.{name}_proj": name for name in ("gate", "up", "down")}
+
+
+def fla_names(
+    mixer: Mapping[str, str],
+    *more: tuple[Any, ...],
+    channel_norm: str = "mlp_norm",
+    channel: Mapping[str, str] = MLP,
+) -> Naming:
     """The naming of a family.
 
     Args:
       mixer: names of the mixer's parts, theirs to ours; theirs begin after ``attn.``.
       *more: further rules (:class:`zoo.naming.Naming`).
+      channel_norm: theirs before the channel mixer.
+      channel: names of the channel mixer's parts, theirs to ours; theirs begin after the block.
     """
     block, ours = "model.layers.{i}", "blocks.{i}"
     return Naming(
@@ -31,8 +41,8 @@ def fla_names(mixer: Mapping[str, str], *more: tuple[Any, ...]) -> Naming:
             ("model.embeddings", "embedding"),
             (f"{block}.attn_norm", f"{ours}.mixer_norm"),
             *((f"{block}.attn.{theirs}", f"{ours}.mixer.{name}") for theirs, name in mixer.items()),
-            (f"{block}.mlp_norm", f"{ours}.channel_norm"),
-            *((f"{block}.mlp.{name}_proj", f"{ours}.channel.{name}") for name in ("gate", "up", "down")),
+            (f"{block}.{channel_norm}", f"{ours}.channel_norm"),
+            *((f"{block}.{theirs}", f"{ours}.channel.{name}") for theirs, name in channel.items()),
             ("model.norm", "norm"),
             ("lm_head", "head"),
             *more,

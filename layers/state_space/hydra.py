@@ -24,6 +24,7 @@ from layers.mixer import Mixer, register_mixer, without_padding
 from layers.module import Module
 from layers.norm import GatedRMSNorm
 from layers.state_space.initialization import STEP_RANGE, StepRange, fan_in_uniform, step_bias
+from layers.state_space.mamba2 import channels_and_heads
 from layers.tokens import Tokens, starts
 from pallas_kernels import linear_attention
 from primitives.exponential import silu, softplus
@@ -97,14 +98,8 @@ class Hydra(Mixer):
         Raises:
           ValueError: channels that heads, or heads that groups, do not divide, or an even convolution.
         """
-        channels = expand * features
-        head_dim = head_dim or next(size for size in range(64, 0, -1) if channels % size == 0)
-        if channels % head_dim or channels // head_dim % groups:
-            raise ValueError(
-                f"{expand} * {features} channels can't be split into heads of {head_dim} in {groups} equal groups: "
-                f"choose others"
-            )
-        self.heads, self.groups, self.channels, self.state_dim = channels // head_dim, groups, channels, state_dim
+        channels, self.heads = channels_and_heads(features, expand, head_dim, groups)
+        self.channels, self.groups, self.state_dim = channels, groups, state_dim
         made: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         common: dict[str, Any] = {"use_bias": False, "kernel_init": fan_in_uniform(), **made}
         self.convolved = channels + 4 * groups * state_dim

@@ -40,6 +40,21 @@ from pallas_kernels import linear_attention
 from primitives.exponential import silu, softplus
 
 
+def channels_and_heads(features: int, expand: int, head_dim: int | None, groups: int) -> tuple[int, int]:
+    """Channels and heads, by default of the greatest divisor of the channels up to 64.
+
+    Raises ValueError for channels that heads, or heads that groups, do not divide.
+    """
+    channels = expand * features
+    head_dim = head_dim or next(size for size in range(64, 0, -1) if channels % size == 0)
+    if channels % head_dim or channels // head_dim % groups:
+        raise ValueError(
+            f"{expand} * {features} channels can't be split into heads of {head_dim} in {groups} equal groups: "
+            f"choose others"
+        )
+    return channels, channels // head_dim
+
+
 @register_mixer("mamba2")
 class Mamba2(Recurrent):
     """The selective state space with one decay a head, its convolution, gate and norm.
@@ -85,14 +100,8 @@ class Mamba2(Recurrent):
           ValueError: an unknown initialization, or channels that heads, or heads that groups, do not divide.
         """
         check_initialization(initialization)
-        channels = expand * features
-        head_dim = head_dim or next(size for size in range(64, 0, -1) if channels % size == 0)
-        if channels % head_dim or channels // head_dim % groups:
-            raise ValueError(
-                f"{expand} * {features} channels can't be split into heads of {head_dim} in {groups} equal groups: "
-                f"choose others"
-            )
-        self.heads, self.groups, self.channels, self.state_dim = channels // head_dim, groups, channels, state_dim
+        channels, self.heads = channels_and_heads(features, expand, head_dim, groups)
+        self.channels, self.groups, self.state_dim = channels, groups, state_dim
         common = {"use_bias": use_bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         convolved = channels + 2 * groups * state_dim
         mimetic = initialization == "mimetic"

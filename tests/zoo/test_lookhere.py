@@ -14,6 +14,7 @@ from zoo.registry import variant
 from zoo.weights import export
 
 
+@pytest.mark.full  # PyTorch takes long to import
 def test_a_file_of_the_authors(tmp_path: Path) -> None:
     """Of weights and the configuration beside them."""
     torch = pytest.importorskip("torch")

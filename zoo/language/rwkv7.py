@@ -20,7 +20,7 @@ from flax import nnx
 from layers.mixer import MixerSpec, Place
 from layers.token_shift import ShiftedMLP
 from zoo.backbones.causal import Causal, CausalConfig
-from zoo.flash_linear_attention import fla_described
+from zoo.flash_linear_attention import fla_described, fla_names
 from zoo.naming import Join, Naming, Rearrange
 from zoo.registry import register_family
 
@@ -134,27 +134,19 @@ def _authors() -> Naming:
 
 
 def _fla() -> Naming:
-    block = "model.layers.{i}"
-    attn, mixer = f"{block}.attn", f"{_OURS}.mixer"
+    attn = "model.layers.{i}.attn"
     linear = {"query": "r_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj", "norm": "g_norm"}
-    return Naming(
-        [
-            ("model.embeddings", "embedding"),
-            ("model.layers.0.pre_norm", "embedding_norm"),
-            (f"{block}.attn_norm", f"{_OURS}.mixer_norm"),
-            (f"{block}.ffn_norm", f"{_OURS}.channel_norm"),
-            *_mixer(attn, **linear),
-            *((f"{attn}.{letter}_lora.lora.0", f"{mixer}.{name}.down") for name, letter in _LOW_RANK.items()),
-            *((f"{attn}.{letter}_lora.lora.2", f"{mixer}.{name}.up") for name, letter in _LOW_RANK.items()),
-            (f"{attn}.k_k", f"{mixer}.removal"),
-            (f"{attn}.k_a", f"{mixer}.replacement"),
-            (f"{block}.ffn.x_k", f"{_OURS}.channel.shift"),
-            (f"{block}.ffn.key", f"{_OURS}.channel.up"),
-            (f"{block}.ffn.value", f"{_OURS}.channel.down"),
-            ("model.norm", "norm"),
-            ("lm_head", "head"),
-        ],
-        prefix="model.",
+    low_rank = {
+        f"{letter}_lora.lora.{number}": f"{name}.{leaf}"
+        for name, letter in _LOW_RANK.items()
+        for number, leaf in ((0, "down"), (2, "up"))
+    }
+    return fla_names(
+        {**low_rank, "k_k": "removal", "k_a": "replacement"},
+        ("model.layers.0.pre_norm", "embedding_norm"),
+        *_mixer(attn, **linear),
+        channel_norm="ffn_norm",
+        channel={"ffn.x_k": "shift", "ffn.key": "up", "ffn.value": "down"},
     )
 
 

@@ -13,9 +13,9 @@ in the last two, in all sizes. Published for ImageNet-1k at 224: tiny 14.9 M par
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from layers.initializers import truncated_normal
@@ -80,17 +80,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "layer_scales": (1e-6, 1e-6, 1e-6, 1e-6),
         "drop_path": 0.55,
     },
-    # Our choice, for two cores: 8x8 and 4x4 tokens from 32x32 pixels.
-    "ravlt_nano": {
-        "image_size": 32,
-        "features": (48, 96),
-        "depths": (2, 2),
-        "num_heads": (2, 4),
-        "linear": (True, False),
-        "mlp_ratios": (2, 2),
-        "projection": 192,
-        "drop_path": 0.1,
-    },
+    "ravlt_nano": {**rmt.NANO, "num_heads": (2, 4), "linear": (True, False)},
 }
 
 # Of the authors' code.
@@ -102,12 +92,6 @@ PARAMETERS = {
 }
 
 ALIASES = {f"ravlt_{size}": (f"RAVLT_{size[0].upper()}",) for size in ("tiny", "small", "base", "large")}
-
-
-def _angle(config: RAVLTConfig, where: Any) -> np.ndarray:
-    """The authors' frequencies of the rotation in a stage, each for both features of a pair."""
-    pairs = config.features[where["s"]] // config.num_heads[where["s"]] // 4
-    return np.repeat(1 / 10000 ** np.linspace(0, 1, pairs), 2).astype(np.float32)
 
 
 _BLOCK, _OURS = "layers.{s}.blocks.{b}", "stages.{s}.blocks.{b}"
@@ -141,7 +125,7 @@ RULES = {
             ("norm", "norm.norm"),
             *_linear("head", "head"),
         ],
-        buffers={"layers.{s}/RoPE.angle": _angle},
+        buffers={"layers.{s}/RoPE.angle": partial(rmt.angles, features=4)},
     )
 }
 

@@ -99,6 +99,15 @@ class RMT(Pyramid):
         return {"dtype": self.config.dtype, "param_dtype": self.config.param_dtype, "rngs": rngs}
 
 
+# Our choice, for two cores: 8x8 and 4x4 tokens from 32x32 pixels.
+NANO: dict[str, Any] = {
+    "image_size": 32,
+    "features": (48, 96),
+    "depths": (2, 2),
+    "mlp_ratios": (2, 2),
+    "projection": 192,
+    "drop_path": 0.1,
+}
 _DEEP: dict[str, Any] = {"depths": (4, 8, 25, 8), "layer_scales": (None, None, 1e-6, 1e-6)}
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -118,17 +127,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "decay_ranges": (6, 6, 6, 6),
         "drop_path": 0.5,
     },
-    # Our choice, for two cores: 8x8 and 4x4 tokens from 32x32 pixels.
-    "rmt_nano": {
-        "image_size": 32,
-        "features": (48, 96),
-        "depths": (2, 2),
-        "num_heads": (3, 6),
-        "decomposed": (True, False),
-        "mlp_ratios": (2, 2),
-        "projection": 192,
-        "drop_path": 0.1,
-    },
+    "rmt_nano": {**NANO, "num_heads": (3, 6), "decomposed": (True, False)},
 }
 
 # Of the authors' code.
@@ -142,10 +141,10 @@ PARAMETERS = {
 ALIASES = {"rmt_tiny": ("RMT_T3",), "rmt_small": ("RMT_S",), "rmt_base": ("RMT_M2",), "rmt_large": ("RMT_L6",)}
 
 
-def _angle(config: RMTConfig, where: Any) -> np.ndarray:
-    """The authors' frequencies of the rotation in a stage, each for both features of a pair."""
-    pairs = config.features[where["s"]] // config.num_heads[where["s"]] // 2
-    return np.repeat(1 / 10000 ** np.linspace(0, 1, pairs), 2).astype(np.float32)
+def angles(config: RMTConfig, where: Any, *, features: int = 2) -> np.ndarray:
+    """The authors' frequencies of the rotation in a stage, of which ``features`` of a head share one, each twice."""
+    count = config.features[where["s"]] // config.num_heads[where["s"]] // features
+    return np.repeat(1 / 10000 ** np.linspace(0, 1, count), 2).astype(np.float32)
 
 
 def _decay(config: RMTConfig, where: Any) -> np.ndarray:
@@ -194,7 +193,7 @@ RULES = {
             ("norm", "norm.norm"),
             ("head", "head"),
         ],
-        buffers={"layers.{s}/Relpos.angle": _angle, "layers.{s}/Relpos.decay": _decay},
+        buffers={"layers.{s}/Relpos.angle": angles, "layers.{s}/Relpos.decay": _decay},
     )
 }
 
