@@ -37,13 +37,19 @@ def results(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
 
 
-def together(workdir: Path, mesh: dict[str, int], steps: int) -> list[subprocess.Popen[str]]:
-    """A run of two processes of two devices each."""
+def together(
+    workdir: Path, processes: int, devices: int, mesh: dict[str, int], steps: int = STEPS, **fields: Any
+) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    whom = [{"coordinator": f"localhost:{port}", "processes": 2, "process": number} for number in range(2)]
-    return [start([{"workdir": str(workdir), "mesh": mesh, "steps": steps, "distributed": me}], 2) for me in whom]
+    whom = [
+        {"coordinator": f"localhost:{port}", "processes": processes, "process": number} for number in range(processes)
+    ]
+    return [
+        start([{"workdir": str(workdir), "mesh": mesh, "steps": steps, "distributed": me, **fields}], devices)
+        for me in whom
+    ]
 
 
 PLAN: dict[str, dict[str, Any]] = {
@@ -110,15 +116,22 @@ def test_parameters_are_born_in_parts(runs: Runs) -> None:
 
 
 @pytest.mark.full
-def test_several_processes_go_on_after_one_was_killed(runs: Runs, tmp_path: Path) -> None:
-    """Two of two devices each, and as on one device."""
-    mesh = {"data": 2, "fsdp": 2}
-    first, second = together(tmp_path, mesh, steps=100_000)
+def test_several_processes(runs: Runs, tmp_path: Path) -> None:
+    """Two of two devices each; of one device each they are below."""
+    found = [results(process)[0] for process in together(tmp_path, 2, 2, {"data": 2, "fsdp": 2})]
+    agree(found[0], runs["one"])
+    assert all(other["figures"] == found[0]["figures"] for other in found)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4]
+
+
+@pytest.mark.full
+def test_one_process_killed_ends_the_run_which_then_goes_on(tmp_path: Path) -> None:
+    first, second = together(tmp_path, 2, 1, {"data": 2}, steps=100_000)
 
     def saved() -> list[int]:
         return sorted(int(path.name) for path in (tmp_path / "checkpoints").glob("*") if path.name.isdecimal())
 
-    while not saved() or saved()[-1] < STEPS:
+    while not saved():
         assert first.poll() is None
         time.sleep(0.2)
     second.send_signal(signal.SIGKILL)
@@ -128,10 +141,8 @@ def test_several_processes_go_on_after_one_was_killed(runs: Runs, tmp_path: Path
     assert "process 0 of 2 has lost another process of the run" in error
     assert "goes on from the last checkpoint" in error
     total = saved()[-1] + 2
-    found, other = (results(process)[0] for process in together(tmp_path, mesh, steps=total))
-    assert found["step"] == saved()[-1] == total
-    assert other["figures"] == found["figures"]
-    agree({"losses": {n: loss for n, loss in found["losses"].items() if int(n) <= STEPS}}, runs["one"])
+    found = [results(process)[0] for process in together(tmp_path, 2, 1, {"data": 2}, steps=total)]
+    assert found[0]["step"] == total
 
 
 @pytest.mark.parametrize(
