@@ -255,6 +255,8 @@ def _folder(path: Path) -> Tensors:
 def file_beside(source: Any, name: str) -> str | None:
     """The text of the file ``name`` in a folder of weights, next to a file, or in a repository of the hub; None where
     there is none."""
+    if not isinstance(source, str | Path):
+        return None
     if match := _HUB.fullmatch(str(source)):
         import huggingface_hub
 
@@ -265,7 +267,7 @@ def file_beside(source: Any, name: str) -> str | None:
                 ).read_text()
         except (OSError, huggingface_hub.errors.HfHubHTTPError):
             return None  # the weights are there, so the file is not
-    if not isinstance(source, str | Path) or not (path := Path(source)).exists() or _of_run(source, RECORD) is not None:
+    if not (path := Path(source)).exists() or _of_run(source, RECORD) is not None:
         return None
     path = (path if path.is_dir() else path.parent) / name
     return path.read_text() if path.is_file() else None
