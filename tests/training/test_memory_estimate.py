@@ -14,7 +14,7 @@ from primitives.differentiation import differentiable
 from primitives.memory import temporaries
 from tests.compilation import OPTIMIZED
 from tests.training import toy
-from tests.zoo.test_models import inputs, make, shallow
+from tests.zoo.families import inputs, make, shallow
 from training import memory, schedule
 from training import optimizer as optimizers
 from training.step import Skeleton, initial_state, make_step

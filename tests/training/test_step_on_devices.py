@@ -13,7 +13,7 @@ from flax import nnx
 
 from layers.state import flatten
 from pallas_kernels import compilers, dispatch
-from tests.zoo.test_models import inputs, make
+from tests.zoo.families import inputs, make
 from training import optimizer as optimizers
 from training import sharding
 from training.step import Skeleton, initial_state, make_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import zoo
+from tests.compilation import program
 from zoo.generation import PAST_END
 
 VOCABULARY, NEW, STOP = 5, 4, 3
@@ -24,11 +26,18 @@ def model() -> Any:
     return made
 
 
-def continuations(model: Any, prompt: list[int], penalty: float, stop: int | None) -> list[tuple[float, list[int]]]:
+@pytest.fixture(scope="module")
+def logits(model: Any) -> Callable[..., Any]:
+    return program(model)
+
+
+def continuations(
+    logits: Callable[..., Any], prompt: list[int], penalty: float, stop: int | None
+) -> list[tuple[float, list[int]]]:
     """Every continuation and its score, the best first."""
     every = np.asarray(list(itertools.product(range(VOCABULARY), repeat=NEW)))
     rows = np.concatenate([np.tile(prompt, (len(every), 1)), every], 1)
-    log = np.asarray(jax.nn.log_softmax(jax.jit(lambda x: model(x))(rows)))[:, len(prompt) - 1 : -1].astype(np.float64)
+    log = np.asarray(jax.nn.log_softmax(logits(rows)))[:, len(prompt) - 1 : -1].astype(np.float64)
     own = np.take_along_axis(log, every[..., None], -1)[..., 0]
     found: dict[tuple[int, ...], float] = {}
     for tokens, probabilities in zip(every.tolist(), own, strict=True):
@@ -39,12 +48,12 @@ def continuations(model: Any, prompt: list[int], penalty: float, stop: int | Non
 
 @pytest.mark.parametrize("stop", [None, STOP])
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
-def test_enough_beams_find_the_best_of_all(model: Any, penalty: float, stop: int | None) -> None:
+def test_enough_beams_find_the_best_of_all(model: Any, logits: Any, penalty: float, stop: int | None) -> None:
     prompts = [[1, 2], [4, 0, 2]]
     beams = VOCABULARY ** (NEW - 1)  # no continuation is ever dropped
     found = zoo.beam_search(model, prompts, NEW, beams=beams, length_penalty=penalty, stop=stop)
     for row, prompt in enumerate(prompts):
-        expected = continuations(model, prompt, penalty, stop)[:10]
+        expected = continuations(logits, prompt, penalty, stop)[:10]
         np.testing.assert_allclose(found.scores[row, :10], [score for score, _ in expected], rtol=1e-4, atol=1e-5)
         best = found.tokens[row, 0][: found.lengths[row, 0]].tolist()
         assert best == expected[0][1]

@@ -15,6 +15,7 @@ from PIL import Image
 import zoo
 from layers.state import flatten
 from suggestions import installation
+from tests.compilation import program
 from zoo import commands
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +97,7 @@ def test_predict_names_the_next_tokens_of_texts(tmp_path: Path, capsys: pytest.C
     ((likeliest, probability),) = (
         (entry["name"], entry["probability"]) for entry in json.loads(capsys.readouterr().out)["next"]
     )
-    logits = np.asarray(model(np.array([[0, *b"def "]])), np.float64)[0, -1]
+    logits = np.asarray(program(model)(np.array([[0, *b"def "]])), np.float64)[0, -1]
     assert likeliest == bytes([int(logits.argmax())]).decode(errors="replace")
     assert probability == pytest.approx(1 / np.exp(logits - logits.max()).sum(), rel=1e-4)
 

@@ -23,7 +23,9 @@ from layers import Linear, Mixer, Module, Tokens, create_mixer
 from layers.initializers import Draw
 from layers.making import Unfinished, named
 from layers.state import flatten
-from tests.zoo.test_models import FAMILIES, make, smallest
+from tests.compilation import program
+from tests.tiers import tiered
+from tests.zoo.families import FAMILIES, make, smallest
 from zoo import matching, weights
 from zoo.registry import abstract, variant
 
@@ -138,7 +140,7 @@ print(json.dumps({"peak": peak() - before, "parameters": 4 * parameter_count(mod
 """
 
 
-@pytest.mark.parametrize("loaded", [False, True], ids=["drawn", "loaded"])
+@pytest.mark.parametrize("loaded", tiered([False, True], bool), ids=["drawn", "loaded"])
 def test_peak_memory_is_that_of_the_parameters(loaded: bool, tmp_path: Path) -> None:
     """160 MB of parameters, a third of it one embedding, in a process of its own."""
     options = {"vocab_size": 30_000, "features": 512, "depth": 8, "num_heads": 8}
@@ -177,7 +179,8 @@ import zoo
 seconds = time.process_time() - start
 zoo.list_models()
 zoo.summary("vit_nano_patch4_32", show=False)
-zoo.create("vit_nano_patch4_32", depth=1)(jax.numpy.zeros((1, 32, 32, 3)))
+model = zoo.create("vit_nano_patch4_32", depth=1)
+jax.jit(lambda x: model(x))(jax.numpy.zeros((1, 32, 32, 3)))
 print(json.dumps({{"seconds": seconds, "names": dir(zoo), "late": [name for name in {LATE!r} if name in sys.modules]}}))
 """
     )
@@ -212,7 +215,7 @@ def test_a_mixer_of_the_users_own_may_be_of_any_modules() -> None:
             assert not np.any(ours[0])
     kernels = [np.asarray(model.blocks[i].mixer.plain.kernel[...]) for i in range(2)]
     assert not np.array_equal(*kernels)
-    assert model(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 1000)
+    assert program(model)(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 1000)
 
 
 def test_a_parameter_that_two_names_share_is_refused() -> None:

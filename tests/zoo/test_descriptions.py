@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +62,17 @@ def write(folder: Path, model: nnx.Module, config: dict[str, Any], naming: str |
     return folder
 
 
+@functools.cache
+def forward(graphdef: Any) -> Callable[..., jax.Array]:
+    """One program for all models of one structure."""
+    return jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
+
+
 def output(model: Any) -> np.ndarray:
     loud = nnx.clone(model)  # kernels as small as they are made would hide an activation
     assign(loud, {name: 10 * np.asarray(leaf) for name, leaf in flatten(model).items() if name.endswith("kernel")})
     graphdef, state = nnx.split(loud)
-    x = IMAGES if hasattr(model, "patch_embed") else TOKENS
-    return np.asarray(jax.jit(lambda state: nnx.merge(graphdef, state)(x))(state))
+    return np.asarray(forward(graphdef)(state, IMAGES if hasattr(model, "patch_embed") else TOKENS))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from flax import nnx
 
 import zoo
 from tests.tiers import tiered
-from tests.zoo.test_models import PARTS, inputs, make, run, shallow
+from tests.zoo.families import PARTS, inputs, least, make, run
 from zoo import commands
 
 pytest.importorskip("flatbuffers")
@@ -47,7 +47,7 @@ def test_a_file_runs_without_the_zoo(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("family", tiered(PARTS, lambda family: family == "biformer"))
 def test_every_family_exports_for_any_batch_and_every_platform(family: str) -> None:
-    exported = zoo.export(make(family, **shallow(family)), input_shape=inputs(family).shape[1:])
+    exported = zoo.export(make(family, **least(family)), input_shape=inputs(family).shape[1:])
     assert str(exported.in_avals[0].shape[0]) == "batch"
     assert exported.platforms == ("cpu", "cuda", "tpu")
 

@@ -16,14 +16,14 @@ from flax import nnx
 from pallas_kernels.dispatch import OPS, Choice, interpreting, platform, recording, use
 from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
-from tests.zoo.test_models import inputs, make
+from tests.zoo.families import inputs, make, one_stage
 
 # Sums in another order, through blocks that end in norms.
 TOLERANCE = 1e-4
 # One model for each way in which a mixer calls an op, as shallow as it comes.
 MODELS: dict[str, dict[str, Any]] = {
     "biformer": {"depths": (1, 1)},
-    "maxvit": {"depths": (1, 1)},
+    "maxvit": one_stage("maxvit"),
     "longnet": {"depth": 1},
     "routing_transformer": {"depth": 1},
     "mamba": {"depth": 1},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,6 +28,13 @@ SHORT = {
 }
 
 
+def sown_weights(mixer: layers.Mixer, x: jax.Array) -> jax.Array:
+    with collecting(Diagnostic, name="attention") as sown:
+        mixer(x)
+    (weights,) = sown.named(mixer).values()
+    return weights
+
+
 @pytest.mark.parametrize("name", WEIGHING)
 def test_weights_times_values_are_what_a_core_gives(name: str) -> None:
     cls = layers.mixer_class(name)
@@ -35,23 +43,21 @@ def test_weights_times_values_are_what_a_core_gives(name: str) -> None:
     mixer = layers.create_mixer(name, 16, place=Place(num_heads=2), **options, rngs=nnx.Rngs(0))
     grid = None if "sequence" in cls.layouts else (3, 4)
     x = jnp.asarray(RNG.standard_normal((2, 12, 16)), jnp.float32)
-    given = x if grid is None else x.reshape(2, *grid, 16)
-    with collecting(Diagnostic, name="attention") as sown:
-        mixer(given)
-    (weights,) = sown.named(mixer).values()
+    graphdef, state = nnx.split(mixer)
+
+    @jax.jit
+    def run(state: nnx.State) -> tuple[jax.Array, ...]:
+        mixer = nnx.merge(graphdef, state)
+        weights = sown_weights(mixer, x if grid is None else x.reshape(2, *grid, 16))
+        q, (k, v) = mixer.queries(x, None), mixer.keys_and_values(x, None)
+        want = mixer.core(q, k, v, x, Tokens(grid=grid)).reshape(2, 12, 2, 8)
+        return weights, jnp.einsum("bhij,bjhd->bihd", weights, v), want
+
+    weights, summed, want = run(state)
     assert weights.shape == (2, 2, 12, 12)
-    q, (k, v) = mixer.queries(x, None), mixer.keys_and_values(x, None)
-    want = mixer.core(q, k, v, x, Tokens(grid=grid)).reshape(2, 12, 2, 8)
-    np.testing.assert_allclose(jnp.einsum("bhij,bjhd->bihd", weights, v), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(summed, want, rtol=1e-4, atol=1e-5)
     if cls.supports_causal:
         assert np.all(np.triu(np.asarray(weights)[0, 0], 1) == 0)
-
-
-def sown_weights(mixer: layers.Mixer, x: jnp.ndarray) -> np.ndarray:
-    with collecting(Diagnostic, name="attention") as sown:
-        mixer(x)
-    (weights,) = sown.named(mixer).values()
-    return weights
 
 
 def test_weights_beside_a_convolution() -> None:
@@ -61,11 +67,18 @@ def test_weights_beside_a_convolution() -> None:
     manhattan = layers.create_mixer("manhattan", 16, place=Place(num_heads=2), rngs=nnx.Rngs(0))
     manhattan.enhancement.kernel[...] *= 0
     for mixer in (inline, manhattan):
-        weights = sown_weights(mixer, x)
+        graphdef, state = nnx.split(mixer)
+
+        @jax.jit
+        def run(state: nnx.State, graphdef: Any = graphdef) -> tuple[jax.Array, ...]:
+            mixer = nnx.merge(graphdef, state)
+            weights = sown_weights(mixer, x)
+            _, v = mixer.key_value_heads(x.reshape(2, 12, 16))
+            return weights, mixer.finish(jnp.einsum("bhij,bjhd->bihd", weights, v)).reshape(x.shape), mixer(x)
+
+        weights, want, found = run(state)
         np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
-        _, v = mixer.key_value_heads(x.reshape(2, 12, 16))
-        want = mixer.finish(jnp.einsum("bhij,bjhd->bihd", weights, v)).reshape(x.shape)
-        np.testing.assert_allclose(mixer(x), want, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_and_columns_of_manhattan_attention_are_maps_apart() -> None:

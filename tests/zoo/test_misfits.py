@@ -12,7 +12,7 @@ from flax import nnx
 
 import zoo
 from tests.tiers import tiered
-from tests.zoo.test_models import BACKBONES, FAMILIES, tiny
+from tests.zoo.families import BACKBONES, FAMILIES, tiny
 from tests.zoo.test_weights import MODELS, equal, refused
 from zoo.weights import export
 

@@ -15,7 +15,7 @@ from flax import nnx
 from tests.layers.packing import Rows, both, read
 from tests.layers.test_packing import TOLERANCE, close
 from tests.tiers import tiered
-from tests.zoo.test_models import PARTS, kind_of, make
+from tests.zoo.families import PARTS, kind_of, make
 from zoo.backbones.causal import Causal
 from zoo.backbones.model import mixers
 

@@ -13,11 +13,12 @@ from PIL import Image
 import zoo
 
 RNG = np.random.default_rng(0)
+NAME, SMALL = "vit_nano_patch4_32", {"num_classes": 3, "depth": 1}
 
 
 @pytest.fixture(scope="module")
 def model() -> nnx.Module:
-    return zoo.create("biformer_nano", num_classes=3)
+    return zoo.create(NAME, **SMALL)
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -108,9 +109,9 @@ def test_models_are_made_in_evaluation_mode() -> None:
 
 def test_a_run_is_a_model_by_itself(tmp_path: Path) -> None:
     """With what the run wrote down, neither its data nor its config is needed."""
-    trained = zoo.create("biformer_nano", num_classes=3, rngs=nnx.Rngs(1))
+    trained = zoo.create(NAME, **SMALL, rngs=nnx.Rngs(1))
     zoo.save(trained, tmp_path / "model.safetensors", naming="zoo")
-    record = {"model": "biformer_nano", "options": {"num_classes": 3}, "class_names": ["cat", "dog", "owl"]}
+    record = {"model": NAME, "options": SMALL, "class_names": ["cat", "dog", "owl"]}
     (tmp_path / "model.json").write_text(json.dumps({**record, "preprocess": {"image_size": 24, "crop_fraction": 1.0}}))
     model = zoo.create(weights=tmp_path)
     assert zoo.preprocess(model).image_size == 24

@@ -13,7 +13,7 @@ import zoo
 from layers import ConvNorm
 from layers.state import flatten
 from tests.layers.mixer_cases import relative
-from tests.zoo.test_models import make, run, shallow
+from tests.zoo.families import make, one_stage, run
 
 
 def trained(model: Any) -> Any:
@@ -33,7 +33,7 @@ def trained(model: Any) -> Any:
 
 @pytest.mark.parametrize("family", ["biformer", "maxvit"])
 def test_a_merged_model_computes_the_same(family: str) -> None:
-    model = trained(make(family, **shallow(family)))
+    model = trained(make(family, **one_stage(family)))
     x = np.random.default_rng(1).standard_normal((2, 32, 32, 3)).astype(np.float32)
     before, count = run(model, x), len(flatten(model))
     assert zoo.reparameterize(model) is model

@@ -73,7 +73,8 @@ class SquaredHinge:
 )
 def test_a_memory_of_ones_own(memory: Memory) -> None:
     """Its own bias among the given choices: it reads whole and token by token alike, and learns."""
-    model = zoo.create("yaad_nano", **SMALL, memory=memory, chunk=4, embedding_std=1.0)
+    options = {**SMALL, "depth": 1, "chunk": 4, "embedding_std": 1.0}
+    model = zoo.create("yaad_nano", **options, memory=memory)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 13, (1, 11)), jnp.int32)
     whole = nnx.jit(lambda model, tokens: model(tokens))(model, tokens)
     extend = nnx.jit(lambda model, token, state: model.extend(token, state))
@@ -82,9 +83,7 @@ def test_a_memory_of_ones_own(memory: Memory) -> None:
         logits, state = extend(model, tokens[:, i : i + 1], state)
         stepwise.append(logits)
     assert relative(jnp.concatenate(stepwise, axis=1), whole) < 1e-4
-    plain = zoo.create(
-        "yaad_nano", **SMALL, memory=dataclasses.replace(memory, bias=SquaredHinge(1e9)), chunk=4, embedding_std=1.0
-    )
+    plain = zoo.create("yaad_nano", **options, memory=dataclasses.replace(memory, bias=SquaredHinge(1e9)))
     assert relative(nnx.jit(lambda model, tokens: model(tokens))(plain, tokens), whole) > 1e-3, (
         "a margin that nothing exceeds must change what is read"
     )

@@ -1,0 +1,194 @@
+"""A tiny variant of every registered family, and which families stand for others in tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import zoo
+from layers import flatten
+from layers.initializers import lecun_normal
+from zoo.backbones.causal import Causal
+from zoo.backbones.encoder import Encoder
+from zoo.backbones.isotropic import Isotropic
+from zoo.backbones.pyramid import Pyramid
+from zoo.creation import create_abstract
+from zoo.registry import Variant, variant
+
+# What makes a variant tiny, as far as its architecture has the field.
+COMMON: dict[str, Any] = {
+    "num_classes": 5, "image_size": 32, "patch_size": 8, "vocab_size": 11, "features": 16, "depth": 2, "num_heads": 2, "state_dim": 8, "head_dim": 8
+}  # fmt: skip
+# What a family needs beyond that.
+TINY: dict[str, dict[str, Any]] = {
+    # The class token alone sees nothing of the last block's convolution, nor the patches of its scores.
+    "agent": {"pool": "token_and_average"},
+    "inline": {"pool": "token_and_average"},
+    # Few small embeddings through small weights would leave scores whose gradients float16 rounds to 0.
+    "albert": {"embedding_features": 512},
+    "biformer": {
+        "stem": (8,),
+        "features": (8, 16),
+        "depths": (2, 1),
+        "num_heads": (2, 2),
+        "regions": 2,
+        "topk": (2, None),
+        "dense_heads": 2,
+    },
+    "cait": {"class_blocks": 1, "layer_scale": 0.1},
+    # The gradient behind a layer scale of 1e-6 is less than float16 can hold.
+    "convnext": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "kernel_size": 3, "layer_scale": 1.0},
+    "cswin": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
+    # The norm inside its memories magnifies rounding, most of all behind the small weights of Memora.
+    "miras": {"memory": "yaad"},
+    # The architecture's initial weights suit hundreds of features: three of them multiply, and the gradient is less
+    # than float16 can hold.
+    "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "mixer": "focal_modulation"},
+    "griffin": {"attention_every": 2},
+    "halonet": {"stem": (4, 4, 8), "features": (16, 32), "widths": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
+    "hvt": {"patch_size": 4, "depth": 4, "pool_every": 2},
+    "lookhere": {"fields": ("triangles",)},
+    # Initial weights of 0.02 suit hundreds of features: of few, a product of three leaves next to nothing.
+    "mambaout": {
+        "features": (8, 16),
+        "depths": (1, 2),
+        "num_heads": (2, 2),
+        "mixer": {"name": "gated_convolution", "kernel_init": lecun_normal},
+    },
+    "nat": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
+    "ravlt": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
+    "rmt": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
+    # The first token alone would see nothing of the last block's local projections.
+    "longformer": {"pool": "average", "window": 6, "max_global": 2},
+    "longnet": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
+    "maxvit": {"stem": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "window": 2},
+    "resnet": {"stem": (8,), "features": (16, 32), "depths": (1, 2), "num_heads": (2, 2)},
+    "pvt_v1": {"patch_size": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
+    "pvt": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
+    "rwkv7": {"zero_init": False},
+    "swin": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4},
+    "swinv2": {
+        "patch_size": 4,
+        "features": (8, 16),
+        "depths": (2, 1),
+        "num_heads": (2, 2),
+        "window": 4,
+        "zero_init": False,
+    },
+    "vig": {"depth": 2},
+    "routing_transformer": {
+        "routed_heads": 1,
+        "clusters": 3,
+        "cluster_window": 12,
+        "window": 8,
+        "membership": "causal",
+    },
+}
+VARIANTS = {name: variant(name) for name in zoo.list_models()}
+FAMILIES = sorted({entry.family for entry in VARIANTS.values()})
+
+
+def kind_of(family: str) -> type:
+    entry = next(entry for entry in VARIANTS.values() if entry.family == family)
+    return entry.build if isinstance(entry.build, type) else type(tiny(family))
+
+
+def smallest(family: str) -> str:
+    """The family's variant of least width times depth."""
+
+    def size(entry: Variant) -> int:
+        c: Any = entry.config
+        return int(np.sum(c.features)) * int(np.sum(getattr(c, "depths", None) or c.depth))
+
+    return min((entry for entry in VARIANTS.values() if entry.family == family), key=size).name
+
+
+def options(family: str, **overrides: Any) -> dict[str, Any]:
+    """Hyper-parameters of the tiny variant."""
+    fields = {field.name for field in dataclasses.fields(VARIANTS[smallest(family)].config)}
+    return {**{name: value for name, value in COMMON.items() if name in fields}, **TINY.get(family, {}), **overrides}
+
+
+def make(family: str, **overrides: Any) -> nnx.Module:
+    return zoo.create(smallest(family), **options(family, **overrides))
+
+
+tiny = functools.cache(make)
+IMAGE_FAMILIES = [family for family in FAMILIES if issubclass(kind_of(family), (Isotropic, Pyramid))]
+ENCODERS = [family for family in FAMILIES if issubclass(kind_of(family), Encoder)]
+images = pytest.mark.parametrize("family", IMAGE_FAMILIES)
+classifiers = pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *ENCODERS])
+every = pytest.mark.parametrize("family", FAMILIES)
+# What is between the blocks, and a family of each whose blocks do not ask for more than any mixer gives.
+BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encoder: "bert"}
+# Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
+# modules are joined, and is expensive to try, is tried with the others.
+OF_KNOWN_PARTS = ("eva", "gpt2", "gptj", "llama", "longvit", "pythia", "roberta", "s4d_pixels", "swin")
+PARTS = [family for family in FAMILIES if family not in OF_KNOWN_PARTS]
+of_new_parts = pytest.mark.parametrize("family", PARTS)
+
+
+def inputs(family: str, size: int = 32, batch: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if family in IMAGE_FAMILIES:
+        return rng.standard_normal((batch, size, size, 3)).astype(np.float32)
+    return rng.integers(0, 11, (batch, size)).astype(np.int32)
+
+
+def run(model: nnx.Module, x: Any, method: str = "__call__", **options: Any) -> Any:
+    """The model's output in evaluation mode, compiled; on the host, where comparing compiles nothing."""
+    copy = nnx.clone(model)
+    copy.eval()
+    graphdef, state = nnx.split(copy)
+    return jax.device_get(jax.jit(lambda state, x: getattr(nnx.merge(graphdef, state), method)(x, **options))(state, x))
+
+
+@functools.cache
+def outputs(family: str) -> np.ndarray:
+    return run(tiny(family), inputs(family))
+
+
+def shallow(family: str) -> dict[str, Any]:
+    """One block, or one in each of two stages."""
+    return {"depths": (1, 1)} if issubclass(kind_of(family), Pyramid) else {"depth": 1}
+
+
+def one_stage(family: str, depth: int = 1) -> dict[str, Any]:
+    """A pyramid's first stage, of ``depth`` blocks."""
+    tiny = options(family)
+    stages = len(tiny["depths"])
+    first = {name: value[:1] for name, value in tiny.items() if isinstance(value, tuple) and len(value) == stages}
+    return {**first, "depths": (depth,)}
+
+
+@functools.cache
+def least(family: str) -> dict[str, Any]:
+    """The fewest blocks, of the fewest stages, that have all kinds of modules and parameters of the tiny variant."""
+
+    def kinds(sizes: dict[str, Any]) -> set[Any]:
+        model = create_abstract(smallest(family), **options(family, **sizes))
+        names = {re.sub(r"\d+", "#", name) for name in flatten(model, nnx.Param)}
+        return names | {type(part) for _, part in nnx.iter_modules(model)}
+
+    if issubclass(kind_of(family), Pyramid):
+        # A second stage of no blocks has what comes before them.
+        smaller = [one_stage(family), {"depths": (1, 0)}, shallow(family)]
+    else:
+        model: Any = tiny(family)
+        # What each block alone is given may be its share of something, all of it if there is one block.
+        shares = isinstance(model, Causal) and model.per_block() is not None
+        smaller = [{"depth": depth} for depth in (1, 2)[shares:]]
+    return next((sizes for sizes in smaller if kinds(sizes) == kinds({})), {})
+
+
+def modules(family: str) -> set[type]:
+    """The classes of a family's modules, the model apart."""
+    model = tiny(family)
+    return {type(part) for _, part in nnx.iter_graph(model) if isinstance(part, nnx.Module) and part is not model}

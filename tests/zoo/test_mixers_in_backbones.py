@@ -1,0 +1,63 @@
+"""Every mixer in every backbone: it runs, or the reason why it can't is stated."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import pytest
+from flax import nnx
+
+import layers
+from tests.tiers import tiered
+from tests.zoo.families import BACKBONES, ENCODERS, FAMILIES, IMAGE_FAMILIES, every, inputs, kind_of, make, one_stage
+from zoo.backbones.isotropic import Isotropic
+from zoo.backbones.pyramid import Pyramid
+
+
+def is_quick_cell(family: str, mixer: str) -> bool:
+    return family == ("transformer" if layers.mixer_class(mixer).supports_causal else "vit")
+
+
+def cells() -> list[Any]:
+    """Every mixer in every backbone, of which one is quick; attention in every family, which may make its own blocks."""
+    every = dict.fromkeys(
+        [*itertools.product(BACKBONES.values(), layers.list_mixers()), *((family, "attention") for family in FAMILIES)]
+    )
+    return tiered(every, lambda cell: is_quick_cell(*cell))
+
+
+@every
+def test_backbone_is_in_the_matrix(family: str) -> None:
+    assert issubclass(kind_of(family), tuple(BACKBONES))
+
+
+@pytest.mark.parametrize(("family", "mixer"), cells())
+def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
+    """Each cell runs, or raises the stated reason. Gradients have mixers (tests/layers/test_mixers.py), and families with
+    their own mixers (test_model_gradients.py).
+    """
+    cls = layers.mixer_class(mixer)
+    # Two patches a side are enough for all but regions, of which a mixer may want up to seven a side.
+    options = {"name": mixer, "regions": 2} if mixer == "bilevel_routing" else mixer
+    if family in ENCODERS and "sequence" not in cls.layouts:
+        with pytest.raises(ValueError, match=f"{cls.__name__} takes grids only"):
+            make(family, mixer=options, depth=1)
+        return
+    if family not in (*IMAGE_FAMILIES, *ENCODERS) and not cls.supports_causal:
+        with pytest.raises(ValueError, match=f"{cls.__name__} is bidirectional only"):
+            make(family, mixer=options, depth=1)
+        return
+    # One map shows all of how a pyramid treats a mixer.
+    sizes = one_stage(family) if issubclass(kind_of(family), Pyramid) else {"depth": 1}
+    model = make(family, mixer=options, **sizes)
+    graphdef, state = nnx.split(model)
+    out = jax.eval_shape(lambda state: nnx.merge(graphdef, state, copy=True)(inputs(family)), state)
+    assert out.shape[0] == len(inputs(family))
+    if isinstance(model, Isotropic) and not {"sequence", "image"} & set(cls.layouts):
+        assert model.prefix == 0
+        assert model.pool == "average"
+        assert "no prefix tokens, average pooling" in repr(model)
+    if family in (*IMAGE_FAMILIES, *ENCODERS) and not cls.supports_bidirectional:
+        assert any(isinstance(module, layers.Bidirectional) for _, module in nnx.iter_modules(model))
