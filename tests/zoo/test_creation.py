@@ -173,20 +173,21 @@ def test_what_an_import_leaves_out() -> None:
     measured = python(
         f"""
 import json, sys, time
-import jax, flax.nnx
 start = time.process_time()
+import jax, flax.nnx
+given = time.process_time()
 import zoo
-seconds = time.process_time() - start
+ours, theirs = time.process_time() - given, given - start
 zoo.list_models()
 zoo.summary("vit_nano_patch4_32", show=False)
 model = zoo.create("vit_nano_patch4_32", depth=1)
 jax.jit(lambda x: model(x))(jax.numpy.zeros((1, 32, 32, 3)))
-print(json.dumps({{"seconds": seconds, "names": dir(zoo), "late": [name for name in {LATE!r} if name in sys.modules]}}))
+print(json.dumps({{"ours": ours, "theirs": theirs, "names": dir(zoo), "late": [name for name in {LATE!r} if name in sys.modules]}}))
 """
     )
     assert measured["late"] == []
     assert set(zoo.__all__) <= set(measured["names"])
-    assert measured["seconds"] < 1.0  # half of it on a machine with nothing else to do
+    assert measured["ours"] < measured["theirs"]  # three fifths of what JAX and Flax take, however busy the machine is
 
 
 def test_a_mixer_of_the_users_own_may_be_of_any_modules() -> None:
