@@ -171,6 +171,13 @@ def _parameters(mixer: str, on: Problem, features: int, hidden: int) -> int:
 
 
 @functools.cache
+def _for_one_more(task: str, features: int) -> int:
+    """Parameters that one more hidden feature of the MLPs takes, whatever the mixer."""
+    few, more = (_parameters("attention", problem(task), features, hidden) for hidden in (features, features + 1))
+    return more - few
+
+
+@functools.cache
 def fitted(mixer: str, task: str) -> Size:
     """The size at which a mixer's model has as many parameters as the one with plain attention.
 
@@ -184,13 +191,14 @@ def fitted(mixer: str, task: str) -> Size:
     for features in range(FEATURES, 0, -STEP):
         narrow = features // 2  # an MLP narrower than this would be none
         try:
-            few, more = (_parameters(mixer, on, features, hidden) for hidden in (narrow, narrow + 1))
+            few = _parameters(mixer, on, features, narrow)
         except ValueError:
             if features == FEATURES:
                 raise
             continue  # a width that the mixer does not take
-        hidden = max(narrow, narrow + round((target - few) / (more - few)))
-        found = few + (hidden - narrow) * (more - few)
+        each = _for_one_more(task, features)
+        hidden = max(narrow, narrow + round((target - few) / each))
+        found = few + (hidden - narrow) * each
         size = Size(features, hidden, found, found / target - 1)
         if least is None or abs(size.deviation) < abs(least.deviation):
             least = size

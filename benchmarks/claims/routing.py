@@ -18,8 +18,12 @@ DIGITS = {"name": "classification", "dataset": "digits"}
 def contest(quick: bool) -> Contest:
     kinds = {"learned, 4 of 16": {}, "all 16": {"topk": (16, 16)}, "random, 4 of 16": {"routing": "random"}}
     settings = {"schedule": {"warmup": "1 steps"}} if quick else {}
+    size = {"depths": (1, 1), "stem": (8, 16), "features": (16, 32), "num_heads": (1, 2)} if quick else {}
     return Contest(
-        contestants=[Contestant(label, "biformer_nano", DIGITS, options, settings) for label, options in kinds.items()],
+        contestants=[
+            Contestant(label, "biformer_nano", DIGITS, {**options, **size}, settings)
+            for label, options in kinds.items()
+        ],
         steps=4 if quick else 808,
         batch_size=64,
         learning_rate=2e-3,

@@ -155,7 +155,7 @@ def test_a_mixer_that_fails_is_a_row_and_the_command_ends_with_1(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("task", PROBLEMS)
+@pytest.mark.parametrize("task", sorted(PROBLEMS.keys() - {"recall"}))  # which is an example of docs/how_to/compare.md
 def test_a_run(task: str) -> None:
     row = comparison.run({"task": task, "mixer": "linear_attention", "seed": 0, "steps": 2})
     assert row["figure"] == row["test"][PROBLEMS[task].figure]

@@ -4,6 +4,8 @@ is lost.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,7 @@ EVERY = pytest.mark.parametrize(
 
 
 class Matrix(nnx.Module):
-    def __init__(self, dtype, size=64):
+    def __init__(self, dtype, size=128):
         self.linear = nnx.Linear(size, size, param_dtype=dtype, rngs=nnx.Rngs(0))
 
 
@@ -86,11 +88,15 @@ def moved(after, model):
     )
 
 
+@functools.cache
+def both(name, dtype):
+    """A model in ``dtype`` and the same in float32, each with what :func:`trained` gives."""
+    return [(model, *trained(model, name, lambda step: 0.125, 40)) for model in (Matrix(dtype), widened(Matrix(dtype)))]
+
+
 @EVERY
 def test_a_master_copy_moves_as_parameters_in_float32_do(name, dtype):
-    narrow = Matrix(dtype)
-    wide = widened(narrow)
-    (after, state), (right, right_state) = (trained(m, name, lambda step: 0.125, 40) for m in (narrow, wide))
+    (_, after, state), (_, right, right_state) = both(name, dtype)
     for n in after:
         assert after[n].dtype == dtype
         np.testing.assert_allclose(state["master"][n], right[n], rtol=1e-5, atol=1e-7)
@@ -102,10 +108,8 @@ def test_a_master_copy_moves_as_parameters_in_float32_do(name, dtype):
 @EVERY
 def test_stochastic_rounding_is_right_on_average(name, dtype):
     """Steps far below the spacing of the numbers: rounding to the nearest would move nothing."""
-    narrow = Matrix(dtype, 128)
-    wide = widened(narrow)
-    after, state = trained(narrow, name, lambda step: 0.125, 20, rounding="stochastic")
-    right, _ = trained(wide, name, lambda step: 0.125, 20)
+    (narrow, *_), (wide, right, _) = both(name, dtype)
+    after, state = trained(narrow, name, lambda step: 0.125, 40, rounding="stochastic")
     direction = moved(right, wide)
     share = moved(after, narrow) @ direction / (direction @ direction)
     assert share == pytest.approx(1, abs=0.15)
@@ -120,7 +124,7 @@ def test_second_moments_forget_in_bfloat16():
     _, state = trained(Matrix(jnp.bfloat16), "adamw", lambda step: jnp.where(step < 200, 1.0, 0.125), 2200)
     nu = state["base"][0][0].nu["linear.bias"]
     right = (1 - 0.999**200) * 0.999**2000 + 0.125**2 * (1 - 0.999**2000)
-    np.testing.assert_allclose(nu, right * eighths(64) ** 2, rtol=1e-3)
+    np.testing.assert_allclose(nu, right * eighths(128) ** 2, rtol=1e-3)
 
 
 def test_adapters_in_bfloat16_move_as_they_should():
@@ -139,7 +143,8 @@ def test_an_unknown_rounding_is_refused():
 @NARROW
 def test_rounding_stays_within_the_neighbors(dtype):
     x = jnp.linspace(-3, 3, 4001, dtype=jnp.float32)
-    draws = jnp.stack([precision.round_stochastically(x, dtype, jax.random.key(i)) for i in range(256)])
+    keys = jax.random.split(jax.random.key(0), 256)
+    draws = jax.jit(jax.vmap(lambda key: precision.round_stochastically(x, dtype, key)))(keys)
     near = x.astype(dtype)
     spacing = jnp.max(
         jnp.stack([jnp.abs(jnp.nextafter(near, jnp.asarray(end, dtype)) - near) for end in (-jnp.inf, jnp.inf)]), 0
