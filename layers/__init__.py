@@ -14,11 +14,15 @@ from layers.attention.look_here import DirectedAttention
 from layers.attention.manhattan import ManhattanAttention
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.attention.neighborhood import NeighborhoodAttention
+from layers.attention.normalized import NormalizedAttention
 from layers.attention.projected import ProjectedAttention
 from layers.attention.rank_augmented import RankAugmentedLinearAttention
 from layers.attention.relu_linear import ReLULinearAttention
+from layers.attention.selective import SelectiveAttention
+from layers.attention.softplus import SoftplusAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.attention.talking_heads import TalkingHeadsAttention
+from layers.attention.universal import UniversalAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
 from layers.class_attention import ClassBlock
@@ -159,6 +163,7 @@ __all__ = [
     "NaturalLionAttention",
     "NeighborhoodAttention",
     "NeuralMemory",
+    "NormalizedAttention",
     "Parallel",
     "PatchEmbed",
     "PatchMerging",
@@ -174,8 +179,10 @@ __all__ = [
     "RoutingAttention",
     "RowMajor",
     "Scan2D",
+    "SelectiveAttention",
     "SelectiveState",
     "ShiftedMLP",
+    "SoftplusAttention",
     "SpatialReductionAttention",
     "Stack",
     "Statistic",
@@ -183,6 +190,7 @@ __all__ = [
     "TokenReduction",
     "TokenShift",
     "Tokens",
+    "UniversalAttention",
     "Windowed",
     "add_lora",
     "assign",

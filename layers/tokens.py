@@ -116,6 +116,22 @@ class Tokens:
         begins = starts(self.segment_ids, last)
         return begins if self.mask is None else begins & self.mask
 
+    def count(self, length: int, *, causal: bool) -> jax.Array:
+        """Int32 (batch or 1, length): how many real tokens of its document a token may see, itself and, where causal,
+        those before it; at least 1.
+        """
+        index = jnp.arange(1, length + 1, dtype=jnp.int32)[None]
+        seen = index if self.mask is None else jnp.cumsum(self.mask, axis=1, dtype=jnp.int32)
+        own = seen
+        if (begins := self.starts()) is not None:
+            own = seen - jax.lax.cummax(jnp.where(begins, seen - 1, 0), axis=1)
+        if not causal:
+            # And those that follow, up to the end of the row or to where another document begins.
+            ends = jnp.arange(length)[None] == length - 1
+            ends = ends if begins is None else ends | jnp.roll(begins, -1, axis=1)
+            own += jax.lax.cummin(jnp.where(ends, seen, length), axis=1, reverse=True) - seen
+        return jnp.maximum(own, 1)
+
     def segment_after(self, last: jax.Array) -> jax.Array:
         """(batch,) the document after these tokens, of which ``last`` is that before them."""
         return last if self.segment_ids is None else last_segment(self.segment_ids, self.mask, last)

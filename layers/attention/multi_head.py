@@ -286,6 +286,32 @@ class MultiHeadAttention(ProjectedAttention):
 
         Args:
           x: the tokens that ask.
+          mask, positions, segments, added: as of :meth:`asked`.
+        """
+        options = self.asked(q, k, mask=mask, positions=positions, segments=segments, added=added)
+        if self.sowing(Diagnostic, "attention"):
+            self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
+        k, v = k.astype(q.dtype), v.astype(q.dtype)
+        if self.persistent is None:
+            return attention(q, k, v, **options)
+        y, lse = attention(q, k, v, **options, return_lse=True)
+        pk, pv = self.key_value_heads(broadcast(self.persistent[...], (len(q), *self.persistent.shape), x.dtype))
+        seen, more = attention(self.query_heads(x), pk, pv, scale=self.scale, return_lse=True)
+        return merge([(y, lse), (seen, more)])[0]
+
+    def asked(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        positions: Pair = (None, None),
+        segments: Pair = (None, None),
+        added: jax.Array | None = None,
+    ) -> dict[str, Any]:
+        """What is asked of the attention op, beside queries, keys and values.
+
+        Args:
           mask: bool (batch, keys), True = real.
           positions, segments: of queries and of keys, int32 (batch or 1, queries) and (batch or 1, keys).
           added: (batch, keys, num_heads), to the scores of each key.
@@ -325,14 +351,4 @@ class MultiHeadAttention(ProjectedAttention):
             "query_segments": segments[0],
             "key_segments": segments[1],
         }
-        if self.relative is not None:
-            options |= self.relative.changes()
-        if self.sowing(Diagnostic, "attention"):
-            self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
-        k, v = k.astype(q.dtype), v.astype(q.dtype)
-        if self.persistent is None:
-            return attention(q, k, v, **options)
-        y, lse = attention(q, k, v, **options, return_lse=True)
-        pk, pv = self.key_value_heads(broadcast(self.persistent[...], (batch, *self.persistent.shape), x.dtype))
-        seen, more = attention(self.query_heads(x), pk, pv, scale=self.scale, return_lse=True)
-        return merge([(y, lse), (seen, more)])[0]
+        return options if self.relative is None else options | self.relative.changes()

@@ -4,6 +4,7 @@
     learned   s + b_h[clip(j - i)]
     buckets   s + b_h[bucket(j - i)]                      T5: Raffel et al., 2020 (arXiv:1910.10683), section 2.1
     keys      s + q_i . r[clip(j - i)] / sqrt(head_dim)   Shaw et al., 2018 (arXiv:1803.02155), eq. 5
+    universal s + b_h[clip(j - i)], and weights w_ij c_h[clip(j - i)]   URPE: Luo et al., 2022 (arXiv:2205.13401), eq. 5
 
 Each is a module whose :meth:`Relative.changes` are arguments of :func:`pallas_kernels.attention`: no matrix of queries
 and keys is made of them, and the attention op decides how to apply them.
@@ -14,14 +15,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from layers.initializers import normal, truncated_normal, zeros
+from layers.initializers import normal, ones, truncated_normal, zeros
 from layers.module import Module
 from suggestions import near
 
@@ -33,7 +34,7 @@ class Relative(Module):
     ``rngs``, and what is theirs.
     """
 
-    undecayed = ("table",)
+    undecayed: ClassVar[tuple[str, ...]] = ("table",)
 
     def changes(self) -> dict[str, Any]:
         """Arguments of the attention op."""
@@ -127,6 +128,34 @@ class LearnedDistances(Relative):
         return {"relative_bias": self.table[...], "relative_origin": self.origin}
 
 
+class UniversalDistances(LearnedDistances):
+    """A second number for each distance, by which the weight is multiplied after the softmax, so that the weights of a
+    query no longer sum to 1; parameters ``table``, of zeros, and ``factor``, of ones, (heads, span).
+    """
+
+    undecayed: ClassVar[tuple[str, ...]] = ("table", "factor")
+
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        head_dim: int,
+        causal: bool,
+        reach: int = 128,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        reach: greatest distance with numbers of its own.
+        """
+        heads: dict[str, Any] = {"num_heads": num_heads, "head_dim": head_dim, "causal": causal}
+        super().__init__(**heads, reach=reach, param_dtype=param_dtype, rngs=rngs)
+        self.factor = nnx.Param(ones(rngs.params(), self.table.shape, param_dtype))
+
+    def changes(self) -> dict[str, Any]:
+        return {**super().changes(), "relative_weight": self.factor[...]}
+
+
 class BucketedDistances(Relative):
     """A learned number for each bucket of distances and head: half of the buckets hold one distance each, the rest are
     logarithmic.
@@ -218,6 +247,7 @@ KINDS: dict[str, Callable[..., Relative]] = {
     "buckets": BucketedDistances,
     "keys": RelativeKeys,
     "learned": LearnedDistances,
+    "universal": UniversalDistances,
 }
 
 

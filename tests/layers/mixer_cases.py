@@ -130,6 +130,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "bilinear": {"initialization": "inv", "discretization": "bilinear", "state_dim": 6},
         "real": {"initialization": "real", "state_dim": 4},
     },
+    "normalized_attention": {"plain": {"kernel_init": truncated_normal(0.3)}},
+    "selective_attention": {"plain": {"num_heads": 4, "num_kv_heads": 2, "window": 5}, "mlp": {"token": "mlp"}},
+    "softplus_attention": {"plain": {"rotary": 100.0}},
+    "urpe_attention": {"plain": {"reach": 4}},
     "delta_net": {"plain": {}, "no_convolution": {"conv_size": None, "head_dim": 3}},
     "gated_delta_net": {
         "plain": {},

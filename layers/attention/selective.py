@@ -1,0 +1,147 @@
+"""Selective self-attention: Selective Attention, Enhancing Transformer through Principled Context Control (Zhang et al.,
+NeurIPS 2024, arXiv:2411.12892), section 3.
+
+    y = softmax((t_q q) k^T / sqrt(d)) (t_v v)        t(x_i) = tanh(f(x_i)) + 1 + sigmoid(alpha) log(n_i)
+
+Each query has an inverse temperature, and each value a factor, made of the token and of the number n_i of tokens that it
+sees. f is the product of gelu of the query or value head with a vector ("features", which shares the projections'
+weights), or an MLP of the token. The authors' code on GitHub has the part of the position only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.attention.multi_head import MultiHeadAttention
+from layers.broadcast import widened
+from layers.initializers import constant, truncated_normal
+from layers.linear import Linear
+from layers.mixer import register_mixer
+from layers.mlp import gelu
+from layers.module import Module
+from layers.norm import Norm
+from layers.position import Rotary
+from layers.tokens import Continuation, Tokens
+
+
+class Temperature(Module):
+    """t, for each head.
+
+    Parameters: ``alpha``, one number, where the position counts; ``weight`` (heads, head_dim), or ``hidden`` and ``out``
+    (linear), where the token does.
+    """
+
+    undecayed = ("alpha",)
+
+    def __init__(
+        self,
+        features: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        token: Literal["features", "mlp"] | None,
+        alpha: float | None,
+        kernel_init: Any,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        """Args: as of :class:`SelectiveAttention`, for one of its projections."""
+        self.alpha = None if alpha is None else nnx.Param(constant(alpha)(rngs.params(), (), param_dtype))
+        shape = (num_heads, head_dim)
+        self.weight = nnx.Param(kernel_init(rngs.params(), shape, param_dtype)) if token == "features" else None
+        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.hidden = Linear(features, head_dim, **common) if token == "mlp" else None
+        self.out = Linear(head_dim, num_heads, **common) if token == "mlp" else None
+        self.shape = shape
+
+    def __call__(self, heads: Linear, x: jax.Array, seen: jax.Array) -> jax.Array:
+        """Float32 (batch, length, heads) of tokens (batch, length, features) that see ``seen`` (batch or 1, length)."""
+        factor = jnp.ones((*x.shape[:2], self.shape[0]), jnp.float32)
+        if self.weight is not None:
+            made = gelu(heads(x).reshape(*x.shape[:2], *self.shape).astype(jnp.float32))
+            factor += jnp.tanh(jnp.sum(made * self.weight[...].astype(jnp.float32), -1))
+        if self.hidden is not None and self.out is not None:
+            factor += jnp.tanh(self.out(gelu(self.hidden(x))).astype(jnp.float32))
+        if self.alpha is not None:
+            factor += jax.nn.sigmoid(widened(self.alpha[...])) * jnp.log(seen.astype(jnp.float32))[..., None]
+        return factor
+
+
+@register_mixer("selective_attention")
+class SelectiveAttention(MultiHeadAttention):
+    """Softmax attention whose queries have a temperature of their own and whose values a factor.
+
+    Parameters: those of :class:`MultiHeadAttention`, and ``query_temperature``, ``value_temperature``.
+    """
+
+    paper = (33,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        query: bool = True,
+        value: bool = True,
+        token: Literal["features", "mlp"] | None = "features",
+        alpha: float | None = 0.0,
+        rotary: Rotary | Mapping[str, Any] | float | None = None,
+        qk_norm: Norm | None = None,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads, num_kv_heads, head_dim, causal, window, rotary, qk_norm, use_bias, dropout: as of
+            :class:`MultiHeadAttention`.
+          query, value: whether queries and values have factors.
+          token: what f is made of; None leaves it out.
+          alpha: initial value of the parameter whose sigmoid weighs the number of tokens; -8 with ``kernel_init=zeros``
+            starts as plain attention, for fine-tuning. None leaves this part out.
+
+        Raises:
+          ValueError: an unknown ``token``.
+        """
+        if token not in ("features", "mlp", None):
+            raise ValueError(f'token={token!r} is not known: "features", "mlp" or None')
+        heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+        seen: dict[str, Any] = {"causal": causal, "window": window, "rotary": rotary, "qk_norm": qk_norm}
+        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(features, use_bias=use_bias, dropout=dropout, **heads, **seen, **common)
+
+        def temperature(count: int) -> Temperature:
+            return Temperature(features, count, self.head_dim, token=token, alpha=alpha, **common)
+
+        self.query_temperature = temperature(self.num_heads) if query else None
+        self.value_temperature = temperature(self.num_kv_heads) if value else None
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        q, v = self._scaled(q, v, x, tokens.count(x.shape[1], causal=self.causal))
+        return super().core(q, k, v, x, tokens)
+
+    def core_next(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens, state: Any, after: Continuation
+    ) -> tuple[jax.Array, Any]:
+        q, v = self._scaled(q, v, x, after.positions + 1)
+        return super().core_next(q, k, v, x, tokens, state, after)
+
+    def _scaled(self, q: jax.Array, v: jax.Array, x: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Queries and values times their factors. A rotary embedding, which q has, commutes with its own."""
+        if self.query_temperature is not None:
+            q = q * self.query_temperature(self.query, x, seen)[..., None].astype(q.dtype)
+        if self.value_temperature is not None:
+            v = v * self.value_temperature(self.value, x, seen)[..., None].astype(v.dtype)
+        return q, v

@@ -1,0 +1,141 @@
+"""Softplus attention, LSSA and LSSAR: Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language
+Models (Gao and Spratling, 2025, arXiv:2501.13428).
+
+    a_ij = softplus(log(d) log(N_i) q_i . k_j)            w_ij = a_ij / sum_j a_ij           (LSSA)
+    w'_ij = relu(N_i w_ij - o_i)^p / sum_j (...)          o_i = 1 where N_i > 3, else 0      (LSSAR)
+
+q and k are unit vectors, N_i is the number of tokens that token i sees, and 1e-8 is added to each denominator. The sums
+over softplus and over powers are softmaxes of their logarithms: of powers no other form stays within float32 (p = 15
+overflows from 370 tokens on), and the added number is a logit without a value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.attention.multi_head import MultiHeadAttention, Pair
+from layers.initializers import truncated_normal
+from layers.mixer import register_mixer
+from layers.module import Diagnostic
+from layers.position import Rotary
+from layers.tokens import Continuation, Tokens
+from pallas_kernels import attention, attention_weights
+
+EPSILON = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSoftplus:
+    """The logarithm of the softplus of logits times a number of the query, as a score of the attention op.
+
+    It compares by value: equal ones share compiled programs.
+    """
+
+    def __call__(self, logits: Any, head: Any, q: Any, k: Any, scale: Any) -> Any:
+        z = scale * logits
+        # Far below 0 it is z itself, less exp(z) / 2.
+        return jnp.where(z < -15, z, jnp.log(jax.nn.softplus(jnp.maximum(z, -15))))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogPower(LogSoftplus):
+    """The logarithm of LSSAR's power of the weights whose logarithms are those of LSSA less ``total``."""
+
+    power: float
+
+    def __call__(self, logits: Any, head: Any, q: Any, k: Any, scale: Any, total: Any, seen: Any, less: Any) -> Any:  # type: ignore[override]
+        weight = jnp.exp(super().__call__(logits, head, q, k, scale) - total)
+        return self.power * jnp.log(jnp.maximum(seen * weight - less, 1e-30))
+
+
+@register_mixer("softplus_attention")
+class SoftplusAttention(MultiHeadAttention):
+    """Attention whose weights are softplus over their sum, sharpened again by a power.
+
+    Rows of any length are equally sharp: a model trained on short texts reads long ones.
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
+    """
+
+    paper = (4,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        causal: bool = False,
+        power: float | None = 15.0,
+        rotary: Rotary | Mapping[str, Any] | float | None = None,
+        use_bias: bool = False,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads, num_kv_heads, head_dim, causal, rotary, use_bias, dropout: as of :class:`MultiHeadAttention`.
+          power: p of LSSAR; the paper has 15, and finds 3 best at the length of training. None is LSSA.
+
+        Raises:
+          ValueError: a power below 1, or heads of one feature, whose logarithm is 0.
+        """
+        heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"rotary": rotary, "qk_norm": "unit", "scale": 1.0, "dropout": dropout}
+        super().__init__(features, causal=causal, use_bias=use_bias, **heads, **options, **common)
+        if power is not None and power < 1:
+            raise ValueError(f"power={power} would not sharpen the weights: give at least 1, or None for LSSA")
+        if self.head_dim < 2:
+            raise ValueError("the scores of heads of 1 feature are all 0, log(1): give heads of at least 2")
+        self.power = power
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        places, ids = tokens.positions, tokens.segment_ids
+        ordered = places if places is not None and places.ndim == 2 else None
+        seen = tokens.count(x.shape[1], causal=self.causal)
+        return self._weigh(q, k, v, seen, mask=tokens.mask, positions=(ordered, ordered), segments=(ids, ids))
+
+    def core_next(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens, state: Any, after: Continuation
+    ) -> tuple[jax.Array, Any]:
+        written, held, segments = self.read({"key": k, "value": v}, tokens, state, after)
+        positions = after.positions, held.positions
+        return self._weigh(
+            q, held.key, held.value, after.positions + 1, positions=positions, segments=segments
+        ), written
+
+    def _weigh(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        seen: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        positions: Pair = (None, None),
+        segments: Pair = (None, None),
+    ) -> jax.Array:
+        """What heads find; ``seen`` is N, (batch or 1, queries)."""
+        options = self.asked(q, k, mask=mask, positions=positions, segments=segments)
+        number = seen.astype(jnp.float32)[..., None]
+        scale = math.log(self.head_dim) * jnp.log(number)
+        extra = jnp.full((self.num_heads,), math.log(EPSILON), jnp.float32)
+        options |= {"score": LogSoftplus(), "rows": scale, "sinks": extra}
+        k, v = k.astype(q.dtype), v.astype(q.dtype)
+        if self.power is not None:
+            total = attention(q, k, v[..., :1], **options, return_lse=True)[1]
+            options |= {"score": LogPower(self.power), "rows": (scale, total, number, 1.0 * (number > 3))}
+        if self.sowing(Diagnostic, "attention"):
+            self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
+        return attention(q, k, v, **options)

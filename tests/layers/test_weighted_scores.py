@@ -1,0 +1,185 @@
+"""Attention whose weights are not a plain softmax, against its equation in float64: values and slopes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import layers
+from layers import Tokens, flatten
+from layers.initializers import truncated_normal
+from tests.layers.mixer_cases import relative
+
+FEATURES, HEADS, LENGTH = 12, 2, 37
+WIDTH = FEATURES // HEADS
+ROWS = (LENGTH, 23)  # real tokens
+Weights = dict[str, np.ndarray]
+
+
+def softmax(scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    e = np.where(seen, np.exp(scores - np.where(seen, scores, -np.inf).max(-1, keepdims=True)), 0)
+    return e / e.sum(-1, keepdims=True)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def urpe(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: Weights, x: np.ndarray) -> np.ndarray:
+    reach = -(w["relative.table"].shape[1] // (1 if seen[0, -1] == 0 else 2) - (seen[0, -1] == 0))
+    offset = np.clip(np.arange(len(k)) - np.arange(len(q))[:, None] - reach, 0, w["relative.table"].shape[1] - 1)
+    weights = softmax(q @ k.T / math.sqrt(WIDTH) + w["relative.table"][w["head"], offset], seen)
+    return weights * w["relative.factor"][w["head"], offset] @ v
+
+
+def softplus(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: Weights, x: np.ndarray, power: float | None
+) -> np.ndarray:
+    q, k = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (q, k))
+    count = seen.sum(-1, keepdims=True)
+    weights = np.log1p(np.exp(math.log(WIDTH) * np.log(count) * (q @ k.T))) * seen
+    weights /= weights.sum(-1, keepdims=True) + 1e-8
+    if power is not None:
+        weights = np.maximum(count * weights - (count > 3), 0) ** power * seen
+        weights /= weights.sum(-1, keepdims=True) + 1e-8
+    return weights @ v
+
+
+def selective(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: Weights, x: np.ndarray) -> np.ndarray:
+    def temperature(name: str, made: np.ndarray) -> np.ndarray:
+        if f"{name}_temperature.weight" in w:
+            f = gelu(made) @ w[f"{name}_temperature.weight"][w["head"]]
+        else:
+            hidden = x @ w[f"{name}_temperature.hidden.kernel"] + w[f"{name}_temperature.hidden.bias"]
+            out = gelu(hidden) @ w[f"{name}_temperature.out.kernel"] + w[f"{name}_temperature.out.bias"]
+            f = out[:, w["head"]]
+        return np.tanh(f) + 1 + np.log(seen.sum(-1)) / (1 + np.exp(-w[f"{name}_temperature.alpha"]))
+
+    scores = temperature("query", q)[:, None] * (q @ k.T) / math.sqrt(WIDTH)
+    return softmax(scores, seen) @ (temperature("value", v)[:, None] * v)
+
+
+def normalized(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: Weights, x: np.ndarray) -> np.ndarray:
+    scores, count = q @ k.T / math.sqrt(WIDTH), seen.sum(-1, keepdims=True)
+    mean = (scores * seen).sum(-1, keepdims=True) / count
+    deviation = np.sqrt(((scores - mean) ** 2 * seen).sum(-1, keepdims=True) / count) + 1e-3
+    return (w["gain"][w["head"]] * (scores - mean) / deviation + w["shift"][w["head"]]) * seen @ v
+
+
+EQUATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., np.ndarray]]] = {
+    "urpe": ("urpe_attention", {"reach": 5}, urpe),
+    "lssa": ("softplus_attention", {"power": None}, functools.partial(softplus, power=None)),
+    "lssar": ("softplus_attention", {"power": 3.0}, functools.partial(softplus, power=3.0)),
+    "selective": ("selective_attention", {}, selective),
+    "selective mlp": ("selective_attention", {"token": "mlp"}, selective),
+    "normalized": ("normalized_attention", {}, normalized),
+}
+
+
+def expected(equation: Callable[..., np.ndarray], weights: Weights, x: np.ndarray, causal: bool) -> np.ndarray:
+    """The equation, row by row and head by head, in float64; zeros in the padding."""
+    project = {
+        name: x @ weights[f"{name}.kernel"] + weights.get(f"{name}.bias", 0.0) for name in ("query", "key", "value")
+    }
+    found = np.zeros_like(x)
+    for row, length in enumerate(ROWS):
+        seen = np.tril(np.ones((length, length))) if causal else np.ones((length, length))
+        for head in range(HEADS):
+            part = slice(head * WIDTH, (head + 1) * WIDTH)
+            q, k, v = (project[name][row, :length, part] for name in ("query", "key", "value"))
+            found[row, :length, part] = equation(q, k, v, seen, {**weights, "head": head}, x[row, :length])
+    return found @ weights["out.kernel"] + weights.get("out.bias", 0.0)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_values_and_slopes_of_the_equation(name: str, causal: bool) -> None:
+    """The slope is that along a random direction in which every parameter moves."""
+    mixer, options, equation = EQUATIONS[name]
+    layer = layers.create_mixer(
+        mixer, FEATURES, num_heads=HEADS, causal=causal, kernel_init=truncated_normal(0.4), **options, rngs=nnx.Rngs(0)
+    )
+    rng = np.random.default_rng(1)
+    graphdef, state = nnx.split(layer)
+    state = jax.tree.map(lambda a: a + jnp.asarray(0.2 * rng.standard_normal(a.shape), a.dtype), state)
+    x = rng.standard_normal((len(ROWS), LENGTH, FEATURES)).astype(np.float32)
+    mask = np.arange(LENGTH) < np.array(ROWS)[:, None]
+    cotangent = (rng.standard_normal(x.shape) * mask[..., None]).astype(np.float32)
+
+    @jax.jit
+    def run(state: nnx.State, x: jax.Array) -> Any:
+        def loss(state: nnx.State, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = nnx.merge(graphdef, state)(x, Tokens(jnp.asarray(mask)))
+            return jnp.sum(y * cotangent), y
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(state, x)
+
+    (_, got), gradients = run(state, x)
+    weights = {name: np.asarray(a, np.float64) for name, a in flatten(nnx.merge(graphdef, state)).items()}
+    slopes = {name: np.asarray(a, np.float64) for name, a in flatten(nnx.merge(graphdef, gradients[0])).items()}
+    want = expected(equation, weights, x.astype(np.float64), causal)
+    assert relative(np.asarray(got) * mask[..., None], want * mask[..., None]) < 1e-5
+    ways = {name: rng.standard_normal(a.shape) for name, a in weights.items()}
+    way, step = rng.standard_normal(x.shape) * mask[..., None], 1e-5
+
+    def moved(sign: int) -> float:
+        there = {name: a + sign * step * ways[name] for name, a in weights.items()}
+        return float(np.sum(expected(equation, there, x + sign * step * way, causal) * cotangent))
+
+    slope = sum(float(np.sum(slopes[name] * ways[name])) for name in ways) + float(np.sum(gradients[1] * way))
+    size = math.sqrt(sum(float(np.sum(a**2)) for a in slopes.values()))
+    assert abs(slope - (moved(1) - moved(-1)) / (2 * step)) < 1e-4 * size
+    assert all(np.abs(slopes[name]).max() > 0 for name in slopes if name != "key.bias"), "a parameter without effect"
+
+
+def test_equal_tokens_show_what_the_factors_after_the_softmax_are_for() -> None:
+    """With numbers before the softmax alone all positions of equal tokens look alike (the paper's proposition)."""
+    x = np.broadcast_to(np.random.default_rng(0).standard_normal(FEATURES).astype(np.float32), (1, 9, FEATURES))
+    for relative_, alike in (("learned", True), ("universal", False)):
+        layer = layers.MultiHeadAttention(FEATURES, num_heads=HEADS, relative=relative_, rngs=nnx.Rngs(0))
+        tables = {n: a for n, a in flatten(layer).items() if n.startswith("relative")}
+        rng = np.random.default_rng(2)
+        layers.assign(layer, {n: a + jnp.asarray(rng.standard_normal(a.shape), a.dtype) for n, a in tables.items()})
+        y = np.asarray(layer(jnp.asarray(x)))
+        assert (np.abs(y - y[:, :1]).max() < 1e-6) == alike, relative_
+
+
+@pytest.mark.parametrize("name", ["lssar", "normalized"])
+def test_what_float32_can_not_hold_is_never_made(name: str) -> None:
+    """Identical keys far from 0, and a length whose 15th power overflows."""
+    mixer, _, _ = EQUATIONS[name]
+    layer = layers.create_mixer(mixer, 4, num_heads=1, causal=True, kernel_init=truncated_normal(1.0), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(3)
+    for x in (np.full((1, 700, 4), 50.0), 50 + 1e-3 * rng.standard_normal((1, 700, 4))):
+        value, pull = jax.vjp(jax.jit(layer), jnp.asarray(x, jnp.float32))
+        (gradient,) = pull(jnp.ones_like(value))
+        assert np.isfinite(value).all()
+        assert np.isfinite(gradient).all()
+
+
+def test_selective_attention_may_start_as_plain_attention() -> None:
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, FEATURES)), jnp.float32)
+    plain = layers.MultiHeadAttention(FEATURES, num_heads=HEADS, causal=True, rngs=nnx.Rngs(0))
+    options: dict[str, Any] = {"alpha": -8.0, "kernel_init": layers.initializers.zeros}
+    layer = layers.SelectiveAttention(FEATURES, num_heads=HEADS, causal=True, **options, rngs=nnx.Rngs(0))
+    layers.assign(layer, flatten(plain))
+    assert relative(layer(x), plain(x)) < 3e-3
+    assert relative(layer(x), plain(x)) > 0
+
+
+def test_wrong_options_are_named() -> None:
+    common: dict[str, Any] = {"num_heads": 2, "rngs": nnx.Rngs(0)}
+    with pytest.raises(ValueError, match=r"power=0\.5 would not sharpen"):
+        layers.SoftplusAttention(8, power=0.5, **common)
+    with pytest.raises(ValueError, match=r"heads of 1 feature are all 0"):
+        layers.SoftplusAttention(2, **common)
+    with pytest.raises(ValueError, match="token='head' is not known"):
+        layers.SelectiveAttention(8, token="head", **common)  # type: ignore[arg-type]
