@@ -17,6 +17,7 @@ from layers.attention.neighborhood import NeighborhoodAttention
 from layers.attention.normalized import NormalizedAttention
 from layers.attention.projected import ProjectedAttention
 from layers.attention.rank_augmented import RankAugmentedLinearAttention
+from layers.attention.relative_convolutional import RelativeConvolutionalAttention
 from layers.attention.relu_linear import ReLULinearAttention
 from layers.attention.selective import SelectiveAttention
 from layers.attention.softplus import SoftplusAttention
@@ -48,6 +49,7 @@ from layers.feature_maps import create_feature_map
 from layers.focal import FocalModulation
 from layers.gated_convolution import GatedConvolution
 from layers.gates import create_gate
+from layers.gaussian_adaptive import GaussianAdaptiveAttention
 from layers.linear import Embed, Linear
 from layers.linear_attention.aaren import Aaren
 from layers.linear_attention.gated_linear_attention import GatedLinearAttention
@@ -135,6 +137,7 @@ __all__ = [
     "GatedMLP",
     "GatedRMSNorm",
     "GatedSlotAttention",
+    "GaussianAdaptiveAttention",
     "Grid",
     "HaloAttention",
     "Hydra",
@@ -175,6 +178,7 @@ __all__ = [
     "ReLULinearAttention",
     "Recurrent",
     "RecurrentState",
+    "RelativeConvolutionalAttention",
     "Retention",
     "RoutingAttention",
     "RowMajor",

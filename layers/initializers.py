@@ -299,24 +299,25 @@ class VarianceScaling(Independent):
 
 @dataclasses.dataclass(frozen=True)
 class Transformed(Independent):
-    """A function of independent numbers: "log"; "inverse_softplus_exp", whose softplus is e to their power; or
+    """A function of independent numbers: "log"; "exp"; "inverse_softplus_exp", whose softplus is e to their power; or
     "inverse_softplus_rate", whose softplus y is such that they are e^(-2y).
     """
 
-    function: Literal["log", "inverse_softplus_exp", "inverse_softplus_rate"]
+    function: Literal["log", "exp", "inverse_softplus_exp", "inverse_softplus_rate"]
     numbers: Independent
 
     def by_jax(self, key: Any, shape: Shape, dtype: Any, **options: Any) -> jax.Array:
         x = self.numbers.by_jax(key, shape, jnp.float32, **options)
-        if self.function == "log":
-            return jnp.log(x).astype(dtype)
+        if self.function in ("log", "exp"):
+            return getattr(jnp, self.function)(x).astype(dtype)
         y = jnp.exp(x) if self.function == "inverse_softplus_exp" else -jnp.log(x) / 2
         return inverse_softplus(y).astype(dtype)
 
     def shaping(self, shape: Shape) -> portable.Fill:
         draw = self.numbers.shaping(shape)
-        if self.function == "log":
-            return lambda bits: portable.log(draw(bits))
+        if self.function in ("log", "exp"):
+            function = getattr(portable, self.function)
+            return lambda bits: function(draw(bits))
 
         def fill(bits: np.ndarray) -> np.ndarray:
             x = draw(bits)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ class MultiHeadAttention(ProjectedAttention):
     """
 
     supports_causal = True
-    undecayed = ("persistent",)
+    undecayed: ClassVar[tuple[str, ...]] = ("persistent",)
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class MultiHeadAttention(ProjectedAttention):
           visible: which positions see which, beside ``window``: a mask of :mod:`pallas_kernels.masks`, as
             ``masks.segments(64)``, whose blocks alone are computed.
           score: of :func:`pallas_kernels.attention`, a function of the scaled logits, as ``soft_cap(50.0)``.
-          relative: what the distance of query and key does to their score: "alibi", "buckets" (T5), "learned" or "keys"
+          relative: what the distance of query and key does to their score: "alibi", "buckets" (T5), "learned", "keys"
             (Shaw et al.), ``{"name": ..., **options}``, or a callable (:mod:`layers.attention.relative`).
           bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
           logit_scale: initial value of a learned scale of the scores for each head, at most 100, in place of ``scale``:

@@ -23,7 +23,7 @@ from flax import nnx, struct
 
 from layers.attention.projected import ProjectedAttention
 from layers.broadcast import widened
-from layers.initializers import ones, truncated_normal, zeros
+from layers.initializers import constant, truncated_normal
 from layers.mixer import register_mixer, without_padding
 from layers.norm import Norm
 from layers.position import Rotary
@@ -72,6 +72,7 @@ class NormalizedAttention(ProjectedAttention):
         num_heads: int,
         head_dim: int | None = None,
         causal: bool = False,
+        shift: float = 0.0,
         rotary: Rotary | Mapping[str, Any] | float | None = None,
         qk_norm: Norm | None = None,
         use_bias: bool = True,
@@ -84,12 +85,15 @@ class NormalizedAttention(ProjectedAttention):
     ):
         """Args:
         num_heads, head_dim, rotary, qk_norm, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+        shift: initial value of b. With 0, the paper's, the weights of a query sum to 0 at first.
         """
         options: dict[str, Any] = {"head_dim": head_dim, "rotary": rotary, "qk_norm": qk_norm, "dropout": dropout}
         biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias}
         common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(features, num_heads=num_heads, **options, **biases, **common)
-        self.gain, self.shift = (nnx.Param(init(rngs.params(), (num_heads,), param_dtype)) for init in (ones, zeros))
+        self.gain, self.shift = (
+            nnx.Param(constant(value)(rngs.params(), (num_heads,), param_dtype)) for value in (1.0, shift)
+        )
         self.causal = causal
 
     @property

@@ -130,8 +130,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "bilinear": {"initialization": "inv", "discretization": "bilinear", "state_dim": 6},
         "real": {"initialization": "real", "state_dim": 4},
     },
-    "normalized_attention": {"plain": {"kernel_init": truncated_normal(0.3)}},
-    "selective_attention": {"plain": {"num_heads": 4, "num_kv_heads": 2, "window": 5}, "mlp": {"token": "mlp"}},
+    "normalized_attention": {"plain": {"shift": 0.5, "kernel_init": truncated_normal(0.3)}},
+    "relative_convolutional_attention": {"plain": {"reach": 6, "kernel_init": truncated_normal(0.3)}},
+    "selective_attention": {
+        "plain": {"num_heads": 4, "num_kv_heads": 2, "window": 5},
+        "mlp": {"token": "mlp", "kernel_init": truncated_normal(0.3)},
+    },
     "softplus_attention": {"plain": {"rotary": 100.0}},
     "urpe_attention": {"plain": {"reach": 4}},
     "delta_net": {"plain": {}, "no_convolution": {"conv_size": None, "head_dim": 3}},
@@ -183,7 +187,7 @@ CAUSAL_ONLY = {("routing", "last")}
 
 # Parameters that can't have a gradient, and why.
 _SHIFT = "a shift common to all keys of a query leaves its softmax as it was"
-WITHOUT_GRADIENT = {"key.bias": _SHIFT, "score_mixing.bias": _SHIFT}
+WITHOUT_GRADIENT = {"key.bias": _SHIFT, "key_convolution.bias": _SHIFT, "score_mixing.bias": _SHIFT}
 
 
 @dataclasses.dataclass(frozen=True)

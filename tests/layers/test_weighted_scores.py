@@ -17,6 +17,7 @@ import layers
 from layers import Tokens, flatten
 from layers.initializers import truncated_normal
 from tests.layers.mixer_cases import relative
+from tests.references import weighted_scores as recorded
 
 FEATURES, HEADS, LENGTH = 12, 2, 37
 WIDTH = FEATURES // HEADS
@@ -74,6 +75,19 @@ def normalized(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w:
     return (w["gain"][w["head"]] * (scores - mean) / deviation + w["shift"][w["head"]]) * seen @ v
 
 
+def convolved(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: Weights, x: np.ndarray) -> np.ndarray:
+    def convolution(part: str, heads: np.ndarray) -> np.ndarray:
+        kernel = w[f"{part}_convolution.kernel"][:, 0]
+        padded = np.concatenate([np.zeros((len(kernel) - 1, WIDTH)), heads])
+        return sum(kernel[i] * padded[i : i + len(heads)] for i in range(len(kernel))) + w[f"{part}_convolution.bias"]
+
+    q, k, v = convolution("query", q), convolution("key", k), convolution("value", v)
+    keys, bias = w["distance_key"][w["head"]], w["distance_bias"][w["head"]]
+    offset = np.clip(np.arange(len(k)) - np.arange(len(q))[:, None] + len(bias) - 1, 0, len(bias) - 1)
+    scores = (q + w["content"][w["head"]]) @ k.T + np.einsum("qd,qkd->qk", q, keys[offset]) + bias[offset]
+    return softmax(scores / math.sqrt(WIDTH), seen) @ v
+
+
 EQUATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., np.ndarray]]] = {
     "urpe": ("urpe_attention", {"reach": 5}, urpe),
     "lssa": ("softplus_attention", {"power": None}, functools.partial(softplus, power=None)),
@@ -81,6 +95,7 @@ EQUATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., np.ndarray]]] = {
     "selective": ("selective_attention", {}, selective),
     "selective mlp": ("selective_attention", {"token": "mlp"}, selective),
     "normalized": ("normalized_attention", {}, normalized),
+    "rcmha": ("relative_convolutional_attention", {"reach": 6}, convolved),
 }
 
 
@@ -99,14 +114,22 @@ def expected(equation: Callable[..., np.ndarray], weights: Weights, x: np.ndarra
     return found @ weights["out.kernel"] + weights.get("out.bias", 0.0)
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
-@pytest.mark.parametrize("name", EQUATIONS)
+WAYS = [
+    (name, causal)
+    for name, (mixer, _, _) in EQUATIONS.items()
+    for causal in (True, False)
+    if causal or layers.mixer_class(mixer).supports_bidirectional
+]
+
+
+@pytest.mark.parametrize(("name", "causal"), WAYS)
 def test_values_and_slopes_of_the_equation(name: str, causal: bool) -> None:
     """The slope is that along a random direction in which every parameter moves."""
     mixer, options, equation = EQUATIONS[name]
-    layer = layers.create_mixer(
-        mixer, FEATURES, num_heads=HEADS, causal=causal, kernel_init=truncated_normal(0.4), **options, rngs=nnx.Rngs(0)
-    )
+    spec = {"name": mixer, "kernel_init": truncated_normal(0.4), **options}
+    if layers.mixer_class(mixer).supports_bidirectional:
+        spec["causal"] = causal
+    layer = layers.create_mixer(spec, FEATURES, num_heads=HEADS, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(1)
     graphdef, state = nnx.split(layer)
     state = jax.tree.map(lambda a: a + jnp.asarray(0.2 * rng.standard_normal(a.shape), a.dtype), state)
@@ -148,8 +171,73 @@ def test_equal_tokens_show_what_the_factors_after_the_softmax_are_for() -> None:
         tables = {n: a for n, a in flatten(layer).items() if n.startswith("relative")}
         rng = np.random.default_rng(2)
         layers.assign(layer, {n: a + jnp.asarray(rng.standard_normal(a.shape), a.dtype) for n, a in tables.items()})
-        y = np.asarray(layer(jnp.asarray(x)))
+        y = np.asarray(jax.jit(layer)(jnp.asarray(x)))
         assert (np.abs(y - y[:, :1]).max() < 1e-6) == alike, relative_
+
+
+@pytest.mark.parametrize("axis", ["length", "features"])
+def test_gaussian_adaptive_attention_is_its_equation(axis: str) -> None:
+    heads, gaussians = 3, 2
+    spec = {"name": "gaussian_adaptive_attention", "gaussians": gaussians, "axis": axis}
+    layer = layers.create_mixer(spec, FEATURES, num_heads=heads, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(4)
+    layers.assign(layer, {"offset": jnp.asarray(rng.standard_normal((heads, gaussians)), jnp.float32)})
+    weights = {name: np.asarray(a, np.float64) for name, a in flatten(layer).items()}
+    x = rng.standard_normal((2, LENGTH, FEATURES))
+    x[0, 3] = 40.0  # far from all others: no density is left of it
+    got = np.asarray(jax.jit(layer)(jnp.asarray(x, jnp.float32), Tokens(jnp.arange(LENGTH) < jnp.array(ROWS)[:, None])))
+    for row, length in enumerate(ROWS):
+        values = x[row, :length] if axis == "length" else x[row, :length].T
+        size = len(values) // heads
+        for head in range(heads):
+            part = values[head * size : (head + 1) * size if head < heads - 1 else None]
+            mean, deviation = part.mean(0), np.sqrt(part.var(0, ddof=1) + 1e-8)
+            density = np.ones_like(part)
+            for offset, width in zip(weights["offset"][head], weights["width"][head], strict=True):
+                y = (part - mean - offset) / deviation
+                density *= np.exp(-(y**2) / (2 * width**2)) / np.sqrt(2 * np.pi * width**2)
+            want = part * density / np.maximum(density.sum(0), 1e-8)
+            found = got[row, :length] if axis == "length" else got[row, :length].T
+            assert relative(found[head * size : head * size + len(part)], want) < 1e-5
+    assert np.all(got[1, ROWS[1] :] == 0) or axis == "features"
+
+
+def assert_recorded(name: str, layer: nnx.Module) -> None:
+    value, pull = jax.vjp(jax.jit(layer), jnp.asarray(recorded.tokens()))
+    arrays = np.load(recorded.PATH)
+    assert relative(value, arrays[f"{name}/out"]) < 1e-5
+    assert relative(pull(jnp.cos(value))[0], arrays[f"{name}/gradient"]) < 1e-5
+
+
+@pytest.mark.reference
+def test_relative_convolutional_attention_is_the_authors() -> None:
+    theirs, reach, options = recorded.weights(), recorded.LENGTH - 1, {"num_heads": recorded.HEADS}
+    layer = layers.RelativeConvolutionalAttention(recorded.FEATURES, reach=reach, **options, rngs=nnx.Rngs(0))
+    past = slice(recorded.SPAN - reach, recorded.SPAN + 1)
+    ours = {
+        "out.kernel": theirs["output.weight"].T,
+        "out.bias": theirs["output.bias"],
+        "value.bias": theirs["value.0.linear.bias"],
+        "content": theirs["query_pos_bias"],
+        "distance_key": theirs["key_pos_embeddings"][past].swapaxes(0, 1),
+        "distance_bias": theirs["key_pos_bias"][past].T,
+    }
+    for part in ("query", "key", "value"):
+        ours[f"{part}.kernel"] = theirs[f"{part}.0.linear.weight"].T
+        ours[f"{part}_convolution.kernel"] = theirs[f"{part}.1.conv.weight"].transpose(2, 1, 0)
+        ours[f"{part}_convolution.bias"] = theirs[f"{part}.1.conv.bias"]
+    assert ours.keys() == flatten(layer).keys()
+    layers.assign(layer, {name: jnp.asarray(array) for name, array in ours.items()})
+    assert_recorded("rcmha", layer)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("axis", recorded.AXES)
+def test_gaussian_adaptive_attention_is_the_authors(axis: str) -> None:
+    spec = {"name": "gaussian_adaptive_attention", "gaussians": recorded.GAUSSIANS, "axis": axis}
+    layer = layers.create_mixer(spec, recorded.FEATURES, num_heads=recorded.HEADS, rngs=nnx.Rngs(0))
+    layers.assign(layer, {name: jnp.asarray(array) for name, array in recorded.mixtures().items()})
+    assert_recorded(axis, layer)
 
 
 @pytest.mark.parametrize("name", ["lssar", "normalized"])
@@ -171,8 +259,8 @@ def test_selective_attention_may_start_as_plain_attention() -> None:
     options: dict[str, Any] = {"alpha": -8.0, "kernel_init": layers.initializers.zeros}
     layer = layers.SelectiveAttention(FEATURES, num_heads=HEADS, causal=True, **options, rngs=nnx.Rngs(0))
     layers.assign(layer, flatten(plain))
-    assert relative(layer(x), plain(x)) < 3e-3
-    assert relative(layer(x), plain(x)) > 0
+    difference = relative(jax.jit(layer)(x), jax.jit(plain)(x))
+    assert 0 < difference < 3e-3
 
 
 def test_wrong_options_are_named() -> None:
@@ -181,5 +269,9 @@ def test_wrong_options_are_named() -> None:
         layers.SoftplusAttention(8, power=0.5, **common)
     with pytest.raises(ValueError, match=r"heads of 1 feature are all 0"):
         layers.SoftplusAttention(2, **common)
+    with pytest.raises(ValueError, match="reach is the greatest distance that counts"):
+        layers.RelativeConvolutionalAttention(8, reach=0, **common)
+    with pytest.raises(ValueError, match="axis='time' is not known"):
+        layers.GaussianAdaptiveAttention(8, axis="time", **common)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="token='head' is not known"):
         layers.SelectiveAttention(8, token="head", **common)  # type: ignore[arg-type]
