@@ -70,6 +70,7 @@ class MultiHeadAttention(ProjectedAttention):
         sinks: bool = False,
         persistent: int = 0,
         normalize: str = "softmax",
+        logit_bias: float | None = None,
         scale: float | None = None,
         use_bias: bool = True,
         key_bias: bool | None = None,
@@ -96,15 +97,21 @@ class MultiHeadAttention(ProjectedAttention):
           sinks: a learned extra logit a head in the softmax's denominator.
           persistent: learned tokens that every query attends to, whatever the window; they have no position.
           normalize: "softmax", "sigmoid" or "none".
+          logit_bias: added to all scores of sigmoid weights: -log(n) for training at length n, so that the weights of a
+            query sum to about 1 at first (Ramapuram et al., 2024, arXiv:2409.04431, section 3.1). A softmax has no use
+            for it.
           scale: of the scores; default head_dim ** -0.5.
           context_features: features of the context; makes this cross attention.
 
         Raises:
           ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or two scales or two functions
-            of the scores, or persistent tokens with a score, or for sigmoid or cross attention.
+            of the scores, or persistent tokens with a score, or for sigmoid or cross attention, or a bias of
+            all logits of a softmax.
         """
         if scale is not None and logit_scale is not None:
             raise ValueError("scale= is the scale of the scores, and logit_scale= a learned one: give one of them")
+        if logit_bias is not None and normalize == "softmax":
+            raise ValueError(f"logit_bias={logit_bias} changes no softmax: leave it out, or give normalize='sigmoid'")
         if persistent and (
             normalize != "softmax" or any(given is not None for given in (context_features, score, relative))
         ):
@@ -145,6 +152,7 @@ class MultiHeadAttention(ProjectedAttention):
             raise ValueError(f"score= and relative={relative!r} both change the scores by a function: give one of them")
         self.causal, self.window, self.visible, self.cross = causal, window, visible, context_features is not None
         self.normalize, self.scale, self.score = normalize, scale if init is None else 1.0, score
+        self.logit_bias = logit_bias
 
     @property
     def complexity(self) -> float:
@@ -323,6 +331,8 @@ class MultiHeadAttention(ProjectedAttention):
             bias = self.bias(
                 *(default_positions(t.shape[1]) if p is None else p for t, p in zip((q, k), positions, strict=True))
             )
+        if self.logit_bias is not None:
+            bias = jnp.full((1, 1, 1, 1), self.logit_bias, jnp.float32) + (0 if bias is None else bias)
         if added is not None:
             added = jnp.swapaxes(added, 1, 2)[:, :, None]
             bias = added if bias is None else bias + added

@@ -88,6 +88,10 @@ def convolved(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: 
     return softmax(scores / math.sqrt(WIDTH), seen) @ v
 
 
+def sigmoid(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: Weights, x: np.ndarray) -> np.ndarray:
+    return seen / (1 + np.exp(-(q @ k.T / math.sqrt(WIDTH) - 3.5))) @ v
+
+
 EQUATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., np.ndarray]]] = {
     "urpe": ("urpe_attention", {"reach": 5}, urpe),
     "lssa": ("softplus_attention", {"power": None}, functools.partial(softplus, power=None)),
@@ -95,6 +99,7 @@ EQUATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., np.ndarray]]] = {
     "selective": ("selective_attention", {}, selective),
     "selective mlp": ("selective_attention", {"token": "mlp"}, selective),
     "normalized": ("normalized_attention", {}, normalized),
+    "sigmoid": ("attention", {"normalize": "sigmoid", "logit_bias": -3.5}, sigmoid),
     "rcmha": ("relative_convolutional_attention", {"reach": 6}, convolved),
 }
 
@@ -271,6 +276,8 @@ def test_wrong_options_are_named() -> None:
         layers.SoftplusAttention(2, **common)
     with pytest.raises(ValueError, match="reach is the greatest distance that counts"):
         layers.RelativeConvolutionalAttention(8, reach=0, **common)
+    with pytest.raises(ValueError, match=r"logit_bias=-3\.0 changes no softmax"):
+        layers.MultiHeadAttention(8, logit_bias=-3.0, **common)
     with pytest.raises(ValueError, match="axis='time' is not known"):
         layers.GaussianAdaptiveAttention(8, axis="time", **common)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="token='head' is not known"):
