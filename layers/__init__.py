@@ -8,6 +8,7 @@ from layers.attention.direction_gated import DirectionGatedLinearAttention
 from layers.attention.forgetting import ForgettingAttention
 from layers.attention.halo import HaloAttention
 from layers.attention.inline import InLineAttention
+from layers.attention.isomorphic import IsomorphicAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.lion import LionAttention, NaturalLionAttention
 from layers.attention.look_here import DirectedAttention
@@ -142,6 +143,7 @@ __all__ = [
     "HaloAttention",
     "Hydra",
     "InLineAttention",
+    "IsomorphicAttention",
     "KimiDeltaAttention",
     "LayerNorm",
     "LayerScale",

@@ -35,10 +35,12 @@ class ProjectedAttention(Mixer):
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm`` where asked for.
 
     Attributes:
+      projects_values: values are linear in the tokens; else heads of the tokens themselves, and there is no ``value``.
       weighs_values: ``core`` is a matrix of weights for each head, times the values. Such a class need not report its
         weights ("attention"): where somebody collects them, they are what becomes of unit vectors in place of values.
     """
 
+    projects_values: ClassVar[bool] = True
     weighs_values: ClassVar[bool] = False
 
     def __init__(
@@ -89,7 +91,8 @@ class ProjectedAttention(Mixer):
         self.key = Linear(
             source, num_kv_heads * head_dim, use_bias=use_bias if key_bias is None else key_bias, **common
         )
-        self.value = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
+        if self.projects_values:
+            self.value = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
         self.out = Linear(num_heads * head_dim, features, use_bias=use_bias if out_bias is None else out_bias, **common)
         norm: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
@@ -179,7 +182,8 @@ class ProjectedAttention(Mixer):
         """Key and value heads before the keys' rotary embedding."""
         shape = (*x.shape[:2], self.num_kv_heads, self.head_dim)
         k = self.key(x).reshape(shape)
-        return k if self.key_norm is None else self.key_norm(k), self.value(x).reshape(shape)
+        v = self.value(x) if self.projects_values else x
+        return k if self.key_norm is None else self.key_norm(k), v.reshape(shape)
 
     def _turned(self, heads: jax.Array, places: jax.Array | None) -> jax.Array:
         if self.rotary is None:

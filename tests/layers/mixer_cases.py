@@ -99,6 +99,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "inner_norm": True,
         },
     },
+    "gin_attention": {
+        "plain": {"edges": "sigmoid", "rotary": 100.0, "kernel_init": truncated_normal(0.3)},
+        "unprojected": {"project": False, "kernel_init": truncated_normal(0.3)},
+    },
     "halo": {
         "plain": {"block": 4, "halo": 1},
         "masked": {"block": 3, "halo": 2, "head_dim": 5, "padding": "masked", "use_bias": True},

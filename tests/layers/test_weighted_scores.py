@@ -92,6 +92,19 @@ def sigmoid(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: We
     return seen / (1 + np.exp(-(q @ k.T / math.sqrt(WIDTH) - 3.5))) @ v
 
 
+def isomorphic(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: Weights, x: np.ndarray, f: Any
+) -> np.ndarray:
+    head = w["head"]
+    own = x[:, head * WIDTH : (head + 1) * WIDTH]
+    hidden = (w["self_weight"][head] * own + f(softmax(q @ k.T / math.sqrt(WIDTH), seen)) * seen @ own) @ w["mlp.up"][
+        head
+    ]
+    hidden += w["mlp.up_bias"][head]
+    hidden *= w["mlp.scale"][head] / np.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-6)
+    return hidden / (1 + np.exp(-hidden)) @ w["mlp.down"][head] + w["mlp.down_bias"][head]
+
+
 EQUATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., np.ndarray]]] = {
     "urpe": ("urpe_attention", {"reach": 5}, urpe),
     "lssa": ("softplus_attention", {"power": None}, functools.partial(softplus, power=None)),
@@ -100,6 +113,12 @@ EQUATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., np.ndarray]]] = {
     "selective mlp": ("selective_attention", {"token": "mlp"}, selective),
     "normalized": ("normalized_attention", {}, normalized),
     "sigmoid": ("attention", {"normalize": "sigmoid", "logit_bias": -3.5}, sigmoid),
+    "gin": ("gin_attention", {}, functools.partial(isomorphic, f=lambda a: a)),
+    "gin silu": (
+        "gin_attention",
+        {"edges": "silu", "threshold": 0.3},
+        functools.partial(isomorphic, f=lambda a: (a - 0.3) / (1 + np.exp(0.3 - a))),
+    ),
     "rcmha": ("relative_convolutional_attention", {"reach": 6}, convolved),
 }
 
@@ -107,14 +126,16 @@ EQUATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., np.ndarray]]] = {
 def expected(equation: Callable[..., np.ndarray], weights: Weights, x: np.ndarray, causal: bool) -> np.ndarray:
     """The equation, row by row and head by head, in float64; zeros in the padding."""
     project = {
-        name: x @ weights[f"{name}.kernel"] + weights.get(f"{name}.bias", 0.0) for name in ("query", "key", "value")
+        name: x @ weights[f"{name}.kernel"] + weights.get(f"{name}.bias", 0.0)
+        for name in ("query", "key", "value")
+        if f"{name}.kernel" in weights
     }
     found = np.zeros_like(x)
     for row, length in enumerate(ROWS):
         seen = np.tril(np.ones((length, length))) if causal else np.ones((length, length))
         for head in range(HEADS):
             part = slice(head * WIDTH, (head + 1) * WIDTH)
-            q, k, v = (project[name][row, :length, part] for name in ("query", "key", "value"))
+            q, k, v = (project.get(name, x)[row, :length, part] for name in ("query", "key", "value"))
             found[row, :length, part] = equation(q, k, v, seen, {**weights, "head": head}, x[row, :length])
     return found @ weights["out.kernel"] + weights.get("out.bias", 0.0)
 
@@ -237,6 +258,22 @@ def test_relative_convolutional_attention_is_the_authors() -> None:
 
 
 @pytest.mark.reference
+@pytest.mark.parametrize("edges", recorded.EDGES)
+def test_graph_isomorphism_attention_is_the_authors(edges: str) -> None:
+    theirs, spec = recorded.graph(), {"name": "gin_attention", "edges": edges, "causal": True}
+    layer = layers.create_mixer(spec, recorded.FEATURES, num_heads=recorded.HEADS, rngs=nnx.Rngs(0))
+    names = {"up": "mlp.0.weight", "up_bias": "mlp.0.bias", "down": "mlp.4.weight", "down_bias": "mlp.4.bias"}
+    ours = {f"{name}.kernel": theirs[f"{name[0]}_proj.weight"].T for name in ("query", "key")}
+    ours["out.kernel"] = theirs["o_proj.weight"].T
+    for name, their in {**{f"mlp.{n}": t for n, t in names.items()}, "mlp.scale": "normlayer.weight"}.items():
+        ours[name] = np.stack([theirs[f"gin_layers.{i}.{their}"].T for i in range(recorded.HEADS)])
+    ours["self_weight"] = np.stack([theirs[f"gin_layers.{i}.epsilon"] for i in range(recorded.HEADS)])
+    assert ours.keys() == flatten(layer).keys()
+    layers.assign(layer, {name: jnp.asarray(array) for name, array in ours.items()})
+    assert_recorded(edges, layer)
+
+
+@pytest.mark.reference
 @pytest.mark.parametrize("axis", recorded.AXES)
 def test_gaussian_adaptive_attention_is_the_authors(axis: str) -> None:
     spec = {"name": "gaussian_adaptive_attention", "gaussians": recorded.GAUSSIANS, "axis": axis}
@@ -278,6 +315,8 @@ def test_wrong_options_are_named() -> None:
         layers.RelativeConvolutionalAttention(8, reach=0, **common)
     with pytest.raises(ValueError, match=r"logit_bias=-3\.0 changes no softmax"):
         layers.MultiHeadAttention(8, logit_bias=-3.0, **common)
+    with pytest.raises(ValueError, match="edges='tanh' are not known"):
+        layers.IsomorphicAttention(8, edges="tanh", **common)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="axis='time' is not known"):
         layers.GaussianAdaptiveAttention(8, axis="time", **common)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="token='head' is not known"):

@@ -1,0 +1,154 @@
+"""Graph isomorphism attention: Graph-Aware Isomorphic Attention for Adaptive Dynamics in Transformers (Buehler, 2025,
+arXiv:2501.02393), section 2.2.
+
+    y_h = MLP_h(e_h x_h + f(A_h - t) x_h)        A_h = softmax(Q_h K_h^T / sqrt(d))
+
+The attention of a head is the adjacency of a graph whose nodes are the tokens, and a layer of a graph isomorphism
+network (Xu et al., 2019, arXiv:1810.00826) reads it: sums of neighbors, themselves slices x_h of the input without a
+projection, go through an MLP of each head. The paper weighs a node itself by 1 + e; the authors' code, followed here,
+by e, which is 0 at the start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.attention.multi_head import MultiHeadAttention
+from layers.broadcast import broadcast
+from layers.initializers import constant, truncated_normal, variance_scaling, zeros
+from layers.linear import Linear
+from layers.mixer import register_mixer
+from layers.module import Diagnostic, Module
+from layers.norm import create_norm
+from layers.position import Rotary
+from pallas_kernels import attention, attention_weights
+
+Edges = Literal["softmax", "relu", "silu", "softplus", "sigmoid"]
+SHARPNESS = 10.0
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "sigmoid": lambda x: jax.nn.sigmoid(SHARPNESS * x),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """f(A - t) of the logits of attention weights, whose log-sum-exp is ``total``, as a score of the attention op.
+
+    It compares by value: equal ones share compiled programs.
+    """
+
+    function: str
+    threshold: float
+
+    def __call__(self, logits: Any, head: Any, q: Any, k: Any, total: Any) -> Any:
+        # The logits of keys that are masked may be above the sum.
+        return FUNCTIONS[self.function](jnp.exp(jnp.minimum(logits - total, 0)) - self.threshold)
+
+
+class HeadMLP(Module):
+    """Linear, RMSNorm, SiLU, linear for each head apart.
+
+    Parameters: ``up``, ``down`` (heads, in, out), ``up_bias``, ``down_bias``, ``scale`` (heads, features).
+    """
+
+    def __init__(
+        self, num_heads: int, width: int, hidden: int, *, dropout: float, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+    ):
+        """Args:
+        num_heads, width, hidden: heads, their features, and those inside.
+        dropout: of the hidden features.
+        """
+
+        def parameter(init: Any, *shape: int) -> nnx.Param:
+            return nnx.Param(init(rngs.params(), (num_heads, *shape), param_dtype))
+
+        kernel = variance_scaling(1 / 3, "fan_in", "uniform")
+        self.up, self.down = parameter(kernel, width, hidden), parameter(kernel, hidden, width)
+        self.up_bias, self.down_bias = parameter(zeros, hidden), parameter(zeros, width)
+        self.scale = parameter(constant(1.0), hidden)
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm = create_norm("simple_rms", hidden, epsilon=1e-6, **common)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``x`` (batch, length, heads, width) to the same shape."""
+        hidden = jnp.einsum("blhd,hde->blhe", x, self.up[...].astype(x.dtype))
+        hidden += broadcast(self.up_bias[...], hidden.shape, hidden.dtype)
+        hidden = hidden if self.dropout is None else self.dropout(hidden)
+        hidden = jax.nn.silu(self.norm(hidden) * broadcast(self.scale[...], hidden.shape, hidden.dtype))
+        y = jnp.einsum("blhe,hed->blhd", hidden, self.down[...].astype(x.dtype))
+        return y + broadcast(self.down_bias[...], y.shape, y.dtype)
+
+
+@register_mixer("gin_attention")
+class IsomorphicAttention(MultiHeadAttention):
+    """Attention whose values are the tokens themselves, and whose sums go through an MLP of each head.
+
+    Parameters: ``query``, ``key`` (linear), ``self_weight`` (heads,), ``mlp`` and ``out`` (linear) where asked for.
+    """
+
+    projects_values = False
+    paper = (219,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        causal: bool = False,
+        edges: Edges = "softmax",
+        threshold: float = 0.2,
+        expansion: float = 2.0,
+        project: bool = True,
+        rotary: Rotary | Mapping[str, Any] | float | None = None,
+        use_bias: bool = False,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          num_heads, causal, rotary, use_bias: as of :class:`MultiHeadAttention`.
+          edges: f; "softmax" is A as it is. "sigmoid" is that of 10 (A - t).
+          threshold: t.
+          expansion: hidden features of an MLP, over those of a head.
+          project: whether an output projection follows the MLPs.
+          dropout: of the hidden features; the authors have 0.1.
+
+        Raises:
+          ValueError: features not divisible by num_heads, or unknown edges.
+        """
+        if edges not in ("softmax", *FUNCTIONS):
+            raise ValueError(f"edges={edges!r} are not known: softmax, {', '.join(FUNCTIONS)}")
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"rotary": rotary, "use_bias": use_bias, "kernel_init": kernel_init}
+        super().__init__(features, num_heads=num_heads, causal=causal, **options, **common)
+        self.self_weight = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype))
+        hidden = int(expansion * self.head_dim)
+        self.mlp = HeadMLP(num_heads, self.head_dim, hidden, dropout=dropout, **common)
+        self.out: Linear | None = self.out if project else None  # type: ignore[assignment]
+        self.edge = None if edges == "softmax" else Edge(edges, threshold)
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, **known: Any) -> jax.Array:
+        options, k, v = self.asked(q, k, **known), k.astype(q.dtype), v.astype(q.dtype)
+        if self.edge is not None:
+            total = attention(q, k, v[..., :1], **options, return_lse=True)[1]
+            options |= {"score": self.edge, "rows": total, "normalize": "none"}
+        if self.sowing(Diagnostic, "attention"):
+            self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
+        own = x.reshape(q.shape).astype(q.dtype)
+        weight = broadcast(self.self_weight[...][:, None], own.shape, own.dtype)
+        return self.mlp(attention(q, k, v, **options) + weight * own)
+
+    def finish(self, y: jax.Array) -> jax.Array:
+        return y.reshape(*y.shape[:2], -1) if self.out is None else super().finish(y)
