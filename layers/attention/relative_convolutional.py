@@ -1,5 +1,4 @@
-"""Relative convolutional attention: RCMHA, Relative Convolutional Multi-Head Attention for Natural Language Modelling
-(Sugiharto et al., 2023).
+"""Relative convolutional attention: RCMHA, Relative Convolutional Multi-Head Attention (Sugiharto et al., 2023).
 
     y_i = sum_{j <= i} softmax_j(((q_i + u) . k_j + q_i . e_{i-j} + w_{i-j}) / sqrt(d)) v_j
     q, k, v = conv(W_q x), conv(W_k x), conv(W_v x)
