@@ -225,6 +225,12 @@ class MixerCase:
         """Whether the future never shows: a class whose streaming is "selection" may have options that make it exact."""
         return layers.mixer_class(self.name).streaming == "exact" or self.declared.streaming == "exact"
 
+    @property
+    def packs(self) -> bool:
+        """Whether documents that share a row are as if alone: not those of a grid, nor where they compete to be chosen."""
+        declared = self.declared
+        return self.exact and "sequence" in declared.layouts and "segment_ids" in declared.honors
+
     @functools.cached_property
     def declared(self) -> Mixer:
         """The mixer without arrays, for what it says of itself: a suite is collected without drawing weights."""
@@ -260,8 +266,9 @@ class Compiled:
     """A mixer and its compiled forms, made once for all tests of a case.
 
     Attributes:
-      whole: of tokens that are all real.
-      gradient: of parameters and input, and the output, of tokens that may be padding, and of documents.
+      whole: of tokens that are all real, without a mask.
+      gradient: of parameters and input, and the output, of tokens that may be padding, and of documents: one program
+        for both, but of quick forms that look back, whose documents are of the full tier.
       half: the output in bfloat16 of tokens that may be padding.
       extend: a few tokens more, of which a row may have fewer.
       extend_documents: the same where documents begin.
@@ -275,7 +282,8 @@ class Compiled:
         self.grid = "sequence" not in self.mixer.layouts
         self._case = case
         self.whole = jax.jit(lambda x: self.merged()(x, self.known(x)))
-        self.gradient = jax.jit(lambda *args: jax.grad(self._loss, argnums=(0, 1), has_aux=True)(self.state, *args))
+        self._gradient = jax.jit(lambda *args: jax.grad(self._loss, argnums=(0, 1), has_aux=True)(self.state, *args))
+        self._given_ids = case.packs and "roles" not in self.mixer.honors and not (case.quick and case.causal)
         self.half = jax.jit(self._half)
         self.extend = jax.jit(lambda x, state, mask: self.merged().extend(x, state, mask))
         self.extend_documents = jax.jit(
@@ -316,6 +324,18 @@ class Compiled:
     def all_real(self) -> np.ndarray:
         """The mask of :meth:`inputs` under which :meth:`real` are the real ones."""
         return np.ones((2, *GRID), bool) if self.grid else np.broadcast_to(np.arange(PADDED) < LENGTH, (2, PADDED))
+
+    def gradient(self, x: np.ndarray, weight: np.ndarray, mask: np.ndarray, ids: np.ndarray | None = None) -> Any:
+        """((of parameters, of x), output) of a loss whose gradient for the output depends on ``weight``."""
+        ids = np.zeros(mask.shape, np.int32) if ids is None and self._given_ids else ids
+        return self._gradient(x, weight, mask, *(() if ids is None else (ids,)))
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        """For tokens that are all real, by the program of the gradients: to compile ``whole`` takes as long as some
+        other test."""
+        length = x.shape[1]
+        given = x if self.grid else np.pad(x, ((0, 0), (0, PADDED - length), (0, 0)))
+        return np.asarray(self.gradient(given, given, self.all_real())[1])[:, :length]
 
     def init_state(self, batch: int = 2, dtype: Any = jnp.float32) -> Any:
         """An empty state that can hold LENGTH tokens."""

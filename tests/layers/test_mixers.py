@@ -68,7 +68,7 @@ def filled(x: np.ndarray, mask: np.ndarray, fill: float) -> np.ndarray:
 def test_output_has_the_inputs_shape_and_dtype(case: MixerCase) -> None:
     c = compiled(case)
     x = c.real()
-    y = c.whole(x)
+    y = c.output(x)
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
     assert np.isfinite(y).all()
     assert np.std(y) > 0
@@ -81,7 +81,7 @@ def test_tokens_mix(case: MixerCase) -> None:
     x = c.real()
     changed = x.copy()
     changed[:, 0] += 1
-    difference = np.abs(np.asarray(c.whole(changed) - c.whole(x)))
+    difference = np.abs(np.asarray(c.output(changed) - c.output(x)))
     assert difference[:, 1:].max() > 1e-4
 
 
@@ -89,11 +89,11 @@ def test_tokens_mix(case: MixerCase) -> None:
 def test_the_future_changes_nothing(case: MixerCase) -> None:
     c = compiled(case)
     x = c.real()
-    y = c.whole(x)
+    y = c.output(x)
     for start in (1, 8, LENGTH - 1):
         changed = x.copy()
         changed[:, start:] = np.random.default_rng(start).standard_normal(changed[:, start:].shape)
-        other = c.whole(changed)
+        other = c.output(changed)
         assert relative(other[:, :start], y[:, :start]) < 1e-6
         assert relative(other[:, start:], y[:, start:]) > 1e-3
 
@@ -102,7 +102,7 @@ def test_the_future_changes_nothing(case: MixerCase) -> None:
 def test_one_token_at_a_time_equals_the_whole(case: MixerCase) -> None:
     c = compiled(case)
     x = c.real()
-    assert relative(c.stepwise(x), c.whole(x)) < CLOSE
+    assert relative(c.stepwise(x), c.output(x)) < CLOSE
 
 
 @streamed
@@ -110,7 +110,7 @@ def test_random_chunks_with_ragged_rows_equal_the_whole(case: MixerCase) -> None
     """Each call brings each row another number of tokens; what is masked is NaN and must leave no trace."""
     c = compiled(case)
     x = c.real()
-    want = np.asarray(c.whole(x))
+    want = np.asarray(c.output(x))
     rng = np.random.default_rng(3)
     state, read, got = c.init_state(), np.zeros(2, int), np.zeros_like(want)
     while (read < LENGTH).any():
@@ -151,7 +151,9 @@ def test_padding_may_hold_anything(case: MixerCase) -> None:
     assert relative(b, a) < 1e-6
 
 
-@every
+@pytest.mark.parametrize(
+    "case", tiered(CASES, lambda case: case.quick and case.name in ("attention", "windowed")), ids=str
+)
 def test_a_padded_sequence_equals_the_shorter_one(case: MixerCase) -> None:
     c = compiled(case)
     if c.grid:
@@ -211,7 +213,7 @@ def alone(c: Compiled, rows: Rows, x: np.ndarray, weight: np.ndarray) -> tuple[n
 def test_documents_of_a_row_are_as_if_alone(case: MixerCase) -> None:
     """Outputs and gradients. In the quick tier a mixer with a state shows it piece by piece, below."""
     c = compiled(case)
-    rows = Rows.of(c.mixer.segment_multiple)
+    rows = Rows(Rows.of(c.mixer.segment_multiple).lengths, PADDED)
     x, weight = np.random.default_rng(0).standard_normal((2, 2, rows.length, FEATURES)).astype(np.float32)
     given = np.where(rows.mask[..., None], x, np.float32(np.nan))
     (of_parameters, of_x), y = c.gradient(given, weight, rows.mask, rows.ids)

@@ -24,9 +24,8 @@ def is_sequence(case: MixerCase) -> bool:
 
 
 KEEPS_APART = [case for case in CASES if "segment_ids" in case.declared.honors]
-PACKED = [case for case in KEEPS_APART if is_sequence(case)]
 # Where the set that a token attends to is chosen among all tokens of the row, documents compete: see test_routing.py.
-ALIKE = [case for case in PACKED if case.exact]
+ALIKE = [case for case in CASES if case.packs]
 
 
 @pytest.mark.full
