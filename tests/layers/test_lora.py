@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -21,9 +22,14 @@ X = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
 
 
 def vit(**options: Any) -> Any:
-    model: Any = zoo.create("vit_nano_patch4_32", depth=3, features=16, patch_size=8, num_classes=4, **options)
+    model: Any = zoo.create("vit_nano_patch4_32", depth=2, features=16, patch_size=8, num_classes=4, **options)
     model.eval()
     return model
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def called(graphdef: Any, state: nnx.State, x: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, state)(x)
 
 
 def outputs(model: nnx.Module, x: Any = X) -> jax.Array:
@@ -33,7 +39,7 @@ def outputs(model: nnx.Module, x: Any = X) -> jax.Array:
         state, x = jax.tree.map(
             lambda leaf: jnp.asarray(leaf, jnp.float64) if leaf.dtype == jnp.float32 else jnp.asarray(leaf), (state, x)
         )
-        return jax.jit(lambda state: nnx.merge(graphdef, state)(x))(state)
+        return called(graphdef, state, x)
 
 
 def move(model: nnx.Module) -> nnx.Module:
@@ -62,7 +68,7 @@ def test_equation(form: dict[str, Any]) -> None:
     if not form:
         assert np.array_equal(outputs(adapted), outputs(plain))
     assert set(flatten(plain)) == set(flatten(adapted)) - set(flatten(adapted, nnx.LoRAParam))
-    assert len(adapters(adapted)) == 3 * 6
+    assert len(adapters(adapted)) == 2 * 6
 
     move(adapted)
     by_hand = vit()
@@ -85,7 +91,7 @@ def test_equation(form: dict[str, Any]) -> None:
 
 def test_patterns_name_layers() -> None:
     model = layers.add_lora(vit(), patterns=("*.query", "blocks.1.channel.*"))
-    expected = {f"blocks.{i}.mixer.query" for i in range(3)} | {"blocks.1.channel.up", "blocks.1.channel.down"}
+    expected = {f"blocks.{i}.mixer.query" for i in range(2)} | {"blocks.1.channel.up", "blocks.1.channel.down"}
     assert set(adapters(model)) == expected
     assert relative(outputs(move(model)), outputs(layers.merge_lora(nnx.clone(model)))) < 1e-6
 

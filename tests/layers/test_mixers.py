@@ -196,6 +196,22 @@ def test_padding_gives_no_gradient(case: MixerCase) -> None:
         )
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("case", FORMS, ids=str)
+def test_ops_by_default_give_what_their_references_do(case: MixerCase) -> None:
+    """Output and gradients, of tokens that may be padding and of documents where they may share a row."""
+    c = compiled(case)
+    x, weight = c.inputs(), c.inputs(1)
+    mask = padded_mask(x.shape)
+    (want, of_x), y = c.gradient(x, weight, mask)
+    (got, of_x_too), y_too = c.gradient(x, weight, mask, by_default=True)
+    assert relative(np.asarray(y_too)[mask], np.asarray(y)[mask]) < CLOSE
+    assert relative(of_x_too, of_x) < CLOSE
+    wanted, found = flatten_state(want), flatten_state(got)
+    scale = max(float(np.abs(g).max()) for g in wanted.values())
+    assert all(float(np.abs(found[name] - g).max()) < CLOSE * scale for name, g in wanted.items())
+
+
 def alone(c: Compiled, rows: Rows, x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
     """The output, and the gradients of parameters and input, of each document of ``rows`` in a row of its own, two at a
     time.

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import layers
-from layers import MLP, Block, Branch, Place, Stack, Statistic, drop_path_rates, flatten
+from layers import MLP, Block, Branch, Place, Stack, Statistic, drop_path_rates, flatten, making
 from layers.state import flatten_state
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
@@ -44,17 +44,20 @@ def make(
     **options: Any,
 ) -> Stack:
     form = {name: options.pop(name) for name in ("scan", "remat") if name in options}
-    rngs = nnx.Rngs(seed)
-    blocks = []
-    for i, rate in enumerate(drop_path_rates(drop_path, depth)):
-        place, kind = Place(num_heads=2, dropout=dropout), pattern[i % len(pattern)]
-        branches: dict[str, nnx.Module] = {}
-        if "attention" in kind:
-            branches["mixer"] = layers.create_mixer("attention", FEATURES, place=place, rngs=rngs)
-        if "mlp" in kind:
-            branches["channel"] = MLP(FEATURES, 16, dropout=dropout, rngs=rngs)
-        blocks.append(Block(branches, features=FEATURES, drop_path=rate, rngs=rngs, **options))
-    return Stack(blocks, **form)
+
+    def build(rngs: nnx.Rngs) -> Stack:
+        blocks = []
+        for i, rate in enumerate(drop_path_rates(drop_path, depth)):
+            place, kind = Place(num_heads=2, dropout=dropout), pattern[i % len(pattern)]
+            branches: dict[str, nnx.Module] = {}
+            if "attention" in kind:
+                branches["mixer"] = layers.create_mixer("attention", FEATURES, place=place, rngs=rngs)
+            if "mlp" in kind:
+                branches["channel"] = MLP(FEATURES, 16, dropout=dropout, rngs=rngs)
+            blocks.append(Block(branches, features=FEATURES, drop_path=rate, rngs=rngs, **options))
+        return Stack(blocks, **form)
+
+    return making.make(build, nnx.Rngs(seed))
 
 
 def block_by_block(stack: Stack, x: jax.Array) -> jax.Array:
