@@ -118,9 +118,9 @@ def read(extend: Callable[..., Any], state: Any, rows: Rows, x: np.ndarray, size
         for row, (start, count) in enumerate(zip(done, counts, strict=True)):
             piece[row, :count], ids[row, :count] = x[row, start : start + count], rows.ids[row, start : start + count]
         going_on = all(done[r] and len({*ids[r, : counts[r]], rows.ids[r, done[r] - 1]}) == 1 for r in range(len(x)))
-        y, state = extend(piece, state, mask, None if going_on else ids)
+        y, state = jax.device_get(extend(piece, state, mask, None if going_on else ids))
         for row, count in enumerate(counts):
-            out[row].append(np.asarray(y[row, :count]))
+            out[row].append(y[row, :count])
         done += counts
     full = np.zeros((*x.shape[:2], out[0][0].shape[-1]))
     for row, parts in enumerate(out):
