@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import zoo
-from layers import Block, Place, Stack, Tokens, create_mixer, create_reduction, list_reductions
+from layers import Block, Place, Stack, Tokens, create_mixer, create_reduction, list_reductions, making
 from layers.initializers import normal
 from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
@@ -25,13 +25,19 @@ X = RNG.standard_normal((2, LENGTH, FEATURES)).astype(np.float32)
 
 
 def make(spec: Any, **options: Any) -> Any:
-    return create_reduction(spec, FEATURES, **{"extent": GRID, "prefix": PREFIX, "rngs": nnx.Rngs(0), **options})
+    options = {"extent": GRID, "prefix": PREFIX, **options}
+    return making.make(lambda rngs: create_reduction(spec, FEATURES, rngs=rngs, **options), nnx.Rngs(0))
+
+
+def reduced(reduction: Any, x: Any, tokens: Tokens) -> tuple[np.ndarray, Tokens]:
+    """What is left, and what is known of it, by one program."""
+    return jax.device_get(jax.jit(lambda x, tokens: reduction(x, tokens))(x, tokens))
 
 
 @pytest.mark.parametrize("name", list_reductions())
 def test_tokens_left_are_as_many_as_said(name: str) -> None:
     reduction = make(name)
-    y, known = reduction(X, Tokens(grid=GRID))
+    y, known = reduced(reduction, X, Tokens(grid=GRID))
     left = reduction.extent_after(GRID)
     count = left if isinstance(left, int) else left[0] * left[1]
     assert y.shape == (2, PREFIX + count, FEATURES)
@@ -54,7 +60,7 @@ def test_padding_has_no_part_in_what_is_left(name: str) -> None:
     """
     reduction = make(name)
     mask = jnp.broadcast_to(jnp.arange(LENGTH) < PREFIX + REAL, (2, LENGTH))
-    y, known = reduction(jnp.where(mask[..., None], X, jnp.nan), Tokens(mask=mask, grid=GRID))
+    y, known = reduced(reduction, jnp.where(mask[..., None], X, jnp.nan), Tokens(mask=mask, grid=GRID))
     real = np.asarray(known.mask)
     assert real.shape == y.shape[:2]
     assert np.isfinite(np.asarray(y)[real]).all()
@@ -62,7 +68,7 @@ def test_padding_has_no_part_in_what_is_left(name: str) -> None:
     expected = {"max_pool": [True] * 4 + [False], "residual_reduction": [True, True, False, False], "top_k": [True] * 6}
     assert real.tolist() == [[True] * PREFIX + expected[name]] * 2
     if name != "top_k":
-        alone, _ = reduction(X[:, : PREFIX + REAL], Tokens(grid=(2, 4)))
+        alone, _ = reduced(reduction, X[:, : PREFIX + REAL], Tokens(grid=(2, 4)))
         table, other = (
             np.asarray(reduction.position(grid)).reshape(-1, FEATURES)
             for grid in ({"max_pool": [(1, 5), (1, 3)]}.get(name, [(2, 2), (1, 2)]))
@@ -75,7 +81,7 @@ def test_maxima_are_over_real_tokens() -> None:
     reduction = make({"name": "max_pool", "position": False}, prefix=0)
     x = X[:, :9]
     real = np.arange(9) < np.array([[9], [5]])
-    y, known = reduction(x, Tokens(mask=jnp.asarray(real), positions=jnp.arange(10, 19)[None]))
+    y, known = reduced(reduction, x, Tokens(mask=jnp.asarray(real), positions=jnp.arange(10, 19)[None]))
     assert np.asarray(known.positions).tolist() == [[11, 13, 15, 17]]
     assert np.asarray(known.mask).tolist() == [[True] * 4, [True, True, True, False]]
     for row, count in enumerate((4, 3)):
@@ -90,7 +96,7 @@ def test_the_tokens_farthest_along_the_direction_are_left() -> None:
     score = X[:, PREFIX:] @ p / np.linalg.norm(p)
     index = np.sort(np.argsort(-score, axis=1)[:, :5], axis=1)
     roles = jnp.arange(LENGTH)[None]
-    y, known = reduction(X, Tokens(roles=roles, grid=GRID))
+    y, known = reduced(reduction, X, Tokens(roles=roles, grid=GRID))
     for row in range(2):
         expected = X[row, PREFIX:][index[row]] / (1 + np.exp(-score[row][index[row]]))[:, None]
         np.testing.assert_allclose(y[row, PREFIX:], expected, atol=1e-6)
@@ -104,7 +110,7 @@ def test_the_tokens_farthest_along_the_direction_are_left() -> None:
 def test_residual_reduction_is_a_convolution_beside_means() -> None:
     reduction = make("residual_reduction")
     x = jnp.asarray(X)
-    y, known = reduction(x, Tokens(grid=GRID))
+    y, known = reduced(reduction, x, Tokens(grid=GRID))
     maps, normed = (a[:, PREFIX:].reshape(2, *GRID, FEATURES) for a in (x, reduction.norm(x)))
     kernel = reduction.conv.kernel[...]
     padded = np.pad(normed, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -132,13 +138,16 @@ def test_what_is_refused() -> None:
 
 
 def _stack(reductions: dict[int, Any], **form: Any) -> Stack:
-    rngs, place = nnx.Rngs(0), Place(num_heads=1)
-    options = {"name": "attention", "rotary": 100.0, "kernel_init": normal(1.0)}
-    blocks = [
-        Block({"mixer": create_mixer(options, FEATURES, place=place, rngs=rngs)}, features=FEATURES, rngs=rngs)
-        for _ in range(4)
-    ]
-    return Stack(blocks, reductions=reductions, **form)
+    place, options = Place(num_heads=1), {"name": "attention", "rotary": 100.0, "kernel_init": normal(1.0)}
+
+    def build(rngs: nnx.Rngs) -> Stack:
+        blocks = [
+            Block({"mixer": create_mixer(options, FEATURES, place=place, rngs=rngs)}, features=FEATURES, rngs=rngs)
+            for _ in range(4)
+        ]
+        return Stack(blocks, reductions=reductions, **form)
+
+    return making.make(build, nnx.Rngs(0))
 
 
 FORMS: list[dict[str, Any]] = [{}, {"scan": True}, {"scan": True, "remat": True}]
