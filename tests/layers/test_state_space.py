@@ -5,6 +5,7 @@ from.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layers import S4D, Longhorn, Mamba, Mamba2, flatten
+from layers import S4D, Longhorn, Mamba, Mamba2, flatten, making
 from layers.state_space.s4d import poles
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
@@ -32,10 +33,15 @@ def double() -> Any:
         yield
 
 
+def made(layer: Callable[..., Any], *sizes: int, **options: Any) -> Any:
+    """``layer`` of weights that the host draws."""
+    return making.make(lambda rngs: layer(*sizes, rngs=rngs, **options), nnx.Rngs(0))
+
+
 def s4d(initialization: Any = "legs", discretization: Any = "zoh", **options: Any) -> S4D:
     widest = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
     options = {"state_dim": 8, "causal": True, "param_dtype": widest, **options}
-    return S4D(3, initialization=initialization, discretization=discretization, rngs=nnx.Rngs(0), **options)
+    return made(S4D, 3, initialization=initialization, discretization=discretization, **options)
 
 
 def written_out(layer: S4D) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -84,13 +90,13 @@ def test_s4d_bidirectional_kernel_reads_what_follows(double: Any) -> None:
     """The second kernel's entry j meets the token j + 1 later."""
     layer = s4d(causal=False)
     u = np.random.default_rng(0).standard_normal((1, 9, 3))
-    before, behind = (np.asarray(k) for k in layer.kernel(9))
+    (before, behind), found = jax.device_get(jax.jit(lambda u: (layer.kernel(9), layer(u)))(u))
     t = np.arange(9)
     lag = t[:, None] - t
     matrix = np.where(lag >= 0, before[:, np.maximum(lag, 0)], behind[:, np.maximum(-lag - 1, 0)])
     y = np.einsum("hts,bsh->bth", matrix, u) + np.asarray(layer.D[...]) * u
-    value, gate = np.split(np.asarray(layer.out(jax.nn.gelu(jnp.asarray(y), approximate=False))), 2, axis=-1)
-    assert relative(layer(jnp.asarray(u)), value / (1 + np.exp(-gate))) < 1e-11
+    value, gate = np.split(np.asarray(jax.jit(lambda y: layer.out(jax.nn.gelu(y, approximate=False)))(y)), 2, axis=-1)
+    assert relative(found, value / (1 + np.exp(-gate))) < 1e-11
 
 
 def test_s4d_remembers_for_ten_thousand_steps() -> None:
@@ -137,7 +143,7 @@ def test_selective_layers_start_as_released(make: type) -> None:
     """Steps in [0.001, 0.1], A in [-16, -1], D = 1, projections within 1 / sqrt(fan_in), the output's divided by
     sqrt(depth).
     """
-    layer = make(64, depth=16, rngs=nnx.Rngs(0))
+    layer = made(make, 64, depth=16)
     steps = jax.nn.softplus(layer.dt_bias[...])
     assert float(steps.min()) > 0.99e-3
     assert float(steps.max()) < 0.101
@@ -157,7 +163,7 @@ def test_mimetic_layers_start_as_linear_attention(kind: str) -> None:
     rescaled.
     """
     make: Any = Mamba if kind == "mamba" else Mamba2
-    layer = make(8, state_dim=4, initialization="mimetic", rngs=nnx.Rngs(0))
+    layer = made(make, 8, state_dim=4, initialization="mimetic")
 
     @jax.jit
     def attended(x: jax.Array) -> jax.Array:
@@ -181,8 +187,8 @@ def test_unknown_initialization() -> None:
 
 
 def test_mamba2_heads() -> None:
-    assert Mamba2(64, rngs=nnx.Rngs(0)).heads == 2
-    assert Mamba2(40, rngs=nnx.Rngs(0)).heads == 2  # 80 channels: 40 is the greatest divisor up to 64
+    assert made(Mamba2, 64).heads == 2
+    assert made(Mamba2, 40).heads == 2  # 80 channels: 40 is the greatest divisor up to 64
     with pytest.raises(ValueError, match=r"can't be split into heads of 24 in 1 equal groups"):
         Mamba2(16, head_dim=24, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"can't be split into heads of 8 in 3 equal groups"):
@@ -191,7 +197,7 @@ def test_mamba2_heads() -> None:
 
 @pytest.mark.parametrize("kind", [Mamba, functools.partial(Mamba2, head_dim=1)], ids=["mamba", "mamba2"])
 def test_first_steps_are_in_their_range(kind: Any) -> None:
-    steps = jax.nn.softplus(kind(64, step_range=(1e-5, 1e-2), rngs=nnx.Rngs(0)).dt_bias[...])
+    steps = jax.nn.softplus(made(kind, 64, step_range=(1e-5, 1e-2)).dt_bias[...])
     assert 0.99e-5 < float(steps.min()) < 2e-5
     assert 5e-3 < float(steps.max()) < 1.01e-2
     with pytest.raises(ValueError, match="step_range is two positive numbers"):
@@ -200,7 +206,7 @@ def test_first_steps_are_in_their_range(kind: Any) -> None:
 
 def test_longhorn_is_the_formula(double: Any) -> None:
     """The layer written out, token by token."""
-    layer = Longhorn(6, state_dim=3, step_rank=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    layer = made(Longhorn, 6, state_dim=3, step_rank=2, param_dtype=jnp.float64)
     x = np.random.default_rng(0).standard_normal((9, 6))
     weights = {name: np.asarray(value) for name, value in flatten(layer).items()}
     u, z = np.split(x @ weights["in_proj.kernel"], 2, axis=1)
