@@ -183,8 +183,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "rotary": {"kernel_init": truncated_normal(0.5), "rotary": 100.0, "qk_norm": "rms", "use_bias": False},
     },
     "titans_mac": {"plain": {"segment": 5, "persistent": 2}, "chunks": {"segment": 4, "chunk": 2, "persistent": 0}},
-    "titans_mag": {"plain": {"window": 4, "persistent": 2, "chunk": 5}},
-    "titans_mal": {"plain": {"window": 4, "persistent": 2, "chunk": 5}},
+    # Deeper memories are neural_memory's and titans_mac's.
+    "titans_mag": {"plain": {"window": 4, "persistent": 2, "chunk": 5, "memory": Memory(MLPMemory(1))}},
+    "titans_mal": {"plain": {"window": 4, "persistent": 2, "chunk": 5, "memory": Memory(MLPMemory(1))}},
     "parallel": {"plain": {}, "mixed": {"branches": ("attention", {"name": "dilated", "rate": 2})}},
 }
 
