@@ -28,7 +28,7 @@ with _collecting_no_garbage():
     from zoo.exporting import ExportError, export
     from zoo.figures import draw_clusters, draw_maps, draw_matrix, draw_over_image, draw_routes
     from zoo.generation import Generation, generate, stream
-    from zoo.inspection import attention_maps, attention_rollout, capture, materialize
+    from zoo.inspection import attention_maps, attention_rollout, attention_sinks, capture, materialize
     from zoo.prediction import predict
     from zoo.publishing import push_to_hub, save_folder
     from zoo.registry import ModelConfig, Preprocess, list_models, register, register_family, variant
@@ -49,6 +49,7 @@ __all__ = [
     "add_lora",
     "attention_maps",
     "attention_rollout",
+    "attention_sinks",
     "beam_search",
     "capture",
     "create",

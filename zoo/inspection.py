@@ -112,6 +112,39 @@ def attention_rollout(maps: Mapping[str, np.ndarray], *, residual: float = 0.5) 
     return flow
 
 
+def attention_sinks(maps: Mapping[str, np.ndarray], *, threshold: float = 0.3) -> np.ndarray:
+    """Which tokens draw attention whatever is asked: the share of heads, of all layers, in which a token's importance is
+    above a threshold,
+
+        importance of token k = mean over the queries i >= k of their weight of k
+
+    (Gu et al., "When Attention Sink Emerges in Language Models", ICLR 2025, arXiv:2410.10781, section 3.1; the paper
+    reports the first token's). Weights that are not those of a softmax are divided by their sum, in size, first.
+
+    Args:
+      maps: of :func:`attention_maps`, of causal mixers; their batch is averaged over.
+      threshold: epsilon, 0.3 in the paper.
+
+    Returns:
+      float32 (tokens,), from 0 to 1.
+
+    Raises:
+      ValueError: layers have different tokens, or queries see later keys.
+    """
+    shapes = sorted({weights.shape[2:] for weights in maps.values()})
+    if len(shapes) != 1 or shapes[0][0] != shapes[0][1]:
+        raise ValueError(f"sinks are those of tokens that all layers share, and these have (queries, keys) {shapes}")
+    length = shapes[0][0]
+    shares = []
+    for path, weights in maps.items():
+        if np.triu(weights, 1).any():
+            raise ValueError(f"sinks are those of causal attention, and queries of {path} see later keys")
+        sizes = np.abs(weights)
+        importance = (sizes / np.maximum(sizes.sum(-1, keepdims=True), 1e-30)).sum(2) / np.arange(length, 0, -1)
+        shares.append((importance > threshold).mean(0))
+    return np.concatenate(shares).mean(0).astype(np.float32)
+
+
 def materialize(mixer: nnx.Module, x: Any) -> np.ndarray:
     """How much each token of a mixer's output depends on each of its input: the norm of the Jacobian's blocks.
 

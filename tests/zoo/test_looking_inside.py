@@ -138,6 +138,26 @@ def test_clusters_of_a_sequence() -> None:
         zoo.draw_clusters({}, 5)
 
 
+def test_sinks_are_tokens_that_heads_look_at_whatever_is_asked() -> None:
+    length = 6
+    even = np.tril(np.ones((length, length))) / np.arange(1, length + 1)[:, None]
+    first = np.zeros((length, length))
+    first[:, 0] = 1
+    third = np.eye(length)
+    third[2:] = np.eye(length)[2]
+    maps = {"a": np.stack([even, first])[None], "b": np.stack([-3 * first, third])[None]}
+    # The even head's importance of token k is (1/(k+1) + ... + 1/6) / (6 - k): 0.41, 0.29, 0.24, ...
+    for threshold, expected in ((0.25, [3, 1, 1]), (0.3, [3, 0, 1]), (0.45, [2, 0, 1])):
+        found = zoo.attention_sinks(maps, threshold=threshold)
+        np.testing.assert_allclose(found, np.array([*expected, 0, 0, 0]) / 4, atol=1e-6)
+    with pytest.raises(ValueError, match="queries of a see later keys"):
+        zoo.attention_sinks({"a": np.full((1, 1, 4, 4), 0.25)})
+    with pytest.raises(ValueError, match="sinks are those of tokens that all layers share"):
+        zoo.attention_sinks({"a": np.ones((1, 2, 4, 4)), "b": np.ones((1, 2, 2, 2))})
+    model = zoo.create("transformer_nano", depth=1, features=16, num_heads=2)
+    assert zoo.attention_sinks(zoo.attention_maps(model, np.zeros((1, 5), np.int32))).shape == (5,)
+
+
 def test_maps_and_rollout() -> None:
     model = zoo.create("vit_nano_patch4_32", depth=2, features=16, num_heads=2, image_size=16)
     maps = zoo.attention_maps(model, IMAGES)
