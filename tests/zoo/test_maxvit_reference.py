@@ -1,8 +1,6 @@
-"""MaxViT against timm with random weights: logits, features, gradients, names, sizes, released checkpoints."""
+"""MaxViT's windows and their tables at other sizes beside timm's; test_timm_models.py compares the rest."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,100 +10,26 @@ import pytest
 import zoo
 from layers import flatten
 from layers.position import resample_offsets
-from tests.references.live import (
-    assert_listed_as_by_timm,
-    assert_matches_timm,
-    assert_whole_model_matches_timm,
-    images,
-    logits_of,
-    randomize,
-    relative,
-    timm,
-    torch,
-)
-from tests.tiers import tiered
-from zoo.registry import Variant, variant
+from tests.references.live import images, logits_of, relative, torch
+from tests.references.timm_models import pair
 
 pytestmark = pytest.mark.reference
 
 TOLERANCE = 5e-6
-PIXELS = 64  # windows and grids of 2x2 tokens
-SMALL = {
-    "features": (32, 64, 64),
-    "num_heads": (1, 2, 2),
-    "depths": (1, 2, 1),
-    "stem": 16,
-    "image_size": PIXELS,
-    "num_classes": 10,
-}
-RELEASED = [name for name in zoo.list_models("maxvit_*") if variant(name).published]
-
-
-def _timm_name(entry: Variant) -> str:
-    size = entry.name.split("_")[1]
-    return f"maxvit_{size}_tf_{entry.config.image_size}"
-
-
-def _small_pair(window: int = 2, seed: int = 0) -> tuple[Any, Any, dict[str, np.ndarray]]:
-    """timm's model and ours, narrow and shallow, with the same random weights and statistics."""
-    theirs = timm.create_model(
-        "maxvit_tiny_tf_224",
-        embed_dim=SMALL["features"],
-        depths=SMALL["depths"],
-        stem_width=SMALL["stem"],
-        head_hidden_size=SMALL["features"][-1],
-        transformer_window_size=(window, window),
-        img_size=PIXELS,
-        num_classes=10,
-    )
-    state = randomize(theirs, seed)
-    ours = zoo.create("maxvit_tiny", **SMALL, window=window)
-    ours.eval()
-    return theirs, ours, state
-
-
-def test_matches_timm(record_property: Any) -> None:
-    assert_matches_timm(
-        "maxvit_tiny",
-        _small_pair(),
-        images(2, PIXELS, PIXELS, 3),
-        record_property,
-        tolerance=TOLERANCE,
-        indices=(1, 2, 3),
-    )
 
 
 def test_oblong_images_and_larger_windows_match_timm() -> None:
-    theirs, ours, state = _small_pair(window=4)
+    theirs, ours, state = pair("maxvit_tiny", {"transformer_window_size": (4, 4)}, {"window": 4})
     zoo.load(ours, state)
     x = images(1, 64, 128, 3)
     assert relative(jax.jit(ours)(x), logits_of(theirs, x)) < TOLERANCE
 
 
-@pytest.mark.full
-def test_whole_model_matches_timm(tmp_path: Any) -> None:
-    """Not reduced, and through a file that timm's own code loads."""
-    assert_whole_model_matches_timm("maxvit_tiny_tf_224", tmp_path / "model.safetensors", tolerance=TOLERANCE)
-
-
-@pytest.mark.parametrize("name", tiered(RELEASED, lambda name: name == RELEASED[0]))
-def test_names_sizes_and_releases_are_those_of_timm(name: str) -> None:
-    from timm.models.maxxvit import default_cfgs
-
-    reference = _timm_name(variant(name))
-    assert variant(reference) is variant(name)
-    assert_listed_as_by_timm(name, reference, default_cfgs)
-
-
-def test_variants_are_those_of_timm() -> None:
-    assert {_timm_name(variant(name)) for name in RELEASED} == set(timm.list_models("maxvit_*_tf_*"))
-
-
 @pytest.mark.parametrize("window", [1, 3])
 def test_other_input_size_resamples_the_tables(window: int) -> None:
-    _, made, state = _small_pair(window=2)
+    _, made, state = pair("maxvit_tiny")
     zoo.load(made, state)
-    ours = zoo.create("maxvit_tiny", **{**SMALL, "image_size": 32 * window})
+    _, ours, _ = pair("maxvit_tiny", ours={"image_size": 32 * window, "window": None})
     side = 2 * window - 1
     with pytest.warns(
         UserWarning,
