@@ -121,10 +121,6 @@ def _at_its_limit(model: Any) -> None:
         model.layers[0].blocks[1].attn.logit_scale += 6
 
 
-def _swinv2(name: str, pretrained_window_sizes: tuple[int, ...] = (0, 0, 0), **options: Any) -> Any:
-    return timm.create_model(name, pretrained_window_sizes=pretrained_window_sizes, **options)
-
-
 # By what HaloNet's widths are divided, and the blocks of each stage that are left.
 _HALONETS: dict[str, tuple[int, tuple[int, ...]]] = {
     "halonet26t": (8, (1, 1, 2, 1)),
@@ -318,7 +314,6 @@ FAMILIES = {
         {"swinv2_tiny_window8_256": _SWIN},
         (2, 64, 64, 3),
         tolerance=5e-5,
-        make=_swinv2,
         finish=_at_its_limit,
         published=("swinv2_tiny_window16_256", *_stages(2)),
         listed="swinv2_*",
