@@ -33,7 +33,7 @@ class Family:
       finish: changes the random weights of timm's model.
       published: a variant compared at its published width and size of image, options of timm's and ours that leave few
         blocks of it.
-      authors: naming of the authors' files, which timm's converter reads.
+      authors: by variant, naming of the authors' files, which timm's converter reads.
       listed: pattern of the names of all timm's models of the family; None where ours has not all.
       family: of ours, where names do not tell.
       reference: timm's name of a variant of ours.
@@ -49,7 +49,7 @@ class Family:
     make: Callable[..., Any] = timm.create_model
     finish: Callable[[Any], object] = lambda model: None
     published: tuple[str, Options, Options] | None = None
-    authors: str | None = None
+    authors: Mapping[str, str] = dataclasses.field(default_factory=dict)
     listed: str | None = None
     family: str | None = None
     reference: Callable[[str], str] = lambda name: name
@@ -186,7 +186,7 @@ FAMILIES = {
         {"convnext_tiny": _CONVNEXT, "convnext_atto_ols": (_CONVNEXT[0], {**_CONVNEXT[1], "stem": (8, 8)})},
         (2, 92, 76, 3),
         published=("convnext_tiny", *_stages(1)),
-        authors="facebook",
+        authors={"convnext_tiny": "facebook"},  # the others are timm's own
     ),
     # On images that no stride divides.
     "focalnet": Family(
@@ -213,7 +213,7 @@ FAMILIES = {
         tolerance=1e-5,
         make=_focalnet,
         published=("focalnet_tiny_srf", *_stages(1)),
-        authors="focalnet",
+        authors=dict.fromkeys(("focalnet_tiny_lrf", "focalnet_huge_fl4"), "focalnet"),
         listed="focalnet_*",
     ),
     # timm wants maps that its blocks divide.
@@ -235,7 +235,7 @@ FAMILIES = {
         (2, 37, 50, 3),
         tolerance=1e-5,
         published=("mambaout_femto", *_stages(1)),
-        authors="mambaout",
+        authors=dict.fromkeys(("mambaout_tiny", "mambaout_base_wide_rw"), "mambaout"),
         listed="mambaout_*",
     ),
     # Windows and grids of 2x2 tokens.
@@ -274,7 +274,7 @@ FAMILIES = {
         {"pvt_v2_b0": _PVT, "pvt_v2_b2_li": _PVT},
         (2, 64, 64, 3),
         published=("pvt_v2_b0", *_stages(1)),
-        authors="pvt",
+        authors=dict.fromkeys(("pvt_v2_b0", "pvt_v2_b2_li"), "pvt"),
         listed="pvt_v2_*",
     ),
     # On a map whose sides are odd in most stages.
