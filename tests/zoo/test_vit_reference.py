@@ -1,11 +1,9 @@
-"""ViT against timm and transformers with random weights: logits, features, gradients, names, sizes."""
+"""ViT against timm with random weights: logits, features, gradients, names, sizes."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -21,7 +19,6 @@ from tests.references.live import (
     outputs_and_gradient,
     randomize,
     relative,
-    released,
     same_bits,
     timm,
     torch,
@@ -35,6 +32,9 @@ pytestmark = pytest.mark.reference
 TOLERANCE = 5e-6
 PIXELS = 56
 DEPTH = 2
+SIZE: dict[str, Any] = {
+    "depth": DEPTH, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 10
+}  # fmt: skip
 
 # Plain ViTs of timm that this zoo does not have, and why.
 LEFT_OUT = {
@@ -155,34 +155,22 @@ QUICK = (
 )
 
 
-def _pair(
-    name: str, *, patch: int = 14, depth: int = DEPTH, seed: int = 0, **options: Any
-) -> tuple[Any, Any, dict[str, np.ndarray]]:
+def _pair(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """timm's model and ours, narrow and shallow, with the same random weights."""
     config = variant(name).config
-    heads = 2
-    ours_options = {
-        "depth": depth,
-        "features": 32,
-        "num_heads": heads,
-        "image_size": PIXELS,
-        "patch_size": patch,
-        "num_classes": 10,
-        **options,
-    }
     theirs = timm.create_model(
         name,
-        depth=depth,
+        depth=DEPTH,
         embed_dim=32,
-        num_heads=heads,
+        num_heads=2,
         img_size=PIXELS,
-        patch_size=patch,
+        patch_size=14,
         num_classes=10,
         dynamic_img_size=True,
         mlp_ratio=config.mlp_ratio * (2 if config.mlp == "swiglu" else 1),
     )
-    state = randomize(theirs, seed)
-    ours = zoo.create(name, **ours_options)
+    state = randomize(theirs)
+    ours = zoo.create(name, **SIZE)
     ours.eval()
     return theirs, ours, state
 
@@ -211,9 +199,7 @@ def test_another_input_size_matches_timm() -> None:
 def test_resampled_position_table_matches_timm(larger: bool) -> None:
     _, _, state = _pair("vit_small_patch16_224")
     size = 98 if larger else 28
-    ours = zoo.create(
-        "vit_small_patch16_224", depth=DEPTH, features=32, num_heads=2, image_size=size, patch_size=14, num_classes=10
-    )
+    ours = zoo.create("vit_small_patch16_224", **{**SIZE, "image_size": size})
     with pytest.warns(
         UserWarning, match=rf"position.table was made for a grid of 4x4 and is resampled to {size // 14}x{size // 14}"
     ):
@@ -258,16 +244,7 @@ def test_npz_of_ours_loads_in_timm(model: str, naming: str, tmp_path: Any, recor
     loaded = {k: v.numpy() for k, v in theirs.state_dict().items()}
     different = [k for k in state if not np.array_equal(state[k], loaded[k])]
     assert not different
-    again = zoo.create(
-        model,
-        weights=tmp_path / "vit.npz",
-        depth=DEPTH,
-        features=32,
-        num_heads=2,
-        image_size=PIXELS,
-        patch_size=14,
-        num_classes=10,
-    )
+    again = zoo.create(model, weights=tmp_path / "vit.npz", **SIZE)
     assert same_bits(export(again), state)
     _record_as_read_by_timm(record_property, again, theirs, naming)
 
@@ -307,191 +284,6 @@ def test_big_vision_round_trip(model: str, naming: str) -> None:
     assert np.array_equal(program(ours)(pixels), program(source)(pixels))
 
 
-transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
-
-
-def _size(**more: Any) -> dict[str, Any]:
-    common = {
-        "hidden_size": 32,
-        "num_hidden_layers": DEPTH,
-        "num_attention_heads": 2,
-        "image_size": PIXELS,
-        "patch_size": 14,
-        "num_labels": 10,
-    }
-    return {**common, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **more}
-
-
-_VIT = _size(intermediate_size=128, layer_norm_eps=1e-6)
-_TOWER = {**_VIT, "layer_norm_eps": 1e-5, "projection_dim": 10}
-_BARE = {"num_classes": 0}
-# Our name, their class and its configuration, what ours differs in, and the naming of the file.
-TRANSFORMERS: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
-    ("vit_small_patch16_224", "ViTForImageClassification", _VIT, {}, "transformers"),
-    ("vit_small_patch16_224", "ViTModel", _VIT, _BARE, "bare"),
-    ("deit_small_distilled_patch16_224", "DeiTForImageClassificationWithTeacher", _VIT, {}, "transformers"),
-    ("deit_small_distilled_patch16_224", "DeiTForImageClassification", _VIT, {}, "transformers_single"),
-    ("deit_small_distilled_patch16_224", "DeiTModel", _VIT, _BARE, "bare"),
-    ("vit_small_patch14_dinov2", "Dinov2Model", _size(), _BARE, "bare"),
-    ("vit_small_patch14_dinov2", "Dinov2Backbone", _size(), _BARE, "bare"),
-    (
-        "vit_small_patch14_dinov2",
-        "Dinov2ForImageClassification",
-        _size(),
-        {"pool": "token_and_average"},
-        "transformers",
-    ),
-    ("vit_small_patch14_reg4_dinov2", "Dinov2WithRegistersModel", _size(num_register_tokens=4), _BARE, "bare"),
-    ("vit_small_patch14_reg4_dinov2", "Dinov2WithRegistersBackbone", _size(), _BARE, "bare"),
-    (
-        "vit_small_patch14_reg4_dinov2",
-        "Dinov2WithRegistersForImageClassification",
-        _size(),
-        {"pool": "token_and_average"},
-        "transformers",
-    ),
-    (
-        "vit_giant_patch14_reg4_dinov2",
-        "Dinov2WithRegistersModel",
-        _size(use_swiglu_ffn=True),
-        {**_BARE, "mlp_ratio": 88 / 32},
-        "bare",
-    ),
-    ("vit_base_patch16_clip_224", "CLIPVisionModel", {**_TOWER, "hidden_act": "gelu"}, _BARE, "bare"),
-    ("vit_base_patch32_clip_quickgelu_224", "CLIPVisionModelWithProjection", _TOWER, {}, "transformers"),
-    ("vit_base_patch32_siglip_256", "SiglipVisionModel", _VIT, _BARE, "bare"),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "size", "options", "naming"),
-    tiered(TRANSFORMERS, lambda row: row[1] in ("ViTForImageClassification", "CLIPVisionModelWithProjection")),
-    ids=[row[1] for row in TRANSFORMERS],
-)
-def test_matches_transformers(
-    name: str,
-    kind: str,
-    size: dict[str, Any],
-    options: dict[str, Any],
-    naming: str,
-    tmp_path: Any,
-    record_property: Any,
-) -> None:
-    cls = getattr(transformers, kind)
-    theirs = cls(cls.config_class(**size))
-    randomize(theirs)
-    state = released(theirs, tmp_path)
-    ours_options = {
-        "depth": DEPTH,
-        "features": 32,
-        "num_heads": 2,
-        "image_size": PIXELS,
-        "patch_size": 14,
-        "num_classes": 10,
-        **options,
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings(
-            "ignore", ".*this one has become such a model"
-        )  # a file's form that is adopted is reported
-        ours = zoo.create(name, weights=tmp_path, **ours_options)
-    ours.eval()
-    pixels = images(2, PIXELS, PIXELS, 3)
-    backbone = kind.endswith("Backbone")
-
-    def call(x: Any) -> list[Any]:
-        out = theirs(x, output_hidden_states=True)
-        first = (
-            out.feature_maps[0].permute(0, 2, 3, 1)
-            if backbone
-            else next(out[key] for key in ("logits", "image_embeds", "pooler_output") if key in out)
-        )
-        return [first, *out.hidden_states[1:]]
-
-    def found_by(x: Any) -> list[Any]:
-        tokens = [jnp.concatenate([p, m.reshape(2, -1, 32)], 1) for m, p in ours.features(x, range(DEPTH), prefix=True)]
-        first = ours.norm(ours.features(x, [-1])[0]) if backbone else ours(x)
-        return [first, *tokens]
-
-    (expected, gradient), (found, our_gradient) = (
-        outputs_and_gradient(call, pixels),
-        ours_and_gradient(found_by, pixels),
-    )
-    pairs = [*zip(found, expected, strict=True), (our_gradient, gradient)]
-    differences = [relative(a, b) for a, b in pairs]
-    reference = f"transformers {transformers.__version__} {kind}"
-    record_property(
-        "parity",
-        {
-            "architecture": name,
-            "reference": reference,
-            "kind": "live",
-            "mapped": len(state),
-            "difference": max(differences),
-        },
-    )
-    assert max(differences) < TOLERANCE
-    assert same_bits(export(ours, naming=naming), state)
-
-
-# Our name, their class and its configuration, what ours differs in, and sizes other than those of the table.
-OTHER_SIZES: list[tuple[str, str, dict[str, Any], dict[str, Any], list[tuple[int, int]]]] = [
-    ("vit_small_patch14_dinov2", "Dinov2Model", _size(image_size=518), {"image_size": 518}, [(224, 224), (252, 336)]),
-    ("vit_giant_patch14_dinov2", "Dinov2Model", _size(use_swiglu_ffn=True), {"mlp_ratio": 88 / 32}, [(28, 42)]),
-    (
-        "vit_small_patch14_reg4_dinov2",
-        "Dinov2WithRegistersModel",
-        _size(image_size=518),
-        {"image_size": 518},
-        [(224, 224), (252, 336)],
-    ),
-    ("vit_small_patch16_224", "ViTModel", _VIT, {"antialias": False}, [(28, 42)]),
-    ("deit_small_distilled_patch16_224", "DeiTModel", _VIT, {"antialias": False}, [(28, 42)]),
-    (
-        "vit_base_patch16_clip_224",
-        "CLIPVisionModel",
-        {**_TOWER, "hidden_act": "gelu"},
-        {"antialias": False},
-        [(28, 42)],
-    ),
-    ("vit_base_patch32_siglip_256", "SiglipVisionModel", _VIT, {"antialias": False}, [(28, 42)]),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "size", "options", "others"),
-    [
-        pytest.param(*row, id=row[0], marks=() if row[0] == "vit_giant_patch14_dinov2" else pytest.mark.full)
-        for row in OTHER_SIZES
-    ],
-)
-def test_other_sizes_match_transformers(
-    name: str, kind: str, size: dict[str, Any], options: dict[str, Any], others: list[Any], tmp_path: Any
-) -> None:
-    cls = getattr(transformers, kind)
-    theirs = cls(cls.config_class(**size))
-    randomize(theirs)
-    released(theirs, tmp_path)
-    ours_options = {
-        "depth": DEPTH,
-        "features": 32,
-        "num_heads": 2,
-        "image_size": PIXELS,
-        "patch_size": 14,
-        "num_classes": 0,
-        **options,
-    }
-    ours = zoo.create(name, weights=tmp_path, **ours_options)
-    ours.eval()
-    asked = {} if name.endswith("dinov2") else {"interpolate_pos_encoding": True}
-    for height, width in others:
-        pixels = images(1, height, width, 3)
-        with torch.no_grad():
-            expected = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), **asked).pooler_output.numpy()
-        assert relative(program(ours)(pixels), expected) < 1e-5, (height, width)
-
-
 @pytest.mark.parametrize(
     "name", ["deit3_small_patch16_224", "vit_base_patch16_clip_224", "vit_base_patch32_siglip_256"]
 )
@@ -502,62 +294,13 @@ def test_other_families_resample_as_timm(name: str) -> None:
     assert relative(program(ours)(pixels), logits_of(theirs, pixels)) < TOLERANCE
 
 
-def test_a_fresh_head_does_without_the_pooler(tmp_path: Any) -> None:
-    """As fine-tuning has it in transformers, and in the paper; a pooler that was asked for is loaded."""
-    state = released(transformers.ViTModel(transformers.ViTConfig(**_VIT)), tmp_path)
-    options = {
-        "depth": DEPTH,
-        "features": 32,
-        "num_heads": 2,
-        "image_size": PIXELS,
-        "patch_size": 14,
-        "num_classes": 10,
-    }
-    told = "has no classifier: the head for 10 classes stays random"
-    with pytest.warns(UserWarning, match=told):
-        assert zoo.create("vit_small_patch16_224", weights=tmp_path, **options).pooler is None
-    with pytest.warns(UserWarning, match=told):
-        asked = zoo.create("vit_small_patch16_224", weights=tmp_path, **options, pooler=True)
-    assert np.array_equal(asked.pooler.kernel[...], state["pooler.dense.weight"].T)
-
-
-def test_the_image_tower_of_a_whole_clip_model(tmp_path: Any) -> None:
-    small = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-        "vocab_size": 11,
-        "max_position_embeddings": 4,
-    }
-    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    theirs = transformers.CLIPModel(
-        transformers.CLIPConfig(vision_config=_TOWER, text_config={**small, **ids}, projection_dim=10)
-    )
-    randomize(theirs)
-    theirs.save_pretrained(tmp_path)
-    options = {
-        "depth": DEPTH,
-        "features": 32,
-        "num_heads": 2,
-        "image_size": PIXELS,
-        "patch_size": 14,
-        "num_classes": 10,
-    }
-    ours = zoo.create("vit_base_patch32_clip_quickgelu_224", weights=tmp_path, **options)
-    pixels = images(1, PIXELS, PIXELS, 3)
-    expected = theirs.get_image_features(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
-    expected = getattr(expected, "pooler_output", expected)
-    assert relative(program(ours)(pixels), expected.detach().numpy()) < TOLERANCE
-
-
 @pytest.mark.parametrize("gated", [False, True])
 def test_facebook_names(gated: bool, record_property: Any) -> None:
     """The authors' file, as timm's own converter reads it."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     name = "vit_giant_patch14_reg4_dinov2" if gated else "vit_small_patch14_reg4_dinov2"
-    options = {"depth": DEPTH, "features": 32, "num_heads": 2, "image_size": PIXELS, "patch_size": 14, "num_classes": 0}
+    options = {**SIZE, "num_classes": 0}
     whole = zoo.create(name, **options, mask_token=True, prefix_positions="class", rngs=nnx.Rngs(3))
     state = export(whole, naming="dinov2")
     assert {"mask_token", "register_tokens", "pos_embed"} <= set(state)
