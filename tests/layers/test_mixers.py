@@ -363,7 +363,7 @@ class TestCreateMixer:
         assert layers.create_mixer("attention", FEATURES, place=place, rngs=nnx.Rngs(0)).ignored == ()
 
     def test_unknown_name_gives_near_ones(self) -> None:
-        near = r"'attention' or 'retention' or 'linear_attention'"
+        near = r"'attention' or 'retention' or 'gin_attention'"
         with pytest.raises(
             ValueError, match=rf"unknown mixer 'atention': did you mean {near}\?; layers.list_mixers\(\) lists all"
         ):
