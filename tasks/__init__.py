@@ -3,7 +3,10 @@
 ``tasks.create(name, **options)`` makes one, ``tasks.list_tasks()`` lists them.
 """
 
+from tasks.addition import Addition
+from tasks.backcopy import BigramBackcopy
 from tasks.classification import Classification
+from tasks.dynamic_programming import DynamicProgramming
 from tasks.language_modeling import LanguageModeling
 from tasks.procedural import Procedural
 from tasks.recall import Copying, InductionHeads, MultiQueryRecall, Passkey, SelectiveCopying
@@ -12,11 +15,14 @@ from tasks.state_tracking import Parity, PermutationTracking
 from tasks.task import Aligns, DerivesFigures, Describes, Examples, Explains, Metrics, Task
 
 __all__ = [
+    "Addition",
     "Aligns",
+    "BigramBackcopy",
     "Classification",
     "Copying",
     "DerivesFigures",
     "Describes",
+    "DynamicProgramming",
     "Examples",
     "Explains",
     "InductionHeads",

@@ -21,6 +21,9 @@ SMALL = {
     "passkey": {"length": 120, "test_length": 200},
     "parity": {"length": 12, "test_length": 20},
     "permutation_tracking": {"length": 10, "test_length": 16, "group": "S3"},
+    "addition": {"length": 5, "test_length": 8, "random_space": 0.2},
+    "dynamic_programming": {"length": 6, "test_length": 9, "values": 16},
+    "bigram_backcopy": {"length": 30, "test_length": 50, "symbols": 8, "triggers": 2},
 }
 ALL = sorted(
     name
@@ -31,6 +34,37 @@ ALL = sorted(
 
 def task_of(name: str, **options: object) -> Procedural:
     return tasks.create(name, **{**SMALL[name], **options})
+
+
+def added(seen: list[int]) -> int:
+    """What follows "hint digit ... + hint digit ... = ..." in the sum, by Python's own addition."""
+    equals = seen.index(11)
+    numbers, hints = [], []
+    question = [token for token in seen[:equals] if token != 13]
+    for part in (question[: question.index(10)], question[question.index(10) + 1 :]):
+        numbers.append(int("".join(map(str, part[1::2]))[::-1]))
+        hints.append(part[::2])
+    assert hints[0] == hints[1] == list(range(hints[0][0], hints[0][0] + len(hints[0])))
+    digits = str(sum(numbers))[::-1]
+    answer = [token for place, digit in enumerate(digits) for token in (hints[0][0] + place, int(digit))]
+    assert [*answer, 12][: len(seen) - equals - 1] == seen[equals + 1 :]
+    return [*answer, 12][len(seen) - equals - 1]
+
+
+def longest_increasing(seen: list[int]) -> int:
+    """The entry that follows, by trying all subsequences that end there."""
+    mark = max(seen)
+    numbers, entries = seen[: seen.index(mark)], seen[seen.index(mark) + 1 :]
+    if mark in entries:
+        return max(entries[:-1])
+    last = len(entries)
+    chosen = (
+        length
+        for length in range(last + 1)
+        for before in itertools.combinations(numbers[:last], length)
+        if all(a < b for a, b in itertools.pairwise((*before, numbers[last])))
+    )
+    return 1 + max(chosen)
 
 
 def solve(name: str, tokens: list[int], answer: int) -> int:
@@ -52,6 +86,12 @@ def solve(name: str, tokens: list[int], answer: int) -> int:
         return ord(key[len(text.split("It is ")[-1])])
     if name == "parity":
         return sum(seen) % 2
+    if name == "addition":
+        return added(seen)
+    if name == "dynamic_programming":
+        return longest_increasing(seen)
+    if name == "bigram_backcopy":
+        return seen[-2]
     shuffled = (0, 1, 2)
     elements = list(itertools.permutations(range(3)))
     for token in seen:
@@ -119,6 +159,8 @@ def test_chance_is_what_guessing_gives(name: str) -> None:
                 "copying": lambda: np.arange(26),
                 "multi_query_recall": lambda tokens=tokens: tokens[1:8:2],
                 "passkey": lambda: np.arange(48, 58),
+                "dynamic_programming": lambda: np.arange(16),
+                "bigram_backcopy": lambda: np.arange(8),
             }.get(name, lambda: np.arange(task.vocab_size))()
             right += rng.choice(possible) == targets[place]
             total += 1
@@ -164,6 +206,72 @@ def test_groups(group: tuple[int, bool], order: int) -> None:
     a, b, c = np.random.default_rng(0).integers(0, order, (3, 500))
     np.testing.assert_array_equal(table[table[a, b], c], table[a, table[b, c]])
     assert (table != table.T).any()
+
+
+def test_formats_of_addition() -> None:
+    plain = tasks.create("addition", length=3, test_length=3, reverse=False, index_hints=False, zero_padding=True)
+    for index in range(20):
+        example = plain.examples("validation").get(index, None)
+        text = "".join("0123456789+=. "[token] for token in example["tokens"])
+        question, _, answer = text.partition("=")
+        a, b = question.split("+")
+        written = "".join("0123456789+=. "[token] for token in example["targets"][len(question) :])
+        assert (len(a), len(b)) == (3, 3)
+        assert written == f"{int(a) + int(b):04d}."
+        assert answer == written[:-1]
+    spaced = tasks.create("addition", length=3, test_length=3, random_space=0.5).examples("train")
+    assert sum((spaced.get(i, None)["tokens"] == 13).sum() for i in range(20)) > 50
+    with pytest.raises(ValueError, match="there are 102 hints"):
+        tasks.create("addition", length=3, test_length=102)
+
+
+def test_other_problems_of_dynamic_programming() -> None:
+    options = {"length": 5, "test_length": 6}
+    example = tasks.create("dynamic_programming", problem="edit_distance", **options).examples("train").get(1, None)
+    whole = [*example["tokens"], example["targets"][-1]]
+    a, b, table, answer = "".join(map(chr, whole)).split(chr(64))
+
+    def distance(a: str, b: str) -> int:
+        if not a or not b:
+            return len(a) + len(b)
+        return min(distance(a[1:], b) + 1, distance(a, b[1:]) + 1, distance(a[1:], b[1:]) + (a[0] != b[0]))
+
+    assert [ord(entry) for entry in table] == [distance(a[:i], b[:j]) for i in range(1, 6) for j in range(1, 6)]
+    assert (ord(answer), example["answers"].sum()) == (distance(a, b), 26)
+    for steps in (True, False):
+        task = tasks.create("dynamic_programming", problem="arithmetic", steps=steps, **options)
+        for index in range(20):
+            example = task.examples("train").get(index, None)
+            whole = "".join("0123456=+-*()"[token] for token in (*example["tokens"], example["targets"][-1]))
+            parts = whole.split("=")
+            assert len(parts) == (5 if steps else 2)
+            assert {eval(part) % 7 for part in parts} == {int(parts[-1])}
+            assert [len(part) for part in parts] == ([15, 11, 7, 3, 1] if steps else [15, 1])
+            assert example["answers"].sum() == len("=".join(parts[1:]))
+    near = tasks.create("dynamic_programming", window=2, **options).examples("train")
+    numbers, entries = (near.get(3, None)["tokens"][part].tolist() for part in (slice(5), slice(6, 11)))
+    runs = itertools.accumulate(
+        itertools.pairwise(numbers), lambda run, pair: run + 1 if pair[0] < pair[1] else 1, initial=1
+    )
+    assert entries == list(runs)
+    with pytest.raises(ValueError, match="unknown problem 'knapsack'"):
+        tasks.create("dynamic_programming", problem="knapsack")
+    with pytest.raises(ValueError, match="has entries up to it: values=8 must be more"):
+        tasks.create("dynamic_programming", length=8, values=8)
+
+
+def test_triggers_are_frequent_and_all_tokens_are_trained_on() -> None:
+    task = tasks.create("bigram_backcopy")
+    seen = np.concatenate([task.examples("train").get(i, None)["tokens"] for i in range(20)])
+    share = np.isin(seen, task.triggers).mean()
+    assert 3 / 64 < share < 0.5
+    batch = {key: value[None] for key, value in task.examples("train").get(0, None).items()}
+    logits = np.zeros((1, 257, 65), np.float32)
+    logits[..., :64] = np.log(task.bigrams[np.minimum(batch["tokens"], 63)])
+    loss, metrics = task.loss(lambda tokens: jnp.asarray(logits), batch, jax.random.key(0))
+    expected = jax.nn.logsumexp(logits, -1) - np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+    assert float(loss) == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert metrics["accuracy"][1] == batch["answers"].sum()
 
 
 @pytest.mark.parametrize("name", ALL)
