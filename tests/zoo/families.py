@@ -64,6 +64,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "nat": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
     "ravlt": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
+    "l2vit": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4},
     "rmt": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
     # The first token alone would see nothing of the last block's local projections.
     "longformer": {"pool": "average", "window": 6, "max_global": 2},

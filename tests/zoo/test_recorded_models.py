@@ -23,6 +23,7 @@ from tests.references import (
     cswin,
     eca,
     hvt,
+    l2vit,
     lookhere,
     nat,
     pvt_v1,
@@ -205,6 +206,21 @@ MODELS = [
         stages_of_tokens,
         ("64", "96"),
     ),
+    # On maps whose sides no window divides.
+    Row(
+        l2vit,
+        "l2vit_tiny",
+        "l2vit",
+        {
+            "features": l2vit.WIDTHS,
+            "depths": l2vit.DEPTHS,
+            "num_heads": l2vit.HEADS,
+            "mlp_ratio": l2vit.RATIO,
+            "window": l2vit.WINDOW,
+            "num_classes": l2vit.CLASSES,
+        },
+        stages_of_tokens,
+    ),
     # With the penalties rounded as the authors' are.
     Row(
         lookhere,
@@ -287,6 +303,7 @@ SIZES: list[tuple[ModuleType, str, tuple[str, ...]]] = [
     (cswin, "", ("cswin_",)),
     (eca, "", ("eca_resnet",)),
     (hvt, "hvt_", ()),
+    (l2vit, "l2vit_", ("l2vit_",)),
     (nat, "", ("nat_", "dinat_")),
     (pvt_v1, "pvt_", ()),
     (ravlt, "ravlt_", ("ravlt_",)),

@@ -10,6 +10,7 @@ from zoo.vision import focalnet as focalnet
 from zoo.vision import halonet as halonet
 from zoo.vision import hvt as hvt
 from zoo.vision import inline as inline
+from zoo.vision import l2vit as l2vit
 from zoo.vision import longvit as longvit
 from zoo.vision import lookhere as lookhere
 from zoo.vision import mambaout as mambaout
