@@ -27,7 +27,7 @@ from layers.patch import ConvStem, PatchEmbed
 from layers.state import flatten
 from tests.layers.mixer_cases import FEATURES, FORMS, WITHOUT_GRADIENT, MixerCase
 
-ROWS, SCALE = 512, 64.0
+ROWS, SCALE = 512, 1024.0
 NARROW = (jnp.bfloat16, jnp.float16)
 narrow = pytest.mark.parametrize(
     "dtype", [NARROW[0], pytest.param(NARROW[1], marks=pytest.mark.full)], ids=["bfloat16", "float16"]
