@@ -229,7 +229,8 @@ def alone(c: Compiled, rows: Rows, x: np.ndarray, weight: np.ndarray) -> tuple[n
 def test_documents_of_a_row_are_as_if_alone(case: MixerCase) -> None:
     """Outputs and gradients. In the quick tier a mixer with a state shows it piece by piece, below."""
     c = compiled(case)
-    rows = Rows(Rows.of(c.mixer.segment_multiple).lengths, PADDED)
+    rows = Rows.of(c.mixer.segment_multiple)
+    rows = Rows(rows.lengths, max(rows.length, PADDED))
     x, weight = np.random.default_rng(0).standard_normal((2, 2, rows.length, FEATURES)).astype(np.float32)
     given = np.where(rows.mask[..., None], x, np.float32(np.nan))
     (of_parameters, of_x), y = c.gradient(given, weight, rows.mask, rows.ids)
