@@ -259,13 +259,14 @@ def test_documents_read_piece_by_piece_are_as_if_alone(case: MixerCase) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("case", FORMS, ids=str)
 def test_bfloat16_is_close(case: MixerCase) -> None:
-    """In the forward pass alone; padding may hold anything."""
+    """In the forward pass alone; padding may hold anything. All errors count, for the largest one is one of chance."""
     c = compiled(case)
     assert {leaf.dtype for leaf in flatten(c.low, nnx.Param).values()} == {jnp.dtype(jnp.float32)}
     x, real = c.inputs(), c.all_real()
     y, want = c.half(x, real), c.gradient(x, c.inputs(1), real)[1]
     assert y.dtype == jnp.bfloat16
-    assert relative(np.asarray(y, np.float32)[real], np.asarray(want)[real]) < 0.04
+    want = np.asarray(want)[real]
+    assert np.linalg.norm(np.asarray(y, np.float32)[real] - want) < 0.03 * np.linalg.norm(want)
     mask = padded_mask(x.shape)
     zeros, nans = (np.asarray(c.half(filled(x, mask, fill), mask), np.float32)[mask] for fill in (0, np.nan))
     assert relative(nans, zeros) < 1e-6
