@@ -5,7 +5,8 @@ NeurIPS 2024, arXiv:2411.12892), section 3.
 
 Each query has an inverse temperature, and each value a factor, made of the token and of the number n_i of tokens that it
 sees. f is the product of gelu of the query or value head with a vector ("features", which shares the projections'
-weights), or an MLP of the token. The authors' code on GitHub has the part of the position only.
+weights), or an MLP of the token, as wide inside as a head is, which is our choice. The authors' code on GitHub has the
+part of the position only.
 """
 
 from __future__ import annotations
