@@ -18,9 +18,9 @@ SIZE = {"features": 32, "depth": 4, "num_heads": 2, "mlp_ratio": 2.0, "num_class
 def test_weights_of_another_image_size_are_resampled() -> None:
     """Both tables of positions: those of the patches by row and column, those of pooled tokens along the sequence."""
     weights = Recording(recorded).weights()
-    with pytest.warns(UserWarning, match="was made for a grid of") as told:
+    with pytest.warns(UserWarning, match="was made for a grid of") as caught:
         model = zoo.create("hvt_small_4", weights=weights, image_size=112, **SIZE)
-    assert sorted(str(warning.message) for warning in told) == [
+    assert sorted(str(warning.message) for warning in caught) == [
         "blocks.reductions.0.position.table was made for a grid of 1x12 and is resampled to 1x24",
         "blocks.reductions.2.position.table was made for a grid of 1x5 and is resampled to 1x11",
         "position.table was made for a grid of 5x5 and is resampled to 7x7",

@@ -205,10 +205,10 @@ def test_other_sizes_match_transformers(
 def test_a_fresh_head_does_without_the_pooler(tmp_path: Any) -> None:
     """As fine-tuning has it in transformers, and in the paper; a pooler that was asked for is loaded."""
     state = released(transformers.ViTModel(transformers.ViTConfig(**_VIT)), tmp_path)
-    told = "has no classifier: the head for 10 classes stays random"
-    with pytest.warns(UserWarning, match=told):
+    message = "has no classifier: the head for 10 classes stays random"
+    with pytest.warns(UserWarning, match=message):
         assert zoo.create("vit_small_patch16_224", weights=tmp_path, **SIZE).pooler is None
-    with pytest.warns(UserWarning, match=told):
+    with pytest.warns(UserWarning, match=message):
         asked = zoo.create("vit_small_patch16_224", weights=tmp_path, **SIZE, pooler=True)
     assert np.array_equal(asked.pooler.kernel[...], state["pooler.dense.weight"].T)
 
