@@ -23,6 +23,8 @@ from tests.devices import EightDevices
 # pool as small as two cores make it, they would wait for ever. Read when the first array is made.
 if hopper.interpreter_missing() is None:
     os.environ.setdefault("NPROC", "16")
+# PyTorch's threads wait for each other by spinning, longer than they compute: read when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def collect_garbage_rarely() -> None:
