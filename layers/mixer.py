@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -316,11 +317,19 @@ _SUGGESTED = {field.name for field in dataclasses.fields(Place)} - {"features", 
 def _signature(make: Callable[..., Any]) -> inspect.Signature:
     # The metaclass of nnx modules replaces the constructor's signature by (*args, **kwargs).
     constructor: Callable[..., Any] = getattr(make, "__init__") if isinstance(make, type) else make  # noqa: B009
-    return inspect.signature(constructor)
+    try:
+        return inspect.signature(constructor, eval_str=True)
+    except NameError:  # an annotation that only type checkers can read
+        return inspect.signature(constructor)
 
 
 def accepted(make: Callable[..., Any]) -> tuple[frozenset[str], bool]:
-    """Names of the keyword arguments that ``make`` takes, and whether it takes any (``**kwargs``)."""
+    """Names of the keyword arguments that ``make`` takes, those of ``**options: Unpack[...]`` among them, and whether
+    it takes any (other ``**options``).
+    """
     parameters = _signature(make).parameters.values()
-    names = frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
-    return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    more = next((p.annotation for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    if typing.get_origin(more) is typing.Unpack:
+        return frozenset(names | set(typing.get_args(more)[0].__annotations__)), False
+    return frozenset(names), more is not None

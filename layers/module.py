@@ -18,12 +18,39 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Required, TypedDict
 
+import jax.numpy as jnp
 from flax import nnx
 
 Statistic = nnx.BatchStat
 """The variable type of whatever training updates without a gradient: batch statistics, routing centroids."""
+
+
+class LayerOptions(TypedDict, total=False):
+    """Options that every layer takes. Mixers that hand theirs on take them as ``**options``.
+
+    Keys:
+      dtype: of the computation; None is that of the input.
+      param_dtype: of the parameters.
+      rngs: for the parameters.
+    """
+
+    dtype: Any
+    param_dtype: Any
+    rngs: Required[nnx.Rngs]
+
+
+def of_layers(options: LayerOptions) -> dict[str, Any]:
+    """Of the options of a mixer, those that every layer takes."""
+    common = {"dtype": None, "param_dtype": jnp.float32}
+    return common | {name: value for name, value in options.items() if name in LayerOptions.__annotations__}
+
+
+def parameter(init: Callable[..., Any], shape: tuple[int, ...], options: LayerOptions) -> nnx.Param:
+    """A parameter of a module that is made with ``options``."""
+    made = of_layers(options)
+    return nnx.Param(init(made["rngs"].params(), shape, made["param_dtype"]))
 
 
 class AuxLoss(nnx.Variable):

@@ -12,17 +12,17 @@ sums of a coarse table of the map, resampled to it bilinearly, of a table of its
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import HeadOptions, ProjectedAttention
 from layers.depthwise import DepthwiseConv
 from layers.initializers import truncated_normal
 from layers.mixer import register_mixer, without_padding
-from layers.module import Diagnostic, Module
+from layers.module import Diagnostic, Module, of_layers
 from layers.pool import adaptive_average_pool
 from layers.tokens import Tokens
 from pallas_kernels import attention, attention_weights
@@ -94,23 +94,16 @@ class AgentAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         agents: int = 49,
         grid: tuple[int, int] | None = None,
         prefix: int = 0,
-        use_bias: bool = True,
-        out_bias: bool | None = None,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
           agents: a square number: so many rows and columns of the map become one query each.
           grid: rows and columns that have biases of their own; None leaves them to the coarse tables.
           prefix: prefix tokens that have biases.
-          num_heads, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or agents that are no square.
@@ -118,11 +111,10 @@ class AgentAttention(ProjectedAttention):
         self.side = math.isqrt(max(agents, 0))
         if agents < 1 or self.side**2 != agents:
             raise ValueError(f"agents are averages over a square of parts of the map: {agents} is not a square number")
-        biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias}
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, num_heads=num_heads, dropout=dropout, kernel_init=kernel_init, **biases, **common)
-        self.agent_bias = AgentBias(num_heads, agents, grid, prefix, param_dtype=param_dtype, rngs=rngs)
-        self.token_bias = AgentBias(num_heads, agents, grid, prefix, param_dtype=param_dtype, rngs=rngs)
+        super().__init__(features, **options)
+        common = of_layers(options)
+        made = {name: common[name] for name in ("param_dtype", "rngs")}
+        self.agent_bias, self.token_bias = (AgentBias(self.num_heads, agents, grid, prefix, **made) for _ in range(2))
         self.enhancement = DepthwiseConv(features, 3, **common)
 
     @property

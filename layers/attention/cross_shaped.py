@@ -11,16 +11,16 @@ positional encoding"). In the last stage the stripe is the whole map: one attent
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import HeadOptions, ProjectedAttention
 from layers.depthwise import DepthwiseConv
-from layers.initializers import truncated_normal
 from layers.mixer import register_mixer, without_padding
+from layers.module import of_layers
 from layers.tokens import Tokens
 from pallas_kernels import attention
 
@@ -37,35 +37,22 @@ class CrossShapedAttention(ProjectedAttention):
 
     layouts = ("grid",)
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        num_heads: int,
-        stripe: int | None = 7,
-        use_bias: bool = True,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, features: int, *, stripe: int | None = 7, **options: Unpack[HeadOptions]):
         """Args:
           stripe: s, tokens across; None is the whole map.
-          num_heads, use_bias, dropout: as of :class:`ProjectedAttention`.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, a stripe of no tokens, or stripes and an odd number of heads.
         """
-        if stripe is not None and (num_heads % 2 or stripe < 1):
+        super().__init__(features, **options)
+        if stripe is not None and (self.num_heads % 2 or stripe < 1):
             raise ValueError(
-                f"half of the heads see vertical stripes of at least one token: got {num_heads} heads and stripes of {stripe}"
+                f"half of the heads see vertical stripes of at least one token: got {self.num_heads} heads and stripes"
+                f" of {stripe}"
             )
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        options: dict[str, Any] = {"use_bias": use_bias, "dropout": dropout, "kernel_init": kernel_init}
-        super().__init__(features, num_heads=num_heads, **options, **common)
-        branches = 1 if stripe is None else 2
-        self.enhancement = nnx.List([DepthwiseConv(features // branches, 3, **common) for _ in range(branches)])
+        sizes = [features] if stripe is None else [features // 2] * 2
+        self.enhancement = nnx.List([DepthwiseConv(size, 3, **of_layers(options)) for size in sizes])
         self.stripe = stripe
 
     @property

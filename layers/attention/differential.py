@@ -10,17 +10,19 @@ that of the block, from 0.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.projected import HeadOptions
 from layers.initializers import constant, normal
 from layers.mixer import register_mixer
-from layers.module import Constant
+from layers.module import Constant, of_layers, parameter
 from layers.norm import Norm, RMSNorm
+from layers.position import Rotary
 
 
 @register_mixer("differential_attention")
@@ -36,42 +38,33 @@ class DifferentialAttention(MultiHeadAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         causal: bool = False,
         window: int | None = None,
-        rotary: float | None = None,
+        rotary: Rotary | Mapping[str, Any] | float | None = None,
         qk_norm: Norm | None = None,
-        use_bias: bool = True,
-        out_bias: bool | None = None,
         index: int = 0,
-        dropout: float = 0.0,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
-          num_heads: pairs of attention maps.
-          causal, window, rotary, qk_norm, use_bias, out_bias, dropout: as of :class:`MultiHeadAttention`.
           index: of the block.
+          causal, window, rotary, qk_norm, options: as of :class:`MultiHeadAttention`; heads are pairs of attention maps.
 
         Raises:
           ValueError: features that can't be shared out to two halves of each head.
         """
+        num_heads = options["num_heads"]
         if features % (2 * num_heads):
             raise ValueError(
                 f"{features} features can't be split over {num_heads} heads of two halves: heads must divide half of "
                 f"them"
             )
         masked: dict[str, Any] = {"causal": causal, "window": window, "rotary": rotary, "qk_norm": qk_norm}
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias}
-        super().__init__(features, num_heads=2 * num_heads, dropout=dropout, **biases, **masked, **common)
-        self.inner_norm = RMSNorm(2 * self.head_dim, epsilon=1e-5, **common)
-
-        def vector() -> nnx.Param:
-            return nnx.Param(normal(0.1)(rngs.params(), (self.head_dim,), param_dtype))
-
-        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = vector(), vector(), vector(), vector()
+        options["num_heads"] = 2 * num_heads
+        super().__init__(features, **masked, **options)
+        self.inner_norm = RMSNorm(2 * self.head_dim, epsilon=1e-5, **of_layers(options))
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
+            parameter(normal(0.1), (self.head_dim,), options) for _ in range(4)
+        )
         # An array, so that the blocks of a stack stay one program.
         self.initial = Constant(constant(0.8 - 0.6 * math.exp(-0.3 * index))(None, ()))
 

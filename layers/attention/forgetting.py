@@ -10,19 +10,18 @@ one of the key, which is added to the key's scores.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import struct
 
 from layers.attention.cache import AttentionCache, ContextCache
 from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.projected import GroupedHeadOptions
 from layers.linear import Linear
 from layers.mixer import register_mixer, without_padding
-from layers.norm import Norm
-from layers.position import Rotary
+from layers.module import of_layers
 from layers.tokens import Continuation, Tokens
 
 
@@ -48,33 +47,17 @@ class ForgettingAttention(MultiHeadAttention):
     supports_bidirectional = False
 
     def __init__(
-        self,
-        features: int,
-        *,
-        num_heads: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
-        window: int | None = None,
-        rotary: Rotary | Mapping[str, Any] | float | None = None,
-        qk_norm: Norm | None = None,
-        gated: bool = False,
-        use_bias: bool = False,
-        dropout: float = 0.0,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        self, features: int, *, window: int | None = None, gated: bool = False, **options: Unpack[GroupedHeadOptions]
     ):
         """Args:
-        num_heads, num_kv_heads, head_dim, window, rotary, qk_norm, use_bias, dropout: as of
-          :class:`MultiHeadAttention`; the paper has no rotary embedding.
+        window, options: as of :class:`MultiHeadAttention`, without biases by default; the paper has no rotary embedding.
         gated: a sigmoid gate of what the heads found, made of the token.
         """
-        heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-        options: dict[str, Any] = {"window": window, "rotary": rotary, "qk_norm": qk_norm, "dropout": dropout}
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, causal=True, use_bias=use_bias, **heads, **options, **common)
-        self.forget = Linear(features, num_heads, **common)
-        self.gate = Linear(features, num_heads * self.head_dim, use_bias=False, **common) if gated else None
+        options.setdefault("use_bias", False)
+        super().__init__(features, causal=True, window=window, **options)
+        common = of_layers(options)
+        self.forget = Linear(features, self.num_heads, **common)
+        self.gate = Linear(features, self.num_heads * self.head_dim, use_bias=False, **common) if gated else None
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         # Counted from the first token, so that what comes later changes no bit of it.

@@ -14,15 +14,13 @@ mean(x)), linear layers of each head apart (section 4.3).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import HeadOptions, ProjectedAttention, of_projections
 from layers.feature_maps import FeatureMapSpec, create_feature_map
-from layers.initializers import truncated_normal
 from layers.linear import Conv
 from layers.mixer import register_mixer, without_padding
 from layers.mlp import gelu
@@ -49,33 +47,25 @@ class InLineAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         residual: int = 3,
         feature_map: FeatureMapSpec = "identity",
-        use_bias: bool = True,
-        out_bias: bool | None = None,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
           residual: tokens along each side of the convolution R, an odd number; 0 for none.
           feature_map: of queries and keys, of :mod:`layers.feature_maps`; the authors' models have none.
-          num_heads, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, an even convolution, or an unknown feature map.
         """
         if residual and residual % 2 == 0:
             raise ValueError(f"the convolution has a middle: residual must be odd, or 0 for none, got {residual}")
-        biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias}
-        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, num_heads=num_heads, dropout=dropout, **biases, **common)
-        self.feature_map = create_feature_map(feature_map, self.head_dim, rngs=rngs)
+        super().__init__(features, **options)
+        common = of_projections(options)
+        self.feature_map = create_feature_map(feature_map, self.head_dim, rngs=options["rngs"])
         self.kernel_hidden, self.kernel_out = (
-            Conv(features, features * size, (1,), feature_group_count=num_heads, **common) if residual else None
+            Conv(features, features * size, (1,), feature_group_count=self.num_heads, **common) if residual else None
             for size in (1, residual**2)
         )
         self.residual = residual

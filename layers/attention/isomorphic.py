@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.projected import HeadOptions
 from layers.broadcast import broadcast
-from layers.initializers import constant, truncated_normal, variance_scaling, zeros
+from layers.initializers import constant, variance_scaling, zeros
 from layers.linear import Linear
 from layers.mixer import register_mixer
-from layers.module import Diagnostic, Module
+from layers.module import Diagnostic, Module, of_layers, parameter
 from layers.norm import create_norm
 from layers.position import Rotary
 from pallas_kernels import attention, attention_weights
@@ -103,39 +104,33 @@ class IsomorphicAttention(MultiHeadAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         causal: bool = False,
         edges: Edges = "softmax",
         threshold: float = 0.2,
         expansion: float = 2.0,
         project: bool = True,
         rotary: Rotary | Mapping[str, Any] | float | None = None,
-        use_bias: bool = False,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
-          num_heads, causal, rotary, use_bias: as of :class:`MultiHeadAttention`.
+          causal, rotary, options: as of :class:`MultiHeadAttention`, without biases by default. Dropout is of the
+            hidden features; the authors have 0.1.
           edges: f; "softmax" is A as it is. "sigmoid" is that of 10 (A - t).
           threshold: t.
           expansion: hidden features of an MLP, over those of a head.
           project: whether an output projection follows the MLPs.
-          dropout: of the hidden features; the authors have 0.1.
 
         Raises:
           ValueError: features not divisible by num_heads, or unknown edges.
         """
         if edges not in ("softmax", *FUNCTIONS):
             raise ValueError(f"edges={edges!r} are not known: softmax, {', '.join(FUNCTIONS)}")
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        options: dict[str, Any] = {"rotary": rotary, "use_bias": use_bias, "kernel_init": kernel_init}
-        super().__init__(features, num_heads=num_heads, causal=causal, **options, **common)
-        self.self_weight = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype))
+        options.setdefault("use_bias", False)
+        dropout = options.pop("dropout", 0.0)
+        super().__init__(features, causal=causal, rotary=rotary, **options)
+        self.self_weight = parameter(zeros, (self.num_heads,), options)
         hidden = int(expansion * self.head_dim)
-        self.mlp = HeadMLP(num_heads, self.head_dim, hidden, dropout=dropout, **common)
+        self.mlp = HeadMLP(self.num_heads, self.head_dim, hidden, dropout=dropout, **of_layers(options))
         self.out: Linear | None = self.out if project else None  # type: ignore[assignment]
         self.edge = None if edges == "softmax" else Edge(edges, threshold)
 

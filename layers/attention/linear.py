@@ -8,19 +8,15 @@ of the softmax's kernel for phi it is Performer's (Choromanski et al., 2021, arX
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import struct
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import ProjectedAttention, RotaryHeadOptions
 from layers.feature_maps import FeatureMapSpec, create_feature_map
-from layers.initializers import truncated_normal
 from layers.mixer import register_mixer, without_padding
-from layers.norm import Norm
-from layers.position import Rotary
 from layers.tokens import Continuation, Tokens
 from pallas_kernels import linear_attention
 
@@ -80,34 +76,21 @@ class LinearAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
-        head_dim: int | None = None,
         causal: bool = False,
         feature_map: FeatureMapSpec | None = None,
-        rotary: Rotary | Mapping[str, Any] | float | None = None,
-        qk_norm: Norm | None = None,
         epsilon: float = 1e-6,
-        use_bias: bool = True,
-        out_bias: bool | None = None,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[RotaryHeadOptions],
     ):
         """Args:
-          num_heads, head_dim, rotary, qk_norm, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
           feature_map: phi, of :mod:`layers.feature_maps`, whose features must not be negative; None is the class's own.
           epsilon: added to the sum of the weights.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or an unknown feature map.
         """
-        biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias}
-        options: dict[str, Any] = {"head_dim": head_dim, "rotary": rotary, "qk_norm": qk_norm, "dropout": dropout}
-        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, num_heads=num_heads, **options, **biases, **common)
-        self.feature_map = create_feature_map(feature_map or self.own_feature_map, self.head_dim, rngs=rngs)
+        super().__init__(features, **options)
+        self.feature_map = create_feature_map(feature_map or self.own_feature_map, self.head_dim, rngs=options["rngs"])
         self.causal, self.epsilon = causal, epsilon
 
     @property

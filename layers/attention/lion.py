@@ -14,17 +14,17 @@ own: row after row, to the right and back to the left in turn, and column after 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import HeadOptions, ProjectedAttention, of_projections
 from layers.broadcast import widened
 from layers.feature_maps import create_feature_map
-from layers.initializers import normal, truncated_normal
+from layers.initializers import normal
 from layers.linear import Linear
 from layers.linear_attention.memory import sums, with_ones
 from layers.mixer import register_mixer, without_padding
@@ -33,6 +33,20 @@ from pallas_kernels import linear_attention
 
 LEAST_DECAY = -69.0
 """The least log decay: its exponential is a normal float32."""
+
+
+class LionOptions(HeadOptions, total=False):
+    """Options of :class:`LionAttention` that its subclass hands on."""
+
+    epsilon: float
+
+
+def _decays(features: int, decay: str, options: HeadOptions) -> tuple[nnx.Param | None, Linear | None]:
+    """The rate of each head where it is fixed, and the layer that makes it of a token where it is selective."""
+    made, heads = of_projections(options), options["num_heads"]
+    if decay == "fixed":
+        return nnx.Param(normal(1.0)(made["rngs"].params(), (heads,), made["param_dtype"])), None
+    return None, Linear(features, heads, **made) if decay == "selective" else None
 
 
 @register_mixer("lion")
@@ -51,32 +65,24 @@ class LionAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         decay: Literal["none", "fixed", "selective"] = "selective",
         epsilon: float = 1e-6,
-        use_bias: bool = True,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
-          num_heads, use_bias, dropout: as of :class:`ProjectedAttention`.
           decay: "none" is LION-LIT, "fixed" LION-D, "selective" LION-S.
           epsilon: added to the sum of the weights.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or an unknown decay.
         """
         if decay not in ("none", "fixed", "selective"):
             raise ValueError(f"LionAttention: decay is none, fixed or selective; got {decay!r}")
-        made: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        options: dict[str, Any] = {"use_bias": use_bias, "dropout": dropout, "kernel_init": kernel_init}
-        super().__init__(features, num_heads=num_heads, **options, **made)
-        self.feature_map = create_feature_map("elu+1" if decay == "none" else "silu+0.5", self.head_dim, rngs=rngs)
-        self.rates = nnx.Param(normal(1.0)(rngs.params(), (num_heads,), param_dtype)) if decay == "fixed" else None
-        self.decay = Linear(features, num_heads, kernel_init=kernel_init, **made) if decay == "selective" else None
+        super().__init__(features, **options)
+        feature_map = "elu+1" if decay == "none" else "silu+0.5"
+        self.feature_map = create_feature_map(feature_map, self.head_dim, rngs=options["rngs"])
+        self.rates, self.decay = _decays(features, decay, options)
         self.epsilon = epsilon
 
     @property
@@ -126,18 +132,7 @@ class NaturalLionAttention(LionAttention):
     honors = frozenset({"mask"})
 
     def __init__(
-        self,
-        features: int,
-        *,
-        num_heads: int,
-        decay: Literal["fixed", "selective"] = "selective",
-        epsilon: float = 1e-6,
-        use_bias: bool = True,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        self, features: int, *, decay: Literal["fixed", "selective"] = "selective", **options: Unpack[LionOptions]
     ):
         """Args: as of :class:`LionAttention`.
 
@@ -146,12 +141,8 @@ class NaturalLionAttention(LionAttention):
         """
         if decay not in ("fixed", "selective"):
             raise ValueError(f"NaturalLionAttention: decay is fixed or selective; got {decay!r}")
-        made: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        options: dict[str, Any] = {"use_bias": use_bias, "dropout": dropout, "kernel_init": kernel_init}
-        super().__init__(features, num_heads=num_heads, decay=decay, epsilon=epsilon, **options, **made)
-        fixed = decay == "fixed"
-        self.column_rates = nnx.Param(normal(1.0)(rngs.params(), (num_heads,), param_dtype)) if fixed else None
-        self.column_decay = None if fixed else Linear(features, num_heads, kernel_init=kernel_init, **made)
+        super().__init__(features, decay=decay, **options)
+        self.column_rates, self.column_decay = _decays(features, decay, options)
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         (rows, columns), prefix = tokens.image(x.shape[1])

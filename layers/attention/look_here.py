@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import HeadOptions, ProjectedAttention
 from layers.attention.relative import GridPenalty
-from layers.initializers import truncated_normal
 from layers.mixer import register_mixer
 from layers.module import Constant
+from layers.norm import Norm
 from layers.tokens import Tokens
 from pallas_kernels import attention, masks
 from suggestions import unknown
@@ -58,20 +57,14 @@ class DirectedAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         fields: Sequence[str] = ("triangles",),
         slope: float = 1.0,
         layer_slopes: tuple[float, float] = (1.5, 0.5),
         rounded: bool = False,
         index: int = 0,
         depth: int = 1,
-        qk_norm: Any = None,
-        use_bias: bool = True,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        qk_norm: Norm | None = None,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
           fields: names of :data:`FIELDS`, which share out the heads in groups of four, the first ones the groups that
@@ -80,15 +73,13 @@ class DirectedAttention(ProjectedAttention):
             defaults are our choice: released models have theirs in their checkpoints.
           rounded: penalties are rounded to bfloat16, as in the authors' code.
           index, depth: of the block and of the model.
-          num_heads, qk_norm, use_bias, dropout: as of :class:`ProjectedAttention`.
+          qk_norm, options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, an unknown name, or more names than groups of heads.
         """
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        options: dict[str, Any] = {"qk_norm": qk_norm, "use_bias": use_bias, "dropout": dropout}
-        super().__init__(features, num_heads=num_heads, kernel_init=kernel_init, **options, **common)
-        names = _by_head(tuple(fields), num_heads)
+        super().__init__(features, qk_norm=qk_norm, **options)
+        names = _by_head(tuple(fields), self.num_heads)
         self.fields = tuple(FIELDS[name][head % 4] for head, name in enumerate(names))
         # An array, so that the blocks of a stack stay one program.
         layer = np.linspace(*layer_slopes, depth)[index]

@@ -14,19 +14,17 @@ then what came of it along each column, with the same queries and keys:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import HeadOptions, ProjectedAttention
 from layers.attention.relative import GridPenalty
 from layers.depthwise import DepthwiseConv
-from layers.initializers import truncated_normal
 from layers.mixer import register_mixer, without_padding
-from layers.module import Diagnostic
+from layers.module import Diagnostic, of_layers
 from layers.position import Rotary, default_positions
 from layers.tokens import Tokens
 from pallas_kernels import attention, attention_weights
@@ -43,31 +41,18 @@ class ManhattanAttention(ProjectedAttention):
     paper = (9,)
 
     def __init__(
-        self,
-        features: int,
-        *,
-        num_heads: int,
-        decomposed: bool = False,
-        decay_range: float = 4.0,
-        use_bias: bool = True,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        self, features: int, *, decomposed: bool = False, decay_range: float = 4.0, **options: Unpack[HeadOptions]
     ):
         """Args:
           decomposed: the decomposed form, for large maps.
           decay_range: ``range`` of the equation, which spreads the penalties of the heads.
-          num_heads, use_bias: as of :class:`ProjectedAttention`.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads.
         """
-        rotary = Rotary(interleaved=True, endpoint=True)
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        options: dict[str, Any] = {"use_bias": use_bias, "kernel_init": kernel_init}
-        super().__init__(features, num_heads=num_heads, rotary=rotary, **options, **common)
-        self.enhancement = DepthwiseConv(features, 5, **common)
+        super().__init__(features, rotary=Rotary(interleaved=True, endpoint=True), **options)
+        self.enhancement = DepthwiseConv(features, 5, **of_layers(options))
         self.decomposed, self.decay_range = decomposed, decay_range
 
     @property

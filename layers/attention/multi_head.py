@@ -9,21 +9,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from layers.attention.cache import AttentionCache, ContextCache
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import GroupedHeadOptions, ProjectedAttention
 from layers.attention.relative import RelativeSpec, create_relative
 from layers.broadcast import broadcast, widened
-from layers.initializers import constant, normal, truncated_normal, zeros
+from layers.initializers import constant, normal, zeros
 from layers.mixer import finite_padding, register_mixer
-from layers.module import Diagnostic
-from layers.norm import Norm
-from layers.position import Rotary, default_positions
+from layers.module import Diagnostic, parameter
+from layers.position import default_positions
 from layers.tokens import Continuation, Tokens, numbered
 from pallas_kernels import attention, attention_weights, merge
 from pallas_kernels.attention.masks import Mask, Score
@@ -38,6 +37,17 @@ def soft_cap(cap: float) -> Callable[..., jax.Array]:
     compiled for a function.
     """
     return lambda x, *_: cap * jnp.tanh(x / cap)
+
+
+class AttentionOptions(GroupedHeadOptions, total=False):
+    """Options of :class:`MultiHeadAttention` that subclasses hand on which change what is asked and offered alone."""
+
+    causal: bool
+    window: int | None
+    visible: Mask | None
+    score: Score | None
+    relative: RelativeSpec | None
+    sinks: bool
 
 
 @register_mixer("attention")
@@ -55,36 +65,22 @@ class MultiHeadAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
         causal: bool = False,
         window: int | None = None,
-        rotary: Rotary | Mapping[str, Any] | float | None = None,
         visible: Mask | None = None,
         score: Score | None = None,
         relative: RelativeSpec | None = None,
         bias: Callable[..., nnx.Module] | None = None,
-        qk_norm: Norm | None = None,
         logit_scale: float | None = None,
         sinks: bool = False,
         persistent: int = 0,
         normalize: str = "softmax",
         logit_bias: float | None = None,
         scale: float | None = None,
-        use_bias: bool = True,
-        key_bias: bool | None = None,
-        out_bias: bool | None = None,
         context_features: int | None = None,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[GroupedHeadOptions],
     ):
         """Args:
-          num_heads, num_kv_heads, head_dim, rotary, qk_norm, use_bias, key_bias, out_bias, dropout: as of
-            :class:`ProjectedAttention`.
           window: attend to tokens less than ``window`` away (causal: the last ``window``, this one included).
           visible: which positions see which, beside ``window``: a mask of :mod:`pallas_kernels.masks`, as
             ``masks.segments(64)``, whose blocks alone are computed.
@@ -102,6 +98,7 @@ class MultiHeadAttention(ProjectedAttention):
             for it.
           scale: of the scores; default head_dim ** -0.5.
           context_features: features of the context; makes this cross attention.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or num_heads by num_kv_heads, or two scales or two functions
@@ -120,34 +117,16 @@ class MultiHeadAttention(ProjectedAttention):
                 "score=,"
                 " relative= or context_features="
             )
-        super().__init__(
-            features,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            rotary=rotary,
-            qk_norm=qk_norm,
-            use_bias=use_bias,
-            key_bias=key_bias,
-            out_bias=out_bias,
-            context_features=context_features,
-            dropout=dropout,
-            kernel_init=kernel_init,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        super().__init__(features, context_features=context_features, **options)
+        num_heads, rngs = self.num_heads, options["rngs"]
         init = None if logit_scale is None else constant(math.log(logit_scale))
-        self.logit_scale = None if init is None else nnx.Param(init(None, (num_heads,), param_dtype))
-        self.sinks = nnx.Param(zeros(rngs.params(), (num_heads,), param_dtype)) if sinks else None
-        self.persistent = (
-            nnx.Param(normal(1.0)(rngs.params(), (persistent, features), param_dtype)) if persistent else None
-        )
+        self.logit_scale = None if init is None else parameter(init, (num_heads,), options)
+        self.sinks = parameter(zeros, (num_heads,), options) if sinks else None
+        self.persistent = parameter(normal(1.0), (persistent, features), options) if persistent else None
         self.bias = bias(num_heads=num_heads, rngs=rngs) if bias else None
-        heads: dict[str, Any] = {"num_heads": num_heads, "head_dim": self.head_dim, "causal": causal}
-        self.relative = (
-            None if relative is None else create_relative(relative, **heads, param_dtype=param_dtype, rngs=rngs)
-        )
+        made: dict[str, Any] = {"num_heads": num_heads, "head_dim": self.head_dim, "causal": causal}
+        made |= {"param_dtype": options.get("param_dtype", jnp.float32), "rngs": rngs}
+        self.relative = None if relative is None else create_relative(relative, **made)
         if score is not None and self.relative is not None and "score" in self.relative.changes():
             raise ValueError(f"score= and relative={relative!r} both change the scores by a function: give one of them")
         self.causal, self.window, self.visible, self.cross = causal, window, visible, context_features is not None

@@ -6,15 +6,14 @@ the dilation of arXiv:2209.15001 and the strides of Generalized Neighborhood Att
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import HeadOptions, ProjectedAttention
 from layers.initializers import truncated_normal
 from layers.mixer import register_mixer
+from layers.module import parameter
 from layers.tokens import Tokens
 from pallas_kernels import neighborhood_attention
 
@@ -39,34 +38,25 @@ class NeighborhoodAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         window: int = 7,
         stride: int = 1,
         dilation: int = 1,
         bias: bool = False,
-        use_bias: bool = True,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
           window, stride, dilation: along each axis, as of :func:`pallas_kernels.neighborhood_attention`.
           bias: whether offsets have a learned bias.
-          num_heads, use_bias, dropout: as of :class:`ProjectedAttention`.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or a stride that does not fit the window or its bias.
         """
         if not 1 <= stride <= window or (bias and stride > 1):
             raise ValueError(f"a stride is 1 to the window's {window} tokens, and 1 with a bias; got {stride}")
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(
-            features, num_heads=num_heads, use_bias=use_bias, dropout=dropout, kernel_init=kernel_init, **common
-        )
-        shape = (num_heads, 2 * window - 1, 2 * window - 1)
-        self.bias = nnx.Param(truncated_normal(0.02)(rngs.params(), shape, param_dtype)) if bias else None
+        super().__init__(features, **options)
+        shape = (self.num_heads, 2 * window - 1, 2 * window - 1)
+        self.bias = parameter(truncated_normal(0.02), shape, options) if bias else None
         self.window, self.stride, self.dilation = window, stride, dilation
 
     @property

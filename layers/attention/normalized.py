@@ -14,19 +14,17 @@ first of their document, which changes no weight: keys that are alike would lose
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import struct
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import ProjectedAttention, RotaryHeadOptions
 from layers.broadcast import widened
-from layers.initializers import constant, truncated_normal
+from layers.initializers import constant
 from layers.mixer import register_mixer, without_padding
-from layers.norm import Norm
-from layers.position import Rotary
+from layers.module import parameter
 from layers.tokens import Continuation, Tokens
 from pallas_kernels import linear_attention
 
@@ -69,31 +67,16 @@ class NormalizedAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
-        head_dim: int | None = None,
         causal: bool = False,
         shift: float = 0.0,
-        rotary: Rotary | Mapping[str, Any] | float | None = None,
-        qk_norm: Norm | None = None,
-        use_bias: bool = True,
-        out_bias: bool | None = None,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[RotaryHeadOptions],
     ):
         """Args:
-        num_heads, head_dim, rotary, qk_norm, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
         shift: initial value of b. With 0, the paper's, the weights of a query sum to 0 at first.
+        options: as of :class:`ProjectedAttention`.
         """
-        options: dict[str, Any] = {"head_dim": head_dim, "rotary": rotary, "qk_norm": qk_norm, "dropout": dropout}
-        biases: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias}
-        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, num_heads=num_heads, **options, **biases, **common)
-        self.gain, self.shift = (
-            nnx.Param(constant(value)(rngs.params(), (num_heads,), param_dtype)) for value in (1.0, shift)
-        )
+        super().__init__(features, **options)
+        self.gain, self.shift = (parameter(constant(value), (self.num_heads,), options) for value in (1.0, shift))
         self.causal = causal
 
     @property

@@ -9,7 +9,7 @@ A new kind of attention is a subclass whose method ``core`` is its equation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Required
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +18,49 @@ from flax import nnx
 from layers.initializers import truncated_normal
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding
-from layers.module import Diagnostic
+from layers.module import Diagnostic, LayerOptions, of_layers
 from layers.norm import Norm, create_norm
 from layers.position import Rotary, default_positions
 from layers.tokens import Continuation, Tokens, continued
+
+KERNEL_INIT = truncated_normal(0.02)
+
+
+class HeadOptions(LayerOptions, total=False):
+    """Options of :class:`ProjectedAttention` that any core can do with: subclasses hand them on."""
+
+    num_heads: Required[int]
+    use_bias: bool
+    key_bias: bool | None
+    out_bias: bool | None
+    dropout: float
+    kernel_init: Any
+
+
+class RotaryHeadOptions(HeadOptions, total=False):
+    """Those that a core can do with whose heads may have any size, be turned and be normalized."""
+
+    head_dim: int | None
+    rotary: Rotary | Mapping[str, Any] | float | None
+    qk_norm: Norm | None
+
+
+class GroupedHeadOptions(RotaryHeadOptions, total=False):
+    """Those that a core can do with whose keys and values may also have fewer heads than queries."""
+
+    num_kv_heads: int | None
+
+
+def of_projections(options: HeadOptions) -> dict[str, Any]:
+    """Of the options of a mixer, those of the layers beside its projections that begin as they do."""
+    return {"kernel_init": options.get("kernel_init", KERNEL_INIT), **of_layers(options)}
 
 
 class ProjectedAttention(Mixer):
     """Base of mixers that project tokens to heads of queries, keys and values.
 
-    A subclass gives :meth:`core`, and where it is causal ``init_state``, whose state has the fields ``length`` and
+    A subclass hands on the options that its core can do with (:class:`HeadOptions` and what extends it) as
+    ``**options``. It gives :meth:`core`, and where it is causal ``init_state``, whose state has the fields ``length`` and
     ``segment`` of :func:`layers.tokens.continued`, and :meth:`core_next`. As a mixer it declares what it honors, its
     layouts and its cost, and its parameters lie beside those of the projections. A core of grids (layouts "grid" and
     "image") is given their tokens in row-major order, with ``tokens.grid`` known.
@@ -57,7 +90,7 @@ class ProjectedAttention(Mixer):
         out_bias: bool | None = None,
         context_features: int | None = None,
         dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
+        kernel_init: Any = KERNEL_INIT,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,

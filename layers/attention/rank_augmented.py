@@ -11,18 +11,17 @@ activation. RAVLT's small maps have softmax(R q (R k)^T / sqrt(d)) v for y, with
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import HeadOptions, ProjectedAttention, of_projections
 from layers.depthwise import DepthwiseConv
 from layers.feature_maps import create_feature_map
-from layers.initializers import truncated_normal
 from layers.linear import Linear
 from layers.mixer import register_mixer, without_padding
+from layers.module import of_layers
 from layers.position import Rotary
 from layers.tokens import Tokens
 from pallas_kernels import attention, linear_attention
@@ -40,33 +39,19 @@ class RankAugmentedLinearAttention(ProjectedAttention):
     layouts = ("grid",)
     paper = (45,)
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        num_heads: int,
-        softmax: bool = False,
-        epsilon: float = 1e-6,
-        use_bias: bool = True,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, features: int, *, softmax: bool = False, epsilon: float = 1e-6, **options: Unpack[HeadOptions]):
         """Args:
           softmax: attention by softmax in place of the linear one, for small maps.
           epsilon: added to the sum of the weights.
-          num_heads, use_bias: as of :class:`ProjectedAttention`.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads.
         """
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        linear: dict[str, Any] = {"use_bias": use_bias, "kernel_init": kernel_init, **common}
-        super().__init__(features, num_heads=num_heads, **linear)
-        self.gate = Linear(features, features, **linear)
-        self.enhancement = DepthwiseConv(features, 5, **common)
-        self.feature_map = create_feature_map("elu+1", self.head_dim, rngs=rngs)
+        super().__init__(features, **options)
+        self.gate = Linear(features, features, use_bias=options.get("use_bias", True), **of_projections(options))
+        self.enhancement = DepthwiseConv(features, 5, **of_layers(options))
+        self.feature_map = create_feature_map("elu+1", self.head_dim, rngs=options["rngs"])
         # Queries and keys turn after the feature map, and unturned ones are needed too.
         self.turn = Rotary(interleaved=True, endpoint=True)
         self.softmax, self.epsilon = softmax, epsilon

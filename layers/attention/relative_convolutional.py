@@ -11,20 +11,21 @@ place of sinusoids. The memory of earlier segments that the authors' model reads
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import struct
 
 from layers.attention.cache import AttentionCache
 from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.projected import HeadOptions, of_projections
 from layers.broadcast import broadcast
 from layers.convolution import CausalConvolution, ConvolutionState
-from layers.initializers import truncated_normal, zeros
+from layers.initializers import zeros
 from layers.linear import Linear
 from layers.mixer import register_mixer
-from layers.module import Diagnostic
+from layers.module import Diagnostic, of_layers, parameter
 from layers.tokens import Continuation, Tokens
 from pallas_kernels import attention, attention_weights
 
@@ -75,41 +76,30 @@ class RelativeConvolutionalAttention(MultiHeadAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         head_dim: int | None = None,
         reach: int = 512,
         kernel_size: int = 3,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
-          num_heads, head_dim, dropout: as of :class:`MultiHeadAttention`.
           reach: greatest distance with a key of its own; beyond it that of the greatest counts. The authors have 4096.
           kernel_size: tokens that each convolution sees.
+          head_dim, options: as of :class:`MultiHeadAttention`, with no bias of queries and keys.
 
         Raises:
           ValueError: features not divisible by num_heads, or a reach below 1.
         """
         if reach < 1:
             raise ValueError(f"reach is the greatest distance that counts, at least 1; got {reach}")
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        heads: dict[str, Any] = {"num_heads": num_heads, "head_dim": head_dim}
-        super().__init__(
-            features, causal=True, key_bias=False, dropout=dropout, kernel_init=kernel_init, **heads, **common
-        )
-        width = self.head_dim
-        self.query = Linear(features, num_heads * width, use_bias=False, kernel_init=kernel_init, **common)
+        options["key_bias"] = False
+        super().__init__(features, causal=True, head_dim=head_dim, **options)
+        heads, width = self.num_heads, self.head_dim
+        self.query = Linear(features, heads * width, use_bias=False, **of_projections(options))
         for part in PARTS:
-            setattr(self, f"{part}_convolution", HeadConvolution(width, num_heads, kernel_size, **common))
-
-        def nothing(*shape: int) -> nnx.Param:
-            return nnx.Param(zeros(rngs.params(), (num_heads, *shape), param_dtype))
-
-        self.content = nothing(width)
-        self.distance_key, self.distance_bias = nothing(reach + 1, width), nothing(reach + 1)
+            setattr(self, f"{part}_convolution", HeadConvolution(width, heads, kernel_size, **of_layers(options)))
+        self.content = parameter(zeros, (heads, width), options)
+        self.distance_key = parameter(zeros, (heads, reach + 1, width), options)
+        self.distance_bias = parameter(zeros, (heads, reach + 1), options)
         self.reach = reach
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:

@@ -8,15 +8,15 @@ the quotient: it depends on the number of tokens and on the scale of queries and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
-from layers.initializers import constant, truncated_normal
+from layers.attention.projected import HeadOptions, ProjectedAttention
+from layers.initializers import constant
 from layers.mixer import register_mixer, without_padding
+from layers.module import parameter
 from layers.tokens import Tokens
 from pallas_kernels import linear_attention
 
@@ -32,32 +32,18 @@ class ReLULinearAttention(ProjectedAttention):
     paper = (227,)
     weighs_values = True
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        num_heads: int,
-        floor: float = 100.0,
-        use_bias: bool = True,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, features: int, *, floor: float = 100.0, **options: Unpack[HeadOptions]):
         """Args:
           floor: c.
-          num_heads, use_bias, dropout: as of :class:`ProjectedAttention`.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or a floor that is not positive.
         """
         if floor <= 0:
             raise ValueError(f"the floor of the sum of weights must be positive, got {floor}")
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        options: dict[str, Any] = {"use_bias": use_bias, "dropout": dropout, "kernel_init": kernel_init}
-        super().__init__(features, num_heads=num_heads, **options, **common)
-        self.temperature = nnx.Param(constant(self.head_dim**-0.5)(rngs.params(), (num_heads,), param_dtype))
+        super().__init__(features, **options)
+        self.temperature = parameter(constant(self.head_dim**-0.5), (self.num_heads,), options)
         self.floor = floor
 
     @property

@@ -11,22 +11,20 @@ part of the position only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.multi_head import AttentionOptions, MultiHeadAttention
+from layers.attention.projected import of_projections
 from layers.broadcast import widened
-from layers.initializers import constant, truncated_normal
+from layers.initializers import constant
 from layers.linear import Linear
 from layers.mixer import register_mixer
 from layers.mlp import gelu
 from layers.module import Module
-from layers.norm import Norm
-from layers.position import Rotary
 from layers.tokens import Continuation, Tokens
 
 
@@ -87,47 +85,30 @@ class SelectiveAttention(MultiHeadAttention):
         self,
         features: int,
         *,
-        num_heads: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
-        causal: bool = False,
-        window: int | None = None,
         query: bool = True,
         value: bool = True,
         token: Literal["features", "mlp"] | None = "features",
         alpha: float | None = 0.0,
-        rotary: Rotary | Mapping[str, Any] | float | None = None,
-        qk_norm: Norm | None = None,
-        use_bias: bool = True,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[AttentionOptions],
     ):
         """Args:
-          num_heads, num_kv_heads, head_dim, causal, window, rotary, qk_norm, use_bias, dropout: as of
-            :class:`MultiHeadAttention`.
           query, value: whether queries and values have factors.
           token: what f is made of; None leaves it out.
           alpha: initial value of the parameter whose sigmoid weighs the number of tokens; -8 with ``kernel_init=zeros``
             starts as plain attention, for fine-tuning. None leaves this part out.
+          options: as of :class:`MultiHeadAttention`.
 
         Raises:
           ValueError: an unknown ``token``.
         """
         if token not in ("features", "mlp", None):
             raise ValueError(f'token={token!r} is not known: "features", "mlp" or None')
-        heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-        seen: dict[str, Any] = {"causal": causal, "window": window, "rotary": rotary, "qk_norm": qk_norm}
-        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, use_bias=use_bias, dropout=dropout, **heads, **seen, **common)
-
-        def temperature(count: int) -> Temperature:
-            return Temperature(features, count, self.head_dim, token=token, alpha=alpha, **common)
-
-        self.query_temperature = temperature(self.num_heads) if query else None
-        self.value_temperature = temperature(self.num_kv_heads) if value else None
+        super().__init__(features, **options)
+        heads = (self.num_heads if query else 0, self.num_kv_heads if value else 0)
+        made = {"token": token, "alpha": alpha, **of_projections(options)}
+        self.query_temperature, self.value_temperature = (
+            Temperature(features, count, self.head_dim, **made) if count else None for count in heads
+        )
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         q, v = self._scaled(q, v, x, tokens.count(x.shape[1], causal=self.causal))

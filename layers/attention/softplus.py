@@ -14,14 +14,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from layers.attention.multi_head import MultiHeadAttention, Pair
-from layers.initializers import truncated_normal
+from layers.attention.projected import HeadOptions
 from layers.mixer import register_mixer
 from layers.module import Diagnostic
 from layers.position import Rotary
@@ -70,30 +69,23 @@ class SoftplusAttention(MultiHeadAttention):
         self,
         features: int,
         *,
-        num_heads: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
         causal: bool = False,
         power: float | None = 15.0,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
         rotary: Rotary | Mapping[str, Any] | float | None = None,
-        use_bias: bool = False,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
-          num_heads, num_kv_heads, head_dim, causal, rotary, use_bias, dropout: as of :class:`MultiHeadAttention`.
           power: p of LSSAR; the paper has 15, and finds 3 best at the length of training. None is LSSA.
+          causal, num_kv_heads, head_dim, rotary, options: as of :class:`MultiHeadAttention`, without biases by default.
 
         Raises:
           ValueError: a power below 1, or heads of one feature, whose logarithm is 0.
         """
-        heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        options: dict[str, Any] = {"rotary": rotary, "qk_norm": "unit", "scale": 1.0, "dropout": dropout}
-        super().__init__(features, causal=causal, use_bias=use_bias, **heads, **options, **common)
+        options.setdefault("use_bias", False)
+        heads: dict[str, Any] = {"num_kv_heads": num_kv_heads, "head_dim": head_dim, "rotary": rotary}
+        super().__init__(features, causal=causal, qk_norm="unit", scale=1.0, **heads, **options)
         if power is not None and power < 1:
             raise ValueError(f"power={power} would not sharpen the weights: give at least 1, or None for LSSA")
         if self.head_dim < 2:

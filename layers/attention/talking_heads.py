@@ -8,17 +8,14 @@ become h others, and h weights h others. As CaiT has it (Touvron et al., 2021, a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
-from layers.initializers import truncated_normal
+from layers.attention.projected import ProjectedAttention, RotaryHeadOptions, of_projections
 from layers.linear import Linear
 from layers.mixer import register_mixer
-from layers.norm import Norm
 from layers.tokens import Tokens
 
 
@@ -34,30 +31,14 @@ class TalkingHeadsAttention(ProjectedAttention):
     honors = frozenset({"mask", "positions", "segment_ids"})
     weighs_values = True
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        num_heads: int,
-        rotary: Any = None,
-        qk_norm: Norm | None = None,
-        use_bias: bool = True,
-        out_bias: bool | None = None,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, features: int, **options: Unpack[RotaryHeadOptions]):
         """Args:
-        num_heads, rotary, qk_norm, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+        options: as of :class:`ProjectedAttention`.
         """
-        options: dict[str, Any] = {"rotary": rotary, "qk_norm": qk_norm, "use_bias": use_bias, "out_bias": out_bias}
-        common: dict[str, Any] = {"kernel_init": kernel_init, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, num_heads=num_heads, dropout=dropout, dtype=dtype, **options, **common)
-        self.score_mixing, self.weight_mixing = (
-            Linear(num_heads, num_heads, dtype=jnp.promote_types(param_dtype, jnp.float32), **common) for _ in range(2)
-        )
+        super().__init__(features, **options)
+        heads, made = self.num_heads, of_projections(options)
+        made["dtype"] = jnp.promote_types(made["param_dtype"], jnp.float32)
+        self.score_mixing, self.weight_mixing = Linear(heads, heads, **made), Linear(heads, heads, **made)
 
     @property
     def complexity(self) -> float:

@@ -9,17 +9,11 @@ such network can tell positions apart. The factors c after the softmax end that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import jax.numpy as jnp
-from flax import nnx
+from typing import Unpack
 
 from layers.attention.multi_head import MultiHeadAttention
-from layers.initializers import truncated_normal
+from layers.attention.projected import GroupedHeadOptions
 from layers.mixer import register_mixer
-from layers.norm import Norm
-from layers.position import Rotary
 
 
 @register_mixer("urpe_attention")
@@ -38,28 +32,14 @@ class UniversalAttention(MultiHeadAttention):
         self,
         features: int,
         *,
-        num_heads: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
         causal: bool = False,
         window: int | None = None,
         reach: int = 128,
-        rotary: Rotary | Mapping[str, Any] | float | None = None,
-        qk_norm: Norm | None = None,
-        use_bias: bool = True,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[GroupedHeadOptions],
     ):
         """Args:
-        num_heads, num_kv_heads, head_dim, causal, window, rotary, qk_norm, use_bias, dropout: as of
-          :class:`MultiHeadAttention`.
+        causal, window, options: as of :class:`MultiHeadAttention`.
         reach: greatest distance with numbers of its own; those beyond have that of the greatest.
         """
-        heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-        seen: dict[str, Any] = {"causal": causal, "window": window, "rotary": rotary, "qk_norm": qk_norm}
-        common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         relative = {"name": "universal", "reach": reach}
-        super().__init__(features, relative=relative, use_bias=use_bias, dropout=dropout, **heads, **seen, **common)
+        super().__init__(features, causal=causal, window=window, relative=relative, **options)

@@ -9,15 +9,13 @@ all; the tokens of block i attend, in one softmax, to the blocks
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
-from layers.initializers import truncated_normal
+from layers.attention.projected import HeadOptions, ProjectedAttention
 from layers.mixer import register_mixer
 from layers.norm import Norm
 from layers.tokens import Tokens
@@ -42,20 +40,13 @@ class BigBirdAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         num_kv_heads: int | None = None,
         block: int = 64,
         random: int = 3,
         choice: Literal["random", "first"] = "random",
         seed: int = 0,
         qk_norm: Norm | None = None,
-        use_bias: bool = True,
-        out_bias: bool | None = None,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
           block: tokens of a block.
@@ -63,7 +54,7 @@ class BigBirdAttention(ProjectedAttention):
           choice: "random", or "first": what transformers' models compute in evaluation, released ones too, where the
             random blocks are the first one again, which then counts 1 + random times.
           seed: of the random blocks, which all layers of a model with the same seed share.
-          num_heads, num_kv_heads, qk_norm, use_bias, out_bias, dropout: as of :class:`ProjectedAttention`.
+          num_kv_heads, qk_norm, options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, no tokens in a block, or an unknown choice.
@@ -73,10 +64,7 @@ class BigBirdAttention(ProjectedAttention):
                 f'block is at least 1, random at least 0 and choice "random" or "first", got {block}, {random} and '
                 f"{choice!r}"
             )
-        heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm}
-        options: dict[str, Any] = {"use_bias": use_bias, "out_bias": out_bias, "dropout": dropout}
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, kernel_init=kernel_init, **heads, **options, **common)
+        super().__init__(features, num_kv_heads=num_kv_heads, qk_norm=qk_norm, **options)
         self.block, self.random, self.choice, self.seed = block, random, choice, seed
 
     @property

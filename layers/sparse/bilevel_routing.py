@@ -11,17 +11,15 @@ highest against its mean query:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
+from layers.attention.projected import HeadOptions, ProjectedAttention
 from layers.depthwise import DepthwiseConv
-from layers.initializers import truncated_normal
 from layers.mixer import register_mixer, without_padding
-from layers.module import Diagnostic
+from layers.module import Diagnostic, of_layers
 from layers.tokens import Tokens
 from pallas_kernels import attention, attention_weights
 
@@ -44,18 +42,13 @@ class BilevelRoutingAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         regions: int = 7,
         topk: int | None = 4,
         routing: str = "learned",
         scale: float | None = None,
-        use_bias: bool = True,
         enhancement_size: int = 5,
         enhance: str = "value",
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
           regions: S, regions along each side of the grid.
@@ -63,9 +56,9 @@ class BilevelRoutingAttention(ProjectedAttention):
           routing: "learned", or "random": a fixed random choice of regions, the control that shows
             what the routing is worth.
           scale: of the scores, of tokens and of regions. Default features ** -0.5, the authors' choice.
-          use_bias: of the projections of queries, keys and values.
           enhancement_size: of the depth-wise convolution, 0 for none.
           enhance: what the convolution sees: "value", or "input" (the authors' dense last stage).
+          options: as of :class:`ProjectedAttention`; the output projection has a bias by default.
 
         Raises:
           ValueError: heads that don't divide the features, or options out of range.
@@ -76,11 +69,10 @@ class BilevelRoutingAttention(ProjectedAttention):
             raise ValueError(f'routing is "learned" or "random", got {routing!r}')
         if enhance not in ("value", "input"):
             raise ValueError(f'enhance is "value" or "input", got {enhance!r}')
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(
-            features, num_heads=num_heads, use_bias=use_bias, out_bias=True, kernel_init=kernel_init, **common
-        )
-        self.enhancement = DepthwiseConv(features, enhancement_size, **common) if enhancement_size else None
+        options.setdefault("out_bias", True)
+        super().__init__(features, **options)
+        made = of_layers(options)
+        self.enhancement = DepthwiseConv(features, enhancement_size, **made) if enhancement_size else None
         self.regions, self.topk, self.routing, self.enhance = regions, topk, routing, enhance
         self.scale = features**-0.5 if scale is None else scale
 

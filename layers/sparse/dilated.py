@@ -16,17 +16,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
+from flax import struct
 
-from layers.attention.projected import ProjectedAttention
-from layers.initializers import truncated_normal
+from layers.attention.projected import ProjectedAttention, RotaryHeadOptions
 from layers.mixer import register_mixer
-from layers.norm import LayerNorm, Norm
+from layers.module import of_layers
+from layers.norm import LayerNorm
 from layers.tokens import Continuation, Tokens, numbered
 from pallas_kernels import attention, merge
 from pallas_kernels.attention.merging import Part
@@ -73,26 +73,17 @@ class DilatedAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
-        head_dim: int | None = None,
         causal: bool = False,
         segments: Sequence[int] = (2048, 4096, 8192, 16384, 32768),
         rates: Sequence[int] = (1, 2, 4, 8, 16),
-        rotary: float | None = None,
-        qk_norm: Norm | None = None,
         inner_norm: bool = False,
-        use_bias: bool = True,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[RotaryHeadOptions],
     ):
         """Args:
           segments, rates: w and r of each pair.
           inner_norm: a layer norm before the output projection (Foundation Transformers, arXiv:2210.06423), as
             torchscale has it.
-          num_heads, head_dim, rotary, qk_norm, use_bias, dropout: as in :class:`ProjectedAttention`.
+          options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, or pairs that don't fit together.
@@ -106,19 +97,9 @@ class DilatedAttention(ProjectedAttention):
                 f"each segment length needs a rate between 1 and itself: segments {tuple(segments)}, rates "
                 f"{tuple(rates)}"
             )
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(
-            features,
-            num_heads=num_heads,
-            head_dim=head_dim,
-            rotary=rotary,
-            qk_norm=qk_norm,
-            use_bias=use_bias,
-            dropout=dropout,
-            kernel_init=kernel_init,
-            **common,
-        )
-        self.inner_norm = LayerNorm(num_heads * self.head_dim, epsilon=1e-5, **common) if inner_norm else None
+        super().__init__(features, **options)
+        width = self.num_heads * self.head_dim
+        self.inner_norm = LayerNorm(width, epsilon=1e-5, **of_layers(options)) if inner_norm else None
         self.causal = causal
         self.pairs = tuple((int(w), int(r)) for w, r in zip(segments, rates, strict=True))
         self.segment_multiple = math.lcm(*(rate for _, rate in self.pairs))

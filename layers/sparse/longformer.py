@@ -13,14 +13,12 @@ length: a band, a few keys for all queries, and a few queries for all keys, of w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from layers.attention.projected import ProjectedAttention
-from layers.initializers import truncated_normal
+from layers.attention.projected import HeadOptions, ProjectedAttention, of_projections
 from layers.linear import Linear
 from layers.mixer import Mixer, register_mixer
 from layers.module import Diagnostic
@@ -55,19 +53,13 @@ class LongformerAttention(ProjectedAttention):
         self,
         features: int,
         *,
-        num_heads: int,
         head_dim: int | None = None,
         window: int = 512,
         max_global: int = 64,
-        use_bias: bool = True,
-        dropout: float = 0.0,
-        kernel_init: Any = truncated_normal(0.02),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[HeadOptions],
     ):
         """Args:
-          num_heads, head_dim, use_bias, dropout: as in :class:`ProjectedAttention`.
+          head_dim, options: as of :class:`ProjectedAttention`.
           window: w; a token sees w // 2 tokens on each side, and itself.
           max_global: most global tokens of a row. Time and memory grow with it, however many there are.
 
@@ -76,15 +68,9 @@ class LongformerAttention(ProjectedAttention):
         """
         if window < 0 or max_global < 1:
             raise ValueError(f"the window must be at least 0 and max_global at least 1; got {window} and {max_global}")
-        common: dict[str, Any] = {
-            "use_bias": use_bias,
-            "kernel_init": kernel_init,
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "rngs": rngs,
-        }
-        super().__init__(features, num_heads=num_heads, head_dim=head_dim, dropout=dropout, **common)
-        inner = num_heads * self.head_dim
+        super().__init__(features, head_dim=head_dim, **options)
+        inner, common = self.num_heads * self.head_dim, of_projections(options)
+        common["use_bias"] = options.get("use_bias", True)
         self.global_query = Linear(features, inner, **common)
         self.global_key = Linear(features, inner, **common)
         self.global_value = Linear(features, inner, **common)
