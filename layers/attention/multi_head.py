@@ -39,6 +39,12 @@ def soft_cap(cap: float) -> Callable[..., jax.Array]:
     return lambda x, *_: cap * jnp.tanh(x / cap)
 
 
+def _places(q: jax.Array, k: jax.Array, positions: Pair) -> tuple[jax.Array, jax.Array]:
+    """Positions of queries and keys, from 0 on where they are not known."""
+    of_q, of_k = (default_positions(t.shape[1]) if p is None else p for t, p in zip((q, k), positions, strict=True))
+    return of_q, of_k
+
+
 class AttentionOptions(GroupedHeadOptions, total=False):
     """Options of :class:`MultiHeadAttention` that subclasses hand on which change what is asked and offered alone."""
 
@@ -85,8 +91,9 @@ class MultiHeadAttention(ProjectedAttention):
           visible: which positions see which, beside ``window``: a mask of :mod:`pallas_kernels.masks`, as
             ``masks.segments(64)``, whose blocks alone are computed.
           score: of :func:`pallas_kernels.attention`, a function of the scaled logits, as ``soft_cap(50.0)``.
-          relative: what the distance of query and key does to their score: "alibi", "buckets" (T5), "learned", "keys"
-            (Shaw et al.), ``{"name": ..., **options}``, or a callable (:mod:`layers.attention.relative`).
+          relative: what the distance of query and key does to their score: "alibi", "buckets" (T5), "fire", "kerple",
+            "keys" (Shaw et al.), "learned", "universal", ``{"name": ..., **options}``, or a callable
+            (:mod:`layers.attention.relative`).
           bias: makes a module ``(query_positions, key_positions) -> scores`` from ``num_heads`` and ``rngs``.
           logit_scale: initial value of a learned scale of the scores for each head, at most 100, in place of ``scale``:
             with ``qk_norm="unit"`` cosine attention (Swin Transformer V2, Liu et al., 2022, eq. 2).
@@ -127,7 +134,7 @@ class MultiHeadAttention(ProjectedAttention):
         made: dict[str, Any] = {"num_heads": num_heads, "head_dim": self.head_dim, "causal": causal}
         made |= {"param_dtype": options.get("param_dtype", jnp.float32), "rngs": rngs}
         self.relative = None if relative is None else create_relative(relative, **made)
-        if score is not None and self.relative is not None and "score" in self.relative.changes():
+        if score is not None and self.relative is not None and self.relative.scores:
             raise ValueError(f"score= and relative={relative!r} both change the scores by a function: give one of them")
         self.causal, self.window, self.visible, self.cross = causal, window, visible, context_features is not None
         self.normalize, self.scale, self.score = normalize, scale if init is None else 1.0, score
@@ -156,6 +163,7 @@ class MultiHeadAttention(ProjectedAttention):
         ordered = tokens.positions if tokens.positions is not None and tokens.positions.ndim == 2 else None
         ids = tokens.segment_ids
         sees_places = any(part is not None for part in (self.bias, self.score, self.visible))
+        sees_places |= self.relative is not None and self.relative.sees_places
         if ids is not None and sees_places and tokens.positions is None and tokens.grid is None:
             ordered = tokens.places(
                 x.shape[1]
@@ -307,9 +315,7 @@ class MultiHeadAttention(ProjectedAttention):
         if self.window is not None:
             window = (self.window - 1, 0 if self.causal else self.window - 1)
         if self.bias is not None:
-            bias = self.bias(
-                *(default_positions(t.shape[1]) if p is None else p for t, p in zip((q, k), positions, strict=True))
-            )
+            bias = self.bias(*_places(q, k, positions))
         if self.logit_bias is not None:
             bias = jnp.full((1, 1, 1, 1), self.logit_bias, jnp.float32) + (0 if bias is None else bias)
         if added is not None:
@@ -340,4 +346,9 @@ class MultiHeadAttention(ProjectedAttention):
             "query_segments": segments[0],
             "key_segments": segments[1],
         }
-        return options if self.relative is None else options | self.relative.changes()
+        if self.relative is None:
+            return options
+        changes = self.relative.changes(*_places(q, k, positions))
+        if bias is not None and "bias" in changes:
+            changes["bias"] += bias
+        return options | changes

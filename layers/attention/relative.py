@@ -4,10 +4,13 @@
     learned   s + b_h[clip(j - i)]
     buckets   s + b_h[bucket(j - i)]                      T5: Raffel et al., 2020 (arXiv:1910.10683), section 2.1
     keys      s + q_i . r[clip(j - i)] / sqrt(head_dim)   Shaw et al., 2018 (arXiv:1803.02155), eq. 5
+    kerple    s - r_h log(1 + p_h |i - j|)                Kerple: Chi et al., 2022 (arXiv:2205.09921), section 4
+              s - r_h |i - j|^p_h                         with kernel="power"
+    fire      s + f_h(log(c (i - j) + 1) / log(c max(L, i) + 1))   FIRE: Li et al., 2023 (arXiv:2310.04418), section 3
     universal s + b_h[clip(j - i)], and weights w_ij c_h[clip(j - i)]   URPE: Luo et al., 2022 (arXiv:2205.13401), eq. 5
 
-Each is a module whose :meth:`Relative.changes` are arguments of :func:`pallas_kernels.attention`: no matrix of queries
-and keys is made of them, and the attention op decides how to apply them.
+Each is a module whose :meth:`Relative.changes` are arguments of :func:`pallas_kernels.attention`, which decides how to
+apply them: but for FIRE no matrix of queries and keys is made.
 """
 
 from __future__ import annotations
@@ -15,29 +18,51 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Required, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from layers.initializers import normal, ones, truncated_normal, zeros
-from layers.module import Module
+from layers.broadcast import widened
+from layers.initializers import constant, normal, ones, truncated_normal, uniform, zeros
+from layers.linear import Linear
+from layers.module import LayerOptions, Module, of_layers, parameter
 from suggestions import near
 
 RelativeSpec = str | Mapping[str, Any] | Callable[..., "Relative"]
 
 
+class RelativeOptions(LayerOptions, total=False):
+    """What the modules here are made for; they compute in float32.
+
+    Keys:
+      num_heads, head_dim, causal: of the attention.
+    """
+
+    num_heads: Required[int]
+    head_dim: Required[int]
+    causal: Required[bool]
+
+
 class Relative(Module):
-    """Base of the modules here. Constructors take ``num_heads``, ``head_dim``, ``causal``, ``param_dtype`` and
-    ``rngs``, and what is theirs.
+    """Base of the modules here. Constructors take what is theirs, and :class:`RelativeOptions`.
+
+    Attributes:
+      scores: it changes the scores by a function, of which there can be only one.
+      sees_places: it depends on where a token is, not on distances alone.
     """
 
     undecayed: ClassVar[tuple[str, ...]] = ("table",)
+    scores: ClassVar[bool] = False
+    sees_places: ClassVar[bool] = False
 
-    def changes(self) -> dict[str, Any]:
-        """Arguments of the attention op."""
+    def changes(self, queries: jax.Array, keys: jax.Array) -> dict[str, Any]:
+        """Arguments of the attention op.
+
+        Args:
+          queries, keys: their positions, int32 (batch or 1, count).
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say what it changes")
 
 
@@ -94,10 +119,12 @@ def _to_bfloat16(x: jax.Array) -> jax.Array:
 class ALiBi(Relative):
     """A fixed penalty on the score, proportional to distance: slopes are powers of 2^(-8 / heads)."""
 
-    def __init__(self, *, num_heads: int, head_dim: int, causal: bool, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        self.score = DistancePenalty(num_heads)
+    scores = True
 
-    def changes(self) -> dict[str, Any]:
+    def __init__(self, **options: Unpack[RelativeOptions]):
+        self.score = DistancePenalty(options["num_heads"])
+
+    def changes(self, queries: jax.Array, keys: jax.Array) -> dict[str, Any]:
         return {"score": self.score}
 
 
@@ -106,25 +133,14 @@ class LearnedDistances(Relative):
     - query.
     """
 
-    def __init__(
-        self,
-        *,
-        num_heads: int,
-        head_dim: int,
-        causal: bool,
-        reach: int = 128,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, *, reach: int = 128, **options: Unpack[RelativeOptions]):
         """Args:
         reach: greatest distance with a number of its own; a causal table has none for keys after the query.
         """
-        _check_reach(reach)
-        span = reach + 1 if causal else 2 * reach + 1
-        self.table = nnx.Param(zeros(rngs.params(), (num_heads, span), param_dtype))
+        self.table = parameter(zeros, (options["num_heads"], _span(reach, options["causal"])), options)
         self.origin = -reach
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self, queries: jax.Array, keys: jax.Array) -> dict[str, Any]:
         return {"relative_bias": self.table[...], "relative_origin": self.origin}
 
 
@@ -135,25 +151,15 @@ class UniversalDistances(LearnedDistances):
 
     undecayed: ClassVar[tuple[str, ...]] = ("table", "factor")
 
-    def __init__(
-        self,
-        *,
-        num_heads: int,
-        head_dim: int,
-        causal: bool,
-        reach: int = 128,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, *, reach: int = 128, **options: Unpack[RelativeOptions]):
         """Args:
         reach: greatest distance with numbers of its own.
         """
-        heads: dict[str, Any] = {"num_heads": num_heads, "head_dim": head_dim, "causal": causal}
-        super().__init__(**heads, reach=reach, param_dtype=param_dtype, rngs=rngs)
-        self.factor = nnx.Param(ones(rngs.params(), self.table.shape, param_dtype))
+        super().__init__(reach=reach, **options)
+        self.factor = parameter(ones, self.table.shape, options)
 
-    def changes(self) -> dict[str, Any]:
-        return {**super().changes(), "relative_weight": self.factor[...]}
+    def changes(self, queries: jax.Array, keys: jax.Array) -> dict[str, Any]:
+        return {**super().changes(queries, keys), "relative_weight": self.factor[...]}
 
 
 class BucketedDistances(Relative):
@@ -163,17 +169,7 @@ class BucketedDistances(Relative):
     Parameter ``table`` (buckets, heads), as T5's ``relative_attention_bias``.
     """
 
-    def __init__(
-        self,
-        *,
-        num_heads: int,
-        head_dim: int,
-        causal: bool,
-        buckets: int = 32,
-        max_distance: int = 128,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, *, buckets: int = 32, max_distance: int = 128, **options: Unpack[RelativeOptions]):
         """Args:
           buckets: half of them are for keys after the query, unless attention is causal.
           max_distance: from which on all distances are in the last bucket.
@@ -182,13 +178,14 @@ class BucketedDistances(Relative):
           ValueError: too few buckets for both kinds of distances, or distances that end before the logarithmic buckets
             begin.
         """
+        causal = options["causal"]
         exact = buckets // (2 if causal else 4)
         if exact < 1 or max_distance <= exact:
             raise ValueError(
                 f"{buckets} buckets up to a distance of {max_distance}: there must be {2 if causal else 4} buckets,"
                 f" and more than {exact} distances"
             )
-        self.table = nnx.Param(normal(0.02)(rngs.params(), (buckets, num_heads), param_dtype))
+        self.table = parameter(normal(0.02), (buckets, options["num_heads"]), options)
         self.buckets, self.max_distance, self.causal = buckets, max_distance, causal
 
     def bucket(self, offset: np.ndarray) -> np.ndarray:
@@ -203,7 +200,7 @@ class BucketedDistances(Relative):
         far = np.minimum(exact + (ratio * (count - exact)).astype(np.int32), count - 1)
         return np.asarray(after + np.where(distance < exact, distance, far))
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self, queries: jax.Array, keys: jax.Array) -> dict[str, Any]:
         reach = self.max_distance
         offsets = np.arange(-reach, (1 if self.causal else reach + 1))
         return {"relative_bias": self.table[...][self.bucket(offsets)].T, "relative_origin": -reach}
@@ -214,49 +211,138 @@ class RelativeKeys(Relative):
     (span, head_dim).
     """
 
-    def __init__(
-        self,
-        *,
-        num_heads: int,
-        head_dim: int,
-        causal: bool,
-        reach: int = 16,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, *, reach: int = 16, **options: Unpack[RelativeOptions]):
         """Args:
         reach: greatest distance with a key of its own.
         """
-        _check_reach(reach)
-        span = reach + 1 if causal else 2 * reach + 1
-        self.table = nnx.Param(truncated_normal(0.02)(rngs.params(), (span, head_dim), param_dtype))
+        shape = (_span(reach, options["causal"]), options["head_dim"])
+        self.table = parameter(truncated_normal(0.02), shape, options)
         self.origin = -reach
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self, queries: jax.Array, keys: jax.Array) -> dict[str, Any]:
         table: jax.Array = self.table[...]
         return {"relative_keys": table[None], "relative_origin": self.origin}
 
 
-def _check_reach(reach: int) -> None:
+def _span(reach: int, causal: bool) -> int:
+    """Entries of a table of distances up to ``reach``."""
     if reach < 1:
         raise ValueError(f"reach is the greatest distance that counts, at least 1; got {reach}")
+    return reach + 1 if causal else 2 * reach + 1
+
+
+LEAST = 0.01
+"""Of Kerple's parameters, as in the authors' code."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelPenalty:
+    """The score of Kerple, whose numbers ``rows=`` of the attention op gives for each head."""
+
+    kernel: Literal["log", "power"]
+
+    def __call__(self, logits: Any, head: Any, q: Any, k: Any, weight: Any, rate: Any) -> Any:
+        distance = abs(q - k).astype(weight.dtype)
+        if self.kernel == "log":
+            penalty = jnp.log1p(rate * distance)
+        else:  # 0^p has no slope in p
+            penalty = jnp.where(distance > 0, jnp.exp(rate * jnp.log(jnp.maximum(distance, 1))), 0)
+        return logits - (weight * penalty).astype(logits.dtype)
+
+
+class Kerple(Relative):
+    """A penalty that grows with the logarithm or with a power of distance; parameters ``weight`` r and ``rate`` p
+    (heads,), which count as at least 0.01, and as at most 2 where p is a power.
+    """
+
+    undecayed = ("weight", "rate")
+    scores = True
+
+    def __init__(self, *, kernel: Literal["log", "power"] = "log", **options: Unpack[RelativeOptions]):
+        """Args:
+          kernel: "log", which the authors find best, or "power".
+
+        Raises:
+          ValueError: another kernel.
+        """
+        if kernel not in ("log", "power"):
+            raise ValueError(f'kernel is "log" or "power", got {kernel!r}')
+        heads = (options["num_heads"],)
+        most = {"log": (2.0, 1.0), "power": (1.0, 2.0)}[kernel]
+        self.weight, self.rate = (parameter(uniform(high), heads, options) for high in most)
+        self.score = KernelPenalty(kernel)
+
+    def changes(self, queries: jax.Array, keys: jax.Array) -> dict[str, Any]:
+        most = None if self.score.kernel == "log" else 2.0
+        numbers = (_within(self.weight[...], LEAST, None), _within(self.rate[...], LEAST, most))
+        shape = (1, queries.shape[1], self.weight.shape[0])
+        return {"score": self.score, "rows": tuple(jnp.broadcast_to(x, shape) for x in numbers)}
+
+
+def _within(x: jax.Array, least: float, most: float | None) -> jax.Array:
+    """``x`` within bounds, in float32, with a slope of 1 outside too, so that training can bring it back."""
+    x = widened(x)
+    return x + jax.lax.stop_gradient(jnp.clip(x, least, most) - x)
+
+
+class InterpolatedDistances(Relative):
+    """FIRE: an MLP of the distance over the place of the query, both in logarithms; causal attention only.
+
+    Its scores are a matrix (batch or 1, heads, queries, keys).
+
+    Parameters: ``scale`` c, ``threshold`` L, by which the option is multiplied, ``hidden`` and ``out`` (linear).
+    """
+
+    undecayed = ("scale", "threshold")
+    sees_places = True
+
+    def __init__(
+        self, *, width: int = 32, scale: float = 0.1, threshold: float = 512.0, **options: Unpack[RelativeOptions]
+    ):
+        """Args:
+          width: hidden features of the MLP.
+          scale, threshold: first values of c and L. The paper's code has 512 for L.
+
+        Raises:
+          ValueError: attention to both sides.
+        """
+        if not options["causal"]:
+            raise ValueError('relative="fire" divides distances by the place of the query: it needs causal=True')
+        made = of_layers(options) | {"dtype": jnp.float32}
+        self.scale, self.threshold = parameter(constant(scale), (), options), parameter(ones, (), options)
+        self.hidden, self.out = Linear(1, width, **made), Linear(width, options["num_heads"], **made)
+        self.first = threshold
+
+    def changes(self, queries: jax.Array, keys: jax.Array) -> dict[str, Any]:
+        scale, threshold = jnp.abs(widened(self.scale[...])), jnp.abs(self.first * widened(self.threshold[...]))
+
+        @jax.checkpoint  # it would keep ``width`` numbers of each pair
+        def scores(queries: jax.Array, keys: jax.Array) -> jax.Array:
+            distance = jnp.maximum(queries[:, :, None] - keys[:, None], 0).astype(jnp.float32)
+            place = jnp.maximum(threshold, queries.astype(jnp.float32))[..., None]
+            ratio = jnp.log1p(scale * distance) / (jnp.log1p(scale * place) + 1e-6)
+            return jnp.moveaxis(self.out(jax.nn.relu(self.hidden(ratio[..., None]))), -1, 1)
+
+        return {"bias": scores(queries, keys)}
 
 
 KINDS: dict[str, Callable[..., Relative]] = {
     "alibi": ALiBi,
     "buckets": BucketedDistances,
+    "fire": InterpolatedDistances,
+    "kerple": Kerple,
     "keys": RelativeKeys,
     "learned": LearnedDistances,
     "universal": UniversalDistances,
 }
 
 
-def create_relative(spec: RelativeSpec, **common: Any) -> Relative:
+def create_relative(spec: RelativeSpec, **common: Unpack[RelativeOptions]) -> Relative:
     """Makes one of the modules.
 
     Args:
       spec: a name, ``{"name": ..., **options}``, or a callable that takes ``common``.
-      **common: ``num_heads``, ``head_dim``, ``causal``, ``param_dtype`` and ``rngs``.
+      **common: what it is made for.
 
     Raises:
       ValueError: an unknown name.

@@ -36,7 +36,7 @@ ATTENTION = {
     "persistent": {"window": 5, "rotary": 100.0, "persistent": 3},
     "sinks": {"sinks": True, "relative": "alibi"},
     "relative": {"relative": {"name": "keys", "reach": 3}, "visible": masks.segments(6) | masks.window(2, 2)},
-    "sigmoid": {"normalize": "sigmoid", "scale": 0.5},
+    "sigmoid": {"normalize": "sigmoid", "scale": 0.5, "relative": "kerple"},
     "cosine": {"qk_norm": "unit", "logit_scale": 10.0, "key_bias": False},
 }
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {

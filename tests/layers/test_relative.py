@@ -21,10 +21,13 @@ X = np.random.default_rng(0).standard_normal((2, LENGTH, HEADS * WIDTH)).astype(
 
 def layer(relative: Any, **options: Any) -> MultiHeadAttention:
     made = MultiHeadAttention(HEADS * WIDTH, num_heads=HEADS, relative=relative, rngs=nnx.Rngs(1), **options)
-    if relative != "alibi":
-        table = made.relative.table
+    if table := getattr(made.relative, "table", None):
         table[...] = jnp.asarray(np.random.default_rng(2).standard_normal(table.shape), jnp.float32)
     return made
+
+
+def number(parameter: Any) -> np.ndarray:
+    return np.asarray(parameter[...], np.float64)
 
 
 def by_hand(made: MultiHeadAttention, score: Any) -> np.ndarray:
@@ -57,6 +60,54 @@ def test_scores_are_those_of_the_papers(causal: bool) -> None:
     keys = table(made)
     products = lambda s, q, o: s + np.einsum("bqhd,qkd->bhqk", q, keys[clipped(o, 3)]) * WIDTH**-0.5  # noqa: E731
     np.testing.assert_allclose(program(made)(X), by_hand(made, products), atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["log", "power"])
+def test_kerple(kernel: str) -> None:
+    """At distance 0 too, where a power has no slope in its exponent; numbers out of bounds are as those at them."""
+    made = layer({"name": "kerple", "kernel": kernel}, causal=False)
+    made.relative.rate[...] = jnp.asarray([0.3, 0.8, 5.0, -1.0] if kernel == "power" else [0.3, 0.8, -1.0, 9.0])
+    weight, rate = (number(p)[:, None, None] for p in (made.relative.weight, made.relative.rate))
+    assert 0 <= weight.min() < weight.max() < 2
+    rate = np.clip(rate, 0.01, 2.0 if kernel == "power" else None)
+
+    def score(logits: np.ndarray, q: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        far = np.abs(offset)
+        return logits - weight * (far**rate if kernel == "power" else np.log1p(rate * far))
+
+    np.testing.assert_allclose(program(made)(X), by_hand(made, score), atol=1e-5)
+    slopes = nnx.grad(lambda made: jnp.sum(made(X) ** 2))(made)["relative"]
+    assert all(np.isfinite(slope[...]).all() and (slope[...] != 0).all() for slope in slopes.values())
+
+
+def test_fire() -> None:
+    """Also where documents share a row: places are those in a document."""
+    made = layer({"name": "fire", "threshold": 6.0}, causal=True)
+    fire = made.relative
+    fire.scale[...], fire.threshold[...] = jnp.float32(-0.7), jnp.float32(0.9)
+    fire.hidden.bias[...] = jnp.linspace(-1, 1, 32)
+
+    def score(logits: np.ndarray, q: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        place = np.maximum(np.arange(LENGTH), 5.4)[:, None]
+        ratio = np.log1p(0.7 * np.maximum(-offset, 0)) / np.log1p(0.7 * place)
+        hidden = np.maximum(ratio[..., None] * number(fire.hidden.kernel)[0] + number(fire.hidden.bias), 0)
+        return logits + np.moveaxis(hidden @ number(fire.out.kernel) + number(fire.out.bias), -1, 0)
+
+    np.testing.assert_allclose(program(made)(X), by_hand(made, score), atol=1e-5)
+    ids = np.repeat(np.arange(2), [12, LENGTH - 12])[None]
+    both, last = jax.jit(lambda x: (made(x, Tokens(segment_ids=jnp.asarray(ids))), made(x[:, 12:])))(X)
+    np.testing.assert_allclose(both[:, 12:], last, atol=1e-5)
+
+    def pieces(x: jax.Array) -> jax.Array:
+        state, found = made.init_state(len(x), LENGTH), []
+        for piece in (x[:, :7], x[:, 7:8], x[:, 8:]):
+            y, state = made.extend(piece, state)
+            found.append(y)
+        return jnp.concatenate(found, 1)
+
+    np.testing.assert_allclose(jax.jit(pieces)(X), program(made)(X), atol=1e-5)
+    with pytest.raises(ValueError, match="it needs causal=True"):
+        layer("fire")
 
 
 def test_slopes_of_heads_beyond_a_power_of_two() -> None:
