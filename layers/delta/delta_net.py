@@ -8,10 +8,9 @@
 - ``DeltaNet``: one step, no decay, no gate. Parallelizing Linear Transformers with the Delta Rule over Sequence Length
   (Yang et al., 2024, arXiv:2406.06484).
 - ``GatedDeltaNet``: one step, decay and gate. Gated Delta Networks (Yang, Kautz and Hatamizadeh, 2024,
-arXiv:2412.06464).
+  arXiv:2412.06464).
 - ``DeltaProduct``: several steps, and beta in (0, 2), which reflects: DeltaProduct (Siems et al., 2025,
-arXiv:2502.10297). A
-  product of n reflections is any rotation of n dimensions, which is what tracking a state takes.
+  arXiv:2502.10297). A product of n reflections is any rotation of n dimensions, which is what tracking a state takes.
 - ``Comba``: a decay, a sigmoid gate, and a share b of a key under which the memory is read, both for what is corrected
   and for what a query already knows: S <- exp(g_t) S + beta k (v - b k^T S)^T, y_t = (q - d b k) S. Comba: Improving
   Bilinear RNNs with Closed-loop Control (Hu et al., 2025, arXiv:2506.02475).
@@ -20,7 +19,7 @@ arXiv:2502.10297). A
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Required, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +31,7 @@ from layers.delta.memory import correct, normalized
 from layers.initializers import constant
 from layers.linear import Linear
 from layers.mixer import register_mixer
+from layers.module import LayerOptions, parameter
 from layers.norm import GatedRMSNorm
 from layers.recurrent import Recurrent, RecurrentState
 from layers.state_space.initialization import A_LOG, fan_in_uniform, step_bias
@@ -199,6 +199,17 @@ class DeltaProduct(DeltaNet):
     own_value_expansion = 2.0
 
 
+class DeltaOptions(LayerOptions, total=False):
+    """Options of :class:`DeltaNet` that subclasses hand on."""
+
+    num_heads: Required[int]
+    head_dim: int | None
+    value_expansion: float | None
+    conv_size: int | None
+    conv_bias: bool
+    norm_epsilon: float
+
+
 @register_mixer("comba")
 class Comba(DeltaNet):
     """The gated delta rule with a feedback of each head's own strength, and queries without what the token's key says.
@@ -216,34 +227,24 @@ class Comba(DeltaNet):
         self,
         features: int,
         *,
-        num_heads: int,
-        head_dim: int | None = None,
-        value_expansion: float | None = None,
         normalize_read: bool = False,
         correction: float = 1.0,
-        conv_size: int | None = 4,
-        conv_bias: bool = False,
-        norm_epsilon: float = 1e-5,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[DeltaOptions],
     ):
         """Args:
-          num_heads, head_dim, value_expansion, conv_size, norm_epsilon: as in :class:`DeltaNet`.
           normalize_read: keys that are read under have norm 1 too, so that b acts in queries alone, and queries are
             corrected before they are normalized, as in flash-linear-attention; the paper's keep the length b.
           correction: first value of d; the authors also name 0.02, for small models.
+          options: as of :class:`DeltaNet`.
 
         Raises:
           ValueError: heads that do not fit together, or a head size that is not a whole number.
         """
-        sizes: dict[str, Any] = {"head_dim": head_dim, "value_expansion": value_expansion, "norm_epsilon": norm_epsilon}
-        convolution: dict[str, Any] = {"conv_size": conv_size, "conv_bias": conv_bias}
-        made: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(features, num_heads=num_heads, **sizes, **convolution, **made)
+        super().__init__(features, **options)
         self.normalize_read = normalize_read
-        self.feedback = nnx.Param(constant(1.0)(None, (num_heads,), param_dtype))
-        self.correction = nnx.Param(constant(correction)(None, (num_heads,), param_dtype))
+        self.feedback, self.correction = (
+            parameter(constant(value), (self.num_heads,), options) for value in (1.0, correction)
+        )
 
     def keys(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         share, correction = jax.nn.sigmoid(widened(self.feedback[...])), widened(self.correction[...])
