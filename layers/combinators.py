@@ -161,8 +161,7 @@ class Windowed(_Partition):
     """The inner mixer in non-overlapping windows of neighboring tokens (MaxViT's block attention, Swin's windows).
 
     Shifted windows are those of the grid moved cyclically: a window at the border holds tokens of two sides of the grid
-      or
-    of four, which the inner mixer gets as different segments. Where one window covers the whole of a side nothing
+    or of four, which the inner mixer gets as different segments. Where one window covers the whole of a side nothing
     moves.
     """
 

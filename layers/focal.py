@@ -31,12 +31,10 @@ class FocalModulation(Mixer):
     """Depth-wise convolutions of growing windows and the map's mean, gated and summed, multiply each token's query.
 
     Masked tokens are zeros to every convolution and are left out of the mean: a map padded at the bottom and right
-      gives
-    what the smaller map gives.
+    gives what the smaller map gives.
 
     Parameters: ``query``, ``context``, ``gates``, ``modulator``, ``out`` (linear), ``levels.N`` (depth-wise), and
-      ``norm``
-    where asked for.
+    ``norm`` where asked for.
     """
 
     layouts = ("grid",)

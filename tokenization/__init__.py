@@ -55,8 +55,7 @@ class FileTokenizer:
     """A ``tokenizer.json``.
 
     Documents are encoded whole: truncation and padding that the file asks for are for batches of sentences, and
-      switched
-    off (``report`` says so). The letters of a special token, such as "<|endoftext|>", are text like any other.
+    switched off (``report`` says so). The letters of a special token, such as "<|endoftext|>", are text like any other.
 
     Args:
       path: the file.

@@ -36,8 +36,7 @@ class InLineAttention(ProjectedAttention):
     Masked tokens are in no mean and count as zeros in the convolution.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``kernel_hidden``, ``kernel_out`` (G_1 and G_2,
-      convolutions
-    of size 1 in groups) where there is a residual.
+    convolutions of size 1 in groups) where there is a residual.
     """
 
     layouts = ("grid", "image")

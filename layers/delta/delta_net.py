@@ -44,8 +44,8 @@ class DeltaNet(Recurrent):
     """The delta rule with a convolution in front; the options of all three papers.
 
     Parameters: ``query``, ``key``, ``value``, ``beta``, ``out`` (linear), ``query_conv``, ``key_conv``, ``value_conv``,
-      ``norm`` of each
-    head; with a decay ``decay`` (linear), ``A_log`` and ``dt_bias`` (value_heads,); with a gate ``gate`` (linear).
+    ``norm`` of each head; with a decay ``decay`` (linear), ``A_log`` and ``dt_bias`` (value_heads,); with a gate
+    ``gate`` (linear).
     """
 
     paper: ClassVar[tuple[int, ...]] = (179,)

@@ -3,8 +3,8 @@
     y_t = W_o sum_{s <= t} a_s v_s / sum_{s <= t} a_s        a_s = exp(q . k_s / sqrt(K))
 
 The query q is one learned vector a head, so that softmax over all tokens so far is a recurrence: the sums of weights
-  and of weighted
-values, and the largest logit, relative to which weights are kept (:mod:`layers.linear_attention.memory`).
+and of weighted values, and the largest logit, relative to which weights are kept
+(:mod:`layers.linear_attention.memory`).
 """
 
 from __future__ import annotations

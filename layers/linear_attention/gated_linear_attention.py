@@ -30,8 +30,7 @@ class GatedLinearAttention(Recurrent):
     """Linear attention in which every key's part of the memory fades at a rate of its own, which depends on the token.
 
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``decay`` (low rank), ``norm`` of each head;
-      with
-    convolutions ``query_conv``, ``key_conv``, ``value_conv``.
+    with convolutions ``query_conv``, ``key_conv``, ``value_conv``.
     """
 
     def __init__(

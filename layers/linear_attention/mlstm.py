@@ -33,8 +33,7 @@ class MLSTM(Recurrent):
     """An LSTM with a matrix for a memory and an exponential input gate, by which a token can outweigh all before it.
 
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``input_gate`` and ``forget_gate`` (linear,
-      one a head, with
-    bias), ``norm`` of each head.
+    one a head, with bias), ``norm`` of each head.
     """
 
     def __init__(

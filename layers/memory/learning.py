@@ -12,9 +12,8 @@ lower triangular matrix made of products of keeps and momenta,
     A_i = a_i A_0 + b_i S_0 - sum_(j <= i) C_ij h_j d_j^T        x A_i = a_i x A_0 + b_i x S_0 - sum_j (C_ij <x, h_j>) d_j
 
 and reading, layer by layer, is an attention over the chunk: nothing of the size chunk x weights is stored. A scan goes
-  through the
-chunks and keeps only the states between them for the backward pass. :mod:`layers.memory.sequential` does the same token
-by token.
+through the chunks and keeps only the states between them for the backward pass. :mod:`layers.memory.sequential` does
+the same token by token.
 """
 
 from __future__ import annotations

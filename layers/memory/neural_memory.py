@@ -5,9 +5,8 @@ arXiv:2501.00663), sections 3 and 4.4.
     y = W_out (RMSNorm(M_t(q_t) * silu(W_gate x)))           M_t: the memory after token t (layers/memory/learning.py)
 
 The gradients of a chunk of C tokens are taken at the same weights and add up: a key that comes back in it is written as
-  often, and with
-steps above 2 / C the memory of one key would overshoot further each time. So the tokens of a chunk share a step of at
-most 1.
+often, and with steps above 2 / C the memory of one key would overshoot further each time. So the tokens of a chunk
+share a step of at most 1.
 
 With other choices of structure, bias, retention and algorithm (layers/memory/choices.py) this is the Miras layer
 (arXiv:2504.13173), whose steps and kept shares are one a channel; ours are one a head.
@@ -159,10 +158,9 @@ class NeuralMemory(Mixer):
     """A memory that learns while it reads.
 
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``conv`` (of queries, keys and values),
-      ``step``,
-    ``momentum``, ``keep``, ``threshold`` (linear, one a head, those that the memory needs), ``initial.N`` (heads, in,
-    out): the memory's first weights (accumulators, where its retention maps them), ``norm``, and ``persistent``
-    (tokens, features) where asked for.
+    ``step``, ``momentum``, ``keep``, ``threshold`` (linear, one a head, those that the memory needs), ``initial.N``
+    (heads, in, out): the memory's first weights (accumulators, where its retention maps them), ``norm``, and
+    ``persistent`` (tokens, features) where asked for.
 
     A document that begins in a row has read nothing but the persistent tokens. Chunks are counted from the row's start,
     so that documents must begin at multiples of ``chunk``; in :meth:`extend` they may begin anywhere, and calls that

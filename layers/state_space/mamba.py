@@ -65,8 +65,7 @@ class Mamba(Recurrent):
     """The selective state space with its convolution and gate.
 
     Parameters: ``in_proj`` (u and z in one product), ``conv``, ``x_proj`` (dt, B and C), ``dt_proj``, ``dt_bias``,
-      ``A_log``
-    (channels, state_dim), ``D`` (channels,), ``out_proj``.
+    ``A_log`` (channels, state_dim), ``D`` (channels,), ``out_proj``.
     """
 
     paper = (194,)

@@ -60,8 +60,7 @@ class Mamba2(Recurrent):
     """The selective state space with one decay a head, its convolution, gate and norm.
 
     Parameters: ``in_proj`` (z, u, B, C and dt in one product), ``conv`` (of u, B and C), ``dt_bias``, ``A_log``, ``D``
-      (heads,),
-    ``norm``, ``out_proj``.
+    (heads,), ``norm``, ``out_proj``.
     """
 
     def __init__(

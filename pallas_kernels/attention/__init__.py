@@ -143,8 +143,7 @@ def attention_weights(q: jax.Array, k: jax.Array, **options: Any) -> jax.Array:
     """The weights of :func:`attention`, for attention maps: float32 (batch, heads, q_length, k_length).
 
     Quadratic in memory and only the plain equation: for looking at, not for running a model. ``options`` are those of
-      :func:`attention`
-    that concern the weights.
+    :func:`attention` that concern the weights.
     """
     parts = _checked(q, k, None, **options)
     return _joined([reference.attention_weights(call) for _, call in parts], parts, 1)

@@ -1,8 +1,7 @@
 """Which blocks of keys each chunk of queries sees, for the XLA form of masks that are functions of positions.
 
 Chunks that see about equally many blocks make a group, which one loop computes with copies of its keys: the cost
-  follows
-the mask's density, counted in blocks.
+follows the mask's density, counted in blocks.
 """
 
 from __future__ import annotations

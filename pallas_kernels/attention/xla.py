@@ -1,10 +1,9 @@
 """Attention for any platform: one block where lengths are short, chunks of queries where they are long.
 
-A chunk recomputes its weights in the backward pass, so temporary memory is linear in length forward
-and backward. With default positions a bounded window touches only the keys of its band, and a causal
-form only the keys before its chunk's end, in a few static steps. Rows of a batch whose logits are too
-many for a CPU's caches take turns. The gradient is written by hand at
-the level of the chunk loop, because autodiff would add a whole-length gradient of k and v per chunk.
+A chunk recomputes its weights in the backward pass, so temporary memory is linear in length forward and backward. With
+default positions a bounded window touches only the keys of its band, and a causal form only the keys before its chunk's
+end, in a few static steps. Rows of a batch whose logits are too many for a CPU's caches take turns. The gradient is
+written by hand at the level of the chunk loop, because autodiff would add a whole-length gradient of k and v per chunk.
 """
 
 from __future__ import annotations

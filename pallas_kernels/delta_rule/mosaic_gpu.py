@@ -157,9 +157,8 @@ def _run(
     """A kernel, around which everything else is XLA: zeros to whole tiles, sums of the decays, and the inverses.
 
     Forward: outputs and residuals (batch, length, heads, value_dim), and the last state. With ``residual`` back: for
-      ``v`` the
-    cotangent of the outputs and for ``state`` that of the last state; cotangents of the values, of beta, and of the
-    first state.
+    ``v`` the cotangent of the outputs and for ``state`` that of the last state; cotangents of the values, of beta, and
+    of the first state.
     """
     back, length, dtype = residual is not None, q.shape[1], q.dtype
     heads, key_dim, value_dim = state.shape[1:]

@@ -12,9 +12,9 @@ by exp2, and the mask comes before it. Run from the end with the roles of readin
 computes what a token gets from later ones. hopper_keys.py handles a decay per key.
 
 The gradient is three more linear attentions: dQ reads dO against the memory of V^T K; dK and dV are read from the end,
-  V and K
-against the memories of dO^T Q and Q^T dO. With a_i = q_i . dq_i and b_j = k_j . dk_j the cotangent of a token's log
-decay is the sum of a - b from the token to the end of its segment, plus the product of the two states that meet there.
+V and K against the memories of dO^T Q and Q^T dO. With a_i = q_i . dq_i and b_j = k_j . dk_j the cotangent of a token's
+log decay is the sum of a - b from the token to the end of its segment, plus the product of the two states that meet
+there.
 """
 
 from __future__ import annotations
@@ -178,8 +178,7 @@ def meeting(before: jax.Array, behind: jax.Array, last: jax.Array) -> jax.Array:
     """Inner products (batch, heads, segments) of the states that meet at each segment's end.
 
     ``before`` and ``behind``, (batch, heads, segments, n, m), hold what comes before each segment's end and what comes
-    after its start;
-    ``last``, (batch, heads, n, m), what comes after the last.
+    after its start; ``last``, (batch, heads, n, m), what comes after the last.
     """
     return jnp.sum(before * jnp.concatenate([behind[:, :, 1:], last[:, :, None]], axis=2), axis=(3, 4))
 

@@ -2,8 +2,7 @@
 along the sublanes.
 
 The gradient keeps the states at chunk boundaries only: its kernel walks the chunks backwards, computes a chunk's states
-  again into VMEM
-and then runs the recurrence of their cotangent. Softplus, skip connection and gate are left to XLA.
+again into VMEM and then runs the recurrence of their cotangent. Softplus, skip connection and gate are left to XLA.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The selective scan as a scan over tokens, and a gradient that keeps only the states at chunk boundaries.
 
-One token at a time beats an associative scan on a CPU: the state stays in the nearest cache, where
-the other form writes it out for every token. The gradient goes through the chunks from the last to
-the first and computes a chunk's states again. Only the two recurrences, of the state and of its
-cotangent, run token by token; everything that is summed out of them is done for the chunk at once. An implicit
-transition has no rates, and takes its factors from the tokens alone.
-Channels are the last axis of every array here, for the vector units. Where a document begins the decayed state is 0.
+One token at a time beats an associative scan on a CPU: the state stays in the nearest cache, where the other form
+writes it out for every token. The gradient goes through the chunks from the last to the first and computes a chunk's
+states again. Only the two recurrences, of the state and of its cotangent, run token by token; everything that is summed
+out of them is done for the chunk at once. An implicit transition has no rates, and takes its factors from the tokens
+alone. Channels are the last axis of every array here, for the vector units. Where a document begins the decayed state
+is 0.
 """
 
 from __future__ import annotations

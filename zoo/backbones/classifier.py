@@ -21,8 +21,7 @@ class Classifier(Model):
     ``features``.
 
     ``before_head`` names the parts that belong to the head they were trained with: where a checkpoint's head is not
-      taken,
-    the model does not get them either, and may have ones that the checkpoint lacks.
+    taken, the model does not get them either, and may have ones that the checkpoint lacks.
     """
 
     head: Linear | None

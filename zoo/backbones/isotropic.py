@@ -136,9 +136,8 @@ class Isotropic(Classifier):
     and ``reduction_spec``.
 
     Names: ``patch_embed``, ``position``, ``class_token``, ``distillation_token``, ``register_tokens``,
-      ``prefix_position``,
-    ``blocks.N``, ``blocks.reductions.N``, ``class_blocks.N``, ``norm`` or ``pool_norm``, ``attention_pool``,
-    ``pooler``, ``head``, ``distilled_head``.
+    ``prefix_position``, ``blocks.N``, ``blocks.reductions.N``, ``class_blocks.N``, ``norm`` or ``pool_norm``,
+    ``attention_pool``, ``pooler``, ``head``, ``distilled_head``.
     """
 
     heads = ("head", "distilled_head")

@@ -13,8 +13,7 @@ or backbone:
     algorithm=GradientDescent(momentum=True)) model = zoo.create("yaad_nano", memory=memory)
 
 A choice that is not there is a small frozen dataclass with one method: what ``Bias`` and ``Retention`` say. Widths,
-  depths and
-heads are our choice, each model within 3 % of its name; the paper's sizes are 340M, 760M and 1.3B.
+depths and heads are our choice, each model within 3 % of its name; the paper's sizes are 340M, 760M and 1.3B.
 """
 
 from __future__ import annotations

@@ -6,11 +6,9 @@
     block: x = x + SRA(LN(x));  x = x + ConvMLP(LN(x))            each stage ends with LN
 
 SRA is attention to a reduced map: patches of 8, 4, 2 and 1 tokens a side become one in the four stages, or, in the
-  linear form,
-all maps are pooled to 7x7. There are no position tables: the depth-wise convolution inside the MLP sees where tokens
-  are.
-Published for ImageNet-1k at 224: b0 3.7 M parameters, 70.5 % top-1; b1 14.0 M, 78.7 %; b2 25.4 M, 82.0 %; b2_li 22.6 M,
-82.1 %; b3 45.2 M, 83.1 %; b4 62.6 M, 83.6 %; b5 82.0 M, 83.8 %.
+linear form, all maps are pooled to 7x7. There are no position tables: the depth-wise convolution inside the MLP sees
+where tokens are. Published for ImageNet-1k at 224: b0 3.7 M parameters, 70.5 % top-1; b1 14.0 M, 78.7 %; b2 25.4 M,
+82.0 %; b2_li 22.6 M, 82.1 %; b3 45.2 M, 83.1 %; b4 62.6 M, 83.6 %; b5 82.0 M, 83.8 %.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Notation for the checkpoints that timm has released on the Hugging Face hub.
 
 A line is ``model: tag classes statistics crop``, then "squash" if that is how images are cropped, the interpolation if
-  it is
-not bicubic, the license if it is not Apache-2.0 and the image size, as "384px", if it is not the model's; ``;``
+it is not bicubic, the license if it is not Apache-2.0 and the image size, as "384px", if it is not the model's; ``;``
 separates checkpoints. ``zoo.create(model, weights=tag)`` takes one.
 """
 

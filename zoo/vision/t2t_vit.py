@@ -68,8 +68,7 @@ class TokenBlock(Module):
     """A block of one head that maps tokens to fewer features.
 
     Parameters: ``norm``, ``query``, ``key``, ``value``, ``out``, ``mlp_norm``, ``mlp``; the performer's projection is
-      the
-    statistic ``projection``.
+    the statistic ``projection``.
     """
 
     def __init__(self, features_in: int, config: T2TViTConfig, *, rngs: nnx.Rngs):

@@ -1,9 +1,8 @@
 """Block-sparse flash attention on Hopper: which blocks a tile reads, and how a tile of logits is computed.
 
 A tile is 64 rows for each consumer warpgroup of a thread block: queries in the forward pass and for their gradient,
-  keys
-for theirs (the logits are then transposed). It reads blocks of the other side in turn: first those that it sees whole,
-then those that a mask cuts. For masks that depend on the distance of positions alone the blocks are found by
+keys for theirs (the logits are then transposed). It reads blocks of the other side in turn: first those that it sees
+whole, then those that a mask cuts. For masks that depend on the distance of positions alone the blocks are found by
 arithmetic; otherwise they come as lists, which may be computed on the device.
 """
 
