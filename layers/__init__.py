@@ -2,9 +2,11 @@
 
 from layers.attention.agent import AgentAttention
 from layers.attention.causal_relation import CausalRelation
+from layers.attention.cosine import CosineAttention
 from layers.attention.cross_shaped import CrossShapedAttention
 from layers.attention.differential import DifferentialAttention
 from layers.attention.direction_gated import DirectionGatedLinearAttention
+from layers.attention.flow import FlowAttention
 from layers.attention.forgetting import ForgettingAttention
 from layers.attention.halo import HaloAttention
 from layers.attention.inline import InLineAttention
@@ -116,6 +118,7 @@ __all__ = [
     "ConvMLP",
     "ConvNorm",
     "ConvStem",
+    "CosineAttention",
     "CrossShapedAttention",
     "DeltaNet",
     "DeltaProduct",
@@ -130,6 +133,7 @@ __all__ = [
     "DropPath",
     "Embed",
     "ExtraTokens",
+    "FlowAttention",
     "FocalModulation",
     "ForgettingAttention",
     "GatedConvolution",

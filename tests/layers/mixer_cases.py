@@ -54,6 +54,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "dense": {"topk": None, "enhance": "input", "use_bias": False},
         "random": {"regions": 2, "topk": 1, "routing": "random", "enhancement_size": 0},
     },
+    "cosine_attention": {"plain": {"rotary": 100.0}},
     "cross_shaped": {"plain": {"stripe": 2}, "whole": {"stripe": None, "use_bias": False}},
     "direction_gated_linear": {"plain": {"activated": True, "temperature": 2.0}, "wide": {"key_expansion": 1.0}},
     "forgetting_attention": {
@@ -101,6 +102,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "inner_norm": True,
         },
     },
+    "flow_attention": {"plain": {"kernel_init": truncated_normal(0.3)}},
     "gin_attention": {
         "plain": {"edges": "sigmoid", "rotary": 100.0, "kernel_init": truncated_normal(0.3)},
         "unprojected": {"project": False, "kernel_init": truncated_normal(0.3)},

@@ -17,6 +17,7 @@ import layers
 from layers import Tokens, flatten
 from layers.initializers import truncated_normal
 from tests.layers.mixer_cases import relative
+from tests.references import linear_time
 from tests.references import weighted_scores as recorded
 
 FEATURES, HEADS, LENGTH = 12, 2, 37
@@ -105,6 +106,25 @@ def isomorphic(
     return hidden / (1 + np.exp(-hidden)) @ w["mlp.down"][head] + w["mlp.down_bias"][head]
 
 
+def cosine(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: Weights, x: np.ndarray) -> np.ndarray:
+    q, k = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (q, k))
+    count = seen.sum(-1, keepdims=True)
+    return q @ k.T * seen @ (v * count ** (-1 / (1 + np.exp(-w["power"][w["head"]]))))
+
+
+def flow(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: np.ndarray, w: Weights, x: np.ndarray) -> np.ndarray:
+    q, k = 1 / (1 + np.exp(-q)), 1 / (1 + np.exp(-k))
+    count = seen.sum(-1)
+    step = count if seen[0, -1] == 0 else 1.0
+    small = 1e-6
+    into = step / ((q + small) * (seen @ k + small)).sum(-1)
+    out_of = step / ((k + small) * (seen @ q + small)).sum(-1)
+    sinks = ((q + small) * (seen @ (k * out_of[:, None]) + small)).sum(-1) / step
+    sources = np.exp(np.clip(((k + small) * (seen @ (q * into[:, None]) + small)).sum(-1) / step, -1, 1))
+    share = count * sources / (seen @ sources)
+    return ((q * (into / step)[:, None]) @ k.T * seen @ (share[:, None] * v)) / (1 + np.exp(-sinks))[:, None]
+
+
 EQUATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., np.ndarray]]] = {
     "urpe": ("urpe_attention", {"reach": 5}, urpe),
     "lssa": ("softplus_attention", {"power": None}, functools.partial(softplus, power=None)),
@@ -119,6 +139,8 @@ EQUATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., np.ndarray]]] = {
         {"edges": "silu", "threshold": 0.3},
         functools.partial(isomorphic, f=lambda a: (a - 0.3) / (1 + np.exp(0.3 - a))),
     ),
+    "cosine": ("cosine_attention", {}, cosine),
+    "flow": ("flow_attention", {}, flow),
     "rcmha": ("relative_convolutional_attention", {"reach": 6}, convolved),
 }
 
@@ -228,7 +250,7 @@ def test_gaussian_adaptive_attention_is_its_equation(axis: str) -> None:
     assert np.all(got[1, ROWS[1] :] == 0) or axis == "features"
 
 
-def assert_recorded(name: str, layer: nnx.Module) -> None:
+def assert_recorded(name: str, layer: nnx.Module, recorded: Any = recorded) -> None:
     value, pull = jax.vjp(jax.jit(layer), jnp.asarray(recorded.tokens()))
     arrays = np.load(recorded.PATH)
     assert relative(value, arrays[f"{name}/out"]) < 1e-5
@@ -280,6 +302,17 @@ def test_gaussian_adaptive_attention_is_the_authors(axis: str) -> None:
     layer = layers.create_mixer(spec, recorded.FEATURES, num_heads=recorded.HEADS, rngs=nnx.Rngs(0))
     layers.assign(layer, {name: jnp.asarray(array) for name, array in recorded.mixtures().items()})
     assert_recorded(axis, layer)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["flow", "cosine"])
+def test_attention_in_linear_time_is_the_authors(name: str, causal: bool) -> None:
+    options: dict[str, Any] = {"num_heads": linear_time.HEADS, "rngs": nnx.Rngs(0)}
+    layer = layers.create_mixer(f"{name}_attention", linear_time.FEATURES, causal=causal, **options)
+    theirs = {n.replace("weight", "kernel"): jnp.asarray(a.T) for n, a in linear_time.weights().items()}
+    layers.assign(layer, {n: theirs[n] for n in flatten(layer)})
+    assert_recorded(f"{name}_causal" if causal else name, layer, linear_time)
 
 
 @pytest.mark.parametrize("name", ["lssar", "normalized"])

@@ -66,7 +66,7 @@ def mixtures() -> dict[str, np.ndarray]:
     return {name: array.astype(np.float32) for name, array in made.items()}
 
 
-def _classes(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+def classes(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The classes and functions of a file, without what it imports."""
     tree = ast.parse(path.read_text())
     tree.body = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
@@ -93,7 +93,7 @@ def record(clones: Path) -> dict[str, np.ndarray]:
         made[f"{name}/out"], made[f"{name}/gradient"] = y.detach().numpy(), x.grad.numpy()
 
     folder = clones / "rcmha" / "rcmha"
-    found = _classes(folder / "attention.py", given | _classes(folder / "util.py", given))
+    found = classes(folder / "attention.py", given | classes(folder / "util.py", given))
     layer = found["RelativeMultiHeadAttention"](HEADS, FEATURES).eval()
     layer.load_state_dict({name: torch.from_numpy(array) for name, array in weights().items()})
     seen = torch.tril(torch.ones(LENGTH, LENGTH))[..., None]
@@ -106,7 +106,7 @@ def record(clones: Path) -> dict[str, np.ndarray]:
     names = ("LlamaRMSNorm", "LlamaRotaryEmbedding", "apply_rotary_pos_emb", "repeat_kv")
     llama = {name: getattr(modeling_llama, name) for name in names} | {"F": torch.nn.functional}
     path = clones / "Graph-Aware-Transformers" / "src" / "xgpt" / "Attention_GNN.py"
-    kind = _classes(path, given | llama)["LlamaAttentionGIN"]
+    kind = classes(path, given | llama)["LlamaAttentionGIN"]
     for name, mode in EDGES.items():
         about = {"GIN_use_softmax": True, "use_scoring_fnct": False, "GIN_threshold_mode": mode}
         config = modeling_llama.LlamaConfig(
@@ -123,7 +123,7 @@ def record(clones: Path) -> dict[str, np.ndarray]:
         still = torch.ones(1, LENGTH, width), torch.zeros(1, LENGTH, width)  # no rotation
         keep(name, lambda x, a=attention, still=still: a(x, position_embeddings=still)[0])
     path = clones / "Gaussian-Adaptive-Attention" / "gaussian_adaptive_attention" / "GaussianBlock.py"
-    gaussian = _classes(path, given)["MultiHeadGaussianAdaptiveAttention"]
+    gaussian = classes(path, given)["MultiHeadGaussianAdaptiveAttention"]
     for name, axis in AXES.items():
         block = gaussian(axis, HEADS, GAUSSIANS)
         state = {

@@ -1,0 +1,104 @@
+"""Records outputs of two authors' layers: ``python -m tests.references.linear_time CLONES`` writes linear_time.npz beside
+this file.
+
+CLONES holds checkouts of github.com/thuml/Flowformer (MIT, commit 61f5d8c) and of
+github.com/gmongaras/Cottention_Transformer (without a license, commit 63a11ea), by the names of the repositories. Only
+numbers are kept: weights and inputs follow from seeds. Recorded are flow attention and cosine attention, to both sides
+and causal, each with the gradient of the input. Of causal cosine attention it is the loop of the authors' decoding, for
+their other form is a CUDA kernel; without its rotary embedding.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import types
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from tests.references import seeded
+from tests.references.weighted_scores import classes
+
+PATH = Path(__file__).with_suffix(".npz")
+SEED, BATCH, FEATURES, HEADS, LENGTH = 21, 2, 12, 3, 23
+PARTS = ("query", "key", "value", "out")
+
+
+def tokens() -> np.ndarray:
+    """(BATCH, LENGTH, FEATURES)."""
+    return seeded.generator("tokens", SEED).standard_normal((BATCH, LENGTH, FEATURES)).astype(np.float32)
+
+
+def weights() -> dict[str, np.ndarray]:
+    """Of all four layers: kernels (out, in) and biases of the projections, and ``power`` (HEADS,)."""
+    shapes: dict[str, tuple[int, ...]] = {"power": (HEADS,)}
+    for part in PARTS:
+        shapes |= {f"{part}.weight": (FEATURES, FEATURES), f"{part}.bias": (FEATURES,)}
+    return seeded.weights(shapes, SEED, sharpness=2.0)
+
+
+def record(clones: Path) -> dict[str, np.ndarray]:
+    """All recorded arrays by name."""
+    from tests.references.live import torch
+
+    made: dict[str, np.ndarray] = {}
+    state = {name: torch.from_numpy(array) for name, array in weights().items()}
+
+    def keep(name: str, call: Any) -> None:
+        x = torch.from_numpy(tokens()).requires_grad_()
+        y = call(x)
+        torch.sin(y).sum().backward()
+        made[f"{name}/out"], made[f"{name}/gradient"] = y.detach().numpy(), x.grad.numpy()
+
+    given: dict[str, Any] = {"torch": torch, "nn": torch.nn, "math": math, "Function": torch.autograd.Function}
+    given |= {"Optional": Optional, "Tuple": tuple, "Union": Union}  # of annotations
+    found = classes(clones / "Flowformer" / "Flow_Attention.py", given)
+    projections = [name for name in state if name != "power"]
+    for name, kind in (("flow", "Flow_Attention"), ("flow_causal", "Flow_Attention_Causal")):
+        layer = found[kind](FEATURES, FEATURES, FEATURES, HEADS).eval()
+        layer.load_state_dict({n.replace(".", "_projection."): state[n] for n in projections})
+        keep(name, lambda x, layer=layer: layer(x, x, x))
+
+    folder = clones / "Cottention_Transformer"
+    config = types.SimpleNamespace(
+        hidden_size=FEATURES, num_attention_heads=HEADS, attention_probs_dropout_prob=0.0, is_decoder=False
+    )
+    layer = classes(folder / "BERT_Trainer" / "BertCosAttention.py", given)["BertCosAttention"](config).eval()
+    own = {n: state[n] for n in projections if not n.startswith("out")}
+    layer.load_state_dict(own | {"norm_const": state["power"].reshape(1, HEADS, 1, 1)})
+    seen = torch.zeros(BATCH, 1, 1, LENGTH)
+
+    def out(x: Any) -> Any:
+        return x @ state["out.weight"].T + state["out.bias"]
+
+    keep("cosine", lambda x: out(layer(x, seen)[0]))
+    gptj = importlib.import_module("transformers.models.gptj.modeling_gptj")
+    config = types.SimpleNamespace(
+        hidden_size=FEATURES, num_attention_heads=HEADS, max_position_embeddings=64, attn_pdrop=0.0, resid_pdrop=0.0, rotary_dim=4,
+        fast_inference=True,
+    )  # fmt: skip
+    positions = {"create_sinusoidal_positions": gptj.create_sinusoidal_positions}
+    causal = classes(folder / "GPT_Trainer" / "GPTCosAttention.py", given | positions)["GPTCosAttention"](config).eval()
+    causal.norm_const.data.copy_(state["power"].reshape(1, HEADS, 1, 1))
+
+    def attend(x: Any) -> Any:
+        causal.past_KV, causal.cur_s = torch.zeros_like(causal.past_KV), 1
+        parts = (x @ state[f"{part}.weight"].T + state[f"{part}.bias"] for part in PARTS[:3])
+        q, k, v = (part.reshape(BATCH, LENGTH, HEADS, -1).transpose(1, 2) for part in parts)
+        heads: list[Any] = []
+        # The authors' loop writes into one array, of which a gradient is not what was asked: token by token it is.
+        for t in range(LENGTH):
+            now = slice(t, t + 1)
+            y = causal._cos_attn(q[:, :, now], k[:, :, now], v[:, :, now], seen[..., now])[0]
+            heads.append(y)
+        return out(torch.cat(heads, 2).transpose(1, 2).reshape(BATCH, LENGTH, FEATURES))
+
+    keep("cosine_causal", attend)
+    return made
+
+
+if __name__ == "__main__":
+    np.savez_compressed(PATH, **record(Path(sys.argv[1])))
