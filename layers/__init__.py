@@ -81,6 +81,7 @@ from layers.sparse.longformer import LongformerAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
+from layers.state_space.differential import DifferentialMamba
 from layers.state_space.hydra import Hydra
 from layers.state_space.mamba import Longhorn, Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
@@ -126,6 +127,7 @@ __all__ = [
     "DepthwiseConvolution",
     "Diagnostic",
     "DifferentialAttention",
+    "DifferentialMamba",
     "Dilated",
     "DilatedAttention",
     "DirectedAttention",

@@ -506,11 +506,15 @@ class Parallel(Mixer):
         return max(branch.complexity for branch in self.branches)
 
     def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
-        return functools.reduce(jnp.add, (branch(x, tokens) for branch in self.branches)) / len(self.branches)
+        return self.join([branch(x, tokens) for branch in self.branches])
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> tuple[Any, ...]:
         return tuple(branch.init_state(batch_size, max_length, dtype) for branch in self.branches)
 
     def mix_next(self, x: jax.Array, state: tuple[Any, ...], tokens: Tokens) -> tuple[jax.Array, tuple[Any, ...]]:
         results = [branch.extend(x, old, tokens) for branch, old in zip(self.branches, state, strict=True)]
-        return functools.reduce(jnp.add, (y for y, _ in results)) / len(results), tuple(new for _, new in results)
+        return self.join([y for y, _ in results]), tuple(new for _, new in results)
+
+    def join(self, outputs: Sequence[jax.Array]) -> jax.Array:
+        """What becomes of the outputs (batch, length, features) of the branches: their average."""
+        return functools.reduce(jnp.add, outputs) / len(outputs)

@@ -132,6 +132,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
+    "differential_mamba": {
+        "plain": {"inner": {"name": "mamba2", "state_dim": 6, "expand": 1, "head_dim": 4, "conv_size": 3}, "index": 1},
+        "exponential": {
+            "inner": {"name": "mamba", "state_dim": 3, "expand": 1},
+            "strength": "exponential",
+            "vector": 3,
+        },
+    },
     "hydra": {"plain": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "s4d": {
         "plain": {},

@@ -315,6 +315,36 @@ def test_attention_in_linear_time_is_the_authors(name: str, causal: bool) -> Non
     assert_recorded(f"{name}_causal" if causal else name, layer, linear_time)
 
 
+@pytest.mark.reference
+def test_differential_mamba_is_the_authors() -> None:
+    inner = {"name": "mamba2", "expand": 1, "head_dim": 4, "state_dim": linear_time.STATE}
+    layer = layers.DifferentialMamba(linear_time.FEATURES, inner=inner, index=1, rngs=nnx.Rngs(0))
+    names = {"mixer_1": "branches.0", "mixer_2": "branches.1", "conv1d": "conv", "subln": "norm"}
+    ours = {}
+    for name, array in linear_time.differential().items():
+        for theirs, own in names.items():
+            name = name.replace(theirs, own)
+        matrix = array.T if array.ndim == 2 else array.transpose(2, 1, 0) if array.ndim == 3 else array
+        ours[name.replace("norm.weight", "norm.scale").replace("weight", "kernel")] = jnp.asarray(matrix)
+    assert ours.keys() == flatten(layer).keys()
+    layers.assign(layer, ours)
+    assert_recorded("differential_mamba", layer, linear_time)
+
+
+def test_differential_mamba_has_two_strengths() -> None:
+    layer = layers.DifferentialMamba(8, strength="exponential", vector=3, index=2, rngs=nnx.Rngs(0))
+    first, second = np.random.default_rng(0).standard_normal((2, 1, 5, 8)).astype(np.float32)
+    q1, k1, q2, k2 = (
+        np.asarray(getattr(layer, f"lambda_{name}")[...], np.float64) for name in ("q1", "k1", "q2", "k2")
+    )
+    initial = 0.8 - 0.6 * math.exp(-0.6)
+    y = first - (math.exp(q1 @ k1) - math.exp(q2 @ k2) + initial) * second.astype(np.float64)
+    want = (1 - initial) * y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5)
+    assert relative(layer.join([jnp.asarray(first), jnp.asarray(second)]), want) < 1e-5
+    with pytest.raises(ValueError, match='strength is "sigmoid" or "exponential"'):
+        layers.DifferentialMamba(8, strength="softmax", rngs=nnx.Rngs(0))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["lssar", "normalized"])
 def test_what_float32_can_not_hold_is_never_made(name: str) -> None:
     """Identical keys far from 0, and a length whose 15th power overflows."""

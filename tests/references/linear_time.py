@@ -1,15 +1,17 @@
-"""Records outputs of two authors' layers: ``python -m tests.references.linear_time CLONES`` writes linear_time.npz beside
-this file.
+"""Records outputs of three authors' layers: ``python -m tests.references.linear_time CLONES`` writes linear_time.npz
+beside this file.
 
-CLONES holds checkouts of github.com/thuml/Flowformer (MIT, commit 61f5d8c) and of
-github.com/gmongaras/Cottention_Transformer (without a license, commit 63a11ea), by the names of the repositories. Only
-numbers are kept: weights and inputs follow from seeds. Recorded are flow attention and cosine attention, to both sides
-and causal, each with the gradient of the input. Of causal cosine attention it is the loop of the authors' decoding, for
-their other form is a CUDA kernel; without its rotary embedding.
+CLONES holds checkouts of github.com/thuml/Flowformer (MIT, commit 61f5d8c), github.com/gmongaras/Cottention_Transformer
+(without a license, commit 63a11ea) and github.com/NadavSc/Diff-Mamba (MIT, commit 60c141e), by the names of the
+repositories. Only numbers are kept: weights and inputs follow from seeds. Recorded are flow attention and cosine
+attention, to both sides and causal, and what the second block of Diff-Mamba-2 adds to its input, each with the gradient of
+the input. Of causal cosine attention it is the loop of the authors' decoding, for their other form is a CUDA kernel;
+without its rotary embedding. Of Diff-Mamba-2 it is the form without kernels, and without the norm before the mixer.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import sys
@@ -38,6 +40,19 @@ def weights() -> dict[str, np.ndarray]:
     for part in PARTS:
         shapes |= {f"{part}.weight": (FEATURES, FEATURES), f"{part}.bias": (FEATURES,)}
     return seeded.weights(shapes, SEED, sharpness=2.0)
+
+
+STATE, TAPS = 6, 4
+MIXER = ("A_log", "D", "conv1d.bias", "conv1d.weight", "dt_bias", "in_proj.weight", "norm.weight", "out_proj.weight")
+
+
+def differential() -> dict[str, np.ndarray]:
+    """Of Diff-Mamba-2, by the authors' names."""
+    channels = FEATURES + 2 * STATE
+    sizes = ((HEADS,), (HEADS,), (channels,), (channels, 1, TAPS), (HEADS,), (FEATURES + channels + HEADS, FEATURES), (FEATURES,),
+             (FEATURES, FEATURES))  # fmt: skip
+    shapes = {f"mixer_{i}.{name}": size for i in (1, 2) for name, size in zip(MIXER, sizes, strict=True)}
+    return seeded.weights(shapes | {"lambda_q1": (FEATURES,), "subln.weight": (FEATURES,)}, SEED)
 
 
 def record(clones: Path) -> dict[str, np.ndarray]:
@@ -97,6 +112,26 @@ def record(clones: Path) -> dict[str, np.ndarray]:
         return out(torch.cat(heads, 2).transpose(1, 2).reshape(BATCH, LENGTH, FEATURES))
 
     keep("cosine_causal", attend)
+
+    configuration = importlib.import_module("transformers.models.mamba2.configuration_mamba2")
+    activations = importlib.import_module("transformers.activations")
+    sizes = {"hidden_size": FEATURES, "num_heads": HEADS, "head_dim": 2 * FEATURES // HEADS, "state_size": STATE}
+    config = configuration.Mamba2Config(**sizes, n_groups=1, expand=2, conv_kernel=TAPS, chunk_size=8, use_bias=False)
+    config.rms_norm = True  # of an older version
+    given |= {"copy": copy, "ACT2FN": activations.ACT2FN, "RMSNorm": torch.nn.RMSNorm, "is_fast_path_available": False}
+    given |= {
+        "logger": types.SimpleNamespace(warning_once=lambda *_: None),
+        "Mamba2Config": config,
+        "DiffMamba2Cache": None,
+    }
+    names = ("pad_tensor_by_size", "reshape_into_chunks", "segment_sum", "apply_mask_to_padding_states", "MambaRMSNormGated",
+             "Mamba2Mixer", "Mamba2RMSNorm", "Mamba2Block", "DiffMamba2Block")  # fmt: skip
+    block = classes(clones / "Diff-Mamba" / "modules" / "modeling_diffmamba2.py", given, names)["DiffMamba2Block"](
+        config, 1
+    )
+    block.load_state_dict({n: torch.from_numpy(a) for n, a in differential().items()}, strict=False)
+    block.norm.forward = lambda x: x
+    keep("differential_mamba", lambda x: block(x) - x)
     return made
 
 

@@ -16,6 +16,7 @@ import importlib
 import math
 import sys
 import types
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Optional
 
@@ -66,10 +67,11 @@ def mixtures() -> dict[str, np.ndarray]:
     return {name: array.astype(np.float32) for name, array in made.items()}
 
 
-def classes(path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The classes and functions of a file, without what it imports."""
+def classes(path: Path, given: dict[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
+    """The classes and functions of a file, or those of ``names``, without what it imports."""
     tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    kept = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    tree.body = [node for node in kept if names is None or node.name in names]
     found = dict(given)
     exec(compile(tree, str(path), "exec"), found)
     return found
