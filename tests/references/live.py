@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -122,11 +123,12 @@ def assert_matches_timm(
     record_property: Callable[[str, Any], None],
     *,
     tolerance: float,
+    gradient: bool = True,
     indices: Sequence[int] | None = None,
     blocks: Sequence[int] | None = None,
 ) -> None:
-    """Logits, maps and the gradient of the input are timm's, and its names come back bit for bit; the difference is
-    recorded.
+    """Logits, maps and, with ``gradient``, the gradient of the input are timm's, and its names come back bit for bit;
+    the difference is recorded.
 
     Args:
       name: of the row in the table of comparisons.
@@ -137,16 +139,34 @@ def assert_matches_timm(
     zoo.load(ours, state)
     options = {} if indices is None else {"indices": list(indices)}
     ours_of = () if blocks is None else (blocks,)
-    expected, gradient = outputs_and_gradient(
-        lambda x: [theirs(x), *theirs.forward_intermediates(x, norm=False, intermediates_only=True, **options)], pixels
+
+    def of_timm(x: Any) -> list[Any]:
+        maps = theirs.forward_intermediates(x, norm=False, intermediates_only=True, **options)
+        return [theirs(x), *(feature.permute(0, 2, 3, 1) for feature in maps)]
+
+    difference = largest_difference(
+        of_timm, lambda x: [ours(x), *ours.features(x, *ours_of)], pixels, gradient=gradient
     )
-    expected = [expected[0], *[feature.transpose(0, 2, 3, 1) for feature in expected[1:]]]
-    found, our_gradient = ours_and_gradient(lambda x: [ours(x), *ours.features(x, *ours_of)], pixels)
-    difference = max(relative(a, b) for a, b in zip([*found, our_gradient], [*expected, gradient], strict=True))
     about = {"reference": f"timm {timm.__version__}", "kind": "live", "mapped": len(state)}
     record_property("parity", {**about, "architecture": name, "difference": difference})
     assert difference < tolerance
     assert same_bits(export(ours, naming="timm"), state)
+
+
+def largest_difference(
+    theirs: Callable[[Any], list[Any]], ours: Callable[[Any], list[Any]], pixels: np.ndarray, *, gradient: bool
+) -> float:
+    """Of outputs of a PyTorch function and of ours, and with ``gradient`` of the gradient, as in
+    :func:`outputs_and_gradient`.
+    """
+    if gradient:
+        (expected, slope), (found, our_slope) = outputs_and_gradient(theirs, pixels), ours_and_gradient(ours, pixels)
+        pairs = zip([*found, our_slope], [*expected, slope], strict=True)
+    else:
+        with torch.no_grad():
+            outputs = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+        pairs = zip(jax.jit(ours)(pixels), [output.numpy() for output in outputs], strict=True)
+    return max(relative(a, b) for a, b in pairs)
 
 
 def outputs_and_gradient(call: Callable[[Any], list[Any]], pixels: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

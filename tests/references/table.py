@@ -18,9 +18,9 @@ ABOUT = """# Released weights
 Written by `python -m tests.references.table`; not edited by hand.
 
 Each row compares a model with its reference implementation under the same random weights, which are loaded by
-their released names: logits, the features of every stage or block, and the gradient of a scalar loss with respect
-to the input (for language models, to every parameter), in float32. The difference is max|ours - theirs| /
-max|theirs|, the largest of them. "live" runs the reference; "recorded" compares with outputs that a script under
+their released names: logits, the features of every stage or block, and once for each kind of block the gradient of a
+scalar loss with respect to the input (for language models, to every parameter), in float32. The difference is
+max|ours - theirs| / max|theirs|, the largest of them. "live" runs the reference; "recorded" compares with outputs that a script under
 tests/references recorded. Models are compared with fewer blocks and features than published; parameter counts are
 compared for the published sizes. A row that says "layer" compares one layer and its gradient; one that says "op"
 an op with no parameters; one that says "read by timm" a file of ours, or of the authors' names, which timm's

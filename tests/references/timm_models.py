@@ -94,8 +94,8 @@ _WIDTHS = (8, 16, 24, 32)
 _BOTTLENECKS = tuple(4 * width for width in _WIDTHS)
 _CONVNEXT = {"dims": _WIDTHS, "depths": (1, 2, 1, 1)}, {"features": _WIDTHS, "depths": (1, 2, 1, 1)}
 _SWIN: tuple[Options, Options] = (
-    {"embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 2, 4), "window_size": 4, "img_size": 64},
-    {"features": (16, 32, 64), "depths": (2, 2, 2), "num_heads": (2, 2, 4), "window": 4, "image_size": 64},
+    {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4, "img_size": 32},
+    {"features": (16, 32), "depths": (2, 2), "num_heads": (2, 4), "window": 4, "image_size": 32},
 )
 _MAMBAOUT = {"dims": (16, 24), "depths": (1, 1)}, {"features": (16, 24), "depths": (1, 1), "num_heads": (1, 1)}
 _FOCAL = {"features": (16, 32), "depths": (1, 1), "num_heads": (1, 1)}
@@ -245,17 +245,17 @@ FAMILIES = {
         {
             "maxvit_tiny": (
                 {
-                    "embed_dim": (32, 64, 64),
-                    "depths": (1, 2, 1),
+                    "embed_dim": (32, 64),
+                    "depths": (1, 2),
                     "stem_width": 16,
                     "head_hidden_size": 64,
                     "transformer_window_size": (2, 2),
                     "img_size": 64,
                 },
                 {
-                    "features": (32, 64, 64),
-                    "num_heads": (1, 2, 2),
-                    "depths": (1, 2, 1),
+                    "features": (32, 64),
+                    "num_heads": (1, 2),
+                    "depths": (1, 2),
                     "stem": 16,
                     "image_size": 64,
                     "window": 2,
@@ -263,7 +263,7 @@ FAMILIES = {
             )
         },
         (2, 64, 64, 3),
-        lambda name: {"indices": (1, 2, 3)},
+        lambda name: {"indices": (1, 2)},
         published=("maxvit_tiny_tf_224", *_stages(1)),
         listed="maxvit_*_tf_*",
         reference=lambda name: f"maxvit_{name.split('_')[1]}_tf_{variant(name).config.image_size}",  # type: ignore[attr-defined]
@@ -297,13 +297,13 @@ FAMILIES = {
         published=("resnet50", *_stages(1, "layers")),
         family="resnet",
     ),
-    # Maps of 16x16, 8x8 and 4x4 tokens, in windows of 4x4.
+    # Maps of 8x8 and 4x4 tokens, in windows of 4x4.
     "swin": Family(
         "swin_transformer",
         ("swin_",),
         {"swin_tiny_patch4_window7_224": _SWIN},
-        (2, 64, 64, 3),
-        published=("swin_tiny_patch4_window7_224", *_stages(2)),
+        (2, 32, 32, 3),
+        published=("swin_tiny_patch4_window7_224", *_stages(1)),
         listed="swin_*",
         row=lambda name: "swin_tiny",
     ),
@@ -312,10 +312,10 @@ FAMILIES = {
         "swin_transformer_v2",
         ("swinv2_",),
         {"swinv2_tiny_window8_256": _SWIN},
-        (2, 64, 64, 3),
+        (2, 32, 32, 3),
         tolerance=5e-5,
         finish=_at_its_limit,
-        published=("swinv2_tiny_window16_256", *_stages(2)),
+        published=("swinv2_tiny_window16_256", *_stages(1)),
         listed="swinv2_*",
         row=lambda name: "swinv2_tiny",
     ),

@@ -151,11 +151,6 @@ def run(model: nnx.Module, x: Any, method: str = "__call__", **options: Any) -> 
     return jax.device_get(jax.jit(lambda state, x: getattr(nnx.merge(graphdef, state), method)(x, **options))(state, x))
 
 
-@functools.cache
-def outputs(family: str) -> np.ndarray:
-    return run(tiny(family), inputs(family))
-
-
 def shallow(family: str) -> dict[str, Any]:
     """One block, or one in each of two stages."""
     return {"depths": (1, 1)} if issubclass(kind_of(family), Pyramid) else {"depth": 1}

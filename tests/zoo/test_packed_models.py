@@ -34,12 +34,18 @@ FORMS = [(family, {}) for family in PARTS if issubclass(kind_of(family), Causal)
     ids=lambda value: ("-".join(value) or "plain") if isinstance(value, dict) else getattr(value, "__name__", value),
 )
 def test_documents_of_a_row_are_as_if_alone(family: str, options: dict[str, Any], dtype: type) -> None:
-    """Logits and gradients of whole rows, and logits of rows read piece by piece."""
+    """Logits and gradients of whole rows, and logits of rows read piece by piece; tests/layers/test_mixers.py has each
+    mixer. A model whose blocks are given nothing but tokens is traced.
+    """
     model = make(family, **{"depth": 1, **options})
     parts = mixers(model.blocks)
     if not all("segment_ids" in mixer.honors for mixer in parts):
         with pytest.raises(ValueError, match=r"does not honor segment_ids: \w.{20,}"):
             model(jnp.zeros((1, 4), jnp.int32), segment_ids=jnp.zeros((1, 4), jnp.int32))
+        return
+    if family != "transformer" and model.per_block() is None and model.handed_on(jnp.zeros((1, 1, 16))) is None:
+        ids = np.zeros((1, 2 * model.segment_multiple), np.int32)
+        assert jax.eval_shape(lambda ids: nnx.clone(model)(ids, segment_ids=ids), ids).shape == (*ids.shape, 11)
         return
     rng = np.random.default_rng(0)
     rows = Rows.of(model.segment_multiple)

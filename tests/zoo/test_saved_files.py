@@ -27,9 +27,9 @@ ISOTROPIC = {"features": 32, "depth": 2, "num_heads": 2, "image_size": SIZE, "pa
 BARE = {"num_classes": 0}
 TEXT = {"vocab_size": 61, "features": 32, "depth": 2}
 MAXVIT = {
-    "features": (32, 64, 64),
-    "num_heads": (1, 2, 2),
-    "depths": (1, 2, 1),
+    "features": (32, 64),
+    "num_heads": (1, 2),
+    "depths": (1, 2),
     "stem": 16,
     "image_size": 64,
     "window": 2,
@@ -97,8 +97,8 @@ _VIT = {
 }
 _TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": SIZE, "patch_size": 14, "num_classes": 5}
 _TIMM_MAXVIT = {
-    "embed_dim": (32, 64, 64),
-    "depths": (1, 2, 1),
+    "embed_dim": (32, 64),
+    "depths": (1, 2),
     "stem_width": 16,
     "head_hidden_size": 64,
     "transformer_window_size": (2, 2),
