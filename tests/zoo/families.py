@@ -129,6 +129,11 @@ classifiers = pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *ENCODERS])
 every = pytest.mark.parametrize("family", FAMILIES)
 # What is between the blocks, and a family of each whose blocks do not ask for more than any mixer gives.
 BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encoder: "bert"}
+# Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, positions, tables.
+OWNERS = (
+    *BACKBONES.values(), "agent", "cait", "eva", "gpt2", "linear_attention", "longformer", "lookhere", "maxvit", "pvt_v1",
+    "rwkv7", "t2t_vit",
+)  # fmt: skip
 # Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
 # modules are joined, and is expensive to try, is tried with the others.
 OF_KNOWN_PARTS = ("eva", "gpt2", "gptj", "llama", "longvit", "pythia", "roberta", "s4d_pixels", "swin")

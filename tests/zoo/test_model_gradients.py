@@ -20,7 +20,18 @@ from layers.state import flatten_state
 from tests.layers.mixer_cases import FORMS, relative
 from tests.layers.test_gradient_sums import LAYERS, assert_kept
 from tests.tiers import tiered
-from tests.zoo.families import BACKBONES, FAMILIES, IMAGE_FAMILIES, PARTS, inputs, least, make, one_stage, tiny
+from tests.zoo.families import (
+    BACKBONES,
+    FAMILIES,
+    IMAGE_FAMILIES,
+    OWNERS,
+    PARTS,
+    inputs,
+    least,
+    make,
+    one_stage,
+    tiny,
+)
 from zoo.backbones.causal import Causal
 from zoo.backbones.pyramid import Pyramid
 
@@ -186,13 +197,6 @@ def test_forward_mode(family: str) -> None:
     assert inner(curved, curved) > 0
 
 
-# Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, positions, tables.
-SUMMED = (
-    *BACKBONES.values(), "agent", "cait", "eva", "gpt2", "linear_attention", "longformer", "lookhere", "maxvit", "pvt_v1",
-    "rwkv7", "t2t_vit",
-)  # fmt: skip
-
-
 def owned(module: nnx.Module) -> set[tuple[type, str]]:
     """Its parameters, by the class that has them and their name there."""
     parts = [part for _, part in nnx.iter_modules(module)]
@@ -202,7 +206,7 @@ def owned(module: nnx.Module) -> set[tuple[type, str]]:
 @pytest.mark.full
 def test_sums_over_rows_are_of_all_parameters() -> None:
     layers = [make(dtype=None, rngs=nnx.Rngs(0)) for make, _ in LAYERS.values()]
-    layers += [LayerScale(8, 0.5, rngs=nnx.Rngs(0)), *(case.declared for case in FORMS), *map(tiny, SUMMED)]
+    layers += [LayerScale(8, 0.5, rngs=nnx.Rngs(0)), *(case.declared for case in FORMS), *map(tiny, OWNERS)]
     known = set().union(*map(owned, layers))
     assert {family: new for family in FAMILIES if (new := owned(tiny(family)) - known)} == {}
 
@@ -210,7 +214,7 @@ def test_sums_over_rows_are_of_all_parameters() -> None:
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("family", "dtype", "rows"),
-    [*((family, "bfloat16", 512) for family in SUMMED), ("bert", "float16", 2304), ("vit", "float16", 2304)],
+    [*((family, "bfloat16", 512) for family in OWNERS), ("bert", "float16", 2304), ("vit", "float16", 2304)],
 )
 def test_gradients_keep_the_sum_over_many_rows(family: str, dtype: str, rows: int) -> None:
     """Tables, biases, scales, positions, tokens, tied heads: see tests/layers/test_gradient_sums.py."""
