@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,23 @@ def _import_timm() -> Any:
 timm = _import_timm()
 
 
+class _Unchanged(torch.overrides.TorchFunctionMode):
+    """What would change an array in place leaves it: of shapes alone, initializers take most of the time."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if args and name.endswith("_") and not name.startswith("_") and name != "requires_grad_":
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def without_arrays() -> Iterator[None]:
+    """PyTorch's models are made with names and shapes, and nothing is allocated."""
+    with torch.device("meta"), _Unchanged():
+        yield
+
+
 def randomize(reference: Any, seed: int = 0) -> dict[str, np.ndarray]:
     """Gives every parameter and statistic of a PyTorch module a random value of its usual size; returns its state dict.
 
@@ -79,7 +96,7 @@ def assert_listed_as_by_timm(name: str, reference: str, default_cfgs: Mapping[st
     """Parameter count and released checkpoints of a variant are those of timm's model ``reference``, and ``names`` and
     shapes; nothing is allocated."""
     entry = variant(name)
-    with torch.device("meta"):
+    with without_arrays():
         theirs = timm.create_model(reference)
     if names:
         ours: Any = abstract(entry, entry.config)
