@@ -20,7 +20,7 @@ from zoo.backbones.encoder import Encoder
 from zoo.backbones.isotropic import Isotropic
 from zoo.backbones.pyramid import Pyramid
 from zoo.creation import create_abstract
-from zoo.registry import Variant, variant
+from zoo.registry import Variant, abstract, variant
 
 # What makes a variant tiny, as far as its architecture has the field.
 COMMON: dict[str, Any] = {
@@ -187,6 +187,18 @@ def least(family: str) -> dict[str, Any]:
         shares = isinstance(model, Causal) and model.per_block() is not None
         smaller = [{"depth": depth} for depth in (1, 2)[shares:]]
     return next((sizes for sizes in smaller if kinds(sizes) == kinds({})), {})
+
+
+def counted_from_two(entry: Any) -> int:
+    """Parameters of a variant if the blocks after a stage's second are as that, which many copies need not show."""
+    depths = getattr(entry.config, "depths", None) or (entry.config.depth,)
+    few = tuple(min(depth, 2) for depth in depths)
+    sizes = {"depths": few} if hasattr(entry.config, "depths") else {"depth": few[0]}
+    leaves = flatten(abstract(entry, dataclasses.replace(entry.config, **sizes)), nnx.Param)
+    second = {name: re.match(r"(?:stages\.(\d+)\.)?blocks\.1\.", name) for name in leaves}
+    return sum(
+        leaf.size * (depths[int(second[name][1] or 0)] - 1 if second[name] else 1) for name, leaf in leaves.items()
+    )
 
 
 def modules(family: str) -> set[type]:

@@ -26,6 +26,7 @@ from tests.zoo.families import (
     PARTS,
     VARIANTS,
     classifiers,
+    counted_from_two,
     every,
     images,
     inputs,
@@ -215,18 +216,6 @@ def counted() -> list[Any]:
         family: min((VARIANTS[n].parameters or 0, n) for n, f in published if f == family)[1] for _, family in published
     }
     return tiered(published, lambda row: least[row[1]] == row[0])
-
-
-def counted_from_two(entry: Any) -> int:
-    """Parameters of a variant if the blocks after a stage's second are as that, which many copies need not show."""
-    depths = getattr(entry.config, "depths", None) or (entry.config.depth,)
-    few = tuple(min(depth, 2) for depth in depths)
-    sizes = {"depths": few} if hasattr(entry.config, "depths") else {"depth": few[0]}
-    leaves = flatten(abstract(entry, dataclasses.replace(entry.config, **sizes)), nnx.Param)
-    second = {name: re.match(r"(?:stages\.(\d+)\.)?blocks\.1\.", name) for name in leaves}
-    return sum(
-        leaf.size * (depths[int(second[name][1] or 0)] - 1 if second[name] else 1) for name, leaf in leaves.items()
-    )
 
 
 @pytest.mark.parametrize(("name", "family"), counted())

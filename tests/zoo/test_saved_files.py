@@ -1,5 +1,5 @@
-"""What ``zoo.save`` writes, read by the libraries whose names it has: nothing is missing, nothing left over, and the
-outputs are equal.
+"""What ``zoo.save`` writes, read by the libraries whose names it has: nothing is missing, nothing left over, and where
+they convert what they read, the outputs are equal.
 """
 
 from __future__ import annotations
@@ -269,6 +269,10 @@ def _output(model: Any, x: np.ndarray) -> np.ndarray:
     return out.numpy()
 
 
+# Names that their readers change; of the others the live comparisons have the outputs, with the same names.
+CONVERTED = ("vision_transformer", "big_vision", "dinov2", "original", "state_spaces")
+
+
 @pytest.mark.parametrize(("name", "naming"), READ, ids=[f"{name}-{naming}" for name, naming in READ])
 def test_its_library_reads_the_file(name: str, naming: str, tmp_path: Path) -> None:
     options, read = READ[name, naming]
@@ -276,6 +280,8 @@ def test_its_library_reads_the_file(name: str, naming: str, tmp_path: Path) -> N
     file = tmp_path / ("a.npz" if zoo.variant(name).rules[naming].layout == "jax" else "a.safetensors")
     zoo.save(model, file, naming=naming)
     theirs = read(file)
+    if naming not in CONVERTED:
+        return
     x = (
         images(2, *2 * (options["image_size"],), 3)
         if "image_size" in options

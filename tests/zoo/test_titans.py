@@ -12,11 +12,12 @@ import pytest
 from flax import nnx
 
 import zoo
-from layers import Memory, parameter_count
+from layers import Memory
 from layers.memory.choices import Elastic, GradientDescent, MLPMemory, Retention
 from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
-from zoo.registry import abstract, variant
+from tests.zoo.families import counted_from_two
+from zoo.registry import variant
 
 NAMES = [name for family in ("titans", "moneta", "yaad", "memora") for name in zoo.list_models(f"{family}_*")]
 SMALL: dict[str, Any] = {"vocab_size": 13, "features": 16, "num_heads": 2, "depth": 2}
@@ -28,7 +29,7 @@ SMALL: dict[str, Any] = {"vocab_size": 13, "features": 16, "num_heads": 2, "dept
 def test_sizes_are_those_of_the_names(name: str) -> None:
     size = name.rpartition("_")[2]
     named = float(size[:-1]) * {"m": 1e6, "b": 1e9}[size[-1]]
-    assert abs(parameter_count(abstract(variant(name), variant(name).config)) / named - 1) < 0.03
+    assert abs(counted_from_two(variant(name)) / named - 1) < 0.03
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("nano")])
