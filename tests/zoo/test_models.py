@@ -34,6 +34,7 @@ from tests.zoo.families import (
     make,
     modules,
     of_new_parts,
+    options,
     run,
     shallow,
     smallest,
@@ -41,6 +42,7 @@ from tests.zoo.families import (
 )
 from training import optimizer as optimizers
 from zoo.backbones.pyramid import Pyramid
+from zoo.creation import create_abstract
 from zoo.registry import abstract
 from zoo.weights import export
 
@@ -100,7 +102,7 @@ def test_what_decays_and_what_muon_takes(family: str) -> None:
     """Weights that multiply features decay: no table, no token, no rate of a state space. Muon's are the linear ones
     inside blocks.
     """
-    model = abstract(VARIANTS[smallest(family)], VARIANTS[smallest(family)].config)
+    model = create_abstract(smallest(family), **options(family))
     optimizer = optimizers.create(
         model, flatten(model, nnx.Param), {"name": "muon", "learning_rate": 0.1, "weight_decay": 0.1}
     )
@@ -165,18 +167,18 @@ def test_tokens_beyond_the_vocabulary_are_refused(family: str) -> None:
 def test_names_come_and_go(family: str) -> None:
     """Under each naming, another model of the same sizes becomes the same bits."""
     pairs: dict[str, tuple[nnx.Module, nnx.Module]] = {}
-    for naming, options in {
+    for naming, differing in {
         **{name: rules.config for name, rules in VARIANTS[smallest(family)].rules.items()},
         "zoo": {},
     }.items():
-        options = (
-            {**options, "num_classes": 0}
+        differing = (
+            {**differing, "num_classes": 0}
             if naming == "bare" and hasattr(VARIANTS[smallest(family)].config, "num_classes")
-            else options
+            else differing
         )
-        key = repr(options)
+        key = repr(differing)
         if key not in pairs:
-            pairs[key] = make(family, **options) if options else tiny(family), make(family, **options)
+            pairs[key] = make(family, **differing) if differing else tiny(family), make(family, **differing)
         model, other = pairs[key]
         assign(other, {name: np.full(leaf.shape, 2, leaf.dtype) for name, leaf in flatten(other).items()})
         zoo.load(other, export(model, naming=naming), naming=naming)
