@@ -191,6 +191,7 @@ def test_names_come_and_go(family: str) -> None:
 def test_names_for_recipes_cover_every_parameter(family: str) -> None:
     model = tiny(family)
     parameters = flatten(model, nnx.Param)
+    assert list(parameters) == [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
     ids = model.layer_ids()
     assert set(ids) == set(parameters)
     assert set(ids.values()) == set(range(max(ids.values()) + 1))  # no depth is left out
