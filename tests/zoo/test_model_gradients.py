@@ -218,4 +218,7 @@ def test_sums_over_rows_are_of_all_parameters() -> None:
 )
 def test_gradients_keep_the_sum_over_many_rows(family: str, dtype: str, rows: int) -> None:
     """Tables, biases, scales, positions, tokens, tied heads: see tests/layers/test_gradient_sums.py."""
-    assert_kept(make(family, dtype=dtype, **least(family)), inputs(family, 16, batch=1), rows, scale=1024.0)
+    model, x = make(family, dtype=dtype, **least(family)), inputs(family, 16, batch=1)
+    if family == "rwkv7":  # the channel mixer alone has what no mixer has
+        model, x = model.blocks[0].channel, np.random.default_rng(0).standard_normal((1, 16, 16)).astype(jnp.bfloat16)
+    assert_kept(model, x, rows, scale=1024.0)
