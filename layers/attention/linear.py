@@ -119,8 +119,8 @@ class LinearAttention(ProjectedAttention):
             return super().init_state(batch_size, max_length, dtype)
         features = jax.eval_shape(self.feature_map, jax.ShapeDtypeStruct((self.head_dim,), jnp.float32)).shape[-1]
         memory = (batch_size, self.num_heads, features, self.head_dim + 1)
-        zeros = jnp.zeros((batch_size,), jnp.int32)
-        return LinearAttentionState(jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)), zeros, zeros)
+        length, segment = (jnp.zeros((batch_size,), jnp.int32) for _ in range(2))
+        return LinearAttentionState(jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)), length, segment)
 
     def core_next(
         self,

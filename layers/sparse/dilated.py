@@ -259,8 +259,10 @@ class DilatedAttention(ProjectedAttention):
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype)
         places = [-(-min(w, max_length or w) // r) for w, r in self.pairs]
-        zeros = tuple(jnp.zeros((batch_size, self.num_heads, n, self.head_dim), dtype) for n in places)
-        return DilatedCache(zeros, zeros, jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.int32))
+        keys, values = (
+            tuple(jnp.zeros((batch_size, self.num_heads, n, self.head_dim), dtype) for n in places) for _ in range(2)
+        )
+        return DilatedCache(keys, values, jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.int32))
 
     def core_next(
         self,

@@ -99,10 +99,9 @@ def test_chunks_equal_the_sequential_form(name: str, chunk: int) -> None:
     assert relative(got[1, :, :9], want[1, :, :9]) < 1e-12
 
 
-@pytest.mark.parametrize("name", tiered(MEMORIES, lambda name: name == "titans"))
-def test_chunks_equal_the_sequential_form_in_float32(name: str) -> None:
-    """For tokens as the layer makes them."""
-    layer = NeuralMemory(16, num_heads=2, memory=name, rngs=nnx.Rngs(0))
+def test_chunks_equal_the_sequential_form_in_float32() -> None:
+    """For tokens as the layer makes them; those of other memories one at a time in test_mixers.py."""
+    layer = NeuralMemory(16, num_heads=2, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 75, 16)), jnp.float32)
     assert layer.conv is not None
     tokens = layer.tokens(x, layer.conv(layer.project(x)), None)
@@ -173,7 +172,7 @@ def formula(layer: NeuralMemory, x: np.ndarray, chunk: int) -> np.ndarray:
     return (gated.reshape(len(x), -1) * weights["norm.scale"]) @ weights["out.kernel"]
 
 
-@pytest.mark.parametrize(("depth", "chunk"), tiered([(1, 1), (2, 1), (3, 1), (2, 4)], lambda case: case == (2, 4)))
+@pytest.mark.parametrize(("depth", "chunk"), tiered([(1, 1), (3, 1), (2, 4)], lambda case: case == (2, 4)))
 def test_the_layer_is_the_paper(depth: int, chunk: int) -> None:
     memory = Memory(MLPMemory(depth), algorithm=GradientDescent(clip=None))
     with jax.enable_x64(True):
@@ -327,7 +326,7 @@ def test_extreme_tokens_leave_it_finite(name: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", MEMORIES)
-def test_a_hundred_thousand_tokens_of_decoding(name: str) -> None:
+def test_thirty_thousand_tokens_of_decoding(name: str) -> None:
     """One at a time, some of them huge: the memory's weights stay bounded from the first thousand to the last."""
     layer = NeuralMemory(4, num_heads=1, memory=name, chunk=8, conv_size=None, rngs=nnx.Rngs(0))
     graph, params = nnx.split(layer)
@@ -344,7 +343,7 @@ def test_a_hundred_thousand_tokens_of_decoding(name: str) -> None:
                 jnp.max(jnp.stack([jnp.max(jnp.abs(w)) for w in jax.tree.leaves(state.memory)])),
             )
 
-        return jax.lax.scan(step, mixer.init_state(1), jnp.arange(100_000))[1]
+        return jax.lax.scan(step, mixer.init_state(1), jnp.arange(30_000))[1]
 
     outputs, weights = (np.asarray(x) for x in decode(params, jax.random.key(0)))
     assert np.isfinite(outputs).all()
@@ -352,9 +351,8 @@ def test_a_hundred_thousand_tokens_of_decoding(name: str) -> None:
     assert weights[1000:].max() < 10 * weights[:1000].max()
 
 
-@pytest.mark.parametrize("name", tiered(MEMORIES, lambda name: name == "titans"))
-def test_a_state_can_be_donated(name: str) -> None:
-    layer = NeuralMemory(4, num_heads=1, memory=name, rngs=nnx.Rngs(0))
+def test_a_state_can_be_donated() -> None:
+    layer = NeuralMemory(4, num_heads=1, rngs=nnx.Rngs(0))
     extend = jax.jit(lambda x, state: layer.extend(x, state)[1], donate_argnums=1)
     state = layer.init_state(1)
     for _ in range(2):
