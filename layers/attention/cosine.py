@@ -73,8 +73,8 @@ class CosineAttention(ProjectedAttention):
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype)
         memory = (batch_size, self.num_heads, self.head_dim, self.head_dim)
-        zeros = jnp.zeros((batch_size,), jnp.int32)
-        return LinearAttentionState(jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)), zeros, zeros)
+        length, segment = (jnp.zeros((batch_size,), jnp.int32) for _ in range(2))
+        return LinearAttentionState(jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)), length, segment)
 
     def core_next(
         self,

@@ -1,7 +1,7 @@
 """The forms of every registered mixer that the suite runs.
 
 A mixer without an entry in OPTIONS is tested with its default options, both ways if it supports both:
-a new mixer needs no line here. An entry adds the option sets whose code differs.
+a new mixer needs no line here. An entry adds the option sets whose code differs; those after the first run one way.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "neural_memory": {
         "plain": {},
         "deep": {
-            "memory": Memory(MLPMemory(3, 1, residual=True), algorithm=GradientDescent(momentum=False)),
+            "memory": Memory(MLPMemory(2, 1, residual=True), algorithm=GradientDescent(momentum=False)),
             "chunk": 5,
             "persistent": 3,
         },
@@ -192,15 +192,15 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"kernel_init": truncated_normal(0.5)},
         "rotary": {"kernel_init": truncated_normal(0.5), "rotary": 100.0, "qk_norm": "rms", "use_bias": False},
     },
-    "titans_mac": {"plain": {"segment": 5, "persistent": 2}, "chunks": {"segment": 4, "chunk": 2, "persistent": 0}},
     # Deeper memories are neural_memory's and titans_mac's.
+    "titans_mac": {
+        "plain": {"segment": 5, "persistent": 2},
+        "chunks": {"segment": 4, "chunk": 2, "persistent": 0, "memory": Memory(MLPMemory(1))},
+    },
     "titans_mag": {"plain": {"window": 4, "persistent": 2, "chunk": 5, "memory": Memory(MLPMemory(1))}},
     "titans_mal": {"plain": {"window": 4, "persistent": 2, "chunk": 5, "memory": Memory(MLPMemory(1))}},
     "parallel": {"plain": {}, "mixed": {"branches": ("attention", {"name": "dilated", "rate": 2})}},
 }
-
-# Forms that only look back, of mixers that have others.
-CAUSAL_ONLY = {("routing", "last")}
 
 # Parameters that can't have a gradient, and why.
 _SHIFT = "a shift common to all keys of a query leaves its softmax as it was"
@@ -224,10 +224,14 @@ class MixerCase:
         return f"mixer {self.name}"
 
     @property
+    def is_first(self) -> bool:
+        """Whether it has a mixer's first options."""
+        return self.label == next(iter(OPTIONS.get(self.name, {"plain": {}})))
+
+    @property
     def quick(self) -> bool:
-        """Whether it is of the quick tier: a mixer's first options, causal where it can be, which promises most."""
-        first = next(iter(OPTIONS.get(self.name, {"plain": {}})))
-        return self.label == first and self.causal == layers.mixer_class(self.name).supports_causal
+        """Whether it is of the quick tier: first options, causal where it can be, which promises most."""
+        return self.is_first and self.causal == layers.mixer_class(self.name).supports_causal
 
     @property
     def options(self) -> dict[str, Any]:
@@ -247,26 +251,31 @@ class MixerCase:
     @functools.cached_property
     def declared(self) -> Mixer:
         """The mixer without arrays, for what it says of itself: a suite is collected without drawing weights."""
-        return abstract(self._build)
+        return abstract(self.build)
 
-    def _build(self, rngs: nnx.Rngs, **common: Any) -> Mixer:
+    def build(self, rngs: nnx.Rngs, **common: Any) -> Mixer:
+        """As :meth:`make`, of weights that ``rngs`` gives."""
         place = Place(num_heads=HEADS, **common)
         return layers.create_mixer(self.name, FEATURES, causal=self.causal, place=place, rngs=rngs, **self.options)
 
     def make(self, **common: Any) -> Mixer:
         """The mixer, always of the same weights."""
-        return make(functools.partial(self._build, **common), nnx.Rngs(0))
+        return make(functools.partial(self.build, **common), nnx.Rngs(0))
+
+
+def ways(name: str, label: str) -> list[bool]:
+    """Whether a form looks back only: first options both ways, where there are two, others only back."""
+    cls, (first, *_) = layers.mixer_class(name), OPTIONS.get(name, {"plain": {}})
+    both = [False] * cls.supports_bidirectional + [True] * cls.supports_causal
+    return both if label == first else both[-1:]
 
 
 CASES = [
     MixerCase(name, label, causal)
     for name in layers.list_mixers()
     for label in OPTIONS.get(name, {"plain": {}})
-    for causal in ((True,) if (name, label) in CAUSAL_ONLY else (False, True))
-    if (layers.mixer_class(name).supports_causal if causal else layers.mixer_class(name).supports_bidirectional)
+    for causal in ways(name, label)
 ]
-
-
 # Both directions of a form have the same parameters and sums: the last is that which looks back, where there is one.
 FORMS = list({(case.name, case.label): case for case in CASES}.values())
 # One of each way to mix.
@@ -291,9 +300,10 @@ class Compiled:
 
     Attributes:
       whole: of tokens that are all real, without a mask.
+      masked: of tokens that may be padding, and of documents.
       gradient: of parameters and input, and the output, of tokens that may be padding, and of documents: one program
-        for both, but of quick forms that look back, whose documents are of the full tier.
-      half: the output in bfloat16 of tokens that may be padding.
+        for both, but of quick forms that look back, which have no documents there.
+      half: the output in bfloat16 of tokens that are all real.
       extend: a few tokens more, of which a row may have fewer.
       extend_documents: the same where documents begin.
       stepwise: one token at a time from an empty state.
@@ -306,15 +316,21 @@ class Compiled:
         self.grid = "sequence" not in self.mixer.layouts
         self._case = case
         self.whole = by_reference(lambda x: self.merged()(x, self.known(x)))
+        self.masked = by_reference(lambda x, mask, ids: self.merged()(x, self.known(x, mask, ids)))
         self._gradient = by_reference(self._slopes)
         self._gradient_by_default = jax.jit(self._slopes)
         self._given_ids = case.packs and "roles" not in self.mixer.honors and not (case.quick and case.causal)
-        self.half = jax.jit(self._half)
+        self.half = jax.jit(lambda x, mask: nnx.clone(self.low)(x.astype(jnp.bfloat16), self.known(x, mask)))
         self.extend = by_reference(lambda x, state, mask: self.merged().extend(x, state, mask))
         self.extend_documents = by_reference(
             lambda x, state, mask, ids: self.merged().extend(x, state, Tokens(mask, segment_ids=ids))
         )
         self.stepwise = by_reference(self._stepwise)
+
+    @property
+    def one_document(self) -> np.ndarray | None:
+        """Segment ids of :meth:`inputs`, where each row is a document; none for a mixer that takes none."""
+        return np.zeros((2, PADDED), np.int32) if self._case.packs else None
 
     @functools.cached_property
     def low(self) -> Mixer:
@@ -365,6 +381,13 @@ class Compiled:
         run = self._gradient_by_default if by_default else self._gradient
         return run(x, weight, mask, *(() if ids is None else (ids,)))
 
+    def forward(self, x: np.ndarray, mask: np.ndarray, ids: np.ndarray | None) -> jax.Array:
+        """The output of tokens that may be padding, and of documents, by a program that other tests of the tier compile
+        too."""
+        if self._case.is_first and self._case.name not in VARIOUS:
+            return self.masked(x, mask, ids)
+        return self.gradient(x, x, mask, ids if self._given_ids else None)[1]
+
     def output(self, x: np.ndarray) -> np.ndarray:
         """For tokens that are all real, by the program of the gradients: to compile ``whole`` takes as long as some
         other test."""
@@ -384,9 +407,6 @@ class Compiled:
     ) -> tuple[jax.Array, jax.Array]:
         y = nnx.merge(self.graphdef, state)(x, self.known(x, mask, ids))
         return jnp.sum(jnp.where(mask[..., None], weight * y**2 + y, 0)), y
-
-    def _half(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        return nnx.clone(self.low)(x.astype(jnp.bfloat16), self.known(x, mask))
 
     def _stepwise(self, x: jax.Array) -> jax.Array:
         mixer = self.merged()

@@ -91,6 +91,31 @@ def both(mix: Mix, rows: Rows, params: Any, x: np.ndarray, weight: np.ndarray) -
     return (y, (slope[0], rows.alone(np.asarray(slope[1])))), (y_alone, slope_alone)
 
 
+def alone(run: Callable[..., Any], rows: Rows, length: int, *arrays: np.ndarray) -> list[Any]:
+    """``run(*arrays, mask)`` for the documents, each in a row of its own of ``length``, two at a time."""
+    more = (0, length - rows.longest)
+    given = [np.pad(rows.alone(a), ((0, 0), more, (0, 0))[: a.ndim]) for a in (*arrays, rows.mask)]
+    return [run(*(a[i : i + 2] for a in given)) for i in range(0, len(given[0]), 2)]
+
+
+def by_one_program(
+    gradient: Callable[..., Any], rows: Rows, length: int, x: np.ndarray, weight: np.ndarray
+) -> tuple[Any, Any]:
+    """As :func:`both`, by a program ``gradient(x, weight, mask, ids)`` that gives ((of parameters, of x), y)."""
+    one = np.zeros((2, length), np.int32)
+    (of_parameters, of_x), y = gradient(
+        np.where(rows.mask[..., None], x, x.dtype.type(np.nan)), weight, rows.mask, rows.ids
+    )
+    runs = alone(lambda *given: gradient(*given, one), rows, length, x, weight)
+    wanted, slopes_of_x = (
+        np.concatenate(parts)[:, : rows.longest] for parts in ([r[1] for r in runs], [r[0][1] for r in runs])
+    )
+    slopes = jax.tree.map(lambda *parts: sum(map(np.asarray, parts)), *(r[0][0] for r in runs))
+    real = rows.alone(rows.mask, False)
+    found = rows.alone(np.asarray(y))[real], (of_parameters, rows.alone(np.asarray(of_x)))
+    return found, (wanted[real], (slopes, slopes_of_x))
+
+
 def close(a: Any, b: Any, tolerance: float) -> None:
     """Output and gradients agree, each gradient by the scale of the largest."""
     (y, slopes), (want, wanted) = a, b
@@ -103,10 +128,18 @@ def close(a: Any, b: Any, tolerance: float) -> None:
             assert np.abs(np.asarray(found[name]) - np.asarray(g)).max() < tolerance * scale, name
 
 
-def read(extend: Callable[..., Any], state: Any, rows: Rows, x: np.ndarray, size: int = 8, seed: int = 0) -> np.ndarray:
+def read(
+    extend: Callable[..., Any],
+    state: Any,
+    rows: Rows,
+    x: np.ndarray,
+    size: int = 8,
+    seed: int = 0,
+    always: bool = False,
+) -> np.ndarray:
     """The outputs for rows that are read piece by piece, each call another number of tokens of each row.
 
-    ``extend(x, state, mask, ids)`` is given no ids where no document begins.
+    ``extend(x, state, mask, ids)`` is given no ids where no document begins, unless it is ``always``.
     """
     rng = np.random.default_rng(seed)
     done, counts_of = np.zeros(len(x), int), rows.mask.sum(1)
@@ -117,7 +150,9 @@ def read(extend: Callable[..., Any], state: Any, rows: Rows, x: np.ndarray, size
         piece, ids = np.zeros((len(x), size, *x.shape[2:]), x.dtype), np.full((len(x), size), -1, np.int32)
         for row, (start, count) in enumerate(zip(done, counts, strict=True)):
             piece[row, :count], ids[row, :count] = x[row, start : start + count], rows.ids[row, start : start + count]
-        going_on = all(done[r] and len({*ids[r, : counts[r]], rows.ids[r, done[r] - 1]}) == 1 for r in range(len(x)))
+        going_on = not always and all(
+            done[r] and len({*ids[r, : counts[r]], rows.ids[r, done[r] - 1]}) == 1 for r in range(len(x))
+        )
         y, state = jax.device_get(extend(piece, state, mask, None if going_on else ids))
         for row, count in enumerate(counts):
             out[row].append(y[row, :count])

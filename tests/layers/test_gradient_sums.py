@@ -3,12 +3,15 @@
 All rows are equal here, and so are their gradients: a sum over thousands of them is that many times the gradient
 of one row. Both come from one program, in which rows count by a weight: rounding is the same, adding up is all
 that differs. A sum that is kept in bfloat16 stops growing at 256 equal terms, in float16 at 2,048.
+
+Mixers are made of such layers and of parameters of their own. There the program of the gradients is read, not run: no
+sum over rows may have a narrow result. Products are not such sums: they add up in float32 and round once.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,6 +24,7 @@ from layers.convolution import CausalConvolution
 from layers.depthwise import DepthwiseConv
 from layers.drop import LayerScale
 from layers.linear import Embed, Linear
+from layers.making import abstract
 from layers.mlp import MLP
 from layers.norm import NORMS, create_norm
 from layers.patch import ConvStem, PatchEmbed
@@ -74,15 +78,42 @@ def assert_kept(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: floa
     assert not bad
 
 
-# Float16 keeps more of a sum than bfloat16, and less of a range: one of each way to mix shows what that does.
-FLOAT16 = (
-    "attention", "bilevel_routing", "focal_modulation", "longformer_attention", "mamba", "gated_delta_net",
-    "neural_memory", "routing", "s4d",
-)  # fmt: skip
+# No length or number of features divides by it.
+PRIME = 509
+SUMS = frozenset(
+    ["reduce_sum", "reduce", "scatter-add", "reduce_window", "reduce_window_sum", "select_and_scatter_add", "cumsum"]
+)
 
 
-def names(case: MixerCase) -> set[str]:
-    return set(flatten(case.declared, nnx.Param))
+def narrow_sums(jaxpr: Any) -> Iterator[str]:
+    """Sums over rows, of which there are PRIME, that are kept in a narrow dtype; in a loop, all that are carried."""
+
+    def of_rows(variable: Any) -> bool:
+        return any(size and size % PRIME == 0 for size in getattr(variable.aval, "shape", ()))
+
+    for equation in jaxpr.eqns:
+        name, results = equation.primitive.name, equation.outvars
+        if name == "scan":
+            results = results[: equation.params["num_carry"]]
+        if (name == "scan" or (name in SUMS and any(map(of_rows, equation.invars)))) and any(
+            v.aval.dtype in NARROW and not of_rows(v) for v in results
+        ):
+            yield f"{name} of {[str(v.aval) for v in equation.invars]}"
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from narrow_sums(inner)
+
+
+def read(module: nnx.Module, x: np.ndarray | jax.ShapeDtypeStruct) -> list[str]:
+    """Narrow sums in the program of the gradients of ``module``, which may be abstract; ``x`` is a row, (1, ...)."""
+    module.eval()
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+    def loss(params: Any, rest: Any, x: jax.Array) -> jax.Array:
+        wide = nnx.merge(graphdef, params, rest)(x).astype(jnp.float32)
+        return jnp.mean(wide * wide + wide)
+
+    many = jax.ShapeDtypeStruct((PRIME, *x.shape[1:]), x.dtype)
+    return list(narrow_sums(jax.make_jaxpr(jax.grad(loss))(params, rest, many).jaxpr))
 
 
 def row(case: MixerCase) -> np.ndarray:
@@ -97,9 +128,38 @@ def test_mixers(mixer: str) -> None:
     """The first form, and those with parameters that the ones before had not."""
     known: set[str] = set()
     for case in (case for case in FORMS if case.name == mixer):
-        if not names(case) <= known:
-            known |= names(case)
-            assert_kept(case.make(dtype=jnp.bfloat16), row(case))
+        if not (names := set(flatten(case.declared, nnx.Param))) <= known:
+            known |= names
+            assert read(abstract(functools.partial(case.build, dtype=jnp.bfloat16)), row(case)) == []
+
+
+class Narrow(nnx.Module):
+    """Parameters that become narrow too early."""
+
+    def __init__(self, way: str):
+        self.way, self.table = way, nnx.Param(np.ones((11, 8), np.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        table = self.table.astype(x.dtype)
+        if self.way == "broadcast":
+            return x * table[0]
+        if self.way == "looked up":
+            return table[jnp.argmax(x, -1)]
+        if self.way == "row by row":
+            return jax.lax.map(lambda tokens: tokens * table[0], x)
+        return jax.lax.scan(lambda carry, token: (carry, token @ table.T), 0, x.swapaxes(0, 1))[1]
+
+
+@pytest.mark.parametrize("way", ["broadcast", "looked up", "row by row", "token by token"])
+def test_narrow_sums_are_found(way: str) -> None:
+    assert read(Narrow(way), jax.ShapeDtypeStruct((1, 6, 8), jnp.bfloat16))
+    assert read(Narrow(way), jax.ShapeDtypeStruct((1, 6, 8), jnp.float32)) == []
+
+
+# Float16 keeps more of a sum than bfloat16, and less of a range: one of each way to mix shows what that does.
+FLOAT16 = (
+    "attention", "bilevel_routing", "focal_modulation", "mamba", "gated_delta_net", "neural_memory", "s4d",
+)  # fmt: skip
 
 
 @pytest.mark.full

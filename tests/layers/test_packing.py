@@ -4,6 +4,7 @@ piece by piece, in test_mixers.py); or the mixer says why not.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -16,7 +17,7 @@ from flax import nnx
 import layers
 from layers import Place, Tokens
 from tests.layers.mixer_cases import CASES, FEATURES, GRID, VARIOUS, MixerCase, relative
-from tests.layers.packing import TOLERANCE, Rows, both, close
+from tests.layers.packing import TOLERANCE, Rows, by_one_program, close
 
 
 def is_sequence(case: MixerCase) -> bool:
@@ -38,10 +39,14 @@ def test_documents_of_a_row_are_as_if_alone_in_float64(case: MixerCase) -> None:
         graph, params, rest = nnx.split(mixer, nnx.Param, ...)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
 
-        def mix(params: Any, x: jax.Array, mask: jax.Array, ids: jax.Array | None) -> jax.Array:
-            return nnx.merge(graph, params, rest, copy=True)(x, Tokens(mask, segment_ids=ids))
+        def loss(
+            params: Any, x: jax.Array, weight: jax.Array, mask: jax.Array, ids: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            y = nnx.merge(graph, params, rest, copy=True)(x, Tokens(mask, segment_ids=ids))
+            return jnp.sum(jnp.where(mask[..., None], weight * y**2 + y, 0)), y
 
-        close(*both(mix, rows, params, x, weight), TOLERANCE[np.float64])
+        run = functools.partial(jax.jit(jax.grad(loss, (0, 1), has_aux=True)), params)
+        close(*by_one_program(run, rows, rows.length, x, weight), TOLERANCE[np.float64])
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in KEEPS_APART], ids=str)
