@@ -50,9 +50,10 @@ class _Unchanged(torch.overrides.TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        if args and name.endswith("_") and not name.startswith("_") and name != "requires_grad_":
-            return args[0]
-        return function(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if name.endswith("_") and not name.startswith("_") and name != "requires_grad_":
+            return args[0] if args else next(iter(given.values()))
+        return function(*args, **given)
 
 
 @contextlib.contextmanager
