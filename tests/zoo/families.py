@@ -121,6 +121,11 @@ def make(family: str, **overrides: Any) -> nnx.Module:
     return zoo.create(smallest(family), **options(family, **overrides))
 
 
+def outline(family: str, **overrides: Any) -> Any:
+    """As :func:`make`, of shapes alone."""
+    return create_abstract(smallest(family), **options(family, **overrides))
+
+
 tiny = functools.cache(make)
 IMAGE_FAMILIES = [family for family in FAMILIES if issubclass(kind_of(family), (Isotropic, Pyramid))]
 ENCODERS = [family for family in FAMILIES if issubclass(kind_of(family), Encoder)]
@@ -174,7 +179,7 @@ def least(family: str) -> dict[str, Any]:
     """The fewest blocks, of the fewest stages, that have all kinds of modules and parameters of the tiny variant."""
 
     def kinds(sizes: dict[str, Any]) -> set[Any]:
-        model = create_abstract(smallest(family), **options(family, **sizes))
+        model = outline(family, **sizes)
         names = {re.sub(r"\d+", "#", name) for name in flatten(model, nnx.Param)}
         return names | {type(part) for _, part in nnx.iter_modules(model)}
 

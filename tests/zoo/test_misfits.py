@@ -12,12 +12,12 @@ from flax import nnx
 
 import zoo
 from tests.tiers import tiered
-from tests.zoo.families import BACKBONES, FAMILIES, tiny
+from tests.zoo.families import BACKBONES, PARTS, tiny
 from tests.zoo.test_weights import MODELS, equal, refused
 from zoo.weights import export
 
 
-@pytest.mark.parametrize("family", tiered(FAMILIES, lambda family: family in BACKBONES.values()))
+@pytest.mark.parametrize("family", tiered(PARTS, lambda family: family in BACKBONES.values()))
 def test_every_family_reports_what_does_not_fit(family: str) -> None:
     """A parameter missing, one too many, one of another shape, and another model's file: the strict report, under its
     first naming.

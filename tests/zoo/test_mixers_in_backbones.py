@@ -11,7 +11,7 @@ from flax import nnx
 
 import layers
 from tests.tiers import tiered
-from tests.zoo.families import BACKBONES, ENCODERS, FAMILIES, IMAGE_FAMILIES, every, inputs, kind_of, make, one_stage
+from tests.zoo.families import BACKBONES, ENCODERS, FAMILIES, IMAGE_FAMILIES, every, inputs, kind_of, one_stage, outline
 from zoo.backbones.isotropic import Isotropic
 from zoo.backbones.pyramid import Pyramid
 
@@ -43,15 +43,15 @@ def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
     options = {"name": mixer, "regions": 2} if mixer == "bilevel_routing" else mixer
     if family in ENCODERS and "sequence" not in cls.layouts:
         with pytest.raises(ValueError, match=f"{cls.__name__} takes grids only"):
-            make(family, mixer=options, depth=1)
+            outline(family, mixer=options, depth=1)
         return
     if family not in (*IMAGE_FAMILIES, *ENCODERS) and not cls.supports_causal:
         with pytest.raises(ValueError, match=f"{cls.__name__} is bidirectional only"):
-            make(family, mixer=options, depth=1)
+            outline(family, mixer=options, depth=1)
         return
     # One map shows all of how a pyramid treats a mixer.
     sizes = one_stage(family) if issubclass(kind_of(family), Pyramid) else {"depth": 1}
-    model = make(family, mixer=options, **sizes)
+    model = outline(family, mixer=options, **sizes)
     graphdef, state = nnx.split(model)
     out = jax.eval_shape(lambda state: nnx.merge(graphdef, state, copy=True)(inputs(family)), state)
     assert out.shape[0] == len(inputs(family))

@@ -34,7 +34,7 @@ from tests.zoo.families import (
     make,
     modules,
     of_new_parts,
-    options,
+    outline,
     run,
     shallow,
     smallest,
@@ -42,7 +42,6 @@ from tests.zoo.families import (
 )
 from training import optimizer as optimizers
 from zoo.backbones.pyramid import Pyramid
-from zoo.creation import create_abstract
 from zoo.registry import abstract
 from zoo.weights import export
 
@@ -102,7 +101,7 @@ def test_what_decays_and_what_muon_takes(family: str) -> None:
     """Weights that multiply features decay: no table, no token, no rate of a state space. Muon's are the linear ones
     inside blocks.
     """
-    model = create_abstract(smallest(family), **options(family))
+    model = outline(family)
     optimizer = optimizers.create(
         model, flatten(model, nnx.Param), {"name": "muon", "learning_rate": 0.1, "weight_decay": 0.1}
     )
