@@ -80,21 +80,6 @@ def _padded(real: int) -> Change:
     return change
 
 
-def _hidden_keys(real: int) -> Change:
-    """A pattern's function takes the place of a mask, so what hides keys from ``real`` on is their positions; they are
-    NaN.
-    """
-
-    def change(arrays: Arrays, _: np.random.Generator) -> None:
-        length = arrays["k"].shape[1]
-        for name in ("k", "v"):
-            arrays[name][:, real:] = np.nan
-        at = np.arange(length, dtype=np.int32)
-        arrays["key_positions"] = np.where(at < real, at, -1)[None]
-
-    return change
-
-
 def _padded_queries(real: int) -> Change:
     """Queries from ``real`` on are NaN and attend nothing, while every key is attended by others."""
 
@@ -207,44 +192,32 @@ def _tempered(x: Any, head: Any, q: Any, k: Any, temperature: Any) -> Any:
 _UP = masks.FieldOfView(4, 90.0, prefix=2)
 
 CASES = (
-    _case("plain", 7),
-    _case("length_1", 1),
-    _case("cross", 5, 19, value_dim=3),
-    _case("grouped", 9, heads=6, kv_heads=2, return_lse=True),
-    _case("scale", 9, scale=0.7),
-    _case("causal", 13, heads=4, kv_heads=1, causal=True),
-    _case("causal_more_keys", 5, 11, causal=True, return_lse=True),
-    _case("window", 23, window=(3, 2)),
-    _case("window_causal", 23, causal=True, window=(4, None), return_lse=True),
+    _case("cross_grouped", 5, 19, heads=6, kv_heads=2, value_dim=3, scale=0.7, return_lse=True),
     _case("window_past_the_keys", 23, 9, window=(2, 2), return_lse=True),
     _case("mask", 9, heads=4, kv_heads=2, change=_mask(2, 4, 9, 9), return_lse=True),
-    _case("mask_broadcast", 9, change=_mask(2, 1, 9, 9)),
     _case("bias", 9, heads=4, kv_heads=2, change=_add(bias=(2, 4, 9, 9)), return_lse=True),
     _case("bias_per_head", 9, batch=3, change=_add(bias=(2, 9, 9))),
-    _case("bias_per_key", 9, change=_add(bias=(2, 1, 1, 9)), causal=True),
-    _case("padding", 11, batch=3, change=_padded(6), return_lse=True),
     _case("padding_causal_grouped", 11, batch=3, heads=4, kv_heads=2, change=_padded(6), causal=True, return_lse=True),
     _case("query_padding", 11, 7, heads=4, kv_heads=2, change=_padded_queries(6), return_lse=True),
     _case("identical_keys", 17, change=_identical_keys, return_lse=True),
     _case("large_logits", 17, change=_large_logits, return_lse=True),
-    _case("sinks", 9, heads=4, kv_heads=2, change=_add(sinks=(4,)), causal=True, return_lse=True),
     _case("sinks_empty_rows", 9, change=_both(_mask(2, 1, 9, 9), _add(sinks=(2,))), return_lse=True),
     _case("sigmoid", 9, normalize="sigmoid"),
     _case("sigmoid_masked", 11, batch=3, change=_both(_padded(6), _add(bias=(1, 2, 1, 1))), normalize="sigmoid"),
     _case("cache_step", 1, 16, batch=3, heads=4, kv_heads=2, change=_cache((4, 0, 11), (5, 1, 12)), causal=True, return_lse=True),
     _case("cache_chunk", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, window=(4, None)),
     _case("whole_blocks", 256, batch=1, heads=2, kv_heads=1, head_dim=16, change=_add(sinks=(2,)), causal=True),
-    _case("long", 531, heads=1, batch=1, return_lse=True),
     _case("long_causal", 1031, 1029, heads=2, kv_heads=1, batch=1, head_dim=4, causal=True, return_lse=True),
     _case("long_window", 773, heads=2, kv_heads=1, change=_add(sinks=(2,)), window=(40, 25), return_lse=True),
-    _case("long_window_causal", 773, 790, batch=1, change=_add(bias=(1, 2, 1, 790)), causal=True, window=(300, None)),
     _case("long_window_bias", 601, batch=1, change=_add(bias=(1, 2, 601, 601)), window=(100, 3)),
     _case("long_window_past_the_keys", 901, 530, batch=1, window=(70, 70), return_lse=True),
-    _case("long_bias_per_head", 531, batch=1, change=_add(bias=(2, 531, 531)), causal=True),
     _case("long_padding", 600, batch=2, change=_padded(531), return_lse=True),
     _case("long_cache", 300, 530, change=_cache((4, 200), (304, 500)), causal=True, window=(64, None), return_lse=True),
     _case("routed", 20, 12, heads=4, kv_heads=2, change=_both(_routes(4, 2, hidden=1), _add(sinks=(4,))), return_lse=True),
-    _case("routed_heads_causal", 18, change=_both(_routes(6, 3, heads=2), _add(sinks=(2,), bias=(2, 18, 18))), causal=True, return_lse=True),
+    _case(
+        "routed_heads", 18, score=_tempered, causal=True, return_lse=True,
+        change=_both(_routes(6, 3, heads=2, rows=1), _add(rows=(2, 18, 2), bias=(2, 18, 18), relative_bias=(2, 7), sinks=(2,))),
+    ),
     _case(
         "routed_key_regions", 12, 20, heads=4, kv_heads=2, key_regions=5, return_lse=True,
         change=_both(_key_regions(4, 5, 3, 1), _add(bias=(4, 12, 20))),
@@ -253,15 +226,13 @@ CASES = (
         "routed_key_regions_heads", 12, 20, heads=4, kv_heads=2, key_regions=10, causal=True, return_lse=True, score=_capped,
         change=_both(_key_regions(12, 10, 4, 4), _add(sinks=(4,), relative_keys=(4, 9, 8))),
     ),
-    _case("long_routed", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 1, hidden=7), return_lse=True),
-    _case("long_routed_heads", 192, batch=2, change=_routes(3, 2, heads=2, rows=1), normalize="sigmoid"),
+    _case("long_routed_score", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 1, hidden=7), score=_capped, return_lse=True),
     _case("pattern", 23, 19, heads=4, kv_heads=2, mask=masks.dilated(8, 2), return_lse=True),
     _case(
         "pattern_by_head", 20, 17, heads=4, kv_heads=2, score=_capped, return_lse=True,
         mask=masks.ByHead((_UP, masks.window(4, 3), _UP, masks.FieldOfView(4, 202.5, 45.0, 2))), change=_add(bias=(4, 20, 17), sinks=(4,)),
     ),
-    _case("pattern_cache", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, mask=masks.segments(4), return_lse=True),
-    _case("pattern_routed", 20, change=_routes(4, 2), mask=masks.window(6, 2)),
+    _case("pattern_cache_score", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, mask=masks.segments(4), score=_capped, return_lse=True),
     _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1), return_lse=True),
     _case(
         "long_listed", 700, 650, batch=2, heads=2, kv_heads=1, mask=masks.global_and_random(700, 32, window=1, random=1), return_lse=True,
@@ -270,7 +241,6 @@ CASES = (
             _documents((700,), (300, 400), keys=650), _add(rows=(2, 700, 1), sinks=(2,), bias=(1, 1, 700, 650), relative_bias=(2, 99))
         ),
     ),
-    _case("long_pattern_hidden", 300, batch=1, heads=1, change=_hidden_keys(200), mask=masks.segments(100), return_lse=True),
     _case(
         "segments", 12, heads=4, kv_heads=2, causal=True, return_lse=True,
         change=_both(_documents((5, 4, 3), (1, 9, 2)), _add(sinks=(4,))),
@@ -278,11 +248,6 @@ CASES = (
     _case(
         "segments_alone", 12, return_lse=True,
         change=_both(_documents((5, 4, 3), (1, 9, 2), alone=2), _add(bias=(2, 12, 12))),
-    ),
-    _case("segments_window_score", 15, change=_documents((5, 7, 3)), window=(3, 1), score=_capped, normalize="sigmoid"),
-    _case(
-        "segments_cache", 4, 16, causal=True, return_lse=True,
-        change=_both(_cache((4, 9), (8, 13)), _documents((2, 2), (1, 3), keys=16)),
     ),
     _case(
         "segments_routed", 20, mask=masks.window(9, 4), return_lse=True,
@@ -297,26 +262,21 @@ CASES = (
         change=_both(_padded(500), _documents((200, 331))),
     ),
     _case("score", 9, heads=4, kv_heads=2, change=_add(bias=(4, 9, 9)), score=_capped, causal=True, return_lse=True),
-    _case("score_cache", 3, 16, heads=4, kv_heads=2, change=_cache((4, 9), (7, 12)), score=_capped),
-    _case("long_score_routed", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 2), score=_capped),
-    _case("score_routed_heads", 18, change=_routes(6, 3, heads=2), score=_capped, normalize="sigmoid"),
-    _case("long_score", 531, batch=1, heads=1, score=_capped, causal=True),
-    _case("none", 9, heads=4, kv_heads=2, causal=True, score=_capped, normalize="none"),
     _case(
         "rows", 9, heads=4, kv_heads=2, score=_tempered, return_lse=True, causal=True, change=_add(rows=(2, 9, 4)),
     ),
     _case("rows_shared", 11, batch=3, score=_tempered, normalize="none", change=_both(_padded(6), _add(rows=(1, 11, 1)))),
-    _case("rows_routed_heads", 18, score=_tempered, change=_both(_routes(6, 3, heads=2), _add(rows=(2, 18, 2), relative_bias=(2, 7)))),
-    _case("long_rows", 531, batch=1, score=_tempered, causal=True, change=_add(rows=(1, 531, 2))),
+    _case(
+        "long_rows", 531, batch=1, score=_tempered, normalize="sigmoid", causal=True, change=_add(rows=(1, 531, 2), bias=(2, 531, 531)),
+    ),
     _case(
         "relative", 13, heads=4, kv_heads=2, causal=True, return_lse=True,
         change=_add(relative_bias=(4, 9), relative_weight=(1, 31), relative_keys=(4, 5, 8)),
     ),
     _case(
-        "relative_query", 7, 12, change=_add(relative_keys=(1, 40, 8), relative_query=(2, 7, 2, 8), relative_weight=(2, 3)),
-        relative_origin=-3, normalize="sigmoid",
+        "relative_query", 7, 12, relative_origin=-3, normalize="sigmoid",
+        change=_both(_padded(9), _add(relative_keys=(1, 40, 8), relative_query=(2, 7, 2, 8), relative_weight=(2, 3))),
     ),
-    _case("relative_padding", 11, batch=3, change=_both(_padded(6), _add(relative_bias=(1, 4), relative_keys=(2, 9, 8))), return_lse=True),
     _case(
         "relative_cache", 3, 16, change=_both(_cache((4, 9), (7, 12)), _add(relative_bias=(2, 9), relative_weight=(2, 9), relative_keys=(1, 9, 8))),
         causal=True, return_lse=True,
@@ -327,7 +287,6 @@ CASES = (
         change=_add(relative_bias=(2, 61), relative_weight=(2, 1200), relative_keys=(2, 9, 8)),
     ),
     _case("long_relative_causal", 531, batch=1, heads=2, kv_heads=1, causal=True, change=_add(relative_bias=(1, 2000), relative_keys=(1, 700, 8))),
-    _case("long_sigmoid", 531, batch=1, normalize="sigmoid", change=_add(bias=(1, 2, 1, 1)), causal=True),
 )  # fmt: skip
 
 

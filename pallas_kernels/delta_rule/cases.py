@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -138,49 +139,47 @@ def _erase_then_write(arrays: Arrays, rng: np.random.Generator) -> None:
 
 # From the first token, of one token, at the border of a chunk of 16 and beside it.
 STARTS = ((0, 5, 6, 15, 16, 33), (9, 32, 36))
+# Cases of one program: what differs is numbers.
+_gated = functools.partial(_case, length=37, rate=0.3, state=True, return_state=True)
+_long = functools.partial(_case, length=70, state=True, return_state=True, chunk_size=64)
+_long_gated = functools.partial(_long, length=150, rate=0.3)
+_long_steps = functools.partial(_long, steps=2)
+_long_key = functools.partial(_long, rate=0.3, per_key=True)
+_key_read = functools.partial(_gated, per_key=True)
+_packed = functools.partial(_long, rate=0.3, starts=STARTS)
 
 CASES = (
     _case("plain", 37, state=True, return_state=True),
-    _case("gated", 37, rate=0.3, state=True, return_state=True),
-    _case("negative_eigenvalues", 37, strongest=2.0, rate=0.3, state=True, return_state=True),
-    _case("two_steps", 21, steps=2, strongest=2.0, state=True, return_state=True),
+    _gated("gated"),
+    _gated("negative_eigenvalues", strongest=2.0),
+    _gated("padded_tail", change=_padded_tail),
     _case("three_steps_gated", 21, steps=3, strongest=2.0, rate=0.3, state=True, return_state=True),
     _case("more_steps_than_chunk", 3, steps=5, rate=0.3, chunk_size=4, state=True, return_state=True),
-    _case("one_token", 1, rate=0.3, state=True, return_state=True),
-    _case("one_token_plain", 1, groups=1),
     _case("one_token_three_steps", 1, steps=3, rate=0.3, state=True, return_state=True),
-    _case("whole_chunks", 32, rate=0.3, state=True, return_state=True),
-    _case("below_chunk", 5, rate=0.3, return_state=True),
     _case("chunk_of_one", 5, rate=0.3, state=True, chunk_size=1),
-    _case("chunk_of_64", 150, strongest=2.0, state=True, chunk_size=64),
-    _case("chunk_of_48", 35, steps=3, strongest=2.0, rate=0.1, chunk_size=64),
     _case("grouped", 21, rate=0.3, heads=6, groups=2, state=True, return_state=True),
-    _case("grouped_steps", 21, steps=2, heads=4, groups=1, state=True, return_state=True),
-    _case("unequal_dims", 21, key_dim=5, value_dim=3, scale=1.0),
-    _case("one_key", 21, rate=0.3, key_dim=1, value_dim=4, scale=-0.7),
-    _case("identical_keys", 70, change=_identical_keys, chunk_size=64),
-    _case("identical_keys_beyond_one", 70, strongest=2.0, rate=0.01, change=_identical_keys, chunk_size=64),
-    _case("parallel_keys", 70, strongest=2.0, change=_parallel_keys, chunk_size=64),
-    _case("parallel_keys_steps", 35, steps=2, strongest=2.0, change=_parallel_keys, chunk_size=64),
-    _case("reflections", 70, steps=2, change=_reflections, state=True, chunk_size=64),
-    _case("one_reflection_repeated", 70, change=_alike_and_reflecting, state=True, chunk_size=64),
-    _case("long_decay", 150, rate=1e-3, state=True, return_state=True, chunk_size=64),
-    _case("abrupt", 70, rate=0.3, change=_abrupt, chunk_size=64),
-    _case("fast_decay", 37, rate=50.0, state=True, return_state=True),
-    _case("large", 37, rate=0.3, change=_large),
-    _case("padded_tail", 37, rate=0.3, change=_padded_tail, return_state=True),
+    _case("unequal_dims", 21, rate=0.3, key_dim=5, value_dim=3, scale=1.0),
+    _long("identical_keys", change=_identical_keys),
+    _long("parallel_keys", strongest=2.0, change=_parallel_keys),
+    _long("one_reflection_repeated", change=_alike_and_reflecting),
+    _long_gated("identical_keys_beyond_one", strongest=2.0, rate=0.01, change=_identical_keys),
+    _long_gated("long_decay", rate=1e-3),
+    _long_gated("abrupt", change=_abrupt),
+    _long_gated("fast_decay", rate=50.0),
+    _long_gated("large", change=_large),
+    _long_steps("parallel_keys_steps", strongest=2.0, change=_parallel_keys),
+    _long_steps("reflections", change=_reflections),
     _case("key", 37, rate=0.3, per_key=True, heads=4, groups=2, state=True, return_state=True),
-    _case("key_down_to_five", 37, rate=0.3, per_key=True, strongest=2.0, change=_down_to_five, return_state=True),
-    _case("key_hard", 70, rate=0.3, per_key=True, change=_hard, state=True, chunk_size=64),
+    _long_key("key_down_to_five", strongest=2.0, change=_down_to_five),
+    _long_key("key_hard", change=_hard),
+    _long_key("key_abrupt", change=_abrupt),
     _case("key_one_token", 1, rate=0.3, per_key=True, steps=2, read=_shorter, state=True, return_state=True),
-    _case("key_abrupt", 70, rate=0.3, per_key=True, change=_abrupt, return_state=True, chunk_size=64),
-    _case("key_padded_tail", 37, rate=0.3, per_key=True, read=_shorter, change=_padded_tail, return_state=True),
-    _case("read", 37, rate=0.3, read=_shorter, heads=4, groups=2, state=True, return_state=True),
+    _key_read("key_read", read=_of_other_direction),
+    _key_read("key_padded_tail", read=_shorter, change=_padded_tail),
+    _case("read", 32, rate=0.3, read=_shorter, heads=4, groups=2, state=True, return_state=True),
     _case("read_plain", 21, steps=2, read=_of_other_direction, state=True, return_state=True),
-    _case("key_read", 37, rate=0.3, per_key=True, read=_of_other_direction, state=True, return_state=True),
     _case("erase_then_write", 19, steps=2, rate=0.3, per_key=True, change=_erase_then_write, return_state=True),
-    _case("packed", 37, strongest=2.0, starts=STARTS, state=True, return_state=True),
-    _case("packed_gated", 37, rate=0.3, heads=4, groups=2, starts=STARTS, state=True, return_state=True),
+    _case("packed", 37, heads=4, groups=2, strongest=2.0, starts=STARTS, state=True, return_state=True),
     _case(
         "packed_two_steps",
         21,
@@ -195,16 +194,6 @@ CASES = (
         "packed_three_steps", 21, steps=3, strongest=2.0, starts=((0, 5, 6, 15), (10,)), state=True, return_state=True
     ),
     _case(
-        "packed_more_steps_than_chunk",
-        3,
-        steps=5,
-        rate=0.3,
-        chunk_size=4,
-        starts=((1, 2), (0,)),
-        state=True,
-        return_state=True,
-    ),
-    _case(
         "packed_key_two_steps",
         21,
         steps=2,
@@ -216,18 +205,9 @@ CASES = (
         return_state=True,
     ),
     _case("packed_one_token", 1, steps=2, rate=0.3, starts=((0,), ()), state=True, return_state=True),
-    _case(
-        "packed_identical_keys",
-        70,
-        strongest=2.0,
-        starts=STARTS,
-        change=_identical_keys,
-        state=True,
-        return_state=True,
-        chunk_size=64,
-    ),
-    _case("packed_abrupt", 70, rate=0.3, starts=STARTS, change=_abrupt, state=True, return_state=True, chunk_size=64),
-    _case("packed_padded", 37, rate=0.3, starts=((3, 19), STARTS[0]), change=_padded_tail, return_state=True),
+    _packed("packed_identical_keys", strongest=2.0, rate=0.01, change=_identical_keys),
+    _packed("packed_abrupt", change=_abrupt),
+    _packed("packed_padded", starts=((3, 19), STARTS[0]), change=_padded_tail),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,8 @@ OPTIONAL = ("D", "gate", "delta_bias", "initial_state")
 def _case(
     name: str,
     length: int,
-    *with_: str,
+    with_: tuple[str, ...] = (),
+    *,
     batch: int = 2,
     channels: int = 6,
     state_dim: int = 4,
@@ -92,34 +94,30 @@ def _sure(arrays: Arrays, rng: np.random.Generator) -> None:
 # From the first token, of one token, at the border of a chunk of 16 and beside it.
 STARTS = ((0, 5, 6, 15, 16, 33), (9, 32, 36))
 
+# Cases of one program: what differs is numbers.
+_plain = functools.partial(_case, length=48, with_=("initial_state",), return_state=True)
+_packed = functools.partial(_case, length=37, with_=("initial_state",), starts=STARTS, return_state=True)
+
 CASES = (
-    _case("state", 37, "initial_state", return_state=True),
-    _case("whole_chunks", 48, "initial_state", return_state=True),
-    _case("skip", 19, "D"),
-    _case("gate", 19, "gate"),
-    _case("bias", 19, "delta_bias"),
-    _case("softplus", 19, delta_softplus=True),
-    _case("everything", 37, *OPTIONAL, delta_softplus=True, return_state=True),
-    _case("one_token", 1, *OPTIONAL, delta_softplus=True, return_state=True),
-    _case("below_chunk", 5, "initial_state", return_state=True),
-    _case("one_state", 37, *OPTIONAL, state_dim=1, delta_softplus=True, return_state=True),
-    _case("many_states", 19, "initial_state", channels=3, state_dim=20, return_state=True),
-    _case("one_channel", 19, channels=1),
-    _case("grouped", 37, *OPTIONAL, groups=3, delta_softplus=True, return_state=True),
-    _case("slow", 60, "initial_state", change=_slow, return_state=True),
-    _case("fast", 37, "initial_state", change=_fast, return_state=True),
-    _case("large", 37, "gate", change=_large, delta_softplus=True),
-    _case("padded_tail", 37, "initial_state", change=_padded_tail, return_state=True),
-    _case("packed", 37, "initial_state", starts=STARTS, return_state=True),
-    _case("packed_grouped", 37, *OPTIONAL, groups=3, starts=STARTS, delta_softplus=True, return_state=True),
-    _case("packed_whole_chunks", 48, "initial_state", starts=((), (16, 32, 47)), return_state=True),
-    _case("packed_slow", 37, "initial_state", starts=STARTS, change=_slow, return_state=True),
-    _case("packed_fast", 37, "initial_state", starts=STARTS, change=_fast, return_state=True),
-    _case("packed_padded", 37, "initial_state", starts=((3, 19), STARTS[0]), change=_padded_tail, return_state=True),
-    _case("implicit", 37, *OPTIONAL, groups=3, transition="implicit", return_state=True),
-    _case("implicit_sure", 37, "initial_state", change=_sure, transition="implicit", return_state=True),
-    _case("packed_implicit", 37, *OPTIONAL, starts=STARTS, transition="implicit", return_state=True),
-    _case("packed_one_token", 1, "initial_state", starts=((0,), ()), return_state=True),
+    _plain("state"),
+    _plain("slow", change=_slow),
+    _plain("fast", change=_fast),
+    _plain("padded_tail", change=_padded_tail),
+    _case("everything", 37, OPTIONAL, delta_softplus=True, return_state=True),
+    _case("one_token", 1, OPTIONAL, delta_softplus=True, return_state=True),
+    _case("many_states", 19, ("initial_state",), channels=3, state_dim=20, return_state=True),
+    _case("one_channel_and_state", 19, channels=1, state_dim=1),
+    _case("grouped", 37, OPTIONAL, groups=3, delta_softplus=True, return_state=True),
+    _case("large", 37, ("gate",), change=_large, delta_softplus=True),
+    _packed("packed"),
+    _packed("packed_slow", change=_slow),
+    _packed("packed_fast", change=_fast),
+    _packed("packed_padded", starts=((3, 19), STARTS[0]), change=_padded_tail),
+    _case("packed_grouped", 37, OPTIONAL, groups=3, starts=STARTS, delta_softplus=True, return_state=True),
+    _case("implicit", 37, OPTIONAL, groups=3, transition="implicit", return_state=True),
+    _case("implicit_sure", 37, ("initial_state",), change=_sure, transition="implicit", return_state=True),
+    _case("packed_implicit", 37, OPTIONAL, starts=STARTS, transition="implicit", return_state=True),
+    _case("packed_one_token", 1, ("initial_state",), starts=((0,), ()), return_state=True),
 )
 
 

@@ -91,15 +91,14 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
     return out, lse
 
 
-@pytest.mark.parametrize("implementation", tiered(["reference", "xla"], lambda name: name == "xla"))
 @pytest.mark.parametrize("causal", tiered([True, False], bool))
-def test_documents_of_a_row_are_as_if_alone(implementation: str, causal: bool) -> None:
+def test_documents_of_a_row_are_as_if_alone(causal: bool) -> None:
     """Outputs, log-sum-exps and gradients, in chunks and whole."""
     lengths = (3, 400, 1, 197)
     ids = jnp.repeat(jnp.arange(4), jnp.asarray(lengths), total_repeat_length=sum(lengths))[None]
 
     def run(qkv: tuple[jax.Array, ...], cotangent: jax.Array, **segments: jax.Array) -> Any:
-        call = functools.partial(attention, causal=causal, return_lse=True, implementation=implementation, **segments)
+        call = functools.partial(attention, causal=causal, return_lse=True, implementation="xla", **segments)
         (out, lse), pullback = jax.vjp(call, *qkv)
         return (out, *pullback((cotangent, lse)), lse)
 
@@ -128,33 +127,24 @@ def test_weights_times_values_are_the_output() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    tiered(
-        [
-            {},
-            {"causal": True},
-            {"window": (128, 128)},
-            {"causal": True, "window": (128, None)},
-            {"normalize": "sigmoid"},
-            {"segments": True},
-        ],
-        lambda options: options == {"causal": True},
-    ),
+    tiered([{}, {"causal": True}, {"window": (128, 128)}], lambda options: options == {"causal": True}),
     ids=str,
 )
 def test_temporary_memory_of_the_gradient_is_linear_in_length(options: dict) -> None:
+    """Of all chunks with all keys, of a few runs of chunks, and of chunks with a band."""
+
     def temporary(length: int) -> int:
         x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
-        mask = jax.ShapeDtypeStruct((1, 1, 1, length), jnp.bool_)
+        arrays = {
+            "mask": jax.ShapeDtypeStruct((1, 1, 1, length), jnp.bool_),
+            **dict.fromkeys(("query_segments", "key_segments"), jax.ShapeDtypeStruct((1, length), jnp.int32)),
+        }
 
-        ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array, arrays: dict[str, jax.Array]) -> jax.Array:
+            return jnp.sum(attention(q, k, v, implementation="xla", **arrays, **options) ** 2)
 
-        def loss(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, ids: jax.Array) -> jax.Array:
-            given = {"query_segments": ids, "key_segments": ids} if "segments" in options else options
-            return jnp.sum(attention(q, k, v, mask=mask, implementation="xla", **given) ** 2)
-
-        return (
-            jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, mask, ids).compile().memory_analysis().temp_size_in_bytes
-        )
+        program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, arrays).compile()
+        return program.memory_analysis().temp_size_in_bytes
 
     assert temporary(8192) < 2.2 * temporary(4096)
 
@@ -162,7 +152,7 @@ def test_temporary_memory_of_the_gradient_is_linear_in_length(options: dict) -> 
 @pytest.mark.parametrize(
     "name",
     tiered(
-        ["padding_causal_grouped", "bias_per_head", "sinks", "cache_step", "long_cache"],
+        ["padding_causal_grouped", "bias_per_head", "sinks_empty_rows", "long_cache"],
         lambda name: name == "padding_causal_grouped",
     ),
 )
@@ -199,12 +189,12 @@ def test_many_rows_do_not_hold_all_their_logits() -> None:
     assert run.lower(x, x, x).compile().memory_analysis().temp_size_in_bytes < 64 * 4 * 512 * 512 * 4 / 3
 
 
-@pytest.mark.parametrize("length", [9, 600])
+@pytest.mark.parametrize("length", [9, 520])
 def test_bfloat16_keeps_float32_statistics(length: int) -> None:
-    """With 600 nearly equal weights a bfloat16 sum would stop at 256; the inputs and outputs are rounded, nothing
+    """With 520 nearly equal weights a bfloat16 sum would stop at 256; the inputs and outputs are rounded, nothing
     between.
     """
-    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in np.random.default_rng(0).standard_normal((3, 1, length, 2, 8)))
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in np.random.default_rng(0).standard_normal((3, 1, length, 1, 8)))
 
     @functools.partial(jax.jit, static_argnames="implementation")
     def run(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> Any:
@@ -233,8 +223,14 @@ GONE = {
 }
 
 
-@pytest.mark.parametrize(("implementation", "length"), [("reference", 9), ("xla", 9), ("xla", 600), ("mosaic_tpu", 9)])
-@pytest.mark.parametrize("score", tiered(GONE, lambda score: score == "logarithm"))
+@pytest.mark.parametrize(
+    ("score", "implementation", "length"),
+    [
+        *(("logarithm", *form) for form in (("reference", 9), ("xla", 9), ("xla", 600), ("mosaic_tpu", 9))),
+        *(pytest.param(score, "xla", 9, marks=pytest.mark.full) for score in ("chosen", "rectified")),
+        *(pytest.param("added", *form, marks=pytest.mark.full) for form in (("xla", 600), ("mosaic_tpu", 9))),
+    ],
+)
 def test_a_score_of_minus_infinity_gives_no_gradient(score: str, implementation: str, length: int) -> None:
     q, k, v = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).standard_normal((3, 1, length, 2, 8)))
 
@@ -251,7 +247,7 @@ def test_a_score_of_minus_infinity_gives_no_gradient(score: str, implementation:
         "logarithm": lambda x, head, q, k: jnp.log(jax.nn.sigmoid(x) * (k <= q) + 1e-30),
         "rectified": lambda x, *_: jnp.log(jnp.maximum(x, 1e-30)),
     }
-    if score in kept:
+    if score in kept and length == 9:
         plain = functools.partial(attention, score=kept[score], implementation="reference")
         wanted = jax.jit(jax.grad(lambda *qkv: jnp.sum(jnp.sin(plain(*qkv))), (0, 1, 2)))(q, k, v)
         for got, want in zip(found, wanted):
@@ -344,7 +340,7 @@ def test_what_devices_do_not_share_is_refused(
     "mask",
     [
         masks.segments(512),
-        masks.global_and_random(4096, 64, first=1, random=2),
+        masks.global_and_random(2048, 64, first=1, random=2),
         masks.Global(40) | masks.window(60, 3),
         masks.FieldOfView(64, 90.0),
         masks.ByHead((masks.FieldOfView(64, 270.0, 90.0), masks.segments(256))),
@@ -352,9 +348,9 @@ def test_what_devices_do_not_share_is_refused(
 )
 def test_the_cost_of_a_mask_follows_its_density(mask: masks.Mask | masks.ByHead) -> None:
     """Operations of the form that computes blocks, over those of dense attention; density is counted in its own blocks."""
-    x = jax.ShapeDtypeStruct((1, 4096, 2, 16), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 2048, 2, 16), jnp.float32)
     parts = mask.parts if isinstance(mask, masks.ByHead) else (mask,)
-    density = np.mean([cover(part, 4096, 4096, lists.CHUNK, lists.BLOCK).some.mean() for part in parts])
+    density = np.mean([cover(part, 2048, 2048, lists.CHUNK, lists.BLOCK).some.mean() for part in parts])
     assert density < lists.WORTH
 
     def forward(q: jax.Array, m: Any) -> jax.Array:
@@ -396,13 +392,13 @@ def test_heads_with_routes_of_their_own_are_one_loop() -> None:
 
 
 def test_an_empty_part_takes_no_part() -> None:
-    a, b = jnp.ones((1, 2, 1, 3)), 2 * jnp.ones((1, 2, 1, 3))
-    some, none = jnp.zeros((1, 2, 1)), jnp.full((1, 2, 1), -jnp.inf)
-    for found, expected in (
-        (merge([(a, some), (b, none)]), (a, some)),
-        (merge([(a, none), (b, none)]), (jnp.zeros_like(a), none)),
-    ):
-        for got, wanted in zip(found, expected):
+    a, some, none = np.ones((1, 2, 1, 3)), np.zeros((1, 2, 1)), np.full((1, 2, 1), -np.inf)
+
+    @jax.jit
+    def run(lse: jax.Array) -> Any:
+        out, pull, merged = jax.vjp(lambda lse: merge([(a, lse), (2 * a, none)]), lse, has_aux=True)
+        return out, merged, pull(jnp.ones_like(out))[0]
+
+    for lse, expected in ((some, (a, some)), (none, (0 * a, none, 0 * some))):
+        for got, wanted in zip(run(lse), expected):
             np.testing.assert_array_equal(got, wanted)
-    gradient = jax.grad(lambda lse: merge([(a, lse), (b, none)])[0].sum())(none)
-    np.testing.assert_array_equal(gradient, jnp.zeros_like(none))

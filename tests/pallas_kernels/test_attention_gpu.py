@@ -34,9 +34,8 @@ CASES = (
         "sigmoid_masked",
         "cache_chunk",
         "long_padding",
-        "long_routed",
     ),
-    *("long_pattern", "score", "long_score_routed"),
+    *("long_pattern", "score", "long_routed_score"),
 )
 # Half a unit in the last place of float16 is 2^-11; weights, gradients of logits and results are rounded to it once
 # each.

@@ -24,7 +24,7 @@ Arrays = dict[str, Any]
 TOKENS = {
     "short_convolution": ("x", "mask"),
     "selective_scan": ("x", "delta", "B", "C", "gate"),
-    "linear_attention": ("q", "k", "v", "decay", "value_decay"),
+    "linear_attention": ("q", "k", "v", "decay", "value_decay", "backward_decay"),
     "linear_scan": ("x", "decay"),
     "delta_rule": ("q", "k", "v", "beta", "decay", "read_key"),
 }
@@ -38,7 +38,14 @@ QUICK = {
     "linear_scan": ("packed",),
     "delta_rule": ("packed_two_steps",),
 }
-PACKED = [(op, case.name) for op in TOKENS for case in OPS[op].cases if case.name.startswith("packed")]
+# Others of which the reference, one loop over tokens, has a line of its own.
+MORE = {
+    "short_convolution": ("packed_each",),
+    "selective_scan": ("packed_implicit",),
+    "linear_attention": ("packed_exclusive", "both_ways_value", "two_decays_key"),
+    "linear_scan": (),
+    "delta_rule": ("packed_key_two_steps",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +111,14 @@ def alone(op: str, case: Case, *, starts: np.ndarray, **arrays: Any) -> Any:
 
     # Padding that changes no state.
     logits = case.options.get("delta_softplus") or case.options.get("transition") == "implicit"
-    nothing = {"mask": False, "delta": -jnp.inf if logits else 0, "beta": 0, "decay": 0, "value_decay": 0}
+    nothing = {
+        "mask": False,
+        "delta": -jnp.inf if logits else 0,
+        "beta": 0,
+        "decay": 0,
+        "value_decay": 0,
+        "backward_decay": 0,
+    }
     nothing |= {"linear_attention": {"k": 0}, "linear_scan": {"x": 0}}.get(op, {})
     given: Arrays = {}
     for name, x in arrays.items():
@@ -156,11 +170,13 @@ def in_float64(op: str, name: str, implementation: str | None) -> Any:
         return run(call, {n: jnp.asarray(x) for n, x in arrays.items()})
 
 
-def is_quick(row: tuple[str, ...]) -> bool:
+def is_quick(row: tuple[str, str]) -> bool:
     return row[1] in QUICK[row[0]]
 
 
-@pytest.mark.parametrize(("op", "name"), tiered(PACKED, is_quick))
+@pytest.mark.parametrize(
+    ("op", "name"), tiered([(op, name) for op in TOKENS for name in QUICK[op] + MORE[op]], is_quick)
+)
 def test_a_row_is_its_documents_alone(op: str, name: str) -> None:
     """By the reference, to which test_ops.py sets the other forms."""
     found, wanted = (in_float64(op, name, implementation) for implementation in ("reference", None))
@@ -172,16 +188,30 @@ def test_a_row_is_its_documents_alone(op: str, name: str) -> None:
         assert np.max(np.abs(a - wanted[1][n]), initial=0.0) <= 1e-10 * scale, n
 
 
-# Of the reference, which reads one token after another, a form of each path.
-FORMS = [(*row, form) for row in PACKED for form in ("reference", "xla") if form == "xla" or is_quick(row)]
+@functools.lru_cache(4)
+def gradients(op: str, options: frozenset[tuple[str, Any]]) -> Any:
+    """The output, and the gradients of the part of it that is ``own``, as XLA's form has them: one program for all cases
+    that differ in numbers alone.
+    """
+
+    @jax.jit
+    def both(floats: Arrays, rest: Arrays, own: jax.Array) -> Any:
+        call = functools.partial(getattr(pallas_kernels, op), **rest, **dict(options), implementation="xla")
+        out, pull = jax.vjp(lambda floats: jax.tree.leaves(call(**floats))[0], floats)
+        return out, pull(jnp.where(own.reshape(*own.shape, *(1,) * (out.ndim - 2)), jnp.cos(out), 0))[0]
+
+    return both
 
 
-@pytest.mark.parametrize(("op", "name", "implementation"), tiered(FORMS, is_quick))
-def test_nothing_passes_between_documents(op: str, name: str, implementation: str) -> None:
+PACKED = [(op, case.name) for op in TOKENS for case in OPS[op].cases if "starts" in arrays_of(case)]
+
+
+@pytest.mark.parametrize(("op", "name"), tiered(PACKED, is_quick))
+def test_nothing_passes_between_documents(op: str, name: str) -> None:
     """What others hold changes no bit of a document's outputs, and these give them a gradient of exactly zero."""
     case = find(op, name)[1]
     arrays = arrays_of(case)
-    starts = arrays.pop("starts")
+    starts = arrays["starts"]
     pieces = Pieces.cut(starts)
     rng = np.random.default_rng(2)
     number = pieces.document[0, starts.shape[1] // 2]
@@ -194,7 +224,6 @@ def test_nothing_passes_between_documents(op: str, name: str, implementation: st
     def mine(x: np.ndarray) -> np.ndarray:
         return np.repeat(own, x.shape[1] // own.shape[1], axis=1)
 
-    form: Arrays = {"implementation": implementation, "starts": starts}
     other = dict(floats)
     for n in moving:
         keep = mine(floats[n]).reshape(len(own), -1, *(1,) * (floats[n].ndim - 2))
@@ -205,26 +234,23 @@ def test_nothing_passes_between_documents(op: str, name: str, implementation: st
             "delta": np.abs(noise),
             "decay": -np.abs(noise),
             "value_decay": -np.abs(noise),
+            "backward_decay": -np.abs(noise),
             "k": moved,
             "beta": moved,
         }
         other[n] = np.where(keep, floats[n], others.get(n, noise))
 
-    @jax.jit
-    def both(floats: Arrays) -> Any:
-        out, pull = jax.vjp(lambda f: packed(op, case, **form, **f, **rest)[0], floats)
-        return out, pull(jnp.where(own.reshape(*own.shape, *(1,) * (out.ndim - 2)), jnp.cos(out), 0))[0]
-
-    (out, gradients), (changed, _) = both(floats), both(other)
+    both = gradients(op, frozenset(case.options.items()))
+    (out, found), (changed, _) = both(floats, rest, own), both(other, rest, own)
     np.testing.assert_array_equal(np.asarray(out)[own], np.asarray(changed)[own])
     for n in moving:
-        assert np.isfinite(gradients[n]).all(), n
-        np.testing.assert_array_equal(np.asarray(gradients[n])[~mine(floats[n])], 0.0, err_msg=n)
-        if n not in ("decay", "delta"):
-            assert np.any(np.asarray(gradients[n])[mine(floats[n])] != 0), n
+        assert np.isfinite(found[n]).all(), n
+        np.testing.assert_array_equal(np.asarray(found[n])[~mine(floats[n])], 0.0, err_msg=n)
+        if n not in ("decay", "delta", "value_decay", "backward_decay"):
+            assert np.any(np.asarray(found[n])[mine(floats[n])] != 0), n
     for n in STATES:
-        if n in gradients and not pieces.first[number]:
-            np.testing.assert_array_equal(gradients[n], 0.0, err_msg=n)
+        if n in found and not pieces.first[number]:
+            np.testing.assert_array_equal(found[n], 0.0, err_msg=n)
 
 
 @pytest.mark.parametrize("op", TOKENS)
@@ -236,8 +262,8 @@ def test_sums_of_bfloat16_are_float32(op: str) -> None:
     exact = ("decay", "delta", "A", *STATES)
     narrow = {n: jnp.asarray(x, jnp.float32 if n in exact else jnp.bfloat16) for n, x in arrays.items()}
     wide = {n: x.astype(jnp.float32) for n, x in narrow.items()}
-    call = functools.partial(packed, op, case, implementation="xla", starts=starts)
-    for a, b in zip(run(call, narrow)[0], run(call, wide)[0]):
+    call = jax.jit(functools.partial(packed, op, case, implementation="xla", starts=starts))
+    for a, b in zip(call(**narrow), call(**wide)):
         assert np.max(np.abs(a.astype(np.float32) - b)) <= 2.0**-8 * np.max(np.abs(b))
 
 

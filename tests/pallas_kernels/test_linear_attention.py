@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def test_reference_is_the_decayed_sum(decay: str | None, direction: str) -> None
     np.testing.assert_allclose(got, as_one_sum(arrays, causal, exclusive), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("decay", tiered([None, *DECAYS, "value"], lambda decay: decay in ("head", "key")))
+@pytest.mark.parametrize("decay", tiered(["head", "key", "value"], lambda decay: decay != "value"))
 def test_chunk_size_and_cuts_change_nothing(decay: str | None) -> None:
     """One call, other chunks, and two or many calls that hand the state over: token by token is how a model decodes."""
     arrays = single(inputs(23, decay))
@@ -139,28 +140,28 @@ def test_state_after_ten_thousand_steps(decay: str, rate: float, survives: bool)
 
 @pytest.mark.parametrize("decay", ["token", "key", "value"])
 def test_minus_infinity_forgets_everything(decay: str) -> None:
-    """What follows a reset is what a fresh start gives, and the gradients are those of a reset by a huge number."""
-    arrays, given = single(inputs(21, decay)), "value_decay" if decay == "value" else "decay"
-    arrays[given] = arrays[given].at[:, 9].set(-jnp.inf)
-    after = compiled(**arrays)[:, 9:]
-    fresh = compiled(**{n: x[:, 9:] for n, x in arrays.items()})
-    assert difference(after, fresh) < 1e-6
+    """What follows a reset is what it is after nothing, and the gradients are those of a reset by a huge number."""
+    arrays, given = inputs(21, decay), "value_decay" if decay == "value" else "decay"
+    arrays[given][:, 9] = -np.inf
+    nothing = arrays | {"k": np.where(np.arange(21)[:, None, None] < 9, 0, arrays["k"])}
 
     @jax.jit
-    def gradients(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return jax.grad(lambda a: jnp.sum(jnp.sin(linear_attention(**a))))(arrays)
+    def run(arrays: dict[str, jax.Array]) -> Any:
+        out, pull = jax.vjp(lambda a: linear_attention(**a), arrays)
+        return out, pull(jnp.cos(out))[0]
 
-    exact, finite = gradients(arrays), gradients(arrays | {given: jnp.maximum(arrays[given], -1e4)})
+    (out, exact), (fresh, _) = run(single(arrays)), run(single(nothing))
+    np.testing.assert_array_equal(out[:, 9:], fresh[:, 9:])
+    finite = run(single(arrays | {given: np.maximum(arrays[given], -1e4)}))[1]
     for name in arrays:
         np.testing.assert_array_equal(exact[name], finite[name])
 
 
-@pytest.mark.parametrize("decay", tiered(["token", "key", "value"], lambda decay: decay == "key"))
-def test_memory_of_the_gradient_is_linear_and_small(decay: str) -> None:
+def test_memory_of_the_gradient_is_linear_and_small() -> None:
     """Doubling the length doubles it, and it stays far below one state per token, which autodiff of the recurrence
     keeps.
     """
-    heads, dim = 4, 32
+    heads, dim, decay = 4, 32, "key"
 
     def temporary(length: int) -> int:
         arrays = jax.eval_shape(functools.partial(single, inputs(length, decay, heads=heads, groups=heads, dim=dim)))

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels.dispatch import OPS, Case, Implementation, Op, Refused, always, interpreting
+from pallas_kernels.dispatch import OPS, Case, Implementation, Op, Refused, current_platform, interpreting
 from tests.compilation import OPTIMIZED
 from tests.pallas_kernels import test_attention, test_neighborhood_attention
 from tests.tiers import tiered
@@ -33,23 +33,29 @@ SEED = 0
 OWN_ERROR, OWN_SCALE, COMMON_SCALE = 8.0, 2e-6, 2e-7
 FLOAT64 = 1e-8  # of the float32 tolerance; the two epsilons stand as 1.9e-9
 
-# Interpreting a TPU kernel costs a second or two, so it runs where it has a path of its own, and where it refuses.
+# Interpreting a TPU kernel costs a second or two, so it runs where it has a path of its own.
 INTERPRETED = {
-    "attention": """cross grouped causal_more_keys mask padding_causal_grouped query_padding large_logits sinks_empty_rows sigmoid cache_chunk bias
-        bias_per_head whole_blocks long_causal long_window long_padding long_cache bias_per_key routed long_routed pattern
-        pattern_cache long_pattern score long_score_routed
-        segments segments_alone segments_cache segments_routed long_segments""",
-    "linear_attention": """plain token key chunk_of_one grouped_head grouped_key both_ways_key abrupt_token abrupt_key fast_decay_token padded_tail_key
-        one_token_head both_ways_plain packed_token value two_decays_token""",
-    "delta_rule": """plain three_steps_gated more_steps_than_chunk chunk_of_64 grouped unequal_dims identical_keys_beyond_one reflections abrupt fast_decay
-        padded_tail one_token key read packed_two_steps""",
-    "selective_scan": "everything whole_chunks many_states one_channel grouped slow fast padded_tail one_token packed",
+    "attention splash": "whole_blocks",
+    "attention mosaic_tpu": """cross_grouped mask bias padding_causal_grouped query_padding large_logits sigmoid whole_blocks long_window long_padding
+        long_cache routed long_routed_score long_pattern pattern_cache_score segments_alone long_segments score""",
+    "linear_attention mosaic_tpu": "plain token grouped_key grouped_head both_ways_key abrupt_token fast_decay_token abrupt_key",
+    "delta_rule mosaic_tpu": """three_steps_gated more_steps_than_chunk grouped identical_keys one_reflection_repeated identical_keys_beyond_one
+        abrupt fast_decay""",
+    "selective_scan mosaic_tpu": "everything many_states grouped slow fast padded_tail",
+}
+# What its kernels lack, by the reasons that they give.
+REFUSED = {
+    "attention splash": "cross_grouped mask sigmoid score large_logits relative long_window",
+    "attention mosaic_tpu": "sigmoid_masked relative rows routed_key_regions_heads",
+    "linear_attention mosaic_tpu": "both_ways_plain one_token_key packed_token value two_decays_token",
+    "delta_rule mosaic_tpu": "one_token_three_steps key read packed_two_steps",
+    "selective_scan mosaic_tpu": "one_token packed implicit",
 }
 
 
 def is_tested(op: Op, implementation: Implementation, case: Case) -> bool:
     if implementation.platforms is not None:
-        return implementation.platforms == ("tpu",) and case.name in INTERPRETED[op.name].split()
+        return case.name in INTERPRETED.get(f"{op.name} {implementation.name}", "").split()
     return implementation.name != "reference" and implementation.considered()
 
 
@@ -73,7 +79,7 @@ QUICK = {
 
 # What float32 could get wrong and float64 does not: extreme and correlated numbers, and sums of many terms.
 STRESS = re.compile(
-    "large|offset|peaks|identical|correlated|parallel|reflect|negative|abrupt|fast|slow|decay|empty|^long$"
+    "large|offset|peaks|identical|correlated|parallel|reflect|negative|abrupt|fast|slow|decay|empty|padded|long_padding"
 )
 
 
@@ -87,19 +93,17 @@ def is_quick(op: Op, implementation: Implementation, case: Case) -> bool:
 
 
 def rows() -> Iterator[Any]:
-    """Pairs that put the rounding of float32 to the test in it, the others in float64, those of the quick tier in both.
+    """Pairs in float32 where they are quick, kernels, or put its rounding to the test, the others in float64.
+
     As it is for users, a program is compiled for the first quick case alone, at three times the cost.
     """
     for pair in PAIRS:
         op, implementation, case = pair.values
         quick = is_quick(*pair.values)
-        if implementation.platforms is not None:
-            forms = [("float32", quick)]
-        else:
-            stress = STRESS.search(case.name) is not None
-            forms = [("float32", quick)] * (quick or stress)
-            forms += [("float64", False)] * (quick or not stress)
-            forms += [("optimized", False)] * (case.name == quick_cases(op)[0])
+        narrow = quick or implementation.platforms is not None or STRESS.search(case.name) is not None
+        forms = [("float32" if narrow else "float64", quick)]
+        if implementation.platforms is None and case.name == quick_cases(op)[0]:
+            forms.append(("optimized", False))
         for form, is_fast in forms:
             yield pytest.param(*pair.values, form, id=f"{form}-{pair.id}", marks=() if is_fast else pytest.mark.full)
 
@@ -116,11 +120,6 @@ def for_tpus(op: Op, name: str) -> bool:
     return next(i for i in op.implementations if i.name == name).platforms == ("tpu",)
 
 
-def objects(op: Op, name: str) -> bool:
-    """Whether an implementation refuses anything."""
-    return next(i for i in op.implementations if i.name == name).objection is not always
-
-
 @contextlib.contextmanager
 def where_it_runs(op: Op, name: str) -> Iterator[None]:
     """The context in which an implementation runs here: TPU kernels are interpreted."""
@@ -128,27 +127,36 @@ def where_it_runs(op: Op, name: str) -> Iterator[None]:
         yield
 
 
-def evaluate(
-    op: Op, name: str, case: Case, dtype: type, optimized: bool = False
-) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """All outputs, and the gradients of all floating arrays under one random cotangent."""
-    call = functools.partial(getattr(pallas_kernels, op.name), implementation=name, **case.options)
-    with jax.enable_x64(dtype is np.float64), where_it_runs(op, name):
-        arrays = {n: jnp.asarray(x, dtype if is_floating(x) else x.dtype) for n, x in arrays_of(case).items()}
-        floats = {n: x for n, x in arrays.items() if is_floating(x)}
-        rest = {n: x for n, x in arrays.items() if not is_floating(x)}
+@functools.lru_cache(16)  # programs take memory, and cases of one follow each other
+def program(op_name: str, name: str, options: frozenset[tuple[str, Any]], optimized: bool, traced: str) -> Any:
+    """All outputs, and the gradients of all floating arrays under one random cotangent: one program for all cases that
+    differ in numbers alone; ``traced`` is what else the implementation reads while it is traced.
+    """
+    call = functools.partial(getattr(pallas_kernels, op_name), implementation=name, **dict(options))
 
+    def run(floats: dict[str, jax.Array], rest: dict[str, jax.Array]) -> Any:
         def split(floats: dict[str, jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
             leaves = jax.tree.leaves(call(**floats, **rest))
             return [x for x in leaves if is_floating(x)], [x for x in leaves if not is_floating(x)]
 
-        def run(floats: dict[str, jax.Array]) -> Any:
-            outputs, pullback, others = jax.vjp(split, floats, has_aux=True)
-            rng = np.random.default_rng(SEED + 1)
-            cotangents = [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in outputs]
-            return outputs, others, pullback(cotangents)[0]
+        outputs, pullback, others = jax.vjp(split, floats, has_aux=True)
+        rng = np.random.default_rng(SEED + 1)
+        cotangents = [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in outputs]
+        return outputs, others, pullback(cotangents)[0]
 
-        outputs, others, gradients = jax.jit(run, compiler_options=OPTIMIZED if optimized else None)(floats)
+    return jax.jit(run, compiler_options=OPTIMIZED if optimized else None)
+
+
+def evaluate(
+    op: Op, name: str, case: Case, dtype: type, optimized: bool = False, traced: str = ""
+) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Outputs and gradients of a case."""
+    with jax.enable_x64(dtype is np.float64), where_it_runs(op, name):
+        run = program(op.name, name, frozenset(case.options.items()), optimized, f"{current_platform()} {traced}")
+        arrays = {n: np.asarray(x, dtype if is_floating(x) else x.dtype) for n, x in arrays_of(case).items()}
+        floats = {n: x for n, x in arrays.items() if is_floating(x)}
+        rest = {n: x for n, x in arrays.items() if not is_floating(x)}
+        outputs, others, gradients = run(floats, rest)
     assert all(x.dtype == dtype for x in [*outputs, *gradients.values()])
     return [np.asarray(x) for x in [*outputs, *others]], {n: np.asarray(g) for n, g in gradients.items()}
 
@@ -202,27 +210,8 @@ def compare(op: Op, case: Case, results: Any, shrink: float) -> None:
             assert error <= tolerance, f"{name}: error {error:.3g}, allowed {tolerance:.3g}, scale {scale(want):.3g}"
 
 
-@functools.cache
-def refusals(op_name: str, name: str, case_name: str) -> tuple[tuple[str, str], ...]:
-    """Why the implementation does not serve the case in float32; empty if it does."""
-    op, case = find(op_name, case_name)
-    if not objects(op, name):
-        return ()
-    arrays = {n: jnp.asarray(x, np.float32 if is_floating(x) else x.dtype) for n, x in arrays_of(case).items()}
-    try:
-        with where_it_runs(op, name):
-            jax.eval_shape(
-                functools.partial(getattr(pallas_kernels, op.name), implementation=name, **case.options), **arrays
-            )
-    except Refused as refused:
-        return refused.reasons
-    return ()
-
-
 @pytest.mark.parametrize(("op", "implementation", "case", "form"), list(rows()))
 def test_agrees_with_reference(op: Op, implementation: Implementation, case: Case, form: str) -> None:
-    if reasons := refusals(op.name, implementation.name, case.name):
-        pytest.skip(str(reasons))
     dtype = np.float64 if form == "float64" else np.float32
     results = evaluate(op, implementation.name, case, dtype, optimized=form == "optimized")
     compare(op, case, results, FLOAT64 if form == "float64" else 1.0)
@@ -248,18 +237,14 @@ def test_reference_agrees_with_loops(op: Op, case: Case) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("op", "implementation", "case"),
-    [
-        pytest.param(*pair.values, id=pair.id, marks=() if is_quick(*pair.values) else pytest.mark.full)
-        for pair in PAIRS
-        if objects(pair.values[0], pair.values[1].name)
-    ],
-)
-def test_refusal_gives_its_reason(op: Op, implementation: Implementation, case: Case) -> None:
-    for name, reason in refusals(op.name, implementation.name, case.name):
-        assert name == implementation.name
-        assert isinstance(reason, str)
+@pytest.mark.parametrize("kernel", REFUSED)
+def test_refusal_gives_its_reason(kernel: str) -> None:
+    op, name = kernel.split()
+    for case_name in REFUSED[kernel].split():
+        with pytest.raises(Refused) as refused:
+            evaluate(*(OPS[op], name, find(op, case_name)[1], np.float32))
+        ((refusing, reason),) = refused.value.reasons
+        assert refusing == name
         assert reason.strip()
 
 

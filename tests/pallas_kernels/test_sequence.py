@@ -13,7 +13,7 @@ from tests.tiers import tiered
 # Of each way of sharing one: heads traded, pieces going round, states passed on, kernels that get what is theirs.
 QUICK = {
     "heads traded, causal, padded, window",
-    "ring, causal, padded",
+    "ring, causal, padded, segments",
     "gated delta, two steps",
     "packed centered convolution",
     "kernel: constant decay",
