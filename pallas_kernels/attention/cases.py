@@ -74,7 +74,8 @@ def _padded(real: int) -> Change:
         mask[-1] = False
         for name in ("k", "v"):
             arrays[name][~mask] = np.nan
-        arrays["q"][-1] = np.nan
+        for name in {"q", "relative_query"} & arrays.keys():
+            arrays[name][-1] = np.nan
         arrays["mask"] = mask[:, None, None, :]
 
     return change
@@ -275,7 +276,7 @@ CASES = (
     ),
     _case(
         "relative_query", 7, 12, relative_origin=-3, normalize="sigmoid",
-        change=_both(_padded(9), _add(relative_keys=(1, 40, 8), relative_query=(2, 7, 2, 8), relative_weight=(2, 3))),
+        change=_both(_add(relative_keys=(1, 40, 8), relative_query=(2, 7, 2, 8), relative_weight=(2, 3)), _padded(9)),
     ),
     _case(
         "relative_cache", 3, 16, change=_both(_cache((4, 9), (7, 12)), _add(relative_bias=(2, 9), relative_weight=(2, 9), relative_keys=(1, 9, 8))),

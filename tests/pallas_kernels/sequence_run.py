@@ -173,7 +173,7 @@ CASES: dict[str, tuple[dict[str, int], tuple[str, ...], tuple[Callable[..., Any]
         ("all_to_all", "mosaic_tpu"),
         attention(4, 4, causal=True, mask=PADDED),
     ),
-    "kernel: ring, causal, padded": (ALL, ("ring", "mosaic_tpu"), attention(2, 1, causal=True, mask=PADDED)),
+    "kernel: ring, padded": (ALL, ("ring", "mosaic_tpu"), attention(2, 1, mask=PADDED)),
     "kernel: decay of a token, split": (ALL, ("state_passing", "mosaic_tpu"), linear((2, LENGTH, 4), True)),
     "kernel: gated delta, split": (ALL, ("state_passing", "mosaic_tpu"), delta(True, 1, True)),
     "kernel: scan with everything, split": (ALL, ("state_passing", "mosaic_tpu"), scan(True, (2,))),

@@ -6,56 +6,57 @@ overflows VMEM is refused there.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-import pallas_kernels
+from benchmarks.kernels import gradients
+from pallas_kernels import masks
 from pallas_kernels.compilers import compile_for, missing
-from pallas_kernels.dispatch import OPS, recording
+from pallas_kernels.dispatch import OPS, Shape, recording
 from tests.compilation import optimizing
 
 pytestmark = pytest.mark.full
 
-# A program takes seconds to compile: here those that differ in their kernels, for either device in turn.
+
+def ids(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+SHAPES = {(op.name, shape.name): shape for op in OPS.values() for shape in op.shapes}
+CACHE, SCORE = SHAPES["attention", "cache"], SHAPES["attention", "score"]
+# What kernels of attention are given, together.
+SHAPES["attention", "packed_cache"] = Shape(
+    "packed_cache", CACHE.arrays | {"query_segments": ids(2, 512), "key_segments": ids(2, 2048)}, CACHE.options
+)
+SHAPES["attention", "pattern_score"] = Shape(
+    "pattern_score", SCORE.arrays, {"score": SCORE.options["score"], "mask": masks.dilated(1024, 2)}
+)
+# A program takes seconds to compile: here every kernel, and every option once, for either device in turn.
 COMPILED = (
     ("attention", "window", jnp.bfloat16, "v5e"),
-    ("attention", "causal_lse", jnp.bfloat16, "v5e"),
     ("attention", "mask", jnp.bfloat16, "v6e"),
-    ("attention", "cache", jnp.bfloat16, "v5e"),
-    ("attention", "segments", jnp.bfloat16, "v5e"),
-    ("attention", "image_windows", jnp.bfloat16, "v6e"),
+    ("attention", "packed_cache", jnp.bfloat16, "v5e"),
+    ("attention", "image_windows_bias", jnp.bfloat16, "v6e"),
     ("attention", "routed_padded", jnp.bfloat16, "v5e"),
-    ("attention", "pattern", jnp.bfloat16, "v6e"),
-    ("attention", "score", jnp.bfloat16, "v5e"),
+    ("attention", "pattern_score", jnp.bfloat16, "v6e"),
     ("linear_attention", "mamba2", jnp.bfloat16, "v5e"),
-    ("linear_attention", "key", jnp.bfloat16, "v6e"),
-    ("linear_attention", "both_ways", jnp.float32, "v6e"),
+    ("linear_attention", "key", jnp.float32, "v6e"),
     ("delta_rule", "gated", jnp.float32, "v5e"),
-    ("delta_rule", "two_steps", jnp.bfloat16, "v6e"),
     ("selective_scan", "mamba", jnp.bfloat16, "v5e"),
-    ("selective_scan", "many_states", jnp.float32, "v6e"),
 )
 
 
 @pytest.mark.parametrize(("op_name", "shape_name", "dtype", "device"), COMPILED)
 def test_compiles(op_name: str, shape_name: str, dtype: Any, device: str) -> None:
+    """Outputs and the gradients of all floating arrays."""
     if (reason := missing(device)) is not None:
         pytest.skip(reason)
-    shape = next(shape for shape in OPS[op_name].shapes if shape.name == shape_name)
-    call = functools.partial(getattr(pallas_kernels, op_name), **shape.options)
-
-    def gradient(arrays: dict[str, jax.Array]) -> Any:
-        """Outputs, and the gradients of all floating arrays."""
-        floats = {n: x for n, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-        rest = {n: x for n, x in arrays.items() if n not in floats}
-        outputs, pullback = jax.vjp(lambda floats: call(**floats, **rest), floats)
-        return outputs, pullback(jax.tree.map(jnp.cos, outputs))
-
+    shape = SHAPES[op_name, shape_name]
+    function, _ = gradients(OPS[op_name], shape)
     with recording() as record, optimizing():
-        program = compile_for(device, gradient, shape.abstract(dtype))
+        program = compile_for(device, function, shape.abstract(dtype))
     assert [choice.implementation for choice in record] in (["mosaic_tpu"], ["splash"]), list(map(str, record))
     assert len(program.kernels) >= 2, "one forward, one backward"
