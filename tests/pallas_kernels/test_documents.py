@@ -34,7 +34,7 @@ STATES = ("state", "initial_state")
 QUICK = {
     "short_convolution": ("packed", "packed_centered"),
     "selective_scan": ("packed_grouped",),
-    "linear_attention": ("packed_token", "packed_key", "packed_both_ways"),
+    "linear_attention": ("packed_token", "packed_padded_key", "packed_both_ways"),
     "linear_scan": ("packed",),
     "delta_rule": ("packed_two_steps",),
 }

@@ -16,7 +16,6 @@ from primitives import operations
 # How much more arithmetic a kernel does: it computes weights again in two kernels, adds up decays by products, inverts
 # by doubling.
 MORE = {
-    ("attention", "dense"): 1.2,
     ("attention", "causal_lse"): 1.2,
     ("linear_attention", "token"): 1.8,
     ("delta_rule", "gated"): 1.8,

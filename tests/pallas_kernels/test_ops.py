@@ -71,9 +71,11 @@ PAIRS = [
 QUICK = {
     "attention": "padding_causal_grouped sinks_empty_rows bias_per_head cache_chunk whole_blocks long_window routed "
     "score",
-    "linear_attention": "token grouped_key both_ways_key padded_tail_key packed_token packed_key packed_both_ways value",
-    "selective_scan": "everything grouped implicit padded_tail packed",
-    "delta_rule": "three_steps_gated grouped padded_tail key read packed_two_steps packed_key_two_steps",
+    "linear_attention": "token both_ways_key packed_token packed_padded_key packed_both_ways value",
+    "selective_scan": "everything grouped implicit packed_padded",
+    "delta_rule": "three_steps_gated grouped read packed_two_steps packed_key_two_steps",
+    "neighborhood_attention": "line_strides map_padding",
+    "toeplitz_product": "short long_both_ways",
 }
 
 
