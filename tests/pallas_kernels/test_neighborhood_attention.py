@@ -63,15 +63,18 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict[str, Any]) -> tuple[np
 @pytest.mark.parametrize("border", ["shift", "masked"])
 def test_the_halves_make_the_whole(border: Any) -> None:
     rng = np.random.default_rng(1)
-    q, k, v = (jnp.asarray(rng.standard_normal((2, 7, 6, 2, 4)), jnp.float32) for _ in range(3))
     window = {"kernel_size": 3, "border": border, "dilation": (1, 2)}
-    products = neighborhood_scores(q, k, **window) / 2
-    real = neighborhood_scores(jnp.ones_like(q), jnp.ones_like(k), **window) != 0  # 0 for keys that there are not
-    weights = jax.nn.softmax(jnp.where(real, products, -jnp.inf), -1)
-    np.testing.assert_allclose(
-        neighborhood_average(weights, v, **window), neighborhood_attention(q, k, v, **window), atol=1e-6
-    )
-    gradient = jax.grad(lambda w, v: neighborhood_average(w, v, **window).sum(), (0, 1))(weights, v)
+
+    @jax.jit
+    def run(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+        products = neighborhood_scores(q, k, **window) / 2
+        real = neighborhood_scores(jnp.ones_like(q), jnp.ones_like(k), **window) != 0  # 0 for keys that there are not
+        weights = jax.nn.softmax(jnp.where(real, products, -jnp.inf), -1)
+        average, pull = jax.vjp(lambda w, v: neighborhood_average(w, v, **window), weights, v)
+        return average, neighborhood_attention(q, k, v, **window), pull(jnp.ones_like(average))
+
+    found, wanted, gradient = run(*rng.standard_normal((3, 2, 7, 6, 2, 4)).astype(np.float32))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert all(np.isfinite(x).all() for x in gradient)
 
 
@@ -102,12 +105,12 @@ def test_the_simulator_of_speed_ups() -> None:
         ({"stride": 4}, "the stride is 1 to as many"),
         ({"kernel_size": (3, 3, 3)}, "kernel_size is one number or one for each axis"),
         ({"border": "wrap"}, 'border is "shift" or "masked"'),
-        ({"bias": jnp.zeros((2, 5, 4))}, "bias is (heads, *(2 kernel_size - 1)) = (2, 5, 5)"),
-        ({"mask": jnp.ones((1, 7, 6))}, "mask must be bool (batch or 1, *grid)"),
-        ({"v": jnp.zeros((1, 7, 7, 2, 4))}, "must agree in batch, grid and head_dim"),
+        ({"bias": np.zeros((2, 5, 4), np.float32)}, "bias is (heads, *(2 kernel_size - 1)) = (2, 5, 5)"),
+        ({"mask": np.ones((1, 7, 6), np.float32)}, "mask must be bool (batch or 1, *grid)"),
+        ({"v": np.zeros((1, 7, 7, 2, 4), np.float32)}, "must agree in batch, grid and head_dim"),
     ],
 )
 def test_misfits_are_refused(change: dict[str, Any], message: str) -> None:
-    x = jnp.zeros((1, 7, 8, 2, 4))
+    x = np.zeros((1, 7, 8, 2, 4), np.float32)
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)").replace("*", r"\*")):
         neighborhood_attention(**{"q": x, "k": x, "v": x, "kernel_size": 3, **change})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +17,22 @@ from primitives.operations import count
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("length", [1, 5, 33, 97])
+@pytest.mark.parametrize("length", [1, 5, 33])
 def test_is_numpys_convolution(length: int) -> None:
     """By matrix and by transform, at lengths that are no power of two, both ways, channels that share a kernel."""
     x, kernel = RNG.standard_normal((1, length, 4)), RNG.standard_normal((2 * length - 1, 2))
     whole = np.stack([np.convolve(x[0, :, c], kernel[:, c // 2])[length - 1 : 2 * length - 1] for c in range(4)], 1)
     past = np.stack([np.convolve(x[0, :, c], kernel[length - 1 :, c // 2])[:length] for c in range(4)], 1)
+
+    @jax.jit
+    def run(x: jax.Array, kernel: jax.Array) -> Any:
+        calls = [functools.partial(toeplitz_product, x, implementation=name) for name in ("xla", "reference")]
+        return [(call(kernel, causal=False)[0], call(kernel[length - 1 :])[0]) for call in calls]
+
     with jax.enable_x64(True):
-        for implementation in ("xla", "reference"):
-            both = toeplitz_product(jnp.asarray(x), jnp.asarray(kernel), causal=False, implementation=implementation)
-            back = toeplitz_product(jnp.asarray(x), jnp.asarray(kernel[length - 1 :]), implementation=implementation)
-            np.testing.assert_allclose(both[0], whole, rtol=1e-12, atol=1e-12)
-            np.testing.assert_allclose(back[0], past, rtol=1e-12, atol=1e-12)
+        for both, back in run(x, kernel):
+            np.testing.assert_allclose(both, whole, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(back, past, rtol=1e-12, atol=1e-12)
 
 
 def test_cost_is_that_of_transforms() -> None:

@@ -47,7 +47,7 @@ def test_gradients_are_the_same(dtype: jnp.dtype) -> None:
 
 def test_of_batches_and_of_what_is_not_a_number() -> None:
     x, weights = arguments(2)
-    gradient = jax.grad(lambda x: loss(gradient_computed_once)(x, weights))
+    gradient = jax.jit(jax.grad(lambda x: loss(gradient_computed_once)(x, weights)))
     np.testing.assert_allclose(jax.vmap(gradient)(x[:, None]), gradient(x)[:, None], atol=1e-5)
     assert jnp.isnan(gradient(x.at[0, 0, 3].set(jnp.nan))[0, 0]).all()
 
