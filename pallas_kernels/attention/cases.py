@@ -268,7 +268,7 @@ CASES = (
     ),
     _case("rows_shared", 11, batch=3, score=_tempered, normalize="none", change=_both(_padded(6), _add(rows=(1, 11, 1)))),
     _case(
-        "long_rows", 531, batch=1, score=_tempered, normalize="sigmoid", causal=True, change=_add(rows=(1, 531, 2), bias=(2, 531, 531)),
+        "long_rows", 200, batch=1, score=_tempered, normalize="sigmoid", causal=True, change=_add(rows=(1, 200, 2), bias=(2, 200, 200)),
     ),
     _case(
         "relative", 13, heads=4, kv_heads=2, causal=True, return_lse=True,
@@ -287,7 +287,7 @@ CASES = (
         "long_relative", 531, 600, batch=1, heads=2, kv_heads=1, return_lse=True, window=(100, 30),
         change=_add(relative_bias=(2, 61), relative_weight=(2, 1200), relative_keys=(2, 9, 8)),
     ),
-    _case("long_relative_causal", 531, batch=1, heads=2, kv_heads=1, causal=True, change=_add(relative_bias=(1, 2000), relative_keys=(1, 700, 8))),
+    _case("long_relative_causal", 200, batch=1, heads=2, kv_heads=1, causal=True, change=_add(relative_bias=(1, 2000), relative_keys=(1, 700, 8))),
 )  # fmt: skip
 
 

@@ -155,7 +155,6 @@ CASES = (
     _case("three_steps_gated", 21, steps=3, strongest=2.0, rate=0.3, state=True, return_state=True),
     _case("more_steps_than_chunk", 3, steps=5, rate=0.3, chunk_size=4, state=True, return_state=True),
     _case("one_token_three_steps", 1, steps=3, rate=0.3, state=True, return_state=True),
-    _case("chunk_of_one", 5, rate=0.3, state=True, chunk_size=1),
     _case("grouped", 37, rate=0.3, heads=6, groups=2, state=True, change=_padded_tail, return_state=True),
     _case("unequal_dims", 21, rate=0.3, key_dim=5, value_dim=3, scale=1.0),
     _long("identical_keys", change=_identical_keys),
