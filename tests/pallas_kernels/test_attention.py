@@ -94,7 +94,7 @@ def by_loops(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, 
 @pytest.mark.parametrize("causal", tiered([True, False], bool))
 def test_documents_of_a_row_are_as_if_alone(causal: bool) -> None:
     """Outputs, log-sum-exps and gradients, in chunks; alone by the reference."""
-    lengths = (3, 400, 1, 197)
+    lengths = (3, 150, 1, 46) if causal else (3, 400, 1, 197)
     ids = jnp.repeat(jnp.arange(4), jnp.asarray(lengths), total_repeat_length=sum(lengths))[None]
 
     def run(qkv: tuple[jax.Array, ...], cotangent: jax.Array, **segments: Any) -> Any:
@@ -340,10 +340,8 @@ def test_what_devices_do_not_share_is_refused(
 @pytest.mark.parametrize(
     "mask",
     [
-        masks.segments(512),
         masks.global_and_random(2048, 64, first=1, random=2),
         masks.Global(40) | masks.window(60, 3),
-        masks.FieldOfView(64, 90.0),
         masks.ByHead((masks.FieldOfView(64, 270.0, 90.0), masks.segments(256))),
     ],
 )

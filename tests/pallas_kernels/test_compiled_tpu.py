@@ -43,7 +43,7 @@ COMPILED = (
     ("attention", "routed_padded", jnp.bfloat16, "v5e"),
     ("attention", "pattern_score", jnp.bfloat16, "v6e"),
     ("linear_attention", "mamba2", jnp.bfloat16, "v5e"),
-    ("linear_attention", "key", jnp.float32, "v6e"),
+    ("linear_attention", "key", jnp.bfloat16, "v6e"),
     ("delta_rule", "gated", jnp.float32, "v5e"),
     ("selective_scan", "mamba", jnp.bfloat16, "v5e"),
 )

@@ -93,12 +93,11 @@ def test_chunk_size_and_cuts_change_nothing() -> None:
     steps = 2
     arrays = single(inputs(23, steps=steps))
     whole, last = compiled(**arrays, return_state=True)
-    for chunk_size in (2, 8):
-        other, state = compiled(**arrays, return_state=True, chunk_size=chunk_size)
-        assert difference(other, whole) < 3e-6
-        assert difference(state, last) < 3e-6
-    for cuts in ((0, 10, 23), tuple(range(24))):
-        state, pieces = None, []
+    other, state = compiled(**arrays, return_state=True, chunk_size=4)
+    assert difference(other, whole) < 3e-6
+    assert difference(state, last) < 3e-6
+    for cuts in ((0, 10, 20, 23), tuple(range(24))):
+        state, pieces = jnp.zeros_like(last), []
         for start, end in itertools.pairwise(cuts):
             piece = {
                 n: x[:, start:end] if n in ("q", "decay") else x[:, start * steps : end * steps]
@@ -238,4 +237,4 @@ def test_refusals(change: dict, message: str) -> None:
     shapes = {"q": (2, 5, 2, 8), "k": (2, 5, 2, 8), "v": (2, 5, 4, 8), "beta": (2, 5, 4), **change}
     options = {n: shapes.pop(n) for n in ("chunk_size",) if n in shapes}
     with pytest.raises(ValueError, match=re.escape(message)):
-        delta_rule(**{n: jnp.zeros(s) for n, s in shapes.items()}, **options)
+        delta_rule(**{n: np.zeros(s, np.float32) for n, s in shapes.items()}, **options)

@@ -79,7 +79,7 @@ def test_cuts_change_nothing(groups: int | None) -> None:
     arrays = single(inputs(37, groups=groups))
     whole, last = compiled(**arrays, return_state=True)
     for cuts in ((0, 16, 37), tuple(range(38))):
-        state, pieces = None, []
+        state, pieces = jnp.zeros_like(last), []
         for start, end in itertools.pairwise(cuts):
             piece = {n: x if n == "A" else x[:, start:end] for n, x in arrays.items()}
             out, state = compiled(**piece, initial_state=state, return_state=True)
