@@ -28,16 +28,18 @@ def ids(*shape: int) -> jax.ShapeDtypeStruct:
 SHAPES = {(op.name, shape.name): shape for op in OPS.values() for shape in op.shapes}
 CACHE, SCORE = SHAPES["attention", "cache"], SHAPES["attention", "score"]
 # What kernels of attention are given, together.
-SHAPES["attention", "packed_cache"] = Shape(
-    "packed_cache", CACHE.arrays | {"query_segments": ids(2, 512), "key_segments": ids(2, 2048)}, CACHE.options
-)
+PACKED = {
+    "query_segments": ids(2, 512),
+    "key_segments": ids(2, 2048),
+    "mask": jax.ShapeDtypeStruct((2, 1, 512, 2048), jnp.bool_),
+}
+SHAPES["attention", "packed_cache"] = Shape("packed_cache", CACHE.arrays | PACKED, CACHE.options)
 SHAPES["attention", "pattern_score"] = Shape(
     "pattern_score", SCORE.arrays, {"score": SCORE.options["score"], "mask": masks.dilated(1024, 2)}
 )
 # A program takes seconds to compile: here every kernel, and every option once, for either device in turn.
 COMPILED = (
     ("attention", "window", jnp.bfloat16, "v5e"),
-    ("attention", "mask", jnp.bfloat16, "v6e"),
     ("attention", "packed_cache", jnp.bfloat16, "v5e"),
     ("attention", "image_windows_bias", jnp.bfloat16, "v6e"),
     ("attention", "routed_padded", jnp.bfloat16, "v5e"),
