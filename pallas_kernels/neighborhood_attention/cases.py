@@ -52,5 +52,5 @@ CASES = (
     _case("map_windows", 8, 12, kernel_size=4, stride=4),
     _case("map_dilated", 19, 14, kernel_size=(3, 4), dilation=(3, 2), stride=(2, 1), scale=0.3),
     _case("map_causal", 6, 9, heads=4, kv_heads=2, kernel_size=(3, 4), causal=(True, False), stride=(2, 3)),
-    _case("volume", 5, 6, 7, kernel_size=(3, 2, 3), stride=(1, 2, 1), causal=(True, False, False), bias=True),
+    _case("volume", 4, 5, 6, kernel_size=(3, 2, 3), causal=(True, False, False), bias=True),
 )

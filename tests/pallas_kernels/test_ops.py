@@ -72,7 +72,7 @@ QUICK = {
     "score",
     "linear_attention": "token both_ways_key packed_token packed_padded_key packed_both_ways value",
     "selective_scan": "everything grouped implicit packed_padded",
-    "delta_rule": "three_steps_gated grouped packed_two_steps packed_key_two_steps read",
+    "delta_rule": "three_steps_gated packed_two_steps packed_key_two_steps read grouped",
     "neighborhood_attention": "line_strides map_padding",
     "toeplitz_product": "short long_both_ways",
 }
