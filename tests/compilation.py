@@ -45,10 +45,14 @@ def compile_quickly() -> None:
 
 
 @contextlib.contextmanager
-def optimizing() -> Iterator[None]:
-    """Programs are compiled for other platforms as they are outside of the tests."""
+def optimizing(effort: float = 0.0) -> Iterator[None]:
+    """Programs are compiled for other platforms as they are outside of the tests, or with less ``effort`` (-1 at least),
+    which counts for TPUs.
+    """
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_exec_time_optimization_effort", effort)
     yield
+    jax.config.update("jax_exec_time_optimization_effort", 0.0)
     jax.config.update("jax_disable_most_optimizations", True)
 
 

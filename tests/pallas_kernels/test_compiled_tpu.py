@@ -53,12 +53,14 @@ COMPILED = (
 
 @pytest.mark.parametrize(("op_name", "shape_name", "dtype", "device"), COMPILED)
 def test_compiles(op_name: str, shape_name: str, dtype: Any, device: str) -> None:
-    """Outputs and the gradients of all floating arrays."""
+    """Outputs and the gradients of all floating arrays. With the least effort a kernel takes half the time to compile,
+    and more VMEM.
+    """
     if (reason := missing(device)) is not None:
         pytest.skip(reason)
     shape = SHAPES[op_name, shape_name]
     function, _ = gradients(OPS[op_name], shape)
-    with recording() as record, optimizing():
+    with recording() as record, optimizing(effort=-1.0):
         program = compile_for(device, function, shape.abstract(dtype))
     assert [choice.implementation for choice in record] in (["mosaic_tpu"], ["splash"]), list(map(str, record))
     assert len(program.kernels) >= 2, "one forward, one backward"
