@@ -150,7 +150,7 @@ def test_kernels_step_aside() -> None:
     op, arrays = pallas_kernels.linear_attention, {name: jnp.asarray(found[name], jnp.float32) for name in "qkv"}
 
     def run(v: jax.Array) -> Any:
-        return jax.jvp(lambda v: op(**{**arrays, "v": v}), (v,), (v,))
+        return jax.jit(lambda v: jax.jvp(lambda v: op(**{**arrays, "v": v}), (v,), (v,)))(v)
 
     with interpreting():
         with pytest.raises(NotImplementedError, match=r'use\("xla"\)'):
