@@ -144,6 +144,6 @@ def test_states_meet_between_segments(op: str, dims: tuple[int, ...], monkeypatc
     check(op, long(op, *dims), SIXTEEN_BITS)
 
 
-@pytest.mark.parametrize("name", ["everything", "grouped", "many_states"])
+@pytest.mark.parametrize("name", ["grouped", "many_states"])
 def test_selective_scan(name: str) -> None:
     check("selective_scan", shared_case("selective_scan", name), FLOAT32)
