@@ -45,14 +45,14 @@ def compile_quickly() -> None:
 
 
 @contextlib.contextmanager
-def optimizing(effort: float = 0.0) -> Iterator[None]:
-    """Programs are compiled for other platforms as they are outside of the tests, or with less ``effort`` (-1 at least),
-    which counts for TPUs.
+def optimizing(level: str = "UNKNOWN") -> Iterator[None]:
+    """Programs are compiled for other platforms as they are outside of the tests, or at another ``level`` of effort
+    ("O0" to "O3"), which counts for TPUs.
     """
     jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_exec_time_optimization_effort", effort)
+    jax.config.update("jax_optimization_level", level)
     yield
-    jax.config.update("jax_exec_time_optimization_effort", 0.0)
+    jax.config.update("jax_optimization_level", "UNKNOWN")
     jax.config.update("jax_disable_most_optimizations", True)
 
 
