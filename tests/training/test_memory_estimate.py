@@ -13,7 +13,7 @@ from layers.state import flatten
 from primitives.differentiation import differentiable
 from primitives.memory import temporaries
 from tests.training import toy
-from tests.zoo.families import inputs, make, shallow
+from tests.zoo.families import inputs, least, make
 from training import memory, schedule
 from training import optimizer as optimizers
 from training.step import Skeleton, initial_state, make_step
@@ -88,7 +88,7 @@ KINDS = ("maxvit", "biformer", "transformer", "mamba", "titans", "routing_transf
 @pytest.mark.full
 @pytest.mark.parametrize("family", KINDS)
 def test_estimate_and_compiler_agree_within_a_factor_of_two(family: str) -> None:
-    model = make(family, **shallow(family))
+    model = make(family, **least(family))
     optimizer = optimizers.create(model, flatten(model, nnx.Param), toy.config().optimizer)
     rates = schedule.create("cosine", optimizer.peak, 10, 1, 0.0)
     losses = {"commitment": 0.1} if family == "routing_transformer" else {}

@@ -14,9 +14,10 @@ from layers.state import flatten
 from tests.training.toy import ToyModel
 from training import optimizer as optimizers
 
-MODEL = ToyModel()
-PARAMS = flatten(MODEL, nnx.Param)
-GRADIENTS = {n: jnp.sin(jnp.arange(p.size, dtype=jnp.float32).reshape(p.shape) + len(n)) for n, p in PARAMS.items()}
+MODEL = nnx.eval_shape(ToyModel)
+RNG = np.random.default_rng(0)
+PARAMS = {n: RNG.normal(0, 0.3, p.shape).astype(np.float32) for n, p in flatten(MODEL, nnx.Param).items()}
+GRADIENTS = {n: np.sin(np.arange(p.size, dtype=np.float32).reshape(p.shape) + len(n)) for n, p in PARAMS.items()}
 
 
 def make(**config):
