@@ -116,6 +116,6 @@ def test_a_process_makes_rows(tmp_path: Path) -> None:
         assert process.run(job, 120)["milliseconds"] > 0
         assert process.run({**job, "mixer": "none"}, 120)["fault"].startswith("ValueError: unknown mixer 'none'")
         assert process.run(job, 120)["milliseconds"] > 0
-        assert process.run(job, 0.0) == {"fault": "no answer in time"}
+        assert process.run({**job, "length": 4096}, 0.0) == {"fault": "no answer in time"}
     finally:
         process.end()
