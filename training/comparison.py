@@ -166,14 +166,16 @@ class Size:
     deviation: float
 
 
-def _parameters(mixer: str, on: Problem, features: int, hidden: int) -> int:
+@functools.cache
+def _parameters(mixer: str, task: str, features: int, hidden: int) -> int:
+    on = problem(task)
     return parameter_count(create_abstract(on.model, **on.options, **on.width(features, hidden), mixer=mixer))
 
 
 @functools.cache
 def _for_one_more(task: str, features: int) -> int:
     """Parameters that one more hidden feature of the MLPs takes, whatever the mixer."""
-    few, more = (_parameters("attention", problem(task), features, hidden) for hidden in (features, features + 1))
+    few, more = (_parameters("attention", task, features, hidden) for hidden in (features, features + 1))
     return more - few
 
 
@@ -186,12 +188,12 @@ def fitted(mixer: str, task: str) -> Size:
     """
     on = problem(task)
     layers.mixer_class(mixer)
-    target = _parameters("attention", on, FEATURES, on.hidden)
+    target = _parameters("attention", task, FEATURES, on.hidden)
     least: Size | None = None
     for features in range(FEATURES, 0, -STEP):
         narrow = features // 2  # an MLP narrower than this would be none
         try:
-            few = _parameters(mixer, on, features, narrow)
+            few = _parameters(mixer, task, features, narrow)
         except ValueError:
             if features == FEATURES:
                 raise
