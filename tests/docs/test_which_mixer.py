@@ -29,8 +29,10 @@ def test_the_file_says_what_the_code_gives() -> None:
     """At the greatest length, of a claim the first model: tracing and building are what counting takes."""
     report = which_mixer.load()
     for name, row in report["mixers"].items():
-        wanted = {**row, **{part: row[part][-1:] for part in ("operations", "state_bytes")}}
-        assert counted.count(name, counted.LENGTHS[-1:]) == wanted, "run: python -m benchmarks.counted"
+        # Fields of view are made of all pairs of tokens, which takes long.
+        at = slice(1, 2) if name == "lookhere" else slice(-1, None)
+        wanted = {**row, **{part: row[part][at] for part in ("operations", "state_bytes")}}
+        assert counted.count(name, counted.LENGTHS[at]) == wanted, "run: python -m benchmarks.counted"
     for path in counted.CLAIMS.glob("*.json"):
         claim = json.loads(path.read_text())
         model, options = claim["rows"][0]["model"], claim["rows"][0]["options"]

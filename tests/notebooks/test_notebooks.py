@@ -13,10 +13,7 @@ import pytest
 
 from tests import costs
 
-nbformat = pytest.importorskip("nbformat", reason="executing notebooks needs nbformat")
-nbclient = pytest.importorskip("nbclient", reason="executing notebooks needs nbclient")
-pytest.importorskip("ipykernel", reason="executing notebooks needs ipykernel")
-pytest.importorskip("matplotlib", reason="the notebooks draw with matplotlib")
+nbformat = pytest.importorskip("nbformat", reason="reading notebooks needs nbformat")
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -25,6 +22,9 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 @pytest.fixture(scope="module")
 def execute() -> Iterator[Callable[[Any], None]]:
     """Executes the cells of a notebook, and gives them their outputs."""
+    nbclient = pytest.importorskip("nbclient", reason="executing notebooks needs nbclient")
+    pytest.importorskip("ipykernel", reason="executing notebooks needs ipykernel")
+    pytest.importorskip("matplotlib", reason="the notebooks draw with matplotlib")
 
     def cells(*sources: str) -> Any:
         return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
