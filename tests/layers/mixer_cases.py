@@ -184,7 +184,6 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "persistent": 3,
         },
         "linear": {"memory": Memory(MLPMemory(1)), "chunk": 1, "conv_size": None},
-        "moneta": {"memory": "moneta", "chunk": 4},
         "yaad": {"memory": "yaad", "chunk": 4},
         "memora": {"memory": Memory(MIRAS_STRUCTURE, retention=KL(total=4.0, every_token=True)), "chunk": 4},
     },
@@ -253,6 +252,11 @@ class MixerCase:
         """The mixer without arrays, for what it says of itself: a suite is collected without drawing weights."""
         return abstract(self.build)
 
+    @property
+    def parameters(self) -> set[str]:
+        """Names of its parameters."""
+        return set(layers.flatten(self.declared, nnx.Param))
+
     def build(self, rngs: nnx.Rngs, **common: Any) -> Mixer:
         """As :meth:`make`, of weights that ``rngs`` gives."""
         place = Place(num_heads=HEADS, **common)
@@ -278,6 +282,14 @@ CASES = [
 ]
 # Both directions of a form have the same parameters and sums: the last is that which looks back, where there is one.
 FORMS = list({(case.name, case.label): case for case in CASES}.values())
+
+
+def brings_parameters(case: MixerCase) -> bool:
+    """Whether a form has parameters that those of the mixer before it have not; a first one always."""
+    known = {name for form in FORMS[: FORMS.index(case)] if form.name == case.name for name in form.parameters}
+    return case.is_first or not case.parameters <= known
+
+
 # One of each way to mix.
 VARIOUS = (
     "attention", "gated_delta_net", "gated_linear_attention", "hgrn", "linear_attention", "mamba", "neural_memory", "rwkv7", "s4d",
@@ -300,7 +312,7 @@ class Compiled:
 
     Attributes:
       whole: of tokens that are all real, without a mask.
-      masked: of tokens that may be padding, and of documents.
+      masked, masked_by_default: of tokens that may be padding, and of documents.
       gradient: of parameters and input, and the output, of tokens that may be padding, and of documents: one program
         for both, but of quick forms that look back, which have no documents there.
       half: the output in bfloat16 of tokens that are all real.
@@ -316,7 +328,8 @@ class Compiled:
         self.grid = "sequence" not in self.mixer.layouts
         self._case = case
         self.whole = by_reference(lambda x: self.merged()(x, self.known(x)))
-        self.masked = by_reference(lambda x, mask, ids: self.merged()(x, self.known(x, mask, ids)))
+        self.masked = by_reference(self._masked)
+        self.masked_by_default = jax.jit(self._masked)
         self._gradient = by_reference(self._slopes)
         self._gradient_by_default = jax.jit(self._slopes)
         self._given_ids = case.packs and "roles" not in self.mixer.honors and not (case.quick and case.causal)
@@ -398,6 +411,9 @@ class Compiled:
     def init_state(self, batch: int = 2, dtype: Any = jnp.float32) -> Any:
         """An empty state that can hold LENGTH tokens."""
         return jax.jit(lambda: self.merged().init_state(batch, max_length=LENGTH, dtype=dtype))()
+
+    def _masked(self, x: jax.Array, mask: jax.Array, ids: jax.Array | None) -> jax.Array:
+        return self.merged()(x, self.known(x, mask, ids))
 
     def _slopes(self, *args: jax.Array) -> Any:
         return jax.grad(self._loss, argnums=(0, 1), has_aux=True)(self.state, *args)
