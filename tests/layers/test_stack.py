@@ -176,10 +176,15 @@ def test_unequal_blocks_run_as_a_loop() -> None:
 
 def test_capture_returns_outputs_in_the_order_asked_for() -> None:
     stack = make(depth=3)
-    y, found = stack(X, capture=(2, 0, -2))
-    np.testing.assert_array_equal(found[0], y)
-    np.testing.assert_array_equal(found[1], stack[0](X))
-    np.testing.assert_array_equal(found[2], stack[1](stack[0](X)))
+
+    @jax.jit
+    def run(x: jax.Array) -> Any:
+        first = stack[0](x)
+        return stack(x, capture=(2, 0, -2)), first, stack[1](first)
+
+    (y, found), first, second = run(X)
+    for got, want in zip(found, (y, first, second), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_extend_equals_the_whole() -> None:
