@@ -15,6 +15,7 @@ from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.lion import LionAttention, NaturalLionAttention
 from layers.attention.look_here import DirectedAttention
 from layers.attention.manhattan import ManhattanAttention
+from layers.attention.mixture_of_heads import MixtureOfHeads
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.attention.neighborhood import NeighborhoodAttention
 from layers.attention.normalized import NormalizedAttention
@@ -169,6 +170,7 @@ __all__ = [
     "MemoryAsLayer",
     "Mixer",
     "MixerSpec",
+    "MixtureOfHeads",
     "Module",
     "MultiHeadAttention",
     "NaturalLionAttention",

@@ -128,6 +128,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
     "rala": {"plain": {"kernel_init": truncated_normal(0.5)}, "softmax": {"softmax": True, "use_bias": False}},
+    "mixture_of_heads": {"plain": {"num_heads": 4, "shared": 1, "chosen": 2, "kernel_init": truncated_normal(0.3)}},
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},

@@ -17,7 +17,7 @@ import layers
 from layers import Tokens, flatten
 from layers.initializers import truncated_normal
 from tests.layers.mixer_cases import relative
-from tests.references import linear_time
+from tests.references import authors_layers
 from tests.references import weighted_scores as recorded
 
 FEATURES, HEADS, LENGTH = 12, 2, 37
@@ -312,28 +312,58 @@ def test_gaussian_adaptive_attention_is_the_authors(axis: str) -> None:
 @pytest.mark.reference
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ["flow", "cosine"])
-def test_attention_in_linear_time_is_the_authors(name: str, causal: bool) -> None:
-    options: dict[str, Any] = {"num_heads": linear_time.HEADS, "rngs": nnx.Rngs(0)}
-    layer = layers.create_mixer(f"{name}_attention", linear_time.FEATURES, causal=causal, **options)
-    theirs = {n.replace("weight", "kernel"): jnp.asarray(a.T) for n, a in linear_time.weights().items()}
+def test_attention_in_authors_layers_is_the_authors(name: str, causal: bool) -> None:
+    options: dict[str, Any] = {"num_heads": authors_layers.HEADS, "rngs": nnx.Rngs(0)}
+    layer = layers.create_mixer(f"{name}_attention", authors_layers.FEATURES, causal=causal, **options)
+    theirs = {n.replace("weight", "kernel"): jnp.asarray(a.T) for n, a in authors_layers.weights().items()}
     layers.assign(layer, {n: theirs[n] for n in flatten(layer)})
-    assert_recorded(f"{name}_causal" if causal else name, layer, linear_time)
+    assert_recorded(f"{name}_causal" if causal else name, layer, authors_layers)
 
 
 @pytest.mark.reference
 def test_differential_mamba_is_the_authors() -> None:
-    inner = {"name": "mamba2", "expand": 1, "head_dim": 4, "state_dim": linear_time.STATE}
-    layer = layers.DifferentialMamba(linear_time.FEATURES, inner=inner, index=1, rngs=nnx.Rngs(0))
+    inner = {"name": "mamba2", "expand": 1, "head_dim": 4, "state_dim": authors_layers.STATE}
+    layer = layers.DifferentialMamba(authors_layers.FEATURES, inner=inner, index=1, rngs=nnx.Rngs(0))
     names = {"mixer_1": "branches.0", "mixer_2": "branches.1", "conv1d": "conv", "subln": "norm"}
     ours = {}
-    for name, array in linear_time.differential().items():
+    for name, array in authors_layers.differential().items():
         for theirs, own in names.items():
             name = name.replace(theirs, own)
         matrix = array.T if array.ndim == 2 else array.transpose(2, 1, 0) if array.ndim == 3 else array
         ours[name.replace("norm.weight", "norm.scale").replace("weight", "kernel")] = jnp.asarray(matrix)
     assert ours.keys() == flatten(layer).keys()
     layers.assign(layer, ours)
-    assert_recorded("differential_mamba", layer, linear_time)
+    assert_recorded("differential_mamba", layer, authors_layers)
+
+
+@pytest.mark.reference
+def test_mixture_of_heads_is_the_authors() -> None:
+    """And its loss, which padding does not change."""
+    theirs, names = (
+        authors_layers.mixture(),
+        {"wg": "routed_gate", "wg_0": "balance", "wg_1": "shared_gate", "proj": "out"},
+    )
+    options: dict[str, Any] = {"shared": authors_layers.SHARED, "chosen": authors_layers.CHOSEN}
+    layer = layers.MixtureOfHeads(authors_layers.FEATURES, num_heads=authors_layers.MANY, **options, rngs=nnx.Rngs(0))
+    ours = {f"{names[n.split('.')[0]]}.kernel": a.T for n, a in theirs.items() if n.endswith("weight") and n[0] != "q"}
+    ours["out.bias"] = theirs["proj.bias"]
+    for i, part in enumerate(("query", "key", "value")):
+        ours[f"{part}.kernel"] = np.split(theirs["qkv.weight"], 3)[i].T
+        ours[f"{part}.bias"] = np.split(theirs["qkv.bias"], 3)[i]
+    assert ours.keys() == flatten(layer).keys()
+    layers.assign(layer, {name: jnp.asarray(array) for name, array in ours.items()})
+    assert_recorded("mixture_of_heads", layer, authors_layers)
+    x = np.pad(authors_layers.tokens(), ((0, 0), (0, 3), (0, 0)), constant_values=7.0)
+    with layers.collecting(layers.AuxLoss) as sown:
+        layer(
+            jnp.asarray(x), Tokens(jnp.asarray(np.arange(x.shape[1])[None] < authors_layers.LENGTH).repeat(len(x), 0))
+        )
+    (loss,) = sown.named(layer).values()
+    assert relative(loss, np.load(authors_layers.PATH)["mixture_of_heads/load_balance"]) < 1e-6
+    gates = np.asarray(layer.gates(jnp.asarray(x)))
+    assert ((gates > 0).sum(-1) == authors_layers.SHARED + authors_layers.CHOSEN).all()
+    with pytest.raises(ValueError, match="of 2 heads 1 shared ones and 2 of the others can't be had"):
+        layers.MixtureOfHeads(8, num_heads=2, shared=1, chosen=2, rngs=nnx.Rngs(0))
 
 
 def test_differential_mamba_has_two_strengths() -> None:

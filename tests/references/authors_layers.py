@@ -1,12 +1,13 @@
-"""Records outputs of three authors' layers: ``python -m tests.references.linear_time CLONES`` writes linear_time.npz
+"""Records outputs of four authors' layers: ``python -m tests.references.authors_layers CLONES`` writes authors_layers.npz
 beside this file.
 
 CLONES holds checkouts of github.com/thuml/Flowformer (MIT, commit 61f5d8c), github.com/gmongaras/Cottention_Transformer
-(without a license, commit 63a11ea) and github.com/NadavSc/Diff-Mamba (MIT, commit 60c141e), by the names of the
-repositories. Only numbers are kept: weights and inputs follow from seeds. Recorded are flow attention and cosine
-attention, to both sides and causal, and what the second block of Diff-Mamba-2 adds to its input, each with the gradient of
-the input. Of causal cosine attention it is the loop of the authors' decoding, for their other form is a CUDA kernel;
-without its rotary embedding. Of Diff-Mamba-2 it is the form without kernels, and without the norm before the mixer.
+(without a license, commit 63a11ea), github.com/NadavSc/Diff-Mamba (MIT, commit 60c141e) and github.com/SkyworkAI/MoH
+(Apache-2.0, commit 2cefd57), by the names of the repositories. Only numbers are kept: weights and inputs follow from
+seeds. Recorded are flow attention and cosine attention, to both sides and causal, what the second block of Diff-Mamba-2
+adds to its input, and attention with a mixture of heads and its loss, each with the gradient of the input. Of causal cosine
+attention it is the loop of the authors' decoding, for their other form is a CUDA kernel; without its rotary embedding. Of
+Diff-Mamba-2 it is the form without kernels, and without the norm before the mixer.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def weights() -> dict[str, np.ndarray]:
     return seeded.weights(shapes, SEED, sharpness=2.0)
 
 
+MANY, SHARED, CHOSEN = 6, 2, 2  # heads of a mixture
 STATE, TAPS = 6, 4
 MIXER = ("A_log", "D", "conv1d.bias", "conv1d.weight", "dt_bias", "in_proj.weight", "norm.weight", "out_proj.weight")
 
@@ -53,6 +55,13 @@ def differential() -> dict[str, np.ndarray]:
              (FEATURES, FEATURES))  # fmt: skip
     shapes = {f"mixer_{i}.{name}": size for i in (1, 2) for name, size in zip(MIXER, sizes, strict=True)}
     return seeded.weights(shapes | {"lambda_q1": (FEATURES,), "subln.weight": (FEATURES,)}, SEED)
+
+
+def mixture() -> dict[str, np.ndarray]:
+    """Of a mixture of heads, by the authors' names."""
+    shapes: dict[str, tuple[int, ...]] = {"qkv.weight": (3 * FEATURES, FEATURES), "qkv.bias": (3 * FEATURES,)}
+    shapes |= {"proj.weight": (FEATURES, FEATURES), "proj.bias": (FEATURES,), "wg.weight": (MANY - SHARED, FEATURES)}
+    return seeded.weights(shapes | {"wg_0.weight": (2, FEATURES), "wg_1.weight": (SHARED, FEATURES)}, SEED)
 
 
 def record(clones: Path) -> dict[str, np.ndarray]:
@@ -132,6 +141,13 @@ def record(clones: Path) -> dict[str, np.ndarray]:
     block.load_state_dict({n: torch.from_numpy(a) for n, a in differential().items()}, strict=False)
     block.norm.forward = lambda x: x
     keep("differential_mamba", lambda x: block(x) - x)
+
+    given |= {"F": torch.nn.functional, "Final": Optional, "use_fused_attn": lambda: False}
+    kind = classes(clones / "MoH" / "MoH-DiT" / "models.py", given, ("MoHAttention",))["MoHAttention"]
+    heads = kind(FEATURES, num_heads=MANY, qkv_bias=True, shared_head=SHARED, routed_head=CHOSEN)
+    heads.load_state_dict({n: torch.from_numpy(a) for n, a in mixture().items()})
+    keep("mixture_of_heads", heads)
+    made["mixture_of_heads/load_balance"] = kind.LOAD_BALANCING_LOSSES[0].detach().numpy()
     return made
 
 

@@ -1,0 +1,108 @@
+"""MoH: Multi-Head Attention as Mixture-of-Head Attention (Jin et al., ICML 2025, arXiv:2410.11842), section 3.
+
+    y = W_o [g_1 head_1, ..., g_h head_h]
+    g = a_1 S softmax(W_s x)             the S shared heads, which all tokens have
+    g = a_2 K top_K(softmax(W_r x))      the others, of which a token has the K best; these sum to K
+    a = 2 softmax(W_a x)                 where there are both
+
+As in the authors' code one shared head has the weight a_1, and without routed heads the shared ones have S softmax(W_s x).
+All heads are computed: what a token does not choose is multiplied by 0. In training the product of how often a head is
+chosen and of its mean weight is a loss, so that all heads are used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Unpack
+
+import jax
+import jax.numpy as jnp
+
+from layers.attention.multi_head import AttentionOptions, MultiHeadAttention
+from layers.attention.projected import of_projections
+from layers.linear import Linear
+from layers.mixer import register_mixer
+from layers.module import AuxLoss
+from layers.tokens import Tokens
+
+
+@register_mixer("mixture_of_heads")
+class MixtureOfHeads(MultiHeadAttention):
+    """Softmax attention whose heads each token weighs, and of which it has some.
+
+    Parameters: those of :class:`MultiHeadAttention`, and ``shared_gate``, ``routed_gate``, ``balance`` (linear, no bias),
+    W_s, W_r and W_a, where there are several shared heads, routed ones, and both.
+    """
+
+    paper = (44,)
+    aux_losses: ClassVar[dict[str, float]] = {"load_balance": 0.01}
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        shared: int | None = None,
+        chosen: int | None = None,
+        **options: Unpack[AttentionOptions],
+    ):
+        """Args:
+          shared: S, heads that all tokens have; a quarter of all by default. They are the first ones.
+          chosen: K, heads that a token has of the others; half of these by default.
+          options: as of :class:`MultiHeadAttention`.
+
+        Raises:
+          ValueError: more heads than there are, or none.
+        """
+        super().__init__(features, **options)
+        heads = self.num_heads
+        shared = heads // 4 if shared is None else shared
+        chosen = (heads - shared + 1) // 2 if chosen is None else chosen
+        if not 0 <= shared <= heads or not 0 <= chosen <= heads - shared or shared + chosen == 0:
+            raise ValueError(
+                f"of {heads} heads {shared} shared ones and {chosen} of the others can't be had: give shared= up to "
+                f"{heads}, and chosen= up to the rest"
+            )
+        made = {"use_bias": False, **of_projections(options)}
+        self.shared_gate = Linear(features, shared, **made) if shared > 1 else None
+        self.routed_gate = Linear(features, heads - shared, **made) if chosen else None
+        self.balance = Linear(features, 2, **made) if shared and chosen else None
+        self.shared, self.chosen = shared, chosen
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        if self.routed_gate is not None and self.sowing(AuxLoss, "load_balance"):
+            self.sow(AuxLoss, "load_balance", self._load(x, tokens.mask))
+        return super().core(q, k, v, x, tokens)
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, **known: Any) -> jax.Array:
+        found = super().attend(q, k, v, x, **known)
+        return found * self.gates(x)[..., None].astype(found.dtype)
+
+    def gates(self, x: jax.Array) -> jax.Array:
+        """Float32 (batch, length, num_heads): the weights of the heads of tokens ``x`` (batch, length, features)."""
+        shape, rest = (*x.shape[:2], self.shared), self.num_heads - self.shared - self.chosen
+        of_shared = jnp.ones(shape, jnp.float32)
+        if self.shared_gate is not None:
+            of_shared = self.shared * jax.nn.softmax(self.shared_gate(x).astype(jnp.float32))
+        if self.routed_gate is None:
+            return jnp.concatenate([of_shared, jnp.zeros((*shape[:2], rest), jnp.float32)], -1)
+        weights = jax.nn.softmax(self.routed_gate(x).astype(jnp.float32))
+        kept = jnp.where(self._best(weights), weights, 0)
+        total = jnp.maximum(jnp.sum(kept, -1, keepdims=True), jnp.finfo(jnp.float32).eps)
+        of_routed = self.chosen * kept / total
+        if self.balance is not None:
+            shares = 2 * jax.nn.softmax(self.balance(x).astype(jnp.float32))
+            of_shared, of_routed = shares[..., :1] * of_shared, shares[..., 1:] * of_routed
+        return jnp.concatenate([of_shared, of_routed], -1)
+
+    def _best(self, weights: jax.Array) -> jax.Array:
+        """Bool of the shape of ``weights``, (..., heads): the ``chosen`` largest, of equal ones the first."""
+        chosen = jax.lax.top_k(weights, self.chosen)[1]
+        return jnp.any(jax.nn.one_hot(chosen, weights.shape[-1], dtype=bool), axis=-2)
+
+    def _load(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """R sum_h (mean weight) (share of the tokens that choose it) over the R routed heads; R K / R = K if all are alike."""
+        assert self.routed_gate is not None
+        weights = jax.nn.softmax(self.routed_gate(x).astype(jnp.float32))
+        real = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask.astype(jnp.float32)
+        share = real / jnp.maximum(jnp.sum(real), 1)
+        mean, used = (jnp.einsum("bl,blh->h", share, a) for a in (weights, self._best(weights).astype(jnp.float32)))
+        return weights.shape[-1] * jnp.sum(mean * used)
