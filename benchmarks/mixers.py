@@ -10,7 +10,7 @@ that the compiled program takes, its arguments and results included; of the forw
 mean square in parameters and input.
 
 Every row is written at once to benchmarks/results/<platform>/mixers.json (of the quick form, mixers_quick.json): the
-same command goes on where it was cut short, and ``--again`` measures anew. Another process makes the rows, so that a
+same command goes on where it was cut short, and ``--again`` measures again. Another process makes the rows, so that a
 mixer that fails, or takes too long or too much memory, is a row that says so. At the end come a CSV file, two pictures,
 docs/pictures/mixers_learning.svg and mixers_cost.svg (of the quick form, mixers_quick_...), and
 ``python -m docs.side_by_side`` writes the page of them.

@@ -139,7 +139,7 @@ TABLES = {"models": models, "mixers": mixers, "reductions": reductions, "ops": o
 
 
 def refresh(text: str) -> str:
-    """``text`` with every marked table made anew."""
+    """``text`` with every marked table made again."""
     return MARKED.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
 
 

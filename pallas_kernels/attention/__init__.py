@@ -90,7 +90,7 @@ def attention(
         before the bias and the mask: elementwise JAX arithmetic of arrays that broadcast, and of Python numbers.
         ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps softly; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q -
         k)`` is ALiBi for 8 heads. ``head`` is that of the query. Differentiable in the logits, at any position, of keys
-        that are masked too. Create it once and reuse it: each new function compiles programs anew.
+        that are masked too. Create it once and reuse it: each new function compiles programs again.
       causal: a query attends keys at positions up to its own.
       window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
         With default positions the cost is linear in length when both sides are bounded.

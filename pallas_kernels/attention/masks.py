@@ -7,7 +7,7 @@ others.
 
 The masks below are data: they compare by value, and ``&``, ``|`` and ``~`` combine them; :class:`ByHead` gives each
 head its own. A Python function of your own serves as well. Make one once and keep it: programs are compiled and blocks
-are listed for each function anew.
+are listed again for each function.
 """
 
 from __future__ import annotations

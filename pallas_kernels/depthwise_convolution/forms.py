@@ -19,7 +19,7 @@ from pallas_kernels.depthwise_convolution.geometry import Geometry, Pair, Part
 from primitives import operations
 
 # Products of the kernel's gradient that are written out, for XLA's CPU compiler: a view that more than 15 terms read is
-# made before the loop over its elements, which then vectorizes; up to 15 its fusion computes the view's place anew for
+# made before the loop over its elements, which then vectorizes; up to 15 its fusion computes the view's place again for
 # each element, 6 times slower.
 FEWEST, MOST = 16, 32
 
