@@ -259,13 +259,14 @@ def file_beside(source: Any, name: str) -> str | None:
         return None
     if match := _HUB.fullmatch(str(source)):
         import huggingface_hub
+        from huggingface_hub import errors
 
         try:
             with _quiet(huggingface_hub.logging):
                 return Path(
                     huggingface_hub.hf_hub_download(match["repository"], name, revision=match["revision"])
                 ).read_text()
-        except (OSError, huggingface_hub.errors.HfHubHTTPError):
+        except (OSError, errors.HfHubHTTPError):
             return None  # the weights are there, so the file is not
     if not (path := Path(source)).exists() or _of_run(source, RECORD) is not None:
         return None

@@ -480,9 +480,10 @@ def test_the_hubs_token_is_not_told(
 ) -> None:
     """Neither in a message, nor in what it was caused by, nor in a log, nor in what is saved or written down of a run."""
     hub = pytest.importorskip("huggingface_hub")
+    errors = pytest.importorskip("huggingface_hub.errors")
     token = "hf_abcdefghijklmnop"
     monkeypatch.setenv("HF_TOKEN", token)
-    for error in (OSError(f"no route for Bearer {token}"), hub.errors.HFValidationError(f"bad request with {token}")):
+    for error in (OSError(f"no route for Bearer {token}"), errors.HFValidationError(f"bad request with {token}")):
         monkeypatch.setattr(hub, "hf_hub_download", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         with pytest.raises(WeightsError, match=r"hf://someone/model") as caught:
             zoo.load(small(), "hf://someone/model")
