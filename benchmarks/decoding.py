@@ -5,7 +5,7 @@ keeps rows that it does not measure. Greedy decoding, float32, as many threads a
 
     token    milliseconds of one step of all rows: what the second half of the new tokens took, so that neither the prompt
              nor compiling is in it; the least of several runs
-    prompt   milliseconds until the first new token, from the same runs
+    prompt   milliseconds until the first new token, the least of several runs that end with it
     floor    the model's matrix products alone, each on the result of the one before, as many steps in one loop. It reads
              every weight once a token; states and cached keys, which a model reads as well, are not in it
 
@@ -94,9 +94,9 @@ def peers() -> tuple[Any, Any]:
 
 
 def two_times(generate: Callable[[int], Any], new: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of a token and of the prompt, from runs of all and of half of the new tokens."""
+    """Milliseconds of a token and of the prompt, from runs of all and of half of the new tokens, and of one."""
     took: dict[int, float] = {}
-    for count in (new, new // 2 + 1):
+    for count in (new, new // 2 + 1, 1):
         generate(count)
         times = []
         for _ in range(repeats):
@@ -105,7 +105,7 @@ def two_times(generate: Callable[[int], Any], new: int, repeats: int) -> dict[st
             times.append(time.perf_counter() - start)
         took[count] = 1e3 * min(times)
     token = (took[new] - took[new // 2 + 1]) / (new - new // 2 - 1)
-    return {"token": round(token, 3), "prompt": round(took[new] - (new - 1) * token, 1)}
+    return {"token": round(token, 3), "prompt": round(took[1], 1)}
 
 
 def floor(model: Any, batch: int, steps: int, repeats: int) -> float:
