@@ -15,8 +15,8 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
-from layers.attention.linear import LinearAttentionState
-from layers.attention.projected import HeadOptions, ProjectedAttention
+from layers.attention.linear import LinearAttention
+from layers.attention.projected import HeadOptions
 from layers.broadcast import widened
 from layers.initializers import constant
 from layers.mixer import register_mixer, without_padding
@@ -27,14 +27,12 @@ from pallas_kernels import linear_attention
 
 
 @register_mixer("cosine_attention")
-class CosineAttention(ProjectedAttention):
+class CosineAttention(LinearAttention):
     """Attention by the cosines of queries and keys, in linear time and with a state of fixed size.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``power``, m (heads,).
     """
 
-    supports_causal = True
-    weighs_values = True
     paper = (120,)
     undecayed = ("power",)
 
@@ -50,51 +48,20 @@ class CosineAttention(ProjectedAttention):
         """Args:
         head_dim, rotary, options: as of :class:`ProjectedAttention`.
         """
-        super().__init__(features, head_dim=head_dim, rotary=rotary, qk_norm="unit", **options)
+        heads: dict[str, Any] = {"head_dim": head_dim, "rotary": rotary, "qk_norm": "unit", "feature_map": "identity"}
+        super().__init__(features, causal=causal, **heads, **options)
         self.power = parameter(constant(0.5), (self.num_heads,), options)
-        self.causal = causal
 
-    @property
-    def complexity(self) -> float:
-        return 1.0
+    def _memory_shape(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
 
-    @property
-    def honors(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"mask", "segment_ids"} | (set() if self.rotary is None else {"positions"}))
-
-    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        count = tokens.count(x.shape[1], causal=self.causal)
-        return self._weigh(q, k, v, count, tokens, causal=self.causal, starts=tokens.starts())
-
-    def init_state(
-        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32
-    ) -> LinearAttentionState:
-        """An empty state; its size does not depend on the length, and it is never narrower than float32."""
-        if not self.causal:
-            return super().init_state(batch_size, max_length, dtype)
-        memory = (batch_size, self.num_heads, self.head_dim, self.head_dim)
-        length, segment = (jnp.zeros((batch_size,), jnp.int32) for _ in range(2))
-        return LinearAttentionState(jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)), length, segment)
-
-    def core_next(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        x: jax.Array,
-        tokens: Tokens,
-        state: LinearAttentionState,
-        after: Continuation,
-    ) -> tuple[jax.Array, LinearAttentionState]:
-        options: dict[str, Any] = {"initial_state": state.memory, "starts": tokens.starts(state.segment)}
-        y, memory = self._weigh(q, k, v, after.positions + 1, tokens, return_state=True, **options)
-        return y, LinearAttentionState(memory.astype(state.memory.dtype), after.length, after.segment)
-
-    def _weigh(self, q: jax.Array, k: jax.Array, v: jax.Array, count: jax.Array, tokens: Tokens, **options: Any) -> Any:
-        """What the op gives, with ``options``; ``count`` is n, (batch or 1, length)."""
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, after: Continuation | None, **options: Any
+    ) -> tuple[jax.Array, jax.Array | None]:
+        count = tokens.count(k.shape[1], causal=self.causal) if after is None else after.positions + 1
         power = jax.nn.sigmoid(widened(self.power[...]))
         scale = jnp.exp(-power * jnp.log(count.astype(jnp.float32))[..., None])
         heads = None if tokens.mask is None else tokens.mask[..., None]
-        return linear_attention(
-            q, without_padding(k, heads), (v * scale[..., None]).astype(v.dtype), scale=1.0, **options
-        )
+        values = (v * scale[..., None]).astype(v.dtype)
+        found = linear_attention(q, without_padding(k, heads), values, scale=1.0, **options)
+        return found if options.get("return_state") else (found, None)

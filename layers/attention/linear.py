@@ -50,7 +50,8 @@ class LinearAttentionState:
     """What linear attention keeps of a row's current document.
 
     Attributes:
-      memory: (batch, heads, features of phi, head_dim + 1), at least float32: the sums of phi(k) v^T and of phi(k).
+      memory: (batch, heads, features of phi, head_dim + 1), at least float32: the sums of phi(k) v^T and of phi(k). Of
+        cosine attention (batch, heads, head_dim, head_dim), the sum of k v^T.
       length: (batch,) int32, tokens read of the document.
       segment: (batch,) int32, that document.
     """
@@ -102,11 +103,12 @@ class LinearAttention(ProjectedAttention):
         return frozenset({"mask", "segment_ids"} | (set() if self.rotary is None else {"positions"}))
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        return self._attend(q, k, v, tokens, causal=self.causal, starts=tokens.starts())[0]
+        return self._attend(q, k, v, tokens, None, causal=self.causal, starts=tokens.starts())[0]
 
     def _attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, **options: Any
+        self, q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, after: Continuation | None, **options: Any
     ) -> tuple[jax.Array, jax.Array | None]:
+        """What heads find, and the memory where the op's ``options`` ask for it; ``after`` where tokens follow others."""
         q, k = self.feature_map(q), self.feature_map(k)
         heads = None if tokens.mask is None else tokens.mask[..., None]
         return normalized_linear_attention(q, without_padding(k, heads), v, epsilon=self.epsilon, **options)
@@ -117,10 +119,14 @@ class LinearAttention(ProjectedAttention):
         """An empty state; its size does not depend on the length, and it is never narrower than float32."""
         if not self.causal:
             return super().init_state(batch_size, max_length, dtype)
-        features = jax.eval_shape(self.feature_map, jax.ShapeDtypeStruct((self.head_dim,), jnp.float32)).shape[-1]
-        memory = (batch_size, self.num_heads, features, self.head_dim + 1)
+        memory = (batch_size, self.num_heads, *self._memory_shape())
         length, segment = (jnp.zeros((batch_size,), jnp.int32) for _ in range(2))
         return LinearAttentionState(jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)), length, segment)
+
+    def _memory_shape(self) -> tuple[int, int]:
+        """Of a head: keys and values."""
+        features = jax.eval_shape(self.feature_map, jax.ShapeDtypeStruct((self.head_dim,), jnp.float32)).shape[-1]
+        return features, self.head_dim + 1
 
     def core_next(
         self,
@@ -133,7 +139,7 @@ class LinearAttention(ProjectedAttention):
         after: Continuation,
     ) -> tuple[jax.Array, LinearAttentionState]:
         starts = tokens.starts(state.segment)
-        y, memory = self._attend(q, k, v, tokens, initial_state=state.memory, starts=starts, return_state=True)
+        y, memory = self._attend(q, k, v, tokens, after, initial_state=state.memory, starts=starts, return_state=True)
         assert memory is not None
         return y, LinearAttentionState(memory.astype(state.memory.dtype), after.length, after.segment)
 
