@@ -174,16 +174,16 @@ def _arguments() -> argparse.ArgumentParser:
 def _wanted(given: argparse.Namespace) -> list[dict[str, Any]]:
     """The jobs that are asked for."""
     import layers
-    from training import comparison
+    from training import comparison, problems
 
     def listed(text: str | None, default: Sequence[Any]) -> list[str]:
         return [*map(str, default)] if text is None else [part for part in text.split(",") if part not in ("", "none")]
 
     names = listed(given.only, QUICK["mixers"] if given.quick else layers.list_mixers())
-    tasks = listed(given.tasks, list(QUICK["steps"]) if given.quick else list(comparison.PROBLEMS))
+    tasks = listed(given.tasks, list(QUICK["steps"]) if given.quick else list(problems.PROBLEMS))
     comparison.check(names)
     for task in tasks:
-        comparison.problem(task)
+        problems.problem(task)
     seeds = comparison.numbers(given.seeds, "seeds") if given.seeds else QUICK["seeds"] if given.quick else (0, 1, 2)
     asked = ",".join(listed(given.lengths, QUICK["lengths"] if given.quick else LENGTHS))
     lengths = comparison.numbers(asked, "lengths") if asked else []
@@ -203,7 +203,7 @@ def measure(given: argparse.Namespace) -> None:
     import jax
 
     from benchmarks.worker import Worker
-    from training import comparison
+    from training import standings
 
     wanted = _wanted(given)
     device = jax.devices()[0]
@@ -213,7 +213,7 @@ def measure(given: argparse.Namespace) -> None:
         "jax": jax.__version__, "features": FEATURES, "heads": HEADS, "row_seconds": given.row_seconds,
     }  # fmt: skip
     name = "mixers_quick" if given.quick else "mixers"
-    results = comparison.Results(folder / f"{name}.json", about, fresh=given.again)
+    results = standings.Results(folder / f"{name}.json", about, fresh=given.again)
     worker = Worker(["benchmarks.mixers", "--work"])
     too_long = "no answer in time"
 
@@ -234,7 +234,7 @@ def measure(given: argparse.Namespace) -> None:
     files = [results.path, results.write_csv(), *draw(results.rows, given.output or PICTURES, name)]
     say(f"written: {', '.join(map(str, files))}")
     for task in dict.fromkeys(row["job"]["task"] for row in rows if "task" in row["job"]):
-        print(f"{task}\n{comparison.table(rows, task)}\n")
+        print(f"{task}\n{standings.table(rows, task)}\n")
     if len(rows) < len(wanted):
         raise ValueError(f"{len(wanted) - len(rows)} of {len(wanted)} rows were not begun: the same command goes on")
 
@@ -243,10 +243,10 @@ def draw(rows: Sequence[Row], folder: pathlib.Path, name: str) -> list[pathlib.P
     """Writes the two pictures; those of what no row has are left out."""
     from matplotlib import rc_context
 
-    from training import comparison
+    from training import problems, standings
 
-    tasks = [task for task in comparison.PROBLEMS if any(row["job"].get("task") == task for row in rows)]
-    figures = {"learning": comparison.draw(rows, tasks)} if tasks else {}
+    tasks = [task for task in problems.PROBLEMS if any(row["job"].get("task") == task for row in rows)]
+    figures = {"learning": standings.draw(rows, tasks)} if tasks else {}
     if any("milliseconds" in row for row in rows):
         figures["cost"] = draw_costs(rows)
     folder.mkdir(parents=True, exist_ok=True)

@@ -159,8 +159,12 @@ def planning() -> None:
     import zoo
     from layers import flatten
     from zoo import weights
-    from zoo.naming import plan
     from zoo.registry import abstract
+
+    try:
+        from zoo.plan import plan
+    except ImportError:
+        from zoo.naming import plan  # the baseline's
 
     def match(naming: str | None) -> Any:
         tensors = weights._tensors(entry, file)[1]

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.mixers import PICTURES, WAYS
 from docs.catalogue import table
 from docs.results import HOME
-from training import comparison
+from training import problems, standings
 
 RESULTS = HOME / "benchmarks" / "results" / "cpu"
 PAGE = HOME / "docs" / "side_by_side.md"
@@ -45,11 +45,11 @@ def learning(rows: list[Report], name: str) -> list[str]:
         return ["Learning was not measured.\n"]
     parts = [f"![What each mixer learns]({(PICTURES / f'{name}_learning.svg').relative_to(PAGE.parent)})\n"]
     for task in dict.fromkeys(row["job"]["task"] for row in own):
-        on, steps = comparison.problem(task), sorted({r["job"]["steps"] for r in own if r["job"]["task"] == task})
+        on, steps = problems.problem(task), sorted({r["job"]["steps"] for r in own if r["job"]["task"] == task})
         chances = {row["chance"] for row in own if row["job"]["task"] == task and row.get("chance") is not None}
         chance = f" Chance is {min(chances):.3f}." if chances else ""
         budget = f"{' or '.join(map(str, steps))} steps of {on.batch_size} at {on.learning_rate:g}"
-        head, *lines = comparison.columns(own, task)
+        head, *lines = standings.columns(own, task)
         parts.append(f"**{task.capitalize()}**: {on.about}; {budget}.{chance}\n\n{table(head, lines)}")
     return parts
 

@@ -12,7 +12,8 @@ from flax import nnx
 
 from layers.state import flatten
 from suggestions import near
-from zoo.naming import ZOO, Entry, Naming, plan
+from zoo.naming import ZOO, Naming
+from zoo.plan import Entry, plan
 from zoo.registry import Variant, abstract, list_models, variant
 from zoo.sources import Tensors, WeightsError
 

@@ -28,7 +28,8 @@ from suggestions import near
 from zoo.descriptions import Description, describe
 from zoo.files import write_arrays
 from zoo.matching import Form, Match, best_match, match_file, misfit, namings, source_name
-from zoo.naming import Entry, Tie, plan
+from zoo.naming import Tie
+from zoo.plan import Entry, plan
 from zoo.registry import FrozenOptions, Release, Variant, abstract, variant
 from zoo.sources import Tensor, Tensors, WeightsError, open_source, run_record, run_tokenizer
 

@@ -19,7 +19,7 @@ import zoo
 from docs import cards, catalogue
 from layers import mixer as mixers
 from tests.tiers import tiered
-from training import comparison
+from training import problems
 from zoo import registry as models
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -98,9 +98,9 @@ def test_examples_run_as_written(heading: str, tmp_path: Path, monkeypatch: pyte
         for entry in [models.variant(name)]
     }
     monkeypatch.setattr(models, "_VARIANTS", {**models._VARIANTS, **smaller})
-    recall = comparison.PROBLEMS["recall"]
+    recall = problems.PROBLEMS["recall"]
     few = dataclasses.replace(recall, task={**recall.task, "num_eval": 16})
-    monkeypatch.setitem(comparison.PROBLEMS, "recall", few)
+    monkeypatch.setitem(problems.PROBLEMS, "recall", few)
     monkeypatch.chdir(tmp_path)
     for file in FILES.get(heading, ()):
         make(file)

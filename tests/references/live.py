@@ -18,7 +18,7 @@ import pytest
 import zoo
 from layers import flatten
 from tests.references.comparing import ours_and_gradient, relative, same_bits
-from zoo.naming import plan
+from zoo.plan import plan
 from zoo.registry import abstract, variant
 from zoo.weights import export
 

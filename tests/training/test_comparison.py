@@ -17,7 +17,9 @@ import tasks
 import zoo
 from tests.tiers import tiered
 from training import comparison
-from training.comparison import PROBLEMS, fitted
+from training.comparison import fitted
+from training.problems import PROBLEMS
+from training.standings import draw
 
 QUICK = {"attention", "mamba2", "rwkv7", "neighborhood", "titans_mac"}
 
@@ -128,7 +130,7 @@ def test_compare(
     assert {(line["mixer"], line["seed"], line["test_accuracy"]) for line in lines} >= {("attention", "1", "0.89")}
     assert (tmp_path / "recall.png").stat().st_size > 1000
     rows = json.loads((tmp_path / "recall.json").read_text())["rows"]
-    (axes,) = comparison.draw(rows, ["recall"]).axes
+    (axes,) = draw(rows, ["recall"]).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["attention", "mamba2"]
     assert axes.get_xlabel() == "accuracy, more is better"
     assert [0.9, 0.88] not in [list(line.get_xdata()) for line in axes.get_lines()]

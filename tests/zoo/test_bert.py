@@ -19,7 +19,7 @@ from layers.state import flatten_state
 from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
 from zoo.language.bert import RULES
-from zoo.naming import plan
+from zoo.plan import plan
 from zoo.registry import abstract, configure, variant
 from zoo.weights import WeightsError, export
 
