@@ -15,19 +15,17 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
-from layers.attention.linear import LinearAttention
 from layers.attention.projected import HeadOptions
+from layers.attention.summed import Reading, SummedAttention
 from layers.broadcast import widened
 from layers.initializers import constant
 from layers.mixer import register_mixer, without_padding
 from layers.module import parameter
 from layers.position import Rotary
-from layers.tokens import Continuation, Tokens
-from pallas_kernels import linear_attention
 
 
 @register_mixer("cosine_attention")
-class CosineAttention(LinearAttention):
+class CosineAttention(SummedAttention):
     """Attention by the cosines of queries and keys, in linear time and with a state of fixed size.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``power``, m (heads,).
@@ -48,20 +46,15 @@ class CosineAttention(LinearAttention):
         """Args:
         head_dim, rotary, options: as of :class:`ProjectedAttention`.
         """
-        heads: dict[str, Any] = {"head_dim": head_dim, "rotary": rotary, "qk_norm": "unit", "feature_map": "identity"}
-        super().__init__(features, causal=causal, **heads, **options)
+        super().__init__(features, causal=causal, head_dim=head_dim, rotary=rotary, qk_norm="unit", **options)
         self.power = parameter(constant(0.5), (self.num_heads,), options)
 
-    def _memory_shape(self) -> tuple[int, int]:
-        return self.head_dim, self.head_dim
+    def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of k v^T."""
+        return {"memory": (self.num_heads, self.head_dim, self.head_dim)}
 
-    def _attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, after: Continuation | None, **options: Any
-    ) -> tuple[jax.Array, jax.Array | None]:
-        count = tokens.count(k.shape[1], causal=self.causal) if after is None else after.positions + 1
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, reading: Reading) -> jax.Array:
         power = jax.nn.sigmoid(widened(self.power[...]))
-        scale = jnp.exp(-power * jnp.log(count.astype(jnp.float32))[..., None])
-        heads = None if tokens.mask is None else tokens.mask[..., None]
+        scale = jnp.exp(-power * jnp.log(reading.count().astype(jnp.float32))[..., None])
         values = (v * scale[..., None]).astype(v.dtype)
-        found = linear_attention(q, without_padding(k, heads), values, scale=1.0, **options)
-        return found if options.get("return_state") else (found, None)
+        return reading.sum("memory", q, without_padding(k, reading.heads_mask()), values)

@@ -8,22 +8,22 @@ of the softmax's kernel for phi it is Performer's (Choromanski et al., 2021, arX
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Unpack
+from collections.abc import Mapping
+from typing import ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from layers.attention.projected import ProjectedAttention, RotaryHeadOptions
+from layers.attention.projected import RotaryHeadOptions
+from layers.attention.summed import Reading, SummedAttention
 from layers.feature_maps import FeatureMapSpec, create_feature_map
 from layers.mixer import register_mixer, without_padding
-from layers.tokens import Continuation, Tokens
 from pallas_kernels import linear_attention
 
 
 def normalized_linear_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, epsilon: float = 1e-6, **options: Any
-) -> tuple[jax.Array, jax.Array | None]:
+    q: jax.Array, k: jax.Array, v: jax.Array, *, epsilon: float = 1e-6, causal: bool = True
+) -> jax.Array:
     """:func:`pallas_kernels.linear_attention` over the sum of its weights: the weights of a row's keys sum to 1.
 
     The sums, of the weights as those of one value more, and the quotient are float32.
@@ -32,45 +32,32 @@ def normalized_linear_attention(
       q, k: (batch, length, groups, key_dim), features; a key of zeros is not there.
       v: (batch, length, heads, value_dim).
       epsilon: added to the sum of the weights.
-      **options: of the op, except its scale, which is 1.
+      causal: each token sees those up to itself.
 
     Returns:
-      (batch, length, heads, value_dim) in v's dtype, and where the op is asked for it (``return_state=True``) the state
-      (batch, heads, key_dim, value_dim + 1), else None.
+      (batch, length, heads, value_dim) in v's dtype.
     """
+    return _over_weights(linear_attention(q, k, _with_ones(v), scale=1.0, causal=causal), epsilon).astype(v.dtype)
+
+
+def _with_ones(v: jax.Array) -> jax.Array:
+    """``v``, at least float32, and one value more, whose sum is that of the weights."""
     wide = v.astype(jnp.promote_types(v.dtype, jnp.float32))
-    values = jnp.concatenate([wide, jnp.ones_like(wide[..., :1])], -1)
-    found = linear_attention(q, k, values, scale=1.0, **options)
-    out, state = found if options.get("return_state") else (found, None)
-    return (out[..., :-1] / (out[..., -1:] + epsilon)).astype(v.dtype), state
+    return jnp.concatenate([wide, jnp.ones_like(wide[..., :1])], -1)
 
 
-@struct.dataclass
-class LinearAttentionState:
-    """What linear attention keeps of a row's current document.
-
-    Attributes:
-      memory: (batch, heads, features of phi, head_dim + 1), at least float32: the sums of phi(k) v^T and of phi(k). Of
-        cosine attention (batch, heads, head_dim, head_dim), the sum of k v^T.
-      length: (batch,) int32, tokens read of the document.
-      segment: (batch,) int32, that document.
-    """
-
-    memory: jax.Array
-    length: jax.Array
-    segment: jax.Array
+def _over_weights(sums: jax.Array, epsilon: float) -> jax.Array:
+    return sums[..., :-1] / (sums[..., -1:] + epsilon)
 
 
 @register_mixer("linear_attention")
-class LinearAttention(ProjectedAttention):
+class LinearAttention(SummedAttention):
     """Linear attention with any feature map; with random ones of the softmax's kernel, Performer.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``query_norm``, ``key_norm`` where asked for; the
     statistic ``feature_map.projection`` of random features.
     """
 
-    supports_causal = True
-    weighs_values = True
     own_feature_map: ClassVar[str] = "elu+1"
 
     def __init__(
@@ -90,58 +77,18 @@ class LinearAttention(ProjectedAttention):
         Raises:
           ValueError: features not divisible by num_heads, or an unknown feature map.
         """
-        super().__init__(features, **options)
+        super().__init__(features, causal=causal, **options)
         self.feature_map = create_feature_map(feature_map or self.own_feature_map, self.head_dim, rngs=options["rngs"])
-        self.causal, self.epsilon = causal, epsilon
+        self.epsilon = epsilon
 
-    @property
-    def complexity(self) -> float:
-        return 1.0
-
-    @property
-    def honors(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"mask", "segment_ids"} | (set() if self.rotary is None else {"positions"}))
-
-    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        return self._attend(q, k, v, tokens, None, causal=self.causal, starts=tokens.starts())[0]
-
-    def _attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, after: Continuation | None, **options: Any
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """What heads find, and the memory where the op's ``options`` ask for it; ``after`` where tokens follow others."""
-        q, k = self.feature_map(q), self.feature_map(k)
-        heads = None if tokens.mask is None else tokens.mask[..., None]
-        return normalized_linear_attention(q, without_padding(k, heads), v, epsilon=self.epsilon, **options)
-
-    def init_state(
-        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32
-    ) -> LinearAttentionState:
-        """An empty state; its size does not depend on the length, and it is never narrower than float32."""
-        if not self.causal:
-            return super().init_state(batch_size, max_length, dtype)
-        memory = (batch_size, self.num_heads, *self._memory_shape())
-        length, segment = (jnp.zeros((batch_size,), jnp.int32) for _ in range(2))
-        return LinearAttentionState(jnp.zeros(memory, jnp.promote_types(dtype, jnp.float32)), length, segment)
-
-    def _memory_shape(self) -> tuple[int, int]:
-        """Of a head: keys and values."""
+    def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of phi(k) v^T, and of phi(k)."""
         features = jax.eval_shape(self.feature_map, jax.ShapeDtypeStruct((self.head_dim,), jnp.float32)).shape[-1]
-        return features, self.head_dim + 1
+        return {"memory": (self.num_heads, features, self.head_dim + 1)}
 
-    def core_next(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        x: jax.Array,
-        tokens: Tokens,
-        state: LinearAttentionState,
-        after: Continuation,
-    ) -> tuple[jax.Array, LinearAttentionState]:
-        starts = tokens.starts(state.segment)
-        y, memory = self._attend(q, k, v, tokens, after, initial_state=state.memory, starts=starts, return_state=True)
-        assert memory is not None
-        return y, LinearAttentionState(memory.astype(state.memory.dtype), after.length, after.segment)
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, reading: Reading) -> jax.Array:
+        q, k = self.feature_map(q), without_padding(self.feature_map(k), reading.heads_mask())
+        return _over_weights(reading.sum("memory", q, k, _with_ones(v)), self.epsilon).astype(v.dtype)
 
 
 @register_mixer("performer")

@@ -14,153 +14,73 @@ first of their document, which changes no weight: keys that are alike would lose
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from collections.abc import Mapping
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from layers.attention.projected import ProjectedAttention, RotaryHeadOptions
+from layers.attention.projected import RotaryHeadOptions
+from layers.attention.summed import Reading, SummedAttention
 from layers.broadcast import widened
 from layers.initializers import constant
 from layers.mixer import register_mixer, without_padding
 from layers.module import parameter
-from layers.tokens import Continuation, Tokens
-from pallas_kernels import linear_attention
 
 EPSILON = 1e-3
 
 
-@struct.dataclass
-class NormalizedAttentionState:
-    """What is kept of a row's current document, at least float32.
-
-    Attributes:
-      keys: (batch, heads, head_dim + 1, head_dim + 1), the sum of [k, 1] [k, 1]^T.
-      values: (batch, heads, head_dim + 1, head_dim), the sum of [k, 1] v^T.
-      first: (batch, heads, head_dim), the key that is taken from all.
-      length: (batch,) int32, tokens read of the document.
-      segment: (batch,) int32, that document.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-    first: jax.Array
-    length: jax.Array
-    segment: jax.Array
-
-
 @register_mixer("normalized_attention")
-class NormalizedAttention(ProjectedAttention):
+class NormalizedAttention(SummedAttention):
     """Attention whose weights are its scores, normalized to a mean and a standard deviation.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``query_norm``, ``key_norm`` where asked for, and
     ``gain`` and ``shift`` (heads,).
     """
 
-    supports_causal = True
-    weighs_values = True
     paper = (169,)
     undecayed = ("gain", "shift")
 
     def __init__(
-        self,
-        features: int,
-        *,
-        causal: bool = False,
-        shift: float = 0.0,
-        **options: Unpack[RotaryHeadOptions],
+        self, features: int, *, causal: bool = False, shift: float = 0.0, **options: Unpack[RotaryHeadOptions]
     ):
         """Args:
         shift: initial value of b. With 0, the paper's, the weights of a query sum to 0 at first.
         options: as of :class:`ProjectedAttention`.
         """
-        super().__init__(features, **options)
+        super().__init__(features, causal=causal, **options)
         self.gain, self.shift = (parameter(constant(value), (self.num_heads,), options) for value in (1.0, shift))
-        self.causal = causal
 
-    @property
-    def complexity(self) -> float:
-        return 1.0
+    def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of [k, 1] [k, 1]^T, and of [k, 1] v^T; and the key that is taken from all."""
+        heads, width = self.num_heads, self.head_dim
+        return {"keys": (heads, width + 1, width + 1), "values": (heads, width + 1, width), "first": (heads, width)}
 
-    @property
-    def honors(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"mask", "segment_ids"} | (set() if self.rotary is None else {"positions"}))
-
-    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        begins, seen = tokens.starts(), tokens.count(k.shape[1], causal=self.causal)
-        return self._weigh(q, k - _first(k, begins), v, seen, tokens, starts=begins, causal=self.causal)[0]
-
-    def init_state(
-        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32
-    ) -> NormalizedAttentionState:
-        """An empty state; its size does not depend on the length, and it is never narrower than float32."""
-        if not self.causal:
-            return super().init_state(batch_size, max_length, dtype)
-        heads, width, wide = (batch_size, self.num_heads), self.head_dim, jnp.promote_types(dtype, jnp.float32)
-        length, segment = jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.int32)
-        keys, values, first = (
-            jnp.zeros((*heads, *shape), wide) for shape in ((width + 1, width + 1), (width + 1, width), (width,))
-        )
-        return NormalizedAttentionState(keys, values, first, length, segment)
-
-    def core_next(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens, state: Any, after: Continuation
-    ) -> tuple[jax.Array, Any]:
-        before = jnp.where((state.length == 0)[:, None, None], k[:, 0].astype(state.first.dtype), state.first)
-        begins = tokens.starts(state.segment)
-        first = _first(k.astype(before.dtype), begins, before)
-        memory = state.keys, state.values
-        y, (keys, values) = self._weigh(q, k - first, v, after.positions + 1, tokens, memory, starts=begins)
-        first = jnp.broadcast_to(first, k.shape)
-        count = jnp.full_like(state.length, k.shape[1]) if tokens.mask is None else tokens.mask.sum(1, dtype=jnp.int32)
-        last = jnp.take_along_axis(first, jnp.maximum(count - 1, 0)[:, None, None, None], axis=1)[:, 0]
-        kept = jnp.where((count > 0)[:, None, None], last, state.first)
-        return y, NormalizedAttentionState(keys, values, kept, after.length, after.segment)
-
-    def _weigh(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        seen: jax.Array,
-        tokens: Tokens,
-        memory: tuple[jax.Array, jax.Array] | None = None,
-        **options: Any,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """What heads find, and the sums after the tokens where those before are given.
-
-        Args:
-          seen: how many keys each query sees, (batch or 1, queries).
-          memory: the sums of the tokens before, of keys and of values.
-          **options: of the op.
-        """
-
-        def sums(q: jax.Array, values: jax.Array, before: jax.Array | None) -> tuple[jax.Array, Any]:
-            if before is None:
-                return linear_attention(q, keys, values, scale=1.0, **options), None
-            found, after = linear_attention(
-                q, keys, values, scale=1.0, initial_state=before, return_state=True, **options
-            )
-            return found, after.astype(before.dtype)
-
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, reading: Reading) -> jax.Array:
+        count, mask = reading.count(), reading.tokens.mask
+        if reading.before is None:
+            first = _first(k, reading.starts)
+        else:
+            before = reading.before["first"]
+            given = jnp.where((count[:, 0] == 1)[:, None, None], k[:, 0].astype(before.dtype), before)
+            first = jnp.broadcast_to(_first(k.astype(before.dtype), reading.starts, given), k.shape)
+            real = jnp.full_like(count[:, 0], k.shape[1]) if mask is None else mask.sum(1, dtype=jnp.int32)
+            last = jnp.take_along_axis(first, jnp.maximum(real - 1, 0)[:, None, None, None], axis=1)[:, 0]
+            reading.after["first"] = jnp.where((real > 0)[:, None, None], last, before)
         wide = jnp.promote_types(v.dtype, jnp.float32)
         q = q.astype(wide) * self.head_dim**-0.5
         one = jnp.ones_like(q[..., :1])
-        heads = None if tokens.mask is None else tokens.mask[..., None]
-        keys = without_padding(jnp.concatenate([k.astype(wide), one], -1), heads)
-        of_keys, of_values = memory or (None, None)
-        products, after_keys = sums(jnp.concatenate([q, 0 * one], -1), keys, of_keys)
-        count = seen.astype(wide)[..., None]
-        mean = products[..., -1] / count
-        variance = jnp.sum(products[..., :-1] * q, -1) / count - mean**2
+        keys = without_padding(jnp.concatenate([(k - first).astype(wide), one], -1), reading.heads_mask())
+        products = reading.sum("keys", jnp.concatenate([q, 0 * one], -1), keys, keys)
+        seen = count.astype(wide)[..., None]
+        mean = products[..., -1] / seen
+        variance = jnp.sum(products[..., :-1] * q, -1) / seen - mean**2
         # Of equal scores it is 0, where the root has no slope.
         spread = variance > 0
         deviation = jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0) + EPSILON
         gain, shift = widened(self.gain[...]) / deviation, widened(self.shift[...])
         asks = jnp.concatenate([q * gain[..., None], (shift - gain * mean)[..., None]], -1)
-        y, after_values = sums(asks, v.astype(wide), of_values)
-        return y.astype(v.dtype), (after_keys, after_values)
+        return reading.sum("values", asks, keys, v.astype(wide)).astype(v.dtype)
 
 
 def _first(k: jax.Array, begins: jax.Array | None, before: jax.Array | None = None) -> jax.Array:

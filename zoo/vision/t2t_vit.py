@@ -95,7 +95,7 @@ class TokenBlock(Module):
             y = attention(q, k, v, scale=self.scale)
         else:
             q, k = (positive_random_features(heads, self.projection[...]) for heads in (q, k))
-            y, _ = normalized_linear_attention(q, k, v, causal=False, epsilon=1e-8)
+            y = normalized_linear_attention(q, k, v, causal=False, epsilon=1e-8)
         y = (v + self._dropped(self.out(y)))[:, :, 0]
         y = y + self._dropped(self.mlp(self.mlp_norm(y)))
         return y.reshape(batch, rows, columns, -1)

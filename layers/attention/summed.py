@@ -1,0 +1,155 @@
+"""Attention whose past is sums over tokens, of a size that does not depend on the length: what is common to linear
+attention (:mod:`layers.attention.linear`), to normalized (:mod:`layers.attention.normalized`) and to flow attention
+(:mod:`layers.attention.flow`).
+
+    y_i = f(q_i, sum_j g(k_j) h(v_j)^T)        over all j, or over j <= i where causal
+
+A kind of it says which sums there are and what becomes of them; each is one call of the op
+:func:`pallas_kernels.linear_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from layers.attention.projected import ProjectedAttention, RotaryHeadOptions
+from layers.tokens import Continuation, Tokens
+from pallas_kernels import linear_attention
+
+
+@struct.dataclass
+class SumsState:
+    """What is kept of a row's current document.
+
+    Attributes:
+      sums: by name, (batch, *shape) of :meth:`SummedAttention.sum_shapes`, at least float32.
+      length: (batch,) int32, tokens read of the document.
+      segment: (batch,) int32, that document.
+    """
+
+    sums: dict[str, jax.Array]
+    length: jax.Array
+    segment: jax.Array
+
+
+class Reading:
+    """The sums over one piece of each row.
+
+    Attributes:
+      tokens: what is known of the tokens.
+      starts: bool (batch, length), where documents begin; None: nowhere in this piece.
+      before: the sums of the tokens before, by name; None: there are none.
+      after: those after this piece, by name; made where there are some before.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        length: int,
+        *,
+        causal: bool,
+        state: SumsState | None = None,
+        positions: jax.Array | None = None,
+    ):
+        """Args:
+        length: of the piece.
+        positions: (batch, length) of tokens in their documents, where they are read after a state.
+        """
+        self.tokens, self.before, self.after = tokens, None if state is None else state.sums, dict[str, jax.Array]()
+        self.starts = tokens.starts(None if state is None else state.segment)
+        self._length, self._causal, self._positions = length, causal, positions
+
+    def count(self) -> jax.Array:
+        """Int32 (batch or 1, length), how many tokens each one sees."""
+        if self._positions is None:
+            return self.tokens.count(self._length, causal=self._causal)
+        return self._positions + 1
+
+    def heads_mask(self) -> jax.Array | None:
+        """Bool (batch, length, 1), where tokens of heads are real; None: everywhere."""
+        return None if self.tokens.mask is None else self.tokens.mask[..., None]
+
+    def sum(self, name: str, asks: jax.Array, gives: jax.Array, values: jax.Array) -> jax.Array:
+        """asks . sum of gives values^T, the sum called ``name``.
+
+        Args:
+          asks, gives: (batch, length, heads, key_dim); what is padding gives 0.
+          values: (batch, length, heads, value_dim).
+
+        Returns:
+          (batch, length, heads, value_dim).
+        """
+        if self.before is None:
+            return linear_attention(asks, gives, values, scale=1.0, causal=self._causal, starts=self.starts)
+        before = self.before[name]
+        found, after = linear_attention(
+            asks, gives, values, scale=1.0, initial_state=before, starts=self.starts, return_state=True
+        )
+        self.after[name] = after.astype(before.dtype)
+        return found
+
+
+class SummedAttention(ProjectedAttention):
+    """Base of attention that keeps nothing of the past but sums. A subclass gives :meth:`sum_shapes` and :meth:`attend`."""
+
+    supports_causal = True
+    weighs_values = True
+
+    def __init__(self, features: int, *, causal: bool = False, **options: Unpack[RotaryHeadOptions]):
+        """Args:
+        options: as of :class:`ProjectedAttention`.
+        """
+        super().__init__(features, **options)
+        self.causal = causal
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    @property
+    def honors(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"mask", "segment_ids"} | (set() if self.rotary is None else {"positions"}))
+
+    def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The sums of one row, by name: (heads, key_dim, value_dim), or of another shape where ``attend`` keeps them itself."""
+        raise NotImplementedError
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, reading: Reading) -> jax.Array:
+        """What heads find, (batch, length, num_heads, head_dim) in v's dtype.
+
+        Args:
+          q, k, v: (batch, length, num_heads, head_dim); what is padding is finite.
+          reading: makes sums, each by its name.
+        """
+        raise NotImplementedError
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        return self.attend(q, k, v, Reading(tokens, x.shape[1], causal=self.causal))
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> SumsState:
+        """An empty state; its size does not depend on the length, and it is never narrower than float32."""
+        if not self.causal:
+            return super().init_state(batch_size, max_length, dtype)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        sums = {name: jnp.zeros((batch_size, *shape), wide) for name, shape in self.sum_shapes().items()}
+        length, segment = (jnp.zeros((batch_size,), jnp.int32) for _ in range(2))
+        return SumsState(sums, length, segment)
+
+    def core_next(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        x: jax.Array,
+        tokens: Tokens,
+        state: SumsState,
+        after: Continuation,
+    ) -> tuple[jax.Array, SumsState]:
+        reading = Reading(tokens, x.shape[1], causal=True, state=state, positions=after.positions)
+        y = self.attend(q, k, v, reading)
+        return y, SumsState({**state.sums, **reading.after}, after.length, after.segment)
