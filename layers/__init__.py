@@ -19,6 +19,7 @@ from layers.attention.mixture_of_heads import MixtureOfHeads
 from layers.attention.multi_head import MultiHeadAttention, soft_cap
 from layers.attention.neighborhood import NeighborhoodAttention
 from layers.attention.normalized import NormalizedAttention
+from layers.attention.nystrom import NystromAttention
 from layers.attention.projected import ProjectedAttention
 from layers.attention.rank_augmented import RankAugmentedLinearAttention
 from layers.attention.relative_convolutional import RelativeConvolutionalAttention
@@ -51,6 +52,7 @@ from layers.drop import DropPath, LayerScale
 from layers.extra_tokens import ExtraTokens
 from layers.feature_maps import create_feature_map
 from layers.focal import FocalModulation
+from layers.fourier import FourierMixing
 from layers.gated_convolution import GatedConvolution
 from layers.gates import create_gate
 from layers.gaussian_adaptive import GaussianAdaptiveAttention
@@ -139,6 +141,7 @@ __all__ = [
     "FlowAttention",
     "FocalModulation",
     "ForgettingAttention",
+    "FourierMixing",
     "GatedConvolution",
     "GatedDeltaNet",
     "GatedLinearAttention",
@@ -177,6 +180,7 @@ __all__ = [
     "NeighborhoodAttention",
     "NeuralMemory",
     "NormalizedAttention",
+    "NystromAttention",
     "Parallel",
     "PatchEmbed",
     "PatchMerging",

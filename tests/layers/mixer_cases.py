@@ -148,6 +148,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "real": {"initialization": "real", "state_dim": 4},
     },
     "normalized_attention": {"plain": {"shift": 0.5, "kernel_init": truncated_normal(0.3)}},
+    "nystrom_attention": {
+        "plain": {"landmarks": 4, "kernel_size": 5, "kernel_init": truncated_normal(0.3)},
+        "softmax": {"landmarks": 0, "kernel_size": None, "use_bias": False},
+    },
     "relative_convolutional_attention": {"plain": {"reach": 6, "kernel_init": truncated_normal(0.3)}},
     "selective_attention": {
         "plain": {"num_heads": 4, "num_kv_heads": 2, "window": 5},

@@ -184,9 +184,10 @@ def test_every_parameter_gets_a_gradient(case: MixerCase) -> None:
     x = c.inputs()
     (gradient, _), _ = c.gradient(x, c.inputs(1), padded_mask(x.shape))
     sizes = {name: float(np.abs(g).max()) for name, g in flatten_state(nnx.filter_state(gradient, nnx.Param)).items()}
-    assert sizes
+    assert set(sizes) == case.parameters
     assert all(np.isfinite(size) for size in sizes.values())
-    dead = [name for name, size in sizes.items() if size < 1e-6 * max(sizes.values())]
+    most = max(sizes.values(), default=0)
+    dead = [name for name, size in sizes.items() if size < 1e-6 * most]
     assert [name for name in dead if not name.endswith(tuple(WITHOUT_GRADIENT))] == []
 
 
@@ -199,7 +200,7 @@ def test_padding_gives_no_gradient(case: MixerCase) -> None:
     zeros, *others = (c.gradient(filled(x, mask, fill), weight, mask)[0] for fill in (0, 3, np.nan))
     assert (np.asarray(zeros[1])[~mask] == 0).all()
     want = flatten_state(zeros[0])
-    scale = max(float(np.abs(g).max()) for g in want.values())
+    scale = max((float(np.abs(g).max()) for g in want.values()), default=0.0)
     for other in others:
         assert relative(other[1], zeros[1]) < CLOSE
         assert all(
@@ -315,7 +316,7 @@ def test_bfloat16_is_close(case: MixerCase) -> None:
     one of chance.
     """
     c = compiled(case)
-    assert {leaf.dtype for leaf in flatten(c.low, nnx.Param).values()} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in flatten(c.low, nnx.Param).values()} <= {jnp.dtype(jnp.float32)}
     x = c.real()[:, :6] if c.grid and case.is_first else c.real()  # else regions end in padding, which a mask excludes
     y = c.half(x, c.all_real() if c.grid and not case.is_first else None)
     want = np.asarray(c.whole(x) if case.is_first else c.output(x))

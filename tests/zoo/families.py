@@ -33,6 +33,8 @@ TINY: dict[str, dict[str, Any]] = {
     "inline": {"pool": "token_and_average"},
     # Few small embeddings through small weights would leave scores whose gradients float16 rounds to 0.
     "albert": {"embedding_features": 512},
+    # The first token alone sees nothing of the random blocks, nor does a sequence of few blocks have any.
+    "bigbird": {"block": 2, "pool": "average", "pooler": False},
     "biformer": {
         "stem": (8,),
         "features": (8, 16),
@@ -54,6 +56,7 @@ TINY: dict[str, dict[str, Any]] = {
     "griffin": {"attention_every": 2},
     "halonet": {"stem": (4, 4, 8), "features": (16, 32), "widths": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "hvt": {"patch_size": 4, "depth": 4, "pool_every": 2},
+    "nystromformer": {"landmarks": 4, "kernel_size": 5},
     "lookhere": {"fields": ("triangles",)},
     # Initial weights of 0.02 suit hundreds of features: of few, a product of three leaves next to nothing.
     "mambaout": {

@@ -2,7 +2,9 @@
 
 from zoo.language import albert as albert
 from zoo.language import bert as bert
+from zoo.language import bigbird as bigbird
 from zoo.language import delta_net as delta_net
+from zoo.language import fnet as fnet
 from zoo.language import gemma as gemma
 from zoo.language import gpt2 as gpt2
 from zoo.language import gptj as gptj
@@ -14,6 +16,7 @@ from zoo.language import longnet as longnet
 from zoo.language import mamba as mamba
 from zoo.language import mamba2 as mamba2
 from zoo.language import miras as miras
+from zoo.language import nystromformer as nystromformer
 from zoo.language import pythia as pythia
 from zoo.language import roberta as roberta
 from zoo.language import routing_transformer as routing_transformer

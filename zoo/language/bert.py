@@ -44,9 +44,20 @@ def _norm(theirs: str, ours: str, leaves: tuple[str, str]) -> list[tuple[Any, ..
     ]
 
 
-def _names(prefix: str, leaves: tuple[str, str] = ("weight", "bias")) -> Naming:
-    """The names of the library transformers: ``prefix`` comes before all but the heads', ``leaves`` are those of a
-    norm."""
+def names(
+    prefix: str,
+    leaves: tuple[str, str] = ("weight", "bias"),
+    *,
+    pooler: str | None = None,
+    head: str = "classifier",
+) -> Naming:
+    """The names of the library transformers.
+
+    Args:
+      prefix: comes before all names but the heads'.
+      leaves: of a norm.
+      pooler, head: of the linear layer after the first token, by default with the prefix, and of that of classes.
+    """
     block, ours = f"{prefix}encoder.layer.{{i}}", "blocks.{i}"
     return Naming(
         [
@@ -61,12 +72,12 @@ def _names(prefix: str, leaves: tuple[str, str] = ("weight", "bias")) -> Naming:
             (f"{block}.intermediate.dense", f"{ours}.channel.up"),
             (f"{block}.output.dense", f"{ours}.channel.down"),
             *_norm(f"{block}.output", f"{ours}.channel_norm", leaves),
-            (f"{prefix}pooler.dense", "pooler"),
+            (pooler or f"{prefix}pooler.dense", "pooler"),
             ("cls.predictions.transform.dense", "masked_lm.transform"),
             *_norm("cls.predictions.transform", "masked_lm.norm", leaves),
             (("cls.predictions.bias", "cls.predictions.decoder.bias"), "masked_lm.bias", Tie(written=False)),
             ("cls.seq_relationship", "next_sentence"),
-            ("classifier", "head"),
+            (head, "head"),
         ],
         prefix=prefix,
         ignore=(f"{prefix}embeddings.position_ids",),
@@ -75,9 +86,9 @@ def _names(prefix: str, leaves: tuple[str, str] = ("weight", "bias")) -> Naming:
 
 # The last are those of the first files, bert-base-uncased and bert-large-uncased.
 RULES: dict[str, Naming] = {
-    "transformers": _names("bert."),
-    "bare": _names(""),
-    "original": _names("bert.", ("gamma", "beta")),
+    "transformers": names("bert."),
+    "bare": names(""),
+    "original": names("bert.", ("gamma", "beta")),
 }
 SENTENCE_RULES: dict[str, Naming] = {"bare": RULES["bare"], "transformers": RULES["transformers"]}
 

@@ -1,0 +1,112 @@
+"""FNet: Mixing Tokens with Fourier Transforms (Lee-Thorp et al., NAACL 2022, arXiv:2105.03824).
+
+    x = W norm(word + position + type);  N x [x = norm(x + Re F(x));  x = norm(x + MLP(x))]
+
+BERT with the Fourier transform over tokens and features in place of attention, and four token types. The MLP's GELU is
+that by tanh.
+
+The released models never saw a mask: they transform padding with the rest, so that their output for a text depends on
+how much of it follows. Given no mask ours do the same. Given one, each row is transformed at its own length, as if it
+were alone.
+
+Published: base, 83 M parameters, and large, 238 M; 92 % and 97 % of BERT's GLUE scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from flax import nnx
+
+from layers.mixer import MixerSpec, Place
+from zoo.backbones.encoder import Encoder, EncoderConfig
+from zoo.naming import Naming, Tie
+from zoo.registry import Release, one_of, register_family
+
+
+@dataclasses.dataclass(frozen=True)
+class FNetConfig(EncoderConfig):
+    """Hyper-parameters of FNet.
+
+    Attributes:
+      embedding_features: None: as wide as the blocks; the linear layer after the embeddings is there all the same.
+      pooler: released models have it, those with the head over the vocabulary too.
+    """
+
+    vocab_size: int = 32000
+    types: int = 4
+    mlp: Literal["gelu", "gelu_tanh"] = "gelu_tanh"
+    pooler: bool | None = True
+
+
+class FNet(Encoder):
+    """FNet; names as in :class:`Encoder`."""
+
+    config: FNetConfig
+
+    def __init__(self, config: FNetConfig, *, rngs: nnx.Rngs):
+        """As :class:`Encoder`."""
+        width = config.embedding_features or config.features
+        super().__init__(dataclasses.replace(config, embedding_features=width), rngs=rngs)
+
+    def own_mixer(self, place: Place) -> MixerSpec:
+        return "fourier_mixing"
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fnet_base": {},
+    "fnet_large": {"features": 1024, "depth": 24, "num_heads": 16},
+}
+
+
+def _names(prefix: str) -> Naming:
+    """The names of the library transformers: ``prefix`` comes before all but the heads'."""
+    block, ours = f"{prefix}encoder.layer.{{i}}", "blocks.{i}"
+    return Naming(
+        [
+            # safetensors hold no array twice; PyTorch's own files do.
+            ((f"{prefix}embeddings.word_embeddings", "cls.predictions.decoder"), "embedding", Tie(written=False)),
+            (f"{prefix}embeddings.position_embeddings.weight", "position"),
+            (f"{prefix}embeddings.token_type_embeddings", "types"),
+            (f"{prefix}embeddings.LayerNorm", "embedding_norm"),
+            (f"{prefix}embeddings.projection", "projection"),
+            (f"{block}.fourier.output.LayerNorm", f"{ours}.mixer_norm"),
+            (f"{block}.intermediate.dense", f"{ours}.channel.up"),
+            (f"{block}.output.dense", f"{ours}.channel.down"),
+            (f"{block}.output.LayerNorm", f"{ours}.channel_norm"),
+            (f"{prefix}pooler.dense", "pooler"),
+            ("cls.predictions.transform.dense", "masked_lm.transform"),
+            ("cls.predictions.transform.LayerNorm", "masked_lm.norm"),
+            (("cls.predictions.bias", "cls.predictions.decoder.bias"), "masked_lm.bias", Tie(written=False)),
+            ("cls.seq_relationship", "next_sentence"),
+            ("classifier", "head"),
+        ],
+        prefix=prefix,
+        ignore=(f"{prefix}embeddings.position_ids",),
+    )
+
+
+RULES: dict[str, Naming] = {"transformers": _names("fnet."), "bare": _names("")}
+
+
+def _epsilon(config: Mapping[str, Any]) -> Any:
+    """The epsilon of the norms, of a model that has the only activation that this family has."""
+    one_of(config, "hidden_act", {"gelu_new": "gelu_tanh"})
+    return config.get("layer_norm_eps")
+
+
+DESCRIBED: dict[str, Any] = {"norm_epsilon": _epsilon}
+
+RELEASES: dict[str, dict[str, Release]] = {
+    "fnet_base": {"google": Release("hf://google/fnet-base", 0)},
+    "fnet_large": {"google": Release("hf://google/fnet-large", 0)},
+}
+
+# Of transformers' FNetForMaskedLM.
+PARAMETERS = {"fnet_base": 83_485_184, "fnet_large": 238_029_056}
+
+register_family(
+    "fnet", FNet, FNetConfig, VARIANTS, parameters=PARAMETERS, rules=RULES, releases=RELEASES, described=DESCRIBED
+)
