@@ -71,6 +71,7 @@ from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
+from layers.mixer_gate import MixerGatingUnit
 from layers.mlp import MLP, ConvMLP, GatedMLP
 from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
 from layers.norm import BatchNorm, GatedRMSNorm, LayerNorm, RMSNorm, create_norm
@@ -90,6 +91,7 @@ from layers.state_space.mamba import Longhorn, Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
 from layers.state_space.rg_lru import RGLRU
 from layers.state_space.s4d import S4D
+from layers.token_mlp import SpatialGating, TokenMLP
 from layers.token_shift import ShiftedMLP, TokenShift
 from layers.tokens import Tokens
 
@@ -172,6 +174,7 @@ __all__ = [
     "MemoryAsGate",
     "MemoryAsLayer",
     "Mixer",
+    "MixerGatingUnit",
     "MixerSpec",
     "MixtureOfHeads",
     "Module",
@@ -201,10 +204,12 @@ __all__ = [
     "SelectiveState",
     "ShiftedMLP",
     "SoftplusAttention",
+    "SpatialGating",
     "SpatialReductionAttention",
     "Stack",
     "Statistic",
     "TalkingHeadsAttention",
+    "TokenMLP",
     "TokenReduction",
     "TokenShift",
     "Tokens",

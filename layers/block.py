@@ -46,6 +46,7 @@ class Branch:
       scale: initial value of the per-feature factors, None for none.
       drop: probability of dropping the branch, None for none.
       skip: what x itself passes through before the branch is added; None for nothing.
+      norm_of: the name of a branch before it whose norm it shares, in place of one of its own.
 
     ``norm``, ``order``, ``scale`` and ``drop`` are the block's where they are not given.
     """
@@ -56,6 +57,7 @@ class Branch:
     scale: float | None = BLOCK
     drop: float | None = BLOCK
     skip: nnx.Module | None = None
+    norm_of: str | None = None
 
 
 class Block(Module):
@@ -88,13 +90,14 @@ class Block(Module):
             all its blocks a drop path rate, or none: 0.0 keeps the block's program equal to its neighbors'.)
 
         Raises:
-          ValueError: no branch, an unknown order, a first branch that is parallel, or a part of another branch with a
-            scale, drop path or skip of its own.
+          ValueError: no branch, an unknown order, a first branch that is parallel, a part of another branch with a
+            scale, drop path or skip of its own, or a shared norm that no branch before has.
         """
         if not branches:
             raise ValueError("a block needs at least one branch")
         own: dict[str, Any] = {"norm": norm, "order": order, "scale": layer_scale, "drop": drop_path}
         plans: list[tuple[tuple[str, ...], Order]] = []
+        owners: dict[str, str] = {}
         for name, given in branches.items():
             stated = given if isinstance(given, Branch) else Branch(given)
             branch = dataclasses.replace(
@@ -114,6 +117,12 @@ class Block(Module):
                 plans[-1] = ((*before, name), order_before)
                 continue
 
+            if branch.norm_of is not None and getattr(self, f"{branch.norm_of}_norm", None) is None:
+                raise ValueError(
+                    f"{name!r} shares the norm of {branch.norm_of!r}, and no branch before it has that norm"
+                )
+            owners[name] = name if branch.norm_of is None else branch.norm_of
+
             def make_norm(branch: Branch = branch) -> nnx.Module | None:
                 options = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
                 return None if branch.norm is None else create_norm(branch.norm, features, **options)
@@ -121,7 +130,8 @@ class Block(Module):
             scale = (
                 None if branch.scale is None else LayerScale(features, branch.scale, param_dtype=param_dtype, rngs=rngs)
             )
-            parts = {"_norm": make_norm(), "": branch.module, "_scale": scale}
+            own_norm = None if branch.norm_of is not None else make_norm()
+            parts = {"_norm": own_norm, "": branch.module, "_scale": scale}
             parts["_drop"] = None if branch.drop is None else DropPath(branch.drop, rngs=rngs)
             parts["_skip"] = branch.skip
             if branch.order == "sandwich":
@@ -132,6 +142,7 @@ class Block(Module):
         self.branches = tuple(
             plans
         )  # the names of the modules that are summed, the first being the branch's, and its order
+        self.norm_owners = tuple(owners.items())
 
     def __call__(self, x: jax.Array, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
         """Maps ``x`` to the same shape.
@@ -192,8 +203,9 @@ class Block(Module):
         """The branches; ``state``, if any, is updated in place."""
         x = finite_padding(x, tokens.mask)
         before = x  # what the branch before read
+        owners = dict(self.norm_owners)
         for (name, *more), order in self.branches:
-            norm = getattr(self, f"{name}_norm")
+            norm = getattr(self, f"{owners[name]}_norm")
             if order != "parallel":
                 before = x = gradient_computed_once(x)
             h = norm(before) if norm is not None and order in ("pre", "sandwich", "parallel") else before

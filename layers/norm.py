@@ -111,6 +111,21 @@ class GatedRMSNorm(Module):
         return (y * factor if self.gated == "after" else y).astype(x.dtype)
 
 
+class Affine(Module):
+    """``scale * x + bias`` in place of a norm: no statistics (ResMLP, Touvron et al., 2021, arXiv:2105.03404, eq. 1)."""
+
+    def __init__(self, num_features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, **options: Any):
+        """It has the options of other norms and no use for them."""
+        self.scale = nnx.Param(ones(None, (num_features,), param_dtype))
+        self.bias = nnx.Param(zeros(None, (num_features,), param_dtype))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., features) to the same shape."""
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.scale.dtype)
+        return (x * widened(self.scale[...]) + widened(self.bias[...])).astype(dtype)
+
+
 class UnitNorm(nnx.Module):
     """:func:`unit` as a norm, without parameters."""
 
@@ -129,6 +144,7 @@ NORMS: dict[str, Callable[..., nnx.Module]] = {
     "simple_rms": functools.partial(nnx.RMSNorm, use_scale=False),
     "zero_centered_rms": ZeroCenteredRMSNorm,
     "batch": BatchNorm,
+    "affine": Affine,
     "unit": UnitNorm,
 }
 

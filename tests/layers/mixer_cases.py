@@ -76,13 +76,26 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "kernel_init": truncated_normal(0.2),
         },
     },
+    "mixer_gate": {
+        "plain": {"hidden": 12, "grid": GRID},
+        "attention": {"hidden": 12, "inner": {"name": "attention", "kernel_init": truncated_normal(0.3)}},
+    },
     "relu_linear": {"plain": {"floor": 0.5}},
     "routing": {
         "plain": {"clusters": 1024},
         "window": {"clusters": 3, "window": 6},
         "last": {"clusters": 3, "window": 4, "membership": "causal", "relative": 3},
     },
+    "spatial_gating": {
+        "plain": {
+            "grid": GRID,
+            "expansion": 3,
+            "gate_init": truncated_normal(0.3),
+            "kernel_init": truncated_normal(0.3),
+        }
+    },
     "spatial_reduction": {"plain": {"stride": 2}, "linear": {"pool": 3}},
+    "token_mlp": {"plain": {"hidden": 9, "grid": GRID}, "linear": {"hidden": None, "grid": (4, 4)}},
     "windowed": {
         "plain": {"window": 4},
         "oblong": {"window": (2, 3)},

@@ -192,3 +192,14 @@ def test_only_cross_attention_gets_the_context() -> None:
     assert relative(np.concatenate([y, rest], 1), want) < 1e-5
     with pytest.raises(ValueError, match="no branch of the block reads the context"):
         Block({"mixer": causal_attention()}, features=8, rngs=rngs)(X, Tokens(context=context))
+
+
+def test_branches_may_share_a_norm() -> None:
+    branches = {"mixer": Doubling(), "channel": Branch(Doubling(), norm_of="mixer")}
+    block = Block(branches, features=8, rngs=nnx.Rngs(0))
+    block.mixer_norm.bias.set_value(jnp.ones(8))
+    h = X + 2 * (normalized(X) + 1)
+    np.testing.assert_allclose(block(X), h + 2 * (normalized(h) + 1), rtol=1e-4, atol=1e-4)
+    assert block.channel_norm is None
+    with pytest.raises(ValueError, match="'channel' shares the norm of 'other', and no branch before it has that norm"):
+        Block({"channel": Branch(Doubling(), norm_of="other")}, features=8, rngs=nnx.Rngs(0))

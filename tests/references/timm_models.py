@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -164,6 +165,33 @@ def _maps_of_halonet(name: str) -> dict[str, Any]:
     return {"indices": [1 + stage for stage in stages], "blocks": stages}
 
 
+def _mlp(name: str, **options: Any) -> Any:
+    """timm's functions of these models take no other sizes."""
+    module = timm.models.mlp_mixer
+    make = lambda variant, pretrained, **own: module.MlpMixer(**{**own, **options})  # noqa: E731
+    with mock.patch.object(module, "_create_mixer", make):
+        return getattr(module, name)()
+
+
+def _mlps(name: str, start: str, tolerance: float, authors: Mapping[str, str] | None = None) -> Family:
+    """A family of timm's ``mlp_mixer``: maps of 3x3 tokens."""
+    sizes: dict[str, Any] = {"patch_size": 16, "image_size": 48, "features": 32, "depth": 2}
+    theirs = {"img_size": 48, "embed_dim": 32, "num_blocks": 2}
+    few = {"num_blocks": 1}, {"depth": 1}
+    return Family(
+        "mlp_mixer",
+        (start,),
+        {name: (theirs, {**sizes, "num_heads": 4})},
+        (2, 48, 48, 3),
+        lambda name: {"indices": range(2), "blocks": range(2)},
+        tolerance=tolerance,
+        make=_mlp,
+        published=(name, *few),
+        authors=authors or {},
+        listed=f"{start}*",
+    )
+
+
 FAMILIES = {
     "cait": Family(
         "cait",
@@ -216,6 +244,7 @@ FAMILIES = {
         authors=dict.fromkeys(("focalnet_tiny_lrf", "focalnet_huge_fl4"), "focalnet"),
         listed="focalnet_*",
     ),
+    "gmlp": _mlps("gmlp_ti16_224", "gmlp_", 1e-5),
     # timm wants maps that its blocks divide.
     "halonet": Family(
         "byoanet",
@@ -268,6 +297,7 @@ FAMILIES = {
         listed="maxvit_*_tf_*",
         reference=lambda name: f"maxvit_{name.split('_')[1]}_tf_{variant(name).config.image_size}",  # type: ignore[attr-defined]
     ),
+    "mlp_mixer": _mlps("mixer_s16_224", "mixer_", 1e-5),
     "pvt": Family(
         "pvt_v2",
         ("pvt_v2_",),
@@ -277,6 +307,7 @@ FAMILIES = {
         authors=dict.fromkeys(("pvt_v2_b0", "pvt_v2_b2_li"), "pvt"),
         listed="pvt_v2_*",
     ),
+    "resmlp": _mlps("resmlp_12_224", "resmlp_", 1e-5, {"resmlp_12_224": "facebook"}),
     # On a map whose sides are odd in most stages.
     "resnet": Family(
         "resnet",

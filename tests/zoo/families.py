@@ -53,6 +53,8 @@ TINY: dict[str, dict[str, Any]] = {
     # The architecture's initial weights suit hundreds of features: three of them multiply, and the gradient is less
     # than float16 can hold.
     "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "mixer": "focal_modulation"},
+    # A gate that starts at 1 and weights of 0.02 would leave next to nothing of other tokens.
+    "gmlp": {"mixer": {"name": "spatial_gating", "gate_init": lecun_normal, "kernel_init": lecun_normal}},
     "griffin": {"attention_every": 2},
     "halonet": {"stem": (4, 4, 8), "features": (16, 32), "widths": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "hvt": {"patch_size": 4, "depth": 4, "pool_every": 2},
@@ -76,6 +78,7 @@ TINY: dict[str, dict[str, Any]] = {
     "resnet": {"stem": (8,), "features": (16, 32), "depths": (1, 2), "num_heads": (2, 2)},
     "pvt_v1": {"patch_size": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "pvt": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
+    "resmlp": {"layer_scale": 1.0},
     "rwkv7": {"zero_init": False},
     "swin": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4},
     "swinv2": {

@@ -26,6 +26,7 @@ from tests.references import (
     l2vit,
     lookhere,
     nat,
+    ninformer,
     pvt_v1,
     ravlt,
     recording,
@@ -60,6 +61,12 @@ def blocks(model: Any, x: jax.Array) -> dict[str, jax.Array]:
         patches = patches[0] if isinstance(patches, tuple) else patches.reshape(len(x), -1, others.shape[-1])
         found[f"features/{i}"] = jnp.concatenate([others, patches], 1)
     return found
+
+
+def tokens_after_blocks(model: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """The patches after each block, as sequences."""
+    maps = model.features(x, range(len(model.blocks)))
+    return {f"features/{i}": map_.reshape(len(x), -1, map_.shape[-1]) for i, map_ in enumerate(maps)}
 
 
 def last_rows(model: Any, x: jax.Array) -> dict[str, jax.Array]:
@@ -253,6 +260,13 @@ MODELS = [
         },
         cases=("dinat_s",),
     ),
+    Row(
+        ninformer,
+        "ninformer_cifar",
+        "ninformer",
+        {"features": 16, "mlp_ratio": 1.5, "depth": 2, "num_heads": 2, "image_size": 12},
+        tokens_after_blocks,
+    ),
     _t2t("performer", "t2t_vit_14"),
     _t2t("transformer", "t2t_vit_t_14"),
     _core("agent_deit_tiny_patch16_224", "agent/deit", {**_DEIT, "pattern": {0: {**_AGENT, "prefix": 1}}}),
@@ -315,6 +329,7 @@ SIZES: list[tuple[ModuleType, str, tuple[str, ...]]] = [
     (hvt, "hvt_", ()),
     (l2vit, "l2vit_", ("l2vit_",)),
     (nat, "", ("nat_", "dinat_")),
+    (ninformer, "ninformer_", ("ninformer_",)),
     (pvt_v1, "pvt_", ()),
     (ravlt, "ravlt_", ("ravlt_",)),
     (rmt, "rmt_", ("rmt_",)),

@@ -83,7 +83,8 @@ class IsotropicConfig(ModelConfig):
       norm_after_pool: the final norm follows the pooling instead of preceding it.
       final_norm: whether there is one.
       pre_norm: a norm before the first block (CLIP).
-      norm, norm_epsilon: the kind of all norms, "layer" or "rms", and what they add to the variance.
+      norm, norm_epsilon: the kind of all norms, "layer", "rms" or "affine" (a scale and a shift without statistics), and
+        what they add to the variance.
       order: of the norms in blocks: "pre", or "res_post", after each branch (whose scales then start at
         ``layer_scale``).
       qk_norm, qkv_bias, layer_scale: as in the blocks.
@@ -119,7 +120,7 @@ class IsotropicConfig(ModelConfig):
     norm_after_pool: bool = False
     final_norm: bool = True
     pre_norm: bool = False
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Literal["layer", "rms", "affine"] = "layer"
     norm_epsilon: float = 1e-6
     order: Literal["pre", "res_post"] = "pre"
     qk_norm: bool = False
@@ -335,8 +336,8 @@ class Isotropic(Classifier):
     def _norm_of(self) -> Norm:
         """The norm of the configuration, as a callable."""
         c = self.config
-        if c.norm not in ("layer", "rms"):
-            raise ValueError(f'norm is "layer" or "rms", got {c.norm!r}')
+        if c.norm not in ("layer", "rms", "affine"):
+            raise ValueError(f'norm is "layer", "rms" or "affine", got {c.norm!r}')
         return functools.partial(NORMS[c.norm], epsilon=c.norm_epsilon)
 
     def _put_on_grid(self, grid: tuple[int, int], rngs: nnx.Rngs) -> None:

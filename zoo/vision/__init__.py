@@ -7,6 +7,7 @@ from zoo.vision import convnext as convnext
 from zoo.vision import cswin as cswin
 from zoo.vision import eva as eva
 from zoo.vision import focalnet as focalnet
+from zoo.vision import gmlp as gmlp
 from zoo.vision import halonet as halonet
 from zoo.vision import hvt as hvt
 from zoo.vision import inline as inline
@@ -15,10 +16,13 @@ from zoo.vision import longvit as longvit
 from zoo.vision import lookhere as lookhere
 from zoo.vision import mambaout as mambaout
 from zoo.vision import maxvit as maxvit
+from zoo.vision import mlp_mixer as mlp_mixer
 from zoo.vision import nat as nat
+from zoo.vision import ninformer as ninformer
 from zoo.vision import pvt as pvt
 from zoo.vision import pvt_v1 as pvt_v1
 from zoo.vision import ravlt as ravlt
+from zoo.vision import resmlp as resmlp
 from zoo.vision import resnet as resnet
 from zoo.vision import rmt as rmt
 from zoo.vision import s4d_pixels as s4d_pixels

@@ -1,0 +1,75 @@
+"""The gate of NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function (Abdullah, Abdullah,
+2024, arXiv:2403.02411).
+
+    y = (W x + b) * z,    t = x + mixer(LN(x)),    z = t + MLP(LN(t))
+
+A whole block of MLP-Mixer, in the place of attention, computes what a linear layer of each token is multiplied by: a
+static mixer makes a gate that depends on the input. There is no projection of the output.
+"""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from layers.block import Block
+from layers.combinators import bidirectional, on_grid
+from layers.linear import Linear
+from layers.mixer import Mixer, MixerSpec, Place, finite_padding, register_mixer
+from layers.mlp import MLP
+from layers.tokens import Tokens
+
+
+@register_mixer("mixer_gate")
+class MixerGatingUnit(Mixer):
+    """A linear layer, multiplied by what a block of another mixer and an MLP makes of the same map.
+
+    Parameters: ``proj`` (linear), ``gate`` (a :class:`layers.Block` of ``mixer`` and ``channel``).
+    """
+
+    layouts = ("grid",)
+    paper = (0,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        hidden: int = 256,
+        inner: MixerSpec | None = None,
+        norm_epsilon: float = 1e-5,
+        place: Place | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        hidden: hidden features of the MLP, and hidden tokens of the token MLP.
+        inner: another mixer in place of the token MLP.
+        norm_epsilon: of both norms.
+        """
+        place = Place() if place is None else place
+        spec = {"name": "token_mlp", "hidden": hidden} if inner is None else inner
+        mixer = on_grid(bidirectional(spec, features, place=place, rngs=rngs), features, rngs=rngs)
+        channel = MLP(features, hidden, dropout=place.dropout, **place.dtypes, rngs=rngs)
+        self.proj = Linear(features, features, **place.dtypes, rngs=rngs)
+        self.gate = Block(
+            {"mixer": mixer, "channel": channel},
+            features=features,
+            norm_epsilon=norm_epsilon,
+            **place.dtypes,
+            rngs=rngs,
+        )
+
+    @property
+    def honors(self) -> frozenset[str]:  # type: ignore[override]
+        return self._mixer.honors
+
+    @property
+    def complexity(self) -> float:
+        return self._mixer.complexity
+
+    @property
+    def _mixer(self) -> Mixer:
+        return self.gate.mixer  # type: ignore[attr-defined]
+
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        x = finite_padding(x, tokens.mask)
+        return self.proj(x) * self.gate(x, tokens)
