@@ -65,6 +65,7 @@ from layers.linear_attention.hgrn2 import HGRN2
 from layers.linear_attention.lightning import LightningAttention
 from layers.linear_attention.mlstm import MLSTM
 from layers.linear_attention.retention import Retention
+from layers.linear_attention.rwkv6 import RWKV6
 from layers.lora import add_lora, merge_lora
 from layers.low_rank import LowRank
 from layers.memory.choices import MEMORIES, Memory
@@ -102,6 +103,7 @@ __all__ = [
     "MLP",
     "MLSTM",
     "RGLRU",
+    "RWKV6",
     "RWKV7",
     "S4D",
     "Aaren",

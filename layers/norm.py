@@ -173,3 +173,12 @@ def unit(x: jax.Array) -> jax.Array:
     squares = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     zero = squares < 1e-24
     return jnp.where(zero, 0, wide * jax.lax.rsqrt(jnp.where(zero, 1, squares))).astype(x.dtype)
+
+
+def group_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """LayerNorm of each head of ``y`` (batch, length, heads, head_dim), as (batch, length, heads * head_dim); ``scale`` and
+    ``bias`` have that many features.
+    """
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+    return y.reshape(*y.shape[:-2], -1) * scale.astype(y.dtype) + bias.astype(y.dtype)

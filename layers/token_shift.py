@@ -1,8 +1,10 @@
 """The token shift of RWKV (Peng et al., 2023, arXiv:2305.13048, section 3.1): each token sees the one before it.
 
-The channel mixing of RWKV-7 (2025, arXiv:2503.14456, section 4):
+The channel mixing of RWKV-7 (2025, arXiv:2503.14456, section 4), and that of RWKV-6 (2024, arXiv:2404.05892, section
+4.2), which has a gate:
 
     y = W_v relu(W_k (x_t + (x_{t-1} - x_t) m))^2
+    y = W_v relu(W_k (x_t + (x_{t-1} - x_t) m))^2 * sigmoid(W_r (x_t + (x_{t-1} - x_t) m_r))
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def shifted(x: jax.Array, before: jax.Array, weights: jax.Array) -> tuple[jax.Ar
 class ShiftedMLP(Recurrent):
     """Linear, squared relu, linear, of a mixture of each token and the one before it.
 
-    Parameters: ``shift`` (features,), m; ``up`` and ``down`` (linear).
+    Parameters: ``shift`` (features,), m; ``up`` and ``down`` (linear); with a gate ``gate_shift`` (features,) and ``gate``
+    (linear).
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ShiftedMLP(Recurrent):
         *,
         index: int = 0,
         depth: int = 1,
+        gated: bool = False,
         zero_init: bool = True,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -58,14 +62,19 @@ class ShiftedMLP(Recurrent):
     ):
         """Args:
         index, depth: of the block, and blocks of the model: they set where m begins.
-        zero_init: ``down`` begins at 0, as the authors'.
+        gated: RWKV-6's form.
+        zero_init: ``down`` and ``gate`` begin at 0, as the authors'.
         """
         made: dict[str, Any] = {"use_bias": False, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        begun = tuple(1 - (n / features) ** ((1 - index / depth) ** 4) for n in range(features))
+        power = (1 - index / depth) ** (3 if gated else 4)
+        begun = tuple(1 - (n / features) ** power for n in range(features))
+        zero = {"kernel_init": zeros} if zero_init else {}
         self.shift = nnx.Param(constant(begun)(None, (features,), param_dtype))
         self.before = TokenShift(features, dtype=dtype)
         self.up = Linear(features, hidden, kernel_init=orthogonal(), **made)
-        self.down = Linear(hidden, features, **(made | ({"kernel_init": zeros} if zero_init else {})))
+        self.down = Linear(hidden, features, **(made | zero))
+        self.gate = Linear(features, features, **(made | zero)) if gated else None
+        self.gate_shift = nnx.Param(constant(begun)(None, (features,), param_dtype)) if gated else None
 
     @property
     def convolutions(self) -> tuple[CausalConvolution, ...]:
@@ -77,5 +86,9 @@ class ShiftedMLP(Recurrent):
 
     def recur(self, x: jax.Array, tokens: Tokens, state: Any) -> tuple[jax.Array, Any]:
         before, state = self.before.recur(x, tokens, state)
-        (x,) = shifted(x, before, self.shift[...][None])
-        return self.down(jnp.square(jax.nn.relu(self.up(x)))), state
+        (mixed,) = shifted(x, before, self.shift[...][None])
+        y = self.down(jnp.square(jax.nn.relu(self.up(mixed))))
+        if self.gate is not None and self.gate_shift is not None:
+            (mixed,) = shifted(x, before, self.gate_shift[...][None])
+            y = y * jax.nn.sigmoid(self.gate(mixed))
+        return y, state

@@ -28,6 +28,7 @@ from layers.linear import Linear
 from layers.linear_attention.memory import per_head
 from layers.low_rank import LowRank
 from layers.mixer import State, register_mixer, without_padding
+from layers.norm import group_norm
 from layers.recurrent import Recurrent, RecurrentState
 from layers.state_space.initialization import fan_in_uniform
 from layers.token_shift import TokenShift, shifted
@@ -179,19 +180,12 @@ class RWKV7(Recurrent):
         )
         weights = self._heads(broadcast(self.bonus[...], x.shape, k.dtype))
         bonus = jnp.sum((q * k * weights).astype(wide), axis=-1, keepdims=True)
-        y = self._normalized(y.astype(wide)) + (bonus * v).reshape(x.shape)
+        y = group_norm(y.astype(wide), self.norm[...], self.norm_bias[...], self.epsilon) + (bonus * v).reshape(x.shape)
         y = self.out((y * self.gate(xg).astype(wide)).astype(v.dtype))
         return y, values, state and state.after(tokens, memory=memory, convolutions=seen)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
-
-    def _normalized(self, y: jax.Array) -> jax.Array:
-        """GroupNorm of (batch, length, heads, head_dim), a group being a head; (batch, length, features)."""
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        y = y.reshape(*y.shape[:-2], -1)
-        return y * self.norm[...].astype(y.dtype) + self.norm_bias[...].astype(y.dtype)
 
 
 def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -44,17 +44,19 @@ def remember(
     tokens: Tokens,
     state: RecurrentState | None,
     scale: float | None = None,
+    bonus: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """``linear_attention`` after ``state``, and the new memory, which padding leaves unchanged."""
+    """``linear_attention`` after ``state``, and the new memory, which padding leaves unchanged. With a ``bonus`` (heads,
+    key_dim) tokens read the memory before them, and themselves by it.
+    """
     if state is not None and tokens.mask is not None:
         real = tokens.mask[..., None]
         k = jnp.where(real[..., None], k, 0)
         decay = jnp.where(real[..., None] if decay.ndim == 4 else real, decay, 0)
     before, segment = (None, None) if state is None else (state.memory, state.segment)
     starts = tokens.starts(segment)
-    y, memory = linear_attention(
-        q, k, v, decay=decay, scale=scale, initial_state=before, starts=starts, return_state=True
-    )
+    read: dict[str, Any] = {"exclusive": bonus is not None, "bonus": bonus, "scale": scale}
+    y, memory = linear_attention(q, k, v, decay=decay, **read, initial_state=before, starts=starts, return_state=True)
     return y, memory
 
 

@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hgrn_nano": ("hgrn", "HGRN", {}),
     "hgrn2_nano": ("hgrn2", "HGRN2", {"expand_ratio": 16}),
     "gsa_nano": ("gsa", "GSA", {"num_heads": 2, "num_slots": 16}),
+    "rwkv6_nano": ("rwkv6", "RWKV6", {"num_heads": 2, "expand_k": 0.5}),
     "rwkv7_nano": ("rwkv7", "RWKV7", {"head_dim": 16}),
 }
 # RWKV-7's kernels of chunks, which more than 64 tokens take, do not run there.

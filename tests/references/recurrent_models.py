@@ -79,6 +79,42 @@ def rwkv7(clone: Path) -> Any:
     return model
 
 
+def rwkv6(clone: Path) -> Any:
+    """BlinkDL/RWKV-LM (Apache-2.0), commit 524481d: its model, with the recurrence of its comments for a kernel."""
+    import torch
+
+    source = (clone / "RWKV-v5/rwkv_v6_demo.py").read_text().split("# RWKV Tokenizer")[0]
+    source = re.sub(r"wkv6_cuda = load\(.*?\]\)\n", "", source, flags=re.DOTALL)
+    changes = {
+        "args.head_size_a = 64": f"args.head_size_a = {FEATURES // HEADS}",
+        "args.n_layer = 24": f"args.n_layer = {DEPTH}",
+        "args.n_embd = 2048": f"args.n_embd = {FEATURES}",
+        "args.vocab_size = 65536": f"args.vocab_size = {VOCABULARY}",
+        "args.n_embd % 32 == 0": "True",
+        "args.dim_att % 32 == 0": "True",
+        "int((args.n_embd * 3.5) // 32 * 32)": "32",
+        "D_MIX_LORA = 32": "D_MIX_LORA = 3",
+        "D_DECAY_LORA = 64": "D_DECAY_LORA = 4",
+    }
+    for before, after in changes.items():
+        assert before in source
+        source = source.replace(before, after)
+
+    def kernel(B: int, T: int, C: int, H: int, r: Any, k: Any, v: Any, w: Any, u: Any) -> Any:
+        r, k, v, w = (a.view(B, T, H, C // H) for a in (r, k, v, w))
+        state, out = torch.zeros(B, H, C // H, C // H), []
+        for t in range(T):
+            written = k[:, t, :, :, None] * v[:, t, :, None]
+            out.append(torch.einsum("bhk,bhkv->bhv", r[:, t], u[..., None] * written + state))
+            state = written + torch.exp(-torch.exp(w[:, t]))[..., None] * state
+        return torch.stack(out, 1).reshape(B, T, C)
+
+    space: dict[str, Any] = {}
+    exec(source, space)
+    space["RUN_CUDA_RWKV6"] = kernel
+    return space["RWKV"](space["args"])
+
+
 def transnormer(clone: Path) -> Any:
     """weigao266/TNL-MoE (Apache-2.0), commit 007576f: TransNormerLLM's own code, without its kernels, as in training."""
     import os
@@ -206,6 +242,7 @@ def _forgetting(importlib: Any) -> Any:
 
 RANKS = {"DECAY": 3, "AAA": 4, "MV": 5, "GATE": 6}
 RECORDED: dict[str, Callable[[Path], Any]] = {
+    "rwkv6": rwkv6,
     "rwkv7": rwkv7,
     "causal_relation": causal_relation,
     "causal_relation_linear": lambda clone: causal_relation(clone, "Linear Relation Network"),

@@ -79,6 +79,7 @@ TINY: dict[str, dict[str, Any]] = {
     "pvt_v1": {"patch_size": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "pvt": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "resmlp": {"layer_scale": 1.0},
+    "rwkv6": {"zero_init": False},
     "rwkv7": {"zero_init": False},
     "swin": {"patch_size": 4, "features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4},
     "swinv2": {

@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "authors",
         "BlinkDL/RWKV-LM",
     ),
+    "rwkv6": ("rwkv6_nano", {"hidden": 32, "shift_rank": 3, "decay_rank": 4}, "authors", "BlinkDL/RWKV-LM"),
     "transnormer": ("transnormer_nano", FLA, "authors", "weigao266/TNL-MoE"),
     "causal_relation": ("causalrn_nano", RELATION, "authors", "FrankCuiCN/causal-relation-networks"),
     "causal_relation_linear": (

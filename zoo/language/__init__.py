@@ -20,6 +20,7 @@ from zoo.language import nystromformer as nystromformer
 from zoo.language import pythia as pythia
 from zoo.language import roberta as roberta
 from zoo.language import routing_transformer as routing_transformer
+from zoo.language import rwkv6 as rwkv6
 from zoo.language import rwkv7 as rwkv7
 from zoo.language import s4d as s4d
 from zoo.language import titans as titans

@@ -57,7 +57,7 @@ class RWKV7LM(Causal):
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
         c = self.config
-        where = {"index": place.index or 0, "depth": place.depth or 1}
+        where: dict[str, Any] = {"index": place.index or 0, "depth": place.depth or 1}
         hidden = c.hidden or 4 * c.features
         return ShiftedMLP(c.features, hidden, **where, zero_init=c.zero_init, **place.dtypes, rngs=rngs)
 
