@@ -2,6 +2,7 @@
 
 from layers.attention.agent import AgentAttention
 from layers.attention.causal_relation import CausalRelation
+from layers.attention.cosformer import CosFormerAttention
 from layers.attention.cosine import CosineAttention
 from layers.attention.cross_shaped import CrossShapedAttention
 from layers.attention.differential import DifferentialAttention
@@ -12,6 +13,7 @@ from layers.attention.halo import HaloAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.isomorphic import IsomorphicAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
+from layers.attention.linformer import LinformerAttention
 from layers.attention.lion import LionAttention, NaturalLionAttention
 from layers.attention.look_here import DirectedAttention
 from layers.attention.manhattan import ManhattanAttention
@@ -126,6 +128,7 @@ __all__ = [
     "ConvMLP",
     "ConvNorm",
     "ConvStem",
+    "CosFormerAttention",
     "CosineAttention",
     "CrossShapedAttention",
     "DeltaNet",
@@ -164,6 +167,7 @@ __all__ = [
     "LightningAttention",
     "Linear",
     "LinearAttention",
+    "LinformerAttention",
     "LionAttention",
     "LongformerAttention",
     "Longhorn",

@@ -70,6 +70,10 @@ class Reading:
             return self.tokens.count(self._length, causal=self._causal)
         return self._positions + 1
 
+    def places(self) -> jax.Array:
+        """Int32 (batch or 1, length), where tokens are in their documents."""
+        return self.tokens.places(self._length) if self._positions is None else self._positions
+
     def heads_mask(self) -> jax.Array | None:
         """Bool (batch, length, 1), where tokens of heads are real; None: everywhere."""
         return None if self.tokens.mask is None else self.tokens.mask[..., None]

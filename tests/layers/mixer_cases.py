@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -54,6 +54,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "dense": {"topk": None, "enhance": "input", "use_bias": False},
         "random": {"regions": 2, "topk": 1, "routing": "random", "enhancement_size": 0},
     },
+    "cosformer": {"plain": {"max_length": 30}},
     "cosine_attention": {"plain": {"rotary": 100.0}},
     "cross_shaped": {"plain": {"stripe": 2}, "whole": {"stripe": None, "use_bias": False}},
     "direction_gated_linear": {"plain": {"activated": True, "temperature": 2.0}, "wide": {"key_expansion": 1.0}},
@@ -128,6 +129,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "linear_attention": {
         "plain": {},
         "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4},
+    },
+    "linformer_attention": {
+        "plain": {"max_length": 40, "rank": 6, "kernel_init": truncated_normal(0.3)},
+        "each": {"max_length": 40, "rank": 3, "sharing": "none", "num_heads": 4, "num_kv_heads": 2, "use_bias": False},
     },
     "lion": {"plain": {"kernel_init": truncated_normal(0.2)}, "fixed": {"decay": "fixed"}},
     "lion_natural": {"plain": {"kernel_init": truncated_normal(0.2)}},
@@ -278,10 +283,10 @@ class MixerCase:
         """Names of its parameters."""
         return set(layers.flatten(self.declared, nnx.Param))
 
-    def build(self, rngs: nnx.Rngs, **common: Any) -> Mixer:
-        """As :meth:`make`, of weights that ``rngs`` gives."""
-        place = Place(num_heads=HEADS, **common)
-        return layers.create_mixer(self.name, FEATURES, causal=self.causal, place=place, rngs=rngs, **self.options)
+    def build(self, rngs: nnx.Rngs, changed: Mapping[str, Any] | None = None, **common: Any) -> Mixer:
+        """As :meth:`make`, of weights that ``rngs`` gives; some options ``changed``."""
+        place, options = Place(num_heads=HEADS, **common), {**self.options, **(changed or {})}
+        return layers.create_mixer(self.name, FEATURES, causal=self.causal, place=place, rngs=rngs, **options)
 
     def make(self, **common: Any) -> Mixer:
         """The mixer, always of the same weights."""
@@ -462,13 +467,18 @@ def compiled(case: MixerCase) -> Compiled:
 
 
 def abstract_program(case: MixerCase, length: int) -> tuple[Any, ...]:
-    """``(fn, *abstract arguments)`` of one row of ``length`` tokens: grids are squares."""
+    """``(fn, *abstract arguments)`` of one row of ``length`` tokens: grids are squares. Mixers made for some length are
+    made for this one.
+    """
     c = compiled(case)
+    graphdef, state = c.graphdef, c.state
+    if case.options.get("max_length") is not None:
+        graphdef, state = nnx.split(abstract(functools.partial(case.build, changed={"max_length": length})))
     side = math.isqrt(length)
     shape = (side, side) if c.grid else (length,)
     return (
-        lambda state, x: nnx.merge(c.graphdef, state)(x, c.known(x)),
-        c.state,
+        lambda state, x: nnx.merge(graphdef, state)(x, c.known(x)),
+        state,
         jax.ShapeDtypeStruct((1, *shape, FEATURES), jnp.float32),
     )
 

@@ -1,8 +1,14 @@
-"""Fourier mixing and attention through landmarks against independent forms in float64, row by row."""
+"""Mixers in less than quadratic time against independent forms in float64, row by row, and against recorded outputs of
+their authors' code.
+"""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,6 +18,11 @@ from layers.fourier import transform
 from layers.initializers import truncated_normal
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
+from tests.references import efficient_attention as recorded
+from tests.references import seeded
+
+ARRAYS = dict(np.load(recorded.PATH))
+ABOUT = json.loads(str(ARRAYS.pop("about")))
 
 COUNTS = (29, 17, 3, 1)
 MASK = np.arange(29) < np.array(COUNTS)[:, None]
@@ -63,3 +74,51 @@ def test_rows_of_any_length_go_through_landmarks_of_their_own(inverse: str) -> N
             low = attend(q[:, head], keys) @ np.linalg.pinv(attend(near, keys)) @ attend(near, k[:, head])
             found.append((attend(q[:, head], k[:, head]) if count <= landmarks else low) @ v[:, head])
         assert relative(got[row, :count], np.concatenate(found, -1) @ kernels[3]) < 1e-4
+
+
+# The mixer of a case, its options, and theirs: names of projections, and of what they do not transpose.
+LENGTH, MOST = recorded.LENGTH, recorded.MOST
+COSFORMER = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+LINFORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out"}
+LINFORMER_OPTIONS = {"max_length": MOST, "rank": recorded.RANK, "use_bias": False, "out_bias": True}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "cosformer": ("cosformer", {"max_length": None}, COSFORMER),
+    "cosformer/causal": ("cosformer", {"max_length": LENGTH, "causal": True}, COSFORMER),
+    "linformer": ("linformer_attention", LINFORMER_OPTIONS, LINFORMER),
+    "linformer/one": ("linformer_attention", {**LINFORMER_OPTIONS, "num_kv_heads": 1}, LINFORMER),
+}
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("case", CASES)
+def test_matches_recorded_layers(case: str, record_property: Any) -> None:
+    """Outputs and gradients of the input."""
+    name, options, names = CASES[case]
+    state = seeded.weights({n: tuple(shape) for n, shape in ABOUT["shapes"][case].items()}, recorded.SEED)
+    mixer = layers.create_mixer(name, recorded.FEATURES, num_heads=recorded.HEADS, **options, rngs=nnx.Rngs(0))
+    weights = {f"{ours}.kernel": state[f"{theirs}.weight"].T for ours, theirs in names.items()}
+    weights |= {f"{ours}.bias": state[f"{theirs}.bias"] for ours, theirs in names.items() if f"{theirs}.bias" in state}
+    weights |= {f"{part}_length": state[f"proj_{part[0]}"][None] for part in ("key", "value") if "proj_k" in state}
+    assert weights.keys() == layers.flatten(mixer).keys()
+    layers.assign(mixer, {n: jnp.asarray(w) for n, w in weights.items()})
+    graphdef, params = nnx.split(mixer)
+    got, pull = jax.vjp(jax.jit(lambda x: nnx.merge(graphdef, params)(x)), jnp.asarray(recorded.tokens()))
+    pairs = (got, ARRAYS[f"{case}/out"]), (pull(jnp.cos(got))[0], ARRAYS[f"{case}/gradient"])
+    difference = max(relative(*pair) for pair in pairs)
+    about = {"reference": ABOUT[case.partition("/")[0]], "kind": "recorded", "mapped": len(state)}
+    record_property("parity", {**about, "architecture": f"{case} (layer)", "difference": difference})
+    assert difference < 1e-5
+
+
+def test_what_was_made_for_a_length_refuses_more() -> None:
+    x = jnp.zeros((1, 9, 8))
+    linformer, cosformer = (
+        layers.create_mixer(name, 8, num_heads=2, max_length=8, rngs=nnx.Rngs(0))
+        for name in ("linformer_attention", "cosformer")
+    )
+    with pytest.raises(ValueError, match="rows for 8 tokens, got 9: make the mixer with a larger max_length"):
+        linformer(x)
+    with pytest.raises(ValueError, match="beyond max_length=8 weights would be negative, and there are 9 tokens"):
+        cosformer(x)
+    with pytest.raises(ValueError, match="does not know its document's length: give max_length"):
+        layers.create_mixer("cosformer", 8, num_heads=2, max_length=None, causal=True, rngs=nnx.Rngs(0))
