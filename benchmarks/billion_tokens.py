@@ -11,7 +11,8 @@ TPUs. Segments grow fourfold from 4096 tokens to the whole sequence and rates wi
 tokens. Of each program:
 
     operations   of one device: those of the whole program as written (primitives/operations.py), shared by the devices
-    memory       of one device, by the compiler's own account: arguments, results and temporaries; or what it says where that is too much
+    memory       of one device, by the compiler's own account: arguments, results and temporaries; or what it says where
+                 that is too much
     sent         by one device, counted in the compiled program (benchmarks/collectives.py)
 """
 

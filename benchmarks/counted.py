@@ -65,8 +65,12 @@ def count(name: str, lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
         mixer.eval()
         graph, variables = nnx.split(mixer)
         x = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+        def run(variables: Any, x: jax.Array, graph: Any = graph) -> jax.Array:
+            return nnx.merge(graph, variables)(x)
+
         with dispatch.recording() as choices:
-            totals.append(operations.count(lambda variables, x: nnx.merge(graph, variables)(x), variables, x).total)  # noqa: B023
+            totals.append(operations.count(run, variables, x).total)
         ops |= dict.fromkeys(choice.op for choice in choices)
         if cls.supports_causal:
             empty = operator.methodcaller("init_state", 1, max_length=length)

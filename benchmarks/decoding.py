@@ -1,18 +1,20 @@
-"""Decoding on this device: tokens one at a time, beside transformers with the same weights and beside a floor, in one run.
+"""Decoding on this device: tokens one at a time, beside transformers with the same weights and beside a floor, in one
+run.
 
-``python -m benchmarks.decoding [--only=MODEL,...]`` writes benchmarks/results/<platform>/decoding.json after each row, and
-keeps rows that it does not measure. Greedy decoding, float32, as many threads as there are cores, batches of 1 and 16:
+``python -m benchmarks.decoding [--only=MODEL,...]`` writes benchmarks/results/<platform>/decoding.json after each row,
+and keeps rows that it does not measure. Greedy decoding, float32, as many threads as there are cores, at batches of 1
+and 16:
 
-    token    milliseconds of one step of all rows: what the second half of the new tokens took, so that neither the prompt
-             nor compiling is in it; the least of several runs
+    token    milliseconds of one step of all rows: what the second half of the new tokens took, so that neither the
+             prompt nor compiling is in it; the least of several runs
     prompt   milliseconds until the first new token, the least of several runs that end with it
-    floor    the model's matrix products alone, each on the result of the one before, as many steps in one loop. It reads
-             every weight once a token; states and cached keys, which a model reads as well, are not in it
+    floor    the model's matrix products alone, each on the result of the one before, as many steps in one loop. It
+             reads every weight once a token; states and cached keys, which a model reads as well, are not in it
 
-Asked is 3 times the peer at batch 1 and 2 times at batch 16, or at most 1.25 times the floor. Transformers' model is made
-with random weights and saved; ours reads that folder, and the tokens that both generate are compared. Where transformers
-has no model of a family, or needs an accelerator for it, the floor is what is left. Transformers runs in a process of its
-own: a crash there, or more than ``--limit`` seconds, is a row that says so.
+Asked is 3 times the peer at batch 1 and 2 times at batch 16, or at most 1.25 times the floor. Transformers' model is
+made with random weights and saved; ours reads that folder, and the tokens that both generate are compared. Where
+transformers has no model of a family, or needs an accelerator for it, the floor is what is left. Transformers runs in a
+process of its own: a crash there, or more than ``--limit`` seconds, is a row that says so.
 """
 
 from __future__ import annotations

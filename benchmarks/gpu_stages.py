@@ -252,7 +252,8 @@ def timed(job: Job, ours: str, dry: bool, clock: Clock, reached: dict[str, float
     )
     return {
         "ms": times, "best_peer": best, "speed_over_best_peer": peers[best] / times["ours"], "floor_ms": floor,
-        "share_of_floor": floor / times["ours"], "tflops": factor * problem.flops / times["ours"] / 1e9, "absent": job["absent"] | absent,
+        "share_of_floor": floor / times["ours"], "tflops": factor * problem.flops / times["ours"] / 1e9,
+        "absent": job["absent"] | absent,
     }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ compare is the model with one layer.
     training_step_of_one_layer  the same of the embedding, one layer and the head
     decoding_step               one token after ``length`` others
     products                    the matrix products of ``forward`` and nothing else
-    others                      of Mamba: its scans with their gates and softplus, and its convolutions with their SiLU, each by themselves
+    others                      of Mamba: its scans with their gates and softplus, and its convolutions with their
+                                SiLU, each by themselves
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ ROUNDS, ENOUGH = 5, 3.0
 """Runs of a program, and the seconds after which there are no more."""
 QUICK: Mapping[str, Any] = {
     "mixers": (
-        "attention", "linear_attention", "mamba2", "gated_delta_net", "rwkv7", "hgrn2", "neighborhood", "focal_modulation",
+        "attention", "linear_attention", "mamba2", "gated_delta_net", "rwkv7", "hgrn2", "neighborhood",
+        "focal_modulation",
     ),
     "steps": {"digits": 150, "recall": 400},
     "seeds": (0,),
@@ -209,7 +210,8 @@ def measure(given: argparse.Namespace) -> None:
     device = jax.devices()[0]
     folder = given.output or HOME / "benchmarks" / "results" / jax.default_backend()
     about = {
-        "quick": given.quick, "rows_asked_for": len(wanted), "device": device.device_kind, "cores": os.cpu_count(), "python": platform.python_version(),
+        "quick": given.quick, "rows_asked_for": len(wanted), "device": device.device_kind, "cores": os.cpu_count(),
+        "python": platform.python_version(),
         "jax": jax.__version__, "features": FEATURES, "heads": HEADS, "row_seconds": given.row_seconds,
     }  # fmt: skip
     name = "mixers_quick" if given.quick else "mixers"

@@ -1,7 +1,8 @@
 """Recurrences and masked attention on this device, each beside PyTorch code of the same function, in one run.
 
-``python -m benchmarks.mixers_speed [--only="ROW;ROW"]`` writes benchmarks/results/<platform>/mixers_speed.json after each
-row, and keeps rows that it does not measure. 1 x 2048 tokens x 8 heads x 64, float32, the same arrays on both sides:
+``python -m benchmarks.mixers_speed [--only="ROW;ROW"]`` writes benchmarks/results/<platform>/mixers_speed.json after
+each row, and keeps rows that it does not measure. 1 x 2048 tokens x 8 heads x 64, float32, the same arrays on both
+sides:
 
     recurrences  forward and gradient beside flash-linear-attention's PyTorch code, token by token (asked: 5 times as
                  fast) or in chunks (1.5 times), where it has such code; and beside our own reference, the paper's
@@ -15,7 +16,8 @@ Outputs are compared before anything is timed: a row of other numbers is an erro
 from fla-core 0.6.0 file by file, because importing the package needs Triton. Put it in a folder of its own, since
 transformers would use its kernels wherever it is installed:
 
-    python -m pip install --no-deps --target=FOLDER fla-core==0.6.0 && PYTHONPATH=FOLDER python -m benchmarks.mixers_speed
+    python -m pip install --no-deps --target=FOLDER fla-core==0.6.0 && PYTHONPATH=FOLDER python -m
+    benchmarks.mixers_speed
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ class Peer(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Arrays by name, our call, given the arrays and the implementation (None for what dispatch picks), and the peers."""
+    """Arrays by name, our call, given the arrays and an implementation (None for dispatch's choice), and the peers."""
 
     names: str
     ours: Callable[..., Any]
@@ -210,7 +212,8 @@ def fla(peer: Peer) -> Callable[..., Any]:
     found = importlib.util.find_spec("fla")
     if found is None or not found.submodule_search_locations:
         raise SystemExit(
-            "the peers' code is missing: python -m pip install --no-deps --target=FOLDER fla-core==0.6.0, and PYTHONPATH=FOLDER"
+            "the peers' code is missing: python -m pip install --no-deps --target=FOLDER fla-core==0.6.0, and "
+            "PYTHONPATH=FOLDER"
         )
     path = pathlib.Path(found.submodule_search_locations[0]) / "ops" / peer.file / "naive.py"
     spec = importlib.util.spec_from_file_location(f"peer_{peer.file}", path)

@@ -6,7 +6,8 @@ their own; ours is measured before and after theirs. Milliseconds are the least 
 
     forward         logits, in evaluation mode
     training_step   mean cross-entropy in training mode without dropout, its gradient, AdamW
-    product         one matrix product by itself (1576 x 384 x 1536, of ViT-S with 8 images), in 1e9 operations a second: what bounds the rest
+    product         one matrix product by itself (1576 x 384 x 1536, of ViT-S with 8 images), in 1e9 operations a
+                    second: what bounds the rest
 
 BiFormer is not in timm: ``--biformer=CLONE`` is a checkout of its authors' repository; without it the row is left out.
 Rows say by how much ours is faster ("times_faster"); below 1 it is slower.

@@ -79,7 +79,8 @@ def run() -> ConfigDict:
                 "clip_norm": 0.0,  # greatest global norm of the gradient; 0 is off
                 "layer_decay": 1.0,  # factor on the learning rate from each layer to the one below
                 "multipliers": {},  # parameter-name pattern: factor on the learning rate
-                "freeze": (),  # parameter-name patterns; one that begins with "!" frees again: ("*", "!head.*") trains the head alone
+                # Parameter-name patterns; one that begins with "!" frees again: ("*", "!head.*") trains the head alone.
+                "freeze": (),
                 "no_decay": (),  # parameter-name patterns, besides what the model names
                 "options": {},  # of the optimizer, such as b1
                 # How updates reach parameters narrower than float32: "master" (a float32 copy of them in the
@@ -352,7 +353,7 @@ class LanguageArchitecture:
 
 
 def _language_run(architecture: LanguageArchitecture, variant: str) -> ConfigDict:
-    """The recipe of modern decoders: AdamW with b2 = 0.95, weight decay 0.1, gradients clipped at 1, cosine to a tenth."""
+    """The recipe of modern decoders: AdamW, b2 0.95, weight decay 0.1, gradients clipped at 1, cosine to a tenth."""
     config = run()
     config.optimizer.update({"weight_decay": 0.1, "clip_norm": 1.0})
     config.optimizer.options.b2 = 0.95

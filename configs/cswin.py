@@ -1,9 +1,9 @@
 """CSWin (X. Dong et al., arXiv:2107.00652).
 
 The ImageNet-1k recipe is the authors' (microsoft/CSWin-Transformer: README, main.py): 300 epochs at 224 pixels, AdamW,
-batch 2048 and peak learning rate 2e-3 (1024 and 1e-3 for base), weight decay 0.05 (0.1 for base), cosine to 1e-5 after 20
-epochs of warm-up, averaged weights, stochastic depth 0.2, 0.4 and 0.5. The large models were pretrained on ImageNet-21k
-and have no recipe here.
+batch 2048 and peak learning rate 2e-3 (1024 and 1e-3 for base), weight decay 0.05 (0.1 for base), cosine to 1e-5 after
+20 epochs of warm-up, averaged weights, stochastic depth 0.2, 0.4 and 0.5. The large models were pretrained on
+ImageNet-21k and have no recipe here.
 
 Different: the last 10 epochs at the lowest learning rate are left out. RandAugment drops color jitter 0.4, as timm does
 where both are on.

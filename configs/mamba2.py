@@ -1,4 +1,4 @@
-"""Mamba-2 (T. Dao, A. Gu, arXiv:2405.21060), which is trained as Mamba is: the settings are those of configs/mamba.py."""
+"""Mamba-2 (T. Dao, A. Gu, arXiv:2405.21060), trained as Mamba is: the settings are those of configs/mamba.py."""
 
 from __future__ import annotations
 

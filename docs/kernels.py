@@ -18,25 +18,27 @@ DEVICES = {"h100": "H100", "v5e": "TPU v5e", "v6e": "TPU v6e"}
 HEAD = """# Kernels: on a GPU, and compiled
 
 Written by `python -m docs.kernels` from what `python -m benchmarks.gpu` and `python -m benchmarks.kernels` wrote under
-`benchmarks/results`; not edited by hand. Outputs and all gradients of every op, at the shapes that its `cases.py` names, in bfloat16, were compiled by the
-devices' own compilers, with none of the devices present: so there is no time in those tables. Operations and bytes are those that the
-kernels declare from their tiling (`pl.CostEstimate`), forward and backward together. Registers are a thread's where it starts; in
-kernels of three warpgroups the two that multiply then take 240, and the one that copies keeps 24. Where a row names no kernel, XLA's
-form serves the shape, for the reason given.
+`benchmarks/results`; not edited by hand. Outputs and all gradients of every op, at the shapes that its `cases.py`
+names, in bfloat16, were compiled by the devices' own compilers, with none of the devices present: so there is no time
+in those tables. Operations and bytes are those that the kernels declare from their tiling (`pl.CostEstimate`), forward
+and backward together. Registers are a thread's where it starts; in kernels of three warpgroups the two that multiply
+then take 240, and the one that copies keeps 24. Where a row names no kernel, XLA's form serves the shape, for the
+reason given.
 """
 RUN = """
 ## On a GPU: right?
 
-`python -m benchmarks.gpu correct` compares outputs and all gradients with float64 on the inputs as the kernels get them (16-bit for
-attention and the recurrences with matrices for states). A row is right where no relative error, max|a - b| / max|b|, is above 2^-6.
-Rows that a kernel does not serve are XLA's; rows that are wrong are listed, with their largest error.
+`python -m benchmarks.gpu correct` compares outputs and all gradients with float64 on the inputs as the kernels get them
+(16-bit for attention and the recurrences with matrices for states). A row is right where no relative error, max|a - b|
+/ max|b|, is above 2^-6. Rows that a kernel does not serve are XLA's; rows that are wrong are listed, with their largest
+error.
 """
 TIMES = """
 ## On a GPU: how fast?
 
-`python -m benchmarks.gpu time`: milliseconds of calls queued one after another, the contestants in turns, median of five. "gradient" is
-outputs and all gradients. The ratio is the best peer's time over ours: above 1, ours is faster. The share is the time that the least
-work takes at the ceilings measured in the same run, over ours.
+`python -m benchmarks.gpu time`: milliseconds of calls queued one after another, the contestants in turns, median of
+five. "gradient" is outputs and all gradients. The ratio is the best peer's time over ours: above 1, ours is faster. The
+share is the time that the least work takes at the ceilings measured in the same run, over ours.
 """
 
 
@@ -59,7 +61,10 @@ def section(device: str, rows: list[dict[str, Any]]) -> str:
         refused = "; ".join(f"{name}: {reason}" for name, reason in row.get("refused", {}).items())
         figures = [f"{row[name]:g}" if name in row else "" for name in ("gflop", "exponentials_millions", "mbyte")]
         lines.append([row["op"], row["shape"], row["jax"], kernels or f"XLA ({refused})", *figures])
-    return f"## {DEVICES[device]}\n\n{table(['op', 'shape', 'JAX', 'kernels', 'GFLOP', 'million exponentials', 'MB'], lines)}"
+    return (
+        "## "
+        f"{DEVICES[device]}\n\n{table(['op', 'shape', 'JAX', 'kernels', 'GFLOP', 'million exponentials', 'MB'], lines)}"
+    )
 
 
 def correctness(report: dict[str, Any]) -> str:
@@ -118,7 +123,10 @@ def times(reports: list[dict[str, Any]]) -> str:
                 )
     versions = ", ".join(f"{name} {version}" for name, version in reports[0]["peers"].items())
     head = ["op", "problem", "", "ours, ms", "peers, ms", "best peer / ours", "share of the floor"]
-    return f"{TIMES}\n{reports[0]['device']}, JAX {reports[0]['jax']}; {versions}.\n\n{table(head, lines)}{absent(reports)}"
+    return (
+        f"{TIMES}\n{reports[0]['device']}, JAX {reports[0]['jax']}; {versions}.\n\n"
+        f"{table(head, lines)}{absent(reports)}"
+    )
 
 
 def absent(reports: list[dict[str, Any]]) -> str:

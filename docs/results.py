@@ -23,10 +23,11 @@ VERDICTS = {
 }
 HEAD = """# Claims, measured
 
-Written by `python -m docs.results` from the files under `benchmarks/results/cpu/claims`; not edited by hand. Each row is a model,
-trained as the claim's module under `benchmarks/claims` says; figures are medians over the seeds named, with the extremes where
-there are several. Where a figure is missing it was not measured. Whether a claim holds is judged by medians, by what each section
-says is asked; where the extremes of two models overlap, these seeds do not tell them apart.
+Written by `python -m docs.results` from the files under `benchmarks/results/cpu/claims`; not edited by hand. Each row
+is a model, trained as the claim's module under `benchmarks/claims` says; figures are medians over the seeds named, with
+the extremes where there are several. Where a figure is missing it was not measured. Whether a claim holds is judged by
+medians, by what each section says is asked; where the extremes of two models overlap, these seeds do not tell them
+apart.
 """
 
 

@@ -1,4 +1,4 @@
-"""References of docstrings, such as ``:class:`Name```, as code in the pages of the reference (an extension of griffe)."""
+"""References of docstrings, such as ``:class:`Name```, as code in the reference's pages (an extension of griffe)."""
 
 from __future__ import annotations
 

@@ -17,18 +17,19 @@ PAGE = HOME / "docs" / "side_by_side.md"
 FORMS = {"mixers": "All mixers", "mixers_quick": "Eight mixers, the quick form"}
 HEAD = """# Mixers side by side
 
-Written by `python -m docs.side_by_side` from what `python -m benchmarks.mixers` wrote under `benchmarks/results/cpu`; not edited by
-hand. [A how-to page](how_to/compare.md) says how to compare mixers of your own choice.
+Written by `python -m docs.side_by_side` from what `python -m benchmarks.mixers` wrote under `benchmarks/results/cpu`;
+not edited by hand. [A how-to page](how_to/compare.md) says how to compare mixers of your own choice.
 
-**Learning.** One backbone for tokens and one for images, two blocks of 64 features: only the mixer differs, with its default options. The
-MLP is as wide as gives a model the number of parameters of the one with plain attention; where a mixer alone has more, the
-whole model is narrower; "over attention's" is what is left. Data, steps, batches and learning rate are the same for all, and nothing
-is tuned for one of them: a figure says what so many steps teach, not what a mixer can do. Mixers that only look
-both ways, or take maps, read no tokens from left to right; images are read by all, by those that only look back in both directions.
+**Learning.** One backbone for tokens and one for images, two blocks of 64 features: only the mixer differs, with its
+default options. The MLP is as wide as gives a model the number of parameters of the one with plain attention; where a
+mixer alone has more, the whole model is narrower; "over attention's" is what is left. Data, steps, batches and learning
+rate are the same for all, and nothing is tuned for one of them: a figure says what so many steps teach, not what a
+mixer can do. Mixers that only look both ways, or take maps, read no tokens from left to right; images are read by all,
+by those that only look back in both directions.
 
-**Costs.** One layer of 256 features and four heads, causal where it can be, reads one row in float32, a square for mixers of
-maps. Operations are counted from the program, times are the least of several runs, and memory is what the compiled program takes,
-arguments and results included. Training is the gradient of the mean square.
+**Costs.** One layer of 256 features and four heads, causal where it can be, reads one row in float32, a square for
+mixers of maps. Operations are counted from the program, times are the least of several runs, and memory is what the
+compiled program takes, arguments and results included. Training is the gradient of the mean square.
 """
 Report = dict[str, Any]
 
@@ -92,7 +93,10 @@ def section(report: Report, name: str) -> str:
         f", and {missing} of those asked for were not" if missing > 0 else ""
     )
     command = f"python -m benchmarks.mixers{' --quick' if report['quick'] else ''}"
-    text = f"`{command}` on {report['cores']} cores, jax {report['jax']}: {counted}. Load average {_load(rows)}: above the cores, times are too long."
+    text = (
+        f"`{command}` on {report['cores']} cores, jax {report['jax']}: {counted}. "
+        f"Load average {_load(rows)}: above the cores, times are too long."
+    )
     return "\n".join([f"## {FORMS[name]}\n\n{text}\n", *learning(rows, name), *costs(rows, name)])
 
 
@@ -103,8 +107,8 @@ def page() -> str:
     absent = [name for name, path in found.items() if not path.exists()]
     if "mixers" in absent:
         parts.append(
-            "## Not measured\n\nThe whole form, all mixers with three seeds on four tasks and up to 16,384 tokens: hours on two cores, "
-            "`python -m benchmarks.mixers`.\n"
+            "## Not measured\n\nThe whole form, all mixers with three seeds on four tasks and up to 16,384 tokens: "
+            "hours on two cores, `python -m benchmarks.mixers`.\n"
         )
     return "\n".join([HEAD, *parts])
 

@@ -14,9 +14,9 @@ RESULTS = HOME / "benchmarks" / "results" / "cpu"
 PAGE = HOME / "docs" / "speed.md"
 HEAD = """# Speed on a CPU, measured
 
-Written by `python -m docs.speed` from the files under `benchmarks/results/cpu`; not edited by hand. Two cores, float32. Each row was
-measured in one run with its peer, in turn; milliseconds are the least of several runs. A ratio above 1 says that ours is faster.
-Rows of one table can be of different days, and older than the code: compare along a row.
+Written by `python -m docs.speed` from the files under `benchmarks/results/cpu`; not edited by hand. Two cores, float32.
+Each row was measured in one run with its peer, in turn; milliseconds are the least of several runs. A ratio above 1
+says that ours is faster. Rows of one table can be of different days, and older than the code: compare along a row.
 Where a figure is missing the peer was not done in the time that the script gave it. Losses stay in the tables.
 """
 Report = dict[str, Any]
@@ -49,9 +49,14 @@ def vision(report: Report) -> str:
     }
     product = ""
     if all(rates.values()):
-        product = f" A matrix product by itself made {max(rates['ours']):.0f}e9 operations a second in JAX and {max(rates['eager']):.0f}e9 in PyTorch."
+        product = (
+            f" A matrix product by itself made {max(rates['ours']):.0f}e9 operations a second in JAX and "
+            f"{max(rates['eager']):.0f}e9 in PyTorch."
+        )
     head = ["model", "", "ours, ms", "PyTorch eager, ms", "torch.compile, ms", "times eager", "times torch.compile"]
-    return f"## Vision models\n\n`python -m benchmarks.vision`, {versions}{_load(report)}.{product}\n\n{table(head, rows)}"
+    return (
+        f"## Vision models\n\n`python -m benchmarks.vision`, {versions}{_load(report)}.{product}\n\n{table(head, rows)}"
+    )
 
 
 def mamba(report: Report) -> str:
@@ -70,7 +75,10 @@ def mamba(report: Report) -> str:
             )
             rows.append([length, what.replace("_", " "), _number(ours), theirs_shown, _number(ratio), over])
     head = ["tokens", "", "ours, ms", "transformers, ms", "times transformers", "over its matrix products alone"]
-    return f"## {report['model']}\n\n`python -m benchmarks.mamba`, jax {report['jax']}{_load(report)}.\n\n{table(head, rows)}"
+    return (
+        f"## {report['model']}\n\n`python -m benchmarks.mamba`, jax {report['jax']}{_load(report)}.\n\n"
+        f"{table(head, rows)}"
+    )
 
 
 def decoding(report: Report) -> str:
@@ -85,8 +93,14 @@ def decoding(report: Report) -> str:
         rows.append(
             [name, *map(_number, cells), other.get("stopped", "missed" if missed else ""), *map(_number, prompt)]
         )
-    text = f"`python -m benchmarks.decoding`: new tokens after {report['prompt']} others, all rows of a batch a step, greedy. The"
-    more = " floor is the model's matrix products alone, one after the other. Asked is 3 times transformers at batch 1 and 2 times at"
+    text = (
+        f"`python -m benchmarks.decoding`: new tokens after {report['prompt']} others, all rows of a batch a step, "
+        "greedy. The"
+    )
+    more = (
+        " floor is the model's matrix products alone, one after the other. Asked is 3 times transformers at batch 1 "
+        "and 2 times at"
+    )
     more += " batch 16, or at most 1.25 times the floor."
     head = ["model", "token, ms", "transformers, ms", "times", "floor, ms", "over the floor", ""]
     head += ["prompt, ms", "transformers, ms", "times"]
@@ -106,7 +120,10 @@ def mixers(report: Report) -> str:
                 cells = [_number(times["ours"]), _number(times[peer]), _number(ratio), _number(asked)]
                 missed = "missed" if asked is not None and ratio < asked else ""
                 rows.append([name, what, peer, *cells, missed, _number(row["memory_exponent"])])
-    text = "`python -m benchmarks.mixers_speed`: 1 x 2048 tokens x 8 heads x 64, the op alone, beside the PyTorch code of fla-core 0.6.0,"
+    text = (
+        "`python -m benchmarks.mixers_speed`: 1 x 2048 tokens x 8 heads x 64, the op alone, beside the PyTorch code "
+        "of fla-core 0.6.0,"
+    )
     more = " token by token or in chunks, and beside our own reference, token by token in JAX."
     more += " The last column is the exponent with which the gradient's memory grows, 2k to 32k tokens."
     head = ["recurrence", "", "peer", "ours, ms", "peer, ms", "times", "asked", "", "memory"]
@@ -133,9 +150,18 @@ def titans(report: Report) -> str:
             found = row[what]
             times = map(_number, (found["chunked_ms"], found["sequential_ms"], found["times_faster"]))
             rows.append([name, what, *times, f"{found['relative_difference']:.0e}"])
-    text = f"`python -m benchmarks.titans`, {report['length']} tokens, jax {report['jax']}{_load(report)}: the same algorithm both times."
-    text += " Moneta multiplies roundings, so that float32 does not determine its weights at this length (see the benchmark's docstring)."
-    return f"## Memories that learn\n\n{text}\n\n{table(['memory', '', 'in chunks, ms', 'token by token, ms', 'times', 'relative difference'], rows)}"
+    text = (
+        f"`python -m benchmarks.titans`, {report['length']} tokens, jax {report['jax']}{_load(report)}: the same "
+        "algorithm both times."
+    )
+    text += (
+        " Moneta multiplies roundings, so that float32 does not determine its weights at this length (see the "
+        "benchmark's docstring)."
+    )
+    return (
+        f"## Memories that learn\n\n{text}\n\n"
+        f"{table(['memory', '', 'in chunks, ms', 'token by token, ms', 'times', 'relative difference'], rows)}"
+    )
 
 
 def scaling(report: Report) -> str:
@@ -155,7 +181,10 @@ def scaling(report: Report) -> str:
         f"{form} {report[form]['slope_of_seconds']} in time and {report[form]['slope_of_memory']} in memory"
         for form in forms
     ]
-    text = f"`python -m benchmarks.longnet_scaling`, a forward pass, jax {report['jax']}{_load(report)}. Growth exponents: {'; '.join(slopes)}."
+    text = (
+        f"`python -m benchmarks.longnet_scaling`, a forward pass, jax {report['jax']}{_load(report)}. Growth "
+        f"exponents: {'; '.join(slopes)}."
+    )
     head = ["tokens", "LongNet, s", "LongNet, MiB", "dense, s", "dense, MiB"]
     return f"## One layer from thousands of tokens to a million\n\n{text}\n\n{table(head, rows)}"
 
@@ -169,9 +198,18 @@ def collectives(report: Report) -> str:
         for name, by in found.items()
     ]
     idle = ", ".join(f"{share:.0%} at a {name}" for name, share in report["idle_share_of_handing_over"].items())
-    text = f"`python -m benchmarks.collectives`: KiB that each of {report['devices']} devices sends in one layer's training step, as compiled."
-    more = f"The sum of the parameters' gradients is in every row. Where a memory is handed over, devices stand idle: {idle}."
-    return f"## Sequences split over devices\n\n{text} {more}\n\n{table(['layer', *(f'{int(n):,} tokens' for n in lengths)], rows)}"
+    text = (
+        f"`python -m benchmarks.collectives`: KiB that each of {report['devices']} devices sends in one layer's "
+        "training step, as compiled."
+    )
+    more = (
+        "The sum of the parameters' gradients is in every row. Where a memory is handed over, devices stand idle: "
+        f"{idle}."
+    )
+    return (
+        f"## Sequences split over devices\n\n{text} {more}\n\n"
+        f"{table(['layer', *(f'{int(n):,} tokens' for n in lengths)], rows)}"
+    )
 
 
 def startup(report: Report) -> str:

@@ -137,8 +137,8 @@ def decisions(report: Report) -> list[str]:
     refused = [name for name in sequences if not documents(name).startswith("apart")]
     bare = {name: row for name, row in own.items() if not _kernels(row)}
     return [
-        f"**Does length matter?** `attention` takes these multiples of the median of the {len(linear)} causal mixers of "
-        f"exponent 1:"
+        f"**Does length matter?** `attention` takes these multiples of the median of the {len(linear)} causal mixers "
+        "of exponent 1:"
         f" {steps} tokens. Up to where that is about 1, its operations are no reason to leave it.",
         f"**Images and other maps.** By 10^9 operations at 64 x 64 tokens, the fewest first: "
         f"{_names(maps, at_middle, described)}."
@@ -226,8 +226,8 @@ def page() -> str:
             "instance says of its own growth in"
             ' length. A state is that of one row with room for 256 tokens, and for 16,384 where that is more. "of '
             '`attention`" marks mixers that are made of'
-            ' others, with attention in them; "image" is a map after a class token or registers. Kernels are those that '
-            "its ops have; whether one serves"
+            ' others, with attention in them; "image" is a map after a class token or registers. Kernels are those '
+            "that its ops have; whether one serves"
             " a call, the op says.\n",
             mixers(report),
             f"## Measured\n\nFigures, sizes and seeds are in [results.md](results.md).\n\n{measured(report)}",

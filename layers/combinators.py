@@ -195,8 +195,8 @@ class Windowed(_Partition):
         if any(self.shift) and "segment_ids" not in self.inner.honors:
             mixer = self.inner.inner if isinstance(self.inner, RowMajor) else self.inner
             raise ValueError(
-                f"a shifted window holds tokens of several sides of the grid, and {type(mixer).__name__} does not honor "
-                f"segment_ids, "
+                f"a shifted window holds tokens of several sides of the grid, and {type(mixer).__name__} does not "
+                "honor segment_ids, "
                 "which keep them apart: give shift=0, or an inner mixer that does, as attention"
             )
 

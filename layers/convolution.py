@@ -82,7 +82,7 @@ class CausalConvolution(Recurrent):
     def _opened(
         self, y: jax.Array, inputs: jax.Array, opening: jax.Array, starts: jax.Array, mask: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Adds what documents see of their ``opening``: to outputs, by a token's place, and to the inputs left to see."""
+        """Adds what documents see of their ``opening``: to outputs, by a token's place, and to the inputs left."""
         size, (batch, length) = len(opening), starts.shape
         nothing, kernel, _ = self._cast(jnp.zeros((1, size, self.features), y.dtype))
         table = short_convolution(nothing, kernel, state=opening[None].astype(y.dtype))[0]

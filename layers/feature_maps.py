@@ -3,7 +3,7 @@
     elu+1               elu(x) + 1                          Katharopoulos et al., 2020 (arXiv:2006.16236), eq. 7
     silu+0.5            (silu(x) + 0.5) / |silu(x) + 0.5|   LION (Afzal et al., 2025, arXiv:2502.16249)
     identity, relu, sigmoid, silu, exp
-    positive_random     exp(W x' - |x'|^2 / 2) / sqrt(m)    Performer (Choromanski et al., 2021, arXiv:2009.14794), lemma 1
+    positive_random   exp(W x' - |x'|^2 / 2) / sqrt(m)   Performer (Choromanski et al., 2021, arXiv:2009.14794), lemma 1
 
 x' = x / head_dim^(1/4), so that the mean of phi(q) . phi(k) over W of standard normal rows is exp(q . k /
 sqrt(head_dim)). All of them map (..., head_dim) to (..., features) and act on the last axis alone.

@@ -26,8 +26,8 @@ from layers.tokens import Tokens
 
 @register_mixer("gated_convolution")
 class GatedConvolution(Mixer):
-    """A gated MLP of maps with a depth-wise convolution of a part of its values; it mixes channels too, and so is all of
-    a block.
+    """A gated MLP of maps with a depth-wise convolution of a part of its values; it mixes channels too, and so is all
+    of a block.
 
     Masked tokens are zeros to the convolution, as what lies beyond the map.
 

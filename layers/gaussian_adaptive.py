@@ -3,9 +3,9 @@ section 3.
 
     w_i ~ prod_k exp(-((x_i - mean - delta_k) / sd)^2 / (2 c_k^2)) / sqrt(2 pi c_k^2)        y_i = x_i w_i / sum_j w_j
 
-mean and sd, the unbiased one, are those of a feature over the tokens, or of a token over its features, and so is the sum.
-A head has its own part of that axis and its own K offsets and widths: 2 K numbers. No token is projected: it is a gate
-that says how usual each value is.
+mean and sd, the unbiased one, are those of a feature over the tokens, or of a token over its features, and so is the
+sum. A head has its own part of that axis and its own K offsets and widths: 2 K numbers. No token is projected: it is a
+gate that says how usual each value is.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class GaussianAdaptiveAttention(Mixer):
         return head[..., None] == jnp.arange(self.num_heads)
 
     def _weights(self, x: jax.Array, members: jax.Array) -> jax.Array:
-        """The share of each entry of the last axis of ``x`` (batch, rows, size), which belongs to one head of ``members``
-        (batch, size, heads) or to none.
+        """The share of each entry of the last axis of ``x`` (batch, rows, size), which belongs to one head of
+        ``members`` (batch, size, heads) or to none.
         """
         part = members.astype(x.dtype)
 

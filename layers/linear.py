@@ -152,7 +152,7 @@ class Embed(nnx.Embed):
 
 
 def linear_matrices(model: nnx.Module) -> set[str]:
-    """Names of the parameters with two axes that linear layers of ``model`` hold: kernels, and the factors of adapters."""
+    """Names of the two-axis parameters that linear layers of ``model`` hold: kernels, and the factors of adapters."""
     return {
         ".".join(map(str, (*path, name)))
         for path, module in nnx.iter_modules(model)

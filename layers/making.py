@@ -188,8 +188,8 @@ def named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
         for name, variable in found.items():
             if (name == first or name.startswith(f"{first}.")) and isinstance(variable, nnx.Param | nnx.BatchStat):
                 raise ValueError(
-                    f"{name} and {second + name[len(first) :]} are one parameter: a parameter has one name, by which it "
-                    f"is drawn, saved and loaded; "
+                    f"{name} and {second + name[len(first) :]} are one parameter: a parameter has one name, by which "
+                    "it is drawn, saved and loaded; "
                     "keep it under one, and hand its value on in the call"
                 )
     return found
@@ -199,7 +199,7 @@ _PLAIN = {int, float, bool, str, type(None), type}
 
 
 class ModelRngs(nnx.Rngs):
-    """The random streams of a model being made: each begins with one key of the stream of ``rngs`` that has its name."""
+    """The random streams of a model being made: each begins with one key of the stream of its name in ``rngs``."""
 
     def __init__(self, rngs: nnx.Rngs, *, alike: bool = False):
         """``alike``: all keys are one, for a model of which only shapes are wanted."""

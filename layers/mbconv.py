@@ -77,7 +77,7 @@ class MBConv(Module):
         self.strides, self.activation = strides, activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, in_features) to (batch, height / strides, width / strides, features), rounded up."""
+        """(batch, height, width, in_features) to (batch, height / strides, width / strides, features), rounded up."""
         h = self.activation(self.expand_norm(self.expand(self.norm(x))))
         h = self.activation(self.depthwise_norm(self.depthwise(h)))
         h = self.project(self.squeeze_excite(h))

@@ -136,7 +136,7 @@ class Module(nnx.Module):
         return collector is not None and collector.wants(kind, name)
 
     def sow(self, kind: type, name: str, value: Any, **_: Any) -> bool:  # type: ignore[override]
-        """Reports ``value``; kept only inside a :func:`collecting` context for ``kind``. Returns whether it was kept."""
+        """Reports ``value``; kept only inside a :func:`collecting` context for ``kind``. Returns whether it was."""
         collector = _collector.get()
         if collector is None or not collector.wants(kind, name):
             return False

@@ -22,7 +22,7 @@ RMSNorm = functools.partial(nnx.RMSNorm, scale_init=ones)
 
 
 def _statistics_wide(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
-    """Inputs in the dtype of the computation; kept statistics, scale and bias in float32: see :mod:`layers.broadcast`."""
+    """Inputs in the dtype of the computation; statistics, scale and bias in float32: see :mod:`layers.broadcast`."""
     x, *shared = arrays
     dtype = canonicalize_dtype(*(a for a in arrays if a is not None), dtype=dtype, inexact=inexact)
     return x.astype(dtype), *(None if a is None else widened(a) for a in shared)

@@ -226,7 +226,8 @@ class ConvStem(Sequential):
     """3x3 convolutions of stride 2, each halving the image and followed by a norm; all but the last by an activation.
 
     ``widths`` gives their features, ``strides`` their strides where they are not all 2. n of stride 2 map (batch,
-    height, width, channels) to (batch, height / 2^n, width / 2^n, widths[-1]), rounded up: two make tokens of 4x4 pixels.
+    height, width, channels) to (batch, height / 2^n, width / 2^n, widths[-1]), rounded up: two make tokens of 4x4
+    pixels.
     """
 
     def __init__(

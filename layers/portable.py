@@ -106,7 +106,8 @@ def _table(bound: float | None) -> tuple[np.ndarray, np.ndarray]:
     middles = _magnitude(outside + (1 - outside) * (starts[1:] + starts[:-1]) / 2)
     offsets = values[:-1] + (middles - (values[1:] + values[:-1]) / 2) / 2
     # Rounding to float32 can make the highest probability 1, whose magnitude is 0.
-    return tuple(np.concatenate([np.zeros(_FIRST), table, [0.0]]).astype(np.float32) for table in (offsets, slopes))  # type: ignore[return-value]
+    first, second = (np.concatenate([np.zeros(_FIRST), a, [0.0]]).astype(np.float32) for a in (offsets, slopes))
+    return first, second
 
 
 def _magnitude(probability: np.ndarray) -> np.ndarray:

@@ -342,7 +342,7 @@ def log_offsets(window: tuple[int, int], pretrained_window: tuple[int, int]) -> 
 def _by_offset(
     table: jax.Array, window: tuple[int, int], query_positions: jax.Array, key_positions: jax.Array
 ) -> jax.Array:
-    """Scores (1, heads, tokens, tokens) of a window in row-major order, of a table (2 height - 1, 2 width - 1, heads)."""
+    """Scores (1, heads, tokens, tokens) of a row-major window, of a table (2 height - 1, 2 width - 1, heads)."""
     height, width = window
     if query_positions.shape[1] != height * width or key_positions.shape[1] != height * width:
         raise ValueError(

@@ -83,7 +83,7 @@ class Recurrent(Mixer):
         return (y, beside[0]) if self.shares else y
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
-        """An empty state; its size does not depend on the length, and what it remembers is never narrower than float32."""
+        """An empty state; its size does not depend on the length, and its memory is never narrower than float32."""
         convolutions = tuple(conv.init_state(batch_size, dtype=dtype) for conv in self.convolutions)
         return RecurrentState(
             convolutions, empty((batch_size, *self.memory_shape), dtype), jnp.zeros((batch_size,), jnp.int32)

@@ -15,7 +15,7 @@ from layers.module import Module
 
 
 class SqueezeExcite(Module):
-    """``x * sigmoid(W2 f(W1 mean(x)))``, the mean over rows and columns; ``hidden`` features between, default a 16th."""
+    """``x * sigmoid(W2 f(W1 mean(x)))``, the mean over rows and columns; ``hidden`` features, default a 16th."""
 
     def __init__(
         self,

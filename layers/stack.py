@@ -240,7 +240,7 @@ def _slices(per_block: Any, depth: int) -> list[Any]:
 
 
 def _is_staged(x: jax.Array) -> bool:
-    """Whether ``x`` is traced for a program (by ``jax.jit``): outside, operations run at once, also under ``jax.grad``."""
+    """Whether ``x`` is traced for a program (by ``jax.jit``): else operations run at once, also under ``jax.grad``."""
     try:
         concrete_or_error(None, x)
     except jax.errors.ConcretizationTypeError:

@@ -1,5 +1,5 @@
-"""Subspace attention: ULSAM, Ultra-Lightweight Subspace Attention Module for Compact Convolutional Neural Networks (Saini
-et al., WACV 2020, arXiv:2006.15102), one attention map for each group of channels.
+"""Subspace attention: ULSAM, Ultra-Lightweight Subspace Attention Module for Compact Convolutional Neural Networks
+(Saini et al., WACV 2020, arXiv:2006.15102), one attention map for each group of channels.
 
     s = softmax over all places of relu(N(w . maxpool3x3(relu(N(a x + b))) + c));    y = x + s x
 

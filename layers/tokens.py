@@ -1,4 +1,4 @@
-"""What is known of the tokens besides their features: one object that every mixer, block and backbone hands on whole."""
+"""What is known of the tokens besides their features: one object that mixers, blocks and backbones hand on whole."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Tokens:
         return index - jax.lax.cummax(jnp.where(starts(self.segment_ids), index, 0), axis=1)
 
     def starts(self, last: jax.Array | None = None) -> jax.Array | None:
-        """Bool (batch, length): the real tokens at which another document begins, as :func:`starts`; None without ids."""
+        """Bool (batch, length): the real tokens where another document begins, as :func:`starts`; None without ids."""
         if self.segment_ids is None:
             return None
         begins = starts(self.segment_ids, last)

@@ -107,7 +107,10 @@ def missing(device: str) -> str | None:
     if not _ptxas():
         return _remedy("nvidia-cuda-nvcc", device)
     if not getattr(jax.config, "jax_platforms", None) and jax.default_backend() == "cpu":
-        return f"to compile for {device} on a machine without a GPU, set JAX_PLATFORMS=cpu: JAX drops its CUDA plugin where it finds no driver"
+        return (
+            f"to compile for {device} on a machine without a GPU, set JAX_PLATFORMS=cpu: "
+            "JAX drops its CUDA plugin where it finds no driver"
+        )
     return None
 
 

@@ -32,7 +32,7 @@ _interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted
 
 
 def objection() -> str | None:
-    """Why kernels for Hopper can't serve programs traced now, or None. A platform that is only named counts as Hopper."""
+    """Why kernels for Hopper can't serve programs traced now, or None. A platform only named counts as Hopper."""
     capability = compute_capability()
     return (
         None

@@ -46,7 +46,10 @@ def state_objection(key_dim: int, value_dim: int, repeats: int) -> str | None:
     """Why a recurrence with such states, of so many heads that share keys, is not served; or None."""
     size = key_dim * value_dim
     if size > STATE_LIMIT or size * repeats > STATES_LIMIT:
-        return f"{repeats} states of {key_dim} x {value_dim} do not fit VMEM (limits: {STATE_LIMIT} numbers each, {STATES_LIMIT} in all)"
+        return (
+            f"{repeats} states of {key_dim} x {value_dim} do not fit VMEM "
+            f"(limits: {STATE_LIMIT} numbers each, {STATES_LIMIT} in all)"
+        )
     return None
 
 
@@ -60,7 +63,8 @@ def product(a: jax.Array, b: jax.Array, form: str = "nn", dtype: Any = jnp.float
     """
     precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(
-        a.astype(dtype), b.astype(dtype), (_FORMS[form], ((), ())), precision=precision, preferred_element_type=jnp.float32
+        a.astype(dtype), b.astype(dtype), (_FORMS[form], ((), ())), precision=precision,
+        preferred_element_type=jnp.float32
     )  # fmt: skip
 
 

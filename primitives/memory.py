@@ -25,8 +25,8 @@ def _names(text: str) -> frozenset[str]:
 
 _MATERIALIZED = _names(
     """dot_general ragged_dot conv_general_dilated argmax argmin sort top_k approx_top_k gather
-    concatenate stack dynamic_update_slice pad rng_bit_generator threefry2x32 random_bits fft cholesky triangular_solve lu qr eigh svd
-    scan while cond shard_map pallas_call core_map mpmd_map all_gather all_to_all ppermute psum"""
+    concatenate stack dynamic_update_slice pad rng_bit_generator threefry2x32 random_bits fft cholesky triangular_solve
+    lu qr eigh svd scan while cond shard_map pallas_call core_map mpmd_map all_gather all_to_all ppermute psum"""
 )
 _MATERIALIZED_KINDS = ("reduce_", "cum", "scatter", "select_and_", "custom_call", "ffi_call")
 _SAME = _names("reshape squeeze expand_dims stop_gradient sharding_constraint optimization_barrier name")

@@ -289,14 +289,15 @@ _RULES: dict[str, Callable[[Any], Operations]] = {
 }
 
 _CALLS = _names(
-    """jit pjit closed_call core_call core_closed_call call checkpoint remat remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr
-    custom_vmap_call run_state"""
+    """jit pjit closed_call core_call core_closed_call call checkpoint remat remat2 custom_jvp_call custom_vjp_call
+    custom_vjp_call_jaxpr custom_vmap_call run_state"""
 )
 
 _FREE = _names(
-    """reshape broadcast_in_dim squeeze expand_dims convert_element_type bitcast_convert_type iota stop_gradient sharding_constraint
-    device_put name tie stage dce_sink create_token random_wrap random_unwrap random_seed random_clone optimization_barrier pvary pcast reshard mesh_cast
-    axis_index platform_index empty empty2 zeros_like broadcast_to pbroadcast debug_callback debug_print layout_constraint"""
+    """reshape broadcast_in_dim squeeze expand_dims convert_element_type bitcast_convert_type iota stop_gradient
+    sharding_constraint device_put name tie stage dce_sink create_token random_wrap random_unwrap random_seed
+    random_clone optimization_barrier pvary pcast reshard mesh_cast axis_index platform_index empty empty2 zeros_like
+    broadcast_to pbroadcast debug_callback debug_print layout_constraint"""
 )
 
 _MOVING = _names(
@@ -305,14 +306,15 @@ _MOVING = _names(
 )
 
 _REDUCING = _names(
-    """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce cumsum cumprod cummax cummin
-    cumlogsumexp psum pmax pmin psum_invariant psum2 psum_scatter reduce_scatter"""
+    """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce cumsum cumprod
+    cummax cummin cumlogsumexp psum pmax pmin psum_invariant psum2 psum_scatter reduce_scatter"""
 )
 
 _ELEMENTWISE = _names(
-    """add add_any sub mul div rem neg sign abs max min pow integer_pow exp exp2 expm1 log log1p log2 logistic sqrt rsqrt cbrt square sin cos
-    tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh erf erfc erf_inv lgamma digamma polygamma igamma igammac igamma_grad_a
-    random_gamma random_gamma_grad regularized_incomplete_beta bessel_i0e bessel_i1e floor ceil round nextafter is_finite eq ne lt le gt
-    ge eq_to le_to lt_to and or xor not population_count clz shift_left shift_right_logical shift_right_arithmetic clamp select_n real
-    imag complex conj one_minus_square reduce_precision random_bits random_fold_in random_split rng_bit_generator threefry2x32 mulhi zeta"""
+    """add add_any sub mul div rem neg sign abs max min pow integer_pow exp exp2 expm1 log log1p log2 logistic sqrt
+    rsqrt cbrt square sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh erf erfc erf_inv lgamma digamma
+    polygamma igamma igammac igamma_grad_a random_gamma random_gamma_grad regularized_incomplete_beta bessel_i0e
+    bessel_i1e floor ceil round nextafter is_finite eq ne lt le gt ge eq_to le_to lt_to and or xor not population_count
+    clz shift_left shift_right_logical shift_right_arithmetic clamp select_n real imag complex conj one_minus_square
+    reduce_precision random_bits random_fold_in random_split rng_bit_generator threefry2x32 mulhi zeta"""
 )

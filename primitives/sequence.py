@@ -143,7 +143,7 @@ def entering(
 
 
 def groups(batch: int) -> int:
-    """Into how many groups of rows :func:`hand_over` cuts a batch: as many as each device that holds rows has of them."""
+    """Into how many groups of rows :func:`hand_over` cuts a batch: as many as a device that holds rows has of them."""
     shape = jax.sharding.get_abstract_mesh().shape
     rows = math.prod(shape.get(axis, 1) for axis in ROW_AXES)
     return max(batch // rows, 1) if batch % rows == 0 else 1

@@ -15,7 +15,7 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Returns the message for a ``kind`` of thing that does not exist under ``name``: near matches, else all there are."""
+    """The message for a ``kind`` of thing that does not exist under ``name``: near matches, else all there are."""
     choices = sorted(known)
     listed = ", ".join(choices[:_LISTED]) + (", ..." if len(choices) > _LISTED else "")
     hint = near(name, choices) or f": there are: {listed or 'none'}"

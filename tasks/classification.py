@@ -133,8 +133,10 @@ class Classification:
         """How an image becomes an example to evaluate, in the fields of ``zoo.Preprocess``."""
         transform, whole = self._transform, self._augment.fit == "whole"
         return {
-            "image_size": transform.size, "mean": self._mean.tolist(), "std": self._std.tolist(), "interpolation": transform.resampling.name.lower(),
-            "crop_fraction": 1.0 if whole else transform.crop_fraction, "crop_mode": "squash" if whole else transform.crop_mode,
+            "image_size": transform.size, "mean": self._mean.tolist(), "std": self._std.tolist(),
+            "interpolation": transform.resampling.name.lower(),
+            "crop_fraction": 1.0 if whole else transform.crop_fraction,
+            "crop_mode": "squash" if whole else transform.crop_mode,
         }  # fmt: skip
 
     def model_options(self) -> dict[str, Any]:

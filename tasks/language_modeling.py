@@ -91,8 +91,8 @@ def _write(path: Path, dataset: texts.TextDataset, split: str, tokenizer: tokeni
         unfinished.replace(path)
     except OSError as error:
         raise ValueError(
-            f"can't write the tokens to {path} ({error.strerror or error}): make room, or prepare the set where you may "
-            f"write"
+            f"can't write the tokens to {path} ({error.strerror or error}): make room, or prepare the set where you "
+            "may write"
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)

@@ -114,7 +114,7 @@ def erase(images: jax.Array, probability: float, key: jax.Array) -> jax.Array:
 
 
 def _beta(key: jax.Array, both: float, n: int) -> jax.Array:
-    """Draws from Beta(both, both); JAX's sampler takes a second to compile, and CutMix's usual Beta(1, 1) is uniform."""
+    """Draws from Beta(both, both); JAX's sampler compiles for a second, and CutMix's usual Beta(1, 1) is uniform."""
     return jax.random.uniform(key, (n,)) if both == 1 else jax.random.beta(key, both, both, (n,))
 
 

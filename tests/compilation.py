@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-# XLA for CPUs as it compiles small programs in the fewest CPU seconds: as one module for LLVM, not up to 32, and without
-# the library of products that it would look for places to call.
+# XLA for CPUs as it compiles small programs in the fewest CPU seconds: as one module for LLVM, not up to 32, and
+# without the library of products that it would look for places to call.
 QUICKLY = {"xla_cpu_parallel_codegen_split_count": 1, "xla_cpu_use_xnnpack": False}
 if jax.__version_info__ < (0, 11):
     # There were two generators of code. The one that is not the default compiles unoptimized programs in a quarter of

@@ -172,7 +172,10 @@ def configs() -> str:
         if "def get_config" in path.read_text():
             about = " ".join(text.split("\n\n")[0].split())
             lines.append(f"  --config=configs/{path.name:<24} {about}")
-    more = "  after the file's name what to train on: configs/vit.py:folder,path=DIR or configs/mamba.py:text,path=DIR; configs/common.py explains all"
+    more = (
+        "  after the file's name what to train on: configs/vit.py:folder,path=DIR or "
+        "configs/mamba.py:text,path=DIR; configs/common.py explains all"
+    )
     return "\n".join([*lines, more])
 
 

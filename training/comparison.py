@@ -125,8 +125,8 @@ def setting(task: str) -> str:
 
 
 def jobs(names: Iterable[str], tasks: Iterable[str], seeds: Iterable[int], steps: int | None = None) -> list[Job]:
-    """All runs, each mixer's first seed before any one's second. A job has all that its row depends on: "setting" stands
-    for the backbone, the data and the budget.
+    """All runs, each mixer's first seed before any one's second. A job has all that its row depends on: "setting"
+    stands for the backbone, the data and the budget.
     """
     names = list(names)
     return [

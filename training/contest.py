@@ -122,7 +122,8 @@ def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Ro
         if line["split"] == "validation"
     ]
     return {
-        "label": contestant.label, "model": contestant.model, "options": dict(contestant.options), "task": config.task.to_dict(),
+        "label": contestant.label, "model": contestant.model, "options": dict(contestant.options),
+        "task": config.task.to_dict(),
         "seed": seed, "parameters": parameters, "steps": result.step, "seconds": round(seconds, 1),
         "step_seconds": statistics.median(line["step_seconds"] for line in lines if line["split"] == "train"),
         "chance": getattr(task, "chance", None), "test": figures, "validation": curve,

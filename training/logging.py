@@ -94,8 +94,8 @@ class Log:
             self._events.flush()
         except OSError as error:
             raise OSError(
-                f"can't write {self._file.name}: {error.strerror or error}. Free space, then run the same command to go "
-                f"on"
+                f"can't write {self._file.name}: {error.strerror or error}. Free space, then run the same command to "
+                "go on"
             ) from error
 
     def progress(self, step: int, values: Mapping[str, float] | None = None) -> None:

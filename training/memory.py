@@ -40,7 +40,10 @@ def report(need: int, limit: int, config: Mapping[str, Any]) -> str:
         f"--config.accumulate above {config['accumulate']} (same result, microbatches)",
     ]
     ways += [] if config["remat"] else ["--config.remat=True (slower, keeps less)"]
-    return f"{what}, and there are {size(limit)}: it will probably run out. Try {', '.join(ways)}, a smaller model or shorter inputs"
+    return (
+        f"{what}, and there are {size(limit)}: it will probably run out. "
+        f"Try {', '.join(ways)}, a smaller model or shorter inputs"
+    )
 
 
 def available() -> int:

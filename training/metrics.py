@@ -1,4 +1,4 @@
-"""Metrics as (sum, count) pairs, which add up exactly over microbatches, devices and batches; a figure is sum / count."""
+"""Metrics as (sum, count) pairs that add up exactly over microbatches, devices and batches: sum / count."""
 
 from __future__ import annotations
 

@@ -53,7 +53,8 @@ def _tokens(about: str, vocab_size: int, length: int, task: Mapping[str, Any], *
     return Problem(
         about=about,
         model="transformer_nano",
-        options={"vocab_size": vocab_size, "position": "learned", "max_length": length, "depth": DEPTH, "num_heads": HEADS},
+        options={"vocab_size": vocab_size, "position": "learned", "max_length": length, "depth": DEPTH,
+            "num_heads": HEADS},
         width=lambda features, hidden: {"features": features, "hidden": hidden},
         hidden=3 * FEATURES,
         task=task,

@@ -115,7 +115,8 @@ def _generate(given: argparse.Namespace) -> None:
     text = sys.stdin.read() if given.prompt == "-" else given.prompt
     stops = [*given.stop, *([] if given.keep_going else [tokenizer.separator])]
     pieces = zoo.stream(
-        model, text, given.max_new_tokens, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, min_p=given.min_p,
+        model, text, given.max_new_tokens, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p,
+        min_p=given.min_p,
         repetition_penalty=given.repetition_penalty, stop=stops, tokenizer=tokenizer, rngs=given.seed,
     )  # fmt: skip
     prompt = [tokenizer.separator, *tokenizer.encode(text.encode()).tolist()]

@@ -1,4 +1,4 @@
-"""Learning rate as a function of the step: a linear warm-up, then cosine, linear, constant or reciprocal square root."""
+"""Learning rate as a function of the step: linear warm-up, then cosine, linear, constant or reciprocal square root."""
 
 from __future__ import annotations
 

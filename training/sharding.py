@@ -94,8 +94,8 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     if batch_size % parts:
         fit = max(round(batch_size / parts), 1) * parts
         raise ValueError(
-            f"batch_size={batch_size} is not divisible by accumulate={accumulate} times {row_parts(mesh)} devices (mesh "
-            f"axes data and fsdp): "
+            f"batch_size={batch_size} is not divisible by accumulate={accumulate} times {row_parts(mesh)} devices "
+            "(mesh axes data and fsdp): "
             f"--config.batch_size={fit} would be"
         )
 
@@ -164,8 +164,8 @@ def of_batch(mesh: Mesh, shape: tuple[int, ...], leading: int = 0) -> NamedShard
     if parts > 1 and len(shape) > leading + 1:
         if shape[leading + 1] % parts:
             raise ValueError(
-                f"an array of the batch has {shape[leading + 1]} tokens (or lines), which mesh.sequence={parts} devices "
-                f"can't share equally"
+                f"an array of the batch has {shape[leading + 1]} tokens (or lines), which mesh.sequence={parts} "
+                "devices can't share equally"
             )
         axes.append("sequence")
     return NamedSharding(mesh, PartitionSpec(*axes))

@@ -124,8 +124,8 @@ def auxiliary(
     for name in sums:
         if name not in factors and name not in own:
             raise ValueError(
-                f"the model reports the auxiliary loss {name!r}, which has no weight: set aux_losses={{{name!r}: ...}}, "
-                f"0 to leave it out"
+                f"the model reports the auxiliary loss {name!r}, which has no weight: set "
+                f"aux_losses={{{name!r}: ...}}, 0 to leave it out"
             )
     return sums, {name: factors.get(name, own.get(name, 0.0)) for name in sums}
 

@@ -1,7 +1,7 @@
 """The commands of ``python -m zoo``, and how a command is run: ``mixer-zoo`` has these and those of training.
 
-A command ends with 0 where it did what was asked, 1 where it could not, with one message on standard error, and 2 for bad
-arguments.
+A command ends with 0 where it did what was asked, 1 where it could not, with one message on standard error, and 2 for
+bad arguments.
 """
 
 from __future__ import annotations

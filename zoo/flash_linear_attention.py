@@ -1,7 +1,7 @@
 """Names and descriptions of the models of flash-linear-attention (github.com/fla-org/flash-linear-attention), which its
 families share.
 
-    model.embeddings        model.layers.{i}.attn_norm, attn.*, mlp_norm, mlp.{gate,up,down}_proj        model.norm, lm_head
+    model.embeddings      model.layers.{i}.attn_norm, attn.*, mlp_norm, mlp.{gate,up,down}_proj      model.norm, lm_head
 
 Of a family's own are the names within ``attn``, and what its ``config.json`` may say.
 """

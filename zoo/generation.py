@@ -179,7 +179,8 @@ def generate(
     pieces = list(
         stream(
             model, prompt, max_new_tokens, mask=mask, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=stop, tokenizer=reader, rngs=rngs, max_length=max_length, dtype=dtype,
+            repetition_penalty=repetition_penalty, stop=stop, tokenizer=reader, rngs=rngs, max_length=max_length,
+            dtype=dtype,
             piece=min(max_new_tokens, _LOOK) if _strings(stop) else max(max_new_tokens, 1),
         )
     )  # fmt: skip
@@ -266,7 +267,8 @@ class _Ends:
 
     def __init__(self, tokenizer: Tokenizer, prompts: list[np.ndarray], strings: Sequence[str]):
         self._tokenizer, self._strings = tokenizer, strings
-        self._prompts, self._tokens = [row.tolist() for row in prompts], [[] for _ in prompts]  # type: list[list[int]], list[list[int]]
+        self._prompts: list[list[int]] = [row.tolist() for row in prompts]
+        self._tokens: list[list[int]] = [[] for _ in prompts]
 
     def cut(self, out: np.ndarray) -> np.ndarray:
         """The rows of ``out`` (batch, new) that now hold a stop string, (batch,) bool; what follows the token that
@@ -512,8 +514,8 @@ def _capacity(model: Any, longest: int, new: int, given: int | None) -> int:
         )
     if given is not None and needed > given:
         raise ValueError(
-            f"{longest} tokens of prompt and {new} new ones are {needed}, but max_length={given}: shorten the prompt or "
-            f"raise max_length"
+            f"{longest} tokens of prompt and {new} new ones are {needed}, but max_length={given}: shorten the prompt "
+            "or raise max_length"
         )
     return given or -(-needed // _CAPACITY) * _CAPACITY
 

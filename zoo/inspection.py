@@ -56,8 +56,8 @@ def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
       x: its input, with the batch axis.
 
     Returns:
-      ``{path of the mixer: float32 (batch, heads, queries, keys)}``, in the order of the layers. Of attention in windows
-      each window is a row of the batch. Where a mixer runs several times, its runs are "path#0", "path#1", ...
+      ``{path of the mixer: float32 (batch, heads, queries, keys)}``, in the order of the layers. Of attention in
+      windows each window is a row of the batch. Where a mixer runs several times, its runs are "path#0", "path#1", ...
 
     Raises:
       ValueError: no mixer has weights; what can be drawn instead is said.
@@ -68,8 +68,8 @@ def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
             for name in names
         )
         raise ValueError(
-            f"no mixer of the model has attention weights. {reports}zoo.materialize(mixer, x) shows what any mixer makes "
-            "of each token, and zoo.draw_matrix draws it"
+            f"no mixer of the model has attention weights. {reports}zoo.materialize(mixer, x) shows what any mixer "
+            "makes of each token, and zoo.draw_matrix draws it"
         )
     found: dict[str, np.ndarray] = {}
     for path, value in _sown(model, x, "attention").items():
@@ -113,8 +113,8 @@ def attention_rollout(maps: Mapping[str, np.ndarray], *, residual: float = 0.5) 
 
 
 def attention_sinks(maps: Mapping[str, np.ndarray], *, threshold: float = 0.3) -> np.ndarray:
-    """Which tokens draw attention whatever is asked: the share of heads, of all layers, in which a token's importance is
-    above a threshold,
+    """Which tokens draw attention whatever is asked: the share of heads, of all layers, in which a token's importance
+    is above a threshold,
 
         importance of token k = mean over the queries i >= k of their weight of k
 

@@ -1,8 +1,8 @@
 """Models as folders that say what they are, and on the Hugging Face hub: ``zoo.create(weights=FOLDER)`` and
 ``zoo.create(weights="hf://owner/name")`` read them without a name or an option.
 
-A folder holds ``model.safetensors`` under the zoo's own names, ``model.json`` (variant, options, classes, preparation of
-images, tokenizer), the tokenizer's file where there is one, and ``README.md``, the card that the hub shows.
+A folder holds ``model.safetensors`` under the zoo's own names, ``model.json`` (variant, options, classes, preparation
+of images, tokenizer), the tokenizer's file where there is one, and ``README.md``, the card that the hub shows.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def push_to_hub(
         except Exception as error:  # the client's own, and those of the HTTP library that it uses
             reason = discreet(error, token)
             raise WeightsError(
-                f"hf://{repository} can't be written ({reason}): the name is owner/name, and hf auth login stores a token "
-                "that may write there"
+                f"hf://{repository} can't be written ({reason}): the name is owner/name, and hf auth login stores a "
+                "token that may write there"
             ) from None
     return f"hf://{repository}@{commit.oid}"
 

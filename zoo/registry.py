@@ -120,7 +120,10 @@ class Variant:
     def how_to_load(self, tag: str = "") -> str:
         """How to request released weights: those of ``tag``, or, where there are none, the preferred ones."""
         if not self.releases:
-            return f'no released checkpoint of {self.name} is listed: zoo.create("{self.name}", weights=...) takes a file, a folder or hf://owner/name'
+            return (
+                f"no released checkpoint of {self.name} is listed: "
+                f'zoo.create("{self.name}", weights=...) takes a file, a folder or hf://owner/name'
+            )
         guess = tag if self.release(tag) else next(iter(self.releases))
         listed = "" if guess == tag else f"; its released checkpoints are: {', '.join(self.releases)}"
         return f'released weights are named by weights=, as zoo.create("{self.name}", weights="{guess}"){listed}'

@@ -265,8 +265,8 @@ def _check_computed(line: Entry, tensors: Tensors, source: Any) -> None:
     # Whole numbers exactly; another library's logarithm may differ in its last bit.
     if not np.allclose(tensors[name].read(), value, rtol=1e-5, atol=1e-6):
         raise WeightsError(
-            f"{name} of {source_name(source)} is not what the model computes: it is a constant, and the file holds other "
-            f"values"
+            f"{name} of {source_name(source)} is not what the model computes: it is a constant, and the file holds "
+            "other values"
         )
 
 

@@ -114,8 +114,8 @@ def main(
     outcome = {True: "holds", False: "does NOT hold here", None: "not judged"}[report["holds"]]
     fewest = min(map(len, report["seeds"].values()))
     print(
-        f"{claim.strip().partition(chr(10))[0]}\n{outcome}, by {fewest} seed{'s' if fewest != 1 else ''} or more of each; "
-        f"{path}"
+        f"{claim.strip().partition(chr(10))[0]}\n{outcome}, by {fewest} seed{'s' if fewest != 1 else ''} or more of "
+        f"each; {path}"
     )
 
 

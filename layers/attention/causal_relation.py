@@ -1,12 +1,12 @@
-"""Causal relation networks: Learning to Copy with Relations (Cui et al., 2024, arXiv:2406.16168), whose block is this and
-a norm.
+"""Causal relation networks: Learning to Copy with Relations (Cui et al., 2024, arXiv:2406.16168), whose block is this
+and a norm.
 
     a, b = W_1 x + b_1, W_2 x        c_t = mean_{s <= t} exp(N(a_t + b_s))        y = W_3 N(c) + b_3
 
 N is the layer norm without parameters, over the features of a head, and of c over all. With it inside, a token can't
-be summed up before it is known who asks: the cost is quadratic, and b of all tokens is kept. In the linear form N(a_t) + N(b_s) stands in its
-place, and exp(N(a_t)) times a running mean of exp(N(b_s)) is the same. N(c) does not change when c of a token is divided by a
-number, so that it is computed from logarithms, without their largest.
+be summed up before it is known who asks: the cost is quadratic, and b of all tokens is kept. In the linear form N(a_t)
++ N(b_s) stands in its place, and exp(N(a_t)) times a running mean of exp(N(b_s)) is the same. N(c) does not change when
+c of a token is divided by a number, so that it is computed from logarithms, without their largest.
 """
 
 from __future__ import annotations

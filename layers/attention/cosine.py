@@ -2,9 +2,9 @@
 
     y_i = sum_j (q_i . k_j) / (|q_i| |k_j|) v_j / n_j^sigmoid(m)
 
-over all j, or over j <= i where causal, with a learned m of each head. n_j is the number of tokens that token j sees: in
-the causal form of the authors' training code its own place, so that a value that has been read does not change. There is
-no softmax, and the sum of k v^T is all that is kept of the past.
+over all j, or over j <= i where causal, with a learned m of each head. n_j is the number of tokens that token j sees:
+in the causal form of the authors' training code its own place, so that a value that has been read does not change.
+There is no softmax, and the sum of k v^T is all that is kept of the past.
 """
 
 from __future__ import annotations

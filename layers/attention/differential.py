@@ -47,7 +47,8 @@ class DifferentialAttention(MultiHeadAttention):
     ):
         """Args:
           index: of the block.
-          causal, window, rotary, qk_norm, options: as of :class:`MultiHeadAttention`; heads are pairs of attention maps.
+          causal, window, rotary, qk_norm, options: as of :class:`MultiHeadAttention`; heads are pairs of attention
+            maps.
 
         Raises:
           ValueError: features that can't be shared out to two halves of each head.

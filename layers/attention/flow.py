@@ -3,13 +3,13 @@
 With phi = sigmoid, Q_i = phi(q_i) and K_j = phi(k_j), queries are sinks and keys are sources of a flow:
 
     I_i = Q_i . sum_j K_j           O_j = K_j . sum_i Q_i              what flows into a sink, and out of a source
-    I'_i = Q_i . sum_j K_j / O_j    O'_j = K_j . sum_i Q_i / I_i       the same where each source, or each sink, has one unit
+    I'_i = Q_i . sum_j K_j / O_j   O'_j = K_j . sum_i Q_i / I_i   the same where each source, or each sink, has one unit
     y_i = sigmoid(I'_i) Q_i / I_i  sum_j K_j softmax_j(O'_j) n v_j^T
 
 Sources compete for the sinks, so that attention does not become uniform, and no softmax of scores is needed. In the
-causal form all sums are those up to the token: sources have n = 1, 2, ... competitors, and 1 / O and 1 / I are multiplied
-and I' and O' divided by it. As in the authors' code 1e-6 is added to both factors of each product, and O' stays in
-[-1, 1].
+causal form all sums are those up to the token: sources have n = 1, 2, ... competitors, and 1 / O and 1 / I are
+multiplied and I' and O' divided by it. As in the authors' code 1e-6 is added to both factors of each product, and O'
+stays in [-1, 1].
 """
 
 from __future__ import annotations

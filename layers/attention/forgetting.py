@@ -50,7 +50,8 @@ class ForgettingAttention(MultiHeadAttention):
         self, features: int, *, window: int | None = None, gated: bool = False, **options: Unpack[GroupedHeadOptions]
     ):
         """Args:
-        window, options: as of :class:`MultiHeadAttention`, without biases by default; the paper has no rotary embedding.
+        window, options: as of :class:`MultiHeadAttention`, without biases by default; the paper has no rotary
+          embedding.
         gated: a sigmoid gate of what the heads found, made of the token.
         """
         options.setdefault("use_bias", False)

@@ -32,7 +32,8 @@ class HaloAttention(Mixer):
 
     Masked tokens are as what lies beyond the map.
 
-    Parameters: ``query``, ``key_value`` (linear; head by head its keys, then its values), ``rows``, ``columns`` (2 (block
+    Parameters: ``query``, ``key_value`` (linear; head by head its keys, then its values), ``rows``, ``columns`` (2
+      (block
     + 2 halo) - 1, head_dim), by ascending row of the key - row of the query, and ``out`` (linear), unless left out.
     """
 
@@ -128,7 +129,7 @@ class HaloAttention(Mixer):
         return y.reshape(q.shape[0], side, side, -1)
 
     def _windows(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """(batch, height, width, features) as the windows of blocks, (batch, rows, columns, window, window, features)."""
+        """(batch, height, width, features) as windows of blocks, (batch, rows, columns, window, window, features)."""
         window = self.block + 2 * self.halo
         for axis, count in zip((1, 3), grid, strict=True):
             end = (count - 1) * self.block + window - self.halo - x.shape[axis]

@@ -1,5 +1,5 @@
-"""LION: Linear Attention for Efficient Bidirectional Sequence Modeling (Afzal et al., 2025, arXiv:2502.16249), sections 3
-and 4.
+"""LION: Linear Attention for Efficient Bidirectional Sequence Modeling (Afzal et al., 2025, arXiv:2502.16249), sections
+3 and 4.
 
     y_i = sum_j w_ij v_j / sum_j w_ij        w_ij = phi(q_i) . phi(k_j) d_ij / sqrt(head_dim)
 
@@ -7,9 +7,9 @@ and 4.
     LION-D      d_ij = a^|i - j|,  a = sigmoid(b) of each head       phi(x) = (silu(x) + 1/2) / |silu(x) + 1/2|
     LION-S      d_ij = a_j ... a_{i-1} for j < i,  a_{i+1} ... a_j for j > i,  a = 1 - sigmoid(W x + b); phi as above
 
-Both directions are one linear recurrence from each end. That of LION-S gives a_i d_ij, whose first factor is that of the
-whole row and is divided out. In the natural order of an image d is the mean of that along two curves, with decays of their
-own: row after row, to the right and back to the left in turn, and column after column, down and up.
+Both directions are one linear recurrence from each end. That of LION-S gives a_i d_ij, whose first factor is that of
+the whole row and is divided out. In the natural order of an image d is the mean of that along two curves, with decays
+of their own: row after row, to the right and back to the left in turn, and column after column, down and up.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     g = a_2 K top_K(softmax(W_r x))      the others, of which a token has the K best; these sum to K
     a = 2 softmax(W_a x)                 where there are both
 
-As in the authors' code one shared head has the weight a_1, and without routed heads the shared ones have S softmax(W_s x).
-All heads are computed: what a token does not choose is multiplied by 0. In training the product of how often a head is
-chosen and of its mean weight is a loss, so that all heads are used.
+As in the authors' code one shared head has the weight a_1, and without routed heads the shared ones have S softmax(W_s
+x). All heads are computed: what a token does not choose is multiplied by 0. In training the product of how often a head
+is chosen and of its mean weight is a loss, so that all heads are used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from layers.tokens import Tokens
 class MixtureOfHeads(MultiHeadAttention):
     """Softmax attention whose heads each token weighs, and of which it has some.
 
-    Parameters: those of :class:`MultiHeadAttention`, and ``shared_gate``, ``routed_gate``, ``balance`` (linear, no bias),
+    Parameters: those of :class:`MultiHeadAttention`, and ``shared_gate``, ``routed_gate``, ``balance`` (linear, no
+      bias),
     W_s, W_r and W_a, where there are several shared heads, routed ones, and both.
     """
 
@@ -99,7 +100,7 @@ class MixtureOfHeads(MultiHeadAttention):
         return jnp.any(jax.nn.one_hot(chosen, weights.shape[-1], dtype=bool), axis=-2)
 
     def _load(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """R sum_h (mean weight) (share of the tokens that choose it) over the R routed heads; R K / R = K if all are alike."""
+        """R sum_h (mean weight) (share of the tokens that choose it) over the R routed heads; K if all are alike."""
         assert self.routed_gate is not None
         weights = jax.nn.softmax(self.routed_gate(x).astype(jnp.float32))
         real = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask.astype(jnp.float32)

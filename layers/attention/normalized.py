@@ -1,12 +1,13 @@
-"""Normalized attention: Normalized Attention Without Probability Cage (Richter and Wattenhofer, 2020, arXiv:2005.09561),
-section 4.
+"""Normalized attention: Normalized Attention Without Probability Cage (Richter and Wattenhofer, 2020,
+arXiv:2005.09561), section 4.
 
     w_ij = g (s_ij - m_i) / (sd_i + 1e-3) + b        s_ij = q_i . k_j / sqrt(d)        y_i = sum_j w_ij v_j
 
 with the mean m_i and the standard deviation sd_i of the scores of a query, and g and b of each head. The weights may be
 negative. The paper computes all scores. None is needed: with sums over the keys seen,
 
-    c m_i = q_i . sum k_j        c (sd_i^2 + m_i^2) = q_i (sum k_j k_j^T) q_i        y_i = [g q_i / sd, b - g m / sd] . sum [k_j, 1] v_j^T
+    c m_i = q_i . sum k_j        c (sd_i^2 + m_i^2) = q_i (sum k_j k_j^T) q_i
+    y_i = [g q_i / sd, b - g m / sd] . sum [k_j, 1] v_j^T
 
 so that it is linear attention twice, and a state of fixed size is all that is kept of the past. Keys are taken less the
 first of their document, which changes no weight: keys that are alike would lose their differences in the sums.
@@ -84,8 +85,8 @@ class NormalizedAttention(SummedAttention):
 
 
 def _first(k: jax.Array, begins: jax.Array | None, before: jax.Array | None = None) -> jax.Array:
-    """The first key of each token's document, of the shape of ``k`` (batch, length, heads, head_dim) or with a length of
-    1; ``before`` is that of the document that goes on, (batch, heads, head_dim).
+    """The first key of each token's document, of the shape of ``k`` (batch, length, heads, head_dim) or with a length
+    of 1; ``before`` is that of the document that goes on, (batch, heads, head_dim).
     """
     given = k[:, :1] if before is None else before[:, None]
     if begins is None:

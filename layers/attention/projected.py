@@ -60,10 +60,10 @@ class ProjectedAttention(Mixer):
     """Base of mixers that project tokens to heads of queries, keys and values.
 
     A subclass hands on the options that its core can do with (:class:`HeadOptions` and what extends it) as
-    ``**options``. It gives :meth:`core`, and where it is causal ``init_state``, whose state has the fields ``length`` and
-    ``segment`` of :func:`layers.tokens.continued`, and :meth:`core_next`. As a mixer it declares what it honors, its
-    layouts and its cost, and its parameters lie beside those of the projections. A core of grids (layouts "grid" and
-    "image") is given their tokens in row-major order, with ``tokens.grid`` known.
+    ``**options``. It gives :meth:`core`, and where it is causal ``init_state``, whose state has the fields
+    ``length`` and ``segment`` of :func:`layers.tokens.continued`, and :meth:`core_next`. As a mixer it declares what it
+    honors, its layouts and its cost, and its parameters lie beside those of the projections. A core of grids (layouts
+    "grid" and "image") is given their tokens in row-major order, with ``tokens.grid`` known.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``query_norm``, ``key_norm`` where asked for.
 

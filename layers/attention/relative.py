@@ -76,7 +76,7 @@ class DistancePenalty:
         return logits - jnp.exp2(self.exponent(head)).astype(logits.dtype) * abs(q - k).astype(logits.dtype)
 
     def exponent(self, head: Any) -> Any:
-        """The binary logarithm of a head's slope; of heads beyond a power of two, every other slope of the next power."""
+        """The binary logarithm of a head's slope; beyond a power of two heads, every other slope of the next."""
         power = 2 ** int(math.log2(self.num_heads))
         return jnp.where(head < power, -8.0 * (head + 1) / power, -4.0 * (2 * (head - power) + 1) / power)
 

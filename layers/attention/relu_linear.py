@@ -2,8 +2,8 @@
 
     y_i = t_h relu(q_i) sum_j relu(k_j) v_j^T / max(relu(q_i) . sum_j relu(k_j), c)
 
-with c = 100 and a learned temperature t of each head, 1 / sqrt(d) at first. The floor c, far above a usual epsilon, bounds
-the quotient: it depends on the number of tokens and on the scale of queries and keys, and is part of the model.
+with c = 100 and a learned temperature t of each head, 1 / sqrt(d) at first. The floor c, far above a usual epsilon,
+bounds the quotient: it depends on the number of tokens and on the scale of queries and keys, and is part of the model.
 """
 
 from __future__ import annotations

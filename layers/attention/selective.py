@@ -1,10 +1,10 @@
-"""Selective self-attention: Selective Attention, Enhancing Transformer through Principled Context Control (Zhang et al.,
-NeurIPS 2024, arXiv:2411.12892), section 3.
+"""Selective self-attention: Selective Attention, Enhancing Transformer through Principled Context Control (Zhang et
+al., NeurIPS 2024, arXiv:2411.12892), section 3.
 
     y = softmax((t_q q) k^T / sqrt(d)) (t_v v)        t(x_i) = tanh(f(x_i)) + 1 + sigmoid(alpha) log(n_i)
 
-Each query has an inverse temperature, and each value a factor, made of the token and of the number n_i of tokens that it
-sees. f is the product of gelu of the query or value head with a vector ("features", which shares the projections'
+Each query has an inverse temperature, and each value a factor, made of the token and of the number n_i of tokens that
+it sees. f is the product of gelu of the query or value head with a vector ("features", which shares the projections'
 weights), or an MLP of the token, as wide inside as a head is, which is our choice. The authors' code on GitHub has the
 part of the position only.
 """
@@ -31,7 +31,8 @@ from layers.tokens import Continuation, Tokens
 class Temperature(Module):
     """t, for each head.
 
-    Parameters: ``alpha``, one number, where the position counts; ``weight`` (heads, head_dim), or ``hidden`` and ``out``
+    Parameters: ``alpha``, one number, where the position counts; ``weight`` (heads, head_dim), or ``hidden`` and
+      ``out``
     (linear), where the token does.
     """
 

@@ -1,5 +1,5 @@
-"""Softplus attention, LSSA and LSSAR: Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language
-Models (Gao and Spratling, 2025, arXiv:2501.13428).
+"""Softplus attention, LSSA and LSSAR: Softplus Attention with Re-weighting Boosts Length Extrapolation in Large
+Language Models (Gao and Spratling, 2025, arXiv:2501.13428).
 
     a_ij = softplus(log(d) log(N_i) q_i . k_j)            w_ij = a_ij / sum_j a_ij           (LSSA)
     w'_ij = relu(N_i w_ij - o_i)^p / sum_j (...)          o_i = 1 where N_i > 3, else 0      (LSSAR)
@@ -49,7 +49,9 @@ class LogPower(LogSoftplus):
 
     power: float
 
-    def __call__(self, logits: Any, head: Any, q: Any, k: Any, scale: Any, total: Any, seen: Any, less: Any) -> Any:  # type: ignore[override]
+    def __call__(  # type: ignore[override]
+        self, logits: Any, head: Any, q: Any, k: Any, scale: Any, total: Any, seen: Any, less: Any
+    ) -> Any:
         weight = jnp.exp(super().__call__(logits, head, q, k, scale) - total)
         return self.power * jnp.log(jnp.maximum(seen * weight - less, 1e-30))
 

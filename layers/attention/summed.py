@@ -99,7 +99,7 @@ class Reading:
 
 
 class SummedAttention(ProjectedAttention):
-    """Base of attention that keeps nothing of the past but sums. A subclass gives :meth:`sum_shapes` and :meth:`attend`."""
+    """Base of attention that keeps nothing but sums. A subclass gives :meth:`sum_shapes` and :meth:`attend`."""
 
     supports_causal = True
     weighs_values = True
@@ -120,7 +120,7 @@ class SummedAttention(ProjectedAttention):
         return frozenset({"mask", "segment_ids"} | (set() if self.rotary is None else {"positions"}))
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The sums of one row, by name: (heads, key_dim, value_dim), or of another shape where ``attend`` keeps them itself."""
+        """Of a row's sums, by name: (heads, key_dim, value_dim); another one where ``attend`` keeps the sum itself."""
         raise NotImplementedError
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, reading: Reading) -> jax.Array:

@@ -1,5 +1,5 @@
-"""Attention with universal relative positions: Your Transformer May Not be as Powerful as You Expect (Luo et al., NeurIPS
-2022, arXiv:2205.13401), eq. 5.
+"""Attention with universal relative positions: Your Transformer May Not be as Powerful as You Expect (Luo et al.,
+NeurIPS 2022, arXiv:2205.13401), eq. 5.
 
     y_i = sum_j c_{j-i} softmax_j(q_i . k_j / sqrt(d) + b_{j-i}) v_j
 

@@ -42,7 +42,7 @@ def _rank(features: int, factor: float) -> int:
 
 @register_mixer("rwkv7")
 class RWKV7(Recurrent):
-    """Time mixing of RWKV-7: a delta rule with a decay of each key, which removes under one key and writes under another.
+    """Time mixing of RWKV-7: a delta rule with a decay of each key, which removes and writes under different keys.
 
     With ``value_residual`` its values are drawn toward the first block's, which blocks hand on: the first writes them
     over what it is given, (batch, length, features), and the others read them.
@@ -74,7 +74,7 @@ class RWKV7(Recurrent):
     ):
         """Args:
           num_heads: memories; released models have 64 features in each.
-          index, depth: of the block, and blocks of the model: they set where parameters begin, and which block is first.
+          index, depth: of the block, and blocks of the model: they set initial values, and which block is first.
           value_residual: values are drawn toward the first block's. The model hands on an array for them.
           decay_rank, rate_rank, residual_rank, gate_rank: of the low-rank maps to w, a, the share of the first block's
             values, and the gate; by default the authors' for the width and size of a head.

@@ -1,7 +1,7 @@
 """Lightning attention: TransNormerLLM (Qin et al., 2023, arXiv:2307.14995), section 3, and Lightning Attention-2 (2024,
 arXiv:2401.04658).
 
-    q, k = silu(W_q x), silu(W_k x)        S_t = exp(-s_h) S_{t-1} + k_t v_t^T        y = W_o (u * RMSNorm(q_t S_t))        u = W_u x
+    q, k = silu(W_q x), silu(W_k x)   S_t = exp(-s_h) S_{t-1} + k_t v_t^T   y = W_o (u * RMSNorm(q_t S_t))   u = W_u x
 
 The norm is over all heads at once and has no parameters. Lightning Attention-2 is the order of computation: exact
 products within chunks, the memory between them, which is how ``linear_attention`` runs. s are ALiBi's slopes, smaller

@@ -116,7 +116,7 @@ class DotProduct:
 
 @dataclasses.dataclass(frozen=True)
 class Lp:
-    """1/p sum (e^2 + epsilon)^(p/2), e = M(k) - v: the lp bias, smooth for all p >= 1 (the paper's p is in the step)."""
+    """1/p sum (e^2 + epsilon)^(p/2), e = M(k) - v: the lp bias, smooth for p >= 1 (the paper's p is in the step)."""
 
     p: float = 3.0
     epsilon: float = 1e-6

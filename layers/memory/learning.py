@@ -3,13 +3,13 @@ arXiv:2501.00663), section 3.2.
 
 Within a chunk all gradients g_j are taken at the weights W with which the chunk began:
 
-    S_i = eta_i S_(i-1) - theta_i g_i        A_i = keep_i A_(i-1) + S_i        y_i = M(W_i; q_i)        W_i = retention(A_i)
+    S_i = eta_i S_(i-1) - theta_i g_i      A_i = keep_i A_(i-1) + S_i      y_i = M(W_i; q_i)      W_i = retention(A_i)
 
 Chunks of one token are the papers' recurrence; longer ones are another algorithm, which runs in matrix products. A
 token's gradient of a matrix is the outer product of its input, h_j, and the error at its output, d_j. So, with C a
 lower triangular matrix made of products of keeps and momenta,
 
-    A_i = a_i A_0 + b_i S_0 - sum_(j <= i) C_ij h_j d_j^T        x A_i = a_i x A_0 + b_i x S_0 - sum_j (C_ij <x, h_j>) d_j
+    A_i = a_i A_0 + b_i S_0 - sum_(j <= i) C_ij h_j d_j^T      x A_i = a_i x A_0 + b_i x S_0 - sum_j (C_ij <x, h_j>) d_j
 
 and reading, layer by layer, is an attention over the chunk: nothing of the size chunk x weights is stored. A scan goes
 through the chunks and keeps only the states between them for the backward pass. :mod:`layers.memory.sequential` does

@@ -170,7 +170,8 @@ class DilatedAttention(ProjectedAttention):
             real = jnp.moveaxis(gather(jnp.broadcast_to(mask[..., None], (batch, length, heads))), 1, 2)[:, :, None]
         positions = (first + jnp.arange(places, dtype=jnp.int32))[None]
         y, lse = attention(
-            keep(q), gather(k), gather(v), causal=self.causal, mask=real, query_positions=positions if self.causal else None,
+            keep(q), gather(k), gather(v), causal=self.causal, mask=real,
+            query_positions=positions if self.causal else None,
             return_lse=True,
         )  # fmt: skip
 

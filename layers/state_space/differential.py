@@ -2,11 +2,11 @@
 
     y = (1 - l) RMSNorm(m_1(x) - lambda m_2(x))        l = 0.8 - 0.6 exp(-0.3 index)
 
-with two mixers m_1 and m_2, each half as large as one would be: what both remember of irrelevant tokens cancels. A learned
-vector, or four, make lambda:
+with two mixers m_1 and m_2, each half as large as one would be: what both remember of irrelevant tokens cancels. A
+learned vector, or four, make lambda:
 
     lambda = sigmoid(sum q_1) + l                                  "sigmoid", of Diff-Mamba-2
-    lambda = exp(q_1 . k_1) - exp(q_2 . k_2) + l                   "exponential", of Diff-Mamba, as in Differential Transformer
+    lambda = exp(q_1 . k_1) - exp(q_2 . k_2) + l      "exponential", of Diff-Mamba, as in Differential Transformer
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ section 4.
     y_t = f_{t-1} + b_{t+1} + (D + W_D u_t) u_t        x' = W_out (RMSNorm(y) * silu(z))
 
 f and b are what Mamba-2's state space (:mod:`layers.state_space.mamba2`) makes of u from the left, and from the right,
-each with its own B, C and dt and the same A: a matrix of u that is low-rank below the diagonal and above, and free on it.
-The convolution sees both sides.
+each with its own B, C and dt and the same A: a matrix of u that is low-rank below the diagonal and above, and free on
+it. The convolution sees both sides.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def check_initialization(initialization: str) -> None:
 
 
 def fan_in_uniform(branches: int = 1) -> Any:
-    """Uniform in +-1 / sqrt(fan_in * branches): projections; ``branches`` is how many residual branches are added up."""
+    """Uniform in +-1 / sqrt(fan_in * branches): projections; ``branches`` are the residual branches added up."""
     return variance_scaling(1 / (3 * branches), "fan_in", "uniform")
 
 

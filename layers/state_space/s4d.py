@@ -2,7 +2,7 @@
 
 Every feature is read by its own linear system with a diagonal matrix A of N / 2 conjugate pairs:
 
-    h_t = A' h_{t-1} + B' u_t        y_t = 2 Re(C h_t) + D u_t = (K * u)_t + D u_t        K_l = 2 Re sum_n C_n B'_n A'_n^l
+    h_t = A' h_{t-1} + B' u_t      y_t = 2 Re(C h_t) + D u_t = (K * u)_t + D u_t      K_l = 2 Re sum_n C_n B'_n A'_n^l
 
 with A', B' from A, B = 1 and the feature's step by zero-order hold, A' = exp(step A), B' = (A' - 1) / A, or
 bilinearly, A' = (1 + step A / 2) / (1 - step A / 2), B' = step / (1 - step A / 2). The output goes through

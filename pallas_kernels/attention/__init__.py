@@ -129,10 +129,12 @@ def attention(
       ValueError: shapes, dtypes or options that do not fit together.
     """
     parts = _checked(
-        q, k, v, bias=bias, mask=mask, score=score, causal=causal, window=window, scale=scale, normalize=normalize, sinks=sinks,
+        q, k, v, bias=bias, mask=mask, score=score, causal=causal, window=window, scale=scale, normalize=normalize,
+        sinks=sinks,
         query_positions=query_positions, key_positions=key_positions, query_segments=query_segments,
         key_segments=key_segments, routes=routes, key_regions=key_regions, rows=rows, relative_bias=relative_bias,
-        relative_weight=relative_weight, relative_keys=relative_keys, relative_query=relative_query, relative_origin=relative_origin, return_lse=return_lse,
+        relative_weight=relative_weight, relative_keys=relative_keys, relative_query=relative_query,
+        relative_origin=relative_origin, return_lse=return_lse,
     )  # fmt: skip
     results = [_op(call, implementation) for _, call in parts]
     out = _joined([out for out, _ in results], parts, 2)
@@ -262,7 +264,8 @@ def _checked(
     elif key_regions is not None:
         raise ValueError("attention: key_regions is for routes=, which is not given")
     for name, table, shape in (
-        ("relative_bias", relative_bias, ()), ("relative_weight", relative_weight, ()), ("relative_keys", relative_keys, q.shape[3:]),
+        ("relative_bias", relative_bias, ()), ("relative_weight", relative_weight, ()),
+        ("relative_keys", relative_keys, q.shape[3:]),
     ):  # fmt: skip
         if table is not None and (
             table.ndim < 2 or table.shape[0] not in (1, full[1]) or table.shape[2:] != shape or not table.shape[1]

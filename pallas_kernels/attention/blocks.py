@@ -19,7 +19,7 @@ from pallas_kernels.attention.masks import Mask, window
 
 
 class Cover(NamedTuple):
-    """bool (..., q_blocks, k_blocks): does any query of the block attend any key of the other, and do all attend all."""
+    """bool (..., q_blocks, k_blocks): does any query of a block attend any key of another, and all all."""
 
     some: Any
     every: Any

@@ -108,7 +108,8 @@ class AttentionCall(Call):
         """Why a kernel that has only the older options can't serve the call, or None."""
         given = [n for n in ("rows", "relative_bias", "relative_weight", "relative_keys") if not self.lacks(n)]
         if given:
-            return f"{given[0]} {'is' if given[0] in ('relative_bias', 'relative_weight') else 'are'} given, which its tiles don't read"
+            verb = "is" if given[0] in ("relative_bias", "relative_weight") else "are"
+            return f"{given[0]} {verb} given, which its tiles don't read"
         return 'its weights are those of softmax or sigmoid, not "none"' if self.normalize == "none" else None
 
     @property
@@ -128,7 +129,7 @@ class AttentionCall(Call):
         )
 
     def of_heads(self, heads: tuple[int, ...]) -> AttentionCall:
-        """The call of some heads of the queries, each with keys and values of its own; a score sees their own numbers."""
+        """The call of some of the queries' heads, each with its own keys and values; a score sees their numbers."""
         numbers, count, changes = np.array(heads), self.q.shape[2], {}
         for name, (x, axes) in self.arrays.items():
             axis, own = axes.find("h"), numbers // (count // self.k.shape[2]) if name in ("k", "v") else numbers

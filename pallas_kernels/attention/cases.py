@@ -205,7 +205,8 @@ CASES = (
     _case("sinks_empty_rows", 9, change=_both(_mask(2, 1, 9, 9), _add(sinks=(2,))), return_lse=True),
     _case("sigmoid", 9, normalize="sigmoid"),
     _case("sigmoid_masked", 11, batch=3, change=_both(_padded(6), _add(bias=(1, 2, 1, 1))), normalize="sigmoid"),
-    _case("cache_step", 1, 16, batch=3, heads=4, kv_heads=2, change=_cache((4, 0, 11), (5, 1, 12)), causal=True, return_lse=True),
+    _case("cache_step", 1, 16, batch=3, heads=4, kv_heads=2, change=_cache((4, 0, 11), (5, 1, 12)), causal=True,
+        return_lse=True),
     _case("cache_chunk", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, window=(4, None)),
     _case("whole_blocks", 256, batch=1, heads=2, kv_heads=1, head_dim=16, change=_add(sinks=(2,)), causal=True),
     _case("long_causal", 1031, 1029, heads=2, kv_heads=1, batch=1, head_dim=4, causal=True, return_lse=True),
@@ -214,32 +215,40 @@ CASES = (
     _case("long_window_past_the_keys", 901, 530, batch=1, window=(70, 70), return_lse=True),
     _case("long_padding", 600, heads=1, change=_padded(531), return_lse=True),
     _case("long_cache", 300, 530, change=_cache((4, 200), (304, 500)), causal=True, window=(64, None), return_lse=True),
-    _case("routed", 20, 12, heads=4, kv_heads=2, change=_both(_routes(4, 2, hidden=1), _add(sinks=(4,))), return_lse=True),
+    _case("routed", 20, 12, heads=4, kv_heads=2, change=_both(_routes(4, 2, hidden=1), _add(sinks=(4,))),
+        return_lse=True),
     _case(
         "routed_heads", 18, score=_tempered, causal=True, return_lse=True,
-        change=_both(_routes(6, 3, heads=2, rows=1), _add(rows=(2, 18, 2), bias=(2, 18, 18), relative_bias=(2, 7), sinks=(2,))),
+        change=_both(_routes(6, 3, heads=2, rows=1),
+            _add(rows=(2, 18, 2), bias=(2, 18, 18), relative_bias=(2, 7), sinks=(2,))),
     ),
     _case(
         "routed_key_regions", 12, 20, heads=4, kv_heads=2, key_regions=5, return_lse=True,
         change=_both(_key_regions(4, 5, 3, 1), _add(bias=(4, 12, 20))),
     ),
     _case(
-        "routed_key_regions_heads", 12, 20, heads=4, kv_heads=2, key_regions=10, causal=True, return_lse=True, score=_capped,
+        "routed_key_regions_heads", 12, 20, heads=4, kv_heads=2, key_regions=10, causal=True, return_lse=True,
+        score=_capped,
         change=_both(_key_regions(12, 10, 4, 4), _add(sinks=(4,), relative_keys=(4, 9, 8))),
     ),
-    _case("long_routed_score", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 1, hidden=7), score=_capped, return_lse=True),
+    _case("long_routed_score", 300, 384, batch=1, heads=2, kv_heads=1, change=_routes(3, 1, hidden=7), score=_capped,
+        return_lse=True),
     _case("pattern", 23, 19, heads=4, kv_heads=2, mask=masks.dilated(8, 2), return_lse=True),
     _case(
         "pattern_by_head", 20, 17, heads=4, kv_heads=2, score=_capped, return_lse=True,
-        mask=masks.ByHead((_UP, masks.window(4, 3), _UP, masks.FieldOfView(4, 202.5, 45.0, 2))), change=_add(bias=(4, 20, 17), sinks=(4,)),
+        mask=masks.ByHead((_UP, masks.window(4, 3), _UP, masks.FieldOfView(4, 202.5, 45.0, 2))),
+        change=_add(bias=(4, 20, 17), sinks=(4,)),
     ),
-    _case("pattern_cache_score", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, mask=masks.segments(4), score=_capped, return_lse=True),
-    _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1), return_lse=True),
+    _case("pattern_cache_score", 3, 16, change=_cache((4, 9), (7, 12)), causal=True, mask=masks.segments(4),
+        score=_capped, return_lse=True),
+    _case("long_pattern", 600, 531, batch=1, heads=1, window=(300, 20), mask=masks.global_and_random(600, 32, random=1),
+        return_lse=True),
     _case(
         "long_listed", 600, 590, batch=2, heads=2, kv_heads=1, return_lse=True, score=_tempered,
         mask=masks.global_and_random(600, 32, window=1, random=1, seed=35),  # two groups of chunks, of unequal lists
         change=_both(
-            _documents((600,), (300, 300), keys=590), _add(rows=(2, 600, 1), sinks=(2,), bias=(1, 1, 600, 590), relative_bias=(2, 99))
+            _documents((600,), (300, 300), keys=590),
+            _add(rows=(2, 600, 1), sinks=(2,), bias=(1, 1, 600, 590), relative_bias=(2, 99))
         ),
     ),
     _case(
@@ -266,9 +275,11 @@ CASES = (
     _case(
         "rows", 9, heads=4, kv_heads=2, score=_tempered, return_lse=True, causal=True, change=_add(rows=(2, 9, 4)),
     ),
-    _case("rows_shared", 11, batch=3, score=_tempered, normalize="none", change=_both(_padded(6), _add(rows=(1, 11, 1)))),
+    _case("rows_shared", 11, batch=3, score=_tempered, normalize="none",
+        change=_both(_padded(6), _add(rows=(1, 11, 1)))),
     _case(
-        "long_rows", 200, batch=1, score=_tempered, normalize="sigmoid", causal=True, change=_add(rows=(1, 200, 2), bias=(2, 200, 200)),
+        "long_rows", 200, batch=1, score=_tempered, normalize="sigmoid", causal=True,
+        change=_add(rows=(1, 200, 2), bias=(2, 200, 200)),
     ),
     _case(
         "relative", 13, heads=4, kv_heads=2, causal=True, return_lse=True,
@@ -279,15 +290,18 @@ CASES = (
         change=_both(_add(relative_keys=(1, 40, 8), relative_query=(2, 7, 2, 8), relative_weight=(2, 3)), _padded(9)),
     ),
     _case(
-        "relative_cache", 3, 16, change=_both(_cache((4, 9), (7, 12)), _add(relative_bias=(2, 9), relative_weight=(2, 9), relative_keys=(1, 9, 8))),
+        "relative_cache", 3, 16, change=_both(_cache((4, 9), (7, 12)),
+            _add(relative_bias=(2, 9), relative_weight=(2, 9), relative_keys=(1, 9, 8))),
         causal=True, return_lse=True,
     ),
-    _case("relative_routed", 20, 12, heads=4, kv_heads=2, change=_both(_routes(4, 2, hidden=1), _add(relative_bias=(4, 15), relative_keys=(4, 9, 8)))),
+    _case("relative_routed", 20, 12, heads=4, kv_heads=2,
+        change=_both(_routes(4, 2, hidden=1), _add(relative_bias=(4, 15), relative_keys=(4, 9, 8)))),
     _case(
         "long_relative", 531, 600, batch=1, heads=2, kv_heads=1, return_lse=True, window=(100, 30),
         change=_add(relative_bias=(2, 61), relative_weight=(2, 1200), relative_keys=(2, 9, 8)),
     ),
-    _case("long_relative_causal", 200, batch=1, heads=2, kv_heads=1, causal=True, change=_add(relative_bias=(1, 2000), relative_keys=(1, 700, 8))),
+    _case("long_relative_causal", 200, batch=1, heads=2, kv_heads=1, causal=True,
+        change=_add(relative_bias=(1, 2000), relative_keys=(1, 700, 8))),
 )  # fmt: skip
 
 
@@ -308,10 +322,12 @@ SHAPES = (
     _shape("causal_lse", (1, 4000, 8, 64), causal=True, return_lse=True),
     _shape("window", (1, 8192, 8, 128), causal=True, window=(511, None)),
     _shape("padding", (2, 2048, 8, 64), change={"mask": jax.ShapeDtypeStruct((2, 1, 1, 2048), jnp.bool_)}),
-    _shape("mask", (1, 1024, 8, 64), change={"mask": jax.ShapeDtypeStruct((1, 8, 1024, 1024), jnp.bool_)}, return_lse=True),
+    _shape("mask", (1, 1024, 8, 64), change={"mask": jax.ShapeDtypeStruct((1, 8, 1024, 1024), jnp.bool_)},
+        return_lse=True),
     _shape(
         "cache", (2, 512, 8, 128), (2, 2048, 2, 128), causal=True,
-        change={"query_positions": jax.ShapeDtypeStruct((2, 512), jnp.int32), "key_positions": jax.ShapeDtypeStruct((2, 2048), jnp.int32)},
+        change={"query_positions": jax.ShapeDtypeStruct((2, 512), jnp.int32),
+            "key_positions": jax.ShapeDtypeStruct((2, 2048), jnp.int32)},
     ),
     _shape(
         "segments", (2, 4096, 8, 128), causal=True,

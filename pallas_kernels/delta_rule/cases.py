@@ -38,8 +38,8 @@ def _case(
     **options: Any,
 ) -> Case:
     """Keys of norm 1, beta uniform up to ``strongest``, exponential decays of mean ``rate`` if given, a key's own if
-    ``per_key``; keys to ``read`` under, made of those to write to; ``starts`` of documents for each row; then ``change``
-    edits them."""
+    ``per_key``; keys to ``read`` under, made of those to write to; ``starts`` of documents for each row; then
+    ``change`` edits them."""
 
     def arrays(rng: np.random.Generator) -> Arrays:
         k = rng.standard_normal((batch, length * steps, groups or heads, key_dim))

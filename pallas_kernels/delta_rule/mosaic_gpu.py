@@ -5,7 +5,7 @@ A program owns 64 columns of one head's values and goes through the sequence in 
 from a chunk's start to token i, D_ij that from token j to i, M_ij = D_ij k_i . k_j below the diagonal and S the state
 at the start,
 
-    r = T (v - e K S),  T = (I + M beta)^-1        u = beta r        O = (Q K^T * D, at and below the diagonal) u + e Q S
+    r = T (v - e K S),  T = (I + M beta)^-1      u = beta r      O = (Q K^T * D, at and below the diagonal) u + e Q S
 
 where r is how far the memory is from each value and u what the step adds. T is inverted for all chunks at once by XLA,
 in float32; the products read 16 bits, and sums and states are float32. Where beta is near 2 and nothing is forgotten
@@ -70,11 +70,17 @@ def objection(call: DeltaCall) -> str | None:
     if (reason := hopper.objection()) is not None:
         return reason
     if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
-        return f"its products take bfloat16 (the range of float16 is short for states); q, k and v are {q.dtype}, {k.dtype} and {v.dtype}"
+        return (
+            "its products take bfloat16 (the range of float16 is short for states); "
+            f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}"
+        )
     if q.shape[1] == 1:
         return "one token is no chunk"
     if max(q.shape[3], v.shape[3]) > LARGEST:
-        return f"key_dim and value_dim can be at most {LARGEST}, for shared memory to hold a chunk and the state; got {q.shape[3]} and {v.shape[3]}"
+        return (
+            f"key_dim and value_dim can be at most {LARGEST}, for shared memory "
+            f"to hold a chunk and the state; got {q.shape[3]} and {v.shape[3]}"
+        )
     return None
 
 

@@ -36,7 +36,7 @@ def depthwise_convolution(
 ) -> jax.Array:
     """Depth-wise convolution of a grid: each channel with a kernel of its own.
 
-        y[i, j, c] = bias[c] + sum_{u, v} kernel[u, v, 0, c] x[i s + u d - before, j s + v d - before, c],    0 outside x
+        y[i, j, c] = bias[c] + sum_{u, v} kernel[u, v, 0, c] x[i s + u d - before, j s + v d - before, c],  0 outside x
 
     Sums are float32 (float64 for float64 arrays), those of the gradients too. It can be differentiated any number of
     times, in forward and reverse mode, and mapped.

@@ -14,7 +14,7 @@ from pallas_kernels.call import Call
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MatrixCall(Call):
-    """Implementations return the output in v's dtype and the last state (batch, heads, key_dim, value_dim) in ``wide``."""
+    """Implementations return the output in v's dtype, and the state (batch, heads, key_dim, value_dim) in ``wide``."""
 
     results = ("blhd", "bhkv")
 

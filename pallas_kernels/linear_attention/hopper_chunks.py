@@ -44,7 +44,7 @@ def columns_of(keys: int) -> int:
 
 
 def tile(width: int, *shape: int, dtype: Any = jnp.bfloat16) -> Any:
-    """Shared memory for matrices of programs ``width`` columns wide: products want all their operands swizzled alike."""
+    """Shared memory for matrices of programs ``width`` columns wide: products want operands swizzled alike."""
     return hopper.tiled(shape, dtype, min(width, 128 // jnp.dtype(dtype).itemsize))
 
 

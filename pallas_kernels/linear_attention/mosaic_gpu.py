@@ -5,7 +5,7 @@ A program owns 64 columns of one head's values, 32 where keys are long, and goes
 tokens, while the tensor memory accelerator fetches those ahead. In a chunk, with G the sums of the log decays from its
 start,
 
-    O = (Q K^T * exp(G_i - G_j), at and below the diagonal) V + (Q exp(G)) S        S <- exp(G_C) S + K^T (V exp(G_C - G))
+    O = (Q K^T * exp(G_i - G_j), at and below the diagonal) V + (Q exp(G)) S      S <- exp(G_C) S + K^T (V exp(G_C - G))
 
 in products of 16 bits with float32 sums; the state and the decays are float32. Only differences <= 0 are exponentiated,
 by exp2, and the mask comes before it. Run from the end with the roles of reading and writing exchanged, the same kernel
@@ -58,11 +58,17 @@ def objection(call: LinearCall) -> str | None:
     if (reason := hopper.objection()) is not None:
         return reason
     if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
-        return f"its products take bfloat16 (the range of float16 is short for states); q, k and v are {q.dtype}, {k.dtype} and {v.dtype}"
+        return (
+            "its products take bfloat16 (the range of float16 is short for states); "
+            f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}"
+        )
     if q.shape[1] == 1:
         return "one token is no chunk"
     if max(q.shape[3], v.shape[3]) > LARGEST:
-        return f"key_dim and value_dim can be at most {LARGEST}, for the state to stay in registers; got {q.shape[3]} and {v.shape[3]}"
+        return (
+            f"key_dim and value_dim can be at most {LARGEST}, for the state to stay in registers; "
+            f"got {q.shape[3]} and {v.shape[3]}"
+        )
     if call.decay is None and not call.causal:
         return "without decay and without causality there is no recurrence"
     if call.scale == 0:

@@ -1,4 +1,4 @@
-"""The elementwise linear recurrence along a sequence: each channel is summed up with a decay of its own for each token."""
+"""The elementwise linear recurrence along a sequence: each channel summed up with its own decay of each token."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from pallas_kernels.call import Call
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearScanCall(Call):
-    """What :func:`pallas_kernels.linear_scan.linear_scan` leaves to an implementation: h_t = exp(decay_t) h_{t-1} + x_t.
+    """What :func:`pallas_kernels.linear_scan.linear_scan` leaves to an implementation: h_t = exp(decay_t) h_{t-1} +
+    x_t.
 
     Implementations return h (batch, length, channels) and its last (batch, channels), both float32 (float64 for float64
     inputs).

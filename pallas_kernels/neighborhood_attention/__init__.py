@@ -82,8 +82,8 @@ def neighborhood_attention(
     offsets = tuple(2 * axis.window - 1 for axis in axes)
     if bias is not None and (bias.shape != (q.shape[-2], *offsets) or any(axis.stride > 1 for axis in axes)):
         raise ValueError(
-            f"neighborhood_attention: bias is (heads, *(2 kernel_size - 1)) = {(q.shape[-2], *offsets)} of windows with "
-            f"stride 1, got {bias.shape}"
+            f"neighborhood_attention: bias is (heads, *(2 kernel_size - 1)) = {(q.shape[-2], *offsets)} of windows "
+            f"with stride 1, got {bias.shape}"
         )
     if mask is not None and (
         mask.dtype != jnp.bool_ or mask.shape[1:] != q.shape[1:-2] or mask.shape[0] not in (1, q.shape[0])

@@ -59,8 +59,8 @@ def selective_scan(
         s_t = sigmoid(delta_t)        e_t = s_t / (1 + s_t |B_t|^2)        h_t = (1 - e_t B_t^2) h_{t-1} + e_t x_t B_t
 
     There is no mask: a token whose step delta, after bias and softplus, is 0 changes no state. A layer
-    skips padding so; before softplus, and for the implicit transition, that is delta = -inf. The state and the sums are float32 (float64
-    for float64 inputs) whatever the dtype; memory is linear in length, for the gradient too.
+    skips padding so; before softplus, and for the implicit transition, that is delta = -inf. The state and the sums are
+    float32 (float64 for float64 inputs) whatever the dtype; memory is linear in length, for the gradient too.
 
     Args:
       x: (batch, length, channels).

@@ -77,7 +77,8 @@ def selective_scan(call: ScanCall) -> tuple[jax.Array, jax.Array]:
         )
 
     out, last = _recurrence(
-        chunk, states(call.A)[0], states(call.start), tokens(call.x.astype(single)), tokens(call.step), shared(call.B), shared(call.C)
+        chunk, states(call.A)[0], states(call.start), tokens(call.x.astype(single)), tokens(call.step), shared(call.B),
+        shared(call.C)
     )  # fmt: skip
     out = out.reshape(batch, length + longer, groups, -1)[:, :length, :, :own].reshape(call.x.shape)
     return out, last.reshape(batch, groups, -1, last.shape[2])[:, :, :own, :state_dim].reshape(

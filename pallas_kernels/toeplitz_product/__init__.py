@@ -30,8 +30,8 @@ def toeplitz_product(
 
     Args:
       x: (batch, length, channels).
-      kernel: (length, groups), of the offsets 0, 1, ..., where it is causal; else (2 length - 1, groups), of the offsets
-        1 - length, ..., length - 1. ``groups`` divides channels, and channel c has those of group
+      kernel: (length, groups), of the offsets 0, 1, ..., where it is causal; else (2 length - 1, groups), of the
+        offsets 1 - length, ..., length - 1. ``groups`` divides channels, and channel c has those of group
         c // (channels // groups).
       causal: whether a token sees none after it.
       implementation: the name of one, or None for the best that serves the call.

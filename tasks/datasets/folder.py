@@ -151,8 +151,8 @@ class Folder:
         for split, files in self._files.items():
             if not files:
                 raise ValueError(
-                    f"{self._root} has too few usable images for a {split} split: {everything} in train; add images, or "
-                    f"folders train/ and val/"
+                    f"{self._root} has too few usable images for a {split} split: {everything} in train; add images, "
+                    "or folders train/ and val/"
                 )
         for label, name in enumerate(self.class_names):
             if label not in {of for _, of in self._files["train"]}:

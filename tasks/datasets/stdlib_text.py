@@ -49,7 +49,7 @@ class MixerZooPythonSource(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of the standard library's source; its configuration is the Python version."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Modules without tests; 5 % test and 5 % validation, by path."}  # noqa: RUF012  (TFDS's own form)
+    RELEASE_NOTES = {"1.0.0": "Modules without tests; 5 % test and 5 % validation, by path."}  # noqa: RUF012
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=_VERSION)]  # noqa: RUF012
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -1,4 +1,4 @@
-"""The lines of docs/conventions.md about PyTorch, timm and transformers, measured in the versions that tests install."""
+"""The lines of docs/conventions.md about PyTorch, timm and transformers, measured in the versions tests install."""
 
 from __future__ import annotations
 

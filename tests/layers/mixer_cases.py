@@ -264,12 +264,12 @@ class MixerCase:
 
     @property
     def exact(self) -> bool:
-        """Whether the future never shows: a class whose streaming is "selection" may have options that make it exact."""
+        """Whether the future never shows: a class that streams by "selection" may have options that make it exact."""
         return layers.mixer_class(self.name).streaming == "exact" or self.declared.streaming == "exact"
 
     @property
     def packs(self) -> bool:
-        """Whether documents that share a row are as if alone: not those of a grid, nor where they compete to be chosen."""
+        """Whether documents that share a row are as if alone: not those of a grid, nor those that compete."""
         declared = self.declared
         return self.exact and "sequence" in declared.layouts and "segment_ids" in declared.honors
 
@@ -318,7 +318,8 @@ def brings_parameters(case: MixerCase) -> bool:
 
 # One of each way to mix.
 VARIOUS = (
-    "attention", "gated_delta_net", "gated_linear_attention", "hgrn", "linear_attention", "mamba", "neural_memory", "rwkv7", "s4d",
+    "attention", "gated_delta_net", "gated_linear_attention", "hgrn", "linear_attention", "mamba", "neural_memory",
+    "rwkv7", "s4d",
 )  # fmt: skip
 
 
@@ -380,7 +381,7 @@ class Compiled:
         return nnx.merge(self.graphdef, self.state, copy=True)  # a call may move its statistics
 
     def known(self, x: jax.Array, mask: jax.Array | None = None, ids: jax.Array | None = None) -> Tokens:
-        """The mask, segment ids, and without them, for a mixer that asks for roles, two tokens of role 1 in each row."""
+        """The mask, segment ids, and without them, for a mixer that asks for roles, two of role 1 in each row."""
         if "roles" not in self.mixer.honors or ids is not None:
             return Tokens(mask, segment_ids=ids)
         return Tokens(

@@ -67,7 +67,7 @@ class Rows:
 
 
 def both(mix: Mix, rows: Rows, params: Any, x: np.ndarray, weight: np.ndarray) -> tuple[Any, Any]:
-    """Outputs and gradients, of parameters and, where it is floating, of ``x``: packed, as documents alone, and alone."""
+    """Outputs and gradients, of parameters and, where it is floating, of ``x``: packed, as documents, and alone."""
     floating = np.issubdtype(x.dtype, np.floating)
 
     def loss(params: Any, x: Any, weight: Any, mask: Any, ids: Any) -> tuple[jax.Array, jax.Array]:

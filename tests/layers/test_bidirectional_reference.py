@@ -18,7 +18,8 @@ from tests.tiers import tiered
 
 NAMES = ("lion selective", "lion fixed", "lion none", "lion_natural fixed", "lion_natural selective", "hydra")
 _HYDRA = {
-    "in_proj.kernel": "in_proj.weight", "out_proj.kernel": "out_proj.weight", "conv.kernel": "conv1d.weight", "conv.bias": "conv1d.bias",
+    "in_proj.kernel": "in_proj.weight", "out_proj.kernel": "out_proj.weight", "conv.kernel": "conv1d.weight",
+    "conv.bias": "conv1d.bias",
     "diagonal.kernel": "fc_D.weight", "norm.scale": "norm.weight", "dt_bias": "dt_bias", "A_log": "A_log", "D": "D",
 }  # fmt: skip
 _LION = {"out.kernel": "proj.weight", "out.bias": "proj.bias", "decay.kernel": "a_i.weight", "decay.bias": "a_i.bias"}

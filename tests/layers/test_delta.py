@@ -89,7 +89,10 @@ def test_options_of_the_papers() -> None:
         for make in (DeltaNet, GatedDeltaNet)
     ]
     assert shapes[0] == shapes[1]
-    has = lambda layer: (layer.steps, layer.negative, layer.decay is not None, layer.gate is not None, layer.value_dim)  # noqa: E731
+
+    def has(layer: Any) -> tuple[Any, ...]:
+        return layer.steps, layer.negative, layer.decay is not None, layer.gate is not None, layer.value_dim
+
     made = [
         has(layers.create_mixer(name, 8, causal=True, num_heads=2, rngs=nnx.Rngs(0)))
         for name in ("delta_net", "gated_delta_net", "delta_product")

@@ -32,7 +32,8 @@ TOLERANCE = 2e-5
 @pytest.fixture(scope="module")
 def reference() -> Any:
     config = qwen3_next.Qwen3NextConfig(
-        hidden_size=FEATURES, linear_num_key_heads=HEADS, linear_num_value_heads=VALUE_HEADS, linear_key_head_dim=KEY, linear_value_head_dim=VALUE,
+        hidden_size=FEATURES, linear_num_key_heads=HEADS, linear_num_value_heads=VALUE_HEADS, linear_key_head_dim=KEY,
+        linear_value_head_dim=VALUE,
         linear_conv_kernel_dim=4, num_hidden_layers=1, layer_types=["linear_attention"], rms_norm_eps=EPSILON,
     )  # fmt: skip
     layer = qwen3_next.Qwen3NextGatedDeltaNet(config, 0)

@@ -65,6 +65,7 @@ def test_a_grid_has_them_as_its_prefix() -> None:
     assert np.asarray(known.grid_places(5))[0].tolist() == [[0, 0], [0, 0], [0, 0], [0, 1], [1, 2]]
     for place in ("middle", 3):
         for before in (tokens, kept):
-            after = ExtraTokens(2, place).put(X[:, : 7 if before is tokens else 3], LEARNED, before)[1]  # type: ignore[arg-type]
+            x = X[:, : 7 if before is tokens else 3]
+            after = ExtraTokens(2, place).put(x, LEARNED, before)[1]  # type: ignore[arg-type]
             assert after.grid is None
             assert after.kept is None

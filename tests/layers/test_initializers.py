@@ -52,16 +52,19 @@ DISTRIBUTIONS: dict[str, tuple[Initializer, object, float, float]] = {
     "normal": (Normal(0.5), scaled(stats.norm, 0.5), 0, 0.5),
     "truncated_normal": (TruncatedNormal(0.02), scaled(CUT, 0.02), 0, 0.02 * CUT.std()),
     "uniform": (Uniform(-1, 3), scaled(stats.uniform, 4, -1), 1, 4 / 12**0.5),
-    "fan_in, normal": (VarianceScaling(2.0, "fan_in", "normal"), scaled(stats.norm, (2 / FAN_IN) ** 0.5), 0, (2 / FAN_IN) ** 0.5),
+    "fan_in, normal": (VarianceScaling(2.0, "fan_in", "normal"), scaled(stats.norm, (2 / FAN_IN) ** 0.5), 0,
+        (2 / FAN_IN) ** 0.5),
     "fan_out, truncated": (
         VarianceScaling(1.0, "fan_out", "truncated_normal"), scaled(CUT, FAN_OUT**-0.5 / CUT.std()), 0, FAN_OUT**-0.5
     ),
     "fan_avg, uniform": (
-        VarianceScaling(1.0, "fan_avg", "uniform"), scaled(stats.uniform, 2 * (6 / (FAN_IN + FAN_OUT)) ** 0.5, -((6 / (FAN_IN + FAN_OUT)) ** 0.5)),
+        VarianceScaling(1.0, "fan_avg", "uniform"),
+        scaled(stats.uniform, 2 * (6 / (FAN_IN + FAN_OUT)) ** 0.5, -((6 / (FAN_IN + FAN_OUT)) ** 0.5)),
         0, (2 / (FAN_IN + FAN_OUT)) ** 0.5,
     ),
     "log": (Transformed("log", Uniform(1, 16)), lambda x: (np.exp(x) - 1) / 15, *moments(lambda u: np.log(1 + 15 * u))),
-    "steps": (STEPS, lambda x: np.log(np.log1p(np.exp(x)) / 1e-3) / math.log(100), *moments(lambda u: np.log(np.expm1(1e-3 * 100**u)))),
+    "steps": (STEPS, lambda x: np.log(np.log1p(np.exp(x)) / 1e-3) / math.log(100),
+        *moments(lambda u: np.log(np.expm1(1e-3 * 100**u)))),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Linear attention with decays and weights: against flash-linear-attention's layers, transformers' layers, and softmax."""
+"""Linear attention with decays and weights: against layers of flash-linear-attention and transformers, and softmax."""
 
 from __future__ import annotations
 

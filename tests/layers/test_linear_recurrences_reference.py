@@ -66,7 +66,8 @@ def compare(
 
 def test_lightning_attention(record_property: Any) -> None:
     config = minimax.MiniMaxConfig(
-        hidden_size=FEATURES, num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=6, num_hidden_layers=4, block_size=16,
+        hidden_size=FEATURES, num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=6, num_hidden_layers=4,
+        block_size=16,
         layer_types=["linear_attention"] * 4,
     )  # fmt: skip
     theirs = minimax.MiniMaxLightningAttention(config, 1)

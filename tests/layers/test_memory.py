@@ -91,7 +91,7 @@ FORMS = {
     ),
 )
 def test_chunks_equal_the_sequential_form(name: str, chunk: int) -> None:
-    """13 tokens, of which the second row has 9: whatever the length is no multiple of, and with padding that holds NaN."""
+    """13 tokens, of which the second row has 9: no multiple of anything, and with padding that holds NaN."""
     with jax.enable_x64(True):
         tokens = dataclasses.replace(tokens_of(FORMS[name]), mask=jnp.arange(LENGTH) < jnp.asarray([[LENGTH], [9]]))
         got, want = (np.asarray(run(form, FORMS[name], tokens, chunk)) for form in (parallel, sequential))
@@ -307,7 +307,7 @@ def test_one_gradient_is_clipped() -> None:
 
 @pytest.mark.parametrize("name", tiered([*MEMORIES, "elastic"], lambda name: name == "titans"))
 def test_extreme_tokens_leave_it_finite(name: str) -> None:
-    """Keys all alike, steps near 1, values of 1e4, nothing forgotten or everything: forward and gradient, in float32."""
+    """Keys all alike, steps near 1, values of 1e4, nothing forgotten or all: forward and gradient, in float32."""
     memory = FORMS[name]
     loss = lambda weights, tokens: jnp.mean(parallel(memory, weights, tokens, 8) ** 2)  # noqa: E731
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))

@@ -312,8 +312,8 @@ def test_documents_read_piece_by_piece_are_as_if_alone(case: MixerCase) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("case", list(filter(brings_parameters, FORMS)), ids=str)
 def test_bfloat16_is_close(case: MixerCase) -> None:
-    """In the forward pass alone; what options change in ops is of tests of ops. All errors count, for the largest one is
-    one of chance.
+    """In the forward pass alone; what options change in ops is of tests of ops. All errors count, for the largest
+    one is one of chance.
     """
     c = compiled(case)
     assert {leaf.dtype for leaf in flatten(c.low, nnx.Param).values()} <= {jnp.dtype(jnp.float32)}
@@ -365,7 +365,7 @@ def test_a_field_that_is_not_honored_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["bidirectional", "dilated", "parallel"])
 def test_combinators_map_positions(name: str) -> None:
-    """Only differences of positions count, and they grow in the order of reading: twice as far apart is not the same."""
+    """Only differences of positions count, and they grow in the order of reading: twice the distance differs."""
     rotary = {"name": "attention", "rotary": 100.0}
     inside = {"branches": (rotary, rotary)} if name == "parallel" else {"inner": rotary}
     mixer = layers.create_mixer(name, FEATURES, num_heads=2, rngs=nnx.Rngs(0), **inside)

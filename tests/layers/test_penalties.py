@@ -1,5 +1,5 @@
-"""Attention whose scores fall against recorded outputs of flash-linear-attention and of the authors of RMT and LookHere,
-and BigBird's blocks against transformers' layer.
+"""Attention whose scores fall against recorded outputs of flash-linear-attention and of the authors of RMT and
+LookHere, and BigBird's blocks against transformers' layer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def test_forgetting_attention(window: int | None, record_property: Any) -> None:
 def test_manhattan_attention(form: str, record_property: Any) -> None:
     state = recorded.weights()
     mixer = layers.ManhattanAttention(
-        recorded.FEATURES, num_heads=recorded.HEADS, decomposed=form == "decomposed", decay_range=recorded.RANGE, rngs=nnx.Rngs(0)
+        recorded.FEATURES, num_heads=recorded.HEADS, decomposed=form == "decomposed", decay_range=recorded.RANGE,
+        rngs=nnx.Rngs(0)
     )  # fmt: skip
     weights = {}
     for ours, theirs in recorded.NAMES.items():
@@ -73,7 +74,8 @@ def test_lookhere(view: str, record_property: Any) -> None:
     """The scores' penalties and fields of view, with a class token, which the authors give neither."""
     num_heads, (rows, columns), dim = recorded.VIEWS[view], recorded.GRID, 4
     mixer = layers.DirectedAttention(
-        num_heads * dim, num_heads=num_heads, fields=view.split("-"), slope=0.7, layer_slopes=(1.5, 0.5), index=1, depth=5,
+        num_heads * dim, num_heads=num_heads, fields=view.split("-"), slope=0.7, layer_slopes=(1.5, 0.5), index=1,
+        depth=5,
         rngs=nnx.Rngs(0),
     )  # fmt: skip
     length = 1 + rows * columns
@@ -99,7 +101,8 @@ def test_bigbird(choice: str, record_property: Any) -> None:
 
     features, heads, block, random, length = 16, 2, 4, 2, 44
     config = transformers.BigBirdConfig(
-        hidden_size=features, num_attention_heads=heads, block_size=block, num_random_blocks=random, max_position_embeddings=64
+        hidden_size=features, num_attention_heads=heads, block_size=block, num_random_blocks=random,
+        max_position_embeddings=64
     )  # fmt: skip
     theirs = modeling_big_bird.BigBirdBlockSparseAttention(config)
     randomize(theirs)

@@ -31,7 +31,7 @@ def number(parameter: Any) -> np.ndarray:
 
 
 def by_hand(made: MultiHeadAttention, score: Any) -> np.ndarray:
-    """Attention in float64 from the layer's own queries, keys and values; ``score(logits, q, offset)`` changes logits."""
+    """Attention in float64 from the layer's queries, keys and values; ``score(logits, q, offset)`` changes logits."""
     q, k, v = (np.asarray(a, np.float64) for a in (made.query_heads(X), *made.key_value_heads(X)))
     offset = np.arange(LENGTH) - np.arange(LENGTH)[:, None]
     logits = score(np.einsum("bqhd,bkhd->bhqk", q, k) * WIDTH**-0.5, q, offset)
@@ -116,7 +116,7 @@ def test_slopes_of_heads_beyond_a_power_of_two() -> None:
 
 
 def test_visible_and_padding_together() -> None:
-    """Tokens of a segment see each other, padding is seen by none: as with a mask of both, and as without the padding."""
+    """Tokens of a segment see each other, none sees padding: as with a mask of both, and as without the padding."""
     made = MultiHeadAttention(HEADS * WIDTH, num_heads=HEADS, visible=masks.segments(8), rngs=nnx.Rngs(1))
     mask = np.arange(LENGTH) < np.array([[11], [LENGTH]])
     y, *parts = jax.jit(

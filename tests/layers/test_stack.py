@@ -1,4 +1,4 @@
-"""A stack runs as a loop, scanned, and with rematerialisation: the same values, gradients, statistics and randomness."""
+"""A stack as a loop, scanned, and with rematerialization: the same values, gradients, statistics and randomness."""
 
 from __future__ import annotations
 
@@ -288,7 +288,9 @@ class Handing(layers.Mixer):
 
     shares = causal = supports_causal = True
 
-    def mix(self, x: jax.Array, tokens: layers.Tokens, shared: Any, own: Any) -> tuple[jax.Array, Any]:  # type: ignore[override]
+    def mix(  # type: ignore[override]
+        self, x: jax.Array, tokens: layers.Tokens, shared: Any, own: Any
+    ) -> tuple[jax.Array, Any]:
         return x * own["factor"] + shared["sum"] / 3, {"sum": 2 * shared["sum"] + x}
 
     def init_state(self, batch_size: int, *_: Any, **__: Any) -> jax.Array:

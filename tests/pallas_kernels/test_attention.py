@@ -346,7 +346,7 @@ def test_what_devices_do_not_share_is_refused(
     ],
 )
 def test_the_cost_of_a_mask_follows_its_density(mask: masks.Mask | masks.ByHead) -> None:
-    """Operations of the form that computes blocks, over those of dense attention; density is counted in its own blocks."""
+    """Operations of the form that computes blocks, over those of dense attention; density counts its own blocks."""
     x = jax.ShapeDtypeStruct((1, 1024, 2, 16), jnp.float32)
     parts = mask.parts if isinstance(mask, masks.ByHead) else (mask,)
     density = np.mean([cover(part, 1024, 1024, lists.CHUNK, lists.BLOCK).some.mean() for part in parts])

@@ -190,8 +190,8 @@ def test_a_row_is_its_documents_alone(op: str, name: str) -> None:
 
 @functools.lru_cache(4)
 def gradients(op: str, options: frozenset[tuple[str, Any]]) -> Any:
-    """The output, and the gradients of the part of it that is ``own``, as XLA's form has them: one program for all cases
-    that differ in numbers alone.
+    """The output, and the gradients of the part of it that is ``own``, as XLA's form has them: one program for all
+    cases that differ in numbers alone.
     """
 
     @jax.jit

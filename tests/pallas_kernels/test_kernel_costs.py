@@ -1,4 +1,4 @@
-"""What kernels declare that they do, against the counted operations of XLA's form of the same call, gradient included."""
+"""What kernels declare, against the counted operations of XLA's form of the same call, gradient included."""
 
 from __future__ import annotations
 

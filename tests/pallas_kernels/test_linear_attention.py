@@ -157,7 +157,7 @@ def test_minus_infinity_forgets_everything(decay: str) -> None:
 
 
 def test_memory_of_the_gradient_is_small() -> None:
-    """Far below one state for each token, which autodiff of the recurrence keeps, or a number for each pair of tokens."""
+    """Far below a state for each token, which autodiff of the recurrence keeps, or a number for each pair of tokens."""
     length, heads, dim = 1024, 4, 32
     arrays = jax.eval_shape(functools.partial(single, inputs(length, "key", heads=heads, groups=heads, dim=dim)))
     program = jax.jit(jax.grad(lambda a: jnp.sum(jnp.square(linear_attention(**a, chunk_size=32)))))

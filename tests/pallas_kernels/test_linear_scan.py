@@ -1,4 +1,4 @@
-"""The elementwise linear recurrence: against its closed form, cutting, the work of second derivatives, memory, refusals."""
+"""The elementwise linear recurrence: its closed form, cutting, work of second derivatives, memory, refusals."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_form_of_other_platforms(name: str) -> None:
 
 
 def test_gradients_are_linear_in_length() -> None:
-    """Operations of the gradient, and of its own: differentiated as it stands, the loop that reads tokens in place takes
-    a pass over the whole sequence for each token.
+    """Operations of the gradient, and of its own: differentiated as it stands, the loop that reads tokens in place
+    takes a pass over the whole sequence for each token.
     """
 
     def loss(x: jax.Array, decay: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ def test_misfits(change: dict[str, tuple[int, ...]], message: str) -> None:
 
 
 def test_no_step_of_the_gradient_copies_the_sequence() -> None:
-    """Where a loop reads and writes one array, XLA may copy all of it in every step: time is then quadratic in length."""
+    """Where a loop reads and writes one array, XLA may copy all of it in every step: quadratic in length."""
 
     def loss(x: jax.Array, decay: jax.Array) -> jax.Array:
         return jnp.sum(linear_scan(x, decay) ** 2)

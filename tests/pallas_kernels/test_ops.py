@@ -36,10 +36,12 @@ FLOAT64 = 1e-8  # of the float32 tolerance; the two epsilons stand as 1.9e-9
 # Interpreting a TPU kernel costs a second or two, so it runs where it has a path of its own.
 INTERPRETED = {
     "attention splash": "whole_blocks",
-    "attention mosaic_tpu": """cross_grouped mask bias padding_causal_grouped query_padding large_logits sigmoid whole_blocks long_padding
+    "attention mosaic_tpu": """cross_grouped mask bias padding_causal_grouped query_padding large_logits sigmoid
+    whole_blocks long_padding
         long_cache routed long_routed_score long_pattern pattern_cache_score segments_alone long_segments score""",
     "linear_attention mosaic_tpu": "plain token grouped_head both_ways_key abrupt_token fast_decay_token abrupt_key",
-    "delta_rule mosaic_tpu": "three_steps_gated grouped identical_keys one_reflection_repeated identical_keys_beyond_one abrupt fast_decay",
+    "delta_rule mosaic_tpu": """three_steps_gated grouped identical_keys one_reflection_repeated
+        identical_keys_beyond_one abrupt fast_decay""",
     "selective_scan mosaic_tpu": "everything many_states grouped slow fast padded_tail",
 }
 # What its kernels lack, by the reasons that they give.
@@ -80,7 +82,8 @@ QUICK = {
 
 # What float32 could get wrong and float64 does not: extreme and correlated numbers, and sums of many terms.
 STRESS = re.compile(
-    "large|offset|peaks|identical|correlated|parallel|reflect|abrupt|fast|slow|decay|down_to|hard|empty|packed_padded|long_padding"
+    "large|offset|peaks|identical|correlated|parallel|reflect|abrupt|fast|slow|decay|down_to|hard|empty|"
+    "packed_padded|long_padding"
 )
 
 

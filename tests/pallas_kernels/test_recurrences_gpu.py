@@ -55,12 +55,14 @@ def shared_case(op: str, name: str, narrow: tuple[str, ...] = ()) -> Inputs:
 
 
 def long(op: str, key_dim: int, decay_dim: int = 0) -> Inputs:
-    """Three chunks, the last not full, shared queries and keys, a state in and out; a decay per key with ``decay_dim``."""
+    """Three chunks, one not full, shared queries and keys, states in and out; decays per key with ``decay_dim``."""
     rng = np.random.default_rng(0)
     k = rng.standard_normal((1, 150, 1, key_dim))
     arrays = {
-        "q": rng.standard_normal((1, 150, 1, key_dim)), "k": k / np.linalg.norm(k, axis=-1, keepdims=True), "v": rng.standard_normal((1, 150, 2, 8)),
-        "decay": -0.1 * rng.exponential(size=(1, 150, 2, *([decay_dim] if decay_dim else []))), "initial_state": rng.standard_normal((1, 2, key_dim, 8)),
+        "q": rng.standard_normal((1, 150, 1, key_dim)), "k": k / np.linalg.norm(k, axis=-1, keepdims=True),
+        "v": rng.standard_normal((1, 150, 2, 8)),
+        "decay": -0.1 * rng.exponential(size=(1, 150, 2, *([decay_dim] if decay_dim else []))),
+        "initial_state": rng.standard_normal((1, 2, key_dim, 8)),
     }  # fmt: skip
     if op == "delta_rule":
         arrays["beta"] = 2 * rng.random((1, 150, 2))

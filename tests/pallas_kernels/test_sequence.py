@@ -1,4 +1,4 @@
-"""Ops on sequences split over devices: equal to one device, gradients too, by the way that dispatch is meant to pick."""
+"""Ops on sequences split over devices: equal to one device, gradients too, by the way dispatch is meant to pick."""
 
 from __future__ import annotations
 

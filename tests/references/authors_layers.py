@@ -1,13 +1,13 @@
-"""Records outputs of four authors' layers: ``python -m tests.references.authors_layers CLONES`` writes authors_layers.npz
-beside this file.
+"""Records outputs of four authors' layers: ``python -m tests.references.authors_layers CLONES`` writes
+authors_layers.npz beside this file.
 
 CLONES holds checkouts of github.com/thuml/Flowformer (MIT, commit 61f5d8c), github.com/gmongaras/Cottention_Transformer
 (without a license, commit 63a11ea), github.com/NadavSc/Diff-Mamba (MIT, commit 60c141e) and github.com/SkyworkAI/MoH
 (Apache-2.0, commit 2cefd57), by the names of the repositories. Only numbers are kept: weights and inputs follow from
 seeds. Recorded are flow attention and cosine attention, to both sides and causal, what the second block of Diff-Mamba-2
-adds to its input, and attention with a mixture of heads and its loss, each with the gradient of the input. Of causal cosine
-attention it is the loop of the authors' decoding, for their other form is a CUDA kernel; without its rotary embedding. Of
-Diff-Mamba-2 it is the form without kernels, and without the norm before the mixer.
+adds to its input, and attention with a mixture of heads and its loss, each with the gradient of the input. Of causal
+cosine attention it is the loop of the authors' decoding, for their other form is a CUDA kernel; without its rotary
+embedding. Of Diff-Mamba-2 it is the form without kernels, and without the norm before the mixer.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ MIXER = ("A_log", "D", "conv1d.bias", "conv1d.weight", "dt_bias", "in_proj.weigh
 def differential() -> dict[str, np.ndarray]:
     """Of Diff-Mamba-2, by the authors' names."""
     channels = FEATURES + 2 * STATE
-    sizes = ((HEADS,), (HEADS,), (channels,), (channels, 1, TAPS), (HEADS,), (FEATURES + channels + HEADS, FEATURES), (FEATURES,),
+    sizes = ((HEADS,), (HEADS,), (channels,), (channels, 1, TAPS), (HEADS,), (FEATURES + channels + HEADS, FEATURES),
+        (FEATURES,),
              (FEATURES, FEATURES))  # fmt: skip
     shapes = {f"mixer_{i}.{name}": size for i in (1, 2) for name, size in zip(MIXER, sizes, strict=True)}
     return seeded.weights(shapes | {"lambda_q1": (FEATURES,), "subln.weight": (FEATURES,)}, SEED)
@@ -101,7 +102,8 @@ def record(clones: Path) -> dict[str, np.ndarray]:
     keep("cosine", lambda x: out(layer(x, seen)[0]))
     gptj = importlib.import_module("transformers.models.gptj.modeling_gptj")
     config = types.SimpleNamespace(
-        hidden_size=FEATURES, num_attention_heads=HEADS, max_position_embeddings=64, attn_pdrop=0.0, resid_pdrop=0.0, rotary_dim=4,
+        hidden_size=FEATURES, num_attention_heads=HEADS, max_position_embeddings=64, attn_pdrop=0.0, resid_pdrop=0.0,
+        rotary_dim=4,
         fast_inference=True,
     )  # fmt: skip
     positions = {"create_sinusoidal_positions": gptj.create_sinusoidal_positions}
@@ -133,7 +135,8 @@ def record(clones: Path) -> dict[str, np.ndarray]:
         "Mamba2Config": config,
         "DiffMamba2Cache": None,
     }
-    names = ("pad_tensor_by_size", "reshape_into_chunks", "segment_sum", "apply_mask_to_padding_states", "MambaRMSNormGated",
+    names = ("pad_tensor_by_size", "reshape_into_chunks", "segment_sum", "apply_mask_to_padding_states",
+        "MambaRMSNormGated",
              "Mamba2Mixer", "Mamba2RMSNorm", "Mamba2Block", "DiffMamba2Block")  # fmt: skip
     block = classes(clones / "Diff-Mamba" / "modules" / "modeling_diffmamba2.py", given, names)["DiffMamba2Block"](
         config, 1

@@ -39,7 +39,8 @@ _DEIT: dict[str, Any] = {
 }
 # Windows of 7x7 tokens are moved on a map of 14x14 in the last block of Swin.
 _SWIN: dict[str, Any] = {
-    "img_size": 112, "embed_dim": FEATURES, "depths": [1, 2], "num_heads": [HEADS, 2 * HEADS], "window_size": 56, "num_classes": 10
+    "img_size": 112, "embed_dim": FEATURES, "depths": [1, 2], "num_heads": [HEADS, 2 * HEADS], "window_size": 56,
+    "num_classes": 10
 }  # fmt: skip
 # The authors' models by repository, files below its folder of models, class and options.
 MODELS: dict[str, tuple[str, tuple[str, ...], str, dict[str, Any]]] = {
@@ -78,7 +79,7 @@ def heads() -> dict[str, np.ndarray]:
 
 
 def _module(paths: list[Path]) -> dict[str, Any]:
-    """The classes and functions of files, without what these import besides PyTorch, and without the registered models."""
+    """The classes and functions of files, without imports besides PyTorch, and without the registered models."""
     from tests.references.live import timm, torch
 
     given = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "math": math, "partial": functools.partial}

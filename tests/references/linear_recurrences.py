@@ -24,19 +24,22 @@ SEED, BATCH, FEATURES, HEADS, LENGTHS = 7, 2, 32, 4, (45, 100)
 CASES: dict[str, tuple[str, dict[str, Any], str, str, dict[str, Any], dict[str, str]]] = {
     "retention": (
         "retention", {}, "multiscale_retention", "MultiScaleRetention", {},
-        {"query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj", "norm": "g_norm_swish_gate"},
+        {"query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj",
+            "norm": "g_norm_swish_gate"},
     ),
     "gla": (
         "gated_linear_attention", {}, "gla", "GatedLinearAttention", {},
         {
-            "query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj", "norm": "g_norm_swish_gate",
+            "query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj",
+            "norm": "g_norm_swish_gate",
             "decay.down": "gk_proj.0", "decay.up": "gk_proj.1",
         },
     ),
     "gla, convolutions": (
         "gated_linear_attention", {"conv_size": 4}, "gla", "GatedLinearAttention", {"use_short_conv": True},
         {
-            "query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj", "norm": "g_norm_swish_gate",
+            "query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj",
+            "norm": "g_norm_swish_gate",
             "decay.down": "gk_proj.0", "decay.up": "gk_proj.1",
             "query_conv": "q_conv1d", "key_conv": "k_conv1d", "value_conv": "v_conv1d",
         },
@@ -57,7 +60,8 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str, dict[str, Any], dict[str, 
         "gated_slot_attention", {"num_slots": 16, "conv_size": 4}, "gsa", "GatedSlotAttention",
         {"num_slots": 16, "use_short_conv": True},
         {
-            "query": "q_proj", "key": "k_proj", "value": "v_proj", "forget": "f_proj", "out": "o_proj", "norm": "g_norm",
+            "query": "q_proj", "key": "k_proj", "value": "v_proj", "forget": "f_proj", "out": "o_proj",
+            "norm": "g_norm",
             "query_conv": "q_conv1d", "key_conv": "k_conv1d", "value_conv": "v_conv1d",
         },
     ),
@@ -71,7 +75,8 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str, dict[str, Any], dict[str, 
         },
     ),
     "kda, safe gate": (
-        "kimi_delta_attention", {"num_value_heads": 8, "negative": True, "lower_bound": -5.0}, "kda", "KimiDeltaAttention",
+        "kimi_delta_attention", {"num_value_heads": 8, "negative": True, "lower_bound": -5.0}, "kda",
+        "KimiDeltaAttention",
         {
             "head_dim": 8, "num_v_heads": 8, "allow_neg_eigval": True, "safe_gate": True, "lower_bound": -5.0,
             "mode": "fused_recurrent",

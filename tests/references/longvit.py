@@ -28,7 +28,8 @@ def shapes() -> dict[str, tuple[int, ...]]:
         "model.pos_embed": (1, (IMAGE // PATCH) ** 2, FEATURES),
         "model.patch_embed.proj.weight": (FEATURES, 3, PATCH, PATCH),
         "model.patch_embed.proj.bias": (FEATURES,),
-        "fc_norm.weight": (FEATURES,), "fc_norm.bias": (FEATURES,), "head.weight": (CLASSES, FEATURES), "head.bias": (CLASSES,),
+        "fc_norm.weight": (FEATURES,), "fc_norm.bias": (FEATURES,), "head.weight": (CLASSES, FEATURES),
+        "head.bias": (CLASSES,),
     }  # fmt: skip
     for i in range(DEPTH):
         layer = f"model.encoder.layers.{i}"
@@ -75,7 +76,8 @@ def record(clone: Path) -> dict[str, np.ndarray]:
     _stand_in("timm.models.registry", register_model=lambda make: make)
     install_attention()
     args = types.SimpleNamespace(
-        img_size=IMAGE, patch_size=PATCH, encoder_embed_dim=FEATURES, encoder_layers=DEPTH, encoder_attention_heads=HEADS, drop_path_rate=0.0,
+        img_size=IMAGE, patch_size=PATCH, encoder_embed_dim=FEATURES, encoder_layers=DEPTH,
+        encoder_attention_heads=HEADS, drop_path_rate=0.0,
         checkpoint_activations=False,
     )  # fmt: skip
     model = importlib.import_module("modeling_finetune").LongViTForTCGAClassification(args, CLASSES)

@@ -1,4 +1,5 @@
-"""Records outputs of the authors' LookHere: ``python -m tests.references.lookhere CLONE`` writes lookhere.npz beside it.
+"""Records outputs of the authors' LookHere: ``python -m tests.references.lookhere CLONE`` writes lookhere.npz beside
+it.
 
 CLONE is a checkout of github.com/GreenCUBIC/lookhere (MIT). Only numbers are kept. The model is the authors' class,
 narrow and shallow, with weights and images from :mod:`tests.references.seeded`, its penalties in bfloat16 as they have

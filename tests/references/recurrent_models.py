@@ -116,7 +116,7 @@ def rwkv6(clone: Path) -> Any:
 
 
 def transnormer(clone: Path) -> Any:
-    """weigao266/TNL-MoE (Apache-2.0), commit 007576f: TransNormerLLM's own code, without its kernels, as in training."""
+    """weigao266/TNL-MoE (Apache-2.0), commit 007576f: TransNormerLLM's own code, without its kernels, in training."""
     import os
 
     from tests.references import live
@@ -158,7 +158,7 @@ def causal_relation(clone: Path, name: str = "Relation Network") -> Any:
 
 
 def longhorn(clone: Path) -> Any:
-    """Cranial-XIX/longhorn, commit 4ea1745: its model, with its step (Longhorn.step) for a kernel and a plain RMSNorm."""
+    """Cranial-XIX/longhorn, commit 4ea1745: its model, with its step (Longhorn.step) as kernel and a plain RMSNorm."""
     import types
 
     import torch
@@ -196,7 +196,7 @@ def longhorn(clone: Path) -> Any:
 
 
 def fla(module: str, kind: str, replaced: str, plain: Callable[[Any], Any], **options: Any) -> Callable[[Path], Any]:
-    """fla-org/flash-linear-attention (MIT), commit bc3b101d, with its plain recurrence in place of the kernel ``replaced``
+    """fla-org/flash-linear-attention (MIT), commit bc3b101d, its plain recurrence in place of the kernel ``replaced``
     (module and name) of a layer; its other kernels run as those of :mod:`tests.references.linear_recurrences`.
     """
 

@@ -2,8 +2,9 @@
 this file.
 
 CLONE is a checkout of github.com/fla-org/flash-linear-attention (MIT), commit bc3b101d, run as
-:mod:`tests.references.linear_recurrences` says, at a length that its recurrent kernels serve: those of chunks do not run
-there. Two layers in a row, of which the second draws its values toward the first's. Only numbers are kept: weights and inputs follow from a seed.
+:mod:`tests.references.linear_recurrences` says, at a length that its recurrent kernels serve: those of chunks do not
+run there. Two layers in a row, of which the second draws its values toward the first's. Only numbers are kept: weights
+and inputs follow from a seed.
 """
 
 from __future__ import annotations

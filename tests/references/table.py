@@ -20,10 +20,10 @@ Written by `python -m tests.references.table`; not edited by hand.
 Each row compares a model with its reference implementation under the same random weights, which are loaded by
 their released names: logits, the features of every stage or block, and once for each kind of block the gradient of a
 scalar loss with respect to the input (for language models, to every parameter), in float32. The difference is
-max|ours - theirs| / max|theirs|, the largest of them. "live" runs the reference; "recorded" compares with outputs that a script under
-tests/references recorded. Models are compared with fewer blocks and features than published; parameter counts are
-compared for the published sizes. A row that says "layer" compares one layer and its gradient; one that says "op"
-an op with no parameters; one that says "read by timm" a file of ours, or of the authors' names, which timm's
+max|ours - theirs| / max|theirs|, the largest of them. "live" runs the reference; "recorded" compares with outputs that
+a script under tests/references recorded. Models are compared with fewer blocks and features than published; parameter
+counts are compared for the published sizes. A row that says "layer" compares one layer and its gradient; one that says
+"op" an op with no parameters; one that says "read by timm" a file of ours, or of the authors' names, which timm's
 converter reads.
 
 | architecture | reference | kind | arrays mapped | largest relative difference |
@@ -48,7 +48,8 @@ class Collector:
 
 
 def main(files: list[str]) -> int:
-    """Runs the comparisons in some files of tests, or all, and writes the table; refuses to write one with rows left out.
+    """Runs the comparisons in some files of tests, or all, and writes the table; refuses to write one with rows left
+    out.
 
     Rows of other files stay as they are.
     """

@@ -295,7 +295,8 @@ FAMILIES = {
         lambda name: {"indices": (1, 2)},
         published=("maxvit_tiny_tf_224", *_stages(1)),
         listed="maxvit_*_tf_*",
-        reference=lambda name: f"maxvit_{name.split('_')[1]}_tf_{variant(name).config.image_size}",  # type: ignore[attr-defined]
+        reference=lambda name: f"maxvit_{name.split('_')[1]}_tf_{variant(name).config.image_size}",
+        # type: ignore[attr-defined]
     ),
     "mlp_mixer": _mlps("mixer_s16_224", "mixer_", 1e-5),
     "pvt": Family(

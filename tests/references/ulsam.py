@@ -1,7 +1,7 @@
 """Records outputs of the authors' ULSAM: ``python -m tests.references.ulsam CLONE`` writes ulsam.npz beside it.
 
-CLONE is a checkout of github.com/Nandan91/ULSAM (no license: run only). Only numbers are kept: weights and inputs follow
-from seeds. The file makes CUDA the default device where it is imported: its classes alone are taken.
+CLONE is a checkout of github.com/Nandan91/ULSAM (no license: run only). Only numbers are kept: weights and inputs
+follow from seeds. The file makes CUDA the default device where it is imported: its classes alone are taken.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ weighted_scores.npz beside this file.
 
 CLONES holds checkouts of github.com/hermansh-id/rcmha (Apache-2.0, commit 87df49bf),
 github.com/gioannides/Gaussian-Adaptive-Attention (Apache-2.0, commit 145d1bc8) and
-github.com/lamm-mit/Graph-Aware-Transformers (Apache-2.0, commit fb2c6ef), by the names of the repositories. Only numbers
-are kept: weights and inputs follow from seeds. Recorded are relative convolutional attention, graph isomorphism
+github.com/lamm-mit/Graph-Aware-Transformers (Apache-2.0, commit fb2c6ef), by the names of the repositories. Only
+numbers are kept: weights and inputs follow from seeds. Recorded are relative convolutional attention, graph isomorphism
 attention with plain and with softplus edges, and multi-head Gaussian adaptive attention over the length and over the
 features, each with the gradient of the input.
 """

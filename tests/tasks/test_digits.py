@@ -60,7 +60,10 @@ def test_the_images_use_all_of_the_range(digits_dir):
 
 @pytest.mark.full
 def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path):
-    code = f"import sys; from tasks.datasets import digits; print(len(digits.Digits({str(tmp_path)!r}).source('train')), 'tensorflow' in sys.modules)"
+    code = (
+        "import sys; from tasks.datasets import digits; "
+        f"print(len(digits.Digits({str(tmp_path)!r}).source('train')), 'tensorflow' in sys.modules)"
+    )
     both = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)

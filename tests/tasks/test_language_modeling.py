@@ -301,7 +301,8 @@ def test_ties_are_not_right(folder: Path) -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 256, (64, 257)).astype(np.int32)
     batch = {
-        "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "real": np.ones((64, 256), np.float32), "bytes": np.full(64, 256, np.float32),
+        "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "real": np.ones((64, 256), np.float32),
+        "bytes": np.full(64, 256, np.float32),
         "weight": np.ones(64, np.float32),
     }  # fmt: skip
     metrics = task_on(folder).evaluate(lambda tokens: jnp.zeros((*tokens.shape, 256)), batch)

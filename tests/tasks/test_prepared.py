@@ -1,4 +1,4 @@
-"""Sets that TFDS has prepared: read without TensorFlow, their splits assigned, the remedy named where one is not there."""
+"""Sets that TFDS has prepared: read without TensorFlow, splits assigned, the remedy named where one is not there."""
 
 import json
 import shutil

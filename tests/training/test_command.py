@@ -24,7 +24,8 @@ from training.workdir import read_config
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {"features": 16, "depth": 1, "num_heads": 2}
 SMALL = {
-    "train_for": "2 steps", "eval_every": "2 steps", "save_every": "2 steps", "schedule.warmup": "0 steps", "batch_size": 8,
+    "train_for": "2 steps", "eval_every": "2 steps", "save_every": "2 steps", "schedule.warmup": "0 steps",
+    "batch_size": 8,
     **{f"model_options.{name}": value for name, value in MODEL.items()},
 }  # fmt: skip
 

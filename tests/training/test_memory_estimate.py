@@ -29,7 +29,8 @@ SQUARE = jax.ShapeDtypeStruct((16, 16), jnp.float32)  # 1 KiB
         (lambda a, b: jnp.tanh(a) * 2 + b, 0),  # fused into whatever reads it
         (lambda a, b: a @ b @ b @ b @ b, 2),  # one product and the next
         (lambda a, b: (a @ b) @ (b @ a), 3),  # two products, which live until the third is made
-        (lambda a, b: jax.lax.scan(lambda c, x: (c, c @ x @ x), a, jnp.stack([b] * 4))[1], 8 + 3),  # operands, results, and a slice and two products
+        (lambda a, b: jax.lax.scan(lambda c, x: (c, c @ x @ x), a, jnp.stack([b] * 4))[1], 8 + 3),
+         # operands, results, and a slice and two products
         (lambda a, b: jax.jit(lambda a: a @ a)(a) @ b, 2),
         (lambda a, b: differentiable()(lambda a: a @ a @ a)(b), 2),
     ],

@@ -184,7 +184,8 @@ class NextToken:
 def stepper(model, task=None, accumulate=1, sticky=True, **config):
     optimizer = optimizers.create(model, flatten(model, nnx.Param), {"name": "sgd", "learning_rate": 1.0, **config})
     step = make_step(
-        Skeleton(model), task or NextToken(), optimizer, lambda step: jnp.float32(1.0), seed=0, accumulate=accumulate, ema=0.0, aux_losses={}, sticky=sticky
+        Skeleton(model), task or NextToken(), optimizer, lambda step: jnp.float32(1.0), seed=0, accumulate=accumulate,
+        ema=0.0, aux_losses={}, sticky=sticky
     )  # fmt: skip
     return jax.jit(step), initial_state(model, optimizer, 0.0)
 

@@ -25,7 +25,8 @@ TASK = toy.ToyTask()
 def setup(model, accumulate=1, ema=0.0, aux=None, sticky=True, seed=0, task=TASK, **optimizer):
     chosen = optimizers.create(model, flatten(model, nnx.Param), {"name": "sgd", "learning_rate": 0.1, **optimizer})
     step = make_step(
-        Skeleton(model), task, chosen, lambda step: jnp.float32(0.1), seed=seed, accumulate=accumulate, ema=ema, aux_losses=aux or {}, sticky=sticky
+        Skeleton(model), task, chosen, lambda step: jnp.float32(0.1), seed=seed, accumulate=accumulate, ema=ema,
+        aux_losses=aux or {}, sticky=sticky
     )  # fmt: skip
     return jax.jit(step), initial_state(model, chosen, ema)
 

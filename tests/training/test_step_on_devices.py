@@ -58,7 +58,8 @@ def step_of(family: str) -> tuple[nnx.Module, Any, Any]:
     model = make(family, **FAMILIES[family], dtype=jnp.bfloat16)
     chosen = optimizers.create(model, flatten(model, nnx.Param), {"name": "sgd", "learning_rate": 0.1})
     step = make_step(
-        Skeleton(model), Mean(), chosen, lambda step: jnp.float32(0.1), seed=0, accumulate=1, ema=0.0, aux_losses=AUXILIARY.get(family, {}), sticky=False
+        Skeleton(model), Mean(), chosen, lambda step: jnp.float32(0.1), seed=0, accumulate=1, ema=0.0,
+        aux_losses=AUXILIARY.get(family, {}), sticky=False
     )  # fmt: skip
     return model, step, initial_state(model, chosen, 0.0)
 

@@ -24,7 +24,8 @@ from zoo.registry import Variant, abstract, variant
 
 # What makes a variant tiny, as far as its architecture has the field.
 COMMON: dict[str, Any] = {
-    "num_classes": 5, "image_size": 32, "patch_size": 8, "vocab_size": 11, "features": 16, "depth": 2, "num_heads": 2, "state_dim": 8, "head_dim": 8
+    "num_classes": 5, "image_size": 32, "patch_size": 8, "vocab_size": 11, "features": 16, "depth": 2, "num_heads": 2,
+    "state_dim": 8, "head_dim": 8
 }  # fmt: skip
 # What a family needs beyond that.
 TINY: dict[str, dict[str, Any]] = {
@@ -141,9 +142,10 @@ classifiers = pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *ENCODERS])
 every = pytest.mark.parametrize("family", FAMILIES)
 # What is between the blocks, and a family of each whose blocks do not ask for more than any mixer gives.
 BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encoder: "bert"}
-# Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, positions, tables.
+# Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, tables.
 OWNERS = (
-    *BACKBONES.values(), "agent", "cait", "eva", "gpt2", "linear_attention", "longformer", "lookhere", "maxvit", "pvt_v1",
+    *BACKBONES.values(), "agent", "cait", "eva", "gpt2", "linear_attention", "longformer", "lookhere", "maxvit",
+    "pvt_v1",
     "rwkv7", "t2t_vit",
 )  # fmt: skip
 # Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how

@@ -1,5 +1,5 @@
-"""BiFormer against recorded outputs of the authors' code: logits, features, attention, routed regions, gradients, names;
-test_recorded_models.py compares sizes.
+"""BiFormer against recorded outputs of the authors' code: logits, features, attention, routed regions, gradients,
+names; test_recorded_models.py compares sizes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The models that flash-linear-attention has too have its names, shapes, sizes and outputs, and its files go in and out."""
+"""Models that flash-linear-attention has too have its names, shapes, sizes and outputs; its files go in and out."""
 
 from __future__ import annotations
 

@@ -115,8 +115,8 @@ def shallowest(name: str) -> nnx.Module:
 
 
 def met_by(name: str) -> set[object]:
-    """What generation meets in a model beside the mixers themselves, whose reading of pieces tests/layers has: the kinds
-    of their states, how blocks are joined, what is beside them, and how tokens enter and leave.
+    """What generation meets in a model beside the mixers themselves, whose reading of pieces tests/layers has: the
+    kinds of their states, how blocks are joined, what is beside them, and how tokens enter and leave.
     """
     model = create_abstract(name, **own(name))
     graphdef, arrays = nnx.split(model)

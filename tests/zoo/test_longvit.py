@@ -16,7 +16,8 @@ from zoo.registry import abstract, variant
 from zoo.weights import export
 
 SIZE = {
-    "image_size": recorded.IMAGE, "patch_size": recorded.PATCH, "features": recorded.FEATURES, "depth": recorded.DEPTH, "num_heads": recorded.HEADS,
+    "image_size": recorded.IMAGE, "patch_size": recorded.PATCH, "features": recorded.FEATURES, "depth": recorded.DEPTH,
+    "num_heads": recorded.HEADS,
     "num_classes": recorded.CLASSES,
 }  # fmt: skip
 

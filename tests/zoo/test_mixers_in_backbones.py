@@ -21,7 +21,7 @@ def is_quick_cell(family: str, mixer: str) -> bool:
 
 
 def cells() -> list[Any]:
-    """Every mixer in every backbone, of which one is quick; attention in every family, which may make its own blocks."""
+    """Every mixer in every backbone, of which one is quick; attention in every family, which may make blocks."""
     every = dict.fromkeys(
         [*itertools.product(BACKBONES.values(), layers.list_mixers()), *((family, "attention") for family in FAMILIES)]
     )
@@ -35,8 +35,8 @@ def test_backbone_is_in_the_matrix(family: str) -> None:
 
 @pytest.mark.parametrize(("family", "mixer"), cells())
 def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
-    """Each cell runs, or raises the stated reason. Gradients have mixers (tests/layers/test_mixers.py), and families with
-    their own mixers (test_model_gradients.py).
+    """Each cell runs, or raises the stated reason. Gradients have mixers (tests/layers/test_mixers.py), and families
+    with their own mixers (test_model_gradients.py).
     """
     cls = layers.mixer_class(mixer)
     # Two patches a side are enough for all but regions, of which a mixer may want up to seven a side.

@@ -118,9 +118,9 @@ def test_every_parameter_is_used(family: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("family", PARTS)
 def test_scan_and_remat_change_nothing(family: str) -> None:
-    """Outputs, gradients and statistics, in a decoder and where its blocks have statistics or are given more than tokens.
-    The other families' blocks are the same functions in a scan, which are traced; tests/layers/test_stack.py has the
-    numbers of a stack, the norms' statistics, and each form alone.
+    """Outputs, gradients and statistics, in a decoder and where its blocks have statistics or are given more than
+    tokens. The other families' blocks are the same functions in a scan, which are traced; tests/layers/test_stack.py
+    has the numbers of a stack, the norms' statistics, and each form alone.
     """
     form, model = ("scan", "remat"), tiny(family)
     sizes = one_stage(family, 2) if isinstance(model, Pyramid) else {}

@@ -1,4 +1,4 @@
-"""PVT v2 at sizes that patches do not divide, and beside transformers; test_timm_models.py compares the rest with timm."""
+"""PVT v2 at sizes that patches do not divide, and beside transformers; test_timm_models.py has the rest."""
 
 from __future__ import annotations
 

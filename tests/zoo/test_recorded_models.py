@@ -118,7 +118,8 @@ def isotropic(script: ModuleType, **more: Any) -> dict[str, Any]:
 WIDTH = cores.FEATURES
 _AGENT: dict[str, Any] = {"name": "agent", "agents": cores.AGENTS}
 _DEIT = {"image_size": 64, "patch_size": 8, "features": WIDTH, "depth": 2, "num_heads": cores.HEADS, "num_classes": 10}
-_SWIN = {"image_size": 112, "features": (WIDTH, 2 * WIDTH), "depths": (1, 2), "num_heads": (cores.HEADS, 2 * cores.HEADS), "num_classes": 10}  # fmt: skip
+_SWIN = {"image_size": 112, "features": (WIDTH, 2 * WIDTH), "depths": (1, 2),
+    "num_heads": (cores.HEADS, 2 * cores.HEADS), "num_classes": 10}  # fmt: skip
 _OF_WINDOWS = ("layers.1.blocks.1.attn.relative_position_index", "layers.1.blocks.1.attn_mask")
 
 
@@ -135,7 +136,8 @@ def _swin_of(mixer: dict[str, Any]) -> dict[str, Any]:
 _RALA = {**ravlt.SIZE, "features": ravlt.WIDTHS, "projection": ravlt.PROJECTION, "num_classes": ravlt.CLASSES}
 _RMT = {**rmt.SIZE, "features": rmt.WIDTHS, "projection": rmt.PROJECTION, "num_classes": rmt.CLASSES}
 _NAT: dict[str, Any] = {
-    "features": (nat.WIDTH, 2 * nat.WIDTH), "depths": nat.DEPTHS, "num_heads": nat.HEADS, "mlp_ratio": 2.0, "num_classes": nat.CLASSES
+    "features": (nat.WIDTH, 2 * nat.WIDTH), "depths": nat.DEPTHS, "num_heads": nat.HEADS, "mlp_ratio": 2.0,
+    "num_classes": nat.CLASSES
 }  # fmt: skip
 _T2T = {"token_features": 8, "image_size": t2t_vit.SIDES[0]}
 

@@ -19,7 +19,8 @@ from zoo.weights import export, load
 
 TOLERANCE = 1e-4
 SIZES = {
-    "vocab_size": recorded.VOCABULARY, "features": recorded.FEATURES, "depth": recorded.DEPTH, "num_heads": recorded.HEADS
+    "vocab_size": recorded.VOCABULARY, "features": recorded.FEATURES, "depth": recorded.DEPTH,
+    "num_heads": recorded.HEADS
 }  # fmt: skip
 FLA: dict[str, Any] = {"hidden": 24, "tied": False}
 RELATION: dict[str, Any] = {"num_heads": 1, "max_length": recorded.LENGTH}

@@ -1,5 +1,5 @@
-"""Swin V2's windows of pre-training, and its authors' names and constants, beside timm's; test_timm_models.py compares the
-rest.
+"""Swin V2's windows of pre-training, and its authors' names and constants, beside timm's; test_timm_models.py compares
+the rest.
 """
 
 from __future__ import annotations

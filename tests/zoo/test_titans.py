@@ -41,7 +41,7 @@ def test_the_state_does_not_grow(name: str) -> None:
 
 @pytest.mark.full
 def test_the_memory_reaches_beyond_window_and_segment() -> None:
-    """A change of the first token shows in the last one's logits, hundreds of tokens on, where attention alone sees 8."""
+    """A change of the first token shows in the last one's logits, hundreds of tokens on; attention alone sees 8."""
     tokens = np.random.default_rng(0).integers(0, 13, (1, 300)).astype(np.int32)
     changed = np.where(np.arange(300) < 1, (tokens + 1) % 13, tokens).astype(np.int32)
     run = nnx.jit(lambda model, tokens: model(tokens)[:, -1])

@@ -422,7 +422,7 @@ def test_a_network_that_fails_is_asked_once(monkeypatch: pytest.MonkeyPatch, cap
 def test_the_hubs_token_is_not_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Neither in a message, nor in what it was caused by, nor in a log, nor in what is saved or written down of a run."""
+    """Neither in a message, nor in its cause, nor in a log, nor in what is saved or written down of a run."""
     hub = pytest.importorskip("huggingface_hub")
     errors = pytest.importorskip("huggingface_hub.errors")
     token = "hf_abcdefghijklmnop"

@@ -2,7 +2,7 @@
 
     tokens -> embedding (+ position) -> blocks -> norm -> head
 
-GPT-2, Llama, Gemma, Mamba, RWKV-7, Titans, Routing Transformer and LongNet are this class with other mixers and options.
+GPT-2, Llama, Gemma, Mamba, RWKV-7, Titans, Routing Transformer and LongNet are it with other mixers and options.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class CausalState:
 
 
 class Causal(Model):
-    """A causal language model. Names: ``embedding``, ``embedding_norm``, ``position``, ``blocks.N``, ``norm``, ``head``."""
+    """A language model. Names: ``embedding``, ``embedding_norm``, ``position``, ``blocks.N``, ``norm``, ``head``."""
 
     stem: ClassVar[tuple[str, ...]] = ("embedding", "embedding_norm", "position")
     undecayed: ClassVar[tuple[str, ...]] = ("embedding", "position")
@@ -146,7 +146,7 @@ class Causal(Model):
         return None
 
     def handed_on(self, x: jax.Array) -> Any:
-        """What the first block is handed beside ``x`` (batch, length, features), and blocks hand on; None for nothing."""
+        """What the first block gets beside ``x`` (batch, length, features), and blocks hand on; None for nothing."""
         return None
 
     def block_options(self, place: Place) -> dict[str, Any]:

@@ -191,8 +191,8 @@ class Isotropic(Classifier):
         reductions = self._make_reductions(grid, 0 if after else c.class_token * (1 + c.distilled) + c.registers, rngs)
         if reductions and c.class_position in ("middle", "last"):
             raise ValueError(
-                f'class_position="{c.class_position}" puts the token among those that reductions take away: leave these '
-                f"out"
+                f'class_position="{c.class_position}" puts the token among those that reductions take away: leave '
+                "these out"
             )
         self.blocks = self.make_stack(reductions=reductions, rngs=rngs)
         self.takes_grid = any(not {"sequence", "image"} & set(mixer.layouts) for mixer in mixers(self.blocks))

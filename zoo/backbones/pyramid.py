@@ -84,7 +84,7 @@ class Pyramid(Classifier):
         return self.config.depths
 
     def make_stem(self, *, rngs: nnx.Rngs) -> Any:
-        """The module that brings the image to the first stage's size and features; None leaves it to the first block."""
+        """What brings the image to the first stage's size and features; None leaves it to the first block."""
         raise NotImplementedError
 
     def make_downsample(self, stage: int, *, rngs: nnx.Rngs) -> Any:

@@ -1,12 +1,12 @@
-"""Language models on the delta rule: DeltaNet, Gated DeltaNet, DeltaProduct, Comba and KDA (:mod:`layers.delta.delta_net` and
-:mod:`layers.delta.kimi_delta_attention` have the papers).
+"""Language models on the delta rule: DeltaNet, Gated DeltaNet, DeltaProduct, Comba and KDA
+(:mod:`layers.delta.delta_net` and :mod:`layers.delta.kimi_delta_attention` have the papers).
 
     x = x + DeltaRule(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
 Sizes of DeltaNet and Gated DeltaNet are those of flash-linear-attention's training configurations, 1.3b those of its
 "1B", and those of Comba and KDA its defaults. (Kimi Linear has KDA in three blocks of four, and in the fourth attention
-through a latent, which is not here.) The sizes of DeltaProduct are our choice, each within 3 % of its name, and so are the nanos. Released names are
-flash-linear-attention's.
+through a latent, which is not here.) The sizes of DeltaProduct are our choice, each within 3 % of its name, and so are
+the nanos. Released names are flash-linear-attention's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class DeltaNetConfig(CausalConfig):
 
 
 _OPTIONS = (
-    "num_value_heads", "head_dim", "value_expansion", "steps", "use_decay", "use_gate", "negative", "lower_bound", "normalize_read"
+    "num_value_heads", "head_dim", "value_expansion", "steps", "use_decay", "use_gate", "negative", "lower_bound",
+    "normalize_read"
 )  # fmt: skip
 
 
@@ -97,7 +98,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 _MIXER = {
-    "q_proj": "query", "k_proj": "key", "v_proj": "value", "b_proj": "beta", "a_proj": "decay", "g_proj": "gate", "o_proj": "out", "o_norm": "norm",
+    "q_proj": "query", "k_proj": "key", "v_proj": "value", "b_proj": "beta", "a_proj": "decay", "g_proj": "gate",
+    "o_proj": "out", "o_norm": "norm",
     "q_conv1d": "query_conv", "k_conv1d": "key_conv", "v_conv1d": "value_conv", "A_log": "A_log", "dt_bias": "dt_bias",
     "f_proj.0": "decay.down", "f_proj.1": "decay.up", "g_proj.0": "gate.down", "g_proj.1": "gate.up",
     "decay": "feedback", "D": "correction",

@@ -66,7 +66,8 @@ class Gemma(Llama):
 
 _GEMMA: dict[str, Any] = {"vocab_size": 256000, "head_dim": 256, "norm_order": "pre"}
 _GEMMA2: dict[str, Any] = {
-    "vocab_size": 256000, "head_dim": 256, "window": 4096, "attention_cap": 50.0, "logit_cap": 30.0, "attention_scale": 256**-0.5
+    "vocab_size": 256000, "head_dim": 256, "window": 4096, "attention_cap": 50.0, "logit_cap": 30.0,
+    "attention_scale": 256**-0.5
 }  # fmt: skip
 _GEMMA3: dict[str, Any] = {
     "vocab_size": 262144, "num_heads": 4, "num_kv_heads": 1, "head_dim": 256, "attention_scale": 256**-0.5,
@@ -79,7 +80,8 @@ FIRST_VARIANTS: dict[str, dict[str, Any]] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "gemma_nano": {
-        "features": 128, "depth": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "window": 64, "attention_cap": 50.0, "logit_cap": 30.0
+        "features": 128, "depth": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "window": 64,
+        "attention_cap": 50.0, "logit_cap": 30.0
     },
     "gemma2_2b": {**_GEMMA2, "features": 2304, "depth": 26, "num_heads": 8, "num_kv_heads": 4, "hidden": 9216},
     "gemma2_9b": {**_GEMMA2, "features": 3584, "depth": 42, "num_heads": 16, "num_kv_heads": 8, "hidden": 14336},

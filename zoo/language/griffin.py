@@ -90,9 +90,11 @@ RELEASES = {
 
 _BLOCK, _OURS = "model.layers.{i}", "blocks.{i}"
 _MODULES = {
-    "temporal_block.linear_x": "mixer.input", "temporal_block.linear_y": "mixer.gate", "temporal_block.linear_out": "mixer.out_proj",
+    "temporal_block.linear_x": "mixer.input", "temporal_block.linear_y": "mixer.gate",
+    "temporal_block.linear_out": "mixer.out_proj",
     "temporal_block.conv_1d": "mixer.conv",
-    "temporal_block.q_proj": "mixer.query", "temporal_block.k_proj": "mixer.key", "temporal_block.v_proj": "mixer.value",
+    "temporal_block.q_proj": "mixer.query", "temporal_block.k_proj": "mixer.key",
+    "temporal_block.v_proj": "mixer.value",
     "temporal_block.o_proj": "mixer.out",
     "mlp_block.gate_proj": "channel.gate", "mlp_block.up_proj": "channel.up", "mlp_block.down_proj": "channel.down",
     "temporal_pre_norm": "mixer_norm", "channel_pre_norm": "channel_norm",

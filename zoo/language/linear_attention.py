@@ -1,6 +1,6 @@
-"""Language models that forget at rates of their own: RetNet (Sun et al., 2023, arXiv:2307.08621), GLA (Yang et al., 2023,
-arXiv:2312.06635), HGRN and HGRN2 (Qin et al., 2023, arXiv:2311.04823; 2024, arXiv:2404.07904), GSA (Zhang et al., 2024,
-arXiv:2409.07146), TransNormerLLM (Qin et al., 2023, arXiv:2307.14995) and xLSTM 7B (Beck et al., 2025,
+"""Language models that forget at rates of their own: RetNet (Sun et al., 2023, arXiv:2307.08621), GLA (Yang et al.,
+2023, arXiv:2312.06635), HGRN and HGRN2 (Qin et al., 2023, arXiv:2311.04823; 2024, arXiv:2404.07904), GSA (Zhang et al.,
+2024, arXiv:2409.07146), TransNormerLLM (Qin et al., 2023, arXiv:2307.14995) and xLSTM 7B (Beck et al., 2025,
 arXiv:2503.13427); of attention that is not linear, the Forgetting Transformer (Lin et al., 2025, arXiv:2503.02130); and
 causal relation networks (Cui et al., 2024, arXiv:2406.16168), whose blocks have no MLP.
 
@@ -8,8 +8,8 @@ causal relation networks (Cui et al., 2024, arXiv:2406.16168), whose blocks have
 
 Sizes and names are those of flash-linear-attention's models, of xLSTM 7B, whose logits are capped, those of
 transformers', and of TransNormerLLM and causal relation networks those of their code; the nanos are our choice. In HGRN
-and HGRN2 block i of L forgets no faster than its lower bound, which rises with depth and is learned for each key: b_i = p_1 + ... + p_i with p the softmax
-of ``lower_bounds`` (L, keys) over the blocks 0 to L - 1, and b_0 = 0.
+and HGRN2 block i of L forgets no faster than its lower bound, which rises with depth and is learned for each key: b_i =
+p_1 + ... + p_i with p the softmax of ``lower_bounds`` (L, keys) over the blocks 0 to L - 1, and b_0 = 0.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ KINDS = {
     "forgetting_transformer": "forgetting_attention",
 }
 
-# Of flash-linear-attention's models of these configurations, of TransNormerLLM's and causal relation networks' code and of transformers' xLSTM.
+# Of flash-linear-attention's models of these configurations, of TransNormerLLM's and causal relation networks' code and
+# of transformers' xLSTM.
 PARAMETERS = {
     "gla_340m": 341_707_776,
     "gla_1.3b": 1_365_514_240,
@@ -222,7 +223,8 @@ _FUSED, _ALONE = {"g_norm_swish_gate": "norm"}, {"g_norm": "norm"}
 
 _XLSTM, _BLOCK = "backbone.blocks.{i}", "blocks.{i}"
 _MLSTM = {
-    "q": "query", "k": "key", "v": "value", "ogate_preact": "gate", "igate_preact": "input_gate", "fgate_preact": "forget_gate",
+    "q": "query", "k": "key", "v": "value", "ogate_preact": "gate", "igate_preact": "input_gate",
+    "fgate_preact": "forget_gate",
     "multihead_norm": "norm", "out_proj": "out",
 }  # fmt: skip
 _XLSTM_RULES = Naming(

@@ -72,19 +72,23 @@ _SMOLLM2: dict[str, Any] = {"vocab_size": 49152, "rotary": 1e5}
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama_nano": {"features": 128, "depth": 4, "num_heads": 4, "num_kv_heads": 2},
     "llama2_7b": {"vocab_size": 32000, "features": 4096, "depth": 32, "num_heads": 32, "hidden": 11008, "tied": False},
-    "llama3.1_8b": {**_LLAMA3, "features": 4096, "depth": 32, "num_heads": 32, "hidden": 14336, "rotary": _slowed(8.0), "tied": False},
+    "llama3.1_8b": {**_LLAMA3, "features": 4096, "depth": 32, "num_heads": 32, "hidden": 14336, "rotary": _slowed(8.0),
+        "tied": False},
     "llama3.2_1b": {**_LLAMA3, "features": 2048, "depth": 16, "num_heads": 32, "hidden": 8192, "rotary": _slowed(32.0)},
     "llama3.2_3b": {**_LLAMA3, "features": 3072, "depth": 28, "num_heads": 24, "hidden": 8192, "rotary": _slowed(32.0)},
     "tinyllama_1.1b": {
-        "vocab_size": 32000, "features": 2048, "depth": 22, "num_heads": 32, "num_kv_heads": 4, "hidden": 5632, "tied": False
+        "vocab_size": 32000, "features": 2048, "depth": 22, "num_heads": 32, "num_kv_heads": 4, "hidden": 5632,
+        "tied": False
     },
     "mistral_7b": {
-        "vocab_size": 32768, "features": 4096, "depth": 32, "num_heads": 32, "num_kv_heads": 8, "hidden": 14336, "rotary": 1e6, "tied": False
+        "vocab_size": 32768, "features": 4096, "depth": 32, "num_heads": 32, "num_kv_heads": 8, "hidden": 14336,
+        "rotary": 1e6, "tied": False
     },
     "qwen2.5_0.5b": {**_QWEN25, "features": 896, "depth": 24, "num_heads": 14, "num_kv_heads": 2, "hidden": 4864},
     "qwen2.5_1.5b": {**_QWEN25, "features": 1536, "depth": 28, "num_heads": 12, "num_kv_heads": 2, "hidden": 8960},
     "qwen2.5_7b": {
-        **_QWEN25, "vocab_size": 152064, "features": 3584, "depth": 28, "num_heads": 28, "num_kv_heads": 4, "hidden": 18944, "tied": False
+        **_QWEN25, "vocab_size": 152064, "features": 3584, "depth": 28, "num_heads": 28, "num_kv_heads": 4,
+        "hidden": 18944, "tied": False
     },
     "qwen3_0.6b": {**_QWEN3, "features": 1024, "depth": 28, "num_heads": 16, "hidden": 3072},
     "qwen3_1.7b": {**_QWEN3, "features": 2048, "depth": 28, "num_heads": 16, "hidden": 6144},
@@ -150,7 +154,8 @@ def rotary_of(config: Mapping[str, Any], layers: str | None = None) -> Any:
 
 
 _LLAMA3_ROTARY = {
-    "factor": "factor", "original_length": "original_max_position_embeddings", "low_turns": "low_freq_factor", "high_turns": "high_freq_factor"
+    "factor": "factor", "original_length": "original_max_position_embeddings", "low_turns": "low_freq_factor",
+    "high_turns": "high_freq_factor"
 }  # fmt: skip
 
 

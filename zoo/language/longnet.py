@@ -70,7 +70,8 @@ class LongNet(Causal):
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "longnet_nano": {
-        "features": 128, "depth": 4, "num_heads": 4, "segments": (64, 128, 256), "rates": (1, 2, 4), "mlp": "swiglu", "norm": "rms", "inner_norm": False,
+        "features": 128, "depth": 4, "num_heads": 4, "segments": (64, 128, 256), "rates": (1, 2, 4), "mlp": "swiglu",
+        "norm": "rms", "inner_norm": False,
     },
     "longnet_125m": {"vocab_size": 100288, "features": 768, "depth": 12, "num_heads": 12, "rates": (1, 2, 4, 6, 12)},
     "longnet_350m": {"vocab_size": 100288, "features": 1024, "depth": 24, "num_heads": 16},

@@ -3,7 +3,8 @@ framework, as language models.
 
     x = x + NeuralMemory(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-    Moneta  l3 attentional bias, l4 retention     Yaad  Huber bias, l2 retention     Memora  l2 bias, Kullback-Leibler retention
+    Moneta  l3 attentional bias, l4 retention    Yaad  Huber bias, l2 retention
+    Memora  l2 bias, Kullback-Leibler retention
 
 :mod:`layers.memory.choices` has the four choices that make a memory. A new one is composed of them and joins any model
 or backbone:

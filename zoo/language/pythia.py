@@ -84,7 +84,8 @@ RULES: dict[str, Naming] = {
             # Rows are those of head after head, and in each of query, key and value.
             (f"{_BLOCK}.attention.query_key_value.weight", tuple(f"{name}.kernel" for name in _FUSED),
              Rearrange("(h p d) i -> i (p h d)", **_HEADS), Split(axis=1)),
-            (f"{_BLOCK}.attention.query_key_value.bias", tuple(f"{name}.bias" for name in _FUSED), Rearrange("(h p d) -> (p h d)", **_HEADS), Split()),
+            (f"{_BLOCK}.attention.query_key_value.bias", tuple(f"{name}.bias" for name in _FUSED),
+                Rearrange("(h p d) -> (p h d)", **_HEADS), Split()),
             (f"{_BLOCK}.attention.dense", f"{_OURS}.mixer.out"),
             (f"{_BLOCK}.input_layernorm", f"{_OURS}.mixer_norm"),
             (f"{_BLOCK}.post_attention_layernorm", f"{_OURS}.channel_norm"),

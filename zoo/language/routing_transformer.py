@@ -96,11 +96,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "clusters": 8, "cluster_window": 32, "relative": 32, "decay": 0.99, "scale": None,
     },
     "routing_transformer_wikitext103": {
-        "vocab_size": 267735, "features": 1024, "hidden": 3072, "depth": 14, "num_heads": 16, "routed_heads": 8, "clusters": 8, "max_length": 4096,
+        "vocab_size": 267735, "features": 1024, "hidden": 3072, "depth": 14, "num_heads": 16, "routed_heads": 8,
+        "clusters": 8, "max_length": 4096,
     },
-    "routing_transformer_enwik8": {"features": 1024, "hidden": 3072, "depth": 12, "num_heads": 8, "routed_heads": 4, "clusters": 16, "max_length": 8192},
+    "routing_transformer_enwik8": {"features": 1024, "hidden": 3072, "depth": 12, "num_heads": 8, "routed_heads": 4,
+        "clusters": 16, "max_length": 8192},
     "routing_transformer_imagenet64": {
-        "features": 1024, "mlp": "gelu", "hidden": 2048, "depth": 24, "num_heads": 16, "routed_heads": 4, "clusters": 8, "cluster_window": 2048,
+        "features": 1024, "mlp": "gelu", "hidden": 2048, "depth": 24, "num_heads": 16, "routed_heads": 4, "clusters": 8,
+        "cluster_window": 2048,
         "position": "learned", "max_length": 12288, "rotary": None, "relative": None,
     },
     "routing_transformer_pg19": {

@@ -2,9 +2,9 @@
 
     x = norm(word);  N x [x = x + TimeMix(norm(x));  x = x + W_v relu(W_k shift(norm(x)))^2]
 
-(:mod:`layers.delta.rwkv7`, :class:`layers.ShiftedMLP`.) Later blocks draw their values toward the first one's. The sizes are those of the
-models released as RWKV-7 World, and the counts those of the paper's appendix; ``rwkv7_nano`` is our choice. Names are
-the authors' and flash-linear-attention's.
+(:mod:`layers.delta.rwkv7`, :class:`layers.ShiftedMLP`.) Later blocks draw their values toward the first one's. The
+sizes are those of the models released as RWKV-7 World, and the counts those of the paper's appendix; ``rwkv7_nano`` is
+our choice. Names are the authors' and flash-linear-attention's.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ convolution:
 
     bottleneck:  y = f(shortcut(x) + N(conv1x1(f(N(halo(f(N(conv1x1(x)))))))))        f is ReLU or SiLU
 
-Blocks are of 8x8 tokens, the halo 2 or 3 wide. The paper's H0 to H7 were not released. These are timm's (1.0.31), at 256
-pixels: 26t 12.5 M parameters, 79.1 % top-1; 50ts 22.7 M, 81.7 %; se33ts, whose other bottlenecks are gated by
+Blocks are of 8x8 tokens, the halo 2 or 3 wide. The paper's H0 to H7 were not released. These are timm's (1.0.31), at
+256 pixels: 26t 12.5 M parameters, 79.1 % top-1; 50ts 22.7 M, 81.7 %; se33ts, whose other bottlenecks are gated by
 squeeze-and-excitation and which has a last convolution, 13.7 M, 81.0 %; eca_halonext26ts, with convolutions in groups
 and gates by ECA, 10.8 M, 79.5 %; h1, the paper's H1, 8.1 M, which timm has without weights.
 """

@@ -5,7 +5,8 @@
 
     even blocks: x = x + depthwise3x3(x);  x = x + attention in 7x7 windows(LN(x));  x = x + depthwise3x3(x)
                  x = x + MLP(LN(x))
-    odd blocks:  x = x + depthwise3x3(x);  x = x + ReLULinear(LN(x));  x = x + depthwise7x7(BN(GELU(depthwise7x7(LN(x)))))
+    odd blocks:  x = x + depthwise3x3(x);  x = x + ReLULinear(LN(x));  x = x +
+      depthwise7x7(BN(GELU(depthwise7x7(LN(x)))))
                  x = x + MLP(LN(x))
 
 Linear attention (:mod:`layers.attention.relu_linear`) spreads over the map; the two convolutions after it concentrate

@@ -161,7 +161,8 @@ mambaout_small_rw: sw_e450_in1k 1000 imagenet 1.0
 mambaout_base_short_rw: sw_e500_in1k 1000 imagenet 0.95
 mambaout_base_tall_rw: sw_e500_in1k 1000 imagenet 0.95
 mambaout_base_wide_rw: sw_e500_in1k 1000 imagenet 0.95
-mambaout_base_plus_rw: sw_e150_in12k_ft_in1k 1000 imagenet 1.0; sw_e150_r384_in12k_ft_in1k 1000 imagenet 1.0 squash 384px
+mambaout_base_plus_rw: sw_e150_in12k_ft_in1k 1000 imagenet 1.0
+mambaout_base_plus_rw: sw_e150_r384_in12k_ft_in1k 1000 imagenet 1.0 squash 384px
 mambaout_base_plus_rw: sw_e150_in12k 11821 imagenet 1.0
 """)
 

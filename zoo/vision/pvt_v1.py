@@ -131,8 +131,8 @@ class PVT(Pyramid):
         side, patch = self.config.image_size, self.config.patch_size * 2**stage
         if side % patch:
             raise ValueError(
-                f"stage {stage} cuts images into patches of {patch}x{patch} pixels: image_size={side} must be divisible "
-                f"by {patch}"
+                f"stage {stage} cuts images into patches of {patch}x{patch} pixels: image_size={side} must be "
+                f"divisible by {patch}"
             )
         return side // patch, side // patch
 

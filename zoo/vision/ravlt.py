@@ -6,8 +6,8 @@
     block: x = x + depthwise3x3(x);  x = x + s1 RALA(LN(x));  x = x + s2 W2 (h + depthwise3x3(h)), h = GELU(W1 LN(x))
 
 RMT's body with another attention (:mod:`layers.attention.rank_augmented`): linear in the first two stages, by softmax
-in the last two, in all sizes. Published for ImageNet-1k at 224: tiny 14.9 M parameters, small 25.6 M, base 48.2 M, large
-95.2 M; files under hf://aldjalkdf/RAVLT.
+in the last two, in all sizes. Published for ImageNet-1k at 224: tiny 14.9 M parameters, small 25.6 M, base 48.2 M,
+large 95.2 M; files under hf://aldjalkdf/RAVLT.
 """
 
 from __future__ import annotations

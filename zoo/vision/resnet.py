@@ -307,7 +307,7 @@ _POINTWISE = Rearrange("o i 1 1 -> i o")
 
 
 def _stage(stage: int, eca: str) -> list[tuple[Any, ...]]:
-    """The rules of a stage, whose numbers are counted from 1 on the released side; ``eca`` is their name of that gate."""
+    """The rules of a stage, counted from 1 on the released side; ``eca`` is their name of that gate."""
 
     def rule(theirs: str, ours: str, *operations: Any) -> tuple[Any, ...]:
         return f"layer{stage + 1}.{{b}}.{theirs}", f"stages.{stage}.blocks.{{b}}.{ours}", *operations

@@ -165,10 +165,14 @@ VARIANTS["swin_nano"] = {
 }
 
 RELEASES = parse_releases("""
-swin_tiny_patch4_window7_224: ms_in1k 1000 imagenet 0.9 mit; ms_in22k_ft_in1k 1000 imagenet 0.9 mit; ms_in22k 21841 imagenet 0.9 mit
-swin_small_patch4_window7_224: ms_in22k_ft_in1k 1000 imagenet 0.9 mit; ms_in1k 1000 imagenet 0.9 mit; ms_in22k 21841 imagenet 0.9 mit
-swin_base_patch4_window7_224: ms_in22k_ft_in1k 1000 imagenet 0.9 mit; ms_in1k 1000 imagenet 0.9 mit; ms_in22k 21841 imagenet 0.9 mit
-swin_base_patch4_window12_384: ms_in22k_ft_in1k 1000 imagenet 1.0 mit; ms_in1k 1000 imagenet 1.0 mit; ms_in22k 21841 imagenet 1.0 mit
+swin_tiny_patch4_window7_224: ms_in1k 1000 imagenet 0.9 mit; ms_in22k_ft_in1k 1000 imagenet 0.9 mit
+swin_tiny_patch4_window7_224: ms_in22k 21841 imagenet 0.9 mit
+swin_small_patch4_window7_224: ms_in22k_ft_in1k 1000 imagenet 0.9 mit; ms_in1k 1000 imagenet 0.9 mit
+swin_small_patch4_window7_224: ms_in22k 21841 imagenet 0.9 mit
+swin_base_patch4_window7_224: ms_in22k_ft_in1k 1000 imagenet 0.9 mit; ms_in1k 1000 imagenet 0.9 mit
+swin_base_patch4_window7_224: ms_in22k 21841 imagenet 0.9 mit
+swin_base_patch4_window12_384: ms_in22k_ft_in1k 1000 imagenet 1.0 mit; ms_in1k 1000 imagenet 1.0 mit
+swin_base_patch4_window12_384: ms_in22k 21841 imagenet 1.0 mit
 swin_large_patch4_window7_224: ms_in22k_ft_in1k 1000 imagenet 0.9 mit; ms_in22k 21841 imagenet 0.9 mit
 swin_large_patch4_window12_384: ms_in22k_ft_in1k 1000 imagenet 1.0 mit; ms_in22k 21841 imagenet 1.0 mit
 swin_s3_tiny_224: ms_in1k 1000 imagenet 0.9 mit

@@ -7,8 +7,8 @@ arXiv:2405.18425).
 
 Norms are RMS, the MLP's activation is SiLU; there is no class token. Published for ImageNet-1k at 224: tiny 5.8 M
 parameters, 77.2 % top-1; small 22.6 M, 81.7 %; base 89.1 M, 82.6 %. The authors' code halves the sum of both directions
-twice in evaluation, once in training; the norm behind it hides the difference up to its epsilon. Here it is halved once.
-The pyramids ViG-H are not here.
+twice in evaluation, once in training; the norm behind it hides the difference up to its epsilon. Here it is halved
+once. The pyramids ViG-H are not here.
 """
 
 from __future__ import annotations

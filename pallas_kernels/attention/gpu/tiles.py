@@ -211,7 +211,7 @@ def logits(
 
 
 def weights(spec: Spec, logits: jax.Array, log_sum: Any) -> jax.Array:
-    """Weights of logits to base 2: softmax with ``log_sum`` (base 2) as the logarithm of the denominator, or sigmoid."""
+    """Weights of logits to base 2: softmax with ``log_sum`` (base 2) as logarithm of the denominator, or sigmoid."""
     if spec.sigmoid:
         return 1.0 / (1.0 + jnp.exp2(-logits))
     return jnp.exp2(logits - log_sum)

@@ -50,7 +50,8 @@ def attention(call: AttentionCall) -> tuple[jax.Array, None]:
         seen = splash_attention.LocalMask(shape, call.reach, 0)
     block_q, block_k = (next(b for b in BLOCKS if n % b == 0) for n in shape)
     sizes = splash_attention.BlockSizes(
-        block_q=block_q, block_kv=block_k, block_q_dkv=block_q, block_kv_dkv=block_k, block_q_dq=block_q, block_kv_dq=block_k
+        block_q=block_q, block_kv=block_k, block_q_dkv=block_q, block_kv_dkv=block_k, block_q_dq=block_q,
+        block_kv_dq=block_k
     )  # fmt: skip
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([seen] * q.shape[2]), block_sizes=sizes, interpret=dispatch.interpreted()
