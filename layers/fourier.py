@@ -24,8 +24,8 @@ MOST = 2**20
 def transform(x: jax.Array, lengths: jax.Array) -> jax.Array:
     """The discrete Fourier transform of the first ``lengths`` entries of each row, as if the others were not there.
 
-    Bluestein's: with w = exp(-i pi / length), w^(2 j k) = w^(j^2) w^(k^2) w^(-(k - j)^2), so that a transform of any length
-    is a convolution, here of one size for all rows.
+    Bluestein's: with w = exp(-i pi / length), w^(2 j k) = w^(j^2) w^(k^2) w^(-(k - j)^2), so that a transform of any
+    length is a convolution, here of one size for all rows.
 
     Args:
       x: complex (batch, length, features).

@@ -112,7 +112,7 @@ class GatedRMSNorm(Module):
 
 
 class Affine(Module):
-    """``scale * x + bias`` in place of a norm: no statistics (ResMLP, Touvron et al., 2021, arXiv:2105.03404, eq. 1)."""
+    """``scale * x + bias`` in place of a norm, without statistics (ResMLP, Touvron et al., 2021, arXiv:2105.03404)."""
 
     def __init__(self, num_features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, **options: Any):
         """It has the options of other norms and no use for them."""

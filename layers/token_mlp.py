@@ -1,8 +1,8 @@
 """MLPs across tokens: mixing by matrices that are learned as they are, without scores.
 
-    token MLP        y = (W_2 f(W_1 x^T + b_1) + b_2)^T           MLP-Mixer (Tolstikhin et al., 2021, arXiv:2105.01601), eq. 1
-    linear           y = (W x^T + b)^T                            ResMLP (Touvron et al., 2021, arXiv:2105.03404), eq. 2
-    spatial gating   y = W_o (u * (W norm(v)^T + b)^T)            gMLP (Liu et al., 2021, arXiv:2105.08050), section 2
+    token MLP        y = (W_2 f(W_1 x^T + b_1) + b_2)^T    MLP-Mixer (Tolstikhin et al., 2021, arXiv:2105.01601), eq. 1
+    linear           y = (W x^T + b)^T                     ResMLP (Touvron et al., 2021, arXiv:2105.03404), eq. 2
+    spatial gating   y = W_o (u * (W norm(v)^T + b)^T)     gMLP (Liu et al., 2021, arXiv:2105.08050), section 2
                      [u; v] = f(W_i x)
 
 x^T has a row for each feature and a column for each token: all features of a map share the matrices. f is GELU, and the

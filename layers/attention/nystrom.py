@@ -1,10 +1,10 @@
-"""Nyström attention: Nyströmformer: A Nyström-Based Algorithm for Approximating Self-Attention (Xiong et al., AAAI 2021,
-arXiv:2102.03902), eqs. 13 to 15.
+"""Nyström attention: Nyströmformer: A Nyström-Based Algorithm for Approximating Self-Attention (Xiong et al., AAAI
+2021, arXiv:2102.03902), eqs. 13 to 15.
 
     Y = softmax(Q K~^T) softmax(Q~ K~^T)^+ softmax(Q~ K^T) V + DWC(V)                logits / sqrt(d)
 
-Q~ and K~, the landmarks, are means of queries and of keys over equal parts of the sequence. The pseudo-inverse is that of
-6 steps, starting with A^T / max column sum,
+Q~ and K~, the landmarks, are means of queries and of keys over equal parts of the sequence. The pseudo-inverse is that
+of 6 steps, starting with A^T / max column sum,
 
     Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4
 
@@ -48,7 +48,8 @@ class NystromAttention(ProjectedAttention):
     padding changes nothing. A row of no more tokens than landmarks has its tokens for landmarks, and is attended to
     exactly. It is bidirectional only: each landmark is a mean over tokens before and after a query.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``conv.kernel`` (kernel_size, 1, 1, heads) where there is one.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``conv.kernel`` (kernel_size, 1, 1, heads) where there
+      is one.
     """
 
     weighs_values = True
@@ -123,7 +124,7 @@ class NystromAttention(ProjectedAttention):
         return attention(q, keys, found, mask=_of_keys(there))
 
     def _inverse(self, a: jax.Array, exact: jax.Array) -> jax.Array:
-        """The pseudo-inverse of (batch, heads, landmarks, landmarks); of identity matrices, where ``exact``, it is one."""
+        """The pseudo-inverse of (batch, heads, landmarks, landmarks); where ``exact``, of identities, it is one."""
         columns = a.sum(-2).max(-1)[..., None, None]
         if self.inverse == "batch":
             columns = jnp.where(exact[:, None, None], 1, jnp.where(exact[:, None, None], 0, columns).max())

@@ -52,8 +52,8 @@ def attend(q: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("inverse", ["matrix", "batch"])
 def test_rows_of_any_length_go_through_landmarks_of_their_own(inverse: str) -> None:
-    """With many steps the inverse is the pseudo-inverse, however it starts; rows shorter than the landmarks are attended
-    to exactly.
+    """With many steps the inverse is the pseudo-inverse, however it starts; rows shorter than the landmarks are
+    attended to exactly.
     """
     landmarks, heads = 4, 2
     options = {"landmarks": landmarks, "kernel_size": None, "steps": 30, "inverse": inverse, "use_bias": False}

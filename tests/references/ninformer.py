@@ -1,8 +1,9 @@
-"""Records outputs of the authors' NiNformer: ``python -m tests.references.ninformer CLONE`` writes ninformer.npz beside it.
+"""Records outputs of the authors' NiNformer: ``python -m tests.references.ninformer CLONE`` writes ninformer.npz beside
+it.
 
 CLONE is a checkout of github.com/Abdullah-88/NiNformer (BSD-3-Clause). Only numbers are kept. The model is the authors'
-classifier, narrow and shallow, with weights and images from :mod:`tests.references.seeded`; the parameters of the one that
-they train are counted as well. Its class stands in a script that trains it: only the class is run.
+classifier, narrow and shallow, with weights and images from :mod:`tests.references.seeded`; the parameters of the one
+that they train are counted as well. Its class stands in a script that trains it: only the class is run.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ class IsotropicConfig(ModelConfig):
       norm_after_pool: the final norm follows the pooling instead of preceding it.
       final_norm: whether there is one.
       pre_norm: a norm before the first block (CLIP).
-      norm, norm_epsilon: the kind of all norms, "layer", "rms" or "affine" (a scale and a shift without statistics), and
-        what they add to the variance.
+      norm, norm_epsilon: the kind of all norms, "layer", "rms" or "affine" (a scale and a shift without statistics),
+        and what they add to the variance.
       order: of the norms in blocks: "pre", or "res_post", after each branch (whose scales then start at
         ``layer_scale``).
       qk_norm, qkv_bias, layer_scale: as in the blocks.

@@ -6,9 +6,9 @@ tokens (ITC).
 BERT with 4096 positions, whose blocks of 64 tokens see their neighbors, the first and the last block and 3 random ones.
 The MLP's GELU is that by tanh. Sequences of at most 704 tokens, 11 blocks, see all.
 
-transformers computes released models, in evaluation, with the first block in place of each random one, which then counts
-four times: ``choice="first"``, the default. ``choice="random"`` draws them, as in training and in the paper. There the
-last block is that of the padded row, and here of its last real token: padding changes nothing.
+transformers computes released models, in evaluation, with the first block in place of each random one, which then
+counts four times: ``choice="first"``, the default. ``choice="random"`` draws them, as in training and in the paper.
+There the last block is that of the padded row, and here of its last real token: padding changes nothing.
 
 Clinical-BigBird (Li et al., 2022, arXiv:2201.11838) is the base model trained further on notes of MIMIC-III.
 

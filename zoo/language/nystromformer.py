@@ -7,8 +7,8 @@ BERT whose attention goes through 64 landmarks, with a convolution of the values
 ALBERT's of 30000; the first position is row 2 of the table. A classifier sees a linear map of the first token through
 the MLP's activation.
 
-The released files say that means are taken over 64 tokens for 64 landmarks; transformers then computes softmax attention
-and the convolution. Loaded from such a folder the model is made with ``landmarks=0``, which is the same;
+The released files say that means are taken over 64 tokens for 64 landmarks; transformers then computes softmax
+attention and the convolution. Loaded from such a folder the model is made with ``landmarks=0``, which is the same;
 ``landmarks=64`` is the paper's. The authors' code, and transformers where it has landmarks, starts all pseudo-inverses
 from the largest column sum of the batch, so that rows depend on each other: ``inverse="batch"``.
 

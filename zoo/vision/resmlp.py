@@ -4,9 +4,9 @@ arXiv:2105.03404).
     image -> patches -> linear -> blocks -> affine -> average pool -> linear
     block: x = x + s1 linear_across_tokens(affine(x)); x = x + s2 mlp(affine(x))        (:mod:`layers.token_mlp`)
 
-In place of norms there is a scale and a shift of each feature, without statistics. The linear layer belongs to the tokens
-of 224 pixels; for images of other sizes it is resampled, which is our choice, as the paper's models take one size. Names
-and sizes are timm's (1.0.31); ``resmlp_nano_patch4_32`` is our choice.
+In place of norms there is a scale and a shift of each feature, without statistics. The linear layer belongs to the
+tokens of 224 pixels; for images of other sizes it is resampled, which is our choice, as the paper's models take one
+size. Names and sizes are timm's (1.0.31); ``resmlp_nano_patch4_32`` is our choice.
 """
 
 from __future__ import annotations
