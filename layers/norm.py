@@ -176,8 +176,8 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 def group_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """LayerNorm of each head of ``y`` (batch, length, heads, head_dim), as (batch, length, heads * head_dim); ``scale`` and
-    ``bias`` have that many features.
+    """LayerNorm of each head of ``y`` (batch, length, heads, head_dim), as (batch, length, heads * head_dim); ``scale``
+    and ``bias`` have that many features.
     """
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)

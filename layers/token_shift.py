@@ -43,7 +43,8 @@ def shifted(x: jax.Array, before: jax.Array, weights: jax.Array) -> tuple[jax.Ar
 class ShiftedMLP(Recurrent):
     """Linear, squared relu, linear, of a mixture of each token and the one before it.
 
-    Parameters: ``shift`` (features,), m; ``up`` and ``down`` (linear); with a gate ``gate_shift`` (features,) and ``gate``
+    Parameters: ``shift`` (features,), m; ``up`` and ``down`` (linear); with a gate ``gate_shift`` (features,) and
+      ``gate``
     (linear).
     """
 

@@ -81,8 +81,8 @@ class CosFormerAttention(SummedAttention):
     def _check(self, length: int | None) -> None:
         if length is not None and self.max_length is not None and length > self.max_length:
             raise ValueError(
-                f"beyond max_length={self.max_length} weights would be negative, and there are {length} tokens: make the "
-                f"mixer with a larger max_length"
+                f"beyond max_length={self.max_length} weights would be negative, and there are {length} tokens: make "
+                "the mixer with a larger max_length"
             )
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, reading: Reading) -> jax.Array:

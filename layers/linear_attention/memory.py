@@ -46,8 +46,8 @@ def remember(
     scale: float | None = None,
     bonus: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """``linear_attention`` after ``state``, and the new memory, which padding leaves unchanged. With a ``bonus`` (heads,
-    key_dim) tokens read the memory before them, and themselves by it.
+    """``linear_attention`` after ``state``, and the new memory, which padding leaves unchanged. With a ``bonus``
+    (heads, key_dim) tokens read the memory before them, and themselves by it.
     """
     if state is not None and tokens.mask is not None:
         real = tokens.mask[..., None]

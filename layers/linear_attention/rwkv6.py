@@ -34,10 +34,11 @@ from primitives.exponential import silu
 
 @register_mixer("rwkv6")
 class RWKV6(Recurrent):
-    """Time mixing of RWKV-6: linear attention with a decay of each key and token, of inputs that mix each token with the
-    one before it by learned shares, which depend on the token.
+    """Time mixing of RWKV-6: linear attention with a decay of each key and token, of inputs that mix each token with
+    the one before it by learned shares, which depend on the token.
 
-    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear); ``decay`` (low rank); ``shift`` (features,), m;
+    Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear); ``decay`` (low rank); ``shift`` (features,),
+      m;
     ``decay_shift``, ``key_shift``, ``value_shift``, ``query_shift``, ``gate_shift`` (low rank, with m_c for a bias);
     ``bonus`` (heads, key_dim), u; ``norm`` and ``norm_bias``.
     """
