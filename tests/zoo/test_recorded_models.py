@@ -33,6 +33,7 @@ from tests.references import (
     rmt,
     t2t_vit,
     vig,
+    vig_h,
 )
 from tests.references.comparing import ours_and_gradient, relative, same_bits
 from zoo.registry import variant
@@ -248,6 +249,18 @@ MODELS = [
     ),
     Row(hvt, "hvt_small_4", "hvt", isotropic(hvt, image_size=80, pool_every=hvt.POOL_EVERY), blocks),
     *(Row(vig, f"vig_{kind}", "vig", isotropic(vig, image_size=vig.SIDE), blocks, (kind,)) for kind in vig.KINDS),
+    # On maps of odd sides.
+    Row(
+        vig_h,
+        "vig_h_tiny",
+        "vig",
+        {
+            "features": tuple(vig_h.WIDTH * 2**stage for stage in range(4)),
+            "depths": vig_h.DEPTHS,
+            "num_heads": vig_h.HEADS,
+            "num_classes": vig_h.CLASSES,
+        },
+    ),
     # On maps whose sides the dilation does not divide.
     Row(nat, "nat_small", None, {**_NAT, "window": nat.WINDOW}, cases=("nat",)),
     Row(nat, "dinat_tiny", None, {**_NAT, "window": nat.WINDOW, "dilations": (4, 1)}, cases=("dinat",)),
@@ -336,7 +349,8 @@ SIZES: list[tuple[ModuleType, str, tuple[str, ...]]] = [
     (ravlt, "ravlt_", ("ravlt_",)),
     (rmt, "rmt_", ("rmt_",)),
     (t2t_vit, "t2t_vit_", ("t2t_vit_",)),
-    (vig, "vig_", ("vig_",)),
+    (vig, "vig_", ()),
+    (vig_h, "vig_h_", ("vig_h_",)),
 ]
 
 

@@ -8,7 +8,7 @@ arXiv:2405.18425).
 Norms are RMS, the MLP's activation is SiLU; there is no class token. Published for ImageNet-1k at 224: tiny 5.8 M
 parameters, 77.2 % top-1; small 22.6 M, 81.7 %; base 89.1 M, 82.6 %. The authors' code halves the sum of both directions
 twice in evaluation, once in training; the norm behind it hides the difference up to its epsilon. Here it is halved
-once. The pyramids ViG-H are not here.
+once. The pyramids are in :mod:`zoo.vision.vig_h`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ PARAMETERS = {
 }
 
 
-def _mixer(theirs: str, ours: str) -> list[tuple[Any, ...]]:
+def mixer_rules(theirs: str, ours: str) -> list[tuple[Any, ...]]:
     """The rules of the mixer."""
     return [
         (f"{theirs}.in_proj.0", f"{ours}.conv"),
@@ -130,7 +130,7 @@ RULES = {
             ),
             ("pos_embed", "position.table", Rearrange("1 (h w) d -> h w d")),
             ("blocks.{i}.attn_norm", "blocks.{i}.mixer_norm"),
-            *_mixer("blocks.{i}.attn", "blocks.{i}.mixer"),
+            *mixer_rules("blocks.{i}.attn", "blocks.{i}.mixer"),
             ("blocks.{i}.mlp_norm", "blocks.{i}.channel_norm"),
             ("blocks.{i}.mlp.fc1", "blocks.{i}.channel.up"),
             ("blocks.{i}.mlp.fc2", "blocks.{i}.channel.down"),
