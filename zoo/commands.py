@@ -26,10 +26,10 @@ from suggestions import installation, near
 from zoo.backbones.causal import Causal
 from zoo.creation import create, preprocess
 from zoo.exporting import PLATFORMS, export, serialized
-from zoo.figures import draw_maps, draw_matrix, draw_over_image
+from zoo.figures import draw_clusters, draw_maps, draw_matrix, draw_over_image, draw_routes
 from zoo.files import write_file
 from zoo.generation import encoded, next_tokens
-from zoo.inspection import attention_maps, attention_rollout
+from zoo.inspection import attention_maps, attention_rollout, capture
 from zoo.prediction import predict
 from zoo.registry import Variant, list_models, variant
 from zoo.summaries import Summary, summary
@@ -251,8 +251,12 @@ def _draw_arguments(parser: Parser) -> None:
     parser.add_argument("output", type=Path, help="the file of the picture, as attention.png")
     _model_arguments(parser, required=False)
     parser.add_argument("--tokenizer", help="a tokenizer.json for a text; default: the run's, else bytes")
-    use = "the weights of every mixer, or what reaches the first token through all layers"
-    parser.add_argument("--what", choices=("maps", "rollout"), default="maps", help=use)
+    use = (
+        "the weights of every mixer; what reaches the first token through all layers; the regions of an image that one "
+        "of them attends to; the clusters of a text's tokens"
+    )
+    parser.add_argument("--what", choices=("maps", "rollout", "routes", "clusters"), default="maps", help=use)
+    parser.add_argument("--region", type=int, help="whose routes; default: the middle one's")
 
 
 def _draw(given: argparse.Namespace) -> None:
@@ -262,17 +266,26 @@ def _draw(given: argparse.Namespace) -> None:
         x = preprocess(model)([given.input])
     else:
         x = np.asarray(encoded(model, given.input, tokenizer=given.tokenizer), np.int32)[None]
-    maps = attention_maps(model, x)
-    if given.what == "maps":
-        figure = draw_maps(maps)
-    elif is_image:
-        flow = attention_rollout(maps)[0]  # which a model of one stage has
-        grid = model.extents[0]
-        figure = draw_over_image(x[0], flow[0], grid, title="rollout to the first token")
+    if given.what == "routes":
+        if not is_image:
+            raise ValueError("--what=routes draws the regions of an image; of a text there are clusters")
+        found: Mapping[str, Any] = capture(model, x, "routes")
+        figure = draw_routes(x[0], found, given.region)
+    elif given.what == "clusters":
+        found = capture(model, x, "members")
+        figure = draw_clusters(found, model.extents[0][0] * model.extents[0][1] if is_image else x.shape[1])
     else:
-        figure = draw_matrix(attention_rollout(maps)[0], "rollout")
+        found = attention_maps(model, x)
+        if given.what == "maps":
+            figure = draw_maps(found)
+        elif is_image:
+            flow = attention_rollout(found)[0]  # which a model of one stage has
+            grid = model.extents[0]
+            figure = draw_over_image(x[0], flow[0], grid, title="rollout to the first token")
+        else:
+            figure = draw_matrix(attention_rollout(found)[0], "rollout")
     figure.savefig(given.output, dpi=120)
-    print(f"{given.output}: {given.what} of {len(maps)} mixers of {model.variant}")
+    print(f"{given.output}: {given.what} of {len(found)} mixers of {model.variant}")
 
 
 def _export_arguments(parser: Parser) -> None:
@@ -314,7 +327,9 @@ COMMANDS = {
         "Says what a model costs: parameters, operations, memory of a step.", _summary_arguments, _summary
     ),
     "predict": Command("Names what is on images, or the likeliest next tokens of texts.", _predict_arguments, _predict),
-    "draw": Command("Draws the attention of a model over an image or a text.", _draw_arguments, _draw),
+    "draw": Command(
+        "Draws the attention, routes or clusters of a model over an image or a text.", _draw_arguments, _draw
+    ),
     "export": Command("Writes a model as one file that runs without the zoo.", _export_arguments, _export),
     "convert": Command("Writes weights under other names.", _convert_arguments, _convert),
     "doctor": Command(

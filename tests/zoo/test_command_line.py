@@ -102,13 +102,28 @@ def test_predict_names_the_next_tokens_of_texts(tmp_path: Path, capsys: pytest.C
     assert probability == pytest.approx(1 / np.exp(logits - logits.max()).sum(), rel=1e-4)
 
 
-@pytest.mark.parametrize("what", ["maps", "rollout"])
-def test_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+ROUTED = "--option=mixer={'name': 'bilevel_routing', 'regions': 4, 'topk': 3}"
+CLUSTERED = "--option=mixer={'name': 'routing', 'clusters': 2, 'membership': 'causal'}"
+
+
+@pytest.mark.parametrize(
+    ("what", "model", "options"),
+    [
+        ("maps", "vit_nano_patch4_32", ()),
+        ("rollout", "vit_nano_patch4_32", ()),
+        ("routes", "vit_nano_patch4_32", (ROUTED, "--region=5")),
+        ("clusters", "transformer_nano", (CLUSTERED,)),
+    ],
+)
+def test_draw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, model: str, options: tuple[str, ...]
+) -> None:
     pytest.importorskip("matplotlib")
     Image.new("RGB", (40, 40), "orange").save(tmp_path / "a.png")
-    arguments = ["draw", str(tmp_path / "a.png"), str(tmp_path / "out.png"), f"--what={what}"]
-    commands.main([*arguments, "--model=vit_nano_patch4_32", *OPTIONS])
-    assert f"{what} of 1 mixers of vit_nano_patch4_32" in capsys.readouterr().out
+    drawn = "the cat sat" if what == "clusters" else str(tmp_path / "a.png")
+    arguments = ["draw", drawn, str(tmp_path / "out.png"), f"--what={what}"]
+    commands.main([*arguments, f"--model={model}", *OPTIONS, *options])
+    assert f"{what} of 1 mixers of {model}" in capsys.readouterr().out
     with Image.open(tmp_path / "out.png") as picture:
         assert min(picture.size) > 100
 
