@@ -12,6 +12,7 @@ from layers.attention.forgetting import ForgettingAttention
 from layers.attention.halo import HaloAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.isomorphic import IsomorphicAttention
+from layers.attention.latent import MultiHeadLatentAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.linformer import LinformerAttention
 from layers.attention.lion import LionAttention, NaturalLionAttention
@@ -185,6 +186,7 @@ __all__ = [
     "MixtureOfHeads",
     "Module",
     "MultiHeadAttention",
+    "MultiHeadLatentAttention",
     "NaturalLionAttention",
     "NeighborhoodAttention",
     "NeuralMemory",

@@ -57,6 +57,10 @@ class Linear(nnx.Linear):
             return super().__call__(inputs, *args, **kwargs).astype(dtype)
         return super().__call__(inputs.reshape(-1, inputs.shape[-1])).astype(dtype).reshape(*inputs.shape[:-1], -1)
 
+    def matrix(self, dtype: Any) -> jax.Array:
+        """What inputs are multiplied by, (in_features, out_features) in ``dtype``, for a sum in another order."""
+        return self.kernel[...].astype(dtype)
+
 
 class BlockLinear(Module):
     """A linear layer whose matrix has ``blocks`` equal blocks on its diagonal and zeros elsewhere.

@@ -45,6 +45,9 @@ class AdaptedLinear(Linear):
         x, a, b = promote_dtype((inputs, self.lora_a[...], self.lora_b[...]), dtype=self.dtype)
         return y + self.lora_scale * ((x @ a) @ b)
 
+    def matrix(self, dtype: Any) -> jax.Array:
+        return merged(self.kernel[...], self.lora_a[...], self.lora_b[...], self.lora_scale).astype(dtype)
+
 
 def add_lora(
     model: nnx.Module,

@@ -56,6 +56,47 @@ class TokenCache:
         stored = {name: old.at[row, slot].set(x.astype(old.dtype), mode="drop") for name, (old, x) in fields.items()}
         return dataclasses.replace(self, **stored, length=after.length, segment=after.segment)
 
+    def read(
+        self, new: Mapping[str, jax.Array], tokens: Tokens, after: Continuation, window: int | None = None
+    ) -> tuple[Self, Self, tuple[jax.Array | None, jax.Array | None]]:
+        """Stores what new tokens have, as :meth:`write`.
+
+        Args:
+          window: tokens that one sees; None for all.
+
+        Returns:
+          The new state, a cache of all that these tokens see, and the documents of both where they are known.
+
+        Raises:
+          ValueError: more tokens than the cache holds (outside ``jit``, where the lengths are known).
+        """
+        self._check_room(after.length, window)
+        mask, ids = tokens.mask, tokens.segment_ids
+        written = self.write(new, tokens, after)
+        if after.positions.shape[1] == 1 or (window is None and ids is None):
+            return written, written, (None, None)
+        # A write may evict what the first of these tokens still see.
+        segments: tuple[jax.Array | None, jax.Array | None] = (None, None)
+        if ids is not None:
+            document = numbered(ids, self.segment, mask)
+            segments = document, jnp.concatenate([jnp.zeros_like(self.positions), document], 1)
+        new = {**new, "positions": after.positions if mask is None else jnp.where(mask, after.positions, -1)}
+        old = {name: getattr(self, name) for name in new}
+        both = {name: jnp.concatenate([old[name], x.astype(old[name].dtype)], 1) for name, x in new.items()}
+        return written, dataclasses.replace(self, **both), segments
+
+    def _check_room(self, length: jax.Array, window: int | None) -> None:
+        """Refuses tokens that there is no room for, where lengths are known: under ``jit`` they are not, and the caller
+        counts.
+        """
+        capacity = self.positions.shape[1]
+        if capacity == window or isinstance(length, jax.core.Tracer):
+            return
+        if (needed := int(jnp.max(length))) > capacity:
+            raise ValueError(
+                f"the cache holds {capacity} tokens and {needed} are needed: give init_state a larger max_length"
+            )
+
 
 @struct.dataclass
 class AttentionCache(TokenCache):

@@ -5,7 +5,6 @@ Attention(Q, K, V) = softmax(Q K^T / sqrt(head_dim) + bias) V
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from layers.initializers import constant, normal, zeros
 from layers.mixer import finite_padding, register_mixer
 from layers.module import Diagnostic, parameter
 from layers.position import default_positions
-from layers.tokens import Continuation, Tokens, numbered
+from layers.tokens import Continuation, Tokens
 from pallas_kernels import attention, attention_weights, merge
 from pallas_kernels.attention.masks import Mask, Score
 
@@ -231,32 +230,7 @@ class MultiHeadAttention(ProjectedAttention):
         Returns:
           The new state, a cache of all that these tokens attend to, and the documents of both where they are known.
         """
-        self._check_room(state, after.length)
-        mask, ids = tokens.mask, tokens.segment_ids
-        written = state.write(new, tokens, after)
-        if after.positions.shape[1] == 1 or (self.window is None and ids is None):
-            return written, written, (None, None)
-        # A write may evict what the first of these tokens still see.
-        segments: Pair = (None, None)
-        if ids is not None:
-            document = numbered(ids, state.segment, mask)
-            segments = document, jnp.concatenate([jnp.zeros_like(state.positions), document], 1)
-        new = {**new, "positions": after.positions if mask is None else jnp.where(mask, after.positions, -1)}
-        old = {name: getattr(state, name) for name in new}
-        both = {name: jnp.concatenate([old[name], x.astype(old[name].dtype)], 1) for name, x in new.items()}
-        return written, dataclasses.replace(state, **both), segments
-
-    def _check_room(self, state: AttentionCache, length: jax.Array) -> None:
-        """Refuses tokens that a cache has no room for, where lengths are known: under ``jit`` they are not, and the
-        caller counts.
-        """
-        capacity = state.positions.shape[1]
-        if capacity == self.window or isinstance(length, jax.core.Tracer):
-            return
-        if (needed := int(jnp.max(length))) > capacity:
-            raise ValueError(
-                f"the cache holds {capacity} tokens and {needed} are needed: give init_state a larger max_length"
-            )
+        return state.read(new, tokens, after, self.window)
 
     def query_heads(self, x: jax.Array) -> jax.Array:
         q = super().query_heads(x)

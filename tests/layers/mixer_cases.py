@@ -147,6 +147,18 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
     "rala": {"plain": {"kernel_init": truncated_normal(0.5)}, "softmax": {"softmax": True, "use_bias": False}},
     "mixture_of_heads": {"plain": {"num_heads": 4, "shared": 1, "chosen": 2, "kernel_init": truncated_normal(0.3)}},
+    "multi_head_latent_attention": {
+        "plain": {"form": "absorbed", "rotary": 100.0, "kernel_init": truncated_normal(0.2)},
+        "expanded": {
+            "form": "expanded",
+            "rotary": None,
+            "query_latent_dim": 5,
+            "value_dim": 3,
+            "latent_dim": 7,
+            "use_bias": True,
+            "kernel_init": truncated_normal(0.2),
+        },
+    },
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},
