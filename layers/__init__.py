@@ -57,6 +57,7 @@ from layers.feature_maps import create_feature_map
 from layers.focal import FocalModulation
 from layers.fourier import FourierMixing
 from layers.gated_convolution import GatedConvolution
+from layers.gated_recurrent import GRU, LSTM
 from layers.gates import create_gate
 from layers.gaussian_adaptive import GaussianAdaptiveAttention
 from layers.linear import Embed, Linear
@@ -100,8 +101,10 @@ from layers.token_shift import ShiftedMLP, TokenShift
 from layers.tokens import Tokens
 
 __all__ = [
+    "GRU",
     "HGRN",
     "HGRN2",
+    "LSTM",
     "MEMORIES",
     "MLP",
     "MLSTM",

@@ -206,6 +206,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "rwkv7": {"plain": {"index": 1, "depth": 3, "zero_init": False, "decay_rank": 3, "rate_rank": 3, "gate_rank": 3}},
     "retention": {"plain": {"key_expansion": 0.5}},
     "gated_linear_attention": {"plain": {"conv_size": 3, "key_expansion": 1.0, "decay_rank": 3}},
+    "gru": {"plain": {"hidden": 12}, "unbiased": {"use_bias": False}},
+    "lstm": {"plain": {"hidden": 12}},
     "hgrn": {"plain": {"lower_bound": 0.3, "expand": 2, "conv_size": 3}},
     "rg_lru": {"plain": {"channels": 12}},
     "gated_slot_attention": {"plain": {"num_slots": 3, "key_expansion": 0.5}},
