@@ -87,6 +87,7 @@ from layers.sparse.big_bird import BigBirdAttention
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.longformer import LongformerAttention
+from layers.sparse.lsg import LSGAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
@@ -166,6 +167,7 @@ __all__ = [
     "InLineAttention",
     "IsomorphicAttention",
     "KimiDeltaAttention",
+    "LSGAttention",
     "LayerNorm",
     "LayerScale",
     "LightningAttention",

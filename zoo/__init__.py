@@ -29,6 +29,7 @@ with _collecting_no_garbage():
     from zoo.figures import draw_clusters, draw_maps, draw_matrix, draw_over_image, draw_routes
     from zoo.generation import Generation, generate, stream
     from zoo.inspection import attention_maps, attention_rollout, attention_sinks, capture, materialize
+    from zoo.language.lsg import convert_to_lsg
     from zoo.prediction import predict
     from zoo.publishing import push_to_hub, save_folder
     from zoo.registry import ModelConfig, Preprocess, list_models, register, register_family, variant
@@ -52,6 +53,7 @@ __all__ = [
     "attention_sinks",
     "beam_search",
     "capture",
+    "convert_to_lsg",
     "create",
     "draw_clusters",
     "draw_maps",

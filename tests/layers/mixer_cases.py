@@ -144,6 +144,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"window": 6, "max_global": 3},
         "few": {"window": 3, "max_global": 2, "head_dim": 5, "use_bias": False},
     },
+    "lsg_attention": {
+        "plain": {"block": 4, "kernel_init": truncated_normal(0.3)},
+        "pooling": {"block": 4, "sparse_block": 2, "sparsity": "pooling", "num_global": 0},
+        "stride": {"block": 2, "sparse_block": 4, "sparsity": "stride", "num_global": 2, "head_dim": 5},
+    },
     "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
     "rala": {"plain": {"kernel_init": truncated_normal(0.5)}, "softmax": {"softmax": True, "use_bias": False}},
     "mixture_of_heads": {"plain": {"num_heads": 4, "shared": 1, "chosen": 2, "kernel_init": truncated_normal(0.3)}},

@@ -32,7 +32,7 @@ def test_every_family_reports_what_does_not_fit(family: str) -> None:
     assert f"; 1 of another shape: {last} is {(7, *shape)}, the model has {shape}; " in refused(
         model, {**arrays, last: np.zeros((7, *shape))}, read
     )
-    of_bert = family in ("bert", "bigbird")  # whose names are the same
+    of_bert = family in ("bert", "bigbird", "lsg")  # whose names are the same
     other = arrays if of_bert else export(tiny("bert"))
     model = tiny("vit") if of_bert else model
     message = refused(model, other, f"does not fit {model.variant}")

@@ -1,0 +1,244 @@
+"""LSG models: LSG Attention: Extrapolation of pretrained Transformers to long sequences (Condevaux and Harispe, 2022,
+arXiv:2210.15497): BERT and RoBERTa that read 4096 tokens.
+
+    x = norm([globals; word + position + type]);  N x [x = norm(x + LSGAttention(x));  x = norm(x + MLP(x))]
+
+Learned global tokens, one by default, are put before the others, whose attention is local, sparse and to them. In the
+end they are taken out again, and the first token is what became of the first global one. :func:`convert_to_lsg` makes
+such a model of a trained BERT or RoBERTa; further training is optional.
+
+Released: lsg-bert-base-uncased-4096 and lsg-base-4096, of RoBERTa, converted and not trained further.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from layers.extra_tokens import ExtraTokens
+from layers.initializers import normal
+from layers.mixer import MixerSpec, Place
+from layers.sparse.lsg import Sparsity
+from layers.state import assign, flatten
+from layers.tokens import Tokens
+from zoo.backbones.encoder import Encoder, EncoderConfig
+from zoo.creation import create
+from zoo.language import bert, roberta
+from zoo.naming import Naming
+from zoo.registry import Release, one_of, register_family, variant
+
+
+@dataclasses.dataclass(frozen=True)
+class LSGConfig(EncoderConfig):
+    """Hyper-parameters of an LSG model.
+
+    Attributes:
+      num_global: global tokens, the first of ``global_rows`` that the table has.
+      block, sparse_block, factor, sparsity: of the attention.
+      mask_first: no token sees the first one, for which the first global token stands.
+      pool_global: the first token's vector is that of the first global token.
+    """
+
+    max_length: int = 4096
+    num_global: int = 1
+    global_rows: int = 512
+    block: int = 128
+    sparse_block: int = 128
+    factor: int = 2
+    sparsity: Sparsity = "norm"
+    mask_first: bool = False
+    pool_global: bool = True
+
+
+class LSG(Encoder):
+    """An LSG model; names as in :class:`Encoder`, and ``global_tokens`` (global_rows, features)."""
+
+    stem = (*Encoder.stem, "global_tokens")  # type: ignore[assignment]
+    undecayed = (*Encoder.undecayed, "global_tokens")
+    config: LSGConfig
+
+    def __init__(self, config: LSGConfig, *, rngs: nnx.Rngs):
+        """As :class:`Encoder`.
+
+        Raises:
+          ValueError: no global token, or more than the table has rows.
+        """
+        if not 1 <= config.num_global <= config.global_rows:
+            raise ValueError(f"num_global={config.num_global} is not between 1 and global_rows={config.global_rows}")
+        super().__init__(config, rngs=rngs)
+        width = config.embedding_features or config.features
+        draw = normal(0.02)(rngs.params(), (config.global_rows, width), config.param_dtype)
+        self.global_tokens = nnx.Param(draw)
+        self.extra = ExtraTokens(config.num_global)
+
+    def own_mixer(self, place: Place) -> MixerSpec:
+        c = self.config
+        own = {name: getattr(c, name) for name in ("num_global", "block", "sparse_block", "factor", "sparsity")}
+        return {"name": "lsg_attention", **own}
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        types: jax.Array | None = None,
+        *,
+        roles: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        x, known = self._with_globals(tokens, Tokens(mask, segment_ids=segment_ids, roles=roles), types)
+        return self._without_globals(self._normed(self.blocks(x, known)[0]))
+
+    def features(
+        self,
+        tokens: jax.Array,
+        indices: Sequence[int] | None = None,
+        mask: jax.Array | None = None,
+        types: jax.Array | None = None,
+        *,
+        roles: jax.Array | None = None,
+        norm: bool = False,
+    ) -> list[jax.Array]:
+        depth = len(self.blocks)
+        indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
+        x, known = self._with_globals(tokens, Tokens(mask, roles=roles), types)
+        found = self.blocks(x, known, capture=indices)[1]
+        return [self._without_globals(self._normed(x) if norm else x) for x in found]
+
+    def _with_globals(self, tokens: jax.Array, given: Tokens, types: jax.Array | None) -> tuple[jax.Array, Tokens]:
+        known = self.known(tokens, given)
+        x = self._embed_real(tokens, known, types)
+        if self.config.mask_first:
+            real = jnp.ones(x.shape[:2], bool) if known.mask is None else known.mask
+            known = known.replace(mask=real.at[:, 0].set(False))
+        # Norm, dropout and projection of the embeddings are token by token.
+        first = self.embedding_norm(self.global_tokens[: self.config.num_global])
+        first = first if self.dropout is None else self.dropout(first)
+        return self.extra.put(x, first if self.projection is None else self.projection(first), known)
+
+    def _without_globals(self, x: jax.Array) -> jax.Array:
+        others, taken = self.extra.take(x)
+        return others.at[:, 0].set(taken[:, 0]) if self.config.pool_global else others
+
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "bert": {"lsg_bert_base_4096": {"mask_first": True}},
+    "roberta": {"lsg_roberta_base_4096": {**roberta.COMMON, "max_length": 4096}},
+}
+
+
+def _names(naming: Naming) -> Naming:
+    rule = (f"{naming.prefix}embeddings.global_embeddings.weight", "global_tokens")
+    return dataclasses.replace(naming, rules=[rule, *naming.rules])
+
+
+RULES: dict[str, dict[str, Naming]] = {
+    "bert": {"transformers": _names(bert.names("bert.")), "bare": _names(bert.names(""))},
+    "roberta": {
+        "transformers": _names(roberta.names("roberta.")),
+        "bare": _names(roberta.names("", pooler="pooler.dense")),
+    },
+}
+_KINDS = {
+    "norm": "norm", "pooling": "pooling", "bos_pooling": "first", "stride": "stride", "block_stride": "block_stride", "none": "none"
+}  # fmt: skip
+
+
+def _sparsity(config: Mapping[str, Any]) -> Any:
+    # Without a kind there are no sparse tokens.
+    return one_of({"sparsity_type": config.get("sparsity_type", "norm") or "none"}, "sparsity_type", _KINDS)
+
+
+DESCRIBED: dict[str, Any] = {
+    **bert.DESCRIBED,
+    "num_global": lambda config: config.get("num_global_tokens"),
+    "block": lambda config: config.get("block_size"),
+    "sparse_block": lambda config: config.get("sparse_block_size"),
+    "factor": lambda config: config.get("sparsity_factor"),
+    "sparsity": _sparsity,
+    "mask_first": lambda config: config.get("mask_first_token"),
+    "pool_global": lambda config: config.get("pool_with_global"),
+}
+
+RELEASES: dict[str, dict[str, dict[str, Release]]] = {
+    "bert": {"lsg_bert_base_4096": {"ccdv": Release("hf://ccdv/lsg-bert-base-uncased-4096", 0, "unstated")}},
+    "roberta": {"lsg_roberta_base_4096": {"ccdv": Release("hf://ccdv/lsg-base-4096", 0, "unstated")}},
+}
+
+# Of BertForMaskedLM and RobertaForMaskedLM with 4096 positions, and of 512 global tokens.
+PARAMETERS = {"lsg_bert_base_4096": 112_660_026, "lsg_roberta_base_4096": 127_843_161}
+
+for _base, _variants in VARIANTS.items():
+    register_family(
+        "lsg",
+        LSG,
+        LSGConfig,
+        _variants,
+        parameters=PARAMETERS,
+        rules=RULES[_base],
+        releases=RELEASES[_base],
+        described=DESCRIBED,
+        paper=(117,),
+    )
+
+
+def convert_to_lsg(
+    model: Encoder, *, first: int, mask: int, max_length: int = 4096, stride: int = 64, **options: Any
+) -> LSG:
+    """An LSG model with the weights of a trained BERT or RoBERTa, which reads ``max_length`` tokens.
+
+    The table of positions is repeated; the global tokens begin as the sum of a word, the first token's for the first and
+    the mask's for the others, of positions ``stride`` apart, and, of BERT, of the first type. All else is as it was.
+
+    Args:
+      model: made by ``zoo.create``; it is left as it is.
+      first: the id of the token that begins a text ([CLS], <s>).
+      mask: the id of the mask.
+      max_length: tokens that it reads.
+      stride: of the positions that global tokens begin with: 0, 64, 128, ..., then 1, 65, ...
+      **options: hyper-parameters of :class:`LSGConfig`.
+
+    Raises:
+      ValueError: another model, one with another mixer, fewer positions than ``global_rows``, or a stride that does not
+        divide these.
+    """
+    name = getattr(model, "variant", None)
+    base = None if name is None else variant(name).family
+    if base not in VARIANTS or model.config.mixer is not None or model.config.pattern is not None:
+        raise ValueError(
+            f"convert_to_lsg takes a BERT or RoBERTa with its own attention, as zoo.create makes them; got "
+            f"{type(model).__name__} {name or ''}"
+        )
+    given = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(EncoderConfig)}
+    given |= {"max_length": max_length, "mask_first": False, **options}
+    made: Any = create(next(iter(VARIANTS[base])), **{n: v for n, v in given.items() if v is not None})
+    arrays = {name: np.asarray(leaf) for name, leaf in flatten(model).items()}
+    words, offset = arrays["embedding.embedding"], model.config.position_offset
+    table = arrays["position"]
+    rows = table[offset:]
+    many = np.concatenate([rows] * -(-max_length // len(rows)))[:max_length]
+    arrays["position"] = np.concatenate([table[:offset], many])
+    globals_ = _spread(rows, made.config.global_rows, stride) + np.where(
+        np.arange(made.config.global_rows)[:, None] == 0, words[first], words[mask]
+    )
+    if base == "bert" and "types.embedding" in arrays:
+        globals_ = globals_ + arrays["types.embedding"][0]
+    assign(made, {**arrays, "global_tokens": jnp.asarray(globals_)})
+    return made
+
+
+def _spread(rows: np.ndarray, count: int, stride: int) -> np.ndarray:
+    """``count`` of the positions ``rows``, ``stride`` apart, then the next ones."""
+    step = len(rows) // count
+    if not step or stride % step or count % (stride // step):
+        raise ValueError(
+            f"{count} global tokens can't begin as positions {stride} apart of {len(rows)}: give another global_rows= or "
+            f"stride="
+        )
+    chosen = rows[: count * step : step]
+    return chosen.reshape(-1, stride // step, rows.shape[1]).swapaxes(0, 1).reshape(count, -1)
