@@ -1,13 +1,13 @@
-"""LSG attention: LSG Attention: Extrapolation of pretrained Transformers to long sequences (Condevaux and Harispe, 2022,
-arXiv:2210.15497), section 3.
+"""LSG attention: LSG Attention: Extrapolation of pretrained Transformers to long sequences (Condevaux and Harispe,
+2022, arXiv:2210.15497), section 3.
 
 After the global tokens the sequence is cut into blocks. The tokens of block t attend, in one softmax, to
 
     global tokens;    blocks t - 1, t, t + 1;    as many sparse tokens on each side of these, the nearest
 
-and global tokens to all. Sparse tokens stand for f tokens each, by head: the keys of largest norm in each block ("norm"),
-means of f ("pooling"), means weighted by what the first token would attend to ("first"), every f-th token, from another
-one on in each head ("stride"), or another run of each block ("block_stride").
+and global tokens to all. Sparse tokens stand for f tokens each, by head: the keys of largest norm in each block
+("norm"), means of f ("pooling"), means weighted by what the first token would attend to ("first"), every f-th token,
+from another one on in each head ("stride"), or another run of each block ("block_stride").
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class LSGAttention(ProjectedAttention):
     """Softmax attention to local, sparse and global tokens, in time linear in the length; weights of models that attend
     to all tokens go on working.
 
-    Of at most two blocks, all tokens attend to all. It is bidirectional only: sparse tokens of later blocks are seen, and
-    the authors' causal form generates with attention to all tokens. Of the authors' kinds of sparse tokens clusters by
-    hashing are left out, which draws new hashes at each call.
+    Of at most two blocks, all tokens attend to all. It is bidirectional only: sparse tokens of later blocks are seen,
+    and the authors' causal form generates with attention to all tokens. Of the authors' kinds of sparse tokens clusters
+    by hashing are left out, which draw new hashes at each call.
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear).
     """
@@ -72,14 +72,14 @@ class LSGAttention(ProjectedAttention):
         sparse_block = block if sparse_block is None else sparse_block
         if sparsity not in KINDS or num_global < 0 or min(block, sparse_block, factor) < 1:
             raise ValueError(
-                f"sparsity is one of {', '.join(KINDS)}, sizes are at least 1 and num_global at least 0; got {sparsity!r}, "
-                f"{block}, {sparse_block}, {factor} and {num_global}"
+                f"sparsity is one of {', '.join(KINDS)}, sizes are at least 1 and num_global at least 0; got "
+                f"{sparsity!r}, {block}, {sparse_block}, {factor} and {num_global}"
             )
         part = min(block, sparse_block)
         if part % factor or block % part or sparse_block % (part // factor):
             raise ValueError(
-                f"factor={factor} must divide block={block} and sparse_block={sparse_block}, and a block be whole sparse "
-                f"blocks: give powers of 2"
+                f"factor={factor} must divide block={block} and sparse_block={sparse_block}, and a block be whole "
+                f"sparse blocks: give powers of 2"
             )
         super().__init__(features, head_dim=head_dim, **options)
         self.num_global, self.block, self.sparse_block = num_global, block, sparse_block
@@ -120,8 +120,8 @@ class LSGAttention(ProjectedAttention):
     def _sparse(
         self, q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Keys and values of sparse tokens, (batch, length / factor, heads, head_dim), and which are real, (batch, length
-        / factor, heads or 1); ``real`` is (batch, 1, length).
+        """Keys and values of sparse tokens, (batch, length / factor, heads, head_dim), and which are real, (batch,
+        length / factor, heads or 1); ``real`` is (batch, 1, length).
         """
         (batch, length, heads, width), factor = k.shape, self.factor
         if self.sparsity in ("pooling", "first"):

@@ -1,4 +1,5 @@
-"""Records outputs of the authors' LSG attention: ``python -m tests.references.lsg CLONE`` writes lsg.npz beside this file.
+"""Records outputs of the authors' LSG attention: ``python -m tests.references.lsg CLONE`` writes lsg.npz beside this
+file.
 
 CLONE is a checkout of github.com/ccdv-ai/convert_checkpoint_to_lsg (MIT). The attention layers of their RoBERTa are run
 apart from the model, which is written for an older transformers. Only numbers are kept: weights and inputs follow from

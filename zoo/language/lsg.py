@@ -24,7 +24,7 @@ from flax import nnx
 from layers.extra_tokens import ExtraTokens
 from layers.initializers import normal
 from layers.mixer import MixerSpec, Place
-from layers.sparse.lsg import Sparsity
+from layers.sparse.lsg import KINDS, Sparsity
 from layers.state import assign, flatten
 from layers.tokens import Tokens
 from zoo.backbones.encoder import Encoder, EncoderConfig
@@ -144,9 +144,7 @@ RULES: dict[str, dict[str, Naming]] = {
         "bare": _names(roberta.names("", pooler="pooler.dense")),
     },
 }
-_KINDS = {
-    "norm": "norm", "pooling": "pooling", "bos_pooling": "first", "stride": "stride", "block_stride": "block_stride", "none": "none"
-}  # fmt: skip
+_KINDS = {kind: kind for kind in KINDS if kind != "first"} | {"bos_pooling": "first"}
 
 
 def _sparsity(config: Mapping[str, Any]) -> Any:
@@ -192,8 +190,9 @@ def convert_to_lsg(
 ) -> LSG:
     """An LSG model with the weights of a trained BERT or RoBERTa, which reads ``max_length`` tokens.
 
-    The table of positions is repeated; the global tokens begin as the sum of a word, the first token's for the first and
-    the mask's for the others, of positions ``stride`` apart, and, of BERT, of the first type. All else is as it was.
+    The table of positions is repeated; the global tokens begin as the sum of a word, the first token's for the first
+    and the mask's for the others, of positions ``stride`` apart, and, of BERT, of the first type. All else is as it
+    was.
 
     Args:
       model: made by ``zoo.create``; it is left as it is.
@@ -237,8 +236,8 @@ def _spread(rows: np.ndarray, count: int, stride: int) -> np.ndarray:
     step = len(rows) // count
     if not step or stride % step or count % (stride // step):
         raise ValueError(
-            f"{count} global tokens can't begin as positions {stride} apart of {len(rows)}: give another global_rows= or "
-            f"stride="
+            f"{count} global tokens can't begin as positions {stride} apart of {len(rows)}: give another global_rows= "
+            f"or stride="
         )
     chosen = rows[: count * step : step]
     return chosen.reshape(-1, stride // step, rows.shape[1]).swapaxes(0, 1).reshape(count, -1)
