@@ -68,6 +68,7 @@ from layers.linear_attention.hgrn import HGRN
 from layers.linear_attention.hgrn2 import HGRN2
 from layers.linear_attention.lightning import LightningAttention
 from layers.linear_attention.mlstm import MLSTM
+from layers.linear_attention.native_hybrid_attention import NativeHybridAttention
 from layers.linear_attention.retention import Retention
 from layers.linear_attention.rwkv6 import RWKV6
 from layers.lora import add_lora, merge_lora
@@ -192,6 +193,7 @@ __all__ = [
     "Module",
     "MultiHeadAttention",
     "MultiHeadLatentAttention",
+    "NativeHybridAttention",
     "NaturalLionAttention",
     "NeighborhoodAttention",
     "NeuralMemory",

@@ -119,18 +119,44 @@ class GatedSlotAttention(Recurrent):
         return SlotState(state.convolutions, state.memory, state.segment, keys=keys)
 
     def recur(self, x: jax.Array, tokens: Tokens, state: SlotState | None) -> tuple[jax.Array, SlotState | None]:
+        q, k, v, decay, seen = self.heads(x, tokens, state)
+        y, _, memories = self.slots(q, k, v, decay, tokens, state)
+        return self.read_out(y), state and state.after(tokens, convolutions=seen, **memories)
+
+    def heads(self, x: jax.Array, tokens: Tokens, state: SlotState | None) -> tuple[Any, ...]:
+        """Queries, keys, values and log decays (batch, length, heads, ...) of tokens, and the convolutions' states.
+
+        Queries and keys are without the feature map. The log decays, of slots, are float32, and 0 in padding.
+        """
         read, seen = self.convolve([linear(x) for linear in (self.query, self.key, self.value)], tokens, state)
         read = [silu(a) for a in read] if self.convolutions else read
         decay = -softplus(-self.forget(x).astype(jnp.promote_types(x.dtype, jnp.float32))) / self.decay_divisor
         if tokens.mask is not None:
             decay = jnp.where(tokens.mask[..., None], decay, 0)  # and with it what is written
         q, k, v, decay = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (*read, decay))
-        q, k, v, write = self.feature_map(q), self.feature_map(k), silu(v), -jnp.expm1(decay)
+        return q, k, silu(v), decay, seen
+
+    def slots(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, tokens: Tokens, state: SlotState | None
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Reads the slots after each token has been written to them.
+
+        Args:
+          q: who asks; k, v, decay: what is written, a decay of 0 being nothing; all as of :meth:`heads`.
+
+        Returns:
+          What the slots give (batch, length, heads, value_dim), the log-sum-exp of their float32 logits (batch, length,
+          heads), and the fields ``keys`` and ``memory`` of the state after the tokens.
+        """
+        q, k, write = self.feature_map(q), self.feature_map(k), -jnp.expm1(decay)
         keys, memory = (None, None) if state is None else (state.keys, state.memory)
         common: dict[str, Any] = {"starts": self.starts(tokens, state), "return_state": True}
         # The logits are float32, as what is written.
         logits, keys = linear_attention(q, k, write, value_decay=decay, scale=self.scale, initial_state=keys, **common)
         shares, write = jax.nn.softmax(logits, axis=-1).astype(v.dtype), write.astype(v.dtype)
         y, memory = linear_attention(shares, write, v, decay=decay, scale=1.0, initial_state=memory, **common)
-        y = self.out(self.norm(silu(y).reshape(*x.shape[:2], -1)))
-        return y, state and state.after(tokens, memory=memory, keys=keys, convolutions=seen)
+        return y, jax.nn.logsumexp(logits, axis=-1), {"keys": keys, "memory": memory}
+
+    def read_out(self, y: jax.Array) -> jax.Array:
+        """(batch, length, features) from what the heads found."""
+        return self.out(self.norm(silu(y).reshape(*y.shape[:2], -1)))

@@ -215,6 +215,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "lstm": {"plain": {"hidden": 12}},
     "hgrn": {"plain": {"lower_bound": 0.3, "expand": 2, "conv_size": 3}},
     "rg_lru": {"plain": {"channels": 12}},
+    "native_hybrid_attention": {
+        "plain": {"num_slots": 3, "window": 4},
+        "overlapping": {"num_slots": 3, "window": 5, "delay": 0, "conv_size": 3, "rotary": None},
+    },
     "gated_slot_attention": {"plain": {"num_slots": 3, "key_expansion": 0.5}},
     "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
     "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
