@@ -9,6 +9,7 @@ from zoo.language import gemma as gemma
 from zoo.language import gpt2 as gpt2
 from zoo.language import gptj as gptj
 from zoo.language import griffin as griffin
+from zoo.language import kimi_linear as kimi_linear
 from zoo.language import linear_attention as linear_attention
 from zoo.language import llama as llama
 from zoo.language import longformer as longformer
