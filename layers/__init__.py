@@ -80,6 +80,7 @@ from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mix
 from layers.mixer_gate import MixerGatingUnit
 from layers.mlp import MLP, ConvMLP, GatedMLP
 from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
+from layers.multi_path import MultiPath
 from layers.norm import BatchNorm, GatedRMSNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
 from layers.recurrent import Recurrent, RecurrentState
@@ -193,6 +194,7 @@ __all__ = [
     "Module",
     "MultiHeadAttention",
     "MultiHeadLatentAttention",
+    "MultiPath",
     "NativeHybridAttention",
     "NaturalLionAttention",
     "NeighborhoodAttention",

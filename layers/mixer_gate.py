@@ -1,5 +1,5 @@
-"""The gate of NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function (Abdullah,
-Abdullah, 2024, arXiv:2403.02411).
+"""The gate of NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function (Abdullah
+and Aydin, 2024, arXiv:2403.02411).
 
     y = (W x + b) * z,    t = x + mixer(LN(x)),    z = t + MLP(LN(t))
 

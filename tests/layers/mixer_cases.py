@@ -164,6 +164,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "kernel_init": truncated_normal(0.2),
         },
     },
+    "multi_path": {
+        "plain": {"inner": {"name": "mamba", "state_dim": 3, "expand": 1, "step_rank": 2}},
+        "mean": {
+            "inner": {"name": "mamba", "state_dim": 3, "expand": 1},
+            "paths": ("reverse", "forward"),
+            "gate": False,
+        },
+    },
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},
@@ -357,6 +365,11 @@ def by_reference(function: Callable[..., Any]) -> Any:
     return jax.jit(run)
 
 
+def _is_float(path: Any, variable: Any) -> bool:
+    """Whether a variable can have a gradient: not a count or key of random numbers."""
+    return jnp.issubdtype(variable.dtype, jnp.inexact)
+
+
 class Compiled:
     """A mixer and its compiled forms, made once for all tests of a case.
 
@@ -466,12 +479,17 @@ class Compiled:
         return self.merged()(x, self.known(x, mask, ids))
 
     def _slopes(self, *args: jax.Array) -> Any:
-        return jax.grad(self._loss, argnums=(0, 1), has_aux=True)(self.state, *args)
+        floats, others = nnx.split_state(self.state, _is_float, ...)
+
+        def loss(floats: nnx.State, *args: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return self._loss(nnx.merge_state(floats, others), *args)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(floats, *args)
 
     def _loss(
         self, state: nnx.State, x: jax.Array, weight: jax.Array, mask: jax.Array, ids: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        y = nnx.merge(self.graphdef, state)(x, self.known(x, mask, ids))
+        y = nnx.merge(self.graphdef, state, copy=True)(x, self.known(x, mask, ids))
         return jnp.sum(jnp.where(mask[..., None], weight * y**2 + y, 0)), y
 
     def _stepwise(self, x: jax.Array) -> jax.Array:

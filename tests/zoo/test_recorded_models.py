@@ -31,6 +31,7 @@ from tests.references import (
     ravlt,
     recording,
     rmt,
+    rsmamba,
     t2t_vit,
     vig,
     vig_h,
@@ -249,6 +250,26 @@ MODELS = [
     ),
     Row(hvt, "hvt_small_4", "hvt", isotropic(hvt, image_size=80, pool_every=hvt.POOL_EVERY), blocks),
     *(Row(vig, f"vig_{kind}", "vig", isotropic(vig, image_size=vig.SIDE), blocks, (kind,)) for kind in vig.KINDS),
+    # With a gate of three paths, and the mean of two.
+    *(
+        Row(
+            rsmamba,
+            "rsmamba_small",
+            "rsmamba",
+            {
+                "features": 16,
+                "depth": 2,
+                "image_size": rsmamba.SIDE,
+                "patch_size": rsmamba.PATCH,
+                "stride": rsmamba.STRIDE,
+                "num_classes": rsmamba.CLASSES,
+                **options,
+            },
+            tokens_after_blocks,
+            (case,),
+        )
+        for case, options in {"gate": {}, "mean": {"paths": ("forward", "reverse"), "gate": False}}.items()
+    ),
     # On maps of odd sides.
     Row(
         vig_h,
@@ -348,6 +369,7 @@ SIZES: list[tuple[ModuleType, str, tuple[str, ...]]] = [
     (pvt_v1, "pvt_", ()),
     (ravlt, "ravlt_", ("ravlt_",)),
     (rmt, "rmt_", ("rmt_",)),
+    (rsmamba, "rsmamba_", ("rsmamba_",)),
     (t2t_vit, "t2t_vit_", ("t2t_vit_",)),
     (vig, "vig_", ()),
     (vig_h, "vig_h_", ("vig_h_",)),

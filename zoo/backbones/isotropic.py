@@ -179,7 +179,7 @@ class Isotropic(Classifier):
             raise ValueError(f'pool="{c.pool}" needs class_token=True')
         if c.class_position not in ("first", "middle", "last", "after"):
             raise ValueError(f'class_position is "first", "middle", "last" or "after", got {c.class_position!r}')
-        if c.class_position != "first" and (c.distilled or c.registers or c.prefix_positions != "all"):
+        if c.class_position != "first" and (c.distilled or c.registers or c.prefix_positions == "class"):
             raise ValueError(
                 f'class_position="{c.class_position}" is for a class token alone: without registers or distillation'
             )
@@ -266,6 +266,10 @@ class Isotropic(Classifier):
             param_dtype=c.param_dtype,
             rngs=rngs,
         )
+
+    def shared(self) -> Any:
+        """What the first block is handed beside the tokens (:class:`layers.stack.Stack`); None for nothing."""
+        return None
 
     def make_class_block(self, *, rngs: nnx.Rngs) -> Any:
         """A block of the class token "after" the body: called with it and the patches, it gives the class token."""
@@ -466,13 +470,15 @@ class Isotropic(Classifier):
         the grid of the patches."""
         x, tokens, grid = self._embed(images)
         if self.takes_grid:
-            last, found, _ = self.blocks.through(x.reshape(x.shape[0], *grid, x.shape[2]), capture=capture)
+            last, found, _ = self.blocks.through(
+                x.reshape(x.shape[0], *grid, x.shape[2]), capture=capture, shared=self.shared()
+            )
             last, *found = [
                 (y.reshape(y.shape[0], -1, y.shape[3]), Tokens(grid=(y.shape[1], y.shape[2])))
                 for y, _ in (last, *found)
             ]
             return last, found
-        last, found, _ = self.blocks.through(x, tokens, capture=capture)
+        last, found, _ = self.blocks.through(x, tokens, capture=capture, shared=self.shared())
         if self.extra.place != "first":
             # There was no grid for mixers, and nothing has been reduced.
             last, *found = [(y, Tokens(grid=grid)) for y, _ in (last, *found)]
