@@ -3,7 +3,8 @@ arXiv:2307.08621), section 2.
 
     S_t = gamma_h S_{t-1} + k_t v_t^T        o_t = q_t S_t / sqrt(K)        y = W_o (RMSNorm(o) * silu(W_g x))
 
-Queries and keys turn by angles proportional to position. Each head has its gamma, which is no parameter.
+Queries and keys turn by angles proportional to position. Each head has its gamma, which is no parameter. ViR
+(Hatamizadeh et al., 2023, arXiv:2310.19731) has neither the norm and the gate nor the angles: y = W_o o.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Retention(Recurrent):
     Parameters: ``query``, ``key``, ``value``, ``gate``, ``out`` (linear), ``norm`` of each head.
     """
 
+    paper = (46,)
+
     def __init__(
         self,
         features: int,
@@ -67,6 +70,8 @@ class Retention(Recurrent):
         value_expansion: float = 2.0,
         decays: Decays = "powers",
         rotary: Rotary | Mapping[str, Any] | float | None = 10000.0,
+        gated: bool = True,
+        use_bias: bool = False,
         norm_epsilon: float = 1e-5,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -77,6 +82,8 @@ class Retention(Recurrent):
           key_expansion, value_expansion: features of all keys, and of all values, / features.
           decays: "powers" is 1 - 2^(-5 - h), which code has; "paper" is what the paper's experiments had.
           rotary: :class:`layers.position.Rotary`, its options or its base; None for no positions.
+          gated: whether the output of each head has its norm and the gate.
+          use_bias: of the linear layers.
           norm_epsilon: of the norm of each head's output.
 
         Raises:
@@ -90,7 +97,7 @@ class Retention(Recurrent):
             per_head(value_expansion * features, num_heads),
         )
         common = {
-            "use_bias": False,
+            "use_bias": use_bias,
             "kernel_init": fan_in_uniform(),
             "dtype": dtype,
             "param_dtype": param_dtype,
@@ -99,10 +106,9 @@ class Retention(Recurrent):
         self.query = Linear(features, num_heads * self.key_dim, **common)
         self.key = Linear(features, num_heads * self.key_dim, **common)
         self.value = Linear(features, num_heads * self.value_dim, **common)
-        self.gate = Linear(features, num_heads * self.value_dim, **common)
-        self.norm = GatedRMSNorm(
-            self.value_dim, gated="after", epsilon=norm_epsilon, param_dtype=param_dtype, rngs=rngs
-        )
+        self.gate = Linear(features, num_heads * self.value_dim, **common) if gated else None
+        norms: dict[str, Any] = {"gated": "after", "epsilon": norm_epsilon, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm = GatedRMSNorm(self.value_dim, **norms) if gated else None
         self.out = Linear(num_heads * self.value_dim, features, **common)
 
     @property
@@ -118,10 +124,10 @@ class Retention(Recurrent):
     def recur(
         self, x: jax.Array, tokens: Tokens, state: RetentionState | None
     ) -> tuple[jax.Array, RetentionState | None]:
-        q, k, v, gate = (
-            linear(x).reshape(*x.shape[:2], self.num_heads, -1)
-            for linear in (self.query, self.key, self.value, self.gate)
-        )
+        def heads(linear: Linear) -> jax.Array:
+            return linear(x).reshape(*x.shape[:2], self.num_heads, -1)
+
+        q, k, v = heads(self.query), heads(self.key), heads(self.value)
         if state is None:
             places = tokens.places(x.shape[1])
         else:
@@ -129,5 +135,7 @@ class Retention(Recurrent):
         if self.rotary is not None:
             q, k = self.rotary(q, places), self.rotary(k, places)
         y, memory = remember(q, k, v, jnp.asarray(log_decays(self.num_heads, self.decays)), tokens, state)
-        y = self.out(self.norm(y, gate).reshape(*x.shape[:2], -1))
+        if self.norm is not None and self.gate is not None:
+            y = self.norm(y, heads(self.gate))
+        y = self.out(y.reshape(*x.shape[:2], -1))
         return y, None if state is None else dataclasses.replace(state.after(tokens, memory=memory), length=length)

@@ -217,7 +217,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"index": 1, "depth": 3, "zero_init": False, "decay_rank": 3, "shift_rank": 3, "key_expansion": 0.5},
     },
     "rwkv7": {"plain": {"index": 1, "depth": 3, "zero_init": False, "decay_rank": 3, "rate_rank": 3, "gate_rank": 3}},
-    "retention": {"plain": {"key_expansion": 0.5}},
+    "retention": {
+        "plain": {"key_expansion": 0.5},
+        "plain_heads": {"gated": False, "use_bias": True, "rotary": None, "decays": "paper", "value_expansion": 1.0},
+    },
     "gated_linear_attention": {"plain": {"conv_size": 3, "key_expansion": 1.0, "decay_rank": 3}},
     "gru": {"plain": {"hidden": 12}, "unbiased": {"use_bias": False}},
     "lstm": {"plain": {"hidden": 12}},

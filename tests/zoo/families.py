@@ -94,6 +94,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "vig": {"depth": 2},
     "vig_h": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
+    "vir": {"layer_scale": 0.1},
     "routing_transformer": {
         "routed_heads": 1,
         "clusters": 3,

@@ -35,6 +35,7 @@ from tests.references import (
     t2t_vit,
     vig,
     vig_h,
+    vir,
 )
 from tests.references.comparing import ours_and_gradient, relative, same_bits
 from zoo.registry import variant
@@ -63,6 +64,15 @@ def blocks(model: Any, x: jax.Array) -> dict[str, jax.Array]:
         patches = patches[0] if isinstance(patches, tuple) else patches.reshape(len(x), -1, others.shape[-1])
         found[f"features/{i}"] = jnp.concatenate([others, patches], 1)
     return found
+
+
+def tokens_and_class(model: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """All tokens after each block, the class token last."""
+    found = model.features(x, range(len(model.blocks)), prefix=True)
+    return {
+        f"features/{i}": jnp.concatenate([patches.reshape(len(x), -1, patches.shape[-1]), others], 1)
+        for i, (patches, others) in enumerate(found)
+    }
 
 
 def tokens_after_blocks(model: Any, x: jax.Array) -> dict[str, jax.Array]:
@@ -282,6 +292,7 @@ MODELS = [
             "num_classes": vig_h.CLASSES,
         },
     ),
+    Row(vir, "vir_small_patch16_224", "vir", isotropic(vir, patch_size=4, image_size=20), tokens_and_class),
     # On maps whose sides the dilation does not divide.
     Row(nat, "nat_small", None, {**_NAT, "window": nat.WINDOW}, cases=("nat",)),
     Row(nat, "dinat_tiny", None, {**_NAT, "window": nat.WINDOW, "dilations": (4, 1)}, cases=("dinat",)),
@@ -373,6 +384,7 @@ SIZES: list[tuple[ModuleType, str, tuple[str, ...]]] = [
     (t2t_vit, "t2t_vit_", ("t2t_vit_",)),
     (vig, "vig_", ()),
     (vig_h, "vig_h_", ("vig_h_",)),
+    (vir, "vir_", ("vir_",)),
 ]
 
 

@@ -32,4 +32,5 @@ from zoo.vision import swinv2 as swinv2
 from zoo.vision import t2t_vit as t2t_vit
 from zoo.vision import vig as vig
 from zoo.vision import vig_h as vig_h
+from zoo.vision import vir as vir
 from zoo.vision import vit as vit
