@@ -1,4 +1,4 @@
-"""NiNformer (A. N. Abdullah, T. Abdullah, arXiv:2403.02411).
+"""NiNformer (A. N. Abdullah, T. Aydin, arXiv:2403.02411).
 
 The authors train on CIFAR-10 alone: 100 epochs of Adam at 1e-3, batch 128, dropout 0.5, crops padded by 4 pixels and
 flips (Abdullah-88/NiNformer: train.py). The ImageNet-1k recipe is DeiT's (H. Touvron et al., arXiv:2012.12877), which

@@ -145,7 +145,7 @@ class Isotropic(Classifier):
     extras = before_head = ("pooler",)
     neutral = ("prefix_position", "mask_token")
 
-    stem = (
+    stem: tuple[str, ...] = (
         "patch_embed",
         "position",
         "class_token",

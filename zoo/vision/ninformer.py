@@ -1,4 +1,4 @@
-"""NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function (Abdullah, Abdullah, 2024,
+"""NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function (Abdullah and Aydin, 2024,
 arXiv:2403.02411).
 
     image -> patches -> linear -> blocks -> average pool -> linear
