@@ -54,6 +54,7 @@ from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
 from layers.extra_tokens import ExtraTokens
 from layers.feature_maps import create_feature_map
+from layers.feed_forward_mixing import FeedForwardMixing
 from layers.focal import FocalModulation
 from layers.fourier import FourierMixing
 from layers.gated_convolution import GatedConvolution
@@ -152,6 +153,7 @@ __all__ = [
     "DropPath",
     "Embed",
     "ExtraTokens",
+    "FeedForwardMixing",
     "FlowAttention",
     "FocalModulation",
     "ForgettingAttention",

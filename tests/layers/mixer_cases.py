@@ -116,6 +116,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "inner_norm": True,
         },
     },
+    "feed_forward_mixing": {"plain": {"max_length": 30, "hidden": 7}},
     "flow_attention": {"plain": {"kernel_init": truncated_normal(0.3)}},
     "gin_attention": {
         "plain": {"edges": "sigmoid", "rotary": 100.0, "kernel_init": truncated_normal(0.3)},
