@@ -112,7 +112,7 @@ class FeedForwardMixing(Mixer):
         parts = self._parts(without_padding(x, tokens.mask), self._matrices(x.dtype)[:length])
         if self.causal:
             return self._of_one(linear_scan(parts), x.dtype)
-        y = jnp.einsum("bh,nhd->bnd", self._hidden(parts.sum(1)).astype(x.dtype), self.down[:length].astype(x.dtype))
+        y = jnp.einsum("bh,lhd->bld", self._hidden(parts.sum(1)).astype(x.dtype), self.down[:length].astype(x.dtype))
         return y + broadcast(self.down_bias[:length], y.shape, y.dtype)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> PrefixState:
@@ -136,7 +136,7 @@ class FeedForwardMixing(Mixer):
         x = without_padding(x if self.dtype is None else x.astype(self.dtype), tokens.mask)
         places = state.length[:, None] + jnp.arange(new)
         if new == 1:
-            parts = self._parts(x, self._matrices(x.dtype)[places], "bnd,bndh->bnh")
+            parts = self._parts(x, self._matrices(x.dtype)[places], "bld,bldh->blh")
         else:  # tokens of a row at their places, instead of a matrix for each token of each row
             row = jnp.arange(batch)[:, None]
             at_places = jnp.zeros((batch, self.max_length, self.features), x.dtype).at[row, places].set(x, mode="drop")
@@ -156,7 +156,7 @@ class FeedForwardMixing(Mixer):
         """W_1 with the norm's scale, (max_length, features, hidden)."""
         return (widened(self.scale[...])[..., None] * widened(self.up[...])).astype(dtype)
 
-    def _parts(self, x: jax.Array, matrices: jax.Array, equation: str = "bnd,ndh->bnh") -> jax.Array:
+    def _parts(self, x: jax.Array, matrices: jax.Array, equation: str = "bld,ldh->blh") -> jax.Array:
         """What each token adds to the sums of :class:`PrefixState`: (batch, length, hidden + 2), at least float32."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
         products, exact = jnp.einsum(equation, x, matrices, preferred_element_type=wide), x.astype(wide)
@@ -165,7 +165,7 @@ class FeedForwardMixing(Mixer):
     def _hidden(self, sums: jax.Array) -> jax.Array:
         """LN(f(W_1 LN(x') + b_1)) (..., hidden), from the sums of the tokens of x'."""
         size, up = self.max_length * self.features, widened(self.up[...])
-        of_mean, of_shift = (jnp.einsum("nd,ndh->h", widened(a[...]), up) for a in (self.scale, self.shift))
+        of_mean, of_shift = (jnp.einsum("ld,ldh->h", widened(a[...]), up) for a in (self.scale, self.shift))
         mean, square = sums[..., -2:-1] / size, sums[..., -1:] / size
         deviation = jnp.sqrt(jnp.maximum(square - mean**2, 0) + EPSILON)
         hidden = (sums[..., :-2] - mean * of_mean) / deviation + of_shift + widened(self.up_bias[...])
