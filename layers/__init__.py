@@ -88,6 +88,7 @@ from layers.recurrent import Recurrent, RecurrentState
 from layers.reduction import TokenReduction, create_reduction, list_reductions, reduction_class, register_reduction
 from layers.sparse.big_bird import BigBirdAttention
 from layers.sparse.bilevel_routing import BilevelRoutingAttention
+from layers.sparse.combiner import CombinerAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.longformer import LongformerAttention
 from layers.sparse.lsg import LSGAttention
@@ -132,6 +133,7 @@ __all__ = [
     "CausalRelation",
     "ClassBlock",
     "Comba",
+    "CombinerAttention",
     "Constant",
     "ConvMLP",
     "ConvNorm",

@@ -210,6 +210,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "delta_product": {"plain": {}, "gated": {"steps": 3, "use_decay": True, "value_expansion": 1.0}},
     "causal_relation": {"plain": {"hidden": 12}, "linear": {"form": "linear"}},
+    "combiner_attention": {
+        "plain": {"segment": 4},
+        "log": {"pattern": "log", "head_dim": 5},
+        "axial": {"pattern": "axial", "segment": 3, "kernel_init": truncated_normal(0.3)},
+        "mixture": {"pattern": "mixture", "segment": 4, "use_bias": True},
+    },
     "comba": {"plain": {"head_dim": 6, "value_expansion": 1.5, "conv_size": 3}},
     "kimi_delta_attention": {
         "plain": {"num_value_heads": 4, "head_dim": 6, "lower_bound": -5.0, "negative": True, "conv_size": 3},
