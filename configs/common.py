@@ -286,7 +286,7 @@ _RECIPES: dict[str, tuple[Callable[..., ConfigDict], tuple[str, ...]]] = {
 }
 
 
-def _parse(argument: str) -> tuple[str, dict[str, str]]:
+def parse(argument: str) -> tuple[str, dict[str, str]]:
     """Splits "folder,path=DIR,variant=tiny" into its head and its settings; a part that does not begin with ``word=``
     belongs to the value before it.
     """
@@ -315,7 +315,7 @@ def vision(architecture: Architecture, argument: str | None) -> ConfigDict:
     Raises:
       ValueError: an unknown data set, setting or variant (near ones are named), or a missing setting.
     """
-    head, settings = _parse(argument or "")
+    head, settings = parse(argument or "")
     if head not in _RECIPES:
         raise ValueError(unknown("config argument", head, _RECIPES))
     recipe, takes = _RECIPES[head]
@@ -439,7 +439,7 @@ def language(architecture: LanguageArchitecture, argument: str | None) -> Config
     Raises:
       ValueError: an unknown recipe, setting or variant (near ones are named), or a missing setting.
     """
-    head, settings = _parse(argument or "text")
+    head, settings = parse(argument or "text")
     if head not in _LANGUAGE:
         raise ValueError(unknown("config argument", head, _LANGUAGE))
     recipe, needed, optional = _LANGUAGE[head]

@@ -8,11 +8,13 @@ from tasks.backcopy import BigramBackcopy
 from tasks.classification import Classification
 from tasks.dynamic_programming import DynamicProgramming
 from tasks.language_modeling import LanguageModeling
+from tasks.long_range_arena import LongRangeArena
 from tasks.procedural import Procedural
 from tasks.recall import Copying, InductionHeads, MultiQueryRecall, Passkey, SelectiveCopying
 from tasks.registry import create, list_tasks, lookup, register
+from tasks.sequence_classification import SequenceClassification
 from tasks.state_tracking import Parity, PermutationTracking
-from tasks.task import Aligns, DerivesFigures, Describes, Examples, Explains, Metrics, Task
+from tasks.task import Aligns, DerivesFigures, Describes, Examples, Explains, Metrics, Scores, Task
 
 __all__ = [
     "Addition",
@@ -27,13 +29,16 @@ __all__ = [
     "Explains",
     "InductionHeads",
     "LanguageModeling",
+    "LongRangeArena",
     "Metrics",
     "MultiQueryRecall",
     "Parity",
     "Passkey",
     "PermutationTracking",
     "Procedural",
+    "Scores",
     "SelectiveCopying",
+    "SequenceClassification",
     "Task",
     "create",
     "list_tasks",

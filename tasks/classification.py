@@ -16,12 +16,11 @@ import numpy as np
 from suggestions import unknown
 from tasks import datasets
 from tasks.augment import Augment, Preprocess, Transform
+from tasks.confusion import explained
 from tasks.distillation import Distillation, Teacher
 from tasks.mixing import Mixing, erase, mix, smoothed
 from tasks.registry import construct, register
 from tasks.task import Batch, Metrics, Model, ReportsLogits
-
-_PAIRS = 20  # of confused classes, in the file at the end of a run
 
 
 class ImageExamples:
@@ -251,21 +250,7 @@ class Classification:
         """Returns the images and accuracy of each class, and the pairs (class, taken for) most confused, with their
         counts.
         """
-        count = len(self.class_names)
-        pairs, counts = np.unique(rows["label"].astype(np.int64) * count + rows["predicted"], return_counts=True)
-        images = np.bincount(rows["label"], minlength=count)
-        right = np.bincount(rows["label"][rows["label"] == rows["predicted"]], minlength=count)
-        wrong = sorted((-int(n), int(pair)) for pair, n in zip(pairs, counts) if pair // count != pair % count)[:_PAIRS]
-        return {
-            "classes": [
-                {"name": name, "images": int(images[i]), "accuracy": float(right[i] / images[i]) if images[i] else None}
-                for i, name in enumerate(self.class_names)
-            ],
-            "confused": [
-                {"class": self.class_names[pair // count], "taken_for": self.class_names[pair % count], "images": -n}
-                for n, pair in wrong
-            ],
-        }
+        return explained(rows, self.class_names, "images")
 
     def _metrics(self, logits: jax.Array, labels: jax.Array, losses: jax.Array, weight: jax.Array) -> Metrics:
         # the label's rank; equal logits rank by class, as argmax does

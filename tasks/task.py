@@ -108,6 +108,16 @@ class DerivesFigures(Protocol):
 
 
 @runtime_checkable
+class Scores(Protocol):
+    """A task that ``Explains``, with figures of a whole split that follow from what it keeps of each example: F1, the
+    area under a curve."""
+
+    def scores(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Returns the figures that follow from the arrays of ``evaluate_rows`` for all examples."""
+        ...
+
+
+@runtime_checkable
 class Aligns(Protocol):
     """A task whose rows may hold several documents, for models that count tokens in chunks from the start of a row."""
 

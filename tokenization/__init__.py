@@ -29,6 +29,10 @@ class Tokenizer(Protocol):
         """Returns the tokens of a text, integers of the smallest type that holds them."""
         ...
 
+    def token_of(self, *spellings: str) -> int | None:
+        """Returns the special token with the first of these spellings that is one; None where none is."""
+        ...
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of tokens, without separators; what is not valid UTF-8 is replaced."""
         ...
@@ -41,6 +45,10 @@ class Bytes:
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.frombuffer(text, np.uint8)
+
+    def token_of(self, *spellings: str) -> int | None:
+        del spellings
+        return None
 
     def decode(self, tokens: Sequence[int]) -> str:
         return bytes(token for token in tokens if 0 < token < 256).decode(errors="replace")
@@ -111,6 +119,9 @@ class FileTokenizer:
         return np.asarray(
             self._tokenizer.encode(text.decode(errors="replace"), add_special_tokens=False).ids, self._dtype
         )
+
+    def token_of(self, *spellings: str) -> int | None:
+        return next((token for token in map(self._tokenizer.token_to_id, spellings) if token is not None), None)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode([token for token in tokens if token >= 0], skip_special_tokens=True)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from layers.module import Statistic
 from layers.state import assign, flatten
-from tasks import DerivesFigures, Task
+from tasks import DerivesFigures, Scores, Task
 from training import metrics, sharding
 from training import optimizer as optimizers
 from training.checkpoint import Checkpoints
@@ -68,9 +68,10 @@ class Evaluator:
         if isinstance(self._task, DerivesFigures):
             figures |= self._task.derived(figures)
         real = np.concatenate(counted) > 0
-        return Evaluation(
-            figures, int(real.sum()), {name: np.concatenate([part[name] for part in rows])[real] for name in rows[0]}
-        )
+        kept = {name: np.concatenate([part[name] for part in rows])[real] for name in rows[0]}
+        if isinstance(self._task, Scores):
+            figures |= self._task.scores(kept)
+        return Evaluation(figures, int(real.sum()), kept)
 
 
 def find_data(config: ConfigDict, data: str | None) -> None:

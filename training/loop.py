@@ -374,7 +374,7 @@ def following(task: Task, workdir: Path, result: Result) -> list[str]:
     lines = [f"python eval.py --workdir={folder}" + (" --checkpoint=best" if best else "")]
     if isinstance(task, WritesText):
         lines.append(f'python generate.py --workdir={folder} --prompt="..."' + (" --checkpoint=best" if best else ""))
-    elif getattr(task, "class_names", None):
+    elif getattr(task, "preprocess", None):
         lines.append(f"python predict.py --weights={folder}{'/best' if best else ''} IMAGE...")
     return [*lines, f"tensorboard --logdir={folder}/tensorboard"]
 

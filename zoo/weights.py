@@ -177,13 +177,14 @@ def classes_of(name: str, source: str | Path | Mapping[str, Any], config: Any) -
     _, tensors = _tensors(entry, source)
     model = abstract(entry, dataclasses.replace(config, num_classes=config.num_classes or 1))
     match = best_match(model, entry, tensors, None)
+    names = ("head.bias", "head.out.bias", "head.kernel")
     head = {
         line.ours[0]: match.tensors.get(line.released[0])
         for line in match.entries
-        if line.ours and line.ours[0] in ("head.bias", "head.kernel")
+        if line.ours and line.ours[0] in names
     }
     # The only heads without a bias are PyTorch's, whose kernels begin with the classes.
-    array = head.get("head.bias" if "head.bias" in head else "head.kernel")
+    array = head.get(next((name for name in names if name in head), ""))
     return None if array is None or not array.shape else array.shape[0]
 
 

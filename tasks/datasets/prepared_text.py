@@ -18,7 +18,7 @@ from tasks.datasets.prepared import open_builder
 from tasks.datasets.split import SPLITS, split_of
 
 
-class _Documents(Sequence[bytes]):
+class Documents(Sequence[bytes]):
     """Texts of some examples of a TFDS split."""
 
     def __init__(self, source: Sequence[Any], feature: str, positions: np.ndarray):
@@ -27,8 +27,12 @@ class _Documents(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._positions)
 
+    def record(self, index: int) -> Any:
+        """All features of an example."""
+        return self._source[int(self._positions[index])]
+
     def __getitem__(self, index: Any) -> Any:
-        text = self._source[int(self._positions[index])][self._feature]
+        text = self.record(index)[self._feature]
         return text if isinstance(text, bytes) else str(text).encode()
 
 
@@ -70,15 +74,15 @@ class PreparedText:
             ) from error
         if "train" not in sources:
             raise ValueError(f"the TFDS set {builder!r} has no split to train on: it has {', '.join(names)}")
-        self._splits = {name: _Documents(source, feature, np.arange(len(source))) for name, source in sources.items()}
+        self._splits = {name: Documents(source, feature, np.arange(len(source))) for name, source in sources.items()}
         lacking = [name for name in SPLITS if name not in sources]
         if lacking:
             place = np.asarray([split_of(f"{builder}/{i}") for i in range(len(sources["train"]))])
             for name in lacking:
-                self._splits[name] = _Documents(sources["train"], feature, np.flatnonzero(place == name))
-            self._splits["train"] = _Documents(sources["train"], feature, np.flatnonzero(~np.isin(place, lacking)))
+                self._splits[name] = Documents(sources["train"], feature, np.flatnonzero(place == name))
+            self._splits["train"] = Documents(sources["train"], feature, np.flatnonzero(~np.isin(place, lacking)))
         self.cache = os.fspath(self._builder.data_path / f"mixer_zoo-{feature}")
 
-    def documents(self, split: str) -> Sequence[bytes]:
+    def documents(self, split: str) -> Documents:
         """Returns the texts of a split."""
         return self._splits[split]

@@ -12,6 +12,7 @@ from flax import nnx
 
 from layers.initializers import truncated_normal
 from layers.linear import Linear
+from layers.module import Module
 from zoo.backbones.model import Model
 from zoo.registry import ModelConfig
 
@@ -24,7 +25,7 @@ class Classifier(Model):
     taken, the model does not get them either, and may have ones that the checkpoint lacks.
     """
 
-    head: Linear | None
+    head: Linear | MLPHead | None
     before_head: ClassVar[tuple[str, ...]] = ()
     without: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("head", "distilled_head"), 'no classifier: load it with head="reset", or make the model with num_classes=0'
@@ -57,6 +58,31 @@ class Classifier(Model):
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
         # nnx.data: a model that was made without a head can be given one.
         self.head = nnx.data(self.make_head(rngs=nnx.Rngs(0) if rngs is None else rngs))
+
+
+class MLPHead(Module):
+    """A classifier with hidden layers: ``out(relu(hidden(x)))``, or ``out(relu(narrow(relu(hidden(x)))))``."""
+
+    def __init__(
+        self,
+        features: int,
+        num_classes: int,
+        hidden: int,
+        narrow: int | None = None,
+        *,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.hidden = Linear(features, hidden, **common)
+        self.narrow = None if narrow is None else Linear(hidden, narrow, **common)
+        self.out = Linear(hidden if narrow is None else narrow, num_classes, **common)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, features) to logits (batch, classes)."""
+        x = nnx.relu(self.hidden(x))
+        return self.out(x if self.narrow is None else nnx.relu(self.narrow(x)))
 
 
 def check_images(images: jax.Array, channels: int) -> None:

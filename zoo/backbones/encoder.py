@@ -1,9 +1,11 @@
-"""The bidirectional text backbone: tokens in, a vector for each of them, or one for all, out.
+"""The bidirectional backbone of sequences: tokens in, a vector for each of them, or one for all, out.
 
     tokens -> words + positions + types -> norm (-> projection) -> blocks -> logits over the vocabulary
                                                                          -> pool -> head
+    values -> linear map ...                                             -> values
 
-BERT and similar models are this class with other hyper-parameters.
+BERT and similar models are this class with other hyper-parameters. Two sequences are read together, with types 0 and 1,
+or each by itself, with one head on both vectors (``head="dual"``).
 """
 
 from __future__ import annotations
@@ -21,40 +23,56 @@ from layers.broadcast import broadcast, lookup
 from layers.combinators import bidirectional, on_sequence
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Embed, Linear
-from layers.mixer import Mixer, MixerSpec, Place, finite_padding, without_padding
+from layers.mixer import Mixer, MixerSpec, Place, finite_padding
 from layers.mlp import MLP, gelu, gelu_tanh
 from layers.module import Module
 from layers.norm import create_norm, unit
+from layers.position import sinusoids
 from layers.tokens import Tokens
-from zoo.backbones.classifier import Classifier
+from zoo.backbones.classifier import Classifier, MLPHead
+from zoo.backbones.pooling import Pool, create_pool
 from zoo.registry import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(ModelConfig):
-    """Hyper-parameters of a bidirectional text model.
+    """Hyper-parameters of a bidirectional model of sequences.
 
     Attributes:
       vocab_size: tokens; the embedding has a row for each.
+      inputs: "tokens", or "linear": each place holds ``in_features`` numbers, which a linear map takes in place of an
+        embedding.
+      in_features: numbers at each place of "linear" inputs.
       num_classes: classes of the head; with any, ``output`` is "pooled".
       features, depth, num_heads, mlp_ratio: width, blocks, attention heads, hidden width of the MLP / features.
       mlp: activation of the MLP and of the head over the vocabulary.
       embedding_features: width of the embeddings, which a linear layer maps to ``features``; None: they have that
         width.
+      embedding_std: of the initial embedding.
+      embedding_norm: a norm of the sum of embeddings.
+      position: "learned" adds a table of ``max_length`` rows, "sinusoid" the fixed one of Vaswani et al. (2017); None
+        leaves order to the mixers.
       max_length: positions that the table has rows for; longer sequences are refused.
       position_offset: rows of the table before that of the first position (RoBERTa's has two for padding).
       types: kinds of segments a token may belong to; 0 for none.
       norm_order, norm_epsilon: of the blocks.
-      output: what ``model(tokens)`` gives: "vocabulary", logits for each token, or "pooled", a vector (with a head,
-        logits of its classes).
-      pool: "token" (the first) or "average" (of the real tokens).
+      output: what ``model(tokens)`` gives: "vocabulary", logits for each token ("linear" inputs: their values), or
+        "pooled", a vector (with a head, logits of its classes).
+      pool: "token" (the first), "average", "sum" or "max" of the real tokens, "last" (the last real one), or a function
+        as :data:`zoo.backbones.pooling.Pool`.
       normalize: pooled vectors have length 1.
       pooler: a linear layer and tanh after pooling by token; None: where the output needs it.
+      head: "linear", "mlp" (one hidden layer and ReLU), or "dual": of two sequences, two hidden layers, the second half
+        as wide.
+      head_hidden: hidden features of the head; None is the hidden width of the MLP.
+      interaction: what a "dual" head sees of vectors a and b: "nli", [a, b, a b, a - b], or "concatenation", [a, b].
       masked_lm: the head over the vocabulary; None: where the output needs it.
       next_sentence: a head that predicts whether the second segment follows the first.
     """
 
     vocab_size: int = 30522
+    inputs: Literal["tokens", "linear"] = "tokens"
+    in_features: int = 1
     num_classes: int = 0
     features: int = 768
     depth: int = 12
@@ -62,20 +80,38 @@ class EncoderConfig(ModelConfig):
     mlp_ratio: float = 4.0
     mlp: Literal["gelu", "gelu_tanh"] = "gelu"
     embedding_features: int | None = None
+    embedding_std: float = 0.02
+    embedding_norm: bool = True
+    position: Literal["learned", "sinusoid"] | None = "learned"
     max_length: int = 512
     position_offset: int = 0
     types: int = 2
     norm_order: Order = "post"
     norm_epsilon: float = 1e-12
     output: Literal["vocabulary", "pooled"] = "vocabulary"
-    pool: Literal["token", "average"] = "token"
+    pool: str | Pool = "token"
     normalize: bool = False
     pooler: bool | None = None
+    head: Literal["linear", "mlp", "dual"] = "linear"
+    head_hidden: int | None = None
+    interaction: Literal["nli", "concatenation"] = "nli"
     masked_lm: bool | None = None
     next_sentence: bool = False
 
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "output": ("vocabulary", "pooled"),
+    "inputs": ("tokens", "linear"),
+    "position": ("learned", "sinusoid", None),
+    "head": ("linear", "mlp", "dual"),
+    "interaction": ("nli", "concatenation"),
+}
+INTERACTIONS: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "nli": lambda a, b: jnp.concatenate([a, b, a * b, a - b], -1),
+    "concatenation": lambda a, b: jnp.concatenate([a, b], -1),
+}
+"""What a head on two vectors sees."""
 
 
 class MaskedHead(Module):
@@ -98,11 +134,11 @@ class MaskedHead(Module):
 
 
 class Encoder(Classifier):
-    """A bidirectional text model.
+    """A bidirectional model of sequences.
 
     Masks are bool (batch, length), True for real tokens; padding trails. Names: ``embedding``, ``position``, ``types``,
     ``embedding_norm``, ``blocks.N``, ``norm`` (pre-norm only), and as the configuration says ``projection``,
-    ``pooler``, ``head``, ``masked_lm``, ``next_sentence``.
+    ``pooler``, ``head``, ``masked_lm`` (of "linear" inputs a linear map to their values), ``next_sentence``.
     """
 
     stem = ("embedding", "position", "types", "embedding_norm", "projection")
@@ -119,23 +155,32 @@ class Encoder(Classifier):
         """Builds the model.
 
         Raises:
-          ValueError: an unknown output or pooling, or a mixer that takes grids only.
+          ValueError: an unknown choice, or a mixer that takes grids only.
         """
         output = "pooled" if config.num_classes else config.output
-        if output not in ("vocabulary", "pooled") or config.pool not in ("token", "average"):
-            raise ValueError(
-                f'output is "vocabulary" or "pooled", pool "token" or "average"; got {config.output!r} and '
-                f"{config.pool!r}"
-            )
+        for field, choices in CHOICES.items():
+            if (given := getattr(config, field)) not in choices:
+                raise ValueError(f"{field} is one of {', '.join(map(repr, choices))}; got {given!r}")
+        create_pool(config.pool)
         pooler = output == "pooled" and config.pool == "token" if config.pooler is None else config.pooler
         masked_lm = output == "vocabulary" if config.masked_lm is None else config.masked_lm
         c = self.config = dataclasses.replace(config, output=output, pooler=pooler, masked_lm=masked_lm)
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         width = c.embedding_features or c.features
-        self.embedding = Embed(c.vocab_size, width, embedding_init=normal(0.02), **common)
-        self.position = nnx.Param(normal(0.02)(rngs.params(), (c.position_offset + c.max_length, width), c.param_dtype))
+        self.embedding = (
+            Embed(c.vocab_size, width, embedding_init=normal(c.embedding_std), **common)
+            if c.inputs == "tokens"
+            else Linear(c.in_features, width, **common)
+        )
+        self.position = (
+            nnx.Param(normal(0.02)(rngs.params(), (c.position_offset + c.max_length, width), c.param_dtype))
+            if c.position == "learned"
+            else None
+        )
         self.types = Embed(c.types, width, embedding_init=normal(0.02), **common) if c.types else None
-        self.embedding_norm = create_norm("layer", width, epsilon=c.norm_epsilon, **common)
+        self.embedding_norm = (
+            create_norm("layer", width, epsilon=c.norm_epsilon, **common) if c.embedding_norm else None
+        )
         projected = c.embedding_features is not None
         self.projection = Linear(width, c.features, kernel_init=truncated_normal(0.02), **common) if projected else None
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
@@ -144,12 +189,31 @@ class Encoder(Classifier):
             create_norm("layer", c.features, epsilon=c.norm_epsilon, **common) if c.norm_order == "pre" else None
         )
         self.pooler = Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common) if c.pooler else None
-        self.masked_lm = MaskedHead(c, rngs=rngs) if c.masked_lm else None
+        self.masked_lm: Any = self._token_head(rngs) if c.masked_lm else None
         self.next_sentence = (
             Linear(c.features, 2, kernel_init=truncated_normal(0.02), **common) if c.next_sentence else None
         )
         self.num_features = c.features
         self.head = self.make_head(rngs=rngs)
+
+    def _token_head(self, rngs: nnx.Rngs) -> MaskedHead | Linear:
+        c = self.config
+        if c.inputs == "tokens":
+            return MaskedHead(c, rngs=rngs)
+        return Linear(c.features, c.in_features, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
+
+    def make_head(self, *, rngs: nnx.Rngs) -> Any:
+        c = self.config
+        if c.head == "linear" or not c.num_classes:
+            return super().make_head(rngs=rngs)
+        hidden = int(c.features * c.mlp_ratio) if c.head_hidden is None else c.head_hidden
+        seen = c.features
+        if c.head == "dual":
+            seen *= 4 if c.interaction == "nli" else 2
+        return MLPHead(
+            seen, c.num_classes, hidden, hidden // 2 if c.head == "dual" else None, dtype=c.dtype,
+            param_dtype=c.param_dtype, rngs=rngs,
+        )  # fmt: skip
 
     def own_mixer(self, place: Place) -> MixerSpec:
         return "attention"
@@ -179,24 +243,35 @@ class Encoder(Classifier):
         *,
         roles: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
+        tokens2: jax.Array | None = None,
+        mask2: jax.Array | None = None,
     ) -> jax.Array:
         """Reads whole sequences.
 
         Args:
-          tokens: (batch, length) int32, or words already looked up, (batch, length, features of the embedding).
+          tokens: (batch, length) int32, or words already looked up, (batch, length, features of the embedding); with
+            "linear" inputs (batch, length, in_features).
           mask: True for real tokens.
           types: (batch, length) int32, the segment of each token; default 0.
           roles: (batch, length) int32, for mixers that ask for them: 1 for global tokens of Longformer.
           segment_ids: (batch, length) int32, the document of each token of a row that holds several.
+          tokens2, mask2: the second sequence of a pair, for a model with ``head="dual"``; it may have another length.
 
         Returns:
-          Logits (batch, length, vocab_size); with ``output="pooled"`` vectors (batch, features), or logits (batch,
-          classes).
+          Logits (batch, length, vocab_size), or values (batch, length, in_features); with ``output="pooled"`` vectors
+          (batch, features), or logits (batch, classes).
 
         Raises:
-          ValueError: a sequence longer than the position table, or several documents in a row of which the output is
-            one vector.
+          ValueError: a sequence longer than the position table, several documents in a row of which the output is one
+            vector, or a second sequence that is missing or that the head does not take.
         """
+        dual = self.head is not None and self.config.head == "dual"
+        if dual != (tokens2 is not None):
+            raise ValueError(
+                'a model with head="dual" compares two sequences: give tokens2= (and mask2=)'
+                if dual
+                else 'tokens2= is for a model with num_classes and head="dual"; others read a pair as one sequence'
+            )
         if self.config.output == "vocabulary":
             return self.logits(self.hidden(tokens, mask, types, roles=roles, segment_ids=segment_ids))
         if segment_ids is not None:
@@ -204,6 +279,8 @@ class Encoder(Classifier):
                 "the output is one vector for each row: give each document a row of its own, or take model.hidden(...)"
             )
         x = self.pooled(tokens, mask, types, roles=roles)
+        if tokens2 is not None:
+            x = INTERACTIONS[self.config.interaction](x, self.pooled(tokens2, mask2))
         return x if self.head is None else self.head(x)
 
     def hidden(
@@ -232,7 +309,7 @@ class Encoder(Classifier):
         """
         if self.masked_lm is None:
             raise ValueError("the model has no head over the vocabulary: make it with masked_lm=True")
-        return self.masked_lm(hidden, self.embedding)
+        return self.masked_lm(hidden, self.embedding) if self.config.inputs == "tokens" else self.masked_lm(hidden)
 
     def pooled(  # type: ignore[override]
         self,
@@ -247,14 +324,7 @@ class Encoder(Classifier):
 
     def pool(self, hidden: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Pools (batch, length, features) to (batch, features)."""
-        if self.config.pool == "token":
-            x = self.first(hidden)
-        elif mask is None:
-            x = hidden.mean(1)
-        else:
-            # Divided before it is summed, which float16 could not hold.
-            share = 1 / jnp.maximum(mask.sum(1, dtype=jnp.float32), 1)
-            x = jnp.sum(without_padding(hidden, mask) * share[:, None, None], 1).astype(hidden.dtype)
+        x = self.first(hidden) if self.config.pool == "token" else create_pool(self.config.pool)(hidden, mask)
         return unit(x) if self.config.normalize else x
 
     def first(self, hidden: jax.Array) -> jax.Array:
@@ -288,17 +358,27 @@ class Encoder(Classifier):
         self, tokens: jax.Array, types: jax.Array | None = None, *, segment_ids: jax.Array | None = None
     ) -> jax.Array:
         """What enters the first block: (batch, length, features); arguments as the model's."""
-        words = self.embedding(tokens) if tokens.ndim == 2 else tokens
+        if self.config.inputs == "linear" and (tokens.ndim != 3 or tokens.shape[-1] != self.config.in_features):
+            raise ValueError(
+                f'a model with inputs="linear" takes (batch, length, {self.config.in_features}) numbers, got the shape '
+                f"{tokens.shape}"
+            )
+        words = tokens if tokens.ndim == 3 and self.config.inputs == "tokens" else self.embedding(tokens)
         length, first, most = words.shape[1], self.config.position_offset, self.config.max_length
-        if length > most:
+        if length > most and self.position is not None:
             raise ValueError(f"a sequence of {length} tokens is longer than the position table: max_length is {most}")
-        if segment_ids is None:
-            x = words + broadcast(self.position[first : first + length], words.shape, words.dtype)
+        table = None if self.position is None else self.position[...]
+        if self.config.position == "sinusoid":
+            table = jnp.asarray(sinusoids(first + length, words.shape[-1]))
+        if table is None:
+            x = words
+        elif segment_ids is None:
+            x = words + broadcast(table[first : first + length], words.shape, words.dtype)
         else:
-            x = words + lookup(self.position[...], first + Tokens(segment_ids=segment_ids).places(length), words.dtype)
+            x = words + lookup(table, first + Tokens(segment_ids=segment_ids).places(length), words.dtype)
         if self.types is not None:
             x = x + self.types(jnp.zeros(words.shape[:2], jnp.int32) if types is None else types)
-        x = self.embedding_norm(x)
+        x = x if self.embedding_norm is None else self.embedding_norm(x)
         x = x if self.dropout is None else self.dropout(x)
         return x if self.projection is None else self.projection(x)
 

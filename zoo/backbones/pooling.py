@@ -1,8 +1,8 @@
-"""Pooling tokens into one vector by attention."""
+"""Pooling tokens into one vector: by name, and by attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,10 +12,75 @@ from flax import nnx
 from layers.attention.multi_head import MultiHeadAttention
 from layers.extra_tokens import repeated
 from layers.initializers import truncated_normal
+from layers.mixer import without_padding
 from layers.mlp import MLP, gelu
 from layers.module import Module
 from layers.norm import Norm, create_norm
 from layers.tokens import Tokens
+from suggestions import unknown
+
+Pool = Callable[[jax.Array, jax.Array | None], jax.Array]
+"""Maps (batch, length, features) and a mask (batch, length), True for real tokens or None, to (batch, features). What
+padding holds does not matter."""
+
+
+def first_token(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The first token, of which padding, which trails, has none."""
+    return x[:, 0]
+
+
+def last_token(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The last real token; of a row without any, the first."""
+    if mask is None:
+        return x[:, -1]
+    places = jnp.arange(x.shape[1], dtype=jnp.int32)
+    last = jnp.max(jnp.where(mask, places, 0), 1)
+    return jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
+
+
+def average_of_tokens(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The mean of the real tokens; zero of a row without any."""
+    if mask is None:
+        return x.mean(1)
+    # Divided before it is summed, which float16 could not hold.
+    share = 1 / jnp.maximum(mask.sum(1, dtype=jnp.float32), 1)
+    return jnp.sum(without_padding(x, mask) * share[:, None, None], 1).astype(x.dtype)
+
+
+def sum_of_tokens(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The sum of the real tokens, added up in float32."""
+    return jnp.sum(without_padding(x, mask), 1, dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
+
+
+def greatest_of_tokens(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The greatest of the real tokens in each feature; zero of a row without any."""
+    if mask is None:
+        return x.max(1)
+    found = jnp.max(x, 1, where=mask[..., None], initial=-jnp.inf)
+    return jnp.where(mask.any(1)[:, None], found, 0).astype(x.dtype)
+
+
+POOLS: Mapping[str, Pool] = {
+    "token": first_token,
+    "average": average_of_tokens,
+    "max": greatest_of_tokens,
+    "sum": sum_of_tokens,
+    "last": last_token,
+}
+"""Pooling without parameters, by name."""
+
+
+def create_pool(spec: str | Pool) -> Pool:
+    """The pooling of a name of :data:`POOLS`, or ``spec`` itself where it is a function of tokens and mask.
+
+    Raises:
+      ValueError: an unknown name; near ones are given.
+    """
+    if callable(spec):
+        return spec
+    if spec not in POOLS:
+        raise ValueError(unknown("pooling", spec, POOLS))
+    return POOLS[spec]
 
 
 class AttentionPool(Module):

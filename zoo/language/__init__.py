@@ -14,6 +14,7 @@ from zoo.language import linear_attention as linear_attention
 from zoo.language import llama as llama
 from zoo.language import longformer as longformer
 from zoo.language import longnet as longnet
+from zoo.language import lra as lra
 from zoo.language import lsg as lsg
 from zoo.language import mamba as mamba
 from zoo.language import mamba2 as mamba2
