@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import tokenization
 from tokenization import Tokenizer
-from zoo import generation
-from zoo.generation import PAST_END, LanguageModel, Prompt, Stop
+from zoo import generation, prompts
+from zoo.generation import PAST_END, LanguageModel
+from zoo.prompts import Prompt, Stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +45,14 @@ class Beams:
 
 def beam_search(
     model: LanguageModel,
-    prompt: Prompt,
-    max_new_tokens: int,
+    prompt: Prompt | None = None,
+    max_new_tokens: int | None = None,
     *,
+    source: Prompt | None = None,
     beams: int = 4,
     length_penalty: float = 1.0,
     mask: np.ndarray | jax.Array | None = None,
+    source_mask: np.ndarray | jax.Array | None = None,
     stop: Stop | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
     max_length: int | None = None,
@@ -61,45 +63,31 @@ def beam_search(
     Args:
       beams: continuations kept at each step, and returned; 1 is the likeliest token each time.
       length_penalty: the power of the length by which scores are divided: above 0 it favors long ones.
-      stop: a token, or several, that ends a continuation. None: texts end with their document, tokens do not.
-      model, prompt, max_new_tokens, mask, tokenizer, max_length, dtype: as :func:`zoo.generate`.
+      stop: a token, or several, that ends a continuation. None: as :func:`zoo.generate`.
+      model, prompt, max_new_tokens, source, mask, source_mask, tokenizer, max_length, dtype: as :func:`zoo.generate`.
 
     Raises:
       ValueError: as :func:`zoo.generate`, fewer than one beam, or a stop string.
     """
     if beams < 1:
         raise ValueError(f"beams is at least 1, not {beams}")
-    if generation._strings(stop):
+    asked = prompts.given(model, prompt, mask, source, source_mask, stop, tokenizer)
+    if asked.stop_strings:
         raise ValueError("a beam search ends at tokens: give stop= the number of a token")
-    if not hasattr(model, "extend_hidden"):
-        raise ValueError(
-            f"{getattr(model, 'variant', type(model).__name__)} is not a causal language model: it can't generate"
-        )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is at least 1, not {max_new_tokens}")
-    is_text = generation._is_text(prompt)
-    reader = generation._tokenizer(model, tokenizer) if is_text else None
-    prompts = generation._encoded(prompt, reader)
-    rows = generation._rows(prompts, mask, model.config.vocab_size)
-    capacity = generation._capacity(model, max(row.size for row in rows), max_new_tokens, max_length)
-    if stop is None and reader is not None:
-        stop = reader.separator
-    stops = np.unique(np.asarray([] if stop is None else stop, np.int32))
-    graph, arrays, state, logits = generation.read(model, rows, capacity, dtype)
-    found = _search(
-        graph, beams, max_new_tokens, arrays, state, logits, jnp.asarray(stops), jnp.float32(length_penalty)
-    )
+    new = generation.checked_count(max_new_tokens)
+    capacity = generation._capacity(model, asked, new, max_length)
+    graph, arrays, state, logits = generation.read(model, asked.prompts, capacity, dtype, asked.sources)
+    found = _search(graph, beams, new, arrays, state, logits, jnp.asarray(asked.stops), jnp.float32(length_penalty))
     tokens, scores = np.asarray(found[0]), np.asarray(found[1])
     lengths = (tokens != PAST_END).sum(-1).astype(np.int32)
-    if reader is None:
+    if not asked.as_text:
         return Beams(tokens, lengths, scores)
-    texts = [
-        [
-            tokenization.continuation(reader, before, row[:length].tolist())
-            for row, length in zip(*of_prompt, strict=True)
-        ]
-        for before, *of_prompt in zip(prompts, tokens, lengths, strict=True)
+    # The continuations of one prompt, beam by beam.
+    by_beam = [
+        asked.texts([row[:length].tolist() for row, length in zip(tokens[:, beam], lengths[:, beam], strict=True)])
+        for beam in range(beams)
     ]
+    texts = [list(of_prompt) for of_prompt in zip(*by_beam, strict=True)]
     return Beams(tokens, lengths, scores, texts)
 
 

@@ -1,5 +1,6 @@
-"""Text from a causal language model: batched prompts of different lengths, a state of fixed size, one compiled loop.
+"""Text from a language model: batched prompts of different lengths, a state of fixed size, one compiled loop.
 
+    source --encode--> empty state of an encoder-decoder, which holds the context
     prompt --extend, a piece at a time--> state, logits of each row's last token
     repeat: draw a token from the logits --extend--> state, logits
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,8 @@ from flax import nnx, struct
 
 import tokenization
 from tokenization import Tokenizer
+from zoo import prompts
+from zoo.prompts import Given, Prompt, Rows, Stop
 
 PAST_END = -1
 """Stands in the result where a row had already met its stop token; no token has this number."""
@@ -36,9 +39,12 @@ _LOOK = 16  # tokens between two checks for a stop string
 
 
 class LanguageModel(Protocol):
-    """The interface of a model; :class:`zoo.backbones.causal.Causal` has it."""
+    """The interface of a model; :class:`zoo.backbones.causal.Causal` has it, and
+    :class:`zoo.backbones.encoder_decoder.EncoderDecoder`, whose states also need a context.
+    """
 
     config: Any
+    inputs: Any
     position: Any
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = ...) -> Any: ...
@@ -65,9 +71,6 @@ class Generation:
         """The tokens of each row, without what is past its end."""
         return [row[:length].tolist() for row, length in zip(self.tokens, self.lengths, strict=True)]
 
-
-Prompt = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[int] | np.ndarray | jax.Array
-Stop = int | str | Sequence[int | str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +135,12 @@ class _Settings:
 
 def generate(
     model: LanguageModel,
-    prompt: Prompt,
-    max_new_tokens: int,
+    prompt: Prompt | None = None,
+    max_new_tokens: int | None = None,
     *,
+    source: Prompt | None = None,
     mask: np.ndarray | jax.Array | None = None,
+    source_mask: np.ndarray | jax.Array | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -147,14 +152,17 @@ def generate(
     max_length: int | None = None,
     dtype: Any = jnp.float32,
 ) -> Generation:
-    """Generates up to ``max_new_tokens`` tokens after each prompt.
+    """Generates up to ``max_new_tokens`` tokens after each prompt, or of the target of each source.
 
     Args:
-      model: a causal language model; used in evaluation mode and left unchanged.
+      model: a causal language model or an encoder-decoder; used in evaluation mode and left unchanged.
       prompt: a text or several, each of which begins a document; or a list of token lists, one for each row and of any
-        lengths; one flat list of tokens; or an array (batch, length).
+        lengths; one flat list of tokens; or an array (batch, length). Of an encoder-decoder what its target begins with,
+        the start token before tokens included; None is the start token.
       max_new_tokens: tokens to generate in each row, fewer where it meets a stop.
-      mask: (batch, length) bool for an array, True = real token; padding trails.
+      source: what an encoder-decoder reads, in the forms of a prompt. A text is followed by the model's end token,
+        tokens are taken as they are.
+      mask, source_mask: (batch, length) bool for an array, True = real token; padding trails.
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: draw from the k likeliest tokens only.
       top_p: draw from the likeliest tokens that together have this probability, in (0, 1].
@@ -162,8 +170,8 @@ def generate(
         arXiv:2407.01082).
       repetition_penalty: divides the positive logits of tokens that the row has, prompt included, and multiplies the
         negative ones; above 1 they become less likely (Keskar et al., 2019, arXiv:1909.05858).
-      stop: a token or a string, or several, that ends its row. None: texts end with their document, tokens do not; ()
-        stops nowhere.
+      stop: a token or a string, or several, that ends its row. None: texts end with their document, targets with the
+        model's end token, other tokens do not; () stops nowhere.
       tokenizer: of texts and stop strings: a tokenizer.json, or what :mod:`tokenization` makes. None: the one of the
         run that trained the model, or bytes where the model has 256 tokens.
       rngs: for the draws: ``nnx.Rngs`` (its stream "sample"), a key or a seed; None is the seed 0.
@@ -172,36 +180,28 @@ def generate(
 
     Raises:
       ValueError: an empty prompt, a token outside the vocabulary, leading padding, an option out of range, text without
-        a tokenizer that fits the model, or more tokens than the caches or the position table hold.
+        a tokenizer that fits the model, more tokens than the caches or the position table hold, an encoder-decoder
+        without a source or a source for another model.
     """
-    reader = _tokenizer(model, tokenizer) if _needs_text(prompt, stop) else None
-    prompts = _encoded(prompt, reader)
-    pieces = list(
-        stream(
-            model, prompt, max_new_tokens, mask=mask, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=stop, tokenizer=reader, rngs=rngs, max_length=max_length,
-            dtype=dtype,
-            piece=min(max_new_tokens, _LOOK) if _strings(stop) else max(max_new_tokens, 1),
-        )
+    asked = prompts.given(model, prompt, mask, source, source_mask, stop, tokenizer)
+    new = max_new_tokens or 0
+    pieces = _pieces(
+        model, asked, max_new_tokens, min(new, _LOOK) if asked.stop_strings else max(new, 1), max_length, rngs, dtype,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
     )  # fmt: skip
-    tokens = np.concatenate(pieces, 1)
+    tokens = np.concatenate(list(pieces), 1)
     found = Generation(tokens, (tokens != PAST_END).sum(1).astype(np.int32))
-    if not _is_text(prompt) or reader is None:
-        return found
-    ends = _strings(stop)
-    texts = [
-        tokenization.until(tokenization.continuation(reader, before, row), ends)
-        for before, row in zip(prompts, found.rows(), strict=True)
-    ]
-    return dataclasses.replace(found, texts=texts)
+    return dataclasses.replace(found, texts=asked.texts(found.rows())) if asked.as_text else found
 
 
 def stream(
     model: LanguageModel,
-    prompt: Prompt,
-    max_new_tokens: int,
+    prompt: Prompt | None = None,
+    max_new_tokens: int | None = None,
     *,
+    source: Prompt | None = None,
     mask: np.ndarray | jax.Array | None = None,
+    source_mask: np.ndarray | jax.Array | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -217,37 +217,32 @@ def stream(
     """As :func:`generate`, yielding (batch, up to ``piece``) int32 arrays of new tokens as they come; how they are cut
     changes no token.
     """
-    if not hasattr(model, "extend_hidden"):
-        raise ValueError(
-            f"{getattr(model, 'variant', type(model).__name__)} is not a causal language model: it can't generate"
-        )
-    _check(
-        max_new_tokens,
-        piece,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
-    reader = _tokenizer(model, tokenizer) if _needs_text(prompt, stop) else None
-    rows = _rows(_encoded(prompt, reader), mask, model.config.vocab_size)
-    capacity = _capacity(model, max(row.size for row in rows), max_new_tokens, max_length)
-    if stop is None and reader is not None and _is_text(prompt):
-        stop = reader.separator
-    listed = [] if stop is None else [stop] if isinstance(stop, int | np.integer | str) else stop
-    stops = np.unique(np.asarray([token for token in listed if not isinstance(token, str)], np.int32))
-    drawn = temperature != 0
+    asked = prompts.given(model, prompt, mask, source, source_mask, stop, tokenizer)
+    return _pieces(
+        model, asked, max_new_tokens, piece, max_length, rngs, dtype,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+    )  # fmt: skip
+
+
+def _pieces(
+    model: Any, asked: Given, new: int | None, piece: int, max_length: int | None, rngs: Any, dtype: Any,
+    *, temperature: float, **options: Any,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """The new tokens in pieces; ``options`` are numbers of the draw."""
+    new = checked_count(new)
+    _check(piece, temperature=temperature, **options)
+    capacity = _capacity(model, asked, new, max_length)
+    drawn, penalty = temperature != 0, options["repetition_penalty"]
     sampling = _Sampling(
         greedy=not drawn,
-        top_k=top_k if drawn else None,
-        nucleus=drawn and top_p is not None and top_p < 1,
-        relative=drawn and min_p is not None,
-        penalized=repetition_penalty not in (None, 1),
+        top_k=options["top_k"] if drawn else None,
+        nucleus=drawn and options["top_p"] is not None and options["top_p"] < 1,
+        relative=drawn and options["min_p"] is not None,
+        penalized=penalty not in (None, 1),
     )
-    numbers = {"temperature": temperature, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    numbers = {"temperature": temperature, **{name: options[name] for name in ("top_p", "min_p", "repetition_penalty")}}
     settings = _Settings(
-        **{name: jnp.float32(value or 1.0) for name, value in numbers.items()}, stops=jnp.asarray(stops)
+        **{name: jnp.float32(value or 1.0) for name, value in numbers.items()}, stops=jnp.asarray(asked.stops)
     )
     key = (
         jax.random.key(rngs or 0)
@@ -256,8 +251,8 @@ def stream(
         if isinstance(rngs, nnx.Rngs)
         else rngs
     )
-    ends = _Ends(reader, rows, _strings(stop)) if reader is not None and _strings(stop) else None
-    return _stream(model, rows, capacity, max_new_tokens, sampling, settings, key, dtype, piece, ends)
+    ends = None if asked.reader is None or not asked.stop_strings else _Ends(asked)
+    return _stream(model, asked, capacity, new, sampling, settings, key, dtype, piece, ends)
 
 
 class _Ends:
@@ -265,10 +260,11 @@ class _Ends:
     time.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompts: list[np.ndarray], strings: Sequence[str]):
-        self._tokenizer, self._strings = tokenizer, strings
-        self._prompts: list[list[int]] = [row.tolist() for row in prompts]
-        self._tokens: list[list[int]] = [[] for _ in prompts]
+    def __init__(self, asked: Given):
+        assert asked.reader is not None
+        self._tokenizer, self._strings = asked.reader, asked.stop_strings
+        self._prompts: list[list[int]] = [row.tolist() for row in asked.prompts]
+        self._tokens: list[list[int]] = [[] for _ in self._prompts]
 
     def cut(self, out: np.ndarray) -> np.ndarray:
         """The rows of ``out`` (batch, new) that now hold a stop string, (batch,) bool; what follows the token that
@@ -288,54 +284,12 @@ class _Ends:
         return any(string in text for string in self._strings)
 
 
-def _is_text(prompt: Any) -> bool:
-    return isinstance(prompt, str) or (isinstance(prompt, list | tuple) and any(isinstance(row, str) for row in prompt))
-
-
-def _strings(stop: Any) -> list[str]:
-    listed = [stop] if isinstance(stop, str) else stop if isinstance(stop, list | tuple | set | frozenset) else []
-    return [string for string in listed if isinstance(string, str)]
-
-
-def _needs_text(prompt: Any, stop: Any) -> bool:
-    return _is_text(prompt) or bool(_strings(stop))
-
-
-def _tokenizer(model: Any, given: Any) -> Tokenizer:
-    """The tokenizer of the model's texts."""
-    size = getattr(getattr(model, "config", None), "vocab_size", 0)
-    found = given if given is not None else getattr(model, "tokenizer", None)
-    if found is None and size != tokenization.Bytes.vocab_size:
-        raise ValueError(
-            f"the model has {size} tokens, not bytes, and no run's tokenizer: name its tokenizer.json with tokenizer="
-        )
-    options = {} if found is None else {"path": str(found)} if isinstance(found, str | Path) else found
-    reader: Tokenizer = tokenization.create(**options) if isinstance(options, Mapping) else options
-    if reader.vocab_size > size:
-        raise ValueError(
-            f"the tokenizer has {reader.vocab_size} tokens and the model {size}: give the model's own with tokenizer="
-        )
-    return reader
-
-
-def _encoded(prompt: Any, tokenizer: Tokenizer | None) -> Any:
-    """Prompts as tokens: a text begins a document."""
-    if not _is_text(prompt):
-        return prompt
-    assert tokenizer is not None
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if mixed := [number for number, text in enumerate(texts) if not isinstance(text, str)]:
-        raise ValueError(
-            f"prompts are texts or tokens, not both: prompt {mixed[0]} is {type(texts[mixed[0]]).__name__}"
-        )
-    return [[tokenizer.separator, *tokenizer.encode(text.encode()).tolist()] for text in texts]
-
-
 def _stream(
-    model: Any, rows: list[np.ndarray], capacity: int, new: int, sampling: _Sampling, settings: _Settings,
+    model: Any, asked: Given, capacity: int, new: int, sampling: _Sampling, settings: _Settings,
     key: jax.Array, dtype: Any, piece: int, ends: _Ends | None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    graph, arrays, state, logits = read(model, rows, capacity, dtype)
+    rows = asked.prompts
+    graph, arrays, state, logits = read(model, rows, capacity, dtype, asked.sources)
     batch, room = len(rows), 1 << (piece - 1).bit_length()
     running, seen = jnp.ones((batch,), bool), None
     if sampling.penalized:
@@ -364,7 +318,7 @@ def encoded(model: Any, text: str, *, tokenizer: str | Path | Tokenizer | None =
     Raises:
       ValueError: no tokenizer that fits the model.
     """
-    (tokens,) = _encoded(text, _tokenizer(model, tokenizer))
+    (tokens,) = prompts.encoded(text, prompts.tokenizer_of(model, tokenizer))
     return list(tokens)
 
 
@@ -384,21 +338,28 @@ def next_tokens(
     """
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    reader = _tokenizer(model, tokenizer)
-    rows = [np.asarray(row, np.int32) for row in _encoded(prompt, reader)]
-    *_, logits = read(model, rows, _capacity(model, len(rows[0]), 1, None), jnp.float32)
+    asked = prompts.given(model, prompt, None, None, None, None, tokenizer)
+    assert asked.reader is not None
+    *_, logits = read(model, asked.prompts, _capacity(model, asked, 1, None), jnp.float32)
     probabilities = np.asarray(jax.nn.softmax(logits[0]))
     best = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [(reader.decode([int(token)]), float(probabilities[token])) for token in best]
+    return [(asked.reader.decode([int(token)]), float(probabilities[token])) for token in best]
 
 
-def read(model: Any, rows: list[np.ndarray], capacity: int, dtype: Any) -> tuple[Any, Any, Any, Any]:
+def read(
+    model: Any, rows: Rows, capacity: int, dtype: Any, sources: Rows | None = None
+) -> tuple[Any, Any, Any, Any]:
     """Reads prompts, a piece at a time: the model's static part and arrays, the states, and the logits of the next
     tokens (batch, vocab_size).
     """
-    tokens, real = _padded(rows, model.config.max_length if model.position is not None else None)
+    table = model.config.max_length if model.position is not None else None
+    tokens, real = _padded(rows, table)
     graph, arrays = nnx.split(model)
-    state, logits = _empty(graph, arrays, tokens.shape[0], capacity, dtype), None
+    if sources is None:
+        state = _empty(graph, arrays, tokens.shape[0], capacity, dtype)
+    else:
+        state = _empty_after(graph, arrays, *(part[:, :table] for part in _padded(sources, table)), capacity, dtype)
+    logits = None
     for start in range(0, tokens.shape[1], _PREFILL):
         part = slice(start, start + _PREFILL)
         logits, state = _prefill(graph, arrays, tokens[:, part], real[:, part], state, logits)
@@ -408,6 +369,13 @@ def read(model: Any, rows: list[np.ndarray], capacity: int, dtype: Any) -> tuple
 @functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
 def _empty(graph: Any, arrays: Any, batch: int, capacity: int, dtype: Any) -> Any:
     return _model(graph, arrays).init_state(batch, capacity, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _empty_after(graph: Any, arrays: Any, source: jax.Array, real: jax.Array, capacity: int, dtype: Any) -> Any:
+    """The state of an encoder-decoder that has read its sources and nothing of the targets."""
+    model = _model(graph, arrays)
+    return model.init_state(len(source), capacity, dtype, context=model.encode(source, real), context_mask=real)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
@@ -458,35 +426,6 @@ def _model(graph: Any, arrays: Any) -> Any:
     return model
 
 
-def _rows(prompt: Any, mask: Any, vocab_size: int) -> list[np.ndarray]:
-    """The tokens of each prompt."""
-    rows: list[np.ndarray]
-    if mask is not None:
-        tokens, real = np.asarray(prompt), np.asarray(mask, bool)
-        if tokens.ndim != 2 or tokens.shape != real.shape:
-            raise ValueError(
-                f"with a mask the prompt is an array (batch, length) of the mask's shape: prompt {tokens.shape}, mask "
-                f"{real.shape}"
-            )
-        if (real[:, 1:] & ~real[:, :-1]).any():
-            raise ValueError("padding must trail: the mask of a row is True for its first tokens and False behind them")
-        rows = [row[keep] for row, keep in zip(tokens, real, strict=True)]
-    else:
-        flat = len(prompt) > 0 and np.ndim(prompt[0]) == 0
-        rows = [np.asarray(row) for row in ([prompt] if flat else prompt)]
-    if not rows or any(row.size == 0 for row in rows):
-        raise ValueError("each prompt needs at least one token: begin with the token that stands between documents")
-    for number, row in enumerate(rows):
-        if not np.issubdtype(row.dtype, np.integer):
-            raise ValueError(f"prompt {number} holds {row.dtype} values: tokens are integers (encode text first)")
-        if row.min() < 0 or row.max() >= vocab_size:
-            wrong = row[(row < 0) | (row >= vocab_size)][0]
-            raise ValueError(
-                f"prompt {number} holds the token {wrong}: the model's vocabulary is 0 to {vocab_size - 1}"
-            )
-    return rows
-
-
 def _padded(rows: list[np.ndarray], table: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as (tokens, real), both (batch, width); a piece of them is no longer than the position ``table``."""
     lengths = np.asarray([row.size for row in rows])
@@ -503,15 +442,17 @@ def _padded(rows: list[np.ndarray], table: int | None) -> tuple[np.ndarray, np.n
     return tokens, np.arange(width) < lengths[:, None]
 
 
-def _capacity(model: Any, longest: int, new: int, given: int | None) -> int:
+def _capacity(model: Any, asked: Given, new: int, given: int | None) -> int:
     """Tokens that caches must hold."""
-    needed = longest + new
-    if model.position is not None and needed > model.config.max_length:
+    longest = max(row.size for row in asked.prompts)
+    needed, table = longest + new, model.config.max_length if model.position is not None else None
+    if table is not None and needed > table:
         raise ValueError(
-            f"{longest} tokens of prompt and {new} new ones are {needed}, but the model has positions for "
-            f"{model.config.max_length}: "
+            f"{longest} tokens of prompt and {new} new ones are {needed}, but the model has positions for {table}: "
             "shorten the prompt or ask for fewer new tokens"
         )
+    if table is not None and (size := max((row.size for row in asked.sources or ()), default=0)) > table:
+        raise ValueError(f"a source of {size} tokens, but the model has positions for {table}: shorten it")
     if given is not None and needed > given:
         raise ValueError(
             f"{longest} tokens of prompt and {new} new ones are {needed}, but max_length={given}: shorten the prompt "
@@ -520,10 +461,21 @@ def _capacity(model: Any, longest: int, new: int, given: int | None) -> int:
     return given or -(-needed // _CAPACITY) * _CAPACITY
 
 
-def _check(new: int, piece: int, **options: float | None) -> None:
-    """Refuses numbers out of range."""
+def checked_count(new: int | None) -> int:
+    """How many tokens to generate.
+
+    Raises:
+      ValueError: none, or not said.
+    """
+    if new is None:
+        raise ValueError("how many tokens? give max_new_tokens=")
     if new < 1:
         raise ValueError(f"max_new_tokens is at least 1, not {new}")
+    return new
+
+
+def _check(piece: int, **options: float | None) -> None:
+    """Refuses numbers out of range."""
     if piece < 1:
         raise ValueError(f"piece is at least 1, not {piece}")
     for name, (holds, limits) in _RANGES.items():

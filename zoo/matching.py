@@ -20,6 +20,7 @@ from zoo.sources import Tensors, WeightsError
 # Prefixes that trainers and larger models add to the names of all tensors, or of one tower's.
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.", "params/", "opt/target/")
 _TOWERS = ("params/img/", "visual.trunk.")
+_OF_A_BLOCK = re.compile(r"((en|de)coder\.)?blocks\.")
 
 
 class Form:
@@ -38,12 +39,12 @@ class Form:
         if beyond:
             few = {"depth": 1} if hasattr(self.config, "depth") else {}
             self.parts = abstract(entry, dataclasses.replace(self.config, **few))
-            blocks = {name: leaf for name, leaf in leaves.items() if few and name.startswith("blocks.")}
+            blocks = {name: leaf for name, leaf in leaves.items() if few and _OF_A_BLOCK.match(name)}
             leaves = {
                 **{
                     name: leaf
                     for name, leaf in flatten(self.parts).items()
-                    if not few or not name.startswith("blocks.")
+                    if not few or not _OF_A_BLOCK.match(name)
                 },
                 **blocks,
             }

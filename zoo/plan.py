@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,13 +110,16 @@ class Entry:
                 return entry
         return None
 
-    def untied(self) -> Entry:
-        """This entry where its further names are those of another array: a head that is not the embedding."""
+    def untied(self, others: Collection[str]) -> Entry:
+        """This entry where some of its further names are those of ``others``: a head that is not the embedding."""
+        further = tuple(name for name in self.optional if name not in others)
+        ties = (dataclasses.replace(op, count=1 + len(further)) for op in self.operations if isinstance(op, Tie))
+        rest = tuple(op for op in self.operations if not isinstance(op, Tie))
         return dataclasses.replace(
             self,
-            released=self.released[:1],
-            operations=tuple(op for op in self.operations if not isinstance(op, Tie)),
-            optional=(),
+            released=(*self.released[:1], *further),
+            operations=(*ties, *rest) if further else rest,
+            optional=further,
         )
 
     def _stages(self) -> list[list[Shape]]:
@@ -181,7 +184,7 @@ def plan(naming: Naming, shapes: Mapping[str, Shape], config: Any) -> list[Entry
         entries += [Entry(released, ours, operations, own, where, optional=optional, table=table), *constants]
     firsts = {entry.released[0] for entry in entries}
     entries += _buffers(naming, entries, context)
-    return [entry.untied() if firsts & set(entry.optional) else entry for entry in entries]
+    return [entry.untied(firsts) if firsts & set(entry.optional) else entry for entry in entries]
 
 
 def _buffers(naming: Naming, entries: list[Entry], context: Context) -> list[Entry]:

@@ -35,6 +35,7 @@ class HeadOptions(LayerOptions, total=False):
     out_bias: bool | None
     dropout: float
     kernel_init: Any
+    query_init: Any
 
 
 class RotaryHeadOptions(HeadOptions, total=False):
@@ -91,6 +92,7 @@ class ProjectedAttention(Mixer):
         context_features: int | None = None,
         dropout: float = 0.0,
         kernel_init: Any = KERNEL_INIT,
+        query_init: Any = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -105,6 +107,7 @@ class ProjectedAttention(Mixer):
             differ.
           context_features: features of what keys and values are projected from, where that is not x itself.
           dropout: of the output.
+          kernel_init, query_init: of all projections, and of that of queries where it differs.
 
         Raises:
           ValueError: features not divisible by num_heads, or num_heads by num_kv_heads.
@@ -120,7 +123,8 @@ class ProjectedAttention(Mixer):
         head_dim = head_dim or features // num_heads
         source = features if context_features is None else context_features
         common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.query = Linear(features, num_heads * head_dim, use_bias=use_bias, **common)
+        of_queries = common if query_init is None else {**common, "kernel_init": query_init}
+        self.query = Linear(features, num_heads * head_dim, use_bias=use_bias, **of_queries)
         self.key = Linear(
             source, num_kv_heads * head_dim, use_bias=use_bias if key_bias is None else key_bias, **common
         )

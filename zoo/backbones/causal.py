@@ -27,15 +27,28 @@ from primitives.exponential import silu
 from zoo.backbones.model import Model, mixers
 from zoo.registry import ModelConfig
 
-Mlp = Literal["swiglu", "geglu_tanh", "glu", "gelu", "gelu_tanh"]
+Mlp = Literal["swiglu", "geglu_tanh", "glu", "gelu", "gelu_tanh", "relu"]
 MLPS: Mapping[str, tuple[type[MLP] | type[GatedMLP], Callable[[jax.Array], jax.Array]]] = {
     "swiglu": (GatedMLP, silu),
     "geglu_tanh": (GatedMLP, gelu_tanh),
     "glu": (GatedMLP, unchanged),
     "gelu": (MLP, gelu),
     "gelu_tanh": (MLP, gelu_tanh),
+    "relu": (MLP, jax.nn.relu),
 }
 """The channel mixers of decoders: their class and activation."""
+
+
+def make_mlp(config: Any, place: Place, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module | None:
+    """The channel mixer that a configuration with the fields ``mlp``, ``hidden`` and ``mlp_bias`` of
+    :class:`CausalConfig` asks for; ``options`` are more of its class.
+    """
+    if config.mlp is None:
+        return None
+    kind, activation = MLPS[config.mlp]
+    usual = -(-8 * config.features // 3 // 64) * 64 if kind is GatedMLP else 4 * config.features
+    options |= {"activation": activation, "use_bias": config.mlp_bias, "dropout": config.dropout, **place.dtypes}
+    return kind(config.features, config.hidden or usual, **options, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,20 +139,7 @@ class Causal(Model):
         return create_mixer(self.mixer_spec(place), self.config.features, causal=True, place=place, rngs=rngs)
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module | None:
-        c = self.config
-        if c.mlp is None:
-            return None
-        kind, activation = MLPS[c.mlp]
-        usual = -(-8 * c.features // 3 // 64) * 64 if kind is GatedMLP else 4 * c.features
-        return kind(
-            c.features,
-            c.hidden or usual,
-            activation=activation,
-            use_bias=c.mlp_bias,
-            dropout=c.dropout,
-            **place.dtypes,
-            rngs=rngs,
-        )
+        return make_mlp(self.config, place, rngs=rngs)
 
     def per_block(self) -> Any:
         """What each block alone is given: a tree of arrays whose first axis is the depth; None for nothing."""

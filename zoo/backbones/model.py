@@ -39,6 +39,7 @@ class Model(Module):
       class_names: of the head's classes, where it was trained by a run that knows them; set by ``zoo.load``.
       tokenizer: options of ``tokenization.create`` for the texts that a run trained it on, if any; set by ``zoo.load``.
       num_features: features that the head sees.
+      inputs: the arrays that a call needs, in their order, all of the shape of one input.
       stem: first parts of the names of the parameters before the first block.
       extras: parts that files may hold beyond what the model uses; loaded, and saved again. Each is also a field of the
         configuration.
@@ -54,6 +55,7 @@ class Model(Module):
     class_names: tuple[str, ...] | None = None
     tokenizer: FrozenOptions | None = None
     num_features: int
+    inputs: ClassVar[tuple[str, ...]] = ("x",)
     stem: ClassVar[tuple[str, ...]] = ()
     extras: ClassVar[tuple[str, ...]] = ()
     neutral: ClassVar[tuple[str, ...]] = ()

@@ -26,5 +26,6 @@ from zoo.language import routing_transformer as routing_transformer
 from zoo.language import rwkv6 as rwkv6
 from zoo.language import rwkv7 as rwkv7
 from zoo.language import s4d as s4d
+from zoo.language import t5 as t5
 from zoo.language import titans as titans
 from zoo.language import transformer as transformer
