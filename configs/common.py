@@ -17,6 +17,12 @@ and of a language model::
     --config=configs/mamba.py:tfds,name=lm1b                         any prepared TFDS text set
     --config=configs/mamba.py:task,name=selective_copying,length=256 a task of tasks.list_tasks() with its options
 
+and of an encoder-decoder::
+
+    --config=configs/t5.py                                           computed pairs, of which targets are sources reversed
+    --config=configs/t5.py:sort,length=20                            another computed set with its options
+    --config=configs/t5.py:file,path=FILE                            the user's pairs, a .tsv or .jsonl file or a folder of them
+
 each also with variant=, and the texts with tokenizer=FILE (a tokenizer.json; bytes without).
 Every field can be overridden on the command line: ``--config.batch_size=64``.
 """
@@ -454,3 +460,36 @@ def language(architecture: LanguageArchitecture, argument: str | None) -> Config
     if settings["variant"] not in architecture.variants:
         raise ValueError(unknown("variant", settings["variant"], architecture.variants))
     return recipe(architecture, **settings)
+
+
+def sequence_to_sequence(architecture: LanguageArchitecture, argument: str | None) -> ConfigDict:
+    """Builds the config of an encoder-decoder.
+
+    Args:
+      architecture: the data of the config file; ``task`` are the settings on computed pairs.
+      argument: what follows the colon after the file's name: the name of a set of pairs and its options; "" or None is
+        "reverse".
+
+    Raises:
+      ValueError: an unknown variant (near ones are given), or a file without path=.
+    """
+    head, settings = _parse(argument or "reverse")
+    variant, tokenizer = settings.pop("variant", architecture.default), settings.pop("tokenizer", "")
+    if variant not in architecture.variants:
+        raise ValueError(unknown("variant", variant, architecture.variants))
+    config = _language_run(architecture, variant)
+    dataset: dict[str, Any] = {"name": head, **{option: _value(text) for option, text in settings.items()}}
+    if head == "file":
+        if "path" not in settings:
+            raise ValueError("the config argument 'file' needs path=, as in file,path=...")
+        dataset["path"] = settings["path"]
+    else:
+        _replace(config, architecture.task)
+    lengths = {name: placeholder(int) for name in ("source_length", "target_length")}
+    texts = {"tokenizer": placeholder(str), "separator": placeholder(str)}
+    config.task = ConfigDict(
+        {"name": "sequence_to_sequence", "dataset": dataset, **lengths, **texts, "label_smoothing": 0.0, "monitor": "exact"}
+    )
+    if tokenizer:
+        config.task.tokenizer = tokenizer
+    return config

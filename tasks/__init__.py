@@ -13,8 +13,9 @@ from tasks.procedural import Procedural
 from tasks.recall import Copying, InductionHeads, MultiQueryRecall, Passkey, SelectiveCopying
 from tasks.registry import create, list_tasks, lookup, register
 from tasks.sequence_classification import SequenceClassification
+from tasks.sequence_to_sequence import SequenceToSequence
 from tasks.state_tracking import Parity, PermutationTracking
-from tasks.task import Aligns, DerivesFigures, Describes, Examples, Explains, Metrics, Scores, Task
+from tasks.task import Aligns, DerivesFigures, Describes, Examples, Explains, KeepsRows, Metrics, Scores, Task
 
 __all__ = [
     "Addition",
@@ -28,6 +29,7 @@ __all__ = [
     "Examples",
     "Explains",
     "InductionHeads",
+    "KeepsRows",
     "LanguageModeling",
     "LongRangeArena",
     "Metrics",
@@ -39,6 +41,7 @@ __all__ = [
     "Scores",
     "SelectiveCopying",
     "SequenceClassification",
+    "SequenceToSequence",
     "Task",
     "create",
     "list_tasks",

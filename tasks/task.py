@@ -109,8 +109,8 @@ class DerivesFigures(Protocol):
 
 @runtime_checkable
 class Scores(Protocol):
-    """A task that ``Explains``, with figures of a whole split that follow from what it keeps of each example: F1, the
-    area under a curve."""
+    """A task that ``KeepsRows``, with figures of a whole split that follow from what it keeps of each example: F1, the
+    area under a curve, BLEU."""
 
     def scores(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Returns the figures that follow from the arrays of ``evaluate_rows`` for all examples."""
@@ -136,12 +136,17 @@ class Describes(Protocol):
 
 
 @runtime_checkable
-class Explains(Protocol):
-    """A task that can report more on a split than its figures, from what it keeps of each example."""
+class KeepsRows(Protocol):
+    """A task that keeps something of each example of a split."""
 
     def evaluate_rows(self, model: Model, batch: Batch) -> tuple[Metrics, dict[str, jax.Array]]:
         """Returns what ``evaluate`` does, and small arrays (rows, ...); traced."""
         ...
+
+
+@runtime_checkable
+class Explains(KeepsRows, Protocol):
+    """A task that can report more on a split than its figures, from what it keeps of each example."""
 
     def explain(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Returns a summary of those arrays for all examples, ready for JSON."""

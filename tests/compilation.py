@@ -64,6 +64,11 @@ def share_programs(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
 
 
+def called(model: Any, x: Any, method: str = "__call__", **options: Any) -> Any:
+    """A method of ``model`` for its input, or its inputs if they are several."""
+    return getattr(model, method)(*(x if isinstance(x, tuple) else (x,)), **options)
+
+
 def program(module: nnx.Module, method: str = "__call__") -> Callable[..., Any]:
     """A method of ``module`` as one program: called as it is, each operation on each shape is a program of its own."""
     graphdef, state = nnx.split(module)

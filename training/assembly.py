@@ -17,16 +17,31 @@ import tasks
 import zoo
 from training import sharding
 from training.processes import leads
+from zoo.generation import written
 from zoo.sources import run_record, run_tokenizer
 
 NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
     "preprocess": lambda config, kept: zoo.preprocess(config.model),
     "class_names": lambda config, kept: kept.get("class_names"),
     "make_teacher": lambda config, kept: make_teacher,
+    "start_token": lambda config, kept: start_token(config.model),
+    "write": lambda config, kept: written,
 }
 """What a task may name in ``needs``, and how it is had from the config and the run's record, which is empty for a new
 run.
 """
+
+
+def start_token(model: str) -> int:
+    """The token that a model's decoder reads first.
+
+    Raises:
+      ValueError: the model has no encoder.
+    """
+    found = getattr(zoo.variant(model).config, "start_token", None)
+    if found is None:
+        raise ValueError(f"{model} reads no source: pairs of sources and targets are for encoder-decoders, as t5_nano")
+    return int(found)
 
 
 def make_teacher(teacher: Mapping[str, Any], class_names: Sequence[str]) -> Callable[[jax.Array], jax.Array]:

@@ -28,7 +28,7 @@ IN_FLIGHT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Attributes: ``figures`` by metric, the number of ``examples``, and, for a task that ``Explains``, its output for
+    """Attributes: ``figures`` by metric, the number of ``examples``, and, for a task that ``KeepsRows``, its output for
     each, in order."""
 
     figures: dict[str, float]

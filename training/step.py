@@ -20,7 +20,7 @@ from flax import nnx
 from layers.module import AuxLogits, AuxLoss, Module, Sown, Statistic, collecting
 from layers.state import assign, flatten
 from suggestions import unknown
-from tasks import Explains, Task
+from tasks import KeepsRows, Task
 from training import precision
 from training.optimizer import Optimizer
 from training.schedule import Schedule
@@ -264,7 +264,7 @@ def make_evaluation(skeleton: Skeleton, task: Task) -> Callable[[Arrays, Arrays]
         model = skeleton.build(arrays, jax.random.key(0))
         model.eval()
         pairs, rows = (
-            task.evaluate_rows(model, batch) if isinstance(task, Explains) else (task.evaluate(model, batch), {})
+            task.evaluate_rows(model, batch) if isinstance(task, KeepsRows) else (task.evaluate(model, batch), {})
         )
         return pairs, batch["weight"], rows
 

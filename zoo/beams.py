@@ -71,9 +71,9 @@ def beam_search(
     """
     if beams < 1:
         raise ValueError(f"beams is at least 1, not {beams}")
-    asked = prompts.given(model, prompt, mask, source, source_mask, stop, tokenizer)
-    if asked.stop_strings:
+    if prompts.strings_of(stop):
         raise ValueError("a beam search ends at tokens: give stop= the number of a token")
+    asked = prompts.given(model, prompt, mask, source, source_mask, stop, tokenizer)
     new = generation.checked_count(max_new_tokens)
     capacity = generation._capacity(model, asked, new, max_length)
     graph, arrays, state, logits = generation.read(model, asked.prompts, capacity, dtype, asked.sources)

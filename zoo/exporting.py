@@ -15,6 +15,7 @@ from pallas_kernels import dispatch
 from primitives import operations
 from primitives.memory import size
 from suggestions import near
+from zoo.backbones.model import input_count
 from zoo.summaries import own_input_shape
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -55,8 +56,8 @@ def export(
     ``jax.export.deserialize(data).call(x)`` runs them with JAX alone, and any program that reads StableHLO can.
 
     Args:
-      model: images (batch, height, width, channels) in float32, or tokens (batch, length) in int32, to what the model
-        returns.
+      model: images (batch, height, width, channels) in float32, or tokens (batch, length) in int32, of an encoder-decoder
+        those of a source and of a target, to what the model returns.
       form: "stablehlo".
       input_shape: of one input, without the batch axis; default the model's own.
       batch_size: of all calls; None leaves it open: any.
@@ -82,20 +83,20 @@ def export(
     (batch,) = jax.export.symbolic_shape("batch") if batch_size is None else (batch_size,)
     graphdef, state = nnx.split(model)
 
-    def forward(x: jax.Array) -> Any:
+    def forward(*x: jax.Array) -> Any:
         copy = nnx.merge(graphdef, state)
         copy.eval()
-        return copy(x)
+        return copy(*x)
 
-    given = jax.ShapeDtypeStruct((batch, *shape), dtype)
+    given = [jax.ShapeDtypeStruct((batch, *shape), dtype)] * input_count(model)
     with dispatch.use("xla"), _told(batch_size is None):
         program = jax.jit(forward)
-        if calls := sorted(set(_calls(program.trace(given).jaxpr))):
+        if calls := sorted(set(_calls(program.trace(*given).jaxpr))):
             raise ExportError(
                 f"{', '.join(calls)} is a call of something outside StableHLO, which no file can hold: "
                 "give a mixer that does without"
             )
-        return jax.export.export(program, platforms=list(platforms))(given)
+        return jax.export.export(program, platforms=list(platforms))(*given)
 
 
 def serialized(exported: jax.export.Exported) -> bytes:

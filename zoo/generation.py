@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -397,7 +397,16 @@ def _decode(
     seen: jax.Array | None, key: jax.Array, start: jax.Array, limit: jax.Array, settings: _Settings,
 ) -> tuple[jax.Array, jax.Array, Any, jax.Array, jax.Array | None]:  # fmt: skip
     """Up to ``limit`` (at most ``room``) more tokens of the rows that are running; ends early when none is."""
-    model = _model(graph, arrays)
+    return _drawn(
+        _model(graph, arrays), sampling, room, logits, state, running, seen, key, start, limit, settings
+    )  # fmt: skip
+
+
+def _drawn(
+    model: Any, sampling: _Sampling, room: int, logits: jax.Array, state: Any, running: jax.Array,
+    seen: jax.Array | None, key: jax.Array, start: Any, limit: Any, settings: _Settings,
+) -> tuple[jax.Array, jax.Array, Any, jax.Array, jax.Array | None]:  # fmt: skip
+    """As :func:`_decode`, for a model."""
 
     def unfinished(carry: tuple[Any, ...]) -> jax.Array:
         step, _, _, _, running, _ = carry
@@ -418,6 +427,27 @@ def _decode(
         unfinished, body, (jnp.int32(0), out, logits, state, running, seen)
     )
     return out, logits, state, running, seen
+
+
+def written(model: Any, source: jax.Array, mask: jax.Array, new: int) -> jax.Array:
+    """The targets that an encoder-decoder writes for sources, the likeliest token at a time: for use inside a program.
+
+    Args:
+      model: in evaluation mode.
+      source, mask: (batch, source_length), the tokens and which are real.
+      new: tokens of the longest target.
+
+    Returns:
+      (batch, new) int32, the end token the last; ``PAST_END`` after it.
+    """
+    batch, c = len(source), model.config
+    state = model.init_state(batch, new + 1, context=model.encode(source, mask), context_mask=mask)
+    logits, state = model.extend(jnp.full((batch, 1), c.start_token, jnp.int32), state)
+    ends = jnp.asarray([] if c.end_token is None else [c.end_token], jnp.int32)
+    settings = _Settings(*[jnp.float32(1)] * 4, stops=ends)
+    running, key = jnp.ones((batch,), bool), jax.random.key(0)
+    greedy, first = _Sampling(greedy=True), logits[:, 0].astype(jnp.float32)
+    return _drawn(model, greedy, new, first, state, running, None, key, 0, new, settings)[0]
 
 
 def _model(graph: Any, arrays: Any) -> Any:

@@ -75,7 +75,7 @@ def given(
         raise ValueError(f"{name} has no encoder that could read a source: give it as the prompt")
     if prompt is None and not reads_source:
         raise ValueError(f"{name} goes on with a prompt: give one")
-    c, strings = model.config, _strings(stop)
+    c, strings = model.config, strings_of(stop)
     as_text = is_text(prompt) or is_text(source)
     reader = tokenizer_of(model, tokenizer) if as_text or strings else None
     sources = None
@@ -101,7 +101,8 @@ def is_text(prompt: Any) -> bool:
     return isinstance(prompt, str) or (isinstance(prompt, list | tuple) and any(isinstance(row, str) for row in prompt))
 
 
-def _strings(stop: Any) -> list[str]:
+def strings_of(stop: Any) -> list[str]:
+    """Those of what ends a row that are texts."""
     listed = [stop] if isinstance(stop, str) else stop if isinstance(stop, list | tuple | set | frozenset) else []
     return [string for string in listed if isinstance(string, str)]
 

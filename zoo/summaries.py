@@ -21,6 +21,7 @@ from layers.stack import Stack
 from layers.state import parameter_count
 from pallas_kernels import dispatch
 from primitives import memory, operations
+from zoo.backbones.model import input_count
 from zoo.creation import create_abstract
 
 
@@ -153,7 +154,8 @@ def summary(
 
     Args:
       model: a name of ``zoo.list_models()``, or a model.
-      input_shape: of one example, without the batch axis; default the model's own image size.
+      input_shape: of one example, without the batch axis; default the model's own image size. A source and a target both
+        have it.
       batch_size: also estimate the memory of a training step on so many inputs: what each part keeps for the backward
         pass, and the peak.
       show: print the table.
@@ -183,7 +185,7 @@ def summary(
         copy.eval()
         if calls is not None:
             _watch(copy, calls)
-        y = copy(x)
+        y = copy(*[x] * input_count(copy))
         output.append(_output_shape(y))
         return y
 

@@ -29,6 +29,7 @@ from layers.mlp import MLP
 from layers.norm import NORMS, create_norm
 from layers.patch import ConvStem, PatchEmbed
 from layers.state import flatten
+from tests.compilation import called
 from tests.layers.mixer_cases import FEATURES, FORMS, WITHOUT_GRADIENT, MixerCase, brings_parameters
 
 ROWS, SCALE = 512, 1024.0
@@ -38,18 +39,18 @@ narrow = pytest.mark.parametrize(
 )
 
 
-def lost(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCALE) -> dict[str, float]:
+def lost(module: nnx.Module, x: Any, rows: int = ROWS, scale: float = SCALE) -> dict[str, float]:
     """For each parameter, how far the gradient of many equal rows is from that of one, as a part of it; ``x`` is the
     row, (1, ...).
     """
     module.eval()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    many = np.broadcast_to(x, (rows, *x.shape[1:]))
+    many = jax.tree.map(lambda x: np.broadcast_to(x, (rows, *x.shape[1:])), x)
 
     @jax.jit
     def gradient(params: Any, weight: np.ndarray) -> Any:
         def loss(params: Any) -> jax.Array:
-            y = nnx.merge(graphdef, params, rest, copy=True)(many)
+            y = called(nnx.merge(graphdef, params, rest, copy=True), many)
             wide = y.astype(jnp.float32).reshape(rows, -1)
             return jnp.sum(weight * jnp.mean(wide * wide + wide, -1))
 
@@ -73,7 +74,7 @@ def lost(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCA
     }
 
 
-def assert_kept(module: nnx.Module, x: np.ndarray, rows: int = ROWS, scale: float = SCALE) -> None:
+def assert_kept(module: nnx.Module, x: Any, rows: int = ROWS, scale: float = SCALE) -> None:
     bad = {name: error for name, error in lost(module, x, rows, scale).items() if not error < 0.01}
     assert not bad
 

@@ -15,8 +15,10 @@ from flax import nnx
 import zoo
 from layers import flatten
 from layers.initializers import lecun_normal
+from tests.compilation import called
 from zoo.backbones.causal import Causal
 from zoo.backbones.encoder import Encoder
+from zoo.backbones.encoder_decoder import EncoderDecoder
 from zoo.backbones.isotropic import Isotropic
 from zoo.backbones.pyramid import Pyramid
 from zoo.creation import create_abstract
@@ -140,11 +142,12 @@ def outline(family: str, **overrides: Any) -> Any:
 tiny = functools.cache(make)
 IMAGE_FAMILIES = [family for family in FAMILIES if issubclass(kind_of(family), (Isotropic, Pyramid))]
 ENCODERS = [family for family in FAMILIES if issubclass(kind_of(family), Encoder)]
+ENCODER_DECODERS = [family for family in FAMILIES if issubclass(kind_of(family), EncoderDecoder)]
 images = pytest.mark.parametrize("family", IMAGE_FAMILIES)
 classifiers = pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *ENCODERS])
 every = pytest.mark.parametrize("family", FAMILIES)
 # What is between the blocks, and a family of each whose blocks do not ask for more than any mixer gives.
-BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encoder: "bert"}
+BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encoder: "bert", EncoderDecoder: "t5"}
 # Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, tables.
 OWNERS = (
     *BACKBONES.values(), "agent", "cait", "eva", "gpt2", "linear_attention", "longformer", "lookhere", "maxvit",
@@ -158,11 +161,19 @@ PARTS = [family for family in FAMILIES if family not in OF_KNOWN_PARTS]
 of_new_parts = pytest.mark.parametrize("family", PARTS)
 
 
-def inputs(family: str, size: int = 32, batch: int = 2) -> np.ndarray:
+def inputs(family: str, size: int = 32, batch: int = 2) -> Any:
+    """An array, or a tuple of those that a model is called with."""
     rng = np.random.default_rng(0)
     if family in IMAGE_FAMILIES:
         return rng.standard_normal((batch, size, size, 3)).astype(np.float32)
-    return rng.integers(0, 11, (batch, size)).astype(np.int32)
+    shapes = [(batch, size), (batch, size - 3)] if family in ENCODER_DECODERS else [(batch, size)]
+    tokens = tuple(rng.integers(0, 11, shape).astype(np.int32) for shape in shapes)
+    return tokens if len(tokens) > 1 else tokens[0]
+
+
+def shape_of(x: Any) -> tuple[int, ...]:
+    """The shape of a model's inputs, or of the first of them."""
+    return (x[0] if isinstance(x, tuple) else x).shape
 
 
 def run(model: nnx.Module, x: Any, method: str = "__call__", **options: Any) -> Any:
@@ -170,7 +181,7 @@ def run(model: nnx.Module, x: Any, method: str = "__call__", **options: Any) -> 
     copy = nnx.clone(model)
     copy.eval()
     graphdef, state = nnx.split(copy)
-    return jax.device_get(jax.jit(lambda state, x: getattr(nnx.merge(graphdef, state), method)(x, **options))(state, x))
+    return jax.device_get(jax.jit(lambda state, x: called(nnx.merge(graphdef, state), x, method, **options))(state, x))
 
 
 def shallow(family: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from flax import nnx
 
 import zoo
 from tests.tiers import tiered
-from tests.zoo.families import BACKBONES, PARTS, inputs, least, make, run
+from tests.zoo.families import BACKBONES, PARTS, inputs, least, make, run, shape_of
 from zoo import commands
 
 pytest.importorskip("flatbuffers")
@@ -50,10 +50,10 @@ def test_every_family_exports_for_any_batch_and_every_platform(family: str, monk
     """One of each backbone; of the others what may not be said of any batch shows when they are traced."""
     if family not in BACKBONES.values():
         monkeypatch.setattr(jax.export, "export", lambda program, platforms: program.trace)
-        traced = zoo.export(make(family, **least(family)), input_shape=inputs(family).shape[1:])
+        traced = zoo.export(make(family, **least(family)), input_shape=shape_of(inputs(family))[1:])
         assert str(traced.out_info.shape[0]) == "batch"
         return
-    exported = zoo.export(make(family, **least(family)), input_shape=inputs(family).shape[1:])
+    exported = zoo.export(make(family, **least(family)), input_shape=shape_of(inputs(family))[1:])
     assert str(exported.in_avals[0].shape[0]) == "batch"
     assert exported.platforms == ("cpu", "cuda", "tpu")
 

@@ -11,7 +11,20 @@ from flax import nnx
 
 import layers
 from tests.tiers import tiered
-from tests.zoo.families import BACKBONES, ENCODERS, FAMILIES, IMAGE_FAMILIES, every, inputs, kind_of, one_stage, outline
+from tests.compilation import called
+from tests.zoo.families import (
+    BACKBONES,
+    ENCODER_DECODERS,
+    ENCODERS,
+    FAMILIES,
+    IMAGE_FAMILIES,
+    every,
+    inputs,
+    kind_of,
+    one_stage,
+    outline,
+    shape_of,
+)
 from zoo.backbones.isotropic import Isotropic
 from zoo.backbones.pyramid import Pyramid
 
@@ -41,7 +54,7 @@ def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
     cls = layers.mixer_class(mixer)
     # Two patches a side are enough for all but regions, of which a mixer may want up to seven a side.
     options = {"name": mixer, "regions": 2} if mixer == "bilevel_routing" else mixer
-    if family in ENCODERS and "sequence" not in cls.layouts:
+    if family in (*ENCODERS, *ENCODER_DECODERS) and "sequence" not in cls.layouts:
         with pytest.raises(ValueError, match=f"{cls.__name__} takes grids only"):
             outline(family, mixer=options, depth=1)
         return
@@ -53,11 +66,11 @@ def test_every_mixer_in_every_backbone(family: str, mixer: str) -> None:
     sizes = one_stage(family) if issubclass(kind_of(family), Pyramid) else {"depth": 1}
     model = outline(family, mixer=options, **sizes)
     graphdef, state = nnx.split(model)
-    out = jax.eval_shape(lambda state: nnx.merge(graphdef, state, copy=True)(inputs(family)), state)
-    assert out.shape[0] == len(inputs(family))
+    out = jax.eval_shape(lambda state: called(nnx.merge(graphdef, state, copy=True), inputs(family)), state)
+    assert out.shape[0] == shape_of(inputs(family))[0]
     if isinstance(model, Isotropic) and not {"sequence", "image"} & set(cls.layouts):
         assert model.prefix == 0
         assert model.pool == "average"
         assert "no prefix tokens, average pooling" in repr(model)
-    if family in (*IMAGE_FAMILIES, *ENCODERS) and not cls.supports_bidirectional:
+    if family in (*IMAGE_FAMILIES, *ENCODERS, *ENCODER_DECODERS) and not cls.supports_bidirectional:
         assert any(isinstance(module, layers.Bidirectional) for _, module in nnx.iter_modules(model))

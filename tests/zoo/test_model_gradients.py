@@ -17,6 +17,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from layers import Statistic, flatten
 from layers.drop import DropPath, LayerScale
 from layers.state import flatten_state
+from tests.compilation import called
 from tests.layers.mixer_cases import FORMS, relative
 from tests.layers.test_gradient_sums import LAYERS, assert_kept
 from tests.tiers import tiered
@@ -51,7 +52,7 @@ def training_pass(family: str, form: tuple[str, ...], **sizes: Any) -> tuple[Any
     def step(params: nnx.State, rest: nnx.State) -> Any:
         def loss(params: nnx.State) -> Any:
             model = nnx.merge(graphdef, params, rest, copy=True)
-            y = model(x)
+            y = called(model, x)
             return jnp.sum(y**2), (y, nnx.state(model, nnx.Not(nnx.Param)))
 
         return jax.grad(loss, has_aux=True)(params)
@@ -109,7 +110,7 @@ def test_every_parameter_is_used(family: str) -> None:
     """Of every block and stage, in evaluation mode."""
     graphdef, params, rest = nnx.split(tiny(family), nnx.Param, ...)
     x = inputs(family, 16)
-    jaxpr = jax.make_jaxpr(lambda params: nnx.merge(graphdef, params, rest, copy=True)(x))(params)
+    jaxpr = jax.make_jaxpr(lambda params: called(nnx.merge(graphdef, params, rest, copy=True), x))(params)
     _, used = dce_jaxpr(jaxpr.jaxpr, [True])
     used = flatten_state(jax.tree.unflatten(jax.tree.structure(params), used))
     assert [name for name, needed in used.items() if not needed] == []
@@ -171,7 +172,7 @@ def test_forward_mode(family: str) -> None:
         return jax.tree.map(like, at)
 
     def predict(at: Any) -> jax.Array:
-        return nnx.merge(graphdef, at["params"], rest)(at.get("x", x))
+        return called(nnx.merge(graphdef, at["params"], rest), at.get("x", x))
 
     def loss(at: Any) -> jax.Array:
         return jnp.mean(predict(at) ** 2)

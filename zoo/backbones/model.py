@@ -185,6 +185,11 @@ class Model(Module):
         }
 
 
+def input_count(model: nnx.Module) -> int:
+    """How many arrays a call of a model, or of a module that is none of ours, needs."""
+    return len(model.inputs) if isinstance(model, Model) else 1
+
+
 def choose(
     pattern: Sequence[MixerSpec] | Mapping[Any, MixerSpec], stage: int, index: int, depth: int
 ) -> MixerSpec | None:

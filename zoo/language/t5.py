@@ -151,9 +151,11 @@ GATED_RULES: dict[str, Naming] = {"transformers": _names(gated=True)}
 
 
 def _tied(config: Mapping[str, Any]) -> Any:
-    """Whether the head is the embedding. Transformers' fifth version writes that it is of all models, and of those of
-    which it is not that logits are not scaled.
+    """Whether the head is the embedding. Transformers' fifth version writes of all models that it is, and of T5s of which
+    it is not that logits are not scaled; no mT5's is.
     """
+    if one_of(config, "model_type", {"t5": False, "mt5": True}):
+        return False
     scaled = config.get("scale_decoder_outputs")
     return config.get("tie_word_embeddings") if scaled is None else scaled
 
