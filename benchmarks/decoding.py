@@ -7,7 +7,8 @@ and 16:
 
     token    milliseconds of one step of all rows: what the second half of the new tokens took, so that neither the
              prompt nor compiling is in it; the least of several runs
-    prompt   milliseconds until the first new token, the least of several runs that end with it
+    prompt   milliseconds until the first new token, the least of several runs that end with it; the prompt of an
+             encoder-decoder is its source
     floor    the model's matrix products alone, each on the result of the one before, as many steps in one loop. It
              reads every weight once a token; states and cached keys, which a model reads as well, are not in it
 
@@ -80,6 +81,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
     ),
+    "t5_small": ("T5ForConditionalGeneration", {"pad_token_id": 0, "decoder_start_token_id": 0}),
 }
 ALONE = ("gla_340m",)
 
@@ -111,7 +113,7 @@ def two_times(generate: Callable[[int], Any], new: int, repeats: int) -> dict[st
 
 
 def floor(model: Any, batch: int, steps: int, repeats: int) -> float:
-    """Milliseconds of the products of one step."""
+    """Milliseconds of the products of one step; of an encoder-decoder those with the new tokens."""
     import jax
     import jax.numpy as jnp
 
@@ -121,7 +123,10 @@ def floor(model: Any, batch: int, steps: int, repeats: int) -> float:
     weights = []
     for name, parameter in flatten(model).items():
         table = name.endswith("embedding.embedding")
-        if parameter.ndim != 2 or "position" in name or (table and not tied) or not (table or name.endswith("kernel")):
+        once = name.startswith("encoder.") or ".cross.key." in name or ".cross.value." in name
+        if once or parameter.ndim != 2 or "position" in name or (table and not tied):
+            continue
+        if not (table or name.endswith("kernel")):
             continue
         weights.append(jnp.asarray(parameter).T if table else jnp.asarray(parameter))
 
@@ -154,7 +159,8 @@ def ours(model: Any, batch: int, new: int, repeats: int) -> tuple[dict[str, floa
     made: list[np.ndarray] = []
 
     def generate(count: int) -> None:
-        made[:] = [zoo.generate(model, tokens, count, temperature=0, stop=()).tokens]
+        given = {"source": tokens} if "source" in model.inputs else {"prompt": tokens}
+        made[:] = [zoo.generate(model, **given, max_new_tokens=count, temperature=0, stop=()).tokens]
 
     times = two_times(generate, new, repeats)
     return times, made[0]
@@ -164,7 +170,9 @@ def theirs(folder: str, batch: int, new: int, repeats: int) -> None:
     """Prints times and tokens of the model in ``folder``."""
     torch, transformers = peers()
     torch.set_num_threads(os.cpu_count() or 1)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    reads_source = transformers.AutoConfig.from_pretrained(folder).is_encoder_decoder
+    kind = transformers.AutoModelForSeq2SeqLM if reads_source else transformers.AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = torch.from_numpy(prompts(batch, model.config.vocab_size))
     made: list[Any] = []
 
@@ -176,7 +184,7 @@ def theirs(folder: str, batch: int, new: int, repeats: int) -> None:
             max_new_tokens=count,
             min_new_tokens=count,
         )
-        made[:] = [out[:, PROMPT:].tolist()]
+        made[:] = [out[:, 1 if reads_source else PROMPT :].tolist()]
 
     print(json.dumps({**two_times(generate, new, repeats), "tokens": made[0]}))
 
@@ -201,7 +209,7 @@ def measure(name: str, batch: int, new: int, repeats: int, limit: float) -> dict
         if name in PEERS:
             kind, options = PEERS[name]
             cls: Any = getattr(peers()[1], kind)
-            cls(cls.config_class(**_COMMON, **options)).save_pretrained(folder)
+            cls(cls.config_class(**{**_COMMON, **options})).save_pretrained(folder)
             model = zoo.create(name, weights=folder)
         else:
             model = zoo.create(name)

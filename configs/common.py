@@ -19,9 +19,9 @@ and of a language model::
 
 and of an encoder-decoder::
 
-    --config=configs/t5.py                                           computed pairs, of which targets are sources reversed
+    --config=configs/t5.py                                           computed pairs: the target is the source reversed
     --config=configs/t5.py:sort,length=20                            another computed set with its options
-    --config=configs/t5.py:file,path=FILE                            the user's pairs, a .tsv or .jsonl file or a folder of them
+    --config=configs/t5.py:file,path=FILE                            the user's pairs, a .tsv or .jsonl file or a folder
 
 each also with variant=, and the texts with tokenizer=FILE (a tokenizer.json; bytes without).
 Every field can be overridden on the command line: ``--config.batch_size=64``.
@@ -485,11 +485,12 @@ def sequence_to_sequence(architecture: LanguageArchitecture, argument: str | Non
         dataset["path"] = settings["path"]
     else:
         _replace(config, architecture.task)
+    if config.optimizer.name != "adamw":
+        config.optimizer.options = ConfigDict()  # those of the recipe are AdamW's
     lengths = {name: placeholder(int) for name in ("source_length", "target_length")}
     texts = {"tokenizer": placeholder(str), "separator": placeholder(str)}
-    config.task = ConfigDict(
-        {"name": "sequence_to_sequence", "dataset": dataset, **lengths, **texts, "label_smoothing": 0.0, "monitor": "exact"}
-    )
+    task = {"name": "sequence_to_sequence", "dataset": dataset, **lengths, **texts}
+    config.task = ConfigDict({**task, "label_smoothing": 0.0, "monitor": "exact"})
     if tokenizer:
         config.task.tokenizer = tokenizer
     return config

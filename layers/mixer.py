@@ -328,8 +328,8 @@ def accepted(make: Callable[..., Any]) -> tuple[frozenset[str], bool]:
     it takes any (other ``**options``). What a ``functools.partial`` has given, it does not take.
     """
     if isinstance(make, functools.partial):
-        names, any_option = accepted(make.func)
-        return names - set(make.keywords), any_option
+        taken, any_option = accepted(make.func)
+        return taken - set(make.keywords), any_option
     parameters = _signature(make).parameters.values()
     names = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     more = next((p.annotation for p in parameters if p.kind is p.VAR_KEYWORD), None)

@@ -2,9 +2,9 @@
 
     BLEU = 100 min(1, exp(1 - r / c)) (p_1 p_2 p_3 p_4)^(1/4)
 
-with p_n the share of n-grams of the written texts that their targets have too, each as often as it stands there at most;
-c and r are the words written and asked for. Texts are cut into words as NIST's mteval-v13a does, and a p_n of 0 counts as
-1 / (2^k t_n) for the k-th such n, with t_n its number of n-grams: the defaults of sacreBLEU (Post, 2018,
+with p_n the share of n-grams of the written texts that their targets have too, each as often as it stands there at
+most; c and r are the words written and asked for. Texts are cut into words as NIST's mteval-v13a does, and a p_n of 0
+counts as 1 / (2^k t_n) for the k-th such n, with t_n its number of n-grams: the defaults of sacreBLEU (Post, 2018,
 arXiv:1804.08771), whose figures these are for one target a text.
 """
 

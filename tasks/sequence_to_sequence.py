@@ -1,8 +1,8 @@
 """Sequence to sequence: write the target of a source, a translation or whatever else follows from it.
 
 In training the decoder reads the true target, a token late: teacher forcing. Evaluation also writes each target, the
-likeliest token at a time, without having seen it: "exact" is the part of targets that are written to the last token, the
-one that ends them included, and "bleu" (:mod:`tasks.bleu`), where pairs are texts, compares their words.
+likeliest token at a time, without having seen it: "exact" is the part of targets that are written to the last token,
+the one that ends them included, and "bleu" (:mod:`tasks.bleu`), where pairs are texts, compares their words.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _USUAL = 128  # tokens of texts
 
 
 class PairExamples:
-    """Pairs as examples: "source" (source_length,) and "target" (target_length,) int32, each with its end token and then
-    filled with 0, and "source_size", "target_size" () int32, how many tokens they have.
+    """Pairs as examples: "source" (source_length,) and "target" (target_length,) int32, each with its end token and
+    then filled with 0, and "source_size", "target_size" () int32, how many tokens they have.
     """
 
     def __init__(self, task: SequenceToSequence, found: pairs.Pairs):
@@ -102,14 +102,14 @@ class SequenceToSequence:
         figures = ("exact", "accuracy", *(["bleu"] if self.is_text else []))
         if monitor not in figures:
             raise ValueError(unknown("monitor", monitor, figures))
-        self.reader = tokenization.create(tokenizer, separator) if self.is_text else None
-        self.end_token = _END if self.reader is None else self.reader.separator
-        self.report = "; ".join(filter(None, (self._dataset.report, getattr(self.reader, "report", ""))))
+        self.tokenizer = tokenization.create(tokenizer, separator) if self.is_text else None
+        self.end_token = _END if self.tokenizer is None else self.tokenizer.separator
+        self.report = "; ".join(filter(None, (self._dataset.report, getattr(self.tokenizer, "report", ""))))
         self.monitor, self._smoothing, self._start, self._write = monitor, label_smoothing, start_token, write
 
     def model_options(self) -> dict[str, Any]:
         """Returns vocab_size and end_token."""
-        size = self._dataset.vocab_size if self.reader is None else self.reader.vocab_size
+        size = self._dataset.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
         return {"vocab_size": size, "end_token": self.end_token}
 
     def examples(self, split: str) -> PairExamples:
@@ -124,7 +124,7 @@ class SequenceToSequence:
 
     def encode(self, text: Any) -> np.ndarray:
         """Returns the tokens of a source or target, without the one that ends it."""
-        return np.asarray(text) if self.reader is None else self.reader.encode(text)
+        return np.asarray(text) if self.tokenizer is None else self.tokenizer.encode(text)
 
     def describe(self, split: str) -> str:
         """Returns how many pairs a split has."""
@@ -158,9 +158,9 @@ class SequenceToSequence:
 
     def decode(self, tokens: Any) -> str:
         """Returns the text of tokens up to the one that ends it."""
-        assert self.reader is not None
+        assert self.tokenizer is not None
         listed = [int(token) for token in tokens]
-        return self.reader.decode(listed[: listed.index(self.end_token)] if self.end_token in listed else listed)
+        return self.tokenizer.decode(listed[: listed.index(self.end_token)] if self.end_token in listed else listed)
 
     @staticmethod
     def _real(batch: Batch, name: str) -> jax.Array:

@@ -199,7 +199,7 @@ def train(
     rates = schedule.create(plan.name, optimizer.peak, total, clock.steps(plan.warmup, "schedule.warmup"), plan.final)
     with contextlib.ExitStack() as held:
         held.enter_context(locked(workdir, lambda text: print(text, file=sys.stderr)))
-        tokenizer = task.tokenizer.content if isinstance(task, WritesText) else b""
+        tokenizer = getattr(getattr(task, "tokenizer", None), "content", b"")
         open_workdir(workdir, config, extend=extend, record=record, tokenizer=tokenizer)
         checkpoints = Checkpoints(workdir, config.keep)
 
@@ -374,6 +374,8 @@ def following(task: Task, workdir: Path, result: Result) -> list[str]:
     lines = [f"python eval.py --workdir={folder}" + (" --checkpoint=best" if best else "")]
     if isinstance(task, WritesText):
         lines.append(f'python generate.py --workdir={folder} --prompt="..."' + (" --checkpoint=best" if best else ""))
+    elif getattr(task, "tokenizer", None) is not None:
+        lines.append(f'python generate.py --workdir={folder} --source="..."' + (" --checkpoint=best" if best else ""))
     elif getattr(task, "preprocess", None):
         lines.append(f"python predict.py --weights={folder}{'/best' if best else ''} IMAGE...")
     return [*lines, f"tensorboard --logdir={folder}/tensorboard"]

@@ -60,6 +60,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="a file, folder or hf://owner/name")
     parser.add_argument("--tokenizer", help="a tokenizer.json; default: the run's, else bytes")
     parser.add_argument("--prompt", default="", help="the text to go on with; - reads standard input")
+    parser.add_argument("--source", help="the text that an encoder-decoder reads; - reads standard input")
     parser.add_argument("--max_new_tokens", type=int, default=SAMPLE_TOKENS)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
     parser.add_argument("--top_k", type=int)
@@ -112,16 +113,20 @@ def _generate(given: argparse.Namespace) -> None:
         model, tokenizer = _from_run(Path(given.workdir), given.checkpoint)
     else:
         model, tokenizer = _from_weights(given.model, given.weights, given.tokenizer)
-    text = sys.stdin.read() if given.prompt == "-" else given.prompt
-    stops = [*given.stop, *([] if given.keep_going else [tokenizer.separator])]
+    text, source = (sys.stdin.read() if told == "-" else told for told in (given.prompt, given.source))
+    end = tokenizer.separator if source is None else getattr(model.config, "end_token", None)
+    stops = [*given.stop, *([] if given.keep_going or end is None else [end])]
+    prompt = text if source is None or text else None
     pieces = zoo.stream(
-        model, text, given.max_new_tokens, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p,
-        min_p=given.min_p,
-        repetition_penalty=given.repetition_penalty, stop=stops, tokenizer=tokenizer, rngs=given.seed,
+        model, prompt, given.max_new_tokens, source=source, temperature=given.temperature, top_k=given.top_k,
+        top_p=given.top_p, min_p=given.min_p, repetition_penalty=given.repetition_penalty, stop=stops,
+        tokenizer=tokenizer, rngs=given.seed,
     )  # fmt: skip
-    prompt = [tokenizer.separator, *tokenizer.encode(text.encode()).tolist()]
+    before = [tokenizer.separator] if source is None else []
+    before += tokenizer.encode(text.encode()).tolist()
     sys.stdout.write(text)
-    for part in tokenization.streamed(tokenizer, (piece[0] for piece in pieces), prompt, given.stop):
+    new = (piece[0] if source is None else piece[0][piece[0] != end] for piece in pieces)
+    for part in tokenization.streamed(tokenizer, new, before, given.stop):
         sys.stdout.write(part)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -56,8 +56,8 @@ def export(
     ``jax.export.deserialize(data).call(x)`` runs them with JAX alone, and any program that reads StableHLO can.
 
     Args:
-      model: images (batch, height, width, channels) in float32, or tokens (batch, length) in int32, of an encoder-decoder
-        those of a source and of a target, to what the model returns.
+      model: images (batch, height, width, channels) in float32, or tokens (batch, length) in int32, of an
+        encoder-decoder those of a source and of a target, to what the model returns.
       form: "stablehlo".
       input_shape: of one input, without the batch axis; default the model's own.
       batch_size: of all calls; None leaves it open: any.

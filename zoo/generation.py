@@ -17,7 +17,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class LanguageModel(Protocol):
     """
 
     config: Any
-    inputs: Any
+    inputs: ClassVar[tuple[str, ...]]
     position: Any
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = ...) -> Any: ...
@@ -157,8 +157,8 @@ def generate(
     Args:
       model: a causal language model or an encoder-decoder; used in evaluation mode and left unchanged.
       prompt: a text or several, each of which begins a document; or a list of token lists, one for each row and of any
-        lengths; one flat list of tokens; or an array (batch, length). Of an encoder-decoder what its target begins with,
-        the start token before tokens included; None is the start token.
+        lengths; one flat list of tokens; or an array (batch, length). Of an encoder-decoder what its target begins
+        with, the start token before tokens included; None is the start token.
       max_new_tokens: tokens to generate in each row, fewer where it meets a stop.
       source: what an encoder-decoder reads, in the forms of a prompt. A text is followed by the model's end token,
         tokens are taken as they are.
@@ -444,7 +444,7 @@ def written(model: Any, source: jax.Array, mask: jax.Array, new: int) -> jax.Arr
     state = model.init_state(batch, new + 1, context=model.encode(source, mask), context_mask=mask)
     logits, state = model.extend(jnp.full((batch, 1), c.start_token, jnp.int32), state)
     ends = jnp.asarray([] if c.end_token is None else [c.end_token], jnp.int32)
-    settings = _Settings(*[jnp.float32(1)] * 4, stops=ends)
+    settings = _Settings(temperature=1.0, top_p=1.0, min_p=1.0, repetition_penalty=1.0, stops=ends)
     running, key = jnp.ones((batch,), bool), jax.random.key(0)
     greedy, first = _Sampling(greedy=True), logits[:, 0].astype(jnp.float32)
     return _drawn(model, greedy, new, first, state, running, None, key, 0, new, settings)[0]

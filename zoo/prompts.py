@@ -62,8 +62,8 @@ def given(
     """What is asked of ``model``; arguments as of :func:`zoo.generate`.
 
     Raises:
-      ValueError: a model that does not generate, no prompt, a source that the model does not read or none where it reads
-        one, an empty one, other tokens than its own, leading padding, or text without a tokenizer that fits the model.
+      ValueError: a model that does not generate, no prompt, a source that the model does not read or none where it
+        reads one, an empty one, other tokens than its own, leading padding, or text without a tokenizer that fits.
     """
     name = getattr(model, "variant", None) or type(model).__name__
     if not hasattr(model, "extend_hidden"):

@@ -154,8 +154,8 @@ def summary(
 
     Args:
       model: a name of ``zoo.list_models()``, or a model.
-      input_shape: of one example, without the batch axis; default the model's own image size. A source and a target both
-        have it.
+      input_shape: of one example, without the batch axis; default the model's own image size. A source and a target
+        both have it.
       batch_size: also estimate the memory of a training step on so many inputs: what each part keeps for the backward
         pass, and the peak.
       show: print the table.

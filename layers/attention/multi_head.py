@@ -250,16 +250,16 @@ class MultiHeadAttention(ProjectedAttention):
         positions: Pair = (None, None),
         segments: Pair = (None, None),
         added: jax.Array | None = None,
-        **more: Any,
+        **further: Any,
     ) -> jax.Array:
         """What the heads of ``q`` find among ``k`` and ``v``.
 
         Args:
           x: the tokens that ask.
           mask, positions, segments, added: as of :meth:`asked`.
-          more: is asked of the op besides.
+          further: is asked of the op besides.
         """
-        options = self.asked(q, k, mask=mask, positions=positions, segments=segments, added=added) | more
+        options = self.asked(q, k, mask=mask, positions=positions, segments=segments, added=added) | further
         if self.sowing(Diagnostic, "attention"):
             self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
         k, v = k.astype(q.dtype), v.astype(q.dtype)

@@ -12,7 +12,6 @@ from typing import Any, Unpack
 
 import jax
 
-from layers.attention.cache import AttentionCache, ContextCache
 from layers.attention.multi_head import AttentionOptions, MultiHeadAttention
 from layers.mixer import finite_padding
 from layers.tokens import Tokens, continued
@@ -43,16 +42,17 @@ class SharedDistances(MultiHeadAttention):
         x = finite_padding(x, tokens.mask)
         places = tokens.places(x.shape[1]) if tokens.positions is not None or tokens.segment_ids is not None else None
         q, (k, v) = self.queries(x, places), self.keys_and_values(x, places)
-        known = {"positions": (places, places), "segments": (tokens.segment_ids, tokens.segment_ids)}
-        return self.finish(self.attend(q, k, v, x, mask=tokens.mask, **known, **self._numbers(beside))), beside[0]
+        ids, numbers = tokens.segment_ids, self._numbers(beside)
+        y = self.attend(q, k, v, x, mask=tokens.mask, positions=(places, places), segments=(ids, ids), **numbers)
+        return self.finish(y), beside[0]
 
-    def mix_next(self, x: jax.Array, state: AttentionCache | ContextCache, tokens: Tokens, *beside: Any) -> Any:
+    def mix_next(self, x: jax.Array, state: Any, tokens: Tokens, *beside: Any) -> Any:
         x = finite_padding(x, tokens.mask)
         after = continued(x.shape[1], state.length, state.segment, tokens.mask, tokens.segment_ids)
         q, (k, v) = self.queries(x, after.positions), self.keys_and_values(x, after.positions)
         written, seen, segments = self.read({"key": k, "value": v}, tokens, state, after)
-        known = {"positions": (after.positions, seen.positions), "segments": segments}
-        y = self.attend(q, seen.key, seen.value, x, **known, **self._numbers(beside))
+        places, numbers = (after.positions, seen.positions), self._numbers(beside)
+        y = self.attend(q, seen.key, seen.value, x, positions=places, segments=segments, **numbers)
         return self.finish(y), written, beside[0]
 
     def _numbers(self, beside: tuple[Any, ...]) -> dict[str, Any]:

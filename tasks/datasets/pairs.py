@@ -36,7 +36,7 @@ class PairDataset(Protocol):
 
     Attributes:
       splits: the splits there are.
-      vocab_size: tokens, where pairs are tokens: 0 fills and 1 ends, the others are the set's; None where they are texts.
+      vocab_size: tokens, where pairs are tokens: 0 fills and 1 ends, the others are the set's; None for texts.
       longest: tokens of the longest source and target, where pairs are tokens.
       report: what the user should know about the data; "" for nothing.
     """
@@ -116,9 +116,9 @@ class _Computed:
 class PairFile:
     """The user's own pairs: lines of a ``.tsv`` file, source and target between tabs, or objects of a ``.jsonl`` file.
 
-    Each pair is in one split, by the SHA-256 of its source: 5 % test, 5 % validation, so that a source is never in two. Of
-    so few that a split would stay empty, the last tenth is held out. A folder has a file for each split instead, "train",
-    "validation" and, if any, "test".
+    Each pair is in one split, by the SHA-256 of its source: 5 % test, 5 % validation, so that a source is never in two.
+    Of so few that a split would stay empty, the last tenth is held out. A folder has a file for each split instead,
+    "train", "validation" and, if any, "test".
 
     Args:
       path: a file, or a folder of files named by split.
@@ -135,7 +135,7 @@ class PairFile:
     def __init__(self, path: str, source: str = "source", target: str = "target"):
         root = Path(path).expanduser()
         if not root.exists():
-            raise ValueError(f"there are no pairs at {path}: path= names a .tsv or .jsonl file, or a folder of such files")
+            raise ValueError(f"there are no pairs at {path}: path= names a .tsv or .jsonl file, or a folder of them")
         self.report = ""
         if root.is_dir():
             files = {split: _file_of(root, split) for split in SPLITS}

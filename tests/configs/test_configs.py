@@ -112,3 +112,28 @@ def test_the_published_recipe_of_biformer():
             0.05,
         )
         assert config.model_options.drop_path == rate
+
+
+@pytest.mark.parametrize(
+    "argument", ["", "sort,length=5", "file,path=/some/where.tsv,tokenizer=FILE", "file,path=a,b,variant=base"]
+)
+def test_encoder_decoders(argument):
+    config = MODULES["t5"].get_config(argument)
+    assert set(config) == set(common.run())
+    options = config.task.to_dict()
+    takes = set(inspect.signature(tasks.lookup(options.pop("name"))).parameters)
+    assert set(options) | set(tasks.SequenceToSequence.needs) == takes
+    zoo.registry.configure(zoo.variant(config.model), {**config.model_options.to_dict(), "end_token": 1})
+
+
+def test_arguments_of_encoder_decoders():
+    get = MODULES["t5"].get_config
+    assert get() == get("reverse")
+    assert get("sort,length=5").task.dataset.to_dict() == {"name": "sort", "length": 5}
+    assert get("file,path=a,b").task.dataset.to_dict() == {"name": "file", "path": "a,b"}
+    assert get("file,path=a,tokenizer=b.json").task.tokenizer == "b.json"
+    assert get("file,path=a,variant=small").model == "t5_small"
+    with pytest.raises(ValueError, match="'file' needs path="):
+        get("file")
+    with pytest.raises(ValueError, match="unknown variant 'nanoo': did you mean 'nano'"):
+        get("reverse,variant=nanoo")

@@ -23,7 +23,8 @@ from tests.zoo.test_generation import VOCABULARY, Letters, assert_equal
 from zoo import generation
 from zoo.creation import create_abstract
 
-SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "features": 32, "depth": 2, "num_heads": 2, "head_dim": 16, "tied": False}
+SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "features": 32, "depth": 2, "num_heads": 2, "head_dim": 16}
+SMALL["tied"] = False  # a tied head would say the same token again and again
 SOURCES = [[5, 9, 2, 44, 17, 9, 2, 1], [3, 1], [60, 2, 2, 8, 30, 12, 7, 7, 50, 4, 23, 19, 2, 11, 0, 33, 41, 6, 58, 1]]
 LENGTHS = np.asarray([len(row) for row in SOURCES])
 MASK = np.arange(LENGTHS.max()) < LENGTHS[:, None]
@@ -33,7 +34,9 @@ CLOSE = 1e-5
 # Both sides as they are, positions of a table and norms after the branches, and mixers that keep no cache.
 FORMS: dict[str, dict[str, Any]] = {
     "own": {},
-    "post": {"position": "learned", "position_offset": 2, "max_length": 32, "norm_order": "post", "embedding_norm": True},
+    "post": {
+        "position": "learned", "position_offset": 2, "max_length": 32, "norm_order": "post", "embedding_norm": True,
+    },
     "recurrent": {"mixer": {"name": "mamba", "state_dim": 4}, "depth": 1},
 }  # fmt: skip
 forms = pytest.mark.parametrize("form", tiered(FORMS, "own".__eq__))

@@ -34,20 +34,16 @@ T5: dict[str, Any] = {
     "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4,
     "relative_attention_num_buckets": 16, "relative_attention_max_distance": 24, "decoder_start_token_id": 0,
 }  # fmt: skip
-OURS: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "features": 32, "depth": 2, "num_heads": 4, "hidden": 48
-}  # fmt: skip
+GATED: dict[str, Any] = {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+OURS: dict[str, Any] = {"vocab_size": VOCABULARY, "features": 32, "depth": 2, "num_heads": 4, "hidden": 48}
 T5_OURS = {**OURS, "head_dim": 6, "buckets": 16, "max_distance": 24}
 # A variant, the class of transformers, how its model is made, and how ours is made.
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "t5": ("t5_nano", "T5ForConditionalGeneration", T5, T5_OURS),
-    "t5_v1.1": ("t5_v1.1_small", "T5ForConditionalGeneration",
-                {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, T5_OURS),
-    "byt5": ("byt5_small", "T5ForConditionalGeneration",
-             {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_layers": 3, "num_decoder_layers": 1},
+    "t5_v1.1": ("t5_v1.1_small", "T5ForConditionalGeneration", GATED, T5_OURS),
+    "byt5": ("byt5_small", "T5ForConditionalGeneration", {**GATED, "num_layers": 3, "num_decoder_layers": 1},
              {**T5_OURS, "depth": 1, "encoder_depth": 3}),
-    "mt5": ("mt5_small", "MT5ForConditionalGeneration",
-            {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, T5_OURS),
+    "mt5": ("mt5_small", "MT5ForConditionalGeneration", GATED, T5_OURS),
 }  # fmt: skip
 QUICK = ("t5", "t5_v1.1")
 
@@ -160,8 +156,8 @@ def test_a_file_of_ours_loads_in_transformers(pair: Any, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["t5_nano", "t5_v1.1_small"])
 def test_files_from_before(name: str) -> None:
-    """PyTorch's own files hold the embedding again under the names of both sides, and that of a tied head; the first ones
-    a table of distances that nothing reads.
+    """PyTorch's own files hold the embedding again under the names of both sides, and that of a tied head; the first
+    ones a table of distances that nothing reads.
     """
     made = zoo.create(name, **T5_OURS, rngs=nnx.Rngs(3))
     file = export(made)

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 import layers
-from tests.tiers import tiered
 from tests.compilation import called
+from tests.tiers import tiered
 from tests.zoo.families import (
     BACKBONES,
     ENCODER_DECODERS,

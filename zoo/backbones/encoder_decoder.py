@@ -3,10 +3,10 @@
     source -> embedding (+ position) -> blocks -> norm = context
     target -> embedding (+ position) -> blocks, which also read the context -> norm -> head
 
-A block of the decoder has a third branch between the two of every block: x = x + cross(norm(x), context), attention from
-the target to the context (Attention Is All You Need, Vaswani et al., 2017, section 3.1). Any mixer may stand in the
-encoder, where a causal one reads in both directions, and any causal one in the decoder. T5 and BART are this class with
-other options.
+A block of the decoder has a third branch between the two of every block: x = x + cross(norm(x), context), attention
+from the target to the context (Attention Is All You Need, Vaswani et al., 2017, section 3.1). Any mixer may stand in
+the encoder, where a causal one reads in both directions, and any causal one in the decoder. T5 and BART are this class
+with other options.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from layers.attention.relative import Relative
 from layers.block import Branch, Order
 from layers.broadcast import broadcast, lookup
 from layers.combinators import bidirectional, on_sequence
@@ -97,9 +98,14 @@ class EncoderDecoderState:
 
 
 class Side(Module):
-    """The encoder or the decoder without the embedding: ``position``, ``embedding_norm``, ``blocks.N``, ``norm``."""
+    """The encoder or the decoder without the embedding: ``position``, ``embedding_norm``, ``blocks.N``, ``norm``.
+
+    Attributes:
+      relative: makes what blocks hand on beside x, where an architecture has it.
+    """
 
     undecayed: ClassVar[tuple[str, ...]] = ("position",)
+    relative: Relative | None = None
 
     def __init__(self, c: EncoderDecoderConfig, blocks: Stack, *, rngs: nnx.Rngs):
         norm = {"epsilon": c.norm_epsilon, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}

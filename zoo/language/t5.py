@@ -8,9 +8,9 @@ without biases, and without a scale of the scores: the initial weights of querie
 for each bucket of distances is added to the scores of self attention (section 2.1), one table for all blocks of a side.
 The first version has an MLP with ReLU and logits E x / sqrt(features) by the embedding E; version 1.1 (Shazeer, 2020,
 arXiv:2002.05202) GEGLU and a head of its own. mT5 (Xue et al., 2021, arXiv:2010.11934) is version 1.1 with a larger
-vocabulary, ByT5 (Xue et al., 2022, arXiv:2105.13626) with bytes, each byte b the token b + 3, and three times as deep an
-encoder as decoder; Flan-T5 (Chung et al., 2022, arXiv:2210.11416) is version 1.1 with other weights. ``t5_nano`` is our
-choice.
+vocabulary, ByT5 (Xue et al., 2022, arXiv:2105.13626) with bytes, each byte b the token b + 3, and three times as deep
+an encoder as decoder; Flan-T5 (Chung et al., 2022, arXiv:2210.11416) is version 1.1 with other weights. ``t5_nano`` is
+our choice.
 """
 
 from __future__ import annotations
@@ -65,15 +65,16 @@ class T5(EncoderDecoder):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        c, made = config, {"param_dtype": config.param_dtype, "rngs": rngs}
+        c, head_dim = config, self._heads["head_dim"]
+        made: Any = {"num_heads": c.num_heads, "head_dim": head_dim, "param_dtype": c.param_dtype, "rngs": rngs}
         for side, causal in ((self.encoder, False), (self.decoder, True)):
-            own = [mixer for mixer in mixers(side.blocks) if isinstance(mixer, SharedDistances)]
-            heads = {"num_heads": c.num_heads, "head_dim": self._heads["head_dim"], "causal": causal}
-            buckets = {"buckets": c.buckets, "max_distance": c.max_distance}
-            side.relative = BucketedDistances(**buckets, **heads, **made) if own else None
+            if any(isinstance(mixer, SharedDistances) for mixer in mixers(side.blocks)):
+                side.relative = BucketedDistances(
+                    buckets=c.buckets, max_distance=c.max_distance, causal=causal, **made
+                )
 
     def handed_on(self, stage: int) -> Any:
-        relative: Any = (self.encoder, self.decoder)[stage].relative
+        relative = (self.encoder, self.decoder)[stage].relative
         return None if relative is None else relative.changes(*[jnp.zeros((1, 1), jnp.int32)] * 2)["relative_bias"]
 
     def own_mixer(self, place: Place) -> MixerSpec:
@@ -107,6 +108,8 @@ _BYTES: dict[str, dict[str, Any]] = {
     "small": {"features": 1472, "hidden": 3584, "depth": 4, "encoder_depth": 12, "num_heads": 6},
     "base": {"features": 1536, "hidden": 3968, "depth": 6, "encoder_depth": 18, "num_heads": 12},
     "large": {"features": 1536, "hidden": 3840, "depth": 12, "encoder_depth": 36, "num_heads": 16},
+    "xl": {"features": 2560, "hidden": 6720, "depth": 12, "encoder_depth": 36, "num_heads": 32},
+    "xxl": {"features": 4672, "hidden": 12352, "depth": 12, "encoder_depth": 36, "num_heads": 64},
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -126,7 +129,8 @@ def _names(gated: bool) -> Naming:
     """The names of the library transformers, of models with gated MLPs or with plain ones."""
     heads = {"q": "query", "k": "key", "v": "value", "o": "out"}
     mlp = {"wi_0": "gate", "wi_1": "up", "wo": "down"} if gated else {"wi": "up", "wo": "down"}
-    own, cross, dense = ("SelfAttention", "mixer", heads), ("EncDecAttention", "cross", heads), ("DenseReluDense", "channel", mlp)
+    own, cross = ("SelfAttention", "mixer", heads), ("EncDecAttention", "cross", heads)
+    dense = ("DenseReluDense", "channel", mlp)
     rules: list[tuple[Any, ...]] = [
         (
             ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
@@ -151,8 +155,8 @@ GATED_RULES: dict[str, Naming] = {"transformers": _names(gated=True)}
 
 
 def _tied(config: Mapping[str, Any]) -> Any:
-    """Whether the head is the embedding. Transformers' fifth version writes of all models that it is, and of T5s of which
-    it is not that logits are not scaled; no mT5's is.
+    """Whether the head is the embedding. Transformers' fifth version writes of all models that it is, and of T5s of
+    which it is not that logits are not scaled; no mT5's is.
     """
     if one_of(config, "model_type", {"t5": False, "mt5": True}):
         return False
@@ -174,9 +178,15 @@ DESCRIBED: dict[str, Any] = {
 }
 
 RELEASES: dict[str, dict[str, Release]] = {
-    **{f"t5_{size}": {"google": Release(f"hf://google-t5/t5-{size}", 0)} for size in ("small", "base", "large", "3b", "11b")},
     **{
-        f"t5_v1.1_{size}": {"google": Release(f"hf://google/t5-v1_1-{size}", 0), "flan": Release(f"hf://google/flan-t5-{size}", 0)}
+        f"t5_{size}": {"google": Release(f"hf://google-t5/t5-{size}", 0)}
+        for size in ("small", "base", "large", "3b", "11b")
+    },
+    **{
+        f"t5_v1.1_{size}": {
+            "google": Release(f"hf://google/t5-v1_1-{size}", 0),
+            "flan": Release(f"hf://google/flan-t5-{size}", 0),
+        }
         for size in _SIZES
     },
     **{f"mt5_{size}": {"google": Release(f"hf://google/mt5-{size}", 0)} for size in _SIZES},
@@ -188,13 +198,27 @@ PARAMETERS: dict[str, int] = {
     "t5_small": 60_506_624,
     "t5_base": 222_903_552,
     "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
     "t5_v1.1_small": 76_961_152,
     "t5_v1.1_base": 247_577_856,
+    "t5_v1.1_large": 783_150_080,
+    "t5_v1.1_xl": 2_849_757_184,
+    "t5_v1.1_xxl": 11_135_332_352,
+    "mt5_small": 300_176_768,
+    "mt5_base": 582_401_280,
+    "mt5_large": 1_229_581_312,
+    "mt5_xl": 3_742_619_648,
+    "mt5_xxl": 12_921_057_280,
+    "byt5_small": 299_637_760,
+    "byt5_base": 581_653_248,
+    "byt5_large": 1_228_183_552,
+    "byt5_xl": 3_737_801_728,
+    "byt5_xxl": 12_906_899_328,
 }
 
 _COMMON: dict[str, Any] = {"releases": RELEASES, "parameters": PARAMETERS, "described": DESCRIBED}
 _PLAIN = {name: sizes for name, sizes in VARIANTS.items() if "mlp" not in sizes}
 register_family("t5", T5, T5Config, _PLAIN, our_choice=("t5_nano",), rules=RULES, **_COMMON)
-register_family(
-    "t5", T5, T5Config, {name: sizes for name, sizes in VARIANTS.items() if "mlp" in sizes}, rules=GATED_RULES, **_COMMON
-)
+_GATED = {name: sizes for name, sizes in VARIANTS.items() if "mlp" in sizes}
+register_family("t5", T5, T5Config, _GATED, rules=GATED_RULES, **_COMMON)
