@@ -219,14 +219,18 @@ def least(family: str) -> dict[str, Any]:
 
 def counted_from_two(entry: Any) -> int:
     """Parameters of a variant if the blocks after a stage's second are as that, which many copies need not show."""
-    depths = getattr(entry.config, "depths", None) or (entry.config.depth,)
-    few = tuple(min(depth, 2) for depth in depths)
-    sizes = {"depths": few} if hasattr(entry.config, "depths") else {"depth": few[0]}
-    leaves = flatten(abstract(entry, dataclasses.replace(entry.config, **sizes)), nnx.Param)
-    second = {name: re.match(r"(?:stages\.(\d+)\.)?blocks\.1\.", name) for name in leaves}
-    return sum(
-        leaf.size * (depths[int(second[name][1] or 0)] - 1 if second[name] else 1) for name, leaf in leaves.items()
-    )
+    c = entry.config
+    if hasattr(c, "depths"):
+        depths = {f"stages.{stage}.": depth for stage, depth in enumerate(c.depths)}
+        sizes: dict[str, Any] = {"depths": tuple(min(depth, 2) for depth in c.depths)}
+    else:
+        depths, sizes = {"": c.depth, "decoder.": c.depth}, {"depth": min(c.depth, 2)}
+        if hasattr(c, "encoder_depth"):
+            depths["encoder."] = c.encoder_depth or c.depth
+            sizes["encoder_depth"] = min(depths["encoder."], 2)
+    leaves = flatten(abstract(entry, dataclasses.replace(c, **sizes)), nnx.Param)
+    second = {name: re.match(r"((?:stages\.\d+\.|encoder\.|decoder\.)?)blocks\.1\.", name) for name in leaves}
+    return sum(leaf.size * (depths[found[1]] - 1 if (found := second[name]) else 1) for name, leaf in leaves.items())
 
 
 def modules(family: str) -> set[type]:
