@@ -473,7 +473,7 @@ def sequence_to_sequence(architecture: LanguageArchitecture, argument: str | Non
     Raises:
       ValueError: an unknown variant (near ones are given), or a file without path=.
     """
-    head, settings = _parse(argument or "reverse")
+    head, settings = parse(argument or "reverse")
     variant, tokenizer = settings.pop("variant", architecture.default), settings.pop("tokenizer", "")
     if variant not in architecture.variants:
         raise ValueError(unknown("variant", variant, architecture.variants))
