@@ -84,6 +84,7 @@ from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Stat
 from layers.multi_path import MultiPath
 from layers.norm import BatchNorm, GatedRMSNorm, LayerNorm, RMSNorm, create_norm
 from layers.patch import ConvNorm, ConvStem, PatchEmbed, PatchMerging
+from layers.randomized_positions import RandomizedPlaces, RandomizedPositions
 from layers.recurrent import Recurrent, RecurrentState
 from layers.reduction import TokenReduction, create_reduction, list_reductions, reduction_class, register_reduction
 from layers.sparse.big_bird import BigBirdAttention
@@ -212,6 +213,8 @@ __all__ = [
     "Place",
     "ProjectedAttention",
     "RMSNorm",
+    "RandomizedPlaces",
+    "RandomizedPositions",
     "RankAugmentedLinearAttention",
     "ReLULinearAttention",
     "Recurrent",

@@ -151,6 +151,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "stride": {"block": 2, "sparse_block": 4, "sparsity": "stride", "num_global": 2, "head_dim": 5},
     },
     "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
+    "randomized_positions": {
+        "plain": {"inner": {"name": "attention", "rotary": 100.0}, "max_length": 64, "seed": 3},
+    },
     "rala": {"plain": {"kernel_init": truncated_normal(0.5)}, "softmax": {"softmax": True, "use_bias": False}},
     "mixture_of_heads": {"plain": {"num_heads": 4, "shared": 1, "chosen": 2, "kernel_init": truncated_normal(0.3)}},
     "multi_head_latent_attention": {
