@@ -36,6 +36,7 @@ FUNCTIONS = {
     17: ("block", "layers.subspace_attention:SubspaceAttention"),
     25: ("block", "layers.efficient_local_attention:EfficientLocalAttention"),
     41: ("block", "layers.efficient_channel_attention:EfficientChannelAttention"),
+    30: ("analysis", "zoo.dynamics:dynamics"),
     156: ("analysis", "zoo.vision.vit:outlier_norms"),
     165: ("training", "layers.state_space.initialization:MIMETIC_A_LOG"),
     239: ("analysis", "zoo.inspection:attention_sinks"),

@@ -25,6 +25,7 @@ with _collecting_no_garbage():
     from zoo.adapters import load_adapters, save_adapters
     from zoo.beams import Beams, beam_search
     from zoo.creation import create, preprocess
+    from zoo.dynamics import Dynamics, dynamics
     from zoo.exporting import ExportError, export
     from zoo.figures import draw_clusters, draw_maps, draw_matrix, draw_over_image, draw_routes
     from zoo.generation import Generation, generate, stream
@@ -40,6 +41,7 @@ with _collecting_no_garbage():
 
 __all__ = [
     "Beams",
+    "Dynamics",
     "ExportError",
     "Generation",
     "ModelConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "draw_matrix",
     "draw_over_image",
     "draw_routes",
+    "dynamics",
     "export",
     "generate",
     "list_models",

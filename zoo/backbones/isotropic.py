@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ class Isotropic(Classifier):
     extras = before_head = ("pooler",)
     neutral = ("prefix_position", "mask_token")
 
-    stem: tuple[str, ...] = (
+    stem: ClassVar[tuple[str, ...]] = (
         "patch_embed",
         "position",
         "class_token",
