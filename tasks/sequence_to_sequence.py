@@ -28,8 +28,9 @@ _USUAL = 128  # tokens of texts
 
 
 class PairExamples:
-    """Pairs as examples: "source" (source_length,) and "target" (target_length,) int32, each with its end token and
-    then filled with 0, and "source_size", "target_size" () int32, how many tokens they have.
+    """Pairs as examples: "source" (source_length,) and "target" (target_length,) int32, each with its end token, the
+    source of a text also with what the model begins it with, and then filled with 0, and "source_size", "target_size"
+    () int32, how many tokens they have.
     """
 
     def __init__(self, task: SequenceToSequence, found: pairs.Pairs):
@@ -42,11 +43,13 @@ class PairExamples:
         """Returns one example; there is nothing to augment."""
         del rng
         found: dict[str, np.ndarray] = {}
-        for name, text, room in zip(("source", "target"), self._pairs[index], self._task.lengths, strict=True):
-            tokens = self._task.encode(text)[: room - 1]
+        task = self._task
+        for name, text, room in zip(("source", "target"), self._pairs[index], task.lengths, strict=True):
+            before = [task.source_start] if name == "source" and task.source_start is not None else []
+            tokens = [*before, *task.encode(text)[: room - 1 - len(before)].tolist(), task.end_token]
             row = np.zeros(room, np.int32)
-            row[: len(tokens)], row[len(tokens)] = tokens, self._task.end_token
-            found |= {name: row, f"{name}_size": np.asarray(len(tokens) + 1, np.int32)}
+            row[: len(tokens)] = tokens
+            found |= {name: row, f"{name}_size": np.asarray(len(tokens), np.int32)}
         return found
 
 
@@ -65,13 +68,14 @@ class SequenceToSequence:
         2016, arXiv:1512.00567, section 7).
       monitor: the figure that chooses the best weights: "exact", "accuracy" or, of texts, "bleu".
       start_token: what the model's decoder reads first.
+      source_start: what the source of a text begins with; None for nothing.
       write: how a model writes.
 
     Raises:
       ValueError: unknown names or options (near ones are named), a number out of range, or data that can't be used.
     """
 
-    needs: tuple[str, ...] = ("start_token", "write")
+    needs: tuple[str, ...] = ("start_token", "source_start", "write")
     higher_is_better = True
 
     def __init__(
@@ -85,6 +89,7 @@ class SequenceToSequence:
         monitor: str = "exact",
         *,
         start_token: int,
+        source_start: int | None = None,
         write: Write,
     ):
         if not 0 <= label_smoothing < 1:
@@ -95,7 +100,7 @@ class SequenceToSequence:
         self.dataset_name = str(options.pop("name"))
         self._dataset = pairs.create(self.dataset_name, **options)
         self.splits, self.is_text = self._dataset.splits, self._dataset.vocab_size is None
-        least, usual = (2, _USUAL) if self._dataset.longest is None else (self._dataset.longest + 1,) * 2
+        least, usual = (3, _USUAL) if self._dataset.longest is None else (self._dataset.longest + 1,) * 2
         self.lengths = (source_length or usual, target_length or usual)
         if min(self.lengths) < least:
             raise ValueError(f"source_length and target_length are at least {least} here, not {self.lengths}")
@@ -103,6 +108,7 @@ class SequenceToSequence:
         if monitor not in figures:
             raise ValueError(unknown("monitor", monitor, figures))
         self.tokenizer = tokenization.create(tokenizer, separator) if self.is_text else None
+        self.source_start = source_start if self.is_text else None
         self.end_token = _END if self.tokenizer is None else self.tokenizer.separator
         self.report = "; ".join(filter(None, (self._dataset.report, getattr(self.tokenizer, "report", ""))))
         self.monitor, self._smoothing, self._start, self._write = monitor, label_smoothing, start_token, write

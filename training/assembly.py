@@ -25,6 +25,7 @@ NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
     "class_names": lambda config, kept: kept.get("class_names"),
     "make_teacher": lambda config, kept: make_teacher,
     "start_token": lambda config, kept: start_token(config.model),
+    "source_start": lambda config, kept: getattr(zoo.variant(config.model).config, "source_start", None),
     "write": lambda config, kept: written,
 }
 """What a task may name in ``needs``, and how it is had from the config and the run's record, which is empty for a new

@@ -160,8 +160,8 @@ def generate(
         lengths; one flat list of tokens; or an array (batch, length). Of an encoder-decoder what its target begins
         with, the start token before tokens included; None is the start token.
       max_new_tokens: tokens to generate in each row, fewer where it meets a stop.
-      source: what an encoder-decoder reads, in the forms of a prompt. A text is followed by the model's end token,
-        tokens are taken as they are.
+      source: what an encoder-decoder reads, in the forms of a prompt. A text stands between the model's tokens for
+        that, as it was trained, tokens are taken as they are.
       mask, source_mask: (batch, length) bool for an array, True = real token; padding trails.
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: draw from the k likeliest tokens only.

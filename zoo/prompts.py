@@ -80,8 +80,8 @@ def given(
     reader = tokenizer_of(model, tokenizer) if as_text or strings else None
     sources = None
     if reads_source:
-        end = [] if c.end_token is None else [c.end_token]
-        sources = rows_of(encoded(source, reader, [], end), source_mask, c.vocab_size, "source")
+        begin, end = ([] if token is None else [token] for token in (c.source_start, c.end_token))
+        sources = rows_of(encoded(source, reader, begin, end), source_mask, c.vocab_size, "source")
         first = [c.start_token]
         prompt = [first] * len(sources) if prompt is None else encoded(prompt, reader, first)
         prompts = rows_of(prompt, mask, c.vocab_size)

@@ -227,6 +227,8 @@ def test_texts(tmp_path: Path) -> None:
     example = task.examples("train").get(0, None)
     assert (example["source"].tolist(), int(example["source_size"])) == ([*b"source 0"[:5], 0], 6)
     assert (example["target"].shape, task.decode(example["target"])) == ((128,), "target 0")
+    begun = task_of({"name": "file", "path": str(path)}, source_length=6, source_start=9).examples("train").get(0, None)
+    assert (begun["source"].tolist(), begun["target"].tolist()) == ([9, *b"sour", 0], example["target"].tolist())
     texts, targets, expected = BLEU["punctuation"]
     rows = {
         name: np.stack([np.pad(np.frombuffer(text.encode(), np.uint8), (0, 60 - len(text))) for text in given])

@@ -198,12 +198,12 @@ def test_lengths_of_sources_share_programs() -> None:
 
 
 def test_text_in_and_out() -> None:
-    """A text is followed by the end token, and a target ends before it."""
+    """A source is between the model's tokens for that, and a target ends before the end token."""
     letters = Letters()
-    model = zoo.create("t5_nano", **SMALL, end_token=7)
+    model = zoo.create("t5_nano", **SMALL, end_token=7, source_start=5)
     texts = ["He is", "a"]
     found = zoo.generate(model, source=texts, max_new_tokens=12, tokenizer=letters, temperature=0)
-    rows = [[*letters.encode(text.encode()), 7] for text in texts]
+    rows = [[5, *letters.encode(text.encode()), 7] for text in texts]
     again = zoo.generate(model, source=rows, max_new_tokens=12, temperature=0)
     assert found.rows() == again.rows()
     kept = [row[:-1] if row[-1] == 7 else row for row in again.rows()]

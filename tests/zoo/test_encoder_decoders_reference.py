@@ -37,15 +37,23 @@ T5: dict[str, Any] = {
 GATED: dict[str, Any] = {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 OURS: dict[str, Any] = {"vocab_size": VOCABULARY, "features": 32, "depth": 2, "num_heads": 4, "hidden": 48}
 T5_OURS = {**OURS, "head_dim": 6, "buckets": 16, "max_distance": 24}
+BART: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40,
+    "forced_eos_token_id": None, "attn_implementation": "eager",
+}  # fmt: skip
+BART_OURS = {**OURS, "encoder_depth": 3, "max_length": 40}
 # A variant, the class of transformers, how its model is made, and how ours is made.
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "t5": ("t5_nano", "T5ForConditionalGeneration", T5, T5_OURS),
     "t5_v1.1": ("t5_v1.1_small", "T5ForConditionalGeneration", GATED, T5_OURS),
     "byt5": ("byt5_small", "T5ForConditionalGeneration", {**GATED, "num_layers": 3, "num_decoder_layers": 1},
              {**T5_OURS, "depth": 1, "encoder_depth": 3}),
+    "bart": ("bart_nano", "BartForConditionalGeneration", BART, BART_OURS),
+    "scaled bart": ("bart_base", "BartForConditionalGeneration", {**BART, "scale_embedding": True}, BART_OURS),
     "mt5": ("mt5_small", "MT5ForConditionalGeneration", GATED, T5_OURS),
 }  # fmt: skip
-QUICK = ("t5", "t5_v1.1")
+QUICK = ("t5", "t5_v1.1", "bart")
 
 
 def theirs_of(case: str) -> Any:
@@ -57,6 +65,8 @@ def theirs_of(case: str) -> Any:
         # Its fifth version ties the head of every new T5 to the embedding; one of a file that has both stays apart.
         model.lm_head.weight = torch.nn.Parameter(torch.empty(VOCABULARY, 32))
     randomize(model)
+    if hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.zero_()  # as in every released file
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(4)  # smaller ones would say the same token again and again
     return model
@@ -132,7 +142,8 @@ def test_generation(pair: Any) -> None:
     theirs, _, ours = pair
     sources = [row[real].tolist() for row, real in zip(SOURCE, MASK, strict=True)]
     common = {"attention_mask": torch.from_numpy(MASK).long(), "do_sample": False, "max_new_tokens": 12}
-    common |= {"eos_token_id": None, "pad_token_id": 0, "decoder_start_token_id": ours.config.start_token}
+    common |= {"eos_token_id": None, "forced_eos_token_id": None, "pad_token_id": 0}
+    common["decoder_start_token_id"] = ours.config.start_token
     expected = theirs.generate(torch.from_numpy(SOURCE), **common, repetition_penalty=5.0)[:, 1:].tolist()
     assert len({tuple(row) for row in expected}) > 1
     assert len({token for row in expected for token in row}) > 8
@@ -180,6 +191,13 @@ def theirs_counted(name: str, encoder_depth: int, depth: int) -> int:
             "feed_forward_proj": "relu" if c.mlp == "relu" else "gated-gelu",
         }  # fmt: skip
         cls = transformers.T5ForConditionalGeneration
+    else:
+        sizes = {
+            "vocab_size": c.vocab_size, "d_model": c.features, "encoder_layers": encoder_depth, "decoder_layers": depth,
+            "encoder_attention_heads": c.num_heads, "decoder_attention_heads": c.num_heads,
+            "encoder_ffn_dim": 4 * c.features, "decoder_ffn_dim": 4 * c.features,
+        }  # fmt: skip
+        cls = transformers.BartForConditionalGeneration
     head = 0 if c.tied else c.vocab_size * c.features
     with without_arrays():
         return head + sum(parameter.numel() for parameter in cls(cls.config_class(**sizes)).parameters())

@@ -58,6 +58,7 @@ class EncoderDecoderConfig(ModelConfig):
       embedding_std: of the initial embedding.
       embedding_scale: embeddings are multiplied by it; "sqrt" is the root of ``features``.
       embedding_norm: a norm of each side's embeddings, positions included.
+      source_start: begins the source of a text; None where nothing does.
       start_token: what the decoder reads first.
       end_token: ends a target, and a source; None where nothing does.
     """
@@ -80,6 +81,7 @@ class EncoderDecoderConfig(ModelConfig):
     embedding_std: float = 0.02
     embedding_scale: float | Literal["sqrt"] = 1.0
     embedding_norm: bool = False
+    source_start: int | None = None
     start_token: int = 0
     end_token: int | None = 1
 
