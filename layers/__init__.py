@@ -12,6 +12,7 @@ from layers.attention.forgetting import ForgettingAttention
 from layers.attention.halo import HaloAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.isomorphic import IsomorphicAttention
+from layers.attention.kernelized import KernelizedAttention
 from layers.attention.latent import MultiHeadLatentAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.linformer import LinformerAttention
@@ -173,6 +174,7 @@ __all__ = [
     "Hydra",
     "InLineAttention",
     "IsomorphicAttention",
+    "KernelizedAttention",
     "KimiDeltaAttention",
     "LSGAttention",
     "LayerNorm",

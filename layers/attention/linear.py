@@ -37,16 +37,17 @@ def normalized_linear_attention(
     Returns:
       (batch, length, heads, value_dim) in v's dtype.
     """
-    return _over_weights(linear_attention(q, k, _with_ones(v), scale=1.0, causal=causal), epsilon).astype(v.dtype)
+    return over_weights(linear_attention(q, k, with_ones(v), scale=1.0, causal=causal), epsilon).astype(v.dtype)
 
 
-def _with_ones(v: jax.Array) -> jax.Array:
+def with_ones(v: jax.Array) -> jax.Array:
     """``v``, at least float32, and one value more, whose sum is that of the weights."""
     wide = v.astype(jnp.promote_types(v.dtype, jnp.float32))
     return jnp.concatenate([wide, jnp.ones_like(wide[..., :1])], -1)
 
 
-def _over_weights(sums: jax.Array, epsilon: float) -> jax.Array:
+def over_weights(sums: jax.Array, epsilon: float) -> jax.Array:
+    """The weighted mean, of the sums of :func:`with_ones` weighted."""
     return sums[..., :-1] / (sums[..., -1:] + epsilon)
 
 
@@ -88,7 +89,7 @@ class LinearAttention(SummedAttention):
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, reading: Reading) -> jax.Array:
         q, k = self.feature_map(q), without_padding(self.feature_map(k), reading.heads_mask())
-        return _over_weights(reading.sum("memory", q, k, _with_ones(v)), self.epsilon).astype(v.dtype)
+        return over_weights(reading.sum("memory", q, k, with_ones(v)), self.epsilon).astype(v.dtype)
 
 
 @register_mixer("performer")

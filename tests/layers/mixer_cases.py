@@ -131,6 +131,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {},
         "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4},
     },
+    "kernelized_attention": {
+        "plain": {"reach": 5},
+        "unnormalized": {"length": None, "feature_map": "elu+1", "reach": 30},
+    },
     "linformer_attention": {
         "plain": {"max_length": 40, "rank": 6, "kernel_init": truncated_normal(0.3)},
         "each": {"max_length": 40, "rank": 3, "sharing": "none", "num_heads": 4, "num_kv_heads": 2, "use_bias": False},
