@@ -52,8 +52,8 @@ class RandomizedPlaces(Module):
             raise ValueError(
                 f"{length} tokens can't have different positions out of max_length={self.max_length}: give more"
             )
-        fixed = self.rngs is None or self.deterministic
-        key = jax.random.key(self.seed or 0) if fixed else self.rngs()
+        drawn = None if self.rngs is None or self.deterministic else self.rngs()
+        key = jax.random.key(self.seed or 0) if drawn is None else drawn
         order = jax.random.permutation(key, self.max_length).astype(jnp.int32)
         return ordered(order, tokens, length)
 
