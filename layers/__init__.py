@@ -28,6 +28,7 @@ from layers.attention.projected import ProjectedAttention
 from layers.attention.rank_augmented import RankAugmentedLinearAttention
 from layers.attention.relative_convolutional import RelativeConvolutionalAttention
 from layers.attention.relu_linear import ReLULinearAttention
+from layers.attention.reversed import ReversedAttention
 from layers.attention.selective import SelectiveAttention
 from layers.attention.softplus import SoftplusAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
@@ -223,6 +224,7 @@ __all__ = [
     "RecurrentState",
     "RelativeConvolutionalAttention",
     "Retention",
+    "ReversedAttention",
     "RoutingAttention",
     "RowMajor",
     "Scan2D",

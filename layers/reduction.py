@@ -42,10 +42,13 @@ class TokenReduction(Module):
     Attributes:
       honors: fields of :class:`layers.Tokens`, besides the context, that it reduces; one that is given and not honored
         is refused.
+      shares: it also takes what blocks hand on beside x (:class:`layers.stack.Stack`), and gives that of the tokens
+        left: ``reduce(x, tokens, shared)`` returns all three. There is no prefix then.
       paper: rows of the zoo's roster that the class implements.
     """
 
     honors: ClassVar[frozenset[str]] = frozenset({"mask", "positions"})
+    shares: ClassVar[bool] = False
     paper: ClassVar[tuple[int, ...]] = ()
 
     def extent_after(self, extent: Extent) -> Extent:
@@ -56,7 +59,7 @@ class TokenReduction(Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it leaves")
 
-    def reduce(self, x: jax.Array, tokens: Tokens) -> tuple[jax.Array, Tokens]:
+    def reduce(self, x: jax.Array, tokens: Tokens, /, *shared: Any) -> Any:
         """Maps tokens (batch, length, features) without their prefix, of which only honored fields are known, to those
         left.
         """
@@ -66,26 +69,32 @@ class TokenReduction(Module):
         """Maps the tokens of the prefix, (batch, prefix, features), to the same number."""
         return x
 
-    def __call__(self, x: jax.Array, tokens: Known = None) -> tuple[jax.Array, Tokens]:
+    def __call__(self, x: jax.Array, tokens: Known = None, *shared: Any) -> Any:
         """Leaves fewer tokens.
 
         Args:
           x: (batch, length, features), or (batch, rows, columns, features).
           tokens: what is known of them, or their mask alone.
+          *shared: for a reduction that ``shares``, what blocks hand on; it returns the tokens left, what is known of
+            them, and what is handed on.
 
         Returns:
           The tokens left, of as many axes, and what is known of them.
 
         Raises:
-          ValueError: a field is known that is not honored, or (batch, rows, columns, features) of which no grid is
-            left.
+          ValueError: a field is known that is not honored, (batch, rows, columns, features) of which no grid is left,
+            or a prefix or a grid of a reduction that ``shares``.
         """
         tokens = Tokens.of(tokens)
         for field in sorted(tokens.given() - self.honors - {"context", "context_mask"}):
             raise ValueError(f"{type(self).__name__} does not honor {field}: leave {field} out, or the reduction")
+        prefix = 0 if x.ndim == 4 else tokens.prefix(x.shape[1])
+        if self.shares:
+            if prefix or x.ndim == 4:
+                raise ValueError(f"{type(self).__name__} takes sequences without class token or other prefix")
+            return self.reduce(x, tokens, *shared)
         if x.ndim == 4:
             return self._reduce_grid(x, tokens)
-        prefix = tokens.prefix(x.shape[1])
         if not prefix:
             return self.reduce(x, tokens)
         y, known = self.reduce(x[:, prefix:], _without_prefix(tokens, prefix))

@@ -110,7 +110,7 @@ class Stack(Module):
           the last block handed on.
 
         Raises:
-          ValueError: ``shared`` beside reductions.
+          ValueError: ``shared`` beside reductions that do not reduce it too.
         """
         (y, _), captured, last = self.through(x, tokens, capture=capture, shared=shared, per_block=per_block)
         found = [output for output, _ in captured]
@@ -129,7 +129,7 @@ class Stack(Module):
         None.
         """
         tokens, reductions = Tokens.of(tokens), self.reduced_after
-        if reductions and shared is not None:
+        if shared is not None and not all(reduction.shares for reduction in reductions.values()):
             raise ValueError(
                 "what blocks hand on beside x may belong to tokens that a reduction takes away: leave reductions out"
             )
@@ -142,8 +142,12 @@ class Stack(Module):
         for end in ends:
             carry, _ = self._run(range(start, end), self._call_given(tokens), carry, own[start:end])
             if (reduction := reductions.get(end - 1)) is not None:
-                y, tokens = reduction(carry[0], tokens)
-                carry = y, None
+                if reduction.shares:
+                    y, tokens, handed = reduction(carry[0], tokens, carry[1])
+                    carry = y, handed
+                else:
+                    y, tokens = reduction(carry[0], tokens)
+                    carry = y, None
             found[end - 1], start = (carry[0], tokens), end
         return found[depth - 1], [found[i % depth] for i in capture], carry[1]
 

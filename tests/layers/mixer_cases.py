@@ -231,6 +231,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"index": 1, "depth": 3, "zero_init": False, "decay_rank": 3, "shift_rank": 3, "key_expansion": 0.5},
     },
     "rwkv7": {"plain": {"index": 1, "depth": 3, "zero_init": False, "decay_rank": 3, "rate_rank": 3, "gate_rank": 3}},
+    "reversed_attention": {"plain": {"temperature": 0.5, "kernel_init": truncated_normal(0.3)}},
     "retention": {
         "plain": {"key_expansion": 0.5},
         "plain_heads": {"gated": False, "use_bias": True, "rotary": None, "decays": "paper", "value_expansion": 1.0},

@@ -58,6 +58,7 @@ TINY: dict[str, dict[str, Any]] = {
     "focalnet": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "mixer": "focal_modulation"},
     # A gate that starts at 1 and weights of 0.02 would leave next to nothing of other tokens.
     "gmlp": {"mixer": {"name": "spatial_gating", "gate_init": lecun_normal, "kernel_init": lecun_normal}},
+    "dependencyvit": {"layer_scale": 0.1},
     "griffin": {"attention_every": 2},
     "halonet": {"stem": (4, 4, 8), "features": (16, 32), "widths": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "hvt": {"patch_size": 4, "depth": 4, "pool_every": 2},

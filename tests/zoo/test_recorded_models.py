@@ -21,6 +21,7 @@ from tests.references import (
     biformer,
     cores,
     cswin,
+    dependencyvit,
     eca,
     hvt,
     l2vit,
@@ -106,6 +107,7 @@ class Row:
       buffers: in the names of recorded constants, which are loaded with the weights.
       constants: names that we write beside what was recorded.
       reference: of the table in docs; by default the repository and the commit.
+      sharpness: of the weights, as they were drawn for the recording.
     """
 
     script: ModuleType
@@ -118,6 +120,7 @@ class Row:
     buffers: str | None = None
     constants: tuple[str, ...] = ()
     reference: str | None = None
+    sharpness: float = 1.0
 
 
 def isotropic(script: ModuleType, **more: Any) -> dict[str, Any]:
@@ -260,6 +263,19 @@ MODELS = [
     ),
     Row(hvt, "hvt_small_4", "hvt", isotropic(hvt, image_size=80, pool_every=hvt.POOL_EVERY), blocks),
     *(Row(vig, f"vig_{kind}", "vig", isotropic(vig, image_size=vig.SIDE), blocks, (kind,)) for kind in vig.KINDS),
+    # With all tokens, and with fewer after two of the blocks.
+    *(
+        Row(
+            dependencyvit,
+            "dependencyvit_tiny_patch16_224",
+            "timm",
+            isotropic(dependencyvit, patch_size=4, image_size=dependencyvit.SIDE, prune_after=prune_after),
+            nothing if prune_after else tokens_after_blocks,
+            (case,),
+            sharpness=3.0,
+        )
+        for case, prune_after in {"whole": (), "lite": (0, 1)}.items()
+    ),
     # With a gate of three paths, and the mean of two.
     *(
         Row(
@@ -333,7 +349,7 @@ def test_matches_the_authors(row: Row, record_property: Any) -> None:
     """And the weights come back bit for bit."""
     recorded = recording.Recording(row.script)
     buffers = {name: value for name, value in recorded.all.items() if row.buffers and row.buffers in name}
-    state = recorded.weights(row.cases[0]) | row.fixed()
+    state = recorded.weights(row.cases[0], sharpness=row.sharpness) | row.fixed()
     model: Any = zoo.create(row.name, weights={**state, **buffers}, **row.options)
     differences = []
     for case in row.cases:

@@ -267,8 +267,8 @@ class Isotropic(Classifier):
             rngs=rngs,
         )
 
-    def shared(self) -> Any:
-        """What the first block is handed beside the tokens (:class:`layers.stack.Stack`); None for nothing."""
+    def shared(self, x: jax.Array) -> Any:
+        """What the first block is handed beside the tokens ``x`` (:class:`layers.stack.Stack`); None for nothing."""
         return None
 
     def make_class_block(self, *, rngs: nnx.Rngs) -> Any:
@@ -470,15 +470,14 @@ class Isotropic(Classifier):
         the grid of the patches."""
         x, tokens, grid = self._embed(images)
         if self.takes_grid:
-            last, found, _ = self.blocks.through(
-                x.reshape(x.shape[0], *grid, x.shape[2]), capture=capture, shared=self.shared()
-            )
+            x = x.reshape(x.shape[0], *grid, x.shape[2])
+            last, found, _ = self.blocks.through(x, capture=capture, shared=self.shared(x))
             last, *found = [
                 (y.reshape(y.shape[0], -1, y.shape[3]), Tokens(grid=(y.shape[1], y.shape[2])))
                 for y, _ in (last, *found)
             ]
             return last, found
-        last, found, _ = self.blocks.through(x, tokens, capture=capture, shared=self.shared())
+        last, found, _ = self.blocks.through(x, tokens, capture=capture, shared=self.shared(x))
         if self.extra.place != "first":
             # There was no grid for mixers, and nothing has been reduced.
             last, *found = [(y, Tokens(grid=grid)) for y, _ in (last, *found)]

@@ -5,6 +5,7 @@ from zoo.vision import biformer as biformer
 from zoo.vision import cait as cait
 from zoo.vision import convnext as convnext
 from zoo.vision import cswin as cswin
+from zoo.vision import dependencyvit as dependencyvit
 from zoo.vision import eva as eva
 from zoo.vision import focalnet as focalnet
 from zoo.vision import gmlp as gmlp

@@ -128,7 +128,7 @@ class RSMamba(Isotropic):
         common: dict[str, Any] = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         return OverlappingPatches(c.in_channels, c.features, c.patch_size, c.stride, **common)
 
-    def shared(self) -> Any:
+    def shared(self, x: jax.Array) -> Any:
         norm: Any = self.shared_norm
         return tuple(jnp.asarray(part[...], jnp.float32) for part in (norm.scale, norm.bias))
 
