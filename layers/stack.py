@@ -142,12 +142,8 @@ class Stack(Module):
         for end in ends:
             carry, _ = self._run(range(start, end), self._call_given(tokens), carry, own[start:end])
             if (reduction := reductions.get(end - 1)) is not None:
-                if reduction.shares:
-                    y, tokens, handed = reduction(carry[0], tokens, carry[1])
-                    carry = y, handed
-                else:
-                    y, tokens = reduction(carry[0], tokens)
-                    carry = y, None
+                y, left, *handed = reduction(carry[0], tokens, *([carry[1]] if reduction.shares else []))
+                carry, tokens = (y, handed[0] if handed else None), Tokens.of(left)
             found[end - 1], start = (carry[0], tokens), end
         return found[depth - 1], [found[i % depth] for i in capture], carry[1]
 
