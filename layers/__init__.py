@@ -72,8 +72,10 @@ from layers.linear_attention.hgrn2 import HGRN2
 from layers.linear_attention.lightning import LightningAttention
 from layers.linear_attention.mlstm import MLSTM
 from layers.linear_attention.native_hybrid_attention import NativeHybridAttention
+from layers.linear_attention.projected_mlstm import ProjectedMLSTM
 from layers.linear_attention.retention import Retention
 from layers.linear_attention.rwkv6 import RWKV6
+from layers.linear_attention.slstm import SLSTM
 from layers.lora import add_lora, merge_lora
 from layers.low_rank import LowRank
 from layers.memory.choices import MEMORIES, Memory
@@ -120,6 +122,7 @@ __all__ = [
     "RWKV6",
     "RWKV7",
     "S4D",
+    "SLSTM",
     "Aaren",
     "AgentAttention",
     "AuxLogits",
@@ -215,6 +218,7 @@ __all__ = [
     "PerformerAttention",
     "Place",
     "ProjectedAttention",
+    "ProjectedMLSTM",
     "RMSNorm",
     "RandomizedPlaces",
     "RandomizedPositions",

@@ -65,28 +65,41 @@ class Linear(nnx.Linear):
 class BlockLinear(Module):
     """A linear layer whose matrix has ``blocks`` equal blocks on its diagonal and zeros elsewhere.
 
-    Parameters ``kernel`` (blocks, features / blocks, features / blocks), inputs before outputs, and ``bias``
-    (features,).
+    Parameters ``kernel`` (blocks, features / blocks, out_features / blocks) and, unless left out, ``bias``
+    (out_features,); as many outputs as inputs by default.
     """
 
     def __init__(
-        self, features: int, blocks: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self,
+        features: int,
+        blocks: int,
+        *,
+        out_features: int | None = None,
+        use_bias: bool = True,
+        kernel_init: InitializerSpec | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         """Raises ValueError where the blocks do not divide the features."""
-        if features % blocks:
-            raise ValueError(f"BlockLinear: {features} features can't be split into {blocks} equal blocks")
-        size = features // blocks
+        out_features = out_features or features
+        if features % blocks or out_features % blocks:
+            odd = features if features % blocks else out_features
+            raise ValueError(f"BlockLinear: {odd} features can't be split into {blocks} equal blocks")
         # The variance is that of one block's inputs; the initializer counts those of all.
-        init = variance_scaling(float(blocks), "fan_in", "normal")
-        self.kernel = nnx.Param(init(rngs.params(), (blocks, size, size), param_dtype))
-        self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype))
+        init = create_initializer(kernel_init or variance_scaling(float(blocks), "fan_in", "normal"))
+        shape = (blocks, features // blocks, out_features // blocks)
+        self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(zeros(rngs.params(), (out_features,), param_dtype)) if use_bias else None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (..., features) to the same shape."""
-        x, kernel, bias = _promoted((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        """Maps (..., features) to (..., out_features)."""
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = _promoted((x, self.kernel[...], bias), dtype=self.dtype)
         parts = x.reshape(*x.shape[:-1], len(kernel), -1)
-        return (jnp.einsum("...ni,nio->...no", parts, kernel).reshape(x.shape) + bias).astype(x.dtype)
+        y = jnp.einsum("...ni,nio->...no", parts, kernel).reshape(*x.shape[:-1], -1)
+        return y if bias is None else (y + bias).astype(x.dtype)
 
 
 class Conv(nnx.Conv):

@@ -66,10 +66,19 @@ class ZeroCenteredRMSNorm(nnx.RMSNorm):
         super().__init__(num_features, scale_init=zeros, promote_dtype=_one_more, rngs=rngs, **options)
 
 
+class ZeroCenteredLayerNorm(nnx.LayerNorm):
+    """LayerNorm without a bias and with a factor of 1 + scale, which begins at 0 (xLSTM, arXiv:2405.04517)."""
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
+        """Further options are those of ``nnx.LayerNorm``."""
+        fixed: dict[str, Any] = {"use_bias": False, "use_fast_variance": False, "promote_dtype": _one_more}
+        super().__init__(num_features, scale_init=zeros, rngs=rngs, **fixed, **options)
+
+
 def _one_more(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
     """As :func:`_statistics_wide`, with a scale of 1 + the parameter."""
-    x, scale = _statistics_wide(arrays, dtype=dtype, inexact=inexact)
-    return x, 1 + scale
+    x, scale, *bias = _statistics_wide(arrays, dtype=dtype, inexact=inexact)
+    return x, 1 + scale, *bias
 
 
 class GatedRMSNorm(Module):
@@ -143,6 +152,7 @@ NORMS: dict[str, Callable[..., nnx.Module]] = {
     "plain_layer": functools.partial(nnx.LayerNorm, use_fast_variance=False, use_scale=False, use_bias=False),
     "simple_rms": functools.partial(nnx.RMSNorm, use_scale=False),
     "zero_centered_rms": ZeroCenteredRMSNorm,
+    "zero_centered_layer": ZeroCenteredLayerNorm,
     "batch": BatchNorm,
     "affine": Affine,
     "unit": UnitNorm,
@@ -175,10 +185,11 @@ def unit(x: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, wide * jax.lax.rsqrt(jnp.where(zero, 1, squares))).astype(x.dtype)
 
 
-def group_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+def group_norm(y: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
     """LayerNorm of each head of ``y`` (batch, length, heads, head_dim), as (batch, length, heads * head_dim); ``scale``
     and ``bias`` have that many features.
     """
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-    return y.reshape(*y.shape[:-2], -1) * scale.astype(y.dtype) + bias.astype(y.dtype)
+    y = y.reshape(*y.shape[:-2], -1) * scale.astype(y.dtype)
+    return y if bias is None else y + bias.astype(y.dtype)

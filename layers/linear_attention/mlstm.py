@@ -105,18 +105,37 @@ class MLSTM(Recurrent):
         self, x: jax.Array, tokens: Tokens, state: WeightedState | None
     ) -> tuple[jax.Array, WeightedState | None]:
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        written, kept = (
-            self.cap * jnp.tanh(gate(x).astype(wide) / self.cap) for gate in (self.input_gate, self.forget_gate)
-        )
-        weight, decay, largest = exponential_weights(written, -softplus(-kept), 0.0, tokens, state)
-        q, k, v = (linear(x).reshape(*x.shape[:2], self.num_heads, -1) for linear in (self.query, self.key, self.value))
-        y, memory = remember(q, (weight[..., None] * k).astype(k.dtype), with_ones(v), decay, tokens, state)
-        value, count = sums(y)
-        h = value / (jnp.maximum(jnp.abs(count), jnp.exp(-largest)[..., None]) + self.epsilon)
-        h = (
-            (h - jnp.mean(h, axis=-1, keepdims=True)).astype(x.dtype).reshape(*x.shape[:2], -1)
-        )  # RMSNorm of which is LayerNorm
-        y = self.out(self.norm(h, self.gate(x)))
-        return y, None if state is None else dataclasses.replace(
-            state.after(tokens, memory=memory), largest=largest[:, -1]
-        )
+        gates = [self.cap * jnp.tanh(gate(x).astype(wide) / self.cap) for gate in (self.input_gate, self.forget_gate)]
+        qkv = [linear(x).reshape(*x.shape[:2], self.num_heads, -1) for linear in (self.query, self.key, self.value)]
+        (q, k, v), (written, kept) = qkv, gates
+        h, new = matrix_memory(q, k, v, written, kept, tokens, state, self.epsilon)
+        # RMSNorm of which is LayerNorm.
+        h = (h - jnp.mean(h, axis=-1, keepdims=True)).astype(x.dtype).reshape(*x.shape[:2], -1)
+        return self.out(self.norm(h, self.gate(x))), new
+
+
+def matrix_memory(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    written: jax.Array,
+    kept: jax.Array,
+    tokens: Tokens,
+    state: WeightedState | None,
+    epsilon: float = 1e-6,
+) -> tuple[jax.Array, WeightedState | None]:
+    """h and the new state.
+
+    Args:
+      q, k, v: (batch, length, heads, size).
+      written, kept: (batch, length, heads), i and f, at least float32.
+      epsilon: added to what h is divided by.
+
+    Returns:
+      (batch, length, heads, size of v), at least float32.
+    """
+    weight, decay, largest = exponential_weights(written, -softplus(-kept), 0.0, tokens, state)
+    y, memory = remember(q, (weight[..., None] * k).astype(k.dtype), with_ones(v), decay, tokens, state)
+    value, count = sums(y)
+    h = value / (jnp.maximum(jnp.abs(count), jnp.exp(-largest)[..., None]) + epsilon)
+    return h, state and dataclasses.replace(state.after(tokens, memory=memory), largest=largest[:, -1])

@@ -248,6 +248,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "gated_slot_attention": {"plain": {"num_slots": 3, "key_expansion": 0.5}},
     "hgrn2": {"plain": {"lower_bound": 0.3, "head_dim": 3}},
     "mlstm": {"plain": {"input_bias": 0.0, "use_bias": True}},
+    "projected_mlstm": {"plain": {"conv_size": 3}},
+    "slstm": {"plain": {"conv_size": 3, "recurrent_init": truncated_normal(0.5)}},
     "lightning_attention": {
         "plain": {"activate_values": True, "use_scale": True, "turning": True, "head_dim": 5, "index": 1, "depth": 3}
     },

@@ -195,6 +195,22 @@ def longhorn(clone: Path) -> Any:
     return module.LonghornLMHeadModel(config)
 
 
+def xlstm(clone: Path) -> Any:
+    """NX-AI/xlstm, commit 032a6fb: its model of blocks, an mLSTM's and an sLSTM's, as it runs on a CPU."""
+    import importlib
+
+    sys.path.append(str(clone))
+    theirs = importlib.import_module("xlstm")
+    config = theirs.xLSTMLMModelConfig(
+        mlstm_block=theirs.mLSTMBlockConfig(mlstm=theirs.mLSTMLayerConfig(num_heads=HEADS)),
+        slstm_block=theirs.sLSTMBlockConfig(
+            slstm=theirs.sLSTMLayerConfig(backend="vanilla", num_heads=HEADS), feedforward=theirs.FeedForwardConfig()
+        ),
+        slstm_at=[1], context_length=LENGTH, num_blocks=DEPTH, embedding_dim=FEATURES, vocab_size=VOCABULARY,
+    )  # fmt: skip
+    return theirs.xLSTMLMModel(config)
+
+
 def fla(module: str, kind: str, replaced: str, plain: Callable[[Any], Any], **options: Any) -> Callable[[Path], Any]:
     """fla-org/flash-linear-attention (MIT), commit bc3b101d, its plain recurrence in place of the kernel ``replaced``
     (module and name) of a layer; its other kernels run as those of :mod:`tests.references.linear_recurrences`.
@@ -248,6 +264,7 @@ RECORDED: dict[str, Callable[[Path], Any]] = {
     "causal_relation_linear": lambda clone: causal_relation(clone, "Linear Relation Network"),
     "longhorn": longhorn,
     "transnormer": transnormer,
+    "xlstm": xlstm,
     "comba": fla("comba", "Comba", "fla.layers.comba:fused_recurrent_comba", _comba, head_dim=8, expand_v=1.0),
     "kda": fla("kda", "KDA", "fla.layers.kda:fused_recurrent_kda", _kda, head_dim=8),
     "forgetting_transformer": fla(

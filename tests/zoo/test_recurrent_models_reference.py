@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "FrankCuiCN/causal-relation-networks",
     ),
     "longhorn": ("longhorn_nano", {"state_dim": 4, "tied": False}, "authors", "Cranial-XIX/longhorn"),
+    "xlstm": ("xlstm_block_nano", {"channels": 64, "tied": False}, "authors_cpu", "NX-AI/xlstm"),
     "comba": ("comba_nano", FLA, "fla", "flash-linear-attention"),
     "kda": ("kda_nano", FLA, "fla", "flash-linear-attention"),
     "forgetting_transformer": (

@@ -30,3 +30,4 @@ from zoo.language import s4d as s4d
 from zoo.language import t5 as t5
 from zoo.language import titans as titans
 from zoo.language import transformer as transformer
+from zoo.language import xlstm as xlstm
