@@ -25,7 +25,7 @@ import zoo
 from layers.state import parameter_count
 from training import contest
 from training.contest import Contest, Contestant
-from training.problems import FEATURES, HEADS, PROBLEMS, problem
+from training.problems import HEADS, PROBLEMS, problem
 from training.standings import Job, Results, Row, draw, table
 from zoo.commands import Command, deliberate
 from zoo.creation import create_abstract
@@ -72,14 +72,14 @@ def fitted(mixer: str, task: str) -> Size:
     """
     on = problem(task)
     layers.mixer_class(mixer)
-    target = _parameters("attention", task, FEATURES, on.hidden)
+    target = _parameters("attention", task, on.features, on.hidden)
     least: Size | None = None
-    for features in range(FEATURES, 0, -STEP):
+    for features in range(on.features, 0, -STEP):
         narrow = features // 2  # an MLP narrower than this would be none
         try:
             few = _parameters(mixer, task, features, narrow)
         except ValueError:
-            if features == FEATURES:
+            if features == on.features:
                 raise
             continue  # a width that the mixer does not take
         each = _for_one_more(task, features)
@@ -120,7 +120,8 @@ def check(names: Iterable[str]) -> None:
 def setting(task: str) -> str:
     """What stands for all that a problem specifies: another one where anything of it changes."""
     on = problem(task)
-    said = [on.model, dict(on.options), on.width(FEATURES, on.hidden), dict(on.task), on.batch_size, on.learning_rate]
+    width = on.width(on.features, on.hidden)
+    said = [on.model, dict(on.options), width, dict(on.task), on.batch_size, on.learning_rate]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -152,9 +153,11 @@ def run(job: Job) -> Row:
         return {"refused": str(error)}
     options, cost = _options(job["mixer"], job["task"]), _cost(job["mixer"], job["task"])
     contestant = Contestant(job["mixer"], on.model, on.task, options)
-    budget = Contest([contestant], on.steps, on.batch_size, on.learning_rate, (on.figure,), evaluations=5)
+    recipe = None if on.recipe is None else on.recipe + (f",path={job['path']}" if job.get("path") else "")
+    sizes = (on.steps, on.batch_size, on.learning_rate)
+    budget = Contest([contestant], *sizes, (on.figure,), evaluations=5, recipe=recipe)
     found = contest.train(budget, contestant, job["seed"], job["steps"])
-    kept = ("chance", "seconds", "step_seconds", "test", "validation")
+    kept = ("chance", "seconds", "step_seconds", "peak_mib", "test", "validation")
     return {
         **dataclasses.asdict(size),
         "operations": cost.flops,

@@ -51,7 +51,8 @@ class Contest:
       steps, batch_size, learning_rate, evaluations: of every run; evaluations of the validation split on the way.
       figures: the names shown, of the test split, or of ``measure``.
       measure: more figures of a trained model, given it and its contestant.
-      recipe: a config file whose default run is taken as it is, but for its length and the contestants' options.
+      recipe: a config file, and after a colon its argument, whose run is taken as it is, but for its length and the
+        contestants' options.
     """
 
     contestants: Sequence[Contestant]
@@ -69,7 +70,8 @@ def config_of(contest: Contest, contestant: Contestant, seed: int, steps: int) -
     from ml_collections import ConfigDict
 
     if contest.recipe is not None:
-        config = runpy.run_path(str(HOME / contest.recipe))["get_config"]()
+        file, _, argument = contest.recipe.partition(":")
+        config = runpy.run_path(str(HOME / file))["get_config"](argument)
         config.update({"seed": seed, "train_for": f"{steps} steps", "save_every": ""})
         config.update({"eval_every": f"{max(steps // contest.evaluations, 1)} steps", "keep": 1, **contestant.settings})
         config.model_options = ConfigDict({**config.model_options, **contestant.options})
@@ -126,5 +128,6 @@ def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Ro
         "task": config.task.to_dict(),
         "seed": seed, "parameters": parameters, "steps": result.step, "seconds": round(seconds, 1),
         "step_seconds": statistics.median(line["step_seconds"] for line in lines if line["split"] == "train"),
+        "peak_mib": round(max(line["peak_memory_mib"] for line in lines if line["split"] == "train")),
         "chance": getattr(task, "chance", None), "test": figures, "validation": curve,
     }  # fmt: skip

@@ -2,8 +2,10 @@
 
     images   patches -> + positions -> blocks -> norm -> mean -> head        vit_nano_patch4_32, no class token
     tokens   embedding -> + positions -> blocks -> norm -> embedding^T       transformer_nano
+    whole    embedding -> + positions -> blocks -> norm -> pool -> head      lra_nano
 
-Two blocks of a mixer with its default options and an MLP. Positions are a learned table, the same for all.
+Two blocks of a mixer with its default options and an MLP. Positions are a learned table, or in ``lra_nano`` sinusoids,
+the same for all.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ class Problem:
       higher: whether more of it is better.
       steps, batch_size, learning_rate: of every run.
       input_shape: of one input.
+      features: of a token, beside plain attention.
+      recipe: a config and its argument that has all of the run but the model's options.
     """
 
     about: str
@@ -46,6 +50,8 @@ class Problem:
     batch_size: int
     learning_rate: float
     input_shape: tuple[int, ...]
+    features: int = FEATURES
+    recipe: str | None = None
 
 
 def _tokens(about: str, vocab_size: int, length: int, task: Mapping[str, Any], **more: Any) -> Problem:
@@ -110,12 +116,99 @@ PROBLEMS = {
 """What mixers are compared on."""
 
 
+def _whole(about: str, dataset: Mapping[str, Any], length: int, classes: int, steps: int, **options: Any) -> Problem:
+    """A small problem of the encoder of whole sequences."""
+    symbols = {"listops": 15}.get(dataset["name"], 256)
+    first = options.get("pool", "token") == "token"
+    sizes = {"vocab_size": symbols + 1 + first, "num_classes": classes, "max_length": length + first}
+    return Problem(
+        about=about,
+        model="lra_nano",
+        options={**sizes, "depth": DEPTH, "num_heads": HEADS, "head_hidden": 2 * FEATURES, **options},
+        # Half a feature more: the backbone rounds down.
+        width=lambda features, hidden: {"features": features, "mlp_ratio": (hidden + 0.5) / features},
+        hidden=3 * FEATURES,
+        task={"name": "sequence_classification", "dataset": dict(dataset), "class_token": first},
+        figure="accuracy",
+        higher=True,
+        steps=steps,
+        batch_size=32,
+        learning_rate=1e-3,
+        input_shape=(length + first,),
+    )
+
+
+_HELD_OUT = {"num_validation": 256, "num_test": 1024}
+LONG_RANGE = {
+    "listops": _whole(
+        "ListOps, up to 200 tokens, depth 5",
+        {"name": "listops", "length": 200, "shortest": 10, "max_depth": 5, **_HELD_OUT},
+        length=200,
+        classes=10,
+        steps=2000,
+    ),
+    "pixels": _whole(
+        "handwritten digits, 256 pixels one after the other",
+        {"name": "images", "images": {"name": "digits"}, "size": 16},
+        length=256,
+        classes=10,
+        steps=1000,
+        pool="average",
+    ),
+    "pathfinder": _whole(
+        "Pathfinder, 16 x 16 pixels, paths of 6 dashes",
+        {"name": "pathfinder", "size": 16, "dashes": 6, "cache": "~/.cache/mixer_zoo", **_HELD_OUT},
+        length=256,
+        classes=2,
+        steps=2000,
+        pool="average",
+    ),
+}
+"""The small form of Long Range Arena, for machines without an accelerator."""
+
+
+def _paper(part: str, model: str, sizes: tuple[int, int, int], steps: int, batch_size: int, rate: float) -> Problem:
+    """A part of Long Range Arena as the paper has it: (length, features, hidden) of the authors' Transformer."""
+    length, features, hidden = sizes
+    return Problem(
+        about=f"Long Range Arena, {part}",
+        model=model,
+        options={"head_hidden": hidden},
+        width=lambda features, hidden: {"features": features, "mlp_ratio": (hidden + 0.5) / features},
+        hidden=hidden,
+        task={"name": "long_range_arena", "part": part},
+        figure="accuracy",
+        higher=True,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=rate,
+        input_shape=(length,),
+        features=features,
+        recipe=f"configs/long_range_arena.py:{part}",
+    )
+
+
+LONG_RANGE_PAPER = {
+    f"paper_{part}": _paper(part, *rest)
+    for part, *rest in (
+        ("listops", "lra_listops", (2000, 512, 1024), 5000, 32, 0.05 / 1000**0.5),
+        ("text", "lra_text", (1001, 256, 1024), 20_000, 32, 0.05 / 8000**0.5),
+        ("image", "lra_image", (1025, 128, 128), 35_000, 256, 5e-4),
+        ("pathfinder", "lra_pathfinder", (1024, 32, 32), 62_400, 512, 1e-3),
+        ("path_x", "lra_pathfinder_128", (16384, 32, 32), 500_000, 64, 1e-3),
+    )
+}
+"""Long Range Arena as the paper has it, for accelerators; retrieval, whose model compares two sequences, has no cost
+for one input and is trained by its config alone."""
+
+
 def problem(name: str) -> Problem:
     """The problem of a name.
 
     Raises:
       ValueError: there is none; near ones are given.
     """
-    if name not in PROBLEMS:
-        raise ValueError(unknown("task to compare on", name, PROBLEMS))
-    return PROBLEMS[name]
+    known = {**PROBLEMS, **LONG_RANGE, **LONG_RANGE_PAPER}
+    if name not in known:
+        raise ValueError(unknown("task to compare on", name, known))
+    return known[name]

@@ -95,7 +95,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             raise RuntimeError("out of memory")
         accuracy = {"attention": 0.9, "mamba2": 0.5}[contestant.label] - 0.01 * seed
         figures = {"test": {"accuracy": accuracy, "loss": 1.0}, "validation": []}
-        return {"steps": steps, "chance": 0.125, "seconds": 2.0, "step_seconds": 0.01, **figures}
+        return {"steps": steps, "chance": 0.125, "seconds": 2.0, "step_seconds": 0.01, "peak_mib": 300, **figures}
 
     monkeypatch.setattr(comparison.contest, "train", train)
     return made

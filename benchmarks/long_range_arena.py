@@ -1,0 +1,198 @@
+"""Long Range Arena: what mixers learn of long sequences in one encoder with equal parameters and budget, and at what
+speed and memory.
+
+    python -m benchmarks.long_range_arena [--task=listops,...] [--mixers=MIXER,...] [--protocol=small|paper] [--quick]
+
+    small    listops      up to 200 tokens, depth 5
+             pixels       digits of 16 x 16 pixels
+             pathfinder   16 x 16 pixels, paths of 6 dashes
+    paper    listops, text, image, pathfinder, path_x, with the authors' models and recipes: configs/long_range_arena.py
+
+The small protocol is two blocks of 64 features on sequences of some 250 tokens, for machines without an accelerator.
+The MLP is as wide as gives the model the number of parameters of the one with plain attention
+(:mod:`training.comparison`), in the paper's protocol too, whose authors allow a tenth more. ``--path=DIR`` is the
+folder of data of a part of the paper's that is not drawn. Drawn images of Pathfinder are kept in ~/.cache/mixer_zoo.
+
+Every row is written at once to benchmarks/results/<platform>/long_range_arena.json (``_paper``, ``_quick``): accuracy
+on the test split, the curve, parameters, operations, steps a second, and peak memory, of the device or else of a
+process of its own for each row. The same command goes on where it was cut short; a mixer that fails is a row that says
+so. At the end come a CSV file and a picture, docs/pictures/long_range_arena.svg, and ``python -m
+docs.long_range_arena`` writes the page.
+
+``--quick``: four mixers and few steps, five minutes on two cores; it shows that all runs, and what a step costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HOME = pathlib.Path(__file__).resolve().parents[1]
+PICTURES = HOME / "docs" / "pictures"
+QUICK: Mapping[str, Any] = {
+    "mixers": ("attention", "linear_attention", "nystrom_attention", "fourier_mixing"),
+    "steps": {"listops": 120, "pixels": 120, "pathfinder": 60},
+    "seeds": (0,),
+}
+DEFAULT = (
+    "attention", "linear_attention", "nystrom_attention", "fourier_mixing", "s4d", "mamba2", "gated_delta_net", "hgrn2",
+)  # fmt: skip
+"""Mixers that are compared where none are named."""
+Row = dict[str, Any]
+
+
+def work() -> None:
+    """The process that makes rows."""
+    import jax
+
+    from benchmarks.worker import serve
+    from training import comparison
+    from zoo.commands import keep_compiled
+
+    keep_compiled()
+
+    def do(job: dict[str, Any]) -> Row:
+        row = comparison.run(job)
+        return {**row, "steps_per_second": round(1 / row["step_seconds"], 3)} if "step_seconds" in row else row
+
+    serve(do, jax.devices()[0].device_kind)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", help="parts, separated by commas; default all that need no data of the user's")
+    parser.add_argument("--mixers", help=f"separated by commas; default {','.join(DEFAULT)}")
+    parser.add_argument("--protocol", choices=("small", "paper"), default="small")
+    parser.add_argument("--quick", action="store_true", help="the small protocol in five minutes on two cores")
+    parser.add_argument("--seeds", help="default 0,1,2, of the quick form 0")
+    parser.add_argument("--steps", type=int, help="of every run; default those of the part")
+    parser.add_argument("--path", help="a folder of data, for one part of the paper's")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no row is begun")
+    parser.add_argument("--row_seconds", type=float, default=float("inf"), help="after which a row counts as too long")
+    parser.add_argument("--again", action="store_true", help="also rows that are there already")
+    parser.add_argument("--output", type=pathlib.Path, help="folder for all files; see above where they go without")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def name_of(given: argparse.Namespace) -> str:
+    """The name of the files."""
+    return "long_range_arena" + ("_paper" if given.protocol == "paper" else "_quick" if given.quick else "")
+
+
+def wanted(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The jobs that are asked for.
+
+    Raises:
+      ValueError: an unknown name, near ones given, or options that do not go together.
+    """
+    from suggestions import unknown
+    from training import comparison
+    from training.problems import LONG_RANGE, LONG_RANGE_PAPER
+
+    if given.quick and given.protocol == "paper":
+        raise ValueError("--quick is a form of the small protocol")
+    if given.steps is not None and given.steps < 1:
+        raise ValueError(f"--steps={given.steps}: at least 1")
+    parts = (
+        {name.removeprefix("paper_"): name for name in LONG_RANGE_PAPER}
+        if given.protocol == "paper"
+        else {name: name for name in LONG_RANGE}
+    )
+    drawn = [part for part in parts if part not in ("text", "image")]
+    tasks = given.task.split(",") if given.task else drawn
+    for task in tasks:
+        if task not in parts:
+            raise ValueError(unknown(f"part of the {given.protocol} protocol", task, parts))
+    if given.path and (given.protocol != "paper" or len(tasks) != 1):
+        raise ValueError("--path=DIR is for one part of --protocol=paper, named with --task=")
+    mixers = given.mixers.split(",") if given.mixers else QUICK["mixers"] if given.quick else DEFAULT
+    comparison.check(mixers)
+    seeds = comparison.numbers(given.seeds, "seeds") if given.seeds else QUICK["seeds"] if given.quick else (0, 1, 2)
+    jobs = []
+    for seed in seeds:
+        for task in tasks:
+            steps = given.steps or (QUICK["steps"][task] if given.quick else None)
+            jobs += comparison.jobs(mixers, [parts[task]], [seed], steps)
+    return [{**job, **({"path": given.path} if given.path else {})} for job in jobs]
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Makes the rows that are missing, and all files.
+
+    Raises:
+      ValueError: an unknown name, near ones given, or rows that there was no time for.
+    """
+    import jax
+
+    from benchmarks.worker import Worker
+    from training import comparison
+    from training.standings import Results, table
+
+    jobs = wanted(given)
+    device = jax.devices()[0]
+    folder = given.output or HOME / "benchmarks" / "results" / jax.default_backend()
+    name = name_of(given)
+    about = {
+        "protocol": given.protocol, "quick": given.quick, "rows_asked_for": len(jobs), "device": device.device_kind,
+        "cores": os.cpu_count(), "python": platform.python_version(), "jax": jax.__version__,
+    }  # fmt: skip
+    results = Results(folder / f"{name}.json", about, fresh=given.again)
+    worker = Worker(["benchmarks.long_range_arena", "--work"])
+
+    def do(job: dict[str, Any]) -> Row:
+        try:
+            row = worker.run(job, min(given.row_seconds, 1e9))
+        finally:
+            worker.end()  # the peak of a process is that of all its rows
+        late = row.get("fault") == "no answer in time"
+        return {"fault": f"not done after {given.row_seconds:.0f} s"} if late else row
+
+    say = (lambda _: None) if given.quiet else functools.partial(print, file=sys.stderr, flush=True)
+    rows = results.make(jobs, do, say, time.monotonic() + 60 * given.minutes)
+    files = [results.path, results.write_csv(), *draw(results.rows, given.output or PICTURES, name)]
+    say(f"written: {', '.join(map(str, files))}")
+    for task in dict.fromkeys(row["job"]["task"] for row in rows):
+        print(f"{task}: {comparison.problem(task).about}\n{table(rows, task)}\n")
+    if len(rows) < len(jobs):
+        raise ValueError(f"{len(jobs) - len(rows)} of {len(jobs)} rows were not begun: the same command goes on")
+
+
+def draw(rows: Sequence[Row], folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """Writes the picture: a panel for each part, and accuracy over its standing."""
+    from matplotlib import rc_context
+
+    from training import standings
+
+    tasks = list(dict.fromkeys(row["job"]["task"] for row in rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.svg"
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "long_range_arena"}):
+        standings.draw(rows, tasks).savefig(path, metadata={"Date": None})
+    return [path]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command: it ends with 0 where every row is there, whatever it says, and else with 1 and a message."""
+    given = _arguments().parse_args(arguments)
+    if given.work:
+        work()
+        return
+    try:
+        measure(given)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the rows that were done are kept, and the same command goes on")
+
+
+if __name__ == "__main__":
+    main()
