@@ -38,6 +38,7 @@ FUNCTIONS = {
     41: ("block", "layers.efficient_channel_attention:EfficientChannelAttention"),
     30: ("analysis", "zoo.dynamics:dynamics"),
     156: ("analysis", "zoo.vision.vit:outlier_norms"),
+    167: ("block", "layers.randomized_positions:RandomizedPlaces"),
     165: ("training", "layers.state_space.initialization:MIMETIC_A_LOG"),
     239: ("analysis", "zoo.inspection:attention_sinks"),
     218: ("tool", "pallas_kernels.neighborhood_attention:speedup"),

@@ -109,6 +109,7 @@ from layers.state_space.s4d import S4D
 from layers.token_mlp import SpatialGating, TokenMLP
 from layers.token_shift import ShiftedMLP, TokenShift
 from layers.tokens import Tokens
+from layers.wavelet_space import WaveletSpace
 
 __all__ = [
     "GRU",
@@ -246,6 +247,7 @@ __all__ = [
     "TokenShift",
     "Tokens",
     "UniversalAttention",
+    "WaveletSpace",
     "Windowed",
     "add_lora",
     "assign",

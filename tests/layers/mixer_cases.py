@@ -97,6 +97,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "spatial_reduction": {"plain": {"stride": 2}, "linear": {"pool": 3}},
     "token_mlp": {"plain": {"hidden": 9, "grid": GRID}, "linear": {"hidden": None, "grid": (4, 4)}},
+    "wavelet_space": {
+        "plain": {"levels": 2, "taps": 4, "inner": {"name": "attention", "kernel_init": truncated_normal(0.3)}},
+        "orthogonal": {"wavelet": "orthogonal", "levels": 1, "taps": 6, "shared": True},
+        "lift": {"wavelet": "lift", "inner": {"name": "linear_attention", "kernel_init": truncated_normal(0.3)}},
+    },
     "windowed": {
         "plain": {"window": 4},
         "oblong": {"window": (2, 3)},

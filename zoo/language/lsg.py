@@ -117,7 +117,8 @@ class LSG(Encoder):
             real = jnp.ones(x.shape[:2], bool) if known.mask is None else known.mask
             known = known.replace(mask=real.at[:, 0].set(False))
         # Norm, dropout and projection of the embeddings are token by token.
-        first = self.embedding_norm(self.global_tokens[: self.config.num_global])
+        first = self.global_tokens[: self.config.num_global]
+        first = first if self.embedding_norm is None else self.embedding_norm(first)
         first = first if self.dropout is None else self.dropout(first)
         return self.extra.put(x, first if self.projection is None else self.projection(first), known)
 
