@@ -72,7 +72,6 @@ class Generation:
         return [row[:length].tolist() for row, length in zip(self.tokens, self.lengths, strict=True)]
 
 
-
 @dataclasses.dataclass(frozen=True)
 class _Sampling:
     """How a token is drawn: what is part of the compiled program."""
@@ -346,9 +345,7 @@ def next_tokens(
     return [(asked.reader.decode([int(token)]), float(probabilities[token])) for token in best]
 
 
-def read(
-    model: Any, rows: Rows, capacity: int, dtype: Any, sources: Rows | None = None
-) -> tuple[Any, Any, Any, Any]:
+def read(model: Any, rows: Rows, capacity: int, dtype: Any, sources: Rows | None = None) -> tuple[Any, Any, Any, Any]:
     """Reads prompts, a piece at a time: the model's static part and arrays, the states, and the logits of the next
     tokens (batch, vocab_size).
     """

@@ -41,11 +41,7 @@ class Form:
             self.parts = abstract(entry, dataclasses.replace(self.config, **few))
             blocks = {name: leaf for name, leaf in leaves.items() if few and _OF_A_BLOCK.match(name)}
             leaves = {
-                **{
-                    name: leaf
-                    for name, leaf in flatten(self.parts).items()
-                    if not few or not _OF_A_BLOCK.match(name)
-                },
+                **{name: leaf for name, leaf in flatten(self.parts).items() if not few or not _OF_A_BLOCK.match(name)},
                 **blocks,
             }
         self.shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}

@@ -40,6 +40,9 @@ LOCAL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "gpt2": ("gpt2", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4, "n_positions": 40},
         {"max_length": 40}),
+    "gpt_neo": ("gpt_neo_nano", "GPTNeoForCausalLM",
+                {"hidden_size": 32, "num_layers": DEPTH, "num_heads": 4, "max_position_embeddings": 40,
+                 "attention_types": [[["local", "global"], 1]], "window_size": 5}, {"max_length": 40}),
     "gptj": ("gptj_nano", "GPTJForCausalLM", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4, "rotary_dim": 4}, {}),
     "llama": ("llama_nano", "LlamaForCausalLM",
         {**GROUPED, "rope_parameters": {"rope_type": "llama3", "rope_theta": 1000.0, **STRETCHED}},
@@ -73,7 +76,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "pythia": ("pythia_nano", "GPTNeoXForCausalLM", {**SIZES, "intermediate_size": 128}, {}),
 }  # fmt: skip
 QUICK = {"gpt2", "llama", "gemma2", "pythia"}
-GRADIENTS = {*QUICK, "gptj", "griffin", "kimi_linear", "xlstm"}
+GRADIENTS = {*QUICK, "gpt_neo", "gptj", "griffin", "kimi_linear", "xlstm"}
 
 
 def theirs_of(case: str) -> Any:

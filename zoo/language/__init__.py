@@ -8,6 +8,7 @@ from zoo.language import delta_net as delta_net
 from zoo.language import fnet as fnet
 from zoo.language import gemma as gemma
 from zoo.language import gpt2 as gpt2
+from zoo.language import gpt_neo as gpt_neo
 from zoo.language import gptj as gptj
 from zoo.language import griffin as griffin
 from zoo.language import kimi_linear as kimi_linear

@@ -98,9 +98,7 @@ DESCRIBED: dict[str, Any] = {
     "end_token": lambda config: config.get("eos_token_id"),
 }
 
-RELEASES = {
-    f"bart_{size}": {"facebook": Release(f"hf://facebook/bart-{size}", 0)} for size in ("base", "large")
-}
+RELEASES = {f"bart_{size}": {"facebook": Release(f"hf://facebook/bart-{size}", 0)} for size in ("base", "large")}
 
 # Of transformers' models; the embedding counts once.
 PARAMETERS = {"bart_base": 139_420_416, "bart_large": 406_291_456}

@@ -69,9 +69,7 @@ class T5(EncoderDecoder):
         made: Any = {"num_heads": c.num_heads, "head_dim": head_dim, "param_dtype": c.param_dtype, "rngs": rngs}
         for side, causal in ((self.encoder, False), (self.decoder, True)):
             if any(isinstance(mixer, SharedDistances) for mixer in mixers(side.blocks)):
-                side.relative = BucketedDistances(
-                    buckets=c.buckets, max_distance=c.max_distance, causal=causal, **made
-                )
+                side.relative = BucketedDistances(buckets=c.buckets, max_distance=c.max_distance, causal=causal, **made)
 
     def handed_on(self, stage: int) -> Any:
         relative = (self.encoder, self.decoder)[stage].relative
