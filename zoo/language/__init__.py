@@ -4,6 +4,7 @@ from zoo.language import albert as albert
 from zoo.language import bart as bart
 from zoo.language import bert as bert
 from zoo.language import bigbird as bigbird
+from zoo.language import deep_transformer as deep_transformer
 from zoo.language import delta_net as delta_net
 from zoo.language import fnet as fnet
 from zoo.language import gemma as gemma
