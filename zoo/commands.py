@@ -24,6 +24,7 @@ from layers.state import flatten
 from primitives.memory import size
 from suggestions import installation, near
 from zoo.backbones.causal import Causal
+from zoo.backbones.model import input_count
 from zoo.creation import create, preprocess
 from zoo.exporting import PLATFORMS, export, serialized
 from zoo.figures import draw_clusters, draw_maps, draw_matrix, draw_over_image, draw_routes
@@ -262,6 +263,10 @@ def _draw_arguments(parser: Parser) -> None:
 def _draw(given: argparse.Namespace) -> None:
     model = _make(given)
     is_image = hasattr(model.config, "image_size")
+    if input_count(model) > 1:
+        raise ValueError(
+            f"{model.variant} reads a source and a target: zoo.attention_maps(model, (source, target)) gives its maps"
+        )
     if is_image:
         x = preprocess(model)([given.input])
     else:

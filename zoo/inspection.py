@@ -16,6 +16,7 @@ from flax import nnx
 
 from layers.module import Diagnostic, collecting
 from pallas_kernels import dispatch
+from zoo.backbones.model import input_count
 
 DRAWN_BY = {"routes": ", which zoo.draw_routes draws", "members": ", which zoo.draw_clusters draws"}
 """How what modules report is drawn."""
@@ -30,7 +31,7 @@ def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any
 
     Args:
       model: any model or layer of the zoo, or an ``nnx.Module`` that contains some.
-      x: its input, with the batch axis.
+      x: its input, with the batch axis; of an encoder-decoder (source, target).
       name: of the sown values: "attention" is (batch, heads, queries, keys) or as the mixer says,
         "routes" the regions that bi-level routing picks, "members" of routing attention's clusters.
 
@@ -53,7 +54,7 @@ def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
 
     Args:
       model: any model or layer of the zoo, or an ``nnx.Module`` that contains some.
-      x: its input, with the batch axis.
+      x: its input, with the batch axis; of an encoder-decoder (source, target).
 
     Returns:
       ``{path of the mixer: float32 (batch, heads, queries, keys)}``, in the order of the layers. Of attention in
@@ -77,7 +78,9 @@ def attention_maps(model: nnx.Module, x: Any) -> dict[str, np.ndarray]:
         several = value if isinstance(value, tuple) else (value,)
         for number, weights in enumerate(several):
             found[mixer if len(several) == 1 else f"{mixer}#{number}"] = np.asarray(weights, np.float32)
-    return dict(sorted(found.items(), key=lambda item: [int(n) for n in re.findall(r"\d+", item[0])]))
+    # The encoder, where there is one, comes before the decoder.
+    order = {path: (path.startswith("decoder."), [int(n) for n in re.findall(r"\d+", path)]) for path in found}
+    return {path: found[path] for path in sorted(found, key=order.__getitem__)}
 
 
 def attention_rollout(maps: Mapping[str, np.ndarray], *, residual: float = 0.5) -> np.ndarray:
@@ -198,7 +201,7 @@ def _names(model: nnx.Module, x: Any) -> list[str]:
     return sorted({path.rsplit(".", 1)[-1] for path in jax.eval_shape(lambda x: _sown(model, x, None), x)})
 
 
-def _sown(model: nnx.Module, x: Any, name: str | None) -> dict[str, Any]:
+def _sown(model: Any, x: Any, name: str | None) -> dict[str, Any]:
     graphdef, state = nnx.split(model)
 
     @jax.jit
@@ -206,7 +209,10 @@ def _sown(model: nnx.Module, x: Any, name: str | None) -> dict[str, Any]:
         copy = nnx.merge(graphdef, state)
         copy.eval()
         with dispatch.use("reference"), collecting(Diagnostic, name=name) as sown:
-            copy(x)
+            copy(*(x if isinstance(x, tuple) else (x,)))
         return sown.named(copy)
 
+    needed, given = input_count(model), len(x) if isinstance(x, tuple) else 1
+    if needed > 1 and given < needed:
+        raise ValueError(f"{type(model).__name__} is called with {' and '.join(model.inputs)}: give all, as a tuple")
     return run(state, x)

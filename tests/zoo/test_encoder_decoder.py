@@ -133,6 +133,25 @@ def test_memory_is_linear_in_length() -> None:
     assert needed(1 << 14) < 2.2 * needed(1 << 13)
 
 
+def test_attention_of_both_sides() -> None:
+    """Weights of self and of cross attention, the encoder's first; padding of the source has none."""
+    model = tiny()
+    maps = zoo.attention_maps(model, (SOURCE, TARGET, MASK))
+    assert list(maps) == [
+        "encoder.blocks.0.mixer", "encoder.blocks.1.mixer",
+        *(f"decoder.blocks.{i}.{branch}" for i in range(2) for branch in ("cross", "mixer")),
+    ]  # fmt: skip
+    cross = maps["decoder.blocks.1.cross"]
+    assert cross.shape == (3, 2, TARGET.shape[1], SOURCE.shape[1])
+    np.testing.assert_allclose(cross.sum(-1), 1, rtol=1e-5)
+    assert not cross[np.broadcast_to(~MASK[:, None, None], cross.shape)].any()
+    with pytest.raises(ValueError, match="T5 is called with source and target: give all, as a tuple"):
+        zoo.attention_maps(model, SOURCE)
+    summary = zoo.summary("t5_nano", (24,), batch_size=2, show=False, **SMALL)
+    assert sum(row.parameters for row in summary.rows) == summary.parameters
+    assert sum(row.name.startswith("decoder.blocks.") for row in summary.rows) == 2
+
+
 def test_shared_distances_are_handed_on() -> None:
     mixer = SharedDistances(16, num_heads=2, reach=4, rngs=nnx.Rngs(0))
     x = jnp.zeros((1, 3, 16))
