@@ -109,14 +109,14 @@ class Side(Module):
     undecayed: ClassVar[tuple[str, ...]] = ("position",)
     relative: Relative | None = None
 
-    def __init__(self, c: EncoderDecoderConfig, blocks: Stack, *, rngs: nnx.Rngs):
+    def __init__(self, c: EncoderDecoderConfig, blocks: Stack, features: int, *, rngs: nnx.Rngs):
         norm = {"epsilon": c.norm_epsilon, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        rows = (c.position_offset + c.max_length, c.features)
+        rows = (c.position_offset + c.max_length, features)
         learned = c.position == "learned"
         self.position = nnx.Param(normal(0.02)(rngs.params(), rows, c.param_dtype)) if learned else None
-        self.embedding_norm = create_norm(c.norm, c.features, **norm) if c.embedding_norm else None
+        self.embedding_norm = create_norm(c.norm, features, **norm) if c.embedding_norm else None
         self.blocks = blocks
-        self.norm = create_norm(c.norm, c.features, **norm) if c.norm_order == "pre" else None
+        self.norm = create_norm(c.norm, features, **norm) if c.norm_order == "pre" else None
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.offset = c.position_offset
 
@@ -141,7 +141,7 @@ class Side(Module):
         return x if self.dropout is None else self.dropout(x)
 
     def leave(self, x: jax.Array) -> jax.Array:
-        """What comes out, for the output of the last block."""
+        """What comes out, for what the last block gave."""
         if self.norm is None:
             return x
         return self.norm(x) if self.dropout is None else self.dropout(self.norm(x))
@@ -166,12 +166,12 @@ class EncoderDecoder(Model):
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
         c = self.config = config
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        self.embedding = Embed(c.vocab_size, c.features, embedding_init=normal(c.embedding_std), **common)
-        self.encoder = Side(c, self.make_stack(ENCODER, rngs=rngs), rngs=rngs)
-        self.decoder = Side(c, self.make_stack(DECODER, rngs=rngs), rngs=rngs)
+        self.num_features = width = self.outer_features
+        self.embedding = Embed(c.vocab_size, width, embedding_init=normal(c.embedding_std), **common)
+        self.encoder = Side(c, self.make_stack(ENCODER, rngs=rngs), width, rngs=rngs)
+        self.decoder = Side(c, self.make_stack(DECODER, rngs=rngs), width, rngs=rngs)
         head = {"use_bias": False, "kernel_init": self.kernel_init, **common}
-        self.head = None if c.tied else Linear(c.features, c.vocab_size, **head)
-        self.num_features = c.features
+        self.head = None if c.tied else Linear(width, c.vocab_size, **head)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -183,6 +183,11 @@ class EncoderDecoder(Model):
         """The table of the decoder's positions, if any: no more tokens can be read."""
         return self.decoder.position
 
+    @property
+    def outer_features(self) -> int:
+        """Features of the embedding, the context and the head's input."""
+        return self.config.features
+
     def own_mixer(self, place: Place) -> MixerSpec:
         return "attention"
 
@@ -192,7 +197,7 @@ class EncoderDecoder(Model):
 
     def own_cross(self, place: Place) -> MixerSpec:
         """The mixer by which a block of the decoder reads the context."""
-        return {"name": "attention", "context_features": self.config.features}
+        return {"name": "attention", "context_features": self.outer_features}
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
         spec, features = self.mixer_spec(place), self.config.features
@@ -248,7 +253,7 @@ class EncoderDecoder(Model):
         """The context that the decoder reads: (batch, source_length, features)."""
         known = Tokens(mask)
         x = self.encoder.enter(self.words(source), known.places(source.shape[1]))
-        return self.encoder.leave(self.encoder.blocks(x, known, shared=self.handed_on(ENCODER))[0])
+        return self.encoder.leave(self.joined(self.encoder.blocks(x, known, shared=self.handed_on(ENCODER))[0]))
 
     def decode(
         self,
@@ -260,12 +265,16 @@ class EncoderDecoder(Model):
         """As :meth:`hidden`, for a source that has been read."""
         known = Tokens(mask, context=context, context_mask=context_mask)
         x = self.decoder.enter(self.words(target), known.places(target.shape[1]))
-        return self.decoder.leave(self.decoder.blocks(x, known, shared=self.handed_on(DECODER))[0])
+        return self.decoder.leave(self.joined(self.decoder.blocks(x, known, shared=self.handed_on(DECODER))[0]))
 
     def words(self, tokens: jax.Array) -> jax.Array:
         """Embeddings of tokens: (batch, length, features)."""
         x, scale = self.embedding(tokens), self.config.embedding_scale
         return x if scale == 1.0 else x * (self.config.features**0.5 if scale == "sqrt" else scale)
+
+    def joined(self, x: jax.Array) -> jax.Array:
+        """What the last norm sees, for what the last block gave."""
+        return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head: (..., features) to (..., vocab_size)."""
@@ -290,7 +299,7 @@ class EncoderDecoder(Model):
         known = Tokens(target_mask, context=context, context_mask=source_mask)
         x = self.decoder.enter(self.words(target), known.places(target.shape[1]))
         found = self.decoder.blocks(x, known, capture=indices, shared=self.handed_on(DECODER))[1]
-        return [self.decoder.leave(x) for x in found] if norm else found
+        return [self.decoder.leave(self.joined(x)) for x in found] if norm else found
 
     def init_state(
         self,
@@ -337,7 +346,7 @@ class EncoderDecoder(Model):
         places, length, _ = continued(tokens.shape[1], state.length, jnp.zeros_like(state.length), mask)
         x = self.decoder.enter(self.words(tokens), places)
         x, blocks, *_ = self.decoder.blocks.extend(x, state.blocks, Tokens(mask), shared=self.handed_on(DECODER))
-        return self.decoder.leave(x), EncoderDecoderState(blocks, length)
+        return self.decoder.leave(self.joined(x)), EncoderDecoderState(blocks, length)
 
     def depth_of(self, path: list[str]) -> int:
         before = sum(self.depths[: path[0] == "decoder"])

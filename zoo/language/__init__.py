@@ -1,6 +1,7 @@
 """Language architectures, one file each; importing this package registers them all."""
 
 from zoo.language import albert as albert
+from zoo.language import altup as altup
 from zoo.language import bart as bart
 from zoo.language import bert as bert
 from zoo.language import bigbird as bigbird

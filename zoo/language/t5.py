@@ -79,7 +79,7 @@ class T5(EncoderDecoder):
         return functools.partial(SharedDistances, reach=self.config.max_distance, **self._heads)
 
     def own_cross(self, place: Place) -> MixerSpec:
-        return {"name": "attention", "context_features": self.config.features, **self._heads}
+        return {"name": "attention", "context_features": self.outer_features, **self._heads}
 
     @property
     def _heads(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class T5(EncoderDecoder):
         return {"head_dim": head_dim, "use_bias": False, "scale": 1.0, **inits}
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        return super().logits(hidden * self.config.features**-0.5 if self.head is None else hidden)
+        return super().logits(hidden * self.outer_features**-0.5 if self.head is None else hidden)
 
 
 _V11: dict[str, Any] = {"mlp": "geglu_tanh", "tied": False}

@@ -1,0 +1,241 @@
+"""Wider tokens at the cost of narrow ones: Alternating Updates for Efficient Transformers (Baykal et al., NeurIPS 2023,
+arXiv:2301.13310).
+
+:class:`AltUp` keeps K streams of features for each token, of which a block works on one, a:
+
+    predict   p_i = sum_k P_ik x_k
+    compute   y = block(x_a)
+    correct   x_i = p_i + g_i (y - p_a)
+
+with K^2 + K numbers P and g. Blocks take turns (a = layer modulo K), or all work on one stream. In Gemma 3n the numbers
+depend on the token: with r(x) = tanh(W norm(x) / features), P is a linear map of r(x_a), plus the identity, g one of
+r(y), plus 1, and the block reads p_a.
+
+:class:`SequenceAltUp` has a block work on every k-th token only, the anchors; that of token i is c = k floor(i / k):
+
+    predict   p_i = a x_i + b x_c
+    compute   y = block(anchors)
+    correct   x_i = p_i + g (y_c - p_c)
+
+Initial values are our choice: P is the identity, a and g are 1 and b is 0, so that at first each stream, or token,
+changes as the one that is worked on does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from layers.initializers import constant, ones, zeros
+from layers.linear import Linear
+from layers.module import Module
+from layers.norm import create_norm
+from layers.tokens import Known, Tokens, continued
+
+
+class AltUp(Module):
+    """A block for tokens of several streams. It is called, and keeps a state, as a :class:`layers.block.Block`.
+
+    Parameters: those of ``block``, and ``prediction`` (streams, streams) and ``correction`` (streams,), which are added
+    to the identity and to 1; with ``routed`` ``router``, ``prediction`` and ``correction`` (linear) and
+    ``router_norm``.
+    """
+
+    undecayed = ("prediction", "correction")
+
+    def __init__(
+        self,
+        block: nnx.Module,
+        features: int,
+        *,
+        streams: int = 2,
+        active: int = 0,
+        routed: bool = False,
+        norm_epsilon: float = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          block: of ``features``, which is called as a :class:`layers.block.Block`.
+          features: of one stream.
+          streams: how many there are.
+          active: the stream that the block works on.
+          routed: the numbers depend on the token, and the block reads what is predicted, as in Gemma 3n.
+          norm_epsilon: of the router's norm.
+
+        Raises:
+          ValueError: a stream that there is not.
+        """
+        if not 0 <= active < streams:
+            raise ValueError(f"active={active} is none of {streams} streams, which are counted from 0")
+        self.block, self.streams, self.active, self.routed = block, streams, active, routed
+        if routed:
+            common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+            self.router = Linear(features, streams, use_bias=False, **common)
+            self.router_norm = create_norm("rms", features, epsilon=norm_epsilon, **common)
+            self.prediction = Linear(streams, streams * streams, use_bias=False, kernel_init=zeros, **common)
+            self.correction = Linear(streams, streams, use_bias=False, kernel_init=zeros, **common)
+        else:
+            self.prediction = nnx.Param(zeros(rngs.params(), (streams, streams), param_dtype))
+            self.correction = nnx.Param(zeros(rngs.params(), (streams,), param_dtype))
+
+    def __call__(self, x: jax.Array, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
+        """Maps (batch, length, streams * features), the streams one after another, to the same shape; what is handed on
+        as of a :class:`layers.block.Block`.
+        """
+        wide, predicted = self._predicted(x)
+        out = self.block(self._read(wide, predicted, x), tokens, shared, own)
+        y, handed = out if shared is not None else (out, None)
+        found = self._corrected(predicted, y, x)
+        return found if shared is None else (found, handed)
+
+    def init_state(self, *args: Any, **options: Any) -> Any:
+        """The state of the block."""
+        return self.block.init_state(*args, **options)
+
+    def extend(self, x: jax.Array, state: Any, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
+        """As the block's."""
+        wide, predicted = self._predicted(x)
+        y, state, *handed = self.block.extend(self._read(wide, predicted, x), state, tokens, shared, own)
+        return (self._corrected(predicted, y, x), state, *handed)
+
+    def _predicted(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The streams and what is predicted of them, (batch, length, streams, features) float32 or wider."""
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        wide = x.reshape(*x.shape[:-1], self.streams, -1).astype(dtype)
+        if self.routed:
+            numbers = self.prediction(self._route(wide[..., self.active, :], x.dtype)).astype(dtype)
+            numbers = numbers.reshape(*numbers.shape[:-1], self.streams, self.streams)
+            return wide, wide + jnp.einsum("...ik,...kd->...id", numbers, wide, precision="highest")
+        numbers = self.prediction[...].astype(dtype)
+        return wide, wide + jnp.einsum("ik,...kd->...id", numbers, wide, precision="highest")
+
+    def _read(self, wide: jax.Array, predicted: jax.Array, x: jax.Array) -> jax.Array:
+        return (predicted if self.routed else wide)[..., self.active, :].astype(x.dtype)
+
+    def _corrected(self, predicted: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+        dtype = predicted.dtype
+        numbers = self.correction(self._route(y, x.dtype)) if self.routed else self.correction[...]
+        news = y.astype(dtype) - predicted[..., self.active, :]
+        found = predicted + (1 + numbers.astype(dtype))[..., None] * news[..., None, :]
+        return found.reshape(x.shape).astype(x.dtype)
+
+    def _route(self, x: jax.Array, dtype: Any) -> jax.Array:
+        return jnp.tanh(self.router(self.router_norm(x.astype(dtype)) / x.shape[-1]))
+
+
+@struct.dataclass
+class AnchorState:
+    """What a row has read.
+
+    Attributes:
+      block: the state of the block, which has read the anchors.
+      length: (batch,) int32, tokens read.
+      anchor, news: (batch, features), the last anchor, and by how much the block's output differs from what was
+        predicted of it.
+    """
+
+    block: Any
+    length: jax.Array
+    anchor: jax.Array
+    news: jax.Array
+
+
+class SequenceAltUp(Module):
+    """A block that works on every ``stride``-th token, from the first on. It is called, and keeps a state, as a
+    :class:`layers.block.Block`, for which the anchors are a sequence of their own.
+
+    Parameters: those of ``block``, and ``own``, ``anchor`` and ``correction``, a, b and g, each (1,).
+    """
+
+    undecayed = ("own", "anchor", "correction")
+
+    def __init__(
+        self, block: nnx.Module, features: int, *, stride: int = 4, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ):
+        """Args:
+          block: of ``features``, which is called as a :class:`layers.block.Block`.
+          features: of a token.
+          stride: k.
+
+        Raises:
+          ValueError: a stride below 1.
+        """
+        if stride < 1:
+            raise ValueError(f"stride is at least 1, not {stride}")
+        self.block, self.features, self.stride = block, features, stride
+        first = {"own": ones, "anchor": zeros, "correction": constant(1.0)}
+        for name, init in first.items():
+            setattr(self, name, nnx.Param(init(rngs.params(), (1,), param_dtype)))
+
+    def __call__(self, x: jax.Array, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
+        """Maps (batch, length, features) to the same shape; what is handed on as of a :class:`layers.block.Block`."""
+        known = self._checked(tokens)
+        anchors = x[:, :: self.stride]
+        mask = None if known.mask is None else known.mask[:, :: self.stride]
+        out = self.block(anchors, known.replace(mask=mask), shared, own)
+        y, handed = out if shared is not None else (out, None)
+        at = jnp.arange(x.shape[1])[None] // self.stride
+        found = self._corrected(x, anchors, self._news(anchors, y), jnp.broadcast_to(at, x.shape[:2]))
+        return found if shared is None else (found, handed)
+
+    def init_state(
+        self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32, *context: Any
+    ) -> AnchorState:
+        """The state before the first token."""
+        room = None if max_length is None else -(-max_length // self.stride)
+        width = (batch_size, self.features)
+        inner = self.block.init_state(batch_size, room, dtype, *context)
+        return AnchorState(inner, jnp.zeros((batch_size,), jnp.int32), jnp.zeros(width, dtype), jnp.zeros(width, dtype))
+
+    def extend(
+        self, x: jax.Array, state: AnchorState, tokens: Known = None, shared: Any = None, own: Any = None
+    ) -> Any:
+        """As the block's: of the new tokens it reads those that are anchors."""
+        known = self._checked(tokens)
+        new = x.shape[1]
+        places, length, _ = continued(new, state.length, jnp.zeros_like(state.length), known.mask)
+        is_anchor = places % self.stride == 0
+        if known.mask is not None:
+            is_anchor &= known.mask
+        # The anchors of each row come first, in their order; after them is padding.
+        room = -(-new // self.stride)
+        order = jnp.argsort(~is_anchor, axis=1, stable=True)[:, :room]
+        count = is_anchor.sum(1, dtype=jnp.int32)
+        anchors = jnp.take_along_axis(x, order[..., None], 1)
+        mask = jnp.arange(room) < count[:, None]
+        y, inner, *handed = self.block.extend(anchors, state.block, known.replace(mask=mask), shared, own)
+        news = jnp.concatenate([state.news[:, None].astype(x.dtype), self._news(anchors, y)], 1)
+        anchors = jnp.concatenate([state.anchor[:, None].astype(x.dtype), anchors], 1)
+        at = jnp.cumsum(is_anchor, axis=1, dtype=jnp.int32)
+        found = self._corrected(x, anchors, news, at)
+        last = [jnp.take_along_axis(kept, count[:, None, None], 1)[:, 0] for kept in (anchors, news)]
+        kept = AnchorState(inner, length, last[0].astype(state.anchor.dtype), last[1].astype(state.news.dtype))
+        return (found, kept, *handed)
+
+    def _checked(self, tokens: Known) -> Tokens:
+        known = Tokens.of(tokens)
+        if known.segment_ids is not None or known.positions is not None:
+            raise ValueError(
+                "SequenceAltUp counts anchors from the start of the row: it honors neither segment_ids nor positions"
+            )
+        return known
+
+    def _news(self, anchors: jax.Array, y: jax.Array) -> jax.Array:
+        """By how much ``y`` differs from what is predicted of the anchors."""
+        return (y - self._scaled(anchors, self.own[...] + self.anchor[...])).astype(anchors.dtype)
+
+    def _corrected(self, x: jax.Array, anchors: jax.Array, news: jax.Array, at: jax.Array) -> jax.Array:
+        """The output, ``at`` (batch, length) being each token's anchor."""
+        anchor, new = (jnp.take_along_axis(kept, at[..., None], 1) for kept in (anchors, news))
+        parts = ((x, self.own), (anchor, self.anchor), (new, self.correction))
+        return sum((self._scaled(part, number[...]) for part, number in parts), jnp.float32(0)).astype(x.dtype)
+
+    @staticmethod
+    def _scaled(x: jax.Array, number: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return x.astype(dtype) * number.astype(dtype)
