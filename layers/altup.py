@@ -45,10 +45,12 @@ class AltUp(Module):
     """
 
     undecayed = ("prediction", "correction")
+    prediction: Any
+    correction: Any
 
     def __init__(
         self,
-        block: nnx.Module,
+        block: Any,
         features: int,
         *,
         streams: int = 2,
@@ -153,9 +155,12 @@ class SequenceAltUp(Module):
     """
 
     undecayed = ("own", "anchor", "correction")
+    own: nnx.Param
+    anchor: nnx.Param
+    correction: nnx.Param
 
     def __init__(
-        self, block: nnx.Module, features: int, *, stride: int = 4, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self, block: Any, features: int, *, stride: int = 4, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
     ):
         """Args:
           block: of ``features``, which is called as a :class:`layers.block.Block`.
