@@ -18,9 +18,7 @@ _SIZES = ("small", "base", "large", "3b", "11b")
 ARCHITECTURE = LanguageArchitecture(
     variants={
         "nano": {"model": "t5_nano", "optimizer": {"learning_rate": 2e-3}},
-        **{
-            size: {"model": f"t5_{size}", "model_options": {"vocab_size": 32128}, **_FINE_TUNED} for size in _SIZES
-        },
+        **{size: {"model": f"t5_{size}", "model_options": {"vocab_size": 32128}, **_FINE_TUNED} for size in _SIZES},
     },
     task={
         "train_for": "1000 steps",

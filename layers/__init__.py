@@ -97,6 +97,7 @@ from layers.sparse.combiner import CombinerAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.longformer import LongformerAttention
 from layers.sparse.lsg import LSGAttention
+from layers.sparse.predicted import PredictedSparseAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
 from layers.state import assign, flatten, parameter_count
@@ -218,6 +219,7 @@ __all__ = [
     "PatchMerging",
     "PerformerAttention",
     "Place",
+    "PredictedSparseAttention",
     "ProjectedAttention",
     "ProjectedMLSTM",
     "RMSNorm",

@@ -81,6 +81,15 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"hidden": 12, "grid": GRID},
         "attention": {"hidden": 12, "inner": {"name": "attention", "kernel_init": truncated_normal(0.3)}},
     },
+    "predicted_sparse_attention": {
+        "plain": {
+            "grid": (6, 6),
+            "keep": 0.8,
+            "coefficients": 3,
+            "threshold": 0.01,
+            "kernel_init": truncated_normal(0.3),
+        },
+    },
     "relu_linear": {"plain": {"floor": 0.5}},
     "routing": {
         "plain": {"clusters": 1024},
@@ -285,7 +294,13 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 # Parameters that can't have a gradient, and why.
 _SHIFT = "a shift common to all keys of a query leaves its softmax as it was"
-WITHOUT_GRADIENT = {"key.bias": _SHIFT, "key_convolution.bias": _SHIFT, "score_mixing.bias": _SHIFT}
+_CHOICE = "what chooses has no gradient but that of a loss that is reported"
+CHOOSING = ("query_down.kernel", "query_down.bias", "key_down.kernel", "key_down.bias", "mixtures", "basis")
+WITHOUT_GRADIENT = dict.fromkeys(CHOOSING, _CHOICE) | {
+    "key.bias": _SHIFT,
+    "key_convolution.bias": _SHIFT,
+    "score_mixing.bias": _SHIFT,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ from tests.references import (
     recording,
     rmt,
     rsmamba,
+    sparsifiner,
     t2t_vit,
     vig,
     vig_h,
@@ -276,6 +277,26 @@ MODELS = [
         )
         for case, prune_after in {"whole": (), "lite": (0, 1)}.items()
     ),
+    # With a quarter of the connections, and with all.
+    *(
+        Row(
+            sparsifiner,
+            "sparsifiner_small_patch16_224",
+            "sparsifiner",
+            isotropic(
+                sparsifiner,
+                patch_size=4,
+                image_size=24,
+                keep=keep,
+                tokens_per_mixture=sparsifiner.PER_MIXTURE,
+                coefficients=sparsifiner.COEFFICIENTS,
+            ),
+            blocks,
+            (case,),
+            sharpness=3.0,
+        )
+        for case, keep in sparsifiner.CASES.items()
+    ),
     # With a gate of three paths, and the mean of two.
     *(
         Row(
@@ -397,6 +418,7 @@ SIZES: list[tuple[ModuleType, str, tuple[str, ...]]] = [
     (ravlt, "ravlt_", ("ravlt_",)),
     (rmt, "rmt_", ("rmt_",)),
     (rsmamba, "rsmamba_", ("rsmamba_",)),
+    (sparsifiner, "sparsifiner_", ("sparsifiner_",)),
     (t2t_vit, "t2t_vit_", ("t2t_vit_",)),
     (vig, "vig_", ()),
     (vig_h, "vig_h_", ("vig_h_",)),

@@ -28,6 +28,7 @@ from zoo.vision import resnet as resnet
 from zoo.vision import rmt as rmt
 from zoo.vision import rsmamba as rsmamba
 from zoo.vision import s4d_pixels as s4d_pixels
+from zoo.vision import sparsifiner as sparsifiner
 from zoo.vision import swin as swin
 from zoo.vision import swinv2 as swinv2
 from zoo.vision import t2t_vit as t2t_vit

@@ -1,0 +1,145 @@
+"""Predicted sparse attention: Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient Vision
+Transformers (Wei et al., CVPR 2023, arXiv:2303.13755), section 3.2.
+
+    C = softmax(D_q(q) (P_1^T D_k(k))^T / sqrt(heads))        the likeness of each query to r mixtures of all keys
+    S = top(C) |P_2|^T                                        scores of all keys, by what each mixture lights up
+    y = softmax(q k^T / sqrt(head_dim) where S is among the largest) v
+
+D_q and D_k halve the features of a head, P_1 and P_2 (tokens, r) are learned as they are, and only the largest
+coefficients of C and the entries of |P_2| above a threshold count. C is scaled by the number of heads, not their
+features, as in the authors' code. The class token sees all. Nothing comes back through the choice: what predicts learns
+from a loss that is reported, "attention_reconstruction", the mean over images and heads of the squared distance between
+C P_2^T and the weights of dense attention (the authors sum over both). Their first epochs attend to all: ``keep=1``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Unpack
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layers.attention.projected import HeadOptions, ProjectedAttention, of_projections
+from layers.initializers import truncated_normal
+from layers.linear import Linear
+from layers.mixer import register_mixer
+from layers.module import AuxLoss, parameter
+from layers.position import resample_table
+from layers.tokens import Tokens
+from pallas_kernels import attention, attention_weights
+
+
+@register_mixer("predicted_sparse_attention")
+class PredictedSparseAttention(ProjectedAttention):
+    """Softmax attention of each token to those that a low-rank guess of its weights says are likely.
+
+    All scores of the guess are held at once: memory grows with the square of the length. Tables of other grids are
+    resampled, which is our choice (the authors' models take one size).
+
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``query_down``, ``key_down`` (linear, of a head),
+    ``mixtures`` (tokens, r) for P_1, ``basis`` (tokens, r) for P_2.
+    """
+
+    layouts = ("grid", "image")
+    honors = frozenset({"mask"})
+    paper = (222,)
+    undecayed = ("mixtures", "basis")
+    aux_losses: ClassVar[Mapping[str, float]] = {"attention_reconstruction": 0.01}
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        grid: tuple[int, int] = (14, 14),
+        prefix: int = 0,
+        keep: float = 0.25,
+        tokens_per_mixture: int = 6,
+        coefficients: int = 8,
+        threshold: float = 0.02,
+        **options: Unpack[HeadOptions],
+    ):
+        """Args:
+          grid, prefix: rows and columns of the tokens, and tokens before them, that the tables are made for.
+          keep: share of the tokens that each sees, rounded up; 1 is dense attention.
+          tokens_per_mixture: tokens / r, rounded down.
+          coefficients: how many of the largest of C count.
+          threshold: entries of \\|P_2\\| up to it are 0.
+          options: as of :class:`ProjectedAttention`.
+
+        Raises:
+          ValueError: a share that is not above 0 and at most 1, or fewer tokens than make a mixture.
+        """
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep is a share of the tokens, above 0 and at most 1, got {keep}")
+        super().__init__(features, **options)
+        count = grid[0] * grid[1] + prefix
+        if count < tokens_per_mixture:
+            raise ValueError(f"{count} tokens make no mixture of {tokens_per_mixture}: give fewer tokens_per_mixture")
+        made, width = of_projections(options), self.head_dim // 2
+        self.query_down, self.key_down = Linear(self.head_dim, width, **made), Linear(self.head_dim, width, **made)
+        shape = (count, count // tokens_per_mixture)
+        self.mixtures, self.basis = (parameter(truncated_normal(0.02), shape, options) for _ in range(2))
+        self.grid, self.prefix, self.keep = tuple(grid), prefix, keep
+        self.coefficients, self.threshold = coefficients, threshold
+
+    @property
+    def complexity(self) -> float:
+        return 2.0
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        grid, prefix = tokens.image(q.shape[1])
+        seen = None if tokens.mask is None else tokens.mask[:, None, None]
+        dense = self.keep == 1
+        if not dense or self.sowing(AuxLoss, "attention_reconstruction"):
+            likeness, basis = self._likeness(q, k, tokens, prefix), self._table(self.basis, grid, prefix)
+            if self.sowing(AuxLoss, "attention_reconstruction"):
+                weights = jax.lax.stop_gradient(attention_weights(q, k, mask=seen))[:, :, prefix:]
+                squares = jnp.square(jnp.einsum("bhnr,mr->bhnm", likeness, basis) - weights)
+                if tokens.mask is not None and seen is not None:
+                    squares = jnp.where(seen & tokens.mask[:, None, prefix:, None], squares, 0)
+                self.sow(AuxLoss, "attention_reconstruction", jnp.sum(squares) / len(x) / self.num_heads)
+        if dense:
+            return attention(q, k, v, mask=seen)
+        chosen = self._chosen(likeness, basis, seen)
+        everything = jnp.ones((*chosen.shape[:2], prefix, chosen.shape[3]), bool)
+        mask = jnp.concatenate([everything, chosen], 2)
+        return attention(q, k, v, mask=mask if seen is None else mask & seen)
+
+    def _likeness(self, q: jax.Array, k: jax.Array, tokens: Tokens, prefix: int) -> jax.Array:
+        """C, float32 (batch, heads, tokens of the grid, r)."""
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        keys = self.key_down(k)
+        if tokens.mask is not None:
+            keys = jnp.where(tokens.mask[..., None, None], keys, 0)
+        table = self._table(self.mixtures, tokens.image(q.shape[1])[0], prefix)
+        mixed = jnp.einsum("bnhc,nr->bhrc", keys.astype(wide), table)
+        logits = jnp.einsum("bnhc,bhrc->bhnr", self.query_down(q)[:, prefix:].astype(wide), mixed)
+        return jax.nn.softmax(logits * self.num_heads**-0.5, -1)
+
+    def _chosen(self, likeness: jax.Array, basis: jax.Array, seen: jax.Array | None) -> jax.Array:
+        """Bool (batch, heads, tokens of the grid, tokens): which each sees."""
+        likeness, basis = jax.lax.stop_gradient((likeness, jnp.abs(basis)))
+        basis = jnp.where(basis > self.threshold, basis, 0)
+        if self.coefficients < likeness.shape[-1]:
+            likeness = jnp.where(_largest(likeness, self.coefficients), likeness, 0)
+        scores = jnp.einsum("bhnr,mr->bhnm", likeness, basis)
+        scores = scores if seen is None else jnp.where(seen, scores, -1)
+        return _largest(scores, math.ceil(self.keep * scores.shape[-1]))
+
+    def _table(self, table: nnx.Param, grid: tuple[int, int], prefix: int) -> jax.Array:
+        """A table for (prefix + rows * columns, r) tokens, in float32, with 0 where the prefix has no rows."""
+        wide = table[...].astype(jnp.promote_types(table.dtype, jnp.float32))
+        cells = resample_table(wide[self.prefix :].reshape(*self.grid, -1), grid).reshape(-1, wide.shape[1])
+        own = wide[: min(self.prefix, prefix)]
+        return jnp.concatenate([own, jnp.zeros((prefix - len(own), wide.shape[1]), wide.dtype), cells])
+
+
+def _largest(x: jax.Array, count: int) -> jax.Array:
+    """Bool, where the ``count`` largest of the last axis are; of equal ones the first."""
+    least = jax.lax.top_k(x, count)[0][..., -1:]
+    above, equal = x > least, x == least
+    room = count - above.sum(-1, keepdims=True, dtype=jnp.int32)
+    return above | (equal & (jnp.cumsum(equal, -1, dtype=jnp.int32) <= room))
