@@ -51,6 +51,7 @@ from layers.combinators import (
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import Comba, DeltaNet, DeltaProduct, GatedDeltaNet
 from layers.delta.kimi_delta_attention import KimiDeltaAttention
+from layers.delta.mixture_of_memories import MixtureOfMemories
 from layers.delta.rwkv7 import RWKV7
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
@@ -204,6 +205,7 @@ __all__ = [
     "MixerGatingUnit",
     "MixerSpec",
     "MixtureOfHeads",
+    "MixtureOfMemories",
     "Module",
     "MultiHeadAttention",
     "MultiHeadLatentAttention",

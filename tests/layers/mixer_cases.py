@@ -241,6 +241,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "kimi_delta_attention": {
         "plain": {"num_value_heads": 4, "head_dim": 6, "lower_bound": -5.0, "negative": True, "conv_size": 3},
     },
+    "mixture_of_memories": {"plain": {"memories": 3, "conv_size": 3}},
     "rwkv6": {
         "plain": {"index": 1, "depth": 3, "zero_init": False, "decay_rank": 3, "shift_rank": 3, "key_expansion": 0.5},
     },

@@ -27,11 +27,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hgrn_nano": ("hgrn", "HGRN", {}),
     "hgrn2_nano": ("hgrn2", "HGRN2", {"expand_ratio": 16}),
     "gsa_nano": ("gsa", "GSA", {"num_heads": 2, "num_slots": 16}),
+    "mom_nano": ("mom", "Mom", {"num_heads": 2, "head_dim": 16}),
     "rwkv6_nano": ("rwkv6", "RWKV6", {"num_heads": 2, "expand_k": 0.5}),
     "rwkv7_nano": ("rwkv7", "RWKV7", {"head_dim": 16}),
 }
-# RWKV-7's kernels of chunks, which more than 64 tokens take, do not run there.
-LENGTHS = {"rwkv7_nano": 45}
+# The delta rule's kernels of chunks, which more than 64 tokens take, do not run there.
+LENGTHS = {"mom_nano": 45, "rwkv7_nano": 45}
 
 
 def tokens(name: str = "") -> np.ndarray:
@@ -59,6 +60,9 @@ def record(clone: Path) -> dict[str, np.ndarray]:
 
     import torch
 
+    # MoM sorts tokens by memory and expects them in order there, as GPUs have them.
+    sort = torch.Tensor.argsort
+    torch.Tensor.argsort = lambda self, dim=-1: sort(self, dim=dim, stable=True)  # type: ignore[method-assign, misc]
     made: dict[str, np.ndarray] = {}
     for name, (module, kind, options) in CASES.items():
         models = importlib.import_module(f"fla.models.{module}")

@@ -114,6 +114,7 @@ def test_the_norm_may_be_named_alone(tmp_path: Path) -> None:
 
 RECORDED_OPTIONS = {
     "gsa_nano": {"num_slots": 16},
+    "mom_nano": {"head_dim": 16},
     "rwkv6_nano": {"shift_rank": 32, "decay_rank": 64, "key_expansion": 0.5, "heads_epsilon": 1e-5},
     "rwkv7_nano": {"decay_rank": 64, "rate_rank": 64, "residual_rank": 16, "gate_rank": 128},
 }

@@ -1,12 +1,13 @@
-"""Language models on the delta rule: DeltaNet, Gated DeltaNet, DeltaProduct, Comba and KDA
-(:mod:`layers.delta.delta_net` and :mod:`layers.delta.kimi_delta_attention` have the papers).
+"""Language models on the delta rule: DeltaNet, Gated DeltaNet, DeltaProduct, Comba, KDA and MoM
+(:mod:`layers.delta.delta_net`, :mod:`layers.delta.kimi_delta_attention` and :mod:`layers.delta.mixture_of_memories`
+have the papers).
 
     x = x + DeltaRule(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
 Sizes of DeltaNet and Gated DeltaNet are those of flash-linear-attention's training configurations, 1.3b those of its
-"1B", and those of Comba and KDA its defaults. (Kimi Linear has KDA in three blocks of four, and in the fourth attention
-through a latent, which is not here.) The sizes of DeltaProduct are our choice, each within 3 % of its name, and so are
-the nanos. Released names are flash-linear-attention's.
+"1B", and those of Comba, KDA and MoM its defaults; mom_340m is the paper's, which counts what a token uses of
+512,351,424 parameters. (:mod:`zoo.language.kimi_linear` has KDA in three blocks of four.) The sizes of DeltaProduct are
+our choice, each within 3 % of its name, and so are the nanos. Released names are flash-linear-attention's.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class DeltaNetConfig(CausalConfig):
     Attributes:
       rule: the mixer, whose own options apply where the ones below are None.
       num_value_heads, head_dim, value_expansion, steps, use_decay, use_gate, negative, lower_bound, normalize_read,
-        conv_size: as in :class:`layers.DeltaNet`, :class:`layers.Comba` or :class:`layers.KimiDeltaAttention`, of those
-        that have them.
+        memories, chosen, shared_memory, conv_size: as in :class:`layers.DeltaNet`, :class:`layers.Comba`,
+        :class:`layers.KimiDeltaAttention` or :class:`layers.MixtureOfMemories`, of those that have them.
     """
 
     rule: str = "delta_net"
@@ -41,6 +42,9 @@ class DeltaNetConfig(CausalConfig):
     negative: bool | None = None
     lower_bound: float | None = None
     normalize_read: bool | None = None
+    memories: int | None = None
+    chosen: int | None = None
+    shared_memory: bool | None = None
     conv_size: int | None = 4
     depth: int = 24
     norm_epsilon: float = 1e-6
@@ -49,7 +53,7 @@ class DeltaNetConfig(CausalConfig):
 
 _OPTIONS = (
     "num_value_heads", "head_dim", "value_expansion", "steps", "use_decay", "use_gate", "negative", "lower_bound",
-    "normalize_read"
+    "normalize_read", "memories", "chosen", "shared_memory",
 )  # fmt: skip
 
 
@@ -69,6 +73,7 @@ _1B = {"vocab_size": 32000, "features": 2048, "hidden": 5632}
 _NANO = {"features": 128, "depth": 4, "num_heads": 4, "tied": True}
 _GATED = {"depth": 21, "num_heads": 6, "head_dim": 256, "rule": "gated_delta_net"}
 _COMBA = {"rule": "comba", "normalize_read": True}
+_MOM: dict[str, Any] = {"rule": "mixture_of_memories", "num_heads": 4, "tied": True}
 _PRODUCT = {"value_expansion": 1.0, "rule": "delta_product"}
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -95,18 +100,31 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "kda_1.3b": {**_1B, "num_heads": 16, "rule": "kimi_delta_attention"},
         "kda_nano": {**_NANO, "depth": 6, "rule": "kimi_delta_attention"},
     },
+    "mom": {
+        "mom_340m": {**_340M, "hidden": 2048, "head_dim": 256, **_MOM},
+        "mom_1.3b": {**_1B, "head_dim": 256, **_MOM},
+        "mom_nano": {**_NANO, **_MOM},
+    },
 }
 
+_PARTS = {"k": "key", "v": "value", "b": "beta", "a": "decay"}
 _MIXER = {
     "q_proj": "query", "k_proj": "key", "v_proj": "value", "b_proj": "beta", "a_proj": "decay", "g_proj": "gate",
     "o_proj": "out", "o_norm": "norm",
     "q_conv1d": "query_conv", "k_conv1d": "key_conv", "v_conv1d": "value_conv", "A_log": "A_log", "dt_bias": "dt_bias",
     "f_proj.0": "decay.down", "f_proj.1": "decay.up", "g_proj.0": "gate.down", "g_proj.1": "gate.up",
     "decay": "feedback", "D": "correction",
+    "gate": "router", **{f"shared_{letter}": f"shared_{name}" for letter, name in _PARTS.items()},
+    **{f"{letter}_proj.{{m}}": f"{name}.{{m}}" for letter, name in _PARTS.items()},
 }  # fmt: skip
 
 # Of flash-linear-attention's models of these configurations.
-PARAMETERS = {"comba_1.3b": 1_387_348_984, "kda_1.3b": 1_390_941_568}
+PARAMETERS = {
+    "comba_1.3b": 1_387_348_984,
+    "kda_1.3b": 1_390_941_568,
+    "mom_340m": 512_351_424,
+    "mom_1.3b": 1_552_883_904,
+}
 
 RULES = {"fla": fla_names(_MIXER)}
 
@@ -125,10 +143,18 @@ DESCRIBED = {
             "num_v_heads": (None,),
         }
     ),
+    "mom": fla_described(
+        {"use_output_gate": (True,), "use_short_conv": (True,), "single_kv_proj": (False,)},
+        memories=entry("num_memories"),
+        chosen=entry("topk"),
+        shared_memory=entry("shared_mem"),
+        head_dim=entry("head_dim"),
+        value_expansion=entry("expand_v"),
+    ),
     "kda": fla_described(negative=unless("allow_neg_eigval", False), lower_bound=entry("lower_bound")),
 }
 
-_PAPER: dict[str, tuple[int, ...]] = {"delta_net": (179,), "delta_product": (148,)}
+_PAPER: dict[str, tuple[int, ...]] = {"delta_net": (179,), "delta_product": (148,), "mom": (193,)}
 for _family, _variants in VARIANTS.items():
     _ours = tuple(name for name in _variants if _family == "delta_product" or name.endswith("_nano"))
     register_family(
