@@ -8,7 +8,8 @@
     --config=configs/long_range_arena.py:pathfinder         also pathfinder_64, path_x (128 pixels) and path_256
 
 each also with mixer=NAME (``layers.list_mixers()``), and all that are drawn with variant=nano (small data and model).
-cache=DIR keeps images of Pathfinder that were drawn once.
+cache=DIR keeps images of Pathfinder that were drawn once. denoise=masked or denoise=causal learns the sequences before
+the classes: a run with --config.weights=RUN goes on from it.
 
 Sizes, steps, batches and rates are those of the configurations in github.com/google-research/long-range-arena, where
 the rate of the texts is 0.05 / sqrt(max(step, warm-up)). Of retrieval the warm-up of 8000 steps is longer than the run
@@ -75,7 +76,7 @@ NANO: Mapping[str, Mapping[str, Any]] = {
     "pathfinder": {"name": "pathfinder", "size": 16, "dashes": 6, "num_validation": 500, "num_test": 500},
 }
 """Small data, by the name of the part."""
-SETTINGS = ("variant", "mixer", "path", "name", "cache")
+SETTINGS = ("variant", "mixer", "denoise", "path", "name", "cache")
 
 
 def _dataset(part: str, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -128,5 +129,8 @@ def get_config(argument: str = "") -> ConfigDict:
         dataset = _dataset(part, settings)
     if mixer := settings.get("mixer"):
         config.model_options.mixer = mixer
-    config.task = ConfigDict({"name": "long_range_arena", "part": part, "dataset": dataset})
+    task = {"name": "long_range_arena", "part": part, "dataset": dataset}
+    if kind := settings.get("denoise"):
+        task = {"name": "denoising", "of": task, "kind": kind}
+    config.task = ConfigDict(task)
     return config

@@ -41,6 +41,7 @@ FUNCTIONS = {
     167: ("block", "layers.randomized_positions:RandomizedPlaces"),
     165: ("training", "layers.state_space.initialization:MIMETIC_A_LOG"),
     239: ("analysis", "zoo.inspection:attention_sinks"),
+    202: ("training", "tasks.denoising:Denoising"),
     218: ("tool", "pallas_kernels.neighborhood_attention:speedup"),
 }
 HEAD = """# The roster: papers, and what of them is here

@@ -6,6 +6,7 @@
 from tasks.addition import Addition
 from tasks.backcopy import BigramBackcopy
 from tasks.classification import Classification
+from tasks.denoising import Denoising
 from tasks.dynamic_programming import DynamicProgramming
 from tasks.language_modeling import LanguageModeling
 from tasks.long_range_arena import LongRangeArena
@@ -23,6 +24,7 @@ __all__ = [
     "BigramBackcopy",
     "Classification",
     "Copying",
+    "Denoising",
     "DerivesFigures",
     "Describes",
     "DynamicProgramming",

@@ -148,6 +148,7 @@ class SequenceClassification:
         # Padding is no input of a model that is given its mask, and is free to stand for what is hidden.
         found = self._tokenizer.token_of("[MASK]", "<mask>")
         self.mask_token = self._padding if found is None else found
+        self.special_tokens = tuple(x for x in (self._padding, self._class, self._separator) if x is not None)
 
     def model_options(self) -> dict[str, Any]:
         """Returns num_classes, and vocab_size or what "linear" inputs need; of pairs, types or a dual head."""

@@ -154,6 +154,19 @@ def test_numbers_in_place_of_tokens() -> None:
         model(jnp.asarray(TOKENS))
 
 
+@pytest.mark.parametrize("mixer", ["attention", "linear_attention"])
+def test_a_causal_encoder_sees_what_was_before(mixer: str) -> None:
+    options = {**SMALL, "num_classes": 0, "output": "vocabulary", "mixer": mixer}
+    other = TOKENS.copy()
+    other[:, 3] = TOKENS[:, 3] % 10 + 1
+    changed = {}
+    for causal in (True, False):
+        run = program(zoo.create("lra_nano", **options, causal=causal))
+        change = np.abs(np.asarray(run(jnp.asarray(TOKENS)) - run(jnp.asarray(other)))).max((0, 2))
+        changed[causal] = (change > 1e-6).tolist()
+    assert changed == {True: [False, False, False, True, True], False: [True] * 5}
+
+
 def test_misuse_is_answered() -> None:
     dual, single = zoo.create("lra_nano", **SMALL, head="dual"), zoo.create("lra_nano", **SMALL)
     with pytest.raises(ValueError, match="compares two sequences: give tokens2="):

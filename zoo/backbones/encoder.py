@@ -23,7 +23,7 @@ from layers.broadcast import broadcast, lookup
 from layers.combinators import bidirectional, on_sequence
 from layers.initializers import normal, truncated_normal, zeros
 from layers.linear import Embed, Linear
-from layers.mixer import Mixer, MixerSpec, Place, finite_padding
+from layers.mixer import Mixer, MixerSpec, Place, create_mixer, finite_padding
 from layers.mlp import MLP, gelu, gelu_tanh
 from layers.module import Module
 from layers.norm import create_norm, unit
@@ -56,6 +56,7 @@ class EncoderConfig(ModelConfig):
       position_offset: rows of the table before that of the first position (RoBERTa's has two for padding).
       types: kinds of segments a token may belong to; 0 for none.
       norm_order, norm_epsilon: of the blocks.
+      causal: tokens see those before them alone.
       output: what ``model(tokens)`` gives: "vocabulary", logits for each token ("linear" inputs: their values), or
         "pooled", a vector (with a head, logits of its classes).
       pool: "token" (the first), "average", "sum" or "max" of the real tokens, "last" (the last real one), or a function
@@ -88,6 +89,7 @@ class EncoderConfig(ModelConfig):
     types: int = 2
     norm_order: Order = "post"
     norm_epsilon: float = 1e-12
+    causal: bool = False
     output: Literal["vocabulary", "pooled"] = "vocabulary"
     pool: str | Pool = "token"
     normalize: bool = False
@@ -219,7 +221,10 @@ class Encoder(Classifier):
         return "attention"
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
-        return on_sequence(bidirectional(self.mixer_spec(place), self.config.features, place=place, rngs=rngs))
+        spec, features = self.mixer_spec(place), self.config.features
+        if self.config.causal:
+            return create_mixer(spec, features, causal=True, place=place, rngs=rngs)
+        return on_sequence(bidirectional(spec, features, place=place, rngs=rngs))
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
         c = self.config
