@@ -54,6 +54,27 @@ class Bytes:
         return bytes(token for token in tokens if 0 < token < 256).decode(errors="replace")
 
 
+class ByT5Bytes(Bytes):
+    """Bytes as ByT5 (Xue et al., 2022, arXiv:2105.13626) counts them: byte b is the token b + 3, after filling, the end
+    of a text, which separates documents, and an unknown token; 125 after the bytes stand for what was cut out.
+    """
+
+    vocab_size, separator, key = 384, 1, "byt5"
+    _SPECIAL = ("<pad>", "</s>", "<unk>")
+
+    def encode(self, text: bytes) -> np.ndarray:
+        return np.frombuffer(text, np.uint8).astype(np.uint16) + len(self._SPECIAL)
+
+    def token_of(self, *spellings: str) -> int | None:
+        return next((self._SPECIAL.index(spelling) for spelling in spellings if spelling in self._SPECIAL), None)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        first = len(self._SPECIAL)
+        return bytes(token - first for token in tokens if first <= token < first + 256).decode(errors="replace")
+
+
+BYT5 = "byt5"
+"""What names the bytes of ByT5 in place of a file."""
 _USE = 2  # counts the ways in which documents were encoded so far: what an earlier one stored is not read
 
 _SEPARATORS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<s>")
@@ -128,7 +149,9 @@ class FileTokenizer:
 
 
 def create(path: str | None = None, separator: str | None = None, special_tokens: bool = False) -> Tokenizer:
-    """Returns the tokenizer of a file, or bytes, which have no special tokens."""
+    """Returns the tokenizer of a file, the bytes of ByT5 for "byt5", or bytes, which have no special tokens."""
+    if path == BYT5:
+        return ByT5Bytes()
     return FileTokenizer(path, separator, special_tokens) if path else Bytes()
 
 

@@ -178,6 +178,17 @@ def numbers(task: Any, batch: dict[str, np.ndarray], logits: np.ndarray, smoothi
     return float(np.mean(losses)), float(np.mean(right))
 
 
+def test_bytes_of_byt5(tmp_path: Path) -> None:
+    """Any text comes back; what is no byte has none."""
+    path = write_file(tmp_path / "all.tsv", [("Straße – 5 €", "Weg"), *LINES])
+    task = task_of({"name": "file", "path": str(path)}, tokenizer="byt5", source_length=32)
+    assert task.model_options() == {"vocab_size": 384, "end_token": 1}
+    tokens = task.encode("Straße – 5 €".encode())
+    assert tokens.tolist() == [byte + 3 for byte in "Straße – 5 €".encode()]
+    assert task.decode([0, *tokens, 300, 1, 70]) == "Straße – 5 €"
+    assert task.tokenizer.token_of("[SEP]", "</s>") == 1
+
+
 def test_losses_and_figures() -> None:
     """The decoder reads the target a token late; filling counts nothing, whatever the model makes of it; a target is
     exact to its end.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import tokenization
 import zoo
 from layers import assign
 from layers.state import flatten_state
@@ -179,6 +180,15 @@ def test_files_from_before(name: str) -> None:
     differing = {**file, "encoder.embed_tokens.weight": file["shared.weight"] + 1}
     with pytest.raises(zoo.WeightsError, match="they are one array in the model, and differ in the file"):
         zoo.create(name, weights=differing, **T5_OURS)
+
+
+@pytest.mark.full
+def test_bytes_of_byt5() -> None:
+    theirs, ours = transformers.ByT5Tokenizer(), tokenization.create("byt5")
+    text = "Straße – 5 €\n\t\x7f"
+    assert [*ours.encode(text.encode()).tolist(), ours.separator] == theirs(text)["input_ids"]
+    assert ours.decode(theirs(text)["input_ids"]) == text
+    assert ours.vocab_size == len(theirs)
 
 
 def theirs_counted(name: str, encoder_depth: int, depth: int) -> int:
