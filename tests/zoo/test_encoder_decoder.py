@@ -14,7 +14,9 @@ from flax import nnx
 
 import zoo
 from layers import Tokens
+from layers.attention.multi_head import MultiHeadAttention
 from layers.attention.shared_distances import SharedDistances
+from layers.mixer import Place, create_mixer
 from primitives import memory
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
@@ -97,6 +99,23 @@ def test_mixers_of_either_side() -> None:
     assert kinds == [["Bidirectional"] * 2, ["Mamba"] * 2]
     with pytest.raises(ValueError, match="Hydra is bidirectional only"):
         create_abstract("t5_nano", **SMALL, mixer="hydra")
+
+
+def test_initial_weights() -> None:
+    """Scores are not scaled: queries are as much smaller at first."""
+    model = zoo.create("t5_nano", depth=1)
+    for mixer in (model.encoder.blocks[0].mixer, model.decoder.blocks[0].cross):
+        found = [np.std(np.asarray(layer.kernel[...])) for layer in (mixer.query, mixer.key, mixer.value, mixer.out)]
+        assert found == pytest.approx([(128 * 32) ** -0.5, *[128**-0.5] * 3], rel=0.05)
+        assert mixer.scale == 1.0
+
+
+def test_a_partial_constructor_is_offered_what_it_has_not() -> None:
+    made = functools.partial(MultiHeadAttention, num_heads=2, use_bias=False)
+    mixer: Any = create_mixer(made, 8, causal=True, place=Place(num_heads=4, dropout=0.1), rngs=nnx.Rngs(0))
+    assert (mixer.num_heads, mixer.causal, mixer.dropout.rate, mixer.query.bias) == (2, True, 0.1, None)
+    with pytest.raises(ValueError, match="has no option 'num_head': did you mean"):
+        create_mixer({"name": made, "num_head": 3}, 8, rngs=nnx.Rngs(0))
 
 
 def test_states_need_a_context() -> None:
