@@ -154,7 +154,7 @@ class MixtureOfMemories(Recurrent):
         projected = [layer(x) for layer in layers if layer is not None]
         if projected:
             k, v, beta, decay = projected
-            more, shared = self._read(q, k, v, beta, decay, tokens, state and state.shared)
+            more, shared = self._read(q, k, v, beta, decay, tokens, None if state is None else state.shared)
             y = y + more.astype(y.dtype)
         y = self.norm(y.astype(q.dtype), self.gate(x).reshape(y.shape))
         y = self.out(y.reshape(*x.shape[:2], -1))
