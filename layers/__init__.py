@@ -98,6 +98,7 @@ from layers.sparse.combiner import CombinerAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.longformer import LongformerAttention
 from layers.sparse.lsg import LSGAttention
+from layers.sparse.native import NativeSparseAttention
 from layers.sparse.predicted import PredictedSparseAttention
 from layers.sparse.routing import RoutingAttention
 from layers.stack import Stack, drop_path_rates
@@ -211,6 +212,7 @@ __all__ = [
     "MultiHeadLatentAttention",
     "MultiPath",
     "NativeHybridAttention",
+    "NativeSparseAttention",
     "NaturalLionAttention",
     "NeighborhoodAttention",
     "NeuralMemory",

@@ -159,9 +159,7 @@ class SequenceAltUp(Module):
     anchor: nnx.Param
     correction: nnx.Param
 
-    def __init__(
-        self, block: Any, features: int, *, stride: int = 4, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, block: Any, features: int, *, stride: int = 4, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         """Args:
           block: of ``features``, which is called as a :class:`layers.block.Block`.
           features: of a token.

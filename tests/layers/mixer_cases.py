@@ -194,6 +194,17 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "gate": False,
         },
     },
+    "native_sparse_attention": {
+        "plain": {
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "block": 2,
+            "selected": 4,
+            "window": 3,
+            "rotary": 100.0,
+            "kernel_init": truncated_normal(0.3),
+        },
+    },
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
     "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
     "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},

@@ -81,11 +81,20 @@ LENGTH, MOST = recorded.LENGTH, recorded.MOST
 COSFORMER = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
 LINFORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out"}
 LINFORMER_OPTIONS = {"max_length": MOST, "rank": recorded.RANK, "use_bias": False, "out_bias": True}
+NATIVE = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj"}
+NATIVE_OPTIONS = {
+    "block": recorded.BLOCK,
+    "selected": recorded.SELECTED,
+    "window": recorded.WINDOW,
+    "num_heads": recorded.QUERY_HEADS,
+    "num_kv_heads": recorded.KEY_HEADS,
+}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "cosformer": ("cosformer", {"max_length": None}, COSFORMER),
     "cosformer/causal": ("cosformer", {"max_length": LENGTH, "causal": True}, COSFORMER),
     "linformer": ("linformer_attention", LINFORMER_OPTIONS, LINFORMER),
     "linformer/one": ("linformer_attention", {**LINFORMER_OPTIONS, "num_kv_heads": 1}, LINFORMER),
+    "native": ("native_sparse_attention", NATIVE_OPTIONS, NATIVE),
 }
 
 
@@ -95,7 +104,8 @@ def test_matches_recorded_layers(case: str, record_property: Any) -> None:
     """Outputs and gradients of the input."""
     name, options, names = CASES[case]
     state = seeded.weights({n: tuple(shape) for n, shape in ABOUT["shapes"][case].items()}, recorded.SEED)
-    mixer = layers.create_mixer(name, recorded.FEATURES, num_heads=recorded.HEADS, **options, rngs=nnx.Rngs(0))
+    options = {"num_heads": recorded.HEADS, **options}
+    mixer = layers.create_mixer(name, recorded.FEATURES, **options, rngs=nnx.Rngs(0))
     weights = {f"{ours}.kernel": state[f"{theirs}.weight"].T for ours, theirs in names.items()}
     weights |= {f"{ours}.bias": state[f"{theirs}.bias"] for ours, theirs in names.items() if f"{theirs}.bias" in state}
     weights |= {f"{part}_length": state[f"proj_{part[0]}"][None] for part in ("key", "value") if "proj_k" in state}
