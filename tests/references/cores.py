@@ -3,9 +3,9 @@ this file.
 
 CLONES holds checkouts of github.com/LeapLabTHU/Agent-Attention and github.com/LeapLabTHU/InLine (no license: run only)
 and github.com/idiap/fast-transformers (MIT), by the names of the repositories. Only numbers are kept: weights and
-inputs follow from seeds. Agent and InLine attention are recorded in narrow and shallow models of the authors' DeiT and
-Swin, of which some blocks have windows or plain attention, and InLine attention with a feature map as a layer; of
-fast-transformers linear attention, its recurrent form, and that of positive random features.
+inputs follow from seeds. Agent and InLine attention are recorded in narrow and shallow models of the authors' DeiT,
+Swin and CSWin, of which some blocks have windows, stripes or plain attention, and InLine attention with a feature map
+as a layer; of fast-transformers linear attention, its recurrent form, and that of positive random features.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ _SWIN: dict[str, Any] = {
     "img_size": 112, "embed_dim": FEATURES, "depths": [1, 2], "num_heads": [HEADS, 2 * HEADS], "window_size": 56,
     "num_classes": 10
 }  # fmt: skip
+# Stripes of 2 tokens in the third stage.
+_CSWIN: dict[str, Any] = {
+    "img_size": 64, "embed_dim": FEATURES, "depth": [1] * 4, "split_size": [1, 2, 2, 2], "num_classes": 10,
+    "la_split_size": "16-8-4-2", "num_heads": [HEADS, 2 * HEADS, 2 * HEADS, 2 * HEADS]
+}  # fmt: skip
 # The authors' models by repository, files below its folder of models, class and options.
 MODELS: dict[str, tuple[str, tuple[str, ...], str, dict[str, Any]]] = {
     "agent/deit": (
@@ -55,6 +60,12 @@ MODELS: dict[str, tuple[str, tuple[str, ...], str, dict[str, Any]]] = {
         ("agent_swin",),
         "AgentSwinTransformer",
         _SWIN | {"agent_num": [AGENTS] * 2, "attn_type": "AM1"},
+    ),
+    "agent/cswin": (
+        "Agent-Attention",
+        ("agent_cswin",),
+        "CSWinTransformer",
+        _CSWIN | {"agent_num": [AGENTS] * 4, "attn_type": "AABB"},
     ),
     "inline/deit": ("InLine", ("inline_deit",), "VisionTransformer", _DEIT),
     "inline/swin": ("InLine", ("inline_swin",), "InLineSwin", _SWIN | {"attn_type": "IM1"}),
@@ -80,9 +91,19 @@ def heads() -> dict[str, np.ndarray]:
 
 def _module(paths: list[Path]) -> dict[str, Any]:
     """The classes and functions of files, without imports besides PyTorch, and without the registered models."""
+    from einops.layers.torch import Rearrange
+
     from tests.references.live import timm, torch
 
-    given = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "math": math, "partial": functools.partial}
+    given = {
+        "np": np,
+        "Rearrange": Rearrange,
+        "torch": torch,
+        "nn": torch.nn,
+        "F": torch.nn.functional,
+        "math": math,
+        "partial": functools.partial,
+    }
     parts = ("DropPath", "Mlp", "PatchEmbed", "lecun_normal_", "to_2tuple", "trunc_normal_")
     found = given | {part: getattr(timm.layers, part) for part in parts}
     for path in paths:

@@ -136,11 +136,19 @@ _AGENT: dict[str, Any] = {"name": "agent", "agents": cores.AGENTS}
 _DEIT = {"image_size": 64, "patch_size": 8, "features": WIDTH, "depth": 2, "num_heads": cores.HEADS, "num_classes": 10}
 _SWIN = {"image_size": 112, "features": (WIDTH, 2 * WIDTH), "depths": (1, 2),
     "num_heads": (cores.HEADS, 2 * cores.HEADS), "num_classes": 10}  # fmt: skip
+_CSWIN: dict[str, Any] = {
+    "image_size": 64,
+    "features": tuple(WIDTH * 2**stage for stage in range(4)),
+    "depths": (1, 1, 1, 1),
+    "num_heads": (cores.HEADS, *[2 * cores.HEADS] * 3),
+    "stripes": (1, 2, 2, None),
+    "num_classes": 10,
+}
 _OF_WINDOWS = ("layers.1.blocks.1.attn.relative_position_index", "layers.1.blocks.1.attn_mask")
 
 
 def _core(name: str, case: str, options: dict[str, Any]) -> Row:
-    constants = _OF_WINDOWS if "swin" in name else ()
+    constants = _OF_WINDOWS if "_swin" in name else ()
     repository = cores.MODELS[case][0]
     return Row(cores, name, "authors", options, nothing, (case,), constants=constants, reference=repository)
 
@@ -355,6 +363,7 @@ MODELS = [
     _t2t("transformer", "t2t_vit_t_14"),
     _core("agent_deit_tiny_patch16_224", "agent/deit", {**_DEIT, "pattern": {0: {**_AGENT, "prefix": 1}}}),
     _core("agent_swin_tiny_224", "agent/swin", _swin_of(_AGENT)),
+    _core("agent_cswin_tiny_224", "agent/cswin", {**_CSWIN, "pattern": {"0.every": _AGENT, "1.every": _AGENT}}),
     _core("inline_deit_tiny_patch16_224", "inline/deit", _DEIT),
     _core("inline_swin_tiny_224", "inline/swin", _swin_of({"name": "inline"})),
 ]

@@ -1,11 +1,12 @@
 """Agent Attention: On the Integration of Softmax and Linear Attention (Han et al., ECCV 2024, arXiv:2312.08874).
 
-    x = x + AgentAttention(norm(x));  x = x + MLP(norm(x))        in DeiT and in the first stages of Swin
+    x = x + AgentAttention(norm(x));  x = x + MLP(norm(x))        in DeiT and in the first stages of Swin and CSWin
 
-The agents of Swin's stages are 9, 16, 49 and 49, of the whole map; the other blocks have Swin's windows. Blocks with
-agents are, as the authors write it, A, those with windows B: tiny AAAB, small AABB, base AA and two blocks of stage 3.
-Of DeiT's base they are the first four. Published top-1 accuracy on ImageNet-1k: DeiT 74.9, 80.5, 82.0 (tiny, small,
-base); Swin 82.6, 83.7, 84.0, and base at 384 84.9. Parameters are those of the released code.
+The agents of the four stages are 9, 16, 49 and 49, of the whole map; the other blocks have the host's windows or
+stripes. Blocks with agents are, as the authors write it, A, others B: Swin's tiny AAAB, small AABB, base AA and two
+blocks of stage 3; CSWin, which is deeper at first than the original, AABB; of DeiT's base the first four. Published
+top-1 accuracy on ImageNet-1k (tiny, small, base): DeiT 74.9, 80.5, 82.0; Swin 82.6, 83.7, 84.0, and base at 384 84.9;
+CSWin 83.1, 83.9, 84.7, and base at 384 85.8. Parameters are those of the released code.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from zoo.backbones.model import choose
 from zoo.naming import Naming, Rearrange
 from zoo.registry import freeze, register_family
-from zoo.vision import swin, vit
+from zoo.vision import cswin, swin, vit
+from zoo.vision.cswin import CSWin, CSWinConfig
 from zoo.vision.swin import Swin, SwinConfig
 from zoo.vision.vit import ViT, ViTConfig
 
@@ -92,6 +94,17 @@ def in_deit(own: list[tuple[Any, ...]]) -> dict[str, Naming]:
     return {"authors": dataclasses.replace(names, rules=[*inside, *names.rules])}
 
 
+def in_cswin(own: list[tuple[Any, ...]]) -> dict[str, Naming]:
+    """The authors' names of a CSWin some of whose mixers are others, of the whole map: CSWin's, and ``own``."""
+    names = cswin.RULES["cswin"]
+    inside = [
+        (f"stage{stage + 1}.{{b}}.attns.0.{released}", f"stages.{stage}.blocks.{{b}}.mixer.{ours}", *rest)
+        for stage in range(4)
+        for released, ours, *rest in own
+    ]
+    return {"authors": dataclasses.replace(names, rules=[*inside, *names.rules])}
+
+
 _OWN: list[tuple[Any, ...]] = [
     ("an_bias", "agent_bias.coarse"),
     ("na_bias", "token_bias.coarse"),
@@ -116,6 +129,15 @@ SWIN = {
         ("AAAW", "AAWW", "AAMW"), lambda stage: {"name": "agent", "agents": AGENTS[stage]}
     ).items()
 }
+_IN_CSWIN = {f"{stage}.every": {"name": "agent", "agents": AGENTS[stage]} for stage in range(2)}
+_DEEPER: dict[str, Any] = {"depths": (3, 6, 29, 2), "pattern": _IN_CSWIN}
+_WIDER = {**_DEEPER, "features": (96, 192, 384, 768), "num_heads": (4, 8, 16, 32)}
+CSWIN: dict[str, dict[str, Any]] = {
+    "agent_cswin_tiny_224": {"depths": (2, 4, 18, 1), "pattern": _IN_CSWIN, "drop_path": 0.2},
+    "agent_cswin_small_224": {**_DEEPER, "drop_path": 0.4},
+    "agent_cswin_base_224": {**_WIDER, "drop_path": 0.5},
+    "agent_cswin_base_384": {**_WIDER, "drop_path": 0.7, "image_size": 384, "stripes": (1, 2, 12, None)},
+}
 PARAMETERS = {
     "agent_deit_tiny_patch16_224": 6_015_640,
     "agent_deit_small_patch16_224": 22_647_112,
@@ -125,6 +147,10 @@ PARAMETERS = {
     "agent_swin_small_224": 49_666_684,
     "agent_swin_base_224": 88_095_096,
     "agent_swin_base_384": 88_305_016,
+    "agent_cswin_tiny_224": 20_458_672,
+    "agent_cswin_small_224": 32_814_100,
+    "agent_cswin_base_224": 73_249_696,
+    "agent_cswin_base_384": 73_328_416,
 }
 
 
@@ -132,10 +158,11 @@ def register_hosts(
     family: str,
     deit: Mapping[str, Mapping[str, Any]],
     of_swin: Mapping[str, Mapping[str, Any]],
+    of_cswin: Mapping[str, Mapping[str, Any]],
     own: list[tuple[Any, ...]],
     **common: Any,
 ) -> None:
-    """Registers the models of a mixer in DeiT and in Swin."""
+    """Registers the models of a mixer in DeiT, in Swin and in CSWin."""
 
     def frozen(models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         return {name: {field: freeze(value) for field, value in options.items()} for name, options in models.items()}
@@ -143,6 +170,9 @@ def register_hosts(
     preprocess = {"crop_fraction": 0.9}
     register_family(family, ViT, ViTConfig, frozen(deit), rules=in_deit(own), preprocess=preprocess, **common)
     register_family(family, Swin, SwinConfig, frozen(of_swin), rules=in_swin(own), preprocess=preprocess, **common)
+    inside = in_cswin([("get_v" if released == "dwc" else released, *rest) for released, *rest in own])
+    name = f"{family}_cswin"
+    register_family(name, CSWin, CSWinConfig, frozen(of_cswin), rules=inside, preprocess=preprocess, **common)
 
 
-register_hosts("agent", DEIT, SWIN, _OWN, parameters=PARAMETERS, paper=(2,))
+register_hosts("agent", DEIT, SWIN, CSWIN, _OWN, parameters=PARAMETERS, paper=(2,))

@@ -43,6 +43,7 @@ register_hosts(
     "inline",
     DEIT,
     SWIN,
+    {},
     [("residual.0", "kernel_hidden"), ("residual.2", "kernel_out")],
     parameters=PARAMETERS,
     paper=(232,),
