@@ -5,8 +5,8 @@
 
 There are no positions and no class token. The token MLP has half as many hidden tokens as the model has features. Its
 matrices belong to the tokens of 224 pixels; for images of other sizes they are resampled, which is our choice, as the
-paper's models take one size. Names and sizes are timm's (1.0.31); GELU is the exact one, as there (the authors' code
-approximates it: ``mlp="gelu_tanh"``). ``mixer_nano_patch4_32`` is our choice.
+paper's models take one size. Names and sizes are timm's (1.0.31); GELU is the exact one, as there; the authors' code
+approximates it, so that their files (names "google") want ``mlp="gelu_tanh"``. ``mixer_nano_patch4_32`` is our choice.
 """
 
 from __future__ import annotations
@@ -94,7 +94,21 @@ RULES = {
             ("norm", "norm"),
             ("head", "head"),
         ]
-    )
+    ),
+    "google": Naming(
+        [
+            ("stem", "patch_embed"),
+            ("MixerBlock_{i}/LayerNorm_0", "blocks.{i}.mixer_norm"),
+            ("MixerBlock_{i}/token_mixing/Dense_0", "blocks.{i}.mixer.up"),
+            ("MixerBlock_{i}/token_mixing/Dense_1", "blocks.{i}.mixer.down"),
+            ("MixerBlock_{i}/LayerNorm_1", "blocks.{i}.channel_norm"),
+            ("MixerBlock_{i}/channel_mixing/Dense_0", "blocks.{i}.channel.up"),
+            ("MixerBlock_{i}/channel_mixing/Dense_1", "blocks.{i}.channel.down"),
+            ("pre_head_layer_norm", "norm"),
+            ("head", "head"),
+        ],
+        layout="jax",
+    ),
 }
 
 register_family(
