@@ -38,7 +38,7 @@ HOME = pathlib.Path(__file__).resolve().parents[1]
 PICTURES = HOME / "docs" / "pictures"
 QUICK: Mapping[str, Any] = {
     "mixers": ("attention", "linear_attention", "nystrom_attention", "fourier_mixing"),
-    "steps": {"listops": 120, "pixels": 120, "pathfinder": 60},
+    "steps": {"listops": 60, "pixels": 60, "pathfinder": 40},
     "seeds": (0,),
 }
 DEFAULT = (

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 import tasks
+import zoo
 from configs import long_range_arena as config
 from tasks.datasets import listops, pathfinder
 from tasks.datasets.listops import ListOps, symbols_of
@@ -189,8 +191,6 @@ def test_the_released_folders_are_read(tmp_path: Path, array: bool) -> None:
 
 def test_parts_and_their_configs() -> None:
     """Each config names a model with a row for each token and place of its part."""
-    import zoo
-
     for part in config.RECIPES:
         argument = part + (",path=DIR" if part == "retrieval" else "")
         made = config.get_config(argument)
@@ -214,6 +214,20 @@ def test_parts_and_their_configs() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             config.get_config(argument)
+
+
+def test_parts_of_tfds_fit_their_models(tmp_path: Path) -> None:
+    with tfds.testing.mock_data(num_examples=60):
+        for part in ("text", "image"):
+            options = config.get_config(part).task.to_dict()
+            name = options["dataset"] = {} if part == "text" else {"images": {"name": "tfds", "builder": "cifar10"}}
+            (name if part == "text" else name["images"])["data_dir"] = str(tmp_path)
+            task = tasks.create(**options)
+            model = zoo.variant(config.get_config(part).model).config
+            row = task.examples("test").get(0, None)
+            assert row["tokens"].shape == (model.max_length,)
+            assert row["tokens"][0] == model.vocab_size - 1 == task.model_options()["vocab_size"] - 1
+            assert ("mask" in row) == (part == "text")
 
 
 def test_what_no_tree_has_is_refused() -> None:
