@@ -34,7 +34,8 @@ def main() -> None:
         raise ValueError("several processes need one --workdir, which all of them can reach")
     workdir = Path(flags.FLAGS.workdir or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     task, model = assembly.build(config, run=workdir if begun(workdir) else None)
-    result = loop.train(config, model, task, workdir, extend=flags.FLAGS.extend, record=assembly.record(config, task))
+    record = assembly.record(config, task, model)
+    result = loop.train(config, model, task, workdir, extend=flags.FLAGS.extend, record=record)
     if not processes.leads():
         return
     if result.finished:

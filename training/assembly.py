@@ -69,14 +69,19 @@ def make_teacher(teacher: Mapping[str, Any], class_names: Sequence[str]) -> Call
     return lambda images: nnx.merge(graphdef, state)((images - mean) / std)[:, order]
 
 
-def record(config: ConfigDict, task: tasks.Task) -> dict[str, Any]:
-    """What ``zoo.create(weights=WORKDIR)`` needs of a run: the model, its options, class names and preprocessing."""
+def record(config: ConfigDict, task: tasks.Task, model: nnx.Module | None = None) -> dict[str, Any]:
+    """What ``zoo.create(weights=WORKDIR)`` needs of a run: the model, its options, class names and preprocessing; and
+    which parts beyond those of its options ``model`` has from the weights that it started from.
+    """
     options = {**task.model_options(), **config.model_options.to_dict()}
     kept: dict[str, Any] = {"model": config.model, "options": options}
     if names := getattr(task, "class_names", None):
         kept["class_names"] = list(names)
     if (prepared := getattr(task, "preprocess", None)) is not None:
         kept["preprocess"] = dict(prepared)
+    extras = [part for part in getattr(model, "extras", ()) if getattr(model, part) is not None]
+    if config.weights and extras:
+        kept["extras"] = extras
     return kept
 
 
@@ -106,7 +111,7 @@ def build(
     given = {
         **task.model_options(),
         **config.model_options.to_dict(),
-        **({"weights": weights} if weights else {}),
+        **({"weights": weights} if weights else dict.fromkeys(kept.get("extras", ()), True)),
         **{option: True for option in ("remat", "scan") if config[option]},
     }
     places = sharding.of_model(sharding.create_mesh(config.mesh))

@@ -12,7 +12,7 @@ import pytest
 
 import tasks
 from layers.state import flatten
-from training import assembly, loop
+from training import assembly, evaluation, loop
 
 LISTOPS = {"name": "listops", "length": 60, "shortest": 10, "max_depth": 4}
 OF = {"name": "sequence_classification", "dataset": {**LISTOPS, "num_train": 64, "num_validation": 4, "num_test": 4}}
@@ -145,3 +145,10 @@ def test_a_run_goes_on_from_one_of_denoising(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name], learned[name], err_msg=name)
     assert any(name.startswith("blocks.0.mixer") for name in body)
     assert {name.split(".")[0] for name in found.keys() - learned.keys()} == {"head"}
+
+    config2, folder = of("listops,variant=nano", weights=str(tmp_path / "first")), tmp_path / "second"
+    loop.train(config2, started, second, folder, record=assembly.record(config2, second, started))
+    _, again = assembly.build(config2, weights="", run=folder)
+    assert evaluation.load(config2, again, folder) == 2
+    for name, leaf in flatten(again).items():
+        np.testing.assert_array_equal(leaf, flatten(started)[name], err_msg=name)
