@@ -33,6 +33,7 @@ from layers.attention.selective import SelectiveAttention
 from layers.attention.softplus import SoftplusAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
 from layers.attention.talking_heads import TalkingHeadsAttention
+from layers.attention.transformer_xl import TransformerXLAttention
 from layers.attention.universal import UniversalAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
@@ -252,6 +253,7 @@ __all__ = [
     "TokenReduction",
     "TokenShift",
     "Tokens",
+    "TransformerXLAttention",
     "UniversalAttention",
     "WaveletSpace",
     "Windowed",

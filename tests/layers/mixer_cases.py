@@ -234,6 +234,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "mlp": {"token": "mlp", "kernel_init": truncated_normal(0.3)},
     },
     "softplus_attention": {"plain": {"rotary": 100.0}},
+    "transformer_xl": {"plain": {"segment": 4, "memory": 3, "kernel_init": truncated_normal(0.3)}},
     "urpe_attention": {"plain": {"reach": 4}},
     "delta_net": {"plain": {}, "no_convolution": {"conv_size": None, "head_dim": 3}},
     "gated_delta_net": {
