@@ -80,6 +80,7 @@ from layers.linear_attention.rwkv6 import RWKV6
 from layers.linear_attention.slstm import SLSTM
 from layers.lora import add_lora, merge_lora
 from layers.low_rank import LowRank
+from layers.low_rank_attention import LowRankAttention, LowRankPool
 from layers.memory.choices import MEMORIES, Memory
 from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
@@ -196,6 +197,8 @@ __all__ = [
     "LongformerAttention",
     "Longhorn",
     "LowRank",
+    "LowRankAttention",
+    "LowRankPool",
     "Mamba",
     "Mamba2",
     "ManhattanAttention",

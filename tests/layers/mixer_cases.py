@@ -163,6 +163,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"window": 6, "max_global": 3},
         "few": {"window": 3, "max_global": 2, "head_dim": 5, "use_bias": False},
     },
+    "low_rank_attention": {"plain": {}, "learned": {"context": "learned", "use_bias": False}},
     "lsg_attention": {
         "plain": {"block": 4, "kernel_init": truncated_normal(0.3)},
         "pooling": {"block": 4, "sparse_block": 2, "sparsity": "pooling", "num_global": 0},
