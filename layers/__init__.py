@@ -32,6 +32,7 @@ from layers.attention.reversed import ReversedAttention
 from layers.attention.selective import SelectiveAttention
 from layers.attention.softplus import SoftplusAttention
 from layers.attention.spatial_reduction import SpatialReductionAttention
+from layers.attention.synthesizer import SynthesizerAttention
 from layers.attention.talking_heads import TalkingHeadsAttention
 from layers.attention.transformer_xl import TransformerXLAttention
 from layers.attention.universal import UniversalAttention
@@ -251,6 +252,7 @@ __all__ = [
     "SpatialReductionAttention",
     "Stack",
     "Statistic",
+    "SynthesizerAttention",
     "TalkingHeadsAttention",
     "TokenMLP",
     "TokenReduction",

@@ -292,6 +292,16 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "yaad": {"memory": "yaad", "chunk": 4},
         "memora": {"memory": Memory(MIRAS_STRUCTURE, retention=KL(total=4.0, every_token=True)), "chunk": 4},
     },
+    "synthesizer_attention": {
+        "plain": {"max_length": 40, "kernel_init": truncated_normal(0.5)},
+        "mixture": {
+            "scores": ("random", "factorized", "dot", "dense"),
+            "max_length": 40,
+            "rank": 3,
+            "kernel_init": truncated_normal(0.5),
+            "use_bias": False,
+        },
+    },
     "talking_heads": {
         "plain": {"kernel_init": truncated_normal(0.5)},
         "rotary": {"kernel_init": truncated_normal(0.5), "rotary": 100.0, "qk_norm": "rms", "use_bias": False},
