@@ -152,8 +152,8 @@ every = pytest.mark.parametrize("family", FAMILIES)
 BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encoder: "bert", EncoderDecoder: "t5"}
 # Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, tables.
 OWNERS = (
-    *BACKBONES.values(), "agent", "altup", "bart", "cait", "eva", "gpt2", "linear_attention", "longformer", "lookhere",
-    "maxvit", "pvt_v1", "rwkv7", "t2t_vit",
+    *BACKBONES.values(), "agent", "altup", "bart", "cait", "eva", "fnet", "gpt2", "linear_attention", "longformer",
+    "lookhere", "lsg", "maxvit", "pvt_v1", "rwkv6", "rwkv7", "t2t_vit",
 )  # fmt: skip
 # Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
 # modules are joined, and is expensive to try, is tried with the others.
