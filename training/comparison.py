@@ -32,6 +32,8 @@ from zoo.creation import create_abstract
 
 STEP = 4 * HEADS
 """By how much a model gets narrower where a mixer alone has more parameters than there are to be."""
+MOST = 0.1
+"""How many more parameters, as a part of attention's, a model may have that can't have fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,8 @@ def fitted(mixer: str, task: str) -> Size:
     """The size at which a mixer's model has as many parameters as the one with plain attention.
 
     Raises:
-      ValueError: an unknown name, or a mixer that can't stand in the backbone; the message says why.
+      ValueError: an unknown name, a mixer that can't stand in the backbone, or one with too many parameters at any
+        width; the message says why.
     """
     on = problem(task)
     layers.mixer_class(mixer)
@@ -91,6 +94,11 @@ def fitted(mixer: str, task: str) -> Size:
         if few <= target:
             break
     assert least is not None
+    if least.deviation > MOST:
+        raise ValueError(
+            f"the model with {mixer} has {least.parameters:,} parameters however narrow it is, and the one with plain "
+            f"attention {target:,}: compare it with smaller options, as a mixer of your own registered with them"
+        )
     return least
 
 
