@@ -42,6 +42,10 @@ def test_the_backbone_has_what_the_task_specifies(task: str) -> None:
 @pytest.mark.parametrize("mixer", tiered(layers.list_mixers(), QUICK.__contains__))
 def test_sizes_are_equal_or_the_mixer_is_refused(mixer: str) -> None:
     cls = layers.mixer_class(mixer)
+    if mixer == "linformer_attention":  # its matrices over time do not get smaller with the width
+        with pytest.raises(ValueError, match="526,090 parameters however narrow it is, and the one with"):
+            fitted(mixer, "digits")
+        return
     assert abs(fitted(mixer, "digits").deviation) < 0.02
     if cls.supports_causal:
         assert abs(fitted(mixer, "recall").deviation) < 0.02
