@@ -414,11 +414,11 @@ def _any_task(architecture: LanguageArchitecture, variant: str, name: str, **opt
         }
     )
     _replace(config, architecture.task)
-    config.task = ConfigDict({"name": name, **{option: _value(text) for option, text in options.items()}})
+    config.task = ConfigDict({"name": name, **{option: parsed(text) for option, text in options.items()}})
     return config
 
 
-def _value(text: str) -> Any:
+def parsed(text: str) -> Any:
     """A number, True or False where it is one, else the text."""
     try:
         return ast.literal_eval(text)
@@ -478,7 +478,7 @@ def sequence_to_sequence(architecture: LanguageArchitecture, argument: str | Non
     if variant not in architecture.variants:
         raise ValueError(unknown("variant", variant, architecture.variants))
     config = _language_run(architecture, variant)
-    dataset: dict[str, Any] = {"name": head, **{option: _value(text) for option, text in settings.items()}}
+    dataset: dict[str, Any] = {"name": head, **{option: parsed(text) for option, text in settings.items()}}
     if head == "file":
         if "path" not in settings:
             raise ValueError("the config argument 'file' needs path=, as in file,path=...")

@@ -8,6 +8,7 @@ from tasks.backcopy import BigramBackcopy
 from tasks.classification import Classification
 from tasks.denoising import Denoising
 from tasks.dynamic_programming import DynamicProgramming
+from tasks.geometry import Geometry
 from tasks.language_modeling import LanguageModeling
 from tasks.long_range_arena import LongRangeArena
 from tasks.procedural import Procedural
@@ -30,6 +31,7 @@ __all__ = [
     "DynamicProgramming",
     "Examples",
     "Explains",
+    "Geometry",
     "InductionHeads",
     "KeepsRows",
     "LanguageModeling",
