@@ -22,6 +22,7 @@ from zoo.backbones.encoder_decoder import EncoderDecoder
 from zoo.backbones.isotropic import Isotropic
 from zoo.backbones.pyramid import Pyramid
 from zoo.creation import create_abstract
+from zoo.language.pointer_network import PointerNetwork
 from zoo.registry import Variant, abstract, variant
 
 # What makes a variant tiny, as far as its architecture has the field.
@@ -145,6 +146,7 @@ tiny = functools.cache(make)
 IMAGE_FAMILIES = [family for family in FAMILIES if issubclass(kind_of(family), (Isotropic, Pyramid))]
 ENCODERS = [family for family in FAMILIES if issubclass(kind_of(family), Encoder)]
 ENCODER_DECODERS = [family for family in FAMILIES if issubclass(kind_of(family), EncoderDecoder)]
+POINTERS = [family for family in FAMILIES if issubclass(kind_of(family), PointerNetwork)]
 images = pytest.mark.parametrize("family", IMAGE_FAMILIES)
 classifiers = pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *ENCODERS])
 every = pytest.mark.parametrize("family", FAMILIES)
@@ -153,7 +155,7 @@ BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encod
 # Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, tables.
 OWNERS = (
     *BACKBONES.values(), "agent", "altup", "bart", "cait", "eva", "fnet", "gpt2", "linear_attention", "longformer",
-    "lookhere", "lsg", "maxvit", "pvt_v1", "rwkv6", "rwkv7", "t2t_vit",
+    "lookhere", "lsg", "maxvit", "pointer_network", "pvt_v1", "rwkv6", "rwkv7", "t2t_vit",
 )  # fmt: skip
 # Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
 # modules are joined, and is expensive to try, is tried with the others.
@@ -170,6 +172,9 @@ def inputs(family: str, size: int = 32, batch: int = 2) -> Any:
     rng = np.random.default_rng(0)
     if family in IMAGE_FAMILIES:
         return rng.standard_normal((batch, size, size, 3)).astype(np.float32)
+    if family in POINTERS:
+        points = rng.random((batch, 10, 2), np.float32)
+        return points, rng.integers(0, 11, (batch, size - 3)).astype(np.int32)
     shapes = [(batch, size), (batch, size - 3)] if family in ENCODER_DECODERS else [(batch, size)]
     tokens = tuple(rng.integers(0, 11, shape).astype(np.int32) for shape in shapes)
     return tokens if len(tokens) > 1 else tokens[0]

@@ -26,6 +26,7 @@ from flax import nnx, struct
 from jax import lax
 
 from layers.attention.additive import AdditiveAttention
+from layers.broadcast import broadcast
 from layers.initializers import uniform
 from layers.linear import Linear
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, finite_padding
@@ -135,6 +136,7 @@ class PointerNetwork(Model):
         self.embedding = Linear(c.in_features, c.features, **common)
         self.start = nnx.Param(first(rngs.params(), (c.features,), c.param_dtype))
         self.end = nnx.Param(first(rngs.params(), (c.features,), c.param_dtype))
+        self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.encoder = Layers(self.make_stack(ENCODER, rngs=rngs))
         self.decoder = Layers(self.make_stack(DECODER, rngs=rngs))
         self.pointer = AdditiveAttention(c.features, kernel_init=first, **common)
@@ -178,7 +180,7 @@ class PointerNetwork(Model):
           steps: positions where no target is given; None is n + 2, each point once, the first again, and the end.
 
         Returns:
-          Logits (batch, length or steps, n + 1), at least float32; minus infinity for points that are not real.
+          Logits (batch, length or steps, n + 1); minus infinity for points that are not real.
 
         Raises:
           ValueError: points of another number of coordinates, or a position beyond the points.
@@ -208,15 +210,18 @@ class PointerNetwork(Model):
                 f"the model takes points of {self.config.in_features} numbers, (batch, points, "
                 f"{self.config.in_features}), got the shape {source.shape}: in_features= is another number"
             )
+        start, end = self._words(source, mask)
+        empty = self.encoder.blocks.init_state(len(source), None, end.dtype)
+        keys, states = self.encoder.blocks.extend(end, empty, Tokens(_with_end(mask)))
+        return Read(start, keys, states)
+
+    def _words(self, source: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """The points, after the start and after the end: both (batch, n + 1, features)."""
         points = self.embedding(finite_padding(source, mask))
-        start, end = (
-            jnp.broadcast_to(vector[...].astype(points.dtype), (len(source), 1, points.shape[-1]))
-            for vector in (self.start, self.end)
-        )
-        empty = self.encoder.blocks.init_state(len(source), None, points.dtype)
-        x = jnp.concatenate([end, points], 1)
-        keys, states = self.encoder.blocks.extend(x, empty, Tokens(_with_end(mask)))
-        return Read(jnp.concatenate([start, points], 1), keys, states)
+        points = points if self.dropout is None else self.dropout(points)
+        shape = (len(points), 1, points.shape[-1])
+        start, end = (broadcast(vector[...], shape, points.dtype) for vector in (self.start, self.end))
+        return jnp.concatenate([start, points], 1), jnp.concatenate([end, points], 1)
 
     def init_state(
         self,
@@ -256,7 +261,8 @@ class PointerNetwork(Model):
         _check(tokens, state.words.shape[1] - 1)
         x = jnp.take_along_axis(state.words, tokens[..., None], 1)
         x, states = self.decoder.blocks.extend(x, state.states, Tokens(mask))
-        return self.pointer(x, state.keys, state.mask), dataclasses.replace(state, states=states)
+        logits = self.pointer(x, state.keys, state.mask).astype(x.dtype)
+        return logits, dataclasses.replace(state, states=states)
 
     def features(
         self,
@@ -269,9 +275,7 @@ class PointerNetwork(Model):
         """
         depth = self.config.depth
         indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
-        points = self.embedding(finite_padding(source, source_mask))
-        end = jnp.broadcast_to(self.end[...].astype(points.dtype), (len(source), 1, points.shape[-1]))
-        x = jnp.concatenate([end, points], 1)
+        x = self._words(source, source_mask)[1]
         return self.encoder.blocks(x, Tokens(_with_end(source_mask)), capture=indices)[1]
 
     def depth_of(self, path: list[str]) -> int:
