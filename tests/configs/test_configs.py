@@ -137,3 +137,14 @@ def test_arguments_of_encoder_decoders():
         get("file")
     with pytest.raises(ValueError, match="unknown variant 'nanoo': did you mean 'nano'"):
         get("reverse,variant=nanoo")
+
+
+@pytest.mark.parametrize("argument", ["", "tsp,points=10,test_points=12", "delaunay,points=10,variant=512"])
+def test_pointer_networks(argument):
+    config = MODULES["pointer_network"].get_config(argument)
+    assert set(config) == set(common.run())
+    task = tasks.create(**config.task.to_dict())
+    assert task.problem == (argument or "convex_hull").partition(",")[0]
+    zoo.registry.configure(zoo.variant(config.model), {**config.model_options.to_dict(), **task.model_options()})
+    with pytest.raises(ValueError, match="unknown variant 'nanoo': did you mean 'nano'"):
+        MODULES["pointer_network"].get_config("tsp,variant=nanoo")

@@ -73,9 +73,6 @@ class Read:
     keys: jax.Array
     states: Any
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
 
 @struct.dataclass
 class PointerState:
@@ -186,7 +183,7 @@ class PointerNetwork(Model):
           ValueError: points of another number of coordinates, or a position beyond the points.
         """
         read = self.encode(source, source_mask)
-        state = self.init_state(len(source), context=read, context_mask=source_mask)
+        state = self.init_state(source.shape[0], context=read, context_mask=source_mask)
         if target is not None:
             return self.extend(target, state, target_mask)[0]
 
@@ -195,7 +192,7 @@ class PointerNetwork(Model):
             logits, state = self.extend(before[:, None], state)
             return (jnp.argmax(logits[:, 0], -1).astype(jnp.int32), state), logits[:, 0]
 
-        first = (jnp.full((len(source),), END, jnp.int32), state)
+        first = (jnp.full((source.shape[0],), END, jnp.int32), state)
         logits = lax.scan(step, first, None, length=source.shape[1] + 2 if steps is None else steps)[1]
         return jnp.moveaxis(logits, 0, 1)
 
@@ -211,7 +208,7 @@ class PointerNetwork(Model):
                 f"{self.config.in_features}), got the shape {source.shape}: in_features= is another number"
             )
         start, end = self._words(source, mask)
-        empty = self.encoder.blocks.init_state(len(source), None, end.dtype)
+        empty = self.encoder.blocks.init_state(source.shape[0], None, end.dtype)
         keys, states = self.encoder.blocks.extend(end, empty, Tokens(_with_end(mask)))
         return Read(start, keys, states)
 
@@ -219,7 +216,7 @@ class PointerNetwork(Model):
         """The points, after the start and after the end: both (batch, n + 1, features)."""
         points = self.embedding(finite_padding(source, mask))
         points = points if self.dropout is None else self.dropout(points)
-        shape = (len(points), 1, points.shape[-1])
+        shape = (points.shape[0], 1, points.shape[-1])
         start, end = (broadcast(vector[...], shape, points.dtype) for vector in (self.start, self.end))
         return jnp.concatenate([start, points], 1), jnp.concatenate([end, points], 1)
 
@@ -243,7 +240,7 @@ class PointerNetwork(Model):
         Raises:
           ValueError: no context, or one of another number of rows.
         """
-        if context is None or len(context) != batch_size:
+        if context is None or context.keys.shape[0] != batch_size:
             raise ValueError(
                 "a pointer network points at a source of as many rows, which its state holds: "
                 "model.init_state(batch_size, context=model.encode(points, mask), context_mask=mask)"
