@@ -8,8 +8,8 @@
 Convex hulls by default: 68 % of 512 test sets are answered with the right polygon after 1000 steps, and 92 % of the
 hulls' area is covered (80 CPU seconds); 77 % and 96 % after 2000.
 
-The problems also take the other options of the task (:class:`tasks.Geometry`): test_points=20 tests at another size. The small
-model's settings are our choice. Those of the others are the paper's (section 4.1): plain gradient descent with a
+Problems also take the other options of the task (:class:`tasks.Geometry`): test_points=20 tests at another size. The
+small model's settings are our choice. Those of the others are the paper's (section 4.1): plain gradient descent with a
 learning rate of 1.0, batches of 128, the gradient's norm at most 2; how long is our choice.
 """
 
