@@ -160,7 +160,7 @@ def _hull_figures(points: np.ndarray, answer: list[int] | None, target: list[int
 def _tour_figures(points: np.ndarray, answer: list[int] | None, target: list[int]) -> dict[str, float]:
     cycle = None if answer is None else _cycle(answer, len(points))
     if cycle is None or len(cycle) < len(points):
-        return {"exact": 0.0, "valid": 0.0, "length": np.nan}
+        return {"exact": 0.0, "valid": 0.0}
     best = [position - 1 for position in target[:-1]]
     distance = _distances(points)
     length, least = (sum(distance[tour[i - 1], tour[i]] for i in range(len(tour))) for tour in (cycle, best))
@@ -296,7 +296,7 @@ class Geometry:
 
         Of hulls "exact" (the same polygon), "simple" (a polygon whose sides don't cross) and "area" (the part of the
         hull's that it covers, 0 where it is not simple: the paper's is area / simple); of tours "exact" (the same
-        tour), "valid" (each point once) and "length" (over the shortest, mean of the valid ones; nan without any); of
+        tour), "valid" (each point once) and "length" (over the shortest, mean of the valid ones, if any); of
         triangulations "exact" (the same triangles) and "triangles" (the part that is found).
         """
         figures = PROBLEMS[self.problem][1]
@@ -306,8 +306,7 @@ class Geometry:
             given = figures(points[: int(size)], _ended(answer), _ended(target))
             for name, value in given.items():
                 found.setdefault(name, []).append(value)
-        means = {name: np.asarray(values)[~np.isnan(values)] for name, values in found.items()}
-        return {name: float(values.mean()) if len(values) else float("nan") for name, values in means.items()}
+        return {name: float(np.mean(values)) for name, values in found.items()}
 
     def describe(self, split: str) -> str:
         """Returns how many examples a split has."""
