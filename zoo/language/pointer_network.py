@@ -8,8 +8,7 @@ The logits are over the input itself, so that they grow with it: a model is used
 Position 0 is the end, which the encoder reads before the points, so that padding trails; positions 1 to n are the
 points, as the paper counts them. The paper's models have one LSTM of 256 or 512 features on either side, with weights
 uniform in [-0.08, 0.08], and read coordinates as they are; here they pass a linear map first, as those of
-:class:`zoo.backbones.encoder.Encoder` do, and an LSTM has PyTorch's initial weights. Convex hulls of 50 points: 72.6 %
-right, 99.9 % of the area (table 1).
+:class:`zoo.backbones.encoder.Encoder` do, and an LSTM has PyTorch's initial weights. The small model is our choice.
 
 ``mixer`` is any causal mixer whose state has a constant size: "gru", "mamba", "gla".
 """
