@@ -10,7 +10,7 @@ points, as the paper counts them. The paper's models have one LSTM of 256 or 512
 uniform in [-0.08, 0.08], and read coordinates as they are; here they pass a linear map first, as those of
 :class:`zoo.backbones.encoder.Encoder` do, and an LSTM has PyTorch's initial weights. The small model is our choice.
 
-``mixer`` is any causal mixer whose state has a constant size: "gru", "mamba", "gla".
+``mixer`` is any causal mixer whose state has a constant size: "gru", "mamba", "retention", "rwkv7".
 """
 
 from __future__ import annotations
