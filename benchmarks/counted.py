@@ -2,8 +2,9 @@
 benchmarks/results/counted/mixers.json.
 
 Nothing is computed or timed. Each mixer has its default options, four heads and 256 features, and reads one row; a
-mixer of maps has squares of as many tokens. Operations are those of :mod:`primitives.operations`, of a whole forward
-pass on a CPU: arithmetic, comparisons and moves. The file also says which mixers the models of each claim have.
+mixer of maps has squares of as many tokens, and one that is made for a length is made for that of the row. Operations
+are those of :mod:`primitives.operations`, of a whole forward pass on a CPU: arithmetic, comparisons and moves. The file
+also says which mixers the models of each claim have.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ def layer(name: str, length: int) -> tuple[Callable[[nnx.Rngs], Mixer], tuple[in
     tokens, a square for one of maps.
     """
     import layers
+    from layers.mixer import accepted
 
     cls = layers.mixer_class(name)
     on_map = "sequence" not in cls.layouts
     grid = (math.isqrt(length),) * 2
     place = layers.Place(num_heads=HEADS, grid=grid if on_map else None, features=FEATURES)
-    make = functools.partial(layers.create_mixer, name, FEATURES, causal=cls.supports_causal, place=place)
+    options = {"max_length": length} if "max_length" in accepted(cls)[0] else {}
+    make = functools.partial(layers.create_mixer, name, FEATURES, causal=cls.supports_causal, place=place, **options)
     return (lambda rngs: make(rngs=rngs)), (1, *(grid if on_map else (length,)), FEATURES)
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import zoo
 from docs.blocks import draw
-from docs.catalogue import built, first_paragraph, parameter_count, table
+from docs.catalogue import built, first_paragraph, module_of, parameter_count, table
 from docs.results import HOME
 from zoo.registry import Variant, variant
 
@@ -58,8 +57,7 @@ def page(counts: Mapping[str, int]) -> str:
 def card(family: str, members: list[Variant], counts: Mapping[str, int]) -> str:
     """The card of a family."""
     shown = example(members)
-    module = next(m for n, m in sys.modules.items() if n in (f"zoo.vision.{family}", f"zoo.language.{family}"))
-    about = first_paragraph(module)
+    about = first_paragraph(module_of(family))
     lines = [
         f"## {family}",
         "",
@@ -68,7 +66,8 @@ def card(family: str, members: list[Variant], counts: Mapping[str, int]) -> str:
         f"![The blocks of {shown.name}](pictures/blocks/{family}.svg)",
         "",
     ]
-    lines += [f"The blocks of `{shown.name}`; `{module.__name__}` has the code.", "", _sizes(members, counts)]
+    code = module_of(family).__name__
+    lines += [f"The blocks of `{shown.name}`; `{code}` has the code.", "", _sizes(members, counts)]
     facts = [("Names of weights", ", ".join(f"`{naming}`" for naming in [*shown.rules, "zoo"]))]
     facts += [("Input", _input(shown))]
     if licenses := sorted({release.license for member in members for release in member.releases.values()}):

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from flax import nnx
@@ -61,6 +62,12 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
+def module_of(family: str) -> ModuleType:
+    """The module that registers a family: its file has the family's name, or what comes before the last "_" of it."""
+    names = (f"zoo.{kind}.{name}" for name in (family, family.rpartition("_")[0]) for kind in ("vision", "language"))
+    return next(sys.modules[name] for name in names if name in sys.modules)
+
+
 def models() -> str:
     """One row an architecture: its paper, how many models it has, and one of them with its size."""
     families: dict[str, list[Variant]] = {}
@@ -69,10 +76,8 @@ def models() -> str:
     rows = []
     for family, members in sorted(families.items()):
         example = min(members, key=lambda member: (not member.published, len(member.name), member.name)).name
-        module = next(m for n, m in sys.modules.items() if n in (f"zoo.vision.{family}", f"zoo.language.{family}"))
-        rows.append(
-            [f"`{family}`", first_paragraph(module), str(len(members)), f"`{example}`", _size(parameter_count(example))]
-        )
+        about, size = first_paragraph(module_of(family)), _size(parameter_count(example))
+        rows.append([f"`{family}`", about, str(len(members)), f"`{example}`", size])
     return table(["architecture", "what it is", "models", "for example", "parameters"], rows)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import layers
 import tasks
 import zoo
-from docs.catalogue import documents, table
+from docs.catalogue import documents, module_of, table
 from docs.kernels import GPU_RESULTS
 from docs.results import CLAIMS, HOME, merged
 from pallas_kernels import dispatch
@@ -140,7 +140,7 @@ def parts() -> Iterator[tuple[int, Part]]:
         reduction = layers.reduction_class(name)
         yield from ((row, Part("reduction", name, reduction.__module__)) for row in reduction.paper)
     for family, rows in _families():
-        yield from ((row, Part("architecture", family, _module(family))) for row in rows)
+        yield from ((row, Part("architecture", family, module_of(family).__name__)) for row in rows)
     for op in dispatch.OPS.values():
         for found in op.implementations:
             kind = "kernel" if found.platforms else "devices" if found.considered is sequence.is_split else "op"
@@ -166,10 +166,6 @@ def _families() -> list[tuple[str, tuple[int, ...]]]:
     for name in zoo.list_models():
         found.setdefault(variant(name).family, {}).update(dict.fromkeys(variant(name).paper))
     return [(family, tuple(rows)) for family, rows in sorted(found.items())]
-
-
-def _module(family: str) -> str:
-    return f"zoo.{'vision' if (HOME / 'zoo' / 'vision' / f'{family}.py').exists() else 'language'}.{family}"
 
 
 @functools.cache

@@ -76,12 +76,12 @@ class FeedForwardMixing(Mixer):
     ):
         """Args:
           max_length: L, the most tokens.
-          hidden: hidden features; None: max_length * features / 256 (XS).
+          hidden: hidden features; None: as many as features.
 
         Raises:
           ValueError: a size below 1.
         """
-        hidden = max(max_length * features // 256, 1) if hidden is None else hidden
+        hidden = features if hidden is None else hidden
         if max_length < 1 or hidden < 1:
             raise ValueError(f"max_length and hidden are at least 1, got {max_length} and {hidden}")
         options: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
