@@ -98,11 +98,15 @@ def _rows(block: Any) -> tuple[Row, ...]:
         parts = dict(_children(block))
         if not any(isinstance(part, Block) for part in parts.values()):
             return (Row(((_box(block, "mixer"),),), residual=False),)
-        return tuple(
-            row
-            for name, part in parts.items()
-            for row in (_rows(part) if isinstance(part, Block) else (Row(((_box(part, "", name),),), residual=False),))
-        )
+        rows = []
+        for name, part in parts.items():
+            if isinstance(part, Block):
+                rows += _rows(part)
+            elif isinstance(part, nnx.Variable):
+                rows.append(Row(((Box(f"{name} {_sides(part.shape)}"),),), residual=False))
+            else:
+                rows.append(Row(((_box(part, "", name),),), residual=False))
+        return tuple(rows)
     rows = []
     for (name, *more), order in block.branches:
         modules = tuple(_box(getattr(block, part), "mixer" if part == "mixer" else "", part) for part in (name, *more))

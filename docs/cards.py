@@ -87,6 +87,8 @@ def _linked(about: str) -> str:
 def _input(entry: Variant) -> str:
     """What a model takes, and how images are prepared."""
     config: Any = entry.config
+    if not hasattr(config, "image_size") and not hasattr(config, "vocab_size"):
+        return f"numbers (batch, length, {config.in_features}) of `{entry.name}`"
     if not hasattr(config, "image_size"):
         return f"tokens (batch, length), of {config.vocab_size} of `{entry.name}`"
     prepare = zoo.preprocess(entry.name)
