@@ -53,7 +53,7 @@ class NormalizedAttention(SummedAttention):
         self.gain, self.shift = (parameter(constant(value), (self.num_heads,), options) for value in (1.0, shift))
 
     def sum_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of [k, 1] [k, 1]^T, and of [k, 1] v^T; and the key that is taken from all."""
+        """Of u u^T, and of u v^T, u being k and a 1; and the key that is taken from all."""
         heads, width = self.num_heads, self.head_dim
         return {"keys": (heads, width + 1, width + 1), "values": (heads, width + 1, width), "first": (heads, width)}
 
