@@ -23,8 +23,8 @@ def by_equations(mixer: RWKV6, x: jax.Array) -> jax.Array:
     def low_rank(layer: nnx.Module, x: jax.Array) -> jax.Array:
         return affine(layer.up, jnp.tanh(affine(layer.down, x)))
 
-    before, state, rows = jnp.zeros(FEATURES), jnp.zeros((HEADS, FEATURES // HEADS, FEATURES // HEADS)), []
-    for token in x:
+    def step(carry: tuple[jax.Array, jax.Array], token: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        before, state = carry
         d = before - token
         mixed = token + d * mixer.shift[...]
         shares = (getattr(mixer, f"{name}_shift") for name in ("query", "key", "value", "gate", "decay"))
@@ -35,11 +35,13 @@ def by_equations(mixer: RWKV6, x: jax.Array) -> jax.Array:
         w = jnp.exp(-jnp.exp(low_rank(mixer.decay, xw))).reshape(HEADS, -1)
         written = k[:, :, None] * v[:, None]
         y = jnp.einsum("hk,hkv->hv", r, state + mixer.bonus[...][..., None] * written)
-        state, before = w[..., None] * state + written, token
+        state = w[..., None] * state + written
         y = (y - y.mean(1, keepdims=True)) / jnp.sqrt(y.var(1, keepdims=True) + 64e-5)
         y = y.reshape(-1) * mixer.norm[...] + mixer.norm_bias[...]
-        rows.append(affine(mixer.out, y * jax.nn.silu(affine(mixer.gate, xg))))
-    return jnp.stack(rows)
+        return (token, state), affine(mixer.out, y * jax.nn.silu(affine(mixer.gate, xg)))
+
+    empty = jnp.zeros(FEATURES), jnp.zeros((HEADS, FEATURES // HEADS, FEATURES // HEADS))
+    return jax.lax.scan(step, empty, x)[1]
 
 
 @pytest.mark.parametrize("length", [1, pytest.param(67, marks=pytest.mark.full)])
