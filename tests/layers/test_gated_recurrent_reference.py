@@ -57,7 +57,10 @@ def test_against_pytorch(make: type[GatedRecurrent], record_property: Any) -> No
     differences["state"] = max(
         relative(after.memory[:, i], a[0].detach().numpy()) for i, a in enumerate((hidden, *cell))
     )
-    about = {"architecture": f"{make.__name__} (layer)", "reference": f"torch {torch.__version__.partition('+')[0]}"}
+    about = {
+        "architecture": f"{make.__name__.lower()} (layer)",
+        "reference": f"torch {torch.__version__.partition('+')[0]}",
+    }
     record_property(
         "parity", {**about, "kind": "live", "mapped": len(weights), "difference": max(differences.values())}
     )
