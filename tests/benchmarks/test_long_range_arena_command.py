@@ -1,4 +1,4 @@
-"""Long Range Arena's command: rows are kept, one mixer that fails does not stop the rest, and the page tells it."""
+"""Long Range Arena's command: rows are kept, one mixer that fails does not stop the rest, and the page says so."""
 
 from __future__ import annotations
 

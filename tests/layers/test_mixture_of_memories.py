@@ -33,13 +33,16 @@ def one_memory(mixer: MixtureOfMemories, x: jax.Array, layers: list[Any]) -> jax
     q, k = (a / jnp.sqrt(jnp.sum(a * a, axis=-1, keepdims=True) + 1e-6) for a in (q, k))
     beta = jax.nn.sigmoid(x @ layers[2].kernel[...])
     decay = jnp.exp(-jnp.exp(mixer.A_log[...]) * jax.nn.softplus(x @ layers[3].kernel[...] + mixer.dt_bias[...]))
-    state, rows = jnp.zeros((HEADS, FEATURES // HEADS, FEATURES // HEADS)), []
-    for t in range(len(x)):
-        state = decay[t][:, None, None] * state
-        found = jnp.einsum("hk,hkv->hv", k[t], state)
-        state = state + jnp.einsum("hk,hv->hkv", k[t], beta[t][:, None] * (v[t] - found))
-        rows.append(jnp.einsum("hk,hkv->hv", q[t], state) / (FEATURES // HEADS) ** 0.5)
-    return jnp.stack(rows)
+
+    def step(state: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        q, k, v, beta, decay = token
+        state = decay[:, None, None] * state
+        found = jnp.einsum("hk,hkv->hv", k, state)
+        state = state + jnp.einsum("hk,hv->hkv", k, beta[:, None] * (v - found))
+        return state, jnp.einsum("hk,hkv->hv", q, state) / (FEATURES // HEADS) ** 0.5
+
+    empty = jnp.zeros((HEADS, FEATURES // HEADS, FEATURES // HEADS))
+    return jax.lax.scan(step, empty, (q, k, v, beta, decay))[1]
 
 
 def by_definition(mixer: MixtureOfMemories, x: jax.Array, chosen: np.ndarray) -> jax.Array:

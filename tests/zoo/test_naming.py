@@ -1,4 +1,4 @@
-"""Names of released parameters: every operation has an inverse, and what does not fit is told."""
+"""Names of released parameters: every operation has an inverse, and what does not fit is refused."""
 
 from __future__ import annotations
 
