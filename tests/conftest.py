@@ -7,11 +7,14 @@ import gc
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from pallas_kernels import hopper
@@ -92,6 +95,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
     items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@functools.cache
+def drawn_from() -> list[tuple[np.random.Generator, dict[str, Any]]]:
+    """The generators of all test modules, each with the state that the imports left it in."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("tests.")]
+    found = {id(a): a for module in modules for a in vars(module).values() if isinstance(a, np.random.Generator)}
+    return [(generator, dict(generator.bit_generator.state)) for generator in found.values()]
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures, which draw too
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test draws the same numbers, whichever ran before it in its process."""
+    for generator, state in drawn_from():
+        generator.bit_generator.state = state
 
 
 @pytest.fixture(scope="session")
