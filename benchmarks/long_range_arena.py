@@ -25,61 +25,42 @@ docs.long_range_arena`` writes the page.
 from __future__ import annotations
 
 import argparse
-import functools
-import os
-import pathlib
-import platform
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-HOME = pathlib.Path(__file__).resolve().parents[1]
-PICTURES = HOME / "docs" / "pictures"
+from benchmarks import rows as shared
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 QUICK: Mapping[str, Any] = {
     "mixers": ("attention", "linear_attention", "nystrom_attention", "fourier_mixing"),
     "steps": {"listops": 60, "pixels": 60, "pathfinder": 40},
-    "seeds": (0,),
 }
 DEFAULT = (
     "attention", "linear_attention", "nystrom_attention", "fourier_mixing", "s4d", "mamba2", "gated_delta_net", "hgrn2",
 )  # fmt: skip
 """Mixers that are compared where none are named."""
-Row = dict[str, Any]
 
 
 def work() -> None:
     """The process that makes rows."""
-    import jax
-
-    from benchmarks.worker import serve
     from training import comparison
-    from zoo.commands import keep_compiled
 
-    keep_compiled()
-
-    def do(job: dict[str, Any]) -> Row:
+    def do(job: shared.Job) -> shared.Row:
         row = comparison.run(job)
         return {**row, "steps_per_second": round(1 / row["step_seconds"], 3)} if "step_seconds" in row else row
 
-    serve(do, jax.devices()[0].device_kind)
+    shared.serve(do)
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = shared.parser(__doc__, "the small protocol in five minutes on two cores", float("inf"))
     parser.add_argument("--task", help="parts, separated by commas; default all that need no data of the user's")
     parser.add_argument("--mixers", help=f"separated by commas; default {','.join(DEFAULT)}")
     parser.add_argument("--protocol", choices=("small", "paper"), default="small")
-    parser.add_argument("--quick", action="store_true", help="the small protocol in five minutes on two cores")
-    parser.add_argument("--seeds", help="default 0,1,2, of the quick form 0")
     parser.add_argument("--steps", type=int, help="of every run; default those of the part")
     parser.add_argument("--path", help="a folder of data, for one part of the paper's")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no row is begun")
-    parser.add_argument("--row_seconds", type=float, default=float("inf"), help="after which a row counts as too long")
-    parser.add_argument("--again", action="store_true", help="also rows that are there already")
-    parser.add_argument("--output", type=pathlib.Path, help="folder for all files; see above where they go without")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -116,9 +97,8 @@ def wanted(given: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError("--path=DIR is for one part of --protocol=paper, named with --task=")
     mixers = given.mixers.split(",") if given.mixers else QUICK["mixers"] if given.quick else DEFAULT
     comparison.check(mixers)
-    seeds = comparison.numbers(given.seeds, "seeds") if given.seeds else QUICK["seeds"] if given.quick else (0, 1, 2)
     jobs = []
-    for seed in seeds:
+    for seed in shared.seeds(given):
         for task in tasks:
             steps = given.steps or (QUICK["steps"][task] if given.quick else None)
             jobs += comparison.jobs(mixers, [parts[task]], [seed], steps)
@@ -131,67 +111,30 @@ def measure(given: argparse.Namespace) -> None:
     Raises:
       ValueError: an unknown name, near ones given, or rows that there was no time for.
     """
-    import jax
-
-    from benchmarks.worker import Worker
     from training import comparison
-    from training.standings import Results, table
 
-    jobs = wanted(given)
-    device = jax.devices()[0]
-    folder = given.output or HOME / "benchmarks" / "results" / jax.default_backend()
-    name = name_of(given)
-    about = {
-        "protocol": given.protocol, "quick": given.quick, "rows_asked_for": len(jobs), "device": device.device_kind,
-        "cores": os.cpu_count(), "python": platform.python_version(), "jax": jax.__version__,
-    }  # fmt: skip
-    results = Results(folder / f"{name}.json", about, fresh=given.again)
-    worker = Worker(["benchmarks.long_range_arena", "--work"])
-
-    def do(job: dict[str, Any]) -> Row:
+    def do(job: shared.Job, worker: Any, results: Any) -> shared.Row:
         try:
-            row = worker.run(job, min(given.row_seconds, 1e9))
+            return worker.run(job, min(given.row_seconds, 1e9))
         finally:
             worker.end()  # the peak of a process is that of all its rows
-        late = row.get("fault") == "no answer in time"
-        return {"fault": f"not done after {given.row_seconds:.0f} s"} if late else row
 
-    say = (lambda _: None) if given.quiet else functools.partial(print, file=sys.stderr, flush=True)
-    rows = results.make(jobs, do, say, time.monotonic() + 60 * given.minutes)
-    files = [results.path, results.write_csv(), *draw(results.rows, given.output or PICTURES, name)]
-    say(f"written: {', '.join(map(str, files))}")
-    for task in dict.fromkeys(row["job"]["task"] for row in rows):
-        print(f"{task}: {comparison.problem(task).about}\n{table(rows, task)}\n")
-    if len(rows) < len(jobs):
-        raise ValueError(f"{len(jobs) - len(rows)} of {len(jobs)} rows were not begun: the same command goes on")
+    shared.make(
+        given, "benchmarks.long_range_arena", name_of(given), wanted(given), {"protocol": given.protocol}, do, draw,
+        lambda task: f"{task}: {comparison.problem(task).about}",
+    )  # fmt: skip
 
 
-def draw(rows: Sequence[Row], folder: pathlib.Path, name: str) -> list[pathlib.Path]:
-    """Writes the picture: a panel for each part, and accuracy over its standing."""
-    from matplotlib import rc_context
-
+def draw(rows: Sequence[shared.Row]) -> dict[str, Figure]:
+    """The picture: a panel for each part, and accuracy over its standing."""
     from training import standings
 
-    tasks = list(dict.fromkeys(row["job"]["task"] for row in rows))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.svg"
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "long_range_arena"}):
-        standings.draw(rows, tasks).savefig(path, metadata={"Date": None})
-    return [path]
+    return {"": standings.draw(rows, list(dict.fromkeys(row["job"]["task"] for row in rows)))}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command: it ends with 0 where every row is there, whatever it says, and else with 1 and a message."""
-    given = _arguments().parse_args(arguments)
-    if given.work:
-        work()
-        return
-    try:
-        measure(given)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the rows that were done are kept, and the same command goes on")
+    """Runs the command."""
+    shared.run(_arguments().parse_args(arguments), work, measure)
 
 
 if __name__ == "__main__":

@@ -21,23 +21,18 @@ docs/pictures/mixers_learning.svg and mixers_cost.svg (of the quick form, mixers
 from __future__ import annotations
 
 import argparse
-import functools
-import os
-import pathlib
-import platform
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import rows as shared
 from benchmarks.counted import FEATURES, HEADS, LENGTHS, layer
 from benchmarks.curves import against_length
+from benchmarks.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HOME = pathlib.Path(__file__).resolve().parents[1]
-PICTURES = HOME / "docs" / "pictures"
 WAYS = ("forward", "training")
 ROUNDS, ENOUGH = 5, 3.0
 """Runs of a program, and the seconds after which there are no more."""
@@ -47,10 +42,8 @@ QUICK: Mapping[str, Any] = {
         "focal_modulation",
     ),
     "steps": {"digits": 150, "recall": 400},
-    "seeds": (0,),
     "lengths": (256, 4096),
 }  # fmt: skip
-Row = dict[str, Any]
 
 
 def program(mixer: Any, way: str) -> tuple[Any, tuple[Any, ...]]:
@@ -109,19 +102,13 @@ def cost(job: Mapping[str, Any], most_bytes: int) -> Row:
     return {**row, "milliseconds": round(min(times[1:]), 3)}
 
 
-def work(most_bytes: int) -> None:
+def work() -> None:
     """The process that makes rows."""
-    import jax
-
-    from benchmarks.worker import serve
     from training import comparison
-    from zoo.commands import keep_compiled
+    from training.memory import available
 
-    keep_compiled()
-    serve(
-        lambda job: comparison.run(job) if "task" in job else cost(job, most_bytes),
-        jax.devices()[0].device_kind,
-    )
+    most_bytes = available() // 2
+    shared.serve(lambda job: comparison.run(job) if "task" in job else cost(job, most_bytes))
 
 
 def cost_jobs(names: Sequence[str], lengths: Sequence[int]) -> list[dict[str, Any]]:
@@ -157,18 +144,10 @@ def draw_costs(rows: Sequence[Row]) -> Figure:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="five minutes on two cores")
+    parser = shared.parser(__doc__, "five minutes on two cores", 300.0)
     parser.add_argument("--only", help="mixers, separated by commas; default all, of the quick form eight")
     parser.add_argument("--tasks", help="separated by commas, or none; default all, of the quick form two")
-    parser.add_argument("--seeds", help="default 0,1,2, of the quick form 0")
     parser.add_argument("--lengths", help=f"or none; default {','.join(map(str, LENGTHS))}, of the quick form two")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no row is begun")
-    parser.add_argument("--row_seconds", type=float, default=300.0, help="after which a row counts as too long")
-    parser.add_argument("--again", action="store_true", help="also rows that are there already")
-    parser.add_argument("--output", type=pathlib.Path, help="folder for all files; see above where they go without")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -185,11 +164,10 @@ def _wanted(given: argparse.Namespace) -> list[dict[str, Any]]:
     comparison.check(names)
     for task in tasks:
         problems.problem(task)
-    seeds = comparison.numbers(given.seeds, "seeds") if given.seeds else QUICK["seeds"] if given.quick else (0, 1, 2)
     asked = ",".join(listed(given.lengths, QUICK["lengths"] if given.quick else LENGTHS))
     lengths = comparison.numbers(asked, "lengths") if asked else []
     jobs = cost_jobs(names, lengths)
-    for seed in seeds:
+    for seed in shared.seeds(given):
         for task in tasks:
             jobs += comparison.jobs(names, [task], [seed], QUICK["steps"].get(task) if given.quick else None)
     return jobs
@@ -201,77 +179,34 @@ def measure(given: argparse.Namespace) -> None:
     Raises:
       ValueError: an unknown name, near ones given, or rows that there was no time for.
     """
-    import jax
 
-    from benchmarks.worker import Worker
-    from training import standings
-
-    wanted = _wanted(given)
-    device = jax.devices()[0]
-    folder = given.output or HOME / "benchmarks" / "results" / jax.default_backend()
-    about = {
-        "quick": given.quick, "rows_asked_for": len(wanted), "device": device.device_kind, "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__, "features": FEATURES, "heads": HEADS, "row_seconds": given.row_seconds,
-    }  # fmt: skip
-    name = "mixers_quick" if given.quick else "mixers"
-    results = standings.Results(folder / f"{name}.json", about, fresh=given.again)
-    worker = Worker(["benchmarks.mixers", "--work"])
-    too_long = "no answer in time"
-
-    def do(job: dict[str, Any]) -> Row:
+    def do(job: shared.Job, worker: Any, results: Any) -> Row:
         if "length" in job:
             for row in results.rows:
                 shorter = row["job"].get("length", job["length"]) < job["length"]
                 if shorter and {**row["job"], "length": job["length"]} == job and "milliseconds" not in row:
                     return {"fault": f"not tried: {row['job']['length']:,} tokens were too many"}
-        row = worker.run(job, given.row_seconds)
-        return {"fault": f"not done after {given.row_seconds:.0f} s"} if row.get("fault") == too_long else row
+        return worker.run(job, given.row_seconds)
 
-    say = (lambda _: None) if given.quiet else functools.partial(print, file=sys.stderr, flush=True)
-    try:
-        rows = results.make(wanted, do, say, time.monotonic() + 60 * given.minutes)
-    finally:
-        worker.end()
-    files = [results.path, results.write_csv(), *draw(results.rows, given.output or PICTURES, name)]
-    say(f"written: {', '.join(map(str, files))}")
-    for task in dict.fromkeys(row["job"]["task"] for row in rows if "task" in row["job"]):
-        print(f"{task}\n{standings.table(rows, task)}\n")
-    if len(rows) < len(wanted):
-        raise ValueError(f"{len(wanted) - len(rows)} of {len(wanted)} rows were not begun: the same command goes on")
+    about = {"features": FEATURES, "heads": HEADS, "row_seconds": given.row_seconds}
+    name = "mixers_quick" if given.quick else "mixers"
+    shared.make(given, "benchmarks.mixers", name, _wanted(given), about, do, draw)
 
 
-def draw(rows: Sequence[Row], folder: pathlib.Path, name: str) -> list[pathlib.Path]:
-    """Writes the two pictures; those of what no row has are left out."""
-    from matplotlib import rc_context
-
+def draw(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The two pictures; those of what no row has are left out."""
     from training import problems, standings
 
     tasks = [task for task in problems.PROBLEMS if any(row["job"].get("task") == task for row in rows)]
-    figures = {"learning": standings.draw(rows, tasks)} if tasks else {}
+    figures = {"_learning": standings.draw(rows, tasks)} if tasks else {}
     if any("milliseconds" in row for row in rows):
-        figures["cost"] = draw_costs(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mixers"}):
-        for what, figure in figures.items():
-            figure.savefig(folder / f"{name}_{what}.svg", metadata={"Date": None})
-    return [folder / f"{name}_{what}.svg" for what in figures]
+        figures["_cost"] = draw_costs(rows)
+    return figures
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command: it ends with 0 where every row is there, whatever it says, and else with 1 and a message."""
-    given = _arguments().parse_args(arguments)
-    if given.work:
-        from training.memory import available
-
-        work(available() // 2)
-        return
-    try:
-        measure(given)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the rows that were done are kept, and the same command goes on")
+    """Runs the command."""
+    shared.run(_arguments().parse_args(arguments), work, measure)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from benchmarks.long_range_arena import PICTURES
+from benchmarks.rows import PICTURES
 from docs.catalogue import table
 from docs.results import HOME
 from training.logging import number

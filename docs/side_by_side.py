@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from benchmarks.mixers import PICTURES, WAYS
+from benchmarks.mixers import WAYS
+from benchmarks.rows import PICTURES
 from docs.catalogue import table
 from docs.results import HOME
 from training import problems, standings

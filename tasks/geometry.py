@@ -205,7 +205,7 @@ class GeometryExamples:
         fewest, most = self._range
         solve, _, longest = PROBLEMS[self._task.problem]
         size = int(own.integers(fewest, most + 1))
-        points, target = np.zeros((most, 2), np.float32), np.full(longest(most), END, np.int32)
+        points, target = np.zeros((most, 2), np.float32), np.full(longest(most), self._task.end_position, np.int32)
         points[:size] = own.random((size, 2), np.float32)
         answer = [position + 1 for position in solve(points[:size])]
         target[: len(answer)] = answer
@@ -223,13 +223,14 @@ class Geometry:
       test_points: of every example of the test split; None: sizes as in training.
       num_eval: examples of validation, and of test.
       seed: of all examples.
+      end_position: ends an answer, and is what the model's decoder reads first; points are counted from 1.
 
     Raises:
       ValueError: an unknown problem (near ones are named), a number out of range, or tours of too many points.
     """
 
     paper = (80,)
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ("end_position",)
     monitor = "exact"
     higher_is_better = True
     splits = SPLITS
@@ -242,6 +243,8 @@ class Geometry:
         test_points: int | None = None,
         num_eval: int = 512,
         seed: int = 0,
+        *,
+        end_position: int = END,
     ):
         if problem not in PROBLEMS:
             raise ValueError(unknown("problem", problem, PROBLEMS))
@@ -252,7 +255,7 @@ class Geometry:
         if problem == "tsp" and (most := max(points, test_points or 0)) > MOST_CITIES:
             raise ValueError(f"shortest tours are found of at most {MOST_CITIES} points, not {most}: take fewer points")
         self.problem, self.points, self.fewest, self.test_points = problem, points, fewest, test_points
-        self.num_eval, self.seed = num_eval, seed
+        self.num_eval, self.seed, self.end_position = num_eval, seed, end_position
 
     def model_options(self) -> dict[str, Any]:
         """Returns in_features."""
@@ -303,7 +306,7 @@ class Geometry:
         found: dict[str, list[float]] = {}
         names = ("points", "size", "target", "answer")
         for points, size, target, answer in zip(*(rows[name] for name in names), strict=True):
-            given = figures(points[: int(size)], _ended(answer), _ended(target))
+            given = figures(points[: int(size)], self._ended(answer), self._ended(target))
             for name, value in given.items():
                 found.setdefault(name, []).append(value)
         return {name: float(np.mean(values)) for name, values in found.items()}
@@ -319,7 +322,7 @@ class Geometry:
     def _forced(self, model: Model, batch: Batch, weight: jax.Array) -> Metrics:
         target = batch["target"]
         real = jnp.arange(target.shape[1]) < batch["target_size"][:, None]
-        read = jnp.concatenate([jnp.full_like(target[:, :1], END), target[:, :-1]], 1)
+        read = jnp.concatenate([jnp.full_like(target[:, :1], self.end_position), target[:, :-1]], 1)
         logits = model(batch["points"], read, self._real(batch), real).astype(jnp.float32)
         losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
         counted = real * weight[:, None]
@@ -330,8 +333,7 @@ class Geometry:
             "accuracy": (jnp.sum(right * counted), count),
         }
 
-
-def _ended(row: np.ndarray) -> list[int] | None:
-    """The positions before the end; None where there is no end, or nothing before it."""
-    listed = row.tolist()
-    return listed[: listed.index(END)] or None if END in listed else None
+    def _ended(self, row: np.ndarray) -> list[int] | None:
+        """The positions before the end; None where there is no end, or nothing before it."""
+        listed = row.tolist()
+        return listed[: listed.index(self.end_position)] or None if self.end_position in listed else None

@@ -27,6 +27,7 @@ NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
     "start_token": lambda config, kept: start_token(config.model),
     "source_start": lambda config, kept: getattr(zoo.variant(config.model).config, "source_start", None),
     "write": lambda config, kept: written,
+    "end_position": lambda config, kept: end_position(config.model),
 }
 """What a task may name in ``needs``, and how it is had from the config and the run's record, which is empty for a new
 run.
@@ -42,6 +43,20 @@ def start_token(model: str) -> int:
     found = getattr(zoo.variant(model).config, "start_token", None)
     if found is None:
         raise ValueError(f"{model} reads no source: pairs of sources and targets are for encoder-decoders, as t5_nano")
+    return int(found)
+
+
+def end_position(model: str) -> int:
+    """The position that ends what a model points at.
+
+    Raises:
+      ValueError: the model does not point at its input.
+    """
+    found = getattr(zoo.variant(model).build, "end_position", None)
+    if found is None:
+        raise ValueError(
+            f"{model} does not point at its input: points are for pointer networks, as pointer_network_nano"
+        )
     return int(found)
 
 

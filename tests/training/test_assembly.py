@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import longnet
+from configs import longnet, pointer_network
 from training import assembly
 
 
@@ -29,4 +29,12 @@ def test_packed_documents_begin_where_the_models_chunks_do(tmp_path: Path) -> No
     assert not np.any(begins % 4)
     config.task.sequence_length = 62
     with pytest.raises(ValueError, match="begin at multiples of 4 tokens for this model"):
+        assembly.build(config)
+
+
+@pytest.mark.parametrize("model", ["bert_tiny", "transformer_nano", "vit_tiny_patch16_224"])
+def test_geometry_is_for_models_that_point(model: str) -> None:
+    config = pointer_network.get_config()
+    config.model = model
+    with pytest.raises(ValueError, match=rf"{model} does not point at its input: .* as pointer_network_nano"):
         assembly.build(config)

@@ -24,7 +24,7 @@ from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh, unchanged
 from layers.norm import create_norm
 from layers.tokens import Tokens, continued
 from primitives.exponential import silu
-from zoo.backbones.model import Model, mixers
+from zoo.backbones.model import Model, last_of_quarters, mixers
 from zoo.registry import ModelConfig
 
 Mlp = Literal["swiglu", "geglu_tanh", "glu", "gelu", "gelu_tanh", "relu"]
@@ -199,8 +199,7 @@ class Causal(Model):
         """Outputs (batch, length, features) of some blocks, by default the last of each quarter, with ``norm`` after
         the final one.
         """
-        depth = len(self.blocks)
-        indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
+        indices = last_of_quarters(len(self.blocks)) if indices is None else indices
         x, known = self._enter(tokens, Tokens(mask))
         beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
         found = self.blocks(x, known, capture=indices, **beside)[1]

@@ -30,6 +30,7 @@ from layers.norm import create_norm, unit
 from layers.position import sinusoids
 from layers.tokens import Tokens
 from zoo.backbones.classifier import Classifier, MLPHead
+from zoo.backbones.model import last_of_quarters
 from zoo.backbones.pooling import Pool, create_pool
 from zoo.registry import ModelConfig
 
@@ -298,12 +299,20 @@ class Encoder(Classifier):
         segment_ids: jax.Array | None = None,
     ) -> jax.Array:
         """A vector for each token: (batch, length, features)."""
-        known = self.known(tokens, Tokens(mask, segment_ids=segment_ids, roles=roles))
-        return self._normed(self.blocks(self._embed_real(tokens, known, types), known)[0])
+        x, known = self._entered(tokens, Tokens(mask, segment_ids=segment_ids, roles=roles), types)
+        return self.leave(self._normed(self.blocks(x, known)[0]))
 
     def known(self, tokens: jax.Array, given: Tokens) -> Tokens:
         """What is handed to the blocks: what the caller gave, and what the architecture adds."""
         return given
+
+    def enter(self, x: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
+        """What the first block gets, for the embeddings (batch, length, features) and what is known of them."""
+        return x, known
+
+    def leave(self, x: jax.Array) -> jax.Array:
+        """The vectors of the tokens, for what a block gave: undoes :meth:`enter`."""
+        return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head over the vocabulary: (..., features) to (..., vocab_size). A large vocabulary need not be applied to
@@ -348,11 +357,10 @@ class Encoder(Classifier):
     ) -> list[jax.Array]:
         """Outputs (batch, length, features) of some blocks, by default the last of each quarter, with ``norm`` after
         the final one where there is one."""
-        depth = len(self.blocks)
-        indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
-        known = self.known(tokens, Tokens(mask, roles=roles))
-        found = self.blocks(self._embed_real(tokens, known, types), known, capture=indices)[1]
-        return [self._normed(x) for x in found] if norm else found
+        indices = last_of_quarters(len(self.blocks)) if indices is None else indices
+        x, known = self._entered(tokens, Tokens(mask, roles=roles), types)
+        found = self.blocks(x, known, capture=indices)[1]
+        return [self.leave(self._normed(x) if norm else x) for x in found]
 
     def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
         """Replaces the head by a fresh one for ``num_classes``; 0 removes it. The output is then the pooled one."""
@@ -387,11 +395,11 @@ class Encoder(Classifier):
         x = x if self.dropout is None else self.dropout(x)
         return x if self.projection is None else self.projection(x)
 
-    def _embed_real(self, tokens: jax.Array, known: Tokens, types: jax.Array | None) -> jax.Array:
-        """:meth:`embed`, with what words already looked up hold in padding made finite."""
-        return self.embed(
-            tokens if tokens.ndim == 2 else finite_padding(tokens, known.mask), types, segment_ids=known.segment_ids
-        )
+    def _entered(self, tokens: jax.Array, given: Tokens, types: jax.Array | None) -> tuple[jax.Array, Tokens]:
+        """What the blocks get, with what words already looked up hold in padding made finite."""
+        known = self.known(tokens, given)
+        words = tokens if tokens.ndim == 2 else finite_padding(tokens, known.mask)
+        return self.enter(self.embed(words, types, segment_ids=known.segment_ids), known)
 
     def _normed(self, x: jax.Array) -> jax.Array:
         return x if self.norm is None else self.norm(x)

@@ -31,7 +31,7 @@ from layers.norm import create_norm
 from layers.stack import Stack
 from layers.tokens import Tokens, continued
 from zoo.backbones.causal import Mlp, make_mlp
-from zoo.backbones.model import Model
+from zoo.backbones.model import Model, last_of_quarters
 from zoo.registry import ModelConfig
 
 ENCODER, DECODER = 0, 1
@@ -293,8 +293,7 @@ class EncoderDecoder(Model):
         """Outputs (batch, target_length, features) of some blocks of the decoder, by default the last of each quarter,
         with ``norm`` after the final one where there is one.
         """
-        depth = len(self.decoder.blocks)
-        indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
+        indices = last_of_quarters(len(self.decoder.blocks)) if indices is None else indices
         context = self.encode(source, source_mask)
         known = Tokens(target_mask, context=context, context_mask=source_mask)
         x = self.decoder.enter(self.words(target), known.places(target.shape[1]))

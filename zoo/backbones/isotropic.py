@@ -34,7 +34,7 @@ from layers.stack import Passed, Stack
 from layers.tokens import Tokens
 from primitives.exponential import gated, silu
 from zoo.backbones.classifier import Classifier, check_images, make_head
-from zoo.backbones.model import choose, mixers
+from zoo.backbones.model import choose, last_of_quarters, mixers
 from zoo.backbones.pooling import AttentionPool
 from zoo.registry import ModelConfig
 
@@ -391,8 +391,7 @@ class Isotropic(Classifier):
           a reduction left no grid, the map is a pair: tokens (batch, length, features), and the row and column on the
           last grid of each, (batch or 1, length, 2).
         """
-        depth = len(self.blocks)
-        indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
+        indices = last_of_quarters(len(self.blocks)) if indices is None else indices
         maps: list[tuple[Any, jax.Array]] = []
         for x, tokens in self._run(images, capture=indices)[1]:
             patches: Any

@@ -190,6 +190,11 @@ def input_count(model: nnx.Module) -> int:
     return len(model.inputs) if isinstance(model, Model) else 1
 
 
+def last_of_quarters(depth: int) -> list[int]:
+    """The last block of each quarter of ``depth`` blocks: those whose outputs ``features`` gives by default."""
+    return [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)]
+
+
 def choose(
     pattern: Sequence[MixerSpec] | Mapping[Any, MixerSpec], stage: int, index: int, depth: int
 ) -> MixerSpec | None:

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from zoo.backbones.encoder import Encoder, EncoderConfig
-from zoo.naming import Naming, Tie
+from zoo.language.bert import names
+from zoo.naming import Naming
 from zoo.registry import Release, one_of, register_family
 
 
@@ -40,30 +41,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def _names(prefix: str) -> Naming:
     """The names of the library transformers: ``prefix`` comes before all but the heads'."""
-    theirs, ours = f"{prefix}encoder.albert_layer_groups.0.albert_layers.0", "blocks.0"
-    return Naming(
-        [
-            ((f"{prefix}embeddings.word_embeddings", "predictions.decoder"), "embedding", Tie(written=False)),
-            (f"{prefix}embeddings.position_embeddings.weight", "position"),
-            (f"{prefix}embeddings.token_type_embeddings", "types"),
-            (f"{prefix}embeddings.LayerNorm", "embedding_norm"),
-            (f"{prefix}encoder.embedding_hidden_mapping_in", "projection"),
-            *((f"{theirs}.attention.{part}", f"{ours}.mixer.{part}") for part in ("query", "key", "value")),
-            (f"{theirs}.attention.dense", f"{ours}.mixer.out"),
-            (f"{theirs}.attention.LayerNorm", f"{ours}.mixer_norm"),
-            (f"{theirs}.ffn", f"{ours}.channel.up"),
-            (f"{theirs}.ffn_output", f"{ours}.channel.down"),
-            (f"{theirs}.full_layer_layer_norm", f"{ours}.channel_norm"),
-            (f"{prefix}pooler", "pooler"),
-            ("predictions.dense", "masked_lm.transform"),
-            ("predictions.LayerNorm", "masked_lm.norm"),
-            (("predictions.bias", "predictions.decoder.bias"), "masked_lm.bias", Tie(written=False)),
-            ("sop_classifier.classifier", "next_sentence"),
-            ("classifier", "head"),
-        ],
-        prefix=prefix,
-        ignore=(f"{prefix}embeddings.position_ids",),
-    )
+    block = {
+        **{f"mixer.{part}": f"attention.{part}" for part in ("query", "key", "value")},
+        "mixer.out": "attention.dense",
+        "mixer_norm": "attention.LayerNorm",
+        "channel.up": "ffn",
+        "channel.down": "ffn_output",
+        "channel_norm": "full_layer_layer_norm",
+    }
+    heads = {
+        "decoder": "predictions.decoder",
+        "masked_lm.transform": "predictions.dense",
+        "masked_lm.norm": "predictions.LayerNorm",
+        "masked_lm.bias": "predictions.bias",
+        "next_sentence": "sop_classifier.classifier",
+    }
+    body = {"projection": "encoder.embedding_hidden_mapping_in", "pooler": "pooler"}
+    place = ("encoder.albert_layer_groups.0.albert_layers.0", "blocks.0")
+    return names(prefix, body=body, block=block, heads=heads, at=place)
 
 
 RULES: dict[str, Naming] = {"transformers": _names("albert."), "bare": _names("")}

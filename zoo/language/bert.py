@@ -38,57 +38,77 @@ SENTENCE_VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _norm(theirs: str, ours: str, leaves: tuple[str, str]) -> list[tuple[Any, ...]]:
-    return [
-        (f"{theirs}.LayerNorm.{leaf}", f"{ours}.{own}") for leaf, own in zip(leaves, ("scale", "bias"), strict=True)
-    ]
+BODY: Mapping[str, str] = {
+    "embedding": "embeddings.word_embeddings",
+    "position": "embeddings.position_embeddings.weight",
+    "types": "embeddings.token_type_embeddings",
+    "embedding_norm": "embeddings.LayerNorm",
+    "pooler": "pooler.dense",
+}
+BLOCK: Mapping[str, str] = {
+    **{f"mixer.{part}": f"attention.self.{part}" for part in ("query", "key", "value")},
+    "mixer.out": "attention.output.dense",
+    "mixer_norm": "attention.output.LayerNorm",
+    "channel.up": "intermediate.dense",
+    "channel.down": "output.dense",
+    "channel_norm": "output.LayerNorm",
+}
+HEADS: Mapping[str, str] = {
+    "decoder": "cls.predictions.decoder",
+    "masked_lm.transform": "cls.predictions.transform.dense",
+    "masked_lm.norm": "cls.predictions.transform.LayerNorm",
+    "masked_lm.bias": "cls.predictions.bias",
+    "next_sentence": "cls.seq_relationship",
+    "head": "classifier",
+}
+"""Our names of the parts of BERT, and those of the library transformers, which other encoders keep but for a few."""
+
+Differences = Mapping[str, str | None]
+"""Our names and theirs where they are not BERT's; None for what a model has not."""
 
 
 def names(
     prefix: str,
-    leaves: tuple[str, str] = ("weight", "bias"),
     *,
-    pooler: str | None = None,
-    head: str = "classifier",
+    body: Differences | None = None,
+    block: Differences | None = None,
+    heads: Differences | None = None,
+    at: tuple[str, str] = ("encoder.layer.{i}", "blocks.{i}"),
+    leaves: tuple[str, str] | None = None,
 ) -> Naming:
     """The names of the library transformers.
 
     Args:
       prefix: comes before all names but the heads'.
-      leaves: of a norm.
-      pooler, head: of the linear layer after the first token, by default with the prefix, and of that of classes.
+      body, block, heads: what differs from :data:`BODY`, :data:`BLOCK` and :data:`HEADS`.
+      at: where a block is, for them and for us.
+      leaves: of a norm, where they are not "weight" and "bias".
     """
-    block, ours = f"{prefix}encoder.layer.{{i}}", "blocks.{i}"
-    return Naming(
-        [
-            # safetensors hold no array twice; PyTorch's own files do.
-            ((f"{prefix}embeddings.word_embeddings", "cls.predictions.decoder"), "embedding", Tie(written=False)),
-            (f"{prefix}embeddings.position_embeddings.weight", "position"),
-            (f"{prefix}embeddings.token_type_embeddings", "types"),
-            *_norm(f"{prefix}embeddings", "embedding_norm", leaves),
-            *[(f"{block}.attention.self.{part}", f"{ours}.mixer.{part}") for part in ("query", "key", "value")],
-            (f"{block}.attention.output.dense", f"{ours}.mixer.out"),
-            *_norm(f"{block}.attention.output", f"{ours}.mixer_norm", leaves),
-            (f"{block}.intermediate.dense", f"{ours}.channel.up"),
-            (f"{block}.output.dense", f"{ours}.channel.down"),
-            *_norm(f"{block}.output", f"{ours}.channel_norm", leaves),
-            (pooler or f"{prefix}pooler.dense", "pooler"),
-            ("cls.predictions.transform.dense", "masked_lm.transform"),
-            *_norm("cls.predictions.transform", "masked_lm.norm", leaves),
-            (("cls.predictions.bias", "cls.predictions.decoder.bias"), "masked_lm.bias", Tie(written=False)),
-            ("cls.seq_relationship", "next_sentence"),
-            (head, "head"),
-        ],
-        prefix=prefix,
-        ignore=(f"{prefix}embeddings.position_ids",),
-    )
+    theirs: dict[str, str | None] = {
+        **{ours: name and f"{prefix}{name}" for ours, name in {**BODY, **(body or {})}.items()},
+        **{f"{at[1]}.{ours}": name and f"{prefix}{at[0]}.{name}" for ours, name in {**BLOCK, **(block or {})}.items()},
+        **HEADS,
+        **(heads or {}),
+    }
+    decoder = theirs.pop("decoder")
+    # safetensors hold no array twice; PyTorch's own files do.
+    again = {"embedding": decoder, "masked_lm.bias": f"{decoder}.bias"}
+    rules: list[tuple[Any, ...]] = []
+    for ours, name in theirs.items():
+        if ours in again:
+            rules.append(((name, again[ours]), ours, Tie(written=False)))
+        elif leaves is not None and ours.endswith("norm"):
+            rules += [(f"{name}.{leaf}", f"{ours}.{own}") for leaf, own in zip(leaves, ("scale", "bias"), strict=True)]
+        elif name is not None:
+            rules.append((name, ours))
+    return Naming(rules, prefix=prefix, ignore=(f"{prefix}embeddings.position_ids",))
 
 
 # The last are those of the first files, bert-base-uncased and bert-large-uncased.
 RULES: dict[str, Naming] = {
     "transformers": names("bert."),
     "bare": names(""),
-    "original": names("bert.", ("gamma", "beta")),
+    "original": names("bert.", leaves=("gamma", "beta")),
 }
 SENTENCE_RULES: dict[str, Naming] = {"bare": RULES["bare"], "transformers": RULES["transformers"]}
 

@@ -65,7 +65,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bigbird_roberta_large": {"features": 1024, "depth": 24, "num_heads": 16},
 }
 
-RULES: dict[str, Naming] = {"transformers": names("bert.", pooler="bert.pooler"), "bare": names("", pooler="pooler")}
+RULES: dict[str, Naming] = {
+    kind: names(prefix, body={"pooler": "pooler"}) for kind, prefix in (("transformers", "bert."), ("bare", ""))
+}
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:

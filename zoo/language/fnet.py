@@ -22,7 +22,8 @@ from flax import nnx
 
 from layers.mixer import MixerSpec, Place
 from zoo.backbones.encoder import Encoder, EncoderConfig
-from zoo.naming import Naming, Tie
+from zoo.language.bert import names
+from zoo.naming import Naming
 from zoo.registry import Release, one_of, register_family
 
 
@@ -63,29 +64,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def _names(prefix: str) -> Naming:
     """The names of the library transformers: ``prefix`` comes before all but the heads'."""
-    block, ours = f"{prefix}encoder.layer.{{i}}", "blocks.{i}"
-    return Naming(
-        [
-            # safetensors hold no array twice; PyTorch's own files do.
-            ((f"{prefix}embeddings.word_embeddings", "cls.predictions.decoder"), "embedding", Tie(written=False)),
-            (f"{prefix}embeddings.position_embeddings.weight", "position"),
-            (f"{prefix}embeddings.token_type_embeddings", "types"),
-            (f"{prefix}embeddings.LayerNorm", "embedding_norm"),
-            (f"{prefix}embeddings.projection", "projection"),
-            (f"{block}.fourier.output.LayerNorm", f"{ours}.mixer_norm"),
-            (f"{block}.intermediate.dense", f"{ours}.channel.up"),
-            (f"{block}.output.dense", f"{ours}.channel.down"),
-            (f"{block}.output.LayerNorm", f"{ours}.channel_norm"),
-            (f"{prefix}pooler.dense", "pooler"),
-            ("cls.predictions.transform.dense", "masked_lm.transform"),
-            ("cls.predictions.transform.LayerNorm", "masked_lm.norm"),
-            (("cls.predictions.bias", "cls.predictions.decoder.bias"), "masked_lm.bias", Tie(written=False)),
-            ("cls.seq_relationship", "next_sentence"),
-            ("classifier", "head"),
-        ],
-        prefix=prefix,
-        ignore=(f"{prefix}embeddings.position_ids",),
-    )
+    attention = dict.fromkeys(f"mixer.{part}" for part in ("query", "key", "value", "out"))
+    block = {**attention, "mixer_norm": "fourier.output.LayerNorm"}
+    return names(prefix, body={"projection": "embeddings.projection"}, block=block)
 
 
 RULES: dict[str, Naming] = {"transformers": _names("fnet."), "bare": _names("")}

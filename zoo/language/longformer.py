@@ -66,7 +66,7 @@ class Longformer(Encoder):
 
 VARIANTS: dict[str, dict[str, Any]] = {"longformer_base_4096": {}, "longformer_large_4096": roberta.LARGE}
 
-_PROJECTIONS = {f"{part}_global": f"global_{part}" for part in ("query", "key", "value")}
+_PROJECTIONS = {f"mixer.global_{part}": f"attention.self.{part}_global" for part in ("query", "key", "value")}
 RULES: dict[str, Naming] = {
     "transformers": roberta.names("longformer.", _PROJECTIONS),
     "bare": roberta.names("", _PROJECTIONS, pooler="pooler.dense"),

@@ -13,7 +13,7 @@ Released: lsg-bert-base-uncased-4096 and lsg-base-4096, of RoBERTa, converted an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -82,37 +82,8 @@ class LSG(Encoder):
         own = {name: getattr(c, name) for name in ("num_global", "block", "sparse_block", "factor", "sparsity")}
         return {"name": "lsg_attention", **own}
 
-    def hidden(
-        self,
-        tokens: jax.Array,
-        mask: jax.Array | None = None,
-        types: jax.Array | None = None,
-        *,
-        roles: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-    ) -> jax.Array:
-        x, known = self._with_globals(tokens, Tokens(mask, segment_ids=segment_ids, roles=roles), types)
-        return self._without_globals(self._normed(self.blocks(x, known)[0]))
-
-    def features(
-        self,
-        tokens: jax.Array,
-        indices: Sequence[int] | None = None,
-        mask: jax.Array | None = None,
-        types: jax.Array | None = None,
-        *,
-        roles: jax.Array | None = None,
-        norm: bool = False,
-    ) -> list[jax.Array]:
-        depth = len(self.blocks)
-        indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
-        x, known = self._with_globals(tokens, Tokens(mask, roles=roles), types)
-        found = self.blocks(x, known, capture=indices)[1]
-        return [self._without_globals(self._normed(x) if norm else x) for x in found]
-
-    def _with_globals(self, tokens: jax.Array, given: Tokens, types: jax.Array | None) -> tuple[jax.Array, Tokens]:
-        known = self.known(tokens, given)
-        x = self._embed_real(tokens, known, types)
+    def enter(self, x: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
+        """With the global tokens in front."""
         if self.config.mask_first:
             real = jnp.ones(x.shape[:2], bool) if known.mask is None else known.mask
             known = known.replace(mask=real.at[:, 0].set(False))
@@ -122,7 +93,8 @@ class LSG(Encoder):
         first = first if self.dropout is None else self.dropout(first)
         return self.extra.put(x, first if self.projection is None else self.projection(first), known)
 
-    def _without_globals(self, x: jax.Array) -> jax.Array:
+    def leave(self, x: jax.Array) -> jax.Array:
+        """Without the global tokens; the first token's vector is that of the first of them."""
         others, taken = self.extra.take(x)
         return others.at[:, 0].set(taken[:, 0]) if self.config.pool_global else others
 

@@ -70,9 +70,8 @@ VARIANTS: dict[str, dict[str, Any]] = {"nystromformer_512": {}, "nystromformer_4
 
 
 def _names(prefix: str) -> Naming:
-    naming = names(prefix, pooler="classifier.dense", head="classifier.out_proj")
-    rule = (f"{prefix}encoder.layer.{{i}}.attention.self.conv", "blocks.{i}.mixer.conv")
-    return dataclasses.replace(naming, rules=[rule, *naming.rules])
+    heads = {"pooler": "classifier.dense", "head": "classifier.out_proj"}
+    return names(prefix, body={"pooler": None}, block={"mixer.conv": "attention.self.conv"}, heads=heads)
 
 
 RULES: dict[str, Naming] = {"transformers": _names("nystromformer."), "bare": _names("")}

@@ -32,7 +32,7 @@ from layers.mixer import Mixer, MixerSpec, Place, create_mixer, finite_padding
 from layers.module import Module
 from layers.stack import Stack
 from layers.tokens import Known, Tokens
-from zoo.backbones.model import Model
+from zoo.backbones.model import Model, last_of_quarters
 from zoo.registry import ModelConfig, register_family
 
 ENCODER, DECODER = 0, 1
@@ -116,6 +116,7 @@ class PointerNetwork(Model):
 
     inputs: ClassVar[tuple[str, ...]] = ("source",)
     stem: ClassVar[tuple[str, ...]] = ("embedding", "start", "end")
+    end_position: ClassVar[int] = END
 
     def __init__(self, config: PointerNetworkConfig, *, rngs: nnx.Rngs):
         """Builds the model.
@@ -269,8 +270,7 @@ class PointerNetwork(Model):
         """Outputs (batch, n + 1, features) of some layers of the encoder, by default the last of each quarter; the
         first place is the end's.
         """
-        depth = self.config.depth
-        indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)] if indices is None else indices
+        indices = last_of_quarters(self.config.depth) if indices is None else indices
         x = self._words(source, source_mask)[1]
         return self.encoder.blocks(x, Tokens(_with_end(source_mask)), capture=indices)[1]
 

@@ -10,11 +10,12 @@ languages (arXiv:1911.02116). A classifier sees tanh of a linear map of the firs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from zoo.backbones.encoder import Encoder, EncoderConfig
-from zoo.naming import Naming, Tie
+from zoo.language import bert
+from zoo.naming import Naming
 from zoo.registry import Release, one_of, register_family
 
 COMMON: dict[str, Any] = {
@@ -35,40 +36,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def names(prefix: str, projections: Mapping[str, str] | None = None, *, pooler: str = "classifier.dense") -> Naming:
+HEADS: dict[str, str | None] = {
+    "decoder": "lm_head.decoder",
+    "masked_lm.transform": "lm_head.dense",
+    "masked_lm.norm": "lm_head.layer_norm",
+    "masked_lm.bias": "lm_head.bias",
+    "next_sentence": None,
+    "head": "classifier.out_proj",
+}
+
+
+def names(prefix: str, block: bert.Differences | None = None, *, pooler: str = "classifier.dense") -> Naming:
     """The names of the library transformers.
 
     Args:
       prefix: comes before all names but the heads'.
-      projections: names of the mixer's projections and of ours, besides query, key and value.
+      block: of :func:`zoo.language.bert.names`.
       pooler: of the linear layer after the first token, which whole models keep in their classifier.
     """
-    block, ours = f"{prefix}encoder.layer.{{i}}", "blocks.{i}"
-    inside: Sequence[tuple[str, str]] = [(part, part) for part in ("query", "key", "value")] + list(
-        (projections or {}).items()
-    )
-    return Naming(
-        [
-            # safetensors hold no array twice; PyTorch's own files do.
-            ((f"{prefix}embeddings.word_embeddings", "lm_head.decoder"), "embedding", Tie(written=False)),
-            (f"{prefix}embeddings.position_embeddings.weight", "position"),
-            (f"{prefix}embeddings.token_type_embeddings", "types"),
-            (f"{prefix}embeddings.LayerNorm", "embedding_norm"),
-            *[(f"{block}.attention.self.{theirs}", f"{ours}.mixer.{own}") for theirs, own in inside],
-            (f"{block}.attention.output.dense", f"{ours}.mixer.out"),
-            (f"{block}.attention.output.LayerNorm", f"{ours}.mixer_norm"),
-            (f"{block}.intermediate.dense", f"{ours}.channel.up"),
-            (f"{block}.output.dense", f"{ours}.channel.down"),
-            (f"{block}.output.LayerNorm", f"{ours}.channel_norm"),
-            (pooler, "pooler"),
-            ("lm_head.dense", "masked_lm.transform"),
-            ("lm_head.layer_norm", "masked_lm.norm"),
-            (("lm_head.bias", "lm_head.decoder.bias"), "masked_lm.bias", Tie(written=False)),
-            ("classifier.out_proj", "head"),
-        ],
-        prefix=prefix,
-        ignore=(f"{prefix}embeddings.position_ids",),
-    )
+    return bert.names(prefix, body={"pooler": None}, block=block, heads={**HEADS, "pooler": pooler})
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
