@@ -9,7 +9,8 @@ queries have different ones. As sums over j they cost n d^2 alone:
     y_i = mean(v) + s q_i sum_j (k_j - mean(k)) v_j^T / n + R(V)_i
 
 R is a depth-wise 3x3 convolution of the map, whose kernel is made of the mean token of the example: W = G_2 gelu(G_1
-mean(x)), linear layers of each head apart (section 4.3).
+mean(x)), linear layers of each head apart (section 4.3). In the authors' CSWin x is what enters the residual block,
+before its norm, and a depth-wise 3x3 convolution of fixed weights is added to the output.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from layers.attention.projected import HeadOptions, ProjectedAttention, of_projections
+from layers.depthwise import DepthwiseConv
 from layers.feature_maps import FeatureMapSpec, create_feature_map
 from layers.linear import Conv
 from layers.mixer import register_mixer, without_padding
 from layers.mlp import gelu
-from layers.module import Diagnostic
+from layers.module import Diagnostic, of_layers
+from layers.norm import Norm, create_norm
 from layers.tokens import Tokens
 from pallas_kernels import linear_attention
 
@@ -35,8 +38,12 @@ class InLineAttention(ProjectedAttention):
 
     Masked tokens are in no mean and count as zeros in the convolution.
 
-    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), and ``kernel_hidden``, ``kernel_out`` (G_1 and G_2,
-    convolutions of size 1 in groups) where there is a residual.
+    Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``kernel_hidden``, ``kernel_out`` (G_1 and G_2,
+    convolutions of size 1 in groups) where there is a residual, and ``norm``, ``enhancement`` (convolution) where asked
+    for.
+
+    Attributes:
+      norm: of its input, where it has one: a block has none before it then.
     """
 
     layouts = ("grid", "image")
@@ -48,19 +55,27 @@ class InLineAttention(ProjectedAttention):
         *,
         residual: int = 3,
         feature_map: FeatureMapSpec = "identity",
+        enhancement: int = 0,
+        norm: Norm | None = None,
         **options: Unpack[HeadOptions],
     ):
         """Args:
           residual: tokens along each side of the convolution R, an odd number; 0 for none.
           feature_map: of queries and keys, of :mod:`layers.feature_maps`; the authors' models have none.
+          enhancement: tokens along each side of a depth-wise convolution of the values, an odd number; 0 for none.
+          norm: of what queries, keys and values are made of; the mean token that R is made of is not normalized then.
           options: as of :class:`ProjectedAttention`.
 
         Raises:
           ValueError: features not divisible by num_heads, an even convolution, or an unknown feature map.
         """
-        if residual and residual % 2 == 0:
-            raise ValueError(f"the convolution has a middle: residual must be odd, or 0 for none, got {residual}")
+        for name, size in (("residual", residual), ("enhancement", enhancement)):
+            if size and size % 2 == 0:
+                raise ValueError(f"the convolution has a middle: {name} must be odd, or 0 for none, got {size}")
         super().__init__(features, **options)
+        layers = of_layers(options)
+        self.norm = None if norm is None else create_norm(norm, features, epsilon=1e-5, **layers)
+        self.enhancement = DepthwiseConv(features, enhancement, **layers) if enhancement else None
         common = of_projections(options)
         self.feature_map = create_feature_map(feature_map, self.head_dim, rngs=options["rngs"])
         self.kernel_hidden, self.kernel_out = (
@@ -72,6 +87,15 @@ class InLineAttention(ProjectedAttention):
     @property
     def complexity(self) -> float:
         return 1.0
+
+    def queries(self, x: jax.Array, places: jax.Array | None) -> jax.Array:
+        return super().queries(self._normed(x), places)
+
+    def keys_and_values(self, x: jax.Array, places: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        return super().keys_and_values(self._normed(x), places)
+
+    def _normed(self, x: jax.Array) -> jax.Array:
+        return x if self.norm is None else self.norm(x)
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         (grid, prefix), mask = tokens.image(x.shape[1]), tokens.mask
@@ -89,13 +113,16 @@ class InLineAttention(ProjectedAttention):
             scores = jnp.einsum("bqhd,bkhd->bhqk", q.astype(wide), centered, precision="highest")
             self.sow(Diagnostic, "attention", share[:, None, None] + self.head_dim**-0.5 * scores)
         y = mean(v) + linear_attention(q, centered, v.astype(wide), causal=False, scale=self.head_dim**-0.5)
-        if self.kernel_hidden is None or self.kernel_out is None:
-            return y.astype(v.dtype)
-        kernel = self.kernel_out(gelu(self.kernel_hidden(mean(x).astype(x.dtype))))
-        kernel = kernel.reshape(x.shape[0], -1, self.residual, self.residual)
-        local = _convolution(v[:, prefix:].reshape(x.shape[0], *grid, -1), kernel)
+        y = y.astype(v.dtype)
+        if self.kernel_hidden is None and self.enhancement is None:
+            return y
+        values = v[:, prefix:].reshape(x.shape[0], *grid, -1)
+        local = jnp.zeros_like(values) if self.enhancement is None else self.enhancement(values)
+        if self.kernel_hidden is not None and self.kernel_out is not None:
+            kernel = self.kernel_out(gelu(self.kernel_hidden(mean(x).astype(x.dtype))))
+            local = local + _convolution(values, kernel.reshape(x.shape[0], -1, self.residual, self.residual))
         local = local.reshape(x.shape[0], -1, *v.shape[2:])
-        return y.astype(v.dtype) + jnp.pad(local, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
+        return y + jnp.pad(local, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
 
 
 def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:

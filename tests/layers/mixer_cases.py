@@ -140,7 +140,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"block": 4, "halo": 1},
         "masked": {"block": 3, "halo": 2, "head_dim": 5, "padding": "masked", "use_bias": True},
     },
-    "inline": {"plain": {}, "relu": {"residual": 0, "feature_map": "relu"}},
+    "inline": {
+        "plain": {},
+        "relu": {"residual": 0, "feature_map": "relu"},
+        "normed": {"enhancement": 3, "norm": "layer"},
+    },
     "linear_attention": {
         "plain": {},
         "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4},

@@ -69,6 +69,7 @@ MODELS: dict[str, tuple[str, tuple[str, ...], str, dict[str, Any]]] = {
     ),
     "inline/deit": ("InLine", ("inline_deit",), "VisionTransformer", _DEIT),
     "inline/swin": ("InLine", ("inline_swin",), "InLineSwin", _SWIN | {"attn_type": "IM1"}),
+    "inline/cswin": ("InLine", ("inline_cswin",), "CSWinTransformer", _CSWIN | {"attn_type": "IISS"}),
 }
 IMAGES = {name: (2, model[3]["img_size"], model[3]["img_size"], 3) for name, model in MODELS.items()}
 KEPT = {"gradient": np.s_[:, ::4, 1::4]}
@@ -125,13 +126,14 @@ def _models(clones: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     from tests.references.live import torch
 
     shapes: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, (repository, files, kind, options) in MODELS.items():
-        found = _module([clones / repository / FOLDERS[repository] / f"{file}.py" for file in files])
-        model = found[kind](**options)
+        found[name] = _module([clones / repository / FOLDERS[repository] / f"{file}.py" for file in files])
+        model = found[name][kind](**options)
         shapes[name] = recording.give_weights(model, SEED, leave=("relative_position_index", "attn_mask"))
         made = recording.outputs(model, [], seeded.images(IMAGES[name], SEED), KEPT)
         arrays |= {f"{name}/out": made["logits"], f"{name}/gradient": made["gradient"]}  # as a layer's
-    layer = found["InLineAttention"](FEATURES, (SIDE, SIDE), HEADS, kernel_func="relu")
+    layer = found["inline/swin"]["InLineAttention"](FEATURES, (SIDE, SIDE), HEADS, kernel_func="relu")
     shapes["inline/relu"] = recording.give_weights(layer, SEED)
     x = torch.from_numpy(tokens()).requires_grad_()
     out = layer(x)

@@ -36,6 +36,7 @@ TINY: dict[str, dict[str, Any]] = {
     "agent": {"pool": "token_and_average"},
     "agent_cswin": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
     "inline": {"pool": "token_and_average"},
+    "inline_cswin": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
     # Few small embeddings through small weights would leave scores whose gradients float16 rounds to 0.
     "albert": {"embedding_features": 512},
     # The first token alone sees nothing of the random blocks, nor does a sequence of few blocks have any.
@@ -160,8 +161,8 @@ OWNERS = (
 # Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
 # modules are joined, and is expensive to try, is tried with the others.
 OF_KNOWN_PARTS = (
-    "agent_cswin", "bart", "deep_transformer", "eva", "gpt2", "gpt_neo", "gptj", "llama", "longvit", "pythia",
-    "roberta", "s4d_pixels", "swin",
+    "agent_cswin", "bart", "deep_transformer", "eva", "gpt2", "gpt_neo", "gptj", "inline_cswin", "llama", "longvit",
+    "pythia", "roberta", "s4d_pixels", "swin",
 )  # fmt: skip
 PARTS = [family for family in FAMILIES if family not in OF_KNOWN_PARTS]
 of_new_parts = pytest.mark.parametrize("family", PARTS)

@@ -43,6 +43,7 @@ from tests.references import (
 from tests.references.comparing import ours_and_gradient, relative, same_bits
 from zoo.registry import variant
 from zoo.vision.agent import in_stages
+from zoo.vision.inline import IN_CSWIN
 from zoo.vision.nat import neighborhood
 from zoo.weights import export
 
@@ -383,6 +384,7 @@ MODELS = [
     _core("agent_cswin_tiny_224", "agent/cswin", {**_CSWIN, "pattern": {"0.every": _AGENT, "1.every": _AGENT}}),
     _core("inline_deit_tiny_patch16_224", "inline/deit", _DEIT),
     _core("inline_swin_tiny_224", "inline/swin", _swin_of({"name": "inline"})),
+    _core("inline_cswin_tiny_224", "inline/cswin", {**_CSWIN, "pattern": {"0.every": IN_CSWIN, "1.every": IN_CSWIN}}),
 ]
 
 

@@ -1,18 +1,29 @@
 """InLine attention: Bridging the Divide, Reconsidering Softmax and Linear Attention (Han et al., NeurIPS 2024,
 arXiv:2412.06590).
 
-    x = x + InLineAttention(norm(x));  x = x + MLP(norm(x))        in a narrow DeiT and in the first stages of Swin
+    x = x + InLineAttention(norm(x));  x = x + MLP(norm(x))    in a narrow DeiT, in the first stages of Swin and CSWin
 
 In Swin it sees the whole map, in all stages but the last (tiny), but the last two (small), and in two and two blocks of
-the third (base); the other blocks have Swin's windows. Published top-1 accuracy on ImageNet-1k: DeiT 74.5, 80.2, 82.3
-(tiny, small at 288 pixels, base at 448), Swin 82.4, 83.6, 84.1. Parameters are those of the released code.
+the third (base); the other blocks have Swin's windows. CSWin, which is deeper at first than the original, has it in its
+first two stages, where it makes its convolution of what enters the block before the norm. Published top-1 accuracy on
+ImageNet-1k: DeiT 74.5, 80.2, 82.3 (tiny, small at 288 pixels, base at 448); Swin 82.4, 83.6, 84.1; CSWin 83.2, 83.8,
+84.5. Parameters are those of the released code; the authors' README has 25, 43 and 96 M of CSWin.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from zoo.vision.agent import register_hosts, swin_sizes
+from flax import nnx
+
+from layers.attention.inline import InLineAttention
+from layers.block import Branch
+from layers.mixer import Place
+from zoo.registry import freeze, register_family
+from zoo.vision import cswin
+from zoo.vision.agent import in_cswin, register_hosts, swin_sizes
+from zoo.vision.cswin import CSWin, CSWinConfig
 
 _MIXER = {"name": "inline"}
 
@@ -30,6 +41,19 @@ SWIN = {
     f"inline_swin_{name}": options
     for name, options in swin_sizes(("IIIW", "IIWW", "IIMW"), lambda stage: _MIXER).items()
 }
+# The norm of CSWin's blocks is the mixer's.
+IN_CSWIN = {"name": "inline", "enhancement": 3, "norm": "layer"}
+_IN_STAGES: dict[str, Any] = {"pattern": {f"{stage}.every": IN_CSWIN for stage in range(2)}}
+_DEEPER: dict[str, Any] = {**_IN_STAGES, "depths": (3, 6, 29, 2)}
+_WIDER = {**_DEEPER, "features": (96, 192, 384, 768), "num_heads": (4, 8, 16, 32)}
+CSWIN: dict[str, dict[str, Any]] = {
+    "inline_cswin_tiny_224": {**_IN_STAGES, "depths": (2, 4, 18, 1), "drop_path": 0.2},
+    "inline_cswin_small_224": {**_DEEPER, "drop_path": 0.4},
+    "inline_cswin_base_224": {**_WIDER, "drop_path": 0.5},
+    "inline_cswin_base_384": {**_WIDER, "drop_path": 0.7, "image_size": 384, "stripes": (1, 2, 12, None)},
+    # Our choice, for two cores.
+    "inline_cswin_nano": {**cswin.VARIANTS["cswin_nano"], "pattern": {"0.every": IN_CSWIN}},
+}
 PARAMETERS = {
     "inline_deit_tiny_patch16_224": 6_477_736,
     "inline_deit_small_patch16_288": 16_734_760,
@@ -37,14 +61,41 @@ PARAMETERS = {
     "inline_swin_small_224": 49_793_296,
     "inline_swin_base_224": 88_350_120,
     "inline_swin_base_384": 88_465_320,
+    "inline_cswin_tiny_224": 20_604_520,
+    "inline_cswin_small_224": 33_032_872,
+    "inline_cswin_base_224": 73_413_640,
+    "inline_cswin_base_384": 73_413_640,
 }
 
-register_hosts(
-    "inline",
-    DEIT,
-    SWIN,
-    {},
-    [("residual.0", "kernel_hidden"), ("residual.2", "kernel_out")],
+_OWN: list[tuple[Any, ...]] = [("residual.0", "kernel_hidden"), ("residual.2", "kernel_out")]
+
+
+class InLineCSWin(CSWin):
+    """CSWin whose blocks have no norm before a mixer that has one; names as in :class:`zoo.backbones.pyramid.Pyramid`."""
+
+    def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
+        branches = super().make_branches(place, rngs=rngs)
+        mixer = branches["mixer"]
+        if isinstance(mixer, InLineAttention) and mixer.norm is not None:
+            branches["mixer"] = Branch(mixer, norm=None)
+        return branches
+
+
+def _in_cswin() -> dict[str, Any]:
+    names = in_cswin([*_OWN, ("get_v", "enhancement")])["authors"]
+    norms = [(f"stage{stage + 1}.{{b}}.norm1", f"stages.{stage}.blocks.{{b}}.mixer.norm") for stage in range(4)]
+    return {"authors": dataclasses.replace(names, rules=[*norms, *names.rules])}
+
+
+register_hosts("inline", DEIT, SWIN, {}, _OWN, parameters=PARAMETERS, paper=(232,))
+register_family(
+    "inline_cswin",
+    InLineCSWin,
+    CSWinConfig,
+    {name: {field: freeze(value) for field, value in options.items()} for name, options in CSWIN.items()},
+    our_choice=("inline_cswin_nano",),
     parameters=PARAMETERS,
+    rules=_in_cswin(),
+    preprocess={"crop_fraction": 0.9},
     paper=(232,),
 )
