@@ -71,7 +71,7 @@ _OWN: list[tuple[Any, ...]] = [("residual.0", "kernel_hidden"), ("residual.2", "
 
 
 class InLineCSWin(CSWin):
-    """CSWin whose blocks have no norm before a mixer that has one; names as in :class:`zoo.backbones.pyramid.Pyramid`."""
+    """CSWin whose blocks have no norm before a mixer that has one of its own; names as in :class:`CSWin`."""
 
     def make_branches(self, place: Place, *, rngs: nnx.Rngs) -> dict[str, nnx.Module | Branch]:
         branches = super().make_branches(place, rngs=rngs)
