@@ -1,6 +1,7 @@
 """Layers: every token mixer, with one interface, and the blocks and stacks that carry them."""
 
 from layers.attention.agent import AgentAttention
+from layers.attention.aggregated import AggregatedAttention
 from layers.attention.causal_relation import CausalRelation
 from layers.attention.cosformer import CosFormerAttention
 from layers.attention.cosine import CosineAttention
@@ -87,7 +88,7 @@ from layers.memory.neural_memory import NeuralMemory
 from layers.memory.titans import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer, list_mixers, mixer_class, register_mixer
 from layers.mixer_gate import MixerGatingUnit
-from layers.mlp import MLP, ConvMLP, GatedMLP
+from layers.mlp import MLP, ConvMLP, GatedConvMLP, GatedMLP
 from layers.module import AuxLogits, AuxLoss, Constant, Diagnostic, Module, Statistic, collecting
 from layers.multi_path import MultiPath
 from layers.norm import BatchNorm, GatedRMSNorm, LayerNorm, RMSNorm, create_norm
@@ -132,6 +133,7 @@ __all__ = [
     "SLSTM",
     "Aaren",
     "AgentAttention",
+    "AggregatedAttention",
     "AuxLogits",
     "AuxLoss",
     "BasicBlock",
@@ -173,6 +175,7 @@ __all__ = [
     "FocalModulation",
     "ForgettingAttention",
     "FourierMixing",
+    "GatedConvMLP",
     "GatedConvolution",
     "GatedDeltaNet",
     "GatedLinearAttention",

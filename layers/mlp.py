@@ -181,3 +181,45 @@ class ConvMLP(Mixer):
             x = self.activation(self.depthwise(without_padding(x, tokens.mask)))
         x = self.down(x if self.dropout is None else self.dropout(x))
         return x if self.dropout is None else self.dropout(x)
+
+
+class GatedConvMLP(Mixer):
+    """A gated MLP of maps whose gate is convolved: ``W2 (f(depthwise(W1 x)) * V x)``, with a depth-wise 3x3
+    convolution.
+
+    ConvGLU of TransNeXt (Shi, 2024, arXiv:2311.17132), section 3.5. It mixes tokens, and so needs their mask.
+    Parameters: ``gate`` (W1), ``up`` (V), ``down`` (linear), ``depthwise``.
+    """
+
+    layouts = ("grid",)
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = _SHARDING
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array] = gelu,
+        dropout: float = 0.0,
+        kernel_init: Any = truncated_normal(0.02),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.gate, self.up = (Linear(features, hidden, kernel_init=kernel_init, **common) for _ in range(2))
+        self.depthwise = DepthwiseConv(hidden, 3, kernel_init=variance_scaling(2.0, "fan_in", "normal"), **common)
+        self.down = Linear(hidden, features, kernel_init=kernel_init, **common)
+        self.activation = activation
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+
+    @property
+    def complexity(self) -> float:
+        return 1.0
+
+    def mix(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        x = finite_padding(x, tokens.mask)
+        gate = self.activation(self.depthwise(without_padding(self.gate(x), tokens.mask)))
+        x = gate * self.up(x)
+        x = self.down(x if self.dropout is None else self.dropout(x))
+        return x if self.dropout is None else self.dropout(x)

@@ -18,46 +18,35 @@ import jax
 import jax.numpy as jnp
 
 from layers.attention.multi_head import AttentionOptions, MultiHeadAttention
-from layers.attention.projected import of_projections
+from layers.attention.projected import HeadOptions, ProjectedAttention, of_projections
 from layers.linear import Linear
 from layers.mixer import register_mixer
 from layers.module import AuxLoss
 from layers.tokens import Tokens
 
 
-@register_mixer("mixture_of_heads")
-class MixtureOfHeads(MultiHeadAttention):
-    """Softmax attention whose heads each token weighs, and of which it has some.
+class HeadMixture(ProjectedAttention):
+    """Base of attention whose heads each token weighs, and of which it has some.
 
-    Parameters: those of :class:`MultiHeadAttention`, and ``shared_gate``, ``routed_gate``, ``balance`` (linear, no
-      bias),
-    W_s, W_r and W_a, where there are several shared heads, routed ones, and both.
+    Its constructor calls :meth:`mix_heads`, and its core :meth:`weighed` and :meth:`report_load`.
+
+    Parameters: ``shared_gate``, ``routed_gate``, ``balance`` (linear, no bias), W_s, W_r and W_a, where there are
+    several shared heads, routed ones, and both.
     """
 
-    paper = (44,)
     aux_losses: ClassVar[dict[str, float]] = {"load_balance": 0.01}
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        shared: int | None = None,
-        chosen: int | None = None,
-        **options: Unpack[AttentionOptions],
-    ):
-        """Args:
-          shared: S, heads that all tokens have; a quarter of all by default. They are the first ones.
-          chosen: K, heads that a token has of the others; half of these by default.
-          options: as of :class:`MultiHeadAttention`.
+    def mix_heads(self, features: int, shared: int | None, chosen: int | None, options: HeadOptions) -> None:
+        """Makes the gates: of ``shared`` heads that all tokens have, and of ``chosen`` of the others; where neither is
+        given, all heads are had as they are.
 
         Raises:
           ValueError: more heads than there are, or none.
         """
-        super().__init__(features, **options)
         heads = self.num_heads
-        shared = heads // 4 if shared is None else shared
-        chosen = (heads - shared + 1) // 2 if chosen is None else chosen
-        if not 0 <= shared <= heads or not 0 <= chosen <= heads - shared or shared + chosen == 0:
+        self.mixed = shared is not None or chosen is not None
+        self.shared, self.chosen = shared, chosen = shared or 0, chosen or 0
+        if self.mixed and not (0 <= shared <= heads and 0 <= chosen <= heads - shared and shared + chosen > 0):
             raise ValueError(
                 f"of {heads} heads {shared} shared ones and {chosen} of the others can't be had: give shared= up to "
                 f"{heads}, and chosen= up to the rest"
@@ -66,16 +55,15 @@ class MixtureOfHeads(MultiHeadAttention):
         self.shared_gate = Linear(features, shared, **made) if shared > 1 else None
         self.routed_gate = Linear(features, heads - shared, **made) if chosen else None
         self.balance = Linear(features, 2, **made) if shared and chosen else None
-        self.shared, self.chosen = shared, chosen
 
-    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+    def weighed(self, found: jax.Array, x: jax.Array) -> jax.Array:
+        """What heads ``found`` (batch, length, num_heads, head_dim) for tokens ``x``, by the heads' weights."""
+        return found * self.gates(x)[..., None].astype(found.dtype) if self.mixed else found
+
+    def report_load(self, x: jax.Array, mask: jax.Array | None) -> None:
+        """Sows the loss, where there are routed heads and somebody collects it."""
         if self.routed_gate is not None and self.sowing(AuxLoss, "load_balance"):
-            self.sow(AuxLoss, "load_balance", self._load(x, tokens.mask))
-        return super().core(q, k, v, x, tokens)
-
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, **known: Any) -> jax.Array:
-        found = super().attend(q, k, v, x, **known)
-        return found * self.gates(x)[..., None].astype(found.dtype)
+            self.sow(AuxLoss, "load_balance", self._load(x, mask))
 
     def gates(self, x: jax.Array) -> jax.Array:
         """Float32 (batch, length, num_heads): the weights of the heads of tokens ``x`` (batch, length, features)."""
@@ -107,3 +95,41 @@ class MixtureOfHeads(MultiHeadAttention):
         share = real / jnp.maximum(jnp.sum(real), 1)
         mean, used = (jnp.einsum("bl,blh->h", share, a) for a in (weights, self._best(weights).astype(jnp.float32)))
         return weights.shape[-1] * jnp.sum(mean * used)
+
+
+@register_mixer("mixture_of_heads")
+class MixtureOfHeads(HeadMixture, MultiHeadAttention):
+    """Softmax attention whose heads each token weighs, and of which it has some.
+
+    Parameters: those of :class:`MultiHeadAttention` and of :class:`HeadMixture`.
+    """
+
+    paper = (44,)
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        shared: int | None = None,
+        chosen: int | None = None,
+        **options: Unpack[AttentionOptions],
+    ):
+        """Args:
+          shared: S, heads that all tokens have; a quarter of all by default. They are the first ones.
+          chosen: K, heads that a token has of the others; half of these by default.
+          options: as of :class:`MultiHeadAttention`.
+
+        Raises:
+          ValueError: more heads than there are, or none.
+        """
+        super().__init__(features, **options)
+        shared = self.num_heads // 4 if shared is None else shared
+        chosen = (self.num_heads - shared + 1) // 2 if chosen is None else chosen
+        self.mix_heads(features, shared, chosen, options)
+
+    def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
+        self.report_load(x, tokens.mask)
+        return super().core(q, k, v, x, tokens)
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, **known: Any) -> jax.Array:
+        return self.weighed(super().attend(q, k, v, x, **known), x)

@@ -45,6 +45,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"agents": 4, "grid": (7, 5), "kernel_init": truncated_normal(0.2)},
         "coarse": {"agents": 9, "use_bias": False},
     },
+    # Of sides that the reduction does not divide, and without a pooled map.
+    "aggregated": {
+        "plain": {"reduction": 3, "grid": (9, 9), "kernel_init": truncated_normal(0.3)},
+        "whole": {"reduction": 1, "num_heads": 4, "shared": 1, "chosen": 2, "kernel_init": truncated_normal(0.3)},
+    },
     "bigbird": {
         "plain": {"block": 2, "random": 2},
         "first": {"block": 3, "random": 0, "choice": "first", "num_kv_heads": 1},
@@ -69,26 +74,16 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "gated_convolution": {
         "plain": {"kernel_init": truncated_normal(0.2)},
-        "part": {
-            "conv_ratio": 0.5,
-            "kernel_size": 3,
-            "expansion": 1.5,
-            "use_bias": False,
-            "kernel_init": truncated_normal(0.2),
-        },
+        "part": {"conv_ratio": 0.5, "kernel_size": 3, "expansion": 1.5, "use_bias": False,
+                 "kernel_init": truncated_normal(0.2)},
     },
     "mixer_gate": {
         "plain": {"hidden": 12, "grid": GRID},
         "attention": {"hidden": 12, "inner": {"name": "attention", "kernel_init": truncated_normal(0.3)}},
     },
     "predicted_sparse_attention": {
-        "plain": {
-            "grid": (6, 6),
-            "keep": 0.8,
-            "coefficients": 3,
-            "threshold": 0.01,
-            "kernel_init": truncated_normal(0.3),
-        },
+        "plain": {"grid": (6, 6), "keep": 0.8, "coefficients": 3, "threshold": 0.01,
+                  "kernel_init": truncated_normal(0.3)},
     },
     "relu_linear": {"plain": {"floor": 0.5}},
     "routing": {
@@ -327,6 +322,7 @@ CHOOSING = ("query_down.kernel", "query_down.bias", "key_down.kernel", "key_down
 WITHOUT_GRADIENT = dict.fromkeys(CHOOSING, _CHOICE) | {
     "key.bias": _SHIFT,
     "key_convolution.bias": _SHIFT,
+    "offset_down.bias": _SHIFT,
     "score_mixing.bias": _SHIFT,
 }
 

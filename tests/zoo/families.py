@@ -98,6 +98,7 @@ TINY: dict[str, dict[str, Any]] = {
         "window": 4,
         "zero_init": False,
     },
+    "transnext": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "vig": {"depth": 2},
     "vig_h": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "vir": {"layer_scale": 0.1},

@@ -36,6 +36,7 @@ from tests.references import (
     rsmamba,
     sparsifiner,
     t2t_vit,
+    transnext,
     vig,
     vig_h,
     vir,
@@ -174,6 +175,15 @@ def _t2t(tokens: str, name: str) -> Row:
     length, features = (t2t_vit.SIDES[0] // 16) ** 2 + 1, t2t_vit.SIZE["embed_dim"]
     fixed = lambda: {"pos_embed": sinusoids(length, features)[None]}  # noqa: E731
     return Row(t2t_vit, name, "t2t", isotropic(t2t_vit, **_T2T), last_rows, cases, fixed)
+
+
+def _transnext(case: str, name: str) -> Row:
+    """With maps of pretraining that are larger."""
+    size = {"features": transnext.WIDTHS, "depths": transnext.DEPTHS, "num_heads": transnext.HEADS}
+    size |= {"mlp_ratios": transnext.RATIOS, "reductions": transnext.REDUCTIONS, "num_classes": transnext.CLASSES}
+    size |= {"image_size": transnext.SIDE, "pretrained_size": transnext.PRETRAINED}
+    size |= {"shared_heads": transnext.SHARED, "chosen_heads": transnext.CHOSEN} if case == "moh" else {}
+    return Row(transnext, name, "transnext", size, stages_of_tokens, (case,), reference=case)
 
 
 MODELS = [
@@ -377,6 +387,8 @@ MODELS = [
         {"features": 16, "mlp_ratio": 1.5, "depth": 2, "num_heads": 2, "image_size": 12},
         tokens_after_blocks,
     ),
+    _transnext("plain", "transnext_tiny"),
+    _transnext("moh", "moh_transnext_small_75"),
     _t2t("performer", "t2t_vit_14"),
     _t2t("transformer", "t2t_vit_t_14"),
     _core("agent_deit_tiny_patch16_224", "agent/deit", {**_DEIT, "pattern": {0: {**_AGENT, "prefix": 1}}}),
@@ -448,6 +460,7 @@ SIZES: list[tuple[ModuleType, str, tuple[str, ...]]] = [
     (rsmamba, "rsmamba_", ("rsmamba_",)),
     (sparsifiner, "sparsifiner_", ("sparsifiner_",)),
     (t2t_vit, "t2t_vit_", ("t2t_vit_",)),
+    (transnext, "", ("transnext_", "moh_transnext_")),
     (vig, "vig_", ()),
     (vig_h, "vig_h_", ("vig_h_",)),
     (vir, "vir_", ("vir_",)),

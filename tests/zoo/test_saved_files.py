@@ -214,6 +214,7 @@ UNREAD = {
     "released": "Kimi Linear's files, which bring their own code",
     "rsmamba": "RSMamba's repository",
     "sparsifiner": "Sparsifiner's repository",
+    "transnext": "the repositories of TransNeXt and of MoH",
     "vir": "ViR's code, a repository",
     "authors": "the repositories of Agent Attention and of InLine attention",
     "big_vision_scan": "big_vision, a repository; the same arrays as big_vision, stacked",

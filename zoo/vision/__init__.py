@@ -32,6 +32,7 @@ from zoo.vision import sparsifiner as sparsifiner
 from zoo.vision import swin as swin
 from zoo.vision import swinv2 as swinv2
 from zoo.vision import t2t_vit as t2t_vit
+from zoo.vision import transnext as transnext
 from zoo.vision import vig as vig
 from zoo.vision import vig_h as vig_h
 from zoo.vision import vir as vir
