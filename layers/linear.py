@@ -139,13 +139,17 @@ class Embed(nnx.Embed):
         """Maps tokens (...) to their embeddings (..., features).
 
         Raises:
-          ValueError: a token beyond the table. Inside ``jit``, where tokens are not known, its embedding is
-            not-a-number.
+          ValueError: no token at all, tokens that are no integers, or a token beyond the table. Inside ``jit``, where
+            tokens are not known, its embedding is not-a-number.
         """
         self._check(inputs)
         return lookup(self.embedding[...], inputs, self.dtype or self.embedding.dtype, beyond="fill")
 
     def _check(self, tokens: jax.Array) -> None:
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f"tokens are integers, the rows of a table; got {tokens.dtype}")
+        if 0 in tokens.shape:
+            raise ValueError(f"there are no tokens: their shape is {tokens.shape}")
         if isinstance(tokens, jax.core.Tracer) or not getattr(tokens, "is_fully_addressable", True):
             return
         found = np.atleast_2d(np.asarray(tokens))

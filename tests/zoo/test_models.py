@@ -167,6 +167,17 @@ def test_tokens_beyond_the_vocabulary_are_refused(family: str) -> None:
             model(*wrong)
 
 
+@pytest.mark.parametrize(("family", "what"), [("bert", "tokens"), ("t5", "tokens"), ("vit", "images")])
+def test_nothing_at_all_is_refused(family: str, what: str) -> None:
+    with pytest.raises(ValueError, match=rf"there are no {what}: their shape is \(0, "):
+        called(make(family, depth=1), inputs(family, batch=0))
+
+
+def test_tokens_that_are_no_integers_are_refused() -> None:
+    with pytest.raises(ValueError, match="tokens are integers, the rows of a table; got float32"):
+        make("transformer", depth=1)(np.zeros((1, 4), np.float32))
+
+
 @every
 def test_names_come_and_go(family: str) -> None:
     """Under each naming, another model of the same sizes becomes the same bits."""

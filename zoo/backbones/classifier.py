@@ -89,7 +89,7 @@ def check_images(images: jax.Array, channels: int) -> None:
     """Raises unless the input is a batch of normalized images.
 
     Raises:
-      ValueError: no batch axis, whole numbers (0 to 255, not yet normalized), or another number of channels.
+      ValueError: no batch axis or nothing along it, whole numbers (0 to 255, not yet normalized), or another number of channels.
     """
     if images.ndim != 4:
         one = "; one image needs a batch axis in front: image[None]" if images.ndim == 3 else ""
@@ -97,6 +97,8 @@ def check_images(images: jax.Array, channels: int) -> None:
     if not jnp.issubdtype(images.dtype, jnp.floating):
         remedy = "zoo.preprocess(model)(images) makes them of uint8 images and of files"
         raise ValueError(f"the model takes normalized floating point images, got {images.dtype}: {remedy}")
+    if 0 in images.shape:
+        raise ValueError(f"there are no images: their shape is {images.shape}")
     if images.shape[-1] != channels:
         raise ValueError(f"the model takes images of {channels} channels, got {images.shape[-1]}")
 
