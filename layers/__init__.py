@@ -3,6 +3,7 @@
 from layers.attention.agent import AgentAttention
 from layers.attention.aggregated import AggregatedAttention
 from layers.attention.causal_relation import CausalRelation
+from layers.attention.compressive import CompressiveAttention
 from layers.attention.cosformer import CosFormerAttention
 from layers.attention.cosine import CosineAttention
 from layers.attention.cross_shaped import CrossShapedAttention
@@ -149,6 +150,7 @@ __all__ = [
     "ClassBlock",
     "Comba",
     "CombinerAttention",
+    "CompressiveAttention",
     "Constant",
     "ConvMLP",
     "ConvNorm",

@@ -50,6 +50,7 @@ class TransformerXLAttention(MultiHeadAttention):
     (heads, head_dim), u and v, which each layer has for itself. A step makes the keys of all S + P distances.
     """
 
+    paper = (178,)
     supports_bidirectional = False
     undecayed = ("content", "place")
 
@@ -83,6 +84,17 @@ class TransformerXLAttention(MultiHeadAttention):
         self.features, self.clamp = features, clamp
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, **known: Any) -> jax.Array:
+        q, options = self.placed(q, k, **known)
+        if self.sowing(Diagnostic, "attention"):
+            self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
+        return attention(q, k.astype(q.dtype), v.astype(q.dtype), **options)
+
+    def placed(self, q: jax.Array, k: jax.Array, **known: Any) -> tuple[jax.Array, dict[str, Any]]:
+        """Queries with u, and what is asked of the attention op beside queries, keys and values, distances among it.
+
+        Args:
+          known: as of :meth:`MultiHeadAttention.asked`.
+        """
         assert self.window is not None
         keys = self.distance(jnp.asarray(self._sinusoids(), q.dtype)).reshape(self.window, *q.shape[2:])
         options = {
@@ -91,10 +103,7 @@ class TransformerXLAttention(MultiHeadAttention):
             "relative_query": q + broadcast(self.place[...], q.shape, q.dtype),
             "relative_origin": 1 - self.window,
         }
-        q = q + broadcast(self.content[...], q.shape, q.dtype)
-        if self.sowing(Diagnostic, "attention"):
-            self.sow(Diagnostic, "attention", attention_weights(q, k, **options))
-        return attention(q, k.astype(q.dtype), v.astype(q.dtype), **options)
+        return q + broadcast(self.content[...], q.shape, q.dtype), options
 
     def _sinusoids(self) -> np.ndarray:
         """R of the distances S + P - 1 to 0, (S + P, features)."""

@@ -39,6 +39,7 @@ ATTENTION = {
     "sigmoid": {"normalize": "sigmoid", "scale": 0.5, "relative": "kerple"},
     "cosine": {"qk_norm": "unit", "logit_scale": 10.0, "key_bias": False},
 }
+WIDE = truncated_normal(0.3)
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "attention": ATTENTION,
     "agent": {
@@ -74,16 +75,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "gated_convolution": {
         "plain": {"kernel_init": truncated_normal(0.2)},
-        "part": {"conv_ratio": 0.5, "kernel_size": 3, "expansion": 1.5, "use_bias": False,
-                 "kernel_init": truncated_normal(0.2)},
+        "part": {"conv_ratio": 0.5, "kernel_size": 3, "expansion": 1.5, "use_bias": False, "kernel_init": WIDE},
     },
     "mixer_gate": {
         "plain": {"hidden": 12, "grid": GRID},
         "attention": {"hidden": 12, "inner": {"name": "attention", "kernel_init": truncated_normal(0.3)}},
     },
     "predicted_sparse_attention": {
-        "plain": {"grid": (6, 6), "keep": 0.8, "coefficients": 3, "threshold": 0.01,
-                  "kernel_init": truncated_normal(0.3)},
+        "plain": {"grid": (6, 6), "keep": 0.8, "coefficients": 3, "threshold": 0.01, "kernel_init": WIDE},
     },
     "relu_linear": {"plain": {"floor": 0.5}},
     "routing": {
@@ -234,6 +233,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "mlp": {"token": "mlp", "kernel_init": truncated_normal(0.3)},
     },
     "softplus_attention": {"plain": {"rotary": 100.0}},
+    "compressive_attention": {
+        "plain": {"segment": 4, "memory": 4, "compressed": 3, "kernel_init": WIDE, "end_to_end": True},
+        "most_used": {"segment": 4, "memory": 4, "compressed": 4, "compression": "most_used"},
+        "mean": {"segment": 6, "memory": 3, "compressed": 2, "rate": 3, "compression": "mean"},
+    },
     "transformer_xl": {"plain": {"segment": 4, "memory": 3, "kernel_init": truncated_normal(0.3)}},
     "urpe_attention": {"plain": {"reach": 4}},
     "delta_net": {"plain": {}, "no_convolution": {"conv_size": None, "head_dim": 3}},

@@ -51,6 +51,8 @@ TINY: dict[str, dict[str, Any]] = {
         "dense_heads": 2,
     },
     "cait": {"class_blocks": 1, "layer_scale": 0.1},
+    # The compression has a loss of its own else.
+    "compressive_transformer": {"segment": 8, "memory": 8, "compressed": 4, "end_to_end": True},
     # The gradient behind a layer scale of 1e-6 is less than float16 can hold.
     "convnext": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "kernel_size": 3, "layer_scale": 1.0},
     "cswin": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
@@ -98,6 +100,7 @@ TINY: dict[str, dict[str, Any]] = {
         "window": 4,
         "zero_init": False,
     },
+    "transformer_xl": {"segment": 8, "memory": 8},
     "transnext": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "vig": {"depth": 2},
     "vig_h": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},

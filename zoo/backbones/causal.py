@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from layers.attention.multi_head import soft_cap
+from layers.block import Order
 from layers.broadcast import broadcast, lookup
 from layers.initializers import normal
 from layers.linear import Embed, Linear
@@ -63,6 +64,7 @@ class CausalConfig(ModelConfig):
         multiple of 64, which has the same number of parameters.
       mlp_bias: biases in the MLP.
       norm, norm_epsilon: of the blocks and of the end.
+      norm_order: of the blocks; after "post" there is no norm at the end.
       position: "learned" adds a table of ``max_length`` rows; None leaves order to the mixers.
       max_length: rows of a learned position table; longer sequences are refused.
       tied: the head is the transposed embedding.
@@ -82,6 +84,7 @@ class CausalConfig(ModelConfig):
     mlp_bias: bool = False
     norm: str = "rms"
     norm_epsilon: float = 1e-5
+    norm_order: Order = "pre"
     position: Literal["learned"] | None = None
     max_length: int = 2048
     tied: bool = True
@@ -127,7 +130,7 @@ class Causal(Model):
         self.embedding_norm = create_norm(c.norm, c.features, **norm) if c.embedding_norm else None
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.blocks = self.make_stack(rngs=rngs)
-        self.norm = create_norm(c.norm, c.features, **norm)
+        self.norm = None if c.norm_order == "post" else create_norm(c.norm, c.features, **norm)
         self.head = (
             None
             if c.tied
@@ -150,7 +153,8 @@ class Causal(Model):
         return None
 
     def block_options(self, place: Place) -> dict[str, Any]:
-        return {"norm": self.config.norm, "norm_epsilon": self.config.norm_epsilon}
+        c = self.config
+        return {"norm": c.norm, "norm_epsilon": c.norm_epsilon, "order": c.norm_order}
 
     def __call__(
         self,
@@ -181,7 +185,7 @@ class Causal(Model):
     ) -> jax.Array:
         """What the head sees: (batch, length, features). A large vocabulary need not be applied to every token."""
         x, known = self._enter(tokens, Tokens(mask, positions, segment_ids))
-        return self.norm(self.blocks(x, known, shared=self.handed_on(x), per_block=self.per_block())[0])
+        return self._normed(self.blocks(x, known, shared=self.handed_on(x), per_block=self.per_block())[0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head: (..., features) to (..., vocab_size)."""
@@ -203,7 +207,7 @@ class Causal(Model):
         x, known = self._enter(tokens, Tokens(mask))
         beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
         found = self.blocks(x, known, capture=indices, **beside)[1]
-        return [self.norm(x) for x in found] if norm else found
+        return [self._normed(x) for x in found] if norm else found
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> CausalState:
         """The state before the first token; ``max_length`` is how many tokens caches must hold."""
@@ -228,7 +232,11 @@ class Causal(Model):
         x = self._embed(tokens, places)
         beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
         x, blocks, *_ = self.blocks.extend(x, state.blocks, known, **beside)
-        return self.norm(x), CausalState(blocks, length, segment)
+        return self._normed(x), CausalState(blocks, length, segment)
+
+    def _normed(self, x: jax.Array) -> jax.Array:
+        """The output of the last block as the head sees it."""
+        return x if self.norm is None else self.norm(x)
 
     def _enter(self, tokens: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
         """What enters the first block, and what is handed to the blocks: mixers that have no use for positions are

@@ -5,6 +5,7 @@ from zoo.language import altup as altup
 from zoo.language import bart as bart
 from zoo.language import bert as bert
 from zoo.language import bigbird as bigbird
+from zoo.language import compressive_transformer as compressive_transformer
 from zoo.language import deep_transformer as deep_transformer
 from zoo.language import delta_net as delta_net
 from zoo.language import fnet as fnet
@@ -35,4 +36,5 @@ from zoo.language import s4d as s4d
 from zoo.language import t5 as t5
 from zoo.language import titans as titans
 from zoo.language import transformer as transformer
+from zoo.language import transformer_xl as transformer_xl
 from zoo.language import xlstm as xlstm

@@ -29,7 +29,6 @@ class GemmaConfig(LlamaConfig):
     """Hyper-parameters of Gemma.
 
     Attributes:
-      norm_order: of the blocks.
       attention_cap: scaled scores s are ``cap tanh(s / cap)``; None for no cap.
       attention_scale: of the scores; None is head_dim ** -0.5.
       global_every: where there is a window, the blocks without: every so many.
@@ -59,9 +58,6 @@ class Gemma(Llama):
         if ((place.index or 0) + 1) % c.global_every == 0:
             return {**spec, "window": None}
         return spec if c.window is None or c.local_rotary is None else {**spec, "rotary": c.local_rotary}
-
-    def block_options(self, place: Place) -> dict[str, Any]:
-        return {**super().block_options(place), "order": self.config.norm_order}
 
 
 _GEMMA: dict[str, Any] = {"vocab_size": 256000, "head_dim": 256, "norm_order": "pre"}
