@@ -89,7 +89,8 @@ def check_images(images: jax.Array, channels: int) -> None:
     """Raises unless the input is a batch of normalized images.
 
     Raises:
-      ValueError: no batch axis or nothing along it, whole numbers (0 to 255, not yet normalized), or another number of channels.
+      ValueError: no batch axis or nothing along it, whole numbers (0 to 255, not yet normalized), or another number of
+        channels.
     """
     if images.ndim != 4:
         one = "; one image needs a batch axis in front: image[None]" if images.ndim == 3 else ""
