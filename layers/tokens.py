@@ -109,6 +109,10 @@ class Tokens:
             return index
         return index - jax.lax.cummax(jnp.where(starts(self.segment_ids), index, 0), axis=1)
 
+    def told(self, counted: jax.Array) -> jax.Array:
+        """The positions that were given, else those that a state has ``counted``."""
+        return counted if self.positions is None else self.positions
+
     def starts(self, last: jax.Array | None = None) -> jax.Array | None:
         """Bool (batch, length): the real tokens where another document begins, as :func:`starts`; None without ids."""
         if self.segment_ids is None:

@@ -45,7 +45,9 @@ class LanguageModel(Protocol):
 
     config: Any
     inputs: ClassVar[tuple[str, ...]]
-    position: Any
+
+    @property
+    def most_tokens(self) -> int | None: ...
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = ...) -> Any: ...
     def extend_hidden(self, tokens: jax.Array, state: Any, mask: jax.Array | None = None) -> tuple[jax.Array, Any]: ...
@@ -349,7 +351,7 @@ def read(model: Any, rows: Rows, capacity: int, dtype: Any, sources: Rows | None
     """Reads prompts, a piece at a time: the model's static part and arrays, the states, and the logits of the next
     tokens (batch, vocab_size).
     """
-    table = model.config.max_length if model.position is not None else None
+    table = model.most_tokens
     tokens, real = _padded(rows, table)
     graph, arrays = nnx.split(model)
     if sources is None:
@@ -472,7 +474,7 @@ def _padded(rows: list[np.ndarray], table: int | None) -> tuple[np.ndarray, np.n
 def _capacity(model: Any, asked: Given, new: int, given: int | None) -> int:
     """Tokens that caches must hold."""
     longest = max(row.size for row in asked.prompts)
-    needed, table = longest + new, model.config.max_length if model.position is not None else None
+    needed, table = longest + new, model.most_tokens
     if table is not None and needed > table:
         raise ValueError(
             f"{longest} tokens of prompt and {new} new ones are {needed}, but the model has positions for {table}: "
@@ -485,7 +487,8 @@ def _capacity(model: Any, asked: Given, new: int, given: int | None) -> int:
             f"{longest} tokens of prompt and {new} new ones are {needed}, but max_length={given}: shorten the prompt "
             "or raise max_length"
         )
-    return given or -(-needed // _CAPACITY) * _CAPACITY
+    rounded = -(-needed // _CAPACITY) * _CAPACITY
+    return given or (rounded if table is None else min(rounded, table))
 
 
 def checked_count(new: int | None) -> int:

@@ -242,7 +242,7 @@ def own_input_shape(model: nnx.Module) -> tuple[int, ...]:
     if hasattr(config, "image_size"):
         return config.image_size, config.image_size, config.in_channels
     if hasattr(config, "vocab_size") and hasattr(config, "max_length"):
-        return (config.max_length,)
+        return (getattr(config, "randomized", None) or config.max_length,)
     raise ValueError(
         f"{type(model).__name__} does not tell the shape of its input: give input_shape, without the batch axis"
     )

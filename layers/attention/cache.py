@@ -18,8 +18,8 @@ class TokenCache:
     """Something of each token read so far of each row's current document; a subclass says what.
 
     Attributes:
-      positions: (batch, capacity) int32, position of the token in each slot, -1 if empty; slot = position modulo
-        capacity.
+      positions: (batch, capacity) int32, position of the token in each slot, -1 if empty; slot = its place in the
+        document modulo capacity.
       length: (batch,) int32, tokens read of the document.
       segment: (batch,) int32, that document.
     """
@@ -39,7 +39,8 @@ class TokenCache:
         """Stores what new tokens have, (batch, new, ...) by field, after what the old ones had, or instead of those of
         a document that has ended.
 
-        Masked ones are not stored. ``after`` says where the tokens are.
+        Masked ones are not stored. ``after`` says where the tokens are in it; positions that are given are stored, but
+        take no part in where.
         """
         capacity, positions = self.positions.shape[1], after.positions
         real = jnp.ones(positions.shape, bool) if tokens.mask is None else tokens.mask
@@ -52,7 +53,7 @@ class TokenCache:
         slot = jnp.where(real & (positions >= after.length[:, None] - capacity), positions % capacity, capacity)
         row = jnp.arange(positions.shape[0])[:, None]
         fields: dict[str, tuple[jax.Array, jax.Array]] = {name: (getattr(self, name), x) for name, x in new.items()}
-        fields["positions"] = kept, positions
+        fields["positions"] = kept, tokens.told(positions)
         stored = {name: old.at[row, slot].set(x.astype(old.dtype), mode="drop") for name, (old, x) in fields.items()}
         return dataclasses.replace(self, **stored, length=after.length, segment=after.segment)
 
@@ -80,7 +81,8 @@ class TokenCache:
         if ids is not None:
             document = numbered(ids, self.segment, mask)
             segments = document, jnp.concatenate([jnp.zeros_like(self.positions), document], 1)
-        new = {**new, "positions": after.positions if mask is None else jnp.where(mask, after.positions, -1)}
+        positions = jnp.broadcast_to(tokens.told(after.positions), after.positions.shape)
+        new = {**new, "positions": positions if mask is None else jnp.where(mask, positions, -1)}
         old = {name: getattr(self, name) for name in new}
         both = {name: jnp.concatenate([old[name], x.astype(old[name].dtype)], 1) for name, x in new.items()}
         return written, dataclasses.replace(self, **both), segments

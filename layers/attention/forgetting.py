@@ -63,7 +63,7 @@ class ForgettingAttention(MultiHeadAttention):
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         # Counted from the first token, so that what comes later changes no bit of it.
         ids, fade = (tokens.segment_ids,) * 2, -jnp.cumsum(self._rates(x, tokens), axis=1)
-        return self.attend(q, k, v, x, mask=tokens.mask, segments=ids, added=fade)
+        return self.attend(q, k, v, x, mask=tokens.mask, positions=(tokens.positions,) * 2, segments=ids, added=fade)
 
     def init_state(
         self,
@@ -87,7 +87,7 @@ class ForgettingAttention(MultiHeadAttention):
         state = state.replace(fade=jnp.where(state.positions[..., None] >= 0, state.fade + total[:, :1], 0))
         new = {"key": k, "value": v, "fade": total - rates}
         written, seen, segments = self.read(new, tokens, state, after)
-        places = after.positions, seen.positions
+        places = tokens.told(after.positions), seen.positions
         y = self.attend(q, seen.key, seen.value, x, positions=places, segments=segments, added=seen.fade)
         return y, written
 

@@ -56,6 +56,7 @@ class MultiHeadLatentAttention(Mixer):
     """
 
     supports_causal = True
+    told_positions = True
     honors = frozenset({"mask", "positions", "segment_ids"})
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         **Mixer.sharding,
@@ -164,9 +165,10 @@ class MultiHeadLatentAttention(Mixer):
         """
         x = finite_padding(x, tokens.mask)
         after = continued(x.shape[1], state.length, state.segment, tokens.mask, tokens.segment_ids)
-        q, latent, key = self.queries(x, after.positions), *self.latents(x, after.positions)
+        places = tokens.told(after.positions)
+        q, latent, key = self.queries(x, places), *self.latents(x, places)
         written, seen, segments = state.read({"latent": latent, "key": key}, tokens, after)
-        known: dict[str, Any] = {"query_positions": after.positions, "key_positions": seen.positions}
+        known: dict[str, Any] = {"query_positions": places, "key_positions": seen.positions}
         known |= {"query_segments": segments[0], "key_segments": segments[1]}
         return self.attend(q, seen.latent.astype(q.dtype), seen.key.astype(q.dtype), **known), written
 

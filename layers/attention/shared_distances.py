@@ -49,10 +49,11 @@ class SharedDistances(MultiHeadAttention):
     def mix_next(self, x: jax.Array, state: Any, tokens: Tokens, *beside: Any) -> Any:
         x = finite_padding(x, tokens.mask)
         after = continued(x.shape[1], state.length, state.segment, tokens.mask, tokens.segment_ids)
-        q, (k, v) = self.queries(x, after.positions), self.keys_and_values(x, after.positions)
+        places = tokens.told(after.positions)
+        q, (k, v) = self.queries(x, places), self.keys_and_values(x, places)
         written, seen, segments = self.read({"key": k, "value": v}, tokens, state, after)
-        places, numbers = (after.positions, seen.positions), self._numbers(beside)
-        y = self.attend(q, seen.key, seen.value, x, positions=places, segments=segments, **numbers)
+        numbers = self._numbers(beside)
+        y = self.attend(q, seen.key, seen.value, x, positions=(places, seen.positions), segments=segments, **numbers)
         return self.finish(y), written, beside[0]
 
     def _numbers(self, beside: tuple[Any, ...]) -> dict[str, Any]:

@@ -169,7 +169,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
     "randomized_positions": {
-        "plain": {"inner": {"name": "attention", "rotary": 100.0}, "max_length": 64, "seed": 3},
+        "plain": {"inner": {"name": "attention", "rotary": 100.0}, "max_length": 64, "longest": 40, "seed": 3},
     },
     "rala": {"plain": {"kernel_init": truncated_normal(0.5)}, "softmax": {"softmax": True, "use_bias": False}},
     "mixture_of_heads": {"plain": {"num_heads": 4, "shared": 1, "chosen": 2, "kernel_init": truncated_normal(0.3)}},
@@ -583,7 +583,8 @@ def abstract_program(case: MixerCase, length: int) -> tuple[Any, ...]:
     c = compiled(case)
     graphdef, state = c.graphdef, c.state
     if case.options.get("max_length") is not None:
-        graphdef, state = nnx.split(abstract(functools.partial(case.build, changed={"max_length": length})))
+        changed = {name: length for name in ("max_length", "longest") if name in case.options}
+        graphdef, state = nnx.split(abstract(functools.partial(case.build, changed=changed)))
     side = math.isqrt(length)
     shape = (side, side) if c.grid else (length,)
     return (

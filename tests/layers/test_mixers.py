@@ -356,9 +356,9 @@ def test_a_field_that_is_not_honored_is_refused() -> None:
     mamba = layers.create_mixer("mamba", FEATURES, causal=True, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="Mamba does not honor positions: it orders tokens by their place"):
         mamba(x, Tokens(positions=np.arange(3)[None]))
-    attention = layers.create_mixer("attention", FEATURES, causal=True, num_heads=2, rngs=nnx.Rngs(0))
+    dilated = layers.create_mixer("dilated_attention", FEATURES, causal=True, num_heads=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="extend takes no positions"):
-        attention.extend(x, attention.init_state(1, 4), Tokens(positions=np.arange(3)[None]))
+        dilated.extend(x, dilated.init_state(1, 4), Tokens(positions=np.arange(3)[None]))
     with pytest.raises(TypeError, match=r"Old overrides __call__ of Mixer: override mix\(x, tokens\) instead"):
         type("Old", (Mixer,), {"__call__": lambda self, x, mask=None: x})
 

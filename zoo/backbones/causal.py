@@ -25,7 +25,7 @@ from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh, unchanged
 from layers.norm import create_norm
 from layers.tokens import Tokens, continued
 from primitives.exponential import silu
-from zoo.backbones.model import Model, last_of_quarters, mixers
+from zoo.backbones.model import Model, drawn_places, last_of_quarters, mixers
 from zoo.registry import ModelConfig
 
 Mlp = Literal["swiglu", "geglu_tanh", "glu", "gelu", "gelu_tanh", "relu"]
@@ -67,6 +67,8 @@ class CausalConfig(ModelConfig):
       norm_order: of the blocks; after "post" there is no norm at the end.
       position: "learned" adds a table of ``max_length`` rows; None leaves order to the mixers.
       max_length: rows of a learned position table; longer sequences are refused.
+      randomized: positions are drawn out of ``max_length``, for sequences of at most so many tokens, and are the same
+        for the table and all mixers (:class:`layers.RandomizedPlaces`); None: they are 0, 1, 2, ...
       tied: the head is the transposed embedding.
       head_bias: a bias in a head of its own.
       embedding_std: of the initial embedding.
@@ -87,6 +89,7 @@ class CausalConfig(ModelConfig):
     norm_order: Order = "pre"
     position: Literal["learned"] | None = None
     max_length: int = 2048
+    randomized: int | None = None
     tied: bool = True
     head_bias: bool = False
     embedding_std: float = 0.02
@@ -126,6 +129,7 @@ class Causal(Model):
             if c.position == "learned"
             else None
         )
+        self.places = drawn_places(c, rngs, longest=c.randomized)
         norm = {"epsilon": c.norm_epsilon, **common}
         self.embedding_norm = create_norm(c.norm, c.features, **norm) if c.embedding_norm else None
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
@@ -209,8 +213,21 @@ class Causal(Model):
         found = self.blocks(x, known, capture=indices, **beside)[1]
         return [self._normed(x) for x in found] if norm else found
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of the longest document that it has positions for; None: any number."""
+        if self.places is not None:
+            return self.config.randomized
+        return None if self.position is None else self.config.max_length
+
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> CausalState:
-        """The state before the first token; ``max_length`` is how many tokens caches must hold."""
+        """The state before the first token; ``max_length`` is how many tokens caches must hold.
+
+        Raises:
+          ValueError: more than there are randomized positions for.
+        """
+        if self.places is not None:
+            self.places.check(max_length)
         length, segment = jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.int32)
         return CausalState(self.blocks.init_state(batch_size, max_length, dtype), length, segment)
 
@@ -229,6 +246,9 @@ class Causal(Model):
         """As :meth:`extend`, without the head."""
         places, length, segment = continued(tokens.shape[1], state.length, state.segment, mask, segment_ids)
         known = Tokens(mask, segment_ids=segment_ids)
+        if self.places is not None:
+            places = self.places.at(places)
+            known = self._heard(known.replace(positions=places))
         x = self._embed(tokens, places)
         beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
         x, blocks, *_ = self.blocks.extend(x, state.blocks, known, **beside)
@@ -242,10 +262,15 @@ class Causal(Model):
         """What enters the first block, and what is handed to the blocks: mixers that have no use for positions are
         spared those of the table.
         """
-        x = self._embed(tokens, known.places(tokens.shape[1]))
-        if self.position is not None and not all("positions" in mixer.honors for mixer in mixers(self.blocks)):
-            known = known.without("positions")
-        return x, known
+        if self.places is not None and known.positions is None:
+            known = known.replace(positions=self.places(known, tokens.shape[1]))
+        return self._embed(tokens, known.places(tokens.shape[1])), self._heard(known)
+
+    def _heard(self, known: Tokens) -> Tokens:
+        """Without positions that the table has told, where a mixer has no use for them."""
+        if self.position is None or all("positions" in mixer.honors for mixer in mixers(self.blocks)):
+            return known
+        return known.without("positions")
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x, scale = self.embedding(tokens), self.config.embedding_scale

@@ -30,7 +30,7 @@ from layers.norm import create_norm, unit
 from layers.position import sinusoids
 from layers.tokens import Tokens
 from zoo.backbones.classifier import Classifier, MLPHead
-from zoo.backbones.model import last_of_quarters
+from zoo.backbones.model import drawn_places, last_of_quarters, mixers
 from zoo.backbones.pooling import Pool, create_pool
 from zoo.registry import ModelConfig
 
@@ -55,6 +55,8 @@ class EncoderConfig(ModelConfig):
         leaves order to the mixers.
       max_length: positions that the table has rows for; longer sequences are refused.
       position_offset: rows of the table before that of the first position (RoBERTa's has two for padding).
+      randomized: positions are drawn out of ``max_length``, for sequences of at most so many tokens, and are the same
+        for the table and all mixers (:class:`layers.RandomizedPlaces`); None: they are 0, 1, 2, ...
       types: kinds of segments a token may belong to; 0 for none.
       norm_order, norm_epsilon: of the blocks.
       causal: tokens see those before them alone.
@@ -87,6 +89,7 @@ class EncoderConfig(ModelConfig):
     position: Literal["learned", "sinusoid"] | None = "learned"
     max_length: int = 512
     position_offset: int = 0
+    randomized: int | None = None
     types: int = 2
     norm_order: Order = "post"
     norm_epsilon: float = 1e-12
@@ -180,6 +183,7 @@ class Encoder(Classifier):
             if c.position == "learned"
             else None
         )
+        self.places = drawn_places(c, rngs, longest=c.randomized if c.causal else None)
         self.types = Embed(c.types, width, embedding_init=normal(0.02), **common) if c.types else None
         self.embedding_norm = (
             create_norm("layer", width, epsilon=c.norm_epsilon, **common) if c.embedding_norm else None
@@ -368,9 +372,16 @@ class Encoder(Classifier):
         self.config = dataclasses.replace(self.config, output="pooled")
 
     def embed(
-        self, tokens: jax.Array, types: jax.Array | None = None, *, segment_ids: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        types: jax.Array | None = None,
+        *,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
-        """What enters the first block: (batch, length, features); arguments as the model's."""
+        """What the embeddings are: (batch, length, features); arguments as the model's, and positions, (batch or 1,
+        length), in place of those in each document.
+        """
         if self.config.inputs == "linear" and (tokens.ndim != 3 or tokens.shape[-1] != self.config.in_features):
             raise ValueError(
                 f'a model with inputs="linear" takes (batch, length, {self.config.in_features}) numbers, got the shape '
@@ -382,9 +393,12 @@ class Encoder(Classifier):
             raise ValueError(f"a sequence of {length} tokens is longer than the position table: max_length is {most}")
         table = None if self.position is None else self.position[...]
         if self.config.position == "sinusoid":
-            table = jnp.asarray(sinusoids(first + length, words.shape[-1]))
+            table = jnp.asarray(sinusoids(first + (length if positions is None else most), words.shape[-1]))
         if table is None:
             x = words
+        elif positions is not None:
+            wide = jnp.promote_types(words.dtype, jnp.float32)
+            x = words + broadcast(lookup(table, first + positions, wide), words.shape, words.dtype)
         elif segment_ids is None:
             x = words + broadcast(table[first : first + length], words.shape, words.dtype)
         else:
@@ -397,9 +411,15 @@ class Encoder(Classifier):
 
     def _entered(self, tokens: jax.Array, given: Tokens, types: jax.Array | None) -> tuple[jax.Array, Tokens]:
         """What the blocks get, with what words already looked up hold in padding made finite."""
-        known = self.known(tokens, given)
+        known, positions = self.known(tokens, given), None
+        if self.places is not None:
+            if tokens.shape[1] > (most := self.config.randomized):
+                raise ValueError(f"a sequence of {tokens.shape[1]} tokens is longer than randomized={most}")
+            positions = self.places(known, tokens.shape[1])
+            if self.config.position is None or all("positions" in mixer.honors for mixer in mixers(self.blocks)):
+                known = known.replace(positions=positions)
         words = tokens if tokens.ndim == 2 else finite_padding(tokens, known.mask)
-        return self.enter(self.embed(words, types, segment_ids=known.segment_ids), known)
+        return self.enter(self.embed(words, types, segment_ids=known.segment_ids, positions=positions), known)
 
     def _normed(self, x: jax.Array) -> jax.Array:
         return x if self.norm is None else self.norm(x)

@@ -179,9 +179,9 @@ class EncoderDecoder(Model):
         return (c.depth if c.encoder_depth is None else c.encoder_depth, c.depth)
 
     @property
-    def position(self) -> nnx.Param | None:
-        """The table of the decoder's positions, if any: no more tokens can be read."""
-        return self.decoder.position
+    def most_tokens(self) -> int | None:
+        """Tokens of the longest source or target that it has positions for; None: any number."""
+        return None if self.decoder.position is None else self.config.max_length
 
     @property
     def outer_features(self) -> int:

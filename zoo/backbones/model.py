@@ -13,6 +13,7 @@ from flax import nnx
 from layers.block import Block, Branch
 from layers.mixer import Mixer, MixerSpec, Place, create_mixer
 from layers.module import Module
+from layers.randomized_positions import RandomizedPlaces
 from layers.reduction import TokenReduction
 from layers.stack import Stack, drop_path_rates
 from layers.state import flatten
@@ -188,6 +189,13 @@ class Model(Module):
 def input_count(model: nnx.Module) -> int:
     """How many arrays a call of a model, or of a module that is none of ours, needs."""
     return len(model.inputs) if isinstance(model, Model) else 1
+
+
+def drawn_places(config: Any, rngs: nnx.Rngs, *, longest: int | None = None) -> RandomizedPlaces | None:
+    """What draws the positions of a model whose configuration has ``randomized`` and ``max_length``; None where it is
+    not to draw any.
+    """
+    return None if config.randomized is None else RandomizedPlaces(config.max_length, longest=longest, rngs=rngs)
 
 
 def last_of_quarters(depth: int) -> list[int]:
