@@ -4,6 +4,7 @@
 """
 
 from tasks.addition import Addition
+from tasks.algorithmic import Algorithmic
 from tasks.backcopy import BigramBackcopy
 from tasks.classification import Classification
 from tasks.denoising import Denoising
@@ -21,6 +22,7 @@ from tasks.task import Aligns, DerivesFigures, Describes, Examples, Explains, Ke
 
 __all__ = [
     "Addition",
+    "Algorithmic",
     "Aligns",
     "BigramBackcopy",
     "Classification",

@@ -55,6 +55,7 @@ class Procedural:
     Attributes:
       chance: the accuracy of a guess that knows all but what is to be recalled or computed.
       vocab_size: tokens.
+      padding: fills rows behind shorter examples, where there are any: the model gets a mask of the other tokens.
     """
 
     needs: tuple[str, ...] = ()
@@ -64,6 +65,7 @@ class Procedural:
     shortest: int = 1
     chance: float
     vocab_size: int
+    padding: int | None = None
 
     def __init__(self, length: int, test_length: int, num_eval: int = 512, seed: int = 0):
         for name, value in (("length", length), ("test_length", test_length)):
@@ -99,13 +101,17 @@ class Procedural:
     def loss(self, model: Model, batch: Batch, rngs: jax.Array) -> tuple[jax.Array, Metrics]:
         """Returns the mean cross entropy of an answer, nats."""
         del rngs
-        metrics = measure(model(batch["tokens"]), batch, jnp.ones(batch["tokens"].shape[0], jnp.float32))
+        metrics = measure(self._logits(model, batch), batch, jnp.ones(batch["tokens"].shape[0], jnp.float32))
         total, count = metrics["loss"]
         return total / count, metrics
 
     def evaluate(self, model: Model, batch: Batch) -> Metrics:
         """Returns "loss", "accuracy" over answers, and "exact": the part of examples whose answers are all right."""
-        return measure(model(batch["tokens"]), batch, batch["weight"])
+        return measure(self._logits(model, batch), batch, batch["weight"])
+
+    def _logits(self, model: Model, batch: Batch) -> jax.Array:
+        tokens = batch["tokens"]
+        return model(tokens) if self.padding is None else model(tokens, mask=tokens != self.padding)
 
 
 def measure(logits: jax.Array, batch: Batch, weight: jax.Array) -> Metrics:

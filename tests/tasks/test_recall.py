@@ -21,6 +21,7 @@ SMALL = {
     "passkey": {"length": 120, "test_length": 200},
     "parity": {"length": 12, "test_length": 20},
     "permutation_tracking": {"length": 10, "test_length": 16, "group": "S3"},
+    "algorithmic": {"length": 6, "test_length": 11},
     "addition": {"length": 5, "test_length": 8, "random_space": 0.2},
     "dynamic_programming": {"length": 6, "test_length": 9, "values": 16},
     "bigram_backcopy": {"length": 30, "test_length": 50, "symbols": 8, "triggers": 2},
@@ -88,6 +89,8 @@ def solve(name: str, tokens: list[int], answer: int) -> int:
         return sum(seen) % 2
     if name == "addition":
         return added(seen)
+    if name == "algorithmic":
+        return seen[2 * seen.index(2) - answer - 1]
     if name == "dynamic_programming":
         return longest_increasing(seen)
     if name == "bigram_backcopy":
@@ -161,6 +164,7 @@ def test_chance_is_what_guessing_gives(name: str) -> None:
                 "passkey": lambda: np.arange(48, 58),
                 "dynamic_programming": lambda: np.arange(16),
                 "bigram_backcopy": lambda: np.arange(8),
+                "algorithmic": lambda: np.arange(2),
             }.get(name, lambda: np.arange(task.vocab_size))()
             right += rng.choice(possible) == targets[place]
             total += 1
@@ -279,7 +283,7 @@ def test_metrics(name: str) -> None:
     task = task_of(name)
     rows = [task.examples("validation").get(i, None) for i in range(4)]
     batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]} | {"weight": np.float32([1, 1, 1, 0])}
-    evaluate = jax.jit(lambda logits: task.evaluate(lambda tokens: logits, batch))
+    evaluate = jax.jit(lambda logits: task.evaluate(lambda tokens, mask=None: logits, batch))
     perfect = 50 * (batch["targets"][..., None] == np.arange(task.vocab_size)).astype(np.float32)
     answers = float(sum(row["answers"].sum() for row in rows[:3]))
     figures = evaluate(perfect)
@@ -294,7 +298,9 @@ def test_metrics(name: str) -> None:
     assert figures["accuracy"] == (answers - 1, answers)
     assert figures["exact"] == (2, 3)
     assert float(figures["loss"][0]) == pytest.approx(50, rel=1e-3)
-    alike = jax.jit(lambda key: task.loss(lambda tokens: jnp.zeros((*tokens.shape, task.vocab_size)), batch, key))
+    alike = jax.jit(
+        lambda key: task.loss(lambda tokens, mask=None: jnp.zeros((*tokens.shape, task.vocab_size)), batch, key)
+    )
     loss, pairs = alike(jax.random.key(0))
     assert float(loss) == pytest.approx(np.log(task.vocab_size), rel=1e-5)
     assert float(pairs["loss"][0] / pairs["loss"][1]) == pytest.approx(float(loss), rel=1e-6)
