@@ -15,6 +15,7 @@ from layers.attention.halo import HaloAttention
 from layers.attention.inline import InLineAttention
 from layers.attention.isomorphic import IsomorphicAttention
 from layers.attention.kernelized import KernelizedAttention
+from layers.attention.landmark import LandmarkAttention
 from layers.attention.latent import MultiHeadLatentAttention
 from layers.attention.linear import LinearAttention, PerformerAttention
 from layers.attention.linformer import LinformerAttention
@@ -193,6 +194,7 @@ __all__ = [
     "KernelizedAttention",
     "KimiDeltaAttention",
     "LSGAttention",
+    "LandmarkAttention",
     "LayerNorm",
     "LayerScale",
     "LightningAttention",

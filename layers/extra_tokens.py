@@ -70,6 +70,45 @@ class ExtraTokens:
         parts = x[:, :at], repeated(learned, batch, x.dtype), x[:, at:]
         return jnp.concatenate([part for part in parts if part.shape[1]], 1), known
 
+    def put_next(
+        self, x: jax.Array, learned: jax.Array, places: jax.Array, tokens: Known = None
+    ) -> tuple[jax.Array, Tokens, jax.Array]:
+        """As :meth:`put` after every so many, for tokens that are read after others: some of a group may be read
+        already.
+
+        Args:
+          x: (batch, new, features).
+          learned: (count, features).
+          places: int32 (batch, new), where in their documents the tokens are.
+          tokens: what is known of ``x``.
+
+        Returns:
+          (batch, woven, features), what is known of them, with a mask, and int32 (batch, new), where the tokens ``x``
+          are among them. There is room for all groups that may end within so many tokens.
+
+        Raises:
+          ValueError: other places than after every so many.
+        """
+        if not isinstance(self.place, int):
+            raise ValueError(f"tokens that are read after others have extra ones after every so many, not {self.place}")
+        tokens, (batch, new) = Tokens.of(tokens), x.shape[:2]
+        real = jnp.ones((1, new), bool) if tokens.mask is None else tokens.mask
+        ends = jnp.broadcast_to((places % self.place == self.place - 1) & real, (batch, new))
+        passed = jnp.cumsum(ends, axis=1, dtype=jnp.int32)
+        at = jnp.arange(new, dtype=jnp.int32) + self.count * (passed - ends)
+        length = new + self.count * -(-new // self.place)
+        # Of those in between and after all, the token before.
+        row = jnp.arange(batch)[:, None]
+        source = jnp.zeros((batch, length), jnp.int32).at[row, at].set(jnp.arange(new, dtype=jnp.int32))
+        source = jax.lax.cummax(source, axis=1)
+        since = jnp.arange(length, dtype=jnp.int32) - jnp.take_along_axis(at, source, axis=1)
+        of_learned = repeated(learned, batch, x.dtype)
+        woven = jnp.concatenate([x, of_learned], axis=1)
+        woven = jnp.take_along_axis(woven, jnp.where(since > 0, new + (since - 1) % self.count, source)[..., None], 1)
+        known = tokens.rearranged(lambda a: jnp.take_along_axis(a, source, axis=1))
+        count = real.sum(1, keepdims=True) + self.count * passed[:, -1:]
+        return woven, known.replace(mask=jnp.arange(length) < count), at
+
     def take(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Takes them out of (batch, length, ...): the other tokens, and these, in their order."""
         if not self.count:

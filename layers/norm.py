@@ -148,6 +148,7 @@ class UnitNorm(nnx.Module):
 
 NORMS: dict[str, Callable[..., nnx.Module]] = {
     "layer": LayerNorm,
+    "unbiased_layer": functools.partial(LayerNorm, use_bias=False),
     "rms": RMSNorm,
     "plain_layer": functools.partial(nnx.LayerNorm, use_fast_variance=False, use_scale=False, use_bias=False),
     "simple_rms": functools.partial(nnx.RMSNorm, use_scale=False),

@@ -139,6 +139,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "relu": {"residual": 0, "feature_map": "relu"},
         "normed": {"enhancement": 3, "norm": "layer"},
     },
+    "landmark_attention": {
+        "plain": {"period": 4, "kernel_init": truncated_normal(0.3)},
+        "retrieving": {"period": 3, "retrieved": 2, "local": 2, "rotary": 100.0, "kernel_init": truncated_normal(0.3)},
+    },
     "linear_attention": {
         "plain": {},
         "rotary": {"rotary": 100.0, "qk_norm": "rms", "feature_map": "silu+0.5", "head_dim": 4},

@@ -69,3 +69,33 @@ def test_a_grid_has_them_as_its_prefix() -> None:
             after = ExtraTokens(2, place).put(x, LEARNED, before)[1]  # type: ignore[arg-type]
             assert after.grid is None
             assert after.kept is None
+
+
+def test_put_among_tokens_that_are_read_after_others() -> None:
+    """Cut anywhere, each row with its own count, the real ones are those of whole rows."""
+    extra, total, counts = ExtraTokens(2, 3), 11, np.array([11, 7])
+    x = np.arange(2 * total, dtype=np.float32).reshape(2, total, 1)
+    whole = np.asarray(extra.put(x, LEARNED)[0])[..., 0]
+    rows: list[list[float]] = [[], []]
+    done, rng = np.zeros(2, int), np.random.default_rng(0)
+    while (done < counts).any():
+        new = np.minimum(rng.integers(0, 6, 2), counts - done)
+        places = done[:, None] + np.arange(5)
+        piece = np.take_along_axis(x, np.minimum(places, total - 1)[..., None], 1)
+        known = Tokens(jnp.asarray(np.arange(5) < new[:, None]), segment_ids=jnp.asarray(places // 3, jnp.int32))
+        y, known, at = extra.put_next(piece, LEARNED, jnp.asarray(places), known)
+        assert y.shape == (2, 9, 1)
+        for row in range(2):
+            mask = np.asarray(known.mask)[row]
+            read = np.asarray(y)[row, mask, 0]
+            np.testing.assert_array_equal(read[np.asarray(at)[row, : new[row]]], piece[row, : new[row], 0])
+            words = np.where(read < 0, np.nan, read - total * row)
+            np.testing.assert_array_equal(  # those put in belong to the document of the token before
+                np.asarray(known.segment_ids)[row, mask][read >= 0], words[read >= 0] // 3
+            )
+            rows[row] += read.tolist()
+        done += new
+    np.testing.assert_array_equal(rows[0], whole[0])
+    np.testing.assert_array_equal(rows[1], whole[1, :11])
+    with pytest.raises(ValueError, match="after every so many, not first"):
+        ExtraTokens(1).put_next(x, LEARNED[:1], jnp.zeros((2, total), jnp.int32))

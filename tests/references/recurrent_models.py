@@ -257,11 +257,73 @@ def _forgetting(importlib: Any) -> Any:
 
 
 RANKS = {"DECAY": 3, "AAA": 4, "MV": 5, "GATE": 6}
+def landmark(clone: Path, retrieving: bool = False) -> Any:
+    """epfml/landmark-attention (Apache-2.0), commit d963e50: the model of its language benchmark, with a landmark, the
+    token after those of the vocabulary, after every two tokens. The tokens are read at once, or six at a time with two
+    blocks retrieved for each query and head; its cache, which has no gradient, then has one, and of landmarks with
+    equal scores, as all old ones have in the first layer, the oldest is taken.
+    """
+    import argparse
+    import contextlib
+    import importlib
+    from unittest import mock
+
+    import torch
+
+    from tests.references import recording
+
+    recording.stand_in({"tiktoken": {"get_encoding": lambda name: None}})
+    sys.path.insert(0, str(clone / "lm_benchmark"))
+    frequency = 2
+    config = argparse.Namespace(
+        vocab_size=VOCABULARY + 1, landmark_id=VOCABULARY, n_embd=FEATURES, n_head=HEADS, n_layer=DEPTH, bias=False,
+        dropout=0.0, group_dropout=None, sequence_length=2 * LENGTH, softmax_func="mem_opt",
+        positional_encoder="rotary", max_groups_for_softmax=LENGTH, enable_rem_score=False, postpone_lm_cache=False,
+        batch_size=BATCH, lm_cache="mem" if retrieving else "none", mem_cache_size=LENGTH, mem_cache_freq=frequency,
+        cache_topk=2, cache_selection_method="per_token_and_head", allow_cache_during_training=True,
+    )  # fmt: skip
+
+    storage = importlib.import_module("models.caches.mem_cache").MemLMCacheStorage
+    store = storage.store_in_cache
+
+    def store_in_a_copy(self: Any, *args: Any) -> None:
+        for name, buffer in self.named_buffers():
+            setattr(self, name, buffer.clone())
+        store(self, *args)
+
+    storage.store_in_cache = store_in_a_copy
+
+    def oldest_first(scores: Any, dim: int, k: int) -> tuple[Any, Any]:
+        values, order = torch.sort(torch.round(scores * 2**16), dim=dim, descending=True, stable=True)
+        return values[..., :k], order[..., :k]
+
+    torch.Tensor.topk = oldest_first  # type: ignore[method-assign, assignment]
+
+    class Woven(importlib.import_module("models.landmark").GPTBase):  # type: ignore[name-defined, misc]
+        def forward(self, tokens: Any) -> Any:
+            if not retrieving:
+                whole = tokens[:, : LENGTH // frequency * frequency].reshape(BATCH, -1, frequency)
+                marks = torch.full_like(whole[..., :1], VOCABULARY)
+                woven = torch.cat([torch.cat([whole, marks], -1).reshape(BATCH, -1), tokens[:, whole[0].numel() :]], 1)
+                logits = super().forward(woven, targets=woven, get_logits=True)["logits"]
+                return logits[woven != VOCABULARY].reshape(BATCH, LENGTH, -1)[..., :VOCABULARY]
+            self.clear_state()
+            found = []
+            for piece in map(torch.Tensor.contiguous, tokens.split(6, dim=1)):
+                with mock.patch.object(torch, "no_grad", contextlib.nullcontext):
+                    found.append(super().forward(piece, targets=piece, get_logits=True, use_cache=True)["logits"])
+            return torch.cat(found, 1)[..., :VOCABULARY]
+
+    return Woven(config)
+
+
 RECORDED: dict[str, Callable[[Path], Any]] = {
     "rwkv6": rwkv6,
     "rwkv7": rwkv7,
     "causal_relation": causal_relation,
     "causal_relation_linear": lambda clone: causal_relation(clone, "Linear Relation Network"),
+    "landmark": landmark,
+    "landmark_retrieving": lambda clone: landmark(clone, retrieving=True),
     "longhorn": longhorn,
     "transnormer": transnormer,
     "xlstm": xlstm,

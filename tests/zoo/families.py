@@ -82,6 +82,7 @@ TINY: dict[str, dict[str, Any]] = {
     "rmt": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
     # The first token alone would see nothing of the last block's local projections.
     "longformer": {"pool": "average", "window": 6, "max_global": 2},
+    "landmark": {"period": 5},
     "longnet": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
     "lsg": {"block": 4, "sparse_block": 4, "global_rows": 4, "num_global": 2, "pool_global": False, "pool": "average"},
     "maxvit": {"stem": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "window": 2},
@@ -159,8 +160,8 @@ every = pytest.mark.parametrize("family", FAMILIES)
 BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encoder: "bert", EncoderDecoder: "t5"}
 # Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, tables.
 OWNERS = (
-    *BACKBONES.values(), "agent", "altup", "bart", "cait", "eva", "fnet", "gpt2", "linear_attention", "longformer",
-    "lookhere", "lsg", "maxvit", "pointer_network", "pvt_v1", "rwkv6", "rwkv7", "t2t_vit",
+    *BACKBONES.values(), "agent", "altup", "bart", "cait", "eva", "fnet", "gpt2", "landmark", "linear_attention",
+    "longformer", "lookhere", "lsg", "maxvit", "pointer_network", "pvt_v1", "rwkv6", "rwkv7", "t2t_vit",
 )  # fmt: skip
 # Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
 # modules are joined, and is expensive to try, is tried with the others.

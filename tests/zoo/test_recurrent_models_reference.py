@@ -41,6 +41,13 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "authors",
         "FrankCuiCN/causal-relation-networks",
     ),
+    "landmark": ("landmark_nano", {"period": 3}, "authors", "epfml/landmark-attention"),
+    "landmark_retrieving": (
+        "landmark_nano",
+        {"period": 3, "retrieved": 2, "local": 3},
+        "authors",
+        "epfml/landmark-attention",
+    ),
     "longhorn": ("longhorn_nano", {"state_dim": 4, "tied": False}, "authors", "Cranial-XIX/longhorn"),
     "xlstm": ("xlstm_block_nano", {"channels": 64, "tied": False}, "authors_cpu", "NX-AI/xlstm"),
     "comba": ("comba_nano", FLA, "fla", "flash-linear-attention"),

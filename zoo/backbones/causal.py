@@ -156,6 +156,21 @@ class Causal(Model):
         """What the first block gets beside ``x`` (batch, length, features), and blocks hand on; None for nothing."""
         return None
 
+    def put_in(
+        self, x: jax.Array, known: Tokens, places: jax.Array | None = None
+    ) -> tuple[jax.Array, Tokens, Callable[[jax.Array], jax.Array]]:
+        """Puts tokens of the model's own among those of the text.
+
+        Args:
+          x: (batch, length, features), embeddings.
+          known: what is known of them.
+          places: (batch, length), where in their documents tokens are that are read after others; None for whole rows.
+
+        Returns:
+          What enters the blocks, what is known of it, and a function that leaves of their outputs those of the text.
+        """
+        return x, known, lambda y: y
+
     def block_options(self, place: Place) -> dict[str, Any]:
         c = self.config
         return {"norm": c.norm, "norm_epsilon": c.norm_epsilon, "order": c.norm_order}
@@ -188,8 +203,13 @@ class Causal(Model):
         segment_ids: jax.Array | None = None,
     ) -> jax.Array:
         """What the head sees: (batch, length, features). A large vocabulary need not be applied to every token."""
+<<<<<<< HEAD
         x, known = self._enter(tokens, Tokens(mask, positions, segment_ids))
         return self._normed(self.blocks(x, known, shared=self.handed_on(x), per_block=self.per_block())[0])
+=======
+        x, known, taken = self.put_in(*self._enter(tokens, Tokens(mask, positions, segment_ids)))
+        return self.norm(taken(self.blocks(x, known, shared=self.handed_on(x), per_block=self.per_block())[0]))
+>>>>>>> 5cf0520 (Landmark attention: grouped softmax, block retrieval, and a model that puts the landmarks in by itself)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head: (..., features) to (..., vocab_size)."""
@@ -208,8 +228,9 @@ class Causal(Model):
         the final one.
         """
         indices = last_of_quarters(len(self.blocks)) if indices is None else indices
-        x, known = self._enter(tokens, Tokens(mask))
+        x, known, taken = self.put_in(*self._enter(tokens, Tokens(mask)))
         beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
+<<<<<<< HEAD
         found = self.blocks(x, known, capture=indices, **beside)[1]
         return [self._normed(x) for x in found] if norm else found
 
@@ -219,6 +240,10 @@ class Causal(Model):
         if self.places is not None:
             return self.config.randomized
         return None if self.position is None else self.config.max_length
+=======
+        found = [taken(y) for y in self.blocks(x, known, capture=indices, **beside)[1]]
+        return [self.norm(x) for x in found] if norm else found
+>>>>>>> 5cf0520 (Landmark attention: grouped softmax, block retrieval, and a model that puts the landmarks in by itself)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> CausalState:
         """The state before the first token; ``max_length`` is how many tokens caches must hold.
@@ -246,6 +271,7 @@ class Causal(Model):
         """As :meth:`extend`, without the head."""
         places, length, segment = continued(tokens.shape[1], state.length, state.segment, mask, segment_ids)
         known = Tokens(mask, segment_ids=segment_ids)
+<<<<<<< HEAD
         if self.places is not None:
             places = self.places.at(places)
             known = self._heard(known.replace(positions=places))
@@ -257,6 +283,12 @@ class Causal(Model):
     def _normed(self, x: jax.Array) -> jax.Array:
         """The output of the last block as the head sees it."""
         return x if self.norm is None else self.norm(x)
+=======
+        x, known, taken = self.put_in(self._embed(tokens, places), known, places)
+        beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
+        x, blocks, *_ = self.blocks.extend(x, state.blocks, known, **beside)
+        return self.norm(taken(x)), CausalState(blocks, length, segment)
+>>>>>>> 5cf0520 (Landmark attention: grouped softmax, block retrieval, and a model that puts the landmarks in by itself)
 
     def _enter(self, tokens: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
         """What enters the first block, and what is handed to the blocks: mixers that have no use for positions are
