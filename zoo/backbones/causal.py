@@ -203,13 +203,8 @@ class Causal(Model):
         segment_ids: jax.Array | None = None,
     ) -> jax.Array:
         """What the head sees: (batch, length, features). A large vocabulary need not be applied to every token."""
-<<<<<<< HEAD
-        x, known = self._enter(tokens, Tokens(mask, positions, segment_ids))
-        return self._normed(self.blocks(x, known, shared=self.handed_on(x), per_block=self.per_block())[0])
-=======
         x, known, taken = self.put_in(*self._enter(tokens, Tokens(mask, positions, segment_ids)))
-        return self.norm(taken(self.blocks(x, known, shared=self.handed_on(x), per_block=self.per_block())[0]))
->>>>>>> 5cf0520 (Landmark attention: grouped softmax, block retrieval, and a model that puts the landmarks in by itself)
+        return self._normed(taken(self.blocks(x, known, shared=self.handed_on(x), per_block=self.per_block())[0]))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The head: (..., features) to (..., vocab_size)."""
@@ -230,8 +225,7 @@ class Causal(Model):
         indices = last_of_quarters(len(self.blocks)) if indices is None else indices
         x, known, taken = self.put_in(*self._enter(tokens, Tokens(mask)))
         beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
-<<<<<<< HEAD
-        found = self.blocks(x, known, capture=indices, **beside)[1]
+        found = [taken(y) for y in self.blocks(x, known, capture=indices, **beside)[1]]
         return [self._normed(x) for x in found] if norm else found
 
     @property
@@ -240,10 +234,6 @@ class Causal(Model):
         if self.places is not None:
             return self.config.randomized
         return None if self.position is None else self.config.max_length
-=======
-        found = [taken(y) for y in self.blocks(x, known, capture=indices, **beside)[1]]
-        return [self.norm(x) for x in found] if norm else found
->>>>>>> 5cf0520 (Landmark attention: grouped softmax, block retrieval, and a model that puts the landmarks in by itself)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> CausalState:
         """The state before the first token; ``max_length`` is how many tokens caches must hold.
@@ -270,25 +260,18 @@ class Causal(Model):
     ) -> tuple[jax.Array, CausalState]:
         """As :meth:`extend`, without the head."""
         places, length, segment = continued(tokens.shape[1], state.length, state.segment, mask, segment_ids)
-        known = Tokens(mask, segment_ids=segment_ids)
-<<<<<<< HEAD
+        known, positions = Tokens(mask, segment_ids=segment_ids), places
         if self.places is not None:
-            places = self.places.at(places)
-            known = self._heard(known.replace(positions=places))
-        x = self._embed(tokens, places)
+            positions = self.places.at(places)
+            known = self._heard(known.replace(positions=positions))
+        x, known, taken = self.put_in(self._embed(tokens, positions), known, places)
         beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
         x, blocks, *_ = self.blocks.extend(x, state.blocks, known, **beside)
-        return self._normed(x), CausalState(blocks, length, segment)
+        return self._normed(taken(x)), CausalState(blocks, length, segment)
 
     def _normed(self, x: jax.Array) -> jax.Array:
         """The output of the last block as the head sees it."""
         return x if self.norm is None else self.norm(x)
-=======
-        x, known, taken = self.put_in(self._embed(tokens, places), known, places)
-        beside = {"shared": self.handed_on(x), "per_block": self.per_block()}
-        x, blocks, *_ = self.blocks.extend(x, state.blocks, known, **beside)
-        return self.norm(taken(x)), CausalState(blocks, length, segment)
->>>>>>> 5cf0520 (Landmark attention: grouped softmax, block retrieval, and a model that puts the landmarks in by itself)
 
     def _enter(self, tokens: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
         """What enters the first block, and what is handed to the blocks: mixers that have no use for positions are
