@@ -395,7 +395,7 @@ def _text(
         if name
         else {"name": "stdlib", **data_dir}
     )
-    task = {"name": "text", "dataset": dataset, "sequence_length": 256, "packing": False}
+    task = {"name": "text", "dataset": dataset, "sequence_length": 256, "packing": False, "order": "shuffled"}
     config.task = ConfigDict({**task, **{option: placeholder(str) for option in ("tokenizer", "separator", "prompt")}})
     if tokenizer:
         config.task.tokenizer = tokenizer

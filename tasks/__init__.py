@@ -18,7 +18,7 @@ from tasks.registry import create, list_tasks, lookup, register
 from tasks.sequence_classification import SequenceClassification
 from tasks.sequence_to_sequence import SequenceToSequence
 from tasks.state_tracking import Parity, PermutationTracking
-from tasks.task import Aligns, DerivesFigures, Describes, Examples, Explains, KeepsRows, Metrics, Scores, Task
+from tasks.task import Aligns, DerivesFigures, Describes, Examples, Explains, KeepsRows, Metrics, Scores, Streams, Task
 
 __all__ = [
     "Addition",
@@ -48,6 +48,7 @@ __all__ = [
     "SelectiveCopying",
     "SequenceClassification",
     "SequenceToSequence",
+    "Streams",
     "Task",
     "create",
     "list_tasks",

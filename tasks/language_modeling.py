@@ -10,6 +10,10 @@ model gets the document of each token. A document's last token predicts the sepa
 token sees another document, or predicts one. Training and evaluation have the same rows, and both predict every token
 of the stream but the first separator exactly once an epoch.
 
+With ``order="stream"`` windows are not shuffled: the stream is cut into as many lanes as a batch has rows, and each row
+of a batch goes on where it was in the batch before, in evaluation too. A model that reads piece by piece then keeps
+what it has read (:mod:`training.streaming`).
+
 Bits per byte compare models of different tokens: all bits over all bytes, the end of a document
 counting as one.
 """
@@ -20,7 +24,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +136,23 @@ class Windows:
         }
 
 
+class Lanes(Windows):
+    """Windows of a stream in order, as :class:`tasks.Streams`: those of :class:`Windows`, with "start"."""
+
+    def parts(self, lanes: int) -> int:
+        """Windows of each lane."""
+        return -(-len(self) // lanes)
+
+    def part(self, number: int, lane: int, lanes: int) -> dict[str, np.ndarray]:
+        """Returns a window of a lane; after the end of the stream nothing of it is real."""
+        number %= self.parts(lanes)
+        index = lane * self.parts(lanes) + number
+        window = self.get(min(index, len(self) - 1), None)
+        if index >= len(self):
+            window |= {name: np.zeros_like(window[name]) for name in ("real", "bytes")}
+        return window | {"start": np.asarray(number == 0)}
+
+
 class PackedDocuments:
     """Rows of whole documents as examples.
 
@@ -189,6 +210,7 @@ class LanguageModeling:
       special_tokens: whether a document that spells one of the file's special tokens means that token; else its letters
         are text.
       prompt: how the sample at the end of a run begins; None is the beginning of a held-out document.
+      order: "shuffled" windows, or "stream": windows in the order of the text, for models that keep what they read.
       packing: rows of whole documents that do not see each other, for models that honor ``segment_ids``; one longer
         than a row fills rows of its own, and what is left of it is one document more.
 
@@ -209,9 +231,17 @@ class LanguageModeling:
         special_tokens: bool = False,
         prompt: str | None = None,
         packing: bool = False,
+        order: Literal["shuffled", "stream"] = "shuffled",
     ):
         if sequence_length < 1:
             raise ValueError(f"sequence_length is at least 1, not {sequence_length}")
+        if order not in ("shuffled", "stream"):
+            raise ValueError(f'order={order!r}: "shuffled" or "stream"')
+        if packing and order == "stream":
+            raise ValueError(
+                'order="stream" reads one document after another in lanes, and packing=True makes rows of whole '
+                "documents: take one of them"
+            )
         options = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
         if "name" not in options:
             raise ValueError("dataset needs name=, such as 'stdlib'")
@@ -222,7 +252,7 @@ class LanguageModeling:
         self._dataset = texts.create(self.dataset_name, **options)
         self.splits = self._dataset.splits
         self.report = "; ".join(filter(None, (self._dataset.report, self.tokenizer.report)))
-        self._packing, self._multiple = packing, 1
+        self._packing, self._multiple, self._order = packing, 1, order
         self._examples: dict[str, Windows | PackedDocuments] = {}
 
     def model_options(self) -> dict[str, Any]:
@@ -258,7 +288,8 @@ class LanguageModeling:
             if self._packing:
                 self._examples[split] = PackedDocuments(stream, self._length, separator, self._multiple)
             else:
-                self._examples[split] = Windows(stream, self._length, separator)
+                kind = Lanes if self._order == "stream" else Windows
+                self._examples[split] = kind(stream, self._length, separator)
         return self._examples[split]
 
     def describe(self, split: str) -> str:

@@ -52,6 +52,22 @@ class Examples(Protocol):
 
 
 @runtime_checkable
+class Streams(Examples, Protocol):
+    """The examples of a split that is read in order: cut into lanes, which are read side by side, a part at a time."""
+
+    def parts(self, lanes: int) -> int:
+        """Parts of each of ``lanes`` lanes; ``len(self)`` in all, and where that is not divisible, empty ones."""
+        ...
+
+    def part(self, number: int, lane: int, lanes: int) -> dict[str, np.ndarray]:
+        """Returns part ``number`` of a lane, which begins anew after its last one.
+
+        It has "start", bool (): whether it is the lane's first, to which what was read before means nothing.
+        """
+        ...
+
+
+@runtime_checkable
 class Task(Protocol):
     """A problem to train on. Keyword arguments of the constructor are the fields of ``config.task``.
 

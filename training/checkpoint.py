@@ -24,7 +24,7 @@ from training.processes import leads, together
 from training.step import State
 
 _WEIGHTS = ("params", "statistics", "ema")
-_BESIDE = ("step", "loss_scale")  # of the state, saved with the optimizer's; the scale where there is one
+_BESIDE = ("step", "loss_scale", "carry")  # of the state, saved with the optimizer's; the last two where there are
 
 # Orbax reports errors as exceptions; its log would add a traceback from each of its threads.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from layers.module import Statistic
 from layers.state import assign, flatten
-from tasks import DerivesFigures, Scores, Task
-from training import metrics, sharding
+from tasks import DerivesFigures, Scores, Streams, Task
+from training import metrics, sharding, streaming
 from training import optimizer as optimizers
 from training.checkpoint import Checkpoints
 from training.input import evaluation_batches
@@ -45,10 +45,12 @@ class Evaluator:
     """Evaluates weights on the whole of a split, whatever the batch size and the number of devices."""
 
     def __init__(self, skeleton: Skeleton, task: Task, mesh: Mesh, batch_size: int, workers: int = 0) -> None:
-        self._task, self._mesh, self._workers = task, mesh, workers
+        self._task, self._mesh, self._workers, self._skeleton = task, mesh, workers, skeleton
         devices = sharding.row_parts(mesh)
         self._batch_size = math.ceil(batch_size / devices) * devices
-        self._evaluate = jax.jit(make_evaluation(skeleton, task), out_shardings=sharding.of_state(mesh))
+        self._function = make_evaluation(skeleton, task)
+        self._evaluate = jax.jit(self._function, out_shardings=sharding.of_state(mesh))
+        self._go_on: Any = None  # the same in a stream, made when its carry is known
 
     def __call__(self, arrays: dict[str, jax.Array], split: str) -> Evaluation:
         """Evaluates ``arrays`` on ``split``.
@@ -60,8 +62,20 @@ class Evaluator:
         if not len(examples):
             raise ValueError(f"the split {split!r} is empty")
         reports: list[Any] = []
+        carry: Any = None
+        if isinstance(examples, Streams):
+            carry = streaming.empty(lambda: self._skeleton.build(arrays, jax.random.key(0)), self._batch_size)
+            places = sharding.of_carry(self._mesh, carry)
+            carry = sharding.place(carry, places)
+            out = sharding.of_state(self._mesh), places
+            self._go_on = self._go_on or jax.jit(self._function, out_shardings=out, donate_argnums=2)
         for batch in evaluation_batches(examples, self._batch_size, workers=self._workers):
-            reports.append(self._evaluate(arrays, sharding.place_batch(self._mesh, batch)))
+            placed = sharding.place_batch(self._mesh, batch)
+            if carry is None:
+                reports.append(self._evaluate(arrays, placed))
+            else:
+                report, carry = self._go_on(arrays, placed, carry)
+                reports.append(report)
             jax.block_until_ready(reports[-IN_FLIGHT:][0])
         pairs, counted, rows = zip(*jax.device_get(reports))
         figures = metrics.figures(pairs)

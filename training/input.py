@@ -1,9 +1,10 @@
 """Batches for the loop: the global batch at a step is a pure function of (seed, step).
 
-Row j of the batch at step t is number k = t * batch_size + j of an endless sequence: epoch
-k // N, example ``shuffle(k % N; seed, epoch)``, augmented with a generator keyed by (seed, epoch,
-example). Nothing else goes in, so workers, accumulation, processes and restarts can't change a
-batch. Workers are plain threads, each computing whole batches ahead of their use.
+Row j of the batch at step t is number k = t * batch_size + j of an endless sequence: epoch k // N, example ``shuffle(k
+% N; seed, epoch)``, augmented with a generator keyed by (seed, epoch, example). A stream has lanes in place of
+examples: row j of the batch at step t is part t of lane j of batch_size (:class:`tasks.Streams`). Nothing else goes in,
+so workers, accumulation, processes and restarts can't change a batch. Workers are plain threads, each computing whole
+batches ahead of their use.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from grain.experimental import index_shuffle
 
-from tasks import Examples
+from tasks import Examples, Streams
 
 Batch = dict[str, np.ndarray]
 _WORD = 2**32
@@ -47,8 +48,11 @@ def train_batch(
     size = len(examples)
     rows = []
     for part in range(accumulate):
-        start = step * batch_size + part * micro + process * share
-        for position in range(start, start + share):
+        first = part * micro + process * share
+        if isinstance(examples, Streams):
+            rows += [examples.part(step, lane, batch_size) for lane in range(first, first + share)]
+            continue
+        for position in range(step * batch_size + first, step * batch_size + first + share):
             epoch, index = example_at(position, size, seed)
             rows.append(examples.get(index, augmentation(seed, epoch, index)))
     return {name: stacked.reshape(accumulate, share, *stacked.shape[1:]) for name, stacked in _stack(rows).items()}
@@ -60,11 +64,16 @@ def train_batches(
     """Yields (step, batch) for ``steps``; ``workers`` threads compute up to two batches each ahead of their use.
 
     Raises:
-      ValueError: no examples.
+      ValueError: no examples, or a stream with fewer parts than rows.
       Exception: any exception of the examples, in the step that needed them.
     """
     if not len(examples):
         raise ValueError("the split to train on is empty")
+    if isinstance(examples, Streams) and len(examples) < batch_size:
+        raise ValueError(
+            f"a stream of {len(examples)} parts can't be cut into batch_size={batch_size} lanes: take a batch_size of "
+            f"at most {len(examples)}, a shorter sequence_length, or more text"
+        )
     process, processes = jax.process_index(), jax.process_count()
     return ahead(
         lambda step: train_batch(examples, step, batch_size, seed, accumulate, process, processes), steps, workers
@@ -73,11 +82,21 @@ def train_batches(
 
 def evaluation_batches(examples: Examples, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
     """Yields this process's rows of batches over all examples in order, with "weight" (rows,): 0 for the rows that only
-    fill the last batch.
+    fill the last batch. A stream has a lane for each row of a batch.
     """
     process, processes = jax.process_index(), jax.process_count()
     share = batch_size // processes
     size = len(examples)
+
+    if isinstance(examples, Streams):
+        parts, streams = examples.parts(batch_size), examples
+        lanes = range(process * share, (process + 1) * share)
+
+        def parts_at(number: int) -> Batch:
+            weight = np.asarray([lane * parts + number < size for lane in lanes], np.float32)
+            return _stack([streams.part(number, lane, batch_size) for lane in lanes]) | {"weight": weight}
+
+        return (batch for _, batch in ahead(parts_at, range(parts), workers))
 
     def batch_at(number: int) -> Batch:
         start = number * batch_size + process * share

@@ -25,8 +25,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from layers.state import assign, flatten
-from tasks import Describes, Explains, Task
-from training import curve, memory, metrics, schedule, sharding
+from tasks import Describes, Explains, Streams, Task
+from training import curve, memory, metrics, schedule, sharding, streaming
 from training import optimizer as optimizers
 from training.checkpoint import Best, Checkpoints
 from training.duration import Clock
@@ -205,6 +205,8 @@ def train(
 
         skeleton = Skeleton(model)
         state = initial_state(model, optimizer, config.ema)
+        if isinstance(examples, Streams):
+            state["carry"] = streaming.empty(lambda: model, size // config.accumulate, config.accumulate)
         places = sharding.of_tree(mesh, state, sharding.rules_of(model))
         state = sharding.place(state, places)
         step_function = make_step(

@@ -139,7 +139,7 @@ def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) ->
 
 def of_tree(mesh: Mesh, state: Any, rules: Rules) -> Any:
     """Shardings of a state: parameters by :func:`of_parameter`; moments and averages of a parameter's shape under its
-    name follow it; the rest is copied.
+    name follow it; "carry" is split by rows; the rest is copied.
     """
     shapes = {name: leaf.shape for name, leaf in state["params"].items()}
 
@@ -149,7 +149,13 @@ def of_tree(mesh: Mesh, state: Any, rules: Rules) -> Any:
             return of_state(mesh)
         return of_parameter(mesh, str(name), leaf.shape, rules)
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    places = jax.tree_util.tree_map_with_path(place, state)
+    return places | ({"carry": of_carry(mesh, state["carry"], leading=1)} if "carry" in state else {})
+
+
+def of_carry(mesh: Mesh, carry: Any, leading: int = 0) -> Any:
+    """Shardings of what is handed from batch to batch, whose axis ``leading`` is rows."""
+    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(*(None,) * leading, ROWS)), carry)
 
 
 def of_batch(mesh: Mesh, shape: tuple[int, ...], leading: int = 0) -> NamedSharding:

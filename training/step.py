@@ -1,9 +1,9 @@
 """The jitted step and the jitted evaluation: functions of flat dictionaries of arrays.
 
-The state is ``{"params", "statistics", "optimizer", "ema", "step", "halted"}``, its first two and
-``ema`` flat under dotted names, and for a model in float16 ``"loss_scale"``. The model exists at
-trace time only. Random keys are not part of the state: each one in the model is derived from
-(seed, step, microbatch) and its name.
+The state is ``{"params", "statistics", "optimizer", "ema", "step", "halted"}``, its first two and ``ema`` flat under
+dotted names, for a model in float16 ``"loss_scale"``, and for a stream ``"carry"`` (:mod:`training.streaming`). The
+model exists at trace time only. Random keys are not part of the state: each one in the model is derived from (seed,
+step, microbatch) and its name.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tasks import KeepsRows, Task
 from training import precision
 from training.optimizer import Optimizer
 from training.schedule import Schedule
+from training.streaming import Reading
 
 State = dict[str, Any]
 Arrays = dict[str, jax.Array]
@@ -83,13 +84,16 @@ def weights(state: Mapping[str, Any], averaged: bool) -> Arrays:
 
 
 class _Reporting:
-    """A model as a task sees it in training: it also gives the logits that its modules sowed."""
+    """A model as a task sees it in training: it also gives the logits that its modules sowed.
 
-    def __init__(self, model: Any, sown: Sown):
-        self._model, self._sown = model, sown
+    ``reading`` is the model itself, or what calls it in a stream.
+    """
+
+    def __init__(self, model: Any, sown: Sown, reading: Any):
+        self._model, self._sown, self._reading = model, sown, reading
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._model(*args, **kwargs)
+        return self._reading(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -144,7 +148,8 @@ def make_step(
 ) -> Callable[[State, Arrays], tuple[State, dict[str, Any]]]:
     """Returns ``step(state, batch) -> (state, report)``.
 
-    ``batch`` leaves are (accumulate, rows, ...). ``report`` has ``pairs`` (the task's metrics as
+    ``batch`` leaves are (accumulate, rows, ...), and so are those of the state's ``"carry"``, where there is one: the
+    batch then says in "start" which rows have nothing before them. ``report`` has ``pairs`` (the task's metrics as
     (sum, count)), ``learning_rate``, ``gradient_norm``, ``squares`` (sum of squared gradients of each
     trainable parameter, in the order of their names), ``kept`` (whether the state was updated), and
     where a loss is scaled ``loss_scale`` and ``overflow`` (whether an overflow under the scale alone prevented that).
@@ -155,26 +160,28 @@ def make_step(
     """
 
     def microbatch(
-        trained: Arrays, frozen: Arrays, statistics: Arrays, batch: Arrays, key: jax.Array, scale: jax.Array
-    ) -> tuple[jax.Array, Arrays, Arrays, Any]:
-        def loss(trained: Arrays) -> tuple[jax.Array, tuple[Arrays, Any, jax.Array]]:
+        trained: Arrays, frozen: Arrays, statistics: Arrays, batch: Arrays, key: jax.Array, scale: jax.Array, carry: Any
+    ) -> tuple[jax.Array, Arrays, Arrays, Any, Any]:
+        def loss(trained: Arrays) -> tuple[jax.Array, tuple[Arrays, Any, jax.Array, Any]]:
             model = skeleton.build({**frozen, **trained, **statistics}, key)
             model.train()
             _still(model, frozen)
+            reading: Any = model if carry is None else Reading(model, carry, batch["start"])
             with collecting(AuxLoss, AuxLogits) as sown:
-                value, pairs = task.loss(_Reporting(model, sown), batch, _named_key(key, "task"))
+                value, pairs = task.loss(_Reporting(model, sown, reading), batch, _named_key(key, "task"))
             count = jnp.asarray(pairs["loss"][1], jnp.float32)
             extra, factors = auxiliary(model, sown.named(model, AuxLoss), aux_losses)
             for name, term in extra.items():
                 value = value + factors[name] * term
             pairs = {**pairs, **{name: (term * count, count) for name, term in extra.items()}}
-            return value * scale, (flatten(model, Statistic), pairs, value * count)
+            after = None if carry is None else reading.after
+            return value * scale, (flatten(model, Statistic), pairs, value * count, after)
 
         # The gradient of a mean stays in the range of narrow numbers, whatever the number of tokens; its multiple by
         # their count, which is what adds up over microbatches of unequal counts, is in float32.
-        (_, (statistics, pairs, value)), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
+        (_, (statistics, pairs, value, after)), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
         factor = jnp.asarray(pairs["loss"][1], jnp.float32) / scale
-        return value, jax.tree.map(lambda g: g.astype(jnp.float32) * factor, gradients), statistics, pairs
+        return value, jax.tree.map(lambda g: g.astype(jnp.float32) * factor, gradients), statistics, pairs, after
 
     def step(state: State, batch: Arrays) -> tuple[State, dict[str, Any]]:
         rate = schedule(state["step"])
@@ -185,27 +192,32 @@ def make_step(
         scale = jnp.float32(1) if loss_scale is None else loss_scale["value"]
 
         def accumulated(
-            carry: tuple[Arrays, Arrays], part: tuple[jax.Array, Arrays]
+            sums: tuple[Arrays, Arrays], part: tuple[jax.Array, Arrays, Any]
         ) -> tuple[tuple[Arrays, Arrays], Any]:
-            number, rows = part
-            total, statistics = carry
-            value, gradients, statistics, pairs = microbatch(
-                trained, frozen, statistics, rows, jax.random.fold_in(key, number), scale
+            number, rows, before = part
+            total, statistics = sums
+            value, gradients, statistics, pairs, after = microbatch(
+                trained, frozen, statistics, rows, jax.random.fold_in(key, number), scale, before
             )
-            return (jax.tree.map(jnp.add, total, gradients), statistics), (value, pairs)
+            return (jax.tree.map(jnp.add, total, gradients), statistics), (value, pairs, after)
 
+        carry = state.get("carry")
         if accumulate == 1:
-            value, gradients, statistics, pairs = microbatch(
+            value, gradients, statistics, pairs, after = microbatch(
                 trained,
                 frozen,
                 state["statistics"],
                 {name: rows[0] for name, rows in batch.items()},
                 jax.random.fold_in(key, 0),
                 scale,
+                jax.tree.map(lambda leaf: leaf[0], carry),
             )
+            after = jax.tree.map(lambda leaf: leaf[None], after)
         else:
-            carry = (jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), trained), state["statistics"])
-            (gradients, statistics), (values, parts) = jax.lax.scan(accumulated, carry, (jnp.arange(accumulate), batch))
+            sums = (jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), trained), state["statistics"])
+            (gradients, statistics), (values, parts, after) = jax.lax.scan(
+                accumulated, sums, (jnp.arange(accumulate), batch, carry)
+            )
             value, pairs = jax.tree.map(lambda x: jnp.sum(x, 0), (values, parts))
 
         total = jnp.maximum(pairs["loss"][1], 1e-9)
@@ -222,6 +234,7 @@ def make_step(
             "statistics": statistics,
             "optimizer": moments,
             "ema": _averaged(state["ema"], {**trained, **statistics}, state["step"], ema),
+            **({} if carry is None else {"carry": after}),
         }
         moved = jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, {name: state[name] for name in new})
         halted = state["halted"] | (~kept & ~overflow if sticky else False)
@@ -258,14 +271,19 @@ def _averaged(ema: Arrays, new: Arrays, step: jax.Array, decay: float) -> Arrays
 
 
 def make_evaluation(skeleton: Skeleton, task: Task) -> Callable[[Arrays, Arrays], Any]:
-    """Returns ``evaluate(arrays, batch) -> (pairs, weight, rows)``; ``batch`` leaves are (rows, ...) with "weight"."""
+    """Returns ``evaluate(arrays, batch) -> (pairs, weight, rows)``; ``batch`` leaves are (rows, ...) with "weight".
 
-    def evaluate(arrays: Arrays, batch: Arrays) -> Any:
+    In a stream it is ``evaluate(arrays, batch, carry) -> ((pairs, weight, rows), carry)``.
+    """
+
+    def evaluate(arrays: Arrays, batch: Arrays, carry: Any = None) -> Any:
         model = skeleton.build(arrays, jax.random.key(0))
         model.eval()
+        reading: Any = model if carry is None else Reading(model, carry, batch["start"])
         pairs, rows = (
-            task.evaluate_rows(model, batch) if isinstance(task, KeepsRows) else (task.evaluate(model, batch), {})
+            task.evaluate_rows(reading, batch) if isinstance(task, KeepsRows) else (task.evaluate(reading, batch), {})
         )
-        return pairs, batch["weight"], rows
+        report = pairs, batch["weight"], rows
+        return report if carry is None else (report, reading.after)
 
     return evaluate
