@@ -9,6 +9,7 @@ from layers.attention.cosine import CosineAttention
 from layers.attention.cross_shaped import CrossShapedAttention
 from layers.attention.differential import DifferentialAttention
 from layers.attention.direction_gated import DirectionGatedLinearAttention
+from layers.attention.diverse import DiverseAttention
 from layers.attention.flow import FlowAttention
 from layers.attention.forgetting import ForgettingAttention
 from layers.attention.halo import HaloAttention
@@ -115,6 +116,7 @@ from layers.state_space.mamba import Longhorn, Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
 from layers.state_space.rg_lru import RGLRU
 from layers.state_space.s4d import S4D
+from layers.token_aware_pooling import TokenAwarePooling
 from layers.token_mlp import SpatialGating, TokenMLP
 from layers.token_shift import ShiftedMLP, TokenShift
 from layers.tokens import Tokens
@@ -170,6 +172,7 @@ __all__ = [
     "DilatedAttention",
     "DirectedAttention",
     "DirectionGatedLinearAttention",
+    "DiverseAttention",
     "DropPath",
     "Embed",
     "ExtraTokens",
@@ -261,6 +264,7 @@ __all__ = [
     "Statistic",
     "SynthesizerAttention",
     "TalkingHeadsAttention",
+    "TokenAwarePooling",
     "TokenMLP",
     "TokenReduction",
     "TokenShift",

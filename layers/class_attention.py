@@ -59,12 +59,12 @@ class ClassBlock(Module):
 
         self.mixer_scale, self.channel_scale = scale(), scale()
 
-    def __call__(self, classes: jax.Array, x: jax.Array) -> jax.Array:
+    def __call__(self, classes: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The class tokens (batch, count, features) after they have read themselves and ``x`` (batch, length,
-        features).
+        features), and what the next block is to read: here ``x``.
         """
         seen = self.mixer_norm(jnp.concatenate([classes, x], 1))
         y = self.mixer(seen[:, : classes.shape[1]], Tokens(context=seen))
         classes = classes + (y if self.mixer_scale is None else self.mixer_scale(y))
         y = self.channel(self.channel_norm(classes))
-        return classes + (y if self.channel_scale is None else self.channel_scale(y))
+        return classes + (y if self.channel_scale is None else self.channel_scale(y)), x

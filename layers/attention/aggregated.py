@@ -67,13 +67,14 @@ class AggregatedAttention(HeadMixture):
         grid: tuple[int, int] | None = None,
         shared: int | None = None,
         chosen: int | None = None,
+        depth: int = 1,
         **options: Unpack[HeadOptions],
     ):
         """Args:
           window: tokens along each side of the neighborhood, an odd number.
           reduction: tokens along each side of the map that become one of the pooled map; 1 pools nothing.
           grid: rows and columns of the map of pretraining, the unit of distances; that of the input by default.
-          shared, chosen: weigh the heads as :class:`MixtureOfHeads`, where one of them is given.
+          shared, chosen, depth: weigh the heads as :class:`MixtureOfHeads`, where one of the first two is given.
           options: as of :class:`ProjectedAttention`.
 
         Raises:
@@ -96,7 +97,7 @@ class AggregatedAttention(HeadMixture):
             self.near_bias = parameter(truncated_normal(0.0004), (heads, near), options)
             self.near = BlockLinear(features, heads, out_features=heads * near, **(common | {"kernel_init": init}))
         self.window, self.stride, self.grid = window, reduction, grid
-        self.mix_heads(features, shared, chosen, options)
+        self.mix_heads(features, shared, chosen, depth, options)
 
     @property
     def complexity(self) -> float:

@@ -7,7 +7,7 @@
 
 As in the authors' code one shared head has the weight a_1, and without routed heads the shared ones have S softmax(W_s
 x). All heads are computed: what a token does not choose is multiplied by 0. In training the product of how often a head
-is chosen and of its mean weight is a loss, so that all heads are used.
+is chosen and of its mean weight is a loss, so that all heads are used: the mean over the layers of a model.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ class HeadMixture(ProjectedAttention):
 
     aux_losses: ClassVar[dict[str, float]] = {"load_balance": 0.01}
 
-    def mix_heads(self, features: int, shared: int | None, chosen: int | None, options: HeadOptions) -> None:
+    def mix_heads(
+        self, features: int, shared: int | None, chosen: int | None, depth: int, options: HeadOptions
+    ) -> None:
         """Makes the gates: of ``shared`` heads that all tokens have, and of ``chosen`` of the others; where neither is
-        given, all heads are had as they are.
+        given, all heads are had as they are. ``depth`` is how many layers have the loss.
 
         Raises:
           ValueError: more heads than there are, or none.
         """
-        heads = self.num_heads
+        heads, self.depth = self.num_heads, depth
         self.mixed = shared is not None or chosen is not None
         self.shared, self.chosen = shared, chosen = shared or 0, chosen or 0
         if self.mixed and not (0 <= shared <= heads and 0 <= chosen <= heads - shared and shared + chosen > 0):
@@ -63,7 +65,7 @@ class HeadMixture(ProjectedAttention):
     def report_load(self, x: jax.Array, mask: jax.Array | None) -> None:
         """Sows the loss, where there are routed heads and somebody collects it."""
         if self.routed_gate is not None and self.sowing(AuxLoss, "load_balance"):
-            self.sow(AuxLoss, "load_balance", self._load(x, mask))
+            self.sow(AuxLoss, "load_balance", self._load(x, mask) / self.depth)
 
     def gates(self, x: jax.Array) -> jax.Array:
         """Float32 (batch, length, num_heads): the weights of the heads of tokens ``x`` (batch, length, features)."""
@@ -112,11 +114,13 @@ class MixtureOfHeads(HeadMixture, MultiHeadAttention):
         *,
         shared: int | None = None,
         chosen: int | None = None,
+        depth: int = 1,
         **options: Unpack[AttentionOptions],
     ):
         """Args:
           shared: S, heads that all tokens have; a quarter of all by default. They are the first ones.
           chosen: K, heads that a token has of the others; half of these by default.
+          depth: layers of the model, over which the loss is a mean.
           options: as of :class:`MultiHeadAttention`.
 
         Raises:
@@ -125,7 +129,7 @@ class MixtureOfHeads(HeadMixture, MultiHeadAttention):
         super().__init__(features, **options)
         shared = self.num_heads // 4 if shared is None else shared
         chosen = (self.num_heads - shared + 1) // 2 if chosen is None else chosen
-        self.mix_heads(features, shared, chosen, options)
+        self.mix_heads(features, shared, chosen, depth, options)
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         self.report_load(x, tokens.mask)

@@ -99,6 +99,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
     "spatial_reduction": {"plain": {"stride": 2}, "linear": {"pool": 3}},
+    "token_aware_pooling": {"plain": {"scales": 3, "norm": "layer"}},
     "token_mlp": {"plain": {"hidden": 9, "grid": GRID}, "linear": {"hidden": None, "grid": (4, 4)}},
     "wavelet_space": {
         "plain": {"levels": 2, "taps": 4, "inner": {"name": "attention", "kernel_init": truncated_normal(0.3)}},
@@ -125,6 +126,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "feed_forward_mixing": {"plain": {"max_length": 30, "hidden": 7}},
+    "diverse_attention": {"plain": {"rotary": 100.0, "kernel_init": truncated_normal(0.5)}},
     "flow_attention": {"plain": {"kernel_init": truncated_normal(0.3)}},
     "gin_attention": {
         "plain": {"edges": "sigmoid", "rotary": 100.0, "kernel_init": truncated_normal(0.3)},

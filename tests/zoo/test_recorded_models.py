@@ -23,6 +23,7 @@ from tests.references import (
     cswin,
     dependencyvit,
     eca,
+    fan,
     hvt,
     l2vit,
     lookhere,
@@ -297,6 +298,21 @@ MODELS = [
         )
         for case, prune_after in {"whole": (), "lite": (0, 1)}.items()
     ),
+    *(
+        Row(
+            fan,
+            f"{start}_12_p16_224" if case == "plain" else f"{start}_12_p4_hybrid",
+            "fan",
+            isotropic(fan, **size),
+            tokens_after_blocks,
+            (case,),
+            reference=case,
+        )
+        for case, start, size in (
+            ("plain", "fan_small", {"patch_size": 8}),
+            ("pooled", "tap_fan_small", {"hybrid": fan.HYBRID, "hybrid_features": fan.HYBRID_FEATURES}),
+        )
+    ),
     # With a quarter of the connections, and with all.
     *(
         Row(
@@ -450,6 +466,7 @@ SIZES: list[tuple[ModuleType, str, tuple[str, ...]]] = [
     (biformer, "", ("biformer_",)),
     (cswin, "", ("cswin_",)),
     (eca, "", ("eca_resnet",)),
+    (fan, "", ("fan_", "tap_fan_")),
     (hvt, "hvt_", ()),
     (l2vit, "l2vit_", ("l2vit_",)),
     (nat, "", ("nat_", "dinat_")),

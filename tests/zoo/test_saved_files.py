@@ -224,6 +224,7 @@ UNREAD = {
     "fla": "flash-linear-attention, whose models run on GPUs alone",
     "fla_unfused": "the same, with another name of a norm",
     "pvt": "PVT's repository",
+    "fan": "the repositories of FAN and of TAP",
     "hvt": "HVT's repository",
     "l2vit": "L2ViT's repository",
     "lookhere": "LookHere's repository",

@@ -272,7 +272,7 @@ class Isotropic(Classifier):
         return None
 
     def make_class_block(self, *, rngs: nnx.Rngs) -> Any:
-        """A block of the class token "after" the body: called with it and the patches, it gives the class token."""
+        """A block of the class token "after" the body: called with it and the patches, it gives both."""
         c = self.config
         options = {"num_heads": c.num_heads, "norm": c.norm, "norm_epsilon": c.norm_epsilon, "use_bias": c.qkv_bias}
         common = {"layer_scale": c.layer_scale, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
@@ -409,7 +409,7 @@ class Isotropic(Classifier):
         if self.class_blocks is not None:
             others = repeated(self.class_token[...], x.shape[0], x.dtype)
             for block in self.class_blocks:
-                others = block(others, patches)
+                others, patches = block(others, patches)
             patches, others = self._normed(patches), self._normed(others)
         if self.attention_pool is not None:
             x = self.attention_pool(patches)

@@ -7,6 +7,7 @@ from zoo.vision import convnext as convnext
 from zoo.vision import cswin as cswin
 from zoo.vision import dependencyvit as dependencyvit
 from zoo.vision import eva as eva
+from zoo.vision import fan as fan
 from zoo.vision import focalnet as focalnet
 from zoo.vision import gmlp as gmlp
 from zoo.vision import halonet as halonet

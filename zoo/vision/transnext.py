@@ -76,7 +76,8 @@ class TransNeXt(Pyramid):
         mixed = (("shared", c.shared_heads), ("chosen", c.chosen_heads))
         heads = {name: given[stage] for name, given in mixed if given is not None}
         shape = {"window": c.window, "reduction": c.reductions[stage], "grid": (first, first)}
-        return {"name": "aggregated", **shape, **heads}
+        routed = sum(depth for depth, chosen in zip(c.depths, c.chosen_heads or (), strict=False) if chosen)
+        return {"name": "aggregated", **shape, **heads, "depth": routed or 1}
 
     def make_stem(self, *, rngs: nnx.Rngs) -> nnx.Module:
         return self._embedding(self.config.in_channels, self.config.features[0], 7, 4, rngs)

@@ -1,0 +1,87 @@
+"""Attention diversification: Robustifying Token Attention for Vision Transformers (Guo et al., ICCV 2023,
+arXiv:2303.11126), section 3.3.
+
+    loss = mean_i cos(t(mean_j A_j), t(A_i))      A_i: weights of query i, their mean over heads; t(a) = a where a > 2/n
+
+Rows of a map that attends to the same few tokens from everywhere are alike, and the loss is near 1. What all tokens
+have of the weights at random, up to 2/n of n, is not compared. The loss of a model is the mean over its layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Unpack
+
+import jax
+import jax.numpy as jnp
+
+from layers.attention.multi_head import MultiHeadAttention
+from layers.attention.projected import GroupedHeadOptions
+from layers.mixer import register_mixer
+from layers.module import AuxLoss
+from pallas_kernels import attention_weights
+
+
+@register_mixer("diverse_attention")
+class DiverseAttention(MultiHeadAttention):
+    """Softmax attention that is told to look at other tokens from each token.
+
+    The loss needs all weights at once, as the authors' has them, and is computed where somebody collects it.
+    Parameters: those of :class:`MultiHeadAttention`.
+    """
+
+    supports_causal = False
+    honors = frozenset({"mask", "positions"})  # type: ignore[assignment]
+    refusals: ClassVar[dict[str, str]] = {"segment_ids": "its loss compares the weights of all tokens of a row"}
+    paper = (29,)
+    aux_losses: ClassVar[dict[str, float]] = {"attention_diversity": 1.0}
+
+    def __init__(
+        self, features: int, *, threshold: float = 2.0, depth: int = 1, **options: Unpack[GroupedHeadOptions]
+    ):
+        """Args:
+        threshold: weights up to threshold / n are not compared.
+        depth: layers of the model, over which the loss is a mean.
+        options: as of :class:`MultiHeadAttention`.
+        """
+        super().__init__(features, **options)
+        self.threshold, self.depth = threshold, depth
+
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        positions: Any = (None, None),
+        **known: Any,
+    ) -> jax.Array:
+        if self.sowing(AuxLoss, "attention_diversity"):
+            asked = self.asked(q, k, mask=mask, positions=positions)
+            loss = attention_diversity(attention_weights(q, k, **asked).mean(1), mask, threshold=self.threshold)
+            self.sow(AuxLoss, "attention_diversity", loss / self.depth)
+        return super().attend(q, k, v, x, mask=mask, positions=positions, **known)
+
+
+def attention_diversity(weights: jax.Array, mask: jax.Array | None = None, *, threshold: float = 2.0) -> jax.Array:
+    """The loss of the module's docstring, a scalar; 0 to 1.
+
+    Args:
+      weights: float32 (batch, length, length), of each query; those of keys that are not real are 0.
+      mask: bool (batch, length), True = real; n counts these, and the means are over these.
+      threshold: weights up to threshold / n are not compared.
+    """
+    real = jnp.ones(weights.shape[:2], weights.dtype) if mask is None else mask.astype(weights.dtype)
+    count = jnp.maximum(real.sum(1, keepdims=True), 1)[..., None]
+    weights = weights * real[..., None]
+    average = weights.sum(1, keepdims=True) / count
+    kept, all_kept = (jnp.where(a > threshold / count, a, 0) for a in (weights, average))
+    products = jnp.sum(kept * all_kept, -1)
+    cosines = products * jax.lax.rsqrt(_squares(kept) * _squares(all_kept))
+    return jnp.sum(cosines * real) / jnp.maximum(real.sum(), 1)
+
+
+def _squares(a: jax.Array) -> jax.Array:
+    """Squared lengths along the last axis; of nothing it is that below which PyTorch's cosine does not go."""
+    return jnp.maximum(jnp.sum(jnp.square(a), -1), 1e-16)
