@@ -138,6 +138,7 @@ def classification() -> ConfigDict:
                 "color_jitter": 0.0,
                 "rand_augment": "",
             },
+            "aux_logits": {},  # name of logits that modules report besides the answer: the weight of their loss
             "mix": {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch": 0.5, "mode": "batch", "erasing": 0.0},
             # A teacher by its model and its weights, or the working directory of a run as weights; and how to learn
             # from it: "hard" (its likeliest class) or "soft" (its probabilities), with so much of the loss.

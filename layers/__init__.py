@@ -54,6 +54,7 @@ from layers.combinators import (
     bidirectional,
     on_grid,
 )
+from layers.context_mixing import ContextMixingConvolution
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import Comba, DeltaNet, DeltaProduct, GatedDeltaNet
 from layers.delta.kimi_delta_attention import KimiDeltaAttention
@@ -70,6 +71,7 @@ from layers.gated_convolution import GatedConvolution
 from layers.gated_recurrent import GRU, LSTM
 from layers.gates import create_gate
 from layers.gaussian_adaptive import GaussianAdaptiveAttention
+from layers.large_kernel import LargeKernelConvolution
 from layers.linear import Embed, Linear
 from layers.linear_attention.aaren import Aaren
 from layers.linear_attention.gated_linear_attention import GatedLinearAttention
@@ -155,6 +157,7 @@ __all__ = [
     "CombinerAttention",
     "CompressiveAttention",
     "Constant",
+    "ContextMixingConvolution",
     "ConvMLP",
     "ConvNorm",
     "ConvStem",
@@ -198,6 +201,7 @@ __all__ = [
     "KimiDeltaAttention",
     "LSGAttention",
     "LandmarkAttention",
+    "LargeKernelConvolution",
     "LayerNorm",
     "LayerScale",
     "LightningAttention",

@@ -17,7 +17,10 @@ from pallas_kernels.depthwise_convolution import Padding
 
 
 class DepthwiseConv(Module):
-    """Depth-wise 2-D convolution with bias; parameters ``kernel`` (size, size, 1, features) and ``bias``."""
+    """Depth-wise 2-D convolution with bias; parameters ``kernel`` (size, size, 1, features) and ``bias``.
+
+    ``padding`` is by default what gives each token an output: half the kernel, as wide as the dilation spreads it.
+    """
 
     def __init__(
         self,
@@ -25,6 +28,7 @@ class DepthwiseConv(Module):
         kernel_size: int,
         *,
         strides: int = 1,
+        dilation: int = 1,
         padding: Padding = None,
         use_bias: bool = True,
         kernel_init: Any = variance_scaling(1 / 3, "fan_in", "uniform"),
@@ -36,14 +40,22 @@ class DepthwiseConv(Module):
             create_initializer(kernel_init)(rngs.params(), (kernel_size, kernel_size, 1, features), param_dtype)
         )
         self.bias = nnx.Param(zeros(rngs.params(), (features,), param_dtype)) if use_bias else None
-        self.strides, self.padding, self.dtype = strides, padding, dtype
+        side = dilation * (kernel_size // 2)
+        around: Padding = ((side, side), (side, side))
+        self.padding = around if padding is None and dilation > 1 else padding
+        self.strides, self.dilation, self.dtype = strides, dilation, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (batch, height, width, features) to (batch, height', width', features)."""
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
         return depthwise_convolution(
-            x.astype(dtype), self.kernel[...].astype(dtype), bias, strides=self.strides, padding=self.padding
+            x.astype(dtype),
+            self.kernel[...].astype(dtype),
+            bias,
+            strides=self.strides,
+            dilation=self.dilation,
+            padding=self.padding,
         )
 
 

@@ -15,7 +15,7 @@ from layers.initializers import truncated_normal, variance_scaling, zeros
 from layers.linear import Linear
 from layers.mixer import Mixer, finite_padding, without_padding
 from layers.module import Module
-from layers.norm import Norm, create_norm
+from layers.norm import GlobalResponseNorm, Norm, create_norm
 from layers.tokens import Tokens
 from primitives.exponential import gated, normal_cdf, silu
 
@@ -141,7 +141,8 @@ class ConvMLP(Mixer):
 
     PVT v2 (Wang et al., 2022), section 3.3. It mixes tokens, and so needs their mask; g is nothing, or a relu in the
     linear form. With ``residual`` the convolution is after the activation, and what it sees is added: ``W2 (h +
-    depthwise(h))`` with ``h = f(W1 x)`` (RMT, Fan et al., 2024).
+    depthwise(h))`` with ``h = f(W1 x)`` (RMT, Fan et al., 2024). With ``response`` what W2 sees is normalized by
+    :class:`GlobalResponseNorm`.
     """
 
     layouts = ("grid",)
@@ -154,6 +155,7 @@ class ConvMLP(Mixer):
         activation: Callable[[jax.Array], jax.Array] = gelu,
         first_activation: Callable[[jax.Array], jax.Array] | None = None,
         residual: bool = False,
+        response: bool = False,
         dropout: float = 0.0,
         kernel_init: Any = truncated_normal(0.02),
         dtype: Any = None,
@@ -163,6 +165,7 @@ class ConvMLP(Mixer):
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.up = Linear(features, hidden, kernel_init=kernel_init, **common)
         self.depthwise = DepthwiseConv(hidden, 3, kernel_init=variance_scaling(2.0, "fan_in", "normal"), **common)
+        self.response = GlobalResponseNorm(hidden, **common) if response else None
         self.down = Linear(hidden, features, kernel_init=kernel_init, **common)
         self.activation, self.first_activation, self.residual = activation, first_activation, residual
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
@@ -179,6 +182,7 @@ class ConvMLP(Mixer):
             x = x + self.depthwise(without_padding(x, tokens.mask))
         else:
             x = self.activation(self.depthwise(without_padding(x, tokens.mask)))
+        x = x if self.response is None else self.response(x, tokens.mask)
         x = self.down(x if self.dropout is None else self.dropout(x))
         return x if self.dropout is None else self.dropout(x)
 

@@ -55,6 +55,21 @@ class BatchNorm(nnx.BatchNorm):
         if self.bias is not None:
             self.bias = nnx.Param(zeros(None, shape, param_dtype))
 
+    def affine(self) -> tuple[jax.Array, jax.Array]:
+        """What it does in evaluation, ``scale * x + offset``, as float32 (features,) each.
+
+        scale = gamma / sqrt(variance + epsilon);  offset = beta - mean scale
+        """
+        scale = jax.lax.rsqrt(widened(self.var[...]) + self.epsilon)
+        scale = scale if self.scale is None else scale * widened(self.scale[...])
+        offset = -widened(self.mean[...]) * scale
+        return scale, offset if self.bias is None else offset + widened(self.bias[...])
+
+
+def of_real(norm: Any, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """A batch norm of ``x`` (..., features) whose statistics leave out what is not real by ``mask`` (...)."""
+    return norm(x) if mask is None else norm(x, mask=mask[..., None])
+
 
 class ZeroCenteredRMSNorm(nnx.RMSNorm):
     """``x / rms(x) * (1 + scale)`` with a scale that begins at 0 (Gemma, arXiv:2403.08295): decay and noise pull it to
@@ -133,6 +148,38 @@ class Affine(Module):
         """Maps (..., features) to the same shape."""
         dtype = self.dtype or jnp.promote_types(x.dtype, self.scale.dtype)
         return (x * widened(self.scale[...]) + widened(self.bias[...])).astype(dtype)
+
+
+class GlobalResponseNorm(Module):
+    """Channels of a map compete by their lengths: ``scale * x * n + bias + x`` with ``n_c = |x_c| / mean_c |x_c|``, the
+    lengths over the map (ConvNeXt V2, Woo et al., 2023, arXiv:2301.00808, section 3.2).
+
+    Parameters ``scale`` and ``bias`` (features,), which begin at 0.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del rngs  # deterministic; taken so that all layers are made alike
+        self.scale, self.bias = (nnx.Param(zeros(None, (features,), param_dtype)) for _ in range(2))
+        self.epsilon, self.dtype = epsilon, dtype
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps (batch, height, width, features) to the same shape; lengths are of what is real by ``mask``."""
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.scale.dtype)
+        wide = x.astype(jnp.promote_types(dtype, jnp.float32))
+        real = wide if mask is None else jnp.where(mask[..., None], wide, 0)
+        squares = jnp.sum(jnp.square(real), axis=(1, 2), keepdims=True)
+        zero = squares == 0  # the length of nothing has a gradient of 0
+        length = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
+        relative = length / (jnp.mean(length, axis=-1, keepdims=True) + self.epsilon)
+        return (wide * (1 + widened(self.scale[...]) * relative) + widened(self.bias[...])).astype(dtype)
 
 
 class UnitNorm(nnx.Module):

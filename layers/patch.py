@@ -14,7 +14,7 @@ from layers.initializers import create_initializer, truncated_normal, variance_s
 from layers.linear import Conv, Linear
 from layers.mlp import gelu
 from layers.module import Module
-from layers.norm import BatchNorm, Norm, create_norm
+from layers.norm import BatchNorm, Norm, create_norm, of_real
 from layers.sequential import Sequential
 
 
@@ -192,29 +192,30 @@ class ConvNorm(Module):
         self.norm = None if norm is None else create_norm(norm, in_features if norm_first else features, **norms)
         self.norm_first, self.activation = norm_first, activation
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Maps (batch, height, width, in_features) to (batch, height', width', features); with half a kernel of padding
-        the sides are divided by ``strides`` and rounded up."""
+        the sides are divided by ``strides`` and rounded up.
+
+        ``mask`` is bool (batch, height', width'), True = real: of a batch norm, which leaves the others out.
+        """
         if self.norm is None:
             x = self.conv(x)
         else:
-            x = self.conv(self.norm(x)) if self.norm_first else self.norm(self.conv(x))
+            x = self.conv(self.norm(x)) if self.norm_first else of_real(self.norm, self.conv(x), mask)
         return x if self.activation is None else self.activation(x)
 
     def merged(self) -> ConvNorm:
         """A convolution that does what this one and its batch norm do in evaluation; itself, with another norm or none.
 
-        kernel' = kernel s;  bias' = beta + (bias - mean) s;  s = gamma / sqrt(variance + epsilon)
+        kernel' = kernel s;  bias' = bias s + t;  the norm is x s + t
         """
         norm = self.norm
         if self.norm_first or not isinstance(norm, BatchNorm):
             return self
         copy = nnx.clone(self)
         kernel, bias = copy.conv.kernel, copy.conv.bias
-        scale = jax.lax.rsqrt(widened(norm.var[...]) + norm.epsilon)
-        scale = scale if norm.scale is None else scale * widened(norm.scale[...])
-        offset = -widened(norm.mean[...]) if bias is None else widened(bias[...]) - widened(norm.mean[...])
-        offset = offset * scale if norm.bias is None else offset * scale + widened(norm.bias[...])
+        scale, offset = norm.affine()
+        offset = offset if bias is None else offset + widened(bias[...]) * scale
         dtype = kernel[...].dtype
         kernel.set_value((widened(kernel[...]) * scale).astype(dtype))
         copy.conv.bias, copy.conv.use_bias = nnx.data(nnx.Param(offset.astype(dtype))), True

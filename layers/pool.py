@@ -48,6 +48,15 @@ def average_pool(x: jax.Array, size: int) -> jax.Array:
     return total * jnp.asarray(1 / (rows[:, None, None] * columns[:, None]), x.dtype)
 
 
+def resize_bilinear(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """A map (batch, height, width, features) at another size, as PyTorch's ``interpolate(mode="bilinear")`` without
+    aligned corners; a smaller one is not smoothed first.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    shape = (x.shape[0], *grid, x.shape[3])
+    return jax.image.resize(wide, shape, "bilinear", antialias=False, precision="highest").astype(x.dtype)
+
+
 def adaptive_average_pool(
     x: jax.Array, grid: tuple[int, int], mask: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:

@@ -34,7 +34,15 @@ class SqueezeExcite(Module):
         self.excite = Linear(hidden, features, **common)
         self.activation = activation
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, features) to the same shape."""
-        gate = jax.nn.sigmoid(self.excite(self.activation(self.squeeze(jnp.mean(x, axis=(1, 2))))))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps (batch, height, width, features) to the same shape; the mean is of what is real by ``mask`` (batch,
+        height, width)."""
+        if mask is None:
+            mean = jnp.mean(x, axis=(1, 2))
+        else:
+            total = jnp.sum(
+                jnp.where(mask[..., None], x, 0), axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)
+            )
+            mean = (total / jnp.maximum(jnp.sum(mask, axis=(1, 2)), 1)[:, None]).astype(x.dtype)
+        gate = jax.nn.sigmoid(self.excite(self.activation(self.squeeze(mean))))
         return x * gate[:, None, None]

@@ -79,6 +79,8 @@ class Classification:
         or "cat=2,dog=0.5", 1 where not named. Evaluation is not weighted.
       class_names: names of the labels, in order, of the run that trained the model; None are the data set's own. The
         data set may lack some, and have them in another order.
+      aux_logits: by the name of logits that the model's modules report in training besides its answer, the weight of
+        their loss, which is added.
       distillation: fields of :class:`tasks.distillation.Distillation`.
       make_teacher: makes the teacher that it names, for images in [0, 1] and these classes.
 
@@ -101,6 +103,7 @@ class Classification:
         image_size: int | None = None,
         class_weights: str | Mapping[str, float] = "",
         class_names: Sequence[str] | None = None,
+        aux_logits: Mapping[str, float] | None = None,
         distillation: Mapping[str, Any] | None = None,
         make_teacher: Callable[[Mapping[str, Any], Sequence[str]], Teacher] | None = None,
     ):
@@ -114,6 +117,7 @@ class Classification:
         self._mixing = construct("mix", Mixing, dict(mix or {}))
         self._distillation = construct("distillation", Distillation, dict(distillation or {}))
         self._make_teacher = make_teacher
+        self._aux_logits = dict(aux_logits or {})
         self._teacher: Teacher | None = None
         self._smoothing = label_smoothing
         self._size = image_size
@@ -215,19 +219,29 @@ class Classification:
         logits, heads = self._answers(model, images)
         # Over soft targets, each class with its factor: sum_c w_c t_c (-log p_c).
         weighted = targets if self._class_weights is None else targets * self._class_weights
-        losses = -jnp.sum(weighted * jax.nn.log_softmax(heads.get("class", logits)), axis=-1)
+
+        def entropy(logits: jax.Array) -> jax.Array:
+            return -jnp.sum(weighted * jax.nn.log_softmax(logits), axis=-1)
+
+        losses = entropy(heads.get("class", logits))
         if self._teacher is not None:
             taught = self._teacher(images * self._std + self._mean).astype(jnp.float32)
             losses = self._distillation.losses(losses, heads.get("distilled", logits), taught)
+        for name, weight in self._aux_logits.items():
+            if name not in heads:
+                raise ValueError(
+                    f"aux_logits: {unknown('logits', name, heads) if heads else f'the model reports no {name!r}'}"
+                )
+            losses = losses + weight * entropy(heads[name])
         metrics = self._metrics(logits, jnp.argmax(targets, axis=-1), losses, jnp.ones_like(losses))
         return losses.mean(), metrics
 
     def _answers(self, model: Model, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The model's logits, and for distillation those of its heads apart, where it reports them: "class" and
-        "distilled".
+        """The model's logits, and where the loss asks for them those that it reports besides: "class" and "distilled"
+        for distillation, and those of ``aux_logits``.
         """
         logits = model(images).astype(jnp.float32)
-        if self._teacher is None or not isinstance(model, ReportsLogits):
+        if (self._teacher is None and not self._aux_logits) or not isinstance(model, ReportsLogits):
             return logits, {}
         return logits, {name: value.astype(jnp.float32) for name, value in model.aux_logits().items()}
 

@@ -262,7 +262,7 @@ def misfit(model: Any, entry: Variant, match: Match, source: Any) -> str:
     ):
         if names:
             parts.append(f"{len(names)} {title}: {_listed(names, most)}")
-    if remedy := _without(model, match):
+    if remedy := _without(model, match) or model.remedy(match.missing, match.unexpected):
         parts.append(remedy)
     else:
         nearest = _nearest(entry, match.tensors)

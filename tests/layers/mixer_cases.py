@@ -48,8 +48,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     # Of sides that the reduction does not divide, and without a pooled map.
     "aggregated": {
-        "plain": {"reduction": 3, "grid": (9, 9), "kernel_init": truncated_normal(0.3)},
-        "whole": {"reduction": 1, "num_heads": 4, "shared": 1, "chosen": 2, "kernel_init": truncated_normal(0.3)},
+        "plain": {"reduction": 3, "grid": (9, 9), "kernel_init": WIDE},
+        "whole": {"reduction": 1, "num_heads": 4, "shared": 1, "chosen": 2, "kernel_init": WIDE},
     },
     "bigbird": {
         "plain": {"block": 2, "random": 2},
@@ -73,13 +73,18 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "deep": {"levels": 3, "normalize": True, "inner_norm": True, "use_bias": False},
         "mean": {"levels": 0},
     },
+    "context_mixing": {
+        "plain": {"num_heads": 1, "kernel_size": 5, "kernel_init": WIDE},
+        "context": {"num_heads": 1, "small_kernel_size": 3, "context_features": 4, "kernel_init": WIDE},
+    },
+    "large_kernel_convolution": {"plain": {"kernel_size": 5, "kernel_init": WIDE}},
     "gated_convolution": {
         "plain": {"kernel_init": truncated_normal(0.2)},
         "part": {"conv_ratio": 0.5, "kernel_size": 3, "expansion": 1.5, "use_bias": False, "kernel_init": WIDE},
     },
     "mixer_gate": {
         "plain": {"hidden": 12, "grid": GRID},
-        "attention": {"hidden": 12, "inner": {"name": "attention", "kernel_init": truncated_normal(0.3)}},
+        "attention": {"hidden": 12, "inner": {"name": "attention", "kernel_init": WIDE}},
     },
     "predicted_sparse_attention": {
         "plain": {"grid": (6, 6), "keep": 0.8, "coefficients": 3, "threshold": 0.01, "kernel_init": WIDE},
@@ -91,20 +96,15 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "last": {"clusters": 3, "window": 4, "membership": "causal", "relative": 3},
     },
     "spatial_gating": {
-        "plain": {
-            "grid": GRID,
-            "expansion": 3,
-            "gate_init": truncated_normal(0.3),
-            "kernel_init": truncated_normal(0.3),
-        }
+        "plain": {"grid": GRID, "expansion": 3, "gate_init": WIDE, "kernel_init": WIDE},
     },
     "spatial_reduction": {"plain": {"stride": 2}, "linear": {"pool": 3}},
     "token_aware_pooling": {"plain": {"scales": 3, "norm": "layer"}},
     "token_mlp": {"plain": {"hidden": 9, "grid": GRID}, "linear": {"hidden": None, "grid": (4, 4)}},
     "wavelet_space": {
-        "plain": {"levels": 2, "taps": 4, "inner": {"name": "attention", "kernel_init": truncated_normal(0.3)}},
+        "plain": {"levels": 2, "taps": 4, "inner": {"name": "attention", "kernel_init": WIDE}},
         "orthogonal": {"wavelet": "orthogonal", "levels": 1, "taps": 6, "shared": True},
-        "lift": {"wavelet": "lift", "inner": {"name": "linear_attention", "kernel_init": truncated_normal(0.3)}},
+        "lift": {"wavelet": "lift", "inner": {"name": "linear_attention", "kernel_init": WIDE}},
     },
     "windowed": {
         "plain": {"window": 4},
@@ -127,23 +127,19 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "feed_forward_mixing": {"plain": {"max_length": 30, "hidden": 7}},
     "diverse_attention": {"plain": {"rotary": 100.0, "kernel_init": truncated_normal(0.5)}},
-    "flow_attention": {"plain": {"kernel_init": truncated_normal(0.3)}},
+    "flow_attention": {"plain": {"kernel_init": WIDE}},
     "gin_attention": {
-        "plain": {"edges": "sigmoid", "rotary": 100.0, "kernel_init": truncated_normal(0.3)},
-        "unprojected": {"project": False, "kernel_init": truncated_normal(0.3)},
+        "plain": {"edges": "sigmoid", "rotary": 100.0, "kernel_init": WIDE},
+        "unprojected": {"project": False, "kernel_init": WIDE},
     },
     "halo": {
         "plain": {"block": 4, "halo": 1},
         "masked": {"block": 3, "halo": 2, "head_dim": 5, "padding": "masked", "use_bias": True},
     },
-    "inline": {
-        "plain": {},
-        "relu": {"residual": 0, "feature_map": "relu"},
-        "normed": {"enhancement": 3, "norm": "layer"},
-    },
+    "inline": {"plain": {}, "relu": {"residual": 0, "feature_map": "relu"}, "own": {"enhancement": 3, "norm": "rms"}},
     "landmark_attention": {
-        "plain": {"period": 4, "kernel_init": truncated_normal(0.3)},
-        "retrieving": {"period": 3, "retrieved": 2, "local": 2, "rotary": 100.0, "kernel_init": truncated_normal(0.3)},
+        "plain": {"period": 4, "kernel_init": WIDE},
+        "retrieving": {"period": 3, "retrieved": 2, "local": 2, "rotary": 100.0, "kernel_init": WIDE},
     },
     "linear_attention": {
         "plain": {},
@@ -154,7 +150,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "unnormalized": {"length": None, "feature_map": "elu+1", "reach": 30},
     },
     "linformer_attention": {
-        "plain": {"max_length": 40, "rank": 6, "kernel_init": truncated_normal(0.3)},
+        "plain": {"max_length": 40, "rank": 6, "kernel_init": WIDE},
         "each": {"max_length": 40, "rank": 3, "sharing": "none", "num_heads": 4, "num_kv_heads": 2, "use_bias": False},
     },
     "lion": {"plain": {"kernel_init": truncated_normal(0.2)}, "fixed": {"decay": "fixed"}},
@@ -169,7 +165,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "low_rank_attention": {"plain": {}, "learned": {"context": "learned", "use_bias": False}},
     "lsg_attention": {
-        "plain": {"block": 4, "kernel_init": truncated_normal(0.3)},
+        "plain": {"block": 4, "kernel_init": WIDE},
         "pooling": {"block": 4, "sparse_block": 2, "sparsity": "pooling", "num_global": 0},
         "stride": {"block": 2, "sparse_block": 4, "sparsity": "stride", "num_global": 2, "head_dim": 5},
     },
@@ -178,7 +174,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"inner": {"name": "attention", "rotary": 100.0}, "max_length": 64, "longest": 40, "seed": 3},
     },
     "rala": {"plain": {"kernel_init": truncated_normal(0.5)}, "softmax": {"softmax": True, "use_bias": False}},
-    "mixture_of_heads": {"plain": {"num_heads": 4, "shared": 1, "chosen": 2, "kernel_init": truncated_normal(0.3)}},
+    "mixture_of_heads": {"plain": {"num_heads": 4, "shared": 1, "chosen": 2, "kernel_init": WIDE}},
     "multi_head_latent_attention": {
         "plain": {"form": "absorbed", "rotary": 100.0, "kernel_init": truncated_normal(0.2)},
         "expanded": {
@@ -207,7 +203,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "selected": 4,
             "window": 3,
             "rotary": 100.0,
-            "kernel_init": truncated_normal(0.3),
+            "kernel_init": WIDE,
         },
     },
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
@@ -228,15 +224,15 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "bilinear": {"initialization": "inv", "discretization": "bilinear", "state_dim": 6},
         "real": {"initialization": "real", "state_dim": 4},
     },
-    "normalized_attention": {"plain": {"shift": 0.5, "kernel_init": truncated_normal(0.3)}},
+    "normalized_attention": {"plain": {"shift": 0.5, "kernel_init": WIDE}},
     "nystrom_attention": {
-        "plain": {"landmarks": 4, "kernel_size": 5, "kernel_init": truncated_normal(0.3)},
+        "plain": {"landmarks": 4, "kernel_size": 5, "kernel_init": WIDE},
         "softmax": {"landmarks": 0, "kernel_size": None, "use_bias": False},
     },
-    "relative_convolutional_attention": {"plain": {"reach": 6, "kernel_init": truncated_normal(0.3)}},
+    "relative_convolutional_attention": {"plain": {"reach": 6, "kernel_init": WIDE}},
     "selective_attention": {
         "plain": {"num_heads": 4, "num_kv_heads": 2, "window": 5},
-        "mlp": {"token": "mlp", "kernel_init": truncated_normal(0.3)},
+        "mlp": {"token": "mlp", "kernel_init": WIDE},
     },
     "softplus_attention": {"plain": {"rotary": 100.0}},
     "compressive_attention": {
@@ -244,7 +240,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "most_used": {"segment": 4, "memory": 4, "compressed": 4, "compression": "most_used"},
         "mean": {"segment": 6, "memory": 3, "compressed": 2, "rate": 3, "compression": "mean"},
     },
-    "transformer_xl": {"plain": {"segment": 4, "memory": 3, "kernel_init": truncated_normal(0.3)}},
+    "transformer_xl": {"plain": {"segment": 4, "memory": 3, "kernel_init": WIDE}},
     "urpe_attention": {"plain": {"reach": 4}},
     "delta_net": {"plain": {}, "no_convolution": {"conv_size": None, "head_dim": 3}},
     "gated_delta_net": {
@@ -256,7 +252,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "combiner_attention": {
         "plain": {"segment": 4},
         "log": {"pattern": "log", "head_dim": 5},
-        "axial": {"pattern": "axial", "segment": 3, "kernel_init": truncated_normal(0.3)},
+        "axial": {"pattern": "axial", "segment": 3, "kernel_init": WIDE},
         "mixture": {"pattern": "mixture", "segment": 4, "use_bias": True},
     },
     "comba": {"plain": {"head_dim": 6, "value_expansion": 1.5, "conv_size": 3}},
@@ -268,7 +264,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"index": 1, "depth": 3, "zero_init": False, "decay_rank": 3, "shift_rank": 3, "key_expansion": 0.5},
     },
     "rwkv7": {"plain": {"index": 1, "depth": 3, "zero_init": False, "decay_rank": 3, "rate_rank": 3, "gate_rank": 3}},
-    "reversed_attention": {"plain": {"temperature": 0.5, "kernel_init": truncated_normal(0.3)}},
+    "reversed_attention": {"plain": {"temperature": 0.5, "kernel_init": WIDE}},
     "retention": {
         "plain": {"key_expansion": 0.5},
         "plain_heads": {"gated": False, "use_bias": True, "rotary": None, "decays": "paper", "value_expansion": 1.0},
@@ -323,17 +319,6 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "titans_mag": {"plain": {"window": 4, "persistent": 2, "chunk": 5, "memory": Memory(MLPMemory(1))}},
     "titans_mal": {"plain": {"window": 4, "persistent": 2, "chunk": 5, "memory": Memory(MLPMemory(1))}},
     "parallel": {"plain": {}, "mixed": {"branches": ("attention", {"name": "dilated", "rate": 2})}},
-}
-
-# Parameters that can't have a gradient, and why.
-_SHIFT = "a shift common to all keys of a query leaves its softmax as it was"
-_CHOICE = "what chooses has no gradient but that of a loss that is reported"
-CHOOSING = ("query_down.kernel", "query_down.bias", "key_down.kernel", "key_down.bias", "mixtures", "basis")
-WITHOUT_GRADIENT = dict.fromkeys(CHOOSING, _CHOICE) | {
-    "key.bias": _SHIFT,
-    "key_convolution.bias": _SHIFT,
-    "offset_down.bias": _SHIFT,
-    "score_mixing.bias": _SHIFT,
 }
 
 

@@ -30,7 +30,8 @@ from layers.norm import NORMS, create_norm
 from layers.patch import ConvStem, PatchEmbed
 from layers.state import flatten
 from tests.compilation import called
-from tests.layers.mixer_cases import FEATURES, FORMS, WITHOUT_GRADIENT, MixerCase, brings_parameters
+from tests.layers.gradients import WITHOUT_GRADIENT
+from tests.layers.mixer_cases import FEATURES, FORMS, MixerCase, brings_parameters
 
 ROWS, SCALE = 512, 1024.0
 NARROW = (jnp.bfloat16, jnp.float16)

@@ -17,6 +17,7 @@ from layers import Mixer, Place, Tokens, flatten
 from layers.state import flatten_state
 from pallas_kernels.dispatch import Op
 from primitives import operations
+from tests.layers.gradients import WITHOUT_GRADIENT
 from tests.layers.mixer_cases import (
     CASES,
     FEATURES,
@@ -27,7 +28,6 @@ from tests.layers.mixer_cases import (
     OPTIONS,
     PADDED,
     VARIOUS,
-    WITHOUT_GRADIENT,
     Compiled,
     MixerCase,
     abstract_program,

@@ -248,3 +248,26 @@ def test_a_teacher_gives_half_of_the_loss(make):
     np.testing.assert_allclose(got_soft, 0.75 * base + 0.25 * divergence, rtol=1e-5)
     with pytest.raises(ValueError, match='kind is "hard" or "soft"'):
         taught(kind="firm")
+
+
+def test_logits_reported_besides_have_a_part_of_the_loss(make):
+    """Against the same targets; a model that does not report them is refused."""
+
+    class Reporting:
+        def __call__(self, images):
+            return model(images)
+
+        def aux_logits(self):
+            return {"overview": jnp.flip(model(jnp.asarray(images)), -1), "other": jnp.zeros((8, 10))}
+
+    plain, task = make(), make(aux_logits={"overview": 0.4})
+    batch = stacked(plain.examples("test"), 8)
+    images = plain.normalized(batch["image"])
+    base = float(plain.loss(model, batch, jax.random.key(0))[0])
+    labels = np.asarray(batch["label"])[:, None]
+    beside = -np.mean(np.take_along_axis(jax.nn.log_softmax(jnp.flip(model(images), -1)), labels, -1))
+    np.testing.assert_allclose(task.loss(Reporting(), batch, jax.random.key(0))[0], base + 0.4 * beside, rtol=1e-5)
+    with pytest.raises(ValueError, match="aux_logits: the model reports no 'overview'"):
+        task.loss(model, batch, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"aux_logits: unknown logits 'overvew'.*overview"):
+        make(aux_logits={"overvew": 0.4}).loss(Reporting(), batch, jax.random.key(0))

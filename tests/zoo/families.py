@@ -76,6 +76,16 @@ TINY: dict[str, dict[str, Any]] = {
         "num_heads": (2, 2),
         "mixer": {"name": "gated_convolution", "kernel_init": lecun_normal},
     },
+    # What the overview's classifier says is reported in training alone.
+    "overlock": {
+        "features": (8, 16),
+        "depths": (2, 1),
+        "num_heads": (2, 2),
+        "focus_depths": (2, 1),
+        "focus_heads": (1, 2),
+        "kernel_sizes": (7, 5),
+        "overview_head": False,
+    },
     "nat": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
     "ravlt": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2)},
     "l2vit": {"features": (8, 16), "depths": (2, 1), "num_heads": (2, 2), "window": 4},
@@ -204,12 +214,16 @@ def shallow(family: str) -> dict[str, Any]:
     return {"depths": (1, 1)} if issubclass(kind_of(family), Pyramid) else {"depth": 1}
 
 
+# Pyramids that must have more than one stage.
+STAGES = {"overlock": 2}
+
+
 def one_stage(family: str, depth: int = 1) -> dict[str, Any]:
-    """A pyramid's first stage, of ``depth`` blocks."""
-    tiny = options(family)
+    """A pyramid's first stage, of ``depth`` blocks; its first ones where one is too few."""
+    tiny, count = options(family), STAGES.get(family, 1)
     stages = len(tiny["depths"])
-    first = {name: value[:1] for name, value in tiny.items() if isinstance(value, tuple) and len(value) == stages}
-    return {**first, "depths": (depth,)}
+    first = {name: value[:count] for name, value in tiny.items() if isinstance(value, tuple) and len(value) == stages}
+    return {**first, "depths": (depth,) * count}
 
 
 @functools.cache

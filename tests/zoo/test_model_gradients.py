@@ -18,7 +18,8 @@ from layers import Statistic, flatten
 from layers.drop import DropPath, LayerScale
 from layers.state import flatten_state
 from tests.compilation import called
-from tests.layers.mixer_cases import CHOOSING, FORMS, relative
+from tests.layers.gradients import CHOOSING
+from tests.layers.mixer_cases import FORMS, relative
 from tests.layers.test_gradient_sums import LAYERS, assert_kept
 from tests.tiers import tiered
 from tests.zoo.families import (

@@ -72,7 +72,7 @@ def test_features_are_maps(family: str) -> None:
     maps = jax.eval_shape(lambda x: nnx.clone(model).features(x), inputs(family, size))
     if isinstance(model, Pyramid):
         heights = [m.shape[1] for m in maps]
-        assert [m.shape[-1] for m in maps] == list(model.config.features)
+        assert [m.shape[-1] for m in maps] == list(model.map_features)
         assert all(b == -(-a // 2) for a, b in itertools.pairwise(heights))
     elif model.blocks.reductions is not None:
         assert [m[0].shape[:2] for m in maps] == [(2, cells.shape[1]) for _, cells in maps]

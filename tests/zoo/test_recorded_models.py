@@ -30,6 +30,7 @@ from tests.references import (
     mlp_mixer,
     nat,
     ninformer,
+    overlock,
     pvt_v1,
     ravlt,
     recording,
@@ -235,6 +236,28 @@ MODELS = [
             "layer_scales": tuple(1e-6 if scaled else None for scaled in rmt.SCALED),
         },
         buffers=".Relpos.",
+    ),
+    # In both forms, with a map as wide as the kernel and one that is stretched to it.
+    *(
+        Row(
+            overlock,
+            "overlock_xt",
+            "overlock",
+            {
+                "features": tuple(overlock.SIZE["embed_dim"]),
+                "depths": tuple(overlock.SIZE["depth"]),
+                "focus_depths": tuple(overlock.SIZE["sub_depth"]),
+                "focus_heads": tuple(overlock.SIZE["sub_num_heads"]),
+                "kernel_sizes": tuple(overlock.SIZE["kernel_size"]),
+                "mlp_ratio": 2.0,
+                "focus_mlp_ratio": 2.0,
+                "projection": overlock.SIZE["projection"],
+                "num_classes": overlock.CLASSES,
+                "merged": case == "deploy",
+            },
+            cases=(case,),
+        )
+        for case in ("train", "deploy")
     ),
     # At the size of the tables, and at another.
     Row(
@@ -471,6 +494,7 @@ SIZES: list[tuple[ModuleType, str, tuple[str, ...]]] = [
     (l2vit, "l2vit_", ("l2vit_",)),
     (nat, "", ("nat_", "dinat_")),
     (ninformer, "ninformer_", ("ninformer_",)),
+    (overlock, "overlock_", ("overlock_",)),
     (pvt_v1, "pvt_", ()),
     (ravlt, "ravlt_", ("ravlt_",)),
     (rmt, "rmt_", ("rmt_",)),

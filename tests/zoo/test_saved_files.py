@@ -229,6 +229,7 @@ UNREAD = {
     "l2vit": "L2ViT's repository",
     "lookhere": "LookHere's repository",
     "nat": "the repository of NAT and DiNAT",
+    "overlock": "OverLoCK's repository",
     "ravlt": "RAVLT's repository",
     "rmt": "RMT's repository",
     "t2t": "T2T-ViT's repository",

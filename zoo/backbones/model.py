@@ -158,6 +158,10 @@ class Model(Module):
         assert place.features is not None
         return place.features
 
+    def remedy(self, missing: Sequence[str], unexpected: Sequence[str]) -> str:
+        """What to do about a file that lacks some released names and has others; "" where that says nothing."""
+        return ""
+
     def layer_ids(self) -> dict[str, int]:
         """Depth of every parameter, by name: 0 for the stem, 1 for the first block, ...; norm and head are deepest."""
         return {name: self.depth_of(name.split(".")) for name in flatten(self, nnx.Param)}

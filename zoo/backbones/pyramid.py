@@ -80,6 +80,11 @@ class Pyramid(Classifier):
         return self.config.features[-1]
 
     @property
+    def map_features(self) -> tuple[int, ...]:
+        """Features of each map of ``features``."""
+        return self.config.features
+
+    @property
     def depths(self) -> tuple[int, ...]:
         return self.config.depths
 
