@@ -261,15 +261,17 @@ class MaxPoolReduction(TokenReduction):
 
 @register_reduction("residual_reduction")
 class ResidualReduction(TokenReduction):
-    """A convolution of stride 2 beside means of 2x2 tokens (ViT-ResNAS), with as many features after it as before.
+    """A convolution of stride 2 beside means of 2x2 tokens (ViT-ResNAS).
 
-    Searching for Efficient Multi-Stage Vision Transformers (Liao et al., 2021, arXiv:2109.00642).
+    Searching for Efficient Multi-Stage Vision Transformers (Liao et al., 2021, arXiv:2109.00642), section 3.2.
 
         tokens = conv(norm(x)) + positions + mean_2x2(x);  prefix = linear(norm(x)) + x
 
-    A grid of odd sides is rounded up. Parameters: ``norm``, ``conv``, ``position.table`` (rows, columns, features), and
-    ``prefix_linear`` where there is a prefix.
+    Where there are more features after it, zeros join x. A grid of odd sides is rounded up. Parameters: ``norm``,
+    ``conv``, ``position.table`` (rows, columns, features), and ``prefix_linear`` where there is a prefix.
     """
+
+    paper = (136,)
 
     def __init__(
         self,
@@ -277,18 +279,29 @@ class ResidualReduction(TokenReduction):
         *,
         extent: Extent,
         prefix: int = 0,
+        out_features: int | None = None,
         norm: Norm = "layer",
         norm_epsilon: float = 1e-6,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        """Args:
+          out_features: of the tokens left; as many as before by default.
+
+        Raises:
+          ValueError: fewer features than before, or tokens that form no grid.
+        """
+        out = features if out_features is None else out_features
+        if out < features:
+            raise ValueError(f"residual_reduction adds what was before: {out} features can't hold {features}")
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm = create_norm(norm, features, epsilon=norm_epsilon, **common)
-        self.conv = Conv(features, features, (3, 3), strides=2, padding=1, kernel_init=truncated_normal(0.02), **common)
-        self.position = LearnedPositions(self.extent_after(extent), features, param_dtype=param_dtype, rngs=rngs)
-        linear = functools.partial(Linear, features, features, kernel_init=truncated_normal(0.02), **common)
+        self.conv = Conv(features, out, (3, 3), strides=2, padding=1, kernel_init=truncated_normal(0.02), **common)
+        self.position = LearnedPositions(self.extent_after(extent), out, param_dtype=param_dtype, rngs=rngs)
+        linear = functools.partial(Linear, features, out, kernel_init=truncated_normal(0.02), **common)
         self.prefix_linear = linear() if prefix else None
+        self.added = out - features
 
     def extent_after(self, extent: Extent) -> tuple[int, int]:
         if isinstance(extent, int):
@@ -317,12 +330,17 @@ class ResidualReduction(TokenReduction):
             maps, normed = (jnp.where(real, a, 0) for a in (maps, normed))
             means = (average_pool(maps, 2) / jnp.where(share > 0, share, 1)).astype(x.dtype)
             known = known.replace(mask=flat(share[..., 0] > 0))
-        y = self.conv(normed) + means
+        y = self.conv(normed) + self._widened(means)
         y = y + broadcast(self.position(left), y.shape, y.dtype)
         return flat(y).astype(x.dtype), known
 
     def carry_prefix(self, x: jax.Array) -> jax.Array:
-        return x if self.prefix_linear is None else x + self.prefix_linear(self.norm(x)).astype(x.dtype)
+        if self.prefix_linear is None:
+            return x
+        return self._widened(x) + self.prefix_linear(self.norm(x)).astype(x.dtype)
+
+    def _widened(self, x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, self.added),)) if self.added else x
 
 
 @register_reduction("top_k")

@@ -116,14 +116,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "dilated": {"plain": {}, "window": {"rate": 3, "inner": {"name": "attention", "window": 2, "rotary": 100.0}}},
     "dilated_attention": {
         "plain": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
-        "ragged": {
-            "num_heads": 4,
-            "segments": (3, 10, 64),
-            "rates": (1, 3, 6),
-            "rotary": 100.0,
-            "qk_norm": "rms",
-            "inner_norm": True,
-        },
+        "ragged": {"num_heads": 4, "segments": (3, 10, 64), "rates": (1, 3, 6), "rotary": 100.0, "qk_norm": "rms",
+                   "inner_norm": True},
     },
     "feed_forward_mixing": {"plain": {"max_length": 30, "hidden": 7}},
     "diverse_attention": {"plain": {"rotary": 100.0, "kernel_init": truncated_normal(0.5)}},
@@ -299,13 +293,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "synthesizer_attention": {
         "plain": {"max_length": 40, "kernel_init": truncated_normal(0.5)},
-        "mixture": {
-            "scores": ("random", "factorized", "dot", "dense"),
-            "max_length": 40,
-            "rank": 3,
-            "kernel_init": truncated_normal(0.5),
-            "use_bias": False,
-        },
+        "mixture": {"scores": ("random", "factorized", "dot", "dense"), "max_length": 40, "rank": 3,
+                    "kernel_init": truncated_normal(0.5), "use_bias": False},
     },
     "talking_heads": {
         "plain": {"kernel_init": truncated_normal(0.5)},

@@ -116,6 +116,13 @@ TINY: dict[str, dict[str, Any]] = {
     "vig": {"depth": 2},
     "vig_h": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "vir": {"layer_scale": 0.1},
+    "vit_resnas": {
+        "stages": (((1, 24), (3, 16)), ((3, 40), (1, 24))),
+        "widths": (24,),
+        "head_dims": (12, 8),
+        "stem": 8,
+        "depth": 4,
+    },
     "routing_transformer": {
         "routed_heads": 1,
         "clusters": 3,

@@ -74,10 +74,13 @@ def test_features_are_maps(family: str) -> None:
         heights = [m.shape[1] for m in maps]
         assert [m.shape[-1] for m in maps] == list(model.map_features)
         assert all(b == -(-a // 2) for a, b in itertools.pairwise(heights))
-    elif model.blocks.reductions is not None:
+    elif isinstance(maps[-1], tuple):
         assert [m[0].shape[:2] for m in maps] == [(2, cells.shape[1]) for _, cells in maps]
         assert [m[0].shape[1] for m in maps] == [71, 71, 35, 35]
         return
+    elif model.blocks.reductions is not None:
+        assert [m.shape[1] for m in maps] == [6, 3, 3, 3]
+        assert [m.shape[-1] for m in maps] == [model.width(i) for i in range(1, 5)] == [16, 24, 24, 24]
     else:
         assert {m.shape for m in maps} == {(2, *model.patch_embed.grid(size, size), 16)}
         assert len(maps) == 4
@@ -110,7 +113,7 @@ def test_what_decays_and_what_muon_takes(family: str) -> None:
     weights = re.compile(r"(^|\.)(kernel|C|initial\.\d+)$")
     assert {name for name in optimizer.decayed if not weights.search(name)} == set()
     assert optimizer.matrices
-    linear = {name for name in optimizer.matrices if not re.search(r"(^|\.)blocks\.\d+\..*\.kernel$", name)}
+    linear = {name for name in optimizer.matrices if not re.search(r"(^|\.)blocks\.(reductions\.)?\d+\..*\.kernel$", name)}
     assert linear == set()
 
 

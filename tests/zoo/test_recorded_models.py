@@ -42,6 +42,7 @@ from tests.references import (
     vig,
     vig_h,
     vir,
+    vit_resnas,
 )
 from tests.references.comparing import ours_and_gradient, relative, same_bits
 from zoo.registry import variant
@@ -376,6 +377,23 @@ MODELS = [
         )
         for case, options in {"gate": {}, "mean": {"paths": ("forward", "reverse"), "gate": False}}.items()
     ),
+    # With heads and hidden widths of each block.
+    Row(
+        vit_resnas,
+        "vit_resnas_nano",
+        "vit_resnas",
+        {
+            "features": vit_resnas.WIDTHS[0],
+            "widths": vit_resnas.WIDTHS[1:],
+            "stages": vit_resnas.BLOCKS,
+            "head_dims": vit_resnas.HEAD_DIMS,
+            "stem": 24,
+            "patch_size": 14,
+            "image_size": vit_resnas.SIDE,
+            "num_classes": vit_resnas.CLASSES,
+        },
+        blocks,
+    ),
     # On maps of odd sides.
     Row(
         vig_h,
@@ -505,6 +523,7 @@ SIZES: list[tuple[ModuleType, str, tuple[str, ...]]] = [
     (vig, "vig_", ()),
     (vig_h, "vig_h_", ("vig_h_",)),
     (vir, "vir_", ("vir_",)),
+    (vit_resnas, "vit_resnas_", ("vit_resnas_",)),
 ]
 
 

@@ -234,6 +234,7 @@ UNREAD = {
     "rmt": "RMT's repository",
     "t2t": "T2T-ViT's repository",
     "vig": "ViG's repository",
+    "vit_resnas": "ViT-ResNAS' repository",
     "torchscale": "LongViT's repository",
 }
 

@@ -133,8 +133,8 @@ class IsotropicConfig(ModelConfig):
 class Isotropic(Classifier):
     """An isotropic image model.
 
-    Beside the hooks of :class:`Model`, a subclass may give ``make_stem``, ``make_position``, ``make_class_block``
-    and ``reduction_spec``.
+    Beside the hooks of :class:`Model`, a subclass may give ``make_stem``, ``make_position``, ``make_class_block``,
+    ``reduction_spec``, and ``width`` where reductions change the features.
 
     Names: ``patch_embed``, ``position``, ``class_token``, ``distillation_token``, ``register_tokens``,
     ``prefix_position``, ``blocks.N``, ``blocks.reductions.N``, ``class_blocks.N``, ``norm`` or ``pool_norm``,
@@ -185,6 +185,7 @@ class Isotropic(Classifier):
             )
         norm = self._norm_of()
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype}
+        width = self.width(c.depth)
         self.patch_embed = self.make_stem(rngs=rngs)
         grid = self.patch_embed.grid(c.image_size, c.image_size)
         after = c.class_token and c.class_position == "after"
@@ -229,16 +230,16 @@ class Isotropic(Classifier):
         self.dropout = nnx.Dropout(c.dropout, rngs=rngs) if c.dropout else None
         self.pre_norm = create_norm(norm, c.features, **common, rngs=rngs) if c.pre_norm else None
         self.norm = (
-            create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
+            create_norm(norm, width, **common, rngs=rngs) if c.final_norm and not c.norm_after_pool else None
         )
         self.pool_norm = (
-            create_norm(norm, c.features, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
+            create_norm(norm, width, **common, rngs=rngs) if c.final_norm and c.norm_after_pool else None
         )
         pooling = {"norm": norm, "activation": ACTIVATIONS[c.mlp], **common}
         self.attention_pool = (
-            AttentionPool(c.features, c.num_heads, c.mlp_ratio, **pooling, rngs=rngs) if c.pool == "attention" else None
+            AttentionPool(width, c.num_heads, c.mlp_ratio, **pooling, rngs=rngs) if c.pool == "attention" else None
         )
-        pooled, self.pool = c.features * (1 + (c.pool == "token_and_average")), c.pool
+        pooled, self.pool = width * (1 + (c.pool == "token_and_average")), c.pool
         self.num_features = int(c.pooler_ratio * pooled) if c.pooler else pooled
         self.pooler = (
             Linear(pooled, self.num_features, kernel_init=truncated_normal(0.02), **common, rngs=rngs)
@@ -247,7 +248,7 @@ class Isotropic(Classifier):
         )
         self.head = self.make_head(rngs=rngs)
         self.distilled_head = (
-            make_head(c.features, c.num_classes, c, rngs)
+            make_head(width, c.num_classes, c, rngs)
             if self.distillation_token is not None and c.distilled_head
             else None
         )
@@ -278,6 +279,10 @@ class Isotropic(Classifier):
         common = {"layer_scale": c.layer_scale, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         return ClassBlock(c.features, activation=ACTIVATIONS[c.mlp], **options, **common)
 
+    def width(self, index: int) -> int:
+        """Features of the tokens that enter block ``index``; of ``depth``, of those that leave the last."""
+        return self.config.features
+
     def reduction_spec(self, index: int) -> ReductionSpec | None:
         """What leaves fewer tokens after block ``index``; None for nothing."""
         c = self.config
@@ -289,14 +294,15 @@ class Isotropic(Classifier):
         for i in range(c.depth):
             if (spec := self.reduction_spec(i)) is not None:
                 options = {"prefix": prefix, "dtype": c.dtype, "param_dtype": c.param_dtype}
-                made[i] = create_reduction(spec, c.features, extent=extents[i], **options, rngs=rngs)
+                made[i] = create_reduction(spec, self.width(i), extent=extents[i], **options, rngs=rngs)
             extents.append(made[i].extent_after(extents[i]) if i in made else extents[i])
         self.extents = tuple(extents)
         return made
 
     def place(self, stage: int, index: int) -> Place:
         extent = self.extents[index]
-        return dataclasses.replace(super().place(stage, index), grid=extent if isinstance(extent, tuple) else None)
+        grid = extent if isinstance(extent, tuple) else None
+        return dataclasses.replace(super().place(stage, index), grid=grid, features=self.width(index))
 
     def make_position(self, grid: tuple[int, int], *, rngs: nnx.Rngs) -> Any:
         """What is added to the tokens of a grid: called with (rows, columns), it gives (rows, columns, features); None
@@ -318,14 +324,14 @@ class Isotropic(Classifier):
         return {"name": "attention", "use_bias": c.qkv_bias, "out_bias": True, "qk_norm": norm, "rotary": c.rotary}
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
-        return bidirectional(self.mixer_spec(place), self.config.features, place=place, rngs=rngs)
+        return bidirectional(self.mixer_spec(place), self._width(place), place=place, rngs=rngs)
 
     def make_channel(self, place: Place, *, rngs: nnx.Rngs) -> nnx.Module:
-        c = self.config
-        hidden = int(c.features * c.mlp_ratio)
+        c, features = self.config, self._width(place)
+        hidden = int(features * c.mlp_ratio)
         if c.mlp == "swiglu":
-            return GatedMLP(c.features, hidden, use_bias=True, dropout=c.dropout, **place.dtypes, rngs=rngs)
-        return MLP(c.features, hidden, activation=ACTIVATIONS[c.mlp], dropout=c.dropout, **place.dtypes, rngs=rngs)
+            return GatedMLP(features, hidden, use_bias=True, dropout=c.dropout, **place.dtypes, rngs=rngs)
+        return MLP(features, hidden, activation=ACTIVATIONS[c.mlp], dropout=c.dropout, **place.dtypes, rngs=rngs)
 
     def block_options(self, place: Place) -> dict[str, Any]:
         c = self.config

@@ -39,3 +39,4 @@ from zoo.vision import vig as vig
 from zoo.vision import vig_h as vig_h
 from zoo.vision import vir as vir
 from zoo.vision import vit as vit
+from zoo.vision import vit_resnas as vit_resnas

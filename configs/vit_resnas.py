@@ -1,0 +1,22 @@
+"""ViT-ResNAS (Y. Liao et al., arXiv:2109.00642), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
+
+Of the authors' scripts/vit-sr-nas/searched_net and main.py: eight times 128 images, no repeated augmentation, an
+average of the weights; stochastic depth is the variant's own. Their mixing of patches (token mixup), for which a second
+head classifies every token, is not here, nor are models fine-tuned at 280 and 392 pixels.
+"""
+
+from __future__ import annotations
+
+from configs.common import Architecture, deit, digits, vision
+
+ARCHITECTURE = Architecture(
+    digits=digits("vit_resnas_nano", epochs=60, learning_rate=1e-3, warmup=5),
+    imagenet=deit(ema=0.99996),
+    variants={name: {"model": f"vit_resnas_{name}"} for name in ("tiny", "small", "medium")},
+    default="tiny",
+)
+
+
+def get_config(argument: str = ""):
+    """Returns the config; the argument is explained in configs/common.py."""
+    return vision(ARCHITECTURE, argument)
