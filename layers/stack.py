@@ -185,11 +185,9 @@ class Stack(Module):
 
         def call(block: Any, carry: Carry, given: Any) -> tuple[Carry, Any]:
             (x, shared), (old, own) = carry, given
-            if shared is None and own is None:
-                x, new = block.extend(x, old, tokens)
-                return (x, None), new
-            x, new, *handed = block.extend(x, old, tokens, shared, own)
-            return (x, handed[0] if handed else None), new
+            if not self.remat:
+                return _extended(block, x, shared, old, tokens, own)
+            return pure_call(block, _extended, x, shared, old, tokens, own, transform=jax.checkpoint)
 
         given = list(zip(state, _slices(per_block, len(self)), strict=True))
         (x, last), new = self._run(range(len(self)), call, (x, shared), given)
@@ -233,6 +231,14 @@ def _called(block: Any, x: jax.Array, shared: Any, tokens: Tokens, own: Any) -> 
         return block(x, tokens), None
     out = block(x, tokens, shared, own)
     return (out, None) if shared is None else out
+
+
+def _extended(block: Any, x: jax.Array, shared: Any, state: Any, tokens: Tokens, own: Any) -> tuple[Carry, Any]:
+    if shared is None and own is None:
+        x, new = block.extend(x, state, tokens)
+        return (x, None), new
+    x, new, *handed = block.extend(x, state, tokens, shared, own)
+    return (x, handed[0] if handed else None), new
 
 
 def _slices(per_block: Any, depth: int) -> list[Any]:

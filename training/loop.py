@@ -182,6 +182,8 @@ def train(
         raise ValueError(f'nonfinite={config.nonfinite!r}: "stop" or "skip"')
     mesh = sharding.create_mesh(config.mesh)
     sharding.check_batch(mesh, size, config.accumulate)
+    if isinstance(examples, Streams) and mesh.shape["sequence"] > 1:
+        raise ValueError('order="stream" reads the tokens of a row one after another: leave mesh.sequence at 1')
     clock = Clock(size, len(examples))
     total = clock.steps(config.train_for, "train_for")
     eval_every, save_every = (

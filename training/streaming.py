@@ -35,6 +35,8 @@ def empty(make_model: Callable[[], Any], rows: int, microbatches: int | None = N
         model = make_model()
         if not hasattr(model, "extend"):
             raise ValueError("it has no extend()")
+        if getattr(model, "position", None) is not None:
+            raise ValueError(f"its table of positions ends at max_length={model.config.max_length}")
         return model.init_state(rows)
 
     try:

@@ -29,7 +29,7 @@ ADDED: dict[str, Any] = {
     "patience": 0,
     "optimizer": {"rounding": "master"},
     "task": {
-        "class_weights": "", "packing": False,
+        "class_weights": "", "packing": False, "order": "shuffled",
         "distillation": {"teacher": {"name": "", "weights": ""}, "kind": "hard", "weight": 0.5, "temperature": 1.0},
     },
 }  # fmt: skip

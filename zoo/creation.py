@@ -156,9 +156,15 @@ def _configured(
 
 def preprocess(model: str | nnx.Module) -> Preprocess:
     """The preprocessing of a model (or of a model's name): that of the released checkpoint it holds, else of its
-    architecture's preferred one."""
+    architecture's preferred one.
+
+    Raises:
+      ValueError: the model takes no images.
+    """
     made: Any = model
     entry = variant(made if isinstance(made, str) else made.variant)
     config: Any = entry.config if isinstance(made, str) else made.config
+    if not hasattr(config, "image_size"):
+        raise ValueError(f"{entry.name} takes no images, so there is no preprocessing: zoo.list_models() lists others")
     released = {} if isinstance(made, str) else getattr(made, "released", None) or {}
     return Preprocess(**{"image_size": config.image_size, **entry.preferred_preprocess, **released})

@@ -17,6 +17,7 @@ from layers import Mixer, Place, Tokens, flatten
 from layers.state import flatten_state
 from pallas_kernels.dispatch import Op
 from primitives import operations
+from tests.layers.compiled_mixers import Compiled, abstract_program, compiled
 from tests.layers.gradients import WITHOUT_GRADIENT
 from tests.layers.mixer_cases import (
     CASES,
@@ -28,11 +29,8 @@ from tests.layers.mixer_cases import (
     OPTIONS,
     PADDED,
     VARIOUS,
-    Compiled,
     MixerCase,
-    abstract_program,
     brings_parameters,
-    compiled,
     relative,
 )
 from tests.layers.packing import TOLERANCE, Rows, alone, by_one_program, close, read
@@ -307,6 +305,22 @@ def test_documents_read_piece_by_piece_are_as_if_alone(case: MixerCase) -> None:
 
     got = read(extend, c.init_state(), rows, x, size=CHUNK, always=not case.quick or case.name not in VARIOUS)
     assert relative(got, outputs_alone(c, rows, x)) < TOLERANCE[np.float32]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.causal and case.exact and case.quick and case.is_first], ids=str
+)
+def test_gradients_go_through_the_state(case: MixerCase) -> None:
+    """Those of tokens read in two pieces are those of the whole."""
+    c = compiled(case)
+    x, weight, mask = c.inputs(), c.inputs(1), c.all_real()
+    (wanted, of_x), _ = jax.device_get(c.gradient(x, weight, mask))
+    found, of_pieces = jax.device_get(c.gradient_in_pieces(x[:, :LENGTH], weight[:, :LENGTH]))
+    assert relative(of_pieces, of_x[:, :LENGTH]) < CLOSE
+    want, got = flatten_state(wanted), flatten_state(found)
+    scale = max((float(np.abs(g).max()) for g in want.values()), default=0.0)
+    assert all(np.abs(g - want[name]).max() < CLOSE * scale for name, g in got.items())
 
 
 @pytest.mark.full

@@ -230,6 +230,26 @@ def test_scanned_extend_is_the_loop() -> None:
     )
 
 
+def test_rematerialized_extend_keeps_less() -> None:
+    """And has the same gradient."""
+    plain, remat = causal(2), causal(2, remat=True)
+    state = plain.init_state(2, max_length=6)
+    found, kept = [], []
+    for stack in (plain, remat):
+        graph, params, rest = nnx.split(stack, nnx.Param, ...)
+
+        def loss(params: Any, graph: Any = graph, rest: Any = rest) -> jax.Array:
+            y, new = nnx.merge(graph, params, rest, copy=True).extend(X[:, :2], state)
+            return jnp.sum(y**2) + jnp.sum(new[-1]["mixer"].key)
+
+        found.append(jax.jit(jax.grad(loss))(params))
+        kept.append(
+            sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)))
+        )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+    assert kept[1] < kept[0]
+
+
 def test_a_scanned_step_of_decoding_does_not_grow_with_depth() -> None:
     def equations(jaxpr: Any) -> int:
         return sum(

@@ -40,7 +40,8 @@ def run(
     config.schedule.name = "constant"
     config.mesh = ConfigDict(mesh)
     config.model_options = ConfigDict({"features": 32, "depth": 1, "num_heads": 4, **fields.pop("model_options", {})})
-    config.task = ConfigDict({"name": "selective_copying", "length": 12, "memorize": 4, "num_eval": 8})  # 16 tokens
+    copying = {"name": "selective_copying", "length": 12, "memorize": 4, "num_eval": 8}  # 16 tokens
+    config.task = ConfigDict(fields.pop("task", copying))
     config.update(fields)
     task, made = assembly.build(config)
     held: dict[str, int] = {}

@@ -59,12 +59,25 @@ PLAN: dict[str, dict[str, Any]] = {
     "taken up": {"mesh": {"data": 2}, "steps": STEPS},
     "mamba": {"mesh": {"data": 1}, "steps": 2, "model": "mamba_nano"},
     "mamba split": {"mesh": {"data": 2, "sequence": 4}, "steps": 2, "model": "mamba_nano"},
+    "stream": {"mesh": {"data": 1}, "steps": STEPS, "model": "mamba_nano"},
+    "stream split": {"mesh": {"data": 2}, "steps": 2, "model": "mamba_nano"},
+    "stream taken up": {"mesh": {"data": 2, "fsdp": 2}, "steps": STEPS, "model": "mamba_nano"},
 }
 
 
+def text_in_order(home: Path) -> dict[str, Any]:
+    """A task whose rows go on from batch to batch."""
+    folder = home / "text"
+    folder.mkdir(exist_ok=True)
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(f"file {number} " * (number % 9 + 3))
+    dataset = {"name": "files", "path": str(folder)}
+    return {"name": "text", "dataset": dataset, "sequence_length": 16, "order": "stream"}
+
+
 class Runs:
-    """Runs of one process of eight devices, each made when it is first asked for; "split" is broken off after two
-    steps, and taken up on two devices.
+    """Runs of one process of eight devices, each made when it is first asked for; one "taken up" goes on where its
+    "split" was broken off, on other devices.
     """
 
     def __init__(self, eight_devices: EightDevices, home: Path) -> None:
@@ -73,8 +86,13 @@ class Runs:
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         if name not in self.made:
-            workdir = self.home / ("split" if name == "taken up" and self["split"] else name)
-            self.made[name] = self.eight_devices("tests.training.mesh_run:run", str(workdir), **PLAN[name])
+            begun = name.replace("taken up", "split")
+            if begun != name:
+                assert self[begun]
+            task = {"task": text_in_order(self.home)} if name.startswith("stream") else {}
+            self.made[name] = self.eight_devices(
+                "tests.training.mesh_run:run", str(self.home / begun), **PLAN[name], **task
+            )
         return self.made[name]
 
 
@@ -100,6 +118,15 @@ def test_the_mesh_changes_nothing(runs: Runs, name: str) -> None:
 @pytest.mark.full
 def test_a_recurrence_over_a_split_sequence(runs: Runs) -> None:
     agree(runs["mamba split"], runs["mamba"], 2)
+
+
+@pytest.mark.full
+def test_what_rows_have_read_is_split_as_they_are(runs: Runs) -> None:
+    """And taken up on another mesh."""
+    agree(runs["stream taken up"], runs["stream"])
+    assert runs["stream taken up"]["figures"]["raw"]["loss"] == pytest.approx(
+        runs["stream"]["figures"]["raw"]["loss"], rel=1e-5
+    )
 
 
 @pytest.mark.full

@@ -176,6 +176,9 @@ def test_refusals(text: Path, tmp_path: Path) -> None:
     made = config(transformer, text)
     with pytest.raises(ValueError, match=r"in constant memory, and this model can't do that: .* unwindowed attention"):
         run(made, tmp_path / "unwindowed")
+    made = config(transformer, text, window=8, position="learned", max_length=64)
+    with pytest.raises(ValueError, match=r"can't do that: its table of positions ends at max_length=64"):
+        run(made, tmp_path / "positions")
     made = config(transformer, text, window=8)
     made.batch_size = 1024
     with pytest.raises(ValueError, match=r"can't be cut into batch_size=1024 lanes"):

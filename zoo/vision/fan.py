@@ -351,9 +351,7 @@ def _rules(pooled: bool) -> dict[str, Naming]:
                 (f"{block}.mlp.mlp_v.dwconv.conv2", f"{ours}.channel.second"),
                 (f"{block}.gamma2", f"{ours}.channel_scale.scale"),
                 (f"{theirs}.norm1", f"{class_block}.mixer_norm"),
-                *(
-                    (f"{theirs}.attn.{part[0]}", f"{class_block}.mixer.{part}") for part in ("query", "key", "value")
-                ),
+                *((f"{theirs}.attn.{part[0]}", f"{class_block}.mixer.{part}") for part in ("query", "key", "value")),
                 (f"{theirs}.attn.proj", f"{class_block}.mixer.out"),
                 (f"{theirs}.gamma1", f"{class_block}.mixer_scale.scale"),
                 (f"{theirs}.norm2", f"{class_block}.channel_norm"),
