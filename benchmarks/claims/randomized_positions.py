@@ -35,7 +35,8 @@ def _label(method: str, randomized: bool) -> str:
 
 def contest(quick: bool) -> Contest:
     size: dict[str, Any] = {"features": 16 if quick else 64, "depth": 1 if quick else 3, "num_heads": 2 if quick else 8}
-    size |= {"types": 0, "embedding_norm": False, "max_length": POSITIONS}
+    # Words are as large as the authors' are: 0.02 sqrt(64).
+    size |= {"types": 0, "embedding_norm": False, "embedding_std": 0.16, "max_length": POSITIONS}
     task = {"name": "algorithmic", "problem": "reverse_string", "length": LONGEST, "test_length": TESTED}
     task |= {"num_eval": 16 if quick else 512}
     contestants = []
@@ -56,12 +57,13 @@ def contest(quick: bool) -> Contest:
 
 def measured(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
     """The accuracy at each length alone."""
+    from flax import nnx
+
     import tasks
     from layers.module import Statistic
     from layers.state import flatten
     from training import input as feed
     from training.step import Skeleton, make_evaluation
-    from flax import nnx
 
     figures = {}
     skeleton, arrays = Skeleton(model), flatten(model, nnx.Param) | flatten(model, Statistic)

@@ -105,17 +105,19 @@ class AttentionCache(TokenCache):
     """Keys and values read so far of each row's current document.
 
     Attributes:
-      key, value: (batch, capacity, kv_heads, head_dim).
+      key, value: (batch, capacity, kv_heads, head_dim), the value with value_dim features.
     """
 
     key: jax.Array
     value: jax.Array
 
     @classmethod
-    def empty(cls, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any) -> AttentionCache:
-        """A cache without tokens."""
-        shape = (batch, capacity, kv_heads, head_dim)
-        return cls(**cls.nothing(batch, capacity), key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype))
+    def empty(
+        cls, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any, value_dim: int | None = None
+    ) -> AttentionCache:
+        """A cache without tokens; ``value_dim`` is that of values where it is not ``head_dim``."""
+        key, value = (jnp.zeros((batch, capacity, kv_heads, size), dtype) for size in (head_dim, value_dim or head_dim))
+        return cls(**cls.nothing(batch, capacity), key=key, value=value)
 
 
 @struct.dataclass

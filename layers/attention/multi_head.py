@@ -83,6 +83,7 @@ class MultiHeadAttention(ProjectedAttention):
         normalize: str = "softmax",
         logit_bias: float | None = None,
         scale: float | None = None,
+        value_dim: int | None = None,
         context_features: int | None = None,
         **options: Unpack[GroupedHeadOptions],
     ):
@@ -104,6 +105,7 @@ class MultiHeadAttention(ProjectedAttention):
             query sum to about 1 at first (Ramapuram et al., 2024, arXiv:2409.04431, section 3.1). A softmax has no use
             for it.
           scale: of the scores; default head_dim ** -0.5.
+          value_dim: features of a head of values; default ``head_dim``.
           context_features: features of the context; makes this cross attention.
           options: as of :class:`ProjectedAttention`.
 
@@ -124,7 +126,7 @@ class MultiHeadAttention(ProjectedAttention):
                 "score=,"
                 " relative= or context_features="
             )
-        super().__init__(features, context_features=context_features, **options)
+        super().__init__(features, context_features=context_features, value_dim=value_dim, **options)
         num_heads, rngs = self.num_heads, options["rngs"]
         init = None if logit_scale is None else constant(math.log(logit_scale))
         self.logit_scale = None if init is None else parameter(init, (num_heads,), options)
@@ -194,7 +196,7 @@ class MultiHeadAttention(ProjectedAttention):
         sizes = [size for size in (max_length, self.window) if size is not None]
         if not sizes:
             raise ValueError("a cache of unwindowed attention needs max_length: how many tokens it must hold")
-        return AttentionCache.empty(batch_size, min(sizes), self.num_kv_heads, self.head_dim, dtype)
+        return AttentionCache.empty(batch_size, min(sizes), self.num_kv_heads, self.head_dim, dtype, self.value_dim)
 
     def mix_next(
         self, x: jax.Array, state: AttentionCache | ContextCache, tokens: Tokens

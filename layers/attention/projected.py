@@ -84,6 +84,7 @@ class ProjectedAttention(Mixer):
         num_heads: int,
         num_kv_heads: int | None = None,
         head_dim: int | None = None,
+        value_dim: int | None = None,
         rotary: Rotary | Mapping[str, Any] | float | None = None,
         qk_norm: Norm | None = None,
         use_bias: bool = True,
@@ -100,6 +101,7 @@ class ProjectedAttention(Mixer):
         """Args:
           num_heads, num_kv_heads, head_dim: query heads; key and value heads, which divide them
             (grouped-query attention); features of a head (default features / num_heads).
+          value_dim: features of a head of values (default head_dim).
           rotary: base of a rotary position embedding, or the options of :class:`layers.position.Rotary`; None for none.
             1-D or 2-D as the positions are.
           qk_norm: norm of each query and key head.
@@ -121,6 +123,7 @@ class ProjectedAttention(Mixer):
         if num_heads % num_kv_heads:
             raise ValueError(f"num_kv_heads {num_kv_heads} must divide num_heads {num_heads}")
         head_dim = head_dim or features // num_heads
+        value_dim = value_dim or head_dim
         source = features if context_features is None else context_features
         common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         of_queries = common if query_init is None else {**common, "kernel_init": query_init}
@@ -129,13 +132,15 @@ class ProjectedAttention(Mixer):
             source, num_kv_heads * head_dim, use_bias=use_bias if key_bias is None else key_bias, **common
         )
         if self.projects_values:
-            self.value = Linear(source, num_kv_heads * head_dim, use_bias=use_bias, **common)
-        self.out = Linear(num_heads * head_dim, features, use_bias=use_bias if out_bias is None else out_bias, **common)
+            self.value = Linear(source, num_kv_heads * value_dim, use_bias=use_bias, **common)
+        self.out = Linear(
+            num_heads * value_dim, features, use_bias=use_bias if out_bias is None else out_bias, **common
+        )
         norm: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.key_norm = create_norm(qk_norm, head_dim, **norm) if qk_norm else None
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.num_heads, self.num_kv_heads, self.head_dim, self.value_dim = num_heads, num_kv_heads, head_dim, value_dim
         self.rotary = Rotary.of(rotary)
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
@@ -143,12 +148,12 @@ class ProjectedAttention(Mixer):
 
         Args:
           q: (batch, length, num_heads, head_dim).
-          k, v: (batch, length, num_kv_heads, head_dim).
+          k, v: (batch, length, num_kv_heads, head_dim), v with value_dim features where the mixer takes that option.
           x: (batch, length, features), what they are projections of; what is padding is finite.
           tokens: what is known of them.
 
         Returns:
-          What the heads found, (batch, length, num_heads * head_dim) or with the heads apart.
+          What the heads found, (batch, length, num_heads * value_dim) or with the heads apart.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it makes of queries, keys and values")
 
@@ -218,7 +223,7 @@ class ProjectedAttention(Mixer):
 
     def key_value_heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Key and value heads before the keys' rotary embedding."""
-        shape = (*x.shape[:2], self.num_kv_heads, self.head_dim)
+        shape = (*x.shape[:2], self.num_kv_heads, -1)
         k = self.key(x).reshape(shape)
         v = self.value(x) if self.projects_values else x
         return k if self.key_norm is None else self.key_norm(k), v.reshape(shape)

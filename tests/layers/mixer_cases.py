@@ -32,7 +32,7 @@ ATTENTION = {
     "persistent": {"window": 5, "rotary": 100.0, "persistent": 3},
     "sinks": {"sinks": True, "relative": "alibi"},
     "relative": {"relative": {"name": "keys", "reach": 3}, "visible": masks.segments(6) | masks.window(2, 2)},
-    "sigmoid": {"normalize": "sigmoid", "scale": 0.5, "relative": "kerple"},
+    "sigmoid": {"normalize": "sigmoid", "scale": 0.5, "relative": "kerple", "value_dim": 6},
     "cosine": {"qk_norm": "unit", "logit_scale": 10.0, "key_bias": False},
 }
 WIDE = truncated_normal(0.3)

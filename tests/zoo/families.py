@@ -97,6 +97,8 @@ TINY: dict[str, dict[str, Any]] = {
     "lsg": {"block": 4, "sparse_block": 4, "global_rows": 4, "num_global": 2, "pool_global": False, "pool": "average"},
     "maxvit": {"stem": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "window": 2},
     "resnet": {"stem": (8,), "features": (16, 32), "depths": (1, 2), "num_heads": (2, 2)},
+    # All of a row goes through few latents; of small weights next to nothing would come through so many maps.
+    "perceiver": {"features": 16, "embedding_features": 12, "latents": 6, "key_features": 8},
     "pvt_v1": {"patch_size": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "pvt": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "resmlp": {"layer_scale": 1.0},
@@ -178,7 +180,7 @@ BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encod
 # Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, tables.
 OWNERS = (
     *BACKBONES.values(), "agent", "altup", "bart", "cait", "eva", "fnet", "gpt2", "landmark", "linear_attention",
-    "longformer", "lookhere", "lsg", "maxvit", "pointer_network", "pvt_v1", "rwkv6", "rwkv7", "t2t_vit",
+    "longformer", "lookhere", "lsg", "maxvit", "perceiver", "pointer_network", "pvt_v1", "rwkv6", "rwkv7", "t2t_vit",
 )  # fmt: skip
 # Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
 # modules are joined, and is expensive to try, is tried with the others.

@@ -195,7 +195,7 @@ class Encoder(Classifier):
         self.norm = (
             create_norm("layer", c.features, epsilon=c.norm_epsilon, **common) if c.norm_order == "pre" else None
         )
-        self.pooler = Linear(c.features, c.features, kernel_init=truncated_normal(0.02), **common) if c.pooler else None
+        self.pooler: Any = self._pooler(rngs) if c.pooler else None
         self.masked_lm: Any = self._token_head(rngs) if c.masked_lm else None
         self.next_sentence = (
             Linear(c.features, 2, kernel_init=truncated_normal(0.02), **common) if c.next_sentence else None
@@ -203,7 +203,13 @@ class Encoder(Classifier):
         self.num_features = c.features
         self.head = self.make_head(rngs=rngs)
 
-    def _token_head(self, rngs: nnx.Rngs) -> MaskedHead | Linear:
+    def _pooler(self, rngs: nnx.Rngs) -> nnx.Module:
+        """What comes after pooling by token."""
+        c, init = self.config, truncated_normal(0.02)
+        return Linear(c.features, c.features, kernel_init=init, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
+
+    def _token_head(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The head that gives each token logits over the vocabulary, or its values."""
         c = self.config
         if c.inputs == "tokens":
             return MaskedHead(c, rngs=rngs)

@@ -27,6 +27,7 @@ from zoo.language import mamba as mamba
 from zoo.language import mamba2 as mamba2
 from zoo.language import miras as miras
 from zoo.language import nystromformer as nystromformer
+from zoo.language import perceiver as perceiver
 from zoo.language import pointer_network as pointer_network
 from zoo.language import pythia as pythia
 from zoo.language import roberta as roberta
