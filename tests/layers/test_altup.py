@@ -21,6 +21,7 @@ from layers.mlp import MLP
 from layers.stack import Stack
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
+from tests.tiers import tiered
 from tests.zoo.families import make
 
 RNG = np.random.default_rng(0)
@@ -104,7 +105,7 @@ def kinds() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("kind", tiered(kinds(), lambda kind: kind == "both"))
 def test_piece_by_piece(kind: str) -> None:
     """Cut anywhere, of rows of several lengths: as the whole."""
     stack = Stack([kinds()[kind](), kinds()[kind]()])

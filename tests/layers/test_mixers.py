@@ -338,7 +338,7 @@ def test_bfloat16_is_close(case: MixerCase) -> None:
     assert np.linalg.norm(np.asarray(y, np.float32) - want) < 0.03 * np.linalg.norm(want)
 
 
-@every
+@pytest.mark.parametrize("case", tiered(CASES, lambda case: case.quick and case.name in VARIOUS), ids=str)
 def test_declared_complexity_is_the_counted_one(case: MixerCase) -> None:
     counted = operations.exponent(lambda length: abstract_program(case, length))
     assert compiled(case).mixer.complexity == pytest.approx(counted, abs=0.1)

@@ -13,6 +13,7 @@ from flax import nnx
 from layers import MixtureOfMemories, collecting, create_mixer
 from layers.module import AuxLoss
 from layers.norm import GatedRMSNorm
+from tests.tiers import tiered
 
 FEATURES, HEADS, MEMORIES, CHOSEN = 8, 2, 3, 2
 
@@ -63,7 +64,9 @@ def by_definition(mixer: MixtureOfMemories, x: jax.Array, chosen: np.ndarray) ->
     return (o.reshape(len(x), -1) * jax.nn.silu(x @ mixer.gate.kernel[...])) @ mixer.out.kernel[...]
 
 
-@pytest.mark.parametrize(("length", "shared"), [(1, True), (13, True), pytest.param(67, False, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("length", "shared"), tiered([(1, True), (13, True), (67, False)], lambda given: given == (13, True))
+)
 def test_each_memory_by_itself(length: int, shared: bool) -> None:
     """The output, and the gradients of input and parameters."""
     with jax.enable_x64():
@@ -92,16 +95,22 @@ def test_the_loss_of_equal_use_is_the_number_chosen() -> None:
     mixer = make(jnp.float32)
     x = np.random.default_rng(0).standard_normal((2, 9, FEATURES)).astype(np.float32)
     mask = np.arange(9) < np.asarray([[9], [4]])
-    with collecting(AuxLoss) as sown:
-        mixer(jnp.where(mask[..., None], x, np.nan), mask)
-    (loss,) = sown.named(mixer).values()
+    graph, state = nnx.split(mixer)
+
+    @jax.jit
+    def loss_of(state: nnx.State, x: jax.Array, mask: jax.Array) -> jax.Array:
+        merged = nnx.merge(graph, state)
+        with collecting(AuxLoss) as sown:
+            merged(x, mask)
+        (loss,) = sown.named(merged).values()
+        return loss
+
+    loss = loss_of(state, jnp.where(mask[..., None], x, np.nan), mask)
     scores = jax.nn.softmax(x[mask] @ mixer.router.kernel[...], axis=-1)
     used = np.eye(MEMORIES)[np.argsort(-scores, axis=1)[:, :CHOSEN]].sum(1).mean(0)
     np.testing.assert_allclose(loss, MEMORIES * np.sum(used * scores.mean(0)), rtol=1e-5)
     mixer.router.kernel[...] = jnp.zeros_like(mixer.router.kernel[...])
-    with collecting(AuxLoss) as sown:
-        mixer(jnp.asarray(x))
-    (loss,) = sown.named(mixer).values()
+    loss = loss_of(nnx.state(mixer), x, np.ones_like(mask))
     np.testing.assert_allclose(loss, CHOSEN, rtol=1e-6)
 
 

@@ -19,6 +19,7 @@ from layers.initializers import truncated_normal
 from tests.layers.mixer_cases import relative
 from tests.references import authors_layers
 from tests.references import weighted_scores as recorded
+from tests.tiers import tiered
 
 FEATURES, HEADS, LENGTH = 12, 2, 37
 WIDTH = FEATURES // HEADS
@@ -170,7 +171,7 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "causal"), WAYS)
+@pytest.mark.parametrize(("name", "causal"), tiered(WAYS, lambda way: way[1]))
 def test_values_and_slopes_of_the_equation(name: str, causal: bool) -> None:
     """The slope is that along a random direction in which every parameter moves."""
     mixer, options, equation = EQUATIONS[name]

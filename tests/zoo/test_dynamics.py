@@ -13,6 +13,7 @@ from flax import nnx
 import layers
 import zoo
 from tests.layers.mixer_cases import relative
+from tests.tiers import tiered
 
 FEATURES, LENGTH = 4, 6
 X = np.random.default_rng(0).standard_normal((1, LENGTH, FEATURES)).astype(np.float32)
@@ -35,7 +36,7 @@ SYSTEMS: dict[str, tuple[dict[str, Any], str | None]] = {
 }
 
 
-@pytest.fixture(scope="module", params=SYSTEMS)
+@pytest.fixture(scope="module", params=tiered(SYSTEMS, lambda name: name in ("mamba", "delta_net")))
 def case(request: pytest.FixtureRequest) -> tuple[str, layers.Mixer, zoo.Dynamics, str | None]:
     options, part = SYSTEMS[request.param]
     mixer = create(request.param, **options)
