@@ -104,7 +104,8 @@ def _scaled(factor: float) -> Any:
 
 class Trunk(ConvNeXt):
     """A ConvNeXt whose norms after the stem's are as those of the authors' code, which is timm's of its time: on maps
-    that lie channels last, as they do after the first norm, it took the unbiased variance.
+    that lie channels last, as they do after the first norm, it takes the unbiased variance
+    (findings/timm_054_layer_norm_by_memory_layout.sh).
     """
 
     def make_stem(self, *, rngs: nnx.Rngs) -> Sequential:
