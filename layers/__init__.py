@@ -2,6 +2,7 @@
 
 from layers.attention.agent import AgentAttention
 from layers.attention.aggregated import AggregatedAttention
+from layers.attention.block_recurrent import BlockRecurrentAttention
 from layers.attention.causal_relation import CausalRelation
 from layers.attention.compressive import CompressiveAttention
 from layers.attention.cosformer import CosFormerAttention
@@ -148,6 +149,7 @@ __all__ = [
     "BigBirdAttention",
     "BilevelRoutingAttention",
     "Block",
+    "BlockRecurrentAttention",
     "Bottleneck",
     "Branch",
     "CausalConvolution",

@@ -29,8 +29,9 @@ and values are kept, not what they are made of, and the gradient passes through 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +42,9 @@ from layers.attention.transformer_xl import TransformerXLAttention
 from layers.linear import Linear
 from layers.mixer import register_mixer
 from layers.module import AuxLoss, Diagnostic
+from layers.segmented import Piece, Step, read_on, read_whole
 from layers.tokens import Continuation, Tokens
 from pallas_kernels import attention, attention_weights
-from primitives import sequence
 
 Compression = Literal["convolution", "mean", "max", "most_used"]
 POOLS: dict[str, Callable[..., jax.Array]] = {"mean": jnp.mean, "max": jnp.max}
@@ -69,19 +70,6 @@ class CompressiveState:
     usage: jax.Array | None
     length: jax.Array
     segment: jax.Array
-
-
-class Piece(NamedTuple):
-    """Tokens of one segment of each row, (batch, width, ...); ``real`` ones come first. ``fresh`` (batch,): where they
-    begin a document.
-    """
-
-    query: jax.Array
-    key: jax.Array
-    value: jax.Array
-    x: jax.Array
-    real: jax.Array
-    fresh: jax.Array
 
 
 @register_mixer("compressive_attention")
@@ -175,31 +163,10 @@ class CompressiveAttention(TransformerXLAttention):
         )
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        batch, length = x.shape[:2]
-        pieces = -(-length // self.segment)
-
-        def cut(a: jax.Array) -> jax.Array:
-            """(batch, length, ...) as (pieces, batch, segment, ...), with zeros at the end."""
-            a = jnp.pad(a, ((0, 0), (0, pieces * self.segment - length), *((0, 0),) * (a.ndim - 2)))
-            return jnp.moveaxis(a.reshape(batch, pieces, self.segment, *a.shape[2:]), 1, 0)
-
-        real = jnp.ones((batch, length), bool) if tokens.mask is None else tokens.mask
-        begins = tokens.starts()
-        fresh = jnp.zeros((pieces, batch), bool) if begins is None else cut(begins)[..., 0]
-        learns, explained = self._learns, self.sowing(Diagnostic, "attention")
-
-        def one(state: CompressiveState, piece: Piece) -> tuple[CompressiveState, Any]:
-            return self._segment(state, piece, learns=learns, explained=explained)
-
-        with sequence.folded():
-            empty = self.init_state(batch, dtype=q.dtype)
-            query, key, value, hidden, there = map(cut, (q, k, v, x, real))
-            _, (y, loss, weights) = jax.lax.scan(one, empty, Piece(query, key, value, hidden, there, fresh))
-        self._report(jax.tree.map(jnp.sum, loss))
-        if explained:
-            weights = jnp.moveaxis(weights, 0, 2)
-            self.sow(Diagnostic, "attention", weights.reshape(*weights.shape[:2], -1, self.window)[:, :, :length])
-        return jnp.moveaxis(y, 0, 1).reshape(batch, -1, *y.shape[3:])[:, :length]
+        state = self.init_state(x.shape[0], dtype=q.dtype)
+        (y, weights), loss = read_whole(self._step(), state, (q, k, v, x), tokens, self.segment)
+        self._report(loss, weights)
+        return jnp.asarray(y)
 
     def core_next(  # type: ignore[override]
         self,
@@ -211,35 +178,9 @@ class CompressiveAttention(TransformerXLAttention):
         state: CompressiveState,
         after: Continuation,
     ) -> tuple[jax.Array, CompressiveState]:
-        batch, length = x.shape[:2]
-        real = jnp.ones((batch, length), bool) if tokens.mask is None else tokens.mask
-        begins = tokens.starts(state.segment)
-        # A piece ends with its segment or its document. Documents may be as many as tokens.
-        cuts = (after.positions % self.segment == 0) | (jnp.arange(length) == 0)
-        number = jnp.cumsum(cuts, axis=1) - 1
-        pieces = length if begins is not None or length == 1 else (length - 2) // self.segment + 2
-        row, offset = jnp.arange(batch)[:, None], jnp.arange(min(length, self.segment))
-        learns = self._learns
-
-        def read(i: jax.Array, carry: Any) -> Any:
-            state, y, loss = carry
-            place = jnp.sum(number < i, axis=1)[:, None] + offset
-            inside = jnp.minimum(place, length - 1)
-            here = (number[row, inside] == i) & (place < length)
-            fresh = jnp.zeros((batch,), bool) if begins is None else begins[row, inside][:, 0] & here[:, 0]
-            query, key, value, hidden, there = (a[row, inside] for a in (q, k, v, x, real))
-            piece = Piece(query, key, value, hidden, there & here, fresh)
-            state, (found, more, _) = self._segment(state, piece, learns=learns, explained=False)
-            y = y.at[row, jnp.where(here, place, length)].set(found, mode="drop")
-            return state, y, jax.tree.map(jnp.add, loss, more)
-
-        def one(carry: Any, i: jax.Array) -> tuple[Any, None]:
-            return jax.lax.cond(jnp.any(number[:, -1] >= i), read, lambda _, carry: carry, i, carry), None
-
-        with sequence.folded():
-            first = state, jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), (jnp.zeros(()), jnp.zeros(()))
-            (state, y, loss), _ = jax.lax.scan(one, first, jnp.arange(pieces))
-        self._report(loss)
+        where = {"positions": after.positions, "document": state.segment}
+        (y, weights), state, loss = read_on(self._step(), state, (q, k, v, x), tokens, self.segment, **where)
+        self._report(loss, weights)
         return y, dataclasses.replace(state, length=after.length, segment=after.segment)
 
     @property
@@ -247,19 +188,26 @@ class CompressiveAttention(TransformerXLAttention):
         """Whether somebody collects a loss that there is."""
         return self.loss is not None and self.sowing(AuxLoss, LOSS)
 
-    def _report(self, loss: tuple[jax.Array, jax.Array]) -> None:
-        """Sows the mean of a loss, given its sum and its count."""
+    def _step(self) -> Step:
+        learns, explained = self._learns, self.sowing(Diagnostic, "attention")
+        return functools.partial(self._segment, learns=learns, explained=explained)
+
+    def _report(self, loss: tuple[jax.Array, jax.Array], weights: jax.Array | None) -> None:
+        """Sows the mean of a loss, given its sum and its count, and the weights (batch, length, heads, N + P + S)."""
         if self._learns:
             self.sow(AuxLoss, LOSS, loss[0] / jnp.maximum(loss[1], 1))
+        if weights is not None:
+            self.sow(Diagnostic, "attention", jnp.moveaxis(weights, 2, 1))
 
     def _segment(
         self, state: CompressiveState, piece: Piece, *, learns: bool, explained: bool
-    ) -> tuple[CompressiveState, Any]:
-        """Reads tokens of one segment; gives what heads find, the sum and the count of the loss, and the weights
-        (batch, heads, width, N + P + S) where they are asked for.
+    ) -> tuple[CompressiveState, Any, Any]:
+        """Reads tokens of one segment; gives what heads find, and the weights (batch, width, heads, N + P + S) where
+        they are asked for; the sum and the count of the loss.
         """
-        length = jnp.where(piece.fresh, 0, state.length)
-        inside, width = length % self.segment, piece.x.shape[1]
+        query, key, value, x = piece.arrays
+        length = state.length if piece.fresh is None else jnp.where(piece.fresh, 0, state.length)
+        inside, width = length % self.segment, x.shape[1]
         oldest = self.compressed + self.memory
         place = jnp.where(piece.real, inside[:, None] + jnp.arange(width), self.segment)
         row = jnp.arange(length.shape[0])[:, None]
@@ -269,14 +217,16 @@ class CompressiveAttention(TransformerXLAttention):
 
         state = dataclasses.replace(
             state,
-            key=stored(state.key, oldest, piece.key),
-            value=stored(state.value, oldest, piece.value),
-            hidden=None if state.hidden is None else stored(state.hidden, self.memory, piece.x),
-            usage=None if state.usage is None else jnp.where(piece.fresh[:, None], 0, state.usage),
+            key=stored(state.key, oldest, key),
+            value=stored(state.value, oldest, value),
+            hidden=None if state.hidden is None else stored(state.hidden, self.memory, x),
+            usage=state.usage
+            if piece.fresh is None or state.usage is None
+            else jnp.where(piece.fresh[:, None], 0, state.usage),
         )
         visible = jnp.arange(self.window) >= self._first(length)[:, None]
         where = oldest + inside[:, None] + jnp.arange(width), None
-        q, options = self.placed(piece.query, state.key, mask=visible, positions=where)
+        q, options = self.placed(query, state.key, mask=visible, positions=where)
         options["window"] = None
         y = attention(q, state.key.astype(q.dtype), state.value.astype(q.dtype), **options)
         weights: Any = None
@@ -292,7 +242,8 @@ class CompressiveAttention(TransformerXLAttention):
             nothing = loss
             loss = jax.lax.cond(jnp.any(full), lambda: self._loss(state, piece, full, length), lambda: nothing)
         state = jax.lax.cond(jnp.any(full), lambda: self._moved(state, full), lambda: state)
-        return dataclasses.replace(state, length=length + count), (y, loss, weights if explained else None)
+        explanation = jnp.moveaxis(weights, 1, 2) if explained else None
+        return dataclasses.replace(state, length=length + count), (y, explanation), loss
 
     def _first(self, length: jax.Array) -> jax.Array:
         """Where the first key lies that tokens see of a segment in which, and before which, ``length`` (batch,) tokens
@@ -357,7 +308,7 @@ class CompressiveAttention(TransformerXLAttention):
         else:
             graph, weights = nnx.split((self.key, self.value))
             layers = nnx.merge(graph, jax.tree.map(stop, weights))
-            q = stop(piece.query)
+            q = stop(piece.arrays[0])
             found = []
             for tokens, known in ((old, there), (slots, there[:, :: self.rate])):
                 shape = *tokens.shape[:2], *q.shape[2:]

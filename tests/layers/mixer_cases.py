@@ -225,6 +225,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "mlp": {"token": "mlp", "kernel_init": WIDE},
     },
     "softplus_attention": {"plain": {"rotary": 100.0}},
+    "block_recurrent_attention": {
+        "plain": {"window": 4, "states": 3},
+        "dual": {"window": 5, "states": 2, "gate": "lstm", "cell": "dual", "hidden": 7, "hidden_start": False},
+        "single": {"window": 4, "states": 3, "gate": "lstm", "cell": "single", "hidden": 7},
+    },
     "compressive_attention": {
         "plain": {"segment": 4, "memory": 4, "compressed": 3, "kernel_init": WIDE, "end_to_end": True},
         "most_used": {"segment": 4, "memory": 4, "compressed": 4, "compression": "most_used"},

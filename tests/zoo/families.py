@@ -50,6 +50,7 @@ TINY: dict[str, dict[str, Any]] = {
         "topk": (2, None),
         "dense_heads": 2,
     },
+    "block_recurrent_transformer": {"window": 6, "states": 3, "depth": 3},
     "cait": {"class_blocks": 1, "layer_scale": 0.1},
     # The compression has a loss of its own else.
     "compressive_transformer": {"segment": 8, "memory": 8, "compressed": 4, "end_to_end": True},

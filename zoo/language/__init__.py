@@ -5,6 +5,7 @@ from zoo.language import altup as altup
 from zoo.language import bart as bart
 from zoo.language import bert as bert
 from zoo.language import bigbird as bigbird
+from zoo.language import block_recurrent_transformer as block_recurrent_transformer
 from zoo.language import compressive_transformer as compressive_transformer
 from zoo.language import deep_transformer as deep_transformer
 from zoo.language import delta_net as delta_net
