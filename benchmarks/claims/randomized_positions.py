@@ -5,6 +5,10 @@ drawn anew at each step. Encoders of three blocks and 64 features, post-norm, le
 symbols in reverse, by tables, sinusoids, rotary positions and ALiBi; as they are, and with positions drawn out of 64.
 They are tested on 9 to 20 symbols. The paper trains on up to 40 and tests up to 500, with positions out of 2048, of
 fifteen problems. "at_n" is the accuracy at that length; 8 is the longest of training.
+
+Seed 0: tables and sinusoids gain 0.23 and 0.27 on lengths that they were not trained on, rotary positions 0.07, ALiBi
+nothing. All plain ones but ALiBi give training's lengths without a fault, and the randomized ones 0.85 to 0.92 of the
+symbols: they learn slower.
 """
 
 from __future__ import annotations
