@@ -108,6 +108,7 @@ from layers.sparse.combiner import CombinerAttention
 from layers.sparse.dilated import DilatedAttention
 from layers.sparse.longformer import LongformerAttention
 from layers.sparse.lsg import LSGAttention
+from layers.sparse.lsh import LSHAttention
 from layers.sparse.native import NativeSparseAttention
 from layers.sparse.predicted import PredictedSparseAttention
 from layers.sparse.routing import RoutingAttention
@@ -202,6 +203,7 @@ __all__ = [
     "KernelizedAttention",
     "KimiDeltaAttention",
     "LSGAttention",
+    "LSHAttention",
     "LandmarkAttention",
     "LargeKernelConvolution",
     "LayerNorm",

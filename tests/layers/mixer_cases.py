@@ -159,6 +159,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "pooling": {"block": 4, "sparse_block": 2, "sparsity": "pooling", "num_global": 0},
         "stride": {"block": 2, "sparse_block": 4, "sparsity": "stride", "num_global": 2, "head_dim": 5},
     },
+    "lsh_attention": {"plain": {"chunk": 4, "buckets": 4, "kernel_init": truncated_normal(0.3)}},
     "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
     "randomized_positions": {
         "plain": {"inner": {"name": "attention", "rotary": 100.0}, "max_length": 64, "longest": 40, "seed": 3},
