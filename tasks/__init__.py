@@ -15,6 +15,7 @@ from tasks.long_range_arena import LongRangeArena
 from tasks.procedural import Procedural
 from tasks.recall import Copying, InductionHeads, MultiQueryRecall, Passkey, SelectiveCopying
 from tasks.registry import create, list_tasks, lookup, register
+from tasks.sensors import SensorSequences
 from tasks.sequence_classification import SequenceClassification
 from tasks.sequence_to_sequence import SequenceToSequence
 from tasks.state_tracking import Parity, PermutationTracking
@@ -46,6 +47,7 @@ __all__ = [
     "Procedural",
     "Scores",
     "SelectiveCopying",
+    "SensorSequences",
     "SequenceClassification",
     "SequenceToSequence",
     "Streams",

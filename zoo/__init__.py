@@ -21,6 +21,7 @@ def _collecting_no_garbage() -> Iterator[None]:
 with _collecting_no_garbage():
     from layers.lora import add_lora, merge_lora
     from zoo import language as language
+    from zoo import series as series
     from zoo import vision as vision
     from zoo.adapters import load_adapters, save_adapters
     from zoo.beams import Beams, beam_search

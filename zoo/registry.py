@@ -1,4 +1,4 @@
-"""The register of architectures: a file under zoo/vision or zoo/language registers its variants here.
+"""The register of architectures: a file under zoo/vision, zoo/language or zoo/series registers its variants.
 
 A variant is a set of hyper-parameters of a frozen dataclass; a model class is built from one such
 configuration. Nothing here knows an architecture by name.

@@ -148,3 +148,14 @@ def test_pointer_networks(argument):
     zoo.registry.configure(zoo.variant(config.model), {**config.model_options.to_dict(), **task.model_options()})
     with pytest.raises(ValueError, match="unknown variant 'nanoo': did you mean 'nano'"):
         MODULES["pointer_network"].get_config("tsp,variant=nanoo")
+
+
+@pytest.mark.parametrize("argument", ["", "force,axes=3,length=40,deltas=False,variant=vector"])
+def test_sensors(argument):
+    config = MODULES["hiss"].get_config(argument)
+    assert set(config) == set(common.run())
+    task = tasks.create(**config.task.to_dict())
+    zoo.registry.configure(zoo.variant(config.model), {**config.model_options.to_dict(), **task.model_options()})
+    assert MODULES["hiss"].get_config("csv,path=a,inputs=x+y,targets=z").task.inputs == "x+y"
+    with pytest.raises(ValueError, match="unknown variant 'nanoo': did you mean 'nano'"):
+        MODULES["hiss"].get_config("force,variant=nanoo")

@@ -24,6 +24,7 @@ from zoo.backbones.pyramid import Pyramid
 from zoo.creation import create_abstract
 from zoo.language.pointer_network import PointerNetwork
 from zoo.registry import Variant, abstract, variant
+from zoo.series.hiss import HiSS
 
 # What makes a variant tiny, as far as its architecture has the field.
 COMMON: dict[str, Any] = {
@@ -66,6 +67,7 @@ TINY: dict[str, dict[str, Any]] = {
     "gmlp": {"mixer": {"name": "spatial_gating", "gate_init": lecun_normal, "kernel_init": lecun_normal}},
     "dependencyvit": {"layer_scale": 0.1},
     "griffin": {"attention_every": 2},
+    "hiss": {"low_features": 8, "low_depth": 2, "ratio": 4, "in_features": 3},
     "halonet": {"stem": (4, 4, 8), "features": (16, 32), "widths": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "hvt": {"patch_size": 4, "depth": 4, "pool_every": 2},
     "nystromformer": {"landmarks": 4, "kernel_size": 5},
@@ -173,6 +175,7 @@ IMAGE_FAMILIES = [family for family in FAMILIES if issubclass(kind_of(family), (
 ENCODERS = [family for family in FAMILIES if issubclass(kind_of(family), Encoder)]
 ENCODER_DECODERS = [family for family in FAMILIES if issubclass(kind_of(family), EncoderDecoder)]
 POINTERS = [family for family in FAMILIES if issubclass(kind_of(family), PointerNetwork)]
+SERIES = [family for family in FAMILIES if issubclass(kind_of(family), HiSS)]
 images = pytest.mark.parametrize("family", IMAGE_FAMILIES)
 classifiers = pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *ENCODERS])
 every = pytest.mark.parametrize("family", FAMILIES)
@@ -198,6 +201,8 @@ def inputs(family: str, size: int = 32, batch: int = 2) -> Any:
     rng = np.random.default_rng(0)
     if family in IMAGE_FAMILIES:
         return rng.standard_normal((batch, size, size, 3)).astype(np.float32)
+    if family in SERIES:
+        return rng.standard_normal((batch, size, options(family)["in_features"])).astype(np.float32)
     if family in POINTERS:
         points = rng.random((batch, 10, 2), np.float32)
         return points, rng.integers(0, 11, (batch, size - 3)).astype(np.int32)

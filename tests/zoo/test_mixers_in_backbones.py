@@ -19,6 +19,7 @@ from tests.zoo.families import (
     FAMILIES,
     IMAGE_FAMILIES,
     POINTERS,
+    SERIES,
     every,
     inputs,
     kind_of,
@@ -44,7 +45,7 @@ def cells() -> list[Any]:
 
 @every
 def test_backbone_is_in_the_matrix(family: str) -> None:
-    assert family in POINTERS or issubclass(kind_of(family), tuple(BACKBONES))
+    assert family in (*POINTERS, *SERIES) or issubclass(kind_of(family), tuple(BACKBONES))
 
 
 @pytest.mark.parametrize(("family", "mixer"), cells())
