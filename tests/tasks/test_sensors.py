@@ -75,7 +75,7 @@ def test_files(tmp_path: Path) -> None:
     assert task.window("test", 0)[1][:, 0].tolist() == [184, 189, 194, 199]
     assert task.model_options() == {"in_features": 1, "outputs": 1, "ratio": 5}
     for changed, message in (
-        ({"inputs": "forse"}, "unknown column 'forse': did you mean 'force'"),
+        ({"inputs": "forces"}, "unknown column 'forces': did you mean 'force'"),
         ({"targets": ""}, "targets=NAME"),
         ({"path": str(tmp_path / "none")}, "a file or a folder of .csv files; found none at"),
         ({"length": 40}, "validation has no window of 40 readings in 2 files"),
