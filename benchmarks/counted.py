@@ -41,7 +41,7 @@ def layer(name: str, length: int) -> tuple[Callable[[nnx.Rngs], Mixer], tuple[in
     on_map = "sequence" not in cls.layouts
     grid = (math.isqrt(length),) * 2
     place = layers.Place(num_heads=HEADS, grid=grid if on_map else None, features=FEATURES)
-    options = {"max_length": length} if "max_length" in accepted(cls)[0] else {}
+    options = {name: length for name in ("max_length", "longest") if name in accepted(cls)[0]}
     make = functools.partial(layers.create_mixer, name, FEATURES, causal=cls.supports_causal, place=place, **options)
     return (lambda rngs: make(rngs=rngs)), (1, *(grid if on_map else (length,)), FEATURES)
 

@@ -64,7 +64,8 @@ def _size(count: int) -> str:
 
 def module_of(family: str) -> ModuleType:
     """The module that registers a family: its file has the family's name, or what comes before the last "_" of it."""
-    names = (f"zoo.{kind}.{name}" for name in (family, family.rpartition("_")[0]) for kind in ("vision", "language"))
+    kinds = ("vision", "language", "series")
+    names = (f"zoo.{kind}.{name}" for name in (family, family.rpartition("_")[0]) for kind in kinds)
     return next(sys.modules[name] for name in names if name in sys.modules)
 
 

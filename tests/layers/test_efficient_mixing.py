@@ -116,7 +116,7 @@ def test_matches_recorded_layers(case: str, record_property: Any) -> None:
     pairs = (got, ARRAYS[f"{case}/out"]), (pull(jnp.cos(got))[0], ARRAYS[f"{case}/gradient"])
     difference = max(relative(*pair) for pair in pairs)
     about = {"reference": ABOUT[case.partition("/")[0]], "kind": "recorded", "mapped": len(state)}
-    record_property("parity", {**about, "architecture": f"{case} (layer)", "difference": difference})
+    record_property("parity", {**about, "architecture": f"{name} (layer)", "difference": difference})
     assert difference < 1e-5
 
 
