@@ -140,6 +140,7 @@ def test_the_mixer_alone_matches_the_authors_block(record_property: Any) -> None
     assert difference < 1e-5
 
 
+@pytest.mark.full
 def test_the_form_for_deployment_computes_the_same() -> None:
     """Only large kernels are merged, as in the authors' files."""
     options: dict[str, Any] = {"overview_head": True}

@@ -59,7 +59,8 @@ def test_a_text_in_pieces(options: dict[str, Any]) -> None:
         zoo.generate(model, TOKENS, 11)
 
 
-@pytest.mark.parametrize("position", ["learned", pytest.param("sinusoid", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("position", ["learned", "sinusoid"])
 def test_an_encoder(position: str) -> None:
     """It is the plain one whose table has the rows that were drawn, and whose attention knows them too."""
     given = {"position": position, "mlp_ratio": 2.0, "mixer": {"name": "attention", "relative": "alibi"}}
