@@ -129,7 +129,7 @@ class AggregatedAttention(HeadMixture):
         real = neighborhood_scores(ones, ones if mask is None else mask.astype(ones.dtype)[..., None, None], **around)
         pooled, share = self._pooled(as_map(x), mask)
         size, kept = share.shape[1:], share.reshape(share.shape[0], -1) > 0
-        count = real.sum(-1).reshape(len(real), -1) + kept.sum(1, keepdims=True)
+        count = real.sum(-1).reshape(real.shape[0], -1) + kept.sum(1, keepdims=True)
         asking = self._asking(q, count)
         scores = neighborhood_scores(as_map(asking), as_map(k), **around)
         scores = jnp.where(real > 0, scores + widened(self.near_bias[...]), LOW)

@@ -90,7 +90,7 @@ def grouped(
     logits = jnp.where(earlier[:, None, ..., None], shared_out, jnp.where(before[:, None], ordinary, -jnp.inf))
     logits = logits.reshape(*logits.shape[:3], -1)
     total = jax.nn.logsumexp(logits, -1)
-    values = values[:, :, :-1].reshape(len(v), -1, *v.shape[2:])
+    values = values[:, :, :-1].reshape(v.shape[0], -1, *v.shape[2:])
     y = jnp.einsum("bhnk,bkhd->bnhd", jnp.exp(logits - total[..., None]), values.astype(wide))
     return y, jnp.swapaxes(total, 1, 2)
 
