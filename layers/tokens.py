@@ -153,6 +153,11 @@ class Tokens:
             )
         return self.grid, length - self.grid[0] * self.grid[1]
 
+    @property
+    def ordered_positions(self) -> jax.Array | None:
+        """Positions in a sequence (batch or 1, length), where they are given; rows and columns have no order."""
+        return self.positions if self.positions is not None and self.positions.ndim == 2 else None
+
     def grid_places(self, length: int, stretched: tuple[int, int] | None = None) -> jax.Array | None:
         """Rows and columns (batch or 1, length, 2) of the tokens of the grid, or of what is left of one, 0 in the
         prefix; None without a grid.

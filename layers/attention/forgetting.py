@@ -63,7 +63,8 @@ class ForgettingAttention(MultiHeadAttention):
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         # Counted from the first token, so that what comes later changes no bit of it.
         ids, fade = (tokens.segment_ids,) * 2, -jnp.cumsum(self._rates(x, tokens), axis=1)
-        return self.attend(q, k, v, x, mask=tokens.mask, positions=(tokens.positions,) * 2, segments=ids, added=fade)
+        places = (tokens.ordered_positions,) * 2
+        return self.attend(q, k, v, x, mask=tokens.mask, positions=places, segments=ids, added=fade)
 
     def init_state(
         self,

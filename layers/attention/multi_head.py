@@ -162,7 +162,7 @@ class MultiHeadAttention(ProjectedAttention):
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         # Sequences count from 0 unless positions are given; grid positions have no order, so they mask nothing.
-        ordered = tokens.positions if tokens.positions is not None and tokens.positions.ndim == 2 else None
+        ordered = tokens.ordered_positions
         ids = tokens.segment_ids
         sees_places = any(part is not None for part in (self.bias, self.score, self.visible))
         sees_places |= self.relative is not None and self.relative.sees_places

@@ -183,7 +183,7 @@ every = pytest.mark.parametrize("family", FAMILIES)
 BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encoder: "bert", EncoderDecoder: "t5"}
 # Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, tables.
 OWNERS = (
-    *BACKBONES.values(), "agent", "altup", "bart", "cait", "eva", "fnet", "gpt2", "landmark", "linear_attention",
+    *BACKBONES.values(), "agent", "altup", "bart", "cait", "eva", "fan", "fnet", "gpt2", "landmark", "linear_attention",
     "longformer", "lookhere", "lsg", "maxvit", "perceiver", "pointer_network", "pvt_v1", "rwkv6", "rwkv7", "t2t_vit",
 )  # fmt: skip
 # Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
