@@ -9,7 +9,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet torch==2.13.0 torchvision timm==0.5.4 numpy
+"$folder/venv/bin/pip" install --quiet torch==2.13.0 torchvision==0.28.0 timm==0.5.4 numpy
 cd "$folder"
 "$folder/venv/bin/python" -W ignore - <<'PYTHON'
 import sys
