@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -303,15 +304,19 @@ def revision(name: str) -> str:
     return subprocess.run(command, cwd=HOME, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def version(package: str) -> str:
+    """The version of a package, or that it is not installed: sides whose packages are missing are rows that say so."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def run(
     names: list[str], home_of: dict[str, pathlib.Path], commits: dict[str, str], limit: float, output: pathlib.Path
 ) -> None:
     """Measures row by row and side by side, and writes the report after each."""
-    import importlib.metadata
-
-    versions = {
-        package: importlib.metadata.version(package) for package in ("jax", "flax", "torch", "timm", "transformers")
-    }
+    versions = {package: version(package) for package in ("jax", "flax", "torch", "timm", "transformers")}
     report: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"rows": {}}
     report |= {"versions": versions, "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory() as folder:

@@ -363,15 +363,20 @@ def test_what_training_scripts_keep_beside_tensors(zipped: bool, source: nnx.Mod
     refused(small(), tmp_path / "b.pth", "holds more than weights and would run code when loaded .*: refused")
 
 
+def test_a_page_in_place_of_a_file(tmp_path: Path) -> None:
+    """As a server sends it."""
+    pytest.importorskip("torch")
+    for file in ("a.pth", "b.bin"):
+        (tmp_path / file).write_bytes(b"<html>not found</html>")
+        refused(small(), tmp_path / file, "is damaged or cut short .neither a zip archive nor a pickle")
+
+
 def test_unknown_sources(tmp_path: Path) -> None:
     refused(small(), tmp_path / "absent.safetensors", "there are no weights at")
     refused(small(), "in2k", r"unknown weights 'in2k'.* the released checkpoints of vit_small_patch16_224 are: augreg")
     refused(small(), tmp_path, "holds neither model.safetensors")
     (tmp_path / "a.h5").write_bytes(b"")
     refused(small(), tmp_path / "a.h5", "is of no format that weights are read from")
-    for file in ("a.pth", "b.bin"):  # what a server sends in place of a file
-        (tmp_path / file).write_bytes(b"<html>not found</html>")
-        refused(small(), tmp_path / file, "is damaged or cut short .neither a zip archive nor a pickle")
     refused(
         small(),
         "https://example.org/a.safetensors",
