@@ -104,8 +104,8 @@ class Mixer(Module):
         start.
       streaming: "exact", or "selection" where the set a token attends to is chosen with knowledge of
         later tokens (the class docstring says why). An instance whose options make it exact says so.
-      told_positions: ``extend`` takes positions, in place of those that its state counts. They ascend in each document,
-        and once given are given of all its tokens.
+      takes_positions: ``extend`` takes positions, in place of those that its state counts. They ascend in each
+        document, and once given are given of all its tokens.
       shares: it takes and returns what blocks hand on beside x (:class:`layers.stack.Stack`).
       paper: rows of the zoo's roster that the class implements.
       causal: this instance looks back only.
@@ -120,7 +120,7 @@ class Mixer(Module):
     refusals: ClassVar[Mapping[str, str]] = {}
     segment_multiple: int = 1
     streaming: Literal["exact", "selection"] = "exact"
-    told_positions: bool = False
+    takes_positions: bool = False
     shares: bool = False
     paper: ClassVar[tuple[int, ...]] = ()
     # What makes heads is split by columns, what sums them up by rows: one exchange a mixer.
@@ -188,14 +188,14 @@ class Mixer(Module):
         """Mixes new tokens ``x`` (batch, new, features) given the state of those before; returns (y, state), or (y,
         state, what it hands on) where it ``shares``.
 
-        The state knows the context, and positions but for a mixer that is ``told_positions``. Without ``segment_ids``
+        The state knows the context, and positions but for a mixer with ``takes_positions``. Without ``segment_ids``
         the new tokens belong to the document of the last one.
 
         Raises:
           ValueError: a field is known that the mixer does not honor, or that is the state's to know.
         """
         tokens = self.checked(tokens)
-        of_state = {"context", "context_mask"} | (set() if self.told_positions else {"positions"})
+        of_state = {"context", "context_mask"} | (set() if self.takes_positions else {"positions"})
         if known := tokens.given() & of_state:
             raise ValueError(
                 f"extend takes no {min(known)}: the state knows it, from init_state and the tokens read so far"

@@ -145,7 +145,7 @@ class RandomizedPositions(Mixer):
 
         Raises:
           ValueError: the inner mixer has no use for positions, or counts tokens by them, or looks back and can't be
-            told positions piece by piece.
+            given positions piece by piece.
         """
         self.inner = create_mixer(inner, features, causal=causal, rngs=rngs, place=place)
         self.causal, name = self.inner.causal, type(self.inner).__name__
@@ -155,10 +155,10 @@ class RandomizedPositions(Mixer):
             raise ValueError(
                 f"{name} has a window, which counts positions, and randomized ones are far apart: leave it out"
             )
-        if self.causal and not self.inner.told_positions:
+        if self.causal and not self.inner.takes_positions:
             raise ValueError(
-                f"{name} counts the positions of what it reads piece by piece, and can't be told randomized ones: take "
-                f"another mixer, as attention"
+                f"{name} counts the positions of what it reads piece by piece, and can't be given randomized ones: "
+                f"take another mixer, as attention"
             )
         if longest is None and self.causal:
             longest = max(1, max_length // 4)

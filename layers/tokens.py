@@ -109,7 +109,7 @@ class Tokens:
             return index
         return index - jax.lax.cummax(jnp.where(starts(self.segment_ids), index, 0), axis=1)
 
-    def told(self, counted: jax.Array) -> jax.Array:
+    def positions_or(self, counted: jax.Array) -> jax.Array:
         """The positions that were given, else those that a state has ``counted``."""
         return counted if self.positions is None else self.positions
 

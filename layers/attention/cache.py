@@ -53,7 +53,7 @@ class TokenCache:
         slot = jnp.where(real & (positions >= after.length[:, None] - capacity), positions % capacity, capacity)
         row = jnp.arange(positions.shape[0])[:, None]
         fields: dict[str, tuple[jax.Array, jax.Array]] = {name: (getattr(self, name), x) for name, x in new.items()}
-        fields["positions"] = kept, tokens.told(positions)
+        fields["positions"] = kept, tokens.positions_or(positions)
         stored = {name: old.at[row, slot].set(x.astype(old.dtype), mode="drop") for name, (old, x) in fields.items()}
         return dataclasses.replace(self, **stored, length=after.length, segment=after.segment)
 
@@ -81,7 +81,7 @@ class TokenCache:
         if ids is not None:
             document = numbered(ids, self.segment, mask)
             segments = document, jnp.concatenate([jnp.zeros_like(self.positions), document], 1)
-        positions = jnp.broadcast_to(tokens.told(after.positions), after.positions.shape)
+        positions = jnp.broadcast_to(tokens.positions_or(after.positions), after.positions.shape)
         new = {**new, "positions": positions if mask is None else jnp.where(mask, positions, -1)}
         old = {name: getattr(self, name) for name in new}
         both = {name: jnp.concatenate([old[name], x.astype(old[name].dtype)], 1) for name, x in new.items()}

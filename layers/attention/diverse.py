@@ -23,7 +23,7 @@ from pallas_kernels import attention_weights
 
 @register_mixer("diverse_attention")
 class DiverseAttention(MultiHeadAttention):
-    """Softmax attention that is told to look at other tokens from each token.
+    """Softmax attention that is trained to look at other tokens from each token.
 
     The loss needs all weights at once, as the authors' has them, and is computed where somebody collects it.
     Parameters: those of :class:`MultiHeadAttention`.

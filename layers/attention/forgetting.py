@@ -88,7 +88,7 @@ class ForgettingAttention(MultiHeadAttention):
         state = state.replace(fade=jnp.where(state.positions[..., None] >= 0, state.fade + total[:, :1], 0))
         new = {"key": k, "value": v, "fade": total - rates}
         written, seen, segments = self.read(new, tokens, state, after)
-        places = tokens.told(after.positions), seen.positions
+        places = tokens.positions_or(after.positions), seen.positions
         y = self.attend(q, seen.key, seen.value, x, positions=places, segments=segments, added=seen.fade)
         return y, written
 

@@ -56,7 +56,7 @@ class MultiHeadLatentAttention(Mixer):
     """
 
     supports_causal = True
-    told_positions = True
+    takes_positions = True
     honors = frozenset({"mask", "positions", "segment_ids"})
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         **Mixer.sharding,
@@ -165,7 +165,7 @@ class MultiHeadLatentAttention(Mixer):
         """
         x = finite_padding(x, tokens.mask)
         after = continued(x.shape[1], state.length, state.segment, tokens.mask, tokens.segment_ids)
-        places = tokens.told(after.positions)
+        places = tokens.positions_or(after.positions)
         q, latent, key = self.queries(x, places), *self.latents(x, places)
         written, seen, segments = state.read({"latent": latent, "key": key}, tokens, after)
         known: dict[str, Any] = {"query_positions": places, "key_positions": seen.positions}

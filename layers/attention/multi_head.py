@@ -64,7 +64,7 @@ class MultiHeadAttention(ProjectedAttention):
     """
 
     supports_causal = True
-    told_positions = True
+    takes_positions = True
     undecayed: ClassVar[tuple[str, ...]] = ("persistent",)
 
     def __init__(
@@ -222,7 +222,7 @@ class MultiHeadAttention(ProjectedAttention):
         after: Continuation,
     ) -> tuple[jax.Array, AttentionCache]:
         written, seen, segments = self.read({"key": k, "value": v}, tokens, state, after)
-        places = tokens.told(after.positions), seen.positions
+        places = tokens.positions_or(after.positions), seen.positions
         return self.attend(q, seen.key, seen.value, x, positions=places, segments=segments), written
 
     def read(

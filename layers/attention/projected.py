@@ -196,7 +196,7 @@ class ProjectedAttention(Mixer):
     def mix_next(self, x: jax.Array, state: Any, tokens: Tokens) -> tuple[jax.Array, Any]:
         x = finite_padding(x, tokens.mask)
         after = continued(x.shape[1], state.length, state.segment, tokens.mask, tokens.segment_ids)
-        places = tokens.told(after.positions)
+        places = tokens.positions_or(after.positions)
         q, (k, v) = self.queries(x, places), self.keys_and_values(x, places)
         y, state = self.core_next(q, k, v, x, tokens, state, after)
         return self.finish(y), state

@@ -49,7 +49,7 @@ class SharedDistances(MultiHeadAttention):
     def mix_next(self, x: jax.Array, state: Any, tokens: Tokens, *beside: Any) -> Any:
         x = finite_padding(x, tokens.mask)
         after = continued(x.shape[1], state.length, state.segment, tokens.mask, tokens.segment_ids)
-        places = tokens.told(after.positions)
+        places = tokens.positions_or(after.positions)
         q, (k, v) = self.queries(x, places), self.keys_and_values(x, places)
         written, seen, segments = self.read({"key": k, "value": v}, tokens, state, after)
         numbers = self._numbers(beside)

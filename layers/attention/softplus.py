@@ -104,7 +104,7 @@ class SoftplusAttention(MultiHeadAttention):
         self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens, state: Any, after: Continuation
     ) -> tuple[jax.Array, Any]:
         written, held, segments = self.read({"key": k, "value": v}, tokens, state, after)
-        positions = tokens.told(after.positions), held.positions
+        positions = tokens.positions_or(after.positions), held.positions
         return self._weigh(
             q, held.key, held.value, after.positions + 1, positions=positions, segments=segments
         ), written

@@ -72,7 +72,8 @@ class Reading:
 
     def places(self) -> jax.Array:
         """Int32 (batch or 1, length), where tokens are in their documents."""
-        return self.tokens.places(self._length) if self._positions is None else self.tokens.told(self._positions)
+        counted = self._positions
+        return self.tokens.places(self._length) if counted is None else self.tokens.positions_or(counted)
 
     def heads_mask(self) -> jax.Array | None:
         """Bool (batch, length, 1), where tokens of heads are real; None: everywhere."""
@@ -102,7 +103,7 @@ class SummedAttention(ProjectedAttention):
     """Base of attention that keeps nothing but sums. A subclass gives :meth:`sum_shapes` and :meth:`attend`."""
 
     supports_causal = True
-    told_positions = True
+    takes_positions = True
     weighs_values = True
 
     def __init__(self, features: int, *, causal: bool = False, **options: Unpack[RotaryHeadOptions]):

@@ -84,10 +84,10 @@ def test_positions_that_depend_on_no_later_token() -> None:
         RandomizedPlaces(MOST, longest=41, rngs=nnx.Rngs(0))
 
 
-TOLD = [
+TAKING = [
     case.name
     for case in CASES
-    if case.causal and case.is_first and case.declared.told_positions and "positions" in case.declared.honors
+    if case.causal and case.is_first and case.declared.takes_positions and "positions" in case.declared.honors
 ]
 METHODS = {
     "rotary": {"rotary": 100.0},
@@ -126,8 +126,8 @@ def test_in_pieces_as_whole(method: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", TOLD)
-def test_every_mixer_that_is_told_positions(name: str) -> None:
+@pytest.mark.parametrize("name", TAKING)
+def test_every_mixer_that_takes_positions(name: str) -> None:
     """Whole and in pieces are equal for positions that are given."""
     case = next(case for case in CASES if case.name == name and case.causal and case.is_first)
     mixer = case.make()

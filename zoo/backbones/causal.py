@@ -282,7 +282,7 @@ class Causal(Model):
         return self._embed(tokens, known.places(tokens.shape[1])), self._heard(known)
 
     def _heard(self, known: Tokens) -> Tokens:
-        """Without positions that the table has told, where a mixer has no use for them."""
+        """Without positions that the table has given, where a mixer has no use for them."""
         if self.position is None or all("positions" in mixer.honors for mixer in mixers(self.blocks)):
             return known
         return known.without("positions")
