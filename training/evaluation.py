@@ -48,9 +48,8 @@ class Evaluator:
         self._task, self._mesh, self._workers, self._skeleton = task, mesh, workers, skeleton
         devices = sharding.row_parts(mesh)
         self._batch_size = math.ceil(batch_size / devices) * devices
-        self._function = make_evaluation(skeleton, task)
-        self._evaluate = jax.jit(self._function, out_shardings=sharding.of_state(mesh))
-        self._go_on: Any = None  # the same in a stream, made when its carry is known
+        out = sharding.of_state(mesh), sharding.of_rows(mesh)
+        self._evaluate = jax.jit(make_evaluation(skeleton, task), out_shardings=out, donate_argnums=2)
 
     def __call__(self, arrays: dict[str, jax.Array], split: str) -> Evaluation:
         """Evaluates ``arrays`` on ``split``.
@@ -65,17 +64,11 @@ class Evaluator:
         carry: Any = None
         if isinstance(examples, Streams):
             carry = streaming.empty(lambda: self._skeleton.build(arrays, jax.random.key(0)), self._batch_size)
-            places = sharding.of_carry(self._mesh, carry)
-            carry = sharding.place(carry, places)
-            out = sharding.of_state(self._mesh), places
-            self._go_on = self._go_on or jax.jit(self._function, out_shardings=out, donate_argnums=2)
+            carry = sharding.place(carry, sharding.of_rows(self._mesh))
         for batch in evaluation_batches(examples, self._batch_size, workers=self._workers):
             placed = sharding.place_batch(self._mesh, batch)
-            if carry is None:
-                reports.append(self._evaluate(arrays, placed))
-            else:
-                report, carry = self._go_on(arrays, placed, carry)
-                reports.append(report)
+            report, carry = self._evaluate(arrays, placed, carry)
+            reports.append(report)
             jax.block_until_ready(reports[-IN_FLIGHT:][0])
         pairs, counted, rows = zip(*jax.device_get(reports))
         figures = metrics.figures(pairs)

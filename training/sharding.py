@@ -150,12 +150,13 @@ def of_tree(mesh: Mesh, state: Any, rules: Rules) -> Any:
         return of_parameter(mesh, str(name), leaf.shape, rules)
 
     places = jax.tree_util.tree_map_with_path(place, state)
-    return places | ({"carry": of_carry(mesh, state["carry"], leading=1)} if "carry" in state else {})
+    behind = of_rows(mesh, leading=1)  # the axis of microbatches
+    return places | ({"carry": jax.tree.map(lambda _: behind, state["carry"])} if "carry" in state else {})
 
 
-def of_carry(mesh: Mesh, carry: Any, leading: int = 0) -> Any:
-    """Shardings of what is handed from batch to batch, whose axis ``leading`` is rows."""
-    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(*(None,) * leading, ROWS)), carry)
+def of_rows(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Sharding of what is handed from batch to batch, whose axis ``leading`` is rows."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ROWS))
 
 
 def of_batch(mesh: Mesh, shape: tuple[int, ...], leading: int = 0) -> NamedSharding:

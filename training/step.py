@@ -270,10 +270,9 @@ def _averaged(ema: Arrays, new: Arrays, step: jax.Array, decay: float) -> Arrays
     return {name: kept * old + (1 - kept) * new[name].astype(jnp.float32) for name, old in ema.items()}
 
 
-def make_evaluation(skeleton: Skeleton, task: Task) -> Callable[[Arrays, Arrays], Any]:
-    """Returns ``evaluate(arrays, batch) -> (pairs, weight, rows)``; ``batch`` leaves are (rows, ...) with "weight".
-
-    In a stream it is ``evaluate(arrays, batch, carry) -> ((pairs, weight, rows), carry)``.
+def make_evaluation(skeleton: Skeleton, task: Task) -> Callable[..., Any]:
+    """Returns ``evaluate(arrays, batch, carry) -> ((pairs, weight, rows), carry)``; ``batch`` leaves are (rows, ...)
+    with "weight". The carry is None but in a stream.
     """
 
     def evaluate(arrays: Arrays, batch: Arrays, carry: Any = None) -> Any:
@@ -283,7 +282,6 @@ def make_evaluation(skeleton: Skeleton, task: Task) -> Callable[[Arrays, Arrays]
         pairs, rows = (
             task.evaluate_rows(reading, batch) if isinstance(task, KeepsRows) else (task.evaluate(reading, batch), {})
         )
-        report = pairs, batch["weight"], rows
-        return report if carry is None else (report, reading.after)
+        return (pairs, batch["weight"], rows), None if carry is None else reading.after
 
     return evaluate

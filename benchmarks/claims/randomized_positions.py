@@ -77,7 +77,7 @@ def measured(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
         task = tasks.create("algorithmic", **{**options, **one})
         evaluate = make_evaluation(skeleton, task)
         rows = next(iter(feed.evaluation_batches(task.examples("test"), len(task.examples("test")))))
-        total, count = evaluate(arrays, rows)[0]["accuracy"]
+        total, count = evaluate(arrays, rows)[0][0]["accuracy"]
         figures[f"at_{length}"] = float(total / count)
     return figures
 

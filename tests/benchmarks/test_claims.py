@@ -55,7 +55,7 @@ def traced(contest: claims.Contest, contestant: claims.Contestant, seed: int, st
         )  # fmt: skip
         jax.eval_shape(step, jax.eval_shape(lambda: initial_state(model, optimizer, config.ema)), batch)
         held_out = next(iter(feed.evaluation_batches(task.examples("test"), 2)))
-        test = dict.fromkeys(jax.eval_shape(make_evaluation(skeleton, task), arrays, held_out)[0], 0.5)
+        test = dict.fromkeys(jax.eval_shape(make_evaluation(skeleton, task), arrays, held_out)[0][0], 0.5)
         test |= contest.measure(model, contestant) if contest.measure is not None else {}
     else:
         rows, key = {name: leaf[0] for name, leaf in batch.items()}, jax.random.key(0)

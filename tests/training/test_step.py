@@ -194,7 +194,7 @@ def test_evaluation_ignores_rows_of_weight_zero():
         "weight": np.ones(6, np.float32),
     }
     padded = {n: np.concatenate([v, v[:2] * 0 if n == "weight" else v[:2]]) for n, v in rows.items()}
-    (pairs, weight, _), (pairs_padded, weight_padded, _) = evaluate(arrays, rows), evaluate(arrays, padded)
+    ((pairs, weight, _), _), ((pairs_padded, weight_padded, _), _) = (evaluate(arrays, x) for x in (rows, padded))
     assert weight.sum() == weight_padded.sum() == 6
     np.testing.assert_allclose(pairs["loss"], pairs_padded["loss"], rtol=1e-6)
     logits = optax.softmax_cross_entropy_with_integer_labels  # the model in evaluation mode, called directly
