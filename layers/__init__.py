@@ -44,17 +44,7 @@ from layers.attention.universal import UniversalAttention
 from layers.block import Block, Branch
 from layers.bottleneck import BasicBlock, Bottleneck
 from layers.class_attention import ClassBlock
-from layers.combinators import (
-    Bidirectional,
-    Dilated,
-    Grid,
-    Parallel,
-    RowMajor,
-    Scan2D,
-    Windowed,
-    bidirectional,
-    on_grid,
-)
+from layers.combinators import Bidirectional, Dilated, Parallel, RowMajor, Scan2D, bidirectional, on_grid
 from layers.context_mixing import ContextMixingConvolution
 from layers.convolution import CausalConvolution
 from layers.delta.delta_net import Comba, DeltaNet, DeltaProduct, GatedDeltaNet
@@ -125,6 +115,7 @@ from layers.token_mlp import SpatialGating, TokenMLP
 from layers.token_shift import ShiftedMLP, TokenShift
 from layers.tokens import Tokens
 from layers.wavelet_space import WaveletSpace
+from layers.windows import Grid, Windowed
 
 __all__ = [
     "GRU",

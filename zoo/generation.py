@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
+from flax import nnx
 
 import tokenization
 from tokenization import Tokenizer
 from zoo import prompts
 from zoo.prompts import Given, Prompt, Rows, Stop
+from zoo.token_sampling import Sampling, Settings, check
 
 PAST_END = -1
 """Stands in the result where a row had already met its stop token; no token has this number."""
@@ -72,66 +73,6 @@ class Generation:
     def rows(self) -> list[list[int]]:
         """The tokens of each row, without what is past its end."""
         return [row[:length].tolist() for row, length in zip(self.tokens, self.lengths, strict=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sampling:
-    """How a token is drawn: what is part of the compiled program."""
-
-    greedy: bool
-    top_k: int | None = None
-    nucleus: bool = False
-    relative: bool = False  # min_p
-    penalized: bool = False
-
-    def scores(self, logits: jax.Array, settings: _Settings, seen: jax.Array | None = None) -> jax.Array:
-        """Logits (batch, vocab_size) as they are drawn from, but for ``top_k`` and ``top_p``.
-
-        ``seen`` (batch, vocab_size) bool: the tokens of each row so far, where they are penalized.
-        """
-        logits = logits.astype(jnp.float32)
-        if self.penalized and seen is not None:
-            # Keskar et al., CTRL, 2019, section 4.1; a negative logit is multiplied, so that it falls too, as
-            # transformers does.
-            less = jnp.where(logits < 0, logits * settings.repetition_penalty, logits / settings.repetition_penalty)
-            logits = jnp.where(seen, less, logits)
-        if self.greedy:
-            return logits
-        logits = logits / settings.temperature
-        return (
-            jnp.where(logits >= logits.max(-1, keepdims=True) + jnp.log(settings.min_p), logits, -jnp.inf)
-            if self.relative
-            else logits
-        )
-
-    def draw(self, logits: jax.Array, key: jax.Array, settings: _Settings, seen: jax.Array | None = None) -> jax.Array:
-        """Tokens (batch,) from logits (batch, vocab_size); a row's draw does not depend on the other rows. ``seen`` as
-        in :meth:`scores`.
-        """
-        logits = self.scores(logits, settings, seen)
-        if self.greedy:
-            return jnp.argmax(logits, -1).astype(jnp.int32)
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(logits.shape[0]))
-        if self.top_k is None and not self.nucleus:
-            return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-        ranked, tokens = jax.lax.top_k(logits, min(self.top_k or logits.shape[-1], logits.shape[-1]))
-        if self.nucleus:
-            probability = jax.nn.softmax(ranked, -1)
-            before = jnp.cumsum(probability, -1) - probability
-            ranked = jnp.where((before < settings.top_p) | (jnp.arange(ranked.shape[-1]) == 0), ranked, -jnp.inf)
-        rank = jax.vmap(jax.random.categorical)(keys, ranked)
-        return jnp.take_along_axis(tokens, rank[:, None], -1)[:, 0].astype(jnp.int32)
-
-
-@struct.dataclass
-class _Settings:
-    """Numbers of the draw, which a compiled program takes as they come, and the tokens that end a row."""
-
-    temperature: Any
-    top_p: Any
-    min_p: Any
-    repetition_penalty: Any
-    stops: Any
 
 
 def generate(
@@ -231,10 +172,10 @@ def _pieces(
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """The new tokens in pieces; ``options`` are numbers of the draw."""
     new = checked_count(new)
-    _check(piece, temperature=temperature, **options)
+    check(piece, temperature=temperature, **options)
     capacity = _capacity(model, asked, new, max_length)
     drawn, penalty = temperature != 0, options["repetition_penalty"]
-    sampling = _Sampling(
+    sampling = Sampling(
         greedy=not drawn,
         top_k=options["top_k"] if drawn else None,
         nucleus=drawn and options["top_p"] is not None and options["top_p"] < 1,
@@ -242,7 +183,7 @@ def _pieces(
         penalized=penalty not in (None, 1),
     )
     numbers = {"temperature": temperature, **{name: options[name] for name in ("top_p", "min_p", "repetition_penalty")}}
-    settings = _Settings(
+    settings = Settings(
         **{name: jnp.float32(value or 1.0) for name, value in numbers.items()}, stops=jnp.asarray(asked.stops)
     )
     key = (
@@ -286,7 +227,7 @@ class _Ends:
 
 
 def _stream(
-    model: Any, asked: Given, capacity: int, new: int, sampling: _Sampling, settings: _Settings,
+    model: Any, asked: Given, capacity: int, new: int, sampling: Sampling, settings: Settings,
     key: jax.Array, dtype: Any, piece: int, ends: _Ends | None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     rows = asked.prompts
@@ -392,8 +333,8 @@ def _prefill(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
 def _decode(
-    graph: Any, sampling: _Sampling, room: int, arrays: Any, logits: jax.Array, state: Any, running: jax.Array,
-    seen: jax.Array | None, key: jax.Array, start: jax.Array, limit: jax.Array, settings: _Settings,
+    graph: Any, sampling: Sampling, room: int, arrays: Any, logits: jax.Array, state: Any, running: jax.Array,
+    seen: jax.Array | None, key: jax.Array, start: jax.Array, limit: jax.Array, settings: Settings,
 ) -> tuple[jax.Array, jax.Array, Any, jax.Array, jax.Array | None]:  # fmt: skip
     """Up to ``limit`` (at most ``room``) more tokens of the rows that are running; ends early when none is."""
     return _drawn(
@@ -402,8 +343,8 @@ def _decode(
 
 
 def _drawn(
-    model: Any, sampling: _Sampling, room: int, logits: jax.Array, state: Any, running: jax.Array,
-    seen: jax.Array | None, key: jax.Array, start: Any, limit: Any, settings: _Settings,
+    model: Any, sampling: Sampling, room: int, logits: jax.Array, state: Any, running: jax.Array,
+    seen: jax.Array | None, key: jax.Array, start: Any, limit: Any, settings: Settings,
 ) -> tuple[jax.Array, jax.Array, Any, jax.Array, jax.Array | None]:  # fmt: skip
     """As :func:`_decode`, for a model."""
 
@@ -443,9 +384,9 @@ def written(model: Any, source: jax.Array, mask: jax.Array, new: int) -> jax.Arr
     state = model.init_state(batch, new + 1, context=model.encode(source, mask), context_mask=mask)
     logits, state = model.extend(jnp.full((batch, 1), c.start_token, jnp.int32), state)
     ends = jnp.asarray([] if c.end_token is None else [c.end_token], jnp.int32)
-    settings = _Settings(temperature=1.0, top_p=1.0, min_p=1.0, repetition_penalty=1.0, stops=ends)
+    settings = Settings(temperature=1.0, top_p=1.0, min_p=1.0, repetition_penalty=1.0, stops=ends)
     running, key = jnp.ones((batch,), bool), jax.random.key(0)
-    greedy, first = _Sampling(greedy=True), logits[:, 0].astype(jnp.float32)
+    greedy, first = Sampling(greedy=True), logits[:, 0].astype(jnp.float32)
     return _drawn(model, greedy, new, first, state, running, None, key, 0, new, settings)[0]
 
 
@@ -502,21 +443,3 @@ def checked_count(new: int | None) -> int:
     if new < 1:
         raise ValueError(f"max_new_tokens is at least 1, not {new}")
     return new
-
-
-def _check(piece: int, **options: float | None) -> None:
-    """Refuses numbers out of range."""
-    if piece < 1:
-        raise ValueError(f"piece is at least 1, not {piece}")
-    for name, (holds, limits) in _RANGES.items():
-        if (value := options[name]) is not None and not holds(value):
-            raise ValueError(f"{name} is {limits}, not {value}")
-
-
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda value: value >= 0, "0 (the likeliest token) or more"),
-    "top_k": (lambda value: value >= 1, "at least 1"),
-    "top_p": (lambda value: 0 < value <= 1, "in (0, 1]"),
-    "min_p": (lambda value: 0 < value <= 1, "in (0, 1]"),
-    "repetition_penalty": (lambda value: value > 0, "above 0"),
-}

@@ -12,8 +12,8 @@ from flax import nnx
 
 import layers
 from layers import Place, Tokens
-from layers.combinators import Windowed
 from layers.position import RelativePositionBias
+from layers.windows import Windowed
 from tests.compilation import program
 from tests.layers.mixer_cases import FEATURES, GRID, HEADS, relative
 

@@ -208,13 +208,13 @@ def test_pieces_and_seeds() -> None:
     ],
 )
 def test_draws_follow_the_distribution(options: dict[str, float], allowed: set[int]) -> None:
-    from zoo.generation import _Sampling, _Settings
+    from zoo.token_sampling import Sampling, Settings
 
     probability = np.asarray([0.1, 0.05, 0.5, 0.04, 0.01, 0.3], np.float32)
-    sampling = _Sampling(
+    sampling = Sampling(
         greedy=False, top_k=options.get("top_k"), nucleus="top_p" in options, relative="min_p" in options
     )
-    settings = _Settings(0.7, options.get("top_p", 1.0), options.get("min_p", 1.0), 1.0, ())
+    settings = Settings(0.7, options.get("top_p", 1.0), options.get("min_p", 1.0), 1.0, ())
     rows = 20_000
     logits = jnp.tile(jnp.log(probability) * 0.7, (rows, 1))
     drawn = np.asarray(sampling.draw(logits, jax.random.key(0), settings))

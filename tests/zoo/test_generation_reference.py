@@ -10,7 +10,7 @@ import pytest
 
 import zoo
 from tests.references.live import torch
-from zoo.generation import _Sampling, _Settings
+from zoo.token_sampling import Sampling, Settings
 
 transformers = pytest.importorskip("transformers", reason="the reference implementation needs transformers")
 pytestmark = [pytest.mark.reference, pytest.mark.full]
@@ -34,10 +34,10 @@ def test_scores_are_those_of_transformers(temperature: float, min_p: float | Non
     expected = process(torch.from_numpy(tokens), torch.from_numpy(logits)).numpy()
     seen = np.zeros(logits.shape, bool)
     np.put_along_axis(seen, tokens, True, -1)
-    sampling = _Sampling(greedy=False, relative=min_p is not None, penalized=penalty is not None)
+    sampling = Sampling(greedy=False, relative=min_p is not None, penalized=penalty is not None)
     found = np.asarray(
         sampling.scores(
-            jnp.asarray(logits), _Settings(temperature, 1.0, min_p or 1.0, penalty or 1.0, ()), jnp.asarray(seen)
+            jnp.asarray(logits), Settings(temperature, 1.0, min_p or 1.0, penalty or 1.0, ()), jnp.asarray(seen)
         )
     )
     assert min_p is None or 0 < np.isinf(expected).sum() < expected.size
