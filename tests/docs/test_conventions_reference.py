@@ -10,6 +10,8 @@ import pytest
 from flax import nnx
 
 import pallas_kernels
+from layers import Tokens
+from layers.attention.multi_head import MultiHeadAttention
 from layers.norm import BatchNorm
 from layers.position import Rotary, resample_table
 from tests.references.live import timm, torch
@@ -33,6 +35,44 @@ def test_rotary_of_llama_and_gptj() -> None:
     gptj = of_gptj(torch.tensor(x), angles.sin(), angles.cos())
     np.testing.assert_allclose(Rotary()(x, positions), llama.transpose(1, 2), atol=1e-6)
     np.testing.assert_allclose(Rotary(interleaved=True)(x, positions), gptj, atol=1e-6)
+
+
+def test_positions_of_roberta() -> None:
+    config = transformers.RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, pad_token_id=1,
+        max_position_embeddings=40, is_decoder=True, initializer_range=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.RobertaForCausalLM(config).eval()
+    tokens, seen = torch.arange(4, 16)[None], []
+    model.roberta.embeddings.position_embeddings.register_forward_pre_hook(lambda _, places: seen.append(places[0][0]))
+    with torch.no_grad():
+        model(tokens)
+        model.generate(tokens, max_new_tokens=1, pad_token_id=1, eos_token_id=None)
+    assert [places.tolist() for places in seen] == [list(range(2, 14)), list(range(12))]
+
+
+def test_norms_of_queries() -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    scales, positions, moved = torch.linspace(0.5, 1.5, 8), torch.arange(12)[None], {}
+    for name in ("Qwen3", "HunYuanDenseV1"):
+        config = getattr(transformers, name + "Config")(
+            **sizes, num_key_value_heads=2, intermediate_size=16, initializer_range=0.5, pad_token_id=0
+        )
+        torch.manual_seed(0)
+        model = getattr(transformers, name + "Model")(config).eval()
+        with torch.no_grad():
+            for part, weight in model.named_parameters():
+                if part.endswith(("q_norm.weight", "k_norm.weight", "query_layernorm.weight", "key_layernorm.weight")):
+                    weight.copy_(scales)
+            here, there = (model(positions + 4, position_ids=positions + shift)[0] for shift in (0, 9))
+        moved[name] = float((here - there).abs().max())
+    ours = MultiHeadAttention(16, num_heads=2, qk_norm="rms", rotary=10000.0, rngs=nnx.Rngs(0))
+    ours.query_norm.scale[...] = ours.key_norm.scale[...] = jnp.asarray(scales.numpy())
+    x = normal(1, 12, 16)
+    moved["ours"] = float(jnp.abs(ours(x) - ours(x, Tokens(positions=positions.numpy() + 9))).max())
+    assert moved.pop("HunYuanDenseV1") > 1e-2
+    assert max(moved.values()) < 1e-4
 
 
 def test_gelu_of_torch() -> None:
