@@ -28,9 +28,28 @@ with _collecting_no_garbage():
     from zoo.creation import create, preprocess
     from zoo.dynamics import Dynamics, dynamics
     from zoo.exporting import ExportError, export
-    from zoo.figures import draw_clusters, draw_maps, draw_matrix, draw_over_image, draw_routes
+    from zoo.figures import (
+        draw_clusters,
+        draw_connections,
+        draw_fields_of_view,
+        draw_maps,
+        draw_matrix,
+        draw_over_image,
+        draw_receptive_fields,
+        draw_routes,
+        draw_trees,
+    )
     from zoo.generation import Generation, generate, stream
-    from zoo.inspection import attention_maps, attention_rollout, attention_sinks, capture, materialize
+    from zoo.inspection import (
+        attention_maps,
+        attention_rollout,
+        attention_sinks,
+        capture,
+        dependency_trees,
+        fields_of_view,
+        materialize,
+        receptive_field,
+    )
     from zoo.language.lsg import convert_to_lsg
     from zoo.prediction import predict
     from zoo.publishing import push_to_hub, save_folder
@@ -58,13 +77,19 @@ __all__ = [
     "capture",
     "convert_to_lsg",
     "create",
+    "dependency_trees",
     "draw_clusters",
+    "draw_connections",
+    "draw_fields_of_view",
     "draw_maps",
     "draw_matrix",
     "draw_over_image",
+    "draw_receptive_fields",
     "draw_routes",
+    "draw_trees",
     "dynamics",
     "export",
+    "fields_of_view",
     "generate",
     "list_models",
     "load",
@@ -74,6 +99,7 @@ __all__ = [
     "predict",
     "preprocess",
     "push_to_hub",
+    "receptive_field",
     "register",
     "register_family",
     "reparameterize",

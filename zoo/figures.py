@@ -180,6 +180,153 @@ def draw_clusters(
     return figure
 
 
+def draw_trees(
+    image: np.ndarray, trees: Mapping[str, np.ndarray], grid: tuple[int, int], *, example: int = 0
+) -> Figure:
+    """Trees of tokens over the image, one for each layer: a line from each token to its parent, darker the further it
+    is from the root, which has a star.
+
+    Args:
+      image: (height, width, channels) of any range, which is stretched.
+      trees: of :func:`zoo.dependency_trees`; prefix tokens there must be none.
+      grid: rows and columns of tokens.
+      example: row of the batch.
+
+    Raises:
+      ValueError: no trees, other tokens than those of the grid, or matplotlib is not installed.
+    """
+    _check_tokens("trees", trees, grid)
+    figure, places = _figure(len(trees))
+    centers = _centers(image, grid)
+    for axes, (name, found) in zip(places, trees.items(), strict=True):
+        parents = np.asarray(found[example])
+        (root,) = np.flatnonzero(parents == np.arange(len(parents)))
+        depths, above = np.zeros(len(parents), int), np.arange(len(parents))
+        while (above != root).any():
+            depths += above != root
+            above = parents[above]
+        _image(axes, image, name)
+        for token, parent in enumerate(parents):
+            if token != root:
+                shade = 0.15 + 0.85 * (depths[token] - 1) / max(depths.max() - 1, 1)
+                axes.plot(*centers[[token, parent]].T, color=_color("YlOrRd", shade), linewidth=1.2)
+        axes.plot(*centers[root], marker="*", markersize=14, color="deepskyblue", linestyle="", label="root")
+    figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center")
+    return figure
+
+
+def draw_fields_of_view(
+    views: np.ndarray, grid: tuple[int, int], token: int | None = None, *, title: str = "head"
+) -> Figure:
+    """What one token sees, by one picture for each head: the weights of its fields of view.
+
+    Args:
+      views: of one mixer in :func:`zoo.fields_of_view`, (heads, queries, keys).
+      grid: rows and columns of tokens.
+      token: the one that asks, which has a cross; None is the middle one.
+      title: of each picture, before the number of the head.
+
+    Raises:
+      ValueError: other tokens than those of the grid, no such token, or matplotlib is not installed.
+    """
+    _check_tokens("fields of view", {title: views}, grid)
+    asking = _asking(token, grid)
+    figure, places = _figure(len(views))
+    for head, (axes, weights) in enumerate(zip(places, views, strict=True)):
+        _heat(figure, axes, weights[asking].reshape(grid), f"{title} {head}", "column", "row")
+        row, column = divmod(asking, grid[1])
+        axes.plot(column, row, marker="+", markersize=12, color="deepskyblue", linestyle="")
+    return figure
+
+
+def draw_connections(
+    image: np.ndarray,
+    connections: Mapping[str, np.ndarray],
+    grid: tuple[int, int],
+    token: int | None = None,
+    *,
+    example: int = 0,
+) -> Figure:
+    """The tokens that one token is connected with, over the image, for each mixer: the share of heads that connect
+    them.
+
+    Args:
+      image: (height, width, channels) of any range, which is stretched.
+      connections: of ``zoo.capture(model, x, "connections")``: bool (batch, heads, tokens of the grid, tokens), of
+        which prefix tokens come first and are left out.
+      grid: rows and columns of tokens.
+      token: the one that asks, in row-major order, which has a blue frame; None is the middle one.
+      example: row of the batch.
+
+    Raises:
+      ValueError: no connections, other tokens than those of the grid, no such token, or matplotlib is not installed.
+    """
+    own = {name: np.asarray(seen)[min(example, len(seen) - 1)] for name, seen in connections.items()}
+    _check_tokens("connections", own, grid)
+    asking, (rows, columns), (height, width) = _asking(token, grid), grid, image.shape[:2]
+    figure, places = _figure(len(own))
+    for axes, (name, seen) in zip(places, own.items(), strict=True):
+        share = seen[:, asking, -rows * columns :].mean(0).reshape(grid)
+        _image(axes, image, name.removesuffix(".connections"))
+        over: dict[str, Any] = {"extent": (0, width, height, 0), "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+        drawn = axes.imshow(share, cmap=COLORS, alpha=0.7, **over)
+        corners = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 0, 0]]) + np.array(divmod(asking, columns))[:, None]
+        axes.plot(corners[1] * width / columns, corners[0] * height / rows, color="deepskyblue", linewidth=2.5)
+        figure.colorbar(drawn, ax=axes, label="share of heads")
+    return figure
+
+
+def draw_receptive_fields(fields: Mapping[str, np.ndarray]) -> Figure:
+    """Effective receptive fields as heat maps, each relative to its largest pixel; colors go by the fourth root.
+
+    Args:
+      fields: by what is written above them, of :func:`zoo.receptive_field`.
+
+    Raises:
+      ValueError: no fields, or matplotlib is not installed.
+    """
+    if not fields:
+        raise ValueError("there are no receptive fields to draw")
+    figure, places = _figure(len(fields))
+    from matplotlib.colors import PowerNorm
+
+    for axes, (name, field) in zip(places, fields.items(), strict=True):
+        _heat(figure, axes, field / max(float(field.max()), 1e-30), name, "column", "row", norm=PowerNorm(0.25, 0, 1))
+        axes.set_aspect("equal")
+    return figure
+
+
+def _check_tokens(what: str, of: Mapping[str, np.ndarray], grid: tuple[int, int]) -> None:
+    """That there are some, of the tokens of a grid."""
+    if not of:
+        raise ValueError(f"there are no {what} to draw")
+    for name, found in of.items():
+        tokens = np.shape(found)[1]
+        if tokens != grid[0] * grid[1]:
+            raise ValueError(f"{name} has {tokens} tokens, and not those of a grid of {grid[0]} x {grid[1]}")
+
+
+def _asking(token: int | None, grid: tuple[int, int]) -> int:
+    count = grid[0] * grid[1]
+    if token is None:
+        return grid[0] // 2 * grid[1] + grid[1] // 2
+    if not 0 <= token < count:
+        raise ValueError(f"the grid has the tokens 0 to {count - 1}, and not {token}")
+    return token
+
+
+def _centers(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Column and row of the middle of each token, in pixels, (tokens, 2)."""
+    rows, columns = np.indices(grid).reshape(2, -1)
+    return np.stack([(columns + 0.5) * image.shape[1] / grid[1], (rows + 0.5) * image.shape[0] / grid[0]], -1)
+
+
+def _color(name: str, shade: float) -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps[name](shade)
+
+
 def _held(found: np.ndarray, length: int) -> np.ndarray:
     """bool (clusters, length): which tokens a cluster holds."""
     if found.ndim == 1:

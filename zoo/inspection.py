@@ -14,11 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from layers.attention.look_here import DirectedAttention
 from layers.module import Diagnostic, collecting
 from pallas_kernels import dispatch
 from zoo.backbones.model import input_count
 
-DRAWN_BY = {"routes": ", which zoo.draw_routes draws", "members": ", which zoo.draw_clusters draws"}
+DRAWN_BY = {
+    "routes": ", which zoo.draw_routes draws",
+    "members": ", which zoo.draw_clusters draws",
+    "connections": ", which zoo.draw_connections draws",
+}
 """How what modules report is drawn."""
 
 
@@ -33,7 +38,8 @@ def capture(model: nnx.Module, x: Any, name: str = "attention") -> dict[str, Any
       model: any model or layer of the zoo, or an ``nnx.Module`` that contains some.
       x: its input, with the batch axis; of an encoder-decoder (source, target).
       name: of the sown values: "attention" is (batch, heads, queries, keys) or as the mixer says,
-        "routes" the regions that bi-level routing picks, "members" of routing attention's clusters.
+        "routes" the regions that bi-level routing picks, "members" of routing attention's clusters, "connections" the
+        tokens that each one sees by predicted sparse attention.
 
     Returns:
       ``{path: value}``, for instance ``{"blocks.0.mixer.attention": ...}``.
@@ -194,6 +200,128 @@ def _jacobian_norms(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> j
         return jnp.sqrt(squares.sum((0, 2)))
 
     return jax.lax.map(row, jnp.arange(len(y)))
+
+
+def dependency_trees(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Trees of tokens, one for each layer: a token's parent is where most of what it sends goes (M. Ding et al.,
+    "Visual Dependency Transformers", CVPR 2023, arXiv:2304.03282).
+
+    The root is the token that receives most from others. Where parents make a loop, it is opened where that costs the
+    least: of all trees of that root this is the one of the largest sum (J. Edmonds, "Optimum Branchings", 1967).
+
+    Args:
+      maps: of :func:`attention_maps` of a model with reversed attention: what token j sends to token i, (batch, heads,
+        i, j); heads are added up.
+
+    Returns:
+      ``{path: int32 (batch, tokens)}``: the parent of each token; the root is its own.
+
+    Raises:
+      ValueError: queries and keys are not the same tokens.
+    """
+    trees = {}
+    for path, weights in maps.items():
+        if weights.shape[2] != weights.shape[3]:
+            raise ValueError(f"{path} has {weights.shape[2]} queries of {weights.shape[3]} keys: a tree is of one set")
+        sent = weights.sum(1, dtype=np.float64)
+        np.einsum("bii->bi", sent)[...] = 0
+        trees[path] = np.stack([_largest_tree(example, int(example.sum(1).argmax())) for example in sent])
+    return trees
+
+
+def _largest_tree(weights: np.ndarray, root: int) -> np.ndarray:
+    """Parents (tokens,) int32 in the tree of the largest sum of ``weights`` (parent, child) whose root is ``root``."""
+    within = np.where(np.eye(len(weights), dtype=bool), -np.inf, weights)
+    parents = within.argmax(0).astype(np.int32)
+    parents[root] = root
+    loop = _loop(parents, root)
+    if loop is None:
+        return parents
+    # The loop becomes one token, the last one.
+    rest = np.setdiff1d(np.arange(len(weights)), loop)
+    leaving, entering = within[np.ix_(loop, rest)], within[np.ix_(rest, loop)] - within[parents[loop], loop]
+    smaller = np.full((len(rest) + 1,) * 2, -np.inf)
+    smaller[:-1, :-1], smaller[-1, :-1], smaller[:-1, -1] = within[np.ix_(rest, rest)], leaving.max(0), entering.max(1)
+    above = _largest_tree(smaller, int(np.flatnonzero(rest == root)[0]))
+    parents[rest] = np.append(rest, -1)[above[:-1]]
+    parents[rest] = np.where(parents[rest] < 0, loop[leaving.argmax(0)], parents[rest])
+    parents[loop[entering[above[-1]].argmax()]] = rest[above[-1]]
+    return parents
+
+
+def _loop(parents: np.ndarray, root: int) -> np.ndarray | None:
+    """Tokens that are each other's ancestors; None where all descend from the root."""
+    ancestors = parents
+    for _ in range(len(parents).bit_length()):
+        ancestors = ancestors[ancestors]
+    (lost,) = np.nonzero(ancestors != root)
+    if not len(lost):
+        return None
+    loop = [int(ancestors[lost[0]])]
+    while (above := int(parents[loop[-1]])) != loop[0]:
+        loop.append(above)
+    return np.asarray(loop)
+
+
+def fields_of_view(model: nnx.Module, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The weights that each head of directed attention has by its field of view and distances alone, between tokens
+    that are all alike (LookHere, A. Fuller et al., arXiv:2405.13985).
+
+    Args:
+      model: any model or layer of the zoo with directed attention.
+      grid: rows and columns of tokens; prefix tokens are left out.
+
+    Returns:
+      ``{path of the mixer: float32 (heads, queries, keys)}``, in the order of the layers.
+
+    Raises:
+      ValueError: no mixer has fields of view.
+    """
+    found = {
+        ".".join(map(str, path)): np.asarray(jax.jit(functools.partial(module.views, grid))())
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, DirectedAttention)
+    }
+    if not found:
+        raise ValueError("no mixer of the model has fields of view, as DirectedAttention has them")
+    return dict(sorted(found.items(), key=lambda item: [int(n) for n in re.findall(r"\d+", item[0])]))
+
+
+def receptive_field(model: Any, images: Any, index: int = -1) -> np.ndarray:
+    """The effective receptive field: how much the middle of a map depends on each pixel (W. Luo et al.,
+    arXiv:1701.04128).
+
+    It is the absolute gradient of the sum of the features in the middle with respect to the pixel, the sum of its
+    channels and the mean of the images.
+
+    Args:
+      model: of images, with ``features(images)``.
+      images: (batch, height, width, channels), as the model wants them: random ones, or better those of its task.
+      index: of the map in ``features``.
+
+    Returns:
+      float32 (height, width).
+
+    Raises:
+      ValueError: the model has no maps.
+    """
+    if not hasattr(model, "features"):
+        raise ValueError(
+            f"{type(model).__name__} has no maps: a receptive field is that of a model with features(images)"
+        )
+    graphdef, state = nnx.split(model)
+    return np.asarray(_pixel_gradients(graphdef, index, state, jnp.asarray(images)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pixel_gradients(graphdef: nnx.GraphDef, index: int, state: nnx.State, images: jax.Array) -> jax.Array:
+    def middle(images: jax.Array) -> jax.Array:
+        copy: Any = nnx.merge(graphdef, state)
+        copy.eval()
+        grid = copy.features(images)[index]
+        return grid[:, grid.shape[1] // 2, grid.shape[2] // 2].astype(jnp.float32).sum()
+
+    return jnp.abs(jax.grad(middle)(images).astype(jnp.float32)).sum(-1).mean(0)
 
 
 def _names(model: nnx.Module, x: Any) -> list[str]:

@@ -24,7 +24,7 @@ from layers.mixer import register_mixer
 from layers.module import Constant
 from layers.norm import Norm
 from layers.tokens import Tokens
-from pallas_kernels import attention, masks
+from pallas_kernels import attention, attention_weights, masks
 from suggestions import unknown
 
 Field = tuple[float, float] | None
@@ -92,15 +92,26 @@ class DirectedAttention(ProjectedAttention):
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         ((_, width), prefix), length = tokens.image(x.shape[1]), x.shape[1]
-        views = (masks.FieldOfView(width, *field, prefix) if field else masks.window() for field in self.fields)
         own, theirs = None, None
         if tokens.mask is not None:
             # The op takes one mask: padding is a document of its own.
             own, theirs = jnp.zeros((1, length), jnp.int32), jnp.where(tokens.mask, 0, -1)
+        return attention(q, k, v, query_segments=own, key_segments=theirs, **self._directions(width, prefix, length))
+
+    def views(self, grid: tuple[int, int]) -> jax.Array:
+        """The weights of tokens that are all alike, which are those of the fields and the distances: float32 (heads,
+        tokens, tokens), without prefix tokens.
+        """
+        length = grid[0] * grid[1]
+        alike = jnp.zeros((1, length, self.num_heads, self.head_dim), jnp.float32)
+        return attention_weights(alike, alike, **self._directions(grid[1], 0, length))[0]
+
+    def _directions(self, width: int, prefix: int, length: int) -> dict[str, Any]:
+        """What the op is told of the fields and the distances."""
+        views = (masks.FieldOfView(width, *field, prefix) if field else masks.window() for field in self.fields)
         rows = jnp.broadcast_to(self.slopes[...], (1, length, self.num_heads))
-        known: dict[str, Any] = {"query_segments": own, "key_segments": theirs, "rows": rows}
         score = GridPenalty(width, "euclidean", prefix, self.rounded)
-        return attention(q, k, v, mask=masks.ByHead(tuple(views)), score=score, **known)
+        return {"mask": masks.ByHead(tuple(views)), "score": score, "rows": rows}
 
 
 def _by_head(fields: tuple[str, ...], num_heads: int) -> list[str]:

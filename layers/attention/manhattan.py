@@ -10,11 +10,13 @@ then what came of it along each column, with the same queries and keys:
 
     U = softmax(R Q (R K)^T / sqrt(d) - s_h |column_i - column_j|) V     in each row
     Y = softmax(R Q (R K)^T / sqrt(d) - s_h |row_i - row_j|) U + C(V)    in each column
+
+As controls, D can be the distance in row-major order, |i - j|, or 0.
 """
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -41,19 +43,35 @@ class ManhattanAttention(ProjectedAttention):
     paper = (9,)
 
     def __init__(
-        self, features: int, *, decomposed: bool = False, decay_range: float = 4.0, **options: Unpack[HeadOptions]
+        self,
+        features: int,
+        *,
+        decomposed: bool = False,
+        decay_range: float = 4.0,
+        distance: Literal["manhattan", "index", "none"] = "manhattan",
+        **options: Unpack[HeadOptions],
     ):
         """Args:
           decomposed: the decomposed form, for large maps.
           decay_range: ``range`` of the equation, which spreads the penalties of the heads.
+          distance: D: "manhattan", or "index" and "none", the controls that show what the distance in two dimensions is
+            worth.
           options: as of :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: features not divisible by num_heads.
+          ValueError: features not divisible by num_heads, another distance, or one in row-major order where rows and
+            columns are apart.
         """
+        if distance not in ("manhattan", "index", "none"):
+            raise ValueError(f'distance is "manhattan", "index" or "none", got {distance!r}')
+        if decomposed and distance == "index":
+            raise ValueError(
+                'distance="index" is between all tokens of a map, and decomposed=True has the tokens of one row or '
+                "column at a time: give decomposed=False"
+            )
         super().__init__(features, rotary=Rotary(interleaved=True, endpoint=True), **options)
         self.enhancement = DepthwiseConv(features, 5, **of_layers(options))
-        self.decomposed, self.decay_range = decomposed, decay_range
+        self.decomposed, self.decay_range, self.distance = decomposed, decay_range, distance
 
     @property
     def complexity(self) -> float:
@@ -61,7 +79,9 @@ class ManhattanAttention(ProjectedAttention):
 
     @property
     def slopes(self) -> np.ndarray:
-        """s of each head, (num_heads,)."""
+        """s of each head, (num_heads,); 0 without a distance."""
+        if self.distance == "none":
+            return np.zeros(self.num_heads, np.float32)
         exponent = 2 + self.decay_range * np.arange(self.num_heads) / self.num_heads
         return (-np.log1p(-np.exp2(-exponent))).astype(np.float32)
 
@@ -71,7 +91,8 @@ class ManhattanAttention(ProjectedAttention):
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
         (grid, _), mask = tokens.image(x.shape[1]), tokens.mask
         if not self.decomposed:
-            y = self._attend(q, k, v, mask, grid[1])
+            # In a map of one row, places are indices.
+            y = self._attend(q, k, v, mask, q.shape[1] if self.distance == "index" else grid[1])
         else:
             q, k, y = (a.reshape(-1, grid[1], *a.shape[2:]) for a in (q, k, v))
             y = self._attend(q, k, y, None if mask is None else mask.reshape(-1, grid[1]), grid[1])

@@ -10,13 +10,15 @@ coefficients of C and the entries of |P_2| above a threshold count. C is scaled 
 features, as in the authors' code. The class token sees all. Nothing comes back through the choice: what predicts learns
 from a loss that is reported, "attention_reconstruction", the mean over images and heads of the squared distance between
 C P_2^T and the weights of dense attention (the authors sum over both). Their first epochs attend to all: ``keep=1``.
+
+As controls, each token can see as many that are nearest to it in the map, or as many that are drawn once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Unpack
+from typing import ClassVar, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +28,9 @@ from layers.attention.projected import HeadOptions, ProjectedAttention, of_proje
 from layers.initializers import truncated_normal
 from layers.linear import Linear
 from layers.mixer import register_mixer
-from layers.module import AuxLoss, parameter
+from layers.module import AuxLoss, Constant, Diagnostic, parameter
 from layers.position import resample_table
-from layers.tokens import Tokens
+from layers.tokens import Tokens, grid_positions
 from pallas_kernels import attention, attention_weights
 
 
@@ -40,7 +42,8 @@ class PredictedSparseAttention(ProjectedAttention):
     resampled, which is our choice (the authors' models take one size).
 
     Parameters: ``query``, ``key``, ``value``, ``out`` (linear), ``query_down``, ``key_down`` (linear, of a head),
-    ``mixtures`` (tokens, r) for P_1, ``basis`` (tokens, r) for P_2.
+    ``mixtures`` (tokens, r) for P_1, ``basis`` (tokens, r) for P_2; the controls have none of these four. What is
+    reported as "connections" is bool (batch, heads, tokens of the grid, tokens): which tokens each one sees.
     """
 
     layouts = ("grid", "image")
@@ -55,33 +58,45 @@ class PredictedSparseAttention(ProjectedAttention):
         *,
         grid: tuple[int, int] = (14, 14),
         prefix: int = 0,
+        index: int = 0,
         keep: float = 0.25,
         tokens_per_mixture: int = 6,
         coefficients: int = 8,
         threshold: float = 0.02,
+        connections: Literal["predicted", "nearest", "random"] = "predicted",
         **options: Unpack[HeadOptions],
     ):
         """Args:
           grid, prefix: rows and columns of the tokens, and tokens before them, that the tables are made for.
+          index: of the block; each draws other random connections.
           keep: share of the tokens that each sees, rounded up; 1 is dense attention.
           tokens_per_mixture: tokens / r, rounded down.
           coefficients: how many of the largest of C count.
           threshold: entries of \\|P_2\\| up to it are 0.
+          connections: "predicted", or the controls that show what that is worth: "nearest" are those at the least
+            Euclidean distance, of which prefix tokens have none; "random" are drawn, the same for all images and heads.
           options: as of :class:`ProjectedAttention`.
 
         Raises:
-          ValueError: a share that is not above 0 and at most 1, or fewer tokens than make a mixture.
+          ValueError: a share that is not above 0 and at most 1, fewer tokens than make a mixture, or unknown
+            connections.
         """
+        if connections not in ("predicted", "nearest", "random"):
+            raise ValueError(f'connections is "predicted", "nearest" or "random", got {connections!r}')
         if not 0 < keep <= 1:
             raise ValueError(f"keep is a share of the tokens, above 0 and at most 1, got {keep}")
         super().__init__(features, **options)
         count = grid[0] * grid[1] + prefix
         if count < tokens_per_mixture:
             raise ValueError(f"{count} tokens make no mixture of {tokens_per_mixture}: give fewer tokens_per_mixture")
-        made, width = of_projections(options), self.head_dim // 2
-        self.query_down, self.key_down = Linear(self.head_dim, width, **made), Linear(self.head_dim, width, **made)
-        shape = (count, count // tokens_per_mixture)
-        self.mixtures, self.basis = (parameter(truncated_normal(0.02), shape, options) for _ in range(2))
+        if connections == "predicted":
+            made, width = of_projections(options), self.head_dim // 2
+            self.query_down, self.key_down = Linear(self.head_dim, width, **made), Linear(self.head_dim, width, **made)
+            shape = (count, count // tokens_per_mixture)
+            self.mixtures, self.basis = (parameter(truncated_normal(0.02), shape, options) for _ in range(2))
+        # An array, so that the blocks of a stack stay one program.
+        self.seed = Constant(jnp.asarray(index)) if connections == "random" else None
+        self.connections = connections
         self.grid, self.prefix, self.keep = tuple(grid), prefix, keep
         self.coefficients, self.threshold = coefficients, threshold
 
@@ -90,23 +105,35 @@ class PredictedSparseAttention(ProjectedAttention):
         return 2.0
 
     def core(self, q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array, tokens: Tokens) -> jax.Array:
-        grid, prefix = tokens.image(q.shape[1])
         seen = None if tokens.mask is None else tokens.mask[:, None, None]
-        dense = self.keep == 1
-        if not dense or self.sowing(AuxLoss, "attention_reconstruction"):
+        mask = seen if (chosen := self._connected(q, k, tokens, seen)) is None else chosen
+        if self.sowing(Diagnostic, "attention"):
+            self.sow(Diagnostic, "attention", attention_weights(q, k, mask=mask))
+        return attention(q, k, v, mask=mask)
+
+    def _connected(self, q: jax.Array, k: jax.Array, tokens: Tokens, seen: jax.Array | None) -> jax.Array | None:
+        """Bool (batch or 1, heads or 1, tokens, tokens): which each token sees; None: all."""
+        grid, prefix = tokens.image(q.shape[1])
+        predicts = self.connections == "predicted"
+        learning = predicts and self.sowing(AuxLoss, "attention_reconstruction")
+        if predicts and (learning or self.keep < 1):
             likeness, basis = self._likeness(q, k, tokens, prefix), self._table(self.basis, grid, prefix)
-            if self.sowing(AuxLoss, "attention_reconstruction"):
+            if learning:
                 weights = jax.lax.stop_gradient(attention_weights(q, k, mask=seen))[:, :, prefix:]
                 squares = jnp.square(jnp.einsum("bhnr,mr->bhnm", likeness, basis) - weights)
                 if tokens.mask is not None and seen is not None:
                     squares = jnp.where(seen & tokens.mask[:, None, prefix:, None], squares, 0)
-                self.sow(AuxLoss, "attention_reconstruction", jnp.sum(squares) / len(x) / self.num_heads)
-        if dense:
-            return attention(q, k, v, mask=seen)
-        chosen = self._chosen(likeness, basis, seen)
+                self.sow(AuxLoss, "attention_reconstruction", jnp.sum(squares) / len(q) / self.num_heads)
+        if self.keep == 1:
+            return None
+        scores = self._scores(likeness, basis) if predicts else self._control(grid, prefix)
+        scores = scores if seen is None else jnp.where(seen, scores, -1)
+        chosen = _largest(scores, math.ceil(self.keep * scores.shape[-1]))
+        if self.sowing(Diagnostic, "connections"):
+            self.sow(Diagnostic, "connections", chosen)
         everything = jnp.ones((*chosen.shape[:2], prefix, chosen.shape[3]), bool)
-        mask = jnp.concatenate([everything, chosen], 2)
-        return attention(q, k, v, mask=mask if seen is None else mask & seen)
+        chosen = jnp.concatenate([everything, chosen], 2)
+        return chosen if seen is None else chosen & seen
 
     def _likeness(self, q: jax.Array, k: jax.Array, tokens: Tokens, prefix: int) -> jax.Array:
         """C, float32 (batch, heads, tokens of the grid, r)."""
@@ -119,15 +146,22 @@ class PredictedSparseAttention(ProjectedAttention):
         logits = jnp.einsum("bnhc,bhrc->bhnr", self.query_down(q)[:, prefix:].astype(wide), mixed)
         return jax.nn.softmax(logits * self.num_heads**-0.5, -1)
 
-    def _chosen(self, likeness: jax.Array, basis: jax.Array, seen: jax.Array | None) -> jax.Array:
-        """Bool (batch, heads, tokens of the grid, tokens): which each sees."""
+    def _scores(self, likeness: jax.Array, basis: jax.Array) -> jax.Array:
+        """S, (batch, heads, tokens of the grid, tokens), not negative."""
         likeness, basis = jax.lax.stop_gradient((likeness, jnp.abs(basis)))
         basis = jnp.where(basis > self.threshold, basis, 0)
         if self.coefficients < likeness.shape[-1]:
             likeness = jnp.where(_largest(likeness, self.coefficients), likeness, 0)
-        scores = jnp.einsum("bhnr,mr->bhnm", likeness, basis)
-        scores = scores if seen is None else jnp.where(seen, scores, -1)
-        return _largest(scores, math.ceil(self.keep * scores.shape[-1]))
+        return jnp.einsum("bhnr,mr->bhnm", likeness, basis)
+
+    def _control(self, grid: tuple[int, int], prefix: int) -> jax.Array:
+        """Positive scores (1, 1, tokens of the grid, tokens) of the controls."""
+        count = grid[0] * grid[1]
+        if self.seed is not None:
+            return 1 + jax.random.uniform(jax.random.key(self.seed[...]), (1, 1, count, prefix + count))
+        places = jnp.asarray(grid_positions(*grid), jnp.float32)
+        squares = jnp.pad(jnp.square(places[:, None] - places).sum(-1), ((0, 0), (prefix, 0)))
+        return (1 / (1 + squares))[None, None]
 
     def _table(self, table: nnx.Param, grid: tuple[int, int], prefix: int) -> jax.Array:
         """A table for (prefix + rows * columns, r) tokens, in float32, with 0 where the prefix has no rows."""

@@ -4,6 +4,9 @@ and 3.5.
 u, z = split(W_in x);  u = silu(conv(u));  dt, B, C = split(W_x u)
 h_t = exp(softplus(W_dt dt_t + b_dt) A) h_{t-1} + softplus(...) u_t B_t        y = W_out ((C h + D u) * silu(z))
 
+Without the state space y = W_out (D u * silu(z)): the gated convolution that MambaOut (Yu and Wang, arXiv:2405.07992)
+sets beside it.
+
 And Longhorn: State Space Models are Amortized Online Learners (Liu et al., 2024, arXiv:2407.14207), section 3, whose
 state solves a regression from B to u, one token after the other; of the exact transition it keeps the diagonal.
 
@@ -65,7 +68,7 @@ class Mamba(Recurrent):
     """The selective state space with its convolution and gate.
 
     Parameters: ``in_proj`` (u and z in one product), ``conv``, ``x_proj`` (dt, B and C), ``dt_proj``, ``dt_bias``,
-    ``A_log`` (channels, state_dim), ``D`` (channels,), ``out_proj``.
+    ``A_log`` (channels, state_dim), ``D`` (channels,), ``out_proj``; without a state none of those for it.
     """
 
     paper = (194,)
@@ -90,7 +93,7 @@ class Mamba(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-          state_dim: numbers remembered for each channel (N).
+          state_dim: numbers remembered for each channel (N); 0 leaves the state space out.
           expand: channels / features.
           conv_size: tokens that the convolution sees.
           step_rank: rank of the map from a token to its steps (R); default features / 16, rounded up.
@@ -118,15 +121,16 @@ class Mamba(Recurrent):
             if mimetic
             else {}
         )
-        self.x_proj = Linear(channels, step_rank + 2 * state_dim, use_bias=False, **{**common, **keys})
-        self.dt_proj = Linear(
-            step_rank, channels, use_bias=False, **{**common, **({"kernel_init": zeros} if mimetic else {})}
-        )
-        self.dt_bias = nnx.Param(
-            (MIMETIC_STEP_BIAS if mimetic else step_bias(step_range))(rngs.params(), (channels,), param_dtype)
-        )
-        rates = constant(tuple(portable.log(np.arange(1, state_dim + 1)).tolist()))
-        if self.transition == "exp":
+        if state_dim:
+            self.x_proj = Linear(channels, step_rank + 2 * state_dim, use_bias=False, **{**common, **keys})
+            self.dt_proj = Linear(
+                step_rank, channels, use_bias=False, **{**common, **({"kernel_init": zeros} if mimetic else {})}
+            )
+            self.dt_bias = nnx.Param(
+                (MIMETIC_STEP_BIAS if mimetic else step_bias(step_range))(rngs.params(), (channels,), param_dtype)
+            )
+        if state_dim and self.transition == "exp":
+            rates = constant(tuple(portable.log(np.arange(1, state_dim + 1)).tolist()))
             logs = MIMETIC_A_LOG if mimetic else rates
             self.A_log = nnx.Param(logs(rngs.params(), (channels, state_dim), param_dtype))
         self.D = nnx.Param(ones(rngs.params(), (channels,), param_dtype))
@@ -146,6 +150,9 @@ class Mamba(Recurrent):
         u, z = jnp.split(self.in_proj(x), 2, axis=-1)
         u, seen = self.conv.recur(u, tokens, None if state is None else state.convolution)
         u = silu(u)
+        if not self.state_dim:
+            y = self.out_proj((u * self.D[...] * silu(z)).astype(u.dtype))
+            return y, None if seen is None else SelectiveState(seen, (state or self.init_state(len(x))).hidden)
         steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
         steps = self.dt_proj(steps)
         if tokens.mask is not None:

@@ -116,11 +116,15 @@ class Digits:
 
     Args:
       data_dir: where TFDS keeps data sets; None is TFDS's default.
+      train: how many images there are to train on, the first so many; None for all 1293.
+
+    Raises:
+      ValueError: no image to train on, or more than there are.
     """
 
     in_memory = True
 
-    def __init__(self, data_dir: str | None = None):
+    def __init__(self, data_dir: str | None = None, train: int | None = None):
         builder = prepare(data_dir)
         self.class_names = tuple(builder.info.features["label"].names)
         self._splits: dict[str, list[tuple[Image.Image, int]]] = {}
@@ -133,6 +137,10 @@ class Digits:
                 )
                 for e in source
             ]
+        if train is not None:
+            if not 0 < train <= len(self._splits["train"]):
+                raise ValueError(f"train is a number of images from 1 to {len(self._splits['train'])}, got {train}")
+            self._splits["train"] = self._splits["train"][:train]
         self.splits = tuple(self._splits)
         self.report = ""
 

@@ -84,6 +84,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "predicted_sparse_attention": {
         "plain": {"grid": (6, 6), "keep": 0.8, "coefficients": 3, "threshold": 0.01, "kernel_init": WIDE},
+        "nearest": {"keep": 0.2, "connections": "nearest", "kernel_init": WIDE},
     },
     "relu_linear": {"plain": {"floor": 0.5}},
     "routing": {
@@ -160,7 +161,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "stride": {"block": 2, "sparse_block": 4, "sparsity": "stride", "num_global": 2, "head_dim": 5},
     },
     "lsh_attention": {"plain": {"chunk": 4, "buckets": 4, "kernel_init": truncated_normal(0.3)}},
-    "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}},
+    "manhattan": {"plain": {}, "decomposed": {"decomposed": True, "use_bias": False}, "index": {"distance": "index"}},
     "randomized_positions": {
         "plain": {"inner": {"name": "attention", "rotary": 100.0}, "max_length": 64, "longest": 40, "seed": 3},
     },
@@ -198,7 +199,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "neighborhood": {"plain": {"window": 3, "bias": True}, "strides": {"window": 4, "stride": 2}},
-    "mamba": {"plain": {}, "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True}},
+    "mamba": {
+        "plain": {},
+        "small": {"state_dim": 3, "expand": 1, "conv_size": 2, "step_rank": 2, "use_bias": True},
+        "stateless": {"state_dim": 0, "expand": 1},
+    },
     "longhorn": {"plain": {"state_dim": 5, "step_rank": 2}},
     "mamba2": {"plain": {}, "grouped": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
     "differential_mamba": {

@@ -59,6 +59,15 @@ def test_the_images_use_all_of_the_range(digits_dir):
 
 
 @pytest.mark.full
+def test_the_first_images_can_be_all_that_is_trained_on(digits_dir):
+    whole, few = digits.Digits(digits_dir), digits.Digits(digits_dir, train=30)
+    assert [label for _, label in few.source("train")] == [label for _, label in whole.source("train")[:30]]
+    assert len(few.source("test")) == 360
+    for count in (0, 1294):
+        with pytest.raises(ValueError, match=f"train is a number of images from 1 to 1293, got {count}"):
+            digits.Digits(digits_dir, train=count)
+
+
 def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path):
     code = (
         "import sys; from tasks.datasets import digits; "

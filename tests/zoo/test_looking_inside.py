@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,165 @@ def test_what_has_no_weights_says_what_can_be_drawn() -> None:
         zoo.attention_maps(mixer, np.ones((1, 6, 16), np.float32))
     with pytest.raises(ValueError, match="rollout multiplies layers of the same tokens"):
         zoo.attention_rollout({"a": np.ones((1, 2, 4, 4)), "b": np.ones((1, 2, 2, 2))})
+
+
+def test_the_tree_is_the_one_of_the_largest_sum() -> None:
+    """Of all choices of parents that lead to the root, by trying them."""
+    for seed in range(6):
+        weights = np.random.default_rng(seed).random((2, 2, 5, 5)).astype(np.float32)
+        (found,) = zoo.dependency_trees({"a": weights}).values()
+        for example, parents in enumerate(found):
+            sent = weights[example].sum(0)
+            np.fill_diagonal(sent, 0)
+            root = int(sent.sum(1).argmax())
+
+            def total(chosen: tuple[int, ...], sent: np.ndarray = sent, root: int = root) -> float:
+                if chosen[root] != root or any(p == i for i, p in enumerate(chosen) if i != root):
+                    return -1.0
+                above = np.asarray(chosen)
+                for _ in range(3):
+                    above = above[above]
+                return float(sum(sent[p, i] for i, p in enumerate(chosen))) if (above == root).all() else -1.0
+
+            best = max(itertools.product(range(5), repeat=5), key=total)
+            assert tuple(parents) == best
+    looped = np.zeros((1, 1, 4, 4))
+    # 1 and 2 send to each other, 3 to 0: 5 + 0.5 is more than 4 + 1.
+    looped[0, 0, [2, 1, 0, 0, 0], [1, 2, 3, 1, 2]] = [5, 4, 9, 1, 0.5]
+    np.testing.assert_array_equal(zoo.dependency_trees({"a": looped})["a"], [[0, 2, 0, 0]])
+    with pytest.raises(ValueError, match="a has 4 queries of 5 keys"):
+        zoo.dependency_trees({"a": np.ones((1, 1, 4, 5))})
+
+
+def test_trees_over_an_image() -> None:
+    trees = {"a": np.array([[0, 0, 0, 0], [3, 0, 3, 3]]), "b": np.array([[0, 0, 0, 0], [1, 1, 1, 2]])}
+    figure = zoo.draw_trees(IMAGES[1], trees, (2, 2), example=1)
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    centers = {0: (4, 4), 1: (12, 4), 2: (4, 12), 3: (12, 12)}
+    for axes, parents in zip(figure.axes, ([3, 0, 3, 3], [1, 1, 1, 2]), strict=True):
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("column", "row")
+        *edges, root = axes.get_lines()
+        drawn = {tuple(map(tuple, np.asarray(edge.get_xydata()).tolist())) for edge in edges}
+        assert drawn == {(centers[token], centers[p]) for token, p in enumerate(parents) if token != p}
+        assert root.get_label() == "root"
+        (at,) = np.asarray(root.get_xydata()).tolist()
+        assert tuple(at) == centers[next(token for token, p in enumerate(parents) if token == p)]
+    with pytest.raises(ValueError, match="a has 4 tokens, and not those of a grid of 3 x 2"):
+        zoo.draw_trees(IMAGES[1], trees, (3, 2))
+    with pytest.raises(ValueError, match="no trees"):
+        zoo.draw_trees(IMAGES[1], {}, (2, 2))
+
+
+def test_a_dependency_model_has_a_tree() -> None:
+    model = zoo.create("dependencyvit_nano_patch4_32", image_size=16, depth=2, features=16, num_heads=2)
+    maps = zoo.attention_maps(model, IMAGES)
+    trees = zoo.dependency_trees(maps)
+    assert list(trees) == ["blocks.0.mixer", "blocks.1.mixer"]
+    for path, parents in trees.items():
+        sent = maps[path].sum(1)
+        for example in range(2):
+            np.fill_diagonal(sent[example], 0)
+            (root,) = np.flatnonzero(parents[example] == np.arange(16))
+            assert root == sent[example].sum(1).argmax()
+
+
+def test_fields_of_view() -> None:
+    """Half of the map and distances, written out; the picture shows the row of the token that asks."""
+    model = zoo.create(
+        "vit_nano_patch4_32", image_size=16, depth=2, features=16, num_heads=4, position=None,
+        mixer={"name": "lookhere", "fields": ("halves",), "layer_slopes": (2.0, 1.0)},
+    )  # fmt: skip
+    views = zoo.fields_of_view(model, (3, 4))
+    assert list(views) == ["blocks.0.mixer", "blocks.1.mixer"]
+    places = np.stack(np.meshgrid(np.arange(3), np.arange(4), indexing="ij"), -1).reshape(-1, 2)
+    down, across = np.moveaxis(places - places[:, None], -1, 0)
+    for slope, found in zip((2.0, 1.0), views.values(), strict=True):
+        for seen, weights in zip((down <= 0, down >= 0, across <= 0, across >= 0), found, strict=True):
+            want = np.exp(-0.5 * slope * np.hypot(down, across)) * seen
+            np.testing.assert_allclose(weights, want / want.sum(-1, keepdims=True), rtol=1e-5)
+    figure = zoo.draw_fields_of_view(views["blocks.1.mixer"], (3, 4), 5, title="half")
+    drawn = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in drawn] == ["half 0", "half 1", "half 2", "half 3"]
+    for axes, weights in zip(drawn, views["blocks.1.mixer"], strict=True):
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("column", "row")
+        np.testing.assert_array_equal(axes.get_images()[0].get_array(), weights[5].reshape(3, 4))
+        assert axes.get_lines()[0].get_xydata().tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match="the grid has the tokens 0 to 11, and not 12"):
+        zoo.draw_fields_of_view(views["blocks.1.mixer"], (3, 4), 12)
+    with pytest.raises(ValueError, match="no mixer of the model has fields of view"):
+        zoo.fields_of_view(Mean(), (3, 4))
+
+
+def test_connections_over_an_image() -> None:
+    options = {"name": "predicted_sparse_attention", "connections": "nearest", "keep": 5 / 17}
+    model = zoo.create("vit_nano_patch4_32", image_size=16, depth=1, features=16, num_heads=2, mixer=options)
+    with pytest.raises(ValueError, match=r"no regions|can capture"):
+        zoo.capture(model, IMAGES, "routes")
+    found = zoo.capture(model, IMAGES, "connections")
+    assert list(found) == ["blocks.0.mixer.connections"]
+    figure = zoo.draw_connections(IMAGES[1], found, (4, 4), 5, example=1)
+    axes = figure.axes[0]
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("blocks.0.mixer", "column", "row")
+    share = np.asarray(axes.get_images()[1].get_array())
+    want = np.zeros((4, 4))
+    want[[1, 0, 1, 1], [1, 1, 0, 2]] = 1  # the class token is the fifth
+    np.testing.assert_array_equal(share, want)
+    (frame,) = axes.get_lines()
+    assert (min(frame.get_xdata()), max(frame.get_xdata())) == (4, 8)
+    heads = np.zeros((1, 2, 4, 4), bool)
+    heads[0, 0, 3], heads[0, 1, 3, 1] = True, True
+    figure = zoo.draw_connections(IMAGES[1], {"a": heads}, (2, 2))
+    np.testing.assert_array_equal(figure.axes[0].get_images()[1].get_array(), [[0.5, 1], [0.5, 0.5]])
+    assert figure.axes[1].get_ylabel() == "share of heads"
+    with pytest.raises(ValueError, match="no connections"):
+        zoo.draw_connections(IMAGES[1], {}, (2, 2))
+
+
+class Blur(nnx.Module):
+    """A map of means over 3 x 3 pixels, every second one, of the first channel less the second."""
+
+    def features(self, images: jnp.ndarray) -> list[jnp.ndarray]:
+        x = images @ jnp.asarray([[1.0], [-1.0], [0.0]])
+        window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+        return [images, jax.lax.reduce_window(x, 0.0, jax.lax.add, window, strides, "SAME") / 9]
+
+
+def test_receptive_fields() -> None:
+    field = zoo.receptive_field(Blur(), IMAGES)
+    want = np.zeros((16, 16))
+    want[8:11, 8:11] = 2 / 9  # of an even side nothing is padded before it
+    np.testing.assert_allclose(field, want, rtol=1e-6)
+    assert zoo.receptive_field(Blur(), IMAGES, 0).sum() == 3
+    figure = zoo.draw_receptive_fields({"blur": field, "b": field})
+    drawn = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in drawn] == ["blur", "b"]
+    assert (drawn[0].get_xlabel(), drawn[0].get_ylabel()) == ("column", "row")
+    np.testing.assert_allclose(drawn[0].get_images()[0].get_array(), want * 4.5, rtol=1e-6)
+    with pytest.raises(ValueError, match="no receptive fields"):
+        zoo.draw_receptive_fields({})
+    with pytest.raises(ValueError, match="Mean has no maps"):
+        zoo.receptive_field(Mean(), IMAGES)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["overlock_nano", "vit_nano_patch4_32"])
+def test_receptive_fields_of_models(name: str) -> None:
+    """Finite differences of a pixel say the same of the middle."""
+    model = zoo.create(name)
+    images = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
+    field = zoo.receptive_field(model, images)
+    assert field.shape == (32, 32)
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def middle(images: jax.Array) -> jax.Array:
+        copy: Any = nnx.merge(graphdef, state)
+        copy.eval()
+        grid = copy.features(images)[-1]
+        return grid[:, grid.shape[1] // 2, grid.shape[2] // 2].sum(-1)
+
+    steps = np.zeros((6, 32, 32, 3), np.float32)
+    for i, channel in enumerate((0, 1, 2)):
+        steps[2 * i : 2 * i + 2, 17, 15, channel] = 0.01, -0.01
+    around = np.asarray(middle(images + steps)).reshape(3, 2)
+    assert np.abs((around[:, 0] - around[:, 1]) / 0.02).sum() == pytest.approx(float(field[17, 15]), rel=2e-2)
