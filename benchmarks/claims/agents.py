@@ -1,0 +1,102 @@
+"""Agents: on maps of 256 tokens, agent attention is within a point of the accuracy of softmax attention and above that
+of linear attention, at equal parameters, and at 1024 tokens it is faster than softmax attention.
+
+D. Han et al., arXiv:2312.08874. The contestants are one small vision transformer on the digits at 16 pixels, each pixel
+a token, whose attention is by softmax, through 9 agents, or linear (feature map elu + 1), with the width of the MLPs
+such that parameters agree within 2 %. "forward_1024" is the time of its evaluation on eight images of 32 pixels, in
+milliseconds, the least of several in the process that trained it. The recipe is that of configs/vit.py, at a
+rate of 3e-3, for fewer steps and images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+PAPER = (2,)
+# The tables of agents are parameters too: the MLPs of the others are wider.
+KINDS: dict[str, dict[str, Any]] = {
+    "softmax": {"mixer": "attention", "mlp_ratio": 2.36},
+    "agent": {"mixer": {"name": "agent", "agents": 9}, "mlp_ratio": 1.0},
+    "linear": {"mixer": "linear_attention", "mlp_ratio": 2.36},
+}
+
+
+def forward_time(model: nnx.Module, side: int, repeats: int) -> float:
+    """Milliseconds of an evaluation of eight images of ``side`` pixels, the least of ``repeats``."""
+    import jax
+    from flax import nnx
+
+    model.eval()
+    graph, state = nnx.split(model)
+    answer = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+    images = np.random.default_rng(0).standard_normal((8, side, side, 3)).astype(np.float32)
+    jax.block_until_ready(answer(state, images))
+    times = []
+    for _ in range(repeats):
+        since = time.perf_counter()
+        jax.block_until_ready(answer(state, images))
+        times.append(time.perf_counter() - since)
+    return 1000 * min(times)
+
+
+def contest(quick: bool) -> Contest:
+    size = {"features": 16, "depth": 1} if quick else {"features": 48, "depth": 2}
+    whole = {"image_size": 8 if quick else 16, "patch_size": 1, "num_heads": 4, "class_token": False, "pool": "average"}
+
+    def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
+        return {"forward_1024": forward_time(model, 16 if quick else 32, 1 if quick else 5)}
+
+    settings: dict[str, Any] = {
+        "task": {"image_size": whole["image_size"]},
+        "batch_size": 32,
+        "optimizer": {"learning_rate": 3e-3},
+        "schedule": {"warmup": "1 steps" if quick else "15 steps"},
+    }
+    return Contest(
+        contestants=[
+            Contestant(
+                label,
+                "vit_nano_patch4_32",
+                {"name": "classification", "dataset": "digits"},
+                {**size, **whole, **options},
+                settings,
+            )
+            for label, options in KINDS.items()
+        ],
+        steps=4 if quick else 150,
+        batch_size=32,
+        learning_rate=3e-3,
+        evaluations=2 if quick else 4,
+        figures=("accuracy", "loss", "forward_1024"),
+        measure=measure,
+        recipe="configs/vit.py",
+    )
+
+
+def verdict(rows: Sequence[Row]) -> bool:
+    """The accuracy with agents is at least that of softmax attention less 0.01, and above that of linear attention; and
+    of 1024 tokens softmax attention takes longer.
+    """
+    accuracy, forward = medians(rows, "accuracy"), medians(rows, "forward_1024")
+    return (
+        accuracy["agent"] >= accuracy["softmax"] - 0.01
+        and accuracy["agent"] > accuracy["linear"]
+        and forward["softmax"] > forward["agent"]
+    )
+
+
+def run(arguments: list[str] | None = None) -> None:
+    main("agents", __doc__ or "", contest, verdict, arguments)
+
+
+if __name__ == "__main__":
+    run()

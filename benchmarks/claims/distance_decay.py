@@ -1,0 +1,59 @@
+"""Distance decay: where there is little data, RMT whose scores fall with the distance along rows and columns learns
+more than the same without a distance, and than with that in row-major order.
+
+Q. Fan et al., arXiv:2309.11523: a Manhattan distance gives attention a prior of space. The contestants are rmt_nano
+with attention of whole maps, 8 x 8 and 4 x 4 tokens of digits at 32 pixels, trained on 200 of them by the recipe of
+configs/rmt.py, for 150 steps; they have the same parameters and differ in the distance alone. Their convolutions and
+the rotation of queries and keys know where tokens are too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+
+PAPER = (9,)
+KINDS = {"rows and columns": "manhattan", "row-major order": "index", "none": "none"}
+
+
+def contest(quick: bool) -> Contest:
+    small: dict[str, Any] = {"features": (12, 24), "depths": (1, 1), "projection": 24} if quick else {}
+    settings = {
+        "task": {"dataset": {"train": 64 if quick else 200}},
+        "schedule": {"warmup": "1 steps" if quick else "15 steps"},
+    }
+    return Contest(
+        contestants=[
+            Contestant(
+                label,
+                "rmt_nano",
+                {"name": "classification", "dataset": "digits"},
+                {**small, "mixer": {"name": "manhattan", "distance": distance}},
+                settings,
+            )
+            for label, distance in KINDS.items()
+        ],
+        steps=4 if quick else 150,
+        batch_size=64,
+        learning_rate=2e-3,
+        evaluations=2 if quick else 5,
+        figures=("accuracy", "loss"),
+        recipe="configs/rmt.py",
+    )
+
+
+def verdict(rows: Sequence[Row]) -> bool:
+    """The accuracy with the distance along rows and columns is above that of both others."""
+    accuracy = medians(rows, "accuracy")
+    best = accuracy["rows and columns"]
+    return all(best > value for label, value in accuracy.items() if label != "rows and columns")
+
+
+def run(arguments: list[str] | None = None) -> None:
+    main("distance_decay", __doc__ or "", contest, verdict, arguments)
+
+
+if __name__ == "__main__":
+    run()

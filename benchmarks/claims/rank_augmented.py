@@ -1,0 +1,117 @@
+"""Rank augmentation: what linear attention finds has a lower rank than what softmax attention does; with RALA's
+augmentation the rank is that of softmax attention, and so is the accuracy.
+
+Q. Fan et al., arXiv:2411.07635. The contestants are one small vision transformer on the digits at 16 pixels, each pixel
+a token, whose attention is by softmax, linear (feature map elu + 1), or RALA's, with the width of the MLPs such that
+parameters agree within 2 %; none knows where tokens are but by the table that is added to them. "rank" is the number of
+singular values, of 64, above a hundredth of the largest, of a block's output of attention as a matrix (tokens,
+features), the mean of the blocks and of 32 test images. The recipe is that of configs/vit.py, at a rate of 3e-3, for
+fewer steps and images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+PAPER = (45,)
+# RALA's gate and convolution are parameters too: the MLPs of the others are wider.
+KINDS: dict[str, dict[str, Any]] = {
+    "softmax": {"mixer": "attention", "mlp_ratio": 1.95},
+    "linear": {"mixer": "linear_attention", "mlp_ratio": 1.95},
+    "rala": {"mixer": "rala", "mlp_ratio": 1.25},
+}
+
+
+def ranks(model: Any, images: np.ndarray, share: float = 0.01) -> np.ndarray:
+    """Of each block and image the number of singular values of the mixer's output above ``share`` of the largest.
+
+    Args:
+      model: an isotropic one without prefix tokens.
+      images: (batch, side, side, channels).
+
+    Returns:
+      int (blocks, batch).
+    """
+    from layers.tokens import Tokens
+
+    model.eval()
+    grid = tuple(side // model.config.patch_size for side in images.shape[1:3])
+    x, tokens = model.embed(images), Tokens(grid=grid)
+    if model.takes_grid:
+        x, tokens = x.reshape(len(images), *grid, -1), Tokens()
+    found = []
+    for block in model.blocks:
+        y = np.asarray(block.mixer(block.mixer_norm(x), tokens), np.float64)
+        values = np.linalg.svd(y.reshape(len(images), -1, y.shape[-1]), compute_uv=False)
+        found.append((values > share * values[:, :1]).sum(-1))
+        x = block(x, tokens)
+    return np.stack(found)
+
+
+def contest(quick: bool) -> Contest:
+    size = {"features": 16, "depth": 1} if quick else {"features": 64, "depth": 2}
+    whole = {"image_size": 8 if quick else 16, "patch_size": 1, "num_heads": 2, "class_token": False, "pool": "average"}
+
+    def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
+        import tasks
+        import zoo
+
+        task = tasks.create("classification", preprocess=zoo.preprocess(model), augment={"fit": "whole"})
+        examples = task.examples("test")
+        images = task.normalized(np.stack([examples.get(index, None)["image"] for index in range(2 if quick else 32)]))
+        return {"rank": float(ranks(model, np.asarray(images)).mean())}
+
+    settings: dict[str, Any] = {
+        "task": {"image_size": whole["image_size"]},
+        "batch_size": 32,
+        "optimizer": {"learning_rate": 3e-3},
+        "schedule": {"warmup": "1 steps" if quick else "15 steps"},
+    }
+    return Contest(
+        contestants=[
+            Contestant(
+                label,
+                "vit_nano_patch4_32",
+                {"name": "classification", "dataset": "digits"},
+                {**size, **whole, **options},
+                settings,
+            )
+            for label, options in KINDS.items()
+        ],
+        steps=4 if quick else 150,
+        batch_size=32,
+        learning_rate=3e-3,
+        evaluations=2 if quick else 4,
+        figures=("accuracy", "loss", "rank"),
+        measure=measure,
+        recipe="configs/vit.py",
+    )
+
+
+def verdict(rows: Sequence[Row]) -> bool:
+    """The rank with linear attention is below those of softmax attention and of RALA, and RALA's is at least softmax
+    attention's less 10 %; RALA's accuracy is above linear attention's and at least softmax attention's less 0.01.
+    """
+    accuracy, rank = medians(rows, "accuracy"), medians(rows, "rank")
+    return (
+        rank["linear"] < min(rank["softmax"], rank["rala"])
+        and rank["rala"] >= 0.9 * rank["softmax"]
+        and accuracy["rala"] > accuracy["linear"]
+        and accuracy["rala"] >= accuracy["softmax"] - 0.01
+    )
+
+
+def run(arguments: list[str] | None = None) -> None:
+    main("rank_augmented", __doc__ or "", contest, verdict, arguments)
+
+
+if __name__ == "__main__":
+    run()
