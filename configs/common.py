@@ -97,7 +97,8 @@ def run() -> ConfigDict:
             "ema": 0.0,  # decay of the averaged weights; 0 is off
             "dtype": "float32",  # of the computation
             "param_dtype": "float32",  # of the parameters; the optimizer's state is in float32 whatever it is
-            "remat": False,
+            # What is computed again in the backward pass: nothing, dots, block, offload (layers/rematerialization.py).
+            "remat": "nothing",
             "scan": False,
             "aux_losses": {},  # name of a loss that modules report: its weight
             "nonfinite": "stop",  # or "skip"

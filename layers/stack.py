@@ -14,6 +14,7 @@ from jax.extend.core import concrete_or_error
 
 from layers.module import Module, PureCall, pure_call
 from layers.reduction import TokenReduction
+from layers.rematerialization import NOTHING, POLICIES, policy
 from layers.tokens import Known, Tokens
 
 Carry = tuple[jax.Array, Any]
@@ -45,7 +46,7 @@ class Stack(Module):
     Under ``jax.jit`` equal blocks are traced once, wherever they are. ``scan`` runs equal neighbors (or equal
     groups of neighbors, for a pattern) as one ``lax.scan``, so that XLA compiles them once too. The leaves are
     stacked inside the step, which takes memory: names, checkpoints and optimizers see unstacked ones. ``remat``
-    recomputes each block in the backward pass.
+    names what of each block is computed again in the backward pass (:mod:`layers.rematerialization`).
     """
 
     repeats: ClassVar[bool] = True  # one part may have several names; the first is its name
@@ -55,16 +56,17 @@ class Stack(Module):
         blocks: Iterable[nnx.Module],
         *,
         reductions: Mapping[int, TokenReduction] | None = None,
-        remat: bool = False,
+        remat: str | bool = NOTHING,
         scan: bool = False,
     ):
         """Args:
           reductions: what follows a block and leaves fewer tokens, by the index of the block.
+          remat: a policy's name; True is "block".
 
         Raises:
-          ValueError: a reduction after a block that there is not.
+          ValueError: a reduction after a block that there is not, or an unknown policy.
         """
-        self.remat, self.scan, self._length = remat, scan, 0
+        self.remat, self.scan, self._length = policy(remat), scan, 0
         for block in blocks:
             setattr(self, str(self._length), block)
             self._length += 1
@@ -151,9 +153,9 @@ class Stack(Module):
         """How a block is applied to tokens of which ``tokens`` is known."""
 
         def call(block: Any, carry: Carry, own: Any) -> tuple[Carry, None]:
-            if not self.remat:
+            if (transform := POLICIES[self.remat]) is None:
                 return _called(block, *carry, tokens, own), None
-            return pure_call(block, _called, *carry, tokens, own, transform=jax.checkpoint), None
+            return pure_call(block, _called, *carry, tokens, own, transform=transform), None
 
         return call
 
@@ -185,9 +187,9 @@ class Stack(Module):
 
         def call(block: Any, carry: Carry, given: Any) -> tuple[Carry, Any]:
             (x, shared), (old, own) = carry, given
-            if not self.remat:
+            if (transform := POLICIES[self.remat]) is None:
                 return _extended(block, x, shared, old, tokens, own)
-            return pure_call(block, _extended, x, shared, old, tokens, own, transform=jax.checkpoint)
+            return pure_call(block, _extended, x, shared, old, tokens, own, transform=transform)
 
         given = list(zip(state, _slices(per_block, len(self)), strict=True))
         (x, last), new = self._run(range(len(self)), call, (x, shared), given)

@@ -2,9 +2,10 @@
 
 What XLA does is simplified to one rule: a result is an array in memory, from the operation that makes it to the last
 one that needs it, except elementwise results larger than what they are computed from (broadcasts, masks), which are
-fused into what reads them. Results that take the place of arguments take nothing. The estimate is the greatest sum of
-arrays that live at one time: for training steps within a factor of two of what the compiler says on CPUs, over the
-families of the zoo (tests/training/test_memory_estimate.py has the test; measured 0.6 to 1.2).
+fused into what reads them. Results that take the place of arguments take nothing, nor do those in a host's memory. The
+estimate is the greatest sum of arrays that live at one time: for training steps within a factor of two of what the
+compiler says on CPUs, over the families of the zoo (tests/training/test_memory_estimate.py has the test; measured 0.6
+to 1.2).
 """
 
 from __future__ import annotations
@@ -109,6 +110,8 @@ class _Liveness:
 
 
 def _bytes(aval: Any) -> int:
+    if "HOST" in str(getattr(aval, "memory_space", "")).upper():  # where a policy of rematerialization put it
+        return 0
     dtype = getattr(aval, "dtype", None)
     itemsize = getattr(dtype, "itemsize", 4)
     return int(np.prod(getattr(aval, "shape", ()), dtype=np.int64)) * itemsize
@@ -133,7 +136,7 @@ def _loop_peak(name: str, params: Mapping[str, Any], body: Any) -> int:
     """The memory that one run of the body of a loop, a branch or a shard takes besides its operands and results; a scan
     also has its slices."""
     program = _Liveness()
-    outside = params["num_consts"] + params["num_carry"] if name == "scan" else len(body.invars)
+    outside = sum(operations.scan_sizes(params)) if name == "scan" else len(body.invars)
     sliced = program.make(frozenset(), [_bytes(v.aval) for v in body.invars[outside:]])
     return program.peak(program.add(body, [frozenset()] * outside + sliced))
 

@@ -223,6 +223,16 @@ def _cholesky(equation: Any) -> Operations:
     return Operations(flops=flops, matmul_flops=flops)
 
 
+def scan_sizes(params: Any) -> tuple[int, int]:
+    """How many operands of a ``scan`` are the same at every step, and how many are carried; ``params`` is its
+    equation's. JAX 0.12 states them otherwise than 0.10.
+    """
+    if "ft_in" in params:
+        constants, carry, _ = params["ft_in"].unpack()
+        return len(constants), len(carry)
+    return params["num_consts"], params["num_carry"]
+
+
 def _scan(equation: Any) -> Operations:
     return _inner(equation.params["jaxpr"]) * equation.params["length"]
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 import tasks
 import zoo
+from layers.rematerialization import NOTHING, policy
 from training import sharding
 from training.processes import leads
 from zoo.generation import written
@@ -127,7 +128,8 @@ def build(
         **task.model_options(),
         **config.model_options.to_dict(),
         **({"weights": weights} if weights else dict.fromkeys(kept.get("extras", ()), True)),
-        **{option: True for option in ("remat", "scan") if config[option]},
+        **({"remat": config.remat} if policy(config.remat) != NOTHING else {}),
+        **({"scan": True} if config.scan else {}),
     }
     places = sharding.of_model(sharding.create_mesh(config.mesh))
     model: Any = zoo.create(

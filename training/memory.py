@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from layers.rematerialization import policy
 from primitives.memory import size, temporaries
 
 
@@ -39,7 +40,9 @@ def report(need: int, limit: int, config: Mapping[str, Any]) -> str:
         f"--config.batch_size below {config['batch_size']}",
         f"--config.accumulate above {config['accumulate']} (same result, microbatches)",
     ]
-    ways += [] if config["remat"] else ["--config.remat=True (slower, keeps less)"]
+    ways += {"nothing": ["--config.remat=dots (slower, keeps less) or block"], "dots": ["--config.remat=block"]}.get(
+        policy(config["remat"]), []
+    )
     return (
         f"{what}, and there are {size(limit)}: it will probably run out. "
         f"Try {', '.join(ways)}, a smaller model or shorter inputs"

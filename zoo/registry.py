@@ -33,7 +33,8 @@ class ModelConfig:
       drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first. Blocks that are one
         all have it.
       dropout: of tokens and branch outputs.
-      remat: recompute each block in the backward pass.
+      remat: what of each block is computed again in the backward pass: "nothing", "dots", "block" or "offload"
+        (:mod:`layers.rematerialization`); True is "block".
       scan: compile equal neighboring blocks once.
       dtype: of the computation; None follows the parameters and inputs.
       param_dtype: of the parameters.
@@ -44,7 +45,7 @@ class ModelConfig:
     shared: bool = False
     drop_path: float = 0.0
     dropout: float = 0.0
-    remat: bool = False
+    remat: str | bool = "nothing"
     scan: bool = False
     dtype: Any = None
     param_dtype: Any = jnp.float32

@@ -17,6 +17,7 @@ from flax import nnx
 
 from layers.mixer import Mixer
 from layers.module import Statistic
+from layers.rematerialization import NOTHING, POLICIES
 from layers.stack import Stack
 from layers.state import parameter_count
 from pallas_kernels import dispatch
@@ -251,12 +252,12 @@ def own_input_shape(model: nnx.Module) -> tuple[int, ...]:
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """What counting needs from a call of one part; ``again`` says that its parameters are an earlier part's, ``remat``
-    that it is computed again in the backward pass."""
+    what of it is computed again in the backward pass."""
 
     name: str
     kind: str
     again: bool
-    remat: bool
+    remat: str
     graphdef: nnx.GraphDef
     state: nnx.State
     arguments: tuple[Any, Any]
@@ -276,12 +277,12 @@ def _parts(module: nnx.Module, name: str = "") -> list[tuple[str, nnx.Module]]:
 def _watch(model: nnx.Module, calls: list[_Call]) -> None:
     """Makes every part of ``model``, a copy made for this trace alone, note its calls."""
     again: set[str] = set()  # names of further places of one block, whose parameters count once
-    remat: set[str] = set()
+    remat: dict[str, str] = {}
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Stack):
-            remat |= {".".join(map(str, (*path, i))) for i in range(len(module)) if module.remat}
+            remat |= {".".join(map(str, (*path, i))): module.remat for i in range(len(module))}
             # A scanned or recomputed block is another copy, which is not observed.
-            module.scan = module.remat = False
+            module.scan, module.remat = False, NOTHING
             for i, block in enumerate(module):
                 if any(block is module[before] for before in range(i)):
                     setattr(module, str(i), nnx.clone(block))
@@ -291,7 +292,7 @@ def _watch(model: nnx.Module, calls: list[_Call]) -> None:
         if not callable(part):
             continue
         graphdef, state = nnx.split(part)
-        known = (name, name in again, name in remat, graphdef, _abstract(state))
+        known = (name, name in again, remat.get(name, NOTHING), graphdef, _abstract(state))
 
         def call(self: Any, *args: Any, _cls: type = cls, _known: tuple[Any, ...] = known, **kwargs: Any) -> Any:
             y = _cls.__call__(self, *args, **kwargs)
@@ -354,7 +355,8 @@ def _program(call: _Call) -> tuple[Callable[..., Any], nnx.State, list[Any]]:
         return nnx.merge(call.graphdef, state)(*args, **kwargs)
 
     given = [leaf for t, leaf in zip(traced, leaves, strict=True) if t]
-    return (jax.checkpoint(run) if call.remat else run), call.state, given
+    transform = POLICIES[call.remat]
+    return (run if transform is None else transform(run)), call.state, given
 
 
 def _gradient(forward: Callable[[nnx.State, Any], Any]) -> Callable[[nnx.State, Any], nnx.State]:

@@ -29,6 +29,7 @@ from layers.mlp import MLP
 from layers.norm import NORMS, create_norm
 from layers.patch import ConvStem, PatchEmbed
 from layers.state import flatten
+from primitives.operations import scan_sizes
 from tests.compilation import called
 from tests.layers.gradients import WITHOUT_GRADIENT
 from tests.layers.mixer_cases import FEATURES, FORMS, MixerCase, brings_parameters
@@ -96,7 +97,7 @@ def narrow_sums(jaxpr: Any) -> Iterator[str]:
     for equation in jaxpr.eqns:
         name, results = equation.primitive.name, equation.outvars
         if name == "scan":
-            results = results[: equation.params["num_carry"]]
+            results = results[: scan_sizes(equation.params)[1]]
         if (name == "scan" or (name in SUMS and any(map(of_rows, equation.invars)))) and any(
             v.aval.dtype in NARROW and not of_rows(v) for v in results
         ):

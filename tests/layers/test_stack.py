@@ -19,7 +19,14 @@ from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
 
 FEATURES = 8
-FORMS = {"loop": {}, "scan": {"scan": True}, "remat": {"remat": True}, "scan+remat": {"scan": True, "remat": True}}
+FORMS: dict[str, dict[str, Any]] = {
+    "loop": {},
+    "scan": {"scan": True},
+    "remat": {"remat": True},
+    "scan+remat": {"scan": True, "remat": "block"},
+    "scan+dots": {"scan": True, "remat": "dots"},
+    "scan+offload": {"scan": True, "remat": "offload"},
+}
 CAPTURED = (3, -1)  # the outputs of two pairs and of the block after them, for a pattern of two
 X = np.random.default_rng(0).standard_normal((2, 6, FEATURES)).astype(np.float32)
 
@@ -355,3 +362,8 @@ def test_one_block_at_all_depths_is_one_set_of_parameters(scan: bool) -> None:
     stack = Stack([block] * 3, scan=scan)
     assert all(name.startswith("0.") for name in flatten(stack))
     assert relative(jax.jit(lambda x: stack(x)[0])(X), block(block(block(X)))) < 1e-6
+
+
+def test_unknown_policies_are_refused() -> None:
+    with pytest.raises(ValueError, match="remat='all': the policies are nothing, dots, block, offload"):
+        make(remat="all")

@@ -55,7 +55,7 @@ def test_a_gradient_keeps_what_it_needs_and_remat_does_not() -> None:
 
 
 def test_what_to_change_is_said() -> None:
-    config = {"batch_size": 64, "accumulate": 1, "remat": False}
+    config = {"batch_size": 64, "accumulate": 1, "remat": "nothing"}
     assert memory.report(3 << 20, 1 << 30, config) == "a step takes about 3 MiB of memory, of 1.0 GiB"
     line = memory.report(9 << 30, 8 << 30, config)
     assert "9.0 GiB of memory, and there are 8.0 GiB" in line
@@ -64,11 +64,12 @@ def test_what_to_change_is_said() -> None:
         for field in (
             "--config.batch_size below 64",
             "--config.accumulate above 1",
-            "--config.remat=True",
+            "--config.remat=dots (slower, keeps less) or block",
             "smaller model",
         )
     )
-    assert "remat" not in memory.report(9 << 30, 8 << 30, {**config, "remat": True})
+    assert "--config.remat=block" in memory.report(9 << 30, 8 << 30, {**config, "remat": "dots"})
+    assert "remat" not in memory.report(9 << 30, 8 << 30, {**config, "remat": "block"})
     assert memory.available() > 1 << 28
 
 

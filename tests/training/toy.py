@@ -138,7 +138,7 @@ def config(**changes: Any) -> ConfigDict:
             "ema": 0.0,
             "dtype": "float32",
             "param_dtype": "float32",
-            "remat": False,
+            "remat": "nothing",
             "scan": False,
             "aux_losses": {},
             "nonfinite": "stop",

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import zoo
+from layers.rematerialization import POLICIES
 
 
 def vit_multiply_adds(size: int, patch: int, features: int, depth: int, mlp_ratio: float, classes: int) -> float:
@@ -107,12 +108,18 @@ def test_memory_of_a_step() -> None:
     """Of a linear layer its input is kept; of what is computed again, a block's input."""
     layer = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
     assert zoo.summary(nnx.Sequential(layer), (3, 4), batch_size=5, show=False).rows[0].activations == 5 * 3 * 4 * 4
-    kept, again = (
-        zoo.summary("vit_nano_patch4_32", show=False, batch_size=8, depth=2, remat=remat) for remat in (False, True)
+    kept, products, again, elsewhere = (
+        zoo.summary("vit_nano_patch4_32", show=False, batch_size=8, depth=2, remat=remat) for remat in POLICIES
     )
-    blocks = [[row.activations for row in found.rows if row.name.startswith("blocks.")] for found in (kept, again)]
-    assert blocks[1] == [8 * 65 * 64 * 4] * 2
+    blocks = [
+        [row.activations for row in found.rows if row.name.startswith("blocks.")]
+        for found in (kept, products, again, elsewhere)
+    ]
+    tokens = 8 * 65 * 64 * 4
+    assert blocks[2:] == [[tokens] * 2, [0] * 2]
+    # Of products: the input, queries with keys and values, what the output projection returns, the hidden features.
+    assert blocks[1] == [(1 + 3 + 1 + 2) * tokens] * 2
     assert blocks[0] > blocks[1]
-    assert again.step_bytes < kept.step_bytes
+    assert again.step_bytes < products.step_bytes < kept.step_bytes
     assert kept.by_stage().rows[2].activations == sum(blocks[0])
     assert "kept MiB" in str(kept)
