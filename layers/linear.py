@@ -17,6 +17,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 from layers.broadcast import lookup, widened
 from layers.initializers import InitializerSpec, create_initializer, lecun_normal, variance_scaling, zeros
 from layers.module import Module
+from layers.quantized import held
 from primitives import sequence
 
 
@@ -52,6 +53,10 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Maps (..., in_features) to (..., out_features)."""
         dtype = self.dtype or jnp.promote_types(inputs.dtype, self.kernel.dtype)
+        if (kernel := held(self.kernel)) is not None:
+            y = kernel.product(inputs.reshape(-1, inputs.shape[-1]).astype(dtype))
+            y = y if self.bias is None else y + widened(self.bias[...])
+            return y.astype(dtype).reshape(*inputs.shape[:-1], -1)
         # Rows and tokens that are both split over devices can't become one axis without being gathered.
         if inputs.ndim < 3 or args or kwargs or sequence.is_split():
             return super().__call__(inputs, *args, **kwargs).astype(dtype)
@@ -143,6 +148,8 @@ class Embed(nnx.Embed):
             tokens are not known, its embedding is not-a-number.
         """
         self._check(inputs)
+        if (table := held(self.embedding)) is not None:
+            return table.rows(inputs, self.dtype or table.dtype, "fill")
         return lookup(self.embedding[...], inputs, self.dtype or self.embedding.dtype, beyond="fill")
 
     def _check(self, tokens: jax.Array) -> None:
@@ -167,6 +174,10 @@ class Embed(nnx.Embed):
         """Maps (..., features) to logits (..., num_embeddings): products with every embedding."""
         if args or kwargs:
             return super().attend(query, *args, **kwargs)
+        if (rows := held(self.embedding)) is not None:
+            dtype = self.dtype or jnp.promote_types(query.dtype, rows.dtype)
+            logits = rows.products_with_rows(query.reshape(-1, query.shape[-1]).astype(dtype))
+            return logits.astype(dtype).reshape(*query.shape[:-1], -1)
         # No table.T: for a single token, XLA's newest CPU compiler would copy the transposed table first.
         query, table = self.promote_dtype((query, self.embedding[...]), dtype=self.dtype)
         return jnp.einsum("...d,vd->...v", query, table)

@@ -20,6 +20,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 
 from layers.initializers import normal, zeros
 from layers.linear import Linear
+from layers.quantized import format_of
 from layers.state import flatten
 from suggestions import near
 
@@ -68,12 +69,14 @@ def add_lora(
       rngs: for A, which is normal with variance 1 / in_features (our choice); default ``nnx.Rngs(0)``.
 
     Raises:
-      ValueError: a rank below 1, a pattern that matches no linear layer, or a model that has adapters.
+      ValueError: a rank below 1, a pattern that matches no linear layer, or a model that has adapters or is quantized.
     """
     if rank < 1:
         raise ValueError(f"the rank of adapters is at least 1, got {rank}")
     if adapters(model):
         raise ValueError("the model has adapters already: merge_lora(model) first")
+    if (kept := format_of(model)) is not None:
+        raise ValueError(f"the model's weights are {kept}: add adapters to a float model, and quantize it last")
     linear = linear_layers(model)
     chosen: set[str] = set()
     for pattern in patterns:

@@ -53,6 +53,13 @@ def parameter(init: Callable[..., Any], shape: tuple[int, ...], options: LayerOp
     return nnx.Param(init(made["rngs"].params(), shape, made["param_dtype"]))
 
 
+class Quantized(nnx.Variable):
+    """A parameter that is a :class:`primitives.quantized.QuantizedArray`, which is not trained."""
+
+    def __jax_array__(self) -> Any:
+        return self[...]
+
+
 class AuxLoss(nnx.Variable):
     """Kind of a sown scalar that the training loop adds to the loss, with the weight that the config or else the module
     has for it.

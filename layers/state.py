@@ -11,7 +11,9 @@ from typing import Any
 
 from flax import nnx
 
-PERSISTENT = nnx.Any(nnx.Param, nnx.BatchStat)
+from layers.module import Quantized
+
+PERSISTENT = nnx.Any(nnx.Param, nnx.BatchStat, Quantized)
 """What a checkpoint holds: parameters and statistics, never random keys or constants of the architecture."""
 
 
@@ -86,4 +88,4 @@ def assign(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
 
 def parameter_count(model: nnx.Module) -> int:
     """Number of parameters (statistics are not parameters); works on abstract models too."""
-    return sum(int(leaf.size) for leaf in flatten(model, nnx.Param).values())
+    return sum(int(leaf.size) for leaf in flatten(model, nnx.Param, Quantized).values())

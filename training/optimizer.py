@@ -18,6 +18,7 @@ from flax import nnx
 
 from layers import lora
 from layers.linear import linear_matrices
+from layers.quantized import format_of
 from suggestions import unknown
 from training.precision import ROUNDINGS, in_float32
 
@@ -183,8 +184,12 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
 
     Raises:
       ValueError: unknown names, options or patterns; nothing left to train; layer decay that the model does not
-        support.
+        support; a quantized model.
     """
+    if (kept := format_of(model)) is not None:
+        raise ValueError(
+            f"the model's weights are {kept} and can't be trained: train it with float weights, then zoo.quantize it"
+        )
     name = config["name"]
     if name not in OPTIMIZERS:
         raise ValueError(unknown("optimizer", name, OPTIMIZERS))

@@ -58,6 +58,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="last", help='of the run: "last", "best" or a step')
     parser.add_argument("--model", help="a name of zoo.list_models(), with --weights")
     parser.add_argument("--weights", help="a file, folder or hf://owner/name")
+    parser.add_argument("--quantize", help="keep the weights as int8 or bfloat16")
     parser.add_argument("--tokenizer", help="a tokenizer.json; default: the run's, else bytes")
     parser.add_argument("--prompt", default="", help="the text to go on with; - reads standard input")
     parser.add_argument("--source", help="the text that an encoder-decoder reads; - reads standard input")
@@ -113,6 +114,8 @@ def _generate(given: argparse.Namespace) -> None:
         model, tokenizer = _from_run(Path(given.workdir), given.checkpoint)
     else:
         model, tokenizer = _from_weights(given.model, given.weights, given.tokenizer)
+    if given.quantize is not None:
+        zoo.quantize(model, given.quantize)
     text, source = (sys.stdin.read() if told == "-" else told for told in (given.prompt, given.source))
     end = tokenizer.separator if source is None else getattr(model.config, "end_token", None)
     stops = [*given.stop, *([] if given.keep_going or end is None else [end])]

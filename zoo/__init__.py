@@ -53,6 +53,7 @@ with _collecting_no_garbage():
     from zoo.language.lsg import convert_to_lsg
     from zoo.prediction import predict
     from zoo.publishing import push_to_hub, save_folder
+    from zoo.quantization import quantize
     from zoo.registry import ModelConfig, Preprocess, list_models, register, register_family, variant
     from zoo.reparameterization import reparameterize
     from zoo.summaries import Summary, summary
@@ -99,6 +100,7 @@ __all__ = [
     "predict",
     "preprocess",
     "push_to_hub",
+    "quantize",
     "receptive_field",
     "register",
     "register_family",

@@ -21,6 +21,7 @@ from flax import nnx
 from layers.state import flatten, parameter_count
 from zoo.creation import create_abstract
 from zoo.files import write_file
+from zoo.quantization import described
 from zoo.registry import Variant, variant
 from zoo.sources import RECORD, TOKENIZER, WeightsError, discreet
 from zoo.weights import save
@@ -155,7 +156,7 @@ def card(model: nnx.Module, *, license: str | None = None) -> str:
     tags = ["jax", "flax", "mixer-zoo", entry.family]
     data = ModelCardData(library_name="mixer-zoo", license=license, tags=tags)
     names = getattr(made, "class_names", None)
-    facts = [f"{parameter_count(model):,} parameters"]
+    facts = [f"{parameter_count(model):,} parameters", *filter(None, [described(model)])]
     facts += [f"{len(names)} classes: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"] if names else []
     lines = [
         f"# {entry.name}",

@@ -17,6 +17,7 @@ from flax import nnx
 
 from layers.mixer import Mixer
 from layers.module import Statistic
+from layers.quantized import parameters_of
 from layers.rematerialization import NOTHING, POLICIES
 from layers.stack import Stack
 from layers.state import parameter_count
@@ -24,6 +25,7 @@ from pallas_kernels import dispatch
 from primitives import memory, operations
 from zoo.backbones.model import input_count
 from zoo.creation import create_abstract
+from zoo.quantization import described, sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Summary:
       batch_size: of the step whose memory was estimated; None where none was asked for.
       step_bytes: what a forward and a backward pass on that batch take at their peak besides the parameters, gradients
         included: an estimate by :mod:`primitives.memory`, in evaluation mode, without the optimizer.
+      weight_bytes: of the parameters as they are kept.
+      quantized: of a quantized model, in words: its format, and the bytes with and without.
     """
 
     name: str
@@ -78,6 +82,8 @@ class Summary:
     rows: tuple[Row, ...]
     batch_size: int | None = None
     step_bytes: int = 0
+    weight_bytes: int = 0
+    quantized: str | None = None
 
     def by_stage(self) -> Summary:
         """The same with one row for the blocks of each stage."""
@@ -117,6 +123,7 @@ class Summary:
                 "the parameters"
             ]
         )
+        step += [self.quantized] if self.quantized is not None else []
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
         table = [
             "  ".join(
@@ -218,6 +225,8 @@ def summary(
         rows=(*rows, rest),
         batch_size=batch_size,
         step_bytes=step_bytes,
+        weight_bytes=sizes(made)[0],
+        quantized=described(made),
     )
     if show:
         print(result)
@@ -310,11 +319,7 @@ def _watch(model: nnx.Module, calls: list[_Call]) -> None:
 def _rows(calls: list[_Call]) -> list[Row]:
     rows: dict[str, Row] = {}
     for call, flops in zip(calls, _of_each(calls, lambda call: operations.count(*_program(call)).flops), strict=True):
-        parameters = (
-            0
-            if call.again
-            else sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.filter_state(call.state, nnx.Param)))
-        )
+        parameters = 0 if call.again else sum(math.prod(leaf.shape) for leaf in parameters_of(call.state))
         before = rows.get(call.name)
         rows[call.name] = Row(call.name, call.kind, call.output, parameters, flops + (before.flops if before else 0))
     return list(rows.values())

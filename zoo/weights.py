@@ -22,6 +22,7 @@ from flax import nnx
 
 from layers.initializers import aligned
 from layers.lora import adapters
+from layers.quantized import format_of
 from layers.stack import Stack
 from layers.state import assign, flatten
 from suggestions import near
@@ -30,6 +31,7 @@ from zoo.files import write_arrays
 from zoo.matching import Form, Match, best_match, match_file, misfit, namings, source_name
 from zoo.naming import Tie
 from zoo.plan import Entry, plan
+from zoo.quantization import joined, placed, put, stored
 from zoo.registry import FrozenOptions, Release, Variant, abstract, variant
 from zoo.sources import Tensor, Tensors, WeightsError, open_source, run_record, run_tokenizer
 
@@ -81,6 +83,8 @@ def load_keeping(
                 f'dtype is None, "file", or the name of a dtype, as "bfloat16"; got {dtype!r}'
             ) from error
     made: Any = model
+    if (kept := format_of(model)) is not None:
+        raise WeightsError(f"the model's weights are {kept}: load into one that zoo.create makes")
     entry = variant(made.variant)
     release, tensors = _tensors(entry, source)
     described = Description() if release is not None else describe(entry, source)
@@ -100,7 +104,7 @@ def load_keeping(
         if getattr(match.form.parts, part) is not None and not any(name.startswith(f"{part}.") for name in arrays):
             warnings.warn(f"{source_name(source)} has no {part}: the model's stays random", stacklevel=3)
     _adopt(model, entry, match.form, source, bool(described.fields))
-    assign(model, arrays)
+    assign(model, put(model, arrays))
     model.eval()
     if described.class_names and head is None and len(described.class_names) == getattr(made.config, "num_classes", 0):
         made.class_names = described.class_names
@@ -122,16 +126,19 @@ def save(model: nnx.Module, path: str | Path, *, naming: str | None = None) -> N
     Args:
       model: made by ``zoo.create``.
       path: of the file; replaced as a whole or not at all.
-      naming: under which names; default the architecture's first (its authors' or timm's), "zoo" for ours.
+      naming: under which names; default the architecture's first (its authors' or timm's), "zoo" for ours, which is
+        the only one for a quantized model and its default.
 
     Raises:
-      WeightsError: an unknown naming, parameters that it has no name for, or another suffix.
+      WeightsError: an unknown naming, parameters that it has no name for, another suffix, or a quantized model under
+        other names than ours.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".npz"):
         raise WeightsError(f"weights are saved as .safetensors or .npz, got {path.name}")
     # Without this metadata transformers refuses the file.
-    write_arrays(path, export(model, naming=naming), {"format": "pt"})
+    kept = format_of(model)
+    write_arrays(path, export(model, naming=naming), {"format": "pt"} | ({} if kept is None else {"quantized": kept}))
 
 
 def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndarray]:
@@ -143,12 +150,17 @@ def export(model: nnx.Module, *, naming: str | None = None) -> dict[str, np.ndar
     made: Any = model
     entry = variant(made.variant)
     names = namings(entry)
-    chosen = next(iter(names)) if naming is None else naming
+    kept = format_of(model)
+    chosen = ("zoo" if kept else next(iter(names))) if naming is None else naming
     if chosen not in names:
         raise WeightsError(f"{entry.family} has no naming {naming!r}{near(chosen, names)}; it has: {', '.join(names)}")
     if chosen != "zoo" and adapters(model):
         remedy = "zoo.merge_lora(model) puts them into its weights, zoo.save_adapters(model, path) saves them alone"
         raise WeightsError(f"the model has adapters, for which no released file has names: {remedy}")
+    if kept is not None:
+        if chosen != "zoo":
+            raise WeightsError(f'the model\'s weights are {kept}, for which {chosen!r} has no names: naming="zoo"')
+        return stored(model)
     leaves = flatten(model)
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     form = Form(
@@ -195,9 +207,9 @@ def _tensors(entry: Variant, source: str | Path | Mapping[str, Any]) -> tuple[Re
             f"{type(source).__name__}"
         )
     if isinstance(source, Mapping):
-        return None, {
-            name: Tensor(np.shape(array), functools.partial(np.array, array)) for name, array in source.items()
-        }
+        return None, joined(
+            {name: Tensor(np.shape(array), functools.partial(np.array, array)) for name, array in source.items()}
+        )
     if isinstance(source, str) and not Path(source).exists() and "/" not in source and "." not in source:
         release = entry.release(source)
         if release is None:
@@ -207,8 +219,8 @@ def _tensors(entry: Variant, source: str | Path | Mapping[str, Any]) -> tuple[Re
                 f"unknown weights {source!r}{guess}; it is no file, and the released checkpoints of {entry.name} are: "
                 f"{known}"
             )
-        return release, open_source(release.source)
-    return None, open_source(source)
+        return release, joined(open_source(release.source))
+    return None, joined(open_source(source))
 
 
 def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[str, Any]]:
@@ -235,6 +247,9 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
             raise WeightsError(f"{', '.join(held)} of {source_name(source)} can't be read: {error}{remedy}") from error
         for name, array in arrays.items():
             leaf = leaves.get(name)
+            if (packed := placed(name, array, leaf)) is not None:
+                yield name, packed
+                continue
             shape = array.shape if leaf is None else leaf.shape
             if array.shape != shape:
                 resampled.setdefault((_by(array.shape), _by(shape)), []).append(name)

@@ -1,0 +1,199 @@
+"""Arrays of weights kept in fewer bits than they are computed in, and products with them.
+
+    int8       w = scale * values: symmetric, values in -127..127, scale = max |w| / 127 over the inputs of an output,
+               in float32, so that no weight moves by more than scale / 2
+    bfloat16   w in 8 significant bits, kept as the upper half of a float32 (uint16)
+
+On CPU a product widens a block of the weights at a time, which stays in the cache, and multiplies by it. Left to
+itself, XLA widens numbers one by one inside a product of few rows, or writes a wide copy of the matrix at each call: of
+one row by a matrix of 768x3072 that took 4 to 8 times what the float32 matrix takes, in blocks 0.4 to 0.6 times for
+int8, whose memory is read in a quarter of the time, and about as long for bfloat16. CPU compilers also widen bfloat16
+slowly where they know that it is that, hence the bits. ``python -m benchmarks.quantization`` measures whole models.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+BLOCK = 1 << 16
+"""Numbers widened at a time on CPU: in float32 a quarter of a megabyte."""
+
+FORMATS = ("int8", "bfloat16")
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class QuantizedArray:
+    """A floating-point array of two or more axes in one of :data:`FORMATS`; indexed or converted it is floating-point
+    again.
+
+    Attributes:
+      values: int8, or the bits of bfloat16 as uint16; of the array's shape.
+      scale: float32, of the array's shape but 1 along the axis of inputs; None for bfloat16.
+      dtype: what it stands for, and what it becomes.
+    """
+
+    def __init__(self, values: Any, scale: Any, dtype: Any):
+        self.values, self.scale, self.dtype = values, scale, jnp.dtype(dtype)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
+        keys = (jax.tree_util.GetAttrKey("values"), jax.tree_util.GetAttrKey("scale"))
+        return tuple(zip(keys, (self.values, self.scale), strict=True)), self.dtype
+
+    @classmethod
+    def tree_unflatten(cls, dtype: Any, children: Any) -> QuantizedArray:
+        made = object.__new__(cls)
+        (made.values, made.scale), made.dtype = children, dtype
+        return made
+
+    @property
+    def format(self) -> str:
+        return "bfloat16" if self.scale is None else "int8"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(self.values.size)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the values and the scale."""
+        return sum(part.size * part.dtype.itemsize for part in (self.values, self.scale) if part is not None)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"QuantizedArray({self.format}, {self.shape}, for {self.dtype})"
+
+    def astype(self, dtype: Any) -> jax.Array:
+        """The floating-point array."""
+        wide = _widened(self.values)
+        return (wide if self.scale is None else wide * self.scale).astype(dtype)
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        whole = self.astype(self.dtype)
+        return whole if index is Ellipsis else whole[index]
+
+    def __jax_array__(self) -> jax.Array:
+        return self.astype(self.dtype)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """``x @ self`` for rows ``x`` (rows, inputs) and a matrix (inputs, outputs) with a scale of the outputs:
+        float32 (rows, outputs).
+        """
+        y = _product(x, self.values)
+        return y if self.scale is None else y * self.scale
+
+    def products_with_rows(self, x: jax.Array) -> jax.Array:
+        """``x @ self.T`` for rows ``x`` (rows, features) and a table (entries, features) with a scale of the entries:
+        float32 (rows, entries).
+        """
+        y = _products_with_rows(x, self.values)
+        return y if self.scale is None else y * self.scale[:, 0]
+
+    def rows(self, indices: jax.Array, dtype: Any, mode: str) -> jax.Array:
+        """The entries of a table (entries, features) at ``indices``; ``mode`` as of ``jnp.take``."""
+        # Taken whole numbers can't be not-a-number; the scale of an index beyond the table is.
+        found = _widened(jnp.take(self.values, indices, axis=0, mode="clip"))
+        if self.scale is not None:
+            return (found * jnp.take(self.scale, indices, axis=0, mode=mode)).astype(dtype)
+        if mode == "fill":
+            entries = self.shape[0]
+            found = jnp.where(((indices >= -entries) & (indices < entries))[..., None], found, jnp.nan)
+        return found.astype(dtype)
+
+
+def quantized(weights: jax.Array, format: str, axis: int = -2) -> QuantizedArray:
+    """``weights`` in a format, one scale for the numbers along ``axis``; they are :func:`finite`."""
+    return QuantizedArray(*_quantized(weights, format, axis), weights.dtype)
+
+
+@jax.jit
+def finite(weights: jax.Array) -> jax.Array:
+    """Whether all are finite in float32."""
+    return jnp.isfinite(jnp.abs(weights).max().astype(jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _quantized(weights: jax.Array, format: str, axis: int) -> tuple[jax.Array, jax.Array | None]:
+    if format == "bfloat16":
+        return lax.bitcast_convert_type(weights.astype(jnp.bfloat16), jnp.uint16), None
+    wide = weights.astype(jnp.float32)
+    largest = jnp.abs(wide).max(axis, keepdims=True)
+    scale = jnp.where(largest == 0, 1.0, largest / 127)
+    return jnp.clip(jnp.round(wide / scale), -127, 127).astype(jnp.int8), scale
+
+
+def _widened(values: jax.Array) -> jax.Array:
+    """Of int8, or of the bits of bfloat16, float32."""
+    if values.dtype == jnp.uint16:
+        return lax.bitcast_convert_type(values.astype(jnp.uint32) << 16, jnp.float32)
+    return values.astype(jnp.float32)
+
+
+def _narrow(values: jax.Array, dtype: Any) -> jax.Array:
+    """In ``dtype``, without a step in float32: integers up to 127 are exact in bfloat16 too."""
+    return (lax.bitcast_convert_type(values, jnp.bfloat16) if values.dtype == jnp.uint16 else values).astype(dtype)
+
+
+def _multiplied(x: jax.Array, values: jax.Array, axis: int) -> jax.Array:
+    """The sum over the last axis of x and ``axis`` of the values, left to the compiler."""
+    dimensions = (((1,), (axis,)), ((), ()))
+    return lax.dot_general(x, _narrow(values, x.dtype), dimensions, preferred_element_type=jnp.float32)
+
+
+@jax.jit
+def _product(x: jax.Array, values: jax.Array) -> jax.Array:
+    inputs, outputs = values.shape
+    size = max(1, min(BLOCK // outputs, inputs // 2))
+
+    def in_blocks(x: jax.Array, values: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        blocks = -(-inputs // size)
+        whole = (blocks - 1) * size
+        # The last block reaches back over inputs that are counted already: there it multiplies zeros.
+        last = jnp.where(jnp.arange(inputs - size, inputs) < whole, 0.0, x[:, inputs - size :])
+        parts = jnp.concatenate([x[:, :whole].reshape(len(x), -1, size), last[:, None]], 1).swapaxes(0, 1)
+
+        @jax.checkpoint
+        def step(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            rows, i = part
+            block = lax.dynamic_slice_in_dim(values, jnp.minimum(i * size, inputs - size), size)
+            return total + rows @ _widened(block), None
+
+        zeros = jnp.zeros((len(x), outputs), jnp.float32)
+        return lax.scan(step, zeros, (parts, jnp.arange(blocks)))[0]
+
+    return lax.platform_dependent(x, values, cpu=in_blocks, default=lambda x, values: _multiplied(x, values, 0))
+
+
+@jax.jit
+def _products_with_rows(x: jax.Array, values: jax.Array) -> jax.Array:
+    entries, features = values.shape
+    size = max(1, min(BLOCK // features, entries // 2))
+
+    def in_blocks(x: jax.Array, values: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+
+        @jax.checkpoint
+        def step(found: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+            first = jnp.minimum(i * size, entries - size)  # some entries of the last block are computed twice
+            block = _widened(lax.dynamic_slice_in_dim(values, first, size))
+            return lax.dynamic_update_slice_in_dim(found, jnp.einsum("rd,nd->rn", x, block), first, 1), None
+
+        zeros = jnp.zeros((len(x), entries), jnp.float32)
+        return lax.scan(step, zeros, jnp.arange(-(-entries // size)))[0]
+
+    return lax.platform_dependent(x, values, cpu=in_blocks, default=lambda x, values: _multiplied(x, values, 1))

@@ -1,0 +1,148 @@
+"""Smaller weights for a model that is only used: int8 with a scale for each output, or bfloat16.
+
+    zoo.quantize(model)                      # int8: about a quarter of the bytes
+    zoo.save(model, "small.safetensors")
+    model = zoo.create(NAME, weights="small.safetensors")    # no float weights are made on the way
+
+The scheme is the plain one of weights alone (LLM.int8(), Dettmers et al., 2022, arXiv:2208.07339, section 2.1, without
+its quantized inputs and outliers): symmetric, scale = max |w| / 127 for the inputs of one output. Which parameters it
+is done to is a rule on their names and shapes, :func:`layers.quantized.axis_of`, so it is the same for every family.
+
+In a file a quantized array NAME is int8 with ``NAME.scale`` beside it, or the bits of bfloat16 as uint16.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from layers.lora import adapters
+from layers.quantized import axis_of, format_of, hold, quantized_arrays
+from layers.state import flatten
+from primitives import memory
+from primitives.quantized import FORMATS, QuantizedArray, finite, quantized
+from suggestions import near
+from zoo.sources import Tensor, Tensors, WeightsError
+
+SCALE = ".scale"
+
+
+def quantize(model: Any, format: Literal["int8", "bfloat16"] = "int8") -> Any:
+    """Keeps the matrices of ``model`` in fewer bits, in place, and returns it, for use and no longer for training.
+
+    Those are kernels of linear layers and of convolutions with at least 32 inputs, and tables of embeddings, which are
+    heads too where these are tied; all else stays as it is. The computation keeps its dtype. On CPU the weights are
+    widened a block at a time inside the products, which is not slower than float32: no float copy is kept.
+
+    Args:
+      model: any, of the zoo or not; in a training run, the trained one.
+      format: "int8", with a float32 scale for each output, or "bfloat16", the weights rounded to 8 bits of precision.
+
+    Raises:
+      ValueError: an unknown format, a model that is quantized already, has adapters or holds nothing to quantize, or
+        weights that are not finite. The model is unchanged.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}{near(str(format), FORMATS)}; there are: {', '.join(FORMATS)}")
+    if (before := format_of(model)) is not None:
+        raise ValueError(f"the model's weights are {before} already: quantize a model that has float weights")
+    if adapters(model):
+        raise ValueError("the model has adapters: zoo.merge_lora(model) first, then zoo.quantize(model)")
+    chosen = {
+        name: axis for name, leaf in flatten(model, nnx.Param).items() if (axis := axis_of(name, leaf)) is not None
+    }
+    if not chosen:
+        raise ValueError(
+            f"{type(model).__name__} has nothing to quantize: no kernel with at least 32 inputs and no table of "
+            "embeddings with at least 32 features"
+        )
+    parents = _modules(model)
+    places = {name: (parents[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in chosen}
+    for name, (module, own) in places.items():  # first, so that no float matrix is kept to go back to
+        if not finite(getattr(module, own)[...]):
+            raise ValueError(f"{name} holds numbers that are not finite: there is no scale for them")
+    for name, (module, own) in places.items():
+        hold(module, own, quantized(getattr(module, own)[...], format, chosen[name]))
+    return model
+
+
+def sizes(model: nnx.Module) -> tuple[int, int]:
+    """Bytes of the parameters as they are kept, and as they would be without quantization."""
+    leaves = [*flatten(model, nnx.Param).values(), *quantized_arrays(model).values()]
+    kept = sum(leaf.nbytes if isinstance(leaf, QuantizedArray) else _bytes(leaf) for leaf in leaves)
+    return kept, sum(map(_bytes, leaves))
+
+
+def described(model: nnx.Module) -> str | None:
+    """The format and the bytes of a quantized model in words; None for another."""
+    kept, plain = sizes(model)
+    format = format_of(model)
+    return format and f"{format} weights: parameters of {memory.size(kept)}, without {memory.size(plain)}"
+
+
+def _bytes(leaf: Any) -> int:
+    return int(leaf.size) * np.dtype(leaf.dtype).itemsize
+
+
+def stored(model: nnx.Module) -> dict[str, np.ndarray]:
+    """The arrays of a quantized model as a file holds them, under our names."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, leaf in flatten(model).items():
+        packed = isinstance(leaf, QuantizedArray)
+        arrays[name] = np.asarray(leaf.values if packed else leaf)
+        if packed and leaf.scale is not None:
+            arrays[name + SCALE] = np.asarray(leaf.scale)
+    return arrays
+
+
+def joined(tensors: Tensors) -> Tensors:
+    """The tensors of a file, with each quantized array as one tensor, which reads as a :class:`QuantizedArray`."""
+    paired = [name for name in tensors if name + SCALE in tensors]
+    scales = {name + SCALE for name in paired}
+    whole = {name: tensor for name, tensor in tensors.items() if name not in scales}
+    return whole | {
+        name: dataclasses.replace(tensors[name], read=_reader(tensors[name], tensors[name + SCALE])) for name in paired
+    }
+
+
+def _reader(values: Tensor, scale: Tensor) -> Callable[[], Any]:
+    return lambda: QuantizedArray(values.read(), scale.read(), np.float32)
+
+
+def placed(name: str, array: Any, leaf: Any) -> QuantizedArray | None:
+    """What was read for the parameter ``leaf``, on the device, if it is quantized.
+
+    Raises:
+      WeightsError: it is not of the form that the parameter has quantized, or the model is split over devices.
+    """
+    if isinstance(array, np.ndarray) and array.dtype == np.uint16:
+        array = QuantizedArray(array, None, np.float32)
+    if not isinstance(array, QuantizedArray):
+        return None
+    axis = None if leaf is None else axis_of(name, leaf)
+    one = None if axis is None else tuple(1 if i == axis % leaf.ndim else n for i, n in enumerate(leaf.shape))
+    fits = array.scale is None or (array.scale.shape == one and array.values.dtype == np.int8)
+    if one is None or array.shape != leaf.shape or not fits:
+        raise WeightsError(f"{name} of the file is no quantized array of this model: zoo.save(model, path) writes such")
+    if isinstance(getattr(leaf, "sharding", None), jax.sharding.NamedSharding):
+        raise WeightsError(f"the file's weights are {array.format}, which are not split over devices: load float ones")
+    return jax.device_put(QuantizedArray(array.values, array.scale, leaf.dtype))
+
+
+def put(model: nnx.Module, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Puts the quantized ones of ``arrays`` into ``model``; returns the others."""
+    packed = {name: array for name, array in arrays.items() if isinstance(array, QuantizedArray)}
+    parents = _modules(model) if packed else {}
+    for name, array in packed.items():
+        parent, _, own = name.rpartition(".")
+        hold(parents[parent], own, array)
+    return {name: array for name, array in arrays.items() if name not in packed}
+
+
+def _modules(model: nnx.Module) -> dict[str, Any]:
+    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
