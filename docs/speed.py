@@ -259,6 +259,26 @@ def convolutions(report: Report) -> str:
     return f"## Depth-wise and short convolutions\n\n{text} {more}\n\n{table(head, rows)}"
 
 
+def quantization(report: Report) -> str:
+    """Weights in fewer bits against float32."""
+    rows = []
+    for name, row in report["rows"].items():
+        plain = row["bytes"]["float32"]
+        for label, times in row["milliseconds"].items():
+            size, faster = row["bytes"][label], row["times_faster_than_float32"][label]
+            rate = 1e3 * int(name.rpartition(" ")[2]) / times["token"]
+            cells = [faster["token"], times["prompt"], faster["prompt"]]
+            rows.append([name, label, f"{size / 1e6:,.1f}", f"{plain / size:.2f}", _number(rate), *map(_number, cells)])
+    versions = next(iter(report["rows"].values()))["versions"]
+    text = (
+        f"`python -m benchmarks.quantization`, jax {versions['jax']}: `zoo.quantize(model, ...)` beside the same model "
+        f"in float32, in turn, random weights, greedy after {report['prompt']} tokens of prompt, computation in "
+        "float32. The last contestant has `param_dtype=\"bfloat16\"`, which XLA widens where it likes."
+    )
+    head = ["model", "weights", "MB", "times smaller", "tokens a second", "times float32", "prompt, ms", "times float32"]
+    return f"## Smaller weights\n\n{text}\n\n{table(head, rows)}"
+
+
 def _form(found: Report) -> str:
     time = _number(found.get("run_ms")) or found["stopped"]
     return f"{time} ({found['compile_cpu_s']:.2f})" if "compile_cpu_s" in found else time
@@ -268,6 +288,7 @@ SECTIONS: dict[str, Callable[[Report], str]] = {
     "vision": vision,
     "mamba": mamba,
     "decoding": decoding,
+    "quantization": quantization,
     "mixers_speed": mixers,
     "titans": titans,
     "longnet_scaling": scaling,
