@@ -275,7 +275,8 @@ def quantization(report: Report) -> str:
         f"in float32, in turn, random weights, greedy after {report['prompt']} tokens of prompt, computation in "
         "float32. The last contestant has `param_dtype=\"bfloat16\"`, which XLA widens where it likes."
     )
-    head = ["model", "weights", "MB", "times smaller", "tokens a second", "times float32", "prompt, ms", "times float32"]
+    head = ["model", "weights", "MB", "times smaller", "tokens a second", "times float32"]
+    head += ["prompt, ms", "times float32"]
     return f"## Smaller weights\n\n{text}\n\n{table(head, rows)}"
 
 

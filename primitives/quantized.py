@@ -160,20 +160,20 @@ def _product(x: jax.Array, values: jax.Array) -> jax.Array:
     size = max(1, min(BLOCK // outputs, inputs // 2))
 
     def in_blocks(x: jax.Array, values: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
+        x, rows = x.astype(jnp.float32), x.shape[0]  # not len(x): it may be left open
         blocks = -(-inputs // size)
         whole = (blocks - 1) * size
         # The last block reaches back over inputs that are counted already: there it multiplies zeros.
         last = jnp.where(jnp.arange(inputs - size, inputs) < whole, 0.0, x[:, inputs - size :])
-        parts = jnp.concatenate([x[:, :whole].reshape(len(x), -1, size), last[:, None]], 1).swapaxes(0, 1)
+        parts = jnp.concatenate([x[:, :whole].reshape(rows, blocks - 1, size), last[:, None]], 1).swapaxes(0, 1)
 
         @jax.checkpoint
         def step(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            rows, i = part
+            columns, i = part
             block = lax.dynamic_slice_in_dim(values, jnp.minimum(i * size, inputs - size), size)
-            return total + rows @ _widened(block), None
+            return total + columns @ _widened(block), None
 
-        zeros = jnp.zeros((len(x), outputs), jnp.float32)
+        zeros = jnp.zeros((rows, outputs), jnp.float32)
         return lax.scan(step, zeros, (parts, jnp.arange(blocks)))[0]
 
     return lax.platform_dependent(x, values, cpu=in_blocks, default=lambda x, values: _multiplied(x, values, 0))
@@ -193,7 +193,7 @@ def _products_with_rows(x: jax.Array, values: jax.Array) -> jax.Array:
             block = _widened(lax.dynamic_slice_in_dim(values, first, size))
             return lax.dynamic_update_slice_in_dim(found, jnp.einsum("rd,nd->rn", x, block), first, 1), None
 
-        zeros = jnp.zeros((len(x), entries), jnp.float32)
+        zeros = jnp.zeros((x.shape[0], entries), jnp.float32)
         return lax.scan(step, zeros, jnp.arange(-(-entries // size)))[0]
 
     return lax.platform_dependent(x, values, cpu=in_blocks, default=lambda x, values: _multiplied(x, values, 1))

@@ -23,7 +23,7 @@ from flax import nnx
 
 from layers.lora import adapters
 from layers.quantized import axis_of, format_of, hold, quantized_arrays
-from layers.state import flatten
+from layers.state import flatten, variables
 from primitives import memory
 from primitives.quantized import FORMATS, QuantizedArray, finite, quantized
 from suggestions import near
@@ -53,21 +53,22 @@ def quantize(model: Any, format: Literal["int8", "bfloat16"] = "int8") -> Any:
         raise ValueError(f"the model's weights are {before} already: quantize a model that has float weights")
     if adapters(model):
         raise ValueError("the model has adapters: zoo.merge_lora(model) first, then zoo.quantize(model)")
+    places = _places(model)
     chosen = {
-        name: axis for name, leaf in flatten(model, nnx.Param).items() if (axis := axis_of(name, leaf)) is not None
+        name: axis
+        for name, leaf in flatten(model, nnx.Param).items()
+        if name in places and (axis := axis_of(name, leaf)) is not None
     }
     if not chosen:
         raise ValueError(
             f"{type(model).__name__} has nothing to quantize: no kernel with at least 32 inputs and no table of "
             "embeddings with at least 32 features"
         )
-    parents = _modules(model)
-    places = {name: (parents[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in chosen}
-    for name, (module, own) in places.items():  # first, so that no float matrix is kept to go back to
-        if not finite(getattr(module, own)[...]):
+    for name in chosen:  # first, so that no float matrix is kept to go back to
+        if not finite(getattr(*places[name])[...]):
             raise ValueError(f"{name} holds numbers that are not finite: there is no scale for them")
-    for name, (module, own) in places.items():
-        hold(module, own, quantized(getattr(module, own)[...], format, chosen[name]))
+    for name, axis in chosen.items():
+        hold(*places[name], quantized(getattr(*places[name])[...], format, axis))
     return model
 
 
@@ -137,12 +138,18 @@ def placed(name: str, array: Any, leaf: Any) -> QuantizedArray | None:
 def put(model: nnx.Module, arrays: dict[str, Any]) -> dict[str, Any]:
     """Puts the quantized ones of ``arrays`` into ``model``; returns the others."""
     packed = {name: array for name, array in arrays.items() if isinstance(array, QuantizedArray)}
-    parents = _modules(model) if packed else {}
+    places = _places(model) if packed else {}
     for name, array in packed.items():
-        parent, _, own = name.rpartition(".")
-        hold(parents[parent], own, array)
+        hold(*places[name], array)
     return {name: array for name, array in arrays.items() if name not in packed}
 
 
-def _modules(model: nnx.Module) -> dict[str, Any]:
-    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+def _places(model: nnx.Module) -> dict[str, tuple[Any, str]]:
+    """The module and the attribute of every variable that a module holds, by dotted name."""
+    owners = {
+        id(part): (module, name)
+        for _, module in nnx.iter_modules(model)
+        for name, part in vars(module).items()
+        if nnx.Variable in type(part).__mro__
+    }
+    return {name: owners[id(part)] for name, part in variables(model).items() if id(part) in owners}

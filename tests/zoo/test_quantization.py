@@ -136,6 +136,18 @@ def test_the_summary_says_it() -> None:
 
 
 @pytest.mark.full
+def test_exported_weights_are_small_too() -> None:
+    sizes = {"depth": 2, "features": 64, "patch_size": 8, "num_heads": 2, "num_classes": 4}
+    model = zoo.create("vit_nano_patch4_32", **sizes)
+    whole = len(zoo.export(model, platforms=["cpu"]).serialize())
+    exported = zoo.export(zoo.quantize(model), platforms=["cpu"])  # any batch
+    assert len(exported.serialize()) < whole / 2
+    x = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)
+    y = program(model)(x)
+    np.testing.assert_allclose(exported.call(x), y, atol=1e-5 * float(jnp.abs(y).max()))
+
+
+@pytest.mark.full
 def test_bfloat16_is_kept_in_files(tmp_path: Path) -> None:
     model = zoo.quantize(made(), "bfloat16")
     narrow = made()
