@@ -4,9 +4,9 @@
     zoo.save(model, "small.safetensors")
     model = zoo.create(NAME, weights="small.safetensors")    # no float weights are made on the way
 
-The scheme is the plain one of weights alone (LLM.int8(), Dettmers et al., 2022, arXiv:2208.07339, section 2.1, without
-its quantized inputs and outliers): symmetric, scale = max |w| / 127 for the inputs of one output. Which parameters it
-is done to is a rule on their names and shapes, :func:`layers.quantized.axis_of`, so it is the same for every family.
+Weights alone, symmetric: scale = max |w| / 127 over the inputs of one output (absmax quantization as in LLM.int8(),
+Dettmers et al., 2022, arXiv:2208.07339, without its quantized inputs). Which parameters it is done to is a rule on
+their names and shapes, :func:`layers.quantized.axis_of`, so it is the same for every family.
 
 In a file a quantized array NAME is int8 with ``NAME.scale`` beside it, or the bits of bfloat16 as uint16.
 """
