@@ -249,19 +249,23 @@ def test_perplexity_of_a_trained_model() -> None:
         return optax.apply_updates(state, updates), memory
 
     memory = tx.init(state)
-    for _ in range(200):
-        starts = rng.integers(0, cut - length - 1, 16)
+    for _ in range(100):
+        starts = rng.integers(0, cut - length - 1, 8)
         state, memory = step(state, memory, data[starts[:, None] + np.arange(length + 1)].astype(np.int32))
     nnx.update(model, state)
-    kept = data[cut : cut + (len(data) - cut) // (length + 1) * (length + 1)].reshape(-1, length + 1).astype(np.int32)
+    kept = data[cut : cut + 128 * (length + 1)].reshape(128, length + 1).astype(np.int32)
     plain = losses(model, kept)
     assert plain < 2.8  # nats a byte; uniform ones have 5.5
     for format in FORMATS:
         other = zoo.quantize(nnx.clone(model), format)  # type: ignore[arg-type]
         ratio = np.exp(losses(other, kept) - plain)
-        print(format, plain, ratio, [int(n) for n in sizes(other)])
-        assert abs(ratio - 1) < 0.01
-    prompt = [kept[0, :20].tolist()]
-    written = zoo.generate(other, prompt, 8, temperature=0).tokens[0]
-    whole = np.asarray([*prompt[0], *written])[None, :-1]
-    np.testing.assert_array_equal(np.asarray(program(other)(whole))[0, 19:].argmax(-1), written)
+        assert abs(ratio - 1) < 0.002  # promised is 0.01; measured were 0.0001 and 0.00001
+
+
+@pytest.mark.full
+def test_text_is_that_of_the_whole_sequence_again() -> None:
+    model = zoo.quantize(made(depth=2))
+    prompt = TOKENS[0, :5].tolist()
+    written = zoo.generate(model, [prompt], 6, temperature=0).tokens[0]
+    logits = np.asarray(program(model)(np.asarray([[*prompt, *written[:-1]]])))
+    np.testing.assert_array_equal(logits[0, 4:].argmax(-1), written)
