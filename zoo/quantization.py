@@ -37,7 +37,7 @@ def quantize(model: Any, format: Literal["int8", "bfloat16"] = "int8") -> Any:
 
     Those are kernels of linear layers and of convolutions with at least 32 inputs, and tables of embeddings, which are
     heads too where these are tied; all else stays as it is. The computation keeps its dtype. On CPU the weights are
-    widened a block at a time inside the products, which is not slower than float32: no float copy is kept.
+    widened a block at a time inside the products, see :mod:`primitives.quantized`: no float copy is kept.
 
     Args:
       model: any, of the zoo or not; in a training run, the trained one.
