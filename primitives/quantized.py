@@ -5,9 +5,9 @@
     bfloat16   w in 8 significant bits, kept as the upper half of a float32 (uint16)
 
 On CPU a product widens a block of the weights at a time, which stays in the cache, and multiplies by it. Left to
-itself, XLA widens numbers one by one inside a product of few rows, or writes a wide copy of the matrix at each call: of
-one row by a matrix of 768x3072 that took 4 to 8 times what the float32 matrix takes, in blocks 0.4 to 0.6 times for
-int8, whose memory is read in a quarter of the time, and about as long for bfloat16. CPU compilers also widen bfloat16
+itself, XLA widens numbers one by one inside a product of few rows, or writes a wide copy of the matrix at each call.
+Of 1 to 16 rows by a matrix of 768x3072 that took 3 to 5 times what the float32 matrix takes, in blocks 0.4 to 0.7 times
+for int8, which is a quarter of the memory to read, and 0.7 to 1.2 times for bfloat16. CPU compilers also widen bfloat16
 slowly where they know that it is that, hence the bits. ``python -m benchmarks.quantization`` measures whole models.
 """
 
