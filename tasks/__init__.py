@@ -12,6 +12,7 @@ from tasks.dynamic_programming import DynamicProgramming
 from tasks.geometry import Geometry
 from tasks.language_modeling import LanguageModeling
 from tasks.long_range_arena import LongRangeArena
+from tasks.position_identification import PositionIdentification
 from tasks.procedural import Procedural
 from tasks.recall import Copying, InductionHeads, MultiQueryRecall, Passkey, SelectiveCopying
 from tasks.registry import create, list_tasks, lookup, register
@@ -44,6 +45,7 @@ __all__ = [
     "Parity",
     "Passkey",
     "PermutationTracking",
+    "PositionIdentification",
     "Procedural",
     "Scores",
     "SelectiveCopying",

@@ -25,6 +25,7 @@ SMALL = {
     "addition": {"length": 5, "test_length": 8, "random_space": 0.2},
     "dynamic_programming": {"length": 6, "test_length": 9, "values": 16},
     "bigram_backcopy": {"length": 30, "test_length": 50, "symbols": 8, "triggers": 2},
+    "position_identification": {"length": 9, "test_length": 14, "vocab_size": 40},
 }
 ALL = sorted(
     name
@@ -95,6 +96,8 @@ def solve(name: str, tokens: list[int], answer: int) -> int:
         return longest_increasing(seen)
     if name == "bigram_backcopy":
         return seen[-2]
+    if name == "position_identification":
+        return len(seen)
     shuffled = (0, 1, 2)
     elements = list(itertools.permutations(range(3)))
     for token in seen:
@@ -165,6 +168,7 @@ def test_chance_is_what_guessing_gives(name: str) -> None:
                 "dynamic_programming": lambda: np.arange(16),
                 "bigram_backcopy": lambda: np.arange(8),
                 "algorithmic": lambda: np.arange(2),
+                "position_identification": lambda: np.arange(1, 10),
             }.get(name, lambda: np.arange(task.vocab_size))()
             right += rng.choice(possible) == targets[place]
             total += 1
@@ -227,6 +231,18 @@ def test_formats_of_addition() -> None:
     assert sum((spaced.get(i, None)["tokens"] == 13).sum() for i in range(20)) > 50
     with pytest.raises(ValueError, match="there are 102 hints"):
         tasks.create("addition", length=3, test_length=102)
+
+
+def test_even_tokens() -> None:
+    task = tasks.create("position_identification", length=7, test_length=8, problem="even_tokens", vocab_size=40)
+    for split, half, rest in (("train", 3, 4), ("test", 4, 4)):
+        example = task.examples(split).get(3, None)
+        tokens, targets = example["tokens"].tolist(), example["targets"].tolist()
+        assert targets == [tokens[2 * place + 1] for place in range(half)] + [38] * rest
+        assert max(tokens) < 20
+    assert task.chance == pytest.approx((4 + 3 / 20) / 7)
+    with pytest.raises(ValueError, match="take at least 51"):
+        tasks.create("position_identification", length=50, vocab_size=50)
 
 
 def test_other_problems_of_dynamic_programming() -> None:
