@@ -65,10 +65,16 @@ def test_its_own_answer_is_the_likeliest_one_step_at_a_time() -> None:
     np.testing.assert_allclose(jnp.concatenate([first, rest], 1), own, atol=1e-6)
 
 
-@pytest.mark.parametrize("mixer", ["lstm", pytest.param("mamba", marks=pytest.mark.full)])
-def test_padding_changes_nothing(mixer: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param(options, marks=pytest.mark.full) for options in ({"mixer": "mamba"}, {"outputs": 8}))],
+    ids=["lstm", "mamba", "dictionary"],
+)
+def test_padding_changes_nothing(options: dict[str, Any]) -> None:
     """Neither logits nor gradients, whatever it holds; it is never pointed to."""
-    model = zoo.create("pointer_network_nano", **SIZES, depth=2, mixer=mixer)
+    model = zoo.create("pointer_network_nano", **SIZES, depth=2, **options)
+    for part in (model.pointer.query, model.pointer.key, model.pointer.score):
+        part.kernel[...] *= 10  # near 0 tanh is a line, and what a softmax makes of it depends on no query
     x, sizes = points(), np.asarray([6, 4, 5])
     mask = np.arange(6) < sizes[:, None]
     graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -98,6 +104,27 @@ def test_padding_changes_nothing(mixer: str) -> None:
 
 def flatten_state(state: Any) -> dict[str, Any]:
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def test_a_fixed_dictionary_is_the_equation() -> None:
+    """Attention over what the encoder made, in float64, and a linear map to positions; those without a point have no
+    logit.
+    """
+    model, x = zoo.create("pointer_network_nano", **SIZES, outputs=9, rngs=nnx.Rngs(3)), points()
+    read = np.asarray([[0, 2, 1]] * 3)
+    encoded = model.encode(x)
+    words = np.take_along_axis(np.asarray(encoded.words), read[..., None], 1)
+    d = np.asarray(model.decoder.blocks.extend(jnp.asarray(words), encoded.states)[0], np.float64)
+    scores = model.pointer(d.astype(np.float32), encoded.keys)
+    e, weights = np.asarray(encoded.keys, np.float64), np.exp(np.asarray(scores, np.float64))
+    found = (weights / weights.sum(-1, keepdims=True)) @ e
+    kernel, bias = (np.asarray(p[...], np.float64) for p in (model.positions.kernel, model.positions.bias))
+    want = (np.concatenate([found, d], -1) @ kernel + bias)[..., :7]
+    np.testing.assert_allclose(program(model)(x, read), want, atol=1e-5)
+    with pytest.raises(ValueError, match="the source has 10 points, and the decoder a fixed dictionary of 9 positions"):
+        model(points(count=10))
+    with pytest.raises(ValueError, match="outputs=0: a dictionary has at least 1 position"):
+        zoo.create("pointer_network_nano", **SIZES, outputs=0)
 
 
 def test_more_points_than_before_and_features() -> None:

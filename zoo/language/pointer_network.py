@@ -10,6 +10,12 @@ points, as the paper counts them. The paper's models have one LSTM of 256 or 512
 uniform in [-0.08, 0.08], and read coordinates as they are; here they pass a linear map first, as those of
 :class:`zoo.backbones.encoder.Encoder` do, and an LSTM has PyTorch's initial weights. The small model is our choice.
 
+``outputs`` is what the paper compares with (section 2.2): a decoder with attention and a fixed dictionary of positions,
+
+    a_i = softmax(u_i)        d'_i = sum_j a_ij e_j        p(C_i | C_1 ... C_{i-1}, x) = softmax(W [d'_i, d_i])
+
+which reads the points as the other does, and can't give a position that the dictionary lacks.
+
 ``mixer`` is any causal mixer whose state has a constant size: "gru", "mamba", "retention", "rwkv7".
 """
 
@@ -50,12 +56,14 @@ class PointerNetworkConfig(ModelConfig):
       features: of the sides and of the pointer.
       depth: layers of each side.
       num_heads: for mixers that ask for it.
+      outputs: positions of a fixed dictionary; None: the model points at its input, whatever its length.
     """
 
     in_features: int = 2
     features: int = 256
     depth: int = 1
     num_heads: int = 4
+    outputs: int | None = None
 
 
 @struct.dataclass
@@ -111,7 +119,8 @@ class Layers(Module):
 
 class PointerNetwork(Model):
     """A pointer network. Names: ``embedding`` (linear), ``start``, ``end``, ``encoder.blocks.N.mixer.*``,
-    ``decoder.blocks.N.mixer.*``, ``pointer.*`` as of :class:`AdditiveAttention`.
+    ``decoder.blocks.N.mixer.*``, ``pointer.*`` as of :class:`AdditiveAttention`, and with ``outputs`` ``positions``
+    (linear).
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("source",)
@@ -122,11 +131,14 @@ class PointerNetwork(Model):
         """Builds the model.
 
         Raises:
-          ValueError: a mixer that is not causal or whose state grows with the length, or stochastic depth.
+          ValueError: a mixer that is not causal or whose state grows with the length, stochastic depth, or a dictionary
+            without positions.
         """
         c = self.config = config
         if c.drop_path:
             raise ValueError("a pointer network has no residual branches to drop: make it without drop_path")
+        if c.outputs is not None and c.outputs < 1:
+            raise ValueError(f"outputs={c.outputs}: a dictionary has at least 1 position; None points at the input")
         common = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         first = uniform(0.08)
         self.num_features = c.features
@@ -137,6 +149,7 @@ class PointerNetwork(Model):
         self.encoder = Layers(self.make_stack(ENCODER, rngs=rngs))
         self.decoder = Layers(self.make_stack(DECODER, rngs=rngs))
         self.pointer = AdditiveAttention(c.features, kernel_init=first, **common)
+        self.positions = None if c.outputs is None else Linear(2 * c.features, c.outputs + 1, **common)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -180,7 +193,8 @@ class PointerNetwork(Model):
           Logits (batch, length or steps, n + 1); minus infinity for points that are not real.
 
         Raises:
-          ValueError: points of another number of coordinates, or a position beyond the points.
+          ValueError: points of another number of coordinates, more points than the dictionary has positions, or a
+            position beyond the points.
         """
         read = self.encode(source, source_mask)
         state = self.init_state(source.shape[0], context=read, context_mask=source_mask)
@@ -200,12 +214,18 @@ class PointerNetwork(Model):
         """Reads points (batch, n, in_features).
 
         Raises:
-          ValueError: points of another number of coordinates.
+          ValueError: points of another number of coordinates, or more than the dictionary has positions.
         """
         if source.ndim != 3 or source.shape[-1] != self.config.in_features:
             raise ValueError(
                 f"the model takes points of {self.config.in_features} numbers, (batch, points, "
                 f"{self.config.in_features}), got the shape {source.shape}: in_features= is another number"
+            )
+        if self.config.outputs is not None and source.shape[1] > self.config.outputs:
+            raise ValueError(
+                f"the source has {source.shape[1]} points, and the decoder a fixed dictionary of {self.config.outputs} "
+                f"positions: make the model with outputs={source.shape[1]}, or with outputs=None, which points at any "
+                f"number"
             )
         start, end = self._words(source, mask)
         empty = self.encoder.blocks.init_state(source.shape[0], None, end.dtype)
@@ -258,8 +278,12 @@ class PointerNetwork(Model):
         _check(tokens, state.words.shape[1] - 1)
         x = jnp.take_along_axis(state.words, tokens[..., None], 1)
         x, states = self.decoder.blocks.extend(x, state.states, Tokens(mask))
-        logits = self.pointer(x, state.keys, state.mask).astype(x.dtype)
-        return logits, dataclasses.replace(state, states=states)
+        logits = self.pointer(x, state.keys, state.mask)
+        if self.positions is not None:
+            found = jax.nn.softmax(logits, -1).astype(x.dtype) @ finite_padding(state.keys, state.mask)
+            logits = self.positions(jnp.concatenate([found, x], -1))[..., : state.keys.shape[1]]
+            logits = logits if state.mask is None else jnp.where(state.mask[:, None], logits, -jnp.inf)
+        return logits.astype(x.dtype), dataclasses.replace(state, states=states)
 
     def features(
         self,
