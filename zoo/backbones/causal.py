@@ -25,7 +25,7 @@ from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh, unchanged
 from layers.norm import create_norm
 from layers.tokens import Tokens, continued
 from primitives.exponential import silu
-from zoo.backbones.model import Model, drawn_places, last_of_quarters, mixers
+from zoo.backbones.model import Model, check_length, drawn_places, last_of_quarters, mixers
 from zoo.registry import ModelConfig
 
 Mlp = Literal["swiglu", "geglu_tanh", "glu", "gelu", "gelu_tanh", "relu"]
@@ -294,11 +294,7 @@ class Causal(Model):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         if self.position is not None:
-            if tokens.shape[1] > self.config.max_length:
-                raise ValueError(
-                    f"a sequence of {tokens.shape[1]} tokens is longer than the position table: max_length is "
-                    f"{self.config.max_length}"
-                )
+            check_length(tokens.shape[1], self.config.max_length)
             # Rows may share their positions: narrowed before they are broadcast, their gradients would be summed
             # narrow.
             wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -30,7 +30,7 @@ from layers.norm import create_norm, unit
 from layers.position import sinusoids
 from layers.tokens import Tokens
 from zoo.backbones.classifier import Classifier, MLPHead
-from zoo.backbones.model import drawn_places, last_of_quarters, mixers
+from zoo.backbones.model import check_length, drawn_places, last_of_quarters, mixers
 from zoo.backbones.pooling import Pool, create_pool
 from zoo.registry import ModelConfig
 
@@ -395,8 +395,8 @@ class Encoder(Classifier):
             )
         words = tokens if tokens.ndim == 3 and self.config.inputs == "tokens" else self.embedding(tokens)
         length, first, most = words.shape[1], self.config.position_offset, self.config.max_length
-        if length > most and self.position is not None:
-            raise ValueError(f"a sequence of {length} tokens is longer than the position table: max_length is {most}")
+        if self.position is not None:
+            check_length(length, most)
         table = None if self.position is None else self.position[...]
         if self.config.position == "sinusoid":
             table = jnp.asarray(sinusoids(first + (length if positions is None else most), words.shape[-1]))

@@ -31,7 +31,7 @@ from layers.norm import create_norm
 from layers.stack import Stack
 from layers.tokens import Tokens, continued
 from zoo.backbones.causal import Mlp, make_mlp
-from zoo.backbones.model import Model, last_of_quarters
+from zoo.backbones.model import Model, check_length, last_of_quarters
 from zoo.registry import ModelConfig
 
 ENCODER, DECODER = 0, 1
@@ -129,10 +129,7 @@ class Side(Module):
         """
         x = words
         if self.position is not None:
-            if (most := self.position.shape[0] - self.offset) < words.shape[1]:
-                raise ValueError(
-                    f"a sequence of {words.shape[1]} tokens is longer than the position table: max_length is {most}"
-                )
+            check_length(words.shape[1], self.position.shape[0] - self.offset)
             # Rows may share their positions: narrowed before they are broadcast, their gradients would be summed
             # narrow.
             wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -195,6 +195,19 @@ def input_count(model: nnx.Module) -> int:
     return len(model.inputs) if isinstance(model, Model) else 1
 
 
+def check_length(length: int, rows: int) -> None:
+    """Refuses a sequence of more tokens than a table of positions has rows.
+
+    Raises:
+      ValueError: it has.
+    """
+    if length > rows:
+        raise ValueError(
+            f"a sequence of {length} tokens is longer than the position table: max_length is {rows}; give at most so "
+            f"many tokens, or make the model with max_length={length}"
+        )
+
+
 def drawn_places(config: Any, rngs: nnx.Rngs, *, longest: int | None = None) -> RandomizedPlaces | None:
     """What draws the positions of a model whose configuration has ``randomized`` and ``max_length``; None where it is
     not to draw any.
