@@ -10,7 +10,6 @@ import json
 import runpy
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flax import nnx
     from ml_collections import ConfigDict
+
+    from training.loop import Result
 
 HOME = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
@@ -33,6 +34,8 @@ class Contestant:
       task: the task's name and options.
       options: overrides for ``zoo.create``.
       settings: fields of the run's config that replace the contest's.
+      before: a task, by name and options, that the model is trained on first, with the same settings: its body goes on,
+        with a new head. It takes ``before_part`` of the steps, so that all runs have as many.
     """
 
     label: str
@@ -40,6 +43,8 @@ class Contestant:
     task: Mapping[str, Any]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    before: Mapping[str, Any] | None = None
+    before_part: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,32 +107,52 @@ def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Ro
     from layers.state import parameter_count
     from training import assembly, loop
 
-    config = config_of(contest, contestant, seed, steps)
-    task, model = assembly.build(config)
-    parameters = parameter_count(model)
+    first = round(steps * contestant.before_part) if contestant.before else 0
+    config = config_of(contest, contestant, seed, steps - first)
     with tempfile.TemporaryDirectory() as directory:
-        since = time.perf_counter()
-        result = loop.train(config, model, task, Path(directory))
-        seconds = time.perf_counter() - since
-        if not result.finished:
-            raise SystemExit(
-                f"stopped in {contestant.label!r}, seed {seed}, after step {result.step} of {result.total}; the runs "
-                f"before it are kept"
-            )
-        lines = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
+        seconds = 0.0
+        if contestant.before:
+            config.weights = str(Path(directory) / "before")
+            seconds = _train_before(contest, contestant, seed, first, Path(config.weights)).seconds
+        task, model = assembly.build(config)
+        parameters = parameter_count(model)
+        result = _finished(loop.train(config, model, task, Path(directory) / "run"), contestant, seed)
+        seconds += result.seconds
+        lines = [json.loads(line) for line in (Path(directory) / "run" / "metrics.jsonl").read_text().splitlines()]
     figures = dict(result.figures["raw"])
     if contest.measure is not None:
         figures |= contest.measure(model, contestant)
     curve = [
-        {name: value for name, value in line.items() if name != "split"}
+        {name: value for name, value in line.items() if name != "split"} | {"step": first + line["step"]}
         for line in lines
         if line["split"] == "validation"
     ]
     return {
         "label": contestant.label, "model": contestant.model, "options": dict(contestant.options),
-        "task": config.task.to_dict(),
-        "seed": seed, "parameters": parameters, "steps": result.step, "seconds": round(seconds, 1),
+        "task": config.task.to_dict(), **({"before": dict(contestant.before)} if contestant.before else {}),
+        "seed": seed, "parameters": parameters, "steps": first + result.step, "seconds": round(seconds, 1),
         "step_seconds": statistics.median(line["step_seconds"] for line in lines if line["split"] == "train"),
         "peak_mib": round(max(line["peak_memory_mib"] for line in lines if line["split"] == "train")),
         "chance": getattr(task, "chance", None), "test": figures, "validation": curve,
     }  # fmt: skip
+
+
+def _train_before(contest: Contest, contestant: Contestant, seed: int, steps: int, workdir: Path) -> Result:
+    """Trains a contestant's model on the task that comes first, and leaves its weights in ``workdir``."""
+    from training import assembly, loop
+
+    assert contestant.before is not None
+    config = config_of(contest, dataclasses.replace(contestant, task=contestant.before), seed, steps)
+    task, model = assembly.build(config)
+    record = assembly.record(config, task, model)
+    return _finished(loop.train(config, model, task, workdir, record=record), contestant, seed)
+
+
+def _finished(result: Result, contestant: Contestant, seed: int) -> Result:
+    """Ends the program where a run was stopped."""
+    if not result.finished:
+        raise SystemExit(
+            f"stopped in {contestant.label!r}, seed {seed}, after step {result.step} of {result.total}; the runs "
+            f"before it are kept"
+        )
+    return result

@@ -19,11 +19,14 @@ import platform
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.contest import HOME, Contest, Contestant, Row, config_of, train
 
-__all__ = ["HOME", "Contest", "Contestant", "Row", "main", "medians", "shown", "steps_to"]
+if TYPE_CHECKING:
+    from flax import nnx
+
+__all__ = ["HOME", "Contest", "Contestant", "Row", "figures_of", "main", "medians", "shown", "steps_to"]
 
 
 def shown(rows: Sequence[Row], figures: Sequence[str]) -> str:
@@ -62,6 +65,23 @@ def steps_to(rows: Sequence[Row], label: str, figure: str, level: float) -> floa
         if row["label"] == label
     ]
     return statistics.median(reached)
+
+
+def figures_of(model: nnx.Module, contestant: Contestant, **other: Any) -> dict[str, float]:
+    """The figures of the test split of the contestant's task with ``other`` options, as another length."""
+    from flax import nnx
+
+    import tasks
+    from layers.module import Statistic
+    from layers.state import flatten
+    from training.evaluation import Evaluator
+    from training.sharding import create_mesh
+    from training.step import Skeleton
+
+    options = {**contestant.task, **other}
+    task = tasks.create(options.pop("name"), **options)
+    evaluate = Evaluator(Skeleton(model), task, create_mesh({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}), 32, 0)
+    return evaluate(flatten(model, nnx.Param) | flatten(model, Statistic), "test").figures
 
 
 def main(
@@ -132,8 +152,9 @@ def _is_of(row: Row, contest: Contest, contestant: Contestant, steps: int) -> bo
         "options": dict(contestant.options),
         "task": config.task.to_dict(),
         "steps": steps,
+        **({"before": dict(contestant.before)} if contestant.before else {}),
     }
-    return {name: row[name] for name in now} == json.loads(json.dumps(now))
+    return {name: row.get(name) for name in now} == json.loads(json.dumps(now))
 
 
 def _report(
