@@ -3,15 +3,16 @@ speed and memory.
 
     python -m benchmarks.long_range_arena [--task=listops,...] [--mixers=MIXER,...] [--protocol=small|paper] [--quick]
 
-    small    listops      up to 200 tokens, depth 5
-             pixels       digits of 16 x 16 pixels
-             pathfinder   16 x 16 pixels, paths of 6 dashes
+    small    listops      up to 96 tokens, depth 4
+             pixels       digits of 8 x 8 pixels
+             pathfinder   12 x 12 pixels, paths of 3 dashes
     paper    listops, text, image, pathfinder, path_x, with the authors' models and recipes: configs/long_range_arena.py
 
-The small protocol is two blocks of 64 features on sequences of some 250 tokens, for machines without an accelerator.
-The MLP is as wide as gives the model the number of parameters of the one with plain attention
-(:mod:`training.comparison`), in the paper's protocol too, whose authors allow a tenth more. ``--path=DIR`` is the
-folder of data of a part of the paper's that is not drawn. Drawn images of Pathfinder are kept in ~/.cache/mixer_zoo.
+The small protocol is two blocks of 64 features on sequences of some 100 tokens, for machines without an accelerator: a
+run takes a minute of one core or less. The MLP is as wide as gives the model the number of parameters of the one with
+plain attention (:mod:`training.comparison`), in the paper's protocol too, whose authors allow a tenth more.
+``--path=DIR`` is the folder of data of a part of the paper's that is not drawn. Drawn images of Pathfinder are kept in
+~/.cache/mixer_zoo.
 
 Every row is written at once to benchmarks/results/<platform>/long_range_arena.json (``_paper``, ``_quick``): accuracy
 on the test split, the curve, parameters, operations, steps a second, and peak memory, of the device or else of a
@@ -38,7 +39,8 @@ QUICK: Mapping[str, Any] = {
     "steps": {"listops": 60, "pixels": 60, "pathfinder": 40},
 }
 DEFAULT = (
-    "attention", "linear_attention", "nystrom_attention", "fourier_mixing", "s4d", "mamba2", "gated_delta_net", "hgrn2",
+    "attention", "nystrom_attention", "synthesizer_attention", "linear_attention", "performer", "cosformer",
+    "flow_attention", "fourier_mixing", "s4d", "mamba2", "gated_delta_net", "hgrn2",
 )  # fmt: skip
 """Mixers that are compared where none are named."""
 

@@ -133,7 +133,7 @@ def _whole(about: str, dataset: Mapping[str, Any], length: int, classes: int, st
         higher=True,
         steps=steps,
         batch_size=32,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         input_shape=(length + first,),
     )
 
@@ -141,26 +141,27 @@ def _whole(about: str, dataset: Mapping[str, Any], length: int, classes: int, st
 _HELD_OUT = {"num_validation": 256, "num_test": 1024}
 LONG_RANGE = {
     "listops": _whole(
-        "ListOps, up to 200 tokens, depth 5",
-        {"name": "listops", "length": 200, "shortest": 10, "max_depth": 5, **_HELD_OUT},
-        length=200,
+        "ListOps, up to 96 tokens, depth 4",
+        {"name": "listops", "length": 96, "shortest": 10, "max_depth": 4, **_HELD_OUT},
+        length=96,
         classes=10,
-        steps=2000,
+        steps=400,
     ),
     "pixels": _whole(
-        "handwritten digits, 256 pixels one after the other",
-        {"name": "images", "images": {"name": "digits"}, "size": 16},
-        length=256,
+        "handwritten digits, 64 pixels one after the other",
+        {"name": "images", "images": {"name": "digits"}, "size": 8},
+        length=64,
         classes=10,
-        steps=1000,
+        steps=600,
         pool="average",
     ),
     "pathfinder": _whole(
-        "Pathfinder, 16 x 16 pixels, paths of 6 dashes",
-        {"name": "pathfinder", "size": 16, "dashes": 6, "cache": "~/.cache/mixer_zoo", **_HELD_OUT},
-        length=256,
+        "Pathfinder, 12 x 12 pixels, paths of 3 dashes",
+        # Few images, for drawing one takes as long as training on it.
+        {"name": "pathfinder", "size": 12, "dashes": 3, "num_train": 8000, "cache": "~/.cache/mixer_zoo", **_HELD_OUT},
+        length=144,
         classes=2,
-        steps=2000,
+        steps=400,
         pool="average",
     ),
 }

@@ -69,7 +69,11 @@ class Design:
 
 
 DESIGNS: Mapping[int, Design] = {
-    # Our choice, for machines without an accelerator: meant for paths of 6 dashes.
+    # Our choice, for machines without an accelerator: meant for paths of 3 dashes, and of 6.
+    12: Design(
+        12, padding=0, seed_distance=4, marker_radius=1.0, dash_length=2, thickness=0.5, continuity=0.7, distractors=2,
+        target_contrast=1.5, distractor_contrast=2.0, border=3,
+    ),
     16: Design(
         16, padding=0, seed_distance=5, marker_radius=1.0, dash_length=2, thickness=0.5, continuity=0.7, distractors=4,
         target_contrast=1.5, distractor_contrast=2.0, border=4,
