@@ -16,11 +16,17 @@ from flax import nnx
 import tasks
 import zoo
 from benchmarks.claims import (
+    addition,
     copying,
+    denoising,
+    dynamic_programming,
     induction_heads,
     language_models,
+    length_extrapolation,
     long_context,
     passkey,
+    pointing,
+    position_identification,
     routing_membership,
     selective_copying,
 )
@@ -82,10 +88,16 @@ def test_every_contestant_can_be_trained(
 
 
 @pytest.mark.parametrize(
-    ("claim", "only"), tiered([(copying, "standard"), (induction_heads, "released")], lambda case: case[0] is copying)
+    ("claim", "only"),
+    tiered(
+        [(copying, "standard"), (induction_heads, "released"), (denoising, "transformer, denoised")],
+        lambda case: case[0] is copying,
+    ),
 )
 def test_a_contestant_is_trained(claim: ModuleType, only: str, tmp_path: Path) -> None:
-    """From one end to the other; the second one is measured after training."""
+    """From one end to the other; the second one is measured after training, the third one trained on another task
+    before.
+    """
     contest = claim.contest(True)
     (label,) = (contestant.label for contestant in contest.contestants if only in contestant.label)
     claim.run(["--quick", f"--output={tmp_path}", f"--only={only}"])
@@ -239,6 +251,72 @@ def test_balanced_membership_is_judged_by_what_causal_reading_costs() -> None:
     assert routing_membership.verdict(rows(2.3))
     assert not routing_membership.verdict(rows(1.8)), "nothing was lost"
     assert not routing_membership.verdict(rows(1.95)), "training causally was no better"
+
+
+def test_positions_are_judged_by_chance_and_by_equal_tokens() -> None:
+    def rows(urpe: float, biases: float, spread: float) -> list[dict[str, object]]:
+        known = [row("URPE", accuracy=urpe, spread=3.0), row("learned biases", accuracy=biases, spread=spread)]
+        return [*known, row("rotary", accuracy=0.06, spread=0.0)]
+
+    assert position_identification.verdict(rows(0.97, 0.07, 1e-6))
+    assert not position_identification.verdict(rows(0.9, 0.07, 1e-6))
+    assert not position_identification.verdict(rows(0.97, 0.2, 1e-6))
+    assert not position_identification.verdict(rows(0.97, 0.07, 0.1))
+
+
+def test_length_extrapolation_is_judged_by_what_length_costs() -> None:
+    def rows(softmax: float, lssa: float, lssar: float, first: float = 2.2) -> list[dict[str, object]]:
+        return [
+            row("softmax", at_1x=2.2, at_8x=softmax), row("LSSA", at_1x=2.2, at_8x=lssa),
+            row("LSSAR", at_1x=first, at_8x=lssar),
+        ]  # fmt: skip
+
+    assert length_extrapolation.verdict(rows(4.0, 3.0, 2.4))
+    assert not length_extrapolation.verdict(rows(4.0, 2.3, 2.4))
+    assert not length_extrapolation.verdict(rows(2.3, 3.0, 2.4))
+    assert not length_extrapolation.verdict(rows(4.0, 3.9, 2.9, 2.4)), "worse where it was trained"
+
+
+def test_denoising_is_judged_by_the_difference_that_is_left() -> None:
+    def rows(*accuracy: float) -> list[dict[str, object]]:
+        labels = [f"{mixer}, {how}" for how in ("from scratch", "denoised first") for mixer in ("transformer", "s4d")]
+        return [row(label, accuracy=figure) for label, figure in zip(labels, accuracy, strict=True)]
+
+    assert denoising.verdict(rows(0.6, 0.9, 0.85, 0.92))
+    assert not denoising.verdict(rows(0.6, 0.9, 0.7, 0.92))
+    assert not denoising.verdict(rows(0.6, 0.9, 0.5, 0.45)), "both lost"
+
+
+def test_addition_is_judged_at_and_beyond_the_training_length() -> None:
+    def rows(best: float, usual: float, longer: tuple[float, ...]) -> list[dict[str, object]]:
+        known = (best, 0.99, usual, 0.9)
+        return [row(label, at_3=at, at_4=n) for label, at, n in zip(addition.FORMATS, known, longer, strict=True)]
+
+    assert addition.verdict(rows(0.97, 0.9, (0.5, 0.0, 0.1, 0.4)))
+    assert not addition.verdict(rows(0.97, 0.98, (0.5, 0.0, 0.1, 0.4)))
+    assert not addition.verdict(rows(0.97, 0.9, (0.3, 0.0, 0.1, 0.4)))
+
+
+def test_dynamic_programming_is_judged_by_state_and_length() -> None:
+    def rows(small: float, large: float, attention: float) -> list[dict[str, object]]:
+        figures = {f"mamba, state {state}": figure for state, figure in ((4, small), (16, small), (64, large))}
+        figures["transformer"] = attention
+        short = [row(f"{label}, length 8", accuracy=0.95) for label in figures]
+        return [*short, *(row(f"{label}, length 20", accuracy=figure) for label, figure in figures.items())]
+
+    assert dynamic_programming.verdict(rows(0.6, 0.7, 0.9))
+    assert not dynamic_programming.verdict(rows(0.6, 0.61, 0.9))
+    assert not dynamic_programming.verdict(rows(0.6, 0.7, 0.5))
+
+
+def test_pointing_is_judged_at_more_points() -> None:
+    def rows(exact: float, area: float) -> list[dict[str, object]]:
+        pointer = row("pointer", accuracy=0.9, exact=exact, area=area, simple=0.5)
+        return [pointer, row("fixed dictionary", accuracy=0.4, exact=0.0, area=0.0, simple=0.0)]
+
+    assert pointing.verdict(rows(0.2, 0.495))
+    assert not pointing.verdict(rows(0.0, 0.495))
+    assert not pointing.verdict(rows(0.2, 0.4))
 
 
 def test_passkey_is_judged_at_the_training_length() -> None:
