@@ -45,7 +45,7 @@ def contest(quick: bool) -> Contest:
 
 
 def verdict(rows: Sequence[Row]) -> bool:
-    """By denoising first, the transformer's accuracy rises by more than S4D's, and the difference between the two
+    """By denoising first, the transformer's accuracy rises, and by more than S4D's, and the difference between the two
     shrinks to less than half.
     """
     accuracy = medians(rows, "accuracy")
@@ -54,7 +54,7 @@ def verdict(rows: Sequence[Row]) -> bool:
     )
     gained = {label: first[label] - scratch[label] for label in MIXERS}
     before, after = (abs(figures["s4d"] - figures["transformer"]) for figures in (scratch, first))
-    return gained["transformer"] > gained["s4d"] and after < before / 2
+    return gained["transformer"] > max(gained["s4d"], 0) and after < before / 2
 
 
 def run(arguments: list[str] | None = None) -> None:
