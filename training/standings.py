@@ -46,11 +46,14 @@ class Results:
         """Puts the row of a job in its place, and writes the file."""
         row = {"job": job, **row, "load_average": round(os.getloadavg()[0], 1)}
         self.rows = [*(other for other in self.rows if other["job"] != job), row]
+        self._write()
+        return row
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps({**self._about, "rows": self.rows}, indent=1) + "\n")
         part.replace(self.path)
-        return row
 
     def make(
         self, wanted: Sequence[Job], do: Callable[[Job], Row], say: Callable[[str], None], until: float = float("inf")
@@ -67,6 +70,7 @@ class Results:
         missing = [number for number in range(len(wanted)) if number not in rows]
         if rows:
             say(f"{len(rows)} of {len(wanted)} rows are in {self.path}")
+            self._write()  # what is said of all rows may be new
         since = time.monotonic()
         for count, place in enumerate(missing, 1):
             if time.monotonic() > until:
