@@ -72,7 +72,7 @@ def test_what_is_asked_for_is_checked() -> None:
             long_range_arena.main(arguments)
     parsed = long_range_arena._arguments().parse_args(["--protocol=paper", "--task=text", "--path=DIR", "--seeds=3"])
     jobs = long_range_arena.wanted(parsed)
-    assert [job["task"] for job in jobs] == ["paper_text"] * 8
+    assert [job["task"] for job in jobs] == ["paper_text"] * len(long_range_arena.DEFAULT)
     assert jobs[0] == {"path": "DIR", "steps": 20_000, "mixer": "attention", "seed": 3} | {
         "task": "paper_text", "setting": comparison.setting("paper_text")
     }  # fmt: skip
