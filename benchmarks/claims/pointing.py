@@ -42,9 +42,10 @@ def contest(quick: bool) -> Contest:
 
 
 def measured(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
-    """The figures at the most points of training."""
-    found = figures_of(model, contestant, test_points=POINTS)
-    return {f"{name}_at_{POINTS}": found[name] for name in ("accuracy", "exact", "area", "simple")}
+    """The figures of answers that the model gives by itself, at the test's points and at the most of training."""
+    names, found = ("accuracy", "exact", "area", "simple"), figures_of(model, contestant, test_points=POINTS)
+    there = figures_of(model, contestant)
+    return {name: there[name] for name in names} | {f"{name}_at_{POINTS}": found[name] for name in names}
 
 
 def verdict(rows: Sequence[Row]) -> bool:
