@@ -3,6 +3,7 @@ specifies."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from zoo.generation import written
 from zoo.sources import run_record, run_tokenizer
 
 NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
-    "preprocess": lambda config, kept: zoo.preprocess(config.model),
+    "preprocess": lambda config, kept: preprocess(config),
     "class_names": lambda config, kept: kept.get("class_names"),
     "make_teacher": lambda config, kept: make_teacher,
     "start_token": lambda config, kept: start_token(config.model),
@@ -33,6 +34,13 @@ NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
 """What a task may name in ``needs``, and how it is had from the config and the run's record, which is empty for a new
 run.
 """
+
+
+def preprocess(config: ConfigDict) -> zoo.Preprocess:
+    """The preprocessing of the model, of images as large as its options make it."""
+    found = zoo.preprocess(config.model)
+    size = config.model_options.get("image_size")
+    return found if size is None else dataclasses.replace(found, image_size=size)
 
 
 def start_token(model: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import longnet, pointer_network
+from configs import longnet, pointer_network, vit
 from training import assembly
 
 
@@ -38,3 +38,13 @@ def test_geometry_is_for_models_that_point(model: str) -> None:
     config.model = model
     with pytest.raises(ValueError, match=rf"{model} does not point at its input: .* as pointer_network_nano"):
         assembly.build(config)
+
+
+@pytest.mark.parametrize("part", ["model_options", "task"])
+def test_images_are_as_large_as_the_model(part: str) -> None:
+    """Whether the size is an option of the model or of the task."""
+    config = vit.get_config()
+    config[part].update({"image_size": 16})
+    task, model = assembly.build(config)
+    assert task.examples("train").get(0, None)["image"].shape == (16, 16, 3)
+    assert model.config.image_size == 16
