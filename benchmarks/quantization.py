@@ -76,6 +76,11 @@ def measure(name: str, batch: int, new: int, rounds: int) -> dict[str, Any]:
         return lambda count: zoo.generate(model, tokens, count, temperature=0, stop=())
 
     times = in_turn({contestant: runner(model) for contestant, model in models.items()}, new, rounds)
+    if noisy := [contestant for contestant, found in times.items() if found["token"] <= 0]:
+        raise RuntimeError(
+            f"{name}, batch {batch}: half of the tokens took as long as all of {', '.join(noisy)}: the machine is "
+            "busy, or --new too small"
+        )
     plain = times["float32"]
     return {
         "bytes": {contestant: sizes(model)[0] for contestant, model in models.items()},
