@@ -117,7 +117,8 @@ class QuantizedArray:
 
 def quantized(weights: jax.Array, format: str, axis: int = -2) -> QuantizedArray:
     """``weights`` in a format, one scale for the numbers along ``axis``; they are :func:`finite`."""
-    return QuantizedArray(*_quantized(weights, format, axis), weights.dtype)
+    values, scale = _quantized(weights, format, axis)
+    return QuantizedArray(values, scale, weights.dtype)
 
 
 @jax.jit
