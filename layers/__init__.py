@@ -53,6 +53,7 @@ from layers.delta.mixture_of_memories import MixtureOfMemories
 from layers.delta.rwkv7 import RWKV7
 from layers.depthwise import DepthwiseConv, DepthwiseConvolution
 from layers.drop import DropPath, LayerScale
+from layers.experts import MixtureOfExperts
 from layers.extra_tokens import ExtraTokens
 from layers.feature_maps import create_feature_map
 from layers.feed_forward_mixing import FeedForwardMixing
@@ -219,6 +220,7 @@ __all__ = [
     "Mixer",
     "MixerGatingUnit",
     "MixerSpec",
+    "MixtureOfExperts",
     "MixtureOfHeads",
     "MixtureOfMemories",
     "Module",

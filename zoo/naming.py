@@ -7,7 +7,9 @@ which ``{i}`` matches one component and has the same value on both sides::
     ("blocks.{i}.attn.qkv", ("blocks.{i}.mixer.query", "blocks.{i}.mixer.key",
                              "blocks.{i}.mixer.value"), Split())                     # one of theirs, three of ours
     ("cls_token", "class_token", Rearrange("1 n d -> n d"))                          # a parameter
+    ("h.{i}.experts.{each}.up.weight", "blocks.{i}.experts.up.kernel", Join(), Rearrange("e o i -> e i o"))
 
+``{each}`` on their side alone counts from 0 to the size of our array's first axis.
 Where our side is a module, its leaves are renamed and transposed by their kind (PyTorch's ``weight``
 of a linear layer is our ``kernel`` transposed, and so on). Operations read from their side to ours.
 They are a closed set and each has an inverse, so that exporting what was loaded gives the same bits.

@@ -159,7 +159,11 @@ def plan(naming: Naming, shapes: Mapping[str, Shape], config: Any) -> list[Entry
             nameless.append(name)
             continue
         number, which, fields, leaf = found
-        released = tuple(template.format(**fields) for template in rules[number][0])
+        released = tuple(
+            template.format(**fields, each=n)
+            for template in rules[number][0]
+            for n in (range(shapes[name][0]) if "{each}" in template else (0,))
+        )
         extra = tuple(
             int(v) for k, v in sorted(fields.items()) if v.isdigit() and f"{{{k}}}" not in rules[number][0][0]
         )

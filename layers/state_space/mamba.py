@@ -5,7 +5,7 @@ u, z = split(W_in x);  u = silu(conv(u));  dt, B, C = split(W_x u)
 h_t = exp(softplus(W_dt dt_t + b_dt) A) h_{t-1} + softplus(...) u_t B_t        y = W_out ((C h + D u) * silu(z))
 
 Without the state space y = W_out (D u * silu(z)): the gated convolution that MambaOut (Yu and Wang, arXiv:2405.07992)
-sets beside it.
+sets beside it. Jamba (Lieber et al., 2024, arXiv:2403.19887) norms dt, B and C before they are used, ``inner_norm``.
 
 And Longhorn: State Space Models are Amortized Online Learners (Liu et al., 2024, arXiv:2407.14207), section 3, whose
 state solves a regression from B to u, one token after the other; of the exact transition it keeps the diagonal.
@@ -27,6 +27,7 @@ from layers.convolution import CausalConvolution, ConvolutionState
 from layers.initializers import SharedColumns, Uniform, constant, ones, zeros
 from layers.linear import Linear
 from layers.mixer import register_mixer
+from layers.norm import RMSNorm
 from layers.recurrent import Recurrent, empty
 from layers.state_space.initialization import (
     MIMETIC_A_LOG,
@@ -68,7 +69,8 @@ class Mamba(Recurrent):
     """The selective state space with its convolution and gate.
 
     Parameters: ``in_proj`` (u and z in one product), ``conv``, ``x_proj`` (dt, B and C), ``dt_proj``, ``dt_bias``,
-    ``A_log`` (channels, state_dim), ``D`` (channels,), ``out_proj``; without a state none of those for it.
+    ``A_log`` (channels, state_dim), ``D`` (channels,), ``out_proj``; without a state none of those for it; with
+    ``inner_norm``, ``step_norm``, ``b_norm`` and ``c_norm``.
     """
 
     paper = (194,)
@@ -88,6 +90,8 @@ class Mamba(Recurrent):
         depth: int = 1,
         use_bias: bool = False,
         conv_bias: bool = True,
+        inner_norm: bool = False,
+        norm_epsilon: float = 1e-6,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -102,6 +106,7 @@ class Mamba(Recurrent):
           step_range: the first steps are log-uniform in it, unless mimetic; a state lasts about 1 / step tokens.
           depth: blocks of the model; the output starts smaller by its square root.
           use_bias, conv_bias: of the input and output projections, and of the convolution.
+          inner_norm, norm_epsilon: an RMS norm of each of dt, B and C, and its epsilon.
 
         Raises:
           ValueError: an unknown initialization.
@@ -137,6 +142,10 @@ class Mamba(Recurrent):
         self.out_proj = Linear(
             channels, features, use_bias=use_bias, **{**common, "kernel_init": fan_in_uniform(depth)}
         )
+        norm: dict[str, Any] = {"epsilon": norm_epsilon, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.step_norm, self.b_norm, self.c_norm = (
+            RMSNorm(size, **norm) if inner_norm and state_dim else None for size in (step_rank, state_dim, state_dim)
+        )
         self.channels, self.state_dim, self.step_rank = channels, state_dim, step_rank
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> SelectiveState:
@@ -154,6 +163,8 @@ class Mamba(Recurrent):
             y = self.out_proj((u * self.D[...] * silu(z)).astype(u.dtype))
             return y, None if seen is None else SelectiveState(seen, (state or self.init_state(len(x))).hidden)
         steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
+        if self.step_norm is not None and self.b_norm is not None and self.c_norm is not None:
+            steps, b, c = self.step_norm(steps), self.b_norm(b), self.c_norm(c)
         steps = self.dt_proj(steps)
         if tokens.mask is not None:
             # A step of 0 after softplus or sigmoid: the state is unchanged.

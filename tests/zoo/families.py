@@ -189,8 +189,8 @@ OWNERS = (
 # Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
 # modules are joined, and is expensive to try, is tried with the others.
 OF_KNOWN_PARTS = (
-    "agent_cswin", "bart", "deep_transformer", "eva", "gpt2", "gpt_neo", "gptj", "inline_cswin", "llama", "longvit",
-    "pythia", "roberta", "s4d_pixels", "swin",
+    "agent_cswin", "bart", "deep_transformer", "eva", "gpt2", "gpt_neo", "gptj", "inline_cswin", "jamba", "llama",
+    "longvit", "pythia", "roberta", "s4d_pixels", "swin",
 )  # fmt: skip
 PARTS = [family for family in FAMILIES if family not in OF_KNOWN_PARTS]
 of_new_parts = pytest.mark.parametrize("family", PARTS)

@@ -37,6 +37,15 @@ GROUPED = {**SIZES, "num_key_value_heads": 2}
 STRETCHED = {"factor": 8.0, "original_max_position_embeddings": 16, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CAPPED = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 12}
 LOCAL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
+KIMI: dict[str, Any] = {
+    **SIZES, "num_key_value_heads": 4, "kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8,
+    "v_head_dim": 6, "linear_attn_config": {
+        "head_dim": 8, "num_heads": 4, "short_conv_kernel_size": 3, "full_attn_layers": [2], "kda_layers": [1]
+    },
+}  # fmt: skip
+KIMI_OURS = {"hidden": 48, "head_dim": 8, "value_dim": 6, "latent_dim": 12, "rotary_dim": 4, "conv_size": 3}
+EIGHT = {"num_experts": 8, "num_experts_per_token": 3, "moe_intermediate_size": 12, "num_shared_experts": 2}
+ALTERNATING = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0}
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "gpt2": ("gpt2", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4, "n_positions": 40},
         {"max_length": 40}),
@@ -67,16 +76,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
               {"hidden_size": 64, "num_hidden_layers": DEPTH, "num_heads": 4, "qk_dim_factor": 1.0,
                   "autocast_kernel_dtype": "float32",
                "output_logit_soft_cap": 3.0}, {"features": 64, "hidden": 192}),
-    "kimi_linear": ("kimi_linear_nano", "KimiLinearForCausalLM",
-                    {**SIZES, "num_key_value_heads": 4, "kv_lora_rank": 12, "qk_rope_head_dim": 4,
-                     "qk_nope_head_dim": 8, "v_head_dim": 6, "first_k_dense_replace": DEPTH,
-                     "linear_attn_config": {"head_dim": 8, "num_heads": 4, "short_conv_kernel_size": 3,
-                                            "full_attn_layers": [2], "kda_layers": [1]}},
-                    {"hidden": 48, "head_dim": 8, "value_dim": 6, "latent_dim": 12, "rotary_dim": 4, "conv_size": 3}),
+    "jamba": ("jamba_nano", "JambaForCausalLM", {**GROUPED, **ALTERNATING, "num_experts": 4}, {"hidden": 48}),
+    "kimi_linear": ("kimi_linear_nano", "KimiLinearForCausalLM", {**KIMI, "first_k_dense_replace": DEPTH}, KIMI_OURS),
+    "kimi_linear_experts": ("kimi_linear_experts_nano", "KimiLinearForCausalLM", {**KIMI, **EIGHT}, KIMI_OURS),
     "pythia": ("pythia_nano", "GPTNeoXForCausalLM", {**SIZES, "intermediate_size": 128}, {}),
 }  # fmt: skip
 QUICK = {"gpt2", "llama", "gemma2", "pythia"}
-GRADIENTS = {*QUICK, "gpt_neo", "gptj", "griffin", "kimi_linear", "xlstm"}
+GRADIENTS = {*QUICK, "gpt_neo", "gptj", "griffin", "jamba", "kimi_linear", "kimi_linear_experts", "xlstm"}
 
 
 def theirs_of(case: str) -> Any:

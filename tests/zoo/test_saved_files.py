@@ -243,7 +243,8 @@ UNREAD = {
 RETURNED = {
     "test_bert_reference.py": ("albert",),
     "test_decoders_reference.py": (
-        "gemma", "gpt2", "gpt_neo", "gptj", "griffin", "kimi_linear", "linear_attention", "llama", "pythia",
+        "gemma", "gpt2", "gpt_neo", "gptj", "griffin", "jamba", "kimi_linear", "linear_attention", "llama",
+        "pythia",
     ),
     "test_efficient_encoders_reference.py": ("bigbird", "fnet", "nystromformer"),
     "test_encoder_decoders_reference.py": ("bart", "t5"),

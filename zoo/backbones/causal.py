@@ -18,38 +18,65 @@ from flax import nnx, struct
 from layers.attention.multi_head import soft_cap
 from layers.block import Order
 from layers.broadcast import broadcast, lookup
+from layers.experts import MixtureOfExperts
 from layers.initializers import normal
 from layers.linear import Embed, Linear
-from layers.mixer import Mixer, Place, create_mixer
+from layers.mixer import Mixer, Place, accepted, create_mixer
 from layers.mlp import MLP, GatedMLP, gelu, gelu_tanh, unchanged
 from layers.norm import create_norm
 from layers.tokens import Tokens, continued
 from primitives.exponential import silu
-from zoo.backbones.model import Model, check_length, drawn_places, last_of_quarters, mixers
+from suggestions import near
+from zoo.backbones.model import Model, check_length, choose, drawn_places, last_of_quarters, mixers
 from zoo.registry import ModelConfig
 
-Mlp = Literal["swiglu", "geglu_tanh", "glu", "gelu", "gelu_tanh", "relu"]
-MLPS: Mapping[str, tuple[type[MLP] | type[GatedMLP], Callable[[jax.Array], jax.Array]]] = {
+Mlp = Literal["swiglu", "geglu_tanh", "glu", "gelu", "gelu_tanh", "relu", "experts"]
+MlpSpec = Mlp | Mapping[str, Any]
+"""How a channel mixer is named: a key of :data:`MLPS`, or ``{"name": "experts", **options}``."""
+MLPS: Mapping[str, tuple[type[MLP | GatedMLP | MixtureOfExperts], Callable[[jax.Array], jax.Array]]] = {
     "swiglu": (GatedMLP, silu),
     "geglu_tanh": (GatedMLP, gelu_tanh),
     "glu": (GatedMLP, unchanged),
     "gelu": (MLP, gelu),
     "gelu_tanh": (MLP, gelu_tanh),
     "relu": (MLP, jax.nn.relu),
+    "experts": (MixtureOfExperts, silu),
 }
 """The channel mixers of decoders: their class and activation."""
 
 
 def make_mlp(config: Any, place: Place, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module | None:
-    """The channel mixer that a configuration with the fields ``mlp``, ``hidden`` and ``mlp_bias`` of
-    :class:`CausalConfig` asks for; ``options`` are more of its class.
+    """The channel mixer of a block that a configuration with the fields ``mlp``, ``hidden`` and ``mlp_bias`` of
+    :class:`CausalConfig`, and possibly ``mlp_pattern``, asks for; ``options`` are more of its class.
+
+    Raises:
+      ValueError: a name that is not known, experts of unknown number or with biases, or an option that the class does
+        not take.
     """
-    if config.mlp is None:
+    pattern, index = getattr(config, "mlp_pattern", None), place.index or 0
+    spec = choose(pattern, place.stage or 0, index, place.depth or 1) if pattern else config.mlp
+    spec = config.mlp if spec is None else spec
+    if spec is None:
         return None
-    kind, activation = MLPS[config.mlp]
-    usual = -(-8 * config.features // 3 // 64) * 64 if kind is GatedMLP else 4 * config.features
-    options |= {"activation": activation, "use_bias": config.mlp_bias, "dropout": config.dropout, **place.dtypes}
-    return kind(config.features, config.hidden or usual, **options, rngs=rngs)
+    own = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    name = own.pop("name", None)
+    if name not in MLPS:
+        raise ValueError(f"unknown channel mixer {name!r}{near(name, MLPS)}; known: {', '.join(MLPS)}")
+    kind, activation = MLPS[name]
+    options |= {"activation": activation, "dropout": config.dropout, **place.dtypes, **own}
+    if kind is MixtureOfExperts:
+        if config.mlp_bias:
+            raise ValueError("experts have no biases: make the model with mlp_bias=False")
+        if "num_experts" not in options:
+            raise ValueError('how many experts? give mlp={"name": "experts", "num_experts": ...}')
+        options["depth"] = place.depth or 1
+    else:
+        options["use_bias"] = config.mlp_bias
+    usual = 4 * config.features if kind is MLP else -(-8 * config.features // 3 // 64) * 64
+    hidden = options.pop("hidden", None) or config.hidden or usual
+    if unknown := sorted(set(options) - accepted(kind)[0]):
+        raise ValueError(f"channel mixer {name!r} has no option {unknown[0]!r}{near(unknown[0], accepted(kind)[0])}")
+    return kind(config.features, hidden, **options, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +86,9 @@ class CausalConfig(ModelConfig):
     Attributes:
       vocab_size: tokens; the embedding has a row for each.
       features, depth, num_heads: width, blocks, attention heads.
-      mlp: a key of :data:`MLPS`, or None: blocks without a channel mixer (Mamba).
+      mlp: a key of :data:`MLPS`, that as ``{"name": ..., **options}`` (of :class:`layers.MixtureOfExperts`, say), or
+        None: blocks without a channel mixer (Mamba).
+      mlp_pattern: channel mixers of successive blocks, as ``pattern`` has mixers; None is one for all.
       hidden: hidden width of the MLP; None is 4 features, and of gated ones 8/3 features rounded up to a
         multiple of 64, which has the same number of parameters.
       mlp_bias: biases in the MLP.
@@ -81,7 +110,8 @@ class CausalConfig(ModelConfig):
     features: int = 768
     depth: int = 12
     num_heads: int = 12
-    mlp: Mlp | None = "swiglu"
+    mlp: MlpSpec | None = "swiglu"
+    mlp_pattern: tuple[MlpSpec, ...] | Mapping[Any, MlpSpec] | None = None
     hidden: int | None = None
     mlp_bias: bool = False
     norm: str = "rms"

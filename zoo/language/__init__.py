@@ -15,6 +15,7 @@ from zoo.language import gpt2 as gpt2
 from zoo.language import gpt_neo as gpt_neo
 from zoo.language import gptj as gptj
 from zoo.language import griffin as griffin
+from zoo.language import jamba as jamba
 from zoo.language import kimi_linear as kimi_linear
 from zoo.language import landmark as landmark
 from zoo.language import linear_attention as linear_attention

@@ -6,9 +6,10 @@ The mixer of three blocks in four is Kimi Delta Attention (:mod:`layers.delta.ki
 fourth, and of the last of all, multi-head latent attention (:mod:`layers.attention.latent`) in which nothing turns:
 blocks of KDA tell the order. Heads have 128 features, latents 512, and the key that heads share 64.
 
-The released models (48B, of which a token uses 3B) have a mixture of 256 experts in place of the SwiGLU in all blocks
-but the first, which is not here: the sizes are our choice. Names are those of the released files, and those of files of
-transformers 5.23 whose models were made there, which call the SwiGLU what other files call the experts.
+In the released models (48B, of which a token uses 3B) all channel mixers but the first are mixtures of 256 experts
+(:mod:`layers.experts`), of which a token has 8 and one that all tokens have; the sizes of the others are our choice.
+Names are those of the released files, and those of files of transformers 5.23 whose models were made there, which call
+the SwiGLU of a block without experts by the name of the others' experts.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 from layers.mixer import MixerSpec, Place
 from zoo.backbones.causal import Causal, CausalConfig
 from zoo.language.llama import refuse_other_forms
-from zoo.naming import Naming, Rearrange
-from zoo.registry import register_family
+from zoo.naming import Join, Naming, Rearrange
+from zoo.registry import FrozenOptions, Release, register_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class KimiLinearConfig(CausalConfig):
 
 
 class KimiLinear(Causal):
-    """Kimi Linear with plain channel mixers; names as in :class:`Causal`."""
+    """Kimi Linear; names as in :class:`Causal`."""
 
     config: KimiLinearConfig
 
@@ -59,13 +60,39 @@ class KimiLinear(Causal):
         return {"name": "kimi_delta_attention", "gate_bias": False, **options}
 
 
+def _experts(**sizes: Any) -> dict[str, Any]:
+    """Fields of a model whose channel mixers, but for the first, are experts."""
+    routing = {"scores": "sigmoid", "normalized": True, "corrected": True, "scale": 2.446, "shared": 1}
+    return {
+        "mlp": FrozenOptions({"name": "experts", **routing, **sizes}),
+        "mlp_pattern": FrozenOptions({"0": "swiglu"}),
+    }
+
+
 _LATENT: dict[str, Any] = {"head_dim": 128, "latent_dim": 512, "rotary_dim": 64}
 VARIANTS: dict[str, dict[str, Any]] = {
+    "kimi_linear_48b": {
+        "vocab_size": 163840, "features": 2304, "depth": 27, "num_heads": 32, "hidden": 9216, **_LATENT,
+        **_experts(num_experts=256, chosen=8, hidden=1024),
+    },
     "kimi_linear_1.3b": {
         "vocab_size": 32000, "features": 2048, "depth": 24, "num_heads": 16, "hidden": 5632, **_LATENT
     },
+    "kimi_linear_experts_nano": {
+        "features": 128, "depth": 4, "num_heads": 4, "tied": True, **_experts(num_experts=8, chosen=2, hidden=128),
+    },
     "kimi_linear_nano": {"features": 128, "depth": 4, "num_heads": 4, "tied": True},
 }  # fmt: skip
+
+# Of transformers' model with the released configuration; the corrections of scores are no parameters.
+PARAMETERS = {"kimi_linear_48b": 49_122_675_072}
+
+RELEASES = {
+    "kimi_linear_48b": {
+        kind: Release(f"hf://moonshotai/Kimi-Linear-48B-A3B-{kind.capitalize()}", 0, license="mit")
+        for kind in ("instruct", "base")
+    }
+}
 
 _BLOCK, _OURS = "model.layers.{i}", "blocks.{i}"
 _DELTA = {
@@ -75,6 +102,7 @@ _DELTA = {
 }  # fmt: skip
 _ATTENTION = {"kv_a_proj_with_mqa": "latent", "kv_a_layernorm": "latent_norm", "kv_b_proj": "key_value"}
 _BOTH = {"q_proj": "query", "o_proj": "out"}
+_EXPERTS, _EACH = f"{_BLOCK}.block_sparse_moe", (Join(), Rearrange("e o i -> e i o"))
 
 
 def _naming(channel: str) -> Naming:
@@ -85,7 +113,17 @@ def _naming(channel: str) -> Naming:
             ("model.embed_tokens", "embedding"),
             (f"{_BLOCK}.self_attn.A_log", f"{_OURS}.mixer.A_log", Rearrange("1 1 h 1 -> h")),
             *((f"{_BLOCK}.self_attn.{theirs}", f"{_OURS}.mixer.{own}") for theirs, own in mixers.items()),
-            *((f"{_BLOCK}.{channel}.{name}_proj", f"{_OURS}.channel.{name}") for name in ("gate", "up", "down")),
+            *(
+                (f"{_EXPERTS}.experts.{{each}}.{theirs}.weight", f"{_OURS}.channel.experts.{name}.kernel", *_EACH)
+                for theirs, name in (("w1", "gate"), ("w3", "up"), ("w2", "down"))
+            ),
+            (f"{_EXPERTS}.gate", f"{_OURS}.channel.router"),
+            (f"{_EXPERTS}.gate.e_score_correction_bias", f"{_OURS}.channel.correction"),
+            *(
+                (f"{part}.{name}_proj", f"{_OURS}.{ours}.{name}")
+                for part, ours in ((f"{_BLOCK}.{channel}", "channel"), (f"{_EXPERTS}.shared_experts", "channel.shared"))
+                for name in ("gate", "up", "down")
+            ),
             (f"{_BLOCK}.input_layernorm", f"{_OURS}.mixer_norm"),
             (f"{_BLOCK}.post_attention_layernorm", f"{_OURS}.channel_norm"),
             ("model.norm", "norm"),
@@ -100,8 +138,6 @@ RULES = {"transformers": _naming("block_sparse_moe"), "released": _naming("mlp")
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
     refuse_other_forms(config, "hidden_act", "silu")
-    if "sparse" in (config.get("mlp_layer_types") or ()):
-        raise ValueError("mlp_layer_types has 'sparse': mixtures of experts are not here")
     if config.get("q_lora_rank") is not None:
         raise ValueError(f"q_lora_rank={config['q_lora_rank']!r}: queries are made of the tokens here")
     return config.get("rms_norm_eps")
@@ -115,8 +151,40 @@ def _attention_layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
     return None if counted is None else tuple(i - 1 for i in counted)
 
 
+def _sparse(config: Mapping[str, Any]) -> list[bool]:
+    """Which blocks have experts."""
+    kinds = config.get("mlp_layer_types")
+    if kinds:
+        return [kind == "sparse" for kind in kinds]
+    first = config.get("first_k_dense_replace", 0) if config.get("num_experts") else config.get("num_hidden_layers", 0)
+    return [i >= first for i in range(config.get("num_hidden_layers", 0))]
+
+
+def _mlp(config: Mapping[str, Any]) -> Any:
+    """The channel mixer of the blocks with experts; of all where there are none."""
+    if not any(_sparse(config)):
+        return "swiglu"
+    refuse_other_forms(config, "moe_router_activation_func", "sigmoid")
+    found = {ours: config[theirs] for theirs, ours in _ROUTING.items() if config.get(theirs) is not None}
+    return FrozenOptions({"name": "experts", "scores": "sigmoid", "corrected": True, **found})
+
+
+_ROUTING = {
+    "num_experts": "num_experts", "num_experts_per_token": "chosen", "moe_intermediate_size": "hidden",
+    "num_shared_experts": "shared", "routed_scaling_factor": "scale", "moe_renormalize": "normalized",
+}  # fmt: skip
+
+
+def _pattern(config: Mapping[str, Any]) -> Any:
+    sparse = _sparse(config)
+    dense = [i for i, experts in enumerate(sparse) if not experts]
+    return FrozenOptions({str(i): "swiglu" for i in dense}) if any(sparse) and dense else None
+
+
 DESCRIBED: dict[str, Any] = {
     "norm_epsilon": _epsilon,
+    "mlp": _mlp,
+    "mlp_pattern": _pattern,
     "attention_layers": _attention_layers,
     "num_heads": lambda config: config.get("num_attention_heads"),
     "head_dim": lambda config: config.get("qk_nope_head_dim"),
@@ -132,7 +200,9 @@ register_family(
     KimiLinear,
     KimiLinearConfig,
     VARIANTS,
-    our_choice=tuple(VARIANTS),
+    our_choice=tuple(name for name in VARIANTS if name not in PARAMETERS),
+    parameters=PARAMETERS,
+    releases=RELEASES,
     rules=RULES,
     described=DESCRIBED,
 )
