@@ -102,6 +102,7 @@ TINY: dict[str, dict[str, Any]] = {
     "resnet": {"stem": (8,), "features": (16, 32), "depths": (1, 2), "num_heads": (2, 2)},
     # All of a row goes through few latents; of small weights next to nothing would come through so many maps.
     "perceiver": {"features": 16, "embedding_features": 12, "latents": 6, "key_features": 8},
+    "perceiver_image": {"latents": 6, "bands": 4},
     "pvt_v1": {"patch_size": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "pvt": {"features": (8, 16), "depths": (1, 2), "num_heads": (2, 2)},
     "resmlp": {"layer_scale": 1.0},
@@ -184,7 +185,8 @@ BACKBONES = {Isotropic: "vit", Pyramid: "biformer", Causal: "transformer", Encod
 # Families with parameters that no mixer and no layer of tests/layers/test_gradient_sums.py has: tokens, tables.
 OWNERS = (
     *BACKBONES.values(), "agent", "altup", "bart", "cait", "eva", "fan", "fnet", "gpt2", "landmark", "linear_attention",
-    "longformer", "lookhere", "lsg", "maxvit", "perceiver", "pointer_network", "pvt_v1", "rwkv6", "rwkv7", "t2t_vit",
+    "longformer", "lookhere", "lsg", "maxvit", "perceiver", "perceiver_image", "pointer_network", "pvt_v1", "rwkv6",
+    "rwkv7", "t2t_vit",
 )  # fmt: skip
 # Families whose modules, the model itself apart, are all in other families too. What holds for each module and for how
 # modules are joined, and is expensive to try, is tried with the others.

@@ -79,6 +79,9 @@ def test_features_are_maps(family: str) -> None:
         assert [m[0].shape[:2] for m in maps] == [(2, cells.shape[1]) for _, cells in maps]
         assert [m[0].shape[1] for m in maps] == [71, 71, 35, 35]
         return
+    elif maps[0].ndim == 3:  # of latents, which have no place
+        assert {m.shape for m in maps} == {(2, *model.latents.shape)}
+        return
     elif model.blocks.reductions is not None:
         assert [m.shape[1] for m in maps] == [6, 3, 3, 3]
         assert [m.shape[-1] for m in maps] == [model.width(i) for i in range(1, 5)] == [16, 24, 24, 24]

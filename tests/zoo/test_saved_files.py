@@ -249,6 +249,7 @@ RETURNED = {
     "test_efficient_encoders_reference.py": ("bigbird", "fnet", "nystromformer"),
     "test_encoder_decoders_reference.py": ("bart", "t5"),
     "test_eva_reference.py": ("eva",),
+    "test_perceiver_image_reference.py": ("perceiver_image",),
     "test_perceiver_reference.py": ("perceiver",),
     "test_roberta_reference.py": ("longformer", "roberta"),
     "test_timm_models.py": (

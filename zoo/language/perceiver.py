@@ -10,7 +10,8 @@
 
 Queries and keys have 256 features in all, values as many as what they are made of, MLPs one hidden layer as wide as
 they are. One query for all, of the latents' width, gives a vector of a text, by which it is classified. This is the
-model of text; images, flow and multimodal data, which the paper also reads, are not here.
+model of text; that of images is :mod:`zoo.vision.perceiver_image`; flow and multimodal data, which the paper also
+reads, are not here.
 
 ``mixer`` replaces the attention among latents, which have no order and no padding: they are 256 for every text.
 Released: language-perceiver, 201 M parameters, trained on English bytes, 2048 at a time. The small one is our choice.
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from flax import nnx
@@ -66,6 +67,25 @@ class PerceiverConfig(EncoderConfig):
     key_features: int | None = 256
 
 
+class CrossConfig(Protocol):
+    """What the parts of a Perceiver read of its configuration, of texts or of images."""
+
+    @property
+    def features(self) -> int: ...
+    @property
+    def mlp(self) -> Any: ...
+    @property
+    def mlp_ratio(self) -> float: ...
+    @property
+    def norm_epsilon(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def param_dtype(self) -> Any: ...
+
+
 class Cross(Module):
     """A block that reads a context. Names: ``norm``, ``context_norm``, ``attention``, ``channel_norm``, ``channel``.
 
@@ -79,7 +99,7 @@ class Cross(Module):
 
     def __init__(
         self,
-        c: PerceiverConfig,
+        c: CrossConfig,
         features: int,
         context_features: int,
         *,
@@ -114,7 +134,7 @@ class Asked(Module):
 
     undecayed = ("queries",)
 
-    def __init__(self, c: PerceiverConfig, count: int, features: int, *, rngs: nnx.Rngs, **options: Any):
+    def __init__(self, c: CrossConfig, count: int, features: int, *, rngs: nnx.Rngs, **options: Any):
         self.queries = nnx.Param(normal(0.02)(rngs.params(), (count, features), c.param_dtype))
         self.cross = Cross(c, features, c.features, rngs=rngs, **options)
 
@@ -262,12 +282,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _cross(theirs: str, ours: str) -> list[tuple[str, str]]:
-    """A block that reads a context, or without ``context_norm`` one of latents alone."""
-    return [(f"{theirs}.attention.self.layernorm2", f"{ours}.context_norm"), *_block(theirs, ours, "attention", "norm")]
+def cross_names(theirs: str, ours: str) -> list[tuple[str, str]]:
+    """Rules of a :class:`Cross`."""
+    norm = (f"{theirs}.attention.self.layernorm2", f"{ours}.context_norm")
+    return [norm, *block_names(theirs, ours, "attention", "norm")]
 
 
-def _block(theirs: str, ours: str, mixer: str, norm: str) -> list[tuple[str, str]]:
+def block_names(theirs: str, ours: str, mixer: str, norm: str) -> list[tuple[str, str]]:
+    """Rules of a block of latents alone, whose attention and first norm are called so."""
     return [
         (f"{theirs}.attention.self.layernorm1", f"{ours}.{norm}"),
         *[(f"{theirs}.attention.self.{part}", f"{ours}.{mixer}.{part}") for part in ("query", "key", "value")],
@@ -285,13 +307,13 @@ RULES: dict[str, Naming] = {
             (f"{_MODEL}.input_preprocessor.embeddings", "embedding"),
             (f"{_MODEL}.input_preprocessor.position_embeddings.weight", "position"),
             (f"{_MODEL}.embeddings.latents", "latents"),
-            *_cross(f"{_MODEL}.encoder.cross_attention", "encoder"),
-            *_block(f"{_MODEL}.encoder.self_attends.{{i}}", "blocks.{i}", "mixer", "mixer_norm"),
+            *cross_names(f"{_MODEL}.encoder.cross_attention", "encoder"),
+            *block_names(f"{_MODEL}.encoder.self_attends.{{i}}", "blocks.{i}", "mixer", "mixer_norm"),
             (f"{_MODEL}.decoder.output_position_encodings.position_embeddings", "masked_lm.queries"),
-            *_cross(f"{_MODEL}.decoder.decoding_cross_attention", "masked_lm.cross"),
+            *cross_names(f"{_MODEL}.decoder.decoding_cross_attention", "masked_lm.cross"),
             ("embedding_decoder.bias", "masked_lm.bias"),
             (f"{_OF_CLASSES}.output_position_encodings.position_embeddings", "pooler.queries"),
-            *_cross(f"{_OF_CLASSES}.decoding_cross_attention", "pooler.cross"),
+            *cross_names(f"{_OF_CLASSES}.decoding_cross_attention", "pooler.cross"),
             (f"{_OF_CLASSES}.final_layer", "head"),
         ]
     )

@@ -22,6 +22,7 @@ from zoo.vision import mlp_mixer as mlp_mixer
 from zoo.vision import nat as nat
 from zoo.vision import ninformer as ninformer
 from zoo.vision import overlock as overlock
+from zoo.vision import perceiver_image as perceiver_image
 from zoo.vision import pvt as pvt
 from zoo.vision import pvt_v1 as pvt_v1
 from zoo.vision import ravlt as ravlt
