@@ -61,6 +61,7 @@ LEVELS: dict[str, dict[str, Any]] = {
     "mamba": {},
     "s4d": {"levels": ("s4d", "mamba")},
     "mean": {"summary": "mean", "pattern": {"0.every": "gru", "1.0": "attention", "1.1": "rg_lru"}},
+    "flat": {"carried": True, "depth": 0},
 }
 
 
@@ -87,6 +88,10 @@ def test_chunks(levels: str) -> None:
         y, state = extend(X[:, at : at + size], state)
         found, at = [*found, y], at + size
     np.testing.assert_allclose(np.concatenate(found, 1), whole, atol=1e-5)
+    if levels == "flat":
+        with pytest.raises(ValueError, match="depth=0 has no blocks"):
+            model.features(X)
+        return
     shapes = jax.eval_shape(lambda x: nnx.clone(model).features(x, (0, -1)), X)
     assert [y.shape for y in shapes] == [(2, 6, 12)] * 2
 
@@ -100,6 +105,17 @@ def test_the_low_level_forgets_each_chunk() -> None:
     apart = zoo.create("hiss_nano", **SMALL)
     whole, half = program(apart.low)(X.reshape(12, 4, 3)), program(apart.low)(X.reshape(12, 4, 3)[::2])
     np.testing.assert_allclose(whole[::2], half, atol=1e-6)
+
+
+def test_a_flat_model_is_its_blocks_on_all_readings() -> None:
+    model = zoo.create("hiss_nano", **SMALL, carried=True, depth=0)
+
+    def flat(model: Any, x: jax.Array) -> jax.Array:
+        low = model.low
+        x = low.out(low.norm(low.blocks(low.embedding(x))[0]))
+        return model.head(model.norm(x))[:, 3::4]
+
+    np.testing.assert_allclose(program(model)(X), nnx.jit(flat)(model, X), atol=1e-6)
 
 
 def test_depths_of_parameters() -> None:

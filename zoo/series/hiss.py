@@ -11,6 +11,8 @@ Levels are of Mamba or S4 in the paper, which has a mean squared error 23 % lowe
 those of the authors' configurations, for data of theirs. Their S4 is a full state space; ours is its diagonal form,
 S4D, so that models with it are our choice, as ``hiss_nano`` is. Blocks of S4 end without a norm. Another mixer stands
 on both levels with ``mixer=``, and on one with ``pattern={"0.every": "s4d", "1.every": "mamba"}``, 0 being the low one.
+The flat model that the paper compares with is a low level which reads on, ``carried=True``, below no high one,
+``depth=0``.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class HiSSConfig(ModelConfig):
       low_features, low_depth: of the low level.
       levels: mixers of the low and of the high level.
       summary: what stands for a chunk: the "last" output of the low level, or the "mean" of them, our addition.
+      carried: the low level does not forget what it read of the chunks before.
       num_heads: for mixers that ask for it.
       norm, norm_epsilon: of the blocks and, but for S4D, of the end of each level.
     """
@@ -62,6 +65,7 @@ class HiSSConfig(ModelConfig):
     low_depth: int = 4
     levels: tuple[MixerSpec, MixerSpec] = ("mamba", "mamba")
     summary: Literal["last", "mean"] = "last"
+    carried: bool = False
     num_heads: int = 4
     norm: str = "layer"
     norm_epsilon: float = 1e-5
@@ -70,15 +74,29 @@ class HiSSConfig(ModelConfig):
 class LowLevel(Module):
     """Reads chunks. Names: ``embedding``, ``blocks.N``, ``norm``, ``out``."""
 
-    def __init__(self, embedding: Linear, blocks: Stack, norm: Any, out: Linear, mean: bool):
-        self.embedding, self.blocks, self.norm, self.out, self.mean = embedding, blocks, norm, out, mean
+    def __init__(self, embedding: Linear, blocks: Stack, norm: Any, out: Linear, ratio: int, mean: bool):
+        self.embedding, self.blocks, self.norm, self.out = embedding, blocks, norm, out
+        self.ratio, self.mean = ratio, mean
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps chunks (batch, ratio, in_features) to what stands for them, (batch, features)."""
-        x, norm = self.blocks(self.embedding(x))[0], self.norm
-        x = x if self.mean else x[:, -1:]
+        """Maps chunks of one reading after another, (batch, chunks * ratio, in_features), to what stands for them,
+        (batch, chunks, features).
+        """
+        return self._summed_up(self.blocks(self.embedding(x))[0])
+
+    def extend(self, x: jax.Array, state: Any, mask: jax.Array | None) -> tuple[jax.Array, Any]:
+        """As a call, of new chunks."""
+        y, state = self.blocks.extend(self.embedding(x), state, Tokens(mask))
+        return self._summed_up(y), state
+
+    def _summed_up(self, x: jax.Array) -> jax.Array:
+        norm: Any = self.norm
+        x = x if self.mean else x[:, self.ratio - 1 :: self.ratio]
         y = self.out(x if norm is None else norm(x))
-        return jnp.mean(y, axis=1, dtype=jnp.promote_types(y.dtype, jnp.float32)).astype(y.dtype)
+        if not self.mean:
+            return y
+        y = y.reshape(y.shape[0], -1, self.ratio, y.shape[-1])
+        return jnp.mean(y, axis=2, dtype=jnp.promote_types(y.dtype, jnp.float32)).astype(y.dtype)
 
 
 class HiSS(Model):
@@ -104,6 +122,7 @@ class HiSS(Model):
             self.make_stack(LOW, rngs=rngs),
             self.make_end(LOW, rngs=rngs),
             Linear(c.low_features, c.features, **common),
+            c.ratio,
             c.summary == "mean",
         )
         self.blocks, self.norm = self.make_stack(HIGH, rngs=rngs), self.make_end(HIGH, rngs=rngs)
@@ -163,17 +182,23 @@ class HiSS(Model):
     ) -> list[jax.Array]:
         """Outputs (batch, length / ratio, features) of some blocks of the high level, by default the last of each
         quarter.
+
+        Raises:
+          ValueError: a high level without blocks.
         """
+        if not self.config.depth:
+            raise ValueError("a high level of depth=0 has no blocks: a flat model's are those of its low level")
         indices = last_of_quarters(self.config.depth) if indices is None else indices
         chunks, known = self._chunks(x, mask)
         return self.blocks(chunks, known, capture=indices)[1]
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
-        """The state before the first reading, that of the high level: the low one forgets each chunk. ``max_length``
-        is how many readings caches must hold chunks of.
+        """The state before the first reading: of the high level, and with ``carried`` a pair, of which the low one's is
+        the first. ``max_length`` is how many readings caches must hold, or hold chunks of.
         """
         room = None if max_length is None else -(-max_length // self.config.ratio)
-        return self.blocks.init_state(batch_size, room, dtype)
+        high = self.blocks.init_state(batch_size, room, dtype)
+        return (self.low.blocks.init_state(batch_size, max_length, dtype), high) if self.config.carried else high
 
     def extend(self, x: jax.Array, state: Any, mask: jax.Array | None = None) -> tuple[jax.Array, Any]:
         """Reads new chunks (batch, new, in_features); returns (batch, new / ratio, outputs) and the new state.
@@ -181,12 +206,17 @@ class HiSS(Model):
         Raises:
           ValueError: as of a call: nothing is known of a chunk before its end, so that readings come by chunks.
         """
-        chunks, known = self._chunks(x, mask)
-        y, state = self.blocks.extend(chunks, state, known)
-        return self._finish(y), state
+        low, high = state if self.config.carried else (None, state)
+        chunks, known, low = self._read(x, mask, low)
+        y, high = self.blocks.extend(chunks, high, known)
+        return self._finish(y), (low, high) if self.config.carried else high
 
     def _chunks(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Tokens]:
         """What stands for the chunks, (batch, chunks, features), and which of them are real."""
+        return self._read(x, mask, None)[:2]
+
+    def _read(self, x: jax.Array, mask: jax.Array | None, state: Any) -> tuple[jax.Array, Tokens, Any]:
+        """As :meth:`_chunks`, after those of a state of the low level, and the new state; None where there is none."""
         c = self.config
         if x.ndim != 3 or x.shape[-1] != c.in_features:
             raise ValueError(
@@ -199,8 +229,12 @@ class HiSS(Model):
                 f"the rest of the chunk"
             )
         x = finite_padding(x, mask)
-        found = self.low(x.reshape(-1, c.ratio, c.in_features)).reshape(x.shape[0], -1, c.features)
-        return found, Tokens(None if mask is None else mask[:, c.ratio - 1 :: c.ratio])
+        known = Tokens(None if mask is None else mask[:, c.ratio - 1 :: c.ratio])
+        if state is not None:
+            found, state = self.low.extend(x, state, mask)
+            return found, known, state
+        rows = x if c.carried else x.reshape(-1, c.ratio, c.in_features)
+        return self.low(rows).reshape(x.shape[0], -1, c.features), known, None
 
     def _finish(self, x: jax.Array) -> jax.Array:
         norm: Any = self.norm
