@@ -177,34 +177,45 @@ class MultiQueryRecall(Procedural):
       vocab_size: even.
       power: of the distances: the weight of a distance d is d ** (power - 1).
       random_filler: fillers are random values instead of one token.
+      overwritten: so many of the keys, at most all, are stored twice, under another value: the last one is asked for.
+        What is stored is in random order, then as ever the keys once more, each once; chance is
+        1 / (pairs + overwritten), a guess among all values shown.
     """
 
     def __init__(
         self, length: int = 64, test_length: int = 256, pairs: int = 8, vocab_size: int = 8192, power: float = 0.01,
-        random_filler: bool = True, num_eval: int = 512, seed: int = 0,
+        random_filler: bool = True, overwritten: int = 0, num_eval: int = 512, seed: int = 0,
     ):  # fmt: skip
-        if pairs < 2 or vocab_size % 2 or vocab_size // 2 <= pairs:
+        if not 0 <= overwritten <= pairs:
+            raise ValueError(f"overwritten is from 0 to pairs={pairs}, not {overwritten}")
+        stored = pairs + overwritten
+        if pairs < 2 or vocab_size % 2 or vocab_size // 2 <= stored:
             raise ValueError(
-                f"at least 2 pairs, and an even vocab_size above {2 * pairs}: pairs={pairs}, vocab_size={vocab_size}"
+                f"at least 2 pairs, and an even vocab_size above {2 * stored}: pairs={pairs}, vocab_size={vocab_size}"
             )
         self.pairs, self.vocab_size, self.power, self.random_filler = pairs, vocab_size, power, random_filler
-        self.chance, self.shortest = 1 / pairs, 4 * pairs
+        self.overwritten, self.chance, self.shortest = overwritten, 1 / stored, 4 * pairs + 2 * overwritten
         super().__init__(length, test_length, num_eval, seed)
 
     def make(self, rng: np.random.Generator, length: int, training: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         del training
-        pairs, half = self.pairs, self.vocab_size // 2
+        pairs, stored, half = self.pairs, self.pairs + self.overwritten, self.vocab_size // 2
         keys = 1 + rng.choice(half - 1, pairs, replace=False)  # 0 is the filler
-        values = half + rng.choice(half, pairs, replace=False)
+        values = half + rng.choice(half, stored, replace=False)
         tokens = half + rng.integers(0, half, length) if self.random_filler else np.zeros(length, np.int64)
-        tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
+        order = np.arange(pairs)
+        if self.overwritten:
+            order = rng.permutation(np.append(order, rng.choice(pairs, self.overwritten, replace=False)))
+        tokens[0 : 2 * stored : 2], tokens[1 : 2 * stored : 2] = keys[order], values
+        last = np.zeros(pairs, np.int64)
+        np.maximum.at(last, order, np.arange(stored))
         # A query and the token after it take a slot of two, so that what follows a query is never a query.
-        slots = (length - 2 * pairs) // 2
+        slots = (length - 2 * stored) // 2
         weight = np.arange(1, slots + 1) ** (self.power - 1.0)
-        queries = 2 * pairs + 2 * rng.choice(slots, pairs, replace=False, p=weight / weight.sum())
+        queries = 2 * stored + 2 * rng.choice(slots, pairs, replace=False, p=weight / weight.sum())
         tokens[queries] = keys
         targets, answers = np.zeros_like(tokens), np.zeros(length, bool)
-        targets[queries], answers[queries] = values, True
+        targets[queries], answers[queries] = values[last], True
         return tokens, targets, answers
 
 

@@ -126,6 +126,23 @@ def test_answers_follow_from_what_was_seen(name: str, split: str) -> None:
     assert len(told) > 1
 
 
+def test_of_a_key_stored_twice_the_last_value_is_asked_for() -> None:
+    task = tasks.create("multi_query_recall", length=24, test_length=24, pairs=4, overwritten=2, vocab_size=64)
+    examples, changed = task.examples("train"), 0
+    for index in range(20):
+        example = examples.get(index, None)
+        tokens, asked = example["tokens"].tolist(), np.flatnonzero(example["answers"]).tolist()
+        stored = list(zip(tokens[:12:2], tokens[1:12:2], strict=True))
+        last = dict(stored)
+        assert len(last) == len(asked) == 4
+        assert len({value for _, value in stored}) == 6
+        assert {tokens[place]: int(example["targets"][place]) for place in asked} == last
+        assert min(asked) >= 12
+        changed += dict(stored[::-1]) != last
+    assert changed == 20
+    assert task.chance == 1 / 6
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_an_example_is_a_function_of_its_index(name: str) -> None:
     first, second = task_of(name).examples("train"), task_of(name).examples("train")
@@ -331,6 +348,8 @@ def test_metrics(name: str) -> None:
         ("induction_heads", {"length": 8, "shortest_length": 9}, "shortest_length is from 3 to length = 8, not 9"),
         ("multi_query_recall", {"vocab_size": 7}, "even vocab_size"),
         ("multi_query_recall", {"length": 8, "pairs": 4}, "length is at least 16"),
+        ("multi_query_recall", {"pairs": 4, "overwritten": 5}, "overwritten is from 0 to pairs=4, not 5"),
+        ("multi_query_recall", {"length": 16, "pairs": 4, "overwritten": 1}, "length is at least 18"),
         ("permutation_tracking", {"group": "S9"}, "unknown group"),
         ("passkey", {"length": 20}, "length is at least"),
         ("parity", {"num_eval": 0}, "num_eval"),
