@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from benchmarks.claims import associative_recall, needle, state_tracking, titans_ablation
+import tasks
+from benchmarks.claims import associative_recall, needle, sensors, state_tracking, titans_ablation
 from layers.state import parameter_count
 from zoo.registry import abstract, configure, variant
 
@@ -50,9 +52,17 @@ def test_every_removed_part_must_cost() -> None:
     )
 
 
-def test_needle_seekers_are_of_one_size() -> None:
+def test_a_hierarchy_must_beat_both_flat_models() -> None:
+    assert sensors.verdict(rows("loss", **{"HiSS": 0.4, "flat Mamba": 0.5, "flat S4D": 0.6}))
+    assert not sensors.verdict(rows("loss", **{"HiSS": 0.4, "flat Mamba": 0.5, "flat S4D": 0.3}))
+    assert not sensors.verdict(rows("loss", **{"HiSS": 0.4, "flat Mamba": 0.3, "flat S4D": 0.5}))
+
+
+@pytest.mark.parametrize("claim", [needle, sensors], ids=["needle", "sensors"])
+def test_contestants_are_of_one_size(claim: ModuleType) -> None:
     sizes = []
-    for contestant in needle.contest(False).contestants:
+    for contestant in claim.contest(False).contestants:
         entry = variant(contestant.model)
-        sizes.append(parameter_count(abstract(entry, configure(entry, {**contestant.options, "vocab_size": 16}))))
+        options = {**contestant.options, **tasks.create(**contestant.task).model_options()}
+        sizes.append(parameter_count(abstract(entry, configure(entry, options))))
     assert max(sizes) == pytest.approx(min(sizes), rel=0.02)
