@@ -109,6 +109,7 @@ from layers.state_space.differential import DifferentialMamba
 from layers.state_space.hydra import Hydra
 from layers.state_space.mamba import Longhorn, Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
+from layers.state_space.memory_mamba import MemoryMamba
 from layers.state_space.rg_lru import RGLRU
 from layers.state_space.s4d import S4D
 from layers.token_aware_pooling import TokenAwarePooling
@@ -217,6 +218,7 @@ __all__ = [
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
+    "MemoryMamba",
     "Mixer",
     "MixerGatingUnit",
     "MixerSpec",

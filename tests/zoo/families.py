@@ -96,6 +96,7 @@ TINY: dict[str, dict[str, Any]] = {
     # The first token alone would see nothing of the last block's local projections.
     "longformer": {"pool": "average", "window": 6, "max_global": 2},
     "landmark": {"period": 5},
+    "memmamba": {"notes": 3, "note_dim": 8, "window": 2, "layers": 1, "every": 2},
     "longnet": {"segments": (4, 8, 16), "rates": (1, 2, 4)},
     "lsg": {"block": 4, "sparse_block": 4, "global_rows": 4, "num_global": 2, "pool_global": False, "pool": "average"},
     "maxvit": {"stem": 4, "features": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "window": 2},

@@ -27,6 +27,7 @@ from zoo.language import lra as lra
 from zoo.language import lsg as lsg
 from zoo.language import mamba as mamba
 from zoo.language import mamba2 as mamba2
+from zoo.language import memmamba as memmamba
 from zoo.language import miras as miras
 from zoo.language import nystromformer as nystromformer
 from zoo.language import perceiver as perceiver

@@ -1,0 +1,280 @@
+"""MemMamba: Rethinking Memory Patterns in State Space Model (Wang et al., 2025, arXiv:2510.03279), section 4.
+
+A state space that takes notes, and looks back at those of its own and of the layers below:
+
+    if I_token(x_t) > tau_1      S_t = Insert(S_{t-1}, N(x_t))                 a pool of the last k notes (equation 5)
+    if I_state(z_{t-1}) > tau_2  c_t = Attention(x_t, S_{t-1}), else 0         in every layer              (6 and 10)
+    if l mod p = 0               d_t = Attention(x_t, notes of the last g layers), else 0                  (7 and 11)
+    y = Mamba(x + F(c) + F'(d))                                                                                  (12)
+
+    N: a note is W_n x, of 64 numbers, and the largest of each over a window of w tokens (equations 26 and 40)
+    Attention: softmax((W_q x) (W_s s)^T / 8) W_v s, of one head
+    F: x + a c with a learned number a for a layer, the best of table 4; a = 0.8 at the start, as in section A.3.5
+
+The paper gives k = 50 and 64 numbers, and neither code nor much else. Our choices:
+
+- I is sigmoid(w x + b), and tau is 0.5. Above it a gate is open, as the paper has it, and its gradient is that of the
+  sigmoid (straight through).
+- z_{t-1} is what the layer below made of the token before (as in section A.2.2), not the state h_{t-1}: what a token
+  finds would depend on the state, and the state on it, so that no two tokens could be read at once.
+- A window leaves a note of those tokens in it that are worth one, at its end, and none without any: w = 1 is equation
+  5. Windows are counted from the start of a document.
+- Notes leave the pool in the order of writing. The paper names replacement by priority too; that is not here.
+- Of a layer below, a token is given what it found in that layer's pool, before the gate: a mean of notes, (64,). So the
+  layers hand on g summaries of each token, and no pools.
+- "gated" multiplies c by a sigmoid of x, "product" by x, "residual" by nothing; the paper gives no formulas. Its fifth
+  way, a convolution, is not here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from layers.broadcast import broadcast
+from layers.convolution import ConvolutionState
+from layers.initializers import constant
+from layers.linear import Linear
+from layers.mixer import State, register_mixer, without_padding
+from layers.module import Diagnostic, LayerOptions, Module, parameter
+from layers.state_space.initialization import STEP_RANGE, Initialization, StepRange
+from layers.state_space.mamba import Mamba, SelectiveState
+from layers.state_space.notes import Notes, read, write
+from layers.token_shift import TokenShift
+from layers.tokens import Tokens
+
+Fusion = Literal["weighted", "residual", "gated", "product"]
+
+
+@struct.dataclass
+class MemoryState(SelectiveState):
+    """The state of MemMamba.
+
+    Attributes:
+      before: the token before the next.
+      notes: the pool.
+    """
+
+    before: ConvolutionState
+    notes: Notes
+
+
+@struct.dataclass
+class Summaries:
+    """What the layers below have found for each token, the latest last.
+
+    Attributes:
+      found: (batch, length, g, size), at least float32.
+      known: bool (batch, length, g), whether there was anything to find.
+    """
+
+    found: jax.Array
+    known: jax.Array
+
+    @classmethod
+    def none(cls, batch: int, length: int, layers: int, size: int, dtype: Any = jnp.float32) -> Summaries:
+        """What is handed to the first layer."""
+        shape = (batch, length, layers)
+        return cls(jnp.zeros((*shape, size), dtype), jnp.zeros(shape, bool))
+
+    def and_of(self, found: jax.Array, known: jax.Array) -> Summaries:
+        """With those of another layer, in place of the oldest."""
+        found = jnp.concatenate([self.found[:, :, 1:], found.astype(self.found.dtype)[:, :, None]], axis=2)
+        return Summaries(found, jnp.concatenate([self.known[:, :, 1:], known[..., None]], axis=2))
+
+
+class Gate(Module):
+    """1 where sigmoid(w x + b) is above a threshold, else 0, with the gradient of the sigmoid.
+
+    Parameters: ``score`` (linear).
+    """
+
+    def __init__(self, features: int, threshold: float, **made: Any):
+        self.score, self.threshold = Linear(features, 1, **made), threshold
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (batch, length, features) to (batch, length, 1), at least float32."""
+        score = self.score(x)
+        soft = jax.nn.sigmoid(score.astype(jnp.promote_types(score.dtype, jnp.float32)))
+        return (soft > self.threshold).astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft))
+
+
+class Fused(Module):
+    """F: how what was found joins the tokens.
+
+    Parameters: ``value`` (linear, no bias), W_v; ``weight`` (), a, where weighted; ``gate`` (linear), where gated.
+    """
+
+    def __init__(self, features: int, size: int, fusion: Fusion, **made: Any):
+        """Args:
+          size: numbers of a note.
+
+        Raises:
+          ValueError: an unknown fusion.
+        """
+        if fusion not in ("weighted", "residual", "gated", "product"):
+            raise ValueError(f'fusion is "weighted", "residual", "gated" or "product", got {fusion!r}')
+        self.value, self.fusion = Linear(size, features, use_bias=False, **made), fusion
+        options: LayerOptions = {"param_dtype": made["param_dtype"], "rngs": made["rngs"]}
+        self.weight = parameter(constant(0.8), (), options) if fusion == "weighted" else None
+        self.gate = Linear(features, 1, **made) if fusion == "gated" else None
+
+    def __call__(self, x: jax.Array, found: jax.Array, is_open: jax.Array | None = None) -> jax.Array:
+        """What is added to ``x`` (batch, length, features) of ``found`` (batch, length, size); nothing where
+        ``is_open`` (batch, length, 1) is 0.
+        """
+        c = self.value(found if is_open is None else found * is_open.astype(found.dtype)).astype(x.dtype)
+        if self.weight is not None:
+            return broadcast(self.weight[...], c.shape, c.dtype) * c
+        if self.gate is not None:
+            return jax.nn.sigmoid(self.gate(x)).astype(c.dtype) * c
+        return x * c if self.fusion == "product" else c
+
+
+@register_mixer("memory_mamba")
+class MemoryMamba(Mamba):
+    """Mamba whose input is joined by what was found in notes of the past, in constant memory.
+
+    Parameters: those of :class:`Mamba`; ``note``, ``query`` and ``key`` (linear, no biases), ``note_gate.score`` and
+    ``recall_gate.score`` (linear), ``fused``; where it looks at the layers below ``layer_query`` and ``layer_key``
+    (linear, no biases) and ``layer_fused``.
+    """
+
+    paper = (174,)
+    undecayed: ClassVar[tuple[str, ...]] = (*Mamba.undecayed, "fused.weight", "layer_fused.weight")
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        notes: int = 50,
+        note_dim: int = 64,
+        window: int = 16,
+        note_threshold: float = 0.5,
+        recall_threshold: float = 0.5,
+        fusion: Fusion = "weighted",
+        layers: int = 0,
+        every: int = 4,
+        index: int = 0,
+        state_dim: int = 16,
+        expand: int = 2,
+        conv_size: int = 4,
+        step_rank: int | None = None,
+        initialization: Initialization = "standard",
+        step_range: StepRange = STEP_RANGE,
+        depth: int = 1,
+        use_bias: bool = False,
+        conv_bias: bool = True,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+          notes: k, notes of the pool; without any it is Mamba.
+          note_dim: numbers of a note.
+          window: w, tokens that leave one note.
+          note_threshold: tau_1: with 0 every token is noted, with 1 none.
+          recall_threshold: tau_2: with 0 every token looks back, with 1 none.
+          fusion: F.
+          layers: g, layers below that it is told of; 0 for none. The model hands on :class:`Summaries` for them.
+          every: p: each p-th layer, counted from 1, looks at those below.
+          index: of the block.
+          state_dim and the rest: as of :class:`Mamba`.
+
+        Raises:
+          ValueError: fewer than no notes or layers, an empty window or note, or an unknown fusion or initialization.
+        """
+        if min(notes, layers) < 0 or min(note_dim, window, every) < 1:
+            raise ValueError(
+                f"notes and layers are at least 0, note_dim, window and every at least 1: got notes={notes}, "
+                f"layers={layers}, note_dim={note_dim}, window={window}, every={every}"
+            )
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(
+            features,
+            state_dim=state_dim,
+            expand=expand,
+            conv_size=conv_size,
+            step_rank=step_rank,
+            initialization=initialization,
+            step_range=step_range,
+            depth=depth,
+            use_bias=use_bias,
+            conv_bias=conv_bias,
+            **common,
+        )
+        linear = {"use_bias": False, **common}
+        self.capacity, self.note_dim, self.window, self.shares = notes, note_dim, window, layers > 0
+        self.note = Linear(features, note_dim, **linear)
+        self.query = Linear(features, note_dim, **linear)
+        self.key = Linear(note_dim, note_dim, **linear)
+        self.note_gate = Gate(features, note_threshold, **common)
+        self.recall_gate = Gate(features, recall_threshold, **common)
+        self.before = TokenShift(features, dtype=dtype)
+        self.fused = Fused(features, note_dim, fusion, **common)
+        looks_down = layers > 0 and index > 0 and (index + 1) % every == 0
+        self.layer_query = Linear(features, note_dim, **linear) if looks_down else None
+        self.layer_key = Linear(note_dim, note_dim, **linear) if looks_down else None
+        self.layer_fused = Fused(features, note_dim, fusion, **common) if looks_down else None
+
+    def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> MemoryState:
+        own = super().init_state(batch_size, max_length, dtype)
+        return MemoryState(
+            own.convolution,
+            own.hidden,
+            self.before.init_state(batch_size, dtype=dtype),
+            self._no_notes(batch_size, jnp.promote_types(dtype, jnp.float32)),
+        )
+
+    def mix(self, x: jax.Array, tokens: Tokens, /, *beside: Any) -> Any:
+        y, _, handed = self._read(without_padding(x, tokens.mask), tokens, None, *beside[:1])
+        return (y, handed) if self.shares else y
+
+    def mix_next(self, x: jax.Array, state: State, tokens: Tokens, /, *beside: Any) -> Any:
+        y, new, handed = self._read(without_padding(x, tokens.mask), tokens, state, *beside[:1])
+        new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+        return (y, new, handed) if self.shares else (y, new)
+
+    def _no_notes(self, batch: int, dtype: Any) -> Notes:
+        return Notes.none(batch, self.capacity, self.note_dim, dtype)
+
+    def _read(
+        self, x: jax.Array, tokens: Tokens, state: MemoryState | None, below: Summaries | None = None
+    ) -> tuple[jax.Array, MemoryState | None, Summaries | None]:
+        """The output, the new state, and what is handed on."""
+        if self.shares and below is None:
+            raise ValueError("MemoryMamba with layers= reads what blocks hand on: give its layers.Stack shared=")
+        worth = self.note_gate(x)
+        said = self.note(x)
+        last = self._no_notes(x.shape[0], worth.dtype) if state is None else state.notes
+        found, notes = write(said.astype(worth.dtype) * worth, worth[..., 0] > 0.5, last, tokens, self.window)
+        query = self.query(x)
+        key = self.key(found.summaries.astype(query.dtype))
+        recalled = read(query, key, found, self.capacity, self.window)
+        before, seen = self.before.recur(x, tokens, None if state is None else state.before)
+        forgotten = self.recall_gate(before)
+        self.sow(Diagnostic, "noted", worth[..., 0])
+        self.sow(Diagnostic, "recalled", forgotten[..., 0])
+        joined = x + self.fused(x, recalled, forgotten).astype(x.dtype)
+        if below is not None:
+            if self.layer_fused is not None:
+                joined = joined + self.layer_fused(x, self._from_layers(x, below)).astype(x.dtype)
+            below = below.and_of(recalled, found.end > found.first)
+        y, own = super().recur(joined, tokens, state)
+        if own is None or seen is None:
+            return y, None, below
+        return y, MemoryState(own.convolution, own.hidden, seen, notes), below
+
+    def _from_layers(self, x: jax.Array, below: Summaries) -> jax.Array:
+        """What each token finds in the summaries of the layers below: (batch, length, size); zeros where none are."""
+        assert self.layer_query is not None
+        assert self.layer_key is not None
+        query, key = self.layer_query(x), self.layer_key(below.found.astype(x.dtype))
+        logits = jnp.einsum("bln,blgn->blg", query, key, preferred_element_type=below.found.dtype)
+        weights = jax.nn.softmax(jnp.where(below.known, logits * self.note_dim**-0.5, -1e30), axis=-1)
+        weights = jnp.where(below.known, weights, 0)
+        return jnp.einsum("blg,blgn->bln", weights, below.found).astype(x.dtype)
+
