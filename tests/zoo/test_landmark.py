@@ -7,15 +7,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import zoo
 from layers import assign, flatten
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
 from tests.tiers import tiered
+from zoo.weights import export, load
 
 SIZES: dict[str, Any] = {"vocab_size": 11, "features": 16, "depth": 2, "num_heads": 2, "embedding_std": 1.0}
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 23)).astype(np.int32)
+LLAMA = {"mlp": "swiglu", "norm": "rms", "norm_epsilon": 1e-6, "rotary": 10000.0, "tied": False}
 LENGTHS = np.array([23, 14])
 RETRIEVING = {"retrieved": 1, "local": 2}
 
@@ -35,6 +38,19 @@ def test_a_landmark_is_a_token_that_nobody_sees() -> None:
     found, wanted = program(model)(TOKENS), program(plain)(woven)
     assert found.shape == (2, 23, 11)
     assert relative(found, np.asarray(wanted)[woven != 11].reshape(2, 23, 12)[..., :11]) < 1e-5
+
+
+def test_llama_with_landmarks() -> None:
+    """A text of less than a block is read as by the decoder that was given landmarks."""
+    model = zoo.create("landmark_nano", period=25, **SIZES, **LLAMA)
+    files = export(model, naming="llama")
+    assert files["lm_head.weight"].shape == files["model.embed_tokens.weight"].shape == (12, 16)
+    plain = {**SIZES, "vocab_size": 12, "num_kv_heads": 2, "norm_epsilon": 1e-6, "tied": False}
+    llama = load(zoo.create("llama_nano", **plain), files)
+    assert relative(program(model)(TOKENS), program(llama)(TOKENS)[..., :11]) < 1e-5
+    other = zoo.create("landmark_nano", period=25, **SIZES, **LLAMA, rngs=nnx.Rngs(1))
+    again = export(load(other, files), naming="llama")
+    assert all(np.array_equal(again[name], array) for name, array in files.items())
 
 
 @pytest.mark.parametrize("options", tiered([{}, RETRIEVING], lambda options: not options), ids=["all", "retrieving"])

@@ -227,6 +227,7 @@ UNREAD = {
     "fan": "the repositories of FAN and of TAP",
     "hvt": "HVT's repository",
     "l2vit": "L2ViT's repository",
+    "llama": "the authors' LLaMA with landmarks, a repository",
     "lookhere": "LookHere's repository",
     "nat": "the repository of NAT and DiNAT",
     "overlock": "OverLoCK's repository",

@@ -168,9 +168,14 @@ class Causal(Model):
         self.head = (
             None
             if c.tied
-            else Linear(c.features, c.vocab_size, use_bias=c.head_bias, kernel_init=normal(c.embedding_std), **common)
+            else Linear(c.features, self.outputs, use_bias=c.head_bias, kernel_init=normal(c.embedding_std), **common)
         )
         self.num_features = c.features
+
+    @property
+    def outputs(self) -> int:
+        """Logits of a head of its own: one of each token, and those of which a model has no use."""
+        return self.config.vocab_size
 
     def make_mixer(self, place: Place, *, rngs: nnx.Rngs) -> Mixer:
         return create_mixer(self.mixer_spec(place), self.config.features, causal=True, place=place, rngs=rngs)

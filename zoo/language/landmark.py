@@ -14,6 +14,11 @@ they are not in the vocabulary. The authors' files have them as a token; in our 
 tokens at a time. At a length of 2048, with chunks of 250 words and 2 blocks retrieved (``retrieved=2, local=5``, for
 weights that were trained without), the paper has a perplexity of 15.14, and Transformer-XL with a window of 512 one of
 14.72. ``landmark_nano`` is our choice.
+
+``landmark_llama_7b`` is the authors' LLaMA, of which they give the difference to Meta's weights and a script that adds
+it (epfml/landmark-attention-llama7b-wdiff): blocks of 63 words, RMSNorm, SwiGLU, and a head of its own, which has a
+logit of the landmark too. LLaMA's 32,000 words have one more, for padding. The paper has it find a pass key in 98 % of
+texts of 32,000 tokens; the authors' script retrieves 5 blocks.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from layers.initializers import normal
 from layers.mixer import MixerSpec, Place
 from layers.tokens import Tokens
 from zoo.backbones.causal import Causal, CausalConfig, CausalState, Mlp
+from zoo.language.llama import released_names
 from zoo.naming import Naming, Split
 from zoo.registry import FrozenOptions, register_family
 
@@ -70,6 +76,15 @@ class Landmark(Causal):
         self.extra = ExtraTokens(1, place=config.period - 1)
 
     @property
+    def outputs(self) -> int:
+        """A logit of the landmark besides, as in the authors' files; nobody is told of it."""
+        return self.config.vocab_size + 1
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        logits = super().logits(hidden)
+        return logits if self.head is None else logits[..., :-1]
+
+    @property
     def segment_multiple(self) -> int:
         """In words: documents that share a row must begin where a block does."""
         blocks = -(-super().segment_multiple // self.config.period)
@@ -98,9 +113,14 @@ _PAPER: dict[str, Any] = {"vocab_size": 50303, "features": 1024, "depth": 12, "n
 VARIANTS: dict[str, dict[str, Any]] = {
     "landmark_nano": {"features": 128, "depth": 4, "num_heads": 4, "period": 17},
     "landmark_200m": _PAPER,
-}
+    "landmark_llama_7b": {
+        "vocab_size": 32001, "features": 4096, "depth": 32, "num_heads": 32, "hidden": 11008, "mlp": "swiglu",
+        "norm": "rms", "norm_epsilon": 1e-6, "rotary": 10000.0, "period": 64, "tied": False,
+    },
+}  # fmt: skip
 
 _BLOCK, _OURS = "transformer.h.{i}", "blocks.{i}"
+_LLAMA = released_names({"input_layernorm": "mixer_norm", "post_attention_layernorm": "channel_norm"})
 RULES: dict[str, Naming] = {
     "authors": Naming(
         [
@@ -116,7 +136,10 @@ RULES: dict[str, Naming] = {
         ],
         # Frequencies and masks, and the head.
         ignore=("transformer.wpe.freqs", f"{_BLOCK}.attn.bias", "lm_head.weight"),
-    )
+    ),
+    "llama": dataclasses.replace(
+        _LLAMA, rules=(("model.embed_tokens.weight", ("embedding.embedding", "landmark"), Split()), *_LLAMA.rules[1:])
+    ),
 }
 
 register_family(
@@ -125,7 +148,8 @@ register_family(
     LandmarkConfig,
     VARIANTS,
     our_choice=("landmark_nano",),
-    parameters={"landmark_200m": 202_531_840},  # of the authors' model
+    # Of the authors' model, and of Meta's with two rows more of both tables.
+    parameters={"landmark_200m": 202_531_840, "landmark_llama_7b": 6_738_415_616 + 4 * 4096},
     rules=RULES,
     paper=(20,),
 )
