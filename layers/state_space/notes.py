@@ -10,7 +10,7 @@ reads is a window in that order, and a block of tokens reads few more than k of 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class Notes:
     segment: jax.Array
 
     @classmethod
-    def none(cls, batch: int, capacity: int, size: int, dtype: jax.typing.DTypeLike) -> Notes:
+    def none(cls, batch: int, capacity: int, size: int, dtype: Any) -> Notes:
         """No notes of documents of which nothing was read."""
         held, length, segment = (jnp.zeros((batch,), jnp.int32) for _ in range(3))
         pending = jnp.full((batch, size), -jnp.inf, dtype)
