@@ -111,6 +111,7 @@ from layers.state_space.mamba import Longhorn, Mamba, SelectiveState
 from layers.state_space.mamba2 import Mamba2
 from layers.state_space.memory_mamba import MemoryMamba
 from layers.state_space.rg_lru import RGLRU
+from layers.state_space.s4 import S4
 from layers.state_space.s4d import S4D
 from layers.token_aware_pooling import TokenAwarePooling
 from layers.token_mlp import SpatialGating, TokenMLP
@@ -130,6 +131,7 @@ __all__ = [
     "RGLRU",
     "RWKV6",
     "RWKV7",
+    "S4",
     "S4D",
     "SLSTM",
     "Aaren",

@@ -117,7 +117,7 @@ class S4D(Recurrent):
     supports_bidirectional = True
     honors = frozenset({"mask"})
     paper = (123,)
-    undecayed = ("log_A_real", "A_imag")
+    undecayed: ClassVar[tuple[str, ...]] = ("log_A_real", "A_imag")
     refusals: ClassVar[Mapping[str, str]] = {
         "segment_ids": "its convolution is a Fourier transform of the whole row: give each document a row of its own"
     }

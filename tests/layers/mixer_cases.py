@@ -220,6 +220,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "product": {"notes": 2, "note_dim": 6, "recall_threshold": 0.0, "window": 3, "fusion": "product"},
     },
     "hydra": {"plain": {"state_dim": 6, "head_dim": 4, "groups": 2, "conv_size": 3}},
+    "s4": {"plain": {"state_dim": 6}},
     "s4d": {
         "plain": {},
         "bilinear": {"initialization": "inv", "discretization": "bilinear", "state_dim": 6},

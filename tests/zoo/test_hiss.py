@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 
 import zoo
-from layers import assign
+from layers import assign, flatten
 from layers.state import flatten_state
 from tests.compilation import program
 from tests.layers.mixer_cases import relative
 from tests.references import hiss as recorded
+from tests.references import hiss_s4 as recorded_s4
 from tests.references.recording import Recording
 from tests.tiers import tiered
 from zoo.registry import variant
@@ -57,8 +58,68 @@ def test_recorded_outputs_and_gradients(record_property: Any) -> None:
     record_property("parity", {**about, "difference": difference})
 
 
+def ours(weights: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The authors' weights of S4 by our names. Of each pair of conjugates theirs is the other number."""
+    conjugate = np.array([1, -1], np.float32)
+    found: dict[str, np.ndarray] = {}
+
+    def linear(theirs: str, name: str) -> None:
+        kernel = weights[f"{theirs}.weight"]
+        found[f"{name}.kernel"], found[f"{name}.bias"] = kernel.reshape(len(kernel), -1).T, weights[f"{theirs}.bias"]
+
+    for theirs, name in (("low_level.embed", "low.embedding"), ("low_level.decoder", "low.out"), ("output", "head")):
+        linear(theirs, name)
+    levels = {
+        "low_level": ("low.blocks", recorded_s4.SIZE["low_depth"]),
+        "high_level": ("blocks", recorded_s4.SIZE["depth"]),
+    }
+    for level, (blocks, depth) in levels.items():
+        for i in range(depth):
+            mixer, kernel = f"{blocks}.{i}.mixer", f"{level}.s4_layers.{i}.layer.kernel"
+            for part, theirs in (("scale", "weight"), ("bias", "bias")):
+                found[f"{mixer}_norm.{part}"] = weights[f"{level}.norms.{i}.{theirs}"]
+            linear(f"{level}.s4_layers.{i}.output_linear.0", f"{mixer}.out")
+            found[f"{mixer}.D"] = weights[f"{level}.s4_layers.{i}.layer.D"][0]
+            found[f"{mixer}.log_dt"] = weights[f"{kernel}.inv_dt"][:, 0]
+            found[f"{mixer}.log_A_real"], found[f"{mixer}.A_imag"] = (
+                weights[f"{kernel}.A_{part}"] for part in ("real", "imag")
+            )
+            found[f"{mixer}.C"] = weights[f"{kernel}.C"] * conjugate
+            found[f"{mixer}.B"], found[f"{mixer}.P"] = (weights[f"{kernel}.{name}"][0] * conjugate for name in "BP")
+    return {name: jnp.asarray(array) for name, array in found.items()}
+
+
+def test_recorded_s4(record_property: Any) -> None:
+    """The authors' model of S4 on both levels, and how many parameters their published sizes have."""
+    recording = Recording(recorded_s4)
+    arrays = recording.arrays()
+    weights = {name: recorded_s4.spread(name, array) for name, array in recording.weights().items()}
+    model = zoo.create("hiss_ronin", in_features=recorded_s4.SHAPE[-1], outputs=recorded_s4.OUTPUTS, **recorded_s4.SIZE)
+    given = ours(weights)
+    assert given.keys() == flatten(model, nnx.Param).keys()
+    assign(model, given)
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def run(x: jax.Array) -> Any:
+        def loss(x: jax.Array) -> Any:
+            y = nnx.merge(graph, state)(x)
+            return jnp.sin(y).sum(), y
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    gradient, y = jax.device_get(run(jnp.asarray(recorded.readings())))
+    difference = relative(y, arrays["outputs"])
+    assert difference < 1e-4
+    assert relative(gradient, arrays["gradient_of_readings"]) < 1e-4
+    assert {name: variant(name).parameters for name in recorded_s4.MODELS} == recording.about["counts"]
+    about = {"architecture": "hiss", "reference": recording.named(), "kind": "recorded", "mapped": len(weights)}
+    record_property("parity", {**about, "difference": difference})
+
+
 LEVELS: dict[str, dict[str, Any]] = {
     "mamba": {},
+    "s4": {"levels": ("s4", "s4")},
     "s4d": {"levels": ("s4d", "mamba")},
     "mean": {"summary": "mean", "pattern": {"0.every": "gru", "1.0": "attention", "1.1": "rg_lru"}},
     "flat": {"carried": True, "depth": 0},
