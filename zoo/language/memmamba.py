@@ -65,7 +65,8 @@ class MemMambaLM(StateSpaceLM):
         c = self.config
         if not any(isinstance(mixer, MemoryMamba) and mixer.shares for mixer in mixers(self.blocks)):
             return None
-        return Summaries.none(*x.shape[:2], c.layers, c.note_dim, x.dtype)
+        batch, length, _ = x.shape
+        return Summaries.none(batch, length, c.layers, c.note_dim, x.dtype)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
