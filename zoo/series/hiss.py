@@ -10,9 +10,9 @@ high level what it made of the chunks: one output for each chunk, which depends 
 Levels are of Mamba or S4 in the paper, which has a mean squared error 23 % lower by them than by flat models. Sizes are
 those of the authors' configurations, for data of theirs; ``hiss_nano`` is our choice. Blocks of S4, and of its
 diagonal form, end without a norm. Another mixer stands on both levels with ``mixer=``, and on one with
-``pattern={"0.every": "s4d", "1.every": "mamba"}``, 0 being the low one. The flat model that the paper compares with is a
-low level which reads on, ``carried=True``, below no high one, ``depth=0``. The authors' files of S4 are not read: they
-hold C (I - A'^L) in place of C, for the length L that they saw last (:mod:`layers.state_space.s4`).
+``pattern={"0.every": "s4d", "1.every": "mamba"}``, 0 being the low one. The flat model that the paper compares with is
+a low level which reads on, ``carried=True``, below no high one, ``depth=0``. The authors' files of S4 are not read:
+they hold C (I - A'^L) in place of C, for the length L that they saw last (:mod:`layers.state_space.s4`).
 """
 
 from __future__ import annotations
