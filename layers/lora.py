@@ -19,7 +19,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
 from layers.initializers import normal, zeros
-from layers.linear import Linear
+from layers.linear import Linear, multiplied
 from layers.quantized import format_of
 from layers.state import flatten
 from suggestions import near
@@ -44,7 +44,7 @@ class AdaptedLinear(Linear):
         """Maps (..., in_features) to (..., out_features)."""
         y = super().__call__(inputs, *args, **kwargs)
         x, a, b = promote_dtype((inputs, self.lora_a[...], self.lora_b[...]), dtype=self.dtype)
-        return y + self.lora_scale * ((x @ a) @ b)
+        return y + self.lora_scale * multiplied(multiplied(x, a), b)
 
     def matrix(self, dtype: Any) -> jax.Array:
         return merged(self.kernel[...], self.lora_a[...], self.lora_b[...], self.lora_scale).astype(dtype)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from layers.broadcast import broadcast, widened
 from layers.initializers import create_initializer, truncated_normal, variance_scaling, zeros
-from layers.linear import Conv, Linear
+from layers.linear import Conv, Linear, multiplied
 from layers.mlp import gelu
 from layers.module import Module
 from layers.norm import BatchNorm, Norm, create_norm, of_real
@@ -74,7 +74,7 @@ class PatchEmbed(Module):
         dtype = self.dtype or jnp.promote_types(images.dtype, self.kernel.dtype)
         patches = images.reshape(batch, height // p, p, width // p, p, channels)
         patches = jnp.swapaxes(patches, 2, 3).reshape(batch, height // p, width // p, p * p * channels)
-        y = patches.astype(dtype) @ self.kernel[...].reshape(p * p * channels, -1).astype(dtype)
+        y = multiplied(patches.astype(dtype), self.kernel[...].reshape(p * p * channels, -1).astype(dtype))
         y = y if self.bias is None else y + broadcast(self.bias[...], y.shape, dtype)
         return y if self.norm is None else self.norm(y)
 
