@@ -8,7 +8,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 for python in python3.14 python3.13 python3.12 "$HOME"/.pyenv/versions/3.1[2-9]*/bin/python; do
-  if command -v "$python" > /dev/null; then break; fi
+  if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2> /dev/null; then break; fi
 done
 "$python" -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet jax==0.12.0.1 jaxlib==0.12.0.1
