@@ -1,5 +1,5 @@
 """The page of what was measured, from the files under benchmarks/results/: ``python -m docs.results`` writes
-docs/results.md.
+docs/results.md, and the pictures of claims whose modules have a function ``draw``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import save
 from docs.catalogue import as_code, table
 
 HOME = Path(__file__).resolve().parents[1]
 CLAIMS = HOME / "benchmarks" / "results" / "cpu" / "claims"
 PAGE = HOME / "docs" / "results.md"
+PICTURES = HOME / "docs" / "pictures"
 LEFT_OUT = ("loss", "perplexity", "top5", "exact")
 VERDICTS = {
     True: "It holds here",
@@ -44,6 +46,12 @@ def asked(name: str) -> str:
     return " ".join(importlib.import_module(f"benchmarks.claims.{name}").verdict.__doc__.split())
 
 
+def picture(name: str) -> Path | None:
+    """Where the picture of a claim is; None where its module draws none."""
+    drawn = hasattr(importlib.import_module(f"benchmarks.claims.{name}"), "draw")
+    return PICTURES / f"claim_{name}.svg" if drawn else None
+
+
 def section(report: dict[str, Any]) -> str:
     """A claim: what it says, whether it holds and by what, and its table."""
     title, _, rest = report["claim"].partition(". ")
@@ -65,7 +73,9 @@ def section(report: dict[str, Any]) -> str:
             ]
         )
     verdict = f"{VERDICTS[report['holds']]}. What is asked: {asked(report['name'])}"
-    return f"## {title}\n\n{as_code(rest)}\n\n{verdict}\n\n{table(head, lines)}"
+    drawn = picture(report["name"])
+    shown = f"![{title}]({drawn.relative_to(PAGE.parent)})\n\n" if drawn else ""
+    return f"## {title}\n\n{as_code(rest)}\n\n{verdict}\n\n{shown}{table(head, lines)}"
 
 
 def merged(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,11 +87,24 @@ def merged(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [claims[name] for name in sorted(claims)]
 
 
+def reports() -> list[dict[str, Any]]:
+    """One report of each claim that was measured."""
+    return merged([json.loads(path.read_text()) for path in sorted(CLAIMS.glob("*.json"))])
+
+
 def page() -> str:
     """All of the page."""
-    reports = [json.loads(path.read_text()) for path in sorted(CLAIMS.glob("*.json"))]
-    return "\n".join([HEAD, *map(section, merged(reports))])
+    return "\n".join([HEAD, *map(section, reports())])
+
+
+def draw() -> None:
+    """Draws the pictures."""
+    for report in reports():
+        if drawn := picture(report["name"]):
+            figure = importlib.import_module(f"benchmarks.claims.{report['name']}").draw(report["rows"])
+            save({drawn.stem: figure}, PICTURES, "", "claims")
 
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    draw()

@@ -1,7 +1,8 @@
 """What the claims share: train each contestant with each seed by the one training loop, print a table, write JSON.
 
 A claim is a module with a docstring that states it, ``contest(quick)`` and ``verdict(rows)``, and ``PAPER``, the rows
-of the roster whose claim it is, where there are any; running it
+of the roster whose claim it is, where there are any: a mapping where each paper has a part of the verdict, a function
+of the rows. What ``draw(rows)`` returns, where there is one, stands in docs/results.md beside the table. Running it
 
     python -m benchmarks.claims.NAME [--quick] [--seeds=0,1,2] [--steps=N] [--resume] [--output=DIR]
 

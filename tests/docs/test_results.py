@@ -56,6 +56,13 @@ def test_a_claim_that_does_not_hold_is_told_so() -> None:
     assert "| m | 1,000 | 5 | 0, 1, 2 | 0.100 (0.000 to 0.200) | 0.500 |" in text
 
 
+def test_a_claim_that_draws_has_its_picture() -> None:
+    row = {"label": "GLA", "parameters": 10, "steps": 5, "seed": 0, "test": {"accuracy": 0.5}, "chance": None}
+    text = results.section({"name": "state_size", "claim": "Recall. By size.", "holds": None, "rows": [row]})
+    assert "\n![Recall](pictures/claim_state_size.svg)\n" in text
+    assert "![" not in results.section({"name": "copying", "claim": "A. B.", "holds": None, "rows": [row]})
+
+
 def test_a_claim_stands_once_and_says_what_is_asked() -> None:
     text = results.page()
     titles = [line for line in text.splitlines() if line.startswith("## ")]

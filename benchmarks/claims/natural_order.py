@@ -1,0 +1,59 @@
+"""The order in which a picture is read: LION whose decays follow two curves, which visit neighbors one after the other,
+is better than with decays along the rows, and that better than without decays.
+
+A. Afzal et al., arXiv:2502.16249 (ImageNet, base size: 74.7 without decays, LION-LIT; 77.8 with fixed ones,
+LION-D; 80.2 with those of the natural order). One small vision transformer on the digits at 32 pixels, 8 by 8 patches
+of 4 with a class token and learned positions, whose mixer differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+
+PAPER = (130,)
+NATURAL, RASTER, LIT = "LION-D, natural order", "LION-D, raster", "LION-LIT"
+MIXERS: dict[str, dict[str, Any]] = {
+    NATURAL: {"name": "lion_natural", "decay": "fixed"},
+    RASTER: {"name": "lion", "decay": "fixed"},
+    LIT: {"name": "lion", "decay": "none"},
+}
+
+
+def contest(quick: bool) -> Contest:
+    size = {"features": 32, "depth": 1} if quick else {"features": 64, "depth": 4}
+    settings = {"schedule": {"warmup": "1 steps" if quick else "30 steps"}}
+    return Contest(
+        contestants=[
+            Contestant(
+                label,
+                "vit_nano_patch4_32",
+                {"name": "classification", "dataset": "digits"},
+                {**size, "num_heads": 4, "mixer": mixer},
+                settings,
+            )
+            for label, mixer in MIXERS.items()
+        ],
+        steps=4 if quick else 300,
+        batch_size=64,
+        learning_rate=1e-3,
+        evaluations=2 if quick else 5,
+        figures=("accuracy", "loss"),
+        recipe="configs/vit.py",
+    )
+
+
+def verdict(rows: Sequence[Row]) -> bool:
+    """The accuracy of LION-D is greater in the natural order than in the raster's, and in that above LION-LIT's."""
+    accuracy = medians(rows, "accuracy")
+    return accuracy[NATURAL] > accuracy[RASTER] > accuracy[LIT]
+
+
+def run(arguments: list[str] | None = None) -> None:
+    main("natural_order", __doc__ or "", contest, verdict, arguments)
+
+
+if __name__ == "__main__":
+    run()
