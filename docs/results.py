@@ -4,6 +4,7 @@ docs/results.md, and the pictures of claims whose modules have a function ``draw
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import statistics
@@ -92,9 +93,27 @@ def reports() -> list[dict[str, Any]]:
     return merged([json.loads(path.read_text()) for path in sorted(CLAIMS.glob("*.json"))])
 
 
+def unmeasured() -> dict[str, str]:
+    """The claims that were not measured yet: what each says, by the name of its module."""
+    measured = {report["name"] for report in reports()}
+    modules = {path.stem: path for path in sorted((HOME / "benchmarks" / "claims").glob("*.py"))}
+    claims = {name: (ast.get_docstring(ast.parse(path.read_text())) or "") for name, path in modules.items()}
+    return {
+        name: " ".join(text.partition("\n\n")[0].split())
+        for name, text in claims.items()
+        if name not in {*measured, "run", "__init__"}
+    }
+
+
+def waiting() -> str:
+    """The section of the claims that were not measured yet; empty without any."""
+    lines = [f"- `python -m benchmarks.claims.{name}`: {text}" for name, text in unmeasured().items()]
+    return "\n".join(["## Not measured yet", "", *lines, ""]) if lines else ""
+
+
 def page() -> str:
     """All of the page."""
-    return "\n".join([HEAD, *map(section, reports())])
+    return "\n".join([HEAD, *map(section, reports()), waiting()]).rstrip() + "\n"
 
 
 def draw() -> None:
