@@ -233,6 +233,6 @@ def test_parts_of_tfds_fit_their_models(tmp_path: Path) -> None:
 def test_what_no_tree_has_is_refused() -> None:
     with pytest.raises(ValueError, match="shortest=501: trees of max_depth=3 and max_args=10 have at most 122 tokens"):
         ListOps(max_depth=3)
-    with pytest.raises(ValueError, match="size=48: images have 16, 32, 64, 128, 256 pixels"):
+    with pytest.raises(ValueError, match="size=48: images have 12, 16, 32, 64, 128, 256 pixels a side"):
         Pathfinder(48)
     assert pathfinder.DESIGNS[128].margins == (2, 3)
