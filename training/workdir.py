@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from layers.rematerialization import NOTHING, policy
 from training.processes import leads, together
 from zoo.sources import RECORD, TOKENIZER
 
@@ -163,6 +164,7 @@ def _completed(old: dict[str, Any]) -> dict[str, Any]:
     return {
         **ADDED,
         **{name: {**ADDED.get(name, {}), **value} if isinstance(value, dict) else value for name, value in old.items()},
+        "remat": policy(old.get("remat", NOTHING)),  # True and False before policies had names
     }
 
 

@@ -45,7 +45,7 @@ KIMI: dict[str, Any] = {
 }  # fmt: skip
 KIMI_OURS = {"hidden": 48, "head_dim": 8, "value_dim": 6, "latent_dim": 12, "rotary_dim": 4, "conv_size": 3}
 EIGHT = {"num_experts": 8, "num_experts_per_token": 3, "moe_intermediate_size": 12, "num_shared_experts": 2}
-ALTERNATING = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0}
+ALTERNATING = {"attn_layer_period": 2, "attn_layer_offset": 0, "expert_layer_period": 2, "expert_layer_offset": 1}
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "gpt2": ("gpt2", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4, "n_positions": 40},
         {"max_length": 40}),

@@ -47,9 +47,10 @@ SHRUNK_ROUTED = {
 MODELS = (
     "transformer_nano", "mamba_nano", "block_recurrent_transformer_nano", "causalrn_nano", "comba_nano",
     "compressive_transformer_nano", "flowformer_nano", "forgetting_transformer_nano", "gemma_nano", "gptj_nano",
-    "gsa_nano", "hgrn2_nano", "jamba_nano", "kimi_linear_nano", "landmark_nano", "longnet_nano", "memmamba_nano",
-    "memora_nano", "mom_nano", "pythia_nano", "recurrentgemma_nano", "retnet_nano", "routing_transformer_nano",
-    "rwkv7_nano", "s4d_nano", "titans_mac_nano", "titans_mag_nano", "transnormer_nano", "xlstm_nano",
+    "gsa_nano", "hgrn2_nano", "jamba_nano", "kimi_linear_experts_nano", "kimi_linear_nano", "landmark_nano",
+    "longnet_nano", "memmamba_nano", "memora_nano", "mom_nano", "pythia_nano", "recurrentgemma_nano", "retnet_nano",
+    "routing_transformer_nano", "rwkv7_nano", "s4d_nano", "titans_mac_nano", "titans_mag_nano", "transnormer_nano",
+    "xlstm_nano",
 )  # fmt: skip
 
 

@@ -76,7 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "jamba_nano": {
         "features": 128, "depth": 4, "num_heads": 4, "num_kv_heads": 2, "hidden": 256, "tied": True,
-        "attention_every": 4, "attention_at": 1, "mlp_pattern": ("swiglu", _experts(num_experts=4, chosen=2)),
+        "attention_every": 4, "attention_at": 0, "mlp_pattern": ("swiglu", _experts(num_experts=4, chosen=2)),
     },
 }  # fmt: skip
 
