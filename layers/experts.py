@@ -119,7 +119,7 @@ class Experts(Module):
         place = first[expert[order]] + jnp.arange(choices)
         token = jnp.full((blocks * size,), length, jnp.int32).at[place].set(order // count)
         group = jnp.minimum(jnp.searchsorted(ends, jnp.arange(blocks), side="right"), experts - 1)
-        read = rows.at[token].get(mode="fill", fill_value=0).reshape(blocks, size, -1)
+        read = jnp.asarray(rows).at[token].get(mode="fill", fill_value=0).reshape(blocks, size, -1)
         gate, up = (grouped_product(read, part.kernel[...], group) for part in (self.gate, self.up))
         y = grouped_product(self.activation(gate) * up, self.down.kernel[...], group).reshape(blocks * size, -1)
         back = jnp.zeros((choices,), place.dtype).at[order].set(place)

@@ -23,6 +23,8 @@ from flax import nnx
 from layers.convolution import CausalConvolution
 from layers.depthwise import DepthwiseConv
 from layers.drop import LayerScale
+from layers.experts import MixtureOfExperts
+from layers.initializers import truncated_normal
 from layers.linear import Embed, Linear
 from layers.making import abstract
 from layers.mlp import MLP
@@ -174,6 +176,12 @@ def _norm(name: str, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
     return create_norm(name, 8, dtype=dtype, rngs=rngs)
 
 
+def _experts(form: Any, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """All experts of a token, so that rounding can't choose others; kernels whose gradients float16 can hold."""
+    init = truncated_normal(0.5)
+    return MixtureOfExperts(8, 4, num_experts=2, chosen=2, form=form, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
 class Tied(nnx.Module):
     """A table that is looked up and multiplied by."""
 
@@ -193,6 +201,7 @@ LAYERS: dict[str, tuple[Callable[..., nnx.Module], np.ndarray]] = {
     "depthwise": (lambda dtype, rngs: DepthwiseConv(8, 3, dtype=dtype, rngs=rngs), IMAGE),
     "causal_convolution": (lambda dtype, rngs: CausalConvolution(8, dtype=dtype, rngs=rngs), IMAGE[:, 0]),
     "mlp": (lambda dtype, rngs: MLP(8, 16, dtype=dtype, rngs=rngs), IMAGE),
+    **{f"experts_{form}": (functools.partial(_experts, form), IMAGE[:, 0]) for form in ("every", "blocks")},
     **{f"norm_{norm}": (functools.partial(_norm, norm), IMAGE) for norm in NORMS},
 }
 
