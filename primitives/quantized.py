@@ -6,9 +6,10 @@
 
 On CPU a product widens a block of the weights at a time, which stays in the cache, and multiplies by it. Left to
 itself, XLA widens numbers one by one inside a product of few rows, or writes a wide copy of the matrix at each call.
-Of 1 to 16 rows by a matrix of 768x3072 that took 3 to 5 times what the float32 matrix takes, in blocks 0.4 to 0.7 times
-for int8, which is a quarter of the memory to read, and 0.7 to 1.2 times for bfloat16. CPU compilers also widen bfloat16
-slowly where they know that it is that, hence the bits. ``python -m benchmarks.quantization`` measures whole models.
+Of 1 to 16 rows by a matrix of 768x3072 that took 3 to 5 times what the float32 matrix takes, and less than that matrix
+in blocks of int8, measured alone. Whole models are slower than in float32 all the same: docs/speed.md has what
+``python -m benchmarks.quantization`` measures. CPU compilers also widen bfloat16 slowly where they know that it is
+that, hence the bits.
 """
 
 from __future__ import annotations
