@@ -66,5 +66,10 @@ def test_a_claim_that_draws_has_its_picture() -> None:
 def test_a_claim_stands_once_and_says_what_is_asked() -> None:
     text = results.page()
     titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles.pop() == "## Not measured yet"
     assert len(titles) == len(set(titles)) == text.count("What is asked: ")
+    waiting = text.partition("## Not measured yet")[2].splitlines()[2:]
+    listed = {line.split("`")[1].rpartition(".")[2] for line in waiting}
+    assert listed == results.unmeasured().keys()
+    assert not listed & {report["name"] for report in results.reports()}
     assert "| learned, 4 of 16 | 247,402 | 808 |" in text
