@@ -1,4 +1,4 @@
-"""Positions from tokens alone: the two tasks on which relative positions are told apart from universal ones."""
+"""Positions from tokens alone: the two tasks on which relative positions differ from universal ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PositionIdentification(Procedural):
         position       7 3 9 3        even_tokens    7 3 9 4
                       [1 2 3 4]                     [3 4 . .]
 
-    Tokens are random. Asked for at each is its own position, counted from 1, which no token tells; or the tokens of
+    Tokens are random. Asked for at each is its own position, counted from 1, which no token holds; or the tokens of
     even positions, one after the other from the first position on, and behind them one constant. The paper has 128
     tokens of a vocabulary of 1000. A model is to have no positions but those of its mixer. Training, validation and
     test have lengths of their own; a position that training has not is never predicted. Chance is 1 / length of the

@@ -1,4 +1,4 @@
-"""Universal relative positions: an encoder with them tells where its tokens are, and no other with relative positions
+"""Universal relative positions: an encoder with them learns where its tokens are, and no other with relative positions
 does.
 
 S. Luo et al., arXiv:2205.13401, section 5.1: where positions act within the softmax alone, a row of equal tokens gives

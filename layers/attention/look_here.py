@@ -107,7 +107,7 @@ class DirectedAttention(ProjectedAttention):
         return attention_weights(alike, alike, **self._directions(grid[1], 0, length))[0]
 
     def _directions(self, width: int, prefix: int, length: int) -> dict[str, Any]:
-        """What the op is told of the fields and the distances."""
+        """The fields and the distances, as options of the op."""
         views = (masks.FieldOfView(width, *field, prefix) if field else masks.window() for field in self.fields)
         rows = jnp.broadcast_to(self.slopes[...], (1, length, self.num_heads))
         score = GridPenalty(width, "euclidean", prefix, self.rounded)

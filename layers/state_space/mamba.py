@@ -161,7 +161,7 @@ class Mamba(Recurrent):
         u = silu(u)
         if not self.state_dim:
             y = self.out_proj((u * self.D[...] * silu(z)).astype(u.dtype))
-            return y, None if seen is None else SelectiveState(seen, (state or self.init_state(len(x))).hidden)
+            return y, None if seen is None else SelectiveState(seen, (state or self.init_state(x.shape[0])).hidden)
         steps, b, c = jnp.split(self.x_proj(u), [self.step_rank, self.step_rank + self.state_dim], axis=-1)
         if self.step_norm is not None and self.b_norm is not None and self.c_norm is not None:
             steps, b, c = self.step_norm(steps), self.b_norm(b), self.c_norm(c)

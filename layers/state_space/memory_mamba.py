@@ -179,7 +179,7 @@ class MemoryMamba(Mamba):
           note_threshold: tau_1: with 0 every token is noted, with 1 none.
           recall_threshold: tau_2: with 0 every token looks back, with 1 none.
           fusion: F.
-          layers: g, layers below that it is told of; 0 for none. The model hands on :class:`Summaries` for them.
+          layers: g, layers below whose summaries it gets; 0 for none. The model hands on :class:`Summaries` for them.
           every: p: each p-th layer, counted from 1, looks at those below.
           index: of the block.
           state_dim and the rest: as of :class:`Mamba`.

@@ -452,7 +452,7 @@ MODELS = [
 ]
 
 
-# The case of each family whose gradient is compared: what else is in its others, the forward pass tells.
+# The case of each family whose gradient is compared: the forward pass shows what else is in its others.
 GRADIENTS = {variant(row.name).family: (row.name, row.cases[0]) for row in reversed(MODELS)}
 
 

@@ -5,7 +5,7 @@
 One mixer in eight is attention, the fifth, with four queries to a key; the others are Mamba
 (:mod:`layers.state_space.mamba`), whose dt, B and C are normed before they are used. Every second channel mixer is a
 mixture of 16 experts, of which a token has 2 by a softmax that is not normalized again (:mod:`layers.experts`), and the
-others are SwiGLUs as wide as one expert. Nothing gives positions: Mamba tells the order.
+others are SwiGLUs as wide as one expert. There are no positions: Mamba reads in order.
 
 Sizes and names are those of the released models: 52B parameters, of which a token uses 12B, and those of Jamba 1.5
 (arXiv:2408.12570), of the same size and of 398B, 94B. ``jamba_nano`` is our choice.

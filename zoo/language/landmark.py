@@ -77,7 +77,7 @@ class Landmark(Causal):
 
     @property
     def outputs(self) -> int:
-        """A logit of the landmark besides, as in the authors' files; nobody is told of it."""
+        """One more logit, the landmark's, as in the authors' files; it is never returned."""
         return self.config.vocab_size + 1
 
     def logits(self, hidden: jax.Array) -> jax.Array:
