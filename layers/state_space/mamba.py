@@ -15,7 +15,7 @@ s = sigmoid(W_dt dt_t + b_dt);  e = s / (1 + s |B_t|^2)        h_t = (1 - e B_t^
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from layers.convolution import CausalConvolution, ConvolutionState
 from layers.initializers import SharedColumns, Uniform, constant, ones, zeros
 from layers.linear import Linear
 from layers.mixer import register_mixer
+from layers.module import LayerOptions, parameter
 from layers.norm import RMSNorm
 from layers.recurrent import Recurrent, empty
 from layers.state_space.initialization import (
@@ -62,6 +63,25 @@ class SelectiveState:
     def segment(self) -> jax.Array:
         """(batch,) int32, the document that it is of."""
         return self.convolution.segment
+
+
+class SelectiveOptions(LayerOptions, total=False):
+    """Options of :class:`Mamba` that every selective state space has: subclasses hand them on."""
+
+    state_dim: int
+    expand: int
+    conv_size: int
+    step_rank: int | None
+    depth: int
+    use_bias: bool
+    conv_bias: bool
+
+
+class MambaOptions(SelectiveOptions, total=False):
+    """Those that one with the transition of Mamba has."""
+
+    initialization: Initialization
+    step_range: StepRange
 
 
 @register_mixer("mamba")
@@ -199,34 +219,8 @@ class Longhorn(Mamba):
     undecayed = ()
     transition = "implicit"
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        state_dim: int = 16,
-        expand: int = 2,
-        conv_size: int = 4,
-        step_rank: int | None = None,
-        depth: int = 1,
-        use_bias: bool = False,
-        conv_bias: bool = True,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, features: int, **options: Unpack[SelectiveOptions]):
         """Args: as :class:`Mamba`."""
-        super().__init__(
-            features,
-            state_dim=state_dim,
-            expand=expand,
-            conv_size=conv_size,
-            step_rank=step_rank,
-            depth=depth,
-            use_bias=use_bias,
-            conv_bias=conv_bias,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        super().__init__(features, **options)
         reach = self.step_rank**-0.5
-        self.dt_bias = nnx.Param(Uniform(-reach, reach)(rngs.params(), (self.channels,), param_dtype))
+        self.dt_bias = parameter(Uniform(-reach, reach), (self.channels,), options)

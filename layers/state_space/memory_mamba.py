@@ -28,20 +28,19 @@ The paper gives k = 50 and 64 numbers, and neither code nor much else. Our choic
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import struct
 
 from layers.broadcast import broadcast
 from layers.convolution import ConvolutionState
 from layers.initializers import constant
 from layers.linear import Linear
 from layers.mixer import State, register_mixer, without_padding
-from layers.module import Diagnostic, LayerOptions, Module, parameter
-from layers.state_space.initialization import STEP_RANGE, Initialization, StepRange
-from layers.state_space.mamba import Mamba, SelectiveState
+from layers.module import Diagnostic, LayerOptions, Module, of_layers, parameter
+from layers.state_space.mamba import Mamba, MambaOptions, SelectiveState
 from layers.state_space.notes import Notes, read, write
 from layers.token_shift import TokenShift
 from layers.tokens import Tokens
@@ -159,18 +158,7 @@ class MemoryMamba(Mamba):
         layers: int = 0,
         every: int = 4,
         index: int = 0,
-        state_dim: int = 16,
-        expand: int = 2,
-        conv_size: int = 4,
-        step_rank: int | None = None,
-        initialization: Initialization = "standard",
-        step_range: StepRange = STEP_RANGE,
-        depth: int = 1,
-        use_bias: bool = False,
-        conv_bias: bool = True,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Unpack[MambaOptions],
     ):
         """Args:
           notes: k, notes of the pool; without any it is Mamba.
@@ -182,7 +170,7 @@ class MemoryMamba(Mamba):
           layers: g, layers below whose summaries it gets; 0 for none. The model hands on :class:`Summaries` for them.
           every: p: each p-th layer, counted from 1, looks at those below.
           index: of the block.
-          state_dim and the rest: as of :class:`Mamba`.
+          options: of :class:`Mamba`.
 
         Raises:
           ValueError: fewer than no notes or layers, an empty window or note, or an unknown fusion or initialization.
@@ -192,20 +180,8 @@ class MemoryMamba(Mamba):
                 f"notes and layers are at least 0, note_dim, window and every at least 1: got notes={notes}, "
                 f"layers={layers}, note_dim={note_dim}, window={window}, every={every}"
             )
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(
-            features,
-            state_dim=state_dim,
-            expand=expand,
-            conv_size=conv_size,
-            step_rank=step_rank,
-            initialization=initialization,
-            step_range=step_range,
-            depth=depth,
-            use_bias=use_bias,
-            conv_bias=conv_bias,
-            **common,
-        )
+        super().__init__(features, **options)
+        common = of_layers(options)
         linear = {"use_bias": False, **common}
         self.capacity, self.note_dim, self.window, self.shares = notes, note_dim, window, layers > 0
         self.note = Linear(features, note_dim, **linear)
@@ -213,7 +189,7 @@ class MemoryMamba(Mamba):
         self.key = Linear(note_dim, note_dim, **linear)
         self.note_gate = Gate(features, note_threshold, **common)
         self.recall_gate = Gate(features, recall_threshold, **common)
-        self.before = TokenShift(features, dtype=dtype)
+        self.before = TokenShift(features, dtype=common["dtype"])
         self.fused = Fused(features, note_dim, fusion, **common)
         looks_down = layers > 0 and index > 0 and (index + 1) % every == 0
         self.layer_query = Linear(features, note_dim, **linear) if looks_down else None
