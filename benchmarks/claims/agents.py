@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians, of_digits
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -55,30 +55,15 @@ def contest(quick: bool) -> Contest:
     def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
         return {"forward_1024": forward_time(model, 16 if quick else 32, 1 if quick else 5)}
 
-    settings: dict[str, Any] = {
-        "task": {"image_size": whole["image_size"]},
-        "batch_size": 32,
-        "optimizer": {"learning_rate": 3e-3},
-        "schedule": {"warmup": "1 steps" if quick else "15 steps"},
-    }
-    return Contest(
-        contestants=[
-            Contestant(
-                label,
-                "vit_nano_patch4_32",
-                {"name": "classification", "dataset": "digits"},
-                {**size, **whole, **options},
-                settings,
-            )
-            for label, options in KINDS.items()
-        ],
-        steps=4 if quick else 150,
+    return of_digits(
+        {label: {**size, **whole, **options} for label, options in KINDS.items()},
+        quick=quick,
+        steps=150,
+        warmup=15,
         batch_size=32,
         learning_rate=3e-3,
-        evaluations=2 if quick else 4,
         figures=("accuracy", "loss", "forward_1024"),
         measure=measure,
-        recipe="configs/vit.py",
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+from benchmarks.claims.run import Contest, Row, main, medians, of_digits
 
 PAPER = (9,)
 KINDS = {"rows and columns": "manhattan", "row-major order": "index", "none": "none"}
@@ -20,27 +20,16 @@ KINDS = {"rows and columns": "manhattan", "row-major order": "index", "none": "n
 
 def contest(quick: bool) -> Contest:
     small: dict[str, Any] = {"features": (12, 24), "depths": (1, 1), "projection": 24} if quick else {}
-    settings = {
-        "task": {"dataset": {"train": 64 if quick else 200}},
-        "schedule": {"warmup": "1 steps" if quick else "15 steps"},
-    }
-    return Contest(
-        contestants=[
-            Contestant(
-                label,
-                "rmt_nano",
-                {"name": "classification", "dataset": "digits"},
-                {**small, "mixer": {"name": "manhattan", "distance": distance}},
-                settings,
-            )
-            for label, distance in KINDS.items()
-        ],
-        steps=4 if quick else 150,
-        batch_size=64,
+    return of_digits(
+        {label: {**small, "mixer": {"name": "manhattan", "distance": kind}} for label, kind in KINDS.items()},
+        quick=quick,
+        steps=150,
+        warmup=15,
         learning_rate=2e-3,
-        evaluations=2 if quick else 5,
-        figures=("accuracy", "loss"),
+        model="rmt_nano",
         recipe="configs/rmt.py",
+        train=64 if quick else 200,
+        figures=("accuracy", "loss"),
     )
 
 

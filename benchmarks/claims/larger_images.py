@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians, of_digits
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -67,25 +67,13 @@ def contest(quick: bool) -> Contest:
     def measure(model: nnx.Module, contestant: Contestant) -> dict[str, float]:
         return {f"at_{side}": accuracy_at(model, side, 40 if quick else 360) for side in sides}
 
-    settings = {"schedule": {"warmup": "1 steps" if quick else "40 steps"}}
-    return Contest(
-        contestants=[
-            Contestant(
-                label,
-                "vit_nano_patch4_32",
-                {"name": "classification", "dataset": "digits"},
-                {**size, "num_heads": 8, "prefix_positions": "none", **options},
-                settings,
-            )
-            for label, options in KINDS.items()
-        ],
-        steps=4 if quick else 400,
-        batch_size=64,
-        learning_rate=1e-3,
-        evaluations=2 if quick else 5,
+    return of_digits(
+        {label: {**size, "num_heads": 8, "prefix_positions": "none", **options} for label, options in KINDS.items()},
+        quick=quick,
+        steps=400,
+        warmup=40,
         figures=("accuracy", *(f"at_{side}" for side in sides)),
         measure=measure,
-        recipe="configs/vit.py",
     )
 
 

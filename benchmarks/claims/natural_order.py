@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+from benchmarks.claims.run import Contest, Row, main, medians, of_digits
 
 PAPER = (130,)
 NATURAL, RASTER, LIT = "LION-D, natural order", "LION-D, raster", "LION-LIT"
@@ -24,24 +24,12 @@ MIXERS: dict[str, dict[str, Any]] = {
 
 def contest(quick: bool) -> Contest:
     size = {"features": 32, "depth": 1} if quick else {"features": 64, "depth": 4}
-    settings = {"schedule": {"warmup": "1 steps" if quick else "30 steps"}}
-    return Contest(
-        contestants=[
-            Contestant(
-                label,
-                "vit_nano_patch4_32",
-                {"name": "classification", "dataset": "digits"},
-                {**size, "num_heads": 4, "mixer": mixer},
-                settings,
-            )
-            for label, mixer in MIXERS.items()
-        ],
-        steps=4 if quick else 300,
-        batch_size=64,
-        learning_rate=1e-3,
-        evaluations=2 if quick else 5,
+    return of_digits(
+        {label: {**size, "num_heads": 4, "mixer": mixer} for label, mixer in MIXERS.items()},
+        quick=quick,
+        steps=300,
+        warmup=30,
         figures=("accuracy", "loss"),
-        recipe="configs/vit.py",
     )
 
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians, of_digits
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -57,35 +57,19 @@ def contest(quick: bool) -> Contest:
         made: Any = model
         return {"million": sum(operations(block.mixer, 64) for block in made.blocks) / 1e6}
 
-    settings: dict[str, Any] = {
-        "task": {"image_size": whole["image_size"]},
-        "batch_size": 32,
-        "optimizer": {"learning_rate": 3e-3},
-        "schedule": {"warmup": "1 steps" if quick else "25 steps"},
-    }
-    return Contest(
-        contestants=[
-            Contestant(
-                label,
-                "vit_nano_patch4_32",
-                {"name": "classification", "dataset": "digits"},
-                {
-                    **size,
-                    **whole,
-                    "mlp_ratio": RATIOS.get(label, WIDER),
-                    "mixer": {"name": "predicted_sparse_attention", **options},
-                },
-                settings,
-            )
-            for label, options in KINDS.items()
-        ],
-        steps=4 if quick else 250,
+    def options(label: str) -> dict[str, Any]:
+        mixer = {"name": "predicted_sparse_attention", **KINDS[label]}
+        return {**size, **whole, "mlp_ratio": RATIOS.get(label, WIDER), "mixer": mixer}
+
+    return of_digits(
+        {label: options(label) for label in KINDS},
+        quick=quick,
+        steps=250,
+        warmup=25,
         batch_size=32,
         learning_rate=3e-3,
-        evaluations=2 if quick else 5,
         figures=("accuracy", "loss", "million"),
         measure=measure,
-        recipe="configs/vit.py",
     )
 
 

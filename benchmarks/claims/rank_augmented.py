@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.claims.run import Contest, Contestant, Row, main, medians
+from benchmarks.claims.run import Contest, Contestant, Row, main, medians, of_digits
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -69,30 +69,15 @@ def contest(quick: bool) -> Contest:
         images = task.normalized(np.stack([examples.get(index, None)["image"] for index in range(2 if quick else 32)]))
         return {"rank": float(ranks(model, np.asarray(images)).mean())}
 
-    settings: dict[str, Any] = {
-        "task": {"image_size": whole["image_size"]},
-        "batch_size": 32,
-        "optimizer": {"learning_rate": 3e-3},
-        "schedule": {"warmup": "1 steps" if quick else "15 steps"},
-    }
-    return Contest(
-        contestants=[
-            Contestant(
-                label,
-                "vit_nano_patch4_32",
-                {"name": "classification", "dataset": "digits"},
-                {**size, **whole, **options},
-                settings,
-            )
-            for label, options in KINDS.items()
-        ],
-        steps=4 if quick else 150,
+    return of_digits(
+        {label: {**size, **whole, **options} for label, options in KINDS.items()},
+        quick=quick,
+        steps=150,
+        warmup=15,
         batch_size=32,
         learning_rate=3e-3,
-        evaluations=2 if quick else 4,
         figures=("accuracy", "loss", "rank"),
         measure=measure,
-        recipe="configs/vit.py",
     )
 
 

@@ -18,7 +18,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,10 @@ from training.contest import HOME, Contest, Contestant, Row, config_of, train
 if TYPE_CHECKING:
     from flax import nnx
 
-__all__ = ["HOME", "Contest", "Contestant", "Row", "figures_of", "main", "medians", "shown", "steps_to"]
+if TYPE_CHECKING:
+    from flax import nnx
+
+__all__ = ["HOME", "Contest", "Contestant", "Row", "figures_of", "main", "medians", "of_digits", "shown", "steps_to"]
 
 
 def shown(rows: Sequence[Row], figures: Sequence[str]) -> str:
@@ -83,6 +86,49 @@ def figures_of(model: nnx.Module, contestant: Contestant, **other: Any) -> dict[
     task = tasks.create(options.pop("name"), **options)
     evaluate = Evaluator(Skeleton(model), task, create_mesh({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}), 32, 0)
     return evaluate(flatten(model, nnx.Param) | flatten(model, Statistic), "test").figures
+
+
+def of_digits(
+    kinds: Mapping[str, Mapping[str, Any]],
+    *,
+    quick: bool,
+    steps: int,
+    warmup: int,
+    figures: Sequence[str],
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    model: str = "vit_nano_patch4_32",
+    recipe: str = "configs/vit.py",
+    train: int | None = None,
+    measure: Callable[[nnx.Module, Contestant], dict[str, float]] | None = None,
+) -> Contest:
+    """Classifiers of the digits, by a recipe of configs/ that is shortened.
+
+    Args:
+      kinds: options of the model, by label.
+      quick: four steps.
+      steps, warmup: of each run, of which the first ``warmup`` raise the rate.
+      train: images to train on; None for all.
+      figures, batch_size, learning_rate, recipe, measure: as of :class:`Contest`.
+      model: the recipe's.
+    """
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "optimizer": {"learning_rate": learning_rate},
+        "schedule": {"warmup": f"{1 if quick else warmup} steps"},
+        **({} if train is None else {"task": {"dataset": {"train": train}}}),
+    }
+    task = {"name": "classification", "dataset": "digits"}
+    return Contest(
+        contestants=[Contestant(label, model, task, options, settings) for label, options in kinds.items()],
+        steps=4 if quick else steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        evaluations=2 if quick else 5,
+        figures=figures,
+        measure=measure,
+        recipe=recipe,
+    )
 
 
 def main(

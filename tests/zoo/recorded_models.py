@@ -167,6 +167,19 @@ _NAT: dict[str, Any] = {
 _T2T = {"token_features": 8, "image_size": t2t_vit.SIDES[0]}
 
 
+OVERLOCK: dict[str, Any] = {
+    "features": tuple(overlock.SIZE["embed_dim"]),
+    "depths": tuple(overlock.SIZE["depth"]),
+    "focus_depths": tuple(overlock.SIZE["sub_depth"]),
+    "focus_heads": tuple(overlock.SIZE["sub_num_heads"]),
+    "kernel_sizes": tuple(overlock.SIZE["kernel_size"]),
+    "mlp_ratio": 2.0,
+    "focus_mlp_ratio": 2.0,
+    "projection": overlock.SIZE["projection"],
+    "num_classes": overlock.CLASSES,
+}
+
+
 def _t2t(tokens: str, name: str) -> Row:
     """At the size of the table of positions, which is fixed, and at another."""
     cases = tuple(f"{tokens}/{side}" for side in t2t_vit.SIDES)
@@ -239,18 +252,7 @@ MODELS = [
             overlock,
             "overlock_xt",
             "overlock",
-            {
-                "features": tuple(overlock.SIZE["embed_dim"]),
-                "depths": tuple(overlock.SIZE["depth"]),
-                "focus_depths": tuple(overlock.SIZE["sub_depth"]),
-                "focus_heads": tuple(overlock.SIZE["sub_num_heads"]),
-                "kernel_sizes": tuple(overlock.SIZE["kernel_size"]),
-                "mlp_ratio": 2.0,
-                "focus_mlp_ratio": 2.0,
-                "projection": overlock.SIZE["projection"],
-                "num_classes": overlock.CLASSES,
-                "merged": case == "deploy",
-            },
+            {**OVERLOCK, "merged": case == "deploy"},
             cases=(case,),
         )
         for case in ("train", "deploy")

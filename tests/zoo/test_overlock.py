@@ -21,21 +21,11 @@ from tests.layers.mixer_cases import relative
 from tests.references import overlock, recording, seeded
 from tests.references.comparing import ours_and_gradient
 from tests.zoo.families import make, run
+from tests.zoo.recorded_models import OVERLOCK
 from zoo.registry import abstract, variant
 from zoo.weights import export
 
-SIZE: dict[str, Any] = {
-    "features": tuple(overlock.SIZE["embed_dim"]),
-    "depths": tuple(overlock.SIZE["depth"]),
-    "focus_depths": tuple(overlock.SIZE["sub_depth"]),
-    "focus_heads": tuple(overlock.SIZE["sub_num_heads"]),
-    "kernel_sizes": tuple(overlock.SIZE["kernel_size"]),
-    "mlp_ratio": 2.0,
-    "focus_mlp_ratio": 2.0,
-    "projection": overlock.SIZE["projection"],
-    "num_classes": overlock.CLASSES,
-    "drop_path": 0.0,
-}
+SIZE: dict[str, Any] = {**OVERLOCK, "drop_path": 0.0}
 
 
 def test_sizes_without_the_overviews_classifier() -> None:
