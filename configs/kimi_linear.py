@@ -12,6 +12,12 @@ ARCHITECTURE = LanguageArchitecture(
             "train_for": "1000 steps",
             "optimizer": {"learning_rate": 2e-3},
         },
+        "experts_nano": {
+            "model": "kimi_linear_experts_nano",
+            "batch_size": 8,
+            "train_for": "1000 steps",
+            "optimizer": {"learning_rate": 2e-3},
+        },
         "1.3b": {"model": "kimi_linear_1.3b", "optimizer": {"learning_rate": 4e-4, "weight_decay": 0.1}},
     },
     task={"optimizer": {"learning_rate": 1e-3}, "model_options": {"features": 64, "depth": 4}},
