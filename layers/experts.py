@@ -99,9 +99,12 @@ class Experts(Module):
         """All experts see all tokens; those that a token did not choose have the weight 0."""
         gate, up, down = (part.kernel[...].astype(rows.dtype) for part in (self.gate, self.up, self.down))
         hits = jax.nn.one_hot(chosen, self.num_experts, dtype=jnp.float32)
-        shares = jnp.einsum("tk,tke->et", weights, hits).astype(rows.dtype)
-        h = self.activation(jnp.einsum("td,edf->etf", rows, gate)) * jnp.einsum("td,edf->etf", rows, up)
-        return jnp.einsum("etf,efd->td", shares[..., None] * h, down)
+        shares = jnp.einsum("tk,tke->te", weights, hits).astype(rows.dtype)
+        # One product without a batch axis each: CPUs of jax 0.12 add up others in the narrow dtype of their operands.
+        gate, up = (kernel.swapaxes(0, 1).reshape(kernel.shape[1], -1) for kernel in (gate, up))
+        h = self.activation(rows @ gate) * (rows @ up)
+        h = jnp.repeat(shares, h.shape[1] // self.num_experts, axis=1) * h
+        return h @ down.reshape(-1, down.shape[2])
 
     def _by_blocks(self, rows: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
         """Tokens sorted by expert, in blocks of which each is of one expert; the last of an expert may not be full."""
