@@ -149,6 +149,7 @@ CASES = (
     ),
     _case("both_ways_value", 9, "value", starts=((0, 4), (8,)), causal=False, chunk_size=4),
     _case("two_decays_token", 9, "token", backward=True, causal=False, chunk_size=4),
+    _case("two_decays_head", 9, "head", backward=True, starts=((0, 4), (8,)), causal=False),
     _case("two_decays_key", 9, "key", backward=True, starts=((0, 4), (8,)), causal=False, chunk_size=4),
     _case("exclusive", 9, "key", bonus=True, state=True, return_state=True, exclusive=True, chunk_size=4),
     _case(

@@ -10,6 +10,8 @@ weighs early values by exp(until), and what late tokens read of them by exp(sinc
 
 Of packed documents the pairs of tokens of one document remain: masks of scores and states, no change of decays.
 
+From both ends with constant decays, a short sequence is one product of all its pairs: both directions share the scores.
+
 The gradient keeps the states at chunk boundaries and computes everything else again.
 """
 
@@ -30,6 +32,9 @@ from primitives.differentiation import differentiable
 # one of them or none; beside them starts (batch, chunk) or None. The state is (batch, groups, repeats, key_dim,
 # value_dim).
 Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]
+
+PAIRS = 256
+"""The greatest length of which all pairs are weighed at once, from both ends with constant decays."""
 
 
 def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
@@ -53,6 +58,9 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
     if not call.causal and logs is None and value_logs is None and starts is None:
         summary = jnp.einsum("btgk,btgrv->bgrkv", k.astype(wide), values.astype(wide))
         out = scale * jnp.einsum("btgk,bgrkv->btgrv", q.astype(wide), summary)
+    elif (rates := _constant(call)) is not None and length <= PAIRS:
+        left, right = (rate.astype(wide).reshape(groups, repeats, 1, 1) for rate in rates)
+        out = jax.checkpoint(_pairs)(scale, *(x.astype(wide) for x in (q, k, values)), left, right, starts)
     elif length == 1:
         out, state = _step(scale, q, k, values, logs, value_logs, Documents.of(starts).carried(state))
     else:
@@ -66,6 +74,33 @@ def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
             flipped = [None if x is None else jnp.flip(x, 1) for x in (q, k, values, backward, value_logs, begins)]
             out = out + jnp.flip(_recurrence(chunk_size, True, scale, *flipped, jnp.zeros(shape, wide))[0], 1)
     return out.astype(v.dtype).reshape(v.shape), state.reshape(batch, heads, key_dim, value_dim)
+
+
+def _constant(call: LinearCall) -> tuple[jax.Array, jax.Array] | None:
+    """The decays from the left and from the right, if both directions are asked for and a head has one number each."""
+    left, right = call.decay, call.decay if call.backward_decay is None else call.backward_decay
+    if call.causal or left is None or right is None or left.ndim > 1 or right.ndim > 1:
+        return None
+    return left, right
+
+
+def _pairs(
+    scale: float,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    decay: jax.Array,
+    backward: jax.Array,
+    starts: jax.Array | None,
+) -> jax.Array:
+    """From both ends at once, with decays (groups, repeats, 1, 1): (batch, length, groups, repeats, value_dim)."""
+    distance = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
+    # At 0 the product may be of 0 and -inf.
+    logs = jnp.where(distance == 0, 0, jnp.where(distance > 0, distance * decay, -distance * backward))
+    scores = scale * jnp.einsum("bigk,bjgk->bgij", q, k)[:, :, None] * jnp.exp(logs)
+    if starts is not None:
+        scores = jnp.where(Documents.of(starts).seen(jnp.ones(distance.shape, bool), between=2), scores, 0)
+    return jnp.einsum("bgrij,bjgrv->bigrv", scores, v)
 
 
 def _step(
