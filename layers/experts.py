@@ -99,7 +99,7 @@ class Experts(Module):
         """All experts see all tokens; those that a token did not choose have the weight 0."""
         gate, up, down = (part.kernel[...].astype(rows.dtype) for part in (self.gate, self.up, self.down))
         hits = jax.nn.one_hot(chosen, self.num_experts, dtype=jnp.float32)
-        shares = jnp.einsum("tk,tke->te", weights, hits).astype(rows.dtype)
+        shares = jnp.sum(weights[..., None] * hits, axis=1).astype(rows.dtype)
         # One product without a batch axis each: CPUs of jax 0.12 add up others in the narrow dtype of their operands.
         gate, up = (kernel.swapaxes(0, 1).reshape(kernel.shape[1], -1) for kernel in (gate, up))
         h = self.activation(rows @ gate) * (rows @ up)
