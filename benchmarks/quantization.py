@@ -6,13 +6,15 @@ computation in float32, greedy, prompts of 256 tokens. The contestants take turn
 while slows all of them:
 
     float32                as zoo.create makes a model
-    int8, bfloat16         zoo.quantize(model, ...)
+    int8, bfloat16         zoo.quantize(model, ...), on a CPU with a float32 copy
+    ..., no copy           zoo.quantize(model, ..., keep_float=False)
     bfloat16 parameters    zoo.create(..., param_dtype="bfloat16"), which leaves to XLA how they are widened
 
     token    milliseconds of one step of all rows, from runs of all and of half of the new tokens; the least of all
              rounds of each
     prompt   milliseconds until the first new token, the least of all rounds
-    bytes    of the parameters
+    bytes    of the parameters, as files hold them
+    memory   bytes of the parameters with what is kept beside them
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from benchmarks.decoding import PROMPT, prompts
 
 MODELS = ("transformer_nano", "gpt2")
 BATCHES = (1, 16)
-CONTESTANTS = ("float32", "int8", "bfloat16", "bfloat16 parameters")
+CONTESTANTS = ("float32", "int8", "int8, no copy", "bfloat16", "bfloat16, no copy", "bfloat16 parameters")
 
 
 def made(name: str, contestant: str) -> Any:
@@ -40,7 +42,8 @@ def made(name: str, contestant: str) -> Any:
     if contestant == "bfloat16 parameters":
         return zoo.create(name, param_dtype="bfloat16")
     model = zoo.create(name)
-    return model if contestant == "float32" else zoo.quantize(model, contestant)
+    format, _, small = contestant.partition(", ")
+    return model if format == "float32" else zoo.quantize(model, format, keep_float=False if small else None)
 
 
 def in_turn(runs: dict[str, Callable[[int], Any]], new: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -67,7 +70,7 @@ def in_turn(runs: dict[str, Callable[[int], Any]], new: int, rounds: int) -> dic
 def measure(name: str, batch: int, new: int, rounds: int) -> dict[str, Any]:
     """The row of one model and batch."""
     import zoo
-    from zoo.quantization import sizes
+    from zoo.quantization import copies, sizes
 
     models = {contestant: made(name, contestant) for contestant in CONTESTANTS}
     tokens = prompts(batch, models["float32"].config.vocab_size)
@@ -84,6 +87,7 @@ def measure(name: str, batch: int, new: int, rounds: int) -> dict[str, Any]:
     plain = times["float32"]
     return {
         "bytes": {contestant: sizes(model)[0] for contestant, model in models.items()},
+        "memory": {contestant: sizes(model)[0] + copies(model) for contestant, model in models.items()},
         "milliseconds": times,
         "times_faster_than_float32": {
             contestant: {what: round(plain[what] / found[what], 2) for what in plain}

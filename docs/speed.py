@@ -268,14 +268,16 @@ def quantization(report: Report) -> str:
             size, faster = row["bytes"][label], row["times_faster_than_float32"][label]
             rate = 1e3 * int(name.rpartition(" ")[2]) / times["token"]
             cells = [faster["token"], times["prompt"], faster["prompt"]]
-            rows.append([name, label, f"{size / 1e6:,.1f}", f"{plain / size:.2f}", _number(rate), *map(_number, cells)])
+            held = [f"{size / 1e6:,.1f}", f"{plain / size:.2f}", f"{row['memory'][label] / 1e6:,.1f}"]
+            rows.append([name, label, *held, _number(rate), *map(_number, cells)])
     versions = next(iter(report["rows"].values()))["versions"]
     text = (
         f"`python -m benchmarks.quantization`, jax {versions['jax']}: `zoo.quantize(model, ...)` beside the same model "
         f"in float32, in turn, random weights, greedy after {report['prompt']} tokens of prompt, computation in "
-        "float32. The last contestant has `param_dtype=\"bfloat16\"`, which XLA widens where it likes."
+        "float32. On a CPU a float32 copy stays in memory unless `keep_float=False` is given, here \"no copy\". The "
+        "last contestant has `param_dtype=\"bfloat16\"`, which XLA widens where it likes."
     )
-    head = ["model", "weights", "MB", "times smaller", "tokens a second", "times float32"]
+    head = ["model", "weights", "file, MB", "times smaller", "memory, MB", "tokens a second", "times float32"]
     head += ["prompt, ms", "times float32"]
     return f"## Smaller weights\n\n{text}\n\n{table(head, rows)}"
 

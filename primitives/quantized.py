@@ -4,12 +4,12 @@
                in float32, so that no weight moves by more than scale / 2
     bfloat16   w in 8 significant bits, kept as the upper half of a float32 (uint16)
 
-On CPU a product widens a block of the weights at a time, which stays in the cache, and multiplies by it. Left to
-itself, XLA widens numbers one by one inside a product of few rows, or writes a wide copy of the matrix at each call.
-Of 1 to 16 rows by a matrix of 768x3072 that took 3 to 5 times what the float32 matrix takes, and less than that matrix
-in blocks of int8, measured alone. Whole models are slower than in float32 all the same: docs/speed.md has what
-``python -m benchmarks.quantization`` measures. CPU compilers also widen bfloat16 slowly where they know that it is
-that, hence the bits.
+On CPU a product reads a float32 copy of the array where there is one (:meth:`QuantizedArray.with_copy`). Without it, a
+product widens a block of the weights at a time, which stays in the cache, and multiplies by it. Left to itself, XLA
+widens numbers one by one inside a product of few rows, or writes a wide copy of the matrix at each call: of one row by
+matrices of 768x3072 that took 5 times what the float32 matrices take. Blocks of int8 are ahead of float32 for one row
+and behind it for the many of a prompt: docs/speed.md has what ``python -m benchmarks.quantization`` measures of whole
+models. CPU compilers also widen bfloat16 slowly where they know that it is that, hence the bits.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from jax import lax
 
 BLOCK = 1 << 16
 """Numbers widened at a time on CPU: in float32 a quarter of a megabyte."""
+_DEEP = 256
+"""Inputs of a block for many rows: with fewer, adding to the (rows, outputs) sums takes longer than the products."""
 
 FORMATS = ("int8", "bfloat16")
 
@@ -36,19 +38,20 @@ class QuantizedArray:
       values: int8, or the bits of bfloat16 as uint16; of the array's shape.
       scale: float32, of the array's shape but 1 along the axis of inputs; None for bfloat16.
       dtype: what it stands for, and what it becomes.
+      copy: the array in float32, which is then read instead; None where there is none. It is in no file.
     """
 
-    def __init__(self, values: Any, scale: Any, dtype: Any):
-        self.values, self.scale, self.dtype = values, scale, jnp.dtype(dtype)
+    def __init__(self, values: Any, scale: Any, dtype: Any, copy: Any = None):
+        self.values, self.scale, self.dtype, self.copy = values, scale, jnp.dtype(dtype), copy
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
-        keys = (jax.tree_util.GetAttrKey("values"), jax.tree_util.GetAttrKey("scale"))
-        return tuple(zip(keys, (self.values, self.scale), strict=True)), self.dtype
+        names = ("values", "scale", "copy")
+        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), self.dtype
 
     @classmethod
     def tree_unflatten(cls, dtype: Any, children: Any) -> QuantizedArray:
         made = object.__new__(cls)
-        (made.values, made.scale), made.dtype = children, dtype
+        (made.values, made.scale, made.copy), made.dtype = children, dtype
         return made
 
     @property
@@ -69,7 +72,7 @@ class QuantizedArray:
 
     @property
     def nbytes(self) -> int:
-        """Of the values and the scale."""
+        """Of the values and the scale, without the copy."""
         return sum(part.size * part.dtype.itemsize for part in (self.values, self.scale) if part is not None)
 
     def __len__(self) -> int:
@@ -80,8 +83,21 @@ class QuantizedArray:
 
     def astype(self, dtype: Any) -> jax.Array:
         """The floating-point array."""
+        return self._wide().astype(dtype)
+
+    def with_copy(self) -> QuantizedArray:
+        """The same array with a float32 copy beside it."""
+        return QuantizedArray(self.values, self.scale, self.dtype, self._wide())
+
+    def without_copy(self) -> QuantizedArray:
+        """The same array, small."""
+        return QuantizedArray(self.values, self.scale, self.dtype)
+
+    def _wide(self) -> jax.Array:
+        if self.copy is not None:
+            return self.copy
         wide = _widened(self.values)
-        return (wide if self.scale is None else wide * self.scale).astype(dtype)
+        return wide if self.scale is None else wide * self.scale
 
     def __getitem__(self, index: Any) -> jax.Array:
         whole = self.astype(self.dtype)
@@ -94,6 +110,8 @@ class QuantizedArray:
         """``x @ self`` for rows ``x`` (rows, inputs) and a matrix (inputs, outputs) with a scale of the outputs:
         float32 (rows, outputs).
         """
+        if self.copy is not None:
+            return x.astype(jnp.float32) @ self.copy
         y = _product(x, self.values)
         return y if self.scale is None else y * self.scale
 
@@ -101,11 +119,15 @@ class QuantizedArray:
         """``x @ self.T`` for rows ``x`` (rows, features) and a table (entries, features) with a scale of the entries:
         float32 (rows, entries).
         """
+        if self.copy is not None:
+            return jnp.einsum("rd,nd->rn", x.astype(jnp.float32), self.copy)
         y = _products_with_rows(x, self.values)
         return y if self.scale is None else y * self.scale[:, 0]
 
     def rows(self, indices: jax.Array, dtype: Any, mode: str) -> jax.Array:
         """The entries of a table (entries, features) at ``indices``; ``mode`` as of ``jnp.take``."""
+        if self.copy is not None:
+            return jnp.take(self.copy, indices, axis=0, mode=mode).astype(dtype)
         # Taken whole numbers can't be not-a-number; the scale of an index beyond the table is.
         found = _widened(jnp.take(self.values, indices, axis=0, mode="clip"))
         if self.scale is not None:
@@ -159,7 +181,8 @@ def _multiplied(x: jax.Array, values: jax.Array, axis: int) -> jax.Array:
 @jax.jit
 def _product(x: jax.Array, values: jax.Array) -> jax.Array:
     inputs, outputs = values.shape
-    size = max(1, min(BLOCK // outputs, inputs // 2))
+    deep = min(8 * x.shape[0], _DEEP) if isinstance(x.shape[0], int) else 1  # it may be left open
+    size = max(1, min(max(BLOCK // outputs, deep), inputs // 2))
 
     def in_blocks(x: jax.Array, values: jax.Array) -> jax.Array:
         x, rows = x.astype(jnp.float32), x.shape[0]  # not len(x): it may be left open

@@ -16,6 +16,7 @@ from primitives import operations
 from primitives.memory import size
 from suggestions import near
 from zoo.backbones.model import input_count
+from zoo.quantization import without_copies
 from zoo.summaries import own_input_shape
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -82,6 +83,7 @@ def export(
     dtype = jnp.int32 if len(shape) == 1 else jnp.float32
     (batch,) = jax.export.symbolic_shape("batch") if batch_size is None else (batch_size,)
     graphdef, state = nnx.split(model)
+    state = without_copies(state)
 
     def forward(*x: jax.Array) -> Any:
         copy = nnx.merge(graphdef, state)

@@ -1,12 +1,17 @@
 """Smaller weights for a model that is only used: int8 with a scale for each output, or bfloat16.
 
     zoo.quantize(model)                      # int8: about a quarter of the bytes
+    zoo.quantize(model, keep_float=False)    # also in the memory of a CPU, where prompts then take longer
     zoo.save(model, "small.safetensors")
     model = zoo.create(NAME, weights="small.safetensors")    # no float weights are made on the way
 
 Weights alone, symmetric: scale = max |w| / 127 over the inputs of one output (absmax quantization as in LLM.int8(),
 Dettmers et al., 2022, arXiv:2208.07339, without its quantized inputs). Which parameters it is done to is a rule on
 their names and shapes, :func:`layers.quantized.axis_of`, so it is the same for every family.
+
+On a CPU products of many rows with small weights take longer than with float32 ones, so a float32 copy of the small
+weights is kept there beside them unless ``keep_float=False`` says otherwise: as fast as float32, in more memory.
+Files, exported programs and other platforms have no copies.
 
 In a file a quantized array NAME is int8 with ``NAME.scale`` beside it, or the bits of bfloat16 as uint16.
 """
@@ -25,6 +30,7 @@ from layers.lora import adapters
 from layers.quantized import axis_of, format_of, hold, quantized_arrays
 from layers.state import flatten, variables
 from primitives import memory
+from primitives.platform import current_platform
 from primitives.quantized import FORMATS, QuantizedArray, finite, quantized
 from suggestions import near
 from zoo.sources import Tensor, Tensors, WeightsError
@@ -32,25 +38,34 @@ from zoo.sources import Tensor, Tensors, WeightsError
 SCALE = ".scale"
 
 
-def quantize(model: Any, format: Literal["int8", "bfloat16"] = "int8") -> Any:
+def quantize(model: Any, format: Literal["int8", "bfloat16"] | None = None, *, keep_float: bool | None = None) -> Any:
     """Keeps the matrices of ``model`` in fewer bits, in place, and returns it, for use and no longer for training.
 
     Those are kernels of linear layers and of convolutions with at least 32 inputs, and tables of embeddings, which are
-    heads too where these are tied; all else stays as it is. The computation keeps its dtype. On CPU the weights are
-    widened a block at a time inside the products, see :mod:`primitives.quantized`: no float copy is kept.
+    heads too where these are tied; all else stays as it is. The computation keeps its dtype.
 
     Args:
       model: any, of the zoo or not; in a training run, the trained one.
-      format: "int8", with a float32 scale for each output, or "bfloat16", the weights rounded to 8 bits of precision.
+      format: "int8", with a float32 scale for each output, or "bfloat16", the weights rounded to 8 bits of precision;
+        None is "int8", and what it has already for a quantized model.
+      keep_float: whether a float32 copy of the small weights stays in memory, which products read; None is on a CPU
+        alone. False is for memory: weights are then widened a block at a time inside the products, and prompts take
+        longer there. Of a model that is quantized already, as a loaded one, this makes or drops the copies.
 
     Raises:
-      ValueError: an unknown format, a model that is quantized already, has adapters or holds nothing to quantize, or
-        weights that are not finite. The model is unchanged.
+      ValueError: an unknown format, a model that is quantized already and no ``keep_float``, one that has adapters or
+        holds nothing to quantize, or weights that are not finite. The model is unchanged.
     """
-    if format not in FORMATS:
+    before = format_of(model)
+    if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}{near(str(format), FORMATS)}; there are: {', '.join(FORMATS)}")
-    if (before := format_of(model)) is not None:
-        raise ValueError(f"the model's weights are {before} already: quantize a model that has float weights")
+    if before is not None and (keep_float is None or format not in (None, before)):
+        raise ValueError(
+            f"the model's weights are {before} already: quantize a model that has float weights, or say keep_float "
+            "alone to make or drop the float32 copies"
+        )
+    if before is not None:
+        return _with_copies(model, keep_float)
     if adapters(model):
         raise ValueError("the model has adapters: zoo.merge_lora(model) first, then zoo.quantize(model)")
     places = _places(model)
@@ -68,22 +83,59 @@ def quantize(model: Any, format: Literal["int8", "bfloat16"] = "int8") -> Any:
         if not finite(getattr(*places[name])[...]):
             raise ValueError(f"{name} holds numbers that are not finite: there is no scale for them")
     for name, axis in chosen.items():
-        hold(*places[name], quantized(getattr(*places[name])[...], format, axis))
+        hold(*places[name], quantized(getattr(*places[name])[...], format or "int8", axis))
+    return _with_copies(model, keep_float)
+
+
+def _with_copies(model: Any, keep_float: bool | None) -> Any:
+    """The model, whose quantized arrays now have float32 copies or none; None is the choice of the platform."""
+    keep = current_platform() == "cpu" if keep_float is None else keep_float
+    places = _places(model)
+    for name, array in quantized_arrays(model).items():
+        if (array.copy is not None) != keep and not isinstance(array.values, jax.ShapeDtypeStruct):
+            hold(*places[name], array.with_copy() if keep else array.without_copy())
     return model
 
 
+def copies(model: nnx.Module) -> int:
+    """Bytes of the float32 copies beside quantized parameters."""
+    return sum(_bytes(array.copy) for array in quantized_arrays(model).values() if array.copy is not None)
+
+
+def without_copies(state: Any) -> Any:
+    """A state or arrays with no float32 copies beside quantized ones."""
+
+    def small(leaf: Any) -> Any:
+        return leaf.without_copy() if isinstance(leaf, QuantizedArray) else leaf
+
+    return jax.tree.map(small, state, is_leaf=lambda leaf: isinstance(leaf, QuantizedArray))
+
+
 def sizes(model: nnx.Module) -> tuple[int, int]:
-    """Bytes of the parameters as they are kept, and as they would be without quantization."""
+    """Bytes of the parameters as files keep them, without :func:`copies`, and as they would be without quantization."""
     leaves = [*flatten(model, nnx.Param).values(), *quantized_arrays(model).values()]
     kept = sum(leaf.nbytes if isinstance(leaf, QuantizedArray) else _bytes(leaf) for leaf in leaves)
     return kept, sum(map(_bytes, leaves))
 
 
 def described(model: nnx.Module) -> str | None:
-    """The format and the bytes of a quantized model in words; None for another."""
+    """The format and the bytes of a quantized model in words; None for another. Copies in memory are left to
+    :func:`described_here`.
+    """
     kept, plain = sizes(model)
     format = format_of(model)
     return format and f"{format} weights: parameters of {memory.size(kept)}, without {memory.size(plain)}"
+
+
+def described_here(model: nnx.Module) -> str | None:
+    """As :func:`described`, with the float32 copies that are in this machine's memory."""
+    said, count = described(model), copies(model)
+    return said and said + (
+        f"; beside them a float32 copy of {memory.size(count)} for speed on this CPU, which "
+        "zoo.quantize(model, keep_float=False) drops"
+        if count
+        else ""
+    )
 
 
 def _bytes(leaf: Any) -> int:
@@ -136,11 +188,13 @@ def placed(name: str, array: Any, leaf: Any) -> QuantizedArray | None:
 
 
 def put(model: nnx.Module, arrays: dict[str, Any]) -> dict[str, Any]:
-    """Puts the quantized ones of ``arrays`` into ``model``; returns the others."""
+    """Puts the quantized ones of ``arrays`` into ``model``, on a CPU with a float32 copy; returns the others."""
     packed = {name: array for name, array in arrays.items() if isinstance(array, QuantizedArray)}
     places = _places(model) if packed else {}
     for name, array in packed.items():
         hold(*places[name], array)
+    if packed:
+        _with_copies(model, None)
     return {name: array for name, array in arrays.items() if name not in packed}
 
 

@@ -25,7 +25,7 @@ from pallas_kernels import dispatch
 from primitives import memory, operations
 from zoo.backbones.model import input_count
 from zoo.creation import create_abstract
-from zoo.quantization import described, sizes
+from zoo.quantization import copies, described_here, sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Summary:
       batch_size: of the step whose memory was estimated; None where none was asked for.
       step_bytes: what a forward and a backward pass on that batch take at their peak besides the parameters, gradients
         included: an estimate by :mod:`primitives.memory`, in evaluation mode, without the optimizer.
-      weight_bytes: of the parameters as they are kept.
+      weight_bytes: of the parameters as they are kept, copies beside quantized ones included.
       quantized: of a quantized model, in words: its format, and the bytes with and without.
     """
 
@@ -225,8 +225,8 @@ def summary(
         rows=(*rows, rest),
         batch_size=batch_size,
         step_bytes=step_bytes,
-        weight_bytes=sizes(made)[0],
-        quantized=described(made),
+        weight_bytes=sizes(made)[0] + copies(made),
+        quantized=described_here(made),
     )
     if show:
         print(result)

@@ -19,11 +19,12 @@ from layers import assign, flatten
 from layers.initializers import Draw
 from layers.linear import Conv, Linear
 from layers.quantized import axis_of, hold, quantized_arrays
+from primitives.platform import platform
 from primitives.quantized import FORMATS, QuantizedArray, quantized
 from tests.compilation import program
 from tests.zoo import families
 from training import optimizer
-from zoo.quantization import described, sizes
+from zoo.quantization import copies, described, sizes
 from zoo.weights import WeightsError, export
 
 NAME = "transformer_nano"
@@ -65,6 +66,7 @@ def test_int8_is_close_to_float32_and_kept_in_files(tmp_path: Path, monkeypatch:
     assert without == 4 * sum(leaf.size for leaf in flatten(plain).values())
     assert kept < without / 3
     assert described(model) == "int8 weights: parameters of 0 MiB, without 0 MiB"
+    assert copies(model) == 4 * sum(array.size for array in quantized_arrays(model).values())
 
     path = tmp_path / "small.safetensors"
     zoo.save(model, path)
@@ -92,8 +94,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has adapters: zoo\.merge_lora\(model\) first"):
         zoo.quantize(zoo.add_lora(made()))
     zoo.quantize(model)
-    with pytest.raises(ValueError, match="weights are int8 already"):
-        zoo.quantize(model, "bfloat16")
+    for asked in ({"format": "bfloat16"}, {"format": "bfloat16", "keep_float": False}, {}):
+        with pytest.raises(ValueError, match=r"weights are int8 already.* or say keep_float"):
+            zoo.quantize(model, **asked)  # type: ignore[arg-type]
+    assert copies(model)
     with pytest.raises(ValueError, match="weights are int8: add adapters to a float model"):
         zoo.add_lora(model)
     with pytest.raises(ValueError, match=r"weights are int8 and can't be trained: .* zoo\.quantize it"):
@@ -130,9 +134,30 @@ def test_the_summary_says_it() -> None:
     assert "weights" not in str(plain)
     found = zoo.summary(zoo.quantize(model), show=False)
     assert "int8 weights: parameters of 1 MiB, without 3 MiB" in str(found)
-    assert found.weight_bytes == sizes(model)[0] < plain.weight_bytes / 3.5
+    assert "; beside them a float32 copy of 3 MiB for speed on this CPU" in str(found)
+    assert found.weight_bytes == sizes(model)[0] + copies(model) > plain.weight_bytes
+    small = zoo.summary(zoo.quantize(model, keep_float=False), show=False)
+    assert "float32 copy" not in str(small)
+    assert small.weight_bytes == sizes(model)[0] < plain.weight_bytes / 3.5
     assert [row.parameters for row in found.rows] == [row.parameters for row in plain.rows]
     assert found.multiply_adds == plain.multiply_adds
+
+
+def test_copies_are_the_choice_of_the_platform_and_the_user(tmp_path: Path) -> None:
+    model, small = zoo.quantize(made()), zoo.quantize(made(), keep_float=False)
+    assert copies(model)
+    assert not copies(small)
+    y = program(small)(TOKENS)
+    np.testing.assert_allclose(program(model)(TOKENS), y, atol=1e-5 * float(jnp.abs(y).max()))
+    with platform("gpu"):
+        assert not copies(zoo.quantize(made()))
+    for number, each in enumerate((model, small)):
+        zoo.save(each, tmp_path / f"{number}.safetensors")
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
+    loaded = made(weights=tmp_path / "1.safetensors")
+    assert equal(loaded, model)
+    assert equal(zoo.quantize(loaded, keep_float=False), small)
+    assert equal(zoo.quantize(loaded, keep_float=True), model)
 
 
 @pytest.mark.full
