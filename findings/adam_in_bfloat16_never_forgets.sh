@@ -2,8 +2,8 @@
 # optax 0.2.8, jax 0.10.2 and torch 2.13.0 (CPU): Adam with its defaults for parameters in bfloat16, whose mean of squared gradients is bfloat16 too.
 # Expected: a mean that is rounded, but follows the gradients. Seen, in both: once it is there it can't fall, since 0.999 of a number is rounded
 # to the number. After one gradient of 1 and 4000 of 0.01 it is 1e-3, that of the first step, in place of 1.2e-4, and the steps are a third of what they
-# should be, for ever. It does not rise above a five hundredth to a thousandth of that part either: of 4000 gradients of 1 it is 0.5, not 0.98.
-# optax's mu_dtype is that of the other mean only; nothing sets this one's. With b2=0.99 it falls (to within 20 %), with parameters in float32 it is right.
+# should be, for ever. It stops on its way up, too: of 4000 gradients of 1 it is 0.5, not 0.98. optax's mu_dtype is that of the other mean only;
+# nothing sets this one's. Parameters in float32, cast to bfloat16 where they are used, have none of this.
 # Ends with 0 as long as this is so, with 1 once it changes. Needs Python 3.11 or later; downloads PyTorch into a temporary folder.
 set -eu
 folder=$(mktemp -d)
