@@ -3,7 +3,7 @@
 # names sacrebleu's file as what it follows. Expected: sacrebleu's scores, over 100. Seen: so for long texts; where a corpus, a batch or a sentence
 # has no common n-gram of some order, sacrebleu smooths by default and SacreBLEUScore gives 0 (0.124 for a text of 5 words), with
 # smooth=True too, which is another smoothing; and of texts too short for some order, sacrebleu's chrF averages the orders that are there,
-# CHRFScore all: 0.146 for 0.292 of "abc" and "abd". Scores of short answers, or means over sentences, are not comparable.
+# CHRFScore all: 0.146 for 0.292 of "abc" and "abx". Scores of short answers, or means over sentences, are not comparable.
 # Ends with 0 as long as this is so, with 1 once it changes. Downloads PyTorch into a temporary folder.
 set -eu
 folder=$(mktemp -d)
@@ -22,7 +22,7 @@ from torchmetrics.text import CHRFScore, SacreBLEUScore
 pairs = {
     "long": ("the cat sat on the mat and slept until noon today", "the cat sat on the mat and it slept until noon"),
     "no four common words": ("the cat sat on mat", "a cat is on the mat"),
-    "three letters": ("abc", "abd"),
+    "three letters": ("abc", "abx"),
 }
 found = {}
 for name, (text, reference) in pairs.items():
