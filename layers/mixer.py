@@ -281,7 +281,7 @@ def create_mixer(
         they take and a place can suggest (``dtype``, ``num_heads``, ...).
 
     Raises:
-      ValueError: unknown name or option, or a mixer that can't be causal.
+      ValueError: unknown name or option, what is no mixer, or one that can't be causal.
     """
     if isinstance(spec, Mixer):
         return spec
@@ -291,6 +291,8 @@ def create_mixer(
         options = {**{k: v for k, v in spec.items() if k != "name"}, **options}
         spec = spec["name"]
     make: Callable[..., Mixer] = mixer_class(spec) if isinstance(spec, str) else spec
+    if not callable(make):
+        raise ValueError(f'a mixer is a name, a dict with "name", a callable or a Mixer, not {spec!r}')
     taken, any_option = accepted(make)
     place = Place() if place is None else place
     if "place" in taken:

@@ -9,8 +9,10 @@ _LISTED = 30
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Returns ": did you mean ...?" with the near matches of ``name`` among ``known``, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    """Returns ": did you mean ...?" with the near matches of ``name`` among ``known``, whatever their case, or an empty
+    string."""
+    cased = {choice.casefold(): choice for choice in known}
+    matches = [cased[match] for match in difflib.get_close_matches(name.casefold(), list(cased), n=3, cutoff=0.6)]
     return f": did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 

@@ -58,6 +58,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="last", help='of the run: "last", "best" or a step')
     parser.add_argument("--model", help="a name of zoo.list_models(), with --weights")
     parser.add_argument("--weights", help="a file, folder or hf://owner/name")
+    commands.option_arguments(parser)
     parser.add_argument("--quantize", help="keep the weights as int8 or bfloat16")
     parser.add_argument("--tokenizer", help="a tokenizer.json; default: the run's, else bytes")
     parser.add_argument("--prompt", default="", help="the text to go on with; - reads standard input")
@@ -91,9 +92,9 @@ def _from_run(workdir: Path, checkpoint: str) -> tuple[Any, Any]:
     return model, task.tokenizer
 
 
-def _from_weights(name: str, weights: str, tokenizer: str | None) -> tuple[Any, Any]:
+def _from_weights(name: str, weights: str, tokenizer: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
     encoding = tokenization.create(tokenizer)
-    size = getattr(zoo.variant(name).config, "vocab_size", None)
+    size = options.get("vocab_size", getattr(zoo.variant(name).config, "vocab_size", None))
     if size is None:
         raise ValueError(f"{name} is not a language model: zoo.list_models() lists all")
     if encoding.vocab_size > size:
@@ -102,7 +103,7 @@ def _from_weights(name: str, weights: str, tokenizer: str | None) -> tuple[Any, 
         )
     if tokenizer is None and size != encoding.vocab_size:
         raise ValueError(f"{name} has {size} tokens, not bytes: name its tokenizer.json with --tokenizer")
-    return zoo.create(name, weights=weights), encoding
+    return zoo.create(name, weights=weights, **options), encoding
 
 
 def _generate(given: argparse.Namespace) -> None:
@@ -111,9 +112,11 @@ def _generate(given: argparse.Namespace) -> None:
     if given.model and not given.weights:
         raise ValueError("--weights is missing: a file, folder or hf://owner/name with the weights of --model")
     if given.workdir:
+        if given.option:
+            raise ValueError("--option is for --model: a run has its own hyper-parameters")
         model, tokenizer = _from_run(Path(given.workdir), given.checkpoint)
     else:
-        model, tokenizer = _from_weights(given.model, given.weights, given.tokenizer)
+        model, tokenizer = _from_weights(given.model, given.weights, given.tokenizer, commands.options_of(given))
     if given.quantize is not None:
         zoo.quantize(model, given.quantize)
     text, source = (sys.stdin.read() if told == "-" else told for told in (given.prompt, given.source))

@@ -159,10 +159,11 @@ def _model_arguments(parser: Parser, *, required: bool) -> None:
     source = f"a run's folder, a file, a folder, a released name or hf://owner/name{without}"
     parser.add_argument("--model", help="a name of the list; not needed for a run")
     parser.add_argument("--weights", required=required, help=source)
-    _option_arguments(parser)
+    option_arguments(parser)
 
 
-def _option_arguments(parser: Parser) -> None:
+def option_arguments(parser: Parser) -> None:
+    """Adds ``--option``, which :func:`options_of` reads."""
     use = "a hyper-parameter, as mixer=agent; may be given several times"
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=use)
 
@@ -195,7 +196,7 @@ def _summary_arguments(parser: Parser) -> None:
     parser.add_argument("--batch_size", type=int, default=1, help="of the step whose memory is estimated")
     parser.add_argument("--blocks", action="store_true", help="a row for every block, not for every stage")
     parser.add_argument("--json", action="store_true")
-    _option_arguments(parser)
+    option_arguments(parser)
 
 
 def _summary(given: argparse.Namespace) -> None:
@@ -289,6 +290,10 @@ def _draw(given: argparse.Namespace) -> None:
             figure = draw_over_image(x[0], flow[0], grid, title="rollout to the first token")
         else:
             figure = draw_matrix(attention_rollout(found)[0], "rollout")
+    if given.output.suffix[1:].lower() not in (endings := figure.canvas.get_supported_filetypes()):
+        raise ValueError(f"{given.output}: the ending says which format a picture has: .{', .'.join(endings)}")
+    if not given.output.parent.is_dir():
+        raise ValueError(f"there is no folder {given.output.parent} to write {given.output.name} in: make it first")
     figure.savefig(given.output, dpi=120)
     print(f"{given.output}: {given.what} of {len(found)} mixers of {model.variant}")
 

@@ -21,6 +21,7 @@ from zoo.summaries import own_input_shape
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """Where an exported model runs unless fewer are asked for."""
+_KNOWN_PLATFORMS = (*PLATFORMS, "rocm")
 LIMIT = 2**31 - 2**20
 """Bytes that one file of ``jax.export`` holds."""
 # Primitives that are a call of something outside StableHLO.
@@ -65,14 +66,17 @@ def export(
       platforms: of "cpu", "cuda", "rocm" and "tpu", where it is to run; one file serves all.
 
     Raises:
-      ExportError: another form; an operation that is a call of something outside StableHLO, named; code that needs the
-        size of the batch; or more weights than a file holds (2 GiB).
-      ValueError: the model's input shape is unknown.
+      ExportError: another form; no or unknown platforms; an operation that is a call of something outside StableHLO,
+        named; code that needs the size of the batch; or more weights than a file holds (2 GiB).
+      ValueError: the model's input shape is unknown, or the model does not take what ``input_shape`` says.
     """
     if form != "stablehlo":
         raise ExportError(f"unknown form {form!r}{near(form, ['stablehlo'])}: models are exported as 'stablehlo'")
     if batch_size is not None and batch_size < 1:
         raise ExportError(f"batch_size must be at least 1, got {batch_size}")
+    if not platforms or (strange := sorted(set(platforms) - set(_KNOWN_PLATFORMS))):
+        fault = f"{strange[0]!r} is no platform" if platforms else "platforms is empty"
+        raise ExportError(f"{fault}: a model is exported for some of {', '.join(_KNOWN_PLATFORMS)}")
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in flatten(model).values())
     if held > LIMIT:
         raise ExportError(
@@ -90,6 +94,8 @@ def export(
         copy.eval()
         return copy(*x)
 
+    if input_shape is not None:  # what the model does not take is its own error, and not one of exporting
+        jax.eval_shape(forward, *[jax.ShapeDtypeStruct((1, *shape), dtype)] * input_count(model))
     given = [jax.ShapeDtypeStruct((batch, *shape), dtype)] * input_count(model)
     with dispatch.use("xla"), _told(batch_size is None):
         program = jax.jit(forward)

@@ -40,7 +40,15 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """``write`` gets a file beside ``path``, which then takes its place."""
+    """``write`` gets a file beside ``path``, which then takes its place.
+
+    Raises:
+      OSError: it can't be written, there is no such folder, or ``path`` is one.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in: make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         temporary = Path(file.name)
     try:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from layers import making
@@ -202,9 +204,11 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
     """The variant's configuration with some fields replaced.
 
     Raises:
-      ValueError: a field that the architecture does not have; near ones are given.
+      ValueError: a field that the architecture does not have (near ones are given), or a value that the field can't
+        hold.
     """
-    known = {field.name for field in dataclasses.fields(entry.config)}
+    fields = {field.name: field for field in dataclasses.fields(entry.config)}
+    known = set(fields)
     if "pretrained" in overrides:
         raise ValueError(f"there is no pretrained=: {entry.how_to_load()}; without weights= the parameters are random")
     unknown = sorted(set(overrides) - known)
@@ -213,7 +217,38 @@ def configure(entry: Variant, overrides: Mapping[str, Any]) -> ModelConfig:
             f"{entry.family} has no hyper-parameter {unknown[0]!r}{near(unknown[0], known)}; it has: "
             f"{', '.join(sorted(known))}"
         )
+    for name, value in overrides.items():
+        _check(fields[name], value)
     return dataclasses.replace(entry.config, **{name: freeze(value) for name, value in overrides.items()})
+
+
+_POSITIVE = frozenset({"features", "image_size", "in_channels", "num_heads", "patch_size", "vocab_size"})
+_PARTS = frozenset({"drop_path", "dropout"})
+
+
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Refuses a value that no model can have in a field that is a plain number or a truth value.
+
+    Raises:
+      ValueError: it is of another type or out of range: a command line hands on as text what is no Python value, such
+        as "false".
+    """
+    kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
+    is_truth = isinstance(value, bool | np.bool_)
+    if kind == "bool":
+        good, wanted = is_truth or (isinstance(value, numbers.Integral) and value in (0, 1)), "True or False"
+    elif kind == "int":
+        least = 1 if field.name in _POSITIVE else 0
+        good = isinstance(value, numbers.Integral) and not is_truth and int(value) >= least
+        wanted = f"a whole number of at least {least}"
+    elif kind == "float":
+        good, wanted = isinstance(value, numbers.Real) and not is_truth, "a number"
+        if field.name in _PARTS:
+            good, wanted = good and 0 <= value < 1, "a number in [0, 1)"
+    else:
+        return
+    if not good:
+        raise ValueError(f"{field.name} is {wanted}, not {value!r}")
 
 
 def abstract(entry: Variant, config: ModelConfig) -> nnx.Module:

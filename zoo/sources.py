@@ -407,8 +407,8 @@ def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
 def _index(path: Path, locate: Callable[[str], Path]) -> Tensors:
     """A checkpoint in several files, each opened when it is first named."""
     try:
-        files = json.loads(path.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
+        files = dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{path} is not the index of a sharded checkpoint ({_first_line(error)}): get it again"
         ) from error

@@ -8,6 +8,7 @@ and counted in the report.
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,8 +71,8 @@ def _visible(root: Path) -> list[Path]:
 
 
 def _text(path: Path) -> bytes | None:
-    """The content, or None if it is not UTF-8 text."""
-    content = path.read_bytes()
+    """The content without a byte order mark, or None if it is not UTF-8 text."""
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         content.decode()
     except UnicodeDecodeError:
@@ -80,5 +81,14 @@ def _text(path: Path) -> bytes | None:
 
 
 def _cut(text: bytes) -> tuple[bytes, bytes, bytes]:
+    """The parts of a text for training, validation and test, none of which begins within a character."""
     held = int(len(text) * HELD_OUT)
-    return text[: len(text) - 2 * held], text[len(text) - 2 * held : len(text) - held], text[len(text) - held :]
+    first, second = (_beginning(text, len(text) - parts * held) for parts in (2, 1))
+    return text[:first], text[first:second], text[second:]
+
+
+def _beginning(text: bytes, at: int) -> int:
+    """Where the character begins that the byte ``at`` is of."""
+    while at < len(text) and text[at] & 0xC0 == 0x80:  # 0b10......: a byte that goes on with a character
+        at -= 1
+    return at

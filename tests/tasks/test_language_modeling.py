@@ -22,6 +22,7 @@ import tokenization
 from tasks.datasets import stdlib_text, texts
 from tasks.datasets.split import SPLITS, split_of
 from tasks.datasets.stdlib_text import modules, source_of
+from tasks.datasets.text_files import TextFiles
 from tasks.language_modeling import LanguageModeling, Stream, Windows
 from tasks.packing import pack
 
@@ -166,6 +167,15 @@ def test_a_single_file_is_cut(tmp_path: Path) -> None:
     lengths = {split: len(covered(task, split)) - 1 for split in task.splits}
     assert lengths == {"train": 900, "validation": 50, "test": 50}
     assert "too few" in task.report
+
+
+def test_a_text_is_cut_between_characters_and_without_its_byte_order_mark(tmp_path: Path) -> None:
+    for size in range(60, 100):
+        text = ("é猫" * size)[: size + 1]
+        (tmp_path / "a.txt").write_text(text, encoding="utf-8-sig")
+        data = TextFiles(str(tmp_path))
+        parts = [data.documents(split)[0] for split in data.splits]
+        assert "".join(part.decode() for part in parts) == text
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,11 @@ def test_text_when_the_data_and_the_tokenizer_are_gone(tmp_path: Path, capsys: p
 
 @pytest.mark.full
 def test_text_from_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = zoo.create("transformer_nano")
+    model = zoo.create("transformer_nano", depth=1)
     zoo.save(model, tmp_path / "model.safetensors")
     options = (
         "--model=transformer_nano",
+        "--option=depth=1",
         f"--weights={tmp_path / 'model.safetensors'}",
         "--temperature=0",
         "--keep_going",
@@ -146,6 +147,7 @@ def test_other_tasks_have_no_sample() -> None:
         (("--model=transformer_nano", "--weights=x"), "unknown weights 'x'"),
         (("--model=biformer_nano", "--weights=x"), "biformer_nano is not a language model"),
         (("--workdir=/nowhere",), "has no config.json"),
+        (("--workdir=/nowhere", "--option=depth=1"), "--option is for --model"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

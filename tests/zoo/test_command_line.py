@@ -35,10 +35,19 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["list", "BIFORMER_TINY"], "no model is named 'BIFORMER_TINY': did you mean 'biformer_tiny'"),
         (["list", "biformer_tny"], "no model is named 'biformer_tny': did you mean 'biformer_tiny'"),
         (["summary", "biformer_tny"], "unknown model 'biformer_tny': did you mean 'biformer_tiny'"),
         (["summary", "vit_nano_patch4_32", "--option=dept=2"], "no hyper-parameter 'dept': did you mean 'depth'"),
         (["summary", "vit_nano_patch4_32", "--option=depth"], "give NAME=VALUE"),
+        (["summary", "vit_nano_patch4_32", "--option=depth=two"], "depth is a whole number of at least 0, not 'two'"),
+        (["summary", "vit_nano_patch4_32", "--option=depth=-1"], "depth is a whole number of at least 0, not -1"),
+        (["summary", "vit_nano_patch4_32", "--option=num_heads=0"], "num_heads is a whole number of at least 1, not 0"),
+        (["summary", "vit_nano_patch4_32", "--option=dropout=2"], r"dropout is a number in \[0, 1\), not 2"),
+        (["summary", "vit_nano_patch4_32", "--option=qkv_bias=false"], "qkv_bias is True or False, not 'false'"),
+        (["summary", "vit_nano_patch4_32", "--option=mixer=3"], "a mixer is a name, .* not 3"),
+        (["export", "none/a", "--model=vit_nano_patch4_32", *OPTIONS], "there is no folder none to write a in"),
+        (["export", ".", "--model=vit_nano_patch4_32", *OPTIONS], "is a folder: name a file in it"),
         (["predict", "a.png", "--model=vit_nano_patch4_32", "--weights=absent.npz"], "there are no weights at absent"),
     ],
 )
@@ -126,6 +135,16 @@ def test_draw(
     assert f"{what} of 1 mixers of {model}" in capsys.readouterr().out
     with Image.open(tmp_path / "out.png") as picture:
         assert min(picture.size) > 100
+
+
+@pytest.mark.parametrize(
+    ("output", "message"), [("a", "the ending says which format"), ("none/a.png", "there is no folder")]
+)
+def test_a_picture_that_can_not_be_written_is_a_message(tmp_path: Path, output: str, message: str) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(SystemExit, match=message):
+        commands.main(["draw", "the cat", str(tmp_path / output), "--model=transformer_nano", *OPTIONS])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

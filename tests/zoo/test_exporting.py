@@ -79,11 +79,19 @@ class Counts(nnx.Module):
         (Counts(), {}, "can't be exported for any batch: give batch_size="),
         (Counts(), {"form": "stablehl"}, "unknown form 'stablehl': did you mean 'stablehlo'"),
         (Counts(), {"batch_size": 0}, "batch_size must be at least 1"),
+        (Counts(), {"platforms": ["cpu", "tpx"]}, "'tpx' is no platform: .*cpu, cuda, tpu, rocm"),
+        (Counts(), {"platforms": []}, "platforms is empty"),
     ],
 )
 def test_what_can_not_be_exported_is_named(model: nnx.Module, options: dict, message: str) -> None:
     with pytest.raises(zoo.ExportError, match=message):
         zoo.export(model, input_shape=(3, 4), **options)
+
+
+def test_an_input_that_the_model_does_not_take_is_no_matter_of_the_batch() -> None:
+    with pytest.raises(ValueError, match="the model takes images") as refusal:
+        zoo.export(make("vit"), input_shape=(5,))
+    assert "batch_size=" not in str(refusal.value)
 
 
 def test_weights_beyond_what_a_file_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -371,6 +371,12 @@ def test_a_page_in_place_of_a_file(tmp_path: Path) -> None:
         refused(small(), tmp_path / file, "is damaged or cut short .neither a zip archive nor a pickle")
 
 
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"weight_map": 3}'])
+def test_what_is_no_index_of_several_files(content: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    refused(small(), tmp_path, "is not the index of a sharded checkpoint")
+
+
 def test_unknown_sources(tmp_path: Path) -> None:
     refused(small(), tmp_path / "absent.safetensors", "there are no weights at")
     refused(small(), "in2k", r"unknown weights 'in2k'.* the released checkpoints of vit_small_patch16_224 are: augreg")
