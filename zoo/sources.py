@@ -412,6 +412,9 @@ def _index(path: Path, locate: Callable[[str], Path]) -> Tensors:
         raise WeightsError(
             f"{path} is not the index of a sharded checkpoint ({_first_line(error)}): get it again"
         ) from error
+    # An index comes with the weights, from whoever made them: it has no say over other folders.
+    if away := [file for file in files.values() if file in ("", "..") or file != Path(str(file)).name]:
+        raise WeightsError(f"{path} names {away[0]!r}, which is no file beside it: only such are read")
     opened: dict[str, Tensors] = {}
     found = {}
     for name, file in files.items():

@@ -377,6 +377,12 @@ def test_what_is_no_index_of_several_files(content: str, tmp_path: Path) -> None
     refused(small(), tmp_path, "is not the index of a sharded checkpoint")
 
 
+@pytest.mark.parametrize("file", ["../a.safetensors", "/a.safetensors", "..", 3])
+def test_an_index_reads_what_is_beside_it_alone(file: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+    refused(small(), tmp_path, "which is no file beside it: only such are read")
+
+
 def test_unknown_sources(tmp_path: Path) -> None:
     refused(small(), tmp_path / "absent.safetensors", "there are no weights at")
     refused(small(), "in2k", r"unknown weights 'in2k'.* the released checkpoints of vit_small_patch16_224 are: augreg")
