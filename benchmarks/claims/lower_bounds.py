@@ -4,7 +4,10 @@ Z. Qin et al., arXiv:2311.04823, section 3.2 and table 8 (ablation). Selective c
 drawn from 14, lie at random places among fillers and are asked for at the end. Models of three layers of 64 channels
 without channel mixing, trained on 32 tokens: HGRN with learned lower bounds, which begin at 0, 1/3 and 2/3; HGRN
 without; and a GRU. "at_n" is the accuracy among n tokens. "half_life_i" is the median over channels of layer i of how
-many tokens halve a memory, by its mean log forget gate on examples of 512 tokens.
+many tokens halve a memory, by its mean log forget gate on examples of 512 tokens. Medians of three seeds: up to 128
+tokens the bounds help (0.904 and 0.764 of 32, 0.789 and 0.711 of 128), from 256 on they do not (0.568 and 0.600, 0.398
+and 0.451 of 512). Memories of the last layer last 15 to 96 tokens with bounds and about one without. The GRU is ahead
+of both.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ M. Beck et al., arXiv:2405.04517, section 1: LSTMs could not revise what they ha
 gating lets mLSTM do so. Multi-query associative recall (S. Arora et al., arXiv:2312.04927) in which every key is stored
 twice under different values, in random order, and its last value is asked for. The models are those of
 :mod:`benchmarks.claims.state_size`, whose last layer is the mixer, with keys of the same size. The gated delta rule,
-which removes what a key held, is shown and not judged.
+which removes what a key held, is shown and not judged. Medians of three seeds: 0.713 with mLSTM, 0.229 with gated
+linear attention and 0.094 with linear attention; the gated delta rule learns all in two seeds, and a quarter in one.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@ O. Vinyals et al., arXiv:1506.03134, section 4.2: convex hulls, learned from set
 one LSTM of 128 features on either side. The pointer's logits are over the points; the other decoder attends to them and
 has a logit for each of 20 positions, of which training shows it 10. "at_10" are hulls of 10 points; "accuracy" is by
 position after the true ones, "exact", "simple" and "area" are of answers that the model gives by itself. The paper's
-models train on 5 to 50 points for some 10 times as long.
+models train on 5 to 50 points for some 10 times as long. Medians of three seeds: of 20 points the pointer names 0.785
+of the positions and the fixed dictionary 0.372; 0.113 of the hulls are without a fault, and none. The pointer's simple
+polygons cover 0.9797 of the hulls, and 0.98 is asked: by that it does not hold.
 """
 
 from __future__ import annotations

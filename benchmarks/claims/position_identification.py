@@ -5,7 +5,9 @@ S. Luo et al., arXiv:2205.13401, section 5.1: where positions act within the sof
 equal outputs; a learned factor for each distance behind the softmax ends that. Encoders of three blocks and 64 features
 are to name the position of each of 16 random tokens out of 80: URPE, learned biases alone, and rotary positions.
 "spread" is the greatest difference of the outputs for 16 equal tokens. The paper has 128 tokens of a vocabulary of
-1000, and a second task, to name every other token, which takes several times as many steps.
+1000, and a second task, to name every other token, which takes several times as many steps. Medians of three seeds:
+URPE and rotary positions name all positions, learned biases as many as a guess. With rotary positions equal tokens do
+give equal outputs, but from random ones a position can be told.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ for 2 by 2 of them, whose attention is by softmax, linear (feature map elu + 1),
 such that parameters agree within 2 %; none knows where tokens are but by the table that is added to them. "rank" is the
 number of singular values, of 64, above a hundredth of the largest, of a block's output of attention as a matrix
 (tokens, features), the mean of the blocks and of 32 test images. The recipe is that of configs/vit.py, at a rate of
-3e-3, for 600 steps.
+3e-3, for 600 steps. Medians of three seeds: ranks of 2.6 with linear attention, 5.1 with softmax attention and 34 with
+RALA's augmentation, and accuracies of 0.844, 0.875 and 0.992: in so few steps RALA is not near softmax attention but
+far ahead of it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@ W. Yu and X. Wang, arXiv:2405.07992: classification of images needs no state spa
 digits at 32 pixels the contestants are mambaout_nano, 8 x 8 and 4 x 4 tokens, and the same with Mamba read in both
 directions, of the same parameters within 2 %. The control is induction heads: in 64 random symbols, what followed the
 special one when it came before? There the contestants are mamba_nano of two blocks with a state space and without,
-whose convolutions reach 6 tokens back; the features are more without, so that the parameters agree within 2 %.
+whose convolutions reach 6 tokens back; the features are more without, so that the parameters agree within 2 %. Medians
+of three seeds: both have 0.986 of the images; of the sequences Mamba has 0.492, and 0.059, a guess, without its state
+space.
 """
 
 from __future__ import annotations
