@@ -229,6 +229,12 @@ def train(
             return patience > 0 and waited >= patience
 
         early = is_enough()
+        steps = range(step, step if early else total)
+        if config.profile and config.profile + UNTRACED > len(steps):
+            raise ValueError(
+                f"profile={config.profile} traces that many steps after the first {UNTRACED}, and {len(steps)} are "
+                f"left: ask for at most {max(len(steps) - UNTRACED, 0)}, or lengthen train_for"
+            )
         count = sum(leaf.size for leaf in state["params"].values())
         trained = sum(state["params"][name].size for name in optimizer.trainable)
         data = task.describe("train") if isinstance(task, Describes) else f"{len(examples):,} examples"
@@ -243,7 +249,6 @@ def train(
                 log.say(f"going on from step {step} of {total}")
             window, first, compiled = _Window(optimizer.trainable), step, None
             trace = _Trace(workdir / "profile", config.profile)
-            steps = range(step, step if early else total)
             batches = train_batches(
                 examples, steps, size, seed=config.seed, accumulate=config.accumulate, workers=config.workers
             )
@@ -385,11 +390,15 @@ def following(task: Task, workdir: Path, result: Result) -> list[str]:
     return [*lines, f"tensorboard --logdir={folder}/tensorboard"]
 
 
+UNTRACED = 2
+"""Steps before a trace: the first compiles, the second waits for what it left."""
+
+
 class _Trace:
-    """Writes a profiler trace of ``steps`` steps, after the first two."""
+    """Writes a profiler trace of ``steps`` steps, after the first ``UNTRACED``."""
 
     def __init__(self, directory: Path, steps: int) -> None:
-        self._directory, self._last, self._count, self._open = directory, steps + 2 if steps else 0, 0, False
+        self._directory, self._last, self._count, self._open = directory, steps + UNTRACED if steps else 0, 0, False
 
     def __enter__(self) -> _Trace:
         return self
@@ -403,7 +412,7 @@ class _Trace:
         if self._count >= self._last:
             return
         self._count += 1
-        if self._count == 2:
+        if self._count == UNTRACED:
             jax.profiler.start_trace(str(self._directory))
             self._open = True
         elif self._count == self._last:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from layers.state import flatten
 from pallas_kernels import dispatch
 from primitives import operations
 from primitives.memory import size
@@ -77,7 +76,7 @@ def export(
     if not platforms or (strange := sorted(set(platforms) - set(_KNOWN_PLATFORMS))):
         fault = f"{strange[0]!r} is no platform" if platforms else "platforms is empty"
         raise ExportError(f"{fault}: a model is exported for some of {', '.join(_KNOWN_PLATFORMS)}")
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in flatten(model).values())
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(without_copies(nnx.state(model))))
     if held > LIMIT:
         raise ExportError(
             f"the weights take {size(held)}, and a file holds 2 GiB: make the model with "

@@ -72,6 +72,14 @@ def test_the_workdir_has_everything(finished):
     assert any((workdir / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_profile_of_more_steps_than_are_left(finished, tmp_path):
+    message = r"profile=49 traces that many steps after the first 2, and 50 are left: ask for at most 48, or lengthen"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, profile=49)
+    with pytest.raises(ValueError, match=r"and 0 are left: ask for at most 0, or lengthen train_for"):
+        run(finished[0], ema=0.9, profile=1)
+
+
 def test_the_model_and_the_checkpoint_have_the_final_weights(finished):
     workdir, result, model, task = finished
     here = evaluation.record(toy.config(), model, task)

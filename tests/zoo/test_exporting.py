@@ -98,3 +98,12 @@ def test_weights_beyond_what_a_file_holds_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr("zoo.exporting.LIMIT", 1000)
     with pytest.raises(zoo.ExportError, match=r"the weights take .*, and a file holds 2 GiB"):
         zoo.export(make("vit"))
+
+
+@pytest.mark.full
+def test_weights_count_as_a_file_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    float_bytes = zoo.summary(zoo.create("vit_nano_patch4_32"), show=False).weight_bytes
+    monkeypatch.setattr("zoo.exporting.LIMIT", float_bytes // 2)
+    zoo.export(zoo.quantize(zoo.create("vit_nano_patch4_32"), keep_float=True), batch_size=1)
+    with pytest.raises(zoo.ExportError, match="a file holds 2 GiB"):
+        zoo.export(zoo.create("vit_nano_patch4_32"), batch_size=1)
