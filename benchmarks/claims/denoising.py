@@ -5,7 +5,9 @@ I. Amos et al., arXiv:2310.02980: with a start by denoising the task's own seque
 architectures on Long Range Arena is gone. Encoders of two blocks and 64 features classify handwritten digits that are
 read pixel by pixel (64 numbers), a transformer and S4D with as many parameters: from scratch, and after half of the
 steps spent on finding half of the pixels from the others. All runs have as many steps in all. The paper's models have 6
-blocks of 512 features and lengths from 1000 on.
+blocks of 512 features and lengths from 1000 on. Medians of three seeds: denoising first costs the transformer 0.13 and
+S4D 0.08 of the accuracy that all steps of the task teach (0.925 and 0.978): so little data and so few steps don't pay
+for it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ more than the same without a distance, and than with that in row-major order.
 Q. Fan et al., arXiv:2309.11523: a Manhattan distance gives attention a prior of space. The contestants are rmt_nano
 with attention of whole maps, 8 x 8 and 4 x 4 tokens of digits at 32 pixels, trained on 200 of them by the recipe of
 configs/rmt.py, for 150 steps; they have the same parameters and differ in the distance alone. Their convolutions and
-the rotation of queries and keys know where tokens are too.
+the rotation of queries and keys know where tokens are too. Medians of three seeds: 0.881 with rows and columns, 0.892
+in row-major order and 0.883 without: on so small maps there is no difference beyond that of seeds.
 """
 
 from __future__ import annotations
