@@ -5,7 +5,9 @@ D. Han et al., arXiv:2312.08874. The contestants are one small vision transforme
 for 2 by 2 of them, whose attention is by softmax, through 9 agents, or linear (feature map elu + 1), with the width of
 the MLPs such that parameters agree within 2 %. "forward_1024" is the time of its evaluation on eight images of 64
 pixels, in milliseconds, the least of several in the process that trained it. The recipe is that of configs/vit.py, at a
-rate of 3e-3, for 600 steps of 16 images.
+rate of 3e-3, for 600 steps of 16 images. Medians of three seeds: accuracies of 0.842 with agents, 0.217 with softmax
+attention (0.131 to 0.617) and 0.347 with linear attention, and 20, 228 and 16 ms: in so few steps softmax attention has
+hardly begun to learn, so what shows is how soon a model learns.
 """
 
 from __future__ import annotations
