@@ -5,6 +5,8 @@ Y. Zhou et al., arXiv:2402.09371: without index hints every method fails beyond 
 least significant one on beat the usual order; and of positions FIRE does best. Transformers of two blocks and 64
 features add numbers of up to 3 digits; "at_n" is the part of sums of n-digit numbers without a fault. The paper has 25
 million parameters, 40 digits and 50000 steps; of numbers of up to 10 digits it says that they teach no longer ones.
+Seed 0: after so few steps no format has been learned, sums of 3 digits are right in 0.012 of the cases at best: nothing
+is shown of longer ones.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ limit.
 R. Ren et al., arXiv:2410.03810, section 5: of tables whose entries follow from all entries before, Mamba's state has to
 grow with the length. Longest increasing subsequences of 8 and of 20 numbers below 32, the table written out ("chain of
 thought"); Mamba of two blocks with states of 4, 16 and 64, and a transformer of as many steps. "exact" is the part of
-tables without a fault. The paper trains for longer, on up to 100 numbers.
+tables without a fault. The paper trains for longer, on up to 100 numbers. Seed 0: from length 8 to 20 Mamba falls from
+0.70 to 0.42 whatever its state, the transformer from 0.943 to 0.883; in so few steps the state is not what limits
+Mamba.
 """
 
 from __future__ import annotations

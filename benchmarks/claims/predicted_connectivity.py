@@ -7,7 +7,9 @@ that sees 9 of 64 (near ones are a window of 3 x 3), or all; with the width of t
 within 2 %. "million" is how many multiplications and additions of one image are in attention, projections left out, if
 those of tokens that are not seen are left out, the guess counted; the code here leaves nothing out. The recipe is that
 of configs/vit.py, at a rate of 3e-3, for fewer steps and images; what guesses learns at the same time as the model,
-where the paper's first attends to all for some epochs, and begins with a trained one.
+where the paper's first attends to all for some epochs, and begins with a trained one. Seed 0: 0.406 with predicted
+connections, 0.531 with near ones, 0.697 with drawn ones and 0.447 with all: after so few steps none has learned the
+digits.
 """
 
 from __future__ import annotations
