@@ -7,7 +7,9 @@ arXiv:2510.07019 (slots and a window under one softmax). Multi-query associative
 recurrent layer of 32 channels and two heads, each family's own key and value sizes, before which all have the same
 attention to a token and the one before it, and no channel mixing: so each token knows what stood before it, and the
 layer alone has to remember. "state" is how many numbers the layer keeps of a row, those of its own convolution and
-window included.
+window included. Medians of three seeds, after 1500 steps: the size of the state does not order them. RWKV-7 recalls
+0.997 with 544 numbers, mLSTM 0.979 with 274; the largest state, MoM's of 4000, has learned no more than chance, as
+HGRN2 and Longhorn have; of Mamba-2 one seed has learned and two have not.
 """
 
 from __future__ import annotations
