@@ -6,8 +6,8 @@ equal outputs; a learned factor for each distance behind the softmax ends that. 
 are to name the position of each of 16 random tokens out of 80: URPE, learned biases alone, and rotary positions.
 "spread" is the greatest difference of the outputs for 16 equal tokens. The paper has 128 tokens of a vocabulary of
 1000, and a second task, to name every other token, which takes several times as many steps. Medians of three seeds:
-URPE and rotary positions name all positions, learned biases as many as a guess. With rotary positions equal tokens do
-give equal outputs, but from random ones a position can be told.
+URPE and rotary positions name all positions, learned biases as many as a guess. With rotary positions equal tokens give
+equal outputs, and yet the positions of random ones are found.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ from primitives.differentiation import differentiable
 Chunk = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 
 PAIRS = 256
-"""The greatest length of which all pairs are weighed at once, from both ends with constant decays."""
+"""The greatest length of which all pairs are weighed at once, from both ends with constant decays. On two CPU cores
+the gradient takes 0.2 to 0.5 of the time of chunks up to 197 tokens, and 0.5 to 0.9 of it at 256."""
 
 
 def linear_attention(call: LinearCall) -> tuple[jax.Array, jax.Array]:
