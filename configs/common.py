@@ -84,7 +84,8 @@ def run() -> ConfigDict:
                 "weight_decay": 0.05,
                 "clip_norm": 0.0,  # greatest global norm of the gradient; 0 is off
                 "layer_decay": 1.0,  # factor on the learning rate from each layer to the one below
-                "multipliers": {},  # parameter-name pattern: factor on the learning rate
+                # Pairs of a parameter-name pattern and a factor on the learning rate: (("head.*", 10.0),).
+                "multipliers": (),
                 # Parameter-name patterns; one that begins with "!" frees again: ("*", "!head.*") trains the head alone.
                 "freeze": (),
                 "no_decay": (),  # parameter-name patterns, besides what the model names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -119,23 +120,31 @@ def check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
                     + unknown("field of config" + "".join(f".{p}" for p in parts[:depth]), name, known)
                 )
             node = node[name]
+        value = argument.partition("=")[2]
+        if isinstance(node, ConfigDict) and not value.startswith("{"):
+            raise ValueError(
+                f"--config.{path} is a group of fields, of which --config.{path}.NAME=VALUE sets one: "
+                f"{', '.join(node)}; data of your own come after the config file's name: {_OWN}"
+            )
 
 
-_OPTION = re.compile(r"--?config\.model_options\.(\w+)=(.*)", re.DOTALL)
-_options: dict[str, Any] = {}
+_OWN = "--config=configs/vit.py:folder,path=DIR or --config=configs/mamba.py:text,path=FILE"
+_OPTION = re.compile(r"--?config\.(model_options|optimizer\.options|aux_losses)\.(\w+)=(.*)", re.DOTALL)
+_options: dict[str, dict[str, Any]] = {}
 
 
 def _take_options(arguments: Sequence[str]) -> list[str]:
-    """Keeps ``--config.model_options.NAME=VALUE`` for :func:`required` and returns the rest: the model knows its
-    hyper-parameters, the config does not.
+    """Keeps ``--config.model_options.NAME=VALUE`` and the like for :func:`required` and returns the rest: the model
+    knows its hyper-parameters, the optimizer its own, the config neither.
     """
     rest = []
     for argument in arguments:
         if found := _OPTION.fullmatch(argument):
+            options = _options.setdefault(found[1], {})
             try:
-                _options[found[1]] = ast.literal_eval(found[2])
+                options[found[2]] = ast.literal_eval(found[3])
             except (ValueError, SyntaxError):
-                _options[found[1]] = found[2]
+                options[found[2]] = found[3]
         else:
             rest.append(argument)
     return rest
@@ -172,10 +181,7 @@ def configs() -> str:
         if "def get_config" in path.read_text():
             about = " ".join(text.split("\n\n")[0].split())
             lines.append(f"  --config=configs/{path.name:<24} {about}")
-    more = (
-        "  after the file's name what to train on: configs/vit.py:folder,path=DIR or "
-        "configs/mamba.py:text,path=DIR; configs/common.py explains all"
-    )
+    more = f"  after the file's name what to train on: {_OWN}; configs/common.py explains all"
     return "\n".join([*lines, more])
 
 
@@ -190,6 +196,8 @@ def required(name: str) -> Any:
     if value is None:
         listed = f"\n{configs()}" if name == "config" else ""
         raise ValueError(f"--{name} is missing: --help shows the flags{listed}")
-    if isinstance(value, ConfigDict) and _options:
-        value.model_options = ConfigDict({**value.model_options.to_dict(), **_options})
+    for field, options in _options.items() if isinstance(value, ConfigDict) else ():
+        *parents, last = field.split(".")
+        node = functools.reduce(getattr, parents, value)
+        node[last] = ConfigDict({**node[last].to_dict(), **options})
     return value

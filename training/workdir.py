@@ -161,11 +161,15 @@ def open_workdir(
 
 def _completed(old: dict[str, Any]) -> dict[str, Any]:
     """The config of an older run with the fields that came later."""
-    return {
+    found: dict[str, Any] = {
         **ADDED,
         **{name: {**ADDED.get(name, {}), **value} if isinstance(value, dict) else value for name, value in old.items()},
         "remat": policy(old.get("remat", NOTHING)),  # True and False before policies had names
     }
+    optimizer = found.get("optimizer", {})
+    if isinstance(factors := optimizer.get("multipliers"), dict):  # before their names could have dots
+        found["optimizer"] = {**optimizer, "multipliers": [list(pair) for pair in factors.items()]}
+    return found
 
 
 def read_config(path: Path) -> ConfigDict:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from layers.making import Unfinished
@@ -156,7 +158,7 @@ def _configured(
 
 def preprocess(model: str | nnx.Module) -> Preprocess:
     """The preprocessing of a model (or of a model's name): that of the released checkpoint it holds, else of its
-    architecture's preferred one.
+    architecture's preferred one. A model of gray images has the mean over the colors.
 
     Raises:
       ValueError: the model takes no images.
@@ -167,4 +169,8 @@ def preprocess(model: str | nnx.Module) -> Preprocess:
     if not hasattr(config, "image_size"):
         raise ValueError(f"{entry.name} takes no images, so there is no preprocessing: zoo.list_models() lists others")
     released = {} if isinstance(made, str) else getattr(made, "released", None) or {}
-    return Preprocess(**{"image_size": config.image_size, **entry.preferred_preprocess, **released})
+    found = Preprocess(**{"image_size": config.image_size, **entry.preferred_preprocess, **released})
+    if getattr(config, "in_channels", None) == 1 < len(found.mean):
+        mean, std = (float(np.mean(values)) for values in (found.mean, found.std))
+        return dataclasses.replace(found, mean=(mean,), std=(std,))
+    return found

@@ -184,7 +184,7 @@ def _renamings(tensors: Tensors, rules: Naming) -> Iterator[Tensors]:
 
 
 def _compare(name: str, rules: Naming, form: Form, entries: list[Entry], tensors: Tensors, reset: bool) -> Match:
-    model, heads = form.parts, heads_of(form.parts)
+    model, heads, channels = form.parts, heads_of(form.parts), getattr(form.config, "in_channels", 0)
     gone: tuple[str, ...] = ()
     if reset or all(getattr(model, head, None) is None for head in heads):
         held = {
@@ -209,7 +209,7 @@ def _compare(name: str, rules: Naming, form: Form, entries: list[Entry], tensors
             for n, shape in line.released_shapes().items()
             if n in present and present[n] != shape
         ]
-        other = line.with_grid_of(present) if wrong else None
+        other = (line.with_grid_of(present) or line.with_colors_of(present, channels)) if wrong else None
         misshaped += [] if other or line.computed else wrong
         chosen.append(other or line)
     spare = [

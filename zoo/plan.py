@@ -32,6 +32,7 @@ class _Permute(Operation):
         return [a.transpose(np.argsort(self.axes)) for a in arrays]
 
 
+_COLORS = 3
 _TORCH_LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -109,6 +110,15 @@ class Entry:
             ):
                 return entry
         return None
+
+    def with_colors_of(self, released: Mapping[str, Shape], channels: int) -> Entry | None:
+        """This entry for a kernel on images of ``channels`` channels where the file's, of ``released`` shapes, is one
+        on red, green and blue; None if it is none."""
+        if len(self.ours) != 1 or len(self.shapes[0]) != 4 or self.shapes[0][2] != channels or channels == _COLORS:
+            return None
+        height, width, _, features = self.shapes[0]
+        entry = dataclasses.replace(self, shapes=((height, width, _COLORS, features),))
+        return entry if entry.released_shapes() == dict(released) else None
 
     def untied(self, others: Collection[str]) -> Entry:
         """This entry where some of its further names are those of ``others``: a head that is not the embedding."""

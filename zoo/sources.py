@@ -289,8 +289,10 @@ def run_record(source: Any) -> dict[str, Any] | None:
       :class:`zoo.Preprocess`) and "tokenizer" (options of ``tokenization.create``), the last three where it has them.
 
     Raises:
-      WeightsError: the record is damaged.
+      WeightsError: the record is damaged, or the source is an empty string, which would be the current folder.
     """
+    if source == "":
+        raise WeightsError("weights= is empty: give a file, a folder or a name, or leave it out for random ones")
     path = _of_run(source, RECORD)
     text = path.read_text() if path is not None else file_beside(source, RECORD) if on_hub(source) else None
     if text is None:

@@ -251,6 +251,16 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
                 yield name, packed
                 continue
             shape = array.shape if leaf is None else leaf.shape
+            if array.dtype.kind in "iub":
+                raise WeightsError(
+                    f"{', '.join(held)} of {source_name(source)} holds integers ({array.dtype}), as quantized weights "
+                    "of other libraries do, whose scales are not read here: get the floating point weights"
+                )
+            if array.ndim == 4 and array.shape[2] != shape[2]:
+                warnings.warn(
+                    f"{name} was made for images of {array.shape[2]} channels and is adapted to {shape[2]}", stacklevel=3
+                )
+                array = _recolored(array, shape[2])
             if array.shape != shape:
                 resampled.setdefault((_by(array.shape), _by(shape)), []).append(name)
                 array = np.asarray(tables[name.rpartition(".")[0]].resampled(jnp.asarray(array), shape[:2]))
@@ -271,6 +281,15 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
             f"{which} made for a grid of {made_for} and {'are' if others else 'is'} resampled to {wanted_grid}",
             stacklevel=4,
         )
+
+
+def _recolored(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A kernel (height, width, 3, features) on colors as one on ``channels`` channels, as timm adapts it: their sum on
+    gray images, where what it computes of equal colors is kept; else repeated in turn, at the same sum of channels."""
+    wide = kernel.astype(np.float32)
+    if channels == 1:
+        return wide.sum(axis=2, keepdims=True)
+    return wide[:, :, np.arange(channels) % kernel.shape[2]] * np.float32(kernel.shape[2] / channels)
 
 
 def _check_computed(line: Entry, tensors: Tensors, source: Any) -> None:

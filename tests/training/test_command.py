@@ -145,7 +145,18 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path, text, message):
 
 def test_hyper_parameters_of_the_model_are_given_as_flags(monkeypatch):
     monkeypatch.setattr(command, "_options", {})
-    given = ["depth=2", "pattern=('mamba', 'attention')", "a=b=c"]
+    given = ["model_options.depth=2", "model_options.pattern=('mamba', 'attention')", "model_options.a=b=c"]
+    given += ["optimizer.options.b1=0.5", "aux_losses.balance=0.01"]
     plain = ["train.py", "--config=x"]
-    assert command._take_options([*plain, *(f"--config.model_options.{text}" for text in given)]) == plain
-    assert command._options == {"depth": 2, "pattern": ("mamba", "attention"), "a": "b=c"}
+    assert command._take_options([*plain, *(f"--config.{text}" for text in given)]) == plain
+    assert command._options == {
+        "model_options": {"depth": 2, "pattern": ("mamba", "attention"), "a": "b=c"},
+        "optimizer.options": {"b1": 0.5},
+        "aux_losses": {"balance": 0.01},
+    }
+
+
+@pytest.mark.parametrize("value", ["photos", ""])
+def test_a_group_of_fields_takes_no_value(value):
+    with pytest.raises(SystemExit, match=r"config.task.dataset is a group of fields, .*: data_dir, name;.*folder,path=DIR"):
+        command.parse(["train.py", "--config=configs/mamba.py", f"--config.task.dataset={value}"])

@@ -115,6 +115,20 @@ def test_another_config_is_refused_and_listed_but_for_what_changes_nothing(finis
     assert longer.step == 63
 
 
+def test_the_config_of_an_older_run_is_understood(tmp_path):
+    """Where a field had another form, or was not there yet."""
+    new = toy.config(optimizer__multipliers=(("head", 2.0),))
+    old = workdirs.plain(new) | {"remat": False}
+    old["optimizer"] = {**old["optimizer"], "multipliers": {"head": 2.0}}
+    del old["patience"]
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="optimizer.multipliers"):
+        workdirs.open_workdir(tmp_path, toy.config())
+    workdirs.open_workdir(tmp_path, new)
+    assert json.loads((tmp_path / "config.json").read_text()) == workdirs.plain(new)
+
+
 @pytest.mark.parametrize("batch_size", [1, 41, 100])
 def test_evaluation_does_not_depend_on_the_batch_size(finished, batch_size):
     """The run's own is 8."""

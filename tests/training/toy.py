@@ -129,7 +129,7 @@ def config(**changes: Any) -> ConfigDict:
                 "weight_decay": 0.05,
                 "clip_norm": 1.0,
                 "layer_decay": 1.0,
-                "multipliers": {},
+                "multipliers": (),
                 "freeze": (),
                 "no_decay": (),
                 "options": {},

@@ -221,6 +221,18 @@ def test_resampled_position_table_matches_timm(larger: bool) -> None:
     assert relative(program(ours)(pixels), logits_of(resized, pixels)) < TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:patch_embed.kernel was made for images")
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_kernels_for_other_channels_match_timm(channels: int) -> None:
+    """As timm makes of released ones, for models with ``in_chans``."""
+    from timm.models._manipulate import adapt_input_conv
+
+    _, _, state = _pair("vit_small_patch16_224")
+    model = zoo.load(zoo.create("vit_small_patch16_224", in_channels=channels, **SIZE), state)
+    adapted = adapt_input_conv(channels, torch.from_numpy(state["patch_embed.proj.weight"])).numpy()
+    assert relative(export(model)["patch_embed.proj.weight"], adapted) < 1e-6
+
+
 @pytest.mark.full
 def test_whole_model_matches_timm(tmp_path: Any) -> None:
     """Not reduced, and through a file that timm's own code loads."""

@@ -10,7 +10,7 @@ import pickle
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -224,6 +224,23 @@ def test_position_table_is_resampled(source: nnx.Module) -> None:
     assert np.array_equal(model.prefix_position[...], source.prefix_position[...])
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_kernels_on_colors_are_adapted_to_other_images(channels: int, source: nnx.Module) -> None:
+    with pytest.warns(UserWarning, match=f"kernel was made for images of 3 channels and is adapted to {channels}$"):
+        model: Any = zoo.load(small(in_channels=channels), export(source))
+    kernel, theirs = model.patch_embed.kernel[...], cast(Any, source).patch_embed.kernel[...]
+    assert kernel.shape == (8, 8, channels, 16)
+    if channels == 4:
+        np.testing.assert_allclose(kernel * 4 / 3, theirs[:, :, (0, 1, 2, 0)], rtol=1e-6)
+    else:
+        np.testing.assert_allclose(kernel[:, :, 0], theirs.sum(axis=2), rtol=1e-5, atol=1e-6)
+        assert zoo.preprocess(model).mean == (0.5,)
+        gray = jax.random.normal(jax.random.key(0), (1, 16, 16, 1))
+        colors = jnp.repeat(gray, 3, axis=-1)
+        np.testing.assert_allclose(model(gray), cast(Any, source)(colors), rtol=1e-5, atol=1e-6)
+    refused(small(), export(model), "of another shape")
+
+
 def test_released_checkpoints_carry_their_preprocessing(
     source: nnx.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +272,12 @@ def test_all_faults_are_listed_together(source: nnx.Module) -> None:
         "blocks.1.mlp.fc2.weight is (16, 3), the model has (16, 64)",
     ):
         assert part in message
+
+
+def test_integers_are_no_weights(source: nnx.Module) -> None:
+    arrays = export(source)
+    arrays["blocks.1.mlp.fc2.weight"] = np.ones((16, 64), np.int8)
+    refused(small(), arrays, r"blocks.1.mlp.fc2.weight of the dictionary holds integers \(int8\)")
 
 
 def test_wrong_architecture_names_the_nearest() -> None:
