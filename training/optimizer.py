@@ -176,8 +176,8 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
       model: ``no_decay() -> names`` and ``layer_ids() -> {name: int}`` are called where it has them.
       params: its parameters by dotted name.
       config: ``name, learning_rate`` and, each optional, ``weight_decay, clip_norm, layer_decay (0 or 1 = off),
-        multipliers (pairs of a pattern and a factor, or a mapping), freeze, no_decay (patterns), options (of the optax function),
-        rounding ("master" or "stochastic", of parameters narrower than float32)``.
+        multipliers (pairs of a pattern and a factor, or a mapping), freeze, no_decay (patterns), options (of the optax
+        function), rounding ("master" or "stochastic", of parameters narrower than float32)``.
         A pattern of ``freeze`` that begins with "!" frees again: ``("*", "!head.*")`` trains the head alone. Of a
         model with adapters (``zoo.add_lora``) all but adapters and heads is frozen before the first pattern.
         Parameters of one dimension and those the model names are never decayed.

@@ -257,9 +257,8 @@ def _read(model: Any, match: Match, dtype: Any, source: Any) -> Iterator[tuple[s
                     "of other libraries do, whose scales are not read here: get the floating point weights"
                 )
             if array.ndim == 4 and array.shape[2] != shape[2]:
-                warnings.warn(
-                    f"{name} was made for images of {array.shape[2]} channels and is adapted to {shape[2]}", stacklevel=3
-                )
+                what = f"{name} was made for images of {array.shape[2]} channels and is adapted to {shape[2]}"
+                warnings.warn(what, stacklevel=3)
                 array = _recolored(array, shape[2])
             if array.shape != shape:
                 resampled.setdefault((_by(array.shape), _by(shape)), []).append(name)

@@ -123,7 +123,7 @@ def test_the_config_of_an_older_run_is_understood(tmp_path):
     del old["patience"]
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(old))
-    with pytest.raises(ValueError, match="optimizer.multipliers"):
+    with pytest.raises(ValueError, match=r"optimizer\.multipliers"):
         workdirs.open_workdir(tmp_path, toy.config())
     workdirs.open_workdir(tmp_path, new)
     assert json.loads((tmp_path / "config.json").read_text()) == workdirs.plain(new)
