@@ -5,14 +5,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_LISTED = 30
+_LISTED, _SUGGESTED = 30, 3
+_NEAR = 0.6  # ratio of matching characters
+_STEM = 4  # characters of a beginning that count
 
 
 def near(name: str, known: Iterable[str]) -> str:
     """Returns ": did you mean ...?" with the near matches of ``name`` among ``known``, whatever their case, or an empty
-    string."""
-    cased = {choice.casefold(): choice for choice in known}
-    matches = [cased[match] for match in difflib.get_close_matches(name.casefold(), list(cased), n=3, cutoff=0.6)]
+    string. Names that begin like it are near too."""
+    asked = name.casefold()
+
+    def similarity(choice: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, choice.casefold(), asked).ratio()
+        if not _STEM <= len(asked) < len(choice):
+            return whole, whole
+        return max(whole, difflib.SequenceMatcher(None, choice[: len(asked)].casefold(), asked).ratio()), whole
+
+    ranked = sorted(((similarity(choice), choice) for choice in known), key=lambda pair: pair[0], reverse=True)
+    matches = [choice for (best, _), choice in ranked[:_SUGGESTED] if best >= _NEAR]
     return f": did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 

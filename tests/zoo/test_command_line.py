@@ -14,7 +14,7 @@ from PIL import Image
 
 import zoo
 from layers.state import flatten
-from suggestions import installation
+from suggestions import installation, near
 from tests.compilation import program
 from zoo import commands
 
@@ -170,3 +170,11 @@ def test_a_folder_that_shadows_the_library_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"zoo is {tmp_path / 'zoo'}; tasks is {tmp_path / 'tasks'}, not that of Mixer Zoo" in done.stderr
     assert installation.misplaced(["zoo"], tmp_path) == {"zoo": str(ROOT / "zoo")}
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("vit_smal", "vit_small_patch8"), ("Resnet5", "resnet50"), ("atention", "attention"), ("xyz", None)]
+)
+def test_names_with_a_near_beginning_are_suggested(name: str, first: str | None) -> None:
+    message = near(name, ["l2vit_small", "attention", "resnet50", "vit_small_patch8", "resnet152", "retention"])
+    assert message == "" if first is None else message.startswith(f": did you mean '{first}'")
