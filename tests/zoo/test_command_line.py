@@ -173,7 +173,8 @@ def test_a_folder_that_shadows_the_library_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "first"), [("vit_smal", "vit_small_patch8"), ("Resnet5", "resnet50"), ("atention", "attention"), ("xyz", None)]
+    ("name", "first"),
+    [("vit_smal", "vit_small_patch8"), ("Resnet5", "resnet50"), ("atention", "attention"), ("xyz", None)],
 )
 def test_names_with_a_near_beginning_are_suggested(name: str, first: str | None) -> None:
     message = near(name, ["l2vit_small", "attention", "resnet50", "vit_small_patch8", "resnet152", "retention"])
