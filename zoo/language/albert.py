@@ -3,9 +3,9 @@ arXiv:1909.11942).
 
     x = W norm(word + position + type);  N x [x = norm(x + Attention(x));  x = norm(x + MLP(x))]
 
-BERT (:mod:`zoo.language.bert`) with one set of parameters for all blocks (section 3.1), embeddings of 128 features
-whatever the width, and a second task that asks whether two segments are in their order (``next_sentence`` here). Sizes
-and the tanh form of GELU are those of the second released version; ``albert_nano`` is our choice.
+BERT (:mod:`zoo.language.bert`) with one set of parameters shared by all blocks (section 3.1), embeddings of 128
+features at every width (W projects them), and sentence-order prediction as the second task (``next_sentence`` here).
+Sizes and the tanh form of GELU are those of the second released version; the size of ``albert_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def _names(prefix: str) -> Naming:
-    """The names of the library transformers: ``prefix`` comes before all but the heads'."""
+    """The parameter names of the transformers library; ``prefix`` precedes all names but the heads'."""
     block = {
         **{f"mixer.{part}": f"attention.{part}" for part in ("query", "key", "value")},
         "mixer.out": "attention.dense",
@@ -65,7 +65,7 @@ RULES: dict[str, Naming] = {"transformers": _names("albert."), "bare": _names(""
 
 
 def _depth(config: Mapping[str, Any]) -> Any:
-    """The number of blocks, of a model in which all are one."""
+    """The number of blocks of a model whose blocks all share one set of parameters."""
     one_of(config, "num_hidden_groups", {1: 1})
     one_of(config, "inner_group_num", {1: 1})
     return config.get("num_hidden_layers")
@@ -83,7 +83,7 @@ DESCRIBED: dict[str, Any] = {
 _RELEASED = [name for name in VARIANTS if name != "albert_nano"]
 RELEASES = {name: {"v2": Release(f"hf://albert/{name.replace('_', '-')}-v2", 0)} for name in _RELEASED}
 
-# Of transformers' AlbertForMaskedLM.
+# Counted in transformers' AlbertForMaskedLM.
 PARAMETERS = {
     "albert_base": 11_221_680,
     "albert_large": 16_795_824,

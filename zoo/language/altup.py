@@ -3,12 +3,12 @@
     x = [x_1, ..., x_K] = embedding of K features;  N x [x = AltUp(block_a)(x)], a = 0, 1, ..., K - 1, 0, ...
     logits = W RMSNorm(x)
 
-T5 of version 1.1 (:mod:`zoo.language.t5`) whose tokens are K times as wide as its blocks (:mod:`layers.altup`): the
-embedding, the last norms, the head and the keys and values of the context become wider, the blocks do not. With
-``recycled`` the embedding is as narrow as before, is repeated for each stream, and the streams are summed before the
-last norm (Recycled-AltUp). With ``sequence_stride`` the blocks of the encoder but the first and the last work on every
-k-th token only (Sequence-AltUp). The paper widens T5's own sizes, as ``altup_small``, ``altup_base`` and
-``altup_large`` do here; ``altup_nano`` is our choice, as is where norms stand.
+T5 1.1 (:mod:`zoo.language.t5`) whose token representation is K times as wide as its blocks (:mod:`layers.altup`): the
+embedding, the final norms, the head and the key and value projections of the context become wider, the blocks do not.
+With ``recycled`` the embedding keeps its width and is repeated for each stream, and the streams are summed before the
+final norm (Recycled-AltUp). With ``sequence_stride`` all encoder blocks but the first and the last work on every k-th
+token only (Sequence-AltUp). The paper widens T5's own sizes, as ``altup_small``, ``altup_base`` and ``altup_large`` do
+here; the size of ``altup_nano`` and the placement of the norms are our choice.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class AltUpConfig(T5Config):
     """Hyper-parameters of T5 with AltUp.
 
     Attributes:
-      streams: K, of ``features`` each.
-      turns: "alternating", block i of a side works on stream i modulo K, or "same", all on the first.
-      recycled: a narrow embedding for all streams, and a narrow head for their sum.
-      sequence_stride: k, of the encoder's inner blocks; 1 reads every token.
+      streams: K, the number of streams of ``features`` each.
+      turns: "alternating": block i of a side works on stream i modulo K; "same": all blocks work on the first stream.
+      recycled: whether one embedding of ``features`` is repeated for all streams, and the head reads the streams' sum.
+      sequence_stride: k, the stride over tokens in the encoder's inner blocks; 1 processes every token.
     """
 
     mlp: Mlp | None = "geglu_tanh"
@@ -48,7 +48,7 @@ class AltUpConfig(T5Config):
 
 
 class AltUpT5(T5):
-    """T5 with AltUp; names as in :class:`T5`, those of blocks below ``blocks.N.block``."""
+    """T5 with AltUp; parameter names as in :class:`T5`, with those of a block under ``blocks.N.block``."""
 
     config: AltUpConfig
 
@@ -74,7 +74,7 @@ class AltUpT5(T5):
         return jnp.tile(x, (1, 1, self.config.streams)) if self.config.recycled else x
 
     def joined(self, x: jax.Array) -> jax.Array:
-        """What the last norm sees: all streams, or their sum."""
+        """The input of the final norm: all streams, or their sum with ``recycled``."""
         c = self.config
         return x.reshape(*x.shape[:-1], c.streams, c.features).sum(-2) if c.recycled else x
 

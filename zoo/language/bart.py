@@ -5,10 +5,10 @@
     encoder    N x [x = LayerNorm(x + Attention(x));  x = LayerNorm(x + MLP(x))]
     decoder    N x [x = LayerNorm(x + Attention(x));  x = LayerNorm(x + Cross(x, context));  x = LayerNorm(x + MLP(x))]
 
-with GELU, biases everywhere, learned positions of 1024 tokens for each side and one embedding for both sides and the
-logits: the first transformer (arXiv:1706.03762) with norms of the embeddings. A source is between the tokens 0 and 2,
-and the decoder reads the token 2 first. Released files have a bias of the logits, which is 0 and not trained. Sizes are
-those of the released models; ``bart_nano`` is our choice.
+with GELU, biases everywhere, 1024 learned positions on each side, and one embedding shared by both sides and the
+logits: the original transformer (arXiv:1706.03762) with normalized embeddings. A source is enclosed by the tokens 0 and
+2, and the decoder starts from token 2. Released files have a bias of the logits, which is 0 and not trained. Sizes are
+those of the released models; the size of ``bart_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def _names(prefix: str) -> Naming:
-    """The names of the library transformers: ``prefix`` comes before all but the head's."""
+    """The parameter names of the transformers library; ``prefix`` precedes all names but the head's."""
     embeddings = [f"{prefix}{name}" for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")]
     rules: list[tuple[Any, ...]] = [((*embeddings, "lm_head"), "embedding", Tie(count=4, written=False))]
     for side, branches in (
@@ -77,10 +77,10 @@ RULES: dict[str, Naming] = {"transformers": _names("model."), "bare": _names("")
 
 
 def _heads(config: Mapping[str, Any]) -> Any:
-    """The heads of both sides.
+    """The number of heads, which both sides share.
 
     Raises:
-      ValueError: the sides differ, or norms are elsewhere.
+      ValueError: the sides have different numbers of heads, or the norms are placed differently.
     """
     one_of(config, "normalize_before", {False: False})
     one_of(config, "add_final_layer_norm", {False: False})
@@ -100,7 +100,7 @@ DESCRIBED: dict[str, Any] = {
 
 RELEASES = {f"bart_{size}": {"facebook": Release(f"hf://facebook/bart-{size}", 0)} for size in ("base", "large")}
 
-# Of transformers' models; the embedding counts once.
+# Counted in transformers' models; the shared embedding counts once.
 PARAMETERS = {"bart_base": 139_420_416, "bart_large": 406_291_456}
 
 register_family(

@@ -2,13 +2,13 @@
 
     x = norm(word + position + type);  N x [x = norm(x + Attention(x));  x = norm(x + MLP(x))]
 
-with exact GELU. ``model(tokens, mask, types)`` gives logits over the vocabulary for every token, or, made with
-``output="pooled"``, one vector for all: tanh of a linear map of the first token. ``num_classes=N`` puts a classifier on
-it.
+with exact GELU. ``model(tokens, mask, types)`` returns logits over the vocabulary for every token, or, with
+``output="pooled"``, one vector per sequence: tanh of a linear map of the first token. ``num_classes=N`` adds a
+classifier on that vector.
 
 ``bert_tiny`` and ``bert_small`` are two of the miniatures of Well-Read Students Learn Better (Turc et al., 2019,
 arXiv:1908.08962). ``minilm_l6`` is the sentence encoder all-MiniLM-L6-v2 (from MiniLM, Wang et al., 2020,
-arXiv:2002.10957): the real tokens' average, scaled to length 1, so that a dot product is a cosine.
+arXiv:2002.10957): the mean over the real tokens, scaled to unit length, so that a dot product is a cosine similarity.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ HEADS: Mapping[str, str] = {
     "next_sentence": "cls.seq_relationship",
     "head": "classifier",
 }
-"""Our names of the parts of BERT, and those of the library transformers, which other encoders keep but for a few."""
+"""Our names of BERT's parts, mapped to those of the transformers library; other encoders keep most of them."""
 
 Differences = Mapping[str, str | None]
-"""Our names and theirs where they are not BERT's; None for what a model has not."""
+"""Our names, mapped to theirs where these differ from BERT's; None for a part that a model lacks."""
 
 
 def names(
@@ -76,13 +76,13 @@ def names(
     at: tuple[str, str] = ("encoder.layer.{i}", "blocks.{i}"),
     leaves: tuple[str, str] | None = None,
 ) -> Naming:
-    """The names of the library transformers.
+    """The parameter names of the transformers library.
 
     Args:
-      prefix: comes before all names but the heads'.
-      body, block, heads: what differs from :data:`BODY`, :data:`BLOCK` and :data:`HEADS`.
-      at: where a block is, for them and for us.
-      leaves: of a norm, where they are not "weight" and "bias".
+      prefix: precedes all names but the heads'.
+      body, block, heads: differences from :data:`BODY`, :data:`BLOCK` and :data:`HEADS`.
+      at: the path of a block, theirs and ours.
+      leaves: their names of a norm's scale and bias, where these are not "weight" and "bias".
     """
     theirs: dict[str, str | None] = {
         **{ours: name and f"{prefix}{name}" for ours, name in {**BODY, **(body or {})}.items()},
@@ -91,7 +91,7 @@ def names(
         **(heads or {}),
     }
     decoder = theirs.pop("decoder")
-    # safetensors hold no array twice; PyTorch's own files do.
+    # safetensors files hold no array twice; PyTorch's own files do.
     again = {"embedding": decoder, "masked_lm.bias": f"{decoder}.bias"}
     rules: list[tuple[Any, ...]] = []
     for ours, name in theirs.items():
@@ -104,7 +104,7 @@ def names(
     return Naming(rules, prefix=prefix, ignore=(f"{prefix}embeddings.position_ids",))
 
 
-# The last are those of the first files, bert-base-uncased and bert-large-uncased.
+# "original" reads the first released files, bert-base-uncased and bert-large-uncased.
 RULES: dict[str, Naming] = {
     "transformers": names("bert."),
     "bare": names(""),
@@ -114,7 +114,7 @@ SENTENCE_RULES: dict[str, Naming] = {"bare": RULES["bare"], "transformers": RULE
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
-    """The epsilon of the norms, of a model that has the only activation and positions that this family has."""
+    """The norms' epsilon; refuses activations and position embeddings that this family does not have."""
     one_of(config, "hidden_act", {"gelu": "gelu"})
     one_of(config, "position_embedding_type", {"absolute": "learned"})
     return config.get("layer_norm_eps")
@@ -130,7 +130,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     "minilm_l6": {"all_v2": Release("hf://sentence-transformers/all-MiniLM-L6-v2", 0)},
 }
 
-# Of transformers' BertForMaskedLM and, for the sentence encoder, of BertModel without its pooler.
+# Counted in transformers' BertForMaskedLM and, for the sentence encoder, in BertModel without its pooler.
 PARAMETERS = {
     "bert_tiny": 4_416_698,
     "bert_small": 28_795_194,

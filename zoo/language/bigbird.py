@@ -3,14 +3,16 @@ tokens (ITC).
 
     x = norm(word + position + type);  N x [x = norm(x + BigBirdAttention(x));  x = norm(x + MLP(x))]
 
-BERT with 4096 positions, whose blocks of 64 tokens see their neighbors, the first and the last block and 3 random ones.
-The MLP's GELU is that by tanh. Sequences of at most 704 tokens, 11 blocks, see all.
+BERT with 4096 positions, in which each block of 64 tokens attends to its neighbor blocks, the first and the last block
+and 3 random ones. The MLP uses the tanh form of GELU. In sequences of at most 704 tokens (11 blocks) every token
+attends to all.
 
-transformers computes released models, in evaluation, with the first block in place of each random one, which then
-counts four times: ``choice="first"``, the default. ``choice="random"`` draws them, as in training and in the paper.
-There the last block is that of the padded row, and here of its last real token: padding changes nothing.
+In evaluation, transformers runs the released models with the first block in place of each random one, so that it counts
+four times: ``choice="first"``, the default. ``choice="random"`` samples the blocks, as in training and in the paper. In
+transformers the last block is that of the padded row; here it is the block of the last real token, so that padding does
+not change the result.
 
-Clinical-BigBird (Li et al., 2022, arXiv:2201.11838) is the base model trained further on notes of MIMIC-III.
+Clinical-BigBird (Li et al., 2022, arXiv:2201.11838) is the base model, trained further on MIMIC-III notes.
 
 Published: base, 128 M parameters, and large, 360 M.
 """
@@ -33,8 +35,9 @@ class BigBirdConfig(EncoderConfig):
     """Hyper-parameters of BigBird.
 
     Attributes:
-      pooler: released models have it, those with the head over the vocabulary too.
-      block, random, choice: of the attention; no ``block`` is attention to all tokens.
+      pooler: whether the model has a pooler; released models do, including those with the masked language modeling
+        head.
+      block, random, choice: as in :class:`layers.BigBirdAttention`; ``block=None`` is full attention.
     """
 
     vocab_size: int = 50358
@@ -55,7 +58,7 @@ class BigBird(Encoder):
         c = self.config
         if c.block is None:
             return "attention"
-        # Each block of the model draws its own.
+        # Each block of the model samples its own random blocks.
         own = {"block": c.block, "random": c.random, "choice": c.choice, "seed": place.index or 0}
         return {"name": "bigbird", **own}
 
@@ -71,7 +74,7 @@ RULES: dict[str, Naming] = {
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
-    """The epsilon of the norms, of a model that has no option that this family has not."""
+    """The norms' epsilon; refuses options that this family does not have."""
     one_of(config, "hidden_act", {"gelu_new": "gelu_tanh"})
     one_of(config, "rescale_embeddings", {False: "no"})
     one_of(config, "use_bias", {True: "yes"})
@@ -98,7 +101,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     "bigbird_roberta_large": {"google": Release("hf://google/bigbird-roberta-large", 0)},
 }
 
-# Of transformers' BigBirdForMaskedLM.
+# Counted in transformers' BigBirdForMaskedLM.
 PARAMETERS = {"bigbird_roberta_base": 128_111_286, "bigbird_roberta_large": 360_225_974}
 
 register_family(

@@ -2,16 +2,19 @@
 
     x = 16 word;  N x [x = x + Attention(RMSNorm(x));  x = x + W_2 relu(W_1 RMSNorm(x))];  logits = words RMSNorm(x)
 
-Attention is to the W tokens before each, with unit queries and keys, learned scales and T5's buckets of distances; in
-the third layer from the end also to a recurrent state (:mod:`layers.attention.block_recurrent`).
+Each token attends to the W tokens before it, with queries and keys of unit length, learned scales and T5's relative
+position buckets; the third layer from the end also attends to a recurrent state
+(:mod:`layers.attention.block_recurrent`).
 
-Of the authors' configurations (google-research/meliad) 12 layers of 1024 features have 151M parameters without words
-and the recurrent state's, with MLPs and heads of twice the size 302M. By the abstract they outperform a Transformer-XL
-of long range and run twice as fast.
+Among the authors' configurations (google-research/meliad), 12 layers of 1024 features have 151M parameters, not
+counting the embedding and those of the recurrent state; with MLPs and heads of twice the size, 302M. According to the
+abstract they outperform a long-range Transformer-XL and run twice as fast.
 
-The factor is the root of the 256 bytes: a token does not see itself, and must not be lost among what attention adds.
-(The authors divide logits by it instead, and their words begin at 1, not at 1 / 16.) What differs: the other layers add
-``bias`` to scaled scores, and start without a window of zeros. ``block_recurrent_transformer_nano`` is our choice.
+The factor 16 is the square root of 256, the number of byte values: a token does not attend to itself, and its embedding
+must not be drowned out by what attention adds to the residual stream. (The authors divide the logits by it instead, and
+their embeddings start with a standard deviation of 1, not 1 / 16.) Differences: the other layers add the relative
+position bias to the scaled scores, and start without a window of zeros. The size of
+``block_recurrent_transformer_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ class BlockRecurrentTransformerConfig(CausalConfig):
     """Hyper-parameters of the Block-Recurrent Transformer.
 
     Attributes:
-      head_dim: of all heads; None is features / num_heads.
-      window, states: W, and vectors of the recurrent state.
-      gate, cell: of the state: "fixed" or "lstm"; "skip", "dual" or "single".
-      recurrent_layers: those with a state, from the end where negative.
+      head_dim: features of each head; None is features / num_heads.
+      window, states: W, and the number of vectors in the recurrent state.
+      gate, cell: the kind of the state's gate, "fixed" or "lstm", and of its cell, "skip", "dual" or "single".
+      recurrent_layers: indices of the layers with a recurrent state; negative ones count from the end.
     """
 
     features: int = 1024

@@ -1,12 +1,12 @@
 """Compressive Transformers for Long-Range Sequence Modelling (Rae et al., ICLR 2020, arXiv:1911.05507).
 
-Transformer-XL (:mod:`zoo.language.transformer_xl`) whose memories are compressed, not dropped:
-:mod:`layers.attention.compressive` has the equations, the ways to compress and what they learn from. Training adds the
-auxiliary loss ``compression`` with a weight of 1; from it the compression alone learns.
+Transformer-XL (:mod:`zoo.language.transformer_xl`) whose old memories are compressed instead of dropped:
+:mod:`layers.attention.compressive` has the equations, the compression functions and their losses. Training adds the
+auxiliary loss ``compression`` with a weight of 1; its gradient reaches only the compression function.
 
-On enwik8 24 layers of Transformer-XL's size with segments and memories of 768 tokens and 1152 slots of 3 have 0.97 bits
-a character, evaluated with 3072 slots (Transformer-XL: 0.98). ``compressive_transformer_nano`` is our choice; the
-paper's models of words have adaptive inputs and are not here.
+On enwik8, 24 layers of Transformer-XL's size with segments and memories of 768 tokens and 1152 compressed slots of 3
+tokens each reach 0.97 bits per character, evaluated with 3072 slots (Transformer-XL: 0.98). The size of
+``compressive_transformer_nano`` is our choice; the paper's word-level models use adaptive inputs and are not included.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ class CompressiveTransformerConfig(TransformerXLConfig):
     """Hyper-parameters of the Compressive Transformer.
 
     Attributes:
-      compressed, rate: slots, and tokens of each.
-      compression: "convolution", "mean", "max" or "most_used".
-      compression_loss: what a convolution learns from: "attention" or "autoencoding"; None for the first.
-      end_to_end: it learns from the model's loss instead.
+      compressed, rate: the number of compressed slots, and the tokens that each stands for.
+      compression: the compression function: "convolution", "mean", "max" or "most_used".
+      compression_loss: the loss that trains a convolution: "attention" or "autoencoding"; None is "attention" for a
+        convolution.
+      end_to_end: whether the convolution is trained by the model's loss instead.
     """
 
     compressed: int = 512

@@ -3,10 +3,10 @@ arXiv:1905.04226).
 
     x = word;  N x [x = x + Attention(LayerNorm(x));  x = x + W_2 relu(W_1 LayerNorm(x))];  logits = W LayerNorm(x)
 
-A causal transformer sees more tokens the later one stands, and finds order by that: with many blocks it is better
-without positions than with sinusoids. The paper's models of 200,000 words have 12 to 112 blocks of 512 features, 8
-heads and 2048 hidden features. The exact vocabulary was not found; ``deep_transformer_nano`` is our choice.
-``scan=True`` compiles one block for all.
+Under a causal mask, later tokens attend to more tokens, which is enough to infer order: with many blocks, the model is
+better without position encodings than with sinusoidal ones. The paper's models have a vocabulary of 200,000 words, 12
+to 112 blocks of 512 features, 8 heads and 2048 hidden features. The exact vocabulary was not found; the size of
+``deep_transformer_nano`` is our choice. ``scan=True`` compiles one block for all.
 """
 
 from __future__ import annotations

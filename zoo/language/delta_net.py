@@ -4,10 +4,11 @@ have the papers).
 
     x = x + DeltaRule(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-Sizes of DeltaNet and Gated DeltaNet are those of flash-linear-attention's training configurations, 1.3b those of its
-"1B", and those of Comba, KDA and MoM its defaults; mom_340m is the paper's, which counts what a token uses of
-512,351,424 parameters. (:mod:`zoo.language.kimi_linear` has KDA in three blocks of four.) The sizes of DeltaProduct are
-our choice, each within 3 % of its name, and so are the nanos. Released names are flash-linear-attention's.
+Sizes of DeltaNet and Gated DeltaNet are those of flash-linear-attention's training configurations (1.3b is its "1B"),
+and those of Comba, KDA and MoM are its defaults; mom_340m is the paper's, which counts only the parameters that are
+active for a token, of 512,351,424 in all. (:mod:`zoo.language.kimi_linear` has KDA in three blocks of four.) The sizes
+of DeltaProduct, each within 3 % of its name, and the nano sizes are our choice. Names in released files are
+flash-linear-attention's.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class DeltaNetConfig(CausalConfig):
     """Hyper-parameters of a language model on the delta rule.
 
     Attributes:
-      rule: the mixer, whose own options apply where the ones below are None.
+      rule: the name of the mixer; its own defaults apply where the options below are None.
       num_value_heads, head_dim, value_expansion, steps, use_decay, use_gate, negative, lower_bound, normalize_read,
         memories, chosen, shared_memory, conv_size: as in :class:`layers.DeltaNet`, :class:`layers.Comba`,
-        :class:`layers.KimiDeltaAttention` or :class:`layers.MixtureOfMemories`, of those that have them.
+        :class:`layers.KimiDeltaAttention` or :class:`layers.MixtureOfMemories`, for the mixers that have the option.
     """
 
     rule: str = "delta_net"
@@ -118,7 +119,7 @@ _MIXER = {
     **{f"{letter}_proj.{{m}}": f"{name}.{{m}}" for letter, name in _PARTS.items()},
 }  # fmt: skip
 
-# Of flash-linear-attention's models of these configurations.
+# Counted in flash-linear-attention's models of these configurations.
 PARAMETERS = {
     "comba_1.3b": 1_387_348_984,
     "kda_1.3b": 1_390_941_568,

@@ -2,11 +2,11 @@
 
     x = W norm(word + position + type);  N x [x = norm(x + Re F(x));  x = norm(x + MLP(x))]
 
-BERT with the Fourier transform over tokens and features in place of attention, and four token types. The MLP's GELU is
-that by tanh.
+BERT with the Fourier transform over tokens and features in place of attention, and four token types. The MLP uses the
+tanh form of GELU.
 
-The released models never saw a mask: they transform padding with the rest, so that their output for a text depends on
-how much of it follows. Given no mask ours do the same. Given one, each row is transformed at its own length, as if it
+The released models use no mask: they transform padding with the rest, so that their output for a text depends on how
+much padding follows it. Without a mask ours do the same. With one, each row is transformed at its own length, as if it
 were alone.
 
 Published: base, 83 M parameters, and large, 238 M; 92 % and 97 % of BERT's GLUE scores.
@@ -32,8 +32,10 @@ class FNetConfig(EncoderConfig):
     """Hyper-parameters of FNet.
 
     Attributes:
-      embedding_features: None: as wide as the blocks; the linear layer after the embeddings is there all the same.
-      pooler: released models have it, those with the head over the vocabulary too.
+      embedding_features: width of the embeddings; None is ``features``. The linear layer after them exists in either
+        case.
+      pooler: whether the model has a pooler; released models do, including those with the masked language modeling
+        head.
     """
 
     vocab_size: int = 32000
@@ -63,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def _names(prefix: str) -> Naming:
-    """The names of the library transformers: ``prefix`` comes before all but the heads'."""
+    """The parameter names of the transformers library; ``prefix`` precedes all names but the heads'."""
     attention = dict.fromkeys(f"mixer.{part}" for part in ("query", "key", "value", "out"))
     block = {**attention, "mixer_norm": "fourier.output.LayerNorm"}
     return names(prefix, body={"projection": "embeddings.projection"}, block=block)
@@ -73,7 +75,7 @@ RULES: dict[str, Naming] = {"transformers": _names("fnet."), "bare": _names("")}
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
-    """The epsilon of the norms, of a model that has the only activation that this family has."""
+    """The norms' epsilon; refuses activations that this family does not have."""
     one_of(config, "hidden_act", {"gelu_new": "gelu_tanh"})
     return config.get("layer_norm_eps")
 
@@ -85,7 +87,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     "fnet_large": {"google": Release("hf://google/fnet-large", 0)},
 }
 
-# Of transformers' FNetForMaskedLM.
+# Counted in transformers' FNetForMaskedLM.
 PARAMETERS = {"fnet_base": 83_485_184, "fnet_large": 238_029_056}
 
 register_family(

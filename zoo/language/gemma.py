@@ -2,10 +2,10 @@
 
     x = sqrt(d) word;  N x [x = x + Attention(norm(x));  x = x + GeGLU(norm(x))]
 
-with norms ``x / rms(x) * (1 + scale)`` and the tanh form of GELU. Gemma 2 (arXiv:2408.00118) norms what a branch gives
-too, ``x + norm(branch(norm(x)))``, caps scores and logits by tanh, and looks back through a window in every other
-block. Gemma 3 (arXiv:2503.19786) norms queries and keys in place of the caps, and has windows in five blocks of six,
-whose rotary embedding has a base of its own. ``gemma_nano`` is our choice.
+with norms ``x / rms(x) * (1 + scale)`` and the tanh form of GELU. Gemma 2 (arXiv:2408.00118) also normalizes the output
+of each branch, ``x + norm(branch(norm(x)))``, caps scores and logits by tanh, and uses sliding-window attention in
+every other block. Gemma 3 (arXiv:2503.19786) normalizes queries and keys in place of the caps, and uses sliding windows
+in five blocks of six, whose rotary embedding has its own base. The size of ``gemma_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class GemmaConfig(LlamaConfig):
 
     Attributes:
       attention_cap: scaled scores s are ``cap tanh(s / cap)``; None for no cap.
-      attention_scale: of the scores; None is head_dim ** -0.5.
-      global_every: where there is a window, the blocks without: every so many.
-      local_rotary: base of the rotary embedding in the blocks with the window; None is that of the others.
+      attention_scale: factor of the scores; None is head_dim ** -0.5.
+      global_every: period of the blocks without a window: every ``global_every``-th block attends to all earlier
+        tokens.
+      local_rotary: base of the rotary embedding in the blocks with a window; None is that of the other blocks.
     """
 
     mlp: Mlp | None = "geglu_tanh"
@@ -99,10 +100,10 @@ RULES = {"transformers": released_names(_SANDWICH)}
 
 
 def _global_every(config: Mapping[str, Any]) -> Any:
-    """The period of blocks without a window.
+    """The period of the blocks without a window.
 
     Raises:
-      ValueError: they have none.
+      ValueError: these blocks are not periodic.
     """
     kinds = config.get("layer_types") or ()
     period = config.get("sliding_window_pattern")
@@ -114,7 +115,7 @@ def _global_every(config: Mapping[str, Any]) -> Any:
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
-    # The first files say "gelu" in hidden_act and mean the tanh form, which hidden_activation says since.
+    # The first files say "gelu" in hidden_act but mean the tanh form; later ones say so in hidden_activation.
     refuse_other_forms(config, "hidden_activation", "gelu_pytorch_tanh")
     return config.get("rms_norm_eps")
 
@@ -160,7 +161,7 @@ RELEASES = {
     for name, theirs in {**_SIZES, **_PRETRAINED}.items()
 }
 
-# Of transformers' models of the released sizes; the tied head counts once.
+# Counted in transformers' models of the released sizes; the tied head counts once.
 PARAMETERS = {
     "gemma_2b": 2_506_172_416,
     "gemma_7b": 8_537_680_896,

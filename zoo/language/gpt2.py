@@ -1,10 +1,10 @@
 """GPT-2: Language Models are Unsupervised Multitask Learners (Radford et al., 2019).
 
-    x = word + position;  N x [x = x + Attention(LayerNorm(x));  x = x + MLP(LayerNorm(x))];  logits = LayerNorm(x)
-    word^T
+    x = word + position;  N x [x = x + Attention(LayerNorm(x));  x = x + MLP(LayerNorm(x))]
+    logits = LayerNorm(x) E^T, E the word embedding
 
-with the tanh form of GELU, biases everywhere and learned positions of 1024 tokens. Sizes are those of the four released
-models; ``gpt2_nano`` is our choice.
+with the tanh form of GELU, biases everywhere and 1024 learned positions. Sizes are those of the four released models;
+the size of ``gpt2_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def _names(prefix: str) -> Naming:
-    """The names of the library transformers: ``prefix`` comes before all but the head's, and is missing in the released
-    files.
+    """The parameter names of the transformers library; ``prefix`` precedes all names but the head's, and is missing in
+    the released files.
     """
     block, ours = f"{prefix}h.{{i}}", "blocks.{i}"
     linear = {"attn.c_proj": "mixer.out", "mlp.c_fc": "channel.up", "mlp.c_proj": "channel.down"}
@@ -60,7 +60,7 @@ def _names(prefix: str) -> Naming:
             (f"{prefix}wpe.weight", "position"),
             (f"{block}.ln_1", f"{ours}.mixer_norm"),
             (f"{block}.ln_2", f"{ours}.channel_norm"),
-            # Weights of linear layers are (in, out) there, as ours.
+            # Their linear weights are (in, out), as ours.
             (f"{block}.attn.c_attn.weight", tuple(f"{name}.kernel" for name in fused), Split(axis=1)),
             (f"{block}.attn.c_attn.bias", tuple(f"{name}.bias" for name in fused), Split()),
             *((f"{block}.{theirs}.weight", f"{ours}.{name}.kernel") for theirs, name in linear.items()),
@@ -68,7 +68,7 @@ def _names(prefix: str) -> Naming:
             (f"{prefix}ln_f", "norm"),
         ],
         prefix=prefix,
-        # Masks, which old files hold.
+        # Old files also hold the masks.
         ignore=(f"{block}.attn.bias", f"{block}.attn.masked_bias"),
     )
 
@@ -77,7 +77,7 @@ RULES: dict[str, Naming] = {"transformers": _names("transformer."), "bare": _nam
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
-    """The epsilon of the norms, of a model that scales its scores as this family does."""
+    """The norms' epsilon; refuses models that scale their scores differently."""
     one_of(config, "scale_attn_weights", {True: True})
     one_of(config, "scale_attn_by_inverse_layer_idx", {False: False})
     return config.get("layer_norm_epsilon")
@@ -97,7 +97,7 @@ RELEASES = {
     name: {"openai": Release(f"hf://openai-community/{theirs}", 0, license="mit")} for name, theirs in _SIZES.items()
 }
 
-# Of the released files; the tied head counts once.
+# Counted in the released files; the tied head counts once.
 PARAMETERS = {"gpt2": 124_439_808, "gpt2_medium": 354_823_168, "gpt2_large": 774_030_080, "gpt2_xl": 1_557_611_200}
 
 register_family(

@@ -4,12 +4,12 @@ Findings 2023, arXiv:2310.12442), which is trained from it.
 
     x = word + position;  N x [x = x + Attention(LayerNorm(x));  x = x + MLP(LayerNorm(x))];  logits = LayerNorm(x) W^T
 
-with the tanh form of GELU, biases except of queries, keys and values, and scores that are not scaled. Some blocks see
-all tokens before, the others a window of the last ones. GPT-Neo alternates, with a window of 256, from a block that
-sees all. MASFormer lets few blocks see all of a long text, and sequences are up to 8192 tokens: up to 75 % fewer
-operations at 1.3 billion parameters. Which blocks, how many and how wide a window was not found:
-``zoo.create("gpt_neo_1.3b", max_length=8192, full_blocks=(-4, -3, -2, -1), window=1024)`` is such a model, and the nano
-sizes are our choice.
+with the tanh form of GELU, biases everywhere but in the query, key and value projections, and unscaled attention
+scores. Some blocks use full causal attention, the others a sliding window. GPT-Neo alternates the two, starting with
+full attention, with a window of 256. MASFormer uses full attention in only a few blocks, on sequences of up to 8192
+tokens: up to 75 % fewer operations at 1.3 billion parameters. Which blocks, how many of them and the window's width
+were not found: ``zoo.create("gpt_neo_1.3b", max_length=8192, full_blocks=(-4, -3, -2, -1), window=1024)`` is one such
+model. The nano sizes are our choice.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class GPTNeoConfig(CausalConfig):
     """Hyper-parameters of GPT-Neo.
 
     Attributes:
-      full_blocks: numbers of the blocks that see all tokens before, -1 for the last; None: the first and every other
-        one.
-      window: tokens that one sees in the other blocks, itself included.
+      full_blocks: indices of the blocks with full causal attention, -1 for the last; None is every other block,
+        starting with the first.
+      window: tokens that a token attends to in the other blocks, itself included.
       local: whether the window moves with the token ("sliding"), or the sequence is cut into blocks of that many tokens
         ("block").
     """
@@ -52,8 +52,10 @@ class GPTNeo(Causal):
     config: GPTNeoConfig
 
     def own_mixer(self, place: Place) -> MixerSpec:
-        """Raises:
-        ValueError: a full block that there is not, or an unknown kind of window.
+        """Attention to all earlier tokens, or to a window of them.
+
+        Raises:
+          ValueError: an index in ``full_blocks`` that the model does not have, or an unknown kind of window.
         """
         c, index = self.config, place.index or 0
         full = range(0, c.depth, 2) if c.full_blocks is None else c.full_blocks
@@ -95,7 +97,7 @@ RULES: dict[str, Naming] = {
             ("transformer.ln_f", "norm"),
         ],
         prefix="transformer.",
-        # Masks, which old files hold.
+        # Old files also hold the masks.
         ignore=(f"{_BLOCK}.attn.attention.bias", f"{_BLOCK}.attn.attention.masked_bias"),
     )
 }
@@ -124,7 +126,7 @@ RELEASES = {
     for name, theirs in zip(_SIZES, ("gpt-neo-125m", "gpt-neo-1.3B", "gpt-neo-2.7B"), strict=True)
 }
 
-# Of the released files; the tied head counts once.
+# Counted in the released files; the tied head counts once.
 PARAMETERS = {"gpt_neo_125m": 125_198_592, "gpt_neo_1.3b": 1_315_575_808, "gpt_neo_2.7b": 2_651_307_520}
 
 register_family(

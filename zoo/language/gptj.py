@@ -2,8 +2,9 @@
 
     h = LayerNorm(x);  x = x + Attention(h) + MLP(h)
 
-Both branches read x through the same norm; neighboring features of a head turn as pairs, the first 64 of them.
-Attention has no biases, the MLP (tanh form of GELU) and the head have. ``gptj_nano`` is our choice.
+Both branches read x through the same norm. The rotary embedding rotates pairs of adjacent features, of the first 64 of
+each head. Attention has no biases; the MLP (tanh form of GELU) and the head do. The size of ``gptj_nano`` is our
+choice.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class GPTJConfig(CausalConfig):
     """Hyper-parameters of GPT-J.
 
     Attributes:
-      rotary_dimensions: features of a head that turn with position; None for all.
+      rotary_dimensions: features of each head that the rotary embedding rotates; None for all.
     """
 
     mlp: Mlp | None = "gelu_tanh"
@@ -76,7 +77,7 @@ RULES: dict[str, Naming] = {
             ("transformer.ln_f", "norm"),
         ],
         prefix="transformer.",
-        # Masks, which old files hold.
+        # Old files also hold the masks.
         ignore=(f"{_BLOCK}.attn.bias", f"{_BLOCK}.attn.masked_bias"),
     )
 }
@@ -98,7 +99,7 @@ DESCRIBED: dict[str, Any] = {
 
 RELEASES = {"gptj_6b": {"eleuther": Release("hf://EleutherAI/gpt-j-6b", 0)}}
 
-# Of transformers' model of this size.
+# Counted in transformers' model of this size.
 PARAMETERS = {"gptj_6b": 6_050_882_784}
 
 register_family(

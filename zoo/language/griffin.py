@@ -1,12 +1,12 @@
 """Griffin: Mixing Gated Linear Recurrences with Local Attention for Efficient Language Models (De et al., 2024,
-arXiv:2402.19427), as RecurrentGemma (2024, arXiv:2404.07839) has it.
+arXiv:2402.19427), in the form of RecurrentGemma (2024, arXiv:2404.07839).
 
     x = s word;  N x [x = x + Mixer(norm(x));  x = x + GeGLU(norm(x))]
 
-The mixers are two RG-LRUs (:mod:`layers.state_space.rg_lru`), then attention to a window, of which half of each head's
-features turn with the place; all heads share one key and value. Norms are ``x / rms(x) * (1 + scale)``, logits are
-capped, and s is the root of the width in bfloat16. Sizes and names are those of the released models;
-``recurrentgemma_nano`` is our choice.
+In each group of three blocks two mixers are RG-LRUs (:mod:`layers.state_space.rg_lru`) and the third is sliding-window
+attention, with rotary positions on half of each head's features and one key and value head. Norms are
+``x / rms(x) * (1 + scale)``, logits are capped, and s is the square root of the width, rounded to bfloat16. Sizes and
+names are those of the released models; the size of ``recurrentgemma_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class GriffinConfig(CausalConfig):
     """Hyper-parameters of Griffin.
 
     Attributes:
-      attention_every: one block of so many has attention, the last of each group; None for none (Hawk).
-      num_kv_heads, window: of attention, as in :class:`layers.MultiHeadAttention`.
-      rotary, rotary_fraction: base of the rotary embedding, and the share of each head's features that turn.
+      attention_every: size of a group of blocks, of which the last has attention; None for no attention (Hawk).
+      num_kv_heads, window: as in :class:`layers.MultiHeadAttention`.
+      rotary, rotary_fraction: base of the rotary embedding, and the fraction of each head's features that it rotates.
       channels, conv_size: as in :class:`layers.RGLRU`.
     """
 
@@ -72,7 +72,7 @@ class Griffin(Causal):
 
 _GEMMA: dict[str, Any] = {"vocab_size": 256000}
 VARIANTS: dict[str, dict[str, Any]] = {
-    # The root of 2560 in bfloat16.
+    # The square root of 2560 in bfloat16.
     "recurrentgemma_2b": {
         **_GEMMA, "features": 2560, "depth": 26, "num_heads": 10, "hidden": 7680, "embedding_scale": 50.5
     },
@@ -80,7 +80,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recurrentgemma_nano": {"features": 128, "depth": 3, "num_heads": 4, "hidden": 384, "window": 64},
 }  # fmt: skip
 
-# Of transformers' models of the released sizes; the tied head counts once.
+# Counted in transformers' models of the released sizes; the tied head counts once.
 PARAMETERS = {"recurrentgemma_2b": 2_682_862_080, "recurrentgemma_9b": 8_579_977_216}
 
 RELEASES = {
@@ -137,10 +137,10 @@ def _scale(config: Mapping[str, Any]) -> float | None:
 
 
 def _attention_every(config: Mapping[str, Any]) -> int | None:
-    """The period of blocks with attention.
+    """The period of the blocks with attention.
 
     Raises:
-      ValueError: other patterns than RG-LRUs before one attention.
+      ValueError: a pattern other than RG-LRUs followed by one attention.
     """
     kinds = list(config.get("block_types") or ())
     if kinds and kinds != ["recurrent"] * (len(kinds) - 1) + ["attention"]:

@@ -2,13 +2,14 @@
 
     N x [x = x + Mixer(RMSNorm(x));  x = x + Channel(RMSNorm(x))]
 
-One mixer in eight is attention, the fifth, with four queries to a key; the others are Mamba
-(:mod:`layers.state_space.mamba`), whose dt, B and C are normed before they are used. Every second channel mixer is a
-mixture of 16 experts, of which a token has 2 by a softmax that is not normalized again (:mod:`layers.experts`), and the
-others are SwiGLUs as wide as one expert. There are no positions: Mamba reads in order.
+In each group of eight blocks the fifth mixer is attention, with four query heads per key head; the others are Mamba
+(:mod:`layers.state_space.mamba`), with norms on dt, B and C. Every second channel mixer is a mixture of 16 experts, of
+which each token uses the top 2, weighted by softmax probabilities that are not renormalized (:mod:`layers.experts`);
+the others are SwiGLUs of the width of one expert. There are no position encodings: the Mamba blocks carry the order.
 
-Sizes and names are those of the released models: 52B parameters, of which a token uses 12B, and those of Jamba 1.5
-(arXiv:2408.12570), of the same size and of 398B, 94B. ``jamba_nano`` is our choice.
+Sizes and names are those of the released models: Jamba with 52B parameters, of which 12B are active per token, and
+Jamba 1.5 (arXiv:2408.12570), of the same size (mini) and with 398B, 94B active (large). The size of ``jamba_nano`` is
+our choice.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class JambaConfig(CausalConfig):
     """Hyper-parameters of Jamba.
 
     Attributes:
-      attention_every, attention_at: one block of so many has attention, that of this index; None for none.
+      attention_every, attention_at: size of a group of blocks, and the index in it of the block with attention;
+        ``attention_every=None`` is a model without attention.
       num_kv_heads: as in :class:`layers.MultiHeadAttention`; None is num_heads.
       state_dim, expand, conv_size, step_rank, conv_bias, use_bias: as in :class:`layers.Mamba`.
     """
@@ -80,7 +82,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Of transformers' models of the released sizes.
+# Counted in transformers' models of the released sizes.
 PARAMETERS = {
     "jamba_v0.1": 51_570_323_328,
     "jamba_1.5_mini": 51_570_323_328,
@@ -131,7 +133,7 @@ def _epsilon(config: Mapping[str, Any]) -> Any:
 
 
 def _pattern(config: Mapping[str, Any]) -> Any:
-    """The channel mixers: those of one period."""
+    """The channel mixers of one period of blocks."""
     count, period, at = (config.get(name) for name in ("num_experts", "expert_layer_period", "expert_layer_offset"))
     if count is None or period is None or at is None:
         return None

@@ -2,14 +2,14 @@
 
     x = x + Mixer(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-The mixer of three blocks in four is Kimi Delta Attention (:mod:`layers.delta.kimi_delta_attention`), and that of the
-fourth, and of the last of all, multi-head latent attention (:mod:`layers.attention.latent`) in which nothing turns:
-blocks of KDA tell the order. Heads have 128 features, latents 512, and the key that heads share 64.
+The mixer of three blocks in four is Kimi Delta Attention (:mod:`layers.delta.kimi_delta_attention`); that of every
+fourth block, and of the last one, is multi-head latent attention (:mod:`layers.attention.latent`) without position
+encodings: the KDA blocks carry the order. Heads have 128 features, latents 512, and the key shared by the heads 64.
 
-In the released models (48B, of which a token uses 3B) all channel mixers but the first are mixtures of 256 experts
-(:mod:`layers.experts`), of which a token has 8 and one that all tokens have; the sizes of the others are our choice.
-Names are those of the released files, and those of files of transformers 5.23 whose models were made there, which call
-the SwiGLU of a block without experts by the name of the others' experts.
+In the released models (48B parameters, 3B active per token) all channel mixers but the first are mixtures of experts
+(:mod:`layers.experts`): each token uses 8 of 256 experts and one shared expert. The sizes of the other models are our
+choice. Two namings are read: that of the released files, and that of models created in transformers 5.23, which names
+the SwiGLU of a block without experts like the experts of the other blocks.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class KimiLinearConfig(CausalConfig):
     """Hyper-parameters of Kimi Linear.
 
     Attributes:
-      attention_layers: blocks with latent attention, counted from 0; None: every fourth, and the last.
-      head_dim: features of a head, of both kinds; None is features / num_heads.
+      attention_layers: indices of the blocks with latent attention, from 0; None is every fourth block and the last
+        one.
+      head_dim: features of a head, in both mixers; None is features / num_heads.
       value_dim, latent_dim, rotary_dim: as in :class:`layers.MultiHeadLatentAttention`.
       conv_size: as in :class:`layers.KimiDeltaAttention`.
     """
@@ -61,7 +62,7 @@ class KimiLinear(Causal):
 
 
 def _experts(**sizes: Any) -> dict[str, Any]:
-    """Fields of a model whose channel mixers, but for the first, are experts."""
+    """The fields of a model whose channel mixers, all but the first, are experts."""
     routing = {"scores": "sigmoid", "normalized": True, "corrected": True, "scale": 2.446, "shared": 1}
     return {
         "mlp": FrozenOptions({"name": "experts", **routing, **sizes}),
@@ -84,7 +85,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "kimi_linear_nano": {"features": 128, "depth": 4, "num_heads": 4, "tied": True},
 }  # fmt: skip
 
-# Of transformers' model with the released configuration; the corrections of scores are no parameters.
+# Counted in transformers' model with the released configuration; the correction biases of the router's scores are
+# buffers, not parameters.
 PARAMETERS = {"kimi_linear_48b": 49_122_675_072}
 
 RELEASES = {
@@ -106,7 +108,7 @@ _EXPERTS, _EACH = f"{_BLOCK}.block_sparse_moe", (Join(), Rearrange("e o i -> e i
 
 
 def _naming(channel: str) -> Naming:
-    """The rules where the parts of the channel mixer are called so."""
+    """The naming rules, with ``channel`` their name of the dense channel mixer."""
     mixers = {**_DELTA, **_ATTENTION, **_BOTH}
     return Naming(
         [
@@ -139,7 +141,7 @@ RULES = {"transformers": _naming("block_sparse_moe"), "released": _naming("mlp")
 def _epsilon(config: Mapping[str, Any]) -> Any:
     refuse_other_forms(config, "hidden_act", "silu")
     if config.get("q_lora_rank") is not None:
-        raise ValueError(f"q_lora_rank={config['q_lora_rank']!r}: queries are made of the tokens here")
+        raise ValueError(f"q_lora_rank={config['q_lora_rank']!r}: here queries are projected from the tokens directly")
     return config.get("rms_norm_eps")
 
 
@@ -152,7 +154,7 @@ def _attention_layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def _sparse(config: Mapping[str, Any]) -> list[bool]:
-    """Which blocks have experts."""
+    """For each block, whether it has experts."""
     kinds = config.get("mlp_layer_types")
     if kinds:
         return [kind == "sparse" for kind in kinds]
@@ -161,7 +163,7 @@ def _sparse(config: Mapping[str, Any]) -> list[bool]:
 
 
 def _mlp(config: Mapping[str, Any]) -> Any:
-    """The channel mixer of the blocks with experts; of all where there are none."""
+    """The channel mixer of the blocks with experts, or of all blocks where none has experts."""
     if not any(_sparse(config)):
         return "swiglu"
     refuse_other_forms(config, "moe_router_activation_func", "sigmoid")

@@ -1,24 +1,24 @@
 """Landmark transformers: Landmark Attention, Random-Access Infinite Context Length for Transformers (Mohtashami and
 Jaggi, NeurIPS 2023, arXiv:2305.16300).
 
-    x = the words, and a landmark after every l - 1 of them
+    x = the embedded words, with a landmark after every l - 1 of them
     N x [x = x + LandmarkAttention(LayerNorm(x));  x = x + W_2 gelu(W_1 LayerNorm(x))]
     logits = E LayerNorm(x without the landmarks)
 
-The decoder of the authors' language models, whose every block of words ends in a landmark that answers for it
-(:mod:`layers.attention.landmark`): rotary positions, which count landmarks too, no biases, a tied head. The landmarks
-are put in and taken out inside the model: a text has none, nor does what is predicted of it, generated or measured, and
-they are not in the vocabulary. The authors' files have them as a token; in our naming that is the last of the table.
+The decoder of the authors' language models: every block of words ends in a landmark token that represents it
+(:mod:`layers.attention.landmark`); rotary positions, which count landmarks too; no biases; a tied head. The model
+inserts and removes the landmarks itself: they appear neither in its input nor in its predictions, generated text or
+loss, and are not in the vocabulary. In the authors' files the landmark is a token, the last row of the embedding.
 
-``landmark_200m`` is the model that the authors train on PG-19, with their table of 50304 rows: blocks of 50 words, 512
-tokens at a time. At a length of 2048, with chunks of 250 words and 2 blocks retrieved (``retrieved=2, local=5``, for
-weights that were trained without), the paper has a perplexity of 15.14, and Transformer-XL with a window of 512 one of
-14.72. ``landmark_nano`` is our choice.
+``landmark_200m`` is the model that the authors train on PG-19, with their embedding of 50304 rows: blocks of 50 words,
+sequences of 512 tokens. At a length of 2048, with chunks of 250 words and 2 retrieved blocks (``retrieved=2, local=5``,
+with weights trained without retrieval), the paper reports a perplexity of 15.14, and 14.72 for Transformer-XL with a
+window of 512. The size of ``landmark_nano`` is our choice.
 
-``landmark_llama_7b`` is the authors' LLaMA, of which they give the difference to Meta's weights and a script that adds
-it (epfml/landmark-attention-llama7b-wdiff): blocks of 63 words, RMSNorm, SwiGLU, and a head of its own, which has a
-logit of the landmark too. LLaMA's 32,000 words have one more, for padding. The paper has it find a pass key in 98 % of
-texts of 32,000 tokens; the authors' script retrieves 5 blocks.
+``landmark_llama_7b`` is the authors' LLaMA, released as the difference to Meta's weights with a script that adds it
+(epfml/landmark-attention-llama7b-wdiff): blocks of 63 words, RMSNorm, SwiGLU, and an untied head, which also has a
+logit for the landmark. The vocabulary is LLaMA's 32,000 tokens and one for padding. In the paper it finds a pass key in
+98 % of texts of 32,000 tokens; the authors' script retrieves 5 blocks.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class LandmarkConfig(CausalConfig):
     """Hyper-parameters of landmark transformers.
 
     Attributes:
-      period: l, tokens of a block, of which the last is a landmark.
-      retrieved, local: blocks that a query retrieves, and blocks of a chunk, as of
-        :class:`layers.LandmarkAttention`; weights do not depend on them.
+      period: l, tokens of a block, including the landmark, its last.
+      retrieved, local: blocks that a query retrieves, and blocks of a chunk, as in :class:`layers.LandmarkAttention`;
+        the parameters do not depend on them.
       rotary: base of the rotary embedding, or options of :class:`layers.position.Rotary`.
     """
 
@@ -77,7 +77,9 @@ class Landmark(Causal):
 
     @property
     def outputs(self) -> int:
-        """One more logit, the landmark's, as in the authors' files; it is never returned."""
+        """The head's width: one more than the vocabulary, for the landmark, as in the authors' files; that logit is
+        never returned.
+        """
         return self.config.vocab_size + 1
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -86,7 +88,7 @@ class Landmark(Causal):
 
     @property
     def segment_multiple(self) -> int:
-        """In words: documents that share a row must begin where a block does."""
+        """The multiple, in words, at which documents that share a row must begin: that of a block's start."""
         blocks = -(-super().segment_multiple // self.config.period)
         return blocks * (self.config.period - 1)
 
@@ -124,7 +126,7 @@ _LLAMA = released_names({"input_layernorm": "mixer_norm", "post_attention_layern
 RULES: dict[str, Naming] = {
     "authors": Naming(
         [
-            # The head is the same array, which files may hold too.
+            # The tied head, which files may hold as well, is the same array.
             ("transformer.wte.weight", ("embedding.embedding", "landmark"), Split()),
             (f"{_BLOCK}.attn.c_attn", tuple(f"{_OURS}.mixer.{part}" for part in ("query", "key", "value")), Split()),
             (f"{_BLOCK}.attn.c_proj", f"{_OURS}.mixer.out"),
@@ -134,7 +136,7 @@ RULES: dict[str, Naming] = {
             (f"{_BLOCK}.mlp.c_proj", f"{_OURS}.channel.down"),
             ("transformer.ln_f", "norm"),
         ],
-        # Frequencies and masks, and the head.
+        # Rotary frequencies, masks and the tied head.
         ignore=("transformer.wpe.freqs", f"{_BLOCK}.attn.bias", "lm_head.weight"),
     ),
     "llama": dataclasses.replace(
@@ -148,7 +150,7 @@ register_family(
     LandmarkConfig,
     VARIANTS,
     our_choice=("landmark_nano",),
-    # Of the authors' model, and of Meta's with two rows more of both tables.
+    # Counted in the authors' model, and in Meta's with two more rows in the embedding and the head.
     parameters={"landmark_200m": 202_531_840, "landmark_llama_7b": 6_738_415_616 + 4 * 4096},
     rules=RULES,
     paper=(20,),

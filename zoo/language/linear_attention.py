@@ -1,15 +1,15 @@
-"""Language models that forget at rates of their own: RetNet (Sun et al., 2023, arXiv:2307.08621), GLA (Yang et al.,
-2023, arXiv:2312.06635), HGRN and HGRN2 (Qin et al., 2023, arXiv:2311.04823; 2024, arXiv:2404.07904), GSA (Zhang et al.,
-2024, arXiv:2409.07146), TransNormerLLM (Qin et al., 2023, arXiv:2307.14995) and xLSTM 7B (Beck et al., 2025,
-arXiv:2503.13427); of attention that is not linear, the Forgetting Transformer (Lin et al., 2025, arXiv:2503.02130); and
-causal relation networks (Cui et al., 2024, arXiv:2406.16168), whose blocks have no MLP.
+"""Language models with linear attention and decay: RetNet (Sun et al., 2023, arXiv:2307.08621), GLA (Yang et al., 2023,
+arXiv:2312.06635), HGRN and HGRN2 (Qin et al., 2023, arXiv:2311.04823; 2024, arXiv:2404.07904), GSA (Zhang et al., 2024,
+arXiv:2409.07146), TransNormerLLM (Qin et al., 2023, arXiv:2307.14995) and xLSTM 7B (Beck et al., 2025,
+arXiv:2503.13427); with softmax attention, the Forgetting Transformer (Lin et al., 2025, arXiv:2503.02130); and causal
+relation networks (Cui et al., 2024, arXiv:2406.16168), whose blocks have no MLP.
 
     x = x + Mixer(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-Sizes and names are those of flash-linear-attention's models, of xLSTM 7B, whose logits are capped, those of
-transformers', and of TransNormerLLM and causal relation networks those of their code; the nanos are our choice. In HGRN
-and HGRN2 block i of L forgets no faster than its lower bound, which rises with depth and is learned for each key: b_i =
-p_1 + ... + p_i with p the softmax of ``lower_bounds`` (L, keys) over the blocks 0 to L - 1, and b_0 = 0.
+Sizes and names are those of flash-linear-attention's models; for xLSTM 7B, whose logits are capped, those of
+transformers; and for TransNormerLLM and causal relation networks those of their authors' code. The nano sizes are our
+choice. In HGRN and HGRN2 the forget gate of block i of L has a learned lower bound for each key, which rises with
+depth: b_i = p_1 + ... + p_i, with p the softmax of ``lower_bounds`` (L, keys) over the blocks 0 to L - 1, and b_0 = 0.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from zoo.registry import Release, one_of, register_family
 
 @dataclasses.dataclass(frozen=True)
 class LinearAttentionConfig(CausalConfig):
-    """Hyper-parameters of a language model on linear attention.
+    """Hyper-parameters of a language model with linear attention.
 
     Attributes:
-      kind: the mixer, whose own options apply where the ones below are None.
+      kind: the name of the mixer; its own defaults apply where the options below are None.
       key_expansion, value_expansion, head_dim, decay_divisor, num_slots, feature_map, conv_size: as in
         :class:`layers.Retention`, :class:`layers.GatedLinearAttention`, :class:`layers.HGRN`, :class:`layers.HGRN2`,
-        :class:`layers.GatedSlotAttention` or :class:`layers.MLSTM`, of those that have them.
-      cap: of the gates of :class:`layers.MLSTM`.
+        :class:`layers.GatedSlotAttention` or :class:`layers.MLSTM`, for the mixers that have the option.
+      cap: soft cap of the gates of :class:`layers.MLSTM`.
       form: as in :class:`layers.CausalRelation`.
-      turning: of the first block's :class:`layers.LightningAttention`.
+      turning: whether the first block's :class:`layers.LightningAttention` rotates queries and keys with position, by
+        learned angles.
       gated, num_kv_heads: as in :class:`layers.ForgettingAttention`.
     """
 
@@ -77,14 +78,14 @@ _OPTIONS = (
     "gated",
     "num_kv_heads",
 )
-# Mixers whose norm has the model's epsilon. In flash-linear-attention those of HGRN2 and GSA keep 1e-5 whatever it is.
+# Mixers whose norm uses the model's epsilon. In flash-linear-attention the norms of HGRN2 and GSA always use 1e-5.
 _MODELS_EPSILON = ("gated_linear_attention", "retention", "hgrn", "mlstm", "lightning_attention")
-# Mixers that forget no faster than a bound of the model's.
+# Mixers whose forget gates have a lower bound that the model holds.
 _BOUNDED = ("hgrn", "hgrn2")
 
 
 class LinearAttentionLM(Causal):
-    """A language model on linear attention; names as in :class:`Causal`, and in HGRN and HGRN2 ``lower_bounds``."""
+    """A language model with linear attention; names as in :class:`Causal`, and for HGRN and HGRN2 ``lower_bounds``."""
 
     config: LinearAttentionConfig
     stem = (*Causal.stem, "lower_bounds")
@@ -110,7 +111,9 @@ class LinearAttentionLM(Causal):
         return {"name": c.kind, **given}
 
     def per_block(self) -> jax.Array | None:
-        """Of HGRN and HGRN2 the lower bounds (depth, channels or keys of all heads) float32."""
+        """The lower bounds of the forget gates of HGRN (depth, channels) or HGRN2 (depth, keys of all heads), float32;
+        None for other mixers.
+        """
         if self.lower_bounds is None:
             return None
         shares = jax.nn.softmax(self.lower_bounds[...].astype(jnp.float32), axis=0)
@@ -140,7 +143,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "hgrn_2.7b": {"vocab_size": 32000, "features": 2560, "hidden": 6912, "depth": 32, "num_heads": 20},
         "hgrn_nano": _NANO,
     },
-    # The smallest, because its blocks ask for most.
+    # Fewer blocks in the nano size, because they are the costliest.
     "hgrn2": {
         "hgrn2_1.3b": {**_1B, "num_heads": 16},
         "hgrn2_nano": {**_NANO, "depth": 3},
@@ -154,7 +157,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "forgetting_transformer_nano": _NANO,
     },
     "causal_relation": {
-        # The paper's for copying, of strings of 16.
+        # The paper's models for copying strings of 16 symbols.
         "causalrn_copying": {"vocab_size": 29, "features": 192, "depth": 12, "max_length": 34, **_RELATION},
         "causalrn_linear_copying": {
             "vocab_size": 29,
@@ -194,8 +197,8 @@ KINDS = {
     "forgetting_transformer": "forgetting_attention",
 }
 
-# Of flash-linear-attention's models of these configurations, of TransNormerLLM's and causal relation networks' code and
-# of transformers' xLSTM.
+# Counted in flash-linear-attention's models of these configurations, in the code of TransNormerLLM and causal relation
+# networks, and in transformers' xLSTM.
 PARAMETERS = {
     "gla_340m": 341_707_776,
     "gla_1.3b": 1_365_514_240,
@@ -217,7 +220,7 @@ _PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj":
 _CONVOLUTIONS = {"q_conv1d": "query_conv", "k_conv1d": "key_conv", "v_conv1d": "value_conv"}
 _GATED = {**_PROJECTIONS, "g_proj": "gate"}
 _GLA = {**_GATED, "gk_proj.0": "decay.down", "gk_proj.1": "decay.up", **_CONVOLUTIONS}
-# The norm's name says whether it is computed together with the gate.
+# Their name of the norm depends on whether it is fused with the gate.
 _BOUNDS = ("model.lower_bounds", "lower_bounds")
 _FUSED, _ALONE = {"g_norm_swish_gate": "norm"}, {"g_norm": "norm"}
 
@@ -297,7 +300,11 @@ RULES = {
 
 
 def _heads(config: Any) -> int | None:
-    """Heads, of which all have keys and values of their own."""
+    """The number of heads.
+
+    Raises:
+      ValueError: heads share keys and values.
+    """
     heads = config.get("num_heads")
     if config.get("num_kv_heads") not in (None, heads):
         raise ValueError(f"num_kv_heads={config['num_kv_heads']!r}: heads that share keys and values are not here")
@@ -354,14 +361,14 @@ def _tnl_heads(config: Any) -> int | None:
 
 
 def _turning(config: Any) -> bool | None:
-    """Whether the first block turns.
+    """Whether the first block rotates queries and keys by position.
 
     Raises:
-      ValueError: another block does.
+      ValueError: another block does, too.
     """
     which = config.get("linear_use_lrpe_list") or []
     if any(which[1:]):
-        raise ValueError(f"linear_use_lrpe_list={which!r}: here the first block turns, or none")
+        raise ValueError(f"linear_use_lrpe_list={which!r}: here only the first block may rotate queries and keys")
     return bool(which[0]) if which else None
 
 

@@ -1,10 +1,10 @@
-"""Language models on linear mixers by the name of their paper, in one block (:mod:`zoo.language.linear_attention`):
-Flowformer (Wu et al., 2022, arXiv:2202.06258), Cottention (Mongaras et al., 2024, arXiv:2409.18747) and Differential
-Mamba (Schneider et al., 2025, arXiv:2507.06204).
+"""Language models with linear-time mixers, named after their papers, all with the block of
+:mod:`zoo.language.linear_attention`: Flowformer (Wu et al., 2022, arXiv:2202.06258), Cottention (Mongaras et al., 2024,
+arXiv:2409.18747) and Differential Mamba (Schneider et al., 2025, arXiv:2507.06204).
 
     x = x + Mixer(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-Differential Mamba has blocks without SwiGLU. All sizes are our choice.
+The blocks of Differential Mamba have no SwiGLU. All sizes are our choice.
 """
 
 from __future__ import annotations

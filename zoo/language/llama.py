@@ -1,12 +1,13 @@
-"""Llama and the decoders of its form: LLaMA (Touvron et al., 2023, arXiv:2302.13971) and what others made of it.
+"""Llama and similar decoders: LLaMA (Touvron et al., 2023, arXiv:2302.13971) and its successors.
 
     x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
 with rotary positions and no biases: the baseline decoder (:mod:`zoo.language.transformer`) with the options in which
-released models differ. Llama 3 (arXiv:2407.21783) divides slow rotations; TinyLlama (arXiv:2401.02385) and SmolLM2
-(arXiv:2502.02737) are small ones; Mistral (arXiv:2310.06825) looks back through a window in its first version, as the
-description beside its weights says; Qwen2.5 (arXiv:2412.15115) has biases for queries, keys and values; Qwen3
-(arXiv:2505.09388) norms the heads of queries and keys. ``llama_nano`` is our choice.
+released models differ. Llama 3 (arXiv:2407.21783) divides the low frequencies of the rotary embedding; TinyLlama
+(arXiv:2401.02385) and SmolLM2 (arXiv:2502.02737) are small models; Mistral (arXiv:2310.06825) uses sliding-window
+attention in its first version, which is read from the configuration beside its weights; Qwen2.5 (arXiv:2412.15115) has
+biases of queries, keys and values; Qwen3 (arXiv:2505.09388) normalizes the query and key heads. The size of
+``llama_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from zoo.registry import FrozenOptions, Release, one_of, register_family
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig(TransformerConfig):
-    """Hyper-parameters of decoders like Llama.
+    """Hyper-parameters of Llama and similar decoders.
 
     Attributes:
       head_dim: features of a head; None is features / num_heads.
-      qkv_bias: biases of queries, keys and values.
-      qk_norm: norms of each query and key head, of the kind of the blocks'.
+      qkv_bias: whether the query, key and value projections have biases.
+      qk_norm: whether each query and key head is normalized, by the kind of norm that the blocks use.
     """
 
     head_dim: int | None = None
@@ -39,7 +40,7 @@ class LlamaConfig(TransformerConfig):
 
 
 class Llama(Transformer):
-    """A decoder like Llama; names as in :class:`Causal`."""
+    """Llama or a similar decoder; names as in :class:`Causal`."""
 
     config: LlamaConfig
 
@@ -56,7 +57,7 @@ class Llama(Transformer):
 
 
 def _slowed(factor: float) -> Mapping[str, Any]:
-    """Llama 3's rotary embedding, made for 8192 tokens and stretched by ``factor``."""
+    """Llama 3's rotary embedding: trained on 8192 tokens, with the low frequencies divided by ``factor``."""
     return FrozenOptions(
         {"base": 500000.0, "factor": factor, "original_length": 8192, "low_turns": 1.0, "high_turns": 4.0}
     )
@@ -101,7 +102,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def released_names(norms: Mapping[str, str]) -> Naming:
-    """The names of the library transformers; ``norms`` maps those of a block's norms to ours."""
+    """The parameter names of the transformers library; ``norms`` maps its names of a block's norms to ours."""
     theirs, ours = "model.layers.{i}", "blocks.{i}"
     mixer = {
         "q_proj": "query",
@@ -121,7 +122,7 @@ def released_names(norms: Mapping[str, str]) -> Naming:
             ("model.norm", "norm"),
         ],
         prefix="model.",
-        # Frequencies, which old files hold.
+        # Old files also hold the rotary frequencies.
         ignore=(f"{theirs}.self_attn.rotary_emb.inv_freq",),
     )
 
@@ -130,13 +131,14 @@ RULES = {"transformers": released_names({"input_layernorm": "mixer_norm", "post_
 
 
 def rotary_of(config: Mapping[str, Any], layers: str | None = None) -> Any:
-    """The rotary embedding that transformers describes, in its fifth version or before; None where it says nothing.
+    """The rotary embedding in a configuration of transformers, of version 5 or earlier; None where there is no entry
+    for it.
 
     Args:
-      layers: the kind of layers, where their embeddings differ: "full_attention", "sliding_attention".
+      layers: the kind of layer, where their rotary embeddings differ: "full_attention" or "sliding_attention".
 
     Raises:
-      ValueError: it is stretched in another way than ours.
+      ValueError: a frequency scaling that is not supported.
     """
     given = config.get("rope_parameters") or {}
     given = given.get(layers, given) or {}
@@ -160,10 +162,10 @@ _LLAMA3_ROTARY = {
 
 
 def refuse_other_forms(config: Mapping[str, Any], activation: str, spelled: str) -> None:
-    """Refuses biases beyond those that ``qkv_bias`` gives, and another activation.
+    """Refuses models with biases other than ``qkv_bias``, or with another activation.
 
     Raises:
-      ValueError: the model has either.
+      ValueError: the model has either of them.
     """
     for name in ("attention_bias", "mlp_bias"):
         one_of(config, name, {False: False})
@@ -176,10 +178,10 @@ def _epsilon(config: Mapping[str, Any]) -> Any:
 
 
 def _window(config: Mapping[str, Any]) -> Any:
-    """The window of all blocks; files of Qwen keep one that is not used.
+    """The window of all blocks; Qwen's configurations state one that is not used.
 
     Raises:
-      ValueError: only some blocks have it.
+      ValueError: only some blocks have a window.
     """
     window, first = config.get("sliding_window"), config.get("max_window_layers", 0)
     if (
@@ -197,7 +199,7 @@ def _heads(config: Mapping[str, Any]) -> Any:
     return config.get("num_key_value_heads") or config.get("num_attention_heads")
 
 
-# What the norms and the biases of attention are depends on the model's type alone.
+# Whether attention has norms and biases follows from the model type alone.
 _BIASED = {"llama": False, "mistral": False, "qwen2": True, "qwen3": False}
 _NORMED = {"llama": False, "mistral": False, "qwen2": False, "qwen3": True}
 
@@ -212,7 +214,7 @@ DESCRIBED: dict[str, Any] = {
     "tied": lambda config: config.get("tie_word_embeddings"),
 }
 
-# Meta's files ask for a signed license first; the others are open.
+# Meta's files require accepting a license first; the others are open.
 RELEASES: dict[str, dict[str, Release]] = {
     "llama2_7b": {"meta": Release("hf://meta-llama/Llama-2-7b-hf", 0, license="llama2")},
     "llama3.1_8b": {"meta": Release("hf://meta-llama/Llama-3.1-8B", 0, license="llama3.1")},
@@ -231,7 +233,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     },
 }
 
-# Of transformers' models of the released sizes; a tied head counts once.
+# Counted in transformers' models of the released sizes; a tied head counts once.
 PARAMETERS = {
     "llama2_7b": 6_738_415_616,
     "llama3.1_8b": 8_030_261_248,

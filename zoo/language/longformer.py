@@ -2,9 +2,10 @@
 
     x = norm(word + position + type);  N x [x = norm(x + LongformerAttention(x));  x = norm(x + MLP(x))]
 
-RoBERTa with 4096 positions, whose tokens see a window of 512 and the global tokens; those see all. ``model(tokens,
-mask, roles=roles)`` says by role 1 which tokens are global: those of the question, in question answering. Without roles
-none is, and the first one is where the output is one vector for all tokens, as in classification.
+RoBERTa with 4096 positions, whose tokens attend to a window of 512 and to the global tokens; global tokens attend to
+all. In ``model(tokens, mask, roles=roles)`` role 1 marks the global tokens: those of the question, in question
+answering. Without roles no token is global, except the first one where the output is one vector per sequence, as in
+classification.
 
 Published: base, 148.7 M parameters, and large, 434.7 M.
 """
@@ -33,8 +34,8 @@ class LongformerConfig(EncoderConfig):
     """Hyper-parameters of Longformer.
 
     Attributes:
-      window: w of the attention, of all blocks or of each; a token sees w // 2 tokens on each side.
-      max_global: most global tokens of a row.
+      window: w, one for all blocks or one per block; a token attends to w // 2 tokens on each side.
+      max_global: the largest number of global tokens in a row.
     """
 
     vocab_size: int = 50265
@@ -57,7 +58,7 @@ class Longformer(Encoder):
         return {"name": "longformer_attention", "window": own, "max_global": self.config.max_global}
 
     def known(self, tokens: jax.Array, given: Tokens) -> Tokens:
-        """With the first token global where the output is one vector and no roles are given."""
+        """Makes the first token global where the output is one vector per sequence and no roles are given."""
         asked = all("roles" in mixer.honors for mixer in mixers(self.blocks))
         if given.roles is not None or self.config.output != "pooled" or not asked:
             return given
@@ -88,7 +89,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     "longformer_large_4096": {"allenai": Release("hf://allenai/longformer-large-4096", 0)},
 }
 
-# Of transformers' LongformerForMaskedLM.
+# Counted in transformers' LongformerForMaskedLM.
 PARAMETERS = {"longformer_base_4096": 148_711_257, "longformer_large_4096": 434_653_273}
 
 register_family(

@@ -2,9 +2,9 @@
 
     x = x + DilatedAttention(LayerNorm(x));  x = x + MLP(LayerNorm(x))
 
-with rotary positions, and norms inside both branches too, before their last projections (Foundation Transformers,
-arXiv:2210.06423). Sizes are our choice; the rates of ``longnet_125m`` divide its 12 heads, and the nano
-is the baseline decoder (:mod:`zoo.language.transformer`) but for its attention.
+with rotary positions, and a further norm inside each branch, before its last projection (Foundation Transformers,
+arXiv:2210.06423). Sizes are our choice; the rates of ``longnet_125m`` divide its 12 heads, and the nano size differs
+from the baseline decoder (:mod:`zoo.language.transformer`) only in its attention.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class LongNetConfig(CausalConfig):
 
     Attributes:
       segments, rates: as in :class:`layers.DilatedAttention`.
-      inner_norm: norms inside the branches; in the MLP where it is "gelu".
-      rotary: base of the rotary embedding, None for no positions.
+      inner_norm: whether the branches have inner norms; the MLP has one only where ``mlp`` is "gelu".
+      rotary: base of the rotary embedding; None for no positions.
     """
 
     mlp: Mlp | None = "gelu"

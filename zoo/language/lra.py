@@ -2,14 +2,14 @@
 
     x = word + position;  N x [x = x + Attention(norm(x));  x = x + MLP(norm(x))];  head(pool(norm(x)))
 
-with fixed sinusoids or a learned table, projections without biases, the tanh form of GELU, and a head with one hidden
-layer and ReLU as wide as the MLP's. Retrieval reads each text by itself and puts [a, b, a b, a - b] through two hidden
-layers. Pixels are tokens, one for each level of gray. Another mixer (``mixer=``) stands in the same place; the authors
-ask for at most a tenth more parameters than the Transformer's.
+with fixed sinusoids or learned positions, projections without biases, the tanh form of GELU, and a head with one hidden
+layer as wide as the MLP's, with ReLU. Retrieval encodes each text separately and passes [a, b, a b, a - b] through two
+hidden layers. Pixels are tokens, one for each gray level. ``mixer=`` replaces the attention; the benchmark allows at
+most a tenth more parameters than the Transformer has.
 
-Sizes are those of the configurations in github.com/google-research/long-range-arena, each with the lengths and classes
-of its task. Two things that the code there does are not repeated: its mask of padding is ``token > 0``, which in images
-hides black pixels; and it drops weights of attention, where here outputs alone are dropped.
+Sizes are those of the configurations in github.com/google-research/long-range-arena, each with the length and number of
+classes of its task. Two behaviors of that code are not reproduced: its padding mask is ``token > 0``, which masks black
+pixels in images; and it applies dropout to the attention weights, where here it is applied only to outputs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LongRangeArenaConfig(EncoderConfig):
     """Hyper-parameters of these encoders.
 
     Attributes:
-      qkv_features: width of queries, keys and values of all heads; None is ``features``.
+      qkv_features: width of queries, keys and values over all heads; None is ``features``.
     """
 
     vocab_size: int = 258

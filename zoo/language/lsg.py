@@ -3,11 +3,12 @@ arXiv:2210.15497): BERT and RoBERTa that read 4096 tokens.
 
     x = norm([globals; word + position + type]);  N x [x = norm(x + LSGAttention(x));  x = norm(x + MLP(x))]
 
-Learned global tokens, one by default, are put before the others, whose attention is local, sparse and to them. In the
-end they are taken out again, and the first token is what became of the first global one. :func:`convert_to_lsg` makes
-such a model of a trained BERT or RoBERTa; further training is optional.
+Learned global tokens, one by default, are prepended to the sequence; the other tokens attend to a local window, to
+sparse tokens and to the global ones. At the end the global tokens are removed, and the first token's output is replaced
+by that of the first global token. :func:`convert_to_lsg` converts a trained BERT or RoBERTa into such a model; further
+training is optional.
 
-Released: lsg-bert-base-uncased-4096 and lsg-base-4096, of RoBERTa, converted and not trained further.
+Released: lsg-bert-base-uncased-4096 and lsg-base-4096 (from RoBERTa), converted and not trained further.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class LSGConfig(EncoderConfig):
     """Hyper-parameters of an LSG model.
 
     Attributes:
-      num_global: global tokens, the first of ``global_rows`` that the table has.
-      block, sparse_block, factor, sparsity: of the attention.
-      mask_first: no token sees the first one, for which the first global token stands.
-      pool_global: the first token's vector is that of the first global token.
+      num_global: global tokens, the first rows of a table of ``global_rows``.
+      block, sparse_block, factor, sparsity: as in :class:`layers.LSGAttention`.
+      mask_first: whether the first token is masked, because the first global token stands for it.
+      pool_global: whether the first token's output is that of the first global token.
     """
 
     max_length: int = 4096
@@ -83,18 +84,20 @@ class LSG(Encoder):
         return {"name": "lsg_attention", **own}
 
     def enter(self, x: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
-        """With the global tokens in front."""
+        """Prepends the global tokens."""
         if self.config.mask_first:
             real = jnp.ones(x.shape[:2], bool) if known.mask is None else known.mask
             known = known.replace(mask=real.at[:, 0].set(False))
-        # Norm, dropout and projection of the embeddings are token by token.
+        # The norm, dropout and projection of the embeddings act on each token separately.
         first = self.global_tokens[: self.config.num_global]
         first = first if self.embedding_norm is None else self.embedding_norm(first)
         first = first if self.dropout is None else self.dropout(first)
         return self.extra.put(x, first if self.projection is None else self.projection(first), known)
 
     def leave(self, x: jax.Array) -> jax.Array:
-        """Without the global tokens; the first token's vector is that of the first of them."""
+        """Removes the global tokens; with ``pool_global`` the first token's output becomes that of the first global
+        one.
+        """
         others, taken = self.extra.take(x)
         return others.at[:, 0].set(taken[:, 0]) if self.config.pool_global else others
 
@@ -121,7 +124,7 @@ _KINDS = {kind: kind for kind in KINDS if kind != "first"} | {"bos_pooling": "fi
 
 
 def _sparsity(config: Mapping[str, Any]) -> Any:
-    # Without a kind there are no sparse tokens.
+    # An empty sparsity type means no sparse tokens.
     return one_of({"sparsity_type": config.get("sparsity_type", "norm") or "none"}, "sparsity_type", _KINDS)
 
 
@@ -141,7 +144,7 @@ RELEASES: dict[str, dict[str, dict[str, Release]]] = {
     "roberta": {"lsg_roberta_base_4096": {"ccdv": Release("hf://ccdv/lsg-base-4096", 0, "unstated")}},
 }
 
-# Of BertForMaskedLM and RobertaForMaskedLM with 4096 positions, and of 512 global tokens.
+# Those of BertForMaskedLM and RobertaForMaskedLM with 4096 positions, and of 512 global tokens.
 PARAMETERS = {"lsg_bert_base_4096": 112_660_026, "lsg_roberta_base_4096": 127_843_161}
 
 for _base, _variants in VARIANTS.items():
@@ -161,23 +164,23 @@ for _base, _variants in VARIANTS.items():
 def convert_to_lsg(
     model: Encoder, *, first: int, mask: int, max_length: int = 4096, stride: int = 64, **options: Any
 ) -> LSG:
-    """An LSG model with the weights of a trained BERT or RoBERTa, which reads ``max_length`` tokens.
+    """Converts a trained BERT or RoBERTa to an LSG model that reads up to ``max_length`` tokens.
 
-    The table of positions is repeated; the global tokens begin as the sum of a word, the first token's for the first
-    and the mask's for the others, of positions ``stride`` apart, and, of BERT, of the first type. All else is as it
-    was.
+    The position table is repeated. A global token is initialized to the sum of a word embedding (that of ``first`` for
+    the first global token, that of ``mask`` for the others), of position embeddings ``stride`` apart and, for BERT, of
+    the first type embedding. All other weights are copied.
 
     Args:
-      model: made by ``zoo.create``; it is left as it is.
-      first: the id of the token that begins a text ([CLS], <s>).
-      mask: the id of the mask.
-      max_length: tokens that it reads.
-      stride: of the positions that global tokens begin with: 0, 64, 128, ..., then 1, 65, ...
+      model: made by ``zoo.create``; it is not modified.
+      first: the id of the token that begins a text (``[CLS]`` or ``<s>``).
+      mask: the id of the mask token.
+      max_length: the longest sequence, in tokens, that the new model reads.
+      stride: distance between the positions that initialize successive global tokens: 0, 64, 128, ..., then 1, 65, ...
       **options: hyper-parameters of :class:`LSGConfig`.
 
     Raises:
-      ValueError: another model, one with another mixer, fewer positions than ``global_rows``, or a stride that does not
-        divide these.
+      ValueError: the model is no BERT or RoBERTa or has another mixer, it has fewer positions than ``global_rows``, or
+        ``stride`` does not fit them.
     """
     name = getattr(model, "variant", None)
     base = None if name is None else variant(name).family
@@ -205,7 +208,11 @@ def convert_to_lsg(
 
 
 def _spread(rows: np.ndarray, count: int, stride: int) -> np.ndarray:
-    """``count`` of the positions ``rows``, ``stride`` apart, then the next ones."""
+    """``count`` of the positions ``rows`` (positions, features): those ``stride`` apart, then those that follow them.
+
+    Raises:
+      ValueError: ``stride`` does not fit the numbers of rows and of global tokens.
+    """
     step = len(rows) // count
     if not step or stride % step or count % (stride // step):
         raise ValueError(

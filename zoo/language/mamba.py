@@ -2,11 +2,11 @@
 
     x = x + Mamba(RMSNorm(x))
 
-and no channel mixer: the gate inside the mixer takes its place, two such blocks for one of a transformer.
+without a channel mixer: the gate inside the mixer takes its place, and two such blocks replace one transformer block.
 The residual stream is float32 whatever the compute dtype. Sizes are those of the models released as
-state-spaces/mamba-*; ``mamba_nano`` is our choice. Longhorn (Liu et al., 2024, arXiv:2407.14207) is the same with its
-state space; the widths and depths of its sizes are Mamba's. Other mixers join by pattern, as
-``zoo.create("mamba_nano", pattern=("mamba", "mamba", "attention"))``.
+state-spaces/mamba-*; the size of ``mamba_nano`` is our choice. Longhorn (Liu et al., 2024, arXiv:2407.14207) is the
+same with another state space model as its mixer; the widths and depths of its sizes are Mamba's. Hybrids are made by
+pattern, as in ``zoo.create("mamba_nano", pattern=("mamba", "mamba", "attention"))``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MambaConfig(CausalConfig):
     """Hyper-parameters of Mamba.
 
     Attributes:
-      kind: "mamba" or "longhorn".
+      kind: the mixer, "mamba" or "longhorn".
       state_dim, expand, conv_size, step_rank, initialization, step_range: as in :class:`layers.Mamba`.
     """
 
@@ -83,8 +83,8 @@ _MIXER = "backbone.layers.{i}.mixer"
 
 
 def released_names(embedding: str, *mixer: tuple[Any, ...]) -> Naming:
-    """The names of a released state-space language model: ``embedding`` is its table's, ``mixer`` are the rules of the
-    mixer.
+    """The parameter names of a released state space language model: ``embedding`` is the embedding's, ``mixer`` are the
+    rules of the mixer.
     """
     return Naming(
         rules=(
@@ -99,7 +99,7 @@ def released_names(embedding: str, *mixer: tuple[Any, ...]) -> Naming:
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
-    """The epsilon of the norms, of a model that has the only activation that this family has."""
+    """The norms' epsilon; refuses activations that this family does not have."""
     one_of(config, "hidden_act", {"silu": "silu"})
     return config.get("layer_norm_epsilon")
 
@@ -125,7 +125,7 @@ LONGHORN_RULES = {"authors": released_names("embedding", *_LONGHORN)}
 
 RULES = {"hf": released_names("embeddings", *_RULES), "state_spaces": released_names("embedding", *_RULES)}
 
-# Of transformers' models of these sizes, as of the released files; the tied head counts once.
+# Counted in transformers' models of these sizes, and equal in the released files; the tied head counts once.
 PARAMETERS = {
     "mamba_130m": 129_135_360,
     "mamba_370m": 371_516_416,

@@ -2,8 +2,9 @@
 
     x = x + Mamba2(RMSNorm(x))
 
-as :mod:`zoo.language.mamba`, with the state space of heads. Sizes are those of the models released as
-state-spaces/mamba2-*, whose vocabulary of 50277 is padded to 50288; ``mamba2_nano`` is our choice.
+as :mod:`zoo.language.mamba`, with the multi-head state space model of :mod:`layers.state_space.mamba2`. Sizes are those
+of the models released as state-spaces/mamba2-*, whose vocabulary of 50277 is padded to 50288; the size of
+``mamba2_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -80,13 +81,13 @@ RULES = {"hf": released_names("embeddings", *_RULES), "state_spaces": released_n
 
 DESCRIBED: dict[str, Any] = {
     **MAMBA_DESCRIBED,
-    # Eight groups with states of 16 have the shapes of one group with a state of 128.
+    # Must be read: eight groups with a state of 16 have the same shapes as one group with a state of 128.
     "groups": lambda config: config.get("n_groups"),
     "state_dim": lambda config: config.get("state_size"),
     "head_dim": lambda config: config.get("head_dim"),
 }
 
-# Of transformers' models of these sizes, as of the released files; the tied head counts once.
+# Counted in transformers' models of these sizes, and equal in the released files; the tied head counts once.
 PARAMETERS = {
     "mamba2_130m": 128_989_632,
     "mamba2_370m": 368_346_624,

@@ -2,11 +2,12 @@
 
     x = x + MemMamba(RMSNorm(x))
 
-A Mamba whose layers take notes of what they read, look back at them, and every few layers at those of the layers below
-(:mod:`layers.state_space.memory_mamba`, which says what of it is our choice). Published are 24 layers, pools of 50
-notes of 64 numbers, "200M" parameters, and a perplexity on PG-19 that falls from 19.35 at 1,000 tokens to 17.35 at
-60,000, where a Mamba of 130M, 21.00 at first, has lost its text. Neither code nor files are published: the width, w, p
-and g are our choice, with the vocabulary of Mamba's released models; ``memmamba_200m`` is within 3 % of its name.
+Mamba whose layers store notes, summaries of what they read, and attend to them; every few layers also attend to the
+notes of the layers below (:mod:`layers.state_space.memory_mamba`, which states which details are our choice). Published
+are 24 layers, pools of 50 notes of 64 features, "200M" parameters, and a perplexity on PG-19 that falls from 19.35 at
+1,000 tokens to 17.35 at 60,000, where the perplexity of a 130M Mamba, 21.00 at 1,000 tokens, has diverged. Neither code
+nor files are published: the width, w, p and g are our choice, and the vocabulary is that of Mamba's released models;
+``memmamba_200m`` is within 3 % of its name.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class MemMambaConfig(MambaConfig):
 
     Attributes:
       notes, note_dim, window, note_threshold, recall_threshold, fusion: as in :class:`layers.MemoryMamba`.
-      layers, every: g and p: each p-th layer looks at the g below it; layers=0 for none.
+      layers, every: g and p: every p-th layer attends to the notes of the g layers below it; ``layers=0`` for none.
     """
 
     notes: int = 50
@@ -42,9 +43,13 @@ class MemMambaConfig(MambaConfig):
     every: int = 4
 
     def __post_init__(self) -> None:
-        """Refuses what it has of Mamba's family without use for it."""
+        """Refuses the other kinds of Mamba's family.
+
+        Raises:
+          ValueError: ``kind`` is not "mamba".
+        """
         if self.kind != "mamba":
-            raise ValueError(f"MemMamba is made of Mamba: kind={self.kind!r} is of its family")
+            raise ValueError(f"MemMamba is made of Mamba: leave out kind={self.kind!r}")
 
 
 class MemMambaLM(StateSpaceLM):
@@ -61,7 +66,7 @@ class MemMambaLM(StateSpaceLM):
         return {"name": "memory_mamba", **{name: getattr(c, name) for name in options}}
 
     def handed_on(self, x: jax.Array) -> Summaries | None:
-        """Room for what layers find."""
+        """Zeros for the summaries that layers pass on to those above; None where no layer reads them."""
         c = self.config
         if not any(isinstance(mixer, MemoryMamba) and mixer.shares for mixer in mixers(self.blocks)):
             return None

@@ -6,15 +6,17 @@ framework, as language models.
     Moneta  l3 attentional bias, l4 retention    Yaad  Huber bias, l2 retention
     Memora  l2 bias, Kullback-Leibler retention
 
-:mod:`layers.memory.choices` has the four choices that make a memory. A new one is composed of them and joins any model
-or backbone:
+:mod:`layers.memory.choices` has the four choices that define a memory. A new memory is composed of them and works in
+any model or backbone:
 
     from layers.memory.choices import Elastic, GradientDescent, Huber, Memory, MLPMemory
-    memory = Memory(MLPMemory(depth=1), bias=Huber("coordinate"), retention=Elastic(0.01),
-    algorithm=GradientDescent(momentum=True)) model = zoo.create("yaad_nano", memory=memory)
+    memory = Memory(
+        MLPMemory(depth=1), bias=Huber("coordinate"), retention=Elastic(0.01), algorithm=GradientDescent(momentum=True)
+    )
+    model = zoo.create("yaad_nano", memory=memory)
 
-A choice that is not there is a small frozen dataclass with one method: what ``Bias`` and ``Retention`` say. Widths,
-depths and heads are our choice, each model within 3 % of its name; the paper's sizes are 340M, 760M and 1.3B.
+A new choice is a small frozen dataclass with one method, which ``Bias`` and ``Retention`` there define. Widths, depths
+and heads are our choice, each model within 3 % of its name; the paper's sizes are 340M, 760M and 1.3B.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@ arXiv:2102.03902).
 
     x = norm(word + position + type);  N x [x = norm(x + NystromAttention(x));  x = norm(x + MLP(x))]
 
-BERT whose attention goes through 64 landmarks, with a convolution of the values over 65 tokens. The vocabulary is
-ALBERT's of 30000; the first position is row 2 of the table. A classifier sees a linear map of the first token through
-the MLP's activation.
+BERT with Nyström attention through 64 landmarks and a convolution of the values over 65 tokens. The vocabulary is
+ALBERT's of 30000; the first position is row 2 of the table. A classifier reads a linear map of the first token, passed
+through the MLP's activation.
 
-The released files say that means are taken over 64 tokens for 64 landmarks; transformers then computes softmax
-attention and the convolution. Loaded from such a folder the model is made with ``landmarks=0``, which is the same;
-``landmarks=64`` is the paper's. The authors' code, and transformers where it has landmarks, starts all pseudo-inverses
-from the largest column sum of the batch, so that rows depend on each other: ``inverse="batch"``.
+The released configurations state means over 64 tokens for 64 landmarks; transformers then computes plain softmax
+attention and the convolution. A model loaded from such a folder is made with ``landmarks=0``, which does the same;
+``landmarks=64`` is the paper's model. The authors' code, and transformers where it uses landmarks, initializes all
+pseudo-inverses by the largest column sum in the batch, so that rows depend on each other: ``inverse="batch"``.
 
 Published: base, 109 M parameters, as good as BERT on GLUE.
 """
@@ -35,7 +35,7 @@ class NystromformerConfig(EncoderConfig):
     """Hyper-parameters of Nyströmformer.
 
     Attributes:
-      landmarks, kernel_size, inverse: of the attention.
+      landmarks, kernel_size, inverse: as in :class:`layers.NystromAttention`.
     """
 
     vocab_size: int = 30000
@@ -78,7 +78,7 @@ RULES: dict[str, Naming] = {"transformers": _names("nystromformer."), "bare": _n
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
-    """The epsilon of the norms, of a model that has the only activation that this family has."""
+    """The norms' epsilon; refuses activations that this family does not have."""
     one_of(config, "hidden_act", {"gelu_new": "gelu_tanh"})
     return config.get("layer_norm_eps")
 
@@ -99,7 +99,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     "nystromformer_4096": {"uw_madison": Release("hf://uw-madison/nystromformer-4096", 0)},
 }
 
-# Of transformers' NystromformerForMaskedLM.
+# Counted in transformers' NystromformerForMaskedLM.
 PARAMETERS = {"nystromformer_512": 109_122_240, "nystromformer_4096": 111_876_288}
 
 register_family(

@@ -1,20 +1,20 @@
 """Perceiver IO: A General Architecture for Structured Inputs & Outputs (Jaegle et al., ICLR 2022, arXiv:2107.14795).
 
     words + positions (n, 768)
-      latents (256, 1280) = cross(latents, words)                     the cost is linear in n
-      26 x [z = z + Attention(norm(z));  z = z + MLP(norm(z))]        and here does not depend on it
-      hidden (n, 768) = cross(queries, latents)                       a query for each place; without its residual
-      logits = hidden E^T + b                                         over the bytes of UTF-8 and six special tokens
+      latents (256, 1280) = cross(latents, words)                     cost linear in n
+      26 x [z = z + Attention(norm(z));  z = z + MLP(norm(z))]        cost independent of n
+      hidden (n, 768) = cross(queries, latents)                       one query per position; no residual connection
+      logits = hidden E^T + b                                         over the UTF-8 bytes and six special tokens
 
     cross(x, c): x = [x +] Attention(norm(x), norm(c));  x = x + MLP(norm(x))
 
-Queries and keys have 256 features in all, values as many as what they are made of, MLPs one hidden layer as wide as
-they are. One query for all, of the latents' width, gives a vector of a text, by which it is classified. This is the
-model of text; that of images is :mod:`zoo.vision.perceiver_image`; flow and multimodal data, which the paper also
-reads, are not here.
+Queries and keys have 256 features over all heads, values as many as the input of their projection, and MLPs one hidden
+layer of their own width. For classification a single query of the latents' width reads the latents and gives one vector
+per text. This is the model of text; that of images is :mod:`zoo.vision.perceiver_image`; the paper's models of optical
+flow and multimodal data are not included.
 
-``mixer`` replaces the attention among latents, which have no order and no padding: they are 256 for every text.
-Released: language-perceiver, 201 M parameters, trained on English bytes, 2048 at a time. The small one is our choice.
+``mixer`` replaces the self-attention of the latents, which have no order and no padding: there are 256 for every text.
+Released: language-perceiver, 201 M parameters, trained on English bytes, 2048 at a time. The nano size is our choice.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ class PerceiverConfig(EncoderConfig):
     """Hyper-parameters of Perceiver IO; ``features``, ``depth`` and ``num_heads`` are those of the latents.
 
     Attributes:
-      embedding_features: of words, positions and queries for tokens.
-      latents: how many.
-      key_features: of queries and keys in all heads, but of the query that stands for all; None: as many as values.
+      embedding_features: features of token embeddings, positions and the output queries of the tokens.
+      latents: number of latents.
+      key_features: features of queries and keys over all heads, except for the single classification query; None: as
+        many as the values.
     """
 
     vocab_size: int = 262
@@ -68,7 +69,7 @@ class PerceiverConfig(EncoderConfig):
 
 
 class CrossConfig(Protocol):
-    """What the parts of a Perceiver read of its configuration, of texts or of images."""
+    """The fields of a configuration, of texts or of images, that the parts of a Perceiver read."""
 
     @property
     def features(self) -> int: ...
@@ -87,14 +88,15 @@ class CrossConfig(Protocol):
 
 
 class Cross(Module):
-    """A block that reads a context. Names: ``norm``, ``context_norm``, ``attention``, ``channel_norm``, ``channel``.
+    """A cross-attention block. Names: ``norm``, ``context_norm``, ``attention``, ``channel_norm``, ``channel``.
 
     Args:
       c: the configuration.
-      features, context_features: of x and of the context.
-      key_features, value_features: of queries and keys, and of values, in all heads; None is ``context_features``.
-      num_heads: heads.
-      residual: whether x is added to what attention finds.
+      features, context_features: features of x and of the context.
+      key_features, value_features: features of queries and keys, and of values, over all heads; None is
+        ``context_features``.
+      num_heads: number of heads.
+      residual: whether x is added to the attention's output.
     """
 
     def __init__(
@@ -130,7 +132,8 @@ class Cross(Module):
 
 
 class Asked(Module):
-    """Queries, and what they find among the latents: ``queries`` (count, features) and the parts of :class:`Cross`."""
+    """Learned queries that attend to the latents. Names: ``queries`` (count, features) and ``cross`` (:class:`Cross`).
+    """
 
     undecayed = ("queries",)
 
@@ -139,12 +142,16 @@ class Asked(Module):
         self.cross = Cross(c, features, c.features, rngs=rngs, **options)
 
     def __call__(self, latents: jax.Array, count: int = 1) -> jax.Array:
-        """What the first ``count`` queries find in latents (batch, latents, features): (batch, count, features)."""
+        """Maps latents (batch, latents, features) to the outputs of the first ``count`` queries, (batch, count,
+        features).
+        """
         return self.cross(repeated(self.queries[:count], latents.shape[0], latents.dtype), latents)
 
 
 class TokenHead(Asked):
-    """A query for each place, and the head over the vocabulary, with ``bias``, or over values, ``out``."""
+    """One query per position, and the output head: ``bias`` of the logits over the vocabulary, or ``out`` (linear) for
+    continuous values.
+    """
 
     def __init__(self, c: PerceiverConfig, width: int, *, rngs: nnx.Rngs):
         keys = {"num_heads": c.num_heads, "key_features": c.key_features, "value_features": width}
@@ -165,8 +172,8 @@ class TokenHead(Asked):
 class Perceiver(Encoder):
     """Perceiver IO on text.
 
-    Names: ``embedding``, ``position``, ``latents``, ``encoder`` (:class:`Cross`), ``blocks.N``, and as the
-    configuration says ``masked_lm`` (:class:`TokenHead`), ``pooler`` (:class:`Asked`) and ``head``.
+    Names: ``embedding``, ``position``, ``latents``, ``encoder`` (:class:`Cross`), ``blocks.N`` and, depending on the
+    configuration, ``masked_lm`` (:class:`TokenHead`), ``pooler`` (:class:`Asked`) and ``head``.
     """
 
     stem = (*Encoder.stem, "latents", "encoder")  # type: ignore[assignment]
@@ -177,7 +184,7 @@ class Perceiver(Encoder):
         """As :class:`Encoder`.
 
         Raises:
-          ValueError: ``causal``, for latents see all tokens.
+          ValueError: ``causal`` is set, but the latents attend to all tokens.
         """
         if config.causal:
             raise ValueError("the latents of a Perceiver see all tokens: it can't be causal")
@@ -192,7 +199,7 @@ class Perceiver(Encoder):
 
     @property
     def _outer(self) -> int:
-        """Features of words and of queries for tokens."""
+        """Features of token embeddings and of the tokens' output queries."""
         return self.config.embedding_features or self.config.features
 
     def own_mixer(self, place: Place) -> MixerSpec:
@@ -208,10 +215,10 @@ class Perceiver(Encoder):
         return Asked(self.config, 1, self.config.features, num_heads=1, rngs=rngs)
 
     def enter(self, x: jax.Array, known: Tokens) -> tuple[jax.Array, Tokens]:
-        """The latents that have read the tokens.
+        """The latents after cross-attention to the tokens: (batch, latents, features).
 
         Raises:
-          ValueError: documents or roles of tokens.
+          ValueError: ``segment_ids`` or ``roles`` are given.
         """
         if known.segment_ids is not None or known.roles is not None:
             raise ValueError(
@@ -242,10 +249,10 @@ class Perceiver(Encoder):
         roles: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
     ) -> jax.Array:
-        """A vector for each token, what its place's query finds: (batch, length, embedding_features).
+        """The output of each position's query: (batch, length, embedding_features).
 
         Raises:
-          ValueError: the model was made without such queries.
+          ValueError: the model was made without ``masked_lm``, which has these queries.
         """
         if self.masked_lm is None:
             raise ValueError("the model has no query for each token: make it with masked_lm=True, or take model.read")
@@ -265,11 +272,12 @@ class Perceiver(Encoder):
         *,
         roles: jax.Array | None = None,
     ) -> jax.Array:
-        """One vector for all tokens, what its query finds, or of the latents: (batch, features)."""
+        """One vector per sequence, the output of the classification query or a pool of the latents: (batch, features).
+        """
         return self.pool(self.read(tokens, mask, types, roles=roles))
 
     def first(self, hidden: jax.Array) -> jax.Array:
-        """What the query that stands for all finds among latents: (batch, features)."""
+        """The output of the classification query, or the first latent where there is none: (batch, features)."""
         return hidden[:, 0] if self.pooler is None else self.pooler(hidden)[:, 0]
 
 
@@ -283,13 +291,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def cross_names(theirs: str, ours: str) -> list[tuple[str, str]]:
-    """Rules of a :class:`Cross`."""
+    """The naming rules of a :class:`Cross`."""
     norm = (f"{theirs}.attention.self.layernorm2", f"{ours}.context_norm")
     return [norm, *block_names(theirs, ours, "attention", "norm")]
 
 
 def block_names(theirs: str, ours: str, mixer: str, norm: str) -> list[tuple[str, str]]:
-    """Rules of a block of latents alone, whose attention and first norm are called so."""
+    """The naming rules of a block of the latents; ``mixer`` and ``norm`` are our names of its attention and first norm.
+    """
     return [
         (f"{theirs}.attention.self.layernorm1", f"{ours}.{norm}"),
         *[(f"{theirs}.attention.self.{part}", f"{ours}.{mixer}.{part}") for part in ("query", "key", "value")],
@@ -321,7 +330,7 @@ RULES: dict[str, Naming] = {
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
-    """The epsilon of the norms, of a model of text that has no option that this family has not."""
+    """The norms' epsilon, which is the default; refuses options that this family does not have."""
     one_of(config, "hidden_act", {"gelu": "gelu"})
     one_of(config, "num_blocks", {1: 1})
     one_of(config, "use_query_residual", {True: "yes"})
@@ -337,7 +346,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     "perceiver_language": {"deepmind": Release("hf://deepmind/language-perceiver", 0)},
 }
 
-# Of transformers' PerceiverForMaskedLM with 256 features of queries and keys and 1280 of values, as released.
+# Counted in transformers' PerceiverForMaskedLM with 256 features of queries and keys and 1280 of values, as released.
 PARAMETERS = {"perceiver_language": 201_108_230}
 
 register_family(

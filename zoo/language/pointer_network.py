@@ -1,22 +1,23 @@
 """Pointer Networks (Vinyals et al., 2015, arXiv:1506.03134): the output is a sequence of positions of the input.
 
     encoder   e_0, ..., e_n = LSTM(end, x_1, ..., x_n)
-    decoder   d_i = LSTM(x of the position before, or start), from the encoder's last state
+    decoder   d_i = LSTM(x at the previous output position, or start), from the encoder's last state
     pointer   u_ij = v . tanh(W_1 e_j + W_2 d_i)        p(C_i = j | C_1 ... C_{i-1}, x) = softmax(u_i)_j    (equation 3)
 
-The logits are over the input itself, so that they grow with it: a model is used on more points than it was trained on.
-Position 0 is the end, which the encoder reads before the points, so that padding trails; positions 1 to n are the
-points, as the paper counts them. The paper's models have one LSTM of 256 or 512 features on either side, with weights
-uniform in [-0.08, 0.08], and read coordinates as they are; here they pass a linear map first, as those of
-:class:`zoo.backbones.encoder.Encoder` do, and an LSTM has PyTorch's initial weights. The small model is our choice.
+The logits are over the input positions, so that their number grows with the input and a model can be used on more
+points than it was trained on. Position 0 is the end of the output, which the encoder reads before the points, so that
+padding comes last; positions 1 to n are the points, as the paper counts them. The paper's models have one LSTM of 256
+or 512 features on either side, with weights uniform between -0.08 and 0.08, and read the coordinates directly; here a
+linear map is applied to them first, as in :class:`zoo.backbones.encoder.Encoder`, and the LSTMs have PyTorch's
+initialization. The nano size is our choice.
 
-``outputs`` is what the paper compares with (section 2.2): a decoder with attention and a fixed dictionary of positions,
+``outputs`` makes the paper's baseline (section 2.2): a decoder with attention and a fixed dictionary of positions,
 
     a_i = softmax(u_i)        d'_i = sum_j a_ij e_j        p(C_i | C_1 ... C_{i-1}, x) = softmax(W [d'_i, d_i])
 
-which reads the points as the other does, and can't give a position that the dictionary lacks.
+which reads the points in the same way, but can't output a position that the dictionary lacks.
 
-``mixer`` is any causal mixer whose state has a constant size: "gru", "mamba", "retention", "rwkv7".
+``mixer`` is any causal mixer whose state has a constant size, such as "gru", "mamba", "retention" or "rwkv7".
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from zoo.registry import ModelConfig, register_family
 ENCODER, DECODER = 0, 1
 """The stages of the two sides."""
 END = 0
-"""The position that ends an output, and that the decoder reads first."""
+"""The position that ends an output, which the decoder also reads first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,11 @@ class PointerNetworkConfig(ModelConfig):
     """Hyper-parameters of a pointer network.
 
     Attributes:
-      in_features: numbers of a point.
-      features: of the sides and of the pointer.
+      in_features: coordinates of a point.
+      features: width of both sides and of the pointer.
       depth: layers of each side.
-      num_heads: for mixers that ask for it.
-      outputs: positions of a fixed dictionary; None: the model points at its input, whatever its length.
+      num_heads: number of heads, for mixers that have heads.
+      outputs: number of positions in a fixed dictionary; None: the model points at its input, of any length.
     """
 
     in_features: int = 2
@@ -68,12 +69,13 @@ class PointerNetworkConfig(ModelConfig):
 
 @struct.dataclass
 class Read:
-    """What an encoder made of its source.
+    """The encoding of a source.
 
     Attributes:
-      words: (batch, n + 1, features), what the decoder reads where it pointed last; that of position 0 is the start.
-      keys: (batch, n + 1, features), what it points to; that of position 0 is the end.
-      states: of the encoder's layers, after the source.
+      words: (batch, n + 1, features), the decoder's inputs by position: the one at the last output position is read
+        next; that of position 0 is the start vector.
+      keys: (batch, n + 1, features), the encoder outputs that are pointed at; that of position 0 is the end.
+      states: the states of the encoder's layers after the source.
     """
 
     words: jax.Array
@@ -83,7 +85,9 @@ class Read:
 
 @struct.dataclass
 class PointerState:
-    """The state of a decoder: that of its layers and what it points to, with the mask of that."""
+    """The state of a decoder: that of its layers, its inputs and keys as in :class:`Read`, and the keys' mask (batch, n
+    + 1).
+    """
 
     states: Any
     words: jax.Array
@@ -92,7 +96,7 @@ class PointerState:
 
 
 class MixerAlone(Module):
-    """A layer of a stack that is a mixer and nothing beside it: no norm, no residual connection, no channel mixer."""
+    """A layer that consists of a mixer alone, without norm, residual connection and channel mixer."""
 
     def __init__(self, mixer: Mixer):
         self.mixer = mixer
@@ -102,7 +106,7 @@ class MixerAlone(Module):
         return self.mixer(x, tokens)
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> Any:
-        """The mixer's."""
+        """The initial state of the mixer."""
         return self.mixer.init_state(batch_size, max_length, dtype)
 
     def extend(self, x: jax.Array, state: Any, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
@@ -111,7 +115,7 @@ class MixerAlone(Module):
 
 
 class Layers(Module):
-    """One side: ``blocks.N.mixer``."""
+    """One side of the model. Names: ``blocks.N.mixer``."""
 
     def __init__(self, blocks: Stack):
         self.blocks = blocks
@@ -131,8 +135,8 @@ class PointerNetwork(Model):
         """Builds the model.
 
         Raises:
-          ValueError: a mixer that is not causal or whose state grows with the length, stochastic depth, or a dictionary
-            without positions.
+          ValueError: a mixer that is not causal or whose state grows with the length, stochastic depth, or ``outputs``
+            below 1.
         """
         c = self.config = config
         if c.drop_path:
@@ -163,7 +167,7 @@ class PointerNetwork(Model):
         sizes = [jax.tree.map(jnp.shape, jax.eval_shape(lambda n=n: mixer.init_state(1, n))) for n in (128, 256)]
         if sizes[0] != sizes[1]:
             raise ValueError(
-                f"the decoder of a pointer network goes on from the encoder's state, and that of "
+                f"the decoder of a pointer network starts from the encoder's state, and that of "
                 f"{type(mixer).__name__} grows with the length: take a recurrent mixer, as mixer='gru'"
             )
         return mixer
@@ -180,21 +184,23 @@ class PointerNetwork(Model):
         *,
         steps: int | None = None,
     ) -> jax.Array:
-        """Maps points to the logits of the positions that are pointed to, one after the other.
+        """Maps points to the logits of successive output positions.
 
         Args:
           source: (batch, n, in_features).
-          target: int32 (batch, length), the positions before each: 0 first, then the true ones without the last. None:
-            those that the model itself takes for the likeliest.
-          source_mask, target_mask: bool, True for real points and positions; padding trails.
-          steps: positions where no target is given; None is n + 2, each point once, the first again, and the end.
+          target: int32 (batch, length), the positions that the decoder reads (teacher forcing): 0, then the true ones
+            without the last. None decodes greedily.
+          source_mask, target_mask: bool (batch, n) and (batch, length), True for real points and positions; padding
+            comes last.
+          steps: number of positions to decode without a target; None is n + 2: each point once, the first again, and
+            the end.
 
         Returns:
           Logits (batch, length or steps, n + 1); minus infinity for points that are not real.
 
         Raises:
-          ValueError: points of another number of coordinates, more points than the dictionary has positions, or a
-            position beyond the points.
+          ValueError: points with the wrong number of coordinates, more points than the dictionary has positions, or a
+            target position without a point.
         """
         read = self.encode(source, source_mask)
         state = self.init_state(source.shape[0], context=read, context_mask=source_mask)
@@ -211,10 +217,10 @@ class PointerNetwork(Model):
         return jnp.moveaxis(logits, 0, 1)
 
     def encode(self, source: jax.Array, mask: jax.Array | None = None) -> Read:
-        """Reads points (batch, n, in_features).
+        """Encodes points (batch, n, in_features), with ``mask`` bool (batch, n).
 
         Raises:
-          ValueError: points of another number of coordinates, or more than the dictionary has positions.
+          ValueError: points with the wrong number of coordinates, or more points than the dictionary has positions.
         """
         if source.ndim != 3 or source.shape[-1] != self.config.in_features:
             raise ValueError(
@@ -249,16 +255,17 @@ class PointerNetwork(Model):
         context: Read | None = None,
         context_mask: jax.Array | None = None,
     ) -> PointerState:
-        """The state before the first position.
+        """The decoder's state before the first position.
 
         Args:
-          batch_size: rows.
-          max_length, dtype: as of other decoders; the state has the size and dtype of the encoder's.
-          context: what :meth:`encode` gives.
+          batch_size: number of rows.
+          max_length, dtype: ignored, for the interface of other decoders; the state has the size and dtype of the
+            encoder's.
+          context: the result of :meth:`encode`.
           context_mask: the mask of the points.
 
         Raises:
-          ValueError: no context, or one of another number of rows.
+          ValueError: no context, or one with another number of rows.
         """
         if context is None or context.keys.shape[0] != batch_size:
             raise ValueError(
@@ -273,7 +280,7 @@ class PointerNetwork(Model):
         """Reads new positions (batch, new); returns the logits (batch, new, n + 1) of the next ones, and the state.
 
         Raises:
-          ValueError: a position beyond the points.
+          ValueError: a position without a point.
         """
         _check(tokens, state.words.shape[1] - 1)
         x = jnp.take_along_axis(state.words, tokens[..., None], 1)
@@ -291,8 +298,8 @@ class PointerNetwork(Model):
         indices: Sequence[int] | None = None,
         source_mask: jax.Array | None = None,
     ) -> list[jax.Array]:
-        """Outputs (batch, n + 1, features) of some layers of the encoder, by default the last of each quarter; the
-        first place is the end's.
+        """Outputs (batch, n + 1, features) of some layers of the encoder, by default the last of each quarter of the
+        depth; index 0 of the second axis is the end's.
         """
         indices = last_of_quarters(self.config.depth) if indices is None else indices
         x = self._words(source, source_mask)[1]
@@ -310,7 +317,11 @@ def _with_end(mask: jax.Array | None) -> jax.Array | None:
 
 
 def _check(positions: jax.Array, points: int) -> None:
-    """Refuses positions that no point has, where they are known."""
+    """Refuses positions without a point, unless they are traced.
+
+    Raises:
+      ValueError: such a position.
+    """
     if isinstance(positions, jax.core.Tracer):
         return
     wrong = positions[(positions < 0) | (positions > points)]

@@ -2,9 +2,9 @@
 
     x = x + Attention(LayerNorm(x)) + MLP(LayerNorm'(x))
 
-The blocks of GPT-NeoX-20B (Black et al., 2022, arXiv:2204.06745): both branches read the same x, each through a norm of
-its own; a quarter of each head's features turns with position; exact GELU, biases everywhere, and a head of its own
-without one. ``pythia_nano`` is our choice.
+The blocks of GPT-NeoX-20B (Black et al., 2022, arXiv:2204.06745): both branches read the same x, each through its own
+norm; rotary positions on a quarter of each head's features; exact GELU; biases everywhere but in the untied head. The
+size of ``pythia_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class PythiaConfig(CausalConfig):
     """Hyper-parameters of Pythia.
 
     Attributes:
-      parallel: the branches read the same x; else the MLP reads what attention has added to.
+      parallel: whether both branches read the same x; otherwise the MLP reads the sum of x and the attention's output.
       rotary: base of the rotary embedding.
-      rotary_fraction: of each head's features that turn.
+      rotary_fraction: fraction of each head's features that the rotary embedding rotates.
     """
 
     mlp: Mlp | None = "gelu"
@@ -81,7 +81,7 @@ RULES: dict[str, Naming] = {
         [
             (("gpt_neox.embed_in", "embed_out"), "embedding", Tie(written=False)),
             ("embed_out", "head"),
-            # Rows are those of head after head, and in each of query, key and value.
+            # The rows are grouped by head, and within a head by query, key and value.
             (f"{_BLOCK}.attention.query_key_value.weight", tuple(f"{name}.kernel" for name in _FUSED),
              Rearrange("(h p d) i -> i (p h d)", **_HEADS), Split(axis=1)),
             (f"{_BLOCK}.attention.query_key_value.bias", tuple(f"{name}.bias" for name in _FUSED),
@@ -94,17 +94,17 @@ RULES: dict[str, Naming] = {
             ("gpt_neox.final_layer_norm", "norm"),
         ],
         prefix="gpt_neox.",
-        # Masks and frequencies, which old files hold.
+        # Old files also hold masks and rotary frequencies.
         ignore=tuple(f"{_BLOCK}.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq")),
     )
 }  # fmt: skip
 
 
 def _rope(config: Mapping[str, Any], name: str, before: str) -> Any:
-    """An entry of the rotary embedding, and its name before transformers' fifth version.
+    """An entry of the rotary embedding: ``name``, or ``before``, its name in transformers before version 5.
 
     Raises:
-      ValueError: it is stretched.
+      ValueError: the embedding's frequencies are scaled.
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     one_of(given, "rope_type", {"default": "default"})
@@ -129,7 +129,7 @@ RELEASES = {
     if name != "pythia_nano"
 }
 
-# Of transformers' models of the released sizes.
+# Counted in transformers' models of the released sizes.
 PARAMETERS = {
     "pythia_70m": 70_426_624,
     "pythia_160m": 162_322_944,

@@ -3,9 +3,9 @@ al., ACL 2020).
 
     x = norm(word + position + type);  N x [x = norm(x + Attention(x));  x = norm(x + MLP(x))]
 
-BERT trained longer on more text, without the prediction of the next sentence and with one token type. The first
-position is row 2 of the table: 0 and 1 were kept for padding. XLM-R is the same model with a vocabulary of 100
-languages (arXiv:1911.02116). A classifier sees tanh of a linear map of the first token.
+BERT trained longer on more text, without next-sentence prediction and with one token type. The first position is row 2
+of the table: rows 0 and 1 are reserved for padding. XLM-R (arXiv:1911.02116) is the same model with a vocabulary of 100
+languages. A classifier reads tanh of a linear map of the first token.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ HEADS: dict[str, str | None] = {
 
 
 def names(prefix: str, block: bert.Differences | None = None, *, pooler: str = "classifier.dense") -> Naming:
-    """The names of the library transformers.
+    """The parameter names of the transformers library.
 
     Args:
-      prefix: comes before all names but the heads'.
-      block: of :func:`zoo.language.bert.names`.
-      pooler: of the linear layer after the first token, which whole models keep in their classifier.
+      prefix: precedes all names but the heads'.
+      block: as in :func:`zoo.language.bert.names`.
+      pooler: their name of the linear layer on the first token, which models with a head keep in their classifier.
     """
     return bert.names(prefix, body={"pooler": None}, block=block, heads={**HEADS, "pooler": pooler})
 
 
 def _epsilon(config: Mapping[str, Any]) -> Any:
-    """The epsilon of the norms, of a model that has the only activation and positions that this family has."""
+    """The norms' epsilon; refuses activations and position embeddings that this family does not have."""
     one_of(config, "hidden_act", {"gelu": "gelu"})
     one_of(config, "position_embedding_type", {"absolute": "learned"})
     return config.get("layer_norm_eps")
@@ -73,7 +73,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     "xlm_roberta_large": {"facebook": Release("hf://FacebookAI/xlm-roberta-large", 0, "mit")},
 }
 
-# Of transformers' RobertaForMaskedLM and XLMRobertaForMaskedLM.
+# Counted in transformers' RobertaForMaskedLM and XLMRobertaForMaskedLM.
 PARAMETERS = {
     "roberta_base": 124_697_433,
     "roberta_large": 355_412_057,

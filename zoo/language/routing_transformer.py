@@ -3,17 +3,16 @@ arXiv:2003.05997).
 
     x = x + (LocalAttention(norm(x)) + RoutingAttention(norm(x))) / 2;  x = x + MLP(norm(x))
 
-The upper layers share their heads between a sliding window and routing (:mod:`layers.sparse.routing`), the
-lower ones have the window alone. Sizes are those of the authors' hyper-parameter sets
-wikitext103_local_cluster4k, enwik8_local_cluster8k, imagenet_local_cluster and pg19_local_cluster8k;
-``routing_transformer_nano`` is our choice. A window of 512 replaces their blocks of 256 that see the block before,
-rotary positions replace the learned relative vectors of their local heads, and the decoder's block (norms before the
-branches, SwiGLU) replaces theirs (norms after them, GEGLU). Their heads on PG-19 have 129 features, ours 128.
+The upper layers divide their heads between a sliding window and routing attention (:mod:`layers.sparse.routing`); the
+lower ones use the window alone. Sizes are those of the authors' hyper-parameter sets wikitext103_local_cluster4k,
+enwik8_local_cluster8k, imagenet_local_cluster and pg19_local_cluster8k; the size of ``routing_transformer_nano`` is our
+choice. Differences: a window of 512 replaces their blocks of 256 tokens that also attend to the previous block, rotary
+positions replace the learned relative vectors of their local heads, and a pre-norm block with SwiGLU replaces their
+post-norm block with GEGLU. Their heads on PG-19 have 129 features, ours 128.
 
-``membership`` says how a model was trained: "balanced", the paper's, chooses the members of a cluster with
-knowledge of later tokens, so the loss of such a model is not that of predicting from the past alone.
-Generation always reads by "causal" membership (``zoo.create(name, membership="causal")`` for the same in whole
-sequences).
+``membership`` is how tokens are assigned to clusters in training: "balanced", the paper's, uses later tokens to choose
+the members of a cluster, so that the loss of such a model is not that of predicting from the past alone. Generation
+always uses "causal" membership (``zoo.create(name, membership="causal")`` does the same for whole sequences).
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ class RoutingTransformerConfig(CausalConfig):
 
     Attributes:
       head_dim: features of a head; None is features / num_heads.
-      window: tokens that a local head looks back, this one included.
-      rotary: base of the rotary embedding of local heads, None for no positions.
-      routed_heads: of the ``num_heads``, in layers that route.
-      routed_layers: how many of the last layers route; None is all.
+      window: tokens that a local head attends to, the current one included.
+      rotary: base of the rotary embedding of local heads; None for no positions.
+      routed_heads: how many of the ``num_heads`` use routing, in layers with routing.
+      routed_layers: how many of the last layers use routing; None is all.
       clusters, cluster_window, membership, relative, decay, scale: of routing, as in :class:`layers.RoutingAttention`.
     """
 
@@ -60,7 +59,7 @@ class RoutingTransformer(Causal):
     config: RoutingTransformerConfig
 
     def own_mixer(self, place: Place) -> MixerSpec:
-        """Heads of a layer.
+        """The local and routing heads of a layer.
 
         Raises:
           ValueError: more routed heads than heads.

@@ -4,8 +4,8 @@ arXiv:2404.05892).
     x = norm(word);  N x [x = x + TimeMix(norm(x));  x = x + W_v relu(W_k x_k)^2 * sigmoid(W_r x_r)]
 
 (:mod:`layers.linear_attention.rwkv6`, :class:`layers.ShiftedMLP`.) The sizes are those of the models released as RWKV-6
-World; ``rwkv6_nano`` is our choice. Names are the authors' and flash-linear-attention's, whose models have half as wide
-keys unless they were converted, and by default another epsilon in the norm of heads.
+World; the size of ``rwkv6_nano`` is our choice. The authors' names and those of flash-linear-attention are read. Models
+of the latter have keys of half the width unless they were converted, and by default another epsilon in the heads' norm.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class RWKV6Config(CausalConfig):
     """Hyper-parameters of RWKV-6.
 
     Attributes:
-      hidden: width of the channel mixing; None is 3.5 features, rounded down to a multiple of 32.
-      heads_epsilon: of the norm of each head's output.
+      hidden: width of the channel mixer; None is 3.5 features, rounded down to a multiple of 32.
+      heads_epsilon: epsilon of the norm of each head's output.
       key_expansion, value_expansion, shift_rank, decay_rank, zero_init: as in :class:`layers.RWKV6`.
     """
 
@@ -75,7 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rwkv6_nano": {"features": 128, "depth": 4, "num_heads": 4},
 }
 
-# Of the authors' code at these sizes.
+# Counted in the authors' code at these sizes.
 PARAMETERS = {
     "rwkv6_1.6b": 1_599_873_024,
     "rwkv6_3b": 3_099_863_040,
@@ -86,7 +86,7 @@ PARAMETERS = {
 _BLOCK = "blocks.{i}"
 _VECTOR = Rearrange("1 1 d -> d")
 _ATT, _MIXER = f"{_BLOCK}.att", f"{_BLOCK}.mixer"
-# In the order in which released files have the low-rank maps side by side.
+# In the order in which released files concatenate the low-rank maps.
 _AUTHORS = {"w": "decay_shift", "k": "key_shift", "v": "value_shift", "r": "query_shift", "g": "gate_shift"}
 _FLA = ("query_shift", "decay_shift", "key_shift", "value_shift", "gate_shift")
 

@@ -2,9 +2,9 @@
 
     x = norm(word);  N x [x = x + TimeMix(norm(x));  x = x + W_v relu(W_k shift(norm(x)))^2]
 
-(:mod:`layers.delta.rwkv7`, :class:`layers.ShiftedMLP`.) Later blocks draw their values toward the first one's. The
-sizes are those of the models released as RWKV-7 World, and the counts those of the paper's appendix; ``rwkv7_nano`` is
-our choice. Names are the authors' and flash-linear-attention's.
+(:mod:`layers.delta.rwkv7`, :class:`layers.ShiftedMLP`.) Later blocks interpolate their values toward those of the first
+block. The sizes are those of the models released as RWKV-7 World, and the parameter counts those of the paper's
+appendix; the size of ``rwkv7_nano`` is our choice. The authors' names and those of flash-linear-attention are read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RWKV7Config(CausalConfig):
     """Hyper-parameters of RWKV-7.
 
     Attributes:
-      hidden: width of the channel mixing; None is 4 features.
+      hidden: width of the channel mixer; None is 4 features.
       decay_rank, rate_rank, residual_rank, gate_rank, zero_init: as in :class:`layers.RWKV7`.
     """
 
@@ -62,7 +62,7 @@ class RWKV7LM(Causal):
         return ShiftedMLP(c.features, hidden, **where, zero_init=c.zero_init, **place.dtypes, rngs=rngs)
 
     def handed_on(self, x: jax.Array) -> jax.Array:
-        """Room for the first block's values."""
+        """Zeros, (batch, length, features), for the values that the first block passes on to later blocks."""
         return jnp.zeros_like(x)
 
 
@@ -79,7 +79,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rwkv7_nano": {"features": 128, "depth": 4, "num_heads": 4},
 }
 
-# The paper's, of its appendix.
+# From the paper's appendix.
 PARAMETERS = {
     "rwkv7_0.1b": 191_034_624,
     "rwkv7_0.4b": 450_767_872,
@@ -93,7 +93,7 @@ _OURS, _VECTOR, _HEADS = "blocks.{i}", Rearrange("1 1 d -> d"), Rearrange("h d -
 
 
 def _mixer(theirs: str, **names: str) -> list[tuple[Any, ...]]:
-    """The rules of time mixing that both namings have; ``names`` maps our linear layers and norm to theirs."""
+    """The rules for the token mixer that both namings share; ``names`` maps our linear layers and norm to theirs."""
     ours = f"{_OURS}.mixer"
     return [
         (tuple(f"{theirs}.{name}" for name in _SHIFTS), f"{ours}.shift", Rearrange("1 1 d -> d"), Join()),
@@ -128,7 +128,7 @@ def _authors() -> Naming:
             ("ln_out", "norm"),
             ("head", "head"),
         ],
-        # The first block has no use for them.
+        # The first block does not use them.
         ignore=("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"),
     )
 

@@ -3,8 +3,8 @@ arXiv:2206.11893).
 
     x = x + S4D(RMSNorm(x))
 
-The layer's own output, a linear map with a GLU, is the only channel mixing. Time-invariant, it is the
-baseline that selection is measured against (Mamba's paper, section 4.1). Sizes are our choice.
+The output map of the layer, linear with a GLU, is the only channel mixer. S4D is time-invariant: the baseline against
+which selection is measured (Mamba's paper, section 4.1). Sizes are our choice.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@ arXiv:1910.10683).
     encoder  N x [x = x + Attention(RMSNorm(x));  x = x + MLP(RMSNorm(x))]
     decoder  N x [x = x + Attention(RMSNorm(x));  x = x + Cross(RMSNorm(x), context);  x = x + MLP(RMSNorm(x))]
 
-without biases, and without a scale of the scores: the initial weights of queries are smaller instead. A learned number
-for each bucket of distances is added to the scores of self attention (section 2.1), one table for all blocks of a side.
-The first version has an MLP with ReLU and logits E x / sqrt(features) by the embedding E; version 1.1 (Shazeer, 2020,
-arXiv:2002.05202) GEGLU and a head of its own. mT5 (Xue et al., 2021, arXiv:2010.11934) is version 1.1 with a larger
-vocabulary, ByT5 (Xue et al., 2022, arXiv:2105.13626) with bytes, each byte b the token b + 3, and three times as deep
-an encoder as decoder; Flan-T5 (Chung et al., 2022, arXiv:2210.11416) is version 1.1 with other weights. ``t5_nano`` is
-our choice.
+without biases, and with unscaled attention scores: the initial weights of the query projections are smaller instead. A
+learned bias for each head and bucket of relative distances is added to the scores of self-attention (section 2.1), from
+one table for all blocks of a side. The first version has an MLP with ReLU and logits E x / sqrt(features) from the
+embedding E; version 1.1 (Shazeer, 2020, arXiv:2002.05202) has GEGLU and an untied head. mT5 (Xue et al., 2021,
+arXiv:2010.11934) is version 1.1 with a larger vocabulary, ByT5 (Xue et al., 2022, arXiv:2105.13626) version 1.1 on
+bytes, where byte b is token b + 3, with an encoder three times as deep as the decoder; Flan-T5 (Chung et al., 2022,
+arXiv:2210.11416) is version 1.1 with other weights. The size of ``t5_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class T5Config(EncoderDecoderConfig):
 
     Attributes:
       head_dim: features of a head; None is features / num_heads.
-      buckets, max_distance: of distances (:class:`layers.attention.relative.BucketedDistances`).
+      buckets, max_distance: as in :class:`layers.attention.relative.BucketedDistances`.
     """
 
     vocab_size: int = 32128
@@ -57,7 +57,7 @@ class T5Config(EncoderDecoderConfig):
 
 class T5(EncoderDecoder):
     """T5; names as in :class:`EncoderDecoder`, and ``encoder.relative`` and ``decoder.relative``, the tables of
-    distances, where blocks have T5's own mixer.
+    relative position biases, where blocks have T5's own mixer.
     """
 
     config: T5Config
@@ -124,7 +124,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def _names(gated: bool) -> Naming:
-    """The names of the library transformers, of models with gated MLPs or with plain ones."""
+    """The parameter names of the transformers library, for models with gated or plain MLPs."""
     heads = {"q": "query", "k": "key", "v": "value", "o": "out"}
     mlp = {"wi_0": "gate", "wi_1": "up", "wo": "down"} if gated else {"wi": "up", "wo": "down"}
     own, cross = ("SelfAttention", "mixer", heads), ("EncDecAttention", "cross", heads)
@@ -144,7 +144,7 @@ def _names(gated: bool) -> Naming:
             rules.append((f"{theirs}.layer_norm", f"{ours}_norm"))
         table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         rules += [(table, f"{side}.relative.table"), (f"{side}.final_layer_norm", f"{side}.norm")]
-    # A table that the first files hold, and no model uses.
+    # A table that the first files hold but no model uses.
     return Naming(rules, ignore=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",))
 
 
@@ -153,8 +153,8 @@ GATED_RULES: dict[str, Naming] = {"transformers": _names(gated=True)}
 
 
 def _tied(config: Mapping[str, Any]) -> Any:
-    """Whether the head is the embedding. Transformers' fifth version writes of all models that it is, and of T5s of
-    which it is not that logits are not scaled; no mT5's is.
+    """Whether the head is tied to the embedding. Transformers 5 writes ``tie_word_embeddings`` as true for all models;
+    for a T5 ``scale_decoder_outputs`` decides there, and no mT5 is tied.
     """
     if one_of(config, "model_type", {"t5": False, "mt5": True}):
         return False
@@ -191,7 +191,7 @@ RELEASES: dict[str, dict[str, Release]] = {
     **{f"byt5_{size}": {"google": Release(f"hf://google/byt5-{size}", 0)} for size in _BYTES},
 }
 
-# Of transformers' models of the released sizes; a tied embedding counts once.
+# Counted in transformers' models of the released sizes; a tied embedding counts once.
 PARAMETERS: dict[str, int] = {
     "t5_small": 60_506_624,
     "t5_base": 222_903_552,

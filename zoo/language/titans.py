@@ -3,18 +3,16 @@ that learns as it reads.
 
     x = x + Titans(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-    MAC  memory as context   x -+-> M reads -> [persistent; recalled; x] -> attention in the segment -> y -+-> y (x)
-    M(y)
-                                                                             M learns y  <-----------------+
-    MAG  memory as gate      x -+-> attention in a window --(x)-->
-                                +-> M reads and learns -----+
-    MAL  memory as layer     x -> M reads and learns -> attention in a window ->
-    LMM  memory alone        x -> M reads and learns ->
+    MAC  memory as context  x -+-> M reads -> [persistent; recalled; x] -> attention in the segment -> y -+-> y (x) M(y)
+                                                                                            M learns y  <-+
+    MAG  memory as gate     x -+-> attention in a window --(x)-->
+                               +-> M reads and learns -----+
+    MAL  memory as layer    x -> M reads and learns -> attention in a window ->
+    LMM  memory alone       x -> M reads and learns ->
 
-:mod:`layers.memory.titans` has the formulas. The paper states sizes (170M, 340M, 400M, 760M), the vocabulary of 32,000
-and no
-more: widths, depths, heads, segments and windows are our choice, each model within 3 % of its name. The state is of
-  constant size.
+:mod:`layers.memory.titans` has the equations. The paper states only sizes (170M, 340M, 400M, 760M) and the vocabulary
+of 32,000: widths, depths, heads, segments and windows are our choice, each model within 3 % of its name. The state has
+a constant size.
 """
 
 from __future__ import annotations
@@ -34,14 +32,14 @@ class TitansConfig(CausalConfig):
     """Hyper-parameters of Titans.
 
     Attributes:
-      joined: how memory and attention are: "mac", "mag", "mal", or "lmm" for no attention.
+      joined: how memory and attention are combined: "mac", "mag" or "mal"; "lmm" is the memory without attention.
       memory: a name in ``layers.MEMORIES`` or a ``layers.Memory``.
-      memory_depth, momentum, forget: matrices of the memory (one is a linear memory), past surprise, decay; None is as
-        ``memory`` has it.
+      memory_depth, momentum, forget: number of matrices of the memory (1 is a linear memory), whether past surprise is
+        accumulated, and whether the memory decays; None keeps the setting of ``memory``.
       segment: tokens of a segment; MAC only.
       window: tokens that attention sees; MAG and MAL only.
-      chunk: tokens whose gradients are taken at the same weights; None is 16, and the segment for MAC.
-      persistent: learned tokens of attention and of memory.
+      chunk: tokens whose gradients are taken at the same memory weights; None is 16, or the segment for MAC.
+      persistent: number of learned tokens that attention and memory read before the sequence.
       conv_size: as in :class:`layers.NeuralMemory`.
     """
 
@@ -93,7 +91,7 @@ class Titans(Causal):
         return memory
 
 
-# Depths of each width that make the sizes of the names.
+# The depths with which the widths give the sizes of the names.
 _DEPTHS = {"mac": (11, 14, 17, 15), "mag": (12, 15, 18, 16), "mal": (12, 15, 18, 16), "lmm": (15, 20, 24, 21)}
 _SIZES: dict[str, dict[str, Any]] = {
     "170m": {"vocab_size": 32000, "features": 768, "num_heads": 12},

@@ -2,9 +2,9 @@
 
     x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))
 
-with rotary positions, grouped key and value heads, and an optional sliding window. ``rotary=None``
-leaves positions out altogether: a causal transformer finds order by itself (Language Modeling with
-Deep Transformers, Irie et al., 2019). Sizes are our choice.
+with rotary positions, grouped-query attention and an optional sliding window. ``rotary=None`` uses no position encoding
+at all: a causal transformer can infer the order by itself (Language Modeling with Deep Transformers, Irie et al., 2019,
+arXiv:1905.04226). Sizes are our choice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TransformerConfig(CausalConfig):
     Attributes:
       num_kv_heads: key and value heads; None is one for each query head.
       rotary: base of the rotary embedding, or its options as in :class:`layers.position.Rotary`; None for no positions.
-      window: tokens that attention looks back, this one included; None for all.
+      window: tokens that a token attends to, itself included; None for all earlier tokens.
     """
 
     num_kv_heads: int | None = None

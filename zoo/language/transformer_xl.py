@@ -4,13 +4,13 @@
     N x [x = LayerNorm(x + Attention(x));  x = LayerNorm(x + W_2 relu(W_1 x))]
     logits = words x
 
-Attention is that of :mod:`layers.attention.transformer_xl`: to a segment and to the memory before it, with keys of
-distances. Read piece by piece a model keeps S + P tokens of each layer, however long the text is.
+Attention (:mod:`layers.attention.transformer_xl`) is over a segment of S tokens and the memory of P tokens before it,
+with relative position keys. In generation a model keeps S + P tokens of each layer, however long the text is.
 
-On enwik8 12 layers (41M parameters) have 1.06 bits a character and 24 layers (277M) 0.99, on WikiText-103 16 layers
-(151M) a perplexity of 24.0. The sizes are those of the authors' scripts. What differs: u and v are of each layer (their
-option ``untie_r``), words have one softmax, not an adaptive one, and logits no bias. Released weights have an adaptive
-softmax and can't be loaded. ``transformer_xl_nano`` is our choice.
+On enwik8, 12 layers (41M parameters) reach 1.06 bits per character and 24 layers (277M) 0.99; on WikiText-103, 16
+layers (151M) reach a perplexity of 24.0. The sizes are those of the authors' scripts. Differences: u and v are separate
+for each layer (their option ``untie_r``), the softmax over words is not adaptive, and the logits have no bias. The
+released weights have an adaptive softmax and can't be loaded. The size of ``transformer_xl_nano`` is our choice.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class TransformerXLConfig(CausalConfig):
     """Hyper-parameters of Transformer-XL.
 
     Attributes:
-      segment, memory: tokens of a segment, and of the memory before it.
-      clamp: greater distances count as this one; None for none.
+      segment, memory: S and P, tokens of a segment and of the memory before it.
+      clamp: the largest distance; greater ones are clamped to it; None for no limit.
     """
 
     mlp: Mlp | None = "relu"

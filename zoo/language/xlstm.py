@@ -3,11 +3,11 @@
     x = x + mLSTM(norm(x))                              most blocks (:mod:`layers.linear_attention.projected_mlstm`)
     x = x + sLSTM(norm(x));  x = x + GEGLU(norm(x))     some (:mod:`layers.linear_attention.slstm`)
 
-xLSTM[a:b] has b blocks of sLSTM to a of mLSTM; the norms are LayerNorm without biases. ``xlstm_parity`` is the model of
-the authors' experiments on parity, xLSTM[1:1]. The 350m have the paper's sizes for language (409.3M and 408.4M); which
-of the 48 blocks of xLSTM[7:1] are sLSTM's is our choice, and so is ``xlstm_block_nano``. (xLSTM 7B, whose blocks are
-others, is ``xlstm_7b``.) Names are the authors'; the files of models made on a GPU and on a CPU differ in how R and b
-are laid out.
+xLSTM[a:b] has b sLSTM blocks for every a mLSTM blocks; the norms are LayerNorm without biases. ``xlstm_parity`` is the
+model of the authors' experiments on parity, xLSTM[1:1]. The 350m variants have the paper's sizes for language modeling
+(409.3M and 408.4M parameters); which of the 48 blocks of xLSTM[7:1] are sLSTM is our choice, and so is the size of
+``xlstm_block_nano``. (xLSTM 7B, which has other blocks, is ``xlstm_7b``.) Names are the authors'; files saved from
+models made on a GPU and on a CPU differ in the layout of R and b.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class XLSTMConfig(CausalConfig):
     """Hyper-parameters of the first xLSTM.
 
     Attributes:
-      slstm_at: blocks of sLSTM, counted from 0; the others are mLSTM's.
-      hidden: width of the channel mixing of sLSTM's blocks; None is 1.3 features, rounded up to a multiple of 64.
+      slstm_at: indices of the sLSTM blocks, from 0; the others are mLSTM blocks.
+      hidden: width of the channel mixer of the sLSTM blocks; None is 1.3 features, rounded up to a multiple of 64.
       channels, block: as in :class:`layers.ProjectedMLSTM`.
-      conv_size: of both.
+      conv_size: size of the convolution in both mixers.
     """
 
     mlp: None = None
@@ -71,18 +71,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "xlstm_block_nano": {"features": 128, "depth": 4, "num_heads": 4, "tied": True},
 }
 
-# Of the authors' code at these sizes.
+# Counted in the authors' code at these sizes.
 PARAMETERS = {"xlstm_parity": 86_402, "xlstm_1_0_350m": 409_290_112, "xlstm_7_1_350m": 408_436_048}
 
 _BLOCK, _OURS = "xlstm_block_stack.blocks.{i}", "blocks.{i}"
 _THEIRS, _MIXER = f"{_BLOCK}.xlstm", f"{_OURS}.mixer"
-# The layer hands what fgate and igate give to i and f, in this order.
+# The authors' layer passes the outputs of fgate and igate to i and f, in this order.
 _SLSTM = {"fgate": "input", "igate": "forget", "zgate": "cell", "ogate": "output"}
 _BLOCKS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", **_SLSTM}
 
 
 def _naming(recurrent: tuple[Rearrange, ...], bias: str) -> Naming:
-    """The rules where R and b are laid out so."""
+    """The naming rules, with ``recurrent`` and ``bias`` the layout of R and b in the file."""
     turned = Rearrange("h o d -> h d o")
     return Naming(
         [
