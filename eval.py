@@ -1,7 +1,7 @@
 """Evaluates a model: ``python eval.py --workdir=runs/NAME``, or ``--config=configs/NAME.py --weights=FILE``.
 
-Classes are matched by name with those of the run, and others refused; ``--data=DIR`` says where a run's data are now.
-The last line on standard output is one JSON object: model, dataset, split, examples and the figures.
+Classes are matched by name with those of the run; unknown ones are refused. ``--data=DIR`` is where the run's data are
+now. The last line on standard output is one JSON object: model, dataset, split, examples and the figures.
 """
 
 import json
@@ -19,11 +19,16 @@ flags.DEFINE_string("workdir", None, "A run of train.py.")
 flags.DEFINE_string("checkpoint", "last", 'Which checkpoint of the run: "last", "best" or a step.')
 flags.DEFINE_string("weights", None, "A file or name of weights, in place of a run.")
 flags.DEFINE_string("data", None, "A folder or file of data, in place of the one that the run was trained on.")
-flags.DEFINE_string("split", None, "The split; default the one held out.")
-flags.DEFINE_integer("batch_size", None, "Examples at a time; default the config's. It changes no figure.")
+flags.DEFINE_string("split", None, "The split; default: the one held out.")
+flags.DEFINE_integer("batch_size", None, "Examples at a time; default: the config's. It does not change the figures.")
 
 
 def main() -> None:
+    """Evaluates the run or the weights that the flags name and prints the record.
+
+    Raises:
+      ValueError: both or neither of a run and a config with weights.
+    """
     given = flags.FLAGS
     if (given.workdir is None) == (given.weights is None):
         raise ValueError("give either --workdir=DIR, or --config=FILE with --weights=FILE")

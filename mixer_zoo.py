@@ -1,6 +1,6 @@
 """The command line: ``mixer-zoo list "vit_*"``, ``mixer-zoo summary biformer_tiny``, ``mixer-zoo --help``.
 
-It has the commands of ``python -m zoo``, ``generate`` and ``compare``; train.py and eval.py train and evaluate.
+It offers the commands of ``python -m zoo``, ``generate`` and ``compare``; train.py trains and eval.py evaluates.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ _HOME = Path(__file__).resolve().parent
 
 def main() -> None:
     """Runs the command that the arguments name."""
-    # Before anything of the library is used: a folder of the user's may have one of its names.
+    # Checked before the library is imported: a folder of the user may have the name of one of its packages.
     try:
         from suggestions import installation
 
-        if sys.argv[1:] == ["doctor"]:  # which also says why what follows can't be imported
+        if sys.argv[1:] == ["doctor"]:  # must work where the imports below fail
             return installation.doctor()
         installation.refuse_others(home=_HOME)
         from training import comparison, sampling

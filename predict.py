@@ -1,4 +1,4 @@
-"""Names what is on images: ``python predict.py --weights=runs/NAME photo.jpg more/*.png``; as ``mixer-zoo predict``."""
+"""Classifies images: ``python predict.py --weights=runs/NAME photo.jpg more/*.png``; as ``mixer-zoo predict``."""
 
 from zoo import commands
 

@@ -1,7 +1,7 @@
 """Trains a model: ``python train.py --config=configs/biformer.py``.
 
-Any field of the config can be overridden (``--config.batch_size=32``). Running the same command with
-the same ``--workdir`` resumes where it stopped.
+Any field of the config can be overridden (``--config.batch_size=32``). Running the same command with the same
+``--workdir`` resumes the run where it stopped.
 """
 
 import datetime
@@ -19,8 +19,8 @@ from training.workdir import begun
 config_flags.DEFINE_config_file(
     "config", None, "A config file and its argument, as in configs/biformer.py:imagenet,variant=tiny."
 )
-flags.DEFINE_string("workdir", None, "Where the run is kept; default ./runs/NAME-TIME.")
-flags.DEFINE_boolean("extend", False, "Go on with a run for another duration than it began with.")
+flags.DEFINE_string("workdir", None, "Where the run is kept; default: ./runs/NAME-TIME.")
+flags.DEFINE_boolean("extend", False, "Continue a run for another duration than it began with.")
 flags.DEFINE_integer("profile", None, "Write a profiler trace of this many steps to the working directory.")
 
 

@@ -1,13 +1,13 @@
-"""The one reader of image files: in the formats that Pillow decodes by itself, upright, 8 bits a channel, gray or RGB.
+"""The one reader of image files, in the formats that Pillow decodes itself: upright, 8 bits per channel, gray or RGB.
 
-Training folders and prediction both read here, so that a model sees a photo as in training:
+Training folders and prediction both use it, so that a model sees a photo as it did in training:
 
-- turned as its EXIF says;
-- CMYK and palettes become RGB; an alpha channel is dropped, the color under it stays;
-- 16 bits keep their upper 8; gray stays gray;
-- of files with several frames, the first.
+- it is rotated by its EXIF orientation;
+- CMYK and palette colors become RGB; an alpha channel is dropped, and the color under it is kept;
+- 16-bit values keep their upper 8 bits; gray stays gray;
+- of a file with several frames the first is read.
 
-Formats that would run another program (EPS) or that most builds of Pillow lack (HEIC) are not read.
+Formats that need another program (EPS) or that most builds of Pillow lack (HEIC) are not supported.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _SUFFIXES = {
     "BMP": (".bmp",),
 }
 FORMATS = tuple(name for name in _SUFFIXES if name != "WEBP" or features.check("webp"))
-"""Pillow's names of what is read here."""
+"""Pillow's names of the supported formats."""
 SUFFIXES = tuple(suffix for name in FORMATS for suffix in _SUFFIXES[name])
-"""Lower-case endings of such files."""
+"""Lower-case file suffixes of these formats."""
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Decodes an image, turns it as its EXIF says, and makes it gray ("L") or "RGB", 8 bits a channel.
+    """Decodes an image, applies its EXIF orientation, and converts it to gray ("L") or "RGB", 8 bits per channel.
 
     Raises:
-      ValueError: pixels without a known range: floating point numbers, or whole ones beyond 16 bits.
-      OSError: it can't be decoded.
+      ValueError: pixels without a known range: floating point numbers, or integers beyond 16 bits.
+      OSError: the image can't be decoded.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow's convert would clip
@@ -52,12 +52,12 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def read(path: str | os.PathLike[str]) -> Image.Image:
-    """Reads an image file, as :func:`upright` has it.
+    """Reads an image file and converts it by :func:`upright`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no image of a format that is read here, is damaged, or has more pixels than Pillow's limit
-        allows (``PIL.Image.MAX_IMAGE_PIXELS``, doubled).
+      ValueError: the file is not in a supported format, is damaged, or has more than twice
+        ``PIL.Image.MAX_IMAGE_PIXELS`` pixels, Pillow's limit.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -70,7 +70,7 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """Why an image was not read, in a line."""
+    """One line on why an image was not read."""
     if isinstance(error, Image.UnidentifiedImageError):
         return f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
     if isinstance(error, Image.DecompressionBombError):
@@ -79,14 +79,15 @@ def reason(error: Exception) -> str:
 
 
 def fault(path: Path, smallest: int = 1, thorough: bool = True) -> str | None:
-    """Says what is wrong with an image file, or None.
+    """Returns what is wrong with an image file, or None.
 
-    A full decoding is expensive. Unless ``thorough``, it is left to those files whose end is not where the format has
-    it (a download that was cut short), and damage in the middle of a file goes unseen.
+    Decoding a whole file is expensive. Unless ``thorough``, only files without their format's end marker (an
+    interrupted download) or with pixels of another depth are decoded, and damage in the middle of a file is not
+    detected.
 
     Args:
       path: the file.
-      smallest: least width and height, pixels.
+      smallest: the smallest allowed width and height, in pixels.
       thorough: decode every file.
     """
     try:
@@ -101,7 +102,7 @@ def fault(path: Path, smallest: int = 1, thorough: bool = True) -> str | None:
 
 
 def _ended(path: Path) -> bool:
-    """Whether a file has the end that its format says; False where the format does not say."""
+    """Whether a file ends as its format prescribes; False for formats without an end marker."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(12)

@@ -1,4 +1,4 @@
-"""What to say of a name that does not exist: near matches first."""
+"""Messages for unknown names: they suggest similar ones first."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ _STEM = 4  # characters of a beginning that count
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Returns ": did you mean ...?" with the near matches of ``name`` among ``known``, whatever their case, or an empty
-    string. Names that begin like it are near too."""
+    """Returns ": did you mean ...?" with the names in ``known`` that are similar to ``name`` or begin similarly, ignoring
+    case, or "" where there are none.
+    """
     asked = name.casefold()
 
     def similarity(choice: str) -> tuple[float, float]:
@@ -27,7 +28,9 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a ``kind`` of thing that does not exist under ``name``: near matches, else all there are."""
+    """The message for an unknown ``name`` of a ``kind`` of thing: it suggests similar names, else lists the known
+    ones.
+    """
     choices = sorted(known)
     listed = ", ".join(choices[:_LISTED]) + (", ..." if len(choices) > _LISTED else "")
     hint = near(name, choices) or f": there are: {listed or 'none'}"

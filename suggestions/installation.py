@@ -1,6 +1,6 @@
-"""What is installed, from where it was imported, what is missing, and how to get it.
+"""Checks the installation: what is installed, from where it is imported, what is missing, and how to get it.
 
-It uses the standard library alone, so that it answers where something else can't be imported.
+Uses only the standard library, so that it works where something else can't be imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HOME = Path(__file__).resolve().parents[1]
 PACKAGES = (
     "zoo", "layers", "pallas_kernels", "primitives", "pictures", "suggestions", "tasks", "tokenization", "training",
 )  # fmt: skip
-# What is not required, the extra that brings it, and what it is for.
+# Optional packages: the extra that installs each, and what it is for.
 OPTIONAL = {
     "matplotlib": ("plot", "pictures and the curve of a run"),
     "flatbuffers": ("export", "files of exported models"),
@@ -31,8 +31,8 @@ OPTIONAL = {
 
 
 def misplaced(packages: Iterable[str] = PACKAGES, home: Path = HOME) -> dict[str, str]:
-    """Packages of this library that Python finds elsewhere than under ``home``, and where: a folder of the user's of
-    the same name comes first on the path.
+    """Packages of this library that Python finds elsewhere than under ``home``, and where, because a folder of the user
+    with the same name comes first on the path.
     """
     found = {}
     for name in packages:
@@ -44,10 +44,10 @@ def misplaced(packages: Iterable[str] = PACKAGES, home: Path = HOME) -> dict[str
 
 
 def refuse_others(packages: Iterable[str] = PACKAGES, home: Path = HOME) -> None:
-    """Raises where a package of this library is another one's.
+    """Checks that every package of this library is found under ``home``.
 
     Raises:
-      ValueError: which is found where, and what to do.
+      ValueError: one is found elsewhere; the message says where, and what to do.
     """
     if others := misplaced(packages, home):
         places = "; ".join(f"{name} is {place}" for name, place in others.items())
@@ -58,8 +58,8 @@ def refuse_others(packages: Iterable[str] = PACKAGES, home: Path = HOME) -> None
 
 
 def requirements(home: Path = HOME) -> list[str]:
-    """The requirements of the library, as in ``numpy>=2.0``: of pyproject.toml where that is, else of what is
-    installed.
+    """The requirements of the library, such as ``numpy>=2.0``: from pyproject.toml if it exists, else from the
+    installed metadata.
     """
     project = home / "pyproject.toml"
     if project.is_file():
@@ -72,7 +72,7 @@ def requirements(home: Path = HOME) -> list[str]:
 
 
 def lacking(required: Iterable[str]) -> dict[str, str]:
-    """Requirements that are not met, and what there is instead."""
+    """The requirements that are not met, and what is installed instead."""
     found = {}
     for requirement in required:
         match = re.match(r"([\w.-]+)\s*(?:>=\s*([\w.]+))?", requirement)
@@ -86,7 +86,7 @@ def lacking(required: Iterable[str]) -> dict[str, str]:
 
 
 def version(package: str) -> str | None:
-    """The installed version of a distribution; None where there is none."""
+    """The installed version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -94,12 +94,12 @@ def version(package: str) -> str | None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: pre-releases count as what they precede."""
+    """The leading numbers of a version; a pre-release counts as its release."""
     return tuple(int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", text)[0]))  # type: ignore[index]
 
 
 def caches() -> dict[str, Path]:
-    """Where what is downloaded, prepared and compiled is kept."""
+    """The directories where downloads, prepared data sets and compiled programs are stored."""
     home = Path.home() / ".cache"
     own = Path(os.environ.get("XDG_CACHE_HOME") or home)
     return {
@@ -115,7 +115,7 @@ def doctor() -> None:
     """Prints what is installed, the devices and the caches.
 
     Raises:
-      ValueError: the installation can't work; why, and what to do.
+      ValueError: the installation can't work; the message says why, and what to do.
     """
     lines, faults = report()
     print("\n".join(lines))
@@ -124,7 +124,7 @@ def doctor() -> None:
 
 
 def report() -> tuple[list[str], list[str]]:
-    """Lines that describe the installation, and those of its faults: none where it is sound."""
+    """Lines that describe the installation, and lines that describe its faults (none where there is no fault)."""
     lines = [f"Python {platform.python_version()}, {platform.platform()}", f"Mixer Zoo in {HOME}"]
     faults = [
         f"{name} is {place}, not {HOME / name}: rename that folder, or run elsewhere"
@@ -138,7 +138,7 @@ def report() -> tuple[list[str], list[str]]:
         import jax
 
         lines += [f"device {device}" for device in jax.devices()]
-    except Exception as error:  # of whatever is at fault: JAX itself, a driver
+    except Exception as error:  # of any type, from JAX or a driver
         faults.append(f"no device: {' '.join(str(error).split())}")
     lines += list(_accelerators(lines))
     for package, (extra, use) in OPTIONAL.items():
@@ -150,7 +150,7 @@ def report() -> tuple[list[str], list[str]]:
 
 
 def _accelerators(lines: list[str]) -> Iterator[str]:
-    """What to do about a GPU that JAX does not use."""
+    """A line with the remedy for a GPU that JAX does not use, if there is one."""
     if shutil.which("nvidia-smi") and not any(line.startswith("device cuda") for line in lines):
         yield 'an NVIDIA GPU is not used by JAX: python -m pip install -U "jax[cuda13]", and leave JAX_PLATFORMS unset'
 

@@ -1,4 +1,4 @@
-"""Text to tokens and back: bytes, which need nothing, or a tokenizer file of Hugging Face's ``tokenizers``."""
+"""Converts text to tokens and back: as bytes, or by a tokenizer file of Hugging Face's ``tokenizers``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import numpy as np
 
 
 class Tokenizer(Protocol):
-    """Attributes:
-    vocab_size: tokens.
-    separator: the token between documents, and before the first.
-    key: names the tokenizer, and how it is used, in the name of a file.
-    report: a note about it for the run's output, or nothing.
-    content: its file; empty where there is none.
+    """The interface of a tokenizer.
+
+    Attributes:
+      vocab_size: number of tokens.
+      separator: the token between documents, and before the first.
+      key: identifies the tokenizer and the way it is used, in names of cached files.
+      report: a note for the run's output; may be empty.
+      content: the content of its file; empty where there is none.
     """
 
     vocab_size: int
@@ -26,20 +28,22 @@ class Tokenizer(Protocol):
     content: bytes
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Returns the tokens of a text, integers of the smallest type that holds them."""
+        """Returns the tokens (length,) of a UTF-8 text, in the smallest unsigned integer type that holds them."""
         ...
 
     def token_of(self, *spellings: str) -> int | None:
-        """Returns the special token with the first of these spellings that is one; None where none is."""
+        """Returns the special token for the first of these spellings that the tokenizer has; None where it has none of
+        them.
+        """
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Returns the text of tokens, without separators; what is not valid UTF-8 is replaced."""
+        """Decodes tokens to text, without separators; invalid UTF-8 is replaced."""
         ...
 
 
 class Bytes:
-    """A token for each byte. Byte 0, which text does not contain, separates documents."""
+    """One token per byte. Byte 0, which text does not contain, separates documents."""
 
     vocab_size, separator, key, report, content = 256, 0, "bytes", "", b""
 
@@ -55,8 +59,9 @@ class Bytes:
 
 
 class ByT5Bytes(Bytes):
-    """Bytes as ByT5 (Xue et al., 2022, arXiv:2105.13626) counts them: byte b is the token b + 3, after filling, the end
-    of a text, which separates documents, and an unknown token; 125 after the bytes stand for what was cut out.
+    """The byte vocabulary of ByT5 (Xue et al., 2022, arXiv:2105.13626): tokens 0 to 2 are padding, the end of a text
+    (which separates documents) and the unknown token; byte b is token b + 3; the last 125 tokens are sentinels for
+    masked spans.
     """
 
     vocab_size, separator, key = 384, 1, "byt5"
@@ -74,8 +79,8 @@ class ByT5Bytes(Bytes):
 
 
 BYT5 = "byt5"
-"""What names the bytes of ByT5 in place of a file."""
-_USE = 2  # counts the ways in which documents were encoded so far: what an earlier one stored is not read
+"""The name of ByT5's bytes where the path of a tokenizer file is expected."""
+_USE = 2  # version of the way documents are encoded; files cached by earlier versions are not read
 
 _SEPARATORS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<s>")
 
@@ -83,17 +88,18 @@ _SEPARATORS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<s
 class FileTokenizer:
     """A ``tokenizer.json``.
 
-    Documents are encoded whole: truncation and padding that the file asks for are for batches of sentences, and
-    switched off (``report`` says so). The letters of a special token, such as "<|endoftext|>", are text like any other.
+    Documents are encoded whole: truncation and padding in the file are meant for batches of sentences and are switched
+    off (``report`` says so). By default the characters of a special token, such as "<|endoftext|>", are encoded as
+    ordinary text.
 
     Args:
       path: the file.
-      separator: the token that ends a document; None looks for the usual ones.
-      special_tokens: whether those letters mean the token instead.
+      separator: the token that ends a document; None looks for the common ones.
+      special_tokens: whether these characters are encoded as the special token.
 
     Raises:
-      ValueError: the package ``tokenizers`` is missing, no such file, not a tokenizer, or no token that separates
-        documents.
+      ValueError: the package ``tokenizers`` or the file is missing, the file is not a tokenizer, or it has no token to
+        separate documents.
     """
 
     def __init__(self, path: str, separator: str | None = None, special_tokens: bool = False):
@@ -126,7 +132,7 @@ class FileTokenizer:
         self._dtype = np.min_scalar_type(self.vocab_size - 1)
 
     def _without_limits(self, path: str) -> str:
-        """Switches truncation and padding off; says which there were."""
+        """Switches truncation and padding off; returns a note on those that the file had."""
         limits = []
         if self._tokenizer.truncation is not None:
             limits.append(f"truncation to {self._tokenizer.truncation['max_length']} tokens")
@@ -149,31 +155,40 @@ class FileTokenizer:
 
 
 def create(path: str | None = None, separator: str | None = None, special_tokens: bool = False) -> Tokenizer:
-    """Returns the tokenizer of a file, the bytes of ByT5 for "byt5", or bytes, which have no special tokens."""
+    """Returns the tokenizer of the file ``path``, ByT5's bytes for "byt5", or plain bytes for None.
+
+    Args:
+      path: a tokenizer.json, "byt5" or None.
+      separator, special_tokens: as in :class:`FileTokenizer`; only for files.
+
+    Raises:
+      ValueError: as :class:`FileTokenizer`.
+    """
     if path == BYT5:
         return ByT5Bytes()
     return FileTokenizer(path, separator, special_tokens) if path else Bytes()
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-    """Returns the text that ``tokens`` add to that of ``prompt``: some tokenizers drop the space that a text begins
-    with.
+    """Returns the text that ``tokens`` add to that of ``prompt``. They are decoded together, because some tokenizers
+    drop a leading space.
     """
     before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens)
 
 
 def until(text: str, stops: Sequence[str]) -> str:
-    """Returns the text before the first of ``stops``, or all of it."""
+    """Returns the text before the first occurrence of any of ``stops``, or all of it."""
     return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 
 def streamed(
     tokenizer: Tokenizer, pieces: Iterable[Sequence[int]], prompt: Sequence[int] = (), stops: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Yields the text that tokens add to that of ``prompt``, as they come in pieces, up to the first of ``stops``.
+    """Yields the text that tokens, which arrive in pieces, add to that of ``prompt``, up to the first of ``stops``.
 
-    A character is held back until it is whole, and what one of ``stops`` may begin with until it is clear.
+    An incomplete character is held back until it is complete, and a possible beginning of one of ``stops`` until it is
+    resolved.
     """
     tokens: list[int] = []
     sent = ""

@@ -1,5 +1,6 @@
 """From a config to a task and a model: passes the task what it needs from the model, and the model what the task
-specifies."""
+specifies.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +32,13 @@ NEEDS: dict[str, Callable[[ConfigDict, Mapping[str, Any]], Any]] = {
     "write": lambda config, kept: written,
     "end_position": lambda config, kept: end_position(config.model),
 }
-"""What a task may name in ``needs``, and how it is had from the config and the run's record, which is empty for a new
-run.
+"""What a task may name in ``needs``, each with the function that computes it from the config and the run's record
+(empty for a new run).
 """
 
 
 def preprocess(config: ConfigDict) -> zoo.Preprocess:
-    """The preprocessing of the model, of images as large as its options make it."""
+    """The preprocessing of the config's model, with the image size of its options."""
     found = zoo.preprocess(config.model)
     size = config.model_options.get("image_size")
     return found if size is None else dataclasses.replace(found, image_size=size)
@@ -47,7 +48,7 @@ def start_token(model: str) -> int:
     """The token that a model's decoder reads first.
 
     Raises:
-      ValueError: the model has no encoder.
+      ValueError: the model is no encoder-decoder.
     """
     found = getattr(zoo.variant(model).config, "start_token", None)
     if found is None:
@@ -56,7 +57,7 @@ def start_token(model: str) -> int:
 
 
 def end_position(model: str) -> int:
-    """The position that ends what a model points at.
+    """The position that ends the output of a pointer network.
 
     Raises:
       ValueError: the model does not point at its input.
@@ -70,13 +71,15 @@ def end_position(model: str) -> int:
 
 
 def make_teacher(teacher: Mapping[str, Any], class_names: Sequence[str]) -> Callable[[jax.Array], jax.Array]:
-    """Makes the teacher of a distillation: a function from images in [0, 1] to logits of ``class_names``.
+    """Makes the teacher of a distillation: a function from images (batch, height, width, channels) with values from 0
+    to 1 to logits (batch, classes) of ``class_names``.
 
     Args:
-      teacher: arguments of ``zoo.create``; empty ones count as not given.
+      teacher: arguments of ``zoo.create``; empty strings are ignored.
+      class_names: the classes, in the order of the logits.
 
     Raises:
-      ValueError: a model that does not know these classes.
+      ValueError: the model lacks some of these classes.
     """
     model: Any = zoo.create(**{name: value for name, value in teacher.items() if value != ""})
     own, preprocess = model.class_names, zoo.preprocess(model)
@@ -94,8 +97,8 @@ def make_teacher(teacher: Mapping[str, Any], class_names: Sequence[str]) -> Call
 
 
 def record(config: ConfigDict, task: tasks.Task, model: nnx.Module | None = None) -> dict[str, Any]:
-    """What ``zoo.create(weights=WORKDIR)`` needs of a run: the model, its options, class names and preprocessing; and
-    which parts beyond those of its options ``model`` has from the weights that it started from.
+    """What ``zoo.create(weights=WORKDIR)`` needs to know of a run: the model, its options, class names and
+    preprocessing; and the parts beyond its options that ``model`` got from the weights it started from.
     """
     options = {**task.model_options(), **config.model_options.to_dict()}
     kept: dict[str, Any] = {"model": config.model, "options": options}
@@ -115,12 +118,13 @@ def build(
     """Makes the task and the model of ``config``, with adapters if it specifies them.
 
     Args:
-      config: all of the run.
-      weights: a file or name to load, in place of ``config.weights``; "" for none, where a checkpoint follows.
-      run: the working directory of the run that the model comes from or that the task continues: labels are its labels.
+      config: the whole config of the run.
+      weights: a file or name to load in place of ``config.weights``; "" loads none, because a checkpoint will be
+        restored.
+      run: the working directory of the run that the model comes from or that is resumed; its class names are used.
 
     Raises:
-      ValueError: unknown names or options, near ones given; invalid data or weights.
+      ValueError: unknown names or options (the message suggests similar ones); invalid data or weights.
     """
     options = config.task.to_dict()
     name = options.pop("name")

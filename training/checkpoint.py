@@ -1,8 +1,8 @@
 """Checkpoints: asynchronous, atomic, checked when read (Orbax).
 
-``checkpoints/STEP`` holds the newest few states, ``best/STEP`` the weights with the best validation
-figure. A save that is cut short leaves nothing under a step's name. Orbax notices a truncated
-file but not a flipped bit in an array, so each checkpoint carries a digest of its arrays.
+``checkpoints/STEP`` holds the newest few states, ``best/STEP`` the weights with the best validation figure. An
+interrupted save leaves nothing under a step's name. Orbax detects a truncated file but not a flipped bit in an array,
+so each checkpoint stores a digest of its arrays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.processes import leads, together
 from training.step import State
 
 _WEIGHTS = ("params", "statistics", "ema")
-_BESIDE = ("step", "loss_scale", "carry")  # of the state, saved with the optimizer's; the last two where there are
+_BESIDE = ("step", "loss_scale", "carry")  # state entries saved with the optimizer's; the last two are optional
 
 # Orbax reports errors as exceptions; its log would add a traceback from each of its threads.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -62,7 +62,7 @@ def _abstract(array: Any) -> jax.ShapeDtypeStruct:
 
 @jax.jit
 def _digest(arrays: dict[str, jax.Array]) -> jax.Array:
-    """A 32-bit sum over all bits of all arrays, weighted by position: any single changed value changes it."""
+    """A 32-bit sum over the words of all arrays, weighted by position: changing any single value changes it."""
     total = jnp.zeros((), jnp.uint32)
     for number, name in enumerate(sorted(arrays)):
         array = arrays[name]
@@ -99,7 +99,7 @@ class Checkpoints:
     Args:
       directory: the working directory.
       keep: how many of the newest states to keep.
-      read_only: never write or tidy up.
+      read_only: never write or clean up.
     """
 
     def __init__(self, directory: Path, keep: int = 3, *, read_only: bool = False) -> None:
@@ -117,8 +117,8 @@ class Checkpoints:
                 raise CheckpointError(f"there is no {path}: the run has saved nothing yet")
             return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True))
         path.mkdir(parents=True, exist_ok=True)
-        # Several processes save between steps: they wait for each other, which in the background would run into the
-        # steps' own exchanges.
+        # With several processes a save waits for all of them; in the background this would interfere with the
+        # collectives of the next steps, so that they save synchronously.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=jax.process_count() == 1
         )
@@ -134,27 +134,35 @@ class Checkpoints:
             cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
                 f"can't write checkpoints under {self._path}: {cause}. Free space or make it writable, then run the "
-                f"same command to go on from the last one"
+                f"same command to continue from the last one"
             ) from error
 
     def steps(self) -> list[int]:
-        """Steps of the states there are, oldest first."""
+        """The steps of the saved states, oldest first."""
         return sorted(self._last.all_steps())
 
     def save(self, state: State, step: int) -> None:
-        """Starts saving a state; returns once its arrays may be overwritten. Raises CheckpointError."""
+        """Starts saving a state; returns once its arrays may be overwritten.
+
+        Raises:
+          CheckpointError: it, or an earlier save, failed.
+        """
         with self._writing():
             if step not in self._last.all_steps():
                 self._last.save(step, args=_arguments(_items(state), {"step": step}))
 
     def save_best(self, state: State, step: int, value: float) -> None:
-        """Starts saving the weights of the best step so far. Raises CheckpointError."""
+        """Starts saving the weights of the best step so far, with their figure ``value``.
+
+        Raises:
+          CheckpointError: it, or an earlier save, failed.
+        """
         with self._writing():
             if step not in self._best.all_steps():
                 self._best.save(step, args=_arguments(_weights(state), {"step": step, "value": value}))
 
     def best(self) -> Best | None:
-        """What ``best/`` holds, if it can be read."""
+        """The figure and step of ``best/``; None where there is none or it can't be read."""
         with contextlib.suppress(Exception):
             for step in sorted(self._best.all_steps(), reverse=True):
                 meta = self._best.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -162,7 +170,7 @@ class Checkpoints:
         return None
 
     def restore(self, like: State) -> tuple[State, int] | None:
-        """Returns (state, step) of the newest good checkpoint, or None where there is none at all.
+        """Returns (state, step) of the newest readable checkpoint, or None where there is no checkpoint.
 
         Unreadable newer ones are reported and moved to ``unreadable/``.
 
@@ -220,8 +228,8 @@ class Checkpoints:
     def _set_aside(self, faults: Mapping[int, str], good: int) -> None:
         for step, why in faults.items() if leads() else ():
             print(
-                f"checkpoint {step} can't be read ({why}): moved to {self._path.parent / 'unreadable'}, going on from "
-                f"{good}",
+                f"checkpoint {step} can't be read ({why}): moved to {self._path.parent / 'unreadable'}, continuing "
+                f"from {good}",
                 file=sys.stderr,
             )
             target = self._path.parent / "unreadable" / str(step)
@@ -253,7 +261,7 @@ class Checkpoints:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, like: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Restores items shaped as ``like`` and checks their digests."""
+    """Restores items with the structure of ``like`` and checks their digests."""
     arguments = {name: ocp.args.StandardRestore(jax.tree.map(_abstract, arrays)) for name, arrays in like.items()}
     restored = manager.restore(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonRestore()))
     for name in like:

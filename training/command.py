@@ -1,4 +1,6 @@
-"""What train.py and eval.py share: flags that answer clearly, and errors as one message instead of a traceback."""
+"""What train.py and eval.py share: checked flags with clear messages, and errors as one message instead of a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ _HOME = Path(__file__).resolve().parent.parent
 
 
 def _drop_late_callbacks() -> None:
-    """Silences callbacks that reach Orbax's event loops after a failed save has closed them: the failure itself is
-    raised to us.
+    """Silences callbacks that reach Orbax's event loops after a failed save has closed them; the failure itself is
+    raised.
     """
     otherwise = sys.unraisablehook
 
@@ -41,17 +43,17 @@ def _drop_late_callbacks() -> None:
 
 @contextlib.contextmanager
 def one_message() -> Iterator[None]:
-    """Turns an error addressed to the user into its message on standard error and exit status 1; others keep their
+    """Turns an error meant for the user into its message on standard error and exit status 1; others keep their
     traceback.
     """
     _drop_late_callbacks()
-    # Orbax leaves the other failures of a save to asyncio, which logs each with a traceback; the loop reports the
-    # first.
+    # Orbax leaves the later failures of a save to asyncio, which logs each with a traceback; the loop reports the first
+    # one.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command with the same --workdir goes on from the last checkpoint")
+        sys.exit("interrupted: the same command with the same --workdir continues from the last checkpoint")
     except Exception as error:
         message = f"error: {error}" if deliberate(error) else None
         if jax.process_count() > 1:
@@ -62,18 +64,18 @@ def one_message() -> Iterator[None]:
 
 
 def _abandon(error: Exception, message: str | None) -> None:
-    """Ends one of several processes at once: a clean exit would wait for the others, which may wait for this one or be
-    gone.
+    """Ends one of several processes immediately: a clean exit would wait for the others, which may be waiting for this
+    one or be gone.
     """
     traceback.print_exception(error)
-    # The runtime's words for it, under whatever exception they arrive here.
+    # The JAX runtime reports a lost process with these words, in exceptions of various types.
     if any(
         sign in str(error) for sign in ("Gloo", "coordination service", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED")
     ):
         message = (
             f"error: process {jax.process_index()} of {jax.process_count()} has lost another process of the run (above "
             f"is how it noticed). "
-            "Start all of them again with the same command and --workdir: the run goes on from the last checkpoint"
+            "Start all of them again with the same command and --workdir: the run continues from the last checkpoint"
         )
     print(message or "", file=sys.stderr, flush=True)
     os._exit(1)
@@ -104,7 +106,7 @@ def check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
     """Refuses ``--config.FIELD`` where the config has no such field.
 
     Raises:
-      ValueError: with similar field names.
+      ValueError: there is no such field (the message suggests similar names), or it is a group of fields.
     """
     for argument in arguments:
         if not argument.startswith(("--config.", "-config.")):
@@ -134,8 +136,8 @@ _options: dict[str, dict[str, Any]] = {}
 
 
 def _take_options(arguments: Sequence[str]) -> list[str]:
-    """Keeps ``--config.model_options.NAME=VALUE`` and the like for :func:`required` and returns the rest: the model
-    knows its hyper-parameters, the optimizer its own, the config neither.
+    """Stores ``--config.model_options.NAME=VALUE`` and the like for :func:`required` and returns the other arguments:
+    the config does not list the hyper-parameters of models and optimizers, so that its own parser would refuse them.
     """
     rest = []
     for argument in arguments:
@@ -151,7 +153,9 @@ def _take_options(arguments: Sequence[str]) -> list[str]:
 
 
 def parse(arguments: Sequence[str]) -> list[str]:
-    """The flags parser of the commands: a missing config file, a wrong argument or an unknown field is one message."""
+    """The flags parser of the commands: reports a missing config file, a wrong argument or an unknown field in one
+    message.
+    """
     with one_message():
         for value in (a.split("=", 1)[1] for a in arguments if a.startswith(("--config=", "-config="))):
             check_fields(_load(value), arguments)
@@ -174,7 +178,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def configs() -> str:
-    """The config files of this repository, a line each."""
+    """A line for each config file of this repository."""
     lines = []
     for path in sorted((_HOME / "configs").glob("*.py")):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
@@ -186,11 +190,11 @@ def configs() -> str:
 
 
 def required(name: str) -> Any:
-    """The value of a flag that must be given; a config also gets the model's hyper-parameters given on the command
-    line.
+    """The value of a required flag; a config also receives the hyper-parameters of the model and the optimizer that
+    were given on the command line.
 
     Raises:
-      ValueError: it is not given.
+      ValueError: the flag is not given.
     """
     value = flags.FLAGS[name].value
     if value is None:

@@ -1,9 +1,10 @@
-"""Mixers side by side: the same backbone, numbers of parameters, data, steps and learning rate; only the mixer differs.
+"""Compares mixers: the same backbone, parameter count, data, steps and learning rate; only the mixer differs.
 
-The backbones are those of :mod:`training.problems`. The MLP is as wide as gives the model the number of parameters of
-the one with plain attention; where a mixer alone has more, the whole model is narrower. Nothing is tuned for one mixer.
+The backbones are those of :mod:`training.problems`. The width of the MLP is chosen so that the model has as many
+parameters as the one with plain attention; where a mixer alone has more, the whole model becomes narrower. Nothing is
+tuned for a single mixer.
 
-``mixer-zoo compare`` and ``python -m benchmarks.mixers`` run what is here.
+``mixer-zoo compare`` and ``python -m benchmarks.mixers`` use this module.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ from zoo.commands import Command, deliberate
 from zoo.creation import create_abstract
 
 STEP = 4 * HEADS
-"""By how much a model gets narrower where a mixer alone has more parameters than there are to be."""
+"""Step by which the model's width is reduced where a mixer alone has too many parameters."""
 MOST = 0.1
-"""How many more parameters, as a part of attention's, a model may have that can't have fewer."""
+"""How many more parameters than the model with attention, relative to it, a model may have that can't have fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large a mixer's model is.
+    """The size of a mixer's model.
 
     Attributes:
-      features, hidden: of a token, and of the MLP.
-      parameters: of the model.
-      deviation: from the number of parameters with plain attention, as a part of it.
+      features, hidden: features of a token, and hidden features of the MLP.
+      parameters: parameters of the model.
+      deviation: relative difference to the number of parameters with plain attention.
     """
 
     features: int
@@ -60,17 +61,17 @@ def _parameters(mixer: str, task: str, features: int, hidden: int) -> int:
 
 @functools.cache
 def _for_one_more(task: str, features: int) -> int:
-    """Parameters that one more hidden feature of the MLPs takes, whatever the mixer."""
+    """Parameters that one more hidden feature of the MLPs adds, whatever the mixer."""
     few, more = (_parameters("attention", task, features, hidden) for hidden in (features, features + 1))
     return more - few
 
 
 @functools.cache
 def fitted(mixer: str, task: str) -> Size:
-    """The size at which a mixer's model has as many parameters as the one with plain attention.
+    """The size at which a mixer's model has as many parameters as the one with plain attention, as nearly as possible.
 
     Raises:
-      ValueError: an unknown name, a mixer that can't stand in the backbone, or one with too many parameters at any
+      ValueError: an unknown name, a mixer that does not work in the backbone, or one with too many parameters at any
         width; the message says why.
     """
     on = problem(task)
@@ -78,13 +79,13 @@ def fitted(mixer: str, task: str) -> Size:
     target = _parameters("attention", task, on.features, on.hidden)
     least: Size | None = None
     for features in range(on.features, 0, -STEP):
-        narrow = features // 2  # an MLP narrower than this would be none
+        narrow = features // 2  # a narrower MLP would hardly be one
         try:
             few = _parameters(mixer, task, features, narrow)
         except ValueError:
             if features == on.features:
                 raise
-            continue  # a width that the mixer does not take
+            continue  # a width that the mixer does not accept
         each = _for_one_more(task, features)
         hidden = max(narrow, narrow + round((target - few) / each))
         found = few + (hidden - narrow) * each
@@ -114,10 +115,10 @@ def _cost(mixer: str, task: str) -> zoo.Summary:
 
 
 def check(names: Iterable[str]) -> None:
-    """Raises unless all are mixers.
+    """Checks that all names are mixers.
 
     Raises:
-      ValueError: near names of the one that is none.
+      ValueError: a name is not a mixer; the message suggests similar ones.
     """
     for name in names:
         if name not in layers.list_mixers() and name in zoo.list_models():
@@ -126,7 +127,7 @@ def check(names: Iterable[str]) -> None:
 
 
 def setting(task: str) -> str:
-    """What stands for all that a problem specifies: another one where anything of it changes."""
+    """A hash of everything that a problem specifies: it changes whenever any of it does."""
     on = problem(task)
     width = on.width(on.features, on.hidden)
     said = [on.model, dict(on.options), width, dict(on.task), on.batch_size, on.learning_rate]
@@ -134,8 +135,8 @@ def setting(task: str) -> str:
 
 
 def jobs(names: Iterable[str], tasks: Iterable[str], seeds: Iterable[int], steps: int | None = None) -> list[Job]:
-    """All runs, each mixer's first seed before any one's second. A job has all that its row depends on: "setting"
-    stands for the backbone, the data and the budget.
+    """All runs, the first seed of every mixer before the second of any. A job holds everything that its row depends on:
+    "setting" is a hash of the backbone, the data and the budget.
     """
     names = list(names)
     return [
@@ -147,10 +148,10 @@ def jobs(names: Iterable[str], tasks: Iterable[str], seeds: Iterable[int], steps
 
 
 def run(job: Job) -> Row:
-    """Trains a mixer on a task: its size, what it costs, its figures and learning curve.
+    """Trains a mixer on a task and measures its size, cost, figures and learning curve.
 
     Returns:
-      The row; of a mixer that can't stand in the backbone it has "refused", which says why.
+      The row; for a mixer that does not work in the backbone it has only "refused", the reason.
     """
     on = problem(job["task"])
     try:
@@ -177,7 +178,7 @@ def run(job: Job) -> Row:
 
 @contextlib.contextmanager
 def hushed() -> Any:
-    """The training loop's own lines left out: a comparison has a line for each run."""
+    """Suppresses the lines that the training loop prints: a comparison prints one line for each run."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         yield
 
@@ -199,7 +200,7 @@ def numbers(text: str, what: str) -> list[int]:
     """Whole numbers separated by commas.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: ``text`` is something else; ``what`` names its flag.
     """
     try:
         return [int(part) for part in text.split(",")]
@@ -214,7 +215,7 @@ def _compare(given: argparse.Namespace) -> None:
         raise ValueError(f"--steps={given.steps}: at least 1")
     wanted = jobs(given.names, [given.task], numbers(given.seeds, "seeds"), given.steps)
     for name in given.names:
-        fitted(name, given.task)  # what can't be compared is said before anything is trained
+        fitted(name, given.task)  # fails for a mixer that can't be compared before anything is trained
     say: Callable[[str], None] = (lambda _: None) if given.quiet else functools.partial(print, file=sys.stderr)
     say(f"{on.about}: {on.model} with {', '.join(given.names)}; {wanted[0]['steps']} steps of {on.batch_size} each")
 

@@ -1,6 +1,6 @@
-"""Runs to compare: one contestant, one seed, one row of figures, by the one training loop.
+"""Runs for comparisons: one contestant and one seed give one row of figures, by the one training loop.
 
-The claims under benchmarks/claims, ``python -m benchmarks.mixers`` and ``mixer-zoo compare`` are made of these.
+The claims under benchmarks/claims, ``python -m benchmarks.mixers`` and ``mixer-zoo compare`` are built on these.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Contestant:
       task: the task's name and options.
       options: overrides for ``zoo.create``.
       settings: fields of the run's config that replace the contest's.
-      before: a task, by name and options, that the model is trained on first, with the same settings: its body goes on,
-        with a new head. It takes ``before_part`` of the steps, so that all runs have as many.
+      before: a task, by name and options, on which the model is trained first with the same settings; its body is kept,
+        with a new head. It takes the fraction ``before_part`` of the steps, so that all runs have equally many.
     """
 
     label: str
@@ -49,14 +49,15 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """What is run, and what of it is shown.
+    """The runs of a comparison, and the figures shown.
 
     Attributes:
       contestants: the rows.
-      steps, batch_size, learning_rate, evaluations: of every run; evaluations of the validation split on the way.
-      figures: the names shown, of the test split, or of ``measure``.
-      measure: more figures of a trained model, given it and its contestant.
-      recipe: a config file, and after a colon its argument, whose run is taken as it is, but for its length and the
+      steps, batch_size, learning_rate, evaluations: settings of every run; ``evaluations`` is how often the validation
+        split is evaluated during training.
+      figures: names of the figures shown, of the test split or of ``measure``.
+      measure: computes further figures from a trained model and its contestant.
+      recipe: a config file and, after a colon, its argument: its run is used unchanged except for its length and the
         contestants' options.
     """
 
@@ -71,7 +72,7 @@ class Contest:
 
 
 def config_of(contest: Contest, contestant: Contestant, seed: int, steps: int) -> ConfigDict:
-    """The config of one run, from configs/, which is data and therefore read, not imported."""
+    """The config of one run, from configs/, whose files are data and therefore executed, not imported."""
     from ml_collections import ConfigDict
 
     if contest.recipe is not None:
@@ -138,7 +139,7 @@ def train(contest: Contest, contestant: Contestant, seed: int, steps: int) -> Ro
 
 
 def _train_before(contest: Contest, contestant: Contestant, seed: int, steps: int, workdir: Path) -> Result:
-    """Trains a contestant's model on the task that comes first, and leaves its weights in ``workdir``."""
+    """Trains a contestant's model on the task ``before``, and leaves its weights in ``workdir``."""
     from training import assembly, loop
 
     assert contestant.before is not None
@@ -149,7 +150,7 @@ def _train_before(contest: Contest, contestant: Contestant, seed: int, steps: in
 
 
 def _finished(result: Result, contestant: Contestant, seed: int) -> Result:
-    """Ends the program where a run was stopped."""
+    """Returns the result, or ends the program if the run was stopped."""
     if not result.finished:
         raise SystemExit(
             f"stopped in {contestant.label!r}, seed {seed}, after step {result.step} of {result.total}; the runs "

@@ -1,4 +1,4 @@
-"""The curve of a run as a picture, from its metrics.jsonl; matplotlib draws it where it is installed."""
+"""Plots the learning curve of a run from its metrics.jsonl, where matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def draw(workdir: Path, monitor: str) -> str:
     """Draws loss and ``monitor`` of training and validation over steps into ``curve.png``.
 
     Returns:
-      "", or a line that says why there is no picture.
+      "", or a line that says why there is no plot.
     """
     try:
         from matplotlib.figure import Figure  # without pyplot, which would look for a display

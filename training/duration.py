@@ -1,7 +1,7 @@
 """Durations as text: "20 epochs", "500 steps", "10000 examples".
 
-Everything is counted in examples, the one unit that neither the batch size nor the size of the
-data set changes. An event "every D" happens after the step in which a multiple of D examples is passed.
+Everything is counted in examples, the one unit that depends neither on the batch size nor on the size of the data set.
+An event "every D" happens after the step that passes a multiple of D examples.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Clock:
           field: the config field it comes from, for the message.
 
         Raises:
-          ValueError: it can't be read.
+          ValueError: ``duration`` can't be read.
         """
         if not duration:
             return 0
@@ -46,7 +46,11 @@ class Clock:
         return math.ceil(float(form[1]) * unit)
 
     def steps(self, duration: str, field: str) -> int:
-        """Number of steps that covers ``duration``. Raises ValueError as :meth:`examples`."""
+        """Number of steps that covers ``duration``.
+
+        Raises:
+          ValueError: as :meth:`examples`.
+        """
         return math.ceil(self.examples(duration, field) / self.batch_size)
 
     def times(self, step: int, every: int) -> int:

@@ -23,13 +23,18 @@ from training.input import evaluation_batches
 from training.step import Skeleton, initial_weights, make_evaluation, weights
 
 IN_FLIGHT = 2
-"""Batches dispatched ahead of the device: enough to keep it busy, few enough to hold little memory."""
+"""Batches dispatched ahead of the device: enough to keep it busy, few enough to take little memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Attributes: ``figures`` by metric, the number of ``examples``, and, for a task that ``KeepsRows``, its output for
-    each, in order."""
+    """The result of an evaluation.
+
+    Attributes:
+      figures: value by metric.
+      examples: number of examples.
+      rows: for a task that ``KeepsRows``, its outputs by name for each example, in order.
+    """
 
     figures: dict[str, float]
     examples: int
@@ -42,7 +47,7 @@ def held_out(task: Task) -> str:
 
 
 class Evaluator:
-    """Evaluates weights on the whole of a split, whatever the batch size and the number of devices."""
+    """Evaluates weights on a whole split; the batch size and the number of devices do not change the result."""
 
     def __init__(self, skeleton: Skeleton, task: Task, mesh: Mesh, batch_size: int, workers: int = 0) -> None:
         self._task, self._mesh, self._workers, self._skeleton = task, mesh, workers, skeleton
@@ -52,7 +57,7 @@ class Evaluator:
         self._evaluate = jax.jit(make_evaluation(skeleton, task), out_shardings=out, donate_argnums=2)
 
     def __call__(self, arrays: dict[str, jax.Array], split: str) -> Evaluation:
-        """Evaluates ``arrays`` on ``split``.
+        """Evaluates the weights ``arrays`` (by dotted name) on ``split``.
 
         Raises:
           ValueError: the split is empty.
@@ -82,10 +87,10 @@ class Evaluator:
 
 
 def find_data(config: ConfigDict, data: str | None) -> None:
-    """Puts ``data`` in place of the path of the config's data set.
+    """Replaces the path of the config's data set by ``data``, if it is given.
 
     Raises:
-      ValueError: the data set has no path, or its path is gone.
+      ValueError: the data set has no path, or the path no longer exists.
     """
     dataset = config.task.get("dataset")
     path = dataset.get("path") if isinstance(dataset, ConfigDict) else None
@@ -98,8 +103,8 @@ def find_data(config: ConfigDict, data: str | None) -> None:
 
 
 def load(config: ConfigDict, model: nnx.Module, workdir: Path, which: str = "last") -> int:
-    """Puts the weights of a run's checkpoint into ``model``, averaged where the run keeps an average; returns their
-    step.
+    """Loads the weights of a run's checkpoint into ``model`` (the averaged ones where the run keeps an average);
+    returns their step.
 
     Raises:
       OSError: there is no such checkpoint, or it can't be read.
@@ -113,7 +118,7 @@ def load(config: ConfigDict, model: nnx.Module, workdir: Path, which: str = "las
 
 
 def record(config: ConfigDict, model: nnx.Module, task: Task, split: str | None = None) -> dict[str, Any]:
-    """Evaluates ``model`` and says on what: model, dataset, split, examples and the figures.
+    """Evaluates ``model`` and returns a record: model, dataset, split, number of examples and the figures.
 
     Raises:
       ValueError: the task has no such split, or it is empty.

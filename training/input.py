@@ -1,10 +1,10 @@
 """Batches for the loop: the global batch at a step is a pure function of (seed, step).
 
-Row j of the batch at step t is number k = t * batch_size + j of an endless sequence: epoch k // N, example ``shuffle(k
-% N; seed, epoch)``, augmented with a generator keyed by (seed, epoch, example). A stream has lanes in place of
-examples: row j of the batch at step t is part t of lane j of batch_size (:class:`tasks.Streams`). Nothing else goes in,
-so workers, accumulation, processes and restarts can't change a batch. Workers are plain threads, each computing whole
-batches ahead of their use.
+Row j of the batch at step t is number k = t * batch_size + j of an endless sequence: epoch k // N, example
+``shuffle(k % N; seed, epoch)``, augmented with a generator keyed by (seed, epoch, example). A stream has lanes in place
+of examples: row j of the batch at step t is part t of lane j of batch_size (:class:`tasks.Streams`). A batch depends on
+nothing else, so that workers, accumulation, processes and restarts can't change it. Workers are threads, each of which
+computes whole batches ahead of their use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tasks import Examples, Streams
 Batch = dict[str, np.ndarray]
 _WORD = 2**32
 _ROUNDS = 4
-_SHUFFLE, _AUGMENT = 0x5348, 0x4155  # so that the order of examples and their augmentation share no random numbers
+_SHUFFLE, _AUGMENT = 0x5348, 0x4155  # keep the random numbers of order and augmentation apart
 
 
 def example_at(position: int, size: int, seed: int) -> tuple[int, int]:
@@ -33,7 +33,7 @@ def example_at(position: int, size: int, seed: int) -> tuple[int, int]:
 
 
 def augmentation(seed: int, epoch: int, example: int) -> np.random.Generator:
-    """The generator that augments ``example`` in ``epoch``: a counter-based stream, disjoint from all others."""
+    """The generator that augments ``example`` in ``epoch``: a counter-based random stream, disjoint from all others."""
     return np.random.Generator(np.random.Philox(key=[seed % _WORD, _AUGMENT], counter=[0, 0, epoch, example]))
 
 
@@ -64,8 +64,8 @@ def train_batches(
     """Yields (step, batch) for ``steps``; ``workers`` threads compute up to two batches each ahead of their use.
 
     Raises:
-      ValueError: no examples, or a stream with fewer parts than rows.
-      Exception: any exception of the examples, in the step that needed them.
+      ValueError: no examples, or a stream with fewer parts than a batch has rows.
+      Exception: any exception raised by the examples, at the step that needs them.
     """
     if not len(examples):
         raise ValueError("the split to train on is empty")
@@ -81,8 +81,8 @@ def train_batches(
 
 
 def evaluation_batches(examples: Examples, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
-    """Yields this process's rows of batches over all examples in order, with "weight" (rows,): 0 for the rows that only
-    fill the last batch. A stream has a lane for each row of a batch.
+    """Yields this process's rows of batches over all examples in order, with "weight" (rows,), 1 for examples and 0 for
+    rows that only fill the last batch. A stream is cut into one lane per row of a batch.
     """
     process, processes = jax.process_index(), jax.process_count()
     share = batch_size // processes
@@ -108,7 +108,9 @@ def evaluation_batches(examples: Examples, batch_size: int, *, workers: int = 0)
 
 
 def ahead(compute: Callable[[int], Batch], numbers: range, workers: int) -> Generator[tuple[int, Batch], None, None]:
-    """Yields (number, compute(number)) in order; with workers, threads compute the next ones meanwhile."""
+    """Yields (number, compute(number)) in order; with ``workers`` > 0, that many threads compute the next ones
+    meanwhile.
+    """
     if workers <= 0:
         yield from ((number, compute(number)) for number in numbers)
         return

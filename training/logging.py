@@ -1,5 +1,6 @@
 """What a run records and prints: a progress bar, metrics.jsonl, TensorBoard events, environment.json and a table at the
-end."""
+end.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from training.workdir import environment
 
 with contextlib.ExitStack() as _stack:
-    # tensorboardX imports torch where that is installed, for tensors it never sees here: seconds of every start.
+    # tensorboardX imports torch where it is installed, although it never gets a tensor here; that takes seconds.
     if "torch" not in sys.modules:
         sys.modules["torch"] = None  # type: ignore[assignment]
         _stack.callback(sys.modules.pop, "torch")
@@ -29,18 +30,18 @@ with contextlib.ExitStack() as _stack:
     from tensorboardX.summary import scalar
 
 LINES_APART = 30.0
-"""Seconds between lines of progress where there is no terminal."""
+"""Seconds between progress lines where there is no terminal."""
 
 
 class Log:
     """Writes the records of one run; silent in all processes but the first.
 
-    Opening it drops what was logged after ``step``: the steps that are about to be done again.
+    Opening it drops the records after ``step``: those steps are about to be repeated.
 
     Args:
-      directory: the working directory, which exists.
+      directory: the working directory, which must exist.
       config: the plain config.
-      step: where the run starts or goes on.
+      step: where the run starts or resumes.
       total: steps in the whole run.
 
     Raises:
@@ -60,7 +61,7 @@ class Log:
             _drop_after(path, step)
             self._file = path.open("a")
             (directory / "tensorboard").mkdir(exist_ok=True)
-            # Written here and now: tensorboardX's own writer has a thread, in which a full disk would go unnoticed.
+            # Written synchronously: tensorboardX's own writer has a thread, in which a full disk would go unnoticed.
             self._events = EventsWriter(str(directory / "tensorboard" / "events"))
             self._events.write_event(
                 Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -75,7 +76,7 @@ class Log:
     ) -> None:
         self._bar.close()
         if self._leads:
-            with contextlib.suppress(OSError) if error else contextlib.nullcontext():  # reports the first error
+            with contextlib.suppress(OSError) if error else contextlib.nullcontext():  # the first error is reported
                 self._file.close()
                 self._events.close()
 
@@ -95,12 +96,13 @@ class Log:
         except OSError as error:
             raise OSError(
                 f"can't write {self._file.name}: {error.strerror or error}. Free space, then run the same command to "
-                "go on"
+                "continue"
             ) from error
 
     def progress(self, step: int, values: Mapping[str, float] | None = None) -> None:
-        """Moves the bar to ``step``; ``values`` are shown next to it. Without a terminal, a line is printed now and
-        then."""
+        """Moves the bar to ``step``; ``values`` are shown next to it. Without a terminal, a line is printed every
+        :data:`LINES_APART` seconds.
+        """
         shown = "".join(f", {name} {number(value)}" for name, value in (values or {}).items())
         if self._bar.disable:
             now = time.monotonic()
@@ -114,7 +116,7 @@ class Log:
         self._bar.update(step - self._bar.n)
 
     def unpause(self) -> None:
-        """Leaves the time since the last step (compilation) out of the time left."""
+        """Excludes the time since the last step (compilation) from the estimate of the time left."""
         self._bar.unpause()
         self._since = time.monotonic()
 
@@ -138,7 +140,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def peak_memory() -> float:
-    """Peak memory in MiB: of the fullest device if available, else of this process."""
+    """Peak memory in MiB: of the fullest device where devices report it, else of this process."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
     if max(peaks):
         return max(peaks) / 2**20
@@ -147,12 +149,14 @@ def peak_memory() -> float:
 
 
 def number(value: float) -> str:
-    """A figure as every line of a run shows it: four digits, whole ones with thousands apart."""
+    """Formats a figure for the output of a run: four significant digits, from 1,000 on whole with thousands
+    separators.
+    """
     return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:#.4g}".rstrip(".")
 
 
 def duration(seconds: float) -> str:
-    """A time as every line of a run shows it: "5.2 s", "3 min 20 s", "2 h 5 min"."""
+    """Formats a time in seconds for the output of a run: "5.2 s", "3 min 20 s", "2 h 5 min"."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -160,6 +164,6 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Two aligned columns."""
+    """Formats rows of two cells as aligned columns."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -1,7 +1,7 @@
 """The training loop: every task, every model, one device or many.
 
-A run is a function of its config. Its position is the step; stopping it anywhere and running the
-same command again gives, bit for bit, what it would have given uninterrupted.
+A run is a function of its config, and its position is the step: stopping it anywhere and running the same command again
+gives, bit for bit, the result of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from training.step import Skeleton, State, initial_state, make_step, weights
 from training.workdir import locked, open_workdir, plain, write_json
 
 EXPLAINED = "classes.json"
-"""What hides behind the final figures: for image classification, the accuracy of each class and the pairs most
-confused.
+"""The file with the details of the final figures: for image classification, the accuracy of each class and the most
+confused pairs.
 """
 
 
@@ -55,10 +55,11 @@ class Result:
     Attributes:
       step: steps done; fewer than requested if the run was stopped.
       total: steps requested.
-      figures: the figures of the held-out split, of the final weights ("ema" where kept) and "raw".
-      best: the best validation figure and its step.
-      seconds: time in this call.
-      early: whether ``config.patience`` ended it.
+      figures: the figures on the held-out split, by the kind of final weights: "raw" and, where an average is kept,
+        "ema".
+      best: the best validation figure and its step, if any.
+      seconds: wall time of this call.
+      early: whether ``config.patience`` ended the run.
     """
 
     step: int
@@ -75,8 +76,8 @@ class Result:
 
 @contextlib.contextmanager
 def _until_told() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether the process was asked to stop, by SIGTERM or Ctrl-C; only the main thread can
-    be asked.
+    """Yields a function that tells whether the process was asked to stop by SIGTERM or Ctrl-C; only the main thread can
+    receive these signals.
 
     A second Ctrl-C stops at once, without saving.
     """
@@ -99,7 +100,7 @@ def _until_told() -> Iterator[Callable[[], bool]]:
 
 
 class _Window:
-    """Reports of the steps since the last record, left on the device until they are read."""
+    """The reports of the steps since the last record, kept on the device until they are read."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
@@ -107,7 +108,7 @@ class _Window:
         self._since = time.perf_counter()
 
     def restart(self) -> None:
-        """Starts the clock again: what came between (evaluation, compilation) is not step time."""
+        """Restarts the clock, so that evaluation and compilation do not count as step time."""
         self._since = time.perf_counter()
 
     def add(self, report: dict[str, Any]) -> None:
@@ -160,17 +161,18 @@ def train(
     """Trains ``model`` on ``task``, resuming from the state of ``workdir``.
 
     Args:
-      config: all of the run; configs/common.py explains its fields.
-      model: freshly made; its arrays are donated to the run, and afterward it has the final weights (averaged, where
-        kept).
-      task: what to train on.
-      workdir: made where it does not exist.
-      extend: allow other durations than those the run began with.
-      record: what is stored about the model, so that it can be used without the data.
+      config: the whole config of the run; configs/common.py explains its fields.
+      model: newly made; its arrays are donated to the run, and afterward it holds the final weights (the averaged ones,
+        where kept).
+      task: the task to train on.
+      workdir: the working directory; created if it does not exist.
+      extend: allow durations other than those the run began with.
+      record: what is stored about the model so that it can be used without the data (:func:`training.assembly.record`).
 
     Raises:
       ValueError: an unsupported config field, a config that differs from the directory's, or a directory in use.
-      NonFiniteError: after saving the last finite state, if ``config.nonfinite`` is "stop".
+      NonFiniteError: a loss or gradient is not finite and ``config.nonfinite`` is "stop"; the last finite state is
+        saved first.
       OSError: the directory can't be written.
     """
     started = time.perf_counter()
@@ -222,7 +224,7 @@ def train(
         best = checkpoints.best()
 
         def is_enough() -> bool:
-            """Whether the last ``patience`` evaluations have brought no better figure."""
+            """Whether the last ``patience`` evaluations brought no better figure."""
             waited = (
                 clock.times(step, eval_every) - clock.times(best.step if best else 0, eval_every) if patience else 0
             )
@@ -246,7 +248,7 @@ def train(
                 f"{size}"
             )
             if restored:
-                log.say(f"going on from step {step} of {total}")
+                log.say(f"resuming from step {step} of {total}")
             window, first, compiled = _Window(optimizer.trainable), step, None
             trace = _Trace(workdir / "profile", config.profile)
             batches = train_batches(
@@ -281,7 +283,8 @@ def train(
                     trace.step(state)
                     evaluating = clock.due(step, eval_every) and "validation" in task.splits
                     closing = step - first >= log_every
-                    # Several processes stop at one step: they ask each other, and only now and then.
+                    # All processes must stop at the same step, so they exchange their flags, but only every log_every
+                    # steps.
                     stopping = told_to_stop() if jax.process_count() == 1 else closing and any_of(told_to_stop())
                     saving = clock.due(step, save_every) or step == total or stopping
                     if closing or evaluating or saving:
@@ -329,7 +332,7 @@ def train(
 
 
 def _stop(checkpoints: Checkpoints, state: State, fault: str) -> None:
-    """Saves the state, which is that of the last finite step, and raises."""
+    """Saves the state, which is that of the last finite step, and raises NonFiniteError."""
     finite = int(state["step"])
     if finite:
         checkpoints.save(state, finite)
@@ -337,14 +340,18 @@ def _stop(checkpoints: Checkpoints, state: State, fault: str) -> None:
     raise NonFiniteError(
         f"{fault}. The state after step {finite} is kept. Lower optimizer.learning_rate, lengthen schedule.warmup or "
         f"set optimizer.clip_norm "
-        f"for a new run, or go on without such steps with --config.nonfinite=skip"
+        f"for a new run, or skip such steps with --config.nonfinite=skip"
     )
 
 
 def _better(
     best: Best | None, step: int, figures: dict[str, float], task: Task, checkpoints: Checkpoints, state: State
 ) -> Best | None:
-    """Keeps the weights if their validation figure is the best so far."""
+    """Saves the weights if their validation figure is the best so far; returns the best one.
+
+    Raises:
+      ValueError: the evaluation does not report the task's ``monitor``.
+    """
     if task.monitor not in figures:
         raise ValueError(
             f"the task monitors {task.monitor!r}, which its evaluation does not report: it reports {', '.join(figures)}"
@@ -362,7 +369,7 @@ def _listed(figures: dict[str, float]) -> str:
 
 
 def summary(result: Result, task: Task, workdir: Path) -> str:
-    """The table at the end of a run."""
+    """The table that is printed at the end of a run."""
     split = held_out(task)
     rows = [(f"{split} ({name} weights)", _listed(figures)) for name, figures in result.figures.items()]
     if result.best:
@@ -378,7 +385,7 @@ def summary(result: Result, task: Task, workdir: Path) -> str:
 
 
 def following(task: Task, workdir: Path, result: Result) -> list[str]:
-    """Commands for what comes after a finished run; they take the best weights where those are not the last."""
+    """Commands to use a finished run; they take the best weights where those are not the last."""
     folder, best = shlex.quote(str(workdir)), result.best is not None and result.best.step != result.step
     lines = [f"python eval.py --workdir={folder}" + (" --checkpoint=best" if best else "")]
     if isinstance(task, WritesText):
@@ -391,7 +398,7 @@ def following(task: Task, workdir: Path, result: Result) -> list[str]:
 
 
 UNTRACED = 2
-"""Steps before a trace: the first compiles, the second waits for what it left."""
+"""Steps before a trace starts: the first one compiles, and the second may still wait for that."""
 
 
 class _Trace:

@@ -1,5 +1,5 @@
-"""How much memory a training step takes, estimated from its traced program before anything is compiled: its arguments,
-and what the program makes besides (:mod:`primitives.memory`).
+"""Estimates the memory of a training step from its traced program, before compilation: that of its arguments and of the
+program's temporaries (:mod:`primitives.memory`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from primitives.memory import size, temporaries
 
 
 def needed(jaxpr: Any, arguments: Any, parts: int) -> int:
-    """Bytes that a step takes on each device.
+    """Bytes of memory that a step takes on each device.
 
     Args:
-      jaxpr: of the step.
-      arguments: its arrays, each where it lives.
-      parts: among how many devices the rows of a batch are divided, and with them what is computed of them.
+      jaxpr: the jaxpr of the step.
+      arguments: the step's arrays, with their shardings.
+      parts: the number of devices over which the rows of a batch, and with them the temporaries, are split.
     """
     leaves = jax.tree.leaves(arguments)
     held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
@@ -30,7 +30,9 @@ def needed(jaxpr: Any, arguments: Any, parts: int) -> int:
 
 
 def report(need: int, limit: int, config: Mapping[str, Any]) -> str:
-    """A line on what a step needs, and where that is more than there is, what to change."""
+    """A line on the memory that a step needs (``need`` and ``limit`` in bytes, 0 for an unknown limit), with
+    suggestions where that is more than is available.
+    """
     what = f"a step takes about {size(need)} of memory"
     if not limit:
         return what
@@ -51,7 +53,8 @@ def report(need: int, limit: int, config: Mapping[str, Any]) -> str:
 
 def available() -> int:
     """Bytes of memory of a device: for an accelerator as it reports; for a CPU the machine's, or the process's limit if
-    lower; 0 if unknown."""
+    lower; 0 if unknown.
+    """
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     if limit:
         return int(limit)

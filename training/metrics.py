@@ -13,14 +13,12 @@ Pairs = Mapping[str, tuple[Any, Any]]
 
 
 def add(a: Pairs, b: Pairs) -> dict[str, tuple[Any, Any]]:
-    """Adds two sets of pairs of the same names."""
+    """Adds two sets of pairs with the same names."""
     return jax.tree.map(lambda x, y: x + y, dict(a), dict(b))
 
 
 def figures(pairs: Iterable[Pairs]) -> dict[str, float]:
-    """The figures of all ``pairs`` together, fetched to the host and summed in float64; not-a-number where nothing was
-    counted.
-    """
+    """The figures over all ``pairs``, fetched to the host and summed in float64; NaN where nothing was counted."""
     totals: dict[str, list[float]] = {}
     for one in jax.device_get(list(pairs)):
         for name, (total, count) in one.items():

@@ -1,5 +1,5 @@
-"""Optimizers by name over a flat dictionary of parameters: thin calls of optax, with decay, factors and freezing by
-name pattern.
+"""Optimizers by name over a flat dictionary of parameters: thin wrappers of optax, with weight decay, learning-rate
+factors and freezing by name pattern.
 
 Patterns are globs over whole dotted names: ``*.bias``, ``blocks.0.*``, ``head.*``.
 """
@@ -28,8 +28,8 @@ Mask = dict[str, bool]
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What an optimizer does to which parameter: weight decay, to those ``decayed``; orthogonal updates (Muon), to
-    ``matrices``.
+    """Which parameters an optimizer treats how: weight decay ``decay`` for those in ``decayed``, orthogonalized updates
+    (Muon) for ``matrices``.
     """
 
     decay: float
@@ -38,7 +38,7 @@ class _Plan:
 
 
 def _signed(like: Callable[..., Any], *more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a function the signature of ``like``: the options that a user may set."""
+    """Gives a function the signature of ``like``, which lists the options that a user may set."""
 
     def sign(make: Callable[..., Any]) -> Callable[..., Any]:
         taken = [p for p in inspect.signature(like).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -61,7 +61,7 @@ def _coupled(base: Callable[..., optax.GradientTransformation]) -> Callable[...,
 
 
 def _decoupled(base: Callable[..., optax.GradientTransformation]) -> Callable[..., optax.GradientTransformation]:
-    """Weight decay apart from the gradient's statistics: a step takes away rate times decay of a weight."""
+    """Decoupled weight decay: a step subtracts rate * decay * weight, apart from the gradient's statistics."""
 
     @_signed(base)
     def make(rate: Rate, plan: _Plan, **options: Any) -> optax.GradientTransformation:
@@ -72,14 +72,15 @@ def _decoupled(base: Callable[..., optax.GradientTransformation]) -> Callable[..
 
 @_signed(optax.adafactor)
 def _adafactor(rate: Rate, plan: _Plan, **options: Any) -> optax.GradientTransformation:
-    # optax subtracts this fraction of the weights whatever the rate; the decay of all others is in units of the rate.
+    # optax subtracts this fraction of the weights at any rate; the decay of all other optimizers is multiplied by the
+    # rate.
     return optax.adafactor(rate, weight_decay_rate=rate * plan.decay, weight_decay_mask=plan.decayed, **options)
 
 
 @_signed(optax.contrib.muon, "adam")
 def _muon(rate: Rate, plan: _Plan, *, adam: Iterable[str] = (), **options: Any) -> optax.GradientTransformation:
-    """Muon for the matrices of blocks, Adam for the rest and for what the patterns ``adam`` name; decay decoupled for
-    both.
+    """Muon for the matrices of blocks, Adam for the rest and for parameters that match the patterns ``adam``; decoupled
+    decay for both.
     """
     kept = matching(adam, plan.decayed, "optimizer.options.adam")
 
@@ -87,7 +88,7 @@ def _muon(rate: Rate, plan: _Plan, *, adam: Iterable[str] = (), **options: Any) 
         matrix = optax.contrib.MuonDimensionNumbers()
         return {name: matrix if name in plan.matrices - kept else None for name in params}
 
-    # At rate 1 the update is the negated direction; decay and rate follow, alike for both halves.
+    # At rate 1 the update is the negated direction; decay and rate are applied after it, in the same way to both parts.
     direction = optax.contrib.muon(1.0, muon_weight_dimension_numbers=dimensions, **options)
     return optax.chain(direction, optax.add_decayed_weights(-plan.decay, plan.decayed), optax.scale(rate))
 
@@ -101,7 +102,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adafactor": _adafactor,
     "muon": _muon,
 }
-# Set by fields other than "options".
+# Arguments that are set by config fields other than "options".
 _OURS = frozenset(
     {
         "learning_rate",
@@ -134,14 +135,15 @@ def matching(patterns: Iterable[str], names: Iterable[str], field: str) -> froze
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """What to do with each parameter of one model.
+    """How each parameter of one model is updated.
 
     Attributes:
       trainable: names of the parameters that are trained; the others have no gradient and no optimizer state.
-      decayed: those of them that have weight decay.
-      factors: learning-rate factor of each, where it is not 1; decay is scaled with it.
+      decayed: the trainable parameters with weight decay.
+      factors: learning-rate factors by parameter name, where not 1; they scale the weight decay too.
       matrices: names of the matrices of linear layers inside blocks, which Muon updates.
       peak: learning rate at the end of the warm-up.
+      name, weight_decay, clip_norm, options: as in :func:`create`.
       rounding: how updates reach parameters narrower than float32 (:mod:`training.precision`).
     """
 
@@ -157,7 +159,7 @@ class Optimizer:
     rounding: str = "master"
 
     def transformation(self, rate: Rate) -> optax.GradientTransformation:
-        """The optax transformation at learning rate ``rate`` (may be traced: the state does not depend on it)."""
+        """The optax transformation at learning rate ``rate``, which may be traced: the state does not depend on it."""
         mask = {name: name in self.decayed for name in self.trainable}
         base = OPTIMIZERS[self.name](rate, _Plan(self.weight_decay, mask, self.matrices), **self.options)
         parts = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
@@ -173,14 +175,14 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
     """Makes the optimizer of ``model``.
 
     Args:
-      model: ``no_decay() -> names`` and ``layer_ids() -> {name: int}`` are called where it has them.
+      model: the model; its ``no_decay() -> names`` and ``layer_ids() -> {name: int}`` are used where it has them.
       params: its parameters by dotted name.
       config: ``name, learning_rate`` and, each optional, ``weight_decay, clip_norm, layer_decay (0 or 1 = off),
         multipliers (pairs of a pattern and a factor, or a mapping), freeze, no_decay (patterns), options (of the optax
         function), rounding ("master" or "stochastic", of parameters narrower than float32)``.
-        A pattern of ``freeze`` that begins with "!" frees again: ``("*", "!head.*")`` trains the head alone. Of a
-        model with adapters (``zoo.add_lora``) all but adapters and heads is frozen before the first pattern.
-        Parameters of one dimension and those the model names are never decayed.
+        A pattern of ``freeze`` that begins with "!" unfreezes: ``("*", "!head.*")`` trains only the head. In a model
+        with adapters (``zoo.add_lora``) everything except adapters and heads is frozen before the first pattern.
+        Parameters with one dimension and those that the model's ``no_decay`` names are never decayed.
 
     Raises:
       ValueError: unknown names, options or patterns; nothing left to train; layer decay that the model does not
@@ -227,18 +229,19 @@ def create(model: nnx.Module, params: Mapping[str, Any], config: Mapping[str, An
 
 
 def _block_matrices(model: nnx.Module) -> frozenset[str]:
-    """Names of the matrices of linear layers inside blocks; of all linear layers in a model that has no blocks.
+    """Names of the matrices of linear layers inside blocks, or of all linear layers in a model without blocks.
 
-    Muon (Jordan et al., 2024) is for hidden layers: its authors leave embeddings, heads and all parameters that are not
-    matrices to Adam. A table of tokens, positions or decays also has two axes, but is not such a matrix.
+    Muon (Jordan et al., 2024) is for hidden layers: its authors use Adam for embeddings, heads and all parameters that
+    are not matrices. A table of tokens, positions or decays also has two axes, but is not such a matrix.
     """
     matrices = linear_matrices(model)
     return frozenset(name for name in matrices if "blocks" in name.split(".")) or frozenset(matrices)
 
 
 def _frozen(model: nnx.Module, patterns: Iterable[str], names: Iterable[str]) -> frozenset[str]:
-    """Names of frozen parameters: those that an adapted model keeps, then those that the patterns add or, with a
-    leading "!", remove, in order."""
+    """Names of frozen parameters: the base weights of a model with adapters, then those that the patterns add or, with
+    a leading "!", remove, in order.
+    """
     frozen = frozenset(lora.kept(model))
     for pattern in patterns:
         hits = matching((pattern.removeprefix("!"),), names, "optimizer.freeze")
@@ -247,7 +250,11 @@ def _frozen(model: nnx.Module, patterns: Iterable[str], names: Iterable[str]) ->
 
 
 def _layer_factors(model: nnx.Module, names: Iterable[str], decay: float) -> dict[str, float]:
-    """``decay`` to the power of a parameter's distance from the last layer."""
+    """Learning-rate factors by name: ``decay`` to the power of the parameter's distance from the last layer.
+
+    Raises:
+      ValueError: the model does not assign its parameters to layers.
+    """
     if decay == 1.0:
         return {}
     if not hasattr(model, "layer_ids"):

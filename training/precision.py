@@ -1,18 +1,18 @@
-"""What stays in float32 where parameters or activations are narrower: optimizer state, updates, and the scale of the
-loss.
+"""What stays in float32 where parameters or activations have lower precision: optimizer state, updates and the loss
+scale.
 
-Mixed Precision Training (Micikevicius et al., 2018): a copy of the weights in float32 (section 3.1), and a loss that is
-scaled so that its gradients do not vanish in float16 (section 3.2).
+Mixed Precision Training (Micikevicius et al., ICLR 2018, arXiv:1710.03740): a float32 master copy of the weights
+(section 3.1), and loss scaling, so that gradients do not underflow in float16 (section 3.2).
 
-Bytes a trained parameter, in AdamW (two moments):
+Bytes per trained parameter with AdamW (two moments):
 
-    parameters    moments    copy    in all    held by
+    parameters    moments    copy    total
     float32       8          -       12
-    bfloat16      8          4       14        rounding="master", the default: every update counts, however small
-    bfloat16      8          -       10        rounding="stochastic": right on average, with the noise of rounding
+    bfloat16      8          4       14       rounding="master", the default: no update is lost, however small
+    bfloat16      8          -       10       rounding="stochastic": unbiased, with rounding noise
 
-The moments are in float32 whatever the parameters are. Lion and SGD with momentum hold one (4 bytes), Adafactor a row
-and a column of a matrix, and frozen parameters nothing at all: adapters cost their own few parameters only.
+The moments are always in float32. Lion and SGD with momentum hold one (4 bytes), Adafactor one row and one column for
+each matrix. Frozen parameters have no optimizer state, so that adapters cost only their own few parameters.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def _wide(arrays: Arrays) -> dict[str, jax.Array]:
 
 
 def in_float32(base: optax.GradientTransformation, rounding: str) -> optax.GradientTransformation:
-    """``base`` with gradients, parameters, state and updates in float32, over flat dictionaries of parameters.
+    """``base`` computed with gradients, parameters, state and updates in float32, over flat dictionaries of parameters.
 
     Args:
       base: made for parameters in float32.
-      rounding: how an update reaches a parameter narrower than float32. "master" keeps a float32 copy in the state and
-        rounds that; "stochastic" rounds to one of the two neighbors, with the chances that make it right on average.
+      rounding: how an update is applied to a parameter of lower precision. "master" keeps a float32 copy in the state
+        and rounds that; "stochastic" rounds at random to one of the two nearest values, without bias.
     """
 
     def init(params: Arrays) -> Any:
@@ -77,7 +77,7 @@ def in_float32(base: optax.GradientTransformation, rounding: str) -> optax.Gradi
                 name: round_stochastically(new, params[name].dtype, _named(key, name)) for name, new in moved.items()
             }
             state = {"base": inner, "count": state["count"] + 1}
-        # In float32 the difference from a narrow number is as good as exact: adding it gives the new value.
+        # The difference of the new and the old narrow value is nearly exact in float32: adding it gives the new value.
         return {
             **updates,
             **{name: new.astype(jnp.float32) - params[name].astype(jnp.float32) for name, new in moved.items()},
@@ -91,8 +91,8 @@ def _named(key: jax.Array, name: str) -> jax.Array:
 
 
 def round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
-    """Rounds float32 numbers to one of their two neighbors in ``dtype``, so that the expected value is the number
-    itself.
+    """Rounds float32 numbers ``x`` at random to one of the two nearest values in ``dtype``, so that the expected value
+    is x.
     """
     near = x.astype(dtype)
     wide = near.astype(jnp.float32)
@@ -114,12 +114,14 @@ def needs_loss_scale(model: nnx.Module) -> bool:
 
 
 def first_loss_scale() -> dict[str, jax.Array]:
-    """The state of the loss scale before the first step: its value, and the steps since it changed."""
+    """The loss scale's state before the first step: its value, and the number of steps since it changed."""
     return {"value": jnp.float32(FIRST_SCALE), "steps": jnp.zeros((), jnp.int32)}
 
 
 def next_loss_scale(scale: Arrays, overflow: jax.Array) -> dict[str, jax.Array]:
-    """Half after a step whose gradient overflowed, twice after 2000 steps that did not."""
+    """Halves the loss scale after a step whose gradient overflowed, and doubles it after 2000 steps without
+    overflow.
+    """
     grows = scale["steps"] + 1 >= _PATIENCE
     value = jnp.where(overflow, scale["value"] / 2, jnp.where(grows, scale["value"] * 2, scale["value"]))
     steps = jnp.where(overflow | grows, 0, scale["steps"] + 1)

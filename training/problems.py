@@ -1,11 +1,11 @@
-"""What mixers are compared on: a task, the backbone for it and a budget, the same for every mixer.
+"""The problems on which mixers are compared: each a task, a backbone and a budget, the same for every mixer.
 
     images   patches -> + positions -> blocks -> norm -> mean -> head        vit_nano_patch4_32, no class token
     tokens   embedding -> + positions -> blocks -> norm -> embedding^T       transformer_nano
     whole    embedding -> + positions -> blocks -> norm -> pool -> head      lra_nano
 
-Two blocks of a mixer with its default options and an MLP. Positions are a learned table, or in ``lra_nano`` sinusoids,
-the same for all.
+Two blocks, each of a mixer with its default options and an MLP. Positions are learned (in ``lra_nano`` sinusoids), the
+same for all mixers.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ FEATURES, DEPTH, HEADS = 64, 2, 2
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A task, the backbone for it, and the budget of a run.
+    """A task, its backbone and the budget of a run.
 
     Attributes:
-      about: in a line.
-      model: the backbone, a name of ``zoo.list_models()``.
-      options: of the backbone, those that the task specifies included.
-      width: the backbone's options for an MLP of so many hidden features beside so many features.
-      hidden: hidden features of the MLP beside plain attention.
-      task: its name and options.
-      figure: what is compared, of the test split.
-      higher: whether more of it is better.
-      steps, batch_size, learning_rate: of every run.
-      input_shape: of one input.
-      features: of a token, beside plain attention.
-      recipe: a config and its argument that has all of the run but the model's options.
+      about: a description in one line.
+      model: the backbone, a name in ``zoo.list_models()``.
+      options: options of the backbone, including those that the task determines.
+      width: maps (features, hidden) to the backbone's options for that width and MLP.
+      hidden: hidden features of the MLP in the model with plain attention.
+      task: name and options of the task.
+      figure: the figure on the test split that is compared.
+      higher: whether a higher figure is better.
+      steps, batch_size, learning_rate: settings of every run.
+      input_shape: shape of one input.
+      features: features of a token in the model with plain attention.
+      recipe: a config file and its argument that define the whole run except the model's options.
     """
 
     about: str
@@ -55,7 +55,7 @@ class Problem:
 
 
 def _tokens(about: str, vocab_size: int, length: int, task: Mapping[str, Any], **more: Any) -> Problem:
-    """A problem of the causal backbone."""
+    """A problem for the causal backbone."""
     return Problem(
         about=about,
         model="transformer_nano",
@@ -75,7 +75,7 @@ PROBLEMS = {
         about="handwritten digits, 64 patches, 10 classes",
         model="vit_nano_patch4_32",
         options={"class_token": False, "pool": "average", "depth": DEPTH, "num_heads": HEADS, "num_classes": 10},
-        # Half a feature more: the backbone rounds down.
+        # Half a feature more, because the backbone rounds down.
         width=lambda features, hidden: {"features": features, "mlp_ratio": (hidden + 0.5) / features},
         hidden=4 * FEATURES,
         task={"name": "classification", "dataset": {"name": "digits"}, "augment": {"fit": "whole", "flip": 0.0}},
@@ -113,11 +113,11 @@ PROBLEMS = {
         batch_size=8,
     ),
 }
-"""What mixers are compared on."""
+"""The default problems, by name."""
 
 
 def _whole(about: str, dataset: Mapping[str, Any], length: int, classes: int, steps: int, **options: Any) -> Problem:
-    """A small problem of the encoder of whole sequences."""
+    """A small problem for the encoder that classifies whole sequences."""
     symbols = {"listops": 15}.get(dataset["name"], 256)
     first = options.get("pool", "token") == "token"
     sizes = {"vocab_size": symbols + 1 + first, "num_classes": classes, "max_length": length + first}
@@ -125,7 +125,7 @@ def _whole(about: str, dataset: Mapping[str, Any], length: int, classes: int, st
         about=about,
         model="lra_nano",
         options={**sizes, "depth": DEPTH, "num_heads": HEADS, "head_hidden": 2 * FEATURES, **options},
-        # Half a feature more: the backbone rounds down.
+        # Half a feature more, because the backbone rounds down.
         width=lambda features, hidden: {"features": features, "mlp_ratio": (hidden + 0.5) / features},
         hidden=3 * FEATURES,
         task={"name": "sequence_classification", "dataset": dict(dataset), "class_token": first},
@@ -157,7 +157,7 @@ LONG_RANGE = {
     ),
     "pathfinder": _whole(
         "Pathfinder, 12 x 12 pixels, paths of 3 dashes",
-        # Few images, for drawing one takes as long as training on it.
+        # Few images, because drawing one takes as long as training on it.
         {"name": "pathfinder", "size": 12, "dashes": 3, "num_train": 8000, "cache": "~/.cache/mixer_zoo", **_HELD_OUT},
         length=144,
         classes=2,
@@ -169,7 +169,9 @@ LONG_RANGE = {
 
 
 def _paper(part: str, model: str, sizes: tuple[int, int, int], steps: int, batch_size: int, rate: float) -> Problem:
-    """A part of Long Range Arena as the paper has it: (length, features, hidden) of the authors' Transformer."""
+    """A part of Long Range Arena as in the paper; ``sizes`` are (length, features, hidden) of the authors'
+    Transformer.
+    """
     length, features, hidden = sizes
     return Problem(
         about=f"Long Range Arena, {part}",
@@ -199,15 +201,16 @@ LONG_RANGE_PAPER = {
         ("path_x", "lra_pathfinder_128", (16384, 32, 32), 500_000, 64, 1e-3),
     )
 }
-"""Long Range Arena as the paper has it, for accelerators; retrieval, whose model compares two sequences, has no cost
-for one input and is trained by its config alone."""
+"""Long Range Arena as in the paper, for accelerators. Retrieval is missing, because its model compares two sequences,
+so that one input has no cost; its config trains it.
+"""
 
 
 def problem(name: str) -> Problem:
-    """The problem of a name.
+    """The problem with a name.
 
     Raises:
-      ValueError: there is none; near ones are given.
+      ValueError: there is none; the message suggests similar names.
     """
     known = {**PROBLEMS, **LONG_RANGE, **LONG_RANGE_PAPER}
     if name not in known:

@@ -1,4 +1,4 @@
-"""Several processes that train one model: who leads, and what they must agree on."""
+"""Training one model in several processes: joining them, the leading process, and synchronization."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 VARIABLES = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "process": "JAX_PROCESS_ID"}
-"""The environment's words for the fields of the config."""
+"""The environment variable for each field of the config."""
 
 
 def join(settings: Mapping[str, Any]) -> None:
-    """Joins the other processes of the run, if there are any; called before anything asks for a device.
+    """Joins the other processes of the run, if there are any; must be called before any device is used.
 
     Args:
-      settings: ``coordinator``, the address "host:port" of the first process, how many ``processes`` there are, and
-        which this ``process`` is, from 0; what is not given is taken from the environment variables of ``VARIABLES``,
-        and under a cluster's scheduler (Slurm, MPI, Kubernetes, Cloud TPU) from that, where coordinator is "auto". With
-        nothing given there is a single process.
+      settings: ``coordinator``, the address "host:port" of the first process; ``processes``, their number; and
+        ``process``, the index of this one, from 0. Missing ones are taken from the environment variables in
+        ``VARIABLES``; with the coordinator "auto", all are taken from the cluster's scheduler (Slurm, MPI, Kubernetes,
+        Cloud TPU). With nothing given there is a single process.
 
     Raises:
-      ValueError: only some of the three are given, or the others can't be reached.
+      ValueError: only some of the three are given, ``process`` is out of range, or the other processes can't be
+        reached.
     """
     given: dict[str, Any] = {
         field: settings.get(field) or os.environ.get(variable) for field, variable in VARIABLES.items()
@@ -57,7 +58,7 @@ def leads() -> bool:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether ``flag`` is true in any process; all must ask, and all get the same answer."""
+    """Whether ``flag`` is true in any process; all processes must call it, and all get the same answer."""
     return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 

@@ -1,5 +1,6 @@
-"""Text from a trained model: the sample at the end of a run, and the command that generates, ``mixer-zoo generate`` or
-``python generate.py``."""
+"""Text from a trained model: the sample at the end of a run, and the command ``mixer-zoo generate`` or ``python
+generate.py``.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ SAMPLE_TOKENS = 400
 
 @runtime_checkable
 class WritesText(Protocol):
-    """A task whose models write text: what the sample at the end of a run needs.
+    """A task whose models generate text: the interface that the sample at the end of a run needs.
 
     Attributes:
-      tokenizer: of its tokens.
+      tokenizer: the tokenizer of its tokens.
     """
 
     tokenizer: tokenization.Tokenizer
@@ -34,15 +35,14 @@ class WritesText(Protocol):
         ...
 
     def decode(self, tokens: Any) -> str:
-        """Returns the text of tokens."""
+        """Decodes tokens to text."""
         ...
 
 
 def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
-    """The text that ``model`` generates from the prompt of a task that has one (:class:`WritesText`); "" for other
-    tasks.
+    """The text that ``model`` generates from the task's prompt (:class:`WritesText`); "" for tasks without one.
 
-    The prompt is shown too, with a bar between it and the model's own text.
+    The prompt is included, separated from the generated text by "|".
     """
     if not isinstance(task, WritesText):
         return ""
@@ -55,25 +55,25 @@ def sample(task: Task, model: Any, new_tokens: int = SAMPLE_TOKENS) -> str:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", help="a run of train.py")
-    parser.add_argument("--checkpoint", default="last", help='of the run: "last", "best" or a step')
+    parser.add_argument("--checkpoint", default="last", help='the checkpoint of the run: "last", "best" or a step')
     parser.add_argument("--model", help="a name of zoo.list_models(), with --weights")
     parser.add_argument("--weights", help="a file, folder or hf://owner/name")
     commands.option_arguments(parser)
     parser.add_argument("--quantize", help="keep the weights as int8 or bfloat16")
     parser.add_argument("--tokenizer", help="a tokenizer.json; default: the run's, else bytes")
-    parser.add_argument("--prompt", default="", help="the text to go on with; - reads standard input")
+    parser.add_argument("--prompt", default="", help="the text to continue; - reads standard input")
     parser.add_argument("--source", help="the text that an encoder-decoder reads; - reads standard input")
     parser.add_argument("--max_new_tokens", type=int, default=SAMPLE_TOKENS)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most probable token")
     parser.add_argument("--top_k", type=int)
     parser.add_argument("--top_p", type=float, default=0.95)
-    parser.add_argument("--min_p", type=float, help="leaves out tokens less probable than this share of the likeliest")
-    parser.add_argument("--repetition_penalty", type=float, help="above 1 makes tokens that the text has less likely")
+    parser.add_argument("--min_p", type=float, help="excludes tokens below this fraction of the largest probability")
+    parser.add_argument("--repetition_penalty", type=float, help="above 1 makes tokens already in the text less likely")
     parser.add_argument(
         "--stop", action="append", default=[], help="a string before which the text ends; may be given several times"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep_going", action="store_true", help="also after the end of the document")
+    parser.add_argument("--keep_going", action="store_true", help="do not stop at the end of the document")
 
 
 def _from_run(workdir: Path, checkpoint: str) -> tuple[Any, Any]:
@@ -84,7 +84,7 @@ def _from_run(workdir: Path, checkpoint: str) -> tuple[Any, Any]:
                 f'there is no checkpoint {place}: --checkpoint is "last", "best" or a step of {workdir / "checkpoints"}'
             )
         return zoo.create(weights=place), tokenization.create(**options)
-    config = read_config(workdir)  # of an older version, whose data must be there
+    config = read_config(workdir)  # a run of an older version: rebuilding its task needs the data
     task, model = assembly.build(config, weights="")
     if not isinstance(task, WritesText):
         raise ValueError(f"{workdir} is a run of the task {config.task.name!r}, which is not text")
@@ -138,7 +138,7 @@ def _generate(given: argparse.Namespace) -> None:
     sys.stdout.write("\n")
 
 
-GENERATE = commands.Command("Goes on with a text.", _arguments, _generate)
+GENERATE = commands.Command("Continues a text.", _arguments, _generate)
 """The command ``generate``."""
 
 

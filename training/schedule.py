@@ -23,12 +23,12 @@ def create(name: str, peak: float, total: int, warmup: int = 0, final: float = 0
     """Returns ``schedule(step) -> learning rate``.
 
     Args:
-      name: "cosine", "linear" (both reach ``final * peak`` at ``total``), "constant" (stays at the
-        peak) or "rsqrt" (``peak * sqrt(warmup / step)``, never below ``final * peak``).
+      name: "cosine", "linear" (both reach ``final * peak`` at ``total``), "constant" (stays at the peak) or "rsqrt"
+        (``peak * sqrt(warmup / step)``, never below ``final * peak``).
       peak: the rate at the end of the warm-up.
-      total: steps in the run.
-      warmup: steps of warm-up; the first step has ``peak / warmup``, not 0.
-      final: fraction of the peak.
+      total: number of steps of the run.
+      warmup: number of warm-up steps; the first step has ``peak / warmup``, not 0.
+      final: the final (or, for "rsqrt", lowest) rate as a fraction of the peak.
 
     Raises:
       ValueError: unknown name; a negative rate; a warm-up longer than the run.

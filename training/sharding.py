@@ -1,12 +1,12 @@
-"""Devices: the mesh named in the config, and where batches and state live on it.
+"""Sharding: the device mesh that the config describes, and the placement of batches and state on it.
 
-    data       rows of the batch; the state is copied
-    fsdp       rows of the batch; each parameter is split too, and gathered where it is used
-    tensor     columns or rows of kernels, by patterns of the architecture
+    data       rows of the batch; the state is replicated
+    fsdp       rows of the batch; each parameter is also split, and gathered where it is used
+    tensor     columns or rows of kernels, by rules of the architecture
     sequence   the second axis of every array of the batch: tokens of a sequence, lines of an image
 
-The program is written for whole arrays and split by the compiler; nothing else in the repository
-places arrays, except ops that exchange less than the compiler would, and kernels, which it can't split.
+Programs are written for whole arrays and partitioned by the compiler. Nothing else in the repository places arrays,
+except ops that communicate less than the compiler's version would, and kernels, which it can't partition.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from zoo.backbones.model import Model
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 SMALLEST = 1024
-"""Parameters with fewer numbers are copied: gathering them would cost more than they take."""
+"""Parameters with fewer elements are replicated: gathering them would cost more than it saves."""
 
 Rules = Mapping[str, tuple[str | None, ...]]
-"""Patterns of parameter names, and the mesh axis along which each axis of the parameter is split."""
+"""Parameter names, and for each axis of the parameter the mesh axis over which it is split, or None."""
 
 
 def create_mesh(sizes: Mapping[str, int]) -> Mesh:
     """Makes the mesh.
 
     Args:
-      sizes: devices along each of ``AXES``, 1 where not named; -1, for one axis, means all that are left.
+      sizes: number of devices along each of ``AXES``, 1 where missing; -1, allowed for one axis, means all remaining
+        devices. Empty means all devices along "data".
 
     Raises:
-      ValueError: an unknown axis, an invalid size, or a number of devices other than the available one.
+      ValueError: an unknown axis, an invalid size, or sizes that do not fit the number of devices and processes.
     """
     for axis in sizes:
         if axis not in AXES:
@@ -78,15 +79,15 @@ def create_mesh(sizes: Mapping[str, int]) -> Mesh:
 
 
 def row_parts(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of parts into which the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
-    """Refuses a batch that the microbatches and devices can't share equally.
+    """Refuses a batch size that can't be divided equally over microbatches and devices.
 
     Raises:
-      ValueError: with the numbers, and the nearest batch size that fits.
+      ValueError: the message has the numbers and the nearest batch size that fits.
     """
     if batch_size < 1 or accumulate < 1:
         raise ValueError(f"batch_size={batch_size} and accumulate={accumulate} must be at least 1")
@@ -101,19 +102,20 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
 
 
 def of_state(mesh: Mesh) -> NamedSharding:
-    """A copy on each device."""
+    """Replicated: a copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> NamedSharding:
     """Sharding of a parameter.
 
-    The one of ``rules`` for ``name`` places the axis ``tensor``; without one it takes the largest
-    axis of the parameter that it divides, once ``fsdp`` has taken its own. Small parameters, and those that nothing
-    divides, are copied.
+    The rule for ``name`` in ``rules`` places the mesh axis ``tensor``. Without a rule, ``fsdp`` and then ``tensor``
+    each split the largest remaining axis of the parameter that they divide. Small parameters, and those that neither
+    divides, are replicated.
 
     Raises:
-      ValueError: a rule names a mesh axis that does not divide the parameter's, or has another number of axes.
+      ValueError: a rule splits an axis that its mesh axis does not divide, or has a different number of axes than the
+        parameter.
     """
     axes: list[str | None] = [None] * len(shape)
     rule = rules.get(name)
@@ -138,8 +140,8 @@ def of_parameter(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) ->
 
 
 def of_tree(mesh: Mesh, state: Any, rules: Rules) -> Any:
-    """Shardings of a state: parameters by :func:`of_parameter`; moments and averages of a parameter's shape under its
-    name follow it; "carry" is split by rows; the rest is copied.
+    """Shardings of a state: parameters by :func:`of_parameter`; arrays with a parameter's name and shape (moments,
+    averages) like the parameter; "carry" by rows; the rest is replicated.
     """
     shapes = {name: leaf.shape for name, leaf in state["params"].items()}
 
@@ -155,16 +157,16 @@ def of_tree(mesh: Mesh, state: Any, rules: Rules) -> Any:
 
 
 def of_rows(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Sharding of what is handed from batch to batch, whose axis ``leading`` is rows."""
+    """Sharding of arrays whose axis ``leading`` is the rows of a batch, such as the carry of a stream."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ROWS))
 
 
 def of_batch(mesh: Mesh, shape: tuple[int, ...], leading: int = 0) -> NamedSharding:
-    """Sharding of an array of a batch: its axis ``leading`` (1 where microbatches come first) is rows, the next one the
-    sequence.
+    """Sharding of an array of a batch: its axis ``leading`` (1 where microbatches come first) is the rows, the next one
+    the sequence.
 
     Raises:
-      ValueError: the sequence can't be split equally.
+      ValueError: the sequence can't be split into equal parts.
     """
     parts = mesh.shape["sequence"]
     axes: list[Any] = [*(None,) * leading, ROWS]
@@ -179,7 +181,11 @@ def of_batch(mesh: Mesh, shape: tuple[int, ...], leading: int = 0) -> NamedShard
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], leading: int = 0) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch on its devices. Raises ValueError where a sequence can't be split equally."""
+    """Puts this process's rows of a batch on its devices.
+
+    Raises:
+      ValueError: as :func:`of_batch`.
+    """
     return {
         name: jax.make_array_from_process_local_data(of_batch(mesh, rows.shape, leading), rows)
         for name, rows in batch.items()
@@ -187,13 +193,13 @@ def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], leading: int = 0) -
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Puts arrays on the devices."""
+    """Puts a tree of arrays on the devices by their shardings."""
     return jax.device_put(tree, shardings)
 
 
 def of_model(mesh: Mesh) -> Callable[[nnx.Module], dict[str, NamedSharding]] | None:
-    """What ``zoo.create`` needs to make a model whose parameters are split over devices as it is made; None where they
-    are not split.
+    """The ``shardings`` argument of ``zoo.create``, by which a model's parameters are created already split over
+    devices; None where they are not split.
     """
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return None
@@ -206,5 +212,5 @@ def of_model(mesh: Mesh) -> Callable[[nnx.Module], dict[str, NamedSharding]] | N
 
 
 def rules_of(model: Any) -> Rules:
-    """The sharding rules of a model of the zoo; none of another."""
+    """The sharding rules of a model of the zoo; empty for other models."""
     return model.sharding_rules() if isinstance(model, Model) else {}

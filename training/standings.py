@@ -1,6 +1,6 @@
-"""Rows of a comparison of mixers: kept in a file as they are made, ranked, as a table and as a picture.
+"""The rows of a comparison of mixers: stored in a file as they are produced, ranked, printed as a table and plotted.
 
-A row is what came of one job, a mixer with a task and a seed: figures, sizes and costs, or why there are none.
+A row is the result of one job (a mixer, a task and a seed): figures, sizes and costs, or the reason why there are none.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Row = dict[str, Any]
 
 
 class Results:
-    """A file of rows, each written at once with its job, so that what was cut short goes on.
+    """A file of rows, each written immediately with its job, so that an interrupted comparison can be resumed.
 
     Args:
-      path: of the JSON file; made with the first row.
-      about: what the file says of all rows.
-      fresh: forget the rows that are there of jobs that are asked for.
+      path: the JSON file; created with the first row.
+      about: fields of the file that describe all rows.
+      fresh: produce the rows of the requested jobs again, even if the file has them.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any] | None = None, *, fresh: bool = False):
@@ -39,11 +39,11 @@ class Results:
         self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
 
     def of(self, job: Job) -> Row | None:
-        """The row of a job."""
+        """The row of a job; None where there is none."""
         return next((row for row in self.rows if row["job"] == job), None)
 
     def add(self, job: Job, row: Row) -> Row:
-        """Puts the row of a job in its place, and writes the file."""
+        """Adds or replaces the row of a job, and writes the file."""
         row = {"job": job, **row, "load_average": round(os.getloadavg()[0], 1)}
         self.rows = [*(other for other in self.rows if other["job"] != job), row]
         self._write()
@@ -58,19 +58,19 @@ class Results:
     def make(
         self, wanted: Sequence[Job], do: Callable[[Job], Row], say: Callable[[str], None], until: float = float("inf")
     ) -> list[Row]:
-        """The rows of jobs, in their order: those that the file lacks are made.
+        """Returns the rows of jobs, in their order, and produces those that the file lacks.
 
         Args:
           wanted: the jobs.
-          do: makes a row.
-          say: is called with a line about what was done and how much time is left.
-          until: when no row is begun any more, by ``time.monotonic()``.
+          do: computes the row of a job.
+          say: called with a line of progress after each row.
+          until: time, by ``time.monotonic()``, after which no further row is started.
         """
         rows = {number: row for number, job in enumerate(wanted) if (row := self.of(job)) and not self._fresh}
         missing = [number for number in range(len(wanted)) if number not in rows]
         if rows:
             say(f"{len(rows)} of {len(wanted)} rows are in {self.path}")
-            self._write()  # what is said of all rows may be new
+            self._write()  # the description of all rows may have changed
         since = time.monotonic()
         for count, place in enumerate(missing, 1):
             if time.monotonic() > until:
@@ -82,7 +82,7 @@ class Results:
         return [rows[number] for number in sorted(rows)]
 
     def write_csv(self) -> Path:
-        """All rows as a table beside the file, without learning curves."""
+        """Writes all rows, without learning curves, to a .csv file beside the JSON file; returns its path."""
         flat = []
         for row in self.rows:
             single = {name: value for name, value in row.items() if not isinstance(value, dict | list)}
@@ -98,13 +98,13 @@ class Results:
 
 
 def label(job: Job) -> str:
-    """A job, for people."""
+    """A job in readable form."""
     shown = {name: value for name, value in job.items() if name not in ("setting", "steps")}
     return ", ".join(value if isinstance(value, str) else f"{name} {value:,}" for name, value in shown.items())
 
 
 def outcome(row: Row) -> str:
-    """What came of a job, for people."""
+    """The result of a job in readable form."""
     for what in ("refused", "fault"):
         if what in row:
             return f"{what}, {' '.join(str(row[what]).split())[:200]}"
@@ -119,9 +119,9 @@ class Standing:
 
     Attributes:
       mixer: its name.
-      figures: of its seeds; empty where there is none.
-      row: of one run: sizes and costs are the same for all.
-      why: why there is no figure, or one of fewer seeds.
+      figures: the figures of its seeds; empty where there are none.
+      row: the row of one run; sizes and costs are the same for all.
+      why: why there is no figure, or fewer figures than seeds.
     """
 
     mixer: str
@@ -147,7 +147,7 @@ def standings(rows: Sequence[Row], task: str) -> list[Standing]:
 
 
 def columns(rows: Sequence[Row], task: str) -> list[list[str]]:
-    """The table of a task: a head, and a line for each mixer."""
+    """The cells of a task's table: a header and a line for each mixer."""
     figure = problem(task).figure.replace("_", " ")
     lines = [["mixer", figure, "seeds", "parameters", "over attention's", "width, MLP", "MFLOP", "step, ms"]]
     for one in standings(rows, task):
@@ -173,7 +173,7 @@ def columns(rows: Sequence[Row], task: str) -> list[list[str]]:
 
 
 def table(rows: Sequence[Row], task: str) -> str:
-    """:func:`columns`, aligned."""
+    """The table of :func:`columns` as aligned text."""
     lines = columns(rows, task)
     full = [line for line in lines if any(line[2:])]
     widths = [max(len(line[i]) for line in full) for i in range(len(lines[0]))]
@@ -184,8 +184,8 @@ def table(rows: Sequence[Row], task: str) -> str:
 
 
 def draw(rows: Sequence[Row], tasks: Sequence[str]) -> Figure:
-    """A panel for each task: a point for the median of each mixer, a line from its least to its greatest seed, the best
-    on top; a dotted line is chance.
+    """Plots a panel for each task, the best mixer on top: a point at the median of each mixer's seeds, a line from the
+    smallest to the largest figure, and a dotted line at chance level.
 
     Raises:
       ValueError: matplotlib is not installed.

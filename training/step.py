@@ -1,8 +1,8 @@
-"""The jitted step and the jitted evaluation: functions of flat dictionaries of arrays.
+"""The training step and the evaluation step, both jitted: functions of flat dictionaries of arrays.
 
-The state is ``{"params", "statistics", "optimizer", "ema", "step", "halted"}``, its first two and ``ema`` flat under
-dotted names, for a model in float16 ``"loss_scale"``, and for a stream ``"carry"`` (:mod:`training.streaming`). The
-model exists at trace time only. Random keys are not part of the state: each one in the model is derived from (seed,
+The state is ``{"params", "statistics", "optimizer", "ema", "step", "halted"}``; the first two and ``ema`` are flat,
+under dotted names. A model in float16 adds ``"loss_scale"``, a stream ``"carry"`` (:mod:`training.streaming`). The
+model exists only at trace time. Random keys are not part of the state: each key in the model is derived from (seed,
 step, microbatch) and its name.
 """
 
@@ -35,7 +35,9 @@ def _named_key(key: jax.Array, name: str) -> jax.Array:
 
 
 class Skeleton:
-    """A model without its arrays: makes the model of given arrays inside a traced function."""
+    """The structure of a model without its arrays, from which a traced function rebuilds the model with given
+    arrays.
+    """
 
     def __init__(self, model: nnx.Module) -> None:
         parts: tuple[Any, ...] = nnx.split(model, nnx.Any(nnx.Param, Statistic, nnx.RngState), ...)
@@ -53,7 +55,8 @@ class Skeleton:
 
 def initial_weights(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
     """``params``, ``statistics`` and ``ema`` of the state before the first step; all except the average share the
-    model's arrays."""
+    model's arrays.
+    """
     params, statistics = flatten(model, nnx.Param), flatten(model, Statistic)
     averaged = {**{name: params[name] for name in optimizer.trainable}, **statistics} if ema else {}
     return {
@@ -78,15 +81,16 @@ def initial_state(model: nnx.Module, optimizer: Optimizer, ema: float) -> State:
 
 def weights(state: Mapping[str, Any], averaged: bool) -> Arrays:
     """Parameters and statistics to evaluate with: those of the exponential moving average where it is requested and
-    kept."""
+    kept.
+    """
     raw = {**state["params"], **state["statistics"]}
     return {**raw, **{name: value.astype(raw[name].dtype) for name, value in state["ema"].items()}} if averaged else raw
 
 
 class _Reporting:
-    """A model as a task sees it in training: it also gives the logits that its modules sowed.
+    """A model as a task sees it in training: it also returns the logits that its modules sowed.
 
-    ``reading`` is the model itself, or what calls it in a stream.
+    ``reading`` is what is called: the model itself, or in a stream its :class:`training.streaming.Reading`.
     """
 
     def __init__(self, model: Any, sown: Sown, reading: Any):
@@ -99,18 +103,17 @@ class _Reporting:
         return getattr(self._model, name)
 
     def aux_logits(self) -> dict[str, jax.Array]:
-        """Logits by the name under which they were sown."""
+        """The sown logits by name."""
         return {path.rsplit(".", 1)[-1]: logits for path, logits in self._sown.named(self._model, AuxLogits).items()}
 
 
 def auxiliary(
     model: nnx.Module, sown: Mapping[str, Any], factors: Mapping[str, float]
 ) -> tuple[Arrays, dict[str, float]]:
-    """Sums of the sown auxiliary losses by name, and the weights to multiply them by: those of ``factors``, else the
-    modules' own.
+    """The sums of the sown auxiliary losses by name, and their weights: those in ``factors``, else the modules' own.
 
     Raises:
-      ValueError: a factor for a loss that nothing sows, or a sown loss without a factor.
+      ValueError: a weight for a loss that no module sows, or a sown loss without a weight.
     """
     own = {
         name: weight
@@ -148,15 +151,15 @@ def make_step(
 ) -> Callable[[State, Arrays], tuple[State, dict[str, Any]]]:
     """Returns ``step(state, batch) -> (state, report)``.
 
-    ``batch`` leaves are (accumulate, rows, ...), and so are those of the state's ``"carry"``, where there is one: the
-    batch then says in "start" which rows have nothing before them. ``report`` has ``pairs`` (the task's metrics as
-    (sum, count)), ``learning_rate``, ``gradient_norm``, ``squares`` (sum of squared gradients of each
-    trainable parameter, in the order of their names), ``kept`` (whether the state was updated), and
-    where a loss is scaled ``loss_scale`` and ``overflow`` (whether an overflow under the scale alone prevented that).
+    ``batch`` leaves are (accumulate, rows, ...), as are those of the state's ``"carry"``, where there is one; the batch
+    then marks in "start" the rows at the start of a lane. ``report`` has ``pairs`` (the task's metrics as (sum,
+    count)), ``learning_rate``, ``gradient_norm``, ``squares`` (the sum of squared gradients of each trainable
+    parameter, in the order of ``optimizer.trainable``), ``kept`` (whether the state was updated) and, with a loss
+    scale, ``loss_scale`` and ``overflow`` (whether only a gradient overflow under the scale prevented the update).
 
-    A step whose loss or gradient is not finite leaves the state unchanged. If ``sticky``, so do all
-    later ones, and the step count does not advance; else only the count advances. A gradient that
-    overflows in float16 under a loss scale above 1 halves the scale, and halts nothing.
+    A step whose loss or gradient is not finite leaves parameters, statistics, optimizer state and averages unchanged.
+    If ``sticky``, all later steps do too, and the step count stops; otherwise the step count still advances. A gradient
+    that overflows in float16 under a loss scale above 1 halves the scale and does not stop the run.
     """
 
     def microbatch(
@@ -177,8 +180,8 @@ def make_step(
             after = None if carry is None else reading.after
             return value * scale, (flatten(model, Statistic), pairs, value * count, after)
 
-        # The gradient of a mean stays in the range of narrow numbers, whatever the number of tokens; its multiple by
-        # their count, which is what adds up over microbatches of unequal counts, is in float32.
+        # The gradient of a mean stays in the range of float16 for any number of tokens. It is multiplied by their
+        # count, so that microbatches with unequal counts add up correctly, only in float32.
         (_, (statistics, pairs, value, after)), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
         factor = jnp.asarray(pairs["loss"][1], jnp.float32) / scale
         return value, jax.tree.map(lambda g: g.astype(jnp.float32) * factor, gradients), statistics, pairs, after
@@ -252,7 +255,8 @@ def make_step(
 
 def _still(model: nnx.Module, frozen: Mapping[str, Any]) -> None:
     """Puts modules that keep statistics and whose parameters are all frozen into evaluation mode, where the statistics
-    are not updated."""
+    are not updated.
+    """
     if not frozen:
         return
     names = list(flatten(model, nnx.Param))
@@ -265,14 +269,16 @@ def _still(model: nnx.Module, frozen: Mapping[str, Any]) -> None:
 
 
 def _averaged(ema: Arrays, new: Arrays, step: jax.Array, decay: float) -> Arrays:
-    """The moving average after a step; a shorter memory at first, so that the initial weights are soon forgotten."""
+    """The exponential moving average after a step, with a smaller decay at first, so that the initial weights are soon
+    forgotten.
+    """
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
     return {name: kept * old + (1 - kept) * new[name].astype(jnp.float32) for name, old in ema.items()}
 
 
 def make_evaluation(skeleton: Skeleton, task: Task) -> Callable[..., Any]:
-    """Returns ``evaluate(arrays, batch, carry) -> ((pairs, weight, rows), carry)``; ``batch`` leaves are (rows, ...)
-    with "weight". The carry is None but in a stream.
+    """Returns ``evaluate(arrays, batch, carry) -> ((pairs, weight, rows), carry)``; ``batch`` leaves are (rows, ...),
+    with "weight" (rows,), which is 0 for rows that only fill a batch. The carry is None except in a stream.
     """
 
     def evaluate(arrays: Arrays, batch: Arrays, carry: Any = None) -> Any:

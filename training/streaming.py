@@ -1,11 +1,11 @@
-"""Memory across batches: what a model has read of a stream of tokens is handed from each batch to the next.
+"""Memory across batches: in a stream of tokens, the model's state is passed from each batch to the next.
 
-Row r of a batch goes on where row r of the batch before ended (:class:`tasks.Streams`). The model reads it with its own
-``extend`` from the state that the batch before left, whose gradient stops there: backpropagation through time is cut at
-each batch, whose length is thus how far gradients reach. A row at the start of its lane reads from an empty state.
+Row r of a batch continues where row r of the previous batch ended (:class:`tasks.Streams`). The model reads it with its
+own ``extend`` from the state after the previous batch. The gradient stops at that state: backpropagation through time
+is truncated at the start of each batch. A row at the start of its lane begins with an empty state.
 
-The carry is a part of the loop's state, a tree of arrays (microbatches, rows, ...) in training and (rows, ...) in
-evaluation, and is saved with it.
+The carry is part of the loop's state and saved with it: a tree of arrays, (microbatches, rows, ...) in training and
+(rows, ...) in evaluation.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Carry = Any
 
 
 def empty(make_model: Callable[[], Any], rows: int, microbatches: int | None = None) -> Carry:
-    """A carry of the shape of the model's states; its numbers are never read, because each lane begins with a start.
+    """A carry with the shapes of the model's state; its values are never read, because each lane begins with a start.
 
     Args:
-      make_model: gives the model; it is traced.
-      rows: of a microbatch.
+      make_model: returns the model; it is traced.
+      rows: rows of a microbatch.
       microbatches: None for a carry without this axis.
 
     Raises:
-      ValueError: a model that can't be read piece by piece in constant memory.
+      ValueError: the model can't read a sequence piece by piece in constant memory.
     """
 
     def state() -> Any:
@@ -43,7 +43,7 @@ def empty(make_model: Callable[[], Any], rows: int, microbatches: int | None = N
         shapes = jax.eval_shape(state)
     except ValueError as error:
         raise ValueError(
-            f'order="stream" hands what a model has read on to the next batch, in constant memory, and this model '
+            f'order="stream" passes the state of the model on to the next batch, in constant memory, and this model '
             f"can't do that: {error}. Take a recurrent or a windowed one, such as mamba_nano or transformer_xl_nano, "
             f'or order="shuffled"'
         ) from error
@@ -52,16 +52,19 @@ def empty(make_model: Callable[[], Any], rows: int, microbatches: int | None = N
 
 
 class Reading:
-    """A model as a task sees it in a stream: its call reads on from the carry.
+    """A model as a task sees it in a stream: its call continues from the carry.
 
     Attributes:
       after: the carry after the call; None before it.
     """
 
     def __init__(self, model: Any, carry: Carry, start: jax.Array) -> None:
-        """Args:
-        carry: what the batch before left.
-        start: bool (rows,), rows before which there is nothing.
+        """Prepares the state before the call.
+
+        Args:
+          model: the model.
+          carry: the carry after the previous batch.
+          start: bool (rows,), True for rows at the start of their lane.
         """
         self._model, self.after = model, None
         begun = model.init_state(start.shape[0])
@@ -72,10 +75,10 @@ class Reading:
         self._before = jax.tree.map(before, carry, begun)
 
     def __call__(self, tokens: jax.Array, **known: Any) -> jax.Array:
-        """As ``model.extend``; gives its logits.
+        """As ``model.extend``, but returns only the logits.
 
         Raises:
-          ValueError: a second call, whose tokens would follow those of the first.
+          ValueError: a second call; its tokens would follow those of the first.
         """
         if self.after is not None:
             raise ValueError("a batch of a stream is read once: the task calls the model a second time")

@@ -1,4 +1,4 @@
-"""The working directory of a run: its config, what it ran on, and whether a command may resume it."""
+"""The working directory of a run: its config, its environment, and whether a command may resume it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zoo.sources import RECORD, TOKENIZER
 INERT = frozenset(
     {"patience", "log_every", "save_every", "workers", "mesh", "distributed", "keep", "profile", "nonfinite"}
 )
-"""Fields that can't change what was computed so far."""
+"""Fields that do not affect the results computed so far."""
 DURATIONS = frozenset({"train_for", "eval_every"})
 """Fields that may change when a run is extended."""
 ADDED: dict[str, Any] = {
@@ -34,18 +34,18 @@ ADDED: dict[str, Any] = {
         "distillation": {"teacher": {"name": "", "weights": ""}, "kind": "hard", "weight": 0.5, "temperature": 1.0},
     },
 }  # fmt: skip
-"""Fields that older runs do not have, and the values that do what those did."""
+"""Fields that older runs do not have, with the values that reproduce their behavior."""
 LOCK = "lock"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "ml_collections")
 
 
 def plain(config: Any) -> Any:
-    """A config as JSON gives it back: dictionaries, lists, strings, numbers."""
+    """A config as read back from JSON: dictionaries, lists, strings, numbers."""
     return json.loads(config.to_json_best_effort() if isinstance(config, ConfigDict) else json.dumps(config))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted field, old value, new value) of the fields in which two plain configs differ."""
+    """Yields (dotted field, old value, new value) for the fields in which two plain configs differ."""
     for name in sorted({*old, *new}):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
@@ -55,19 +55,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def begun(path: Path) -> bool:
-    """Whether a directory holds a run that has saved something."""
+    """Whether a directory holds a run with at least one checkpoint."""
     return (path / "config.json").exists() and any(path.glob("checkpoints/[0-9]*"))
 
 
 @contextlib.contextmanager
 def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Makes a working directory and locks it against a second run until the block or the process ends.
+    """Creates a working directory and locks it against a second run until the block or the process ends.
 
-    The leading process holds the lock. Where the system or the file system has no such locks, ``say`` is called, and
-    other runs are not kept out.
+    The leading process holds the lock. Where the system or the file system does not support locks, ``say`` is called
+    with a warning, and other runs are not excluded.
 
     Raises:
-      ValueError: another run holds it.
+      ValueError: another run holds the lock.
       OSError: the directory can't be written.
     """
     if not leads():
@@ -123,11 +123,18 @@ def open_workdir(
     record: Mapping[str, Any] | None = None,
     tokenizer: bytes = b"",
 ) -> None:
-    """Makes the directory, or checks that it holds a run of this config; writes the config, the model's record and its
-    tokenizer's file.
+    """Creates the directory, or checks that it holds a run of this config; writes the config, the model's record and
+    its tokenizer file.
+
+    Args:
+      path: the working directory.
+      config: the config of the run.
+      extend: allow the durations to differ.
+      record: the model's record (:func:`training.assembly.record`); None writes none.
+      tokenizer: content of the tokenizer file; empty writes none.
 
     Raises:
-      ValueError: it holds checkpoints of another config; the differing fields are listed.
+      ValueError: it holds checkpoints of another config; the message lists the differing fields.
       OSError: it can't be written.
     """
     new = plain(config)
@@ -141,7 +148,7 @@ def open_workdir(
         if barred:
             listed = "\n".join(f"  {field}: {json.dumps(a)} there, {json.dumps(b)} here" for field, a, b in barred)
             hint = (
-                "add --extend to go on with the new durations"
+                "add --extend to continue with the new durations"
                 if all(d[0] in DURATIONS for d in barred)
                 else "use another --workdir, or the old values"
             )
@@ -160,14 +167,14 @@ def open_workdir(
 
 
 def _completed(old: dict[str, Any]) -> dict[str, Any]:
-    """The config of an older run with the fields that came later."""
+    """The config of an older run, completed by the fields that were added later."""
     found: dict[str, Any] = {
         **ADDED,
         **{name: {**ADDED.get(name, {}), **value} if isinstance(value, dict) else value for name, value in old.items()},
-        "remat": policy(old.get("remat", NOTHING)),  # True and False before policies had names
+        "remat": policy(old.get("remat", NOTHING)),  # older runs have True or False
     }
     optimizer = found.get("optimizer", {})
-    if isinstance(factors := optimizer.get("multipliers"), dict):  # before their names could have dots
+    if isinstance(factors := optimizer.get("multipliers"), dict):  # older runs have a mapping
         found["optimizer"] = {**optimizer, "multipliers": [list(pair) for pair in factors.items()]}
     return found
 
@@ -210,7 +217,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the source tree and whether it was changed since; None outside a repository."""
+    """The commit of the source tree and whether it has uncommitted changes; None outside a repository."""
 
     def ask(*arguments: str) -> str:
         return subprocess.run(

@@ -166,7 +166,7 @@ def test_one_process_killed_ends_the_run_which_then_goes_on(tmp_path: Path) -> N
     second.communicate()
     assert first.returncode == 1
     assert "process 0 of 2 has lost another process of the run" in error
-    assert "goes on from the last checkpoint" in error
+    assert "continues from the last checkpoint" in error
     total = saved()[-1] + 2
     found = [results(process)[0] for process in together(tmp_path, 2, 1, {"data": 2}, steps=total)]
     assert found[0]["step"] == total

@@ -74,7 +74,7 @@ def test_a_run_asked_to_stop_goes_on_bit_for_bit_with_other_workers(tmp_path, un
     assert not outcome["finished"]
     assert outcome["step"] % 13 != 0, "the stop is meant to fall inside an epoch"
     outcome = toy_run.run(str(tmp_path), {**CHANGES, "workers": 0})
-    assert "going on from step" in capsys.readouterr().err
+    assert "resuming from step" in capsys.readouterr().err
     assert_same_run(tmp_path, outcome, uninterrupted)
 
 
@@ -89,7 +89,7 @@ def test_a_run_killed_while_saving_loses_only_what_came_after_the_last_checkpoin
     process.communicate()
     saved = max(int(p.name) for p in tmp_path.glob("checkpoints/*") if p.name.isdecimal())
     outcome = toy_run.run(str(tmp_path), CHANGES)
-    assert f"going on from step {saved} " in capsys.readouterr().err
+    assert f"resuming from step {saved} " in capsys.readouterr().err
     assert_same_run(tmp_path, outcome, uninterrupted)
 
 

@@ -132,7 +132,9 @@ class Cross(Module):
 
 
 class Asked(Module):
-    """Learned queries that attend to the latents. Names: ``queries`` (count, features) and ``cross`` (:class:`Cross`).
+    """Learned queries that attend to the latents.
+
+    Names: ``queries`` (count, features) and ``cross`` (:class:`Cross`).
     """
 
     undecayed = ("queries",)
@@ -272,8 +274,7 @@ class Perceiver(Encoder):
         *,
         roles: jax.Array | None = None,
     ) -> jax.Array:
-        """One vector per sequence, the output of the classification query or a pool of the latents: (batch, features).
-        """
+        """One vector per sequence: the classification query's output or a pool of the latents, (batch, features)."""
         return self.pool(self.read(tokens, mask, types, roles=roles))
 
     def first(self, hidden: jax.Array) -> jax.Array:
@@ -297,8 +298,7 @@ def cross_names(theirs: str, ours: str) -> list[tuple[str, str]]:
 
 
 def block_names(theirs: str, ours: str, mixer: str, norm: str) -> list[tuple[str, str]]:
-    """The naming rules of a block of the latents; ``mixer`` and ``norm`` are our names of its attention and first norm.
-    """
+    """The naming rules of a block of the latents, with our names ``mixer`` and ``norm`` of its attention and norm."""
     return [
         (f"{theirs}.attention.self.layernorm1", f"{ours}.{norm}"),
         *[(f"{theirs}.attention.self.{part}", f"{ours}.{mixer}.{part}") for part in ("query", "key", "value")],
