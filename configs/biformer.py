@@ -5,9 +5,9 @@ authors' repository (rayleizhu/BiFormer: configs/train_args.yaml, main.py and th
 300 epochs at 224 pixels, AdamW, batch 1024, peak learning rate 1e-3 (5e-4 for each 512 images), weight
 decay 0.05, cosine to 1e-5 after 5 epochs of warm-up, stochastic depth 0.1, 0.15 and 0.4.
 
-Left out: color jitter 0.4, which timm drops when RandAugment is on; the averaged weights that the authors
-keep but do not evaluate; 10 epochs of cool-down at the final learning rate. Not offered here: repeated
-augmentation (three views of an image in an epoch, of a third of the images).
+Left out: color jitter 0.4, which timm drops when RandAugment is on; the averaged weights that the authors keep but do
+not evaluate; 10 epochs of cool-down at the final learning rate. Not supported: repeated augmentation (an epoch of three
+views each of a third of the images).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CaiT (H. Touvron et al., arXiv:2103.17239), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
 
-The authors train for 400 epochs, with a stochastic depth that all blocks share; its rates here are our choice. The
-released weights are also distilled, and those of larger images fine-tuned, which is left out here.
+The authors train for 400 epochs, with the same stochastic depth in all blocks; its rates here are our choice. The
+released weights are also distilled, and those for larger images fine-tuned; both are left out here.
 """
 
 from __future__ import annotations

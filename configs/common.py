@@ -1,8 +1,7 @@
 """The one place where a config is built: the fields of every run, and the recipes of vision and of language.
 
-A config file of an architecture is data: which model and settings it has on the embedded digits, and
-what was published for each of its variants on ImageNet-1k. The argument after the file's name says
-what to train on::
+A config file of an architecture is data: its model and settings on the embedded digits, and the published settings of
+each of its variants on ImageNet-1k. The argument after the file's name chooses what to train on::
 
     --config=configs/biformer.py                                     the embedded digits
     --config=configs/biformer.py:imagenet,variant=tiny               the published recipe
@@ -23,8 +22,8 @@ and of an encoder-decoder::
     --config=configs/t5.py:sort,length=20                            another computed set with its options
     --config=configs/t5.py:file,path=FILE                            the user's pairs, a .tsv or .jsonl file or a folder
 
-each also with variant=, and the texts with tokenizer=FILE (a tokenizer.json; bytes without).
-Every field can be overridden on the command line: ``--config.batch_size=64``.
+Language models and encoder-decoders also take variant=, and on text tokenizer=FILE (a tokenizer.json; the default is
+bytes). Every field can be overridden on the command line: ``--config.batch_size=64``.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ Fields = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What a config file says about its architecture. All are nested fields that replace the recipe's.
+    """The data of a vision architecture's config file. All are nested fields that replace those of the recipe.
 
     Attributes:
       digits: the small model and its settings on the embedded digits.
       variants: published ImageNet-1k settings by the name of the variant, each with "model".
       imagenet: settings that all variants share.
-      default: the variant taken on ImageNet where none is named.
+      default: the variant used on ImageNet if none is named.
     """
 
     digits: Fields
@@ -68,8 +67,8 @@ def run() -> ConfigDict:
             "model": "",
             "model_options": {},  # overrides for zoo.create
             "weights": "",  # a file or a name to start from; "" is random
-            # Adapters of this rank for the layers that match (globs over names); everything except them and the head is
-            # frozen. Their change is scaled by alpha / rank; 0 is alpha = rank. Rank 0 trains the model itself.
+            # LoRA adapters of this rank in the layers that match (globs over names); everything except them and the
+            # head is frozen. Their update is scaled by alpha / rank; 0 is alpha = rank. Rank 0 trains the model itself.
             "lora": {"rank": 0, "alpha": 0.0, "patterns": ("*blocks.*",)},
             "task": {},  # name, and the options of that task
             "train_for": "1 epoch",  # durations: "3 epochs", "500 steps", "10000 examples"
@@ -77,41 +76,41 @@ def run() -> ConfigDict:
             "save_every": "1 epoch",
             "patience": 0,  # evaluations without a better figure after which the run ends early; 0 is never
             "batch_size": 64,
-            "accumulate": 1,  # microbatches a step
+            "accumulate": 1,  # microbatches per step
             "optimizer": {
                 "name": "adamw",
                 "learning_rate": 1e-3,  # the peak
                 "weight_decay": 0.05,
-                "clip_norm": 0.0,  # greatest global norm of the gradient; 0 is off
+                "clip_norm": 0.0,  # largest global norm of the gradient; 0 is off
                 "layer_decay": 1.0,  # factor on the learning rate from each layer to the one below
                 # Pairs of a parameter-name pattern and a factor on the learning rate: (("head.*", 10.0),).
                 "multipliers": (),
-                # Parameter-name patterns; one that begins with "!" frees again: ("*", "!head.*") trains the head alone.
+                # Parameter-name patterns; one that begins with "!" unfreezes: ("*", "!head.*") trains only the head.
                 "freeze": (),
-                "no_decay": (),  # parameter-name patterns, besides what the model names
+                "no_decay": (),  # parameter-name patterns, in addition to those of the model
                 "options": {},  # of the optimizer, such as b1
-                # How updates reach parameters narrower than float32: "master" (a float32 copy of them in the
-                # optimizer's state) or "stochastic" (rounding); bytes a parameter: training/precision.py.
+                # How updates are applied to parameters of lower precision than float32: "master" (a float32 copy of
+                # them in the optimizer's state) or "stochastic" (rounding); memory of each: training/precision.py.
                 "rounding": "master",
             },
-            "schedule": {"name": "cosine", "warmup": "0 steps", "final": 0.0},  # final: as a part of the peak
+            "schedule": {"name": "cosine", "warmup": "0 steps", "final": 0.0},  # final: as a fraction of the peak
             "ema": 0.0,  # decay of the averaged weights; 0 is off
             "dtype": "float32",  # of the computation
-            "param_dtype": "float32",  # of the parameters; the optimizer's state is in float32 whatever it is
+            "param_dtype": "float32",  # of the parameters; the optimizer's state is always float32
             # What is computed again in the backward pass: nothing, dots, block, offload (layers/rematerialization.py).
             "remat": "nothing",
             "scan": False,
-            "aux_losses": {},  # name of a loss that modules report: its weight
+            "aux_losses": {},  # weights of losses that modules report, by name
             "nonfinite": "stop",  # or "skip"
-            # Devices along each axis; -1 is all that are left. data and fsdp share the rows of a batch; fsdp and
-            # tensor, the parameters; sequence, the tokens.
+            # Devices along each axis; -1 is all remaining ones. data and fsdp split the rows of a batch, fsdp and
+            # tensor the parameters, sequence the tokens.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
-            # Several processes, one a host: the address "host:port" of the first, how many there are, and which this
-            # one is, from 0. Also from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
-            # "auto" asks the cluster's scheduler.
+            # Several processes, one per host: the address "host:port" of the first, their number, and the index of this
+            # one, from 0. Also from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID. "auto"
+            # asks the cluster's scheduler.
             "distributed": {"coordinator": "", "processes": 0, "process": -1},
             "workers": 2,
-            "keep": 3,  # checkpoints, besides the best
+            "keep": 3,  # number of checkpoints, besides the best
             "log_every": 10,  # steps
             "profile": 0,  # steps to trace
         }
@@ -119,7 +118,7 @@ def run() -> ConfigDict:
 
 
 def classification() -> ConfigDict:
-    """Returns the fields of a run of image classification, nothing varied."""
+    """Returns the fields of an image classification run, without augmentation beyond crops and flips."""
     config = run()
     config.task = ConfigDict(
         {
@@ -140,10 +139,10 @@ def classification() -> ConfigDict:
                 "color_jitter": 0.0,
                 "rand_augment": "",
             },
-            "aux_logits": {},  # name of logits that modules report besides the answer: the weight of their loss
+            "aux_logits": {},  # weights of the losses of additional logits that modules report, by name
             "mix": {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch": 0.5, "mode": "batch", "erasing": 0.0},
-            # A teacher by its model and its weights, or the working directory of a run as weights; and how to learn
-            # from it: "hard" (its likeliest class) or "soft" (its probabilities), with so much of the loss.
+            # A teacher by its model and weights, or the working directory of a run as weights; the target: "hard" (its
+            # most probable class) or "soft" (its probabilities); and the weight of this loss.
             "distillation": {"teacher": {"name": "", "weights": ""}, "kind": "hard", "weight": 0.5, "temperature": 1.0},
         }
     )
@@ -153,16 +152,16 @@ def classification() -> ConfigDict:
 def imagenet(
     batch_size: int, learning_rate: float, *, warmup: str, final: float, rand_augment: str, mix: Fields, **more: Any
 ) -> Fields:
-    """What recipes for vision transformers on ImageNet-1k have in common since DeiT: AdamW and a cosine over 300
-    epochs, bfloat16.
+    """The common settings of recipes for vision transformers on ImageNet-1k since DeiT: AdamW, a cosine schedule over
+    300 epochs, bfloat16.
 
     Args:
-      batch_size, learning_rate: the peak is for this batch.
+      batch_size, learning_rate: the batch size, and the peak rate for it.
       warmup: a duration.
-      final: learning rate at the end, as a part of the peak.
-      rand_augment: as timm writes it.
-      mix: mixup, cutmix and erasing.
-      more: nested fields that this recipe has besides.
+      final: learning rate at the end, as a fraction of the peak.
+      rand_augment: RandAugment in timm's notation.
+      mix: settings of mixup, cutmix and random erasing.
+      more: further nested fields of the recipe.
     """
     optimizer = {"name": "adamw", "learning_rate": learning_rate, "weight_decay": 0.05, **more.pop("optimizer", {})}
     return {
@@ -179,7 +178,7 @@ def imagenet(
 def deit(
     batch_size: int = 1024, learning_rate: float = 1e-3, *, warmup: str = "5 epochs", final: float = 0.01, **more: Any
 ) -> Fields:
-    """The recipe of DeiT (H. Touvron et al., arXiv:2012.12877), table 9, and those that took over its augmentation;
+    """The recipe of DeiT (H. Touvron et al., arXiv:2012.12877, table 9), and of papers that adopted its augmentation;
     arguments as in :func:`imagenet`.
     """
     mix = {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
@@ -197,8 +196,8 @@ def bag_of_tricks(**more: Any) -> Fields:
 
 
 def digits(model: str, *, epochs: int = 30, evaluated: int = 5, learning_rate: float = 2e-3, warmup: int = 2) -> Fields:
-    """The settings of a small model on the embedded digits; durations in epochs, ``evaluated`` is from one evaluation
-    to the next.
+    """The settings of a small model on the embedded digits; durations in epochs, with an evaluation every ``evaluated``
+    epochs.
     """
     return {
         "model": model,
@@ -237,10 +236,11 @@ def _imagenet(architecture: Architecture, variant: str) -> ConfigDict:
 
 
 def _small(config: ConfigDict) -> ConfigDict:
-    """Fits a published recipe to a smaller set and one machine, which may have no accelerator; our choice throughout.
+    """Adapts a published recipe to a smaller data set and one machine, possibly without an accelerator; entirely our
+    choice.
 
-    With the batch the learning rate falls by the square root, as adaptive optimizers want it. What was
-    published in steps (warm-up, the memory of averaged weights) may be longer than the whole run here.
+    The learning rate is scaled with the square root of the batch size, as is usual for adaptive optimizers. Published
+    settings in steps (warm-up, the decay of averaged weights) may exceed the whole run here and are replaced.
     """
     config.optimizer.learning_rate *= math.sqrt(64 / config.batch_size)
     config.update(
@@ -256,8 +256,8 @@ def _small(config: ConfigDict) -> ConfigDict:
 
 
 def _nano(architecture: Architecture) -> ConfigDict:
-    """The small model of the embedded digits for photos of 64 pixels and machines without an accelerator; our choice
-    throughout.
+    """The small model of the embedded digits, for photos of 64 pixels and machines without an accelerator; entirely our
+    choice.
     """
     config = classification()
     config.task.augment.crop_scale = (0.35, 1.0)
@@ -297,7 +297,10 @@ _RECIPES: dict[str, tuple[Callable[..., ConfigDict], tuple[str, ...]]] = {
 
 def parse(argument: str) -> tuple[str, dict[str, str]]:
     """Splits "folder,path=DIR,variant=tiny" into its head and its settings; a part that does not begin with ``word=``
-    belongs to the value before it.
+    belongs to the preceding value.
+
+    Raises:
+      ValueError: such a part has no preceding value.
     """
     head, *parts = argument.split(",")
     settings: dict[str, str] = {}
@@ -322,7 +325,7 @@ def vision(architecture: Architecture, argument: str | None) -> ConfigDict:
       argument: what follows the colon after the file's name; "" or None is the embedded digits.
 
     Raises:
-      ValueError: an unknown data set, setting or variant (near ones are named), or a missing setting.
+      ValueError: an unknown data set, setting or variant (the message suggests similar ones), or a missing setting.
     """
     head, settings = parse(argument or "")
     if head not in _RECIPES:
@@ -348,12 +351,12 @@ def vision(architecture: Architecture, argument: str | None) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageArchitecture:
-    """What a config file says about a language model. All are nested fields that replace the recipe's.
+    """The data of a language model's config file. All are nested fields that replace those of the recipe.
 
     Attributes:
       variants: settings by the name of the variant, each with "model".
-      default: the variant taken where none is named: one that trains in minutes on two cores.
-      task: settings of the recall and structure tasks, whose models are smaller still.
+      default: the variant used if none is named: one that trains in minutes on two cores.
+      task: settings for the recall and structure tasks, whose models are even smaller.
     """
 
     variants: Mapping[str, Fields]
@@ -382,7 +385,7 @@ def _language_run(architecture: LanguageArchitecture, variant: str) -> ConfigDic
 
 def _replace(config: ConfigDict, fields: Fields) -> None:
     fields = dict(fields)
-    config.model_options.update(fields.pop("model_options", {}))  # free-form: what is in it differs between models
+    config.model_options.update(fields.pop("model_options", {}))  # not in the defaults: options differ between models
     config.update(fields)
 
 
@@ -422,7 +425,7 @@ def _any_task(architecture: LanguageArchitecture, variant: str, name: str, **opt
 
 
 def parsed(text: str) -> Any:
-    """A number, True or False where it is one, else the text."""
+    """The value of a Python literal, such as a number or True; other text unchanged."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -446,7 +449,7 @@ def language(architecture: LanguageArchitecture, argument: str | None) -> Config
       argument: what follows the colon after the file's name; "" or None is the embedded text.
 
     Raises:
-      ValueError: an unknown recipe, setting or variant (near ones are named), or a missing setting.
+      ValueError: an unknown recipe, setting or variant (the message suggests similar ones), or a missing setting.
     """
     head, settings = parse(argument or "text")
     if head not in _LANGUAGE:
@@ -474,7 +477,7 @@ def sequence_to_sequence(architecture: LanguageArchitecture, argument: str | Non
         "reverse".
 
     Raises:
-      ValueError: an unknown variant (near ones are given), or a file without path=.
+      ValueError: an unknown variant (the message suggests similar ones), or a file without path=.
     """
     head, settings = parse(argument or "reverse")
     variant, tokenizer = settings.pop("variant", architecture.default), settings.pop("tokenizer", "")
@@ -489,7 +492,7 @@ def sequence_to_sequence(architecture: LanguageArchitecture, argument: str | Non
     else:
         _replace(config, architecture.task)
     if config.optimizer.name != "adamw":
-        config.optimizer.options = ConfigDict()  # those of the recipe are AdamW's
+        config.optimizer.options = ConfigDict()  # the recipe's options are AdamW's
     lengths = {name: placeholder(int) for name in ("source_length", "target_length")}
     texts = {"tokenizer": placeholder(str), "separator": placeholder(str)}
     task = {"name": "sequence_to_sequence", "dataset": dataset, **lengths, **texts}

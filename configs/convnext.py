@@ -3,7 +3,7 @@
 The ImageNet-1k recipe is the paper's (table 5): 300 epochs at 224 pixels, AdamW, batch 4096, peak learning rate 4e-3,
 20 epochs of warm-up, cosine to 1e-6 (facebookresearch/ConvNeXt: main.py), weight decay 0.05, RandAugment of magnitude
 9, mixup 0.8, CutMix 1, random erasing 0.25, label smoothing 0.1, averaged weights of decay 0.9999. Stochastic depth is
-0.1, 0.4, 0.5 and 0.5; the models have it.
+0.1, 0.4, 0.5 and 0.5, the defaults of the models.
 """
 
 from __future__ import annotations

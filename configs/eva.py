@@ -1,7 +1,7 @@
 """EVA-02 (Y. Fang et al., arXiv:2303.11331), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
 
-The authors pre-train on image features of EVA-CLIP and then fine-tune; that is not offered here. The ImageNet-1k recipe
-is the one of configs/vit.py, our choice.
+The authors pre-train on image features of EVA-CLIP and then fine-tune, which is not supported. The ImageNet-1k recipe
+is that of configs/vit.py, which is our choice.
 """
 
 from __future__ import annotations

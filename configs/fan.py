@@ -1,8 +1,8 @@
-"""FAN (D. Zhou et al., arXiv:2204.12451), and with TAP and ADL (Y. Guo et al., arXiv:2303.11126).
+"""FAN (D. Zhou et al., arXiv:2204.12451), also with TAP and ADL (Y. Guo et al., arXiv:2303.11126).
 
-Learning rates, warm-up, stochastic depth and erasing are those of the authors' scripts/, an average of the weights
-beside. How many images a step has is stated of two: 1,024 of the tiny hybrid, 4,096 of TAP's base hybrid, both 1,024
-for 1e-3, as it is here for all. TAP's other sizes have FAN's recipe.
+Learning rates, warm-up, stochastic depth, erasing and averaged weights are those of the authors' scripts/. The batch
+size is stated for two models: 1,024 for the tiny hybrid and 4,096 for TAP's base hybrid, in both cases 1,024 for a
+learning rate of 1e-3, as here for all. TAP's other sizes use FAN's recipe.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.common import Architecture, digits, imagenet, vision
 
-# Peak, epochs of warm-up, stochastic depth and erasing.
+# Peak learning rate, epochs of warm-up, stochastic depth and erasing.
 _SIZES: dict[str, tuple[float, int, float, float]] = {
     "tiny_12_p16_224": (2e-3, 5, 0.0, 0.25),
     "small_12_p16_224": (2e-3, 5, 0.2, 0.25),

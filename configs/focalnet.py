@@ -3,11 +3,10 @@
 The ImageNet-1k recipe is the paper's (section 4.1: that of Swin), its details from the authors' repository
 (microsoft/FocalNet: config.py, configs/*.yaml): 300 epochs at 224 pixels, AdamW, batch 1024, peak learning rate 1e-3
 (5e-4 for each 512 images), weight decay 0.05, cosine to 1e-5 after 20 epochs of warm-up, gradients clipped at 5,
-stochastic depth 0.2, 0.3 and 0.5; the models have it.
+stochastic depth 0.2, 0.3 and 0.5, the defaults of the models.
 
 Different: RandAugment drops color jitter 0.4, as timm does where both are on. The large models were trained on
-  ImageNet-22k and
-have no recipe here.
+ImageNet-22k and have no recipe here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HaloNet (A. Vaswani et al., arXiv:2103.12731).
 
-The published weights are timm's, whose recipes (a1h, ra2, c1) are given by name alone. The ImageNet-1k recipe here is
-our choice: that of our ResNets (configs/resnet.py), of T. He et al. (arXiv:1812.01187), at 256 pixels.
+The published weights are timm's, whose recipes (a1h, ra2, c1) are known only by name. The ImageNet-1k recipe here is
+our choice: that of our ResNets (configs/resnet.py) from T. He et al. (arXiv:1812.01187), at 256 pixels.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""HiSS (Bhirangi et al., arXiv:2402.10211) on readings of sensors.
+"""HiSS (Bhirangi et al., arXiv:2402.10211) on sensor readings.
 
     --config=configs/hiss.py                                    velocity from a drifting accelerometer, three minutes
     --config=configs/hiss.py:force,axes=3                       the force on a sensor that saturates and lags
     --config=configs/hiss.py:csv,path=DIR,inputs=ax+ay,targets=vx+vy,variant=vector
 
-After 250 of the 500 steps half of the velocity's variance is unexplained (0.505 on 256 windows, a loss of 0.483).
+After 250 of the 500 steps, 0.505 of the velocity's variance is unexplained on 256 windows, at a loss of 0.483.
 
 Sources also take the other options of the task (:class:`tasks.SensorSequences`): length, ratio, deltas. The published
-sizes have the authors' optimizer, Adam with a constant learning rate of 1e-4 and batches of 4 windows, which they run
-for 300 epochs of their data; how long is our choice here. The settings of the small model are our choice.
+sizes use the authors' optimizer, Adam with a constant learning rate of 1e-4 and batches of 4 windows; the authors train
+for 300 epochs of their data, and the duration here is our choice. The settings of the small model are our choice.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """Returns the config; the argument is explained at the top.
 
     Raises:
-      ValueError: an unknown variant (near ones are named).
+      ValueError: an unknown variant (the message suggests similar ones).
     """
     source, settings = parse(argument or "accelerometer")
     variant = settings.pop("variant", "nano")

@@ -1,6 +1,6 @@
 """HVT (Z. Pan et al., arXiv:2103.10619), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
 
-The recipe is DeiT's, with a weight decay of 0.025 and without repeated augmentation for all sizes (the authors'
+The recipe for all sizes is DeiT's, with a weight decay of 0.025 and without repeated augmentation (the authors'
 config/).
 """
 

@@ -1,7 +1,7 @@
 """InLine attention in CSWin (D. Han et al., arXiv:2412.06590).
 
 The ImageNet-1k recipe is the authors' (LeapLabTHU/InLine: cfgs/inline_cswin_*.yaml, README): 300 epochs at 224 pixels,
-AdamW, batch 1024 on eight devices (512 for base) and 5e-4 of peak learning rate for each 512 images, weight decay 0.05
+AdamW, batch 1024 on eight devices (512 for base), a peak learning rate of 5e-4 for each 512 images, weight decay 0.05
 (0.1 for base), cosine to a fiftieth after 20 epochs of warm-up, averaged weights; stochastic depth 0.2, 0.4 and 0.5.
 
 Different: the last 10 epochs at the lowest learning rate are left out. RandAugment drops color jitter 0.4, as timm does

@@ -2,7 +2,7 @@
 
 The ImageNet-1k recipe is the authors' command and its defaults (ChuanyangZheng/L2ViT: readme, main.py), those of
 ConvNeXt: 300 epochs at 224 pixels, AdamW, batch 4096, peak learning rate 4e-3, weight decay 0.05, cosine to 1e-6 after
-20 epochs of warm-up, averaged weights; stochastic depth 0.3 for base, and our choice for the others.
+20 epochs of warm-up, averaged weights; stochastic depth 0.3 for base; for the other sizes it is our choice.
 
 Different: RandAugment drops color jitter 0.4, as timm does where both are on.
 """

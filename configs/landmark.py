@@ -1,6 +1,6 @@
 """Landmark attention (Mohtashami and Jaggi, arXiv:2305.16300) as the authors' command trains it on PG-19: AdamW with a
-learning rate of 2e-3, b2 0.95 and a weight decay of 1e-3, 240,000 batches of 128. Their LLaMA was tuned for 15,000
-steps of 128 texts of 512 tokens, with a learning rate of 2e-5 and 3 % of warm-up. The small form is our choice.
+learning rate of 2e-3, b2 0.95 and a weight decay of 1e-3, 240,000 batches of 128. Their LLaMA was fine-tuned for 15,000
+steps of 128 texts of 512 tokens, with a learning rate of 2e-5 and 3 % of warm-up. The nano settings are our choice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Llama and the decoders of its form (zoo/language/llama.py). Its settings for the nano are our choice.
+"""Llama and similar decoders (zoo/language/llama.py). The nano settings are our choice.
 
-The learning rates of released sizes are their papers' (TinyLlama, arXiv:2401.02385; Llama 3, arXiv:2407.21783, table
-3), for batches of millions of tokens.
+The learning rates of the released sizes are those of their papers (TinyLlama, arXiv:2401.02385; Llama 3,
+arXiv:2407.21783, table 3), for batches of millions of tokens.
 """
 
 from __future__ import annotations

@@ -7,13 +7,14 @@
     --config=configs/long_range_arena.py:image              prepared TFDS cifar10; path=DIR is a folder of images
     --config=configs/long_range_arena.py:pathfinder         also pathfinder_64, path_x (128 pixels) and path_256
 
-each also with mixer=NAME (``layers.list_mixers()``), and all that are drawn with variant=nano (small data and model).
-cache=DIR keeps images of Pathfinder that were drawn once. denoise=masked or denoise=causal learns the sequences before
-the classes: a run with --config.weights=RUN goes on from it.
+All of them take mixer=NAME (``layers.list_mixers()``); listops, image and pathfinder also take variant=nano (small data
+and model). cache=DIR stores the generated images of Pathfinder. denoise=masked or denoise=causal pretrains on the
+sequences without classes; a run with --config.weights=RUN starts from the result.
 
-Sizes, steps, batches and rates are those of the configurations in github.com/google-research/long-range-arena, where
-the rate of the texts is 0.05 / sqrt(max(step, warm-up)). Of retrieval the warm-up of 8000 steps is longer than the run
-of 5000, which therefore ends at 5/8 of the peak. The nano settings are our choice.
+Model sizes, steps, batch sizes and learning rates are those of the configurations in
+github.com/google-research/long-range-arena, where the learning rate for texts is 0.05 / sqrt(max(step, warm-up)). For
+retrieval the warm-up of 8000 steps is longer than the run of 5000, which therefore ends at 5/8 of the peak. The nano
+settings are our choice.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _ADAM = {"b2": 0.98, "eps": 1e-9}
 
 
 def _text(steps: int, warmup: int) -> dict[str, Any]:
-    """The recipe of listops, text and retrieval."""
+    """The recipe for listops, text and retrieval."""
     reached = min(warmup, steps)
     return {
         "train_for": f"{steps} steps", "eval_every": f"{steps // 10} steps", "save_every": f"{steps // 10} steps",
@@ -43,7 +44,7 @@ def _text(steps: int, warmup: int) -> dict[str, Any]:
 
 
 def _pixels(epochs: int, batch_size: int, rate: float, dropout: float, clip: float = 0.0) -> dict[str, Any]:
-    """The recipe of images."""
+    """The recipe for images."""
     return {
         "train_for": f"{epochs} epochs", "eval_every": "1 epoch", "save_every": "5 epochs", "batch_size": batch_size,
         "optimizer": {"learning_rate": rate, "weight_decay": 0.0, "clip_norm": clip},
@@ -62,7 +63,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "path_x": {"model": "lra_pathfinder_128", **_pixels(200, 64, 1e-3, 0.1, clip=1.0)},
     "path_256": {"model": "lra_pathfinder_256", **_pixels(100, 32, 1e-3, 0.1)},
 }
-"""The paper's, by the name of the part."""
+"""The paper's recipes, by the name of the part."""
 NANO: Mapping[str, Mapping[str, Any]] = {
     "listops": {
         "name": "listops",
@@ -96,7 +97,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """Returns the config; the argument is explained at the top.
 
     Raises:
-      ValueError: an unknown part, setting or variant (near ones are named), or a part without its data.
+      ValueError: an unknown part, setting or variant (the message suggests similar ones), or a part without its data.
     """
     part, settings = parse(argument or "listops,variant=nano")
     if part not in RECIPES:

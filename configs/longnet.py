@@ -1,7 +1,7 @@
 """LongNet (J. Ding et al., arXiv:2307.02486). Its settings are our choice.
 
-The nano's segments reach the 256 tokens of the text: 64 of them at every token, 128 at every second, 256 at every
-fourth.
+The segments of the nano size cover the text's 256 tokens: segments of 64 use every token, those of 128 every second and
+those of 256 every fourth.
 """
 
 from __future__ import annotations

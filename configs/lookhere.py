@@ -1,12 +1,12 @@
 """LookHere (A. Fuller et al., arXiv:2405.13985), trained as DeiT III (H. Touvron et al., arXiv:2204.07118).
 
-The published models were trained for 150 epochs on ImageNet-1k at 224 pixels (the README of GreenCUBIC/lookhere), the
-body being DeiT III's; their other settings are in the paper alone. What is here besides is DeiT III's recipe for
-ImageNet-1k (its table 1): LAMB, batch 2048, peak learning rate 3e-3, weight decay 0.02, cosine after 5 epochs of
+The published models, with DeiT III's body, were trained for 150 epochs on ImageNet-1k at 224 pixels (README of
+GreenCUBIC/lookhere); their other settings are only in the paper. All other settings here are those of DeiT III's recipe
+for ImageNet-1k (its table 1): LAMB, batch 2048, peak learning rate 3e-3, weight decay 0.02, cosine after 5 epochs of
 warm-up, gradients clipped at 1, mixup 0.8, CutMix 1, no erasing and no label smoothing.
 
-Different: cross entropy takes the place of binary cross entropy, RandAugment that of three augmentations; repeated
-augmentation is left out.
+Different: cross-entropy replaces binary cross-entropy, and RandAugment replaces DeiT III's three augmentations;
+repeated augmentation is left out.
 """
 
 from __future__ import annotations

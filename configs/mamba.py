@@ -1,8 +1,8 @@
 """Mamba (A. Gu, T. Dao, arXiv:2312.00752).
 
-The learning rates of the released sizes are the paper's (appendix E.2): five times those of GPT-3 for
-models of their size, which assume half a million tokens a step. The recall tasks take the paper's
-size of model for them: two layers of 64 channels.
+The learning rates of the released sizes are the paper's (appendix E.2): five times those of GPT-3 for models of their
+size, which assume half a million tokens a step. The recall tasks use the paper's model size for them: two layers of 64
+channels.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The ImageNet-1k recipe is the paper's (section 4.1: that of DeiT without distillation), its details from the authors'
 repository (yuweihao/MambaOut: scripts/, distributed_train.sh): 300 epochs at 224 pixels, AdamW, batch 4096, peak
 learning rate 4e-3, weight decay 0.05, cosine to 1e-5 after 20 epochs of warm-up; stochastic depth 0.025 for femto and
-kobe, 0.2 for tiny, 0.4 for small and 0.6 for base. timm's own models have other recipes, which are not here.
+kobe, 0.2 for tiny, 0.4 for small and 0.6 for base. timm's own models have other recipes, which are not included.
 
 Different: RandAugment drops color jitter 0.4, as timm does where both are on.
 """

@@ -1,13 +1,12 @@
 """MaxViT (Z. Tu et al., arXiv:2204.01697).
 
-The ImageNet-1k recipe is that of the authors' repository (google-research/maxvit: hp/vision.py and
-hp/vision_i1k.py): 300 epochs at 224 pixels, AdamW, batch 4096, peak learning rate 3e-3, cosine to 1e-5
-after 10,000 steps of warm-up, weight decay 0.05, gradients clipped at 1, averaged weights of decay
-0.9999, label smoothing 0.1, mixup 0.8, two layers of RandAugment. Stochastic depth is 0.2, 0.3, 0.4
-and 0.6; the models have it.
+The ImageNet-1k recipe is that of the authors' repository (google-research/maxvit: hp/vision.py and hp/vision_i1k.py):
+300 epochs at 224 pixels, AdamW, batch 4096, peak learning rate 3e-3, cosine to 1e-5 after 10,000 steps of warm-up,
+weight decay 0.05, gradients clipped at 1, averaged weights of decay 0.9999, label smoothing 0.1, mixup 0.8, two layers
+of RandAugment. Stochastic depth is 0.2, 0.3, 0.4 and 0.6, the defaults of the models.
 
-Different: RandAugment is timm's set at its greatest magnitude, where the authors' is AutoAugment's at 15 of 30.
-xlarge was trained on ImageNet-21k alone and has no recipe here.
+Different: RandAugment uses timm's set at its largest magnitude, where the authors use AutoAugment's set at 15 of 30.
+xlarge was trained only on ImageNet-21k and has no recipe here.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The ImageNet-1k recipe is the authors' (LMMMEng/OverLoCK: scripts/, train.py): 300 epochs at 224 pixels, AdamW, batch
 2048 and peak learning rate 2e-3, weight decay 0.05, cosine to 1e-5 after 5 epochs of warm-up, gradients clipped at a
-norm of 5, averaged weights; 0.4 times the loss of the overview's own logits is added; stochastic depth 0.1 for XT, 0.15
-for T, 0.4 for S and 0.5 for B.
+norm of 5, averaged weights; an auxiliary loss on the overview's logits has a weight of 0.4; stochastic depth 0.1 for
+XT, 0.15 for T, 0.4 for S and 0.5 for B.
 
 Different: the last 10 epochs at the lowest learning rate are left out. RandAugment drops color jitter 0.4, as timm does
 where both are on.

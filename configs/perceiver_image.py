@@ -1,7 +1,7 @@
 """Perceiver IO on images (A. Jaegle et al., arXiv:2107.14795).
 
 The ImageNet-1k recipe is DeiT's (H. Touvron et al., arXiv:2012.12877), which is our choice: the authors train with LAMB
-and a rate that stays flat for the first half.
+and a learning rate that stays constant for the first half.
 """
 
 from __future__ import annotations

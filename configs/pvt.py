@@ -5,7 +5,7 @@ repository (whai362/PVT: classification/configs/pvt_v2): 300 epochs at 224 pixel
 learning rate 1e-3, weight decay 0.05, cosine to 1e-5 after 5 epochs of warm-up; stochastic depth 0.1 up
 to b2 and 0.3 from b3 on, for which gradients are clipped at 1.
 
-Not offered here: repeated augmentation (three views of an image in an epoch, of a third of the images).
+Not supported: repeated augmentation (an epoch of three views each of a third of the images).
 """
 
 from __future__ import annotations

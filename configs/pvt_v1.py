@@ -1,6 +1,6 @@
 """PVT (W. Wang et al., ICCV 2021), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
 
-Stochastic depth is the variant's own: 0.3 in the large model and 0.1 in the others.
+Stochastic depth is that of the variant: 0.3 in the large model and 0.1 in the others.
 """
 
 from __future__ import annotations

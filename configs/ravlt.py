@@ -5,7 +5,7 @@ RMT, which are DeiT's: 300 epochs at 224 pixels, AdamW, peak learning rate 5e-4 
 cosine to 1e-5 after 5 epochs of warm-up; a batch of 1024 where the command leaves it to the number of devices;
 stochastic depth 0.1, 0.15, 0.4 and 0.55, as in the models.
 
-Not offered here: repeated augmentation (three views of an image in an epoch, of a third of the images).
+Not supported: repeated augmentation (an epoch of three views each of a third of the images).
 """
 
 from __future__ import annotations

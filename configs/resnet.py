@@ -2,11 +2,11 @@
 
 The ImageNet-1k recipe is that of Bag of Tricks (T. He et al., arXiv:1812.01187, sections 2 to 5): SGD with Nesterov
 momentum 0.9, batch 1024 at a peak learning rate of 0.4 (0.1 for each 256 images), 5 epochs of warm-up and a cosine to
-0, weight decay 1e-4 on weights alone, the last scale of each block from 0, label smoothing 0.1, mixup 0.2 and therefore
-200 epochs, color jitter 0.4.
+0, weight decay 1e-4 only on weights, the last norm scale of each block initialized to 0, label smoothing 0.1, mixup 0.2
+and therefore 200 epochs, color jitter 0.4.
 
-ECA-Net (Q. Wang et al., arXiv:1910.03151) was trained without most of it: batch 256, learning rate 0.1, a tenth of it
-after 30, 60 and 90 of 100 epochs, no mixup; here it has the recipe of the others.
+ECA-Net (Q. Wang et al., arXiv:1910.03151) was trained without most of this: batch 256, learning rate 0.1, divided by 10
+after 30, 60 and 90 of 100 epochs, no mixup; here it uses the same recipe as the others.
 
 Left out: noise along the principal components of color, and distillation from a larger model.
 """

@@ -2,10 +2,10 @@
 
 The ImageNet-1k recipe is DeiT's with a batch of 2048 and a peak learning rate of 2e-3 (5e-4 for each 512 images), which
 the authors' logs show (qhfan/RMT: RMT_log; the paper says 1024 and 1e-3): 300 epochs at 224 pixels, AdamW, weight decay
-0.05, cosine to 1e-5 after 5 epochs of warm-up, averaged weights, whose figures are the published ones but for tiny's;
+0.05, cosine to 1e-5 after 5 epochs of warm-up, averaged weights, whose figures are the published ones except for tiny;
 stochastic depth 0.1, 0.15, 0.4 and 0.5.
 
-Not offered here: repeated augmentation (three views of an image in an epoch, of a third of the images).
+Not supported: repeated augmentation (an epoch of three views each of a third of the images).
 """
 
 from __future__ import annotations

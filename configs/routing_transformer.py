@@ -1,8 +1,8 @@
 """Routing Transformer (A. Roy et al., arXiv:2003.05997).
 
-The commitment loss, which draws queries toward their centroids, has the weight of the authors' code
-(1e-4). The learning rates are our choice: the authors train with Adafactor, whose steps are relative to
-the parameters. The nano's clusters hold 32 tokens: eight of them for the text's 256.
+The commitment loss, which pulls queries toward their centroids, has the weight of the authors' code (1e-4). The
+learning rates are our choice: the authors train with Adafactor, whose steps are relative to the parameters. The nano
+size has eight clusters of 32 tokens for the text's 256.
 """
 
 from __future__ import annotations

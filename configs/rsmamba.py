@@ -1,8 +1,8 @@
 """RSMamba (K. Chen et al., arXiv:2403.19654).
 
-The authors' recipe for three sets of remote sensing (KyanChen/RSMamba: configs/rsmamba), here for any set: 500 epochs
-at 224 pixels, AdamW, batch 64, peak learning rate 5e-4, weight decay 0.05, cosine to 1e-5 after 10 epochs of warm-up,
-crops of 40 % to the whole image, label smoothing 0.1, mixup 0.8, CutMix 1.
+The authors' recipe for three remote sensing data sets (KyanChen/RSMamba: configs/rsmamba), here for any data set: 500
+epochs at 224 pixels, AdamW, batch 64, peak learning rate 5e-4, weight decay 0.05, cosine to 1e-5 after 10 epochs of
+warm-up, crops of 40 % to 100 % of the image, label smoothing 0.1, mixup 0.8, CutMix 1.
 
 Different: RandAugment in place of AutoAugment, and no vertical flips.
 """

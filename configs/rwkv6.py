@@ -1,4 +1,4 @@
-"""RWKV-6 (B. Peng et al., arXiv:2404.05892): decay of matrices alone; all settings are our choice."""
+"""RWKV-6 (B. Peng et al., arXiv:2404.05892): weight decay only for matrices; all settings are our choice."""
 
 from __future__ import annotations
 

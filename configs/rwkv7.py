@@ -1,4 +1,4 @@
-"""RWKV-7 (B. Peng et al., arXiv:2503.14456): decay of matrices alone; all settings are our choice."""
+"""RWKV-7 (B. Peng et al., arXiv:2503.14456): weight decay only for matrices; all settings are our choice."""
 
 from __future__ import annotations
 

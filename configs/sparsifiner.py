@@ -1,7 +1,7 @@
 """Sparsifiner (C. Wei et al., arXiv:2303.13755).
 
-The ImageNet-1k recipe is DeiT's (H. Touvron et al., arXiv:2012.12877) for models that begin at random, which is our
-choice. The authors begin with a DeiT's weights (lim142857/Sparsifiner: sparsifiner_default_config.yaml): 5 epochs with
+The ImageNet-1k recipe is DeiT's (H. Touvron et al., arXiv:2012.12877) for models trained from scratch, which is our
+choice. The authors start from a DeiT's weights (lim142857/Sparsifiner: sparsifiner_default_config.yaml): 5 epochs with
 ``--config.model_options.keep=1.0``, which report the loss of the predictors, at a peak learning rate of 3e-4, then 45
 epochs at 8e-5 with a quarter of the connections and the dense model as teacher (``--config.task.distillation``).
 """

@@ -1,7 +1,7 @@
 """T2T-ViT (L. Yuan et al., arXiv:2101.11986), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
 
-The authors' commands have batch 512, a peak learning rate of 5e-4 or 1e-3 and a weight decay of 0.03 to 0.065 by size.
-Here the ImageNet-1k recipe is that of configs/vit.py, our choice.
+The authors' commands use batch 512, a peak learning rate of 5e-4 or 1e-3, and a weight decay of 0.03 to 0.065 depending
+on the size. The ImageNet-1k recipe here is that of configs/vit.py, which is our choice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """T5 (Raffel et al., arXiv:1910.10683) on pairs of a source and its target.
 
 The small model's settings are our choice. Those of the released sizes are the paper's for fine-tuning (section 3.1.2):
-AdaFactor, a constant learning rate of 1e-3, batches of 128 sequences; its 2^18 steps are not taken over.
+AdaFactor, a constant learning rate of 1e-3, batches of 128 sequences; its 2^18 steps are not used.
 """
 
 from __future__ import annotations

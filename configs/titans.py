@@ -1,7 +1,7 @@
 """Titans (A. Behrouz et al., arXiv:2501.00663).
 
-Learning rate of the released sizes and weight decay are the paper's (section 5.1), which assume half a
-million tokens a step and segments of text of 4096 tokens. The nano settings are our choice.
+The learning rate of the paper's sizes and the weight decay are those of section 5.1, which assume half a million tokens
+a step and training sequences of 4096 tokens. The nano settings are our choice.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """TransNeXt (D. Shi, arXiv:2311.17132) and MoH-TransNeXt (P. Jin et al., arXiv:2410.11842), trained as DeiT (H. Touvron
 et al., arXiv:2012.12877).
 
-Of the authors' classification/main.py and configs/: eight times 128 images, a peak of 1e-3, gradients clipped at 1.
-Stochastic depth is the variant's own. Models at 384 pixels are fine-tuned ones, and have no recipe here.
+From the authors' classification/main.py and configs/: batch 1024 (eight times 128), peak learning rate 1e-3, gradients
+clipped at 1. Stochastic depth is that of the variant. Models at 384 pixels are fine-tuned and have no recipe here.
 """
 
 from __future__ import annotations

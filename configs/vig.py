@@ -3,7 +3,7 @@
 The ImageNet-1k recipe is the authors' (hustvl/ViG: classification/config.py, configs/vig), those of VMamba and Swin:
 300 epochs at 224 pixels, AdamW, batch 1024 (128 on each of 8 GPUs), peak learning rate 2e-3 (1e-3 for each 512 images;
 for small 1e-3), weight decay 0.05 (0.1 for small), cosine to 5e-6 for each 512 images after 20 epochs of warm-up,
-gradients clipped at 5; stochastic depth none, 0.2 and 0.5.
+gradients clipped at 5; stochastic depth 0, 0.2 and 0.5.
 
 Different: RandAugment drops color jitter 0.4, as timm does where both are on.
 """

@@ -1,7 +1,7 @@
 """ViR (A. Hatamizadeh et al., arXiv:2310.19731).
 
-The ImageNet-1k recipe is DeiT's (H. Touvron et al., arXiv:2012.12877), which is our choice: the authors' command states
-a stochastic depth of 0.2 and a weight decay of 0.05, and a peak learning rate of 5e-3 without the number of GPUs.
+The ImageNet-1k recipe is DeiT's (H. Touvron et al., arXiv:2012.12877), which is our choice: the authors' command has a
+stochastic depth of 0.2, a weight decay of 0.05 and a peak learning rate of 5e-3, but not the number of GPUs.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ The ImageNet-1k recipe is table 9 of DeiT, its details from the arguments in the
 (5e-4 for each 512 images), weight decay 0.05, cosine to 1e-5 after 5 epochs of warm-up, stochastic
 depth 0.1 for every size.
 
-Left out: color jitter 0.4, which timm drops when RandAugment is on; the averaged weights that the authors
-keep but do not evaluate; 10 epochs of cool-down at the final learning rate. Not offered here: repeated
-augmentation (three views of an image in an epoch, of a third of the images).
+Left out: color jitter 0.4, which timm drops when RandAugment is on; the averaged weights that the authors keep but do
+not evaluate; 10 epochs of cool-down at the final learning rate. Not supported: repeated augmentation (an epoch of three
+views each of a third of the images).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ViT-ResNAS (Y. Liao et al., arXiv:2109.00642), trained as DeiT (H. Touvron et al., arXiv:2012.12877).
 
-Of the authors' scripts/vit-sr-nas/searched_net and main.py: eight times 128 images, no repeated augmentation, an
-average of the weights; stochastic depth is the variant's own. Their mixing of patches (token mixup), for which a second
-head classifies every token, is not here, nor are models fine-tuned at 280 and 392 pixels.
+From the authors' scripts/vit-sr-nas/searched_net and main.py: batch 1024 (eight times 128), no repeated augmentation,
+averaged weights; stochastic depth is that of the variant. Their token mixup, for which a second head classifies every
+token, and models fine-tuned at 280 and 392 pixels are not included.
 """
 
 from __future__ import annotations
