@@ -1,7 +1,7 @@
-"""Ops: one public function each, several implementations, one table that picks (``dispatch``).
+"""Ops: one public function each, with several implementations and one table that chooses among them (``dispatch``).
 
-Arrays are ``(batch, length, heads, head_dim)``. Every op takes ``implementation=None`` (the best
-that serves the call) or a name; :func:`pallas_kernels.dispatch.recording` reports what was picked.
+Arrays are ``(batch, length, heads, head_dim)``. Every op takes ``implementation=``, a name or None for the best one
+that supports the call; :func:`pallas_kernels.dispatch.recording` reports which was chosen.
 """
 
 from pallas_kernels.attention import attention, attention_weights, masks, merge

@@ -1,6 +1,6 @@
-"""What an op's implementations take: one object with all arguments of a call, after its checks.
+"""The interface of an op's implementations: one object with all arguments of a call, after validation.
 
-A subclass for each op names its arrays, their axes, and its options once; an argument more is a field more, and
+A subclass for each op declares its arrays, their axes and its options once. A new argument is a new field, which
 concerns only the implementations that read it.
 """
 
@@ -16,10 +16,10 @@ class Call:
     """The arguments of a call: arrays, or None, and options.
 
     Attributes:
-      axes: of each array, a letter for each axis (:mod:`pallas_kernels.mesh`); a word for each number of axes it may
-        have.
-      results: the axes of the arrays that an implementation returns, always as a tuple; for one that was not asked for
-        it may return None.
+      axes: for each array a word with one letter per axis (:mod:`pallas_kernels.mesh`), or one word for each number of
+        axes that it may have.
+      results: the axes of the arrays that an implementation returns, always as a tuple; a result that was not requested
+        may be None.
     """
 
     axes: ClassVar[Mapping[str, str]]
@@ -27,7 +27,7 @@ class Call:
 
     @property
     def arrays(self) -> dict[str, tuple[Any, str]]:
-        """The arrays that are given, by name, and their axes."""
+        """The arrays that are not None, by name, each with its axes."""
         given = {name: (getattr(self, name), words.split()) for name, words in self.axes.items()}
         return {
             name: (x, next(word for word in words if len(word) == x.ndim))

@@ -1,8 +1,8 @@
-"""Compiles for accelerators that are not here, by their own compilers: an H100 (XLA and ptxas), TPU v5e and v6e
+"""Compiles for accelerators that are not present, with their own compilers: an H100 (XLA and ptxas), TPU v5e and v6e
 (libtpu).
 
-``pip install -e '.[compile]'`` brings the compilers. What they refuse (too much shared memory or VMEM, a layout
-that does not exist) they refuse here as they would on the device, and they report what resources a kernel takes.
+``pip install -e '.[compile]'`` installs the compilers. They refuse the same programs as on the device (too much shared
+memory or VMEM, an unsupported layout), and they report the resources that a kernel uses.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Device:
 
     Attributes:
       platform: as :func:`pallas_kernels.dispatch.platform` names it.
-      topology: how its compiler names it; a GPU's, so many of them in one host.
-      kind: how JAX names it where it is present.
+      topology: the compiler's name of the topology; for a GPU, with the number of devices in one host.
+      kind: JAX's ``device_kind`` of it.
       cores: streaming multiprocessors, or tensor cores.
     """
 
@@ -69,12 +69,12 @@ DEVICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What one Pallas kernel takes; None is what its compiler does not report.
+    """The resources of one Pallas kernel; None for those that its compiler does not report.
 
     Attributes:
-      name: of the kernel's function.
-      registers: a thread's, before warpgroups trade them.
-      spill_bytes: registers kept in memory, a thread's stores.
+      name: name of the kernel's function.
+      registers: registers per thread, before warpgroups reallocate them.
+      spill_bytes: bytes of registers that each thread spills to memory.
       shared_bytes: shared memory of a thread block.
       vmem_bytes: vector memory of a TPU core.
       remarks: the compiler's warnings.
@@ -90,7 +90,7 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program: its Pallas kernels, and its device memory in bytes."""
+    """A compiled program: its Pallas kernels, and the sizes of its device memory in bytes."""
 
     kernels: tuple[Kernel, ...]
     argument_bytes: int
@@ -99,7 +99,7 @@ class Program:
 
 
 def missing(device: str) -> str | None:
-    """Why nothing can be compiled for ``device`` ("h100", "v5e", "v6e") here; None where it can."""
+    """Why programs can't be compiled here for ``device`` ("h100", "v5e", "v6e"); None if they can."""
     if _known(device).platform == "tpu":
         return None if importlib.util.find_spec("libtpu") else _remedy("libtpu", device)
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
@@ -115,7 +115,7 @@ def missing(device: str) -> str | None:
 
 
 def mesh_of(device: str, sizes: Mapping[str, int]) -> Mesh:
-    """A mesh of devices that need not be present, four of a TPU at most, its axes by name; errors as
+    """A mesh of devices that need not be present (at most four of a TPU), with axes of ``sizes`` by name; errors as for
     :func:`compile_for`.
     """
     if (reason := missing(device)) is not None:
@@ -128,8 +128,8 @@ def mesh_of(device: str, sizes: Mapping[str, int]) -> Mesh:
 def lower_for(
     device: str, function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None
 ) -> jax.stages.Lowered:
-    """Lowers ``function(*arguments)`` for a device that need not be present, kernels included; arguments and errors as
-    :func:`compile_for`.
+    """Lowers ``function(*arguments)``, including kernels, for a device that need not be present; arguments and errors
+    as for :func:`compile_for`.
     """
     target = _known(device)
     if (reason := missing(device)) is not None:
@@ -138,7 +138,7 @@ def lower_for(
         sharding = SingleDeviceSharding(_topology(device).devices[0])
         arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
     with dispatch.platform(target.platform), _target(target) if mesh is None else jax.set_mesh(mesh):
-        # A new function each time: what JAX has traced for another platform must not be found again.
+        # A new function each time, so that JAX does not reuse a trace for another platform.
         return jax.jit(lambda *a: function(*a)).lower(*arguments)
 
 
@@ -147,15 +147,16 @@ def compile_for(device: str, function: Callable[..., Any], *arguments: Any, mesh
 
     Args:
       device: "h100", "v5e" or "v6e".
-      function: any that JAX can trace; ops inside choose as they would on the device.
-      *arguments: pytrees of arrays or ``jax.ShapeDtypeStruct``; with ``mesh`` of those, with their places on it.
-      mesh: what :func:`mesh_of` gives, to run on; one device by default.
+      function: any function that JAX can trace; ops inside choose implementations as they would on the device.
+      *arguments: pytrees of arrays or ``jax.ShapeDtypeStruct``; with ``mesh``, of ``ShapeDtypeStruct`` with shardings
+        on it.
+      mesh: the result of :func:`mesh_of`; by default the program is for one device.
 
     Returns:
-      What was compiled. A GPU kernel that this process has compiled before is not reported again.
+      The compiled program. A GPU kernel that this process has compiled before is not reported again.
 
     Raises:
-      RuntimeError: the device's compiler is not installed; says how to install it.
+      RuntimeError: the device's compiler is not installed; the message says how to install it.
       ValueError: an unknown device. Errors of the compiler are raised unchanged.
     """
     lowered = lower_for(device, function, *arguments, mesh=mesh)
@@ -196,10 +197,10 @@ def _topology(device: str, count: int = 1) -> Any:
 
 
 def tpu_topology(name: str) -> Any:
-    """JAX's description of TPU chips, "v5e:2x2" or "v5p:16x16x16", say: its ``devices`` can be compiled for, alone or
-    in a mesh.
+    """JAX's description of a TPU topology, such as "v5e:2x2" or "v5p:16x16x16", whose ``devices`` can be compiled for,
+    alone or in a mesh.
     """
-    # libtpu looks for chips and for other processes that hold it; here are none, and they do not matter.
+    # Keeps libtpu from looking for chips and for other processes that use it.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -209,7 +210,7 @@ def tpu_topology(name: str) -> Any:
 
 @contextlib.contextmanager
 def _target(device: Device) -> Iterator[None]:
-    """Tells Pallas' lowering, which asks the mesh, what it lowers for."""
+    """Sets the device that Pallas lowers for, which it reads from the mesh."""
     abstract = AbstractDevice(
         device_kind=device.kind,
         num_cores=device.cores,
@@ -221,7 +222,7 @@ def _target(device: Device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reports() -> Iterator[Path]:
-    """A folder into which Mosaic GPU writes what ptxas says."""
+    """A folder into which Mosaic GPU writes the output of ptxas."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {"MOSAIC_GPU_DUMP_TO": folder, "MOSAIC_GPU_DUMP_PTXAS": "1"}
         before = {name: os.environ.get(name) for name in settings}
@@ -260,7 +261,7 @@ def _gpu_kernels(folder: Path) -> tuple[Kernel, ...]:
 
 
 def _tpu_kernels(program: str) -> tuple[Kernel, ...]:
-    """Reads the compiled program's text: each kernel is a custom call that states the VMEM it uses."""
+    """Parses the compiled program's text, in which each kernel is a custom call that states its use of VMEM."""
     kernels = []
     for line in program.splitlines():
         if 'custom_call_target="tpu_custom_call"' not in line:

@@ -1,11 +1,11 @@
-"""One table for every op: which implementations exist, which one serves a call, and why.
+"""One table for every op: its implementations, the one chosen for a call, and the reason.
 
-An op (``attention``, ``linear_attention``, ...) owns an ordered list of implementations. A call is
-served by the first one that runs on the platform and accepts the arguments; naming one explicitly
-either runs it or raises with its reason. Nothing outside this package asks which platform it is on.
+An op (``attention``, ``linear_attention``, ...) has an ordered list of implementations. A call uses the first one that
+runs on the platform and supports the arguments; an implementation requested by name is used or raises an error with the
+reason. Nothing outside this package checks the platform.
 
-The choice is made while JAX traces, so the contexts below (:func:`use`, :func:`platform`) act on
-functions traced inside them, not on programs compiled earlier.
+The choice is made while JAX traces, so that the contexts below (:func:`use`, :func:`platform`) affect functions traced
+inside them, not programs compiled earlier.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ from primitives.platform import platform as platform
 
 
 def always(_: Any) -> str | None:
-    """The answer of an implementation that accepts every call: no objection."""
+    """The ``objection`` of an implementation that supports every call: None."""
     return None
 
 
 class Later:
-    """The functions of a module that is imported when one of them is first called.
+    """The functions of a module that is imported only when one of them is called.
 
-    Kernels are written in frameworks that take more than a second to import, which no program should spend that runs no
-    kernel.
+    Kernels use frameworks that take more than a second to import; programs without kernels should not pay for it.
     """
 
     def __init__(self, module: str):
@@ -55,14 +54,14 @@ class Implementation:
     """One way to compute an op.
 
     Attributes:
-      name: "reference", "xla", "mosaic_tpu", "mosaic_gpu", or the way in which devices that share a sequence work
-        together.
-      call: the function; takes the op's :class:`Call` and returns what its ``results`` name.
-      platforms: where it runs ("cpu", "gpu", "tpu"), as a kernel; None is everywhere, in JAX's own operations, which
-        the compiler can split.
-      objection: called with the same, on a mesh with one device's part in shapes; returns why it can't serve it, or
-        None.
-      considered: whether to think of it at all where it is not named: on a mesh, say, and not off it.
+      name: "reference", "xla", "mosaic_tpu", "mosaic_gpu", or the method by which devices that share a sequence
+        cooperate.
+      call: the function; takes the op's :class:`Call` and returns the tuple that its ``results`` describes.
+      platforms: where the kernel runs ("cpu", "gpu", "tpu"); None for an implementation in JAX operations, which runs
+        everywhere and can be partitioned by the compiler.
+      objection: called with the same :class:`Call` (on a mesh, with the shapes of one device's part); returns why the
+        call is not supported, or None.
+      considered: whether it is a candidate if not requested by name; for example only on a mesh.
       paper: rows of the zoo's roster that it implements.
     """
 
@@ -92,12 +91,12 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A call of realistic size, by shapes alone: what is compiled for devices that are not here, and timed on those
+    """A call of realistic size, given only by shapes: compiled for devices that are not present, and timed on those
     that are.
 
     Attributes:
       name: unique within the op.
-      arrays: the op's array arguments, by name: their shapes, of the dtype that is computed in, or shape and dtype.
+      arrays: the op's array arguments by name: shapes, for arrays of the compute dtype, or shapes with dtypes.
       options: the op's static arguments, by name.
     """
 
@@ -106,13 +105,13 @@ class Shape:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def abstract(self, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays, computed in ``dtype``."""
+        """The arrays as ``jax.ShapeDtypeStruct``, with the compute dtype ``dtype``."""
         return {name: jax.ShapeDtypeStruct(x, dtype) if isinstance(x, tuple) else x for name, x in self.arrays.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What dispatch picked for one call, and why those before it that run on this platform were passed over."""
+    """The implementation chosen for one call, and why preceding ones for this platform were rejected."""
 
     op: str
     implementation: str
@@ -131,7 +130,7 @@ _record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("r
 
 
 class Refused(ValueError):
-    """No implementation that may be picked serves the call; ``reasons`` holds (name, reason) pairs."""
+    """No eligible implementation supports the call; ``reasons`` holds (name, reason) pairs."""
 
     def __init__(self, op: str, reasons: tuple[tuple[str, str], ...]):
         super().__init__(
@@ -158,23 +157,23 @@ class Op:
         OPS[name] = self
 
     def choose(self, call: Call, implementation: str | None = None) -> tuple[Implementation, Choice]:
-        """Returns the implementation that serves the call, and the account of the choice.
+        """Returns the implementation for the call, and the record of the choice.
 
         Raises:
-          ValueError: a named implementation does not exist.
-          Refused: it can't serve the call, or none can; a ValueError too.
+          ValueError: the requested implementation does not exist.
+          Refused: it does not support the call, or none does; a subclass of ValueError.
         """
         forced = _forced.get() or {}
         named = implementation or forced.get(self.name) or forced.get("*")
         here = current_platform()
         rejected: list[tuple[str, str]] = []
-        elsewhere: list[tuple[str, str]] = []  # their reason is only worth telling where nothing else serves
+        elsewhere: list[tuple[str, str]] = []  # reported only where nothing else supports the call
         for candidate in self.implementations:
             if named is not None and candidate.name != named:
                 continue
             if named is None and not candidate.considered():
                 continue
-            # The reference is the specification, not a way to run a model: only a name picks it.
+            # The reference is the specification, not a way to run a model: it must be requested by name.
             if named is None and candidate.name == "reference" and len(self.implementations) > 1:
                 continue
             if candidate.platforms is not None and here not in candidate.platforms:
@@ -198,8 +197,8 @@ class Op:
         return mesh.run(chosen.call, call) if _is_shared(chosen) else chosen.call(call)
 
     def within(self, call: Call) -> tuple[Any, ...]:
-        """The op on one device's part, for implementations that share a call among devices: their own name, if
-        :func:`use` gave it, is followed already.
+        """The op on one device's part, for implementations that split a call over devices. Their own name, if
+        :func:`use` forces it, is ignored inside.
         """
         followed = {i.name for i in self.implementations if not i.considered()}
         token = _forced.set(
@@ -212,7 +211,7 @@ class Op:
 
 
 def _objection(candidate: Implementation, call: Call) -> str | None:
-    """Why a candidate can't serve; a kernel that devices share is asked with what one of them has."""
+    """Why a candidate does not support the call; a kernel on a mesh is asked about one device's part."""
     if _is_shared(candidate):
         return mesh.objection(call) or candidate.objection(mesh.part(call))
     return candidate.objection(call)
@@ -224,8 +223,9 @@ def _is_shared(candidate: Implementation) -> bool:
 
 @contextlib.contextmanager
 def interpreting() -> Iterator[None]:
-    """Chooses as if running on a TPU and traces its kernels to run as plain JAX, slowly, on the present device: for
-    testing them."""
+    """Chooses implementations as on a TPU and traces its kernels in interpret mode, to test them (slowly) on the
+    present device.
+    """
     token = _interpreted.set(True)
     try:
         with platform("tpu"):
@@ -235,13 +235,13 @@ def interpreting() -> Iterator[None]:
 
 
 def interpreted() -> bool:
-    """Whether TPU kernels traced now are interpreted."""
+    """Whether TPU kernels are traced in interpret mode."""
     return _interpreted.get()
 
 
 @contextlib.contextmanager
 def use(every: str | None = None, /, **by_op: str) -> Iterator[None]:
-    """Names the implementation of all ops (``use("reference")``) or of some (``use(attention="xla")``)."""
+    """Forces the implementation of all ops (``use("reference")``) or of some (``use(attention="xla")``)."""
     token = _forced.set({**(_forced.get() or {}), **({"*": every} if every else {}), **by_op})
     try:
         yield

@@ -1,7 +1,7 @@
-"""What the kernels for Hopper GPUs share (Pallas' Mosaic GPU: warpgroups, TMA copies, wgmma).
+"""Shared parts of the kernels for Hopper GPUs (Pallas' Mosaic GPU: warpgroups, TMA copies, wgmma).
 
 A kernel's body is written once for the compiler and for interpretation on a CPU (:func:`interpreted`). The interpreter
-knows no products of what a warpgroup holds in registers: :func:`multiply` says them in its words.
+does not support products with operands in registers: :func:`multiply` replaces them by ordinary ones there.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from primitives.platform import compute_capability
 WARPGROUP = "warpgroup"
 """The name of the axis of a kernel's warpgroups."""
 SHARED_BYTES = 227 * 1024
-"""Shared memory that a thread block of an H100 or H200 may ask for."""
+"""Largest shared memory of a thread block of an H100 or H200, in bytes."""
 
 _interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreted", default=False)
 
 
 def objection() -> str | None:
-    """Why kernels for Hopper can't serve programs traced now, or None. A platform only named counts as Hopper."""
+    """Why kernels for Hopper can't run in programs traced now, or None. A GPU platform that is only simulated counts as
+    Hopper.
+    """
     capability = compute_capability()
     return (
         None
@@ -52,10 +54,10 @@ def interpreter_missing() -> str | None:
 
 @contextlib.contextmanager
 def interpreted(**options: Any) -> Iterator[None]:
-    """Interprets the kernels traced inside on the CPU, warpgroups and barriers included; slow.
+    """Interprets the kernels traced inside on the CPU, including warpgroups and barriers; slow.
 
     Args:
-      **options: of JAX's ``InterpretGPUParams``, for example ``detect_races=True``.
+      **options: options of JAX's ``InterpretGPUParams``, for example ``detect_races=True``.
     """
     token = _interpreted.set(True)
     try:
@@ -76,16 +78,16 @@ def kernel(
     cost: pl.CostEstimate,
     approximate: bool = True,
 ) -> Callable[..., Any]:
-    """A Mosaic GPU kernel with a cost estimate, on every JAX that we run on.
+    """Makes a Mosaic GPU kernel with a cost estimate, on every supported JAX version.
 
     Args:
       body: takes the references of the inputs, of the outputs, and one argument for each entry of ``scratch``.
-      outputs: what it returns, as a list.
-      scratch: trees of ``plgpu.SMEM``, ``plgpu.Barrier`` and None; shared by the warpgroups.
-      grid: axis names and sizes; the last runs fastest and may be long, the others at most 65535.
-      warpgroups: of 128 threads; ``lax.axis_index(WARPGROUP)`` distinguishes them.
-      cost: what :mod:`primitives.operations` counts.
-      approximate: lets exponentials and divisions be a few units in the last place off.
+      outputs: shapes and dtypes of the results, which are returned as a list.
+      scratch: trees of ``plgpu.SMEM``, ``plgpu.Barrier`` and None, shared by the warpgroups.
+      grid: axis names and sizes; the last axis varies fastest and may be long, the others are at most 65535.
+      warpgroups: number of warpgroups of 128 threads; ``lax.axis_index(WARPGROUP)`` is the index of one.
+      cost: the cost estimate, which :mod:`primitives.operations` counts.
+      approximate: allow exponentials and divisions errors of a few units in the last place.
     """
 
     def scoped(*references: Any) -> None:
@@ -93,9 +95,9 @@ def kernel(
 
     mesh = plgpu.Mesh(grid=tuple(grid.values()), grid_names=tuple(grid), num_threads=warpgroups, thread_name=WARPGROUP)
 
-    @jax.custom_batching.sequential_vmap  # a kernel's grid is its own: Pallas batches none
+    @jax.custom_batching.sequential_vmap  # Pallas can't batch these kernels, whose grid is fixed
     def call(*arrays: Any) -> Any:
-        # The body's references carry no types of varying mesh axes.
+        # The references of the body have no varying-mesh-axes types.
         with jax._src.config._check_vma(False):
             return pl.kernel(
                 scoped,
@@ -113,8 +115,8 @@ def multiply(a: Any, b: Any, total: jax.Array | None = None) -> jax.Array:
     """``total + a @ b`` by wgmma, float32, in the layout of products.
 
     Args:
-      a: (m, k) of 16-bit numbers: shared memory, or an array that the warpgroup holds.
-      b: (k, n), shared memory.
+      a: (m, k) of 16-bit numbers, in shared memory or in the warpgroup's registers.
+      b: (k, n), in shared memory.
       total: (m, n) float32; zeros by default.
     """
 
@@ -127,14 +129,14 @@ def multiply(a: Any, b: Any, total: jax.Array | None = None) -> jax.Array:
         return pl.run_state(lambda accumulator: plgpu.wgmma(accumulator, a, b))(plgpu.ACC.init(total))
     if held and _interpreted.get():
         fresh = jnp.dot(a.astype(jnp.float32), b[...].astype(jnp.float32))
-        plgpu.commit_smem()  # wgmma would have read b as copies write it, without a fence between
+        plgpu.commit_smem()  # wgmma reads b as copies wrote it, without a fence; the interpreter needs one
     else:
         fresh = pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
     return fresh if total is None else total + fresh
 
 
 def products(*pairs: tuple[Any, Any]) -> tuple[jax.Array, ...]:
-    """``a @ b`` of each pair in shared memory, all under way at once; float32."""
+    """``a @ b`` in float32 for each pair in shared memory, all issued at once."""
 
     def run(*totals: Any) -> tuple[jax.Array, ...]:
         for total, (a, b) in zip(totals, pairs, strict=True):
@@ -145,8 +147,8 @@ def products(*pairs: tuple[Any, Any]) -> tuple[jax.Array, ...]:
 
 
 def add_products(*sums: tuple[Any, ...]) -> tuple[jax.Array, ...]:
-    """``total + a @ b + c @ d + ...`` of each (total, a, b, c, d, ...), a float32 array and shared memory; all under
-    way at once.
+    """``total + a @ b + c @ d + ...`` for each (total, a, b, c, d, ...), with a float32 array ``total`` and the others
+    in shared memory; all issued at once.
     """
     if _interpreted.get():
         return tuple(
@@ -167,25 +169,25 @@ def transposed(reference: Any) -> Any:
 
 
 def arrange(x: jax.Array, layout: Any = plgpu.Layout.WGMMA) -> jax.Array:
-    """``x`` as a warpgroup holds products, or in ``layout``: ``Layout.WGMMA.reduce(1)`` is one number for each row of
-    products.
+    """``x`` in the register layout of wgmma's products, or in ``layout``; ``Layout.WGMMA.reduce(1)`` holds one number
+    per row of a product.
     """
     return plgpu.layout_cast(x, layout)
 
 
 def load(reference: Any, layout: Any = plgpu.Layout.WGMMA) -> jax.Array:
-    """What a reference holds, in a layout as :func:`arrange` has it."""
+    """Loads a reference into registers, in a layout as for :func:`arrange`."""
     everything = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()  # an argument until JAX 0.11
     return plgpu.load(reference, *everything, layout=layout, optimized=False)
 
 
 def iota(shape: tuple[int, int], axis: int) -> jax.Array:
-    """int32 of ``shape``: the index along ``axis``, as a warpgroup holds products."""
+    """int32 of ``shape``: the index along ``axis``, in the layout of wgmma's products."""
     return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
 
 
 def tiled(shape: tuple[int, ...], dtype: Any, columns: int) -> Any:
-    """Shared memory of which wgmma reads the two last axes; ``columns`` of the last axis lie together: 64 or 32 of 16
+    """Shared memory whose two last axes wgmma reads, swizzled in groups of ``columns`` of the last axis: 64 or 32 of 16
     bits.
     """
     swizzle = columns * jnp.dtype(dtype).itemsize

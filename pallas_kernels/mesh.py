@@ -1,12 +1,12 @@
-"""Kernels on a mesh: the compiler splits programs over devices, but no Pallas call, so that each device calls the
+"""Kernels on a mesh: the compiler partitions programs over devices, but not Pallas calls, so that each device calls the
 kernel on its own part.
 
-Rows of a batch are split over ``data`` and ``fsdp`` as batches are, heads (or channels) over ``tensor`` as projections
-are. No row needs another, and no head: what travels are the gradients of arrays that all rows share. Where heads can't
-be split the devices of ``tensor`` compute the same; where rows can't, no kernel serves.
+Rows of a batch are split over ``data`` and ``fsdp``, as batches are, and heads (or channels) over ``tensor``, as
+projections are. Rows and heads are independent: only gradients of arrays that all rows share are communicated. If heads
+can't be split, the devices of ``tensor`` all compute the same; if rows can't be split, no kernel is used.
 
-The axes of a call's arrays have a letter each: ``b`` rows of the batch, ``h`` heads (groups, channels), any other what
-a device needs whole. An axis of one row or head for all, every device has.
+Each axis of a call's arrays has a letter: ``b`` for rows of the batch, ``h`` for heads (groups, channels), any other
+for an axis that is not split. An axis of size 1 is replicated.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ from primitives import sequence
 C = TypeVar("C", bound=Call)
 
 HEAD_AXES = ("tensor",)
-"""The axes of a mesh over which heads are split."""
+"""The mesh axes over which heads are split."""
 
 
 def is_split() -> bool:
-    """Whether the compiler splits what is traced here over devices."""
+    """Whether the compiler partitions the program traced here over devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.size > 1 and bool(_left(mesh))
 
 
 def splits_heads() -> bool:
-    """Whether the heads that a kernel meets may be some of an op's: those of its device."""
+    """Whether a kernel may receive only some of an op's heads, those of its device."""
     return any(axis in _parts() for axis in HEAD_AXES)
 
 
 def _left(mesh: AbstractMesh, *kinds: AxisType) -> dict[str, int]:
-    """The axes, and their sizes, that no ``jax.shard_map`` around here has taken; or of them those of some kinds."""
+    """The mesh axes and their sizes that no surrounding ``jax.shard_map`` has made manual, or those of the
+    given kinds.
+    """
     kinds = kinds or (AxisType.Auto, AxisType.Explicit)
     return {
         name: mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind in kinds
@@ -47,7 +49,7 @@ def _left(mesh: AbstractMesh, *kinds: AxisType) -> dict[str, int]:
 
 
 def objection(call: Call) -> str | None:
-    """Why the devices of the mesh can't each have a part of the call, or None."""
+    """Why the call can't be split over the devices of the mesh, or None."""
     mesh = jax.sharding.get_abstract_mesh()
     others = [
         *_left(mesh, AxisType.Explicit),
@@ -69,7 +71,7 @@ def objection(call: Call) -> str | None:
 
 
 def part(call: C) -> C:
-    """What one device has of the call: shapes in place of arrays."""
+    """One device's part of the call, with shapes in place of arrays."""
     places = _places(call)
 
     def cut(x: Any, word: str) -> Any:
@@ -80,13 +82,13 @@ def part(call: C) -> C:
 
 
 def run(function: Callable[[C], tuple[Any, ...]], call: C) -> tuple[Any, ...]:
-    """``function(call)``, on every device with its part."""
+    """Runs ``function(call)`` on every device, with its part of the call."""
     places = _places(call)
     mapped = jax.shard_map(
         lambda parts: function(call.replace(**parts)),
         in_specs=({name: PartitionSpec(*_cuts(word, places, x.shape)) for name, (x, word) in call.arrays.items()},),
         out_specs=tuple(PartitionSpec(*_cuts(word, places)) for word in call.results),
-        # All that are left, those of one device too: a kernel is not to meet an axis that is the compiler's.
+        # All remaining axes, also those of size 1: inside a kernel's shard_map no axis may be the compiler's.
         axis_names=set(_left(jax.sharding.get_abstract_mesh())),
         check_vma=False,
     )
@@ -94,10 +96,10 @@ def run(function: Callable[[C], tuple[Any, ...]], call: C) -> tuple[Any, ...]:
 
 
 def split_call(body: Callable[[C], tuple[Any, ...]], call: C, **others: int | None) -> tuple[Any, ...]:
-    """``body(call)`` of an op on every device, with its own tokens: of the axes of the call's arrays and results those
-    called ``l``.
+    """Runs ``body(call)`` of an op on every device with its own tokens: arrays and results are split along the axis
+    with the letter ``l``.
 
-    ``others`` names axes of arrays that are split along another.
+    ``others`` gives the axis for arrays that are split along another one, by name.
     """
     arrays = call.arrays
     axes = {name: _tokens(word) for name, (_, word) in arrays.items()} | others
@@ -115,7 +117,7 @@ def _tokens(word: str) -> int | None:
 
 
 def _places(call: Call) -> dict[str, tuple[str, ...]]:
-    """The axes of the mesh over which each letter's are split: heads only if all of them can be."""
+    """The mesh axes over which the axes of each letter are split; heads only if those of all arrays can be."""
     axes = _axes(HEAD_AXES)
     numbers = {
         x.shape[axis] for x, word in call.arrays.values() for axis, letter in enumerate(word) if letter == "h"
@@ -125,7 +127,7 @@ def _places(call: Call) -> dict[str, tuple[str, ...]]:
 
 
 def _parts() -> dict[str, int]:
-    """The axes along which the compiler splits arrays here, and into how many parts."""
+    """The mesh axes over which the compiler partitions arrays here, with their sizes."""
     return {name: size for name, size in _left(jax.sharding.get_abstract_mesh()).items() if size > 1}
 
 
@@ -138,7 +140,7 @@ def _count(axes: tuple[str, ...]) -> int:
 
 
 def _cuts(word: str, places: dict[str, tuple[str, ...]], shape: tuple[int, ...] | None = None) -> list[tuple[str, ...]]:
-    """The axes of the mesh over which each axis of an array is split."""
+    """The mesh axes over which each axis of an array is split."""
     return [
         () if shape is not None and shape[axis] == 1 else places.get(letter, ()) for axis, letter in enumerate(word)
     ]

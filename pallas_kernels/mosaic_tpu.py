@@ -1,11 +1,10 @@
-"""What the TPU kernels share: products on the matrix unit, sums of decays as products, and recurrences that run chunk
-by chunk.
+"""Shared parts of the TPU kernels: products on the matrix unit, sums of decays as products, and chunkwise recurrences.
 
-A recurrence is given as one function of a chunk, of two-dimensional float32 arrays. The forward kernel walks through
-the chunks with the states of all heads that share keys in VMEM, where they find the keys too; for the gradient it also
-writes the states at each chunk's start. The backward kernel walks back, computes the chunk again and differentiates it
-inside the kernel. What the function holds therefore has to lower forward and backward: products, selections and
-elementwise arithmetic; neither sorts nor cumulative sums.
+A recurrence is defined by a function of one chunk, on two-dimensional float32 arrays. The forward kernel iterates over
+the chunks and keeps the states of all heads that share keys in VMEM, together with the keys; for the gradient it also
+writes the state at the start of each chunk. The backward kernel iterates in reverse, recomputes each chunk and
+differentiates it inside the kernel. The function, and its derivative, must therefore be lowerable: products, selections
+and elementwise arithmetic, but no sorts or cumulative sums.
 """
 
 from __future__ import annotations
@@ -27,23 +26,25 @@ from primitives.differentiation import differentiable
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 LANES = 128
-# Elements of one state, of which a chunk makes several copies, and of the states of all heads that share keys: both in
-# VMEM.
+# Limits, in elements, of one state, of which a chunk makes several copies, and of the states of all heads that share
+# keys; both are in VMEM.
 STATE_LIMIT, STATES_LIMIT = 256 * 256, 2**20
-# exp of it is 0 in float32; sums of a chunk's decays stay finite, which products with zeros need.
+# exp of it is 0 in float32, and sums of a chunk's decays stay finite, as products with zeros require.
 LEAST_DECAY = -200.0
 
 _FORMS = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}
 
 
 def objection(*arrays: Any) -> str | None:
-    """Why no TPU kernel serves the arrays, whatever their shapes, or None."""
+    """Why no TPU kernel supports the dtypes of the arrays, or None."""
     odd = sorted({str(x.dtype) for x in arrays if x is not None and x.dtype not in DTYPES})
     return f"TPU kernels take float32 and bfloat16, not {', '.join(odd)}" if odd else None
 
 
 def state_objection(key_dim: int, value_dim: int, repeats: int) -> str | None:
-    """Why a recurrence with such states, of so many heads that share keys, is not served; or None."""
+    """Why a recurrence with states (key_dim, value_dim) and ``repeats`` heads that share keys is not supported, or
+    None.
+    """
     size = key_dim * value_dim
     if size > STATE_LIMIT or size * repeats > STATES_LIMIT:
         return (
@@ -55,8 +56,8 @@ def state_objection(key_dim: int, value_dim: int, repeats: int) -> str | None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product(a: jax.Array, b: jax.Array, form: str = "nn", dtype: Any = jnp.float32) -> jax.Array:
-    """Matrix product in float32 of operands rounded to ``dtype``; float32 is exact to its last places, bfloat16 one
-    pass of the matrix unit.
+    """Matrix product, accumulated in float32, of operands rounded to ``dtype``: full float32 precision, or for bfloat16
+    one pass of the matrix unit.
 
     Args:
       form: "nn" is a b, "nt" is a b^T, "tn" is a^T b.
@@ -85,21 +86,23 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def rows_and_columns(n: int) -> tuple[jax.Array, jax.Array]:
-    """Indices of an (n, n) array."""
+    """Row and column indices of an (n, n) array, int32."""
     return lax.broadcasted_iota(jnp.int32, (n, n), 0), lax.broadcasted_iota(jnp.int32, (n, n), 1)
 
 
 def joins(n: int, size: int) -> jax.Array:
-    """bool (n, n): i is in the later and j in the earlier half of one block of 2 * ``size``, a power of two."""
+    """bool (n, n): whether row i is in the second half and column j in the first half of the same block of 2 *
+    ``size``, a power of two.
+    """
     i, j = rows_and_columns(n)
     return (i > j) & ((i ^ j) >= size) & ((i ^ j) < 2 * size)
 
 
 def pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of a row (1, chunk) of log decays g: the sums over (j, i] (chunk, chunk), over [0, i] and over (j, end] (chunk,
-    1).
+    """For a row (1, chunk) of log decays g: the sums over (j, i], (chunk, chunk), and over [0, i] and (j, end], (chunk,
+    1) each.
 
-    Each is a sum of its own terms, never a difference of two longer ones. Entries of the first with j > i are 0.
+    Each is a sum of its own terms, never a difference of two longer sums. Entries of the first with j > i are 0.
     """
     i, j = rows_and_columns(decay.shape[1])
     decay = jnp.maximum(decay, LEAST_DECAY)
@@ -109,13 +112,15 @@ def pairwise(decay: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def column(row: jax.Array) -> jax.Array:
-    """(1, n) to (n, 1). What is kept as a column outside a kernel takes the room of 128 of them."""
+    """Transposes (1, n) to (n, 1). Outside kernels vectors are stored as rows: a column takes the memory of 128
+    columns.
+    """
     i, j = rows_and_columns(row.shape[1])
     return jnp.sum(jnp.where(i == j, row, jnp.zeros_like(row)), 1, keepdims=True)
 
 
 def row(column: jax.Array) -> jax.Array:
-    """(n, 1) to (1, n)."""
+    """Transposes (n, 1) to (1, n)."""
     i, j = rows_and_columns(column.shape[0])
     return jnp.sum(jnp.where(i == j, column, jnp.zeros_like(column)), 0, keepdims=True)
 
@@ -125,13 +130,13 @@ Chunk = Callable[..., tuple[jax.Array, jax.Array]]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a recurrence is run; hashable.
+    """The static settings of a recurrence; hashable.
 
     Attributes:
-      chunk: (state (key_dim, value_dim), *tokens) to (state, out (size, value_dim)), all float32 and two-dimensional:
-        an array over tokens is (size, dim), or (1, size) if it has one number a token.
-      size: tokens of a chunk; on a TPU a multiple of 128 if any array has one number a token, else of 16.
-      interpret: run the kernel as plain JAX.
+      chunk: maps (state (key_dim, value_dim), *tokens) to (state, out (size, value_dim)), all float32 and
+        two-dimensional: an array over tokens is (size, dim), or (1, size) if it has one number per token.
+      size: tokens of a chunk; on a TPU a multiple of 128 if any array has one number per token, else of 16.
+      interpret: run the kernel in interpret mode.
     """
 
     chunk: Chunk
@@ -143,8 +148,9 @@ def recurrence(plan: Plan, tokens: tuple[jax.Array, ...], state: jax.Array, dtyp
     """Runs all chunks in order.
 
     Args:
-      tokens: (batch, heads, length, dim), or (batch, heads, length) for one number a token; some arrays may have fewer
-        heads, all the same number, which divides the state's. Zeros past the end must leave the state unchanged.
+      tokens: (batch, heads, length, dim), or (batch, heads, length) for one number per token; some arrays may have
+        fewer heads, all the same number, which divides that of the state. Zeros after the end must leave the state
+        unchanged.
       state: float32 (batch, heads, key_dim, value_dim).
       dtype: of the outputs.
 
@@ -185,7 +191,7 @@ def _is_row(x: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Walk:
-    """The grid (batch, group, chunk, head of the group), chunk by chunk forth or back."""
+    """The grid (batch, group, chunk, head of the group), with the chunks in order or, if ``back``, in reverse."""
 
     size: int
     batch: int
@@ -202,11 +208,11 @@ class _Walk:
         return self.chunks - 1 - c if self.back else c
 
     def shares(self, x: Any) -> bool:
-        """Whether all heads of a group read the same of an array."""
+        """Whether all heads of a group share an array's values."""
         return x.shape[1] < self.groups * self.repeats
 
     def tokens(self, x: Any) -> pl.BlockSpec:
-        """A chunk of an array over tokens."""
+        """The block of a chunk, for an array over tokens."""
 
         def head(g: Any, r: Any) -> Any:
             return g if self.shares(x) else g * self.repeats + r
@@ -216,19 +222,19 @@ class _Walk:
         return pl.BlockSpec((None, None, self.size, x.shape[3]), lambda b, g, c, r: (b, head(g, r), self.chunk(c), 0))
 
     def boundary(self, dims: tuple[int, ...]) -> pl.BlockSpec:
-        """The state at a chunk's start."""
+        """The block of the state at a chunk's start."""
         return pl.BlockSpec(
             (None, None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + r, self.chunk(c), 0, 0)
         )
 
     def entering(self, dims: tuple[int, ...]) -> pl.BlockSpec:
-        """States that are read with the first chunk: later ones fetch none."""
+        """The block of the initial states, which are fetched only with the first chunk."""
         return pl.BlockSpec(
             (None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + jnp.where(c == 0, r, self.repeats - 1), 0, 0)
         )
 
     def leaving(self, dims: tuple[int, ...]) -> pl.BlockSpec:
-        """States that are written with the last chunk: earlier ones store none."""
+        """The block of the final states, which are stored only with the last chunk."""
         return pl.BlockSpec(
             (None, None, *dims), lambda b, g, c, r: (b, g * self.repeats + jnp.where(c == self.chunks - 1, r, 0), 0, 0)
         )
@@ -247,7 +253,7 @@ def _blocks(plan: Plan, tokens: tuple[jax.Array, ...]) -> list[jax.ShapeDtypeStr
 
 
 def cost(steps: int, body: Callable[..., Any], blocks: Any, arrays: Any) -> pl.CostEstimate:
-    """What a kernel does whose ``body`` runs ``steps`` times on ``blocks``, with ``arrays`` read or written once."""
+    """The cost of a kernel whose ``body`` runs ``steps`` times on ``blocks``, with ``arrays`` read or written once."""
     per_step = operations.count(body, *blocks)
     moved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
     return pl.CostEstimate(flops=steps * per_step.flops, transcendentals=0, bytes_accessed=moved)
@@ -334,7 +340,7 @@ def _run_backward(
         def _() -> None:
             d_first[...] = d_states[r]
 
-    # What several heads read collects its gradient in float32.
+    # Gradients of arrays that several heads read are accumulated in float32.
     shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32 if walk.shares(x) else x.dtype) for x in tokens]
     shapes.append(jax.ShapeDtypeStruct(d_last.shape, jnp.float32))
     state = jax.ShapeDtypeStruct(dims, jnp.float32)

@@ -1,5 +1,5 @@
-"""Attention over softmax, sigmoid or plain weights: grouped heads, masks, windows, routed regions, scores, tables by
-offset, sinks, cache positions.
+"""Attention with softmax, sigmoid or plain weights: grouped heads, masks, windows, routed regions, score functions,
+relative position tables, sinks, cache positions.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def attention(
 ) -> Any:
     """Multi-head attention (arXiv:1706.03762, equation 1).
 
-    Statistics and sums are float32 (float64 for float64 inputs) whatever the dtype. A query that may
-    attend nothing gets zeros and, without a sink, a log-sum-exp of -inf; its gradients are zero. A key
-    and value that no query may attend can hold anything, NaN included.
+    Statistics and sums are float32 (float64 for float64 inputs) for every dtype. A query that may not attend to any key
+    gets zeros and, without a sink, a log-sum-exp of -inf; its gradients are zero. A key and value that no query may
+    attend to can hold anything, including NaN.
 
     Args:
       q: (batch, q_length, heads, head_dim).
@@ -82,44 +82,46 @@ def attention(
         key-value head h // (heads // kv_heads).
       v: (batch, k_length, kv_heads, value_dim).
       bias: added to the scaled logits; broadcastable to (batch, heads, q_length, k_length). Differentiable.
-      mask: bool, True = attend; broadcastable to the same. Dimensions of size 1 stay so. Or a Python function of
-        positions, (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as
-        ``pallas_kernels.masks``. With default positions the cost follows the blocks that it allows. With one,
-        ``key_positions`` mark padding. ``masks.ByHead`` has one for each head.
-      score: a Python function (logits, head, query_position, key_position, *rows) -> logits of the scaled logits,
-        before the bias and the mask: elementwise JAX arithmetic of arrays that broadcast, and of Python numbers.
-        ``lambda x, *_: 50 * jnp.tanh(x / 50)`` caps softly; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q -
+      mask: bool, True = attend; broadcastable to the same shape. Dimensions of size 1 are not expanded. Or a Python
+        function of positions, (query, key) -> bool: see :mod:`pallas_kernels.attention.masks`, also available as
+        ``pallas_kernels.masks``. With default positions the cost is proportional to the blocks that it allows; padding
+        is then marked by ``key_positions``. ``masks.ByHead`` has one function for each head.
+      score: a Python function (logits, head, query_position, key_position, *rows) -> logits, applied to the scaled
+        logits before the bias and the mask: elementwise JAX arithmetic on broadcasting arrays and Python numbers.
+        ``lambda x, *_: 50 * jnp.tanh(x / 50)`` is a soft cap; ``lambda x, head, q, k: x - jnp.exp2(-1.0 - head) * (q -
         k)`` is ALiBi for 8 heads. ``head`` is that of the query. Differentiable in the logits, at any position, of keys
         that are masked too. Create it once and reuse it: each new function compiles programs again.
-      causal: a query attends keys at positions up to its own.
-      window: (left, right): keys at positions in [query - left, query + right]; None is unbounded.
-        With default positions the cost is linear in length when both sides are bounded.
-      scale: of the logits, a Python number; 1 / sqrt(head_dim) by default. Multiply q by a learned one.
-      normalize: "softmax"; "sigmoid": sigmoid(logits) @ v (arXiv:2409.04431); or "none": logits @ v, those of a
-        ``score``, say.
+      causal: a query attends only to keys at positions up to its own.
+      window: (left, right): only keys at positions from query - left to query + right; None is unbounded. With default
+        positions the cost is linear in length when both sides are bounded.
+      scale: factor of the logits, a Python number; 1 / sqrt(head_dim) by default. Multiply q by a learned scale.
+      normalize: "softmax"; "sigmoid": sigmoid(logits) @ v (arXiv:2409.04431); or "none": logits @ v, for example those
+        of a ``score``.
       sinks: (heads,) extra logits in the softmax denominator. Differentiable.
       query_positions: int32 (batch, q_length), arange by default.
-      key_positions: int32 (batch, k_length), arange by default; negative is an empty slot, never attended.
+      key_positions: int32 (batch, k_length), arange by default; a negative one marks an empty slot, which is never
+        attended to.
       query_segments, key_segments: int32 (batch or 1, q_length) and (batch or 1, k_length), both or neither: a query
-        attends only keys of its own id, as documents that share a row do. Any integers, in any order.
+        attends only to keys with its own id, as for documents that share a row. Any integers, in any order.
       routes: int (batch or 1, heads or 1, regions, topk): tokens are stored region by region, equally many in each, and
-        those of a region attend only to those of the topk different regions that its row names (BiFormer,
-        arXiv:2303.08810). The rest holds as well: a mask may hide what does not exist, positions are those of the
-        tokens as stored. Keys are copied for each region.
-      key_regions: how many regions of the keys there are, where not as many as of the queries. ``routes`` may then hold
-        -1, which names none.
-      rows: (batch or 1, q_length, heads or 1) numbers of each query, one array or a tuple, that ``score`` gets after
-        the positions. Differentiable.
-      relative_bias: (heads or 1, span), added to the logits as ``bias`` is: the entry of clip(key_position -
-        query_position - origin, 0, span - 1) (T5, arXiv:1910.10683). Differentiable, as all tables; memory is linear in
-        the span.
-      relative_weight: (heads or 1, span), which multiplies the weights after they are normalized, in the same way
-        (URPE, arXiv:2205.13401). The log-sum-exp is without it.
-      relative_keys: (heads or 1, span, head_dim), whose products with the queries join those of the keys, before the
-        scale (arXiv:1803.02155).
-      relative_query: of q's shape, multiplied with ``relative_keys`` in place of q (Transformer-XL, arXiv:1901.02860).
-      relative_origin: the offset of the first entry of the tables; -(span // 2) of each by default.
-      return_lse: also return the log-sum-exp of the logits, sink included. Differentiable.
+        those of a region attend only to those of the topk different regions in its row (BiFormer, arXiv:2303.08810).
+        All other arguments still apply: a mask may hide padding, and positions are those of the tokens as stored. Keys
+        are copied for each region.
+      key_regions: number of regions of the keys, if it differs from that of the queries. ``routes`` may then contain -1
+        for no region.
+      rows: (batch or 1, q_length, heads or 1), one array or a tuple: values for each query, which ``score`` receives
+        after the positions. Differentiable.
+      relative_bias: (heads or 1, span), added to the logits like ``bias``: the entry at clip(key_position -
+        query_position - origin, 0, span - 1) (T5, arXiv:1910.10683). Differentiable, like all tables; memory is linear
+        in the span.
+      relative_weight: (heads or 1, span): factors of the normalized weights, indexed in the same way (URPE,
+        arXiv:2205.13401). They do not affect the log-sum-exp.
+      relative_keys: (heads or 1, span, head_dim): their products with the queries are added to those of the keys,
+        before the scale (arXiv:1803.02155).
+      relative_query: an array of q's shape, multiplied with ``relative_keys`` in place of q (Transformer-XL,
+        arXiv:1901.02860).
+      relative_origin: the offset of the tables' first entry; -(span // 2) of each by default.
+      return_lse: also return the log-sum-exp of the logits, including the sink. Differentiable.
       implementation: the name of one, or None for the best that serves the call.
 
     Returns:
@@ -144,19 +146,19 @@ def attention(
 def attention_weights(q: jax.Array, k: jax.Array, **options: Any) -> jax.Array:
     """The weights of :func:`attention`, for attention maps: float32 (batch, heads, q_length, k_length).
 
-    Quadratic in memory and only the plain equation: for looking at, not for running a model. ``options`` are those of
-    :func:`attention` that concern the weights.
+    Computed by the plain equation with quadratic memory: for inspection, not for running a model. ``options`` are those
+    of :func:`attention` that affect the weights; errors as there.
     """
     parts = _checked(q, k, None, **options)
     return _joined([reference.attention_weights(call) for _, call in parts], parts, 1)
 
 
 Parts = list[tuple[tuple[int, ...], AttentionCall]]
-"""Calls that have one mask each, and which heads of the queries they are of."""
+"""Calls with one mask function each, and the query heads of each."""
 
 
 def _joined(results: list[jax.Array], parts: Parts, axis: int) -> jax.Array:
-    """The results of calls of some heads, with the heads in order along ``axis``."""
+    """Concatenates the results of :data:`Parts` along ``axis``, with the heads in their original order."""
     if len(results) == 1:
         return results[0]
     order = np.argsort(np.concatenate([heads for heads, _ in parts]))
@@ -190,8 +192,8 @@ def _checked(
     relative_origin: int | None = None,
     return_lse: bool = False,
 ) -> Parts:
-    """Validates the arguments; expands bias and mask to four dimensions, sets the default scale, and parts heads whose
-    masks are different functions.
+    """Validates the arguments, expands bias and mask to four dimensions, sets the default scale, and splits the call by
+    heads with different mask functions.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x is not None and (x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating)):
@@ -313,7 +315,7 @@ _PLACES = (jax.ShapeDtypeStruct((2, 1), jnp.int32), jax.ShapeDtypeStruct((1, 3),
 
 
 def _check_function(name: str, function: Any, dtype: Any, arguments: tuple[jax.ShapeDtypeStruct, ...]) -> None:
-    """Refuses anything but an elementwise function of its arguments, as kernels can't inline it."""
+    """Refuses functions that are not elementwise in their arguments, because kernels can't inline them."""
     traced = jax.make_jaxpr(function)(*arguments)
     (result,) = traced.out_avals if len(traced.out_avals) == 1 else (None,)
     if result is None or not jnp.issubdtype(result.dtype, dtype) or np.broadcast_shapes(result.shape, (2, 3)) != (2, 3):
@@ -329,7 +331,7 @@ def _check_function(name: str, function: Any, dtype: Any, arguments: tuple[jax.S
 
 
 def _stacked(rows: jax.Array | tuple[jax.Array, ...] | None, full: tuple[int, ...]) -> jax.Array | None:
-    """All rows as one array, (batch or 1, q_length, heads or 1, count)."""
+    """Stacks all rows into one array, (batch or 1, q_length, heads or 1, count)."""
     given = () if rows is None else rows if isinstance(rows, tuple) else (rows,)
     batch, heads, q_length, _ = full
     for row in given:

@@ -1,9 +1,9 @@
-"""Which blocks of keys a block of queries visits: lists for attention kernels that skip all others.
+"""Lists of the key blocks that each query block visits, for attention kernels that skip all others.
 
 Static patterns (:mod:`pallas_kernels.attention.masks`) are summarized block by block in numpy while tracing
 (:func:`cover`, :func:`band_cover`), those that depend on data on the device (:func:`position_cover`,
-:func:`segment_cover`, :func:`mask_cover`, :func:`routed_cover`). :func:`lists` turns the summary into what a kernel
-walks through; the lists for the backward pass, queries by key block, are those of :func:`transposed`.
+:func:`segment_cover`, :func:`mask_cover`, :func:`routed_cover`). :func:`lists` converts the summary to the lists that a
+kernel iterates over; those for the backward pass, of query blocks for each key block, are made from :func:`transposed`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pallas_kernels.attention.masks import Mask, window
 
 
 class Cover(NamedTuple):
-    """bool (..., q_blocks, k_blocks): does any query of a block attend any key of another, and all all."""
+    """bool (..., q_blocks, k_blocks) each: ``some``, whether any query of a block attends to any key of the other, and
+    ``every``, whether all attend to all.
+    """
 
     some: Any
     every: Any
@@ -29,11 +31,11 @@ class Lists(NamedTuple):
     """The key blocks of each query block.
 
     Attributes:
-      ids: int32 (..., q_blocks, longest), ascending; beyond ``count`` the last one again (0 in an empty list), so that
-        nothing new is fetched.
-      full: bool (..., q_blocks, longest): every query of the block attends every key, nothing is to be masked. False
-        beyond ``count``.
-      count: int32 (..., q_blocks).
+      ids: int32 (..., q_blocks, longest), ascending; entries after ``count`` repeat the last one (0 in an empty list),
+        so that nothing new is fetched.
+      full: bool (..., q_blocks, longest): every query of the block attends to every key, so that no mask is needed.
+        False after ``count``.
+      count: int32 (..., q_blocks), lengths of the lists.
     """
 
     ids: Any
@@ -44,15 +46,16 @@ class Lists(NamedTuple):
 # Summaries of static patterns, in numpy
 
 
-_STRIP = 128  # queries whose rows of a pattern exist at once
-_KEPT = 64  # summaries of patterns: every layer of a model asks for the same
+_STRIP = 128  # queries for which a pattern is evaluated at once
+_KEPT = 64  # cached summaries of patterns: every layer of a model needs the same
 
 
 @functools.lru_cache(_KEPT)
 def cover(visible: Mask, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
-    """The summary of any mask, one strip of queries at a time: time q_length * k_length, memory block_q * k_length.
+    """The summary of any mask function, evaluated for one block of queries at a time: time q_length * k_length, memory
+    block_q * k_length.
 
-    Queries past the end do not count; keys past the end are never attended.
+    Queries after the end are ignored; keys after the end are never attended to.
     """
     k_blocks = -(-k_length // block_k)
     k = np.arange(k_blocks * block_k, dtype=np.int32)[None]
@@ -69,7 +72,7 @@ def cover(visible: Mask, q_length: int, k_length: int, block_q: int, block_k: in
 def seen(
     left: int | None, right: int | None, pattern: Mask, q_length: int, k_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`band_seen`, of a window and what a pattern allows in it."""
+    """As :func:`band_seen`, for a window combined with a pattern."""
     band = window(left, right)
     k = np.arange(k_length, dtype=np.int32)[None]
     seeing, attended = [], np.zeros(k_length, bool)
@@ -82,7 +85,7 @@ def seen(
 
 
 def band_cover(left: int | None, right: int | None, q_length: int, k_length: int, block_q: int, block_k: int) -> Cover:
-    """What :func:`cover` gives for :func:`masks.window`, from the ends of the blocks alone."""
+    """The result of :func:`cover` for :func:`masks.window`, computed only from the ends of the blocks."""
     q_first, q_last = _ends(q_length, block_q)
     k_first, k_last = _ends(k_length, block_k)
     some = np.ones((len(q_first), len(k_first)), bool)
@@ -98,7 +101,9 @@ def band_cover(left: int | None, right: int | None, q_length: int, k_length: int
 
 
 def band_seen(left: int | None, right: int | None, q_length: int, k_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which queries attend any key, bool (q_length,), and which keys are attended by any query, bool (k_length,)."""
+    """Which queries attend to any key, bool (q_length,), and which keys are attended to by any query, bool
+    (k_length,).
+    """
 
     def meets(length: int, others: int, below: int | None, above: int | None) -> np.ndarray:
         at = np.arange(length)
@@ -117,16 +122,18 @@ def _ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
 def static_cover(
     left: int | None, right: int | None, pattern: Mask | None, q_length: int, k_length: int, block_q: int, block_k: int
 ) -> Cover:
-    """Of a window and what a pattern allows in it, both of indices."""
+    """The summary of a window combined with a pattern, with indices as positions."""
     band = band_cover(left, right, q_length, k_length, block_q, block_k)
     return band if pattern is None else both(band, cover(pattern, q_length, k_length, block_q, block_k))
 
 
-# Summaries of data that is on the device
+# Summaries of data on the device
 
 
 def pattern_cover(pattern: Mask, q_positions: jax.Array, k_positions: jax.Array, block_q: int, block_k: int) -> Cover:
-    """Of a pattern of positions (batch or 1, length), whole blocks. The compiler reduces the matrix as it makes it."""
+    """The summary of a pattern at positions (batch or 1, length) of whole blocks. The compiler fuses the matrix with
+    its reduction.
+    """
     shape = np.broadcast_shapes(q_positions[:, :, None].shape, k_positions[:, None].shape)
     return mask_cover(jnp.broadcast_to(pattern(q_positions[:, :, None], k_positions[:, None]), shape), block_q, block_k)
 
@@ -134,8 +141,8 @@ def pattern_cover(pattern: Mask, q_positions: jax.Array, k_positions: jax.Array,
 def position_cover(
     q_positions: jax.Array, k_positions: jax.Array, left: int | None, right: int | None, block_q: int, block_k: int
 ) -> Cover:
-    """Of positions (batch, length), whole blocks: by the ends of each block, so ``some`` may hold where gaps leave
-    nothing to attend.
+    """The summary of a window at positions (batch, length) of whole blocks. It is computed from the ends of each block,
+    so that ``some`` may be True where gaps leave nothing to attend to.
 
     A negative key position is an empty slot.
     """
@@ -155,7 +162,9 @@ def position_cover(
 
 
 def segment_cover(q_ids: jax.Array, k_ids: jax.Array, block_q: int, block_k: int) -> Cover:
-    """Of equal ids (batch or 1, length), whole blocks: by the least and greatest of each, exact where ids ascend."""
+    """The summary of equal ids (batch or 1, length) of whole blocks, computed from the smallest and largest id of each;
+    exact if ids ascend.
+    """
     q, k = q_ids.reshape(q_ids.shape[0], -1, 1, block_q), k_ids.reshape(k_ids.shape[0], 1, -1, block_k)
     q_least, q_most, k_least, k_most = q.min(3), q.max(3), k.min(3), k.max(3)
     return Cover(
@@ -164,23 +173,26 @@ def segment_cover(q_ids: jax.Array, k_ids: jax.Array, block_q: int, block_k: int
 
 
 def mask_cover(mask: jax.Array, block_q: int, block_k: int) -> Cover:
-    """Of a mask (..., q_length, k_length) of whole blocks."""
+    """The summary of a mask (..., q_length, k_length) of whole blocks."""
     tiles = mask.reshape(*mask.shape[:-2], mask.shape[-2] // block_q, block_q, mask.shape[-1] // block_k, block_k)
     return Cover(tiles.any((-3, -1)), tiles.all((-3, -1)))
 
 
 def key_cover(mask: jax.Array, block_k: int) -> Cover:
-    """Of a mask of keys (..., k_length) of whole blocks, the same for all blocks of queries: (..., 1, k_blocks)."""
+    """The summary of a mask of keys (..., k_length) of whole blocks, the same for all query blocks: (..., 1,
+    k_blocks).
+    """
     tiles = mask.reshape(*mask.shape[:-1], 1, -1, block_k)
     return Cover(tiles.any(-1), tiles.all(-1))
 
 
 def routed_cover(routes: jax.Array, q_blocks: int, k_blocks: int) -> Cover:
-    """For tokens stored region by region, with regions being whole blocks (BiFormer, arXiv:2303.08810).
+    """The summary of routes for tokens stored region by region, where regions are whole blocks (BiFormer,
+    arXiv:2303.08810).
 
     Args:
       routes: int (..., regions, topk), the regions that each region attends to.
-      q_blocks, k_blocks: of a region.
+      q_blocks, k_blocks: query and key blocks of a region.
     """
     seen = (routes[..., None] == jnp.arange(routes.shape[-2])).any(-2)
     seen = jnp.repeat(jnp.repeat(seen, q_blocks, -2), k_blocks, -1)
@@ -191,24 +203,26 @@ def routed_cover(routes: jax.Array, q_blocks: int, k_blocks: int) -> Cover:
 
 
 def both(a: Cover, b: Cover) -> Cover:
-    """Of the conjunction of two patterns: ``some`` may hold where each allows something, but not the same."""
+    """The summary of the conjunction of two patterns; ``some`` may be True where both allow something, but nothing in
+    common.
+    """
     return Cover(a.some & b.some, a.every & b.every)
 
 
 def transposed(a: Cover) -> Cover:
-    """Query blocks by key block."""
+    """The summary with query and key blocks exchanged."""
     return Cover(a.some.swapaxes(-1, -2), a.every.swapaxes(-1, -2))
 
 
 def lists(a: Cover, most: int | None = None) -> Lists:
-    """The lists of a summary: in numpy as short as the longest, on the device ``most`` entries long, by default as many
-    as there are blocks.
+    """The lists of a summary: in numpy as long as the longest one requires; on the device ``most`` entries, by default
+    as many as there are blocks.
     """
     static = isinstance(a.some, np.ndarray)
     xp: Any = np if static else jnp
     count = a.some.sum(-1).astype(np.int32)
     longest = max(int(count.max()), 1) if static else most or a.some.shape[-1]
-    # Visible ones first, each kind in ascending order.
+    # Visible blocks first, each kind in ascending order.
     order = xp.argsort(~a.some, axis=-1, stable=True)
     place = xp.minimum(xp.arange(longest), xp.maximum(count - 1, 0)[..., None])
     ids = xp.take_along_axis(order, place, axis=-1)

@@ -18,7 +18,7 @@ Reach = tuple[int | None, int | None]
 
 @dataclasses.dataclass(frozen=True)
 class OfHeads:
-    """``score`` for some of the heads, by the numbers that these have."""
+    """``score`` for a call with some of the heads: it passes on their original indices ``heads``."""
 
     score: Score
     heads: tuple[int, ...]
@@ -32,16 +32,16 @@ class OfHeads:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionCall(Call):
-    """Those of :func:`pallas_kernels.attention.attention`, which describes them.
+    """The arguments of :func:`pallas_kernels.attention.attention`, which describes them.
 
     Implementations return (batch, q_length, heads, value_dim) in q's dtype, and the log-sum-exp (batch, q_length,
-    heads) where it is asked for.
+    heads) if requested.
 
     Attributes:
       bias, mask: (batch, heads, q_length, k_length), each dimension its size or 1.
-      pattern: the mask that is a function of positions.
-      rows: (batch or 1, q_length, heads or 1, n), the numbers for the score of all its ``rows``.
-      reach: of the window and causality together.
+      pattern: the mask as a function of positions, without windows.
+      rows: (batch or 1, q_length, heads or 1, n), the values of all ``rows`` for the score, stacked.
+      reach: the window and causality combined.
     """
 
     axes: ClassVar = {
@@ -101,11 +101,11 @@ class AttentionCall(Call):
 
     @property
     def relative(self) -> bool:
-        """Whether there are tables by offset."""
+        """Whether tables of relative positions are given."""
         return not self.lacks("relative_bias", "relative_weight", "relative_keys")
 
     def plain(self) -> str | None:
-        """Why a kernel that has only the older options can't serve the call, or None."""
+        """Why a kernel without rows, relative tables and plain weights does not support the call, or None."""
         given = [n for n in ("rows", "relative_bias", "relative_weight", "relative_keys") if not self.lacks(n)]
         if given:
             verb = "is" if given[0] in ("relative_bias", "relative_weight") else "are"
@@ -114,14 +114,14 @@ class AttentionCall(Call):
 
     @property
     def places(self) -> tuple[jax.Array, jax.Array]:
-        """Positions of queries and keys, (batch or 1, length): indices where none are given."""
+        """Positions of queries and keys, int32 (batch or 1, length); indices where none are given."""
         given = ((self.query_positions, self.q), (self.key_positions, self.k))
         q, k = (jnp.arange(x.shape[1], dtype=jnp.int32)[None] if at is None else at for at, x in given)
         return q, k
 
     @property
     def segments(self) -> tuple[jax.Array, jax.Array] | None:
-        """Ids of queries and keys, (batch or 1, length), or None."""
+        """Segment ids of queries and keys, (batch or 1, length), or None."""
         return (
             None
             if self.query_segments is None or self.key_segments is None
@@ -129,7 +129,9 @@ class AttentionCall(Call):
         )
 
     def of_heads(self, heads: tuple[int, ...]) -> AttentionCall:
-        """The call of some of the queries' heads, each with its own keys and values; a score sees their numbers."""
+        """The call for some of the query heads, each with its own keys and values; a score still receives their
+        original indices.
+        """
         numbers, count, changes = np.array(heads), self.q.shape[2], {}
         for name, (x, axes) in self.arrays.items():
             axis, own = axes.find("h"), numbers // (count // self.k.shape[2]) if name in ("k", "v") else numbers
@@ -138,7 +140,7 @@ class AttentionCall(Call):
         return self.replace(**changes, score=self.score and OfHeads(self.score, heads))
 
     def within(self, mask: Mask) -> AttentionCall:
-        """The call limited by a mask that is a function of positions, whose windows become part of the reach."""
+        """The call restricted by a mask that is a function of positions; its windows become part of the reach."""
         included, pattern = without_windows(mask)
         return self.replace(reach=narrower(self.reach, included), pattern=pattern)
 

@@ -1,11 +1,11 @@
-"""Self-attention of a sequence that is split over devices.
+"""Self-attention over a sequence that is split over devices.
 
-``all_to_all`` (DeepSpeed Ulysses, arXiv:2309.14509) exchanges: each device gives up its part of the tokens of all heads
-for all tokens of its part of the heads, and back. ``ring`` (Sequence Parallelism: Long Sequence Training from System
-Perspective, arXiv:2105.13120; with blocks merged by their log-sum-exp, arXiv:2310.01889) keeps queries where they are
-and passes keys and values around; it needs no heads to divide. Causal work is balanced: cut into 2n pieces, device i
-has pieces i and 2n - 1 - i, so that every exchange is followed by the same two products on every device, none of them
-masked.
+``all_to_all`` (DeepSpeed Ulysses, arXiv:2309.14509) redistributes the arrays: each device exchanges its part of the
+tokens, for all heads, for all tokens of its part of the heads, and back. ``ring`` (Sequence Parallelism: Long Sequence
+Training from System Perspective, arXiv:2105.13120; with blocks merged by their log-sum-exp, arXiv:2310.01889) keeps the
+queries in place and passes keys and values around a ring; it does not require the number of heads to be divisible.
+Causal work is balanced: of 2n pieces of the sequence, device i has pieces i and 2n - 1 - i, so that every exchange is
+followed by the same two unmasked products on every device.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _objection(call: AttentionCall) -> str | None:
 
 
 def all_to_all_objection(call: AttentionCall) -> str | None:
-    """Why the exchange of heads can't serve the call, or None."""
+    """Why ``all_to_all`` does not support the call, or None."""
     reason, heads, kv_heads = _objection(call), call.q.shape[2], call.k.shape[2]
     if reason is None and (heads % sequence.parts() or kv_heads % sequence.parts()):
         reason = f"{heads} and {kv_heads} heads can't be shared by {sequence.parts()} devices"
@@ -56,7 +56,7 @@ def all_to_all_objection(call: AttentionCall) -> str | None:
 
 
 def ring_objection(call: AttentionCall) -> str | None:
-    """Why the ring can't serve the call, or None."""
+    """Why ``ring`` does not support the call, or None."""
     reason = _objection(call)
     if reason is None and (call.sinks is not None or call.normalize != "softmax"):
         reason = "it is for softmax without sinks"
@@ -70,7 +70,7 @@ def ring_objection(call: AttentionCall) -> str | None:
 
 
 def all_to_all(call: AttentionCall) -> tuple[Any, ...]:
-    """The op, each device with all tokens of some heads."""
+    """The op, with all tokens of some heads on each device."""
 
     def trade(x: jax.Array, back: bool = False) -> jax.Array:
         give, get = (1, 2) if back else (2, 1)
@@ -91,7 +91,7 @@ def all_to_all(call: AttentionCall) -> tuple[Any, ...]:
 
 
 def ring(call: AttentionCall) -> tuple[Any, ...]:
-    """The op, keys and values passed around."""
+    """The op, with keys and values passed around the ring."""
     mask = jnp.ones((1, 1, 1, 1), bool) if call.mask is None else call.mask
     call = call.replace(mask=jnp.broadcast_to(mask, (mask.shape[0], 1, 1, call.k.shape[1])), return_lse=True)
     dtype = call.q.dtype
@@ -145,8 +145,9 @@ def _only(result: Part, wanted: jax.Array) -> Part:
 
 
 def _deal(count: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Which device sends its first half, and its second half, to which: piece p of 2n goes to device min(p, 2n - 1 -
-    p)."""
+    """The permutations (source, target) of the devices' first halves and of their second halves: piece p of 2n goes to
+    device min(p, 2n - 1 - p).
+    """
     to = [min(piece, 2 * count - 1 - piece) for piece in range(2 * count)]
     return [(device, to[2 * device]) for device in range(count)], [
         (device, to[2 * device + 1]) for device in range(count)
@@ -154,7 +155,7 @@ def _deal(count: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
 
 
 def _dealt(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """This device's early piece and its late one, from contiguous parts."""
+    """This device's early and late piece, exchanged from contiguous parts."""
     firsts, seconds = _deal(jax.lax.axis_size(sequence.AXIS))
     first, second = jnp.split(x, 2, axis)
     from_first, from_second = (
@@ -167,7 +168,7 @@ def _dealt(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _dealt_all(*arrays: tuple[jax.Array | None, int]) -> tuple[Any, Any]:
-    """Of arrays, each with its axis of tokens, all early pieces and all late ones; None stays."""
+    """The early pieces and the late pieces of arrays, each given with its token axis; None is passed through."""
     pieces = [(None, None) if x is None else _dealt(x, axis) for x, axis in arrays]
     return tuple(early for early, _ in pieces), tuple(late for _, late in pieces)
 

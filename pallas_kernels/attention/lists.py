@@ -1,7 +1,7 @@
-"""Which blocks of keys each chunk of queries sees, for the XLA form of masks that are functions of positions.
+"""Lists of the key blocks that each chunk of queries attends to, for mask functions in the XLA implementation.
 
-Chunks that see about equally many blocks make a group, which one loop computes with copies of its keys: the cost
-follows the mask's density, counted in blocks.
+Chunks with about equally many blocks form a group, which one loop computes with copies of its keys: the cost is
+proportional to the mask's density, counted in blocks.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from pallas_kernels.attention.masks import Mask
 
 CHUNK, BLOCK = 128, 64
 LARGEST = 2**30
-"""Numbers of a mask that are looked at while tracing, at most."""
+"""Largest number of mask entries that are evaluated while tracing."""
 WORTH = 0.75
-"""Share of all blocks up to which lists cost less than masks."""
+"""Fraction of all blocks up to which lists cost less than masks."""
 SLACK = 7 / 8
-"""Of a group's longest list: the least that a shorter one of the group has."""
+"""Smallest length of a list in a group, as a fraction of the group's longest."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Chunks of queries that are computed alike.
+    """Chunks of queries that are computed in one loop.
 
     Attributes:
-      chunks: int32 (count,), which.
-      blocks: int32 (count, longest), the blocks of keys that each sees; the last one again at the end of shorter lists.
-      positions: int32 (count, longest, BLOCK), of the keys; -1 in those repetitions and past the last key.
+      chunks: int32 (count,), indices of the chunks.
+      blocks: int32 (count, longest), the key blocks that each chunk attends to; shorter lists are filled by repeating
+        the first one.
+      positions: int32 (count, longest, BLOCK), positions of the keys; -1 in repeated blocks and after the last key.
     """
 
     chunks: np.ndarray
@@ -41,7 +42,7 @@ class Group:
 
 @functools.lru_cache(64)
 def groups(pattern: Mask, reach: Reach, q_length: int, k_length: int) -> tuple[Group, ...] | None:
-    """The groups for positions that are indices; None where lists save little, or the mask is too large to look at."""
+    """The groups, with indices as positions; None where lists save little, or the mask is too large to be evaluated."""
     if q_length * k_length > LARGEST:
         return None
     seen = static_cover(*reach, pattern, q_length, k_length, CHUNK, BLOCK).some

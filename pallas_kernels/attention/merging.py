@@ -1,4 +1,4 @@
-"""One softmax over what several attended to: partial results of attention, merged by their log-sum-exp
+"""Merges partial results of attention over disjoint sets of keys into one softmax, by their log-sum-exp
 (arXiv:2310.01889).
 """
 
@@ -10,13 +10,11 @@ import jax
 import jax.numpy as jnp
 
 Part = tuple[jax.Array, jax.Array]
-"""Outputs (..., value_dim), and the log-sum-exp (...) of the logits that they are of; minus infinity where there were
-none.
-"""
+"""Outputs (..., value_dim), and the log-sum-exp (...) of their logits; minus infinity where there are none."""
 
 
 def merge(parts: Sequence[Part]) -> Part:
-    """The attention to all keys, from that to each of several sets of them, which share none.
+    """Attention over all keys, from the results over disjoint sets of them.
 
     Where every part is empty the output is 0, and the log-sum-exp minus infinity; both are differentiable everywhere.
     """
