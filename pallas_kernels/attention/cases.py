@@ -55,7 +55,7 @@ def _add(**shapes: tuple[int, ...]) -> Change:
 
 
 def _mask(*shape: int) -> Change:
-    """A random mask, with the first query row of the first element attending nothing."""
+    """A random mask; in the first batch element the first query attends to nothing."""
 
     def change(arrays: Arrays, rng: np.random.Generator) -> None:
         mask = rng.random(shape) < 0.7
@@ -66,7 +66,9 @@ def _mask(*shape: int) -> Change:
 
 
 def _padded(real: int) -> Change:
-    """Keys and values from ``real`` on are NaN and masked; the last batch element is all padding, queries too."""
+    """Keys and values from index ``real`` on are NaN and masked; the last batch element is all padding, including its
+    queries.
+    """
 
     def change(arrays: Arrays, _: np.random.Generator) -> None:
         length = arrays["k"].shape[1]
@@ -82,7 +84,7 @@ def _padded(real: int) -> Change:
 
 
 def _padded_queries(real: int) -> Change:
-    """Queries from ``real`` on are NaN and attend nothing, while every key is attended by others."""
+    """Queries from index ``real`` on are NaN and attend to nothing, while other queries attend to every key."""
 
     def change(arrays: Arrays, _: np.random.Generator) -> None:
         length = arrays["q"].shape[1]
@@ -102,7 +104,9 @@ def _large_logits(arrays: Arrays, _: np.random.Generator) -> None:
 
 
 def _cache(starts: tuple[int, ...], filled: tuple[int, ...]) -> Change:
-    """Queries at each row's own position in a cache whose slots past ``filled`` are empty, out of order and NaN."""
+    """Queries that start at a position of each row, and a cache in shuffled order with ``filled`` slots; the empty
+    slots are NaN.
+    """
 
     def change(arrays: Arrays, rng: np.random.Generator) -> None:
         rows, slots = arrays["k"].shape[:2]
@@ -120,7 +124,7 @@ def _cache(starts: tuple[int, ...], filled: tuple[int, ...]) -> Change:
 
 
 def _key_regions(regions: int, key_regions: int, topk: int, heads: int) -> Change:
-    """Random routes to other regions of keys, of which some are none, and all of the first region."""
+    """Random routes to ``key_regions`` regions of keys; some of them, and all of the first region, are -1."""
 
     def change(arrays: Arrays, rng: np.random.Generator) -> None:
         shape = (arrays["q"].shape[0], heads, regions, key_regions)
@@ -133,8 +137,8 @@ def _key_regions(regions: int, key_regions: int, topk: int, heads: int) -> Chang
 
 
 def _routes(regions: int, topk: int, heads: int = 1, rows: int | None = None, hidden: int = 0) -> Change:
-    """Random routes, of ``rows`` batch elements (all by default); the last ``hidden`` keys of each region are NaN and
-    masked, the last region as a whole.
+    """Random routes of ``rows`` batch elements (all by default); with ``hidden``, that many last keys of each region,
+    and all keys of the last ``topk`` regions, are NaN and masked.
     """
 
     def change(arrays: Arrays, rng: np.random.Generator) -> None:
@@ -154,9 +158,10 @@ def _routes(regions: int, topk: int, heads: int = 1, rows: int | None = None, hi
 
 
 def _documents(*lengths: tuple[int, ...], alone: int = 0, keys: int | None = None) -> Change:
-    """Rows of documents of these lengths; the last ``alone`` keys are NaN and of none, and so is the first query.
+    """Rows of documents of these lengths; with ``alone``, that many last keys and the first query are NaN and belong to
+    no document.
 
-    With ``keys``, so many keys are of the last document and the one before it in turn.
+    With ``keys``, there are that many keys, which belong alternately to the last document and the one before it.
     """
 
     def change(arrays: Arrays, _: np.random.Generator) -> None:
@@ -182,7 +187,7 @@ def _both(*changes: Change) -> Change:
 
 
 def _capped(x: Any, head: Any, q: Any, k: Any) -> Any:
-    """Caps softly, and takes the distance away, more in the first heads (ALiBi, arXiv:2108.12409)."""
+    """A soft cap, less a multiple of the distance that is larger in the first heads (ALiBi, arXiv:2108.12409)."""
     return 2.0 * jnp.tanh(x / 2.0) - jnp.exp2(-0.5 * (head + 1)) * abs(q - k)
 
 

@@ -1,13 +1,13 @@
 """Attention masks as functions of positions: ``attention(q, k, v, mask=masks.dilated(2048, 4))``.
 
 A mask here is a function ``(query_position, key_position) -> bool`` of two integer arrays that broadcast against each
-other, arithmetic and comparisons known while tracing: it is the same for numpy, for JAX and inside a kernel, which has
-it inline. Blocks of keys that it rules out are skipped. Positions are those of the call: indices, unless it gives
-others.
+other, made of arithmetic and comparisons that are known while tracing. The same function works with numpy, with JAX and
+inlined in a kernel. Blocks of keys that it excludes are skipped. Positions are those of the call: indices unless it
+gives others.
 
 The masks below are data: they compare by value, and ``&``, ``|`` and ``~`` combine them; :class:`ByHead` gives each
-head its own. A Python function of your own serves as well. Make one once and keep it: programs are compiled and blocks
-are listed again for each function.
+head its own mask. Your own Python function works as well. Create it once and reuse it: programs are compiled and blocks
+are listed again for each new function object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import numpy as np
 
 Mask = Callable[[Any, Any], Any]
 Score = Callable[..., Any]
-"""(logits, head, query_position, key_position, *rows) -> logits, elementwise: what the op changes logits by."""
+"""(logits, head, query_position, key_position, *rows) -> logits: an elementwise function that the op applies to the
+logits.
+"""
 
 _FAR = 2**30
 
@@ -58,7 +60,7 @@ class Window(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class Segments(Pattern):
-    """Windows of ``size`` neighboring tokens, each attending to itself."""
+    """Consecutive segments of ``size`` tokens, each attending only to itself."""
 
     size: int
 
@@ -68,7 +70,7 @@ class Segments(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class Dilated(Pattern):
-    """Every ``rate``-th token of each segment, from ``offset`` on, among themselves (LongNet, arXiv:2307.02486)."""
+    """Attention among every ``rate``-th token of each segment, starting at ``offset`` (LongNet, arXiv:2307.02486)."""
 
     segment: int
     rate: int
@@ -93,7 +95,7 @@ class GridWindows(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class GridStrides(Pattern):
-    """Tokens at the same place of each of ``cells`` x ``cells`` parts of an image (grid attention of MaxViT,
+    """Tokens at the same position within each of ``cells`` x ``cells`` parts of an image (grid attention of MaxViT,
     arXiv:2204.01697).
     """
 
@@ -108,18 +110,18 @@ class GridStrides(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class FieldOfView(Pattern):
-    """What a token of an image in row-major order sees when it looks in one direction, edges and itself included
-    (LookHere, arXiv:2405.13985).
+    """The field of view of an image token (in row-major order) in one direction, including its edges and the token
+    itself (LookHere, arXiv:2405.13985).
 
     Attributes:
       width: columns of the image.
-      direction: of the middle of the field, in degrees counterclockwise: 0 is right, 90 up.
-      angle: of the field, in degrees: 180 is half of the image.
-      prefix: tokens before those of the image, which see and are seen by all.
+      direction: direction of the field's center, in degrees counterclockwise: 0 is right, 90 up.
+      angle: width of the field, in degrees: 180 is half of the image.
+      prefix: number of tokens before those of the image, which attend to all tokens and are attended to by all.
 
     Raises:
-      ValueError: a field that is wider than 180 degrees, or whose edges are not at multiples of 45 degrees, which
-        comparisons of whole rows and columns find.
+      ValueError: the field is wider than 180 degrees, or its edges are not at multiples of 45 degrees, for which
+        comparisons of rows and columns are exact.
     """
 
     width: int
@@ -136,13 +138,13 @@ class FieldOfView(Pattern):
 
     @property
     def _edges(self) -> tuple[float, float]:
-        """Directions of the right and of the left edge."""
+        """Directions of the right and the left edge, in degrees."""
         return self.direction - self.angle / 2, self.direction + self.angle / 2
 
     def __call__(self, q: Any, k: Any) -> Any:
         up = (q - self.prefix) // self.width - (k - self.prefix) // self.width
         across = (k - self.prefix) % self.width - (q - self.prefix) % self.width
-        # Edges as steps of whole columns and rows, so that nothing is rounded.
+        # Edges as integer steps of columns and rows, so that comparisons are exact.
         (x, y), (x2, y2) = ([round(f(math.radians(edge))) for f in (math.cos, math.sin)] for edge in self._edges)
         within = (x * up >= y * across) & (x2 * up <= y2 * across)
         return within | (q < self.prefix) | (k < self.prefix)
@@ -150,7 +152,9 @@ class FieldOfView(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class Global(Pattern):
-    """The first ``count`` tokens see and are seen by all; ``~Global(n)`` is what they are no part of."""
+    """The first ``count`` tokens attend to all tokens and are attended to by all; ``~Global(n)`` allows the pairs
+    without them.
+    """
 
     count: int
 
@@ -160,13 +164,13 @@ class Global(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class BlockLines(Pattern):
-    """Whole blocks of tokens along lines through the table of blocks: of block i, those (slope * i + start) modulo
-    ``count``.
+    """Whole blocks of tokens along lines in the matrix of blocks: block i attends to the blocks (slope * i + start)
+    modulo ``count``.
 
     Attributes:
       block: tokens of a block.
-      count: of blocks.
-      lines: (slope, start) of each.
+      count: number of blocks.
+      lines: (slope, start) of each line.
     """
 
     block: int
@@ -181,7 +185,7 @@ class BlockLines(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class BlockWindow(Pattern):
-    """Whole blocks of tokens at most ``reach`` blocks away."""
+    """Whole blocks of tokens that are at most ``reach`` blocks away."""
 
     block: int
     reach: int
@@ -192,7 +196,7 @@ class BlockWindow(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class AllOf(Pattern):
-    """What every part allows."""
+    """The pairs that all parts allow."""
 
     parts: tuple[Mask, ...]
 
@@ -202,7 +206,7 @@ class AllOf(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class AnyOf(Pattern):
-    """What any part allows."""
+    """The pairs that any part allows."""
 
     parts: tuple[Mask, ...]
 
@@ -212,7 +216,7 @@ class AnyOf(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class Not(Pattern):
-    """What the part does not allow."""
+    """The pairs that the part does not allow."""
 
     part: Mask
 
@@ -222,7 +226,7 @@ class Not(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class ByHead:
-    """A mask for each head of the queries. Heads of equal masks are computed together."""
+    """A mask for each query head. Heads with equal masks are computed together."""
 
     parts: tuple[Mask, ...]
 
@@ -231,24 +235,24 @@ window, segments, dilated, grid_windows, grid_strides = Window, Segments, Dilate
 
 
 def causal() -> Window:
-    """Keys up to the query."""
+    """Keys at positions up to the query's."""
     return Window(None, 0)
 
 
 def global_and_random(
     length: int, block: int, *, first: int = 1, window: int = 3, random: int = 3, seed: int = 0
 ) -> Pattern:
-    """Whole blocks of tokens, after BigBird (arXiv:2007.14062): the first see and are seen by all, each sees those
-    around it and some others.
+    """Attention between whole blocks of tokens, after BigBird (arXiv:2007.14062): global blocks, a window of
+    neighboring blocks, and random blocks.
 
     Args:
-      length: of the sequence.
+      length: length of the sequence.
       block: tokens of a block.
-      first: blocks that see and are seen by all.
-      window: blocks around each that it sees, itself included.
-      random: others that each sees, at most: random lines through the table of blocks, which a kernel can compute and
-        which may meet the rest.
-      seed: of their choice.
+      first: number of global blocks at the start, which attend to all and are attended to by all.
+      window: neighboring blocks that each block attends to, itself included.
+      random: largest number of further blocks that each attends to: random lines in the matrix of blocks, which a
+        kernel can compute and which may overlap with the other blocks.
+      seed: seed of their choice.
     """
     count = -(-length // block)
     lines = np.random.default_rng(seed).integers(0, count, (random, 2)).tolist()
@@ -260,17 +264,17 @@ def global_and_random(
 
 
 def all_of(*parts: Mask) -> Pattern:
-    """What every part allows."""
+    """The pairs that all parts allow."""
     return AllOf(parts)
 
 
 def any_of(*parts: Mask) -> Pattern:
-    """What any part allows."""
+    """The pairs that any part allows."""
     return AnyOf(parts)
 
 
 def without_windows(mask: Mask | None) -> tuple[tuple[int | None, int | None], Mask | None]:
-    """The window that a mask includes, (left, right), and what it asks beside it."""
+    """Splits a mask into a window (left, right) and the remaining mask, or None."""
     if isinstance(mask, Window):
         return (mask.left, mask.right), None
     if not isinstance(mask, AllOf):
@@ -282,6 +286,6 @@ def without_windows(mask: Mask | None) -> tuple[tuple[int | None, int | None], M
 
 
 def narrower(a: tuple[int | None, int | None], b: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
-    """What two windows share."""
+    """The intersection of two windows."""
     left, right = (min((side for side in sides if side is not None), default=None) for sides in zip(a, b, strict=True))
     return left, right

@@ -2,10 +2,11 @@
 
     weights = softmax(scale * q k' + bias, over the keys that a query may attend),   out = weights v
 
-(Attention Is All You Need, arXiv:1706.03762, equation 1). With ``sinks`` s, one logit a head joins the
-denominator: ``weights = exp(logits) / (exp(s) + sum exp(logits))`` (gpt-oss; arXiv:2309.17453 for the
-idea). With ``normalize="sigmoid"``, ``weights = sigmoid(logits)`` (arXiv:2409.04431), with "none" they are the logits.
-Tables r by offset (Shaw et al., 2018, arXiv:1803.02155, equation 4): ``logits = scale * (q k' + q r[key - query]')``.
+(Attention Is All You Need, arXiv:1706.03762, equation 1). With ``sinks`` s, one logit per head is added to the
+denominator: ``weights = exp(logits) / (exp(s) + sum exp(logits))`` (gpt-oss; arXiv:2309.17453 for the idea). With
+``normalize="sigmoid"``, ``weights = sigmoid(logits)`` (arXiv:2409.04431); with "none", ``weights = logits``. With
+tables r of relative keys (Shaw et al., 2018, arXiv:1803.02155, equation 4):
+``logits = scale * (q k' + q r[key - query]')``.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ def visible(
     mask: jax.Array | None = None,
     segments: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-    """Which keys a query may attend: bool, broadcastable to (batch, heads, q_length, k_length).
+    """Which keys a query may attend to: bool, broadcastable to (batch, heads, q_length, k_length).
 
     Args:
       query_positions: int32 (batch or 1, q_length).
       key_positions: int32 (batch or 1, k_length); negative is an empty slot.
-      reach: keys at positions in [query + left, query + right].
+      reach: (left, right): keys at positions from query - left to query + right; None is unbounded.
       pattern: a function of query and key positions.
       mask: bool (batch, heads, q_length, k_length), each dimension its size or 1, or None.
-      segments: ids of queries (batch or 1, q_length) and of keys (batch or 1, k_length): only keys of the query's own;
-        None is no limit.
+      segments: ids of queries (batch or 1, q_length) and of keys (batch or 1, k_length): only keys with the query's id;
+        None is no restriction.
     """
     ahead = key_positions[:, None, None, :] - query_positions[:, None, :, None]
     allowed = key_positions[:, None, None, :] >= 0
@@ -62,7 +63,7 @@ def _logits(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     if call.routes is not None:
         allowed &= regions.mask(call.routes, q.shape[1], k.shape[1], call.key_regions)
     allowed = jnp.broadcast_to(allowed, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
-    # 0 * NaN is NaN: keys that are never attended, and queries that attend to nothing, may hold anything.
+    # 0 * NaN is NaN: keys that no query attends to, and queries that attend to nothing, may hold anything.
     q = jnp.where(jnp.swapaxes(allowed.any(3), 1, 2)[..., None], q, 0)
     k = jnp.where(jnp.swapaxes(allowed.any(2), 1, 2)[..., None], jnp.repeat(k, q.shape[2] // k.shape[2], axis=2), 0)
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")

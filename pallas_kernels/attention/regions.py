@@ -1,11 +1,11 @@
-"""Routed regions (BiFormer, arXiv:2303.08810): the tokens of a region attend to the regions that its routes name.
+"""Routed regions (BiFormer, arXiv:2303.08810): the tokens of a region attend to those of the regions in its routes.
 
-Tokens are stored region by region; ``routes`` is int (batch or 1, heads or 1, regions, topk), different regions in each
-row. Keys may have another number of regions, and routes that are none, -1, then (``key_regions``). There are three
-forms: a mask (:func:`mask`), the equation; copies of the keys of each region's regions (:func:`gathered`), which make
-regions rows of the batch; and, for kernels that walk through lists of blocks, regions that are whole blocks
-(:func:`padded`) and no copies. A copied key is read once and written once before it is read; padding a region by up to
-a half moves less than that.
+Tokens are stored region by region; ``routes`` is int (batch or 1, heads or 1, regions, topk), with different regions in
+each row. With ``key_regions`` the keys have another number of regions, and routes may be -1 (none). There are three
+forms: a mask (:func:`mask`), the specification; copies of the keys of each region's routes (:func:`gathered`), with
+regions as rows of the batch; and, for kernels that iterate over lists of blocks, regions padded to whole blocks
+(:func:`padded`) without copies. A copied key is read and written once more before it is used; padding a region by up to
+a half moves less data than that.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.attention.masks import Score
 
 Attend = Callable[[AttentionCall], tuple[Any, ...]]
-"""An implementation of the op, for calls with or without routes."""
+"""An implementation of the op."""
 
 
 def mask(routes: jax.Array, q_length: int, k_length: int, key_regions: int | None = None) -> jax.Array:
-    """What the routes allow: bool (batch or 1, heads or 1, q_length, k_length)."""
+    """The routes as a mask: bool (batch or 1, heads or 1, q_length, k_length)."""
     regions = routes.shape[2]
     key_regions = key_regions or regions
     allowed = (routes[..., None] == jnp.arange(key_regions)).any(3)
@@ -33,10 +33,10 @@ def mask(routes: jax.Array, q_length: int, k_length: int, key_regions: int | Non
 
 
 def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
-    """The op by ``attend`` without routes: regions are rows of the batch, each with copies of its keys.
+    """The op by ``attend`` without routes: regions become rows of the batch, each with copies of its keys.
 
-    Memory is linear in the number of regions times that of the keys that each attends to. Heads with routes of their
-    own take turns, and are computed again in the backward pass.
+    Memory is proportional to the number of regions times that of the keys that each attends to. Heads with their own
+    routes are computed one after the other, and recomputed in the backward pass.
     """
     q, routes = call.q, call.routes
     assert routes is not None
@@ -48,18 +48,20 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
         chosen = jnp.maximum(chosen, 0)
 
     def queries(x: jax.Array) -> jax.Array:
-        """(batch, q_length, ...) by regions."""
+        """Splits (batch, q_length, ...) into regions."""
         return x.reshape(batch * count, -1, *x.shape[2:])
 
     def keys(x: jax.Array) -> jax.Array:
-        """(batch, k_length, ...), those of each region's regions."""
-        # The widest rows that can be copied: a token's heads together.
+        """Copies, from (batch, k_length, ...), the keys of each region's routes."""
+        # Copies all heads of a token together: the widest possible rows.
         return x.reshape(batch, key_count, x.shape[1] // key_count, -1)[row, chosen].reshape(
             batch * count, -1, *x.shape[2:]
         )
 
     def pairs(x: jax.Array | None) -> jax.Array | None:
-        """(batch or 1, heads or 1, q_length or 1, k_length or 1), rows of each region and columns of its regions."""
+        """Copies, from (batch or 1, heads or 1, q_length or 1, k_length or 1), the rows of each region and the columns
+        of its routes.
+        """
         if x is None:
             return None
         x = jnp.moveaxis(jnp.broadcast_to(x, (batch, *x.shape[1:])), 1, 3)  # (batch, q, k, heads)
@@ -77,13 +79,13 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
         return jnp.moveaxis(x, 3, 1)
 
     def whole(x: jax.Array) -> jax.Array:
-        """(batch or 1, length) for each row of the batch."""
+        """Broadcasts (batch or 1, length) to (batch, length)."""
         return jnp.broadcast_to(x, (batch, x.shape[1]))
 
     at_q, at_k = map(whole, call.places)
     key_positions = keys(at_k) if call.ordered or not call.lacks("key_positions") else None
     if call.key_regions is not None:
-        # What is copied for no route at all takes no place.
+        # Keys copied for the route -1 get no position.
         real = jnp.repeat(routes[:, 0] >= 0, call.k.shape[1] // key_count, 2)
         real = jnp.broadcast_to(real, (batch, *real.shape[1:])).reshape(batch * count, -1)
         key_positions = jnp.where(real, keys(at_k), -1)
@@ -106,7 +108,7 @@ def gathered(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
 
 
 def _head_by_head(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
-    """Heads whose keys are different copies, one after the other."""
+    """Computes heads with different routes one after the other."""
     heads, own = call.q.shape[2], {}
     for name, (x, axes) in call.arrays.items():
         if "h" in axes and (x.shape[axis := axes.index("h")] > 1 or name in ("k", "v")):
@@ -116,7 +118,7 @@ def _head_by_head(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
         head, arrays = turn
         mine = call.replace(**{n: jnp.expand_dims(x, call.axes[n].index("h")) for n, x in arrays.items()})
         if call.score is not None:
-            # In a loop the head is no longer known while tracing, but a number as others of the queries.
+            # In the loop the head is not static: it is passed to the score as one of the rows.
             number = jnp.full((1, call.q.shape[1], 1, 1), head, jnp.float32)
             rows = [] if mine.rows is None else [mine.rows]
             number = jnp.broadcast_to(number, (*(rows[0].shape[:3] if rows else number.shape[:3]), 1))
@@ -129,7 +131,7 @@ def _head_by_head(attend: Attend, call: AttentionCall) -> tuple[Any, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class ReadingHead:
-    """``score`` with the head as the first of its rows."""
+    """``score``, with its head passed as the first of the rows."""
 
     score: Score
 
@@ -138,8 +140,8 @@ class ReadingHead:
 
 
 def of_padded(score: Score | None, own: tuple[int, int], sizes: tuple[int, int]) -> Score | None:
-    """``score`` for regions of queries and keys of ``sizes`` tokens that had their ``own``, at the positions that these
-    have.
+    """``score`` for regions of queries and keys that were padded from ``own`` to ``sizes`` tokens: it receives the
+    original positions.
     """
     if score is None or own == sizes:
         return score
@@ -152,7 +154,7 @@ def of_padded(score: Score | None, own: tuple[int, int], sizes: tuple[int, int])
 
 
 def objection(asked: Callable[[AttentionCall], str | None], call: AttentionCall) -> str | None:
-    """Why an implementation can't serve the call with copies of keys, or None; ``asked`` is its answer for a call
+    """Why an implementation does not support the call by copies of keys, or None; ``asked`` is its objection for calls
     without routes.
     """
     if call.score is not None and call.routes is not None and call.routes.shape[1] > 1:
@@ -169,7 +171,7 @@ def objection(asked: Callable[[AttentionCall], str | None], call: AttentionCall)
 
 
 def padded_size(length: int, regions: int, block: int) -> int | None:
-    """Tokens of a region of whole blocks, None where more than half of them would be added."""
+    """Tokens of a region padded to whole blocks; None where padding would add more than half of its tokens."""
     size = length // regions
     whole = -(-size // block) * block
     return whole if 2 * whole <= 3 * size else None
@@ -178,8 +180,8 @@ def padded_size(length: int, regions: int, block: int) -> int | None:
 def cleaned(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Zeros for keys that a mask (batch or 1, 1, 1, k_length) hides and for queries whose regions hold no other: 0 *
-    NaN is NaN.
+    """q, k and v with zeros for keys that a mask (batch or 1, 1, 1, k_length) hides, and for queries whose routes
+    contain only such keys: 0 * NaN is NaN.
     """
     if mask is None:
         return q, k, v
@@ -196,7 +198,7 @@ def cleaned(
 
 
 def padded(x: jax.Array, regions: int, size: int, axis: int = 1) -> jax.Array:
-    """``x`` with ``size`` tokens in each region, zeros (False) after its own."""
+    """``x`` with each region padded to ``size`` tokens, with zeros (False) after its own."""
     own = x.shape[axis] // regions
     if own == size:
         return x
@@ -206,7 +208,7 @@ def padded(x: jax.Array, regions: int, size: int, axis: int = 1) -> jax.Array:
 
 
 def unpadded(x: jax.Array, regions: int, own: int) -> jax.Array:
-    """The inverse of :func:`padded`, for the length on axis 1; ``own`` tokens of each region."""
+    """The inverse of :func:`padded`, for the length on axis 1; regions have ``own`` tokens."""
     size = x.shape[1] // regions
     return (
         x

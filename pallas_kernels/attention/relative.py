@@ -1,10 +1,11 @@
-"""Tables by offset: what attention adds to a logit, or multiplies a weight by, as a function of key position less query
-position.
+"""Relative position tables: values that attention adds to a logit, or by which it multiplies a weight, as a function of
+key position minus query position.
 
     index = clip(key - query - origin, 0, span - 1)
 
-Positions that are indices make Toeplitz matrices, which are read from a table by shifts of rows, forward and backward,
-with no gather of a matrix; other positions are gathered. Memory beside the logits is linear in the table.
+With indices as positions the values form Toeplitz matrices, which are made from a table by shifting rows, in the
+forward and the backward pass, without gathering a matrix; for other positions they are gathered. Memory besides the
+logits is linear in the table.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import jax.numpy as jnp
 
 
 def origin(table: jax.Array, given: int | None) -> int:
-    """The offset of a table's first entry; ``table`` (heads, span, ...)."""
+    """The offset of the first entry of ``table`` (heads, span, ...)."""
     return -(table.shape[1] // 2) if given is None else given
 
 
 def spread(table: jax.Array, first: int, q_start: Any, k_start: Any, queries: int, keys: int) -> jax.Array:
-    """The entries for queries and keys that follow each other: (..., span) to (..., queries, keys).
+    """The entries for consecutive queries and keys: (..., span) to (..., queries, keys).
 
     Args:
-      table: its last axis is the offset, from ``first`` on.
+      table: (..., span), whose last axis is the offset.
+      first: the offset of the table's first entry.
       q_start, k_start: positions of the first query and key.
+      queries, keys: their numbers.
     """
     length = queries + keys
     offsets = k_start - q_start + jnp.arange(length) - (queries - 1)  # ascending from the last query's to its first key
@@ -36,8 +39,11 @@ def spread(table: jax.Array, first: int, q_start: Any, k_start: Any, queries: in
 
 
 def shifted(products: jax.Array) -> jax.Array:
-    """Products of queries with a line of offsets, (..., queries, queries + keys) ascending from the last query's first
-    key, to those of each query with its own: (..., queries, keys)."""
+    """Products of queries with all offsets, (..., queries, queries + keys), to those with the offset of each key: (...,
+    queries, keys).
+
+    The offsets ascend from that of the last query to the first key.
+    """
     queries, length = products.shape[-2:]
     flat = products.reshape(*products.shape[:-2], -1)[..., queries - 1 :]
     flat = jnp.pad(flat, [(0, 0)] * (flat.ndim - 1) + [(0, max(queries * (length - 1) - flat.shape[-1], 0))])
@@ -45,6 +51,6 @@ def shifted(products: jax.Array) -> jax.Array:
 
 
 def index(table: jax.Array, first: int, q_positions: jax.Array, k_positions: jax.Array) -> jax.Array:
-    """Which entries positions (batch or 1, length) read: int (batch or 1, queries, keys)."""
+    """The table indices for positions (batch or 1, length): int (batch or 1, queries, keys)."""
     offsets = k_positions[:, None, :] - q_positions[:, :, None]
     return jnp.clip(offsets - first, 0, table.shape[1] - 1)

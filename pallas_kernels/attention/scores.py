@@ -1,4 +1,4 @@
-"""A score and its slope, as kernels have them inline."""
+"""A score function and its derivative, for inlining in kernels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pallas_kernels.attention.masks import Score
 
 
 def with_slope(score: Score, logits: jax.Array, *where: Any) -> tuple[jax.Array, jax.Array]:
-    """``score(logits, *where)`` and its derivative in the logits: as it is elementwise, forward mode gives all of it at
-    once.
+    """``score(logits, *where)`` and its derivative in the logits; since it is elementwise, one forward-mode pass gives
+    both.
 
-    The derivative is 0 where the score is minus infinity, as that of :func:`finite_gradient`.
+    The derivative is 0 where the score is minus infinity, as in :func:`finite_gradient`.
     """
 
     def both(logits: jax.Array, *where: Any) -> tuple[jax.Array, jax.Array]:
@@ -30,10 +30,10 @@ def with_slope(score: Score, logits: jax.Array, *where: Any) -> tuple[jax.Array,
 
 
 def finite_gradient(score: Score) -> Score:
-    """``score`` with a derivative of 0 where it is minus infinity: a key of no weight has no gradient.
+    """``score`` with a derivative of 0 where it is minus infinity: a key with weight 0 has no gradient.
 
-    Its own derivative need not be a number there (that of a logarithm of 0 is not), and the product with the gradient,
-    0, would not be one either.
+    The score's own derivative may not be finite there (as for the logarithm of 0), and its product with the gradient 0
+    would be NaN.
     """
 
     @jax.custom_jvp
@@ -45,12 +45,12 @@ def finite_gradient(score: Score) -> Score:
         logits, where, rows = primals
         found, pushed = jax.linearize(lambda x, rows: score(x, *where, *rows), logits, rows)
         gone = found == -jnp.inf
-        # Both sides: forward mode ends with the one, reverse mode with the other.
+        # On both sides: forward mode needs the outer where, reverse mode the inner one.
         moved = jax.tree.map(lambda tangent: jnp.where(gone, 0, tangent), (tangents[0], tangents[2]))
         return found, jnp.where(gone, 0, pushed(*moved))
 
     def function(logits: jax.Array, head: Any, q: Any, k: Any, *rows: jax.Array) -> jax.Array:
-        # Rows as wide as the logits: a number whose derivative is not one must not meet those of other keys.
+        # Rows are broadcast to the logits, so that a non-finite derivative at one key does not reach the others.
         shape = jnp.broadcast_shapes(logits.shape, *(row.shape for row in rows))
         return scored(
             jnp.broadcast_to(logits, shape), (head, q, k), tuple(jnp.broadcast_to(row, shape) for row in rows)
@@ -60,7 +60,7 @@ def finite_gradient(score: Score) -> Score:
 
 
 def _lowered(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """With plain additions of tangents: Mosaic GPU has no other."""
+    """The jaxpr with additions of tangents replaced by plain ones, because Mosaic GPU does not support them."""
 
     def replaced(equation: Any) -> Any:
         params = {name: _lowered(x) if isinstance(x, ClosedJaxpr) else x for name, x in equation.params.items()}

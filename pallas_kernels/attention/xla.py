@@ -1,9 +1,10 @@
-"""Attention for any platform: one block where lengths are short, chunks of queries where they are long.
+"""Attention in JAX operations, for any platform: one block for short lengths, chunks of queries for long ones.
 
-A chunk recomputes its weights in the backward pass, so temporary memory is linear in length forward and backward. With
-default positions a bounded window touches only the keys of its band, and a causal form only the keys before its chunk's
-end, in a few static steps. Rows of a batch whose logits are too many for a CPU's caches take turns. The gradient is
-written by hand at the level of the chunk loop, because autodiff would add a whole-length gradient of k and v per chunk.
+The weights of a chunk are recomputed in the backward pass, so that temporary memory is linear in length in both passes.
+With default positions a bounded window reads only the keys of its band, and causal attention only the keys up to the
+end of the chunk, in a few static steps. Rows of a batch are processed in turns where their logits do not fit a CPU's
+caches. The gradient is hand-written at the level of the chunk loop, because autodiff would add a full-length gradient
+of k and v for each chunk.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from pallas_kernels.attention.reference import visible
 from pallas_kernels.attention.scores import finite_gradient
 from primitives.differentiation import differentiable
 
-DIRECT_LENGTH = 512  # up to this length all queries go in one block where each attends to all keys
+DIRECT_LENGTH = 512  # unmasked attention up to this length is computed in one block
 CHUNK = 128  # queries per chunk
-CAUSAL_STEPS = 4  # static prefixes of the keys that a causal form reads: 5/8 of the work of reading all
-BLOCK_BYTES = {"cpu": 2**23}  # of logits at a time: what leaves a CPU's caches took up to three times as long
+CAUSAL_STEPS = 4  # static prefixes of the keys for causal attention: 5/8 of the work of reading all keys
+BLOCK_BYTES = {"cpu": 2**23}  # of logits at a time: beyond a CPU's caches it was up to three times slower
 OTHER_BLOCK_BYTES = 2**30
 
 Arrays = dict[str, Any]
@@ -92,8 +93,8 @@ def _group_heads(x: jax.Array | None, kv_heads: int) -> jax.Array | None:
 
 
 def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    """All rows of the batch together, or, where their logits are too many, some at a time, which are computed again in
-    the backward pass.
+    """All rows of the batch together, or, if their logits are too many, some at a time, which are recomputed in the
+    backward pass.
     """
     batch, kv_heads, rep, q_length, _ = arrays["q"].shape
     plan = _plan(options, arrays, 0)
@@ -102,8 +103,8 @@ def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     row_bytes = 4 * kv_heads * rep * queries * keys
     block_bytes = BLOCK_BYTES.get(dispatch.current_platform(), OTHER_BLOCK_BYTES)
     together = max(1, block_bytes // row_bytes)
-    # A few blocks at once cost less than computing them again, which chunks do anyway; devices that share the rows of a
-    # batch can't take turns, nor can rows whose number is left open (jax.export).
+    # A few blocks at once cost less than recomputing them (chunks do that anyway). No turns are taken where rows are
+    # split over devices or their number is symbolic (jax.export).
     all_rows = jax.export.is_symbolic_dim(batch) or together >= batch
     if all_rows or (direct and batch * row_bytes <= 4 * block_bytes) or mesh.is_split():
         return _choose_form(options, arrays)
@@ -117,7 +118,7 @@ def _by_rows(options: Options, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
 
 
 def _is_direct(options: Options, arrays: Arrays) -> bool:
-    """Whether all queries go in one block."""
+    """Whether all queries are computed in one block."""
     q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
     return q_length <= CHUNK or (options.reach == (None, None) and max(q_length, k_length) <= DIRECT_LENGTH)
 
@@ -163,7 +164,7 @@ AXES = {
     **{name: {} for name in TABLES},
 }
 OF_ALL = ("sinks", *TABLES)
-"""Arrays that rows of the batch share."""
+"""Arrays without a batch axis."""
 
 
 def _axis(name: str, x: Any, over: str) -> int | None:
@@ -178,7 +179,7 @@ def _slice(name: str, x: Any, over: str, start: Any, size: int) -> Any:
 
 
 def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tuple[jax.Array, jax.Array]:
-    """Attention of one block of queries to one block of keys; the starts give default positions.
+    """Attention of one block of queries to one block of keys; the starts determine default positions.
 
     Returns (batch, kv, rep, q, value_dim) in q's dtype and the log-sum-exp (batch, kv, rep, q).
     """
@@ -186,7 +187,7 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
     wide = jnp.promote_types(q.dtype, jnp.float32)
     allowed = _allowed(options, arrays, q_start, k_start)
     if allowed is not None:
-        # 0 * NaN is NaN: keys that are never attended, and queries that attend to nothing, may hold anything.
+        # 0 * NaN is NaN: keys that no query attends to, and queries that attend to nothing, may hold anything.
         q = jnp.where(allowed.any(4)[..., None], q, 0)
         attended = allowed.any((2, 3))[..., None]
         k, v = jnp.where(attended, k, 0), jnp.where(attended, v, 0)
@@ -216,7 +217,7 @@ def _block(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> tupl
         weights = jax.nn.sigmoid(logits) if options.normalize == "sigmoid" else logits
         out = _product((weights if factor is None else weights * factor).astype(v.dtype), v, wide)
         return out.astype(q.dtype), jnp.zeros(out.shape[:-1], wide)
-    # The shift cancels in both results, so it carries no gradient.
+    # The shift cancels in both results, so that it needs no gradient.
     shift = lax.stop_gradient(jnp.max(logits, axis=-1))
     if sinks is not None:
         sinks = sinks.astype(wide)[:, :, None]
@@ -267,15 +268,15 @@ def _relative_products(options: Options, arrays: Arrays, q: jax.Array, q_start: 
 def _product(rows: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
     """(batch, kv, rep, q, n) times (batch, kv, n, m).
 
-    Heads that share keys are more rows of one product: with two axes of rows the compiler would transpose the weights
-      for each gradient.
+    Heads that share keys become further rows of one product: with two row axes the compiler would transpose the weights
+    for each gradient.
     """
     flat = rows.reshape(*rows.shape[:2], -1, rows.shape[-1])
     return jnp.matmul(flat, matrix, preferred_element_type=dtype).reshape(*rows.shape[:-1], matrix.shape[-1])
 
 
 def _allowed(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> jax.Array | None:
-    """bool (batch, kv, rep, q, k), each its size or 1; None where every query attends every key."""
+    """The mask, bool (batch, kv, rep, q, k), each its size or 1; None where every query attends to every key."""
     mask = arrays["mask"]
     segments = None if arrays["query_segments"] is None else (arrays["query_segments"], arrays["key_segments"])
     bounded = options.reach != (None, None) or options.pattern is not None
@@ -289,7 +290,7 @@ def _allowed(options: Options, arrays: Arrays, q_start: Any, k_start: Any) -> ja
 
 
 def _positions(arrays: Arrays, q_start: Any, k_start: Any) -> tuple[jax.Array, jax.Array]:
-    """Of a block's queries and keys, (batch or 1, q or k)."""
+    """Positions of a block's queries and keys, (batch or 1, q or k)."""
     lengths = {"query_positions": (q_start, arrays["q"].shape[3]), "key_positions": (k_start, arrays["k"].shape[2])}
     q, k = (
         (start + jnp.arange(n, dtype=jnp.int32))[None] if arrays[name] is None else arrays[name]
@@ -300,7 +301,7 @@ def _positions(arrays: Arrays, q_start: Any, k_start: Any) -> tuple[jax.Array, j
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a chunk loop cuts queries and keys: a run of chunks in order, each with all keys or a band of them."""
+    """How a chunk loop splits queries and keys: consecutive chunks of queries, each with all keys or a band of them."""
 
     chunk: int
     count: int
@@ -318,7 +319,7 @@ class Plan:
         return part, self.first + q_start, k_start
 
     def add(self, name: str, total: jax.Array, part: jax.Array, index: Any, k_length: int) -> jax.Array:
-        """Adds a chunk's gradient where the chunk was cut."""
+        """Adds a chunk's gradient at the position of the chunk."""
         starts = [jnp.int32(0)] * total.ndim
         for over, start in (("q", index * self.chunk), ("k", self._key(index, k_length))):
             axis = _axis(name, total, over)
@@ -328,7 +329,7 @@ class Plan:
         return lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
 
     def padded(self, arrays: Arrays) -> Arrays:
-        """The arrays with whole chunks of queries."""
+        """The arrays, padded to whole chunks of queries."""
         return _padded(arrays, "q", self.count * self.chunk)
 
     def _key(self, index: Any, k_length: int) -> Any:
@@ -350,7 +351,7 @@ def _plan(options: Options, arrays: Arrays, first: int) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class ListedPlan:
-    """Chunks of queries that see equally many blocks of keys, which are copied together for each."""
+    """Chunks of queries that attend to equally many blocks of keys, which are gathered for each chunk."""
 
     group: lists.Group
 
@@ -359,7 +360,7 @@ class ListedPlan:
         return len(self.group.chunks)
 
     def cut(self, arrays: Arrays, index: Any) -> tuple[Arrays, Any, Any]:
-        """As :meth:`Plan.cut`; positions are among the arrays."""
+        """As :meth:`Plan.cut`, with positions among the arrays."""
         chunk, ids, keys = (
             jnp.asarray(table)[index] for table in (self.group.chunks, self.group.blocks, self.group.positions)
         )
@@ -388,7 +389,7 @@ class ListedPlan:
             return lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
         whole = total.reshape(*total.shape[:k_axis], -1, lists.BLOCK, *total.shape[k_axis + 1 :])
         part = part.reshape(*part.shape[:k_axis], -1, lists.BLOCK, *part.shape[k_axis + 1 :]).astype(total.dtype)
-        # A list ends with repetitions, which nothing attends to: they add zeros.
+        # Repeated blocks at the end of a list are not attended to: they add zeros.
         at: list[Any] = [slice(None)] * whole.ndim
         at[k_axis] = ids
         if q_axis is None:
@@ -397,7 +398,7 @@ class ListedPlan:
         return lax.dynamic_update_slice_in_dim(whole, strip, chunk * lists.CHUNK, q_axis).reshape(total.shape)
 
     def padded(self, arrays: Arrays) -> Arrays:
-        """The arrays with whole chunks of queries and whole blocks of keys."""
+        """The arrays, padded to whole chunks of queries and whole blocks of keys."""
         q_length, k_length = arrays["q"].shape[3], arrays["k"].shape[2]
         return _padded(
             _padded(arrays, "q", q_length + -q_length % lists.CHUNK), "k", k_length + -k_length % lists.BLOCK
@@ -405,15 +406,15 @@ class ListedPlan:
 
 
 def _padded(arrays: Arrays, over: str, length: int) -> Arrays:
-    """Extends every array over queries, or keys, to ``length``; the extra rows are cut off afterwards, extra keys have
-    no position.
+    """Pads every array over queries, or keys, to ``length``; padded queries are cut off afterwards, padded keys have no
+    position.
     """
 
     def pad(name: str, x: Any) -> Any:
         axis = _axis(name, x, over)
         if axis is None or (extra := length - x.shape[axis]) == 0:
             return x
-        # What fills the last chunk is of no segment, so that it sees nothing.
+        # Padded queries belong to no segment, so that they attend to nothing.
         filling = jnp.iinfo(x.dtype).min if name == "query_segments" else 0
         return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)], constant_values=filling)
 
@@ -421,13 +422,13 @@ def _padded(arrays: Arrays, over: str, length: int) -> Arrays:
 
 
 def _in_order(options: Options, first: int, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    """All queries, chunk after chunk; the first has the position ``first``."""
+    """All queries in consecutive chunks; the first query has the position ``first``."""
     out, lse = _chunked(options, _plan(options, arrays, first), arrays)
     return _unchunk(out, arrays["q"].shape[3]), _unchunk(lse, arrays["q"].shape[3])
 
 
 def _listed(options: Options, groups: tuple[lists.Group, ...], arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    """All queries, those together that see equally many blocks of keys."""
+    """All queries, in groups of chunks that attend to equally many blocks of keys."""
     parts = [_chunked(options, ListedPlan(group), arrays) for group in groups]
     order = np.argsort(np.concatenate([group.chunks for group in groups]))
     out, lse = (jnp.concatenate(results)[order] for results in zip(*parts, strict=True))
@@ -469,7 +470,7 @@ def _chunked_backward(
         (gradients,) = pullback(own)
         return {name: plan.add(name, sums[name], gradients[name], index, k_length) for name in floating}, None
 
-    # A key collects from every chunk: in float32, whatever its dtype.
+    # A key's gradient is a sum over all chunks: accumulated in float32 for every dtype.
     zeros = {
         name: jnp.zeros(padded[name].shape, jnp.promote_types(padded[name].dtype, jnp.float32)) for name in floating
     }

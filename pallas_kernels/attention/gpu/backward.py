@@ -1,9 +1,9 @@
-"""Flash attention's gradients on Hopper: of the queries, tile by tile of queries; of keys and values, tile by tile of
-keys.
+"""Flash attention's gradients on Hopper: one kernel for the queries, over tiles of queries, and one for keys and
+values, over tiles of keys.
 
-Both compute the weights again from the log-sum-exp that the forward pass kept (arXiv:2205.14135, algorithm 4; without
-its atomic additions, so that results are the same each time). Tiles of keys hold everything transposed: wgmma then
-takes the weights directly from registers. A tile of keys meets the queries of all heads that share it.
+Both recompute the weights from the log-sum-exp that the forward pass stored (arXiv:2205.14135, algorithm 4; without its
+atomic additions, so that results are deterministic). Tiles of keys are computed transposed, so that wgmma takes the
+weights directly from registers. A tile of keys iterates over the queries of all heads that share it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ STAGES = 2
 
 
 def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[jax.Array]:
-    """Of q, (batch, q_length, heads, head_dim); with ``spec.every_block`` also of bias, float32 (batch, heads,
-    q_padded, k_padded).
+    """The gradient of q, (batch, q_length, heads, head_dim); with ``spec.every_block`` also that of the bias, float32
+    (batch, heads, q_padded, k_padded).
 
     Args:
       spec: the constants.
-      arrays: as :func:`pallas_kernels.attention.gpu.forward.forward` has them; do like the output; and for softmax lse
-        and delta, float32 (batch, heads, q_padded): the log-sum-exp to base 2, :data:`tiles.HIGHEST` where nothing is
-        seen, and what is subtracted from the weights' gradients.
+      arrays: those of :func:`pallas_kernels.attention.gpu.forward.forward`; do, of the output's shape; and for softmax
+        lse and delta, float32 (batch, heads, q_padded): the log-sum-exp to base 2, :data:`tiles.HIGHEST` where nothing
+        is attended to, and the term that is subtracted from the weights' gradients.
       pairs: as there.
     """
     q, v = arrays["q"], arrays["v"]
@@ -42,7 +42,7 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
     present = {name: x for name, x in arrays.items() if x is not None}
     columns = [name for name in tiles.ALONG_KEYS if name in present]
     rows_of = [name for name in ("lse", "delta", "q_positions") if name in present]
-    # Keys at once: with wide accumulators, or a score's slope, registers hold no more.
+    # Keys at once: with wide accumulators, or a score's derivative, more do not fit the registers.
     width = size if max(head_dim, value_dim) <= 64 and spec.score is None else 64
     shape = (ROWS, width)
 
@@ -51,7 +51,7 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
         *results, memory, barriers = references[len(present) :]
         batch, head, tile = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         if spec.reach[1] is not None:
-            tile = spec.q_tiles - 1 - tile  # causal tiles grow longer: the longest first
+            tile = spec.q_tiles - 1 - tile  # causal tiles get longer: start with the longest
         group = lax.axis_index(hopper.WARPGROUP)
         lists = (inputs["counts"], inputs["blocks"]) if "counts" in inputs else None
         blocks = tiles.visit(spec, lists, batch, head, tile)
@@ -165,14 +165,15 @@ def gradient_of_queries(spec: Spec, arrays: dict[str, Any], pairs: int) -> list[
 
 
 def gradient_of_keys(spec: Spec, arrays: dict[str, Any], pairs: int, key_bias_gradient: bool) -> list[jax.Array]:
-    """Of k and v, in their shapes; with ``key_bias_gradient`` also of the key bias, float32 (batch, heads, k_padded).
+    """The gradients of k and v; with ``key_bias_gradient`` also that of the key bias, float32 (batch, kv_heads,
+    k_padded).
 
     Args:
       spec: the constants.
-      arrays: as :func:`gradient_of_queries` has them, but bias with its two last axes exchanged, and counts and blocks
-        those of tiles of keys.
+      arrays: as in :func:`gradient_of_queries`, but with the last two axes of bias exchanged, and counts and blocks for
+        tiles of keys.
       pairs: as there.
-      key_bias_gradient: whether that one is wanted.
+      key_bias_gradient: whether the gradient of the key bias is computed.
     """
     q, k, v = arrays["q"], arrays["k"], arrays["v"]
     head_dim, value_dim, size = q.shape[3], v.shape[3], spec.back_block

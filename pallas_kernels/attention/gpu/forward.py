@@ -1,7 +1,7 @@
-"""Flash attention's forward pass on Hopper (arXiv:2205.14135; warpgroups that take turns, arXiv:2407.08608).
+"""Flash attention's forward pass on Hopper (arXiv:2205.14135; ping-pong scheduling of warpgroups, arXiv:2407.08608).
 
-A thread block holds a tile of queries. One warpgroup copies blocks of keys and values into a ring of shared memory by
-TMA; one or two others multiply. Where there are two, one has the tensor cores while the other takes exponentials.
+A thread block holds a tile of queries. One warpgroup copies blocks of keys and values by TMA into a ring of buffers in
+shared memory; one or two others compute. With two, one uses the tensor cores while the other computes exponentials.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ STAGES = 2  # blocks of keys and of values in flight
 
 
 def cost(spec: Spec, q: jax.Array, v: jax.Array, products: int, pairs: int) -> pl.CostEstimate:
-    """Of a kernel with ``products`` matrix products over ``pairs`` of queries and keys in each head.
+    """The cost of a kernel with ``products`` matrix products over ``pairs`` of queries and keys in each head.
 
-    A product is counted with the mean width of keys and values, an exponential once a pair; the bytes are those of the
-    tiles read.
+    A product is counted with the mean width of keys and values, one exponential per pair, and the bytes of the tiles
+    read.
     """
     heads = spec.batch * spec.heads
     width = (q.shape[3] + v.shape[3]) / 2
@@ -39,22 +39,22 @@ def cost(spec: Spec, q: jax.Array, v: jax.Array, products: int, pairs: int) -> p
 
 
 def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, jax.Array]:
-    """Output (batch, q_length, heads, value_dim) and log-sum-exp (batch, heads, q_padded); the latter undefined for
-    sigmoid.
+    """The output (batch, q_length, heads, value_dim) and the log-sum-exp, float32 (batch, heads, q_padded), which is
+    undefined for sigmoid.
 
     Args:
       spec: the constants.
-      arrays: q, k, v as the op has them, in 16 bits, head_dim and value_dim multiples of 32; and where they are not
-        None key_bias float32 (batch or 1, heads or 1, k_padded), bias float32 (batch or 1, heads or 1, q_padded,
-        k_padded), both to base 2; q_positions int32 (batch or 1, 1, q_padded), k_positions int32 (batch or 1, 1,
-        k_padded), negative is no key; counts and blocks as :func:`tiles.visit` reads them.
-      pairs: of queries and keys that a head multiplies, for the estimate of the cost.
+      arrays: q, k and v of the op, in 16 bits, with head_dim and value_dim multiples of 32; and, unless None, key_bias
+        float32 (batch or 1, heads or 1, k_padded) and bias float32 (batch or 1, heads or 1, q_padded, k_padded), both
+        to base 2; q_positions int32 (batch or 1, 1, q_padded) and k_positions int32 (batch or 1, 1, k_padded), negative
+        for no key; counts and blocks as in :func:`tiles.visit`.
+      pairs: number of query-key pairs that a head computes, for the cost estimate.
     """
     q, v = arrays["q"], arrays["v"]
     head_dim, value_dim, size = q.shape[3], v.shape[3], spec.block
     present = {name: x for name, x in arrays.items() if x is not None}
     extra = [name for name in tiles.ALONG_KEYS if name in present]
-    # With a positive scale and nothing to add, scaling waits until the exponential, where it costs nothing.
+    # With a positive scale and nothing to add, scaling is deferred to the exponential, where it is free.
     late = (
         spec.scale * tiles.LOG2E
         if spec.scale > 0 and spec.score is None and not {"key_bias", "bias"} & present.keys()
@@ -66,7 +66,7 @@ def forward(spec: Spec, arrays: dict[str, Any], pairs: int) -> tuple[jax.Array, 
         out, lse, memory, barriers = references[len(present) :]
         batch, head, tile = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         if spec.reach[1] is not None:
-            tile = spec.q_tiles - 1 - tile  # causal tiles grow longer: the longest first
+            tile = spec.q_tiles - 1 - tile  # causal tiles get longer: start with the longest
         group = lax.axis_index(hopper.WARPGROUP)
         lists = (inputs["counts"], inputs["blocks"]) if "counts" in inputs else None
         blocks = tiles.visit(spec, lists, batch, head, tile)

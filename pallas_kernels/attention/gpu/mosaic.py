@@ -1,11 +1,12 @@
 """Block-sparse flash attention on Hopper GPUs (arXiv:2205.14135, arXiv:2407.08608), forward and backward.
 
-Masks of keys and biases that are the same for all queries add a row to the logits; others add a tile. Windows and
-causality are compared inside the kernels, in blocks that they cut, and blocks that nobody sees are not read: by
-arithmetic, or by lists made on the device (:mod:`pallas_kernels.attention.blocks`) where positions, masks or routes
-decide; routed regions that are not nearly whole blocks are copied. Sinks act on the output and its log-sum-exp. Beside
-the slope of a score, heads wider than 64 leave no register free: the gradient of keys at 128 with soft capping stores
-72 bytes a thread. The kernels are in :mod:`pallas_kernels.attention.gpu.forward` and ``backward``.
+Masks of keys, and biases that are the same for all queries, add a row to the logits; others add a tile. Windows and
+causality are evaluated inside the kernels, in blocks that they cut. Blocks that no query attends to are not read: they
+are found by arithmetic, or by lists made on the device (:mod:`pallas_kernels.attention.blocks`) if they depend on
+positions, masks or routes. The keys of routed regions that are not nearly whole blocks are copied. Sinks are applied to
+the output and its log-sum-exp. With a score's derivative, heads wider than 64 exhaust the registers: the gradient of
+keys at 128 with a soft cap spills 72 bytes per thread. The kernels are in :mod:`pallas_kernels.attention.gpu.forward`
+and ``backward``.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from pallas_kernels.attention.reference import visible
 from primitives.differentiation import differentiable
 
 HEAD_DIM_LIMIT = 128  # accumulators of wider heads do not fit a warpgroup's registers together with the logits
-FEWEST_QUERIES = 8  # a tile has 64 rows: fewer queries than these leave it empty
-LISTED_LENGTH = 512  # shorter rows of keys are not worth a list that skips their padding
-GRADIENT_BYTES = 2**30  # of the logits, which a bias for each pair needs
+FEWEST_QUERIES = 8  # a tile has 64 rows: fewer queries would leave it mostly empty
+LISTED_LENGTH = 512  # for fewer keys a list that skips padding does not pay
+GRADIENT_BYTES = 2**30  # of the logits' gradient, which a bias for each pair needs
 
 Arrays = dict[str, Any]
 
 
 def objection(call: AttentionCall) -> str | None:
-    """Why the kernels can't serve the call, or None."""
+    """Why the kernels do not support the call, or None."""
     q, k, v, bias, mask = call.q, call.k, call.v, call.bias, call.mask
     if (reason := call.plain()) is not None:
         return reason
@@ -122,7 +123,7 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
 
 
 def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
-    """Whether lists of blocks make copies of the routed keys unnecessary."""
+    """Whether routed regions are served by lists of blocks, without copies of keys."""
     if any(regions.padded_size(x.shape[1], routes.shape[2], ROWS) is None for x in (call.q, call.k)):
         return False
     if call.bounded or call.key_regions is not None or not call.lacks("bias", "query_positions", "key_positions"):
@@ -135,8 +136,8 @@ def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
 def _whole_regions(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, routes: jax.Array
 ) -> tuple[Any, ...]:
-    """The arrays with regions of whole blocks, the mask that hides what was added, and the sizes of regions of queries
-    and keys.
+    """The arrays with regions padded to whole blocks, the mask that hides the padding, and the sizes of the query and
+    key regions.
     """
     count = routes.shape[2]
     sizes = [size for x in (q, k) if (size := regions.padded_size(x.shape[1], count, ROWS)) is not None]
@@ -149,17 +150,17 @@ def _whole_regions(
 
 
 def _padded(x: jax.Array, length: int) -> jax.Array:
-    """``x`` (batch, length, heads, head_dim) with whole groups of 8 tokens and of 32 features, in which TMA and wgmma
-    count.
+    """``x`` (batch, length, heads, head_dim) padded to ``length`` tokens and to a multiple of 32 features, as TMA and
+    wgmma require.
     """
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, -x.shape[3] % 32)))
 
 
 def _cleaned(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """q, k and v with zeros where a query sees nothing and where a key is seen by none, which may hold anything: 0 *
-    NaN is NaN.
+    """q, k and v with zeros for queries that attend to nothing and keys that no query attends to, which may hold
+    anything: 0 * NaN is NaN.
 
-    Where both a mask and positions hide, only what one of them hides by itself is found.
+    With both a mask and positions, only those are found that one of the two excludes by itself.
     """
     q, k, v, mask, (left, right), pattern = call.q, call.k, call.v, call.mask, call.reach, call.pattern
     seeing: Any = True
@@ -169,7 +170,7 @@ def _cleaned(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
     if not call.lacks("query_positions", "key_positions"):
         at_q, at_k = call.places
         if pattern is not None:
-            # A reduction that the compiler fuses: the matrix never exists.
+            # The compiler fuses this with the reduction: the matrix is never materialized.
             found = visible(at_q, at_k, call.reach, pattern)[:, 0]
             seeing, seen = seeing & found.any(2)[:, :, None, None], seen & found.any(1)[:, :, None, None]
         far = jnp.iinfo(jnp.int32).max // 2
@@ -192,7 +193,9 @@ def _cleaned(call: AttentionCall) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _added_to_logits(spec: Spec, bias: Any, mask: Any, positions: bool) -> Arrays:
-    """float32 terms of the logits to base 2, -inf where masked: one for each key, or for each pair."""
+    """Terms that are added to the logits to base 2, float32, -inf where masked: one per key (key_bias), or one per pair
+    (bias).
+    """
     terms: Arrays = {}
 
     def add(name: str, term: jax.Array) -> None:
@@ -216,12 +219,12 @@ def _added_to_logits(spec: Spec, bias: Any, mask: Any, positions: bool) -> Array
 
 
 def _of_keys(mask: jax.Array) -> bool:
-    """Whether a mask says of each key, for all heads and queries, whether it is one."""
+    """Whether a mask depends only on the key, not on the head or query."""
     return mask.shape[1] == mask.shape[2] == 1
 
 
 def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_positions: Any, routes: Any) -> Arrays:
-    """Positions where given, and lists of blocks where arithmetic does not find them."""
+    """Positions, where given, and lists of blocks, where arithmetic can't find the blocks."""
     left, right = spec.reach
     found: Arrays = {}
     if routes is not None:
@@ -233,9 +236,9 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
             if mask is None:
                 return routed
             some = blocks.key_cover(mask[:, :, 0], block_k).some
-            return blocks.both(routed, blocks.Cover(some, jnp.ones_like(some)))  # masked keys of a whole block as below
+            return blocks.both(routed, blocks.Cover(some, jnp.ones_like(some)))  # masked keys within a block: see below
 
-        # Those of a region are the same however its own blocks are cut.
+        # All query blocks of a region have the same list.
         lists = _ordered(
             cover(block_q=spec.tile, block_k=spec.block), routes.shape[3] * (spec.k_length // count // spec.block)
         )
@@ -265,7 +268,7 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
                 jnp.broadcast_to(mask[:, 0, 0], (mask.shape[0], spec.keys)), ((0, 0), (0, spec.k_padded - spec.keys))
             )
             some = real.reshape(real.shape[0], 1, -1, block_k).any(3)[:, :, : static.some.shape[1]]
-            # Masked keys of a whole block are hidden by what is added to the logits.
+            # Masked keys within a block are hidden by the terms added to the logits.
             return blocks.both(blocks.Cover(static.some, static.every), blocks.Cover(some, jnp.ones_like(some)))
     else:
         return {}
@@ -277,8 +280,8 @@ def _visited(spec: Spec, q_length: int, mask: Any, query_positions: Any, key_pos
 
 
 def _ordered(cover: blocks.Cover, most: int | None = None) -> tuple[Any, Any]:
-    """A cover (batch, heads or none, tiles, blocks) as :func:`tiles.visit` reads it: whole blocks first, ``most`` at
-    most; numpy if that is.
+    """A cover (batch, tiles, blocks) or (batch, heads, tiles, blocks) as the lists of :func:`tiles.visit`: whole blocks
+    first, at most ``most``; numpy if the cover is.
     """
     xp: Any = np if isinstance(cover.some, np.ndarray) else jnp
     kind = xp.where(cover.some, xp.where(cover.every, 0, 1), 2)
@@ -289,7 +292,7 @@ def _ordered(cover: blocks.Cover, most: int | None = None) -> tuple[Any, Any]:
 
 
 def _all_cut(spec: Spec) -> Arrays:
-    """Lists of all blocks, each with its positions to be compared."""
+    """Lists of all blocks, with positions compared in each."""
 
     def every(rows: int, count: int) -> tuple[jax.Array, jax.Array]:
         counts = jnp.broadcast_to(jnp.array([0, count], jnp.int32), (1, 1, rows, 2))
@@ -301,8 +304,8 @@ def _all_cut(spec: Spec) -> Arrays:
 
 
 def _pairs(spec: Spec) -> int:
-    """About how many pairs of queries and keys a head multiplies where positions are counted, blocks that a window or
-    causality cuts included.
+    """The approximate number of query-key pairs that a head computes with default positions, including blocks that a
+    window or causality cuts.
     """
     left, right = spec.reach
     width = spec.keys
@@ -318,7 +321,7 @@ FORWARD = ("q", "k", "v", "key_bias", "bias", "q_positions", "k_positions", "cou
 
 @differentiable(3, kernel=True)
 def _flash(spec: Spec, pairs: int, gradient_of_key_bias: bool, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    """Output, and log-sum-exp (batch, heads, q_padded)."""
+    """The output, and the log-sum-exp (batch, heads, q_padded)."""
     del gradient_of_key_bias
     out, lse = forward(spec, {name: arrays.get(name) for name in FORWARD}, pairs)
     return out, jnp.zeros_like(lse) if spec.sigmoid else lse
@@ -354,7 +357,7 @@ def _flash_backward(
 
 
 def _summed(gradient: jax.Array, like: jax.Array) -> jax.Array:
-    """A gradient for each batch element and head, summed over those that share ``like``."""
+    """Sums a gradient, given for each batch element and head, over those that share ``like``."""
     shared = tuple(axis for axis in (0, 1) if like.shape[axis] < gradient.shape[axis])
     return gradient.sum(shared, keepdims=True) if shared else gradient
 

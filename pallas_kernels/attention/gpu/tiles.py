@@ -1,9 +1,9 @@
-"""Block-sparse flash attention on Hopper: which blocks a tile reads, and how a tile of logits is computed.
+"""Block-sparse flash attention on Hopper: the blocks that a tile reads, and the computation of a tile of logits.
 
-A tile is 64 rows for each consumer warpgroup of a thread block: queries in the forward pass and for their gradient,
-keys for theirs (the logits are then transposed). It reads blocks of the other side in turn: first those that it sees
-whole, then those that a mask cuts. For masks that depend on the distance of positions alone the blocks are found by
-arithmetic; otherwise they come as lists, which may be computed on the device.
+A tile has 64 rows for each consumer warpgroup of a thread block: queries in the forward pass and for their gradient,
+keys for the gradients of keys and values (with the logits transposed). It iterates over blocks of the other side: first
+those without masked pairs, then those that a mask cuts. For masks that depend only on the distance of positions the
+blocks are found by arithmetic; otherwise they are given as lists, which may be computed on the device.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from pallas_kernels.attention.call import Reach
 from pallas_kernels.attention.masks import Mask, Score
 from pallas_kernels.attention.scores import with_slope
 
-ROWS = 64  # of one warpgroup: those of one wgmma
+ROWS = 64  # rows of one warpgroup: those of one wgmma
 LOG2E = math.log2(math.e)
-LOWEST = -1e30  # where running maxima start: finite, so that a row that sees nothing gives no NaN
-HIGHEST = 1e30  # the log-sum-exp of rows whose weights must come out as zeros
+LOWEST = -1e30  # initial running maxima: finite, so that a row that attends to nothing gives no NaN
+HIGHEST = 1e30  # the log-sum-exp of rows whose weights must become zero
 COPYING, MULTIPLYING = (
     24,
     240,
-)  # registers of a thread of the warpgroup that copies, and of the two that multiply: 512 together at most
+)  # registers per thread of the producer warpgroup and of the two consumers: at most 512 together
 ALONG_KEYS = ("key_bias", "k_positions")
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is fixed when the kernels are compiled.
+    """The static settings of the kernels.
 
     Attributes:
-      batch, heads, kv_heads: of the arrays.
-      q_length, k_length: of the arrays; multiples of 8, which TMA copies together.
-      keys: how many of them are real.
-      reach: limits (left, right) of key minus query position, None for none; causality is a right of 0.
-      scale: of the logits.
-      sigmoid: instead of softmax.
-      consumers: warpgroups of a thread block that compute.
+      batch, heads, kv_heads: sizes of the arrays.
+      q_length, k_length: lengths of the arrays; multiples of 8, as TMA requires.
+      keys: number of keys without padding.
+      reach: (left, right): keys from query - left to query + right; None is unbounded; causal is a right of 0.
+      scale: factor of the logits.
+      sigmoid: whether the weights are sigmoid's instead of softmax's.
+      consumers: number of computing warpgroups of a thread block.
       block: keys in a block of the forward pass and of the gradient of queries.
       back_block: queries in a block of the gradients of keys and values.
-      pattern: of query and key position, True = attend; None is all. Its blocks come as lists.
-      score: of scaled logits, query head and both positions; None leaves them.
-      every_block: no block may be passed over, because each one's gradient of the logits is wanted.
+      pattern: function of query and key position, True = attend; None allows all. Its blocks are given as lists.
+      score: function of the scaled logits, query head and both positions; None for no change.
+      every_block: visit all blocks, because the gradient of the logits is needed for each.
     """
 
     batch: int
@@ -77,7 +77,7 @@ class Spec:
 
     @property
     def group(self) -> int:
-        """Query heads of one key head."""
+        """Number of query heads per key head."""
         return self.heads // self.kv_heads
 
     @property
@@ -90,19 +90,21 @@ class Spec:
 
     @property
     def q_padded(self) -> int:
-        """Queries of whole tiles."""
+        """Number of queries, padded to whole tiles."""
         return self.q_tiles * self.tile
 
     @property
     def k_padded(self) -> int:
-        """Keys of whole tiles and whole blocks."""
+        """Number of keys, padded to whole tiles and whole blocks."""
         step = max(self.tile, self.block)
         return -(-self.k_length // step) * step
 
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-    """The blocks that one tile reads, in order: ``whole`` ones, then up to ``total`` those that a mask cuts."""
+    """The blocks that one tile reads, in order: first ``whole`` ones without masked pairs, then, up to ``total``, those
+    that a mask cuts; ``block(j)`` is the index of the j-th.
+    """
 
     whole: jax.Array
     total: jax.Array
@@ -112,13 +114,13 @@ class Visit:
 def visit(
     spec: Spec, lists: tuple[Any, Any] | None, batch: Any, head: Any, tile: Any, *, transposed: bool = False
 ) -> Visit:
-    """The blocks of a tile of queries, or with ``transposed`` of a tile of keys.
+    """The blocks of a tile of queries, or, if ``transposed``, of a tile of keys.
 
     Args:
       spec: the kernels' constants.
       lists: references to counts (batch or 1, heads or 1, tiles, 2) and blocks (batch or 1, heads or 1, tiles, most),
         or None.
-      batch, head, tile: which one.
+      batch, head, tile: indices of the tile.
       transposed: whether the tile holds keys and the blocks queries.
     """
     if lists is not None:
@@ -137,7 +139,7 @@ def visit(
 def _span(
     start: Any, end: Any, before: int | None, after: int | None, length: int, size: int, every_block: bool
 ) -> Visit:
-    """Blocks of ``size`` out of ``length`` at a distance of [-before, after] from the rows ``start`` to ``end``."""
+    """The blocks of ``size`` out of ``length`` within -before to after of the rows from ``start`` to ``end``."""
     count = -(-length // size)
 
     def clip(x: Any, low: Any, high: Any) -> Any:
@@ -167,22 +169,24 @@ def _span(
 
 
 def layer(x: Any, batch: Any, head: Any) -> tuple[Any, Any]:
-    """Where a batch element's and head's own part of ``x`` lies, whose two first axes may be shared."""
+    """Indices of a batch element and head in ``x``, whose first two axes may have size 1."""
     return (batch if x.shape[0] > 1 else 0, head if x.shape[1] > 1 else 0)
 
 
 def indices(shape: tuple[int, int], start: Any, axis: int) -> jax.Array:
-    """int32 of ``shape``: the place of each row (axis 0) or column (axis 1), counted on from ``start``."""
+    """int32 of ``shape``: the index of each row (axis 0) or column (axis 1), counted from ``start``."""
     return start + hopper.iota(shape, axis)
 
 
 def vector(reference: Any, shape: tuple[int, int], axis: int) -> jax.Array:
-    """A vector in shared memory spread over a matrix: one number for each row (axis 0) or column (axis 1)."""
+    """A vector in shared memory, broadcast to a matrix: one number per row (axis 0) or column (axis 1)."""
     return lax.broadcast_in_dim(hopper.load(reference, plgpu.Layout.WGMMA.reduce(1 - axis)), shape, [axis])
 
 
 def visible(spec: Spec, q_positions: jax.Array, k_positions: jax.Array, given: bool) -> jax.Array:
-    """bool: which keys a query may attend; positions in matrices, ``given`` (negative is no key) or counted."""
+    """bool: which keys a query may attend to; positions are matrices, ``given`` by the call (negative for no key) or
+    indices.
+    """
     allowed = k_positions >= 0 if given else k_positions < spec.keys
     left, right = spec.reach
     if right is not None:
@@ -197,12 +201,12 @@ def visible(spec: Spec, q_positions: jax.Array, k_positions: jax.Array, given: b
 def logits(
     spec: Spec, products: jax.Array, head: Any, places: Callable[[], tuple[jax.Array, jax.Array]]
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Logits to base 2 of products of queries and keys, before anything is added, and the derivative of those to base e
-    in the scaled products; None is 1.
+    """The logits to base 2, before anything is added, from the products of queries and keys; and the derivative of the
+    logits to base e in the scaled products, None for 1.
 
     Args:
-      head: of the queries.
-      places: gives the positions of queries and keys, matrices.
+      head: index of the query head.
+      places: returns the positions of queries and keys as matrices.
     """
     if spec.score is None:
         return products * (spec.scale * LOG2E), None
@@ -211,39 +215,41 @@ def logits(
 
 
 def weights(spec: Spec, logits: jax.Array, log_sum: Any) -> jax.Array:
-    """Weights of logits to base 2: softmax with ``log_sum`` (base 2) as logarithm of the denominator, or sigmoid."""
+    """The weights for logits to base 2: softmax with ``log_sum`` (base 2), the logarithm of the denominator, or
+    sigmoid.
+    """
     if spec.sigmoid:
         return 1.0 / (1.0 + jnp.exp2(-logits))
     return jnp.exp2(logits - log_sum)
 
 
 def joined(spec: Spec, weight: jax.Array, slope: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """Weights and slope for a gradient of products, which is linear in softmax's weights: their product, and one matrix
-    less to keep.
+    """Weights and slope for the gradient of the products. It is linear in softmax's weights, so that these are
+    multiplied by the slope: one matrix less in registers.
     """
     return (weight, slope) if slope is None or spec.sigmoid else (weight * slope, None)
 
 
 def gradient_of_logits(spec: Spec, weight: jax.Array, gradient: jax.Array, delta: Any) -> jax.Array:
-    """Of the logits to base e, from weights and the gradient of the weights."""
+    """The gradient of the logits to base e, from the weights and their gradient."""
     if spec.sigmoid:
         return weight * (1.0 - weight) * gradient
     return weight * (gradient - delta)
 
 
 def loop(start: Any, stop: Any, step: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """``lax.fori_loop`` between int32 bounds that need not be known."""
+    """``lax.fori_loop`` with int32 bounds that may be dynamic."""
     return lax.fori_loop(jnp.int32(start), jnp.asarray(stop, jnp.int32), step, carry)
 
 
 def ring(step: Any, stages: int) -> Any:
-    """Which of ``stages`` buffers a step uses."""
+    """The index of the buffer, of ``stages``, that a step uses."""
     return lax.rem(step, jnp.int32(stages))
 
 
 def produce(total: Any, stages: int, copy: Callable[[Any, Any], None], released: Callable[[Any], None]) -> None:
-    """The producer's side of a ring of buffers: ``copy(step, slot)`` for each step, after ``released(slot)`` where the
-    slot was used before.
+    """The producer's side of a ring of buffers: calls ``copy(step, slot)`` for each step, after ``released(slot)`` if
+    the slot was used before.
     """
 
     def fill(step: Any, _: None) -> None:
@@ -256,15 +262,16 @@ def produce(total: Any, stages: int, copy: Callable[[Any, Any], None], released:
     first = jnp.minimum(total, stages)
     loop(0, first, fill, None)
     loop(first, total, refill, None)
-    # No barrier is left with an unobserved arrival.
+    # Every arrival at a barrier must be observed.
     loop(total - first, total, lambda step, _: released(ring(step, stages)), None)
 
 
 def produce_keys(
     spec: Spec, blocks: Visit, stages: int, inputs: Any, memory: Any, barriers: Any, batch: Any, head: Any, tile: Any
 ) -> None:
-    """The producer of a tile of queries: the keys and values of its blocks, and other arrays along keys, into buffers
-    of both."""
+    """The producer for a tile of queries: copies the keys and values of its blocks, and other arrays along keys, into
+    their buffers.
+    """
     kv_head = lax.div(head, jnp.int32(spec.group))
 
     def copy(step: Any, slot: Any) -> None:
@@ -288,7 +295,7 @@ def produce_keys(
 
 
 def columns(width: int) -> int:
-    """Of a swizzled row in shared memory."""
+    """The number of columns that are swizzled together in shared memory."""
     return 64 if width % 64 == 0 else 32
 
 

@@ -1,10 +1,10 @@
-"""The kernels of flash attention on TPU: one for the output, and for the gradients one of queries, one of keys and
-values, one of a bias.
+"""The kernels of flash attention on TPU: one for the output, and one each for the gradients of queries, of keys and
+values, and of a bias.
 
-Each walks, for a block of queries (or keys), through a list of blocks of the other side that is fetched ahead of it by
-scalar prefetch. That of keys and values holds its logits transposed, so that a query's values lie in a row and no
-product needs a transpose. That of the bias goes through all blocks: a bias is as large as the logits of one row of the
-batch at least.
+For each block of queries (or keys) a kernel iterates over a list of blocks of the other side, which is read by scalar
+prefetch. The kernel for keys and values computes the logits transposed, so that numbers of queries are rows and no
+product needs a transpose. The kernel for the bias visits all blocks: a bias is at least as large as the logits of one
+row of the batch.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from primitives.differentiation import differentiable
 
 
 class Walk(NamedTuple):
-    """Lists as the kernels read them: 2 * block + full, and how many, both flat; ``rows`` of them, (batch or 1, heads
-    or 1).
+    """Lists in the form that the kernels read: ``entries``, 2 * block + full, and ``counts``, their lengths, both
+    flattened. The argument ``rows`` of the kernels is their (batch or 1, heads or 1).
     """
 
     entries: Any
@@ -45,7 +45,9 @@ def flash(
     forth: Walk,
     back: Walk,
 ) -> tuple[jax.Array, jax.Array]:
-    """(batch, heads, q_length, value_dim) and the float32 log-sum-exp (batch, heads, q_length), of whole blocks."""
+    """The output (batch, heads, q_length, value_dim) and the log-sum-exp, float32 (batch, heads, q_length); lengths are
+    whole blocks.
+    """
     return _flash_forward(options, rows, q, k, v, where, forth, back)[0]
 
 
@@ -61,7 +63,7 @@ def _flash_forward(
 ) -> Any:
     out, top, total = _run_forward(options, rows, q, k, v, where, forth)
     empty = total == 0
-    # Of a query that attends nothing all logits are -inf: any finite shift gives weights of 0.
+    # All logits of a query that attends to nothing are -inf: any finite shift gives weights of 0.
     top, total = jnp.where(empty, 0.0, top), jnp.where(empty, 1.0, total)
     return (out, jnp.where(empty, -jnp.inf, top + jnp.log(total))[:, :, 0]), (
         q,
@@ -79,8 +81,8 @@ def _flash_forward(
 def _flash_backward(options: Options, rows: tuple[int, int], residuals: Any, cotangents: Any) -> Any:
     q, k, v, where, forth, back, out, top, total = residuals
     d_out, d_lse = (x.astype(jnp.float32) for x in cotangents)
-    # Weights are exp(logits - top) / total, and total divides what they are multiplied with: subtracting the
-    # log-sum-exp would round large logits.
+    # Weights are exp(logits - top) / total, with the division applied to the other factor of their products:
+    # subtracting the log-sum-exp would round large logits.
     if options.normalize == "softmax":
         delta = (jnp.sum(d_out * out.astype(jnp.float32), -1) - d_lse)[:, :, None] / total
         d_out = d_out / total[:, :, 0, :, None]
@@ -97,7 +99,7 @@ flash.define(_flash_forward, _flash_backward)
 
 
 def _visit(entry: Any, live: Any, step: Callable[[bool], None]) -> None:
-    """Runs ``step(masked)`` for a list's entry, if there is one."""
+    """Runs ``step(masked)`` for a list's entry, if it is ``live``."""
     pl.when(live & (entry & 1 == 1))(lambda: step(False))
     pl.when(live & (entry & 1 == 0))(lambda: step(True))
 
@@ -107,9 +109,10 @@ class Layout:
     """The block specs of one kernel.
 
     Attributes:
-      at: from the grid's indices and the prefetched arrays to (batch, query head, key-value head, query block, key
+      at: maps the grid's indices and the prefetched arrays to (batch, query head, key-value head, query block, key
         block).
-      transposed: logits have keys as rows.
+      transposed: whether the logits have keys as rows.
+      options: the static settings.
     """
 
     options: Options
@@ -129,7 +132,7 @@ class Layout:
         )
 
     def numbers(self, x: Any, keys: bool = False) -> pl.BlockSpec:
-        """One number a query (or key) of (batch or 1, heads or 1, 1, length), as a row."""
+        """The block of (batch or 1, heads or 1, 1, length), one number per query (or key), as a row."""
         size, place = (self.options.block_k, 4) if keys else (self.options.block_q, 3)
 
         def at(*g: Any) -> tuple[Any, Any, int, Any]:
@@ -141,7 +144,7 @@ class Layout:
     def backward(
         self, q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, shift: jax.Array, delta: jax.Array
     ) -> list[pl.BlockSpec]:
-        """Of what every kernel of a gradient reads."""
+        """The blocks of the arrays that every gradient kernel reads."""
         return [
             self.per_query(q),
             self.per_key(k),
@@ -169,7 +172,7 @@ class Layout:
         return specs, arrays
 
     def pairs(self, x: Any) -> pl.BlockSpec:
-        """One number a query and key of (batch or 1, heads or 1, q_length, k_length)."""
+        """The block of (batch or 1, heads or 1, q_length, k_length), one number per query and key."""
         shape = (
             (self.options.block_k, self.options.block_q)
             if self.transposed
@@ -184,7 +187,7 @@ class Layout:
 
 
 def _unpack(where: Where, refs: tuple[Any, ...]) -> tuple[Where, tuple[Any, ...]]:
-    """References for the fields of ``where``, None where absent; and the rest."""
+    """Splits references into those for the fields of ``where``, None where absent, and the rest."""
     rest = list(refs)
     found = [None if x is None else rest.pop(0) for x in where]
     return Where(*found), tuple(rest)
@@ -197,7 +200,7 @@ def _list_row(rows: tuple[int, int], b: Any, h: Any) -> Any:
 def _query_layout(
     options: Options, rows: tuple[int, int], repeats: int, count: int
 ) -> tuple[Layout, Callable[..., Any]]:
-    """Of the grid (batch, head, query block, step)."""
+    """The layout for the grid (batch, head, query block, step), and the function that gives a list's index."""
 
     def line(b: Any, h: Any, i: Any) -> Any:
         return _list_row(rows, b, h) * count + i
@@ -209,7 +212,7 @@ def _query_layout(
 
 
 def _cost(options: Options, products: int, q: jax.Array, v: jax.Array, arrays: Any) -> pl.CostEstimate:
-    """Of visiting all lists of every head, with so many products of q and k and as many of weights and v."""
+    """The cost of visiting all lists of every head, with ``products`` products of each of the widths of q and v."""
     pairs = options.visits * options.block_q * options.block_k * q.shape[0] * q.shape[1]
     moved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
     width = q.shape[3] + v.shape[3]
@@ -224,8 +227,8 @@ def _params(axes: int, serial: int) -> pltpu.CompilerParams:
 def _run_forward(
     options: Options, rows: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array, where: Where, walk: Walk
 ) -> tuple[jax.Array, ...]:
-    """Output, and of each query the largest logit and the sum of exp(logits - largest), (batch, heads, 1, q_length);
-    -inf and 0 for sigmoid weights.
+    """The output, and for each query the largest logit and the sum of exp(logits - largest), (batch, heads, 1,
+    q_length) each; -inf and 0 for sigmoid weights.
     """
     batch, heads, length, _ = q.shape
     count, steps, value_dim = length // options.block_q, options.steps[0], v.shape[3]

@@ -1,15 +1,15 @@
 """Block-sparse flash attention on TPU (arXiv:2205.14135, arXiv:2307.08691), forward and backward.
 
-A block of queries walks through a list of key blocks (:mod:`pallas_kernels.attention.blocks`); one that is visible as
-a whole is not masked. Windows and causality make the lists while tracing; masks, positions, segments and routes make
-them on the device. Short rows of the batch (windows of an image) share a block. Routed regions that are nearly whole
-blocks are lists; smaller ones are copied, since the matrix unit multiplies 128 by 128 numbers at once, and copied
-regions can share a block. The kernels are in :mod:`pallas_kernels.attention.tpu.flash`. Sinks and masks of queries are
-left to XLA: they act on the output and its log-sum-exp.
+A block of queries iterates over a list of key blocks (:mod:`pallas_kernels.attention.blocks`); fully visible blocks are
+not masked. The lists are made while tracing for windows and causality, and on the device for masks, positions, segments
+and routes. Short rows of the batch (windows of an image) share a block. Routed regions that are nearly whole blocks are
+served by lists; the keys of smaller ones are copied, since the matrix unit multiplies 128 by 128 numbers at once, and
+copied regions can share a block. The kernels are in :mod:`pallas_kernels.attention.tpu.flash`. Sinks and masks of
+queries are left to XLA: they only change the output and its log-sum-exp.
 
-JAX's own splash attention serves what it can (:mod:`pallas_kernels.attention.tpu.splash`). It lacks a log-sum-exp with
-a gradient, sigmoid weights, masks of single keys, lists that only the device knows, rows that attend nothing, padding
-that may hold NaN, and odd lengths.
+JAX's own splash attention is used where possible (:mod:`pallas_kernels.attention.tpu.splash`). It does not support a
+log-sum-exp with a gradient, sigmoid weights, masks of single keys, lists computed on the device, queries that attend to
+nothing, padding that may hold NaN, and odd lengths.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from pallas_kernels.mosaic_tpu import LANES
 from pallas_kernels.mosaic_tpu import objection as tpu_objection
 
 BLOCKS = (512, 256, 128)
-HEAD_DIM_LIMIT = 256  # of blocks that fit VMEM
-LIST_LIMIT = 2**16  # entries of lists in scalar memory; rows of the batch share one list where theirs are more
+HEAD_DIM_LIMIT = 256  # so that blocks fit VMEM
+LIST_LIMIT = 2**16  # entries of lists in scalar memory; beyond it rows of the batch share one list
 
 
 def objection(call: AttentionCall) -> str | None:
-    """Why the kernel can't serve the call, or None."""
+    """Why the kernel does not support the call, or None."""
     q, k, v, bias = call.q, call.k, call.v, call.bias
     if (reason := call.plain()) is not None:
         return reason
@@ -69,14 +69,14 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
     (left, right), pattern = call.reach, call.pattern
     query_positions, key_positions = call.query_positions if call.ordered else None, call.key_positions
     queries_seeing, keys_seen = _seen(call.replace(query_positions=query_positions), kv_heads)
-    # 0 * NaN is NaN: keys that are never attended, and queries that attend to nothing, may hold anything.
+    # 0 * NaN is NaN: keys that no query attends to, and queries that attend to nothing, may hold anything.
     if queries_seeing is not None:
         q = jnp.where(jnp.swapaxes(queries_seeing, 1, 2)[..., None], q, 0)
     if keys_seen is not None:
         k, v = (jnp.where(jnp.swapaxes(keys_seen, 1, 2)[..., None], x, 0) for x in (k, v))
     if q.dtype == jnp.float32:
-        # Large logits are rounded once, in the product, alike forward and backward. In bfloat16 it is the queries that
-        # would be rounded twice.
+        # Scaling q first rounds large logits only once, in the product, equally in both passes. In bfloat16 it would
+        # round the queries twice instead.
         q, scale = scale * q, 1.0
     where, attending = _where(call.replace(query_positions=query_positions))
     fold = _fold(batch, q_length, k_length) if where.mask is None and (bias is None or bias.shape[0] == 1) else None
@@ -117,7 +117,7 @@ def attention(call: AttentionCall) -> tuple[Any, ...]:
 
 
 def _finish(call: AttentionCall, out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What the op returns, from what the kernels do (batch, length, heads, ...)."""
+    """The results of the op, from those of the kernels (batch, length, heads, ...)."""
     if call.sinks is not None:
         sink = call.sinks.astype(jnp.float32)
         out = (out * jax.nn.sigmoid(lse - sink)[..., None]).astype(out.dtype)
@@ -126,7 +126,7 @@ def _finish(call: AttentionCall, out: jax.Array, lse: jax.Array) -> tuple[jax.Ar
 
 
 def _region_sizes(q_length: int, k_length: int, count: int) -> tuple[int | None, int | None]:
-    """Tokens of a region of queries and of one of keys, of whole blocks; None where it is not nearly that large."""
+    """Tokens of a query region and of a key region, padded to whole blocks; None where padding would add too much."""
     return regions.padded_size(q_length, count, LANES), regions.padded_size(k_length, count, LANES)
 
 
@@ -135,7 +135,7 @@ def _region_block(size: int) -> int:
 
 
 def _lists_serve(call: AttentionCall, routes: jax.Array) -> bool:
-    """Whether lists of blocks make copies of the routed keys unnecessary."""
+    """Whether routed regions are served by lists of blocks, without copies of keys."""
     size_q, size_k = _region_sizes(call.q.shape[1], call.k.shape[1], routes.shape[2])
     if (
         size_q is None
@@ -202,12 +202,12 @@ def _routed(call: AttentionCall, routes: jax.Array) -> tuple[jax.Array, jax.Arra
         )
         return jnp.swapaxes(out, 1, 2), jnp.swapaxes(lse, 1, 2)
 
-    lists = routes.shape[1] * steps[1] * count * per_region[1]  # entries of the longer ones of a row of the batch
+    lists = routes.shape[1] * steps[1] * count * per_region[1]  # entries of the longer lists of one row of the batch
     together = next(n for n in range(batch, 0, -1) if batch % n == 0 and n * lists <= LIST_LIMIT)
     if together == batch or (routes.shape[0] == 1 and mask is None):
         out, lse = run((q, k, v, mask, routes))
     else:
-        # Lists live in scalar memory, which does not hold those of the whole batch.
+        # The lists of the whole batch do not fit scalar memory.
         arrays = (q, k, v, *(None if x is None else jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (mask, routes)))
         parts = jax.lax.map(run, jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), arrays))
         out, lse = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), parts)
@@ -220,7 +220,8 @@ def _round_up(n: int, to: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """Several short rows of the batch as one: a block holds ``together`` of them, and each attends to its own part.
+    """Several short rows of the batch folded into one: a block holds ``together`` of them, each of which attends only
+    to itself.
 
     Attributes:
       q, k: tokens of a row, padded to powers of two.
@@ -248,22 +249,24 @@ def _fold_where(fold: Fold, batch: int, where: Where) -> Where:
 
 
 def _fold(batch: int, q_length: int, k_length: int) -> Fold | None:
-    """None where a row fills a block, or is the only one."""
+    """The folding of short rows; None where a row fills a block or is the only one."""
     q, k = (max(16, 1 << (n - 1).bit_length()) for n in (q_length, k_length))
     together = min(batch, BLOCKS[0] // max(q, k))
     return Fold(q, k, together) if together > 1 else None
 
 
 def _block(length: int, least: int) -> int:
-    """One block up to the largest size; above, the largest that pads by an eighth at most."""
+    """The block size: the rounded length up to the largest size; above, the largest size with at most an eighth of
+    padding.
+    """
     if length <= BLOCKS[0]:
         return _round_up(length, least if length <= LANES else LANES)
     return next((b for b in BLOCKS if -length % b <= length // 8), BLOCKS[-1])
 
 
 def _seen(call: AttentionCall, kv_heads: int) -> tuple[Any, ...]:
-    """Which queries attend anything (batch or 1, heads or 1, q_length), and which keys are attended, (..., kv_heads or
-    1, k_length); None is all.
+    """Which queries attend to any key, (batch or 1, heads or 1, q_length), and which keys are attended to, (batch or 1,
+    kv_heads or 1, k_length); None for all.
     """
     q_length, k_length, pattern = call.q.shape[1], call.k.shape[1], call.pattern
     if call.lacks("mask", "query_positions", "key_positions", "query_segments"):
@@ -274,7 +277,7 @@ def _seen(call: AttentionCall, kv_heads: int) -> tuple[Any, ...]:
         else:
             found = blocks.band_seen(*call.reach, q_length, k_length)
         return tuple(None if x.all() else x[None, None] for x in found)
-    # A reduction that the compiler fuses: the matrix never exists.
+    # The compiler fuses this with the reduction: the matrix is never materialized.
     allowed = visible(*call.places, call.reach, pattern, call.mask, call.segments)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], q_length, k_length))
     seen = allowed.any(2)
@@ -284,8 +287,9 @@ def _seen(call: AttentionCall, kv_heads: int) -> tuple[Any, ...]:
 
 
 def _where(call: AttentionCall) -> tuple[Where, jax.Array | None]:
-    """What the kernel reads besides q, k and v; and a mask of queries alone (batch or 1, heads or 1, q_length), which
-    it does not see."""
+    """The arrays that the kernel reads besides q, k and v; and a mask that depends only on queries (batch or 1, heads
+    or 1, q_length), which is applied outside the kernel.
+    """
     mask, attending, tiles = call.mask, None, None
     numbers = (call.query_positions, call.key_positions, call.query_segments, call.key_segments)
     queries, keys, query_ids, key_ids = (None if x is None else x.astype(jnp.int32)[:, None] for x in numbers)
@@ -300,8 +304,9 @@ def _where(call: AttentionCall) -> tuple[Where, jax.Array | None]:
 
 
 def _pad(where: Where, q_length: int, k_length: int) -> Where:
-    """Keys past the end are never attended. Queries there have the position and the id of the last one, and keys its
-    id, which widens no block."""
+    """Pads to whole blocks. Padded keys are never attended to. Padded queries get the position and id of the last one,
+    and padded keys its id, so that the range of no block grows.
+    """
     queries, keys, query_ids, key_ids, *tiles = where
 
     def extend(x: jax.Array | None, length: int) -> jax.Array | None:
@@ -328,8 +333,8 @@ def _cover(
     block_q: int,
     block_k: int,
 ) -> blocks.Cover:
-    """(batch or 1, heads or 1, q_blocks, k_blocks); in numpy if nothing depends on data. ``indexed``: positions are
-    indices.
+    """The summary (batch or 1, heads or 1, q_blocks, k_blocks), in numpy if it does not depend on data. ``indexed``:
+    whether positions are indices.
     """
     parts: list[blocks.Cover] = []
     if indexed:

@@ -1,4 +1,4 @@
-"""JAX's own splash attention, for the calls that it computes as this op defines them."""
+"""JAX's own splash attention, for the calls on which it agrees with this op's definition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCKS = (512, 256, LANES)
 
 
 def objection(call: AttentionCall) -> str | None:
-    """Why it can't serve the call, or None."""
+    """Why it does not support the call, or None."""
     q, k, v = call.q, call.k, call.v
     if not call.lacks("bias", "mask", "query_positions", "key_positions", "query_segments", "routes"):
         return "its masks are known while tracing: no bias, mask, positions, segments or routes"
@@ -56,7 +56,7 @@ def attention(call: AttentionCall) -> tuple[jax.Array, None]:
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([seen] * q.shape[2]), block_sizes=sizes, interpret=dispatch.interpreted()
     )  # fmt: skip
-    # It does not scale the logits.
+    # The kernel does not scale the logits.
     arrays = [jnp.swapaxes(x, 1, 2) for x in (call.scale * q, k, v)]
     out = jax.vmap(lambda *a: kernel(*a, sinks=call.sinks))(*arrays)
     return jnp.swapaxes(out, 1, 2).astype(q.dtype), None

@@ -1,6 +1,6 @@
-"""The contents of a tile of flash attention on TPU: logits, who is attended, weights, and their gradients.
+"""The computation of a tile of flash attention on TPU: logits, masks, weights, and their gradients.
 
-Tiles of the kernel for keys and values are transposed: keys are their rows.
+Tiles of the kernel for keys and values are transposed: their rows are keys.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pallas_kernels.mosaic_tpu import column
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is known while tracing; hashable.
+    """The static settings of the kernels; hashable.
 
     Attributes:
-      left, right: limits of key minus query position.
-      pattern: of query and key position, True = attend; None is all.
-      score: of scaled logits, query head and both positions; None leaves them.
+      left, right: keys from query - left to query + right; None is unbounded.
+      pattern: function of query and key position, True = attend; None allows all.
+      score: function of the scaled logits, query head and both positions; None for no change.
       k_length: keys of a row before padding.
       block_q, block_k: sizes of blocks, which divide the padded lengths.
-      folded: blocks hold rows of so many queries and keys, powers of two, which attend each to its own; None where a
-        row is not shorter than a block.
-      visits: pairs of blocks in all lists of a row of the batch, or a bound.
-      steps: longest list of key blocks, and of query blocks.
+      folded: numbers of queries and keys (powers of two) of the rows that share a block, each attending only to itself;
+        None where rows do not share blocks.
+      visits: number of block pairs in all lists of a row of the batch, or an upper bound.
+      steps: lengths of the longest list of key blocks and of query blocks.
     """
 
     left: int | None
@@ -51,14 +51,14 @@ class Options:
 
 
 class Where(NamedTuple):
-    """What the logits depend on besides queries, keys and the band; each None if it does not matter.
+    """What the logits and masks depend on besides queries, keys and the window; None for arrays that are not needed.
 
     Attributes:
       queries: int32 (batch or 1, 1, q_length), positions.
-      keys: int32 (batch or 1, heads or 1, k_length), positions, negative where not attended.
+      keys: int32 (batch or 1, heads or 1, k_length), positions, negative for keys that are not attended to.
       query_segments, key_segments: int32 (batch or 1, 1, length): ids, which must be equal; both or neither.
-      mask: int8 (batch or 1, heads or 1, q_length, k_length), 0 where not attended.
-      bias: floating, the same shapes; added to the logits.
+      mask: int8 (batch or 1, heads or 1, q_length, k_length), 0 where masked.
+      bias: floating point, of the same shape; added to the logits.
     """
 
     queries: jax.Array | None
@@ -70,7 +70,7 @@ class Where(NamedTuple):
 
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """The product of two matrices over one axis of each, in float32."""
+    """The product of two matrices, contracting one axis of each, in float32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(
         a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32
@@ -88,8 +88,9 @@ def places(options: Options, i: Any, j: Any, transposed: bool) -> tuple[jax.Arra
 
 
 def positions(options: Options, i: Any, j: Any, where: Where, transposed: bool) -> tuple[jax.Array, jax.Array]:
-    """Positions of queries and of keys that broadcast to the block; of keys negative if they are none. ``where`` holds
-    references."""
+    """Positions of queries and keys that broadcast to the block; a key's is negative if it is not attended to.
+    ``where`` holds references.
+    """
     q_place, k_place = places(options, i, j, transposed)
     if options.folded is not None:
         q_place, k_place = q_place & options.folded[0] - 1, k_place & options.folded[1] - 1
@@ -98,7 +99,7 @@ def positions(options: Options, i: Any, j: Any, where: Where, transposed: bool) 
 
 
 def _crossed(queries: Any, keys: Any, transposed: bool) -> tuple[Any, Any]:
-    """Numbers of queries and of keys, references to rows or None, that broadcast to the block."""
+    """Loads numbers of queries and of keys (references to rows, or None) so that they broadcast to the block."""
     rows = [
         None if x is None else column(x[...]) if upright else x[...]
         for x, upright in ((queries, not transposed), (keys, transposed))
@@ -107,8 +108,7 @@ def _crossed(queries: Any, keys: Any, transposed: bool) -> tuple[Any, Any]:
 
 
 def allowed(options: Options, i: Any, j: Any, where: Where, transposed: bool) -> jax.Array | None:
-    """bool (block_q, block_k), or its transpose, of query block i and key block j; None is all. ``where`` holds
-    references."""
+    """bool (block_q, block_k), or its transpose, of query block i and key block j. ``where`` holds references."""
     q_at, k_at = positions(options, i, j, where, transposed)
     q_place, k_place = places(options, i, j, transposed)
     terms = [k_at < options.k_length if where.keys is None else k_at >= 0]
@@ -141,20 +141,20 @@ def logits(
 
     Args:
       rows, columns: queries and keys, or keys and queries.
-      head: of the queries.
-      places: gives :func:`positions`.
+      head: index of the query head.
+      places: returns :func:`positions`.
     """
     found, slope = dot(rows, columns, (1, 1)), None
     if options.scale != 1.0:
         found = options.scale * found
     if options.score is not None:
-        heads = jnp.full((1, 1), head, jnp.int32)  # scalars know no exponentials here
+        heads = jnp.full((1, 1), head, jnp.int32)  # Mosaic has no exponentials of scalars
         found, slope = with_slope(options.score, found, heads, *places())
     return (found if bias is None else found + bias[...].astype(jnp.float32)), slope
 
 
 def weights(options: Options, logits: jax.Array, shift: jax.Array, allowed: jax.Array | None) -> jax.Array:
-    """Of a softmax without its denominator."""
+    """The weights; for softmax without the denominator."""
     if options.normalize == "sigmoid":
         weights = jax.nn.sigmoid(logits)
     else:
@@ -163,7 +163,9 @@ def weights(options: Options, logits: jax.Array, shift: jax.Array, allowed: jax.
 
 
 def gradient_of_logits(options: Options, weights: jax.Array, d_weights: jax.Array, delta: jax.Array) -> jax.Array:
-    """From the gradient of the weights, of which ``delta``, a column, is what a softmax takes from all of a row."""
+    """The gradient of the logits, from that of the weights; ``delta``, a column, is the term that softmax subtracts in
+    each row.
+    """
     if options.normalize == "sigmoid":
         return weights * (1 - weights) * d_weights
     return weights * (d_weights - delta)
