@@ -11,8 +11,8 @@ _STEM = 4  # characters of a beginning that count
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Returns ": did you mean ...?" with the names in ``known`` that are similar to ``name`` or begin similarly, ignoring
-    case, or "" where there are none.
+    """Returns ": did you mean ...?" with the names in ``known`` that are similar to ``name`` or begin similarly,
+    ignoring case, or "" where there are none.
     """
     asked = name.casefold()
 
