@@ -1,24 +1,25 @@
 """Wider tokens at the cost of narrow ones: Alternating Updates for Efficient Transformers (Baykal et al., NeurIPS 2023,
 arXiv:2301.13310).
 
-:class:`AltUp` keeps K streams of features for each token, of which a block works on one, a:
+:class:`AltUp` keeps K streams of features for each token. A block transforms only the active stream a:
 
     predict   p_i = sum_k P_ik x_k
     compute   y = block(x_a)
     correct   x_i = p_i + g_i (y - p_a)
 
-with K^2 + K numbers P and g. Blocks take turns (a = layer modulo K), or all work on one stream. In Gemma 3n the numbers
-depend on the token: with r(x) = tanh(W norm(x) / features), P is a linear map of r(x_a), plus the identity, g one of
-r(y), plus 1, and the block reads p_a.
+with K^2 + K learned scalars P and g. The active stream alternates (a = layer modulo K) or is the same in all blocks. In
+Gemma 3n the scalars depend on the token: with r(x) = tanh(W norm(x) / features), P is the identity plus a linear map of
+r(x_a), g is 1 plus a linear map of r(y), and the block reads p_a.
 
-:class:`SequenceAltUp` has a block work on every k-th token only, the anchors; that of token i is c = k floor(i / k):
+:class:`SequenceAltUp` applies a block to every k-th token only, the anchors. The anchor of token i is c = k floor(i /
+k):
 
     predict   p_i = a x_i + b x_c
     compute   y = block(anchors)
     correct   x_i = p_i + g (y_c - p_c)
 
-Initial values are our choice: P is the identity, a and g are 1 and b is 0, so that at first each stream, or token,
-changes as the one that is worked on does.
+Initial values are our choice: P is the identity, a and g are 1 and b is 0, so that initially every stream (or token)
+receives the same update as the active stream (or anchor).
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from layers.tokens import Known, Tokens, continued
 
 
 class AltUp(Module):
-    """A block for tokens of several streams. It is called, and keeps a state, as a :class:`layers.block.Block`.
+    """A block for tokens of several streams, with the call interface and state of a :class:`layers.block.Block`.
 
     Parameters: those of ``block``, and ``prediction`` (streams, streams) and ``correction`` (streams,), which are added
-    to the identity and to 1; with ``routed`` ``router``, ``prediction`` and ``correction`` (linear) and
-    ``router_norm``.
+    to the identity and to 1. With ``routed``, ``prediction`` and ``correction`` are linear layers, beside ``router``
+    (linear) and ``router_norm``.
     """
 
     undecayed = ("prediction", "correction")
@@ -62,18 +63,18 @@ class AltUp(Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-          block: of ``features``, which is called as a :class:`layers.block.Block`.
-          features: of one stream.
-          streams: how many there are.
-          active: the stream that the block works on.
-          routed: the numbers depend on the token, and the block reads what is predicted, as in Gemma 3n.
-          norm_epsilon: of the router's norm.
+          block: a module of ``features`` with the interface of a :class:`layers.block.Block`.
+          features: width of one stream.
+          streams: number of streams K.
+          active: index of the stream that the block transforms.
+          routed: the scalars depend on the token, and the block reads the predicted stream, as in Gemma 3n.
+          norm_epsilon: epsilon of the router's norm.
 
         Raises:
-          ValueError: a stream that there is not.
+          ValueError: ``active`` is not the index of a stream.
         """
         if not 0 <= active < streams:
-            raise ValueError(f"active={active} is none of {streams} streams, which are counted from 0")
+            raise ValueError(f"active={active} is not one of the {streams} streams, which are counted from 0")
         self.block, self.streams, self.active, self.routed = block, streams, active, routed
         if routed:
             common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -86,8 +87,8 @@ class AltUp(Module):
             self.correction = nnx.Param(zeros(rngs.params(), (streams,), param_dtype))
 
     def __call__(self, x: jax.Array, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
-        """Maps (batch, length, streams * features), the streams one after another, to the same shape; what is handed on
-        as of a :class:`layers.block.Block`.
+        """Maps (batch, length, streams * features), the streams concatenated, to the same shape; ``shared`` is passed
+        on as by a :class:`layers.block.Block`.
         """
         wide, predicted = self._predicted(x)
         out = self.block(self._read(wide, predicted, x), tokens, shared, own)
@@ -100,13 +101,13 @@ class AltUp(Module):
         return self.block.init_state(*args, **options)
 
     def extend(self, x: jax.Array, state: Any, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
-        """As the block's."""
+        """As :meth:`layers.block.Block.extend`, on tokens of all streams."""
         wide, predicted = self._predicted(x)
         y, state, *handed = self.block.extend(self._read(wide, predicted, x), state, tokens, shared, own)
         return (self._corrected(predicted, y, x), state, *handed)
 
     def _predicted(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The streams and what is predicted of them, (batch, length, streams, features) float32 or wider."""
+        """The streams and their predictions, each (batch, length, streams, features), at least float32."""
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         wide = x.reshape(*x.shape[:-1], self.streams, -1).astype(dtype)
         if self.routed:
@@ -132,13 +133,12 @@ class AltUp(Module):
 
 @struct.dataclass
 class AnchorState:
-    """What a row has read.
+    """The state of a row.
 
     Attributes:
       block: the state of the block, which has read the anchors.
       length: (batch,) int32, tokens read.
-      anchor, news: (batch, features), the last anchor, and by how much the block's output differs from what was
-        predicted of it.
+      anchor, news: (batch, features), the last anchor, and the block's output minus the prediction for it.
     """
 
     block: Any
@@ -148,8 +148,8 @@ class AnchorState:
 
 
 class SequenceAltUp(Module):
-    """A block that works on every ``stride``-th token, from the first on. It is called, and keeps a state, as a
-    :class:`layers.block.Block`, for which the anchors are a sequence of their own.
+    """A block applied to every ``stride``-th token, starting with the first, with the interface of a
+    :class:`layers.block.Block`. The block sees the anchors as a sequence of their own.
 
     Parameters: those of ``block``, and ``own``, ``anchor`` and ``correction``, a, b and g, each (1,).
     """
@@ -161,8 +161,8 @@ class SequenceAltUp(Module):
 
     def __init__(self, block: Any, features: int, *, stride: int = 4, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
         """Args:
-          block: of ``features``, which is called as a :class:`layers.block.Block`.
-          features: of a token.
+          block: a module of ``features`` with the interface of a :class:`layers.block.Block`.
+          features: width of a token.
           stride: k.
 
         Raises:
@@ -176,7 +176,11 @@ class SequenceAltUp(Module):
             setattr(self, name, nnx.Param(init(rngs.params(), (1,), param_dtype)))
 
     def __call__(self, x: jax.Array, tokens: Known = None, shared: Any = None, own: Any = None) -> Any:
-        """Maps (batch, length, features) to the same shape; what is handed on as of a :class:`layers.block.Block`."""
+        """Maps (batch, length, features) to the same shape; ``shared`` as in :class:`layers.block.Block`.
+
+        Raises:
+          ValueError: segment ids or positions are given.
+        """
         known = self._checked(tokens)
         anchors = x[:, :: self.stride]
         mask = None if known.mask is None else known.mask[:, :: self.stride]
@@ -198,14 +202,14 @@ class SequenceAltUp(Module):
     def extend(
         self, x: jax.Array, state: AnchorState, tokens: Known = None, shared: Any = None, own: Any = None
     ) -> Any:
-        """As the block's: of the new tokens it reads those that are anchors."""
+        """As :meth:`layers.block.Block.extend`; the block reads those of the new tokens that are anchors."""
         known = self._checked(tokens)
         new = x.shape[1]
         places, length, _ = continued(new, state.length, jnp.zeros_like(state.length), known.mask)
         is_anchor = places % self.stride == 0
         if known.mask is not None:
             is_anchor &= known.mask
-        # The anchors of each row come first, in their order; after them is padding.
+        # The anchors of each row come first, in order, followed by padding.
         room = -(-new // self.stride)
         order = jnp.argsort(~is_anchor, axis=1, stable=True)[:, :room]
         count = is_anchor.sum(1, dtype=jnp.int32)
@@ -229,11 +233,11 @@ class SequenceAltUp(Module):
         return known
 
     def _news(self, anchors: jax.Array, y: jax.Array) -> jax.Array:
-        """By how much ``y`` differs from what is predicted of the anchors."""
+        """``y`` minus the prediction for the anchors."""
         return (y - self._scaled(anchors, self.own[...] + self.anchor[...])).astype(anchors.dtype)
 
     def _corrected(self, x: jax.Array, anchors: jax.Array, news: jax.Array, at: jax.Array) -> jax.Array:
-        """The output, ``at`` (batch, length) being each token's anchor."""
+        """The output; ``at`` (batch, length) is the index of each token's anchor."""
         anchor, new = (jnp.take_along_axis(kept, at[..., None], 1) for kept in (anchors, news))
         parts = ((x, self.own), (anchor, self.anchor), (new, self.correction))
         return sum((self._scaled(part, number[...]) for part, number in parts), jnp.float32(0)).astype(x.dtype)

@@ -20,35 +20,35 @@ from primitives.fusion import gradient_computed_once
 Order = Literal["pre", "post", "res_post", "sandwich", "parallel"]
 ORDERS: tuple[Order, ...] = ("pre", "post", "res_post", "sandwich", "parallel")
 BLOCK: Any = "block"
-"""The value of a branch's option that stands for the block's own."""
+"""The value of a branch's option that means "as in the block"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
     """One residual branch of a block.
 
-    With s the branch's scale and drop path, the orders are
+    With s standing for the branch's scale and drop path, the orders are
 
         pre       x = x + s(module(norm(x)))
-        post      x = norm(x + s(module(x)))                           the first transformer's
-        res_post  x = x + s(norm(module(x)))                           Swin v2's
-        sandwich  x = x + s(post_norm(module(norm(x))))                Gemma 2's
+        post      x = norm(x + s(module(x)))                           the original transformer
+        res_post  x = x + s(norm(module(x)))                           Swin v2
+        sandwich  x = x + s(post_norm(module(norm(x))))                Gemma 2
         parallel  beside the branch before it: x = x + s(before(norm(x))) + s(module(norm(x))), each with its own norm
           and s;
                   one without a norm is part of the branch before it (GPT-J, ViT-22B): x = x + s(before(h) + module(h))
                   with h = norm(x); it has no scale, drop path or skip of its own
 
     Attributes:
-      module: made already. One that is a :class:`Mixer` gets the tokens' object and keeps its share of the state; any
-        other maps x alone, token by token.
+      module: an instance. A :class:`Mixer` also gets the :class:`Tokens` and its part of the state; any other module is
+        called with x alone.
       norm: a name or a callable, None for none.
-      order: of the norm.
+      order: position of the norm.
       scale: initial value of the per-feature factors, None for none.
       drop: probability of dropping the branch, None for none.
-      skip: what x itself passes through before the branch is added; None for nothing.
-      norm_of: the name of a branch before it whose norm it shares, in place of one of its own.
+      skip: a module applied to the residual x before the branch is added; None for the identity.
+      norm_of: the name of an earlier branch whose norm this branch uses instead of its own.
 
-    ``norm``, ``order``, ``scale`` and ``drop`` are the block's where they are not given.
+    ``norm``, ``order``, ``scale`` and ``drop`` default to the values of the block.
     """
 
     module: nnx.Module
@@ -61,7 +61,7 @@ class Branch:
 
 
 class Block(Module):
-    """Named residual branches, one after another; the first two of a transformer are ``mixer`` and ``channel``.
+    """Named residual branches, one after another; those of a transformer block are ``mixer`` and ``channel``.
 
         Block({"mixer": attention, "channel": mlp}, features=64, rngs=rngs)            x = x + mixer(norm(x)); ...
         Block({"position": Branch(conv, norm=None), "mixer": attention, "channel": mlp}, features=64, rngs=rngs)
@@ -85,13 +85,14 @@ class Block(Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-          branches: modules, or :class:`Branch` where one differs from what follows.
-          norm, norm_epsilon, order, layer_scale, drop_path: of the branches that have none of their own. (A stack gives
-            all its blocks a drop path rate, or none: 0.0 keeps the block's program equal to its neighbors'.)
+          branches: modules, or a :class:`Branch` where one needs options of its own.
+          norm, norm_epsilon, order, layer_scale, drop_path: defaults for branches that do not set their own. (A stack
+            gives a drop path rate to all of its blocks or to none: a rate of 0.0 keeps the block's program equal to its
+            neighbors'.)
 
         Raises:
-          ValueError: no branch, an unknown order, a first branch that is parallel, a part of another branch with a
-            scale, drop path or skip of its own, or a shared norm that no branch before has.
+          ValueError: no branch, an unknown order, a parallel first branch, a parallel branch without a norm that has a
+            scale, drop path or skip of its own, or ``norm_of`` a branch without a norm.
         """
         if not branches:
             raise ValueError("a block needs at least one branch")
@@ -106,7 +107,7 @@ class Block(Module):
             if branch.order not in ORDERS:
                 raise ValueError(f"the order of a branch is one of {', '.join(ORDERS)}; {name!r} has {branch.order!r}")
             if branch.order == "parallel" and not plans:
-                raise ValueError(f"{name!r} is the first branch: there is none that it could be parallel to")
+                raise ValueError(f"{name!r} is the first branch: there is no branch before it to be parallel to")
             if branch.order == "parallel" and branch.norm is None:
                 before, order_before = plans[-1]
                 if stated.scale is not BLOCK or stated.drop is not BLOCK or stated.skip is not None:
@@ -149,7 +150,8 @@ class Block(Module):
 
         Args:
           x, tokens: as :class:`Mixer`.
-          shared, own: what blocks hand on and what this block alone is given (:class:`layers.stack.Stack`).
+          shared, own: what each block passes to the next, and what is given to this block only
+            (:class:`layers.stack.Stack`).
 
         Returns:
           The new x; (x, shared) where ``shared`` is given.
@@ -165,7 +167,7 @@ class Block(Module):
         context: jax.Array | None = None,
         context_mask: jax.Array | None = None,
     ) -> dict[str, Any]:
-        """The states of the mixers, by the branch's name."""
+        """The states of the mixers, by the name of the branch."""
         mixers = {name: part for name, part in self._parts().items() if isinstance(part, Mixer)}
         cross = {name: "context" in part.honors for name, part in mixers.items()}
         return {
@@ -181,7 +183,7 @@ class Block(Module):
         return (x, state) if shared is None else (x, state, shared)
 
     def checked(self, tokens: Known) -> Tokens:
-        """``tokens`` as an object.
+        """``tokens`` as a :class:`Tokens`.
 
         Raises:
           ValueError: a context that no branch reads.
@@ -190,7 +192,7 @@ class Block(Module):
         if tokens.context is not None and not any(
             "context" in getattr(part, "honors", ()) for part in self._parts().values()
         ):
-            raise ValueError("no branch of the block reads the context: cross attention does (context_features=)")
+            raise ValueError("no branch of the block reads the context: add cross attention (context_features=)")
         return tokens
 
     def _parts(self) -> dict[str, Any]:
@@ -202,7 +204,7 @@ class Block(Module):
     ) -> tuple[jax.Array, Any, Any]:
         """The branches; ``state``, if any, is updated in place."""
         x = finite_padding(x, tokens.mask)
-        before = x  # what the branch before read
+        before = x  # the input of the previous branch
         owners = dict(self.norm_owners)
         for (name, *more), order in self.branches:
             norm = getattr(self, f"{owners[name]}_norm")
@@ -228,7 +230,7 @@ class Block(Module):
     def _call(
         self, name: str, h: jax.Array, tokens: Tokens, shared: Any, own: Any, state: dict[str, Any] | None
     ) -> tuple[jax.Array, Any]:
-        """A branch's module: its output, and what it hands on."""
+        """Calls a branch's module; returns its output and the new ``shared``."""
         module: Any = getattr(self, name)
         if not isinstance(module, Mixer):
             return module(h), shared

@@ -1,14 +1,14 @@
-"""Deep Residual Learning for Image Recognition (He et al., CVPR 2016): the basic block and the bottleneck.
+"""Deep Residual Learning for Image Recognition (He et al., CVPR 2016, arXiv:1512.03385): basic block and bottleneck.
 
     basic:       y = relu(shortcut(x) + gate(N(conv3x3(relu(N(conv3x3(x)))))))
     bottleneck:  y = relu(shortcut(x) + gate(N(conv1x1(relu(N(mix(relu(N(conv1x1(x))))))))))
 
-where another activation may stand for relu in bottlenecks, and the gate before the last convolution.
+Bottlenecks may use another activation than relu, and may have the gate before the last convolution.
 
-N is batch norm; ``mix`` is a 3x3 convolution, which strides in the blocks that halve the map (ResNet v1.5), or a token
-mixer. The gate, if any, is a channel gate such as squeeze-excitation, after the last norm. The shortcut is x where the
-shapes agree, else a 1x1 convolution and a norm, of x itself (ResNet-B) or of its averages over 2x2 tokens (ResNet-D: He
-et al., Bag of Tricks, CVPR 2019).
+N is batch norm; ``mix`` is a token mixer or a 3x3 convolution, which carries the stride in blocks that halve the map
+(ResNet v1.5). The gate, if any, is a channel gate such as squeeze-excitation, after the last norm. The shortcut is x
+where the shapes agree, else a 1x1 convolution and a norm, applied to x itself (ResNet-B) or to its averages over
+strides x strides tokens (ResNet-D: He et al., Bag of Tricks, CVPR 2019, arXiv:1812.01187).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from layers.sequential import Sequential
 from layers.tokens import Known, Tokens
 
 Shortcut = Literal["convolution", "average"]
-# He et al., Delving Deep into Rectifiers (2015), over the outputs.
+# He et al., Delving Deep into Rectifiers (2015), by fan-out.
 _INIT = variance_scaling(2.0, "fan_out", "normal")
 
 
 class _Residual(Module):
-    """What both blocks have besides their branch of convolutions: a gate after it, the shortcut, and the sum."""
+    """What both blocks share beside their convolutions: the gate, the shortcut and the sum."""
 
     def __init__(
         self,
@@ -70,8 +70,8 @@ class _Residual(Module):
         """Maps (batch, height, width, in_features) to (batch, height / strides, width / strides, features), rounded up.
 
         Raises:
-          ValueError: anything is known of the tokens, a mask say: convolutions and batch norms would mix what it masks
-            into the rest.
+          ValueError: anything is known of the tokens, such as a mask: convolutions and batch norms would mix masked
+            tokens into the rest.
         """
         if given := Tokens.of(tokens).given():
             reason = "its convolutions and norms see all tokens alike; leave it out"
@@ -88,7 +88,7 @@ class _Residual(Module):
 
 
 def _shortcut(in_features: int, features: int, strides: int, kind: Shortcut, **common: Any) -> Sequential:
-    """From one shape to another: averages, if of that kind, then a 1x1 convolution and a norm."""
+    """The shortcut between different shapes: averages, if of that kind, then a 1x1 convolution and a norm."""
     pool = [AveragePool(strides)] if kind == "average" else []
     conv = Conv(
         in_features, features, (1, 1), strides=1 if pool else strides, use_bias=False, kernel_init=_INIT, **common
@@ -97,7 +97,7 @@ def _shortcut(in_features: int, features: int, strides: int, kind: Shortcut, **c
 
 
 class BasicBlock(_Residual):
-    """Two 3x3 convolutions, residual; the equations are above."""
+    """Two 3x3 convolutions with a residual connection (equation at the top of the file)."""
 
     def __init__(
         self,
@@ -114,10 +114,10 @@ class BasicBlock(_Residual):
         rngs: nnx.Rngs,
     ):
         """Args:
-          strides: of the first convolution.
-          shortcut: where the shapes differ: "convolution" (B) or "average" (D).
-          gate: of channels, after the last norm: see :func:`layers.gates.create_gate`.
-          zero_init: the last norm's scale starts at 0, and the block as its shortcut (Goyal et al., 2017).
+          strides: stride of the first convolution.
+          shortcut: used where the shapes differ: "convolution" (B) or "average" (D).
+          gate: a channel gate after the last norm: see :func:`layers.gates.create_gate`.
+          zero_init: the last norm's scale starts at 0, so that the block starts as its shortcut (Goyal et al., 2017).
           drop_path: probability of dropping the branch; None for none.
 
         Raises:
@@ -139,10 +139,10 @@ class BasicBlock(_Residual):
 
 
 class Bottleneck(_Residual):
-    """Fewer features by a 1x1 convolution, a 3x3 convolution or a token mixer, more features again; residual.
+    """A 1x1 convolution to fewer features, a 3x3 convolution or token mixer, a 1x1 convolution back; residual.
 
-    A mixer keeps the size of the map; where the block strides, its output is averaged over as many tokens (BoTNet:
-    Srinivas et al., CVPR 2021), unless it strides itself.
+    A mixer usually keeps the size of the map: its output is then average-pooled by the block's stride (BoTNet: Srinivas
+    et al., CVPR 2021, arXiv:2101.11605). A mixer with strides of its own is not pooled by those.
     """
 
     def __init__(
@@ -166,9 +166,9 @@ class Bottleneck(_Residual):
     ):
         """Args:
           width: features between the 1x1 convolutions; default a quarter of ``features``.
-          mixer: of grids of ``width`` features; None is the 3x3 convolution, in ``groups`` (ResNeXt).
-          gate_inside: the gate is before the last convolution, of ``width`` channels.
-          activation: in place of relu.
+          mixer: a mixer of grids of ``width`` features; None uses the 3x3 convolution with ``groups`` groups (ResNeXt).
+          gate_inside: the gate is before the last convolution, on ``width`` channels.
+          activation: replaces relu.
           others: as in :class:`BasicBlock`.
 
         Raises:
@@ -176,7 +176,7 @@ class Bottleneck(_Residual):
         """
         if mixer is not None and groups != 1:
             raise ValueError(
-                f"groups={groups} are of the 3x3 convolution, in whose place there is {type(mixer).__name__}"
+                f"groups={groups} is an option of the 3x3 convolution, which {type(mixer).__name__} replaces"
             )
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         width = features // 4 if width is None else width

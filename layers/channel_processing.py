@@ -1,8 +1,8 @@
 """Channel processing: Understanding the Robustness in Vision Transformers (Zhou et al., ICML 2022, arXiv:2204.12451),
 section 3.2.
 
-The channels of a token mix in an MLP with a convolution inside, and each head weighs its channels by how well they go
-with the tokens' mean one, which groups them as attention groups tokens:
+The channels of a token mix in an MLP with a convolution inside, and each head weights its channels by their similarity
+to the mean channel of the head, which groups channels as attention groups tokens:
 
     y = t sigmoid(softmax_n(W x)^T mean_c(softmax_n(x))) * LN(mlp(x))        softmaxes over tokens, c in a head
     mlp(x) = W2 (h + g * depthwise(BN(gelu(depthwise(h)))))                  h = W1 x
@@ -28,7 +28,7 @@ from layers.tokens import Tokens
 
 
 class ChannelProcessing(Mixer):
-    """Channels of a map, weighed by how well they go with the mean one: an MLP's place in a block.
+    """An MLP whose output channels are weighted by their similarity to the mean channel, for a block's MLP.
 
     Parameters: ``query``, ``up``, ``down`` (linear), ``first``, ``second`` (depth-wise convolutions), ``batch_norm``,
     ``inside`` (scale g), ``norm``, ``temperature`` (heads,).

@@ -2,7 +2,7 @@
 
     u = norm([c, x]);  c = c + s attention(u_c; u);  c = c + s mlp(norm(c))
 
-Class tokens c read all tokens after the body, whose tokens x stay as they are.
+Class tokens c attend to themselves and to the tokens x of the body, which do not change.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ClassBlock(Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-        use_bias: of queries, keys and values.
+        use_bias: biases of queries, keys and values.
         layer_scale: initial value of the per-feature factors of both branches, None for none.
         """
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -60,8 +60,8 @@ class ClassBlock(Module):
         self.mixer_scale, self.channel_scale = scale(), scale()
 
     def __call__(self, classes: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The class tokens (batch, count, features) after they have read themselves and ``x`` (batch, length,
-        features), and what the next block is to read: here ``x``.
+        """The class tokens (batch, count, features) after attending to themselves and to ``x`` (batch, length,
+        features), and the tokens for the next block: here ``x``, unchanged.
         """
         seen = self.mixer_norm(jnp.concatenate([classes, x], 1))
         y = self.mixer(seen[:, : classes.shape[1]], Tokens(context=seen))

@@ -1,17 +1,17 @@
 """Context-mixing dynamic convolution ("ContMix") of OverLoCK (Lou and Yu, CVPR 2025, arXiv:2502.20087), section 3.3.
 
-Each token's kernel says how much of its neighbors it takes, and is made of how alike the token is to 7x7 parts of the
-whole map. With G groups of channels,
+Each token's kernel weights its neighbors, and is computed from the similarity of the token to 7x7 regions of the whole
+map. With G groups of channels,
 
-    q = W_q x,  k = W_k pool7x7(context)                           queries of all tokens, keys of 49 parts
-    kernels = W_p (q k^T s)                                        49 products to 5^2 + K^2 weights, for each group
+    q = W_q x,  k = W_k pool7x7(context)                           queries of all tokens, keys of 49 regions
+    kernels = W_p (q k^T s)                                        49 similarities to 5^2 + K^2 weights, for each group
     y = [sum_5x5 softmax(kernels_1 + B_1) v_1, sum_KxK softmax(kernels_2 + B_2) v_2]        v in two halves
     out = W_o BN(silu(BN(W_g h)) * SE(BN(W_m y) + BN(local(h))))
 
-Windows move inward at the border, as those of neighborhood attention, B are biases by offset, and local is a
-convolution with a large kernel (:mod:`layers.large_kernel`). As a mixer of its own (the authors' contmix.py) h and the
-context are x itself, and v = BN(W_v x). In OverLoCK x has the context as its last channels, queries are of the others,
-and h = v is made of both by a depth-wise 3x3 convolution, BN, GELU, W and a norm. All W but W_p and W_o are followed by
+Windows move inward at the border, as in neighborhood attention, B are biases by offset, and local is a convolution with
+a large kernel (:mod:`layers.large_kernel`). As a stand-alone mixer (the authors' contmix.py) h and the context are x
+itself, and v = BN(W_v x). In OverLoCK the last channels of x are the context, queries come from the others, and h = v
+is computed from both by a depth-wise 3x3 convolution, BN, GELU, W and a norm. All W but W_p and W_o are followed by
 batch norms. The factor is s = (features / G)^-1/2, as in the code, though queries have half as many features.
 """
 
@@ -41,11 +41,11 @@ from pallas_kernels.neighborhood_attention import grid_of, neighborhood_average
 from primitives.exponential import silu
 
 PARTS = 7
-"""Rows and columns of the parts of the map that kernels are made of."""
+"""The map is pooled to PARTS x PARTS regions, from which the keys are computed."""
 
 
 class Fusion(Module):
-    """What values are made of, tokens and their context together: ``response(out(gelu(norm(conv(x)))))``."""
+    """The values, computed from tokens and their context together: ``response(out(gelu(norm(conv(x)))))``."""
 
     def __init__(self, features: int, out_features: int, *, kernel_init: Any, **common: Any):
         self.conv = DepthwiseConv(features, 3, kernel_init=kernel_init, **common)
@@ -54,18 +54,18 @@ class Fusion(Module):
         self.response = GlobalResponseNorm(out_features, **common)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Maps (batch, height, width, features) to (batch, height, width, out_features); what is masked counts as
-        zeros."""
+        """Maps (batch, height, width, features) to (batch, height, width, out_features); masked tokens count as zeros.
+        """
         x = gelu(of_real(self.norm, self.conv(without_padding(x, mask)), mask))
         return self.response(self.out(x), mask)
 
 
 @register_mixer("context_mixing")
 class ContextMixingConvolution(Mixer):
-    """Convolution of a map by kernels that each token makes of its likeness to all parts of the map.
+    """Convolution of a map by kernels computed, for each token, from its similarity to all regions of the map.
 
-    A map that is smaller than the kernel is stretched to it, and what comes out is averaged back, as in the authors'
-    code. Masked tokens are in no part, no window and no statistic.
+    A map smaller than the kernel is resized to the kernel's size, and the output is average-pooled back, as in the
+    authors' code. Masked tokens are excluded from all regions, windows and statistics.
 
     Parameters: ``query``, ``key``, ``value`` (or ``fusion``), ``mixed``, ``gate`` (linear layers with batch norms),
     ``kernels`` (W_p), ``small_bias``, ``large_bias`` (groups, 2 size - 1, 2 size - 1), ``local``, ``local_norm``,
@@ -91,14 +91,15 @@ class ContextMixingConvolution(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: half of the groups of channels G.
-          kernel_size, small_kernel_size: K, tokens along each side of the windows of one half of the channels, and
-            those of the other.
-          context_features: how many of the features, the last ones, are the context; 0 makes all tokens it.
+          num_heads: half of the number of channel groups G.
+          kernel_size, small_kernel_size: K, the side in tokens of the windows of one half of the channels, and the side
+            for the other half.
+          context_features: number of the features, the last ones, that are the context; with 0 the context is x itself.
           merged: whether ``local`` has the merged form.
 
         Raises:
-          ValueError: features that can't be split over the groups, an even kernel, or a large one that is the smaller.
+          ValueError: features that can't be split over the groups, an even kernel size, or ``kernel_size`` below
+            ``small_kernel_size``.
         """
         groups, width = 2 * num_heads, features - context_features
         if width < 1 or width % (2 * groups):
@@ -108,7 +109,7 @@ class ContextMixingConvolution(Mixer):
             )
         for size in (kernel_size, small_kernel_size):
             if size % 2 == 0:
-                raise ValueError(f"a kernel has a middle: its side must be an odd number of tokens, got {size}")
+                raise ValueError(f"a kernel needs a center: its side must be an odd number of tokens, got {size}")
         if kernel_size < small_kernel_size:
             raise ValueError(f"kernel_size {kernel_size} is less than small_kernel_size {small_kernel_size}")
         common: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -148,7 +149,7 @@ class ContextMixingConvolution(Mixer):
         return self.out(of_real(self.out_norm, y, mask))
 
     def _mixed(self, x: jax.Array, h: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """What the kernels make of values: (batch, height, width, width of h)."""
+        """The dynamic convolution of the values: (batch, height, width, width of h)."""
         grid = x.shape[1], x.shape[2]
         stretched = self._stretched(grid)
         if stretched != grid:
@@ -165,7 +166,7 @@ class ContextMixingConvolution(Mixer):
         return y if stretched == grid else adaptive_average_pool(y, grid)[0]
 
     def _stretched(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """The size at which a map is convolved: at least the kernel's, near its own proportions."""
+        """The size at which a map is convolved: at least the kernel's, with about the map's aspect ratio."""
         (height, width), size = grid, self.kernel_size
         if min(grid) >= size:
             return grid
@@ -174,7 +175,7 @@ class ContextMixingConvolution(Mixer):
         return max(int(size / width * height), size), size
 
     def _kernels(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Weights of the windows of every token, float32 (batch, height, width, groups, neighbors), small and large."""
+        """Kernels of every token, float32 (batch, height, width, groups, neighbors), small and large."""
         own, context = (x, x) if self.fusion is None else jnp.split(x, [self.width], axis=-1)
         pooled, share = adaptive_average_pool(context, (PARTS, PARTS), mask)
         real = None if mask is None else share > 0
@@ -208,7 +209,7 @@ def _by_offset(table: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.A
         offset = keys - np.arange(len(keys))[:, None] + side - 1
         return (offset[..., None] == np.arange(size)).astype(np.float32)
 
-    # Products, for the gradient of a lookup would be a scatter of every token into a small table.
+    # Matrix products: the gradient of a lookup would scatter every token into a small table.
     by_row = jnp.einsum("gpq,hap->gqha", table, chosen(rows), precision="highest")
     found = jnp.einsum("gqha,wbq->hwgab", by_row, chosen(columns), precision="highest")
     return found.reshape(*found.shape[:3], -1)

@@ -16,11 +16,11 @@ from pallas_kernels import short_convolution
 
 @struct.dataclass
 class ConvolutionState:
-    """What the next tokens see.
+    """The inputs that the next tokens still see.
 
     Attributes:
-      inputs: (batch, kernel_size - 1, features), the last ones, zeros before the start of their document.
-      segment: (batch,) int32, that document.
+      inputs: (batch, kernel_size - 1, features), the last inputs, zeros before the start of their document.
+      segment: (batch,) int32, the id of that document.
     """
 
     inputs: jax.Array
@@ -66,10 +66,10 @@ class CausalConvolution(Recurrent):
     def read(
         self, x: jax.Array, state: ConvolutionState, tokens: Tokens, opening: jax.Array | None = None
     ) -> tuple[jax.Array, ConvolutionState]:
-        """:meth:`extend`, where the documents that begin among the tokens see ``opening`` before their first.
+        """As :meth:`extend`, but documents that begin among the tokens see ``opening`` before their first token.
 
         Args:
-          opening: (kernel_size - 1, features); None is zeros.
+          opening: (kernel_size - 1, features); None means zeros.
         """
         starts = tokens.starts(state.segment)
         y, inputs = short_convolution(
@@ -82,7 +82,9 @@ class CausalConvolution(Recurrent):
     def _opened(
         self, y: jax.Array, inputs: jax.Array, opening: jax.Array, starts: jax.Array, mask: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Adds what documents see of their ``opening``: to outputs, by a token's place, and to the inputs left."""
+        """Adds the contribution of ``opening`` to the outputs at the start of documents, and to the inputs that are
+        kept.
+        """
         size, (batch, length) = len(opening), starts.shape
         nothing, kernel, _ = self._cast(jnp.zeros((1, size, self.features), y.dtype))
         table = short_convolution(nothing, kernel, state=opening[None].astype(y.dtype))[0]

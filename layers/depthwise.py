@@ -19,7 +19,7 @@ from pallas_kernels.depthwise_convolution import Padding
 class DepthwiseConv(Module):
     """Depth-wise 2-D convolution with bias; parameters ``kernel`` (size, size, 1, features) and ``bias``.
 
-    ``padding`` is by default what gives each token an output: half the kernel, as wide as the dilation spreads it.
+    The default ``padding`` gives each token an output: dilation * (kernel_size // 2) on each side.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class DepthwiseConv(Module):
 
 @register_mixer("depthwise_convolution")
 class DepthwiseConvolution(Mixer):
-    """Depth-wise convolution of a grid, each channel with a kernel of its own: the mixer of ConvNeXt (Liu et al.,
-    2022).
+    """Depth-wise convolution of a grid, one kernel per channel: the mixer of ConvNeXt (Liu et al., 2022,
+    arXiv:2201.03545).
 
-    Tokens mix with their neighbors up to half the kernel away, by weights that do not depend on them. Masked tokens
-    count as zeros, as what lies beyond the grid.
+    Tokens mix with their neighbors up to half the kernel away, by weights that do not depend on the input. Masked
+    tokens count as zeros, like positions beyond the grid.
     """
 
     layouts = ("grid",)
@@ -85,10 +85,10 @@ class DepthwiseConvolution(Mixer):
         kernel_size: tokens along each side of the kernel, an odd number.
 
         Raises:
-          ValueError: an even size, which has no middle.
+          ValueError: an even size, which has no center.
         """
         if kernel_size % 2 == 0:
-            raise ValueError(f"the kernel of a mixer has a middle: kernel_size must be odd, got {kernel_size}")
+            raise ValueError(f"the kernel of a mixer needs a center: kernel_size must be odd, got {kernel_size}")
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.conv = DepthwiseConv(features, kernel_size, use_bias=use_bias, kernel_init=kernel_init, **common)
 

@@ -1,4 +1,4 @@
-"""Stochastic depth and layer scale: what multiplies a residual branch."""
+"""Stochastic depth and layer scale: factors of a residual branch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from layers.module import Constant, Module
 class DropPath(Module):
     """Drops the whole residual branch of an example with probability ``rate`` and rescales the kept ones.
 
-    Deep Networks with Stochastic Depth (Huang et al., 2016), per example. The rate is a variable, so
-    that the blocks of a stack, whose rates differ, stay one program under scan.
+    Deep Networks with Stochastic Depth (Huang et al., 2016, arXiv:1603.09382), applied per example. The rate is a
+    variable, so that the blocks of a stack, whose rates differ, remain one program under scan. Raises ValueError for a
+    rate outside [0, 1).
     """
 
     def __init__(self, rate: float, *, rngs: nnx.Rngs):
@@ -37,11 +38,11 @@ class DropPath(Module):
 class LayerScale(Module):
     """Multiplies each feature of a residual branch by a learned factor that starts small.
 
-    Going deeper with Image Transformers (Touvron et al., 2021), eq. 4.
+    Going deeper with Image Transformers (Touvron et al., 2021, arXiv:2103.17239), eq. 4.
     """
 
     def __init__(self, features: int, initial: float, *, param_dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        del rngs  # deterministic; taken so that all layers are made alike
+        del rngs  # unused: all layers have the same constructor arguments
         self.scale = nnx.Param(constant(initial)(None, (features,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
-"""Efficient channel attention: ECA-Net (Q. Wang et al., CVPR 2020, arXiv:1910.03151), a gate of channels with a handful
-of parameters.
+"""Efficient channel attention: ECA-Net (Q. Wang et al., CVPR 2020, arXiv:1910.03151), a channel gate with a handful of
+parameters.
 
-    y = x * sigmoid(w * mean(x))        the mean over the map, * between w and it a 1-D convolution along the channels
+    y = x * sigmoid(w * mean(x))        mean over the map; w * is a 1-D convolution along the channels
 
-One kernel w of k numbers for all channels, zeros beyond the first and the last, no bias. k is the odd number nearest
-below or above |log2(C) / gamma + beta / gamma| (equation 12 with gamma = 2, beta = 1), at least 3.
+One kernel w of k numbers for all channels, zeros beyond the first and the last, no bias. k is the integer part of
+|log2(C) / gamma + beta / gamma|, plus 1 if that is even, and at least 3 (equation 12 with gamma = 2, beta = 1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from layers.module import Module
 
 
 class EfficientChannelAttention(Module):
-    """Multiplies each channel by a gate of its mean and of its neighbors'; parameter ``kernel`` (kernel_size,)."""
+    """Multiplies each channel by a gate of its own mean and its neighbors'; parameter ``kernel`` (kernel_size,)."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class EfficientChannelAttention(Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-          kernel_size: channels that a gate depends on, an odd number; default what follows from ``features``, ``gamma``
-            and ``beta``.
+          kernel_size: number of channels that a gate depends on, odd; None computes it from ``features``, ``gamma`` and
+            ``beta``.
 
         Raises:
           ValueError: an even kernel, which has no center.
@@ -46,7 +46,7 @@ class EfficientChannelAttention(Module):
             size = int(abs(math.log2(features) + beta) / gamma)
             kernel_size = max(size if size % 2 else size + 1, 3)
         if kernel_size % 2 == 0:
-            raise ValueError(f"a gate's kernel has a center: kernel_size must be odd, got {kernel_size}")
+            raise ValueError(f"a gate's kernel needs a center: kernel_size must be odd, got {kernel_size}")
         kernel = create_initializer(kernel_init)(rngs.params(), (kernel_size, 1, 1), param_dtype)
         self.kernel = nnx.Param(kernel.reshape(kernel_size))
         self.dtype = dtype

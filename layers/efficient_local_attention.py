@@ -1,13 +1,13 @@
 """Efficient local attention: ELA, Efficient Local Attention for Deep Convolutional Neural Networks (Xu, Wan, 2024,
-arXiv:2403.01123), a gate of each place and channel from strips of the map.
+arXiv:2403.01123), a gate for each position and channel, computed from strips of the map.
 
     z^h = mean over columns of x        (rows, channels)          a^h = sigmoid(GN(conv(z^h)))
     z^w = mean over rows of x           (columns, channels)       a^w = sigmoid(GN(conv(z^w)))
     y = x * a^h * a^w
 
-conv is a 1-D convolution along the strip, in groups and without bias, GN a group norm. No code of the authors is
-public. What their text leaves open is here as several independent implementations have it, which agree: one convolution
-and one norm serve both strips, and the sizes are
+conv is a grouped 1-D convolution along the strip, without bias; GN is a group norm. The authors' code is not public.
+What their text leaves open follows several independent implementations, which agree: one convolution and one norm serve
+both strips, and the sizes are
 
     size     kernel    groups of the convolution    groups of the norm
     tiny     5         channels                     32
@@ -34,7 +34,7 @@ SIZES = {"tiny": (5, 1, 32), "base": (7, 1, 16), "small": (5, 8, 16), "large": (
 
 
 class EfficientLocalAttention(Module):
-    """Multiplies a map by a gate of its rows and one of its columns, channel by channel.
+    """Multiplies a map by a gate for each row and one for each column, channel by channel.
 
     Parameters: ``conv`` (1-D, in groups), ``scale`` and ``bias`` (features,) of the group norm.
     """
@@ -51,7 +51,7 @@ class EfficientLocalAttention(Module):
     ):
         """Args:
           size: "tiny", "base", "small" or "large".
-          epsilon: of the group norm.
+          epsilon: epsilon of the group norm.
 
         Raises:
           ValueError: an unknown size, or features that the groups do not divide.
@@ -62,7 +62,7 @@ class EfficientLocalAttention(Module):
         if features % channels or features % groups:
             raise ValueError(
                 f"{features} features can't be split into groups of {channels} and into {groups} groups, as the size "
-                f"{size!r} has it"
+                f"{size!r} requires"
             )
         init = variance_scaling(1 / 3, "fan_in", "uniform")
         shape: dict[str, Any] = {"feature_group_count": features // channels, "padding": kernel // 2}

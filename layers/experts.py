@@ -3,7 +3,7 @@ mixer of a decoder block.
 
     y = sum over the K chosen experts of g_e E_e(x)  +  the shared experts of x          E_e(x) = W2 (silu(W1 x) * V x)
 
-Which experts a token has, and their weights g, is the router's to say, in float32:
+The router chooses the experts of each token and their weights g, in float32:
 
     softmax    s = softmax(W_r x);  the K largest;  g = s, or s / sum of the chosen s
                Jamba (arXiv:2403.19887); the second is Mixtral's (arXiv:2401.04088)
@@ -12,10 +12,10 @@ Which experts a token has, and their weights g, is the router's to say, in float
                DeepSeek-V3 (arXiv:2412.19437), eq. 12 to 16, whose b is no parameter: after each training step that of
                an expert with more than its share of tokens falls, and that of the others rises; Kimi Linear
 
-No token is dropped, whatever the experts' loads. Of many tokens each expert's are put next to each other, in blocks
-that begin at its first; few tokens, or few small experts, take less time if all experts see all tokens. On one CPU core
-256 tokens of 1,024 features and 64 experts of 512, of which a token has 8, take 240 ms in blocks, 620 ms in a loop over
-the experts and 1,400 ms if all experts are one product.
+No token is dropped, whatever the experts' loads. Many tokens are sorted by expert, into blocks of a single expert each;
+for few tokens, or few small experts, applying all experts to all tokens is faster. On one CPU core, 256 tokens of 1,024
+features with 8 of 64 experts of 512 hidden features each take 240 ms in blocks, 620 ms in a loop over the experts and
+1,400 ms if all experts are one product.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from primitives.grouped import grouped_product
 Scores = Literal["softmax", "sigmoid"]
 Form = Literal["every", "blocks"]
 FEW = 1 << 24
-"""Multiplications of all experts with all tokens below which these take less time than sorting the tokens."""
+"""Number of multiplications up to which applying all experts to all tokens is faster than sorting the tokens."""
 ROWS = 8, 128
-"""The least and the most rows of a block."""
+"""Minimum and maximum number of rows of a block."""
 
 
 class ExpertLinear(Module):
-    """The matrices of a linear layer of each expert. Parameter: ``kernel`` (num_experts, in_features, out_features)."""
+    """One weight matrix per expert. Parameter: ``kernel`` (num_experts, in_features, out_features)."""
 
     def __init__(
         self,
@@ -61,8 +61,9 @@ class ExpertLinear(Module):
 
 
 class Experts(Module):
-    """Gated MLPs, each for the tokens that chose it. Parameters: ``gate``, ``up``, ``down``
-    (:class:`ExpertLinear`).
+    """Gated MLPs, each applied to the tokens routed to it.
+
+    Parameters: ``gate``, ``up``, ``down`` (:class:`ExpertLinear`).
     """
 
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
@@ -87,37 +88,38 @@ class Experts(Module):
         self.num_experts, self.activation, self.form = num_experts, activation, form
 
     def __call__(self, rows: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
-        """The sums of what the ``chosen`` experts (rows, K) find for ``rows`` (rows, features), by their float32
-        ``weights`` (rows, K).
+        """The weighted sums (rows, features) of the outputs of the ``chosen`` experts (rows, K) for ``rows`` (rows,
+        features), with float32 ``weights`` (rows, K).
         """
-        # Of an exported model's any number of tokens nothing is known.
+        # The number of tokens of an exported model may be symbolic.
         few = isinstance(rows.shape[0], int) and rows.shape[0] * 3 * self.gate.kernel.size <= FEW
         every = few if self.form is None else self.form == "every"
         return (self._by_every if every else self._by_blocks)(rows, weights, chosen)
 
     def _by_every(self, rows: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
-        """All experts see all tokens; those that a token did not choose have the weight 0."""
+        """All experts see all tokens; experts that were not chosen have the weight 0."""
         gate, up, down = (part.kernel[...].astype(rows.dtype) for part in (self.gate, self.up, self.down))
         hits = jax.nn.one_hot(chosen, self.num_experts, dtype=jnp.float32)
         shares = jnp.sum(weights[..., None] * hits, axis=1).astype(rows.dtype)
-        # One product without a batch axis each: CPUs of jax 0.12 add up others in the narrow dtype of their operands.
+        # Products without a batch axis: on CPU, jax 0.12 accumulates batched ones in the narrow dtype of their
+        # operands.
         gate, up = (kernel.swapaxes(0, 1).reshape(kernel.shape[1], -1) for kernel in (gate, up))
         h = self.activation(rows @ gate) * (rows @ up)
         h = jnp.repeat(shares, h.shape[1] // self.num_experts, axis=1) * h
         return h @ down.reshape(-1, down.shape[2])
 
     def _by_blocks(self, rows: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
-        """Tokens sorted by expert, in blocks of which each is of one expert; the last of an expert may not be full."""
+        """Tokens sorted by expert, in blocks of one expert each; the last block of an expert may not be full."""
         (length, count), experts = chosen.shape, self.num_experts
         known, choices = isinstance(length, int), length * count
-        # The largest power of two that is no more than the choices of an expert on average.
+        # The largest power of two not above the mean number of choices per expert.
         size = min(max(1 << max(choices // experts, 1).bit_length() - 1, ROWS[0]), ROWS[1]) if known else 32
         blocks = choices // size + (min(experts, choices) if known else experts)
         expert = chosen.reshape(-1)
         order = jnp.argsort(expert, stable=True)
         own = jnp.bincount(expert, length=experts)
         ends = jnp.cumsum(-(-own // size))
-        # Of the choices in their order: the row of its expert's first block, and how many of its own are before it.
+        # For the sorted choices: the first row of the expert's blocks, minus the index of the expert's first choice.
         first = (ends - -(-own // size)) * size - (jnp.cumsum(own) - own)
         place = first[expert[order]] + jnp.arange(choices)
         token = jnp.full((blocks * size,), length, jnp.int32).at[place].set(order // count)
@@ -131,13 +133,13 @@ class Experts(Module):
 
 
 class MixtureOfExperts(Mixer):
-    """Gated MLPs of which each token has some, in an MLP's place in a block.
+    """A mixture of gated MLPs, of which each token uses a few; it replaces the MLP of a block.
 
-    Each token is mapped alone, as by an MLP; it is a mixer to know which tokens are padding, which no figure counts.
-    It sows the loss ``load_balance``, E sum_e (share of the tokens that choose e) (mean score of e, of scores that sum
-    to 1) over the E experts, which is K where all are alike (DeepSeek-V3, eq. 17, times K, over a batch); the
-    diagnostics ``chosen`` (batch, ..., K), the experts of each token, and ``load`` (E,), the share of all choices that
-    each expert gets.
+    Each token is mapped independently, as by an MLP; this is a mixer only so that it knows the padding, which the loss
+    and the loads leave out. It sows the loss ``load_balance``, E sum_e (share of the tokens that choose e) (mean score
+    of e, with scores normalized to sum to 1) over the E experts, which is K under uniform routing (DeepSeek-V3, eq. 17,
+    times K, over a batch); the diagnostics ``chosen`` (batch, ..., K), the experts of each token, and ``load`` (E,),
+    the share of all choices that each expert gets.
 
     Parameters: ``router`` (linear, no bias), ``experts`` (:class:`Experts`), ``shared`` (gated MLP). Statistic:
     ``correction`` (num_experts,), b.
@@ -176,21 +178,23 @@ class MixtureOfExperts(Mixer):
     ):
         """Args:
           hidden: hidden width of an expert.
-          num_experts, chosen: E, and K, how many of them a token has.
-          scores: how the router's logits become scores.
-          normalized: the weights of the chosen are divided by their sum.
-          scale: the weights are multiplied by it.
-          corrected: choices are made by scores plus a correction that training updates, ``correction_rate`` a step.
-          groups, chosen_groups: the experts are in so many groups, of which a token has the best; None for all.
-          shared: experts beside those, whose hidden widths are summed in one MLP that all tokens have.
-          form: "every" has all experts see all tokens, "blocks" sorts the tokens by expert; None takes for each call
+          num_experts, chosen: E, and K, the number of experts per token.
+          scores: "softmax" or "sigmoid", the function that maps router logits to scores.
+          normalized: the weights of the chosen experts are divided by their sum.
+          scale: factor of the weights.
+          corrected: experts are chosen by scores plus a correction, which training updates by ``correction_rate`` a
+            step.
+          groups, chosen_groups: number of groups of experts, and how many of them, the best, a token chooses from; None
+            for all.
+          shared: number of shared experts, which are one MLP of their total hidden width, applied to all tokens.
+          form: "every" applies all experts to all tokens, "blocks" sorts the tokens by expert; None picks for each call
             the one that is likely faster. The result is the same.
-          depth: blocks of the model, over which the loss is a mean.
-          dropout: of the output.
+          depth: number of blocks of the model, over which the loss is averaged.
+          dropout: rate of the dropout on the output.
 
         Raises:
-          ValueError: more experts or groups than there are, groups of unequal sizes or of one expert, unknown scores,
-            or an unknown form.
+          ValueError: more chosen experts or groups than there are, groups of unequal size or of one expert, unknown
+            scores, or an unknown form.
         """
         chosen_groups = groups if chosen_groups is None else chosen_groups
         if scores not in ("softmax", "sigmoid") or form not in (None, "every", "blocks"):
@@ -200,11 +204,11 @@ class MixtureOfExperts(Mixer):
         size = num_experts // groups
         if num_experts % groups or (groups > 1 and size < 2) or not 1 <= chosen_groups <= groups:
             raise ValueError(
-                f"{chosen_groups} of {groups} groups of {num_experts} experts can't be had: give groups that are equal "
-                f"and have two experts or more, and chosen_groups up to their number"
+                f"{chosen_groups} of {groups} groups of {num_experts} experts can't be chosen: give groups of equal "
+                f"size with two experts or more, and chosen_groups up to their number"
             )
         if not 1 <= chosen <= chosen_groups * size:
-            raise ValueError(f"of {chosen_groups * size} experts {chosen} can't be had: give chosen= up to that")
+            raise ValueError(f"of {chosen_groups * size} experts {chosen} can't be chosen: give chosen= up to that")
         self.num_experts, self.chosen, self.scores = num_experts, chosen, scores
         self.normalized, self.scale, self.groups, self.chosen_groups = normalized, scale, groups, chosen_groups
         self.depth, self.causal, self.dtype = depth, causal, dtype
@@ -223,7 +227,7 @@ class MixtureOfExperts(Mixer):
         return 1.0
 
     def init_state(self, batch_size: int, max_length: int | None = None, dtype: Any = jnp.float32) -> tuple[()]:
-        """Nothing: a token sees no other."""
+        """An empty state: tokens do not interact."""
         return ()
 
     def mix_next(self, x: jax.Array, state: tuple[()], tokens: Tokens) -> tuple[jax.Array, tuple[()]]:
@@ -240,7 +244,7 @@ class MixtureOfExperts(Mixer):
         return y if self.dropout is None else self.dropout(y)
 
     def route(self, rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What the router says of tokens (rows, features).
+        """Routes tokens (rows, features).
 
         Returns:
           Weights of the chosen experts, float32 (rows, chosen), the experts, int32 (rows, chosen), and the scores of
@@ -261,7 +265,7 @@ class MixtureOfExperts(Mixer):
         return self.scale * weights, chosen, scores
 
     def _report(self, chosen: jax.Array, scores: jax.Array, shape: tuple[int, ...], mask: jax.Array | None) -> None:
-        """Sows the loss and the loads, and corrects the scores, in training."""
+        """Sows the loss and the loads, and updates the correction in training."""
         self.sow(Diagnostic, "chosen", chosen.reshape(*shape, -1))
         follows = self.correction is not None and not self.use_running_average
         balances, explains = self.sowing(AuxLoss, "load_balance"), self.sowing(Diagnostic, "load")

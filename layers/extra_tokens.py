@@ -1,7 +1,7 @@
 """Tokens besides those of the input: class tokens, registers, persistent and landmark tokens.
 
-Their owner holds them as parameters, under the names of released files. Here is what is done with them: they are
-repeated for each row, put among the other tokens, and taken out again; what is known of the tokens is extended.
+Their owner holds them as parameters, under the names of released files. The functions here repeat them for each row,
+insert them among the other tokens, extend what is known of the tokens to match, and take them out again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ def repeated(learned: jax.Array, batch: int, dtype: Any) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class ExtraTokens:
-    """Where extra tokens are among others.
+    """Extra tokens: how many, and where they are inserted.
 
     Attributes:
-      count: how many there are at each place; 0 changes nothing.
-      place: before the others ("first"), after half of them ("middle"), after all ("last"), or after every so many.
+      count: number of extra tokens at each place; 0 changes nothing.
+      place: before the others ("first"), after half of them ("middle"), after all ("last"), or, an integer n, after
+        every n.
     """
 
     count: int
@@ -38,23 +39,26 @@ class ExtraTokens:
 
     def __post_init__(self) -> None:
         if self.place not in ("first", "middle", "last") and not (isinstance(self.place, int) and self.place > 0):
-            raise ValueError(f'extra tokens are "first", "middle", "last", or after every so many, got {self.place!r}')
+            raise ValueError(f'extra tokens are "first", "middle", "last", or after every n tokens; got {self.place!r}')
 
     def put(self, x: jax.Array, learned: jax.Array, tokens: Known = None, *, role: int = 0) -> tuple[jax.Array, Tokens]:
-        """Puts them among the tokens ``x``.
+        """Inserts the extra tokens among the tokens ``x``.
 
-        They belong to the document of the token before them, and have its position; the first ones have those of the
-        first token. They are real; after every so many they are as real as the token before. A grid has them as its
-        prefix, and elsewhere none is left.
+        They get the segment id and the position of the token before them; with "first", those of the first token. They
+        are never masked, except that those after every n tokens take the mask of the token before them. With "first" a
+        grid keeps them as its prefix; with any other place the sequence is no grid any more.
 
         Args:
           x: (batch, length, features).
           learned: (count, features), the same at each place.
           tokens: what is known of ``x``.
-          role: theirs, where roles are known.
+          role: role of the extra tokens, where roles are known.
+
+        Returns:
+          The tokens (batch, length + extra tokens, features), and what is known of them.
 
         Raises:
-          ValueError: a mask, whose padding is trailing, with tokens in the middle or last.
+          ValueError: a mask with extra tokens in the middle or last, as padding must stay trailing.
         """
         tokens = Tokens.of(tokens)
         if not self.count:
@@ -73,31 +77,31 @@ class ExtraTokens:
     def put_next(
         self, x: jax.Array, learned: jax.Array, places: jax.Array, tokens: Known = None
     ) -> tuple[jax.Array, Tokens, jax.Array]:
-        """As :meth:`put` after every so many, for tokens that are read after others: some of a group may be read
-        already.
+        """As :meth:`put` after every n tokens, for the tokens of a later call: the first group may have begun in an
+        earlier call.
 
         Args:
           x: (batch, new, features).
           learned: (count, features).
-          places: int32 (batch, new), where in their documents the tokens are.
+          places: int32 (batch, new), indices of the tokens in their documents.
           tokens: what is known of ``x``.
 
         Returns:
-          (batch, woven, features), what is known of them, with a mask, and int32 (batch, new), where the tokens ``x``
-          are among them. There is room for all groups that may end within so many tokens.
+          The tokens (batch, woven, features), what is known of them, including a mask, and int32 (batch, new), the
+          indices of ``x`` among them. ``woven`` has room for all groups that may end within ``new`` tokens.
 
         Raises:
-          ValueError: other places than after every so many.
+          ValueError: ``place`` is not an integer.
         """
         if not isinstance(self.place, int):
-            raise ValueError(f"tokens that are read after others have extra ones after every so many, not {self.place}")
+            raise ValueError(f"extra tokens can be inserted call by call only after every n tokens, not {self.place}")
         tokens, (batch, new) = Tokens.of(tokens), x.shape[:2]
         real = jnp.ones((1, new), bool) if tokens.mask is None else tokens.mask
         ends = jnp.broadcast_to((places % self.place == self.place - 1) & real, (batch, new))
         passed = jnp.cumsum(ends, axis=1, dtype=jnp.int32)
         at = jnp.arange(new, dtype=jnp.int32) + self.count * (passed - ends)
         length = new + self.count * -(-new // self.place)
-        # Of those in between and after all, the token before.
+        # Extra tokens and padding take their source from the token before.
         row = jnp.arange(batch)[:, None]
         source = jnp.zeros((batch, length), jnp.int32).at[row, at].set(jnp.arange(new, dtype=jnp.int32))
         source = jax.lax.cummax(source, axis=1)
@@ -110,7 +114,7 @@ class ExtraTokens:
         return woven, known.replace(mask=jnp.arange(length) < count), at
 
     def take(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Takes them out of (batch, length, ...): the other tokens, and these, in their order."""
+        """Splits (batch, length, ...) into the other tokens and the extra tokens, both in order."""
         if not self.count:
             return x, x[:, :0]
         if isinstance(self.place, int):
@@ -122,11 +126,11 @@ class ExtraTokens:
         return others, x[:, at : at + self.count]
 
     def _before(self, length: int) -> int:
-        """How many of ``length`` others precede them."""
+        """The number of the ``length`` other tokens that precede the extra ones."""
         return {"first": 0, "middle": length // 2, "last": length}[str(self.place)]
 
     def _source(self, length: int) -> np.ndarray:
-        """For each token the one of the ``length`` others that it is, or -1."""
+        """For each token its index among the ``length`` others, or -1 for an extra token."""
         index = np.arange(length)
         if not isinstance(self.place, int):
             return np.insert(index, self._before(length), [-1] * self.count)

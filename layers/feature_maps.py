@@ -1,11 +1,11 @@
-"""Feature maps of linear attention: phi, by which phi(q) . phi(k) takes the place of the softmax's exp(q . k).
+"""Feature maps phi of linear attention: phi(q) . phi(k) replaces the exp(q . k) of softmax attention.
 
     elu+1               elu(x) + 1                          Katharopoulos et al., 2020 (arXiv:2006.16236), eq. 7
     silu+0.5            (silu(x) + 0.5) / |silu(x) + 0.5|   LION (Afzal et al., 2025, arXiv:2502.16249)
     identity, relu, sigmoid, silu, exp
     positive_random   exp(W x' - |x'|^2 / 2) / sqrt(m)   Performer (Choromanski et al., 2021, arXiv:2009.14794), lemma 1
 
-x' = x / head_dim^(1/4), so that the mean of phi(q) . phi(k) over W of standard normal rows is exp(q . k /
+x' = x / head_dim^(1/4), so that the expectation of phi(q) . phi(k) over W with standard normal rows is exp(q . k /
 sqrt(head_dim)). All of them map (..., head_dim) to (..., features) and act on the last axis alone.
 """
 
@@ -34,7 +34,7 @@ def elu_plus_one(x: jax.Array) -> jax.Array:
 
 
 def unit_silu(x: jax.Array) -> jax.Array:
-    """silu(x) + 0.5, of norm 1; positive, as silu is above -0.28."""
+    """silu(x) + 0.5 (..., features), divided by its norm; positive, as silu is above -0.28."""
     y = silu(x.astype(jnp.promote_types(x.dtype, jnp.float32))) + 0.5
     return (y * jax.lax.rsqrt(jnp.sum(jnp.square(y), -1, keepdims=True))).astype(x.dtype)
 
@@ -45,11 +45,14 @@ def identity(x: jax.Array) -> jax.Array:
 
 
 def positive_random_features(x: jax.Array, projection: jax.Array) -> jax.Array:
-    """exp(W x - |x|^2 / 2) / sqrt(m), float32: products of two have the mean exp(x . y) over W of standard normal rows.
+    """exp(W x - |x|^2 / 2) / sqrt(m): E[phi(x) . phi(y)] = exp(x . y) over W with standard normal rows.
 
     Args:
       x: (..., features).
       projection: W, (m, features).
+
+    Returns:
+      (..., m), at least float32.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     logits = jnp.einsum("...d,md->...m", x, projection) - jnp.sum(x * x, -1, keepdims=True) / 2
@@ -59,8 +62,8 @@ def positive_random_features(x: jax.Array, projection: jax.Array) -> jax.Array:
 class PositiveRandomFeatures(Module):
     """:func:`positive_random_features` of x / head_dim^(1/4).
 
-    The rows of the projection are drawn once and not trained: up to head_dim of them orthogonal and of norm
-    sqrt(head_dim), more of them normal. Statistic: ``projection`` (features, head_dim).
+    The rows of the projection are sampled once and not trained: orthogonal with norm sqrt(head_dim) if there are at
+    most head_dim of them, otherwise independent standard normal. Statistic: ``projection`` (features, head_dim).
     """
 
     def __init__(self, head_dim: int, *, features: int | None = None, rngs: nnx.Rngs):
@@ -94,7 +97,7 @@ FEATURE_MAPS: dict[str, Any] = {
 
 
 def create_feature_map(spec: FeatureMapSpec, head_dim: int, *, rngs: nnx.Rngs) -> FeatureMap:
-    """The feature map of heads of ``head_dim`` features; a function as it is.
+    """Makes the feature map of ``spec`` for heads of ``head_dim`` features; a function is returned unchanged.
 
     Raises:
       ValueError: an unknown name, or options for a map that has none.

@@ -3,14 +3,14 @@ Transformers (Bozic et al., AAAI 2024, arXiv:2311.10642).
 
     x' = [x_1; ...; x_n; 0; ...; 0]        y = W_2 LN(f(W_1 LN(x') + b_1)) + b_2        f is a leaky ReLU of slope 0.01
 
-All tokens of a sentence, padded to L of them, are one vector of L D numbers, and the outputs of all tokens another one:
-the encoder's attention layer replacement (ALR). In a decoder W_2 has the D rows of one token and each token has an x'
-of its own, without those after it. The paper's sentences have L = 50 and D = 128; hidden features are L D / 256 (XS), /
-128 (S), / 8 (M), / 2 (L), and 2 L D (XL). It trains each of them to output what the trained attention does, and then
-puts it in its place.
+All tokens of a sentence, padded to length L, are one input vector of L D numbers, and the outputs of all tokens one
+output vector: the encoder's attention layer replacement (ALR). In a decoder W_2 has only the D rows of one token, and
+each token has its own x', without the tokens after it. The paper's sentences have L = 50 and D = 128; hidden features
+are L D / 256 (XS), / 128 (S), / 8 (M), / 2 (L), and 2 L D (XL). It trains each of them to reproduce the output of a
+trained attention layer, and then replaces that layer by it.
 
-W_1 LN(x') is a sum over tokens, W_1 is a matrix for each place, and so are mean and variance: those of every prefix are
-running sums, and all that is kept of the past.
+W_1 has a matrix for each position, so W_1 LN(x') is a sum over tokens, as are the mean and the variance of x'. For the
+prefixes of a causal model these are running sums, which are the whole state.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ EPSILON = 1e-5
 
 @struct.dataclass
 class PrefixState:
-    """What is kept of the tokens read so far.
+    """The state after the tokens read so far.
 
     Attributes:
-      sums: (batch, hidden + 2), at least float32: of W_1 x, of x and of x^2.
-      length: (batch,) int32, how many there are.
+      sums: (batch, hidden + 2), at least float32: the sums of W_1 x, of x and of x^2.
+      length: (batch,) int32, number of tokens read.
     """
 
     sums: jax.Array
@@ -48,11 +48,11 @@ class PrefixState:
 
 @register_mixer("feed_forward_mixing")
 class FeedForwardMixing(Mixer):
-    """An MLP of all tokens of a sentence at once, or, where it is causal, of those up to each.
+    """An MLP over all tokens of a sentence at once; if causal, for each token over the tokens up to it.
 
     Parameters: ``scale`` and ``shift`` (max_length, features) of the first norm, ``up`` (max_length, features, hidden),
-    ``up_bias``, ``norm`` (hidden), ``down`` (hidden, features), or (max_length, hidden, features) where it sees both
-    sides, and ``down_bias`` (features,), or (max_length, features).
+    ``up_bias``, ``norm`` (hidden), ``down`` (hidden, features), or (max_length, hidden, features) if not causal, and
+    ``down_bias`` (features,), or (max_length, features).
     """
 
     supports_causal = True
@@ -75,8 +75,8 @@ class FeedForwardMixing(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          max_length: L, the most tokens.
-          hidden: hidden features; None: as many as features.
+          max_length: L, the maximum number of tokens.
+          hidden: hidden features; None uses ``features``.
 
         Raises:
           ValueError: a size below 1.

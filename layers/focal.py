@@ -28,13 +28,13 @@ from layers.tokens import Tokens
 
 @register_mixer("focal_modulation")
 class FocalModulation(Mixer):
-    """Depth-wise convolutions of growing windows and the map's mean, gated and summed, multiply each token's query.
+    """Multiplies each token's query by a gated sum of depth-wise convolutions of growing windows and the map's mean.
 
     Masked tokens are zeros to every convolution and are left out of the mean: a map padded at the bottom and right
-    gives what the smaller map gives.
+    gives the same outputs as the smaller map.
 
     Parameters: ``query``, ``context``, ``gates``, ``modulator``, ``out`` (linear), ``levels.N`` (depth-wise), and
-    ``norm`` where asked for.
+    ``norm`` with ``inner_norm``.
     """
 
     layouts = ("grid",)
@@ -56,14 +56,15 @@ class FocalModulation(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          levels: L, depth-wise convolutions; with 0 of them only the map's mean is context.
-          window: size of the first one's kernel; each further one's is larger by 2.
+          levels: L, number of depth-wise convolutions; with 0 only the map's mean is context.
+          window: kernel size of the first convolution; each further kernel is larger by 2.
           normalize: the sum over levels is divided by L + 1.
           inner_norm: a layer norm before ``out``, in the largest models.
-          use_bias: of all linear layers but the last, which has one.
-          dropout: of the output.
-          kernel_init: of the linear layers but the modulator, which starts as a convolution of PyTorch's does, as in
-            the authors' code. Three of them multiply: small numbers, as 0.02 for few features, make the output vanish.
+          use_bias: biases of all linear layers except ``out``, which always has one.
+          dropout: rate of the dropout on the output.
+          kernel_init: initializer of the linear layers except the modulator, which has the initial values of a PyTorch
+            convolution, as in the authors' code. Outputs of three layers are multiplied: small initial values, such as
+            a standard deviation of 0.02 with few features, make the output vanish.
 
         Raises:
           ValueError: a negative number of levels, or a window that is not odd.

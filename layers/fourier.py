@@ -1,4 +1,4 @@
-"""FNet's mixing: FNet: Mixing Tokens with Fourier Transforms (Lee-Thorp et al., NAACL 2022, arXiv:2105.03824), eq. 1.
+"""Fourier mixing: FNet: Mixing Tokens with Fourier Transforms (Lee-Thorp et al., NAACL 2022, arXiv:2105.03824), eq. 1.
 
     y = Re F_length(F_features(x))
 
@@ -18,21 +18,21 @@ from layers.mixer import Mixer, register_mixer, without_padding
 from layers.tokens import Tokens
 
 MOST = 2**20
-"""Tokens of the longest row whose transform of a part of it has exact angles."""
+"""Maximum row length for which the masked transform has exact angles."""
 
 
 def transform(x: jax.Array, lengths: jax.Array) -> jax.Array:
-    """The discrete Fourier transform of the first ``lengths`` entries of each row, as if the others were not there.
+    """The discrete Fourier transform of the first ``lengths`` entries of each row, ignoring the others.
 
-    Bluestein's: with w = exp(-i pi / length), w^(2 j k) = w^(j^2) w^(k^2) w^(-(k - j)^2), so that a transform of any
-    length is a convolution, here of one size for all rows.
+    Bluestein's algorithm: with w = exp(-i pi / length), w^(2 j k) = w^(j^2) w^(k^2) w^(-(k - j)^2), so that a transform
+    of any length is a convolution, here of one size for all rows.
 
     Args:
       x: complex (batch, length, features).
       lengths: int32 (batch,), at least 1.
 
     Returns:
-      As x; what is beyond a row's length is 0.
+      The shape and dtype of x; entries beyond a row's length are 0.
 
     Raises:
       ValueError: more than 2^20 entries.
@@ -42,7 +42,7 @@ def transform(x: jax.Array, lengths: jax.Array) -> jax.Array:
         raise ValueError(f"a masked Fourier transform has at most {MOST} tokens, got {length}: leave the mask out")
     place = jnp.arange(length, dtype=jnp.uint32)
     period = 2 * lengths[:, None].astype(jnp.uint32)
-    # The square modulo the period of the angle, in parts that fit into 32 bits.
+    # place^2 modulo the period of the angle, computed in parts that fit into 32 bits.
     high, low = (place >> 8) * place % period, (place & 255) * place
     turns = ((high * 256 + low) % period).astype(x.real.dtype) / lengths[:, None]
     chirp = jnp.exp(-1j * jnp.pi * turns).astype(x.dtype)[..., None]
@@ -57,10 +57,10 @@ def transform(x: jax.Array, lengths: jax.Array) -> jax.Array:
 class FourierMixing(Mixer):
     """The Fourier transform over tokens and features; it has no parameters, and every token reaches every other.
 
-    A masked row is transformed at its own length: padding changes nothing. The authors' models, and transformers',
-    transform padding with the rest: give no mask, and padding tokens are tokens like others, to compare with them.
+    A masked row is transformed at its own length: padding changes nothing. The authors' code and transformers include
+    padding in the transform: to compare with them give no mask.
 
-    It needs no fixed length. It is bidirectional only: each frequency is a sum over all tokens.
+    Any length works. It is bidirectional only: each frequency is a sum over all tokens.
     """
 
     refusals: ClassVar[Mapping[str, str]] = {
@@ -69,7 +69,7 @@ class FourierMixing(Mixer):
     }
 
     def __init__(self, features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        """There is nothing to choose."""
+        """There are no parameters; ``dtype``, ``param_dtype`` and ``rngs`` are ignored."""
 
     @property
     def complexity(self) -> float:

@@ -4,7 +4,7 @@ block of Mamba without its state space.
     y = W_o (f(W_g x) * [v_1; depthwise(v_2)])        [v_1; v_2] = W_v x
 
 v_2 are the last conv_ratio * features of the hidden features, the only ones that the convolution mixes; f is GELU.
-Gated CNNs are of Dauphin et al. (2017, arXiv:1612.08083).
+Gated CNNs were introduced by Dauphin et al. (2017, arXiv:1612.08083).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from layers.tokens import Tokens
 
 @register_mixer("gated_convolution")
 class GatedConvolution(Mixer):
-    """A gated MLP of maps with a depth-wise convolution of a part of its values; it mixes channels too, and so is all
-    of a block.
+    """A gated MLP of maps with a depth-wise convolution of a part of its values. It mixes channels too, so a block
+    needs no MLP beside it.
 
-    Masked tokens are zeros to the convolution, as what lies beyond the map.
+    Masked tokens are zeros to the convolution, like positions beyond the map.
 
     Parameters: ``gate``, ``value``, ``out`` (linear), ``conv`` (depth-wise).
     """
@@ -56,10 +56,11 @@ class GatedConvolution(Mixer):
           kernel_size: tokens along each side of the convolution's kernel, an odd number.
           conv_ratio: features that the convolution mixes / features.
           activation: f.
-          use_bias: of the linear layers and the convolution.
+          use_bias: biases of the linear layers and the convolution.
 
         Raises:
-          ValueError: more features in the convolution than are hidden, none, or an even kernel, which has no center.
+          ValueError: a ``conv_ratio`` of no features or of more than are hidden, or an even kernel, which has no
+            center.
         """
         hidden, mixed = int(expansion * features), int(conv_ratio * features)
         if not 0 < mixed <= hidden:
@@ -67,7 +68,7 @@ class GatedConvolution(Mixer):
                 f"the convolution mixes 1 to all {hidden} hidden features; conv_ratio {conv_ratio} is {mixed} of them"
             )
         if kernel_size % 2 == 0:
-            raise ValueError(f"the kernel of a mixer has a center: kernel_size must be odd, got {kernel_size}")
+            raise ValueError(f"the kernel of a mixer needs a center: kernel_size must be odd, got {kernel_size}")
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear: dict[str, Any] = {"use_bias": use_bias, "kernel_init": kernel_init, **common}
         self.gate = Linear(features, hidden, **linear)

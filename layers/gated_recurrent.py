@@ -1,5 +1,5 @@
-"""The gated recurrent networks that came before attention, as mixers: the next state is not linear in the last one, so
-that tokens are read one after the other.
+"""The gated recurrent networks that preceded attention, as mixers. The next state is not linear in the previous one, so
+tokens must be read one after another.
 
     LSTM    i, f, g, o = W x_t + U h_{t-1} + b
             c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g)        h_t = sigmoid(o) tanh(c_t)
@@ -30,12 +30,12 @@ from layers.tokens import Tokens
 
 
 class GatedRecurrent(Recurrent):
-    """Base of both: a subclass says what the gates do with the state of one step."""
+    """Base of both: a subclass defines :meth:`step`, the update of the state by one token."""
 
     gates: ClassVar[int]
-    """How many there are."""
+    """Number of gates."""
     kept: ClassVar[int]
-    """How many numbers a hidden feature has in the state."""
+    """Number of state values for each hidden feature."""
 
     def __init__(
         self,
@@ -48,8 +48,9 @@ class GatedRecurrent(Recurrent):
         rngs: nnx.Rngs,
     ):
         """Args:
-        hidden: features of the state; None: as many as the tokens have. Where they differ a linear layer follows.
-        use_bias: both biases.
+        hidden: features of the state; None uses ``features``. Where the two differ, a linear layer maps the output
+          back.
+        use_bias: the biases of both products, with the token and with the state.
         """
         self.hidden = hidden or features
         made = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -76,13 +77,14 @@ class GatedRecurrent(Recurrent):
         self, x: jax.Array, tokens: Tokens, state: RecurrentState | None, /, *own: Any
     ) -> tuple[jax.Array, RecurrentState | None]:
         given = self.input(x)
-        # Rounding would add up along the row, and so would that of the kernel's gradient: the recurrence is float32.
+        # The recurrence is float32: rounding errors of the state and of the kernel's gradient would accumulate along
+        # the row.
         wide = jnp.promote_types(given.dtype, jnp.float32)
         graph, weights = nnx.split(self.recurrent)
         weights = jax.tree.map(lambda a: a.astype(wide), weights)
         memory = empty((x.shape[0], *self.memory_shape), wide) if state is None else state.memory.astype(wide)
         starts = self.starts(tokens, state)
-        real = tokens.mask if state is not None else None  # at the end of a row nobody asks for the state after padding
+        real = tokens.mask if state is not None else None  # without a state to return, trailing padding is harmless
 
         def read(memory: jax.Array, token: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
             given, begins, exists = token
@@ -102,7 +104,7 @@ class GatedRecurrent(Recurrent):
 
 @register_mixer("lstm")
 class LSTM(GatedRecurrent):
-    """Long short-term memory: a state behind gates of what is written, kept and shown.
+    """Long short-term memory: gates control what is written to the state, kept in it and output from it.
 
     Parameters: ``input``, ``recurrent`` (linear, of the gates i, f, g, o), ``out`` (linear) where the state has another
     number of features.
@@ -118,7 +120,7 @@ class LSTM(GatedRecurrent):
 
 @register_mixer("gru")
 class GRU(GatedRecurrent):
-    """Gated recurrent unit: a state that is an average of itself and of a candidate.
+    """Gated recurrent unit: the new state is a weighted average of the old one and a candidate.
 
     Parameters: ``input``, ``recurrent`` (linear, of r, z, n), ``out`` (linear) where the state has another number of
     features.

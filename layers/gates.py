@@ -1,5 +1,5 @@
-"""Gates by name: modules that multiply each channel of (batch, height, width, features), or each place of it, by a
-factor.
+"""Gates by name: modules that multiply each channel of a map (batch, height, width, features), or each of its
+positions, by a factor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def create_gate(
     """Makes the gate of a map of ``features`` channels.
 
     Raises:
-      ValueError: an unknown name; near ones are given.
+      ValueError: an unknown name; the message suggests similar ones.
     """
     options: dict[str, Any] = {}
     if isinstance(gate, Mapping):

@@ -129,7 +129,7 @@ def test_piece_by_piece(kind: str) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="active=2 is none of 2 streams"):
+    with pytest.raises(ValueError, match="active=2 is not one of the 2 streams"):
         AltUp(Map(4), 4, active=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="stride is at least 1"):
         SequenceAltUp(Map(4), 4, stride=0, rngs=nnx.Rngs(0))

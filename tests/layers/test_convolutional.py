@@ -136,7 +136,7 @@ def test_what_convolutional_parts_refuse() -> None:
     with pytest.raises(ValueError, match='shortcut is "convolution" or "average", got \'pool\''):
         BasicBlock(4, 4, shortcut="pool", rngs=rngs)  # type: ignore[arg-type]
     with pytest.raises(
-        ValueError, match="groups=2 are of the 3x3 convolution, in whose place there is MultiHeadAttention"
+        ValueError, match="groups=2 is an option of the 3x3 convolution, which MultiHeadAttention replaces"
     ):
         Bottleneck(8, 8, groups=2, mixer=MultiHeadAttention(2, num_heads=1, rngs=rngs), rngs=rngs)
     with pytest.raises(ValueError, match="unknown gate 'squeeze': did you mean 'squeeze_excite'"):

@@ -137,8 +137,8 @@ def test_training_corrects_the_scores() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_experts": 4, "chosen": 5}, "of 4 experts 5 can't be had"),
-        ({"num_experts": 6, "groups": 4}, "4 of 4 groups of 6 experts can't be had"),
+        ({"num_experts": 4, "chosen": 5}, "of 4 experts 5 can't be chosen"),
+        ({"num_experts": 6, "groups": 4}, "4 of 4 groups of 6 experts can't be chosen"),
         ({"num_experts": 4, "scores": "tanh"}, 'scores is "softmax" or "sigmoid"'),
     ],
 )

@@ -51,7 +51,7 @@ def test_masks() -> None:
     assert woven.tolist() == [[True] * 11, [True] * 6 + [False] * 5]
     with pytest.raises(ValueError, match="padding is trailing: extra tokens can't be last"):
         ExtraTokens(2, "last").put(X, LEARNED, mask)
-    with pytest.raises(ValueError, match="or after every so many, got 'end'"):
+    with pytest.raises(ValueError, match="or after every n tokens; got 'end'"):
         ExtraTokens(2, "end")  # type: ignore[arg-type]
 
 
@@ -97,5 +97,5 @@ def test_put_among_tokens_that_are_read_after_others() -> None:
         done += new
     np.testing.assert_array_equal(rows[0], whole[0])
     np.testing.assert_array_equal(rows[1], whole[1, :11])
-    with pytest.raises(ValueError, match="after every so many, not first"):
+    with pytest.raises(ValueError, match="after every n tokens, not first"):
         ExtraTokens(1).put_next(x, LEARNED[:1], jnp.zeros((2, total), jnp.int32))
