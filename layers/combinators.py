@@ -1,4 +1,4 @@
-"""Mixers made of mixers: where tokens mix, in which order they are read, and how several are combined.
+"""Mixers made of other mixers: which tokens mix, in which order they are read, and how several mixers are combined.
 
 Each takes the inner mixer as a spec (:data:`layers.mixer.MixerSpec`), so that combinations are data:
 ``{"name": "bidirectional", "inner": "mamba"}`` is Vision Mamba's. Windows are in ``layers.windows``.
@@ -20,12 +20,12 @@ from layers.tokens import Tokens, grid_positions, last_segment
 
 
 def _unaligned(inner: Mixer) -> frozenset[str]:
-    """What ``inner`` honors where the tokens of documents are moved, so that they begin at multiples of nothing."""
+    """The fields that ``inner`` honors when tokens are reordered, so that documents may begin at any index."""
     return inner.honors - ({"segment_ids"} if inner.segment_multiple > 1 else set())
 
 
 class Around(Mixer):
-    """Base of the mixers that have another one inside and map what is known of the tokens for it."""
+    """Base of the mixers that wrap another one and rearrange what is known of the tokens for it."""
 
     inner: Mixer
 
@@ -44,7 +44,7 @@ class Around(Mixer):
 
 @register_mixer("row_major")
 class RowMajor(Around):
-    """Gives a grid to a mixer of sequences, as tokens in row-major order, with the grid known."""
+    """Passes a grid to a mixer of sequences as tokens in row-major order, with ``tokens.grid`` set."""
 
     layouts = ("grid",)
 
@@ -58,13 +58,13 @@ class RowMajor(Around):
 
 
 def bidirectional(spec: MixerSpec, features: int, *, rngs: nnx.Rngs, place: Place | None = None) -> Mixer:
-    """Makes a mixer that sees all tokens: one that can only look back is read in both directions."""
+    """Makes a mixer in which every token sees all others: a causal one is wrapped in :class:`Bidirectional`."""
     mixer = create_mixer(spec, features, rngs=rngs, place=place)
     return Bidirectional(features, inner=spec, rngs=rngs, place=place) if mixer.causal else mixer
 
 
 def on_grid(mixer: Mixer, features: int, *, rngs: nnx.Rngs) -> Mixer:
-    """The mixer itself if it takes grids, else the same mixer reading them in row-major order."""
+    """The mixer itself if it takes grids, else the mixer wrapped in :class:`RowMajor`."""
     return mixer if "grid" in mixer.layouts else RowMajor(features, inner=mixer, rngs=rngs)
 
 
@@ -75,15 +75,18 @@ def on_sequence(mixer: Mixer) -> Mixer:
       ValueError: it takes grids only.
     """
     if "sequence" not in mixer.layouts:
-        raise ValueError(f"{type(mixer).__name__} takes grids only: it can't stand where tokens are a sequence")
+        raise ValueError(f"{type(mixer).__name__} takes grids only: it can't be used where tokens are a sequence")
     return mixer
 
 
 @register_mixer("dilated")
 class Dilated(Around):
-    """The inner mixer among the tokens of a sequence that are ``rate`` apart: ``rate`` interleaved sequences.
+    """Applies the inner mixer to tokens ``rate`` apart: to each of the ``rate`` interleaved subsequences.
 
-    Causal where the inner mixer is: the state is one inner state for each of the interleaved sequences.
+    It is causal if the inner mixer is; the state holds an inner state for each of the interleaved subsequences.
+
+    Raises:
+      ValueError: a rate below 1.
     """
 
     supports_causal = True
@@ -109,7 +112,7 @@ class Dilated(Around):
 
     @property
     def segment_multiple(self) -> int:  # type: ignore[override]
-        # The tokens of a document are the same interleaved sequences wherever it begins, if in another order.
+        # A document is split into the same subsequences wherever it begins; only their order differs.
         multiple = self.inner.segment_multiple
         return multiple if multiple == 1 else multiple * self.rate
 
@@ -145,9 +148,9 @@ class Dilated(Around):
         if tokens.segment_ids is not None:
             segment = last_segment(tokens.segment_ids, mask, segment)
         elif "segment_ids" in self.honors:
-            # A lane may have had no token of the current document, so that it can't know which that is.
+            # A lane may not have read any token of the current document, and then does not know its id.
             tokens = tokens.replace(segment_ids=jnp.broadcast_to(segment[:, None], (batch, new)))
-        # Lane r of a row takes its tokens r', r' + rate, ... where r' counts from the row's own length.
+        # Lane r of a row takes the new tokens r', r' + rate, ...; r' depends on the length that the row has read.
         steps = -(-new // self.rate)
         lane = jnp.arange(self.rate)
         source = ((lane - state["length"][:, None]) % self.rate)[..., None] + self.rate * jnp.arange(steps)
@@ -187,13 +190,13 @@ def reverse(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 @register_mixer("bidirectional")
 class Bidirectional(Mixer):
-    """A causal mixer read in both directions, with parameters of its own for each; the outputs are averaged.
+    """A causal mixer applied in both directions, each with its own parameters; the outputs are averaged.
 
-    Backwards, positions count down from the last one, so that they grow in the order of reading; rows and columns of a
-    grid stay what they are.
+    In the backward direction positions are counted from the last token, so that they increase in the order of reading;
+    rows and columns of a grid are unchanged.
 
     Raises:
-      ValueError: an inner mixer whose rotary embedding counts on a reference grid, which is lost backwards.
+      ValueError: an inner mixer with a rotary embedding on a reference grid, which the backward direction would lose.
     """
 
     def __init__(self, features: int, *, inner: MixerSpec = "attention", place: Place | None = None, rngs: nnx.Rngs):
@@ -229,8 +232,8 @@ class Bidirectional(Mixer):
 class Scan2D(Mixer):
     """A sequence mixer that reads a grid by rows and by columns, forwards and backwards; the outputs are averaged.
 
-    VMamba (Liu et al., 2024) calls the four orders cross-scan. Each order has parameters of its own. Mixers that have
-    positions of tokens get the rows and columns in every order.
+    VMamba (Liu et al., 2024, arXiv:2401.10166) calls the four orders cross-scan. Each order has its own parameters.
+    Mixers that use positions get the rows and columns of the tokens in every order.
     """
 
     layouts = ("grid",)
@@ -262,8 +265,8 @@ class Scan2D(Mixer):
     def _order(
         batch: int, mask: jax.Array | None, *, by_columns: bool, backwards: bool
     ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
-        """Functions that bring what tokens have from the grid to the order of reading, and from there to the sequence
-        of the (turned) grid.
+        """Functions that rearrange per-token arrays from the grid to the order of reading, and from there to the
+        sequence of the grid, transposed if ``by_columns``.
         """
 
         def line(a: jax.Array) -> jax.Array:
@@ -276,7 +279,7 @@ class Scan2D(Mixer):
 
         if mask is None:
             return (lambda a: reverse(line(a)) if backwards else line(a)), (lambda y: reverse(y) if backwards else y)
-        # Padding of a grid is not trailing in these orders: sort it there, keeping the order of the rest.
+        # Padding of a grid is not trailing in these orders: sort it to the end, keeping the order of the rest.
         order = jnp.argsort(~line(mask), axis=1, stable=True)
         inverse, real = jnp.argsort(order, axis=1), take(line(mask), order)
         return (
@@ -287,7 +290,7 @@ class Scan2D(Mixer):
 
 @register_mixer("parallel")
 class Parallel(Mixer):
-    """Several mixers side by side on the same tokens; the outputs are averaged."""
+    """Several mixers applied to the same tokens in parallel; the outputs are averaged."""
 
     supports_causal = True
 
@@ -328,5 +331,5 @@ class Parallel(Mixer):
         return self.join([y for y, _ in results]), tuple(new for _, new in results)
 
     def join(self, outputs: Sequence[jax.Array]) -> jax.Array:
-        """What becomes of the outputs (batch, length, features) of the branches: their average."""
+        """Combines the outputs (batch, length, features) of the branches: their average."""
         return functools.reduce(jnp.add, outputs) / len(outputs)

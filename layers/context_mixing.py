@@ -54,8 +54,7 @@ class Fusion(Module):
         self.response = GlobalResponseNorm(out_features, **common)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Maps (batch, height, width, features) to (batch, height, width, out_features); masked tokens count as zeros.
-        """
+        """Maps (batch, height, width, features) to (batch, height, width, out_features); masked tokens are zeros."""
         x = gelu(of_real(self.norm, self.conv(without_padding(x, mask)), mask))
         return self.response(self.out(x), mask)
 

@@ -3,9 +3,9 @@ section 3.
 
     w_i ~ prod_k exp(-((x_i - mean - delta_k) / sd)^2 / (2 c_k^2)) / sqrt(2 pi c_k^2)        y_i = x_i w_i / sum_j w_j
 
-mean and sd, the unbiased one, are those of a feature over the tokens, or of a token over its features, and so is the
-sum. A head has its own part of that axis and its own K offsets and widths: 2 K numbers. No token is projected: it is a
-gate that says how usual each value is.
+The mean, the unbiased standard deviation sd and the sum are taken for each feature over the tokens, or for each token
+over its features. Each head has its own part of that axis and its own K offsets delta and widths c: 2 K numbers. There
+are no projections: the gate measures how typical each value is.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ EPSILON = 1e-8
 
 @register_mixer("gaussian_adaptive_attention")
 class GaussianAdaptiveAttention(Mixer):
-    """Each value times its share of a product of normal densities over an axis.
+    """Multiplies each value by its product of normal densities, normalized to sum to 1 along an axis.
 
-    Where a row holds padding, statistics and sums are of its real tokens, and its heads share those out; the authors'
+    With padding, statistics and sums are over the real tokens of a row, which are split between the heads; the authors'
     code counts padding in the number of values.
 
     Parameters: ``offset`` and ``width`` (heads, gaussians).
@@ -51,9 +51,9 @@ class GaussianAdaptiveAttention(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          num_heads: parts of the axis; the last one has what is left over.
+          num_heads: number of parts of the axis; the last part also takes the remainder.
           gaussians: K.
-          axis: "length" weighs the tokens of each feature, "features" the features of each token.
+          axis: "length" normalizes over the tokens for each feature, "features" over the features of each token.
 
         Raises:
           ValueError: an unknown axis, no gaussian, or more heads than features on their axis.
@@ -84,22 +84,22 @@ class GaussianAdaptiveAttention(Mixer):
         return (wide * weights).astype(self.dtype or x.dtype)
 
     def _members(self, size: int, count: jax.Array) -> jax.Array:
-        """Bool (batch, size, heads): which head each entry of an axis belongs to, of which ``count`` are real."""
+        """Bool (batch, size, heads): the head of each entry of an axis, whose first ``count`` entries are real."""
         head = jnp.minimum(jnp.arange(size) // jnp.maximum(count // self.num_heads, 1), self.num_heads - 1)
         return head[..., None] == jnp.arange(self.num_heads)
 
     def _weights(self, x: jax.Array, members: jax.Array) -> jax.Array:
-        """The share of each entry of the last axis of ``x`` (batch, rows, size), which belongs to one head of
-        ``members`` (batch, size, heads) or to none.
+        """The normalized weight of each entry of the last axis of ``x`` (batch, rows, size), which belongs to one head
+        of ``members`` (batch, size, heads) or to none.
         """
         part = members.astype(x.dtype)
 
         def total(values: jax.Array) -> jax.Array:
-            """Sums (batch, rows, heads) over what belongs to a head."""
+            """Sums (batch, rows, heads) over the entries of each head."""
             return jnp.einsum("brs,bsh->brh", values, part)
 
         def spread(values: jax.Array) -> jax.Array:
-            """What each entry's head has, of (batch or 1, rows or 1, heads)."""
+            """Values per head (batch or 1, rows or 1, heads), repeated for the entries of each head."""
             return jnp.einsum("brh,bsh->brs", jnp.broadcast_to(values, (len(x), *values.shape[1:])), part)
 
         number = jnp.sum(part, 1)[:, None]
@@ -110,7 +110,7 @@ class GaussianAdaptiveAttention(Mixer):
             offset, width = widened(self.offset[...][None, None, :, k]), widened(self.width[...][None, None, :, k])
             y = (centered - spread(offset)) * spread(inverse / width)
             logarithm -= 0.5 * jnp.square(y) + spread(jnp.log(jnp.abs(width)) + 0.5 * math.log(2 * math.pi))
-        # All densities may be too small for float32. Their sum is not below epsilon.
+        # All densities may underflow float32. The authors' code bounds their sum from below by epsilon.
         beside = jnp.where(members[:, None], logarithm[..., None], -jnp.inf)
         highest = jax.lax.stop_gradient(jnp.maximum(jnp.max(beside, axis=2), -1e30))
         sums = highest + jnp.log(jnp.maximum(total(jnp.exp(logarithm - spread(highest))), 1e-30))

@@ -1,8 +1,8 @@
-"""Initializers: how a parameter starts, drawn by JAX for a layer on its own, on the host for a model.
+"""Initializers: initial values of parameters, drawn by JAX for a stand-alone layer and on the host for a model.
 
-An initializer is called as JAX's are, ``init(key, shape, dtype)``, and draws with that key. While a model is being made
-(:mod:`layers.making`) it draws nothing yet and returns a :class:`Draw`: the number of XLA programs that a model's
-shapes would take is what made models slow to make, and weights that a file replaces need not be drawn at all.
+An initializer has JAX's interface, ``init(key, shape, dtype)``, and draws with that key. While a model is being made
+(:mod:`layers.making`) it draws nothing yet and returns a :class:`Draw`: compiling an XLA program for each shape would
+make models slow to construct, and weights that are loaded from a file need not be drawn at all.
 
 Initializers compare by value: Flax keeps them in a layer's static structure, which scan compares between layers.
 """
@@ -27,10 +27,10 @@ Index = tuple[slice, ...]
 
 
 class Making(Protocol):
-    """A model being made: what a draw needs to know about it."""
+    """A model under construction, as far as initializers need to know."""
 
     def here(self) -> bool:
-        """Whether the code that asks is the model's own, and not inside a function that it has JAX transform."""
+        """True in the model's own code, False inside a function that JAX is transforming."""
         ...
 
 
@@ -40,10 +40,10 @@ making: contextvars.ContextVar[Making | None] = contextvars.ContextVar("making",
 class Initializer:
     """``init(key, shape, dtype)``.
 
-    A subclass gives the same distribution twice: by JAX with a key, and on the host from a stream of random words.
+    A subclass implements the same distribution twice: in JAX with a key, and on the host from a stream of random words.
 
     Attributes:
-      whole: whether numbers depend on each other, so that no part can be drawn alone.
+      whole: whether the numbers depend on each other, so that a part can't be drawn alone.
     """
 
     whole: ClassVar[bool] = False
@@ -58,28 +58,28 @@ class Initializer:
         return self.by_jax(key, tuple(shape), dtype, **options)
 
     def by_jax(self, key: Any, shape: Shape, dtype: Any, **options: Any) -> jax.Array:
-        """Drawn with a key of JAX's."""
+        """Draws with a JAX key."""
         raise NotImplementedError
 
     def fill(self, stream: int, out: np.ndarray, shape: Shape, start: int) -> None:
-        """Writes numbers ``start`` and following of a flattened parameter of ``shape`` into ``out`` (numbers,); all if
-        ``whole``.
+        """Writes the entries of a flattened parameter of ``shape``, from index ``start`` on, into ``out`` (numbers,);
+        if ``whole``, ``out`` takes all of them.
         """
         raise NotImplementedError
 
     def stream_name(self, name: str) -> str:
-        """What names the random words of the parameter ``name``; for one that is drawn with others of its module, the
-        module's name.
+        """The name of the random stream of the parameter ``name``; parameters of a module that are drawn together share
+        the module's name.
         """
         return name
 
 
 @dataclasses.dataclass(eq=False)
 class Draw:
-    """A parameter that is not drawn yet: it will be, with its name, when the model is whole.
+    """A parameter that is not drawn yet: it is drawn, by its name, when the model is complete.
 
-    Code that needs its numbers before that, as a module of the user's own may, gets them drawn by JAX with the key, and
-    they stay.
+    Code that needs the values before that, such as a custom module of the user, gets them drawn by JAX with the key;
+    these values are then kept.
     """
 
     initializer: Initializer
@@ -114,7 +114,7 @@ class Draw:
             self.initializer.fill(stream, whole.reshape(-1), self.shape, 0)
             out[...] = whole[index]
             return out
-        # The last axis of which a part is wanted and those after it are one run of numbers.
+        # The last axis that is sliced, with the axes after it, is contiguous in the flattened parameter.
         outer = max((axis for axis in range(self.ndim) if wanted[axis] != self.shape[axis]), default=0)
         strides = [math.prod(self.shape[axis + 1 :]) for axis in range(self.ndim)]
         first = sum(s.start * stride for s, stride in zip(index, strides, strict=True))
@@ -162,7 +162,7 @@ for _name in ("astype", "reshape"):
 
 
 def aligned(shape: Shape, dtype: Any) -> np.ndarray:
-    """An uninitialized array whose memory begins where JAX on a CPU can take it over without a copy."""
+    """An uninitialized array whose memory is aligned to 64 bytes, so that JAX on a CPU can use it without a copy."""
     dtype, size = np.dtype(dtype), math.prod(shape)
     memory = np.empty(size * dtype.itemsize + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -171,7 +171,7 @@ def aligned(shape: Shape, dtype: Any) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Constant(Initializer):
-    """All numbers alike, or an array that broadcasts from the right, given as nested tuples."""
+    """One value everywhere, or an array, given as nested tuples, that is broadcast to the shape."""
 
     value: Any
 
@@ -188,10 +188,10 @@ class Constant(Initializer):
 
 
 class Independent(Initializer):
-    """Numbers that are drawn independently of each other, each from one word."""
+    """Independent numbers, each drawn from one random word."""
 
     def shaping(self, shape: Shape) -> portable.Fill:
-        """What turns words into numbers of a parameter of ``shape``."""
+        """The function from random words to the numbers of a parameter of ``shape``."""
         raise NotImplementedError
 
     def fill(self, stream: int, out: np.ndarray, shape: Shape, start: int) -> None:
@@ -232,7 +232,7 @@ class Normal(Independent):
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedNormal(Independent):
-    """Normal with mean 0, cut off at two of ``std``, which is that before the cut."""
+    """Normal with mean 0, truncated at 2 ``std``; ``std`` is the standard deviation before truncation."""
 
     std: float
 
@@ -264,7 +264,10 @@ Distribution = Literal["normal", "truncated_normal", "uniform"]
 @dataclasses.dataclass(frozen=True)
 class VarianceScaling(Independent):
     """Mean 0 and variance ``scale`` / fan (He et al., 2015, section 2.2): the last axis is outputs, the one before it
-    inputs, others are taps.
+    inputs, the others are kernel positions.
+
+    Raises:
+      ValueError: an unknown mode or distribution.
     """
 
     scale: float
@@ -294,13 +297,13 @@ class VarianceScaling(Independent):
             return _scaled(portable.normal, std)
         return _scaled(
             portable.truncated_normal, std / 0.87962566103423978
-        )  # the standard deviation that the cut leaves
+        )  # the standard deviation after truncation
 
 
 @dataclasses.dataclass(frozen=True)
 class Transformed(Independent):
-    """A function of independent numbers: "log"; "exp"; "inverse_softplus_exp", whose softplus is e to their power; or
-    "inverse_softplus_rate", whose softplus y is such that they are e^(-2y).
+    """A function of independent numbers u: "log" or "exp" of u; "inverse_softplus_exp", the x with softplus(x) = e^u;
+    or "inverse_softplus_rate", the x with e^(-2 softplus(x)) = u.
     """
 
     function: Literal["log", "exp", "inverse_softplus_exp", "inverse_softplus_rate"]
@@ -334,11 +337,11 @@ def inverse_softplus(y: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class SharedColumns(Initializer):
-    """A kernel (inputs, outputs) of which some outputs start as others do, and some at zero.
+    """A kernel (inputs, outputs) in which some output columns start as copies of others, and some start at zero.
 
     Attributes:
-      kernel: the others' initializer.
-      same: (from, to, count): outputs ``to`` and following start as ``from`` and following.
+      kernel: initializer of the kernel.
+      same: (from, to, count): the ``count`` columns from ``to`` on are copies of those from ``from`` on.
       zeros: (first, count): outputs that start at zero.
     """
 
@@ -362,7 +365,9 @@ class SharedColumns(Initializer):
 
 @dataclasses.dataclass(frozen=True)
 class OnSphere(Initializer):
-    """Vectors along the last axis with mean 0 and variance 1, uniform among those: normal numbers, normalized."""
+    """Vectors along the last axis with mean 0 and variance 1, uniformly distributed among such vectors: normalized
+    normal samples.
+    """
 
     epsilon: float = 1e-6
     whole: ClassVar[bool] = True
@@ -376,7 +381,7 @@ class OnSphere(Initializer):
         x = np.empty(shape, np.float32)
         portable.draw(stream, portable.normal, x)
         x = x.astype(np.float64)
-        # Sums along the first axis are taken row by row, in one order on every platform.
+        # Sums along the first axis are taken row by row, in the same order on every platform.
         x = np.moveaxis(x, -1, 0).copy()
         x -= np.add.reduce(x, axis=0) / len(x)
         x /= np.sqrt(np.add.reduce(x * x, axis=0) / len(x) + self.epsilon)
@@ -385,8 +390,8 @@ class OnSphere(Initializer):
 
 @dataclasses.dataclass(frozen=True)
 class Orthogonal(Initializer):
-    """Orthogonal rows or columns, whichever are fewer, uniform among all such (Saxe et al., 2014); leading axes count
-    as inputs.
+    """Orthonormal rows or columns, whichever are fewer, times ``scale``, uniformly distributed (Saxe et al., 2014,
+    arXiv:1312.6120); leading axes count as inputs.
     """
 
     scale: float = 1.0
@@ -399,7 +404,8 @@ class Orthogonal(Initializer):
         rows, columns = out.size // shape[-1], shape[-1]
         numbers = np.empty((max(rows, columns), min(rows, columns)), np.float32)
         portable.draw(stream, portable.normal, numbers)
-        # Gram-Schmidt, each vector twice, by sums in one order on every platform: LAPACK's differ.
+        # Gram-Schmidt, applied twice to each vector, with sums in the same order on every platform: LAPACK's order
+        # differs.
         basis = numbers.astype(np.float64)
         for n in range(basis.shape[1]):
             for _ in range(2):
@@ -424,7 +430,7 @@ constant, normal, truncated_normal, variance_scaling, orthogonal = (
 )
 zeros, ones = Constant(0.0), Constant(1.0)
 lecun_normal = VarianceScaling(1.0, "fan_in", "truncated_normal")
-"""As ``nnx.Linear`` starts."""
+"""The default kernel initializer of ``nnx.Linear``."""
 
 INITIALIZERS: dict[str, Initializer] = {
     "zeros": zeros,
@@ -442,7 +448,7 @@ InitializerSpec = str | Callable[..., Any]
 
 
 def create_initializer(spec: InitializerSpec) -> Callable[..., Any]:
-    """The initializer of a name; a callable as it is.
+    """The initializer of a name; a callable is returned unchanged.
 
     Raises:
       ValueError: an unknown name, or neither a name nor a callable.

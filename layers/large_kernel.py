@@ -2,9 +2,9 @@
 
     y = BN(K * x) + sum_j BN_j(K_j * x)
 
-* is a depth-wise convolution. The branches have small kernels, dilated so that they reach far into the large one. In
-evaluation each norm is a factor and an offset, and a dilated kernel is a large one with zeros, so that the sum is one
-convolution with one kernel and a bias.
+* is a depth-wise convolution. The branches have small kernels, dilated to cover up to the large kernel's extent. In
+  evaluation each norm is a scale and an offset, and a dilated kernel is a large kernel with zeros, so the sum is a
+  single convolution with one kernel and a bias.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from layers.norm import BatchNorm, of_real
 from layers.tokens import Tokens
 from pallas_kernels import depthwise_convolution
 
-# Kernel sizes and dilations of the branches beside a large kernel, of the authors' code.
+# Kernel sizes and dilations of the branches of each large kernel, from the authors' code.
 BRANCHES: Mapping[int, tuple[tuple[int, int], ...]] = {
     5: ((3, 1), (3, 2)),
     7: ((5, 1), (3, 1), (3, 2), (3, 3)),
@@ -56,12 +56,12 @@ class NormedConvolution(Module):
         self.norm: Any = None if merged else BatchNorm(features, **common)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Maps (batch, height, width, features) to the same shape; the norm's statistics are of what is real."""
+        """Maps (batch, height, width, features) to the same shape; the norm's statistics are over real tokens."""
         y = self.conv(x)
         return y if self.norm is None else of_real(self.norm, y, mask)
 
     def within(self, size: int) -> tuple[jax.Array, jax.Array]:
-        """What it does in evaluation, as a kernel (size, size, 1, features) and a bias, in float32."""
+        """The equivalent of evaluation mode: a kernel (size, size, 1, features) and a bias (features,), in float32."""
         kernel, step = widened(self.conv.kernel[...]), self.conv.dilation
         side = (size - (kernel.shape[0] - 1) * step - 1) // 2
         scale, offset = self.norm.affine()
@@ -71,9 +71,9 @@ class NormedConvolution(Module):
 
 @register_mixer("large_kernel_convolution")
 class LargeKernelConvolution(Mixer):
-    """Depth-wise convolution of a map with a large kernel and, beside it, smaller and dilated ones.
+    """Depth-wise convolution of a map with a large kernel and parallel branches of smaller, dilated kernels.
 
-    Masked tokens count as zeros and are in no statistic.
+    Masked tokens count as zeros and are left out of the norms' statistics.
 
     Parameters: ``large.conv`` and ``large.norm``, and of each branch ``branches.K_D.conv`` and ``branches.K_D.norm``, K
     the size of its kernel and D the dilation; in the merged form ``large.conv`` alone, which has a bias.
@@ -93,11 +93,11 @@ class LargeKernelConvolution(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-          kernel_size: tokens along each side of the large kernel: one of :data:`BRANCHES`.
-          merged: one kernel and a bias from the start.
+          kernel_size: tokens along each side of the large kernel, a key of :data:`BRANCHES`.
+          merged: the merged form, one kernel and a bias, without branches and norms.
 
         Raises:
-          ValueError: a size of which no branches are known.
+          ValueError: a size without known branches.
         """
         if kernel_size not in BRANCHES:
             known = ", ".join(map(str, BRANCHES))
@@ -130,12 +130,12 @@ class LargeKernelConvolution(Mixer):
         return y
 
     def _summed(self) -> tuple[jax.Array, jax.Array]:
-        """The one kernel (kernel_size, kernel_size, 1, features) and the bias, in float32."""
+        """The merged kernel (kernel_size, kernel_size, 1, features) and bias (features,), in float32."""
         parts = [part.within(self.kernel_size) for part in (self.large, *self.branches.values())]
         return sum(kernel for kernel, _ in parts), sum(bias for _, bias in parts)  # type: ignore[return-value]
 
     def merged(self) -> LargeKernelConvolution:
-        """What computes the same in evaluation with one kernel and a bias; itself, if it is that."""
+        """An equivalent for evaluation, with one kernel and a bias; itself if it is merged already."""
         if self.branches is None:
             return self
         kernel, bias = self._summed()

@@ -1,8 +1,8 @@
-"""Linear layers, the convolution and the table of embeddings, in the forms of their products that compilers do well.
+"""Linear layers, convolution and embedding, with their products in the forms that compilers handle well.
 
-Over several axes of rows, XLA's CPU compiler copies transposes of input and gradient in front of the
-product that is the kernel's gradient; over one axis it needs none (MaxViT's gradient: 1.4 times as fast). That of jax
-0.12 also adds up such a product of bfloat16 in bfloat16, which loses a part of the sum; over one axis it does not.
+For inputs with several row axes, XLA's CPU compiler copies transposes of input and gradient before the product that
+gives the kernel's gradient; with one row axis it needs no copies (MaxViT's gradient: 1.4 times as fast). In jax 0.12 it
+also accumulates such a product of bfloat16 in bfloat16, which loses a part of the sum; with one row axis it does not.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from primitives import sequence
 
 
 def _promoted(arrays: tuple[Any, ...], *, dtype: Any = None, inexact: bool = True) -> tuple[Any, ...]:
-    """Inputs and kernel in the dtype of the computation; a bias, which all rows share, in float32: see
-    :mod:`layers.broadcast`.
+    """Inputs and kernel in the compute dtype; the bias, which all rows share, in float32: see :mod:`layers.broadcast`.
     """
     *operands, bias = arrays
     return *promote_dtype(tuple(operands), dtype=dtype, inexact=inexact), None if bias is None else widened(bias)
 
 
 def multiplied(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """``x @ kernel`` for rows over one or more axes: (..., inputs) and (inputs, outputs) to (..., outputs)."""
+    """``x @ kernel`` for any number of row axes: (..., inputs) and (inputs, outputs) to (..., outputs)."""
     # Rows and tokens that are both split over devices can't become one axis without being gathered.
     if x.ndim < 3 or sequence.is_split():
         return x @ kernel
@@ -39,7 +38,7 @@ def multiplied(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Linear(nnx.Linear):
-    """``nnx.Linear``: the same parameters, the same function; the gradient of the bias is summed in float32."""
+    """``nnx.Linear`` with the same parameters and outputs, whose bias gradient is summed in float32."""
 
     def __init__(
         self,
@@ -72,15 +71,15 @@ class Linear(nnx.Linear):
         return super().__call__(inputs.reshape(-1, inputs.shape[-1])).astype(dtype).reshape(*inputs.shape[:-1], -1)
 
     def matrix(self, dtype: Any) -> jax.Array:
-        """What inputs are multiplied by, (in_features, out_features) in ``dtype``, for a sum in another order."""
+        """The weight matrix (in_features, out_features) in ``dtype``, for products in another order."""
         return self.kernel[...].astype(dtype)
 
 
 class BlockLinear(Module):
-    """A linear layer whose matrix has ``blocks`` equal blocks on its diagonal and zeros elsewhere.
+    """A linear layer with a block-diagonal matrix of ``blocks`` equal blocks.
 
-    Parameters ``kernel`` (blocks, features / blocks, out_features / blocks) and, unless left out, ``bias``
-    (out_features,); as many outputs as inputs by default.
+    Parameters ``kernel`` (blocks, features / blocks, out_features / blocks) and, with ``use_bias``, ``bias``
+    (out_features,). ``out_features`` defaults to ``features``.
     """
 
     def __init__(
@@ -95,12 +94,12 @@ class BlockLinear(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Raises ValueError where the blocks do not divide the features."""
+        """Raises ValueError if the number of blocks does not divide the features."""
         out_features = out_features or features
         if features % blocks or out_features % blocks:
             odd = features if features % blocks else out_features
             raise ValueError(f"BlockLinear: {odd} features can't be split into {blocks} equal blocks")
-        # The variance is that of one block's inputs; the initializer counts those of all.
+        # The fan-in of an output is one block's inputs, but the initializer counts the inputs of all blocks.
         init = create_initializer(kernel_init or variance_scaling(float(blocks), "fan_in", "normal"))
         shape = (blocks, features // blocks, out_features // blocks)
         self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
@@ -117,7 +116,7 @@ class BlockLinear(Module):
 
 
 class Conv(nnx.Conv):
-    """``nnx.Conv``: the same parameters, the same function; the gradient of the bias is summed in float32."""
+    """``nnx.Conv`` with the same parameters and outputs, whose bias gradient is summed in float32."""
 
     def __init__(
         self,
@@ -147,14 +146,14 @@ class Conv(nnx.Conv):
 
 
 class Embed(nnx.Embed):
-    """``nnx.Embed``: the same parameters, the same functions; the gradient of a lookup is summed in float32."""
+    """``nnx.Embed`` with the same parameters and outputs, whose lookup gradient is summed in float32."""
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Maps tokens (...) to their embeddings (..., features).
+        """Maps integer token ids (...) to their embeddings (..., features).
 
         Raises:
-          ValueError: no token at all, tokens that are no integers, or a token beyond the table. Inside ``jit``, where
-            tokens are not known, its embedding is not-a-number.
+          ValueError: an empty array, ids that are not integers, or an id outside the table. Inside ``jit``, where ids
+            are not known, the embedding of such an id is NaN.
         """
         self._check(inputs)
         if (table := held(self.embedding)) is not None:
@@ -180,7 +179,7 @@ class Embed(nnx.Embed):
             )
 
     def attend(self, query: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Maps (..., features) to logits (..., num_embeddings): products with every embedding."""
+        """Maps (..., features) to logits (..., num_embeddings): dot products with every embedding."""
         if args or kwargs:
             return super().attend(query, *args, **kwargs)
         if (rows := held(self.embedding)) is not None:
@@ -193,7 +192,7 @@ class Embed(nnx.Embed):
 
 
 def linear_matrices(model: nnx.Module) -> set[str]:
-    """Names of the two-axis parameters that linear layers of ``model`` hold: kernels, and the factors of adapters."""
+    """Names of the matrix parameters of the linear layers of ``model``: kernels, and the factors of adapters."""
     return {
         ".".join(map(str, (*path, name)))
         for path, module in nnx.iter_modules(model)

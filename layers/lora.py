@@ -1,10 +1,9 @@
 """LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021, arXiv:2106.09685), section 4.1.
 
-    y = x W + b + (alpha / rank) (x A) B        A random, B zero: at first nothing changes
+    y = x W + b + (alpha / rank) (x A) B        A random, B zero: initially no change
 
-:func:`add_lora` adds A and B to linear layers anywhere in any model: the
-layers keep their places and their parameters' names. :func:`merge_lora` adds the product to the kernels
-and leaves the plain model.
+:func:`add_lora` adds A and B to linear layers anywhere in any model; the layers keep their places and the names of
+their parameters. :func:`merge_lora` adds the products to the kernels and restores the plain model.
 """
 
 from __future__ import annotations
@@ -61,15 +60,16 @@ def add_lora(
     """Adds adapters to linear layers of ``model``, in place, and returns it; its outputs are unchanged.
 
     Args:
-      model: any; those of the zoo are best given their weights first.
-      rank: of the change to each kernel.
+      model: any model; load its pretrained weights first.
+      rank: rank of the change to each kernel.
       alpha: the change is scaled by alpha / rank; default ``rank``.
-      patterns: globs over dotted names of layers, such as ``*.mixer.query``; every linear layer that one matches is
+      patterns: globs over dotted names of layers, such as ``*.mixer.query``; every linear layer that matches one is
         adapted.
-      rngs: for A, which is normal with variance 1 / in_features (our choice); default ``nnx.Rngs(0)``.
+      rngs: random keys of A, which is normal with variance 1 / in_features (our choice); default ``nnx.Rngs(0)``.
 
     Raises:
-      ValueError: a rank below 1, a pattern that matches no linear layer, or a model that has adapters or is quantized.
+      ValueError: a rank below 1, a pattern that matches no linear layer, or a model that already has adapters or is
+        quantized.
     """
     if rank < 1:
         raise ValueError(f"the rank of adapters is at least 1, got {rank}")
@@ -105,7 +105,7 @@ def linear_layers(model: nnx.Module) -> dict[str, Any]:
 def adapt(layer: Any, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
     """Makes one linear layer an :class:`AdaptedLinear`, in place: references to it stay valid."""
     dtype = layer.kernel[...].dtype
-    object.__setattr__(layer, "__class__", AdaptedLinear)  # past nnx, which would note it as an attribute
+    object.__setattr__(layer, "__class__", AdaptedLinear)  # bypasses nnx, which would record an attribute
     layer.lora_a = nnx.LoRAParam(normal(layer.in_features**-0.5)(rngs.params(), (layer.in_features, rank), dtype))
     layer.lora_b = nnx.LoRAParam(zeros(rngs.params(), (rank, layer.out_features), dtype))
     layer.lora_scale = alpha / rank
@@ -121,7 +121,7 @@ def adapters(model: nnx.Module) -> dict[str, AdaptedLinear]:
 
 
 def merge_lora(model: nnx.Module) -> nnx.Module:
-    """Adds every adapter to its kernel and removes it, in place; returns the model, now a plain one."""
+    """Adds every adapter to its kernel and removes the adapter, in place; returns the model."""
     layer: Any
     for layer in adapters(model).values():
         layer.kernel[...] = merged(layer.kernel[...], layer.lora_a[...], layer.lora_b[...], layer.lora_scale)
@@ -138,8 +138,9 @@ def merged(kernel: Any, a: Any, b: Any, scale: float) -> jax.Array:
 
 
 def kept(model: nnx.Module) -> set[str]:
-    """Names of the parameters that training an adapted model leaves unchanged: all but adapters and heads; none of a
-    plain model."""
+    """Names of the parameters that stay frozen when an adapted model is trained, all but adapters and heads; none
+    without adapters.
+    """
     if not adapters(model):
         return set()
     heads = getattr(model, "heads", ("head",))

@@ -1,5 +1,5 @@
-"""Low-rank projections: gates and decays of recurrent mixers are made by them (GLA, Yang et al., 2023,
-arXiv:2312.06635, eq. 4).
+"""Low-rank projections, which compute gates and decays of recurrent mixers (GLA, Yang et al., 2023, arXiv:2312.06635,
+eq. 4).
 
 y = W_up f(W_down x) + b
 """
@@ -19,7 +19,7 @@ from layers.module import Module
 
 
 class LowRank(Module):
-    """Two linear layers with few features between them; parameters ``down``, without bias, and ``up``."""
+    """Two linear layers with ``rank`` features between them; parameters ``down``, without bias, and ``up``."""
 
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {"up.kernel": (None, "tensor")}
 
@@ -42,8 +42,9 @@ class LowRank(Module):
         rank: features between the layers.
         out: features of the result.
         activation: f; None for none.
-        use_bias: of ``up``.
-        kernel_init, down_init: of both kernels, and of that of ``down`` where it is another.
+        use_bias: bias of ``up``.
+        kernel_init, down_init: initializer of both kernels, and of ``down`` if it differs.
+        bias_init: initializer of the bias of ``up``.
         """
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.down = Linear(features, rank, use_bias=False, kernel_init=down_init or kernel_init, **common)

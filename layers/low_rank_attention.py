@@ -2,8 +2,8 @@
 
     f_kt = tanh((p_k . c) (q_k . h_t))        a_k = softmax over t of f_kt / |f_t|        s_k = sum_t a_kt h_t
 
-Each of m heads makes one vector of all tokens h, by scores of a bilinear form of rank 1: 2 m D parameters, where
-attention has 4 D^2. c is the mean of the tokens, or learned, and |f_t| the norm over the heads of a token.
+Each of m heads pools all tokens h to one vector, with scores from a bilinear form of rank 1: 2 m D parameters, where
+attention has 4 D^2. c is the mean of the tokens, or learned, and |f_t| is the norm of a token's scores over the heads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from layers.tokens import Tokens
 
 class LowRankPool(Module):
     """The paper's pooling of n tokens to m vectors. Parameters: ``context_factor``, P, ``token_factor``, Q, (features,
-    heads), and a learned ``context`` (features,) where asked for.
+    heads), and with ``context="learned"`` also ``context`` (features,).
     """
 
     undecayed = ("context",)
@@ -39,10 +39,10 @@ class LowRankPool(Module):
     ):
         """Args:
           num_heads: m.
-          context: c, the mean of the real tokens, or learned, as in the paper's first version.
+          context: c: "mean", the mean of the real tokens, or "learned", as in the paper's first version.
 
         Raises:
-          ValueError: another context.
+          ValueError: an unknown context.
         """
         if context not in ("mean", "learned"):
             raise ValueError(f'context is "mean" or "learned", got {context!r}')
@@ -53,10 +53,11 @@ class LowRankPool(Module):
         self.context = parameter(draw, (features,), made) if context == "learned" else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Maps (batch, length, features) to (batch, heads, features), with the weights (batch, heads, length); float32.
+        """Maps (batch, length, features) to (batch, heads, features) and the weights (batch, heads, length), both
+        float32.
 
         Args:
-          mask: bool (batch, length), True = real; the others have no weight, and a row without any is zero.
+          mask: bool (batch, length), True = real; padding has weight 0, and a row without real tokens gives 0.
         """
         x = without_padding(x, mask).astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.context is not None:
@@ -76,9 +77,9 @@ class LowRankPool(Module):
 
 @register_mixer("low_rank_attention")
 class LowRankAttention(Mixer):
-    """LAMA as a mixer: every token gets the same, a linear map of the vectors that the heads make of all tokens.
+    """LAMA as a mixer: every token gets the same output, a linear map of the heads' pooled vectors.
 
-    That is our adaptation: the paper has it once, as the pooling of a recurrent encoder, for which there is
+    This is our adaptation: the paper uses it once, to pool the outputs of a recurrent encoder, which is
     :class:`LowRankPool`. It is bidirectional only: the mean is over all tokens.
 
     Parameters: ``pool.*`` and ``out`` (linear).
@@ -98,8 +99,8 @@ class LowRankAttention(Mixer):
         rngs: nnx.Rngs,
     ):
         """Args:
-        num_heads, context: of :class:`LowRankPool`.
-        use_bias: of the output.
+        num_heads, context: options of :class:`LowRankPool`.
+        use_bias: bias of the output layer.
         """
         self.pool = LowRankPool(features, num_heads, context=context, param_dtype=param_dtype, rngs=rngs)
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}

@@ -1,11 +1,11 @@
-"""Making a model: its modules first, then its parameters, each drawn on the host as a function of the model's seed, its
-name and its shape.
+"""Model construction: first the modules, then the parameters, each drawn on the host as a function of the model's seed,
+the parameter's name and its shape.
 
     model = make(lambda rngs: Model(config, rngs=rngs), nnx.Rngs(0))
 
-So nothing compiles to draw, what a file replaces is never drawn, each process of a sharded model draws its own part,
-and the model is the same however it is made. A model takes one key of each stream of ``rngs``, from which the keys are
-made that modules of other libraries, and dropout, ask for.
+So nothing is compiled for drawing, parameters loaded from a file are never drawn, each process of a sharded model draws
+only its own part, and the result does not depend on how the model is made. A model takes one key from each stream of
+``rngs``; the keys requested by dropout and by modules of other libraries are derived from it.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ from flax.nnx.tracers import TraceState
 from layers.initializers import Draw, making
 
 SMALL = 1 << 16
-"""Numbers up to which arrays are handed to JAX together."""
+"""Arrays of up to this many numbers are transferred to the device in one call."""
 
 Build = Callable[[nnx.Rngs], nnx.Module]
 Shardings = Callable[[nnx.Module], Mapping[str, Any]]
 
 
 def make(build: Build, rngs: nnx.Rngs, shardings: Shardings | None = None) -> nnx.Module:
-    """The model that ``build(rngs)`` makes.
+    """Builds the model of ``build(rngs)`` and draws its parameters.
 
     Args:
-      build: makes the model, of modules of this library or of any.
-      rngs: one key is taken from it for the parameters. Where it is traced, under ``jit``, the host draws when the
-        program runs.
-      shardings: given the model with its arrays' shapes alone, the shardings of variables by name; those it does not
-        name are copied to every device.
+      build: constructs the model, from modules of this or any other library.
+      rngs: one key of each stream is used. Where it is traced, under ``jit``, the host draws when the program runs.
+      shardings: a function from the model, which has only the shapes of its arrays, to shardings by variable name;
+        variables without one are replicated on all devices.
 
     Raises:
       ValueError: two names share a parameter.
@@ -46,7 +45,7 @@ def make(build: Build, rngs: nnx.Rngs, shardings: Shardings | None = None) -> nn
 
 
 def abstract(build: Build) -> Any:
-    """The model that ``build`` makes with ``jax.ShapeDtypeStruct`` for arrays: names and shapes, nothing drawn or
+    """The model of ``build`` with ``jax.ShapeDtypeStruct`` in place of arrays: names and shapes, nothing drawn or
     allocated.
     """
     made: list[Any] = []
@@ -69,11 +68,11 @@ def abstract(build: Build) -> Any:
 
 
 class Unfinished:
-    """A model whose parameters are still :class:`layers.initializers.Draw` objects: those that get an array before
-    :meth:`finish` are never drawn.
+    """A model whose parameters are still :class:`layers.initializers.Draw` objects: those that are assigned an array
+    before :meth:`finish` are never drawn.
 
     Attributes:
-      model: it.
+      model: the model.
     """
 
     def __init__(self, build: Build, rngs: nnx.Rngs, shardings: Shardings | None = None):
@@ -96,7 +95,7 @@ class Unfinished:
                     draw.sharding = self._places.get(name, self._copied)
 
     def finish(self) -> Any:
-        """Draws what has no array yet, and returns the model."""
+        """Draws the parameters that have no array yet, and returns the model."""
         values = {}
         for name, variable in named(self.model).items():
             value = variable.get_value()
@@ -145,7 +144,7 @@ def _placed(draw: Draw, seed: bytes, name: str) -> jax.Array:
 
 
 def named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    """All variables of a model by their dotted names, found in one pass.
+    """All variables of a model by dotted name.
 
     Raises:
       ValueError: two names share a parameter or statistic.
@@ -157,7 +156,7 @@ def named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
     def visit(node: Any, name: str) -> None:
         is_variable = (
             nnx.Variable in type(node).__mro__
-        )  # many times faster than isinstance, whose answer Flax computes
+        )  # many times faster than isinstance, which Flax overrides
         if not is_variable and not isinstance(node, nnx.Pytree | list | tuple | dict):
             return
         if id(node) in firsts:
@@ -189,8 +188,7 @@ def named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
             if (name == first or name.startswith(f"{first}.")) and isinstance(variable, nnx.Param | nnx.BatchStat):
                 raise ValueError(
                     f"{name} and {second + name[len(first) :]} are one parameter: a parameter has one name, by which "
-                    "it is drawn, saved and loaded; "
-                    "keep it under one, and hand its value on in the call"
+                    "it is drawn, saved and loaded; keep it under one name, and pass its value as an argument"
                 )
     return found
 
@@ -199,10 +197,12 @@ _PLAIN = {int, float, bool, str, type(None), type}
 
 
 class ModelRngs(nnx.Rngs):
-    """The random streams of a model being made: each begins with one key of the stream of its name in ``rngs``."""
+    """The random streams of a model under construction: each is seeded by one key of the stream of the same name in
+    ``rngs``.
+    """
 
     def __init__(self, rngs: nnx.Rngs, *, alike: bool = False):
-        """``alike``: all keys are one, for a model of which only shapes are wanted."""
+        """``alike``: all keys are equal, for a model of which only the shapes are needed."""
         for name, stream in rngs.items():
             key, count = stream.key.get_value(), stream.count.get_value()
             stream.count.set_value(
@@ -213,9 +213,7 @@ class ModelRngs(nnx.Rngs):
 
 
 class _Keys(nnx.RngStream):
-    """A stream whose keys are made on the host while a model is being made, in a tenth of the time: its own parameters
-    need none.
-    """
+    """A stream that derives its keys on the host while a model is being made, in a tenth of the time that JAX takes."""
 
     def __init__(self, data: Any, impl: Any, alike: bool, *, tag: str):
         super().__init__(jax.random.wrap_key_data(data, impl=impl), tag=tag)
@@ -231,12 +229,12 @@ class _Keys(nnx.RngStream):
         return jax.random.wrap_key_data(_derived(self.data, self.taken), impl=self.impl)
 
     def fork(self, **options: Any) -> nnx.RngStream:
-        """A stream of its own, that goes on when the model is made."""
+        """An independent stream, which remains usable after the model is made."""
         return super().fork(**options) if options else nnx.RngStream(self(), tag=self.tag)
 
 
 def _derived(data: Any, count: Any) -> Any:
-    """The data of a key of another's and a number, by a hash on the host: nothing compiles."""
+    """The data of a key derived from another's data and a number, by a hash on the host: nothing is compiled."""
 
     def host(data: Any, count: Any) -> np.ndarray:
         words = np.asarray(data).astype("<u4")

@@ -1,5 +1,5 @@
-"""MBConv, the inverted bottleneck: MobileNetV2 (Sandler et al., 2018), with squeeze-excitation as in EfficientNet (Tan,
-Le, 2019).
+"""MBConv, the inverted bottleneck: MobileNetV2 (Sandler et al., 2018, arXiv:1801.04381), with squeeze-excitation as in
+EfficientNet (Tan, Le, 2019, arXiv:1905.11946).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from primitives.exponential import silu
 
 
 class MBConv(Module):
-    """Normalized input, wider by a 1x1 convolution, 3x3 depth-wise, channels gated, narrower by a 1x1 convolution; all
-    residual.
+    """Norm, 1x1 convolution to more channels, 3x3 depth-wise convolution, channel gate, 1x1 convolution; residual.
 
         h = f(norm(expand(norm(x))));  h = excite(f(norm(depthwise(h))));  y = shortcut(x) + project(h)
 
-    The depth-wise convolution strides, padded as "same"; the shortcut then averages 2x2 tokens, and a
-    1x1 convolution fits its features. The order is that of MaxViT (Tu et al., 2022), section 3.3.
+    The depth-wise convolution has the stride and "same" padding; the shortcut of a stride of 2 averages 2x2 tokens, and
+    a 1x1 convolution changes its number of features. The order is that of MaxViT (Tu et al., 2022, arXiv:2204.01697),
+    section 3.3.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MBConv(Module):
           ValueError: strides other than 1 and 2.
         """
         if strides not in (1, 2):
-            raise ValueError(f"MBConv strides by 1 or 2, got {strides}")
+            raise ValueError(f"MBConv has strides of 1 or 2, got {strides}")
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         pointwise = {"kernel_init": variance_scaling(2.0, "fan_out", "normal"), **common}
         hidden = int(features * expansion)

@@ -1,9 +1,8 @@
-"""The one interface of token mixing, and the register of everything that implements it.
+"""The interface of token mixers, and the registry of its implementations.
 
-A mixer maps ``(batch, length, features)`` to the same shape, or ``(batch, height, width, features)``
-for grids. A causal mixer also reads a sequence piece by piece: ``init_state`` makes an empty state
-and ``extend`` takes any number of new tokens (a prompt, a chunk, one token), with results equal to
-those of the whole sequence wherever it is split.
+A mixer maps ``(batch, length, features)`` to the same shape, or ``(batch, height, width, features)`` for grids. A
+causal mixer can also read a sequence in pieces: ``init_state`` makes an empty state and ``extend`` takes any number of
+new tokens (a prompt, a chunk, one token), with the same results as on the whole sequence, wherever it is split.
 
 Rules of a state: every leaf has batch as its first axis; positions are per row and live in the
 state; a masked token (padding, always trailing) leaves its row's state unchanged and does not
@@ -31,11 +30,11 @@ from suggestions import near
 Layout = Literal["sequence", "grid", "image"]
 State = Any
 MixerSpec = Any
-"""How a user names a mixer: a registered name, ``{"name": ..., **options}``, a callable that makes one, or one already
-made.
+"""How a user specifies a mixer: a registered name, ``{"name": ..., **options}``, a callable that makes one, or an
+instance.
 """
 
-# Why a mixer may have no use for a field, and what to do about it.
+# Default reasons why a mixer does not honor a field, and what to do about it.
 _UNUSED = {
     "positions": "it orders tokens by their place in the sequence: leave positions out",
     "segment_ids": "it can't keep the documents of a row apart: give each document a row of its own",
@@ -47,16 +46,16 @@ _UNUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where in a model a mixer is, and what the model suggests to it; None and 0.0 suggest nothing.
+    """The place of a mixer in a model, and the model's suggestions for its options; None and 0.0 suggest nothing.
 
     Attributes:
       stage, index: the stage of a pyramid, and the block within it.
-      depth: blocks of the model.
-      features, num_heads: of the stage.
+      depth: number of blocks of the model.
+      features, num_heads: width and number of heads of the stage.
       grid: rows and columns of the tokens at the model's usual input size.
-      drop_path: probability of dropping a branch of the block; None for no dropping at all.
-      dropout: of the outputs.
-      dtype, param_dtype: of the computation and of the parameters.
+      drop_path: probability of dropping a branch of the block; None for no stochastic depth.
+      dropout: dropout rate of the outputs.
+      dtype, param_dtype: dtypes of the computation and of the parameters.
     """
 
     stage: int | None = None
@@ -72,11 +71,11 @@ class Place:
 
     @property
     def dtypes(self) -> dict[str, Any]:
-        """The options that every layer takes."""
+        """The dtype options that every layer takes."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     def suggestions(self) -> dict[str, Any]:
-        """What it suggests to a constructor, by the name of the argument."""
+        """The suggestions for a constructor, by argument name."""
         skipped = ("features", "drop_path")
         fields = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in skipped
@@ -91,25 +90,25 @@ class Mixer(Module):
     """Base class of token mixers. Constructor arguments of every registered mixer: ``features, *, ..., dtype,
     param_dtype, rngs``.
 
-    A subclass gives :meth:`mix` and, where it is causal, :meth:`init_state` and :meth:`mix_next`.
+    A subclass implements :meth:`mix` and, if it can be causal, :meth:`init_state` and :meth:`mix_next`.
 
     Attributes:
       supports_causal, supports_bidirectional: what ``causal=`` accepts.
       layouts: "sequence" for (batch, length, features), "grid" for (batch, height, width, features), "image" for a
-        sequence of prefix tokens and those of a grid, whose rows and columns ``tokens.grid`` must say.
-      strides: a map of (height, width) comes out as one of (height / strides, width / strides), rounded up.
-      honors: fields of :class:`Tokens` that it uses. One that is given and not honored is refused.
-      refusals: reasons of its own for refusing a field.
+        sequence of prefix tokens followed by those of a grid, whose rows and columns ``tokens.grid`` gives.
+      strides: a map of (height, width) is mapped to one of (height / strides, width / strides), rounded up.
+      honors: fields of :class:`Tokens` that it uses; any other field raises an error if given.
+      refusals: error messages for fields that it does not honor, in place of the default ones.
       segment_multiple: documents of a row must start at multiples of it, because chunks are counted from the row's
         start.
-      streaming: "exact", or "selection" where the set a token attends to is chosen with knowledge of
-        later tokens (the class docstring says why). An instance whose options make it exact says so.
-      takes_positions: ``extend`` takes positions, in place of those that its state counts. They ascend in each
-        document, and once given are given of all its tokens.
-      shares: it takes and returns what blocks hand on beside x (:class:`layers.stack.Stack`).
+      streaming: "exact", or "selection" where the set of tokens that a token attends to depends on later tokens (the
+        class docstring says why). Instances whose options make them exact override it.
+      takes_positions: ``extend`` accepts positions, which replace those counted by its state. They must increase within
+        a document, and be given for all of its tokens or none.
+      shares: it takes and returns the values that blocks pass on beside x (:class:`layers.stack.Stack`).
       paper: rows of the zoo's roster that the class implements.
-      causal: this instance looks back only.
-      ignored: options that the model suggested and that this mixer does not take; set by :func:`create_mixer`.
+      causal: whether tokens of this instance see earlier tokens only.
+      ignored: options that the model suggested and this mixer does not take; set by :func:`create_mixer`.
     """
 
     supports_causal: ClassVar[bool] = False
@@ -123,7 +122,7 @@ class Mixer(Module):
     takes_positions: bool = False
     shares: bool = False
     paper: ClassVar[tuple[int, ...]] = ()
-    # What makes heads is split by columns, what sums them up by rows: one exchange a mixer.
+    # Kernels that produce heads are split by columns, the one that combines them by rows: one all-reduce per mixer.
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         **dict.fromkeys(("query.kernel", "key.kernel", "value.kernel", "gate.kernel"), (None, "tensor")),
         "out.kernel": ("tensor", None),
@@ -132,7 +131,7 @@ class Mixer(Module):
     ignored: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuses a class that gives what callers call, in which fields are checked, instead of what it calls.
+        """Raises if a subclass overrides the public methods, which check the fields, rather than the internal ones.
 
         Raises:
           TypeError: the class has ``__call__`` or ``extend`` of its own.
@@ -147,13 +146,13 @@ class Mixer(Module):
 
         Args:
           x: (batch, length, features) or (batch, height, width, features).
-          tokens: what is known of them, or their mask alone.
-          *beside: for a mixer that ``shares``, what blocks hand on and what this block alone is given; it returns
-            (y, what it hands on), others y alone.
+          tokens: what is known of the tokens, or their mask alone.
+          *beside: for a mixer that ``shares``: the values that blocks pass on, and those given to this block only. Such
+            a mixer returns (y, values to pass on), any other mixer y alone.
 
         Raises:
-          ValueError: a field is known that the mixer does not honor, or, where that can be seen (outside ``jit``),
-            documents do not begin at multiples of ``segment_multiple``.
+          ValueError: a field is given that the mixer does not honor, or, checked outside ``jit`` only, documents do not
+            begin at multiples of ``segment_multiple``.
         """
         tokens = self.checked(tokens)
         self._check_aligned(tokens.segment_ids)
@@ -171,8 +170,8 @@ class Mixer(Module):
             )
 
     def mix(self, x: jax.Array, tokens: Tokens, /, *beside: Any) -> Any:
-        """:meth:`__call__`, given only fields that the mixer honors."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it mixes")
+        """Implements :meth:`__call__`; ``tokens`` has only fields that the mixer honors."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement mix")
 
     @property
     def complexity(self) -> float:
@@ -185,14 +184,14 @@ class Mixer(Module):
         raise NotImplementedError(f"{type(self).__name__} can't be read piece by piece: it is not causal")
 
     def extend(self, x: jax.Array, state: State, tokens: Known = None, *beside: Any) -> Any:
-        """Mixes new tokens ``x`` (batch, new, features) given the state of those before; returns (y, state), or (y,
-        state, what it hands on) where it ``shares``.
+        """Mixes new tokens ``x`` (batch, new, features) given the state of the earlier ones; returns (y, state), or (y,
+        state, values to pass on) if it ``shares``.
 
-        The state knows the context, and positions but for a mixer with ``takes_positions``. Without ``segment_ids``
-        the new tokens belong to the document of the last one.
+        The state holds the context, and the positions unless the mixer ``takes_positions``. Without ``segment_ids`` the
+        new tokens belong to the document of the last token read.
 
         Raises:
-          ValueError: a field is known that the mixer does not honor, or that is the state's to know.
+          ValueError: a field is given that the mixer does not honor, or that the state holds.
         """
         tokens = self.checked(tokens)
         of_state = {"context", "context_mask"} | (set() if self.takes_positions else {"positions"})
@@ -203,14 +202,14 @@ class Mixer(Module):
         return self.mix_next(x, state, tokens, *beside)
 
     def mix_next(self, x: jax.Array, state: State, tokens: Tokens, /, *beside: Any) -> Any:
-        """:meth:`extend`, given only fields that the mixer honors."""
+        """Implements :meth:`extend`; ``tokens`` has only fields that the mixer honors."""
         raise NotImplementedError(f"{type(self).__name__} can't be read piece by piece: it is not causal")
 
     def checked(self, tokens: Known) -> Tokens:
-        """``tokens`` as an object.
+        """``tokens`` as a :class:`Tokens`.
 
         Raises:
-          ValueError: a field is known that the mixer does not honor.
+          ValueError: a field is given that the mixer does not honor.
         """
         tokens = Tokens.of(tokens)
         for field in sorted(tokens.given() - self.honors):
@@ -220,14 +219,14 @@ class Mixer(Module):
 
 
 def without_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """``x`` (..., features) with zeros where ``mask`` (...) is False: padding may hold anything, and 0 * NaN is NaN in
+    """``x`` (..., features) with zeros where ``mask`` (...) is False. Padding may hold any value, and 0 * NaN is NaN in
     a gradient.
     """
     return x if mask is None else jnp.where(mask[..., None], x, 0)
 
 
 def finite_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """``x`` (..., features) with zeros for what is not finite where ``mask`` (...) is False; finite padding is
+    """``x`` (..., features) with zeros for non-finite values where ``mask`` (...) is False; finite padding is
     unchanged, as in released models.
     """
     return x if mask is None else jnp.where(mask[..., None] | jnp.isfinite(x), x, 0)
@@ -238,7 +237,11 @@ _REGISTRY: dict[str, type[Mixer]] = {}
 
 
 def register_mixer(name: str) -> Callable[[M], M]:
-    """Class decorator: makes a mixer available by ``name``."""
+    """Class decorator: registers a mixer under ``name``.
+
+    Raises:
+      ValueError: the name is taken.
+    """
 
     def register(cls: M) -> M:
         if name in _REGISTRY:
@@ -258,7 +261,7 @@ def mixer_class(name: str) -> type[Mixer]:
     """The class registered under ``name``.
 
     Raises:
-      ValueError: unknown name; near ones are given.
+      ValueError: an unknown name; the message suggests similar ones.
     """
     if name not in _REGISTRY:
         raise ValueError(f"unknown mixer {name!r}{near(name, _REGISTRY)}; layers.list_mixers() lists all")
@@ -271,17 +274,17 @@ def create_mixer(
     """Makes a mixer of ``features`` channels.
 
     Args:
-      spec: a registered name, ``{"name": ..., **options}``, a callable ``(features, *, rngs, ...) -> Mixer``,
-        or a mixer, which is returned as it is.
-      causal: the mixer must look back only.
-      rngs: for the parameters.
-      place: what the surrounding model suggests (``num_heads``, ``grid``, ``dropout``, ...): passed on where the
-        constructor takes it. ``mixer.ignored`` names what was suggested and not taken.
-      **options: the mixer's own options: each must be one that it takes. A mixer made of others hands on what only
-        they take and a place can suggest (``dtype``, ``num_heads``, ...).
+      spec: a registered name, ``{"name": ..., **options}``, a callable ``(features, *, rngs, ...) -> Mixer``, or a
+        mixer, which is returned unchanged.
+      causal: tokens of the mixer may see earlier tokens only.
+      rngs: random keys of the parameters.
+      place: suggestions of the surrounding model (``num_heads``, ``grid``, ``dropout``, ...), passed to the constructor
+        if it takes them. ``mixer.ignored`` names those that were suggested and not taken.
+      **options: options of the mixer, each of which it must take. A mixer made of others passes on to them those that a
+        place can suggest (``dtype``, ``num_heads``, ...) and it does not take itself.
 
     Raises:
-      ValueError: unknown name or option, what is no mixer, or one that can't be causal.
+      ValueError: an unknown name or option, a spec of no known kind, or a mixer that can't be causal.
     """
     if isinstance(spec, Mixer):
         return spec
@@ -309,7 +312,7 @@ def create_mixer(
     )
     if causal and not mixer.causal:
         raise ValueError(
-            f"{type(mixer).__name__} is bidirectional only: it can't stand where tokens may not see later ones"
+            f"{type(mixer).__name__} is bidirectional only: it can't be used where tokens may not see later ones"
         )
     if place.dropout and "dropout" not in taken and "place" not in taken and not any_option:
         mixer.ignored = ("dropout",)
@@ -330,8 +333,8 @@ def _signature(make: Callable[..., Any]) -> inspect.Signature:
 
 
 def accepted(make: Callable[..., Any]) -> tuple[frozenset[str], bool]:
-    """Names of the keyword arguments that ``make`` takes, those of ``**options: Unpack[...]`` among them, and whether
-    it takes any (other ``**options``). What a ``functools.partial`` has given, it does not take.
+    """Names of the keyword arguments that ``make`` takes, including those of ``**options: Unpack[...]``, and whether it
+    takes arbitrary ones (other ``**options``). Arguments bound by a ``functools.partial`` are left out.
     """
     if isinstance(make, functools.partial):
         taken, any_option = accepted(make.func)

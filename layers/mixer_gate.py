@@ -3,8 +3,8 @@ and Aydin, 2024, arXiv:2403.02411).
 
     y = (W x + b) * z,    t = x + mixer(LN(x)),    z = t + MLP(LN(t))
 
-A whole block of MLP-Mixer, in the place of attention, computes what a linear layer of each token is multiplied by: a
-static mixer makes a gate that depends on the input. There is no projection of the output.
+In place of attention, a whole MLP-Mixer block computes a gate z that multiplies a linear map of each token: the mixing
+weights are static, but the gate depends on the input. There is no output projection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from layers.tokens import Tokens
 
 @register_mixer("mixer_gate")
 class MixerGatingUnit(Mixer):
-    """A linear layer, multiplied by what a block of another mixer and an MLP makes of the same map.
+    """A linear layer whose output is multiplied by a gate: the output of a block of another mixer and an MLP.
 
     Parameters: ``proj`` (linear), ``gate`` (a :class:`layers.Block` of ``mixer`` and ``channel``).
     """
@@ -42,8 +42,8 @@ class MixerGatingUnit(Mixer):
     ):
         """Args:
         hidden: hidden features of the MLP, and hidden tokens of the token MLP.
-        inner: another mixer in place of the token MLP.
-        norm_epsilon: of both norms.
+        inner: a mixer to use instead of the token MLP.
+        norm_epsilon: epsilon of both norms.
         """
         place = Place() if place is None else place
         spec = {"name": "token_mlp", "hidden": hidden} if inner is None else inner

@@ -1,4 +1,4 @@
-"""Channel mixing: the two-layer MLP, its gated form, and one with a convolution inside."""
+"""Channel mixing: the two-layer MLP, its gated form, and forms with a convolution inside."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from primitives.exponential import gated, normal_cdf, silu
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x Phi(x), which released vision weights expect (``jax.nn.gelu`` defaults to the tanh form)."""
+    """The exact GELU, x Phi(x), of most released vision models (``jax.nn.gelu`` defaults to the tanh form)."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * normal_cdf(wide)).astype(x.dtype)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """The tanh approximation of GELU, with which TensorFlow models and big_vision train."""
+    """The tanh approximation of GELU, used by TensorFlow models and big_vision."""
     # (1 + tanh(y)) / 2 is sigmoid(2 y).
     return gated(x, math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
 
@@ -37,7 +37,7 @@ def unchanged(x: jax.Array) -> jax.Array:
     return x
 
 
-# Hidden features are split by columns where they are made, and by rows where they are summed up: one exchange an MLP.
+# The kernels to the hidden features are split by columns, the one from them by rows: one all-reduce per MLP.
 _SHARDING: dict[str, tuple[str | None, ...]] = {
     "gate.kernel": (None, "tensor"),
     "up.kernel": (None, "tensor"),
@@ -94,7 +94,7 @@ class GatedMLP(Module):
     """``W2 (f(W1 x) * V x)``: SwiGLU with ``f = silu``, GEGLU with ``f = gelu``; with ``norm``, ``W2 norm(f(W1 x) * V
     x)``.
 
-    GLU Variants Improve Transformer (Shazeer, 2020), eq. 6.
+    GLU Variants Improve Transformer (Shazeer, 2020, arXiv:2002.05202), eq. 6.
     """
 
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = _SHARDING
@@ -139,10 +139,10 @@ class GatedMLP(Module):
 class ConvMLP(Mixer):
     """An MLP of maps with a depth-wise 3x3 convolution before its activation: ``W2 f(depthwise(g(W1 x)))``.
 
-    PVT v2 (Wang et al., 2022), section 3.3. It mixes tokens, and so needs their mask; g is nothing, or a relu in the
-    linear form. With ``residual`` the convolution is after the activation, and what it sees is added: ``W2 (h +
-    depthwise(h))`` with ``h = f(W1 x)`` (RMT, Fan et al., 2024). With ``response`` what W2 sees is normalized by
-    :class:`GlobalResponseNorm`.
+    PVT v2 (Wang et al., 2022, arXiv:2106.13797), section 3.3. It mixes tokens, and so needs their mask; g is the
+    identity, or a relu in the linear form. With ``residual`` the convolution is after the activation and has a residual
+    connection: ``W2 (h + depthwise(h))`` with ``h = f(W1 x)`` (RMT, Fan et al., 2024, arXiv:2309.11523). With
+    ``response`` the input of W2 is normalized by :class:`GlobalResponseNorm`.
     """
 
     layouts = ("grid",)

@@ -1,4 +1,4 @@
-"""The base of every module here: values that a module reports while it runs, and the variables that are not parameters.
+"""The base class of all modules: values that a module reports while it runs, and variables that are not parameters.
 
 A module reports by ``self.sow(kind, name, value)``. Nothing is kept, and under ``jit`` nothing is
 computed, unless the caller collects that kind::
@@ -24,16 +24,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 Statistic = nnx.BatchStat
-"""The variable type of whatever training updates without a gradient: batch statistics, routing centroids."""
+"""The type of variables that training updates without gradients: batch statistics, routing centroids."""
 
 
 class LayerOptions(TypedDict, total=False):
-    """Options that every layer takes. Mixers that hand theirs on take them as ``**options``.
+    """Options that every layer takes. Mixers that pass them on take them as ``**options``.
 
-    Keys:
-      dtype: of the computation; None is that of the input.
-      param_dtype: of the parameters.
-      rngs: for the parameters.
+    Keys: dtype: dtype of the computation; None uses that of the input. param_dtype: dtype of the parameters. rngs:
+    random keys of the parameters.
     """
 
     dtype: Any
@@ -42,42 +40,42 @@ class LayerOptions(TypedDict, total=False):
 
 
 def of_layers(options: LayerOptions) -> dict[str, Any]:
-    """Of the options of a mixer, those that every layer takes."""
+    """The subset of a mixer's ``options`` that every layer takes, with defaults."""
     common = {"dtype": None, "param_dtype": jnp.float32}
     return common | {name: value for name, value in options.items() if name in LayerOptions.__annotations__}
 
 
 def parameter(init: Callable[..., Any], shape: tuple[int, ...], options: LayerOptions) -> nnx.Param:
-    """A parameter of a module that is made with ``options``."""
+    """A new parameter, with the ``param_dtype`` and ``rngs`` of ``options``."""
     made = of_layers(options)
     return nnx.Param(init(made["rngs"].params(), shape, made["param_dtype"]))
 
 
 class Quantized(nnx.Variable):
-    """A parameter that is a :class:`primitives.quantized.QuantizedArray`, which is not trained."""
+    """A parameter held as a :class:`primitives.quantized.QuantizedArray`; it is not trained."""
 
     def __jax_array__(self) -> Any:
         return self[...]
 
 
 class AuxLoss(nnx.Variable):
-    """Kind of a sown scalar that the training loop adds to the loss, with the weight that the config or else the module
-    has for it.
+    """A sown scalar that the training loop adds to the loss, with the weight given by the config, or else by the
+    module.
     """
 
 
 class AuxLogits(nnx.Variable):
-    """Kind of sown logits (batch, classes) beside those that a classifier returns: of its heads apart, or of layers on
-    the way.
+    """Sown logits (batch, classes) beside those that a classifier returns: of its separate heads, or of intermediate
+    layers.
     """
 
 
 class Diagnostic(nnx.Variable):
-    """Kind of a sown value that explains a model: attention maps, routing decisions."""
+    """A sown value that helps to explain a model: attention maps, routing decisions."""
 
 
 class Constant(nnx.Variable):
-    """A number of the architecture kept as an array so that layers that differ in it share one program."""
+    """A hyper-parameter kept as an array, so that layers that differ in it share one program."""
 
 
 @dataclasses.dataclass
@@ -98,8 +96,8 @@ class Sown:
         return kind in self.kinds and self.name in (None, name)
 
     def named(self, root: nnx.Module, kind: type | None = None) -> dict[str, Any]:
-        """Values, of one ``kind`` if given, by dotted name below ``root``; a name sown n times holds a tuple of n
-        values.
+        """The sown values, of one ``kind`` if given, by dotted name below ``root``; a name sown n > 1 times holds a
+        tuple.
         """
         paths = {id(module): tuple(str(p) for p in path) for path, module in nnx.iter_modules(root)}
         gathered: dict[str, list[Any]] = {}
@@ -127,10 +125,10 @@ class Module(nnx.Module):
     """An ``nnx.Module`` that reports by :meth:`sow`.
 
     Attributes:
-      undecayed: names of its parameters that weight decay spares besides all vectors: tables, tokens, decays.
+      undecayed: names of its parameters without weight decay: tables, tokens, decays. Vectors never have weight decay.
       sharding: the mesh axis along which each axis of a parameter is split, by the parameter's name below the module
         ("query.kernel"). Parameters without a rule follow the general one of ``training.sharding``.
-      aux_losses: weights of the auxiliary losses that it sows, where the training config gives none.
+      aux_losses: default weights of the auxiliary losses that it sows, used where the training config gives none.
     """
 
     undecayed: ClassVar[tuple[str, ...]] = ()
@@ -138,7 +136,7 @@ class Module(nnx.Module):
     aux_losses: ClassVar[Mapping[str, float]] = {}
 
     def sowing(self, kind: type, name: str) -> bool:
-        """True when a value of this kind and name is being collected: check before computing an expensive one."""
+        """True if values of this kind and name are being collected; check it before computing an expensive value."""
         collector = _collector.get()
         return collector is not None and collector.wants(kind, name)
 
@@ -155,9 +153,9 @@ class PureCall:
     """``call(module, *args)`` as a function of arrays, for a transformation of JAX to trace, with the call's side
     effects.
 
-    Calling it gives (output, effects). :meth:`apply`, after the transformation, does the effects to a module: it writes
-    the variables that the call changed, and sows for the caller what was sown. A variable that was only read is left
-    alone, so that ``jax.jit`` and ``jax.grad`` may close over a module whose call changes none.
+    Calling it returns (output, effects). :meth:`apply`, outside the transformation, applies the effects to a module: it
+    writes the variables that the call changed, and sows to the caller's collector what was sown. Variables that were
+    only read are not written, so ``jax.jit`` and ``jax.grad`` may close over a module whose call changes none.
     """
 
     def __init__(self, call: Callable[..., Any]):
@@ -179,7 +177,7 @@ class PureCall:
         return out, ([variables[path].get_raw_value() for path in self._changed], [value for *_, value in sown.entries])
 
     def apply(self, module: nnx.Module, effects: tuple[list[Any], list[Any]]) -> None:
-        """Does to ``module``, of the structure of the one that was called, what the call did besides its output."""
+        """Applies the side effects of the call to ``module``, which has the structure of the module that was called."""
         changed, values = effects
         if changed:
             variables = _variables(module)
@@ -204,8 +202,8 @@ def pure_call(
     *args: Any,
     transform: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> Any:
-    """Calls ``call(module, *args)`` through ``transform`` (``jax.checkpoint``, say), which sees a function of arrays
-    alone.
+    """Calls ``call(module, *args)`` through ``transform``, such as ``jax.checkpoint``, which sees a pure function of
+    arrays.
     """
     graphdef, state = nnx.split(module)
     pure = PureCall(call)

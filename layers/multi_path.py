@@ -4,7 +4,7 @@ Model (Chen et al., 2024, arXiv:2403.19654), section II-C.
     y_p = P_p^-1 inner(P_p x)    for each path p: forward, reverse, shuffle
     y = sum_p w_p y_p,    w = softmax(W [mean y_1; mean y_2; ...])        or w_p = 1 / paths, without the gate
 
-P_p brings the tokens into the order of a path: as they are, last to first, or at random.
+P_p permutes the tokens into the order of path p: unchanged, reversed, or random.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PATHS: tuple[Path, ...] = ("forward", "reverse", "shuffle")
 
 @register_mixer("multi_path")
 class MultiPath(Mixer):
-    """A causal mixer that reads the tokens in several orders, with the same parameters, and a gate for each order.
+    """A causal mixer applied to the tokens in several orders, with shared parameters and a gate for each order.
 
-    The shuffled order is another one at each call in training, for all rows of a batch the same. In evaluation it is a
-    fixed one of each block, so that an image has one result (the authors' code draws it there too).
+    In training the shuffled order is sampled anew at each call, the same for all rows of a batch. In evaluation each
+    block has a fixed order, so that the result is deterministic (the authors' code samples in evaluation too).
 
     Parameters: ``inner``; ``gate`` (linear, paths * features to paths, no bias).
     """
@@ -54,8 +54,8 @@ class MultiPath(Mixer):
         """Args:
           inner: the mixer of all paths.
           paths: the orders of reading.
-          gate: whether the outputs are weighted by softmax; their mean otherwise.
-          index: of the block, which in evaluation has a shuffled order of its own.
+          gate: whether the outputs are weighted by a softmax gate; otherwise they are averaged.
+          index: index of the block, which seeds its shuffled order in evaluation.
 
         Raises:
           ValueError: no path, or an unknown one.
@@ -97,7 +97,7 @@ class MultiPath(Mixer):
         return sum(weighted[1:], weighted[0]).astype(y.dtype)
 
     def _moved(self, x: jax.Array, path: Path, order: jax.Array | None, mask: jax.Array | None) -> jax.Array:
-        """Tokens (batch, length, features) in the order of a path, or from there back; reverse is its own inverse."""
+        """Tokens (batch, length, features) permuted to the order of a path, or back; reversal is its own inverse."""
         if path == "forward":
             return x
         if path == "reverse":
@@ -113,5 +113,5 @@ class MultiPath(Mixer):
 
 
 def random_numbers(key: jax.Array, length: int) -> jax.Array:
-    """A number of each place (length,), the same for any length; the shuffled order is that in which they grow."""
+    """A random number for each place (length,), independent of ``length``; sorting them gives the shuffled order."""
     return jax.vmap(lambda place: jax.random.uniform(jax.random.fold_in(key, place)))(jnp.arange(length))

@@ -1,4 +1,4 @@
-"""Normalization by name, with float32 statistics whatever the compute dtype."""
+"""Normalization layers by name, with statistics in float32 for any compute dtype."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ RMSNorm = functools.partial(nnx.RMSNorm, scale_init=ones)
 
 
 def _statistics_wide(arrays: Any, *, dtype: Any = None, inexact: bool = True) -> Any:
-    """Inputs in the dtype of the computation; statistics, scale and bias in float32: see :mod:`layers.broadcast`."""
+    """Inputs in the compute dtype; statistics, scale and bias in float32: see :mod:`layers.broadcast`."""
     x, *shared = arrays
     dtype = canonicalize_dtype(*(a for a in arrays if a is not None), dtype=dtype, inexact=inexact)
     return x.astype(dtype), *(None if a is None else widened(a) for a in shared)
 
 
 class BatchNorm(nnx.BatchNorm):
-    """``nnx.BatchNorm`` with a momentum of 0.9: the same parameters and statistics, the same function, in float32
-    inside.
-    """
+    """``nnx.BatchNorm`` with a default momentum of 0.9, computed in float32; parameters and statistics are the same."""
 
     def __init__(
         self,
@@ -44,8 +42,7 @@ class BatchNorm(nnx.BatchNorm):
         **options: Any,
     ):
         """Further options are those of ``nnx.BatchNorm``."""
-        # Flax makes the statistics with an XLA program for each size; made for one feature, they and the parameters are
-        # replaced.
+        # Flax compiles an XLA program for the statistics of each size: make them for one feature, then replace them.
         common: dict[str, Any] = {"momentum": momentum, "use_fast_variance": False, "promote_dtype": _statistics_wide}
         super().__init__(1, **common, param_dtype=param_dtype, rngs=rngs, **options)
         self.num_features, shape = num_features, (num_features,)
@@ -56,7 +53,7 @@ class BatchNorm(nnx.BatchNorm):
             self.bias = nnx.Param(zeros(None, shape, param_dtype))
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
-        """What it does in evaluation, ``scale * x + offset``, as float32 (features,) each.
+        """Scale and offset of evaluation mode, ``scale * x + offset``, each float32 (features,).
 
         scale = gamma / sqrt(variance + epsilon);  offset = beta - mean scale
         """
@@ -67,13 +64,13 @@ class BatchNorm(nnx.BatchNorm):
 
 
 def of_real(norm: Any, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """A batch norm of ``x`` (..., features) whose statistics leave out what is not real by ``mask`` (...)."""
+    """Batch norm of ``x`` (..., features) with statistics over the tokens where ``mask`` (...) is True."""
     return norm(x) if mask is None else norm(x, mask=mask[..., None])
 
 
 class ZeroCenteredRMSNorm(nnx.RMSNorm):
-    """``x / rms(x) * (1 + scale)`` with a scale that begins at 0 (Gemma, arXiv:2403.08295): decay and noise pull it to
-    1, not to 0.
+    """``x / rms(x) * (1 + scale)`` with a scale initialized to 0 (Gemma, arXiv:2403.08295): weight decay pulls the
+    factor to 1, not to 0.
     """
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
@@ -82,7 +79,7 @@ class ZeroCenteredRMSNorm(nnx.RMSNorm):
 
 
 class ZeroCenteredLayerNorm(nnx.LayerNorm):
-    """LayerNorm without a bias and with a factor of 1 + scale, which begins at 0 (xLSTM, arXiv:2405.04517)."""
+    """LayerNorm without bias, with the factor 1 + scale and scale initialized to 0 (xLSTM, arXiv:2405.04517)."""
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
         """Further options are those of ``nnx.LayerNorm``."""
@@ -100,7 +97,7 @@ class GatedRMSNorm(Module):
     """``RMSNorm(x * f(gate))``, or ``RMSNorm(x) * f(gate)``, over each of ``groups`` equal parts of the features, in
     float32.
 
-    Parameter ``scale`` (features,), unless left out.
+    Parameter ``scale`` (features,), with ``use_scale``.
     """
 
     def __init__(
@@ -116,10 +113,11 @@ class GatedRMSNorm(Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-        gated: whether the gate is applied before or after the norm.
+        groups: number of parts of the features, each with its own statistics.
+        gated: whether the gate is applied "before" or "after" the norm.
         activation: f.
         """
-        del rngs  # deterministic; taken so that all layers are made alike
+        del rngs  # unused: all layers have the same constructor arguments
         self.scale = nnx.Param(ones(None, (features,), param_dtype)) if use_scale else None
         self.groups, self.gated, self.activation, self.epsilon = groups, gated, activation, epsilon
 
@@ -136,7 +134,9 @@ class GatedRMSNorm(Module):
 
 
 class Affine(Module):
-    """``scale * x + bias`` in place of a norm, without statistics (ResMLP, Touvron et al., 2021, arXiv:2105.03404)."""
+    """``scale * x + bias`` as a replacement of a norm, without statistics (ResMLP, Touvron et al., 2021,
+    arXiv:2105.03404).
+    """
 
     def __init__(self, num_features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, **options: Any):
         """It has the options of other norms and no use for them."""
@@ -151,10 +151,10 @@ class Affine(Module):
 
 
 class GlobalResponseNorm(Module):
-    """Channels of a map compete by their lengths: ``scale * x * n + bias + x`` with ``n_c = |x_c| / mean_c |x_c|``, the
-    lengths over the map (ConvNeXt V2, Woo et al., 2023, arXiv:2301.00808, section 3.2).
+    """Normalizes channels by their relative norms: ``scale * x * n + bias + x`` with ``n_c = |x_c| / mean_c |x_c|`` and
+    |x_c| the L2 norm over the map (ConvNeXt V2, Woo et al., 2023, arXiv:2301.00808, section 3.2).
 
-    Parameters ``scale`` and ``bias`` (features,), which begin at 0.
+    Parameters ``scale`` and ``bias`` (features,), initialized to 0.
     """
 
     def __init__(
@@ -166,17 +166,19 @@ class GlobalResponseNorm(Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del rngs  # deterministic; taken so that all layers are made alike
+        del rngs  # unused: all layers have the same constructor arguments
         self.scale, self.bias = (nnx.Param(zeros(None, (features,), param_dtype)) for _ in range(2))
         self.epsilon, self.dtype = epsilon, dtype
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Maps (batch, height, width, features) to the same shape; lengths are of what is real by ``mask``."""
+        """Maps (batch, height, width, features) to the same shape; norms are over the tokens where ``mask`` (batch,
+        height, width) is True.
+        """
         dtype = self.dtype or jnp.promote_types(x.dtype, self.scale.dtype)
         wide = x.astype(jnp.promote_types(dtype, jnp.float32))
         real = wide if mask is None else jnp.where(mask[..., None], wide, 0)
         squares = jnp.sum(jnp.square(real), axis=(1, 2), keepdims=True)
-        zero = squares == 0  # the length of nothing has a gradient of 0
+        zero = squares == 0  # sqrt has no finite gradient at 0: define it as 0
         length = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
         relative = length / (jnp.mean(length, axis=-1, keepdims=True) + self.epsilon)
         return (wide * (1 + widened(self.scale[...]) * relative) + widened(self.bias[...])).astype(dtype)
@@ -226,7 +228,7 @@ def create_norm(
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """``x / |x|`` over the last axis, in float32; a vector of length 0 stays one, and has a gradient of 0."""
+    """``x / |x|`` over the last axis, computed in float32; a zero vector stays zero, with gradient 0."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     squares = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     zero = squares < 1e-24
@@ -234,8 +236,8 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 def group_norm(y: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
-    """LayerNorm of each head of ``y`` (batch, length, heads, head_dim), as (batch, length, heads * head_dim); ``scale``
-    and ``bias`` have that many features.
+    """LayerNorm of each head of ``y`` (batch, length, heads, head_dim), returned as (batch, length, heads * head_dim);
+    ``scale`` and ``bias`` are (heads * head_dim,).
     """
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
